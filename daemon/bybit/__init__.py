@@ -1,0 +1,1 @@
+"""Bybit v5: typed frames, a sans-I/O wire, the stream, REST and the live feed."""

@@ -1,0 +1,1 @@
+"""The commands of the daemon room, one module each, imported when called."""

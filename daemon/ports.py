@@ -1,0 +1,60 @@
+"""The protocols between the engine and the world: Clock, Feed, Think and AuditLog."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from tracepaper.strategies.types import Answer, Event, Step
+
+
+class Clock(Protocol):
+    """Market time is the exchange's; network time is monotonic and never scaled."""
+
+    def market_ms(self) -> int:
+        """Return market time: last server time + elapsed x ``exchange.time_scale``."""
+        ...
+
+    def network_s(self) -> float:
+        """Return monotonic seconds, for pings, watchdogs, backoff and deadlines."""
+        ...
+
+    def wall_ms(self) -> int:
+        """Return the machine's UTC time in milliseconds, for ``started_at`` and the like."""
+        ...
+
+    def observe(self, server_ms: int) -> None:
+        """Learn that server time is at least *server_ms* (the ``ts`` of a frame)."""
+        ...
+
+    def synchronise(self, server_ms: int) -> None:
+        """Set server time to *server_ms* (a REST answer just read), forwards or backwards."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait *seconds* of network time."""
+        ...
+
+
+class Feed(Protocol):
+    """Events in the order in which the engine must see them."""
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Yield events until the feed ends."""
+        ...
+
+
+class Think(Protocol):
+    """Where the model runs, and the only thing that may run elsewhere."""
+
+    async def __call__(self, event: Event) -> Answer:
+        """Return the forecast of *event*, ``Late``, or None for events that need none."""
+        ...
+
+
+class AuditLog(Protocol):
+    """Where steps are kept; a step that could not be kept must not be acted on."""
+
+    async def append(self, step: Step) -> None:
+        """Store *step* whole, or raise ``AuditUnwritable``."""
+        ...

@@ -1,0 +1,1 @@
+"""The commands of the replay room, one module each."""

@@ -1,0 +1,1 @@
+"""The embedded exchange: Bybit v5 REST and websocket on loopback."""

@@ -1,0 +1,1 @@
+"""Performance and attention figures of a run."""

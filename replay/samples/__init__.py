@@ -1,0 +1,1 @@
+"""Bundled real candles and a small checkpoint."""

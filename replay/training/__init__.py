@@ -1,0 +1,1 @@
+"""Targets, splits, fitting, evaluation, model card."""

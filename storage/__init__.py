@@ -1,0 +1,1 @@
+"""What we remember: the audit log, the archive, checkpoints."""

@@ -1,0 +1,1 @@
+"""What we think: pure, no I/O, no clock."""

@@ -1,0 +1,1 @@
+"""The core: attention, rollout and entropy without a stored attention matrix."""

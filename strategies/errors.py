@@ -1,0 +1,67 @@
+"""The whole error tree; its branch says what to do.
+
+::
+
+    TracepaperError            the root
+    ├── Recoverable            reconnect, back off, count against the restart budget
+    │   ├── FeedLost           the stream or a request ended or was refused
+    │   ├── FeedStale          connected, but no data came in time
+    │   └── MessageMalformed   bytes that are not what the exchange documents
+    └── Fatal                  record, stop, exit non-zero
+        ├── ConfigInvalid      wrong usage or configuration (exit code 2)
+        ├── DataInvalid        a file or a stored row that cannot be believed
+        ├── AuditUnwritable    the log cannot take the next step
+        ├── CheckpointMismatch weights that are not the ones their card names
+        ├── AttentionInvalid   a tensor, mask or backend that attention cannot take
+        └── InvariantBroken    a bug of ours
+
+Every message is one sentence that says what to do.
+"""
+
+
+class TracepaperError(Exception):
+    """The root of every error that this project raises."""
+
+
+class Recoverable(TracepaperError):
+    """The world failed for now: reconnect, back off, and try again."""
+
+
+class FeedLost(Recoverable):
+    """The stream or a request ended, was refused or timed out."""
+
+
+class FeedStale(Recoverable):
+    """The connection is open, but no data came in time."""
+
+
+class MessageMalformed(Recoverable):
+    """Bytes that are not what the exchange documents; counted, never traded on."""
+
+
+class Fatal(TracepaperError):
+    """The run cannot go on: record, stop, exit non-zero."""
+
+
+class ConfigInvalid(Fatal):
+    """Wrong usage or configuration; the command line answers with exit code 2."""
+
+
+class DataInvalid(Fatal):
+    """A file or a stored row that cannot be believed."""
+
+
+class AuditUnwritable(Fatal):
+    """The log cannot take the next step, so nothing more may be traded."""
+
+
+class CheckpointMismatch(Fatal):
+    """Weights that are not the ones their card names."""
+
+
+class AttentionInvalid(Fatal):
+    """A tensor, a mask or a backend that attention cannot take."""
+
+
+class InvariantBroken(Fatal):
+    """A belief of ours is false: a bug."""

@@ -1,0 +1,1 @@
+"""Networks behind the Forecaster protocol; tensors stop here."""

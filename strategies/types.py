@@ -1,0 +1,517 @@
+"""The vocabulary, top to bottom in flow order; read this file first.
+
+Numbers. Prices, quantities, volume and turnover are integers of 10⁻ᵏ with k kept per
+instrument (``Instrument.price_decimals`` and so on); money (cash, fees, funding, notional,
+profit) is an integer of 10⁻¹⁰ (``MONEY_DECIMALS``). Forecasts and features are floats. Every
+time is an ``int`` of UTC milliseconds of *market time*.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct
+
+MONEY_DECIMALS: Final = 10
+MONEY_SCALE: Final = 10**MONEY_DECIMALS
+MONEY_LIMIT: Final = 2**63 - 1
+BLOCK_BARS: Final = 64
+"""Bars in one absolute block of time: the unit of window hashes and of rollout buckets."""
+
+
+class Category(StrEnum):
+    """A Bybit product category; symbols are unique only within one."""
+
+    LINEAR = "linear"
+    SPOT = "spot"
+
+
+class Source(StrEnum):
+    """Where a bar came from."""
+
+    STREAM = "stream"
+    REST = "rest"
+    ARCHIVE = "archive"
+
+
+class Side(StrEnum):
+    """The side of a trade, an order or a fill."""
+
+    BUY = "BUY"
+    SELL = "SELL"
+
+
+class RunKind(StrEnum):
+    """What drove a run."""
+
+    LIVE = "live"
+    DEMO = "demo"
+    REPLAY = "replay"
+
+
+class Instrument(Struct, frozen=True, gc=False):
+    """One tradable symbol: its scales and its filters, as the exchange publishes them."""
+
+    category: Category
+    symbol: str
+    base_coin: str
+    quote_coin: str
+    price_decimals: int
+    quantity_decimals: int
+    volume_decimals: int
+    turnover_decimals: int
+    tick_size: int  # 10^-price_decimals
+    quantity_step: int  # 10^-quantity_decimals
+    min_quantity: int  # 10^-quantity_decimals; 0 where there is no limit
+    max_quantity: int  # of one market order; 0 where there is no limit
+    min_notional: int  # money; 0 where there is no limit
+    funding_interval_minutes: int = 0  # 0 where there is no funding
+    status: str = "Trading"
+
+    @property
+    def id(self) -> str:
+        """The key of this instrument everywhere: ``linear:BTCUSDT``."""
+        return f"{self.category.value}:{self.symbol}"
+
+
+# ---------------------------------------------------------------- events
+
+
+class Bar(Struct, frozen=True, gc=False):
+    """A closed candle. ``turnover`` is None where the archive lacks it."""
+
+    instrument: str
+    open_time_ms: int
+    interval_ms: int
+    open: int
+    high: int
+    low: int
+    close: int
+    volume: int
+    turnover: int | None
+    market_ms: int  # ``ts`` of the closing frame; the bar's close for REST and archive
+    seen_ms: int  # market time at which the feed handed it on; the bar's close in an archive
+    source: Source
+
+    @property
+    def close_time_ms(self) -> int:
+        """The first millisecond after the bar."""
+        return self.open_time_ms + self.interval_ms
+
+
+class Quote(Struct, frozen=True, gc=False):
+    """Best bid and ask with their sizes."""
+
+    instrument: str
+    bid: int
+    bid_size: int  # 10^-quantity_decimals
+    ask: int
+    ask_size: int
+    market_ms: int
+    seen_ms: int
+
+
+class Trade(Struct, frozen=True, gc=False):
+    """A public trade; ``side`` is the taker's."""
+
+    instrument: str
+    trade_id: str
+    side: Side
+    price: int
+    quantity: int
+    market_ms: int
+    seen_ms: int
+
+
+class Mark(Struct, frozen=True, gc=False):
+    """A mark price, used to value positions where the exchange sends one."""
+
+    instrument: str
+    price: int
+    market_ms: int
+    seen_ms: int
+
+
+class Funding(Struct, frozen=True, gc=False):
+    """A funding settlement; ``rate`` is an integer of 10⁻¹⁰, paid by longs where positive."""
+
+    instrument: str
+    rate: int
+    market_ms: int
+    seen_ms: int
+
+
+class InstrumentChange(Struct, frozen=True, gc=False):
+    """The exchange's filters for an instrument, at the start of a run and when they change."""
+
+    instrument: Instrument
+    market_ms: int
+    seen_ms: int
+
+
+class ModelChange(Struct, frozen=True, gc=False):
+    """The process (re)started, and its model was warmed with bars that the run already holds.
+
+    A replay of the recorded run warms its own model at the same place with the same bars.
+    ``warm_from`` names the first bar per instrument; (instrument, open_time_ms) pairs.
+    """
+
+    model_id: str
+    model_sha256: str
+    code_version: str
+    path: str  # "step" or "scan"
+    device: str
+    dtype: str
+    threads: int
+    warm_from: tuple[tuple[str, int], ...]
+    market_ms: int
+    seen_ms: int
+
+
+class GapCause(StrEnum):
+    """Why bars are missing."""
+
+    DISCONNECTED = "disconnected"
+    MISSED = "missed"  # connected, but the closing frame never came
+    DOWN = "down"  # the daemon was not running
+    OVERFLOW = "overflow"  # the queue was full
+    ARCHIVE = "archive"  # a hole in the data
+    STALE = "stale"  # silent stream
+
+
+class Gap(Struct, frozen=True, gc=False):
+    """A hole ``from_ms`` (first missing open time) until ``until_ms`` (exclusive), and its repair.
+
+    ``repaired_by`` is ``rest`` where the bars follow, and empty where they never will.
+    """
+
+    instrument: str
+    from_ms: int
+    until_ms: int
+    cause: GapCause
+    repaired_by: str
+    market_ms: int
+    seen_ms: int
+
+
+class CommandKind(StrEnum):
+    """The operator's word."""
+
+    HALT = "HALT"
+    RESUME = "RESUME"
+    FLATTEN = "FLATTEN"
+
+
+class Command(Struct, frozen=True, gc=False):
+    """An operator's command: HALT holds everything, RESUME lifts it, FLATTEN halts and closes."""
+
+    kind: CommandKind
+    note: str
+    market_ms: int
+    seen_ms: int
+
+
+class Timer(Struct, frozen=True, gc=False):
+    """Market time moved on without any other event (an order may expire, a day may end)."""
+
+    market_ms: int
+    seen_ms: int
+
+
+Event = (
+    Bar
+    | Quote
+    | Trade
+    | Mark
+    | Funding
+    | InstrumentChange
+    | ModelChange
+    | Gap
+    | Command
+    | Timer
+)
+
+# ---------------------------------------------------------------- what the model says
+
+
+class Features(Struct, frozen=True, gc=False):
+    """One float32 row of the named schema, as little-endian bytes."""
+
+    values: bytes
+    schema_id: str
+    open_time_ms: int
+
+
+class Explanation(Struct, frozen=True, gc=False):
+    """Where one decision looked.
+
+    ``buckets`` is the rollout row summed over absolute 64-bar blocks of time, newest first, as
+    little-endian float32; bucket i covers block ``open_time_ms // (64 * interval_ms) - i``.
+    ``older_mass`` is everything before the oldest bucket; all of it sums to 1 within
+    ``l1_error``. ``entropy`` holds the confidence of each layer and head (layer-major,
+    little-endian float32). Where the attention went, not why the price will move.
+    """
+
+    confidence: float
+    content_free: float
+    recent_mass: float
+    older_mass: float
+    shift: float | None  # Jensen–Shannon distance from the last bar's row, by age
+    l1_error: float
+    entropy: bytes
+    buckets: bytes
+
+
+class Forecast(Struct, frozen=True, gc=False):
+    """What the model expects, one entry per horizon (in bars); returns are log returns."""
+
+    horizons: tuple[int, ...]
+    mean_return: tuple[float, ...]  # raw; the card's slope calibrates it at the gate
+    stdev_return: tuple[float, ...]
+    p_down: tuple[float, ...]
+    p_flat: tuple[float, ...]
+    p_up: tuple[float, ...]
+    volatility: tuple[float, ...]  # expected standard deviation of the return to the horizon
+    model_id: str
+    explanation: Explanation | None = None
+
+
+class Late(Struct, frozen=True, gc=False):
+    """The forecaster did not answer within its deadline; an input, stored and replayed."""
+
+    deadline_ms: int
+
+
+Answer = Forecast | Late | None
+
+
+class Calibration(Struct, frozen=True):
+    """What a model's card says of its calibration slice."""
+
+    quantiles: dict[str, tuple[float, ...]]  # measure -> its 1 % … 99 % quantiles (99 values)
+    slope: dict[int, float]  # horizon -> realised on predicted mean
+    content_free: float
+
+
+# ---------------------------------------------------------------- judgement
+
+
+class Regime(StrEnum):
+    """Where the attention lies: recent (MOMENTUM), distant (MEAN_REVERSION) or neither.
+
+    The names are the literature's; they predicted no momentum in returns in our trials.
+    """
+
+    MOMENTUM = "MOMENTUM"
+    MEAN_REVERSION = "MEAN_REVERSION"
+    MIXED = "MIXED"
+    UNKNOWN = "UNKNOWN"
+
+
+class Gate(StrEnum):
+    """Every gate, in the order in which the first failure names the refusal."""
+
+    OPERATOR = "operator"
+    WARM = "warm"
+    LATE = "late"
+    GAP = "gap"
+    STALE = "stale"
+    DEADLINE = "deadline"
+    FINITE = "finite"
+    CONFIDENCE = "confidence"
+    COLLAPSED = "collapsed"
+    SHIFTED = "shifted"
+    REGIME = "regime"
+    DIRECTION = "direction"
+    EDGE = "edge"
+    RISK_NOTIONAL = "risk.notional"
+    RISK_DRAWDOWN = "risk.drawdown"
+    RISK_DAILY_LOSS = "risk.daily_loss"
+    RISK_DAILY_TRADES = "risk.daily_trades"
+
+
+GATE_ORDER: Final = tuple(Gate)
+INTEGRITY_GATES: Final = GATE_ORDER[: GATE_ORDER.index(Gate.CONFIDENCE)]
+JUDGEMENT_GATES: Final = GATE_ORDER[
+    GATE_ORDER.index(Gate.CONFIDENCE) : GATE_ORDER.index(Gate.RISK_NOTIONAL)
+]
+RISK_GATES: Final = GATE_ORDER[GATE_ORDER.index(Gate.RISK_NOTIONAL) :]
+TIMING_GATES: Final = (Gate.LATE, Gate.STALE, Gate.DEADLINE)
+
+
+class GateSet(Struct, frozen=True):
+    """The gates a strategy declared, in order, with their thresholds; interned by the log."""
+
+    gates: tuple[Gate, ...]
+    thresholds: tuple[float, ...]
+
+
+class Action(StrEnum):
+    """What a decision asks for."""
+
+    LONG = "LONG"
+    SHORT = "SHORT"
+    FLAT = "FLAT"
+    HOLD = "HOLD"
+
+
+class Signal(Struct, frozen=True, gc=False):
+    """A strategy's wish before gates and sizing; ``strength`` in [0, 1] scales the size."""
+
+    action: Action
+    reason: str
+    strength: float = 1.0
+
+
+class Decision(Struct, frozen=True, gc=False):
+    """What was decided at a bar's close, and why.
+
+    ``measures[i]`` and bit i of ``passed`` belong to gate i of ``gate_set``; a null measure is
+    one that should exist and could not be computed.
+    """
+
+    action: Action
+    target_quantity: int  # signed, 10^-quantity_decimals
+    reason: str
+    allowed: bool
+    refused_by: Gate | None
+    gate_set: GateSet
+    measures: tuple[float | None, ...]
+    passed: int
+    regime: Regime
+
+
+# ---------------------------------------------------------------- orders and money
+
+
+class OrderStatus(StrEnum):
+    """The life of an order; the transitions are in ``daemon/broker.py``."""
+
+    NEW = "NEW"
+    ACCEPTED = "ACCEPTED"
+    PARTIALLY_FILLED = "PARTIALLY_FILLED"
+    FILLED = "FILLED"
+    CANCELED = "CANCELED"
+    REJECTED = "REJECTED"
+
+
+class Liquidity(StrEnum):
+    """Who waited: paper market orders always take."""
+
+    MAKER = "MAKER"
+    TAKER = "TAKER"
+
+
+class FillModel(StrEnum):
+    """What an order was filled against."""
+
+    QUOTE = "quote"
+    NEXT_OPEN = "next_open"
+
+
+class Order(Struct, frozen=True, gc=False):
+    """A market order as it stands after a step. Its id is ``sequence-ordinal`` of its birth."""
+
+    order_id: str
+    instrument: str
+    side: Side
+    quantity: int
+    filled: int
+    status: OrderStatus
+    reason: str
+    created_ms: int
+    eligible_ms: int  # market time from which a quote may fill it
+
+
+class Fill(Struct, frozen=True, gc=False):
+    """An execution. ``reference_price`` is the mid or the bar's open before spread and slippage."""
+
+    order_id: str
+    instrument: str
+    side: Side
+    quantity: int
+    price: int
+    reference_price: int
+    notional: int  # money
+    fee: int  # money, in quote currency
+    fee_base: int  # 10^-quantity_decimals of base: a spot buy pays there, and then ``fee`` is 0
+    liquidity: Liquidity
+    model: FillModel
+    reason: str
+    filled_ms: int
+
+
+class Position(Struct, frozen=True, gc=False):
+    """One instrument of one account. The entry notional is exact; an average price is derived."""
+
+    quantity: int = 0
+    entry_notional: int = 0  # money, same sign as quantity
+    realized_pnl: int = 0
+    unrealized_pnl: int = 0
+    fees_paid: int = 0
+    funding_paid: int = 0
+
+
+class Account(Struct, frozen=True, gc=False):
+    """One account after a step: sums over all its instruments, in money."""
+
+    cash: int
+    equity: int
+    realized_pnl: int
+    unrealized_pnl: int
+    fees_paid: int
+    funding_paid: int
+
+
+class TwinStep(Struct, frozen=True, gc=False):
+    """A shadow account after a step: the same forecasts without the judgement gates, say."""
+
+    twin: str
+    position: Position
+    account: Account
+    fills: tuple[Fill, ...]
+
+
+class Step(Struct, frozen=True, gc=False):
+    """Everything that one event caused; the unit of audit.
+
+    The chain's ``digest`` is added by the log when it stores the step (DECISIONS 5).
+    """
+
+    sequence: int
+    event: Event
+    accepted: bool  # False for a revision of a bar already accepted: evidence, changes nothing
+    decision: Decision | None
+    answer: Answer
+    orders: tuple[Order, ...]  # orders born or changed in this step, as they stand after it
+    fills: tuple[Fill, ...]
+    position: Position | None  # of the event's instrument; None where the event has none
+    account: Account
+    twins: tuple[TwinStep, ...]
+    window_sha256: bytes | None
+    decision_sha256: bytes | None
+    state: bytes | None  # the engine's carried state (msgpack), None when unchanged
+
+
+class Run(Struct, frozen=True):
+    """A run as it was opened: everything that never changes while it goes on."""
+
+    run_id: str
+    kind: RunKind
+    started_at_ms: int  # wall time
+    parent_run_id: str | None
+    period_start_ms: int  # market time: bars that open earlier are warm-up and have no decision
+    instruments: tuple[Instrument, ...]
+    interval_ms: int
+    config: str  # canonical JSON of the whole configuration
+    config_sha256: str
+    code_version: str
+    strategy: str
+    model_id: str  # "" without a model
+    model_sha256: str
+    path: str
+    device: str
+    dtype: str
+    threads: int
+    warnings: tuple[str, ...] = ()
