@@ -1,0 +1,54 @@
+"""Which keys a query may see: full, causal, or a causal window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tracepaper.strategies.errors import AttentionInvalid
+
+
+class MaskKind(StrEnum):
+    """The kinds of visibility that every backend supports."""
+
+    FULL = "full"
+    CAUSAL = "causal"
+    WINDOW = "window"
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """A visibility rule over positions in time; never an N x N array.
+
+    ``window`` counts the query itself: a bar sees itself and ``window - 1`` earlier ones.
+    """
+
+    kind: MaskKind
+    window_bars: int = 0
+
+    @classmethod
+    def full(cls) -> Mask:
+        """Every query sees every key."""
+        return cls(MaskKind.FULL)
+
+    @classmethod
+    def causal(cls) -> Mask:
+        """A query sees itself and everything before it."""
+        return cls(MaskKind.CAUSAL)
+
+    @classmethod
+    def window(cls, bars: int) -> Mask:
+        """A query sees itself and the ``bars - 1`` keys before it; raise if *bars* < 1."""
+        if bars < 1:
+            raise AttentionInvalid(f"A window must hold at least 1 bar, not {bars}; widen it.")
+        return cls(MaskKind.WINDOW, bars)
+
+    def visible(self, row: int, length: int) -> int:
+        """Return how many of *length* keys query *row* (from 0) sees."""
+        match self.kind:
+            case MaskKind.FULL:
+                return length
+            case MaskKind.CAUSAL:
+                return row + 1
+            case MaskKind.WINDOW:
+                return min(row + 1, self.window_bars)
