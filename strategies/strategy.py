@@ -1,0 +1,150 @@
+"""``Strategy``: the few lines that turn a bar and a forecast into a wish; what a user replaces."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types import Action, Bar, Forecast, Gate, Regime, Signal
+
+CORE_GATES: Final = frozenset({Gate.OPERATOR, Gate.WARM, Gate.LATE, Gate.GAP, Gate.STALE})
+MODEL_GATES: Final = CORE_GATES | {
+    Gate.DEADLINE,
+    Gate.FINITE,
+    Gate.CONFIDENCE,
+    Gate.COLLAPSED,
+    Gate.SHIFTED,
+    Gate.REGIME,
+    Gate.DIRECTION,
+    Gate.EDGE,
+}
+
+
+class Outlook(Struct, frozen=True, gc=False):
+    """What a strategy may know when it decides: the closed bar, the forecast, the regime."""
+
+    bar: Bar
+    forecast: Forecast | None
+    regime: Regime
+
+
+class Strategy(ABC):
+    """One instrument's strategy; the engine makes one object an instrument.
+
+    Its state must depend on the last ``warmup`` bars alone: after a restart it is rebuilt by
+    feeding it exactly those through :meth:`observe`.
+    """
+
+    gates: frozenset[Gate] = CORE_GATES
+    warmup: int = 1  # bars that ``observe`` must have seen before ``decide`` counts
+    horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
+    needs_forecast: bool = False
+    twins: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
+
+    def observe(self, bar: Bar) -> None:  # noqa: B027 - a strategy without memory needs none
+        """Take in a closed bar; called once for every bar, warm-up included, in order."""
+
+    @abstractmethod
+    def decide(self, outlook: Outlook) -> Signal:
+        """Return what to hold from now on; called after ``observe`` of the same bar."""
+
+
+class SmaCross(Strategy):
+    """Fast moving average of closes above the slow one: long; else flat or short.
+
+    The two averages are compared as exact integer sums, strictly.
+    """
+
+    def __init__(self, *, fast: int, slow: int, long_only: bool) -> None:
+        if not 1 <= fast < slow:
+            raise ConfigInvalid(
+                f"strategy.fast ({fast}) must be at least 1 and under strategy.slow ({slow})."
+            )
+        self.warmup = slow
+        self._fast, self._slow = fast, slow
+        self._closes: deque[int] = deque(maxlen=slow)
+        self._fast_sum = self._slow_sum = 0
+        self._long = Signal(Action.LONG, "fast average above slow")
+        below = Action.FLAT if long_only else Action.SHORT
+        self._other = Signal(below, "fast average not above slow")
+        self._early = Signal(Action.HOLD, "fewer closes than the slow average needs")
+
+    def observe(self, bar: Bar) -> None:
+        """Move both sums on by one close."""
+        closes = self._closes
+        close = bar.close
+        if len(closes) >= self._fast:
+            self._fast_sum -= closes[-self._fast]
+        if len(closes) == self._slow:
+            self._slow_sum -= closes[0]
+        closes.append(close)
+        self._fast_sum += close
+        self._slow_sum += close
+
+    def decide(self, outlook: Outlook) -> Signal:  # noqa: ARG002 - the sums hold the bar already
+        """Compare fast_sum / fast with slow_sum / slow without dividing."""
+        if len(self._closes) < self._slow:
+            return self._early
+        above = self._fast_sum * self._slow > self._slow_sum * self._fast
+        return self._long if above else self._other
+
+
+class Persistence(Strategy):
+    """The last bar's direction goes on: the baseline that any forecast must beat."""
+
+    warmup = 2
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+        self._change = 0
+
+    def observe(self, bar: Bar) -> None:
+        """Remember the last close-to-close change."""
+        self._change = 0 if self._last is None else bar.close - self._last
+        self._last = bar.close
+
+    def decide(self, outlook: Outlook) -> Signal:  # noqa: ARG002 - the change holds the bar already
+        """Follow the sign of the last change."""
+        if self._change > 0:
+            return Signal(Action.LONG, "the last bar rose")
+        if self._change < 0:
+            return Signal(Action.SHORT, "the last bar fell")
+        return Signal(Action.HOLD, "the last bar did not move")
+
+
+class AttentionStrategy(Strategy):
+    """Trade the model's forecast at the gate's horizon; the gates decide whether to believe it."""
+
+    gates = MODEL_GATES
+    needs_forecast = True
+    twins = ("ungated",)
+
+    def __init__(self, *, context: int, horizon: int, horizon_index: int) -> None:
+        self.warmup = context
+        self.horizon = horizon
+        self._index = horizon_index
+
+    def decide(self, outlook: Outlook) -> Signal:
+        """Go with the sign on which the mean return and the class probabilities agree."""
+        if (forecast := outlook.forecast) is None:
+            return Signal(Action.HOLD, "no forecast")
+        mean = forecast.mean_return[self._index]
+        lean = forecast.p_up[self._index] - forecast.p_down[self._index]
+        if mean > 0 and lean > 0:
+            return Signal(Action.LONG, "forecast up")
+        if mean < 0 and lean < 0:
+            return Signal(Action.SHORT, "forecast down")
+        return Signal(Action.HOLD, "mean return and direction disagree")
+
+
+def declared_gates(strategy: Strategy, *, by_quotes: bool, risk: Mapping[Gate, float]) -> set[Gate]:
+    """Return the gates that have rows: the strategy's own and every configured risk limit."""
+    gates = set(strategy.gates) | set(risk)
+    if not by_quotes:
+        gates.discard(Gate.STALE)
+    return gates
