@@ -61,7 +61,7 @@ def test_the_schema_has_thirty_names_and_a_short_lookback() -> None:
 
 
 def test_an_unknown_schema_is_refused_by_name() -> None:
-    with pytest.raises(ConfigInvalid, match="'v7'.*v1"):
+    with pytest.raises(ConfigInvalid, match=r"'v7'.*v1"):
         schema("v7")
 
 
