@@ -1,0 +1,147 @@
+"""The kinds of values that a configuration holds: exact numbers, thresholds, names, addresses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from decimal import Decimal, InvalidOperation
+from types import NoneType, UnionType
+from typing import Annotated, Final, Literal, Union, get_args, get_origin
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.fields import FieldInfo
+
+from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_LIMIT, MONEY_SCALE
+
+MONEY_MAX: Final = MONEY_LIMIT // MONEY_SCALE
+QUANTILE: Final = re.compile(r"^q(0(\.\d+)?|1(\.0+)?)$")
+SYMBOLS_MAX: Final = 50
+
+
+def plain(value: Decimal) -> str:
+    """Return *value* as the shortest text that reads back exactly: ``0.10`` becomes ``0.1``."""
+    text = format(value, "f")
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text in {"-0", ""} else text
+
+
+def _exact(value: object) -> object:
+    """Read a decimal from text; a binary float has already lost the digits that were written."""
+    if isinstance(value, float):
+        fault = f'write it as text, "{value!r}", for a binary float is not exact'
+        raise ValueError(fault)  # noqa: TRY004 - the library turns only ValueError into its own
+    if isinstance(value, str):
+        try:
+            value = Decimal(value.strip())
+        except InvalidOperation:
+            raise ValueError(f"write a decimal number as text instead of {value!r}") from None
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            raise ValueError("write a finite number")
+        if len(plain(value).partition(".")[2]) > MONEY_DECIMALS:
+            raise ValueError(f"write at most {MONEY_DECIMALS} decimals")
+    return value
+
+
+def _threshold(value: object) -> object:
+    """Read a threshold: a number, or ``qX`` for the quantile X of the calibration slice."""
+    text = repr(value) if isinstance(value, int | float) else value
+    text = text.strip() if isinstance(text, str) else ""
+    if text.startswith("q"):
+        if not QUANTILE.match(text) or not 0 < Decimal(text[1:]) < 1:
+            raise ValueError('write a quantile between 0 and 1, such as "q0.5"')
+        return "q" + plain(Decimal(text[1:]))
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        raise ValueError('write a number such as "0.62" or a quantile such as "q0.5"') from None
+    if not number.is_finite():
+        raise ValueError("write a finite number")
+    return plain(number)
+
+
+def several(value: object) -> object:
+    """Read several names from one text with commas between, as an environment variable has it."""
+    if isinstance(value, str):
+        return [part.strip(" []\"'") for part in value.split(",") if part.strip(" []\"'")]
+    return value
+
+
+def json_object(value: object) -> object:
+    """Read a table from an environment variable, where it is a JSON object."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        raise ValueError('write a JSON object such as {"fast": 3}') from None
+
+
+def address(*schemes: str) -> AfterValidator:
+    """Accept an address of one of *schemes*, without its trailing slash."""
+
+    def check(value: str) -> str:
+        if not re.match(rf"^({'|'.join(schemes)})://[^/\s]+", value):
+            raise ValueError(f"write an address that starts with {schemes[-1]}://")
+        return value.rstrip("/")
+
+    return AfterValidator(check)
+
+
+Exact = Annotated[Decimal, BeforeValidator(_exact)]
+NotNegative = Annotated[Exact, Field(ge=0, le=MONEY_MAX)]
+Positive = Annotated[Exact, Field(gt=0, le=MONEY_MAX)]
+Fraction = Annotated[Exact, Field(ge=0, le=1)]
+Threshold = Annotated[str, BeforeValidator(_threshold)]
+Names = Annotated[tuple[str, ...], BeforeValidator(several)]
+
+
+def canonical(value: object) -> object:
+    """Return *value* as JSON knows it, with exact numbers as their shortest text."""
+    match value:
+        case Decimal():
+            return plain(value)
+        case dict():
+            return {str(key): canonical(item) for key, item in value.items()}
+        case tuple() | list():
+            return [canonical(item) for item in value]
+        case _:
+            return value
+
+
+def allowed(annotation: object, metadata: Iterable[object] = ()) -> str:
+    """Say in words what a field accepts, such as ``a whole number from 0 to 65535``."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return allowed(arguments[0], [*arguments[1:], *metadata])
+    if origin in {Union, UnionType}:
+        return allowed(next(item for item in arguments if item is not NoneType), metadata)
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}"
+    if origin is tuple:
+        return f"a list of {allowed(arguments[0])}"
+    return _KINDS.get(annotation, "a value of another kind") + _range(metadata)
+
+
+_KINDS: Final[dict[object, str]] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Decimal: "a decimal number as text",
+}
+
+
+def _range(metadata: Iterable[object]) -> str:
+    """Put the innermost bounds into words."""
+    bounds: dict[str, object] = {}
+    for item in metadata:
+        parts = item.metadata if isinstance(item, FieldInfo) else [item]
+        for part in parts:
+            for name in ("ge", "gt", "le", "lt"):
+                if (limit := getattr(part, name, None)) is not None:
+                    bounds.setdefault(name, limit)
+    words = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
+    return "".join(" " + words[name].format(bounds[name]) for name in words if name in bounds)
