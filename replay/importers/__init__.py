@@ -1,0 +1,17 @@
+"""Candle files of the usual makers, read exactly: CSV, JSON, Parquet, Feather, zip and gzip."""
+
+from __future__ import annotations
+
+from tracepaper.replay.importers.candles import Candles, merge_candles, slice_candles
+from tracepaper.replay.importers.funding import FundingRates, read_funding
+from tracepaper.replay.importers.read import read_candles, read_many
+
+__all__ = [
+    "Candles",
+    "FundingRates",
+    "merge_candles",
+    "read_candles",
+    "read_funding",
+    "read_many",
+    "slice_candles",
+]

@@ -1,0 +1,202 @@
+"""``Candles``: one symbol's closed candles as exact integer columns; merge and slice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from tracepaper.replay.importers.decimals import CellInvalidError, Decimals, IntArray
+from tracepaper.replay.importers.times import iso
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types import Category
+
+COLUMNS: Final = ("open", "high", "low", "close", "volume")
+
+
+@dataclass(frozen=True, eq=False)
+class Candles:
+    """Closed candles of one symbol, oldest first, each open time once, on one grid.
+
+    Columns are int64 arrays of one length: prices in 10^-price_decimals, volume in
+    10^-volume_decimals of base coin, turnover (None where a source lacks it) in
+    10^-turnover_decimals of quote coin. ``path`` says where they came from, for messages;
+    ``notes`` are sentences about what was converted, sorted or dropped.
+    """
+
+    path: str
+    category: Category
+    symbol: str
+    interval_ms: int
+    price_decimals: int
+    volume_decimals: int
+    turnover_decimals: int
+    open_time_ms: IntArray
+    open: IntArray
+    high: IntArray
+    low: IntArray
+    close: IntArray
+    volume: IntArray
+    turnover: IntArray | None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return int(self.open_time_ms.size)
+
+    @property
+    def instrument(self) -> str:
+        """The instrument's id, ``linear:BTCUSDT``."""
+        return f"{self.category.value}:{self.symbol}"
+
+    @property
+    def until_ms(self) -> int:
+        """The first millisecond after the last candle."""
+        return int(self.open_time_ms[-1]) + self.interval_ms
+
+    @property
+    def gaps(self) -> list[tuple[int, int]]:
+        """Holes as (first missing open time, open time of the candle after it)."""
+        after = np.flatnonzero(np.diff(self.open_time_ms) != self.interval_ms)
+        return [
+            (int(self.open_time_ms[row]) + self.interval_ms, int(self.open_time_ms[row + 1]))
+            for row in after.tolist()
+        ]
+
+    def rescaled(
+        self,
+        *,
+        price_decimals: int | None = None,
+        volume_decimals: int | None = None,
+        turnover_decimals: int | None = None,
+    ) -> Candles:
+        """Return the same candles with at least so many decimals, never fewer than now.
+
+        Raises ``DataInvalid`` where 64 bits do not hold a value at that scale.
+        """
+        price = max(price_decimals or 0, self.price_decimals)
+        volume = max(volume_decimals or 0, self.volume_decimals)
+        turnover = max(turnover_decimals or 0, self.turnover_decimals)
+        now = (self.price_decimals, self.volume_decimals, self.turnover_decimals)
+        if (price, volume, turnover) == now:
+            return self
+
+        def lift(values: IntArray, places: int, wanted: int) -> IntArray:
+            try:
+                return Decimals(values, places).rescale(wanted).mantissa
+            except CellInvalidError as error:
+                at = iso(int(self.open_time_ms[error.row]))
+                raise DataInvalid(f"{self.path}: the candle of {at} {error.what}.") from None
+
+        return replace(
+            self,
+            price_decimals=price,
+            volume_decimals=volume,
+            turnover_decimals=turnover,
+            open=lift(self.open, self.price_decimals, price),
+            high=lift(self.high, self.price_decimals, price),
+            low=lift(self.low, self.price_decimals, price),
+            close=lift(self.close, self.price_decimals, price),
+            volume=lift(self.volume, self.volume_decimals, volume),
+            turnover=None
+            if self.turnover is None
+            else lift(self.turnover, self.turnover_decimals, turnover),
+        )
+
+
+def slice_candles(candles: Candles, rows: slice | IntArray) -> Candles:
+    """Return the candles at *rows*, which must be in rising order."""
+    return replace(
+        candles,
+        open_time_ms=candles.open_time_ms[rows],
+        open=candles.open[rows],
+        high=candles.high[rows],
+        low=candles.low[rows],
+        close=candles.close[rows],
+        volume=candles.volume[rows],
+        turnover=None if candles.turnover is None else candles.turnover[rows],
+    )
+
+
+def merge_candles(parts: Sequence[Candles]) -> list[Candles]:
+    """Join the parts of each instrument, in the order in which instruments first appear.
+
+    Candles that two parts share must be equal and are kept once. Raises ``DataInvalid`` that
+    names both files where they contradict or have different intervals.
+    """
+    groups: dict[str, Candles] = {}
+    for part in parts:
+        before = groups.get(part.instrument)
+        groups[part.instrument] = part if before is None else _join(before, part)
+    return list(groups.values())
+
+
+def _join(first: Candles, second: Candles) -> Candles:
+    """Return the union of two parts of one instrument."""
+    if first.interval_ms != second.interval_ms:
+        raise DataInvalid(
+            f"{first.path} holds {first.symbol} in steps of {first.interval_ms // 1000} s and "
+            f"{second.path} in steps of {second.interval_ms // 1000} s: give files of one interval."
+        )
+    first, second = _aligned(first, second), _aligned(second, first)
+    _refuse_contradiction(first, second)
+    new = np.flatnonzero(~np.isin(second.open_time_ms, first.open_time_ms))
+    added = slice_candles(second, new)
+    times = np.concatenate((first.open_time_ms, added.open_time_ms))
+    order = np.argsort(times, kind="stable")
+
+    def joined(one: IntArray, other: IntArray) -> IntArray:
+        return np.concatenate((one, other))[order]
+
+    turnover = None
+    if first.turnover is not None and added.turnover is not None:
+        turnover = joined(first.turnover, added.turnover)
+    shared = len(second) - new.size
+    notes = (*first.notes, *second.notes)
+    if shared:
+        notes = (*notes, f"{shared} candles of {second.path} were already in {first.path}")
+    return replace(
+        first,
+        path=f"{first.path} and {second.path}",
+        open_time_ms=times[order],
+        open=joined(first.open, added.open),
+        high=joined(first.high, added.high),
+        low=joined(first.low, added.low),
+        close=joined(first.close, added.close),
+        volume=joined(first.volume, added.volume),
+        turnover=turnover,
+        notes=notes,
+    )
+
+
+def _aligned(candles: Candles, other: Candles) -> Candles:
+    return candles.rescaled(
+        price_decimals=other.price_decimals,
+        volume_decimals=other.volume_decimals,
+        turnover_decimals=other.turnover_decimals,
+    )
+
+
+def _refuse_contradiction(first: Candles, second: Candles) -> None:
+    """Raise where the same candle has two values; both parts have the same decimals."""
+    phase = (second.open_time_ms[0] - first.open_time_ms[0]) % first.interval_ms
+    if phase:
+        raise DataInvalid(
+            f"{first.path} and {second.path} open their candles of {first.symbol} at different "
+            "instants: give files of one grid."
+        )
+    times, mine, theirs = np.intersect1d(
+        first.open_time_ms, second.open_time_ms, assume_unique=True, return_indices=True
+    )
+    names = [*COLUMNS]
+    if first.turnover is not None and second.turnover is not None:
+        names.append("turnover")
+    for name in names:
+        differs = np.flatnonzero(getattr(first, name)[mine] != getattr(second, name)[theirs])
+        if differs.size:
+            at = iso(int(times[differs[0]]))
+            raise DataInvalid(
+                f"{first.path} and {second.path} contradict each other in {name} of the "
+                f"{first.symbol} candle of {at}: leave one of them out."
+            )

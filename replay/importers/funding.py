@@ -1,0 +1,89 @@
+"""Funding rates of a perpetual from a file: settlement times and exact rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tracepaper.replay.importers.columns import MEANINGS, TIME
+from tracepaper.replay.importers.decimals import CellInvalidError, Decimals, IntArray, parse
+from tracepaper.replay.importers.files import read_table
+from tracepaper.replay.importers.names import split_argument, symbol_of
+from tracepaper.replay.importers.tables import Table
+from tracepaper.replay.importers.times import epoch_ms
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types import MONEY_DECIMALS, Category
+
+RATE_NAMES: Final = ("funding_rate", "fundingrate", "last_funding_rate", "rate", "open")
+TIME_NAMES: Final = ("funding_time", "fundingratetimestamp", "calc_time", *MEANINGS[TIME])
+
+
+@dataclass(frozen=True, eq=False)
+class FundingRates:
+    """Settlements of one perpetual, oldest first; ``rate`` in 10⁻¹⁰, paid by longs if positive."""
+
+    path: str
+    symbol: str
+    time_ms: IntArray
+    rate: IntArray
+
+    @property
+    def instrument(self) -> str:
+        """The instrument's id, ``linear:BTCUSDT``; only linear contracts have funding here."""
+        return f"{Category.LINEAR.value}:{self.symbol}"
+
+    def __len__(self) -> int:
+        return int(self.time_ms.size)
+
+
+def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates:
+    """Return the settlements in a file with a time and a funding rate, as rates not percent.
+
+    A rate of more than ten decimals is rounded half-even to 10⁻¹⁰. Raises ``DataInvalid`` with
+    file and line, ``ConfigInvalid`` where no symbol is known.
+    """
+    named, file = split_argument(path)
+    table = read_table(file)
+    symbol = symbol or named or symbol_of(file.name)
+    if not symbol:
+        raise ConfigInvalid(f"{file} does not name its symbol: write SYMBOL={file}.")
+    times, rates = _columns(table)
+    order = np.argsort(times, kind="stable")
+    times, mantissa = times[order], rates.mantissa[order]
+    again = np.flatnonzero(np.diff(times) == 0) + 1
+    clash = again[mantissa[again] != mantissa[again - 1]]
+    if clash.size:
+        row = int(order[clash[0]])
+        raise DataInvalid(f"{table.place(row)}: contradicts another rate of its time; remove one.")
+    keep = np.delete(np.arange(times.size), again)
+    scale = Decimal(10) ** (MONEY_DECIMALS - rates.places)
+    rate = [int((Decimal(value) * scale).to_integral_value()) for value in mantissa[keep].tolist()]
+    return FundingRates(str(file), symbol, times[keep], np.array(rate, dtype=np.int64))
+
+
+def _columns(table: Table) -> tuple[IntArray, Decimals]:
+    """Return settlement times and rates, checked for sense."""
+    time_name = next((name for name in TIME_NAMES if name in table.columns), None)
+    rate_name = next((name for name in RATE_NAMES if name in table.columns), None)
+    if time_name is None or rate_name is None:
+        raise DataInvalid(
+            f"{table.path} has no column open_time or funding_rate (found "
+            f"{', '.join(table.columns)}): name its columns so."
+        )
+    name = "the time"
+    try:
+        times, _ = epoch_ms(table.columns[time_name])
+        name = "funding_rate"
+        rates = parse(table.columns[rate_name])
+    except CellInvalidError as error:
+        raise table.refuse(error, name) from None
+    wild = np.flatnonzero(np.abs(rates.mantissa) >= 10**rates.places)
+    if wild.size:
+        raise table.refuse(
+            CellInvalidError(int(wild[0]), "is 100 % or more, so it is no rate"), name
+        )
+    return times, rates

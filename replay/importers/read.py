@@ -1,0 +1,220 @@
+"""``read_candles``: one file of any usual maker to ``Candles``, or one sentence why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tracepaper.replay.importers import checks, trades
+from tracepaper.replay.importers.candles import Candles, merge_candles
+from tracepaper.replay.importers.columns import MOMENT_OF_DAY, REQUIRED, TIME, meanings
+from tracepaper.replay.importers.decimals import (
+    INT64_MAX,
+    CellInvalidError,
+    Column,
+    Decimals,
+    IntArray,
+    parse,
+    round_to_fit,
+)
+from tracepaper.replay.importers.files import read_table
+from tracepaper.replay.importers.names import category_of, interval_of, split_argument, symbol_of
+from tracepaper.replay.importers.tables import Table
+from tracepaper.replay.importers.times import epoch_ms, join_date_and_time
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types import Category
+
+PRICES: Final = ("open", "high", "low", "close")
+VOLUME_DECIMALS: Final = 11  # the most that an exchange was seen to send
+
+
+@dataclass
+class _Notes:
+    """What was converted, sorted or dropped, in the order in which it happened."""
+
+    sentences: list[str] = field(default_factory=list)
+
+    def add(self, *sentences: str) -> None:
+        self.sentences.extend(sentences)
+
+
+def read_candles(
+    path: str | Path,
+    *,
+    symbol: str | None = None,
+    category: Category | str | None = None,
+    interval_ms: int | None = None,
+    strict: bool = False,
+) -> Candles:
+    """Return the candles of one file, exactly, oldest first, each open time once.
+
+    *path* may be ``SYMBOL=PATH``. Symbol and category come from the arguments, else from the
+    path, else (symbol) from a column of that name; the interval from the times. *interval_ms*
+    is wanted for trades (default a minute) and for a file of one candle. What was converted,
+    sorted or dropped is in ``Candles.notes``; with *strict* any drop is refused.
+
+    Raises ``DataInvalid`` (one sentence with file and line) where the file cannot be believed,
+    and ``ConfigInvalid`` where no symbol is known.
+    """
+    named, file = split_argument(path)
+    table = read_table(file)
+    symbol = symbol or named or symbol_of(file.name) or _symbol_column(table)
+    if not symbol:
+        raise ConfigInvalid(f"{file} does not name its symbol: write SYMBOL={file}.")
+    market = category_of(file) if category is None else Category(category)
+    notes = _Notes()
+    if trades.are_trades(table):
+        return trades.to_candles(table, symbol, market, interval_ms or trades.DEFAULT_INTERVAL_MS)
+    found = _found(table, symbol, notes)
+    times = _times(table, found, notes)
+    prices = _prices(table, found)
+    volume = _volume(table, found["volume"], notes)
+    turnover = _turnover(table, found.get("turnover"), notes)
+    rows = checks.Rows(table, times, prices, volume, turnover)
+    checks.refuse_impossible(rows)
+    rows = checks.in_order(rows, notes.add, strict=strict)
+    step = checks.interval(rows, interval_ms or interval_of(file.name))
+    rows = checks.on_grid(rows, step, notes.add, strict=strict)
+    return Candles(
+        path=str(file),
+        category=market,
+        symbol=symbol,
+        interval_ms=step,
+        price_decimals=prices["open"].places,
+        volume_decimals=volume.places,
+        turnover_decimals=turnover.places if turnover else 0,
+        open_time_ms=rows.times,
+        **{name: rows.prices[name].mantissa for name in PRICES},
+        volume=rows.volume.mantissa,
+        turnover=rows.turnover.mantissa if rows.turnover else None,
+        notes=tuple(notes.sentences),
+    )
+
+
+def read_many(
+    paths: Sequence[str | Path],
+    *,
+    symbol: str | None = None,
+    category: Category | str | None = None,
+    interval_ms: int | None = None,
+    strict: bool = False,
+) -> list[Candles]:
+    """Read several files and join those of one instrument (``merge_candles``)."""
+    return merge_candles(
+        [
+            read_candles(
+                path, symbol=symbol, category=category, interval_ms=interval_ms, strict=strict
+            )
+            for path in paths
+        ]
+    )
+
+
+def _symbol_column(table: Table) -> str | None:
+    """Return the one value of a column ``symbol``, without separators, or None."""
+    for name in ("symbol", "pair", "instrument"):
+        cells = table.columns.get(name)
+        if cells is not None and cells.dtype.kind == "S" and (cells == cells[0]).all():
+            text = bytes(cells[0]).decode("utf-8", "replace")
+            return text.split(":")[0].replace("/", "").replace("-", "") or None
+    return None
+
+
+def _found(table: Table, symbol: str, notes: _Notes) -> dict[str, str]:
+    """Return meaning → column, or refuse the file by the columns that it lacks."""
+    found = meanings(list(table.columns), symbol=symbol)
+    missing = [name for name in REQUIRED if name not in found]
+    if missing:
+        raise DataInvalid(
+            f"{table.path} has no column {', '.join(missing)} (found "
+            f"{', '.join(table.columns)}): rename its columns, or give a file of candles."
+        )
+    ticks = table.columns.get("tickvol")
+    if ticks is not None and found["volume"] != "tickvol" and not _holds_volume(table, found):
+        found["volume"] = "tickvol"
+        notes.add("volume is the number of ticks, as the file's own volume is zero throughout")
+    return found
+
+
+def _holds_volume(table: Table, found: dict[str, str]) -> bool:
+    return bool(_parsed(table, found["volume"], "volume").mantissa.any())
+
+
+def _parsed(table: Table, column: str, name: str) -> Decimals:
+    try:
+        return parse(table.columns[column])
+    except CellInvalidError as error:
+        raise table.refuse(error, name) from None
+
+
+def _times(table: Table, found: dict[str, str], notes: _Notes) -> IntArray:
+    """Return open times in ms, joining MetaTrader's date and time."""
+    column = table.columns[found[TIME]]
+    date = table.columns.get("date")
+    clock = table.columns.get("time")
+    if date is not None and clock is not None and date.dtype.kind == clock.dtype.kind == "S":
+        first = bytes(clock[0]).decode("utf-8", "replace").strip()
+        if MOMENT_OF_DAY.fullmatch(first):
+            column = join_date_and_time(date.astype(np.bytes_), clock.astype(np.bytes_))
+    try:
+        times, said = epoch_ms(column)
+    except CellInvalidError as error:
+        raise table.refuse(error, "the open time") from None
+    notes.add(*said)
+    return times
+
+
+def _prices(table: Table, found: dict[str, str]) -> dict[str, Decimals]:
+    """Return the four price columns at one scale, the fewest decimals that hold all."""
+    prices = {name: _parsed(table, found[name], name) for name in PRICES}
+    places = max(column.places for column in prices.values())
+    for name, column in prices.items():
+        try:
+            prices[name] = column.rescale(places)
+        except CellInvalidError as error:
+            raise table.refuse(error, name) from None
+    return prices
+
+
+def _is_empty(column: Column) -> bool:
+    if column.dtype.kind == "f":
+        return bool(np.isnan(column.astype(np.float64)).all())
+    return column.dtype.kind == "S" and bool((column == b"").all())
+
+
+def _volume(table: Table, name: str, notes: _Notes, meaning: str = "volume") -> Decimals:
+    """Return the volume; a column that is empty throughout (mark prices) counts as zero."""
+    column = table.columns[name]
+    if _is_empty(column):
+        notes.add(f"{meaning} is empty throughout, taken as zero")
+        return Decimals(np.zeros(column.size, dtype=np.int64), 0)
+    try:
+        return parse(column)
+    except CellInvalidError as error:
+        if "64 bits" not in error.what and "beside the others" not in error.what:
+            raise table.refuse(error, meaning) from None
+    return _rounded(table, column, notes, meaning)
+
+
+def _rounded(table: Table, column: Column, notes: _Notes, meaning: str) -> Decimals:
+    """Round a volume whose digits, left by sums of doubles, do not fit into 64 bits."""
+    largest = float(np.nanmax(np.abs(column.astype(np.float64))))
+    places = VOLUME_DECIMALS
+    while places and largest * 10.0**places > INT64_MAX / 2:
+        places -= 1
+    try:
+        rounded = round_to_fit(column, places)
+    except CellInvalidError as error:
+        raise table.refuse(error, meaning) from None
+    notes.add(f"{meaning} has more digits than 64 bits hold, rounded to {places} decimals")
+    return rounded
+
+
+def _turnover(table: Table, name: str | None, notes: _Notes) -> Decimals | None:
+    if name is None or _is_empty(table.columns[name]):
+        return None
+    return _volume(table, name, notes, "turnover")

@@ -1,0 +1,224 @@
+"""``Table``: a file's columns by name, and where each row stands in the file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tracepaper.replay.importers.columns import is_header, names_without_header, normalise
+from tracepaper.replay.importers.decimals import CellInvalidError, Column
+from tracepaper.strategies.errors import DataInvalid
+
+DELIMITERS: Final = (b",", b";", b"\t", b"|")
+CELL_WIDTH_MAX: Final = 256
+NEWLINE: Final = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of one file: *columns* of one length, by their names in the file.
+
+    ``lines`` holds the number of each row in the file, counted from 1 in the file's own
+    ``unit``: lines of text, or rows.
+    """
+
+    path: Path
+    columns: Mapping[str, Column]
+    lines: npt.NDArray[np.int64]
+    unit: str = "line"
+
+    def place(self, row: int) -> str:
+        """Return where row *row* stands, for a message: ``prices.csv: line 17``."""
+        return f"{self.path}: {self.unit} {self.lines[row]}"
+
+    def refuse(self, error: CellInvalidError, name: str) -> DataInvalid:
+        """Return *error* of column *name* as the sentence that names file and line."""
+        return DataInvalid(
+            f"{self.place(error.row)}: {name} {error.what}; correct or remove the row."
+        )
+
+
+def read_delimited(path: Path, raw: bytes) -> Table:
+    """Return the table of delimited text; *path* names it in messages.
+
+    Raises ``DataInvalid`` for an empty file, an unknown layout, or a row of another width.
+    """
+    text = _plain(path, raw)
+    skipped, text = _skip_preamble(text)
+    if not text.strip():
+        raise DataInvalid(f"{path} is empty: give a file with candles.")
+    first = text.split(b"\n", 1)[0]
+    delimiter = max(DELIMITERS, key=first.count)
+    if b'"' in text or b"\n\n" in text.rstrip(b"\n"):
+        return _read_by_rows(path, text, delimiter, skipped)
+    names, header = _names(path, _decode(path, first).split(delimiter.decode()))
+    body = text[len(first) + 1 :] if header else text
+    if not body.endswith(b"\n"):
+        body += b"\n"
+    start = skipped + 1 + header
+    if not body.strip():
+        raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
+    return _read_in_bulk(path, body.rstrip(b"\n") + b"\n", delimiter, names, start)
+
+
+def table_of_rows(
+    path: Path, rows: Sequence[Sequence[object]], names: Sequence[str] | None = None
+) -> Table:
+    """Return a table of *rows* of values (JSON); numbers arrive as text, None is empty."""
+    if not rows:
+        raise DataInvalid(f"{path} is empty: give a file with candles.")
+    width = len(rows[0])
+    for number, row in enumerate(rows, start=1):
+        if len(row) != width:
+            raise DataInvalid(
+                f"{path}: row {number} has {len(row)} values where the first has {width}; "
+                "correct or remove the row."
+            )
+    cells = [[_cell(value) for value in column] for column in zip(*rows, strict=True)]
+    if names is None:
+        first = [column[0].decode("utf-8", "replace") for column in cells]
+        names, header = _names(path, first)
+        if header:
+            cells = [column[1:] for column in cells]
+            return _text_table(path, names, cells, np.arange(2, len(rows) + 1), "row")
+    return _text_table(path, names, cells, np.arange(1, len(rows) + 1), "row")
+
+
+def _cell(value: object) -> bytes:
+    return b"" if value is None else str(value).encode()
+
+
+def _text_table(
+    path: Path,
+    names: Sequence[str],
+    cells: Sequence[Sequence[bytes]],
+    lines: npt.NDArray[np.int64],
+    unit: str,
+) -> Table:
+    if not lines.size:
+        raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
+    columns: dict[str, Column] = {}
+    for name, column in zip(names, cells, strict=True):
+        if max(map(len, column)) <= CELL_WIDTH_MAX:  # longer cells are no number of ours
+            columns[name] = np.array(column, dtype=np.bytes_)
+    return Table(path, columns, lines, unit)
+
+
+def _plain(path: Path, raw: bytes) -> bytes:
+    """Return *raw* as UTF-8 with plain newlines and no byte order mark."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        try:
+            raw = raw.decode("utf-16").encode()
+        except UnicodeDecodeError:
+            raise DataInvalid(f"{path} is damaged UTF-16 text: export it again.") from None
+    raw = raw.removeprefix(b"\xef\xbb\xbf")
+    if b"\0" in raw:
+        raise DataInvalid(f"{path} is not text although its name says so: check the file.")
+    if b"\r" in raw:
+        raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return raw
+
+
+def _decode(path: Path, line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        raise DataInvalid(f"{path} is not UTF-8 text: check the file.") from None
+
+
+def _skip_preamble(text: bytes) -> tuple[int, bytes]:
+    """Drop comments, blank lines and a title without any delimiter before the table."""
+    skipped = 0
+    while text:
+        line, _, rest = text.partition(b"\n")
+        titled = not any(mark in line for mark in DELIMITERS) and any(
+            mark in rest.partition(b"\n")[0] for mark in DELIMITERS
+        )
+        if line.strip() and not line.startswith(b"#") and not titled:
+            break
+        skipped, text = skipped + 1, rest
+    return skipped, text
+
+
+def _names(path: Path, cells: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the column names of a first row, and whether it is a header."""
+    if is_header(cells):
+        names = [normalise(cell) for cell in cells]
+        twice = {name for name in names if name and names.count(name) > 1}
+        if twice:
+            raise DataInvalid(f"{path} has two columns {min(twice)}: remove one of them.")
+        return [name or f"column_{i}" for i, name in enumerate(names)], True
+    without = names_without_header(cells)
+    if without is None:
+        raise DataInvalid(
+            f"{path} has no header and {len(cells)} columns, which is no layout of a known maker: "
+            "add a first line such as open_time,open,high,low,close,volume."
+        )
+    return without, False
+
+
+def _wrong_width(path: Path, line: int, found: int, wanted: int) -> DataInvalid:
+    return DataInvalid(
+        f"{path}: line {line} has {found} columns where the first has {wanted}; "
+        "correct or remove the row."
+    )
+
+
+def _read_in_bulk(
+    path: Path, body: bytes, delimiter: bytes, names: Sequence[str], start: int
+) -> Table:
+    """Cut unquoted text into columns by the places of its delimiters, without a loop a row."""
+    width = len(names)
+    buffer = np.frombuffer(body, dtype=np.uint8)
+    marks = np.flatnonzero((buffer == ord(delimiter)) | (buffer == NEWLINE))
+    ends = np.flatnonzero(buffer[marks] == NEWLINE)
+    fields = np.diff(ends, prepend=-1)
+    wrong = np.flatnonzero(fields != width)
+    if wrong.size:
+        row = int(wrong[0])
+        raise _wrong_width(path, start + row, int(fields[row]), width)
+    begins = np.concatenate((np.zeros(1, dtype=marks.dtype), marks[:-1] + 1))
+    columns: dict[str, Column] = {}
+    for place, name in enumerate(names):
+        begin, end = begins[place::width], marks[place::width]
+        length = end - begin
+        longest = int(length.max())
+        if longest > CELL_WIDTH_MAX:
+            continue
+        offsets = np.arange(max(longest, 1))
+        inside = offsets < length[:, None]
+        cells = np.where(inside, buffer[np.where(inside, begin[:, None] + offsets, 0)], 0)
+        columns[name] = np.ascontiguousarray(cells, dtype=np.uint8).view(f"S{offsets.size}").ravel()
+    return Table(path, columns, start + np.arange(fields.size))
+
+
+def _read_by_rows(path: Path, text: bytes, delimiter: bytes, skipped: int) -> Table:
+    """Read quoted text, or text with blank lines, through the csv module."""
+    reader = csv.reader(io.StringIO(_decode(path, text)), delimiter=delimiter.decode())
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    try:
+        for row in reader:
+            if row and any(cell.strip() for cell in row):
+                rows.append(row)
+                lines.append(skipped + reader.line_num)
+    except csv.Error as error:
+        raise DataInvalid(
+            f"{path}: line {skipped + reader.line_num} cannot be read ({error}); correct it."
+        ) from None
+    names, header = _names(path, rows[0])
+    rows, lines = rows[header:], lines[header:]
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) != len(names):
+            raise _wrong_width(path, line, len(row), len(names))
+    cells = [[cell.encode() for cell in column] for column in zip(*rows, strict=True)]
+    if not cells:
+        raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
+    return _text_table(path, names, cells, np.array(lines, dtype=np.int64), "line")
