@@ -1,0 +1,240 @@
+"""``ArchiveFeed``: candle files as events in the exchange's time order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, repeat
+from typing import Final
+
+import numpy as np
+
+from tracepaper.replay.importers import Candles, FundingRates, merge_candles, slice_candles
+from tracepaper.replay.importers.decimals import IntArray
+from tracepaper.replay.importers.times import iso
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types import Bar, Event, Funding, Gap, GapCause, Instrument, Source
+
+BATCH_BARS: Final = 16_384
+"""Bars built at once: enough to be fast, few enough that a year stays small in memory."""
+
+BREATH_EVENTS: Final = 4_096
+"""Events after which the asynchronous form lets other tasks, such as a signal's, run."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Track:
+    """The events of one instrument: their times in feed order, and how to make them."""
+
+    times: IntArray
+    candles: Candles | None
+    funding: FundingRates | None
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events, whose times are ``times``."""
+        if self.candles is not None:
+            return _bars_and_gaps(self.candles)
+        assert self.funding is not None
+        return _settlements(self.funding)
+
+
+class ArchiveFeed:
+    """Archived bars of one or more instruments, oldest first, as ``ports.Feed``.
+
+    Events are ordered by the bar's close, then by the order of *candles*; a ``Gap`` stands
+    before the bar after a hole, and a ``Funding`` after the bars that close with it. An
+    archive's bar is seen at its close: ``market_ms = seen_ms = close_time_ms``.
+
+    Bars that open in [*from_ms*, *until_ms*) are the period; of each instrument the last
+    *warmup_bars* before it are fed first. *instruments* give the scales: at least as many
+    decimals as the candles have.
+
+    Raises ``DataInvalid`` where the period holds no bar, where instruments differ in interval,
+    or where an instrument is coarser than its candles.
+    """
+
+    def __init__(
+        self,
+        candles: Sequence[Candles],
+        instruments: Sequence[Instrument],
+        *,
+        from_ms: int | None = None,
+        until_ms: int | None = None,
+        warmup_bars: int = 0,
+        funding: Sequence[FundingRates] = (),
+    ) -> None:
+        joined = merge_candles(candles)
+        _refuse_mixed_intervals(joined)
+        known = {instrument.id: instrument for instrument in instruments}
+        parts = [_cut(_scaled(part, known), from_ms, until_ms, warmup_bars) for part in joined]
+        self.candles: tuple[Candles, ...] = tuple(part for part in parts if len(part))
+        starts = [_first_of_period(part, from_ms) for part in self.candles]
+        if not any(start is not None for start in starts):
+            raise DataInvalid(_empty_period(joined, from_ms, until_ms))
+        self.interval_ms: int = joined[0].interval_ms
+        self.period_start_ms: int = (
+            min(start for start in starts if start is not None) if from_ms is None else from_ms
+        )
+        """Bars that open before this are warm-up."""
+        self.bar_count: int = sum(len(part) for part in self.candles)
+        self._tracks = [_Track(_times_of(part), part, None) for part in self.candles]
+        self._tracks += _funding_tracks(self.candles, funding, self.period_start_ms)
+
+    def events(self) -> Iterator[Event]:
+        """Yield every event, from the start at each call; no clock and no loop are asked."""
+        if len(self._tracks) == 1:
+            return self._tracks[0].events()
+        return self._interleaved()
+
+    def _interleaved(self) -> Iterator[Event]:
+        """Draw from each track in the order of all events' times, ties in track order."""
+        times = np.concatenate([track.times for track in self._tracks])
+        owners = np.repeat(
+            np.arange(len(self._tracks)), [track.times.size for track in self._tracks]
+        )
+        order = owners[np.argsort(times, kind="stable")]
+        draws = [track.events().__next__ for track in self._tracks]
+        for start in range(0, order.size, BATCH_BARS):
+            for owner in order[start : start + BATCH_BARS].tolist():
+                yield draws[owner]()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Yield the events of ``events`` to an asynchronous loop."""
+        events = self.events()
+        while batch := list(islice(events, BREATH_EVENTS)):
+            for event in batch:
+                yield event
+            await asyncio.sleep(0)
+
+
+def bars_of(candles: Candles) -> list[Bar]:
+    """Return *candles* as bars of an archive, with the candles' own decimals."""
+    times = candles.open_time_ms
+    closes = (times + candles.interval_ms).tolist()
+    turnover = repeat(None) if candles.turnover is None else candles.turnover.tolist()
+    return list(
+        map(
+            Bar,
+            repeat(candles.instrument),
+            times.tolist(),
+            repeat(candles.interval_ms),
+            candles.open.tolist(),
+            candles.high.tolist(),
+            candles.low.tolist(),
+            candles.close.tolist(),
+            candles.volume.tolist(),
+            turnover,
+            closes,
+            closes,
+            repeat(Source.ARCHIVE),
+        )
+    )
+
+
+def _bars_and_gaps(candles: Candles) -> Iterator[Event]:
+    """Yield bars in batches, each hole as a Gap before the bar that shows it."""
+    gaps = dict(zip((after for _, after in candles.gaps), candles.gaps, strict=True))
+    for start in range(0, len(candles), BATCH_BARS):
+        bars = bars_of(slice_candles(candles, slice(start, start + BATCH_BARS)))
+        if not gaps:
+            yield from bars
+            continue
+        for bar in bars:
+            if hole := gaps.get(bar.open_time_ms):
+                at = bar.close_time_ms
+                yield Gap(bar.instrument, *hole, GapCause.ARCHIVE, "", market_ms=at, seen_ms=at)
+            yield bar
+
+
+def _settlements(funding: FundingRates) -> Iterator[Event]:
+    for at, rate in zip(funding.time_ms.tolist(), funding.rate.tolist(), strict=True):
+        yield Funding(funding.instrument, rate, market_ms=at, seen_ms=at)
+
+
+def _times_of(candles: Candles) -> IntArray:
+    """Return the time of every bar and gap of *candles*, in order: the close of its bar."""
+    closes = candles.open_time_ms + candles.interval_ms
+    after_hole = np.flatnonzero(np.diff(candles.open_time_ms) != candles.interval_ms) + 1
+    return np.insert(closes, after_hole, closes[after_hole])
+
+
+def _scaled(candles: Candles, known: dict[str, Instrument]) -> Candles:
+    """Return *candles* at the decimals of their instrument."""
+    instrument = known.get(candles.instrument)
+    if instrument is None:
+        raise DataInvalid(
+            f"{candles.path} holds {candles.instrument}, which is not among the run's "
+            f"instruments ({', '.join(known)}): leave it out or add the symbol."
+        )
+    scaled = candles.rescaled(
+        price_decimals=instrument.price_decimals,
+        volume_decimals=instrument.volume_decimals,
+        turnover_decimals=instrument.turnover_decimals,
+    )
+    finer = (
+        scaled.price_decimals > instrument.price_decimals
+        or scaled.volume_decimals > instrument.volume_decimals
+        or scaled.turnover_decimals > instrument.turnover_decimals
+    )
+    if finer:
+        raise DataInvalid(
+            f"{candles.path} has more decimals than the instrument {instrument.id}: "
+            "take the instrument from the data."
+        )
+    return scaled
+
+
+def _cut(candles: Candles, from_ms: int | None, until_ms: int | None, warmup_bars: int) -> Candles:
+    """Return the period's candles with the warm-up before them."""
+    times = candles.open_time_ms
+    first = 0 if from_ms is None else int(np.searchsorted(times, from_ms))
+    last = len(candles) if until_ms is None else int(np.searchsorted(times, until_ms))
+    return slice_candles(candles, slice(max(first - warmup_bars, 0), last))
+
+
+def _first_of_period(candles: Candles, from_ms: int | None) -> int | None:
+    """Return the open time of the first candle of the period, or None without any."""
+    times = candles.open_time_ms
+    row = 0 if from_ms is None else int(np.searchsorted(times, from_ms))
+    return int(times[row]) if row < len(candles) else None
+
+
+def _funding_tracks(
+    candles: Sequence[Candles], funding: Sequence[FundingRates], from_ms: int
+) -> list[_Track]:
+    """Return the settlements that fall into the period, per instrument."""
+    tracks: list[_Track] = []
+    for part in candles:
+        for rates in funding:
+            if rates.instrument != part.instrument:
+                continue
+            inside = (rates.time_ms > from_ms) & (rates.time_ms <= part.until_ms)
+            if inside.any():
+                cut = FundingRates(
+                    rates.path, rates.symbol, rates.time_ms[inside], rates.rate[inside]
+                )
+                tracks.append(_Track(cut.time_ms, None, cut))
+    return tracks
+
+
+def _refuse_mixed_intervals(candles: Sequence[Candles]) -> None:
+    if not candles:
+        raise DataInvalid("No candles were given: name a file with --data.")
+    for part in candles:
+        if part.interval_ms != candles[0].interval_ms:
+            raise DataInvalid(
+                f"{candles[0].path} has an interval of {candles[0].interval_ms // 1000} s and "
+                f"{part.path} one of {part.interval_ms // 1000} s: give one interval to one run."
+            )
+
+
+def _empty_period(candles: Sequence[Candles], from_ms: int | None, until_ms: int | None) -> str:
+    first = min(int(part.open_time_ms[0]) for part in candles)
+    last = max(part.until_ms for part in candles)
+    wanted = f"from {iso(from_ms)}" if from_ms is not None else ""
+    wanted += f" to {iso(until_ms)}" if until_ms is not None else ""
+    return (
+        f"No bar opens {wanted.strip() or 'in the data'}: the data goes from {iso(first)} to "
+        f"{iso(last)}, choose a period inside it."
+    )
