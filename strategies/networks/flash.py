@@ -1,0 +1,328 @@
+"""The default network: a pre-norm transformer over a causal window, streaming by construction.
+
+Read top to bottom: configuration, a block, the network. Each bar sees itself and the
+``window - 1`` bars before it in every layer, so a new bar can be computed from cached keys and
+values, and the answer depends on ``layers * (window - 1) + 1`` bars: the receptive field. The
+same code with ``mask = "full"`` is the classic form over a window that ends now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.encodings import (
+    ALIBI_DIMS,
+    TimeOfWeek,
+    alibi_key,
+    alibi_query,
+    alibi_slopes,
+    rope_table,
+    rotate,
+    sinusoidal_table,
+)
+from tracepaper.strategies.networks.heads import Heads, Outputs
+
+_CHOICES: Final = {
+    "encoding": ("rope", "alibi", "sinusoidal", "learned", "none"),
+    "mlp": ("gelu", "gated"),
+    "norm": ("pre", "post"),
+    "mask": ("window", "full"),
+}
+_POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "interval_minutes")
+_RATES: Final = ("dropout", "stochastic_depth")
+_WINDOW_MAX: Final = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class FlashConfig:
+    """The architecture; it is stored in a model's card as ``[architecture]``."""
+
+    features: int = 30
+    dim: int = 64
+    layers: int = 4
+    heads: int = 4
+    window: int = 1088
+    horizons: tuple[int, ...] = (5, 30, 240)
+    encoding: str = "rope"
+    time_of_week: bool = False
+    interval_minutes: int = 1
+    mlp: str = "gelu"
+    mlp_ratio: float = 4.0
+    norm: str = "pre"
+    mask: str = "window"
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    checkpointing: bool = False
+    allocation: bool = False
+    quantiles: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built, with one sentence each."""
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ConfigInvalid(
+                    f"architecture.{name} is {value!r}; choose one of {', '.join(choices)}."
+                )
+        for name in _POSITIVE:
+            if (value := getattr(self, name)) < 1:
+                raise ConfigInvalid(f"architecture.{name} is {value}; it must be at least 1.")
+        for name in _RATES:
+            if not 0.0 <= (value := getattr(self, name)) < 1.0:
+                raise ConfigInvalid(
+                    f"architecture.{name} is {value}; it must be at least 0 and below 1."
+                )
+        for broken, sentence in self._rules():
+            if broken:
+                raise ConfigInvalid(f"architecture.{sentence}.")
+
+    def _rules(self) -> tuple[tuple[bool, str], ...]:
+        """Return the rules that join fields: whether each is broken, and what to do then."""
+        return (
+            (
+                self.window > _WINDOW_MAX,
+                f"window is {self.window}; it must be at most {_WINDOW_MAX}",
+            ),
+            (
+                self.dim % self.heads != 0 or self.dim // self.heads % 2 != 0,
+                f"dim is {self.dim} for {self.heads} heads; give each an equal, even share",
+            ),
+            (
+                not self.horizons or min(self.horizons) < 1,
+                "horizons must list at least one number of bars",
+            ),
+            (
+                self.encoding == "alibi" and self.mask == "full",
+                "encoding alibi looks back only; use the window mask or rope",
+            ),
+            (
+                any(a >= b for a, b in pairwise((0.0, *self.quantiles, 1.0))),
+                "quantiles must ascend between 0 and 1",
+            ),
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """The width of one head."""
+        return self.dim // self.heads
+
+    @property
+    def receptive_field(self) -> int:
+        """How many rows one answer depends on (SEMANTICS 10)."""
+        return self.layers * (self.window - 1) + 1 if self.mask == "window" else self.window
+
+    @classmethod
+    def read(cls, section: dict[str, Any]) -> FlashConfig:
+        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(section) - known):
+            raise ConfigInvalid(
+                f"architecture.{unknown[0]} is unknown; remove it or use a newer version."
+            )
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in section.items()
+        }
+        return cls(**values)
+
+
+class Phases(NamedTuple):
+    """What the positions of a stretch of bars turn into, computed once for all layers."""
+
+    cosine: Tensor | None  # [time, head_dim / 2]
+    sine: Tensor | None
+    age: Tensor | None  # [time] float32, bars back from the last position (ALiBi)
+
+
+class Projected(NamedTuple):
+    """Queries, keys and values of one block, ready for attention."""
+
+    query: Tensor  # [batch, head, time, dim]
+    key: Tensor
+    value: Tensor
+
+
+class Trace(NamedTuple):
+    """What one layer attended with; what a rollout needs."""
+
+    query: Tensor  # [batch, head, time, dim]
+    key: Tensor
+    value: Tensor
+    logsumexp: Tensor  # [batch, head, time]
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU, or three with a gate (SwiGLU, Shazeer 2020)."""
+
+    def __init__(self, config: FlashConfig) -> None:
+        super().__init__()
+        hidden = max(1, round(config.dim * config.mlp_ratio))
+        self.gated = config.mlp == "gated"
+        self.rise = nn.Linear(config.dim, 2 * hidden if self.gated else hidden)
+        self.fall = nn.Linear(hidden, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [batch, time, dim] to the same."""
+        x = self.rise(x)
+        if self.gated:
+            gate, x = x.chunk(2, dim=-1)
+            x = functional.silu(gate) * x
+        else:
+            x = functional.gelu(x)
+        out: Tensor = self.fall(x)
+        return out
+
+
+class Block(nn.Module):
+    """One layer, cut where attention stands: ``project``, attend elsewhere, ``finish``."""
+
+    def __init__(self, config: FlashConfig, depth: int) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.pre = config.norm == "pre"
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.project_in = nn.Linear(config.dim, 3 * config.dim)
+        self.project_out = nn.Linear(config.dim, config.dim)
+        self.mlp_norm = nn.LayerNorm(config.dim)
+        self.mlp = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+        # Deeper layers are dropped more often (Huang et al., 2016).
+        self.drop_rate = config.stochastic_depth * (depth + 1) / config.layers
+        # Keep the residual stream's variance independent of depth (Radford et al., 2019).
+        for layer in (self.project_out, self.mlp.fall):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5 / (2 * config.layers) ** 0.5)
+
+    def project(self, x: Tensor, phases: Phases) -> Projected:
+        """Return this layer's queries, keys and values of *x* [batch, time, dim]."""
+        mixed: Tensor = self.project_in(self.attention_norm(x) if self.pre else x)
+        mixed = mixed.unflatten(-1, (3, self.heads, -1))  # [batch, time, 3, head, dim]
+        if phases.cosine is None or phases.sine is None:
+            query, key, value = mixed.unbind(2)
+        else:
+            cosine, sine = phases.cosine[:, None, None], phases.sine[:, None, None]
+            query, key = rotate(mixed[:, :, :2], cosine, sine).unbind(2)
+            value = mixed[:, :, 2]
+        # [batch, time, head, dim] -> [batch, head, time, dim]
+        return Projected(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Return the layer's output for input *x* and *attended* [batch, head, time, dim]."""
+        joined = attended.transpose(1, 2).flatten(2)  # [batch, time, head * dim]
+        branch = self._drop(self.project_out(joined))
+        x = x + branch if self.pre else self.attention_norm(x + branch)
+        branch = self._drop(self.mlp(self.mlp_norm(x) if self.pre else x))
+        out: Tensor = x + branch if self.pre else self.mlp_norm(x + branch)
+        return out
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        branch = self.dropout(branch)
+        if not self.training or self.drop_rate == 0.0:
+            return branch
+        keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_rate
+        return branch * keep / (1.0 - self.drop_rate)
+
+
+class FlashNetwork(nn.Module):
+    """Rows of features in, one forecast a row out."""
+
+    slopes: Tensor
+
+    def __init__(self, config: FlashConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mask = Mask.window(config.window) if config.mask == "window" else Mask.full()
+        self.embed = nn.Linear(config.features, config.dim)
+        if config.encoding == "learned":
+            self.place = nn.Parameter(torch.randn(config.window, config.dim) * 0.02)
+        self.week = TimeOfWeek(config.dim, config.interval_minutes) if config.time_of_week else None
+        self.register_buffer("slopes", alibi_slopes(config.heads), persistent=False)
+        self.blocks = nn.ModuleList(Block(config, depth) for depth in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
+        self.heads = Heads(
+            config.dim,
+            len(config.horizons),
+            len(config.quantiles),
+            allocation=config.allocation,
+        )
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
+        """Forecast every row of *x* [batch, time, features] at int64 *positions* [time]."""
+        return self.read_out(self._run(x, positions, None))
+
+    def trace(self, x: Tensor, positions: Tensor | None = None) -> tuple[Outputs, list[Trace]]:
+        """Forecast as ``forward`` does, and return what each layer attended with."""
+        traces: list[Trace] = []
+        return self.read_out(self._run(x, positions, traces)), traces
+
+    def _run(self, x: Tensor, positions: Tensor | None, traces: list[Trace] | None) -> Tensor:
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        state, phases = self.enter(x, positions)
+        for block in self._layers():
+            if self.config.checkpointing and self.training and traces is None:
+                state = checkpoint(self._layer, block, state, phases, None, use_reentrant=False)
+            else:
+                state = self._layer(block, state, phases, traces)
+        return state
+
+    def _layers(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            yield block
+
+    def _layer(
+        self, block: Block, state: Tensor, phases: Phases, traces: list[Trace] | None
+    ) -> Tensor:
+        query, key, value = self.widen(block.project(state, phases), phases.age, phases.age)
+        attended, logsumexp = attend(query, key, value, self.mask, checked=False)
+        if traces is not None:
+            traces.append(Trace(query, key, value, logsumexp))
+        return block.finish(state, attended[..., : self.config.head_dim])
+
+    def enter(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Phases]:
+        """Return the first state [batch, time, dim] and the phases of *positions* [time]."""
+        config = self.config
+        state: Tensor = self.embed(x)
+        if config.encoding == "learned":
+            state = state + self.place[positions % config.window]
+        if config.encoding == "sinusoidal":
+            code = sinusoidal_table(positions, config.dim, config.window)
+            state = state + code.to(state.dtype)
+        if self.week is not None:
+            state = state + self.week(positions)
+        return state, self.phases(positions)
+
+    def phases(self, positions: Tensor) -> Phases:
+        """Return the tables that every layer shares."""
+        if self.config.encoding == "rope":
+            cosine, sine = rope_table(positions, self.config.head_dim)
+            return Phases(cosine, sine, None)
+        if self.config.encoding == "alibi":
+            return Phases(None, None, (positions[-1] - positions).float())
+        return Phases(None, None, None)
+
+    def widen(
+        self, projected: Projected, query_age: Tensor | None, key_age: Tensor | None
+    ) -> Projected:
+        """Return the tensors with ALiBi's two extra dimensions; unchanged for other encodings."""
+        if query_age is None or key_age is None:
+            return projected
+        return Projected(
+            alibi_query(projected.query, query_age, self.slopes),
+            alibi_key(projected.key, key_age),
+            functional.pad(projected.value, (0, ALIBI_DIMS)),
+        )
+
+    def read_out(self, state: Tensor) -> Outputs:
+        """Return the heads' outputs of the last layer's *state* [batch, time, dim]."""
+        outputs: Outputs = self.heads(self.norm(state))
+        return outputs
