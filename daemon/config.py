@@ -73,9 +73,12 @@ class Config(BaseModel):
     http: Http = Field(default_factory=Http)
     log: Log = Field(default_factory=Log)
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> dict[str, dict[str, object]]:
         """Return every section as plain values; exact numbers become their shortest text."""
-        return {name: canonical(getattr(self, name).model_dump()) for name in SECTIONS}
+        return {
+            name: {key: canonical(value) for key, value in table.items()}
+            for name, table in self.model_dump().items()
+        }
 
     def canonical_json(self) -> str:
         """Return the whole configuration as JSON that is equal for equal configurations."""

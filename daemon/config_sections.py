@@ -80,7 +80,7 @@ class Market(Section):
     symbols: Names = ("BTCUSDT",)
     """Symbols of that category, up to 50."""
     interval: Literal["1", "3", "5", "15", "30", "60", "120", "240", "360", "720", "D", "W"] = "1"
-    """Candle interval by Bybit's names: minutes, D or W."""
+    """Candle interval by Bybit's names."""
 
     @property
     def interval_ms(self) -> int:
@@ -180,9 +180,9 @@ class GateRules(Section):
     """What a forecast must pass; thresholds are numbers, or qX of the model's calibration slice."""
 
     late_ms: int | None = Field(default=None, ge=0)
-    """Market milliseconds from a bar's close to its decision; by default one interval."""
+    """Most market milliseconds from a bar's close to its decision; one interval if absent."""
     stale_ms: int | None = Field(default=None, ge=0)
-    """Market milliseconds of age of the newest quote; by default one interval."""
+    """Most market milliseconds of age of the newest quote; one interval if absent."""
     confidence: Threshold = "q0.5"
     """At least this entropy confidence."""
     collapse: Threshold = "q0.01"
@@ -242,7 +242,7 @@ class Execution(Section):
     latency_ms: int = Field(default=100, ge=0, le=600_000)
     """Market milliseconds from decision to the first quote that may fill."""
     taker_fee: Annotated[Exact, Field(ge=0, le=Decimal("0.1"))] | None = None
-    """Fraction of notional; by default the category's: 0.00055 linear, 0.001 spot."""
+    """Fraction of notional; if absent the category's: 0.00055 linear, 0.001 spot."""
     slippage_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(0)
     """Basis points paid beyond the reference price."""
     spread_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(0)
@@ -277,7 +277,7 @@ class Storage(Section):
     url: str = "sqlite:///tracepaper.db"
     """An SQLite file: three slashes and a path, four for an absolute one."""
     keep_days: int | None = Field(default=None, ge=1, le=100_000)
-    """Days that `tracepaper db prune` keeps; by default everything."""
+    """Days that `tracepaper db prune` keeps; everything if absent."""
 
     @property
     def path(self) -> Path:

@@ -1,0 +1,159 @@
+"""``tracepaper``: commands found through entry points, each imported when it is called.
+
+An entry point of the group ``tracepaper.commands`` names a function, which becomes a command, or
+a ``typer.Typer``, which becomes a group. A command that is called is the only one imported; the
+list of ``--help`` imports all of them, so their modules keep heavy imports inside functions.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Annotated, Final
+
+import typer
+from typer.core import TyperGroup
+
+from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
+
+GROUP: Final = "tracepaper.commands"
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+PANELS: Final = {
+    "Trade on paper": ("demo", "run", "replay"),
+    "Check": ("verify", "parity", "lookahead", "recursive"),
+    "Understand": ("explain", "report"),
+    "Learn": ("train", "evaluate", "models"),
+    "Ask and supply": ("audit", "exchange", "data", "bench"),
+    "Operate": ("status", "command", "db", "config", "doctor"),
+}
+"""The order and the headings of the help; commands of other distributions come last."""
+OTHERS: Final = "Added by other packages"
+
+Command = Callable[..., object]
+Entries = dict[str, metadata.EntryPoint]
+
+
+def main() -> None:
+    """Run the command line of this process and exit."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Run one command line; return its exit code. Every error is one sentence on stderr."""
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody needs to hear that the reader of our output has gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (TracepaperError, BaseExceptionGroup, typer.TyperException, OSError) as error:
+        return _explain(error)
+    except typer.Abort:
+        return INTERRUPTED
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
+    entries = _entries()
+    called = next((word for word in arguments if not word.startswith("-")), "")
+    if called in entries:
+        entries = {called: entries[called]}
+        commands = {called: _load(entries[called])}
+    else:
+        commands = {name: _load_or_stand_in(entry) for name, entry in entries.items()}
+    group = typer.main.get_command(_application(commands))
+    assert isinstance(group, TyperGroup)
+    group.commands = {name: group.commands[name] for name in commands}
+    result = group.main(list(arguments) or ["--help"], "tracepaper", standalone_mode=False)
+    return result if isinstance(result, int) else DONE
+
+
+def _entries() -> Entries:
+    """Return the declared commands in the order of the help."""
+    found = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+    known = [name for names in PANELS.values() for name in names]
+    order = [name for name in known if name in found] + sorted(set(found) - set(known))
+    return {name: found[name] for name in order}
+
+
+def _application(commands: Mapping[str, typer.Typer | Command]) -> typer.Typer:
+    application = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    application.callback()(tracepaper)
+    for name, command in commands.items():
+        panel = next((panel for panel, names in PANELS.items() if name in names), OTHERS)
+        if isinstance(command, typer.Typer):
+            application.add_typer(command, name=name, rich_help_panel=panel)
+        else:
+            application.command(name, rich_help_panel=panel)(command)
+    return application
+
+
+def _load(entry: metadata.EntryPoint) -> typer.Typer | Command:
+    try:
+        found: typer.Typer | Command = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise TracepaperError(
+            f"The command {entry.name} cannot be loaded from {entry.value} ({error}); "
+            "reinstall the package that brings it."
+        ) from None
+    return found
+
+
+def _load_or_stand_in(entry: metadata.EntryPoint) -> typer.Typer | Command:
+    """Return the command, or a line for the list, so that one fault does not hide the others."""
+    try:
+        return _load(entry)
+    except TracepaperError:
+
+        def stand_in() -> None:
+            """Cannot be loaded; call it to read why."""
+
+        return stand_in
+
+
+def _version(asked: bool) -> None:  # noqa: FBT001 - the library's signature
+    if asked:
+        typer.echo(f"tracepaper {metadata.version('tracepaper')}")
+        raise typer.Exit
+
+
+def tracepaper(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Paper trading on Bybit whose every decision can be traced, re-run and believed."""
+
+
+def _explain(error: BaseException) -> int:
+    """Say *error* in one sentence on stderr and return its exit code; raise what is a bug."""
+    match error:
+        case TracepaperError():
+            sentence = str(error)
+            code = WRONG_USAGE if isinstance(error, ConfigInvalid) else FAILED
+        case BaseExceptionGroup():
+            ours, _ = error.split(TracepaperError)
+            if ours is None:
+                raise error
+            return _explain(ours.exceptions[0])
+        case typer.TyperException():
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context is not None else "tracepaper"
+            message = " ".join(error.format_message().split()).rstrip(".")
+            sentence, code = f"{message}; see `{path} --help`.", error.exit_code
+        case OSError():
+            where = f"{error.filename}: " if error.filename else ""
+            sentence = f"{where}{error.strerror or error}; correct that and try again."
+            code = FAILED
+        case _:
+            raise error
+    typer.echo(sentence, err=True)
+    return code

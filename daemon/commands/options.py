@@ -1,0 +1,44 @@
+"""Options that several commands share, and the two things they do with them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DatabaseOption = Annotated[
+    Path | None,
+    typer.Option("--db", metavar="FILE", help="The database; by default the configuration's."),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="The configuration; by default tracepaper.toml here, if there is one.",
+    ),
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document on stdout and nothing else."),
+]
+
+
+def database_path(db: Path | None, config: Path | None = None) -> Path:
+    """Return *db*, or the database that the configuration file *config* names."""
+    if db is not None:
+        return db
+    from tracepaper.daemon.config import load
+
+    return load(config).storage.path
+
+
+def print_json(document: object) -> None:
+    """Print *document* as one JSON document; numbers that are not finite become null."""
+    import msgspec
+
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2)
+    sys.stdout.write(text.decode() + "\n")

@@ -1,0 +1,200 @@
+"""The command line: commands by entry point, exit codes, one sentence an error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tracepaper.daemon.cli import PANELS, invoke
+from tracepaper.daemon.commands.options import database_path, print_json
+from tracepaper.strategies.errors import ConfigInvalid
+
+COMMANDS = '''
+import typer
+from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
+
+app = typer.Typer(help="A group.")
+
+@app.command()
+def inner(number: int, *, fast: bool = False) -> None:
+    """An inner command."""
+    typer.echo(f"{number} {fast}")
+
+@app.command()
+def other() -> None:
+    """Another."""
+
+def single(kind: str = "fine") -> None:
+    """One command."""
+    match kind:
+        case "config":
+            raise ConfigInvalid("The key is wrong; correct it.")
+        case "fatal":
+            raise AuditUnwritable("The disk is full; free some space.")
+        case "nested":
+            raise ExceptionGroup("a", [ExceptionGroup("b", [AuditUnwritable("Deep; dig.")])])
+        case "interrupt":
+            raise KeyboardInterrupt
+        case "exit":
+            raise typer.Exit(1)
+        case "file":
+            open("/nowhere/at/all")
+        case "pipe":
+            raise BrokenPipeError
+        case "bug":
+            raise ZeroDivisionError
+    typer.echo(kind)
+'''
+
+
+@pytest.fixture
+def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install a small distribution that brings commands of its own."""
+    (tmp_path / "added_commands.py").write_text(COMMANDS)
+    distribution = tmp_path / "added-1.0.dist-info"
+    distribution.mkdir()
+    (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
+    (distribution / "entry_points.txt").write_text(
+        "[tracepaper.commands]\n"
+        "zz-single = added_commands:single\n"
+        "zz-group = added_commands:app\n"
+        "zz-broken = added_absent:app\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.usefixtures("added")
+def test_functions_become_commands_and_typers_become_groups(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert invoke(["zz-single"]) == 0
+    assert invoke(["zz-group", "inner", "7", "--fast"]) == 0
+    assert capsys.readouterr().out == "fine\n7 True\n"
+
+
+@pytest.mark.usefixtures("added")
+@pytest.mark.parametrize(
+    ("kind", "code", "sentence"),
+    [
+        ("config", 2, "The key is wrong; correct it.\n"),
+        ("fatal", 1, "The disk is full; free some space.\n"),
+        ("nested", 1, "Deep; dig.\n"),
+        ("file", 1, "/nowhere/at/all: No such file or directory; correct that and try again.\n"),
+        ("interrupt", 130, ""),
+        ("exit", 1, ""),
+    ],
+)
+def test_errors_are_one_sentence_with_their_exit_code(
+    kind: str, code: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["zz-single", "--kind", kind]) == code
+    streams = capsys.readouterr()
+    assert (streams.out, streams.err) == ("", sentence)
+
+
+@pytest.mark.usefixtures("added")
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        invoke(["zz-single", "--kind", "bug"])
+
+
+@pytest.mark.usefixtures("added")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "No such command 'nonsense'; see `tracepaper --help`."),
+        (["zz-group"], "Missing command; see `tracepaper zz-group --help`."),
+        (["zz-group", "inner"], "Missing argument 'number'; see `tracepaper zz-group inner"),
+        (["zz-group", "inner", "x"], "Invalid value for 'number'"),
+        (["zz-single", "--kynd", "a"], "No such option: --kynd"),
+        (["--fast"], "No such option: --fast"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_two(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("added")
+def test_a_command_that_cannot_be_loaded_does_not_hide_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert invoke([]) == 0
+    listing = capsys.readouterr().out
+    assert "Cannot be loaded" in listing
+    assert "A group." in listing
+    assert invoke(["zz-broken", "anything", "--at", "all"]) == 1
+    assert "No module named 'added_absent'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("added")
+def test_help_lists_verbs_in_the_order_of_their_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["--help"]) == 0
+    words = capsys.readouterr().out.split()
+    listed = [name for names in PANELS.values() for name in names if name in words]
+    positions = [words.index(name) for name in (*listed, "zz-broken", "zz-group", "zz-single")]
+    assert {"config", "doctor", "status", "command"} <= set(listed)
+    assert positions == sorted(positions)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    done = python(
+        "import sys\n"
+        "from tracepaper.daemon.cli import invoke\n"
+        "code = invoke(['--help'])\n"
+        "heavy = {'torch', 'sqlalchemy', 'aiohttp', 'numpy', 'scipy', 'polars', 'alembic'}\n"
+        "print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    assert done.stderr == "0 []\n"
+    assert "doctor" in done.stdout
+
+
+def test_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    from importlib.metadata import version
+
+    assert invoke(["--version"]) == 0
+    assert capsys.readouterr().out == f"tracepaper {version('tracepaper')}\n"
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    done = python(
+        "import os, sys\n"
+        "read, write = os.pipe()\n"
+        "os.close(read)\n"
+        "os.dup2(write, 1)\n"
+        "from tracepaper.daemon.cli import main\n"
+        "sys.argv = ['tracepaper', '--help']\n"
+        "main()"
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_the_database_is_the_named_one_or_the_configured_one(tmp_path: Path) -> None:
+    config = tmp_path / "paper.toml"
+    config.write_text('[storage]\nurl = "sqlite:////data/run.db"')
+    assert database_path(Path("my.db"), config) == Path("my.db")
+    assert database_path(None, config) == Path("/data/run.db")
+    with pytest.raises(ConfigInvalid):
+        database_path(None, tmp_path / "absent.toml")
+
+
+def test_json_is_one_document_without_numbers_that_json_lacks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_json({"a": float("nan"), "b": [1.5, "x"]})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1.5, "x"]}
