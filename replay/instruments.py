@@ -16,7 +16,7 @@ from tracepaper.replay.importers.names import coins_of
 from tracepaper.strategies.types import MONEY_DECIMALS, Category, Instrument
 
 RECORDED: Final = "instruments_linear.json.gz"
-"""A body of GET /v5/market/instruments-info, recorded on 2026-08-09, kept by the exchange."""
+"""Symbol → its element of GET /v5/market/instruments-info, as recorded on 2026-08-09."""
 
 QUANTITY_DECIMALS: Final = {Category.LINEAR: 3, Category.SPOT: 6}
 """For symbols that were not recorded: the finest common steps of the two categories."""
@@ -80,6 +80,4 @@ def _decimals(number: Decimal) -> int:
 def _recorded() -> Mapping[str, Mapping[str, Any]]:
     """Return the recorded linear instruments by symbol."""
     packed = files("tracepaper.replay.exchange").joinpath(RECORDED).read_bytes()
-    body = msgspec.json.decode(decompress(packed))
-    rows = body["result"]["list"] if isinstance(body, Mapping) else body
-    return {row["symbol"]: row for row in rows}
+    return msgspec.json.decode(decompress(packed), type=dict[str, dict[str, Any]])
