@@ -31,8 +31,9 @@ def test_every_key_of_the_example_is_documented_and_every_key_is_there() -> None
         end = next((i for i in range(start + 1, len(lines)) if lines[i].startswith("[")), None)
         table = lines[start + 1 : end]
         for key, field in model.model_fields.items():
-            (place,) = (i for i, line in enumerate(table) if line.lstrip("# ").startswith(key))
-            assert table[place - 1].startswith("# ")
+            places = [i for i, line in enumerate(table) if line.lstrip("# ").startswith(f"{key} =")]
+            assert len(places) == 1
+            assert table[places[0] - 1].startswith("# ")
             assert len(field.description or "") > 10
 
 
