@@ -1,0 +1,130 @@
+"""Where the model runs: in one worker thread with a deadline, or inline; both feed it alike.
+
+A thread cannot be cancelled, so only the forecaster runs there, never the engine. A forecast
+that misses its deadline becomes ``Late``; its ring update still happens before the next forecast,
+because one thread takes the bars in order (SEMANTICS 12).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.types import Answer, Bar, Event, Late, ModelChange
+
+UNANSWERED_LIMIT: Final = 1_000
+"""Bars that may wait for a stuck model before the run is ended."""
+
+
+class Memory:
+    """The newest ``context`` accepted bars of every instrument: what a model is warmed with."""
+
+    def __init__(self, instruments: Iterable[str], *, context: int) -> None:
+        self._bars: dict[str, deque[Bar]] = {key: deque(maxlen=context) for key in instruments}
+
+    def take(self, bar: Bar) -> bool:
+        """Remember *bar*; return False for one that is not newer than the last."""
+        bars = self._bars[bar.instrument]
+        if bars and bar.open_time_ms <= bars[-1].open_time_ms:
+            return False
+        bars.append(bar)
+        return True
+
+    def warm_from(self) -> tuple[tuple[str, int], ...]:
+        """Return the first remembered bar of each instrument that has one."""
+        return tuple((key, bars[0].open_time_ms) for key, bars in self._bars.items() if bars)
+
+    def since(self, instrument: str, open_time_ms: int) -> list[Bar]:
+        """Return the remembered bars of *instrument* from *open_time_ms* on."""
+        return [bar for bar in self._bars[instrument] if bar.open_time_ms >= open_time_ms]
+
+
+class InlineThinker:
+    """Answers in the caller's thread, without a deadline: for replay, where nothing waits."""
+
+    def __init__(
+        self, forecaster: Forecaster, instruments: Iterable[str], *, period_start_ms: int
+    ) -> None:
+        self.memory = Memory(instruments, context=forecaster.context)
+        self._forecaster = forecaster
+        self._period_start_ms = period_start_ms
+
+    def answer(self, event: Event, recorded: Answer = None) -> Answer:
+        """Return the forecast of *event*; a recorded ``Late`` is answered as it was."""
+        match event:
+            case Bar():
+                if not self.memory.take(event) or event.open_time_ms < self._period_start_ms:
+                    return None
+                forecast = self._forecaster.step(event)
+                return recorded if isinstance(recorded, Late) else forecast
+            case ModelChange():
+                warm(self._forecaster, self.memory, event)
+                return None
+            case _:
+                return None
+
+    async def __call__(self, event: Event) -> Answer:
+        """Answer *event*; never waits."""
+        return self.answer(event)
+
+
+class WorkerThinker:
+    """Answers from one worker thread within a deadline of network time."""
+
+    def __init__(
+        self,
+        forecaster: Forecaster,
+        instruments: Iterable[str],
+        *,
+        period_start_ms: int,
+        deadline_ms: int,
+    ) -> None:
+        self._inline = InlineThinker(forecaster, instruments, period_start_ms=period_start_ms)
+        self._deadline_ms = deadline_ms
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._unanswered: set[asyncio.Future[Answer]] = set()
+
+    @property
+    def memory(self) -> Memory:
+        """The bars that the model is warmed with."""
+        return self._inline.memory
+
+    async def __call__(self, event: Event) -> Answer:
+        """Return the forecast of *event*, or ``Late`` where it did not come in time."""
+        if not isinstance(event, Bar | ModelChange):
+            return None
+        if len(self._unanswered) >= UNANSWERED_LIMIT:
+            raise InvariantBroken(
+                f"the model left {UNANSWERED_LIMIT} bars unanswered; raise model.deadline_ms or "
+                "choose a smaller model"
+            )
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._worker, self._inline.answer, event)
+        if isinstance(event, ModelChange):
+            return await future  # warming has no deadline: nothing is decided until it is done
+        self._unanswered.add(future)
+        future.add_done_callback(self._unanswered.discard)
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), self._deadline_ms / 1000)
+        except TimeoutError:
+            return Late(self._deadline_ms)
+
+    def close(self) -> None:
+        """Let the thread end after the forecast at hand."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+
+async def no_model(_event: Event) -> Answer:
+    """Answer nothing: for strategies that need no forecast."""
+    return None
+
+
+def warm(forecaster: Forecaster, memory: Memory, change: ModelChange) -> None:
+    """Warm *forecaster* with the remembered bars that *change* names."""
+    for instrument, open_time_ms in change.warm_from:
+        forecaster.warm(instrument, memory.since(instrument, open_time_ms))

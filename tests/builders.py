@@ -1,0 +1,158 @@
+"""The one way to make values in tests: every argument has a plain default."""
+
+from __future__ import annotations
+
+import random
+
+from tracepaper.strategies.types import (
+    Bar,
+    Category,
+    Explanation,
+    Forecast,
+    Instrument,
+    Quote,
+    Source,
+)
+
+MINUTE = 60_000
+START_MS = 1_700_000_040_000  # a whole minute
+
+
+def instrument(
+    symbol: str = "BTCUSDT",
+    category: Category = Category.LINEAR,
+    *,
+    price_decimals: int = 2,
+    quantity_decimals: int = 3,
+    tick_size: int = 10,
+    quantity_step: int = 1,
+    min_quantity: int = 0,
+    max_quantity: int = 0,
+    min_notional: int = 0,
+) -> Instrument:
+    """Return an instrument with the filters of BTCUSDT, but no minimums."""
+    return Instrument(
+        category,
+        symbol,
+        symbol.removesuffix("USDT"),
+        "USDT",
+        price_decimals,
+        quantity_decimals,
+        8,
+        8,
+        tick_size,
+        quantity_step,
+        min_quantity,
+        max_quantity,
+        min_notional,
+    )
+
+
+def bar(
+    close: int = 10_100,
+    *,
+    index: int = 0,
+    open_: int | None = None,
+    high: int | None = None,
+    low: int | None = None,
+    volume: int = 5 * 10**8,
+    turnover: int | None = None,
+    instrument_id: str = "linear:BTCUSDT",
+    interval_ms: int = MINUTE,
+    open_time_ms: int | None = None,
+    late_ms: int = 0,
+    source: Source = Source.STREAM,
+) -> Bar:
+    """Return bar number *index* after the start, closing at *close*."""
+    start = START_MS + index * interval_ms if open_time_ms is None else open_time_ms
+    first = close if open_ is None else open_
+    end = start + interval_ms
+    return Bar(
+        instrument_id,
+        start,
+        interval_ms,
+        first,
+        max(first, close) if high is None else high,
+        min(first, close) if low is None else low,
+        close,
+        volume,
+        turnover,
+        end,
+        end + late_ms,
+        source,
+    )
+
+
+def bars(count: int, *, seed: int = 1, instrument_id: str = "linear:BTCUSDT") -> list[Bar]:
+    """Return a seeded random walk of *count* bars whose open is the previous close."""
+    rng = random.Random(seed)
+    made = []
+    close = 1_000_000
+    for index in range(count):
+        open_ = close
+        close = max(open_ + rng.randint(-3_000, 3_000), 1_000)
+        made.append(
+            bar(
+                close,
+                index=index,
+                open_=open_,
+                high=max(open_, close) + rng.randint(0, 500),
+                low=min(open_, close) - rng.randint(0, 500),
+                volume=rng.randint(0, 10**10),
+                instrument_id=instrument_id,
+            )
+        )
+    return made
+
+
+def quote(
+    bid: int = 10_000,
+    ask: int = 10_010,
+    *,
+    size: int = 10**9,
+    at_ms: int = START_MS,
+    instrument_id: str = "linear:BTCUSDT",
+) -> Quote:
+    """Return a quote with plenty of size on both sides."""
+    return Quote(instrument_id, bid, size, ask, size, at_ms, at_ms)
+
+
+def explanation(
+    *,
+    confidence: float = 0.2,
+    recent_mass: float = 0.6,
+    shift: float | None = 0.01,
+    content_free: float = 0.0,
+) -> Explanation:
+    """Return an explanation whose two buckets and older mass sum to one."""
+    return Explanation(
+        confidence,
+        content_free,
+        recent_mass,
+        0.25,
+        shift,
+        0.0,
+        bytes.fromhex("cdcc4c3e"),
+        bytes.fromhex("0000003f0000803e"),
+    )
+
+
+def forecast(
+    mean: float = 0.002,
+    *,
+    p_up: float = 0.5,
+    p_down: float = 0.3,
+    explained: Explanation | None = None,
+) -> Forecast:
+    """Return a forecast for one horizon of 30 bars."""
+    return Forecast(
+        (30,),
+        (mean,),
+        (0.004,),
+        (p_down,),
+        (1.0 - p_up - p_down,),
+        (p_up,),
+        (0.005,),
+        "0123456789ab",
+        explanation() if explained is None else explained,
+    )

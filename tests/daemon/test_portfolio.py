@@ -1,0 +1,104 @@
+"""Accounts: cash is conserved, a position is the sum of its fills, nothing is lost in rounding."""
+
+from decimal import Decimal
+
+import pytest
+from builders import bar, instrument
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.daemon.fills import Executor, Terms
+from tracepaper.daemon.portfolio import Portfolio
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types import Category, Fill, Order, OrderStatus, Side
+
+START = 1_000_000 * 10**10
+TERMS = Terms(taker_fee=5_500_000)
+
+
+def fill(signed: int, price: int, category: Category = Category.LINEAR) -> Fill:
+    item = instrument(category=category)
+    side = Side.BUY if signed > 0 else Side.SELL
+    order = Order("1-0", item.id, side, abs(signed), 0, OrderStatus.ACCEPTED, "why", 0, 0)
+    return Executor(item, TERMS).at_open(order, bar(open_=price, instrument_id=item.id))
+
+
+def account(category: Category = Category.LINEAR) -> tuple[str, Portfolio]:
+    item = instrument(category=category)
+    return item.id, Portfolio(START, {item.id: item})
+
+
+TRADES = st.lists(
+    st.tuples(st.integers(-5_000, 5_000).filter(bool), st.integers(1_000, 10**7)), max_size=30
+)
+
+
+@given(TRADES, st.integers(1_000, 10**7))
+def test_linear_cash_is_start_plus_realised_less_fees(
+    trades: list[tuple[int, int]], mark: int
+) -> None:
+    key, portfolio = account()
+    fills = [fill(signed, price) for signed, price in trades]
+    for item in fills:
+        portfolio.apply(item)
+    portfolio.mark(key, mark)
+    position, total = portfolio.position(key), portfolio.account()
+    assert position.quantity == sum(signed for signed, _ in trades)
+    assert total.cash == START + total.realized_pnl - total.fees_paid
+    assert total.equity == total.cash + total.unrealized_pnl
+    # Whatever the path, equity is what was paid and received plus what is held at the mark.
+    paid = sum(item.notional if item.side is Side.BUY else -item.notional for item in fills)
+    value = mark * position.quantity * 10**5
+    assert total.equity == START - paid - sum(item.fee for item in fills) + value
+
+
+@given(TRADES, st.integers(1_000, 10**7))
+def test_spot_equity_is_cash_plus_base_at_the_mark(
+    trades: list[tuple[int, int]], mark: int
+) -> None:
+    key, portfolio = account(Category.SPOT)
+    for signed, price in trades:
+        held = portfolio.holdings[key].quantity
+        wanted = max(signed, -held)
+        if wanted:
+            portfolio.apply(fill(wanted, price, Category.SPOT))
+    portfolio.mark(key, mark)
+    position, total = portfolio.position(key), portfolio.account()
+    assert total.equity == total.cash + mark * position.quantity * 10**5
+    assert total.cash == (START + total.realized_pnl - total.fees_paid - position.entry_notional)
+
+
+def test_a_partial_close_takes_its_share_of_the_entry() -> None:
+    key, portfolio = account()
+    portfolio.apply(fill(3, 10_000))
+    portfolio.apply(fill(-1, 10_000))
+    assert portfolio.position(key).entry_notional == 2 * 10_000 * 10**5
+    assert portfolio.position(key).realized_pnl == 0
+
+
+def test_a_reversal_closes_all_and_opens_the_rest() -> None:
+    key, portfolio = account()
+    portfolio.apply(fill(1_000, 10_000))
+    portfolio.apply(fill(-3_000, 11_000))
+    position = portfolio.position(key)
+    assert position.quantity == -2_000
+    assert Decimal(position.realized_pnl).scaleb(-10) == 10
+    assert Decimal(position.entry_notional).scaleb(-10) == -220
+
+
+def test_longs_pay_positive_funding_and_shorts_receive_it() -> None:
+    for signed, expected in ((1_000, "0.01"), (-1_000, "-0.01")):
+        key, portfolio = account()
+        portfolio.apply(fill(signed, 10_000))
+        portfolio.mark(key, 10_000)
+        cash = portfolio.cash
+        paid = portfolio.pay_funding(key, 1_000_000)  # 0.0001
+        assert Decimal(paid).scaleb(-10) == Decimal(expected)
+        assert portfolio.cash == cash - paid
+        assert portfolio.account().funding_paid == paid
+
+
+def test_selling_more_than_is_held_on_spot_is_a_bug() -> None:
+    _, portfolio = account(Category.SPOT)
+    with pytest.raises(InvariantBroken, match="sold 5 of 0"):
+        portfolio.apply(fill(-5, 10_000, Category.SPOT))

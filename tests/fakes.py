@@ -1,0 +1,100 @@
+"""Small real classes that implement the ports: no mocks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+
+from tracepaper.strategies.types import Bar, Calibration, Event, Forecast, Step
+
+
+class ManualClock:
+    """A clock that moves only when told; sleeping moves it."""
+
+    def __init__(self, market_ms: int = 0) -> None:
+        self._market_ms = market_ms
+        self._network_s = 0.0
+        self.slept: list[float] = []
+
+    def market_ms(self) -> int:
+        return self._market_ms
+
+    def network_s(self) -> float:
+        return self._network_s
+
+    def wall_ms(self) -> int:
+        return self._market_ms
+
+    def observe(self, server_ms: int) -> None:
+        self._market_ms = max(self._market_ms, server_ms)
+
+    def synchronise(self, server_ms: int) -> None:
+        self._market_ms = server_ms
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self._network_s += seconds
+
+    def advance(self, *, market_ms: int = 0, network_s: float = 0.0) -> None:
+        self._market_ms += market_ms
+        self._network_s += network_s
+
+
+class ScriptedFeed:
+    """Yields the given events and ends."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self._events = list(events)
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        for event in self._events:
+            yield event
+
+
+class MemoryAudit:
+    """Keeps every step in a list."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    async def append(self, step: Step) -> None:
+        self.steps.append(step)
+
+
+class FixedForecaster:
+    """Answers each bar from a function of the bars seen so far: deterministic and without torch."""
+
+    model_id = "0123456789ab"
+    model_sha256 = "0123456789ab" + "0" * 52
+    path = "step"
+    device = "cpu"
+    dtype = "float32"
+    threads = 1
+    causal = True
+    horizons: tuple[int, ...] = (30,)
+
+    def __init__(
+        self,
+        answer: Callable[[Sequence[Bar]], Forecast | None],
+        *,
+        context: int = 3,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self._answer = answer
+        self.context = context
+        self.calibration = calibration
+        self._seen: dict[str, list[Bar]] = {}
+        self.warmed: list[int] = []
+
+    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
+        self._seen[instrument] = list(bars)
+        self.warmed.append(len(bars))
+
+    def step(self, bar: Bar) -> Forecast | None:
+        seen = self._seen.setdefault(bar.instrument, [])
+        seen.append(bar)
+        if len(seen) < self.context:
+            return None
+        return self._answer(seen[-self.context :])
+
+    def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        return [self.step(bar) for bar in bars]

@@ -1,0 +1,151 @@
+"""Gates: every one on both sides of its threshold."""
+
+import math
+
+import pytest
+from builders import explanation, forecast
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.gate import (
+    AT_LEAST,
+    MEASURES,
+    Evidence,
+    GateBench,
+    is_finite_forecast,
+    threshold_of,
+)
+from tracepaper.strategies.types import GATE_ORDER, Calibration, Gate, Regime
+
+CALIBRATION = Calibration(
+    {"confidence": tuple(index / 100 for index in range(1, 100))}, {30: 0.5}, 0.0
+)
+
+
+def judged(gate: Gate, threshold: float, seen: Evidence) -> tuple[float | None, bool]:
+    bench = GateBench(frozenset({gate}), {gate: threshold})
+    measures, passed = bench.judge(seen)
+    assert (bench.first_failed(passed) is None) is (passed == 1)
+    return measures[0], passed == 1
+
+
+PASSES = {
+    Gate.OPERATOR: (1, Evidence(running=True), Evidence(running=False)),
+    Gate.WARM: (5, Evidence(bars=5), Evidence(bars=4)),
+    Gate.LATE: (60_000, Evidence(late_ms=60_000), Evidence(late_ms=60_001)),
+    Gate.GAP: (0, Evidence(missing_bars=0), Evidence(missing_bars=1)),
+    Gate.STALE: (9, Evidence(quote_age_ms=9), Evidence(quote_age_ms=10)),
+    Gate.DEADLINE: (1, Evidence(answered=True), Evidence(answered=False)),
+    Gate.FINITE: (1, Evidence(finite=True), Evidence(finite=False)),
+    Gate.CONFIDENCE: (
+        0.2,
+        Evidence(explanation=explanation(confidence=0.2)),
+        Evidence(explanation=explanation(confidence=0.19)),
+    ),
+    Gate.COLLAPSED: (
+        0.1,
+        Evidence(explanation=explanation(confidence=0.5, content_free=0.25)),
+        Evidence(explanation=explanation(confidence=0.3, content_free=0.25)),
+    ),
+    Gate.SHIFTED: (
+        0.1,
+        Evidence(explanation=explanation(shift=0.1)),
+        Evidence(explanation=explanation(shift=0.11)),
+    ),
+    Gate.REGIME: (
+        1,
+        Evidence(explanation=explanation(), regime=Regime.MIXED, regimes=frozenset({Regime.MIXED})),
+        Evidence(
+            explanation=explanation(), regime=Regime.MOMENTUM, regimes=frozenset({Regime.MIXED})
+        ),
+    ),
+    Gate.DIRECTION: (
+        0.6,
+        Evidence(forecast=forecast(p_up=0.6, p_down=0.2)),
+        Evidence(forecast=forecast(p_up=0.4, p_down=0.39)),
+    ),
+    Gate.EDGE: (
+        1,
+        Evidence(forecast=forecast(0.004), slope=0.5, round_trip_cost=0.0011),
+        Evidence(forecast=forecast(0.002), slope=0.5, round_trip_cost=0.0011),
+    ),
+    Gate.RISK_NOTIONAL: (100, Evidence(notional=100 * 10**10), Evidence(notional=101 * 10**10)),
+    Gate.RISK_DRAWDOWN: (0.1, Evidence(drawdown=0.1), Evidence(drawdown=0.2)),
+    Gate.RISK_DAILY_LOSS: (0.1, Evidence(daily_loss=0.1), Evidence(daily_loss=0.2)),
+    Gate.RISK_DAILY_TRADES: (3, Evidence(daily_trades=3), Evidence(daily_trades=4)),
+}
+
+
+def test_every_gate_has_a_measure_and_a_case_here() -> None:
+    assert set(MEASURES) == set(GATE_ORDER) == set(PASSES)
+    assert set(GATE_ORDER) > AT_LEAST
+
+
+@pytest.mark.parametrize("gate", GATE_ORDER)
+def test_gate_passes_at_its_threshold_and_fails_beyond(gate: Gate) -> None:
+    threshold, good, bad = PASSES[gate]
+    assert judged(gate, threshold, good)[1]
+    assert not judged(gate, threshold, bad)[1]
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        Gate.STALE,
+        Gate.FINITE,
+        Gate.CONFIDENCE,
+        Gate.COLLAPSED,
+        Gate.SHIFTED,
+        Gate.REGIME,
+        Gate.DIRECTION,
+        Gate.EDGE,
+    ],
+)
+def test_a_measure_that_cannot_be_computed_is_null_and_fails(gate: Gate) -> None:
+    assert judged(gate, 0.0, Evidence()) == (None, False)
+
+
+def test_a_risk_limit_never_stands_in_the_way_of_less_risk() -> None:
+    seen = Evidence(notional=10**15, drawdown=0.9, daily_loss=0.9, daily_trades=99, reduces=True)
+    for gate in (Gate.RISK_NOTIONAL, Gate.RISK_DRAWDOWN, Gate.RISK_DAILY_TRADES):
+        assert judged(gate, 0.0, seen) == (0.0, True)
+
+
+def test_all_gates_are_evaluated_and_the_first_in_order_names_the_refusal() -> None:
+    gates = frozenset({Gate.GAP, Gate.OPERATOR, Gate.LATE})
+    bench = GateBench(gates, {Gate.OPERATOR: 1, Gate.LATE: 10, Gate.GAP: 0})
+    measures, passed = bench.judge(Evidence(running=True, late_ms=11, missing_bars=2))
+    assert bench.gate_set.gates == (Gate.OPERATOR, Gate.LATE, Gate.GAP)
+    assert measures == (1.0, 11.0, 2.0)
+    assert passed == 0b001
+    assert bench.first_failed(passed) is Gate.LATE
+
+
+def test_a_measure_that_is_not_finite_is_null_and_fails() -> None:
+    seen = Evidence(explanation=explanation(confidence=math.nan))
+    assert judged(Gate.CONFIDENCE, 0.1, seen) == (None, False)
+
+
+@given(st.floats(0.01, 0.99))
+def test_a_quantile_is_interpolated_between_percentiles(share: float) -> None:
+    assert threshold_of(f"q{share}", "confidence", CALIBRATION) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["q", "q2", "q0", "nan", "high", "q0.5.1"])
+def test_a_threshold_that_is_neither_number_nor_quantile_is_refused(text: str) -> None:
+    with pytest.raises(ConfigInvalid, match="write"):
+        threshold_of(text, "confidence", CALIBRATION)
+
+
+def test_a_quantile_that_the_card_lacks_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match="no quantiles of shift"):
+        threshold_of("q0.5", "shift", CALIBRATION)
+
+
+def test_a_forecast_with_one_bad_number_is_not_finite() -> None:
+    assert is_finite_forecast(forecast())
+    assert not is_finite_forecast(forecast(math.nan))
+    assert not is_finite_forecast(forecast(math.inf))
+    assert not is_finite_forecast(forecast(p_up=1.4, p_down=-0.4))
+    assert not is_finite_forecast(forecast(explained=explanation(shift=math.nan)))
