@@ -1,0 +1,250 @@
+"""From a configuration to an engine: the same for a live run and for a replay."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from tracepaper.daemon.config import Config
+from tracepaper.daemon.config_sections import Execution
+from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.fills import Terms
+from tracepaper.daemon.state import EngineSettings
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.exact import check_money, scaled
+from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.gate import GateBench, threshold_of
+from tracepaper.strategies.regime import RegimeBounds
+from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
+from tracepaper.strategies.strategy import (
+    AttentionStrategy,
+    Persistence,
+    SmaCross,
+    Strategy,
+    declared_gates,
+)
+from tracepaper.strategies.types import (
+    MONEY_DECIMALS,
+    Calibration,
+    Category,
+    FillModel,
+    Gate,
+    Instrument,
+    Regime,
+)
+
+TAKER_FEES: Final = {Category.LINEAR: Decimal("0.00055"), Category.SPOT: Decimal("0.001")}
+"""Bybit's base rates for takers without VIP level."""
+
+
+def needs_forecaster(config: Config) -> bool:
+    """Return whether the configured strategy trades a model's forecasts."""
+    if config.strategy.name == "attention":
+        return True
+    return ":" in config.strategy.name and _user_class(config.strategy.name).needs_forecast
+
+
+def strategies_for(config: Config, forecaster: Forecaster | None) -> Callable[[], Strategy]:
+    """Return what makes one instrument's strategy object; raise ``ConfigInvalid`` if it cannot."""
+    chosen = config.strategy
+    match chosen.name:
+        case "sma_cross":
+            return lambda: SmaCross(fast=chosen.fast, slow=chosen.slow, long_only=chosen.long_only)
+        case "persistence":
+            return Persistence
+        case "attention":
+            if forecaster is None:
+                raise ConfigInvalid("strategy.name 'attention' needs a model; name a checkpoint.")
+            context, index = forecaster.context, horizon_index(config, forecaster)
+            return lambda: AttentionStrategy(
+                context=context, horizon=config.gate.horizon, horizon_index=index
+            )
+        case name:
+            user_class = _user_class(name)
+            return lambda: _user_strategy(user_class, dict(chosen.options), forecaster)
+
+
+def _user_class(name: str) -> type[Strategy]:
+    module_name, _, class_name = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigInvalid(
+            f"strategy.name '{name}' cannot be imported ({error}); put its folder on PYTHONPATH."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise ConfigInvalid(
+            f"strategy.name '{name}' is no tracepaper.strategies.strategy.Strategy; derive from it."
+        )
+    return found
+
+
+def _user_strategy(
+    user_class: type[Strategy], options: dict[str, object], forecaster: Forecaster | None
+) -> Strategy:
+    try:
+        strategy = user_class(options)  # type: ignore[call-arg]
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigInvalid(
+            f"{user_class.__name__} refused [strategy.options] ({error}); correct them."
+        ) from error
+    if strategy.needs_forecast and forecaster is not None:
+        strategy.warmup = max(strategy.warmup, forecaster.context)
+    return strategy
+
+
+def horizon_index(config: Config, forecaster: Forecaster | None) -> int:
+    """Return which of the model's horizons the gates speak of."""
+    if forecaster is None:
+        return 0
+    if config.gate.horizon not in forecaster.horizons:
+        known = ", ".join(map(str, forecaster.horizons))
+        raise ConfigInvalid(
+            f"gate.horizon {config.gate.horizon} is no horizon of the model; choose from {known}."
+        )
+    return forecaster.horizons.index(config.gate.horizon)
+
+
+def terms_for(config: Config) -> Terms:
+    """Return the trading costs of the configuration, with the category's fee as the default."""
+    execution: Execution = config.execution
+    fee = execution.taker_fee
+    return Terms.of(
+        taker_fee=TAKER_FEES[Category(config.market.category)] if fee is None else fee,
+        slippage_bp=execution.slippage_bp,
+        spread_bp=execution.spread_bp,
+    )
+
+
+def risk_limits(config: Config) -> dict[Gate, float]:
+    """Return the configured limits; one that is absent is not a gate."""
+    risk = config.risk
+    limits = {
+        Gate.RISK_NOTIONAL: risk.max_notional,
+        Gate.RISK_DRAWDOWN: risk.max_drawdown,
+        Gate.RISK_DAILY_LOSS: risk.max_daily_loss,
+        Gate.RISK_DAILY_TRADES: risk.max_daily_trades,
+    }
+    return {gate: float(limit) for gate, limit in limits.items() if limit is not None}
+
+
+def _thresholds(
+    config: Config, gates: set[Gate], warmup: int, calibration: Calibration | None
+) -> dict[Gate, float]:
+    """Return each declared gate's threshold; the card is asked only for gates that are declared."""
+    given, interval_ms = config.gate, config.market.interval_ms
+    thresholds: dict[Gate, float] = {
+        Gate.OPERATOR: 1.0,
+        Gate.WARM: float(warmup),
+        Gate.LATE: float(interval_ms if given.late_ms is None else given.late_ms),
+        Gate.GAP: 0.0,
+        Gate.STALE: float(interval_ms if given.stale_ms is None else given.stale_ms),
+        Gate.DEADLINE: 1.0,
+        Gate.FINITE: 1.0,
+        Gate.REGIME: 1.0,
+        **risk_limits(config),
+    }
+    written = {
+        Gate.CONFIDENCE: (given.confidence, "confidence"),
+        Gate.COLLAPSED: (given.collapse, "collapsed"),
+        Gate.SHIFTED: (given.shift, "shift"),
+        Gate.DIRECTION: (given.direction, "direction"),
+        Gate.EDGE: (given.edge, "edge"),
+    }
+    for gate, (text, measure) in written.items():
+        if gate in gates:
+            thresholds[gate] = threshold_of(str(text), measure, calibration)
+    return thresholds
+
+
+def _bounds(config: Config, calibration: Calibration | None) -> RegimeBounds:
+    rules = config.regime
+    return RegimeBounds.between(
+        mean_reversion=threshold_of(str(rules.mean_reversion), "recent_mass", calibration),
+        momentum=threshold_of(str(rules.momentum), "recent_mass", calibration),
+        hysteresis=float(rules.hysteresis),
+    )
+
+
+def _sizer(config: Config, instrument: Instrument, index: int) -> Sizer:
+    given = config.sizing
+    fixed = given.mode == "fixed"
+    return Sizer(
+        Sizing(
+            mode=SizingMode(given.mode),
+            quantity=scaled(given.quantity, instrument.quantity_decimals, name="sizing.quantity")
+            if fixed
+            else 0,
+            notional=check_money(
+                scaled(given.notional, MONEY_DECIMALS, name="sizing.notional"),
+                name="sizing.notional",
+            ),
+            scale=float(given.scale),
+            target_volatility=float(given.target_volatility),
+        ),
+        instrument,
+        horizon_index=index,
+    )
+
+
+def build_engine(
+    config: Config,
+    instruments: Sequence[Instrument],
+    *,
+    execution: FillModel,
+    period_start_ms: int,
+    forecaster: Forecaster | None,
+) -> Engine:
+    """Put an engine together; raise ``ConfigInvalid`` where the configuration cannot serve."""
+    calibration = None if forecaster is None else forecaster.calibration
+    index = horizon_index(config, forecaster)
+    make = strategies_for(config, forecaster)
+    strategies = {item.id: make() for item in instruments}
+    limits = risk_limits(config)
+    benches = {}
+    for key, strategy in strategies.items():
+        gates = declared_gates(strategy, by_quotes=execution is FillModel.QUOTE, risk=limits)
+        thresholds = _thresholds(config, gates, strategy.warmup, calibration)
+        benches[key] = GateBench(frozenset(gates), thresholds)
+    judged = any(Gate.REGIME in bench.gate_set.gates for bench in benches.values())
+    slope = 1.0 if calibration is None else calibration.slope.get(config.gate.horizon, 1.0)
+    settings = EngineSettings(
+        execution=execution,
+        terms=terms_for(config),
+        cash=check_money(
+            scaled(config.account.cash, MONEY_DECIMALS, name="account.cash"), name="account.cash"
+        ),
+        period_start_ms=period_start_ms,
+        latency_ms=config.execution.latency_ms,
+        flat_on_refusal=config.gate.on_refusal == "flat",
+        horizon_index=index,
+        slope=slope,
+        regimes=frozenset(Regime(name) for name in config.gate.regimes),
+        bounds=_bounds(config, calibration) if judged else None,
+        risk=limits,
+    )
+    sizers = {item.id: _sizer(config, item, index) for item in instruments}
+    return Engine(instruments, strategies, sizers, benches, settings)
+
+
+def warmup_bars(config: Config, forecaster: Forecaster | None) -> int:
+    """Return how many bars before its first decision the configured strategy wants."""
+    return strategies_for(config, forecaster)().warmup
+
+
+@cache
+def code_version() -> str:
+    """Return the installed version with a hash of our own sources, so that an edit shows."""
+    digest = hashlib.sha256()
+    rooms = Path(__file__).resolve().parent.parent
+    for room in ("daemon", "replay", "storage", "strategies"):
+        for source in sorted((rooms / room).rglob("*.py")):
+            digest.update(str(source.relative_to(rooms)).encode())
+            digest.update(source.read_bytes())
+    return f"{importlib.metadata.version('tracepaper')}+{digest.hexdigest()[:12]}"
