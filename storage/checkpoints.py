@@ -1,0 +1,184 @@
+"""Weights (safetensors) with their SHA-256 and card; refuses a mismatch.
+
+A checkpoint is a folder with ``weights.safetensors`` and ``card.toml``. The card names the
+SHA-256 of the weights, and its first twelve hex digits are the checkpoint's id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as tensor_bytes
+
+from tracepaper.storage.cards import Card, dump
+from tracepaper.strategies.errors import CheckpointMismatch
+
+WEIGHTS_NAME: Final = "weights.safetensors"
+CARD_NAME: Final = "card.toml"
+ID_DIGITS: Final = 12
+DEFAULT: Final = "default"
+_SECTIONS: Final = ("model", "architecture", "features", "market", "calibration")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, the card as ``tomllib`` reads it, and the SHA-256 of the weights."""
+
+    tensors: dict[str, torch.Tensor]
+    card: dict[str, Any]
+    sha256: str
+
+    @property
+    def id(self) -> str:
+        """The first twelve hex digits of the weights' SHA-256."""
+        return self.sha256[:ID_DIGITS]
+
+
+def locate(name: str, default: Path) -> Path:
+    """Return the folder that *name* means: *default* for ``default``, else a path."""
+    return default if name == DEFAULT else Path(name)
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read a checkpoint; raise ``CheckpointMismatch`` unless weights and card belong together."""
+    card = read_card(folder)
+    weights = _bytes(folder / WEIGHTS_NAME)
+    sha256 = hashlib.sha256(weights).hexdigest()
+    named = card["model"].get("sha256")
+    if named != sha256:
+        raise CheckpointMismatch(
+            f"The weights in {folder} have SHA-256 {sha256[:ID_DIGITS]}… and their card names"
+            f" {str(named)[:ID_DIGITS]}…; restore the folder from where it came."
+        )
+    try:
+        tensors = parse_tensors(weights)
+    except SafetensorError as error:
+        raise CheckpointMismatch(
+            f"{folder / WEIGHTS_NAME} is no safetensors file ({error}); restore it."
+        ) from None
+    _check_finite(tensors, folder)
+    return Checkpoint(tensors, card, sha256)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's card alone; raise ``CheckpointMismatch`` where it is no whole card."""
+    text = _bytes(folder / CARD_NAME)
+    try:
+        card = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointMismatch(
+            f"{folder / CARD_NAME} is not TOML ({error}); restore the card."
+        ) from None
+    for section in _SECTIONS:
+        if not isinstance(card.get(section), dict):
+            raise CheckpointMismatch(
+                f"{folder / CARD_NAME} has no section [{section}]; restore the card."
+            )
+    return card
+
+
+def save(folder: Path, tensors: Mapping[str, torch.Tensor], card: Card) -> Checkpoint:
+    """Write a checkpoint whole, in place of an older one; return it as it reads back.
+
+    ``[model] id`` and ``sha256`` are filled in. The folder is written beside its place and
+    renamed, so that a reader finds the old one, the new one or, for an instant, none.
+    """
+    _check_finite(tensors, folder)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    weights = tensor_bytes(whole)
+    sha256 = hashlib.sha256(weights).hexdigest()
+    model = {**_section(card, "model"), "id": sha256[:ID_DIGITS], "sha256": sha256}
+    text = dump({**card, "model": model})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write(part / WEIGHTS_NAME, weights)
+        _write(part / CARD_NAME, text.encode())
+        part.chmod(0o755)
+        _put(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return load(folder)
+
+
+def keep(folder: Path, database: Path) -> Path:
+    """Copy a checkpoint beside the *database* file that used it; return the copy's folder.
+
+    Copies lie in ``<database>.checkpoints/<id>``; one that is there already is checked instead.
+    Raises ``CheckpointMismatch`` where either is not what its card names.
+    """
+    found = load(folder)
+    kept = kept_folder(database, found.id)
+    if not kept.exists():
+        save(kept, found.tensors, found.card)
+    if load(kept).sha256 != found.sha256:
+        raise CheckpointMismatch(
+            f"{kept} holds other weights than its name says; delete it and start again."
+        )
+    return kept
+
+
+def kept_folder(database: Path, model_id: str) -> Path:
+    """Return where a checkpoint that *database* used is kept."""
+    return database.with_name(database.name + ".checkpoints") / model_id
+
+
+def listed(folders: list[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield (folder, card) of every checkpoint at, or one level below, *folders*."""
+    for folder in folders:
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        for place in [folder, *inside]:
+            if (place / CARD_NAME).is_file():
+                yield place, read_card(place)
+
+
+def _check_finite(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointMismatch(
+                f"The tensor {name} of {folder} holds values that are not finite; train again."
+            )
+
+
+def _section(card: Card, name: str) -> Mapping[str, object]:
+    section = card.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointMismatch(
+            f"{path} cannot be read ({error.strerror}); name a folder with {WEIGHTS_NAME} and"
+            f" {CARD_NAME}."
+        ) from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _put(part: Path, folder: Path) -> None:
+    """Rename *part* to *folder*, out of whose place an older one is moved first."""
+    if not folder.exists():
+        part.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    folder.rename(old / folder.name)
+    part.rename(folder)
+    shutil.rmtree(old)

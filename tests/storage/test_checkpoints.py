@@ -1,0 +1,174 @@
+"""Checkpoints are whole or refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tracepaper.storage.checkpoints import (
+    CARD_NAME,
+    WEIGHTS_NAME,
+    keep,
+    kept_folder,
+    listed,
+    load,
+    locate,
+    read_card,
+    save,
+)
+from tracepaper.strategies.errors import CheckpointMismatch
+
+
+def card() -> dict[str, Any]:
+    return {
+        "model": {"kind": "flash", "name": "tiny"},
+        "architecture": {"dim": 8, "horizons": [5, 30]},
+        "features": {"schema_id": "v1"},
+        "market": {"interval": "1"},
+        "calibration": {"content_free": 0.0, "slope": {"5": 0.5}},
+    }
+
+
+def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "embed.weight": torch.randn(8, 3, generator=generator),
+        "embed.bias": torch.randn(8, 2, generator=generator).T,  # not contiguous
+    }
+
+
+def test_a_checkpoint_reads_back_with_its_id(tmp_path: Path) -> None:
+    saved = save(tmp_path / "a", tensors(), card())
+    found = load(tmp_path / "a")
+    assert found.sha256 == saved.sha256
+    assert found.sha256 == hashlib.sha256((tmp_path / "a" / WEIGHTS_NAME).read_bytes()).hexdigest()
+    assert found.id == found.sha256[:12] == found.card["model"]["id"]
+    assert found.card["architecture"] == card()["architecture"]
+    for name, tensor in tensors().items():
+        assert torch.equal(found.tensors[name], tensor)
+
+
+def test_equal_weights_have_equal_ids_and_others_do_not(tmp_path: Path) -> None:
+    first = save(tmp_path / "a", tensors(), card())
+    assert save(tmp_path / "b", tensors(), card()).id == first.id
+    assert save(tmp_path / "c", tensors(seed=1), card()).id != first.id
+
+
+def test_an_older_checkpoint_is_replaced_and_nothing_is_left_over(tmp_path: Path) -> None:
+    save(tmp_path / "a", tensors(), card())
+    second = save(tmp_path / "a", tensors(seed=1), card())
+    assert load(tmp_path / "a").id == second.id
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_card_that_cannot_be_written_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    first = save(tmp_path / "a", tensors(), card())
+    bad = card() | {"figures": {"accuracy": None}}
+    with pytest.raises(Exception, match=r"figures\.accuracy"):
+        save(tmp_path / "a", tensors(seed=1), bad)
+    assert load(tmp_path / "a").id == first.id
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("at", [0, 20, -1])
+def test_a_changed_byte_of_the_weights_is_found(tmp_path: Path, at: int) -> None:
+    save(tmp_path / "a", tensors(), card())
+    path = tmp_path / "a" / WEIGHTS_NAME
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointMismatch, match="SHA-256"):
+        load(tmp_path / "a")
+
+
+def test_swapped_weights_are_found(tmp_path: Path) -> None:
+    save(tmp_path / "a", tensors(), card())
+    save(tmp_path / "b", tensors(seed=1), card())
+    (tmp_path / "a" / WEIGHTS_NAME).write_bytes((tmp_path / "b" / WEIGHTS_NAME).read_bytes())
+    with pytest.raises(CheckpointMismatch, match="restore"):
+        load(tmp_path / "a")
+
+
+def test_rubbish_that_its_card_vouches_for_is_no_safetensors_file(tmp_path: Path) -> None:
+    saved = save(tmp_path / "a", tensors(), card())
+    path = tmp_path / "a" / WEIGHTS_NAME
+    path.write_bytes(b"\xff" * 40)
+    text = (tmp_path / "a" / CARD_NAME).read_text()
+    digest = hashlib.sha256(b"\xff" * 40).hexdigest()
+    (tmp_path / "a" / CARD_NAME).write_text(text.replace(saved.sha256, digest))
+    with pytest.raises(CheckpointMismatch, match="no safetensors"):
+        load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("missing", [WEIGHTS_NAME, CARD_NAME])
+def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
+    save(tmp_path / "a", tensors(), card())
+    (tmp_path / "a" / missing).unlink()
+    with pytest.raises(CheckpointMismatch, match=missing):
+        load(tmp_path / "a")
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointMismatch, match="cannot be read"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_card_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a", tensors(), card())
+    (tmp_path / "a" / CARD_NAME).write_text("[model\n")
+    with pytest.raises(CheckpointMismatch, match="not TOML"):
+        load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("section", ["model", "architecture", "features", "market", "calibration"])
+def test_a_card_without_a_section_is_refused(tmp_path: Path, section: str) -> None:
+    save(tmp_path / "a", tensors(), card())
+    path = tmp_path / "a" / CARD_NAME
+    lines = path.read_text().split("\n\n")
+    path.write_text("\n\n".join(part for part in lines if not part.startswith(f"[{section}")))
+    with pytest.raises(CheckpointMismatch, match=rf"\[{section}\]"):
+        read_card(tmp_path / "a")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    broken = tensors()
+    broken["embed.bias"][1, 3] = float("nan")
+    first = save(tmp_path / "a", tensors(), card())
+    with pytest.raises(CheckpointMismatch, match=r"embed\.bias"):
+        save(tmp_path / "a", broken, card())
+    assert load(tmp_path / "a").id == first.id
+
+
+def test_a_used_checkpoint_is_kept_beside_its_database(tmp_path: Path) -> None:
+    saved = save(tmp_path / "a", tensors(), card())
+    database = tmp_path / "run.db"
+    kept = keep(tmp_path / "a", database)
+    assert kept == kept_folder(database, saved.id)
+    save(tmp_path / "a", tensors(seed=1), card())
+    assert load(kept).sha256 == saved.sha256
+    assert keep(kept, database) == kept
+
+
+def test_a_kept_checkpoint_that_was_changed_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a", tensors(), card())
+    kept = keep(tmp_path / "a", tmp_path / "run.db")
+    (kept / WEIGHTS_NAME).write_bytes(b"")
+    with pytest.raises(CheckpointMismatch):
+        keep(tmp_path / "a", tmp_path / "run.db")
+
+
+def test_default_names_the_folder_that_was_given(tmp_path: Path) -> None:
+    assert locate("default", tmp_path) == tmp_path
+    assert locate("models/mine", tmp_path) == Path("models/mine")
+
+
+def test_listed_finds_a_checkpoint_and_those_one_level_below(tmp_path: Path) -> None:
+    save(tmp_path / "a", tensors(), card())
+    save(tmp_path / "b", tensors(seed=1), card())
+    (tmp_path / "notes").mkdir()
+    assert [folder.name for folder, _ in listed([tmp_path])] == ["a", "b"]
+    assert [folder.name for folder, _ in listed([tmp_path / "a", tmp_path / "none"])] == ["a"]
