@@ -1,0 +1,247 @@
+"""Fit a network: AdamW, warm-up and cosine, clipping, early stop a head at a time, resumable.
+
+A head here is one (task, horizon) pair. Its validation gain over the best constant answer is
+measured in units of that loss's noise (``scores``), so that the longest horizon weighs no more
+than any other. A head that has stopped improving no longer pulls at the trunk; the weights that
+are kept are those of the best mean over heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tracepaper.replay.training.chunks import Batch, Chunks, Samples
+from tracepaper.replay.training.losses import (
+    TASKS,
+    TaskWeights,
+    as_float32,
+    averaged,
+    elementwise,
+)
+from tracepaper.replay.training.scores import Constants, constants, head_scores
+from tracepaper.strategies.errors import CheckpointMismatch, InvariantBroken
+from tracepaper.strategies.features_rolling import Array
+
+STATE_NAME: Final = "training.pt"
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How long and how to fit; ``accumulate`` batches make one step of the optimiser."""
+
+    steps: int = 900
+    batch: int = 2
+    length: int = 4_352
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+    warm_up: float = 0.05
+    clip: float = 1.0
+    validate_every: int = 75
+    patience: int = 4
+    learned_weights: bool = False
+    seed: int = 0
+
+
+@dataclass
+class Progress:
+    """What is known while fitting, for the caller's ``observe``."""
+
+    step: int = 0
+    steps: int = 0
+    training_loss: float = math.nan
+    losses: list[list[float]] = field(default_factory=list)  # validation, [task][horizon]
+    scores: list[list[float]] = field(default_factory=list)  # gains in units of noise
+    best_step: int = 0
+    best_score: float = -math.inf
+    validated: bool = False
+    improved: bool = False
+
+
+Observe = Callable[[Progress], None]
+
+
+def learning_rate(step: int, options: FitOptions) -> float:
+    """Return the rate at *step*: a straight warm-up, then a cosine to a hundredth of the peak."""
+    warm = max(round(options.warm_up * options.steps), 1)
+    if step < warm:
+        return options.learning_rate * (step + 1) / warm
+    done = min((step - warm) / max(options.steps - warm, 1), 1.0)
+    return options.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Fit:
+    """One fitting of *network*; ``run`` goes from the last saved state to the end.
+
+    ``best`` holds the weights of the best mean score so far.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        training: Sequence[Samples],
+        validation: Sequence[Samples],
+        options: FitOptions,
+        *,
+        context: int,
+        folder: Path,
+    ) -> None:
+        self.options = options
+        self.progress = Progress(steps=options.steps)
+        self.best: dict[str, Tensor] = {}
+        self._network = network
+        self._validation = validation
+        self._context = context
+        self._folder = folder
+        self._constant: Constants = constants(training, seed=options.seed)
+        self._chunks = Chunks(
+            training, length=options.length, batch=options.batch, seed=options.seed
+        )
+        horizons = training[0].weights.shape[1]
+        self._weights = TaskWeights(horizons, learned=options.learned_weights)
+        self._best_heads = np.full((len(TASKS), horizons), -np.inf)
+        self._waited = np.zeros((len(TASKS), horizons), dtype=np.int64)
+        self._optimiser = torch.optim.AdamW(_groups(network, self._weights, options))
+        self._device = next(network.parameters()).device
+        self._weights.to(self._device)
+
+    def run(self, observe: Observe) -> None:
+        """Fit until the steps are done or every head has stopped; raise on a non-finite loss."""
+        progress, options = self.progress, self.options
+        torch.manual_seed(options.seed + progress.step)
+        batches = self._batches(progress.step * options.accumulate)
+        while progress.step < options.steps and self._active().any():
+            progress.training_loss = self._step(batches)
+            progress.step += 1
+            last = progress.step == options.steps
+            progress.validated = last or progress.step % options.validate_every == 0
+            if progress.validated:
+                self._validate()
+                self.save()
+            observe(progress)
+
+    def _batches(self, skipped: int) -> Iterator[Batch]:
+        """Yield batches without end, from the *skipped*-th on."""
+        number, inside = divmod(skipped, self._chunks.steps_per_epoch)
+        while True:
+            for index, batch in enumerate(self._chunks.epoch(number)):
+                if index >= inside:
+                    yield batch
+            number, inside = number + 1, 0
+
+    def _step(self, batches: Iterator[Batch]) -> float:
+        """Make one step of the optimiser; return its mean loss over active heads."""
+        self._network.train()
+        rate = learning_rate(self.progress.step, self.options)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        active = torch.from_numpy(self._active()).to(self._device)
+        self._optimiser.zero_grad(set_to_none=True)
+        total = 0.0
+        for _ in range(self.options.accumulate):
+            each = self._losses(next(batches))
+            loss = self._weights(each, active) / self.options.accumulate
+            loss.backward()
+            total += float((each.detach() * active).sum() / active.sum())
+        if not math.isfinite(total):
+            raise InvariantBroken(
+                f"The training loss became {total} at step {self.progress.step};"
+                " lower --learning-rate."
+            )
+        nn.utils.clip_grad_norm_(self._network.parameters(), self.options.clip)
+        self._optimiser.step()
+        return total / self.options.accumulate
+
+    def _losses(self, batch: Batch) -> Tensor:
+        """Return [task, horizon] losses of one batch; bfloat16 on CUDA, float32 on the CPU."""
+        device = self._device
+        weights = batch.weights.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            outputs = self._network(batch.values.to(device))
+        each = elementwise(
+            as_float32(outputs),
+            batch.returns.to(device),
+            batch.direction.to(device),
+            batch.variance.to(device),
+            weights > 0,
+        )
+        return averaged(each, weights)
+
+    def _active(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        return np.asarray(self._waited < self.options.patience)
+
+    def _validate(self) -> None:
+        """Score every head, stop those that no longer improve, keep the best weights."""
+        losses, scores = head_scores(self._network, self._validation, self._constant, self._context)
+        self._learn(scores)
+        mean = float(scores.mean())
+        progress = self.progress
+        progress.losses, progress.scores = losses.tolist(), scores.tolist()
+        progress.improved = mean > progress.best_score
+        if progress.improved:
+            progress.best_score, progress.best_step = mean, progress.step
+            self.best = {
+                name: tensor.detach().cpu().clone()
+                for name, tensor in self._network.state_dict().items()
+            }
+
+    def _learn(self, scores: Array) -> None:
+        better = scores > self._best_heads
+        stopped = self._waited >= self.options.patience
+        self._best_heads = np.maximum(self._best_heads, scores)
+        self._waited = np.where(better & ~stopped, 0, self._waited + 1)
+
+    def save(self) -> None:
+        """Write the whole state beside the checkpoint, by a rename, so that it is never half."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "options": asdict(self.options),
+            "progress": asdict(self.progress),
+            "network": self._network.state_dict(),
+            "best": self.best,
+            "weights": self._weights.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "best_heads": self._best_heads.tolist(),
+            "waited": self._waited.tolist(),
+        }
+        part = self._folder / (STATE_NAME + ".part")
+        torch.save(state, part)
+        part.replace(self._folder / STATE_NAME)
+
+    def resume(self) -> bool:
+        """Take up the state in the folder, if there is one; raise where its options differ."""
+        path = self._folder / STATE_NAME
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True)
+        if state["options"] != asdict(self.options):
+            raise CheckpointMismatch(
+                f"{path.name} was written with other options; repeat those, or delete it."
+            )
+        self.progress = Progress(**state["progress"])
+        self.best = state["best"]
+        self._network.load_state_dict(state["network"])
+        self._weights.load_state_dict(state["weights"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._best_heads = np.array(state["best_heads"])
+        self._waited = np.array(state["waited"])
+        return True
+
+
+def _groups(network: nn.Module, weights: TaskWeights, options: FitOptions) -> list[dict[str, Any]]:
+    """Return parameter groups: matrices decay; biases, norms and task weights do not."""
+    matrices = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    others += [p for p in weights.parameters() if p.requires_grad]
+    return [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,140 @@
+"""Candle files as segments without holes: closes, features and σ, ready to learn from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.replay.importers import Candles, read_candles
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.features import Columns, FeatureSchema, compute
+from tracepaper.strategies.features_rolling import Array
+
+
+@dataclass(frozen=True)
+class Source:
+    """One candle file that was learnt from, as the card lists it."""
+
+    name: str
+    sha256: str
+    symbol: str
+    bars: int
+    from_ms: int
+    until_ms: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive bars of one symbol without a hole; arrays over [time].
+
+    ``values`` is float32 [time, feature]; rows before ``first`` lack their lookback and are NaN.
+    """
+
+    symbol: str
+    interval_ms: int
+    open_time_ms: NDArray[np.int64]
+    close: Array
+    values: NDArray[np.float32]
+    sigma: Array
+    first: int
+
+    def __len__(self) -> int:
+        """Return the number of bars."""
+        return len(self.close)
+
+    @property
+    def close_time_ms(self) -> NDArray[np.int64]:
+        """The first millisecond after each bar."""
+        return self.open_time_ms + self.interval_ms
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def columns_of(candles: Candles) -> Columns:
+    """Return the candles as feature columns; units fall out of every feature."""
+    return Columns(
+        open_time_ms=candles.open_time_ms,
+        open=candles.open.astype(np.float64),
+        high=candles.high.astype(np.float64),
+        low=candles.low.astype(np.float64),
+        close=candles.close.astype(np.float64),
+        volume=candles.volume.astype(np.float64),
+        interval_ms=candles.interval_ms,
+    )
+
+
+def segments_of(columns: Columns, symbol: str, schema: FeatureSchema) -> list[Segment]:
+    """Cut *columns* at every hole; parts too short for a single feature row are left out."""
+    cuts = np.flatnonzero(np.diff(columns.open_time_ms) != columns.interval_ms) + 1
+    bounds = [0, *cuts.tolist(), len(columns)]
+    segments = []
+    for start, stop in pairwise(bounds):
+        if stop - start < schema.lookback:
+            continue
+        span = slice(start, stop)
+        part = Columns(
+            open_time_ms=columns.open_time_ms[span],
+            open=columns.open[span],
+            high=columns.high[span],
+            low=columns.low[span],
+            close=columns.close[span],
+            volume=columns.volume[span],
+            interval_ms=columns.interval_ms,
+        )
+        block = compute(schema, part)
+        segments.append(
+            Segment(
+                symbol=symbol,
+                interval_ms=columns.interval_ms,
+                open_time_ms=part.open_time_ms,
+                close=part.close,
+                values=block.values,
+                sigma=block.sigma,
+                first=block.first,
+            )
+        )
+    return segments
+
+
+def load(paths: Sequence[Path], schema: FeatureSchema) -> tuple[list[Source], list[Segment]]:
+    """Read candle files of one interval; raise ``DataInvalid`` where intervals differ."""
+    sources: list[Source] = []
+    segments: list[Segment] = []
+    interval_ms = 0
+    for path in paths:
+        candles = read_candles(path)
+        interval_ms = interval_ms or candles.interval_ms
+        if candles.interval_ms != interval_ms:
+            raise DataInvalid(
+                f"{path.name} has bars of {candles.interval_ms // 60_000} minutes and the files"
+                f" before it of {interval_ms // 60_000}; train on one interval at a time."
+            )
+        segments += segments_of(columns_of(candles), candles.symbol, schema)
+        sources.append(
+            Source(
+                name=path.name,
+                sha256=file_sha256(path),
+                symbol=candles.symbol,
+                bars=len(candles),
+                from_ms=int(candles.open_time_ms[0]),
+                until_ms=int(candles.open_time_ms[-1]) + candles.interval_ms,
+            )
+        )
+    if not segments:
+        raise DataInvalid(
+            f"No file holds {schema.lookback} bars without a hole; give --data longer candles."
+        )
+    return sources, segments
