@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.replay.importers.decimals import CellInvalidError, parse, round_to_fit
+
+plain_decimals = st.decimals(
+    min_value=Decimal(-(10**9)), max_value=Decimal(10**9), allow_nan=False, places=8
+)
+written = st.builds(
+    lambda number, zeros: f"{number:f}" + "0" * zeros, plain_decimals, st.integers(0, 4)
+)
+
+
+def fewest_places(number: Decimal) -> int:
+    exponent = number.normalize().as_tuple().exponent
+    assert isinstance(exponent, int)
+    return max(-exponent, 0)
+
+
+@given(st.lists(written, min_size=1, max_size=20))
+def test_text_is_parsed_exactly_with_the_fewest_decimals(texts: list[str]) -> None:
+    parsed = parse(np.array(texts, dtype=np.bytes_))
+    values = [Decimal(text) for text in texts]
+    assert parsed.places == max(fewest_places(value) for value in values)
+    assert [Decimal(int(m)).scaleb(-parsed.places) for m in parsed.mantissa] == values
+
+
+@given(
+    st.lists(
+        st.floats(min_value=-1e9, max_value=1e9, allow_nan=False).map(lambda x: round(x, 6)),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_a_float_counts_as_its_shortest_text(numbers: list[float]) -> None:
+    parsed = parse(np.array(numbers, dtype=np.float64))
+    values = [Decimal(repr(number)) for number in numbers]
+    assert [Decimal(int(m)).scaleb(-parsed.places) for m in parsed.mantissa] == values
+    assert parsed.places == max(fewest_places(value) for value in values)
+
+
+@given(st.lists(st.floats(min_value=1e-12, max_value=1e15), min_size=1, max_size=8))
+def test_any_float_is_exact_or_refused(numbers: list[float]) -> None:
+    values = [Decimal(repr(number)) for number in numbers]
+    places = max(fewest_places(value) for value in values)
+    column = np.array(numbers, dtype=np.float64)
+    if max(values) * 10**places > 2**63 - 1 or places > 2 * 18:
+        with pytest.raises(CellInvalidError, match=r"64 bits|beside the others|out of range"):
+            parse(column)
+    else:
+        parsed = parse(column)
+        assert [Decimal(int(m)).scaleb(-parsed.places) for m in parsed.mantissa] == values
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-05", "0.00001"),
+        ("6.818e-05", "0.00006818"),
+        ("1E3", "1000"),
+        (" 7.50 ", "7.5"),
+        ("+3.25", "3.25"),
+        (".5", "0.5"),
+        ("5.", "5"),
+        ("-0", "0"),
+        ("0.0000000000000000000000", "0"),
+        ("000000000000000000000012.5", "12.5"),
+    ],
+)
+def test_unusual_spellings_of_a_number_are_exact(text: str, value: str) -> None:
+    parsed = parse(np.array([text], dtype=np.bytes_))
+    assert Decimal(int(parsed.mantissa[0])).scaleb(-parsed.places) == Decimal(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "is empty"),
+        ("null", "is empty"),
+        ("abc", "is not a number but 'abc'"),
+        ("1,5", "is not a number but '1,5'"),
+        ("1.2.3", "is not a number but '1.2.3'"),
+        ("-", "is not a number but '-'"),
+        ("--1", "is not a number but '--1'"),
+        ("1-1", "is not a number but '1-1'"),
+        ("nan", "is not finite but 'nan'"),
+        ("inf", "is not finite but 'inf'"),
+        ("1e400", "has an exponent that is out of range in '1e400'"),
+        ("99999999999999999999", "has more digits than 64 bits hold in '99999999999999999999'"),
+    ],
+)
+def test_a_cell_that_is_no_number_is_named_by_its_row(text: str, what: str) -> None:
+    with pytest.raises(CellInvalidError) as caught:
+        parse(np.array(["1.5", text], dtype=np.bytes_))
+    assert caught.value.row == 1
+    assert caught.value.what == what
+
+
+@pytest.mark.parametrize(("number", "what"), [(np.nan, "is empty"), (np.inf, "is not finite")])
+def test_a_float_that_is_not_finite_is_named_by_its_row(number: float, what: str) -> None:
+    with pytest.raises(CellInvalidError) as caught:
+        parse(np.array([1.0, number]))
+    assert (caught.value.row, caught.value.what) == (1, what)
+
+
+def test_values_that_no_common_scale_holds_are_refused() -> None:
+    with pytest.raises(CellInvalidError, match="64 bits"):
+        parse(np.array(["123456789012", "0.123456789"], dtype=np.bytes_))
+
+
+def test_rounding_to_fit_is_half_even() -> None:
+    rounded = round_to_fit(np.array(["0.25", "0.35", "0.451"], dtype=np.bytes_), 1)
+    assert (rounded.mantissa.tolist(), rounded.places) == ([2, 4, 5], 1)

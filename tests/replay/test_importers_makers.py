@@ -1,0 +1,280 @@
+"""The same forty candles as every usual maker writes them, read to the same integers."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import feather, parquet
+
+from tracepaper.replay.importers import Candles, read_candles
+from tracepaper.strategies.types import Category
+
+SAMPLES = Path(__file__).parent.parent / "data" / "candles"
+ROWS = 40
+
+
+def real_rows() -> list[list[str]]:
+    """Time in ms, open, high, low, close, volume of real minutes, as text."""
+    with gzip.open(SAMPLES / "binance_um_BTCUSDT_1m_2025-05.csv.gz", "rt") as stream:
+        return list(csv.reader(stream))[1 : ROWS + 1]
+
+
+def written(rows: list[list[str]], header: str | None = None, delimiter: str = ",") -> bytes:
+    lines = [] if header is None else [header]
+    lines += [delimiter.join(row) for row in rows]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def moment(ms: str, form: str) -> str:
+    return datetime.fromtimestamp(int(ms) / 1000, tz=UTC).strftime(form)
+
+
+def zipped(name: str, content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def binance(rows: list[list[str]], per_ms: int = 1) -> list[list[str]]:
+    def widened(row: list[str]) -> list[str]:
+        close_time = (int(row[0]) + 59_999) * per_ms
+        turnover = Decimal(row[5]) * Decimal(row[4])
+        more = [str(close_time), str(turnover), "12", "1.5", "2.5", "0"]
+        return [str(int(row[0]) * per_ms), *row[1:], *more]
+
+    return [widened(row) for row in rows]
+
+
+def plain_csv(rows: list[list[str]]) -> bytes:
+    return written(rows, "open_time,open,high,low,close,volume")
+
+
+def shuffled_columns(rows: list[list[str]]) -> bytes:
+    body = [[r[5], r[4], r[3], r[2], r[1], moment(r[0], "%Y-%m-%dT%H:%M:%SZ")] for r in rows]
+    return written(body, "Volume,Close,Low,High,Open,Date")
+
+
+def seconds_semicolon(rows: list[list[str]]) -> bytes:
+    return written([[r[0][:-3], *r[1:]] for r in rows], "timestamp;o;h;l;c;v", ";")
+
+
+def quoted_windows(rows: list[list[str]]) -> bytes:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
+    writer.writerows([["time", "open", "high", "low", "close", "volume"], *rows])
+    return b"\xef\xbb\xbf" + buffer.getvalue().encode()
+
+
+def metatrader_5(rows: list[list[str]]) -> bytes:
+    body = [
+        [moment(r[0], "%Y.%m.%d"), moment(r[0], "%H:%M:%S"), *r[1:5], r[5], "0", "1"] for r in rows
+    ]
+    header = "<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>"
+    return written(body, header, "\t").decode().encode("utf-16")
+
+
+def metatrader_4(rows: list[list[str]]) -> bytes:
+    return written([[moment(r[0], "%Y.%m.%d"), moment(r[0], "%H:%M"), *r[1:]] for r in rows])
+
+
+def bybit_metatrader(rows: list[list[str]]) -> bytes:
+    return gzip.compress(written([[moment(r[0], "%Y.%m.%d %H:%M"), *r[1:]] for r in rows]))
+
+
+def titled(rows: list[list[str]]) -> bytes:
+    body = [[r[0], "x", "BTCUSDT", *r[1:5], r[5], "1.5", "7"] for r in rows]
+    header = "Unix,Note,Symbol,Open,High,Low,Close,Volume BTC,Volume USDT,tradecount"
+    return b"# a comment\nhttps://www.example.org\n" + written(body, header)
+
+
+def numbers(rows: list[list[str]]) -> list[list[float]]:
+    return [[int(r[0]), *(float(cell) for cell in r[1:])] for r in rows]
+
+
+def ccxt_json(rows: list[list[str]]) -> bytes:
+    return json.dumps(numbers(rows)).encode()
+
+
+def records_json(rows: list[list[str]]) -> bytes:
+    names = ["date", "open", "high", "low", "close", "volume"]
+    return json.dumps([dict(zip(names, row, strict=True)) for row in numbers(rows)]).encode()
+
+
+def columns_json(rows: list[list[str]]) -> bytes:
+    names = ["time", "open", "high", "low", "close", "volume"]
+    return json.dumps(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))).encode()
+
+
+def bybit_rest_json(rows: list[list[str]]) -> bytes:
+    newest_first = [[*row, "100.5"] for row in reversed(rows)]
+    result = {"category": "linear", "symbol": "BTCUSDT", "list": newest_first}
+    return json.dumps({"retCode": 0, "result": result}).encode()
+
+
+def frame(rows: list[list[str]]) -> pa.Table:
+    columns = list(zip(*numbers(rows), strict=True))
+    times = pa.array(columns[0], pa.int64()).cast(pa.timestamp("ms", tz="UTC"))
+    names = ["open", "high", "low", "close", "volume"]
+    return pa.table(
+        {"date": times, **{n: list(c) for n, c in zip(names, columns[1:], strict=True)}}
+    )
+
+
+def freqtrade_feather(rows: list[list[str]]) -> bytes:
+    buffer = io.BytesIO()
+    feather.write_feather(frame(rows), buffer, compression="lz4")
+    return buffer.getvalue()
+
+
+def parquet_file(rows: list[list[str]]) -> bytes:
+    buffer = io.BytesIO()
+    parquet.write_table(frame(rows), buffer)
+    return buffer.getvalue()
+
+
+MAKERS: list[tuple[str, Callable[[list[list[str]]], bytes]]] = [
+    ("BTCUSDT.csv", plain_csv),
+    ("bybit_linear_BTCUSDT_1m.csv.gz", lambda rows: gzip.compress(plain_csv(rows))),
+    ("BTCUSDT_shuffled.csv", shuffled_columns),
+    ("BTCUSDT_seconds.txt", seconds_semicolon),
+    ("BTCUSDT_windows.csv", quoted_windows),
+    ("BTCUSDT_M1.csv", metatrader_5),
+    ("BTCUSDT_1_2025-05-01_2025-05-31.csv", metatrader_4),
+    ("BTCUSDT_1_2025-05-01.csv.gz", bybit_metatrader),
+    ("BTCUSDT-1m-2025-05.csv", lambda rows: written(binance(rows))),
+    ("BTCUSDT-1m-2025-06.csv", lambda rows: written(binance(rows, 1000))),
+    (
+        "BTCUSDT-1m-2025-05.zip",
+        lambda rows: zipped("BTCUSDT-1m-2025-05.csv", written(binance(rows))),
+    ),
+    ("Exchange_BTCUSDT_minute.csv", titled),
+    ("BTC_USDT_USDT-1m-futures.json", ccxt_json),
+    ("BTC_USDT_USDT-1m-futures.json.gz", lambda rows: gzip.compress(ccxt_json(rows))),
+    ("BTCUSDT.json", records_json),
+    ("BTCUSDT_columns.json", columns_json),
+    ("BTCUSDT_rest.json", bybit_rest_json),
+    ("BTC_USDT_USDT-1m-futures.feather", freqtrade_feather),
+    ("BTCUSDT.parquet", parquet_file),
+]
+
+
+@pytest.mark.parametrize(("name", "write"), MAKERS, ids=[name for name, _ in MAKERS])
+def test_every_maker_is_read_to_the_same_integers(
+    tmp_path: Path, name: str, write: Callable[[list[list[str]]], bytes]
+) -> None:
+    rows = real_rows()
+    (tmp_path / name).write_bytes(write(rows))
+    candles = read_candles(tmp_path / name)
+    assert candles.instrument == "linear:BTCUSDT"
+    assert candles.interval_ms == 60_000
+    assert texts(candles) == [[int(r[0]), *map(Decimal, r[1:])] for r in rows]
+    assert (candles.price_decimals, candles.volume_decimals) == (1, 3)
+
+
+def texts(candles: Candles) -> list[list[Decimal | int]]:
+    """Return every row as open time and exact decimals."""
+    columns = [
+        *((getattr(candles, n), candles.price_decimals) for n in ("open", "high", "low", "close")),
+        (candles.volume, candles.volume_decimals),
+    ]
+    exact = [[Decimal(int(v)).scaleb(-places) for v in column] for column, places in columns]
+    times = candles.open_time_ms.tolist()
+    return [list(row) for row in zip(times, *exact, strict=True)]
+
+
+@pytest.mark.parametrize("path", sorted(SAMPLES.glob("*_1[mhd]_*.csv.gz")), ids=lambda p: p.name)
+def test_a_real_file_equals_its_text_decimal_by_decimal(path: Path) -> None:
+    candles = read_candles(path)
+    with gzip.open(path, "rt") as stream:
+        rows = list(csv.DictReader(stream))
+    wanted = {
+        name: [Decimal(row[name]) for row in rows]
+        for name in ("open", "high", "low", "close", "volume")
+    }
+    kept = np.ones(len(rows), dtype=np.bool_)
+    if "date" in rows[0]:
+        kept = np.array([row["date"].endswith(":00:00") for row in rows])
+    found = texts(candles)
+    for place, name in enumerate(wanted, start=1):
+        column = [value for value, keep in zip(wanted[name], kept, strict=True) if keep]
+        assert [row[place] for row in found] == column
+
+
+def test_turnover_is_read_where_the_maker_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT-1m-2025-05.csv"
+    path.write_bytes(written(binance(real_rows())))
+    candles = read_candles(path)
+    assert candles.turnover is not None
+    exact = Decimal(int(candles.turnover[0])).scaleb(-candles.turnover_decimals)
+    assert exact == Decimal("16.536") * Decimal("95502.7")
+
+
+@pytest.mark.parametrize(
+    ("name", "symbol", "category"),
+    [
+        ("bybit_linear_BTCUSDT_5m_2025-06_08.csv.gz", "BTCUSDT", Category.LINEAR),
+        ("bybit_spot_ETHUSDT_5m_2025H1.csv.gz", "ETHUSDT", Category.SPOT),
+        ("binance_um_1000PEPEUSDT_1m_2024.csv", "1000PEPEUSDT", Category.LINEAR),
+        ("BTCUSDT2024-01-01.csv.gz", "BTCUSDT", Category.LINEAR),
+        ("BTC_USDT_USDT-5m-futures.feather", "BTCUSDT", Category.LINEAR),
+        ("BTC_USDT-5m.feather", "BTCUSDT", Category.SPOT),
+        ("ftx_BTC-PERP_1m_2022-01.csv.gz", "BTC-PERP", Category.LINEAR),
+        ("btcusdt_1h.csv", "BTCUSDT", Category.LINEAR),
+        ("SOLUSDC-1m.zip", "SOLUSDC", Category.LINEAR),
+    ],
+)
+def test_symbol_and_category_are_read_from_the_name(
+    name: str, symbol: str, category: Category
+) -> None:
+    from tracepaper.replay.importers.names import category_of, symbol_of
+
+    assert symbol_of(name) == symbol
+    assert category_of(Path(name)) is category
+
+
+def test_arguments_go_before_what_the_name_says(tmp_path: Path) -> None:
+    path = tmp_path / "prices_spot_ETHUSDT.csv"
+    path.write_bytes(plain_csv(real_rows()))
+    assert read_candles(path).instrument == "spot:ETHUSDT"
+    assert read_candles(f"SOLUSDT={path}").instrument == "spot:SOLUSDT"
+    assert read_candles(path, symbol="XRPUSDT", category="linear").instrument == "linear:XRPUSDT"
+
+
+def test_bybit_trades_become_the_candles_of_a_plain_loop(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    at = 1_700_000_040.0
+    rows: list[tuple[str, str, str]] = []
+    for _ in range(400):
+        at += float(rng.exponential(4.0)) + (130.0 if rng.random() < 0.01 else 0.0)
+        rows.append((f"{at:.4f}", f"{rng.integers(1, 900) / 1000}", f"{rng.integers(9, 99)}.5"))
+    path = tmp_path / "BTCUSDT2023-11-14.csv.gz"
+    lines = ["timestamp,symbol,side,size,price,tickDirection,trdMatchID"]
+    lines += [f"{t},BTCUSDT,Buy,{size},{price},PlusTick,x" for t, size, price in rows]
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    wanted: dict[int, list[Decimal]] = {}
+    for t, size, price in rows:
+        start = int(Decimal(t) * 1000) // 60_000 * 60_000
+        exact, number = Decimal(price), Decimal(size)
+        o, h, low, _, v = wanted.get(start, [exact, exact, exact, exact, Decimal(0)])
+        wanted[start] = [o, max(h, exact), min(low, exact), exact, v + number]
+    candles = read_candles(path)
+    found = {int(str(row[0])): row[1:] for row in texts(candles)}
+    assert {start: found[start] for start in wanted} == wanted
+    quiet = set(found) - set(wanted)
+    assert quiet
+    for start in quiet:
+        close = found[start - 60_000][3]
+        assert found[start] == [close, close, close, close, Decimal(0)]
+    assert candles.gaps == []

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tracepaper.replay.importers.decimals import CellInvalidError
+from tracepaper.replay.importers.times import epoch_ms, iso
+
+MS = 1_735_689_600_000  # 2025-01-01
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("1735689600", "times are in seconds, converted to milliseconds"),
+        ("1735689600.0", "times are in seconds, converted to milliseconds"),
+        ("1735689600.000000000", "times are in seconds, converted to milliseconds"),
+        ("1735689600000", None),
+        ("1735689600000.0", None),
+        ("1735689600000000", "times are in microseconds, converted to milliseconds"),
+        ("1735689600000000000", "times are in nanoseconds, converted to milliseconds"),
+        ("2025-01-01", "times are text without a zone, read as UTC"),
+        ("20250101", "times are text without a zone, read as UTC"),
+        ("20250101 00:00:00", "times are text without a zone, read as UTC"),
+        ("2025-01-01 00:00:00", "times are text without a zone, read as UTC"),
+        ("2025-01-01 00:00:00.000000", "times are text without a zone, read as UTC"),
+        ("2025.01.01 00:00", "times are text without a zone, read as UTC"),
+        ("2025/01/01 00:00", "times are text without a zone, read as UTC"),
+        ("2025-01-01T00:00:00Z", None),
+        ("2025-01-01 00:00:00+00:00", None),
+        ("2025-01-01 00:00:00 UTC", None),
+        ("2025-01-01T03:00:00+03:00", None),
+        ("2024-12-31T19:00:00.000-0500", None),
+    ],
+)
+def test_every_usual_spelling_of_an_instant_is_read(text: str, note: str | None) -> None:
+    times, notes = epoch_ms(np.array([text], dtype=np.bytes_))
+    assert times.tolist() == [MS]
+    assert notes == (() if note is None else (note,))
+
+
+def test_a_file_that_changes_its_unit_half_way_is_read_row_by_row() -> None:
+    times, notes = epoch_ms(np.array(["1735689540000", "1735689600000000"], dtype=np.bytes_))
+    assert times.tolist() == [MS - 60_000, MS]
+    assert notes == ("times are in milliseconds and microseconds, converted to milliseconds",)
+
+
+def test_one_odd_cell_sends_text_through_the_careful_parser() -> None:
+    times, _ = epoch_ms(np.array(["2025-01-01 00:00", "2025-01-01T01:00+01:00"], dtype=np.bytes_))
+    assert times.tolist() == [MS, MS]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("60000", "is 60000, which is before 1973 in every unit"),
+        ("1735689600000500", "is not a whole millisecond"),
+        ("2025-13-01 00:00:00", "is not a time but '2025-13-01 00:00:00'"),
+        ("yesterday", "is not a time but 'yesterday'"),
+        ("2025-01-01 00:00:00.0001", "is not a whole millisecond"),
+    ],
+)
+def test_a_time_that_cannot_be_believed_is_named(text: str, what: str) -> None:
+    with pytest.raises(CellInvalidError) as caught:
+        epoch_ms(np.array([text], dtype=np.bytes_))
+    assert (caught.value.row, caught.value.what) == (0, what)
+
+
+def test_fractions_of_a_millisecond_are_cut_where_asked() -> None:
+    times, _ = epoch_ms(np.array([b"1735689600.0009", b"1735689600.9"]), whole=False)
+    assert times.tolist() == [MS, MS + 900]
+
+
+def test_iso_text_names_the_instant() -> None:
+    assert iso(MS) == "2025-01-01T00:00:00Z"
+    assert iso(MS + 5) == "2025-01-01T00:00:00.005Z"

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tracepaper.replay.importers import Candles, read_candles
+from tracepaper.replay.instruments import archive_instrument
+from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.strategies.types import MONEY_DECIMALS, Category
+
+SAMPLES = Path(__file__).parent.parent / "data" / "candles"
+
+
+def sample(symbol: str, *, category: Category = Category.LINEAR, decimals: int = 1) -> Candles:
+    part = read_candles(SAMPLES / "bybit_linear_BTCUSDT_1m_2022-12-13.csv.gz")
+    return replace(part, symbol=symbol, category=category, price_decimals=decimals)
+
+
+def test_a_recorded_symbol_takes_the_finer_tick_of_record_and_data() -> None:
+    coarse, fine = (
+        archive_instrument(sample("WIFUSDT")),
+        archive_instrument(sample("BTCUSDT", decimals=3)),
+    )
+    assert (coarse.price_decimals, coarse.tick_size) == (5, 1)  # recorded 0.00001
+    assert (fine.price_decimals, fine.tick_size) == (3, 1)  # recorded 0.10
+    assert (fine.base_coin, fine.quote_coin, fine.funding_interval_minutes) == ("BTC", "USDT", 480)
+
+
+@pytest.mark.parametrize(
+    "symbol", ["BTCUSDT", "WIFUSDT", "1000PEPEUSDT", "SHIB1000USDT", "NEWUSDT"]
+)
+@pytest.mark.parametrize("category", list(Category))
+def test_a_quantity_of_one_can_always_be_traded(symbol: str, category: Category) -> None:
+    instrument = archive_instrument(sample(symbol, category=category))
+    one = 10**instrument.quantity_decimals
+    assert one % instrument.quantity_step == 0
+    limits = (instrument.min_quantity, instrument.max_quantity, instrument.min_notional)
+    assert limits == (0, 0, 0)
+
+
+def test_spot_has_no_funding_and_its_own_step() -> None:
+    instrument = archive_instrument(sample("BTCUSDT", category=Category.SPOT, decimals=2))
+    assert instrument.id == "spot:BTCUSDT"
+    assert instrument.funding_interval_minutes == 0
+    assert Decimal(instrument.quantity_step).scaleb(-instrument.quantity_decimals) == Decimal(
+        "0.000001"
+    )
+
+
+def test_a_notional_stays_exact_in_money_for_very_cheap_unknown_coins() -> None:
+    instrument = archive_instrument(sample("NEWUSDT", decimals=9))
+    assert instrument.price_decimals + instrument.quantity_decimals <= MONEY_DECIMALS
+
+
+def test_the_bundled_candles_are_whole() -> None:
+    part = read_candles(DEMO_CANDLES)
+    assert (part.instrument, part.interval_ms, len(part)) == ("linear:BTCUSDT", 60_000, 12_000)
+    assert part.gaps == []
+    assert part.notes == ()
+    assert (DEMO_CANDLES.parent / "SOURCES.md").read_text().count(DEMO_CANDLES.name) == 1

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.replay.importers import Candles, read_candles, slice_candles
+from tracepaper.replay.importers.times import iso
+from tracepaper.replay.resample import resample
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+SAMPLES = Path(__file__).parent.parent / "data" / "candles"
+HOUR = 3_600_000
+DAY = 24 * HOUR
+
+
+def hours() -> Candles:
+    return read_candles(SAMPLES / "binance_um_BTCUSDT_1h_2019.csv.gz")
+
+
+@pytest.mark.parametrize(("interval_ms", "name"), [(4 * HOUR, "4h"), (DAY, "1d")])
+def test_hours_aggregate_to_the_venue_s_own_coarser_candles(interval_ms: int, name: str) -> None:
+    """All but two are equal: on those days the venue's own hours and days disagree."""
+    coarse = resample(hours(), interval_ms)
+    venue = read_candles(SAMPLES / f"binance_um_BTCUSDT_{name}_2019.csv.gz")
+    assert (coarse.price_decimals, coarse.volume_decimals) == (2, 3)
+    assert (venue.price_decimals, venue.volume_decimals) == (2, 3)
+    times, mine, theirs = np.intersect1d(
+        coarse.open_time_ms, venue.open_time_ms, return_indices=True
+    )
+    assert times.size > 60
+    differ = {
+        iso(int(time))[:10]
+        for column in ("open", "high", "low", "close", "volume")
+        for time in times[getattr(coarse, column)[mine] != getattr(venue, column)[theirs]]
+    }
+    assert differ == {"2019-09-09", "2019-09-24"}
+
+
+def test_days_start_at_midnight_and_weeks_on_monday() -> None:
+    assert all(t % DAY == 0 for t in resample(hours(), DAY).open_time_ms.tolist())
+    weeks = resample(hours(), 7 * DAY)
+    starts = [iso(t) for t in weeks.open_time_ms.tolist()]
+    assert starts[0] == "2019-09-09T00:00:00Z"  # a Monday
+    assert len(starts) == 8
+
+
+def test_incomplete_ends_are_dropped_and_said() -> None:
+    days = resample(hours(), DAY)
+    assert iso(int(days.open_time_ms[0])) == "2019-09-09T00:00:00Z"
+    assert days.notes[-1].startswith("2 coarse candles not whole, dropped: 2019-09-08T00:00:00Z … ")
+
+
+@given(st.sets(st.integers(0, 199), min_size=1, max_size=199), st.integers(2, 9))
+def test_only_whole_candles_are_made_and_each_is_the_plain_loop_s(
+    missing: set[int], factor: int
+) -> None:
+    kept = np.array([i for i in range(200) if i not in missing], dtype=np.int64)
+    part = slice_candles(hours(), kept)
+    buckets: dict[int, list[int]] = {}
+    for row, time in enumerate(part.open_time_ms.tolist()):
+        buckets.setdefault(time // (factor * HOUR) * factor * HOUR, []).append(row)
+    whole = {start: rows for start, rows in buckets.items() if len(rows) == factor}
+    if not whole:
+        with pytest.raises(DataInvalid, match="covers no whole candle"):
+            resample(part, factor * HOUR)
+        return
+    coarse = resample(part, factor * HOUR)
+    assert coarse.open_time_ms.tolist() == list(whole)
+    assert coarse.turnover is not None
+    assert part.turnover is not None
+    for place, rows in enumerate(whole.values()):
+        assert coarse.open[place] == part.open[rows[0]]
+        assert coarse.high[place] == max(part.high[rows])
+        assert coarse.low[place] == min(part.low[rows])
+        assert coarse.close[place] == part.close[rows[-1]]
+        assert coarse.volume[place] == sum(part.volume[rows].tolist())
+        assert coarse.turnover[place] == sum(part.turnover[rows].tolist())
+
+
+def test_volume_is_summed_exactly() -> None:
+    part = hours()
+    days = resample(part, DAY)
+    total = sum(part.volume[7 : 7 + 24].tolist())
+    assert Decimal(int(days.volume[0])) == Decimal(total)
+
+
+def test_an_interval_that_does_not_divide_is_refused() -> None:
+    for interval in (HOUR // 2, HOUR + 60_000):
+        with pytest.raises(ConfigInvalid, match="choose a multiple"):
+            resample(hours(), interval)
+
+
+def test_the_own_interval_changes_nothing() -> None:
+    part = hours()
+    assert resample(part, HOUR) is part
+
+
+def test_a_sum_beyond_64_bits_is_refused() -> None:
+    part = hours()
+    huge = slice_candles(part, slice(None))
+    huge.volume[:] = 2**62
+    with pytest.raises(DataInvalid, match="more than 64 bits"):
+        resample(huge, DAY)
