@@ -1,0 +1,149 @@
+"""Exact rollout of every row at once, its columns summed into buckets of time.
+
+``R_l = ρ·R_{l-1} + (1-ρ)·mean_h A_l,h·R_{l-1}`` runs upwards: O(N·G) memory for G buckets, and a
+bucket that no row of a tile can have reached yet is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from tracepaper.strategies.attention.checks import Layer, check_layers, check_start
+from tracepaper.strategies.attention.fusion import step_forward
+from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.precision import check_mass, mass_tolerance, restate
+from tracepaper.strategies.attention.rollout import (
+    HeadFusion,
+    HeadWeights,
+    Rollout,
+    check_options,
+    finish,
+    transition,
+)
+from tracepaper.strategies.attention.tiles import (
+    TILE_BARS,
+    hide_,
+    is_whole,
+    key_tiles,
+    operand,
+    row_blocks,
+    tile_probabilities,
+    tile_rows,
+)
+from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.types import BLOCK_BARS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def rollout_buckets(  # noqa: PLR0913
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    logsumexps: Sequence[Tensor],
+    mask: Mask,
+    *,
+    bucket_bars: int = BLOCK_BARS,
+    first_bucket_bars: int | None = None,
+    head_fusion: HeadFusion = "mean",
+    head_weights: HeadWeights | Tensor | None = None,
+    discard_ratio: float = 0.0,
+    residual_weight: float = 0.5,
+    start_layer: int = 0,
+    scale: float | None = None,
+) -> Rollout:
+    """Return every row's rollout by bucket: weights [batch, time, bucket], oldest bucket first.
+
+    The arguments are those of ``rollout_rows``. ``first_bucket_bars`` is the length of the oldest
+    bucket where the sequence starts inside one, so that buckets can follow absolute time. Raises
+    ``AttentionInvalid`` on what does not fit and when a head does not keep its mass.
+    """
+    layers = check_layers(queries, keys, logsumexps, scale=scale)
+    shares = check_options(
+        layers, head_fusion=head_fusion, head_weights=head_weights, discard_ratio=discard_ratio,
+        residual_weight=residual_weight,
+    )  # fmt: skip
+    first = bucket_bars if first_bucket_bars is None else first_bucket_bars
+    if bucket_bars < 1 or not 1 <= first <= bucket_bars:
+        raise AttentionInvalid(
+            f"Buckets of {bucket_bars} bars, the first of {first}, cannot be; give at least 1 bar "
+            "and a first bucket that is no longer than the others."
+        )
+    batch, _, time, _ = layers[0].query.shape
+    lead = bucket_bars - first
+    bucket = (torch.arange(time, device=layers[0].query.device) + lead) // bucket_bars
+    values = torch.nn.functional.one_hot(bucket).to(layers[0].logsumexp.dtype)
+    values = values.expand(batch, -1, -1).clone()  # [batch, time, bucket]
+    for depth, number in enumerate(range(check_start(start_layer, len(layers)), len(layers))):
+        layer = restate(layers[number], mask)
+        known = values.to(layer.logsumexp.dtype)
+        if head_fusion == "mean" and discard_ratio == 0.0:
+            reach = _reach(mask, depth, time)
+            values = _mean_step(
+                layer, known, mask, shares=shares[number], residual_weight=residual_weight,
+                bars=(bucket_bars, lead, reach),
+            )  # fmt: skip
+        else:
+            fuse = transition(layer, mask, shares[number], head_fusion, discard_ratio)
+            values = step_forward(layer, known, mask, fuse, residual_weight=residual_weight)
+    return finish(values.to(layers[0].logsumexp.dtype), normalise=True)
+
+
+def _reach(mask: Mask, depth: int, time: int) -> int | None:
+    """Return how many bars back a row can have looked after *depth* layers, None for any way."""
+    match mask.kind:
+        case MaskKind.FULL:
+            return None if depth else 0
+        case MaskKind.CAUSAL:
+            return time if depth else 0
+        case MaskKind.WINDOW:
+            return depth * (mask.window_bars - 1)
+
+
+def _mean_step(
+    layer: Layer,
+    values: Tensor,
+    mask: Mask,
+    *,
+    shares: Tensor,
+    residual_weight: float,
+    bars: tuple[int, int, int | None],
+) -> Tensor:
+    """Return ``ρ·R + (1-ρ)·Σ_h shares_h A_h·R``, a tile of all heads at a time."""
+    batch, heads, time, _ = layer.query.shape
+    laid = operand(layer)
+    result = residual_weight * values
+    shares = (1.0 - residual_weight) * shares.to(values.dtype)
+    tolerance = mass_tolerance(layer)
+    for block in row_blocks(time, mask, rows_a_block=tile_rows(mask)):
+        rows = slice(block.start, block.stop)
+        for element in range(batch):
+            pairs = slice(element * heads, (element + 1) * heads)
+            mass = values.new_zeros(heads, block.size())
+            for start, stop in key_tiles(block, TILE_BARS):
+                entries = tile_probabilities(
+                    laid.queries[pairs, rows],
+                    laid.keys_by_dim[pairs, :, start:stop],
+                    laid.minus_logsumexp[pairs, rows],
+                )
+                if not is_whole(block, mask, start, stop):
+                    hide_(entries, block, mask, start)
+                mass += entries.sum(dim=-1)
+                mean = (shares @ entries.view(heads, -1)).view(block.size(), stop - start)
+                columns = _columns(start, stop, bars)
+                result[element, rows, columns].addmm_(mean, values[element, start:stop, columns])
+            check_mass(mass[None], torch.ones_like(mass[:1]), tolerance)
+    return result
+
+
+def _columns(start: int, stop: int, bars: tuple[int, int, int | None]) -> slice:
+    """Return the buckets in which the keys ``start`` … ``stop - 1`` can have any mass."""
+    bucket_bars, lead, reach = bars
+    if reach is None:
+        return slice(None)
+    return slice(
+        (max(0, start - reach) + lead) // bucket_bars, (stop - 1 + lead) // bucket_bars + 1
+    )

@@ -1,0 +1,188 @@
+"""What the explanations demand of their tensors: one sentence for each way to be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from tracepaper.strategies.errors import AttentionInvalid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AXES = 4
+"""[batch, head, time, dim]."""
+
+
+class Layer(NamedTuple):
+    """One layer's attention as the forward pass left it, with the scale of its products.
+
+    ``query`` and ``key`` are [batch, head, time, dim] as given; ``logsumexp`` is
+    [batch, head, time] in natural logarithms and in the type of all results: float64 for float64
+    inputs, else float32.
+    """
+
+    query: Tensor
+    key: Tensor
+    logsumexp: Tensor
+    scale: float
+
+
+def working_type(tensor: Tensor) -> torch.dtype:
+    """Return the type in which *tensor* is explained: float64 stays, all else is float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def check_layers(
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    logsumexps: Sequence[Tensor],
+    *,
+    scale: float | None = None,
+) -> list[Layer]:
+    """Return the layers in their working type; raise ``AttentionInvalid`` on a misfit.
+
+    ``scale`` is the factor of q·k, by default ``dim ** -0.5`` as in every kernel.
+    """
+    if isinstance(queries, torch.Tensor) or not len(queries) == len(keys) == len(logsumexps):
+        raise AttentionInvalid(
+            "Give one query, one key and one logsumexp a layer, as three sequences of one length."
+        )
+    if not queries:
+        raise AttentionInvalid("There is no layer to explain; give at least one.")
+    layers = [
+        check_layer(query, key, logsumexp, scale=scale, name=f"layer {number}")
+        for number, (query, key, logsumexp) in enumerate(
+            zip(queries, keys, logsumexps, strict=True)
+        )
+    ]
+    for number, layer in enumerate(layers):
+        if (wanted := layers[0].logsumexp).shape != layer.logsumexp.shape:
+            raise AttentionInvalid(
+                f"layer {number} has [batch, head, time] {list(layer.logsumexp.shape)}, layer 0 "
+                f"{list(wanted.shape)}; all layers must agree."
+            )
+        if wanted.device != layer.logsumexp.device or wanted.dtype != layer.logsumexp.dtype:
+            raise AttentionInvalid(
+                f"layer {number} is {layer.query.dtype} on {layer.query.device}, layer 0 "
+                f"{layers[0].query.dtype} on {wanted.device}; move them to one device and type."
+            )
+    return layers
+
+
+def check_layer(
+    query: Tensor,
+    key: Tensor,
+    logsumexp: Tensor,
+    *,
+    scale: float | None = None,
+    name: str = "the layer",
+) -> Layer:
+    """Return one layer in its working type; raise ``AttentionInvalid`` on a misfit."""
+    if query.ndim != AXES or key.ndim != AXES:
+        raise AttentionInvalid(
+            f"{name} needs query and key as [batch, head, time, dim], not "
+            f"{list(query.shape)} and {list(key.shape)}."
+        )
+    if query.shape != key.shape:
+        raise AttentionInvalid(
+            f"{name} has query {list(query.shape)} but key {list(key.shape)}; self-attention "
+            "needs equal shapes, so repeat grouped heads first."
+        )
+    if 0 in query.shape:
+        raise AttentionInvalid(f"{name} is empty: {list(query.shape)}; give at least one bar.")
+    if logsumexp.shape != query.shape[:-1]:
+        raise AttentionInvalid(
+            f"{name} needs logsumexp {list(query.shape[:-1])}, not {list(logsumexp.shape)}; cut "
+            "the padding that some kernels add."
+        )
+    _check_kind(query, key, logsumexp, name)
+    kind = working_type(query)
+    if scale is None:
+        scale = float(query.shape[-1] ** -0.5)
+    if not 0.0 < scale < float("inf"):
+        raise AttentionInvalid(f"The scale must be a positive number, not {scale}.")
+    return Layer(query, key, logsumexp.to(kind), scale)
+
+
+def _check_kind(query: Tensor, key: Tensor, logsumexp: Tensor, name: str) -> None:
+    tensors = {"query": query, "key": key, "logsumexp": logsumexp}
+    for label, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise AttentionInvalid(f"{name} has a {label} of {tensor.dtype}; give a float type.")
+        if tensor.device != query.device:
+            raise AttentionInvalid(
+                f"{name} has its query on {query.device} but its {label} on {tensor.device}; move "
+                "them to one device."
+            )
+    if query.dtype != key.dtype:
+        raise AttentionInvalid(
+            f"{name} has a query of {query.dtype} and a key of {key.dtype}; give one type."
+        )
+    for label, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise AttentionInvalid(f"{name} has a NaN or infinite {label}; look for its source.")
+
+
+def check_rows(rows: Sequence[int] | Tensor, time: int) -> list[int]:
+    """Return *rows* as integers in [0, time); raise ``AttentionInvalid`` on any other."""
+    if isinstance(rows, torch.Tensor) and (rows.is_floating_point() or rows.ndim != 1):
+        raise AttentionInvalid(f"Rows are a list of whole numbers, not a {rows.dtype} tensor.")
+    wanted = [int(row) for row in rows]
+    if not wanted:
+        raise AttentionInvalid("There is no row to explain; give at least one.")
+    for row in wanted:
+        if not 0 <= row < time:
+            raise AttentionInvalid(
+                f"Row {row} is out of range; the sequence holds rows 0 to {time - 1}."
+            )
+    return wanted
+
+
+def check_share(value: float, name: str, *, below_one: bool = False) -> float:
+    """Return *value* if it is a share in [0, 1] (or [0, 1)); raise ``AttentionInvalid`` else."""
+    if not 0.0 <= value <= 1.0 or (below_one and value == 1.0):
+        bounds = "at least 0 and below 1" if below_one else "between 0 and 1"
+        raise AttentionInvalid(f"{name} must be {bounds}, not {value}.")
+    return value
+
+
+def check_start(start_layer: int, layers: int) -> int:
+    """Return *start_layer* if a layer is left above it; raise ``AttentionInvalid`` else."""
+    if not 0 <= start_layer < layers:
+        raise AttentionInvalid(
+            f"start_layer {start_layer} leaves nothing to explain; choose 0 to {layers - 1}."
+        )
+    return start_layer
+
+
+def check_head_weights(
+    head_weights: Sequence[Sequence[float]] | Sequence[float] | Tensor | None,
+    layers: Sequence[Layer],
+) -> Tensor:
+    """Return [layer, head] shares that sum to 1 a layer; equal shares for None.
+
+    One list serves every layer. Raise ``AttentionInvalid`` on a negative weight, a wrong count
+    or a layer without weight.
+    """
+    like = layers[0].logsumexp
+    shape = (len(layers), like.shape[1])
+    if head_weights is None:
+        return torch.full(shape, 1.0 / shape[1], dtype=like.dtype, device=like.device)
+    shares = torch.as_tensor(head_weights, dtype=like.dtype, device=like.device)
+    if shares.ndim == 1:
+        shares = shares.expand(len(layers), -1)
+    if shares.shape != shape:
+        raise AttentionInvalid(
+            f"Give {shape[1]} head weights, or {shape[0]} lists of them, not {list(shares.shape)}."
+        )
+    total = shares.sum(dim=1, keepdim=True)
+    if (
+        not bool(torch.isfinite(shares).all())
+        or bool((shares < 0).any())
+        or bool((total == 0).any())
+    ):
+        raise AttentionInvalid("Head weights must be finite, not negative, and not all zero.")
+    return shares / total

@@ -1,0 +1,113 @@
+"""Entropy of attention rows from one more flash pass, and the confidence made of it.
+
+``H_i = lse_i - scale·q_i·(A·K)_i``: the mean score under the attention itself, which a flash kernel
+returns when the keys take the values' place. No matrix is stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from tracepaper.strategies.attention.checks import Layer, check_layer, check_rows
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.precision import check_mass, mass_tolerance, restate
+from tracepaper.strategies.attention.tiles import RowBlock, hide_, key_span, operand
+from tracepaper.strategies.attention.tiles import tile_probabilities as probabilities
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def row_entropy(
+    query: Tensor,
+    key: Tensor,
+    logsumexp: Tensor,
+    mask: Mask,
+    rows: Sequence[int] | Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """Return the entropy of each row in nats: [batch, head, time], or [batch, head, row].
+
+    Chosen *rows* cost O(rows · N); all rows cost one flash pass. Raises ``AttentionInvalid`` on
+    tensors or rows that do not fit, and when a chosen row does not keep its mass.
+    """
+    given = check_layer(query, key, logsumexp, scale=scale)
+    layer = restate(given, mask)
+    time = query.shape[2]
+    if rows is None:
+        kind = layer.logsumexp.dtype
+        query, key = layer.query.to(kind), layer.key.to(kind)
+        mean_key = attend(query, key, key, mask, scale=layer.scale).output
+        entropy = layer.logsumexp - layer.scale * (query * mean_key).sum(dim=-1)
+    else:
+        entropy = torch.stack(
+            [_one_row(layer, mask, row) for row in check_rows(rows, time)], dim=-1
+        )
+    # Rounding may fall below 0 on a row that sees one key alone.
+    return entropy.clamp_min(0.0).to(given.logsumexp.dtype)
+
+
+def _one_row(layer: Layer, mask: Mask, row: int) -> Tensor:
+    """Return the entropy of one row from its own probabilities: [batch, head]."""
+    batch, heads, time, _ = layer.query.shape
+    start, stop = key_span(mask, row, row + 1, time)
+    laid = operand(layer._replace(query=layer.query[:, :, row : row + 1]))
+    block = RowBlock(row, row + 1, start, stop, None)
+    entries = probabilities(
+        laid.queries, laid.keys_by_dim[:, :, start:stop], laid.minus_logsumexp[:, row : row + 1]
+    )
+    entries = hide_(entries, block, mask, start).view(batch, heads, stop - start)
+    mass = entries.sum(dim=-1, keepdim=True)
+    check_mass(mass, mass.new_ones(batch, 1), mass_tolerance(layer))
+    terms: Tensor = torch.special.entr(entries)
+    return terms.sum(dim=-1)
+
+
+def visible_counts(time: int, mask: Mask, rows: Sequence[int] | Tensor | None = None) -> Tensor:
+    """Return how many keys each row (of all, or the chosen ones) sees: int64 [row]."""
+    at = torch.arange(time) if rows is None else torch.as_tensor(check_rows(rows, time))
+    match mask.kind:
+        case MaskKind.FULL:
+            return torch.full_like(at, time)
+        case MaskKind.CAUSAL:
+            return at + 1
+        case MaskKind.WINDOW:
+            return (at + 1).clamp_max(mask.window_bars)
+
+
+def row_confidence(entropy: Tensor, visible: Tensor) -> Tensor:
+    """Return ``1 - H / ln n`` for entropies [..., row] of rows that see *visible* [row] keys.
+
+    1 is all attention on one bar, 0 is spread evenly; a row that sees one key has no choice and
+    therefore 0 (SEMANTICS 9).
+    """
+    choices = visible.to(entropy.device, entropy.dtype).log()
+    share = 1.0 - entropy / choices.clamp_min(math.log(2.0))
+    return torch.where(choices > 0, share, torch.zeros_like(share)).clamp(0.0, 1.0)
+
+
+def confidence(
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    logsumexps: Sequence[Tensor],
+    rows: Sequence[int] | Tensor,
+    mask: Mask,
+) -> Tensor:
+    """Return each chosen row's confidence by layer and head: [batch, layer, head, row].
+
+    The decision's confidence is the mean over layers and heads (SEMANTICS 9).
+    """
+    counts = visible_counts(queries[0].shape[2], mask, rows)
+    return torch.stack(
+        [
+            row_confidence(row_entropy(query, key, logsumexp, mask, rows), counts)
+            for query, key, logsumexp in zip(queries, keys, logsumexps, strict=True)
+        ],
+        dim=1,
+    )

@@ -1,0 +1,114 @@
+"""The dense oracle: every attention matrix stored, in plain formulas; for small N only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.errors import AttentionInvalid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TIME_MAX: Final = 8_192
+"""The longest sequence whose matrices are stored; one layer of 4 heads is then 1 GiB."""
+
+
+def visible(time: int, mask: Mask, *, device: torch.device | None = None) -> Tensor:
+    """Return the boolean [time, time] table of what each query sees."""
+    query = torch.arange(time, device=device)[:, None]
+    key = torch.arange(time, device=device)[None, :]
+    match mask.kind:
+        case MaskKind.FULL:
+            return torch.ones(time, time, dtype=torch.bool, device=device)
+        case MaskKind.CAUSAL:
+            return key <= query
+        case MaskKind.WINDOW:
+            return (key <= query) & (query - key < mask.window_bars)
+
+
+def attention_matrix(
+    query: Tensor, key: Tensor, mask: Mask, *, scale: float | None = None
+) -> Tensor:
+    """Return softmax(scale·q·kᵀ) over the visible keys: [batch, head, time, time]."""
+    time = query.shape[-2]
+    if time > TIME_MAX:
+        raise AttentionInvalid(
+            f"A stored matrix of {time} bars is too large; use at most {TIME_MAX} or another "
+            "backend."
+        )
+    if scale is None:
+        scale = float(query.shape[-1] ** -0.5)
+    scores = (query @ key.transpose(-1, -2)) * scale  # [batch, head, time, time]
+    return scores.masked_fill(~visible(time, mask, device=query.device), -torch.inf).softmax(-1)
+
+
+def logsumexp(query: Tensor, key: Tensor, mask: Mask, *, scale: float | None = None) -> Tensor:
+    """Return the natural logarithm of each row's normaliser: [batch, head, time]."""
+    if scale is None:
+        scale = float(query.shape[-1] ** -0.5)
+    scores = (query @ key.transpose(-1, -2)) * scale
+    hidden = ~visible(query.shape[-2], mask, device=query.device)
+    return scores.masked_fill(hidden, -torch.inf).logsumexp(-1)
+
+
+def fuse(matrix: Tensor, head_fusion: str, shares: Tensor | None = None) -> Tensor:
+    """Return [batch, time, time]: the heads' weighted mean, or their largest or smallest entry."""
+    if head_fusion == "max":
+        return matrix.amax(dim=1)
+    if head_fusion == "min":
+        return matrix.amin(dim=1)
+    if shares is None:
+        return matrix.mean(dim=1)
+    return torch.einsum("h,bhij->bij", shares, matrix)
+
+
+def discard(fused: Tensor, mask: Mask, ratio: float, *, slack: float = 1e-12) -> Tensor:
+    """Return *fused* without the lowest ``ratio`` of its visible entries.
+
+    Entries within a relative *slack* of the last one to go stay, so that ties stay together.
+    """
+    if ratio == 0.0:
+        return fused
+    seen = visible(fused.shape[-1], mask, device=fused.device)
+    kept = []
+    for matrix in fused:
+        ordered = matrix[seen].sort().values
+        edge = ordered[int(ratio * ordered.numel())] * (1.0 - slack)
+        kept.append(matrix.masked_fill(matrix < edge, 0.0))
+    return torch.stack(kept)
+
+
+def rollout(
+    matrices: Sequence[Tensor],
+    mask: Mask,
+    *,
+    head_fusion: str = "mean",
+    shares: Tensor | None = None,
+    discard_ratio: float = 0.0,
+    residual_weight: float = 0.5,
+) -> Tensor:
+    """Return the whole rollout R = Ã_L ··· Ã_1, [batch, time, time] (Abnar and Zuidema, 2020).
+
+    ``Ã = ρ·I + (1-ρ)·fuse(A)`` with its rows normalised; *matrices* from the first layer up.
+    """
+    product: Tensor | None = None
+    for number, matrix in enumerate(matrices):
+        layer_shares = None if shares is None else shares[number]
+        fused = discard(fuse(matrix, head_fusion, layer_shares), mask, discard_ratio)
+        identity = torch.eye(fused.shape[-1], dtype=fused.dtype, device=fused.device)
+        mixed = residual_weight * identity + (1.0 - residual_weight) * fused
+        mixed = mixed / mixed.sum(dim=-1, keepdim=True)
+        product = mixed if product is None else mixed @ product
+    if product is None:
+        raise AttentionInvalid("There is no layer to roll out; give at least one.")
+    return product / product.sum(dim=-1, keepdim=True)
+
+
+def entropy(matrix: Tensor) -> Tensor:
+    """Return -Σ a·ln a of each row, in nats: [batch, head, time]."""
+    terms: Tensor = torch.special.entr(matrix)
+    return terms.sum(dim=-1)

@@ -1,0 +1,188 @@
+"""Exact attention rollout of chosen rows: O(N·d) memory, no stored attention matrix.
+
+``Ã_l = ρ·I + (1-ρ)·fuse_h A_l,h`` and ``R = Ã_L ··· Ã_1`` (Abnar and Zuidema, 2020,
+arXiv:2005.00928). A row of R is a row vector carried down through the layers, and each step is a
+product with one layer that ``products`` and ``fusion`` compute from query, key and logsumexp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
+
+from tracepaper.strategies.attention.checks import (
+    Layer,
+    check_head_weights,
+    check_layers,
+    check_rows,
+    check_share,
+    check_start,
+)
+from tracepaper.strategies.attention.fusion import (
+    Fuse,
+    discard_below,
+    discard_thresholds,
+    fuse_heads,
+    step_back,
+)
+from tracepaper.strategies.attention.precision import check_mass, mass_tolerance, restate
+from tracepaper.strategies.attention.products import check_backend, push
+from tracepaper.strategies.errors import AttentionInvalid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tracepaper.strategies.attention.masks import Mask
+
+HeadFusion = Literal["mean", "max", "min"]
+HeadWeights = Sequence[Sequence[float]] | Sequence[float]
+FUSIONS: Final = get_args(HeadFusion)
+
+
+class Rollout(NamedTuple):
+    """Where rows looked, through all layers.
+
+    ``weights`` is [batch, row, time] (or [batch, time, bucket]), each row summing to 1 less its
+    ``l1_error`` [batch, row]: the mass that pruning left out. All terms are positive, so that is
+    exactly the L1 distance from the unpruned row. Without pruning it is rounding, and the
+    weights are normalised.
+    """
+
+    weights: Tensor
+    l1_error: Tensor
+
+
+def rollout_rows(  # noqa: PLR0913
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    logsumexps: Sequence[Tensor],
+    rows: Sequence[int] | Tensor,
+    mask: Mask,
+    *,
+    head_fusion: HeadFusion = "mean",
+    head_weights: HeadWeights | Tensor | None = None,
+    discard_ratio: float = 0.0,
+    residual_weight: float = 0.5,
+    start_layer: int = 0,
+    prune: float = 0.0,
+    backend: str = "auto",
+    scale: float | None = None,
+) -> Rollout:
+    """Return the rollout of *rows* over all bars: weights [batch, row, time].
+
+    The sequences hold one tensor a layer, the first layer first: query and key
+    [batch, head, time, dim], logsumexp [batch, head, time] in natural logarithms.
+    ``head_weights`` (mean only) weighs heads, one list or one a layer. ``discard_ratio`` drops
+    that share of each layer's visible fused entries, smallest first; entries equal to the last
+    one dropped stay. ``start_layer`` leaves out the layers below it. ``prune`` is the largest L1
+    error to accept for speed (mean only). ``scale`` is that of the kernel, ``dim ** -0.5``.
+    Raises ``AttentionInvalid`` on tensors, rows or options that do not fit, and when a head does
+    not keep its mass.
+    """
+    layers = check_layers(queries, keys, logsumexps, scale=scale)
+    wanted = check_rows(rows, layers[0].query.shape[2])
+    shares = check_options(
+        layers, head_fusion=head_fusion, head_weights=head_weights, discard_ratio=discard_ratio,
+        residual_weight=residual_weight, prune=prune,
+    )  # fmt: skip
+    name = check_backend(backend, layers[0].query.device)
+    plain = head_fusion == "mean" and discard_ratio == 0.0
+    if not plain and backend not in {"auto", "tiles"}:
+        raise AttentionInvalid(
+            f"The backend {backend} takes the heads' mean without discarding; choose tiles."
+        )
+    weights = one_hot(layers[0], wanted)
+    used = range(check_start(start_layer, len(layers)), len(layers))
+    for number in reversed(used):
+        layer = restate(layers[number], mask)
+        if plain:
+            weights = _mean_step(
+                layer, weights.to(layer.logsumexp.dtype), mask, shares=shares[number],
+                residual_weight=residual_weight, prune=prune / len(used), backend=name,
+            )  # fmt: skip
+        else:
+            fuse = transition(layer, mask, shares[number], head_fusion, discard_ratio)
+            weights = step_back(
+                layer, weights.to(layer.logsumexp.dtype), mask, fuse,
+                residual_weight=residual_weight,
+            )  # fmt: skip
+    return finish(weights.to(layers[0].logsumexp.dtype), normalise=prune == 0.0)
+
+
+def check_options(
+    layers: Sequence[Layer],
+    *,
+    head_fusion: str,
+    head_weights: HeadWeights | Tensor | None,
+    discard_ratio: float,
+    residual_weight: float,
+    prune: float = 0.0,
+) -> Tensor:
+    """Return the heads' shares [layer, head]; raise ``AttentionInvalid`` on a misfit."""
+    if head_fusion not in FUSIONS:
+        raise AttentionInvalid(
+            f"There is no head fusion {head_fusion!r}; choose one of {', '.join(FUSIONS)}."
+        )
+    check_share(discard_ratio, "discard_ratio", below_one=True)
+    check_share(residual_weight, "residual_weight")
+    check_share(prune, "prune", below_one=True)
+    if head_fusion != "mean" and head_weights is not None:
+        raise AttentionInvalid(f"Head weights weigh a mean, not a {head_fusion}; drop them.")
+    if prune and (head_fusion != "mean" or discard_ratio):
+        raise AttentionInvalid(
+            "Pruning certifies its error for the heads' mean alone; set prune to 0."
+        )
+    return check_head_weights(head_weights, layers)
+
+
+def one_hot(layer: Layer, rows: Sequence[int]) -> Tensor:
+    """Return the rollout above the last layer: each row is itself, [batch, row, time]."""
+    batch, _, time, _ = layer.query.shape
+    weights = layer.logsumexp.new_zeros(batch, len(rows), time)
+    weights[:, range(len(rows)), list(rows)] = 1.0
+    return weights
+
+
+def transition(
+    layer: Layer, mask: Mask, shares: Tensor, head_fusion: str, discard_ratio: float
+) -> Fuse:
+    """Return the fusion of one layer's stripes, its discard threshold found."""
+    fuse = fuse_heads(head_fusion, shares.to(layer.logsumexp.dtype))
+    if discard_ratio == 0.0:
+        return fuse
+    return discard_below(fuse, discard_thresholds(layer, mask, fuse, discard_ratio))
+
+
+def finish(weights: Tensor, *, normalise: bool) -> Rollout:
+    """Return the rows with the mass that they lack, normalised where nothing was left out."""
+    total = weights.sum(dim=-1)
+    missing = (1.0 - total).clamp_min(0.0)
+    return Rollout(weights / total[..., None] if normalise else weights, missing)
+
+
+def _mean_step(
+    layer: Layer,
+    weights: Tensor,
+    mask: Mask,
+    *,
+    shares: Tensor,
+    residual_weight: float,
+    prune: float,
+    backend: str,
+) -> Tensor:
+    """Return ``ρ·w + (1-ρ)·Σ_h shares_h wᵀA_h``, the raw product's mass checked by head."""
+    used = weights if prune == 0.0 else without_tail(weights, prune)
+    kept = (used != 0).flatten(0, 1).any(dim=0)
+    product = push(
+        layer, used, mask, shares=shares.to(weights.dtype), backend=backend,
+        kept=None if bool(kept.all()) else kept,
+    )  # fmt: skip
+    check_mass(product.mass, used.sum(dim=-1), mass_tolerance(layer))
+    return residual_weight * weights + (1.0 - residual_weight) * product.fused
+
+
+def without_tail(weights: Tensor, budget: float) -> Tensor:
+    """Return *weights* with each row's smallest entries zeroed, together at most *budget*."""
+    ordered, order = weights.sort(dim=-1)
+    dropped = ordered.cumsum(dim=-1) <= budget
+    return weights.masked_fill(dropped.new_zeros(dropped.shape).scatter_(-1, order, dropped), 0.0)

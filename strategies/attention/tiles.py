@@ -1,0 +1,164 @@
+"""Tiles of an attention matrix, rebuilt from query, key and logsumexp and thrown away again.
+
+``A_ij = exp(scale·q_i·k_j - lse_i)`` on the pairs that the mask shows. A window's tiles cover its
+band alone, so nothing here grows with time squared.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import torch
+
+from tracepaper.strategies.attention.masks import Mask, MaskKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from tracepaper.strategies.attention.checks import Layer
+
+TILE_BARS: Final = 256
+"""Rows and columns of a tile: 256 KiB of float32, which stays in a core's second cache."""
+TILE_BARS_MIN: Final = 32
+GROUP_ENTRIES: Final = TILE_BARS * TILE_BARS
+"""Heads of a short sequence are grouped up to this many entries a matrix product."""
+
+
+class RowBlock(NamedTuple):
+    """Some query rows and the span of keys that at least one of them sees.
+
+    ``rows`` are the rows' own numbers where some of ``start`` … ``stop - 1`` are left out, else
+    None.
+    """
+
+    start: int
+    stop: int
+    key_start: int
+    key_stop: int
+    rows: Tensor | None
+
+    def take(self, tensor: Tensor, dim: int) -> Tensor:
+        """Return this block's rows of *tensor* along *dim*: a view where none is left out."""
+        if self.rows is None:
+            return tensor.narrow(dim, self.start, self.stop - self.start)
+        return tensor.index_select(dim, self.rows)
+
+    def size(self) -> int:
+        """Return how many rows the block holds."""
+        return self.stop - self.start if self.rows is None else len(self.rows)
+
+
+def tile_rows(mask: Mask) -> int:
+    """Return how many rows a tile should have: fewer where a narrow window wastes the rest."""
+    if mask.kind is not MaskKind.WINDOW or mask.window_bars >= TILE_BARS:
+        return TILE_BARS
+    return max(TILE_BARS_MIN, 1 << (mask.window_bars - 1).bit_length())
+
+
+def key_span(mask: Mask, start: int, stop: int, time: int) -> tuple[int, int]:
+    """Return the first key, and one past the last, that rows ``start`` … ``stop - 1`` see."""
+    match mask.kind:
+        case MaskKind.FULL:
+            return 0, time
+        case MaskKind.CAUSAL:
+            return 0, stop
+        case MaskKind.WINDOW:
+            return max(0, start - mask.window_bars + 1), stop
+
+
+def row_blocks(
+    time: int, mask: Mask, *, rows_a_block: int, kept: Tensor | None = None
+) -> Iterator[RowBlock]:
+    """Cut the rows 0 … time - 1 into blocks; ``kept`` (boolean [time]) leaves rows out."""
+    counts = None
+    if kept is not None:
+        padding = -time % rows_a_block
+        padded = torch.nn.functional.pad(kept, (0, padding))
+        counts = padded.view(-1, rows_a_block).sum(dim=1).tolist()
+    for number, start in enumerate(range(0, time, rows_a_block)):
+        stop = min(start + rows_a_block, time)
+        if kept is None or counts is None or counts[number] == stop - start:
+            yield RowBlock(start, stop, *key_span(mask, start, stop, time), None)
+        elif counts[number]:
+            rows = start + kept[start:stop].nonzero()[:, 0]
+            first, last = int(rows[0]), int(rows[-1])
+            yield RowBlock(first, last + 1, *key_span(mask, first, last + 1, time), rows)
+
+
+def key_tiles(block: RowBlock, keys_a_tile: int) -> Iterator[tuple[int, int]]:
+    """Cut a block's keys at multiples of ``keys_a_tile``, so that tiles meet on a fixed grid."""
+    start = block.key_start
+    while start < block.key_stop:
+        stop = min((start // keys_a_tile + 1) * keys_a_tile, block.key_stop)
+        yield start, stop
+        start = stop
+
+
+def is_whole(block: RowBlock, mask: Mask, key_start: int, key_stop: int) -> bool:
+    """Return whether every row of the block sees every key from ``key_start`` on."""
+    if mask.kind is MaskKind.FULL:
+        return True
+    if key_stop - 1 > block.start:
+        return False
+    return mask.kind is MaskKind.CAUSAL or key_start > block.stop - 1 - mask.window_bars
+
+
+def hidden_pairs(block: RowBlock, mask: Mask, key_start: int, key_stop: int) -> Tensor | None:
+    """Return the boolean [row, key] table of what the mask hides, None where it hides nothing."""
+    if is_whole(block, mask, key_start, key_stop):
+        return None
+    device = None if block.rows is None else block.rows.device
+    rows = torch.arange(block.start, block.stop) if block.rows is None else block.rows
+    distance = rows[:, None] - torch.arange(key_start, key_stop, device=device)
+    hidden = distance < 0
+    if mask.kind is MaskKind.WINDOW:
+        hidden |= distance >= mask.window_bars
+    return hidden
+
+
+def hide_(tile: Tensor, block: RowBlock, mask: Mask, key_start: int) -> Tensor:
+    """Zero the pairs of *tile* [..., row, key] that the mask hides, in place."""
+    if block.rows is None and mask.kind is not MaskKind.FULL:
+        # The two triangles are cheaper than a table, and drop infinities as well.
+        offset = block.start - key_start
+        tile.tril_(offset)
+        if mask.kind is MaskKind.WINDOW:
+            tile.triu_(offset - mask.window_bars + 1)
+        return tile
+    hidden = hidden_pairs(block, mask, key_start, key_start + tile.shape[-1])
+    return tile if hidden is None else tile.masked_fill_(hidden, 0.0)
+
+
+def tile_probabilities(queries: Tensor, keys_by_dim: Tensor, minus_logsumexp: Tensor) -> Tensor:
+    """Return exp(q·kᵀ - lse) of one tile, unmasked: [pair, row, key].
+
+    ``queries`` [pair, row, dim] are scaled already, ``keys_by_dim`` is [pair, dim, key] and
+    ``minus_logsumexp`` [pair, row, 1]; a pair is one head of one batch element.
+    """
+    return torch.baddbmm(minus_logsumexp, queries, keys_by_dim).exp_()
+
+
+def visible_pairs(time: int, mask: Mask) -> int:
+    """Return how many (query, key) pairs the mask shows in *time* bars."""
+    if mask.kind is MaskKind.FULL:
+        return time * time
+    window = time if mask.kind is MaskKind.CAUSAL else min(mask.window_bars, time)
+    return window * (window + 1) // 2 + (time - window) * window
+
+
+class Operand(NamedTuple):
+    """A layer laid out for tiles: one pair for each head of each batch element."""
+
+    queries: Tensor  # [pair, time, dim], scaled
+    keys_by_dim: Tensor  # [pair, dim, time]
+    minus_logsumexp: Tensor  # [pair, time, 1]
+
+
+def operand(layer: Layer) -> Operand:
+    """Return *layer* laid out for tiles, in its working type; only the scaled query is a copy."""
+    kind = layer.logsumexp.dtype
+    queries = (layer.query.to(kind) * layer.scale).flatten(0, 1)  # [batch * head, time, dim]
+    keys_by_dim = layer.key.to(kind).flatten(0, 1).transpose(1, 2)  # [batch * head, dim, time]
+    return Operand(queries, keys_by_dim, -layer.logsumexp.flatten(0, 1)[..., None])

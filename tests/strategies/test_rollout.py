@@ -1,0 +1,354 @@
+"""Rollout of chosen rows against stored matrices, by every backend and option."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from attention_cases import Case, case, cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tracepaper.strategies.attention import reference
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import HeadFusion, Rollout, rollout_rows
+from tracepaper.strategies.errors import AttentionInvalid
+
+MASKS = (Mask.full(), Mask.causal(), Mask.window(37), Mask.window(5_000))
+torch.set_num_threads(1)
+
+
+def rolled(made: Case, rows: list[int], backend: str = "auto", prune: float = 0.0) -> Rollout:
+    return rollout_rows(
+        made.queries, made.keys, made.sums, rows, made.mask, backend=backend, prune=prune
+    )
+
+
+def ends(made: Case) -> list[int]:
+    time = made.queries[0].shape[2]
+    return sorted({0, time // 2, time - 1})
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(), st.sampled_from(["tiles", "flash", "reference"]))
+def test_rows_equal_the_stored_matrices(made: Case, backend: str) -> None:
+    wanted = reference.rollout(made.matrices, made.mask)[:, ends(made)]
+    result = rolled(made, ends(made), backend)
+    torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-12)
+    assert float(result.l1_error.max()) < 1e-12
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cases(),
+    st.sampled_from(["mean", "max", "min"]),
+    st.sampled_from([0.0, 0.3, 0.9]),
+    st.sampled_from([0.1, 0.5, 1.0]),
+)
+def test_fusions_and_discarding_equal_the_stored_matrices(
+    made: Case, fusion: HeadFusion, ratio: float, residual: float
+) -> None:
+    wanted = reference.rollout(
+        made.matrices, made.mask, head_fusion=fusion, discard_ratio=ratio, residual_weight=residual
+    )
+    result = rollout_rows(
+        made.queries, made.keys, made.sums, ends(made), made.mask,
+        head_fusion=fusion, discard_ratio=ratio, residual_weight=residual,
+    )  # fmt: skip
+    torch.testing.assert_close(result.weights, wanted[:, ends(made)], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_float32_stays_within_its_errors(mask: Mask) -> None:
+    made = case(mask, time=700, dim=16, heads=4, dtype=torch.float32)
+    wanted = reference.rollout(made.matrices, mask)
+    for backend in ("tiles", "flash"):
+        error = (rolled(made, ends(made), backend).weights - wanted[:, ends(made)]).abs().max()
+        assert float(error) < 5e-8
+    every = rolled(made, list(range(700)))
+    assert float((every.weights - wanted).abs().max()) < 2e-7
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("fusion", ["max", "min"])
+def test_float32_fusions_stay_within_their_errors(mask: Mask, fusion: HeadFusion) -> None:
+    made = case(mask, time=400, dim=16, heads=4, dtype=torch.float32)
+    # Discarding may drop another of two entries that differ by less than float32 can tell.
+    for ratio, limit in ((0.0, 2e-7), (0.5, 1e-5)):
+        wanted = reference.rollout(made.matrices, mask, head_fusion=fusion, discard_ratio=ratio)
+        result = rollout_rows(
+            made.queries, made.keys, made.sums, [0, 399], mask,
+            head_fusion=fusion, discard_ratio=ratio,
+        )  # fmt: skip
+        assert float((result.weights - wanted[:, [0, 399]]).abs().max()) < limit
+
+
+def test_many_rows_share_one_pass_and_equal_single_rows() -> None:
+    made = case(Mask.window(50), time=300, batch=2, dtype=torch.float64)
+    rows = list(range(40, 300, 13))
+    together = rolled(made, rows).weights
+    alone = torch.cat([rolled(made, [row]).weights for row in rows], dim=1)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("rows", [[5, 599], list(range(0, 600, 30))])
+@pytest.mark.parametrize("mask", MASKS)
+def test_pruning_certifies_its_own_error(mask: Mask, rows: list[int]) -> None:
+    made = case(mask, time=600, batch=2, heads=3, size=2.0)
+    wanted = reference.rollout(made.matrices, mask)[:, rows]
+    result = rolled(made, rows, prune=0.04)
+    distance = (wanted - result.weights).abs().sum(dim=-1)
+    torch.testing.assert_close(distance, result.l1_error, rtol=0, atol=1e-12)
+    assert float(result.l1_error.max()) <= 0.04
+    assert bool((result.weights <= wanted + 1e-13).all())
+    assert mask.window_bars == 37 or float(result.l1_error.max()) > 0.01
+
+
+def test_the_compiled_tile_equals_the_plain_one() -> None:
+    made = case(Mask.causal(), time=900, heads=2, dim=16, dtype=torch.float32)
+    plain = rolled(made, [899], "tiles").weights
+    assert float((rolled(made, [899], "compiled").weights - plain).abs().max()) < 2e-8
+
+
+@pytest.mark.parametrize("start_layer", [0, 1, 2])
+def test_start_layer_leaves_out_the_layers_below(start_layer: int) -> None:
+    made = case(Mask.causal())
+    result = rollout_rows(
+        made.queries, made.keys, made.sums, [39], made.mask, start_layer=start_layer
+    )
+    wanted = reference.rollout(made.matrices[start_layer:], made.mask)[:, [39]]
+    torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-13)
+
+
+def test_head_weights_weigh_each_layers_heads() -> None:
+    made = case(Mask.full(), heads=3)
+    weights = [[1.0, 0.0, 0.0], [1.0, 2.0, 1.0], [0.0, 0.0, 5.0]]
+    shares = torch.tensor([[1.0, 0, 0], [0.25, 0.5, 0.25], [0, 0, 1.0]], dtype=torch.float64)
+    result = rollout_rows(
+        made.queries, made.keys, made.sums, [7, 8], made.mask, head_weights=weights
+    )
+    wanted = reference.rollout(made.matrices, made.mask, shares=shares)[:, [7, 8]]
+    torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-13)
+
+
+def test_equal_inputs_give_uniform_attention() -> None:
+    made = case(Mask.full(), size=0.0, layers=1, time=10)
+    result = rollout_rows(
+        made.queries, made.keys, made.sums, [4], made.mask, residual_weight=0.0, discard_ratio=0.9
+    )
+    torch.testing.assert_close(result.weights, torch.full_like(result.weights, 0.1))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_inputs_a_thousand_times_larger_are_explained_in_float64(mask: Mask) -> None:
+    made = case(mask, time=90, size=1_000.0, dtype=torch.float32)
+    wanted = reference.rollout(made.matrices, mask)[:, [0, 89]]
+    assert float((rolled(made, [0, 89]).weights - wanted).abs().max()) < 1e-6
+
+
+def test_half_inputs_are_explained_in_float32() -> None:
+    made = case(Mask.causal(), time=60)
+    queries = [query.bfloat16() for query in made.queries]
+    keys = [key.bfloat16() for key in made.keys]
+    sums = [
+        reference.logsumexp(query.float(), key.float(), made.mask)
+        for query, key in zip(queries, keys, strict=True)
+    ]
+    result = rollout_rows(queries, keys, sums, [59], made.mask)
+    matrices = [
+        reference.attention_matrix(query.double(), key.double(), made.mask)
+        for query, key in zip(queries, keys, strict=True)
+    ]
+    assert result.weights.dtype == torch.float32
+    error = result.weights - reference.rollout(matrices, made.mask)[:, [59]]
+    assert float(error.abs().max()) < 5e-8
+
+
+# ---------------------------------------------------------------- the mass check
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("backend", ["tiles", "flash"])
+def test_a_logsumexp_of_base_two_is_refused(mask: Mask, backend: str) -> None:
+    made = case(mask, time=64, dtype=torch.float32)
+    wrong = [sums * 1.442695 for sums in made.sums]
+    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
+        rollout_rows(made.queries, made.keys, wrong, [63], mask, backend=backend)
+    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
+        rollout_rows(made.queries, made.keys, wrong, [63], mask, head_fusion="max")
+    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
+        rollout_rows(made.queries, made.keys, wrong, list(range(20, 64)), mask)
+
+
+def test_the_mass_is_checked_by_head_even_where_head_weights_hide_it() -> None:
+    made = case(Mask.causal(), heads=2, layers=1)
+    made.sums[0][:, 1] += 0.1
+    with pytest.raises(AttentionInvalid, match="Head 1 did not keep"):
+        rollout_rows(made.queries, made.keys, made.sums, [39], made.mask, head_weights=[1.0, 0.0])
+
+
+def test_a_key_of_another_forward_is_refused() -> None:
+    made, other = case(Mask.causal(), seed=1), case(Mask.causal(), seed=2)
+    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
+        rollout_rows(made.queries, other.keys, made.sums, [39], made.mask)
+
+
+def test_a_wrong_logsumexp_of_huge_scores_is_refused() -> None:
+    made = case(Mask.causal(), size=1_000.0, dtype=torch.float32)
+    wrong = [sums * 1.442695 for sums in made.sums]
+    with pytest.raises(AttentionInvalid, match="not that of this query"):
+        rollout_rows(made.queries, made.keys, wrong, [39], made.mask)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"rows": []}, "no row"),
+        ({"rows": [40]}, "Row 40 is out of range"),
+        ({"rows": [-1]}, "Row -1 is out of range"),
+        ({"head_fusion": "median"}, "no head fusion 'median'"),
+        ({"head_fusion": "max", "head_weights": [1, 1]}, "weigh a mean"),
+        ({"head_fusion": "max", "prune": 0.1}, "set prune to 0"),
+        ({"head_fusion": "min", "backend": "flash"}, "choose tiles"),
+        ({"head_weights": [1, 1, 1]}, "2 head weights"),
+        ({"head_weights": [0, 0]}, "not all zero"),
+        ({"head_weights": [-1, 2]}, "not negative"),
+        ({"discard_ratio": 1.0}, "discard_ratio must be at least 0 and below 1"),
+        ({"residual_weight": 1.5}, "residual_weight must be between 0 and 1"),
+        ({"prune": float("nan")}, "prune must be"),
+        ({"start_layer": 3}, "leaves nothing to explain"),
+        ({"backend": "dense"}, "no rollout backend 'dense'"),
+        ({"scale": 0.0}, "scale"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, object], sentence: str) -> None:
+    made = case(Mask.causal())
+    arguments: dict[str, object] = {"rows": [3], **options}
+    with pytest.raises(AttentionInvalid, match=sentence):
+        rollout_rows(made.queries, made.keys, made.sums, mask=made.mask, **arguments)  # type: ignore[arg-type]
+
+
+FAULTS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]] = {
+    "rank": lambda query, key, sums: (query[0], key, sums),
+    "heads": lambda query, key, sums: (query, key[:, :1], sums),
+    "dtype": lambda query, key, sums: (query, key.float(), sums),
+    "mixed": lambda query, key, sums: (query.float(), key.float(), sums.float()),
+    "integer": lambda query, key, sums: (query.long(), key.long(), sums),
+    "device": lambda query, key, sums: (query, key, sums.to("meta")),
+    "padded": lambda query, key, sums: (query, key, torch.nn.functional.pad(sums, (0, 24))),
+    "time": lambda query, key, sums: (query[:, :, :9], key[:, :, :9], sums[..., :9]),
+    "nan": lambda query, key, sums: (query, key * torch.nan, sums),
+    "infinite": lambda query, key, sums: (query, key, sums - torch.inf),
+    "empty": lambda query, key, sums: (query[:, :, :0], key[:, :, :0], sums[..., :0]),
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("rank", "layer 1 needs query and key as"),
+        ("heads", "repeat grouped heads"),
+        ("dtype", "give one type"),
+        ("mixed", "one device and type"),
+        ("integer", "give a float type"),
+        ("device", "move them to one device"),
+        ("padded", "cut the padding"),
+        ("time", "all layers must agree"),
+        ("nan", "NaN or infinite key"),
+        ("infinite", "NaN or infinite logsumexp"),
+        ("empty", "layer 1 is empty"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(fault: str, sentence: str) -> None:
+    made = case(Mask.causal())
+    spoiled = FAULTS[fault](made.queries[1], made.keys[1], made.sums[1])
+    made.queries[1], made.keys[1], made.sums[1] = spoiled
+    with pytest.raises(AttentionInvalid, match=sentence):
+        rolled(made, [3])
+
+
+def test_a_missing_layer_is_refused() -> None:
+    made = case(Mask.causal())
+    made.sums.pop()
+    with pytest.raises(AttentionInvalid, match="three sequences of one length"):
+        rolled(made, [3])
+
+
+# ---------------------------------------------------------------- triton
+
+
+def test_the_triton_kernel_equals_the_stored_matrices_bit_for_bit_twice() -> None:
+    pytest.importorskip("triton")
+    script = Path(__file__).with_name("interpreted_triton.py")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    cases_run = json.loads(done.stdout)
+    assert len(cases_run) == 9
+    assert all(one["repeats"] and one["error"] < 2e-7 for one in cases_run)
+
+
+def test_the_triton_kernel_is_refused_where_it_cannot_run() -> None:
+    made = case(Mask.causal(), dtype=torch.float32)
+    with pytest.raises(AttentionInvalid, match="cannot run on cpu"):
+        rolled(made, [3], "triton")
+
+
+@pytest.mark.gpu
+def test_the_triton_kernel_equals_the_tiles_on_a_device() -> None:
+    made = case(Mask.window(700), time=2_000, dim=64, heads=2, dtype=torch.float32)
+    queries, keys, sums = ([one.cuda() for one in part] for part in made[:3])
+    first, again = (
+        rollout_rows(queries, keys, sums, [5, 1_999], made.mask, backend="triton").weights
+        for _ in range(2)
+    )
+    assert torch.equal(first, again)
+    assert float((first.cpu() - rolled(made, [5, 1_999], "tiles").weights).abs().max()) < 1e-6
+
+
+# ---------------------------------------------------------------- memory
+
+
+MEMORY_SCRIPT = """
+import resource, sys, torch
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import rollout_rows
+torch.set_num_threads(1)
+time, fusion = 6_000, sys.argv[1]
+generator = torch.Generator().manual_seed(1)
+query, key = (torch.randn(1, 2, time, 16, generator=generator) for _ in range(2))
+sums = attend(query, key, key, Mask.causal()).logsumexp
+rollout_rows([query[:, :, :600]] * 2, [key[:, :, :600]] * 2, [sums[:, :, :600]] * 2, [599],
+             Mask.causal(), head_fusion=fusion)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rollout_rows([query] * 2, [key] * 2, [sums] * 2, [time - 1], Mask.causal(), head_fusion=fusion)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize(("fusion", "limit_kib"), [("mean", 24 << 10), ("max", 72 << 10)])
+def test_no_matrix_is_ever_stored(fusion: str, limit_kib: int) -> None:
+    # Two heads of one layer's matrices would be 281,250 KiB.
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT, fusion],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    assert int(done.stdout) < limit_kib
