@@ -217,6 +217,7 @@ def build_engine(
     settings = EngineSettings(
         execution=execution,
         terms=terms_for(config),
+        interval_ms=config.market.interval_ms,
         cash=check_money(
             scaled(config.account.cash, MONEY_DECIMALS, name="account.cash"), name="account.cash"
         ),

@@ -1,0 +1,113 @@
+"""``Desk``: what the engine knows of one instrument, and what it shows the gates."""
+
+from __future__ import annotations
+
+from tracepaper.daemon.broker import Broker
+from tracepaper.daemon.state import EngineSettings
+from tracepaper.storage.digest import WindowHash
+from tracepaper.strategies.gate import Evidence, GateBench, is_finite_forecast
+from tracepaper.strategies.regime import next_regime
+from tracepaper.strategies.sizing import Sizer
+from tracepaper.strategies.strategy import Outlook, Strategy
+from tracepaper.strategies.types import (
+    Action,
+    Answer,
+    Bar,
+    Category,
+    Forecast,
+    Instrument,
+    Late,
+    Quote,
+    Regime,
+    Signal,
+)
+
+
+class Desk:
+    """What the engine knows of one instrument."""
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        strategy: Strategy,
+        sizer: Sizer,
+        bench: GateBench,
+        settings: EngineSettings,
+    ) -> None:
+        self.instrument = instrument
+        self.strategy = strategy
+        self.sizer = sizer
+        self.bench = bench
+        self.window = WindowHash(instrument, settings.interval_ms, strategy.warmup)
+        self._bounds = settings.bounds
+        self.evidence = Evidence(
+            horizon_index=settings.horizon_index,
+            slope=settings.slope,
+            round_trip_cost=settings.terms.round_trip,
+            regimes=settings.regimes,
+        )
+        self.bars = 0
+        self.last: Bar | None = None
+        self.quote: Quote | None = None
+        self.marked = False
+        self.regime = Regime.UNKNOWN
+
+    def take(self, bar: Bar) -> None:
+        """Take *bar* into the strategy, the window and the count."""
+        self.strategy.observe(bar)
+        self.window.add(bar)
+        self.last = bar
+        if self.bars < self.strategy.warmup:
+            self.bars += 1
+
+    def wish(self, bar: Bar, forecast: Forecast | None) -> Signal:
+        """Return the strategy's signal; on spot nothing can be sold short: SHORT becomes FLAT."""
+        signal = self.strategy.decide(Outlook(bar, forecast, self.regime))
+        if signal.action is Action.SHORT and self.instrument.category is Category.SPOT:
+            return Signal(Action.FLAT, "spot")
+        return signal
+
+    def expired(self, bar: Bar, broker: Broker) -> bool:
+        """Return whether what *broker* wants has outlived the horizon of its forecast."""
+        horizon = self.strategy.horizon
+        if horizon is None or broker.wanted == 0:
+            return False
+        return bar.open_time_ms - broker.renewed_ms >= horizon * bar.interval_ms
+
+    def see(
+        self, bar: Bar, last: Bar | None, answer: Answer, *, running: bool, finite: bool | None
+    ) -> bool:
+        """Lay out what the gates judge; return whether the regime changed.
+
+        The risk measures follow when the target is known.
+        """
+        seen = self.evidence
+        seen.running = running
+        seen.bars = self.bars
+        seen.late_ms = max(bar.seen_ms - bar.open_time_ms - bar.interval_ms, 0)
+        missing = 0
+        if last is not None:
+            missing = (bar.open_time_ms - last.open_time_ms) // bar.interval_ms - 1
+        seen.missing_bars = missing
+        quote = self.quote
+        seen.quote_age_ms = None if quote is None else max(bar.seen_ms - quote.market_ms, 0)
+        if not self.strategy.needs_forecast:
+            return False
+        seen.answered = not isinstance(answer, Late)
+        seen.finite = finite
+        seen.forecast = answer if isinstance(answer, Forecast) else None
+        explanation = seen.explanation = seen.forecast.explanation if seen.forecast else None
+        before = self.regime
+        if explanation is not None and self._bounds is not None:
+            self.regime = next_regime(before, explanation.recent_mass, self._bounds)
+        seen.regime = self.regime
+        return self.regime is not before
+
+
+def checked(answer: Answer) -> tuple[Answer, bool | None]:
+    """Return *answer* as it may be used and stored, and whether it was finite (None: unknown)."""
+    if not isinstance(answer, Forecast):
+        return answer, None
+    if is_finite_forecast(answer):
+        return answer, True
+    return None, False

@@ -1,0 +1,398 @@
+"""``Engine.step(event, answer) -> Step``: the straight line from an event to all it caused.
+
+The order inside a step is fixed: fill, mark, observe, forecast, judge, decide, submit. An order
+is filled at the earliest by the event after its cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar, assert_never
+
+import msgspec
+
+from tracepaper.daemon.desk import Desk, checked
+from tracepaper.daemon.ledger import Ledger
+from tracepaper.daemon.risk import RiskWatch
+from tracepaper.daemon.state import EngineSettings, EngineState
+from tracepaper.storage.digest import decision_digest
+from tracepaper.strategies.gate import GateBench
+from tracepaper.strategies.sizing import Sizer
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import (
+    INTEGRITY_GATES,
+    JUDGEMENT_GATES,
+    Action,
+    Answer,
+    Bar,
+    Command,
+    CommandKind,
+    Decision,
+    Event,
+    Fill,
+    FillModel,
+    Forecast,
+    Funding,
+    Gap,
+    GateSet,
+    Instrument,
+    InstrumentChange,
+    Mark,
+    ModelChange,
+    Order,
+    Position,
+    Quote,
+    Signal,
+    Step,
+    Timer,
+    Trade,
+    TwinStep,
+)
+
+_INTEGRITY: Final = frozenset(INTEGRITY_GATES)
+_JUDGEMENT: Final = frozenset(JUDGEMENT_GATES)
+_Filled = tuple[tuple[Fill, ...], tuple[Order, ...], Mapping[str, Fill]]
+_NO_TWINS: Final[Mapping[str, Fill]] = {}
+_NOTHING: Final[_Filled] = ((), (), _NO_TWINS)
+E = TypeVar("E", Bar, Quote)
+
+
+class Engine:
+    """The pure heart: the same events and answers always cause the same steps."""
+
+    def __init__(
+        self,
+        instruments: Sequence[Instrument],
+        strategies: Mapping[str, Strategy],
+        sizers: Mapping[str, Sizer],
+        benches: Mapping[str, GateBench],
+        settings: EngineSettings,
+    ) -> None:
+        self._settings = settings
+        self._instruments = {item.id: item for item in instruments}
+        self._desks = {
+            key: Desk(item, strategies[key], sizers[key], benches[key], settings)
+            for key, item in self._instruments.items()
+        }
+        self._ledger = self._open_ledger()
+        names = {name for strategy in strategies.values() for name in strategy.twins}
+        self._twins = {name: self._open_ledger() for name in sorted(names)}
+        self._risk = RiskWatch(settings.risk)
+        self._by_quotes = settings.execution is FillModel.QUOTE
+        self._halted = False
+        self._dirty = True
+        self.sequence = 0
+
+    def _open_ledger(self) -> Ledger:
+        given = self._settings
+        return Ledger(self._instruments, given.terms, cash=given.cash, latency_ms=given.latency_ms)
+
+    # ------------------------------------------------------------ seams
+
+    @property
+    def gate_sets(self) -> tuple[GateSet, ...]:
+        """The gate sets of all instruments, without repeats, in the instruments' order."""
+        return tuple(dict.fromkeys(desk.bench.gate_set for desk in self._desks.values()))
+
+    @property
+    def halted(self) -> bool:
+        """Whether the operator halted trading."""
+        return self._halted
+
+    def quote_from_ms(self, instrument: str) -> int | None:
+        """Return the market time from which a quote can fill an order, or None if none rests."""
+        if not self._by_quotes:
+            return None
+        ledgers = (self._ledger, *self._twins.values())
+        orders = [ledger.brokers[instrument].order for ledger in ledgers]
+        return min((order.eligible_ms for order in orders if order is not None), default=None)
+
+    def state(self) -> EngineState:
+        """Return what must survive a restart."""
+        return EngineState(
+            self._halted,
+            {key: desk.regime for key, desk in self._desks.items()},
+            self._risk.state,
+            self._ledger.state(),
+            {name: twin.state() for name, twin in self._twins.items()},
+        )
+
+    def restore(self, state: EngineState, *, next_sequence: int) -> None:
+        """Take over the state of a run's last step; the bars come by :meth:`recall`."""
+        self._halted = state.halted
+        for key, regime in state.regimes.items():
+            self._desks[key].regime = regime
+        self._risk.state = state.risk
+        self._ledger.restore(state.ledger)
+        for name, twin in state.twins.items():
+            self._twins[name].restore(twin)
+        self.sequence = next_sequence
+        self._dirty = False
+
+    def recall(self, bar: Bar) -> None:
+        """Take in a bar that the run already holds: it causes nothing, and is not a step."""
+        desk = self._desks[bar.instrument]
+        desk.take(bar)
+        self._mark(bar.instrument, bar.close)
+
+    # ------------------------------------------------------------ one step
+
+    def step(self, event: Event, answer: Answer) -> Step:  # noqa: C901, PLR0911 - one case an event
+        """Return all that *event* caused, given what the model answered to it."""
+        match event:
+            case Bar():
+                return self._bar(event, answer)
+            case Quote():
+                return self._quote(event)
+            case Mark():
+                self._desks[event.instrument].marked = True
+                self._mark(event.instrument, event.price)
+                return self._plain(event, event.instrument)
+            case Funding():
+                for ledger in (self._ledger, *self._twins.values()):
+                    if ledger.portfolio.pay_funding(event.instrument, event.rate):
+                        self._dirty = True
+                return self._plain(event, event.instrument)
+            case Command():
+                return self._command(event)
+            case ModelChange():
+                self._forget_passing()
+                return self._plain(event, None)
+            case InstrumentChange():
+                return self._plain(event, None)
+            case Gap() | Trade():
+                return self._plain(event, event.instrument)
+            case Timer():
+                return self._plain(event, None)
+            case _:
+                assert_never(event)
+
+    def _bar(self, bar: Bar, answer: Answer) -> Step:
+        desk = self._desks[bar.instrument]
+        last = desk.last
+        if last is not None and bar.open_time_ms <= last.open_time_ms:
+            return self._plain(bar, bar.instrument, accepted=False)
+        fills, orders, twin_fills = _NOTHING if self._by_quotes else self._fill(Ledger.at_open, bar)
+        if not desk.marked:
+            self._mark(bar.instrument, bar.close)
+        desk.marked = False
+        desk.take(bar)
+        if bar.open_time_ms < self._settings.period_start_ms:
+            return self._finish(bar, bar.instrument, orders=orders, fills=fills)
+        answer, finite = checked(answer)
+        if desk.see(bar, last, answer, running=not self._halted, finite=finite):
+            self._dirty = True
+        forecast = answer if isinstance(answer, Forecast) else None
+        signal = desk.wish(bar, forecast)
+        decision = self._decide(desk, bar, signal, forecast)
+        if decision.action is not Action.HOLD:
+            orders += self._submit(self._ledger, bar, decision.target_quantity, decision)
+        if self._twins:
+            self._decide_twins(desk, bar, signal, forecast, decision)
+        return self._finish(
+            bar,
+            bar.instrument,
+            decision=decision,
+            answer=answer,
+            orders=orders,
+            fills=fills,
+            twin_fills=twin_fills,
+            window_sha256=desk.window.digest(desk.strategy.warmup),
+            decision_sha256=decision_digest(bar, answer, decision, desk.instrument),
+        )
+
+    def _fill(self, against: Callable[[Ledger, E], tuple[Fill, Order] | None], event: E) -> _Filled:
+        """Let the resting orders of every account meet *event*."""
+        fills: tuple[Fill, ...] = ()
+        orders: tuple[Order, ...] = ()
+        if (filled := against(self._ledger, event)) is not None:
+            fills, orders = (filled[0],), (filled[1],)
+            self._dirty = True
+        if not self._twins:
+            return fills, orders, _NO_TWINS
+        twin_fills = {}
+        for name, twin in self._twins.items():
+            if (filled := against(twin, event)) is not None:
+                twin_fills[name] = filled[0]
+                self._dirty = True
+        return fills, orders, twin_fills
+
+    def _decide(self, desk: Desk, bar: Bar, signal: Signal, forecast: Forecast | None) -> Decision:
+        broker = self._ledger.brokers[bar.instrument]
+        wanted = broker.wanted
+        target = wanted
+        if signal.action is not Action.HOLD:
+            target = desk.sizer.target(signal, bar, forecast)
+        if self._risk.active:
+            self._see_risk(desk, bar, target)
+        measures, passed = desk.bench.judge(desk.evidence)
+        refused = desk.bench.first_failed(passed)
+        action, reason = signal.action, signal.reason
+        if refused is not None:
+            flat = self._settings.flat_on_refusal and refused in _JUDGEMENT
+            action = Action.FLAT if flat else Action.HOLD
+            reason = f"refused by {refused.value}"
+            target = 0 if flat else wanted
+        if action is Action.HOLD and refused not in _INTEGRITY and desk.expired(bar, broker):
+            action, target, reason = Action.FLAT, 0, "horizon"
+        if refused is None and action in (Action.LONG, Action.SHORT):
+            self._renew(self._ledger, desk, bar)
+        return Decision(
+            action,
+            target,
+            reason,
+            refused is None,
+            refused,
+            desk.bench.gate_set,
+            measures,
+            passed,
+            desk.regime,
+        )
+
+    def _see_risk(self, desk: Desk, bar: Bar, target: int) -> None:
+        portfolio, seen = self._ledger.portfolio, desk.evidence
+        held = portfolio.holdings[bar.instrument].quantity
+        seen.reduces = abs(target) <= abs(held) and target * held >= 0
+        seen.notional = desk.sizer.notional(bar.close, abs(target))
+        if self._risk.measure(seen, account=portfolio.account(), market_ms=bar.market_ms):
+            self._dirty = True
+
+    def _renew(self, ledger: Ledger, desk: Desk, bar: Bar) -> None:
+        if desk.strategy.horizon is not None:
+            ledger.brokers[bar.instrument].renewed_ms = bar.open_time_ms
+            self._dirty = True
+
+    def _decide_twins(
+        self, desk: Desk, bar: Bar, signal: Signal, forecast: Forecast | None, decision: Decision
+    ) -> None:
+        """Let the ungated twin act on the same signal wherever the inputs could be believed."""
+        if decision.refused_by in _INTEGRITY:
+            return
+        for name in desk.strategy.twins:
+            twin = self._twins[name]
+            if signal.action is Action.HOLD:
+                if desk.expired(bar, twin.brokers[bar.instrument]):
+                    self._submit(twin, bar, 0, decision, reason="horizon")
+                continue
+            if signal.action is not Action.FLAT:
+                self._renew(twin, desk, bar)
+            target = desk.sizer.target(signal, bar, forecast)
+            self._submit(twin, bar, target, decision, reason=signal.reason)
+
+    def _submit(
+        self, ledger: Ledger, bar: Bar, target: int, decision: Decision, *, reason: str = ""
+    ) -> tuple[Order, ...]:
+        before = ledger.brokers[bar.instrument].wanted
+        changed = ledger.submit(
+            bar.instrument,
+            target,
+            order_id=f"{self.sequence}-0",
+            price=bar.close,
+            reason=reason or decision.reason,
+            at_ms=bar.market_ms,
+        )
+        if changed or before != target:
+            self._dirty = True
+            if changed and ledger is self._ledger and self._risk.active:
+                self._risk.count_order()
+        return changed
+
+    def _quote(self, quote: Quote) -> Step:
+        self._desks[quote.instrument].quote = quote
+        fills, orders, twin_fills = (
+            self._fill(Ledger.at_quote, quote) if self._by_quotes else _NOTHING
+        )
+        return self._finish(
+            quote, quote.instrument, orders=orders, fills=fills, twin_fills=twin_fills
+        )
+
+    def _command(self, command: Command) -> Step:
+        """HALT holds everything, RESUME lifts it, FLATTEN halts and closes what is held."""
+        halted = command.kind is not CommandKind.RESUME
+        self._dirty |= halted is not self._halted
+        self._halted = halted
+        orders: tuple[Order, ...] = ()
+        if command.kind is CommandKind.FLATTEN:
+            for ordinal, (key, desk) in enumerate(self._desks.items()):
+                if desk.last is None:
+                    continue
+                self._dirty = True
+                orders += self._ledger.submit(
+                    key,
+                    0,
+                    order_id=f"{self.sequence}-{ordinal}",
+                    price=desk.last.close,
+                    reason="FLATTEN",
+                    at_ms=command.market_ms,
+                )
+        return self._finish(command, None, orders=orders)
+
+    def _forget_passing(self) -> None:
+        """Drop what a restart drops, so that a replay of the record does the same here."""
+        for key, desk in self._desks.items():
+            desk.quote, desk.marked = None, False
+            if desk.last is not None:
+                self._mark(key, desk.last.close)
+
+    def _mark(self, instrument: str, price: int) -> None:
+        self._ledger.portfolio.mark(instrument, price)
+        for twin in self._twins.values():
+            twin.portfolio.mark(instrument, price)
+
+    # ------------------------------------------------------------ the record
+
+    def _plain(self, event: Event, instrument: str | None, *, accepted: bool = True) -> Step:
+        return self._finish(event, instrument, accepted=accepted)
+
+    def _finish(  # noqa: PLR0913 - the fields of a step
+        self,
+        event: Event,
+        instrument: str | None,
+        *,
+        accepted: bool = True,
+        decision: Decision | None = None,
+        answer: Answer = None,
+        orders: tuple[Order, ...] = (),
+        fills: tuple[Fill, ...] = (),
+        twin_fills: Mapping[str, Fill] = _NO_TWINS,
+        window_sha256: bytes | None = None,
+        decision_sha256: bytes | None = None,
+    ) -> Step:
+        position: Position | None = None
+        twins: tuple[TwinStep, ...] = ()
+        if instrument is not None:
+            position = self._ledger.portfolio.position(instrument)
+            if self._twins and (decision is not None or twin_fills):
+                twins = self._twin_steps(instrument, twin_fills)
+        state: bytes | None = None
+        if self._dirty:
+            state = msgspec.msgpack.encode(self.state())
+            self._dirty = False
+        sequence = self.sequence
+        self.sequence = sequence + 1
+        return Step(
+            sequence,
+            event,
+            accepted,
+            decision,
+            answer,
+            orders,
+            fills,
+            position,
+            self._ledger.portfolio.account(),
+            twins,
+            window_sha256,
+            decision_sha256,
+            state,
+        )
+
+    def _twin_steps(self, instrument: str, fills: Mapping[str, Fill]) -> tuple[TwinStep, ...]:
+        return tuple(
+            TwinStep(
+                name,
+                twin.portfolio.position(instrument),
+                twin.portfolio.account(),
+                (fills[name],) if name in fills else (),
+            )
+            for name, twin in self._twins.items()
+        )

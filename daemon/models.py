@@ -1,0 +1,48 @@
+"""From ``[model]`` to a forecaster; torch is imported here and only when a model is wanted."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracepaper.daemon.config import Config
+from tracepaper.strategies.forecaster import Forecaster
+
+if TYPE_CHECKING:
+    from tracepaper.storage.checkpoints import Checkpoint
+
+
+def default_checkpoint() -> Path:
+    """Return the folder of the bundled checkpoint: package data of the replay room."""
+    return Path(str(files("tracepaper.replay.samples"))) / "default"
+
+
+def load_checkpoint(config: Config, *, beside: Path | None = None) -> Checkpoint:
+    """Load the configured checkpoint and keep a copy beside the database *beside*."""
+    from tracepaper.storage import checkpoints
+
+    folder = checkpoints.locate(config.model.checkpoint, default_checkpoint())
+    checkpoint = checkpoints.load(folder)
+    if beside is not None:
+        checkpoints.keep(folder, beside)
+    return checkpoint
+
+
+def load_forecaster(
+    config: Config, *, beside: Path | None = None, path: str = "step"
+) -> Forecaster:
+    """Return the configured model, ready to be warmed."""
+    from tracepaper.strategies.forecasters.build import build
+
+    checkpoint = load_checkpoint(config, beside=beside)
+    device = config.model.device
+    if device == "auto":
+        device = "cpu"
+    return build(
+        checkpoint.card,
+        checkpoint.tensors,
+        device=device,
+        threads=config.model.threads,
+        path=path,
+    )

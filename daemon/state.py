@@ -1,0 +1,48 @@
+"""What the engine is told once, and what it carries from step to step."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from tracepaper.daemon.fills import Terms
+from tracepaper.daemon.ledger import LedgerState
+from tracepaper.daemon.risk import RiskState
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.regime import RegimeBounds
+from tracepaper.strategies.types import FillModel, Gate, Regime
+
+
+class EngineSettings(Struct, frozen=True):
+    """What the engine is told once; money in 10⁻¹⁰, times in milliseconds of market time."""
+
+    execution: FillModel
+    terms: Terms
+    cash: int
+    interval_ms: int
+    period_start_ms: int
+    latency_ms: int = 100
+    flat_on_refusal: bool = False
+    horizon_index: int = 0
+    slope: float = 1.0
+    regimes: frozenset[Regime] = frozenset()
+    bounds: RegimeBounds | None = None
+    risk: dict[Gate, float] = {}
+
+
+class EngineState(Struct, frozen=True):
+    """All that the engine carries from step to step besides the bars it can be fed again."""
+
+    halted: bool
+    regimes: dict[str, Regime]
+    risk: RiskState
+    ledger: LedgerState
+    twins: dict[str, LedgerState]
+
+
+def decode_state(state: bytes) -> EngineState:
+    """Return the engine's state as a step stored it; raise ``InvariantBroken`` if it is none."""
+    try:
+        return msgspec.msgpack.decode(state, type=EngineState)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise InvariantBroken(f"the stored engine state does not decode: {error}") from error

@@ -1,0 +1,258 @@
+"""What happened in a run, read from the database's views alone: the end of a demo or a replay."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from tracepaper.strategies.errors import DataInvalid
+
+FILLS_SHOWN: Final = 8
+BUCKETS_SHOWN: Final = 12
+BAR_WIDTH: Final = 28
+ANSWER_MARK: Final = {1: "[green]✓[/]", 0: "[red]✗[/]"}
+
+
+@contextmanager
+def reading(database: Path) -> Iterator[sqlite3.Connection]:
+    """Open *database* for reading only; rows answer to their columns' names."""
+    if not database.is_file():
+        raise DataInvalid(f"There is no database at {database}; name one with --db.")
+    connection = sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)
+    connection.row_factory = sqlite3.Row
+    try:
+        yield connection
+    except sqlite3.DatabaseError as error:
+        raise DataInvalid(
+            f"{database} cannot be read ({error}); is it a tracepaper database?"
+        ) from error
+    finally:
+        connection.close()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of a run that its end shows; money as exact text."""
+
+    run: dict[str, Any]
+    decisions: int
+    allowed: int
+    first_iso: str
+    last_iso: str
+    accounts: tuple[dict[str, Any], ...]  # the run's own first, then its twins
+    fills: tuple[dict[str, Any], ...]
+    fill_count: int
+    refusals: tuple[tuple[str, int], ...]
+
+
+def summarise(database: Path, run_id: str) -> Summary:
+    """Return the figures of *run_id*."""
+    with reading(database) as db:
+        run = _one(db, "SELECT * FROM v_runs WHERE run_id = ?", run_id)
+        counts = _one(
+            db,
+            "SELECT count(*) AS decisions, coalesce(sum(allowed), 0) AS allowed,"
+            " min(open_time_iso) AS first_iso, max(open_time_iso) AS last_iso"
+            " FROM v_decisions WHERE run_id = ?",
+            run_id,
+        )
+        refusals = db.execute(
+            "SELECT refused_by, count(*) FROM v_decisions WHERE run_id = ?"
+            " AND refused_by IS NOT NULL GROUP BY refused_by ORDER BY 2 DESC",
+            (run_id,),
+        ).fetchall()
+        fills = db.execute(
+            "SELECT * FROM v_fills WHERE run_id = ? ORDER BY sequence DESC LIMIT ?",
+            (run_id, FILLS_SHOWN),
+        ).fetchall()
+        fill_count = _one(db, "SELECT count(*) AS n FROM v_fills WHERE run_id = ?", run_id)["n"]
+        return Summary(
+            run=run,
+            decisions=counts["decisions"],
+            allowed=counts["allowed"],
+            first_iso=counts["first_iso"] or "",
+            last_iso=counts["last_iso"] or "",
+            accounts=tuple(_accounts(db, run_id)),
+            fills=tuple(dict(row) for row in reversed(fills)),
+            fill_count=fill_count,
+            refusals=tuple((str(gate), int(count)) for gate, count in refusals),
+        )
+
+
+def _one(db: sqlite3.Connection, query: str, run_id: str) -> dict[str, Any]:
+    row = db.execute(query, (run_id,)).fetchone()
+    if row is None:
+        raise DataInvalid(f"The database holds no run {run_id}; `tracepaper audit` lists them.")
+    return dict(row)
+
+
+def _accounts(db: sqlite3.Connection, run_id: str) -> Iterator[dict[str, Any]]:
+    """Yield the newest equity row of the run's account, then of each twin."""
+    own = db.execute(
+        "SELECT * FROM v_equity WHERE run_id = ? ORDER BY sequence DESC LIMIT 1", (run_id,)
+    ).fetchone()
+    if own is not None:
+        fills = db.execute("SELECT count(*) FROM v_fills WHERE run_id = ?", (run_id,)).fetchone()
+        yield {"account": "this run", "fills": fills[0], **dict(own)}
+    names = db.execute(
+        "SELECT DISTINCT twin FROM v_twin_equity WHERE run_id = ? ORDER BY twin", (run_id,)
+    ).fetchall()
+    for (name,) in names:
+        row = db.execute(
+            "SELECT * FROM v_twin_equity WHERE run_id = ? AND twin = ?"
+            " ORDER BY sequence DESC LIMIT 1",
+            (run_id, name),
+        ).fetchone()
+        count = db.execute(
+            "SELECT count(*) FROM v_twin_fills WHERE run_id = ? AND twin = ?", (run_id, name)
+        ).fetchone()
+        yield {"account": f"{name} twin", "fills": count[0], **dict(row)}
+
+
+# ---------------------------------------------------------------- for a terminal
+
+
+def show(console: Console, summary: Summary) -> None:
+    """Print the account and its twins, the newest fills, and what the gates refused."""
+    run = summary.run
+    title = f"run {run['run_id']} · {run['kind']} · {run['instruments']}"
+    span = f"{summary.first_iso} to {summary.last_iso}"
+    lines = Text(
+        f"{summary.decisions:,} bars decided, {summary.allowed:,} allowed, "
+        f"{summary.fill_count:,} fills\n{span}"
+    )
+    console.print(Panel(lines, title=title, title_align="left", border_style="dim"))
+    console.print(_account_table(summary))
+    if summary.fills:
+        console.print(_fill_table(summary))
+    if summary.refusals:
+        console.print(_refusal_table(summary))
+
+
+def _account_table(summary: Summary) -> Table:
+    table = Table(title="Accounts", title_justify="left", title_style="bold", box=None)
+    for name in ("account", "equity", "realised", "unrealised", "fees", "funding", "fills"):
+        table.add_column(name, justify="left" if name == "account" else "right")
+    for row in summary.accounts:
+        table.add_row(
+            str(row["account"]),
+            f"{row['equity']:,.2f}",
+            f"{row['realized_pnl']:+,.2f}",
+            f"{row['unrealized_pnl']:+,.2f}",
+            f"{row['fees_paid']:,.2f}",
+            f"{row['funding_paid']:,.2f}",
+            str(row["fills"]),
+        )
+    return table
+
+
+def _fill_table(summary: Summary) -> Table:
+    shown = len(summary.fills)
+    title = f"Fills (the last {shown} of {summary.fill_count})"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    for name in ("time", "instrument", "side", "quantity", "price", "fee", "why"):
+        table.add_column(name, justify="right" if name in ("quantity", "price", "fee") else "left")
+    for fill in summary.fills:
+        table.add_row(
+            str(fill["filled_iso"]),
+            str(fill["instrument"]),
+            str(fill["side"]),
+            str(fill["quantity_text"]),
+            str(fill["price_text"]),
+            str(fill["fee_text"]),
+            str(fill["reason"]),
+        )
+    return table
+
+
+def _refusal_table(summary: Summary) -> Table:
+    title = "Refused (by the first gate that failed)"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    table.add_column("gate")
+    table.add_column("bars", justify="right")
+    table.add_column("")
+    most = max(count for _, count in summary.refusals)
+    for gate, count in summary.refusals:
+        share = f"{count / summary.decisions:6.1%}" if summary.decisions else ""
+        table.add_row(gate, f"{count:,}", f"[cyan]{bar_of(count / most)}[/] {share}")
+    return table
+
+
+def bar_of(share: float, width: int = BAR_WIDTH) -> str:
+    """Return a horizontal bar whose length is *share* (0 to 1) of *width* cells."""
+    eighths = round(max(0.0, min(share, 1.0)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+
+
+def explain_stored(database: Path, run_id: str, sequence: int) -> RenderableType:
+    """Return what one decision's rows say: the wish, each gate, and where the attention lay."""
+    with reading(database) as db:
+        decision = db.execute(
+            "SELECT * FROM v_decisions WHERE run_id = ? AND sequence = ?", (run_id, sequence)
+        ).fetchone()
+        if decision is None:
+            raise DataInvalid(
+                f"Run {run_id} has no decision {sequence}; `tracepaper audit decisions` lists them."
+            )
+        gates = db.execute(
+            "SELECT * FROM v_gates WHERE run_id = ? AND sequence = ?", (run_id, sequence)
+        ).fetchall()
+        buckets = db.execute(
+            "SELECT * FROM v_explanations WHERE run_id = ? AND sequence = ?", (run_id, sequence)
+        ).fetchall()
+    return Group(_decision_text(decision), _gate_table(gates), *_bucket_table(buckets))
+
+
+def _decision_text(decision: sqlite3.Row) -> Text:
+    verdict = "allowed" if decision["allowed"] else f"refused by {decision['refused_by']}"
+    text = Text()
+    text.append(f"{decision['instrument']} at {decision['open_time_iso']}: ", style="bold")
+    text.append(f"{decision['action']} ({verdict}), {decision['reason']}\n")
+    if decision["mean_return"] is not None:
+        text.append(
+            f"expected return {decision['mean_return'] * 1e4:+.2f} bp ± "
+            f"{decision['stdev_return'] * 1e4:.1f} bp; down {decision['p_down']:.2f}, flat "
+            f"{decision['p_flat']:.2f}, up {decision['p_up']:.2f}; regime {decision['regime']}\n"
+        )
+    return text
+
+
+def _gate_table(gates: list[sqlite3.Row]) -> Table:
+    table = Table(title="Gates", title_justify="left", title_style="bold", box=None)
+    for name in ("gate", "measure", "threshold", ""):
+        table.add_column(name, justify="right" if name in ("measure", "threshold") else "left")
+    for gate in gates:
+        measure = gate["measure"]
+        table.add_row(
+            str(gate["gate"]),
+            "–" if measure is None else f"{measure:,.6g}",
+            f"{gate['threshold']:,.6g}",
+            ANSWER_MARK[int(gate["passed"])],
+        )
+    return table
+
+
+def _bucket_table(buckets: list[sqlite3.Row]) -> list[Table]:
+    """Return a table of the heaviest buckets, or nothing for a decision without a model."""
+    if not buckets:
+        return []
+    title = "Where it looked (attention rollout by 64-bar block; not why the price will move)"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    for name in ("from", "weight", ""):
+        table.add_column(name, justify="right" if name == "weight" else "left")
+    heaviest = sorted(buckets, key=lambda row: -row["weight"])[:BUCKETS_SHOWN]
+    most = heaviest[0]["weight"]
+    for row in heaviest:
+        start = "older" if row["bucket"] == "older" else str(row["from_open_time_iso"])
+        table.add_row(start, f"{row['weight']:.4f}", f"[cyan]{bar_of(row['weight'] / most)}[/]")
+    return [table]

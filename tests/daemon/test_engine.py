@@ -1,0 +1,386 @@
+"""The engine: one straight line from an event to a step."""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Any
+
+import pytest
+from builders import START_MS, bar, bars, explanation, forecast, instrument, quote
+from fakes import FixedForecaster
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tracepaper.daemon.building import build_engine
+from tracepaper.daemon.config import load
+from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.state import decode_state
+from tracepaper.strategies.types import (
+    Action,
+    Bar,
+    Calibration,
+    Category,
+    Command,
+    CommandKind,
+    Event,
+    FillModel,
+    Forecast,
+    Gate,
+    Instrument,
+    Late,
+    ModelChange,
+    OrderStatus,
+    Regime,
+    Step,
+)
+
+SMA = {
+    "strategy": {"name": "sma_cross", "fast": 3, "slow": 7},
+    "sizing": {"mode": "fixed", "quantity": "1"},
+    "account": {"cash": "1000000"},
+}
+QUANTILES = {
+    name: tuple(index / 100 for index in range(1, 100))
+    for name in ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
+}
+CALIBRATION = Calibration(QUANTILES, {30: 1.0}, 0.0)
+
+
+def engine(
+    *,
+    execution: FillModel = FillModel.NEXT_OPEN,
+    item: Instrument | None = None,
+    period_start_ms: int = 0,
+    forecaster: FixedForecaster | None = None,
+    **sections: dict[str, Any],
+) -> Engine:
+    return build_engine(
+        load(None, {**SMA, **sections}),
+        [item or instrument()],
+        execution=execution,
+        period_start_ms=period_start_ms,
+        forecaster=forecaster,
+    )
+
+
+def steps_of(machine: Engine, events: list[Event]) -> list[Step]:
+    return [machine.step(event, None) for event in events]
+
+
+def attention(**gate: Any) -> Engine:
+    """Return an engine whose gates pass an ordinary forecast."""
+    rules = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "direction": "0.5", **gate}
+    return build_engine(
+        load(
+            None,
+            {
+                **SMA,
+                "strategy": {"name": "attention"},
+                "gate": rules,
+                "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
+            },
+        ),
+        [instrument()],
+        execution=FillModel.NEXT_OPEN,
+        period_start_ms=0,
+        forecaster=FixedForecaster(lambda _seen: None, calibration=CALIBRATION),
+    )
+
+
+def answered(machine: Engine, answers: list[Any]) -> list[Step]:
+    closes = [1_000_000 + 100 * index for index in range(len(answers))]
+    return [
+        machine.step(bar(close, index=index), answer)
+        for index, (close, answer) in enumerate(zip(closes, answers, strict=True))
+    ]
+
+
+# ---------------------------------------------------------------- against an independent account
+
+
+@pytest.mark.parametrize("long_only", [True, False])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_sma_cross_equals_an_independent_computation_to_the_last_tick(
+    long_only: bool, seed: int
+) -> None:
+    fast, slow, history = 20, 100, bars(1_500, seed=seed)
+    machine = engine(
+        strategy={"name": "sma_cross", "fast": 20, "slow": 100, "long_only": long_only}
+    )
+    got = steps_of(machine, list(history))
+
+    prices = [(Decimal(b.open).scaleb(-2), Decimal(b.close).scaleb(-2)) for b in history]
+    closes = [close for _, close in prices]
+    cash, held, trades = Decimal(1_000_000), Decimal(0), 0
+    target = Decimal(0)
+    for index, (open_, close) in enumerate(prices):
+        if (change := target - held) != 0:
+            fee = (abs(change) * open_ * Decimal("0.00055")).quantize(
+                Decimal("1e-10"), rounding=ROUND_HALF_EVEN
+            )
+            cash -= change * open_ + fee
+            held = target
+            trades += 1
+        equity = cash + held * close
+        assert Decimal(got[index].account.equity).scaleb(-10) == equity
+        if index >= slow - 1:
+            quick = sum(closes[index - fast + 1 : index + 1]) * slow
+            calm = sum(closes[index - slow + 1 : index + 1]) * fast
+            target = Decimal(1) if quick > calm else Decimal(0 if long_only else -1)
+    assert sum(len(step.fills) for step in got) == trades > 10
+
+
+# ---------------------------------------------------------------- laws
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(20, 60), st.integers(1, 100), st.booleans())
+def test_steps_over_a_prefix_are_a_prefix_of_the_steps(
+    count: int, seed: int, long_only: bool
+) -> None:
+    history: list[Event] = list(bars(60, seed=seed))
+    strategy = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": long_only}
+    whole = steps_of(engine(strategy=strategy), history)
+    assert steps_of(engine(strategy=strategy), history[:count]) == whole[:count]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(8, 58), st.integers(1, 100))
+def test_an_engine_restored_from_its_state_goes_on_as_if_never_stopped(cut: int, seed: int) -> None:
+    history: list[Event] = list(bars(60, seed=seed))
+    restart = ModelChange("", "", "v", "", "", "", 0, (), 0, 0)
+    events = [*history[:cut], restart, *history[cut:]]
+    whole = steps_of(engine(), events)
+    state = next(step.state for step in reversed(whole[:cut]) if step.state is not None)
+    again = engine()
+    again.restore(decode_state(state), next_sequence=cut)
+    for past in history[:cut][-7:]:
+        assert isinstance(past, Bar)
+        again.recall(past)
+    assert steps_of(again, events[cut:]) == whole[cut:]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 1_000))
+def test_cash_is_what_the_fills_say(seed: int) -> None:
+    got = steps_of(engine(), list(bars(80, seed=seed)))
+    paid = sum(
+        (fill.notional if fill.side == "BUY" else -fill.notional) + fill.fee
+        for step in got
+        for fill in step.fills
+    )
+    last = got[-1]
+    assert last.position is not None
+    entry = last.position.entry_notional
+    assert last.account.cash == 1_000_000 * 10**10 - paid + entry
+
+
+# ---------------------------------------------------------------- bars
+
+
+def test_an_order_is_filled_at_the_earliest_by_the_next_bar() -> None:
+    got = steps_of(engine(), list(bars(60)))
+    for step in got:
+        for fill in step.fills:
+            assert int(fill.order_id.split("-")[0]) < step.sequence
+            assert isinstance(step.event, Bar)
+            assert fill.price == step.event.open
+
+
+def test_a_bar_before_the_period_has_no_decision() -> None:
+    got = steps_of(engine(period_start_ms=START_MS + 10 * 60_000), list(bars(12)))
+    assert [step.decision is None for step in got] == [True] * 10 + [False] * 2
+
+
+def test_bars_before_the_strategy_is_warm_are_held_and_refused_by_warm() -> None:
+    got = steps_of(engine(), list(bars(8)))
+    verdicts = [(step.decision.action, step.decision.refused_by) for step in got if step.decision]
+    assert verdicts[:6] == [(Action.HOLD, Gate.WARM)] * 6
+    assert verdicts[6][1] is None
+
+
+def test_a_late_bar_is_held_and_refused_by_late() -> None:
+    history = bars(10)
+    late = bar(history[9].close, index=9, late_ms=60_001)
+    step = steps_of(engine(), [*history[:9], late])[-1]
+    assert step.decision is not None
+    assert (step.decision.action, step.decision.refused_by) == (Action.HOLD, Gate.LATE)
+
+
+def test_the_bar_after_a_hole_is_refused_by_gap() -> None:
+    history = bars(12)
+    got = steps_of(engine(), [*history[:9], *history[10:]])
+    assert [step.decision.refused_by for step in got[9:] if step.decision] == [Gate.GAP, None]
+
+
+def test_a_revision_is_kept_as_evidence_and_changes_nothing() -> None:
+    history = bars(12)
+    revised = bar(history[5].close + 777, index=5)
+    plain = steps_of(engine(), list(history))
+    machine = engine()
+    got = steps_of(machine, [*history[:8], revised, *history[8:]])
+    assert not got[8].accepted
+    assert got[8].decision is None
+    assert [s.decision_sha256 for s in got if s.accepted] == [s.decision_sha256 for s in plain]
+
+
+def test_spot_never_sells_short() -> None:
+    item = instrument(category=Category.SPOT)
+    strategy = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
+    history: list[Event] = list(bars(80, instrument_id=item.id))
+    got = steps_of(engine(item=item, strategy=strategy, market={"category": "spot"}), history)
+    flat = [s.decision for s in got if s.decision and s.decision.action is Action.FLAT]
+    assert {decision.reason for decision in flat} == {"spot"}
+    assert all(step.position and step.position.quantity >= 0 for step in got)
+
+
+# ---------------------------------------------------------------- quotes and commands
+
+
+def test_a_quote_fills_only_after_the_latency() -> None:
+    history = bars(60)
+    machine = engine(execution=FillModel.QUOTE)
+    for item in history:
+        machine.step(quote(item.close - 10, item.close, at_ms=item.close_time_ms - 1), None)
+        step = machine.step(item, None)
+        if step.orders:
+            break
+    order = step.orders[0]
+    eligible = machine.quote_from_ms("linear:BTCUSDT")
+    assert eligible == order.eligible_ms == item.market_ms + 100
+    assert machine.step(quote(at_ms=eligible - 1), None).fills == ()
+    (fill,) = machine.step(quote(9_000, 9_010, at_ms=eligible), None).fills
+    assert fill.price == (9_010 if order.side == "BUY" else 9_000)
+    assert machine.quote_from_ms("linear:BTCUSDT") is None
+
+
+def test_a_thin_quote_fills_in_part_and_the_rest_waits() -> None:
+    machine = engine(execution=FillModel.QUOTE, gate={"stale_ms": 10**9})
+    machine.step(quote(at_ms=START_MS), None)
+    for item in bars(60):
+        if machine.step(item, None).orders:
+            break
+    later = START_MS + 10**8
+    first = machine.step(quote(size=400, at_ms=later), None)
+    second = machine.step(quote(size=10**6, at_ms=later + 1), None)
+    assert [fill.quantity for fill in (*first.fills, *second.fills)] == [400, 600]
+    assert [order.status for order in (*first.orders, *second.orders)] == [
+        OrderStatus.PARTIALLY_FILLED,
+        OrderStatus.FILLED,
+    ]
+
+
+def test_without_a_quote_the_stale_gate_is_null_and_refuses() -> None:
+    step = steps_of(engine(execution=FillModel.QUOTE), list(bars(8)))[-1]
+    assert step.decision is not None
+    assert step.decision.refused_by is Gate.STALE
+
+
+def command(kind: CommandKind) -> Command:
+    return Command(kind, "", START_MS, START_MS)
+
+
+def test_halt_holds_and_resume_lifts_it() -> None:
+    history = bars(10)
+    machine = engine()
+    steps_of(machine, list(history[:7]))
+    machine.step(command(CommandKind.HALT), None)
+    halted = machine.step(history[7], None).decision
+    machine.step(command(CommandKind.RESUME), None)
+    resumed = machine.step(history[8], None).decision
+    assert halted is not None
+    assert resumed is not None
+    assert (halted.action, halted.refused_by) == (Action.HOLD, Gate.OPERATOR)
+    assert resumed.refused_by is None
+
+
+def test_flatten_halts_and_closes_what_is_held() -> None:
+    machine = engine()
+    for item in bars(200):
+        step = machine.step(item, None)
+        if step.position and step.position.quantity:
+            break
+    (order,) = machine.step(command(CommandKind.FLATTEN), None).orders
+    assert order.reason == "FLATTEN"
+    after = machine.step(bar(item.close, index=200), None)
+    assert after.position is not None
+    assert after.position.quantity == 0
+    assert machine.halted
+
+
+# ---------------------------------------------------------------- the model
+
+
+def test_an_allowed_forecast_is_traded_and_every_gate_is_recorded() -> None:
+    step = answered(attention(), [None, None, forecast(0.01)])[-1]
+    decision = step.decision
+    assert decision is not None
+    assert (decision.action, decision.allowed, decision.regime) == (
+        Action.LONG,
+        True,
+        Regime.MIXED,
+    )
+    assert len(decision.measures) == len(decision.gate_set.gates)
+    assert None not in decision.measures
+
+
+def test_a_late_model_is_refused_by_deadline() -> None:
+    decision = answered(attention(), [None, None, Late(1_000)])[-1].decision
+    assert decision is not None
+    assert (decision.action, decision.refused_by) == (Action.HOLD, Gate.DEADLINE)
+
+
+def test_a_forecast_that_is_not_finite_is_refused_and_not_stored() -> None:
+    step = answered(attention(), [None, None, forecast(float("nan"))])[-1]
+    assert step.decision is not None
+    assert step.decision.refused_by is Gate.FINITE
+    assert step.answer is None
+
+
+def test_a_refusal_by_judgement_holds_or_closes_as_configured() -> None:
+    unsure = forecast(0.01, explained=explanation(confidence=0.01))
+    for on_refusal, action in (("hold", Action.HOLD), ("flat", Action.FLAT)):
+        got = answered(attention(on_refusal=on_refusal), [None, None, forecast(0.01), unsure])
+        decision = got[-1].decision
+        assert decision is not None
+        assert (decision.refused_by, decision.action) == (Gate.CONFIDENCE, action)
+
+
+def test_a_position_that_outlives_its_horizon_is_closed() -> None:
+    unsure = forecast(0.01, explained=explanation(confidence=0.01))
+    got = answered(attention(), [None, None, forecast(0.01)] + [unsure] * 31)
+    actions = [step.decision.action for step in got if step.decision]
+    assert actions[2] is Action.LONG
+    assert actions[3:32] == [Action.HOLD] * 29
+    assert got[32].decision is not None
+    assert (got[32].decision.action, got[32].decision.reason) == (Action.FLAT, "horizon")
+
+
+def test_the_ungated_twin_trades_what_judgement_refused() -> None:
+    unsure = forecast(0.01, explained=explanation(confidence=0.01))
+    got = answered(attention(), [None, None, unsure, unsure])
+    (twin,) = got[-1].twins
+    assert twin.twin == "ungated"
+    assert (len(twin.fills), twin.position.quantity) == (1, 1_000)
+    assert got[-1].position is not None
+    assert got[-1].position.quantity == 0
+
+
+def test_the_twin_does_not_trade_on_inputs_that_cannot_be_believed() -> None:
+    got = answered(attention(), [forecast(0.01), forecast(0.01)])  # not warm yet
+    assert all(twin.position.quantity == 0 and not twin.fills for s in got for twin in s.twins)
+
+
+def test_edge_compares_the_calibrated_mean_with_the_round_trip_cost() -> None:
+    small, large = forecast(0.0010), forecast(0.0012)
+    verdicts = [
+        step.decision.refused_by
+        for step in answered(attention(), [None, None, small, large])
+        if step.decision
+    ]
+    assert verdicts[2:] == [Gate.EDGE, None]
+
+
+def test_the_same_events_and_answers_always_cause_the_same_steps() -> None:
+    answers: list[Forecast | None] = [None, None, *[forecast(0.001 * i) for i in range(-5, 5)]]
+    assert answered(attention(), answers) == answered(attention(), answers)
