@@ -35,7 +35,7 @@ def row_entropy(
     """Return the entropy of each row in nats: [batch, head, time], or [batch, head, row].
 
     Chosen *rows* cost O(rows · N); all rows cost one flash pass. Raises ``AttentionInvalid`` on
-    tensors or rows that do not fit, and when a chosen row does not keep its mass.
+    tensors or rows that do not fit, and when a row does not keep its mass.
     """
     given = check_layer(query, key, logsumexp, scale=scale)
     layer = restate(given, mask)
@@ -43,7 +43,10 @@ def row_entropy(
     if rows is None:
         kind = layer.logsumexp.dtype
         query, key = layer.query.to(kind), layer.key.to(kind)
-        mean_key = attend(query, key, key, mask, scale=layer.scale).output
+        mean_key, own = attend(query, key, key, mask, scale=layer.scale, checked=False)
+        # The rows' masses under the logsumexp given; the pass has just returned the true one.
+        mass = (own - layer.logsumexp).exp()
+        check_mass(mass, mass.new_ones(len(mass), time), mass_tolerance(layer))
         entropy = layer.logsumexp - layer.scale * (query * mean_key).sum(dim=-1)
     else:
         entropy = torch.stack(
