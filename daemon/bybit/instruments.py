@@ -1,0 +1,153 @@
+"""Filters of instruments-info to ``Instrument``, and the base fees of each category."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import structs
+
+from tracepaper.daemon.bybit.decimals import POWERS, ceiled, decimals_needed, exact, floored
+from tracepaper.daemon.bybit.messages import InstrumentInfo
+from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
+from tracepaper.strategies.types import (
+    MONEY_DECIMALS,
+    MONEY_LIMIT,
+    MONEY_SCALE,
+    Category,
+    Instrument,
+)
+
+VOLUME_DECIMALS: Final = 8
+"""Decimals kept of a candle's volume: its sums are finer than the quantity step on some pairs."""
+TURNOVER_DECIMALS: Final = 8
+"""Decimals kept of a candle's turnover: price times quantity of linear and spot pairs."""
+TAKER_FEES: Final = {Category.LINEAR: "0.00055", Category.SPOT: "0.001"}
+"""Base (VIP 0) taker fees of the exchange's help centre; regions differ, so configure yours."""
+MAKER_FEES: Final = {Category.LINEAR: "0.0002", Category.SPOT: "0.001"}
+
+
+def instrument_from(
+    info: InstrumentInfo,
+    category: Category,
+    *,
+    volume_decimals: int = VOLUME_DECIMALS,
+    turnover_decimals: int = TURNOVER_DECIMALS,
+) -> Instrument:
+    """Return the instrument that *info* describes.
+
+    The decimals are those that tick and quantity step need (``0.10`` needs one), never the
+    exchange's ``priceScale``, which is finer on some symbols. Maximum and minimum quantities are
+    those of market orders; a maximum is rounded down and a minimum up to whole units. Raises
+    ``MessageMalformed`` where a filter is missing or no number.
+    """
+    lot = info.lot_size_filter
+    if category is Category.SPOT:
+        step, notional, largest = lot.base_precision, lot.min_order_amt, lot.max_market_order_qty
+        smallest = ""  # deprecated on spot: the minimum amount governs
+    else:
+        step, notional, largest = lot.qty_step, lot.min_notional_value, lot.max_mkt_order_qty
+        smallest = lot.min_order_qty
+    price_decimals = decimals_needed(info.price_filter.tick_size)
+    quantity_decimals = decimals_needed(step)
+    instrument = Instrument(
+        category=category,
+        symbol=info.symbol,
+        base_coin=info.base_coin,
+        quote_coin=info.quote_coin,
+        price_decimals=price_decimals,
+        quantity_decimals=quantity_decimals,
+        volume_decimals=max(volume_decimals, quantity_decimals),
+        turnover_decimals=turnover_decimals,
+        tick_size=exact(info.price_filter.tick_size, price_decimals),
+        quantity_step=exact(step, quantity_decimals),
+        min_quantity=ceiled(smallest or "0", quantity_decimals),
+        max_quantity=floored(largest or "0", quantity_decimals),
+        min_notional=exact(notional or "0", MONEY_DECIMALS),
+        funding_interval_minutes=info.funding_interval,
+        status=info.status,
+    )
+    if instrument.tick_size < 1 or instrument.quantity_step < 1:
+        raise MessageMalformed(
+            f"{instrument.id} has a tick or quantity step of zero; it was left out, ask for "
+            "another symbol."
+        )
+    return instrument
+
+
+def check_range(instrument: Instrument, *, price: int, quantity: int) -> None:
+    """Refuse an instrument whose money would not fit 64 bits.
+
+    *price* and *quantity* are the largest that the run can meet, in the instrument's units. Money
+    is an integer of 10⁻¹⁰, so 64 bits hold 922 million. Raises ``ConfigInvalid``.
+    """
+    notional = (
+        price
+        * quantity
+        * MONEY_SCALE
+        // POWERS[instrument.price_decimals + instrument.quantity_decimals]
+    )
+    if notional > MONEY_LIMIT:
+        raise ConfigInvalid(
+            f"A position of {instrument.id} could be worth {notional // MONEY_SCALE} "
+            f"{instrument.quote_coin}, more than the {MONEY_LIMIT // MONEY_SCALE} that an account "
+            "can hold; lower sizing.quantity or sizing.notional."
+        )
+
+
+def rescaled(fresh: Instrument, kept: Instrument) -> Instrument:
+    """Return *fresh* filters in the scales of *kept*, which a run never changes.
+
+    A run's integers mean 10^-k for good, so a coarser tick is expressed in the old decimals.
+    Raises ``ConfigInvalid`` where the new tick or step is finer than the run can express.
+    """
+    price = kept.price_decimals - fresh.price_decimals
+    quantity = kept.quantity_decimals - fresh.quantity_decimals
+    if price < 0 or quantity < 0:
+        raise ConfigInvalid(
+            f"{kept.id} now trades in finer steps than this run keeps ({fresh.price_decimals} "
+            f"price and {fresh.quantity_decimals} quantity decimals instead of "
+            f"{kept.price_decimals} and {kept.quantity_decimals}); start a new run in a new "
+            "database."
+        )
+    return structs.replace(
+        fresh,
+        price_decimals=kept.price_decimals,
+        quantity_decimals=kept.quantity_decimals,
+        volume_decimals=kept.volume_decimals,
+        turnover_decimals=kept.turnover_decimals,
+        tick_size=fresh.tick_size * POWERS[price],
+        quantity_step=fresh.quantity_step * POWERS[quantity],
+        min_quantity=fresh.min_quantity * POWERS[quantity],
+        max_quantity=fresh.max_quantity * POWERS[quantity],
+    )
+
+
+def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument], str]:
+    """Return the readable instruments of an instruments-info result and the next page's cursor.
+
+    Entries that are malformed are left out: one odd listing must not hide eight hundred others.
+    Raises ``MessageMalformed`` where the body itself is not what the exchange documents.
+    """
+    try:
+        page = msgspec.json.decode(result, type=_Page)
+    except msgspec.DecodeError as error:
+        raise MessageMalformed(
+            f"The list of instruments is not what Bybit documents ({error}); check "
+            "exchange.rest_url if this repeats."
+        ) from error
+    instruments = []
+    for raw in page.list:
+        try:
+            info = msgspec.json.decode(raw, type=InstrumentInfo)
+            instruments.append(instrument_from(info, category))
+        except (msgspec.DecodeError, MessageMalformed):
+            continue
+    return instruments, page.next_page_cursor
+
+
+class _Page(msgspec.Struct, rename="camel"):
+    """One page of instruments, each still raw."""
+
+    list: list[msgspec.Raw]
+    next_page_cursor: str = ""

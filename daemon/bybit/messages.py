@@ -1,0 +1,281 @@
+"""Typed frames and bodies of Bybit v5's public streams and public REST calls.
+
+Sources: the exchange's own documentation (docs/v5/websocket/public, docs/v5/market) and recorded
+sessions. Numbers stay text here, as sent; unknown fields are ignored, so a new field breaks
+nothing. Field names follow the wire, in snake case where the wire has camel case. The fields
+stand in the order in which the exchange usually sends them, which msgspec reads fastest.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import Raw, Struct
+
+# ---------------------------------------------------------------- websocket, inbound
+
+
+class Head(Struct, gc=False):
+    """What tells frames apart; ``topic`` on data, the rest on answers to our requests.
+
+    A pong has ``op`` ``"ping"`` on spot and linear and ``"pong"`` on option and private streams.
+    An option acknowledgement has no ``op`` but ``type`` ``"COMMAND_RESP"``.
+    """
+
+    topic: str = ""
+    type: str = ""
+    op: str = ""
+    success: bool | None = None
+    ret_msg: str = ""
+    req_id: str | int = ""
+    conn_id: str = ""
+
+
+class Candle(Struct, gc=False):
+    """One candle of a kline frame; the symbol is in the topic alone."""
+
+    start: int
+    end: int
+    open: str
+    close: str
+    high: str
+    low: str
+    volume: str
+    turnover: str
+    confirm: bool
+
+
+class KlineFrame(Struct, gc=False):
+    """``kline.{interval}.{symbol}``; at the roll linear puts two candles in one frame."""
+
+    topic: str
+    data: list[Candle]
+    ts: int
+
+
+class TickerData(Struct, rename="camel", gc=False):
+    """The fields of a ticker that are used; absent in a delta means unchanged, not zero."""
+
+    symbol: str
+    last_price: str | None = None
+    mark_price: str | None = None
+    next_funding_time: str | None = None
+    funding_rate: str | None = None
+
+
+class TickerFrame(Struct, gc=False):
+    """``tickers.{symbol}``: on linear a snapshot, then deltas; on spot always snapshots."""
+
+    topic: str
+    data: TickerData
+    ts: int
+    type: str = "snapshot"
+    cs: int = 0
+
+
+class BookData(Struct, gc=False):
+    """Levels as (price, size) text; size ``"0"`` deletes in a delta."""
+
+    s: str
+    b: list[tuple[str, str]]
+    a: list[tuple[str, str]]
+    u: int = 0
+    seq: int = 0
+
+
+class BookFrame(Struct, gc=False):
+    """``orderbook.{depth}.{symbol}``; depth 1 is snapshots only, repeated when quiet for 3 s."""
+
+    topic: str
+    ts: int
+    type: str
+    data: BookData
+    cts: int = 0
+
+
+class TradeData(Struct, gc=False, rename={"time": "T", "symbol": "s", "side": "S"}):
+    """One public trade: ``v`` size, ``p`` price, ``i`` id (a uuid on linear, digits on spot)."""
+
+    time: int
+    symbol: str
+    side: str
+    v: str
+    p: str
+    i: str
+    BT: bool = False
+    RPI: bool = False
+
+
+class TradeFrame(Struct, gc=False):
+    """``publicTrade.{symbol}``: up to 1,024 trades, oldest first."""
+
+    topic: str
+    ts: int
+    data: list[TradeData]
+
+
+# ---------------------------------------------------------------- websocket, outbound
+
+
+class Request(Struct, omit_defaults=True):
+    """``subscribe``, ``unsubscribe`` or ``ping``; acknowledgements repeat ``req_id`` alone."""
+
+    op: str
+    req_id: str = ""
+    args: list[str] = []
+
+
+# ---------------------------------------------------------------- REST
+
+
+class Answer(Struct, rename="camel"):
+    """The envelope of every REST body; success is ``ret_code`` 0, not the HTTP status."""
+
+    ret_code: int
+    ret_msg: str = ""
+    result: Raw = Raw(b"{}")
+    time: int = 0
+
+
+class ServerTime(Struct, rename="camel"):
+    """Result of ``/v5/market/time``; both are digits in text."""
+
+    time_second: str
+    time_nano: str
+
+
+class Klines(Struct, rename="camel"):
+    """Result of ``/v5/market/kline``: rows of start, o, h, l, c, volume, turnover; newest first."""
+
+    list: list[tuple[str, str, str, str, str, str, str]]
+    symbol: str = ""
+    category: str = ""
+
+
+class MarkKlines(Struct, rename="camel"):
+    """Result of ``/v5/market/mark-price-kline``: rows of start, o, h, l, c; newest first."""
+
+    list: list[tuple[str, str, str, str, str]]
+    symbol: str = ""
+    category: str = ""
+
+
+class PriceFilter(Struct, rename="camel"):
+    """The tick; spot has no price range."""
+
+    tick_size: str
+    min_price: str = ""
+    max_price: str = ""
+
+
+class LotSizeFilter(Struct, rename="camel"):
+    """Quantity limits; linear and spot name the same things differently, so all are optional."""
+
+    min_order_qty: str = ""
+    max_order_qty: str = ""
+    max_mkt_order_qty: str = ""  # linear
+    qty_step: str = ""  # linear
+    min_notional_value: str = ""  # linear
+    base_precision: str = ""  # spot
+    quote_precision: str = ""  # spot
+    min_order_amt: str = ""  # spot
+    max_market_order_qty: str = ""  # spot
+
+
+class InstrumentInfo(Struct, rename="camel"):
+    """One entry of ``/v5/market/instruments-info``, linear or spot."""
+
+    symbol: str
+    status: str
+    base_coin: str
+    quote_coin: str
+    price_filter: PriceFilter
+    lot_size_filter: LotSizeFilter
+    contract_type: str = ""
+    settle_coin: str = ""
+    funding_interval: int = 0  # minutes; 0 on dated futures, absent on spot
+
+
+class InstrumentsInfo(Struct, rename="camel"):
+    """Result of ``/v5/market/instruments-info``; spot has no cursor key."""
+
+    list: list[InstrumentInfo]
+    category: str = ""
+    next_page_cursor: str = ""
+
+
+class TickerInfo(Struct, rename="camel"):
+    """One entry of ``/v5/market/tickers``; empty text means no value."""
+
+    symbol: str
+    last_price: str = ""
+    mark_price: str = ""
+    index_price: str = ""
+    funding_rate: str = ""
+    next_funding_time: str = ""
+    bid1_price: str = ""
+    bid1_size: str = ""
+    ask1_price: str = ""
+    ask1_size: str = ""
+
+
+class Tickers(Struct, rename="camel"):
+    """Result of ``/v5/market/tickers``."""
+
+    list: list[TickerInfo]
+    category: str = ""
+
+
+class OrderBook(Struct, rename="camel"):
+    """Result of ``/v5/market/orderbook``."""
+
+    s: str
+    b: list[tuple[str, str]]
+    a: list[tuple[str, str]]
+    ts: int
+    u: int = 0
+    seq: int = 0
+    cts: int = 0
+
+
+class RecentTrade(Struct, rename="camel"):
+    """One entry of ``/v5/market/recent-trade``."""
+
+    exec_id: str
+    symbol: str
+    price: str
+    size: str
+    side: str
+    time: str
+
+
+class RecentTrades(Struct, rename="camel"):
+    """Result of ``/v5/market/recent-trade``."""
+
+    list: list[RecentTrade]
+    category: str = ""
+
+
+class FundingRate(Struct, rename="camel"):
+    """One settlement of ``/v5/market/funding/history``."""
+
+    symbol: str
+    funding_rate: str
+    funding_rate_timestamp: str
+
+
+class FundingHistory(Struct, rename="camel"):
+    """Result of ``/v5/market/funding/history``; the order is not promised."""
+
+    list: list[FundingRate]
+    category: str = ""
+
+
+encode: Final = msgspec.json.Encoder().encode
+decode_head: Final = msgspec.json.Decoder(Head).decode
+decode_kline: Final = msgspec.json.Decoder(KlineFrame).decode
+decode_ticker: Final = msgspec.json.Decoder(TickerFrame).decode
+decode_book: Final = msgspec.json.Decoder(BookFrame).decode
+decode_trades: Final = msgspec.json.Decoder(TradeFrame).decode
+decode_answer: Final = msgspec.json.Decoder(Answer).decode
