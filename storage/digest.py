@@ -1,0 +1,275 @@
+"""The canonical encoding and the hashes: the chain, the decision and the window; pure.
+
+A hash covers what is stored, so it can be recomputed from the database alone. ``-0.0`` is 0.0,
+booleans are integers, and what is not finite is null.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import lru_cache
+from hashlib import sha256
+from math import isfinite
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types import (
+    BLOCK_BARS,
+    RISK_GATES,
+    TIMING_GATES,
+    Answer,
+    Bar,
+    Decision,
+    Explanation,
+    Forecast,
+    GateSet,
+    Instrument,
+    Late,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tracepaper.storage.rows import Row
+
+CANONICAL_DECIMALS: Final = 18
+"""Every price and quantity is hashed as an integer of 10⁻¹⁸, whatever its instrument's scale."""
+
+HASH_BYTES: Final = 32
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def finite(number: float | None) -> float | None:
+    """Return *number* as it is stored and hashed: a float, -0.0 as 0.0, null if not finite."""
+    if number is None or not isfinite(number):
+        return None
+    return number + 0.0
+
+
+# ---------------------------------------------------------------- the chain
+
+
+def chain_digest(previous: bytes, payload: Sequence[object]) -> bytes:
+    """Return the link that follows *previous*: ``sha256(previous + msgpack(payload))``.
+
+    The payload of a step is its ``steps`` row without the digest, its event's row, the hash of
+    its gate set, and a (table, row) pair for each sparse row in the order of ``SPARSE_TABLES``.
+    """
+    return sha256(previous + _encode(payload)).digest()
+
+
+def opened_digest(run: Row, instruments: Iterable[Row], gate_sets: Iterable[Row]) -> bytes:
+    """Return the chain's first link: the run as opened, its instruments and its gate sets."""
+    return sha256(_encode((run, tuple(instruments), tuple(gate_sets)))).digest()
+
+
+def rows_digest(rows: Iterable[Row]) -> bytes:
+    """Return the hash of *rows* in their order: of a gate set, or of what a prune kept."""
+    hashed = sha256()
+    for row in rows:
+        hashed.update(_encode(row))
+    return hashed.digest()
+
+
+# ---------------------------------------------------------------- what parity compares
+
+
+def scale_factor(decimals: int) -> int:
+    """Return the factor from 10^-*decimals* to the canonical scale; raise beyond 18 decimals."""
+    if not 0 <= decimals <= CANONICAL_DECIMALS:
+        raise InvariantBroken(
+            f"A number has {decimals} decimals; hashes take 0 to {CANONICAL_DECIMALS}."
+        )
+    return int(10 ** (CANONICAL_DECIMALS - decimals))
+
+
+@lru_cache(maxsize=1024)
+def _factors(instrument: Instrument) -> tuple[int, int, int]:
+    """Return the factors of prices, volume and quantities of *instrument*."""
+    return (
+        scale_factor(instrument.price_decimals),
+        scale_factor(instrument.volume_decimals),
+        scale_factor(instrument.quantity_decimals),
+    )
+
+
+def canonical_bar(bar: Bar, instrument: Instrument) -> bytes:
+    """Return open time and OHLCV of *bar* as hexadecimal text of the canonical scale.
+
+    ``65114.20`` and ``65114.2`` give the same bytes. Turnover, source and the times at which
+    the bar was seen are left out: archives lack them or differ in them.
+    """
+    price, volume, _ = _factors(instrument)
+    return b"%x,%x,%x,%x,%x,%x;" % (
+        bar.open_time_ms,
+        bar.open * price,
+        bar.high * price,
+        bar.low * price,
+        bar.close * price,
+        bar.volume * volume,
+    )
+
+
+class _CountedGates:
+    """The gates of a set that belong to a decision's identity: neither timing nor risk."""
+
+    def __init__(self, gate_set: GateSet) -> None:
+        left_out = (*TIMING_GATES, *RISK_GATES)
+        gates = gate_set.gates
+        self.places = tuple(place for place, gate in enumerate(gates) if gate not in left_out)
+        names = tuple(gates[place].value for place in self.places)
+        thresholds = tuple(finite(gate_set.thresholds[place]) for place in self.places)
+        self.sha256 = sha256(_encode((names, thresholds))).digest()
+        self._passed: dict[int, int] = {}
+
+    def passed(self, bits: int) -> int:
+        """Return the bits of the counted gates alone, packed in their order."""
+        known = self._passed.get(bits)
+        if known is None:
+            known = sum((bits >> place & 1) << i for i, place in enumerate(self.places))
+            self._passed[bits] = known
+        return known
+
+
+@lru_cache(maxsize=256)
+def _counted(gate_set: GateSet) -> _CountedGates:
+    return _CountedGates(gate_set)
+
+
+def _forecast_part(answer: Answer) -> object:
+    """Return the part of a decision's identity that the forecaster gave."""
+    match answer:
+        case None:
+            return None
+        case Late():
+            return "late"
+        case Forecast():
+            return (
+                answer.horizons,
+                *(
+                    tuple(finite(number) for number in column)
+                    for column in (
+                        answer.mean_return,
+                        answer.stdev_return,
+                        answer.p_down,
+                        answer.p_flat,
+                        answer.p_up,
+                        answer.volatility,
+                    )
+                ),
+                _explanation_part(answer.explanation),
+            )
+
+
+def _explanation_part(explanation: Explanation | None) -> object:
+    if explanation is None:
+        return None
+    return (
+        finite(explanation.confidence),
+        finite(explanation.content_free),
+        finite(explanation.recent_mass),
+        finite(explanation.older_mass),
+        finite(explanation.shift),
+        finite(explanation.l1_error),
+        explanation.entropy,
+        explanation.buckets,
+    )
+
+
+def decision_digest(bar: Bar, answer: Answer, decision: Decision, instrument: Instrument) -> bytes:
+    """Return what parity compares: ``v_decisions.decision_sha256``.
+
+    It covers the bar, the forecast with its explanation, the gates, action and target. Left
+    out is what only time or the account explains: the timing gates (late, stale, deadline),
+    the risk gates, and therefore which gate refused (the gates that count show it by their
+    bits); ids, sequence, reason, source and times seen.
+    """
+    gates = _counted(decision.gate_set)
+    measures = decision.measures
+    payload = (
+        canonical_bar(bar, instrument),
+        None if answer is None else _forecast_part(answer),
+        gates.sha256,
+        tuple([finite(measures[place]) for place in gates.places]),
+        gates.passed(decision.passed),
+        decision.action,
+        b"%x" % (decision.target_quantity * _factors(instrument)[2]),
+    )
+    return sha256(_encode(payload)).digest()
+
+
+# ---------------------------------------------------------------- what a decision saw
+
+
+class WindowHash:
+    """The hash of the last bars of one instrument, in three levels: bar, block, window.
+
+    Blocks are 64 bars of absolute time. A window is hashed as, from the newest block to the
+    oldest, the block's hash where the window holds all of its 64 bars and else the hashes of
+    the bars it holds, and at last the number of bars. So it depends on the window's bars alone,
+    and a window of 16,384 bars costs a few hundred small hashes instead of 16,384.
+    """
+
+    def __init__(self, instrument: Instrument, interval_ms: int, capacity: int) -> None:
+        """Keep enough of the past for windows of up to *capacity* bars."""
+        self._instrument = instrument
+        self._block_ms = interval_ms * BLOCK_BARS
+        self._capacity = capacity
+        self._block = -1  # the block that is growing
+        self._bars = bytearray()  # hashes of its bars
+        self._hash = sha256()  # over them
+        self._earlier: deque[tuple[bytes, bytes | None]] = deque()  # bar hashes, block hash
+        self._earlier_bars = 0
+        self._last_open_ms = -1
+
+    def add(self, bar: Bar) -> None:
+        """Take in the next accepted bar; raise ``InvariantBroken`` where it is not newer."""
+        if bar.open_time_ms <= self._last_open_ms:
+            raise InvariantBroken(f"Bar {bar.open_time_ms} came after {self._last_open_ms}.")
+        self._last_open_ms = bar.open_time_ms
+        hashed = sha256(canonical_bar(bar, self._instrument)).digest()
+        block = bar.open_time_ms // self._block_ms
+        if block != self._block:
+            self._close_block()
+            self._block = block
+        self._bars += hashed
+        self._hash.update(hashed)
+
+    def _close_block(self) -> None:
+        bars = bytes(self._bars)
+        if bars:
+            whole = len(bars) == BLOCK_BARS * HASH_BYTES
+            self._earlier.append((bars, self._hash.digest() if whole else None))
+            self._earlier_bars += len(bars) // HASH_BYTES
+        while self._earlier:
+            oldest = len(self._earlier[0][0]) // HASH_BYTES
+            if self._earlier_bars - oldest < self._capacity:
+                break
+            self._earlier.popleft()
+            self._earlier_bars -= oldest
+        self._bars = bytearray()
+        self._hash = sha256()
+
+    def digest(self, bars: int) -> bytes:
+        """Return the hash of the last *bars* bars, or of all known where there are fewer."""
+        if not 0 < bars <= self._capacity:
+            raise InvariantBroken(f"A window of {bars} bars was asked of {self._capacity} kept.")
+        left = bars * HASH_BYTES
+        size = len(self._bars)
+        if size == BLOCK_BARS * HASH_BYTES and left >= size:
+            hashed = sha256(self._hash.digest())
+        elif left >= size:
+            hashed = self._hash.copy()
+        else:
+            hashed = sha256(self._bars[-left:])
+        left -= min(left, size)
+        for held, whole in reversed(self._earlier):
+            if left <= 0:
+                break
+            hashed.update(whole if whole and left >= len(held) else held[-left:])
+            left -= min(left, len(held))
+        hashed.update((bars - left // HASH_BYTES).to_bytes(8, "big"))
+        return hashed.digest()

@@ -1,0 +1,264 @@
+"""``Step`` to rows: interned, with normal numbers, and quickly for the plain bar; pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from tracepaper.storage.digest import finite
+from tracepaper.storage.interning import NOT_JUDGED, Held, Holdings, Outcomes, marks
+from tracepaper.storage.rows import (
+    ANSWER_GATES,
+    EVENT_KINDS,
+    SEQUENCE_LIMIT,
+    SOURCE_CODES,
+    SPARSE_TABLES,
+    Row,
+    Shape,
+    StepRows,
+    step_key,
+)
+from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.types import (
+    Bar,
+    Explanation,
+    Fill,
+    Forecast,
+    Instrument,
+    InstrumentChange,
+    Late,
+    Order,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracepaper.storage.rows import SparseRow
+    from tracepaper.strategies.types import Answer, Event, GateSet, Run, Step
+
+_TABLE_ORDER: Final = {table: place for place, table in enumerate(SPARSE_TABLES)}
+_NO_FORECAST: Final[Row] = (None,) * 9
+_NO_EXPLANATION: Final[Row] = (None,) * 8
+
+
+class StepEncoder:
+    """Turns the steps of one run into rows; remembers only what interning needs.
+
+    A fresh one on an old run is correct as well: it stores what it meets once more.
+    """
+
+    def __init__(self, run: Run, run_key: int, gate_sets: Sequence[GateSet] = ()) -> None:
+        """Take the *gate_sets* that the run already holds, in the order of their keys."""
+        self.outcomes = Outcomes(run_key, gate_sets)
+        self._first_step = step_key(run_key, 0)
+        self._interval_ms = run.interval_ms
+        self._model_id = run.model_id
+        self._horizon = gate_horizon(run.config)
+        self._places = {instrument.id: i for i, instrument in enumerate(run.instruments)}
+        self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
+        self._holdings = Holdings()
+
+    def encode(self, step: Step) -> StepRows:
+        """Return the rows of *step*; raise ``InvariantBroken`` for what no row can hold."""
+        sequence = step.sequence
+        if not 0 <= sequence < SEQUENCE_LIMIT:
+            raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
+        key = self._first_step + sequence
+        event = step.event
+        is_bar = type(event) is Bar
+        event_row, place = self._event_row(event, key)
+        sparse: list[SparseRow] = []
+        judged, target = NOT_JUDGED, None
+        if (decision := step.decision) is not None:
+            judged = self.outcomes.judge(decision, key, sequence, sparse)
+            target = decision.target_quantity
+        if step.answer is not None or judged.answer_measures is not None:
+            sparse.insert(0, ("answers", self._answer_row(key, step.answer, judged[3])))
+        held = Held(key, 0, None, place)
+        holding = self._holdings.hold(held, step.position, step.account, sparse)
+        if step.orders or step.fills or step.twins:
+            self._add_trades(step, key, place, sparse)
+        shape = 1 if is_bar and step.accepted and not sparse else _shape(step, sparse)
+        unrealized, account_unrealized, equity = marks(step.position, step.account)
+        window, decided, state = step.window_sha256, step.decision_sha256, step.state
+        core: Row = (
+            key, shape, window, decided, judged.outcome, target, *judged.measures,
+            holding, unrealized, account_unrealized, equity, state,
+        )  # fmt: skip
+        compact: Row | None = None
+        columns: tuple[str, ...] = ()
+        if judged.dense is not None and shape == 1 and window and decided:
+            nothing_else = account_unrealized is None and equity is None and state is None
+            if nothing_else and unrealized is not None and judged.plan is not None:
+                columns = judged.plan.compact_columns
+                # The driver binds a bytearray in a fraction of what bytes or a null cost it.
+                compact = (
+                    key, bytearray(window), bytearray(decided), judged.outcome, target,
+                    *judged.dense, holding, unrealized,
+                )  # fmt: skip
+        gates_sha256 = None if judged.plan is None else judged.plan.sha256
+        return StepRows(
+            core, event_row, gates_sha256, tuple(sparse), compact, columns, judged.gate_set
+        )
+
+    # ------------------------------------------------------------ events
+
+    def _place(self, instrument: str) -> int:
+        place = self._places.get(instrument)
+        if place is None:
+            raise InvariantBroken(f"{instrument} is not an instrument of this run.")
+        return place
+
+    def _event_row(self, event: Event, key: int) -> tuple[Row, int | None]:
+        """Return the row of *event* and the place of its instrument in the run."""
+        if type(event) is Bar:
+            place = self._place(event.instrument)
+            if event.interval_ms != self._interval_ms:
+                raise InvariantBroken(
+                    f"A bar of {event.interval_ms} ms came to a run of {self._interval_ms} ms."
+                )
+            market_ms, seen_ms, open_time_ms = event.market_ms, event.seen_ms, event.open_time_ms
+            return (
+                key, place, open_time_ms,
+                event.open, event.high, event.low, event.close, event.volume, event.turnover,
+                market_ms - open_time_ms - self._interval_ms, seen_ms - market_ms,
+                SOURCE_CODES[event.source],
+            ), place  # fmt: skip
+        content = msgspec.to_builtins(event)
+        named: int | None = None
+        if isinstance(event, InstrumentChange):
+            named = self._place(event.instrument.id)
+            self._check_scales(event.instrument)
+        elif "instrument" in content:
+            named = self._place(content.pop("instrument"))
+        market_ms, seen_ms = content.pop("market_ms"), content.pop("seen_ms")
+        text = msgspec.json.encode(content).decode()
+        return (key, EVENT_KINDS[type(event)], named, market_ms, seen_ms, text), named
+
+    def _check_scales(self, instrument: Instrument) -> None:
+        """Refuse new decimals: every number of the run counts in the old ones."""
+        if scales(instrument) != self._scales[instrument.id]:
+            raise DataInvalid(
+                f"The exchange changed the decimals of {instrument.id}, and a run keeps the "
+                "ones it was opened with; restart to open a new run."
+            )
+
+    # ------------------------------------------------------------ answers and trades
+
+    def _answer_row(self, key: int, answer: Answer, measures: Row | None) -> Row:
+        """Return the ``answers`` row: the forecast at the gates' horizon, the rest in one blob."""
+        deadline = model_id = None
+        forecast, explained = _NO_FORECAST[1:], _NO_EXPLANATION
+        match answer:
+            case Late():
+                deadline = answer.deadline_ms
+            case Forecast():
+                model_id = None if answer.model_id == self._model_id else answer.model_id
+                forecast = _forecast_columns(answer, self._horizon)
+                explained = _explanation_columns(answer.explanation)
+            case None:
+                pass
+        return (
+            key, deadline, model_id, *forecast, *explained,
+            *(measures or (None,) * len(ANSWER_GATES)),
+        )  # fmt: skip
+
+    def _add_trades(self, step: Step, key: int, place: int | None, sparse: list[SparseRow]) -> None:
+        """Append the rows of orders, fills and twins to *sparse*, in the order of the chain."""
+        for ordinal, order in enumerate(step.orders):
+            sparse.append(("orders", self._order_row(order, key, ordinal)))
+        for ordinal, fill in enumerate(step.fills):
+            sparse.append(("fills", (key, ordinal, *self._fill_columns(fill))))
+        for book, twin in enumerate(step.twins, start=1):
+            held = Held(key, book, twin.twin, place)
+            holding = self._holdings.hold(held, twin.position, twin.account, sparse)
+            row = (key, book, holding, *marks(twin.position, twin.account))
+            sparse.append(("twin_steps", row))
+            for ordinal, fill in enumerate(twin.fills):
+                columns = self._fill_columns(fill)
+                sparse.append(("twin_fills", (key, book, ordinal, *columns)))
+        sparse.sort(key=lambda table_row: _TABLE_ORDER[table_row[0]])
+
+    def _order_row(self, order: Order, key: int, ordinal: int) -> Row:
+        return (
+            key, ordinal, order.order_id, self._place(order.instrument), order.side.value,
+            order.quantity, order.filled, order.status.value, order.reason,
+            order.created_ms, order.eligible_ms,
+        )  # fmt: skip
+
+    def _fill_columns(self, fill: Fill) -> Row:
+        return (
+            fill.order_id, self._place(fill.instrument), fill.side.value, fill.quantity,
+            fill.price, fill.reference_price, fill.notional, fill.fee, fill.fee_base,
+            fill.liquidity.value, fill.model.value, fill.reason, fill.filled_ms,
+        )  # fmt: skip
+
+
+def _shape(step: Step, sparse: list[SparseRow]) -> int:
+    tables = [table for table, _ in sparse]
+    return Shape(
+        accepted=step.accepted,
+        other_event=type(step.event) is not Bar,
+        answers="answers" in tables,
+        outcomes="outcomes" in tables,
+        holdings=tables.count("holdings"),
+        orders=len(step.orders),
+        fills=len(step.fills),
+        twin_steps=len(step.twins),
+        twin_fills=tables.count("twin_fills"),
+    ).pack()
+
+
+def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
+    """Return horizon, the six columns at it, and the msgpack of all horizons and the rest."""
+    horizons = forecast.horizons
+    columns = (
+        forecast.mean_return,
+        forecast.stdev_return,
+        forecast.p_down,
+        forecast.p_flat,
+        forecast.p_up,
+        forecast.volatility,
+    )
+    if not horizons or any(len(column) != len(horizons) for column in columns):
+        raise InvariantBroken("A forecast needs one number a horizon in every column.")
+    at = horizons.index(preferred) if preferred in horizons else 0
+    others = [[finite(number) for i, number in enumerate(c) if i != at] for c in columns]
+    content = msgspec.msgpack.encode((horizons, *others))
+    return (horizons[at], *(finite(column[at]) for column in columns), content)
+
+
+def _explanation_columns(explanation: Explanation | None) -> Row:
+    if explanation is None:
+        return _NO_EXPLANATION
+    return (
+        finite(explanation.confidence),
+        finite(explanation.content_free),
+        finite(explanation.recent_mass),
+        finite(explanation.older_mass),
+        finite(explanation.shift),
+        finite(explanation.l1_error),
+        explanation.entropy,
+        explanation.buckets,
+    )
+
+
+def scales(instrument: Instrument) -> tuple[int, int, int, int]:
+    """Return the decimals in which the numbers of *instrument* are counted."""
+    return (
+        instrument.price_decimals,
+        instrument.quantity_decimals,
+        instrument.volume_decimals,
+        instrument.turnover_decimals,
+    )
+
+
+def gate_horizon(config: str) -> int | None:
+    """Return ``gate.horizon`` of a run's configuration, the horizon that the gates speak of."""
+    try:
+        gate = msgspec.json.decode(config).get("gate", {})
+    except (msgspec.DecodeError, AttributeError):
+        return None
+    horizon = gate.get("horizon") if isinstance(gate, dict) else None
+    return horizon if isinstance(horizon, int) else None

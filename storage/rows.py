@@ -1,0 +1,159 @@
+"""The layout of a step's rows, shared by everything that writes or reads them; pure.
+
+A row is a tuple in the column order of its table in ``schema.py``, so that it can be inserted,
+hashed and compared as it stands. ``steps`` rows leave out their last column, the digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types import (
+    GATE_ORDER,
+    Bar,
+    Command,
+    Event,
+    Funding,
+    Gap,
+    Gate,
+    InstrumentChange,
+    Mark,
+    ModelChange,
+    Quote,
+    Source,
+    Timer,
+    Trade,
+)
+
+Value = int | float | str | bytes | bytearray | None
+Row = tuple[Value, ...]
+SparseRow = tuple[str, Row]
+"""A row and the name of its table."""
+
+SEQUENCE_BITS: Final = 28
+SEQUENCE_LIMIT: Final = 2**SEQUENCE_BITS
+"""Steps that one run can hold: 268 million."""
+
+ANSWER_GATES: Final = (
+    Gate.DEADLINE,
+    Gate.FINITE,
+    Gate.CONFIDENCE,
+    Gate.COLLAPSED,
+    Gate.SHIFTED,
+    Gate.REGIME,
+    Gate.DIRECTION,
+    Gate.EDGE,
+)
+"""Gates that judge what the forecaster answered; their measures lie in ``answers``."""
+
+STEP_GATES: Final = tuple(gate for gate in GATE_ORDER if gate not in ANSWER_GATES)
+"""Gates that every strategy has; their measures lie in ``steps``."""
+
+MEASURE_COLUMNS: Final = tuple(f"measure_{gate.replace('.', '_')}" for gate in STEP_GATES)
+"""The columns of ``steps`` that hold the measures of ``STEP_GATES``."""
+
+SOURCES: Final = tuple(Source)
+SOURCE_CODES: Final = {source: code for code, source in enumerate(SOURCES)}
+
+EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
+    "bar": Bar,
+    "quote": Quote,
+    "trade": Trade,
+    "mark": Mark,
+    "funding": Funding,
+    "instrument_change": InstrumentChange,
+    "model_change": ModelChange,
+    "gap": Gap,
+    "command": Command,
+    "timer": Timer,
+}
+EVENT_KINDS: Final = {type_: kind for kind, type_ in EVENT_TYPES.items()}
+
+
+def step_key(run_key: int, sequence: int) -> int:
+    """Return the key of step *sequence* of run *run_key* in every table."""
+    return (run_key << SEQUENCE_BITS) | sequence
+
+
+def sequence_of(step: int) -> int:
+    """Return the sequence that the key *step* names."""
+    return step & (SEQUENCE_LIMIT - 1)
+
+
+class Shape(NamedTuple):
+    """What a step consists of, kept in ``steps.shape`` so that a missing row has a name.
+
+    Bits 0 to 3 are the flags, then each count takes one byte. An accepted bar with nothing
+    else is 1, which SQLite stores without a byte.
+    """
+
+    accepted: bool
+    other_event: bool  # the event is in ``events``; in ``bars`` otherwise
+    answers: bool
+    outcomes: bool
+    holdings: int
+    orders: int
+    fills: int
+    twin_steps: int
+    twin_fills: int
+
+    @classmethod
+    def unpack(cls, number: int) -> Shape:
+        """Return the shape that *number* encodes."""
+        flags = (bool(number >> bit & 1) for bit in range(4))
+        counts = (number >> bit & 255 for bit in range(4, 44, 8))
+        return cls(*flags, *counts)
+
+    def pack(self) -> int:
+        """Return the shape as one number; raise ``InvariantBroken`` beyond 255 rows of a kind."""
+        number = self.accepted | self.other_event << 1 | self.answers << 2 | self.outcomes << 3
+        for bit, count in zip(range(4, 44, 8), self[4:], strict=True):
+            if count > 255:  # noqa: PLR2004  one byte
+                raise InvariantBroken(f"A step holds at most 255 rows of a kind, not {count}.")
+            number |= count << bit
+        return number
+
+    def counts(self) -> dict[str, int]:
+        """Return how many rows each table holds for the step, apart from ``steps``."""
+        return {
+            "bars": int(not self.other_event),
+            "events": int(self.other_event),
+            "answers": int(self.answers),
+            "outcomes": int(self.outcomes),
+            "holdings": self.holdings,
+            "orders": self.orders,
+            "fills": self.fills,
+            "twin_steps": self.twin_steps,
+            "twin_fills": self.twin_fills,
+        }
+
+
+class StepRows(NamedTuple):
+    """The rows of one step, ready to be hashed and inserted."""
+
+    core: Row  # of ``steps``, without its digest
+    event: Row  # of ``bars`` or of ``events``
+    gate_set_sha256: bytes | None  # of the decision's gate set
+    sparse: tuple[SparseRow, ...]  # in the order of ``SPARSE_TABLES``
+    compact: Row | None  # of a plain bar's ``steps`` row: the columns named beside, no digest
+    compact_columns: tuple[str, ...]
+    gate_set: tuple[Row, ...]  # rows of a gate set met for the first time
+
+    @property
+    def payload(self) -> tuple[object, ...]:
+        """What the chain hashes."""
+        return (self.core, self.event, self.gate_set_sha256, *self.sparse)
+
+
+SPARSE_TABLES: Final = (
+    "answers",
+    "outcomes",
+    "holdings",
+    "orders",
+    "fills",
+    "twin_steps",
+    "twin_fills",
+)
+"""The tables of which a step has rows only now and then, in the order in which it is hashed."""

@@ -1,0 +1,93 @@
+"""``Run`` and its instruments to rows and back; pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tracepaper.strategies.types import Category, Instrument, Run, RunKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tracepaper.storage.rows import Row
+
+
+def run_row(run: Run, run_key: int, opened_gate_sets: int) -> Row:
+    """Return the row of *run* as opened: the columns that never change."""
+    return (
+        run_key,
+        run.run_id,
+        run.kind.value,
+        run.started_at_ms,
+        run.parent_run_id,
+        run.period_start_ms,
+        run.interval_ms,
+        run.config,
+        run.config_sha256,
+        run.code_version,
+        run.strategy,
+        run.model_id,
+        run.model_sha256,
+        run.path,
+        run.device,
+        run.dtype,
+        run.threads,
+        msgspec.json.encode(run.warnings).decode(),
+        opened_gate_sets,
+    )
+
+
+def run_of(row: Sequence[Any], instruments: Iterable[Sequence[Any]]) -> Run:
+    """Return the run of its row as opened and the rows of its instruments, in their order."""
+    return Run(
+        run_id=row[1],
+        kind=RunKind(row[2]),
+        started_at_ms=row[3],
+        parent_run_id=row[4],
+        period_start_ms=row[5],
+        instruments=tuple(instrument_of(instrument) for instrument in instruments),
+        interval_ms=row[6],
+        config=row[7],
+        config_sha256=row[8],
+        code_version=row[9],
+        strategy=row[10],
+        model_id=row[11],
+        model_sha256=row[12],
+        path=row[13],
+        device=row[14],
+        dtype=row[15],
+        threads=row[16],
+        warnings=tuple(msgspec.json.decode(row[17])),
+    )
+
+
+def instrument_row(instrument: Instrument, run_key: int, place: int) -> Row:
+    """Return the row of *instrument*, the run's instrument number *place*."""
+    return (
+        run_key,
+        place,
+        instrument.id,
+        instrument.category.value,
+        instrument.symbol,
+        instrument.base_coin,
+        instrument.quote_coin,
+        instrument.price_decimals,
+        instrument.quantity_decimals,
+        instrument.volume_decimals,
+        instrument.turnover_decimals,
+        instrument.tick_size,
+        instrument.quantity_step,
+        instrument.min_quantity,
+        instrument.max_quantity,
+        instrument.min_notional,
+        instrument.funding_interval_minutes,
+        instrument.status,
+    )
+
+
+def instrument_of(row: Sequence[Any]) -> Instrument:
+    """Return the instrument of its row."""
+    _, _, _, category, *fields = row
+    return Instrument(Category(category), *fields)

@@ -1,0 +1,330 @@
+"""The SQLAlchemy Core tables; nothing else declares a column.
+
+Keys. A step is one integer everywhere: ``run_key * 2**28 + sequence`` (``step_key``). It is the
+rowid, so a bar costs no second key and a run is one contiguous range of every table.
+
+Interning. What rarely changes is stored once, by the step that first used it, and named by that
+step's sequence: ``outcomes`` (action, reason, refusal, passed gates) and ``holdings`` (position
+and cash between two fills). ``gate_sets`` keeps names and thresholds.
+
+Numbers are the vocabulary's: prices, quantities, volume and turnover are integers of 10⁻ᵏ with k
+in ``instruments``, money is an integer of 10⁻¹⁰, times are UTC milliseconds. Enumerations whose
+text would cost bytes on every bar are stored as their place in the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    REAL,
+    Column,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+)
+
+from tracepaper.storage.rows import ANSWER_GATES, STEP_GATES
+from tracepaper.strategies.types import Gate
+
+SCHEMA_REVISION: Final = "0001"
+
+metadata: Final = MetaData()
+
+
+def _key(name: str, target: str | None = None) -> Column[int]:
+    """Return an integer primary key column, with a foreign key where *target* is given."""
+    keys = () if target is None else (ForeignKey(target),)
+    return Column(name, Integer, *keys, primary_key=True, autoincrement=False)
+
+
+def _whole(name: str, *, null: bool = False) -> Column[int]:
+    return Column(name, Integer, nullable=null)
+
+
+def _real(name: str) -> Column[float]:
+    return Column(name, REAL, nullable=True)
+
+
+def _text(name: str, *, null: bool = False) -> Column[str]:
+    return Column(name, Text, nullable=null)
+
+
+def _blob(name: str, *, null: bool = False) -> Column[bytes]:
+    return Column(name, LargeBinary, nullable=null)
+
+
+def _measure(gate: Gate) -> Column[float]:
+    """Return the column of one gate's measure: ``measure_risk_notional``."""
+    return _real(f"measure_{gate.value.replace('.', '_')}")
+
+
+def _keyed_table(name: str, *columns: Column[Any]) -> Table:
+    """Return a table stored in the order of its compound key, without a rowid."""
+    return Table(name, metadata, *columns, sqlite_strict=True, sqlite_with_rowid=False)
+
+
+runs: Final = Table(
+    "runs",
+    metadata,
+    _key("run_key"),
+    Column("run_id", Text, nullable=False, unique=True),
+    _text("kind"),
+    _whole("started_at_ms"),
+    _text("parent_run_id", null=True),
+    _whole("period_start_ms"),
+    _whole("interval_ms"),
+    _text("config"),
+    _text("config_sha256"),
+    _text("code_version"),
+    _text("strategy"),
+    _text("model_id"),
+    _text("model_sha256"),
+    _text("path"),
+    _text("device"),
+    _text("dtype"),
+    _whole("threads"),
+    _text("warnings"),  # JSON array of sentences
+    _whole("opened_gate_sets"),  # how many gate sets were known then
+    _blob("opened_digest"),  # the chain's first link: the row so far, instruments, gate sets
+    _whole("ended_at_ms", null=True),
+    _whole("step_count"),
+    _blob("head_digest"),  # of the last step; the first link where there is none
+    sqlite_strict=True,
+)
+
+instruments: Final = _keyed_table(
+    "instruments",
+    _key("run_key", "runs.run_key"),
+    _key("instrument"),  # place in the run
+    _text("instrument_id"),
+    _text("category"),
+    _text("symbol"),
+    _text("base_coin"),
+    _text("quote_coin"),
+    _whole("price_decimals"),
+    _whole("quantity_decimals"),
+    _whole("volume_decimals"),
+    _whole("turnover_decimals"),
+    _whole("tick_size"),
+    _whole("quantity_step"),
+    _whole("min_quantity"),
+    _whole("max_quantity"),
+    _whole("min_notional"),
+    _whole("funding_interval_minutes"),
+    _text("status"),
+)
+
+gate_sets: Final = _keyed_table(
+    "gate_sets",
+    _key("run_key", "runs.run_key"),
+    _key("gate_set"),
+    _key("ordinal"),  # place in the set; the bit of ``outcomes.passed``
+    _text("gate"),
+    Column("threshold", REAL, nullable=False),
+)
+
+steps: Final = Table(
+    "steps",
+    metadata,
+    _key("step"),
+    Column("shape", Integer, nullable=False, server_default="1"),  # see rows.Shape
+    _blob("window_sha256", null=True),
+    _blob("decision_sha256", null=True),
+    _whole("outcome", null=True),  # sequence of its row in ``outcomes``; null: no decision
+    _whole("target_quantity", null=True),
+    *(_measure(gate) for gate in STEP_GATES),
+    _whole("holding"),  # sequence of its row in ``holdings``
+    _whole("unrealized_pnl", null=True),  # the position's
+    _whole("account_unrealized_pnl", null=True),  # null where it is the position's
+    _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
+    _blob("state", null=True),
+    _blob("digest"),
+    sqlite_strict=True,
+)
+
+bars: Final = Table(
+    "bars",
+    metadata,
+    _key("step", "steps.step"),
+    _whole("instrument"),
+    _whole("open_time_ms"),
+    _whole("open"),
+    _whole("high"),
+    _whole("low"),
+    _whole("close"),
+    _whole("volume"),
+    _whole("turnover", null=True),
+    _whole("market_delay_ms"),  # market_ms less the bar's close
+    _whole("seen_delay_ms"),  # seen_ms less market_ms
+    _whole("source"),  # place in types.Source
+    sqlite_strict=True,
+)
+
+events: Final = Table(
+    "events",
+    metadata,
+    _key("step"),
+    _text("kind"),
+    _whole("instrument", null=True),
+    _whole("market_ms"),
+    _whole("seen_ms"),
+    _text("content"),  # JSON of the event's remaining fields
+    sqlite_strict=True,
+)
+
+answers: Final = Table(
+    "answers",
+    metadata,
+    _key("step", "steps.step"),
+    _whole("late_deadline_ms", null=True),  # the forecaster did not answer in time
+    _text("model_id", null=True),  # null where it is the run's
+    _whole("horizon", null=True),  # bars; the horizon of the columns below
+    _real("mean_return"),
+    _real("stdev_return"),
+    _real("p_down"),
+    _real("p_flat"),
+    _real("p_up"),
+    _real("volatility"),
+    _blob("horizons", null=True),  # msgpack: all horizons, and the columns at the other ones
+    _real("confidence"),
+    _real("content_free"),
+    _real("recent_mass"),
+    _real("older_mass"),
+    _real("shift"),
+    _real("l1_error"),
+    _blob("entropy", null=True),  # little-endian float32, layer-major
+    _blob("buckets", null=True),  # little-endian float32, newest first
+    *(_measure(gate) for gate in ANSWER_GATES),
+    sqlite_strict=True,
+)
+
+outcomes: Final = Table(
+    "outcomes",
+    metadata,
+    _key("step"),
+    _text("action"),
+    _text("reason"),
+    _whole("allowed"),
+    _text("refused_by", null=True),
+    _whole("gate_set"),
+    _whole("passed"),  # bit i: gate i of the set
+    _text("regime"),
+    sqlite_strict=True,
+)
+
+holdings: Final = _keyed_table(
+    "holdings",
+    _key("step"),
+    _key("book"),  # 0: the run's account; i: twin i of the step
+    _text("twin", null=True),
+    _whole("instrument", null=True),
+    _whole("quantity", null=True),
+    _whole("entry_notional", null=True),
+    _whole("realized_pnl", null=True),
+    _whole("fees_paid", null=True),
+    _whole("funding_paid", null=True),
+    _whole("cash"),
+    _whole("account_realized_pnl"),
+    _whole("account_fees_paid"),
+    _whole("account_funding_paid"),
+)
+
+orders: Final = _keyed_table(
+    "orders",
+    _key("step"),
+    _key("ordinal"),
+    _text("order_id"),
+    _whole("instrument"),
+    _text("side"),
+    _whole("quantity"),
+    _whole("filled"),
+    _text("status"),
+    _text("reason"),
+    _whole("created_ms"),
+    _whole("eligible_ms"),
+)
+
+
+def _fill_columns() -> tuple[Column[Any], ...]:
+    return (
+        _text("order_id"),
+        _whole("instrument"),
+        _text("side"),
+        _whole("quantity"),
+        _whole("price"),
+        _whole("reference_price"),
+        _whole("notional"),
+        _whole("fee"),
+        _whole("fee_base"),
+        _text("liquidity"),
+        _text("model"),
+        _text("reason"),
+        _whole("filled_ms"),
+    )
+
+
+fills: Final = _keyed_table("fills", _key("step"), _key("ordinal"), *_fill_columns())
+
+twin_steps: Final = _keyed_table(
+    "twin_steps",
+    _key("step", "steps.step"),
+    _key("book"),  # 1 for the first twin of the step
+    _whole("holding"),  # sequence of its row in ``holdings``, same book
+    _whole("unrealized_pnl", null=True),
+    _whole("account_unrealized_pnl", null=True),
+    _whole("equity", null=True),
+)
+
+twin_fills: Final = _keyed_table(
+    "twin_fills", _key("step"), _key("book"), _key("ordinal"), *_fill_columns()
+)
+
+prunes: Final = _keyed_table(
+    "prunes",
+    _key("run_key", "runs.run_key"),
+    _whole("until_sequence"),  # the last step whose rows were dropped
+    _whole("pruned_at_ms"),
+    _blob("digest"),  # of that step: the chain goes on from here
+    _blob("kept_sha256"),  # of the rows up to there that were kept
+    _blob("state", null=True),  # the engine's carried state there
+)
+
+archive_series: Final = Table(
+    "archive_series",
+    metadata,
+    _key("series"),
+    _text("instrument_id"),
+    _whole("interval_ms"),
+    _text("instrument"),  # JSON of types.Instrument, with the decimals of the rows below
+    sqlite_strict=True,
+)
+
+archive_bars: Final = _keyed_table(
+    "archive_bars",
+    _key("series", "archive_series.series"),
+    _key("open_time_ms"),
+    _whole("open"),
+    _whole("high"),
+    _whole("low"),
+    _whole("close"),
+    _whole("volume"),
+    _whole("turnover", null=True),
+)
+
+RUN_TABLES: Final = (
+    steps,
+    bars,
+    events,
+    answers,
+    outcomes,
+    holdings,
+    orders,
+    fills,
+    twin_steps,
+    twin_fills,
+)
+"""The tables keyed by step, in the order in which a step's rows are written."""
