@@ -32,6 +32,7 @@ class Samples:
     """One segment's labels, and the weight of each in one part: [time, horizon]."""
 
     segment: Segment
+    horizons: tuple[int, ...]
     labels: Targets
     weights: NDArray[np.float32]
     start: int  # rows from start until stop may be seen
@@ -53,7 +54,14 @@ def samples_of(
         ).astype(np.float32)
         rows = np.flatnonzero(mask.any(axis=1))
         found.append(
-            Samples(segment, targets(segment, horizons), weights, segment.first, int(rows[-1]) + 1)
+            Samples(
+                segment,
+                tuple(horizons),
+                targets(segment, horizons),
+                weights,
+                segment.first,
+                int(rows[-1]) + 1,
+            )
         )
     if not found:
         raise DataInvalid(f"The {part.value} part holds no labelled bar; move the split's dates.")

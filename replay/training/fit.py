@@ -48,6 +48,7 @@ class FitOptions:
     validate_every: int = 75
     patience: int = 4
     learned_weights: bool = False
+    uniqueness_power: float = 0.5  # return and direction weigh (first horizon ÷ horizon) ** power
     seed: int = 0
 
 
@@ -107,6 +108,7 @@ class Fit:
         )
         horizons = training[0].weights.shape[1]
         self._weights = TaskWeights(horizons, learned=options.learned_weights)
+        self._shares = _shares(training[0].horizons, options.uniqueness_power)
         self._best_heads = np.full((len(TASKS), horizons), -np.inf)
         self._waited = np.zeros((len(TASKS), horizons), dtype=np.int64)
         self._optimiser = torch.optim.AdamW(_groups(network, self._weights, options))
@@ -143,7 +145,7 @@ class Fit:
         rate = learning_rate(self.progress.step, self.options)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        active = torch.from_numpy(self._active()).to(self._device)
+        active = torch.from_numpy(self._active() * self._shares).float().to(self._device)
         self._optimiser.zero_grad(set_to_none=True)
         total = 0.0
         for _ in range(self.options.accumulate):
@@ -234,6 +236,16 @@ class Fit:
         self._best_heads = np.array(state["best_heads"])
         self._waited = np.array(state["waited"])
         return True
+
+
+def _shares(horizons: Sequence[int], power: float) -> Array:
+    """Return [task, horizon] weights of the losses in their sum.
+
+    Labels that overlap h-fold say as much as 1 ÷ h of their number about where the price goes;
+    of volatility, which lasts, each says nearly all.
+    """
+    share = (horizons[0] / np.asarray(horizons, dtype=np.float64)) ** power
+    return np.stack([share, share, np.ones_like(share)])
 
 
 def _groups(network: nn.Module, weights: TaskWeights, options: FitOptions) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.importers import Candles, read_candles
+from tracepaper.replay.importers import Candles, read_candles, slice_candles
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import Columns, FeatureSchema, compute
 from tracepaper.strategies.features_rolling import Array
@@ -36,9 +36,7 @@ class Segment:
     ``values`` is float32 [time, feature]; rows before ``first`` lack their lookback and are NaN.
     """
 
-    symbol: str
-    interval_ms: int
-    open_time_ms: NDArray[np.int64]
+    candles: Candles
     close: Array
     values: NDArray[np.float32]
     sigma: Array
@@ -47,6 +45,16 @@ class Segment:
     def __len__(self) -> int:
         """Return the number of bars."""
         return len(self.close)
+
+    @property
+    def interval_ms(self) -> int:
+        """The length of a bar."""
+        return self.candles.interval_ms
+
+    @property
+    def open_time_ms(self) -> NDArray[np.int64]:
+        """When each bar opened."""
+        return self.candles.open_time_ms
 
     @property
     def close_time_ms(self) -> NDArray[np.int64]:
@@ -76,36 +84,18 @@ def columns_of(candles: Candles) -> Columns:
     )
 
 
-def segments_of(columns: Columns, symbol: str, schema: FeatureSchema) -> list[Segment]:
-    """Cut *columns* at every hole; parts too short for a single feature row are left out."""
-    cuts = np.flatnonzero(np.diff(columns.open_time_ms) != columns.interval_ms) + 1
-    bounds = [0, *cuts.tolist(), len(columns)]
+def segments_of(candles: Candles, schema: FeatureSchema) -> list[Segment]:
+    """Cut *candles* at every hole; parts too short for a single feature row are left out."""
+    cuts = np.flatnonzero(np.diff(candles.open_time_ms) != candles.interval_ms) + 1
+    bounds = [0, *cuts.tolist(), len(candles)]
     segments = []
     for start, stop in pairwise(bounds):
         if stop - start < schema.lookback:
             continue
-        span = slice(start, stop)
-        part = Columns(
-            open_time_ms=columns.open_time_ms[span],
-            open=columns.open[span],
-            high=columns.high[span],
-            low=columns.low[span],
-            close=columns.close[span],
-            volume=columns.volume[span],
-            interval_ms=columns.interval_ms,
-        )
-        block = compute(schema, part)
-        segments.append(
-            Segment(
-                symbol=symbol,
-                interval_ms=columns.interval_ms,
-                open_time_ms=part.open_time_ms,
-                close=part.close,
-                values=block.values,
-                sigma=block.sigma,
-                first=block.first,
-            )
-        )
+        part = slice_candles(candles, slice(start, stop))
+        columns = columns_of(part)
+        block = compute(schema, columns)
+        segments.append(Segment(part, columns.close, block.values, block.sigma, block.first))
     return segments
 
 
@@ -122,7 +112,7 @@ def load(paths: Sequence[Path], schema: FeatureSchema) -> tuple[list[Source], li
                 f"{path.name} has bars of {candles.interval_ms // 60_000} minutes and the files"
                 f" before it of {interval_ms // 60_000}; train on one interval at a time."
             )
-        segments += segments_of(columns_of(candles), candles.symbol, schema)
+        segments += segments_of(candles, schema)
         sources.append(
             Source(
                 name=path.name,

@@ -1,0 +1,125 @@
+"""What a forecast must beat: persistence, seasonal naive, ridge, EWMA, HAR, and chance.
+
+Returns are in units of σ √h and variances of that unit squared, as the network's are. Each
+baseline is fitted on the training part alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import lfilter
+
+from tracepaper.replay.training.series import Segment
+from tracepaper.replay.training.targets import VARIANCE_FLOOR
+from tracepaper.strategies.features_rolling import Array
+
+HAR_WINDOWS: Final = (5, 30, 240, 1440)
+EWMA_DECAY: Final = 0.98
+RIDGE: Final = 1e-3
+"""Ridge penalty per row, in units of the features' own variance of about one."""
+DAY_BARS_MS: Final = 86_400_000
+
+
+def past_return(segment: Segment, horizon: int, *, days: int = 0) -> Array:
+    """Return [time]: the scaled return over the last *horizon* bars, or that *days* ago.
+
+    Zero where the segment does not reach back so far. With *days*, the return over the same
+    clock time as the one forecast.
+    """
+    lag = days * DAY_BARS_MS // segment.interval_ms
+    ends = np.arange(len(segment)) - lag + (horizon if days else 0)
+    starts = ends - horizon
+    known = (starts >= 0) & (ends < len(segment)) & (ends <= np.arange(len(segment)))
+    logs = np.log(segment.close)
+    found = np.zeros(len(segment))
+    moves = logs[ends[known]] - logs[starts[known]]
+    found[known] = moves / (segment.sigma[known] * np.sqrt(horizon))
+    return np.nan_to_num(found)
+
+
+def past_variances(segment: Segment) -> Array:
+    """Return [5, time]: mean squared return over each of ``HAR_WINDOWS``, and EWMA, ÷ σ²."""
+    logs = np.log(segment.close)
+    squares = np.diff(logs, prepend=logs[0]) ** 2
+    total = np.concatenate([[0.0], np.cumsum(squares)])
+    stops = np.arange(1, len(squares) + 1)
+    rows = []
+    for window in HAR_WINDOWS:
+        starts = np.maximum(stops - window, 0)
+        rows.append((total[stops] - total[starts]) / (stops - starts))
+    start = np.full(1, squares[:60].mean() * EWMA_DECAY)
+    smoothed, _ = lfilter([1 - EWMA_DECAY], [1, -EWMA_DECAY], squares, zi=start)
+    scaled: Array = np.stack([*rows, smoothed]) / segment.sigma**2
+    return scaled
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A linear answer [horizon] to a row; columns are centred on the training part."""
+
+    centre: Array
+    weights: Array
+    intercept: Array
+
+    def predict(self, rows: NDArray[np.floating]) -> Array:
+        """Return [time, horizon] answers to [time, column] *rows*."""
+        found: Array = (rows - self.centre) @ self.weights + self.intercept
+        return found
+
+
+def ridge(rows: Sequence[NDArray[np.floating]], values: Sequence[NDArray[np.floating]]) -> Ridge:
+    """Fit *values* [time, horizon] on *rows* [time, column], segment by segment, in closed form.
+
+    Values that are NaN are left out, a horizon at a time.
+    """
+    columns, horizons = rows[0].shape[1], values[0].shape[1]
+    count = sum(len(part) for part in rows)
+    centre = np.sum([part.sum(axis=0, dtype=np.float64) for part in rows], axis=0) / count
+    weights, intercept = np.zeros((columns, horizons)), np.zeros(horizons)
+    for column in range(horizons):
+        gram, moment = RIDGE * np.eye(columns), np.zeros(columns)
+        known = [np.isfinite(part[:, column]) for part in values]
+        size = max(sum(int(mask.sum()) for mask in known), 1)
+        total = sum(
+            float(part[mask, column].sum(dtype=np.float64))
+            for part, mask in zip(values, known, strict=True)
+        )
+        intercept[column] = total / size
+        for part, value, mask in zip(rows, values, known, strict=True):
+            shifted = part[mask].astype(np.float64) - centre
+            gram += shifted.T @ shifted / size
+            moment += shifted.T @ (value[mask, column] - intercept[column]) / size
+        weights[:, column] = np.linalg.solve(gram, moment)
+    return Ridge(centre, weights, intercept)
+
+
+@dataclass(frozen=True)
+class LogVariance:
+    """Variance as the exponential of a linear answer, times the factor that QLIKE asks for."""
+
+    linear: Ridge
+    factor: Array
+
+    def predict(self, rows: NDArray[np.floating]) -> Array:
+        """Return [time, horizon] variances for [time, column] *rows*."""
+        found: Array = np.exp(self.linear.predict(rows)) * self.factor
+        return found
+
+
+def log_variance(
+    rows: Sequence[NDArray[np.floating]], variances: Sequence[NDArray[np.floating]]
+) -> LogVariance:
+    """Fit log variances; the factor, the mean of v ÷ f, minimises QLIKE on the training part."""
+    linear = ridge(rows, [np.log(np.maximum(part, VARIANCE_FLOOR)) for part in variances])
+    ratios = [part / np.exp(linear.predict(row)) for row, part in zip(rows, variances, strict=True)]
+    return LogVariance(linear, np.nanmean(np.concatenate(ratios), axis=0))
+
+
+def log_rows(variances: Array) -> Array:
+    """Return [time, column] logarithms of [column, time] past variances, floored."""
+    return np.log(np.maximum(variances, VARIANCE_FLOOR)).T

@@ -1,0 +1,213 @@
+"""The figures of a network and of every baseline on the same bars of one part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from tracepaper.replay.training import baselines as base
+from tracepaper.replay.training import figures
+from tracepaper.replay.training.calibration import probabilities
+from tracepaper.replay.training.chunks import Samples
+from tracepaper.replay.training.figures import Figure
+from tracepaper.replay.training.predict import Predictions, joined, predict
+from tracepaper.replay.training.targets import NO_LABEL
+from tracepaper.strategies.features_rolling import Array
+
+DAY_MS: Final = 86_400_000
+Judge = Callable[[Array, Array, NDArray[np.int64]], Figure]
+_SEED: Final = 20_170_817  # of the random baseline
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Everything that is fitted on the training part."""
+
+    ridge: base.Ridge
+    har: base.LogVariance
+    log_linear: base.LogVariance
+    ewma_factor: Array
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One horizon's rows of one part: forecasts by name beside what happened, all over [row]."""
+
+    horizon: int
+    days: NDArray[np.int64]
+    value: Array
+    classes: NDArray[np.int64]
+    variance: Array
+    mean: Array
+    scale: Array
+    dof: Array
+    logits: NDArray[np.float32]
+    means: Mapping[str, Array]
+    variances: Mapping[str, Array]
+
+
+def fit_baselines(training: Sequence[Samples]) -> Baselines:
+    """Fit ridge, HAR, EWMA and the log-linear variance to the *training* samples."""
+    rows, returns, variances, past = [], [], [], []
+    for samples in training:
+        span = slice(samples.start, samples.stop)
+        unused = samples.weights[span] == 0
+        rows.append(samples.segment.values[span])
+        returns.append(np.where(unused, np.nan, samples.labels.returns[span]))
+        variances.append(np.where(unused, np.nan, samples.labels.variance[span]))
+        past.append(base.past_variances(samples.segment)[:, span])
+    ratios = [v / p[-1][:, None] for v, p in zip(variances, past, strict=True)]
+    logs = [base.log_rows(p) for p in past]
+    return Baselines(
+        ridge=base.ridge(rows, returns),
+        har=base.log_variance(logs, variances),
+        log_linear=base.log_variance(rows, variances),
+        ewma_factor=np.nanmean(np.concatenate(ratios), axis=0),
+    )
+
+
+def answer(
+    network: nn.Module, part: Sequence[Samples], *, context: int
+) -> list[tuple[Samples, NDArray[np.int64], Predictions]]:
+    """Return (samples, rows, predictions) of every segment's labelled rows with a full context."""
+    found = []
+    for samples in part:
+        rows = np.flatnonzero(samples.weights.any(axis=1))
+        rows = rows[rows >= samples.segment.first + context - 1]
+        if not len(rows):
+            continue
+        start, stop, offset = int(rows[0]), int(rows[-1]) + 1, samples.segment.first
+        predictions = predict(
+            network,
+            samples.segment.values[offset:],
+            start=start - offset,
+            stop=stop - offset,
+            context=context,
+        )
+        found.append((samples, rows, predictions.rows(rows - start)))
+    return found
+
+
+def judged(
+    answered: Sequence[tuple[Samples, NDArray[np.int64], Predictions]],
+    fitted: Baselines,
+    horizons: Sequence[int],
+) -> list[Judged]:
+    """Put forecasts, baselines and labels side by side, one ``Judged`` a horizon."""
+    generator = np.random.default_rng(_SEED)
+    found = []
+    every = joined([predictions for _, _, predictions in answered])
+    for column, horizon in enumerate(horizons):
+        parts = [_baseline_rows(s, rows, fitted, column, horizon) for s, rows, _ in answered]
+        merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        used = merged["weight"] > 0
+        merged = {name: values[used] for name, values in merged.items()}
+        found.append(
+            Judged(
+                horizon=horizon,
+                days=merged["day"].astype(np.int64),
+                value=merged["value"],
+                classes=merged["class"].astype(np.int64),
+                variance=merged["variance"],
+                mean=every.mean[used, column].astype(np.float64),
+                scale=every.scale[used, column].astype(np.float64),
+                dof=every.dof[used, column].astype(np.float64),
+                logits=every.logits[used, column],
+                means={
+                    "network": every.mean[used, column].astype(np.float64),
+                    "ridge": merged["ridge"],
+                    "persistence": merged["persistence"],
+                    "reversed_persistence": -merged["persistence"],
+                    "seasonal_naive": merged["seasonal"],
+                    "random": generator.normal(size=int(used.sum())),
+                },
+                variances={
+                    "network": every.variance[used, column].astype(np.float64),
+                    "har": merged["har"],
+                    "log_linear": merged["log_linear"],
+                    "ewma": merged["ewma"],
+                },
+            )
+        )
+    return found
+
+
+def _baseline_rows(
+    samples: Samples, rows: NDArray[np.int64], fitted: Baselines, column: int, horizon: int
+) -> dict[str, Array]:
+    """Return labels and baselines of *rows* for one horizon."""
+    segment, labels = samples.segment, samples.labels
+    past = base.past_variances(segment)[:, rows]
+    values = segment.values[rows]
+    return {
+        "weight": samples.weights[rows, column].astype(np.float64),
+        "day": (segment.open_time_ms[rows] // DAY_MS).astype(np.float64),
+        "value": labels.returns[rows, column].astype(np.float64),
+        "class": labels.direction[rows, column].astype(np.float64),
+        "variance": labels.variance[rows, column].astype(np.float64),
+        "ridge": fitted.ridge.predict(values)[:, column],
+        "persistence": base.past_return(segment, horizon)[rows],
+        "seasonal": base.past_return(segment, horizon, days=1)[rows],
+        "har": fitted.har.predict(base.log_rows(past))[:, column],
+        "log_linear": fitted.log_linear.predict(values)[:, column],
+        "ewma": past[-1] * fitted.ewma_factor[column],
+    }
+
+
+def report(found: Judged, *, temperature: float, slope: float) -> dict[str, Any]:
+    """Return one horizon's figures, each as [value, standard error over days]."""
+    days, value = found.days, found.value
+    probability = probabilities(found.logits, temperature)
+    assert (found.classes != NO_LABEL).all()
+    return {
+        "bars": len(value),
+        "days": len(np.unique(days)),
+        "sign_accuracy": _each(figures.sign_accuracy, found.means, value, days),
+        "ic": _each(figures.correlation, found.means, value, days),
+        "rank_ic": _each(figures.rank_correlation, found.means, value, days),
+        "r_squared": {
+            "network": _pair(figures.r_squared(found.mean, value, days)),
+            "calibrated": _pair(figures.r_squared(slope * found.mean, value, days)),
+            "ridge": _pair(figures.r_squared(found.means["ridge"], value, days)),
+            "persistence": _pair(figures.r_squared(found.means["persistence"], value, days)),
+        },
+        "qlike": _each(figures.qlike, found.variances, found.variance, days),
+        "log_variance_r_squared": {
+            name: _pair(_explained(forecast, found.variance, days))
+            for name, forecast in found.variances.items()
+        },
+        "coverage_90": _pair(
+            figures.interval_coverage(found.mean, found.scale, found.dof, value, days)
+        ),
+        "direction": {
+            "accuracy": _pair(
+                figures.mean((probability.argmax(1) == found.classes).astype(np.float64), days)
+            ),
+            "f1": _pair(figures.macro_f1(probability, found.classes, days)),
+            "brier": _pair(figures.brier(probability, found.classes, days)),
+            "ece": _pair(figures.calibration_error(probability, found.classes, days)),
+        },
+    }
+
+
+def _explained(forecast: Array, variance: Array, days: NDArray[np.int64]) -> Figure:
+    """Return R² of log variances against the mean log variance."""
+    log_v = np.log(variance)
+    shift = log_v.mean()
+    log_f = np.log(np.maximum(forecast, 1e-6))
+    return figures.r_squared(log_f - shift, log_v - shift, days)
+
+
+def _each(
+    judge: Judge, forecasts: Mapping[str, Array], value: Array, days: NDArray[np.int64]
+) -> dict[str, list[float]]:
+    return {name: _pair(judge(forecast, value, days)) for name, forecast in forecasts.items()}
+
+
+def _pair(found: Figure) -> list[float]:
+    return [round(found.value, 5), round(found.error, 5)]

@@ -1,0 +1,173 @@
+"""Explained forecasts of known bars: every gate's measure beside what happened next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.replay.training.calibration import ROUND_TRIP_COST, measures
+from tracepaper.replay.training.chunks import Samples
+from tracepaper.replay.training.figures import Figure, mean
+from tracepaper.replay.training.selective import table, top
+from tracepaper.replay.training.series import Segment
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.types import Bar, Forecast, Source
+
+_DAY_MS: Final = 86_400_000
+_SEED: Final = 20_170_817
+_BASIS_POINTS: Final = 1e4
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Rows [row] of one horizon: forecast, measures by name, and the log return that followed."""
+
+    horizon: int
+    days: NDArray[np.int64]
+    value: Array
+    mean: Array
+    stdev: Array
+    margin: Array
+    volatility: Array
+    measures: Mapping[str, Array]
+
+
+def bars_of(segment: Segment, start: int, stop: int) -> list[Bar]:
+    """Return rows *start* until *stop* of a segment as bars."""
+    part = segment.candles
+    columns = (
+        part.open_time_ms, part.open, part.high, part.low, part.close, part.volume,
+    )  # fmt: skip
+    rows = zip(*(column[start:stop].tolist() for column in columns), strict=True)
+    return [
+        Bar(
+            instrument=part.instrument,
+            open_time_ms=opened,
+            interval_ms=part.interval_ms,
+            open=first,
+            high=high,
+            low=low,
+            close=close,
+            volume=volume,
+            turnover=None,
+            market_ms=opened + part.interval_ms,
+            seen_ms=opened + part.interval_ms,
+            source=Source.ARCHIVE,
+        )
+        for opened, first, high, low, close, volume in rows
+    ]
+
+
+def explain(
+    forecaster: Forecaster,
+    part: Sequence[Samples],
+    *,
+    horizon: int,
+    slope: float,
+    bars: int,
+) -> Explained:
+    """Forecast and explain up to *bars* labelled rows of *part*, shared equally by segments.
+
+    Of each segment the earliest labelled rows are taken, after the bars that warm the model.
+    Raises ``DataInvalid`` where no segment is long enough.
+    """
+    share = max(bars // len(part), 1)
+    rows: list[dict[str, Array]] = []
+    for samples in part:
+        column = samples.horizons.index(horizon)
+        labelled = np.flatnonzero(samples.weights[:, column] > 0)
+        labelled = labelled[labelled >= forecaster.context - 1][:share]
+        if not len(labelled):
+            continue
+        start, stop = int(labelled[0]) - forecaster.context + 1, int(labelled[-1]) + 1
+        forecaster.warm(samples.segment.candles.instrument, [])
+        answers = forecaster.scan(bars_of(samples.segment, start, stop))
+        chosen = [answers[row - start] for row in labelled.tolist()]
+        known = [forecast for forecast in chosen if forecast is not None]
+        if len(known) != len(chosen):
+            raise DataInvalid("A bar with a full context has no forecast; check the checkpoint.")
+        rows.append(_row_columns(samples.segment, labelled, known, horizon, slope))
+    if not rows:
+        raise DataInvalid(
+            f"No segment holds {forecaster.context} bars before a labelled one; give more data."
+        )
+    merged = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
+    fixed = {name: merged.pop(name) for name in ("value", "mean", "stdev", "margin", "volatility")}
+    days = merged.pop("day").astype(np.int64)
+    return Explained(horizon=horizon, days=days, measures=merged, **fixed)
+
+
+def _row_columns(
+    segment: Segment,
+    rows: NDArray[np.int64],
+    forecasts: Sequence[Forecast],
+    horizon: int,
+    slope: float,
+) -> dict[str, Array]:
+    at = forecasts[0].horizons.index(horizon)
+    up = np.array([forecast.p_up[at] for forecast in forecasts])
+    down = np.array([forecast.p_down[at] for forecast in forecasts])
+    return {
+        "day": (segment.open_time_ms[rows] // _DAY_MS).astype(np.float64),
+        "value": np.log(segment.close[rows + horizon] / segment.close[rows]),
+        "mean": np.array([forecast.mean_return[at] for forecast in forecasts]),
+        "stdev": np.array([forecast.stdev_return[at] for forecast in forecasts]),
+        "margin": np.abs(up - down) / (up + down),
+        "volatility": np.array([forecast.volatility[at] for forecast in forecasts]),
+        **measures(forecasts, horizon=horizon, slope=slope),
+    }
+
+
+def selective(found: Explained) -> dict[str, Any]:
+    """Return the accuracy gained by each gate's measure at equal coverage, and their areas."""
+    hit = (np.sign(found.mean) == np.sign(found.value)).astype(np.float64)
+    return table(
+        hit,
+        {
+            "entropy_confidence": found.measures["confidence"],
+            "margin": found.margin,
+            "mean_over_stdev": np.abs(found.mean) / found.stdev,
+            "predicted_calm": -found.volatility,
+            "random": np.random.default_rng(_SEED).random(len(hit)),
+        },
+        found.days,
+    )
+
+
+def traded(found: Explained, thresholds: Mapping[str, float]) -> dict[str, Any]:
+    """Return what gates would have let through, and its net result in basis points a trade.
+
+    Every passing bar counts as one trade held to the horizon, overlaps and all, at the taker's
+    round trip. ``thresholds`` names lower bounds, and an upper one for ``shift``.
+    """
+    net = (np.sign(found.mean) * found.value - ROUND_TRIP_COST) * _BASIS_POINTS
+    passed = np.ones(len(net), dtype=np.bool_)
+    for name, threshold in thresholds.items():
+        measure = found.measures[name]
+        passed &= measure <= threshold if name == "shift" else measure >= threshold
+    edge = found.measures["edge"] >= 1.0
+    busiest = top(found.measures["edge"], 0.033)
+    return {
+        "bars": len(net),
+        "ungated_net_bp": _pair(mean(net, found.days)),
+        "largest_edges_33_per_1000_net_bp": _chosen(net, busiest, found.days),
+        "edge_per_1000_bars": round(1000 * float(edge.mean()), 3),
+        "edge_net_bp": _chosen(net, edge, found.days),
+        "all_gates_per_1000_bars": round(1000 * float((passed & edge).mean()), 3),
+        "all_gates_net_bp": _chosen(net, passed & edge, found.days),
+    }
+
+
+def _chosen(net: Array, chosen: NDArray[np.bool_], days: NDArray[np.int64]) -> list[float]:
+    """Return [mean, error] of the chosen rows; empty where there are none."""
+    return _pair(mean(net[chosen], days[chosen])) if chosen.any() else []
+
+
+def _pair(found: Figure) -> list[float]:
+    return [round(found.value, 3), round(found.error, 3)]

@@ -1,0 +1,133 @@
+"""Figures of forecasts against what happened, each with its standard error over calendar days.
+
+Bars of one day are not independent: labels overlap and symbols move together. So a figure's error
+comes from resampling whole days. Every figure is a function of sums, and sums over days add up,
+so that a resampled figure costs a few additions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from tracepaper.replay.training.targets import VARIANCE_FLOOR
+from tracepaper.strategies.features_rolling import Array
+
+RESAMPLES: Final = 500
+ECE_BINS: Final = 15
+COVERAGE: Final = 0.9
+
+
+class Figure(NamedTuple):
+    """A value and its standard error over days."""
+
+    value: float
+    error: float
+
+
+def figure(
+    terms: Array, days: NDArray[np.int64], combine: Callable[[Array], Array], *, seed: int = 0
+) -> Figure:
+    """Return ``combine`` of the summed [term, row] *terms*, with its error over *days* [row].
+
+    ``combine`` maps sums [.., term] to values [..]; the error is that of ``RESAMPLES`` bootstraps.
+    """
+    names, day = np.unique(days, return_inverse=True)
+    daily = np.stack([np.bincount(day, row, len(names)) for row in terms], axis=1)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1.0 / len(names)), RESAMPLES
+    )
+    value = combine(daily.sum(axis=0)[None])
+    return Figure(float(value[0]), float(np.nanstd(combine(drawn.astype(np.float64) @ daily))))
+
+
+def mean(values: Array, days: NDArray[np.int64]) -> Figure:
+    """Return the mean of *values*."""
+    return figure(np.stack([values, np.ones_like(values)]), days, lambda s: s[:, 0] / s[:, 1])
+
+
+def correlation(first: Array, second: Array, days: NDArray[np.int64]) -> Figure:
+    """Return Pearson's correlation; of forecasts and returns it is the information coefficient."""
+    a, b = first - first.mean(), second - second.mean()
+    terms = np.stack([np.ones_like(a), a, b, a * a, b * b, a * b])
+
+    def combine(sums: Array) -> Array:
+        n, x, y, xx, yy, xy = sums.T
+        spread = (n * xx - x * x) * (n * yy - y * y)
+        found: Array = (n * xy - x * y) / np.sqrt(np.maximum(spread, 1e-300))
+        return found
+
+    return figure(terms, days, combine)
+
+
+def rank_correlation(first: Array, second: Array, days: NDArray[np.int64]) -> Figure:
+    """Return Spearman's correlation: Pearson's of the ranks."""
+    return correlation(stats.rankdata(first), stats.rankdata(second), days)
+
+
+def sign_accuracy(forecast: Array, value: Array, days: NDArray[np.int64]) -> Figure:
+    """Return the share of moved bars whose sign was forecast; half a hit where there is none."""
+    moved = value != 0
+    hit = np.where(forecast == 0, 0.5, np.sign(forecast) == np.sign(value))[moved]
+    return mean(hit.astype(np.float64), days[moved])
+
+
+def r_squared(forecast: Array, value: Array, days: NDArray[np.int64]) -> Figure:
+    """Return 1 - squared error ÷ squared value: against a forecast of no move."""
+    terms = np.stack([(value - forecast) ** 2, value * value])
+    return figure(terms, days, lambda s: 1.0 - s[:, 0] / s[:, 1])
+
+
+def qlike(forecast: Array, variance: Array, days: NDArray[np.int64]) -> Figure:
+    """Return the mean of v ÷ f - log(v ÷ f) - 1 (Patton, 2011); both have the same floor."""
+    ratio = np.maximum(variance, VARIANCE_FLOOR) / np.maximum(forecast, VARIANCE_FLOOR)
+    return mean(ratio - np.log(ratio) - 1.0, days)
+
+
+def interval_coverage(
+    location: Array, scale: Array, dof: Array, value: Array, days: NDArray[np.int64]
+) -> Figure:
+    """Return how often *value* lay in the Student t's central 90 % interval."""
+    half = stats.t.ppf(0.5 + COVERAGE / 2, dof) * scale
+    return mean((np.abs(value - location) <= half).astype(np.float64), days)
+
+
+def brier(probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]) -> Figure:
+    """Return the mean squared distance of [row, class] probabilities from what happened."""
+    happened = np.eye(probability.shape[1])[classes]
+    return mean(((probability - happened) ** 2).sum(axis=1), days)
+
+
+def calibration_error(
+    probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]
+) -> Figure:
+    """Return the expected calibration error of the top class over 15 equal bins (Guo, 2017)."""
+    top = probability.argmax(axis=1)
+    sure = probability[np.arange(len(top)), top]
+    hit = (top == classes).astype(np.float64)
+    bins = np.minimum((sure * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+    terms = np.concatenate(
+        [np.where(bins == i, hit - sure, 0.0)[None] for i in range(ECE_BINS)]
+        + [np.ones_like(hit)[None]]
+    )
+    return figure(terms, days, lambda s: np.abs(s[:, :-1]).sum(axis=1) / s[:, -1])
+
+
+def macro_f1(probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]) -> Figure:
+    """Return the mean over classes of the harmonic mean of precision and recall."""
+    top = probability.argmax(axis=1)
+    rows = []
+    for kind in range(probability.shape[1]):
+        said, was = top == kind, classes == kind
+        rows += [said & was, said.astype(np.int64) + was]
+    terms = np.stack(rows).astype(np.float64)
+
+    def combine(sums: Array) -> Array:
+        found: Array = (2 * sums[:, ::2] / np.maximum(sums[:, 1::2], 1.0)).mean(axis=1)
+        return found
+
+    return figure(terms, days, combine)
