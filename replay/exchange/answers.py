@@ -1,0 +1,316 @@
+"""The REST answers as pure functions: a venue, a query and server time in, a result out.
+
+An answer is the ``result`` object in the exchange's key order, or a ``Refused`` with the retCode
+that HTTP 200 carries. Names that an endpoint does not know are ignored, as the exchange seems to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qs, urlencode
+
+from tracepaper.replay.exchange.book import levels
+from tracepaper.replay.exchange.candles import trade_id
+from tracepaper.replay.exchange.intervals import is_name
+from tracepaper.replay.exchange.market import RATE_DECIMALS, Market
+from tracepaper.replay.exchange.path import Candle
+from tracepaper.replay.exchange.quotes import level_texts
+from tracepaper.replay.exchange.text import plain
+from tracepaper.replay.exchange.tickers import rest_linear, rest_spot
+from tracepaper.replay.exchange.venue import Venue
+
+BAD_PARAMETER: Final = 10001
+ROUTE_NOT_FOUND: Final = 10017
+TIME_DIGITS_MAX: Final = 18
+DERIVATIVES: Final = ("linear", "inverse")
+CATEGORIES: Final = ("spot", "linear", "inverse", "option")
+
+Query = Mapping[str, str]
+
+
+class Refused(NamedTuple):
+    """An error of the exchange."""
+
+    code: int
+    message: str
+
+
+class Limit(NamedTuple):
+    """The default and the greatest ``limit`` of an endpoint."""
+
+    default: int
+    most: int
+
+
+KLINE_LIMIT: Final = Limit(200, 1000)
+INSTRUMENT_LIMIT: Final = Limit(500, 1000)
+FUNDING_LIMIT: Final = Limit(200, 200)
+BOOK_LIMIT: Final = {"linear": Limit(25, 500), "spot": Limit(1, 200)}
+TRADE_LIMIT: Final = {"linear": Limit(500, 1000), "spot": Limit(60, 60)}
+
+Result = dict[str, Any]
+Answer = Result | Refused
+BAD_SYMBOL: Final = Refused(BAD_PARAMETER, "Not supported symbols")
+BAD_CATEGORY: Final = Refused(BAD_PARAMETER, "params error: Category is invalid")
+
+
+def server_time(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/market/time``."""
+    del venue, query
+    return {"timeSecond": str(now_ms // 1000), "timeNano": str(now_ms * 1_000_000)}
+
+
+def system_status(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/system/status``: no maintenance."""
+    del venue, query, now_ms
+    return {"list": []}
+
+
+def kline(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/market/kline``: newest first, row 0 may be open; the category defaults to linear."""
+    found = _candles(venue, query, now_ms)
+    if isinstance(found, Refused):
+        return found
+    market, candles = found
+    rows = [[str(each.start_ms), *market.candle_texts(each)] for each in candles]
+    return {"symbol": market.symbol, "category": market.category.value, "list": rows}
+
+
+def mark_price_kline(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/market/mark-price-kline``: five columns, no volume, no spot."""
+    if query.get("category", "linear") == "spot":
+        return BAD_CATEGORY
+    found = _candles(venue, query, now_ms)
+    if isinstance(found, Refused):
+        return found
+    market, candles = found
+    rows = [
+        [str(each.start_ms), *market.candle_texts(_marked(market, each))[:4]] for each in candles
+    ]
+    return {"symbol": market.symbol, "category": market.category.value, "list": rows}
+
+
+def _marked(market: Market, candle: Candle) -> Candle:
+    """Return the mark price's candle for a trade candle of any interval."""
+    row = market.base.row_at(candle.start_ms - 1)
+    return market.marked(candle, int(market.base.close[row]) if row >= 0 else candle.open)
+
+
+def _candles(venue: Venue, query: Query, now_ms: int) -> tuple[Market, list[Candle]] | Refused:
+    """Return the market and its candles of the window asked for, newest first."""
+    market = _market(venue, query)
+    if isinstance(market, Refused):
+        return market
+    interval = query.get("interval", "")
+    table = market.table(interval)
+    if table is None:
+        why = "is coarser than this exchange's data" if is_name(interval) else "is invalid"
+        return Refused(BAD_PARAMETER, f"params error: Interval {interval!r} {why}")
+    window = _window(query, KLINE_LIMIT, "start", "end")
+    if isinstance(window, Refused):
+        return window
+    start_ms, end_ms, limit = window
+    row = market.base.row_at(now_ms)
+    newest = table.row_at(now_ms)
+    last = newest if end_ms is None else min(newest, table.row_at(end_ms))
+    first = 0 if start_ms is None else table.row_at(start_ms)
+    if start_ms is not None and (first < 0 or table.end_of(first, interval) <= start_ms):
+        first += 1  # start lies before the data or in a hole: no candle contains it
+    if start_ms is not None and end_ms is None:
+        last = min(last, first + limit - 1)
+    first = max(first, last - limit + 1)
+    if last < first:
+        return market, []
+    candles = table.candles(first, last + 1)
+    if last == newest and market.is_open_in(interval, newest, now_ms):
+        candles[-1] = market.open_candle(interval, row, now_ms)
+    return market, candles[::-1]
+
+
+def instruments_info(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/market/instruments-info``: pages on derivatives; spot has no cursor and no pages."""
+    del now_ms
+    category = query.get("category", "")
+    if category not in CATEGORIES:
+        return BAD_CATEGORY
+    limit = _limit(query, INSTRUMENT_LIMIT)
+    if isinstance(limit, Refused):
+        return limit
+    items = [
+        market.listing.item
+        for (kind, symbol), market in sorted(venue.markets.items())
+        if kind == category
+        and query.get("symbol", symbol) == symbol
+        and query.get("status", "Trading") in ("Trading", "")
+        and query.get("baseCoin", market.listing.base_coin) == market.listing.base_coin
+    ]
+    if category == "spot":
+        return {"category": category, "list": items}
+    after = parse_qs(query.get("cursor", "")).get("last", [""])[0]
+    rest = [item for item in items if item["symbol"] > after]
+    page = rest[:limit]
+    cursor = ""
+    if len(rest) > len(page):
+        cursor = urlencode({"first": page[0]["symbol"], "last": page[-1]["symbol"]})
+    return {"category": category, "list": page, "nextPageCursor": cursor}
+
+
+def tickers(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/market/tickers``: one symbol, or all of a category."""
+    category = query.get("category", "")
+    if category not in CATEGORIES:
+        return BAD_CATEGORY
+    symbol = query.get("symbol", "")
+    if symbol and venue.find(category, symbol) is None:
+        return BAD_SYMBOL
+    write = rest_linear if category == "linear" else rest_spot
+    chosen = [
+        write(market, max(0, market.base.row_at(now_ms)), now_ms)
+        for (kind, name), market in sorted(venue.markets.items())
+        if kind == category and symbol in ("", name)
+    ]
+    return {"category": category, "list": chosen}
+
+
+def orderbook(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/market/orderbook``."""
+    market = _market(venue, query, required=True)
+    if isinstance(market, Refused):
+        return market
+    limit = _limit(query, BOOK_LIMIT[market.category.value])
+    if isinstance(limit, Refused):
+        return limit
+    bids, asks = levels(market, max(0, market.base.row_at(now_ms)), now_ms, limit)
+    return {
+        "s": market.symbol,
+        "b": level_texts(market, bids),
+        "a": level_texts(market, asks),
+        "ts": now_ms,
+        "u": now_ms // 100 % 10**9,
+        "seq": market.sequence(now_ms),
+        "cts": now_ms - 1,
+    }
+
+
+def recent_trade(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/market/recent-trade``: newest first."""
+    market = _market(venue, query, required=True)
+    if isinstance(market, Refused):
+        return market
+    limit = _limit(query, TRADE_LIMIT[market.category.value])
+    if isinstance(limit, Refused):
+        return limit
+    found: list[Result] = []
+    row = market.base.row_at(now_ms)
+    while row >= 0 and len(found) < limit:
+        places = range(len(market.path(row).trades))
+        found += [
+            _execution(market, row, place)
+            for place in reversed(places)
+            if market.path(row).trades[place].time_ms <= now_ms
+        ]
+        row -= 1
+    return {"category": market.category.value, "list": found[:limit]}
+
+
+def _execution(market: Market, row: int, place: int) -> Result:
+    path = market.path(row)
+    trade = path.trades[place]
+    return {
+        "execId": trade_id(market, row, place),
+        "symbol": market.symbol,
+        "price": market.price_text(trade.price),
+        "size": market.size_text(trade.size, path.size_scale),
+        "side": "Buy" if trade.is_buy else "Sell",
+        "time": str(trade.time_ms),
+        "isBlockTrade": False,
+        "isRPITrade": False,
+        "seq": str(market.sequence(trade.time_ms)),
+    }
+
+
+def funding_history(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/market/funding/history``: newest first; ``startTime`` alone is an error."""
+    market = _market(venue, query, required=True)
+    if isinstance(market, Refused):
+        return market
+    if not market.funding_ms:
+        return BAD_SYMBOL
+    window = _window(query, FUNDING_LIMIT, "startTime", "endTime")
+    if isinstance(window, Refused):
+        return window
+    start_ms, end_ms, limit = window
+    if start_ms is not None and end_ms is None:
+        return Refused(BAD_PARAMETER, "params error: endTime is required with startTime")
+    latest = min(now_ms, now_ms if end_ms is None else end_ms) // market.funding_ms
+    earliest = -(-max(market.start_ms, start_ms or 0) // market.funding_ms)
+    settled = range(latest, max(earliest, latest - limit + 1) - 1, -1)
+    items = [
+        {
+            "symbol": market.symbol,
+            "fundingRate": plain(market.funding_rate(each * market.funding_ms), RATE_DECIMALS),
+            "fundingRateTimestamp": str(each * market.funding_ms),
+        }
+        for each in settled
+    ]
+    return {"category": market.category.value, "list": items}
+
+
+ROUTES: Final[dict[str, Callable[[Venue, Query, int], Answer]]] = {
+    "/v5/market/time": server_time,
+    "/v5/market/kline": kline,
+    "/v5/market/mark-price-kline": mark_price_kline,
+    "/v5/market/instruments-info": instruments_info,
+    "/v5/market/tickers": tickers,
+    "/v5/market/orderbook": orderbook,
+    "/v5/market/recent-trade": recent_trade,
+    "/v5/market/funding/history": funding_history,
+    "/v5/system/status": system_status,
+}
+
+
+def _market(venue: Venue, query: Query, *, required: bool = False) -> Market | Refused:
+    """Return the market that *query* names; without a category it is linear, unless required."""
+    category = query.get("category", "" if required else "linear")
+    if category not in CATEGORIES:
+        return BAD_CATEGORY
+    return venue.find(category, query.get("symbol", "")) or BAD_SYMBOL
+
+
+def _limit(query: Query, limit: Limit) -> int | Refused:
+    """Return the page size asked for, within the endpoint's own."""
+    asked = _integer(query, "limit")
+    if isinstance(asked, Refused):
+        return asked
+    if asked is None:
+        return limit.default
+    if asked < 1:
+        return Refused(BAD_PARAMETER, "params error: Limit is invalid")
+    return min(asked, limit.most)
+
+
+def _window(
+    query: Query, limit: Limit, start: str, end: str
+) -> tuple[int | None, int | None, int] | Refused:
+    """Return start, end and page size of *query*."""
+    start_ms, end_ms = _integer(query, start), _integer(query, end)
+    size = _limit(query, limit)
+    for part in (start_ms, end_ms, size):
+        if isinstance(part, Refused):
+            return part
+    assert not isinstance(start_ms, Refused)
+    assert not isinstance(end_ms, Refused)
+    assert not isinstance(size, Refused)
+    if start_ms is not None and end_ms is not None and end_ms < start_ms:
+        return Refused(BAD_PARAMETER, f"params error: {end} must not be less than {start}")
+    return start_ms, end_ms, size
+
+
+def _integer(query: Query, name: str) -> int | Refused | None:
+    text = query.get(name, "")
+    if not text:
+        return None
+    if not text.isdecimal() or len(text) > TIME_DIGITS_MAX:
+        return Refused(BAD_PARAMETER, f"params error: {name} is invalid")
+    return int(text)

@@ -1,0 +1,295 @@
+"""Who listens to what, and the one loop that builds and sends what is due."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Final
+
+from aiohttp import WSMsgType, web
+
+from tracepaper.replay.exchange.channels import Channel, Due, Frame
+from tracepaper.replay.exchange.clock import MarketClock
+from tracepaper.replay.exchange.faults import Fault, FaultKind, Faults
+
+OUTBOX_FRAMES_MAX: Final = 20_000
+WAKE_S_MIN: Final = 0.002
+
+Key = tuple[str, str]
+"""(category, topic)."""
+FindChannel = Callable[[str, str], Channel | None]
+Action = Callable[[], None]
+
+
+class Connection:
+    """One client of the stream: what waits to be written, and what it subscribed."""
+
+    def __init__(self, category: str, identity: str, request: web.Request) -> None:
+        self.category: Final = category
+        self.identity: Final = identity
+        self.topics: Final[set[str]] = set()
+        self.stalled_until_s = 0.0
+        self._request = request
+        self._outbox: deque[bytes] = deque()
+        self._filled = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self.is_cut = False
+
+    def send(self, body: bytes) -> None:
+        """Queue *body*; a client that does not read is cut off, as the exchange would."""
+        if self.is_cut:
+            return
+        if len(self._outbox) >= OUTBOX_FRAMES_MAX:
+            self.cut()
+            return
+        self._outbox.append(body)
+        self._drained.clear()
+        self._filled.set()
+
+    async def write(self, socket: web.WebSocketResponse) -> None:
+        """Write what waits, for as long as the connection lives."""
+        while not self.is_cut:
+            await self._filled.wait()
+            self._filled.clear()
+            try:
+                while self._outbox:
+                    await socket.send_frame(self._outbox.popleft(), WSMsgType.TEXT)
+            except ConnectionResetError:
+                self.cut()
+            self._drained.set()
+
+    async def drained(self) -> None:
+        """Wait until everything queued so far is written, or the connection is cut."""
+        await self._drained.wait()
+
+    def cut(self) -> None:
+        """Drop the connection without a closing handshake."""
+        self.is_cut = True
+        self._outbox.clear()
+        self._drained.set()
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+
+@dataclass
+class Subscription:
+    """An active channel and its listeners."""
+
+    channel: Channel
+    steps: Iterator[Due]
+    listeners: list[Connection] = field(default_factory=list)
+
+
+class Hub:
+    """Connections, subscriptions, the queue of due frames, and the faults that meet them."""
+
+    def __init__(self, clock: MarketClock, faults: Faults, find_channel: FindChannel) -> None:
+        self.clock: Final = clock
+        self.faults: Final = faults
+        self.connections: Final[set[Connection]] = set()
+        self.frames_sent = 0
+        self.releases_on_any = False
+        self._find_channel = find_channel
+        self._channels: dict[Key, Channel] = {}
+        self._subscriptions: dict[Key, Subscription] = {}
+        self._due: list[tuple[int, int, Action]] = []
+        self._serial = 0
+        self._held_back: list[tuple[Key, bytes]] = []
+        self._woken = asyncio.Event()
+        self.subscribed: Final = asyncio.Event()
+
+    # ------------------------------------------------------------ subscriptions
+
+    def channel(self, category: str, topic: str) -> Channel | None:
+        """Return the channel of *topic*, or None where there is no such topic."""
+        key = (category, topic)
+        if key not in self._channels:
+            channel = self._find_channel(category, topic)
+            if channel is None:
+                return None
+            self._channels[key] = channel
+        return self._channels[key]
+
+    def subscribe(self, connection: Connection, topic: str) -> list[bytes]:
+        """Add *connection* to a known *topic*; return the frames that it is sent first."""
+        key = (connection.category, topic)
+        channel = self.channel(*key)
+        if channel is None or topic in connection.topics:
+            return []
+        now_ms = self.clock.now_ms()
+        opening = channel.opening(now_ms)
+        if key not in self._subscriptions:
+            self._subscriptions[key] = Subscription(channel, channel.steps(now_ms))
+            self._schedule_next(key, self._subscriptions[key])
+        self._subscriptions[key].listeners.append(connection)
+        connection.topics.add(topic)
+        if self.clock.held and (topic.startswith("kline.") or self.releases_on_any):
+            self.release()
+        self.subscribed.set()
+        self.apply_connection_faults()
+        self._woken.set()
+        return [frame.body for frame in opening]
+
+    def unsubscribe(self, connection: Connection, topic: str) -> None:
+        """Remove *connection* from *topic*; the last one out stops the channel."""
+        key = (connection.category, topic)
+        connection.topics.discard(topic)
+        subscription = self._subscriptions.get(key)
+        if subscription is None or connection not in subscription.listeners:
+            return
+        subscription.listeners.remove(connection)
+        if not subscription.listeners:
+            del self._subscriptions[key]
+            subscription.channel.reset()
+            if not self._subscriptions:
+                self.subscribed.clear()
+
+    def leave(self, connection: Connection) -> None:
+        """Forget *connection*."""
+        for topic in list(connection.topics):
+            self.unsubscribe(connection, topic)
+        self.connections.discard(connection)
+
+    # ------------------------------------------------------------ time
+
+    def at(self, time_ms: int, action: Action) -> None:
+        """Let *action* happen when market time reaches *time_ms*, after what is already due."""
+        self._serial += 1
+        heappush(self._due, (time_ms, self._serial, action))
+
+    def release(self) -> None:
+        """Let a held clock run."""
+        self.clock.release()
+        self._woken.set()
+
+    def _schedule_next(self, key: Key, subscription: Subscription) -> None:
+        step = next(subscription.steps, None)
+        if step is None:
+            return
+        time_ms, build = step
+
+        def fire() -> None:
+            if self._subscriptions.get(key) is not subscription:
+                return
+            for frame in build():
+                if frame.at_ms > time_ms:
+                    self.at(frame.at_ms, lambda late=frame: self.publish(key, late))  # type: ignore[misc]
+                else:
+                    self.publish(key, frame)
+            self._schedule_next(key, subscription)
+
+        self.at(time_ms, fire)
+
+    def fire_until(self, limit_ms: int) -> None:
+        """Do everything that is due at or before *limit_ms*, in time order."""
+        while self._due and self._due[0][0] <= limit_ms:
+            heappop(self._due)[2]()
+
+    async def pump(self) -> None:
+        """Fire what is due as market time passes; wakes no more often than every 2 ms."""
+        while True:
+            self.fire_until(self.clock.now_ms())
+            wait_s = self.clock.seconds_until(self._due[0][0]) if self._due else None
+            try:
+                async with asyncio.timeout(None if wait_s is None else max(WAKE_S_MIN, wait_s)):
+                    await self._woken.wait()
+            except TimeoutError:
+                continue
+            self._woken.clear()
+
+    async def advance_to(self, time_ms: int) -> None:
+        """Move a manual clock to *time_ms*, firing each due moment at its own time."""
+        while self._due and self._due[0][0] <= max(time_ms, self.clock.now_ms()):
+            moment = self._due[0][0]
+            self.clock.set(moment)
+            self.fire_until(moment)
+        self.clock.set(time_ms)
+        for connection in list(self.connections):
+            await connection.drained()
+
+    # ------------------------------------------------------------ sending
+
+    def publish(self, key: Key, frame: Frame) -> None:
+        """Send *frame* to its listeners, unless a fault is armed for it."""
+        self.apply_connection_faults()
+        if not self._receivers(key) or self._stalls():
+            return
+        body: bytes | None = frame.body
+        held_back, self._held_back = self._held_back, []
+        fault = None
+        if not self.faults.quiet:
+            fault = self.faults.take_frame_fault(self.clock.now_ms(), frame.topic)
+        if fault is not None:
+            body = self._broken(key, frame, fault)
+        if body is not None:
+            self._deliver(key, body)
+        for other, late in held_back:
+            self._deliver(other, late)
+
+    def _stalls(self) -> bool:
+        """Withhold data from every connection of the moment if a stall is armed."""
+        fault = self.faults.take(FaultKind.STALL, self.clock.now_ms())
+        if fault is None:
+            return False
+        until_s = asyncio.get_running_loop().time() + fault.seconds
+        for connection in self.connections:
+            connection.stalled_until_s = until_s
+        return True
+
+    def _broken(self, key: Key, frame: Frame, fault: Fault) -> bytes | None:
+        """Return what is sent now in place of *frame* under a frame fault."""
+        match fault.kind:
+            case FaultKind.DELAY:
+                at_ms = self.clock.now_ms() + fault.delay_ms
+                self.at(at_ms, lambda: self._deliver(key, frame.body))
+            case FaultKind.REORDER:
+                self._held_back.append((key, frame.body))
+            case FaultKind.DUPLICATE:
+                self._deliver(key, frame.body)
+                return frame.body
+            case FaultKind.MALFORMED:
+                return frame.body[: len(frame.body) // 2]
+            case _:
+                pass
+        return None
+
+    def _deliver(self, key: Key, body: bytes) -> None:
+        for connection in self._receivers(key):
+            connection.send(body)
+            self.frames_sent += 1
+
+    def _receivers(self, key: Key) -> list[Connection]:
+        subscription = self._subscriptions.get(key)
+        if subscription is None:
+            return []
+        now_s = asyncio.get_running_loop().time()
+        return [
+            each
+            for each in subscription.listeners
+            if each.stalled_until_s <= now_s and not each.is_cut
+        ]
+
+    # ------------------------------------------------------------ connection faults
+
+    def arm(self, fault: Fault) -> None:
+        """Arm *fault*, and cut the stream at once where its kind asks for that."""
+        self.faults.arm(fault)
+        if fault.provoke or fault.kind is FaultKind.REFUSE:
+            self.cut_all()
+        self.apply_connection_faults()
+
+    def apply_connection_faults(self) -> None:
+        """Cut the connections of the moment where that is armed and hits one."""
+        if not any(each.topics and not each.is_cut for each in self.connections):
+            return
+        if self.faults.take(FaultKind.DISCONNECT, self.clock.now_ms()):
+            self.cut_all()
+
+    def cut_all(self) -> None:
+        """Cut every connection."""
+        for connection in list(self.connections):
+            connection.cut()

@@ -1,0 +1,189 @@
+"""What instruments-info says of each symbol: recorded filters, or plausible ones from the data.
+
+The recorded linear filters are the exchange's own answer of 2026-08-09, every field verbatim, from
+the sample data of github.com/bmoscon/cryptofeed (branch v3), whose licence allows redistribution
+with attribution. Real old candles are finer than today's tick: there the data wins. Spot filters
+and unknown symbols are derived from the data.
+"""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from tracepaper.replay.exchange.noise import key
+from tracepaper.replay.exchange.text import parsed, plain
+from tracepaper.replay.importers import Candles
+from tracepaper.strategies.types import Category
+
+RECORDED: Final = "instruments_linear.json.gz"
+SPOT_BASE_PRECISION: Final = "0.000001"
+SPOT_MIN_ORDER_AMOUNT: Final = "5"
+FUNDING_MINUTES: Final = 480
+STEPS_PER_MEAN_BAR: Final = 1_000
+QUOTE_COINS: Final = ("USDT", "USDC", "USDE", "USD", "EUR", "BTC", "ETH", "BRL", "TRY")
+
+Item = dict[str, Any]
+"""One element of instruments-info, in the exchange's key order."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One instrument as served, and the scales in which its market counts.
+
+    ``tick`` is in 10^-price_decimals, ``step`` in 10^-size_decimals; ``size_decimals`` is at
+    least the data's, so that every volume is exact.
+    """
+
+    item: Item
+    base_coin: str
+    price_decimals: int
+    tick: int
+    size_decimals: int
+    step: int
+    step_decimals: int
+    funding_minutes: int
+
+
+@cache
+def recorded() -> dict[str, Item]:
+    """Return the recorded linear instruments by symbol."""
+    packed = files("tracepaper.replay.exchange").joinpath(RECORDED).read_bytes()
+    return msgspec.json.decode(gzip.decompress(packed), type=dict[str, Item])
+
+
+def list_instrument(candles: Candles) -> Listing:
+    """Return the listing of *candles*: recorded, else derived; finer data wins over its tick."""
+    linear = candles.category is Category.LINEAR
+    known = recorded().get(candles.symbol) if linear else None
+    if known is None:
+        item = _derived_linear(candles) if linear else _derived_spot(candles)
+    else:
+        item = _with_tick_of(known, candles)
+    step_text = item["lotSizeFilter"]["qtyStep" if linear else "basePrecision"]
+    tick, tick_decimals = parsed(item["priceFilter"]["tickSize"])
+    step, step_decimals = parsed(step_text)
+    price_decimals = max(tick_decimals, candles.price_decimals)
+    size_decimals = max(step_decimals, candles.volume_decimals)
+    return Listing(
+        item=item,
+        base_coin=item["baseCoin"],
+        price_decimals=price_decimals,
+        tick=tick * 10 ** (price_decimals - tick_decimals),
+        size_decimals=size_decimals,
+        step=step * 10 ** (size_decimals - step_decimals),
+        step_decimals=step_decimals,
+        funding_minutes=item.get("fundingInterval", 0),
+    )
+
+
+def coins(symbol: str) -> tuple[str, str]:
+    """Return base and quote coin of *symbol*; a symbol that names no known quote is USDT's."""
+    bare = symbol.replace("-", "").replace("/", "").removesuffix("PERP")
+    for quote in QUOTE_COINS:
+        if bare.endswith(quote) and len(bare) > len(quote):
+            return bare.removesuffix(quote), quote
+    return bare, "USDT"
+
+
+def _with_tick_of(item: Item, candles: Candles) -> Item:
+    """Return *item*, with the data's own tick where a price of the data lies between two ticks."""
+    tick, decimals = parsed(item["priceFilter"]["tickSize"])
+    finest = max(decimals, candles.price_decimals)
+    tick *= 10 ** (finest - decimals)
+    lift = 10 ** (finest - candles.price_decimals)
+    columns = (candles.open, candles.high, candles.low, candles.close)
+    if not any(np.any(column * lift % tick) for column in columns):
+        return item
+    filters = item["priceFilter"] | {"tickSize": plain(1, candles.price_decimals)}
+    return item | {"priceScale": str(candles.price_decimals), "priceFilter": filters}
+
+
+def _derived_step(candles: Candles) -> tuple[int, int]:
+    """Return a power of ten near a thousandth of a mean bar's volume, as (units, decimals)."""
+    mean = max(1, int(candles.volume.mean()))
+    exponent = len(str(max(1, mean // STEPS_PER_MEAN_BAR))) - 1
+    decimals = max(0, candles.volume_decimals - exponent)
+    return 10 ** max(0, exponent - candles.volume_decimals), decimals
+
+
+def _derived_linear(candles: Candles) -> Item:
+    """Return an invented but plausible perpetual, in the recorded key order."""
+    base, quote = coins(candles.symbol)
+    scale = candles.price_decimals
+    unit, decimals = _derived_step(candles)
+    step = plain(unit, decimals)
+    most = plain(unit * 10**7, decimals)
+    return {
+        "symbol": candles.symbol,
+        "contractType": "LinearPerpetual",
+        "status": "Trading",
+        "baseCoin": base,
+        "quoteCoin": quote,
+        "launchTime": str(int(candles.open_time_ms[0])),
+        "deliveryTime": "0",
+        "deliveryFeeRate": "",
+        "priceScale": str(scale),
+        "leverageFilter": {"minLeverage": "1", "maxLeverage": "50.00", "leverageStep": "0.01"},
+        "priceFilter": {
+            "minPrice": plain(1, scale),
+            "maxPrice": plain(int(candles.high.max()) * 100, scale),
+            "tickSize": plain(1, scale),
+        },
+        "lotSizeFilter": {
+            "maxOrderQty": most,
+            "minOrderQty": step,
+            "qtyStep": step,
+            "postOnlyMaxOrderQty": most,
+            "maxMktOrderQty": plain(unit * 10**6, decimals),
+            "minNotionalValue": "5",
+        },
+        "unifiedMarginTrade": True,
+        "fundingInterval": FUNDING_MINUTES,
+        "settleCoin": quote,
+        "copyTrading": "none",
+        "upperFundingRate": "0.005",
+        "lowerFundingRate": "-0.005",
+        "isPreListing": False,
+        "preListingInfo": None,
+        "riskParameters": {"priceLimitRatioX": "0.05", "priceLimitRatioY": "0.1"},
+        "displayName": "",
+        "symbolType": "",
+        "forbidUplWithdrawal": False,
+        "symbolId": key("symbolId", candles.symbol) % 10_000,
+    }
+
+
+def _derived_spot(candles: Candles) -> Item:
+    """Return a plausible spot pair; its tick is the data's."""
+    base, quote = coins(candles.symbol)
+    return {
+        "symbolId": key("spotId", candles.symbol) % 10_000,
+        "symbol": candles.symbol,
+        "baseCoin": base,
+        "quoteCoin": quote,
+        "innovation": "0",
+        "status": "Trading",
+        "marginTrading": "none",
+        "stTag": "0",
+        "lotSizeFilter": {
+            "basePrecision": SPOT_BASE_PRECISION,
+            "quotePrecision": "0.0000001",
+            "minOrderQty": SPOT_BASE_PRECISION,
+            "maxOrderQty": "1000000",
+            "minOrderAmt": SPOT_MIN_ORDER_AMOUNT,
+            "maxOrderAmt": "8000000",
+            "maxLimitOrderQty": "1000000",
+            "maxMarketOrderQty": "500000",
+            "postOnlyMaxLimitOrderSize": "1000000",
+        },
+        "priceFilter": {"tickSize": plain(1, candles.price_decimals)},
+        "riskParameters": {"priceLimitRatioX": "0.05", "priceLimitRatioY": "0.1"},
+        "symbolType": "",
+    }

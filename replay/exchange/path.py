@@ -1,0 +1,133 @@
+"""The seeded path inside a bar: trades that reproduce its open, high, low, close and volume.
+
+The first trade is at the open, the last at the close; one in between touches each extreme. Sizes
+are multiples of the quantity step, but for a remainder where the volume is finer, and sum to the
+volume exactly. A bar without volume has no trades. No trade falls into a bar's first second, so
+the new candle of a roll frame is still empty, as the exchange's is (PROTOCOL 7).
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from typing import Final, NamedTuple
+
+from tracepaper.replay.exchange.noise import draws
+
+FIRST_TRADE_MS: Final = 1_001
+TRADES_MIN: Final = 8
+TRADES_SPAN: Final = 17
+DRAWS_PER_TRADE: Final = 4
+
+
+class Candle(NamedTuple):
+    """One candle, in the market's integer scales."""
+
+    start_ms: int
+    open: int
+    high: int
+    low: int
+    close: int
+    volume: int
+    turnover: int
+
+
+class Trade(NamedTuple):
+    """One trade inside a bar; ``size`` is in units of 10^-size_decimals of its path."""
+
+    time_ms: int
+    price: int
+    size: int
+    is_buy: bool
+
+
+class Path(NamedTuple):
+    """All trades of one bar in time order.
+
+    ``size_scale`` is 1 in all but a bar whose volume has fewer units than its prices need trades;
+    there a unit is a tenth, and ``size_scale`` is 10.
+    """
+
+    trades: tuple[Trade, ...]
+    size_scale: int
+
+
+EMPTY: Final = Path((), 1)
+
+
+def walk(candle: Candle, *, interval_ms: int, tick: int, step: int, seed: int) -> Path:
+    """Return the path of *candle*; *tick* and *step* are in its price and volume scales."""
+    if candle.volume == 0:
+        return EMPTY
+    numbers = iter(draws(seed, 2 + DRAWS_PER_TRADE * (TRADES_MIN + TRADES_SPAN + 4)))
+    corners = _corners(candle, high_first=next(numbers) % 2 == 0)
+    scale = 1 if candle.volume >= len(corners) else 10
+    units = candle.volume * scale
+    wanted = TRADES_MIN + next(numbers) % TRADES_SPAN
+    count = max(len(corners), min(wanted, units))
+    prices = _prices(corners, count, candle, tick, [next(numbers) for _ in range(count)])
+    sizes = _sizes(units, step * scale, [next(numbers) for _ in range(count)])
+    times = _times(candle.start_ms, interval_ms, [next(numbers) for _ in range(count)])
+    sides = _sides(prices, [next(numbers) for _ in range(count)])
+    return Path(tuple(map(Trade, times, prices, sizes, sides)), scale)
+
+
+def _corners(candle: Candle, *, high_first: bool) -> list[int]:
+    """Return open, both extremes and close, less what another corner already touches."""
+    extremes = (candle.high, candle.low) if high_first else (candle.low, candle.high)
+    inner = [price for price in extremes if price not in (candle.open, candle.close)]
+    ends = [candle.open] if not inner and candle.open == candle.close else None
+    return ends or [candle.open, *inner, candle.close]
+
+
+def _prices(
+    corners: list[int], count: int, candle: Candle, tick: int, numbers: list[int]
+) -> list[int]:
+    """Return *count* prices through *corners*, noisy in between, never outside the candle."""
+    legs = max(1, len(corners) - 1)
+    extra = count - len(corners)
+    noise = max(1, (candle.high - candle.low) // (8 * tick))
+    prices = [corners[0]]
+    used = 0
+    for leg in range(legs):
+        start, end = corners[leg], corners[min(leg + 1, len(corners) - 1)]
+        steps = extra * (leg + 1) // legs - extra * leg // legs
+        for place in range(1, steps + 1):
+            straight = (end - start) * place // ((steps + 1) * tick)
+            price = start + (straight + numbers[used] % (2 * noise + 1) - noise) * tick
+            prices.append(min(max(price, candle.low), candle.high))
+            used += 1
+        if len(corners) > 1:
+            prices.append(end)
+    prices[-1] = candle.close
+    return prices
+
+
+def _sizes(units: int, step: int, numbers: list[int]) -> list[int]:
+    """Return positive sizes that sum to *units*, in whole steps where there are enough."""
+    count = len(numbers)
+    grain = step if units // step >= count else 1
+    whole, remainder = divmod(units, grain)
+    weights = [1 + number % 15 for number in numbers]
+    spare, total = whole - count, sum(weights)
+    marks = [0, *(spare * weight // total for weight in accumulate(weights))]
+    sizes = [(1 + after - before) * grain for before, after in pairwise(marks)]
+    sizes[-1] += remainder
+    return sizes
+
+
+def _times(start_ms: int, interval_ms: int, numbers: list[int]) -> list[int]:
+    """Return rising times inside the bar, none of them in its first second."""
+    room = interval_ms - FIRST_TRADE_MS
+    return sorted(start_ms + FIRST_TRADE_MS + number % room for number in numbers)
+
+
+def _sides(prices: list[int], numbers: list[int]) -> list[bool]:
+    """Return whether each trade's taker bought: up is a buy, down a sell, level is either."""
+    level = [number % 2 == 0 for number in numbers]
+    return [
+        level[0],
+        *(
+            after > before if after != before else level[place]
+            for place, (before, after) in enumerate(pairwise(prices), 1)
+        ),
+    ]

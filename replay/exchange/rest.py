@@ -1,0 +1,87 @@
+"""The REST surface: the envelope, retCodes inside HTTP 200, the limit per address, REST faults."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from aiohttp import web
+
+from tracepaper.replay.exchange.answers import ROUTE_NOT_FOUND, ROUTES, Query, Refused
+from tracepaper.replay.exchange.channels import encode
+from tracepaper.replay.exchange.faults import FaultKind
+from tracepaper.replay.exchange.hub import Hub
+from tracepaper.replay.exchange.limits import Limiter
+from tracepaper.replay.exchange.recorded import Recording
+from tracepaper.replay.exchange.venue import Venue
+
+TOO_MANY_VISITS: Final = Refused(10006, "Too many visits. Exceeded the API Rate Limit.")
+REQUESTS_PER_WINDOW: Final = 600
+REQUEST_WINDOW_S: Final = 5.0
+FORBIDDEN: Final = """<!DOCTYPE html>
+<html><head><title>403 Forbidden</title></head>
+<body><h1>403 Forbidden</h1><p>access too frequent</p></body></html>
+"""
+
+
+class Rest:
+    """The handler of every ``/v5`` request."""
+
+    def __init__(self, hub: Hub, venue: Venue, recording: Recording | None) -> None:
+        self._hub = hub
+        self._venue = venue
+        self._recording = recording
+        self._limiter = Limiter(REQUESTS_PER_WINDOW, REQUEST_WINDOW_S)
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """Answer one request."""
+        now_ms = self._hub.clock.now_ms()
+        faults = self._hub.faults
+        banned = faults.take(FaultKind.HTTP_403, now_ms, request.path)
+        if banned or not self._limiter.admits(asyncio.get_running_loop().time()):
+            # The ban comes from the network in front, as HTML (PROTOCOL 2).
+            return web.Response(status=403, text=FORBIDDEN, content_type="text/html")
+        if faults.take(FaultKind.RETCODE_10006, now_ms, request.path):
+            return _envelope(TOO_MANY_VISITS, now_ms)
+        return _envelope(self.answer(request.path, request.query, now_ms), now_ms)
+
+    def answer(self, path: str, query: Query, now_ms: int) -> dict[str, Any] | Refused:
+        """Return the result of *path*, or the refusal of a route that there is not."""
+        route = ROUTES.get(path)
+        if route is None:
+            return Refused(ROUTE_NOT_FOUND, "Route not found.")
+        if self._recording and not self._venue.markets:
+            return recorded_answer(self._recording, path, query, now_ms) or route(
+                self._venue, query, now_ms
+            )
+        return route(self._venue, query, now_ms)
+
+
+def _envelope(answer: dict[str, Any] | Refused, now_ms: int) -> web.Response:
+    """Return *answer* in the envelope of every body; an error is HTTP 200 too."""
+    refused = isinstance(answer, Refused)
+    body = {
+        "retCode": answer.code if isinstance(answer, Refused) else 0,
+        "retMsg": answer.message if isinstance(answer, Refused) else "OK",
+        "result": {} if refused else answer,
+        "retExtInfo": {},
+        "time": now_ms,
+    }
+    return web.Response(body=encode(body), content_type="application/json")
+
+
+def recorded_answer(
+    recording: Recording, path: str, query: Query, now_ms: int
+) -> dict[str, Any] | None:
+    """Return what a recording without candle data knows: its instruments and its own candles."""
+    category = query.get("category", recording.category)
+    symbol = query.get("symbol", "")
+    if category != recording.category:
+        return None
+    if path == "/v5/market/instruments-info":
+        items = [each for each in recording.instruments() if symbol in ("", each["symbol"])]
+        return {"category": category, "list": items, "nextPageCursor": ""}
+    if path == "/v5/market/kline" and symbol in recording.symbols:
+        rows = recording.candles(symbol, query.get("interval", ""), now_ms)
+        return {"symbol": symbol, "category": category, "list": rows}
+    return None

@@ -1,0 +1,255 @@
+"""``EmbeddedExchange``: one exchange on one loopback port, as an async context manager.
+
+Live use::
+
+    async with EmbeddedExchange(ExchangeSettings(data=("BTCUSDT=btc.csv.gz",), speed=2000)) as it:
+        print(it.rest_url, it.stream_url)
+        await it.run()
+
+A test moves market time itself and never sleeps::
+
+    settings = ExchangeSettings(candles=(candles,), manual=True)
+    async with EmbeddedExchange(settings) as exchange:
+        ...                                  # connect and subscribe a client
+        await exchange.advance(61_000)       # every frame due in 61 s has been written
+        exchange.arm("missing_close")
+
+Time (SEMANTICS 2 and 3): the clock starts ``start`` bars and 5 s into the data; over a hole that
+all symbols share it jumps and says so; 10 s after the last bar it stops, and REST answers on.
+With ``hold`` it stands still until a client subscribes a kline topic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aiohttp import web
+
+from tracepaper.replay.exchange.channels import Channel, Pacing
+from tracepaper.replay.exchange.clock import MarketClock
+from tracepaper.replay.exchange.control import Control
+from tracepaper.replay.exchange.fault_plan import FaultPlan, TimedFault
+from tracepaper.replay.exchange.faults import Fault, Faults, fault_from
+from tracepaper.replay.exchange.hub import Hub
+from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.recorded import Recording, read_recording
+from tracepaper.replay.exchange.rest import Rest
+from tracepaper.replay.exchange.stream import Stream
+from tracepaper.replay.exchange.venue import END_LINGER_MS, HOLE_LINGER_MS, Venue
+from tracepaper.replay.importers import Candles, read_many
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types import Category
+
+HOST: Final = "127.0.0.1"
+SHUTDOWN_S: Final = 2.0
+PATIENCE_S_MIN: Final = 10.0
+PATIENCE_GAPS: Final = 10.0
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExchangeSettings:
+    """What to serve and how. ``data`` are paths, also ``SYMBOL=PATH``; ``candles`` are added.
+
+    ``speed`` scales market time; ``manual`` leaves it to ``EmbeddedExchange.advance``.
+    """
+
+    data: tuple[str, ...] = ()
+    candles: tuple[Candles, ...] = ()
+    category: Category | None = None
+    port: int = 0
+    speed: float = 1.0
+    start: int | None = None
+    seed: int = 0
+    hold: bool = False
+    manual: bool = False
+    frames: Path | None = None
+    faults: FaultPlan | None = None
+
+
+class EmbeddedExchange:
+    """The running exchange. Raises ``ConfigInvalid`` or ``DataInvalid`` before it starts."""
+
+    def __init__(self, settings: ExchangeSettings) -> None:
+        if settings.speed <= 0:
+            raise ConfigInvalid(f"--speed is {settings.speed}: give a number above 0.")
+        self.settings: Final = settings
+        self.recording: Final[Recording | None] = (
+            read_recording(settings.frames) if settings.frames else None
+        )
+        candles = [*settings.candles]
+        if settings.data:
+            candles += read_many(settings.data, category=settings.category)
+        self.venue: Final = Venue(
+            [Market(each, seed=settings.seed) for each in candles],
+            may_be_empty=self.recording is not None,
+        )
+        self.faults: Final = Faults()
+        self._plan = settings.faults or FaultPlan()
+        self._stack = AsyncExitStack()
+        self._pump: asyncio.Task[None] | None = None
+        self._port = settings.port
+
+    async def __aenter__(self) -> Self:
+        """Bind the port and let time run."""
+        loop = asyncio.get_running_loop()
+        recording, settings = self.recording, self.settings
+        start_ms = recording.start_ms if recording else self.venue.start_ms(settings.start)
+        self.clock = MarketClock(
+            start_ms,
+            speed=settings.speed,
+            monotonic=loop.time,
+            manual=settings.manual,
+            held=settings.hold or recording is not None,
+        )
+        self.hub = Hub(self.clock, self.faults, self._channel)
+        self.hub.releases_on_any = recording is not None
+        self._lay_timeline(start_ms)
+        async with AsyncExitStack() as stack:
+            await self._listen(stack)
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            self._pump = tasks.create_task(self.hub.pump())
+            schedule = tasks.create_task(self._schedule_faults())
+            stack.callback(schedule.cancel)
+            stack.callback(self._pump.cancel)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        """Cut every connection and free the port."""
+        self.hub.cut_all()
+        return await self._stack.__aexit__(kind, error, trace)
+
+    # ------------------------------------------------------------ addresses
+
+    @property
+    def rest_url(self) -> str:
+        """The base of the REST paths: ``/v5/market/time`` is added."""
+        return f"http://{HOST}:{self._port}"
+
+    @property
+    def stream_url(self) -> str:
+        """The base of the streams: ``/v5/public/linear`` is added."""
+        return f"ws://{HOST}:{self._port}"
+
+    @property
+    def control_url(self) -> str:
+        """The base of the control calls: ``/fault``, ``/faults``, ``/release``, ``/status``."""
+        return f"{self.rest_url}/control"
+
+    def announcement(self) -> dict[str, Any]:
+        """Return what the command prints when it is ready."""
+        markets = list(self.venue.markets.values())
+        symbols = [market.symbol for market in markets]
+        return {
+            "rest_url": self.rest_url,
+            "stream_url": self.stream_url,
+            "control_url": self.control_url,
+            "symbols": symbols or (self.recording.symbols if self.recording else []),
+            "categories": sorted({market.category.value for market in markets}) or ["linear"],
+            "interval": markets[0].interval if markets else None,
+            "start_ms": self.clock.now_ms(),
+            "end_ms": self.recording.end_ms if self.recording else self.venue.end_ms,
+            "speed": self.settings.speed,
+            "held": self.clock.held,
+        }
+
+    # ------------------------------------------------------------ control
+
+    async def advance(self, ms: int) -> None:
+        """Move a manual clock by *ms*; every frame due by then is written when this returns."""
+        await self.hub.advance_to(self.clock.now_ms() + ms)
+
+    async def advance_to(self, time_ms: int) -> None:
+        """Move a manual clock to *time_ms*, as ``advance`` does."""
+        await self.hub.advance_to(time_ms)
+
+    def arm(self, kind: str, **parameters: str | float | bool) -> None:
+        """Arm a fault by name, as ``POST /control/fault`` does; raises ``ConfigInvalid``."""
+        self.hub.arm(fault_from({"kind": kind, **parameters}))
+
+    async def run(self) -> None:
+        """Wait until cancelled, or until the pump fails."""
+        assert self._pump is not None
+        await asyncio.shield(self._pump)
+
+    # ------------------------------------------------------------ making
+
+    def _channel(self, category: str, topic: str) -> Channel | None:
+        if self.recording:
+            return self.recording.channel(category, topic)
+        pacing = Pacing(self.settings.speed)
+        return self.venue.channel(category, topic, pacing=pacing, faults=self.faults)
+
+    async def _listen(self, stack: AsyncExitStack) -> None:
+        """Serve REST, stream and control calls on one port."""
+        application = web.Application()
+        application.add_routes(Control(self.hub).routes())
+        stream = Stream(self.hub, self.settings.seed)
+        application.router.add_get("/v5/public/{category}", stream.handle)
+        rest = Rest(self.hub, self.venue, self.recording)
+        application.router.add_get("/v5/{path:.*}", rest.handle)
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        try:
+            await web.TCPSite(runner, HOST, self.settings.port).start()
+        except OSError as error:
+            raise ConfigInvalid(
+                f"Port {self.settings.port} cannot be bound ({error.strerror}): "
+                "give a free one, or --port 0."
+            ) from None
+        self._port = runner.addresses[0][1]
+
+    def _lay_timeline(self, start_ms: int) -> None:
+        """Plan the jumps over holes and the end of time."""
+        if self.recording:
+            self.clock.stop_at(self.recording.end_ms)
+            return
+        for from_ms, until_ms in self.venue.holes():
+            if until_ms > start_ms:
+                self.hub.at(from_ms + HOLE_LINGER_MS, partial(self._jump, from_ms, until_ms))
+        end_ms = self.venue.end_ms + END_LINGER_MS
+        self.clock.stop_at(end_ms)
+        self.hub.at(end_ms, partial(LOG.warning, "The data ends; REST answers on."))
+
+    def _jump(self, from_ms: int, until_ms: int) -> None:
+        self.clock.set(until_ms)
+        LOG.warning("Time jumps over a hole in the data, from %d to %d ms.", from_ms, until_ms)
+
+    async def _schedule_faults(self) -> None:
+        """Arm the plan's faults, the listed and then the seeded ones, while a client listens."""
+        for timed in self._plan.listed:
+            await self._arm_later(timed)
+        for timed in self._plan.scheduled():
+            await self._arm_later(timed)
+            await self._until_fired(timed.fault)
+
+    async def _arm_later(self, timed: TimedFault) -> None:
+        await self.hub.subscribed.wait()
+        await asyncio.sleep(timed.wait_s)
+        await self.hub.subscribed.wait()
+        self.hub.arm(timed.fault)
+
+    async def _until_fired(self, fault: Fault) -> None:
+        """Wait until *fault* has hit, but not for ever: no client may listen to its topic."""
+        patience_s = max(PATIENCE_S_MIN, PATIENCE_GAPS * self._plan.every_s)
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + patience_s
+        while self.faults.pending(fault.kind) and loop.time() < until_s:
+            await asyncio.sleep(self._plan.every_s)
+            if fault.provoke and self.faults.pending(fault.kind):
+                self.hub.cut_all()

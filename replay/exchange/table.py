@@ -1,0 +1,100 @@
+"""Candles of one symbol at one interval: the data itself, or its exact aggregate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import starmap
+
+import numpy as np
+
+from tracepaper.replay.exchange.intervals import IntArray, bucket_end, bucket_starts
+from tracepaper.replay.exchange.path import Candle
+
+TURNOVER_DECIMALS = 4
+"""Decimals of a turnover that the data lacks, as tickers show it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Columns of one length, oldest first; ``first_row`` is where each candle's base rows begin."""
+
+    start_ms: IntArray
+    open: IntArray
+    high: IntArray
+    low: IntArray
+    close: IntArray
+    volume: IntArray
+    turnover: IntArray
+    first_row: IntArray
+
+    def __len__(self) -> int:
+        return int(self.start_ms.size)
+
+    def candle(self, row: int) -> Candle:
+        """Return the candle at *row*."""
+        return Candle(
+            int(self.start_ms[row]),
+            int(self.open[row]),
+            int(self.high[row]),
+            int(self.low[row]),
+            int(self.close[row]),
+            int(self.volume[row]),
+            int(self.turnover[row]),
+        )
+
+    def candles(self, first: int, last: int) -> list[Candle]:
+        """Return the candles of rows *first* to *last*, exclusive, oldest first."""
+        rows = slice(first, last)
+        return list(
+            starmap(
+                Candle,
+                zip(
+                    self.start_ms[rows].tolist(),
+                    self.open[rows].tolist(),
+                    self.high[rows].tolist(),
+                    self.low[rows].tolist(),
+                    self.close[rows].tolist(),
+                    self.volume[rows].tolist(),
+                    self.turnover[rows].tolist(),
+                    strict=True,
+                ),
+            )
+        )
+
+    def row_at(self, time_ms: int) -> int:
+        """Return the last row that starts at or before *time_ms*; -1 where there is none."""
+        return int(self.start_ms.searchsorted(time_ms, side="right")) - 1
+
+    def end_of(self, row: int, interval: str) -> int:
+        """Return the first millisecond after the candle at *row* of a table of *interval*."""
+        return bucket_end(int(self.start_ms[row]), interval)
+
+
+def aggregate(base: Table, interval: str) -> Table:
+    """Return *base* at the coarser *interval*; a bucket holds what the data has of it."""
+    starts = bucket_starts(base.start_ms, interval)
+    first = np.flatnonzero(np.diff(starts, prepend=starts[0] - 1))
+    last = np.append(first[1:], len(base)) - 1
+    return Table(
+        start_ms=starts[first],
+        open=base.open[first],
+        high=np.maximum.reduceat(base.high, first),
+        low=np.minimum.reduceat(base.low, first),
+        close=base.close[last],
+        volume=np.add.reduceat(base.volume, first),
+        turnover=np.add.reduceat(base.turnover, first),
+        first_row=first,
+    )
+
+
+def typical_turnover(base: Table, *, price_decimals: int, size_decimals: int) -> IntArray:
+    """Return volume x (open + high + low + close) / 4, in 10^-TURNOVER_DECIMALS.
+
+    It stands in for the turnover that an archive dropped; Python integers, since the product of
+    two 64-bit scales does not fit.
+    """
+    total = (base.open + base.high + base.low + base.close).astype(object)
+    product = total * base.volume.astype(object)
+    shift = price_decimals + size_decimals - TURNOVER_DECIMALS
+    scaled = product // (4 * 10**shift) if shift >= 0 else product * 10**-shift // 4
+    return np.asarray(scaled, dtype=np.int64)
