@@ -8,6 +8,7 @@ same code with ``mask = "full"`` is the classic form over a window that ends now
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -267,14 +268,15 @@ class FlashNetwork(nn.Module):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
         state, phases = self.enter(x, positions)
-        for block in self._layers():
+        for block in self.layers():
             if self.config.checkpointing and self.training and traces is None:
                 state = checkpoint(self._layer, block, state, phases, None, use_reentrant=False)
             else:
                 state = self._layer(block, state, phases, traces)
         return state
 
-    def _layers(self) -> Iterator[Block]:
+    def layers(self) -> Iterator[Block]:
+        """Yield the layers, the first one first."""
         for block in self.blocks:
             assert isinstance(block, Block)
             yield block
@@ -326,3 +328,26 @@ class FlashNetwork(nn.Module):
         """Return the heads' outputs of the last layer's *state* [batch, time, dim]."""
         outputs: Outputs = self.heads(self.norm(state))
         return outputs
+
+    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield each stage's name and output for *x* [batch, time, features], first to last."""
+        state, phases = self.enter(x, torch.arange(x.shape[1], device=x.device))
+        yield "embed", state
+        for depth, block in enumerate(self.layers()):
+            state = self._layer(block, state, phases, None)
+            yield f"blocks.{depth}", state
+        for name, output in self.read_out(state)._asdict().items():
+            if output is not None:
+                yield f"heads.{name}", output
+
+    def content_free(self) -> float:
+        """Return the confidence over a full window that mask and encoding alone give.
+
+        Queries of zero see every key alike, so it is 0 but for ALiBi, whose slopes stay.
+        """
+        if self.config.encoding != "alibi" or self.config.window == 1:
+            return 0.0
+        age = torch.arange(self.config.window, dtype=torch.float64)
+        shares = torch.softmax(-self.slopes.double()[:, None] * age, dim=-1)
+        entropy = torch.special.entr(shares).sum(-1)
+        return float((1.0 - entropy / math.log(self.config.window)).mean())

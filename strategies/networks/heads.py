@@ -25,6 +25,11 @@ class Outputs(NamedTuple):
     allocation: Tensor | None  # [batch, time, horizon] in [-1, 1]
     quantiles: Tensor | None  # [batch, time, horizon, quantile], ascending
 
+    def first(self, bars: int) -> Outputs:
+        """Return the outputs of the first *bars* positions."""
+        kept = [None if x is None else x[:, :bars] for x in self]
+        return Outputs._make(kept)
+
 
 class Heads(nn.Module):
     """One linear layer over the last state; its slices become ``Outputs``."""

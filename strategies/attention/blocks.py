@@ -1,0 +1,79 @@
+"""Columns of a bucketed rollout: absolute 64-bar blocks of time, the rest in "older"."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.strategies.types import BLOCK_BARS
+
+OLDER: Final = 0
+"""The column of everything before the oldest bucket."""
+_FREE: Final = np.iinfo(np.int64).min
+
+Ids = NDArray[np.int64]
+
+
+def bucket_count(receptive_field: int) -> int:
+    """Return how many blocks an explanation names: all that the receptive field can touch."""
+    return -(-receptive_field // BLOCK_BARS) + 1
+
+
+class BlockColumns:
+    """Which column of a rollout row belongs to which block; only blocks that hold a bar have one.
+
+    A row reports the *buckets* newest contiguous blocks, empty ones over holes included. A
+    column whose block has left that span is folded into ``OLDER`` and used again.
+    """
+
+    def __init__(self, *, buckets: int, spare: int) -> None:
+        self.buckets = buckets
+        self._block_of = np.full(1 + buckets + spare, _FREE, dtype=np.int64)
+
+    @property
+    def width(self) -> int:
+        """The number of columns, ``OLDER`` included."""
+        return len(self._block_of)
+
+    def clear(self) -> None:
+        """Forget every block."""
+        self._block_of[:] = _FREE
+
+    def expired(self, block: int) -> list[int]:
+        """Return, and free, the columns of blocks that a bar in *block* no longer names."""
+        gone = (self._block_of != _FREE) & (self._block_of <= block - self.buckets)
+        self._block_of[gone] = _FREE
+        return [int(column) for column in np.flatnonzero(gone)]
+
+    def take(self, blocks: Ids) -> Ids:
+        """Return the columns of the leading *blocks* (ascending) for which there is room."""
+        columns = np.empty(len(blocks), dtype=np.int64)
+        free = [int(c) for c in np.flatnonzero(self._block_of == _FREE) if c != OLDER]
+        starts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
+        for start, stop in pairwise(starts):
+            held = np.flatnonzero(self._block_of == blocks[start])
+            if len(held):
+                column = int(held[0])
+            elif free:
+                column = free.pop(0)
+                self._block_of[column] = blocks[start]
+            else:
+                return columns[:start]
+            columns[start:stop] = column
+        return columns
+
+    def by_age(self, rows: NDArray[np.float32], blocks: Ids) -> NDArray[np.float32]:
+        """Return *rows* [bar, width] as [bar, buckets + 1]: newest block first, older last.
+
+        *blocks* [bar] is the block of each row's own bar.
+        """
+        ages = blocks[:, None] - self._block_of[None, :]
+        named = (self._block_of != _FREE)[None, :] & (ages >= 0) & (ages < self.buckets)
+        aged = np.zeros((len(rows), self.buckets + 1), dtype=np.float32)
+        bars, columns = np.nonzero(named)
+        aged[bars, ages[bars, columns]] = rows[bars, columns]
+        aged[:, -1] = np.where(named, 0.0, rows).sum(axis=1)
+        return aged

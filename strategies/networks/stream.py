@@ -1,0 +1,259 @@
+"""The flash network over an endless stream: cached keys and values, entropies, exact rollout.
+
+``advance`` takes one bar or a chunk of them through the network with the same lines of code. In
+each layer the new queries meet the last ``window`` cached keys in tiles; a tile's probabilities
+give the output, the entropy and the bucketed rollout
+``R_l = ρ R_{l-1} + (1 - ρ) mean_h A_h R_{l-1}`` (ATTENTION.md, 2 and 3), and are dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+
+from tracepaper.strategies.attention.blocks import OLDER, BlockColumns, Ids, bucket_count
+from tracepaper.strategies.attention.cache import TailRing, WrapRing
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.networks.encodings import alibi_key, alibi_query
+from tracepaper.strategies.networks.flash import FlashNetwork, Projected
+from tracepaper.strategies.networks.heads import Outputs
+from tracepaper.strategies.types import BLOCK_BARS
+
+CHUNK_BARS: Final = 512
+"""Bars of one pass over known bars; a shorter stretch is padded to it."""
+TILE_BARS: Final = 64
+"""Queries of one tile: few enough for the tile's scores to stay in the cache."""
+HISTORY_BARS_MAX: Final = 65_536
+"""Bars of queries and keys kept for attribution at full resolution."""
+RESIDUAL: Final = 0.5
+"""The rollout's weight ρ of the residual stream (Abnar and Zuidema, 2020)."""
+_MASS_TOLERANCE: Final = 1e-3
+
+
+class Advance(NamedTuple):
+    """What the network says of the bars just taken in."""
+
+    outputs: Outputs  # tensors [1, bars, …]
+    confidence: Tensor  # [bars, layer, head], 1 - H / ln n
+    rollout: NDArray[np.float32]  # [bars, buckets + 1]: newest block first, older last
+
+
+def _slack(window: int) -> int:
+    """Return the rows between two moves of a ring: at least a chunk, else half a window."""
+    return max(CHUNK_BARS, window // 2)
+
+
+class _Layer:
+    """What one layer keeps of the past."""
+
+    def __init__(self, network: FlashNetwork, width: int) -> None:
+        config = network.config
+        kept, slack = config.window - 1, _slack(config.window)
+        # Values, keys and a one side by side: a single product gives the output, the keys'
+        # mean (for the entropy) and the row's mass (for the check).
+        shape = (config.heads, 2 * config.head_dim + 1)
+        self.mixed = TailRing(kept=kept, slack=slack, shape=shape, dim=1)
+        self.rollout = TailRing(kept=kept, slack=slack, shape=(width,), dim=0)
+
+    def fold(self, columns: list[int]) -> None:
+        """Add expired rollout *columns* to the older mass and empty them."""
+        rows = self.rollout.everything()
+        rows[:, OLDER] += rows[:, columns].sum(dim=1)
+        rows[:, columns] = 0.0
+
+
+class StreamState:
+    """One instrument's memory: finite, and all that the next answer depends on."""
+
+    def __init__(self, network: FlashNetwork) -> None:
+        config = network.config
+        self.columns = BlockColumns(
+            buckets=bucket_count(config.receptive_field), spare=CHUNK_BARS // BLOCK_BARS + 1
+        )
+        self.layers = [_Layer(network, self.columns.width) for _ in range(config.layers)]
+        kept, slack = config.window - 1, _slack(config.window)
+        self.places = TailRing(kept=kept, slack=slack, shape=(), dim=0, dtype=torch.int64)
+        fits = config.receptive_field <= HISTORY_BARS_MAX
+        capacity = config.receptive_field if fits else 1
+        # Of each bar, layer and head: query, key and logsumexp.
+        shape = (config.layers, config.heads, 2 * config.head_dim + 1)
+        self.history = WrapRing(capacity=capacity, shape=shape, dtype=torch.float32)
+        self.positions = WrapRing(capacity=capacity, shape=(), dtype=torch.int64)
+        self.count = 0  # bars taken in since the last clear
+        self.attended_pairs = 0  # pairs of query and visible key, over all layers, ever
+
+    def clear(self) -> None:
+        """Forget the stream; the count of pairs goes on."""
+        for ring in (self.places, self.history, self.positions, self.columns):
+            ring.clear()
+        for layer in self.layers:
+            layer.mixed.clear()
+            layer.rollout.clear()
+        self.count = 0
+
+
+class _Tile(NamedTuple):
+    """What the queries of a tile, or of all tiles, got from their windows."""
+
+    mixed: Tensor  # [head, tile, 2 dim + 1]: output, mean key, mass
+    logsumexp: Tensor  # [head, tile]
+    rollout: Tensor  # [tile, width]: mean_h A_h R
+
+
+class StreamingNetwork:
+    """A flash network with a causal window, ready to be fed bar by bar or in chunks."""
+
+    def __init__(self, network: FlashNetwork) -> None:
+        if network.config.mask != "window":
+            raise ConfigInvalid(
+                "Only a network with a causal window can stream; set architecture.mask to window."
+            )
+        self.network = network.eval()
+        self.config = network.config
+        self._scale = self.config.head_dim**-0.5
+        # [tile, window - 1 + tile]: column c is key c - (window - 1), relative to the tile.
+        band = torch.ones(TILE_BARS, self.config.window - 1 + TILE_BARS, dtype=torch.bool)
+        band = band.triu().tril(self.config.window - 1)
+        self._band = torch.zeros(band.shape).masked_fill_(~band, float("-inf"))
+
+    @torch.inference_mode()
+    def advance(
+        self, state: StreamState, rows: Tensor, positions: NDArray[np.int64], *, padded: bool
+    ) -> Advance:
+        """Take in *rows* [bars, features] at ascending *positions* [bars]; at most CHUNK_BARS.
+
+        *padded* runs the fixed shape of a chunk whatever the number of bars, so that a bar's
+        answer has the same bits whether or not others follow it. The answer covers the leading
+        bars for whose blocks there was room: all of them, unless the data are full of holes.
+        """
+        blocks = positions // BLOCK_BARS
+        if gone := state.columns.expired(int(blocks[0])):
+            for layer in state.layers:
+                layer.fold(gone)
+        columns = state.columns.take(blocks)
+        bars = len(columns)
+        filling = (CHUNK_BARS if padded else bars) - bars
+        rows = pad(rows[:bars], (0, 0, 0, filling))
+        places = torch.from_numpy(np.pad(positions[:bars], (0, filling), mode="edge"))
+        rollout = torch.zeros(bars + filling, state.columns.width)
+        rollout[torch.arange(bars), torch.from_numpy(columns)] = 1.0
+        hidden, rollout, confidence = self._layers(state, rows, places, rollout, bars)
+        state.positions.push(places[:bars])
+        state.places.advance(bars)
+        state.count += bars
+        return Advance(
+            outputs=self.network.read_out(hidden).first(bars),
+            confidence=confidence,
+            rollout=state.columns.by_age(rollout[:bars].numpy(), blocks[:bars]),
+        )
+
+    def history(self, state: StreamState) -> tuple[Ids, list[tuple[Tensor, Tensor, Tensor]]]:
+        """Return the positions kept, and each layer's query, key and logsumexp over them.
+
+        Shapes are [1, head, time, dim] and [1, head, time]; ALiBi's bias is in the extra
+        dimensions. Raises ``InvariantBroken`` where the receptive field is too long to be kept.
+        """
+        if self.config.receptive_field > HISTORY_BARS_MAX:
+            raise InvariantBroken(
+                f"The receptive field of {self.config.receptive_field} bars is longer than the "
+                f"{HISTORY_BARS_MAX} kept for attribution; use the buckets of the explanation."
+            )
+        positions = state.positions.unrolled()
+        age = (positions[-1] - positions).float()
+        layers = []
+        for kept in state.history.unrolled().permute(1, 2, 0, 3)[:, None]:
+            query, key, logsumexp = kept.split([self.config.head_dim, self.config.head_dim, 1], -1)
+            if self.config.encoding == "alibi":
+                query = alibi_query(query, age, self.network.slopes)
+                key = alibi_key(key, age)
+            layers.append((query, key, logsumexp[..., 0]))
+        ids: Ids = positions.numpy()
+        return ids, layers
+
+    def _layers(
+        self, state: StreamState, rows: Tensor, places: Tensor, rollout: Tensor, bars: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run every layer; return the last state, rollout [bars, width] and confidences."""
+        state.places.write(places)
+        visible = torch.arange(state.count + 1, state.count + len(rows) + 1)
+        visible = visible.clamp(max=self.config.window)
+        largest = visible.log().clamp(min=torch.finfo(torch.float32).tiny)
+        hidden, phases = self.network.enter(rows[None], places)
+        history, confidences = [], []
+        for block, layer in zip(self.network.layers(), state.layers, strict=True):
+            projected = block.project(hidden, phases)
+            mixed, logsumexp, mean = self._attend(state, layer, projected, rollout)
+            value, key, mass = mixed.split([self.config.head_dim, self.config.head_dim, 1], -1)
+            self._check(mass[:, :bars])
+            entropy = logsumexp - self._scale * (projected.query[0] * key).sum(-1)
+            confidences.append((1.0 - entropy / largest)[:, :bars])
+            history.append(
+                torch.cat((projected.query[0], projected.key[0], logsumexp[..., None]), -1)
+            )
+            hidden = block.finish(hidden, value[None])
+            rollout = RESIDUAL * rollout + (1.0 - RESIDUAL) * mean
+            layer.mixed.advance(bars)
+            layer.rollout.advance(bars)
+        state.history.push(torch.stack(history)[:, :, :bars].permute(2, 0, 1, 3))
+        state.attended_pairs += self.config.layers * int(visible[:bars].sum())
+        confidence = torch.stack(confidences).permute(2, 0, 1).clamp(0.0, 1.0)
+        return hidden, rollout, confidence * (visible[:bars, None, None] > 1)
+
+    def _attend(
+        self, state: StreamState, layer: _Layer, projected: Projected, rollout: Tensor
+    ) -> _Tile:
+        """Cache the new keys, values and rollout rows, and attend tile by tile."""
+        query, key, value = (x[0] for x in projected)  # [head, bars, dim]
+        layer.mixed.write(torch.cat((value, key, torch.ones_like(key[..., :1])), dim=-1))
+        layer.rollout.write(rollout)
+        bars = query.shape[1]
+        if bars == 1:
+            reach = min(state.count, self.config.window - 1)
+            bias = self._bias(state, torch.zeros(1, reach + 1), 0)
+            return self._tile(layer, query, bias, 0)
+        tiles = []
+        for start in range(0, bars, TILE_BARS):
+            bias = self._bias(state, self._band, start)
+            missing = self.config.window - 1 - state.count - start
+            if missing > 0:  # the stream is younger than the window
+                bias = bias.clone()
+                bias[..., :missing] = float("-inf")
+            tiles.append(self._tile(layer, query[:, start : start + TILE_BARS], bias, start))
+        mixed, logsumexp, means = zip(*tiles, strict=True)
+        return _Tile(torch.cat(mixed, 1), torch.cat(logsumexp, 1), torch.cat(means))
+
+    def _bias(self, state: StreamState, band: Tensor, start: int) -> Tensor:
+        """Return *band* [tile, keys] as [1 or head, tile, keys], with ALiBi's slopes if in use."""
+        if self.config.encoding != "alibi":
+            return band[None]
+        tile, keys = band.shape
+        places = state.places.view(start + tile - keys, start + tile)
+        distance = (places[None, :] - places[-tile:, None]).float()  # exact below 2^24 bars
+        return band + self.network.slopes[:, None, None] * distance
+
+    def _tile(self, layer: _Layer, query: Tensor, bias: Tensor, start: int) -> _Tile:
+        """Attend with *query* [head, tile, dim], whose first bar is *start* bars into the chunk."""
+        heads, tile, dim = query.shape
+        stop = start + tile
+        begin = stop - bias.shape[-1]
+        mixed = layer.mixed.view(begin, stop)  # [head, keys, 2 dim + 1]
+        key = mixed[..., dim : 2 * dim]
+        scores = torch.baddbmm(bias.expand(heads, -1, -1), query, key.mT, alpha=self._scale)
+        shares = torch.softmax(scores, dim=-1)
+        # The largest share is exp(largest score - logsumexp).
+        logsumexp = scores.amax(-1) - shares.amax(-1).log()
+        rollout = shares.mean(0) @ layer.rollout.view(begin, stop)
+        return _Tile(shares @ mixed, logsumexp, rollout)
+
+    def _check(self, mass: Tensor) -> None:
+        """Raise unless every head's row of probabilities sums to one (NaN is the gate's)."""
+        wrong = (mass - 1.0).abs() > _MASS_TOLERANCE
+        if bool(wrong.any()):
+            raise InvariantBroken(
+                f"A row of attention sums to {float(mass[wrong][0]):.4f}; report this bug."
+            )
