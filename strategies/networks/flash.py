@@ -349,5 +349,5 @@ class FlashNetwork(nn.Module):
             return 0.0
         age = torch.arange(self.config.window, dtype=torch.float64)
         shares = torch.softmax(-self.slopes.double()[:, None] * age, dim=-1)
-        entropy = torch.special.entr(shares).sum(-1)
-        return float((1.0 - entropy / math.log(self.config.window)).mean())
+        entropy: Tensor = torch.special.entr(shares)
+        return float((1.0 - entropy.sum(-1) / math.log(self.config.window)).mean())

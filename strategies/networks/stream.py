@@ -18,6 +18,8 @@ from torch.nn.functional import pad
 
 from tracepaper.strategies.attention.blocks import OLDER, BlockColumns, Ids, bucket_count
 from tracepaper.strategies.attention.cache import TailRing, WrapRing
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.encodings import alibi_key, alibi_query
 from tracepaper.strategies.networks.flash import FlashNetwork, Projected
@@ -165,13 +167,20 @@ class StreamingNetwork:
             )
         positions = state.positions.unrolled()
         age = (positions[-1] - positions).float()
+        early = self.config.window - 1
         layers = []
         for kept in state.history.unrolled().permute(1, 2, 0, 3)[:, None]:
             query, key, logsumexp = kept.split([self.config.head_dim, self.config.head_dim, 1], -1)
             if self.config.encoding == "alibi":
                 query = alibi_query(query, age, self.network.slopes)
                 key = alibi_key(key, age)
-            layers.append((query, key, logsumexp[..., 0]))
+            logsumexp = logsumexp[..., 0]
+            if state.count > len(positions) and early > 0:
+                # The windows of the oldest rows kept begin before the keys kept. Nothing asks
+                # for these rows, but their logsumexp has to be that of the keys that are here.
+                first = (query[:, :, :early], key[:, :, :early])
+                logsumexp[:, :, :early] = attend(*first, first[1], Mask.causal()).logsumexp
+            layers.append((query, key, logsumexp))
         ids: Ids = positions.numpy()
         return ids, layers
 
