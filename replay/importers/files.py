@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,15 @@ JSON_SUFFIXES: Final = (".json",)
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 FEATHER_SUFFIXES: Final = (".feather", ".arrow", ".ipc")
 KNOWN: Final = "csv, txt, tsv, json (also .gz or .zip), parquet, feather"
+ZIP_FAULTS: Final = (
+    *(EOFError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""What the standard library raises on harmed archives, besides its own error."""
+
+ARROW_FAULTS: Final = (KeyError, NotImplementedError, OSError, OverflowError, ValueError)
+"""The same of pyarrow, besides its own errors."""
+
 UNPACKED_LIMIT: Final = 4 * 2**30
 """Bytes that one file may unpack to: a year of minutes takes some 60 MB."""
 
@@ -116,7 +126,7 @@ def _unzip(path: Path, raw: bytes) -> tuple[str, bytes]:
                 )
             with archive.open(members[0]) as stream:
                 return members[0].filename.lower(), _bounded(path, stream.read)
-    except (EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError):
+    except ZIP_FAULTS:
         raise DataInvalid(f"{path} is damaged or locked: fetch it again.") from None
 
 
@@ -175,15 +185,16 @@ def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> Table:
     source = pa.BufferReader(raw)
     try:
         found = pa_feather.read_table(source) if feather else pa_parquet.read_table(source)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        found.validate(full=True)
+        columns = {
+            normalise(name): _arrow_column(pa, found.column(place))
+            for place, name in enumerate(_column_names(path, found.column_names))
+        }
+    except (pa.ArrowException, *ARROW_FAULTS) as error:
+        reason = " ".join(str(error).split())[:80]
         raise DataInvalid(f"{path} is damaged ({reason}): fetch it again.") from None
     if not found.num_rows:
         raise DataInvalid(f"{path} is empty: give a file with candles.")
-    columns = {
-        normalise(name): _arrow_column(pa, found.column(place))
-        for place, name in enumerate(_column_names(path, found.column_names))
-    }
     return Table(path, columns, np.arange(1, found.num_rows + 1), "row")
 
 

@@ -206,7 +206,7 @@ def _read_by_rows(path: Path, text: bytes, delimiter: bytes, skipped: int) -> Ta
     lines: list[int] = []
     try:
         for row in reader:
-            if row and any(cell.strip() for cell in row):
+            if row:
                 rows.append(row)
                 lines.append(skipped + reader.line_num)
     except csv.Error as error:

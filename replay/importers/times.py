@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.replay.importers.decimals import CellInvalidError, Column, IntArray, parse
+from tracepaper.strategies.errors import ConfigInvalid
 
 UNITS: Final = (
     # (smallest number of this unit, its name, units per millisecond as numerator, denominator)
@@ -42,6 +43,20 @@ def iso(epoch: int) -> str:
     """Return the UTC time *epoch* (ms) as ISO text, ``2025-06-22T00:00:00Z``."""
     moment = datetime.fromtimestamp(epoch / 1000, tz=UTC)
     return moment.isoformat(timespec="milliseconds").replace(".000", "").replace("+00:00", "Z")
+
+
+def instant(text: str) -> int:
+    """Return the UTC milliseconds of a command line's time: ISO text, or a number of any unit.
+
+    Raises ``ConfigInvalid``.
+    """
+    try:
+        times, _ = epoch_ms(np.array([text.strip().encode()], dtype=np.bytes_))
+    except CellInvalidError as error:
+        raise ConfigInvalid(
+            f"The time {text!r} {error.what}: write it as 2025-01-31T12:00 (UTC)."
+        ) from None
+    return int(times[0])
 
 
 def join_date_and_time(

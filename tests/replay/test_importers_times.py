@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tracepaper.replay.importers.decimals import CellInvalidError
-from tracepaper.replay.importers.times import epoch_ms, iso
+from tracepaper.replay.importers.times import epoch_ms, instant, iso
+from tracepaper.strategies.errors import ConfigInvalid
 
 MS = 1_735_689_600_000  # 2025-01-01
 
@@ -74,3 +75,15 @@ def test_fractions_of_a_millisecond_are_cut_where_asked() -> None:
 def test_iso_text_names_the_instant() -> None:
     assert iso(MS) == "2025-01-01T00:00:00Z"
     assert iso(MS + 5) == "2025-01-01T00:00:00.005Z"
+
+
+@pytest.mark.parametrize("text", ["2025-01-01", "2025-01-01T00:00Z", "1735689600", str(MS)])
+def test_a_time_on_the_command_line_is_text_or_a_number(text: str) -> None:
+    assert instant(text) == MS
+
+
+def test_a_time_on_the_command_line_that_is_none_is_refused_with_the_form() -> None:
+    with pytest.raises(ConfigInvalid, match=r"'soon' is not a time.*write it as 2025-01-31T12:00"):
+        instant("soon")
+    with pytest.raises(ConfigInvalid, match="is empty"):
+        instant("")
