@@ -192,10 +192,12 @@ def _read_in_bulk(
         longest = int(length.max())
         if longest > CELL_WIDTH_MAX:
             continue
-        offsets = np.arange(max(longest, 1))
-        inside = offsets < length[:, None]
-        cells = np.where(inside, buffer[np.where(inside, begin[:, None] + offsets, 0)], 0)
-        columns[name] = np.ascontiguousarray(cells, dtype=np.uint8).view(f"S{offsets.size}").ravel()
+        cells = np.zeros((fields.size, max(longest, 1)), dtype=np.uint8)
+        for offset in range(longest):
+            characters = buffer.take(begin + offset, mode="clip")
+            characters[length <= offset] = 0
+            cells[:, offset] = characters
+        columns[name] = cells.view(f"S{cells.shape[1]}").ravel()
     return Table(path, columns, start + np.arange(fields.size))
 
 
