@@ -1,0 +1,177 @@
+"""Rollout with better weights: by gradient, and by the length of the values that are mixed.
+
+Bare attention weights say how much was asked of a bar, not how much came of it. Both forms weigh
+each entry of the attention matrix, fuse the heads by their mean and normalise each row; a row
+that is left without weight keeps itself. Neither stores a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from tracepaper.strategies.attention.checks import (
+    Layer,
+    check_layers,
+    check_rows,
+    check_share,
+    check_start,
+)
+from tracepaper.strategies.attention.fusion import Fuse, Stripe, step_back
+from tracepaper.strategies.attention.precision import restate
+from tracepaper.strategies.attention.rollout import Rollout, finish, one_hot
+from tracepaper.strategies.errors import AttentionInvalid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tracepaper.strategies.attention.masks import Mask
+
+_FusionOfLayer = Callable[[int, torch.dtype], Fuse]
+_MATRIX = 2
+
+
+def gradient_rollout_rows(  # noqa: PLR0913
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    logsumexps: Sequence[Tensor],
+    values: Sequence[Tensor],
+    output_gradients: Sequence[Tensor],
+    rows: Sequence[int] | Tensor,
+    mask: Mask,
+    *,
+    residual_weight: float = 0.5,
+    start_layer: int = 0,
+    scale: float | None = None,
+) -> Rollout:
+    """Return the rollout of ``mean_h (∇A ⊙ A)⁺`` (Chefer, Gur and Wolf, 2021, arXiv:2103.15679).
+
+    ``output_gradients`` are those of what is explained with respect to each layer's attention
+    output ``A·V``, [batch, head, time, dim] as the values are; then ``∇A_ij = g_i·v_j``, so the
+    gradient of the matrix is never stored either. Rows are normalised (the paper adds them to the
+    identity as they are, which makes the result depend on the gradient's size). Raises
+    ``AttentionInvalid`` as ``rollout_rows`` does.
+    """
+    layers = check_layers(queries, keys, logsumexps, scale=scale)
+    for name, tensors in (("value", values), ("output gradient", output_gradients)):
+        _check_companions(layers, tensors, name, axes=4)
+
+    def fusion(number: int, kind: torch.dtype) -> Fuse:
+        value, gradient = values[number].to(kind), output_gradients[number].to(kind)
+
+        def fuse(stripe: Stripe) -> Tensor:
+            block = stripe.block
+            slopes = block.take(gradient[stripe.element], 1)  # [head, row, dim]
+            sensitivity = slopes @ value[stripe.element, :, stripe.keys].transpose(1, 2)
+            return stripe.entries.mul_(sensitivity).clamp_min_(0.0).mean(dim=0)
+
+        return fuse
+
+    return _roll(layers, rows, mask, fusion, residual_weight, start_layer)
+
+
+def norm_rollout_rows(  # noqa: PLR0913
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    logsumexps: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    rows: Sequence[int] | Tensor,
+    mask: Mask,
+    *,
+    residual_weight: float = 0.5,
+    start_layer: int = 0,
+    scale: float | None = None,
+) -> Rollout:
+    """Return the rollout of ``A_ij·‖f(x_j)‖`` (Kobayashi et al., 2020, arXiv:2004.10102).
+
+    ``norms`` [batch, head, time] are the lengths of what each bar's value brings into the
+    residual stream; ``value_norms`` computes them. Raises ``AttentionInvalid`` as
+    ``rollout_rows`` does.
+    """
+    layers = check_layers(queries, keys, logsumexps, scale=scale)
+    _check_companions(layers, norms, "value norm", axes=3)
+    if any(bool((lengths < 0).any()) for lengths in norms):
+        raise AttentionInvalid("A value norm is a length and cannot be negative; give norms.")
+
+    def fusion(number: int, kind: torch.dtype) -> Fuse:
+        lengths = norms[number].to(kind)
+
+        def fuse(stripe: Stripe) -> Tensor:
+            weights = lengths[stripe.element, :, stripe.keys]
+            return stripe.entries.mul_(weights[:, None]).mean(dim=0)
+
+        return fuse
+
+    return _roll(layers, rows, mask, fusion, residual_weight, start_layer)
+
+
+def value_norms(value: Tensor, output_weight: Tensor) -> Tensor:
+    """Return ``‖v_j·W_h‖`` [batch, head, time]: how far bar j moves the residual through head h.
+
+    *value* is [batch, head, time, dim] and *output_weight* the output projection's
+    [model, head * dim], as ``torch.nn.Linear`` stores it.
+    """
+    _, heads, _, dim = value.shape
+    if output_weight.ndim != _MATRIX or output_weight.shape[1] != heads * dim:
+        raise AttentionInvalid(
+            f"The output projection must take {heads * dim} inputs, not "
+            f"{list(output_weight.shape)}; give the layer's own."
+        )
+    by_head = output_weight.unflatten(1, (heads, dim))  # [model, head, dim]
+    # ‖v·W‖² = v·(W·Wᵀ)·vᵀ with a [dim, dim] product a head: no [time, model] array a head.
+    gram = torch.einsum("mhd,mhe->hde", by_head, by_head)
+    squares = torch.einsum("bhtd,hde,bhte->bht", value, gram, value)
+    return squares.clamp_min(0.0).sqrt()
+
+
+def _check_companions(
+    layers: Sequence[Layer], tensors: Sequence[Tensor], name: str, *, axes: int
+) -> None:
+    if len(tensors) != len(layers):
+        raise AttentionInvalid(f"Give one {name} a layer: {len(layers)}, not {len(tensors)}.")
+    for number, (layer, tensor) in enumerate(zip(layers, tensors, strict=True)):
+        shape = layer.query.shape[:3]
+        if tensor.ndim != axes or tensor.shape[:3] != shape:
+            raise AttentionInvalid(
+                f"layer {number} needs its {name} over [batch, head, time] {list(shape)}, not "
+                f"{list(tensor.shape)}."
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise AttentionInvalid(f"layer {number} has a NaN or infinite {name}; find its source.")
+
+
+def _roll(
+    layers: Sequence[Layer],
+    rows: Sequence[int] | Tensor,
+    mask: Mask,
+    fusion: _FusionOfLayer,
+    residual_weight: float,
+    start_layer: int,
+) -> Rollout:
+    """Carry the rows down through layers whose fused rows are normalised before mixing."""
+    weights = one_hot(layers[0], check_rows(rows, layers[0].query.shape[2]))
+    check_share(residual_weight, "residual_weight")
+    for number in reversed(range(check_start(start_layer, len(layers)), len(layers))):
+        layer = restate(layers[number], mask)
+        kind = layer.logsumexp.dtype
+        fuse = _normalised(fusion(number, kind))
+        weights = step_back(layer, weights.to(kind), mask, fuse, residual_weight=residual_weight)
+    return finish(weights.to(layers[0].logsumexp.dtype), normalise=True)
+
+
+def _normalised(fuse: Fuse) -> Fuse:
+    """Return *fuse* with rows that sum to 1; a row without any weight keeps itself."""
+
+    def fuse_and_normalise(stripe: Stripe) -> Tensor:
+        fused = fuse(stripe)
+        totals = fused.sum(dim=-1, keepdim=True)
+        empty = (totals == 0)[:, 0].nonzero()[:, 0]
+        fused /= totals.clamp_min(torch.finfo(fused.dtype).tiny)
+        block = stripe.block
+        own = empty + block.start if block.rows is None else block.rows[empty]
+        fused[empty, own - block.key_start] = 1.0
+        return fused
+
+    return fuse_and_normalise

@@ -1,0 +1,98 @@
+"""Memory estimates: monotone, near the truth, and a refusal that names what fits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.memory import (
+    Shape,
+    bucket_bytes,
+    dense_bytes,
+    longest,
+    require_memory,
+    ring_bytes,
+    rollout_bytes,
+    training_bytes,
+)
+from tracepaper.strategies.errors import AttentionInvalid
+
+SHAPE = Shape(layers=4, heads=4, dim=64)
+
+
+def test_the_dense_route_at_8k_bars_is_the_known_four_gigabytes() -> None:
+    assert dense_bytes(SHAPE, 8_192) == 4 * 4 * 8_192**2 * 4
+    assert rollout_bytes(SHAPE, 8_192) < dense_bytes(SHAPE, 8_192) / 100
+
+
+def test_the_ring_of_the_default_network_is_a_few_mebibytes() -> None:
+    assert 2 << 20 < ring_bytes(SHAPE, Mask.window(1_088)) < 5 << 20
+    with pytest.raises(AttentionInvalid, match="Only a causal window streams"):
+        ring_bytes(SHAPE, Mask.causal())
+
+
+@given(st.integers(0, 1 << 34))
+def test_the_longest_context_fits_and_one_block_more_does_not(available: int) -> None:
+    found = longest(
+        lambda time: bucket_bytes(SHAPE, time), available_bytes=available, at_most=65_536
+    )
+    assert found == 0 or bucket_bytes(SHAPE, found) <= available
+    assert found == 65_536 or bucket_bytes(SHAPE, found + 64) > available
+
+
+def test_a_context_that_cannot_fit_is_refused_with_the_one_that_would() -> None:
+    def need(time: int) -> int:
+        return training_bytes(SHAPE, time)
+
+    assert require_memory(need, 1_024, available_bytes=1 << 30) == need(1_024)
+    fitting = longest(need, available_bytes=1 << 28, at_most=65_536)
+    with pytest.raises(AttentionInvalid, match=f"use at most {fitting} bars"):
+        require_memory(need, 65_536, available_bytes=1 << 28)
+    with pytest.raises(AttentionInvalid, match="use a smaller network"):
+        require_memory(need, 65_536, available_bytes=1_000)
+
+
+def test_checkpointing_trains_longer_contexts() -> None:
+    assert training_bytes(SHAPE, 8_192, checkpointing=True) < training_bytes(SHAPE, 8_192) / 2
+
+
+SCRIPT = """
+from pathlib import Path
+import torch
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import rollout_rows
+torch.set_num_threads(1)
+def run(time):
+    generator = torch.Generator().manual_seed(1)
+    made = [torch.randn(1, 4, time, 16, generator=generator) for _ in range(8)]
+    queries, keys = made[:4], made[4:]
+    mask = Mask.window(500)
+    sums = [attend(q, k, k, mask).logsumexp for q, k in zip(queries, keys)]
+    rollout_rows(queries, keys, sums, [time - 1], mask)
+def kib(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+run(1_000)
+before = kib("VmRSS")
+run(32_768)
+print((kib("VmHWM") - before) * 1024)
+"""
+
+
+def test_the_estimate_of_a_rollout_is_near_what_a_process_takes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    estimate = rollout_bytes(SHAPE, 32_768)
+    assert 0.4 * estimate < int(done.stdout) < 1.6 * estimate

@@ -1,0 +1,153 @@
+"""Patterns of rollouts: each figure on rows whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.patterns import (
+    EVENT_BARS,
+    by_age,
+    collapse,
+    content_free_confidence,
+    context_of,
+    divergence,
+    event_focus,
+    feature_attribution,
+    locality,
+    stability,
+    symbol_influence,
+    uniform_rollout,
+)
+from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.errors import AttentionInvalid
+
+
+def test_rows_are_turned_from_time_to_age() -> None:
+    weights = torch.tensor([[0.25, 0.75, 0.0, 0.0], [0.125, 0.25, 0.5, 0.125]])
+    wanted = [[0.75, 0.25, 0.0, 0.0], [0.125, 0.5, 0.25, 0.125]]
+    assert by_age(weights, [1, 3]).tolist() == wanted
+
+
+def test_uniform_attention_gives_the_known_recent_mass() -> None:
+    row = uniform_rollout(4, 1_088)
+    context = context_of(Mask.window(1_088), 4, 100_000)
+    assert len(row) == context == 4_349
+    assert float(row.sum()) == pytest.approx(1.0, abs=1e-12)
+    # SEMANTICS 9: the newest quarter in whole 64-bar cells holds 0.544.
+    assert float(row[: round(context / 4 / 64) * 64].sum()) == pytest.approx(0.544, abs=1e-3)
+
+
+def test_uniform_attention_is_what_rollout_makes_of_equal_scores() -> None:
+    window, layers, time = 9, 3, 60
+    zeros = [torch.zeros(1, 1, time, 2, dtype=torch.float64)] * layers
+    counts = torch.arange(1, time + 1).clamp_max(window).double().log()
+    result = rollout_rows(zeros, zeros, [counts[None, None]] * layers, [59], Mask.window(window))
+    aged = by_age(result.weights[0], [59])[0, : context_of(Mask.window(window), layers, time)]
+    torch.testing.assert_close(aged, uniform_rollout(layers, window), rtol=0, atol=1e-14)
+
+
+def test_locality_of_a_point_and_of_an_even_row() -> None:
+    point = torch.zeros(10).index_fill(0, torch.tensor(3), 1.0)
+    reading = locality(torch.stack([point, torch.full((10,), 0.1)]))
+    assert reading.mean_age.tolist() == pytest.approx([3.0, 4.5])
+    assert reading.half_life.tolist() == [3, 4]
+    assert reading.effective_bars.tolist() == pytest.approx([1.0, 10.0])
+
+
+def test_few_heavy_distant_bars_are_an_event_focus_and_an_even_row_is_not() -> None:
+    even = torch.full((400,), 1 / 400)
+    focused = even * 0.6
+    focused[[150, 210, 390]] += 0.4 / 3
+    found = event_focus(torch.stack([even, focused]), 400)
+    assert found.is_focused.tolist() == [False, True]
+    assert set(found.bars[1, :3].tolist()) == {150, 210, 390}
+    assert float(found.share[0]) == pytest.approx(EVENT_BARS / 400)
+
+
+def test_recent_spikes_are_no_event_focus() -> None:
+    recent = torch.full((400,), 0.5 / 400)
+    recent[3] += 0.5
+    assert not bool(event_focus(recent[None], 400).is_focused)
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=3, max_size=12))
+def test_divergence_is_the_square_of_scipys_distance(values: list[float]) -> None:
+    first = torch.tensor(values, dtype=torch.float64)
+    # The trend keeps the two apart: at equal rows scipy takes the root of a rounding error.
+    second = first * torch.arange(1, len(values) + 1)
+    first, second = first / first.sum(), second / second.sum()
+    wanted = float(jensenshannon(first.numpy(), second.numpy(), base=2)) ** 2
+    assert float(divergence(first, second)) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_divergence_of_disjoint_rows_is_one_bit() -> None:
+    assert float(divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))) == 1.0
+
+
+def test_equal_rows_are_stable_and_disjoint_rows_are_not() -> None:
+    same = torch.tensor([[0.3, 0.7], [0.3, 0.7], [0.3, 0.7]])
+    apart = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    assert stability(torch.stack([same, apart])).tolist() == pytest.approx([1.0, 0.0], abs=1e-3)
+
+
+def test_content_free_confidence_is_zero_without_slopes_and_the_known_value_with_alibis() -> None:
+    assert content_free_confidence(1_088) == 0.0
+    assert content_free_confidence(1, [0.5]) == 0.0
+    slopes = [2.0 ** (-2 * (head + 1)) for head in range(4)]
+    assert content_free_confidence(1_088, slopes) == pytest.approx(0.36, abs=0.02)
+
+
+def test_collapse_is_what_content_adds() -> None:
+    assert collapse(torch.tensor([0.36, 0.5]), 0.36).tolist() == pytest.approx([0.0, 0.14])
+
+
+def test_feature_attribution_finds_the_feature_that_moves_a_linear_forecast() -> None:
+    inputs = torch.ones(5, 3)
+    gradient = torch.tensor([[1.0, 0.0, -3.0]]).expand(5, 3)
+    shares = feature_attribution(inputs, gradient, torch.full((5,), 0.2))
+    assert shares.tolist() == pytest.approx([0.25, 0.0, 0.75])
+
+
+def test_feature_attribution_counts_only_bars_that_the_rollout_reached() -> None:
+    gradient = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    shares = feature_attribution(torch.ones(2, 2), gradient, torch.tensor([0.0, 1.0]))
+    assert shares.tolist() == [0.0, 1.0]
+
+
+def test_symbol_influence_sums_each_symbols_rows() -> None:
+    weights = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8], [0.6, 0.4, 0.0]])
+    table = symbol_influence(weights, [0, 1, 0], [0, 0, 1])
+    assert table[0].tolist() == pytest.approx([0.75, 0.25])
+    assert table[1].tolist() == pytest.approx([0.2, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: by_age(torch.ones(2, 3), [1]), "one number a row"),
+        (lambda: event_focus(torch.ones(1, 9), 8), "no distant part"),
+        (lambda: stability(torch.ones(1, 3)), "at least two"),
+        (
+            lambda: feature_attribution(torch.ones(2, 3), torch.ones(2, 3), torch.ones(3)),
+            r"\[time, feature\]",
+        ),
+        (lambda: symbol_influence(torch.ones(2, 2), [0], [0, 1]), "as many symbols"),
+        (lambda: symbol_influence(torch.ones(1, 2), [1], [0, 1]), "at least a row"),
+    ],
+)
+def test_patterns_refuse_what_does_not_fit(call: object, sentence: str) -> None:
+    assert callable(call)
+    with pytest.raises(AttentionInvalid, match=sentence):
+        call()
+
+
+def test_effective_bars_of_a_uniform_row_is_its_length() -> None:
+    assert float(locality(torch.full((1, 64), 1 / 64)).effective_bars) == pytest.approx(64.0)
+    assert math.isclose(float(locality(torch.ones(1, 1)).mean_age), 0.0)
