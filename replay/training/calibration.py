@@ -35,7 +35,7 @@ def temperature(logits: NDArray[np.float32], classes: NDArray[np.int64]) -> floa
 
     low, high = np.log(_TEMPERATURE_RANGE)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded")
-    return float(np.exp(found.x))
+    return rounded(float(np.exp(found.x)))
 
 
 def probabilities(logits: NDArray[np.float32], temperature: float) -> Array:
@@ -50,7 +50,7 @@ def slope(forecast: Array, value: Array) -> float:
     A negative slope says that the means carry no signal, not that they should be reversed.
     """
     squared = float((forecast * forecast).sum())
-    return max(float((forecast * value).sum()) / squared, 0.0) if squared > 0 else 0.0
+    return rounded(max(float((forecast * value).sum()) / squared, 0.0)) if squared > 0 else 0.0
 
 
 def quantiles(values: Array) -> tuple[float, ...]:
@@ -58,7 +58,12 @@ def quantiles(values: Array) -> tuple[float, ...]:
     finite = values[np.isfinite(values)]
     if not len(finite):
         raise DataInvalid("A measure has no value on the calibration slice; make it longer.")
-    return tuple(float(q) for q in np.percentile(finite, PERCENTS))
+    return tuple(rounded(q) for q in np.percentile(finite, PERCENTS))
+
+
+def rounded(value: float) -> float:
+    """Return *value* to seven significant digits, as a card states it."""
+    return float(f"{value:.7g}")
 
 
 def measures(forecasts: Sequence[Forecast], *, horizon: int, slope: float) -> Mapping[str, Array]:

@@ -1,0 +1,132 @@
+"""The model's card: what it is, what it was learnt from, how good it is, and what it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any, Final
+
+from tracepaper.replay.training.calibration import ROUND_TRIP_COST
+from tracepaper.replay.training.fit import FitOptions
+from tracepaper.replay.training.series import Source
+from tracepaper.replay.training.splits import Split, iso
+from tracepaper.replay.training.targets import FLAT_BAND, VARIANCE_FLOOR
+from tracepaper.strategies.features import FeatureSchema
+from tracepaper.strategies.networks.flash import FlashConfig
+
+NOTICE: Final = "For paper trading only: this model has not been shown to earn money after costs."
+REGIMES: Final = (
+    "MOMENTUM and MEAN_REVERSION say that attention lies on recent or on distant bars; the names"
+    " are the literature's and predict no momentum in returns."
+)
+_LIBRARIES: Final = ("torch", "numpy", "scipy", "safetensors", "tracepaper")
+
+
+def model_section(name: str, created_ms: int) -> dict[str, object]:
+    """Return ``[model]``; the store adds id and SHA-256."""
+    return {"kind": "flash", "name": name, "created": iso(created_ms), "notice": NOTICE}
+
+
+def architecture_section(config: FlashConfig) -> dict[str, object]:
+    """Return ``[architecture]``: every field of the configuration."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(config).items()
+    }
+
+
+def features_section(schema: FeatureSchema) -> dict[str, object]:
+    """Return ``[features]``."""
+    return {
+        "schema_id": schema.schema_id,
+        "lookback": schema.lookback,
+        "names": list(schema.names),
+    }
+
+
+def market_section(interval: str, sources: Sequence[Source]) -> dict[str, object]:
+    """Return ``[market]``: the interval by the exchange's name, and the symbols learnt from."""
+    return {"interval": interval, "symbols": sorted({source.symbol for source in sources})}
+
+
+def data_section(sources: Sequence[Source]) -> dict[str, object]:
+    """Return ``[data]``: each file with its SHA-256 and its span."""
+    files = [
+        {
+            "name": source.name,
+            "sha256": source.sha256,
+            "symbol": source.symbol,
+            "bars": source.bars,
+            "from": iso(source.from_ms),
+            "until": iso(source.until_ms),
+        }
+        for source in sources
+    ]
+    return {"files": files}
+
+
+def split_section(split: Split) -> dict[str, object]:
+    """Return ``[split]``: where each part of the calendar ends, and the embargo after it."""
+    return {
+        "train_until": iso(split.train_until_ms),
+        "validation_until": iso(split.validation_until_ms),
+        "calibration_until": iso(split.calibration_until_ms),
+        "embargo_bars": split.embargo_bars,
+        "purged_by": "the label's horizon",
+    }
+
+
+def training_section(options: FitOptions, *, best_step: int, bars: int) -> dict[str, object]:
+    """Return ``[training]``: what repeats this fit."""
+    return {
+        **asdict(options),
+        "best_step": best_step,
+        "bars": bars,
+        "flat_band": FLAT_BAND,
+        "variance_floor": VARIANCE_FLOOR,
+        "losses": "Student-t NLL, cross-entropy, QLIKE",
+    }
+
+
+def versions_section() -> dict[str, object]:
+    """Return ``[versions]`` of the libraries that trained it."""
+    return {library: version(library) for library in _LIBRARIES}
+
+
+def sentences(figures: Mapping[str, Any], gates: Mapping[str, Any], *, horizon: int) -> list[str]:
+    """Return what an honest reader must know, in words that follow from the figures."""
+    told = [NOTICE, REGIMES]
+    main = figures[str(horizon)]
+    accuracy, error = main["sign_accuracy"]["network"]
+    told.append(
+        f"At {horizon} bars it named the sign of the return in {100 * accuracy:.1f} % of untouched"
+        f" bars (± {100 * error:.1f} by days); half is chance."
+    )
+    ours = main["qlike"]["network"][0]
+    best = min((pair[0], name) for name, pair in main["qlike"].items() if name != "network")
+    word = "better" if ours < best[0] else "no better"
+    told.append(
+        f"Its volatility at {horizon} bars is {word} than the best baseline's"
+        f" (QLIKE {ours:.3f} against {best[0]:.3f} of {best[1]})."
+    )
+    gained = gates["selective"]["entropy_confidence"]["gained"][2]
+    noise = gates["selective"]["entropy_confidence"]["error"][2]
+    verb = "beat" if gained > 2 * noise else "did not beat"
+    told.append(
+        f"The entropy gate {verb} a random gate on the surest tenth of bars: accuracy changed by"
+        f" {100 * gained:+.1f} points (± {100 * noise:.1f})."
+    )
+    traded = gates["traded"]
+    cost = 1e4 * ROUND_TRIP_COST
+    told.append(
+        f"A calibrated edge above a round trip of {cost:.0f} basis points passed"
+        f" {traded['edge_per_1000_bars']:.1f} of 1,000 bars; {_net(traded['edge_net_bp'])}."
+    )
+    return told
+
+
+def _net(pair: Sequence[float]) -> str:
+    if not pair:
+        return "none was traded on untouched time"
+    return f"they made {pair[0]:+.1f} basis points a trade after costs (± {pair[1]:.1f})"

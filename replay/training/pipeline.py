@@ -1,0 +1,248 @@
+"""From candle files to a checkpoint: load, split, fit, calibrate, judge, and write the card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tracepaper.replay.training import card as cards
+from tracepaper.replay.training.calibration import (
+    PERCENTS,
+    ROUND_TRIP_COST,
+    quantiles,
+    slope,
+    temperature,
+)
+from tracepaper.replay.training.chunks import Samples, samples_of
+from tracepaper.replay.training.evaluation import (
+    Baselines,
+    Judged,
+    answer,
+    fit_baselines,
+    judged,
+    report,
+)
+from tracepaper.replay.training.explained import explain, selective, traded
+from tracepaper.replay.training.fit import Fit, FitOptions, Observe
+from tracepaper.replay.training.series import Segment, Source, load
+from tracepaper.replay.training.splits import Part, Split
+from tracepaper.storage.checkpoints import Checkpoint, save
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features import FeatureSchema, schema
+from tracepaper.strategies.forecasters.build import build, restore
+from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is learnt from: files, segments, the split, and samples by part."""
+
+    sources: Sequence[Source]
+    segments: Sequence[Segment]
+    split: Split
+    schema: FeatureSchema
+    horizons: tuple[int, ...]
+
+    @classmethod
+    def read(
+        cls,
+        paths: Sequence[Path],
+        split: Callable[[Sequence[Segment]], Split],
+        horizons: tuple[int, ...],
+        schema_id: str = "v1",
+    ) -> Material:
+        """Load *paths* and split their calendar."""
+        known = schema(schema_id)
+        sources, segments = load(paths, known)
+        return cls(sources, segments, split(segments), known, horizons)
+
+    @cached_property
+    def baselines(self) -> Baselines:
+        """The baselines, fitted on the training part when first asked for."""
+        return fit_baselines(self.samples(Part.TRAIN))
+
+    def samples(self, part: Part) -> list[Samples]:
+        """Return the samples of one part."""
+        return samples_of(self.segments, self.horizons, self.split, part)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that is chosen before training starts."""
+
+    name: str
+    config: FlashConfig
+    options: FitOptions
+    horizon: int  # of the gates
+    created_ms: int
+    explained_bars: int  # of the calibration and of the test part, to explain
+
+
+def train(
+    material: Material, recipe: Recipe, folder: Path, *, observe: Observe, say: Say, resume: bool
+) -> Checkpoint:
+    """Fit, calibrate, judge and write a checkpoint into *folder*; return it.
+
+    The state of an unfinished fit lies beside it, in ``<folder>.training``. Raises
+    ``ConfigInvalid`` where the horizon of the gates is none of the network's.
+    """
+    if recipe.horizon not in recipe.config.horizons:
+        raise ConfigInvalid(
+            f"The gates' horizon of {recipe.horizon} bars is none of the network's"
+            f" {list(recipe.config.horizons)}; choose one of these."
+        )
+    torch.manual_seed(recipe.options.seed)
+    network = FlashNetwork(recipe.config)
+    training = material.samples(Part.TRAIN)
+    fit = Fit(
+        network,
+        training,
+        material.samples(Part.VALIDATION),
+        recipe.options,
+        context=recipe.config.receptive_field,
+        folder=folder.with_name(folder.name + ".training"),
+    )
+    if resume and fit.resume():
+        say(f"Taking up the fit at step {fit.progress.step}.")
+    fit.run(observe)
+    return finish(material, recipe, fit.best, folder, best_step=fit.progress.best_step, say=say)
+
+
+def finish(
+    material: Material,
+    recipe: Recipe,
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    best_step: int,
+    say: Say,
+) -> Checkpoint:
+    """Calibrate and judge *weights* and write them with their card into *folder*."""
+    say("Calibrating.")
+    card = first_card(material, recipe, best_step=best_step)
+    card = calibrated(card, weights, material, recipe)
+    say("Judging on untouched time.")
+    card = evaluated(card, weights, material, bars=recipe.explained_bars)
+    return save(folder, weights, card)
+
+
+def first_card(material: Material, recipe: Recipe, *, best_step: int) -> dict[str, Any]:
+    """Return the card of an uncalibrated model."""
+    config = recipe.config
+    minutes = material.segments[0].interval_ms // 60_000
+    bars = sum(int(s.weights.any(axis=1).sum()) for s in material.samples(Part.TRAIN))
+    return {
+        "model": cards.model_section(recipe.name, recipe.created_ms),
+        "architecture": cards.architecture_section(config),
+        "features": cards.features_section(material.schema),
+        "market": cards.market_section(_interval_name(minutes), material.sources),
+        "training": cards.training_section(recipe.options, best_step=best_step, bars=bars),
+        "calibration": {
+            "content_free": FlashNetwork(config).content_free(),
+            "horizon": recipe.horizon,
+        },
+        "split": cards.split_section(material.split),
+        "data": cards.data_section(material.sources),
+        "versions": cards.versions_section(),
+    }
+
+
+def calibrated(
+    card: Mapping[str, Any], weights: Mapping[str, Tensor], material: Material, recipe: Recipe
+) -> dict[str, Any]:
+    """Return *card* with temperature, slopes and quantiles of the calibration slice."""
+    part = material.samples(Part.CALIBRATION)
+    network = restore(card, weights)
+    found = _judge(network, material, Part.CALIBRATION)
+    section = {
+        **card["calibration"],
+        "temperature": {str(j.horizon): temperature(j.logits, j.classes) for j in found},
+        "slope": {str(j.horizon): slope(j.mean, j.value) for j in found},
+    }
+    column = material.horizons.index(recipe.horizon)
+    forecaster = build({**card, "calibration": section}, weights, threads=torch.get_num_threads())
+    seen = explain(
+        forecaster,
+        part,
+        horizon=recipe.horizon,
+        slope=section["slope"][str(found[column].horizon)],
+        bars=recipe.explained_bars,
+    )
+    section |= {
+        "bars": len(seen.value),
+        "round_trip_cost": ROUND_TRIP_COST,
+        "percents": [PERCENTS[0], PERCENTS[-1]],
+        "quantiles": {name: list(quantiles(values)) for name, values in seen.measures.items()},
+    }
+    return {**card, "calibration": section}
+
+
+def evaluated(
+    card: Mapping[str, Any], weights: Mapping[str, Tensor], material: Material, *, bars: int
+) -> dict[str, Any]:
+    """Return *card* with the figures of the test part and the sentences that follow from them."""
+    section = card["calibration"]
+    found = _judge(restore(card, weights), material, Part.TEST)
+    figures = {
+        str(j.horizon): report(
+            j,
+            temperature=section["temperature"][str(j.horizon)],
+            slope=section["slope"][str(j.horizon)],
+        )
+        for j in found
+    }
+    horizon = int(section["horizon"])
+    seen = explain(
+        build(card, weights, threads=torch.get_num_threads()),
+        material.samples(Part.TEST),
+        horizon=horizon,
+        slope=section["slope"][str(horizon)],
+        bars=bars,
+    )
+    gates = {
+        "selective": selective(seen),
+        "traded": traded(seen, _default_thresholds(section["quantiles"])),
+    }
+    told = cards.sentences(figures, gates, horizon=horizon)
+    return {**card, "honesty": {"sentences": told}, "figures": {**figures, "gates": gates}}
+
+
+def _judge(network: nn.Module, material: Material, part: Part) -> list[Judged]:
+    """Return the network's and the baselines' forecasts of *part*, one ``Judged`` a horizon."""
+    config = network.config
+    assert isinstance(config, FlashConfig)
+    answered = answer(network, material.samples(part), context=config.receptive_field)
+    if not answered:
+        raise ConfigInvalid(
+            f"The {part.value} part has no bar with {config.receptive_field} bars before it;"
+            " move the split's dates or narrow the window."
+        )
+    return judged(answered, material.baselines, material.horizons)
+
+
+def _default_thresholds(known: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the default gates' thresholds: medians, and the outer percent of collapse and shift.
+
+    Regimes are left out: MOMENTUM and MIXED are all but the lower third of recent mass.
+    """
+    return {
+        "confidence": known["confidence"][49],
+        "direction": known["direction"][49],
+        "collapsed": known["collapsed"][0],
+        "shift": known["shift"][98],
+        "recent_mass": float(np.interp(100 / 3, PERCENTS, known["recent_mass"])),
+    }
+
+
+def _interval_name(minutes: int) -> str:
+    """Return the exchange's name of an interval: minutes, or D and W."""
+    return {1440: "D", 10_080: "W"}.get(minutes, str(minutes))
