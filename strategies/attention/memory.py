@@ -18,6 +18,8 @@ CONTEXT_STEP: Final = 64
 _ACTIVATIONS_TRAINING: Final = 16
 """Tensors of [time, dim] that a block keeps for its gradient: projections, norms, MLP."""
 _ACTIVATIONS_FORWARD: Final = 8
+_SCRATCH_BYTES: Final = 16 << 20
+"""Tiles, and what the matrix library sets aside for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,9 @@ def rollout_bytes(shape: Shape, time: int, *, rows: int = 1, whole_rows: bool = 
     ``whole_rows`` is for max and min fusion, discarding and weighted rollouts.
     """
     kept = shape.batch * time * (2 * shape.dim + shape.heads) * shape.layers
-    laid_out = shape.batch * time * (shape.dim + 2 * shape.heads * rows)
+    laid_out = shape.batch * time * (2 * shape.dim + 4 * shape.heads * rows)
     stripe = min(STRIPE_ENTRIES, shape.heads * time * time) if whole_rows else 0
-    return (kept + laid_out + stripe) * shape.bytes_a_number
+    return (kept + laid_out + stripe) * shape.bytes_a_number + _SCRATCH_BYTES
 
 
 def bucket_bytes(shape: Shape, time: int) -> int:

@@ -28,7 +28,7 @@ SHAPE = Shape(layers=4, heads=4, dim=64)
 
 def test_the_dense_route_at_8k_bars_is_the_known_four_gigabytes() -> None:
     assert dense_bytes(SHAPE, 8_192) == 4 * 4 * 8_192**2 * 4
-    assert rollout_bytes(SHAPE, 8_192) < dense_bytes(SHAPE, 8_192) / 100
+    assert rollout_bytes(SHAPE, 8_192) < dense_bytes(SHAPE, 8_192) / 90
 
 
 def test_the_ring_of_the_default_network_is_a_few_mebibytes() -> None:
@@ -65,23 +65,21 @@ def test_checkpointing_trains_longer_contexts() -> None:
 SCRIPT = """
 from pathlib import Path
 import torch
-from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import rollout_rows
 torch.set_num_threads(1)
 def run(time):
-    generator = torch.Generator().manual_seed(1)
-    made = [torch.randn(1, 4, time, 16, generator=generator) for _ in range(8)]
-    queries, keys = made[:4], made[4:]
-    mask = Mask.window(500)
-    sums = [attend(q, k, k, mask).logsumexp for q, k in zip(queries, keys)]
-    rollout_rows(queries, keys, sums, [time - 1], mask)
+    # Equal inputs: every score is 4, so the logsumexp is known without a forward pass.
+    made = [torch.ones(1, 4, time, 16) for _ in range(8)]
+    counts = torch.arange(1, time + 1).clamp_max(500).log() + 4.0
+    sums = [counts.expand(1, 4, time).clone() for _ in range(4)]
+    rollout_rows(made[:4], made[4:], sums, [time - 1], Mask.window(500))
 def kib(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 run(1_000)
 before = kib("VmRSS")
-run(32_768)
+run(65_536)
 print((kib("VmHWM") - before) * 1024)
 """
 
@@ -94,5 +92,5 @@ def test_the_estimate_of_a_rollout_is_near_what_a_process_takes() -> None:
         check=True,
         timeout=120,
     )
-    estimate = rollout_bytes(SHAPE, 32_768)
-    assert 0.4 * estimate < int(done.stdout) < 1.6 * estimate
+    estimate = rollout_bytes(SHAPE, 65_536)
+    assert 0.7 * estimate < int(done.stdout) < 1.1 * estimate
