@@ -229,7 +229,7 @@ class StepDecoder:
             name,
             position or Position(),
             account,
-            tuple(self.fill(fill[3:]) for fill in fills if fill[1] == book),
+            tuple(self.fill(fill[4:]) for fill in fills if fill[1] == book),
         )
 
 

@@ -177,7 +177,7 @@ class StepEncoder:
             sparse.append(("twin_steps", row))
             for ordinal, fill in enumerate(twin.fills):
                 columns = self._fill_columns(fill)
-                sparse.append(("twin_fills", (key, book, ordinal, *columns)))
+                sparse.append(("twin_fills", (key, book, ordinal, twin.twin, *columns)))
         sparse.sort(key=lambda table_row: _TABLE_ORDER[table_row[0]])
 
     def _order_row(self, order: Order, key: int, ordinal: int) -> Row:

@@ -280,7 +280,7 @@ twin_steps: Final = _keyed_table(
 )
 
 twin_fills: Final = _keyed_table(
-    "twin_fills", _key("step"), _key("book"), _key("ordinal"), *_fill_columns()
+    "twin_fills", _key("step"), _key("book"), _key("ordinal"), _text("twin"), *_fill_columns()
 )
 
 prunes: Final = _keyed_table(

@@ -1,0 +1,265 @@
+"""``SqlAuditLog``: whole steps, one transaction; what could not be kept must not be acted on.
+
+Live, ``await append(step)`` commits each step in the one writer thread before the step is acted
+on. In replay ``append_now(step)`` runs inline and commits a thousand steps at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from sqlalchemy import insert
+from sqlalchemy.dialects.sqlite import dialect
+from sqlalchemy.exc import DBAPIError
+
+from tracepaper.storage import schema
+from tracepaper.storage.database import Writer, open_writer
+from tracepaper.storage.digest import chain_digest, opened_digest
+from tracepaper.storage.encode import StepEncoder
+from tracepaper.storage.resume import Resumed, read_resumed
+from tracepaper.storage.run_rows import instrument_row, run_row
+from tracepaper.storage.schema import RUN_TABLES, metadata
+from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
+from tracepaper.strategies.types import Bar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from tracepaper.storage.lock import InstanceLock
+    from tracepaper.storage.rows import Row
+    from tracepaper.strategies.types import GateSet, Run, Step
+
+GROUP_STEPS: Final = 1000
+"""Steps that ``append_now`` gathers into one transaction."""
+
+_UPDATE_HEAD: Final = "UPDATE runs SET step_count = ?, head_digest = ? WHERE run_key = ?"
+
+Result = TypeVar("Result")
+
+
+@lru_cache(maxsize=256)
+def insert_sql(table: str, columns: tuple[str, ...] = ()) -> str:
+    """Return the compiled insert into *table* of *columns*, or of all of them."""
+    target = metadata.tables[table]
+    names = columns or tuple(column.name for column in target.columns)
+    statement = insert(target)
+    return str(statement.compile(dialect=dialect(paramstyle="qmark"), column_keys=list(names)))
+
+
+class SqlAuditLog:
+    """The audit log of one run in one SQLite database; implements ``ports.AuditLog``."""
+
+    def __init__(self, writer: Writer, group_steps: int = GROUP_STEPS) -> None:
+        self._writer = writer
+        self._connection = writer.connection
+        self._group_steps = group_steps
+        self._thread: ThreadPoolExecutor | None = None
+        self._encoder: StepEncoder | None = None
+        self._run_key = 0
+        self._next_sequence = 0
+        self._head = b""
+        self._waiting = 0  # steps in the buffers below
+        self._compact: dict[tuple[str, ...], list[Row]] = {}
+        self._rows: dict[str, list[Row]] = {
+            "gate_sets": [],
+            **{table.name: [] for table in RUN_TABLES},
+        }
+        self._refusal = ""  # why nothing more is taken
+
+    @classmethod
+    def open(cls, path: Path, *, group_steps: int = GROUP_STEPS) -> SqlAuditLog:
+        """Open or make the database *path* and take its lock; see ``database.open_writer``."""
+        return cls(open_writer(path), group_steps)
+
+    @property
+    def lock(self) -> InstanceLock:
+        """The instance lock, on which the daemon publishes its HTTP address."""
+        return self._writer.lock
+
+    @property
+    def head(self) -> bytes:
+        """The digest of the last step appended, or of the opened run."""
+        return self._head
+
+    # ------------------------------------------------------------ runs
+
+    def begin(self, run: Run, gate_sets: Sequence[GateSet] = ()) -> None:
+        """Open *run* with the *gate_sets* known at its start; raise for an id that is taken."""
+        row = self._connection.exec_driver_sql(
+            "SELECT coalesce(max(run_key), 0) + 1, coalesce(max(run_id = ?), 0) FROM runs",
+            (run.run_id,),
+        ).one()
+        run_key, is_taken = int(row[0]), bool(row[1])
+        if is_taken:
+            raise DataInvalid(f"Run {run.run_id} is in the database already; choose another id.")
+        encoder = StepEncoder(run, run_key, gate_sets)
+        opened = run_row(run, run_key, len(gate_sets))
+        instruments = [
+            instrument_row(instrument, run_key, place)
+            for place, instrument in enumerate(run.instruments)
+        ]
+        sets = encoder.outcomes.gate_set_rows()
+        head = opened_digest(opened, instruments, sets)
+        self._transact(
+            {
+                schema.runs.name: [(*opened, head, None, 0, head)],
+                schema.instruments.name: instruments,
+                schema.gate_sets.name: list(sets),
+            }
+        )
+        self._encoder, self._run_key, self._next_sequence, self._head = encoder, run_key, 0, head
+
+    def resume(self, run_id: str) -> Resumed:
+        """Go on with *run_id* where it ended; clear its ``ended_at``.
+
+        Raises ``DataInvalid`` where there is no such run, or its end is not what its row says.
+        """
+        resumed = read_resumed(self._raw(), run_id)
+        self._execute(
+            lambda: self._connection.exec_driver_sql(
+                "UPDATE runs SET ended_at_ms = NULL WHERE run_key = ?", (resumed.run_key,)
+            )
+        )
+        self._encoder = StepEncoder(resumed.run, resumed.run_key, resumed.gate_sets)
+        self._run_key, self._head = resumed.run_key, resumed.head
+        self._next_sequence = resumed.next_sequence
+        return resumed
+
+    def end(self, ended_at_ms: int) -> None:
+        """Commit what is buffered and write when the run ended (wall time)."""
+
+        def write_end() -> None:
+            self.flush()
+            self._execute(
+                lambda: self._connection.exec_driver_sql(
+                    "UPDATE runs SET ended_at_ms = ? WHERE run_key = ?",
+                    (ended_at_ms, self._run_key),
+                )
+            )
+
+        self._in_writer(write_end)
+
+    def close(self) -> None:
+        """Commit what is buffered, close the database and give the lock back."""
+        try:
+            if not self._refusal:
+                self._in_writer(self.flush)
+        finally:
+            self._refusal = self._refusal or "The log is closed; open it again to append."
+            if self._thread is not None:
+                self._thread.shutdown(wait=True)
+                self._thread = None
+            self._writer.close()
+
+    # ------------------------------------------------------------ steps
+
+    async def append(self, step: Step) -> None:
+        """Store *step* and commit it before returning, or raise ``AuditUnwritable``.
+
+        A warm-up bar, which decides nothing, is committed with the next step that does.
+        """
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._append_live, step)
+
+    def _append_live(self, step: Step) -> None:
+        self.append_now(step)
+        is_warming = step.decision is None and type(step.event) is Bar and not step.fills
+        if not is_warming:
+            self.flush()
+
+    def append_now(self, step: Step) -> None:
+        """Buffer *step* and commit when a group is full; raise ``AuditUnwritable`` if it cannot."""
+        if self._refusal:
+            raise AuditUnwritable(self._refusal)
+        encoder = self._encoder
+        if encoder is None or step.sequence != self._next_sequence:
+            raise InvariantBroken(
+                f"Step {step.sequence} came where step {self._next_sequence} was due."
+            )
+        rows = encoder.encode(step)
+        core, event, gates, sparse, compact, columns, gate_set = rows
+        try:
+            self._head = head = chain_digest(self._head, (core, event, gates, *sparse))
+        except OverflowError as error:
+            raise InvariantBroken(f"A number of step {step.sequence} needs 65 bits.") from error
+        self._next_sequence += 1
+        buffers = self._rows
+        if compact is not None:
+            if (buffer := self._compact.get(columns)) is None:
+                buffer = self._compact[columns] = []
+            buffer.append((*compact, bytearray(head)))
+        else:
+            buffers["steps"].append((*core, head))
+        buffers["bars" if type(step.event) is Bar else "events"].append(event)
+        for table, row in sparse:
+            buffers[table].append(row)
+        if gate_set:
+            buffers["gate_sets"].extend(gate_set)
+        self._waiting += 1
+        if self._waiting >= self._group_steps:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what is buffered, whole, or raise ``AuditUnwritable`` and take nothing more."""
+        if not self._waiting:
+            return
+        self._transact(self._rows)
+        self._waiting = 0
+        for buffer in (*self._rows.values(), *self._compact.values()):
+            buffer.clear()
+
+    # ------------------------------------------------------------ transactions
+
+    def _transact(self, rows: dict[str, list[Row]]) -> None:
+        """Insert the buffered compact steps and *rows*, and update the head, in one transaction."""
+
+        def write() -> None:
+            for columns, compact in self._compact.items():
+                self._insert("steps", compact, columns)
+            # Parents first: gate sets and steps, then what points at them.
+            for table, buffered in rows.items():
+                self._insert(table, buffered)
+            if self._waiting:
+                self._connection.exec_driver_sql(
+                    _UPDATE_HEAD, (self._next_sequence, self._head, self._run_key)
+                )
+
+        self._execute(write)
+
+    def _insert(self, table: str, rows: list[Row], columns: tuple[str, ...] = ()) -> None:
+        if rows:
+            self._connection.exec_driver_sql(insert_sql(table, columns), rows)
+
+    def _execute(self, write: Callable[[], object]) -> None:
+        """Run *write* in a transaction; any failure rolls it back and closes the log for good."""
+        if self._refusal:
+            raise AuditUnwritable(self._refusal)
+        try:
+            self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+            write()
+            self._connection.exec_driver_sql("COMMIT")
+        except (DBAPIError, sqlite3.Error, OverflowError) as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            raw = self._raw()
+            if raw.in_transaction:
+                raw.rollback()
+            self._refusal = (
+                f"The audit log cannot be written ({cause}); free disk space or mend the file, "
+                "then start again: the run resumes at its last committed step."
+            )
+            raise AuditUnwritable(self._refusal) from error
+
+    def _in_writer(self, work: Callable[[], Result]) -> Result:
+        """Run *work* after all that the writer thread still has to do."""
+        return work() if self._thread is None else self._thread.submit(work).result()
+
+    def _raw(self) -> sqlite3.Connection:
+        raw = self._connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        return raw

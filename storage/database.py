@@ -1,0 +1,206 @@
+"""Open a database: WAL, synchronous FULL, foreign keys, busy timeout, one writer, the lock.
+
+One writing connection and any number of read-only ones. SQLite 3.7.0 to 3.51.2 (but for 3.44.6
+and 3.50.7) can corrupt a WAL file when two connections write or checkpoint it at the same
+moment (sqlite.org/wal.html, "The WAL-reset bug"). Here only the lock's holder has a writing
+connection, it has one, and a read-only connection cannot checkpoint; so the fault cannot occur.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import quote
+
+from sqlalchemy import StaticPool, create_engine
+from sqlalchemy.schema import CreateTable
+
+from tracepaper.storage.lock import InstanceLock
+from tracepaper.storage.schema import SCHEMA_REVISION, metadata
+from tracepaper.storage.views import create_views
+from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+BUSY_TIMEOUT_S: Final = 5.0
+SQLITE_OLDEST: Final = (3, 37, 0)  # STRICT tables
+_WAL_FAULT_FIRST: Final = (3, 7, 0)
+_WAL_FAULT_FIXED: Final = (3, 51, 3)
+_WAL_FAULT_BACKPORTS: Final = ((3, 44, 6), (3, 50, 7))
+
+
+class SqliteStatus(NamedTuple):
+    """What ``doctor`` says of the SQLite library."""
+
+    version: str
+    is_usable: bool
+    verdict: str
+
+
+def sqlite_status(version: tuple[int, int, int] | None = None) -> SqliteStatus:
+    """Judge the SQLite library in use, or *version*."""
+    number = version or sqlite3.sqlite_version_info[:3]
+    name = ".".join(str(part) for part in number)
+    if number < SQLITE_OLDEST:
+        return SqliteStatus(
+            name, is_usable=False, verdict="too old: STRICT tables need SQLite 3.37 or newer"
+        )
+    backported = any(number[:2] == fix[:2] and number >= fix for fix in _WAL_FAULT_BACKPORTS)
+    if _WAL_FAULT_FIRST <= number < _WAL_FAULT_FIXED and not backported:
+        return SqliteStatus(
+            name,
+            is_usable=True,
+            verdict="has the WAL-reset fault (fixed in 3.51.3), which needs two connections that "
+            "write or checkpoint one file; here one connection writes and readers are read-only",
+        )
+    return SqliteStatus(name, is_usable=True, verdict="no known fault in the way it is used")
+
+
+def database_file(url: str) -> Path:
+    """Return the file that *storage.url* names; only ``sqlite:///PATH`` is taken."""
+    scheme, separator, path = url.partition(":///")
+    if scheme != "sqlite" or not separator or path in {"", ":memory:"} or "?" in path:
+        raise ConfigInvalid(
+            f"storage.url is {url!r}, and only an SQLite file can be used: "
+            "write sqlite:///tracepaper.db."
+        )
+    return Path(path)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """Open *path* read-only; it can neither write nor checkpoint, so no writer is disturbed.
+
+    Raises ``DataInvalid`` where there is no database, or one of another schema.
+    """
+    connection = _connect_read_only(path)
+    try:
+        _check_revision(path, _revision(connection))
+    except DataInvalid:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect_read_only(path: Path) -> sqlite3.Connection:
+    if not path.is_file():
+        raise DataInvalid(f"There is no database {path}; name one with --db.")
+    uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+    try:
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+    except sqlite3.Error as error:
+        raise DataInvalid(f"{path} cannot be read as a database ({error}).") from error
+    return connection
+
+
+def _revision(connection: sqlite3.Connection) -> str | None:
+    """Return the schema's revision; "" for an empty file, None for a strange database."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    if not tables:
+        return ""
+    if "alembic_version" not in tables:
+        return None
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else str(row[0])
+
+
+def _check_revision(path: Path, revision: str | None) -> None:
+    if revision == SCHEMA_REVISION:
+        return
+    if not revision:
+        raise DataInvalid(f"{path} is not a tracepaper database; name another with --db.")
+    if revision < SCHEMA_REVISION:
+        raise DataInvalid(
+            f"{path} has schema {revision}, this version needs {SCHEMA_REVISION}: "
+            f"run `tracepaper db upgrade --db {path}`."
+        )
+    raise DataInvalid(
+        f"{path} has schema {revision}, newer than this version knows ({SCHEMA_REVISION}): "
+        "install the newer tracepaper."
+    )
+
+
+# ---------------------------------------------------------------- writing
+
+
+class Writer(NamedTuple):
+    """The one writing connection of a database, and the lock that makes it the only one."""
+
+    connection: Connection
+    lock: InstanceLock
+
+    def close(self) -> None:
+        """Close the connection, which checkpoints the WAL file, and give the lock back."""
+        self.connection.close()
+        self.connection.engine.dispose()
+        self.lock.release()
+
+
+def open_writer(path: Path) -> Writer:
+    """Open *path* for writing, making database and folder where they are missing.
+
+    Raises ``ConfigInvalid`` where another process writes it, ``DataInvalid`` for another
+    schema, ``AuditUnwritable`` where the file cannot be written.
+    """
+    if not (status := sqlite_status()).is_usable:
+        raise AuditUnwritable(f"SQLite {status.version} is {status.verdict}; upgrade it.")
+    lock = InstanceLock.acquire(path)
+    try:
+        connection = _connect_writing(path)
+        try:
+            raw = connection.connection.driver_connection
+            assert isinstance(raw, sqlite3.Connection)
+            if (revision := _revision(raw)) == "":
+                _create(connection)
+            else:
+                _check_revision(path, revision)
+        except BaseException:
+            connection.close()
+            connection.engine.dispose()
+            raise
+    except sqlite3.Error as error:
+        lock.release()
+        raise AuditUnwritable(f"{path} cannot be opened for writing ({error}).") from error
+    except BaseException:
+        lock.release()
+        raise
+    return Writer(connection, lock)
+
+
+def _connect_writing(path: Path) -> Connection:
+    def connect() -> sqlite3.Connection:
+        raw = sqlite3.connect(
+            path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raw.close()
+            raise AuditUnwritable(f"{path} cannot use a write-ahead log; use a local disk.")
+        raw.execute("PRAGMA synchronous = FULL")
+        raw.execute("PRAGMA foreign_keys = ON")
+        return raw
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool)
+    return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+
+
+def _create(connection: Connection) -> None:
+    """Make tables and views of the newest schema in one transaction."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    for table in metadata.sorted_tables:
+        connection.execute(CreateTable(table))
+    create_views(connection)
+    connection.exec_driver_sql(
+        "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
+        "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+    )
+    connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (SCHEMA_REVISION,))
+    connection.exec_driver_sql("COMMIT")

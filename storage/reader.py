@@ -1,0 +1,225 @@
+"""Read runs back, by run and sequence, over a read-only connection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from msgspec import Struct
+
+from tracepaper.storage.database import open_reader
+from tracepaper.storage.decode import StepDecoder
+from tracepaper.storage.rows import sequence_of, step_key
+from tracepaper.storage.run_rows import run_of
+from tracepaper.storage.schema import metadata
+from tracepaper.storage.stored import (
+    chunks,
+    gate_set_of,
+    gate_set_rows,
+    interned,
+    select,
+)
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types import OrderStatus, Step
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator
+
+    from tracepaper.strategies.types import Answer, Bar, Event, GateSet, Order, Run
+
+_RUN_BY_ID: Final = select("runs", "run_id = ?")
+_INSTRUMENTS: Final = select("instruments", "run_key = ?")
+_PRUNE: Final = select("prunes", "run_key = ?")
+_OPENED: Final = [column.name for column in metadata.tables["runs"].columns].index("opened_digest")
+_OPEN: Final = (OrderStatus.NEW, OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FILLED)
+
+
+class Located(NamedTuple):
+    """A run and the database that holds it."""
+
+    path: Path
+    run_id: str
+
+
+class StoredRun(NamedTuple):
+    """A run, and what its row says of it."""
+
+    run_key: int
+    run: Run
+    opened: tuple[Any, ...]  # the row as opened
+    opened_digest: bytes
+    ended_at_ms: int | None
+    step_count: int
+    head_digest: bytes
+
+
+class Pruned(NamedTuple):
+    """Up to where a run's rows were dropped, and what the chain needs to go on from there."""
+
+    until_sequence: int
+    pruned_at_ms: int
+    digest: bytes
+    kept_sha256: bytes
+    state: bytes | None
+
+
+class StoredStep(Struct, frozen=True, gc=False):
+    """A step as it was stored, with its link of the chain."""
+
+    step: Step
+    digest: bytes
+
+
+def resolve(path: Path | None, spec: str) -> Located:
+    """Find the run that *spec* names: an id, a unique prefix, ``last``, or ``FILE#`` and one.
+
+    *path* is the database where *spec* names none. Raises ``DataInvalid`` where no run, or more
+    than one, is meant.
+    """
+    file, separator, wanted = spec.rpartition("#")
+    database = Path(file) if separator else path
+    if database is None:
+        raise DataInvalid(f"{spec} names no database; write FILE#RUN or give --db.")
+    with Reader.open(database) as reader:
+        return Located(database, reader.find(wanted or "last"))
+
+
+class Reader:
+    """A database open for reading; closes what it opened."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the database *path* read-only; raise ``DataInvalid`` where that cannot be."""
+        return cls(open_reader(path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The read-only connection."""
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    # ------------------------------------------------------------ runs
+
+    def find(self, wanted: str) -> str:
+        """Return the id of the run *wanted*: an id, a unique prefix, or ``last``."""
+        query = "SELECT run_id FROM runs ORDER BY run_key"
+        ids = [str(run_id) for (run_id,) in self._connection.execute(query)]
+        if not ids:
+            raise DataInvalid("The database holds no run yet; `tracepaper demo` makes one.")
+        if wanted == "last":
+            return ids[-1]
+        if wanted in ids:
+            return wanted
+        found = [run_id for run_id in ids if run_id.startswith(wanted)]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise DataInvalid(f"There is no run {wanted}; the last one is {ids[-1]}.")
+        raise DataInvalid(f"{wanted} could be {found[0]} or {found[1]}; write more of it.")
+
+    def stored_run(self, run_id: str) -> StoredRun:
+        """Return *run_id* with the columns of its row that change; raise where it is missing."""
+        row = self._connection.execute(_RUN_BY_ID, (run_id,)).fetchone()
+        if row is None:
+            raise DataInvalid(f"There is no run {run_id} in the database.")
+        instruments = self._connection.execute(_INSTRUMENTS, (row[0],))
+        return StoredRun(row[0], run_of(row[:_OPENED], instruments), row[:_OPENED], *row[_OPENED:])
+
+    def run(self, run_id: str) -> Run:
+        """Return the run as it was opened."""
+        return self.stored_run(run_id).run
+
+    def pruned(self, run_key: int) -> Pruned | None:
+        """Return up to where the run was pruned, if it was."""
+        row = self._connection.execute(_PRUNE, (run_key,)).fetchone()
+        return None if row is None else Pruned(*row[1:])
+
+    def gate_sets(self, run_key: int) -> tuple[GateSet, ...]:
+        """Return the gate sets of the run, in the order of their keys."""
+        found = gate_set_rows(self._connection, run_key)
+        return tuple(gate_set_of(found[key]) for key in sorted(found))
+
+    # ------------------------------------------------------------ steps
+
+    def step(self, run_id: str, sequence: int) -> StoredStep:
+        """Return one step; raise ``DataInvalid`` where it is missing."""
+        for stored in self.steps(run_id, after=sequence - 1, until=sequence):
+            return stored
+        raise DataInvalid(f"Run {run_id} holds no step {sequence}; it is pruned or not yet made.")
+
+    def steps(
+        self, run_id: str, *, after: int = -1, until: int | None = None
+    ) -> Iterator[StoredStep]:
+        """Yield the steps after sequence *after*, until *until* included, in order."""
+        stored = self.stored_run(run_id)
+        last = self._last_sequence(stored.run_key)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        end = last if until is None else min(until, last)
+        for chunk in chunks(self._connection, stored.run_key, after + 1, end):
+            for row in chunk.steps:
+                yield StoredStep(decoder.step(chunk.rows(row)), row[-1])
+
+    def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Answer]]:
+        """Yield (sequence, accepted, event, answer) in order, as the engine was given them."""
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        last = self._last_sequence(stored.run_key)
+        for chunk in chunks(self._connection, stored.run_key, after + 1, last):
+            for row in chunk.steps:
+                rows = chunk.rows(row)
+                answers = rows.sparse.get("answers")
+                answer = decoder.answer(answers[0]) if answers else None
+                is_other = row[0] in chunk.events
+                event = decoder.event(rows.event, other_event=is_other)
+                yield sequence_of(row[0]), bool(row[1] & 1), event, answer
+
+    def bars(self, run_id: str, instrument: str, last_n: int | None = None) -> list[Bar]:
+        """Return the accepted bars of *instrument*, oldest first; only the *last_n* if given."""
+        stored = self.stored_run(run_id)
+        ids = [known.id for known in stored.run.instruments]
+        if instrument not in ids:
+            raise DataInvalid(f"Run {run_id} has no instrument {instrument}, only {ids}.")
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        columns = ", ".join(f"b.{column.name}" for column in metadata.tables["bars"].columns)
+        span = self._span(stored.run_key)
+        rows = self._connection.execute(
+            f"SELECT {columns} FROM bars b JOIN steps s USING (step) "
+            "WHERE b.step BETWEEN ? AND ? AND b.instrument = ? AND s.shape & 1 "
+            "ORDER BY b.step DESC LIMIT ?",
+            (*span, ids.index(instrument), -1 if last_n is None else last_n),
+        ).fetchall()
+        return [decoder.bar(row) for row in reversed(rows)]
+
+    def open_orders(self, run_id: str) -> tuple[Order, ...]:
+        """Return the orders that still rest after the last step, in the order of their births."""
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        latest: dict[str, Order] = {}
+        query = select("orders", "step BETWEEN ? AND ?")
+        for row in self._connection.execute(query, self._span(stored.run_key)):
+            order = decoder.order(row)
+            latest[order.order_id] = order
+        return tuple(order for order in latest.values() if order.status in _OPEN)
+
+    def _span(self, run_key: int) -> tuple[int, int]:
+        """Return the first and the last key that a step of the run can have."""
+        return step_key(run_key, 0), step_key(run_key + 1, 0) - 1
+
+    def _last_sequence(self, run_key: int) -> int:
+        """Return the sequence of the run's last stored step, or -1."""
+        query = "SELECT max(step) FROM steps WHERE step BETWEEN ? AND ?"
+        (step,) = self._connection.execute(query, self._span(run_key)).fetchone()
+        return -1 if step is None else sequence_of(step)

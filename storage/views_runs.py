@@ -1,0 +1,150 @@
+"""Views of runs, bars, gaps and events."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tracepaper.storage.view_parts import (
+    INSTRUMENT,
+    PRICE,
+    TURNOVER,
+    VOLUME,
+    Column,
+    View,
+    digest,
+    exact,
+    in_run,
+    moment,
+    of_step,
+    source_name,
+)
+
+_DAY_MS: Final = 86_400_000
+
+V_RUNS: Final = View(
+    "v_runs",
+    "a run",
+    (
+        Column("run_id", "r.run_id", "the run"),
+        Column("kind", "r.kind", "`live`, `demo` or `replay`"),
+        *moment("started_at", "r.started_at_ms", "wall time of the start"),
+        *moment("ended_at", "r.ended_at_ms", "wall time of the end; null while it goes on"),
+        Column("parent_run_id", "r.parent_run_id", "the run whose account it took over"),
+        *moment("period_start_ms", "r.period_start_ms", "first open time with a decision"),
+        Column(
+            "instruments",
+            "(SELECT group_concat(instrument_id) FROM (SELECT i.instrument_id FROM instruments i "
+            "WHERE i.run_key = r.run_key ORDER BY i.instrument))",
+            "ids, separated by commas",
+        ),
+        Column(
+            "interval",
+            f"CASE r.interval_ms WHEN {_DAY_MS} THEN 'D' WHEN {7 * _DAY_MS} THEN 'W' "
+            "ELSE CAST(r.interval_ms / 60000 AS TEXT) END",
+            "minutes of a bar, `D` or `W`, as Bybit writes it",
+        ),
+        Column("interval_ms", "r.interval_ms", "milliseconds of a bar"),
+        Column("strategy", "r.strategy", "the strategy's name"),
+        Column("model_id", "r.model_id", "the model at the start; empty without one"),
+        Column("model_sha256", "r.model_sha256", "SHA-256 of its weights"),
+        Column("config_sha256", "r.config_sha256", "SHA-256 of what decides a run"),
+        Column("config", "r.config", "the whole configuration as JSON"),
+        Column("code_version", "r.code_version", "version of tracepaper"),
+        Column("path", "r.path", "`step` or `scan`"),
+        Column("device", "r.device", "where the model ran"),
+        Column("dtype", "r.dtype", "the model's number type"),
+        Column("threads", "r.threads", "threads of the model"),
+        Column("warnings", "r.warnings", "JSON array of sentences"),
+        Column("step_count", "r.step_count", "steps stored"),
+        digest("head_digest", "r.head_digest", "digest of the last step; keep a copy elsewhere"),
+    ),
+    "FROM runs r",
+)
+
+V_BARS: Final = View(
+    "v_bars",
+    "a bar as the engine saw it",
+    (
+        *of_step("b"),
+        INSTRUMENT,
+        *moment("open_time_ms", "b.open_time_ms", "first millisecond of the bar"),
+        *exact("open", "b.open", PRICE, "first price"),
+        *exact("high", "b.high", PRICE, "highest price"),
+        *exact("low", "b.low", PRICE, "lowest price"),
+        *exact("close", "b.close", PRICE, "last price"),
+        *exact("volume", "b.volume", VOLUME, "volume in base"),
+        *exact("turnover", "b.turnover", TURNOVER, "volume in quote; null where not known"),
+        Column("source", source_name("b.source"), "`stream`, `rest` or `archive`"),
+        *moment(
+            "market_ms",
+            "b.open_time_ms + r.interval_ms + b.market_delay_ms",
+            "market time at which it was final",
+        ),
+        *moment(
+            "seen_ms",
+            "b.open_time_ms + r.interval_ms + b.market_delay_ms + b.seen_delay_ms",
+            "market time at which the engine saw it",
+        ),
+        Column("accepted", "s.shape & 1", "0 for a revision, which changed nothing"),
+    ),
+    f"FROM runs r JOIN bars b ON {in_run('b')} JOIN steps s ON s.step = b.step "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = b.instrument",
+)
+
+V_GAPS: Final = View(
+    "v_gaps",
+    "a hole in the data, and its repair",
+    (
+        *of_step("e"),
+        INSTRUMENT,
+        *moment("from_ms", "json_extract(e.content, '$.from_ms')", "first missing open time"),
+        *moment("until_ms", "json_extract(e.content, '$.until_ms')", "first open time after it"),
+        Column(
+            "cause",
+            "json_extract(e.content, '$.cause')",
+            "`disconnected`, `missed`, `down`, `overflow`, `archive` or `stale`",
+        ),
+        Column(
+            "repaired_by",
+            "json_extract(e.content, '$.repaired_by')",
+            "`rest` where the bars follow; empty where they never will",
+        ),
+        *moment("market_ms", "e.market_ms", "market time at which it was found"),
+    ),
+    f"FROM runs r JOIN events e ON {in_run('e')} AND e.kind = 'gap' "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
+)
+
+_BAR_CONTENT: Final = (
+    "json_object('open_time_ms', b.open_time_ms, 'open', b.open, 'high', b.high, 'low', b.low, "
+    "'close', b.close, 'volume', b.volume, 'turnover', b.turnover, "
+    f"'source', {source_name('b.source')})"
+)
+
+V_EVENTS: Final = View(
+    "v_events",
+    "an event that the engine consumed",
+    (
+        *of_step("u"),
+        Column(
+            "kind",
+            "u.kind",
+            "`bar`, `quote`, `trade`, `mark`, `funding`, `instrument_change`, `model_change`, "
+            "`gap`, `command` or `timer`",
+        ),
+        Column("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
+        *moment("market_ms", "u.market_ms", "market time of the event"),
+        *moment("seen_ms", "u.seen_ms", "market time at which the engine saw it"),
+        Column("content", "u.content", "JSON of its other fields, numbers as they are stored"),
+    ),
+    "FROM runs r JOIN (SELECT b.step, 'bar' AS kind, b.instrument, "
+    "b.open_time_ms + o.interval_ms + b.market_delay_ms AS market_ms, "
+    "b.open_time_ms + o.interval_ms + b.market_delay_ms + b.seen_delay_ms AS seen_ms, "
+    f"{_BAR_CONTENT} AS content "
+    "FROM bars b JOIN runs o ON o.run_key = b.step >> 28 "
+    "UNION ALL SELECT e.step, e.kind, e.instrument, e.market_ms, e.seen_ms, e.content "
+    f"FROM events e) u ON {in_run('u')} "
+    "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = u.instrument",
+)
+
+RUN_VIEWS: Final = (V_RUNS, V_BARS, V_GAPS, V_EVENTS)
