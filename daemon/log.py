@@ -1,0 +1,98 @@
+"""Structured logging on stderr: JSON lines, or a console on a terminal; never a second audit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import Final, Literal, TextIO
+
+import structlog
+
+LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+QUIET_LIBRARIES: Final = ("aiohttp", "alembic", "asyncio", "sqlalchemy", "websockets")
+"""Libraries that speak only from warnings on, whatever our own level."""
+HEAD: Final = ("timestamp", "level", "logger", "event")
+
+
+class _CurrentStderr(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is now, so that a live view can print lines above itself."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _value: TextIO) -> None:
+        """Ignore the stream of the constructor."""
+
+
+def configure(
+    *,
+    level: Literal["debug", "info", "warning", "error"] = "info",
+    output: Literal["auto", "json", "console"] = "auto",
+    stream: TextIO | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Send our log lines and those of libraries to *stream* (stderr), one line each.
+
+    *output* ``auto`` is a console on a terminal and JSON lines elsewhere. ``NO_COLOR`` is honoured.
+    """
+    target = stream if stream is not None else sys.stderr
+    is_console = output == "console" or (output == "auto" and target.isatty())
+    has_colors = is_console and target.isatty() and not environment.get("NO_COLOR")
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_console else "iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            *shared,
+            structlog.processors.StackInfoRenderer(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream) if stream is not None else _CurrentStderr()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(is_console=is_console, has_colors=has_colors),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(LEVELS[level])
+    for library in QUIET_LIBRARIES:
+        logging.getLogger(library).setLevel(max(LEVELS[level], logging.WARNING))
+
+
+def _renderers(*, is_console: bool, has_colors: bool) -> list[structlog.typing.Processor]:
+    if is_console:
+        plain = structlog.dev.plain_traceback
+        return [
+            structlog.dev.ConsoleRenderer(
+                colors=has_colors, pad_event_to=28, exception_formatter=plain
+            )
+        ]
+    return [
+        structlog.processors.format_exc_info,
+        _head_first,
+        structlog.processors.JSONRenderer(ensure_ascii=False),
+    ]
+
+
+def _head_first(
+    _logger: object, _method: str, line: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Begin every line with when, how grave and what, for people who read JSON."""
+    head = {name: line.pop(name) for name in HEAD if name in line}
+    return {**head, **line}

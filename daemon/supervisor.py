@@ -1,0 +1,201 @@
+"""TaskGroup, signals, restart budget, orderly stop, and the one ``except Recoverable``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeVar
+
+import structlog
+
+from tracepaper.daemon.notify import Notifier
+from tracepaper.daemon.ports import Clock
+from tracepaper.strategies.errors import Recoverable, TracepaperError
+
+FIRST_WAIT_S: Final = 0.5
+"""Ceiling of the first full-jitter wait; it doubles with every failure in a row."""
+STOP_WITHIN_S: Final = 7.0
+"""Wall seconds from the first signal until the process is ended, whatever hangs."""
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+T = TypeVar("T")
+Service = Callable[[], Awaitable[None]]
+Waiting = Callable[[str, float], None]
+
+log = structlog.get_logger("supervisor")
+
+
+def never_before() -> float:
+    """Declare no wait."""
+    return 0.0
+
+
+def unheard(_name: str, _seconds: float) -> None:
+    """Tell nobody of a wait."""
+
+
+class RestartBudget:
+    """At most *limit* failures in any *window_s* seconds of network time."""
+
+    def __init__(self, *, limit: int, window_s: float) -> None:
+        self._limit = limit
+        self._window_s = window_s
+        self._failures: deque[float] = deque(maxlen=limit + 1)
+
+    def allows(self, now_s: float) -> bool:
+        """Count a failure at *now_s*; return whether another attempt is allowed."""
+        self._failures.append(now_s)
+        recent = sum(now_s - failure < self._window_s for failure in self._failures)
+        return recent <= self._limit
+
+
+async def persist(
+    attempt: Callable[[], Awaitable[T]],
+    *,
+    clock: Clock,
+    rng: random.Random,
+    name: str,
+    ceiling_s: float,
+    not_before_s: Callable[[], float] = never_before,
+    waiting: Waiting = unheard,
+    budget: RestartBudget | None = None,
+) -> T:
+    """Return what *attempt* returns; while it fails recoverably, wait and try again.
+
+    Waits are full jitter: uniform between 0 and a ceiling that doubles up to *ceiling_s*, and
+    begins anew after an attempt that lasted longer than *ceiling_s*. Without a *budget* there is
+    no end to it; with one, the last error is raised once the budget is spent. *not_before_s*
+    returns the network time before which nothing may be tried (a declared wait: a ban, a
+    maintenance). *waiting* hears of every wait, so that it counts as progress.
+    """
+    failures = 0
+    while True:
+        if (declared_s := not_before_s() - clock.network_s()) > 0:
+            waiting(name, declared_s)
+            await clock.sleep(declared_s)
+        started_s = clock.network_s()
+        try:
+            return await attempt()
+        except Recoverable as error:
+            now_s = clock.network_s()
+            if budget is not None and not budget.allows(now_s):
+                raise
+            failures = 1 if now_s - started_s > ceiling_s else failures + 1
+            most_s = min(ceiling_s, FIRST_WAIT_S * 2 ** min(failures - 1, 32))
+            wait_s = rng.uniform(0, most_s)
+            log.warning("retrying", what=name, error=str(error), wait_s=round(wait_s, 3))
+            waiting(name, wait_s)
+            await clock.sleep(wait_s)
+
+
+class Supervisor:
+    """Runs services side by side until one that is essential ends, one fails, or a signal comes.
+
+    *pulse* returns something that changes as long as work is done (frames read, steps stored);
+    systemd's watchdog is fed only when it changed or when a wait was declared.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        notifier: Notifier | None = None,
+        pulse: Callable[[], object] = object,
+        stop_within_s: float = STOP_WITHIN_S,
+        end_process: Callable[[int], object] = os._exit,
+    ) -> None:
+        self.stopping = asyncio.Event()
+        self._clock = clock
+        self._notifier = notifier or Notifier.from_environment()
+        self._pulse = pulse
+        self._stop_within_s = stop_within_s
+        self._end_process = end_process
+        self._waiting_until_s = 0.0
+        self._deadline: threading.Timer | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def stop(self) -> None:
+        """Begin an orderly stop: services are cancelled, their ``finally`` blocks run."""
+        if self.stopping.is_set():
+            return
+        self.stopping.set()
+        self._notifier.send("STOPPING=1")
+        # A thread, for a loop that hangs could not run a timer of its own.
+        self._deadline = threading.Timer(self._stop_within_s, self._give_up)
+        self._deadline.daemon = True
+        self._deadline.start()
+        for task in self._tasks.values():
+            task.cancel()
+
+    def declare(self, name: str, seconds: float) -> None:
+        """Declare that *name* waits on purpose for *seconds*; it counts as progress."""
+        log.debug("waiting", what=name, wait_s=round(seconds, 3))
+        self._waiting_until_s = max(self._waiting_until_s, self._clock.network_s() + seconds)
+
+    async def run(self, services: Mapping[str, Service], *, essential: str) -> None:
+        """Run *services* until *essential* returns or a signal comes; return in good order.
+
+        Raises the first ``TracepaperError`` of a service, after the others have been cancelled.
+        """
+        if self._deadline is not None:
+            self._deadline.cancel()
+            return
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.stop)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, service in services.items():
+                    self._tasks[name] = group.create_task(self._serve(service), name=name)
+                self._tasks[essential].add_done_callback(lambda _: self.stop())
+                if self._notifier.watchdog_s:
+                    watchdog = self._feed_watchdog(self._notifier.watchdog_s)
+                    self._tasks["watchdog"] = group.create_task(watchdog, name="watchdog")
+                self._notifier.send("READY=1")
+        except BaseExceptionGroup as group_error:
+            ours, others = group_error.split(TracepaperError)
+            if ours is None or others is not None:
+                raise
+            raise _first(ours) from None
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+            if self._deadline is not None:
+                self._deadline.cancel()
+
+    async def _serve(self, service: Service) -> None:
+        try:
+            await service()
+        except asyncio.CancelledError:
+            # Ours: an orderly end. Another's (the group failed): let it through.
+            if not self.stopping.is_set():
+                raise
+
+    async def _feed_watchdog(self, interval_s: float) -> None:
+        """Tell systemd that we live, but only where something moves."""
+        last: object = None
+        while True:
+            pulse = self._pulse()
+            if pulse != last or self._clock.network_s() < self._waiting_until_s:
+                self._notifier.send("WATCHDOG=1")
+            else:
+                log.error("no progress", watchdog_s=interval_s)
+            last = pulse
+            await self._clock.sleep(interval_s / 3)
+
+    def _give_up(self) -> None:
+        """End the process: every acknowledged step is on the disk already."""
+        hanging = [name for name, task in self._tasks.items() if not task.done()]
+        log.error("stop took too long", hanging=hanging, limit_s=self._stop_within_s)
+        self._end_process(1)
+
+
+def _first(group: BaseExceptionGroup[TracepaperError]) -> TracepaperError:
+    """Return the first error of a group, however deep it lies."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
