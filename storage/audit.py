@@ -183,24 +183,23 @@ class SqlAuditLog:
                 f"Step {step.sequence} came where step {self._next_sequence} was due."
             )
         rows = encoder.encode(step)
-        core, event, gates, sparse, compact, columns, gate_set = rows
         try:
-            self._head = head = chain_digest(self._head, (core, event, gates, *sparse))
+            self._head = head = chain_digest(self._head, rows.payload)
         except OverflowError as error:
             raise InvariantBroken(f"A number of step {step.sequence} needs 65 bits.") from error
         self._next_sequence += 1
         buffers = self._rows
-        if compact is not None:
-            if (buffer := self._compact.get(columns)) is None:
-                buffer = self._compact[columns] = []
-            buffer.append((*compact, bytearray(head)))
+        if rows.compact is not None:
+            if (buffer := self._compact.get(rows.compact_columns)) is None:
+                buffer = self._compact[rows.compact_columns] = []
+            buffer.append((*rows.compact, bytearray(head)))
         else:
-            buffers["steps"].append((*core, head))
-        buffers["bars" if type(step.event) is Bar else "events"].append(event)
-        for table, row in sparse:
+            buffers["steps"].append((*rows.core, head))
+        buffers["bars" if type(step.event) is Bar else "events"].append(rows.event)
+        for table, row in rows.sparse:
             buffers[table].append(row)
-        if gate_set:
-            buffers["gate_sets"].extend(gate_set)
+        if rows.gate_set:
+            buffers["gate_sets"].extend(rows.gate_set)
         self._waiting += 1
         if self._waiting >= self._group_steps:
             self.flush()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tracepaper.storage.digest import finite
-from tracepaper.storage.interning import NOT_JUDGED, Held, Holdings, Outcomes, marks
+from tracepaper.storage.interning import NOT_JUDGED, Holdings, Outcomes, marks
 from tracepaper.storage.rows import (
     ANSWER_GATES,
     EVENT_KINDS,
@@ -74,8 +74,10 @@ class StepEncoder:
             judged = self.outcomes.judge(decision, key, sequence, sparse)
             target = decision.target_quantity
         if step.answer is not None or judged.answer_measures is not None:
-            sparse.insert(0, ("answers", self._answer_row(key, step.answer, judged[3])))
-        held = Held(key, 0, None, place)
+            sparse.insert(
+                0, ("answers", self._answer_row(key, step.answer, judged.answer_measures))
+            )
+        held = (key, (0, place), None)
         holding = self._holdings.hold(held, step.position, step.account, sparse)
         if step.orders or step.fills or step.twins:
             self._add_trades(step, key, place, sparse)
@@ -88,13 +90,13 @@ class StepEncoder:
         )  # fmt: skip
         compact: Row | None = None
         columns: tuple[str, ...] = ()
-        if judged.dense is not None and shape == 1 and window and decided:
+        if judged.dense is not None and window and decided:
             nothing_else = account_unrealized is None and equity is None and state is None
             if nothing_else and unrealized is not None and judged.plan is not None:
                 columns = judged.plan.compact_columns
                 # The driver binds a bytearray in a fraction of what bytes or a null cost it.
                 compact = (
-                    key, bytearray(window), bytearray(decided), judged.outcome, target,
+                    key, shape, bytearray(window), bytearray(decided), judged.outcome, target,
                     *judged.dense, holding, unrealized,
                 )  # fmt: skip
         gates_sha256 = None if judged.plan is None else judged.plan.sha256
@@ -171,7 +173,7 @@ class StepEncoder:
         for ordinal, fill in enumerate(step.fills):
             sparse.append(("fills", (key, ordinal, *self._fill_columns(fill))))
         for book, twin in enumerate(step.twins, start=1):
-            held = Held(key, book, twin.twin, place)
+            held = (key, (book, place), twin.twin)
             holding = self._holdings.hold(held, twin.position, twin.account, sparse)
             row = (key, book, holding, *marks(twin.position, twin.account))
             sparse.append(("twin_steps", row))

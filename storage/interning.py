@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from math import isfinite
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from tracepaper.storage.digest import finite, rows_digest
 from tracepaper.storage.rows import (
@@ -26,7 +28,14 @@ OUTCOMES_KEPT: Final = 4096
 """Outcomes remembered at a time; reasons without end must not fill the memory."""
 
 NO_MEASURES: Final[Row] = (None,) * len(STEP_GATES)
-COMPACT_HEAD: Final = ("step", "window_sha256", "decision_sha256", "outcome", "target_quantity")
+COMPACT_HEAD: Final = (
+    "step",
+    "shape",
+    "window_sha256",
+    "decision_sha256",
+    "outcome",
+    "target_quantity",
+)
 COMPACT_TAIL: Final = ("holding", "unrealized_pnl", "digest")
 
 
@@ -64,7 +73,7 @@ class GateSetPlan:
         )
 
 
-class Judged(NamedTuple):
+class Judged(Struct, frozen=True, gc=False):
     """What a decision adds to a step's rows."""
 
     plan: GateSetPlan | None
@@ -157,6 +166,10 @@ def _stored_measures(decision: Decision, plan: GateSetPlan) -> tuple[Row, bool]:
     return stored, None not in stored
 
 
+Held = tuple[int, tuple[int, int | None], str | None]
+"""Whose holding it is: the step's key, (book, place of the instrument), the twin's name."""
+
+
 class Holdings:
     """Interns what a book holds between two fills: position and cash, but not their marks."""
 
@@ -167,36 +180,26 @@ class Holdings:
         self, held: Held, position: Position | None, account: Account, born: list[SparseRow]
     ) -> int:
         """Return the sequence of the row of *position* and *account*; a new one goes to *born*."""
-        key, book, twin, instrument = held
+        key, place, twin = held
         row: Row
         if position is None:
             row = (
-                twin, instrument, None, None, None, None, None,
+                twin, place[1], None, None, None, None, None,
                 account.cash, account.realized_pnl, account.fees_paid, account.funding_paid,
             )  # fmt: skip
         else:
             row = (
-                twin, instrument, position.quantity, position.entry_notional,
+                twin, place[1], position.quantity, position.entry_notional,
                 position.realized_pnl, position.fees_paid, position.funding_paid,
                 account.cash, account.realized_pnl, account.fees_paid, account.funding_paid,
             )  # fmt: skip
-        place = (book, instrument)
         known = self._known.get(place)
         if known is not None and known[0] == row:
             return known[1]
         sequence = sequence_of(key)
         self._known[place] = (row, sequence)
-        born.append(("holdings", (key, book, *row)))
+        born.append(("holdings", (key, place[0], *row)))
         return sequence
-
-
-class Held(NamedTuple):
-    """Whose holding it is: the step's key, the book (0: the run's account), twin, instrument."""
-
-    key: int
-    book: int
-    twin: str | None
-    instrument: int | None
 
 
 def marks(position: Position | None, account: Account) -> tuple[int | None, int | None, int | None]:

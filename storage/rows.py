@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from msgspec import Struct
+
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types import (
     GATE_ORDER,
@@ -130,14 +132,14 @@ class Shape(NamedTuple):
         }
 
 
-class StepRows(NamedTuple):
+class StepRows(Struct, frozen=True, gc=False):
     """The rows of one step, ready to be hashed and inserted."""
 
     core: Row  # of ``steps``, without its digest
     event: Row  # of ``bars`` or of ``events``
     gate_set_sha256: bytes | None  # of the decision's gate set
     sparse: tuple[SparseRow, ...]  # in the order of ``SPARSE_TABLES``
-    compact: Row | None  # of a plain bar's ``steps`` row: the columns named beside, no digest
+    compact: Row | None  # of ``steps`` without nulls and digest, where that can be
     compact_columns: tuple[str, ...]
     gate_set: tuple[Row, ...]  # rows of a gate set met for the first time
 
