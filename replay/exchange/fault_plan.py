@@ -6,21 +6,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta, Struct
 
 from tracepaper.replay.exchange.faults import (
     FRAME_KINDS,
     REST_KINDS,
     Fault,
     FaultKind,
-    fault_from,
 )
 from tracepaper.replay.exchange.noise import draws, key
 from tracepaper.strategies.errors import ConfigInvalid
 
-KEYS: Final = ("seed", "every_s", "kinds", "faults")
 CANDLES: Final = "kline."
 
 
@@ -63,42 +62,44 @@ def _dealt(kind: FaultKind, number: int) -> Fault:
     return Fault(kind, topic=topic, provoke=kind in REST_KINDS)
 
 
-def plan_from(request: Mapping[str, Any]) -> FaultPlan:
-    """Return the plan of a faults file, or raise ``ConfigInvalid``.
+class ListedFault(Fault, frozen=True, forbid_unknown_fields=True):
+    """A fault of a faults file, ``after_s`` machine seconds after the first subscription."""
 
-    Its keys are ``seed``, ``every_s``, ``kinds``, and ``faults``: a list of faults, each with
-    ``after_s``, the machine seconds after the first subscription.
-    """
-    if unknown := sorted(set(request) - set(KEYS)):
+    after_s: Annotated[float, Meta(ge=0)] = 0.0
+
+    def fault(self) -> Fault:
+        """Return the fault without its time."""
+        return Fault(self.kind, self.topic, self.ms, self.seconds, self.count, self.provoke)
+
+
+class PlanFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """The keys of a faults file."""
+
+    seed: int = 0
+    every_s: Annotated[float, Meta(ge=0)] = 0.0
+    kinds: tuple[FaultKind, ...] = tuple(FaultKind)
+    faults: tuple[ListedFault, ...] = ()
+
+
+def plan_from(request: Mapping[str, Any]) -> FaultPlan:
+    """Return the plan of a faults file's content, or raise ``ConfigInvalid``."""
+    try:
+        file = msgspec.convert(dict(request), PlanFile)
+    except msgspec.ValidationError as error:
         raise ConfigInvalid(
-            f"Unknown key {unknown[0]!r} in the faults file: give {', '.join(KEYS)}."
-        )
-    listed = [
-        (_number(entry, "after_s"), fault_from(_without(entry, "after_s")))
-        for entry in request.get("faults", [])
-    ]
-    listed.sort(key=lambda pair: pair[0])
-    moments = [0.0, *(after_s for after_s, _ in listed)]
-    waits = [later - earlier for earlier, later in pairwise(moments)]
+            f"The faults file is wrong ({error}): give seed, every_s, kinds and a list faults."
+        ) from None
+    listed = sorted(file.faults, key=lambda each: each.after_s)
+    moments = [0.0, *(each.after_s for each in listed)]
     return FaultPlan(
         listed=tuple(
-            TimedFault(wait_s, fault) for wait_s, (_, fault) in zip(waits, listed, strict=True)
+            TimedFault(later - earlier, each.fault())
+            for (earlier, later), each in zip(pairwise(moments), listed, strict=True)
         ),
-        seed=int(_number(request, "seed")),
-        every_s=_number(request, "every_s"),
-        kinds=tuple(fault_from({"kind": kind}).kind for kind in request.get("kinds", FaultKind)),
+        seed=file.seed,
+        every_s=file.every_s,
+        kinds=file.kinds,
     )
-
-
-def _without(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key != name}
-
-
-def _number(request: Mapping[str, Any], name: str) -> float:
-    value = request.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise ConfigInvalid(f"{name} is {value!r} in the faults file: give a number from 0.")
-    return value
 
 
 def read_plan(path: Path | None) -> FaultPlan:

@@ -26,9 +26,12 @@ is well has no reason to ask.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
 
 from tracepaper.strategies.errors import ConfigInvalid
 
@@ -63,15 +66,14 @@ PENDING_LIMIT: Final = 1_000
 DEFAULT_MS: Final = {FaultKind.DELAY: 3_000, FaultKind.LATE_CLOSE: 8_000}
 
 
-@dataclass(frozen=True)
-class Fault:
+class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     """One armed fault; ``ms`` of 0 means the kind's default."""
 
     kind: FaultKind
     topic: str = ""
-    ms: int = 0
-    seconds: float = 5.0
-    count: int = 1
+    ms: Annotated[int, Meta(ge=0)] = 0
+    seconds: Annotated[float, Meta(ge=0)] = 5.0
+    count: Annotated[int, Meta(ge=1, le=PENDING_LIMIT)] = 1
     provoke: bool = False
 
     @property
@@ -82,29 +84,13 @@ class Fault:
 
 def fault_from(request: Mapping[str, Any]) -> Fault:
     """Return the fault that *request* describes, or raise ``ConfigInvalid``."""
-    known = {item.name: item.type for item in fields(Fault)}
-    if unknown := sorted(set(request) - set(known)):
-        raise ConfigInvalid(f"Unknown key {unknown[0]!r} of a fault: give {', '.join(known)}.")
-    kinds = ", ".join(FaultKind)
     try:
-        kind = FaultKind(request.get("kind", ""))
-    except ValueError:
+        return msgspec.convert(dict(request), Fault)
+    except msgspec.ValidationError as error:
         raise ConfigInvalid(
-            f"Unknown fault {request.get('kind')!r}: give one of {kinds}."
+            f"This is no fault ({error}): give a kind of {', '.join(FaultKind)}, and of topic, "
+            "ms, seconds, count and provoke what it needs."
         ) from None
-    types: dict[str, type | tuple[type, ...]] = {
-        "topic": str,
-        "ms": int,
-        "seconds": (int, float),
-        "count": int,
-        "provoke": bool,
-    }
-    for name, value in request.items():
-        if name != "kind" and not isinstance(value, types[name]):
-            raise ConfigInvalid(f"The fault's {name} is {value!r}: give it as {known[name]}.")
-    if not 1 <= request.get("count", 1) <= PENDING_LIMIT or request.get("ms", 0) < 0:
-        raise ConfigInvalid(f"A fault's count is 1 to {PENDING_LIMIT} and its ms are not negative.")
-    return Fault(**{**request, "kind": kind})
 
 
 @dataclass

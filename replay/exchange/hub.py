@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from typing import Final
 
@@ -177,7 +178,7 @@ class Hub:
                 return
             for frame in build():
                 if frame.at_ms > time_ms:
-                    self.at(frame.at_ms, lambda late=frame: self.publish(key, late))  # type: ignore[misc]
+                    self.at(frame.at_ms, partial(self.publish, key, frame))
                 else:
                     self.publish(key, frame)
             self._schedule_next(key, subscription)
@@ -245,7 +246,7 @@ class Hub:
         match fault.kind:
             case FaultKind.DELAY:
                 at_ms = self.clock.now_ms() + fault.delay_ms
-                self.at(at_ms, lambda: self._deliver(key, frame.body))
+                self.at(at_ms, partial(self._deliver, key, frame.body))
             case FaultKind.REORDER:
                 self._held_back.append((key, frame.body))
             case FaultKind.DUPLICATE:

@@ -161,8 +161,10 @@ class Market:
 
     def touch(self, row: int, time_ms: int) -> Touch:
         """Return the last trade at *time_ms* in bar *row*, else the close of the bar before."""
-        before = int(self.base.close[row - 1]) if row > 0 else int(self.base.open[0])
-        price, is_buy, direction = before, mix(self.seed ^ row) % 2 == 0, "ZeroPlusTick"
+        price = int(self.base.close[row - 1]) if row > 0 else int(self.base.open[0])
+        is_buy, direction = mix(self.seed ^ row) % 2 == 0, "ZeroPlusTick"
+        if row > 0 and self.path(row - 1).trades:
+            is_buy, direction = self.path(row - 1).trades[-1].is_buy, self.directions(row - 1)[-1]
         for trade, name in zip(self.path(row).trades, self.directions(row), strict=True):
             if trade.time_ms > time_ms:
                 break

@@ -3,8 +3,7 @@
 Live use::
 
     async with EmbeddedExchange(ExchangeSettings(data=("BTCUSDT=btc.csv.gz",), speed=2000)) as it:
-        print(it.rest_url, it.stream_url)
-        await it.run()
+        ...                                  # it.rest_url, it.stream_url, it.control_url
 
 A test moves market time itself and never sleeps::
 
@@ -95,7 +94,6 @@ class EmbeddedExchange:
         self.faults: Final = Faults()
         self._plan = settings.faults or FaultPlan()
         self._stack = AsyncExitStack()
-        self._pump: asyncio.Task[None] | None = None
         self._port = settings.port
 
     async def __aenter__(self) -> Self:
@@ -116,10 +114,8 @@ class EmbeddedExchange:
         async with AsyncExitStack() as stack:
             await self._listen(stack)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            self._pump = tasks.create_task(self.hub.pump())
-            schedule = tasks.create_task(self._schedule_faults())
-            stack.callback(schedule.cancel)
-            stack.callback(self._pump.cancel)
+            for work in (self.hub.pump(), self._schedule_faults()):
+                stack.callback(tasks.create_task(work).cancel)
             self._stack = stack.pop_all()
         return self
 
@@ -128,10 +124,11 @@ class EmbeddedExchange:
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> bool | None:
-        """Cut every connection and free the port."""
+    ) -> None:
+        """Cut every connection and free the port; an error of the body passes as it is."""
+        del kind, error, trace
         self.hub.cut_all()
-        return await self._stack.__aexit__(kind, error, trace)
+        await self._stack.aclose()
 
     # ------------------------------------------------------------ addresses
 
@@ -180,11 +177,6 @@ class EmbeddedExchange:
     def arm(self, kind: str, **parameters: str | float | bool) -> None:
         """Arm a fault by name, as ``POST /control/fault`` does; raises ``ConfigInvalid``."""
         self.hub.arm(fault_from({"kind": kind, **parameters}))
-
-    async def run(self) -> None:
-        """Wait until cancelled, or until the pump fails."""
-        assert self._pump is not None
-        await asyncio.shield(self._pump)
 
     # ------------------------------------------------------------ making
 

@@ -1,0 +1,45 @@
+"""Control calls arm, report and release, for callers on this machine alone."""
+
+from __future__ import annotations
+
+from exchange_client import MINUTE, candles, serving, walk_rows
+
+ROWS = walk_rows(60, seed=9)
+
+
+async def test_a_fault_is_armed_and_reported_with_its_time() -> None:
+    async with serving(candles(ROWS)) as (exchange, client), client.stream() as stream:
+        await stream.subscribe("kline.1.BTCUSDT")
+        control = exchange.control_url
+        request = {"kind": "missing_close"}
+        async with client.session.post(f"{control}/fault", json=request) as response:
+            assert await response.json() == {"armed": request}
+        await exchange.advance(2 * MINUTE)
+        async with client.session.get(f"{control}/faults") as response:
+            report = await response.json()
+        assert len(report) == 13
+        assert report["missing_close"]["scheduled"] == report["missing_close"]["fired"] == 1
+        (at_ms,) = report["missing_close"]["times"]
+        assert exchange.clock.now_ms() - 2 * MINUTE < at_ms <= exchange.clock.now_ms()
+        assert report["drop"] == {"scheduled": 0, "fired": 0, "times": []}
+
+
+async def test_nonsense_is_answered_with_a_sentence() -> None:
+    async with serving(candles(ROWS)) as (exchange, client):
+        for body in (b"{", b"[]", b'{"kind":"boom"}'):
+            url = f"{exchange.control_url}/fault"
+            async with client.session.post(url, data=body) as response:
+                assert response.status == 400
+                assert (await response.json())["error"]
+
+
+async def test_foreign_hosts_and_web_pages_are_refused() -> None:
+    async with serving(candles(ROWS)) as (exchange, client):
+        url = f"{exchange.control_url}/status"
+        for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+            async with client.session.get(url, headers=headers) as response:
+                assert response.status == 403
+        async with client.session.get(url) as response:
+            status = await response.json()
+        assert status["time"] == exchange.clock.now_ms()
+        assert (status["held"], status["ended"], status["connections"]) == (False, False, 0)

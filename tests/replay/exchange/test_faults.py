@@ -1,0 +1,242 @@
+"""Every fault does what it says, counts only what it hit, and leaves REST true."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from aiohttp import WSServerHandshakeError
+from exchange_client import MINUTE, Client, Message, StreamClient, candles, serving, walk_rows
+
+from tracepaper.replay.exchange.faults import FaultKind, fault_from
+from tracepaper.replay.exchange.server import EmbeddedExchange
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types import Category
+
+ROWS = walk_rows(60, seed=8)
+START = 10
+KLINE = "kline.1.BTCUSDT"
+
+
+def confirmed(frames: list[Message]) -> list[Message]:
+    return [each for frame in frames for each in frame["data"] if each["confirm"]]
+
+
+async def plain_frames(topic: str = KLINE, minutes: int = 3) -> list[str]:
+    """Return the texts of an undisturbed stream."""
+    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
+        await stream.subscribe(topic)
+        await stream.drain()
+        await exchange.advance(minutes * MINUTE)
+        await stream.ask("ping")
+        return stream.texts
+
+
+async def disturbed_frames(kind: str, minutes: int = 3, **parameters: int) -> list[str]:
+    """Return the texts of the same stream with one fault armed before it."""
+    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
+        await stream.subscribe(KLINE)
+        await stream.drain()
+        exchange.arm(kind, topic="kline.", **parameters)
+        await exchange.advance(minutes * MINUTE)
+        await stream.ask("ping")
+        tally = exchange.faults.tally[FaultKind(kind)]
+        assert (tally.scheduled, tally.fired, len(tally.times)) == (1, 1, 1)
+        return stream.texts
+
+
+async def test_a_dropped_frame_is_missing_and_no_other() -> None:
+    assert await disturbed_frames("drop") == (await plain_frames())[1:]
+
+
+async def test_a_duplicate_comes_twice() -> None:
+    plain = await plain_frames()
+    assert await disturbed_frames("duplicate") == [plain[0], *plain]
+
+
+async def test_a_reordered_frame_comes_after_the_next() -> None:
+    plain = await plain_frames()
+    assert await disturbed_frames("reorder") == [plain[1], plain[0], *plain[2:]]
+
+
+async def test_a_delayed_frame_comes_behind_later_ones() -> None:
+    plain = await plain_frames()
+    texts = await disturbed_frames("delay", ms=20_000)
+    assert sorted(texts) == sorted(plain)
+    due_ms = json.loads(plain[0])["ts"] + 20_000
+    place = texts.index(plain[0])
+    assert place > 0
+    assert json.loads(texts[place - 1])["ts"] <= due_ms <= json.loads(texts[place + 1])["ts"]
+
+
+async def test_a_malformed_frame_does_not_parse() -> None:
+    plain = await plain_frames()
+    texts = await disturbed_frames("malformed")
+    assert texts[1:] == plain[1:]
+    with pytest.raises(ValueError, match=r"Unterminated|Expecting"):
+        json.loads(texts[0])
+
+
+async def test_a_missing_close_is_never_sent_but_rest_has_it() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
+        await stream.subscribe(KLINE)
+        exchange.arm("missing_close")
+        await exchange.advance(3 * MINUTE)
+        frames = await stream.drain()
+        got = [each["start"] for each in confirmed(frames)]
+        result = await client.result("kline", symbol="BTCUSDT", interval="1", limit=4)
+        rows = [int(row[0]) for row in result["list"]][:0:-1]
+        assert got == rows[1:]
+        opened = [each["start"] for frame in frames for each in frame["data"]]
+        assert rows[1] in opened  # the new candle still opens
+
+
+async def test_a_revised_close_comes_again_with_other_values_and_rest_keeps_the_first() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
+        await stream.subscribe(KLINE)
+        exchange.arm("revised_close")
+        await exchange.advance(2 * MINUTE)
+        first, second = confirmed(await stream.drain())[:2]
+        assert first["start"] == second["start"]
+        assert second["timestamp"] > first["timestamp"]
+        assert (first["close"], first["volume"]) != (second["close"], second["volume"])
+        result = await client.result(
+            "kline", symbol="BTCUSDT", interval="1", start=first["start"], limit=1
+        )
+        assert result["list"][0][4:6] == [first["close"], first["volume"]]
+
+
+@pytest.mark.parametrize("category", Category)
+async def test_a_late_close_is_late_and_true(category: Category) -> None:
+    data = candles(ROWS, category=category)
+    async with serving(data, start=START) as (exchange, client):
+        async with client.stream(category.value) as stream:
+            await stream.subscribe(KLINE)
+            exchange.arm("late_close", ms=12_000)
+            await exchange.advance(3 * MINUTE)
+            done = confirmed(await stream.drain())
+        lateness = [each["timestamp"] - each["end"] - 1 for each in done]
+        assert [late > 12_000 for late in lateness] == [True, False, False]
+        result = await client.result(
+            "kline", category=category.value, symbol="BTCUSDT", interval="1", limit=4
+        )
+        assert [row[4] for row in result["list"][:0:-1]] == [each["close"] for each in done]
+
+
+async def test_a_stall_stops_data_while_pongs_go_on_and_spares_new_connections() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client):
+        async with client.stream() as stalled:
+            await stalled.subscribe(KLINE)
+            await stalled.drain()
+            exchange.arm("stall", seconds=600)
+            await exchange.advance(2 * MINUTE)
+            assert (await stalled.ask("ping"))["ret_msg"] == "pong"
+            assert await stalled.drain() == []
+            async with client.stream() as fresh:
+                await fresh.subscribe(KLINE)
+                await exchange.advance(2 * MINUTE)
+                assert len(confirmed(await fresh.drain())) == 2
+                assert await stalled.drain() == []
+        assert exchange.faults.tally[FaultKind.STALL].fired == 1
+
+
+async def subscribed(stream: StreamClient) -> None:
+    await stream.subscribe(KLINE)
+    await stream.drain()
+
+
+async def test_a_disconnect_cuts_every_stream_at_once() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client):
+        async with client.stream() as one, client.stream() as other:
+            await subscribed(one)
+            await subscribed(other)
+            exchange.arm("disconnect")
+            await one.until_cut()
+            await other.until_cut()
+        assert exchange.faults.tally[FaultKind.DISCONNECT].fired == 1
+        async with client.stream() as again:
+            await subscribed(again)
+
+
+async def test_a_disconnect_without_a_client_waits_for_one() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client):
+        exchange.arm("disconnect")
+        assert exchange.faults.tally[FaultKind.DISCONNECT].fired == 0
+        async with client.stream() as stream:
+            await stream.socket.send_str(json.dumps({"op": "subscribe", "args": [KLINE]}))
+            await stream.until_cut()
+        assert exchange.faults.tally[FaultKind.DISCONNECT].fired == 1
+
+
+async def refused(client: Client) -> bool:
+    try:
+        async with client.stream():
+            return False
+    except WSServerHandshakeError:
+        return True
+
+
+async def test_refuse_cuts_the_stream_and_turns_the_next_connections_away() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client):
+        async with client.stream() as stream:
+            await subscribed(stream)
+            exchange.arm("refuse", count=2)
+            await stream.until_cut()
+        assert [await refused(client) for _ in range(3)] == [True, True, False]
+        assert exchange.faults.tally[FaultKind.REFUSE].fired == 2
+
+
+async def test_rest_faults_answer_10006_and_an_html_403() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client):
+        exchange.arm("retcode_10006")
+        assert (await client.get("time"))["retCode"] == 10006
+        exchange.arm("http_403")
+        async with client.session.get(exchange.rest_url + "/v5/market/time") as response:
+            assert response.status == 403
+            assert response.content_type == "text/html"
+            assert "access too frequent" in await response.text()
+        assert (await client.get("time"))["retCode"] == 0
+
+
+async def test_an_armed_fault_that_hits_nothing_has_not_fired() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
+        await stream.subscribe("publicTrade.BTCUSDT")
+        exchange.arm("missing_close")
+        exchange.arm("drop", topic="kline.")
+        await exchange.advance(3 * MINUTE)
+        for kind in (FaultKind.MISSING_CLOSE, FaultKind.DROP):
+            tally = exchange.faults.tally[kind]
+            assert (tally.scheduled, tally.fired) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "request_body",
+    [
+        {},
+        {"kind": "explode"},
+        {"kind": "drop", "speed": 3},
+        {"kind": "drop", "count": "2"},
+        {"kind": "drop", "count": 0},
+        {"kind": "delay", "ms": -1},
+    ],
+)
+def test_a_request_that_is_no_fault_is_refused(request_body: Message) -> None:
+    with pytest.raises(ConfigInvalid):
+        fault_from(request_body)
+
+
+async def test_faults_that_wait_are_bounded() -> None:
+    async with serving(candles(ROWS)) as (exchange, _):
+        exchange.arm("drop", count=1_000)
+        with pytest.raises(ConfigInvalid, match="already wait"):
+            exchange.arm("drop")
+
+
+async def test_an_armed_provoking_fault_cuts_the_stream_so_that_the_client_asks() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client):
+        async with client.stream() as stream:
+            await subscribed(stream)
+            exchange.arm("retcode_10006", provoke=True)
+            await stream.until_cut()
+        assert isinstance(exchange, EmbeddedExchange)
+        assert (await client.get("time"))["retCode"] == 10006
