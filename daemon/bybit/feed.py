@@ -1,0 +1,335 @@
+"""The live feed: streams and REST joined into one line of events, each bar exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Final, Self, assert_never
+
+from msgspec import structs
+
+from tracepaper.daemon.bybit.backfill import Hole, fill
+from tracepaper.daemon.bybit.connection import Connection
+from tracepaper.daemon.bybit.feed_types import (
+    FeedSettings,
+    FeedStart,
+    Item,
+    Reminder,
+    Stop,
+    Submitted,
+)
+from tracepaper.daemon.bybit.funding import FundingSchedule
+from tracepaper.daemon.bybit.intervals import floor_open_ms, interval_name
+from tracepaper.daemon.bybit.line import Line
+from tracepaper.daemon.bybit.market import Market
+from tracepaper.daemon.bybit.rest import Rest
+from tracepaper.daemon.bybit.sequence import BarSequence, Place
+from tracepaper.daemon.bybit.stream import first_cause
+from tracepaper.daemon.bybit.upkeep import Upkeep
+from tracepaper.daemon.ports import Clock
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types import (
+    Bar,
+    Event,
+    Funding,
+    GapCause,
+    Instrument,
+    Mark,
+    Quote,
+)
+
+FUNDING_WAIT_S: Final = 0.5
+"""How long, network time, a bar waits for a settlement that belongs before it."""
+
+
+class LiveFeed:
+    """Implements ``ports.Feed``; an async context manager that owns the connections.
+
+    ::
+
+        async with LiveFeed(...) as feed:
+            async for event in feed: ...
+
+    ``quote_from_ms`` tells for an instrument the market time from which quotes matter, None while
+    no order rests. ``counters`` says what happened, for /metrics. Raises ``ConfigInvalid`` where
+    the exchange and the run do not belong together; everything recoverable is waited out.
+    """
+
+    def __init__(
+        self,
+        *,
+        rest: Rest,
+        clock: Clock,
+        rng: random.Random,
+        instruments: Sequence[Instrument],
+        settings: FeedSettings,
+        start: FeedStart,
+        quote_from_ms: Callable[[str], int | None],
+    ) -> None:
+        interval_name(settings.interval_ms)
+        self.counters: Counter[str] = Counter()
+        self._rest = rest
+        self._clock = clock
+        self._settings = settings
+        self._quote_from_ms = quote_from_ms
+        self._line: Line[Item] = Line(settings.queue_limit)
+        self._markets = {one.id: _market(one, settings, start) for one in instruments}
+        self._resumed = {one for one, open_ms in start.known.items() if open_ms is not None}
+        self._upkeep = Upkeep(
+            rest=rest,
+            clock=clock,
+            settings=settings,
+            markets=self._markets,
+            line=self._line,
+            counters=self.counters,
+        )
+        self._group = asyncio.TaskGroup()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._connections = [
+            Connection(
+                category=category,
+                instruments=[one for one in instruments if one.category is category],
+                settings=settings,
+                owner=self,
+                clock=clock,
+                rng=rng,
+                silence=rest.silence,
+            )
+            for category in dict.fromkeys(one.category for one in instruments)
+        ]
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        for work in (
+            *(connection.stream.run for connection in self._connections),
+            self._upkeep.run_time,
+            self._upkeep.run_reminders,
+            self._upkeep.run_settlements,
+            self._upkeep.run_filters,
+        ):
+            self._tasks.append(self._group.create_task(work()))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        # The group may have cancelled us for a task's failure; only then is it told of it.
+        is_cancelled = isinstance(error, asyncio.CancelledError)
+        ours = (kind, error, traceback) if is_cancelled else (None, None, None)
+        try:
+            await self._group.__aexit__(*ours)
+        except BaseExceptionGroup as failures:
+            raise first_cause(failures) from None
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Yield events until ``stop``."""
+        return self._events()
+
+    async def submit(self, event: Event) -> None:
+        """Put *event* in line: an operator's command, a timer."""
+        self._line.insist(Submitted(event))
+
+    def stop(self) -> None:
+        """End the feed after the events that are already in line."""
+        self._line.insist(Stop())
+
+    # ------------------------------------------------------------ what connections bring
+
+    def observe(self, server_ms: int) -> None:
+        """Learn the time of a frame."""
+        self._upkeep.observe(server_ms)
+
+    def offer(self, item: Bar | Quote | Mark) -> None:
+        """Put what a stream brought in line; a bar that finds no place is repaired by REST."""
+        if not isinstance(item, Bar):
+            if not self._line.offer(item, share=0.5):
+                self.counters["overflow_quotes"] += 1
+        elif not self._line.offer(item):
+            self.counters["overflow_bars"] += 1
+            self._markets[item.instrument].cause = GapCause.OVERFLOW
+
+    def announce_funding(self, instrument: str, next_ms: int) -> None:
+        """Learn a ticker's ``nextFundingTime``."""
+        self._markets[instrument].funding.announce(next_ms)
+
+    def lost(self, instruments: Iterable[Instrument], cause: GapCause) -> None:
+        """Learn that the connection of *instruments* was lost: their next hole has this cause."""
+        for one in instruments:
+            self._markets[one.id].cause = cause
+
+    # ------------------------------------------------------------ the line of events
+
+    async def _events(self) -> AsyncIterator[Event]:
+        """Catch up, then hand on what comes."""
+        async for event in self._catch_up():
+            yield event
+        self._upkeep.is_live = True
+        while not isinstance(item := await self._line.take(), Stop):
+            async for event in self._on_item(item):
+                yield event
+
+    async def _on_item(
+        self, item: Bar | Quote | Mark | Reminder | Submitted
+    ) -> AsyncIterator[Event]:
+        """Hand on what one item of the line causes."""
+        match item:
+            case Bar():
+                async for event in self._on_bar(item):
+                    yield event
+            case Quote():
+                market = self._markets[item.instrument]
+                if market.learn_quote(item, self._quote_from_ms(item.instrument)):
+                    yield structs.replace(item, seen_ms=self._clock.market_ms())
+            case Mark():
+                self._markets[item.instrument].learn_mark(item)
+            case Reminder():
+                async for event in self._on_reminder(item):
+                    yield event
+            case Submitted():
+                yield item.event
+            case _:
+                assert_never(item)
+
+    async def _catch_up(self) -> AsyncIterator[Event]:
+        """Subscribe first, then fetch by REST what closed before, until nothing is missing."""
+        for connection in self._connections:
+            # Without a stream REST alone goes on, so this wait has an end.
+            await connection.answered(self._settings.stream.connect_timeout_s)
+        await self._upkeep.synchronise()
+        self._refuse_the_past()
+        reached: dict[str, int] = {}
+        while True:
+            until_ms = floor_open_ms(self._clock.market_ms(), self._settings.interval_ms)
+            before = dict(reached)
+            holes = [
+                Hole(market, until_ms, is_certain=False, cause=market.cause)
+                for market in self._markets.values()
+            ]
+            async for event in self._fill(holes):
+                yield event
+            reached = {one: market.sequence.next_open_ms for one, market in self._markets.items()}
+            if reached == before or min(reached.values()) >= until_ms:
+                return
+
+    def _refuse_the_past(self) -> None:
+        """Refuse a server whose time lies behind what the run already holds."""
+        now_ms = self._clock.market_ms()
+        for market in self._markets.values():
+            held_ms = market.sequence.next_open_ms
+            if market.instrument.id in self._resumed and now_ms < held_ms:
+                raise ConfigInvalid(
+                    f"The exchange's time is {held_ms - now_ms} ms behind the last bar of "
+                    f"{market.instrument.id} in the database; choose another database with --db "
+                    "or storage.url."
+                )
+
+    async def _on_bar(self, bar: Bar) -> AsyncIterator[Event]:
+        """Hand on a bar of the stream, exactly once and in its place."""
+        market = self._markets[bar.instrument]
+        match place := market.sequence.place(bar):
+            case Place.REPEATED | Place.OLD:
+                self.counters[f"{place.value}_bars"] += 1
+                return
+            case Place.REVISED:
+                self.counters["revised_bars"] += 1
+                market.sequence.accept(bar)
+                yield structs.replace(bar, seen_ms=self._clock.market_ms())
+                return
+            case Place.AHEAD:
+                hole = Hole(market, bar.open_time_ms, is_certain=True, cause=market.cause)
+                async for event in self._fill([hole]):
+                    yield event
+            case Place.NEXT:
+                pass
+            case _:
+                assert_never(place)
+        market.cause = self._cause_while(market)
+        async for event in self._before(market, bar.close_time_ms, FUNDING_WAIT_S):
+            yield event
+        for event in self._quotes(market):
+            yield event
+        market.sequence.accept(bar)
+        self.counters["bars"] += 1
+        yield structs.replace(bar, seen_ms=self._clock.market_ms())
+
+    async def _on_reminder(self, reminder: Reminder) -> AsyncIterator[Event]:
+        """Ask REST for a bar whose closing frame is overdue, unless it came meanwhile."""
+        market = self._markets[reminder.instrument]
+        if market.sequence.next_open_ms != reminder.open_ms:
+            return
+        until_ms = floor_open_ms(self._clock.market_ms(), self._settings.interval_ms)
+        hole = Hole(market, until_ms, is_certain=False, cause=market.cause)
+        async for event in self._fill([hole]):
+            yield event
+
+    async def _fill(self, holes: Sequence[Hole]) -> AsyncIterator[Event]:
+        """Fill *holes* from REST, each bar preceded by the settlements that belong before it."""
+        async for event in fill(holes, rest=self._rest, clock=self._clock):
+            if isinstance(event, Bar):
+                market = self._markets[event.instrument]
+                until_ms = next(one.until_ms for one in holes if one.market is market)
+                async for before in self._before(market, event.close_time_ms, None):
+                    yield before
+                if self._upkeep.is_live and event.close_time_ms >= until_ms:
+                    for quote_or_mark in self._quotes(market):
+                        yield quote_or_mark
+                self.counters["rest_bars"] += 1
+            else:
+                self.counters["repairs" if event.repaired_by else "holes"] += 1
+            yield event
+
+    async def _before(
+        self, market: Market, close_ms: int, patience_s: float | None
+    ) -> AsyncIterator[Funding]:
+        """Yield the settlements that belong before a bar that closed at *close_ms*."""
+        if not market.funding.is_due_by(close_ms):
+            return
+        market.funding.asked(close_ms)
+        try:
+            async with asyncio.timeout(patience_s):
+                settled = await self._upkeep.settlements(market, close_ms)
+        except TimeoutError:
+            return  # asked again in the background
+        for funding in settled:
+            yield funding
+
+    def _quotes(self, market: Market) -> list[Quote | Mark]:
+        """Return the newest quote and mark that were not handed on, as of now."""
+        now_ms = self._clock.market_ms()
+        return [structs.replace(event, seen_ms=now_ms) for event in market.unhanded()]
+
+    def _cause_while(self, market: Market) -> GapCause:
+        """Return why the next bar of *market* would be missing, as things stand."""
+        category = market.instrument.category
+        is_up = any(one.is_connected for one in self._connections if one.category is category)
+        return GapCause.MISSED if is_up else GapCause.DISCONNECTED
+
+
+def _market(instrument: Instrument, settings: FeedSettings, start: FeedStart) -> Market:
+    """Return the state of *instrument* as the run left it, or as a new run begins."""
+    interval_ms = settings.interval_ms
+    known_ms = start.known.get(instrument.id)
+    if known_ms is None:
+        first_ms = floor_open_ms(start.period_start_ms, interval_ms)
+        next_open_ms = first_ms - start.warmup_bars * interval_ms
+        settled_ms = start.period_start_ms
+    else:
+        next_open_ms = settled_ms = known_ms + interval_ms
+    return Market(
+        instrument,
+        cause=None if known_ms is None else GapCause.DOWN,
+        sequence=BarSequence(interval_ms=interval_ms, next_open_ms=next_open_ms),
+        funding=FundingSchedule(
+            interval_minutes=instrument.funding_interval_minutes,
+            settled_ms=start.known_funding.get(instrument.id, settled_ms),
+        ),
+        grace_s=settings.grace_s,
+    )

@@ -1,0 +1,57 @@
+"""What a live feed is told at its start, and what stands in its line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from tracepaper.daemon.bybit.stream import StreamSettings
+from tracepaper.strategies.types import Bar, Event, Mark, Quote
+
+
+class FeedSettings(Struct, frozen=True):
+    """How the feed keeps order; times without another word are seconds of network time."""
+
+    interval_ms: int
+    stream: StreamSettings = StreamSettings()
+    grace_ms: int = 5_000  # market time after a bar's close before REST is asked for it
+    grace_s: float = 0.5  # and at least this long in network time
+    queue_limit: int = 10_000
+    trades: bool = False
+    resync_s: float = 30.0
+    poll_s: float = 0.1
+    instruments_ms: int = 86_400_000  # market time between two readings of the filters
+
+
+class FeedStart(Struct, frozen=True):
+    """What the run already holds, by instrument id.
+
+    ``known`` has the newest bar's open time (None or missing: none, so warm-up bars are fetched),
+    ``known_funding`` the newest settlement's time.
+    """
+
+    period_start_ms: int
+    warmup_bars: int
+    known: Mapping[str, int | None] = {}
+    known_funding: Mapping[str, int] = {}
+
+
+class Reminder(Struct, frozen=True):
+    """The closing frame of the bar that opened at ``open_ms`` is overdue."""
+
+    instrument: str
+    open_ms: int
+
+
+class Submitted(Struct, frozen=True):
+    """An event from outside or from a background task, handed on as it stands."""
+
+    event: Event
+
+
+class Stop(Struct, frozen=True):
+    """The end of the feed."""
+
+
+Item = Bar | Quote | Mark | Reminder | Submitted | Stop

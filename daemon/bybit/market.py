@@ -1,0 +1,102 @@
+"""What the feed knows of one instrument: its bar order, newest quote and mark, and patience."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tracepaper.daemon.bybit.funding import FundingSchedule
+from tracepaper.daemon.bybit.sequence import BarSequence
+from tracepaper.strategies.types import GapCause, Instrument, Mark, Quote
+
+PATIENCE_MAX_S: Final = 30.0
+
+
+class Market:
+    """One instrument's state in the feed; pure, times are arguments."""
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        *,
+        sequence: BarSequence,
+        funding: FundingSchedule,
+        grace_s: float,
+        cause: GapCause | None = GapCause.MISSED,
+    ) -> None:
+        self.instrument = instrument
+        self.sequence = sequence
+        self.funding = funding
+        self.cause = cause  # of the next hole; None while only warm-up bars can be missing
+        self._quote: Quote | None = None
+        self._quote_handed: Quote | None = None
+        self._mark: Mark | None = None
+        self._mark_handed: Mark | None = None
+        self._grace_s = grace_s
+        self._reminded_open_ms = -1
+        self._asks_s = float("inf")
+        self._patience_s = grace_s
+        self.settle_at_s = 0.0  # network time of the next question for an overdue settlement
+        self.settle_patience_s = 1.0
+
+    def learn_quote(self, quote: Quote, from_ms: int | None) -> bool:
+        """Keep *quote* if it is the newest; return whether it is an event of its own.
+
+        It is one while an order rests (*from_ms* is the market time from which it may fill): the
+        first quote at or after that, then each that differs from the one handed on before.
+        """
+        if self._quote is not None and quote.market_ms < self._quote.market_ms:
+            return False  # a replay of older frames right after subscribing
+        self._quote = quote
+        if from_ms is None or quote.market_ms < from_ms:
+            return False
+        handed = self._quote_handed
+        if handed is not None and handed.market_ms >= from_ms and _same(handed, quote):
+            return False
+        self._quote_handed = quote
+        return True
+
+    def learn_mark(self, mark: Mark) -> None:
+        """Keep *mark* if it is the newest."""
+        if self._mark is None or mark.market_ms >= self._mark.market_ms:
+            self._mark = mark
+
+    def unhanded(self) -> list[Quote | Mark]:
+        """Return the newest quote and mark unless they were handed on; they count as such now."""
+        events: list[Quote | Mark] = []
+        if self._quote is not None and self._quote is not self._quote_handed:
+            self._quote_handed = self._quote
+            events.append(self._quote)
+        if self._mark is not None and self._mark is not self._mark_handed:
+            self._mark_handed = self._mark
+            events.append(self._mark)
+        return events
+
+    def is_overdue(self, *, market_ms: int, network_s: float, grace_ms: int) -> bool:
+        """Return True, once for each question, when the next bar's closing frame is overdue.
+
+        Overdue is *grace_ms* of market time and ``grace_s`` of network time after its close; then
+        after twice the wait each time, up to ``PATIENCE_MAX_S``, while REST has no such bar.
+        """
+        close_ms = self.sequence.next_close_ms
+        if market_ms < close_ms:
+            self._reminded_open_ms = -1
+            return False
+        if self._reminded_open_ms != self.sequence.next_open_ms:
+            self._reminded_open_ms = self.sequence.next_open_ms
+            self._patience_s = self._grace_s
+            self._asks_s = network_s + self._patience_s
+        if market_ms < close_ms + grace_ms or network_s < self._asks_s:
+            return False
+        self._patience_s = min(2 * self._patience_s, PATIENCE_MAX_S)
+        self._asks_s = network_s + self._patience_s
+        return True
+
+
+def _same(one: Quote, other: Quote) -> bool:
+    """Return whether two quotes offer the same."""
+    return (one.bid, one.bid_size, one.ask, one.ask_size) == (
+        other.bid,
+        other.bid_size,
+        other.ask,
+        other.ask_size,
+    )

@@ -1,0 +1,106 @@
+"""Which bar of an instrument comes next, which came already, and what a window lacks. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct
+
+from tracepaper.strategies.types import Bar
+
+REMEMBERED_BARS: Final = 4_096
+"""Bars whose values are kept to tell a repetition from a revision; older ones count as old."""
+
+_Values = tuple[int, int, int, int, int, int | None]
+
+
+class Place(StrEnum):
+    """Where a bar stands against those already handed on."""
+
+    NEXT = "next"
+    AHEAD = "ahead"  # bars before it are missing
+    REPEATED = "repeated"  # equal to what was handed on
+    REVISED = "revised"  # another value of a bar already handed on
+    OLD = "old"  # too old to compare
+
+
+class BarSequence:
+    """Exactly-once order of one instrument's bars, by open time."""
+
+    def __init__(self, *, interval_ms: int, next_open_ms: int) -> None:
+        self.interval_ms = interval_ms
+        self.next_open_ms = next_open_ms
+        self.is_begun = False  # True once a bar was handed on
+        self._values: OrderedDict[int, set[_Values]] = OrderedDict()
+
+    @property
+    def next_close_ms(self) -> int:
+        """The close of the bar that comes next."""
+        return self.next_open_ms + self.interval_ms
+
+    def place(self, bar: Bar) -> Place:
+        """Return where *bar* stands; changes nothing."""
+        if bar.open_time_ms == self.next_open_ms:
+            return Place.NEXT
+        if bar.open_time_ms > self.next_open_ms:
+            return Place.AHEAD
+        if (known := self._values.get(bar.open_time_ms)) is None:
+            return Place.OLD
+        return Place.REPEATED if _values(bar) in known else Place.REVISED
+
+    def accept(self, bar: Bar) -> None:
+        """Remember *bar* as handed on, be it new or a revision."""
+        self._values.setdefault(bar.open_time_ms, set()).add(_values(bar))
+        if len(self._values) > REMEMBERED_BARS:
+            self._values.popitem(last=False)
+        self.next_open_ms = max(self.next_open_ms, bar.close_time_ms)
+        self.is_begun = True
+
+    def skip(self, until_ms: int) -> None:
+        """Give up what opens before *until_ms*."""
+        self.next_open_ms = max(self.next_open_ms, until_ms)
+
+
+def _values(bar: Bar) -> _Values:
+    """Return what makes two bars of one time the same bar."""
+    return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover)
+
+
+class Run(Struct, frozen=True):
+    """A stretch of a window: the bars that fill it, or none where it is a hole."""
+
+    from_ms: int
+    until_ms: int  # exclusive
+    bars: tuple[Bar, ...]
+
+
+def runs(bars: Iterable[Bar], *, from_ms: int, until_ms: int, interval_ms: int) -> list[Run]:
+    """Cut the window [*from_ms*, *until_ms*) into stretches with and without bars, in order.
+
+    *bars* are sorted by open time, each once, and open inside the window. A hole at the window's
+    end is listed too; whether it is certain is for the caller to know.
+    """
+    found: list[Run] = []
+    stretch: list[Bar] = []
+    at_ms = from_ms
+    for bar in bars:
+        if bar.open_time_ms > at_ms:
+            if stretch:
+                found.append(_run(stretch))
+                stretch = []
+            found.append(Run(at_ms, bar.open_time_ms, ()))
+        stretch.append(bar)
+        at_ms = bar.open_time_ms + interval_ms
+    if stretch:
+        found.append(_run(stretch))
+    if at_ms < until_ms:
+        found.append(Run(at_ms, until_ms, ()))
+    return found
+
+
+def _run(stretch: Sequence[Bar]) -> Run:
+    """Return the run of consecutive bars."""
+    return Run(stretch[0].open_time_ms, stretch[-1].close_time_ms, tuple(stretch))

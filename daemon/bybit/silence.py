@@ -1,0 +1,38 @@
+"""The silence that the exchange asks for after a ban: one for all requests of this address."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import structlog
+
+from tracepaper.daemon.ports import Clock
+from tracepaper.daemon.supervisor import Waiting, unheard
+
+log = structlog.get_logger("bybit")
+
+
+class Silence:
+    """A declared wait: while it lasts nothing is sent, and the watchdog counts it as progress."""
+
+    def __init__(self, *, clock: Clock, waiting: Waiting = unheard) -> None:
+        self._clock = clock
+        self._waiting = waiting
+        self.until_s = 0.0  # network time
+
+    def declare(self, seconds: float, reason: str) -> None:
+        """Be silent for *seconds* from now; a longer silence already declared stays."""
+        self.until_s = max(self.until_s, self._clock.network_s() + seconds)
+        log.warning("silent", seconds=seconds, reason=reason)
+
+    async def over(self) -> None:
+        """Return when the silence is over."""
+        while (left_s := self.until_s - self._clock.network_s()) > 0:
+            self._waiting("ban silence", left_s)
+            await self._clock.sleep(left_s)
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether *url* names this machine, where no proxy belongs in between."""
+    host = urlsplit(url).hostname or ""
+    return host in {"localhost", "::1"} or host.startswith("127.")

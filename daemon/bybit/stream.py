@@ -1,0 +1,291 @@
+"""One websocket connection to a category's public stream, kept alive without end.
+
+Source: docs/v5/websocket. The heartbeat is a JSON text frame every ``ping_s``; whether the stream
+lives is judged by data, never by pongs. Acknowledgements name no topics, so each request carries
+its own ``req_id``. After a reconnect everything is subscribed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
+from msgspec import Struct
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
+
+from tracepaper.daemon.bybit.messages import Request, encode
+from tracepaper.daemon.bybit.silence import Silence, is_loopback
+from tracepaper.daemon.bybit.wire import Ack, Pong, Received, Unknown
+from tracepaper.daemon.ports import Clock
+from tracepaper.daemon.supervisor import persist
+from tracepaper.strategies.errors import (
+    ConfigInvalid,
+    Fatal,
+    FeedLost,
+    FeedStale,
+    Recoverable,
+)
+from tracepaper.strategies.types import Category
+
+TOPICS_PER_REQUEST: Final = 10
+"""Spot refuses more; the other categories take them."""
+ARGUMENT_CHARACTERS_MAX: Final = 21_000
+"""All topics of one connection together (docs/v5/websocket/wss-authentication)."""
+CLOSE_TIMEOUT_S: Final = 1.0
+FORBIDDEN_STATUS: Final = 403
+RESUBSCRIBE_FIRST_S: Final = 1.0
+
+log = structlog.get_logger("bybit.stream")
+
+
+class StreamSettings(Struct, frozen=True):
+    """Where and how patiently to listen; the keys of ``[exchange]`` under the same names.
+
+    All times are seconds of network time.
+    """
+
+    stream_url: str = "wss://stream.bybit.com"
+    ping_s: float = 20.0
+    data_watchdog_s: float = 30.0
+    connect_timeout_s: float = 10.0
+    ack_timeout_s: float = 10.0
+    ban_silence_s: float = 600.0
+    backoff_max_s: float = 30.0
+    frame_bytes_max: int = 4 * 1024 * 1024
+
+
+class StreamHandler(Struct, frozen=True):
+    """What the owner of a stream does with it.
+
+    ``receive`` reads a frame (None: malformed, already counted), ``connected`` hears of each new
+    connection before its first frame, ``lost`` of each loss with its reason.
+    """
+
+    receive: Callable[[bytes], Received | None]
+    connected: Callable[[], None]
+    lost: Callable[[Recoverable], None]
+
+
+class Stream:
+    """Connects, subscribes *topics* and hands frames on, for as long as ``run`` is not cancelled.
+
+    ``answered`` is set once every topic of a connection was acknowledged or refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        category: Category,
+        topics: Sequence[str],
+        settings: StreamSettings,
+        handler: StreamHandler,
+        clock: Clock,
+        rng: random.Random,
+        silence: Silence,
+    ) -> None:
+        if sum(map(len, topics)) > ARGUMENT_CHARACTERS_MAX:
+            raise ConfigInvalid(
+                f"{len(topics)} topics are more than one {category.value} connection takes "
+                f"({ARGUMENT_CHARACTERS_MAX} characters); list fewer market.symbols."
+            )
+        self.answered = asyncio.Event()
+        self.is_connected = False
+        self.refused: set[str] = set()
+        self._url = f"{settings.stream_url.rstrip('/')}/v5/public/{category.value}"
+        self._category = category
+        self._topics = tuple(topics)
+        self._settings = settings
+        self._handler = handler
+        self._clock = clock
+        self._rng = rng
+        self._silence = silence
+        self._requests = 0
+        self._acks: dict[str, asyncio.Future[Ack]] = {}
+        self._data_s = 0.0
+
+    async def run(self) -> None:
+        """Listen until cancelled; raises ``ConfigInvalid`` where no retry can help."""
+        await persist(
+            self._session,
+            clock=self._clock,
+            rng=self._rng,
+            name=f"stream {self._category.value}",
+            ceiling_s=self._settings.backoff_max_s,
+        )
+
+    async def _session(self) -> None:
+        """Live through one connection; always ends by raising."""
+        connection = await self._connect()
+        self.is_connected = True
+        self._data_s = self._clock.network_s()
+        self._handler.connected()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read(connection))
+                group.create_task(self._heartbeat(connection))
+                group.create_task(self._watch())
+                group.create_task(self._subscribe(connection))
+        except BaseExceptionGroup as failures:
+            cause = first_cause(failures)
+            if isinstance(cause, Recoverable):
+                self._handler.lost(cause)
+            raise cause from None
+        finally:
+            self.is_connected = False
+            self._acks.clear()
+            await connection.close()
+
+    async def _connect(self) -> ClientConnection:
+        """Return an open connection; raises ``FeedLost``, after a 403 with a silence declared."""
+        await self._silence.over()
+        settings = self._settings
+        try:
+            return await connect(
+                self._url,
+                compression=None,
+                max_size=settings.frame_bytes_max,
+                open_timeout=settings.connect_timeout_s,
+                close_timeout=CLOSE_TIMEOUT_S,
+                ping_interval=None,  # Bybit's heartbeat is a JSON frame of our own
+                proxy=None if is_loopback(self._url) else True,
+            )
+        except InvalidURI as error:
+            raise ConfigInvalid(
+                f"{self._url} is no websocket address; correct exchange.stream_url."
+            ) from error
+        except InvalidStatus as error:
+            status = error.response.status_code
+            if status == FORBIDDEN_STATUS:
+                self._silence.declare(settings.ban_silence_s, "HTTP 403 on the stream")
+            raise FeedLost(
+                f"Bybit refused the {self._category.value} stream with HTTP {status}; trying "
+                "again, check exchange.stream_url if this lasts."
+            ) from error
+        except (OSError, TimeoutError, WebSocketException) as error:
+            raise FeedLost(
+                f"The {self._category.value} stream could not be opened "
+                f"({type(error).__name__}: {error}); trying again, check the network and "
+                "exchange.stream_url if this lasts."
+            ) from error
+
+    async def _read(self, connection: ClientConnection) -> None:
+        """Hand frames on until the connection ends."""
+        while True:
+            try:
+                frame = await connection.recv(decode=False)
+            except WebSocketException as error:
+                raise FeedLost(
+                    f"The {self._category.value} stream ended ({error}); connecting again."
+                ) from error
+            received = self._handler.receive(bytes(frame))
+            if isinstance(received, Ack):
+                self._acknowledge(received)
+            elif received is not None and not isinstance(received, Pong | Unknown):
+                self._data_s = self._clock.network_s()
+
+    def _acknowledge(self, ack: Ack) -> None:
+        """Hand *ack* to the request that waits for it."""
+        future = self._acks.pop(ack.request_id, None)
+        if future is not None and not future.done():
+            future.set_result(ack)
+
+    async def _heartbeat(self, connection: ClientConnection) -> None:
+        """Send a ping every ``ping_s``."""
+        while True:
+            await self._clock.sleep(self._settings.ping_s)
+            await self._send(connection, Request("ping"))
+
+    async def _send(self, connection: ClientConnection, request: Request) -> None:
+        """Send *request*; raises ``FeedLost`` where the connection does not take it."""
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                await connection.send(encode(request), text=True)
+        except (WebSocketException, TimeoutError) as error:
+            raise FeedLost(
+                f"The {self._category.value} stream takes no more requests ({error}); connecting "
+                "again."
+            ) from error
+
+    async def _watch(self) -> None:
+        """Raise ``FeedStale`` once no data came for ``data_watchdog_s``."""
+        patience_s = self._settings.data_watchdog_s
+        while (left_s := self._data_s + patience_s - self._clock.network_s()) > 0:
+            await self._clock.sleep(left_s)
+        raise FeedStale(
+            f"The {self._category.value} stream sent no data for {patience_s:g} s; connecting "
+            "again, raise exchange.data_watchdog_s if the market is that quiet."
+        )
+
+    async def _subscribe(self, connection: ClientConnection) -> None:
+        """Subscribe every topic; keep asking for those that are refused."""
+        self.refused.clear()
+        batches = deque(
+            self._topics[first : first + TOPICS_PER_REQUEST]
+            for first in range(0, len(self._topics), TOPICS_PER_REQUEST)
+        )
+        while batches:
+            batch = batches.popleft()
+            refusal = await self._ask(connection, batch)
+            if refusal is None:
+                continue
+            if len(batch) > 1:
+                # One bad topic may have refused its neighbours: ask for each alone.
+                batches.extend((topic,) for topic in batch)
+                continue
+            self.refused.add(batch[0])
+            log.error(
+                "refused",
+                topic=batch[0],
+                reason=refusal,
+                advice="correct market.symbols; asking again meanwhile",
+            )
+        self.answered.set()
+        wait_s = RESUBSCRIBE_FIRST_S
+        while self.refused:
+            wait_s = min(2 * wait_s, self._settings.backoff_max_s)
+            await self._clock.sleep(self._rng.uniform(0, wait_s))
+            for topic in sorted(self.refused):
+                if await self._ask(connection, (topic,)) is None:
+                    self.refused.discard(topic)
+
+    async def _ask(self, connection: ClientConnection, topics: tuple[str, ...]) -> str | None:
+        """Subscribe *topics*; return None, or the exchange's words of refusal."""
+        self._requests += 1
+        request_id = f"{self._category.value}-{self._requests}"
+        future: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
+        self._acks[request_id] = future
+        await self._send(connection, Request("subscribe", request_id, list(topics)))
+        try:
+            async with asyncio.timeout(self._settings.ack_timeout_s):
+                ack = await future
+        except TimeoutError as error:
+            raise FeedLost(
+                f"The {self._category.value} stream did not answer a subscription within "
+                f"{self._settings.ack_timeout_s:g} s; connecting again."
+            ) from error
+        if ack.ok or "already subscribed" in ack.message.lower():
+            return None
+        return ack.message or "no reason given"
+
+
+def first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what ended a session: a bug before a fatal error before a recoverable one."""
+    flat: list[BaseException] = []
+    stack: list[BaseException] = [failures]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, BaseExceptionGroup):
+            stack.extend(one.exceptions)
+        else:
+            flat.append(one)
+    ranks = (Fatal, FeedStale, Recoverable)
+
+    def rank(one: BaseException) -> int:
+        return next((place for place, kind in enumerate(ranks, 1) if isinstance(one, kind)), 0)
+
+    return min(flat, key=rank)

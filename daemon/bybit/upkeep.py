@@ -1,0 +1,129 @@
+"""What a live feed does beside its line: time, reminders, settlements, filters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import structs
+
+from tracepaper.daemon.bybit.feed_types import FeedSettings, Item, Reminder, Submitted
+from tracepaper.daemon.bybit.instruments import rescaled
+from tracepaper.daemon.bybit.line import Line
+from tracepaper.daemon.bybit.market import PATIENCE_MAX_S, Market
+from tracepaper.daemon.bybit.rest import Rest
+from tracepaper.daemon.ports import Clock
+from tracepaper.strategies.types import Funding, InstrumentChange
+
+LAG_MS: Final = 5_000
+"""A frame this far from our market time, either way, has the clock read anew."""
+LAG_RESYNC_S: Final = 1.0
+
+
+class Upkeep:
+    """Background work of a feed; ``run_*`` never return. It starts once ``is_live`` is set."""
+
+    def __init__(
+        self,
+        *,
+        rest: Rest,
+        clock: Clock,
+        settings: FeedSettings,
+        markets: Mapping[str, Market],
+        line: Line[Item],
+        counters: Counter[str],
+    ) -> None:
+        self.is_live = False
+        self._rest = rest
+        self._clock = clock
+        self._settings = settings
+        self._markets = markets
+        self._line = line
+        self._counters = counters
+        self._lagged = asyncio.Event()
+        self._synchronised_s = 0.0
+
+    def observe(self, server_ms: int) -> None:
+        """Learn the time of a frame; a large difference has the clock read anew."""
+        if abs(self._clock.market_ms() - server_ms) > LAG_MS:
+            self._lagged.set()
+        self._clock.observe(server_ms)
+
+    async def settlements(self, market: Market, until_ms: int) -> list[Funding]:
+        """Return the new settlements of *market* up to *until_ms*, counted as handed on."""
+        found = await self._rest.funding_history(
+            market.instrument, market.funding.settled_ms + 1, until_ms
+        )
+        now_ms = self._clock.market_ms()
+        return [structs.replace(one, seen_ms=now_ms) for one in market.funding.take(found)]
+
+    async def synchronise(self) -> None:
+        """Read the exchange's clock."""
+        self._lagged.clear()
+        self._clock.synchronise(await self._rest.server_time_ms())
+        self._synchronised_s = self._clock.network_s()
+        self._counters["resyncs"] += 1
+
+    async def run_time(self) -> None:
+        """Read the exchange's clock every ``resync_s``, and soon after a frame differs from it."""
+        while True:
+            await self._clock.sleep(self._settings.poll_s)
+            age_s = self._clock.network_s() - self._synchronised_s
+            if self.is_live and age_s >= (
+                LAG_RESYNC_S if self._lagged.is_set() else self._settings.resync_s
+            ):
+                await self.synchronise()
+
+    async def run_reminders(self) -> None:
+        """Put a reminder in line for each bar whose closing frame is overdue."""
+        while True:
+            await self._clock.sleep(self._settings.poll_s)
+            if not self.is_live:
+                continue
+            for market in self._markets.values():
+                if market.is_overdue(
+                    market_ms=self._clock.market_ms(),
+                    network_s=self._clock.network_s(),
+                    grace_ms=self._settings.grace_ms,
+                ):
+                    self._line.insist(Reminder(market.instrument.id, market.sequence.next_open_ms))
+
+    async def run_settlements(self) -> None:
+        """Hand on settlements whose time has passed as soon as the exchange publishes them."""
+        while True:
+            await self._clock.sleep(self._settings.poll_s)
+            if not self.is_live:
+                continue
+            now_ms, now_s = self._clock.market_ms(), self._clock.network_s()
+            for market in self._markets.values():
+                if not market.funding.is_overdue(now_ms):
+                    market.settle_patience_s = 1.0
+                elif now_s >= market.settle_at_s:
+                    market.settle_at_s = now_s + market.settle_patience_s
+                    market.settle_patience_s = min(2 * market.settle_patience_s, PATIENCE_MAX_S)
+                    for funding in await self.settlements(market, now_ms):
+                        self._line.insist(Submitted(funding))
+
+    async def run_filters(self) -> None:
+        """Read the filters again once a day of market time; hand on those that changed."""
+        read_ms: int | None = None
+        while True:
+            await self._clock.sleep(self._settings.poll_s)
+            if not self.is_live:
+                continue
+            now_ms = self._clock.market_ms()
+            if read_ms is None or now_ms < read_ms:
+                read_ms = now_ms
+            if now_ms - read_ms < self._settings.instruments_ms:
+                continue
+            read_ms = now_ms
+            for market in self._markets.values():
+                kept = market.instrument
+                for fresh in await self._rest.instruments(kept.category, kept.symbol):
+                    if (changed := rescaled(fresh, kept)) != kept:
+                        market.instrument = changed
+                        now_ms = self._clock.market_ms()
+                        event = InstrumentChange(changed, now_ms, now_ms)
+                        self._line.insist(Submitted(event))
