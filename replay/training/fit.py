@@ -2,8 +2,8 @@
 
 A head here is one (task, horizon) pair. Its validation gain over the best constant answer is
 measured in units of that loss's noise (``scores``), so that the longest horizon weighs no more
-than any other. A head that has stopped improving no longer pulls at the trunk; the weights that
-are kept are those of the best mean over heads.
+than any other. A head that has stopped improving no longer pulls at the trunk. Judged and kept are
+weights averaged over the last steps, those of the best mean over heads.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tracepaper.replay.training.chunks import Batch, Chunks, Samples
 from tracepaper.replay.training.losses import (
@@ -47,8 +48,10 @@ class FitOptions:
     clip: float = 1.0
     validate_every: int = 75
     patience: int = 4
+    average: float = 0.985  # decay of the averaged weights; 0 keeps the last ones
     learned_weights: bool = False
-    uniqueness_power: float = 0.5  # return and direction weigh (first horizon ÷ horizon) ** power
+    price_weight: float = 0.5  # of return and direction, where volatility has 1
+    uniqueness_power: float = 0.5  # and these by (first horizon ÷ horizon) ** power
     seed: int = 0
 
 
@@ -108,7 +111,10 @@ class Fit:
         )
         horizons = training[0].weights.shape[1]
         self._weights = TaskWeights(horizons, learned=options.learned_weights)
-        self._shares = _shares(training[0].horizons, options.uniqueness_power)
+        self._shares = _shares(training[0].horizons, options)
+        self._averaged = AveragedModel(
+            network, multi_avg_fn=get_ema_multi_avg_fn(options.average), use_buffers=True
+        )
         self._best_heads = np.full((len(TASKS), horizons), -np.inf)
         self._waited = np.zeros((len(TASKS), horizons), dtype=np.int64)
         self._optimiser = torch.optim.AdamW(_groups(network, self._weights, options))
@@ -160,6 +166,7 @@ class Fit:
             )
         nn.utils.clip_grad_norm_(self._network.parameters(), self.options.clip)
         self._optimiser.step()
+        self._averaged.update_parameters(self._network)
         return total / self.options.accumulate
 
     def _losses(self, batch: Batch) -> Tensor:
@@ -182,7 +189,8 @@ class Fit:
 
     def _validate(self) -> None:
         """Score every head, stop those that no longer improve, keep the best weights."""
-        losses, scores = head_scores(self._network, self._validation, self._constant, self._context)
+        judged = self._averaged.module
+        losses, scores = head_scores(judged, self._validation, self._constant, self._context)
         self._learn(scores)
         mean = float(scores.mean())
         progress = self.progress
@@ -191,8 +199,7 @@ class Fit:
         if progress.improved:
             progress.best_score, progress.best_step = mean, progress.step
             self.best = {
-                name: tensor.detach().cpu().clone()
-                for name, tensor in self._network.state_dict().items()
+                name: tensor.detach().cpu().clone() for name, tensor in judged.state_dict().items()
             }
 
     def _learn(self, scores: Array) -> None:
@@ -208,6 +215,7 @@ class Fit:
             "options": asdict(self.options),
             "progress": asdict(self.progress),
             "network": self._network.state_dict(),
+            "averaged": self._averaged.state_dict(),
             "best": self.best,
             "weights": self._weights.state_dict(),
             "optimiser": self._optimiser.state_dict(),
@@ -231,6 +239,7 @@ class Fit:
         self.progress = Progress(**state["progress"])
         self.best = state["best"]
         self._network.load_state_dict(state["network"])
+        self._averaged.load_state_dict(state["averaged"])
         self._weights.load_state_dict(state["weights"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._best_heads = np.array(state["best_heads"])
@@ -238,13 +247,14 @@ class Fit:
         return True
 
 
-def _shares(horizons: Sequence[int], power: float) -> Array:
+def _shares(horizons: Sequence[int], options: FitOptions) -> Array:
     """Return [task, horizon] weights of the losses in their sum.
 
     Labels that overlap h-fold say as much as 1 ÷ h of their number about where the price goes;
-    of volatility, which lasts, each says nearly all.
+    of volatility, which lasts, each says nearly all. And the trunk overfits by way of the price.
     """
-    share = (horizons[0] / np.asarray(horizons, dtype=np.float64)) ** power
+    ratio = horizons[0] / np.asarray(horizons, dtype=np.float64)
+    share = options.price_weight * ratio**options.uniqueness_power
     return np.stack([share, share, np.ones_like(share)])
 
 

@@ -32,9 +32,9 @@ from tracepaper.replay.training.evaluation import (
 from tracepaper.replay.training.explained import explain, selective, traded
 from tracepaper.replay.training.fit import Fit, FitOptions, Observe
 from tracepaper.replay.training.series import Segment, Source, load
-from tracepaper.replay.training.splits import Part, Split
+from tracepaper.replay.training.splits import Part, Split, date_ms
 from tracepaper.storage.checkpoints import Checkpoint, save
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features import FeatureSchema, schema
 from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
@@ -55,7 +55,7 @@ class Material:
     @classmethod
     def read(
         cls,
-        paths: Sequence[Path],
+        paths: Sequence[str],
         split: Callable[[Sequence[Segment]], Split],
         horizons: tuple[int, ...],
         schema_id: str = "v1",
@@ -85,6 +85,7 @@ class Recipe:
     horizon: int  # of the gates
     created_ms: int
     explained_bars: int  # of the calibration and of the test part, to explain
+    device: str = "cpu"
 
 
 def train(
@@ -101,7 +102,7 @@ def train(
             f" {list(recipe.config.horizons)}; choose one of these."
         )
     torch.manual_seed(recipe.options.seed)
-    network = FlashNetwork(recipe.config)
+    network = FlashNetwork(recipe.config).to(_device(recipe.device))
     training = material.samples(Part.TRAIN)
     fit = Fit(
         network,
@@ -241,6 +242,31 @@ def _default_thresholds(known: Mapping[str, Sequence[float]]) -> dict[str, float
         "shift": known["shift"][98],
         "recent_mass": float(np.interp(100 / 3, PERCENTS, known["recent_mass"])),
     }
+
+
+def split_of(card: Mapping[str, Any]) -> Split:
+    """Return the split that a card names; raise ``CheckpointMismatch`` where it names none."""
+    try:
+        section = card["split"]
+        return Split(
+            train_until_ms=date_ms(section["train_until"]),
+            validation_until_ms=date_ms(section["validation_until"]),
+            calibration_until_ms=date_ms(section["calibration_until"]),
+            embargo_bars=int(section["embargo_bars"]),
+        )
+    except KeyError as error:
+        raise CheckpointMismatch(
+            f"The model's card does not say its split ({error}); judge a checkpoint that does."
+        ) from None
+
+
+def _device(name: str) -> torch.device:
+    """Return the device of that name; raise ``ConfigInvalid`` where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigInvalid("No CUDA device was found; train with --device cpu.")
+    if name not in ("cpu", "cuda"):
+        raise ConfigInvalid(f"--device is {name!r}; choose cpu or cuda.")
+    return torch.device(name)
 
 
 def _interval_name(minutes: int) -> str:

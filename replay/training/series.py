@@ -99,8 +99,11 @@ def segments_of(candles: Candles, schema: FeatureSchema) -> list[Segment]:
     return segments
 
 
-def load(paths: Sequence[Path], schema: FeatureSchema) -> tuple[list[Source], list[Segment]]:
-    """Read candle files of one interval; raise ``DataInvalid`` where intervals differ."""
+def load(paths: Sequence[str], schema: FeatureSchema) -> tuple[list[Source], list[Segment]]:
+    """Read candle files (PATH or SYMBOL=PATH) of one interval.
+
+    Raises ``DataInvalid`` where intervals differ, or no file is long enough for one feature row.
+    """
     sources: list[Source] = []
     segments: list[Segment] = []
     interval_ms = 0
@@ -109,14 +112,14 @@ def load(paths: Sequence[Path], schema: FeatureSchema) -> tuple[list[Source], li
         interval_ms = interval_ms or candles.interval_ms
         if candles.interval_ms != interval_ms:
             raise DataInvalid(
-                f"{path.name} has bars of {candles.interval_ms // 60_000} minutes and the files"
+                f"{candles.path} has bars of {candles.interval_ms // 60_000} minutes and the files"
                 f" before it of {interval_ms // 60_000}; train on one interval at a time."
             )
         segments += segments_of(candles, schema)
         sources.append(
             Source(
-                name=path.name,
-                sha256=file_sha256(path),
+                name=Path(candles.path).name,
+                sha256=file_sha256(Path(candles.path)),
                 symbol=candles.symbol,
                 bars=len(candles),
                 from_ms=int(candles.open_time_ms[0]),

@@ -1,0 +1,56 @@
+"""``tracepaper models``: list checkpoints with their cards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tracepaper.daemon.commands.options import DatabaseOption, JsonOption, print_json
+
+
+def models(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER…", help="Checkpoints, or folders that hold some."),
+    ] = None,
+    *,
+    db: DatabaseOption = None,
+    card: Annotated[bool, typer.Option("--card", help="Print the whole cards.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """List the bundled checkpoint, those kept beside a database, and those in FOLDER."""
+    from tracepaper.replay.samples import DEFAULT_CHECKPOINT
+    from tracepaper.storage.checkpoints import CARD_NAME, kept_folder, listed
+
+    given = list(folders or [DEFAULT_CHECKPOINT])
+    if db is not None:
+        given.append(kept_folder(db, ""))
+    found = list(listed(given))
+    if json:
+        print_json({"models": [{"folder": str(place), "card": read} for place, read in found]})
+        return
+    if not found:
+        typer.echo("No checkpoint lies there; `tracepaper train` makes one.")
+    for place, read in found:
+        typer.echo((place / CARD_NAME).read_text() if card else "\n".join(_lines(place, read)))
+
+
+def _lines(place: Path, card: dict[str, Any]) -> list[str]:
+    """Return what a reader wants to know first."""
+    model, architecture = card["model"], card["architecture"]
+    context = architecture["layers"] * (architecture["window"] - 1) + 1
+    facts = (
+        f"{model.get('kind')}: {architecture['layers']} layers, window {architecture['window']}",
+        f"context {context} bars",
+        f"horizons {', '.join(map(str, architecture['horizons']))}",
+        f"interval {card['market'].get('interval')}",
+        f"features {card['features'].get('schema_id')}",
+        f"made {model.get('created', 'at an unknown time')}",
+    )
+    return [
+        f"{model.get('id', '')}  {model.get('name', '')}  ({place})",
+        f"  {'; '.join(facts)}",
+        *(f"  {sentence}" for sentence in card.get("honesty", {}).get("sentences", [])),
+    ]
