@@ -102,8 +102,10 @@ class StreamState:
 class _Tile(NamedTuple):
     """What the queries of a tile, or of all tiles, got from their windows."""
 
-    mixed: Tensor  # [head, tile, 2 dim + 1]: output, mean key, mass
-    logsumexp: Tensor  # [head, tile]
+    output: Tensor  # [head, tile, dim]
+    mass: Tensor  # [head, tile, 1], which must be one
+    logsumexp: Tensor  # [head, tile, 1]
+    entropy: Tensor  # [head, tile, 1], in nats
     rollout: Tensor  # [tile, width]: mean_h A_h R
 
 
@@ -196,16 +198,12 @@ class StreamingNetwork:
         history, confidences = [], []
         for block, layer in zip(self.network.layers(), state.layers, strict=True):
             projected = block.project(hidden, phases)
-            mixed, logsumexp, mean = self._attend(state, layer, projected, rollout)
-            value, key, mass = mixed.split([self.config.head_dim, self.config.head_dim, 1], -1)
-            self._check(mass[:, :bars])
-            entropy = logsumexp - self._scale * (projected.query[0] * key).sum(-1)
-            confidences.append((1.0 - entropy / largest)[:, :bars])
-            history.append(
-                torch.cat((projected.query[0], projected.key[0], logsumexp[..., None]), -1)
-            )
-            hidden = block.finish(hidden, value[None])
-            rollout = RESIDUAL * rollout + (1.0 - RESIDUAL) * mean
+            seen = self._attend(state, layer, projected, rollout)
+            self._check(seen.mass[:, :bars])
+            confidences.append((1.0 - seen.entropy[..., 0] / largest)[:, :bars])
+            history.append(torch.cat((projected.query[0], projected.key[0], seen.logsumexp), -1))
+            hidden = block.finish(hidden, seen.output[None])
+            rollout = RESIDUAL * rollout + (1.0 - RESIDUAL) * seen.rollout
             layer.mixed.advance(bars)
             layer.rollout.advance(bars)
         state.history.push(torch.stack(history)[:, :, :bars].permute(2, 0, 1, 3))
@@ -223,41 +221,51 @@ class StreamingNetwork:
         bars = query.shape[1]
         if bars == 1:
             reach = min(state.count, self.config.window - 1)
-            bias = self._bias(state, torch.zeros(1, reach + 1), 0)
-            return self._tile(layer, query, bias, 0)
+            slant = self._slant(state, 0, 1, reach + 1)
+            return self._tile(layer, query, torch.zeros(1, reach + 1), slant, 0)
         tiles = []
         for start in range(0, bars, TILE_BARS):
-            bias = self._bias(state, self._band, start)
+            band = self._band
             missing = self.config.window - 1 - state.count - start
             if missing > 0:  # the stream is younger than the window
-                bias = bias.clone()
-                bias[..., :missing] = float("-inf")
-            tiles.append(self._tile(layer, query[:, start : start + TILE_BARS], bias, start))
-        mixed, logsumexp, means = zip(*tiles, strict=True)
-        return _Tile(torch.cat(mixed, 1), torch.cat(logsumexp, 1), torch.cat(means))
+                band = band.clone()
+                band[:, :missing] = float("-inf")
+            slant = self._slant(state, start, *band.shape)
+            part = query[:, start : start + TILE_BARS]
+            tiles.append(self._tile(layer, part, band, slant, start))
+        return _Tile(*(torch.cat(x, dim=-2) for x in zip(*tiles, strict=True)))
 
-    def _bias(self, state: StreamState, band: Tensor, start: int) -> Tensor:
-        """Return *band* [tile, keys] as [1 or head, tile, keys], with ALiBi's slopes if in use."""
+    def _slant(self, state: StreamState, start: int, tile: int, keys: int) -> Tensor | None:
+        """Return ALiBi's bias [head, tile, keys]; None for the other encodings."""
         if self.config.encoding != "alibi":
-            return band[None]
-        tile, keys = band.shape
+            return None
         places = state.places.view(start + tile - keys, start + tile)
         distance = (places[None, :] - places[-tile:, None]).float()  # exact below 2^24 bars
-        return band + self.network.slopes[:, None, None] * distance
+        return self.network.slopes[:, None, None] * distance
 
-    def _tile(self, layer: _Layer, query: Tensor, bias: Tensor, start: int) -> _Tile:
-        """Attend with *query* [head, tile, dim], whose first bar is *start* bars into the chunk."""
+    def _tile(
+        self, layer: _Layer, query: Tensor, band: Tensor, slant: Tensor | None, start: int
+    ) -> _Tile:
+        """Attend with *query* [head, tile, dim], whose first bar is *start* bars into the chunk.
+
+        *band* [tile, keys] hides by -inf what lies outside of the window.
+        """
         heads, tile, dim = query.shape
         stop = start + tile
-        begin = stop - bias.shape[-1]
+        begin = stop - band.shape[-1]
         mixed = layer.mixed.view(begin, stop)  # [head, keys, 2 dim + 1]
-        key = mixed[..., dim : 2 * dim]
-        scores = torch.baddbmm(bias.expand(heads, -1, -1), query, key.mT, alpha=self._scale)
+        bias = band.expand(heads, -1, -1) if slant is None else band + slant
+        scores = torch.baddbmm(bias, query, mixed[..., dim:-1].mT, alpha=self._scale)
         shares = torch.softmax(scores, dim=-1)
+        output, mean_key, mass = (shares @ mixed).split([dim, dim, 1], dim=-1)
         # The largest share is exp(largest score - logsumexp).
-        logsumexp = scores.amax(-1) - shares.amax(-1).log()
+        logsumexp = scores.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log()
+        # H = logsumexp - mean score, and the mean score is linear in the mean key.
+        entropy = logsumexp - self._scale * (query * mean_key).sum(-1, keepdim=True)
+        if slant is not None:
+            entropy -= (shares * slant).sum(-1, keepdim=True)
         rollout = shares.mean(0) @ layer.rollout.view(begin, stop)
-        return _Tile(shares @ mixed, logsumexp, rollout)
+        return _Tile(output, mass, logsumexp, entropy, rollout)
 
     def _check(self, mass: Tensor) -> None:
         """Raise unless every head's row of probabilities sums to one (NaN is the gate's)."""

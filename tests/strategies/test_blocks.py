@@ -1,0 +1,51 @@
+"""Columns of a bucketed rollout keep every block's mass, over holes and for ever."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.strategies.attention.blocks import OLDER, BlockColumns, bucket_count
+
+
+def test_the_default_context_touches_sixty_nine_blocks() -> None:
+    assert bucket_count(4 * 1087 + 1) == 69
+
+
+@given(steps=st.lists(st.integers(0, 5), min_size=1, max_size=60), data=st.data())
+def test_mass_stays_with_its_block_or_becomes_older(steps: list[int], data: st.DataObject) -> None:
+    """A running sum of one-hot rows: what each block holds is known without columns."""
+    columns = BlockColumns(buckets=4, spare=2)
+    blocks = np.cumsum(np.array(steps, dtype=np.int64)) + 1_000
+    row = np.zeros((1, columns.width), dtype=np.float32)
+    done = 0
+    while done < len(blocks):
+        for gone in columns.expired(int(blocks[done])):
+            row[:, OLDER] += row[:, gone]
+            row[:, gone] = 0.0
+        wish = data.draw(st.integers(1, len(blocks) - done))
+        taken = columns.take(blocks[done : done + wish])
+        assert len(taken) >= 1
+        for column in taken:
+            row[0, column] += 1.0
+        done += len(taken)
+        now = blocks[done - 1]
+        counts = [int((blocks[:done] == now - age).sum()) for age in range(4)]
+        wanted = [*counts, done - sum(counts)]
+        assert columns.by_age(row, blocks[done - 1 : done])[0].tolist() == wanted
+
+
+def test_there_is_room_for_a_chunk_of_whole_blocks_after_a_full_span() -> None:
+    columns = BlockColumns(buckets=5, spare=3)
+    assert columns.expired(10) == []
+    assert len(columns.take(np.arange(6, 11))) == 5
+    assert len(columns.take(np.arange(10, 20))) == 4  # the open one and the three spare
+    assert len(columns.expired(13)) == 3
+
+
+def test_clearing_forgets_every_block() -> None:
+    columns = BlockColumns(buckets=2, spare=1)
+    columns.take(np.array([7, 8]))
+    columns.clear()
+    assert columns.expired(10_000) == []

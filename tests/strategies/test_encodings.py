@@ -1,0 +1,72 @@
+"""Encodings: exact angles far from the origin, and ALiBi through an ordinary product."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.strategies.networks.encodings import (
+    alibi_key,
+    alibi_query,
+    alibi_slopes,
+    rope_table,
+    rotate,
+    sinusoidal_table,
+)
+
+
+@given(position=st.integers(0, 2**40), dim=st.sampled_from([2, 8, 16, 64]))
+def test_rope_angles_are_exact_at_any_position(position: int, dim: int) -> None:
+    cosine, sine = rope_table(torch.tensor([position]), dim)
+    for i in range(dim // 2):
+        angle = position * 10_000.0 ** -(2 * i / dim)
+        assert abs(float(cosine[0, i]) - math.cos(angle)) < 1e-6 + 4e-16 * angle
+        assert abs(float(sine[0, i]) - math.sin(angle)) < 1e-6 + 4e-16 * angle
+
+
+@given(seed=st.integers(0, 2**31), near=st.integers(0, 2_000), away=st.integers(0, 30_000_000))
+def test_rope_products_depend_on_the_distance_alone(seed: int, near: int, away: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    query, key = torch.randn(2, 1, 16, generator=source)
+
+    def product(first: int, second: int) -> float:
+        turned = [
+            rotate(x, *rope_table(torch.tensor([p]), 16))
+            for x, p in ((query, first), (key, second))
+        ]
+        return float((turned[0] * turned[1]).sum())
+
+    assert abs(product(near, 0) - product(near + away, away)) < 2e-5
+
+
+def test_rotation_keeps_lengths() -> None:
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    turned = rotate(x, *rope_table(torch.arange(5), 16))
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+
+
+def test_alibi_slopes_are_the_papers() -> None:
+    assert alibi_slopes(8).tolist() == [2.0**-h for h in range(1, 9)]
+    assert alibi_slopes(4).tolist() == [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8]
+
+
+@given(seed=st.integers(0, 2**31), origin=st.integers(0, 5_000))
+def test_alibi_rides_on_an_ordinary_product(seed: int, origin: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    query, key = torch.randn(2, 1, 4, 9, 6, generator=source, dtype=torch.float64)
+    age = torch.arange(8, -1, -1, dtype=torch.float64) + origin
+    slopes = alibi_slopes(4)
+    wide_query, wide_key = alibi_query(query, age, slopes), alibi_key(key, age)
+    found = wide_query @ wide_key.mT / math.sqrt(wide_query.shape[-1])
+    distance = age[None, :] - age[:, None]  # of the key, back from the query
+    wanted = query @ key.mT / math.sqrt(6) - slopes.double()[:, None, None] * distance
+    torch.testing.assert_close(found, wanted)
+
+
+def test_sinusoidal_codes_repeat_with_their_period() -> None:
+    code = sinusoidal_table(torch.arange(20), 8, 10)
+    assert torch.equal(code[:10], code[10:])
+    assert len({tuple(row.tolist()) for row in code[:10]}) == 10

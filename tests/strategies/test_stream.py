@@ -1,0 +1,233 @@
+"""The ring equals the batch: outputs, entropies and rollouts against the materialised matrices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracepaper.strategies.attention.blocks import bucket_count
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.stream import (
+    CHUNK_BARS,
+    Advance,
+    StreamingNetwork,
+    StreamState,
+)
+
+START = 29_000_017  # a position in the middle of a block
+ENCODINGS = ["rope", "alibi", "sinusoidal", "learned", "none"]
+
+
+def rows(time: int, *, seed: int = 1) -> Tensor:
+    return torch.randn(time, 30, generator=torch.Generator().manual_seed(seed))
+
+
+def feed(
+    net: FlashNetwork,
+    x: Tensor,
+    positions: NDArray[np.int64],
+    portions: list[int],
+    state: StreamState | None = None,
+) -> tuple[Tensor, Tensor, NDArray[np.float32], StreamState]:
+    """Take in all rows by the given portions, again and again; a portion of 0 is a single step."""
+    stream = StreamingNetwork(net)
+    state = StreamState(net) if state is None else state
+    told: list[Advance] = []
+    done = turn = 0
+    while done < len(x):
+        portion = portions[turn % len(portions)]
+        part = slice(done, done + max(portion, 1))
+        told.append(stream.advance(state, x[part], positions[part], padded=portion > 0))
+        done += len(told[-1].rollout)
+        turn += 1
+    return (
+        torch.cat([part.outputs.mean[0] for part in told]),
+        torch.cat([part.confidence for part in told]),
+        np.concatenate([part.rollout for part in told]),
+        state,
+    )
+
+
+def dense(
+    net: FlashNetwork, x: Tensor, positions: NDArray[np.int64]
+) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
+    """Return outputs, confidences and bucketed rollout rows from whole float64 matrices."""
+    with torch.no_grad():
+        outputs, traces = net.trace(x[None], torch.from_numpy(positions))
+    time, window = len(x), net.config.window
+    age = torch.arange(time)[:, None] - torch.arange(time)
+    hidden = (age < 0) | (age >= window)
+    rollout = torch.eye(time, dtype=torch.float64)
+    confidences = []
+    for layer in traces:
+        query, key = layer.query[0].double(), layer.key[0].double()
+        shares = (query @ key.mT * query.shape[-1] ** -0.5).masked_fill(hidden, -torch.inf)
+        shares = shares.softmax(-1)
+        rollout = 0.5 * rollout + 0.5 * shares.mean(0) @ rollout
+        visible = torch.arange(1, time + 1).clamp(max=window)
+        confidence = 1.0 - torch.special.entr(shares).sum(-1) / visible.double().log()
+        confidence[:, 0] = 0.0
+        confidences.append(confidence)
+    buckets = bucket_count(net.config.receptive_field)
+    blocks = positions // 64
+    back = np.minimum(blocks[:, None] - blocks[None, :], buckets)
+    bucketed = np.zeros((time, buckets + 1))
+    for bucket in range(buckets + 1):
+        bucketed[:, bucket] = np.where(back == bucket, rollout.numpy(), 0.0).sum(1)
+    return outputs.mean[0], torch.stack(confidences).permute(2, 0, 1), bucketed
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("portions", [[0], [CHUNK_BARS], [0, 1, 37, 0, 200]])
+def test_ring_and_chunks_equal_the_matrices(encoding: str, portions: list[int]) -> None:
+    net = models.network(replace(models.SMALL, encoding=encoding))
+    x, positions = rows(700), np.arange(START, START + 700)
+    mean, confidence, rollout, _ = feed(net, x, positions, portions)
+    wanted, wanted_confidence, wanted_rollout = dense(net, x, positions)
+    assert (mean - wanted).abs().max() <= 1e-4 * wanted.std()
+    torch.testing.assert_close(confidence, wanted_confidence, rtol=0, atol=2e-5, check_dtype=False)
+    np.testing.assert_allclose(rollout, wanted_rollout, rtol=0, atol=1e-6)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    holes=st.lists(st.sampled_from([1, 1, 1, 1, 2, 70, 400, 20_000]), min_size=160, max_size=160),
+    window=st.integers(1, 40),
+)
+def test_holes_in_time_leave_empty_buckets_and_older_mass(holes: list[int], window: int) -> None:
+    net = models.network(replace(models.SMALL, window=window))
+    positions = np.cumsum(np.array(holes, dtype=np.int64)) + START
+    x = rows(len(positions))
+    stepped = feed(net, x, positions, [0])
+    chunked = feed(net, x, positions, [CHUNK_BARS])
+    _, _, wanted = dense(net, x, positions)
+    np.testing.assert_allclose(stepped[2], wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(chunked[2], wanted, rtol=0, atol=1e-6)
+
+
+def test_the_ring_equals_one_batched_pass_over_five_thousand_bars() -> None:
+    """Far past every wrap-around of rings that hold some hundreds."""
+    net = models.network()
+    x, positions = rows(5_000), np.arange(START, START + 5_000)
+    mean, _, rollout, _ = feed(net, x, positions, [0])
+    with torch.no_grad():
+        wanted = net(x[None], torch.from_numpy(positions)).mean[0]
+    assert (mean - wanted).abs().max() <= 1e-4 * wanted.std()
+    np.testing.assert_allclose(rollout.sum(1), 1.0, rtol=0, atol=1e-5)
+
+
+def test_the_shortest_network_and_window_work() -> None:
+    net = models.network(replace(models.SMALL, layers=1, window=1))
+    x, positions = rows(80), np.arange(START, START + 80)
+    _, confidence, rollout, _ = feed(net, x, positions, [0])
+    assert confidence.abs().max() == 0.0  # one visible key tells nothing
+    np.testing.assert_allclose(rollout[:, 0], 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_stream_warmed_with_the_receptive_field_equals_the_endless_one(encoding: str) -> None:
+    net = models.network(replace(models.SMALL, encoding=encoding))
+    x, positions = rows(900), np.arange(START, START + 900)
+    endless = feed(net, x, positions, [CHUNK_BARS])
+    start = 900 - net.config.receptive_field
+    warmed = feed(net, x[start:], positions[start:], [0])
+    assert (endless[0][-1] - warmed[0][-1]).abs().max() <= 1e-4 * endless[0].std()
+    np.testing.assert_allclose(endless[2][-1], warmed[2][-1], rtol=0, atol=1e-6)
+
+
+def test_one_bar_less_than_the_receptive_field_is_not_enough() -> None:
+    net = models.network(replace(models.SMALL, window=5))
+    x, positions = rows(100), np.arange(START, START + 100)
+    endless = feed(net, x, positions, [0])[0][-1]
+    start = 100 - net.config.receptive_field + 1
+    short = feed(net, x[start:], positions[start:], [0])[0][-1]
+    assert (endless - short).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("cut", [1, 2, 63, 64, 65, 300, CHUNK_BARS, CHUNK_BARS + 1, 650])
+def test_a_cut_or_corrupted_future_changes_no_bit(cut: int) -> None:
+    net = models.network()
+    x, positions = rows(700), np.arange(START, START + 700)
+    whole = feed(net, x, positions, [CHUNK_BARS])
+    prefix = feed(net, x[:cut], positions[:cut], [CHUNK_BARS])
+    corrupt = x.clone()
+    corrupt[cut:] = -1e4
+    other = feed(net, corrupt, positions, [CHUNK_BARS])
+    for found in (prefix, other):
+        assert torch.equal(found[0][:cut], whole[0][:cut])
+        assert torch.equal(found[1][:cut], whole[1][:cut])
+        np.testing.assert_array_equal(found[2][:cut], whole[2][:cut])
+
+
+def test_a_step_attends_its_window_and_never_runs_a_full_forward() -> None:
+    net = models.network()
+    x, positions = rows(300), np.arange(START, START + 300)
+    layers, window = net.config.layers, net.config.window
+    *_, state = feed(net, x[:200], positions[:200], [CHUNK_BARS])
+    assert state.attended_pairs == layers * sum(min(i + 1, window) for i in range(200))
+    before = state.attended_pairs
+    stream = StreamingNetwork(net)
+    with _Widest() as widest:
+        for i in range(200, 300):
+            stream.advance(state, x[i : i + 1], positions[i : i + 1], padded=False)
+    assert state.attended_pairs - before == 100 * layers * window
+    # No scores but those of one query, at most: heads x window.
+    assert widest.scores == net.config.heads * window
+
+
+class _Widest(torch.overrides.TorchFunctionMode):
+    """Remembers the largest matrix of scores that was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.softmax:
+            self.scores = max(self.scores, result.numel())
+        return result
+
+
+def test_a_cleared_state_starts_anew() -> None:
+    net = models.network()
+    x, positions = rows(250), np.arange(START, START + 250)
+    first = feed(net, x, positions, [CHUNK_BARS])
+    first[3].clear()
+    second = feed(net, x, positions, [CHUNK_BARS], state=first[3])
+    assert torch.equal(first[0], second[0])
+    np.testing.assert_array_equal(first[2], second[2])
+
+
+def test_a_broken_row_sum_stops_the_run() -> None:
+    net = models.network()
+    stream, state = StreamingNetwork(net), StreamState(net)
+    x, positions = rows(2), np.arange(START, START + 2)
+    stream.advance(state, x[:1], positions[:1], padded=False)
+    for layer in state.layers:
+        layer.mixed.everything()[..., -1] = 7.0  # the ones that sum the row
+    with pytest.raises(InvariantBroken, match="A row of attention sums to"):
+        stream.advance(state, x[1:], positions[1:], padded=False)
+
+
+def test_a_network_that_looks_ahead_cannot_stream() -> None:
+    with pytest.raises(ConfigInvalid, match="Only a network with a causal window can stream"):
+        StreamingNetwork(models.network(replace(models.SMALL, mask="full")))
+
+
+def test_a_context_too_long_to_keep_is_said_so() -> None:
+    net = models.network(replace(models.SMALL, window=40_000, layers=2, dim=2, heads=1))
+    stream, state = StreamingNetwork(net), StreamState(net)
+    stream.advance(state, rows(1), np.array([START]), padded=False)
+    with pytest.raises(InvariantBroken, match="longer than the 65536 kept"):
+        stream.history(state)
