@@ -109,14 +109,19 @@ class StreamingForecaster:
         self.device = "cpu"
         self.dtype = "float32"
         self.causal = True
+        self.chunk_bars = CHUNK_BARS  # scan in multiples of it: a shorter part costs as much
         self.threads = threads
-        self._network = StreamingNetwork(model.network)
+        self.network = StreamingNetwork(model.network)
         self._instruments: dict[str, _Instrument] = {}
 
     @property
     def attended_pairs(self) -> int:
         """Pairs of query and visible key over all layers and instruments: the work done."""
         return sum(known.state.attended_pairs for known in self._instruments.values())
+
+    def state(self, instrument: str) -> StreamState:
+        """Return the network's memory of *instrument*."""
+        return self._of(instrument).state
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first) in chunks of a fixed size."""
@@ -139,7 +144,7 @@ class StreamingForecaster:
             return None
         rows, sigmas = row[None], np.array([sigma])
         positions = np.array([bar.open_time_ms // bar.interval_ms])
-        told = self._network.advance(known.state, _tensor(rows), positions, padded=False)
+        told = self.network.advance(known.state, _tensor(rows), positions, padded=False)
         return self._forecasts(known, told, _usable(rows, sigmas), positions)[0]
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
@@ -170,7 +175,7 @@ class StreamingForecaster:
             raise InvariantBroken(
                 f"{instrument} has no decision to explain yet; warm it with {self.context} bars."
             )
-        positions, layers = self._network.history(known.state)
+        positions, layers = self.network.history(known.state)
         queries, keys, logsumexps = zip(*layers, strict=True)
         rollout = rollout_rows(
             queries, keys, logsumexps, [len(positions) - 1],
@@ -204,7 +209,7 @@ class StreamingForecaster:
         done = 0
         while done < len(rows):
             part = slice(done, done + CHUNK_BARS)
-            told = self._network.advance(
+            told = self.network.advance(
                 known.state, _tensor(rows[part]), positions[part], padded=True
             )
             part = slice(done, done + len(told.rollout))

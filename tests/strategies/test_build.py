@@ -1,0 +1,116 @@
+"""A card and its tensors become a forecaster, or one sentence says why not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import models
+import pytest
+import torch
+
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.forecasters.build import build, restore
+
+QUANTILES = [x / 100 for x in range(1, 100)]
+
+
+def test_the_network_is_the_one_that_was_stored() -> None:
+    net = models.network()
+    again = restore(models.card(), net.state_dict())
+    x = torch.ones(1, 60, 30)
+    assert torch.equal(again(x).mean, net(x).mean)
+    assert not again.training
+
+
+def test_identity_and_calibration_come_from_the_card() -> None:
+    card = models.card(
+        quantiles={"confidence": QUANTILES}, slope={"5": 0.9, "30": 0.5, "240": 0.1},
+        content_free=0.25, temperature={"5": 1.0, "30": 2.0, "240": 3.0},
+    )  # fmt: skip
+    made = build(card, models.network().state_dict(), path="scan")
+    assert (made.model_id, made.model_sha256) == ("0123456789ab", "01" * 32)
+    assert made.path == "scan"
+    assert made.calibration is not None
+    assert made.calibration.slope == {5: 0.9, 30: 0.5, 240: 0.1}
+    assert made.calibration.quantiles["confidence"] == tuple(QUANTILES)
+    assert made.calibration.content_free == 0.25
+
+
+def test_a_card_without_quantiles_has_no_calibration() -> None:
+    assert models.forecaster().calibration is None
+
+
+def test_the_thread_count_is_set() -> None:
+    before = torch.get_num_threads()
+    try:
+        build(models.card(), models.network().state_dict(), threads=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"path": "leap"}, "model.path is 'leap'"),
+        ({"device": "tpu"}, "model.device is 'tpu'"),
+        ({"threads": 0}, "model.threads is 0"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        build(models.card(), models.network().state_dict(), **options)
+
+
+def test_another_kind_of_model_is_refused() -> None:
+    card = models.card()
+    card["model"]["kind"] = "informer"
+    with pytest.raises(ConfigInvalid, match="names the kind 'informer'"):
+        build(card, models.network().state_dict())
+
+
+@pytest.mark.parametrize("section", ["model", "architecture", "features"])
+def test_a_missing_section_is_named(section: str) -> None:
+    card = models.card()
+    del card[section]
+    with pytest.raises(CheckpointMismatch, match=rf"no section \[{section}\]"):
+        build(card, models.network().state_dict())
+
+
+def test_an_unknown_feature_schema_is_refused() -> None:
+    card = models.card()
+    card["features"]["schema_id"] = "v99"
+    with pytest.raises(ConfigInvalid, match="v99"):
+        build(card, models.network().state_dict())
+
+
+def test_a_network_for_other_features_is_refused() -> None:
+    config = replace(models.SMALL, features=7)
+    with pytest.raises(CheckpointMismatch, match="have 30 columns, but the network takes 7"):
+        build(models.card(config), models.network(config).state_dict())
+
+
+def test_tensors_that_do_not_fit_the_card_are_named() -> None:
+    whole = models.network().state_dict()
+    for tensors, sentence in (
+        ({k: v for k, v in whole.items() if k != "embed.bias"}, "embed.bias is missing"),
+        ({**whole, "embed.bias": torch.zeros(3)}, r"embed.bias is of shape \[3\]"),
+        ({**whole, "wings": torch.zeros(3)}, "The weight wings is not part"),
+        ({**whole, "embed.bias": torch.full((16,), torch.nan)}, "embed.bias holds a value"),
+    ):
+        with pytest.raises(CheckpointMismatch, match=sentence):
+            restore(models.card(), tensors)
+
+
+def test_a_network_that_overflows_is_refused_by_the_name_of_its_layer() -> None:
+    tensors = models.network().state_dict()
+    tensors["blocks.1.mlp.fall.weight"] = torch.full((16, 64), 3e38)
+    with pytest.raises(CheckpointMismatch, match=r"The layer blocks\.1 of this checkpoint"):
+        restore(models.card(), tensors)
+
+
+def test_a_calibration_for_other_horizons_is_refused() -> None:
+    for value in ([1.0, 2.0], {"5": 1.0}, "warm"):
+        with pytest.raises(CheckpointMismatch, match=r"one number for each"):
+            build(models.card(temperature=value), models.network().state_dict())
