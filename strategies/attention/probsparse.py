@@ -1,0 +1,206 @@
+"""ProbSparse attention: the queries that choose attend, the others take the mean value.
+
+Zhou et al. (2021), Informer, arXiv:2012.07436. Each query samples some keys; the spread
+``max_j - mean_j`` of its products measures how much it would choose, and the top
+``u = factor · ceil(ln N)`` queries attend to every key. The attention matrix is then u real rows
+and uniform rows, so its rollout and its entropies are exact in O(u·N).
+
+Two points differ from the code that the paper came with: the sampled keys follow from a seed, so
+that a decision can be recomputed, and a lazy causal row is a true average of what it sees, in
+its output and in its attention alike. Ranking the whole sequence looks ahead: under a causal mask
+one future bar changes earlier rows, so nothing here may serve a batched pass (ATTENTION.md 4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import torch
+
+from tracepaper.strategies.attention.entropy import row_confidence, visible_counts
+from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.precision import check_mass
+from tracepaper.strategies.attention.products import Product
+from tracepaper.strategies.errors import AttentionInvalid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FACTOR: Final = 5
+_AXES: Final = 4
+_SAMPLED_ROWS: Final = 512
+"""Rows whose sampled keys are gathered at once: the gather is the largest array here."""
+_TOLERANCE: Final = 1e-4
+
+
+class SparseRows(NamedTuple):
+    """The real rows of one layer's attention; every other row is uniform over what it sees."""
+
+    active: Tensor  # [batch, head, u] int64, the rows that attend, most choosing first
+    weights: Tensor  # [batch, head, u, time], their probabilities
+    mask: Mask
+
+
+class SparseAttention(NamedTuple):
+    """The output [batch, head, time, dim] and the rows that attended."""
+
+    output: Tensor
+    rows: SparseRows
+
+
+def sample_keys(time: int, mask: Mask, *, factor: int = FACTOR, seed: int) -> Tensor:
+    """Return int64 [time, sample]: the keys that each query samples, with replacement.
+
+    ``sample = min(time, factor · ceil(ln time))``, drawn from the keys that the query sees. The
+    same seed gives the same keys on every machine.
+    """
+    _check_mask(mask)
+    generator = torch.Generator().manual_seed(seed)
+    count = _top(time, factor)
+    chance = torch.rand(time, count, generator=generator, dtype=torch.float64)
+    return (chance * visible_counts(time, mask)[:, None]).long()
+
+
+def attend_sparsely(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    samples: Tensor,
+    *,
+    factor: int = FACTOR,
+    always: Sequence[int] = (),
+) -> SparseAttention:
+    """Return ProbSparse attention of [batch, head, time, dim] tensors; differentiable.
+
+    *samples* are ``sample_keys`` of the same time and mask. The rows in *always* attend whatever
+    their spread, so that the row being decided has an attention of its own. Ties in spread go to
+    the earlier row. Raises ``AttentionInvalid`` on shapes that do not fit.
+    """
+    _check_mask(mask)
+    if query.ndim != _AXES or not query.shape == key.shape == value.shape:
+        raise AttentionInvalid(
+            f"ProbSparse needs query, key and value of one shape [batch, head, time, dim], not "
+            f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}."
+        )
+    time = query.shape[2]
+    if samples.shape[:1] != (time,):
+        raise AttentionInvalid(
+            f"The key samples are for {samples.shape[0]} bars, the sequence holds {time}; draw "
+            "them with sample_keys for this length."
+        )
+    spread = _spread(query, key, samples)
+    if always:
+        spread[:, :, list(always)] = torch.inf
+    order = spread.sort(dim=-1, descending=True, stable=True).indices
+    active = order[..., : _top(time, factor)]  # [batch, head, u]
+    at = active[..., None].expand(-1, -1, -1, query.shape[3])
+    scores = query.gather(2, at) @ key.transpose(2, 3) * query.shape[3] ** -0.5
+    if mask.kind is MaskKind.CAUSAL:
+        ahead = torch.arange(time, device=query.device) > active[..., None]
+        scores = scores.masked_fill(ahead, -torch.inf)
+    weights = scores.softmax(dim=-1)  # [batch, head, u, time]
+    output = _mean_value(value, mask).scatter(2, at, weights @ value)
+    return SparseAttention(output, SparseRows(active, weights.detach(), mask))
+
+
+def push_sparse(rows: SparseRows, weights: Tensor, *, shares: Tensor | None = None) -> Product:
+    """Return ``Σ_h shares_h wᵀA_h`` for row weights [batch, row, time]: O(u·N), exact.
+
+    Raises ``AttentionInvalid`` when a head does not keep its mass.
+    """
+    batch, heads, _, time = rows.weights.shape
+    spread = weights[:, None].expand(batch, heads, -1, -1)  # [batch, head, row, time]
+    at = rows.active[:, :, None].expand(-1, -1, weights.shape[1], -1)
+    probabilities = rows.weights.to(weights.dtype)
+    pushed = spread.gather(3, at) @ probabilities
+    counts = visible_counts(time, rows.mask).to(weights.device, weights.dtype)
+    lazy = spread.scatter(3, at, 0.0) / counts
+    if rows.mask.kind is MaskKind.CAUSAL:
+        pushed = pushed + lazy.flip(3).cumsum(dim=3).flip(3)
+    else:
+        pushed = pushed + lazy.sum(dim=3, keepdim=True)
+    mass = pushed.sum(dim=-1)
+    check_mass(mass, weights.sum(dim=-1), _TOLERANCE)
+    if shares is None:
+        shares = pushed.new_full((heads,), 1.0 / heads)
+    return Product(torch.einsum("h,bhmt->bmt", shares.to(weights.dtype), pushed), mass)
+
+
+def sparse_entropy(rows: SparseRows) -> Tensor:
+    """Return every row's entropy in nats [batch, head, time]: ``ln n`` for a lazy row."""
+    batch, heads, _, time = rows.weights.shape
+    lazy = visible_counts(time, rows.mask).to(rows.weights.device, rows.weights.dtype).log()
+    own: Tensor = torch.special.entr(rows.weights)
+    return lazy.expand(batch, heads, time).scatter(2, rows.active, own.sum(dim=-1))
+
+
+def active_confidence(rows: SparseRows) -> Tensor:
+    """Return the mean confidence of the rows that attend: [batch, head].
+
+    Lazy rows are left out: they are uniform by construction, 95 % of rows at factor 5 and 720
+    bars, and would hide what the attention does.
+    """
+    time = rows.weights.shape[-1]
+    entropy = sparse_entropy(rows).gather(2, rows.active)
+    counts = visible_counts(time, rows.mask).to(rows.active.device)[rows.active]
+    return row_confidence(entropy, counts).mean(dim=-1)
+
+
+def decided_confidence(rows: SparseRows, row: int) -> Tensor:
+    """Return the confidence of one row [batch, head]; 0 where it was lazy in that head."""
+    time = rows.weights.shape[-1]
+    counts = visible_counts(time, rows.mask, [row])
+    return row_confidence(sparse_entropy(rows)[..., [row]], counts)[..., 0]
+
+
+def dense_rows(rows: SparseRows) -> Tensor:
+    """Return the whole matrix [batch, head, time, time]: the oracle for small N."""
+    batch, heads, _, time = rows.weights.shape
+    counts = visible_counts(time, rows.mask).to(rows.weights.device, rows.weights.dtype)
+    lazy = (1.0 / counts)[:, None].expand(time, time)
+    if rows.mask.kind is MaskKind.CAUSAL:
+        lazy = lazy.tril()
+    at = rows.active[..., None].expand(-1, -1, -1, time)
+    return lazy.expand(batch, heads, time, time).scatter(2, at, rows.weights)
+
+
+def _top(time: int, factor: int) -> int:
+    """Return ``factor · ceil(ln time)``, at least 1 and at most *time*."""
+    if time < 1 or factor < 1:
+        raise AttentionInvalid(
+            f"ProbSparse needs at least 1 bar and a factor of at least 1, not {time} and {factor}."
+        )
+    return min(time, max(1, factor * math.ceil(math.log(time))))
+
+
+def _spread(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
+    """Return ``max - mean`` of each query's sampled products: [batch, head, time], no gradient."""
+    samples = samples.to(query.device)
+    parts = []
+    with torch.no_grad():
+        for start in range(0, query.shape[2], _SAMPLED_ROWS):
+            chosen = key[:, :, samples[start : start + _SAMPLED_ROWS]]  # [b, h, row, sample, dim]
+            rows = query[:, :, start : start + _SAMPLED_ROWS, :, None]  # [b, h, row, dim, 1]
+            products = (chosen @ rows)[..., 0]
+            parts.append(products.amax(dim=-1) - products.mean(dim=-1))
+        return torch.cat(parts, dim=-1)
+
+
+def _mean_value(value: Tensor, mask: Mask) -> Tensor:
+    """Return what a lazy row takes: the mean of the values that it sees."""
+    time = value.shape[2]
+    if mask.kind is MaskKind.CAUSAL:
+        counts = visible_counts(time, mask).to(value.device, value.dtype)
+        return value.cumsum(dim=2) / counts[:, None]
+    return value.mean(dim=2, keepdim=True).expand_as(value)
+
+
+def _check_mask(mask: Mask) -> None:
+    if mask.kind is MaskKind.WINDOW:
+        raise AttentionInvalid(
+            "ProbSparse ranks a whole sequence, so a sliding window cannot be; use Mask.full() "
+            "over the window that ends at the bar."
+        )

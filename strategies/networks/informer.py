@@ -1,0 +1,243 @@
+"""Informer: ProbSparse attention and distilling over the window that ends at the decided bar.
+
+Read top to bottom: configuration, distilling, a block, the network. Each block attends with the
+queries that choose most; between blocks time is halved by convolution and max-pooling. It is a
+window network: ranking the queries looks at the whole window, so it never takes a batched pass.
+Source: Zhou et al., 2021, arXiv:2012.07436 (the encoder).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tracepaper.strategies.attention.distilling import (
+    STRIDE,
+    TAPS,
+    Stage,
+    convolution_taps,
+    pooling_taps,
+)
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.probsparse import attend_sparsely, sample_keys
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks.encodings import TimeOfWeek, sinusoidal_table
+from tracepaper.strategies.networks.heads import Heads, Outputs
+
+_POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "factor", "interval_minutes")
+_SAMPLED: Final = "keys_{depth}"
+
+
+@dataclass(frozen=True, slots=True)
+class InformerConfig:
+    """The architecture; it is stored in a model's card as ``[architecture]``.
+
+    ``seed`` draws the keys that queries sample: it belongs to the function that was learned.
+    """
+
+    features: int = 30
+    dim: int = 64
+    layers: int = 3
+    heads: int = 4
+    window: int = 512
+    horizons: tuple[int, ...] = (5, 30, 240)
+    factor: int = 5
+    distil: bool = True
+    time_of_week: bool = False
+    interval_minutes: int = 1
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    allocation: bool = False
+    quantiles: tuple[float, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built, with one sentence each."""
+        for name in _POSITIVE:
+            if (value := getattr(self, name)) < 1:
+                raise ConfigInvalid(f"architecture.{name} is {value}; it must be at least 1.")
+        if self.dim % self.heads or self.dim % 2:
+            raise ConfigInvalid(
+                f"architecture.dim is {self.dim} for {self.heads} heads; make it even and a "
+                "multiple of the heads."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigInvalid(
+                f"architecture.dropout is {self.dropout}; it must be at least 0 and below 1."
+            )
+        if not self.horizons or min(self.horizons) < 1:
+            raise ConfigInvalid("architecture.horizons must list at least one number of bars.")
+
+    @property
+    def receptive_field(self) -> int:
+        """How many rows one answer depends on: the whole window."""
+        return self.window
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many positions each layer sees: halved between layers where it distils."""
+        lengths = [self.window]
+        for _ in range(self.layers - 1):
+            lengths.append((lengths[-1] + 1) // STRIDE if self.distil else lengths[-1])
+        return tuple(lengths)
+
+    @classmethod
+    def read(cls, section: dict[str, Any]) -> InformerConfig:
+        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(section) - known):
+            raise ConfigInvalid(
+                f"architecture.{unknown[0]} is unknown; remove it or use a newer version."
+            )
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in section.items()
+        }
+        return cls(**values)
+
+
+class Traced(NamedTuple):
+    """A window's forecast, and the stages that its rollout is made of, in forward order."""
+
+    outputs: Outputs
+    stages: list[Stage]
+
+
+class Distilling(nn.Module):
+    """Convolution of three taps, norm, ELU and max-pooling: half as many positions."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(dim, dim, TAPS, padding=1)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, stages: list[Stage] | None = None) -> Tensor:
+        """Map [batch, time, dim] to [batch, (time + 1) // 2, dim]; add its maps to *stages*."""
+        mixed = self.convolution(x.transpose(1, 2)).transpose(1, 2)  # [batch, time, dim]
+        active = functional.elu(self.norm(mixed)).transpose(1, 2)  # [batch, dim, time]
+        pooled, chosen = functional.max_pool1d_with_indices(
+            active, [TAPS], stride=[STRIDE], padding=[1], return_indices=True
+        )
+        if stages is not None:
+            stages.append(convolution_taps(x, self.convolution.weight))
+            stages.append(pooling_taps(chosen, x.shape[1]))
+        return pooled.transpose(1, 2)
+
+
+class SparseBlock(nn.Module):
+    """One pre-norm layer of ProbSparse attention and a GELU network, each with its residual."""
+
+    def __init__(self, config: InformerConfig) -> None:
+        super().__init__()
+        hidden = max(1, round(config.dim * config.mlp_ratio))
+        self.heads = config.heads
+        self.factor = config.factor
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.project_in = nn.Linear(config.dim, 3 * config.dim)
+        self.project_out = nn.Linear(config.dim, config.dim)
+        self.mlp_norm = nn.LayerNorm(config.dim)
+        self.rise = nn.Linear(config.dim, hidden)
+        self.fall = nn.Linear(hidden, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, samples: Tensor, stages: list[Stage] | None = None) -> Tensor:
+        """Map [batch, time, dim] to the same; the last row always attends."""
+        mixed = self.project_in(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
+        # [batch, time, head, dim] -> [batch, head, time, dim]
+        query, key, value = (part.transpose(1, 2) for part in mixed.unbind(2))
+        attended = attend_sparsely(
+            query, key, value, Mask.full(), samples, factor=self.factor, always=[x.shape[1] - 1]
+        )
+        if stages is not None:
+            stages.append(attended.rows)
+        joined = attended.output.transpose(1, 2).flatten(2)  # [batch, time, head * dim]
+        x = x + self.dropout(self.project_out(joined))
+        hidden = functional.gelu(self.rise(self.mlp_norm(x)))
+        out: Tensor = x + self.dropout(self.fall(hidden))
+        return out
+
+
+class InformerNetwork(nn.Module):
+    """A window of feature rows in, the forecast of its last bar out."""
+
+    def __init__(self, config: InformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Linear(config.features, config.dim)
+        self.week = TimeOfWeek(config.dim, config.interval_minutes) if config.time_of_week else None
+        self.blocks = nn.ModuleList(SparseBlock(config) for _ in range(config.layers))
+        halvings = config.layers - 1 if config.distil else 0
+        self.distillings = nn.ModuleList(Distilling(config.dim) for _ in range(halvings))
+        for depth, time in enumerate(config.lengths):
+            keys = sample_keys(time, Mask.full(), factor=config.factor, seed=config.seed + depth)
+            self.register_buffer(_SAMPLED.format(depth=depth), keys, persistent=False)
+        code = sinusoidal_table(torch.arange(config.window), config.dim, config.window)
+        self.register_buffer("place", code, persistent=False)
+        self.norm = nn.LayerNorm(config.dim)
+        self.heads = Heads(
+            config.dim, len(config.horizons), len(config.quantiles), allocation=config.allocation
+        )
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
+        """Forecast the last bar of each window *x* [batch, window, features]: [batch, 1, ...].
+
+        *positions* [window] are absolute bar numbers, for the time of the week. Raises
+        ``AttentionInvalid`` on a window of another length.
+        """
+        return self._read_out(self._run(x, positions, None))
+
+    def trace(self, x: Tensor, positions: Tensor | None = None) -> Traced:
+        """Forecast as ``forward`` does, and return the stages for ``rollout_stages``."""
+        stages: list[Stage] = []
+        outputs = self._read_out(self._run(x, positions, stages))
+        return Traced(outputs, stages)
+
+    def content_free(self) -> float:
+        """Return the confidence without content: 0, for every key is alike (SEMANTICS 9)."""
+        return 0.0
+
+    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield each stage's name and output for a window *x*, first to last."""
+        state = self._enter(x, None)
+        yield "embed", state
+        for depth in range(self.config.layers):
+            state = self._layer(depth, state, None)
+            yield f"blocks.{depth}", state
+        for name, output in self._read_out(state)._asdict().items():
+            if output is not None:
+                yield f"heads.{name}", output
+
+    def _run(self, x: Tensor, positions: Tensor | None, stages: list[Stage] | None) -> Tensor:
+        state = self._enter(x, positions)
+        for depth in range(self.config.layers):
+            state = self._layer(depth, state, stages)
+        return state
+
+    def _enter(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        if x.shape[1] != self.config.window:
+            raise AttentionInvalid(
+                f"This network takes windows of {self.config.window} bars, not {x.shape[1]}; cut "
+                "or warm the window."
+            )
+        state: Tensor = self.embed(x) + self.get_buffer("place").to(x.dtype)
+        if self.week is not None:
+            if positions is None:
+                positions = torch.arange(x.shape[1], device=x.device)
+            state = state + self.week(positions)
+        return state
+
+    def _layer(self, depth: int, state: Tensor, stages: list[Stage] | None) -> Tensor:
+        """Run block *depth*, and halve time before it unless it is the first."""
+        if depth and self.config.distil:
+            state = self.distillings[depth - 1](state, stages)
+        samples = self.get_buffer(_SAMPLED.format(depth=depth))
+        out: Tensor = self.blocks[depth](state, samples, stages)
+        return out
+
+    def _read_out(self, state: Tensor) -> Outputs:
+        outputs: Outputs = self.heads(self.norm(state[:, -1:]))
+        return outputs

@@ -1,0 +1,116 @@
+"""Rollout through distilling: row-stochastic maps, held against plain loops and dense products."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.attention.distilling import (
+    Stage,
+    Taps,
+    convolution_taps,
+    pooling_taps,
+    push_taps,
+    rollout_stages,
+)
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.probsparse import (
+    SparseRows,
+    attend_sparsely,
+    dense_rows,
+    sample_keys,
+)
+from tracepaper.strategies.errors import AttentionInvalid
+
+torch.set_num_threads(1)
+
+
+def dense(taps: Taps) -> Tensor:
+    """Write a map of time as a matrix [batch, row, time]."""
+    batch, rows, _ = taps.shares.shape
+    matrix = torch.zeros(batch, rows, taps.time, dtype=torch.float64)
+    for row in range(rows):
+        for tap in range(3):
+            at = taps.step * row - 1 + tap
+            if 0 <= at < taps.time:
+                matrix[:, row, at] += taps.shares[:, row, tap]
+    return matrix
+
+
+def made_taps(time: int, seed: int = 0) -> tuple[Taps, Taps]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, time, 6, generator=generator, dtype=torch.float64)
+    weight = torch.randn(5, 6, 3, generator=generator, dtype=torch.float64)
+    mixed = torch.nn.functional.conv1d(x.transpose(1, 2), weight, padding=1)
+    _, chosen = torch.nn.functional.max_pool1d(mixed, 3, stride=2, padding=1, return_indices=True)
+    return convolution_taps(x, weight), pooling_taps(chosen, time)
+
+
+@pytest.mark.parametrize("time", [1, 2, 3, 10, 11])
+def test_both_maps_are_row_stochastic_and_pushed_exactly(time: int) -> None:
+    for taps in made_taps(time):
+        matrix = dense(taps)
+        rows = matrix.shape[1]
+        torch.testing.assert_close(matrix.sum(dim=-1), torch.ones(2, rows, dtype=torch.float64))
+        weights = torch.rand(2, 4, rows, dtype=torch.float64)
+        torch.testing.assert_close(push_taps(taps, weights), weights @ matrix)
+
+
+def test_the_convolution_rests_on_the_length_of_what_each_bar_brings() -> None:
+    x = torch.tensor([[[3.0], [0.0], [4.0]]])
+    weight = torch.tensor([[[1.0, 2.0, 1.0]]])  # one channel in, one out
+    shares = dense(convolution_taps(x, weight))[0]
+    assert shares[0].tolist() == [1.0, 0.0, 0.0]
+    assert shares[1].tolist() == pytest.approx([3 / 7, 0.0, 4 / 7])
+    assert shares[2].tolist() == [0.0, 0.0, 1.0]
+
+
+def test_a_position_that_nothing_reaches_keeps_itself() -> None:
+    shares = dense(convolution_taps(torch.zeros(1, 3, 2), torch.ones(2, 2, 3)))[0]
+    assert torch.equal(shares, torch.eye(3, dtype=torch.float64))
+
+
+def test_the_pooling_counts_the_channels_whose_maximum_a_bar_gave() -> None:
+    values = torch.tensor([[[1.0, 5.0, 2.0, 0.0], [9.0, 5.0, 2.0, 7.0]]])  # [1, channel 2, time 4]
+    _, chosen = torch.nn.functional.max_pool1d(values, 3, stride=2, padding=1, return_indices=True)
+    assert dense(pooling_taps(chosen, 4))[0].tolist() == [[0.5, 0.5, 0, 0], [0, 0.5, 0, 0.5]]
+
+
+def sparse(time: int, seed: int) -> SparseRows:
+    generator = torch.Generator().manual_seed(seed)
+    query, key, value = torch.randn(3, 2, 3, time, 4, generator=generator).double()
+    samples = sample_keys(time, Mask.full(), factor=1, seed=seed)
+    return attend_sparsely(query, key, value, Mask.full(), samples, factor=1).rows
+
+
+def test_the_rollout_of_stages_is_the_product_of_their_matrices() -> None:
+    convolution, pooling = made_taps(30)
+    stages: list[Stage] = [sparse(30, 1), convolution, pooling, sparse(15, 2)]
+    result = rollout_stages(stages, [14, 3], dtype=torch.float64)
+    lower, upper = (
+        0.5 * torch.eye(time) + 0.5 * dense_rows(rows).mean(dim=1)
+        for rows, time in ((stages[0], 30), (stages[3], 15))
+        if isinstance(rows, SparseRows)
+    )
+    wanted = (upper @ dense(pooling) @ dense(convolution) @ lower)[:, [14, 3]]
+    torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-12)
+    single = rollout_stages(stages, [14, 3])
+    assert float((single.weights - wanted).abs().max()) < 5e-8
+
+
+def test_stages_that_do_not_fit_are_refused() -> None:
+    convolution, pooling = made_taps(30)
+    with pytest.raises(AttentionInvalid, match="no stage"):
+        rollout_stages([], [0])
+    with pytest.raises(AttentionInvalid, match="in order"):
+        rollout_stages([pooling, convolution], [0])
+    with pytest.raises(AttentionInvalid, match="Row 15 is out of range"):
+        rollout_stages([convolution, pooling], [15])
+
+
+def test_taps_that_lose_mass_are_refused() -> None:
+    convolution, pooling = made_taps(30)
+    leaking = convolution._replace(shares=convolution.shares * 0.9)
+    with pytest.raises(AttentionInvalid, match=r"lost 0\.1 of the attention mass"):
+        rollout_stages([leaking, pooling], [3])

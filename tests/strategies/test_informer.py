@@ -1,0 +1,118 @@
+"""The Informer network: shapes, its seed, its rollout, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from tracepaper.strategies.attention.distilling import Taps, rollout_stages
+from tracepaper.strategies.attention.probsparse import SparseRows
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+
+torch.set_num_threads(1)
+SMALL = InformerConfig(features=5, dim=16, layers=3, heads=2, window=61, factor=2)
+
+
+def network(config: InformerConfig = SMALL, seed: int = 0) -> InformerNetwork:
+    torch.manual_seed(seed)
+    return InformerNetwork(config).eval()
+
+
+def window(config: InformerConfig = SMALL, batch: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(8)
+    return torch.randn(batch, config.window, config.features, generator=generator)
+
+
+def test_one_window_gives_one_forecast_a_horizon() -> None:
+    outputs = network()(window())
+    assert outputs.mean.shape == (2, 1, 3)
+    assert outputs.direction_logits.shape == (2, 1, 3, 3)
+    assert outputs.allocation is None
+
+
+def test_time_is_halved_between_layers() -> None:
+    assert SMALL.lengths == (61, 31, 16)
+    _, stages = network().trace(window())
+    times = [s.time if isinstance(s, Taps) else s.weights.shape[-1] for s in stages]
+    assert times == [61, 61, 61, 31, 31, 31, 16]
+
+
+def test_one_window_gives_one_answer_bit_for_bit() -> None:
+    first, again = network()(window()), network()(window())
+    assert torch.equal(first.mean, again.mean)
+
+
+def test_another_sampling_seed_is_another_function() -> None:
+    long = InformerConfig(**(asdict(SMALL) | {"window": 400, "factor": 1}))
+    other = InformerConfig(**(asdict(long) | {"seed": 1}))
+    assert not torch.equal(network(long)(window(long)).mean, network(other)(window(long)).mean)
+
+
+def test_the_decided_row_attends_in_every_layer_and_head() -> None:
+    _, stages = network().trace(window())
+    for stage in stages:
+        if isinstance(stage, SparseRows):
+            last = stage.weights.shape[-1] - 1
+            assert bool((stage.active == last).any(dim=-1).all())
+
+
+@pytest.mark.parametrize("distil", [True, False])
+def test_the_rollout_of_a_forecast_covers_the_window(distil: bool) -> None:
+    config = InformerConfig(**(asdict(SMALL) | {"distil": distil}))
+    outputs, stages = network(config).trace(window(config))
+    torch.testing.assert_close(outputs.mean, network(config)(window(config)).mean)
+    top = config.lengths[-1] - 1
+    rollout = rollout_stages(stages, [top])
+    assert rollout.weights.shape == (2, 1, 61)
+    torch.testing.assert_close(rollout.weights.sum(dim=-1), torch.ones(2, 1))
+    assert float(rollout.weights.min()) >= 0.0
+
+
+def test_every_weight_learns() -> None:
+    made = network().train()
+    outputs = made(window())
+    loss = outputs.mean.sum() + outputs.log_scale.sum() + outputs.direction_logits[..., 0].sum()
+    (loss + outputs.dof.sum() + outputs.log_variance.sum()).backward()
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+
+
+def test_sampled_keys_are_not_weights() -> None:
+    assert not any(name.startswith("keys") for name in network().state_dict())
+
+
+def test_the_states_are_named_in_order() -> None:
+    names = [name for name, _ in network().named_states(window())]
+    assert names[:4] == ["embed", "blocks.0", "blocks.1", "blocks.2"]
+    assert "heads.mean" in names
+
+
+def test_a_window_of_another_length_is_refused() -> None:
+    with pytest.raises(AttentionInvalid, match="windows of 61 bars, not 60"):
+        network()(window()[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"window": 0}, "architecture.window is 0"),
+        ({"heads": 3}, "a multiple of the heads"),
+        ({"dropout": 1.0}, "below 1"),
+        ({"horizons": []}, "horizons must list"),
+        ({"sead": 3}, "architecture.sead is unknown"),
+    ],
+)
+def test_an_architecture_that_cannot_be_is_refused(
+    change: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        InformerConfig.read(asdict(SMALL) | change)
+
+
+def test_a_card_reads_back_as_the_same_architecture() -> None:
+    section = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(SMALL).items()}
+    assert InformerConfig.read(section) == SMALL

@@ -1,0 +1,175 @@
+"""ProbSparse against its own dense matrix: output, rollout, entropy and the choice of rows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.probsparse import (
+    SparseAttention,
+    active_confidence,
+    attend_sparsely,
+    decided_confidence,
+    dense_rows,
+    push_sparse,
+    sample_keys,
+    sparse_entropy,
+)
+from tracepaper.strategies.errors import AttentionInvalid
+
+torch.set_num_threads(1)
+MASKS = (Mask.full(), Mask.causal())
+
+
+def draw(time: int, *, size: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    made = torch.randn(3, 2, 2, time, 8, generator=generator).double() * size
+    return made[0], made[1], made[2]
+
+
+def attended(time: int, mask: Mask, *, size: float = 1.0, factor: int = 2) -> SparseAttention:
+    query, key, value = draw(time, size=size)
+    samples = sample_keys(time, mask, factor=factor, seed=7)
+    return attend_sparsely(query, key, value, mask, samples, factor=factor)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 90), st.sampled_from(MASKS), st.sampled_from([0.0, 1.0, 3.0]))
+def test_the_output_is_the_dense_matrix_times_the_values(
+    time: int, mask: Mask, size: float
+) -> None:
+    made = attended(time, mask, size=size)
+    value = draw(time, size=size)[2]
+    wanted = dense_rows(made.rows) @ value
+    torch.testing.assert_close(made.output, wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(dense_rows(made.rows).sum(-1), wanted.new_ones(2, 2, time))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 90), st.sampled_from(MASKS), st.integers(1, 4))
+def test_the_product_is_that_of_the_dense_matrix(time: int, mask: Mask, rows: int) -> None:
+    made = attended(time, mask)
+    weights = torch.rand(2, rows, time, generator=torch.Generator().manual_seed(3)).double()
+    dense = dense_rows(made.rows)
+    product = push_sparse(made.rows, weights)
+    torch.testing.assert_close(product.fused, weights @ dense.mean(dim=1), rtol=0, atol=1e-12)
+    shares = torch.tensor([0.2, 0.8])
+    weighed = push_sparse(made.rows, weights, shares=shares).fused
+    wanted = weights @ (0.2 * dense[:, 0] + 0.8 * dense[:, 1])
+    torch.testing.assert_close(weighed, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_entropy_is_that_of_the_dense_matrix(mask: Mask) -> None:
+    made = attended(70, mask)
+    wanted = torch.special.entr(dense_rows(made.rows)).sum(dim=-1)
+    torch.testing.assert_close(sparse_entropy(made.rows), wanted, rtol=0, atol=1e-12)
+
+
+def test_a_full_set_of_active_rows_is_ordinary_attention() -> None:
+    query, key, value = draw(20)
+    samples = sample_keys(20, Mask.full(), factor=50, seed=7)
+    made = attend_sparsely(query, key, value, Mask.full(), samples, factor=50)
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(made.output, wanted)
+
+
+def test_the_rows_that_choose_most_attend() -> None:
+    query, key, value = draw(64)
+    chosen = torch.tensor([5, 17, 40])
+    query[:, :, chosen] *= 30.0
+    samples = sample_keys(64, Mask.full(), factor=1, seed=7)
+    made = attend_sparsely(query, key, value, Mask.full(), samples, factor=1)
+    assert made.rows.active.shape[2] == math.ceil(math.log(64))
+    for active in made.rows.active.flatten(0, 1).tolist():
+        assert {5, 17, 40} <= set(active)
+
+
+def test_the_decided_row_always_attends() -> None:
+    query, key, value = draw(64)
+    query[:, :, -1] = 0.0
+    samples = sample_keys(64, Mask.full(), factor=1, seed=7)
+    lazy = attend_sparsely(query, key, value, Mask.full(), samples, factor=1)
+    forced = attend_sparsely(query, key, value, Mask.full(), samples, factor=1, always=[63])
+    assert not bool((lazy.rows.active == 63).any())
+    assert bool((forced.rows.active == 63).any(dim=-1).all())
+    assert float(decided_confidence(lazy.rows, 63).max()) < 1e-12
+
+
+def test_active_confidence_leaves_the_lazy_rows_out() -> None:
+    made = attended(300, Mask.full(), size=2.0)
+    entropy = torch.special.entr(dense_rows(made.rows)).sum(dim=-1)
+    every = 1.0 - entropy / math.log(300)
+    wanted = torch.stack(
+        [
+            every.flatten(0, 1)[at, rows].mean()
+            for at, rows in enumerate(made.rows.active.flatten(0, 1))
+        ]
+    )
+    torch.testing.assert_close(active_confidence(made.rows).flatten(), wanted)
+    assert float(active_confidence(made.rows).min()) > 5 * float(every.mean())
+
+
+def test_the_same_seed_samples_the_same_keys_and_another_does_not() -> None:
+    first = sample_keys(500, Mask.full(), seed=1)
+    assert torch.equal(first, sample_keys(500, Mask.full(), seed=1))
+    assert not torch.equal(first, sample_keys(500, Mask.full(), seed=2))
+    assert first.shape == (500, 5 * math.ceil(math.log(500)))
+    assert 0 <= int(first.min()) <= int(first.max()) < 500
+
+
+def test_causal_samples_lie_in_the_past() -> None:
+    samples = sample_keys(200, Mask.causal(), seed=1)
+    assert bool((samples <= torch.arange(200)[:, None]).all())
+
+
+def test_causal_probsparse_is_not_prefix_consistent() -> None:
+    # Why it never takes a batched pass: one future bar changes which past rows attend.
+    query, key, value = draw(400)
+    samples = sample_keys(400, Mask.causal(), seed=1)
+    before = attend_sparsely(query, key, value, Mask.causal(), samples)
+    query[:, :, 399] *= 100.0
+    after = attend_sparsely(query, key, value, Mask.causal(), samples)
+    assert not torch.equal(before.output[:, :, :399], after.output[:, :, :399])
+
+
+def test_gradients_flow_to_every_input() -> None:
+    tensors = query, key, value = draw(30)
+    for tensor in tensors:
+        tensor.requires_grad_()
+    samples = sample_keys(30, Mask.full(), factor=1, seed=7)
+    attend_sparsely(query, key, value, Mask.full(), samples, factor=1).output.sum().backward()
+    for tensor in tensors:
+        assert tensor.grad is not None
+        assert bool(tensor.grad.isfinite().all())
+    assert tensors[2].grad is not None
+    assert float(tensors[2].grad.abs().sum()) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: sample_keys(50, Mask.window(5), seed=1), "use Mask.full"),
+        (lambda: sample_keys(0, Mask.full(), seed=1), "at least 1 bar"),
+        (lambda: sample_keys(9, Mask.full(), factor=0, seed=1), "factor of at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call: object, sentence: str) -> None:
+    assert callable(call)
+    with pytest.raises(AttentionInvalid, match=sentence):
+        call()
+
+
+def test_samples_of_another_length_and_uneven_shapes_are_refused() -> None:
+    query, key, value = draw(9)
+    samples = sample_keys(8, Mask.full(), seed=1)
+    with pytest.raises(AttentionInvalid, match="the sequence holds 9"):
+        attend_sparsely(query, key, value, Mask.full(), samples)
+    with pytest.raises(AttentionInvalid, match="of one shape"):
+        attend_sparsely(query[:, :1], key, value, Mask.full(), samples)
