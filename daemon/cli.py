@@ -147,7 +147,8 @@ def _explain(error: BaseException) -> int:
         case typer.TyperException():
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else "tracepaper"
-            message = " ".join(error.format_message().split()).rstrip(".")
+            words = error.format_message().replace("Value error, ", "").split()
+            message = " ".join(words).rstrip(".")
             sentence, code = f"{message}; see `{path} --help`.", error.exit_code
         case OSError():
             where = f"{error.filename}: " if error.filename else ""

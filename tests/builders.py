@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from tracepaper.strategies.types import (
+    MONEY_SCALE,
+    Account,
+    Action,
+    Answer,
     Bar,
     Category,
+    Decision,
+    Event,
     Explanation,
+    Fill,
+    FillModel,
     Forecast,
+    Gate,
+    GateSet,
     Instrument,
+    Liquidity,
+    Position,
     Quote,
+    Regime,
+    Run,
+    RunKind,
+    Side,
     Source,
+    Step,
+    TwinStep,
 )
 
 MINUTE = 60_000
@@ -155,4 +174,114 @@ def forecast(
         (0.005,),
         "0123456789ab",
         explanation() if explained is None else explained,
+    )
+
+
+def decision(
+    *,
+    action: Action = Action.HOLD,
+    target: int = 0,
+    measures: Sequence[tuple[Gate, float | None, float, bool]] = (
+        (Gate.OPERATOR, 1.0, 1.0, True),
+        (Gate.WARM, 5_000.0, 4_349.0, True),
+        (Gate.CONFIDENCE, 0.21, 0.18, True),
+        (Gate.EDGE, 0.4, 1.0, False),
+    ),
+    regime: Regime = Regime.MOMENTUM,
+    reason: str = "edge",
+) -> Decision:
+    """Return a decision over (gate, measure, threshold, passed); the first failure refuses it."""
+    gates = tuple(row[0] for row in measures)
+    failed = next((row[0] for row in measures if not row[3]), None)
+    return Decision(
+        action,
+        target,
+        reason,
+        failed is None,
+        failed,
+        GateSet(gates, tuple(row[2] for row in measures)),
+        tuple(row[1] for row in measures),
+        sum(1 << index for index, row in enumerate(measures) if row[3]),
+        regime,
+    )
+
+
+def account(equity: int = 100_000, *, cash: int | None = None) -> Account:
+    """Return an account in whole units of quote currency."""
+    money = (equity if cash is None else cash) * MONEY_SCALE
+    return Account(money, equity * MONEY_SCALE, 0, equity * MONEY_SCALE - money, 0, 0)
+
+
+def step(
+    event: Event,
+    *,
+    sequence: int = 0,
+    decided: Decision | None = None,
+    answer: Answer = None,
+    fills: tuple[Fill, ...] = (),
+    position: Position | None = None,
+    of: Account | None = None,
+    twins: tuple[TwinStep, ...] = (),
+    accepted: bool = True,
+) -> Step:
+    """Return a step that an engine could have made of *event*."""
+    return Step(
+        sequence,
+        event,
+        accepted,
+        decided,
+        answer,
+        (),
+        fills,
+        Position() if position is None and isinstance(event, Bar) else position,
+        account() if of is None else of,
+        twins,
+        None,
+        None,
+        None,
+    )
+
+
+def fill(
+    *, price: int = 10_100, quantity: int = 1_000, side: Side = Side.BUY, reason: str = "edge"
+) -> Fill:
+    """Return a taker's fill of one unit of BTCUSDT."""
+    notional = price * quantity * 10**5
+    return Fill(
+        "1-0",
+        "linear:BTCUSDT",
+        side,
+        quantity,
+        price,
+        price,
+        notional,
+        notional * 55 // 100_000,
+        0,
+        Liquidity.TAKER,
+        FillModel.QUOTE,
+        reason,
+        START_MS,
+    )
+
+
+def run(*, kind: RunKind = RunKind.LIVE, instruments: Sequence[Instrument] = ()) -> Run:
+    """Return a run of the attention strategy as it was opened."""
+    return Run(
+        "run-7f3a",
+        kind,
+        START_MS,
+        None,
+        START_MS,
+        tuple(instruments) or (instrument(),),
+        MINUTE,
+        "{}",
+        "00" * 32,
+        "0.1.0",
+        "attention",
+        "a1b2c3",
+        "11" * 32,
+        "step",
+        "cpu",
+        "float32",
+        1,
     )

@@ -1,0 +1,89 @@
+"""``tracepaper status``: the running daemon at a glance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from tracepaper.daemon.commands.options import (
+    ConfigOption,
+    DatabaseOption,
+    JsonOption,
+    database_path,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Document = dict[str, object]
+
+
+def status(
+    *, db: DatabaseOption = None, config: ConfigOption = None, json: JsonOption = False
+) -> None:
+    """Show the running daemon: health, account, and the last decision with its gates."""
+    from rich.console import Console
+
+    from tracepaper.daemon.http.client import ask
+
+    document = ask(database_path(db, config), "/status")
+    if json:
+        print_json(document)
+        return
+    console = Console(highlight=False)
+    for part in _parts(document):
+        console.print(part)
+
+
+def _parts(document: Document) -> list[RenderableType]:
+    from rich.text import Text
+
+    state, reasons = document["state"], cast("list[str]", document["not_ready"])
+    head = Text.assemble(
+        (f"{state}", "bold green" if state == "running" else "bold yellow"),
+        f"  run {document['run_id']} ({document['kind']}), process {document['pid']}, ",
+        f"{document['strategy']} {document['model_id']}".rstrip(),
+    )
+    counts = (
+        f"{document['bars']} bars, {document['decisions']} decisions, {document['fills']} fills "
+        f"up to event {document['sequence']}"
+    )
+    parts: list[RenderableType] = [head, Text(counts, "dim")]
+    parts += [Text(f"not ready: {reason}", "yellow") for reason in reasons]
+    if document["account"] is not None:
+        parts.append(_accounts(document))
+    instruments = cast("dict[str, Document]", document["instruments"])
+    parts += [_instrument(name, facts) for name, facts in instruments.items()]
+    return parts
+
+
+def _accounts(document: Document) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    columns = ("equity", "cash", "realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid")
+    table.add_column("account")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    accounts = {"run": document["account"], **cast("Document", document["twins"])}
+    for name, account in accounts.items():
+        facts = cast("dict[str, str]", account)
+        table.add_row(name, *(facts[column] for column in columns))
+    return table
+
+
+def _instrument(name: str, facts: Document) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
+    table.title = (
+        f"\n{name}  close {facts['close']}  position {facts.get('quantity', '0')}  "
+        f"{facts.get('action', 'no decision yet')}  {facts.get('reason', '')}"
+    )
+    for column in ("gate", "measure", "threshold"):
+        table.add_column(column, justify="left" if column == "gate" else "right")
+    for gate in cast("list[Document]", facts.get("gates", [])):
+        mark, style = ("✓", "green") if gate["passed"] else ("✗", "red")
+        measure = "–" if gate["measure"] is None else f"{gate['measure']:.4g}"
+        table.add_row(f"[{style}]{mark}[/] {gate['gate']}", measure, f"{gate['threshold']:.4g}")
+    return table

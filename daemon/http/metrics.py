@@ -1,0 +1,118 @@
+"""The same facts for Prometheus, in a registry of their own, computed when they are scraped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.strategies.types import MONEY_SCALE, Account, Bar, Step
+
+ACCOUNT_HELP: Final = {
+    "cash": "Cash of the paper account, in quote currency.",
+    "equity": "Cash and the value of open positions, in quote currency.",
+    "realized_pnl": "Profit of closed positions before fees and funding.",
+    "unrealized_pnl": "Profit of open positions at the mark.",
+    "fees_paid": "Fees paid since the start of the account.",
+    "funding_paid": "Funding paid since the start of the account; negative if received.",
+}
+
+
+def registry_of(monitor: Monitor) -> CollectorRegistry:
+    """Return a registry with the metrics of *monitor* and of this process."""
+    registry = CollectorRegistry()
+    registry.register(MonitorCollector(monitor))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry
+
+
+class MonitorCollector(Collector):
+    """Reads a ``Monitor`` when Prometheus asks; keeps nothing of its own."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric family."""
+        monitor = self._monitor
+        run = monitor.run
+        yield InfoMetricFamily(
+            "tracepaper",
+            "What runs.",
+            {
+                "run_id": run.run_id,
+                "kind": run.kind.value,
+                "version": run.code_version,
+                "strategy": run.strategy,
+                "model_id": run.model_id,
+            },
+        )
+        yield _gauge("ready", "1 while decisions can be made.", float(not monitor.not_ready()))
+        yield _gauge("halted", "1 after HALT or FLATTEN, until RESUME.", float(monitor.halted))
+        yield _counted("events", "kind", "Events that the engine consumed.", monitor.events)
+        yield _counted("decisions", "action", "Decisions.", monitor.actions)
+        yield _counted("refusals", "gate", "Refusals by first failed gate.", monitor.refusals)
+        yield _counted("feed", "what", "What happened to the feed.", monitor.counters)
+        yield _counted("fills", "", "Fills of the account.", {"": monitor.fills})
+        yield _counted("revisions", "", "Bars revised after the fact.", {"": monitor.revisions})
+        if monitor.last is not None:
+            yield from _accounts(monitor.last)
+        yield from _bars(monitor)
+
+
+def _accounts(step: Step) -> Iterable[Metric]:
+    """Yield the sums of the account, and of its twins under the label ``twin``."""
+    accounts: list[tuple[str, Account]] = [("", step.account)]
+    accounts += [(twin.twin, twin.account) for twin in step.twins]
+    for name, text in ACCOUNT_HELP.items():
+        family = GaugeMetricFamily(f"tracepaper_{name}", text, labels=["twin"])
+        for twin, account in accounts:
+            family.add_metric([twin], getattr(account, name) / MONEY_SCALE)
+        yield family
+
+
+def _bars(monitor: Monitor) -> Iterable[Metric]:
+    """Yield the newest bar of each instrument: price, time, position, confidence."""
+    prices = GaugeMetricFamily("tracepaper_price", "Last close.", labels=["instrument"])
+    times = GaugeMetricFamily(
+        "tracepaper_last_bar_close_seconds", "UTC time of its close.", labels=["instrument"]
+    )
+    lags = GaugeMetricFamily(
+        "tracepaper_bar_lag_seconds",
+        "From that close to the engine, market time.",
+        labels=["instrument"],
+    )
+    positions = GaugeMetricFamily("tracepaper_position", "Quantity held.", labels=["instrument"])
+    confidences = GaugeMetricFamily(
+        "tracepaper_confidence", "Entropy confidence of the last forecast.", labels=["instrument"]
+    )
+    scales = {one.id: one for one in monitor.run.instruments}
+    for name, step in monitor.bars.items():
+        bar, scale, answer = step.event, scales[name], step.answer
+        assert isinstance(bar, Bar)
+        prices.add_metric([name], bar.close / 10**scale.price_decimals)
+        times.add_metric([name], bar.close_time_ms / 1000)
+        lags.add_metric([name], (bar.seen_ms - bar.close_time_ms) / 1000)
+        if step.position is not None:
+            quantity = step.position.quantity / 10**scale.quantity_decimals
+            positions.add_metric([name], quantity)
+        if (explanation := getattr(answer, "explanation", None)) is not None:
+            confidences.add_metric([name], explanation.confidence)
+    return (prices, times, lags, positions, confidences)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"tracepaper_{name}", text, value)
+
+
+def _counted(name: str, label: str, text: str, counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(f"tracepaper_{name}", text, labels=[label] if label else [])
+    for key, count in counts.items():
+        family.add_metric([key] if label else [], count)
+    return family

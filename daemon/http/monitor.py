@@ -1,0 +1,172 @@
+"""What a running daemon says of itself: counted from its steps, and never stored."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from tracepaper.daemon.ports import Clock
+from tracepaper.strategies.exact import unscaled
+from tracepaper.strategies.types import (
+    MONEY_DECIMALS,
+    Account,
+    Bar,
+    Command,
+    CommandKind,
+    Decision,
+    Gate,
+    Instrument,
+    Run,
+    Step,
+)
+
+FRESH_INTERVALS: Final = 3
+"""A daemon is ready while its newest bar closed at most so many intervals ago."""
+
+Document = dict[str, object]
+
+
+class Monitor:
+    """Watches the steps of one run; ``status`` and ``/metrics`` are read from it.
+
+    *counters* are the feed's own (reconnections, repairs, malformed frames); the mapping is read
+    when asked, so it may go on changing.
+    """
+
+    def __init__(
+        self, *, run: Run, clock: Clock, counters: Mapping[str, int] | None = None
+    ) -> None:
+        self.run = run
+        self.counters: Mapping[str, int] = counters if counters is not None else {}
+        self.last: Step | None = None
+        self.events: Counter[str] = Counter()
+        self.actions: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self.fills = 0
+        self.revisions = 0
+        self.halted = False
+        self.bars: dict[str, Step] = {}
+        self._clock = clock
+        self._instruments = {one.id: one for one in run.instruments}
+
+    def observe(self, step: Step) -> None:
+        """Count one stored step."""
+        self.last = step
+        self.events[type(step.event).__name__] += 1
+        self.fills += len(step.fills)
+        match step.event:
+            case Command(kind=kind):
+                self.halted = kind is not CommandKind.RESUME
+            case Bar(instrument=instrument):
+                if step.accepted:
+                    self.bars[instrument] = step
+                else:
+                    self.revisions += 1
+        if (decision := step.decision) is not None:
+            self._judge(decision)
+
+    def _judge(self, decision: Decision) -> None:
+        self.actions[decision.action.value] += 1
+        if decision.refused_by is not None:
+            self.refusals[decision.refused_by.value] += 1
+        gates = decision.gate_set.gates
+        if Gate.OPERATOR in gates:
+            self.halted = not decision.passed >> gates.index(Gate.OPERATOR) & 1
+
+    def not_ready(self) -> Sequence[str]:
+        """Return why the daemon cannot decide now; nothing where it can."""
+        reasons = []
+        for instrument in self._instruments:
+            step = self.bars.get(instrument)
+            if step is None or not isinstance(step.event, Bar):
+                reasons.append(f"{instrument} has no bar yet")
+                continue
+            age_ms = self._clock.market_ms() - step.event.close_time_ms
+            if age_ms > FRESH_INTERVALS * self.run.interval_ms:
+                reasons.append(f"the newest bar of {instrument} closed {age_ms // 1000} s ago")
+            elif step.decision is None or step.decision.refused_by is Gate.WARM:
+                reasons.append(f"{instrument} is warming up")
+        return reasons
+
+    def status(self) -> Document:
+        """Return the whole state as plain values; money, prices and quantities as exact text."""
+        run, last, reasons = self.run, self.last, self.not_ready()
+        return {
+            "state": "halted" if self.halted else "running",
+            "ready": not reasons,
+            "not_ready": list(reasons),
+            "run_id": run.run_id,
+            "kind": run.kind.value,
+            "pid": os.getpid(),
+            "code_version": run.code_version,
+            "started_at_ms": run.started_at_ms,
+            "market_ms": self._clock.market_ms(),
+            "strategy": run.strategy,
+            "model_id": run.model_id,
+            "sequence": last.sequence if last is not None else None,
+            "bars": self.events["Bar"],
+            "decisions": self.actions.total(),
+            "actions": dict(self.actions),
+            "refusals": dict(self.refusals),
+            "revisions": self.revisions,
+            "fills": self.fills,
+            "account": account_document(last.account) if last is not None else None,
+            "twins": {t.twin: account_document(t.account) for t in last.twins} if last else {},
+            "instruments": {
+                name: bar_document(step, self._instruments[name])
+                for name, step in self.bars.items()
+            },
+            "counters": dict(self.counters),
+        }
+
+
+def account_document(account: Account) -> Document:
+    """Return the sums of *account* as exact text."""
+    return {
+        name: unscaled(getattr(account, name), MONEY_DECIMALS) for name in account.__struct_fields__
+    }
+
+
+def bar_document(step: Step, instrument: Instrument) -> Document:
+    """Return the last bar of *instrument* with what was decided on it."""
+    bar, position = step.event, step.position
+    assert isinstance(bar, Bar)
+    document: Document = {
+        "open_time_ms": bar.open_time_ms,
+        "close": unscaled(bar.close, instrument.price_decimals),
+        "source": bar.source.value,
+    }
+    if position is not None:
+        document |= {
+            "quantity": unscaled(position.quantity, instrument.quantity_decimals),
+            "unrealized_pnl": unscaled(position.unrealized_pnl, MONEY_DECIMALS),
+            "realized_pnl": unscaled(position.realized_pnl, MONEY_DECIMALS),
+        }
+    if (decision := step.decision) is not None:
+        document |= {
+            "action": decision.action.value,
+            "allowed": decision.allowed,
+            "refused_by": decision.refused_by.value if decision.refused_by else None,
+            "reason": decision.reason,
+            "regime": decision.regime.value,
+            "gates": gate_documents(decision),
+        }
+    return document
+
+
+def gate_documents(decision: Decision) -> list[Document]:
+    """Return each declared gate with its measure, threshold and verdict."""
+    gates = zip(
+        decision.gate_set.gates, decision.measures, decision.gate_set.thresholds, strict=True
+    )
+    return [
+        {
+            "gate": gate.value,
+            "measure": measure,
+            "threshold": threshold,
+            "passed": bool(decision.passed >> index & 1),
+        }
+        for index, (gate, measure, threshold) in enumerate(gates)
+    ]

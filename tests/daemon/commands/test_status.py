@@ -1,0 +1,127 @@
+"""``status`` and ``command`` against a daemon's server, found through its lock file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from builders import MINUTE, START_MS, bar, decision, forecast, run, step
+from fakes import ManualClock
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.http.metrics import registry_of
+from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.daemon.http.server import HttpServer
+from tracepaper.storage.lock import InstanceLock
+from tracepaper.strategies.types import CommandKind
+
+
+@dataclass
+class Operated:
+    """The database of a running daemon, and the commands that it received."""
+
+    database: Path
+    lock: InstanceLock
+    commands: list[tuple[CommandKind, str]] = field(default_factory=list)
+
+    async def submit(self, kind: CommandKind, note: str) -> int:
+        self.commands.append((kind, note))
+        return 17
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path) -> AsyncIterator[Operated]:
+    database = tmp_path / "run.db"
+    operated = Operated(database, InstanceLock.acquire(database))
+    monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
+    monitor.observe(step(bar(), decided=decision(), answer=forecast()))
+    async with HttpServer(
+        host="127.0.0.1",
+        port=0,
+        status=monitor.status,
+        submit=operated.submit,
+        registry=registry_of(monitor),
+    ) as server:
+        operated.lock.publish(server.url)
+        yield operated
+    operated.lock.release()
+
+
+async def called(*arguments: str | Path) -> int:
+    return await asyncio.to_thread(invoke, [str(word) for word in arguments])
+
+
+async def test_status_shows_health_account_and_gates(
+    daemon: Operated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await called("status", "--db", daemon.database) == 0
+    shown = capsys.readouterr().out
+    for words in ("running", "run-7f3a", "1 bars, 1 decisions", "100000", "✗ edge", "✓ warm"):
+        assert words in shown
+
+
+async def test_status_as_json_is_one_document(
+    daemon: Operated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await called("status", "--db", daemon.database, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["ready"] is True
+    assert document["instruments"]["linear:BTCUSDT"]["refused_by"] == "edge"
+
+
+async def test_the_operators_word_reaches_the_daemon(
+    daemon: Operated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await called("command", "halt", "--note", "news", "--db", daemon.database) == 0
+    assert capsys.readouterr().out == "HALT is event 17 of the run.\n"
+    assert await called("command", "FLATTEN", "--db", daemon.database, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"kind": "FLATTEN", "sequence": 17}
+    assert daemon.commands == [(CommandKind.HALT, "news"), (CommandKind.FLATTEN, "")]
+
+
+async def test_a_proxy_of_the_environment_is_not_asked(
+    daemon: Operated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert await called("status", "--db", daemon.database) == 0
+
+
+async def test_the_daemons_own_refusal_is_passed_on(
+    daemon: Operated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await called("command", "HALT", "--note", "x" * 501, "--db", daemon.database) == 1
+    assert capsys.readouterr().err == "Keep the note within 500 characters.\n"
+
+
+async def test_a_command_that_does_not_exist_is_wrong_usage(
+    daemon: Operated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await called("command", "SELL", "--db", daemon.database) == 2
+    assert "HALT" in capsys.readouterr().err
+
+
+async def test_without_a_daemon_the_sentence_says_how_to_start_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await called("status", "--db", tmp_path / "run.db") == 1
+    assert "start it with `tracepaper run`" in capsys.readouterr().err
+
+
+async def test_a_daemon_that_serves_nothing_yet_is_named(
+    daemon: Operated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.lock.publish("")
+    assert await called("status", "--db", daemon.database) == 1
+    assert "serves no status" in capsys.readouterr().err
+
+
+async def test_a_daemon_that_does_not_answer_is_named(
+    daemon: Operated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.lock.publish("http://127.0.0.1:1")
+    assert await called("status", "--db", daemon.database) == 1
+    assert "does not answer at http://127.0.0.1:1" in capsys.readouterr().err

@@ -1,0 +1,145 @@
+"""What the daemon says of itself follows from its steps."""
+
+from __future__ import annotations
+
+from builders import MINUTE, START_MS, account, bar, decision, fill, forecast, instrument, run, step
+from fakes import ManualClock
+from prometheus_client.exposition import generate_latest
+
+from tracepaper.daemon.http.metrics import registry_of
+from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.strategies.types import (
+    Action,
+    Command,
+    CommandKind,
+    Gate,
+    Position,
+    Quote,
+    Step,
+    TwinStep,
+)
+
+BTC = "linear:BTCUSDT"
+CLOSE_MS = START_MS + MINUTE
+
+
+def monitor(market_ms: int = CLOSE_MS) -> Monitor:
+    return Monitor(run=run(), clock=ManualClock(market_ms), counters={"reconnects": 2})
+
+
+def decided(sequence: int = 7) -> Step:
+    return step(
+        bar(late_ms=250),
+        sequence=sequence,
+        decided=decision(),
+        answer=forecast(),
+        fills=(fill(),),
+        position=Position(quantity=-1_500, unrealized_pnl=25 * 10**9),
+        of=account(99_990),
+        twins=(TwinStep("ungated", Position(), account(100_020), ()),),
+    )
+
+
+def test_a_fresh_monitor_is_not_ready_and_says_why() -> None:
+    status = monitor().status()
+    assert status["ready"] is False
+    assert status["not_ready"] == [f"{BTC} has no bar yet"]
+    assert status["sequence"] is None
+    assert status["account"] is None
+
+
+def test_a_decided_bar_makes_it_ready_with_exact_amounts() -> None:
+    watched = monitor()
+    watched.observe(decided())
+    status = watched.status()
+    assert status["ready"] is True
+    assert (status["bars"], status["decisions"], status["fills"]) == (1, 1, 1)
+    assert status["refusals"] == {"edge": 1}
+    assert status["counters"] == {"reconnects": 2}
+    accounts = status["account"], status["twins"]
+    assert accounts[0]["equity"] == "99990"  # type: ignore[index]
+    assert accounts[1]["ungated"]["equity"] == "100020"  # type: ignore[index]
+    facts = status["instruments"][BTC]  # type: ignore[index]
+    assert (facts["close"], facts["quantity"], facts["unrealized_pnl"]) == ("101", "-1.5", "2.5")
+    assert (facts["action"], facts["allowed"], facts["refused_by"]) == ("HOLD", False, "edge")
+    assert facts["gates"][-1] == {
+        "gate": "edge",
+        "measure": 0.4,
+        "threshold": 1.0,
+        "passed": False,
+    }
+
+
+def test_an_old_bar_is_not_ready() -> None:
+    watched = monitor(CLOSE_MS + 4 * MINUTE)
+    watched.observe(decided())
+    assert watched.not_ready() == [f"the newest bar of {BTC} closed 240 s ago"]
+
+
+def test_warming_up_is_not_ready() -> None:
+    watched = monitor()
+    cold = ((Gate.OPERATOR, 1.0, 1.0, True), (Gate.WARM, 3.0, 100.0, False))
+    watched.observe(step(bar(), decided=decision(measures=cold)))
+    assert watched.not_ready() == [f"{BTC} is warming up"]
+
+
+def test_every_instrument_must_be_ready() -> None:
+    two = run(instruments=[instrument(), instrument("ETHUSDT")])
+    watched = Monitor(run=two, clock=ManualClock(CLOSE_MS))
+    watched.observe(decided())
+    assert watched.not_ready() == ["linear:ETHUSDT has no bar yet"]
+
+
+def test_a_revision_changes_nothing_but_its_count() -> None:
+    watched = monitor()
+    watched.observe(decided())
+    watched.observe(step(bar(20_000), sequence=8, accepted=False))
+    status = watched.status()
+    assert status["revisions"] == 1
+    assert status["instruments"][BTC]["close"] == "101"  # type: ignore[index]
+
+
+def test_the_operators_word_is_shown_at_once_and_after_a_restart() -> None:
+    watched = monitor()
+    for kind, state in (
+        (CommandKind.HALT, "halted"),
+        (CommandKind.RESUME, "running"),
+        (CommandKind.FLATTEN, "halted"),
+    ):
+        watched.observe(step(Command(kind, "", CLOSE_MS, CLOSE_MS)))
+        assert watched.status()["state"] == state
+    restarted = monitor()
+    halted = ((Gate.OPERATOR, 0.0, 1.0, False), (Gate.WARM, 9_000.0, 100.0, True))
+    restarted.observe(step(bar(), decided=decision(measures=halted)))
+    assert restarted.status()["state"] == "halted"
+
+
+def test_metrics_say_the_same() -> None:
+    watched = monitor()
+    watched.observe(step(Quote(BTC, 1, 1, 2, 1, CLOSE_MS, CLOSE_MS)))
+    watched.observe(decided())
+    lines = generate_latest(registry_of(watched)).decode().splitlines()
+    for line in (
+        'tracepaper_events_total{kind="Bar"} 1.0',
+        'tracepaper_events_total{kind="Quote"} 1.0',
+        f'tracepaper_decisions_total{{action="{Action.HOLD}"}} 1.0',
+        'tracepaper_refusals_total{gate="edge"} 1.0',
+        'tracepaper_feed_total{what="reconnects"} 2.0',
+        "tracepaper_fills_total 1.0",
+        "tracepaper_ready 1.0",
+        "tracepaper_halted 0.0",
+        'tracepaper_equity{twin=""} 99990.0',
+        'tracepaper_equity{twin="ungated"} 100020.0',
+        f'tracepaper_price{{instrument="{BTC}"}} 101.0',
+        f'tracepaper_position{{instrument="{BTC}"}} -1.5',
+        f'tracepaper_bar_lag_seconds{{instrument="{BTC}"}} 0.25',
+        f'tracepaper_confidence{{instrument="{BTC}"}} 0.2',
+    ):
+        assert line in lines
+    assert any(line.startswith("process_resident_memory_bytes") for line in lines)
+
+
+def test_metrics_answer_before_the_first_step() -> None:
+    lines = generate_latest(registry_of(monitor())).decode().splitlines()
+    assert "tracepaper_ready 0.0" in lines
+    assert not any(line.startswith("tracepaper_equity{") for line in lines)
