@@ -22,10 +22,10 @@ class Frame(NamedTuple):
 
     topic: str
     body: bytes
-    at_ms: int
+    at_ms: float
 
 
-Due = tuple[int, Callable[[], list[Frame]]]
+Due = tuple[float, Callable[[], list[Frame]]]
 """A market time, and what to build when it comes."""
 
 

@@ -48,16 +48,16 @@ class MarketClock:
             now = int(self._anchor_ms + elapsed_s * 1000 * self.speed)
         return now if self._end_ms is None else min(now, self._end_ms)
 
-    def seconds_until(self, time_ms: int) -> float | None:
+    def seconds_until(self, time_ms: float) -> float | None:
         """Return machine seconds until *time_ms*; None where time does not run by itself."""
         if self.manual or self._held:
             return None
         return max(0.0, (time_ms - self.now_ms()) / (1000 * self.speed))
 
-    def set(self, time_ms: int) -> None:
+    def set(self, time_ms: float) -> None:
         """Move forward to *time_ms*; an earlier time changes nothing."""
         if time_ms > self.now_ms():
-            self._anchor_ms = float(time_ms)
+            self._anchor_ms = time_ms
             self._anchor_s = self._monotonic()
 
     def release(self) -> None:

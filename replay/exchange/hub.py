@@ -97,7 +97,7 @@ class Hub:
         self._find_channel = find_channel
         self._channels: dict[Key, Channel] = {}
         self._subscriptions: dict[Key, Subscription] = {}
-        self._due: list[tuple[int, int, Action]] = []
+        self._due: list[tuple[float, int, Action]] = []
         self._serial = 0
         self._held_back: list[tuple[Key, bytes]] = []
         self._woken = asyncio.Event()
@@ -157,7 +157,7 @@ class Hub:
 
     # ------------------------------------------------------------ time
 
-    def at(self, time_ms: int, action: Action) -> None:
+    def at(self, time_ms: float, action: Action) -> None:
         """Let *action* happen when market time reaches *time_ms*, after what is already due."""
         self._serial += 1
         heappush(self._due, (time_ms, self._serial, action))
@@ -185,7 +185,7 @@ class Hub:
 
         self.at(time_ms, fire)
 
-    def fire_until(self, limit_ms: int) -> None:
+    def fire_until(self, limit_ms: float) -> None:
         """Do everything that is due at or before *limit_ms*, in time order."""
         while self._due and self._due[0][0] <= limit_ms:
             heappop(self._due)[2]()

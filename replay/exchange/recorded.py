@@ -26,9 +26,9 @@ RECEIVED: Final = "recv"
 
 
 class RecordedFrame(msgspec.Struct, frozen=True):
-    """One frame as it came."""
+    """One frame as it came; its time has fractions, which keep the order of the session."""
 
-    received_ms: int
+    received_ms: float
     topic: str
     is_snapshot: bool
     body: bytes
@@ -65,8 +65,8 @@ class Recording:
 
     def __init__(self, frames: list[RecordedFrame], category: str) -> None:
         self.category: Final = category
-        self.start_ms: Final = frames[0].received_ms - 1
-        self.end_ms: Final = frames[-1].received_ms + 1
+        self.start_ms: Final = int(frames[0].received_ms) - 1
+        self.end_ms: Final = int(frames[-1].received_ms) + 1
         self._topics: dict[str, list[RecordedFrame]] = {}
         for frame in frames:
             self._topics.setdefault(frame.topic, []).append(frame)
@@ -132,7 +132,7 @@ def _frame(entry: dict[str, Any]) -> RecordedFrame | None:
     if "topic" not in content:
         return None
     return RecordedFrame(
-        received_ms=round(float(entry["ts"]) * 1000),
+        received_ms=float(entry["ts"]) * 1000,
         topic=str(content["topic"]),
         is_snapshot=content.get("type") == "snapshot",
         body=text.encode(),

@@ -1,0 +1,70 @@
+"""Market time is scaled, held, moved by hand and stopped, and never goes back."""
+
+from __future__ import annotations
+
+from tracepaper.replay.exchange.clock import MarketClock
+from tracepaper.replay.exchange.limits import Limiter
+
+
+class Seconds:
+    """Machine seconds that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_time_runs_at_its_speed() -> None:
+    seconds = Seconds()
+    clock = MarketClock(5_000, speed=1_200, monotonic=seconds)
+    seconds.now += 2.5
+    assert clock.now_ms() == 5_000 + 3_000_000
+    assert clock.seconds_until(5_000 + 3_600_000) == 0.5
+
+
+def test_held_time_stands_and_goes_on_from_where_it_stood() -> None:
+    seconds = Seconds()
+    clock = MarketClock(5_000, speed=10, monotonic=seconds, held=True)
+    seconds.now += 60
+    assert clock.now_ms() == 5_000
+    assert clock.seconds_until(6_000) is None
+    clock.release()
+    seconds.now += 1
+    assert clock.now_ms() == 15_000
+
+
+def test_manual_time_moves_by_hand_alone() -> None:
+    seconds = Seconds()
+    clock = MarketClock(0, speed=10, monotonic=seconds, manual=True)
+    seconds.now += 60
+    assert clock.now_ms() == 0
+    clock.set(700)
+    clock.set(300)
+    assert clock.now_ms() == 700
+
+
+def test_a_jump_goes_on_from_there() -> None:
+    seconds = Seconds()
+    clock = MarketClock(0, speed=10, monotonic=seconds)
+    clock.set(1_000_000)
+    seconds.now += 1
+    assert clock.now_ms() == 1_010_000
+
+
+def test_time_stops_at_its_end() -> None:
+    seconds = Seconds()
+    clock = MarketClock(0, speed=10, monotonic=seconds)
+    clock.stop_at(15_000)
+    assert not clock.ended
+    seconds.now += 100
+    assert clock.now_ms() == 15_000
+    assert clock.ended
+
+
+def test_a_limiter_admits_again_when_its_window_has_passed() -> None:
+    limiter = Limiter(2, 5.0)
+    assert [limiter.admits(at) for at in (0.0, 1.0, 2.0, 5.0, 5.5, 6.0)] == [
+        True, True, False, True, False, True,
+    ]  # fmt: skip

@@ -1,0 +1,85 @@
+"""Filters come from the recording, but the data's own tick wins where it is finer."""
+
+from __future__ import annotations
+
+import pytest
+from exchange_client import candles, walk_rows
+
+from tracepaper.replay.exchange.instruments import coins, list_instrument, recorded
+from tracepaper.replay.exchange.market import Market
+from tracepaper.strategies.types import Category
+
+ROWS = walk_rows(50)
+
+
+def test_the_recording_holds_eight_hundred_linear_symbols() -> None:
+    items = recorded()
+    assert len(items) == 800
+    assert items["BTCUSDT"]["priceFilter"]["tickSize"] == "0.10"
+    assert items["SOLUSDT"]["priceScale"] == "3"
+    assert {item["fundingInterval"] for item in items.values()} == {0, 60, 240, 480}
+
+
+def test_a_known_symbol_is_listed_verbatim() -> None:
+    listing = list_instrument(candles(ROWS))
+    assert listing.item == recorded()["BTCUSDT"]
+    assert (listing.tick, listing.price_decimals) == (10, 2)
+    assert (listing.step, listing.step_decimals, listing.size_decimals) == (1, 3, 3)
+
+
+def test_prices_between_two_ticks_make_a_finer_tick() -> None:
+    listing = list_instrument(candles(ROWS, price_decimals=2))
+    assert listing.item["priceFilter"]["tickSize"] == "0.01"
+    assert (listing.tick, listing.price_decimals) == (1, 2)
+    assert recorded()["BTCUSDT"]["priceFilter"]["tickSize"] == "0.10"  # the recording is unharmed
+
+
+def test_volume_may_be_finer_than_the_quantity_step() -> None:
+    listing = list_instrument(candles(ROWS, volume_decimals=8))
+    assert listing.item["lotSizeFilter"]["qtyStep"] == "0.001"
+    assert (listing.step, listing.size_decimals) == (100_000, 8)
+
+
+@pytest.mark.parametrize("volume_decimals", [0, 3, 8])
+def test_an_unknown_symbol_gets_every_field_of_a_recorded_one(volume_decimals: int) -> None:
+    data = candles(ROWS, symbol="NEWCOINUSDT", volume_decimals=volume_decimals)
+    listing = list_instrument(data)
+    real = recorded()["BTCUSDT"]
+    assert list(listing.item) == list(real)
+    for name, value in real.items():
+        if isinstance(value, dict):
+            assert sorted(listing.item[name]) == sorted(value)
+        else:
+            assert isinstance(listing.item[name], type(value))
+    assert (listing.item["baseCoin"], listing.item["quoteCoin"]) == ("NEWCOIN", "USDT")
+    assert listing.tick == 1
+    assert float(listing.item["lotSizeFilter"]["qtyStep"]) > 0
+
+
+def test_a_spot_pair_takes_its_tick_from_the_data() -> None:
+    listing = list_instrument(candles(ROWS, category=Category.SPOT, price_decimals=2))
+    assert listing.item["priceFilter"] == {"tickSize": "0.01"}
+    assert listing.funding_minutes == 0
+
+
+@pytest.mark.parametrize(
+    ("symbol", "pair"),
+    [
+        ("BTCUSDT", ("BTC", "USDT")),
+        ("ETHBTC", ("ETH", "BTC")),
+        ("BTC-PERP", ("BTC", "USDT")),
+        ("BTCPERP", ("BTC", "USDT")),
+        ("USDT", ("USDT", "USDT")),
+    ],
+)
+def test_coins_are_read_from_the_symbol(symbol: str, pair: tuple[str, str]) -> None:
+    assert coins(symbol) == pair
+
+
+def test_texts_are_padded_to_the_tick_on_linear_and_plain_on_spot() -> None:
+    linear = Market(candles(ROWS), seed=0)
+    spot = Market(candles(ROWS, category=Category.SPOT), seed=0)
+    assert linear.price_text(6_511_420) == "65114.20"
+    assert linear.size_text(30) == "0.030"
+    assert spot.price_text(651_140) == "65114"
+    assert spot.size_text(30_000) == "0.03"

@@ -1,0 +1,169 @@
+"""Recorded sessions are played verbatim, and the invented frames have the recorded form."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from exchange_client import MINUTE, Client, candles, serving, walk_rows
+
+from tracepaper.replay.exchange.recorded import read_recording
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types import Category
+
+DATA = Path(__file__).parents[2] / "data" / "exchange"
+SESSION = DATA / "linear_session_2026-08-09_short.jsonl.gz"
+SPOT_LOG = DATA / "spot_orderbook1_2025-06-13_short.txt.gz"
+
+
+def received() -> list[str]:
+    """Return the session's received texts in order."""
+    with gzip.open(SESSION, "rt") as lines:
+        entries = [json.loads(line) for line in lines]
+    return [entry["data"] for entry in entries if entry["t"] == "recv"]
+
+
+def recorded(topic: str) -> list[str]:
+    return [text for text in received() if json.loads(text).get("topic") == topic]
+
+
+@asynccontextmanager
+async def playing() -> AsyncIterator[tuple[EmbeddedExchange, Client]]:
+    settings = ExchangeSettings(frames=SESSION, manual=True)
+    async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
+        yield exchange, Client(exchange, session)
+
+
+async def test_frames_come_verbatim_and_in_order() -> None:
+    topics = ["kline.1.BTCUSDT", "tickers.BTCUSDT", "orderbook.200.BTCUSDT", "publicTrade.ETHUSDT"]
+    async with playing() as (exchange, client), client.stream() as stream:
+        await stream.subscribe(*topics)
+        await exchange.advance(MINUTE)
+        await stream.ask("ping")
+        wanted = [text for text in received() if json.loads(text).get("topic") in topics]
+        assert stream.texts == wanted
+
+
+async def test_a_late_client_is_sent_the_snapshot_and_every_delta_since() -> None:
+    async with playing() as (exchange, client):
+        await exchange.advance(10_000)
+        async with client.stream() as stream:
+            await stream.subscribe("tickers.BTCUSDT", "publicTrade.BTCUSDT")
+            await stream.ask("ping")
+            opening = list(stream.texts)
+            await exchange.advance(MINUTE)
+            await stream.ask("ping")
+        tickers = recorded("tickers.BTCUSDT")
+        assert opening == tickers[: len(opening)]
+        assert [text for text in stream.texts if '"tickers' in text[:20]] == tickers
+        assert len(opening) > 10
+
+
+async def test_a_topic_that_was_not_recorded_is_refused() -> None:
+    async with playing() as (_, client), client.stream() as stream:
+        assert (await stream.subscribe("orderbook.1.BTCUSDT"))["success"] is False
+
+
+async def test_rest_knows_the_recorded_instruments_and_candles() -> None:
+    async with playing() as (exchange, client):
+        items = (await client.result("instruments-info", category="linear"))["list"]
+        assert [item["symbol"] for item in items] == ["BTCUSDT", "ETHUSDT"]
+        await exchange.advance(MINUTE)
+        rows = (await client.result("kline", symbol="BTCUSDT", interval="1"))["list"]
+        last = json.loads(recorded("kline.1.BTCUSDT")[-1])["data"][-1]
+        assert rows[0][:5] == [
+            str(last["start"]),
+            last["open"],
+            last["high"],
+            last["low"],
+            last["close"],
+        ]
+        assert len(rows) == 2
+        assert (await client.get("time"))["time"] == exchange.clock.now_ms()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "no received frame"),
+        (b'{"t":"recv","ts":1}\n', "line 1"),
+        (b'{"t":"connect"}\n{"t":"recv","ts":"x","data":"{\\"topic\\":\\"a\\"}"}\n', "line 2"),
+        (b"\x1f\x8bnot gzip", "cannot be read"),
+        (b"nonsense", "line 1"),
+    ],
+)
+def test_a_file_that_is_no_session_is_named(tmp_path: Path, content: bytes, why: str) -> None:
+    path = tmp_path / "session.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataInvalid, match=why):
+        read_recording(path)
+
+
+# ---------------------------------------------------------------- invented frames, recorded form
+
+
+def form(value: Any) -> Any:
+    """Return the keys in order and the kinds of values of a frame; lists by their first element."""
+    if isinstance(value, dict):
+        return [(name, form(each)) for name, each in value.items()]
+    if isinstance(value, list):
+        return [form(value[0])] if value else []
+    return type(value).__name__
+
+
+@pytest.mark.parametrize(
+    ("topic", "kind"),
+    [
+        ("kline.1.BTCUSDT", "snapshot"),
+        ("tickers.BTCUSDT", "snapshot"),
+        ("orderbook.200.BTCUSDT", "snapshot"),
+        ("publicTrade.BTCUSDT", "snapshot"),
+    ],
+)
+async def test_linear_frames_have_the_recorded_keys_order_and_types(topic: str, kind: str) -> None:
+    real = next(json.loads(t) for t in recorded(topic) if json.loads(t)["type"] == kind)
+    async with serving(candles(walk_rows(60))) as (exchange, client), client.stream() as stream:
+        await stream.subscribe(topic)
+        await exchange.advance(2 * MINUTE)
+        ours = next(frame for frame in await stream.drain() if frame["type"] == kind)
+    assert form(ours) == form(real)
+
+
+async def test_linear_ticker_deltas_hold_only_recorded_fields_in_the_recorded_order() -> None:
+    fields = list(json.loads(recorded("tickers.BTCUSDT")[0])["data"])
+    async with serving(candles(walk_rows(60))) as (exchange, client), client.stream() as stream:
+        await stream.subscribe("tickers.BTCUSDT")
+        await exchange.advance(5 * MINUTE)
+        frames = await stream.drain()
+    for frame in frames:
+        assert list(frame["data"]) == [name for name in fields if name in frame["data"]]
+
+
+async def test_the_roll_frame_has_the_recorded_form() -> None:
+    real = next(f for t in recorded("kline.1.BTCUSDT") if len((f := json.loads(t))["data"]) == 2)
+    async with serving(candles(walk_rows(60))) as (exchange, client), client.stream() as stream:
+        await stream.subscribe("kline.1.BTCUSDT")
+        await exchange.advance(2 * MINUTE)
+        ours = next(frame for frame in await stream.drain() if len(frame["data"]) == 2)
+    assert [form(each) for each in ours["data"]] == [form(each) for each in real["data"]]
+
+
+async def test_spot_books_have_the_recorded_form() -> None:
+    with gzip.open(SPOT_LOG, "rt") as lines:
+        texts = [
+            line.partition(": ")[2] for line in lines if "<-" not in line and "<->" not in line
+        ]
+    real = next(json.loads(text) for text in texts if '"topic"' in text)
+    spot = candles(walk_rows(60), category=Category.SPOT)
+    async with serving(spot) as (exchange, client), client.stream("spot") as stream:
+        await stream.subscribe("orderbook.1.BTCUSDT")
+        await exchange.advance(10_000)
+        ours = (await stream.drain())[-1]
+    assert form(ours) == form(real)

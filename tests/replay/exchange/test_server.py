@@ -1,0 +1,201 @@
+"""Where time starts, stands, jumps and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from aiohttp import ClientSession, WSMsgType, WSServerHandshakeError
+from exchange_client import (
+    FIRST_MS,
+    MINUTE,
+    Client,
+    Message,
+    StreamClient,
+    candles,
+    serving,
+    walk_rows,
+)
+
+from tracepaper.replay.exchange.fault_plan import plan_from
+from tracepaper.replay.exchange.faults import FaultKind
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.replay.exchange.venue import END_LINGER_MS, SETTLE_MS, WARM_UP_BARS
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+ROWS = walk_rows(60, seed=10)
+DEADLINE_S = 10.0
+
+
+@pytest.mark.parametrize(("length", "row"), [(60, 30), (2 * WARM_UP_BARS + 50, WARM_UP_BARS)])
+async def test_time_starts_at_the_warm_up_or_half_of_shorter_data(length: int, row: int) -> None:
+    async with serving(candles(walk_rows(length))) as (exchange, _):
+        assert exchange.clock.now_ms() == FIRST_MS + row * MINUTE + SETTLE_MS
+
+
+async def test_a_start_outside_the_data_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match="give 0 to 59"):
+        async with serving(candles(ROWS), start=60):
+            pass
+
+
+async def test_the_candle_before_the_start_is_final_by_rest() -> None:
+    async with serving(candles(ROWS), start=20) as (exchange, client):
+        rows = (await client.result("kline", symbol="BTCUSDT", interval="1"))["list"]
+        closed_ms = int(rows[1][0]) + MINUTE
+        assert exchange.clock.now_ms() - closed_ms >= 2_000
+
+
+async def test_time_jumps_over_a_hole_that_all_symbols_share(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    times = [FIRST_MS + place * MINUTE for place in (*range(30), *range(500, 530))]
+    data = candles(ROWS, times_ms=times)
+    async with serving(data, start=20) as (exchange, client), client.stream() as stream:
+        await stream.subscribe("kline.1.BTCUSDT", "publicTrade.BTCUSDT", "orderbook.1.BTCUSDT")
+        with caplog.at_level(logging.WARNING):
+            await exchange.advance_to(FIRST_MS + 30 * MINUTE + 2_000)
+        assert exchange.clock.now_ms() == FIRST_MS + 500 * MINUTE
+        assert "jumps over a hole" in caplog.text
+        await exchange.advance(3 * MINUTE + 1_001)
+        frames = await stream.drain()
+        hole = range(FIRST_MS + 30 * MINUTE + 1_001, FIRST_MS + 500 * MINUTE)
+        assert [frame["ts"] for frame in frames if frame["ts"] in hole] == []
+        candle_frames = [f for f in frames if f["topic"].startswith("kline")]
+        done = [e["start"] for f in candle_frames for e in f["data"] if e["confirm"]]
+        assert done == [*times[20:30], *times[30:33]]
+        last = next(
+            f
+            for f in candle_frames
+            if f["data"][0]["start"] == times[29] and f["data"][0]["confirm"]
+        )
+        assert len(last["data"]) == 1  # no candle opens in the hole
+
+
+async def test_a_hole_of_one_symbol_is_silence_on_it_and_no_jump() -> None:
+    times = [FIRST_MS + place * MINUTE for place in (*range(25), *range(35, 70))]
+    served = (candles(ROWS, times_ms=times), candles(walk_rows(70), symbol="ETHUSDT"))
+    async with serving(*served, start=20) as (exchange, client), client.stream() as stream:
+        await stream.subscribe("tickers.BTCUSDT", "kline.1.ETHUSDT")
+        await exchange.advance(20 * MINUTE)
+        assert exchange.clock.now_ms() == FIRST_MS + 40 * MINUTE + SETTLE_MS
+        frames = await stream.drain()
+        silent = range(FIRST_MS + 25 * MINUTE, FIRST_MS + 35 * MINUTE)
+        assert [f for f in frames if f["topic"] == "tickers.BTCUSDT" and f["ts"] in silent] == []
+        assert len([f for f in frames if f["topic"] == "kline.1.ETHUSDT"]) > 20
+
+
+async def test_at_the_end_pushes_stop_and_rest_answers_on(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(candles(ROWS), start=50) as (exchange, client), client.stream() as stream:
+        await stream.subscribe("kline.1.BTCUSDT", "tickers.BTCUSDT", "orderbook.1.BTCUSDT")
+        with caplog.at_level(logging.WARNING):
+            await exchange.advance(60 * MINUTE)
+        frames = await stream.drain()
+        end_ms = FIRST_MS + 60 * MINUTE
+        assert max(frame["ts"] for frame in frames) <= end_ms + 1_000
+        assert exchange.clock.now_ms() == end_ms + END_LINGER_MS
+        assert exchange.clock.ended
+        assert "data ends" in caplog.text
+        await exchange.advance(MINUTE)
+        assert await stream.drain() == []
+        result = await client.result("kline", symbol="BTCUSDT", interval="1", limit=1)
+        assert int(result["list"][0][0]) == end_ms - MINUTE
+        await client.result("tickers", category="linear")
+        assert (await stream.ask("ping"))["ret_msg"] == "pong"
+
+
+async def test_held_time_stands_until_a_candle_topic_is_subscribed() -> None:
+    settings = ExchangeSettings(candles=(candles(ROWS),), hold=True, speed=1_000.0, start=20)
+    async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
+        client = Client(exchange, session)
+        async with client.stream() as stream:
+            await stream.subscribe("tickers.BTCUSDT")
+            times = {(await client.get("time"))["time"] for _ in range(20)}
+            assert times == {FIRST_MS + 20 * MINUTE + SETTLE_MS}
+            await stream.subscribe("kline.1.BTCUSDT")
+            async with asyncio.timeout(DEADLINE_S):
+                while not any(f["data"][0]["confirm"] for f in await candle_frames(stream)):
+                    pass
+        assert not exchange.clock.held
+
+
+async def candle_frames(stream: StreamClient) -> list[Message]:
+    return [f for f in await stream.drain() if f["topic"].startswith("kline")]
+
+
+async def test_a_control_call_releases_held_time() -> None:
+    settings = ExchangeSettings(candles=(candles(ROWS),), hold=True, speed=1_000.0, start=20)
+    async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
+        client = Client(exchange, session)
+        before = (await client.get("time"))["time"]
+        async with session.post(f"{exchange.control_url}/release") as response:
+            assert await response.json() == {"held": False}
+        async with asyncio.timeout(DEADLINE_S):
+            while (await client.get("time"))["time"] == before:
+                pass
+
+
+async def test_a_seeded_schedule_makes_every_kind_fire_while_a_client_runs() -> None:
+    settings = ExchangeSettings(
+        candles=(candles(walk_rows(2_000)),),
+        speed=1_200.0,
+        start=100,
+        faults=plan_from({"seed": 5, "every_s": 0.05}),
+    )
+    async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
+        client = Client(exchange, session)
+        tally = exchange.faults.tally
+        async with asyncio.timeout(60):
+            while not all(tally[kind].fired for kind in FaultKind):
+                await one_life(client)
+        assert all(tally[kind].fired <= tally[kind].scheduled for kind in FaultKind)
+        assert all(len(each.times) == each.fired for each in tally.values())
+
+
+async def one_life(client: Client) -> None:
+    """Ask by REST, connect, and read until cut off or silent for half a second."""
+    url = f"{client.exchange.rest_url}/v5/market/time"
+    async with client.session.get(url) as response:
+        await response.read()
+    try:
+        async with client.stream() as stream:
+            await stream.socket.send_str('{"op":"subscribe","args":["kline.1.BTCUSDT"]}')
+            while (await stream.socket.receive(0.5)).type is WSMsgType.TEXT:
+                pass
+    except (OSError, TimeoutError, WSServerHandshakeError):
+        return  # cut, silent or refused: the next life tries again
+
+
+async def test_a_port_in_use_is_one_sentence() -> None:
+    async with serving(candles(ROWS)) as (exchange, _):
+        port = int(exchange.rest_url.rpartition(":")[2])
+        with pytest.raises(ConfigInvalid, match=f"Port {port} cannot be bound"):
+            async with EmbeddedExchange(ExchangeSettings(candles=(candles(ROWS),), port=port)):
+                pass
+
+
+def test_settings_that_cannot_be_served_are_refused() -> None:
+    with pytest.raises(ConfigInvalid, match="speed"):
+        EmbeddedExchange(ExchangeSettings(candles=(candles(ROWS),), speed=0))
+    with pytest.raises(ConfigInvalid, match="at least one --data"):
+        EmbeddedExchange(ExchangeSettings())
+    with pytest.raises(ConfigInvalid, match="each symbol"):
+        EmbeddedExchange(ExchangeSettings(candles=(candles(ROWS), candles(ROWS))))
+    with pytest.raises(DataInvalid, match="no interval of the exchange"):
+        EmbeddedExchange(ExchangeSettings(candles=(candles(ROWS, interval_ms=2 * MINUTE),)))
+
+
+async def test_two_exchanges_of_one_seed_send_the_same_bytes() -> None:
+    streams = []
+    for seed in (7, 7, 8):
+        async with (
+            serving(candles(ROWS), start=20, seed=seed) as (exchange, client),
+            client.stream() as stream,
+        ):
+            await stream.subscribe("kline.1.BTCUSDT", "tickers.BTCUSDT", "orderbook.50.BTCUSDT")
+            await exchange.advance(2 * MINUTE)
+            await stream.ask("ping")
+            streams.append(stream.texts)
+    assert streams[0] == streams[1]
+    assert streams[0] != streams[2]
