@@ -1,0 +1,226 @@
+"""The windowed forecaster: one whole forward pass a bar, for networks that rank or see all of it.
+
+ProbSparse ranks every query of the window and full attention lets a bar see later ones, so both
+answer for the window that ends at the decided bar and for nothing else: known bars cannot be
+taken in one causal pass (SEMANTICS 14), and ``scan`` refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracepaper.strategies.attention.blocks import bucket_count
+from tracepaper.strategies.attention.distilling import rollout_stages
+from tracepaper.strategies.attention.entropy import confidence
+from tracepaper.strategies.attention.probsparse import SparseRows, decided_confidence
+from tracepaper.strategies.attention.rollout import Rollout, rollout_rows
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.features import FeatureSchema, FeatureStream
+from tracepaper.strategies.forecasters import measures
+from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.heads import Outputs
+from tracepaper.strategies.networks.informer import InformerNetwork
+from tracepaper.strategies.ring import Ring
+from tracepaper.strategies.types import BLOCK_BARS, Bar, Calibration, Explanation, Forecast
+
+CONTENT_FREE: Final = 0.0
+"""Neither network has a bias towards near bars, so attention without content is even."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowModel:
+    """What a checkpoint adds to a network that answers for one window."""
+
+    network: InformerNetwork | FlashNetwork
+    schema: FeatureSchema
+    model_id: str
+    sha256: str
+    temperature: tuple[float, ...]  # of the direction head, one a horizon
+    calibration: Calibration | None
+
+
+class Look(NamedTuple):
+    """What a network says of one window, and where the decided bar looked."""
+
+    outputs: Outputs  # [1, 1, ...]: of the last bar
+    rollout: Rollout  # weights [1, 1, window], oldest bar first
+    confidence: Tensor  # [layer, head]
+
+
+def look(network: InformerNetwork | FlashNetwork, x: Tensor, positions: Tensor) -> Look:
+    """Forecast one window *x* [1, window, features] and explain its last bar.
+
+    *positions* int64 [window] are absolute bar numbers. No attention matrix is stored.
+    """
+    if isinstance(network, InformerNetwork):
+        outputs, stages = network.trace(x, positions)
+        attended = [stage for stage in stages if isinstance(stage, SparseRows)]
+        sure = [decided_confidence(rows, rows.weights.shape[-1] - 1)[0] for rows in attended]
+        top = attended[-1].weights.shape[-1] - 1
+        return Look(outputs, rollout_stages(stages, [top]), torch.stack(sure))
+    every, traces = network.trace(x, positions)
+    queries = [trace.query for trace in traces]
+    keys = [trace.key for trace in traces]
+    sums = [trace.logsumexp for trace in traces]
+    last = [x.shape[1] - 1]
+    outputs = Outputs._make(None if part is None else part[:, -1:] for part in every)
+    return Look(
+        outputs,
+        rollout_rows(queries, keys, sums, last, network.mask),
+        confidence(queries, keys, sums, last, network.mask)[0, :, :, 0],
+    )
+
+
+class _Window:
+    """One instrument's newest feature rows, each with its position in its last column."""
+
+    def __init__(self, model: WindowModel) -> None:
+        self.features = FeatureStream(model.schema)
+        self.rows = Ring(capacity=model.network.config.window, width=len(model.schema.names) + 1)
+        self.last: Bar | None = None
+        self.aged: NDArray[np.float64] | None = None  # the last bar's rollout by age
+
+    def take(self, bar: Bar) -> float:
+        """Take in *bar* and return its σ; raise ``InvariantBroken`` if it does not follow."""
+        before = self.last
+        if before is not None and (
+            bar.open_time_ms <= before.open_time_ms or bar.interval_ms != before.interval_ms
+        ):
+            raise InvariantBroken(
+                f"{bar.instrument}: the bar at {bar.open_time_ms} does not follow the one at "
+                f"{before.open_time_ms}; feed bars of one interval, oldest first."
+            )
+        self.last = bar
+        row, sigma = self.features.step(bar)
+        if row is None:
+            return float("nan")
+        is_usable = bool(np.isfinite(row).all())
+        # A value that is not finite is neutral for later bars, and this bar's forecast is refused.
+        known = np.nan_to_num(row, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float64)
+        self.rows.push(np.append(known, bar.open_time_ms // bar.interval_ms))
+        return sigma if is_usable else float("nan")
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many rows are known as the network takes."""
+        return len(self.rows) == self.rows.capacity
+
+
+class WindowedForecaster:
+    """A window network behind the ``Forecaster`` protocol, for many instruments."""
+
+    def __init__(self, model: WindowModel, *, threads: int, device: str = "cpu") -> None:
+        self.model = model
+        self.model_id = model.model_id
+        self.model_sha256 = model.sha256
+        self.context = model.network.config.window + model.schema.lookback - 1
+        self.horizons = model.network.config.horizons
+        self.calibration = model.calibration
+        self.path = "step"
+        self.device = device
+        self.dtype = "float32"
+        self.threads = threads
+        self.causal = False
+        self._network = model.network.to(device).eval()
+        self._windows: dict[str, _Window] = {}
+
+    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
+        """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
+        window = self._windows[instrument] = _Window(self.model)
+        for bar in bars[-self.context :]:
+            window.take(bar)
+        if window.is_full and bars:
+            # The shift of the next bar needs this bar's rollout.
+            window.aged = self._by_age(window, self._look(window))
+
+    def step(self, bar: Bar) -> Forecast | None:
+        """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
+        window = self._windows.setdefault(bar.instrument, _Window(self.model))
+        sigma = window.take(bar)
+        if not window.is_full:
+            return None
+        seen = self._look(window)
+        return self._forecast(seen.outputs, sigma, self._explain(window, seen))
+
+    def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Refuse: a batched pass would let bars see their future; raise ``InvariantBroken``."""
+        raise InvariantBroken(
+            f"The model {self.model_id} is not causal and cannot take {len(bars)} bars in one "
+            "pass; step it bar by bar."
+        )
+
+    def explain(self, instrument: str) -> Rollout:
+        """Return the last decision's rollout bar by bar: weights [1, 1, window], oldest first.
+
+        Raises ``InvariantBroken`` before the first decision.
+        """
+        window = self._windows.get(instrument)
+        if window is None or not window.is_full:
+            raise InvariantBroken(
+                f"{instrument} has no decision to explain yet; warm it with {self.context} bars."
+            )
+        return self._look(window).rollout
+
+    def _look(self, window: _Window) -> Look:
+        known = window.rows.view()
+        x = torch.from_numpy(known[:, :-1].astype(np.float32))[None].to(self.device)
+        positions = torch.from_numpy(known[:, -1].astype(np.int64)).to(self.device)
+        with torch.inference_mode():
+            return look(self._network, x, positions)
+
+    def _by_age(self, window: _Window, seen: Look) -> NDArray[np.float64]:
+        positions = window.rows.view()[:, -1].astype(np.int64)
+        return measures.by_age(_buckets(seen.rollout, positions)[None], positions[-1:])
+
+    def _explain(self, window: _Window, seen: Look) -> Explanation:
+        positions = window.rows.view()[:, -1].astype(np.int64)
+        row = _buckets(seen.rollout, positions)
+        aged = measures.by_age(row[None], positions[-1:])
+        before, window.aged = window.aged, aged
+        return Explanation(
+            confidence=float(seen.confidence.double().mean()),
+            content_free=CONTENT_FREE,
+            recent_mass=float(measures.recent_mass(aged, len(positions))[0]),
+            older_mass=float(row[-1]),
+            shift=None if before is None else float(measures.shift(before, aged)[0]),
+            l1_error=float(seen.rollout.l1_error[0, 0]),
+            entropy=seen.confidence.cpu().numpy().astype("<f4").tobytes(),
+            buckets=row[:-1].astype("<f4").tobytes(),
+        )
+
+    def _forecast(self, outputs: Outputs, sigma: float, explanation: Explanation) -> Forecast:
+        root = sigma * np.sqrt(self.horizons)  # one standard deviation to each horizon
+        mean, scale, dof, variance = (
+            x[0, 0].double().cpu().numpy()
+            for x in (outputs.mean, outputs.log_scale, outputs.dof, outputs.log_variance)
+        )
+        logits = outputs.direction_logits[0, 0].double().cpu()
+        odds = (logits / torch.tensor(self.model.temperature)[:, None]).softmax(dim=-1).T.tolist()
+        return Forecast(
+            horizons=self.horizons,
+            mean_return=tuple((mean * root).tolist()),
+            stdev_return=tuple((np.exp(scale) * np.sqrt(dof / (dof - 2.0)) * root).tolist()),
+            p_down=tuple(odds[0]),
+            p_flat=tuple(odds[1]),
+            p_up=tuple(odds[2]),
+            volatility=tuple((np.exp(0.5 * variance) * root).tolist()),
+            model_id=self.model_id,
+            explanation=explanation,
+        )
+
+
+def _buckets(rollout: Rollout, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the row over absolute 64-bar blocks, newest first, and "older" as its last entry."""
+    count = bucket_count(len(positions))
+    block = positions // BLOCK_BARS
+    # Holes in time push bars beyond the last block that an explanation names.
+    at = np.minimum(block[-1] - block, count)
+    weights = rollout.weights[0, 0].double().cpu().numpy()
+    return np.bincount(at, weights=weights, minlength=count + 1).astype(np.float32)

@@ -1,0 +1,170 @@
+"""The windowed forecaster: one window, one answer, its explanation whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import builders
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from tracepaper.strategies import features
+from tracepaper.strategies.attention import reference
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster, WindowModel, look
+from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.types import Bar, Forecast
+
+torch.set_num_threads(1)
+NAME = "linear:BTCUSDT"
+WINDOW = 150
+SCHEMA = features.schema("v1")
+CONTEXT = WINDOW + SCHEMA.lookback - 1
+BARS = builders.bars(CONTEXT + 70, seed=5)
+KINDS = ("informer", "full")
+
+
+def network(kind: str) -> InformerNetwork | FlashNetwork:
+    torch.manual_seed(2)
+    if kind == "informer":
+        return InformerNetwork(InformerConfig(dim=16, layers=2, heads=2, window=WINDOW))
+    return FlashNetwork(FlashConfig(dim=16, layers=2, heads=2, window=WINDOW, mask="full"))
+
+
+def forecaster(kind: str) -> WindowedForecaster:
+    model = WindowModel(network(kind), SCHEMA, "m", "0" * 64, (1.0, 1.0, 1.0), None)
+    return WindowedForecaster(model, threads=1)
+
+
+def answered(made: WindowedForecaster, bars: list[Bar]) -> list[Forecast]:
+    answers = [made.step(bar) for bar in bars]
+    return [answer for answer in answers if answer is not None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_a_forecaster_that_no_scan_may_serve(kind: str) -> None:
+    made: Forecaster = forecaster(kind)
+    assert not made.causal
+    assert made.context == CONTEXT
+    with pytest.raises(InvariantBroken, match="step it bar by bar"):
+        made.scan(BARS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_forecast_comes_with_the_last_bar_of_the_context(kind: str) -> None:
+    made = forecaster(kind)
+    made.warm(NAME, BARS[: CONTEXT - 2])
+    assert made.step(BARS[CONTEXT - 2]) is None
+    assert made.step(BARS[CONTEXT - 1]) is not None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forecaster_warmed_with_its_context_equals_one_that_has_run_longer(kind: str) -> None:
+    running, warmed = forecaster(kind), forecaster(kind)
+    running.warm(NAME, BARS[:CONTEXT])
+    long = answered(running, BARS[CONTEXT:])
+    warmed.warm(NAME, BARS[-CONTEXT - 1 : -1])
+    assert warmed.step(BARS[-1]) == long[-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_corrupted_future_moves_no_earlier_answer(kind: str) -> None:
+    first, second = forecaster(kind), forecaster(kind)
+    for made in (first, second):
+        made.warm(NAME, BARS[:CONTEXT])
+    spoiled = [msgspec.structs.replace(bar, close=bar.low) for bar in BARS[CONTEXT + 5 :]]
+    one = answered(first, BARS[CONTEXT:])
+    other = answered(second, BARS[CONTEXT : CONTEXT + 5] + spoiled)
+    assert one[:5] == other[:5]
+    assert one[5] != other[5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_explanation_accounts_for_all_of_the_attention(kind: str) -> None:
+    made = forecaster(kind)
+    made.warm(NAME, BARS[:CONTEXT])
+    for answer in answered(made, BARS[CONTEXT:]):
+        told = answer.explanation
+        assert told is not None
+        buckets = np.frombuffer(told.buckets, "<f4")
+        assert len(buckets) == 4  # 150 bars touch at most four blocks
+        assert float(buckets.sum()) + told.older_mass == pytest.approx(1.0, abs=1e-5)
+        assert told.older_mass == 0.0
+        assert told.shift is not None
+        assert 0.0 <= told.shift < 0.5
+        assert 0.0 < told.recent_mass < 1.0
+        heads = np.frombuffer(told.entropy, "<f4")
+        assert told.confidence == pytest.approx(float(heads.mean()), abs=1e-6)
+        assert min(answer.stdev_return) > 0.0
+
+
+def test_the_full_forms_row_equals_the_stored_matrices() -> None:
+    made = network("full").eval()
+    assert isinstance(made, FlashNetwork)
+    x = torch.randn(1, WINDOW, 30, generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(10**6, 10**6 + WINDOW)
+    with torch.inference_mode():
+        seen = look(made, x, positions)
+        _, traces = made.trace(x, positions)
+    matrices = [
+        reference.attention_matrix(trace.query.double(), trace.key.double(), made.mask)
+        for trace in traces
+    ]
+    wanted = reference.rollout(matrices, made.mask)[:, [-1]]
+    assert float((seen.rollout.weights - wanted).abs().max()) < 5e-8
+    assert seen.confidence.shape == (2, 2)
+
+
+def test_bars_beyond_a_hole_count_as_older() -> None:
+    made = forecaster("full")
+    late = [
+        msgspec.structs.replace(bar, open_time_ms=bar.open_time_ms + 500 * bar.interval_ms)
+        for bar in BARS[CONTEXT:]
+    ]
+    made.warm(NAME, BARS[:CONTEXT])
+    answer = answered(made, late)[-1]
+    assert answer.explanation is not None
+    assert answer.explanation.older_mass > 0.1
+
+
+def test_full_resolution_follows_the_last_decision() -> None:
+    made = forecaster("informer")
+    with pytest.raises(InvariantBroken, match="no decision to explain"):
+        made.explain(NAME)
+    made.warm(NAME, BARS[:CONTEXT])
+    row = made.explain(NAME)
+    assert row.weights.shape == (1, 1, WINDOW)
+    assert float(row.weights.sum()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_bar_that_does_not_follow_is_refused() -> None:
+    made = forecaster("informer")
+    made.warm(NAME, BARS[:10])
+    with pytest.raises(InvariantBroken, match="does not follow"):
+        made.step(BARS[9])
+
+
+def test_instruments_do_not_mix() -> None:
+    alone, both = forecaster("informer"), forecaster("informer")
+    other = builders.bars(CONTEXT + 70, seed=9, instrument_id="linear:ETHUSDT")
+    alone.warm(NAME, BARS[:CONTEXT])
+    both.warm(NAME, BARS[:CONTEXT])
+    both.warm("linear:ETHUSDT", other[:CONTEXT])
+    both.step(other[CONTEXT])
+    assert both.step(BARS[CONTEXT]) == alone.step(BARS[CONTEXT])
+
+
+def test_another_temperature_flattens_the_odds() -> None:
+    made, cool = forecaster("informer"), forecaster("informer")
+    cool.model = replace(cool.model, temperature=(100.0, 100.0, 100.0))
+    for one in (made, cool):
+        one.warm(NAME, BARS[:CONTEXT])
+    sharp, flat = made.step(BARS[CONTEXT]), cool.step(BARS[CONTEXT])
+    assert sharp is not None
+    assert flat is not None
+    assert flat.p_up == pytest.approx((1 / 3,) * 3, abs=1e-2)
+    assert flat.mean_return == sharp.mean_return
