@@ -75,6 +75,10 @@ class Broker:
         self.renewed_ms = 0  # open time of the bar whose decision was last allowed
         self._rejected: int | None = None  # a target refused by the filters is not sent again
 
+    def change(self, instrument: Instrument) -> None:
+        """Take the exchange's new filters; what rests was accepted under the old ones."""
+        self._instrument = instrument
+
     def state(self) -> BrokerState:
         """Return what must survive a restart."""
         return BrokerState(self.wanted, self._rejected, self.renewed_ms, self.order)

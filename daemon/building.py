@@ -234,6 +234,12 @@ def build_engine(
     return Engine(instruments, strategies, sizers, benches, settings)
 
 
+def resolved(config: Config, execution: FillModel) -> Config:
+    """Return *config* with the execution model that the run will use instead of ``auto``."""
+    chosen = config.execution.model_copy(update={"model": execution.value})
+    return config.model_copy(update={"execution": chosen})
+
+
 def warmup_bars(config: Config, forecaster: Forecaster | None) -> int:
     """Return how many bars before its first decision the configured strategy wants."""
     return strategies_for(config, forecaster)().warmup

@@ -14,6 +14,7 @@ from tracepaper.strategies.types import (
     Answer,
     Bar,
     Category,
+    Decision,
     Forecast,
     Instrument,
     Late,
@@ -51,6 +52,12 @@ class Desk:
         self.quote: Quote | None = None
         self.marked = False
         self.regime = Regime.UNKNOWN
+        self.decision: Decision | None = None
+
+    def change(self, instrument: Instrument) -> None:
+        """Take the exchange's new filters; decimals stay for as long as a run lasts."""
+        self.instrument = instrument
+        self.sizer.change(instrument)
 
     def take(self, bar: Bar) -> None:
         """Take *bar* into the strategy, the window and the count."""

@@ -99,6 +99,10 @@ class Engine:
         """Whether the operator halted trading."""
         return self._halted
 
+    def warmup_of(self, instrument: str) -> int:
+        """Return how many bars the strategy of *instrument* remembers."""
+        return self._desks[instrument].strategy.warmup
+
     def quote_from_ms(self, instrument: str) -> int | None:
         """Return the market time from which a quote can fill an order, or None if none rests."""
         if not self._by_quotes:
@@ -117,8 +121,11 @@ class Engine:
             {name: twin.state() for name, twin in self._twins.items()},
         )
 
-    def restore(self, state: EngineState, *, next_sequence: int) -> None:
-        """Take over the state of a run's last step; the bars come by :meth:`recall`."""
+    def restore(self, state: EngineState, *, next_sequence: int, taken_over: bool = False) -> None:
+        """Take over the state of a run's last step; the bars come by :meth:`recall`.
+
+        *taken_over* says that it is another run's: the first step then stores it anew.
+        """
         self._halted = state.halted
         for key, regime in state.regimes.items():
             self._desks[key].regime = regime
@@ -127,7 +134,7 @@ class Engine:
         for name, twin in state.twins.items():
             self._twins[name].restore(twin)
         self.sequence = next_sequence
-        self._dirty = False
+        self._dirty = taken_over
 
     def recall(self, bar: Bar) -> None:
         """Take in a bar that the run already holds: it causes nothing, and is not a step."""
@@ -159,6 +166,7 @@ class Engine:
                 self._forget_passing()
                 return self._plain(event, None)
             case InstrumentChange():
+                self._change(event.instrument)
                 return self._plain(event, None)
             case Gap() | Trade():
                 return self._plain(event, event.instrument)
@@ -237,7 +245,17 @@ class Engine:
             action, target, reason = Action.FLAT, 0, "horizon"
         if refused is None and action in (Action.LONG, Action.SHORT):
             self._renew(self._ledger, desk, bar)
-        return Decision(
+        last = desk.decision
+        if (
+            last is not None
+            and last.action is action
+            and last.target_quantity == target
+            and last.measures == measures
+            and last.reason == reason
+            and last.regime is desk.regime
+        ):
+            return last  # most decisions repeat the last: one object is hashed and stored once
+        desk.decision = Decision(
             action,
             target,
             reason,
@@ -248,6 +266,7 @@ class Engine:
             passed,
             desk.regime,
         )
+        return desk.decision
 
     def _see_risk(self, desk: Desk, bar: Bar, target: int) -> None:
         portfolio, seen = self._ledger.portfolio, desk.evidence
@@ -326,6 +345,12 @@ class Engine:
                     at_ms=command.market_ms,
                 )
         return self._finish(command, None, orders=orders)
+
+    def _change(self, instrument: Instrument) -> None:
+        """Take the exchange's new filters: for targets, orders and prices from now on."""
+        self._desks[instrument.id].change(instrument)
+        for ledger in (self._ledger, *self._twins.values()):
+            ledger.change(instrument)
 
     def _forget_passing(self) -> None:
         """Drop what a restart drops, so that a replay of the record does the same here."""

@@ -35,7 +35,13 @@ class Ledger:
         self.brokers = {
             key: Broker(item, terms, latency_ms=latency_ms) for key, item in instruments.items()
         }
+        self._terms = terms
         self._executors = {key: Executor(item, terms) for key, item in instruments.items()}
+
+    def change(self, instrument: Instrument) -> None:
+        """Take the exchange's new filters for orders and prices from now on."""
+        self.brokers[instrument.id].change(instrument)
+        self._executors[instrument.id] = Executor(instrument, self._terms)
 
     def at_open(self, bar: Bar) -> tuple[Fill, Order] | None:
         """Fill the order that rests on *bar*'s instrument at its open, if there is one."""

@@ -32,13 +32,21 @@ def load_checkpoint(config: Config, *, beside: Path | None = None) -> Checkpoint
 def load_forecaster(
     config: Config, *, beside: Path | None = None, path: str = "step"
 ) -> Forecaster:
-    """Return the configured model, ready to be warmed."""
+    """Return the configured model, ready to be warmed; *path* is ``step`` or ``scan``."""
+    return _built(load_checkpoint(config, beside=beside), config, path)
+
+
+def forecaster_of(folder: Path, config: Config, *, path: str) -> Forecaster:
+    """Return the model of the checkpoint in *folder*, with the device and threads of *config*."""
+    from tracepaper.storage import checkpoints
+
+    return _built(checkpoints.load(folder), config, path)
+
+
+def _built(checkpoint: Checkpoint, config: Config, path: str) -> Forecaster:
     from tracepaper.strategies.forecasters.build import build
 
-    checkpoint = load_checkpoint(config, beside=beside)
-    device = config.model.device
-    if device == "auto":
-        device = "cpu"
+    device = "cpu" if config.model.device == "auto" else config.model.device
     return build(
         checkpoint.card,
         checkpoint.tensors,

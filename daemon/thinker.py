@@ -25,6 +25,7 @@ class Memory:
     """The newest ``context`` accepted bars of every instrument: what a model is warmed with."""
 
     def __init__(self, instruments: Iterable[str], *, context: int) -> None:
+        self.context = context
         self._bars: dict[str, deque[Bar]] = {key: deque(maxlen=context) for key in instruments}
 
     def take(self, bar: Bar) -> bool:
@@ -34,6 +35,11 @@ class Memory:
             return False
         bars.append(bar)
         return True
+
+    def last(self, instrument: str) -> Bar | None:
+        """Return the newest remembered bar of *instrument*."""
+        bars = self._bars[instrument]
+        return bars[-1] if bars else None
 
     def warm_from(self) -> tuple[tuple[str, int], ...]:
         """Return the first remembered bar of each instrument that has one."""
@@ -47,23 +53,26 @@ class Memory:
 class InlineThinker:
     """Answers in the caller's thread, without a deadline: for replay, where nothing waits."""
 
-    def __init__(
-        self, forecaster: Forecaster, instruments: Iterable[str], *, period_start_ms: int
-    ) -> None:
-        self.memory = Memory(instruments, context=forecaster.context)
+    def __init__(self, forecaster: Forecaster, memory: Memory, *, period_start_ms: int) -> None:
+        self.memory = memory
         self._forecaster = forecaster
         self._period_start_ms = period_start_ms
+        self._started = False
 
     def answer(self, event: Event, recorded: Answer = None) -> Answer:
         """Return the forecast of *event*; a recorded ``Late`` is answered as it was."""
         match event:
             case Bar():
-                if not self.memory.take(event) or event.open_time_ms < self._period_start_ms:
+                # Bars before the start are only remembered: the start warms the model with them.
+                if not self.memory.take(event) or not self._started:
                     return None
                 forecast = self._forecaster.step(event)
+                if event.open_time_ms < self._period_start_ms:
+                    return None
                 return recorded if isinstance(recorded, Late) else forecast
             case ModelChange():
                 warm(self._forecaster, self.memory, event)
+                self._started = True
                 return None
             case _:
                 return None
@@ -79,20 +88,15 @@ class WorkerThinker:
     def __init__(
         self,
         forecaster: Forecaster,
-        instruments: Iterable[str],
+        memory: Memory,
         *,
         period_start_ms: int,
         deadline_ms: int,
     ) -> None:
-        self._inline = InlineThinker(forecaster, instruments, period_start_ms=period_start_ms)
+        self._inline = InlineThinker(forecaster, memory, period_start_ms=period_start_ms)
         self._deadline_ms = deadline_ms
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._unanswered: set[asyncio.Future[Answer]] = set()
-
-    @property
-    def memory(self) -> Memory:
-        """The bars that the model is warmed with."""
-        return self._inline.memory
 
     async def __call__(self, event: Event) -> Answer:
         """Return the forecast of *event*, or ``Late`` where it did not come in time."""

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from tracepaper.storage.database import open_reader
 from tracepaper.storage.decode import StepDecoder
-from tracepaper.storage.rows import sequence_of, step_key
+from tracepaper.storage.rows import sequence_of
 from tracepaper.storage.run_rows import run_of
 from tracepaper.storage.schema import metadata
 from tracepaper.storage.stored import (
@@ -17,6 +17,7 @@ from tracepaper.storage.stored import (
     gate_set_of,
     gate_set_rows,
     interned,
+    run_span,
     select,
 )
 from tracepaper.strategies.errors import DataInvalid
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
-    from tracepaper.strategies.types import Answer, Bar, Event, GateSet, Order, Run
+    from tracepaper.strategies.types import Answer, Bar, Event, Fill, GateSet, Order, Run, RunKind
 
 _RUN_BY_ID: Final = select("runs", "run_id = ?")
 _INSTRUMENTS: Final = select("instruments", "run_key = ?")
@@ -194,7 +195,7 @@ class Reader:
             raise DataInvalid(f"Run {run_id} has no instrument {instrument}, only {ids}.")
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
         columns = ", ".join(f"b.{column.name}" for column in metadata.tables["bars"].columns)
-        span = self._span(stored.run_key)
+        span = run_span(stored.run_key)
         rows = self._connection.execute(
             f"SELECT {columns} FROM bars b JOIN steps s USING (step) "
             "WHERE b.step BETWEEN ? AND ? AND b.instrument = ? AND s.shape & 1 "
@@ -209,17 +210,46 @@ class Reader:
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
         latest: dict[str, Order] = {}
         query = select("orders", "step BETWEEN ? AND ?")
-        for row in self._connection.execute(query, self._span(stored.run_key)):
+        for row in self._connection.execute(query, run_span(stored.run_key)):
             order = decoder.order(row)
             latest[order.order_id] = order
         return tuple(order for order in latest.values() if order.status in _OPEN)
 
-    def _span(self, run_key: int) -> tuple[int, int]:
-        """Return the first and the last key that a step of the run can have."""
-        return step_key(run_key, 0), step_key(run_key + 1, 0) - 1
-
     def _last_sequence(self, run_key: int) -> int:
         """Return the sequence of the run's last stored step, or -1."""
         query = "SELECT max(step) FROM steps WHERE step BETWEEN ? AND ?"
-        (step,) = self._connection.execute(query, self._span(run_key)).fetchone()
+        (step,) = self._connection.execute(query, run_span(run_key)).fetchone()
         return -1 if step is None else sequence_of(step)
+
+    # ------------------------------------------------------------ going on
+
+    def newest(self, kind: RunKind) -> Run | None:
+        """Return the run of *kind* that was opened last, if there is one."""
+        query = "SELECT run_id FROM runs WHERE kind = ? ORDER BY run_key DESC LIMIT 1"
+        row = self._connection.execute(query, (kind.value,)).fetchone()
+        return None if row is None else self.run(row[0])
+
+    def first_state(self, run_id: str) -> bytes | None:
+        """Return the engine's state as the run's first step stored it."""
+        return self._state(run_id, "ASC")
+
+    def last_state(self, run_id: str) -> bytes | None:
+        """Return the newest state of the engine that the run stored."""
+        return self._state(run_id, "DESC")
+
+    def _state(self, run_id: str, order: str) -> bytes | None:
+        stored = self.stored_run(run_id)
+        query = (
+            "SELECT state FROM steps WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
+            f"ORDER BY step {order} LIMIT 1"
+        )
+        row = self._connection.execute(query, run_span(stored.run_key)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def fills(self, run_id: str) -> Iterator[Fill]:
+        """Yield the fills of the run's own account, in order."""
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        query = select("fills", "step BETWEEN ? AND ?")
+        for row in self._connection.execute(query, run_span(stored.run_key)):
+            yield decoder.fill(row[2:])

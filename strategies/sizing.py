@@ -57,6 +57,10 @@ class Sizer:
         self._index = horizon_index
         self._fixed = sizing.mode is SizingMode.FIXED
 
+    def change(self, instrument: Instrument) -> None:
+        """Take a new quantity step; a fixed quantity is rounded down to it from now on."""
+        self._step = instrument.quantity_step
+
     def target(self, signal: Signal, bar: Bar, forecast: Forecast | None) -> int:
         """Return the signed quantity that *signal* (LONG, SHORT or FLAT) asks to hold."""
         action = signal.action
@@ -65,7 +69,8 @@ class Sizer:
         if self._fixed:
             size = self._sizing.quantity
             if signal.strength != 1.0:
-                size = self._whole_steps(size * int(signal.strength * _PARTS) // _PARTS)
+                size = size * int(signal.strength * _PARTS) // _PARTS
+            size = self._whole_steps(size)
         else:
             share = signal.strength * self._share(forecast)
             money = self._sizing.notional * int(share * _PARTS) // _PARTS

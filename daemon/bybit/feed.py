@@ -77,6 +77,7 @@ class LiveFeed:
         self._quote_from_ms = quote_from_ms
         self._line: Line[Item] = Line(settings.queue_limit)
         self._markets = {one.id: _market(one, settings, start) for one in instruments}
+        self._start = start
         self._resumed = {one for one, open_ms in start.known.items() if open_ms is not None}
         self._upkeep = Upkeep(
             rest=rest,
@@ -103,14 +104,6 @@ class LiveFeed:
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
-        for work in (
-            *(connection.stream.run for connection in self._connections),
-            self._upkeep.run_time,
-            self._upkeep.run_reminders,
-            self._upkeep.run_settlements,
-            self._upkeep.run_filters,
-        ):
-            self._tasks.append(self._group.create_task(work()))
         return self
 
     async def __aexit__(
@@ -168,7 +161,14 @@ class LiveFeed:
     # ------------------------------------------------------------ the line of events
 
     async def _events(self) -> AsyncIterator[Event]:
-        """Catch up, then hand on what comes."""
+        """Hand on the warm-up, subscribe, catch up, then hand on what comes."""
+        for event in self._start.first:
+            yield event
+        async for event in self._warm_up():
+            yield event
+        if self._start.started is not None:
+            yield self._start.started()
+        self._listen()
         async for event in self._catch_up():
             yield event
         self._upkeep.is_live = True
@@ -198,8 +198,31 @@ class LiveFeed:
             case _:
                 assert_never(item)
 
+    async def _warm_up(self) -> AsyncIterator[Event]:
+        """Fetch the bars before the period by REST, as far as they are final already."""
+        until_ms = floor_open_ms(self._start.period_start_ms, self._settings.interval_ms)
+        holes = [
+            Hole(market, until_ms, is_certain=False, cause=market.cause)
+            for market in self._markets.values()
+            if market.sequence.next_open_ms < until_ms
+        ]
+        if holes:
+            async for event in self._fill(holes):
+                yield event
+
+    def _listen(self) -> None:
+        """Begin to keep connections, time and filters up."""
+        for work in (
+            *(connection.stream.run for connection in self._connections),
+            self._upkeep.run_time,
+            self._upkeep.run_reminders,
+            self._upkeep.run_settlements,
+            self._upkeep.run_filters,
+        ):
+            self._tasks.append(self._group.create_task(work()))
+
     async def _catch_up(self) -> AsyncIterator[Event]:
-        """Subscribe first, then fetch by REST what closed before, until nothing is missing."""
+        """Wait for the subscriptions, then fetch by REST what closed before them."""
         for connection in self._connections:
             # Without a stream REST alone goes on, so this wait has an end.
             await connection.answered(self._settings.stream.connect_timeout_s)

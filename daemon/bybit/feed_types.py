@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -28,13 +28,17 @@ class FeedStart(Struct, frozen=True):
     """What the run already holds, by instrument id.
 
     ``known`` has the newest bar's open time (None or missing: none, so warm-up bars are fetched),
-    ``known_funding`` the newest settlement's time.
+    ``known_funding`` the newest settlement's time. ``first`` are handed on before all else, and
+    ``started`` makes the event that follows the warm-up bars: a model is warm once it is handed on,
+    and only then is anything subscribed.
     """
 
     period_start_ms: int
     warmup_bars: int
     known: Mapping[str, int | None] = {}
     known_funding: Mapping[str, int] = {}
+    first: tuple[Event, ...] = ()
+    started: Callable[[], Event] | None = None
 
 
 class Reminder(Struct, frozen=True):

@@ -1,0 +1,230 @@
+"""The only live module that names concrete classes: ``Daemon`` puts a run together and keeps it.
+
+One start is: lock the database, ask the exchange for its time and filters, build the engine, go on
+with the run that belongs to this configuration or open a new one, then drive the feed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from tracepaper.daemon.building import needs_forecaster, resolved, warmup_bars
+from tracepaper.daemon.bybit.feed import LiveFeed
+from tracepaper.daemon.bybit.feed_types import FeedSettings, FeedStart
+from tracepaper.daemon.bybit.intervals import floor_open_ms
+from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.daemon.bybit.silence import Silence
+from tracepaper.daemon.bybit.stream import StreamSettings
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.config import Config
+from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.http.metrics import registry_of
+from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.daemon.http.server import HttpServer
+from tracepaper.daemon.models import load_forecaster
+from tracepaper.daemon.opening import Opened, Opening, filters_for, open_run
+from tracepaper.daemon.ports import Think
+from tracepaper.daemon.runner import drive
+from tracepaper.daemon.supervisor import Supervisor
+from tracepaper.daemon.thinker import WorkerThinker, no_model
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.types import (
+    Category,
+    Command,
+    CommandKind,
+    Event,
+    FillModel,
+    Instrument,
+    InstrumentChange,
+    Run,
+    RunKind,
+    Step,
+)
+
+log = structlog.get_logger("daemon")
+
+Watch = Callable[[Step], bool]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the owner of a daemon hears: the run once it is open, then every stored step.
+
+    ``watch`` ends the daemon in good order by returning False.
+    """
+
+    opened: Callable[[Run], None] = lambda _run: None
+    watch: Watch = lambda _step: True
+
+
+class Daemon:
+    """One live (or demo) run, from its start to its orderly end."""
+
+    def __init__(
+        self, config: Config, database: Path, *, kind: RunKind, hooks: Hooks | None = None
+    ) -> None:
+        model = config.execution.model
+        execution = FillModel.NEXT_OPEN if model == "next_open" else FillModel.QUOTE
+        self._config = resolved(config, execution)
+        self._execution = execution
+        self._database = database
+        self._kind = kind
+        self._hooks = hooks or Hooks()
+        self._clock = SystemClock(config.exchange.time_scale)
+        self._rng = random.Random()  # noqa: S311 - jitter between retries, nothing that is kept
+        self._supervisor = Supervisor(clock=self._clock, pulse=self._pulse)
+        self._commands: dict[int, asyncio.Future[int]] = {}
+        self._steps = 0
+
+    async def run(self) -> None:
+        """Run until the watch, a signal or a fatal error ends it; what is stored is whole.
+
+        Raises ``ConfigInvalid``, ``AuditUnwritable`` and the other fatal errors as they are.
+        """
+        audit = SqlAuditLog.open(self._database)
+        try:
+            await self._supervisor.run({"daemon": lambda: self._serve(audit)}, essential="daemon")
+        finally:
+            audit.close()
+
+    def stop(self) -> None:
+        """Begin an orderly stop."""
+        self._supervisor.stop()
+
+    def _pulse(self) -> int:
+        return self._steps
+
+    async def _serve(self, audit: SqlAuditLog) -> None:
+        config, clock = self._config, self._clock
+        exchange = config.exchange
+        silence = Silence(clock=clock, waiting=self._supervisor.declare)
+        settings = RestSettings(
+            rest_url=exchange.rest_url,
+            requests_per_s=exchange.requests_per_s,
+            request_timeout_s=exchange.request_timeout_s,
+            ban_silence_s=exchange.ban_silence_s,
+            backoff_max_s=exchange.backoff_max_s,
+            final_after_ms=exchange.final_after_ms,
+        )
+        async with Rest(settings, clock=clock, rng=self._rng, silence=silence) as rest:
+            server_ms = await rest.server_time_ms()
+            clock.synchronise(server_ms)
+            category = Category(config.market.category)
+            instruments = [
+                filters_for(config, await rest.instrument(category, symbol))
+                for symbol in config.market.symbols
+            ]
+            forecaster = None
+            if needs_forecaster(config):
+                forecaster = await asyncio.to_thread(load_forecaster, config, beside=self._database)
+            opened = open_run(
+                Opening(
+                    config=config,
+                    kind=self._kind,
+                    execution=self._execution,
+                    database=self._database,
+                    instruments=tuple(instruments),
+                    forecaster=forecaster,
+                    period_start_ms=floor_open_ms(server_ms, config.market.interval_ms),
+                    wall_ms=clock.wall_ms(),
+                ),
+                audit,
+            )
+            try:
+                await self._drive(opened, forecaster, rest, audit)
+            finally:
+                audit.end(clock.wall_ms())
+
+    async def _drive(
+        self, opened: Opened, forecaster: Forecaster | None, rest: Rest, audit: SqlAuditLog
+    ) -> None:
+        config, engine, run = self._config, opened.engine, opened.run
+        self._hooks.opened(run)
+        log.info("run opened", run_id=run.run_id, kind=run.kind.value, resumed=opened.resumed)
+        async with AsyncExitStack() as stack:
+            think: Think = no_model
+            if forecaster is not None:
+                worker = WorkerThinker(
+                    forecaster,
+                    opened.memory,
+                    period_start_ms=run.period_start_ms,
+                    deadline_ms=config.model.deadline_ms,
+                )
+                stack.callback(worker.close)
+                think = worker
+            feed = await stack.enter_async_context(self._feed(opened, forecaster, rest, engine))
+            monitor = Monitor(run=run, clock=self._clock, counters=feed.counters)
+            server = await stack.enter_async_context(
+                HttpServer(
+                    host=config.http.host,
+                    port=config.http.port,
+                    status=monitor.status,
+                    submit=lambda kind, note: self._submit(feed, kind, note),
+                    registry=registry_of(monitor),
+                )
+            )
+            audit.lock.publish(server.url)
+
+            def watch(step: Step) -> bool:
+                self._steps += 1
+                monitor.observe(step)
+                if (waiting := self._commands.pop(id(step.event), None)) and not waiting.done():
+                    waiting.set_result(step.sequence)
+                return self._hooks.watch(step)
+
+            await drive(feed, think, engine, audit, watch=watch)
+
+    def _feed(
+        self, opened: Opened, forecaster: Forecaster | None, rest: Rest, engine: Engine
+    ) -> LiveFeed:
+        config, clock, run = self._config, self._clock, opened.run
+        exchange = config.exchange
+        now_ms = clock.market_ms()
+        return LiveFeed(
+            rest=rest,
+            clock=clock,
+            rng=self._rng,
+            instruments=opened.instruments,
+            settings=FeedSettings(
+                interval_ms=run.interval_ms,
+                stream=StreamSettings(
+                    stream_url=exchange.stream_url,
+                    ping_s=exchange.ping_s,
+                    data_watchdog_s=exchange.data_watchdog_s,
+                    connect_timeout_s=exchange.connect_timeout_s,
+                    ban_silence_s=exchange.ban_silence_s,
+                    backoff_max_s=exchange.backoff_max_s,
+                ),
+                grace_ms=exchange.grace_ms,
+                trades=exchange.trades,
+            ),
+            start=FeedStart(
+                period_start_ms=run.period_start_ms,
+                warmup_bars=warmup_bars(config, forecaster),
+                known=opened.known,
+                known_funding=opened.known_funding,
+                first=tuple(_announced(item, now_ms) for item in opened.instruments),
+                started=lambda: opened.started(clock.market_ms()),
+            ),
+            quote_from_ms=engine.quote_from_ms,
+        )
+
+    async def _submit(self, feed: LiveFeed, kind: CommandKind, note: str) -> int:
+        """Put an operator's command in line; return the sequence of the step it caused."""
+        now_ms = self._clock.market_ms()
+        command = Command(kind, note, now_ms, now_ms)
+        waiting = self._commands[id(command)] = asyncio.get_running_loop().create_future()
+        await feed.submit(command)
+        return await waiting
+
+
+def _announced(instrument: Instrument, now_ms: int) -> Event:
+    return InstrumentChange(instrument, now_ms, now_ms)

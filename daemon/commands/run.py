@@ -1,0 +1,36 @@
+"""``tracepaper run``: the daemon; by default on the exchange's live public streams."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tracepaper.daemon.commands.options import ConfigOption
+
+
+def run(
+    config: ConfigOption = None,
+    db: Annotated[
+        Path | None,
+        typer.Option("--db", metavar="FILE", help="The database; by default the configuration's."),
+    ] = None,
+    bars: Annotated[
+        int | None, typer.Option(min=1, help="End after this many decided bars that were not late.")
+    ] = None,
+) -> None:
+    """Trade the exchange's public streams on paper until Ctrl-C or SIGTERM."""
+    import asyncio
+
+    from tracepaper.daemon import log
+    from tracepaper.daemon.assembly import Daemon
+    from tracepaper.daemon.config import load
+    from tracepaper.daemon.showing import showing
+    from tracepaper.strategies.types import RunKind
+
+    loaded = load(config)
+    log.configure(level=loaded.log.level, output=loaded.log.format)
+    with showing(limit=bars) as hooks:
+        daemon = Daemon(loaded, db or loaded.storage.path, kind=RunKind.LIVE, hooks=hooks)
+        asyncio.run(daemon.run())

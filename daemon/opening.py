@@ -1,0 +1,169 @@
+"""Which run a start goes on with: that of the same configuration, code and model, or a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from tracepaper.daemon.building import build_engine
+from tracepaper.daemon.config import Config
+from tracepaper.daemon.describing import continues, describe_run, started
+from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.recovery import restore_engine
+from tracepaper.daemon.state import decode_state
+from tracepaper.daemon.thinker import Memory
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.types import FillModel, Instrument, ModelChange, Run, RunKind
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a start knows before it has a run."""
+
+    config: Config
+    kind: RunKind
+    execution: FillModel
+    database: Path
+    instruments: tuple[Instrument, ...]
+    forecaster: Forecaster | None
+    period_start_ms: int
+    wall_ms: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that is open in the log, with an engine that stands where the run stands."""
+
+    run: Run
+    engine: Engine
+    instruments: tuple[Instrument, ...]
+    forecaster: Forecaster | None
+    memory: Memory
+    resumed: bool
+    known: Mapping[str, int | None] = field(default_factory=dict)
+    known_funding: Mapping[str, int] = field(default_factory=dict)
+
+    def started(self, market_ms: int) -> ModelChange:
+        """Return the event of this start, naming the bars that the model is warmed with."""
+        warm_from = self.memory.warm_from() if self.forecaster is not None else ()
+        return started(self.forecaster, warm_from=warm_from, market_ms=market_ms)
+
+
+def filters_for(config: Config, instrument: Instrument) -> Instrument:
+    """Return *instrument* with the filters that ``execution.filters`` asks to enforce."""
+    if config.execution.filters != "data":
+        return instrument
+    return msgspec.structs.replace(instrument, min_quantity=0, max_quantity=0, min_notional=0)
+
+
+def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
+    """Go on with the newest run of the same kind, or open a new one that takes over its account.
+
+    Raises ``ConfigInvalid`` where the exchange changed an instrument beyond what the run can hold.
+    """
+    with Reader.open(opening.database) as reader:
+        last = reader.newest(opening.kind)
+        if last is not None and continues(last, opening.config, opening.forecaster):
+            return _go_on(opening, audit, reader, last)
+        return _begin(opening, audit, reader, last)
+
+
+def _memory(opening: Opening) -> Memory:
+    context = 1 if opening.forecaster is None else opening.forecaster.context
+    return Memory([item.id for item in opening.instruments], context=context)
+
+
+def _go_on(opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run) -> Opened:
+    instruments = _rescaled(opening.instruments, run.instruments)
+    engine = _engine(opening, run.instruments, run.period_start_ms)
+    resumed = audit.resume(run.run_id)
+    memory = _memory(opening)
+    restore_engine(engine, reader, resumed, memory)
+    return Opened(
+        run=run,
+        engine=engine,
+        instruments=instruments,
+        forecaster=opening.forecaster,
+        memory=memory,
+        resumed=True,
+        known=dict(resumed.last_open_ms),
+        known_funding=resumed.last_funding_ms,
+    )
+
+
+def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | None) -> Opened:
+    """Open a new run; it takes over account and orders of *parent*, where there is one."""
+    instruments = opening.instruments
+    state: bytes | None = None
+    if parent is not None:
+        if {item.id for item in instruments} == {item.id for item in parent.instruments}:
+            instruments = _rescaled(instruments, parent.instruments)
+            state = reader.last_state(parent.run_id)
+        else:
+            parent = None  # other instruments: another account
+    engine = _engine(opening, instruments, opening.period_start_ms)
+    if state is not None:
+        engine.restore(decode_state(state), next_sequence=0, taken_over=True)
+    run = describe_run(
+        opening.config,
+        instruments,
+        opening.forecaster,
+        kind=opening.kind,
+        started_at_ms=opening.wall_ms,
+        period_start_ms=opening.period_start_ms,
+        parent_run_id=None if state is None or parent is None else parent.run_id,
+    )
+    audit.begin(run, engine.gate_sets)
+    return Opened(
+        run=run,
+        engine=engine,
+        instruments=instruments,
+        forecaster=opening.forecaster,
+        memory=_memory(opening),
+        resumed=False,
+    )
+
+
+def _engine(opening: Opening, instruments: tuple[Instrument, ...], period_start_ms: int) -> Engine:
+    return build_engine(
+        opening.config,
+        instruments,
+        execution=opening.execution,
+        period_start_ms=period_start_ms,
+        forecaster=opening.forecaster,
+    )
+
+
+def _rescaled(
+    fresh: tuple[Instrument, ...], kept: tuple[Instrument, ...]
+) -> tuple[Instrument, ...]:
+    """Return the exchange's *fresh* filters in the decimals that the run *kept*."""
+    by_id = {item.id: item for item in kept}
+    return tuple(_with_decimals(item, by_id[item.id]) for item in fresh)
+
+
+def _with_decimals(fresh: Instrument, kept: Instrument) -> Instrument:
+    prices = kept.price_decimals - fresh.price_decimals
+    quantities = kept.quantity_decimals - fresh.quantity_decimals
+    if prices < 0 or quantities < 0:
+        raise ConfigInvalid(
+            f"The exchange now quotes {fresh.id} more finely than this database's run can hold; "
+            "start a new database with --db."
+        )
+    return msgspec.structs.replace(
+        fresh,
+        price_decimals=kept.price_decimals,
+        quantity_decimals=kept.quantity_decimals,
+        volume_decimals=kept.volume_decimals,
+        turnover_decimals=kept.turnover_decimals,
+        tick_size=fresh.tick_size * 10**prices,
+        quantity_step=fresh.quantity_step * 10**quantities,
+        min_quantity=fresh.min_quantity * 10**quantities,
+        max_quantity=fresh.max_quantity * 10**quantities,
+    )

@@ -1,0 +1,116 @@
+"""Run a backtest: the daemon's own loop over known events, into the database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Final
+
+from tracepaper.daemon.describing import started
+from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.ports import Think
+from tracepaper.daemon.runner import drive
+from tracepaper.daemon.thinker import InlineThinker, Memory, no_model
+from tracepaper.replay.assembly import Replay
+from tracepaper.replay.scan import ScanThinker
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.types import Bar, Event, Step
+
+BREATH_EVENTS: Final = 4_096
+"""Events after which the loop lets other tasks, such as a signal's, run."""
+
+Progress = Callable[[int], None]
+
+
+class KnownFeed:
+    """Events that are all known already, as a ``Feed``: it never waits for the next one."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self._events = events
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Yield the events in order, breathing now and then."""
+        events = iter(self._events)
+        while batch := list(islice(events, BREATH_EVENTS)):
+            for event in batch:
+                yield event
+            await asyncio.sleep(0)
+
+
+class GroupedAudit:
+    """An audit log whose steps are committed in groups: a replay can always be run again."""
+
+    def __init__(self, audit: SqlAuditLog) -> None:
+        self._append_now = audit.append_now
+
+    async def append(self, step: Step) -> None:
+        """Buffer *step*; every thousandth commits."""
+        self._append_now(step)
+
+
+@dataclass
+class Tally:
+    """What a replay has done so far; ``equity`` in money (10⁻¹⁰) after its last step."""
+
+    progress: Progress = lambda _bars: None
+    stopped: Callable[[], bool] = lambda: False
+    bars: int = 0
+    decisions: int = 0
+    equity: int = 0
+    finished: bool = True
+
+    def watch(self, step: Step) -> bool:
+        """Count *step*; return False where the replay shall end here."""
+        if type(step.event) is Bar:
+            self.bars += 1
+            self.decisions += step.decision is not None
+        self.equity = step.account.equity
+        if step.sequence % BREATH_EVENTS == 0:
+            self.progress(self.bars)
+            if self.stopped():
+                self.finished = False
+                return False
+        return True
+
+
+async def run_events(
+    events: Iterable[Event], think: Think, engine: Engine, audit: SqlAuditLog, tally: Tally
+) -> None:
+    """Drive known *events* into *audit*; what is recorded is whole wherever it stops."""
+    await drive(KnownFeed(events), think, engine, GroupedAudit(audit), watch=tally.watch)
+    audit.flush()
+    tally.progress(tally.bars)
+
+
+async def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
+    """Open the run of *replay* and drive it to its end, or until it is stopped."""
+    thinking = thinking_over(replay)
+    audit.begin(replay.run, replay.engine.gate_sets)
+    start = started(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
+    events = thinking.ahead(chain((start,), replay.feed.events()))
+    await run_events(events, thinking.think, replay.engine, audit, tally)
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How a replay is answered: ``ahead`` wraps the events, ``think`` answers each of them."""
+
+    think: Think
+    ahead: Callable[[Iterable[Event]], Iterable[Event]]
+    memory: Memory | None
+
+
+def thinking_over(replay: Replay) -> Thinking:
+    """Return what answers the events of *replay*: nothing, one pass, or a step for each bar."""
+    forecaster, start_ms = replay.forecaster, replay.run.period_start_ms
+    if forecaster is None:
+        return Thinking(no_model, lambda events: events, None)
+    keys = [item.id for item in replay.instruments]
+    if forecaster.path == "step" or not forecaster.causal:
+        memory = Memory(keys, context=forecaster.context)
+        inline = InlineThinker(forecaster, memory, period_start_ms=start_ms)
+        return Thinking(inline, lambda events: events, inline.memory)
+    scan = ScanThinker(forecaster, replay.prober(), keys, period_start_ms=start_ms)
+    return Thinking(scan, scan.read_ahead, scan.memory)

@@ -1,0 +1,67 @@
+"""``tracepaper replay``: a backtest through the daemon's own engine, into a run in the database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tracepaper.daemon.commands.options import ConfigOption, JsonOption
+
+
+def replay(
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="Candles (PATH or SYMBOL=PATH), or FILE.db#RUN for a run's own events; repeat.",
+        ),
+    ],
+    *,
+    config: ConfigOption = None,
+    symbol: Annotated[
+        str | None, typer.Option(help="The symbol of files whose name does not say it.")
+    ] = None,
+    category: Annotated[
+        str | None, typer.Option(help="linear or spot, where the file's name does not say it.")
+    ] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="T", help="First bar: ISO time or UTC ms.")
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="T", help="End, exclusive: ISO time or UTC ms.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with an interrupted replay.")
+    ] = None,
+    funding: Annotated[
+        list[Path] | None, typer.Option(help="Settled funding rates: a CSV file; repeat.")
+    ] = None,
+    path: Annotated[
+        str, typer.Option(help="How the model goes over the bars: scan (one pass) or step.")
+    ] = "scan",
+    db: Annotated[
+        Path | None,
+        typer.Option("--db", metavar="FILE", help="By default a new file, replay-TIME.db."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Backtest over candles, or feed a recorded run's events in again; every decision is stored."""
+    from tracepaper.replay.replaying import Request, perform
+
+    request = Request(
+        data=tuple(data),
+        config=config,
+        symbol=symbol,
+        category=category,
+        from_text=from_,
+        to_text=to,
+        resume=resume,
+        funding=tuple(funding or ()),
+        path=path,
+        database=db,
+        as_json=json,
+    )
+    perform(request)

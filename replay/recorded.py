@@ -1,0 +1,131 @@
+"""A recorded run as a feed: its own events, its own start, its own checkpoint.
+
+``verify`` re-derives a run from here, and ``replay --data FILE.db#RUN`` feeds it into a new one.
+The model goes the way it went then: warmed at every recorded start with the bars that the start
+names, and ``Late`` wherever it was late.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from tracepaper.daemon.building import build_engine, needs_forecaster
+from tracepaper.daemon.config import Config, restore
+from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.models import forecaster_of
+from tracepaper.daemon.state import decode_state
+from tracepaper.daemon.thinker import InlineThinker, Memory
+from tracepaper.replay.scan import ScanThinker
+from tracepaper.storage import checkpoints
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.types import Answer, Event, FillModel, Run
+
+Answering = Callable[[Event], Answer]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run from its record, ready to be stepped through again."""
+
+    run: Run
+    config: Config
+    engine: Engine
+    forecaster: Forecaster | None
+
+
+def open_recorded(reader: Reader, database: Path, run_id: str) -> Recorded:
+    """Rebuild the engine of *run_id* as it stood before its first event.
+
+    Raises ``DataInvalid`` where the record has no start any more (it was pruned), and
+    ``CheckpointMismatch`` where its checkpoint is neither beside the database nor bundled.
+    """
+    stored = reader.stored_run(run_id)
+    run = stored.run
+    if reader.pruned(stored.run_key) is not None:
+        raise DataInvalid(f"Run {run_id} was pruned, so its start is gone; choose a younger run.")
+    config = restore(run.config)
+    if config.execution.model == "auto":
+        raise ConfigInvalid(f"Run {run_id} does not say how its orders were filled.")
+    forecaster = None
+    if needs_forecaster(config):
+        kept = checkpoints.kept_folder(database, run.model_id)
+        forecaster = forecaster_of(kept, config, path=run.path)
+        if forecaster.model_sha256 != run.model_sha256:
+            raise DataInvalid(f"{kept} is not the checkpoint that run {run_id} used; restore it.")
+    engine = build_engine(
+        config,
+        run.instruments,
+        execution=FillModel(config.execution.model),
+        period_start_ms=run.period_start_ms,
+        forecaster=forecaster,
+    )
+    _take_over(reader, run, engine)
+    return Recorded(run, config, engine, forecaster)
+
+
+def _take_over(reader: Reader, run: Run, engine: Engine) -> None:
+    """Give *engine* the account and orders of the run's parent, as its first start did."""
+    if run.parent_run_id is None:
+        return
+    first = next(iter(reader.steps(run.run_id)), None)
+    if first is None or first.step.state is None:
+        raise DataInvalid(f"Run {run.run_id} does not hold its first step; restore a backup.")
+    engine.restore(decode_state(first.step.state), next_sequence=0, taken_over=True)
+
+
+def answering(recorded: Recorded, prober: Forecaster | None = None) -> RecordedThinker:
+    """Return what answers the recorded events as the model did then."""
+    return RecordedThinker(recorded, prober)
+
+
+class RecordedThinker:
+    """Hands out recorded events in order, and answers each by the model as it went then."""
+
+    def __init__(self, recorded: Recorded, prober: Forecaster | None) -> None:
+        run, forecaster = recorded.run, recorded.forecaster
+        keys = [item.id for item in run.instruments]
+        self._said: deque[Answer] = deque()
+        self._inline: InlineThinker | None = None
+        self._scan: ScanThinker | None = None
+        if forecaster is None:
+            return
+        if run.path == "scan" and prober is not None:
+            self._scan = ScanThinker(forecaster, prober, keys, period_start_ms=run.period_start_ms)
+        else:
+            memory = Memory(keys, context=forecaster.context)
+            self._inline = InlineThinker(forecaster, memory, period_start_ms=run.period_start_ms)
+
+    def events(self, reader: Reader, run_id: str) -> Iterator[Event]:
+        """Yield the recorded events in order."""
+        plain = self._plain(reader, run_id)
+        return plain if self._scan is None else self._scan.read_ahead(plain)
+
+    def _plain(self, reader: Reader, run_id: str) -> Iterator[Event]:
+        for _, _, event, said in reader.events(run_id):
+            if self._inline is not None:
+                self._said.append(said)
+            yield event
+
+    def answer(self, event: Event) -> Answer:
+        """Return the answer to *event*, which must be the oldest not yet answered."""
+        if self._scan is not None:
+            return self._scan.answer(event)
+        if self._inline is not None:
+            return self._inline.answer(event, self._said.popleft())
+        return None
+
+    async def __call__(self, event: Event) -> Answer:
+        """Answer *event*; never waits."""
+        return self.answer(event)
+
+
+def as_replay(run: Run, *, run_id: str, started_at_ms: int) -> Run:
+    """Return the row of a new replay run over the record of *run*."""
+    return msgspec.structs.replace(run, run_id=run_id, started_at_ms=started_at_ms)

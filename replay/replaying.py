@@ -1,0 +1,227 @@
+"""What ``tracepaper replay`` does: choose data and configuration, run, say what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.config import Config, load
+from tracepaper.daemon.config_sections import INTERVAL_MS
+from tracepaper.replay.assembly import Replay, build
+from tracepaper.replay.backtest import Tally, run_replay
+from tracepaper.replay.importers import Candles, read_candles, read_funding
+from tracepaper.replay.importers.times import instant
+from tracepaper.replay.rerun import rerun_recorded
+from tracepaper.replay.resuming import resume_replay
+from tracepaper.replay.summary import show, summarise
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.exact import unscaled
+from tracepaper.strategies.types import MONEY_DECIMALS
+
+INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of one ``tracepaper replay``."""
+
+    data: tuple[str, ...]
+    config: Path | None = None
+    symbol: str | None = None
+    category: str | None = None
+    from_text: str | None = None
+    to_text: str | None = None
+    resume: str | None = None
+    funding: tuple[Path, ...] = ()
+    path: str = "scan"
+    database: Path | None = None
+    as_json: bool = False
+
+
+def perform(request: Request) -> None:
+    """Carry *request* out; raise ``typer.Exit`` 130 where Ctrl-C ended it early."""
+    import typer
+
+    clock = SystemClock()
+    recorded = [item for item in request.data if "#" in item and "=" not in item.split("#")[0]]
+    if recorded and len(request.data) > 1:
+        raise ConfigInvalid("A recorded run is replayed alone; give --data FILE.db#RUN once.")
+    database = request.database or Path(f"replay-{clock.wall_ms()}.db")
+    if request.path not in ("scan", "step"):
+        raise ConfigInvalid(f"--path is {request.path!r}; write scan or step.")
+    began_s = clock.network_s()
+    audit = SqlAuditLog.open(database)
+    try:
+        with _interruptible() as stopped:
+            tally, run_id = _run(request, recorded, audit, database, clock, stopped)
+        if tally.finished:
+            audit.end(clock.wall_ms())
+    finally:
+        audit.close()
+    seconds = clock.network_s() - began_s
+    _say(request, database, run_id, tally, seconds)
+    if not tally.finished:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _run(
+    request: Request,
+    recorded: Sequence[str],
+    audit: SqlAuditLog,
+    database: Path,
+    clock: SystemClock,
+    stopped: Callable[[], bool],
+) -> tuple[Tally, str]:
+    if recorded:
+        tally = Tally(stopped=stopped)
+        return tally, asyncio.run(
+            rerun_recorded(recorded[0], audit, database, tally, started_at_ms=clock.wall_ms())
+        )
+    candles = [_read(item, request) for item in request.data]
+    funding = [read_funding(path, symbol=request.symbol) for path in request.funding]
+    if request.resume is not None:
+        tally = Tally(stopped=stopped)
+        return tally, asyncio.run(
+            resume_replay(request.resume, candles, funding, audit, database, tally)
+        )
+    replay = build(
+        configuration(request.config, candles),
+        candles,
+        started_at_ms=clock.wall_ms(),
+        from_ms=_time(request.from_text, "--from"),
+        until_ms=_time(request.to_text, "--to"),
+        funding=funding,
+        path=request.path,
+        database=database,
+    )
+    with _progress(replay, quiet=request.as_json or not sys.stderr.isatty()) as advance:
+        tally = Tally(progress=advance, stopped=stopped)
+        asyncio.run(run_replay(replay, audit, tally))
+    return tally, replay.run.run_id
+
+
+def _read(item: str, request: Request) -> Candles:
+    symbol, separator, path = item.partition("=")
+    if not separator:
+        symbol, path = request.symbol or "", item
+    return read_candles(Path(path), symbol=symbol or None, category=request.category)
+
+
+def configuration(file: Path | None, candles: Sequence[Candles]) -> Config:
+    """Return the configuration; without *file*, symbols and interval come from the data."""
+    if file is not None:
+        config = load(file)
+        known = {f"{config.market.category}:{symbol}" for symbol in config.market.symbols}
+        for part in candles:
+            if part.symbol not in config.market.symbols:
+                raise ConfigInvalid(
+                    f"{part.path} holds {part.symbol}, which {file} does not trade "
+                    f"({', '.join(sorted(known))}); add it to market.symbols."
+                )
+        return config
+    names = {value: name for name, value in INTERVAL_MS.items()}
+    interval_ms = candles[0].interval_ms
+    if interval_ms not in names:
+        raise ConfigInvalid(
+            f"{candles[0].path} has bars of {interval_ms / 60_000:g} minutes, an interval that "
+            "the exchange does not know; resample it to 1, 3, 5, 15, 30, 60 or more."
+        )
+    market = {
+        "category": candles[0].category.value,
+        "symbols": list(dict.fromkeys(part.symbol for part in candles)),
+        "interval": names[interval_ms],
+    }
+    return load(None, {"market": market})
+
+
+def _time(text: str | None, option: str) -> int | None:
+    if text is None:
+        return None
+    try:
+        return instant(text)
+    except (DataInvalid, ValueError):
+        raise ConfigInvalid(
+            f"{option} is {text!r}; write an ISO time such as 2025-06-01 or UTC milliseconds."
+        ) from None
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a question that the loop asks; the second one interrupts."""
+    asked = False
+
+    def remember(_signal: int, _frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress(replay: Replay, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Show bars, bars a second and the time left on a terminal; nothing elsewhere."""
+    if quiet:
+        yield lambda _bars: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("replaying", total=replay.feed.bar_count, rate="")
+
+        def advance(bars: int) -> None:
+            speed = bar.tasks[0].speed
+            rate = f"{speed:,.0f} bars/s" if speed else ""
+            bar.update(task, completed=bars, rate=rate)
+
+        yield advance
+
+
+def _say(request: Request, database: Path, run_id: str, tally: Tally, seconds: float) -> None:
+    from tracepaper.daemon.commands.options import print_json
+
+    if request.as_json:
+        print_json(
+            {
+                "run_id": run_id,
+                "database": str(database),
+                "bars": tally.bars,
+                "decisions": tally.decisions,
+                "equity": float(unscaled(tally.equity, MONEY_DECIMALS)),
+                "equity_text": unscaled(tally.equity, MONEY_DECIMALS),
+                "seconds": round(seconds, 3),
+                "finished": tally.finished,
+            }
+        )
+        return
+    console = Console()
+    show(console, summarise(database, run_id))
+    if not tally.finished:
+        console.print(f"Interrupted; `tracepaper replay --resume {run_id} …` goes on.")
+    console.print(
+        f"{tally.bars:,} bars in {seconds:,.1f} s. Next:\n"
+        f"  tracepaper audit verify {run_id} --db {database}\n"
+        f"  tracepaper verify {run_id} --db {database}\n"
+        f"  tracepaper explain {run_id}:SEQUENCE --db {database}"
+    )
