@@ -3,7 +3,8 @@
 The hot path turns six number texts into integers with one call of a C parser. It pads each text
 to the decimals that the instrument's filters promise, takes the six dots out, and reads the rest
 as one JSON list of integers. JSON allows neither ``+``, ``_``, ``NaN`` nor leading zeros in it,
-so whatever it cannot read goes to ``exact``, which decides with full strictness.
+so whatever it cannot read goes to ``exact``, which decides with full strictness. (Blanks around
+a number, which the exchange never sends, are the one thing it lets pass; they change no value.)
 """
 
 from __future__ import annotations

@@ -91,5 +91,6 @@ def decimals_needed(text: str) -> int:
 
     Raises ``MessageMalformed`` where *text* is no number.
     """
-    exact(text, DIGITS_MAX // 2)
-    return len(text.partition(".")[2].rstrip("0"))
+    fraction = text.partition(".")[2]
+    exact(text, len(fraction))
+    return len(fraction.rstrip("0"))

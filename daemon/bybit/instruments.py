@@ -137,7 +137,7 @@ def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument
             "exchange.rest_url if this repeats."
         ) from error
     instruments = []
-    for raw in page.list:
+    for raw in page.rows:
         try:
             info = msgspec.json.decode(raw, type=InstrumentInfo)
             instruments.append(instrument_from(info, category))
@@ -149,5 +149,5 @@ def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument
 class _Page(msgspec.Struct, rename="camel"):
     """One page of instruments, each still raw."""
 
-    list: list[msgspec.Raw]
+    rows: list[msgspec.Raw] = msgspec.field(name="list")
     next_page_cursor: str = ""

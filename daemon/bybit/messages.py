@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 # ---------------------------------------------------------------- websocket, inbound
 
@@ -148,7 +148,7 @@ class ServerTime(Struct, rename="camel"):
 class Klines(Struct, rename="camel"):
     """Result of ``/v5/market/kline``: rows of start, o, h, l, c, volume, turnover; newest first."""
 
-    list: list[tuple[str, str, str, str, str, str, str]]
+    rows: list[tuple[str, str, str, str, str, str, str]] = field(name="list")
     symbol: str = ""
     category: str = ""
 
@@ -156,7 +156,7 @@ class Klines(Struct, rename="camel"):
 class MarkKlines(Struct, rename="camel"):
     """Result of ``/v5/market/mark-price-kline``: rows of start, o, h, l, c; newest first."""
 
-    list: list[tuple[str, str, str, str, str]]
+    rows: list[tuple[str, str, str, str, str]] = field(name="list")
     symbol: str = ""
     category: str = ""
 
@@ -200,7 +200,7 @@ class InstrumentInfo(Struct, rename="camel"):
 class InstrumentsInfo(Struct, rename="camel"):
     """Result of ``/v5/market/instruments-info``; spot has no cursor key."""
 
-    list: list[InstrumentInfo]
+    rows: list[InstrumentInfo] = field(name="list")
     category: str = ""
     next_page_cursor: str = ""
 
@@ -223,7 +223,7 @@ class TickerInfo(Struct, rename="camel"):
 class Tickers(Struct, rename="camel"):
     """Result of ``/v5/market/tickers``."""
 
-    list: list[TickerInfo]
+    rows: list[TickerInfo] = field(name="list")
     category: str = ""
 
 
@@ -253,7 +253,7 @@ class RecentTrade(Struct, rename="camel"):
 class RecentTrades(Struct, rename="camel"):
     """Result of ``/v5/market/recent-trade``."""
 
-    list: list[RecentTrade]
+    rows: list[RecentTrade] = field(name="list")
     category: str = ""
 
 
@@ -268,7 +268,7 @@ class FundingRate(Struct, rename="camel"):
 class FundingHistory(Struct, rename="camel"):
     """Result of ``/v5/market/funding/history``; the order is not promised."""
 
-    list: list[FundingRate]
+    rows: list[FundingRate] = field(name="list")
     category: str = ""
 
 

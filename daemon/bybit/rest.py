@@ -128,7 +128,7 @@ class Rest:
                 messages.Klines,
             )
             final_ms = server_ms - self._settings.final_after_ms
-            for row in result.list:
+            for row in result.rows:
                 try:
                     bar = rest_bar(row, layout)
                 except MessageMalformed:
@@ -185,7 +185,7 @@ class Rest:
                 messages.FundingHistory,
             )
             before = len(found)
-            for item in result.list:
+            for item in result.rows:
                 try:
                     settled_ms = exact(item.funding_rate_timestamp, 0)
                     rate = exact_signed(item.funding_rate, MONEY_DECIMALS)
@@ -194,7 +194,7 @@ class Rest:
                     continue
                 if start_ms <= settled_ms <= end_ms:
                     found[settled_ms] = Funding(instrument.id, rate, settled_ms, settled_ms)
-            if len(result.list) < SETTLEMENTS_MAX or len(found) == before:
+            if len(result.rows) < SETTLEMENTS_MAX or len(found) == before:
                 break
             until_ms = min(found) - 1
         return [found[settled_ms] for settled_ms in sorted(found)]
@@ -206,7 +206,7 @@ class Rest:
             {"category": category.value, "symbol": symbol},
             messages.Tickers,
         )
-        for ticker in result.list:
+        for ticker in result.rows:
             if ticker.symbol == symbol:
                 return ticker
         raise ConfigInvalid(

@@ -1,0 +1,42 @@
+"""Recorded frames of the exchange: licensed copies always, the larger campaign set if there."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent / "data" / "bybit"
+CAMPAIGN = Path(__file__).parents[2] / "shared" / "data"
+
+
+def lines(path: Path) -> list[bytes]:
+    """Return the lines of a plain or gzipped file."""
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return content.splitlines()
+
+
+def recorded(name: str) -> list[bytes]:
+    """Return the frames of a licensed recording in ``tests/data/bybit``."""
+    return lines(HERE / name)
+
+
+def campaign_frames() -> Iterator[tuple[str, bytes]]:
+    """Yield (file, frame) of every recording of the campaign that is at hand."""
+    for path in sorted(CAMPAIGN.glob("bybit_ws/*")):
+        for line in lines(path):
+            if line.startswith(b'{"t":'):
+                entry = json.loads(line)
+                if entry["t"] == "recv":
+                    yield path.name, entry["data"].encode()
+            elif b": {" in line[:30]:
+                yield path.name, line.partition(b": ")[2]
+            elif line.startswith(b"{") and not line.startswith(b'{"op":"subscribe"'):
+                yield path.name, line
+
+
+def examples(prefix: str) -> dict[str, bytes]:
+    """Return the documentation examples of the campaign whose names begin with *prefix*."""
+    folder = CAMPAIGN / "bybit_doc_examples"
+    return {path.stem: path.read_bytes() for path in sorted(folder.glob(f"{prefix}*.json"))}

@@ -1,0 +1,100 @@
+"""Which quotes are events, and when a closing frame is overdue."""
+
+from __future__ import annotations
+
+import itertools
+
+from builders import MINUTE, START_MS, bar, instrument
+from msgspec import structs
+
+from tracepaper.daemon.bybit.funding import FundingSchedule
+from tracepaper.daemon.bybit.market import PATIENCE_MAX_S, Market
+from tracepaper.daemon.bybit.sequence import BarSequence
+from tracepaper.strategies.types import Mark, Quote
+
+CLOSE = START_MS + MINUTE
+
+
+def market() -> Market:
+    return Market(
+        instrument(),
+        sequence=BarSequence(interval_ms=MINUTE, next_open_ms=START_MS),
+        funding=FundingSchedule(interval_minutes=0, settled_ms=0),
+        grace_s=0.5,
+    )
+
+
+def quote(market_ms: int, bid: int = 100) -> Quote:
+    return Quote("linear:BTCUSDT", bid, 1, bid + 1, 1, market_ms, market_ms)
+
+
+def test_quotes_wait_for_a_bar_while_no_order_rests() -> None:
+    one = market()
+    assert not one.learn_quote(quote(1), None)
+    assert not one.learn_quote(quote(2), None)
+    assert one.unhanded() == [quote(2)]
+    assert one.unhanded() == []
+
+
+def test_quotes_are_events_from_the_time_an_order_may_fill() -> None:
+    one = market()
+    assert not one.learn_quote(quote(9), 10)
+    assert one.learn_quote(quote(10), 10)
+    assert not one.learn_quote(quote(11), 10)
+    assert one.learn_quote(quote(12, bid=101), 10)
+
+
+def test_the_first_quote_counts_for_a_new_order_even_if_unchanged() -> None:
+    one = market()
+    one.learn_quote(quote(5), None)
+    one.unhanded()
+    assert one.learn_quote(quote(20), 10)
+
+
+def test_an_older_quote_is_a_replay_and_changes_nothing() -> None:
+    one = market()
+    one.learn_quote(quote(10), None)
+    assert not one.learn_quote(quote(9, bid=50), 5)
+    assert one.unhanded() == [quote(10)]
+
+
+def test_the_newest_mark_goes_before_a_bar_once() -> None:
+    one = market()
+    one.learn_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    one.learn_mark(Mark("linear:BTCUSDT", 6, 9, 9))
+    assert one.unhanded() == [Mark("linear:BTCUSDT", 7, 10, 10)]
+    assert one.unhanded() == []
+
+
+def overdue(one: Market, market_ms: int, network_s: float) -> bool:
+    return one.is_overdue(market_ms=market_ms, network_s=network_s, grace_ms=5_000)
+
+
+def test_grace_is_counted_in_market_and_in_network_time() -> None:
+    one = market()
+    assert not overdue(one, CLOSE + 60_000, 100.0)  # seen closed only now
+    assert not overdue(one, CLOSE + 60_000, 100.4)
+    assert overdue(one, CLOSE + 60_000, 100.5)
+    other = market()
+    assert not overdue(other, CLOSE, 100.0)
+    assert not overdue(other, CLOSE + 4_999, 200.0)
+    assert overdue(other, CLOSE + 5_000, 200.0)
+
+
+def test_questions_double_their_wait_up_to_a_bound() -> None:
+    one = market()
+    asked = []
+    for tenth in range(3_000):
+        if overdue(one, CLOSE + 60_000, tenth / 10):
+            asked.append(tenth / 10)
+    waits = [after - before for before, after in itertools.pairwise(asked)]
+    assert waits[:3] == [1.0, 2.0, 4.0]
+    assert max(waits) == PATIENCE_MAX_S
+    assert asked[0] == 0.5
+
+
+def test_a_bar_that_came_ends_the_waiting() -> None:
+    one = market()
+    overdue(one, CLOSE + 5_000, 1.0)
+    one.sequence.accept(structs.replace(bar(), open_time_ms=START_MS))
+    assert not overdue(one, CLOSE + 5_000, 9.0)

@@ -1,0 +1,67 @@
+"""Bars in order, each once; what a window lacks is said."""
+
+from __future__ import annotations
+
+import itertools
+
+from builders import MINUTE, START_MS, bar, bars
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.daemon.bybit.sequence import REMEMBERED_BARS, BarSequence, Place, runs
+
+
+def sequence() -> BarSequence:
+    return BarSequence(interval_ms=MINUTE, next_open_ms=START_MS)
+
+
+def test_the_expected_bar_comes_next_and_a_later_one_is_ahead() -> None:
+    order = sequence()
+    assert order.place(bar(index=0)) is Place.NEXT
+    assert order.place(bar(index=1)) is Place.AHEAD
+    order.accept(bar(index=0))
+    assert order.place(bar(index=1)) is Place.NEXT
+
+
+def test_a_repetition_is_told_from_a_revision_once_per_value() -> None:
+    order = sequence()
+    order.accept(bar(close=10_100))
+    assert order.place(bar(close=10_100)) is Place.REPEATED
+    revised = bar(close=10_200)
+    assert order.place(revised) is Place.REVISED
+    order.accept(revised)
+    assert order.place(revised) is Place.REPEATED
+    assert order.place(bar(close=10_100)) is Place.REPEATED
+    assert order.next_open_ms == START_MS + MINUTE
+
+
+def test_a_bar_before_everything_known_is_old() -> None:
+    assert sequence().place(bar(index=-1)) is Place.OLD
+
+
+def test_memory_of_values_is_bounded() -> None:
+    order = sequence()
+    for one in bars(REMEMBERED_BARS + 2):
+        order.accept(one)
+    assert order.place(bar(index=0)) is Place.OLD
+    assert order.place(bars(REMEMBERED_BARS + 2)[2]) is Place.REPEATED
+
+
+def test_giving_up_never_goes_back() -> None:
+    order = sequence()
+    order.skip(START_MS + 3 * MINUTE)
+    order.skip(START_MS)
+    assert order.next_open_ms == START_MS + 3 * MINUTE
+
+
+@given(present=st.sets(st.integers(0, 30)), length=st.integers(31, 35))
+def test_runs_cover_the_window_in_order_without_overlap(present: set[int], length: int) -> None:
+    window = [bar(index=index) for index in sorted(present)]
+    end_ms = START_MS + length * MINUTE
+    found = runs(window, from_ms=START_MS, until_ms=end_ms, interval_ms=MINUTE)
+    assert [one for run in found for one in run.bars] == window
+    edges = [START_MS, *(run.until_ms for run in found)]
+    assert [run.from_ms for run in found] == edges[:-1]
+    assert edges[-1] == end_ms
+    for one, other in itertools.pairwise(found):
+        assert bool(one.bars) != bool(other.bars)
