@@ -6,42 +6,32 @@ that HTTP 200 carries. Names that an endpoint does not know are ignored, as the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final
 from urllib.parse import parse_qs, urlencode
 
 from tracepaper.replay.exchange.book import levels
 from tracepaper.replay.exchange.candles import trade_id
+from tracepaper.replay.exchange.funding import RATE_DECIMALS, funding_interval_ms, funding_rate
 from tracepaper.replay.exchange.intervals import is_name
-from tracepaper.replay.exchange.market import RATE_DECIMALS, Market
+from tracepaper.replay.exchange.market import Market
 from tracepaper.replay.exchange.path import Candle
+from tracepaper.replay.exchange.query import (
+    BAD_PARAMETER,
+    Limit,
+    Query,
+    Refused,
+    page_size,
+    window_of,
+)
 from tracepaper.replay.exchange.quotes import level_texts
 from tracepaper.replay.exchange.text import plain
 from tracepaper.replay.exchange.tickers import rest_linear, rest_spot
 from tracepaper.replay.exchange.venue import Venue
 
-BAD_PARAMETER: Final = 10001
 ROUTE_NOT_FOUND: Final = 10017
-TIME_DIGITS_MAX: Final = 18
 DERIVATIVES: Final = ("linear", "inverse")
 CATEGORIES: Final = ("spot", "linear", "inverse", "option")
-
-Query = Mapping[str, str]
-
-
-class Refused(NamedTuple):
-    """An error of the exchange."""
-
-    code: int
-    message: str
-
-
-class Limit(NamedTuple):
-    """The default and the greatest ``limit`` of an endpoint."""
-
-    default: int
-    most: int
-
 
 KLINE_LIMIT: Final = Limit(200, 1000)
 INSTRUMENT_LIMIT: Final = Limit(500, 1000)
@@ -107,7 +97,7 @@ def _candles(venue: Venue, query: Query, now_ms: int) -> tuple[Market, list[Cand
     if table is None:
         why = "is coarser than this exchange's data" if is_name(interval) else "is invalid"
         return Refused(BAD_PARAMETER, f"params error: Interval {interval!r} {why}")
-    window = _window(query, KLINE_LIMIT, "start", "end")
+    window = window_of(query, KLINE_LIMIT, "start", "end")
     if isinstance(window, Refused):
         return window
     start_ms, end_ms, limit = window
@@ -134,7 +124,7 @@ def instruments_info(venue: Venue, query: Query, now_ms: int) -> Answer:
     category = query.get("category", "")
     if category not in CATEGORIES:
         return BAD_CATEGORY
-    limit = _limit(query, INSTRUMENT_LIMIT)
+    limit = page_size(query, INSTRUMENT_LIMIT)
     if isinstance(limit, Refused):
         return limit
     items = [
@@ -178,7 +168,7 @@ def orderbook(venue: Venue, query: Query, now_ms: int) -> Answer:
     market = _market(venue, query, required=True)
     if isinstance(market, Refused):
         return market
-    limit = _limit(query, BOOK_LIMIT[market.category.value])
+    limit = page_size(query, BOOK_LIMIT[market.category.value])
     if isinstance(limit, Refused):
         return limit
     bids, asks = levels(market, max(0, market.base.row_at(now_ms)), now_ms, limit)
@@ -198,7 +188,7 @@ def recent_trade(venue: Venue, query: Query, now_ms: int) -> Answer:
     market = _market(venue, query, required=True)
     if isinstance(market, Refused):
         return market
-    limit = _limit(query, TRADE_LIMIT[market.category.value])
+    limit = page_size(query, TRADE_LIMIT[market.category.value])
     if isinstance(limit, Refused):
         return limit
     found: list[Result] = []
@@ -235,22 +225,23 @@ def funding_history(venue: Venue, query: Query, now_ms: int) -> Answer:
     market = _market(venue, query, required=True)
     if isinstance(market, Refused):
         return market
-    if not market.funding_ms:
+    interval_ms = funding_interval_ms(market)
+    if not interval_ms:
         return BAD_SYMBOL
-    window = _window(query, FUNDING_LIMIT, "startTime", "endTime")
+    window = window_of(query, FUNDING_LIMIT, "startTime", "endTime")
     if isinstance(window, Refused):
         return window
     start_ms, end_ms, limit = window
     if start_ms is not None and end_ms is None:
         return Refused(BAD_PARAMETER, "params error: endTime is required with startTime")
-    latest = min(now_ms, now_ms if end_ms is None else end_ms) // market.funding_ms
-    earliest = -(-max(market.start_ms, start_ms or 0) // market.funding_ms)
+    latest = min(now_ms, now_ms if end_ms is None else end_ms) // interval_ms
+    earliest = -(-max(market.start_ms, start_ms or 0) // interval_ms)
     settled = range(latest, max(earliest, latest - limit + 1) - 1, -1)
     items = [
         {
             "symbol": market.symbol,
-            "fundingRate": plain(market.funding_rate(each * market.funding_ms), RATE_DECIMALS),
-            "fundingRateTimestamp": str(each * market.funding_ms),
+            "fundingRate": plain(funding_rate(market, each * interval_ms), RATE_DECIMALS),
+            "fundingRateTimestamp": str(each * interval_ms),
         }
         for each in settled
     ]
@@ -276,41 +267,3 @@ def _market(venue: Venue, query: Query, *, required: bool = False) -> Market | R
     if category not in CATEGORIES:
         return BAD_CATEGORY
     return venue.find(category, query.get("symbol", "")) or BAD_SYMBOL
-
-
-def _limit(query: Query, limit: Limit) -> int | Refused:
-    """Return the page size asked for, within the endpoint's own."""
-    asked = _integer(query, "limit")
-    if isinstance(asked, Refused):
-        return asked
-    if asked is None:
-        return limit.default
-    if asked < 1:
-        return Refused(BAD_PARAMETER, "params error: Limit is invalid")
-    return min(asked, limit.most)
-
-
-def _window(
-    query: Query, limit: Limit, start: str, end: str
-) -> tuple[int | None, int | None, int] | Refused:
-    """Return start, end and page size of *query*."""
-    start_ms, end_ms = _integer(query, start), _integer(query, end)
-    size = _limit(query, limit)
-    for part in (start_ms, end_ms, size):
-        if isinstance(part, Refused):
-            return part
-    assert not isinstance(start_ms, Refused)
-    assert not isinstance(end_ms, Refused)
-    assert not isinstance(size, Refused)
-    if start_ms is not None and end_ms is not None and end_ms < start_ms:
-        return Refused(BAD_PARAMETER, f"params error: {end} must not be less than {start}")
-    return start_ms, end_ms, size
-
-
-def _integer(query: Query, name: str) -> int | Refused | None:
-    text = query.get(name, "")
-    if not text:
-        return None
-    if not text.isdecimal() or len(text) > TIME_DIGITS_MAX:
-        return Refused(BAD_PARAMETER, f"params error: {name} is invalid")
-    return int(text)

@@ -8,7 +8,7 @@ or a request. An armed fault waits until then. Kinds and their parameters:
 ``delay``           one data frame is sent ``ms`` of market time late, behind later ones
 ``duplicate``       one data frame is sent twice
 ``reorder``         one data frame is sent after the next one
-``malformed``       one data frame is replaced by bytes that do not parse
+``malformed``       one data frame is replaced by text that is no such frame
 ``stall``           the connections of the moment get no data for ``seconds``; pongs go on
 ``disconnect``      every stream connection is cut without a closing handshake
 ``refuse``          as ``disconnect``, and the next ``count`` connections are refused
@@ -151,3 +151,15 @@ class Faults:
             kind.value: {"scheduled": t.scheduled, "fired": t.fired, "times": list(t.times)}
             for kind, t in self.tally.items()
         }
+
+
+def malformed(body: bytes, turn: int) -> bytes:
+    """Return *body* broken in one of four ways, each in its turn."""
+    topic = msgspec.json.encode({"topic": msgspec.json.decode(body).get("topic")})
+    broken = (
+        body[: len(body) // 2],  # cut short
+        topic[:-1] + b',"data":null}',  # no data where a list or an object belongs
+        body.replace(b'":"', b'":"x'),  # words where numbers belong
+        b"[]",  # JSON, but no object
+    )
+    return broken[turn % len(broken)]

@@ -3,77 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
 from typing import Final
 
-from aiohttp import WSMsgType, web
-
 from tracepaper.replay.exchange.channels import Channel, Due, Frame
 from tracepaper.replay.exchange.clock import MarketClock
-from tracepaper.replay.exchange.faults import Fault, FaultKind, Faults
+from tracepaper.replay.exchange.connection import Connection
+from tracepaper.replay.exchange.faults import Fault, FaultKind, Faults, malformed
 
-OUTBOX_FRAMES_MAX: Final = 20_000
 WAKE_S_MIN: Final = 0.002
 
 Key = tuple[str, str]
 """(category, topic)."""
 FindChannel = Callable[[str, str], Channel | None]
 Action = Callable[[], None]
-
-
-class Connection:
-    """One client of the stream: what waits to be written, and what it subscribed."""
-
-    def __init__(self, category: str, identity: str, request: web.Request) -> None:
-        self.category: Final = category
-        self.identity: Final = identity
-        self.topics: Final[set[str]] = set()
-        self.stalled_until_s = 0.0
-        self._request = request
-        self._outbox: deque[bytes] = deque()
-        self._filled = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._drained.set()
-        self.is_cut = False
-
-    def send(self, body: bytes) -> None:
-        """Queue *body*; a client that does not read is cut off, as the exchange would."""
-        if self.is_cut:
-            return
-        if len(self._outbox) >= OUTBOX_FRAMES_MAX:
-            self.cut()
-            return
-        self._outbox.append(body)
-        self._drained.clear()
-        self._filled.set()
-
-    async def write(self, socket: web.WebSocketResponse) -> None:
-        """Write what waits, for as long as the connection lives."""
-        while not self.is_cut:
-            await self._filled.wait()
-            self._filled.clear()
-            try:
-                while self._outbox:
-                    await socket.send_frame(self._outbox.popleft(), WSMsgType.TEXT)
-            except ConnectionResetError:
-                self.cut()
-            self._drained.set()
-
-    async def drained(self) -> None:
-        """Wait until everything queued so far is written, or the connection is cut."""
-        await self._drained.wait()
-
-    def cut(self) -> None:
-        """Drop the connection without a closing handshake."""
-        self.is_cut = True
-        self._outbox.clear()
-        self._drained.set()
-        if self._request.transport is not None:
-            self._request.transport.abort()
 
 
 @dataclass
@@ -253,7 +199,7 @@ class Hub:
                 self._deliver(key, frame.body)
                 return frame.body
             case FaultKind.MALFORMED:
-                return frame.body[: len(frame.body) // 2]
+                return malformed(frame.body, self.faults.tally[fault.kind].fired)
             case _:
                 pass
         return None

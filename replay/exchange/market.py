@@ -36,8 +36,6 @@ from tracepaper.strategies.types import Category
 
 CONFIRM_DELAY_MS: Final = (100, 1_000)
 PATHS_KEPT: Final = 64
-RATE_DECIMALS: Final = 8
-USUAL_RATE: Final = 10_000
 SEQUENCE_EPOCH_MS: Final = 1_262_304_000_000
 """2010-01-01: counters derived from time stay short."""
 
@@ -252,32 +250,10 @@ class Market:
         high, low = max(start, candle.high), min(start, candle.low)
         return Candle(candle.start_ms, start, high, low, candle.close, 0, 0)
 
-    def open_interest(self, time_ms: int) -> int:
-        """Return an invented open interest of about a day's volume, which moves every minute."""
-        minute = time_ms // MINUTE_MS
-        daily = self.daily_volume
-        wiggle = mix(self.seed ^ minute) % 10_001
-        steps = daily * (95_000 + wiggle) // (100_000 * self.listing.step)
-        return max(1, steps) * self.listing.step
-
     @cached_property
     def daily_volume(self) -> int:
         """The mean volume of a day."""
         return int(np.mean(self.base.volume.astype(np.float64)) * DAY_MS / self.interval_ms)
-
-    # ------------------------------------------------------------ funding
-
-    @property
-    def funding_ms(self) -> int:
-        """The funding interval; 0 where there is none."""
-        return self.listing.funding_minutes * MINUTE_MS
-
-    def funding_rate(self, settled_ms: int) -> int:
-        """Return the invented rate settled at *settled_ms*, in 10⁻⁸; half of them are 0.0001."""
-        number = mix(self.seed + settled_ms)
-        if number % 2 == 0:
-            return USUAL_RATE
-        return (number >> 8) % (3 * USUAL_RATE) - USUAL_RATE
 
     # ------------------------------------------------------------ text
 

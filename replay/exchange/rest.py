@@ -7,11 +7,12 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from tracepaper.replay.exchange.answers import ROUTE_NOT_FOUND, ROUTES, Query, Refused
+from tracepaper.replay.exchange.answers import ROUTE_NOT_FOUND, ROUTES
 from tracepaper.replay.exchange.channels import encode
 from tracepaper.replay.exchange.faults import FaultKind
 from tracepaper.replay.exchange.hub import Hub
 from tracepaper.replay.exchange.limits import Limiter
+from tracepaper.replay.exchange.query import Query, Refused
 from tracepaper.replay.exchange.recorded import Recording
 from tracepaper.replay.exchange.venue import Venue
 

@@ -87,6 +87,8 @@ class EmbeddedExchange:
         candles = [*settings.candles]
         if settings.data:
             candles += read_many(settings.data, category=settings.category)
+        for note in (f"{each.path}: {note}" for each in candles for note in each.notes):
+            LOG.warning(note)
         self.venue: Final = Venue(
             [Market(each, seed=settings.seed) for each in candles],
             may_be_empty=self.recording is not None,

@@ -5,8 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 from tracepaper.replay.exchange.book import best
+from tracepaper.replay.exchange.funding import (
+    RATE_DECIMALS,
+    funding_interval_ms,
+    funding_rate,
+    next_funding_ms,
+    open_interest,
+)
 from tracepaper.replay.exchange.intervals import HOUR_MS
-from tracepaper.replay.exchange.market import RATE_DECIMALS, Market
+from tracepaper.replay.exchange.market import Market
 from tracepaper.replay.exchange.text import padded, plain, rescaled
 
 FIGURE_DECIMALS: Final = 4
@@ -35,7 +42,7 @@ def linear_ticker(market: Market, row: int, time_ms: int) -> dict[str, str]:
     """
     last = market.touch(row, time_ms)
     now, day, quote = market.running(row, time_ms), market.day(row), best(market, row, time_ms)
-    interest = market.open_interest(time_ms)
+    interest = open_interest(market, time_ms)
     half = interest // 2
     price, scale = market.price_text, market.listing.price_decimals
     sizes = market.listing.size_decimals
@@ -57,12 +64,12 @@ def linear_ticker(market: Market, row: int, time_ms: int) -> dict[str, str]:
         "openInterestValue": value(interest * last.price, sizes + scale),
         "turnover24h": padded(turnover, FIGURE_DECIMALS),
         "volume24h": padded(volume, FIGURE_DECIMALS),
-        "fundingIntervalHour": str(market.funding_ms // HOUR_MS) if market.funding_ms else "",
+        "fundingIntervalHour": str(funding_interval_ms(market) // HOUR_MS) if next_ms else "",
         "fundingCap": market.listing.item["upperFundingRate"],
         "singleOpenInterest": market.size_text(half),
         "singleOpenInterestValue": value(half * last.price, sizes + scale),
         "nextFundingTime": str(next_ms) if next_ms else "",
-        "fundingRate": plain(market.funding_rate(next_ms), RATE_DECIMALS) if next_ms else "",
+        "fundingRate": plain(funding_rate(market, next_ms), RATE_DECIMALS) if next_ms else "",
         "bid1Price": price(quote.bid),
         "bid1Size": market.size_text(quote.bid_size),
         "ask1Price": price(quote.ask),
@@ -107,13 +114,6 @@ def rest_spot(market: Market, row: int, time_ms: int) -> dict[str, str]:
         "ask1Size": market.size_text(quote.ask_size),
     }
     return {name: state[name] for name in REST_SPOT}
-
-
-def next_funding_ms(market: Market, time_ms: int) -> int:
-    """Return the next settlement after *time_ms*; 0 where there is no funding."""
-    if not market.funding_ms:
-        return 0
-    return (time_ms // market.funding_ms + 1) * market.funding_ms
 
 
 def change(now: int, before: int, decimals: int) -> str:

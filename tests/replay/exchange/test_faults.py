@@ -6,7 +6,16 @@ import json
 
 import pytest
 from aiohttp import WSServerHandshakeError
-from exchange_client import MINUTE, Client, Message, StreamClient, candles, serving, walk_rows
+from exchange_client import (
+    MINUTE,
+    Client,
+    Message,
+    StreamClient,
+    candles,
+    parsed,
+    serving,
+    walk_rows,
+)
 
 from tracepaper.replay.exchange.faults import FaultKind, fault_from
 from tracepaper.replay.exchange.server import EmbeddedExchange
@@ -41,7 +50,8 @@ async def disturbed_frames(kind: str, minutes: int = 3, **parameters: int) -> li
         await exchange.advance(minutes * MINUTE)
         await stream.ask("ping")
         tally = exchange.faults.tally[FaultKind(kind)]
-        assert (tally.scheduled, tally.fired, len(tally.times)) == (1, 1, 1)
+        count = parameters.get("count", 1)
+        assert (tally.scheduled, tally.fired, len(tally.times)) == (count, count, count)
         return stream.texts
 
 
@@ -69,12 +79,17 @@ async def test_a_delayed_frame_comes_behind_later_ones() -> None:
     assert json.loads(texts[place - 1])["ts"] <= due_ms <= json.loads(texts[place + 1])["ts"]
 
 
-async def test_a_malformed_frame_does_not_parse() -> None:
+async def test_malformed_frames_are_broken_in_four_ways() -> None:
     plain = await plain_frames()
-    texts = await disturbed_frames("malformed")
-    assert texts[1:] == plain[1:]
-    with pytest.raises(ValueError, match=r"Unterminated|Expecting"):
-        json.loads(texts[0])
+    texts = await disturbed_frames("malformed", count=4)
+    assert texts[4:] == plain[4:]
+    broken = [parsed(text) for text in texts[:4]]
+    whole = [json.loads(text) for text in plain[:4]]
+    no_data, words, no_object, cut_short = broken
+    assert no_data == {"topic": KLINE, "data": None}
+    assert words is not None
+    assert words["data"][0]["open"] == "x" + whole[1]["data"][0]["open"]
+    assert (no_object, cut_short) == (None, None)
 
 
 async def test_a_missing_close_is_never_sent_but_rest_has_it() -> None:

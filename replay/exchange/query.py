@@ -1,0 +1,63 @@
+"""What a REST query asks for: its page size, its window, and the refusal of what is neither."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+BAD_PARAMETER: Final = 10001
+TIME_DIGITS_MAX: Final = 18
+
+Query = Mapping[str, str]
+
+
+class Refused(NamedTuple):
+    """An error of the exchange."""
+
+    code: int
+    message: str
+
+
+class Limit(NamedTuple):
+    """The default and the greatest ``limit`` of an endpoint."""
+
+    default: int
+    most: int
+
+
+def page_size(query: Query, limit: Limit) -> int | Refused:
+    """Return the page size asked for, within the endpoint's own."""
+    asked = _integer(query, "limit")
+    if isinstance(asked, Refused):
+        return asked
+    if asked is None:
+        return limit.default
+    if asked < 1:
+        return Refused(BAD_PARAMETER, "params error: Limit is invalid")
+    return min(asked, limit.most)
+
+
+def window_of(
+    query: Query, limit: Limit, start: str, end: str
+) -> tuple[int | None, int | None, int] | Refused:
+    """Return start, end and page size of *query*."""
+    start_ms, end_ms = _integer(query, start), _integer(query, end)
+    size = page_size(query, limit)
+    for part in (start_ms, end_ms, size):
+        if isinstance(part, Refused):
+            return part
+    assert not isinstance(start_ms, Refused)
+    assert not isinstance(end_ms, Refused)
+    assert not isinstance(size, Refused)
+    if start_ms is not None and end_ms is not None and end_ms < start_ms:
+        return Refused(BAD_PARAMETER, f"params error: {end} must not be less than {start}")
+    return start_ms, end_ms, size
+
+
+def _integer(query: Query, name: str) -> int | Refused | None:
+    text = query.get(name, "")
+    if not text:
+        return None
+    if not text.isdecimal() or len(text) > TIME_DIGITS_MAX:
+        return Refused(BAD_PARAMETER, f"params error: {name} is invalid")
+    return int(text)
