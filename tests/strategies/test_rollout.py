@@ -288,7 +288,6 @@ def test_a_missing_layer_is_refused() -> None:
 
 
 def test_the_triton_kernel_equals_the_stored_matrices_bit_for_bit_twice() -> None:
-    pytest.importorskip("triton")
     script = Path(__file__).with_name("interpreted_triton.py")
     done = subprocess.run(
         [sys.executable, str(script)],
