@@ -185,7 +185,7 @@ class StepDecoder:
         if core[4] is None:
             return None
         outcome = self._interned.outcome(core[4])
-        _, action, reason, allowed, refused_by, gate_set_key, passed, regime = outcome
+        _, action, reason, allowed, refused_by, gate_set_key, _, passed, regime = outcome
         measures = dict(zip(STEP_GATES, core[MEASURES_FROM:MARKS_FROM], strict=True))
         if answer_row is not None:
             judged = answer_row[ANSWER_MEASURES_FROM:]

@@ -131,6 +131,7 @@ class Outcomes:
                 int(decision.allowed),
                 None if refused_by is None else refused_by.value,
                 plan.key,
+                plan.sha256,
                 decision.passed,
                 decision.regime.value,
             )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from tracepaper.storage.reader import Reader
-from tracepaper.storage.rows import sequence_of, step_key
+from tracepaper.storage.rows import sequence_of
+from tracepaper.storage.stored import run_span
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Account, GateSet, Order, Position, Run
 
@@ -36,8 +37,7 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> Resumed:
     reader = Reader(connection)
     stored = reader.stored_run(run_id)
     run, run_key = stored.run, stored.run_key
-    first, last = step_key(run_key, 0), step_key(run_key + 1, 0) - 1
-    span = (first, last)
+    span = run_span(run_key)
     row = connection.execute(
         "SELECT step, digest FROM steps WHERE step BETWEEN ? AND ? ORDER BY step DESC LIMIT 1", span
     ).fetchone()

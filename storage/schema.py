@@ -211,6 +211,7 @@ outcomes: Final = Table(
     _whole("allowed"),
     _text("refused_by", null=True),
     _whole("gate_set"),
+    _blob("gate_set_sha256"),
     _whole("passed"),  # bit i: gate i of the set
     _text("regime"),
     sqlite_strict=True,

@@ -46,6 +46,7 @@ _GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
 class Chunk(NamedTuple):
     """All rows of a range of steps, found by step."""
 
+    last: int  # key of the range's last step
     steps: list[StoredRow]
     bars: dict[int, StoredRow]
     events: dict[int, StoredRow]
@@ -65,6 +66,11 @@ class Chunk(NamedTuple):
         return StoredRows(row[:-1], event, self.sparse.get(row[0], {}))
 
 
+def run_span(run_key: int) -> tuple[int, int]:
+    """Return the first and the last key that a step of the run can have."""
+    return step_key(run_key, 0), step_key(run_key + 1, 0) - 1
+
+
 def read_chunk(connection: sqlite3.Connection, first: int, last: int) -> Chunk:
     """Return the rows of the steps with keys *first* to *last*."""
     span = (first, last)
@@ -74,6 +80,7 @@ def read_chunk(connection: sqlite3.Connection, first: int, last: int) -> Chunk:
         for row in connection.execute(query, span):
             sparse.setdefault(row[0], {}).setdefault(table, []).append(row)
     return Chunk(
+        last,
         connection.execute(_STEPS, span).fetchall(),
         {row[0]: row for row in connection.execute(_BARS, span)},
         {row[0]: row for row in connection.execute(_EVENTS, span)},

@@ -37,6 +37,11 @@ class View(NamedTuple):
         return f"CREATE VIEW {self.name} AS {self.ctes}SELECT\n  {listed}\n{self.source}"
 
 
+def power_of_ten(decimals: str) -> str:
+    """Return 10^decimals as an integer; text such as ``1e3`` is a number only by way of REAL."""
+    return f"CAST(CAST('1e' || ({decimals}) AS REAL) AS INTEGER)"
+
+
 def real(number: str, decimals: str) -> str:
     """Return *number* (an integer of 10^-decimals) as REAL, correctly rounded."""
     return f"({number}) / CAST('1e' || {decimals} AS REAL)"
@@ -44,7 +49,7 @@ def real(number: str, decimals: str) -> str:
 
 def text(number: str, decimals: str) -> str:
     """Return *number* as exact decimal text with all its decimals."""
-    power = f"CAST('1e' || {decimals} AS INTEGER)"
+    power = power_of_ten(decimals)
     whole = f"abs({number}) / {power}"
     sign = f"CASE WHEN ({number}) < 0 THEN '-' ELSE '' END"
     rest = f"printf('.%0*d', {decimals}, abs({number}) % {power})"

@@ -16,6 +16,7 @@ from tracepaper.storage.view_parts import (
     in_run,
     moment,
     of_step,
+    power_of_ten,
     real,
     shared_row,
     text,
@@ -28,9 +29,7 @@ _STEP_TABLES: Final = (
 )
 
 # An average price is a decimal only where the division leaves no rest.
-_UNIT: Final = (
-    "(h.quantity * CAST('1e' || (10 - i.price_decimals - i.quantity_decimals) AS INTEGER))"
-)
+_UNIT: Final = f"(h.quantity * {power_of_ten(f'10 - {PRICE} - {QUANTITY}')})"
 _AVERAGE: Final = f"CASE WHEN h.quantity <> 0 THEN {real('h.entry_notional', MONEY)} / "
 _AVERAGE_REAL: Final = f"{_AVERAGE}({real('h.quantity', QUANTITY)}) END"
 _AVERAGE_TEXT: Final = (

@@ -1,0 +1,350 @@
+"""Whatever is done to a stored row is found, and named by step and table."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import storage_cases as cases
+
+from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.digest import chain_digest, rows_digest
+from tracepaper.storage.rows import SPARSE_TABLES, step_key
+from tracepaper.storage.schema import RUN_TABLES, metadata
+from tracepaper.storage.stored import read_chunk
+from tracepaper.storage.tamper import ChainReport
+
+STEPS = cases.rich_steps()
+FIRST_BAR = 9
+LAST = len(STEPS) - 1
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a database of two equal runs."""
+    path = tmp_path_factory.mktemp("chain") / "run.db"
+    cases.write_run(path, STEPS, of=cases.run("untouched"))
+    cases.write_run(path, STEPS)
+    return path
+
+
+@pytest.fixture
+def path(original: Path, tmp_path: Path) -> Path:
+    """Return a copy of the database, whose second run is tampered with."""
+    return Path(shutil.copy(original, tmp_path / "run.db"))
+
+
+def key(sequence: int) -> int:
+    return step_key(2, sequence)
+
+
+def tamper(path: Path, *statements: str) -> None:
+    """Run *statements* with foreign keys off, as a stranger with another tool would."""
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA foreign_keys = OFF")
+    for statement in statements:
+        assert connection.execute(statement).rowcount != 0, statement
+    connection.commit()
+    connection.close()
+
+
+def verify(path: Path, *, head: bytes | None = None, run_id: str = "r-1") -> ChainReport:
+    connection = sqlite3.connect(path)
+    try:
+        return verify_chain(connection, run_id, head=head)
+    finally:
+        connection.close()
+
+
+def test_an_untouched_chain_holds(path: Path) -> None:
+    report = verify(path)
+    assert report.holds
+    assert report.steps == len(STEPS)
+
+
+def test_the_recomputed_head_is_the_one_the_log_returned(tmp_path: Path) -> None:
+    head = cases.write_run(tmp_path / "a.db", cases.plain_steps(200))
+    assert verify(tmp_path / "a.db").head == head
+
+
+def test_equal_runs_have_different_chains(path: Path) -> None:
+    assert verify(path).head != verify(path, run_id="untouched").head
+
+
+def test_damage_to_one_run_leaves_the_other_whole(path: Path) -> None:
+    tamper(path, f"UPDATE bars SET close = close + 1 WHERE step = {key(FIRST_BAR)}")
+    assert verify(path, run_id="untouched").holds
+    assert not verify(path).holds
+
+
+def columns_of_steps() -> list[tuple[str, str]]:
+    """Return every column of every table that the chain covers, apart from the keys."""
+    return [
+        (table.name, column.name)
+        for table in RUN_TABLES
+        for column in table.columns
+        if not column.primary_key
+    ]
+
+
+def another(value: object) -> object:
+    """Return a value of the same type that is not *value*."""
+    match value:
+        case None:
+            return None
+        case bytes():
+            return bytes([value[0] ^ 1]) + value[1:] if value else b"x"
+        case str():
+            return value + "x"
+        case _:
+            return value + 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("table", "column"), columns_of_steps())
+def test_a_changed_column_is_found_and_named(path: Path, table: str, column: str) -> None:
+    connection = sqlite3.connect(path)
+    step, value = connection.execute(
+        f"SELECT step, {column} FROM {table} WHERE step >= ? AND {column} IS NOT NULL "
+        "ORDER BY step LIMIT 1",
+        (key(0),),
+    ).fetchone() or (None, None)
+    if step is None:  # every row has null here: put something in its place
+        (step,) = connection.execute(
+            f"SELECT min(step) FROM {table} WHERE step >= ?", (key(0),)
+        ).fetchone()
+        value = 0
+    changed = another(value)
+    connection.execute("PRAGMA foreign_keys = OFF")
+    connection.execute(f"UPDATE {table} SET {column} = ? WHERE step = ?", (changed, step))
+    connection.commit()
+    connection.close()
+    report = verify(path)
+    assert report.problem is not None
+    assert report.problem.sequence == step - key(0)
+    assert report.steps == step - key(0)
+    if (table, column) != ("steps", "shape"):  # then it says which row seems to be missing
+        assert table in report.problem.tables or report.problem.tables == ("gate_sets",)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        (table, column.name)
+        for table in ("runs", "instruments")
+        for column in metadata.tables[table].columns
+        if column.name not in {"run_key", "run_id", "ended_at_ms", "instrument"}
+    ],
+)
+def test_a_changed_run_is_found(path: Path, table: str, column: str) -> None:
+    connection = sqlite3.connect(path)
+    query = f"SELECT {column} FROM {table} WHERE run_key = 2"
+    (value,) = connection.execute(query).fetchone()
+    changed = "r-0" if value is None else another(value)
+    connection.execute(f"UPDATE {table} SET {column} = ? WHERE run_key = 2", (changed,))
+    connection.commit()
+    connection.close()
+    report = verify(path)
+    assert report.problem is not None
+    if column == "step_count":
+        assert report.problem.what == "cut"
+    else:
+        assert table in report.problem.tables
+        assert report.problem.sequence is None
+
+
+@pytest.mark.parametrize("column", ["gate", "threshold"])
+def test_a_changed_gate_set_is_found_and_named(path: Path, column: str) -> None:
+    value = "'edge'" if column == "gate" else "99.0"
+    tamper(
+        path,
+        f"UPDATE gate_sets SET {column} = {value} WHERE run_key = 2 AND ordinal = 3",
+    )
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.tables, problem.sequence) == ("changed", ("gate_sets",), 9)
+
+
+def test_a_removed_gate_is_found(path: Path) -> None:
+    tamper(path, "DELETE FROM gate_sets WHERE run_key = 2 AND ordinal = 16")
+    problem = verify(path).problem
+    assert problem is not None
+    assert problem.tables == ("gate_sets",)
+
+
+@pytest.mark.parametrize("table", ["steps", "bars", "events", *SPARSE_TABLES])
+def test_a_removed_row_is_found_and_named(path: Path, table: str) -> None:
+    connection = sqlite3.connect(path)
+    (step,) = connection.execute(
+        f"SELECT min(step) FROM {table} WHERE step > ?", (key(0),)
+    ).fetchone()
+    connection.close()
+    tamper(path, f"DELETE FROM {table} WHERE step = {step}")
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.tables) == ("missing", (table,))
+    assert problem.sequence == step - key(0)
+    assert table in problem.sentence
+
+
+@pytest.mark.parametrize("table", ["bars", "events", *SPARSE_TABLES])
+def test_an_added_row_is_found_and_named(path: Path, table: str) -> None:
+    """Copy a row to a step that has none in this table."""
+    connection = sqlite3.connect(path)
+    have = {step for (step,) in connection.execute(f"SELECT step FROM {table}")}
+    free = next(key(at) for at in range(1, len(STEPS)) if key(at) not in have)
+    names = [column.name for column in metadata.tables[table].columns if column.name != "step"]
+    listed = ", ".join(names)
+    source = min(step for step in have if step > key(0))
+    connection.execute(
+        f"INSERT INTO {table} (step, {listed}) "
+        f"SELECT {free}, {listed} FROM {table} WHERE step = {source}"
+    )
+    connection.commit()
+    connection.close()
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.sequence) == ("extra", free - key(0))
+    assert problem.tables == (table,)
+
+
+def exchange(table: str, one: int, other: int) -> list[str]:
+    """Return statements that exchange the rows of two steps."""
+    return [
+        f"UPDATE {table} SET step = -1 WHERE step = {key(one)}",
+        f"UPDATE {table} SET step = {key(one)} WHERE step = {key(other)}",
+        f"UPDATE {table} SET step = {key(other)} WHERE step = -1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "one", "other"),
+    [
+        ("bars", 9, 12),
+        ("events", 3, 4),
+        ("events", 1, 8),
+        ("steps", 10, 12),
+        ("steps", 5, 6),
+        ("answers", 9, 10),
+        ("orders", 10, 11),
+        ("twin_steps", 10, 12),
+    ],
+)
+def test_exchanged_rows_are_found_and_named(path: Path, table: str, one: int, other: int) -> None:
+    tamper(path, *exchange(table, one, other))
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.tables, problem.sequence) == ("swapped", (table,), one)
+    assert f"{one}" in problem.sentence
+    assert f"{other}" in problem.sentence
+
+
+@pytest.mark.parametrize("cut", [1, 5, len(STEPS)])
+def test_a_cut_tail_is_found(path: Path, cut: int) -> None:
+    first = key(len(STEPS) - cut)
+    tamper(path, *(f"DELETE FROM {t.name} WHERE step >= {first}" for t in (RUN_TABLES[0],)))
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.sequence) == ("cut", len(STEPS) - cut)
+
+
+def test_a_tail_cut_in_every_table_is_found(path: Path) -> None:
+    first = key(len(STEPS) - 3)
+    connection = sqlite3.connect(path)
+    for table in RUN_TABLES:
+        connection.execute(f"DELETE FROM {table.name} WHERE step >= ?", (first,))
+    connection.commit()
+    connection.close()
+    problem = verify(path).problem
+    assert problem is not None
+    assert problem.what == "cut"
+
+
+def test_a_tail_cut_with_the_runs_row_made_to_fit_is_found_by_a_head_kept_elsewhere(
+    path: Path,
+) -> None:
+    kept = verify(path).head
+    last = len(STEPS) - 4
+    connection = sqlite3.connect(path)
+    for table in RUN_TABLES:
+        connection.execute(f"DELETE FROM {table.name} WHERE step > ?", (key(last),))
+    (head,) = connection.execute("SELECT digest FROM steps WHERE step = ?", (key(last),)).fetchone()
+    connection.execute(
+        "UPDATE runs SET step_count = ?, head_digest = ? WHERE run_key = 2", (last + 1, head)
+    )
+    connection.commit()
+    connection.close()
+    assert verify(path).holds
+    problem = verify(path, head=kept).problem
+    assert problem is not None
+    assert problem.what == "rewritten"
+
+
+def rewrite(path: Path, sequence: int) -> None:
+    """Recompute every digest from *sequence* on, as someone who knows the format could."""
+    connection = sqlite3.connect(path)
+    chunk = read_chunk(connection, key(0), key(len(STEPS)))
+    (previous,) = connection.execute(
+        "SELECT digest FROM steps WHERE step = ?", (key(sequence - 1),)
+    ).fetchone()
+    sets: dict[int, list[tuple[object, ...]]] = {}
+    for row in connection.execute("SELECT * FROM gate_sets WHERE run_key = 2"):
+        sets.setdefault(row[1], []).append(row)
+    gates = {at: rows_digest(rows) for at, rows in sets.items()}  # type: ignore[arg-type]
+    for row in chunk.steps[sequence:]:
+        sparse = chunk.sparse.get(row[0], {})
+        pairs = [(table, line) for table in SPARSE_TABLES for line in sparse.get(table, [])]
+        gate_set = None if row[4] is None else gates[0]
+        previous = chain_digest(previous, (row[:-1], chunk.event(row[0]), gate_set, *pairs))
+        connection.execute("UPDATE steps SET digest = ? WHERE step = ?", (previous, row[0]))
+    connection.execute("UPDATE runs SET head_digest = ? WHERE run_key = 2", (previous,))
+    connection.commit()
+    connection.close()
+
+
+def test_a_rewritten_chain_is_found_only_by_a_head_kept_elsewhere(path: Path) -> None:
+    kept = verify(path).head
+    tamper(path, f"UPDATE bars SET close = close + 1 WHERE step = {key(FIRST_BAR)}")
+    rewrite(path, FIRST_BAR)
+    assert verify(path).holds
+    problem = verify(path, head=kept).problem
+    assert problem is not None
+    assert problem.what == "rewritten"
+
+
+def test_an_older_head_is_found_in_a_chain_that_went_on(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    (digest,) = connection.execute("SELECT digest FROM steps WHERE step = ?", (key(7),)).fetchone()
+    connection.close()
+    report = verify(path, head=digest)
+    assert report.holds
+    assert report.head_sequence == 7
+
+
+def test_steps_added_behind_the_end_are_found(path: Path) -> None:
+    names = ", ".join(c.name for c in metadata.tables["steps"].columns if c.name != "step")
+    bars = ", ".join(c.name for c in metadata.tables["bars"].columns if c.name != "step")
+    tamper(
+        path,
+        f"INSERT INTO steps (step, {names}) SELECT step + 1, {names} FROM steps "
+        f"WHERE step = {key(LAST)}",
+        f"INSERT INTO bars (step, {bars}) SELECT step + 1, {bars} FROM bars "
+        f"WHERE step = {key(LAST)}",
+    )
+    problem = verify(path).problem
+    assert problem is not None
+    assert problem.sequence == LAST + 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: f"UPDATE steps SET digest = zeroblob(32) WHERE step = {key(LAST)}",
+        lambda: "UPDATE runs SET head_digest = zeroblob(32) WHERE run_key = 2",
+    ],
+)
+def test_a_changed_head_is_found(path: Path, change: Callable[[], str]) -> None:
+    tamper(path, change())
+    assert not verify(path).holds

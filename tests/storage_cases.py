@@ -1,0 +1,518 @@
+"""Runs and steps for the storage tests: plain ones, rich ones, and Hypothesis strategies."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+from builders import MINUTE, START_MS, bar, bars, instrument, quote
+from hypothesis import strategies as st
+
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.digest import decision_digest
+from tracepaper.strategies.types import (
+    MONEY_LIMIT,
+    Account,
+    Action,
+    Answer,
+    Bar,
+    Category,
+    Command,
+    CommandKind,
+    Decision,
+    Event,
+    Explanation,
+    Fill,
+    FillModel,
+    Forecast,
+    Funding,
+    Gap,
+    GapCause,
+    Gate,
+    GateSet,
+    InstrumentChange,
+    Late,
+    Liquidity,
+    Mark,
+    ModelChange,
+    Order,
+    OrderStatus,
+    Position,
+    Quote,
+    Regime,
+    Run,
+    RunKind,
+    Side,
+    Source,
+    Step,
+    Timer,
+    Trade,
+    TwinStep,
+)
+
+BTC = instrument()
+ETH = instrument("ETHUSDT", Category.SPOT, price_decimals=4, quantity_decimals=0)
+CROSS_GATES = GateSet((Gate.OPERATOR, Gate.WARM, Gate.LATE, Gate.GAP), (1.0, 100.0, 60_000.0, 0.0))
+MODEL_GATES = GateSet(tuple(Gate), tuple(0.5 + place for place in range(len(Gate))))
+START_CASH = 10**16
+ORDER_LIFE = (
+    OrderStatus.NEW,
+    OrderStatus.NEW,
+    OrderStatus.ACCEPTED,
+    OrderStatus.PARTIALLY_FILLED,
+    OrderStatus.PARTIALLY_FILLED,
+    OrderStatus.FILLED,
+)
+
+
+def run(run_id: str = "r-1", **changes: object) -> Run:
+    """Return a replay of BTCUSDT and spot ETHUSDT in minutes."""
+    fields: dict[str, object] = {
+        "run_id": run_id,
+        "kind": RunKind.REPLAY,
+        "started_at_ms": START_MS,
+        "parent_run_id": None,
+        "period_start_ms": START_MS,
+        "instruments": (BTC, ETH),
+        "interval_ms": MINUTE,
+        "config": '{"gate":{"horizon":30}}',
+        "config_sha256": "ab" * 32,
+        "code_version": "0.1.0",
+        "strategy": "sma_cross",
+        "model_id": "",
+        "model_sha256": "",
+        "path": "step",
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 1,
+        "warnings": ("A checkpoint of another interval.",),
+    }
+    return Run(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def hashed(text: str) -> bytes:
+    return sha256(text.encode()).digest()
+
+
+def decided(
+    number: int,
+    event: Bar,
+    *,
+    answer: Answer = None,
+    decision: Decision,
+    position: Position,
+    account: Account,
+    orders: tuple[Order, ...] = (),
+    fills: tuple[Fill, ...] = (),
+    twins: tuple[TwinStep, ...] = (),
+    state: bytes | None = None,
+) -> Step:
+    of = BTC if event.instrument == BTC.id else ETH
+    return Step(
+        number,
+        event,
+        accepted=True,
+        decision=decision,
+        answer=answer,
+        orders=orders,
+        fills=fills,
+        position=position,
+        account=account,
+        twins=twins,
+        window_sha256=hashed(f"window {number}"),
+        decision_sha256=decision_digest(event, answer, decision, of),
+        state=state,
+    )
+
+
+def market_fill(order_id: str, side: Side, price: int, at_ms: int) -> Fill:
+    return Fill(
+        order_id,
+        BTC.id,
+        side,
+        1_000,
+        price,
+        price - 5,
+        price * 10**8,
+        price * 55_000,
+        0,
+        Liquidity.TAKER,
+        FillModel.NEXT_OPEN,
+        "cross",
+        at_ms,
+    )
+
+
+def order(order_id: str, side: Side, status: OrderStatus, at_ms: int) -> Order:
+    filled = 1_000 if status is OrderStatus.FILLED else 0
+    return Order(order_id, BTC.id, side, 1_000, filled, status, "cross", at_ms, at_ms)
+
+
+def plain_steps(count: int, *, seed: int = 1) -> list[Step]:
+    """Return a moving-average replay: every bar decided, a round trip every 20 bars."""
+    made = []
+    position = Position()
+    cash = START_CASH
+    resting: Order | None = None
+    for number, event in enumerate(bars(count, seed=seed)):
+        wants_long = (number // 10) % 2 == 1
+        fills: tuple[Fill, ...] = ()
+        orders: tuple[Order, ...] = ()
+        if resting is not None:
+            fill = market_fill(resting.order_id, resting.side, event.open, event.open_time_ms)
+            fills = (fill,)
+            orders = (
+                order(resting.order_id, resting.side, OrderStatus.FILLED, event.open_time_ms),
+            )
+            resting = None
+            position, cash = _filled(position, fill, cash)
+        if wants_long != (position.quantity > 0):
+            side = Side.BUY if wants_long else Side.SELL
+            resting = order(f"{number}-0", side, OrderStatus.ACCEPTED, event.close_time_ms)
+            orders = (*orders, resting)
+        unrealized = event.close * position.quantity * 10**5 - position.entry_notional
+        position = _marked(position, unrealized)
+        account = Account(
+            cash, cash + unrealized, position.realized_pnl, unrealized, position.fees_paid, 0
+        )
+        decision = Decision(
+            Action.LONG if wants_long else Action.FLAT,
+            1_000 if wants_long else 0,
+            "fast above slow" if wants_long else "fast below slow",
+            allowed=True,
+            refused_by=None,
+            gate_set=CROSS_GATES,
+            measures=(1.0, float(number), 0.0, 0.0),
+            passed=15,
+            regime=Regime.UNKNOWN,
+        )
+        made.append(
+            decided(
+                number,
+                event,
+                decision=decision,
+                position=position,
+                account=account,
+                orders=orders,
+                fills=fills,
+                state=f"state {number}".encode() if orders else None,
+            )
+        )
+    return made
+
+
+def _filled(position: Position, fill: Fill, cash: int) -> tuple[Position, int]:
+    fees = position.fees_paid + fill.fee
+    if fill.side is Side.BUY:
+        held = Position(fill.quantity, fill.notional, position.realized_pnl, 0, fees, 0)
+        return held, cash - fill.fee
+    profit = fill.notional - position.entry_notional
+    closed = Position(0, 0, position.realized_pnl + profit, 0, fees, 0)
+    return closed, cash + profit - fill.fee
+
+
+def _marked(position: Position, unrealized: int) -> Position:
+    return Position(
+        position.quantity,
+        position.entry_notional,
+        position.realized_pnl,
+        unrealized,
+        position.fees_paid,
+        position.funding_paid,
+    )
+
+
+def model_explanation(number: int) -> Explanation:
+    """Return an explanation of three buckets and older mass that sum to 1 in float32."""
+    weights = (0.5, 0.25, 0.125)
+    buckets = b"".join(_float32(weight) for weight in weights)
+    entropy = _float32(0.25) + _float32(0.5)
+    return Explanation(0.3 + number % 7 / 100, 0.0, 0.6, 0.125, 0.01, 1e-7, entropy, buckets)
+
+
+def _float32(number: float) -> bytes:
+    import struct
+
+    return struct.pack("<f", number)
+
+
+def model_forecast(number: int) -> Forecast:
+    at = number % 5 / 1000
+    return Forecast(
+        (10, 30),
+        (at, at - 0.001),
+        (0.004, 0.006),
+        (0.25, 0.2),
+        (0.25, 0.3),
+        (0.5, 0.5),
+        (0.005, 0.007),
+        "0123456789ab",
+        model_explanation(number),
+    )
+
+
+def model_decision(number: int, answer: Answer) -> Decision:
+    """Return a decision over every gate, refused by ``confidence`` or, when late, ``deadline``."""
+    is_late = isinstance(answer, Late)
+    values = [0.1 * place + number for place in range(len(Gate))]
+    measures: list[float | None] = list(values)
+    failed = Gate.DEADLINE if is_late else Gate.CONFIDENCE
+    if is_late:
+        for gate in (Gate.FINITE, Gate.CONFIDENCE, Gate.COLLAPSED, Gate.SHIFTED, Gate.EDGE):
+            measures[list(Gate).index(gate)] = None
+    passed = (1 << len(Gate)) - 1 & ~(1 << list(Gate).index(failed))
+    return Decision(
+        Action.HOLD,
+        0,
+        failed.value,
+        allowed=False,
+        refused_by=failed,
+        gate_set=MODEL_GATES,
+        measures=tuple(measures),
+        passed=passed,
+        regime=Regime.MIXED,
+    )
+
+
+def rich_steps() -> list[Step]:
+    """Return steps in which every event, answer and table occurs, on two instruments."""
+    account = Account(START_CASH, START_CASH + 5, 0, 2, 7, -3)
+    ours = Position(-2_000, -(10**15), 12, 3, 7, -3)
+    twin_fill = market_fill("7-1", Side.BUY, 10_000, START_MS)
+    twin = TwinStep("ungated", Position(1_000, 10**14, 0, 9, 5, 0), account, (twin_fill,))
+    quiet = TwinStep("random", Position(), Account(1, 1, 0, 0, 0, 0), ())
+    at = {"market_ms": START_MS + 1, "seen_ms": START_MS + 2}
+    events: list[Event] = [
+        InstrumentChange(BTC, **at),
+        ModelChange("m", "sha", "0.1", "step", "cpu", "float32", 1, ((BTC.id, 5),), **at),
+        Gap(BTC.id, START_MS, START_MS + MINUTE, GapCause.MISSED, "rest", **at),
+        quote(),
+        Trade(BTC.id, "trade-1", Side.SELL, 5, 6, **at),
+        Mark(ETH.id, 12_345, **at),
+        Funding(BTC.id, -1_000_000, **at),
+        Command(CommandKind.HALT, "lunch, it's 'noon'", **at),
+        Timer(**at),
+    ]
+    made = [
+        Step(
+            number,
+            event,
+            accepted=True,
+            decision=None,
+            answer=None,
+            orders=(),
+            fills=(),
+            position=ours if hasattr(event, "instrument") and number else None,
+            account=account,
+            twins=(),
+            window_sha256=None,
+            decision_sha256=None,
+            state=b"opened" if number == 0 else None,
+        )
+        for number, event in enumerate(events)
+    ]
+    for index in range(6):
+        number = len(made)
+        event = bar(10_000 + index, index=index, turnover=None if index % 2 else 77, late_ms=index)
+        answer: Answer = Late(1_000) if index == 2 else model_forecast(number)
+        made.append(
+            decided(
+                number,
+                event,
+                answer=answer,
+                decision=model_decision(number, answer),
+                position=ours,
+                account=account,
+                orders=(order("7-0", Side.SELL, ORDER_LIFE[index], START_MS),) if index else (),
+                fills=(market_fill("7-0", Side.SELL, 10_000, START_MS),) if index == 3 else (),
+                twins=(twin, quiet) if index % 2 else (quiet,),
+            )
+        )
+    revision = bar(10_001, index=0, source=Source.REST)
+    spot = bar(123_456, index=6, instrument_id=ETH.id, source=Source.ARCHIVE)
+    for event in (revision, spot):
+        made.append(
+            Step(
+                len(made),
+                event,
+                accepted=event is spot,
+                decision=None,
+                answer=None,
+                orders=(),
+                fills=(),
+                position=Position(),
+                account=account,
+                twins=(),
+                window_sha256=None,
+                decision_sha256=None,
+                state=None,
+            )
+        )
+    return made
+
+
+def write_run(path: Path, steps: list[Step], *, of: Run | None = None, end: bool = True) -> bytes:
+    """Write *steps* as one run of the database *path*; return the chain's head."""
+    log = SqlAuditLog.open(path, group_steps=64)
+    log.begin(of or run())
+    for step in steps:
+        log.append_now(step)
+    if end:
+        log.end(START_MS + 1)
+    head = log.head
+    log.close()
+    return head
+
+
+# ---------------------------------------------------------------- Hypothesis
+
+numbers = st.integers(-MONEY_LIMIT, MONEY_LIMIT)
+counts = st.integers(0, MONEY_LIMIT)
+times = st.integers(0, 4_102_444_800_000)
+floats = st.floats(allow_nan=False, allow_infinity=False).map(lambda number: number + 0.0)
+words = st.text(max_size=12)
+hashes = st.binary(min_size=32, max_size=32)
+ids = st.sampled_from((BTC.id, ETH.id))
+positions = st.builds(Position, numbers, numbers, numbers, numbers, numbers, numbers)
+accounts = st.builds(Account, numbers, numbers, numbers, numbers, numbers, numbers)
+money = st.integers(-(10**17), 10**17)
+linear_accounts = st.builds(
+    lambda cash, realized, unrealized, fees: Account(
+        cash, cash + unrealized, realized, unrealized, fees, 0
+    ),
+    money,
+    money,
+    money,
+    money,
+)
+fills = st.builds(
+    Fill,
+    words,
+    ids,
+    st.sampled_from(Side),
+    counts,
+    counts,
+    counts,
+    counts,
+    numbers,
+    counts,
+    st.sampled_from(Liquidity),
+    st.sampled_from(FillModel),
+    words,
+    times,
+)
+orders = st.builds(
+    Order,
+    words,
+    ids,
+    st.sampled_from(Side),
+    counts,
+    counts,
+    st.sampled_from(OrderStatus),
+    words,
+    times,
+    times,
+)
+explanations = st.builds(
+    Explanation,
+    floats,
+    floats,
+    floats,
+    floats,
+    st.none() | floats,
+    floats,
+    st.binary(max_size=16),
+    st.binary(max_size=16),
+)
+
+
+@st.composite
+def forecasts(draw: st.DrawFn) -> Forecast:
+    horizons = draw(st.lists(st.integers(1, 500), min_size=1, max_size=4, unique=True))
+    column = st.lists(floats, min_size=len(horizons), max_size=len(horizons)).map(tuple)
+    columns = [draw(column) for _ in range(6)]
+    return Forecast(tuple(horizons), *columns, draw(words), draw(st.none() | explanations))
+
+
+@st.composite
+def decisions(draw: st.DrawFn) -> Decision:
+    gates = tuple(draw(st.lists(st.sampled_from(Gate), min_size=1, unique=True)))
+    thresholds = tuple(draw(floats) for _ in gates)
+    return Decision(
+        draw(st.sampled_from(Action)),
+        draw(numbers),
+        draw(words),
+        draw(st.booleans()),
+        draw(st.none() | st.sampled_from(Gate)),
+        GateSet(gates, thresholds),
+        tuple(draw(st.none() | floats) for _ in gates),
+        draw(st.integers(0, (1 << len(gates)) - 1)),
+        draw(st.sampled_from(Regime)),
+    )
+
+
+any_bars = st.builds(
+    Bar,
+    ids,
+    times,
+    st.just(MINUTE),
+    counts,
+    counts,
+    counts,
+    counts,
+    counts,
+    st.none() | counts,
+    times,
+    times,
+    st.sampled_from(Source),
+)
+any_events: st.SearchStrategy[Event] = st.one_of(
+    any_bars,
+    st.builds(Quote, ids, counts, counts, counts, counts, times, times),
+    st.builds(Trade, ids, words, st.sampled_from(Side), counts, counts, times, times),
+    st.builds(Mark, ids, counts, times, times),
+    st.builds(Funding, ids, numbers, times, times),
+    st.builds(InstrumentChange, st.sampled_from((BTC, ETH)), times, times),
+    st.builds(
+        ModelChange,
+        words,
+        words,
+        words,
+        words,
+        words,
+        words,
+        st.integers(1, 64),
+        st.lists(st.tuples(ids, times)).map(tuple),
+        times,
+        times,
+    ),
+    st.builds(Gap, ids, times, times, st.sampled_from(GapCause), words, times, times),
+    st.builds(Command, st.sampled_from(CommandKind), words, times, times),
+    st.builds(Timer, times, times),
+)
+twin_steps = st.builds(
+    TwinStep, words, positions, accounts | linear_accounts, st.lists(fills, max_size=2).map(tuple)
+)
+steps = st.builds(
+    Step,
+    sequence=st.just(0),
+    event=any_events,
+    accepted=st.booleans(),
+    decision=st.none() | decisions(),
+    answer=st.none() | st.builds(Late, st.integers(0, 10**6)) | forecasts(),
+    orders=st.lists(orders, max_size=2).map(tuple),
+    fills=st.lists(fills, max_size=2).map(tuple),
+    position=st.none() | positions,
+    account=accounts | linear_accounts,
+    twins=st.lists(twin_steps, max_size=2).map(tuple),
+    window_sha256=st.none() | hashes,
+    decision_sha256=st.none() | hashes,
+    state=st.none() | st.binary(max_size=8),
+)
+
+
+def renumbered(drawn: list[Step]) -> list[Step]:
+    """Return *drawn* numbered from 0."""
+    from msgspec.structs import replace
+
+    return [replace(step, sequence=number) for number, step in enumerate(drawn)]
