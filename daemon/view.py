@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
 import structlog
 from rich.console import Console
 from rich.live import Live
 
+from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.ports import Clock
 from tracepaper.daemon.view_parts import Seen, screen
 from tracepaper.strategies.exact import unscaled
@@ -32,34 +34,38 @@ PACE_WINDOW_S: Final = 10.0
 log = structlog.get_logger("run")
 
 
-class View(Protocol):
-    """Shows the steps of a run; a context manager, so that the terminal is given back."""
+class View:
+    """A live screen if stderr is a terminal, else log lines; a context manager.
 
-    def show(self, step: Step) -> None:
-        """Show one stored step."""
-        ...
+    ``opened`` tells which run it is, so that its name and the change of equity can be shown.
+    """
 
-    def __enter__(self) -> Self: ...
+    def __init__(self, *, clock: Clock | None = None, console: Console | None = None) -> None:
+        clock = clock if clock is not None else SystemClock()
+        target = console if console is not None else Console(stderr=True, highlight=False)
+        is_screen = target.is_terminal and not target.is_dumb_terminal
+        self._shown = Screen(clock, target) if is_screen else Lines(clock)
+
+    def __enter__(self) -> Self:
+        self._shown.begin()
+        return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """Draw a last time and give the terminal back."""
+        self._shown.end()
 
+    def opened(self, run: Run) -> None:
+        """Learn which run is shown."""
+        self._shown.opened(run)
 
-def view_of(
-    run: Run, *, clock: Clock, cash: int, horizon: int = 30, console: Console | None = None
-) -> View:
-    """Return the live view if stderr is a terminal, else the log view.
-
-    *cash* is the money at the start of the account; *horizon* the forecast that is shown, in bars.
-    """
-    target = console if console is not None else Console(stderr=True, highlight=False)
-    if target.is_terminal and not target.is_dumb_terminal:
-        return LiveView(run, clock=clock, cash=cash, horizon=horizon, console=target)
-    return LogView(run, clock=clock)
+    def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
+        """Show one stored step; *instruments* by id say how to write its numbers."""
+        self._shown.show(step, instruments)
 
 
 class Pace:
@@ -88,34 +94,32 @@ class Pace:
         return (self.bars - bars) / elapsed_s if elapsed_s > 0 else 0.0
 
 
-class LiveView:
+class Screen:
     """Redraws one screen at most five times a second; log lines pass above it."""
 
-    def __init__(
-        self, run: Run, *, clock: Clock, cash: int, horizon: int, console: Console
-    ) -> None:
-        self.seen = Seen(run, cash, horizon)
+    def __init__(self, clock: Clock, console: Console) -> None:
+        self._seen = Seen()
         self._pace = Pace(clock)
         self._clock = clock
         self._drawn_s = -REFRESH_S
         self._live = Live(console=console, auto_refresh=False)
 
-    def __enter__(self) -> Self:
+    def begin(self) -> None:
+        """Take the terminal."""
         self._live.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def end(self) -> None:
+        """Draw a last time and give the terminal back."""
         self._draw()
         self._live.stop()
 
-    def show(self, step: Step) -> None:
+    def opened(self, run: Run) -> None:
+        """Show the name of *run*."""
+        self._seen.open(run)
+
+    def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
         """Take in *step*; redraw if the screen is old enough."""
-        self.seen.take(step)
+        self._seen.take(step, instruments)
         if isinstance(step.event, Bar) and step.accepted:
             self._pace.count()
         if self._clock.network_s() - self._drawn_s >= REFRESH_S:
@@ -123,40 +127,47 @@ class LiveView:
 
     def _draw(self) -> None:
         self._drawn_s = self._clock.network_s()
-        self.seen.bars_per_s = self._pace.per_second()
-        self._live.update(screen(self.seen), refresh=True)
+        self._seen.bars_per_s = self._pace.per_second()
+        self._live.update(screen(self._seen), refresh=True)
 
 
-class LogView:
+class Lines:
     """Says each fill, gap and command, and a decision at most once a second."""
 
-    def __init__(self, run: Run, *, clock: Clock) -> None:
-        self._instruments = {one.id: one for one in run.instruments}
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._pace = Pace(clock)
         self._said_s = -LOG_EVERY_S
 
-    def __enter__(self) -> Self:
-        return self
+    def begin(self) -> None:
+        """Nothing to prepare."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def end(self) -> None:
+        """Say how many bars there were."""
         log.info("view closed", bars=self._pace.bars)
 
-    def show(self, step: Step) -> None:
+    def opened(self, run: Run) -> None:
+        """Say which run began."""
+        log.info(
+            "run opened",
+            run_id=run.run_id,
+            kind=run.kind.value,
+            strategy=run.strategy,
+            model_id=run.model_id,
+            instruments=[one.id for one in run.instruments],
+            warnings=list(run.warnings),
+        )
+
+    def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
         """Log what is worth a line."""
         for fill in step.fills:
-            self._say_fill(step, fill)
+            self._say_fill(step, fill, instruments[fill.instrument])
         match step.event:
             case Bar() as bar if step.accepted:
                 self._pace.count()
                 if self._clock.network_s() - self._said_s >= LOG_EVERY_S:
                     self._said_s = self._clock.network_s()
-                    self._say_bar(step, bar, self._instruments[bar.instrument])
+                    self._say_bar(step, bar, instruments[bar.instrument])
             case Gap() as gap:
                 log.warning(
                     "gap",
@@ -171,8 +182,7 @@ class LogView:
             case _:
                 pass
 
-    def _say_fill(self, step: Step, fill: Fill) -> None:
-        instrument = self._instruments[fill.instrument]
+    def _say_fill(self, step: Step, fill: Fill, instrument: Instrument) -> None:
         log.info(
             "fill",
             sequence=step.sequence,

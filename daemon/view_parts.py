@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -16,8 +16,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tracepaper.strategies.exact import unscaled
+from tracepaper.daemon.config import restore
+from tracepaper.strategies.exact import scaled, unscaled
 from tracepaper.strategies.types import (
+    MONEY_DECIMALS,
     MONEY_SCALE,
     Action,
     Bar,
@@ -48,24 +50,30 @@ DOWN, FLAT, UP = "red", "bright_black", "green"
 
 @dataclass(slots=True)
 class Seen:
-    """What the screen is drawn from; the live view keeps it up to date.
+    """What the screen is drawn from; the live view keeps it up to date."""
 
-    *cash* is the money at the start of the account, *horizon* the forecast that is shown, in bars.
-    """
-
-    run: Run
-    cash: int
-    horizon: int
+    run: Run | None = None
+    cash: int = 0  # money at the start of the account; 0 while unknown
+    horizon: int = 0  # of the forecast that is shown, in bars
     last: Step | None = None
+    instruments: Mapping[str, Instrument] = field(default_factory=dict)
     bars: dict[str, Step] = field(default_factory=dict)
     closes: dict[str, deque[int]] = field(default_factory=dict)
     decisions: int = 0
     fills: int = 0
     bars_per_s: float = 0.0
 
-    def take(self, step: Step) -> None:
+    def open(self, run: Run) -> None:
+        """Remember *run*; its stored configuration names the starting cash and the horizon."""
+        config = restore(run.config)
+        self.run = run
+        self.cash = scaled(config.account.cash, MONEY_DECIMALS, name="[account] cash")
+        self.horizon = config.gate.horizon
+
+    def take(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
         """Remember what the screen shows of *step*."""
         self.last = step
+        self.instruments = instruments
         self.fills += len(step.fills)
         if isinstance(step.event, Bar) and step.accepted:
             instrument = step.event.instrument
@@ -77,10 +85,10 @@ class Seen:
 
 def screen(seen: Seen) -> RenderableType:
     """Return the whole screen: one panel an instrument, and the account below."""
-    scales = {one.id: one for one in seen.run.instruments}
     shown = list(seen.bars.items())[:PANELS_MAX]
     parts: list[RenderableType] = [
-        _panel(step, scales[name], seen.closes[name], seen.horizon) for name, step in shown
+        _panel(step, seen.instruments[name], seen.closes[name], seen.horizon)
+        for name, step in shown
     ]
     if len(seen.bars) > len(shown):
         parts.append(Text(f"  and {len(seen.bars) - len(shown)} more instruments", "dim"))
@@ -93,13 +101,13 @@ def _head(seen: Seen) -> RenderableType:
     grid = Table.grid(expand=True)
     grid.add_column()
     grid.add_column(justify="right")
+    name = Text.assemble((" tracepaper", "bold"))
+    if (run := seen.run) is not None:
+        name.append(f"  {run.kind.value}", "cyan")
+        name.append(f"  {run.strategy} {run.model_id}".rstrip())
+        name.append(f"  run {run.run_id}", "dim")
     grid.add_row(
-        Text.assemble(
-            (" tracepaper", "bold"),
-            (f"  {seen.run.kind.value}", "cyan"),
-            (f"  {seen.run.strategy} {seen.run.model_id}".rstrip(), ""),
-            (f"  run {seen.run.run_id}", "dim"),
-        ),
+        name,
         Text(
             f"{seen.decisions:,} decisions  {seen.fills:,} fills  {seen.bars_per_s:.1f} bars/s ",
             "dim",
@@ -217,8 +225,9 @@ def _foot(seen: Seen) -> RenderableType:
     cells = []
     for name, account in accounts:
         text = Text.assemble((f" {name} ", "dim"), (f"{account.equity / MONEY_SCALE:,.2f} ", ""))
-        change = account.equity / seen.cash - 1 if seen.cash else 0.0
-        cells.append(text.append_text(_signed(change * 100, unit=" %")))
+        if seen.cash:
+            text.append_text(_signed((account.equity / seen.cash - 1) * 100, unit=" %"))
+        cells.append(text)
     account = seen.last.account
     costs = (account.fees_paid + account.funding_paid) / MONEY_SCALE
     cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))

@@ -16,11 +16,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tracepaper.daemon.log import configure
-from tracepaper.daemon.view import LiveView, LogView, Pace, view_of
+from tracepaper.daemon.view import Pace, View
 from tracepaper.daemon.view_parts import Seen, screen, sparkline, split
 from tracepaper.strategies.types import (
-    MONEY_SCALE,
-    Action,
     Command,
     CommandKind,
     Gap,
@@ -32,13 +30,14 @@ from tracepaper.strategies.types import (
     TwinStep,
 )
 
-CASH = 100_000 * MONEY_SCALE
+INSTRUMENTS = {"linear:BTCUSDT": instrument()}
 
 
 def drawn(*steps: Step, width: int = 120) -> str:
-    seen = Seen(run(), CASH, 30, bars_per_s=33.4)
+    seen = Seen(bars_per_s=33.4)
+    seen.open(run())
     for one in steps:
-        seen.take(one)
+        seen.take(one, INSTRUMENTS)
     console = Console(file=io.StringIO(), width=width)
     console.print(screen(seen))
     assert isinstance(console.file, io.StringIO)
@@ -85,6 +84,16 @@ def test_the_screen_fits_a_narrow_terminal() -> None:
     assert max(map(len, drawn(full_step(), width=60).splitlines())) <= 60
 
 
+def test_without_a_known_run_the_screen_shows_the_bar_alone() -> None:
+    seen = Seen()
+    seen.take(full_step(), INSTRUMENTS)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(screen(seen))
+    assert isinstance(console.file, io.StringIO)
+    assert "100,012.00" in console.file.getvalue()
+    assert "+0.01 %" not in console.file.getvalue()
+
+
 def test_before_the_first_bar_the_screen_says_so() -> None:
     assert "waiting for the first closed bar" in drawn()
 
@@ -104,9 +113,10 @@ def test_a_warm_up_bar_has_no_decision() -> None:
 
 def test_many_instruments_are_cut_and_counted() -> None:
     symbols = ["AUSDT", "BUSDT", "CUSDT", "DUSDT", "EUSDT", "FUSDT"]
-    seen = Seen(run(instruments=[instrument(symbol) for symbol in symbols]), CASH, 30)
-    for symbol in symbols:
-        seen.take(step(bar(instrument_id=f"linear:{symbol}")))
+    instruments = {f"linear:{symbol}": instrument(symbol) for symbol in symbols}
+    seen = Seen()
+    for name in instruments:
+        seen.take(step(bar(instrument_id=name)), instruments)
     console = Console(file=io.StringIO(), width=100)
     console.print(screen(seen))
     assert isinstance(console.file, io.StringIO)
@@ -152,11 +162,10 @@ def test_the_pace_is_of_the_last_ten_seconds() -> None:
 def test_the_live_view_redraws_at_most_five_times_a_second_and_at_its_end() -> None:
     clock, file = ManualClock(), io.StringIO()
     console = Console(file=file, force_terminal=True, width=100)
-    view = view_of(run(), clock=clock, cash=CASH, console=console)
-    assert isinstance(view, LiveView)
-    with view:
+    with View(clock=clock, console=console) as view:
+        view.opened(run())
         for number, one in enumerate(bars(100)):
-            view.show(step(one, sequence=number, of=account(100_000 + number)))
+            view.show(step(one, sequence=number, of=account(100_000 + number)), INSTRUMENTS)
             clock.advance(network_s=0.01)
         drawn_before_end = file.getvalue().count("waiting") + file.getvalue().count("equity")
         assert drawn_before_end <= 6
@@ -177,14 +186,17 @@ def lines() -> Iterator[io.StringIO]:
 
 def test_elsewhere_each_second_has_one_decision_line(lines: io.StringIO) -> None:
     clock = ManualClock()
-    view = view_of(run(), clock=clock, cash=CASH, console=Console(file=io.StringIO()))
-    assert isinstance(view, LogView)
-    with view:
+    with View(clock=clock, console=Console(file=io.StringIO())) as view:
+        view.opened(run())
         for number, one in enumerate(bars(30)):
-            view.show(step(one, sequence=number, decided=decision(), answer=forecast()))
+            view.show(
+                step(one, sequence=number, decided=decision(), answer=forecast()), INSTRUMENTS
+            )
             clock.advance(network_s=0.1)
     said = [json.loads(line) for line in lines.getvalue().splitlines()]
     decisions = [line for line in said if line["event"] == "decision"]
+    assert said[0]["event"] == "run opened"
+    assert said[0]["run_id"] == "run-7f3a"
     assert 3 <= len(decisions) <= 4
     assert decisions[0]["action"] == "HOLD"
     assert decisions[0]["refused_by"] == "edge"
@@ -193,14 +205,11 @@ def test_elsewhere_each_second_has_one_decision_line(lines: io.StringIO) -> None
 
 
 def test_fills_gaps_and_commands_are_never_left_out(lines: io.StringIO) -> None:
-    with view_of(
-        run(), clock=ManualClock(), cash=CASH, console=Console(file=io.StringIO())
-    ) as view:
-        for number in range(3):
-            view.show(full_step(number))
-        view.show(step(Gap("linear:BTCUSDT", 0, 60_000, GapCause.MISSED, "", 0, 0)))
-        view.show(step(Command(CommandKind.HALT, "news", 0, 0)))
-        view.show(step(bar(), decided=decision(action=Action.LONG)))
+    gap_step = step(Gap("linear:BTCUSDT", 0, 60_000, GapCause.MISSED, "", 0, 0))
+    halt_step = step(Command(CommandKind.HALT, "news", 0, 0))
+    with View(clock=ManualClock(), console=Console(file=io.StringIO())) as view:
+        for shown in (full_step(1), full_step(2), full_step(3), gap_step, halt_step):
+            view.show(shown, INSTRUMENTS)
     said = [json.loads(line) for line in lines.getvalue().splitlines()]
     events = [line["event"] for line in said]
     assert events.count("fill") == 3
