@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from exchange_client import FIRST_MS, MINUTE, candles
+from fakes import ManualClock
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.replay.fetch import Fetched, Span, fetch, holes, joined, lacking, pages, whole_span
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types import Bar, Instrument
+
+spans = st.lists(st.integers(0, 80), max_size=12, unique=True).map(
+    lambda cuts: [(a, b) for a, b in zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False)]
+)
+
+
+@given(spans, st.integers(0, 80), st.integers(1, 40))
+def test_what_is_lacking_and_what_is_stored_make_the_whole(
+    stored: list[Span], start: int, length: int
+) -> None:
+    wanted = (start, start + length)
+    missing = {i for a, b in lacking(stored, wanted) for i in range(a, b)}
+    have = {i for a, b in stored for i in range(a, b)}
+    assert missing == set(range(*wanted)) - have
+
+
+@given(st.sets(st.integers(0, 30)), st.integers(0, 5), st.integers(25, 30))
+def test_holes_are_the_times_that_did_not_come(times: set[int], first: int, last: int) -> None:
+    came = sorted(time for time in times if first <= time <= last)
+    missing = {i for a, b in holes(came, first, last, 1) for i in range(a, b)}
+    assert missing == set(range(first, last + 1)) - set(came)
+
+
+def test_pages_cover_a_span_once_and_hold_at_most_a_thousand() -> None:
+    cut = pages(5_000, 5_000 + 2_500 * 10, 10)
+    times = [t for first, last in cut for t in range(first, last + 1, 10)]
+    assert times == list(range(5_000, 30_000, 10))
+    assert [(last - first) // 10 + 1 for first, last in cut] == [1_000, 1_000, 500]
+
+
+def test_touching_spans_are_one() -> None:
+    assert joined([(1, 2), (2, 4), (6, 7)]) == [(1, 4), (6, 7)]
+
+
+def test_only_candles_that_lie_wholly_inside_are_wanted() -> None:
+    assert whole_span(61_000, 299_000, 60_000) == (120_000, 240_000)
+    assert whole_span(100, 1_400, 700, phase_ms=400) == (400, 1_100)
+    with pytest.raises(ConfigInvalid, match="No candle closed"):
+        whole_span(61_000, 119_000, 60_000)
+
+
+class Shelf:
+    """Keeps bars by open time, and knows what it has."""
+
+    def __init__(self) -> None:
+        self.bars: dict[int, Bar] = {}
+
+    def keep(self, page: Sequence[Bar]) -> None:
+        for bar in page:
+            assert bar.open_time_ms not in self.bars
+            self.bars[bar.open_time_ms] = bar
+
+    def stored(self) -> list[Span]:
+        return joined([(t, t + MINUTE) for t in sorted(self.bars)])
+
+
+class Breaking:
+    """A REST client whose connection ends after so many pages."""
+
+    def __init__(self, rest: Rest, pages_left: int) -> None:
+        self._rest = rest
+        self._left = pages_left
+
+    async def klines(
+        self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
+    ) -> list[Bar]:
+        if not self._left:
+            raise ConnectionError
+        self._left -= 1
+        return await self._rest.klines(instrument, interval_ms, start_ms, end_ms)
+
+
+async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
+    rng = np.random.default_rng(3)
+    close = 1_000_000 + np.cumsum(rng.integers(-50, 51, 2_600))
+    rows = [(int(c), int(c) + 60, int(c) - 60, int(c) + 7, 5_000) for c in close]
+    kept = [i for i in range(2_600) if not 700 <= i < 720]  # the exchange has a hole
+    served = candles([rows[i] for i in kept], times_ms=[FIRST_MS + i * MINUTE for i in kept])
+    settings = ExchangeSettings(candles=(served,), manual=True, start=2_570)
+    wanted = (FIRST_MS, FIRST_MS + 2_500 * MINUTE)
+    shelf = Shelf()
+    async with (
+        EmbeddedExchange(settings) as exchange,
+        Rest(
+            RestSettings(rest_url=exchange.rest_url, requests_per_s=100.0),
+            clock=ManualClock(),
+            rng=random.Random(1),
+        ) as rest,
+    ):
+        instrument = await rest.instrument(served.category, served.symbol)
+        with pytest.raises(ConnectionError):
+            await fetch(Breaking(rest, 1), instrument, MINUTE, lacking([], wanted), keep=shelf.keep)
+        assert len(shelf.bars) == 980
+        settled: list[int] = []
+        fetched = await fetch(
+            rest,
+            instrument,
+            MINUTE,
+            lacking(shelf.stored(), wanted),
+            keep=shelf.keep,
+            progress=settled.append,
+        )
+    hole = (FIRST_MS + 700 * MINUTE, FIRST_MS + 720 * MINUTE)
+    assert fetched == Fetched(bars=1_500, absent=(hole,))
+    assert settled == [20, 1_000, 500]
+    assert sorted(shelf.bars) == [FIRST_MS + i * MINUTE for i in kept if i < 2_500]
+    scale = 10 ** (instrument.price_decimals - served.price_decimals)
+    assert [shelf.bars[t].close for t in sorted(shelf.bars)] == [
+        value * scale for value in served.close[:2_480].tolist()
+    ]
