@@ -34,6 +34,8 @@ HISTORY_BARS_MAX: Final = 65_536
 """Bars of queries and keys kept for attribution at full resolution."""
 RESIDUAL: Final = 0.5
 """The rollout's weight ρ of the residual stream (Abnar and Zuidema, 2020)."""
+_HIDDEN: Final = -1e30
+"""The score of a hidden key: its share is exactly 0, and 0 times it is not NaN."""
 _MASS_TOLERANCE: Final = 1e-3
 
 
@@ -56,11 +58,15 @@ class _Layer:
     def __init__(self, network: FlashNetwork, width: int) -> None:
         config = network.config
         kept, slack = config.window - 1, _slack(config.window)
-        # Values, keys and a one side by side: a single product gives the output, the keys'
-        # mean (for the entropy) and the row's mass (for the check).
-        shape = (config.heads, 2 * config.head_dim + 1)
-        self.mixed = TailRing(kept=kept, slack=slack, shape=shape, dim=1)
+        shape = (config.heads, config.head_dim)
+        self.keys = TailRing(kept=kept, slack=slack, shape=shape, dim=1)
+        self.values = TailRing(kept=kept, slack=slack, shape=shape, dim=1)
         self.rollout = TailRing(kept=kept, slack=slack, shape=(width,), dim=0)
+
+    @property
+    def rings(self) -> tuple[TailRing, TailRing, TailRing]:
+        """Keys, values and rollout rows, which move on together."""
+        return self.keys, self.values, self.rollout
 
     def fold(self, columns: list[int]) -> None:
         """Add expired rollout *columns* to the older mass and empty them."""
@@ -94,8 +100,8 @@ class StreamState:
         for ring in (self.places, self.history, self.positions, self.columns):
             ring.clear()
         for layer in self.layers:
-            layer.mixed.clear()
-            layer.rollout.clear()
+            for ring in layer.rings:
+                ring.clear()
         self.count = 0
 
 
@@ -120,10 +126,10 @@ class StreamingNetwork:
         self.network = network.eval()
         self.config = network.config
         self._scale = self.config.head_dim**-0.5
-        # [tile, window - 1 + tile]: column c is key c - (window - 1), relative to the tile.
-        band = torch.ones(TILE_BARS, self.config.window - 1 + TILE_BARS, dtype=torch.bool)
-        band = band.triu().tril(self.config.window - 1)
-        self._band = torch.zeros(band.shape).masked_fill_(~band, float("-inf"))
+        # Relative to a tile, key 0 is the oldest that its first query sees. So of the first keys
+        # query r no longer sees those before r, and of the last it does not yet see those after.
+        square = torch.full((TILE_BARS, TILE_BARS), _HIDDEN)
+        self._gone, self._future = square.tril(-1), square.triu(1)
 
     @torch.inference_mode()
     def advance(
@@ -199,13 +205,14 @@ class StreamingNetwork:
         for block, layer in zip(self.network.layers(), state.layers, strict=True):
             projected = block.project(hidden, phases)
             seen = self._attend(state, layer, projected, rollout)
-            self._check(seen.mass[:, :bars])
+            _check(seen.mass[:, :bars], "attention")
             confidences.append((1.0 - seen.entropy[..., 0] / largest)[:, :bars])
             history.append(torch.cat((projected.query[0], projected.key[0], seen.logsumexp), -1))
             hidden = block.finish(hidden, seen.output[None])
             rollout = RESIDUAL * rollout + (1.0 - RESIDUAL) * seen.rollout
-            layer.mixed.advance(bars)
-            layer.rollout.advance(bars)
+            for ring in layer.rings:
+                ring.advance(bars)
+        _check(rollout[:bars].sum(-1), "the rollout")
         state.history.push(torch.stack(history)[:, :, :bars].permute(2, 0, 1, 3))
         state.attended_pairs += self.config.layers * int(visible[:bars].sum())
         confidence = torch.stack(confidences).permute(2, 0, 1).clamp(0.0, 1.0)
@@ -216,61 +223,52 @@ class StreamingNetwork:
     ) -> _Tile:
         """Cache the new keys, values and rollout rows, and attend tile by tile."""
         query, key, value = (x[0] for x in projected)  # [head, bars, dim]
-        layer.mixed.write(torch.cat((value, key, torch.ones_like(key[..., :1])), dim=-1))
+        layer.keys.write(key)
+        layer.values.write(value)
         layer.rollout.write(rollout)
         bars = query.shape[1]
         if bars == 1:
-            reach = min(state.count, self.config.window - 1)
-            slant = self._slant(state, 0, 1, reach + 1)
-            return self._tile(layer, query, torch.zeros(1, reach + 1), slant, 0)
-        tiles = []
-        for start in range(0, bars, TILE_BARS):
-            band = self._band
-            missing = self.config.window - 1 - state.count - start
-            if missing > 0:  # the stream is younger than the window
-                band = band.clone()
-                band[:, :missing] = float("-inf")
-            slant = self._slant(state, start, *band.shape)
-            part = query[:, start : start + TILE_BARS]
-            tiles.append(self._tile(layer, part, band, slant, start))
+            return self._tile(state, layer, query, 0)
+        tiles = [
+            self._tile(state, layer, query[:, start : start + TILE_BARS], start)
+            for start in range(0, bars, TILE_BARS)
+        ]
         return _Tile(*(torch.cat(x, dim=-2) for x in zip(*tiles, strict=True)))
 
-    def _slant(self, state: StreamState, start: int, tile: int, keys: int) -> Tensor | None:
-        """Return ALiBi's bias [head, tile, keys]; None for the other encodings."""
-        if self.config.encoding != "alibi":
-            return None
-        places = state.places.view(start + tile - keys, start + tile)
-        distance = (places[None, :] - places[-tile:, None]).float()  # exact below 2^24 bars
-        return self.network.slopes[:, None, None] * distance
-
-    def _tile(
-        self, layer: _Layer, query: Tensor, band: Tensor, slant: Tensor | None, start: int
-    ) -> _Tile:
-        """Attend with *query* [head, tile, dim], whose first bar is *start* bars into the chunk.
-
-        *band* [tile, keys] hides by -inf what lies outside of the window.
-        """
-        heads, tile, dim = query.shape
-        stop = start + tile
-        begin = stop - band.shape[-1]
-        mixed = layer.mixed.view(begin, stop)  # [head, keys, 2 dim + 1]
-        bias = band.expand(heads, -1, -1) if slant is None else band + slant
-        scores = torch.baddbmm(bias, query, mixed[..., dim:-1].mT, alpha=self._scale)
+    def _tile(self, state: StreamState, layer: _Layer, query: Tensor, start: int) -> _Tile:
+        """Attend with *query* [head, tile, dim], whose first bar is *start* bars into the chunk."""
+        stop = start + query.shape[1]
+        begin = start - (self.config.window - 1)
+        if query.shape[1] == 1:
+            begin = max(begin, -state.count)
+        scores = self._scale * query @ layer.keys.view(begin, stop).mT  # [head, tile, keys]
+        if self.config.encoding == "alibi":
+            places = state.places.view(begin, stop)
+            distance = (places - places[start - begin :, None]).float()  # exact below 2^24 bars
+            scores += self.network.slopes[:, None, None] * distance
+        if query.shape[1] > 1:
+            scores[..., :TILE_BARS] += self._gone
+            scores[..., -TILE_BARS:] += self._future
+            scores[..., : max(0, -state.count - begin)] = (
+                _HIDDEN  # before the first bar of the stream
+            )
         shares = torch.softmax(scores, dim=-1)
-        output, mean_key, mass = (shares @ mixed).split([dim, dim, 1], dim=-1)
         # The largest share is exp(largest score - logsumexp).
         logsumexp = scores.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log()
-        # H = logsumexp - mean score, and the mean score is linear in the mean key.
-        entropy = logsumexp - self._scale * (query * mean_key).sum(-1, keepdim=True)
-        if slant is not None:
-            entropy -= (shares * slant).sum(-1, keepdim=True)
-        rollout = shares.mean(0) @ layer.rollout.view(begin, stop)
-        return _Tile(output, mass, logsumexp, entropy, rollout)
+        mean_score = scores.mul_(shares).sum(-1, keepdim=True)
+        return _Tile(
+            output=shares @ layer.values.view(begin, stop),
+            mass=shares.sum(-1, keepdim=True),
+            logsumexp=logsumexp,
+            entropy=logsumexp - mean_score,
+            rollout=shares.mean(0) @ layer.rollout.view(begin, stop),
+        )
 
-    def _check(self, mass: Tensor) -> None:
-        """Raise unless every head's row of probabilities sums to one (NaN is the gate's)."""
-        wrong = (mass - 1.0).abs() > _MASS_TOLERANCE
-        if bool(wrong.any()):
-            raise InvariantBroken(
-                f"A row of attention sums to {float(mass[wrong][0]):.4f}; report this bug."
-            )
+
+def _check(mass: Tensor, name: str) -> None:
+    """Raise unless every row sums to one; a NaN passes, for it is the gate's to refuse."""
+    wrong = (mass - 1.0).abs() > _MASS_TOLERANCE
+    if bool(wrong.any()):
+        raise InvariantBroken(
+            f"A row of {name} sums to {float(mass[wrong][0]):.4f} instead of 1; report this bug."
+        )

@@ -89,8 +89,11 @@ def dense(
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("portions", [[0], [CHUNK_BARS], [0, 1, 37, 0, 200]])
-def test_ring_and_chunks_equal_the_matrices(encoding: str, portions: list[int]) -> None:
-    net = models.network(replace(models.SMALL, encoding=encoding))
+@pytest.mark.parametrize("window", [50, 190])  # shorter and longer than a tile
+def test_ring_and_chunks_equal_the_matrices(
+    encoding: str, portions: list[int], window: int
+) -> None:
+    net = models.network(replace(models.SMALL, encoding=encoding, window=window))
     x, positions = rows(700), np.arange(START, START + 700)
     mean, confidence, rollout, _ = feed(net, x, positions, portions)
     wanted, wanted_confidence, wanted_rollout = dense(net, x, positions)
@@ -99,7 +102,7 @@ def test_ring_and_chunks_equal_the_matrices(encoding: str, portions: list[int]) 
     np.testing.assert_allclose(rollout, wanted_rollout, rtol=0, atol=1e-6)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     holes=st.lists(st.sampled_from([1, 1, 1, 1, 2, 70, 400, 20_000]), min_size=160, max_size=160),
     window=st.integers(1, 40),
@@ -209,14 +212,13 @@ def test_a_cleared_state_starts_anew() -> None:
     np.testing.assert_array_equal(first[2], second[2])
 
 
-def test_a_broken_row_sum_stops_the_run() -> None:
+def test_a_row_that_loses_mass_stops_the_run() -> None:
     net = models.network()
     stream, state = StreamingNetwork(net), StreamState(net)
     x, positions = rows(2), np.arange(START, START + 2)
     stream.advance(state, x[:1], positions[:1], padded=False)
-    for layer in state.layers:
-        layer.mixed.everything()[..., -1] = 7.0  # the ones that sum the row
-    with pytest.raises(InvariantBroken, match="A row of attention sums to"):
+    state.layers[1].rollout.everything().mul_(0.5)
+    with pytest.raises(InvariantBroken, match="A row of the rollout sums to"):
         stream.advance(state, x[1:], positions[1:], padded=False)
 
 
