@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -69,43 +70,49 @@ def samples_of(
 
 
 class Chunks:
-    """Batches of chunks of *length* bars; each epoch cuts every segment at another offset."""
+    """Batches of chunks of *length* bars; each epoch cuts every segment at another phase.
+
+    An epoch holds every position exactly once. What a chunk lacks at a segment's ends is padding
+    without weight, and the last batch of an epoch may be smaller.
+    """
 
     def __init__(self, samples: Sequence[Samples], *, length: int, batch: int, seed: int) -> None:
         self._samples = samples
         self._length = length
         self._batch = batch
         self._seed = seed
-        self._steps = len(self._cuts(np.random.default_rng(0))) // batch or 1
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch, the same in each."""
-        return self._steps
+    def stream(self, skipped: int = 0) -> Iterator[Batch]:
+        """Yield batches epoch after epoch without end, from the *skipped*-th on."""
+        for number in itertools.count():
+            order = self._order(number)
+            if skipped < len(order):
+                yield from map(self._joined, order[skipped:])
+            skipped = max(skipped - len(order), 0)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of epoch *number*; the same number gives the same batches."""
-        generator = np.random.default_rng((self._seed, number))
-        cuts = self._cuts(generator)
-        order = generator.permutation(len(cuts))
-        for step in range(self._steps):
-            chosen = order[step * self._batch : (step + 1) * self._batch]
-            yield _stack([self._chunk(*cuts[i]) for i in chosen])
+        return map(self._joined, self._order(number))
 
-    def _cuts(self, generator: np.random.Generator) -> list[tuple[Samples, int]]:
-        """Return (samples, first row) of every chunk: back to back from a random offset."""
+    def _order(self, number: int) -> list[list[tuple[Samples, int, int]]]:
+        """Return the (samples, first row, end) of the chunks of each batch of an epoch."""
+        generator = np.random.default_rng((self._seed, number))
         cuts = []
         for samples in self._samples:
-            rows = samples.stop - samples.start
-            whole = max(rows // self._length, 1)
-            spare = max(rows - whole * self._length, 0)
-            offset = samples.start + int(generator.integers(0, spare + 1))
-            cuts += [(samples, offset + i * self._length) for i in range(whole)]
-        return cuts
+            phase = int(generator.integers(0, self._length))
+            inner = range(samples.start + self._length - phase, samples.stop, self._length)
+            bounds = [samples.start, *inner, samples.stop]
+            cuts += [(samples, start, stop) for start, stop in itertools.pairwise(bounds)]
+        order = [cuts[i] for i in generator.permutation(len(cuts))]
+        return [order[i : i + self._batch] for i in range(0, len(order), self._batch)]
 
-    def _chunk(self, samples: Samples, start: int) -> tuple[NDArray[np.generic], ...]:
-        """Return one chunk's arrays, padded at the end where the segment is shorter."""
-        stop = min(start + self._length, samples.stop)
+    def _joined(self, cuts: Sequence[tuple[Samples, int, int]]) -> Batch:
+        """Return the chunks at *cuts* as one batch."""
+        columns = zip(*(self._chunk(*cut) for cut in cuts), strict=True)
+        return Batch(*(torch.from_numpy(np.stack(column)) for column in columns))
+
+    def _chunk(self, samples: Samples, start: int, stop: int) -> tuple[NDArray[np.generic], ...]:
+        """Return one chunk's arrays, padded at the end where it is shorter than the others."""
         span = slice(start, stop)
         labels = samples.labels
         arrays = (
@@ -117,8 +124,3 @@ class Chunks:
         )
         missing = self._length - (stop - start)
         return tuple(np.pad(array, ((0, missing), (0, 0))) for array in arrays)
-
-
-def _stack(chunks: Sequence[tuple[NDArray[np.generic], ...]]) -> Batch:
-    columns = [torch.from_numpy(np.stack(column)) for column in zip(*chunks, strict=True)]
-    return Batch(*columns)

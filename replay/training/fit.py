@@ -9,6 +9,8 @@ weights averaged over the last steps, those of the best mean over heads.
 from __future__ import annotations
 
 import math
+import pickle
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,16 +40,16 @@ STATE_NAME: Final = "training.pt"
 class FitOptions:
     """How long and how to fit; ``accumulate`` batches make one step of the optimiser."""
 
-    steps: int = 900
+    steps: int = 450
     batch: int = 2
     length: int = 4_352
     accumulate: int = 1
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.02
+    learning_rate: float = 8e-4
+    weight_decay: float = 0.1
     warm_up: float = 0.05
     clip: float = 1.0
-    validate_every: int = 75
-    patience: int = 4
+    validate_every: int = 50
+    patience: int = 5
     average: float = 0.985  # decay of the averaged weights; 0 keeps the last ones
     learned_weights: bool = False
     price_weight: float = 0.5  # of return and direction, where volatility has 1
@@ -125,7 +127,7 @@ class Fit:
         """Fit until the steps are done or every head has stopped; raise on a non-finite loss."""
         progress, options = self.progress, self.options
         torch.manual_seed(options.seed + progress.step)
-        batches = self._batches(progress.step * options.accumulate)
+        batches = self._chunks.stream(progress.step * options.accumulate)
         while progress.step < options.steps and self._active().any():
             progress.training_loss = self._step(batches)
             progress.step += 1
@@ -135,15 +137,6 @@ class Fit:
                 self._validate()
                 self.save()
             observe(progress)
-
-    def _batches(self, skipped: int) -> Iterator[Batch]:
-        """Yield batches without end, from the *skipped*-th on."""
-        number, inside = divmod(skipped, self._chunks.steps_per_epoch)
-        while True:
-            for index, batch in enumerate(self._chunks.epoch(number)):
-                if index >= inside:
-                    yield batch
-            number, inside = number + 1, 0
 
     def _step(self, batches: Iterator[Batch]) -> float:
         """Make one step of the optimiser; return its mean loss over active heads."""
@@ -231,7 +224,15 @@ class Fit:
         path = self._folder / STATE_NAME
         if not path.exists():
             return False
-        state = torch.load(path, weights_only=True)
+        try:
+            # Anything but the archive that ``save`` writes would be taken for an old pickle.
+            state = torch.load(path, weights_only=True) if zipfile.is_zipfile(path) else {}
+        except (pickle.UnpicklingError, RuntimeError):
+            state = {}
+        if "options" not in state:
+            raise CheckpointMismatch(
+                f"{path} is not the state of a fit; delete it and start again."
+            )
         if state["options"] != asdict(self.options):
             raise CheckpointMismatch(
                 f"{path.name} was written with other options; repeat those, or delete it."

@@ -1,0 +1,84 @@
+"""Small learnable candles and networks for the tests of training."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+
+from tracepaper.replay.importers import Candles
+from tracepaper.replay.training.series import Segment, segments_of
+from tracepaper.replay.training.splits import Split
+from tracepaper.strategies.features import schema
+from tracepaper.strategies.networks.flash import FlashConfig
+from tracepaper.strategies.types import Category
+
+START_MS = 1_700_006_400_000  # a midnight
+MINUTE_MS = 60_000
+DAY_BARS = 1_440
+HORIZONS = (5, 30)
+
+
+def tiny() -> FlashConfig:
+    """Return a network that trains in seconds."""
+    return FlashConfig(dim=16, layers=2, heads=2, window=32, horizons=HORIZONS)
+
+
+def learnable(count: int, *, seed: int = 0, symbol: str = "AAAUSDT", start: int = 0) -> Candles:
+    """Return minutes whose volatility breathes over an hour and whose returns lean back a little.
+
+    Both are visible in the features, so that a network which learns beats a constant.
+    """
+    rng = np.random.default_rng(seed)
+    scale = 5e-4 * np.exp(0.8 * np.sin(2 * np.pi * np.arange(count) / 60))
+    shocks = rng.standard_t(4, count) * scale
+    moves = np.empty(count)
+    moves[0] = shocks[0]
+    for i in range(1, count):
+        moves[i] = shocks[i] - 0.35 * moves[i - 1]
+    close = np.round(1e6 * np.exp(np.cumsum(moves))).astype(np.int64)
+    before = np.concatenate([close[:1], close[:-1]])
+    wick = rng.integers(0, 200, count)
+    return Candles(
+        path=f"linear_{symbol}_1m.csv",
+        category=Category.LINEAR,
+        symbol=symbol,
+        interval_ms=MINUTE_MS,
+        price_decimals=2,
+        volume_decimals=3,
+        turnover_decimals=0,
+        open_time_ms=START_MS + MINUTE_MS * (start + np.arange(count, dtype=np.int64)),
+        open=before,
+        high=np.maximum(before, close) + wick,
+        low=np.minimum(before, close) - wick,
+        close=close,
+        volume=rng.integers(1, 10**6, count),
+        turnover=None,
+    )
+
+
+def segment(count: int, *, seed: int = 0, symbol: str = "AAAUSDT", start: int = 0) -> Segment:
+    """Return ``learnable`` candles as one segment."""
+    found = segments_of(learnable(count, seed=seed, symbol=symbol, start=start), schema("v1"))
+    return found[0]
+
+
+def split(first: float, second: float, third: float, *, embargo: int = 30) -> Split:
+    """Return the split that ends its parts after so many days."""
+    ends = [START_MS + round(day * DAY_BARS) * MINUTE_MS for day in (first, second, third)]
+    return Split(ends[0], ends[1], ends[2], embargo)
+
+
+def write_csv(candles: Candles, folder: Path) -> Path:
+    """Write *candles* as a gzipped CSV; return its path."""
+    path = folder / f"bybit_linear_{candles.symbol}_1m.csv.gz"
+    rows = ["open_time,open,high,low,close,volume"]
+    for row in zip(
+        candles.open_time_ms.tolist(), candles.open.tolist(), candles.high.tolist(),
+        candles.low.tolist(), candles.close.tolist(), candles.volume.tolist(), strict=True,
+    ):  # fmt: skip
+        prices = ",".join(f"{price / 100:.2f}" for price in row[1:5])
+        rows.append(f"{row[0]},{prices},{row[5] / 1000:.3f}")
+    path.write_bytes(gzip.compress("\n".join(rows).encode(), mtime=0))
+    return path

@@ -1,0 +1,137 @@
+"""A fit learns what can be learnt, repeats for its seed, and goes on where it was left."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learning import DAY_BARS, HORIZONS, segment, split, tiny
+
+from tracepaper.replay.training.chunks import Samples, samples_of
+from tracepaper.replay.training.fit import STATE_NAME, Fit, FitOptions, Progress, learning_rate
+from tracepaper.replay.training.splits import Part
+from tracepaper.strategies.errors import CheckpointMismatch, InvariantBroken
+from tracepaper.strategies.networks.flash import FlashNetwork
+
+SPLIT = split(3, 4, 5)
+SEGMENTS = [segment(4 * DAY_BARS)]
+TRAINING = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
+VALIDATION = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.VALIDATION)
+QUICK = FitOptions(
+    steps=8,
+    batch=2,
+    length=256,
+    learning_rate=3e-3,
+    validate_every=4,
+    average=0.5,
+    weight_decay=0.0,
+)
+
+
+def options(**changed: Any) -> FitOptions:
+    return replace(QUICK, **changed)
+
+
+def fit(folder: Path, chosen: FitOptions = QUICK, training: list[Samples] = TRAINING) -> Fit:
+    torch.manual_seed(chosen.seed)
+    torch.set_num_threads(1)
+    config = tiny()
+    return Fit(
+        FlashNetwork(config), training, VALIDATION, chosen,
+        context=config.receptive_field, folder=folder,
+    )  # fmt: skip
+
+
+def ignore(_: Progress) -> None:
+    """Show nothing."""
+
+
+def test_a_network_learns_what_is_there_to_learn(tmp_path: Path) -> None:
+    made = fit(tmp_path, options(steps=80, validate_every=40, average=0.9))
+    made.run(ignore)
+    scores = np.array(made.progress.scores)
+    assert (scores[2] > 0).all()  # volatility breathes
+    assert scores[0, 0] > 0  # returns lean back
+    assert made.progress.best_score > 0.1
+    assert set(made.best) == set(FlashNetwork(tiny()).state_dict())
+
+
+def test_a_seed_repeats_in_every_bit_and_another_does_not(tmp_path: Path) -> None:
+    runs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        made = fit(tmp_path / name, options(seed=seed))
+        made.run(ignore)
+        runs.append(made.best["embed.weight"])
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole")
+    whole.run(ignore)
+
+    class CutOffError(Exception):
+        pass
+
+    def cut(progress: Progress) -> None:
+        if progress.step == 5:
+            raise CutOffError
+
+    with pytest.raises(CutOffError):
+        fit(tmp_path / "cut").run(cut)
+    rest = fit(tmp_path / "cut")
+    assert rest.resume()
+    assert rest.progress.step == 4  # the last validation
+    rest.run(ignore)
+    assert rest.progress.scores == whole.progress.scores
+    for name, tensor in whole.best.items():
+        assert torch.equal(rest.best[name], tensor)
+
+
+def test_nothing_to_take_up_is_no_error(tmp_path: Path) -> None:
+    assert not fit(tmp_path).resume()
+
+
+def test_a_state_of_other_options_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path).save()
+    with pytest.raises(CheckpointMismatch, match="other options"):
+        fit(tmp_path, options(learning_rate=1e-4)).resume()
+
+
+def test_a_state_that_is_no_state_is_refused(tmp_path: Path) -> None:
+    (tmp_path / STATE_NAME).write_bytes(b"half")
+    with pytest.raises(CheckpointMismatch, match="delete it"):
+        fit(tmp_path).resume()
+
+
+def test_heads_that_no_longer_improve_end_the_fit(tmp_path: Path) -> None:
+    made = fit(tmp_path, options(steps=400, validate_every=1, patience=1, learning_rate=1e-12))
+    made.run(ignore)
+    assert made.progress.step < 400
+
+
+def test_a_loss_that_is_not_finite_ends_the_fit(tmp_path: Path) -> None:
+    made = fit(tmp_path, options(learning_rate=1e30))
+    with pytest.raises(InvariantBroken, match="learning-rate"):
+        made.run(ignore)
+
+
+def test_the_rate_rises_then_falls_to_a_hundredth() -> None:
+    chosen = options(steps=100, warm_up=0.1, learning_rate=1.0)
+    rates = [learning_rate(step, chosen) for step in range(101)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert rates[-1] == pytest.approx(0.01)
+
+
+def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
+    made = fit(tmp_path, options(accumulate=3, steps=2))
+    made.run(ignore)
+    assert made.progress.step == 2
+    assert math.isfinite(made.progress.training_loss)

@@ -1,0 +1,92 @@
+"""Losses agree with their textbooks and ignore what they must."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from tracepaper.replay.training.losses import (
+    TASKS,
+    TaskWeights,
+    averaged,
+    elementwise,
+    qlike,
+    student_t_nll,
+)
+from tracepaper.replay.training.targets import VARIANCE_FLOOR
+from tracepaper.strategies.networks.heads import Outputs
+
+
+def outputs(batch: int, time: int, horizons: int, *, seed: int = 0) -> Outputs:
+    source = torch.Generator().manual_seed(seed)
+
+    def drawn(*more: int) -> Tensor:
+        return torch.randn(batch, time, horizons, *more, generator=source)
+
+    return Outputs(
+        mean=drawn(), log_scale=drawn() * 0.3, dof=3 + drawn().abs(), direction_logits=drawn(3),
+        log_variance=drawn() * 0.3, allocation=None, quantiles=None,
+    )  # fmt: skip
+
+
+@given(st.floats(-5, 5), st.floats(-1, 1), st.floats(-2, 2), st.floats(2.1, 50.0))
+def test_student_t_agrees_with_scipy(
+    value: float, mean: float, log_scale: float, dof: float
+) -> None:
+    ours = student_t_nll(
+        *(torch.tensor(x, dtype=torch.float64) for x in (value, mean, log_scale, dof))
+    )
+    theirs = -stats.t.logpdf(value, dof, mean, np.exp(log_scale))
+    np.testing.assert_allclose(float(ours), theirs, rtol=1e-9, atol=1e-9)
+
+
+@given(st.floats(VARIANCE_FLOOR, 50.0), st.floats(-3, 3))
+def test_qlike_is_zero_only_for_the_variance_itself(variance: float, log_forecast: float) -> None:
+    actual = torch.tensor(variance, dtype=torch.float64)
+    assert float(qlike(actual, torch.log(actual))) < 1e-12
+    assert float(qlike(actual, torch.tensor(log_forecast, dtype=torch.float64))) >= 0.0
+
+
+def test_a_market_that_stands_still_has_a_finite_loss() -> None:
+    assert torch.isfinite(qlike(torch.zeros(3), torch.tensor([-6.0, 0.0, 6.0]))).all()
+
+
+def test_an_unused_position_has_no_say_whatever_its_label() -> None:
+    made = outputs(1, 6, 2)
+    returns, variance = torch.randn(1, 6, 2), torch.rand(1, 6, 2) + 0.1
+    classes = torch.randint(0, 3, (1, 6, 2))
+    weights = torch.ones(1, 6, 2)
+    weights[:, 4:] = 0.0
+    clean = averaged(elementwise(made, returns, classes, variance, weights > 0), weights)
+    returns[:, 4:], variance[:, 4:], classes[:, 4:] = torch.nan, torch.nan, -1
+    dirty = averaged(elementwise(made, returns, classes, variance, weights > 0), weights)
+    torch.testing.assert_close(clean, dirty, rtol=0, atol=0)
+
+
+def test_nothing_used_costs_nothing() -> None:
+    made, empty = outputs(1, 4, 2), torch.zeros(1, 4, 2)
+    each = elementwise(made, empty, empty.long() - 1, empty + 1, empty > 0)
+    assert averaged(each, empty).abs().sum() == 0.0
+
+
+def test_learned_weights_lower_what_is_noisy() -> None:
+    weights = TaskWeights(1, learned=True)
+    optimiser = torch.optim.SGD(weights.parameters(), lr=0.1)
+    each = torch.tensor([[4.0], [1.0], [0.25]])
+    for _ in range(300):
+        optimiser.zero_grad()
+        weights(each, torch.ones(len(TASKS), 1)).backward()
+        optimiser.step()
+    # Kendall's optimum: exp(-s) = 1 / loss.
+    torch.testing.assert_close(torch.exp(weights.log_variance), each, rtol=1e-3, atol=1e-3)
+
+
+def test_fixed_weights_are_one() -> None:
+    weights = TaskWeights(2, learned=False)
+    each = torch.arange(6.0).view(3, 2)
+    assert float(weights(each, torch.ones(3, 2))) == 15.0
+    assert not any(p.requires_grad for p in weights.parameters())
