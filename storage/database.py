@@ -9,11 +9,13 @@ connection, it has one, and a read-only connection cannot checkpoint; so the fau
 from __future__ import annotations
 
 import sqlite3
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
 from sqlalchemy import StaticPool, create_engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 
 from tracepaper.storage.lock import InstanceLock
@@ -150,29 +152,47 @@ def open_writer(path: Path) -> Writer:
     Raises ``ConfigInvalid`` where another process writes it, ``DataInvalid`` for another
     schema, ``AuditUnwritable`` where the file cannot be written.
     """
+    writer, revision = open_writer_of_any_schema(path)
+    try:
+        _check_revision(path, revision)
+    except DataInvalid:
+        writer.close()
+        raise
+    return writer
+
+
+def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
+    """Open *path* for writing as ``open_writer`` does; return its schema's revision as well.
+
+    For ``db upgrade`` alone, since nothing else knows what another schema means.
+    """
     if not (status := sqlite_status()).is_usable:
         raise AuditUnwritable(f"SQLite {status.version} is {status.verdict}; upgrade it.")
-    lock = InstanceLock.acquire(path)
-    try:
-        connection = _connect_writing(path)
+    if path.is_file() and path.stat().st_size:
+        # Look before opening for writing, which would turn a stranger's file into a WAL one.
+        with closing(_connect_read_only(path)) as strange:
+            if _revision(strange) is None:
+                raise DataInvalid(f"{path} is not a tracepaper database; name another with --db.")
+    with ExitStack() as undo:
+        lock = InstanceLock.acquire(path)
+        undo.callback(lock.release)
         try:
+            connection = _connect_writing(path)
+            undo.callback(connection.engine.dispose)
+            undo.callback(connection.close)
             raw = connection.connection.driver_connection
             assert isinstance(raw, sqlite3.Connection)
-            if (revision := _revision(raw)) == "":
+            revision = _revision(raw)
+            if revision == "":
                 _create(connection)
-            else:
-                _check_revision(path, revision)
-        except BaseException:
-            connection.close()
-            connection.engine.dispose()
-            raise
-    except sqlite3.Error as error:
-        lock.release()
-        raise AuditUnwritable(f"{path} cannot be opened for writing ({error}).") from error
-    except BaseException:
-        lock.release()
-        raise
-    return Writer(connection, lock)
+                revision = SCHEMA_REVISION
+        except (sqlite3.Error, DBAPIError) as error:
+            raise AuditUnwritable(
+                f"{path} cannot be opened for writing ({error}); mend it, restore a backup, or "
+                "choose another --db."
+            ) from error
+        undo.pop_all()
+        return Writer(connection, lock), revision or ""
 
 
 def _connect_writing(path: Path) -> Connection:
@@ -193,7 +213,10 @@ def _connect_writing(path: Path) -> Connection:
 
 
 def _create(connection: Connection) -> None:
-    """Make tables and views of the newest schema in one transaction."""
+    """Make tables and views of the newest schema in one transaction.
+
+    Equal to running every migration (a test compares them), in a tenth of the time.
+    """
     connection.exec_driver_sql("BEGIN IMMEDIATE")
     for table in metadata.sorted_tables:
         connection.execute(CreateTable(table))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
+
+LOCK_ATTEMPTS: Final = 4
+LOCK_PAUSE_S: Final = 0.02
 
 
 class Holder(NamedTuple):
@@ -46,15 +50,13 @@ class InstanceLock:
             raise AuditUnwritable(
                 f"{file} cannot be written ({error.strerror}); choose another --db."
             ) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not _lock(descriptor):
             holder = _read(descriptor)
             os.close(descriptor)
             named = f"process {holder.pid}" if holder else "another process"
             raise ConfigInvalid(
                 f"{path} is in use by {named}; stop it or choose another file with --db."
-            ) from error
+            )
         lock = cls(file, descriptor)
         lock.publish("")
         return lock
@@ -91,6 +93,18 @@ def holder_of(path: Path) -> Holder | None:
         return None
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock the open file; a reader that just looks (``holder_of``) is gone in a moment."""
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_S)
+        else:
+            return True
+    return False
 
 
 def _read(descriptor: int) -> Holder | None:

@@ -1,0 +1,12 @@
+"""Alembic's door: run the revisions on the connection that ``upgrade.py`` hands over."""
+
+from alembic import context
+
+from tracepaper.storage.schema import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    transactional_ddl=False,  # the caller's transaction holds the whole upgrade
+)
+context.run_migrations()

@@ -1,0 +1,150 @@
+"""A consistent copy while a daemon writes, and a prune that keeps the chain verifiable."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from sqlalchemy.exc import DBAPIError
+
+from tracepaper.storage.chain import kept_digest, verify_chain
+from tracepaper.storage.database import open_reader, open_writer
+from tracepaper.storage.rows import sequence_of, step_key
+from tracepaper.storage.stored import run_span
+from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DAY_MS: Final = 86_400_000
+
+# What a prune drops, children first. Trades, settlements, gaps, commands, and the rows that later
+# steps refer to stay: they are few, and the ledger must still add up.
+_DROPPED: Final = ("twin_steps", "answers", "bars")
+_KEPT_EVENTS: Final = ("funding", "gap", "command", "instrument_change", "model_change")
+_LISTED: Final = ", ".join(f"'{kind}'" for kind in _KEPT_EVENTS)
+
+
+def backup(path: Path, target: Path) -> None:
+    """Copy the database *path* to the new file *target*, consistently, while it is written.
+
+    Reads one snapshot over a read-only connection, so the writer goes on. Raises ``DataInvalid``
+    where *target* exists, ``AuditUnwritable`` where it cannot be written.
+    """
+    if target.exists():
+        raise DataInvalid(f"{target} exists already; name a new file for the backup.")
+    partial = target.with_name(target.name + ".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        with closing(open_reader(path)) as source, closing(sqlite3.connect(partial)) as copy:
+            source.backup(copy)
+            (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise DataInvalid(f"{path} is damaged ({verdict}); restore an older backup.")
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.rename(target)
+    except (sqlite3.Error, OSError) as error:
+        raise AuditUnwritable(
+            f"{target} cannot be written ({error}); free disk space or choose another place."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Pruning(Struct, frozen=True):
+    """What a prune did to one run."""
+
+    run_id: str
+    until_sequence: int  # the last step dropped; -1 where nothing was old enough
+    steps: int  # dropped now
+
+
+def prune(path: Path, *, keep_days: int, pruned_at_ms: int) -> list[Pruning]:
+    """Drop what is older than *keep_days* of market time before each run's newest bar.
+
+    Bars, forecasts, steps and twins' steps go; trades, settlements, gaps and commands stay,
+    covered by a hash. The chain is checked before, and holds from the first step kept. Raises
+    ``ConfigInvalid`` while a daemon has the database open, ``DataInvalid`` where a chain is
+    broken already.
+    """
+    if not path.is_file():
+        raise DataInvalid(f"There is no database {path}; name one with --db.")
+    if keep_days < 1:
+        raise DataInvalid("A prune must keep at least 1 day.")
+    writer = open_writer(path)
+    try:
+        raw = writer.connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        runs = raw.execute("SELECT run_key, run_id FROM runs ORDER BY run_key").fetchall()
+        done = [
+            _prune_run(raw, run_key, run_id, keep_days * DAY_MS, pruned_at_ms)
+            for run_key, run_id in runs
+        ]
+        if any(pruning.steps for pruning in done):
+            raw.execute("VACUUM")
+    except (DBAPIError, sqlite3.Error) as error:
+        raise AuditUnwritable(
+            f"{path} could not be pruned ({error}); free disk space and run it again."
+        ) from error
+    finally:
+        writer.close()
+    return done
+
+
+def _prune_run(
+    raw: sqlite3.Connection, run_key: int, run_id: str, keep_ms: int, pruned_at_ms: int
+) -> Pruning:
+    until = _prunable_until(raw, run_key, keep_ms)
+    before = raw.execute(
+        "SELECT until_sequence, state FROM prunes WHERE run_key = ?", (run_key,)
+    ).fetchone()
+    if until < 0 or (before is not None and until <= before[0]):
+        return Pruning(run_id, -1 if before is None else before[0], 0)
+    report = verify_chain(raw, run_id)
+    if report.problem is not None:
+        raise DataInvalid(f"Run {run_id} is not pruned: {report.problem.sentence}")
+    first, last = step_key(run_key, 0), step_key(run_key, until)
+    span = (first, last)
+    raw.execute("BEGIN IMMEDIATE")
+    try:
+        (digest,) = raw.execute("SELECT digest FROM steps WHERE step = ?", (last,)).fetchone()
+        state = raw.execute(
+            "SELECT state FROM steps WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
+            "ORDER BY step DESC LIMIT 1",
+            span,
+        ).fetchone() or (None if before is None else before[1],)
+        for table in _DROPPED:
+            raw.execute(f"DELETE FROM {table} WHERE step BETWEEN ? AND ?", span)
+        raw.execute(
+            f"DELETE FROM events WHERE step BETWEEN ? AND ? AND kind NOT IN ({_LISTED})", span
+        )
+        dropped = raw.execute("DELETE FROM steps WHERE step BETWEEN ? AND ?", span).rowcount
+        kept = kept_digest(raw, run_key, until)
+        raw.execute(
+            "INSERT OR REPLACE INTO prunes VALUES (?, ?, ?, ?, ?, ?)",
+            (run_key, until, pruned_at_ms, digest, kept, state[0]),
+        )
+        raw.execute("COMMIT")
+    except BaseException:
+        raw.rollback()
+        raise
+    return Pruning(run_id, until, dropped)
+
+
+def _prunable_until(raw: sqlite3.Connection, run_key: int, keep_ms: int) -> int:
+    """Return the last sequence before the bars that are kept, or -1."""
+    span = run_span(run_key)
+    (newest,) = raw.execute(
+        "SELECT max(open_time_ms) FROM bars WHERE step BETWEEN ? AND ?", span
+    ).fetchone()
+    if newest is None:
+        return -1
+    (first_kept,) = raw.execute(
+        "SELECT min(step) FROM bars WHERE step BETWEEN ? AND ? AND open_time_ms > ?",
+        (*span, newest - keep_ms),
+    ).fetchone()
+    return sequence_of(first_kept) - 1
