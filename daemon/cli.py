@@ -63,6 +63,8 @@ def _run(arguments: Sequence[str]) -> int:
     entries = _entries()
     called = next((word for word in arguments if not word.startswith("-")), "")
     if called in entries:
+        # Before anything else can log: stdout belongs to the command's answer.
+        _configure_log()
         entries = {called: entries[called]}
         commands = {called: _load(entries[called])}
     else:
@@ -72,6 +74,13 @@ def _run(arguments: Sequence[str]) -> int:
     group.commands = {name: group.commands[name] for name in commands}
     result = group.main(list(arguments) or ["--help"], "tracepaper", standalone_mode=False)
     return result if isinstance(result, int) else DONE
+
+
+def _configure_log() -> None:
+    """Send log lines to stderr; a command that reads a configuration may set them anew."""
+    from tracepaper.daemon import log
+
+    log.configure()
 
 
 def _entries() -> Entries:
@@ -158,3 +167,7 @@ def _explain(error: BaseException) -> int:
             raise error
     typer.echo(sentence, err=True)
     return code
+
+
+if __name__ == "__main__":
+    main()

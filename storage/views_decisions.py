@@ -95,8 +95,9 @@ def _byte(place: int) -> str:
 
 
 # A little-endian float32, read with integers alone: mantissa / 2^shift. Weights are not negative.
-_EXPONENT: Final = f"(({_byte(3)} & 127) << 1 | {_byte(2)} >> 7)"
-_MANTISSA: Final = f"(({_byte(2)} & 127) << 16 | {_byte(1)} << 8 | {_byte(0)})"
+# SQLite gives <<, >>, & and | one precedence, so every pair has its parentheses.
+_EXPONENT: Final = f"((({_byte(3)} & 127) << 1) | ({_byte(2)} >> 7))"
+_MANTISSA: Final = f"((({_byte(2)} & 127) << 16) | ({_byte(1)} << 8) | {_byte(0)})"
 _SHIFT: Final = "(150 - max(w.exponent, 1))"
 _WEIGHT: Final = (
     "(w.mantissa + CASE WHEN w.exponent > 0 THEN 8388608 ELSE 0 END) * 1.0 "

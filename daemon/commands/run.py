@@ -31,6 +31,6 @@ def run(
 
     loaded = load(config)
     log.configure(level=loaded.log.level, output=loaded.log.format)
-    with showing(limit=bars) as hooks:
-        daemon = Daemon(loaded, db or loaded.storage.path, kind=RunKind.LIVE, hooks=hooks)
+    with showing(limit=bars) as shown:
+        daemon = Daemon(loaded, db or loaded.storage.path, kind=RunKind.LIVE, hooks=shown.hooks())
         asyncio.run(daemon.run())

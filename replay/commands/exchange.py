@@ -29,6 +29,9 @@ def exchange(
     hold: Annotated[
         bool, typer.Option("--hold", help="Stand still until a client subscribes candles.")
     ] = False,
+    until_eof: Annotated[
+        bool, typer.Option("--until-eof", help="End when standard input ends.")
+    ] = False,
     frames: Annotated[
         Path | None, typer.Option(help="Play this recorded session verbatim.")
     ] = None,
@@ -65,7 +68,7 @@ def exchange(
         frames=frames,
         faults=_plan(faults, fault_seed, fault_every),
     )
-    asyncio.run(serve(settings))
+    asyncio.run(serve(settings, until_eof=until_eof))
 
 
 def _plan(path: Path | None, seed: int, every_s: float) -> FaultPlan:

@@ -1,0 +1,45 @@
+"""What ``run`` and ``demo`` show while they go on, and when they end by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tracepaper.daemon.assembly import Hooks
+from tracepaper.daemon.view import View
+from tracepaper.strategies.types import Gate, Instrument, Run, Step
+
+
+class Shown:
+    """Passes every stored step on to a view, and counts the bars that were decided in time."""
+
+    def __init__(self, view: View, *, limit: int | None) -> None:
+        self._view = view
+        self._limit = limit
+        self._instruments: dict[str, Instrument] = {}
+        self.decided = 0
+        self.run: Run | None = None
+
+    def opened(self, run: Run) -> None:
+        """Learn which run it is."""
+        self.run = run
+        self._view.opened(run)
+        self._instruments = {item.id: item for item in run.instruments}
+
+    def watch(self, step: Step) -> bool:
+        """Show *step*; return False once enough bars were decided."""
+        self._view.show(step, self._instruments)
+        if (decision := step.decision) is not None and decision.refused_by is not Gate.LATE:
+            self.decided += 1
+        return self._limit is None or self.decided < self._limit
+
+    def hooks(self) -> Hooks:
+        """Return the hooks of a daemon."""
+        return Hooks(opened=self.opened, watch=self.watch)
+
+
+@contextmanager
+def showing(*, limit: int | None) -> Iterator[Shown]:
+    """Show a daemon's steps: a calm live view on a terminal, log lines elsewhere."""
+    with View() as view:
+        yield Shown(view, limit=limit)

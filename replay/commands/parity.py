@@ -1,0 +1,48 @@
+"""``tracepaper parity``: two runs compared decision by decision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tracepaper.daemon.commands.options import DatabaseOption, JsonOption, database_path
+
+
+def parity(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A run, or FILE#RUN.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")],
+    *,
+    db: DatabaseOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Print how many decisions are identical; exit 1 with the first field that differs if any."""
+    from dataclasses import asdict
+
+    from tracepaper.daemon.commands.options import print_json
+    from tracepaper.replay.parity import Source, compare_runs
+    from tracepaper.storage.reader import Reader, resolve
+
+    one, two = (resolve(_database(spec, db), spec) for spec in (first, second))
+    with Reader.open(one.path) as a, Reader.open(two.path) as b:
+        found = compare_runs(Source(a, one.run_id), Source(b, two.run_id))
+    if json:
+        print_json({**asdict(found), "holds": found.holds})
+    else:
+        typer.echo(f"{found.identical:,} of {found.compared:,} decisions identical.")
+        if found.within_tolerance:
+            typer.echo(f"{found.within_tolerance:,} more agree within 1e-4 and decide the same.")
+        for gate, count in found.timing.items():
+            typer.echo(f"{count:,} differ only in time ({gate}).")
+        for name, count in (("first", found.only_in_first), ("second", found.only_in_second)):
+            if count:
+                typer.echo(f"{count:,} bars are only in the {name} run.")
+        for difference in found.differences:
+            typer.echo(difference.sentence())
+    if not found.holds or not found.compared:
+        raise typer.Exit(1)
+
+
+def _database(spec: str, db: Path | None) -> Path | None:
+    return None if "#" in spec else database_path(db)

@@ -1,0 +1,181 @@
+"""What ``tracepaper demo`` does: an exchange beside the daemon, and at the end what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.rule import Rule
+
+from tracepaper.daemon import log
+from tracepaper.daemon.assembly import Daemon
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.commands.options import print_json
+from tracepaper.daemon.config import Config, load
+from tracepaper.daemon.showing import Shown, showing
+from tracepaper.replay.explaining import recompute, show_full
+from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.replay.summary import Summary, explain_stored, reading, show, summarise
+from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.reader import Reader
+from tracepaper.storage.tamper import ChainReport
+from tracepaper.strategies.errors import DataInvalid, FeedLost
+from tracepaper.strategies.types import RunKind
+
+EXCHANGE_ENDS_WITHIN_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """The options of one ``tracepaper demo``."""
+
+    bars: int | None = None
+    speed: float = 2_000.0
+    data: str | None = None
+    config: Path | None = None
+    database: Path | None = None
+    as_json: bool = False
+
+
+@contextmanager
+def exchange_beside(data: str, speed: float) -> Iterator[dict[str, Any]]:
+    """Run the embedded exchange in a process of its own; yield what it says it serves.
+
+    Its time stands still until candles are subscribed. It ends with us, however we end: it
+    watches the pipe that is its standard input.
+    """
+    command = [sys.executable, "-m", "tracepaper.daemon.cli", "exchange"]
+    command += ["--data", data, "--speed", str(speed), "--hold", "--until-eof"]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the daemon, which then ends the exchange
+        )
+        try:
+            assert process.stdout is not None
+            if not (line := process.stdout.readline()):
+                process.wait(EXCHANGE_ENDS_WITHIN_S)
+                said.seek(0)
+                raise DataInvalid(said.read().strip() or "The embedded exchange did not start.")
+            yield json.loads(line)
+        finally:
+            process.terminate()
+            try:
+                process.communicate(timeout=EXCHANGE_ENDS_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+
+
+def perform(wanted: Demonstration) -> None:
+    """Carry the demonstration out and print what happened; a signal ends it in good order."""
+    clock = SystemClock()
+    database = wanted.database or Path(f"demo-{_stamp(clock.wall_ms())}.db")
+    with exchange_beside(wanted.data or str(DEMO_CANDLES), wanted.speed) as served:
+        config = _configured(wanted, served)
+        log.configure(level=config.log.level, output=config.log.format)
+        with showing(limit=wanted.bars) as shown:
+            daemon = Daemon(config, database, kind=RunKind.DEMO, hooks=shown.hooks())
+            asyncio.run(daemon.run())
+    if shown.run is None:
+        raise FeedLost("The demo was stopped before its run was open; start it again.")
+    _sum_up(wanted, shown, database)
+
+
+def _stamp(wall_ms: int) -> str:
+    from tracepaper.replay.importers.times import iso
+
+    return iso(wall_ms)[:19].replace(":", "").replace("-", "").replace("T", "-")
+
+
+def _configured(wanted: Demonstration, served: dict[str, Any]) -> Config:
+    """Return the configuration, pointed at the exchange and at what it serves."""
+    return load(
+        wanted.config,
+        {
+            "market": {
+                "category": served["categories"][0],
+                "symbols": served["symbols"],
+                "interval": served["interval"],
+            },
+            "exchange": {
+                "rest_url": served["rest_url"],
+                "stream_url": served["stream_url"],
+                "time_scale": served["speed"],
+            },
+            "http": {"port": 0},
+        },
+    )
+
+
+def _sum_up(wanted: Demonstration, shown: Shown, database: Path) -> None:
+    """Say what happened: accounts, fills, refusals, one decision, the chain, what to type next."""
+    assert shown.run is not None
+    run_id = shown.run.run_id
+    summary = summarise(database, run_id)
+    with Reader.open(database) as reader:
+        chain = verify_chain(reader.connection, run_id)
+    sequence = _most_telling(database, run_id)
+    if wanted.as_json:
+        print_json(_document(summary, database, chain, sequence))
+        return
+    console = Console()
+    show(console, summary)
+    if sequence is not None:
+        console.print(Rule("One decision, explained", align="left", style="dim"))
+        console.print(explain_stored(database, run_id, sequence))
+        try:
+            console.print(show_full(recompute(database, run_id, sequence)))
+        except DataInvalid as error:
+            console.print(f"[dim]{error}[/]")
+    console.print(Rule("Trace it", align="left", style="dim"))
+    verdict = "holds" if chain.holds else f"is broken: {chain.problem}"
+    console.print(f"The chain of {chain.steps:,} steps {verdict}. The database is {database}.")
+    console.print("Next:")
+    console.print(f"  tracepaper verify last --db {database}")
+    decision = "last:SEQUENCE" if sequence is None else f"last:{sequence}"
+    console.print(f"  tracepaper explain {decision} --full --db {database}")
+    question = "SELECT refused_by, count(*) AS bars FROM v_decisions GROUP BY 1"
+    console.print(f'  tracepaper audit sql "{question}" --db {database}', soft_wrap=True)
+
+
+def _most_telling(database: Path, run_id: str) -> int | None:
+    """Return the sequence of the last decision that opened a trade, or else the last explained."""
+    decisions = "SELECT max(sequence) FROM v_decisions WHERE run_id = ?"
+    explained = f"{decisions} AND confidence IS NOT NULL"
+    traded = f"{explained} AND allowed AND action IN ('LONG', 'SHORT')"
+    with reading(database) as db:
+        for query in (traded, explained, decisions):
+            (sequence,) = db.execute(query, (run_id,)).fetchone()
+            if sequence is not None:
+                return int(sequence)
+    return None
+
+
+def _document(
+    summary: Summary, database: Path, chain: ChainReport, sequence: int | None
+) -> dict[str, Any]:
+    return {
+        "run_id": summary.run["run_id"],
+        "database": str(database),
+        "decisions": summary.decisions,
+        "allowed": summary.allowed,
+        "fills": summary.fill_count,
+        "accounts": summary.accounts,
+        "refusals": dict(summary.refusals),
+        "explained_sequence": sequence,
+        "chain": {"holds": chain.holds, "steps": chain.steps},
+    }

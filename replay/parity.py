@@ -1,0 +1,201 @@
+"""Parity as a number: two runs compared decision by decision, then fills and equity.
+
+Decisions are aligned by instrument and open time and compared by ``decision_sha256`` where both
+runs went the same way over the same kind of device; elsewhere field by field within 1e-4. What
+only time explains (a late bar, a stale quote, a missed deadline) is counted apart (SEMANTICS 21).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from tracepaper.daemon.config import restore
+from tracepaper.replay.compare import (
+    Difference,
+    answers_agree,
+    decision_differences,
+    forecast_differences,
+    measures_agree,
+)
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.types import (
+    TIMING_GATES,
+    Bar,
+    Decision,
+    Forecast,
+    Instrument,
+    Run,
+    Step,
+)
+
+DIFFERENCES_KEPT: Final = 20
+
+Key = tuple[str, int]
+
+
+@dataclass
+class Parity:
+    """What comparing two runs found."""
+
+    first: str
+    second: str
+    exact: bool  # whether hashes were compared, rather than fields within the tolerance
+    compared: int = 0
+    identical: int = 0
+    within_tolerance: int = 0
+    only_in_first: int = 0
+    only_in_second: int = 0
+    timing: Counter[str] = field(default_factory=Counter)
+    differing: int = 0
+    fills_compared: bool = False
+    fills_differing: int = 0
+    equity_differing: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether everything that was compared agrees, apart from what only time explains."""
+        return not (self.differing or self.fills_differing or self.equity_differing)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of the two runs: the open database and the run's id."""
+
+    reader: Reader
+    run_id: str
+
+
+def compare_runs(first: Source, second: Source) -> Parity:
+    """Compare two runs; both databases stay open for reading."""
+    one, two = first.reader.run(first.run_id), second.reader.run(second.run_id)
+    same_way = (one.path, one.device, one.dtype, one.threads, one.model_sha256) == (
+        two.path,
+        two.device,
+        two.dtype,
+        two.threads,
+        two.model_sha256,
+    )
+    found = Parity(first.run_id, second.run_id, exact=same_way)
+    found.fills_compared = _execution(one) == _execution(two)
+    others = {_key(step): step for step in _decided(second)}
+    seen: set[Key] = set()
+    for step in _decided(first):
+        key = _key(step)
+        other = others.get(key)
+        if other is None:
+            found.only_in_first += 1
+            continue
+        seen.add(key)
+        _judge(found, step, other, key, _scales(one), _scales(two))
+    found.only_in_second = len(others.keys() - seen)
+    return found
+
+
+def _execution(run: Run) -> str:
+    return restore(run.config).execution.model
+
+
+def _scales(run: Run) -> dict[str, Instrument]:
+    return {item.id: item for item in run.instruments}
+
+
+def _decided(source: Source) -> Iterator[Step]:
+    for stored in source.reader.steps(source.run_id):
+        if stored.step.decision is not None:
+            yield stored.step
+
+
+def _key(step: Step) -> Key:
+    assert isinstance(step.event, Bar)
+    return step.event.instrument, step.event.open_time_ms
+
+
+def _judge(
+    found: Parity,
+    one: Step,
+    two: Step,
+    key: Key,
+    first_scales: dict[str, Instrument],
+    second_scales: dict[str, Instrument],
+) -> None:
+    assert one.decision is not None
+    assert two.decision is not None
+    found.compared += 1
+    if one.decision_sha256 == two.decision_sha256:
+        found.identical += 1
+    elif timing := _only_timing(one.decision, two.decision):
+        found.timing[timing] += 1
+        return
+    elif not found.exact and _within_tolerance(one, two):
+        found.within_tolerance += 1
+    else:
+        found.differing += 1
+        _keep(found, key, _fields(one, two))
+        return
+    if found.fills_compared:
+        scale = first_scales[key[0]], second_scales[key[0]]
+        if not _same_fills(one, two, *scale):
+            found.fills_differing += 1
+            _keep(found, key, [("fills", str(one.fills), str(two.fills))])
+        if one.account.equity != two.account.equity:
+            found.equity_differing += 1
+            _keep(found, key, [("equity", str(one.account.equity), str(two.account.equity))])
+
+
+def _keep(found: Parity, key: Key, fields: list[tuple[str, str, str]]) -> None:
+    for name, a, b in fields[:3]:
+        if len(found.differences) < DIFFERENCES_KEPT:
+            found.differences.append(Difference(*key, name, a, b))
+
+
+def _only_timing(one: Decision, two: Decision) -> str:
+    """Return the timing gate that refused one of the two and not the other, if that is all."""
+    for first, second in ((one, two), (two, one)):
+        refused = first.refused_by
+        if refused in TIMING_GATES and second.refused_by is not refused:
+            return str(refused)
+    if one.target_quantity != two.target_quantity and one.action == two.action == "HOLD":
+        return "held since"  # an earlier refusal by time left another target standing
+    return ""
+
+
+def _within_tolerance(one: Step, two: Step) -> bool:
+    a, b = one.decision, two.decision
+    assert a is not None
+    assert b is not None
+    same = (a.action, a.refused_by, a.regime) == (b.action, b.refused_by, b.regime)
+    return same and answers_agree(one.answer, two.answer) and measures_agree(a, b)
+
+
+def _fields(one: Step, two: Step) -> list[tuple[str, str, str]]:
+    """Return the fields in which two decisions differ, the bar's own first."""
+    a, b = one.event, two.event
+    assert isinstance(a, Bar)
+    assert isinstance(b, Bar)
+    found = [
+        (f"bar {name}", str(getattr(a, name)), str(getattr(b, name)))
+        for name in ("open", "high", "low", "close", "volume")
+        if getattr(a, name) != getattr(b, name)
+    ]
+    if isinstance(one.answer, Forecast) and isinstance(two.answer, Forecast):
+        found += list(forecast_differences(one.answer, two.answer))
+    if one.decision is not None and two.decision is not None:
+        found += list(decision_differences(one.decision, two.decision))
+    return found or [("decision_sha256", str(one.decision_sha256), str(two.decision_sha256))]
+
+
+def _same_fills(one: Step, two: Step, first: Instrument, second: Instrument) -> bool:
+    """Return whether two steps have the same fills, ids apart, whatever their decimals."""
+
+    def plain(step: Step, scale: Instrument) -> list[tuple[object, ...]]:
+        price, quantity = 10**scale.price_decimals, 10**scale.quantity_decimals
+        return [
+            (fill.side, fill.price * 10**18 // price, fill.quantity * 10**18 // quantity, fill.fee)
+            for fill in step.fills
+        ]
+
+    return plain(one, first) == plain(two, second)
