@@ -39,6 +39,9 @@ def single(kind: str = "fine") -> None:
             raise ExceptionGroup("a", [ExceptionGroup("b", [AuditUnwritable("Deep; dig.")])])
         case "interrupt":
             raise KeyboardInterrupt
+        case "log":
+            import structlog
+            structlog.get_logger().warning("something")
         case "exit":
             raise typer.Exit(1)
         case "file":
@@ -95,6 +98,14 @@ def test_errors_are_one_sentence_with_their_exit_code(
     assert invoke(["zz-single", "--kind", kind]) == code
     streams = capsys.readouterr()
     assert (streams.out, streams.err) == ("", sentence)
+
+
+@pytest.mark.usefixtures("added")
+def test_log_lines_never_mix_with_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["zz-single", "--kind", "log"]) == 0
+    streams = capsys.readouterr()
+    assert streams.out == "log\n"
+    assert json.loads(streams.err)["event"] == "something"
 
 
 @pytest.mark.usefixtures("added")
