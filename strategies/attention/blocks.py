@@ -14,6 +14,8 @@ OLDER: Final = 0
 """The column of everything before the oldest bucket."""
 _FREE: Final = np.iinfo(np.int64).min
 
+_LANES: Final = 16  # float32 of one vector register: a product of odd width takes twice as long
+
 Ids = NDArray[np.int64]
 
 
@@ -25,13 +27,16 @@ def bucket_count(receptive_field: int) -> int:
 class BlockColumns:
     """Which column of a rollout row belongs to which block; only blocks that hold a bar have one.
 
+    There is room for a full span and at least *spare* further blocks.
+
     A row reports the *buckets* newest contiguous blocks, empty ones over holes included. A
     column whose block has left that span is folded into ``OLDER`` and used again.
     """
 
     def __init__(self, *, buckets: int, spare: int) -> None:
         self.buckets = buckets
-        self._block_of = np.full(1 + buckets + spare, _FREE, dtype=np.int64)
+        width = 1 + buckets + spare
+        self._block_of = np.full(width + -width % _LANES, _FREE, dtype=np.int64)
 
     @property
     def width(self) -> int:

@@ -36,12 +36,19 @@ def test_mass_stays_with_its_block_or_becomes_older(steps: list[int], data: st.D
         assert columns.by_age(row, blocks[done - 1 : done])[0].tolist() == wanted
 
 
-def test_there_is_room_for_a_chunk_of_whole_blocks_after_a_full_span() -> None:
+def test_there_is_room_for_the_spare_blocks_after_a_full_span() -> None:
     columns = BlockColumns(buckets=5, spare=3)
     assert columns.expired(10) == []
     assert len(columns.take(np.arange(6, 11))) == 5
-    assert len(columns.take(np.arange(10, 20))) == 4  # the open one and the three spare
+    free = columns.width - 1 - 5
+    assert free >= 3
+    assert len(columns.take(np.arange(10, 100))) == 1 + free  # the open one and all that is free
     assert len(columns.expired(13)) == 3
+
+
+def test_rows_fill_whole_vector_registers() -> None:
+    assert BlockColumns(buckets=69, spare=9).width == 80
+    assert BlockColumns(buckets=5, spare=3).width == 16
 
 
 def test_clearing_forgets_every_block() -> None:
