@@ -1,0 +1,222 @@
+"""``tracepaper audit verify|head|decisions|trades|equity|sql``: questions to the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tracepaper.daemon.commands.options import (
+    ConfigOption,
+    DatabaseOption,
+    JsonOption,
+    database_path,
+    print_json,
+)
+from tracepaper.strategies.errors import ConfigInvalid
+
+if TYPE_CHECKING:
+    from tracepaper.storage.questions import Answered
+    from tracepaper.storage.reader import Located
+
+app = typer.Typer(help="Check the log's chain, and ask it read-only questions.")
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="[RUN]", help="An id, a unique prefix, `last`, or FILE#RUN.")
+]
+LimitOption = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="The newest N rows.")]
+
+
+@app.command()
+def verify(
+    run: RunArgument = "last",
+    *,
+    head: Annotated[
+        str | None,
+        typer.Option(metavar="HEX", help="A head kept elsewhere, which must be in the chain."),
+    ] = None,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Recompute every link of a run's chain; exit 1 with the first row that does not hold."""
+    from tracepaper.storage.chain import verify_chain
+    from tracepaper.storage.reader import Reader
+
+    kept = None if head is None else _digest(head)
+    path, run_id = _located(run, db, config)
+    with Reader.open(path) as reader:
+        report = verify_chain(reader.connection, run_id, head=kept)
+    problem = report.problem
+    if json:
+        print_json(
+            {
+                "run_id": run_id,
+                "database": str(path),
+                "holds": report.holds,
+                "steps": report.steps,
+                "head": report.head.hex(),
+                "pruned_until": report.pruned_until,
+                "head_sequence": report.head_sequence,
+                "problem": problem,
+            }
+        )
+    elif problem is not None:
+        typer.echo(f"The chain of run {run_id} is broken. {problem.sentence}")
+    else:
+        typer.echo(_held(run_id, report.steps, report.pruned_until))
+        if report.head_sequence is None:
+            typer.echo(f"Its head is {report.head.hex()}: keep a copy elsewhere, for only that")
+            typer.echo("shows a chain that was rewritten as a whole (`audit verify --head HEX`).")
+        else:
+            typer.echo(f"The head that was kept is the digest of step {report.head_sequence}.")
+    if problem is not None:
+        raise typer.Exit(1)
+
+
+def _held(run_id: str, steps: int, pruned_until: int | None) -> str:
+    if pruned_until is None:
+        return f"The chain of run {run_id} holds: {steps} steps."
+    return (
+        f"The chain of run {run_id} is pruned until step {pruned_until} and holds from there: "
+        f"{steps} steps."
+    )
+
+
+def _digest(text: str) -> bytes:
+    try:
+        digest = bytes.fromhex(text)
+    except ValueError:
+        digest = b""
+    if len(digest) != 32:  # noqa: PLR2004  bytes of a SHA-256
+        raise ConfigInvalid("--head takes the 64 hexadecimal digits that `audit head` prints.")
+    return digest
+
+
+@app.command()
+def head(
+    run: RunArgument = "last",
+    *,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Print the digest of a run's last step, to be kept where nobody can rewrite it."""
+    from tracepaper.storage.reader import Reader
+
+    path, run_id = _located(run, db, config)
+    with Reader.open(path) as reader:
+        stored = reader.stored_run(run_id)
+    if json:
+        print_json({"run_id": run_id, "steps": stored.step_count, "head": stored.head_digest.hex()})
+    else:
+        typer.echo(f"{run_id} {stored.step_count} {stored.head_digest.hex()}")
+
+
+@app.command()
+def decisions(
+    run: RunArgument = "last",
+    *,
+    limit: LimitOption = 20,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the newest decisions of a run, refusals too."""
+    from tracepaper.storage.questions import DECISIONS
+
+    _show(DECISIONS, limit, _located(run, db, config), json=json)
+
+
+@app.command()
+def trades(
+    run: RunArgument = "last",
+    *,
+    limit: LimitOption = 20,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the newest fills of a run."""
+    from tracepaper.storage.questions import TRADES
+
+    _show(TRADES, limit, _located(run, db, config), json=json)
+
+
+@app.command()
+def equity(
+    run: RunArgument = "last",
+    *,
+    limit: LimitOption = 20,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show position, cash and equity after the newest steps of a run."""
+    from tracepaper.storage.questions import EQUITY
+
+    _show(EQUITY, limit, _located(run, db, config), json=json)
+
+
+@app.command()
+def sql(
+    question: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT, in quotes.")],
+    *,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Ask the views (v_runs, v_decisions, v_gates, v_fills, v_equity, …) in SQL, read-only."""
+    from tracepaper.storage.questions import ask
+    from tracepaper.storage.reader import Reader
+
+    with Reader.open(database_path(db, config)) as reader:
+        _print(ask(reader.connection, question), json=json)
+
+
+def _located(run: str, db: Path | None, config: Path | None) -> Located:
+    from tracepaper.storage.reader import resolve
+
+    return resolve(None if "#" in run else database_path(db, config), run)
+
+
+def _show(question: str, limit: int, located: Located, *, json: bool) -> None:
+    """Ask a prepared question of one run, and print its rows, the newest last."""
+    from tracepaper.storage.questions import ask
+    from tracepaper.storage.reader import Reader
+
+    with Reader.open(located.path) as reader:
+        answered = ask(reader.connection, question, {"run": located.run_id, "limit": limit})
+    _print(answered.oldest_first(), json=json)
+    if not answered.rows:
+        if not json:
+            typer.echo(f"Run {located.run_id} has none.", err=True)
+        raise typer.Exit(1)
+
+
+def _print(answered: Answered, *, json: bool) -> None:
+    """Print rows: a table on a terminal, tab-separated lines elsewhere, or JSON."""
+    import sys
+
+    if json:
+        print_json(answered.documents())
+        return
+    lines = [[_text(value) for value in row] for row in answered.rows]
+    if not sys.stdout.isatty():
+        for line in (list(answered.columns), *lines):
+            typer.echo("\t".join(text.replace("\t", " ").replace("\n", " ") for text in line))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*answered.columns, box=None, header_style="bold")
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value.hex() if isinstance(value, bytes) else str(value)
