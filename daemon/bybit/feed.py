@@ -7,13 +7,14 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Final, Self, assert_never
+from typing import Self, assert_never
 
 from msgspec import structs
 
-from tracepaper.daemon.bybit.backfill import Hole, fill
+from tracepaper.daemon.bybit.backfill import Hole
 from tracepaper.daemon.bybit.connection import Connection
 from tracepaper.daemon.bybit.feed_types import (
+    Blame,
     FeedSettings,
     FeedStart,
     Item,
@@ -22,11 +23,12 @@ from tracepaper.daemon.bybit.feed_types import (
     Submitted,
 )
 from tracepaper.daemon.bybit.funding import FundingSchedule
+from tracepaper.daemon.bybit.handon import HandOn
 from tracepaper.daemon.bybit.intervals import floor_open_ms, interval_name
 from tracepaper.daemon.bybit.line import Line
 from tracepaper.daemon.bybit.market import Market
 from tracepaper.daemon.bybit.rest import Rest
-from tracepaper.daemon.bybit.sequence import BarSequence, Place
+from tracepaper.daemon.bybit.sequence import BarSequence
 from tracepaper.daemon.bybit.stream import first_cause
 from tracepaper.daemon.bybit.upkeep import Upkeep
 from tracepaper.daemon.ports import Clock
@@ -34,15 +36,11 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import (
     Bar,
     Event,
-    Funding,
     GapCause,
     Instrument,
     Mark,
     Quote,
 )
-
-FUNDING_WAIT_S: Final = 0.5
-"""How long, network time, a bar waits for a settlement that belongs before it."""
 
 
 class LiveFeed:
@@ -71,7 +69,6 @@ class LiveFeed:
     ) -> None:
         interval_name(settings.interval_ms)
         self.counters: Counter[str] = Counter()
-        self._rest = rest
         self._clock = clock
         self._settings = settings
         self._quote_from_ms = quote_from_ms
@@ -85,6 +82,13 @@ class LiveFeed:
             settings=settings,
             markets=self._markets,
             line=self._line,
+            counters=self.counters,
+        )
+        self._hand_on = HandOn(
+            rest=rest,
+            clock=clock,
+            markets=self._markets,
+            upkeep=self._upkeep,
             counters=self.counters,
         )
         self._group = asyncio.TaskGroup()
@@ -147,7 +151,7 @@ class LiveFeed:
                 self.counters["overflow_quotes"] += 1
         elif not self._line.offer(item):
             self.counters["overflow_bars"] += 1
-            self._markets[item.instrument].cause = GapCause.OVERFLOW
+            self._blame(item.instrument, GapCause.OVERFLOW)
 
     def announce_funding(self, instrument: str, next_ms: int) -> None:
         """Learn a ticker's ``nextFundingTime``."""
@@ -156,7 +160,14 @@ class LiveFeed:
     def lost(self, instruments: Iterable[Instrument], cause: GapCause) -> None:
         """Learn that the connection of *instruments* was lost: their next hole has this cause."""
         for one in instruments:
-            self._markets[one.id].cause = cause
+            self._blame(one.id, cause)
+
+    def _blame(self, instrument: str, cause: GapCause) -> None:
+        """Put in line that bars may be missing from here on; the first cause in line stands."""
+        market = self._markets[instrument]
+        if not market.is_blamed:
+            market.is_blamed = True
+            self._line.insist(Blame(instrument, cause))
 
     # ------------------------------------------------------------ the line of events
 
@@ -177,12 +188,12 @@ class LiveFeed:
                 yield event
 
     async def _on_item(
-        self, item: Bar | Quote | Mark | Reminder | Submitted
+        self, item: Bar | Quote | Mark | Reminder | Blame | Submitted
     ) -> AsyncIterator[Event]:
         """Hand on what one item of the line causes."""
         match item:
             case Bar():
-                async for event in self._on_bar(item):
+                async for event in self._hand_on.bar(item):
                     yield event
             case Quote():
                 market = self._markets[item.instrument]
@@ -193,6 +204,9 @@ class LiveFeed:
             case Reminder():
                 async for event in self._on_reminder(item):
                     yield event
+            case Blame():
+                market = self._markets[item.instrument]
+                market.cause, market.is_blamed = item.cause, False
             case Submitted():
                 yield item.event
             case _:
@@ -207,7 +221,7 @@ class LiveFeed:
             if market.sequence.next_open_ms < until_ms
         ]
         if holes:
-            async for event in self._fill(holes):
+            async for event in self._hand_on.fill(holes):
                 yield event
 
     def _listen(self) -> None:
@@ -236,7 +250,7 @@ class LiveFeed:
                 Hole(market, until_ms, is_certain=False, cause=market.cause)
                 for market in self._markets.values()
             ]
-            async for event in self._fill(holes):
+            async for event in self._hand_on.fill(holes):
                 yield event
             reached = {one: market.sequence.next_open_ms for one, market in self._markets.items()}
             if reached == before or min(reached.values()) >= until_ms:
@@ -254,86 +268,23 @@ class LiveFeed:
                     "or storage.url."
                 )
 
-    async def _on_bar(self, bar: Bar) -> AsyncIterator[Event]:
-        """Hand on a bar of the stream, exactly once and in its place."""
-        market = self._markets[bar.instrument]
-        match place := market.sequence.place(bar):
-            case Place.REPEATED | Place.OLD:
-                self.counters[f"{place.value}_bars"] += 1
-                return
-            case Place.REVISED:
-                self.counters["revised_bars"] += 1
-                market.sequence.accept(bar)
-                yield structs.replace(bar, seen_ms=self._clock.market_ms())
-                return
-            case Place.AHEAD:
-                hole = Hole(market, bar.open_time_ms, is_certain=True, cause=market.cause)
-                async for event in self._fill([hole]):
-                    yield event
-            case Place.NEXT:
-                pass
-            case _:
-                assert_never(place)
-        market.cause = self._cause_while(market)
-        async for event in self._before(market, bar.close_time_ms, FUNDING_WAIT_S):
-            yield event
-        for event in self._quotes(market):
-            yield event
-        market.sequence.accept(bar)
-        self.counters["bars"] += 1
-        yield structs.replace(bar, seen_ms=self._clock.market_ms())
-
     async def _on_reminder(self, reminder: Reminder) -> AsyncIterator[Event]:
         """Ask REST for a bar whose closing frame is overdue, unless it came meanwhile."""
         market = self._markets[reminder.instrument]
         if market.sequence.next_open_ms != reminder.open_ms:
             return
         until_ms = floor_open_ms(self._clock.market_ms(), self._settings.interval_ms)
-        hole = Hole(market, until_ms, is_certain=False, cause=market.cause)
-        async for event in self._fill([hole]):
+        cause = market.cause
+        if cause is None:  # of a new run: nothing was handed on by its stream yet
+            cause = GapCause.MISSED if self._is_up(market) else GapCause.DISCONNECTED
+        hole = Hole(market, until_ms, is_certain=False, cause=cause)
+        async for event in self._hand_on.fill([hole]):
             yield event
 
-    async def _fill(self, holes: Sequence[Hole]) -> AsyncIterator[Event]:
-        """Fill *holes* from REST, each bar preceded by the settlements that belong before it."""
-        async for event in fill(holes, rest=self._rest, clock=self._clock):
-            if isinstance(event, Bar):
-                market = self._markets[event.instrument]
-                until_ms = next(one.until_ms for one in holes if one.market is market)
-                async for before in self._before(market, event.close_time_ms, None):
-                    yield before
-                if self._upkeep.is_live and event.close_time_ms >= until_ms:
-                    for quote_or_mark in self._quotes(market):
-                        yield quote_or_mark
-                self.counters["rest_bars"] += 1
-            else:
-                self.counters["repairs" if event.repaired_by else "holes"] += 1
-            yield event
-
-    async def _before(
-        self, market: Market, close_ms: int, patience_s: float | None
-    ) -> AsyncIterator[Funding]:
-        """Yield the settlements that belong before a bar that closed at *close_ms*."""
-        if not market.funding.is_due_by(close_ms):
-            return
-        market.funding.asked(close_ms)
-        try:
-            async with asyncio.timeout(patience_s):
-                settled = await self._upkeep.settlements(market, close_ms)
-        except TimeoutError:
-            return  # asked again in the background
-        for funding in settled:
-            yield funding
-
-    def _quotes(self, market: Market) -> list[Quote | Mark]:
-        """Return the newest quote and mark that were not handed on, as of now."""
-        now_ms = self._clock.market_ms()
-        return [structs.replace(event, seen_ms=now_ms) for event in market.unhanded()]
-
-    def _cause_while(self, market: Market) -> GapCause:
-        """Return why the next bar of *market* would be missing, as things stand."""
+    def _is_up(self, market: Market) -> bool:
+        """Return whether the connection of *market* stands."""
         category = market.instrument.category
-        is_up = any(one.is_connected for one in self._connections if one.category is category)
-        return GapCause.MISSED if is_up else GapCause.DISCONNECTED
+        return any(one.is_connected for one in self._connections if one.category is category)
 
 
 def _market(instrument: Instrument, settings: FeedSettings, start: FeedStart) -> Market:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from msgspec import Struct
 
 from tracepaper.daemon.bybit.stream import StreamSettings
-from tracepaper.strategies.types import Bar, Event, Mark, Quote
+from tracepaper.strategies.types import Bar, Event, GapCause, Mark, Quote
 
 
 class FeedSettings(Struct, frozen=True):
@@ -48,6 +48,13 @@ class Reminder(Struct, frozen=True):
     open_ms: int
 
 
+class Blame(Struct, frozen=True):
+    """Bars of this instrument that come after this place in the line may be missing, and why."""
+
+    instrument: str
+    cause: GapCause
+
+
 class Submitted(Struct, frozen=True):
     """An event from outside or from a background task, handed on as it stands."""
 
@@ -58,4 +65,4 @@ class Stop(Struct, frozen=True):
     """The end of the feed."""
 
 
-Item = Bar | Quote | Mark | Reminder | Submitted | Stop
+Item = Bar | Quote | Mark | Reminder | Blame | Submitted | Stop

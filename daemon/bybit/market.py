@@ -27,6 +27,7 @@ class Market:
         self.sequence = sequence
         self.funding = funding
         self.cause = cause  # of the next hole; None while only warm-up bars can be missing
+        self.is_blamed = False  # a blame is in line and not yet read
         self._quote: Quote | None = None
         self._quote_handed: Quote | None = None
         self._mark: Mark | None = None

@@ -23,7 +23,7 @@ CHEAP = structs.replace(
 
 
 def candle(**changes: str | int | bool) -> Candle:
-    """A closed minute as the exchange sends it."""
+    """Return a closed minute as the exchange sends it."""
     fields: dict[str, str | int | bool] = {
         "start": START,
         "end": START + MINUTE - 1,
@@ -45,7 +45,7 @@ def read(one: Candle, of: Instrument | None = None) -> tuple[int, ...]:
 
 
 def text(value: int, decimals: int) -> str:
-    """A number as the exchange writes it: trailing zeros left out."""
+    """Write a number as the exchange does: trailing zeros left out."""
     plain = f"{Decimal(value).scaleb(-decimals):f}"
     return plain.rstrip("0").rstrip(".") if "." in plain else plain
 

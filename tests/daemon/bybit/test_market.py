@@ -83,10 +83,8 @@ def test_grace_is_counted_in_market_and_in_network_time() -> None:
 
 def test_questions_double_their_wait_up_to_a_bound() -> None:
     one = market()
-    asked = []
-    for tenth in range(3_000):
-        if overdue(one, CLOSE + 60_000, tenth / 10):
-            asked.append(tenth / 10)
+    seconds = [tenth / 10 for tenth in range(3_000)]
+    asked = [at_s for at_s in seconds if overdue(one, CLOSE + 60_000, at_s)]
     waits = [after - before for before, after in itertools.pairwise(asked)]
     assert waits[:3] == [1.0, 2.0, 4.0]
     assert max(waits) == PATIENCE_MAX_S

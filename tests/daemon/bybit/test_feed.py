@@ -1,0 +1,571 @@
+"""The live feed against a scripted exchange: exactly once, in order, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from builders import instrument
+from bybit_server import (
+    FILTERS,
+    MINUTE,
+    START_MS,
+    ScriptedServer,
+    SteppedClock,
+    book,
+    kline,
+    ticker,
+    until,
+)
+from msgspec import structs
+
+from tracepaper.daemon.bybit.feed import LiveFeed
+from tracepaper.daemon.bybit.feed_types import FeedSettings, FeedStart
+from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.daemon.bybit.stream import StreamSettings
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types import (
+    Bar,
+    Category,
+    Command,
+    CommandKind,
+    Event,
+    Funding,
+    Gap,
+    GapCause,
+    Instrument,
+    InstrumentChange,
+    Mark,
+    Quote,
+    Source,
+)
+
+BITCOIN = instrument(price_decimals=1, tick_size=1)
+ID = BITCOIN.id
+HOUR = 3_600_000
+
+
+class Live:
+    """A running feed, its exchange, its clock, and everything it handed on."""
+
+    def __init__(self, server: ScriptedServer, clock: SteppedClock, feed: LiveFeed) -> None:
+        self.server = server
+        self.clock = clock
+        self.feed = feed
+        self.events: list[Event] = []
+        self.quotes_from: int | None = None
+        self.is_ended = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def consume(self) -> None:
+        async for event in self.feed:
+            self.events.append(event)
+            await self.gate.wait()  # an engine that is busy while the gate is shut
+        self.is_ended = True
+
+    def bars(self) -> list[Bar]:
+        return [event for event in self.events if isinstance(event, Bar)]
+
+    def opens(self) -> list[int]:
+        """Return the open times handed on, in minutes since the start."""
+        return [(bar.open_time_ms - START_MS) // MINUTE for bar in self.bars()]
+
+    def gaps(self) -> list[tuple[int, int, GapCause, str]]:
+        return [
+            (
+                (gap.from_ms - START_MS) // MINUTE,
+                (gap.until_ms - START_MS) // MINUTE,
+                gap.cause,
+                gap.repaired_by,
+            )
+            for gap in self.events
+            if isinstance(gap, Gap)
+        ]
+
+    async def close_bar(self, index: int, *, stream: bool = True, rest: bool = True) -> None:
+        """Let minute *index* close: market time moves on, REST and the stream learn of it."""
+        open_ms = START_MS + index * MINUTE
+        self.move_to(open_ms + MINUTE + 300)
+        if rest:
+            self.server.add_candle(open_ms)
+        if stream:
+            await self.server.send(kline(open_ms))
+
+    def move_to(self, market_ms: int) -> None:
+        """Move market time, the exchange's and ours."""
+        self.server.server_ms = market_ms
+        self.clock.synchronise(market_ms)
+
+    async def expect(self, condition: Callable[[], object]) -> None:
+        """Let network time pass until *condition* holds."""
+        await self.clock.run(condition)
+
+
+@asynccontextmanager
+async def live(
+    server: ScriptedServer,
+    *,
+    start: FeedStart | None = None,
+    instruments: tuple[Instrument, ...] = (BITCOIN,),
+    queue_limit: int = 1_000,
+    **stream: float,
+) -> AsyncIterator[Live]:
+    """Run a feed whose period starts at minute 0, as soon as it caught up."""
+    clock = SteppedClock(server.server_ms)
+    rng = random.Random(1)
+    rest_settings = RestSettings(rest_url=server.rest_url, requests_per_s=1_000)
+    holder: list[Live] = []
+    async with (
+        Rest(rest_settings, clock=clock, rng=rng) as rest,
+        LiveFeed(
+            rest=rest,
+            clock=clock,
+            rng=rng,
+            instruments=instruments,
+            settings=FeedSettings(
+                interval_ms=MINUTE,
+                stream=structs.replace(
+                    StreamSettings(stream_url=server.stream_url, connect_timeout_s=2), **stream
+                ),
+                queue_limit=queue_limit,
+            ),
+            start=start or FeedStart(period_start_ms=START_MS, warmup_bars=0),
+            quote_from_ms=lambda _: holder[0].quotes_from,
+        ) as feed,
+    ):
+        running = Live(server, clock, feed)
+        holder.append(running)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(running.consume())
+            await clock.run(lambda: feed.counters["resyncs"])
+            yield running
+            task.cancel()
+
+
+def known(minute: int) -> FeedStart:
+    """Return the start of a run that holds bars up to *minute*."""
+    return FeedStart(
+        period_start_ms=START_MS - 10 * MINUTE,
+        warmup_bars=5,
+        known={ID: START_MS + minute * MINUTE},
+    )
+
+
+async def test_closing_frames_become_bars_in_order() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        for index in range(3):
+            await run.close_bar(index)
+        await until(lambda: len(run.bars()) == 3)
+        assert run.opens() == [0, 1, 2]
+        assert {bar.source for bar in run.bars()} == {Source.STREAM}
+        assert run.bars()[2].market_ms == START_MS + 3 * MINUTE + 300
+        assert not run.gaps()
+
+
+async def test_a_new_run_is_warmed_with_the_bars_before_its_period() -> None:
+    async with ScriptedServer() as server:
+        for index in range(-30, 0):
+            server.add_candle(START_MS + index * MINUTE)
+        server.server_ms = START_MS + 2_000
+        start = FeedStart(period_start_ms=START_MS + 2_000, warmup_bars=20)
+        async with live(server, start=start) as run:
+            await until(lambda: len(run.bars()) == 20)
+            await run.close_bar(0)
+            await until(lambda: len(run.bars()) == 21)
+            assert run.opens() == list(range(-20, 1))
+            assert [bar.source for bar in run.bars()] == [Source.REST] * 20 + [Source.STREAM]
+            assert run.bars()[0].market_ms == START_MS - 19 * MINUTE
+            assert run.bars()[0].seen_ms == START_MS + 2_000
+            assert not run.gaps()
+
+
+async def test_an_instrument_listed_late_has_no_hole_before_its_listing() -> None:
+    async with ScriptedServer() as server:
+        for index in range(-3, 0):
+            server.add_candle(START_MS + index * MINUTE)
+        server.server_ms = START_MS + 2_000
+        start = FeedStart(period_start_ms=START_MS, warmup_bars=2_500)
+        async with live(server, start=start) as run:
+            await run.close_bar(0)
+            await until(lambda: len(run.bars()) == 4)
+            assert run.opens() == [-3, -2, -1, 0]
+            assert not run.gaps()
+
+
+async def test_a_hole_in_the_warm_up_is_said() -> None:
+    async with ScriptedServer() as server:
+        for index in (-5, -4, -1):
+            server.add_candle(START_MS + index * MINUTE)
+        server.server_ms = START_MS + 2_000
+        start = FeedStart(period_start_ms=START_MS, warmup_bars=5)
+        async with live(server, start=start) as run:
+            await until(lambda: len(run.bars()) == 3)
+            assert run.gaps() == [(-3, -1, GapCause.ARCHIVE, "")]
+
+
+async def test_what_closed_while_the_daemon_was_down_is_filled_and_said() -> None:
+    async with ScriptedServer() as server:
+        for index in range(-9, 3):
+            server.add_candle(START_MS + index * MINUTE)
+        server.server_ms = START_MS + 3 * MINUTE + 5_000
+        async with live(server, start=known(-1)) as run:
+            await until(lambda: len(run.bars()) == 3)
+            assert run.opens() == [0, 1, 2]
+            assert run.gaps() == [(0, 3, GapCause.DOWN, "rest")]
+            assert isinstance(run.events[0], Gap)
+            assert {bar.seen_ms for bar in run.bars()} == {server.server_ms}
+
+
+async def test_a_restart_within_a_bar_misses_nothing_and_says_nothing() -> None:
+    async with ScriptedServer() as server:
+        server.add_candle(START_MS - MINUTE)
+        server.server_ms = START_MS + 30_000
+        async with live(server, start=known(-1)) as run:
+            await run.close_bar(0)
+            await until(run.bars)
+            assert run.opens() == [0]
+            assert not run.gaps()
+
+
+async def test_a_server_behind_the_database_is_refused() -> None:
+    async def misled() -> None:
+        async with ScriptedServer() as server, live(server, start=known(5)) as run:
+            await until(lambda: run.is_ended)
+
+    with pytest.raises(ExceptionGroup) as caught:  # the test's own group around the consumer
+        await misled()
+    assert caught.group_contains(ConfigInvalid, match="behind the last bar")
+
+
+async def test_a_missed_bar_is_repaired_before_the_one_that_shows_it() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        await run.close_bar(1, stream=False)
+        await run.close_bar(2, stream=False)
+        await run.close_bar(3)
+        await until(lambda: len(run.bars()) == 4)
+        assert run.opens() == [0, 1, 2, 3]
+        assert [bar.source for bar in run.bars()[1:]] == [Source.REST] * 2 + [Source.STREAM]
+        assert run.gaps() == [(1, 3, GapCause.MISSED, "rest")]
+        order = [type(event) for event in run.events]
+        assert order == [Bar, Gap, Bar, Bar, Bar]
+
+
+async def test_what_rest_does_not_have_either_is_a_hole_for_good() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await run.close_bar(1, stream=False, rest=False)
+        await run.close_bar(2, stream=False)
+        await run.close_bar(3, stream=False, rest=False)
+        await run.close_bar(4)
+        await until(lambda: len(run.bars()) == 3)
+        assert run.opens() == [0, 2, 4]
+        assert run.gaps() == [
+            (1, 2, GapCause.MISSED, ""),
+            (2, 3, GapCause.MISSED, "rest"),
+            (3, 4, GapCause.MISSED, ""),
+        ]
+        assert run.feed.counters["holes"] == 2
+
+
+async def test_an_overdue_closing_frame_is_replaced_by_rest() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        await run.close_bar(1, stream=False)
+        run.move_to(START_MS + 2 * MINUTE + 5_000)
+        await run.expect(lambda: len(run.bars()) == 2)
+        assert run.gaps() == [(1, 2, GapCause.MISSED, "rest")]
+        await run.server.send(kline(START_MS + MINUTE))  # the frame comes at last
+        await run.close_bar(2)
+        await until(lambda: len(run.bars()) == 3)
+        assert run.opens() == [0, 1, 2]
+        assert run.feed.counters["repeated_bars"] == 1
+
+
+async def test_an_overdue_bar_that_rest_lacks_is_awaited_without_a_verdict() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        run.move_to(START_MS + 2 * MINUTE + 5_000)
+        asked = len(server.asked("kline"))
+        await run.expect(lambda: len(server.asked("kline")) >= asked + 3)
+        assert not run.gaps()
+        server.add_candle(START_MS + MINUTE)
+        await run.expect(lambda: len(run.bars()) == 2)
+        assert run.gaps() == [(1, 2, GapCause.MISSED, "rest")]
+
+
+async def test_a_repetition_is_dropped_and_a_revision_handed_on_once_per_value() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        frames = [kline(START_MS), kline(START_MS), *[kline(START_MS, "101.0")] * 2]
+        run.move_to(START_MS + MINUTE + 300)
+        await server.send(*frames, kline(START_MS, "102.0"))
+        await run.close_bar(1)
+        await until(lambda: len(run.bars()) == 4)
+        assert [bar.close for bar in run.bars()] == [1005, 1010, 1020, 1005]
+        assert run.opens() == [0, 0, 0, 1]
+        assert run.feed.counters["repeated_bars"] == 2
+        assert run.feed.counters["revised_bars"] == 2
+
+
+async def test_a_hole_of_a_lost_connection_is_said_to_be_one() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        await server.drop()
+        await until(lambda: run.feed.counters["disconnects"])
+        await run.close_bar(1, stream=False)
+        await run.expect(lambda: server.connections == 2)
+        await until(lambda: len(server.subscribed()) == 6)
+        await run.close_bar(2)
+        await run.close_bar(3, stream=False)
+        await run.close_bar(4)
+        await until(lambda: len(run.bars()) == 5)
+        assert run.opens() == [0, 1, 2, 3, 4]
+        assert run.gaps() == [
+            (1, 2, GapCause.DISCONNECTED, "rest"),
+            (3, 4, GapCause.MISSED, "rest"),
+        ]
+
+
+async def test_a_silent_stream_is_left_and_its_hole_called_stale() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        await run.expect(lambda: run.feed.counters["stale"])
+        await run.close_bar(1, stream=False)
+        await run.expect(lambda: server.connections == 2)
+        await until(lambda: len(server.subscribed()) == 6)
+        await run.close_bar(2)
+        await until(lambda: len(run.bars()) == 3)
+        assert run.gaps() == [(1, 2, GapCause.STALE, "rest")]
+
+
+async def test_rest_goes_on_while_the_stream_is_refused() -> None:
+    async with ScriptedServer() as server:
+        server.refuse_status = 503
+        async with live(server, connect_timeout_s=0.05) as run:
+            for index in range(2):
+                await run.close_bar(index, stream=False)
+                run.move_to(START_MS + (index + 1) * MINUTE + 6_000)
+                await run.expect(lambda index=index: len(run.bars()) == index + 1)  # type: ignore[misc]
+            assert {bar.source for bar in run.bars()} == {Source.REST}
+            assert run.feed.counters["connects"] == 0
+
+
+async def test_a_bar_is_preceded_by_the_newest_quote_and_mark_once() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        at_ms = START_MS + 59_000
+        run.move_to(at_ms)
+        await server.send(book(at_ms - 5), ticker(at_ms), book(at_ms, bid="100.3"))
+        await run.close_bar(0)
+        await run.close_bar(1)
+        await until(lambda: len(run.bars()) == 2)
+        assert [type(event) for event in run.events] == [Quote, Mark, Bar, Bar]
+        quote, mark = run.events[0], run.events[1]
+        assert isinstance(quote, Quote)
+        assert isinstance(mark, Mark)
+        assert (quote.bid, quote.market_ms, mark.price) == (1003, at_ms, 1004)
+
+
+async def test_changed_quotes_are_events_while_an_order_rests() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        run.quotes_from = START_MS + 100
+        run.move_to(START_MS + 200)
+        await server.send(
+            book(START_MS + 50),
+            book(START_MS + 100),
+            book(START_MS + 150),
+            book(START_MS + 160, size="2"),
+        )
+        await until(lambda: len(run.events) == 2)
+        times = [event.market_ms for event in run.events if isinstance(event, Quote)]
+        assert times == [START_MS + 100, START_MS + 160]
+
+
+async def test_a_full_line_drops_quotes_before_bars_and_no_bar_in_silence() -> None:
+    async with ScriptedServer() as server, live(server, queue_limit=4) as run:
+        run.gate.clear()
+        await run.close_bar(0)
+        await until(run.bars)
+        await server.send(*(book(START_MS + 2 * MINUTE + at) for at in range(5)))
+        for index in range(1, 6):
+            await run.close_bar(index)
+        await until(lambda: run.feed.counters["overflow_bars"] == 3)
+        assert run.feed.counters["overflow_quotes"] == 3
+        run.gate.set()
+        await run.close_bar(6)
+        await until(lambda: len(run.bars()) == 7)
+        assert run.opens() == [0, 1, 2, 3, 4, 5, 6]
+        assert run.gaps() == [(3, 6, GapCause.OVERFLOW, "rest")]
+
+
+async def test_market_time_follows_frames_and_is_read_anew_every_half_minute() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        assert run.clock.market_ms() == START_MS + MINUTE + 300
+        resyncs = run.feed.counters["resyncs"]
+        server.server_ms += 777
+        run.clock.advance(network_s=29)
+        await run.expect(lambda: run.feed.counters["resyncs"] > resyncs)
+        assert run.clock.market_ms() == server.server_ms
+
+
+async def test_a_frame_far_from_our_time_has_the_clock_read_anew() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        resyncs = run.feed.counters["resyncs"]
+        run.clock.advance(market_ms=60_000)  # we ran ahead of a server that stood still
+        await server.send(book(server.server_ms))
+        await run.expect(lambda: run.feed.counters["resyncs"] > resyncs)
+        assert run.clock.market_ms() == server.server_ms
+
+
+FUNDED = structs.replace(BITCOIN, funding_interval_minutes=480)
+EIGHT = START_MS - START_MS % (8 * HOUR) + 8 * HOUR  # the next settlement
+
+
+async def test_a_settlement_comes_once_and_after_the_bar_that_closed_before_it() -> None:
+    async with ScriptedServer() as server:
+        start = FeedStart(period_start_ms=EIGHT - 2 * MINUTE, warmup_bars=0)
+        server.server_ms = EIGHT - 2 * MINUTE
+        async with live(server, start=start, instruments=(FUNDED,)) as run:
+            first = (EIGHT - START_MS) // MINUTE - 2
+            await run.close_bar(first)
+            await until(run.bars)
+            server.funding.append((EIGHT, "0.0001"))
+            await run.close_bar(first + 1)  # closes at the settlement
+            await run.close_bar(first + 2)
+            await until(lambda: len(run.bars()) == 3)
+            assert [type(event) for event in run.events] == [Bar, Funding, Bar, Bar]
+            funding = run.events[1]
+            assert isinstance(funding, Funding)
+            assert (funding.rate, funding.market_ms) == (1_000_000, EIGHT)
+
+
+async def test_a_settlement_published_late_is_asked_for_until_it_comes() -> None:
+    async with ScriptedServer() as server:
+        start = FeedStart(period_start_ms=EIGHT - MINUTE, warmup_bars=0)
+        server.server_ms = EIGHT - MINUTE
+        async with live(server, start=start, instruments=(FUNDED,)) as run:
+            await run.close_bar((EIGHT - START_MS) // MINUTE - 1)
+            await until(run.bars)
+            await run.expect(lambda: len(server.asked("funding/history")) >= 3)
+            assert len(run.events) == 1
+            server.funding.append((EIGHT, "-0.0002"))
+            await run.expect(lambda: len(run.events) == 2)
+            asked = len(server.asked("funding/history"))
+            await run.expect(lambda: run.feed.counters["resyncs"] > 2)
+            assert len(server.asked("funding/history")) == asked
+
+
+async def test_settlements_missed_while_down_come_in_their_places() -> None:
+    async with ScriptedServer() as server:
+        first = (EIGHT - START_MS) // MINUTE - 2
+        for index in range(first, first + 4):
+            server.add_candle(START_MS + index * MINUTE)
+        server.funding = [(EIGHT - 8 * HOUR, "0.0003"), (EIGHT, "0.0001")]
+        server.server_ms = EIGHT + 2 * MINUTE + 5_000
+        start = FeedStart(
+            period_start_ms=EIGHT - HOUR,
+            warmup_bars=0,
+            known={ID: EIGHT - 3 * MINUTE},
+            known_funding={ID: EIGHT - 8 * HOUR},
+        )
+        async with live(server, start=start, instruments=(FUNDED,)) as run:
+            await until(lambda: len(run.bars()) == 4)
+            kinds = [type(event).__name__ for event in run.events]
+            assert kinds == ["Gap", "Bar", "Funding", "Bar", "Bar", "Bar"]
+
+
+async def test_filters_are_read_again_daily_and_handed_on_when_they_differ() -> None:
+    async with ScriptedServer() as server:
+        clock = SteppedClock()
+        async with Rest(
+            RestSettings(rest_url=server.rest_url), clock=clock, rng=random.Random(1)
+        ) as rest:
+            kept = await rest.instrument(Category.LINEAR, "BTCUSDT")
+        kept = structs.replace(kept, funding_interval_minutes=0)
+        server.filters[0]["fundingInterval"] = 0
+        async with live(server, instruments=(kept,)) as run:
+            await until(lambda: len(server.asked("instruments-info")) == 1)
+            await run.expect(lambda: run.feed.counters["resyncs"] > 1)
+            run.move_to(START_MS + 24 * HOUR + MINUTE)
+            await run.expect(lambda: len(server.asked("instruments-info")) == 2)
+            server.filters[0]["lotSizeFilter"]["maxMktOrderQty"] = "120"
+            run.move_to(START_MS + 48 * HOUR + 2 * MINUTE)
+            changes: list[InstrumentChange] = []
+
+            def found() -> bool:
+                changes[:] = [one for one in run.events if isinstance(one, InstrumentChange)]
+                return bool(changes)
+
+            await run.expect(found)
+            (change,) = changes
+            assert change.instrument == structs.replace(kept, max_quantity=120_000)
+    assert FILTERS["lotSizeFilter"]["maxMktOrderQty"] == "150.000"
+
+
+async def test_a_command_takes_its_place_in_line_and_stop_ends_the_feed() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        halt = Command(CommandKind.HALT, "test", START_MS, START_MS)
+        await run.feed.submit(halt)
+        run.feed.stop()
+        await until(lambda: run.is_ended)
+        assert run.events[-1] is halt
+
+
+async def test_malformed_frames_are_counted_and_nothing_else_happens() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await server.send(b"{", b"[]", kline(START_MS, "NaN"), kline(START_MS, "1e5"))
+        await run.close_bar(0)
+        await until(run.bars)
+        assert run.opens() == [0]
+        assert run.feed.counters["malformed.kline"] == 2
+        assert run.feed.counters["malformed.frame"] == 2
+
+
+async def test_several_symbols_are_merged_in_open_time_order_from_rest() -> None:
+    ether = instrument("ETHUSDT", price_decimals=1, tick_size=1)
+    async with ScriptedServer() as server:
+        for index in range(-3, 0):
+            for symbol in ("BTCUSDT", "ETHUSDT"):
+                server.add_candle(START_MS + index * MINUTE, symbol=symbol)
+        server.server_ms = START_MS + 2_000
+        start = FeedStart(period_start_ms=START_MS, warmup_bars=3)
+        async with live(server, start=start, instruments=(BITCOIN, ether)) as run:
+            await until(lambda: len(run.bars()) == 6)
+            assert run.opens() == [-3, -3, -2, -2, -1, -1]
+            assert [bar.instrument for bar in run.bars()[:2]] == [BITCOIN.id, ether.id]
+
+
+async def test_linear_and_spot_of_one_symbol_are_kept_apart() -> None:
+    spot = structs.replace(BITCOIN, category=Category.SPOT)
+    async with ScriptedServer() as server, live(server, instruments=(BITCOIN, spot)) as run:
+        await until(lambda: len(server.subscribed()) == 5)
+        assert server.connections == 2
+        assert sorted(server.subscribed()).count("tickers.BTCUSDT") == 1
+        await run.close_bar(0)  # both connections get the frame
+        await until(lambda: len(run.bars()) == 2)
+        assert {bar.instrument for bar in run.bars()} == {"linear:BTCUSDT", "spot:BTCUSDT"}
+
+
+async def test_a_mistake_found_in_the_background_ends_the_feed_with_its_sentence() -> None:
+    async def misled() -> None:
+        async with ScriptedServer() as server, live(server) as run:
+            server.answer_next("time", web.Response(status=404))
+            await run.expect(lambda: run.is_ended)
+
+    with pytest.raises(ConfigInvalid, match="HTTP 404"):
+        await misled()

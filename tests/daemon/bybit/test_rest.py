@@ -1,0 +1,220 @@
+"""REST against a scripted server: pages, order, finality, codes, bans."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from builders import instrument
+from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock, until
+from msgspec import structs
+
+from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.daemon.supervisor import RestartBudget
+from tracepaper.strategies.errors import ConfigInvalid, FeedLost, MessageMalformed
+from tracepaper.strategies.types import Category
+
+HOUR = 3_600_000
+
+
+@asynccontextmanager
+async def asking(
+    server: ScriptedServer, *, tries: int | None = 0, clock: SteppedClock | None = None
+) -> AsyncIterator[Rest]:
+    """Yield a client that gives up after *tries* failures (None: never)."""
+    settings = RestSettings(rest_url=server.rest_url, requests_per_s=1000, request_timeout_s=5)
+    budget = None if tries is None else RestartBudget(limit=tries, window_s=1e9)
+    async with Rest(
+        settings, clock=clock or SteppedClock(), rng=random.Random(1), budget=budget
+    ) as rest:
+        yield rest
+
+
+async def test_server_time_is_the_envelopes() -> None:
+    async with ScriptedServer() as server, asking(server) as rest:
+        assert await rest.server_time_ms() == START_MS
+
+
+async def test_candles_come_oldest_first_over_several_pages() -> None:
+    async with ScriptedServer() as server, asking(server) as rest:
+        opens = [START_MS + index * MINUTE for index in range(2_345)]
+        for open_ms in opens:
+            server.add_candle(open_ms)
+        server.server_ms = opens[-1] + 2 * MINUTE
+        bars = await rest.klines(instrument(), MINUTE, opens[0], opens[-1])
+        assert [bar.open_time_ms for bar in bars] == opens
+        assert len(server.asked("kline")) == 3
+        assert {query["limit"] for query in server.asked("kline")} == {"1000"}
+
+
+async def test_a_candle_is_final_only_some_time_after_its_close() -> None:
+    async with ScriptedServer() as server, asking(server) as rest:
+        server.add_candle(START_MS)
+        server.server_ms = START_MS + MINUTE + 1_999
+        assert await rest.klines(instrument(), MINUTE, START_MS, START_MS) == []
+        server.server_ms += 1
+        assert len(await rest.klines(instrument(), MINUTE, START_MS, START_MS)) == 1
+
+
+async def test_rows_outside_the_window_are_dropped() -> None:
+    async with ScriptedServer() as server, asking(server) as rest:
+        for index in range(5):
+            server.add_candle(START_MS + index * MINUTE)
+        server.server_ms = START_MS + 10 * MINUTE
+        bars = await rest.klines(instrument(), MINUTE, START_MS + MINUTE + 1, START_MS + 3 * MINUTE)
+        assert [bar.open_time_ms for bar in bars] == [START_MS + 2 * MINUTE, START_MS + 3 * MINUTE]
+
+
+async def test_a_row_that_cannot_be_read_is_left_out_and_counted() -> None:
+    async with ScriptedServer() as server, asking(server) as rest:
+        server.add_candle(START_MS)
+        server.add_candle(START_MS + MINUTE, close="NaN")
+        server.server_ms = START_MS + 10 * MINUTE
+        bars = await rest.klines(instrument(), MINUTE, START_MS, START_MS + MINUTE)
+        assert [bar.open_time_ms for bar in bars] == [START_MS]
+        assert rest.malformed_rows == 1
+
+
+async def test_instruments_are_read_page_by_page_until_the_cursor_ends() -> None:
+    async with ScriptedServer() as server, asking(server) as rest:
+        pages = [
+            {"list": [{**FILTERS, "symbol": "AUSDT"}], "nextPageCursor": "second"},
+            {"list": [{**FILTERS, "symbol": "BUSDT"}], "nextPageCursor": ""},
+        ]
+        server.answer_next("instruments-info", *(server.reply(page) for page in pages))
+        found = await rest.instruments(Category.LINEAR)
+        assert [one.symbol for one in found] == ["AUSDT", "BUSDT"]
+        assert [query.get("cursor") for query in server.asked("instruments-info")] == [
+            None,
+            "second",
+        ]
+
+
+async def test_a_cursor_that_repeats_does_not_loop() -> None:
+    async with ScriptedServer() as server, asking(server) as rest:
+        page = {"list": [{**FILTERS, "symbol": "AUSDT"}], "nextPageCursor": "again"}
+        server.answer_next("instruments-info", *(server.reply(page) for _ in range(5)))
+        await rest.instruments(Category.LINEAR)
+        assert len(server.asked("instruments-info")) == 2
+
+
+async def test_an_unknown_symbol_is_a_mistake_of_the_configuration() -> None:
+    async with ScriptedServer() as server, asking(server) as rest:
+        assert (await rest.instrument(Category.LINEAR, "BTCUSDT")).price_decimals == 1
+        with pytest.raises(ConfigInvalid, match="NOSUCH"):
+            await rest.instrument(Category.LINEAR, "NOSUCH")
+        assert (await rest.tickers(Category.LINEAR, "BTCUSDT")).mark_price == "100.4"
+        with pytest.raises(ConfigInvalid, match="NOSUCH"):
+            await rest.tickers(Category.LINEAR, "NOSUCH")
+
+
+async def test_funding_history_is_paged_backwards_and_returned_oldest_first() -> None:
+    async with ScriptedServer() as server, asking(server) as rest:
+        times = [START_MS + index * HOUR for index in range(450)]
+        server.funding = [(at, f"-0.000{index:03}") for index, at in enumerate(times)]
+        found = await rest.funding_history(instrument(), times[3], times[-1])
+        assert [one.market_ms for one in found] == times[3:]
+        assert found[0].rate == -30_000
+        assert len(server.asked("funding/history")) == 3
+        assert all("startTime" in query for query in server.asked("funding/history"))
+
+
+@pytest.mark.parametrize("code", [10000, 10006, 10016, 10018, 99999])
+async def test_codes_that_pass_are_tried_again(code: int) -> None:
+    clock = SteppedClock()
+    async with ScriptedServer() as server, asking(server, tries=None, clock=clock) as rest:
+        server.answer_next("time", *(server.reply({}, code=code, message="busy") for _ in range(3)))
+        task = asyncio.create_task(rest.server_time_ms())
+        await clock.run(task.done)
+        assert await task == START_MS
+        assert len(server.asked("time")) == 4
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"status": 429},
+        {"status": 500, "text": "<html>"},
+        {"status": 200, "text": "<html>"},
+        {"status": 200, "text": '{"retCode":0,"result":{}}'},
+        {"status": 200, "text": '{"retCode":0,"result":[],"time":5}'},
+    ],
+)
+async def test_what_is_no_answer_is_tried_again(answer: dict[str, object]) -> None:
+    clock = SteppedClock()
+    async with ScriptedServer() as server, asking(server, tries=None, clock=clock) as rest:
+        server.answer_next("time", web.Response(**answer))  # type: ignore[arg-type]
+        task = asyncio.create_task(rest.server_time_ms())
+        await clock.run(task.done)
+        assert await task == START_MS
+
+
+async def test_a_budget_ends_the_patience() -> None:
+    clock = SteppedClock()
+    async with ScriptedServer() as server, asking(server, tries=1, clock=clock) as rest:
+        server.answer_next("time", *(web.Response(status=502) for _ in range(3)))
+        task = asyncio.create_task(rest.server_time_ms())
+        await clock.run(task.done)
+        with pytest.raises(FeedLost, match="HTTP 502"):
+            await task
+        assert len(server.asked("time")) == 2
+        server.answer_next("time", web.Response(text="no json"))
+        with pytest.raises((FeedLost, MessageMalformed)):
+            await rest.server_time_ms()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(10009, "regional host"), (10024, "regional host"), (10001, "market.symbols")],
+)
+async def test_codes_that_stay_stop_with_advice(code: int, words: str) -> None:
+    async with ScriptedServer() as server, asking(server, tries=None) as rest:
+        server.answer_next("time", server.reply({}, code=code, message="no"))
+        with pytest.raises(ConfigInvalid, match=words):
+            await rest.server_time_ms()
+
+
+async def test_a_wrong_path_stops_with_advice() -> None:
+    async with ScriptedServer() as server, asking(server, tries=None) as rest:
+        server.answer_next("time", web.Response(status=404))
+        with pytest.raises(ConfigInvalid, match=r"exchange\.rest_url"):
+            await rest.server_time_ms()
+
+
+async def test_a_ban_silences_every_request_for_its_whole_time() -> None:
+    clock = SteppedClock()
+    async with ScriptedServer() as server, asking(server, tries=None, clock=clock) as rest:
+        server.answer_next("time", web.Response(status=403, text="<html>denied</html>"))
+        first = asyncio.create_task(rest.server_time_ms())
+        await until(lambda: rest.silent_until_s > 0)
+        assert rest.silent_until_s == clock.network_s() + 600
+        second = asyncio.create_task(rest.klines(instrument(), MINUTE, START_MS, START_MS))
+        banned_until_s = rest.silent_until_s
+        await clock.run(lambda: clock.network_s() >= banned_until_s - 1, step_s=1)
+        assert len(server.requests) == 1
+        await clock.run(lambda: first.done() and second.done(), step_s=1)
+        assert clock.network_s() >= banned_until_s
+        assert await first == START_MS
+
+
+async def test_a_refused_connection_is_tried_again() -> None:
+    async with ScriptedServer() as server:
+        closed = server.rest_url
+    settings = RestSettings(rest_url=closed, requests_per_s=1000)
+    budget = RestartBudget(limit=0, window_s=1e9)
+    clock = SteppedClock()
+    async with Rest(settings, clock=clock, rng=random.Random(1), budget=budget) as rest:
+        with pytest.raises(FeedLost, match="check the network"):
+            await rest.server_time_ms()
+
+
+async def test_an_interval_is_asked_for_by_its_name() -> None:
+    async with ScriptedServer() as server, asking(server) as rest:
+        one = structs.replace(instrument(), category=Category.SPOT)
+        await rest.klines(one, 240 * MINUTE, 0, 0)
+        (query,) = server.asked("kline")
+        assert (query["interval"], query["category"]) == ("240", "spot")

@@ -1,0 +1,232 @@
+"""The connection against a scripted server: subscribing, pings, watchdog, reconnects, bans."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from builders import instrument
+from bybit_server import START_MS, ScriptedServer, SteppedClock, kline, until
+from msgspec import structs
+
+from tracepaper.daemon.bybit.silence import Silence
+from tracepaper.daemon.bybit.stream import (
+    ARGUMENT_CHARACTERS_MAX,
+    Stream,
+    StreamHandler,
+    StreamSettings,
+)
+from tracepaper.daemon.bybit.wire import Received, Wire
+from tracepaper.strategies.errors import (
+    ConfigInvalid,
+    FeedLost,
+    FeedStale,
+    MessageMalformed,
+    Recoverable,
+)
+from tracepaper.strategies.types import Category
+
+TOPICS = tuple(f"kline.1.S{number}USDT" for number in range(23))
+
+
+class Listener:
+    """What a stream tells, kept for the test."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.connected = 0
+        self.lost: list[Recoverable] = []
+        self._wire = Wire(category=Category.LINEAR, instruments=[instrument()], interval_ms=60_000)
+
+    def receive(self, frame: bytes) -> Received | None:
+        self.frames.append(frame)
+        try:
+            return self._wire.receive(frame, 0)
+        except MessageMalformed:
+            return None
+
+    def connect(self) -> None:
+        self.connected += 1
+
+
+class Setup:
+    """A running stream with everything around it."""
+
+    def __init__(self, server: ScriptedServer, topics: tuple[str, ...]) -> None:
+        self.server = server
+        self.clock = SteppedClock()
+        self.listener = Listener()
+        self.silence = Silence(clock=self.clock)
+        self.settings = StreamSettings(stream_url=server.stream_url, ack_timeout_s=5)
+        self.topics = topics
+
+    def stream(self) -> Stream:
+        return Stream(
+            category=Category.LINEAR,
+            topics=self.topics,
+            settings=self.settings,
+            handler=StreamHandler(
+                self.listener.receive, self.listener.connect, self.listener.lost.append
+            ),
+            clock=self.clock,
+            rng=random.Random(1),
+            silence=self.silence,
+        )
+
+
+@asynccontextmanager
+async def running(
+    server: ScriptedServer, *topics: str, **settings: float
+) -> AsyncIterator[tuple[Setup, Stream]]:
+    setup = Setup(server, topics or ("kline.1.BTCUSDT",))
+    setup.settings = structs.replace(setup.settings, **settings)
+    stream = setup.stream()
+    task = asyncio.create_task(stream.run())
+    try:
+        yield setup, stream
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_topics_are_subscribed_ten_at_a_time_with_their_own_ids() -> None:
+    async with ScriptedServer() as server, running(server, *TOPICS) as (_, stream):
+        await until(stream.answered.is_set)
+        requests = [one for one in server.received if one["op"] == "subscribe"]
+        assert [len(one["args"]) for one in requests] == [10, 10, 3]
+        assert server.subscribed() == list(TOPICS)
+        assert len({one["req_id"] for one in requests}) == 3
+        assert stream.is_connected
+
+
+async def test_frames_are_handed_on_as_bytes() -> None:
+    async with ScriptedServer() as server, running(server) as (setup, stream):
+        await until(stream.answered.is_set)
+        await server.send(kline(START_MS))
+        await until(lambda: any(b"kline.1" in frame for frame in setup.listener.frames))
+
+
+async def test_pings_are_sent_on_their_beat() -> None:
+    async with ScriptedServer() as server, running(server) as (setup, stream):
+        await until(stream.answered.is_set)
+        for beat in (1, 2):
+            setup.clock.advance(network_s=20)
+            await server.send(kline(START_MS + beat))
+            await until(lambda beat=beat: server.pings() == beat)  # type: ignore[misc]
+
+
+async def test_pongs_do_not_keep_a_silent_stream_alive() -> None:
+    async with ScriptedServer() as server, running(server) as (setup, stream):
+        await until(stream.answered.is_set)
+        await setup.clock.run(lambda: setup.listener.lost, step_s=1)
+        assert isinstance(setup.listener.lost[0], FeedStale)
+        assert server.pings() == 1
+        await setup.clock.run(lambda: setup.listener.connected == 2)
+        await until(lambda: len(server.subscribed()) == 2)
+
+
+async def test_data_keeps_a_stream_alive() -> None:
+    async with ScriptedServer() as server, running(server) as (setup, stream):
+        await until(stream.answered.is_set)
+        for second in range(0, 100, 10):
+            seen = len(setup.listener.frames)
+            await server.send(kline(START_MS + second))
+            await until(lambda seen=seen: len(setup.listener.frames) > seen)  # type: ignore[misc]
+            setup.clock.advance(network_s=10)
+        assert not setup.listener.lost
+        assert setup.listener.connected == 1
+
+
+async def test_malformed_frames_do_not_count_as_data() -> None:
+    async with ScriptedServer() as server, running(server) as (setup, stream):
+        await until(stream.answered.is_set)
+        for _ in range(3):
+            await server.send(b"{not json")
+            setup.clock.advance(network_s=11)
+        await setup.clock.run(lambda: setup.listener.lost, step_s=1)
+        assert isinstance(setup.listener.lost[0], FeedStale)
+
+
+async def test_everything_is_subscribed_again_after_a_drop() -> None:
+    async with ScriptedServer() as server, running(server, *TOPICS[:12]) as (setup, stream):
+        await until(stream.answered.is_set)
+        await server.drop()
+        await until(lambda: setup.listener.lost)
+        assert isinstance(setup.listener.lost[0], FeedLost)
+        assert not stream.is_connected
+        await setup.clock.run(lambda: len(server.subscribed()) == 24)
+        assert server.subscribed()[12:] == list(TOPICS[:12])
+
+
+async def test_reconnecting_never_ends_and_waits_no_longer_than_its_ceiling() -> None:
+    async with (
+        ScriptedServer() as server,
+        running(server, backoff_max_s=3, data_watchdog_s=1e9) as (setup, stream),
+    ):
+        await until(stream.answered.is_set)
+        for drop in range(2, 12):
+            await server.drop()
+            began_s = setup.clock.network_s()
+            await setup.clock.run(lambda drop=drop: server.connections == drop)  # type: ignore[misc]
+            assert setup.clock.network_s() - began_s <= 3.5
+
+
+async def test_a_refused_topic_does_not_cost_its_neighbours() -> None:
+    async with ScriptedServer() as server:
+        server.refused_topics = {"kline.1.S3USDT"}
+        async with running(server, *TOPICS[:10]) as (setup, stream):
+            await until(stream.answered.is_set)
+            assert stream.refused == {"kline.1.S3USDT"}
+            alone = [one["args"] for one in server.received if len(one["args"]) == 1]
+            assert sorted(topic for (topic,) in alone) == sorted(TOPICS[:10])
+            server.refused_topics.clear()
+            await setup.clock.run(lambda: not stream.refused)
+            assert setup.listener.connected == 1
+
+
+async def test_a_missing_acknowledgement_ends_the_connection() -> None:
+    async with ScriptedServer() as server:
+        server.is_mute = True
+        async with running(server, ack_timeout_s=0.05) as (setup, _):
+            await until(lambda: setup.listener.lost)
+            assert "did not answer a subscription" in str(setup.listener.lost[0])
+
+
+async def test_a_ban_at_the_door_is_followed_by_silence() -> None:
+    async with ScriptedServer() as server:
+        server.refuse_status = 403
+        async with running(server) as (setup, stream):
+            await until(lambda: setup.silence.until_s > 0)
+            assert setup.silence.until_s == setup.clock.network_s() + 600
+            server.refuse_status = 0
+            banned_until_s = setup.silence.until_s
+            await setup.clock.run(stream.answered.is_set, step_s=5)
+            assert setup.clock.network_s() >= banned_until_s
+
+
+async def test_a_refused_door_is_knocked_at_again() -> None:
+    async with ScriptedServer() as server:
+        server.refuse_status = 503
+        async with running(server) as (setup, stream):
+            await setup.clock.run(lambda: setup.clock.network_s() > 1_010)
+            assert not stream.answered.is_set()
+            server.refuse_status = 0
+            await setup.clock.run(stream.answered.is_set)
+
+
+async def test_an_address_that_is_none_stops_with_advice() -> None:
+    async with ScriptedServer() as server:
+        setup = Setup(server, ("kline.1.BTCUSDT",))
+        setup.settings = StreamSettings(stream_url="http://127.0.0.1:1")
+        with pytest.raises(ConfigInvalid, match=r"exchange\.stream_url"):
+            await setup.stream().run()
+
+
+async def test_more_topics_than_a_connection_takes_are_refused() -> None:
+    async with ScriptedServer() as server:
+        setup = Setup(server, ("x" * 100,) * (ARGUMENT_CHARACTERS_MAX // 100 + 1))
+        with pytest.raises(ConfigInvalid, match=r"fewer market\.symbols"):
+            setup.stream()
