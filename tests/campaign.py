@@ -1,0 +1,407 @@
+"""The campaign: daemons under every fault and SIGKILL, judged by a checker of its own.
+
+    python tests/campaign.py --rounds 100
+
+A round starts one embedded exchange with a seeded schedule of all faults, and two daemons: one
+trades ``sma_cross`` 3/7, the other the default model. Both are killed at random moments and
+started again until the data end; then the checker reads both databases with sqlite3 and decimal
+alone, against the candle file itself. It imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_EVEN, Decimal
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
+MINUTE_MS = 60_000
+WARM_BARS = 4_900
+FEWEST_FILLS = 50
+TASK_WAIT_S = 120.0
+STOP_WITHIN_S = 8.0
+FEE = Decimal("0.00055")
+MONEY = Decimal("1e-10")
+PROGRAM = [sys.executable, "-m", "tracepaper.daemon.cli"]
+KINDS = (
+    "drop", "delay", "duplicate", "reorder", "malformed", "stall", "disconnect", "refuse",
+    "retcode_10006", "http_403", "missing_close", "revised_close", "late_close",
+)  # fmt: skip
+
+
+class RoundFailed(Exception):
+    """What a round found wrong, in one sentence."""
+
+
+@dataclass
+class Outcome:
+    """What one round shows when nothing is wrong."""
+
+    bars: int = 0
+    fills: int = 0
+    late: int = 0
+    kills: int = 0
+    fired: Mapping[str, int] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- the data, read by ourselves
+
+
+def candles(path: Path) -> dict[int, tuple[Decimal, ...]]:
+    """Return open, high, low, close, volume by open time, as the file says them."""
+    with gzip.open(path, "rt", newline="") as file:
+        rows = csv.DictReader(file)
+        names = ("open", "high", "low", "close", "volume")
+        return {int(row["open_time"]): tuple(Decimal(row[n]) for n in names) for row in rows}
+
+
+def piece(path: Path, bars: int) -> None:
+    """Write the bundled candles up to *bars* after the warm-up into *path*."""
+    with gzip.open(CANDLES, "rt") as source, gzip.open(path, "wt") as target:
+        for number, line in enumerate(source):
+            if number > WARM_BARS + bars:
+                break
+            target.write(line)
+
+
+# ---------------------------------------------------------------- the processes
+
+
+def configuration(served: Mapping[str, Any], strategy: str) -> str:
+    """Return the TOML of a daemon that listens to the exchange *served*."""
+    return f"""
+[market]
+symbols = ["BTCUSDT"]
+interval = "1"
+[exchange]
+rest_url = "{served["rest_url"]}"
+stream_url = "{served["stream_url"]}"
+time_scale = {served["speed"]}
+ban_silence_s = 2.0
+data_watchdog_s = 2.0
+requests_per_s = 20.0
+backoff_max_s = 1.0
+[strategy]
+{strategy}
+[sizing]
+mode = "fixed"
+quantity = "0.5"
+[account]
+cash = "1000000"
+[http]
+port = 0
+[log]
+level = "warning"
+"""
+
+
+@contextmanager
+def exchange(data: Path, *, speed: float, seed: int, every_s: float) -> Iterator[dict[str, Any]]:
+    """Run the embedded exchange with its schedule of faults."""
+    command = [*PROGRAM, "exchange", "--data", f"BTCUSDT={data}", "--start", str(WARM_BARS)]
+    command += ["--category", "linear", "--speed", str(speed), "--seed", str(seed), "--hold"]
+    command += ["--fault-seed", str(seed), "--fault-every", str(every_s), "--until-eof"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+class Daemon:
+    """A daemon under test: started, killed, started again, at last stopped in good order."""
+
+    def __init__(self, folder: Path, name: str, text: str) -> None:
+        self.name = name
+        self.database = folder / f"{name}.db"
+        self.log = folder / f"{name}.log"
+        self._config = folder / f"{name}.toml"
+        self._config.write_text(text)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.kills = 0
+
+    def start(self) -> None:
+        command = [*PROGRAM, "run", "-c", str(self._config), "--db", str(self.database)]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+        self.kills += 1
+
+    def check_alive(self) -> None:
+        assert self._process is not None
+        if (code := self._process.poll()) is not None:
+            tail = self.log.read_text(errors="replace")[-600:]
+            raise RoundFailed(f"{self.name} ended by itself with {code}: {tail}")
+
+    def stop(self) -> None:
+        """Stop by SIGTERM; it must end within 8 s with exit code 0."""
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            code = self._process.wait(STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise RoundFailed(f"{self.name} did not stop within {STOP_WITHIN_S} s") from None
+        if code != 0:
+            tail = self.log.read_text(errors="replace")[-600:]
+            raise RoundFailed(f"{self.name} stopped with {code}: {tail}")
+
+    def end(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+
+    def newest_ms(self) -> int:
+        """Return the open time of the newest decided bar, or 0."""
+        if not self.database.exists():
+            return 0
+        try:
+            with reading(self.database) as db:
+                (value,) = db.execute("SELECT max(open_time_ms) FROM v_decisions").fetchone()
+        except sqlite3.OperationalError:
+            return 0  # not made yet
+        return int(value or 0)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+# ---------------------------------------------------------------- the checker
+
+
+def check(path: Path, data: Mapping[int, tuple[Decimal, ...]], name: str) -> tuple[int, int, int]:
+    """Judge one database; return (decisions, fills, late ones) or raise ``RoundFailed``."""
+    with reading(path) as db:
+        runs = db.execute("SELECT run_id FROM v_runs").fetchall()
+        if len(runs) != 1:
+            raise RoundFailed(f"{name} has {len(runs)} runs instead of one that went on")
+        decisions = db.execute(
+            "SELECT open_time_ms, refused_by FROM v_decisions ORDER BY sequence"
+        ).fetchall()
+        times = [int(opened) for opened, _ in decisions]
+        expected = [opened for opened in sorted(data) if opened >= times[0]]
+        if times != expected:
+            twice = len(times) - len(set(times))
+            missing = sorted(set(expected) - set(times))
+            raise RoundFailed(
+                f"{name} decided {len(times)} bars of {len(expected)}: {twice} twice, "
+                f"{len(missing)} never (first {missing[:3]}), in order: {times == sorted(times)}"
+            )
+        check_bars(db, data, name)
+        fills = check_account(db, name)
+    done = subprocess.run(
+        [*PROGRAM, "audit", "verify", "last", "--db", str(path)], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise RoundFailed(f"{name}: audit verify says {done.stdout}{done.stderr}")
+    return len(times), fills, sum(refused == "late" for _, refused in decisions)
+
+
+def check_bars(db: sqlite3.Connection, data: Mapping[int, tuple[Decimal, ...]], name: str) -> None:
+    """Hold the bar that a decision saw against the file, whatever revisions came later."""
+    rows = db.execute(
+        "SELECT b.open_time_ms, b.open_text, b.high_text, b.low_text, b.close_text, b.volume_text"
+        " FROM v_decisions d JOIN v_bars b USING (run_id, sequence)"
+    )
+    for opened, *texts in rows:
+        if tuple(Decimal(text) for text in texts) != data[opened]:
+            raise RoundFailed(f"{name}: bar {opened} is {texts}, the file says {data[opened]}")
+
+
+def check_account(db: sqlite3.Connection, name: str) -> int:
+    """Add up fills and funding again; cash, position and equity must be what the last row says."""
+    cash, quantity, fees = Decimal(1_000_000), Decimal(0), Decimal(0)
+    count = 0
+    seen: dict[str, Decimal] = {}
+    rows = db.execute(
+        "SELECT order_id, side, quantity_text, price_text, fee_text FROM v_fills ORDER BY sequence"
+    )
+    for order_id, side, quantity_text, price_text, fee_text in rows:
+        amount, price, fee = Decimal(quantity_text), Decimal(price_text), Decimal(fee_text)
+        notional = amount * price
+        if fee != (notional * FEE).quantize(MONEY, rounding=ROUND_HALF_EVEN):
+            raise RoundFailed(f"{name}: the fee of {order_id} is {fee} on {notional}")
+        signed = amount if side == "BUY" else -amount
+        cash -= signed * price + fee
+        quantity += signed
+        fees += fee
+        seen[order_id] = seen.get(order_id, Decimal(0)) + amount
+        count += 1
+    ordered = {
+        order_id: (Decimal(text), status)
+        for order_id, text, status in db.execute(
+            "SELECT order_id, quantity_text, status FROM v_orders"
+        )
+    }
+    for order_id, filled in seen.items():
+        if order_id not in ordered or filled > ordered[order_id][0]:
+            raise RoundFailed(f"{name}: order {order_id} was filled beyond its quantity")
+        if ordered[order_id][1] == "FILLED" and filled != ordered[order_id][0]:
+            raise RoundFailed(f"{name}: order {order_id} says FILLED at {filled}")
+    last = db.execute(
+        "SELECT e.equity_text, e.funding_paid_text, e.fees_paid_text, p.quantity_text"
+        " FROM v_equity e JOIN v_positions p USING (run_id, sequence)"
+        " ORDER BY sequence DESC LIMIT 1"
+    ).fetchone()
+    equity, funding, fees_paid, held = (Decimal(text) for text in last)
+    if held != quantity or fees_paid != fees:
+        raise RoundFailed(
+            f"{name}: holds {held} with fees {fees_paid}; fills say {quantity}, {fees}"
+        )
+    worth = equity - (cash - funding)
+    mark = worth / quantity if quantity else Decimal(0)
+    closes = [
+        Decimal(text)
+        for (text,) in db.execute("SELECT close_text FROM v_bars ORDER BY sequence DESC LIMIT 20")
+    ]
+    if quantity == 0 and worth != 0:
+        raise RoundFailed(f"{name}: flat, but equity differs from cash by {worth}")
+    if quantity and not min(closes) * Decimal("0.98") < mark < max(closes) * Decimal("1.02"):
+        raise RoundFailed(f"{name}: equity implies a mark of {mark}, closes are {closes[:3]}")
+    return count
+
+
+# ---------------------------------------------------------------- rounds
+
+
+def play(seed: int, *, bars: int, speed: float, every_s: float) -> Outcome:
+    """Play one round; raise ``RoundFailed`` with what is wrong."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix="campaign-") as place:
+        folder = Path(place)
+        path = folder / "BTCUSDT_1m.csv.gz"
+        piece(path, bars)
+        data = candles(path)
+        with exchange(path, speed=speed, seed=seed, every_s=every_s) as served:
+            sma = 'name = "sma_cross"\nfast = 3\nslow = 7\nlong_only = false'
+            daemons = [
+                Daemon(folder, "sma", configuration(served, sma)),
+                Daemon(folder, "model", configuration(served, 'name = "attention"')),
+            ]
+            try:
+                run_to_the_end(daemons, rng, last_ms=max(data), bars=bars, speed=speed)
+                fired = faults(served)
+            finally:
+                for daemon in daemons:
+                    daemon.end()
+        outcome = Outcome(kills=sum(daemon.kills for daemon in daemons), fired=fired)
+        outcome.bars, outcome.fills, outcome.late = check(daemons[0].database, data, "sma")
+        check(daemons[1].database, data, "model")
+        if outcome.fills < FEWEST_FILLS:
+            raise RoundFailed(f"sma has only {outcome.fills} fills")
+        if silent := [kind for kind in KINDS if not fired.get(kind)]:
+            raise RoundFailed(f"these faults never fired: {', '.join(silent)}")
+        return outcome
+
+
+def run_to_the_end(
+    daemons: list[Daemon], rng: random.Random, *, last_ms: int, bars: int, speed: float
+) -> None:
+    """Start, kill and restart the daemons until both decided the last bar, then stop them."""
+    for daemon in daemons:
+        daemon.start()
+    length_s = bars * MINUTE_MS / 1000 / speed
+    deadline = time.monotonic() + length_s + TASK_WAIT_S
+    first_ms = last_ms - bars * MINUTE_MS
+    # Kills are placed on the data's own time, so a slow machine kills as often as a fast one.
+    places = {
+        daemon.name: sorted(first_ms + int(rng.uniform(0.05, 0.9) * bars) * MINUTE_MS for _ in "ab")
+        for daemon in daemons
+    }
+    pending = list(daemons)
+    while pending:
+        if time.monotonic() > deadline:
+            raise RoundFailed(
+                "the last bar was not decided in time: "
+                + ", ".join(
+                    f"{one.name} is {(last_ms - one.newest_ms()) // MINUTE_MS} bars behind"
+                    for one in pending
+                )
+            )
+        for daemon in list(pending):
+            daemon.check_alive()
+            newest = daemon.newest_ms()
+            if places[daemon.name] and newest >= places[daemon.name][0]:
+                places[daemon.name].pop(0)
+                daemon.kill()
+                daemon.start()
+            elif newest >= last_ms:
+                pending.remove(daemon)
+        time.sleep(0.02 + rng.random() * 0.1)
+    for daemon in daemons:
+        daemon.stop()
+
+
+def faults(served: Mapping[str, Any]) -> dict[str, int]:
+    """Return how often each kind of fault hit something."""
+    with urllib.request.urlopen(f"{served['control_url']}/faults", timeout=5) as answer:
+        document = json.load(answer)
+    kinds = document.get("kinds", document)
+    return {kind: int(entry["fired"]) for kind, entry in kinds.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Daemons under every fault and SIGKILL.")
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--bars", type=int, default=900)
+    parser.add_argument("--speed", type=float, default=1_500.0)
+    parser.add_argument("--fault-every", type=float, default=1.0)
+    wanted = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    good = 0
+    began = time.monotonic()
+    for number in range(wanted.rounds):
+        seed = wanted.seed + number
+        try:
+            outcome = play(seed, bars=wanted.bars, speed=wanted.speed, every_s=wanted.fault_every)
+        except RoundFailed as failure:
+            print(f"round {number + 1} (seed {seed}): FAILED, {failure}", flush=True)
+            continue
+        good += 1
+        print(
+            f"round {number + 1} (seed {seed}): {outcome.bars} bars once each, {outcome.fills} "
+            f"fills, {outcome.late} late, {outcome.kills} kills, "
+            f"{sum(outcome.fired.values())} faults",
+            flush=True,
+        )
+    minutes = (time.monotonic() - began) / 60
+    print(f"{good} passed, {wanted.rounds - good} failed in {minutes:.1f} minutes")
+    return 0 if good == wanted.rounds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
