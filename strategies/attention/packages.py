@@ -71,5 +71,11 @@ def flex_attend(
     if mask.kind is not MaskKind.FULL:
         times = (query.shape[2], key.shape[2])
         blocks = _block_mask(mask.kind, mask.window_bars, times, str(query.device))
-    output, logsumexp = _flex()(query, key, value, block_mask=blocks, scale=scale, return_lse=True)
+    from torch.nn.attention import flex_attention as flex
+
+    options: dict[str, Any] = {"block_mask": blocks, "scale": scale}
+    if hasattr(flex, "AuxRequest"):  # PyTorch 2.9 and later
+        output, told = _flex()(query, key, value, **options, return_aux=flex.AuxRequest(lse=True))
+        return output, told.lse.detach()
+    output, logsumexp = _flex()(query, key, value, **options, return_lse=True)
     return output, logsumexp.detach()
