@@ -1,0 +1,75 @@
+"""Calibration undoes a known miscalibration, and measures as the gate does."""
+
+from __future__ import annotations
+
+import builders
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from tracepaper.replay.training.calibration import (
+    ROUND_TRIP_COST,
+    measures,
+    probabilities,
+    quantiles,
+    slope,
+    temperature,
+)
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.gate import MEASURES, Evidence
+from tracepaper.strategies.types import Gate
+
+RNG = np.random.default_rng(3)
+
+
+@pytest.mark.parametrize("wanted", [0.5, 1.0, 2.5])
+def test_temperature_finds_the_one_that_was_applied(wanted: float) -> None:
+    logits = RNG.normal(size=(20_000, 3))
+    truth = probabilities(logits.astype(np.float32), 1.0)
+    classes = (RNG.random((20_000, 1)) > truth.cumsum(axis=1)).sum(axis=1)
+    found = temperature((logits * wanted).astype(np.float32), classes)
+    assert found == pytest.approx(wanted, rel=0.05)
+
+
+def test_slope_is_that_of_realised_on_predicted() -> None:
+    forecast = RNG.normal(size=5_000)
+    assert slope(forecast, 0.6 * forecast) == pytest.approx(0.6)
+    assert slope(forecast, -forecast) == 0.0
+    assert slope(np.zeros(4), np.ones(4)) == 0.0
+
+
+def test_quantiles_are_the_percentiles() -> None:
+    found = quantiles(np.concatenate([np.arange(101.0), [np.nan]]))
+    assert found == tuple(float(q) for q in range(1, 100))
+    with pytest.raises(DataInvalid, match="no value"):
+        quantiles(np.array([np.nan]))
+
+
+def test_measures_are_those_of_the_gates() -> None:
+    forecast = builders.forecast(explained=builders.explanation())
+    horizon = forecast.horizons[-1]
+    at = forecast.horizons.index(horizon)
+    found = measures([forecast, forecast], horizon=horizon, slope=0.4)
+    seen = Evidence(
+        forecast=forecast,
+        explanation=forecast.explanation,
+        horizon_index=at,
+        slope=0.4,
+        round_trip_cost=ROUND_TRIP_COST,
+    )
+    for gate, name in (
+        (Gate.CONFIDENCE, "confidence"),
+        (Gate.COLLAPSED, "collapsed"),
+        (Gate.SHIFTED, "shift"),
+        (Gate.DIRECTION, "direction"),
+        (Gate.EDGE, "edge"),
+    ):
+        assert found[name][1] == MEASURES[gate](seen)
+    assert forecast.explanation is not None
+    assert found["recent_mass"][0] == forecast.explanation.recent_mass
+
+
+def test_a_forecast_without_an_explanation_is_refused() -> None:
+    bare = replace(builders.forecast(), explanation=None)
+    with pytest.raises(DataInvalid, match="no explanation"):
+        measures([bare], horizon=bare.horizons[0], slope=1.0)

@@ -1,0 +1,214 @@
+"""From candle files to a checkpoint that a forecaster is built from, and back to its figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from learning import DAY_BARS, HORIZONS, learnable, split, tiny, write_csv
+from typer.testing import CliRunner
+
+from tracepaper.replay.commands.evaluate import evaluate
+from tracepaper.replay.commands.models import models
+from tracepaper.replay.commands.train import train as train_command
+from tracepaper.replay.training.calibration import MEASURES
+from tracepaper.replay.training.explained import bars_of
+from tracepaper.replay.training.fit import FitOptions, Progress
+from tracepaper.replay.training.pipeline import Material, Recipe, split_of, train
+from tracepaper.replay.training.splits import Part, iso
+from tracepaper.storage.checkpoints import Checkpoint, load
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
+from tracepaper.strategies.forecasters.build import build
+from tracepaper.strategies.gate import threshold_of
+
+DAYS = 8
+SPLIT = split(4, 5, 6.5)
+OPTIONS = FitOptions(
+    steps=6, batch=2, length=512, learning_rate=3e-3, validate_every=3, average=0.5
+)
+
+
+def quiet(_: object) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with candles of two symbols."""
+    made = tmp_path_factory.mktemp("candles")
+    write_csv(learnable(DAYS * DAY_BARS), made)
+    write_csv(learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"), made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def paths(folder: Path) -> list[str]:
+    """Return their paths."""
+    return sorted(str(path) for path in folder.glob("*.csv.gz"))
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path, paths: list[str]) -> Checkpoint:
+    """Return a checkpoint trained on them."""
+    torch.set_num_threads(1)
+    material = Material.read(paths, lambda _: SPLIT, HORIZONS)
+    recipe = Recipe("tiny", tiny(), OPTIONS, 30, 1_700_000_000_000, 2_000)
+    return train(material, recipe, folder / "tiny", observe=quiet, say=quiet, resume=False)
+
+
+def test_the_card_says_what_was_done_with_what(made: Checkpoint) -> None:
+    card = made.card
+    assert card["model"]["kind"] == "flash"
+    assert card["model"]["id"] == made.id
+    assert card["architecture"]["horizons"] == list(HORIZONS)
+    assert card["features"]["schema_id"] == "v1"
+    assert card["market"] == {"interval": "1", "symbols": ["AAAUSDT", "BBBUSDT"]}
+    assert [file["bars"] for file in card["data"]["files"]] == [DAYS * DAY_BARS] * 2
+    assert all(len(file["sha256"]) == 64 for file in card["data"]["files"])
+    assert card["split"]["train_until"] == iso(SPLIT.train_until_ms)
+    assert split_of(card) == SPLIT
+    assert "torch" in card["versions"]
+    assert any("paper trading only" in sentence for sentence in card["honesty"]["sentences"])
+
+
+def test_the_card_carries_99_rising_quantiles_of_every_measure(made: Checkpoint) -> None:
+    quantiles = made.card["calibration"]["quantiles"]
+    assert set(quantiles) == set(MEASURES)
+    for values in quantiles.values():
+        assert len(values) == 99
+        assert values == sorted(values)
+    assert set(made.card["calibration"]["slope"]) == {str(h) for h in HORIZONS}
+
+
+def test_the_figures_stand_beside_every_baseline(made: Checkpoint) -> None:
+    for horizon in HORIZONS:
+        found = made.card["figures"][str(horizon)]
+        assert set(found["ic"]) == {
+            "network", "ridge", "persistence", "reversed_persistence", "seasonal_naive", "random",
+        }  # fmt: skip
+        assert set(found["qlike"]) == {"network", "har", "log_linear", "ewma"}
+        assert abs(found["sign_accuracy"]["random"][0] - 0.5) < 0.05
+    gates = made.card["figures"]["gates"]
+    assert "entropy_confidence" in gates["selective"]
+    assert gates["traded"]["bars"] > 500
+
+
+def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
+    made: Checkpoint, paths: list[str]
+) -> None:
+    forecaster = build(made.card, made.tensors, threads=1)
+    material = Material.read(paths[:1], lambda _: SPLIT, HORIZONS)
+    known = material.segments[0]
+    bars = bars_of(known, 0, forecaster.context + 200)
+    forecasts = [forecast for forecast in forecaster.scan(bars) if forecast is not None]
+    assert len(forecasts) == 201
+    assert forecasts[0].model_id == made.id
+    # The median of the calibration slice is near the median of other bars of one market.
+    threshold = threshold_of("q0.5", "confidence", forecaster.calibration)
+    seen = [f.explanation.confidence for f in forecasts if f.explanation is not None]
+    assert 0.02 < float(np.mean(np.array(seen) >= threshold)) < 0.98
+
+
+def test_an_unfinished_training_is_taken_up(
+    made: Checkpoint, folder: Path, paths: list[str]
+) -> None:
+    material = Material.read(paths, lambda _: SPLIT, HORIZONS)
+    recipe = Recipe("tiny", tiny(), OPTIONS, 30, 1_700_000_000_000, 2_000)
+
+    class CutOffError(Exception):
+        pass
+
+    def cut(progress: Progress) -> None:
+        if progress.step == 4:
+            raise CutOffError
+
+    target = folder / "cut"
+    said: list[str] = []
+    with pytest.raises(CutOffError):
+        train(material, recipe, target, observe=cut, say=quiet, resume=False)
+    assert not target.exists()
+    rest = train(material, recipe, target, observe=quiet, say=said.append, resume=True)
+    assert said[0] == "Taking up the fit at step 3."
+    assert rest.sha256 == made.sha256
+
+
+def test_a_horizon_that_the_network_lacks_is_refused(folder: Path, paths: list[str]) -> None:
+    material = Material.read(paths[:1], lambda _: SPLIT, HORIZONS)
+    recipe = Recipe("tiny", tiny(), OPTIONS, 7, 0, 1_000)
+    with pytest.raises(ConfigInvalid, match="none of the network's"):
+        train(material, recipe, folder / "x", observe=quiet, say=quiet, resume=False)
+
+
+def test_no_label_of_the_untouched_part_was_seen_before(paths: list[str]) -> None:
+    material = Material.read(paths, lambda _: SPLIT, HORIZONS)
+    last_seen = max(
+        int(s.segment.close_time_ms[np.flatnonzero(s.weights[:, i])[-1] + horizon])
+        for part in (Part.TRAIN, Part.VALIDATION, Part.CALIBRATION)
+        for s in material.samples(part)
+        for i, horizon in enumerate(HORIZONS)
+    )
+    first_judged = min(
+        int(s.segment.close_time_ms[np.flatnonzero(s.weights.any(axis=1))[0]])
+        for s in material.samples(Part.TEST)
+    )
+    assert last_seen <= SPLIT.calibration_until_ms
+    assert first_judged >= SPLIT.calibration_until_ms + 30 * 60_000
+
+
+def test_files_of_two_intervals_are_refused(folder: Path, paths: list[str]) -> None:
+    text = "open_time,open,high,low,close,volume\n" + "\n".join(
+        f"{1_700_000_000_000 + i * 300_000},1,2,1,2,3" for i in range(700)
+    )
+    other = folder / "bybit_linear_CCCUSDT_5m.csv"
+    other.write_text(text)
+    with pytest.raises(DataInvalid, match="one interval at a time"):
+        Material.read([paths[0], str(other)], lambda _: SPLIT, HORIZONS)
+
+
+def test_a_card_without_a_split_cannot_be_judged() -> None:
+    with pytest.raises(CheckpointMismatch, match="does not say its split"):
+        split_of({"model": {}})
+
+
+def run(command: Any, *arguments: str) -> str:
+    app = typer.Typer()
+    app.command()(command)
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> None:
+    data = [word for path in paths for word in ("--data", path)]
+    out = folder / "by-command"
+    said = run(
+        train_command, *data, "--out", str(out), "--train-until", iso(SPLIT.train_until_ms),
+        "--validate-until", iso(SPLIT.validation_until_ms),
+        "--calibrate-until", iso(SPLIT.calibration_until_ms), "--horizons", "5,30",
+        "--window", "32", "--layers", "2", "--dim", "16", "--heads", "2", "--steps", "2",
+        "--length", "512", "--explained-bars", "1000", "--threads", "1", "--json",
+    )  # fmt: skip
+    trained = json.loads(said)
+    assert trained["id"] == load(out).id
+    judged = json.loads(
+        run(evaluate, str(out), *data, "--explained-bars", "1000", "--threads", "1", "--json")
+    )
+    assert judged["figures"] == trained["card"]["figures"]
+    listed = json.loads(run(models, str(folder), "--json"))
+    assert str(out) in [model["folder"] for model in listed["models"]]
+    text = run(models, str(out))
+    assert trained["id"] in text
+    assert "paper trading only" in text
+
+
+def test_the_bundled_checkpoint_is_listed_and_whole() -> None:
+    listed = json.loads(run(models, "--json"))["models"]
+    assert len(listed) == 1
+    found = load(Path(listed[0]["folder"]))
+    assert found.card["architecture"]["window"] == 1_088
+    assert build(found.card, found.tensors, threads=1).context == 4_860
