@@ -72,7 +72,8 @@ def ask(
         rows = cursor.fetchall()
     except (sqlite3.Error, sqlite3.Warning) as error:
         refused = "not authorized" in str(error) or "prohibited" in str(error)
-        said = "only one SELECT that reads tables and views is taken" if refused else str(error).rstrip(".")
+        reason = str(error).rstrip(".")
+        said = "only one SELECT that reads tables and views is taken" if refused else reason
         raise ConfigInvalid(
             f"The question cannot be asked: {said}; `SELECT * FROM v_runs` is a good start."
         ) from error

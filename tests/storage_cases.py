@@ -430,8 +430,17 @@ explanations = st.builds(
 def forecasts(draw: st.DrawFn) -> Forecast:
     horizons = draw(st.lists(st.integers(1, 500), min_size=1, max_size=4, unique=True))
     column = st.lists(floats, min_size=len(horizons), max_size=len(horizons)).map(tuple)
-    columns = [draw(column) for _ in range(6)]
-    return Forecast(tuple(horizons), *columns, draw(words), draw(st.none() | explanations))
+    return Forecast(
+        tuple(horizons),
+        draw(column),
+        draw(column),
+        draw(column),
+        draw(column),
+        draw(column),
+        draw(column),
+        draw(words),
+        draw(st.none() | explanations),
+    )
 
 
 @st.composite

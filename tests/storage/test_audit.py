@@ -1,0 +1,328 @@
+"""The log: whole steps, one transaction, resume, and what happens when it cannot write."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+import storage_cases as cases
+from builders import START_MS
+from msgspec.structs import replace
+
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.database import open_writer
+from tracepaper.storage.interning import OUTCOMES_KEPT
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
+from tracepaper.strategies.types import Bar, Funding, OrderStatus, Step
+
+
+def stored(path: Path) -> list[Step]:
+    with Reader.open(path) as reader:
+        return [found.step for found in reader.steps("r-1")]
+
+
+def holds(path: Path) -> bool:
+    with Reader.open(path) as reader:
+        return verify_chain(reader.connection, "r-1").holds
+
+
+def test_a_group_is_committed_when_it_is_full(tmp_path: Path) -> None:
+    log = SqlAuditLog.open(tmp_path / "a.db", group_steps=10)
+    log.begin(cases.run())
+    steps = cases.plain_steps(25)
+    for step in steps:
+        log.append_now(step)
+    assert stored(tmp_path / "a.db") == steps[:20]
+    log.close()
+    assert stored(tmp_path / "a.db") == steps
+
+
+async def test_a_live_step_is_committed_when_append_returns(tmp_path: Path) -> None:
+    log = SqlAuditLog.open(tmp_path / "a.db")
+    log.begin(cases.run())
+    steps = cases.plain_steps(5)
+    for count, step in enumerate(steps, start=1):
+        await log.append(step)
+        assert stored(tmp_path / "a.db") == steps[:count]
+    log.end(7)
+    log.close()
+    assert holds(tmp_path / "a.db")
+
+
+async def test_warm_up_bars_are_committed_with_the_first_decision(tmp_path: Path) -> None:
+    log = SqlAuditLog.open(tmp_path / "a.db")
+    log.begin(cases.run())
+    warming = [
+        replace(step, decision=None, decision_sha256=None, orders=(), fills=(), state=None)
+        for step in cases.plain_steps(4)
+    ]
+    for step in warming:
+        await log.append(step)
+    assert stored(tmp_path / "a.db") == []
+    deciding = cases.plain_steps(5)[4]
+    await log.append(deciding)
+    assert stored(tmp_path / "a.db") == [*warming, deciding]
+    log.close()
+
+
+async def test_the_event_loop_turns_while_a_step_is_written(tmp_path: Path) -> None:
+    log = SqlAuditLog.open(tmp_path / "a.db")
+    log.begin(cases.run())
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    for step in cases.plain_steps(20):
+        await log.append(step)
+    counting.cancel()
+    log.close()
+    assert turns > 20
+
+
+def test_the_runs_row_holds_count_and_head_of_every_commit(tmp_path: Path) -> None:
+    log = SqlAuditLog.open(tmp_path / "a.db", group_steps=3)
+    log.begin(cases.run())
+    for step in cases.plain_steps(7):
+        log.append_now(step)
+        with Reader.open(tmp_path / "a.db") as reader:
+            run = reader.stored_run("r-1")
+            rows = reader.connection.execute("SELECT digest FROM steps ORDER BY step").fetchall()
+        assert run.step_count == len(rows)
+        assert run.head_digest == (rows[-1][0] if rows else run.opened_digest)
+    log.close()
+
+
+def test_a_step_out_of_order_is_refused(tmp_path: Path) -> None:
+    log = SqlAuditLog.open(tmp_path / "a.db")
+    log.begin(cases.run())
+    with pytest.raises(InvariantBroken, match="Step 1 came where step 0 was due"):
+        log.append_now(cases.plain_steps(2)[1])
+    log.close()
+
+
+def test_a_taken_run_id_is_refused(tmp_path: Path) -> None:
+    log = SqlAuditLog.open(tmp_path / "a.db")
+    log.begin(cases.run())
+    with pytest.raises(DataInvalid, match="in the database already"):
+        log.begin(cases.run())
+    log.close()
+
+
+def test_several_runs_share_a_database(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    for name, count in (("one", 30), ("two", 40), ("three", 50)):
+        cases.write_run(path, cases.plain_steps(count), of=cases.run(name))
+    with Reader.open(path) as reader:
+        for name, count in (("one", 30), ("two", 40), ("three", 50)):
+            assert len(list(reader.steps(name))) == count
+            assert verify_chain(reader.connection, name).holds
+
+
+# ---------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("cut", [0, 1, 9, 10, 11, 25])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path: Path, cut: int) -> None:
+    steps = cases.plain_steps(40)
+    whole = cases.write_run(tmp_path / "whole.db", steps)
+    cases.write_run(tmp_path / "cut.db", steps[:cut])
+    log = SqlAuditLog.open(tmp_path / "cut.db")
+    resumed = log.resume("r-1")
+    assert resumed.next_sequence == cut
+    for step in steps[cut:]:
+        log.append_now(step)
+    log.close()
+    assert stored(tmp_path / "cut.db") == steps
+    assert holds(tmp_path / "cut.db")
+    assert stored(tmp_path / "whole.db") == steps
+    assert len(whole) == len(log.head)
+
+
+def test_resume_returns_where_the_run_stands(tmp_path: Path) -> None:
+    steps = cases.rich_steps()
+    head = cases.write_run(tmp_path / "a.db", steps)
+    log = SqlAuditLog.open(tmp_path / "a.db")
+    resumed = log.resume("r-1")
+    log.close()
+    assert resumed.run == cases.run()
+    assert resumed.head == head
+    assert resumed.next_sequence == len(steps)
+    assert resumed.state == b"opened"
+    assert resumed.account == steps[-1].account
+    bars = [step.event for step in steps if isinstance(step.event, Bar)]
+    for instrument in (cases.BTC.id, cases.ETH.id):
+        newest = max(bar.open_time_ms for bar in bars if bar.instrument == instrument)
+        assert resumed.last_open_ms[instrument] == newest
+    (funding,) = (step.event for step in steps if isinstance(step.event, Funding))
+    assert resumed.last_funding_ms == {cases.BTC.id: funding.market_ms}
+    assert resumed.positions[cases.ETH.id] == steps[-1].position
+    assert resumed.gate_sets == (cases.MODEL_GATES,)
+
+
+def test_resume_returns_the_orders_that_rest(tmp_path: Path) -> None:
+    steps = cases.plain_steps(40)
+    for count in range(1, 40):
+        expected: dict[str, OrderStatus] = {}
+        for step in steps[:count]:
+            expected.update({order.order_id: order.status for order in step.orders})
+        resting = [name for name, status in expected.items() if status is OrderStatus.ACCEPTED]
+        if count not in {10, 11, 12, 20, 21}:
+            continue
+        path = tmp_path / f"{count}.db"
+        cases.write_run(path, steps[:count])
+        log = SqlAuditLog.open(path)
+        assert [order.order_id for order in log.resume("r-1").open_orders] == resting
+        log.close()
+
+
+def test_resume_clears_the_end_and_end_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    cases.write_run(path, cases.plain_steps(3))
+    with Reader.open(path) as reader:
+        assert reader.stored_run("r-1").ended_at_ms == START_MS + 1
+    log = SqlAuditLog.open(path)
+    log.resume("r-1")
+    with Reader.open(path) as reader:
+        assert reader.stored_run("r-1").ended_at_ms is None
+    log.end(99)
+    log.close()
+    with Reader.open(path) as reader:
+        assert reader.stored_run("r-1").ended_at_ms == 99
+
+
+def test_resume_refuses_a_run_whose_tail_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    cases.write_run(path, cases.plain_steps(9))
+    connection = sqlite3.connect(path)
+    connection.execute("DELETE FROM bars WHERE step & 255 = 8")
+    connection.execute("DELETE FROM steps WHERE step & 255 = 8")
+    connection.commit()
+    connection.close()
+    log = SqlAuditLog.open(path)
+    with pytest.raises(DataInvalid, match="audit verify"):
+        log.resume("r-1")
+    log.close()
+
+
+def test_resume_of_an_unknown_run_is_refused(tmp_path: Path) -> None:
+    log = SqlAuditLog.open(tmp_path / "a.db")
+    with pytest.raises(DataInvalid, match="no run nothing"):
+        log.resume("nothing")
+    log.close()
+
+
+# ---------------------------------------------------------------- failure
+
+
+def log_with_room_for(path: Path, pages: int) -> SqlAuditLog:
+    """Return a log whose file may grow by *pages*; then it answers as a full disk does."""
+    writer = open_writer(path)
+    log = SqlAuditLog(writer, group_steps=50)
+    log.begin(cases.run())
+    (now,) = writer.connection.exec_driver_sql("PRAGMA page_count").one()
+    writer.connection.exec_driver_sql(f"PRAGMA max_page_count = {now + pages}")
+    return log
+
+
+def append_all(log: SqlAuditLog, steps: list[Step], taken: list[Step]) -> None:
+    for step in steps:
+        log.append_now(step)
+        taken.append(step)
+
+
+def test_a_full_disk_stops_the_log_and_keeps_what_was_committed(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    log = log_with_room_for(path, 12)
+    steps = cases.plain_steps(2_000)
+    taken: list[Step] = []
+    with pytest.raises(AuditUnwritable, match="database or disk is full"):
+        append_all(log, steps, taken)
+    with pytest.raises(AuditUnwritable, match="resumes at its last committed step"):
+        log.append_now(steps[len(taken)])
+    log.close()
+    committed = len(taken) // 50 * 50
+    assert 0 < committed < 2_000
+    assert stored(path) == steps[:committed]
+    assert holds(path)
+
+
+def test_a_log_goes_on_after_the_disk_has_room_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    steps = cases.plain_steps(600)
+    log = log_with_room_for(path, 12)
+    with pytest.raises(AuditUnwritable):
+        append_all(log, steps, [])
+    log.close()
+    again = SqlAuditLog.open(path)
+    for step in steps[again.resume("r-1").next_sequence :]:
+        again.append_now(step)
+    again.close()
+    assert stored(path) == steps
+    assert holds(path)
+
+
+async def test_a_failed_live_append_is_told_to_the_caller(tmp_path: Path) -> None:
+    log = log_with_room_for(tmp_path / "a.db", 1)
+    told: list[Step] = []
+
+    async def append() -> None:
+        for step in cases.plain_steps(200):
+            await log.append(step)
+            told.append(step)
+
+    with pytest.raises(AuditUnwritable):
+        await append()
+    log.close()
+    assert stored(tmp_path / "a.db") == told
+
+
+def test_nothing_is_taken_after_the_log_is_closed(tmp_path: Path) -> None:
+    log = SqlAuditLog.open(tmp_path / "a.db")
+    log.begin(cases.run())
+    log.close()
+    with pytest.raises(AuditUnwritable, match="closed"):
+        log.append_now(cases.plain_steps(1)[0])
+
+
+def test_a_kill_loses_nothing_that_was_committed(tmp_path: Path) -> None:
+    """Copy file and WAL as they lie on the disk, without any close, and go on from there."""
+    path = tmp_path / "a.db"
+    log = SqlAuditLog.open(path, group_steps=7)
+    log.begin(cases.run())
+    steps = cases.plain_steps(30)
+    for step in steps[:25]:
+        log.append_now(step)
+    for suffix in ("", "-wal"):
+        (tmp_path / f"copy.db{suffix}").write_bytes((tmp_path / f"a.db{suffix}").read_bytes())
+    log.close()
+    again = SqlAuditLog.open(tmp_path / "copy.db")
+    assert again.resume("r-1").next_sequence == 21
+    for step in steps[21:]:
+        again.append_now(step)
+    again.close()
+    assert stored(tmp_path / "copy.db") == steps
+    assert holds(tmp_path / "copy.db")
+
+
+def test_reasons_without_end_are_forgotten_and_stored_anew(tmp_path: Path) -> None:
+    log = SqlAuditLog.open(tmp_path / "a.db")
+    log.begin(cases.run())
+    reasons = [*(f"because {number}" for number in range(OUTCOMES_KEPT + 1)), "because 0"]
+    steps = cases.plain_steps(len(reasons))
+    for step, reason in zip(steps, reasons, strict=True):
+        assert step.decision is not None
+        log.append_now(replace(step, decision=replace(step.decision, reason=reason)))
+    log.close()
+    with Reader.open(tmp_path / "a.db") as reader:
+        (count,) = reader.connection.execute("SELECT count(*) FROM outcomes").fetchone()
+    assert count == len(reasons)
+    assert holds(tmp_path / "a.db")

@@ -1,0 +1,281 @@
+"""The canonical encoding: what a decision's hash covers, and the window's incremental hash."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from math import inf, nan
+
+import builders
+import pytest
+import storage_cases as cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tracepaper.storage.digest import (
+    WindowHash,
+    canonical_bar,
+    chain_digest,
+    decision_digest,
+    scale_factor,
+)
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types import (
+    BLOCK_BARS,
+    Action,
+    Bar,
+    Decision,
+    Forecast,
+    Gate,
+    GateSet,
+    Instrument,
+    Late,
+    Regime,
+    Source,
+)
+
+BAR = builders.bar(1_000_010, volume=12_340)
+ANSWER = cases.model_forecast(3)
+DECISION = cases.model_decision(3, ANSWER)
+
+
+def digest(
+    bar: Bar = BAR,
+    answer: Forecast | Late | None = ANSWER,
+    decision: Decision = DECISION,
+    instrument: Instrument = cases.BTC,
+) -> bytes:
+    return decision_digest(bar, answer, decision, instrument)
+
+
+# ---------------------------------------------------------------- decisions
+
+
+def test_equal_numbers_of_other_decimals_give_the_same_hash() -> None:
+    """65114.20 with two decimals equals 65114.2 with one, and a target of 1.000 equals 1."""
+    two = replace(cases.BTC, price_decimals=2, volume_decimals=3, quantity_decimals=3)
+    one = replace(cases.BTC, price_decimals=1, volume_decimals=2, quantity_decimals=0)
+    bar = Bar("x", 0, 60_000, 6511420, 6511430, 6511410, 6511420, 1230, None, 1, 1, Source.REST)
+    coarse = replace(bar, open=651142, high=651143, low=651141, close=651142, volume=123)
+    wanted = replace(DECISION, target_quantity=1_000)
+    assert digest(bar, None, wanted, two) == digest(
+        coarse, None, replace(wanted, target_quantity=1), one
+    )
+
+
+@pytest.mark.parametrize("field", ["open_time_ms", "open", "high", "low", "close", "volume"])
+def test_a_decision_covers_each_value_of_its_bar(field: str) -> None:
+    assert digest(replace(BAR, **{field: getattr(BAR, field) + 1})) != digest()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("turnover", 5), ("market_ms", 1), ("seen_ms", 9), ("source", Source.ARCHIVE)],
+)
+def test_a_decision_ignores_where_and_when_its_bar_was_seen(field: str, value: object) -> None:
+    assert digest(replace(BAR, **{field: value})) == digest()
+
+
+@pytest.mark.parametrize(
+    "field", ["mean_return", "stdev_return", "p_down", "p_flat", "p_up", "volatility"]
+)
+@pytest.mark.parametrize("horizon", [0, 1])
+def test_a_decision_covers_every_number_of_its_forecast(field: str, horizon: int) -> None:
+    column = list(getattr(ANSWER, field))
+    column[horizon] += 1e-15
+    assert digest(answer=replace(ANSWER, **{field: tuple(column)})) != digest()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("confidence", 0.1),
+        ("content_free", 0.1),
+        ("recent_mass", 0.1),
+        ("older_mass", 0.1),
+        ("shift", None),
+        ("l1_error", 0.1),
+        ("entropy", b"1234"),
+        ("buckets", b"1234"),
+    ],
+)
+def test_a_decision_covers_its_explanation(field: str, value: object) -> None:
+    assert ANSWER.explanation is not None
+    explained = replace(ANSWER.explanation, **{field: value})
+    assert digest(answer=replace(ANSWER, explanation=explained)) != digest()
+    assert digest(answer=replace(ANSWER, explanation=None)) != digest()
+
+
+def test_a_decision_ignores_the_models_id() -> None:
+    assert digest(answer=replace(ANSWER, model_id="another")) == digest()
+
+
+def test_late_none_and_a_forecast_differ_but_the_deadline_does_not_count() -> None:
+    seen = {digest(answer=answer) for answer in (None, ANSWER, Late(1), Late(2))}
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("gate", list(Gate))
+def test_measures_count_but_for_timing_and_risk(gate: Gate) -> None:
+    place = list(Gate).index(gate)
+    measures = list(DECISION.measures)
+    measures[place] = 123.5
+    changed = digest(decision=replace(DECISION, measures=tuple(measures))) != digest()
+    left_out = gate in {Gate.LATE, Gate.STALE, Gate.DEADLINE} or gate.startswith("risk.")
+    assert changed is not left_out
+
+
+@pytest.mark.parametrize("gate", list(Gate))
+def test_verdicts_count_but_for_timing_and_risk(gate: Gate) -> None:
+    flipped = DECISION.passed ^ (1 << list(Gate).index(gate))
+    changed = digest(decision=replace(DECISION, passed=flipped)) != digest()
+    left_out = gate in {Gate.LATE, Gate.STALE, Gate.DEADLINE} or gate.startswith("risk.")
+    assert changed is not left_out
+
+
+def test_gates_that_do_not_count_may_be_declared_or_not() -> None:
+    """Live declares ``stale``, a replay without quotes does not: the decision is the same."""
+    small = GateSet((Gate.OPERATOR, Gate.WARM, Gate.GAP), (1.0, 100.0, 0.0))
+    large = GateSet(
+        (Gate.OPERATOR, Gate.WARM, Gate.LATE, Gate.GAP, Gate.STALE, Gate.RISK_NOTIONAL),
+        (1.0, 100.0, 60_000.0, 0.0, 60_000.0, 5.0),
+    )
+    one = Decision(Action.LONG, 5, "", True, None, small, (1.0, 120.0, 0.0), 0b111, Regime.UNKNOWN)
+    other = replace(
+        one,
+        gate_set=large,
+        measures=(1.0, 120.0, 3.0, 0.0, 17.0, 1.0),
+        passed=0b111111,
+        refused_by=Gate.RISK_NOTIONAL,
+        allowed=False,
+        reason="another",
+    )
+    assert digest(decision=one) == digest(decision=other)
+
+
+def test_thresholds_count() -> None:
+    moved = GateSet(DECISION.gate_set.gates, tuple(t + 1 for t in DECISION.gate_set.thresholds))
+    assert digest(decision=replace(DECISION, gate_set=moved)) != digest()
+
+
+def test_action_and_target_count() -> None:
+    assert digest(decision=replace(DECISION, action=Action.FLAT)) != digest()
+    assert digest(decision=replace(DECISION, target_quantity=-1)) != digest()
+    assert digest(decision=replace(DECISION, target_quantity=1)) != digest(
+        decision=replace(DECISION, target_quantity=-1)
+    )
+
+
+def test_minus_zero_is_zero_and_what_is_not_finite_is_null() -> None:
+    def of(number: float) -> bytes:
+        return digest(answer=replace(ANSWER, mean_return=(number, 0.0)))
+
+    assert of(-0.0) == of(0.0)
+    assert of(nan) == of(inf) == of(-inf)
+    assert of(nan) != of(0.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**12), st.integers(0, 7), st.integers(0, 7))
+def test_the_canonical_number_depends_on_its_value_alone(
+    units: int, decimals: int, more: int
+) -> None:
+    coarse = replace(cases.BTC, price_decimals=decimals, volume_decimals=decimals)
+    fine = replace(cases.BTC, price_decimals=decimals + more, volume_decimals=decimals + more)
+    bar = replace(BAR, open=units, high=units, low=units, close=units, volume=units)
+    finer = units * 10**more
+    same = replace(BAR, open=finer, high=finer, low=finer, close=finer, volume=finer)
+    assert canonical_bar(bar, coarse) == canonical_bar(same, fine)
+
+
+def test_more_decimals_than_a_hash_takes_are_refused() -> None:
+    with pytest.raises(InvariantBroken, match="19 decimals"):
+        scale_factor(19)
+
+
+def test_a_link_is_the_hash_of_the_one_before_and_the_rows() -> None:
+    """The bytes as documented: SHA-256 over the previous digest and MessagePack."""
+    by_hand = sha256(b"before" + bytes([0x92, 0x93, 1, 0xA1, ord("x"), 0xC0, 0xC4, 1, 7]))
+    assert chain_digest(b"before", ((1, "x", None), b"\x07")) == by_hand.digest()
+
+
+# ---------------------------------------------------------------- windows
+
+
+def naive_window(bars: list[Bar], interval_ms: int) -> bytes:
+    """Hash a window from scratch, from its definition."""
+    blocks: dict[int, list[bytes]] = {}
+    for bar in bars:
+        block = bar.open_time_ms // interval_ms // BLOCK_BARS
+        hashed = sha256(canonical_bar(bar, cases.BTC)).digest()
+        blocks.setdefault(block, []).append(hashed)
+    parts = []
+    for block in sorted(blocks, reverse=True):
+        joined = b"".join(blocks[block])
+        parts.append(sha256(joined).digest() if len(blocks[block]) == BLOCK_BARS else joined)
+    return sha256(b"".join(parts) + len(bars).to_bytes(8, "big")).digest()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 300),
+    st.integers(1, 400),
+    st.lists(st.integers(0, 399), max_size=12, unique=True),
+)
+def test_the_incremental_hash_is_the_hash_from_scratch(
+    window: int, count: int, holes: list[int]
+) -> None:
+    kept = [bar for at, bar in enumerate(builders.bars(count)) if at not in holes]
+    hashed = WindowHash(cases.BTC, builders.MINUTE, 300)
+    for at, bar in enumerate(kept):
+        hashed.add(bar)
+        if at % 17 == 0 or at + 1 == len(kept):
+            seen = kept[max(0, at + 1 - window) : at + 1]
+            assert hashed.digest(window) == naive_window(seen, builders.MINUTE)
+
+
+@pytest.mark.parametrize("window", [1, 63, 64, 65, 100, 128, 129])
+def test_a_restarted_window_equals_one_that_has_run_forever(window: int) -> None:
+    bars = builders.bars(700)
+    old = WindowHash(cases.BTC, builders.MINUTE, 129)
+    for bar in bars:
+        old.add(bar)
+    fresh = WindowHash(cases.BTC, builders.MINUTE, 129)
+    for bar in bars[-window:]:
+        fresh.add(bar)
+    assert old.digest(window) == fresh.digest(window)
+
+
+def test_every_bar_of_a_window_counts_and_none_before_it() -> None:
+    bars = builders.bars(200)
+
+    def of(seen: list[Bar]) -> bytes:
+        hashed = WindowHash(cases.BTC, builders.MINUTE, 200)
+        for bar in seen:
+            hashed.add(bar)
+        return hashed.digest(100)
+
+    whole = of(bars)
+    for at in (99, 0, 50):
+        changed = [*bars]
+        changed[at] = replace(bars[at], close=bars[at].close + 1)
+        assert of(changed) == whole
+    for at in (100, 127, 163, 199):
+        changed = [*bars]
+        changed[at] = replace(bars[at], close=bars[at].close + 1)
+        assert of(changed) != whole
+
+
+def test_a_window_refuses_a_bar_that_is_not_newer() -> None:
+    hashed = WindowHash(cases.BTC, builders.MINUTE, 10)
+    hashed.add(BAR)
+    with pytest.raises(InvariantBroken, match="came after"):
+        hashed.add(BAR)
+
+
+@pytest.mark.parametrize("asked", [0, 11])
+def test_a_window_refuses_to_hash_what_it_does_not_keep(asked: int) -> None:
+    hashed = WindowHash(cases.BTC, builders.MINUTE, 10)
+    hashed.add(BAR)
+    with pytest.raises(InvariantBroken, match="window"):
+        hashed.digest(asked)
