@@ -26,7 +26,7 @@ PANELS: Final = {
     "Check": ("verify", "parity", "lookahead", "recursive"),
     "Understand": ("explain", "report"),
     "Learn": ("train", "evaluate", "models"),
-    "Ask and supply": ("audit", "exchange", "data", "bench"),
+    "Records and candles": ("audit", "exchange", "data", "bench"),
     "Operate": ("status", "command", "db", "config", "doctor"),
 }
 """The order and the headings of the help; commands of other distributions come last."""
