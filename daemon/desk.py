@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tracepaper.daemon.broker import Broker
 from tracepaper.daemon.state import EngineSettings
-from tracepaper.storage.digest import WindowHash
+from tracepaper.storage.digest import DecisionHash, WindowHash
 from tracepaper.strategies.gate import Evidence, GateBench, is_finite_forecast
 from tracepaper.strategies.regime import next_regime
 from tracepaper.strategies.sizing import Sizer
@@ -41,6 +41,8 @@ class Desk:
         self.bench = bench
         self.window = WindowHash(instrument, settings.interval_ms, strategy.warmup)
         self._bounds = settings.bounds
+        self.hash = DecisionHash(instrument)
+        self.canonical = b""  # of the newest bar
         self.evidence = Evidence(
             horizon_index=settings.horizon_index,
             slope=settings.slope,
@@ -62,7 +64,7 @@ class Desk:
     def take(self, bar: Bar) -> None:
         """Take *bar* into the strategy, the window and the count."""
         self.strategy.observe(bar)
-        self.window.add(bar)
+        self.canonical = self.window.add(bar)
         self.last = bar
         if self.bars < self.strategy.warmup:
             self.bars += 1

@@ -15,7 +15,6 @@ from tracepaper.daemon.desk import Desk, checked
 from tracepaper.daemon.ledger import Ledger
 from tracepaper.daemon.risk import RiskWatch
 from tracepaper.daemon.state import EngineSettings, EngineState
-from tracepaper.storage.digest import decision_digest
 from tracepaper.strategies.gate import GateBench
 from tracepaper.strategies.sizing import Sizer
 from tracepaper.strategies.strategy import Strategy
@@ -206,7 +205,7 @@ class Engine:
             fills=fills,
             twin_fills=twin_fills,
             window_sha256=desk.window.digest(desk.strategy.warmup),
-            decision_sha256=decision_digest(bar, answer, decision, desk.instrument),
+            decision_sha256=desk.hash.digest(desk.canonical, answer, decision),
         )
 
     def _fill(self, against: Callable[[Ledger, E], tuple[Fill, Order] | None], event: E) -> _Filled:

@@ -134,11 +134,6 @@ class _CountedGates:
         return known
 
 
-@lru_cache(maxsize=256)
-def _counted(gate_set: GateSet) -> _CountedGates:
-    return _CountedGates(gate_set)
-
-
 def _forecast_part(answer: Answer) -> object:
     """Return the part of a decision's identity that the forecaster gave."""
     match answer:
@@ -179,26 +174,48 @@ def _explanation_part(explanation: Explanation | None) -> object:
     )
 
 
-def decision_digest(bar: Bar, answer: Answer, decision: Decision, instrument: Instrument) -> bytes:
-    """Return what parity compares: ``v_decisions.decision_sha256``.
+class DecisionHash:
+    """What parity compares, ``v_decisions.decision_sha256``, for the decisions of one instrument.
 
     It covers the bar, the forecast with its explanation, the gates, action and target. Left
     out is what only time or the account explains: the timing gates (late, stale, deadline),
     the risk gates, and therefore which gate refused (the gates that count show it by their
-    bits); ids, sequence, reason, source and times seen.
+    bits); ids, sequence, reason, source and times seen. A decision that repeats the last one is
+    the same object, and is encoded once.
     """
-    gates = _counted(decision.gate_set)
-    measures = decision.measures
-    payload = (
-        canonical_bar(bar, instrument),
-        None if answer is None else _forecast_part(answer),
-        gates.sha256,
-        tuple([finite(measures[place]) for place in gates.places]),
-        gates.passed(decision.passed),
-        decision.action,
-        b"%x" % (decision.target_quantity * _factors(instrument)[2]),
-    )
-    return sha256(_encode(payload)).digest()
+
+    def __init__(self, instrument: Instrument) -> None:
+        self._quantity_factor = _factors(instrument)[2]
+        self._gates: _CountedGates | None = None
+        self._gate_set: GateSet | None = None
+        self._decision: Decision | None = None
+        self._judged = b""
+
+    def digest(self, canonical: bytes, answer: Answer, decision: Decision) -> bytes:
+        """Return the hash of *decision* on the bar whose ``canonical_bar`` is *canonical*."""
+        if decision is not self._decision:
+            self._decision, self._judged = decision, self._encoded(decision)
+        said = b"" if answer is None else _encode(_forecast_part(answer))
+        return sha256(canonical + self._judged + said).digest()
+
+    def _encoded(self, decision: Decision) -> bytes:
+        if self._gates is None or decision.gate_set is not self._gate_set:
+            self._gate_set, self._gates = decision.gate_set, _CountedGates(decision.gate_set)
+        gates, measures = self._gates, decision.measures
+        return _encode(
+            (
+                gates.sha256,
+                tuple([finite(measures[place]) for place in gates.places]),
+                gates.passed(decision.passed),
+                decision.action,
+                b"%x" % (decision.target_quantity * self._quantity_factor),
+            )
+        )
+
+
+def decision_digest(bar: Bar, answer: Answer, decision: Decision, instrument: Instrument) -> bytes:
+    """Return the ``DecisionHash`` of one decision by itself."""
+    return DecisionHash(instrument).digest(canonical_bar(bar, instrument), answer, decision)
 
 
 # ---------------------------------------------------------------- what a decision saw
@@ -225,18 +242,23 @@ class WindowHash:
         self._earlier_bars = 0
         self._last_open_ms = -1
 
-    def add(self, bar: Bar) -> None:
-        """Take in the next accepted bar; raise ``InvariantBroken`` where it is not newer."""
+    def add(self, bar: Bar) -> bytes:
+        """Take in the next accepted bar and return its ``canonical_bar``.
+
+        Raises ``InvariantBroken`` where it is not newer than the last.
+        """
         if bar.open_time_ms <= self._last_open_ms:
             raise InvariantBroken(f"Bar {bar.open_time_ms} came after {self._last_open_ms}.")
         self._last_open_ms = bar.open_time_ms
-        hashed = sha256(canonical_bar(bar, self._instrument)).digest()
+        canonical = canonical_bar(bar, self._instrument)
+        hashed = sha256(canonical).digest()
         block = bar.open_time_ms // self._block_ms
         if block != self._block:
             self._close_block()
             self._block = block
         self._bars += hashed
         self._hash.update(hashed)
+        return canonical
 
     def _close_block(self) -> None:
         bars = bytes(self._bars)

@@ -1,0 +1,167 @@
+"""``bench replay``: bars a CPU second with every decision logged, and what memory it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from tracepaper.daemon.config import load
+from tracepaper.replay.assembly import Replay, build
+from tracepaper.replay.backtest import Tally, run_replay
+from tracepaper.replay.bench.machine import machine_line, resident_mb
+from tracepaper.replay.importers import Candles, read_candles
+from tracepaper.replay.importers.decimals import IntArray
+from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.storage.audit import SqlAuditLog
+
+YEAR_BARS: Final = 525_600
+REACH_BARS_PER_CPU_S: Final = 50_000
+NAIVE_SAMPLE: Final = 3
+
+Tell = Callable[[str], None]
+
+
+def tiled(bars: int) -> Candles:
+    """Return the bundled candles laid end to end until there are *bars* of them."""
+    once = read_candles(DEMO_CANDLES)
+    times = -(-bars // len(once))
+    span_ms = len(once) * once.interval_ms
+
+    def repeated(values: IntArray) -> IntArray:
+        return np.tile(values, times)[:bars]
+
+    opened = np.concatenate([once.open_time_ms + turn * span_ms for turn in range(times)])[:bars]
+    return replace(
+        once,
+        open_time_ms=opened,
+        open=repeated(once.open),
+        high=repeated(once.high),
+        low=repeated(once.low),
+        close=repeated(once.close),
+        volume=repeated(once.volume),
+        turnover=None if once.turnover is None else repeated(once.turnover),
+    )
+
+
+def _replay(candles: Candles, strategy: str) -> Replay:
+    sections = {
+        "market": {"category": "linear", "symbols": [candles.symbol], "interval": "1"},
+        "strategy": {"name": strategy},
+        "sizing": {"mode": "fixed", "quantity": "1"},
+        "account": {"cash": "1000000"},
+    }
+    return build(load(None, sections), [candles], started_at_ms=0)
+
+
+def measure(bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None) -> dict[str, Any]:
+    """Return the figures of a replay without a model: medians over *rounds*, on CPU time.
+
+    Each round replays the same bars into a new database, and runs a plain Python loop of the
+    same strategy, without engine or log, beside it.
+    """
+    candles = tiled(bars)
+    logged, plain, sizes, memory = [], [], [], []
+    for turn in range(rounds):
+        tell(f"round {turn + 1} of {rounds}: {bars:,} bars")
+        with tempfile.TemporaryDirectory() as folder:
+            database = Path(folder) / "bench.db"
+            replay = _replay(candles, "sma_cross")
+            marks: list[tuple[int, float]] = []
+            tally = Tally(progress=lambda done, marks=marks: marks.append((done, resident_mb())))  # type: ignore[misc]
+            audit = SqlAuditLog.open(database)
+            began = time.process_time()
+            asyncio.run(run_replay(replay, audit, tally))
+            logged.append(time.process_time() - began)
+            audit.end(0)
+            audit.close()
+            sizes.append(database.stat().st_size / bars)
+            memory.append(marks)
+        closes = candles.close.tolist()
+        began = time.process_time()
+        _plain_loop(closes)
+        plain.append(time.process_time() - began)
+    seconds = statistics.median(logged)
+    quarter, last = _quarter_and_last(memory[-1])
+    return {
+        "machine": machine_line(),
+        "bars": bars,
+        "bars_per_cpu_s": bars / seconds,
+        "reach_bars_per_cpu_s": REACH_BARS_PER_CPU_S,
+        "plain_loop_bars_per_cpu_s": bars / statistics.median(plain),
+        "times_plain_loop": seconds / statistics.median(plain),
+        "database_bytes_per_bar": statistics.median(sizes),
+        "rss_mb_at_a_quarter": quarter,
+        "rss_mb_at_the_end": last,
+    }
+
+
+def _quarter_and_last(marks: list[tuple[int, float]]) -> tuple[float, float]:
+    """Return the memory after a quarter of the bars and after all of them."""
+    return marks[len(marks) // 4][1], marks[-1][1]
+
+
+def _plain_loop(closes: list[int], fast: int = 20, slow: int = 100) -> int:
+    """Run the same strategy in the fewest lines of Python: no exact money, no log, no gates."""
+    window: deque[int] = deque(maxlen=slow)
+    held, cash, pending = 0, 0, 0
+    for close in closes:
+        cash -= (pending - held) * close
+        held = pending
+        window.append(close)
+        if len(window) == slow:
+            recent = list(window)
+            pending = int(sum(recent[-fast:]) * slow > sum(recent) * fast)
+    return cash + held * closes[-1]
+
+
+def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[str, Any]:
+    """Return the figures of a replay with the default model, every bar gated and explained.
+
+    A year is extrapolated from *bars* after the warm-up, unless *bars* is a year; so is the
+    naive route, which runs the network anew over the whole context at every bar.
+    """
+    from tracepaper.replay.bench.naive import forward_seconds
+
+    candles = tiled(bars + 4_860)
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder) / "bench.db"
+        tell("loading the model")
+        replay = _replay(candles, "attention")
+        tell(f"replaying {len(candles):,} bars")
+        audit = SqlAuditLog.open(database)
+        peak = [0.0]
+
+        def watch_memory(_bars: int) -> None:
+            peak[0] = max(peak[0], resident_mb())
+
+        tally = Tally(progress=watch_memory)
+        wall, began = time.perf_counter(), time.process_time()
+        asyncio.run(run_replay(replay, audit, tally))
+        cpu_s, wall_s = time.process_time() - began, time.perf_counter() - wall
+        audit.end(0)
+        audit.close()
+        size = database.stat().st_size / len(candles)
+    tell("running the network anew, as the naive route does")
+    naive_s = forward_seconds(NAIVE_SAMPLE)
+    return {
+        "machine": machine_line(),
+        "bars": len(candles),
+        "bars_per_wall_s": len(candles) / wall_s,
+        "bars_per_cpu_s": len(candles) / cpu_s,
+        "year_minutes_wall": YEAR_BARS / (len(candles) / wall_s) / 60,
+        "year_is_extrapolated": len(candles) < YEAR_BARS,
+        "naive_seconds_a_bar": naive_s,
+        "naive_year_hours": naive_s * YEAR_BARS / 3600,
+        "times_faster_than_naive": naive_s / (wall_s / len(candles)),
+        "database_bytes_per_bar": size,
+        "rss_mb_peak": peak[0],
+    }

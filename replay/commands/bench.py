@@ -1,0 +1,112 @@
+"""``tracepaper bench``: the figures of the product, each beside its reference in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tracepaper.daemon.commands.options import JsonOption
+
+app = typer.Typer(help="Measure: figures as ratios, in one run, on CPU time.")
+
+
+@app.command()
+def ingest(
+    frames: Annotated[int, typer.Option(min=1_000, help="Frames a round.")] = 200_000,
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Measure frames parsed to typed bars a CPU second."""
+    from tracepaper.replay.bench.ingest import measure
+
+    _say("ingest: frame to typed bar", measure(frames), as_json=json)
+
+
+@app.command()
+def replay(
+    *,
+    bars: Annotated[int, typer.Option(min=1_000, help="Bars a round.")] = 200_000,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    model: Annotated[
+        bool, typer.Option("--model", help="With the default model, every bar explained.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Measure bars a CPU second with every decision stored and chained."""
+    from tracepaper.replay.bench import replaying
+
+    if model:
+        figures = replaying.measure_model(bars if bars != 200_000 else 30_000, tell=_tell)  # noqa: PLR2004
+        _say("replay with the default model", figures, as_json=json)
+    else:
+        figures = replaying.measure(bars, rounds=rounds, tell=_tell)
+        _say("replay without a model", figures, as_json=json)
+
+
+@app.command()
+def live(
+    *,
+    bars: Annotated[int, typer.Option(min=100, help="Decisions to time.")] = 1_000,
+    model: Annotated[bool, typer.Option(help="Also with the default model.")] = True,
+    json: JsonOption = False,
+) -> None:
+    """Measure milliseconds from a parsed bar to its committed decision."""
+    from tracepaper.replay.bench.live import measure
+
+    _say("live step, ms of wall time", measure(bars, model=model, tell=_tell), as_json=json)
+
+
+@app.command()
+def attention(
+    *,
+    long: Annotated[bool, typer.Option("--long", help="Also 65,536 bars.")] = False,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Also a plot.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure what an explanation costs beside the forward that it explains."""
+    from rich.console import Console
+
+    from tracepaper.daemon.commands.options import print_json
+    from tracepaper.replay.bench.attention import measure
+    from tracepaper.replay.bench.attention_show import plot, render
+
+    figures = measure(long=long, tell=_tell)
+    if png is not None:
+        plot(figures, png)
+    if json:
+        print_json(figures)
+    else:
+        Console().print(render(figures))
+
+
+def _tell(sentence: str) -> None:
+    typer.echo(sentence, err=True)
+
+
+def _say(title: str, figures: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print the figures as one JSON document, or line by line."""
+    from tracepaper.daemon.commands.options import print_json
+
+    if as_json:
+        print_json(figures)
+        return
+    typer.echo(title)
+    for name, value in figures.items():
+        typer.echo(f"  {name.replace('_', ' '):32} {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    match value:
+        case Mapping():
+            return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
+        case float() if abs(value) >= 1_000:  # noqa: PLR2004 - a large figure needs no decimals
+            return f"{value:,.0f}"
+        case float():
+            return f"{value:.3g}"
+        case int():
+            return f"{value:,}"
+        case _:
+            return str(value)
