@@ -119,6 +119,8 @@ class Screen:
 
     def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
         """Take in *step*; redraw if the screen is old enough."""
+        if not self._seen.decisions and step.decision is not None:
+            self._pace = Pace(self._clock)  # the pace of warming up is another
         self._seen.take(step, instruments)
         if isinstance(step.event, Bar) and step.accepted:
             self._pace.count()

@@ -60,6 +60,7 @@ class Seen:
     bars: dict[str, Step] = field(default_factory=dict)
     closes: dict[str, deque[int]] = field(default_factory=dict)
     decisions: int = 0
+    warming: int = 0
     fills: int = 0
     bars_per_s: float = 0.0
 
@@ -79,6 +80,7 @@ class Seen:
             instrument = step.event.instrument
             self.bars[instrument] = step
             self.decisions += step.decision is not None
+            self.warming += step.decision is None
             closes = self.closes.setdefault(instrument, deque(maxlen=CLOSES_KEPT))
             closes.append(step.event.close)
 
@@ -86,10 +88,7 @@ class Seen:
 def screen(seen: Seen) -> RenderableType:
     """Return the whole screen: one panel an instrument, and the account below."""
     shown = list(seen.bars.items())[:PANELS_MAX]
-    parts: list[RenderableType] = [
-        _panel(step, seen.instruments[name], seen.closes[name], seen.horizon)
-        for name, step in shown
-    ]
+    parts: list[RenderableType] = [_panel(seen, name, step) for name, step in shown]
     if len(seen.bars) > len(shown):
         parts.append(Text(f"  and {len(seen.bars) - len(shown)} more instruments", "dim"))
     if not shown:
@@ -109,29 +108,32 @@ def _head(seen: Seen) -> RenderableType:
     grid.add_row(
         name,
         Text(
-            f"{seen.decisions:,} decisions  {seen.fills:,} fills  {seen.bars_per_s:.1f} bars/s ",
+            f"decisions {seen.decisions:,}  fills {seen.fills:,}  {seen.bars_per_s:,.1f} bars/s ",
             "dim",
         ),
     )
     return grid
 
 
-def _panel(
-    step: Step, instrument: Instrument, closes: Sequence[int], horizon: int
-) -> RenderableType:
-    bar = step.event
+def _panel(seen: Seen, name: str, step: Step) -> RenderableType:
+    """Return what is known of one instrument: its last bar and what was decided on it."""
+    bar, instrument = step.event, seen.instruments[name]
     assert isinstance(bar, Bar)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", width=10)
     grid.add_column()
-    price = _grouped(unscaled(bar.close, instrument.price_decimals))
-    grid.add_row("price", Text.assemble((price, "bold"), "  ", (sparkline(closes), "cyan")))
-    for name, line in _thoughts(step, horizon):
-        grid.add_row(name, line)
+    price = f"{bar.close / 10**instrument.price_decimals:,.{instrument.price_decimals}f}"
+    grid.add_row(
+        "price", Text.assemble((price, "bold"), "  ", (sparkline(seen.closes[name]), "cyan"))
+    )
+    for title, line in _thoughts(step, seen.horizon):
+        grid.add_row(title, line)
     if step.decision is not None:
         grid.add_row("decision", _decision(step.decision))
         grid.add_row("gates", _gates(step.decision))
-    grid.add_row("position", _position(step, instrument))
+        grid.add_row("position", _position(step, instrument))
+    else:
+        grid.add_row("warming up", Text(f"{seen.warming:,} bars taken in", "dim"))
     closed = datetime.fromtimestamp(bar.close_time_ms / 1000, UTC)
     return Panel(
         grid,

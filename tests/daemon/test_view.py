@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -60,7 +61,7 @@ def full_step(sequence: int = 3) -> Step:
 def test_the_screen_shows_what_was_decided_and_why() -> None:
     shown = drawn(full_step())
     for words in (
-        "65,114.2",
+        "65,114.20",
         "+0.200% ± 0.400% in 30 bars",
         "↓30%",
         "↑50%",
@@ -74,7 +75,7 @@ def test_the_screen_shows_what_was_decided_and_why() -> None:
         "+2.50",
         "100,012.00 +0.01 %",
         "ungated twin 99,930.00 -0.07 %",
-        "1 decisions  1 fills  33.4 bars/s",
+        "decisions 1  fills 1  33.4 bars/s",
         "closed 2023-11-14 22:15 UTC",
     ):
         assert words in shown
@@ -94,6 +95,20 @@ def test_without_a_known_run_the_screen_shows_the_bar_alone() -> None:
     assert "+0.01 %" not in console.file.getvalue()
 
 
+def test_the_pace_of_warming_up_is_forgotten_at_the_first_decision() -> None:
+    clock, file = ManualClock(), io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100)
+    with View(clock=clock, console=console) as view:
+        for one in bars(1_000):
+            view.show(step(one), INSTRUMENTS)
+            clock.advance(network_s=0.001)
+        for one in bars(5):
+            view.show(step(one, decided=decision()), INSTRUMENTS)
+            clock.advance(network_s=1.0)
+    paces = re.findall(r"([\d,.]+) bars/s", file.getvalue())
+    assert float(paces[-1]) == pytest.approx(1.0, rel=0.3)
+
+
 def test_before_the_first_bar_the_screen_says_so() -> None:
     assert "waiting for the first closed bar" in drawn()
 
@@ -108,7 +123,7 @@ def test_a_late_forecast_and_a_missing_measure_are_shown() -> None:
 def test_a_warm_up_bar_has_no_decision() -> None:
     shown = drawn(step(bar()))
     assert "gates" not in shown
-    assert "none" in shown
+    assert "1 bars taken in" in shown
 
 
 def test_many_instruments_are_cut_and_counted() -> None:
@@ -124,7 +139,7 @@ def test_many_instruments_are_cut_and_counted() -> None:
 
 
 def test_a_revision_is_not_drawn() -> None:
-    assert "65,114.2" in drawn(full_step(), step(bar(1), sequence=4, accepted=False))
+    assert "65,114.20" in drawn(full_step(), step(bar(1), sequence=4, accepted=False))
 
 
 @given(st.lists(st.integers(1, 10**12), min_size=1, max_size=80))
