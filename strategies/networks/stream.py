@@ -109,9 +109,7 @@ class _Tile(NamedTuple):
     """What the queries of a tile, or of all tiles, got from their windows."""
 
     output: Tensor  # [head, tile, dim]
-    mass: Tensor  # [head, tile, 1], which must be one
-    logsumexp: Tensor  # [head, tile, 1]
-    entropy: Tensor  # [head, tile, 1], in nats
+    figures: Tensor  # [head, tile, 4]: mass, largest score, largest share, mean score
     rollout: Tensor  # [tile, width]: mean_h A_h R
 
 
@@ -149,7 +147,7 @@ class StreamingNetwork:
         bars = len(columns)
         filling = (CHUNK_BARS if padded else bars) - bars
         rows = pad(rows[:bars], (0, 0, 0, filling))
-        places = torch.from_numpy(np.pad(positions[:bars], (0, filling), mode="edge"))
+        places = torch.from_numpy(positions[np.arange(bars + filling).clip(max=bars - 1)])
         rollout = torch.zeros(bars + filling, state.columns.width)
         rollout[torch.arange(bars), torch.from_numpy(columns)] = 1.0
         hidden, rollout, confidence = self._layers(state, rows, places, rollout, bars)
@@ -197,26 +195,36 @@ class StreamingNetwork:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run every layer; return the last state, rollout [bars, width] and confidences."""
         state.places.write(places)
-        visible = torch.arange(state.count + 1, state.count + len(rows) + 1)
-        visible = visible.clamp(max=self.config.window)
-        largest = visible.log().clamp(min=torch.finfo(torch.float32).tiny)
         hidden, phases = self.network.enter(rows[None], places)
-        history, confidences = [], []
+        queries, keys, figures = [], [], []
         for block, layer in zip(self.network.layers(), state.layers, strict=True):
             projected = block.project(hidden, phases)
             seen = self._attend(state, layer, projected, rollout)
-            _check(seen.mass[:, :bars], "attention")
-            confidences.append((1.0 - seen.entropy[..., 0] / largest)[:, :bars])
-            history.append(torch.cat((projected.query[0], projected.key[0], seen.logsumexp), -1))
             hidden = block.finish(hidden, seen.output[None])
-            rollout = RESIDUAL * rollout + (1.0 - RESIDUAL) * seen.rollout
+            rollout = torch.lerp(seen.rollout, rollout, RESIDUAL)
             for ring in layer.rings:
                 ring.advance(bars)
+            queries.append(projected.query[0])
+            keys.append(projected.key[0])
+            figures.append(seen.figures)
+        measured = torch.stack(figures)[:, :, :bars]  # [layer, head, bars, figure]
+        mass, top_score, top_share, mean_score = measured.split(1, dim=-1)
+        _check(mass, "attention")
         _check(rollout[:bars].sum(-1), "the rollout")
-        state.history.push(torch.stack(history)[:, :, :bars].permute(2, 0, 1, 3))
-        state.attended_pairs += self.config.layers * int(visible[:bars].sum())
-        confidence = torch.stack(confidences).permute(2, 0, 1).clamp(0.0, 1.0)
-        return hidden, rollout, confidence * (visible[:bars, None, None] > 1)
+        # The largest share is exp(largest score - logsumexp), and H = logsumexp - mean score.
+        logsumexp = top_score - top_share.log()
+        confidence = self._confidence(state, (logsumexp - mean_score).squeeze(-1))
+        attended = (torch.stack(queries)[:, :, :bars], torch.stack(keys)[:, :, :bars], logsumexp)
+        state.history.push(torch.cat(attended, dim=-1).permute(2, 0, 1, 3))
+        return hidden, rollout, confidence
+
+    def _confidence(self, state: StreamState, entropy: Tensor) -> Tensor:
+        """Return 1 - H / ln n [bars, layer, head] of *entropy* [layer, head, bars], 0 at n = 1."""
+        bars = entropy.shape[-1]
+        visible = (torch.arange(bars) + state.count + 1).clamp(max=self.config.window)
+        state.attended_pairs += self.config.layers * int(visible.sum())
+        confidence = 1.0 - entropy / visible.log().clamp(min=torch.finfo(torch.float32).tiny)
+        return (confidence.clamp(0.0, 1.0) * (visible > 1)).permute(2, 0, 1)
 
     def _attend(
         self, state: StreamState, layer: _Layer, projected: Projected, rollout: Tensor
@@ -253,14 +261,12 @@ class StreamingNetwork:
                 _HIDDEN  # before the first bar of the stream
             )
         shares = torch.softmax(scores, dim=-1)
-        # The largest share is exp(largest score - logsumexp).
-        logsumexp = scores.amax(-1, keepdim=True) - shares.amax(-1, keepdim=True).log()
+        top_score = scores.amax(-1, keepdim=True)
         mean_score = scores.mul_(shares).sum(-1, keepdim=True)
+        figures = (shares.sum(-1, keepdim=True), top_score, shares.amax(-1, keepdim=True))
         return _Tile(
             output=shares @ layer.values.view(begin, stop),
-            mass=shares.sum(-1, keepdim=True),
-            logsumexp=logsumexp,
-            entropy=logsumexp - mean_score,
+            figures=torch.cat((*figures, mean_score), dim=-1),
             rollout=shares.mean(0) @ layer.rollout.view(begin, stop),
         )
 
