@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, cast
 
 from tracepaper.daemon.commands.options import (
@@ -64,26 +65,30 @@ def _accounts(document: Document) -> RenderableType:
     columns = ("equity", "cash", "realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid")
     table.add_column("account")
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(column.removesuffix("_paid").replace("_pnl", ""), justify="right")
     accounts = {"run": document["account"], **cast("Document", document["twins"])}
     for name, account in accounts.items():
         facts = cast("dict[str, str]", account)
-        table.add_row(name, *(facts[column] for column in columns))
+        table.add_row(name, *(f"{Decimal(facts[column]):,.2f}" for column in columns))
     return table
 
 
 def _instrument(name: str, facts: Document) -> RenderableType:
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
-    table.title = (
-        f"\n{name}  close {facts['close']}  position {facts.get('quantity', '0')}  "
-        f"{facts.get('action', 'no decision yet')}  {facts.get('reason', '')}"
+    from tracepaper.daemon.view_parts import figure
+
+    head = Text.assemble(
+        (f"\n{name}", "bold"), f"  close {facts['close']}  position {facts.get('quantity', '0')}  "
     )
+    head.append(f"{facts.get('action', 'no decision yet')} {facts.get('reason', '')}".rstrip())
+    table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("gate", "measure", "threshold"):
         table.add_column(column, justify="left" if column == "gate" else "right")
     for gate in cast("list[Document]", facts.get("gates", [])):
         mark, style = ("✓", "green") if gate["passed"] else ("✗", "red")
-        measure = "–" if gate["measure"] is None else f"{gate['measure']:.4g}"
-        table.add_row(f"[{style}]{mark}[/] {gate['gate']}", measure, f"{gate['threshold']:.4g}")
-    return table
+        measure, threshold = (cast("float | None", gate[key]) for key in ("measure", "threshold"))
+        table.add_row(f"[{style}]{mark}[/] {gate['gate']}", figure(measure), figure(threshold))
+    return Group(head, table)
