@@ -15,7 +15,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import DecodeError, Meta, Struct
 
-from tracepaper.daemon.bybit.decimals import POWERS, exact
+from tracepaper.daemon.bybit.decimals import exact
 from tracepaper.daemon.bybit.messages import Candle, KlineFrame
 from tracepaper.strategies.errors import MessageMalformed
 from tracepaper.strategies.types import MONEY_LIMIT, Bar, Instrument, Source
@@ -30,12 +30,12 @@ class CandleLayout(Struct, frozen=True):
 
     ``hot`` is unpacked once a frame: instrument, interval_ms, a candle's ``end`` less its
     ``start``, the index of the decimal point from the text's end (-2 for one decimal) of prices,
-    volume and turnover where the text has all decimals that tick and step allow, the units that
-    scale volume and turnover to the decimals that are kept, and the reader of the six integers,
-    which also keeps them within 64 bits.
+    volume and turnover where the text has all decimals that tick and step allow, the zeros that
+    bring volume and turnover to the decimals that are kept, and the reader of the six integers,
+    which also sees to it that prices are positive and all fit 64 bits.
     """
 
-    hot: tuple[str, int, int, int, int, int, int, int, Callable[[str], _Numbers]]
+    hot: tuple[str, int, int, int, int, int, str, str, Callable[[str], _Numbers]]
     price_decimals: int
     volume_decimals: int
     turnover_decimals: int
@@ -57,11 +57,8 @@ def candle_layout(instrument: Instrument, interval_ms: int) -> CandleLayout:
     turnover = min(
         instrument.price_decimals + instrument.quantity_decimals, instrument.turnover_decimals
     )
-    unit = POWERS[instrument.volume_decimals - volume]
-    turnover_unit = POWERS[instrument.turnover_decimals - turnover]
     price = Annotated[int, Meta(ge=1, le=MONEY_LIMIT)]
-    volume_range = Annotated[int, Meta(ge=0, le=MONEY_LIMIT // unit)]
-    turnover_range = Annotated[int, Meta(ge=0, le=MONEY_LIMIT // turnover_unit)]
+    amount = Annotated[int, Meta(ge=0, le=MONEY_LIMIT)]
     return CandleLayout(
         hot=(
             instrument.id,
@@ -70,11 +67,9 @@ def candle_layout(instrument: Instrument, interval_ms: int) -> CandleLayout:
             -1 - instrument.price_decimals,
             -1 - volume,
             -1 - turnover,
-            unit,
-            turnover_unit,
-            msgspec.json.Decoder(
-                tuple[price, price, price, price, volume_range, turnover_range]
-            ).decode,
+            _ZEROS[instrument.volume_decimals - volume],
+            _ZEROS[instrument.turnover_decimals - turnover],
+            msgspec.json.Decoder(tuple[price, price, price, price, amount, amount]).decode,
         ),
         price_decimals=instrument.price_decimals,
         volume_decimals=instrument.volume_decimals,
@@ -82,60 +77,63 @@ def candle_layout(instrument: Instrument, interval_ms: int) -> CandleLayout:
     )
 
 
-def stream_bars(frame: KlineFrame, layout: CandleLayout, seen_ms: int) -> list[Bar]:
+def stream_bars(frame: KlineFrame, layout: CandleLayout) -> list[Bar]:
     """Return the closed candles of *frame* as bars, oldest first; see ``Bar`` for units.
 
-    Raises ``MessageMalformed`` where a number is not exact or a candle contradicts itself.
+    ``seen_ms`` is the frame's time until the feed hands the bar on. Raises ``MessageMalformed``
+    where a number is not exact or a candle contradicts itself. Written flat: it is the hot path.
     """
     bars: list[Bar] = []
     for candle in frame.data:
         # The exchange repeats the open candle until it closes; only the confirmed one is a fact.
-        if candle.confirm:
-            bars.append(_stream_bar(candle, layout, frame.ts, seen_ms))  # noqa: PERF401
+        if not candle.confirm:
+            continue
+        instrument, interval_ms, last_ms, dot, volume_dot, turnover_dot, zeros, more, read = (
+            layout.hot
+        )
+        o, h, l, c, v, t = (  # noqa: E741
+            candle.open, candle.high, candle.low, candle.close, candle.volume, candle.turnover,
+        )  # fmt: skip
+        try:
+            # The exchange leaves trailing zeros out. Six dots go; a seventh stays, so that a text
+            # with two of them is refused.
+            row = (
+                f"[{o if o[dot] == '.' else _padded(o, dot)},"
+                f"{h if h[dot] == '.' else _padded(h, dot)},"
+                f"{l if l[dot] == '.' else _padded(l, dot)},"
+                f"{c if c[dot] == '.' else _padded(c, dot)},"
+                f"{v if v[volume_dot] == '.' else _padded(v, volume_dot)}{zeros},"
+                f"{t if t[turnover_dot] == '.' else _padded(t, turnover_dot)}{more}]"
+            )
+            open_, high, low, close, volume, turnover = read(row.replace(".", "", 6))
+        except (DecodeError, IndexError):
+            open_, high, low, close, volume, turnover = _careful(candle, layout)
+        start, server_ms = candle.start, frame.ts
+        if not (
+            low <= open_ <= high
+            and low <= close <= high
+            and start < server_ms
+            and candle.end - start == last_ms
+        ):
+            raise MessageMalformed(_contradiction(candle, layout))
+        bars.append(
+            # Positional: keywords cost a tenth of the whole step.
+            Bar(
+                instrument,
+                start,
+                interval_ms,
+                open_,
+                high,
+                low,
+                close,
+                volume,
+                turnover,
+                server_ms,
+                server_ms,
+                _STREAM,
+            )
+        )
     return bars
-
-
-def _stream_bar(candle: Candle, layout: CandleLayout, server_ms: int, seen_ms: int) -> Bar:
-    """Return one confirmed *candle*; written flat, since this is the hot path of ingestion."""
-    instrument, interval_ms, last_ms, dot, volume_dot, turnover_dot, unit, turnover_unit, read = (
-        layout.hot
-    )
-    first, top, bottom, final = candle.open, candle.high, candle.low, candle.close
-    base, quote = candle.volume, candle.turnover
-    try:
-        # The exchange leaves trailing zeros out.
-        if first[dot] != ".":
-            first = _padded(first, dot)
-        if top[dot] != ".":
-            top = _padded(top, dot)
-        if bottom[dot] != ".":
-            bottom = _padded(bottom, dot)
-        if final[dot] != ".":
-            final = _padded(final, dot)
-        if base[volume_dot] != ".":
-            base = _padded(base, volume_dot)
-        if quote[turnover_dot] != ".":
-            quote = _padded(quote, turnover_dot)
-        # Six dots go; a seventh stays in, so that a text with two of them is refused.
-        row = f"[{first},{top},{bottom},{final},{base},{quote}]".replace(".", "", 6)
-        open_, high, low, close, volume, turnover = read(row)
-        volume *= unit
-        turnover *= turnover_unit
-    except (DecodeError, IndexError):
-        open_, high, low, close, volume, turnover = _careful(candle, layout)
-    start = candle.start
-    if not (
-        0 < low <= open_ <= high
-        and low <= close <= high
-        and start < server_ms
-        and candle.end - start == last_ms
-    ):
-        raise MessageMalformed(_contradiction(candle, layout))
-    # Positional: keywords cost a tenth of the whole step.
-    return Bar(
-        instrument, start, interval_ms, open_, high, low, close, volume, turnover,
-        server_ms, seen_ms, _STREAM,
-    )  # fmt: skip
 
 
 def _padded(text: str, dot: int) -> str:
@@ -154,10 +152,13 @@ def _padded(text: str, dot: int) -> str:
 def _careful(candle: Candle, layout: CandleLayout) -> tuple[int, int, int, int, int, int]:
     """Read the six numbers one by one; the path of cheap coins and of everything unusual."""
     decimals = layout.price_decimals
+    low = exact(candle.low, decimals)
+    if low < 1:
+        raise MessageMalformed(_contradiction(candle, layout))
     return (
         exact(candle.open, decimals),
         exact(candle.high, decimals),
-        exact(candle.low, decimals),
+        low,
         exact(candle.close, decimals),
         exact(candle.volume, layout.volume_decimals),
         exact(candle.turnover, layout.turnover_decimals),

@@ -75,7 +75,6 @@ class Connection:
         self._instruments = tuple(instruments)
         self._interval_ms = settings.interval_ms
         self._owner = owner
-        self._clock = clock
         self._wire = self._new_wire()
         self._logged: set[str] = set()
         name = interval_name(settings.interval_ms)
@@ -132,7 +131,7 @@ class Connection:
         """Read one frame and hand on what it holds; None where it is malformed."""
         owner = self._owner
         try:
-            received = self._wire.receive(frame, self._clock.market_ms())
+            received = self._wire.receive(frame)
         except MessageMalformed as error:
             self._log_once(error)
             return None

@@ -18,7 +18,7 @@ from tracepaper.daemon.bybit import messages
 from tracepaper.daemon.bybit.candles import candle_layout, stream_bars
 from tracepaper.daemon.bybit.decimals import exact, exact_signed, rounded
 from tracepaper.daemon.bybit.intervals import interval_name
-from tracepaper.daemon.bybit.messages import BookFrame, TickerData
+from tracepaper.daemon.bybit.messages import BookFrame, TickerData, decode_kline
 from tracepaper.strategies.errors import MessageMalformed
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
@@ -33,6 +33,8 @@ from tracepaper.strategies.types import (
 
 BOOK_LEVELS_MAX: Final = 2_000
 """More levels a side than any depth of the exchange has; a bound on memory, not a rule."""
+_KLINE_BEGINS: Final = b'{"topic":"kline.'
+_SHORT_WAY: Final = len(_KLINE_BEGINS)
 _SIDES: Final = {"Buy": Side.BUY, "Sell": Side.SELL}
 
 
@@ -148,31 +150,32 @@ class Wire:
         }
         self._tickers: dict[str, TickerData] = {}
         self._books: dict[str, Levels] = {}
-        self._readers: dict[str, Callable[[bytes, Instrument, int], Received]] = {
+        self._readers: dict[str, Callable[[bytes, Instrument], Received]] = {
+            "kline": self._kline,
             "tickers": self._ticker,
             "orderbook": self._book,
             "publicTrade": self._trades,
         }
 
-    def receive(self, frame: bytes, seen_ms: int) -> Received:
-        """Read one *frame* that arrived at market time *seen_ms*.
+    def receive(self, frame: bytes) -> Received:
+        """Read one *frame*; every ``seen_ms`` is the frame's time until the feed hands it on.
 
         Raises ``MessageMalformed`` and nothing else, whatever the bytes.
         """
         kind = "kline"
         try:
-            # Key order differs between categories, so the guess looks anywhere in the frame; the
-            # decoded topic decides.
-            if b'"kline.' in frame:
-                kline = messages.decode_kline(frame)
+            # Key order differs between categories, so this beginning is only the short way; all
+            # other frames are read by the topic that their head names.
+            if frame[:_SHORT_WAY] == _KLINE_BEGINS:
+                kline = decode_kline(frame)
                 if (layout := self._layouts.get(kline.topic)) is not None:
-                    return Candles(kline.ts, stream_bars(kline, layout, seen_ms))
+                    return Candles(kline.ts, stream_bars(kline, layout))
             kind = "frame"
             head = messages.decode_head(frame)
-            kind = head.topic.partition(".")[0] or "frame"
-            return self._route(head, frame, seen_ms)
+            kind = head.topic.partition(".")[0]
+            return self._route(head, frame)
         except (DecodeError, MessageMalformed, UnicodeDecodeError, RecursionError) as error:
-            kind = kind if kind in self._readers or kind == "kline" else "frame"
+            kind = kind if kind in self._readers else "frame"
             self.counters[f"malformed.{kind}"] += 1
             if isinstance(error, MessageMalformed):
                 raise
@@ -181,7 +184,7 @@ class Wire:
                 "it with the exchange's changelog if this repeats."
             ) from error
 
-    def _route(self, head: messages.Head, frame: bytes, seen_ms: int) -> Received:
+    def _route(self, head: messages.Head, frame: bytes) -> Received:
         """Read *frame* by what its *head* says it is."""
         if not head.topic:
             return self._control(head)
@@ -190,11 +193,11 @@ class Wire:
         reader, instrument = self._readers.get(kind), self._symbols.get(symbol)
         if reader is None or instrument is None:
             return self._unknown(kind)
-        return reader(frame, instrument, seen_ms)
+        return reader(frame, instrument)
 
     def _unknown(self, kind: str) -> Unknown:
         """Count a frame that is not ours; foreign names are cut so that counters stay few."""
-        known = kind if kind in self._readers or kind == "kline" else "other"
+        known = kind if kind in self._readers else "other"
         self.counters[f"unknown.{known}"] += 1
         return Unknown(kind[:32])
 
@@ -206,7 +209,14 @@ class Wire:
             return Ack(head.success, str(head.req_id), head.ret_msg)
         return self._unknown(head.op or head.type)
 
-    def _ticker(self, frame: bytes, instrument: Instrument, seen_ms: int) -> Received:
+    def _kline(self, frame: bytes, _: Instrument) -> Received:
+        """Read a kline frame whose keys come in another order; another interval is a stranger."""
+        kline = decode_kline(frame)
+        if (layout := self._layouts.get(kline.topic)) is None:
+            return self._unknown("kline")
+        return Candles(kline.ts, stream_bars(kline, layout))
+
+    def _ticker(self, frame: bytes, instrument: Instrument) -> Received:
         """Merge a ticker; spot's has neither mark nor funding and yields no more than its time."""
         ticker = messages.decode_ticker(frame)
         data = ticker.data
@@ -232,7 +242,7 @@ class Wire:
                 instrument.id,
                 rounded(data.mark_price, instrument.price_decimals),
                 ticker.ts,
-                seen_ms,
+                ticker.ts,
             )
             if data.mark_price
             else None,
@@ -244,7 +254,7 @@ class Wire:
         self._tickers[instrument.symbol] = data
         return result
 
-    def _book(self, frame: bytes, instrument: Instrument, seen_ms: int) -> Received:
+    def _book(self, frame: bytes, instrument: Instrument) -> Received:
         """Apply a book frame and return the best quote; a crossed book is refused."""
         book = messages.decode_book(frame)
         levels = self._books.setdefault(instrument.symbol, Levels())
@@ -259,10 +269,10 @@ class Wire:
                 f"The best bid of {instrument.id} is not below its best ask; the frame was "
                 "dropped, the next snapshot replaces the book."
             )
-        quote = Quote(instrument.id, bid, levels.bids[bid], ask, levels.asks[ask], book.ts, seen_ms)
+        quote = Quote(instrument.id, bid, levels.bids[bid], ask, levels.asks[ask], book.ts, book.ts)
         return Book(book.ts, quote)
 
-    def _trades(self, frame: bytes, instrument: Instrument, seen_ms: int) -> Received:
+    def _trades(self, frame: bytes, instrument: Instrument) -> Received:
         """Read public trades."""
         batch = messages.decode_trades(frame)
         trades = []
@@ -280,7 +290,7 @@ class Wire:
                     exact(one.p, instrument.price_decimals),
                     exact(one.v, instrument.volume_decimals),
                     one.time,
-                    seen_ms,
+                    batch.ts,
                 )
             )
         return Trades(batch.ts, trades)

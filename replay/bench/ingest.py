@@ -44,11 +44,11 @@ def measure(frames: int = 200_000) -> dict[str, Any]:
     wire = Wire(category=Category.LINEAR, instruments=[BITCOIN], interval_ms=MINUTE_MS)
     check(wire, closing)
     routes: dict[str, tuple[Route, Sequence[bytes]]] = {
-        "tracepaper": (lambda frame: wire.receive(frame, 0), closing),
+        "tracepaper": (wire.receive, closing),
         "msgspec": (decode_kline, closing),
         "plain": (plain_bars, closing),
-        "roll": (lambda frame: wire.receive(frame, 0), roll_frames(closing)),
-        "open": (lambda frame: wire.receive(frame, 0), open_frames(closing)),
+        "roll": (wire.receive, roll_frames(closing)),
+        "open": (wire.receive, open_frames(closing)),
     }
     rates = rate(routes, frames)
     return {
@@ -145,7 +145,7 @@ def plain_bars(frame: bytes) -> list[Bar]:
                 volume,
                 turnover,
                 message["ts"],
-                0,
+                message["ts"],
                 Source.STREAM,
             )
         )
@@ -155,7 +155,7 @@ def plain_bars(frame: bytes) -> list[Bar]:
 def check(wire: Wire, closing: Sequence[bytes]) -> None:
     """Assert that both ways of reading agree on every frame that is measured."""
     for frame in closing:
-        received = wire.receive(frame, 0)
+        received = wire.receive(frame)
         assert isinstance(received, Candles)
         assert received.bars == plain_bars(frame)
 

@@ -40,7 +40,7 @@ def candle(**changes: str | int | bool) -> Candle:
 
 def read(one: Candle, of: Instrument | None = None) -> tuple[int, ...]:
     layout = candle_layout(of or instrument(), MINUTE)
-    (bar,) = stream_bars(KlineFrame("kline", [one], START + MINUTE + 441), layout, 7)
+    (bar,) = stream_bars(KlineFrame("kline", [one], START + MINUTE + 441), layout)
     return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover or 0)
 
 
@@ -52,25 +52,27 @@ def text(value: int, decimals: int) -> str:
 
 def test_a_real_closing_candle_becomes_a_bar() -> None:
     layout = candle_layout(instrument(), MINUTE)
-    (bar,) = stream_bars(KlineFrame("kline", [candle()], START + MINUTE + 441), layout, 7)
+    (bar,) = stream_bars(KlineFrame("kline", [candle()], START + MINUTE + 441), layout)
     scale = 10 ** (instrument().price_decimals - 1)
     assert (bar.open, bar.low) == (651199 * scale, 651142 * scale)
     assert bar.volume == 3712 * 10 ** (instrument().volume_decimals - 3)
     assert (bar.open_time_ms, bar.interval_ms) == (START, MINUTE)
-    assert (bar.market_ms, bar.seen_ms, bar.source) == (START + MINUTE + 441, 7, Source.STREAM)
+    assert (bar.market_ms, bar.seen_ms, bar.source) == (START + MINUTE + 441,) * 2 + (
+        Source.STREAM,
+    )
 
 
 def test_the_open_candle_is_no_bar() -> None:
     layout = candle_layout(instrument(), MINUTE)
     frame = KlineFrame("kline", [candle(confirm=False)], START + 30_000)
-    assert stream_bars(frame, layout, 0) == []
+    assert stream_bars(frame, layout) == []
 
 
 def test_both_candles_of_the_roll_are_looked_at() -> None:
     layout = candle_layout(instrument(), MINUTE)
     new = candle(start=START + MINUTE, end=START + 2 * MINUTE - 1, confirm=False)
     frame = KlineFrame("kline", [candle(), new], START + MINUTE + 441)
-    assert [bar.open_time_ms for bar in stream_bars(frame, layout, 0)] == [START]
+    assert [bar.open_time_ms for bar in stream_bars(frame, layout)] == [START]
 
 
 @pytest.mark.parametrize("of", [instrument(), CHEAP])

@@ -44,7 +44,7 @@ class Listener:
     def receive(self, frame: bytes) -> Received | None:
         self.frames.append(frame)
         try:
-            return self._wire.receive(frame, 0)
+            return self._wire.receive(frame)
         except MessageMalformed:
             return None
 

@@ -53,7 +53,7 @@ def spot() -> Wire:
 
 
 def kinds(wire: Wire, frames: list[bytes]) -> Counter[str]:
-    return Counter(type(wire.receive(frame, 1)).__name__ for frame in frames)
+    return Counter(type(wire.receive(frame)).__name__ for frame in frames)
 
 
 def test_a_recorded_linear_session_is_read_completely() -> None:
@@ -61,7 +61,7 @@ def test_a_recorded_linear_session_is_read_completely() -> None:
     frames = recorded("linear_2026-08-09.jsonl.gz")
     bars = []
     for frame in frames:
-        received = wire.receive(frame, 1)
+        received = wire.receive(frame)
         assert not isinstance(received, Unknown)
         if isinstance(received, Candles):
             bars += received.bars
@@ -95,7 +95,7 @@ def test_every_frame_of_the_campaign_is_read_without_a_refusal() -> None:
         if "_messages_" in name:
             wires.pop(name, None)  # each frame is of a session of its own
         wire = wires.setdefault(name, spot() if name.startswith("spot") else linear())
-        wire.receive(frame, 1)
+        wire.receive(frame)
         assert not [key for key in wire.counters if key.startswith("malformed")], name
 
 
@@ -104,7 +104,7 @@ def test_documented_frames_are_read_without_a_refusal() -> None:
     for name, frame in examples("ws_").items():
         if "subscribe" in name:
             continue  # what a client sends
-        received = linear().receive(frame, 1)
+        received = linear().receive(frame)
         for prefix, kind in expected.items():
             assert not name.startswith(prefix) or isinstance(received, kind)
 
@@ -113,7 +113,7 @@ def test_documented_frames_are_read_without_a_refusal() -> None:
 def test_any_bytes_are_read_or_refused_as_malformed(frame: bytes) -> None:
     wire = linear()
     try:
-        wire.receive(frame, 1)
+        wire.receive(frame)
     except MessageMalformed:
         assert sum(count for key, count in wire.counters.items() if "malformed" in key) == 1
 
@@ -133,7 +133,7 @@ def test_a_damaged_frame_is_read_or_refused_as_malformed(
     place = int(at * len(frame))
     wire = linear()
     try:
-        wire.receive(frame[:place] + put + frame[place + cut :], 1)
+        wire.receive(frame[:place] + put + frame[place + cut :])
     except MessageMalformed:
         assert sum(count for key, count in wire.counters.items() if "malformed" in key) == 1
 
@@ -145,8 +145,8 @@ def ticker(kind: str, ts: int = 5, **fields: str) -> bytes:
 
 def test_a_delta_leaves_unsent_fields_as_they_were() -> None:
     wire = linear()
-    wire.receive(ticker("snapshot", markPrice="100.5", fundingRate="0.0001"), 1)
-    received = wire.receive(ticker("delta", 6, nextFundingTime="1000"), 2)
+    wire.receive(ticker("snapshot", markPrice="100.5", fundingRate="0.0001"))
+    received = wire.receive(ticker("delta", 6, nextFundingTime="1000"))
     assert isinstance(received, Ticker)
     assert received.mark is not None
     assert (received.mark.price, received.mark.market_ms) == (1005, 6)
@@ -155,20 +155,20 @@ def test_a_delta_leaves_unsent_fields_as_they_were() -> None:
 
 def test_a_snapshot_forgets_what_came_before() -> None:
     wire = linear()
-    wire.receive(ticker("snapshot", markPrice="100.5", fundingRate="0.0001"), 1)
-    received = wire.receive(ticker("snapshot", markPrice="101", fundingRate=""), 1)
+    wire.receive(ticker("snapshot", markPrice="100.5", fundingRate="0.0001"))
+    received = wire.receive(ticker("snapshot", markPrice="101", fundingRate=""))
     assert isinstance(received, Ticker)
     assert received.funding_rate is None
 
 
 def test_a_delta_before_any_snapshot_is_not_believed() -> None:
     wire = linear()
-    assert isinstance(wire.receive(ticker("delta", markPrice="100.5"), 1), Unknown)
+    assert isinstance(wire.receive(ticker("delta", markPrice="100.5")), Unknown)
     assert wire.counters == {"unknown.tickers": 1}
 
 
 def test_a_mark_finer_than_the_tick_is_rounded() -> None:
-    received = linear().receive(ticker("snapshot", markPrice="65117.44"), 1)
+    received = linear().receive(ticker("snapshot", markPrice="65117.44"))
     assert isinstance(received, Ticker)
     assert received.mark is not None
     assert received.mark.price == 651174
@@ -181,7 +181,7 @@ def book(kind: str, bids: Any, asks: Any, *, ts: int = 5, u: int = 9) -> bytes:
 
 
 def quote_of(wire: Wire, frame: bytes) -> Quote | None:
-    received = wire.receive(frame, 1)
+    received = wire.receive(frame)
     assert isinstance(received, Book)
     return received.quote
 
@@ -214,19 +214,19 @@ def test_update_one_is_a_snapshot_after_a_restart_of_the_service() -> None:
 
 def test_a_crossed_book_is_refused() -> None:
     with pytest.raises(MessageMalformed, match="not below"):
-        linear().receive(book("snapshot", [["100.5", "1"]], [["100.5", "2"]]), 1)
+        linear().receive(book("snapshot", [["100.5", "1"]], [["100.5", "2"]]))
 
 
 def test_trades_are_read_with_the_takers_side() -> None:
     trade = {"T": 4, "s": "BTCUSDT", "S": "Sell", "v": "0.001", "p": "100.5", "i": "a-b"}
     frame = {"topic": "publicTrade.BTCUSDT", "type": "snapshot", "ts": 5, "data": [trade]}
-    received = linear().receive(json.dumps(frame).encode(), 9)
+    received = linear().receive(json.dumps(frame).encode())
     assert isinstance(received, Trades)
     (one,) = received.trades
     assert (one.side, one.price, one.trade_id, one.market_ms) == (Side.SELL, 1005, "a-b", 4)
     frame["data"] = [{**trade, "S": "Both"}]
     with pytest.raises(MessageMalformed, match="not Buy or Sell"):
-        linear().receive(json.dumps(frame).encode(), 9)
+        linear().receive(json.dumps(frame).encode())
 
 
 @pytest.mark.parametrize(
@@ -241,18 +241,18 @@ def test_trades_are_read_with_the_takers_side() -> None:
     ],
 )
 def test_control_frames_of_every_category_are_told_apart(frame: bytes, kind: type) -> None:
-    assert isinstance(linear().receive(frame, 1), kind)
+    assert isinstance(linear().receive(frame), kind)
 
 
 def test_an_acknowledgement_keeps_its_words() -> None:
     frame = b'{"success":false,"ret_msg":"handler not found","req_id":"c9","op":"subscribe"}'
-    assert linear().receive(frame, 1) == Ack(ok=False, request_id="c9", message="handler not found")
+    assert linear().receive(frame) == Ack(ok=False, request_id="c9", message="handler not found")
 
 
 def test_strangers_are_counted_and_never_raise() -> None:
     wire = linear()
     for topic in ("liquidation.BTCUSDT", "kline.5.BTCUSDT", "tickers.NOSUCH", "..", "x" * 99):
-        received = wire.receive(json.dumps({"topic": topic, "data": [], "ts": 1}).encode(), 1)
+        received = wire.receive(json.dumps({"topic": topic, "data": [], "ts": 1}).encode())
         assert isinstance(received, Unknown)
     assert sum(wire.counters.values()) == 5
     assert set(wire.counters) <= {"unknown.other", "unknown.kline", "unknown.tickers"}
@@ -265,6 +265,6 @@ def test_key_order_does_not_matter() -> None:
         b'"interval":"1","end":1786310819999,"start":1786310760000,"timestamp":1786310820441}],'
         b'"topic":"kline.1.BTCUSDT"}'
     )
-    received = linear().receive(frame, 1)
+    received = linear().receive(frame)
     assert isinstance(received, Candles)
     assert [bar.close for bar in received.bars] == [651142]
