@@ -1,0 +1,245 @@
+"""Recovery: stop after any step, start again, and the tail is identical; nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import START_MS, bars, forecast, instrument, quote
+from fakes import FixedForecaster
+
+from tracepaper.daemon.building import build_engine, resolved
+from tracepaper.daemon.config import Config, load
+from tracepaper.daemon.opening import Opened, Opening, open_run
+from tracepaper.daemon.thinker import InlineThinker
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types import (
+    Bar,
+    Calibration,
+    Event,
+    FillModel,
+    Forecast,
+    Instrument,
+    InstrumentChange,
+    RunKind,
+    Step,
+)
+
+CALIBRATION = Calibration(
+    {
+        name: tuple(index / 100 for index in range(1, 100))
+        for name in ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
+    },
+    {30: 1.0},
+    0.0,
+)
+WARM = 12
+
+
+def configured(strategy: str, execution: FillModel, **sections: dict[str, Any]) -> Config:
+    return resolved(
+        load(
+            None,
+            {
+                "strategy": {"name": strategy, "fast": 3, "slow": 7, "long_only": False},
+                "sizing": {"mode": "fixed", "quantity": "1"},
+                "gate": {"confidence": "0.1", "collapse": "0", "shift": "1", "edge": "0"},
+                "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
+                **sections,
+            },
+        ),
+        execution,
+    )
+
+
+def says(seen: Any) -> Forecast:
+    """Forecast the change over the remembered bars: a function of the bars alone."""
+    change = seen[-1].close - seen[0].close
+    return forecast(
+        change / 1e6, p_up=0.5 if change > 0 else 0.2, p_down=0.2 if change > 0 else 0.5
+    )
+
+
+def model() -> FixedForecaster:
+    return FixedForecaster(says, context=5, calibration=CALIBRATION)
+
+
+def events(count: int, *, quotes: bool) -> list[Event]:
+    """Bars with a quote just before each, as a live feed hands them on."""
+    made: list[Event] = []
+    for item in bars(count, seed=4):
+        if quotes:
+            at = item.close_time_ms - 500
+            made.append(quote(item.close - 5, item.close + 5, at_ms=at))
+        made.append(item)
+    return made
+
+
+class Process:
+    """A daemon's life on one database: opened like the real one, fed by hand."""
+
+    def __init__(
+        self, path: Path, config: Config, execution: FillModel, *, item: Instrument | None = None
+    ) -> None:
+        self.forecaster = model() if config.strategy.name == "attention" else None
+        self.audit = SqlAuditLog.open(path)
+        self.opened: Opened = open_run(
+            Opening(
+                config=config,
+                kind=RunKind.LIVE,
+                execution=execution,
+                database=path,
+                instruments=(item or instrument(),),
+                forecaster=self.forecaster,
+                period_start_ms=START_MS + WARM * 60_000,
+                wall_ms=1,
+            ),
+            self.audit,
+        )
+        self.think = (
+            None
+            if self.forecaster is None
+            else InlineThinker(
+                self.forecaster,
+                self.opened.memory,
+                period_start_ms=self.opened.run.period_start_ms,
+            )
+        )
+        self.steps: list[Step] = []
+
+    def begin(self) -> None:
+        """Do what every start does: announce the filters, and the start itself."""
+        self.feed(InstrumentChange(self.opened.instruments[0], START_MS, START_MS))
+        if self.opened.resumed:
+            self.feed(self.opened.started(START_MS))
+
+    def feed(self, event: Event) -> None:
+        answer = None if self.think is None else self.think.answer(event)
+        step = self.opened.engine.step(event, answer)
+        asyncio.run(self.audit.append(step))
+        self.steps.append(step)
+
+    def start_after_warm_up(self) -> None:
+        self.feed(self.opened.started(START_MS))
+
+    def stop(self) -> None:
+        self.audit.end(2)
+        self.audit.close()
+
+
+def live(process: Process, given: list[Event]) -> None:
+    """Feed *given*, with the start after the warm-up bars where this is a new run."""
+    process.begin()
+    started = process.opened.resumed
+    for event in given:
+        if not started and isinstance(event, Bar) and _number(event) == WARM:
+            process.start_after_warm_up()
+            started = True
+        process.feed(event)
+
+
+def _number(bar: Bar) -> int:
+    return (bar.open_time_ms - START_MS) // 60_000
+
+
+def essence(steps: list[Step]) -> list[Any]:
+    """Return what a restart must not change: decisions, orders, fills, accounts; not ids."""
+    return [
+        (
+            step.decision_sha256,
+            step.decision,
+            [(o.side, o.quantity, o.filled, o.status, o.reason) for o in step.orders],
+            [(f.side, f.quantity, f.price, f.fee, f.filled_ms) for f in step.fills],
+            step.account,
+            [(t.position, t.account) for t in step.twins],
+        )
+        for step in steps
+        if type(step.event).__name__ in ("Bar", "Quote")
+    ]
+
+
+CASES = [
+    ("sma_cross", FillModel.QUOTE),
+    ("sma_cross", FillModel.NEXT_OPEN),
+    ("attention", FillModel.QUOTE),
+    ("attention", FillModel.NEXT_OPEN),
+]
+
+
+@pytest.mark.parametrize(("strategy", "execution"), CASES)
+def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
+    tmp_path: Path, strategy: str, execution: FillModel
+) -> None:
+    quotes = execution is FillModel.QUOTE
+    given = events(40, quotes=quotes)
+    config = configured(strategy, execution)
+    whole = Process(tmp_path / "whole.db", config, execution)
+    live(whole, given)
+    whole.stop()
+    expected = essence(whole.steps)
+    assert sum(len(step.fills) for step in whole.steps) >= 3
+    per_bar = 2 if quotes else 1
+    for cut in range((WARM + 1) * per_bar, len(given), 7 * per_bar):
+        path = tmp_path / f"cut-{cut}.db"
+        first = Process(path, config, execution)
+        live(first, given[:cut])
+        first.stop()
+        second = Process(path, config, execution)
+        assert second.opened.resumed
+        live(second, given[cut:])
+        second.stop()
+        assert essence(second.steps) == expected[cut:], f"stopped after event {cut}"
+        with Reader.open(path) as reader:
+            run_id = second.opened.run.run_id
+            sequences = [stored.step.sequence for stored in reader.steps(run_id)]
+            assert sequences == list(range(len(sequences)))
+
+
+def test_a_changed_configuration_opens_a_new_run_that_takes_over_the_account(
+    tmp_path: Path,
+) -> None:
+    given = events(30, quotes=True)
+    path = tmp_path / "run.db"
+    config = configured("sma_cross", FillModel.QUOTE)
+    first = Process(path, config, FillModel.QUOTE)
+    live(first, given)
+    first.stop()
+    other = configured("sma_cross", FillModel.QUOTE, gate={"late_ms": 30_000})
+    second = Process(path, other, FillModel.QUOTE)
+    assert not second.opened.resumed
+    assert second.opened.run.parent_run_id == first.opened.run.run_id
+    second.begin()
+    second.stop()
+    assert second.steps[0].account.cash == first.steps[-1].account.cash
+    assert second.steps[0].state is not None
+    with Reader.open(path) as reader:
+        assert reader.first_state(second.opened.run.run_id) == second.steps[0].state
+
+
+def test_an_account_that_its_ledger_does_not_add_up_to_is_refused(tmp_path: Path) -> None:
+    import sqlite3
+
+    path = tmp_path / "run.db"
+    config = configured("sma_cross", FillModel.QUOTE)
+    first = Process(path, config, FillModel.QUOTE)
+    live(first, events(40, quotes=True))
+    first.stop()
+    with sqlite3.connect(path) as raw:
+        changed = raw.execute(
+            "UPDATE fills SET fee = fee + 1 WHERE step = (SELECT max(step) FROM fills)"
+        )
+        assert changed.rowcount == 1
+    with pytest.raises(InvariantBroken, match="add up"):
+        Process(path, config, FillModel.QUOTE)
+
+
+def test_the_engine_of_a_new_run_is_the_configured_one() -> None:
+    config = configured("sma_cross", FillModel.QUOTE)
+    machine = build_engine(
+        config, [instrument()], execution=FillModel.QUOTE, period_start_ms=0, forecaster=None
+    )
+    assert machine.warmup_of("linear:BTCUSDT") == 7
