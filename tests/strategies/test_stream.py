@@ -88,8 +88,10 @@ def dense(
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("portions", [[0], [CHUNK_BARS], [0, 1, 37, 0, 200]])
-@pytest.mark.parametrize("window", [50, 190])  # shorter and longer than a tile
+@pytest.mark.parametrize(
+    ("portions", "window"),  # shorter and longer than a tile
+    [([0], 50), ([CHUNK_BARS], 50), ([CHUNK_BARS], 190), ([0, 1, 37, 0, 200], 190)],
+)
 def test_ring_and_chunks_equal_the_matrices(
     encoding: str, portions: list[int], window: int
 ) -> None:
