@@ -1,0 +1,130 @@
+"""Where the model runs: the deadline, the order of its bars, and the warm-up."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+from builders import START_MS, bars, forecast, quote
+from fakes import FixedForecaster
+
+from tracepaper.daemon.thinker import InlineThinker, Memory, WorkerThinker, no_model
+from tracepaper.strategies.types import Bar, Forecast, Late, ModelChange
+
+KEY = "linear:BTCUSDT"
+
+
+def says(seen: Sequence[Bar]) -> Forecast:
+    return forecast(seen[-1].close / 1e9)
+
+
+def start(warm_from: tuple[tuple[str, int], ...] = ()) -> ModelChange:
+    return ModelChange("m", "s", "v", "step", "cpu", "float32", 1, warm_from, 0, 0)
+
+
+class Gated(FixedForecaster):
+    """Answers only while its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__(says, context=1)
+        self.gate = threading.Event()
+        self.order: list[int] = []
+
+    def step(self, bar: Bar) -> Forecast | None:
+        self.gate.wait(10)
+        self.order.append(bar.open_time_ms)
+        return super().step(bar)
+
+
+async def test_a_forecast_in_time_is_the_answer() -> None:
+    forecaster = FixedForecaster(says, context=1)
+    worker = WorkerThinker(
+        forecaster, Memory([KEY], context=1), period_start_ms=0, deadline_ms=10_000
+    )
+    await worker(start())
+    (item,) = bars(1)
+    assert await worker(item) == says([item])
+    worker.close()
+
+
+async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_next() -> None:
+    forecaster = Gated()
+    forecaster.gate.set()
+    worker = WorkerThinker(forecaster, Memory([KEY], context=1), period_start_ms=0, deadline_ms=50)
+    await worker(start())
+    first, second = bars(2)
+    forecaster.gate.clear()
+    assert await worker(first) == Late(50)
+    forecaster.gate.set()
+    answer: object = Late(50)
+    async with asyncio.timeout(10):
+        answer = await worker(second)
+    assert forecaster.order == [first.open_time_ms, second.open_time_ms]
+    assert answer in (says([second]), Late(50))
+    worker.close()
+
+
+async def test_only_bars_are_answered() -> None:
+    worker = WorkerThinker(
+        FixedForecaster(says, context=1),
+        Memory([KEY], context=1),
+        period_start_ms=0,
+        deadline_ms=1_000,
+    )
+    assert await worker(quote()) is None
+    assert await no_model(bars(1)[0]) is None
+    worker.close()
+
+
+def test_warm_up_bars_are_remembered_and_the_start_warms_the_model_with_them() -> None:
+    forecaster = FixedForecaster(says, context=5)
+    memory = Memory([KEY], context=5)
+    inline = InlineThinker(forecaster, memory, period_start_ms=START_MS + 8 * 60_000)
+    history = bars(12)
+    for item in history[:8]:
+        assert inline.answer(item) is None
+    assert forecaster.warmed == []
+    inline.answer(start(memory.warm_from()))
+    assert forecaster.warmed == [5]
+    assert inline.answer(history[8]) == says(history[4:9])
+
+
+def test_a_warm_up_bar_after_the_start_is_taken_in_without_an_answer() -> None:
+    forecaster = FixedForecaster(says, context=2)
+    memory = Memory([KEY], context=2)
+    inline = InlineThinker(forecaster, memory, period_start_ms=START_MS + 3 * 60_000)
+    history = bars(4)
+    inline.answer(history[0])
+    inline.answer(start(memory.warm_from()))
+    assert [inline.answer(item) for item in history[1:3]] == [None, None]
+    assert inline.answer(history[3]) == says(history[2:4])
+
+
+def test_a_recorded_late_answer_is_given_again_and_the_ring_still_moves() -> None:
+    forecaster = FixedForecaster(says, context=1)
+    inline = InlineThinker(forecaster, Memory([KEY], context=1), period_start_ms=0)
+    inline.answer(start())
+    first, second = bars(2)
+    assert inline.answer(first, Late(7)) == Late(7)
+    assert inline.answer(second) == says([second])
+
+
+def test_a_revision_does_not_reach_the_model() -> None:
+    forecaster = FixedForecaster(says, context=1)
+    inline = InlineThinker(forecaster, Memory([KEY], context=1), period_start_ms=0)
+    inline.answer(start())
+    first, second = bars(2)
+    inline.answer(first)
+    inline.answer(second)
+    assert inline.answer(first) is None
+
+
+def test_memory_equals_the_tail_of_what_it_took() -> None:
+    memory = Memory([KEY], context=3)
+    history = bars(10)
+    assert all(memory.take(item) for item in history)
+    assert not memory.take(history[4])
+    assert memory.since(KEY, 0) == history[-3:]
+    assert memory.last(KEY) == history[-1]
+    assert memory.warm_from() == ((KEY, history[-3].open_time_ms),)
