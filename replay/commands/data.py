@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tracepaper.daemon.commands.options import JsonOption, print_json
+from tracepaper.daemon.commands.options import (
+    ConfigOption,
+    JsonOption,
+    database_path,
+    print_json,
+)
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Category
 
 if TYPE_CHECKING:
+    from tracepaper.replay.archiving import Held, Imported
+    from tracepaper.replay.fetching import Outcome
     from tracepaper.replay.quality import Quality
 
 app = typer.Typer(help="Import, check, list and fetch candles.")
@@ -30,6 +38,39 @@ CategoryOption = Annotated[
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Refuse what would be dropped and said.")
 ]
+ArchiveOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--db", "--archive", metavar="FILE", help="The archive; by default the configuration's."
+    ),
+]
+
+
+@app.command("import")
+def import_(
+    paths: PathsArgument,
+    *,
+    symbol: SymbolOption = None,
+    category: CategoryOption = None,
+    strict: StrictOption = False,
+    archive: ArchiveOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Read candle files into an archive: all of them, or none where one cannot be believed."""
+    from dataclasses import asdict
+
+    from tracepaper.replay.archiving import import_candles
+    from tracepaper.replay.importers import read_many
+
+    file = database_path(archive, config)
+    parts = read_many(paths, symbol=symbol, category=category, strict=strict)
+    imported = import_candles(file, parts)
+    if json:
+        print_json({"archive": str(file), "series": [asdict(one) for one in imported]})
+        return
+    for one in imported:
+        typer.echo("\n".join(_import_lines(one, file)))
 
 
 @app.command()
@@ -95,3 +136,105 @@ def _unit(decimals: int | None) -> str:
     if decimals is None:
         return "missing"
     return f"0.{'0' * (decimals - 1)}1" if decimals else "1"
+
+
+def _import_lines(one: Imported, archive: Path) -> list[str]:
+    """Return the report of one imported series for people."""
+    from tracepaper.replay.importers.times import iso
+    from tracepaper.replay.quality import interval_text
+
+    known = f", {one.known:,} were there already" if one.known else ""
+    span = f"{one.added:,} candles from {iso(one.from_ms)} until {iso(one.until_ms)}"
+    return [
+        f"{one.instrument}, {interval_text(one.interval_ms)}: {span} into {archive}{known}",
+        f"  {one.gaps} holes in {one.source}",
+        *(f"  {note}" for note in one.notes),
+    ]
+
+
+@app.command("list")
+def list_(
+    *, archive: ArchiveOption = None, config: ConfigOption = None, json: JsonOption = False
+) -> None:
+    """List what an archive holds, with its holes."""
+    from dataclasses import asdict
+
+    from tracepaper.replay.archiving import held
+
+    file = database_path(archive, config)
+    found = held(file)
+    if json:
+        print_json({"archive": str(file), "series": [asdict(one) for one in found]})
+        return
+    if not found:
+        typer.echo(f"{file} holds no candles yet; `tracepaper data import` brings some.")
+    for one in found:
+        typer.echo(_held_line(one))
+
+
+def _held_line(one: Held) -> str:
+    from tracepaper.replay.importers.times import iso
+    from tracepaper.replay.quality import interval_text
+
+    missing = sum(until - start for start, until in one.gaps) // one.interval_ms
+    return (
+        f"{one.instrument}, {interval_text(one.interval_ms)}: {one.bars:,} candles that open from "
+        f"{iso(one.first_ms)} to {iso(one.last_ms)}, {len(one.gaps)} holes, {missing:,} missing"
+    )
+
+
+@app.command()
+def fetch(
+    symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="Such as BTCUSDT.")],
+    *,
+    interval: Annotated[
+        str, typer.Option(help="1 3 5 15 30 60 120 240 360 720 D or W, as the exchange says.")
+    ] = "1",
+    from_text: Annotated[
+        str | None, typer.Option("--from", help="UTC; by default the archive's first candle.")
+    ] = None,
+    to_text: Annotated[str | None, typer.Option("--to", help="UTC; by default now.")] = None,
+    category: Annotated[Category, typer.Option(help="linear or spot.")] = Category.LINEAR,
+    archive: ArchiveOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Fetch what an archive lacks from the exchange; started again, it goes on where it ended."""
+    import asyncio
+    import sys
+    from dataclasses import asdict
+
+    from tracepaper.daemon.bybit.intervals import INTERVALS
+    from tracepaper.daemon.config import load
+    from tracepaper.replay.fetching import Order, fetch_order
+    from tracepaper.replay.importers.times import instant
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    if interval not in INTERVALS:
+        raise ConfigInvalid(f"--interval is {interval!r}: give one of {', '.join(INTERVALS)}.")
+    order = Order(
+        archive=database_path(archive, config),
+        category=category,
+        symbols=tuple(symbols),
+        interval_ms=INTERVALS[interval],
+        from_ms=None if from_text is None else instant(from_text),
+        until_ms=None if to_text is None else instant(to_text),
+    )
+    quiet = json or not sys.stderr.isatty()
+    outcomes = asyncio.run(fetch_order(load(config), order, quiet=quiet))
+    if json:
+        series = [asdict(one) for one in outcomes]
+        print_json({"archive": str(order.archive), "series": series})
+        return
+    for one in outcomes:
+        typer.echo(_outcome_line(one, order.archive))
+
+
+def _outcome_line(one: Outcome, archive: Path) -> str:
+    from tracepaper.replay.quality import interval_text
+
+    lacking = f"; the exchange lacks {len(one.absent)} spans of it" if one.absent else ""
+    return (
+        f"{one.instrument}, {interval_text(one.interval_ms)}: {one.bars:,} candles fetched into "
+        f"{archive}{lacking}"
+    )

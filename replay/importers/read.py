@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.importers import checks, trades
+from tracepaper.replay.importers import archives, checks, trades
 from tracepaper.replay.importers.candles import Candles, merge_candles
 from tracepaper.replay.importers.columns import MOMENT_OF_DAY, REQUIRED, TIME, meanings
 from tracepaper.replay.importers.decimals import (
@@ -55,12 +55,17 @@ def read_candles(
     *path* may be ``SYMBOL=PATH``. Symbol and category come from the arguments, else from the
     path, else (symbol) from a column of that name; the interval from the times. *interval_ms*
     is wanted for trades (default a minute) and for a file of one candle. What was converted,
-    sorted or dropped is in ``Candles.notes``; with *strict* any drop is refused.
+    sorted or dropped is in ``Candles.notes``; with *strict* any drop is refused. An archive of
+    ``tracepaper data`` gives the one series that the arguments mean.
 
     Raises ``DataInvalid`` (one sentence with file and line) where the file cannot be believed,
     and ``ConfigInvalid`` where no symbol is known.
     """
     named, file = split_argument(path)
+    if archives.is_archive(file):
+        return archives.read_archive(
+            file, symbol=symbol or named, category=category, interval_ms=interval_ms
+        )
     table = read_table(file)
     symbol = symbol or named or symbol_of(file.name) or _symbol_column(table)
     if not symbol:

@@ -1,0 +1,111 @@
+"""What ``tracepaper data fetch`` does: ask the exchange for what an archive lacks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tracepaper.daemon.bybit.intervals import interval_name
+from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.config import Config
+from tracepaper.daemon.supervisor import RestartBudget
+from tracepaper.replay.archiving import fetch_into, wanted_spans
+from tracepaper.replay.fetch import Span
+from tracepaper.strategies.types import Category
+
+FAILURES_MAX: Final = 5
+FAILURES_WINDOW_S: Final = 300.0
+"""So many failed requests in so many seconds end a fetch, which can be started again."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to fetch: UTC milliseconds, ``until_ms`` None for now, ``from_ms`` None to go on."""
+
+    archive: Path
+    category: Category
+    symbols: tuple[str, ...]
+    interval_ms: int
+    from_ms: int | None
+    until_ms: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one symbol's fetch brought."""
+
+    instrument: str
+    interval_ms: int
+    bars: int
+    absent: tuple[Span, ...]  # the exchange does not have these
+
+
+async def fetch_order(config: Config, order: Order, *, quiet: bool) -> list[Outcome]:
+    """Carry *order* out, one symbol after the other; progress goes to stderr unless *quiet*.
+
+    Raises ``ConfigInvalid`` for a symbol or interval that the exchange lacks, ``FeedLost``
+    where it cannot be reached; what came before is kept.
+    """
+    interval_name(order.interval_ms)
+    exchange = config.exchange
+    settings = RestSettings(
+        rest_url=exchange.rest_url,
+        requests_per_s=exchange.requests_per_s,
+        request_timeout_s=exchange.request_timeout_s,
+        ban_silence_s=exchange.ban_silence_s,
+        backoff_max_s=exchange.backoff_max_s,
+        final_after_ms=exchange.final_after_ms,
+    )
+    clock = SystemClock()
+    budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
+    jitter = random.Random(order.interval_ms)  # noqa: S311 (waits, not secrets)
+    async with Rest(settings, clock=clock, rng=jitter, budget=budget) as rest:
+        now_ms = await rest.server_time_ms()
+        until_ms = now_ms - exchange.final_after_ms
+        if order.until_ms is not None:
+            until_ms = min(until_ms, order.until_ms)
+        return [
+            await _fetch_symbol(rest, order, symbol, until_ms, quiet=quiet)
+            for symbol in order.symbols
+        ]
+
+
+async def _fetch_symbol(
+    rest: Rest, order: Order, symbol: str, until_ms: int, *, quiet: bool
+) -> Outcome:
+    instrument = await rest.instrument(order.category, symbol)
+    spans = wanted_spans(
+        order.archive, instrument, order.interval_ms, from_ms=order.from_ms, until_ms=until_ms
+    )
+    with _progress(quiet=quiet) as bar:
+        task = bar.add_task(instrument.id, total=_candles(spans, order.interval_ms))
+        fetched = await fetch_into(
+            order.archive,
+            rest,
+            instrument,
+            order.interval_ms,
+            spans,
+            progress=lambda candles: bar.advance(task, candles),
+        )
+    return Outcome(instrument.id, order.interval_ms, fetched.bars, fetched.absent)
+
+
+def _candles(spans: Sequence[Span], interval_ms: int) -> int:
+    return sum(until - start for start, until in spans) // interval_ms
+
+
+def _progress(*, quiet: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tracepaper.replay.archiving import held, import_candles, wanted_spans
+from tracepaper.replay.feed import ArchiveFeed
+from tracepaper.replay.importers import Candles, merge_candles, read_candles, slice_candles
+from tracepaper.replay.instruments import archive_instrument
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+SAMPLES = Path(__file__).parent.parent / "data" / "candles"
+MINUTE = 60_000
+
+
+def minutes(rows: Sequence[int] | slice = slice(None), symbol: str = "BTC") -> Candles:
+    part = read_candles(SAMPLES / f"binance_um_{symbol}USDT_1m_2025-05.csv.gz")
+    return slice_candles(part, rows if isinstance(rows, slice) else np.array(rows))
+
+
+def columns(candles: Candles) -> list[object]:
+    names = ("open_time_ms", "open", "high", "low", "close", "volume")
+    values = [getattr(candles, name).tolist() for name in names]
+    turnover = None if candles.turnover is None else candles.turnover.tolist()
+    return [candles.instrument, candles.interval_ms, values, turnover]
+
+
+def test_what_is_imported_reads_back_equal(tmp_path: Path) -> None:
+    archive = tmp_path / "candles.db"
+    for part in (minutes(), read_candles(SAMPLES / "binance_um_BTCUSDT_1h_2019.csv.gz")):
+        import_candles(archive, [part])
+        back = read_candles(archive, interval_ms=part.interval_ms)
+        scaled = part.rescaled(
+            price_decimals=back.price_decimals,
+            volume_decimals=back.volume_decimals,
+            turnover_decimals=back.turnover_decimals,
+        )
+        assert columns(back) == columns(scaled)
+
+
+def test_a_feed_of_the_archive_is_the_feed_of_the_file(tmp_path: Path) -> None:
+    archive = tmp_path / "candles.db"
+    part = minutes([*range(100), *range(140, 300)])
+    import_candles(archive, [part])
+    instrument = archive_instrument(part)
+    from_file = list(ArchiveFeed([part], [instrument]).events())
+    from_archive = list(ArchiveFeed([read_candles(archive)], [instrument]).events())
+    assert from_archive == from_file
+
+
+def test_importing_again_adds_nothing_and_overlap_adds_what_is_new(tmp_path: Path) -> None:
+    archive = tmp_path / "candles.db"
+    (first,) = import_candles(archive, [minutes(slice(0, 200))])
+    assert (first.added, first.known, first.gaps) == (200, 0, 0)
+    (again,) = import_candles(archive, [minutes(slice(0, 200))])
+    assert (again.added, again.known) == (0, 200)
+    (more,) = import_candles(archive, [minutes(slice(150, 260))])
+    assert (more.added, more.known) == (60, 50)
+    (series,) = held(archive)
+    assert (series.instrument, series.bars, series.gaps) == ("linear:BTCUSDT", 260, ())
+
+
+def test_a_contradiction_leaves_the_archive_as_it_was(tmp_path: Path) -> None:
+    archive = tmp_path / "candles.db"
+    import_candles(archive, [minutes(slice(0, 100))])
+    wrong = minutes(slice(50, 150))
+    wrong.close[10] += 1
+    wrong.high[10] += 1
+    with pytest.raises(DataInvalid, match="contradict each other in high") as caught:
+        import_candles(archive, [minutes(slice(0, 400), "SOL"), wrong])
+    assert str(archive) in str(caught.value)
+    assert wrong.path in str(caught.value)
+    assert [(one.instrument, one.bars) for one in held(archive)] == [("linear:BTCUSDT", 100)]
+
+
+def test_several_series_are_listed_and_chosen_by_symbol(tmp_path: Path) -> None:
+    archive = tmp_path / "candles.db"
+    import_candles(archive, [minutes(), minutes(symbol="SOL")])
+    assert [one.instrument for one in held(archive)] == ["linear:BTCUSDT", "linear:SOLUSDT"]
+    assert read_candles(f"SOLUSDT={archive}").instrument == "linear:SOLUSDT"
+    assert read_candles(archive, symbol="BTCUSDT").instrument == "linear:BTCUSDT"
+    with pytest.raises(ConfigInvalid, match="holds linear:BTCUSDT of 60 s, linear:SOLUSDT of 60 s"):
+        read_candles(archive)
+    with pytest.raises(DataInvalid, match="holds no XRPUSDT"):
+        read_candles(archive, symbol="XRPUSDT")
+
+
+def test_a_strange_database_is_refused(tmp_path: Path) -> None:
+    strange = tmp_path / "BTCUSDT.db"
+    strange.write_bytes(b"SQLite format 3\0" + b"\0" * 200)
+    with pytest.raises(DataInvalid):
+        read_candles(strange)
+
+
+def test_archive_and_file_join_like_two_files(tmp_path: Path) -> None:
+    archive = tmp_path / "candles.db"
+    import_candles(archive, [minutes(slice(0, 90))])
+    (joined,) = merge_candles([read_candles(archive), minutes(slice(60, 120))])
+    assert len(joined) == 120
+    assert joined.gaps == []
+
+
+def test_a_fetch_wants_what_the_archive_lacks(tmp_path: Path) -> None:
+    archive = tmp_path / "candles.db"
+    part = minutes([*range(10, 20), *range(30, 40)])
+    first = int(minutes(slice(0, 1)).open_time_ms[0])
+    instrument = archive_instrument(part)
+    until = first + 50 * MINUTE
+
+    def wanted(from_ms: int | None) -> list[tuple[int, int]]:
+        spans = wanted_spans(archive, instrument, MINUTE, from_ms=from_ms, until_ms=until)
+        return [((a - first) // MINUTE, (b - first) // MINUTE) for a, b in spans]
+
+    assert wanted(first) == [(0, 50)]
+    with pytest.raises(ConfigInvalid, match="say with --from where to start"):
+        wanted(None)
+    import_candles(archive, [part])
+    assert wanted(first) == [(0, 10), (20, 30), (40, 50)]
+    assert wanted(None) == [(20, 30), (40, 50)]

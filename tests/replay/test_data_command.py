@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from exchange_client import FIRST_MS, MINUTE, candles
+from typer.testing import CliRunner
+
+from tracepaper.replay.commands.data import app
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.replay.importers import read_candles
+from tracepaper.replay.importers.times import iso
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+SAMPLES = Path(__file__).parent.parent / "data" / "candles"
+BTC = str(SAMPLES / "binance_um_BTCUSDT_1m_2025-05.csv.gz")
+SOL = str(SAMPLES / "binance_um_SOLUSDT_1m_2025-05.csv.gz")
+SPOT = str(SAMPLES / "binance_spot_BTCUSDT_1h_2017-2018.csv.gz")
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def test_check_reports_each_file_and_fails_for_a_bad_one(tmp_path: Path) -> None:
+    text = run("check", BTC, SPOT)
+    assert "linear:BTCUSDT, 1m, 1,500 candles that open from 2025-05-04T15:33:00Z" in text
+    assert "prices to 0.1, volume to 0.001, turnover missing" in text
+    assert "43 candles off the grid dropped" in text
+    bad = tmp_path / "BTCUSDT.csv"
+    bad.write_text("time,open\n1,2\n")
+    text = run("check", str(bad), BTC, code=1)
+    assert f"✗ {bad} has no column high, low, close, volume" in text
+    assert "✓" in text
+
+
+def test_check_as_json_is_one_document(tmp_path: Path) -> None:
+    document = json.loads(run("check", BTC, str(tmp_path / "none.csv"), "--json", code=1))
+    good, bad = document["files"]
+    assert (document["refused"], good["valid"], bad["valid"]) == (1, True, False)
+    assert (good["rows"], good["gaps"], good["missing"]) == (1_500, [], 0)
+    assert "does not exist" in bad["error"]
+
+
+def test_check_with_strict_refuses_what_would_be_dropped() -> None:
+    assert "off the file's grid" in run("check", SPOT, "--strict", code=1)
+
+
+def test_import_then_list_then_read(tmp_path: Path) -> None:
+    archive = str(tmp_path / "candles.db")
+    assert "1,500 candles from" in run("import", BTC, SOL, "--db", archive)
+    assert "0 candles from" in run("import", BTC, "--archive", archive)
+    text = run("list", "--db", archive)
+    assert "linear:BTCUSDT, 1m: 1,500 candles" in text
+    assert "linear:SOLUSDT, 1m: 1,500 candles" in text
+    document = json.loads(run("list", "--db", archive, "--json"))
+    assert [one["bars"] for one in document["series"]] == [1_500, 1_500]
+    assert len(read_candles(f"SOLUSDT={archive}")) == 1_500
+
+
+def test_nothing_is_imported_where_one_file_is_bad(tmp_path: Path) -> None:
+    archive = tmp_path / "candles.db"
+    bad = tmp_path / "ETHUSDT.csv"
+    bad.write_text("time,open,high,low,close,volume\n1735689600,1,2,1,x,1\n")
+    with pytest.raises(DataInvalid, match="line 2: close is not a number"):
+        run("import", BTC, str(bad), "--db", str(archive))
+    assert not archive.exists()
+
+
+def test_an_archive_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataInvalid, match="no database"):
+        run("list", "--db", str(tmp_path / "none.db"))
+
+
+async def fetched(tmp_path: Path, *arguments: str) -> tuple[int, list[int]]:
+    """Fetch from an exchange of 300 minutes in a process of its own; return bars and times."""
+    import asyncio
+    import sys
+
+    served = candles([(1_000, 1_010, 990, 1_005, 7)] * 300)
+    settings = ExchangeSettings(candles=(served,), manual=True, start=250)
+    archive = tmp_path / "candles.db"
+    async with EmbeddedExchange(settings) as exchange:
+        (tmp_path / "tracepaper.toml").write_text(
+            f'[exchange]\nrest_url = "{exchange.rest_url}"\nrequests_per_s = 50.0\n'
+        )
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", "from tracepaper.replay.commands.data import app; app()",
+            "fetch", "BTCUSDT", "--db", str(archive), "--json", *arguments,
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        async with asyncio.timeout(60):
+            output, _ = await process.communicate()
+    assert process.returncode == 0
+    (one,) = json.loads(output)["series"]
+    return one["bars"], read_candles(archive).open_time_ms.tolist()
+
+
+async def test_fetch_fills_an_archive_and_goes_on_where_it_ended(tmp_path: Path) -> None:
+    middle = iso(FIRST_MS + 100 * MINUTE)
+    bars, times = await fetched(tmp_path, "--from", iso(FIRST_MS), "--to", middle)
+    assert bars == 100
+    bars, times = await fetched(tmp_path)
+    assert bars == 150
+    assert times == [FIRST_MS + i * MINUTE for i in range(250)]
+
+
+def test_fetch_refuses_an_interval_and_a_time_that_do_not_exist(tmp_path: Path) -> None:
+    archive = str(tmp_path / "candles.db")
+    with pytest.raises(ConfigInvalid, match="--interval is '7': give one of 1, 3, 5"):
+        run("fetch", "BTCUSDT", "--db", archive, "--interval", "7")
+    with pytest.raises(ConfigInvalid, match="'soon' is not a time"):
+        run("fetch", "BTCUSDT", "--db", archive, "--from", "soon")
