@@ -66,6 +66,8 @@ def ask(
     parameters: dict[str, object] | Sequence[object] = (),
 ) -> Answered:
     """Return what *sql*, one SELECT, answers; raise ``ConfigInvalid`` for anything else."""
+    # SQLite makes a table-valued function on first use, which the authorizer would refuse.
+    connection.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')")
     connection.set_authorizer(_authorize)
     try:
         cursor = connection.execute(sql, parameters)

@@ -1,0 +1,84 @@
+"""The migrations give the very schema that a new database is made with."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import storage_cases as cases
+from sqlalchemy import StaticPool, create_engine
+
+from tracepaper.storage.database import open_writer
+from tracepaper.storage.schema import SCHEMA_REVISION
+from tracepaper.storage.upgrade import migrate, upgrade
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+
+def schema(path: Path) -> dict[str, str]:
+    """Return the statement that made each table and view, its white space apart."""
+    connection = sqlite3.connect(path)
+    rows = connection.execute(
+        "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name"
+    ).fetchall()
+    connection.close()
+    return {name: " ".join(sql.split()) for name, sql in rows}
+
+
+def test_migrations_make_the_schema_of_a_new_database(tmp_path: Path) -> None:
+    engine = create_engine(
+        "sqlite://",
+        creator=lambda: sqlite3.connect(tmp_path / "migrated.db", isolation_level=None),
+        poolclass=StaticPool,
+    )
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        migrate(connection)
+    engine.dispose()
+    open_writer(tmp_path / "new.db").close()
+    migrated, new = schema(tmp_path / "migrated.db"), schema(tmp_path / "new.db")
+    assert set(migrated) == set(new)
+    for name in new:
+        if name != "alembic_version":
+            assert migrated[name] == new[name]
+    made = sqlite3.connect(tmp_path / "migrated.db")
+    revisions = made.execute("SELECT version_num FROM alembic_version").fetchall()
+    made.close()
+    assert revisions == [(SCHEMA_REVISION,)]
+
+
+def test_an_upgrade_of_the_newest_schema_makes_the_views_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    cases.write_run(path, cases.plain_steps(20))
+    before = schema(path)
+    connection = sqlite3.connect(path)
+    connection.execute("DROP VIEW v_fills")
+    connection.commit()
+    connection.close()
+    assert upgrade(path) == (SCHEMA_REVISION, SCHEMA_REVISION)
+    assert schema(path) == before
+
+
+def test_a_schema_without_a_way_up_is_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    cases.write_run(path, cases.plain_steps(20))
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.commit()
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(DataInvalid, match="schema 9999, which this version cannot upgrade"):
+        upgrade(path)
+    assert path.read_bytes() == before
+
+
+def test_a_database_in_use_is_not_upgraded(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "a.db")
+    with pytest.raises(ConfigInvalid, match="in use"):
+        upgrade(tmp_path / "a.db")
+    writer.close()
+
+
+def test_a_missing_database_is_not_made_by_an_upgrade(tmp_path: Path) -> None:
+    with pytest.raises(DataInvalid, match="no database"):
+        upgrade(tmp_path / "a.db")
+    assert list(tmp_path.iterdir()) == []
