@@ -44,6 +44,7 @@ from tracepaper.strategies.types import (
     FillModel,
     Instrument,
     InstrumentChange,
+    ModelChange,
     Run,
     RunKind,
     Step,
@@ -82,7 +83,7 @@ class Daemon:
         self._rng = random.Random()  # noqa: S311 - jitter between retries, nothing that is kept
         self._supervisor = Supervisor(clock=self._clock, pulse=self._pulse)
         self._commands: dict[int, asyncio.Future[int]] = {}
-        self._steps = 0
+        self._progress: Callable[[], object] = object
 
     async def run(self) -> None:
         """Run until the watch, a signal or a fatal error ends it; what is stored is whole.
@@ -99,8 +100,9 @@ class Daemon:
         """Begin an orderly stop."""
         self._supervisor.stop()
 
-    def _pulse(self) -> int:
-        return self._steps
+    def _pulse(self) -> object:
+        """Return what changes while the daemon works: steps, requests, frames."""
+        return self._progress()
 
     async def _serve(self, audit: SqlAuditLog) -> None:
         config, clock = self._config, self._clock
@@ -162,6 +164,7 @@ class Daemon:
                 think = worker
             feed = await stack.enter_async_context(self._feed(opened, forecaster, rest, engine))
             monitor = Monitor(run=run, clock=self._clock, counters=feed.counters)
+            monitor.halted = engine.halted
             server = await stack.enter_async_context(
                 HttpServer(
                     host=config.http.host,
@@ -173,9 +176,16 @@ class Daemon:
             )
             audit.lock.publish(server.url)
 
+            self._progress = lambda: (
+                engine.sequence,
+                rest.requests,
+                sum(feed.counters.values()),
+            )
+
             def watch(step: Step) -> bool:
-                self._steps += 1
                 monitor.observe(step)
+                if isinstance(step.event, ModelChange):
+                    self._supervisor.ready()
                 if (waiting := self._commands.pop(id(step.event), None)) and not waiting.done():
                     waiting.set_result(step.sequence)
                 return self._hooks.watch(step)
@@ -221,7 +231,8 @@ class Daemon:
         """Put an operator's command in line; return the sequence of the step it caused."""
         now_ms = self._clock.market_ms()
         command = Command(kind, note, now_ms, now_ms)
-        waiting = self._commands[id(command)] = asyncio.get_running_loop().create_future()
+        waiting: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._commands[id(command)] = waiting
         await feed.submit(command)
         return await waiting
 

@@ -47,7 +47,7 @@ class Feed(Protocol):
 class Think(Protocol):
     """Where the model runs, and the only thing that may run elsewhere."""
 
-    async def __call__(self, event: Event) -> Answer:
+    async def __call__(self, event: Event, /) -> Answer:
         """Return the forecast of *event*, ``Late``, or None for events that need none."""
         ...
 

@@ -116,6 +116,7 @@ class Supervisor:
         self._stop_within_s = stop_within_s
         self._end_process = end_process
         self._waiting_until_s = 0.0
+        self._is_ready = False
         self._deadline: threading.Timer | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -131,6 +132,12 @@ class Supervisor:
         self._deadline.start()
         for task in self._tasks.values():
             task.cancel()
+
+    def ready(self) -> None:
+        """Tell systemd, once, that the start is over: the run is open and its model is warm."""
+        if not self._is_ready:
+            self._is_ready = True
+            self._notifier.send("READY=1")
 
     def declare(self, name: str, seconds: float) -> None:
         """Declare that *name* waits on purpose for *seconds*; it counts as progress."""
@@ -156,7 +163,6 @@ class Supervisor:
                 if self._notifier.watchdog_s:
                     watchdog = self._feed_watchdog(self._notifier.watchdog_s)
                     self._tasks["watchdog"] = group.create_task(watchdog, name="watchdog")
-                self._notifier.send("READY=1")
         except BaseExceptionGroup as group_error:
             ours, others = group_error.split(TracepaperError)
             if ours is None or others is not None:

@@ -68,7 +68,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
 
 
 def _configured(strategy: str, symbol: str) -> Config:
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         "market": {"symbols": [symbol], "interval": "1"},
         "strategy": {"name": strategy},
         "sizing": {"mode": "fixed", "quantity": "1"},

@@ -53,7 +53,7 @@ def tiled(bars: int) -> Candles:
 
 
 def _replay(candles: Candles, strategy: str) -> Replay:
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         "market": {"category": "linear", "symbols": [candles.symbol], "interval": "1"},
         "strategy": {"name": strategy},
         "sizing": {"mode": "fixed", "quantity": "1"},

@@ -275,6 +275,8 @@ async def supervised(
     messages: list[str] = []
 
     async def main() -> None:
+        supervisor.ready()
+        supervisor.ready()  # said once, however often it is known
         supervisor.declare("ban", wait_s)
         while clock.network_s() < 120:
             messages.extend(heard(systemd))
@@ -287,7 +289,7 @@ async def supervised(
 async def test_systemd_hears_ready_alive_and_stopping(systemd: socket.socket) -> None:
     counter = iter(range(1_000))
     messages = await supervised(systemd, lambda: next(counter), wait_s=0.0)
-    assert messages[0] == "READY=1"
+    assert messages.count("READY=1") == 1
     assert messages.count("WATCHDOG=1") >= 12
     assert messages[-1] == "STOPPING=1"
 
