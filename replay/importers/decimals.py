@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,8 @@ INT64_MAX: Final = 2**63 - 1
 SAFE_DIGITS: Final = 18  # any number of so many digits fits into 64 bits
 FLOAT_LIMIT: Final = 10**15  # below it one decimal of so many digits names one double
 FLOAT_DECIMALS_MAX: Final = 15
+NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
+NOT_FINITE: Final = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 POWERS: Final = 10 ** np.arange(SAFE_DIGITS + 1, dtype=np.int64)
 
 
@@ -127,13 +130,11 @@ def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
     text = cell.decode("utf-8", "replace").strip()
     if not text or text.lower() in {"null", "none", "na"}:
         raise CellInvalidError(row, "is empty")
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        raise CellInvalidError(row, f"is not a number but {text[:40]!r}") from None
-    if not number.is_finite():
+    if NOT_FINITE.fullmatch(text):
         raise CellInvalidError(row, f"is not finite but {text!r}")
-    sign, digits, exponent = number.as_tuple()
+    if not NUMBER.fullmatch(text):  # Decimal would take 1_000 and other alphabets' digits
+        raise CellInvalidError(row, f"is not a number but {text[:40]!r}")
+    sign, digits, exponent = Decimal(text).as_tuple()
     if not isinstance(exponent, int) or abs(exponent) > 2 * SAFE_DIGITS:
         raise CellInvalidError(row, f"has an exponent that is out of range in {text[:40]!r}")
     mantissa = int("".join(map(str, digits)))

@@ -88,6 +88,10 @@ def test_unusual_spellings_of_a_number_are_exact(text: str, value: str) -> None:
         ("1.2.3", "is not a number but '1.2.3'"),
         ("-", "is not a number but '-'"),
         ("--1", "is not a number but '--1'"),
+        ("1_000", "is not a number but '1_000'"),
+        ("٣", "is not a number but '٣'"),
+        ("1e99999", "is not a number but '1e99999'"),
+        ("-Infinity", "is not finite but '-Infinity'"),
         ("1-1", "is not a number but '1-1'"),
         ("nan", "is not finite but 'nan'"),
         ("inf", "is not finite but 'inf'"),
@@ -97,7 +101,7 @@ def test_unusual_spellings_of_a_number_are_exact(text: str, value: str) -> None:
 )
 def test_a_cell_that_is_no_number_is_named_by_its_row(text: str, what: str) -> None:
     with pytest.raises(CellInvalidError) as caught:
-        parse(np.array(["1.5", text], dtype=np.bytes_))
+        parse(np.array([b"1.5", text.encode()], dtype=np.bytes_))
     assert caught.value.row == 1
     assert caught.value.what == what
 
