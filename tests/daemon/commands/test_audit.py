@@ -1,0 +1,148 @@
+"""``audit``: the chain's check and read-only questions, as they are typed."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import storage_cases as cases
+
+from tracepaper.daemon.cli import invoke
+
+STEPS = cases.plain_steps(60)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    cases.write_run(tmp_path / "a.db", cases.rich_steps(), of=cases.run("rich"))
+    cases.write_run(tmp_path / "a.db", STEPS, of=cases.run("plain"))
+    return tmp_path / "a.db"
+
+
+def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    code = invoke([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def document(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    code, out, err = typed(capsys, *words, "--json")
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_verify_says_that_the_chain_holds(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = typed(capsys, "audit", "verify", "--db", path)
+    assert (code, err) == (0, "")
+    assert "The chain of run plain holds: 60 steps." in out
+    assert "keep a copy elsewhere" in out
+
+
+def test_verify_names_what_was_changed_and_exits_with_1(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE bars SET close = close + 1 WHERE step & 4095 = 33")
+    connection.commit()
+    connection.close()
+    code, out, err = typed(capsys, "audit", "verify", "plain", "--db", path)
+    assert (code, err) == (1, "")
+    assert "Step 33 (linear:BTCUSDT 2023-11-14T22:47Z) was changed: its rows in steps, bars" in out
+    code, out, _ = typed(capsys, "audit", "verify", "plain", "--db", path, "--json")
+    assert code == 1
+    found = json.loads(out)
+    assert (found["holds"], found["steps"]) == (False, 33)
+    assert found["problem"]["sequence"] == 33
+    assert typed(capsys, "audit", "verify", "rich", "--db", path)[0] == 0
+
+
+def test_a_head_that_was_kept_is_looked_for(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, line, _ = typed(capsys, "audit", "head", "--db", path)
+    assert code == 0
+    run_id, count, kept = line.split()
+    assert (run_id, count, len(kept)) == ("plain", "60", 64)
+    assert document(capsys, "audit", "head", "--db", path) == {
+        "run_id": "plain",
+        "steps": 60,
+        "head": kept,
+    }
+    code, out, _ = typed(capsys, "audit", "verify", "--head", kept, "--db", path)
+    assert code == 0
+    assert "the digest of step 59" in out
+    code, out, _ = typed(capsys, "audit", "verify", "--head", "00" * 32, "--db", path)
+    assert code == 1
+    assert "the chain was rewritten" in out
+    code, out, err = typed(capsys, "audit", "verify", "--head", "abc", "--db", path)
+    assert (code, out) == (2, "")
+    assert "64 hexadecimal digits" in err
+
+
+def test_decisions_are_the_newest_in_their_order(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = document(capsys, "audit", "decisions", "--limit", 3, "--db", path)
+    assert [row["sequence"] for row in rows] == [57, 58, 59]
+    assert {row["action"] for row in rows} <= {"LONG", "FLAT"}
+    code, out, _ = typed(capsys, "audit", "decisions", "rich", "--db", path)
+    assert code == 0
+    assert out.splitlines()[0].split("\t")[:2] == ["sequence", "open_time_iso"]
+    assert "confidence" in out
+
+
+def test_trades_are_the_fills_with_exact_money(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = document(capsys, "audit", "trades", "--limit", 1000, "--db", path)
+    fills = [fill for step in STEPS for fill in step.fills]
+    assert [row["order_id"] for row in rows] == [fill.order_id for fill in fills]
+    assert rows[0]["fee"] == f"{fills[0].fee / 10**10:.10f}"
+
+
+def test_equity_ends_with_the_last_step(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = document(capsys, "audit", "equity", f"{path}#plain", "--limit", 2)
+    assert [row["sequence"] for row in rows] == [58, 59]
+    whole, part = divmod(STEPS[-1].account.equity, 10**10)
+    assert rows[-1]["equity"] == f"{whole}.{part:010d}"
+
+
+def test_a_run_without_trades_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases.write_run(tmp_path / "b.db", STEPS[:5])
+    code, out, err = typed(capsys, "audit", "trades", "--db", tmp_path / "b.db")
+    assert code == 1
+    assert out.startswith("sequence\t")
+    assert err == "Run r-1 has none.\n"
+
+
+def test_sql_answers_in_lines_and_in_json(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    question = "SELECT run_id, step_count FROM v_runs ORDER BY 1"
+    code, out, _ = typed(capsys, "audit", "sql", question, "--db", path)
+    assert (code, out) == (0, "run_id\tstep_count\nplain\t60\nrich\t17\n")
+    assert document(capsys, "audit", "sql", question, "--db", path) == [
+        {"run_id": "plain", "step_count": 60},
+        {"run_id": "rich", "step_count": 17},
+    ]
+
+
+@pytest.mark.parametrize(
+    "question", ["DELETE FROM runs", "SELECT nothing", "PRAGMA user_version=3"]
+)
+def test_sql_that_is_no_question_is_wrong_usage(
+    path: Path, capsys: pytest.CaptureFixture[str], question: str
+) -> None:
+    code, out, err = typed(capsys, "audit", "sql", question, "--db", path)
+    assert (code, out) == (2, "")
+    assert err.startswith("The question cannot be asked: ")
+    assert err.count("\n") == 1
+
+
+def test_a_missing_database_and_run_are_one_sentence(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = typed(capsys, "audit", "verify", "--db", path.with_name("none.db"))
+    assert code == 1
+    assert err == f"There is no database {path.with_name('none.db')}; name one with --db.\n"
+    code, _, err = typed(capsys, "audit", "verify", "zzz", "--db", path)
+    assert (code, err) == (1, "There is no run zzz; the last one is plain.\n")

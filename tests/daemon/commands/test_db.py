@@ -1,0 +1,87 @@
+"""``db``: upgrade, backup and prune, as they are typed."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+import storage_cases as cases
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.storage.audit import SqlAuditLog
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    cases.write_run(tmp_path / "a.db", cases.plain_steps(24 * 60 + 100))
+    return tmp_path / "a.db"
+
+
+def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    code = invoke([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_upgrade_says_what_it_did(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = typed(capsys, "db", "upgrade", "--db", path)
+    assert (code, err) == (0, "")
+    assert "has schema 0001 already" in out
+    code, out, _ = typed(capsys, "db", "upgrade", "--db", path, "--json")
+    assert json.loads(out) == {"database": str(path), "from": "0001", "to": "0001"}
+
+
+def test_an_older_schema_names_the_command_that_upgrades_it(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE alembic_version SET version_num = '0000'")
+    connection.commit()
+    connection.close()
+    code, _, err = typed(capsys, "audit", "head", "--db", path)
+    assert code == 1
+    assert f"run `tracepaper db upgrade --db {path}`" in err
+
+
+def test_backup_copies_and_never_replaces(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = path.with_name("copy.db")
+    code, out, _ = typed(capsys, "db", "backup", copy, "--db", path)
+    assert code == 0
+    assert out.startswith(f"Copied {path} to {copy} (")
+    assert typed(capsys, "audit", "verify", "--db", copy)[0] == 0
+    code, out, err = typed(capsys, "db", "backup", copy, "--db", path)
+    assert (code, out) == (1, "")
+    assert "exists already" in err
+
+
+def test_prune_says_from_where_the_chain_holds(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = typed(capsys, "db", "prune", "--keep", 1, "--db", path)
+    assert (code, err) == (0, "")
+    assert "Run r-1: 100 steps dropped; the chain holds from step 100." in out
+    code, out, _ = typed(capsys, "audit", "verify", "--db", path)
+    assert code == 0
+    assert "is pruned until step 99 and holds from there: 1440 steps" in out
+    code, out, _ = typed(capsys, "db", "prune", "--keep", 1, "--db", path, "--json")
+    assert json.loads(out)["runs"] == [{"run_id": "r-1", "until_sequence": 99, "steps": 0}]
+
+
+def test_prune_asks_how_much_to_keep(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = typed(capsys, "db", "prune", "--db", path)
+    assert (code, out) == (2, "")
+    assert "--keep DAYS or storage.keep_days" in err
+
+
+def test_prune_and_upgrade_wait_for_the_daemon_to_stop(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = SqlAuditLog.open(path)
+    for words in (("prune", "--keep", 1), ("upgrade",)):
+        code, out, err = typed(capsys, "db", *words, "--db", path)
+        assert (code, out) == (2, "")
+        assert "in use by process" in err
+    log.close()
