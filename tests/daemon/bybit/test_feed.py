@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
 from builders import instrument
+from bybit_feed import BITCOIN, live
 from bybit_server import (
     FILTERS,
     MINUTE,
@@ -23,128 +21,25 @@ from bybit_server import (
 )
 from msgspec import structs
 
-from tracepaper.daemon.bybit.feed import LiveFeed
-from tracepaper.daemon.bybit.feed_types import FeedSettings, FeedStart
+from tracepaper.daemon.bybit.feed_types import FeedStart
 from tracepaper.daemon.bybit.rest import Rest, RestSettings
-from tracepaper.daemon.bybit.stream import StreamSettings
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import (
     Bar,
     Category,
     Command,
     CommandKind,
-    Event,
     Funding,
     Gap,
     GapCause,
-    Instrument,
     InstrumentChange,
     Mark,
     Quote,
     Source,
 )
 
-BITCOIN = instrument(price_decimals=1, tick_size=1)
 ID = BITCOIN.id
 HOUR = 3_600_000
-
-
-class Live:
-    """A running feed, its exchange, its clock, and everything it handed on."""
-
-    def __init__(self, server: ScriptedServer, clock: SteppedClock, feed: LiveFeed) -> None:
-        self.server = server
-        self.clock = clock
-        self.feed = feed
-        self.events: list[Event] = []
-        self.quotes_from: int | None = None
-        self.is_ended = False
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def consume(self) -> None:
-        async for event in self.feed:
-            self.events.append(event)
-            await self.gate.wait()  # an engine that is busy while the gate is shut
-        self.is_ended = True
-
-    def bars(self) -> list[Bar]:
-        return [event for event in self.events if isinstance(event, Bar)]
-
-    def opens(self) -> list[int]:
-        """Return the open times handed on, in minutes since the start."""
-        return [(bar.open_time_ms - START_MS) // MINUTE for bar in self.bars()]
-
-    def gaps(self) -> list[tuple[int, int, GapCause, str]]:
-        return [
-            (
-                (gap.from_ms - START_MS) // MINUTE,
-                (gap.until_ms - START_MS) // MINUTE,
-                gap.cause,
-                gap.repaired_by,
-            )
-            for gap in self.events
-            if isinstance(gap, Gap)
-        ]
-
-    async def close_bar(self, index: int, *, stream: bool = True, rest: bool = True) -> None:
-        """Let minute *index* close: market time moves on, REST and the stream learn of it."""
-        open_ms = START_MS + index * MINUTE
-        self.move_to(open_ms + MINUTE + 300)
-        if rest:
-            self.server.add_candle(open_ms)
-        if stream:
-            await self.server.send(kline(open_ms))
-
-    def move_to(self, market_ms: int) -> None:
-        """Move market time, the exchange's and ours."""
-        self.server.server_ms = market_ms
-        self.clock.synchronise(market_ms)
-
-    async def expect(self, condition: Callable[[], object]) -> None:
-        """Let network time pass until *condition* holds."""
-        await self.clock.run(condition)
-
-
-@asynccontextmanager
-async def live(
-    server: ScriptedServer,
-    *,
-    start: FeedStart | None = None,
-    instruments: tuple[Instrument, ...] = (BITCOIN,),
-    queue_limit: int = 1_000,
-    **stream: float,
-) -> AsyncIterator[Live]:
-    """Run a feed whose period starts at minute 0, as soon as it caught up."""
-    clock = SteppedClock(server.server_ms)
-    rng = random.Random(1)
-    rest_settings = RestSettings(rest_url=server.rest_url, requests_per_s=1_000)
-    holder: list[Live] = []
-    async with (
-        Rest(rest_settings, clock=clock, rng=rng) as rest,
-        LiveFeed(
-            rest=rest,
-            clock=clock,
-            rng=rng,
-            instruments=instruments,
-            settings=FeedSettings(
-                interval_ms=MINUTE,
-                stream=structs.replace(
-                    StreamSettings(stream_url=server.stream_url, connect_timeout_s=2), **stream
-                ),
-                queue_limit=queue_limit,
-            ),
-            start=start or FeedStart(period_start_ms=START_MS, warmup_bars=0),
-            quote_from_ms=lambda _: holder[0].quotes_from,
-        ) as feed,
-    ):
-        running = Live(server, clock, feed)
-        holder.append(running)
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(running.consume())
-            await clock.run(lambda: feed.counters["resyncs"])
-            yield running
-            task.cancel()
 
 
 def known(minute: int) -> FeedStart:
