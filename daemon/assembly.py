@@ -28,7 +28,7 @@ from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import HttpServer
-from tracepaper.daemon.models import load_forecaster
+from tracepaper.daemon.models import load_forecaster, warnings_for
 from tracepaper.daemon.opening import Opened, Opening, filters_for, open_run
 from tracepaper.daemon.ports import Think
 from tracepaper.daemon.runner import drive
@@ -137,6 +137,7 @@ class Daemon:
                     forecaster=forecaster,
                     period_start_ms=floor_open_ms(server_ms, config.market.interval_ms),
                     wall_ms=clock.wall_ms(),
+                    warnings=() if forecaster is None else warnings_for(config),
                 ),
                 audit,
             )
@@ -150,6 +151,8 @@ class Daemon:
     ) -> None:
         config, engine, run = self._config, opened.engine, opened.run
         self._hooks.opened(run)
+        for warning in run.warnings:
+            log.warning(warning)
         log.info("run opened", run_id=run.run_id, kind=run.kind.value, resumed=opened.resumed)
         async with AsyncExitStack() as stack:
             think: Think = no_model

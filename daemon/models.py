@@ -29,6 +29,17 @@ def load_checkpoint(config: Config, *, beside: Path | None = None) -> Checkpoint
     return checkpoint
 
 
+def warnings_for(config: Config) -> tuple[str, ...]:
+    """Return what a run with the configured checkpoint must say of it on its row."""
+    from tracepaper.storage import checkpoints
+
+    card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint, default_checkpoint()))
+    trained, here = str(card["market"].get("interval", "")), config.market.interval
+    if trained == here:
+        return ()
+    return (f"the checkpoint was trained on interval {trained}, and this run's is {here}",)
+
+
 def load_forecaster(
     config: Config, *, beside: Path | None = None, path: str = "step"
 ) -> Forecaster:

@@ -34,6 +34,7 @@ class Opening:
     forecaster: Forecaster | None
     period_start_ms: int
     wall_ms: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
         started_at_ms=opening.wall_ms,
         period_start_ms=opening.period_start_ms,
         parent_run_id=None if state is None or parent is None else parent.run_id,
+        warnings=opening.warnings,
     )
     audit.begin(run, engine.gate_sets)
     return Opened(

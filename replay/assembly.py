@@ -12,7 +12,7 @@ from tracepaper.daemon.building import build_engine, needs_forecaster, resolved,
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.describing import describe_run
 from tracepaper.daemon.engine import Engine
-from tracepaper.daemon.models import load_forecaster
+from tracepaper.daemon.models import load_forecaster, warnings_for
 from tracepaper.replay.feed import ArchiveFeed
 from tracepaper.replay.importers import Candles, FundingRates
 from tracepaper.replay.instruments import archive_instrument
@@ -85,7 +85,7 @@ def build(
         kind=RunKind.REPLAY,
         started_at_ms=started_at_ms,
         period_start_ms=feed.period_start_ms,
-        warnings=_warnings(config, forecaster),
+        warnings=() if forecaster is None else warnings_for(config),
     )
     return Replay(run, feed, engine, forecaster, instruments, config)
 
@@ -117,14 +117,3 @@ def _finest(first: Instrument, second: Instrument) -> Instrument:
         volume_decimals=max(first.volume_decimals, second.volume_decimals),
         turnover_decimals=max(first.turnover_decimals, second.turnover_decimals),
     )
-
-
-def _warnings(config: Config, forecaster: Forecaster | None) -> tuple[str, ...]:
-    """Return what the run's row must say about the model."""
-    if forecaster is None:
-        return ()
-    trained = getattr(forecaster, "interval", config.market.interval)
-    if trained == config.market.interval:
-        return ()
-    here = config.market.interval
-    return (f"the checkpoint was trained on interval {trained}, and this run's is {here}",)
