@@ -14,7 +14,7 @@ from tracepaper.replay.exchange.clock import MarketClock
 from tracepaper.replay.exchange.connection import Connection
 from tracepaper.replay.exchange.faults import Fault, FaultKind, Faults, malformed
 
-WAKE_S_MIN: Final = 0.002
+WAKE_S_MIN: Final = 0.001
 
 Key = tuple[str, str]
 """(category, topic)."""
@@ -137,7 +137,7 @@ class Hub:
             heappop(self._due)[2]()
 
     async def pump(self) -> None:
-        """Fire what is due as market time passes; wakes no more often than every 2 ms."""
+        """Fire what is due as market time passes; wakes no more often than every millisecond."""
         while True:
             self.fire_until(self.clock.now_ms())
             wait_s = self.clock.seconds_until(self._due[0][0]) if self._due else None

@@ -226,7 +226,7 @@ class Market:
 
     def _day_before(self, row: int) -> Day:
         now = self.open_ms(row)
-        first = self.base.row_at(now - DAY_MS) + 1
+        first = self.base.row_at(now - DAY_MS - 1) + 1
         hour = max(self.base.row_at(now - HOUR_MS), 0)
         past = slice(min(first, row), row)
         if past.start == row:

@@ -1,0 +1,101 @@
+"""The market of real candles: every bar's trades, causality, and figures of the day."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exchange_client import MINUTE, candles, walk_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.replay.exchange.book import best, levels
+from tracepaper.replay.exchange.intervals import DAY_MS
+from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.table import TURNOVER_DECIMALS
+from tracepaper.replay.importers import read_candles
+
+DATA = Path(__file__).parents[2] / "data" / "candles"
+FILES = (
+    "binance_um_BTCUSDT_1m_2025-05.csv.gz",
+    "binance_um_SOLUSDT_1m_2025-05.csv.gz",
+    "bybit_linear_BTCUSDT_1m_2022-12-13.csv.gz",
+    "binance_um_BTCUSDT_1h_2019.csv.gz",
+    "binance_spot_BTCUSDT_1h_2017-2018.csv.gz",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_bar_of_real_data_is_reproduced_by_its_trades(name: str) -> None:
+    market = Market(read_candles(DATA / name), seed=3)
+    for row in range(min(1_500, len(market.base))):
+        candle, path = market.base.candle(row), market.path(row)
+        prices = [trade.price for trade in path.trades]
+        if candle.volume == 0:
+            assert not prices
+            continue
+        summary = (prices[0], max(prices), min(prices), prices[-1])
+        assert summary == (candle.open, candle.high, candle.low, candle.close)
+        assert sum(trade.size for trade in path.trades) == candle.volume * path.size_scale
+        assert all(price % market.listing.tick == 0 for price in prices)
+
+
+ROWS = walk_rows(40, seed=11)
+MARKET = Market(candles(ROWS), seed=1)
+
+
+@given(st.integers(0, 39), st.integers(0, MINUTE - 1))
+def test_a_moment_is_the_same_in_any_order_of_asking(row: int, offset: int) -> None:
+    at_ms = MARKET.open_ms(row) + offset
+    fresh = Market(candles(ROWS), seed=1)
+    assert fresh.running(row, at_ms) == MARKET.running(row, at_ms)
+    assert fresh.touch(row, at_ms) == MARKET.touch(row, at_ms)
+    assert levels(fresh, row, at_ms, 50) == levels(MARKET, row, at_ms, 50)
+
+
+@given(st.integers(1, 30), st.integers(0, MINUTE - 1))
+def test_a_moment_does_not_know_later_bars(row: int, offset: int) -> None:
+    # Same listing and same bars up to this one; what comes after differs.
+    other = Market(candles([*ROWS[: row + 1], *walk_rows(39 - row, seed=99)]), seed=1)
+    at_ms = MARKET.open_ms(row) + offset
+    assert other.running(row, at_ms) == MARKET.running(row, at_ms)
+    assert other.touch(row, at_ms) == MARKET.touch(row, at_ms)
+    assert other.day(row) == MARKET.day(row)
+    for interval in ("5", "15", "60"):
+        assert other.open_candle(interval, row, at_ms) == MARKET.open_candle(interval, row, at_ms)
+
+
+@given(st.integers(0, 39), st.integers(0, MINUTE - 1))
+def test_depth_one_is_the_top_of_the_deep_book(row: int, offset: int) -> None:
+    at_ms = MARKET.open_ms(row) + offset
+    touch = best(MARKET, row, at_ms)
+    bids, asks = levels(MARKET, row, at_ms, 50)
+    assert (bids[0], asks[0]) == ((touch.bid, touch.bid_size), (touch.ask, touch.ask_size))
+    assert all(size > 0 for _, size in [*bids, *asks])
+
+
+def test_a_book_near_zero_has_no_negative_prices() -> None:
+    market = Market(candles([(3, 4, 2, 3, 500)] * 5, symbol="TINYUSDT"), seed=1)
+    bids, asks = levels(market, 1, market.open_ms(1) + 30_000, 50)
+    assert bids[-1][0] > 0
+    assert len(asks) == 50
+
+
+def test_the_day_is_the_twenty_four_hours_before_the_bar() -> None:
+    rows = walk_rows(3_000, seed=12)
+    market = Market(candles(rows), seed=0)
+    columns = np.array(rows[1_060:2_500]) * 10  # one decimal more than the data
+    day = market.day(2_500)
+    assert (day.high, day.low) == (columns[:, 1].max(), columns[:, 2].min())
+    assert day.volume == sum(row[4] for row in rows[1_060:2_500])
+    assert day.price_day_ago == rows[1_060][0] * 10
+    assert day.price_hour_ago == rows[2_440][0] * 10
+    assert market.open_ms(2_500) - market.open_ms(1_060) == DAY_MS
+
+
+def test_a_turnover_that_the_data_lacks_is_volume_at_the_typical_price() -> None:
+    market = Market(candles([(1_000, 1_200, 900, 1_100, 2_500)]), seed=0)
+    assert market.turnover_decimals == TURNOVER_DECIMALS
+    # (100 + 120 + 90 + 110) / 4 x 2.5
+    assert market.base.candle(0).turnover == 262_5000
