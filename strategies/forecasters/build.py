@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
 
 from tracepaper.strategies import features
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.forecasters.streaming import Model, StreamingForecaster
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster, WindowModel
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.types import Calibration
 
+AnyNetwork = TypeVar("AnyNetwork", FlashNetwork, InformerNetwork)
 PATHS: Final = ("step", "scan")
 _PROBE_BARS: Final = 64
 _PROBE_SEED: Final = 20_240_501
@@ -38,20 +42,29 @@ def build(
     if path not in PATHS:
         raise ConfigInvalid(f"model.path is {path!r}; choose step or scan.")
     if device != "cpu":
-        raise ConfigInvalid(f"model.device is {device!r}; a stream is stepped on the cpu.")
+        raise ConfigInvalid(f"model.device is {device!r}; a bar is stepped on the cpu.")
     if threads < 1:
         raise ConfigInvalid(f"model.threads is {threads}; it must be at least 1.")
     torch.set_num_threads(threads)
     kind = _section(card, "model").get("kind")
+    if kind == "informer":
+        network = InformerNetwork(InformerConfig.read(_section(card, "architecture")))
+        return WindowedForecaster(_window_model(card, _loaded(network, tensors)), threads=threads)
     if kind != "flash":
-        raise ConfigInvalid(f"The model's card names the kind {kind!r}; this builds flash.")
-    network = restore(card, tensors)
-    return StreamingForecaster(_model(card, network), path=path, threads=threads)
+        raise ConfigInvalid(f"The model's card names the kind {kind!r}; use flash or informer.")
+    flash = restore(card, tensors)
+    if flash.config.mask == "full":
+        return WindowedForecaster(_window_model(card, flash), threads=threads)
+    return StreamingForecaster(_model(card, flash), path=path, threads=threads)
 
 
 def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlashNetwork:
-    """Return the network of *card* with *tensors* as its weights, checked and probed."""
-    network = FlashNetwork(FlashConfig.read(_section(card, "architecture")))
+    """Return the flash network of *card* with *tensors* as its weights, checked and probed."""
+    return _loaded(FlashNetwork(FlashConfig.read(_section(card, "architecture"))), tensors)
+
+
+def _loaded(network: AnyNetwork, tensors: Mapping[str, Tensor]) -> AnyNetwork:
+    """Fill *network*; raise ``CheckpointMismatch`` unless *tensors* are exactly its weights."""
     wanted = network.state_dict()
     for name, tensor in wanted.items():
         given = tensors.get(name)
@@ -71,19 +84,18 @@ def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlashNetw
             "that the card belongs to."
         )
     network.load_state_dict({name: tensors[name].float() for name in wanted})
+    network.eval()
     _probe(network)
-    return network.eval()
+    return network
 
 
-def _probe(network: FlashNetwork) -> None:
+def _probe(network: FlashNetwork | InformerNetwork) -> None:
     """Run bounded random features through the network and name the first layer that overflows."""
     source = torch.Generator().manual_seed(_PROBE_SEED)
-    shape = (1, _PROBE_BARS, network.config.features)
-    rows = torch.randn(shape, generator=source).clamp(-_PROBE_CLIP, _PROBE_CLIP)
-    network.eval()
+    bars = network.config.window if isinstance(network, InformerNetwork) else _PROBE_BARS
+    rows = torch.randn(1, bars, network.config.features, generator=source)
     with torch.inference_mode():
-        named = network.named_states(rows)
-        for name, state in named:
+        for name, state in network.named_states(rows.clamp(-_PROBE_CLIP, _PROBE_CLIP)):
             if not bool(torch.isfinite(state).all()):
                 raise CheckpointMismatch(
                     f"The layer {name} of this checkpoint gives values that are not finite; "
@@ -93,26 +105,43 @@ def _probe(network: FlashNetwork) -> None:
 
 def _model(card: Mapping[str, Any], network: FlashNetwork) -> Model:
     identity, calibration = _section(card, "model"), card.get("calibration", {})
-    schema = features.schema(str(_section(card, "features").get("schema_id")))
-    if len(schema.names) != network.config.features:
-        raise CheckpointMismatch(
-            f"The features {schema.schema_id} have {len(schema.names)} columns, but the network "
-            f"takes {network.config.features}; use the checkpoint that the card belongs to."
-        )
     horizons = network.config.horizons
     return Model(
         network=network,
-        schema=schema,
+        schema=_schema(card, network.config.features),
         model_id=str(identity.get("id", "")),
         sha256=str(identity.get("sha256", "")),
         temperature=_per_horizon(calibration.get("temperature", 1.0), horizons),
         content_free=float(calibration.get("content_free", network.content_free())),
-        calibration=_calibration(calibration, network, horizons),
+        calibration=_calibration(calibration, network.content_free(), horizons),
     )
 
 
+def _window_model(card: Mapping[str, Any], network: FlashNetwork | InformerNetwork) -> WindowModel:
+    identity, calibration = _section(card, "model"), card.get("calibration", {})
+    horizons = network.config.horizons
+    return WindowModel(
+        network=network,
+        schema=_schema(card, network.config.features),
+        model_id=str(identity.get("id", "")),
+        sha256=str(identity.get("sha256", "")),
+        temperature=_per_horizon(calibration.get("temperature", 1.0), horizons),
+        calibration=_calibration(calibration, network.content_free(), horizons),
+    )
+
+
+def _schema(card: Mapping[str, Any], columns: int) -> FeatureSchema:
+    schema = features.schema(str(_section(card, "features").get("schema_id")))
+    if len(schema.names) != columns:
+        raise CheckpointMismatch(
+            f"The features {schema.schema_id} have {len(schema.names)} columns, but the network "
+            f"takes {columns}; use the checkpoint that the card belongs to."
+        )
+    return schema
+
+
 def _calibration(
-    section: Mapping[str, Any], network: FlashNetwork, horizons: tuple[int, ...]
+    section: Mapping[str, Any], content_free: float, horizons: tuple[int, ...]
 ) -> Calibration | None:
     if "quantiles" not in section:
         return None
@@ -120,7 +149,7 @@ def _calibration(
     return Calibration(
         quantiles={name: tuple(map(float, q)) for name, q in section["quantiles"].items()},
         slope=dict(zip(horizons, slopes, strict=True)),
-        content_free=float(section.get("content_free", network.content_free())),
+        content_free=float(section.get("content_free", content_free)),
     )
 
 

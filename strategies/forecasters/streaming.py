@@ -16,6 +16,7 @@ from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features import FeatureSchema, FeatureStream
 from tracepaper.strategies.forecasters import measures
+from tracepaper.strategies.forecasters.answers import explanations, forecasts
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
@@ -24,7 +25,7 @@ from tracepaper.strategies.networks.stream import (
     StreamingNetwork,
     StreamState,
 )
-from tracepaper.strategies.types import Bar, Calibration, Explanation, Forecast
+from tracepaper.strategies.types import Bar, Calibration, Forecast
 
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -220,56 +221,18 @@ class StreamingForecaster:
         self, known: _Instrument, told: Advance, sigmas: Floats, positions: Ids
     ) -> list[Forecast | None]:
         """Return the forecasts of the bars just taken in; None where the context is short."""
-        explanations = self._explanations(known, told, positions)
-        root = sigmas[:, None] * np.sqrt(self.horizons)  # one standard deviation to the horizon
-        outputs = told.outputs
-        mean, scale, dof, variance = (
-            x[0].double().numpy()
-            for x in (outputs.mean, outputs.log_scale, outputs.dof, outputs.log_variance)
-        )
-        temperature = torch.tensor(self.model.temperature)[:, None]
-        odds = torch.softmax(outputs.direction_logits[0] / temperature, dim=-1).double().numpy()
-        table = np.stack(
-            [
-                mean * root,
-                np.exp(scale) * np.sqrt(dof / (dof - 2.0)) * root,
-                odds[..., 0], odds[..., 1], odds[..., 2],
-                np.exp(0.5 * variance) * root,
-            ], axis=1,
-        ).tolist()  # [bar][figure][horizon]  # fmt: skip
-        short = self.receptive_field - 1 - (known.state.count - len(table))
-        return [
-            None if index < short else self._forecast(row, explanation)
-            for index, (row, explanation) in enumerate(zip(table, explanations, strict=True))
-        ]
-
-    def _forecast(self, row: list[list[float]], explanation: Explanation) -> Forecast:
-        mean, stdev, p_down, p_flat, p_up, volatility = map(tuple, row)
-        return Forecast(
-            self.horizons, mean, stdev, p_down, p_flat, p_up, volatility, self.model_id, explanation
-        )
-
-    def _explanations(self, known: _Instrument, told: Advance, positions: Ids) -> list[Explanation]:
+        model = self.model
         aged = measures.by_age(told.rollout, positions)
-        recent = measures.recent_mass(aged, self.receptive_field).tolist()
-        before = np.concatenate([aged[:1] if known.aged is None else known.aged, aged[:-1]])
-        shifts: list[float | None] = measures.shift(before, aged).tolist()
-        if known.aged is None:
-            shifts[0] = None
+        explained = explanations(
+            told, aged, known.aged, content_free=model.content_free, context=self.receptive_field
+        )
         known.aged = aged[-1:]
-        errors = np.abs(1.0 - told.rollout.sum(axis=1, dtype=np.float64)).tolist()
-        entropy = told.confidence.flatten(1)  # [bar, layer * head]
-        confidence = entropy.double().mean(1).tolist()
-        heads = entropy.numpy().astype("<f4")
-        buckets = told.rollout[:, :-1].astype("<f4")
-        older = told.rollout[:, -1].tolist()
-        return [
-            Explanation(
-                confidence[i], self.model.content_free, recent[i], older[i], shifts[i], errors[i],
-                heads[i].tobytes(), buckets[i].tobytes(),
-            )
-            for i in range(len(aged))
-        ]  # fmt: skip
+        made = forecasts(
+            told.outputs, sigmas, explained, horizons=self.horizons,
+            temperature=model.temperature, model_id=model.model_id,
+        )  # fmt: skip
+        short = self.receptive_field - 1 - (known.state.count - len(made))
+        return [None if index < short else one for index, one in enumerate(made)]
 
 
 def _tensor(rows: Rows) -> torch.Tensor:

@@ -16,22 +16,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tracepaper.strategies.attention.blocks import OLDER, BlockColumns, Ids, bucket_count
-from tracepaper.strategies.attention.cache import TailRing, WrapRing
+from tracepaper.strategies.attention.blocks import Ids
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.encodings import alibi_key, alibi_query
 from tracepaper.strategies.networks.flash import FlashNetwork, Projected
 from tracepaper.strategies.networks.heads import Outputs
+from tracepaper.strategies.networks.state import (
+    CHUNK_BARS,
+    HISTORY_BARS_MAX,
+    LayerState,
+    StreamState,
+)
 from tracepaper.strategies.types import BLOCK_BARS
 
-CHUNK_BARS: Final = 512
-"""Bars of one pass over known bars; a shorter stretch is padded to it."""
+__all__ = ["CHUNK_BARS", "RESIDUAL", "TILE_BARS", "Advance", "StreamState", "StreamingNetwork"]
+
 TILE_BARS: Final = 64
 """Queries of one tile: few enough for the tile's scores to stay in the cache."""
-HISTORY_BARS_MAX: Final = 65_536
-"""Bars of queries and keys kept for attribution at full resolution."""
 RESIDUAL: Final = 0.5
 """The rollout's weight ρ of the residual stream (Abnar and Zuidema, 2020)."""
 _HIDDEN: Final = -1e30
@@ -45,64 +48,6 @@ class Advance(NamedTuple):
     outputs: Outputs  # tensors [1, bars, …]
     confidence: Tensor  # [bars, layer, head], 1 - H / ln n
     rollout: NDArray[np.float32]  # [bars, buckets + 1]: newest block first, older last
-
-
-def _slack(window: int) -> int:
-    """Return the rows between two moves of a ring: at least a chunk, else half a window."""
-    return max(CHUNK_BARS, window // 2)
-
-
-class _Layer:
-    """What one layer keeps of the past."""
-
-    def __init__(self, network: FlashNetwork, width: int) -> None:
-        config = network.config
-        kept, slack = config.window - 1, _slack(config.window)
-        shape = (config.heads, config.head_dim)
-        self.keys = TailRing(kept=kept, slack=slack, shape=shape, dim=1)
-        self.values = TailRing(kept=kept, slack=slack, shape=shape, dim=1)
-        self.rollout = TailRing(kept=kept, slack=slack, shape=(width,), dim=0)
-
-    @property
-    def rings(self) -> tuple[TailRing, TailRing, TailRing]:
-        """Keys, values and rollout rows, which move on together."""
-        return self.keys, self.values, self.rollout
-
-    def fold(self, columns: list[int]) -> None:
-        """Add expired rollout *columns* to the older mass and empty them."""
-        rows = self.rollout.everything()
-        rows[:, OLDER] += rows[:, columns].sum(dim=1)
-        rows[:, columns] = 0.0
-
-
-class StreamState:
-    """One instrument's memory: finite, and all that the next answer depends on."""
-
-    def __init__(self, network: FlashNetwork) -> None:
-        config = network.config
-        self.columns = BlockColumns(
-            buckets=bucket_count(config.receptive_field), spare=CHUNK_BARS // BLOCK_BARS + 1
-        )
-        self.layers = [_Layer(network, self.columns.width) for _ in range(config.layers)]
-        kept, slack = config.window - 1, _slack(config.window)
-        self.places = TailRing(kept=kept, slack=slack, shape=(), dim=0, dtype=torch.int64)
-        fits = config.receptive_field <= HISTORY_BARS_MAX
-        capacity = config.receptive_field if fits else 1
-        # Of each bar, layer and head: query, key and logsumexp.
-        shape = (config.layers, config.heads, 2 * config.head_dim + 1)
-        self.history = WrapRing(capacity=capacity, shape=shape, dtype=torch.float32)
-        self.positions = WrapRing(capacity=capacity, shape=(), dtype=torch.int64)
-        self.count = 0  # bars taken in since the last clear
-        self.attended_pairs = 0  # pairs of query and visible key, over all layers, ever
-
-    def clear(self) -> None:
-        """Forget the stream; the count of pairs goes on."""
-        for ring in (self.places, self.history, self.positions, self.columns):
-            ring.clear()
-        for layer in self.layers:
-            for ring in layer.rings:
-                ring.clear()
-        self.count = 0
 
 
 class _Tile(NamedTuple):
@@ -227,7 +172,7 @@ class StreamingNetwork:
         return (confidence.clamp(0.0, 1.0) * (visible > 1)).permute(2, 0, 1)
 
     def _attend(
-        self, state: StreamState, layer: _Layer, projected: Projected, rollout: Tensor
+        self, state: StreamState, layer: LayerState, projected: Projected, rollout: Tensor
     ) -> _Tile:
         """Cache the new keys, values and rollout rows, and attend tile by tile."""
         query, key, value = (x[0] for x in projected)  # [head, bars, dim]
@@ -243,7 +188,7 @@ class StreamingNetwork:
         ]
         return _Tile(*(torch.cat(x, dim=-2) for x in zip(*tiles, strict=True)))
 
-    def _tile(self, state: StreamState, layer: _Layer, query: Tensor, start: int) -> _Tile:
+    def _tile(self, state: StreamState, layer: LayerState, query: Tensor, start: int) -> _Tile:
         """Attend with *query* [head, tile, dim], whose first bar is *start* bars into the chunk."""
         stop = start + query.shape[1]
         begin = start - (self.config.window - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import models
@@ -11,6 +11,8 @@ import torch
 
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build, restore
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 
 QUANTILES = [x / 100 for x in range(1, 100)]
 
@@ -65,9 +67,32 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], sentence: s
 
 def test_another_kind_of_model_is_refused() -> None:
     card = models.card()
-    card["model"]["kind"] = "informer"
-    with pytest.raises(ConfigInvalid, match="names the kind 'informer'"):
+    card["model"]["kind"] = "oracle"
+    with pytest.raises(ConfigInvalid, match="names the kind 'oracle'"):
         build(card, models.network().state_dict())
+
+
+def test_a_network_that_sees_its_whole_window_is_stepped_window_by_window() -> None:
+    config = replace(models.SMALL, mask="full")
+    made = build(models.card(config), models.network(config).state_dict())
+    assert isinstance(made, WindowedForecaster)
+    assert not made.causal
+    assert made.model_id == "0123456789ab"
+
+
+def test_an_informer_is_built_from_its_card() -> None:
+    config = InformerConfig(dim=8, layers=2, heads=2, window=32)
+    tensors = InformerNetwork(config).state_dict()
+    card = models.card()
+    card["model"]["kind"] = "informer"
+    card["architecture"] = {**asdict(config), "horizons": list(config.horizons)}
+    card["architecture"]["quantiles"] = []
+    made = build(card, tensors)
+    assert isinstance(made, WindowedForecaster)
+    assert made.horizons == (5, 30, 240)
+    del tensors["embed.bias"]
+    with pytest.raises(CheckpointMismatch, match=r"embed\.bias is missing"):
+        build(card, tensors)
 
 
 @pytest.mark.parametrize("section", ["model", "architecture", "features"])

@@ -1,0 +1,86 @@
+"""What the network said of some bars → ``Forecast`` and ``Explanation``; tensors stop here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tracepaper.strategies.forecasters import measures
+from tracepaper.strategies.networks.heads import Outputs
+from tracepaper.strategies.networks.stream import Advance
+from tracepaper.strategies.types import Explanation, Forecast
+
+Floats = NDArray[np.float64]
+
+
+def forecasts(
+    outputs: Outputs,
+    sigmas: Floats,
+    explained: Sequence[Explanation],
+    *,
+    horizons: tuple[int, ...],
+    temperature: Sequence[float],
+    model_id: str,
+) -> list[Forecast]:
+    """Return the forecast of each bar; *outputs* are [1, bar, …], *sigmas* [bar].
+
+    A return to horizon h is the network's times ``sigma * sqrt(h)``; a NaN in *sigmas* goes
+    through to the figures, and the gate refuses them. *temperature* divides the direction's
+    logits, one a horizon.
+    """
+    root = sigmas[:, None] * np.sqrt(horizons)  # one standard deviation to the horizon
+    mean, scale, dof, variance = (
+        x[0].double().numpy()
+        for x in (outputs.mean, outputs.log_scale, outputs.dof, outputs.log_variance)
+    )
+    logits = outputs.direction_logits[0].double() / torch.tensor(temperature)[:, None]
+    p_down, p_flat, p_up = torch.softmax(logits, dim=-1).numpy().transpose(2, 0, 1)
+    # The scale of a Student-t is not its standard deviation.
+    stdev = np.exp(scale) * np.sqrt(dof / (dof - 2.0)) * root
+    volatility = np.exp(0.5 * variance) * root
+    table = np.stack([mean * root, stdev, p_down, p_flat, p_up, volatility], axis=1)
+    return [
+        Forecast(horizons, *_figures(row), model_id, explanation)
+        for row, explanation in zip(table.tolist(), explained, strict=True)
+    ]
+
+
+_Figure = tuple[float, ...]
+
+
+def _figures(
+    row: list[list[float]],
+) -> tuple[_Figure, _Figure, _Figure, _Figure, _Figure, _Figure]:
+    mean, stdev, p_down, p_flat, p_up, volatility = map(tuple, row)
+    return mean, stdev, p_down, p_flat, p_up, volatility
+
+
+def explanations(
+    told: Advance, aged: Floats, before: Floats | None, *, content_free: float, context: int
+) -> list[Explanation]:
+    """Return where each bar looked.
+
+    *aged* are the rollout rows by age, *before* the row of the bar before the first, None at
+    the start of a stream; *context* is the receptive field in bars.
+    """
+    recent = measures.recent_mass(aged, context).tolist()
+    earlier = np.concatenate([aged[:1] if before is None else before, aged[:-1]])
+    shifts: list[float | None] = measures.shift(earlier, aged).tolist()
+    if before is None:
+        shifts[0] = None
+    errors = np.abs(1.0 - told.rollout.sum(axis=1, dtype=np.float64)).tolist()
+    entropy = told.confidence.flatten(1)  # [bar, layer * head]
+    confidence = entropy.double().mean(1).tolist()
+    heads = entropy.numpy().astype("<f4")
+    buckets = told.rollout[:, :-1].astype("<f4")
+    older = told.rollout[:, -1].tolist()
+    return [
+        Explanation(
+            confidence[i], content_free, recent[i], older[i], shifts[i], errors[i],
+            heads[i].tobytes(), buckets[i].tobytes(),
+        )
+        for i in range(len(aged))
+    ]  # fmt: skip

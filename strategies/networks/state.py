@@ -1,0 +1,75 @@
+"""What a stream of bars leaves behind in the network: finite, and all that its answer needs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+from tracepaper.strategies.attention.blocks import OLDER, BlockColumns, bucket_count
+from tracepaper.strategies.attention.cache import TailRing, WrapRing
+from tracepaper.strategies.networks.config import FlashConfig
+from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.types import BLOCK_BARS
+
+CHUNK_BARS: Final = 512
+"""Bars of one pass over known bars; a shorter stretch is padded to it."""
+HISTORY_BARS_MAX: Final = 65_536
+"""Bars of queries and keys kept for attribution at full resolution."""
+
+
+def _slack(window: int) -> int:
+    """Return the rows between two moves of a ring: at least a chunk, else half a window."""
+    return max(CHUNK_BARS, window // 2)
+
+
+class LayerState:
+    """What one layer keeps of the past."""
+
+    def __init__(self, config: FlashConfig, width: int) -> None:
+        kept, slack = config.window - 1, _slack(config.window)
+        shape = (config.heads, config.head_dim)
+        self.keys = TailRing(kept=kept, slack=slack, shape=shape, dim=1)
+        self.values = TailRing(kept=kept, slack=slack, shape=shape, dim=1)
+        self.rollout = TailRing(kept=kept, slack=slack, shape=(width,), dim=0)
+
+    @property
+    def rings(self) -> tuple[TailRing, TailRing, TailRing]:
+        """Keys, values and rollout rows, which move on together."""
+        return self.keys, self.values, self.rollout
+
+    def fold(self, columns: list[int]) -> None:
+        """Add expired rollout *columns* to the older mass and empty them."""
+        rows = self.rollout.everything()
+        rows[:, OLDER] += rows[:, columns].sum(dim=1)
+        rows[:, columns] = 0.0
+
+
+class StreamState:
+    """One instrument's memory: finite, and all that the next answer depends on."""
+
+    def __init__(self, network: FlashNetwork) -> None:
+        config = network.config
+        self.columns = BlockColumns(
+            buckets=bucket_count(config.receptive_field), spare=CHUNK_BARS // BLOCK_BARS + 1
+        )
+        self.layers = [LayerState(config, self.columns.width) for _ in range(config.layers)]
+        kept, slack = config.window - 1, _slack(config.window)
+        self.places = TailRing(kept=kept, slack=slack, shape=(), dim=0, dtype=torch.int64)
+        fits = config.receptive_field <= HISTORY_BARS_MAX
+        capacity = config.receptive_field if fits else 1
+        # Of each bar, layer and head: query, key and logsumexp.
+        shape = (config.layers, config.heads, 2 * config.head_dim + 1)
+        self.history = WrapRing(capacity=capacity, shape=shape, dtype=torch.float32)
+        self.positions = WrapRing(capacity=capacity, shape=(), dtype=torch.int64)
+        self.count = 0  # bars taken in since the last clear
+        self.attended_pairs = 0  # pairs of query and visible key, over all layers, ever
+
+    def clear(self) -> None:
+        """Forget the stream; the count of pairs goes on."""
+        for ring in (self.places, self.history, self.positions, self.columns):
+            ring.clear()
+        for layer in self.layers:
+            for ring in layer.rings:
+                ring.clear()
+        self.count = 0
