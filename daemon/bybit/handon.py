@@ -73,13 +73,13 @@ class HandOn:
 
     async def fill(self, holes: Sequence[Hole]) -> AsyncIterator[Event]:
         """Fill *holes* from REST, each bar preceded by the settlements that belong before it."""
+        ends_ms = {one.market.instrument.id: one.until_ms for one in holes}
         async for event in fill(holes, rest=self._rest, clock=self._clock):
             if isinstance(event, Bar):
                 market = self._markets[event.instrument]
-                until_ms = next(one.until_ms for one in holes if one.market is market)
                 async for before in self._before(market, event.close_time_ms, None):
                     yield before
-                if self._upkeep.is_live and event.close_time_ms >= until_ms:
+                if self._upkeep.is_live and event.close_time_ms >= ends_ms[event.instrument]:
                     for quote_or_mark in self._quotes(market):
                         yield quote_or_mark
                 self._counters["rest_bars"] += 1

@@ -27,6 +27,13 @@ TAKER_FEES: Final = {Category.LINEAR: "0.00055", Category.SPOT: "0.001"}
 MAKER_FEES: Final = {Category.LINEAR: "0.0002", Category.SPOT: "0.001"}
 
 
+class _Page(msgspec.Struct, rename="camel"):
+    """One page of instruments, each still raw."""
+
+    rows: list[msgspec.Raw] = msgspec.field(name="list")
+    next_page_cursor: str = ""
+
+
 def instrument_from(
     info: InstrumentInfo,
     category: Category,
@@ -144,10 +151,3 @@ def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument
         except (msgspec.DecodeError, MessageMalformed):
             continue
     return instruments, page.next_page_cursor
-
-
-class _Page(msgspec.Struct, rename="camel"):
-    """One page of instruments, each still raw."""
-
-    rows: list[msgspec.Raw] = msgspec.field(name="list")
-    next_page_cursor: str = ""

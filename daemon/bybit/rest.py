@@ -225,6 +225,7 @@ class Rest:
             rng=self._rng,
             name=path,
             ceiling_s=self._settings.backoff_max_s,
+            waiting=self.silence.waiting,
             budget=self._budget,
         )
 

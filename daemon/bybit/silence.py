@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import structlog
@@ -13,11 +14,14 @@ log = structlog.get_logger("bybit")
 
 
 class Silence:
-    """A declared wait: while it lasts nothing is sent, and the watchdog counts it as progress."""
+    """A declared wait: while it lasts nothing is sent, and the watchdog counts it as progress.
+
+    ``waiting`` hears of every wait of the connection, backoffs too.
+    """
 
     def __init__(self, *, clock: Clock, waiting: Waiting = unheard) -> None:
         self._clock = clock
-        self._waiting = waiting
+        self.waiting = waiting
         self.until_s = 0.0  # network time
 
     def declare(self, seconds: float, reason: str) -> None:
@@ -28,11 +32,14 @@ class Silence:
     async def over(self) -> None:
         """Return when the silence is over."""
         while (left_s := self.until_s - self._clock.network_s()) > 0:
-            self._waiting("ban silence", left_s)
+            self.waiting("ban silence", left_s)
             await self._clock.sleep(left_s)
 
 
 def is_loopback(url: str) -> bool:
     """Return whether *url* names this machine, where no proxy belongs in between."""
     host = urlsplit(url).hostname or ""
-    return host in {"localhost", "::1"} or host.startswith("127.")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

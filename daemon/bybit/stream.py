@@ -116,6 +116,7 @@ class Stream:
             rng=self._rng,
             name=f"stream {self._category.value}",
             ceiling_s=self._settings.backoff_max_s,
+            waiting=self._silence.waiting,
         )
 
     async def _session(self) -> None:

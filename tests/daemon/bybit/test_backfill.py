@@ -1,0 +1,129 @@
+"""Holes are filled window by window, merged over symbols, and what stays open is kept open."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from builders import instrument
+from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock
+
+from tracepaper.daemon.bybit.backfill import Hole, fill
+from tracepaper.daemon.bybit.funding import FundingSchedule
+from tracepaper.daemon.bybit.market import Market
+from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.daemon.bybit.sequence import BarSequence
+from tracepaper.strategies.types import Bar, Gap, GapCause
+
+
+def at(index: int) -> int:
+    return START_MS + index * MINUTE
+
+
+def market(symbol: str = "BTCUSDT", *, first: int = 0) -> Market:
+    return Market(
+        instrument(symbol, price_decimals=1, tick_size=1),
+        sequence=BarSequence(interval_ms=MINUTE, next_open_ms=at(first)),
+        funding=FundingSchedule(interval_minutes=0, settled_ms=0),
+        grace_s=0.5,
+    )
+
+
+@asynccontextmanager
+async def asking(server: ScriptedServer) -> AsyncIterator[tuple[Rest, SteppedClock]]:
+    clock = SteppedClock(server.server_ms)
+    settings = RestSettings(rest_url=server.rest_url, requests_per_s=1_000)
+    async with Rest(settings, clock=clock, rng=random.Random(1)) as rest:
+        yield rest, clock
+
+
+async def filled(server: ScriptedServer, *holes: Hole) -> list[Gap | Bar]:
+    async with asking(server) as (rest, clock):
+        return [event async for event in fill(holes, rest=rest, clock=clock)]
+
+
+def told(events: list[Gap | Bar]) -> list[str]:
+    """Write events as ``+from-until`` and ``-from-until`` for gaps, and a number for a bar."""
+    return [
+        str((event.open_time_ms - START_MS) // MINUTE)
+        if isinstance(event, Bar)
+        else f"{'+' if event.repaired_by else '-'}{(event.from_ms - START_MS) // MINUTE}"
+        f"-{(event.until_ms - START_MS) // MINUTE}"
+        for event in events
+    ]
+
+
+async def serving(*indices: int, symbol: str = "BTCUSDT") -> ScriptedServer:
+    server = ScriptedServer()
+    for index in indices:
+        server.add_candle(at(index), symbol=symbol)
+    server.server_ms = at(10_000)
+    return server
+
+
+async def test_a_certain_hole_is_closed_for_good() -> None:
+    async with await serving(1, 2, 4) as server:
+        one = market()
+        events = await filled(server, Hole(one, at(6), is_certain=True, cause=GapCause.MISSED))
+        assert told(events) == ["-0-1", "+1-3", "1", "2", "-3-4", "+4-5", "4", "-5-6"]
+        assert one.sequence.next_open_ms == at(6)
+
+
+async def test_an_uncertain_end_stays_the_next_bar() -> None:
+    async with await serving(0, 1) as server:
+        one = market()
+        events = await filled(server, Hole(one, at(6), is_certain=False, cause=GapCause.MISSED))
+        assert told(events) == ["+0-2", "0", "1"]
+        assert one.sequence.next_open_ms == at(2)
+
+
+async def test_a_hole_across_windows_is_said_once_when_its_end_is_known() -> None:
+    async with await serving(0, 2_500) as server:
+        events = await filled(
+            server, Hole(market(), at(2_501), is_certain=False, cause=GapCause.DOWN)
+        )
+        assert told(events) == ["+0-1", "0", "-1-2500", "+2500-2501", "2500"]
+        assert len(server.asked("kline")) == 3
+
+
+async def test_symbols_are_merged_by_time_each_with_its_own_gaps() -> None:
+    async with await serving(0, 1, 2) as server:
+        for index in (1, 2):
+            server.add_candle(at(index), symbol="ETHUSDT")
+        bitcoin, ether = market(), market("ETHUSDT", first=1)
+        events = await filled(
+            server,
+            Hole(bitcoin, at(3), is_certain=True, cause=GapCause.DOWN),
+            Hole(ether, at(3), is_certain=True, cause=GapCause.DOWN),
+        )
+        assert told(events) == ["+0-3", "0", "1", "+1-3", "1", "2", "2"]
+        bars = [event for event in events if isinstance(event, Bar)]
+        assert [bar.instrument for bar in bars[1:3]] == ["linear:BTCUSDT", "linear:ETHUSDT"]
+
+
+async def test_a_warm_up_says_holes_but_not_its_own_bars() -> None:
+    async with await serving(3, 4, 6) as server:
+        events = await filled(server, Hole(market(), at(8), is_certain=False, cause=None))
+        assert told(events) == ["3", "4", "-5-6", "6"]
+        assert {event.cause for event in events if isinstance(event, Gap)} == {GapCause.ARCHIVE}
+
+
+async def test_an_instrument_without_any_bar_has_no_hole() -> None:
+    async with await serving() as server:
+        one = market()
+        assert await filled(server, Hole(one, at(8), is_certain=True, cause=None)) == []
+        assert one.sequence.next_open_ms == at(8)
+
+
+async def test_nothing_missing_asks_nothing() -> None:
+    async with await serving(0) as server:
+        one = market(first=5)
+        assert await filled(server, Hole(one, at(5), is_certain=True, cause=GapCause.DOWN)) == []
+        assert not server.requests
+
+
+async def test_bars_carry_the_market_time_at_which_they_are_handed_on() -> None:
+    async with await serving(0) as server:
+        (_, bar) = await filled(server, Hole(market(), at(1), is_certain=True, cause=GapCause.DOWN))
+        assert (bar.market_ms, bar.seen_ms) == (at(1), server.server_ms)
