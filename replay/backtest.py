@@ -16,7 +16,7 @@ from tracepaper.daemon.thinker import InlineThinker, Memory, no_model
 from tracepaper.replay.assembly import Replay
 from tracepaper.replay.scan import ScanThinker
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.types import Bar, Event, Step
+from tracepaper.strategies.types import Answer, Bar, Event, Step
 
 BREATH_EVENTS: Final = 4_096
 """Events after which the loop lets other tasks, such as a signal's, run."""
@@ -95,9 +95,13 @@ async def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
 
 @dataclass(frozen=True)
 class Thinking:
-    """How a replay is answered: ``ahead`` wraps the events, ``think`` answers each of them."""
+    """How a replay is answered: ``ahead`` wraps the events, ``think`` answers each of them.
+
+    ``now`` is the same answer for callers without a loop.
+    """
 
     think: Think
+    now: Callable[[Event], Answer]
     ahead: Callable[[Iterable[Event]], Iterable[Event]]
     memory: Memory | None
 
@@ -106,11 +110,11 @@ def thinking_over(replay: Replay) -> Thinking:
     """Return what answers the events of *replay*: nothing, one pass, or a step for each bar."""
     forecaster, start_ms = replay.forecaster, replay.run.period_start_ms
     if forecaster is None:
-        return Thinking(no_model, lambda events: events, None)
+        return Thinking(no_model, lambda _event: None, lambda events: events, None)
     keys = [item.id for item in replay.instruments]
     if forecaster.path == "step" or not forecaster.causal:
         memory = Memory(keys, context=forecaster.context)
         inline = InlineThinker(forecaster, memory, period_start_ms=start_ms)
-        return Thinking(inline, lambda events: events, inline.memory)
+        return Thinking(inline, inline.answer, lambda events: events, inline.memory)
     scan = ScanThinker(forecaster, replay.prober(), keys, period_start_ms=start_ms)
-    return Thinking(scan, scan.read_ahead, scan.memory)
+    return Thinking(scan, scan.answer, scan.read_ahead, scan.memory)
