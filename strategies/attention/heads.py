@@ -74,7 +74,7 @@ def head_rows(
     laid = operand(layer)
     entries = torch.baddbmm(
         laid.minus_logsumexp[:, wanted], laid.queries[:, wanted], laid.keys_by_dim
-    ).exp_()
+    ).exp2_()
     for at, row in enumerate(wanted):
         start, stop = key_span(mask, row, row + 1, time)
         entries[:, at, :start] = 0.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from tracepaper.strategies.attention.checks import Layer
-from tracepaper.strategies.attention.tiles import hidden_pairs, operand, row_blocks
+from tracepaper.strategies.attention.tiles import LOG2_E, hidden_pairs, operand, row_blocks
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def own_logsumexp(layer: Layer, mask: Mask) -> Tensor:
     rows_a_block = max(1, STRIPE_ENTRIES // (time * len(queries)))
     for block in row_blocks(time, mask, rows_a_block=rows_a_block):
         span = slice(block.key_start, block.key_stop)
-        scores = queries[:, block.start : block.stop] @ keys_by_dim[:, :, span]
+        scores = queries[:, block.start : block.stop] @ keys_by_dim[:, :, span] / LOG2_E
         hidden = hidden_pairs(block, mask, block.key_start, block.key_stop)
         if hidden is not None:
             scores.masked_fill_(hidden.to(scores.device), -torch.inf)

@@ -151,7 +151,7 @@ def _compiled_tile() -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Return the tile of one row with exp, weight and sum in one loop; compiled at first use."""
 
     def tile(queries: Tensor, keys: Tensor, minus_logsumexp: Tensor, weights: Tensor) -> Tensor:
-        entries = (torch.bmm(queries, keys) + minus_logsumexp).exp()
+        entries = (torch.bmm(queries, keys) + minus_logsumexp).exp2()
         return (entries * weights.transpose(1, 2)).sum(dim=1, keepdim=True)
 
     return torch.compile(tile, dynamic=False)

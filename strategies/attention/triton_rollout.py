@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from tracepaper.strategies.attention.masks import MaskKind
+from tracepaper.strategies.attention.tiles import LOG2_E
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ TILE: Final = 64
 """Queries and keys of a program's tile; with a head of 64 it fits every GPU since Turing."""
 DIM_MAX: Final = 256
 _DIM_MIN: Final = 16  # the smallest side that a matrix unit takes
-_LOG2_E: Final = math.log2(math.e)
 
 
 @cache
@@ -54,7 +53,7 @@ def push_rows(layer: Layer, weights: Tensor, mask: Mask) -> Tensor:
     rows = weights.shape[1]
     tiny = torch.finfo(weights.dtype).tiny
     bias = weights.clamp_min(tiny).log()[:, None] - layer.logsumexp[:, :, None]
-    bias = (bias * _LOG2_E).contiguous()  # [batch, head, row, time]
+    bias = (bias * LOG2_E).contiguous()  # [batch, head, row, time]
     result = torch.empty_like(bias)
     is_causal = mask.kind is not MaskKind.FULL
     window = mask.window_bars if mask.kind is MaskKind.WINDOW else time
@@ -63,7 +62,7 @@ def push_rows(layer: Layer, weights: Tensor, mask: Mask) -> Tensor:
         layer.key.contiguous(),
         bias,
         result,
-        layer.scale * _LOG2_E,
+        layer.scale * LOG2_E,
         time,
         rows,
         window,

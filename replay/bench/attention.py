@@ -1,0 +1,227 @@
+"""``bench attention``: what an explanation costs beside the forward it explains, in one run.
+
+Routes are measured interleaved, medians are of process CPU time (of wall time around a
+synchronised device on CUDA), and each peak of memory comes from a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from tracepaper.replay.bench.peak import mask_named, peak_bytes
+from tracepaper.strategies.errors import AttentionInvalid
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.networks.workloads import Setting
+
+SIZES: Final = (512, 1_024, 2_048, 4_096, 8_192, 16_384)
+LONG: Final = 65_536
+DENSE_MAX: Final = 4_096
+"""Beyond, the usual route takes minutes: its whole matrix products grow with N³."""
+WINDOW: Final = 1_088
+MASKS: Final = ("causal", f"window:{WINDOW}", "full")
+ROUNDS_MIN: Final = 3
+ROUNDS_MAX: Final = 15
+ENOUGH_S: Final = 6.0
+"""Once its rounds took this long together, a size has been measured often enough."""
+_MATRIX_SIDE: Final = 8_192
+_STEPS: Final = 200
+_SCANS: Final = 8
+
+Figures = dict[str, Any]
+Route = Callable[[], object]
+
+
+def measure(
+    sizes: Sequence[int] = SIZES,
+    *,
+    long: bool = False,
+    compiled: bool = True,
+    memory: bool = True,
+    threads: int = 1,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Figures:
+    """Return all figures as plain numbers: seconds, bytes and ratios.
+
+    ``long`` adds 65,536 bars and the dense route at 8,192; ``compiled`` measures the tile that
+    torch.compile makes as well (its compilation is not counted); ``memory`` starts a process for
+    each peak; *tell* hears what is being measured.
+    """
+    from tracepaper.strategies.networks import workloads
+
+    workloads.set_threads(threads)
+    setting = workloads.Setting()
+    dense_max = 2 * DENSE_MAX if long else DENSE_MAX
+    rows: list[Figures] = []
+    for bars in (*sizes, *((LONG,) if long else ())):
+        for mask in MASKS:
+            if bars == LONG and mask == "full":
+                continue  # twice the causal one, and minutes a round
+            tell(f"{bars:,} bars, {mask}")
+            backends = ("auto", "compiled") if compiled else ("auto",)
+            rows.append(_compare(setting, bars, mask, backends=backends, dense_max=dense_max))
+            if memory and mask == "causal":
+                rows[-1] |= _peaks(bars, mask, dense=bars <= dense_max)
+    tell("live step and batched scan")
+    return {
+        "machine": _machine(threads) | workloads.versions(),
+        "setting": {name: getattr(setting, name) for name in ("layers", "heads", "head_dim")},
+        "attention": rows,
+        "live": _live(),
+        "cuda": _cuda(sizes, tell),
+    }
+
+
+def interleaved(
+    routes: Mapping[str, Route],
+    *,
+    clock: Callable[[], float] = time.process_time,
+    wait: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Return each route's median seconds; every round takes each route once, after a warm-up.
+
+    *wait* returns when the work that a route started is done.
+    """
+    for route in routes.values():
+        route()
+    wait()
+    spent: dict[str, list[float]] = {name: [] for name in routes}
+    for done in range(ROUNDS_MAX):
+        if done >= ROUNDS_MIN and sum(map(sum, spent.values())) > ENOUGH_S:
+            break
+        for name, route in routes.items():
+            before = clock()
+            route()
+            wait()
+            spent[name].append(clock() - before)
+    return {name: statistics.median(seconds) for name, seconds in spent.items()}
+
+
+def free_bytes() -> int:
+    """Return the memory that can be taken without swapping."""
+    pages: int = os.sysconf("SC_AVPHYS_PAGES")
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _compare(
+    setting: Setting, bars: int, mask_name: str, *, backends: Sequence[str], dense_max: int
+) -> Figures:
+    """Measure every route at one size and mask."""
+    from tracepaper.strategies.networks import workloads
+
+    mask = mask_named(mask_name)
+    inputs = workloads.draw(setting, bars)
+    sums = workloads.forward(inputs, mask)
+    routes: dict[str, Route] = {
+        "flash": lambda: workloads.forward(inputs, mask),
+        "many": lambda: workloads.explain_many(inputs, sums, mask),
+    }
+    for backend in backends:
+        name = "ours" if backend == "auto" else backend
+        routes[name] = lambda chosen=backend: workloads.explain(inputs, sums, mask, chosen)  # type: ignore[misc]
+    row: Figures = {"bars": bars, "mask": mask_name}
+    clock = time.process_time if setting.device == "cpu" else time.perf_counter
+    wait = workloads.waiter(setting.device)
+    seconds = interleaved(routes, clock=clock, wait=wait)
+    if bars <= dense_max:
+        try:
+            workloads.require_dense(setting, bars, available_bytes=free_bytes())
+        except AttentionInvalid as refusal:
+            row["dense_refused"] = str(refusal)
+        else:
+            # Once: it takes as long as all the others together.
+            before = clock()
+            workloads.dense(inputs, mask)
+            wait()
+            seconds["dense"] = clock() - before
+    return row | _ratios(seconds, rows=min(bars, workloads.MANY_ROWS))
+
+
+def _ratios(seconds: Mapping[str, float], *, rows: int) -> Figures:
+    """Return each route's seconds, and what it costs beside the forward."""
+    figures: Figures = {f"{name}_s": spent for name, spent in seconds.items()}
+    for name in ("ours", "compiled"):
+        if name in seconds:
+            figures[f"{name}_ratio"] = seconds[name] / seconds["flash"]
+    figures["many_ratio_a_row"] = seconds["many"] / seconds["flash"] / rows
+    if "dense" in seconds:
+        figures["dense_ratio"] = seconds["dense"] / (seconds["flash"] + seconds["ours"])
+    return figures
+
+
+def _peaks(bars: int, mask: str, *, dense: bool) -> Figures:
+    """Return each route's peak memory, and the explanation's share beyond the forward's own."""
+    flash, ours = (peak_bytes(route, mask, bars) for route in ("flash", "ours"))
+    peaks: Figures = {"flash_bytes": flash, "ours_bytes": ours}
+    peaks["extra_memory_ratio"] = max(0, ours - flash) / max(flash, 1)
+    if dense:
+        peaks["dense_bytes"] = peak_bytes("dense", mask, bars)
+    return peaks
+
+
+def _live() -> Figures:
+    """Measure the default network's live step and its chunked scan, each with its plain form."""
+    from tracepaper.strategies.networks import workloads
+    from tracepaper.strategies.networks.stream import CHUNK_BARS
+
+    live = workloads.Live()
+    spent: dict[str, list[float]] = {name: [] for name in ("step", "plain", "scan", "plain_scan")}
+
+    def timed(name: str, bars: int, *, explained: bool) -> None:
+        before = time.process_time()
+        live.advance(bars, explained=explained)
+        spent[name].append(time.process_time() - before)
+
+    for _ in range(_STEPS):
+        timed("step", 1, explained=True)
+        timed("plain", 1, explained=False)
+        live.move(1)
+    for _ in range(_SCANS):
+        timed("scan", CHUNK_BARS, explained=True)
+        timed("plain_scan", CHUNK_BARS, explained=False)
+        live.move(CHUNK_BARS)
+    median = {name: statistics.median(seconds) for name, seconds in spent.items()}
+    return {
+        "step_s": median["step"],
+        "step_p99_s": statistics.quantiles(spent["step"], n=100)[-1],
+        "plain_step_s": median["plain"],
+        "step_ratio": median["step"] / median["plain"],
+        "scan_s_a_bar": median["scan"] / CHUNK_BARS,
+        "plain_scan_s_a_bar": median["plain_scan"] / CHUNK_BARS,
+        "scan_ratio": median["scan"] / median["plain_scan"],
+    }
+
+
+def _cuda(sizes: Sequence[int], tell: Callable[[str], None]) -> Figures | None:
+    """Measure the same on a CUDA device, beside its matrix peak; None where there is none."""
+    from tracepaper.strategies.networks import workloads
+
+    if (name := workloads.device_name("cuda")) is None:
+        return None
+    setting = workloads.Setting(heads=2, head_dim=64, device="cuda", dtype="bfloat16")
+    product, operations = workloads.matrix_product(setting, _MATRIX_SIDE)
+    wait = workloads.waiter("cuda")
+    seconds = interleaved({"product": product}, clock=time.perf_counter, wait=wait)["product"]
+    rows = []
+    for bars in sizes:
+        for mask in MASKS:
+            tell(f"{name}: {bars:,} bars, {mask}")
+            row = _compare(setting, bars, mask, backends=("auto",), dense_max=DENSE_MAX)
+            work = workloads.forward_operations(setting, bars, mask_named(mask))
+            row["flash_tflops"] = work / row["flash_s"] / 1e12
+            rows.append(row | workloads.device_peaks(setting, bars, mask_named(mask)))
+    return {"device": name, "matrix_tflops": operations / seconds / 1e12, "attention": rows}
+
+
+def _machine(threads: int) -> Figures:
+    return {
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+    }

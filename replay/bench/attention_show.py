@@ -1,0 +1,124 @@
+"""Shows the figures of ``bench attention``: a table for the terminal, a plot as PNG."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Group
+from rich.table import Table
+
+from tracepaper.strategies.errors import ConfigInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from rich.console import RenderableType
+
+Figures = dict[str, Any]
+_MIB: Final = 1 << 20
+_ROUTES: Final = {
+    "flash": "flash forward",
+    "ours": "explanation",
+    "compiled": "explanation, compiled",
+    "dense": "stored matrices",
+}
+
+
+def render(figures: Mapping[str, Any]) -> RenderableType:
+    """Return the figures as tables."""
+    parts: list[RenderableType] = [
+        _attention_table(figures["attention"], _title(figures)),
+        _live_table(figures["live"]),
+    ]
+    if (cuda := figures["cuda"]) is not None:
+        title = f"{cuda['device']}, matrix product {cuda['matrix_tflops']:.0f} TFLOP/s"
+        parts.append(_attention_table(cuda["attention"], title))
+    return Group(*parts)
+
+
+def plot(figures: Mapping[str, Any], path: Path) -> None:
+    """Write time and memory over the number of bars, causal, to *path* as PNG.
+
+    Raises ``ConfigInvalid`` where matplotlib is missing.
+    """
+    if find_spec("matplotlib") is None:
+        raise ConfigInvalid("A PNG needs matplotlib; install tracepaper[plot] or use --json.")
+    figure_class = import_module("matplotlib.figure").Figure
+    rows = [row for row in figures["attention"] if row["mask"] == "causal"]
+    figure = figure_class(figsize=(10, 4), layout="constrained")
+    for axes, suffix, label, unit in zip(
+        figure.subplots(1, 2),
+        ("s", "bytes"),
+        ("CPU seconds", "peak memory, MiB"),
+        (1.0, 1.0 / _MIB),
+        strict=True,
+    ):
+        for route, name in _ROUTES.items():
+            known = [row for row in rows if f"{route}_{suffix}" in row]
+            if known:
+                values = [row[f"{route}_{suffix}"] * unit for row in known]
+                axes.plot([row["bars"] for row in known], values, marker="o", label=name)
+        axes.set(xscale="log", yscale="log", xlabel="bars, causal", ylabel=label)
+        axes.grid(visible=True, which="both", alpha=0.3)
+        axes.legend()
+    figure.suptitle(_title(figures))
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _title(figures: Mapping[str, Any]) -> str:
+    setting, machine = figures["setting"], figures["machine"]
+    return (
+        f"{setting['layers']} layers of {setting['heads']} heads of {setting['head_dim']}, "
+        f"{machine['threads']} thread(s), torch {machine['torch']} {machine['simd']}"
+    )
+
+
+def _attention_table(rows: Sequence[Figures], title: str) -> Table:
+    table = Table(title=title)
+    for name in ("bars", "mask", "flash ms", "explain ms", "÷ flash", "compiled ÷ flash"):
+        table.add_column(name, justify="right")
+    for name in ("a row of 256 ÷ flash", "dense ÷ ours", "flash MiB", "+ explain", "dense MiB"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['bars']:,}",
+            row["mask"],
+            f"{row['flash_s'] * 1e3:,.1f}",
+            f"{row['ours_s'] * 1e3:,.1f}",
+            _number(row, "ours_ratio", ".2f"),
+            _number(row, "compiled_ratio", ".2f"),
+            _number(row, "many_ratio_a_row", ".4f"),
+            _number(row, "dense_ratio", ".1f"),
+            _mebibytes(row, "flash_bytes"),
+            _number(row, "extra_memory_ratio", ".2f"),
+            _mebibytes(row, "dense_bytes"),
+        )
+    return table
+
+
+def _live_table(live: Figures) -> Table:
+    table = Table(title="the default network, live and over known bars")
+    for name in ("", "plain µs", "explained µs", "explained ÷ plain"):
+        table.add_column(name, justify="right")
+    for name, plain, explained, ratio in (
+        ("a live step", "plain_step_s", "step_s", "step_ratio"),
+        ("a bar of a scan", "plain_scan_s_a_bar", "scan_s_a_bar", "scan_ratio"),
+    ):
+        table.add_row(
+            name,
+            f"{live[plain] * 1e6:,.0f}",
+            f"{live[explained] * 1e6:,.0f}",
+            f"{live[ratio]:.2f}",
+        )
+    return table
+
+
+def _number(row: Figures, name: str, form: str) -> str:
+    return format(row[name], form) if name in row else "-"
+
+
+def _mebibytes(row: Figures, name: str) -> str:
+    return f"{row[name] / _MIB:,.0f}" if name in row else "-"

@@ -1,0 +1,224 @@
+"""What the attention bench compares: seeded inputs, and each route from them to an explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.attention import reference
+from tracepaper.strategies.attention.entropy import confidence
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.memory import Shape, dense_bytes, require_memory
+from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.attention.tiles import visible_pairs
+from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.stream import CHUNK_BARS, StreamingNetwork, StreamState
+from tracepaper.strategies.types import BLOCK_BARS
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.attention.masks import Mask
+
+MANY_ROWS: Final = 256
+"""Decisions that share one backward pass in the bench."""
+_SEED: Final = 20_240_501
+
+Route = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The attention that is measured: 4 layers of 4 heads of 32 unless told otherwise."""
+
+    layers: int = 4
+    heads: int = 4
+    head_dim: int = 32
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+class Inputs(NamedTuple):
+    """One tensor a layer, [1, head, time, dim]."""
+
+    queries: list[Tensor]
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+class Dense(NamedTuple):
+    """What the route of stored matrices gives: every layer's output, and the last row."""
+
+    outputs: list[Tensor]
+    weights: Tensor
+
+
+def draw(setting: Setting, bars: int) -> Inputs:
+    """Return seeded normal queries, keys and values of *bars* bars."""
+    generator = torch.Generator().manual_seed(_SEED)
+    shape = (1, setting.heads, bars, setting.head_dim)
+    kind: torch.dtype = getattr(torch, setting.dtype)
+
+    def tensors() -> list[Tensor]:
+        made = (torch.randn(shape, generator=generator) for _ in range(setting.layers))
+        return [tensor.to(setting.device, kind) for tensor in made]
+
+    return Inputs(tensors(), tensors(), tensors())
+
+
+def forward(inputs: Inputs, mask: Mask) -> list[Tensor]:
+    """Attend in every layer; return the logsumexps. What an explanation is measured against."""
+    return [
+        attend(query, key, value, mask, checked=False).logsumexp
+        for query, key, value in zip(*inputs, strict=True)
+    ]
+
+
+def explain(inputs: Inputs, sums: list[Tensor], mask: Mask, backend: str = "auto") -> Tensor:
+    """Return the last row's exact rollout; its entropies are computed as well."""
+    last = inputs.queries[0].shape[2] - 1
+    confidence(inputs.queries, inputs.keys, sums, [last], mask)
+    rollout = rollout_rows(inputs.queries, inputs.keys, sums, [last], mask, backend=backend)
+    return rollout.weights
+
+
+def explain_many(inputs: Inputs, sums: list[Tensor], mask: Mask) -> Tensor:
+    """Return the rollouts of the last ``MANY_ROWS`` rows in one pass."""
+    bars = inputs.queries[0].shape[2]
+    rows = range(max(0, bars - MANY_ROWS), bars)
+    return rollout_rows(inputs.queries, inputs.keys, sums, rows, mask).weights
+
+
+def require_dense(setting: Setting, bars: int, *, available_bytes: int) -> None:
+    """Raise ``AttentionInvalid`` where the stored matrices would not fit."""
+    # The softmax holds scores and probabilities of a layer at once.
+    dim = setting.heads * setting.head_dim
+    need = Shape(setting.layers + 2, setting.heads, dim)
+    require_memory(lambda time: dense_bytes(need, time), bars, available_bytes=available_bytes)
+
+
+def dense(inputs: Inputs, mask: Mask) -> Dense:
+    """Attend with stored matrices and roll them out as usual, by whole matrix products."""
+    matrices = [
+        reference.attention_matrix(layer_query, key, mask)
+        for layer_query, key in zip(inputs.queries, inputs.keys, strict=True)
+    ]
+    outputs = [matrix @ value for matrix, value in zip(matrices, inputs.values, strict=True)]
+    return Dense(outputs, reference.rollout(matrices, mask)[:, -1:])
+
+
+class PlainStream(StreamingNetwork):
+    """The same stream without entropies, rollout and history: what the explanation is added to."""
+
+    def _layers(
+        self, state: StreamState, rows: Tensor, places: Tensor, rollout: Tensor, bars: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, phases = self.network.enter(rows[None], places)
+        for block, layer in zip(self.network.layers(), state.layers, strict=True):
+            query, key, value = (part[0] for part in block.project(hidden, phases))
+            layer.keys.write(key)
+            layer.values.write(value)
+            parts = []
+            tile = BLOCK_BARS if len(rows) > 1 else 1
+            for start in range(0, len(rows), tile):
+                stop = start + tile
+                begin = start - (self.config.window - 1)
+                scores = self._scale * query[:, start:stop] @ layer.keys.view(begin, stop).mT
+                if tile > 1:
+                    scores[..., :tile] += self._gone
+                    scores[..., -tile:] += self._future
+                shares = torch.softmax(scores, dim=-1)
+                parts.append(shares @ layer.values.view(begin, stop))
+            hidden = block.finish(hidden, torch.cat(parts, dim=-2)[None])
+            for ring in (layer.keys, layer.values):
+                ring.advance(bars)
+        return hidden, rollout, hidden.new_zeros(bars, self.config.layers, self.config.heads)
+
+
+class Live:
+    """The default network over a stream whose rings are full, with and without explanation."""
+
+    def __init__(self, config: FlashConfig | None = None) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(_SEED)
+            self.network = FlashNetwork(config or FlashConfig()).eval()
+        self._streams = (StreamingNetwork(self.network), PlainStream(self.network))
+        self._states = tuple(StreamState(self.network) for _ in self._streams)
+        self._position = 0
+        field = self.network.config.receptive_field
+        for _ in range(-(-field // CHUNK_BARS)):
+            for explained in (True, False):
+                self.advance(CHUNK_BARS, explained=explained)
+            self.move(CHUNK_BARS)
+
+    def advance(self, bars: int, *, explained: bool) -> object:
+        """Take in the next *bars* in one form; call it once in each form, then ``move``."""
+        at = 0 if explained else 1
+        positions = np.arange(self._position, self._position + bars, dtype=np.int64)
+        return self._streams[at].advance(
+            self._states[at], self._rows(bars), positions, padded=bars > 1
+        )
+
+    def move(self, bars: int) -> None:
+        """Move time on by *bars* once both forms have taken them in."""
+        self._position += bars
+
+    def _rows(self, bars: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self._position)
+        return torch.randn(bars, self.network.config.features, generator=generator).clamp(-5, 5)
+
+
+def device_name(device: str) -> str | None:
+    """Return the name of an accelerator, None where there is none."""
+    if device == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return None
+
+
+def waiter(device: str) -> Callable[[], None]:
+    """Return what waits until *device* has done all that it was given."""
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def device_peaks(setting: Setting, bars: int, mask: Mask) -> dict[str, float]:
+    """Return the CUDA memory of forward and explanation, beyond what each started with."""
+    inputs = draw(setting, bars)
+    sums = forward(inputs, mask)
+    peaks = []
+    for route in (lambda: forward(inputs, mask), lambda: explain(inputs, sums, mask)):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        route()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    flash, ours = peaks
+    return {
+        "flash_bytes": flash,
+        "ours_bytes": ours,
+        "extra_memory_ratio": ours / max(flash, 1),
+    }
+
+
+def matrix_product(setting: Setting, size: int) -> tuple[Route, float]:
+    """Return a square matrix product and its floating-point operations: the device's peak."""
+    kind: torch.dtype = getattr(torch, setting.dtype)
+    one, other = torch.randn(2, size, size, device=setting.device).to(kind)
+    return lambda: one @ other, 2.0 * size**3
+
+
+def forward_operations(setting: Setting, bars: int, mask: Mask) -> float:
+    """Return the floating-point operations of a forward: two products over the visible pairs."""
+    pairs = visible_pairs(bars, mask)
+    return 4.0 * setting.layers * setting.heads * setting.head_dim * pairs
+
+
+def set_threads(threads: int) -> None:
+    """Use *threads* threads on the CPU."""
+    torch.set_num_threads(threads)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that figures depend on."""
+    return {"torch": torch.__version__, "simd": torch.backends.cpu.get_cpu_capability()}
