@@ -11,16 +11,13 @@ logsumexp: it rebuilds ``P = exp(s - logsumexp)``, so the parts add up to the wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from tracepaper.strategies.attention.backends import Kernel, Pass
-
-if TYPE_CHECKING:
-    from torch.autograd.function import FunctionCtx
 
 
 class _Cuts(NamedTuple):
@@ -121,14 +118,14 @@ class _WindowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, *options: Any
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor]:
         """Attend; *options* are the kernel, the window and the scale."""
         kernel, window, scale = options
         output, logsumexp = window_forward(kernel, query, key, value, window=window, scale=scale)
         ctx.save_for_backward(query, key, value, output, logsumexp)
         ctx.mark_non_differentiable(logsumexp)
-        ctx.options = options  # type: ignore[attr-defined]
+        ctx.options = options
         return output, logsumexp
 
     @staticmethod
@@ -147,14 +144,14 @@ class _SquareAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, *options: Any
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor]:
         """Attend; *options* are the kernel, causality and the scale."""
         kernel, causal, scale = options
         result = kernel.forward(query, key, value, causal=causal, scale=scale)
         ctx.save_for_backward(query, key, value, result.output, result.logsumexp)
         ctx.mark_non_differentiable(result.logsumexp)
-        ctx.options = options  # type: ignore[attr-defined]
+        ctx.options = options
         return result.output, result.logsumexp
 
     @staticmethod
