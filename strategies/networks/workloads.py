@@ -17,7 +17,7 @@ from tracepaper.strategies.attention.memory import Shape, dense_bytes, require_m
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.attention.tiles import visible_pairs
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.stream import CHUNK_BARS, StreamingNetwork, StreamState
+from tracepaper.strategies.networks.stream import CHUNK_BARS, Advance, StreamingNetwork, StreamState
 from tracepaper.strategies.types import BLOCK_BARS
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Live:
                 self.advance(CHUNK_BARS, explained=explained)
             self.move(CHUNK_BARS)
 
-    def advance(self, bars: int, *, explained: bool) -> object:
+    def advance(self, bars: int, *, explained: bool) -> Advance:
         """Take in the next *bars* in one form; call it once in each form, then ``move``."""
         at = 0 if explained else 1
         positions = np.arange(self._position, self._position + bars, dtype=np.int64)
