@@ -69,7 +69,8 @@ class SqlAuditLog:
             "gate_sets": [],
             **{table.name: [] for table in RUN_TABLES},
         }
-        self._refusal = ""  # why nothing more is taken
+        self._refusal = ""  # why no more steps are taken
+        self._is_writable = True  # until a transaction fails
 
     @classmethod
     def open(cls, path: Path, *, group_steps: int = GROUP_STEPS) -> SqlAuditLog:
@@ -90,6 +91,7 @@ class SqlAuditLog:
 
     def begin(self, run: Run, gate_sets: Sequence[GateSet] = ()) -> None:
         """Open *run* with the *gate_sets* known at its start; raise for an id that is taken."""
+        self.flush()
         row = self._connection.exec_driver_sql(
             "SELECT coalesce(max(run_key), 0) + 1, coalesce(max(run_id = ?), 0) FROM runs",
             (run.run_id,),
@@ -105,13 +107,13 @@ class SqlAuditLog:
         ]
         sets = encoder.outcomes.gate_set_rows()
         head = opened_digest(opened, instruments, sets)
-        self._transact(
-            {
-                schema.runs.name: [(*opened, head, None, 0, head)],
-                schema.instruments.name: instruments,
-                schema.gate_sets.name: list(sets),
-            }
-        )
+
+        def write() -> None:
+            self._insert(schema.runs.name, [(*opened, head, None, 0, head)])
+            self._insert(schema.instruments.name, instruments)
+            self._insert(schema.gate_sets.name, list(sets))
+
+        self._execute(write)
         self._encoder, self._run_key, self._next_sequence, self._head = encoder, run_key, 0, head
 
     def resume(self, run_id: str) -> Resumed:
@@ -119,6 +121,7 @@ class SqlAuditLog:
 
         Raises ``DataInvalid`` where there is no such run, or its end is not what its row says.
         """
+        self.flush()
         resumed = read_resumed(self._raw(), run_id)
         self._execute(
             lambda: self._connection.exec_driver_sql(
@@ -147,10 +150,11 @@ class SqlAuditLog:
     def close(self) -> None:
         """Commit what is buffered, close the database and give the lock back."""
         try:
-            if not self._refusal:
+            if self._is_writable:
                 self._in_writer(self.flush)
         finally:
             self._refusal = self._refusal or "The log is closed; open it again to append."
+            self._is_writable = False
             if self._thread is not None:
                 self._thread.shutdown(wait=True)
                 self._thread = None
@@ -169,8 +173,8 @@ class SqlAuditLog:
 
     def _append_live(self, step: Step) -> None:
         self.append_now(step)
-        is_warming = step.decision is None and type(step.event) is Bar and not step.fills
-        if not is_warming:
+        is_quiet = step.decision is None and not step.orders and not step.fills
+        if not is_quiet or type(step.event) is not Bar:
             self.flush()
 
     def append_now(self, step: Step) -> None:
@@ -182,11 +186,17 @@ class SqlAuditLog:
             raise InvariantBroken(
                 f"Step {step.sequence} came where step {self._next_sequence} was due."
             )
+        # Until the step is in the buffers: a failure in between leaves the encoder's memory
+        # ahead of the file, so nothing may follow.
+        self._refusal = f"Step {step.sequence} could not be stored; restart to resume before it."
         rows = encoder.encode(step)
         try:
             self._head = head = chain_digest(self._head, rows.payload)
         except OverflowError as error:
-            raise InvariantBroken(f"A number of step {step.sequence} needs 65 bits.") from error
+            raise InvariantBroken(
+                f"A number of step {step.sequence} does not fit 64 bits; its source is wrong."
+            ) from error
+        self._refusal = ""
         self._next_sequence += 1
         buffers = self._rows
         if rows.compact is not None:
@@ -208,28 +218,21 @@ class SqlAuditLog:
         """Commit what is buffered, whole, or raise ``AuditUnwritable`` and take nothing more."""
         if not self._waiting:
             return
-        self._transact(self._rows)
+        self._execute(self._write_buffers)
         self._waiting = 0
         for buffer in (*self._rows.values(), *self._compact.values()):
             buffer.clear()
 
     # ------------------------------------------------------------ transactions
 
-    def _transact(self, rows: dict[str, list[Row]]) -> None:
-        """Insert the buffered compact steps and *rows*, and update the head, in one transaction."""
-
-        def write() -> None:
-            for columns, compact in self._compact.items():
-                self._insert("steps", compact, columns)
-            # Parents first: gate sets and steps, then what points at them.
-            for table, buffered in rows.items():
-                self._insert(table, buffered)
-            if self._waiting:
-                self._connection.exec_driver_sql(
-                    _UPDATE_HEAD, (self._next_sequence, self._head, self._run_key)
-                )
-
-        self._execute(write)
+    def _write_buffers(self) -> None:
+        """Insert what is buffered, parents first, and move the head of the run's row."""
+        for columns, rows in self._compact.items():
+            self._insert(schema.steps.name, rows, columns)
+        for table, rows in self._rows.items():
+            self._insert(table, rows)
+        head = (self._next_sequence, self._head, self._run_key)
+        self._connection.exec_driver_sql(_UPDATE_HEAD, head)
 
     def _insert(self, table: str, rows: list[Row], columns: tuple[str, ...] = ()) -> None:
         if rows:
@@ -237,22 +240,31 @@ class SqlAuditLog:
 
     def _execute(self, write: Callable[[], object]) -> None:
         """Run *write* in a transaction; any failure rolls it back and closes the log for good."""
-        if self._refusal:
+        if not self._is_writable:
             raise AuditUnwritable(self._refusal)
+        self._is_writable = False
         try:
             self._connection.exec_driver_sql("BEGIN IMMEDIATE")
             write()
             self._connection.exec_driver_sql("COMMIT")
-        except (DBAPIError, sqlite3.Error, OverflowError) as error:
+        except (DBAPIError, sqlite3.Error) as error:
+            self._roll_back()
             cause = error.orig if isinstance(error, DBAPIError) else error
-            raw = self._raw()
-            if raw.in_transaction:
-                raw.rollback()
             self._refusal = (
                 f"The audit log cannot be written ({cause}); free disk space or mend the file, "
                 "then start again: the run resumes at its last committed step."
             )
             raise AuditUnwritable(self._refusal) from error
+        except OverflowError as error:
+            self._roll_back()
+            self._refusal = "A number does not fit 64 bits; its source is wrong."
+            raise InvariantBroken(self._refusal) from error
+        self._is_writable = True
+
+    def _roll_back(self) -> None:
+        raw = self._raw()
+        if raw.in_transaction:
+            raw.rollback()
 
     def _in_writer(self, work: Callable[[], Result]) -> Result:
         """Run *work* after all that the writer thread still has to do."""

@@ -47,8 +47,17 @@ def verify_chain(
 ) -> ChainReport:
     """Check the chain of *run_id*, and that a *head* kept elsewhere is one of its links.
 
-    Raises ``DataInvalid`` only where there is no such run; what is wrong is in the report.
+    The run may grow meanwhile: all of it is read from one snapshot. Raises ``DataInvalid`` only
+    where there is no such run; what is wrong is in the report.
     """
+    connection.execute("BEGIN")
+    try:
+        return _verify(connection, run_id, head)
+    finally:
+        connection.rollback()
+
+
+def _verify(connection: sqlite3.Connection, run_id: str, head: bytes | None) -> ChainReport:
     row = connection.execute(_RUN, (run_id,)).fetchone()
     if row is None:
         raise DataInvalid(f"There is no run {run_id} in the database.")

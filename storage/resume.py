@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.reader import Reader, StoredRun
 from tracepaper.storage.rows import sequence_of
 from tracepaper.storage.stored import run_span
 from tracepaper.strategies.errors import DataInvalid
@@ -14,6 +14,27 @@ from tracepaper.strategies.types import Account, GateSet, Order, Position, Run
 
 if TYPE_CHECKING:
     import sqlite3
+
+
+_LAST: Final = (
+    "SELECT step, digest FROM steps WHERE step BETWEEN ? AND ? ORDER BY step DESC LIMIT 1"
+)
+_STATE: Final = (
+    "SELECT state FROM steps WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
+    "ORDER BY step DESC LIMIT 1"
+)
+_OPENED: Final = (
+    "SELECT instrument, max(open_time_ms) FROM bars WHERE step BETWEEN ? AND ? GROUP BY 1"
+)
+_FUNDED: Final = (
+    "SELECT instrument, max(market_ms) FROM events "
+    "WHERE step BETWEEN ? AND ? AND kind = 'funding' GROUP BY 1"
+)
+_NAMED: Final = (
+    "SELECT instrument, max(step) FROM (SELECT step, instrument FROM bars UNION ALL "
+    "SELECT step, instrument FROM events WHERE instrument IS NOT NULL) "
+    "WHERE step BETWEEN ? AND ? GROUP BY 1"
+)
 
 
 class Resumed(Struct, frozen=True):
@@ -36,14 +57,10 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> Resumed:
     """Return where *run_id* goes on; raise ``DataInvalid`` where its end does not fit its row."""
     reader = Reader(connection)
     stored = reader.stored_run(run_id)
-    run, run_key = stored.run, stored.run_key
-    span = run_span(run_key)
-    row = connection.execute(
-        "SELECT step, digest FROM steps WHERE step BETWEEN ? AND ? ORDER BY step DESC LIMIT 1", span
-    ).fetchone()
-    pruned = reader.pruned(run_key)
-    if row is not None:
-        sequence, head = sequence_of(row[0]), row[1]
+    pruned = reader.pruned(stored.run_key)
+    last = connection.execute(_LAST, run_span(stored.run_key)).fetchone()
+    if last is not None:
+        sequence, head = sequence_of(last[0]), last[1]
     elif pruned is not None:
         sequence, head = pruned.until_sequence, pruned.digest
     else:
@@ -53,41 +70,33 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> Resumed:
             f"Run {run_id} does not end as its row says (step {sequence}, {stored.step_count} "
             "counted); run `tracepaper audit verify` and restore a backup."
         )
-    state = connection.execute(
-        "SELECT state FROM steps WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
-        "ORDER BY step DESC LIMIT 1",
-        span,
-    ).fetchone()
-    ids = [instrument.id for instrument in run.instruments]
-    opened = connection.execute(
-        "SELECT instrument, max(open_time_ms) FROM bars WHERE step BETWEEN ? AND ? GROUP BY 1", span
-    )
-    funded = connection.execute(
-        "SELECT instrument, max(market_ms) FROM events "
-        "WHERE step BETWEEN ? AND ? AND kind = 'funding' GROUP BY 1",
-        span,
-    )
-    newest = connection.execute(
-        "SELECT instrument, max(step) FROM (SELECT step, instrument FROM bars UNION ALL "
-        "SELECT step, instrument FROM events WHERE instrument IS NOT NULL) "
-        "WHERE step BETWEEN ? AND ? GROUP BY 1",
-        span,
-    ).fetchall()
-    positions = {}
-    for place, step in newest:
-        held = reader.step(run_id, sequence_of(step)).step.position
-        if held is not None:
-            positions[ids[place]] = held
+    state = connection.execute(_STATE, run_span(stored.run_key)).fetchone()
     return Resumed(
-        run=run,
-        run_key=run_key,
-        gate_sets=reader.gate_sets(run_key),
+        run=stored.run,
+        run_key=stored.run_key,
+        gate_sets=reader.gate_sets(stored.run_key),
         next_sequence=sequence + 1,
         head=head,
         state=state[0] if state else (pruned.state if pruned else None),
-        last_open_ms={ids[place]: open_ms for place, open_ms in opened},
-        last_funding_ms={ids[place]: market_ms for place, market_ms in funded},
-        account=None if row is None else reader.step(run_id, sequence).step.account,
-        positions=positions,
+        last_open_ms=_latest(connection, stored, _OPENED),
+        last_funding_ms=_latest(connection, stored, _FUNDED),
+        account=None if last is None else reader.step(run_id, sequence).step.account,
+        positions=_positions(reader, stored),
         open_orders=reader.open_orders(run_id),
     )
+
+
+def _latest(connection: sqlite3.Connection, stored: StoredRun, query: str) -> dict[str, int]:
+    """Return what *query* finds for each instrument of the run, by the instrument's id."""
+    rows = connection.execute(query, run_span(stored.run_key))
+    return {stored.run.instruments[place].id: value for place, value in rows}
+
+
+def _positions(reader: Reader, stored: StoredRun) -> dict[str, Position]:
+    """Return the position of each instrument after the last step that named it."""
+    found: dict[str, Position] = {}
+    for instrument, step in _latest(reader.connection, stored, _NAMED).items():
+        position = reader.step(stored.run.run_id, sequence_of(step)).step.position
+        if position is not None:
+            found[instrument] = position
+    return found

@@ -148,6 +148,20 @@ def order(order_id: str, side: Side, status: OrderStatus, at_ms: int) -> Order:
     return Order(order_id, BTC.id, side, 1_000, filled, status, "cross", at_ms, at_ms)
 
 
+def cross_decision(number: int, *, wants_long: bool) -> Decision:
+    return Decision(
+        Action.LONG if wants_long else Action.FLAT,
+        1_000 if wants_long else 0,
+        "fast above slow" if wants_long else "fast below slow",
+        allowed=True,
+        refused_by=None,
+        gate_set=CROSS_GATES,
+        measures=(1.0, float(number), 0.0, 0.0),
+        passed=15,
+        regime=Regime.UNKNOWN,
+    )
+
+
 def plain_steps(count: int, *, seed: int = 1) -> list[Step]:
     """Return a moving-average replay: every bar decided, a round trip every 20 bars."""
     made = []
@@ -175,17 +189,7 @@ def plain_steps(count: int, *, seed: int = 1) -> list[Step]:
         account = Account(
             cash, cash + unrealized, position.realized_pnl, unrealized, position.fees_paid, 0
         )
-        decision = Decision(
-            Action.LONG if wants_long else Action.FLAT,
-            1_000 if wants_long else 0,
-            "fast above slow" if wants_long else "fast below slow",
-            allowed=True,
-            refused_by=None,
-            gate_set=CROSS_GATES,
-            measures=(1.0, float(number), 0.0, 0.0),
-            passed=15,
-            regime=Regime.UNKNOWN,
-        )
+        decision = cross_decision(number, wants_long=wants_long)
         made.append(
             decided(
                 number,
@@ -274,15 +278,14 @@ def model_decision(number: int, answer: Answer) -> Decision:
     )
 
 
-def rich_steps() -> list[Step]:
-    """Return steps in which every event, answer and table occurs, on two instruments."""
-    account = Account(START_CASH, START_CASH + 5, 0, 2, 7, -3)
-    ours = Position(-2_000, -(10**15), 12, 3, 7, -3)
-    twin_fill = market_fill("7-1", Side.BUY, 10_000, START_MS)
-    twin = TwinStep("ungated", Position(1_000, 10**14, 0, 9, 5, 0), account, (twin_fill,))
-    quiet = TwinStep("random", Position(), Account(1, 1, 0, 0, 0, 0), ())
+ACCOUNT = Account(START_CASH, START_CASH + 5, 0, 2, 7, -3)
+OURS = Position(-2_000, -(10**15), 12, 3, 7, -3)
+
+
+def other_events() -> list[Event]:
+    """Return one event of every kind but the bar."""
     at = {"market_ms": START_MS + 1, "seen_ms": START_MS + 2}
-    events: list[Event] = [
+    return [
         InstrumentChange(BTC, **at),
         ModelChange("m", "sha", "0.1", "step", "cpu", "float32", 1, ((BTC.id, 5),), **at),
         Gap(BTC.id, START_MS, START_MS + MINUTE, GapCause.MISSED, "rest", **at),
@@ -293,61 +296,54 @@ def rich_steps() -> list[Step]:
         Command(CommandKind.HALT, "lunch, it's 'noon'", **at),
         Timer(**at),
     ]
-    made = [
-        Step(
-            number,
-            event,
-            accepted=True,
-            decision=None,
-            answer=None,
-            orders=(),
-            fills=(),
-            position=ours if hasattr(event, "instrument") and number else None,
-            account=account,
-            twins=(),
-            window_sha256=None,
-            decision_sha256=None,
-            state=b"opened" if number == 0 else None,
-        )
-        for number, event in enumerate(events)
-    ]
-    for index in range(6):
-        number = len(made)
-        event = bar(10_000 + index, index=index, turnover=None if index % 2 else 77, late_ms=index)
-        answer: Answer = Late(1_000) if index == 2 else model_forecast(number)
-        made.append(
-            decided(
-                number,
-                event,
-                answer=answer,
-                decision=model_decision(number, answer),
-                position=ours,
-                account=account,
-                orders=(order("7-0", Side.SELL, ORDER_LIFE[index], START_MS),) if index else (),
-                fills=(market_fill("7-0", Side.SELL, 10_000, START_MS),) if index == 3 else (),
-                twins=(twin, quiet) if index % 2 else (quiet,),
-            )
-        )
+
+
+def undecided(number: int, event: Event, *, accepted: bool = True) -> Step:
+    is_first = number == 0
+    return Step(
+        number,
+        event,
+        accepted=accepted,
+        decision=None,
+        answer=None,
+        orders=(),
+        fills=(),
+        position=OURS if hasattr(event, "instrument") and not is_first else None,
+        account=ACCOUNT,
+        twins=(),
+        window_sha256=None,
+        decision_sha256=None,
+        state=b"opened" if is_first else None,
+    )
+
+
+def explained_step(number: int, index: int) -> Step:
+    """Return the decision on bar *index*: late on the third, with twins and an order's life."""
+    twin_fill = market_fill("7-1", Side.BUY, 10_000, START_MS)
+    twin = TwinStep("ungated", Position(1_000, 10**14, 0, 9, 5, 0), ACCOUNT, (twin_fill,))
+    quiet = TwinStep("random", Position(), Account(1, 1, 0, 0, 0, 0), ())
+    answer: Answer = Late(1_000) if index == 2 else model_forecast(number)
+    return decided(
+        number,
+        bar(10_000 + index, index=index, turnover=None if index % 2 else 77, late_ms=index),
+        answer=answer,
+        decision=model_decision(number, answer),
+        position=OURS,
+        account=ACCOUNT,
+        orders=(order("7-0", Side.SELL, ORDER_LIFE[index], START_MS),) if index else (),
+        fills=(market_fill("7-0", Side.SELL, 10_000, START_MS),) if index == 3 else (),
+        twins=(twin, quiet) if index % 2 else (quiet,),
+    )
+
+
+def rich_steps() -> list[Step]:
+    """Return steps in which every event, answer and table occurs, on two instruments."""
+    made = [undecided(number, event) for number, event in enumerate(other_events())]
+    made += [explained_step(len(made) + index, index) for index in range(6)]
     revision = bar(10_001, index=0, source=Source.REST)
     spot = bar(123_456, index=6, instrument_id=ETH.id, source=Source.ARCHIVE)
-    for event in (revision, spot):
-        made.append(
-            Step(
-                len(made),
-                event,
-                accepted=event is spot,
-                decision=None,
-                answer=None,
-                orders=(),
-                fills=(),
-                position=Position(),
-                account=account,
-                twins=(),
-                window_sha256=None,
-                decision_sha256=None,
-                state=None,
-            )
-        )
+    made.append(undecided(len(made), revision, accepted=False))
+    made.append(undecided(len(made), spot))
     return made
 
 

@@ -69,6 +69,17 @@ async def test_warm_up_bars_are_committed_with_the_first_decision(tmp_path: Path
     log.close()
 
 
+async def test_a_bar_that_fills_an_order_is_committed_at_once(tmp_path: Path) -> None:
+    log = SqlAuditLog.open(tmp_path / "a.db")
+    log.begin(cases.run())
+    steps = [replace(s, decision=None, decision_sha256=None) for s in cases.plain_steps(12)]
+    for step in steps:
+        await log.append(step)
+        committed = len(stored(tmp_path / "a.db"))
+        assert (committed == step.sequence + 1) is bool(step.orders or step.fills)
+    log.close()
+
+
 async def test_the_event_loop_turns_while_a_step_is_written(tmp_path: Path) -> None:
     log = SqlAuditLog.open(tmp_path / "a.db")
     log.begin(cases.run())
@@ -283,6 +294,37 @@ async def test_a_failed_live_append_is_told_to_the_caller(tmp_path: Path) -> Non
         await append()
     log.close()
     assert stored(tmp_path / "a.db") == told
+
+
+def test_a_step_that_cannot_be_encoded_ends_the_log_but_not_what_came_before(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.db"
+    steps = cases.plain_steps(10)
+    log = SqlAuditLog.open(path)
+    log.begin(cases.run())
+    append_all(log, steps[:7], [])
+    with pytest.raises(InvariantBroken, match="not an instrument of this run"):
+        log.append_now(replace(steps[7], event=replace(steps[7].event, instrument="spot:X")))
+    with pytest.raises(AuditUnwritable, match="Step 7 could not be stored"):
+        log.append_now(steps[7])
+    log.close()
+    assert stored(path) == steps[:7]
+    assert holds(path)
+
+
+def test_a_number_that_only_sqlite_refuses_is_rolled_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    steps = cases.plain_steps(4)
+    log = SqlAuditLog.open(path, group_steps=2)
+    log.begin(cases.run())
+    append_all(log, steps[:3], [])
+    huge = replace(steps[3], event=replace(steps[3].event, volume=2**63))
+    with pytest.raises(InvariantBroken, match="does not fit 64 bits"):
+        log.append_now(huge)
+    log.close()
+    assert stored(path) == steps[:2]
+    assert holds(path)
 
 
 def test_nothing_is_taken_after_the_log_is_closed(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import storage_cases as cases
 
+from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.digest import chain_digest, rows_digest
 from tracepaper.storage.rows import SPARSE_TABLES, step_key
@@ -68,6 +70,38 @@ def test_an_untouched_chain_holds(path: Path) -> None:
 def test_the_recomputed_head_is_the_one_the_log_returned(tmp_path: Path) -> None:
     head = cases.write_run(tmp_path / "a.db", cases.plain_steps(200))
     assert verify(tmp_path / "a.db").head == head
+
+
+class Meanwhile(sqlite3.Connection):
+    """A connection on which something else happens once, amid a check."""
+
+    happens: Callable[[], None] | None = None
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        if "max(step)" in sql and (happens := self.happens) is not None:
+            self.happens = None
+            happens()
+        return super().execute(sql, parameters)
+
+
+def test_a_run_that_grows_while_it_is_checked_holds(tmp_path: Path) -> None:
+    steps = cases.plain_steps(60)
+    log = SqlAuditLog.open(tmp_path / "a.db", group_steps=10)
+    log.begin(cases.run())
+    for step in steps[:30]:
+        log.append_now(step)
+
+    def grow() -> None:
+        for step in steps[30:]:
+            log.append_now(step)
+
+    connection = sqlite3.connect(tmp_path / "a.db", factory=Meanwhile, isolation_level=None)
+    connection.happens = grow
+    report = verify_chain(connection, "r-1")
+    assert (report.holds, report.steps) == (True, 30)
+    assert verify_chain(connection, "r-1").steps == 60
+    connection.close()
+    log.close()
 
 
 def test_equal_runs_have_different_chains(path: Path) -> None:
@@ -336,6 +370,19 @@ def test_steps_added_behind_the_end_are_found(path: Path) -> None:
     problem = verify(path).problem
     assert problem is not None
     assert problem.sequence == LAST + 1
+
+
+@pytest.mark.parametrize("table", ["bars", "events", *SPARSE_TABLES])
+def test_rows_behind_the_end_are_found(path: Path, table: str) -> None:
+    names = ", ".join(c.name for c in metadata.tables[table].columns if c.name != "step")
+    tamper(
+        path,
+        f"INSERT INTO {table} (step, {names}) SELECT {key(LAST + 3)}, {names} FROM {table} "
+        f"WHERE step = (SELECT min(step) FROM {table} WHERE step >= {key(0)})",
+    )
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.tables) == ("extra", (table,))
 
 
 @pytest.mark.parametrize(
