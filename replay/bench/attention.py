@@ -23,6 +23,8 @@ SIZES: Final = (512, 1_024, 2_048, 4_096, 8_192, 16_384)
 LONG: Final = 65_536
 DENSE_MAX: Final = 4_096
 """Beyond, the usual route takes minutes: its whole matrix products grow with N³."""
+EVERY_MAX: Final = 8_192
+"""Beyond, buckets of every row are kept for windows alone, by the stream."""
 WINDOW: Final = 1_088
 MASKS: Final = ("causal", f"window:{WINDOW}", "full")
 ROUNDS_MIN: Final = 3
@@ -30,6 +32,8 @@ ROUNDS_MAX: Final = 15
 ENOUGH_S: Final = 6.0
 """Once its rounds took this long together, a size has been measured often enough."""
 _MATRIX_SIDE: Final = 8_192
+_BATCH_BARS: Final = 4_352
+"""Bars of a batched forward: a training chunk."""
 _STEPS: Final = 200
 _SCANS: Final = 8
 
@@ -41,7 +45,7 @@ def measure(
     sizes: Sequence[int] = SIZES,
     *,
     long: bool = False,
-    compiled: bool = True,
+    compiled: bool = False,
     memory: bool = True,
     threads: int = 1,
     tell: Callable[[str], None] = lambda _: None,
@@ -121,6 +125,8 @@ def _compare(
         "flash": lambda: workloads.forward(inputs, mask),
         "many": lambda: workloads.explain_many(inputs, sums, mask),
     }
+    if bars <= EVERY_MAX:
+        routes["every"] = lambda: workloads.explain_every(inputs, sums, mask)
     for backend in backends:
         name = "ours" if backend == "auto" else backend
         routes[name] = lambda chosen=backend: workloads.explain(inputs, sums, mask, chosen)  # type: ignore[misc]
@@ -149,6 +155,8 @@ def _ratios(seconds: Mapping[str, float], *, rows: int) -> Figures:
         if name in seconds:
             figures[f"{name}_ratio"] = seconds[name] / seconds["flash"]
     figures["many_ratio_a_row"] = seconds["many"] / seconds["flash"] / rows
+    if "every" in seconds:
+        figures["every_ratio"] = 1.0 + seconds["every"] / seconds["flash"]
     if "dense" in seconds:
         figures["dense_ratio"] = seconds["dense"] / (seconds["flash"] + seconds["ours"])
     return figures
@@ -170,12 +178,19 @@ def _live() -> Figures:
     from tracepaper.strategies.networks.stream import CHUNK_BARS
 
     live = workloads.Live()
-    spent: dict[str, list[float]] = {name: [] for name in ("step", "plain", "scan", "plain_scan")}
+    spent: dict[str, list[float]] = {
+        name: [] for name in ("step", "plain", "scan", "plain_scan", "forward")
+    }
 
     def timed(name: str, bars: int, *, explained: bool) -> None:
         before = time.process_time()
         live.advance(bars, explained=explained)
         spent[name].append(time.process_time() - before)
+
+    def timed_forward() -> None:
+        before = time.process_time()
+        live.forward(_BATCH_BARS)
+        spent["forward"].append(time.process_time() - before)
 
     for _ in range(_STEPS):
         timed("step", 1, explained=True)
@@ -185,6 +200,7 @@ def _live() -> Figures:
         timed("scan", CHUNK_BARS, explained=True)
         timed("plain_scan", CHUNK_BARS, explained=False)
         live.move(CHUNK_BARS)
+        timed_forward()
     median = {name: statistics.median(seconds) for name, seconds in spent.items()}
     return {
         "step_s": median["step"],
@@ -194,6 +210,8 @@ def _live() -> Figures:
         "scan_s_a_bar": median["scan"] / CHUNK_BARS,
         "plain_scan_s_a_bar": median["plain_scan"] / CHUNK_BARS,
         "scan_ratio": median["scan"] / median["plain_scan"],
+        "forward_s_a_bar": median["forward"] / _BATCH_BARS,
+        "scan_ratio_to_forward": median["scan"] / CHUNK_BARS / (median["forward"] / _BATCH_BARS),
     }
 
 

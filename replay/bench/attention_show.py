@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rich.console import Group
 from rich.table import Table
@@ -25,6 +25,18 @@ _ROUTES: Final = {
     "compiled": "explanation, compiled",
     "dense": "stored matrices",
 }
+
+
+class _Panel(NamedTuple):
+    suffix: str
+    label: str
+    unit: float
+
+
+_PANELS: Final = (
+    _Panel("s", "CPU seconds", 1.0),
+    _Panel("bytes", "peak memory, MiB", 1.0 / _MIB),
+)
 
 
 def render(figures: Mapping[str, Any]) -> RenderableType:
@@ -48,20 +60,15 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
         raise ConfigInvalid("A PNG needs matplotlib; install tracepaper[plot] or use --json.")
     figure_class = import_module("matplotlib.figure").Figure
     rows = [row for row in figures["attention"] if row["mask"] == "causal"]
-    figure = figure_class(figsize=(10, 4), layout="constrained")
-    for axes, suffix, label, unit in zip(
-        figure.subplots(1, 2),
-        ("s", "bytes"),
-        ("CPU seconds", "peak memory, MiB"),
-        (1.0, 1.0 / _MIB),
-        strict=True,
-    ):
+    panels = [panel for panel in _PANELS if any(f"flash_{panel.suffix}" in row for row in rows)]
+    figure = figure_class(figsize=(5.5 * len(panels), 4), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for route, name in _ROUTES.items():
-            known = [row for row in rows if f"{route}_{suffix}" in row]
+            known = [row for row in rows if f"{route}_{panel.suffix}" in row]
             if known:
-                values = [row[f"{route}_{suffix}"] * unit for row in known]
+                values = [row[f"{route}_{panel.suffix}"] * panel.unit for row in known]
                 axes.plot([row["bars"] for row in known], values, marker="o", label=name)
-        axes.set(xscale="log", yscale="log", xlabel="bars, causal", ylabel=label)
+        axes.set(xscale="log", yscale="log", xlabel="bars, causal", ylabel=panel.label)
         axes.grid(visible=True, which="both", alpha=0.3)
         axes.legend()
     figure.suptitle(_title(figures))
@@ -80,7 +87,14 @@ def _attention_table(rows: Sequence[Figures], title: str) -> Table:
     table = Table(title=title)
     for name in ("bars", "mask", "flash ms", "explain ms", "÷ flash", "compiled ÷ flash"):
         table.add_column(name, justify="right")
-    for name in ("a row of 256 ÷ flash", "dense ÷ ours", "flash MiB", "+ explain", "dense MiB"):
+    for name in (
+        "with every bar ÷ flash",
+        "a row of 256 ÷ flash",
+        "dense ÷ ours",
+        "flash MiB",
+        "+ explain",
+        "dense MiB",
+    ):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
@@ -90,6 +104,7 @@ def _attention_table(rows: Sequence[Figures], title: str) -> Table:
             f"{row['ours_s'] * 1e3:,.1f}",
             _number(row, "ours_ratio", ".2f"),
             _number(row, "compiled_ratio", ".2f"),
+            _number(row, "every_ratio", ".2f"),
             _number(row, "many_ratio_a_row", ".4f"),
             _number(row, "dense_ratio", ".1f"),
             _mebibytes(row, "flash_bytes"),
@@ -106,6 +121,12 @@ def _live_table(live: Figures) -> Table:
     for name, plain, explained, ratio in (
         ("a live step", "plain_step_s", "step_s", "step_ratio"),
         ("a bar of a scan", "plain_scan_s_a_bar", "scan_s_a_bar", "scan_ratio"),
+        (
+            "the same beside a batched forward",
+            "forward_s_a_bar",
+            "scan_s_a_bar",
+            "scan_ratio_to_forward",
+        ),
     ):
         table.add_row(
             name,

@@ -191,11 +191,15 @@ def _push_swapped(layer: Layer, weights: Tensor, mask: Mask) -> Tensor:
     and time runs backwards so that a causal kernel sees the rows that saw the key.
     """
     tiny = torch.finfo(weights.dtype).tiny
+    # Kernels of a device want a dim that is a multiple of 8; zeros add nothing to a product.
+    spare = -(layer.key.shape[3] + 1) % 8 if layer.key.is_cuda else 0
     keys = torch.nn.functional.pad(layer.key.to(weights.dtype), (0, 1), value=1.0)
+    keys = torch.nn.functional.pad(keys, (0, spare))
     columns = []
     for row in weights.unbind(dim=1):
         bias = row.clamp_min(tiny).log()[:, None] - layer.logsumexp  # [batch, head, time]
         queries = torch.cat([layer.query.to(bias.dtype), bias[..., None] / layer.scale], dim=-1)
+        queries = torch.nn.functional.pad(queries, (0, spare))
         swapped = (keys, queries, queries)
         if mask.kind is not MaskKind.FULL:
             swapped = (keys.flip(2), queries.flip(2), queries.flip(2))

@@ -23,7 +23,7 @@ from tracepaper.strategies.attention.probsparse import SparseRows, decided_confi
 from tracepaper.strategies.attention.rollout import Rollout, rollout_rows
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features import FeatureSchema, FeatureStream
-from tracepaper.strategies.forecasters import measures
+from tracepaper.strategies.forecasters import answers, measures
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.heads import Outputs
 from tracepaper.strategies.networks.informer import InformerNetwork
@@ -116,7 +116,7 @@ class _Window:
 class WindowedForecaster:
     """A window network behind the ``Forecaster`` protocol, for many instruments."""
 
-    def __init__(self, model: WindowModel, *, threads: int, device: str = "cpu") -> None:
+    def __init__(self, model: WindowModel, *, threads: int) -> None:
         self.model = model
         self.model_id = model.model_id
         self.model_sha256 = model.sha256
@@ -124,11 +124,11 @@ class WindowedForecaster:
         self.horizons = model.network.config.horizons
         self.calibration = model.calibration
         self.path = "step"
-        self.device = device
+        self.device = "cpu"
         self.dtype = "float32"
         self.threads = threads
         self.causal = False
-        self._network = model.network.to(device).eval()
+        self._network = model.network.eval()
         self._windows: dict[str, _Window] = {}
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
@@ -147,7 +147,10 @@ class WindowedForecaster:
         if not window.is_full:
             return None
         seen = self._look(window)
-        return self._forecast(seen.outputs, sigma, self._explain(window, seen))
+        return answers.forecasts(
+            seen.outputs, np.array([sigma]), [self._explain(window, seen)],
+            horizons=self.horizons, temperature=self.model.temperature, model_id=self.model_id,
+        )[0]  # fmt: skip
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Refuse: a batched pass would let bars see their future; raise ``InvariantBroken``."""
@@ -170,8 +173,8 @@ class WindowedForecaster:
 
     def _look(self, window: _Window) -> Look:
         known = window.rows.view()
-        x = torch.from_numpy(known[:, :-1].astype(np.float32))[None].to(self.device)
-        positions = torch.from_numpy(known[:, -1].astype(np.int64)).to(self.device)
+        x = torch.from_numpy(known[:, :-1].astype(np.float32))[None]
+        positions = torch.from_numpy(known[:, -1].astype(np.int64))
         with torch.inference_mode():
             return look(self._network, x, positions)
 
@@ -191,28 +194,8 @@ class WindowedForecaster:
             older_mass=float(row[-1]),
             shift=None if before is None else float(measures.shift(before, aged)[0]),
             l1_error=float(seen.rollout.l1_error[0, 0]),
-            entropy=seen.confidence.cpu().numpy().astype("<f4").tobytes(),
+            entropy=seen.confidence.numpy().astype("<f4").tobytes(),
             buckets=row[:-1].astype("<f4").tobytes(),
-        )
-
-    def _forecast(self, outputs: Outputs, sigma: float, explanation: Explanation) -> Forecast:
-        root = sigma * np.sqrt(self.horizons)  # one standard deviation to each horizon
-        mean, scale, dof, variance = (
-            x[0, 0].double().cpu().numpy()
-            for x in (outputs.mean, outputs.log_scale, outputs.dof, outputs.log_variance)
-        )
-        logits = outputs.direction_logits[0, 0].double().cpu()
-        odds = (logits / torch.tensor(self.model.temperature)[:, None]).softmax(dim=-1).T.tolist()
-        return Forecast(
-            horizons=self.horizons,
-            mean_return=tuple((mean * root).tolist()),
-            stdev_return=tuple((np.exp(scale) * np.sqrt(dof / (dof - 2.0)) * root).tolist()),
-            p_down=tuple(odds[0]),
-            p_flat=tuple(odds[1]),
-            p_up=tuple(odds[2]),
-            volatility=tuple((np.exp(0.5 * variance) * root).tolist()),
-            model_id=self.model_id,
-            explanation=explanation,
         )
 
 
@@ -222,5 +205,5 @@ def _buckets(rollout: Rollout, positions: NDArray[np.int64]) -> NDArray[np.float
     block = positions // BLOCK_BARS
     # Holes in time push bars beyond the last block that an explanation names.
     at = np.minimum(block[-1] - block, count)
-    weights = rollout.weights[0, 0].double().cpu().numpy()
+    weights = rollout.weights[0, 0].double().numpy()
     return np.bincount(at, weights=weights, minlength=count + 1).astype(np.float32)

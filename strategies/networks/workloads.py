@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies.attention import reference
+from tracepaper.strategies.attention.buckets import rollout_buckets
 from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.memory import Shape, dense_bytes, require_memory
@@ -92,6 +93,11 @@ def explain_many(inputs: Inputs, sums: list[Tensor], mask: Mask) -> Tensor:
     return rollout_rows(inputs.queries, inputs.keys, sums, rows, mask).weights
 
 
+def explain_every(inputs: Inputs, sums: list[Tensor], mask: Mask) -> Tensor:
+    """Return every row's rollout over buckets of 64 bars."""
+    return rollout_buckets(inputs.queries, inputs.keys, sums, mask).weights
+
+
 def require_dense(setting: Setting, bars: int, *, available_bytes: int) -> None:
     """Raise ``AttentionInvalid`` where the stored matrices would not fit."""
     # The softmax holds scores and probabilities of a layer at once.
@@ -161,6 +167,11 @@ class Live:
         return self._streams[at].advance(
             self._states[at], self._rows(bars), positions, padded=bars > 1
         )
+
+    def forward(self, bars: int) -> object:
+        """Run the network over *bars* bars in one batched pass, as training does."""
+        with torch.inference_mode():
+            return self.network(self._rows(bars)[None])
 
     def move(self, bars: int) -> None:
         """Move time on by *bars* once both forms have taken them in."""
