@@ -34,6 +34,7 @@ from tracepaper.daemon.ports import Think
 from tracepaper.daemon.runner import drive
 from tracepaper.daemon.supervisor import Supervisor
 from tracepaper.daemon.thinker import WorkerThinker, no_model
+from tracepaper.daemon.worker import Worker
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.types import (
@@ -83,6 +84,7 @@ class Daemon:
         self._rng = random.Random()  # noqa: S311 - jitter between retries, nothing that is kept
         self._supervisor = Supervisor(clock=self._clock, pulse=self._pulse)
         self._commands: dict[int, asyncio.Future[int]] = {}
+        self._worker = Worker("model")
         self._progress: Callable[[], object] = object
 
     async def run(self) -> None:
@@ -99,6 +101,11 @@ class Daemon:
     def stop(self) -> None:
         """Begin an orderly stop."""
         self._supervisor.stop()
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the model still works on something nobody waits for any more."""
+        return self._worker.is_busy
 
     def _pulse(self) -> object:
         """Return what changes while the daemon works: steps, requests, frames."""
@@ -157,14 +164,13 @@ class Daemon:
         async with AsyncExitStack() as stack:
             think: Think = no_model
             if forecaster is not None:
-                worker = WorkerThinker(
+                think = WorkerThinker(
                     forecaster,
                     opened.memory,
+                    self._worker,
                     period_start_ms=run.period_start_ms,
                     deadline_ms=config.model.deadline_ms,
                 )
-                stack.callback(worker.close)
-                think = worker
             feed = await stack.enter_async_context(self._feed(opened, forecaster, rest, engine))
             monitor = Monitor(run=run, clock=self._clock, counters=feed.counters)
             monitor.halted = engine.halted

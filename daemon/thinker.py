@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from tracepaper.daemon.worker import Worker
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.types import Answer, Bar, Event, Late, ModelChange
@@ -89,13 +89,14 @@ class WorkerThinker:
         self,
         forecaster: Forecaster,
         memory: Memory,
+        worker: Worker,
         *,
         period_start_ms: int,
         deadline_ms: int,
     ) -> None:
         self._inline = InlineThinker(forecaster, memory, period_start_ms=period_start_ms)
         self._deadline_ms = deadline_ms
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._worker = worker
         self._unanswered: set[asyncio.Future[Answer]] = set()
 
     async def __call__(self, event: Event) -> Answer:
@@ -107,8 +108,7 @@ class WorkerThinker:
                 f"the model left {UNANSWERED_LIMIT} bars unanswered; raise model.deadline_ms or "
                 "choose a smaller model"
             )
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._worker, self._inline.answer, event)
+        future = self._worker.submit(self._inline.answer, event)
         if isinstance(event, ModelChange):
             return await future  # warming has no deadline: nothing is decided until it is done
         self._unanswered.add(future)
@@ -117,10 +117,6 @@ class WorkerThinker:
             return await asyncio.wait_for(asyncio.shield(future), self._deadline_ms / 1000)
         except TimeoutError:
             return Late(self._deadline_ms)
-
-    def close(self) -> None:
-        """Let the thread end after the forecast at hand."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
 
 
 async def no_model(_event: Event) -> Answer:

@@ -21,6 +21,7 @@ from tracepaper.daemon.assembly import Daemon
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.config import Config, load
+from tracepaper.daemon.leaving import leave
 from tracepaper.daemon.showing import Shown, showing
 from tracepaper.replay.explaining import recompute, show_full
 from tracepaper.replay.samples import DEMO_CANDLES
@@ -93,6 +94,7 @@ def perform(wanted: Demonstration) -> None:
     if shown.run is None:
         raise FeedLost("The demo was stopped before its run was open; start it again.")
     _sum_up(wanted, shown, database)
+    leave(daemon)
 
 
 def _stamp(wall_ms: int) -> str:

@@ -22,6 +22,7 @@ from tracepaper.replay.backtest import Tally, run_replay
 from tracepaper.replay.importers import Candles, read_candles, read_funding
 from tracepaper.replay.importers.times import instant
 from tracepaper.replay.rerun import rerun_recorded
+from tracepaper.replay.resample import resample
 from tracepaper.replay.resuming import resume_replay
 from tracepaper.replay.summary import show, summarise
 from tracepaper.storage.audit import SqlAuditLog
@@ -112,10 +113,14 @@ def _run(
 
 
 def _read(item: str, request: Request) -> Candles:
-    symbol, separator, path = item.partition("=")
-    if not separator:
-        symbol, path = request.symbol or "", item
-    return read_candles(Path(path), symbol=symbol or None, category=request.category)
+    """Return the candles of *item*, aggregated where the configuration asks for longer bars."""
+    candles = read_candles(item, symbol=request.symbol, category=request.category)
+    if request.config is None:
+        return candles
+    wanted_ms = load(request.config).market.interval_ms
+    if wanted_ms <= candles.interval_ms:
+        return candles
+    return resample(candles, wanted_ms)
 
 
 def configuration(file: Path | None, candles: Sequence[Candles]) -> Config:

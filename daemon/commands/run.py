@@ -23,6 +23,9 @@ def run(
     """Trade the exchange's public streams on paper until Ctrl-C or SIGTERM."""
     import asyncio
 
+    from tracepaper.daemon.leaving import end_early_in_order, leave
+
+    end_early_in_order()
     from tracepaper.daemon import log
     from tracepaper.daemon.assembly import Daemon
     from tracepaper.daemon.config import load
@@ -34,3 +37,4 @@ def run(
     with showing(limit=bars) as shown:
         daemon = Daemon(loaded, db or loaded.storage.path, kind=RunKind.LIVE, hooks=shown.hooks())
         asyncio.run(daemon.run())
+    leave(daemon)

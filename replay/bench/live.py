@@ -20,6 +20,7 @@ from tracepaper.daemon.describing import describe_run, started
 from tracepaper.daemon.models import load_forecaster
 from tracepaper.daemon.ports import Think
 from tracepaper.daemon.thinker import Memory, WorkerThinker, no_model
+from tracepaper.daemon.worker import Worker
 from tracepaper.replay.bench.machine import machine_line
 from tracepaper.replay.bench.replaying import tiled
 from tracepaper.replay.feed import bars_of
@@ -103,7 +104,13 @@ async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float
     memory = Memory([instrument.id], context=context)
     think: Think = no_model
     if forecaster is not None:
-        think = WorkerThinker(forecaster, memory, period_start_ms=start_ms, deadline_ms=DEADLINE_MS)
+        think = WorkerThinker(
+            forecaster,
+            memory,
+            Worker("model"),
+            period_start_ms=start_ms,
+            deadline_ms=DEADLINE_MS,
+        )
     with tempfile.TemporaryDirectory() as folder, BareCommit(Path(folder) / "bare.db") as bare:
         audit = SqlAuditLog.open(Path(folder) / "bench.db")
         audit.begin(run, engine.gate_sets)
@@ -125,8 +132,6 @@ async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float
                 alone.append((ended - middle) * 1e3)
         audit.end(0)
         audit.close()
-    if isinstance(think, WorkerThinker):
-        think.close()
     return whole, alone
 
 

@@ -30,6 +30,9 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """Serve real candles over the Bybit protocol on loopback, trade them on paper, sum up."""
+    from tracepaper.daemon.leaving import end_early_in_order
+
+    end_early_in_order()
     from tracepaper.replay.demonstration import Demonstration, perform
 
     perform(

@@ -77,8 +77,7 @@ def _perform(
     from tracepaper.replay.importers import read_candles, slice_candles
     from tracepaper.replay.replaying import configuration
 
-    symbol, separator, file = data.partition("=")
-    candles = read_candles(Path(file if separator else data), symbol=symbol if separator else None)
+    candles = read_candles(data)
     given = configuration(config, [candles])
     forecaster = load_forecaster(given) if needs_forecaster(given) else None
     warmup = warmup_bars(given, forecaster)

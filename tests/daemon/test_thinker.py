@@ -6,10 +6,12 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
+import pytest
 from builders import START_MS, bars, forecast, quote
 from fakes import FixedForecaster
 
 from tracepaper.daemon.thinker import InlineThinker, Memory, WorkerThinker, no_model
+from tracepaper.daemon.worker import Worker
 from tracepaper.strategies.types import Bar, Forecast, Late, ModelChange
 
 KEY = "linear:BTCUSDT"
@@ -40,18 +42,19 @@ class Gated(FixedForecaster):
 async def test_a_forecast_in_time_is_the_answer() -> None:
     forecaster = FixedForecaster(says, context=1)
     worker = WorkerThinker(
-        forecaster, Memory([KEY], context=1), period_start_ms=0, deadline_ms=10_000
+        forecaster, Memory([KEY], context=1), Worker("model"), period_start_ms=0, deadline_ms=10_000
     )
     await worker(start())
     (item,) = bars(1)
     assert await worker(item) == says([item])
-    worker.close()
 
 
 async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_next() -> None:
     forecaster = Gated()
     forecaster.gate.set()
-    worker = WorkerThinker(forecaster, Memory([KEY], context=1), period_start_ms=0, deadline_ms=50)
+    worker = WorkerThinker(
+        forecaster, Memory([KEY], context=1), Worker("model"), period_start_ms=0, deadline_ms=50
+    )
     await worker(start())
     first, second = bars(2)
     forecaster.gate.clear()
@@ -62,19 +65,18 @@ async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_nex
         answer = await worker(second)
     assert forecaster.order == [first.open_time_ms, second.open_time_ms]
     assert answer in (says([second]), Late(50))
-    worker.close()
 
 
 async def test_only_bars_are_answered() -> None:
     worker = WorkerThinker(
         FixedForecaster(says, context=1),
         Memory([KEY], context=1),
+        Worker("model"),
         period_start_ms=0,
         deadline_ms=1_000,
     )
     assert await worker(quote()) is None
     assert await no_model(bars(1)[0]) is None
-    worker.close()
 
 
 def test_warm_up_bars_are_remembered_and_the_start_warms_the_model_with_them() -> None:
@@ -128,3 +130,19 @@ def test_memory_equals_the_tail_of_what_it_took() -> None:
     assert memory.since(KEY, 0) == history[-3:]
     assert memory.last(KEY) == history[-1]
     assert memory.warm_from() == ((KEY, history[-3].open_time_ms),)
+
+
+async def test_an_error_of_the_model_reaches_whoever_asked() -> None:
+    def broken(_seen: Sequence[Bar]) -> Forecast:
+        raise ZeroDivisionError
+
+    worker = WorkerThinker(
+        FixedForecaster(broken, context=1),
+        Memory([KEY], context=1),
+        Worker("model"),
+        period_start_ms=0,
+        deadline_ms=10_000,
+    )
+    await worker(start())
+    with pytest.raises(ZeroDivisionError):
+        await worker(bars(1)[0])
