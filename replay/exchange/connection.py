@@ -39,15 +39,17 @@ class Connection:
 
     async def write(self, socket: web.WebSocketResponse) -> None:
         """Write what waits, for as long as the connection lives."""
-        while not self.is_cut:
-            await self._filled.wait()
-            self._filled.clear()
-            try:
+        try:
+            while not self.is_cut:
+                await self._filled.wait()
+                self._filled.clear()
                 while self._outbox:
                     await socket.send_frame(self._outbox.popleft(), WSMsgType.TEXT)
-            except ConnectionResetError:
-                self.cut()
-            self._drained.set()
+                self._drained.set()
+        except ConnectionResetError:
+            self.cut()
+        finally:
+            self._drained.set()  # nobody waits for a connection that is gone
 
     async def drained(self) -> None:
         """Wait until everything queued so far is written, or the connection is cut."""

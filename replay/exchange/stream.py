@@ -21,6 +21,8 @@ ARGS_CHARACTERS_MAX: Final = 21_000
 CONNECTIONS_PER_WINDOW: Final = 500
 CONNECTION_WINDOW_S: Final = 300.0
 CLOSE_TIMEOUT_S: Final = 1.0
+ANSWER_S: Final = 0.01
+"""No exchange answers within microseconds, and pybit registers its callback after it has sent."""
 
 Message = dict[str, Any]
 
@@ -53,6 +55,7 @@ class Stream:
         try:
             async for message in socket:
                 if message.type is WSMsgType.TEXT:
+                    await asyncio.sleep(ANSWER_S)
                     self._answer(connection, message.data)
         finally:
             hub.leave(connection)

@@ -24,6 +24,7 @@ DATA = Path(__file__).parents[2] / "data" / "candles"
 FILE = f"BTCUSDT={DATA / 'binance_um_BTCUSDT_1m_2025-05.csv.gz'}"
 SPEED = 600.0
 DEADLINE_S = 15.0
+LIVES_OF_PYBIT = 3
 
 
 @asynccontextmanager
@@ -87,33 +88,46 @@ async def test_pybit_waits_out_a_10006_and_raises_on_a_refusal() -> None:
             )
 
 
+def follow_by_pybit(category: Category) -> tuple[threading.Event, Counter[str]]:
+    """Subscribe every topic in a thread of its own; the event is set when each came thrice.
+
+    pybit registers a topic after it has sent the request, and dies of an answer that is faster;
+    then its subscribe waits for ever, so its thread is a daemon.
+    """
+    seen: Counter[str] = Counter()
+    enough = threading.Event()
+
+    def keep(message: dict[str, Any]) -> None:
+        seen[message["topic"]] += 1
+        if len(seen) == 4 and min(seen.values()) >= 3:
+            enough.set()
+
+    def follow() -> None:
+        stream = pybit.unified_trading.WebSocket(channel_type=category.value, testnet=False)
+        stream.orderbook_stream(50, "BTCUSDT", keep)
+        stream.ticker_stream("BTCUSDT", keep)
+        stream.trade_stream("BTCUSDT", keep)
+        stream.kline_stream(1, "BTCUSDT", keep)
+        enough.wait(DEADLINE_S)
+        stream.exit()
+
+    threading.Thread(target=follow, daemon=True).start()
+    return enough, seen
+
+
 @pytest.mark.parametrize("category", Category)
 async def test_pybit_follows_every_topic(
     category: Category, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    logging.getLogger("pybit").setLevel(logging.CRITICAL)
     async with exchange_of(category) as exchange:
         url = exchange.stream_url + "/v5/public/{CHANNEL_TYPE}"
         monkeypatch.setattr(pybit.unified_trading, "PUBLIC_WSS", url)
-        logging.getLogger("pybit").setLevel(logging.CRITICAL)
-        seen: Counter[str] = Counter()
-        enough = threading.Event()
-
-        def keep(message: dict[str, Any]) -> None:
-            seen[message["topic"]] += 1
-            if len(seen) == 4 and min(seen.values()) >= 3:
-                enough.set()
-
-        def follow() -> pybit.unified_trading.WebSocket:
-            stream = pybit.unified_trading.WebSocket(channel_type=category.value, testnet=False)
-            stream.orderbook_stream(50, "BTCUSDT", keep)
-            stream.ticker_stream("BTCUSDT", keep)
-            stream.trade_stream("BTCUSDT", keep)
-            stream.kline_stream(1, "BTCUSDT", keep)
-            return stream
-
-        stream = await asyncio.to_thread(follow)
-        assert await asyncio.to_thread(enough.wait, DEADLINE_S), seen
-        await asyncio.to_thread(stream.exit)
+        for _ in range(LIVES_OF_PYBIT):
+            enough, seen = follow_by_pybit(category)
+            if await asyncio.to_thread(enough.wait, DEADLINE_S / LIVES_OF_PYBIT):
+                return
+        pytest.fail(f"pybit saw only {seen}")
 
 
 # ---------------------------------------------------------------- ccxt
