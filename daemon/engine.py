@@ -300,7 +300,11 @@ class Engine:
     def _submit(
         self, ledger: Ledger, bar: Bar, target: int, decision: Decision, *, reason: str = ""
     ) -> tuple[Order, ...]:
-        before = ledger.brokers[bar.instrument].wanted
+        broker = ledger.brokers[bar.instrument]
+        before = broker.wanted
+        held = ledger.portfolio.holdings[bar.instrument].quantity
+        if target == before == held and broker.order is None:
+            return ()  # as at most bars
         changed = ledger.submit(
             bar.instrument,
             target,
@@ -360,8 +364,9 @@ class Engine:
 
     def _mark(self, instrument: str, price: int) -> None:
         self._ledger.portfolio.mark(instrument, price)
-        for twin in self._twins.values():
-            twin.portfolio.mark(instrument, price)
+        if self._twins:
+            for twin in self._twins.values():
+                twin.portfolio.mark(instrument, price)
 
     # ------------------------------------------------------------ the record
 

@@ -158,6 +158,10 @@ AT_LEAST: Final = frozenset(
 """Gates that pass at or above their threshold; the others pass at or below it."""
 
 
+_PLAIN: Final = frozenset({Gate.OPERATOR, Gate.WARM, Gate.LATE, Gate.GAP})
+"""Gates that look at nothing but the command, the count of bars, the lateness and the hole."""
+
+
 class GateBench:
     """The gates that a strategy declared, with their thresholds, ready to judge bars."""
 
@@ -172,12 +176,24 @@ class GateBench:
             for index, gate in enumerate(ordered)
         )
         self.all_passed = (1 << len(ordered)) - 1
+        self._is_plain = _PLAIN.issuperset(ordered)
+        self._last_key: tuple[bool, int, int, int] | None = None
+        self._last: tuple[tuple[float | None, ...], int] = ((), 0)
 
     def judge(self, seen: Evidence) -> tuple[tuple[float | None, ...], int]:
         """Return every gate's measure, and a mask whose bit i says that gate i passed.
 
-        A measure that cannot be computed (or is not finite) is null and fails.
+        A measure that cannot be computed (or is not finite) is null and fails. Without a model,
+        quotes and limits most bars look alike: then the last judgement is the same object.
         """
+        if not self._is_plain:
+            return self._judged(seen)
+        key = (seen.running, seen.bars, seen.late_ms, seen.missing_bars)
+        if key != self._last_key:
+            self._last_key, self._last = key, self._judged(seen)
+        return self._last
+
+    def _judged(self, seen: Evidence) -> tuple[tuple[float | None, ...], int]:
         measures: list[float | None] = []
         passed = 0
         for measure_of, threshold, at_least, bit in self._tests:
