@@ -229,14 +229,18 @@ class EmbeddedExchange:
         for timed in self._plan.listed:
             await self._arm_later(timed)
         for timed in self._plan.scheduled():
+            if self.clock.ended:
+                return
             await self._arm_later(timed)
             await self._until_fired(timed.fault)
 
     async def _arm_later(self, timed: TimedFault) -> None:
+        """Arm a fault after its wait, unless the data has ended and nothing can be hit."""
         await self.hub.subscribed.wait()
         await asyncio.sleep(timed.wait_s)
         await self.hub.subscribed.wait()
-        self.hub.arm(timed.fault)
+        if not self.clock.ended:
+            self.hub.arm(timed.fault)
 
     async def _until_fired(self, fault: Fault) -> None:
         """Wait until *fault* has hit, but not for ever: no client may listen to its topic."""
