@@ -88,7 +88,7 @@ def perform(wanted: Demonstration) -> None:
     with exchange_beside(wanted.data or str(DEMO_CANDLES), wanted.speed) as served:
         config = _configured(wanted, served)
         log.configure(level=config.log.level, output=config.log.format)
-        with showing(limit=wanted.bars) as shown:
+        with showing(limit=wanted.bars, until_ms=served["end_ms"]) as shown:
             daemon = Daemon(config, database, kind=RunKind.DEMO, hooks=shown.hooks())
             asyncio.run(daemon.run())
     if shown.run is None:
@@ -135,6 +135,8 @@ def _sum_up(wanted: Demonstration, shown: Shown, database: Path) -> None:
         print_json(_document(summary, database, chain, sequence))
         return
     console = Console()
+    if shown.reached_end:
+        console.print("The candles came to their end.")
     show(console, summary)
     if sequence is not None:
         console.print(Rule("One decision, explained", align="left", style="dim"))

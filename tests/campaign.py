@@ -24,6 +24,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -377,27 +378,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Daemons under every fault and SIGKILL.")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="rounds at a time")
     parser.add_argument("--bars", type=int, default=900)
     parser.add_argument("--speed", type=float, default=1_500.0)
     parser.add_argument("--fault-every", type=float, default=1.0)
     wanted = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    good = 0
     began = time.monotonic()
-    for number in range(wanted.rounds):
+
+    def played(number: int) -> bool:
         seed = wanted.seed + number
         try:
             outcome = play(seed, bars=wanted.bars, speed=wanted.speed, every_s=wanted.fault_every)
         except RoundFailed as failure:
             print(f"round {number + 1} (seed {seed}): FAILED, {failure}", flush=True)
-            continue
-        good += 1
+            return False
         print(
             f"round {number + 1} (seed {seed}): {outcome.bars} bars once each, {outcome.fills} "
             f"fills, {outcome.late} late, {outcome.kills} kills, "
             f"{sum(outcome.fired.values())} faults",
             flush=True,
         )
+        return True
+
+    with ThreadPoolExecutor(wanted.jobs) as pool:
+        good = sum(pool.map(played, range(wanted.rounds)))
     minutes = (time.monotonic() - began) / 60
     print(f"{good} passed, {wanted.rounds - good} failed in {minutes:.1f} minutes")
     return 0 if good == wanted.rounds else 1
