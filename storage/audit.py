@@ -57,6 +57,9 @@ class SqlAuditLog:
     def __init__(self, writer: Writer, group_steps: int = GROUP_STEPS) -> None:
         self._writer = writer
         self._connection = writer.connection
+        raw = writer.connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        self._raw = raw  # for transactions, which cost less without a layer in between
         self._group_steps = group_steps
         self._thread: ThreadPoolExecutor | None = None
         self._encoder: StepEncoder | None = None
@@ -122,7 +125,7 @@ class SqlAuditLog:
         Raises ``DataInvalid`` where there is no such run, or its end is not what its row says.
         """
         self.flush()
-        resumed = read_resumed(self._raw(), run_id)
+        resumed = read_resumed(self._raw, run_id)
         self._execute(
             lambda: self._connection.exec_driver_sql(
                 "UPDATE runs SET ended_at_ms = NULL WHERE run_key = ?", (resumed.run_key,)
@@ -232,7 +235,7 @@ class SqlAuditLog:
         for table, rows in self._rows.items():
             self._insert(table, rows)
         head = (self._next_sequence, self._head, self._run_key)
-        self._connection.exec_driver_sql(_UPDATE_HEAD, head)
+        self._raw.execute(_UPDATE_HEAD, head)
 
     def _insert(self, table: str, rows: list[Row], columns: tuple[str, ...] = ()) -> None:
         if rows:
@@ -244,9 +247,9 @@ class SqlAuditLog:
             raise AuditUnwritable(self._refusal)
         self._is_writable = False
         try:
-            self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+            self._raw.execute("BEGIN IMMEDIATE")
             write()
-            self._connection.exec_driver_sql("COMMIT")
+            self._raw.execute("COMMIT")
         except (DBAPIError, sqlite3.Error) as error:
             self._roll_back()
             cause = error.orig if isinstance(error, DBAPIError) else error
@@ -262,15 +265,9 @@ class SqlAuditLog:
         self._is_writable = True
 
     def _roll_back(self) -> None:
-        raw = self._raw()
-        if raw.in_transaction:
-            raw.rollback()
+        if self._raw.in_transaction:
+            self._raw.rollback()
 
     def _in_writer(self, work: Callable[[], Result]) -> Result:
         """Run *work* after all that the writer thread still has to do."""
         return work() if self._thread is None else self._thread.submit(work).result()
-
-    def _raw(self) -> sqlite3.Connection:
-        raw = self._connection.connection.driver_connection
-        assert isinstance(raw, sqlite3.Connection)
-        return raw
