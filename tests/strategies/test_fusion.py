@@ -1,0 +1,83 @@
+"""Discard thresholds are exact order statistics, found without sorting."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attention_cases import case, masks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tracepaper.strategies.attention import fusion, reference
+from tracepaper.strategies.attention.checks import Layer
+from tracepaper.strategies.attention.fusion import (
+    discard_thresholds,
+    fuse_heads,
+    step_back,
+    step_forward,
+    stripes,
+)
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.precision import tie_slack
+from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.errors import AttentionInvalid
+
+torch.set_num_threads(1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    masks(60),
+    st.integers(1, 50),
+    st.integers(0, 99),
+    st.sampled_from([0.001, 0.25, 0.5, 0.9, 0.999]),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.sampled_from(["mean", "max", "min"]),
+)
+def test_the_threshold_is_the_kth_value_of_what_the_mask_shows(
+    mask: Mask, time: int, seed: int, ratio: float, dtype: torch.dtype, head_fusion: str
+) -> None:
+    made = case(mask, seed=seed, batch=2, time=time, layers=1, dtype=dtype)
+    layer = Layer(made.queries[0], made.keys[0], made.sums[0], 8**-0.5)
+    fuse = fuse_heads(head_fusion, torch.tensor([0.5, 0.5], dtype=dtype))
+    found = discard_thresholds(layer, mask, fuse, ratio) / (1.0 - tie_slack(layer))
+    fused = torch.zeros(2, time, time, dtype=dtype)
+    for stripe in stripes(layer, mask):
+        rows = slice(stripe.block.start, stripe.block.stop)
+        fused[stripe.element, rows, stripe.keys] = fuse(stripe)
+    seen = reference.visible(time, mask)
+    for element in range(2):
+        ordered = fused[element][seen].sort().values
+        wanted = float(ordered[int(ratio * len(ordered))])
+        assert float(found[element]) == pytest.approx(
+            wanted, rel=1e-6 if dtype.itemsize == 4 else 1e-14
+        )
+
+
+def test_many_small_stripes_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = case(Mask.causal(), time=60, layers=2)
+    arguments = (made.queries, made.keys, made.sums, [59, 7], made.mask)
+    once = rollout_rows(*arguments, head_fusion="max", discard_ratio=0.3).weights
+    monkeypatch.setattr(fusion, "STRIPE_ENTRIES", 500)
+    often = rollout_rows(*arguments, head_fusion="max", discard_ratio=0.3).weights
+    torch.testing.assert_close(often, once, rtol=0, atol=1e-14)
+
+
+def test_forward_and_backward_steps_are_one_matrix() -> None:
+    made = case(Mask.window(9), time=30, batch=2, layers=1)
+    layer = Layer(made.queries[0], made.keys[0], made.sums[0], 8**-0.5)
+    fuse = fuse_heads("max", torch.empty(0))
+    identity = torch.eye(30, dtype=torch.float64).expand(2, -1, -1).clone()
+    backward = step_back(layer, identity, made.mask, fuse, residual_weight=0.3)
+    forward = step_forward(layer, identity, made.mask, fuse, residual_weight=0.3)
+    torch.testing.assert_close(backward, forward, rtol=0, atol=1e-14)
+    torch.testing.assert_close(forward.sum(dim=-1), torch.ones(2, 30, dtype=torch.float64))
+
+
+def test_a_row_that_keeps_nothing_is_refused_where_no_residual_is_left() -> None:
+    made = case(Mask.full(), time=60, layers=1, size=4.0)
+    with pytest.raises(AttentionInvalid, match="raise residual_weight or lower discard_ratio"):
+        rollout_rows(
+            made.queries, made.keys, made.sums, list(range(60)), made.mask,
+            discard_ratio=0.999, residual_weight=0.0,
+        )  # fmt: skip

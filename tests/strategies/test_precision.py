@@ -1,0 +1,77 @@
+"""What rounding may do to a product, and what is done where it would do too much."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attention_cases import case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tracepaper.strategies.attention import reference
+from tracepaper.strategies.attention.checks import Layer
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.precision import (
+    check_mass,
+    magnitude,
+    mass_tolerance,
+    own_logsumexp,
+    restate,
+)
+from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.errors import AttentionInvalid
+
+torch.set_num_threads(1)
+MASKS = (Mask.full(), Mask.causal(), Mask.window(13))
+
+
+def layer_of(mask: Mask, *, size: float = 1.0, dtype: torch.dtype = torch.float32) -> Layer:
+    made = case(mask, time=70, layers=1, size=size, dtype=dtype)
+    return Layer(made.queries[0], made.keys[0], made.sums[0], 8**-0.5)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_own_logsumexp_equals_the_stored_matrices(mask: Mask) -> None:
+    layer = layer_of(mask, dtype=torch.float64)
+    wanted = reference.logsumexp(layer.query, layer.key, mask)
+    torch.testing.assert_close(own_logsumexp(layer, mask), wanted, rtol=0, atol=1e-13)
+
+
+def test_no_score_exceeds_the_magnitude() -> None:
+    layer = layer_of(Mask.full(), size=3.0)
+    scores = layer.query @ layer.key.transpose(2, 3) * layer.scale
+    assert float(scores.abs().max()) <= magnitude(layer)
+
+
+def test_ordinary_layers_stay_as_they_are_and_huge_ones_become_float64() -> None:
+    ordinary, huge = layer_of(Mask.causal()), layer_of(Mask.causal(), size=1_000.0)
+    assert restate(ordinary, Mask.causal()) is ordinary
+    restated = restate(huge, Mask.causal())
+    assert restated.logsumexp.dtype == torch.float64
+    wanted = reference.logsumexp(huge.query.double(), huge.key.double(), Mask.causal())
+    torch.testing.assert_close(restated.logsumexp, wanted, rtol=0, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([30.0, 1e3, 1e5]), st.sampled_from(MASKS))
+def test_rows_of_huge_scores_still_sum_to_one(seed: int, size: float, mask: Mask) -> None:
+    for dtype, limit in ((torch.float32, 1e-6), (torch.float64, size * size * 1e-13)):
+        made = case(mask, seed=seed, time=40, size=size, dtype=dtype)
+        result = rollout_rows(made.queries, made.keys, made.sums, [0, 39], mask)
+        wanted = reference.rollout(made.matrices, mask)[:, [0, 39]]
+        assert float((result.weights - wanted).abs().max()) < limit
+
+
+def test_the_tolerance_stays_far_below_what_a_wrong_base_loses() -> None:
+    for size in (0.1, 1.0, 5.0, 20.0):
+        layer = restate(layer_of(Mask.causal(), size=size), Mask.causal())
+        assert mass_tolerance(layer) < 0.05
+
+
+@pytest.mark.parametrize("value", [0.9, 1.1, float("nan"), float("inf")])
+def test_a_lost_gained_or_undefined_mass_is_refused(value: float) -> None:
+    mass = torch.ones(1, 3, 2)
+    check_mass(mass, torch.ones(1, 2), 1e-5)
+    mass[0, 1, 1] = value
+    with pytest.raises(AttentionInvalid, match="Head 1 did not keep"):
+        check_mass(mass, torch.ones(1, 2), 1e-5)
