@@ -28,9 +28,11 @@ Z_WINDOW: Final = 256
 SUM_WINDOWS: Final = (8, 16, 32, 64, 256)
 CHANNEL_WINDOW: Final = 128
 RETURN_LAGS: Final = (1, 3, 6, 12, 24, 72, 240)
-CLOSE_LAGS: Final = (*RETURN_LAGS, 16, 64)
+CLOSE_LAGS: Final = (*RETURN_LAGS, 16)
 SIGMA_FLOOR: Final = 1e-5
 """Least volatility of one bar (0.1 basis points): a flat market has no scale of its own."""
+SIGMA_USUAL: Final = 1e-3
+"""The volatility of a minute from which ``sigma_level`` is measured."""
 SPREAD_FLOOR: Final = 0.01
 """Least standard deviation in a z-score: a series that hardly moves is no signal."""
 TINY: Final = 1e-300
@@ -49,7 +51,7 @@ NAMES: Final = (
     "flow_16",  # volume of rising less of falling bars ÷ all volume
     "flow_64",
     "rsi_16",  # Cutler's form, from -1 to 1: net ÷ total absolute log return
-    "rsi_64",
+    "sigma_level",  # log(σ ÷ 0.001): a level that no window has taken out
     "macd_16_64",  # log of mean close over 16 ÷ over 64 bars, ÷ (σ √64)
     "bollinger_32",  # (close - mean) ÷ (2 standard deviations of the close)
     "distance_64",  # log(close ÷ mean close) ÷ (σ √window)
@@ -67,7 +69,7 @@ _GAIN: Final = {
     2.0: ("realised_8", "flow_16", "macd_16_64", "distance_64", "distance_256", "channel_128"),
     4.0: (
         *("realised_32", "parkinson_16", "parkinson_64", "volume_16", "volume_64"),
-        *("flow_64", "rsi_16", "rsi_64", "autocorrelation_64"),
+        *("flow_64", "rsi_16", "autocorrelation_64"),
     ),
 }
 GAINS: Final[Array] = np.array(
@@ -149,7 +151,7 @@ def raw_rows(
 ) -> Array:
     """Return [30, time] features before clipping, in the order of ``NAMES``.
 
-    *past_closes* is [9, time], the close each of ``CLOSE_LAGS`` bars before; *extremes* is
+    *past_closes* is [8, time], the close each of ``CLOSE_LAGS`` bars before; *extremes* is
     [2, time]: highest high and negative lowest low of 128 bars.
     """
     close = sums[1][CLOSE]
@@ -173,11 +175,6 @@ def raw_rows(
         share: Array = sums[window][SIGNED_VOLUME] / np.maximum(sums[window][VOLUME], TINY)
         return share
 
-    def rsi(window: int) -> Array:
-        net: Array = np.log(close / past_closes[CLOSE_LAGS.index(window)])
-        share: Array = net / np.maximum(sums[window][ABSOLUTE], TINY)
-        return share
-
     returns = [
         np.log(close / past_closes[i]) / (sigma * float(np.sqrt(lag)))
         for i, lag in enumerate(RETURN_LAGS)
@@ -199,8 +196,8 @@ def raw_rows(
             relative_volume(64),
             flow(16),
             flow(64),
-            rsi(16),
-            rsi(64),
+            np.log(close / past_closes[-1]) / np.maximum(sums[16][ABSOLUTE], TINY),
+            np.log(sigma / SIGMA_USUAL),
             np.log(mean_close(16) / mean_close(64)) / (sigma * 8.0),
             (1.0 - mean_close(32) / close) / (2.0 * deviation),
             np.log(close / mean_close(64)) / (sigma * 8.0),

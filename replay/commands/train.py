@@ -47,7 +47,7 @@ def train(
         "rope"
     ),
     dropout: Annotated[float, typer.Option(help="Share of activations to drop.")] = 0.1,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = 450,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = 400,
     length: Annotated[int, typer.Option(min=64, help="Bars of a chunk.")] = 4_352,
     batch: Annotated[int, typer.Option(min=1, help="Chunks of a batch.")] = 2,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches of a step.")] = 1,

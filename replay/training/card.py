@@ -117,16 +117,22 @@ def sentences(figures: Mapping[str, Any], gates: Mapping[str, Any], *, horizon: 
         f"The entropy gate {verb} a random gate on the surest tenth of bars: accuracy changed by"
         f" {100 * gained:+.1f} points (± {100 * noise:.1f})."
     )
-    traded = gates["traded"]
-    cost = 1e4 * ROUND_TRIP_COST
-    told.append(
-        f"A calibrated edge above a round trip of {cost:.0f} basis points passed"
-        f" {traded['edge_per_1000_bars']:.1f} of 1,000 bars; {_net(traded['edge_net_bp'])}."
-    )
+    told.append(_edge(gates["traded"]["edge"]))
     return told
 
 
-def _net(pair: Sequence[float]) -> str:
-    if not pair:
-        return "none was traded on untouched time"
-    return f"they made {pair[0]:+.1f} basis points a trade after costs (± {pair[1]:.1f})"
+def _edge(passed: Mapping[str, Any]) -> str:
+    """Say what a calibrated edge above the costs let through, and how little that proves."""
+    cost = 1e4 * ROUND_TRIP_COST
+    told = (
+        f"A calibrated edge above a round trip of {cost:.0f} basis points passed"
+        f" {passed['bars_per_1000']:.1f} of 1,000 untouched bars"
+    )
+    if not passed["trades"]:
+        return f"{told}, and none was traded."
+    net, error = passed["net_bp"]
+    return (
+        f"{told}: {passed['trades']} separate trades on {passed['days']} days, {net:+.1f} basis"
+        f" points each (± {error:.1f} by days) before slippage, which violent minutes have most of;"
+        " so few days prove nothing."
+    )

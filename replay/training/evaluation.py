@@ -16,7 +16,7 @@ from tracepaper.replay.training.calibration import probabilities
 from tracepaper.replay.training.chunks import Samples
 from tracepaper.replay.training.figures import Figure
 from tracepaper.replay.training.predict import Predictions, joined, predict
-from tracepaper.replay.training.targets import NO_LABEL
+from tracepaper.replay.training.targets import NO_LABEL, VARIANCE_FLOOR
 from tracepaper.strategies.features_rolling import Array
 
 DAY_MS: Final = 86_400_000
@@ -196,11 +196,10 @@ def report(found: Judged, *, temperature: float, slope: float) -> dict[str, Any]
 
 
 def _explained(forecast: Array, variance: Array, days: NDArray[np.int64]) -> Figure:
-    """Return R² of log variances against the mean log variance."""
+    """Return R² of log variances, each about its own mean: the logarithm of a mean is biased."""
     log_v = np.log(variance)
-    shift = log_v.mean()
-    log_f = np.log(np.maximum(forecast, 1e-6))
-    return figures.r_squared(log_f - shift, log_v - shift, days)
+    log_f = np.log(np.maximum(forecast, VARIANCE_FLOOR))
+    return figures.r_squared(log_f - log_f.mean(), log_v - log_v.mean(), days)
 
 
 def _each(

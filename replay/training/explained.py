@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.training.calibration import ROUND_TRIP_COST, measures
 from tracepaper.replay.training.chunks import Samples
-from tracepaper.replay.training.figures import Figure, mean
+from tracepaper.replay.training.figures import mean
 from tracepaper.replay.training.selective import table, top
 from tracepaper.replay.training.series import Segment
 from tracepaper.strategies.errors import DataInvalid
@@ -22,15 +22,23 @@ from tracepaper.strategies.types import Bar, Forecast, Source
 _DAY_MS: Final = 86_400_000
 _SEED: Final = 20_170_817
 _BASIS_POINTS: Final = 1e4
+_BUSY_SHARE: Final = 0.033  # a gate as loose as 33 bars in 1,000, to compare with
+_FIXED: Final = ("value", "traded", "mean", "stdev", "margin", "volatility")
 
 
 @dataclass(frozen=True)
 class Explained:
-    """Rows [row] of one horizon: forecast, measures by name, and the log return that followed."""
+    """Rows [row] of one horizon: forecast, measures by name, and what followed.
+
+    ``value`` is the log return from this close, ``traded`` that from the next bar's open, both to
+    the close *horizon* bars ahead; ``place`` numbers the bars, further apart between segments.
+    """
 
     horizon: int
     days: NDArray[np.int64]
+    place: NDArray[np.int64]
     value: Array
+    traded: Array
     mean: Array
     stdev: Array
     margin: Array
@@ -92,15 +100,17 @@ def explain(
         known = [forecast for forecast in chosen if forecast is not None]
         if len(known) != len(chosen):
             raise DataInvalid("A bar with a full context has no forecast; check the checkpoint.")
-        rows.append(_row_columns(samples.segment, labelled, known, horizon, slope))
+        columns = _row_columns(samples.segment, labelled, known, horizon, slope)
+        apart = rows[-1]["place"][-1] + horizon + 1 if rows else 0.0
+        rows.append(columns | {"place": labelled - labelled[0] + apart})
     if not rows:
         raise DataInvalid(
             f"No segment holds {forecaster.context} bars before a labelled one; give more data."
         )
     merged = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
-    fixed = {name: merged.pop(name) for name in ("value", "mean", "stdev", "margin", "volatility")}
-    days = merged.pop("day").astype(np.int64)
-    return Explained(horizon=horizon, days=days, measures=merged, **fixed)
+    days, place = (merged.pop(name).astype(np.int64) for name in ("days", "place"))
+    fixed = {name: merged.pop(name) for name in _FIXED}
+    return Explained(horizon=horizon, days=days, place=place, measures=merged, **fixed)
 
 
 def _row_columns(
@@ -114,8 +124,9 @@ def _row_columns(
     up = np.array([forecast.p_up[at] for forecast in forecasts])
     down = np.array([forecast.p_down[at] for forecast in forecasts])
     return {
-        "day": (segment.open_time_ms[rows] // _DAY_MS).astype(np.float64),
+        "days": (segment.open_time_ms[rows] // _DAY_MS).astype(np.float64),
         "value": np.log(segment.close[rows + horizon] / segment.close[rows]),
+        "traded": np.log(segment.close[rows + horizon] / segment.candles.open[rows + 1]),
         "mean": np.array([forecast.mean_return[at] for forecast in forecasts]),
         "stdev": np.array([forecast.stdev_return[at] for forecast in forecasts]),
         "margin": np.abs(up - down) / (up + down),
@@ -140,34 +151,49 @@ def selective(found: Explained) -> dict[str, Any]:
     )
 
 
+def separate(
+    chosen: NDArray[np.bool_], place: NDArray[np.int64], horizon: int
+) -> NDArray[np.bool_]:
+    """Return the chosen rows that open a trade: those after the last trade's *horizon* bars."""
+    opened = np.zeros(len(chosen), dtype=np.bool_)
+    free = -1
+    for row in np.flatnonzero(chosen).tolist():
+        if place[row] >= free:
+            opened[row] = True
+            free = int(place[row]) + horizon
+    return opened
+
+
 def traded(found: Explained, thresholds: Mapping[str, float]) -> dict[str, Any]:
     """Return what gates would have let through, and its net result in basis points a trade.
 
-    Every passing bar counts as one trade held to the horizon, overlaps and all, at the taker's
-    round trip. ``thresholds`` names lower bounds, and an upper one for ``shift``.
+    A trade opens at the next bar's open, is held to the horizon, pays the taker's round trip and
+    no slippage; no two overlap. ``thresholds`` are lower bounds, and an upper one for ``shift``.
     """
-    net = (np.sign(found.mean) * found.value - ROUND_TRIP_COST) * _BASIS_POINTS
-    passed = np.ones(len(net), dtype=np.bool_)
+    passed = np.ones(len(found.value), dtype=np.bool_)
     for name, threshold in thresholds.items():
         measure = found.measures[name]
         passed &= measure <= threshold if name == "shift" else measure >= threshold
     edge = found.measures["edge"] >= 1.0
-    busiest = top(found.measures["edge"], 0.033)
     return {
-        "bars": len(net),
-        "ungated_net_bp": _pair(mean(net, found.days)),
-        "largest_edges_33_per_1000_net_bp": _chosen(net, busiest, found.days),
-        "edge_per_1000_bars": round(1000 * float(edge.mean()), 3),
-        "edge_net_bp": _chosen(net, edge, found.days),
-        "all_gates_per_1000_bars": round(1000 * float((passed & edge).mean()), 3),
-        "all_gates_net_bp": _chosen(net, passed & edge, found.days),
+        "bars": len(found.value),
+        "ungated": _result(found, np.ones_like(edge)),
+        "largest_edges": _result(found, top(found.measures["edge"], _BUSY_SHARE)),
+        "edge": _result(found, edge),
+        "all_gates": _result(found, passed & edge),
     }
 
 
-def _chosen(net: Array, chosen: NDArray[np.bool_], days: NDArray[np.int64]) -> list[float]:
-    """Return [mean, error] of the chosen rows; empty where there are none."""
-    return _pair(mean(net[chosen], days[chosen])) if chosen.any() else []
-
-
-def _pair(found: Figure) -> list[float]:
-    return [round(found.value, 3), round(found.error, 3)]
+def _result(found: Explained, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return how many bars passed, the separate trades and days of them, and their net result."""
+    opened = separate(chosen, found.place, found.horizon)
+    net = (np.sign(found.mean) * found.traded - ROUND_TRIP_COST)[opened] * _BASIS_POINTS
+    days = found.days[opened]
+    result: dict[str, Any] = {
+        "bars_per_1000": round(1000 * float(chosen.mean()), 3),
+        "trades": int(opened.sum()),
+        "days": len(np.unique(days)),
+    }
+    if len(net):
+        result["net_bp"] = [round(part, 3) for part in mean(net, days)]
+    return result

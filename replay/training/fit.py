@@ -40,7 +40,7 @@ STATE_NAME: Final = "training.pt"
 class FitOptions:
     """How long and how to fit; ``accumulate`` batches make one step of the optimiser."""
 
-    steps: int = 450
+    steps: int = 400
     batch: int = 2
     length: int = 4_352
     accumulate: int = 1

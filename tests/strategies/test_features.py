@@ -192,7 +192,8 @@ def test_a_dead_market_says_nothing_but_the_time() -> None:
     row = dict(zip(NAMES, block.values[-1].tolist(), strict=True))
     loud = {name for name, value in row.items() if value != 0.0}
     calendar = {"hour_sin", "hour_cos", "weekday_sin", "weekday_cos"}
-    assert loud - calendar <= {"volume_16", "volume_64"}  # log(1 + 0) - log 2
+    # No volume is log(1 + 0) - log 2 below the usual; no move is the floor of σ.
+    assert loud - calendar == {"volume_16", "volume_64", "sigma_level"}
     assert block.sigma[-1] == SIGMA_FLOOR
 
 
@@ -211,6 +212,7 @@ def test_features_mean_what_they_are_called() -> None:
     assert row["rsi_16"] == pytest.approx(
         4 * float(moves[-16:].sum() / np.abs(moves[-16:]).sum()), abs=1e-5
     )
+    assert row["sigma_level"] == pytest.approx(float(np.log(sigma * 1000)), abs=1e-5)
     middle, spread = close[-32:].mean(), close[-32:].std()
     assert row["bollinger_32"] == pytest.approx((close[-1] - middle) / (2 * spread), abs=1e-4)
     high = max(bar.high for bar in bars[-128:])
