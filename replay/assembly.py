@@ -37,7 +37,7 @@ class Replay:
         return load_forecaster(self.config)
 
 
-def build(
+def build(  # noqa: PLR0913 - the options of a replay
     config: Config,
     candles: Sequence[Candles],
     *,
@@ -47,6 +47,7 @@ def build(
     funding: Sequence[FundingRates] = (),
     path: str = "scan",
     database: Path | None = None,
+    warnings: tuple[str, ...] = (),
 ) -> Replay:
     """Put a backtest over *candles* together; times are UTC milliseconds of market time.
 
@@ -85,7 +86,7 @@ def build(
         kind=RunKind.REPLAY,
         started_at_ms=started_at_ms,
         period_start_ms=feed.period_start_ms,
-        warnings=() if forecaster is None else warnings_for(config),
+        warnings=(*warnings, *(() if forecaster is None else warnings_for(config))),
     )
     return Replay(run, feed, engine, forecaster, instruments, config)
 

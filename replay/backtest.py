@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Final
 
+import msgspec
+
 from tracepaper.daemon.describing import started
 from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.ports import Think
@@ -16,10 +18,13 @@ from tracepaper.daemon.thinker import InlineThinker, Memory, no_model
 from tracepaper.replay.assembly import Replay
 from tracepaper.replay.scan import ScanThinker
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.types import Answer, Bar, Event, Step
+from tracepaper.strategies.types import Answer, Bar, Event, ModelChange, Step
 
 BREATH_EVENTS: Final = 4_096
 """Events after which the loop lets other tasks, such as a signal's, run."""
+
+ACTING_ONLY: Final = "only steps that traded are kept, so this run cannot be re-derived"
+"""The warning on a run whose log was asked to be small."""
 
 Progress = Callable[[int], None]
 
@@ -50,6 +55,23 @@ class GroupedAudit:
         self._append_now(step)
 
 
+class ActingAudit:
+    """Keeps only steps in which something was traded; what is left cannot be re-derived.
+
+    Steps are numbered anew, so that the chain over what is kept has no holes.
+    """
+
+    def __init__(self, audit: SqlAuditLog) -> None:
+        self._append_now = audit.append_now
+        self._next = 0
+
+    async def append(self, step: Step) -> None:
+        """Buffer *step* if it holds an order, a fill or the start of the run."""
+        if step.orders or step.fills or isinstance(step.event, ModelChange):
+            self._append_now(msgspec.structs.replace(step, sequence=self._next))
+            self._next += 1
+
+
 @dataclass
 class Tally:
     """What a replay has done so far; ``equity`` in money (10⁻¹⁰) after its last step."""
@@ -76,10 +98,17 @@ class Tally:
 
 
 async def run_events(
-    events: Iterable[Event], think: Think, engine: Engine, audit: SqlAuditLog, tally: Tally
+    events: Iterable[Event],
+    think: Think,
+    engine: Engine,
+    audit: SqlAuditLog,
+    tally: Tally,
+    *,
+    acting_only: bool = False,
 ) -> None:
     """Drive known *events* into *audit*; what is recorded is whole wherever it stops."""
-    await drive(KnownFeed(events), think, engine, GroupedAudit(audit), watch=tally.watch)
+    log = ActingAudit(audit) if acting_only else GroupedAudit(audit)
+    await drive(KnownFeed(events), think, engine, log, watch=tally.watch)
     audit.flush()
     tally.progress(tally.bars)
 
@@ -90,7 +119,8 @@ async def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
     audit.begin(replay.run, replay.engine.gate_sets)
     start = started(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
     events = thinking.ahead(chain((start,), replay.feed.events()))
-    await run_events(events, thinking.think, replay.engine, audit, tally)
+    acting_only = ACTING_ONLY in replay.run.warnings
+    await run_events(events, thinking.think, replay.engine, audit, tally, acting_only=acting_only)
 
 
 @dataclass(frozen=True)

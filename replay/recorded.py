@@ -20,6 +20,7 @@ from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.models import forecaster_of
 from tracepaper.daemon.state import decode_state
 from tracepaper.daemon.thinker import InlineThinker, Memory
+from tracepaper.replay.backtest import ACTING_ONLY
 from tracepaper.replay.scan import ScanThinker
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
@@ -50,6 +51,8 @@ def open_recorded(reader: Reader, database: Path, run_id: str) -> Recorded:
     run = stored.run
     if reader.pruned(stored.run_key) is not None:
         raise DataInvalid(f"Run {run_id} was pruned, so its start is gone; choose a younger run.")
+    if ACTING_ONLY in run.warnings:
+        raise DataInvalid(f"Run {run_id} says: {ACTING_ONLY}; replay its candles in full.")
     config = restore(run.config)
     if config.execution.model == "auto":
         raise ConfigInvalid(f"Run {run_id} does not say how its orders were filled.")

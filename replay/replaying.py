@@ -18,7 +18,7 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config import Config, load
 from tracepaper.daemon.config_sections import INTERVAL_MS
 from tracepaper.replay.assembly import Replay, build
-from tracepaper.replay.backtest import Tally, run_replay
+from tracepaper.replay.backtest import ACTING_ONLY, Tally, run_replay
 from tracepaper.replay.importers import Candles, read_candles, read_funding
 from tracepaper.replay.importers.times import instant
 from tracepaper.replay.rerun import rerun_recorded
@@ -47,6 +47,7 @@ class Request:
     funding: tuple[Path, ...] = ()
     path: str = "scan"
     database: Path | None = None
+    log: str = "full"
     as_json: bool = False
 
 
@@ -61,6 +62,8 @@ def perform(request: Request) -> None:
     database = request.database or Path(f"replay-{clock.wall_ms()}.db")
     if request.path not in ("scan", "step"):
         raise ConfigInvalid(f"--path is {request.path!r}; write scan or step.")
+    if request.log not in ("full", "acted"):
+        raise ConfigInvalid(f"--log is {request.log!r}; write full or acted.")
     began_s = clock.network_s()
     audit = SqlAuditLog.open(database)
     try:
@@ -105,6 +108,7 @@ def _run(
         funding=funding,
         path=request.path,
         database=database,
+        warnings=(ACTING_ONLY,) if request.log == "acted" else (),
     )
     with _progress(replay, quiet=request.as_json or not sys.stderr.isatty()) as advance:
         tally = Tally(progress=advance, stopped=stopped)

@@ -10,7 +10,7 @@ from tracepaper.daemon.config import restore
 from tracepaper.daemon.describing import continues, started
 from tracepaper.daemon.recovery import restore_engine
 from tracepaper.replay.assembly import build
-from tracepaper.replay.backtest import Tally, run_events, thinking_over
+from tracepaper.replay.backtest import ACTING_ONLY, Tally, run_events, thinking_over
 from tracepaper.replay.importers import Candles, FundingRates
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader
@@ -39,6 +39,8 @@ async def resume_replay(
         raise ConfigInvalid(f"Run {run_id} is a {run.kind.value} run; only a replay is resumed.")
     if stored.ended_at_ms is not None:
         raise ConfigInvalid(f"Run {run_id} is finished; start a new replay.")
+    if ACTING_ONLY in run.warnings:
+        raise ConfigInvalid(f"Run {run_id} says: {ACTING_ONLY}; start a new replay.")
     replay = build(
         restore(run.config),
         candles,

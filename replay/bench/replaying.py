@@ -16,7 +16,7 @@ import numpy as np
 
 from tracepaper.daemon.config import load
 from tracepaper.replay.assembly import Replay, build
-from tracepaper.replay.backtest import Tally, run_replay
+from tracepaper.replay.backtest import ACTING_ONLY, Tally, run_replay
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.importers import Candles, read_candles
 from tracepaper.replay.importers.decimals import IntArray
@@ -52,14 +52,14 @@ def tiled(bars: int) -> Candles:
     )
 
 
-def _replay(candles: Candles, strategy: str) -> Replay:
+def _replay(candles: Candles, strategy: str, *, warnings: tuple[str, ...] = ()) -> Replay:
     sections: dict[str, dict[str, Any]] = {
         "market": {"category": "linear", "symbols": [candles.symbol], "interval": "1"},
         "strategy": {"name": strategy},
         "sizing": {"mode": "fixed", "quantity": "1"},
         "account": {"cash": "1000000"},
     }
-    return build(load(None, sections), [candles], started_at_ms=0)
+    return build(load(None, sections), [candles], started_at_ms=0, warnings=warnings)
 
 
 def measure(bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None) -> dict[str, Any]:
@@ -89,6 +89,8 @@ def measure(bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None
         began = time.process_time()
         _plain_loop(closes)
         plain.append(time.process_time() - began)
+    tell("the same, keeping only steps that traded")
+    acted = _acting_bytes(candles)
     seconds = statistics.median(logged)
     quarter, last = _quarter_and_last(memory[-1])
     return {
@@ -99,9 +101,23 @@ def measure(bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None
         "plain_loop_bars_per_cpu_s": bars / statistics.median(plain),
         "times_plain_loop": seconds / statistics.median(plain),
         "database_bytes_per_bar": statistics.median(sizes),
+        "database_bytes_per_bar_acted": acted,
         "rss_mb_at_a_quarter": quarter,
         "rss_mb_at_the_end": last,
     }
+
+
+def _acting_bytes(candles: Candles) -> float:
+    """Return the database's size a bar where only steps that traded are kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder) / "acted.db"
+        audit = SqlAuditLog.open(database)
+        asyncio.run(
+            run_replay(_replay(candles, "sma_cross", warnings=(ACTING_ONLY,)), audit, Tally())
+        )
+        audit.end(0)
+        audit.close()
+        return database.stat().st_size / len(candles)
 
 
 def _quarter_and_last(marks: list[tuple[int, float]]) -> tuple[float, float]:

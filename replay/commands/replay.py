@@ -42,6 +42,9 @@ def replay(
     path: Annotated[
         str, typer.Option(help="How the model goes over the bars: scan (one pass) or step.")
     ] = "scan",
+    log: Annotated[
+        str, typer.Option(help="full, or acted: keep only steps that traded (no verify then).")
+    ] = "full",
     db: Annotated[
         Path | None,
         typer.Option("--db", metavar="FILE", help="By default a new file, replay-TIME.db."),
@@ -62,6 +65,7 @@ def replay(
         funding=tuple(funding or ()),
         path=path,
         database=db,
+        log=log,
         as_json=json,
     )
     perform(request)
