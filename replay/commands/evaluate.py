@@ -27,15 +27,14 @@ def evaluate(
     The baselines are fitted on the bars before the card's training end, so --data needs candles
     of both. Errors come from resampling whole calendar days.
     """
-    import torch
     from rich.console import Console
 
     from tracepaper.replay.samples import DEFAULT_CHECKPOINT
-    from tracepaper.replay.training.pipeline import Material, evaluated, split_of
+    from tracepaper.replay.training.pipeline import Material, evaluated, split_of, use_threads
     from tracepaper.replay.training.show import figure_tables, gate_table
     from tracepaper.storage.checkpoints import load, locate
 
-    torch.set_num_threads(threads)
+    use_threads(threads)
     found = load(locate(checkpoint, DEFAULT_CHECKPOINT))
     card = found.card
     material = Material.read(

@@ -71,14 +71,12 @@ def train(
     The calendar is cut once for all files: training, validation, calibration, untouched. Give the
     three dates, or none for shares of 65, 10 and 10 % of the bars.
     """
-    import torch
-
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.replay.training.fit import FitOptions
-    from tracepaper.replay.training.pipeline import Material, Recipe
+    from tracepaper.replay.training.pipeline import Material, Recipe, use_threads
     from tracepaper.strategies.networks.flash import FlashConfig
 
-    torch.set_num_threads(threads)
+    use_threads(threads)
     ahead = _numbers(horizons)
     config = FlashConfig(
         dim=dim,

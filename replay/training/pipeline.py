@@ -260,6 +260,11 @@ def split_of(card: Mapping[str, Any]) -> Split:
         ) from None
 
 
+def use_threads(count: int) -> None:
+    """Let PyTorch compute with *count* threads; results repeat only for the same number."""
+    torch.set_num_threads(count)
+
+
 def _device(name: str) -> torch.device:
     """Return the device of that name; raise ``ConfigInvalid`` where there is none."""
     if name == "cuda" and not torch.cuda.is_available():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +206,14 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
     text = run(models, str(out))
     assert trained["id"] in text
     assert "paper trading only" in text
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; import tracepaper.replay.commands.train, tracepaper.replay.commands.evaluate;"
+        " import tracepaper.replay.commands.models; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_bundled_checkpoint_is_listed_and_whole() -> None:
