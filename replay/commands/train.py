@@ -47,6 +47,12 @@ def train(
         "rope"
     ),
     dropout: Annotated[float, typer.Option(help="Share of activations to drop.")] = 0.1,
+    quantiles: Annotated[
+        str, typer.Option(help="Quantiles of the return to learn as well, by commas.")
+    ] = "",
+    allocation: Annotated[
+        bool, typer.Option("--allocation", help="Learn a position from -1 to 1 as well.")
+    ] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = 400,
     length: Annotated[int, typer.Option(min=64, help="Bars of a chunk.")] = 4_352,
     batch: Annotated[int, typer.Option(min=1, help="Chunks of a batch.")] = 2,
@@ -86,6 +92,8 @@ def train(
         horizons=ahead,
         encoding=encoding,
         dropout=dropout,
+        quantiles=_shares(quantiles),
+        allocation=allocation,
     )
     split = _split(train_until, validate_until, calibrate_until, max(ahead))
     material = Material.read(data, split, ahead)
@@ -136,6 +144,17 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() for part in parts):
         raise ConfigInvalid(f"--horizons is {text!r}; write bars by commas, such as 5,30,240.")
     return tuple(sorted(int(part) for part in parts))
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    try:
+        return tuple(sorted(float(part) for part in text.split(","))) if text else ()
+    except ValueError:
+        raise ConfigInvalid(
+            f"--quantiles is {text!r}; write shares by commas, such as 0.05,0.5,0.95."
+        ) from None
 
 
 def _split(

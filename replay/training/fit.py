@@ -99,6 +99,7 @@ class Fit:
         *,
         context: int,
         folder: Path,
+        levels: tuple[float, ...] = (),
     ) -> None:
         self.options = options
         self.progress = Progress(steps=options.steps)
@@ -107,6 +108,7 @@ class Fit:
         self._validation = validation
         self._context = context
         self._folder = folder
+        self._levels = levels
         self._constant: Constants = constants(training, seed=options.seed)
         self._chunks = Chunks(
             training, length=options.length, batch=options.batch, seed=options.seed
@@ -174,6 +176,7 @@ class Fit:
             batch.direction.to(device),
             batch.variance.to(device),
             weights > 0,
+            self._levels,
         )
         return averaged(each, weights)
 

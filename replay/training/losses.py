@@ -1,8 +1,9 @@
-"""The losses of the heads: Student-t NLL, cross-entropy and QLIKE, per horizon, on masked bars."""
+"""The losses of the heads, per horizon, on masked bars: NLL, cross-entropy, QLIKE and pinball."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -33,11 +34,33 @@ def qlike(variance: Tensor, log_forecast: Tensor) -> Tensor:
     return torch.exp(log_ratio) - log_ratio - 1
 
 
+def pinball(value: Tensor, quantiles: Tensor, levels: Sequence[float]) -> Tensor:
+    """Return the mean pinball loss of [.., level] *quantiles* (Koenker and Bassett, 1978)."""
+    level = torch.tensor(levels, device=value.device)
+    missed = value[..., None] - quantiles
+    return torch.maximum(level * missed, (level - 1) * missed).mean(-1)
+
+
+def lost_utility(value: Tensor, allocation: Tensor) -> Tensor:
+    """Return the negative quadratic utility of holding *allocation* units of the scaled return.
+
+    Its best answer is the mean divided by the mean square: Kelly's share, cut at one.
+    """
+    gain = allocation * value
+    return 0.5 * gain * gain - gain
+
+
 def elementwise(
-    outputs: Outputs, returns: Tensor, direction: Tensor, variance: Tensor, used: Tensor
+    outputs: Outputs,
+    returns: Tensor,
+    direction: Tensor,
+    variance: Tensor,
+    used: Tensor,
+    levels: Sequence[float] = (),
 ) -> Tensor:
     """Return [task, batch, time, horizon] losses; labels and *used* are [batch, time, horizon].
 
+    Quantiles (at *levels*) and allocation, where the network has them, add to the return's loss.
     Where *used* is false a label may hold anything, and its losses mean nothing.
     """
     value = torch.where(used, returns, torch.zeros_like(returns))
@@ -49,13 +72,12 @@ def elementwise(
         ignore_index=NO_LABEL,
         reduction="none",
     ).view(classes.shape)
-    return torch.stack(
-        [
-            student_t_nll(value, outputs.mean, outputs.log_scale, outputs.dof),
-            entropy,
-            qlike(realised, outputs.log_variance),
-        ]
-    )
+    price = student_t_nll(value, outputs.mean, outputs.log_scale, outputs.dof)
+    if outputs.quantiles is not None:
+        price = price + pinball(value, outputs.quantiles, levels)
+    if outputs.allocation is not None:
+        price = price + lost_utility(value, outputs.allocation)
+    return torch.stack([price, entropy, qlike(realised, outputs.log_variance)])
 
 
 def as_float32(outputs: Outputs) -> Outputs:
@@ -66,6 +88,8 @@ def as_float32(outputs: Outputs) -> Outputs:
         dof=outputs.dof.float(),
         direction_logits=outputs.direction_logits.float(),
         log_variance=outputs.log_variance.float(),
+        allocation=None if outputs.allocation is None else outputs.allocation.float(),
+        quantiles=None if outputs.quantiles is None else outputs.quantiles.float(),
     )
 
 

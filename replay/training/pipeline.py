@@ -111,6 +111,7 @@ def train(
         recipe.options,
         context=recipe.config.receptive_field,
         folder=folder.with_name(folder.name + ".training"),
+        levels=recipe.config.quantiles,
     )
     if resume and fit.resume():
         say(f"Taking up the fit at step {fit.progress.step}.")

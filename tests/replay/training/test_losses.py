@@ -14,6 +14,8 @@ from tracepaper.replay.training.losses import (
     TaskWeights,
     averaged,
     elementwise,
+    lost_utility,
+    pinball,
     qlike,
     student_t_nll,
 )
@@ -65,6 +67,38 @@ def test_an_unused_position_has_no_say_whatever_its_label() -> None:
     returns[:, 4:], variance[:, 4:], classes[:, 4:] = torch.nan, torch.nan, -1
     dirty = averaged(elementwise(made, returns, classes, variance, weights > 0), weights)
     torch.testing.assert_close(clean, dirty, rtol=0, atol=0)
+
+
+def test_pinball_is_least_at_the_quantile() -> None:
+    value = torch.randn(20_000, generator=torch.Generator().manual_seed(5))
+    level = 0.2
+    truth = float(torch.quantile(value, level))
+
+    def loss(guess: float) -> float:
+        return float(pinball(value, torch.full((20_000, 1), guess), (level,)).mean())
+
+    assert loss(truth) < min(loss(truth - 0.1), loss(truth + 0.1))
+
+
+def test_the_best_allocation_is_mean_by_mean_square() -> None:
+    value = torch.randn(20_000, generator=torch.Generator().manual_seed(6)) + 0.3
+    best = float(value.mean() / (value * value).mean())
+
+    def loss(held: float) -> float:
+        return float(lost_utility(value, torch.tensor(held)).mean())
+
+    assert loss(best) < min(loss(best - 0.05), loss(best + 0.05))
+
+
+def test_extra_heads_add_to_the_loss_of_the_return_alone() -> None:
+    plain = outputs(1, 4, 2)
+    rich = plain._replace(allocation=torch.ones(1, 4, 2), quantiles=torch.zeros(1, 4, 2, 3))
+    labels = (torch.ones(1, 4, 2), torch.zeros(1, 4, 2).long(), torch.ones(1, 4, 2))
+    used = torch.ones(1, 4, 2, dtype=torch.bool)
+    added = elementwise(rich, *labels, used, (0.1, 0.5, 0.9)) - elementwise(plain, *labels, used)
+    # Pinball of 1 above 0 is the mean level; a unit held of a unit gained loses -1 + 1/2.
+    torch.testing.assert_close(added[0], torch.full((1, 4, 2), 0.5 - 0.5))
+    torch.testing.assert_close(added[1:], torch.zeros(2, 1, 4, 2))
 
 
 def test_nothing_used_costs_nothing() -> None:

@@ -193,10 +193,12 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
         "--validate-until", iso(SPLIT.validation_until_ms),
         "--calibrate-until", iso(SPLIT.calibration_until_ms), "--horizons", "5,30",
         "--window", "32", "--layers", "2", "--dim", "16", "--heads", "2", "--steps", "2",
+        "--quantiles", "0.1,0.9", "--allocation",
         "--length", "512", "--explained-bars", "1000", "--threads", "1", "--json",
     )  # fmt: skip
     trained = json.loads(said)
     assert trained["id"] == load(out).id
+    assert trained["card"]["architecture"]["quantiles"] == [0.1, 0.9]
     judged = json.loads(
         run(evaluate, str(out), *data, "--explained-bars", "1000", "--threads", "1", "--json")
     )
