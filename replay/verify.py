@@ -27,6 +27,20 @@ from tracepaper.strategies.types import Bar, Event, Run, Step
 
 DIFFERENCES_KEPT: Final = 100
 
+_CAUSES: Final = (
+    ("a stored event was changed", ("event", "accepted")),
+    (
+        "the weights, or a bar in the model's window, were changed",
+        ("mean_return", "stdev_return", "p_", "volatility", "explanation", "model_id"),
+    ),
+    ("a stored bar was changed", ("window_sha256", "decision_sha256")),
+    (
+        "a stored fill, order or account value was changed",
+        ("account", "position", "fills", "orders", "twins", "state"),
+    ),
+)
+"""What the fields of the first differing step tell, the most telling first."""
+
 
 @dataclass
 class Verification:
@@ -75,7 +89,7 @@ def verify_run(
         if found.steps % 4_096 == 0:
             progress(found.steps)
     if found.differences:
-        found.likely_cause = _likely_cause(recorded.run, found.differences[0])
+        found.likely_cause = _likely_cause(recorded.run, found.differences)
     return found
 
 
@@ -128,17 +142,15 @@ def _only_rounding(derived: Step, stored: Step) -> bool:
     return same_deed and answers_agree(derived.answer, stored.answer) and measures_agree(one, two)
 
 
-def _likely_cause(run: Run, first: Difference) -> str:
-    """Return what most likely made the first difference."""
+def _likely_cause(run: Run, differences: list[Difference]) -> str:
+    """Return what most likely made the first step that differs differ."""
     if run.code_version != code_version():
         return f"the run was made by code {run.code_version}, and this is {code_version()}"
-    name = first.field
-    if name.startswith(("event", "accepted")):
-        return "a stored event was changed"
-    if name.startswith(("window_sha256", "decision_sha256")):
-        return "a stored bar was changed"
-    if name.startswith(("mean", "stdev", "p_", "volatility", "explanation", "model_id")):
-        return "the weights, or a bar in the model's window, were changed"
-    if name.startswith(("account", "position", "fills", "orders", "twins", "state")):
-        return "a stored fill, order or account value was changed"
+    first = differences[0]
+    names = " ".join(
+        one.field for one in differences if one.open_time_ms == first.open_time_ms
+    ).split()
+    for cause, fields in _CAUSES:
+        if any(name.startswith(fields) for name in names):
+            return cause
     return "a stored decision or gate was changed"

@@ -1,0 +1,261 @@
+"""A run re-derived from its record; two runs compared: what was changed is found and named."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+
+from tracepaper.daemon.config import Config, load
+from tracepaper.replay.assembly import build
+from tracepaper.replay.backtest import ACTING_ONLY, Tally, run_replay
+from tracepaper.replay.importers import Candles, read_candles, slice_candles
+from tracepaper.replay.parity import Parity, Source, compare_runs
+from tracepaper.replay.rerun import rerun_recorded
+from tracepaper.replay.resuming import resume_replay
+from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.replay.verify import Verification, verify_run
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+BARS = 400
+
+
+def configured(candles: Candles, **sections: dict[str, Any]) -> Config:
+    return load(
+        None,
+        {
+            "market": {
+                "symbols": [candles.symbol],
+                "interval": "1",
+                "category": candles.category.value,
+            },
+            "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
+            "sizing": {"mode": "fixed", "quantity": "1"},
+            **sections,
+        },
+    )
+
+
+def replayed(
+    path: Path, candles: Candles, *, stop_after: int | None = None, **sections: dict[str, Any]
+) -> str:
+    """Replay *candles* into *path*; return the run's id."""
+    replay = build(configured(candles, **sections), [candles], started_at_ms=1, database=path)
+    audit = SqlAuditLog.open(path)
+    tally = Tally()
+    if stop_after is not None:
+        tally = Tally(stopped=lambda: tally.bars >= stop_after)
+    asyncio.run(run_replay(replay, audit, tally))
+    if tally.finished:
+        audit.end(2)
+    audit.close()
+    return replay.run.run_id
+
+
+def verified(path: Path, wanted: str = "last", **options: Any) -> Verification:
+    with Reader.open(path) as reader:
+        return verify_run(reader, path, reader.find(wanted), **options)
+
+
+def compared(first: Path, second: Path) -> Parity:
+    with Reader.open(first) as one, Reader.open(second) as two:
+        return compare_runs(Source(one, one.find("last")), Source(two, two.find("last")))
+
+
+@pytest.fixture(scope="module")
+def walk() -> Candles:
+    return made_candles(walk_rows(BARS))
+
+
+@pytest.fixture
+def run(tmp_path: Path, walk: Candles) -> Path:
+    path = tmp_path / "run.db"
+    replayed(path, walk)
+    return path
+
+
+def test_every_decision_of_a_run_follows_from_its_record(run: Path) -> None:
+    found = verified(run)
+    assert found.holds
+    assert found.exact
+    assert (found.decisions, found.agreed) == (BARS, BARS)
+
+
+def test_a_sample_compares_only_the_last_steps(run: Path) -> None:
+    found = verified(run, sample=50)
+    assert found.holds
+    assert found.decisions == 50
+    assert found.steps > BARS
+
+
+def rehashed(path: Path) -> None:
+    """Recompute the whole chain of *path*, as somebody would who hides a change."""
+    from tracepaper.storage.digest import chain_digest
+    from tracepaper.storage.encode import StepEncoder
+
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        stored = reader.stored_run(run_id)
+        encoder = StepEncoder(stored.run, stored.run_key, reader.gate_sets(stored.run_key))
+        head, digests = stored.opened_digest, []
+        for item in reader.steps(run_id):
+            head = chain_digest(head, encoder.encode(item.step).payload)
+            digests.append(head)
+    with sqlite3.connect(path) as raw:
+        keys = [key for (key,) in raw.execute("SELECT step FROM steps ORDER BY step")]
+        raw.executemany(
+            "UPDATE steps SET digest = ? WHERE step = ?", zip(digests, keys, strict=True)
+        )
+        raw.execute("UPDATE runs SET head_digest = ?", (head,))
+
+
+def test_a_changed_bar_is_found_although_the_whole_chain_was_recomputed(run: Path) -> None:
+    with sqlite3.connect(run) as raw:
+        raw.execute("UPDATE bars SET close = close + 1 WHERE step = (SELECT max(step) FROM bars)")
+    with Reader.open(run) as reader:
+        assert not verify_chain(reader.connection, reader.find("last")).holds
+    rehashed(run)
+    with Reader.open(run) as reader:
+        assert verify_chain(reader.connection, reader.find("last")).holds
+    found = verified(run)
+    assert not found.holds
+    assert found.likely_cause == "a stored bar was changed"
+    assert "decision_sha256" in " ".join(one.field for one in found.differences)
+
+
+def test_a_changed_fill_is_found(run: Path) -> None:
+    with sqlite3.connect(run) as raw:
+        raw.execute("UPDATE fills SET price = price + 1 WHERE step = (SELECT min(step) FROM fills)")
+    found = verified(run)
+    assert not found.holds
+    assert found.differences[0].field.startswith("fills")
+
+
+def test_parity_of_a_run_with_its_own_record_is_whole(tmp_path: Path, run: Path) -> None:
+    again = tmp_path / "again.db"
+    audit = SqlAuditLog.open(again)
+    asyncio.run(rerun_recorded(f"{run}#last", audit, again, Tally(), started_at_ms=3))
+    audit.close()
+    found = compared(run, again)
+    assert found.holds
+    assert found.exact
+    assert (found.compared, found.identical) == (BARS, BARS)
+    assert found.fills_compared
+
+
+def test_parity_names_the_first_field_that_differs(
+    tmp_path: Path, walk: Candles, run: Path
+) -> None:
+    other = tmp_path / "other.db"
+    slower = {"name": "sma_cross", "fast": 3, "slow": 8, "long_only": False}
+    replayed(other, walk, strategy=slower)
+    found = compared(run, other)
+    assert not found.holds
+    assert found.differences[0].instrument == walk.instrument
+    assert found.differences[0].field
+
+
+def test_parity_says_which_bars_only_one_run_has(tmp_path: Path, walk: Candles, run: Path) -> None:
+    shorter = tmp_path / "shorter.db"
+    replayed(shorter, slice_candles(walk, slice(0, 300)))
+    found = compared(run, shorter)
+    assert (found.compared, found.only_in_first, found.only_in_second) == (300, 100, 0)
+    assert found.holds
+
+
+def test_an_interrupted_replay_goes_on_as_if_it_never_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walk: Candles, run: Path
+) -> None:
+    from tracepaper.replay import backtest
+
+    monkeypatch.setattr(backtest, "BREATH_EVENTS", 64)
+    path = tmp_path / "broken.db"
+    replayed(path, walk, stop_after=150)
+    with Reader.open(path) as reader:
+        assert reader.stored_run(reader.find("last")).ended_at_ms is None
+    audit = SqlAuditLog.open(path)
+    asyncio.run(resume_replay("last", [walk], (), audit, path, Tally()))
+    audit.end(9)
+    audit.close()
+    found = compared(run, path)
+    assert found.holds
+    assert found.identical == BARS
+    assert verified(path).holds
+
+
+def test_a_finished_replay_is_not_resumed(walk: Candles, run: Path) -> None:
+    audit = SqlAuditLog.open(run)
+    with pytest.raises(ConfigInvalid, match="is finished"):
+        asyncio.run(resume_replay("last", [walk], (), audit, run, Tally()))
+    audit.close()
+
+
+def test_a_run_that_kept_only_what_traded_is_whole_but_cannot_be_rederived(
+    tmp_path: Path, walk: Candles, run: Path
+) -> None:
+    path = tmp_path / "acted.db"
+    replay = build(configured(walk), [walk], started_at_ms=1, warnings=(ACTING_ONLY,))
+    audit = SqlAuditLog.open(path)
+    asyncio.run(run_replay(replay, audit, Tally()))
+    audit.close()
+    with Reader.open(path) as reader, Reader.open(run) as whole:
+        run_id = reader.find("last")
+        assert verify_chain(reader.connection, run_id).holds
+        kept = [(f.side, f.quantity, f.price) for f in reader.fills(run_id)]
+        assert kept == [(f.side, f.quantity, f.price) for f in whole.fills(whole.find("last"))]
+    with pytest.raises(DataInvalid, match="cannot be re-derived"):
+        verified(path)
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a run of the default model over real candles: 240 decisions after its warm-up."""
+    path = tmp_path_factory.mktemp("model") / "model.db"
+    replayed(
+        path, slice_candles(read_candles(DEMO_CANDLES), slice(0, 5_100)),
+        strategy={"name": "attention"},
+    )  # fmt: skip
+    return path
+
+
+def test_a_run_of_the_default_model_is_rederived_bit_for_bit(explained: Path) -> None:
+    found = verified(explained)
+    assert found.holds
+    assert found.exact
+    assert found.agreed == found.decisions == 5_100
+
+
+def test_one_pass_and_bar_by_bar_decide_alike(tmp_path: Path, explained: Path) -> None:
+    path = tmp_path / "step.db"
+    candles = slice_candles(read_candles(DEMO_CANDLES), slice(0, 5_100))
+    config = configured(candles, strategy={"name": "attention"})
+    replay = build(config, [candles], started_at_ms=1, path="step", database=path)
+    audit = SqlAuditLog.open(path)
+    asyncio.run(run_replay(replay, audit, Tally()))
+    audit.close()
+    found = compared(explained, path)
+    assert not found.exact
+    assert found.holds, found.differences[:3]
+    assert found.identical + found.within_tolerance == 5_100
+
+
+def test_a_swapped_checkpoint_is_refused_by_its_hash(tmp_path: Path, explained: Path) -> None:
+    copied = tmp_path / explained.name
+    shutil.copy(explained, copied)
+    kept = explained.with_name(explained.name + ".checkpoints")
+    shutil.copytree(kept, copied.with_name(copied.name + ".checkpoints"))
+    (weights,) = copied.parent.rglob("weights.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(Exception, match="SHA-256"):
+        verified(copied)
