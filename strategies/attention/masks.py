@@ -28,17 +28,17 @@ class Mask:
 
     @classmethod
     def full(cls) -> Mask:
-        """Every query sees every key."""
+        """Let every query see every key."""
         return cls(MaskKind.FULL)
 
     @classmethod
     def causal(cls) -> Mask:
-        """A query sees itself and everything before it."""
+        """Let a query see itself and everything before it."""
         return cls(MaskKind.CAUSAL)
 
     @classmethod
     def window(cls, bars: int) -> Mask:
-        """A query sees itself and the ``bars - 1`` keys before it; raise if *bars* < 1."""
+        """Let a query see itself and the ``bars - 1`` keys before it; raise if *bars* < 1."""
         if bars < 1:
             raise AttentionInvalid(f"A window must hold at least 1 bar, not {bars}; widen it.")
         return cls(MaskKind.WINDOW, bars)

@@ -1,6 +1,7 @@
 """Orders: the state table, netting, and the exchange's filters."""
 
 import itertools
+from typing import Any
 
 import pytest
 from builders import bar, instrument
@@ -13,7 +14,7 @@ from tracepaper.strategies.types import Category, Order, OrderStatus, Side
 TERMS = Terms(taker_fee=5_500_000)
 
 
-def broker(**filters: int) -> Broker:
+def broker(**filters: Any) -> Broker:
     return Broker(instrument(**filters), TERMS, latency_ms=100)
 
 

@@ -34,7 +34,7 @@ from tracepaper.strategies.types import (
     Step,
 )
 
-SMA = {
+SMA: dict[str, dict[str, Any]] = {
     "strategy": {"name": "sma_cross", "fast": 3, "slow": 7},
     "sizing": {"mode": "fixed", "quantity": "1"},
     "account": {"cash": "1000000"},
