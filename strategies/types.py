@@ -220,16 +220,7 @@ class Timer(Struct, frozen=True, gc=False):
 
 
 Event = (
-    Bar
-    | Quote
-    | Trade
-    | Mark
-    | Funding
-    | InstrumentChange
-    | ModelChange
-    | Gap
-    | Command
-    | Timer
+    Bar | Quote | Trade | Mark | Funding | InstrumentChange | ModelChange | Gap | Command | Timer
 )
 
 # ---------------------------------------------------------------- what the model says
