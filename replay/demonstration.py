@@ -23,7 +23,7 @@ from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.config import Config, load
 from tracepaper.daemon.leaving import leave
 from tracepaper.daemon.showing import Shown, showing
-from tracepaper.replay.explaining import recompute, show_full
+from tracepaper.replay.explaining.attribution import recompute, show_full
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.replay.summary import Summary, explain_stored, reading, show, summarise
 from tracepaper.storage.chain import verify_chain

@@ -25,7 +25,7 @@ def explain(
     from rich.console import Console
 
     from tracepaper.daemon.commands.options import print_json
-    from tracepaper.replay.explaining import locate, recompute, show_full, stored_document
+    from tracepaper.replay.explaining.attribution import locate, recompute, show_full, stored_document
     from tracepaper.replay.summary import explain_stored
 
     path, run_id, sequence = locate(decision, _database(decision, db))
