@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -98,7 +98,8 @@ def train(
     split = _split(train_until, validate_until, calibrate_until, max(ahead))
     material = Material.read(data, split, ahead)
     seeds = seed or [0]
-    documents = []
+    made: list[Checkpoint] = []
+    documents: list[dict[str, object]] = []
     for number in seeds:
         options = FitOptions(
             steps=steps,
@@ -115,11 +116,11 @@ def train(
         )
         folder = out if len(seeds) == 1 else out / f"seed-{number}"
         found = _fit(material, recipe, folder, resume=resume)
+        made.append(found)
         documents.append({"folder": str(folder), "id": found.id, "card": found.card})
         if not json:
             _print(folder, found)
-    if json:
-        print_json(documents[0] if len(documents) == 1 else {"checkpoints": documents})
+    _close([found.card for found in made], documents, json=json)
 
 
 def _fit(material: Material, recipe: Recipe, folder: Path, *, resume: bool) -> Checkpoint:
@@ -128,6 +129,27 @@ def _fit(material: Material, recipe: Recipe, folder: Path, *, resume: bool) -> C
 
     with FitView(recipe.options.steps) as view:
         return fit(material, recipe, folder, observe=view.observe, say=view.say, resume=resume)
+
+
+def _close(
+    cards: Sequence[dict[str, Any]], documents: Sequence[dict[str, object]], *, json: bool
+) -> None:
+    """Print the document, or the spread over seeds where there are several."""
+    from tracepaper.replay.training.show import spread
+
+    if len(cards) == 1:
+        if json:
+            print_json(documents[0])
+        return
+    over_seeds = spread(cards)
+    if json:
+        print_json({"checkpoints": documents, "spread": over_seeds})
+        return
+    for horizon, figures in over_seeds.items():
+        told = (
+            f"{name} {mean:.4f} ± {deviation:.4f}" for name, (mean, deviation) in figures.items()
+        )
+        typer.echo(f"{horizon} bars ahead, over {len(cards)} seeds: {', '.join(told)}.")
 
 
 def _print(folder: Path, found: Checkpoint) -> None:

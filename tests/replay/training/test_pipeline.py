@@ -210,6 +210,28 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
     assert "paper trading only" in text
 
 
+def test_several_seeds_give_several_checkpoints_and_their_spread(
+    folder: Path, paths: list[str]
+) -> None:
+    out = folder / "seeds"
+    said = run(
+        train_command, "--data", paths[0], "--out", str(out), "--seed", "3", "--seed", "4",
+        "--train-until", iso(SPLIT.train_until_ms), "--validate-until",
+        iso(SPLIT.validation_until_ms), "--calibrate-until", iso(SPLIT.calibration_until_ms),
+        "--horizons", "30", "--window", "16", "--layers", "1", "--dim", "8", "--heads", "2",
+        "--steps", "1", "--length", "512", "--explained-bars", "600", "--threads", "1", "--json",
+    )  # fmt: skip
+    document = json.loads(said)
+    ids = [checkpoint["id"] for checkpoint in document["checkpoints"]]
+    assert ids == [load(out / f"seed-{seed}").id for seed in (3, 4)]
+    first, second = (
+        c["card"]["figures"]["30"]["ic"]["network"][0] for c in document["checkpoints"]
+    )
+    mean, deviation = document["spread"]["30"]["ic"]
+    assert mean == pytest.approx((first + second) / 2, abs=1e-5)
+    assert deviation == pytest.approx(abs(first - second) / 2**0.5, abs=1e-5)
+
+
 def test_help_needs_no_torch() -> None:
     code = (
         "import sys; import tracepaper.replay.commands.train, tracepaper.replay.commands.evaluate;"
