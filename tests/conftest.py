@@ -1,8 +1,19 @@
-"""What every test run shares: GPU tests are left out where there is no device."""
+"""What every test run shares: the option that rewrites golden files, and where GPU tests run."""
 
 from __future__ import annotations
 
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make golden` rewrite the golden files instead of comparing with them."""
+    parser.addoption("--rewrite-golden", action="store_true", help="rewrite tests/data/golden_*")
+
+
+@pytest.fixture
+def rewrite_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files are to be written from what was found."""
+    return bool(request.config.getoption("--rewrite-golden"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
