@@ -30,7 +30,8 @@ def evaluate(
     from rich.console import Console
 
     from tracepaper.replay.samples import DEFAULT_CHECKPOINT
-    from tracepaper.replay.training.pipeline import Material, evaluated, split_of, use_threads
+    from tracepaper.replay.training.material import Material, split_of
+    from tracepaper.replay.training.pipeline import evaluated, use_threads
     from tracepaper.replay.training.show import figure_tables, gate_table
     from tracepaper.storage.checkpoints import load, locate
 

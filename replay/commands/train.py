@@ -12,7 +12,7 @@ from tracepaper.daemon.commands.options import JsonOption, print_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tracepaper.replay.training.pipeline import Material, Recipe
+    from tracepaper.replay.training.material import Material, Recipe
     from tracepaper.replay.training.series import Segment
     from tracepaper.replay.training.splits import Split
     from tracepaper.storage.checkpoints import Checkpoint
@@ -78,8 +78,9 @@ def train(
     three dates, or none for shares of 65, 10 and 10 % of the bars.
     """
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.training.fit import FitOptions
-    from tracepaper.replay.training.pipeline import Material, Recipe, use_threads
+    from tracepaper.replay.training.material import Material, Recipe
+    from tracepaper.replay.training.options import FitOptions
+    from tracepaper.replay.training.pipeline import use_threads
     from tracepaper.strategies.networks.flash import FlashConfig
 
     use_threads(threads)

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from tracepaper.replay.training.calibration import ROUND_TRIP_COST
-from tracepaper.replay.training.fit import FitOptions
+from tracepaper.replay.training.options import FitOptions
 from tracepaper.replay.training.series import Source
 from tracepaper.replay.training.splits import Split, iso
 from tracepaper.replay.training.targets import FLAT_BAND, VARIANCE_FLOOR

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from tracepaper.replay.training.fit import Progress as FitProgress
+from tracepaper.replay.training.options import Progress as FitProgress
 from tracepaper.replay.training.selective import COVERAGES
 
 _FIGURES: Final = {
