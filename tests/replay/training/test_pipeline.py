@@ -204,6 +204,10 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
         run(evaluate, str(out), *data, "--explained-bars", "1000", "--threads", "1", "--json")
     )
     assert judged["figures"] == trained["card"]["figures"]
+    told = run(evaluate, str(out), *data, "--explained-bars", "1000", "--threads", "1")
+    assert "reversed persistence" in told
+    assert "entropy confidence" in told
+    assert all(sentence[:40] in told for sentence in judged["sentences"])
     listed = json.loads(run(models, str(folder), "--json"))
     assert str(out) in [model["folder"] for model in listed["models"]]
     text = run(models, str(out))
