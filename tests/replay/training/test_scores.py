@@ -1,0 +1,77 @@
+"""Heads are scored against the best constant, in units that do not depend on the network."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from learning import DAY_BARS, HORIZONS, segment, split, tiny
+
+from tracepaper.replay.training.chunks import samples_of
+from tracepaper.replay.training.predict import predict
+from tracepaper.replay.training.scores import answer, constants, head_scores
+from tracepaper.replay.training.splits import Part
+from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.heads import Outputs
+
+SEGMENTS = [segment(4 * DAY_BARS)]
+SPLIT = split(2, 3.5, 3.7)
+TRAINING = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
+VALIDATION = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.VALIDATION)
+
+
+class Fixed(FlashNetwork):
+    """Answers every bar with the same outputs."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        super().__init__(tiny())
+        self.outputs = outputs
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> Outputs:
+        def spread(part: torch.Tensor) -> torch.Tensor:
+            return part.expand(1, x.shape[1], *part.shape[2:])
+
+        told = self.outputs
+        return told._replace(
+            mean=spread(told.mean),
+            log_scale=spread(told.log_scale),
+            dof=spread(told.dof),
+            direction_logits=spread(told.direction_logits),
+            log_variance=spread(told.log_variance),
+        )
+
+
+def test_the_constant_answer_scores_nothing() -> None:
+    known = constants(TRAINING, seed=0)
+    _, scores = head_scores(Fixed(answer(known)), VALIDATION, known, context=10)
+    np.testing.assert_allclose(scores, 0.0, atol=1e-3)
+
+
+def test_a_worse_constant_scores_below_zero_on_its_head_alone() -> None:
+    known = constants(TRAINING, seed=0)
+    told = answer(known)
+    worse = told._replace(log_variance=told.log_variance + 1.5)
+    _, scores = head_scores(Fixed(worse), VALIDATION, known, context=10)
+    assert (scores[2] < 0).all()
+    np.testing.assert_allclose(scores[:2], 0.0, atol=1e-3)
+
+
+def test_the_constants_are_those_of_the_training_labels() -> None:
+    known = constants(TRAINING, seed=0)
+    used = TRAINING[0].weights[:, 0] > 0
+    labels = TRAINING[0].labels
+    np.testing.assert_allclose(known.variance[0], labels.variance[used, 0].mean(), rtol=1e-4)
+    up = (labels.direction[used, 0] == 2).mean()
+    np.testing.assert_allclose(known.frequency[0, 2], up, atol=1e-3)
+
+
+def test_predictions_do_not_depend_on_where_they_start() -> None:
+    torch.manual_seed(0)
+    network = FlashNetwork(tiny())
+    values = SEGMENTS[0].values[SEGMENTS[0].first :]
+    context = tiny().receptive_field
+    whole = predict(network, values, start=0, stop=600, context=context)
+    part = predict(network, values, start=300, stop=600, context=context)
+    np.testing.assert_allclose(part.mean, whole.mean[300:], atol=1e-5)
+    np.testing.assert_allclose(part.variance, whole.variance[300:], rtol=1e-4)
+    short = predict(network, values, start=300, stop=600, context=context - 20)
+    assert np.abs(short.mean[0] - whole.mean[300]).max() > 1e-6
