@@ -1,12 +1,14 @@
 # demo and test each work as the first command on a new machine.
-PYTHON ?= python3.11
+PYTHON ?= $(notdir $(firstword $(wildcard $(foreach v,python3.11 python3.12 python3.13 python3,$(addsuffix /$(v),$(subst :, ,$(PATH)))))))
 VENV := .venv
 BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test dev check bench campaign wheel golden clean
 
-demo: $(STAMP)
+demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo --bars 2000
 
 test: $(STAMP)
@@ -14,12 +16,18 @@ test: $(STAMP)
 
 dev: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(RUNTIME): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; set PYTHON to an interpreter of 3.11 or newer."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@echo "Installing tracepaper into $(VENV): a minute or two, mostly PyTorch."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip setuptools
+	@$(PIP) torch
+	@$(PIP) -e .
+	@touch $(RUNTIME)
+
+$(STAMP): $(RUNTIME)
+	@echo "Installing what the tests and checks need."
+	@$(PIP) -e '.[dev]'
 	@mkdir -p .types/tracepaper
 	@for room in daemon replay storage strategies; do ln -sfn ../../$$room .types/tracepaper/$$room; done
 	@touch $(STAMP)
