@@ -28,8 +28,8 @@ EVERY_MAX: Final = 8_192
 WINDOW: Final = 1_088
 MASKS: Final = ("causal", f"window:{WINDOW}", "full")
 ROUNDS_MIN: Final = 3
-ROUNDS_MAX: Final = 15
-ENOUGH_S: Final = 6.0
+ROUNDS_MAX: Final = 9
+ENOUGH_S: Final = 3.0
 """Once its rounds took this long together, a size has been measured often enough."""
 _MATRIX_SIDE: Final = 8_192
 _BATCH_BARS: Final = 4_352

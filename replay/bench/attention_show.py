@@ -51,13 +51,18 @@ def render(figures: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def require_plot() -> None:
+    """Raise ``ConfigInvalid`` where ``plot`` could not draw; ask before minutes of measuring."""
+    if find_spec("matplotlib") is None:
+        raise ConfigInvalid("A PNG needs matplotlib; install tracepaper[plot] or use --json.")
+
+
 def plot(figures: Mapping[str, Any], path: Path) -> None:
     """Write time and memory over the number of bars, causal, to *path* as PNG.
 
     Raises ``ConfigInvalid`` where matplotlib is missing.
     """
-    if find_spec("matplotlib") is None:
-        raise ConfigInvalid("A PNG needs matplotlib; install tracepaper[plot] or use --json.")
+    require_plot()
     figure_class = import_module("matplotlib.figure").Figure
     rows = [row for row in figures["attention"] if row["mask"] == "causal"]
     panels = [panel for panel in _PANELS if any(f"flash_{panel.suffix}" in row for row in rows)]

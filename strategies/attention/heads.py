@@ -85,6 +85,31 @@ def head_rows(
     return by_head.to(given.logsumexp.dtype)
 
 
+def read_heads(
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    logsumexps: Sequence[Tensor],
+    rows: Sequence[int] | Tensor,
+    mask: Mask,
+) -> list[list[HeadReading]]:
+    """Return what each head of the first batch element does: [layer][head].
+
+    Arguments are those of ``rollout_rows``; *rows* are some dozens of bars that see equally many
+    keys, as all do that lie a window or more from the start. Raises ``AttentionInvalid``.
+    """
+    wanted = check_rows(rows, queries[0].shape[2])
+    counts = {mask.visible(row, queries[0].shape[2]) for row in wanted}
+    if len(counts) != 1:
+        raise AttentionInvalid(
+            "Heads are read from rows that see equally many keys; give later rows."
+        )
+    visible = counts.pop()
+    return [
+        [read_head(one, wanted, visible) for one in head_rows(query, key, sums, wanted, mask)[0]]
+        for query, key, sums in zip(queries, keys, logsumexps, strict=True)
+    ]
+
+
 def specialisation(rows: Tensor) -> Tensor:
     """Return how differently heads attend, 0 (all alike) to 1 (nothing in common): [batch, row].
 

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EVENT_BARS: Final = 8
+"""How many bars may make up an event."""
 EVENT_SHARE: Final = 0.25
+"""The mass that so few distant bars must hold; spread evenly they would hold under 1 %."""
 RECENT_SHARE: Final = 0.25
+"""The newest quarter of the context is recent (SEMANTICS 9), the rest distant."""
 _MATRIX: Final = 2
 
 
@@ -178,15 +181,15 @@ def uniform_rollout(layers: int, window: int, *, residual_weight: float = 0.5) -
     return row
 
 
-def _require_rows(weights: Tensor, rows: Sequence[int]) -> None:
-    if weights.ndim < _MATRIX or weights.shape[-2] != len(rows):
-        raise AttentionInvalid(
-            f"Weights of {list(weights.shape)} need one number a row, not {len(rows)} numbers."
-        )
-
-
 def context_of(mask: Mask, layers: int, time: int) -> int:
     """Return how many bars a row can draw on through *layers*: the receptive field."""
     if mask.kind is MaskKind.WINDOW:
         return min(time, layers * (mask.window_bars - 1) + 1)
     return time
+
+
+def _require_rows(weights: Tensor, rows: Sequence[int]) -> None:
+    if weights.ndim < _MATRIX or weights.shape[-2] != len(rows):
+        raise AttentionInvalid(
+            f"Weights of {list(weights.shape)} need one number a row, not {len(rows)} numbers."
+        )

@@ -72,9 +72,9 @@ def own_logsumexp(layer: Layer, mask: Mask) -> Tensor:
     for block in row_blocks(time, mask, rows_a_block=rows_a_block):
         span = slice(block.key_start, block.key_stop)
         scores = queries[:, block.start : block.stop] @ keys_by_dim[:, :, span] / LOG2_E
-        hidden = hidden_pairs(block, mask, block.key_start, block.key_stop)
+        hidden = hidden_pairs(block, mask, span.start, span.stop, device=scores.device)
         if hidden is not None:
-            scores.masked_fill_(hidden.to(scores.device), -torch.inf)
+            scores.masked_fill_(hidden, -torch.inf)
         result[:, block.start : block.stop] = scores.logsumexp(dim=-1)
     return result.view_as(layer.logsumexp)
 

@@ -108,12 +108,15 @@ def is_whole(block: RowBlock, mask: Mask, key_start: int, key_stop: int) -> bool
     return mask.kind is MaskKind.CAUSAL or key_start > block.stop - 1 - mask.window_bars
 
 
-def hidden_pairs(block: RowBlock, mask: Mask, key_start: int, key_stop: int) -> Tensor | None:
+def hidden_pairs(
+    block: RowBlock, mask: Mask, key_start: int, key_stop: int, *, device: torch.device
+) -> Tensor | None:
     """Return the boolean [row, key] table of what the mask hides, None where it hides nothing."""
     if is_whole(block, mask, key_start, key_stop):
         return None
-    device = None if block.rows is None else block.rows.device
-    rows = torch.arange(block.start, block.stop) if block.rows is None else block.rows
+    rows = block.rows
+    if rows is None:
+        rows = torch.arange(block.start, block.stop, device=device)
     distance = rows[:, None] - torch.arange(key_start, key_stop, device=device)
     hidden = distance < 0
     if mask.kind is MaskKind.WINDOW:
@@ -130,7 +133,8 @@ def hide_(tile: Tensor, block: RowBlock, mask: Mask, key_start: int) -> Tensor:
         if mask.kind is MaskKind.WINDOW:
             tile.triu_(offset - mask.window_bars + 1)
         return tile
-    hidden = hidden_pairs(block, mask, key_start, key_start + tile.shape[-1])
+    key_stop = key_start + tile.shape[-1]
+    hidden = hidden_pairs(block, mask, key_start, key_stop, device=tile.device)
     return tile if hidden is None else tile.masked_fill_(hidden, 0.0)
 
 

@@ -7,7 +7,13 @@ import torch
 from attention_cases import case
 from torch import Tensor
 
-from tracepaper.strategies.attention.heads import HeadKind, head_rows, read_head, specialisation
+from tracepaper.strategies.attention.heads import (
+    HeadKind,
+    head_rows,
+    read_head,
+    read_heads,
+    specialisation,
+)
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -65,6 +71,14 @@ def test_heads_that_share_nothing_are_fully_specialised_and_equal_heads_are_not(
     assert specialisation(apart).tolist() == [[pytest.approx(1.0)]]
     assert specialisation(apart[:, :1].expand(1, 3, 1, 3)).tolist() == [[pytest.approx(0.0)]]
     assert specialisation(apart[:, :1]).tolist() == [[0.0]]
+
+
+def test_every_head_of_every_layer_is_read() -> None:
+    made = case(Mask.window(30), time=120, heads=3, layers=2, size=0.0)
+    readings = read_heads(made.queries, made.keys, made.sums, range(60, 120, 5), made.mask)
+    assert [[one.kind for one in layer] for layer in readings] == [[HeadKind.DIFFUSE] * 3] * 2
+    with pytest.raises(AttentionInvalid, match="give later rows"):
+        read_heads(made.queries, made.keys, made.sums, [5, 60], made.mask)
 
 
 def test_one_row_tells_no_kind() -> None:
