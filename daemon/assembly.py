@@ -160,7 +160,8 @@ class Daemon:
         self._hooks.opened(run)
         for warning in run.warnings:
             log.warning(warning)
-        log.info("run opened", run_id=run.run_id, kind=run.kind.value, resumed=opened.resumed)
+        if opened.resumed:
+            log.info("run goes on", run_id=run.run_id, sequence=engine.sequence)
         async with AsyncExitStack() as stack:
             think: Think = no_model
             if forecaster is not None:

@@ -23,9 +23,12 @@ from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.config import Config, load
 from tracepaper.daemon.leaving import leave
 from tracepaper.daemon.showing import Shown, showing
-from tracepaper.replay.explaining.attribution import recompute, show_full
+from tracepaper.replay.explaining.attribution import recompute
+from tracepaper.replay.explaining.show import show_stored
+from tracepaper.replay.explaining.show_full import show_attribution
+from tracepaper.replay.explaining.stored import read_stored
 from tracepaper.replay.samples import DEMO_CANDLES
-from tracepaper.replay.summary import Summary, explain_stored, reading, show, summarise
+from tracepaper.replay.summary import Summary, program_name, reading, show, summarise
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.tamper import ChainReport
@@ -140,20 +143,21 @@ def _sum_up(wanted: Demonstration, shown: Shown, database: Path) -> None:
     show(console, summary)
     if sequence is not None:
         console.print(Rule("One decision, explained", align="left", style="dim"))
-        console.print(explain_stored(database, run_id, sequence))
+        console.print(show_stored(read_stored(database, run_id, sequence)))
         try:
-            console.print(show_full(recompute(database, run_id, sequence)))
+            console.print(show_attribution(recompute(database, run_id, sequence)))
         except DataInvalid as error:
             console.print(f"[dim]{error}[/]")
     console.print(Rule("Trace it", align="left", style="dim"))
     verdict = "holds" if chain.holds else f"is broken: {chain.problem}"
     console.print(f"The chain of {chain.steps:,} steps {verdict}. The database is {database}.")
     console.print("Next:")
-    console.print(f"  tracepaper verify last --db {database}")
+    program = program_name()
+    console.print(f"  {program} verify last --db {database}", soft_wrap=True)
     decision = "last:SEQUENCE" if sequence is None else f"last:{sequence}"
-    console.print(f"  tracepaper explain {decision} --full --db {database}")
+    console.print(f"  {program} explain {decision} --full --db {database}", soft_wrap=True)
     question = "SELECT refused_by, count(*) AS bars FROM v_decisions GROUP BY 1"
-    console.print(f'  tracepaper audit sql "{question}" --db {database}', soft_wrap=True)
+    console.print(f'  {program} audit sql "{question}" --db {database}', soft_wrap=True)
 
 
 def _most_telling(database: Path, run_id: str) -> int | None:

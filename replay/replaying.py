@@ -24,7 +24,7 @@ from tracepaper.replay.importers.times import instant
 from tracepaper.replay.rerun import rerun_recorded
 from tracepaper.replay.resample import resample
 from tracepaper.replay.resuming import resume_replay
-from tracepaper.replay.summary import show, summarise
+from tracepaper.replay.summary import program_name, show, summarise
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.exact import unscaled
@@ -224,13 +224,13 @@ def _say(request: Request, database: Path, run_id: str, tally: Tally, seconds: f
             }
         )
         return
-    console = Console()
+    console, program = Console(), program_name()
     show(console, summarise(database, run_id))
     if not tally.finished:
         console.print(f"Interrupted; `tracepaper replay --resume {run_id} …` goes on.")
     console.print(
         f"{tally.bars:,} bars in {seconds:,.1f} s. Next:\n"
-        f"  tracepaper audit verify {run_id} --db {database}\n"
-        f"  tracepaper verify {run_id} --db {database}\n"
-        f"  tracepaper explain {run_id}:SEQUENCE --db {database}"
+        f"  {program} audit verify {run_id} --db {database}\n"
+        f"  {program} verify {run_id} --db {database}\n"
+        f"  {program} explain {run_id}:SEQUENCE --db {database}"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +39,18 @@ def reading(database: Path) -> Iterator[sqlite3.Connection]:
         ) from error
     finally:
         connection.close()
+
+
+def program_name() -> str:
+    """Return how to call this program from here: its name, or its path where PATH lacks it."""
+    called = Path(sys.argv[0])
+    found = shutil.which("tracepaper")
+    if called.name != "tracepaper" or (found and Path(found).resolve() == called.resolve()):
+        return "tracepaper"
+    try:
+        return str(called.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(called)
 
 
 @dataclass(frozen=True)
