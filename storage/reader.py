@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from tracepaper.storage.database import open_reader
 from tracepaper.storage.decode import StepDecoder
-from tracepaper.storage.rows import sequence_of
+from tracepaper.storage.rows import sequence_of, step_key
 from tracepaper.storage.run_rows import run_of
 from tracepaper.storage.schema import metadata
 from tracepaper.storage.stored import (
@@ -201,6 +201,24 @@ class Reader:
             "WHERE b.step BETWEEN ? AND ? AND b.instrument = ? AND s.shape & 1 "
             "ORDER BY b.step DESC LIMIT ?",
             (*span, ids.index(instrument), -1 if last_n is None else last_n),
+        ).fetchall()
+        return [decoder.bar(row) for row in reversed(rows)]
+
+    def bars_until(self, run_id: str, instrument: str, sequence: int, last_n: int) -> list[Bar]:
+        """Return the *last_n* accepted bars of *instrument* up to step *sequence*, oldest first.
+
+        What a decision could look back on; the bars of a long run beyond it are not read.
+        """
+        stored = self.stored_run(run_id)
+        ids = [known.id for known in stored.run.instruments]
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        columns = ", ".join(f"b.{column.name}" for column in metadata.tables["bars"].columns)
+        first, _ = run_span(stored.run_key)
+        rows = self._connection.execute(
+            f"SELECT {columns} FROM bars b JOIN steps s USING (step) "
+            "WHERE b.step BETWEEN ? AND ? AND b.instrument = ? AND s.shape & 1 "
+            "ORDER BY b.step DESC LIMIT ?",
+            (first, step_key(stored.run_key, sequence), ids.index(instrument), last_n),
         ).fetchall()
         return [decoder.bar(row) for row in reversed(rows)]
 

@@ -11,37 +11,29 @@ from tracepaper.daemon.commands.options import DatabaseOption, JsonOption, datab
 
 
 def explain(
-    decision: Annotated[str, typer.Argument(metavar="RUN:SEQUENCE", help="Which decision.")],
+    decision: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN:SEQUENCE", help="Which decision; RUN may be last, a prefix or FILE#RUN."
+        ),
+    ],
     *,
     full: Annotated[
-        bool, typer.Option("--full", help="Recompute the attribution bar by bar and compare.")
+        bool,
+        typer.Option(
+            "--full",
+            help="Ask the run's own model again: attribution bar by bar, what each feature added, "
+            "and a deletion test.",
+        ),
     ] = False,
+    png: Annotated[
+        Path | None,
+        typer.Option("--png", metavar="FILE", help="Draw the price with the attribution under it."),
+    ] = None,
     db: DatabaseOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show a decision, each gate's measure and threshold, and where the attention lay."""
-    from dataclasses import asdict
+    """Show a decision: each gate's distance, what would have flipped it, and where it looked."""
+    from tracepaper.replay.explaining.telling import tell
 
-    from rich.console import Console
-
-    from tracepaper.daemon.commands.options import print_json
-    from tracepaper.replay.explaining.attribution import locate, recompute, show_full, stored_document
-    from tracepaper.replay.summary import explain_stored
-
-    path, run_id, sequence = locate(decision, _database(decision, db))
-    attribution = recompute(path, run_id, sequence) if full else None
-    if json:
-        document = stored_document(path, run_id, sequence)
-        if attribution is not None:
-            document["bars"] = asdict(attribution)
-        print_json(document)
-        return
-    console = Console()
-    console.print(explain_stored(path, run_id, sequence))
-    if attribution is not None:
-        console.print(show_full(attribution))
-
-
-def _database(decision: str, db: Path | None) -> Path | None:
-    """Return the database to look in; a ``FILE#RUN`` names its own."""
-    return None if "#" in decision else database_path(db)
+    tell(decision, None if "#" in decision else database_path(db), full=full, png=png, as_json=json)

@@ -1,32 +1,53 @@
-"""Why one decision: what was stored, and on request its attribution bar by bar, recomputed."""
+"""Where one decision looked, bar by bar: its own model warmed again with the stored bars."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from rich.console import Group, RenderableType
-from rich.table import Table
+import numpy as np
 
 from tracepaper.daemon.config import restore
-from tracepaper.daemon.models import forecaster_of
-from tracepaper.replay.importers.times import iso
-from tracepaper.replay.summary import bar_of, reading
+from tracepaper.daemon.models import default_checkpoint, forecaster_of
+from tracepaper.replay.backtest import ACTING_ONLY
 from tracepaper.storage import checkpoints
-from tracepaper.storage.reader import Reader, resolve
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.forecasters.streaming import Attribution, StreamingForecaster
-from tracepaper.strategies.types import BLOCK_BARS, Bar
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.types import BLOCK_BARS, Bar, Explanation, Forecast, Late, Run, Step
 
-BARS_SHOWN: Final = 16
+HEAVIEST: Final = 16
+"""Past bars that a table shows, and whose contributions are summed apart."""
+
+Explainable = StreamingForecaster | WindowedForecaster
+
+
+@dataclass(frozen=True)
+class Past:
+    """What one decision was made of: its own model, and the bars that the model looks back on."""
+
+    run: Run
+    sequence: int
+    forecaster: Explainable
+    forecast: Forecast  # as it was stored
+    bars: tuple[Bar, ...]  # oldest first; the last one is the decided bar
+    price_decimals: int
+
+    @property
+    def decided(self) -> Bar:
+        """The bar whose close was decided."""
+        return self.bars[-1]
 
 
 @dataclass(frozen=True)
 class FullAttribution:
     """Where one decision looked, bar by bar (oldest first); weights sum to 1 within ``l1_error``.
 
-    ``largest_bucket_difference`` compares the sums over 64-bar blocks with what was stored.
+    Where attention flowed, not why the price will move. ``largest_bucket_difference`` compares
+    the sums over 64-bar blocks with what was stored.
     """
 
     open_time_ms: tuple[int, ...]
@@ -35,126 +56,121 @@ class FullAttribution:
     l1_error: float
     largest_bucket_difference: float
 
+    def heaviest(self, count: int) -> list[int]:
+        """Return the places of the *count* heaviest bars, heaviest first, the decided one not.
 
-def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:
-    """Return (database, run id, sequence) of ``RUN:SEQUENCE``, where RUN may be ``FILE#RUN``."""
-    run, separator, sequence = decision.rpartition(":")
-    if not separator or not sequence.isdigit():
-        raise ConfigInvalid(f"{decision!r} is no decision; write RUN:SEQUENCE, say last:6000.")
-    located = resolve(database, run)
-    return located.path, located.run_id, int(sequence)
-
-
-def stored_document(database: Path, run_id: str, sequence: int) -> dict[str, Any]:
-    """Return the decision, its gates and its buckets as plain values."""
-    with reading(database) as db:
-        key = (run_id, sequence)
-        decision = db.execute(
-            "SELECT * FROM v_decisions WHERE run_id = ? AND sequence = ?", key
-        ).fetchone()
-        if decision is None:
-            raise DataInvalid(
-                f"Run {run_id} has no decision {sequence}; `tracepaper audit decisions` lists them."
-            )
-        return {
-            "decision": dict(decision),
-            "gates": [
-                dict(row)
-                for row in db.execute(
-                    "SELECT * FROM v_gates WHERE run_id = ? AND sequence = ?", key
-                )
-            ],
-            "buckets": [
-                dict(row)
-                for row in db.execute(
-                    "SELECT * FROM v_explanations WHERE run_id = ? AND sequence = ?", key
-                )
-            ],
-        }
+        The decided bar is left out: the residual stream alone gives it a large share.
+        """
+        past = np.array(self.weights[:-1])
+        return [int(place) for place in np.argsort(-past, kind="stable")[:count]]
 
 
-def recompute(database: Path, run_id: str, sequence: int) -> FullAttribution:
-    """Warm the run's own model with the stored bars up to the decision, and look back bar by bar.
+def open_past(database: Path, run_id: str, sequence: int) -> Past:
+    """Return what the decision was made of, with its model warmed up to it.
 
-    Raises ``DataInvalid`` where the decision has no model, or the run no longer has its bars.
+    Raises ``DataInvalid`` where the decision has no attribution, the run no longer has the bars,
+    or the model's checkpoint is gone.
     """
     with Reader.open(database) as reader:
         run = reader.run(run_id)
         step = reader.step(run_id, sequence).step
-        if not run.model_id or not isinstance(step.event, Bar) or step.decision is None:
-            raise DataInvalid(
-                f"Step {sequence} of run {run_id} has no model to look into; choose a decision "
-                "of an attention run."
-            )
-        forecaster = forecaster_of(
-            checkpoints.kept_folder(database, run.model_id), restore(run.config), path="step"
-        )
-        past = [
-            bar
-            for bar in reader.bars(run_id, step.event.instrument)
-            if bar.open_time_ms <= step.event.open_time_ms
-        ][-forecaster.context :]
-    if not isinstance(forecaster, StreamingForecaster):
-        raise DataInvalid("This model keeps no ring to look back through; read the stored row.")
-    if len(past) < forecaster.context:
+        forecast = _forecast(run, step)
+        assert isinstance(step.event, Bar)
+        instrument = step.event.instrument
+        forecaster = _forecaster(database, run, forecast.model_id)
+        bars = reader.bars_until(run_id, instrument, sequence, forecaster.context)
+    if len(bars) < forecaster.context:
         raise DataInvalid(
-            f"Run {run_id} holds {len(past)} bars up to decision {sequence}, and its model looks "
-            f"back on {forecaster.context}; choose a later decision."
+            f"Run {run_id} holds {len(bars):,} bars up to decision {sequence}, and its model looks "
+            f"back on {forecaster.context:,}; choose a later decision."
         )
-    forecaster.warm(step.event.instrument, past)
-    attribution = forecaster.explain(step.event.instrument)
-    closes = {bar.open_time_ms: bar.close for bar in past}
-    scale = 10 ** next(
-        item.price_decimals for item in run.instruments if item.id == step.event.instrument
-    )
+    forecaster.warm(instrument, bars)
+    decimals = next(item.price_decimals for item in run.instruments if item.id == instrument)
+    return Past(run, sequence, forecaster, forecast, tuple(bars), decimals)
+
+
+def _forecast(run: Run, step: Step) -> Forecast:
+    """Return the stored forecast; raise ``DataInvalid`` where there is nothing to recompute."""
+    named = f"Decision {step.sequence} of run {run.run_id}"
+    if step.decision is None or not isinstance(step.event, Bar):
+        raise DataInvalid(f"Step {step.sequence} of run {run.run_id} is no decision; name one.")
+    if not run.model_id:
+        raise DataInvalid(
+            f"{named} asked no model, so there is nothing to recompute; choose a decision of an "
+            "attention run."
+        )
+    if ACTING_ONLY in run.warnings:
+        raise DataInvalid(
+            f"{named} cannot be recomputed, for its run kept only the bars it traded on; replay "
+            "it with --log full."
+        )
+    if isinstance(step.answer, Late):
+        raise DataInvalid(
+            f"{named} has no forecast to take apart, for the model missed its deadline of "
+            f"{step.answer.deadline_ms:,} ms; choose another decision."
+        )
+    if step.answer is None:
+        raise DataInvalid(
+            f"{named} came before its model was warm, so there is nothing to recompute; choose a "
+            "later decision."
+        )
+    return step.answer
+
+
+def _forecaster(database: Path, run: Run, model_id: str) -> Explainable:
+    """Return the model that decided: kept beside the database, or else the bundled one."""
+    folder = checkpoints.kept_folder(database, model_id)
+    if not folder.is_dir():
+        bundled = default_checkpoint()
+        if checkpoints.read_card(bundled)["model"]["id"] != model_id:
+            raise DataInvalid(
+                f"The checkpoint {model_id} is not beside the database; copy it to {folder}."
+            )
+        folder = bundled
+    found: Forecaster = forecaster_of(folder, restore(run.config), path="step")
+    if found.model_id != model_id:
+        raise DataInvalid(
+            f"{folder} holds the checkpoint {found.model_id}, and {model_id} decided; restore it."
+        )
+    if not isinstance(found, StreamingForecaster | WindowedForecaster):
+        raise DataInvalid(f"The model {model_id} keeps nothing to look back through.")
+    return found
+
+
+def recompute(database: Path, run_id: str, sequence: int) -> FullAttribution:
+    """Return where the decision looked, bar by bar; raise ``DataInvalid`` as ``open_past``."""
+    return attribute(open_past(database, run_id, sequence))
+
+
+def attribute(past: Past) -> FullAttribution:
+    """Return the attribution at full resolution, compared with the buckets that were stored."""
+    found = _attribution(past)
+    closes = {bar.open_time_ms: bar.close / 10**past.price_decimals for bar in past.bars}
     return FullAttribution(
-        attribution.open_time_ms,
-        tuple(closes[time] / scale for time in attribution.open_time_ms),
-        attribution.weights,
-        attribution.l1_error,
-        _difference(database, run_id, sequence, attribution, step.event.interval_ms),
+        found.open_time_ms,
+        tuple(closes[time] for time in found.open_time_ms),
+        found.weights,
+        found.l1_error,
+        _difference(past.forecast.explanation, found, past.decided),
     )
 
 
-def _difference(
-    database: Path, run_id: str, sequence: int, attribution: Attribution, interval_ms: int
-) -> float:
+def _attribution(past: Past) -> Attribution:
+    instrument = past.decided.instrument
+    if isinstance(past.forecaster, StreamingForecaster):
+        return past.forecaster.explain(instrument)
+    rollout = past.forecaster.explain(instrument)
+    weights = tuple(rollout.weights[0, 0].tolist())
+    times = tuple(bar.open_time_ms for bar in past.bars[-len(weights) :])
+    return Attribution(instrument, times, weights, float(rollout.l1_error[0, 0]))
+
+
+def _difference(stored: Explanation | None, found: Attribution, decided: Bar) -> float:
     """Return the largest difference between a stored bucket and the sum of its bars' weights."""
-    block_ms = BLOCK_BARS * interval_ms
-    sums: dict[int, float] = {}
-    for time, weight in zip(attribution.open_time_ms, attribution.weights, strict=True):
-        sums[time // block_ms] = sums.get(time // block_ms, 0.0) + weight
-    largest = 0.0
-    for row in stored_document(database, run_id, sequence)["buckets"]:
-        if row["from_open_time_ms"] is not None and row["bucket"] != "older":
-            block = row["from_open_time_ms"] // block_ms
-            largest = max(largest, abs(row["weight"] - sums.get(block, 0.0)))
-    return largest
-
-
-def show_full(full: FullAttribution) -> RenderableType:
-    """Return a table of the heaviest bars, with the price they closed at."""
-    table = Table(
-        title=f"Bar by bar: the {BARS_SHOWN} heaviest of {len(full.weights):,}",
-        title_justify="left",
-        title_style="bold",
-        box=None,
-    )
-    for name in ("bar", "age", "close", "weight", ""):
-        table.add_column(name, justify="left" if name in ("bar", "") else "right")
-    order = sorted(range(len(full.weights)), key=lambda place: -full.weights[place])[:BARS_SHOWN]
-    most = full.weights[order[0]]
-    newest = len(full.weights) - 1
-    for place in sorted(order, reverse=True):
-        table.add_row(
-            iso(full.open_time_ms[place]),
-            str(newest - place),
-            f"{full.close[place]:,g}",
-            f"{full.weights[place]:.4f}",
-            f"[cyan]{bar_of(full.weights[place] / most)}[/]",
-        )
-    note = (
-        f"weights sum to 1 within {full.l1_error:.1e}; the stored buckets differ by at most "
-        f"{full.largest_bucket_difference:.1e}"
-    )
-    return Group(table, note)
+    if stored is None:
+        return 0.0
+    kept = np.append(np.frombuffer(stored.buckets, "<f4").astype(np.float64), stored.older_mass)
+    blocks = np.array(found.open_time_ms) // (decided.interval_ms * BLOCK_BARS)
+    at = np.minimum(blocks[-1] - blocks, len(kept) - 1)
+    sums = np.bincount(at, weights=found.weights, minlength=len(kept))
+    return float(np.abs(sums - kept).max())

@@ -1,0 +1,106 @@
+"""One decision for a terminal, as it was stored: verdict, gates and distances, where it looked."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tracepaper.replay.explaining.flips import Flips, GateMargin, flips_of
+from tracepaper.replay.explaining.stored import StoredDecision
+from tracepaper.replay.summary import ANSWER_MARK, BUCKETS_SHOWN, bar_of
+
+BASIS_POINTS: Final = 1e4
+LOOKED: Final = "where attention flowed; not why the price will move"
+
+
+def show_stored(stored: StoredDecision) -> RenderableType:
+    """Return what the rows of one decision say, and what would have flipped it."""
+    flips = flips_of(stored)
+    parts: list[RenderableType] = [_verdict(stored.decision), _gate_table(flips), _flip_text(flips)]
+    parts.append(Text(stored.silence) if stored.silence else _bucket_table(stored))
+    return Group(*parts)
+
+
+def table_of(title: str, columns: tuple[tuple[str, bool], ...]) -> Table:
+    """Return an empty table; a column is its name, and whether it holds numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    for name, is_number in columns:
+        table.add_column(name, justify="right" if is_number else "left")
+    return table
+
+
+def _verdict(decision: dict[str, Any]) -> Text:
+    text = Text()
+    text.append(f"{decision['instrument']} at {decision['open_time_iso']}: ", style="bold")
+    verdict = "allowed" if decision["allowed"] else f"refused by {decision['refused_by']}"
+    reason = "" if decision["reason"] == verdict else f", {decision['reason']}"
+    text.append(f"{decision['action']} ({verdict}){reason}\n")
+    if decision["mean_return"] is not None:
+        text.append(
+            f"expected return {decision['mean_return'] * BASIS_POINTS:+.2f} bp ± "
+            f"{decision['stdev_return'] * BASIS_POINTS:.1f} bp over {decision['horizon']} bars; "
+            f"down {decision['p_down']:.2f}, flat {decision['p_flat']:.2f}, "
+            f"up {decision['p_up']:.2f}; regime {decision['regime']}\n"
+        )
+    return text
+
+
+def _gate_table(flips: Flips) -> Table:
+    table = table_of(
+        "Gates (the margin is what each had to spare, or was short by)",
+        (
+            ("gate", False),
+            ("measure", True),
+            ("threshold", True),
+            ("margin", True),
+            ("share", True),
+            ("unit", False),
+            ("", False),
+        ),
+    )
+    for gate in flips.gates:
+        table.add_row(
+            f"[bold]{gate.gate}[/]" if gate.gate == flips.nearest else gate.gate,
+            "–" if gate.measure is None else f"{gate.measure:,.6g}",
+            f"{gate.threshold:,.6g}",
+            "–" if gate.margin is None else f"{gate.margin:+,.5g}",
+            _share(gate),
+            f"[dim]{gate.unit}[/]",
+            ANSWER_MARK[int(gate.passed)],
+        )
+    return table
+
+
+def _share(gate: GateMargin) -> str:
+    """Return the margin as a share of the threshold, where that says something."""
+    return f"{gate.share:+.1%}" if gate.is_gradual and gate.share is not None else ""
+
+
+def _flip_text(flips: Flips) -> Text:
+    text = Text(f"{flips.sentence}\n")
+    if (side := flips.side) is None:
+        return text
+    pointed = {"LONG": "up", "SHORT": "down"}.get(side.side)
+    told = "The mean and the classes disagreed" if pointed is None else f"It pointed {pointed}"
+    text.append(
+        f"{told}: the mean is {side.mean_return * BASIS_POINTS:+.2f} bp from zero "
+        f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and up less down is "
+        f"{side.lean:+.3f}; the side turns where both change sign.\n"
+    )
+    return text
+
+
+def _bucket_table(stored: StoredDecision) -> Table:
+    table = table_of(
+        f"Where it looked, by 64-bar block ({LOOKED})",
+        (("from", False), ("weight", True), ("", False)),
+    )
+    heaviest = sorted(stored.buckets, key=lambda row: -row["weight"])[:BUCKETS_SHOWN]
+    most = heaviest[0]["weight"] or 1.0
+    for row in heaviest:
+        start = "older" if row["bucket"] == "older" else str(row["from_open_time_iso"])
+        table.add_row(start, f"{row['weight']:.4f}", f"[cyan]{bar_of(row['weight'] / most)}[/]")
+    return table

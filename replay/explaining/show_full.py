@@ -1,0 +1,164 @@
+"""For a terminal: what was recomputed of one decision, and what moved its forecast."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tracepaper.replay.explaining.attribution import HEAVIEST, FullAttribution
+from tracepaper.replay.explaining.full import Agreement, Deletion, Full, Moves, Trial
+from tracepaper.replay.explaining.show import BASIS_POINTS, LOOKED, table_of
+from tracepaper.replay.importers.times import iso
+from tracepaper.replay.summary import bar_of
+
+FEATURES_SHOWN: Final = 10
+BARS_SHOWN: Final = 8
+BAR_CELLS: Final = 16
+
+
+def show_full(full: Full) -> RenderableType:
+    """Return all that was recomputed: attribution, contributions, deletion test."""
+    return Group(
+        _agreement(full.agreement),
+        show_attribution(full.attribution),
+        _features(full.moves),
+        _sums(full.moves),
+        _bars(full.moves),
+        _deletions(full.deletion),
+    )
+
+
+def show_attribution(found: FullAttribution) -> RenderableType:
+    """Return a table of the decided bar and the heaviest past ones, with their closes."""
+    table = table_of(
+        f"Bar by bar: the decided bar and the {HEAVIEST} heaviest of {len(found.weights) - 1:,} "
+        f"before it ({LOOKED})",
+        (("bar", False), ("age", True), ("close", True), ("weight", True), ("", False)),
+    )
+    newest = len(found.weights) - 1
+    heaviest = found.heaviest(HEAVIEST)
+    most = found.weights[heaviest[0]] or 1.0
+    for place in [newest, *sorted(heaviest, reverse=True)]:
+        weight = found.weights[place]
+        bar = "" if place == newest else f"[cyan]{bar_of(weight / most)}[/]"
+        table.add_row(
+            iso(found.open_time_ms[place]),
+            str(newest - place),
+            f"{found.close[place]:,g}",
+            f"{weight:.4f}",
+            bar,
+        )
+    note = Text(
+        f"Weights sum to 1 within {found.l1_error:.1e}; the stored buckets differ by at most "
+        f"{found.largest_bucket_difference:.1e}.\n"
+    )
+    return Group(table, note)
+
+
+def _agreement(found: Agreement) -> Text:
+    stored, again = found.stored, found.recomputed
+    return Text(
+        f"Recomputed from the stored bars, {found.horizon} bars ahead: mean "
+        f"{again.mean_return * BASIS_POINTS:+.4f} bp (stored "
+        f"{stored.mean_return * BASIS_POINTS:+.4f}), up less down {again.lean:+.5f} "
+        f"(stored {stored.lean:+.5f}).\n"
+    )
+
+
+def _features(moves: Moves) -> Table:
+    table = table_of(
+        f"What moved the mean, by feature in bp (integrated gradients; the "
+        f"{FEATURES_SHOWN} largest of {len(moves.features)})",
+        (
+            ("feature", False),
+            ("value now", True),
+            ("this bar", True),
+            (f"{HEAVIEST} heaviest", True),
+            ("all bars", True),
+            ("", False),
+        ),
+    )
+    most = abs(moves.features[0].all_bars) or 1.0
+    for move in moves.features[:FEATURES_SHOWN]:
+        colour = "green" if move.all_bars > 0 else "red"
+        table.add_row(
+            move.feature,
+            f"{move.value:+.2f}",
+            _points(move.decided_bar),
+            _points(move.heaviest_bars),
+            _points(move.all_bars),
+            f"[{colour}]{bar_of(abs(move.all_bars) / most, BAR_CELLS)}[/]",
+        )
+    return table
+
+
+def _sums(moves: Moves) -> Text:
+    return Text(
+        f"All contributions add {_points(moves.told - moves.neutral)} bp to the "
+        f"{_points(moves.neutral)} bp that the model says of neutral rows, and so give "
+        f"{_points(moves.told)} bp, within {abs(moves.gap) * BASIS_POINTS:.1e} bp.\n"
+    )
+
+
+def _bars(moves: Moves) -> RenderableType:
+    table = table_of(
+        f"What moved the mean, by bar (the {BARS_SHOWN} largest)",
+        (
+            ("bar", False),
+            ("age", True),
+            ("adds bp", True),
+            ("most by", False),
+            ("rollout weight", True),
+        ),
+    )
+    for move in moves.bars[:BARS_SHOWN]:
+        table.add_row(
+            iso(move.open_time_ms),
+            str(move.age),
+            _points(move.added),
+            move.feature,
+            f"{move.weight:.4f}",
+        )
+    note = Text(
+        f"Rank correlation of these contributions with the rollout, over the past bars: "
+        f"{moves.rank_correlation:+.2f}.\n"
+    )
+    return Group(table, note)
+
+
+def _deletions(found: Deletion) -> RenderableType:
+    table = table_of(
+        "Deletion test: rows made neutral, and how far the forecast then moves",
+        (("bars", True), ("which", False), ("mean, bp", True), ("up less down", True)),
+    )
+    (heaviest,), (newest,) = found.of("heaviest"), found.of("newest")
+    (decided,), (past,) = found.of("decided"), found.of("past")
+    chance = found.of("random")
+    mean = sum(trial.mean_return for trial in chance) / len(chance)
+    lean = sum(trial.lean for trial in chance) / len(chance)
+    shown = (
+        (heaviest, "heaviest by rollout"),
+        (Trial("random", None, found.bars, mean, lean), f"random (mean of {len(chance)} seeds)"),
+        (newest, "newest"),
+        (decided, "the decided bar alone"),
+        (past, "all but the decided bar"),
+    )
+    for trial, name in shown:
+        moved = f"{trial.mean_return * BASIS_POINTS:.3f}"
+        table.add_row(f"{trial.bars:,}", name, moved, f"{trial.lean:.4f}")
+    means = [trial.mean_return * BASIS_POINTS for trial in chance]
+    below = sum(trial.mean_return < heaviest.mean_return for trial in chance)
+    further = "further" if heaviest.mean_return > newest.mean_return else "no further"
+    note = Text(
+        f"Random draws of seeds {chance[0].seed} to {chance[-1].seed} moved the mean by "
+        f"{min(means):.3f} to {max(means):.3f} bp. The heaviest bars moved it further than {below} "
+        f"of these {len(chance)}, and {further} than the newest.\n"
+    )
+    return Group(table, note)
+
+
+def _points(log_return: float) -> str:
+    return f"{log_return * BASIS_POINTS:+.3f}"

@@ -1,0 +1,91 @@
+"""What ``tracepaper explain`` does: read, recompute where asked, and print, encode or draw."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from tracepaper.daemon.commands.options import print_json
+from tracepaper.replay.explaining.flips import flips_of
+from tracepaper.replay.explaining.show import show_stored
+from tracepaper.replay.explaining.stored import StoredDecision, locate, read_stored
+from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
+
+if TYPE_CHECKING:
+    from tracepaper.replay.explaining.full import Full
+
+
+def tell(
+    decision: str, database: Path | None, *, full: bool, png: Path | None, as_json: bool
+) -> None:
+    """Explain *decision* (``RUN:SEQUENCE``); what was stored is told even where --full fails.
+
+    Raises ``DataInvalid`` or ``CheckpointMismatch`` where what was asked for cannot be had.
+    """
+    path, run_id, sequence = locate(decision, database)
+    stored = read_stored(path, run_id, sequence)
+    if png is not None:
+        from tracepaper.replay.explaining.picture import require_plotting
+
+        require_plotting()
+    found: Full | None = None
+    missing: DataInvalid | CheckpointMismatch | None = None
+    if full:
+        try:
+            found = _recomputed(path, run_id, sequence)
+        except (DataInvalid, CheckpointMismatch) as error:
+            missing = error
+    if as_json:
+        print_json(document(stored, found, None if missing is None else str(missing)))
+    else:
+        _print(stored, found)
+    if missing is not None:
+        raise missing
+    if png is not None:
+        from tracepaper.replay.explaining.picture import draw
+
+        draw(path, stored, found, png)
+
+
+def document(stored: StoredDecision, full: Full | None, missing: str | None) -> dict[str, Any]:
+    """Return everything about one decision as plain values; returns are log returns."""
+    flips = asdict(flips_of(stored))
+    margins = flips.pop("gates")
+    names = ("unit", "margin", "share")
+    return {
+        "run": {name: stored.run[name] for name in ("run_id", "kind", "strategy", "interval")},
+        "decision": stored.decision,
+        "gates": [
+            {**row, **{name: margin[name] for name in names}}
+            for row, margin in zip(stored.gates, margins, strict=True)
+        ],
+        "flips": flips,
+        "buckets": stored.buckets,
+        "silence": stored.silence,
+        "full": None if full is None else asdict(full),
+        "full_missing": missing,
+    }
+
+
+def _recomputed(path: Path, run_id: str, sequence: int) -> Full:
+    from tracepaper.replay.explaining.attribution import open_past
+    from tracepaper.replay.explaining.full import explain_fully
+
+    progress = Console(stderr=True)
+    if not sys.stderr.isatty():
+        return explain_fully(open_past(path, run_id, sequence))
+    with progress.status("Asking the model again; this takes some seconds."):
+        return explain_fully(open_past(path, run_id, sequence))
+
+
+def _print(stored: StoredDecision, full: Full | None) -> None:
+    console = Console()
+    console.print(show_stored(stored))
+    if full is not None:
+        from tracepaper.replay.explaining.show_full import show_full
+
+        console.print(show_full(full))
