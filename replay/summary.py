@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -19,9 +19,7 @@ from rich.text import Text
 from tracepaper.strategies.errors import DataInvalid
 
 FILLS_SHOWN: Final = 8
-BUCKETS_SHOWN: Final = 12
 BAR_WIDTH: Final = 28
-ANSWER_MARK: Final = {1: "[green]✓[/]", 0: "[red]✗[/]"}
 
 
 @contextmanager
@@ -206,67 +204,3 @@ def bar_of(share: float, width: int = BAR_WIDTH) -> str:
     eighths = round(max(0.0, min(share, 1.0)) * width * 8)
     full, rest = divmod(eighths, 8)
     return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
-
-
-def explain_stored(database: Path, run_id: str, sequence: int) -> RenderableType:
-    """Return what one decision's rows say: the wish, each gate, and where the attention lay."""
-    with reading(database) as db:
-        decision = db.execute(
-            "SELECT * FROM v_decisions WHERE run_id = ? AND sequence = ?", (run_id, sequence)
-        ).fetchone()
-        if decision is None:
-            raise DataInvalid(
-                f"Run {run_id} has no decision {sequence}; `tracepaper audit decisions` lists them."
-            )
-        gates = db.execute(
-            "SELECT * FROM v_gates WHERE run_id = ? AND sequence = ?", (run_id, sequence)
-        ).fetchall()
-        buckets = db.execute(
-            "SELECT * FROM v_explanations WHERE run_id = ? AND sequence = ?", (run_id, sequence)
-        ).fetchall()
-    return Group(_decision_text(decision), _gate_table(gates), *_bucket_table(buckets))
-
-
-def _decision_text(decision: sqlite3.Row) -> Text:
-    verdict = "allowed" if decision["allowed"] else f"refused by {decision['refused_by']}"
-    text = Text()
-    text.append(f"{decision['instrument']} at {decision['open_time_iso']}: ", style="bold")
-    text.append(f"{decision['action']} ({verdict}), {decision['reason']}\n")
-    if decision["mean_return"] is not None:
-        text.append(
-            f"expected return {decision['mean_return'] * 1e4:+.2f} bp ± "
-            f"{decision['stdev_return'] * 1e4:.1f} bp; down {decision['p_down']:.2f}, flat "
-            f"{decision['p_flat']:.2f}, up {decision['p_up']:.2f}; regime {decision['regime']}\n"
-        )
-    return text
-
-
-def _gate_table(gates: list[sqlite3.Row]) -> Table:
-    table = Table(title="Gates", title_justify="left", title_style="bold", box=None)
-    for name in ("gate", "measure", "threshold", ""):
-        table.add_column(name, justify="right" if name in ("measure", "threshold") else "left")
-    for gate in gates:
-        measure = gate["measure"]
-        table.add_row(
-            str(gate["gate"]),
-            "–" if measure is None else f"{measure:,.6g}",
-            f"{gate['threshold']:,.6g}",
-            ANSWER_MARK[int(gate["passed"])],
-        )
-    return table
-
-
-def _bucket_table(buckets: list[sqlite3.Row]) -> list[Table]:
-    """Return a table of the heaviest buckets, or nothing for a decision without a model."""
-    if not buckets:
-        return []
-    title = "Where it looked (attention rollout by 64-bar block; not why the price will move)"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None)
-    for name in ("from", "weight", ""):
-        table.add_column(name, justify="right" if name == "weight" else "left")
-    heaviest = sorted(buckets, key=lambda row: -row["weight"])[:BUCKETS_SHOWN]
-    most = heaviest[0]["weight"]
-    for row in heaviest:
-        start = "older" if row["bucket"] == "older" else str(row["from_open_time_iso"])
-        table.add_row(start, f"{row['weight']:.4f}", f"[cyan]{bar_of(row['weight'] / most)}[/]")
-    return [table]

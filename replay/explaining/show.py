@@ -10,9 +10,11 @@ from rich.text import Text
 
 from tracepaper.replay.explaining.flips import Flips, GateMargin, flips_of
 from tracepaper.replay.explaining.stored import StoredDecision
-from tracepaper.replay.summary import ANSWER_MARK, BUCKETS_SHOWN, bar_of
+from tracepaper.replay.summary import bar_of
 
 BASIS_POINTS: Final = 1e4
+BUCKETS_SHOWN: Final = 12
+ANSWER_MARK: Final = {True: "[green]✓[/]", False: "[red]✗[/]"}
 LOOKED: Final = "where attention flowed; not why the price will move"
 
 
@@ -69,7 +71,7 @@ def _gate_table(flips: Flips) -> Table:
             "–" if gate.margin is None else f"{gate.margin:+,.5g}",
             _share(gate),
             f"[dim]{gate.unit}[/]",
-            ANSWER_MARK[int(gate.passed)],
+            ANSWER_MARK[gate.passed],
         )
     return table
 
