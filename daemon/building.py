@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -16,6 +15,7 @@ from tracepaper.daemon.config_sections import Execution
 from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.fills import Terms
 from tracepaper.daemon.state import EngineSettings
+from tracepaper.daemon.user_strategy import user_class, user_strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.exact import check_money, scaled
 from tracepaper.strategies.forecaster import Forecaster
@@ -47,7 +47,7 @@ def needs_forecaster(config: Config) -> bool:
     """Return whether the configured strategy trades a model's forecasts."""
     if config.strategy.name == "attention":
         return True
-    return ":" in config.strategy.name and _user_class(config.strategy.name).needs_forecast
+    return ":" in config.strategy.name and user_class(config.strategy.name).needs_forecast
 
 
 def strategies_for(config: Config, forecaster: Forecaster | None) -> Callable[[], Strategy]:
@@ -66,34 +66,14 @@ def strategies_for(config: Config, forecaster: Forecaster | None) -> Callable[[]
                 context=context, horizon=config.gate.horizon, horizon_index=index
             )
         case name:
-            user_class = _user_class(name)
-            return lambda: _user_strategy(user_class, dict(chosen.options), forecaster)
-
-
-def _user_class(name: str) -> type[Strategy]:
-    module_name, _, class_name = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigInvalid(
-            f"strategy.name '{name}' cannot be imported ({error}); put its folder on PYTHONPATH."
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Strategy)):
-        raise ConfigInvalid(
-            f"strategy.name '{name}' is no tracepaper.strategies.strategy.Strategy; derive from it."
-        )
-    return found
+            made_of = user_class(name)
+            return lambda: _user_strategy(made_of, dict(chosen.options), forecaster)
 
 
 def _user_strategy(
-    user_class: type[Strategy], options: dict[str, object], forecaster: Forecaster | None
+    made_of: type[Strategy], options: dict[str, object], forecaster: Forecaster | None
 ) -> Strategy:
-    try:
-        strategy = user_class(options)  # type: ignore[call-arg]
-    except (TypeError, ValueError, KeyError) as error:
-        raise ConfigInvalid(
-            f"{user_class.__name__} refused [strategy.options] ({error}); correct them."
-        ) from error
+    strategy = user_strategy(made_of, options)
     if strategy.needs_forecast and forecaster is not None:
         strategy.warmup = max(strategy.warmup, forecaster.context)
     return strategy

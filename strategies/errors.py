@@ -12,6 +12,7 @@
         ├── DataInvalid        a file or a stored row that cannot be believed
         ├── AuditUnwritable    the log cannot take the next step
         ├── CheckpointMismatch weights that are not the ones their card names
+        ├── StrategyFailed     a user's strategy raised, or answered what is no signal
         ├── AttentionInvalid   a tensor, mask or backend that attention cannot take
         └── InvariantBroken    a bug of ours
 
@@ -57,6 +58,10 @@ class AuditUnwritable(Fatal):
 
 class CheckpointMismatch(Fatal):
     """Weights that are not the ones their card names."""
+
+
+class StrategyFailed(Fatal):
+    """A user's own strategy raised, or answered what is no signal."""
 
 
 class AttentionInvalid(Fatal):
