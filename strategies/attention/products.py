@@ -112,7 +112,9 @@ def _push_heads(
     result = torch.zeros_like(by_pair)
     tile = _compiled_tile() if backend == "compiled" and weights.shape[1] == 1 else _tile
     for block in row_blocks(time, mask, rows_a_block=tile_rows(mask), kept=kept):
-        rows = Operand(block.take(laid.queries, 1), laid.keys_by_dim, block.take(laid[2], 1))
+        rows = Operand(
+            block.take(laid.queries, 1), laid.keys_by_dim, block.take(laid.minus_logsumexp, 1)
+        )
         block_weights = block.take(by_pair, 2)
         for start, stop in key_tiles(block, TILE_BARS):
             # An uneven tile would be compiled anew, so only the common shape is.
