@@ -1,0 +1,57 @@
+"""``tracepaper report``: performance and attention of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tracepaper.daemon.commands.options import (
+    ConfigOption,
+    DatabaseOption,
+    JsonOption,
+    database_path,
+)
+
+
+def report(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")
+    ] = "last",
+    *,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write one page that needs no network."),
+    ] = None,
+    heads: Annotated[
+        bool,
+        typer.Option("--heads", help="With --html: what each head does, by the run's own model."),
+    ] = False,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Report how a run did, what it cost, what its gates refused, and where it looked."""
+    from rich.console import Console
+
+    from tracepaper.daemon.commands.options import print_json
+    from tracepaper.replay.report.document import build_report
+    from tracepaper.replay.report.terminal import as_document, show
+    from tracepaper.storage.reader import resolve
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    if heads and html is None:
+        raise ConfigInvalid("--heads draws pictures; say where with --html FILE.")
+    located = resolve(None if "#" in run else database_path(db, config), run)
+    made = build_report(located.path, located.run_id)
+    if html is not None:
+        from tracepaper.replay.report.page import write_page
+
+        write_page(made, html, heads=heads)
+    if json:
+        print_json(as_document(made))
+        return
+    show(Console(), made)
+    if html is not None:
+        typer.echo(f"The page is {html}.")

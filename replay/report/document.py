@@ -1,0 +1,243 @@
+"""The report of one run as values: what the terminal, the JSON and the page all show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from tracepaper.replay import metrics
+from tracepaper.replay.metrics import Activity, Performance
+from tracepaper.replay.report.accounts import RandomTwins, buy_and_hold, random_twins
+from tracepaper.replay.report.attention import (
+    Attention,
+    Group,
+    read_attention,
+    winners_and_losers,
+)
+from tracepaper.replay.report.explained import Explained, chosen, explain_trades
+from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord, read_record
+from tracepaper.replay.report.refusals import Refusal, refusals
+from tracepaper.replay.report.trades import Costs, Trade, costs, trades
+from tracepaper.storage.reader import Reader
+
+Card = dict[str, Any]
+MARKS_MAX: Final = 800
+"""Points of a curve that are shown; figures are taken from all of them."""
+BUY_AND_HOLD: Final = "buy and hold"
+REGIMES_SENTENCE: Final = (
+    "The names of the regimes are the literature's: MOMENTUM is attention on recent bars and "
+    "MEAN_REVERSION on distant ones; in trials they predicted no momentum in returns."
+)
+OPENS_SENTENCE: Final = (
+    "The candles come from an archive. Where they are Binance's, as the bundled ones are, an open "
+    "equals the close before in a third to a half of bars; on Bybit it always does."
+)
+ROLLOUT_SENTENCE: Final = "Rollout says where attention flowed, not why the price moved."
+PAPER_SENTENCE: Final = "Paper trading only: nothing here shows that money can be earned."
+
+
+@dataclass(frozen=True)
+class Account:
+    """One account's figures; ``source`` says where it comes from."""
+
+    name: str
+    source: str
+    start: float
+    end: float
+    performance: Performance
+    activity: Activity | None  # None where no fills are known
+    costs: Costs | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An equity curve at the report's marks, and the worst drawdown of each stretch to a mark."""
+
+    name: str
+    equity: Floats
+    drawdown: Floats  # fraction of the peak, not negative
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is shown of a run; money in quote currency, shares are fractions."""
+
+    record: RunRecord
+    sentences: tuple[str, ...]  # what a reader must know before believing any of it
+    annualisation: str
+    accounts: tuple[Account, ...]  # the run's own first
+    marks_ms: Ints  # UTC ms of the curves' points
+    curves: tuple[Curve, ...]
+    random: tuple[RandomTwins, ...]
+    monthly: tuple[tuple[int, int, float], ...]  # (year, month, return) of the run's own account
+    trades: dict[str, tuple[Trade, ...]]  # closed, by account
+    refusals: tuple[Refusal, ...]
+    regimes: dict[str, int]  # decisions
+    attention: Attention | None
+    shown: str  # the account whose trades are grouped and explained: the first that has any
+    groups: tuple[Group, ...]
+    explained: tuple[Explained, ...]
+    heads: int  # of a layer of the run's model; 0 where its card is not at hand
+
+    @property
+    def own_trades(self) -> tuple[Trade, ...]:
+        """The run's own closed trades."""
+        return self.trades[self.record.account.name]
+
+
+def build_report(database: Path, run_id: str) -> Report:
+    """Return the report of *run_id*, from the views and the reader alone.
+
+    Raises ``DataInvalid`` where the run does not exist or has decided nothing.
+    """
+    with Reader.open(database) as reader:
+        record = read_record(reader, database, run_id)
+        ledgers = (record.account, *record.twins)
+        closed = {of.name: tuple(trades(of, record.instruments)) for of in ledgers}
+        wanted = {trade.entry_sequence for of in closed.values() for trade in of}
+        attention = read_attention(reader, record, wanted)
+        grouped = next((name for name, of in closed.items() if of), record.account.name)
+        explained = explain_trades(reader, record, chosen(closed[grouped]), attention)
+    card = _card(record)
+    marks = _marks(record.times_ms.size + 1)
+    held = buy_and_hold(record)
+    names, counts = np.unique(record.decisions.regime, return_counts=True)
+    return Report(
+        record=record,
+        sentences=_sentences(record, card),
+        annualisation=_annualisation(record),
+        accounts=(
+            *(_account(record, of, closed[of.name]) for of in ledgers),
+            _held_account(record, held),
+        ),
+        marks_ms=_times(record)[marks],
+        curves=(
+            *(_curve(of.name, of.equity, marks) for of in ledgers),
+            _curve(BUY_AND_HOLD, held, marks),
+        ),
+        random=tuple(
+            made for of in ledgers if (made := random_twins(record, of, marks)) is not None
+        ),
+        monthly=tuple(metrics.monthly_returns(_within(record), record.account.equity)),
+        trades=closed,
+        refusals=tuple(refusals(record)),
+        regimes=dict(zip(names.tolist(), counts.tolist(), strict=True)),
+        attention=attention,
+        shown=grouped,
+        groups=winners_and_losers(record, closed[grouped], attention) if attention else (),
+        explained=tuple(explained),
+        heads=int(card.get("architecture", {}).get("heads", 0)),
+    )
+
+
+def _times(record: RunRecord) -> Ints:
+    """Return the times of the equity curve: the first open, then every close."""
+    return np.concatenate((record.times_ms[:1] - record.interval_ms, record.times_ms))
+
+
+def _within(record: RunRecord) -> Ints:
+    """Return the same with every close in the bar it ends: midnight belongs to the day before."""
+    return np.concatenate((record.times_ms[:1] - record.interval_ms, record.times_ms - 1))
+
+
+def _marks(size: int) -> Ints:
+    """Return the places in a curve of *size* values that are shown: evenly, ends included."""
+    return np.unique(np.linspace(0, size - 1, min(size, MARKS_MAX)).round().astype(np.int64))
+
+
+def _curve(name: str, equity: Floats, marks: Ints) -> Curve:
+    worst = np.maximum.reduceat(metrics.drawdowns(equity), np.concatenate(([0], marks[:-1] + 1)))
+    return Curve(name, equity[marks], worst)
+
+
+def _account(record: RunRecord, ledger: Ledger, closed: Sequence[Trade]) -> Account:
+    """Return the figures of an account that the run stored."""
+    own = ledger is record.account
+    in_market = np.zeros(record.times_ms.size, dtype=np.int64)
+    for name, held in ledger.held.items():
+        places = np.searchsorted(record.times_ms, record.bars[name].open_time_ms, side="right")
+        in_market[places[held != 0.0]] = 1
+    return Account(
+        name=ledger.name,
+        source="stored" if own else "stored: the same forecasts without the judgement gates",
+        start=float(ledger.equity[0]),
+        end=float(ledger.equity[-1]),
+        performance=metrics.performance(ledger.equity, record.interval_ms),
+        activity=metrics.activity(
+            quantities=in_market,
+            notionals=[fill["notional"] for fill in ledger.fills],
+            equity=ledger.equity,
+            profits=[trade.profit for trade in closed],
+            interval_ms=record.interval_ms,
+        ),
+        costs=costs(ledger, record.terms),
+    )
+
+
+def _held_account(record: RunRecord, equity: Floats) -> Account:
+    return Account(
+        name=BUY_AND_HOLD,
+        source="computed: all the money, bought at the second open at the run's costs, not sold",
+        start=float(equity[0]),
+        end=float(equity[-1]),
+        performance=metrics.performance(equity, record.interval_ms),
+        activity=None,
+        costs=None,
+    )
+
+
+def _annualisation(record: RunRecord) -> str:
+    bars = record.times_ms.size
+    days = bars * record.interval_ms / 86_400_000
+    a_year = metrics.annual_bars(record.interval_ms)
+    said = (
+        f"Annual figures count the {bars:,} bars that were there ({days:,.1f} days) and take a "
+        f"year of 365 days, {a_year:,.0f} bars; no risk-free rate."
+    )
+    if days < 90:  # noqa: PLR2004 (a quarter of a year)
+        said += " So short a run makes them all but meaningless."
+    return said
+
+
+def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
+    """Return the run's warnings, its card's honest sentences, and those of this report."""
+    found = [f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")]
+    if record.gaps:
+        lost = sum(
+            row["until_ms"] - row["from_ms"] for row in record.gaps if not row["repaired_by"]
+        )
+        found.append(
+            f"The data have {len(record.gaps):,} gaps; {lost // record.interval_ms:,} bars never "
+            "came, and annual figures do not count them."
+        )
+    if record.run["ended_at"] is None:
+        found.append("The run has not ended; this is how it stood when the report was made.")
+    found.append(PAPER_SENTENCE)
+    if record.run["kind"] == "replay":
+        found.append(OPENS_SENTENCE)
+    if record.run["model_id"]:
+        found += [*_card_sentences(card), REGIMES_SENTENCE, ROLLOUT_SENTENCE]
+    return tuple(found)
+
+
+def _card(record: RunRecord) -> Card:
+    """Return the card of the run's model; empty without a model, or where it is not kept."""
+    if not record.run["model_id"]:
+        return {}
+    from tracepaper.storage import checkpoints
+
+    folder = checkpoints.kept_folder(record.database, str(record.run["model_id"]))
+    return checkpoints.read_card(folder) if folder.is_dir() else {}
+
+
+def _card_sentences(card: Card) -> list[str]:
+    """Return what the card of the run's model says of itself."""
+    if not card:
+        return ["The checkpoint is no longer beside the database, so its card says nothing here."]
+    said = card.get("honesty", {}).get("sentences") or [card["model"].get("notice", "")]
+    return [f"The model's card: {text}" for text in said if text]

@@ -1,0 +1,112 @@
+"""One-click explanations of trades: the decision, its gates, the price, and where it looked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from tracepaper.replay.report.attention import Attention
+from tracepaper.replay.report.record import Floats, Ints, Row, RunRecord, ranges
+from tracepaper.replay.report.trades import Trade
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.types import BLOCK_BARS
+
+EXPLAINED_MAX: Final = 80
+POINTS_MAX: Final = 160
+_BEFORE_BARS: Final = 200
+_AFTER_BARS: Final = 30
+_HOLES: Final = 8  # sequences between two wanted ones that are cheaper read than asked around
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A trade, the decision that opened it, its gates, the price around, and the rollout."""
+
+    trade: Trade
+    decision: Row
+    gates: tuple[Row, ...]
+    times_ms: Ints  # of the closes shown
+    closes: Floats
+    rollout: tuple[tuple[int, int, float], ...]  # (from_ms, until_ms, weight), oldest first
+
+
+def chosen(trades: Sequence[Trade], most: int = EXPLAINED_MAX) -> list[Trade]:
+    """Return the trades to explain, by time: all, or half the best and half the worst."""
+    if len(trades) <= most:
+        return list(trades)
+    by_profit = sorted(trades, key=lambda trade: trade.profit)
+    picked = [*by_profit[: most // 2], *by_profit[-(most - most // 2) :]]
+    return sorted(picked, key=lambda trade: trade.entered_ms)
+
+
+def explain_trades(
+    reader: Reader, record: RunRecord, trades: Sequence[Trade], attention: Attention | None
+) -> list[Explained]:
+    """Return what opened each of *trades*, from the views."""
+    wanted = [trade.entry_sequence for trade in trades]
+    decisions = _by_sequence(reader, record, "v_decisions", wanted)
+    gates = _by_sequence(reader, record, "v_gates", wanted)
+    found = []
+    for trade in trades:
+        decided = decisions.get(trade.entry_sequence)
+        if decided:
+            aged = None if attention is None else attention.aged.get(trade.entry_sequence)
+            rollout = () if aged is None else _rollout(aged, decided[0], record.interval_ms)
+            times, closes = _price(record, trade, decided[0], rollout)
+            passed = tuple(gates.get(trade.entry_sequence, ()))
+            found.append(Explained(trade, decided[0], passed, times, closes, rollout))
+    return found
+
+
+def _by_sequence(
+    reader: Reader, record: RunRecord, view: str, wanted: Sequence[int]
+) -> dict[int, list[Row]]:
+    """Return the rows of *view* at the *wanted* sequences."""
+    chosen_ones = set(wanted)
+    found: dict[int, list[dict[str, Any]]] = {}
+    for first, last in ranges(wanted, _HOLES):
+        cursor = reader.connection.execute(
+            f"SELECT * FROM {view} WHERE run_id = ? AND sequence BETWEEN ? AND ?",  # noqa: S608
+            (record.run["run_id"], first, last),
+        )
+        names = [column[0] for column in cursor.description]
+        for values in cursor:
+            row = dict(zip(names, values, strict=True))
+            if row["sequence"] in chosen_ones:
+                found.setdefault(row["sequence"], []).append(row)
+    return found
+
+
+def _rollout(aged: Floats, decision: Row, interval_ms: int) -> tuple[tuple[int, int, float], ...]:
+    """Return the cells of age as stretches of time, oldest first; "older" has no length."""
+    end = int(decision["open_time_ms"]) + interval_ms
+    cell_ms = BLOCK_BARS * interval_ms
+    return tuple(
+        (end - (cell + 1) * cell_ms, end - cell * cell_ms, float(aged[cell]))
+        for cell in reversed(range(aged.size - 1))
+    )
+
+
+def _price(
+    record: RunRecord,
+    trade: Trade,
+    decision: Row,
+    rollout: Sequence[tuple[int, int, float]],
+) -> tuple[Ints, Floats]:
+    """Return the closes from where the decision looked, or a little before it, to the exit."""
+    bars = record.bars[trade.instrument]
+    closes_ms = bars.open_time_ms + record.interval_ms
+    back_ms = (
+        rollout[0][0]
+        if rollout
+        else int(decision["open_time_ms"]) - _BEFORE_BARS * record.interval_ms
+    )
+    first = int(np.searchsorted(closes_ms, back_ms))
+    last = int(np.searchsorted(closes_ms, trade.left_ms)) + _AFTER_BARS
+    places = np.arange(first, min(last, closes_ms.size))
+    if places.size > POINTS_MAX:
+        places = places[np.linspace(0, places.size - 1, POINTS_MAX).round().astype(np.int64)]
+    return closes_ms[places], bars.close[places]

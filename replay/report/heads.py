@@ -1,0 +1,155 @@
+"""What each head of a run's model does at one decision, and how attention flows down the layers.
+
+Recomputed: the run's own checkpoint is warmed with the stored bars up to the last decision that
+was explained, and its kept queries, keys and logsumexps are read. No forward pass is made for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from tracepaper.daemon.models import forecaster_of
+from tracepaper.replay.report.record import Floats, Ints, RunRecord
+from tracepaper.storage import checkpoints
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.attention.heads import HeadReading, head_rows, read_head
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.patterns import by_age
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.networks.stream import RESIDUAL
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROWS: Final = 48
+CELLS: Final = 48
+AGE_EDGES: Final = (0, 16, 64, 256, 1_024, 2_048, 4_096)
+"""First ages, in bars, of the groups between which the flow is summed."""
+_TILE: Final = 256
+
+Layer = tuple["Tensor", "Tensor", "Tensor"]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What the heads do; layers from the lowest, ages in bars."""
+
+    instrument: str
+    sequence: int  # of the decision
+    rows: int  # newest bars from which the heads look back
+    window: int
+    readings: tuple[tuple[HeadReading, ...], ...]  # [layer][head]
+    maps: Floats  # [layer, head, cell of age, row]: mean share a bar, oldest row first
+    cell_ages: tuple[int, ...]  # the first age of each cell
+    flow: Floats  # [layer, from group, to group], from the decision down; each layer sums to 1
+    groups: tuple[str, ...]  # what the groups of age are called
+    rollout: Floats  # [bar] what reaches each bar through all layers, oldest first; sums to 1
+
+
+def read_heads(record: RunRecord) -> Heads:
+    """Return what the heads of the run's model do at its last explained decision.
+
+    Raises ``DataInvalid`` where the run has no model that keeps its queries and keys.
+    """
+    decisions = record.decisions
+    explained = np.flatnonzero(np.isfinite(decisions.confidence))
+    if not record.run["model_id"] or not explained.size:
+        raise DataInvalid(
+            f"Run {record.run['run_id']} has no attention to look into; leave --heads out."
+        )
+    last = int(explained[-1])
+    instrument = str(decisions.instrument[last])
+    forecaster = _warmed(record, instrument, int(decisions.open_time_ms[last]))
+    positions, layers = forecaster.network.history(forecaster.state(instrument))
+    window = forecaster.model.network.config.window
+    time = len(positions)
+    rows = list(range(max(time - ROWS, window - 1), time))
+    mask = Mask.window(window)
+    readings, maps = [], []
+    edges = np.unique(np.geomspace(1, window + 1, CELLS + 1).astype(np.int64)) - 1
+    for query, key, logsumexp in layers:
+        weights = head_rows(query, key, logsumexp, rows, mask)[0]  # [head, row, time]
+        readings.append(tuple(read_head(head, rows, min(window, time)) for head in weights))
+        aged = by_age(weights, rows)[..., : edges[-1]].numpy().astype(np.float64)
+        cells = np.add.reduceat(aged, edges[:-1], axis=-1) / np.diff(edges)
+        maps.append(cells.transpose(0, 2, 1))
+    flow, rollout = flow_down(layers, mask)
+    return Heads(
+        instrument=instrument,
+        sequence=int(decisions.sequence[last]),
+        rows=len(rows),
+        window=window,
+        readings=tuple(readings),
+        maps=np.array(maps),
+        cell_ages=tuple(edges[:-1].tolist()),
+        flow=flow,
+        groups=group_names(time),
+        rollout=rollout,
+    )
+
+
+def _warmed(record: RunRecord, instrument: str, open_time_ms: int) -> StreamingForecaster:
+    """Return the run's model, warmed with the bars up to the one that opened at *open_time_ms*."""
+    model_id = str(record.run["model_id"])
+    folder = checkpoints.kept_folder(record.database, model_id)
+    forecaster = forecaster_of(folder, record.config, path="step")
+    if not isinstance(forecaster, StreamingForecaster):
+        raise DataInvalid("This model keeps no queries and keys to look into; leave --heads out.")
+    with Reader.open(record.database) as reader:
+        bars = reader.bars(str(record.run["run_id"]), instrument)
+    past = [bar for bar in bars if bar.open_time_ms <= open_time_ms][-forecaster.context :]
+    if len(past) < forecaster.context:
+        raise DataInvalid(
+            f"The run holds {len(past)} bars of {instrument} and its model looks back on "
+            f"{forecaster.context}; leave --heads out."
+        )
+    forecaster.warm(instrument, past)
+    return forecaster
+
+
+def flow_down(layers: Sequence[Layer], mask: Mask) -> tuple[Floats, Floats]:
+    """Return the flow between groups of age, a layer from the top, and what reaches each bar.
+
+    What a bar holds passes to itself by half (the residual stream) and by half to the bars that
+    the layer's mean head attends to. After all layers that is the rollout of the newest bar.
+    """
+    time = int(layers[0][0].shape[2])
+    group = np.searchsorted(AGE_EDGES, time - 1 - np.arange(time), side="right") - 1
+    count = len(group_names(time))
+    holds = np.zeros(time)
+    holds[-1] = 1.0
+    flow = np.zeros((len(layers), count, count))
+    for place, layer in enumerate(reversed(layers)):
+        passed = RESIDUAL * holds
+        np.add.at(flow[place], (group, group), RESIDUAL * holds)
+        rows = np.flatnonzero(holds)
+        for start in range(0, rows.size, _TILE):
+            tile = rows[start : start + _TILE]
+            moved = (1.0 - RESIDUAL) * holds[tile, None] * _mean_head(layer, tile, mask)
+            passed += moved.sum(axis=0)
+            by_row = np.zeros((count, time))
+            np.add.at(by_row, group[tile], moved)
+            for target in range(count):
+                flow[place, :, target] += by_row[:, group == target].sum(axis=1)
+        holds = passed
+    return flow, holds
+
+
+def group_names(time: int) -> tuple[str, ...]:
+    """Return what the groups of age among *time* bars are called."""
+    firsts = [edge for edge in AGE_EDGES if edge < time]
+    lasts = [*(edge - 1 for edge in firsts[1:]), time - 1]
+    return tuple(f"{first}–{last}" for first, last in zip(firsts, lasts, strict=True))
+
+
+def _mean_head(layer: Layer, rows: Ints, mask: Mask) -> Floats:
+    """Return the mean of the heads' attention at *rows*: [row, time]."""
+    query, key, logsumexp = layer
+    weights = head_rows(query, key, logsumexp, rows.tolist(), mask)
+    mean: Floats = weights[0].mean(dim=0).numpy().astype(np.float64)
+    return mean

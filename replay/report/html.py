@@ -1,0 +1,63 @@
+"""HTML out of values: everything that comes from a run is escaped here, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+
+
+class Markup(str):
+    """Text that is HTML already; all other text is escaped."""
+
+    __slots__ = ()
+
+
+def text(value: object) -> Markup:
+    """Return *value* as HTML: escaped unless it is ``Markup``."""
+    return value if isinstance(value, Markup) else Markup(escape(str(value), quote=True))
+
+
+def element(name: str, *content: object, **attributes: object) -> Markup:
+    """Return an element; ``class_`` is its class, and what is given is escaped."""
+    given = "".join(
+        f' {key.rstrip("_")}="{escape(str(value), quote=True)}"'
+        for key, value in attributes.items()
+        if value
+    )
+    return Markup(f"<{name}{given}>{joined(content)}</{name}>")
+
+
+def joined(parts: Iterable[object]) -> Markup:
+    """Return *parts* one after another."""
+    return Markup("".join(text(part) for part in parts))
+
+
+def table(
+    head: Sequence[object], rows: Iterable[Sequence[object]], *, texts: Sequence[int] = ()
+) -> Markup:
+    """Return a table that scrolls where it is wide; columns *texts* are text, others numbers."""
+    classes = ["text" if place in texts else "" for place in range(len(head))]
+    names = joined(
+        element("th", name, class_=kind) for name, kind in zip(head, classes, strict=True)
+    )
+    lines = joined(
+        element(
+            "tr",
+            *(
+                cell
+                if isinstance(cell, Markup) and cell.startswith("<td")
+                else element("td", cell, class_=kind)
+                for cell, kind in zip(row, classes, strict=True)
+            ),
+        )
+        for row in rows
+    )
+    body = element("table", element("thead", element("tr", names)), element("tbody", lines))
+    return element("div", body, class_="scroll")
+
+
+def json_in_script(document: object) -> Markup:
+    """Return *document* as JSON that no text in it can break out of a script element."""
+    plain = json.dumps(document, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return Markup(plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

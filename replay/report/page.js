@@ -1,0 +1,52 @@
+"use strict";
+// Draws every chart of the page, in the colours of the light or the dark.
+(() => {
+  const root = document.documentElement;
+  const prefers = window.matchMedia("(prefers-color-scheme: dark)");
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+
+  // Ratios are sent as logarithms alone; what a pointer shows is made of them here.
+  for (const figure of Object.values(figures)) {
+    for (const trace of figure.data) {
+      if (trace.meta === "log2") trace.customdata = trace.z.map((row) => row.map((z) => 2 ** z));
+    }
+  }
+
+  function coloured(value, style) {
+    if (typeof value === "string") {
+      const name = /^var\((--[\w-]+)\)$/.exec(value);
+      if (name) return style.getPropertyValue(name[1]).trim();
+      return value === "inherit" ? style.fontFamily : value;
+    }
+    if (Array.isArray(value)) {
+      return value.map((item) => coloured(item, style));
+    }
+    if (value && typeof value === "object") {
+      return Object.fromEntries(
+        Object.entries(value).map(([key, item]) => [key, coloured(item, style)])
+      );
+    }
+    return value;
+  }
+
+  function draw() {
+    const style = getComputedStyle(document.body);
+    for (const [name, figure] of Object.entries(figures)) {
+      const made = coloured(figure, style);
+      Plotly.react(name, made.data, made.layout, {
+        displaylogo: false, displayModeBar: false, responsive: true,
+      });
+    }
+  }
+
+  function paint(theme) {
+    root.dataset.theme = theme;
+    draw();
+  }
+
+  document.querySelector("button.theme").addEventListener("click", () => {
+    paint(root.dataset.theme === "dark" ? "light" : "dark");
+  });
+  prefers.addEventListener("change", (event) => paint(event.matches ? "dark" : "light"));
+  paint(prefers.matches ? "dark" : "light");
+})();

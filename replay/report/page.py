@@ -1,0 +1,208 @@
+"""The report as one HTML page that needs no network: plotly inside, colours for light and dark."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from tracepaper.replay.report import sections
+from tracepaper.replay.report.attention_charts import (
+    confidence_chart,
+    groups_chart,
+    head_confidence_chart,
+    rollout_chart,
+)
+from tracepaper.replay.report.charts import Figure, equity_chart, refusal_chart
+from tracepaper.replay.report.document import Report
+from tracepaper.replay.report.html import Markup, element, joined, json_in_script
+from tracepaper.strategies.errors import ConfigInvalid
+
+HEATMAPS_MAX: Final = 4
+POLICY: Final = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+)
+"""The browser itself refuses every request that the page could make."""
+
+
+class _Charts:
+    """The charts of a page, by the id of the element that each is drawn in."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, Figure] = {}
+
+    def put(self, figure: Figure | None, caption: str) -> Markup:
+        """Take in a chart; return the place where the page draws it."""
+        if figure is None:
+            return Markup("")
+        name = f"chart-{len(self.figures) + 1}"
+        self.figures[name] = figure
+        height = f"height: {figure['layout']['height']}px"
+        return element(
+            "figure",
+            element("div", id=name, class_="chart", style=height),
+            element("figcaption", caption),
+        )
+
+
+def write_page(report: Report, path: Path, *, heads: bool = False) -> None:
+    """Write the page; raise ``ConfigInvalid`` where plotly is missing or *path* cannot be written.
+
+    *heads* adds what each head does, recomputed by the run's own model.
+    """
+    page = page_of(report, heads=heads)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigInvalid(
+            f"The page cannot be written to {path}: {error.strerror}; choose another file."
+        ) from error
+
+
+def page_of(report: Report, *, heads: bool = False) -> str:
+    """Return the whole page as text; raise ``ConfigInvalid`` where plotly is missing."""
+    library = _plotly()
+    charts = _Charts()
+    body = element(
+        "main",
+        element("header", sections.heading(report), _navigation(report),
+                element("button", "light / dark", class_="theme", type="button")),
+        *_money(report, charts),
+        *(_attention(report, charts) if report.attention else ()),
+        *_head_sections(report, charts, wanted=heads),
+        _section("Trades", "trades", sections.trades(report)),
+        _section("Gaps in the data", "gaps", sections.gaps(report)),
+        sections.identity(report),
+    )  # fmt: skip
+    own = files("tracepaper.replay.report")
+    head = joined(
+        [
+            Markup('<meta charset="utf-8">'),
+            Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
+            Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+            element("title", f"tracepaper · run {report.record.run['run_id']}"),
+            element("style", Markup(own.joinpath("page.css").read_text(encoding="utf-8"))),
+        ]
+    )
+    figures = element(
+        "script", json_in_script(charts.figures), id="figures", type="application/json"
+    )
+    script = element("script", Markup(own.joinpath("page.js").read_text(encoding="utf-8")))
+    parts = (body, figures, element("script", Markup(library), id="plotly"), script)
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{joined(parts)}</body></html>\n'
+    )
+
+
+def _plotly() -> str:
+    """Return plotly's script, to be put into the page."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise ConfigInvalid(
+            "--html needs plotly; install it with pip install 'tracepaper[report]'."
+        ) from error
+    return str(get_plotlyjs())
+
+
+def _navigation(report: Report) -> Markup:
+    names = [("money", "Money"), ("refusals", "Refusals")]
+    if report.attention:
+        names += [("attention", "Attention"), ("confidence", "Confidence")]
+    names += [("trades", "Trades"), ("gaps", "Gaps")]
+    return element("nav", *(element("a", title, href=f"#{name}") for name, title in names))
+
+
+def _section(title: str, name: str, *content: object) -> Markup:
+    return element("section", element("h2", title, id=name), *content)
+
+
+def _money(report: Report, charts: _Charts) -> list[Markup]:
+    """Return the sections on money."""
+    return [
+        _section(
+            "Money",
+            "money",
+            charts.put(
+                equity_chart(report),
+                "Return since the start, share lost from the peak, and the position held.",
+            ),
+            sections.accounts(report),
+            element("h3", "Months"),
+            sections.months(report),
+            element("h3", "Costs"),
+            sections.costs(report),
+        ),
+        _section(
+            "Refusals",
+            "refusals",
+            element("p", "What the gates refused, and what it would have earned."),
+            charts.put(
+                refusal_chart(report),
+                "In brackets: signals measured. Grey bars cannot be told from zero.",
+            ),
+            sections.refusals(report),
+        ),
+    ]
+
+
+def _attention(report: Report, charts: _Charts) -> list[Markup]:
+    """Return the sections on attention."""
+    assert report.attention is not None
+    maps = report.attention.heatmaps
+    left_out = len(maps) - HEATMAPS_MAX
+    return [
+        _section(
+            "Attention",
+            "attention",
+            element("p", "Where the attention of every decision flowed, by the age of the bars. "
+                    "The ribbon is the regime: dark where attention lay on recent bars, grey where "
+                    "on distant ones."),
+            *(
+                charts.put(
+                    rollout_chart(report, heatmap),
+                    f"{heatmap.instrument}: close, regime, rollout by age as a multiple of "
+                    "that age's mean over the run, confidence.",
+                )
+                for heatmap in maps[:HEATMAPS_MAX]
+            ),
+            element("p", f"{left_out} more instruments are not drawn.", class_="note")
+            if left_out > 0
+            else "",
+        ),
+        _section(
+            "Confidence",
+            "confidence",
+            charts.put(confidence_chart(report), "Decisions by confidence; pale is refused."),
+            element("h3", "Winners and losers"),
+            charts.put(groups_chart(report), "Mean rollout at the entries, by age."),
+            sections.groups(report),
+            charts.put(
+                head_confidence_chart(report, report.heads),
+                "Mean confidence of every layer and head over the run.",
+            ),
+        ),
+    ]  # fmt: skip
+
+
+def _head_sections(report: Report, charts: _Charts, *, wanted: bool) -> list[Markup]:
+    """Return what each head does, where that is *wanted*."""
+    if not wanted:
+        return []
+    from tracepaper.replay.report.head_charts import flow_chart, heads_chart, heads_table
+    from tracepaper.replay.report.heads import read_heads
+
+    found = read_heads(report.record)
+    return [
+        _section(
+            "Heads",
+            "heads",
+            element("p", f"Recomputed by the run's own model at decision {found.sequence}, over "
+                    f"its last {found.rows} bars."),
+            charts.put(heads_chart(found), "Attention by age, a panel a head (logarithmic)."),
+            heads_table(found),
+            element("h3", "What attends to what"),
+            charts.put(flow_chart(found), "How the last decision's attention flows down the "
+                       "layers: each band is the share that passes between two ages."),
+        )
+    ]  # fmt: skip

@@ -1,0 +1,152 @@
+"""Closed trades with their reasons, and what trading cost: fee, spread, slippage, funding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final
+
+from tracepaper.daemon.fills import Terms
+from tracepaper.replay.report.record import Ledger, Row
+from tracepaper.replay.round_trips import RoundTrip, round_trips
+from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_SCALE, FillModel, Instrument, Side
+
+_QUANTITY_DECIMALS: Final = 18  # no instrument has more
+
+
+@dataclass(frozen=True)
+class Trade:
+    """One closed trade; prices are means over its fills, money in quote currency."""
+
+    instrument: str
+    side: str  # LONG or SHORT
+    quantity: float  # the most that it held, not negative
+    entered_ms: int
+    left_ms: int
+    entry_price: float
+    exit_price: float
+    profit: float  # after fees, before funding
+    fees: float
+    return_bp: float  # profit by entry notional, in basis points
+    entry_reason: str
+    exit_reason: str
+    entry_sequence: int  # of the decision that opened it
+    exit_sequence: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What trading cost, in quote currency: positive where paid.
+
+    Spread and slippage are the distance from each fill's reference price (the bar's open, or the
+    middle of the quote), rounding to whole ticks included. ``gross`` is the profit without any.
+    """
+
+    fee: float
+    spread: float
+    slippage: float
+    funding: float
+    gross: float
+    net: float
+
+
+def trades(ledger: Ledger, instruments: Mapping[str, Instrument]) -> list[Trade]:
+    """Return the closed trades of *ledger* in the order in which they were left."""
+    found = []
+    for instrument in sorted({fill["instrument"] for fill in ledger.fills}):
+        fills = [fill for fill in ledger.fills if fill["instrument"] == instrument]
+        known = instruments[instrument]
+        step = known.quantity_step * 10 ** (_QUANTITY_DECIMALS - known.quantity_decimals)
+        signed = _signed(fills, step)
+        trips = round_trips(
+            signed,
+            [_scaled(fill["notional_text"], MONEY_DECIMALS) for fill in fills],
+            [_scaled(fill["fee_text"], MONEY_DECIMALS) for fill in fills],
+        )
+        found += [_trade(trip, fills, signed) for trip in trips]
+    return sorted(found, key=lambda trade: (trade.left_ms, trade.instrument))
+
+
+def costs(ledger: Ledger, terms: Terms) -> Costs:
+    """Return what the fills of *ledger* cost under *terms*."""
+    spread = slippage = 0.0
+    for fill in ledger.fills:
+        distance = abs(fill["price"] - fill["reference_price"]) * fill["quantity"]
+        share = _slippage_share(fill, terms)
+        slippage += share * distance
+        spread += (1.0 - share) * distance
+    net = float(ledger.equity[-1] - ledger.equity[0])
+    gross = net + ledger.fees_paid + spread + slippage + ledger.funding_paid
+    return Costs(ledger.fees_paid, spread, slippage, ledger.funding_paid, gross, net)
+
+
+def _slippage_share(fill: Row, terms: Terms) -> float:
+    """Return which part of a fill's distance from its reference is slippage; the rest is spread."""
+    if not terms.slippage:
+        return 0.0
+    if fill["model"] == FillModel.NEXT_OPEN:
+        return terms.slippage / (terms.slippage + terms.half_spread)
+    distance = abs(fill["price"] - fill["reference_price"])
+    moved = fill["price"] * terms.slippage / (MONEY_SCALE + terms.slippage)
+    return min(1.0, moved / distance) if distance else 0.0
+
+
+def _signed(fills: Sequence[Row], step: int) -> list[int]:
+    """Return the quantities that the fills moved, buys positive, as integers of 10⁻¹⁸.
+
+    A buy on spot pays its fee in base, so less arrives than was bought. What a sale then leaves
+    below one *step* cannot be sold: that sale counts as the end of the trade.
+    """
+    moved, held = [], 0
+    for fill in fills:
+        quantity = _scaled(fill["quantity_text"], _QUANTITY_DECIMALS)
+        fee = _scaled(fill["fee_base_text"], _QUANTITY_DECIMALS)
+        signed = quantity - fee if fill["side"] == Side.BUY else -quantity
+        if signed < 0 < held + signed < step:
+            signed = -held
+        moved.append(signed)
+        held += signed
+    return moved
+
+
+def _trade(trip: RoundTrip, fills: Sequence[Row], signed: Sequence[int]) -> Trade:
+    """Return a round trip with the prices and reasons of its fills."""
+    side = 1 if trip.quantity > 0 else -1
+    within = range(trip.first, trip.last + 1)
+    first, last = fills[trip.first], fills[trip.last]
+    entry = _mean_price([fills[place] for place in within if signed[place] * side > 0])
+    quantity = abs(trip.quantity) / 10**_QUANTITY_DECIMALS
+    profit = trip.profit / MONEY_SCALE
+    return Trade(
+        instrument=first["instrument"],
+        side="LONG" if side > 0 else "SHORT",
+        quantity=quantity,
+        entered_ms=first["filled_ms"],
+        left_ms=last["filled_ms"],
+        entry_price=entry,
+        exit_price=_mean_price([fills[place] for place in within if signed[place] * side < 0]),
+        profit=profit,
+        fees=trip.fees / MONEY_SCALE,
+        return_bp=1e4 * profit / (entry * quantity),
+        entry_reason=first["reason"],
+        exit_reason=last["reason"],
+        entry_sequence=_decided_at(first),
+        exit_sequence=_decided_at(last),
+    )
+
+
+def _mean_price(fills: Sequence[Row]) -> float:
+    """Return the mean price of *fills* by quantity."""
+    quantity = sum(fill["quantity"] for fill in fills)
+    return float(sum(fill["price"] * fill["quantity"] for fill in fills) / quantity)
+
+
+def _decided_at(fill: Row) -> int:
+    """Return the sequence of the step in which the fill's order was born."""
+    return int(str(fill["order_id"]).partition("-")[0])
+
+
+def _scaled(text: str, decimals: int) -> int:
+    """Return exact decimal *text* as an integer of 10^-decimals."""
+    return int(Decimal(text).scaleb(decimals))
