@@ -14,6 +14,8 @@ from tracepaper.replay.summary import bar_of
 
 BASIS_POINTS: Final = 1e4
 BUCKETS_SHOWN: Final = 12
+SHARE_MOST: Final = 10.0
+"""From here on a share is told as a multiple of the threshold."""
 ANSWER_MARK: Final = {True: "[green]✓[/]", False: "[red]✗[/]"}
 LOOKED: Final = "where attention flowed; not why the price will move"
 
@@ -77,8 +79,10 @@ def _gate_table(flips: Flips) -> Table:
 
 
 def _share(gate: GateMargin) -> str:
-    """Return the margin as a share of the threshold, where that says something."""
-    return f"{gate.share:+.1%}" if gate.is_gradual and gate.share is not None else ""
+    """Return the margin over the threshold where that says something: a share, or a multiple."""
+    if not gate.is_gradual or gate.share is None:
+        return ""
+    return f"{gate.share:+.1%}" if abs(gate.share) < SHARE_MOST else f"{gate.share:+,.0f} ×"
 
 
 def _flip_text(flips: Flips) -> Text:

@@ -90,7 +90,7 @@ class Probe:
         self._rows = torch.from_numpy(self.rows)
         self._positions = torch.tensor([bar.open_time_ms // bar.interval_ms for bar in decided])
         self._index = forecaster.horizons.index(horizon)
-        self._scale = sigma * math.sqrt(horizon)
+        self.scale = sigma * math.sqrt(horizon)  # one standard deviation to the horizon
         self._temperature = model.temperature[self._index]
 
     def figures(self) -> Figures:
@@ -105,7 +105,7 @@ class Probe:
             outputs = self._network(rows[None], self._positions)
         logits = outputs.direction_logits[0, -1, self._index].double() / self._temperature
         down, _, up = torch.softmax(logits, dim=-1).tolist()
-        mean = float(outputs.mean[0, -1, self._index]) * self._scale
+        mean = float(outputs.mean[0, -1, self._index]) * self.scale
         return Figures(mean, up - down)
 
     def contributions(self, nodes: int = PATH_NODES) -> Contributions:
@@ -118,7 +118,7 @@ class Probe:
         """Return the mean return [] of *rows* [bar, feature], differentiably."""
         outputs = self._network(rows[None], self._positions)
         mean: Tensor = outputs.mean[0, -1, self._index]
-        return mean * self._scale
+        return mean * self.scale
 
 
 def integrated_gradients(

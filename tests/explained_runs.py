@@ -1,0 +1,84 @@
+"""Replays of a small attention model into real databases, for the tests of explanations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import learning
+import models
+
+from tracepaper.replay.replaying import Request, perform
+from tracepaper.storage import checkpoints
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies import features
+from tracepaper.strategies.networks.flash import FlashConfig
+
+SMALL = FlashConfig(dim=16, layers=2, heads=2, window=40, horizons=(5, 30))
+CONTEXT = 2 * 39 + features.schema("v1").lookback
+BARS = CONTEXT + 80
+LAST = BARS  # sequence 0 is the model's start, then one bar a step
+
+_CONFIG = """
+[market]
+symbols = [{symbols}]
+interval = "1"
+[strategy]
+name = "{strategy}"
+fast = 3
+slow = 7
+[model]
+checkpoint = "{checkpoint}"
+[gate]
+horizon = 30
+confidence = "0"
+collapse = "0"
+shift = "1"
+direction = "0.5"
+edge = "{edge}"
+regimes = ["MOMENTUM", "MIXED", "MEAN_REVERSION"]
+[regime]
+momentum = "0.6"
+mean_reversion = "0.3"
+"""
+
+
+def checkpoint(folder: Path) -> Path:
+    """Write the small network's checkpoint and return its folder."""
+    card = models.card(SMALL, temperature=1.0, content_free=0.0)
+    card["model"] = {"kind": "flash", "name": "small"}
+    checkpoints.save(folder / "small", models.network(SMALL).state_dict(), card)
+    return folder / "small"
+
+
+def replayed(
+    folder: Path,
+    *,
+    strategy: str = "attention",
+    symbols: tuple[str, ...] = ("AAAUSDT",),
+    path: str = "scan",
+    edge: str = "0.0001",
+    log: str = "full",
+    bars: int = BARS,
+) -> Path:
+    """Replay learnable minutes into a new database in *folder*; return it."""
+    config = folder / "config.toml"
+    names = ", ".join(f'"{symbol}"' for symbol in symbols)
+    small = checkpoint(folder)
+    config.write_text(
+        _CONFIG.format(symbols=names, strategy=strategy, checkpoint=small, edge=edge),
+        encoding="utf-8",
+    )
+    files = [
+        learning.write_csv(learning.learnable(bars, seed=seed, symbol=symbol), folder)
+        for seed, symbol in enumerate(symbols)
+    ]
+    data = tuple(str(file) for file in files)
+    database = folder / "run.db"
+    perform(Request(data, config=config, path=path, database=database, log=log, as_json=True))
+    return database
+
+
+def run_id(database: Path) -> str:
+    """Return the id of the only run in *database*."""
+    with Reader.open(database) as reader:
+        return reader.find("last")

@@ -1,0 +1,152 @@
+"""What would have flipped a decision: margins agree with verdicts, the nearest is nearest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tracepaper.replay.explaining.flips import UNITS, flips_of
+from tracepaper.replay.explaining.stored import StoredDecision
+from tracepaper.strategies.gate import AT_LEAST
+from tracepaper.strategies.types import GATE_ORDER, Gate
+
+Row = dict[str, Any]
+FORECAST: Row = {
+    "horizon": 30,
+    "mean_return": -0.0004,
+    "stdev_return": 0.002,
+    "p_up": 0.3,
+    "p_down": 0.45,
+}
+NO_FORECAST: Row = dict.fromkeys(FORECAST)
+
+
+def gate(which: Gate, measure: float | None, threshold: float) -> Row:
+    passed = measure is not None and (
+        measure >= threshold if which in AT_LEAST else measure <= threshold
+    )
+    return {"gate": which.value, "measure": measure, "threshold": threshold, "passed": int(passed)}
+
+
+def stored(*gates: Row, **forecast: Any) -> StoredDecision:
+    allowed = all(row["passed"] for row in gates)
+    return StoredDecision({}, {"allowed": int(allowed), **(forecast or FORECAST)}, gates, ())
+
+
+def test_every_gate_has_a_unit() -> None:
+    assert set(UNITS) == set(GATE_ORDER)
+
+
+@given(
+    st.sampled_from(GATE_ORDER),
+    st.floats(-1e6, 1e6, allow_nan=False),
+    st.floats(-1e6, 1e6, allow_nan=False),
+)
+def test_a_margin_is_negative_exactly_where_the_gate_failed(
+    which: Gate, measure: float, threshold: float
+) -> None:
+    (found,) = flips_of(stored(gate(which, measure, threshold))).gates
+    assert found.margin is not None
+    assert (found.margin >= 0) is found.passed
+    assert abs(found.margin) == abs(measure - threshold)
+
+
+@given(st.floats(1e-3, 1e3), st.floats(0.0, 0.999), st.floats(0.0, 0.999))
+def test_the_nearest_of_the_failed_gates_has_the_smallest_share(
+    threshold: float, direction: float, edge: float
+) -> None:
+    assume(abs(direction - edge) > 1e-9)
+    found = flips_of(
+        stored(
+            gate(Gate.CONFIDENCE, 1.0, 1.0),
+            gate(Gate.DIRECTION, direction, 1.0),
+            gate(Gate.EDGE, edge * threshold, threshold),
+        )
+    )
+    assert found.must_pass == ("direction", "edge")
+    assert found.nearest == ("direction" if direction > edge else "edge")
+
+
+def test_a_refusal_by_one_gate_says_what_it_was_short_by() -> None:
+    found = flips_of(stored(gate(Gate.CONFIDENCE, 0.3, 0.2), gate(Gate.EDGE, 0.75, 1.0)))
+    assert not found.allowed
+    assert found.must_pass == ("edge",)
+    assert found.sentence == (
+        "Only edge refused, short by 0.25 round-trip costs (25.0% of its threshold)."
+    )
+
+
+def test_a_refusal_by_several_names_all_and_the_nearest() -> None:
+    found = flips_of(
+        stored(
+            gate(Gate.SHIFTED, 0.06, 0.05),
+            gate(Gate.DIRECTION, 0.51, 0.52),
+            gate(Gate.EDGE, 0.1, 1.0),
+        )
+    )
+    assert found.sentence == (
+        "All of shifted, direction, edge would have had to pass; the nearest was direction, short "
+        "by 0.01 probability (1.9% of its threshold)."
+    )
+
+
+def test_an_allowed_decision_names_the_gate_that_was_nearest_to_refusing() -> None:
+    found = flips_of(
+        stored(
+            gate(Gate.OPERATOR, 1.0, 1.0),
+            gate(Gate.WARM, 590.0, 590.0),
+            gate(Gate.REGIME, 1.0, 1.0),
+            gate(Gate.CONFIDENCE, 0.22, 0.2),
+            gate(Gate.EDGE, 1.05, 1.0),
+        )
+    )
+    assert (found.allowed, found.must_pass, found.nearest) == (True, (), "edge")
+    assert found.sentence.startswith("Every gate passed; the nearest to refusing was edge, by 0.05")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (gate(Gate.OPERATOR, 0.0, 1.0), "Only operator refused, which answers yes or no."),
+        (gate(Gate.EDGE, None, 1.0), "Only edge refused, whose measure could not be computed."),
+        (gate(Gate.GAP, 3.0, 0.0), "Only gap refused, short by 3 bars."),
+    ],
+)
+def test_a_gate_without_a_share_still_says_why(row: Row, words: str) -> None:
+    found = flips_of(stored(row))
+    assert found.sentence == words
+    assert found.nearest is None
+
+
+def test_switches_alone_have_no_nearest() -> None:
+    refused = flips_of(stored(gate(Gate.OPERATOR, 0.0, 1.0), gate(Gate.REGIME, 0.0, 1.0)))
+    assert refused.sentence == "All of operator, regime would have had to pass."
+    allowed = flips_of(stored(gate(Gate.OPERATOR, 1.0, 1.0)))
+    assert allowed.sentence == "Every gate passed, and none of them moves by degrees."
+
+
+@pytest.mark.parametrize(
+    ("mean", "up", "down", "side"),
+    [
+        (0.001, 0.5, 0.3, "LONG"),
+        (-0.001, 0.3, 0.5, "SHORT"),
+        (0.001, 0.3, 0.5, "HOLD"),
+        (0.0, 0.5, 0.3, "HOLD"),
+    ],
+)
+def test_the_side_is_where_mean_and_classes_agree(
+    mean: float, up: float, down: float, side: str
+) -> None:
+    changed = {**FORECAST, "mean_return": mean, "p_up": up, "p_down": down}
+    found = flips_of(stored(**changed)).side
+    assert found is not None
+    assert found.side == side
+    assert found.lean == up - down
+    assert found.mean_over_stdev == mean / 0.002
+
+
+def test_without_a_forecast_there_is_no_side() -> None:
+    assert flips_of(stored(gate(Gate.WARM, 3.0, 20.0), **NO_FORECAST)).side is None

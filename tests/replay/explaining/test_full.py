@@ -1,0 +1,181 @@
+"""One decision recomputed from its run: it repeats what was stored, and its sums are complete."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import explained_runs
+import numpy as np
+import pytest
+from explained_runs import CONTEXT, LAST, SMALL
+
+from tracepaper.replay.explaining.attribution import FullAttribution, open_past, recompute
+from tracepaper.replay.explaining.full import SEEDS, Full, delete, explain_fully, moves_of
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
+from tracepaper.strategies.forecasters.attributing import Contributions, Figures, Probe
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return explained_runs.replayed(tmp_path_factory.mktemp("full"))
+
+
+@pytest.fixture(scope="module")
+def full(database: Path) -> Full:
+    return explain_fully(open_past(database, explained_runs.run_id(database), LAST))
+
+
+def test_the_forecast_is_the_stored_one(full: Full) -> None:
+    assert full.agreement.horizon == 30
+    stored, again = full.agreement.stored, full.agreement.recomputed
+    assert again.mean_return == pytest.approx(stored.mean_return, rel=1e-3)
+    assert again.lean == pytest.approx(stored.lean, abs=1e-4)
+
+
+def test_the_bars_sum_to_the_stored_buckets(full: Full) -> None:
+    found = full.attribution
+    assert len(found.weights) == SMALL.receptive_field
+    assert sum(found.weights) == pytest.approx(1.0, abs=1e-6)
+    assert found.l1_error < 1e-6
+    assert found.largest_bucket_difference < 1e-6
+
+
+def test_contributions_add_up_by_feature_and_by_bar(full: Full) -> None:
+    moves = full.moves
+    moved = moves.told - moves.neutral
+    by_feature = sum(move.all_bars for move in moves.features)
+    assert by_feature == pytest.approx(sum(moves.by_bar))
+    assert by_feature - moved == pytest.approx(moves.gap)
+    assert abs(moves.gap) < 0.01 * abs(moved)
+    assert sum(move.decided_bar for move in moves.features) == pytest.approx(moves.by_bar[-1])
+    assert -1.0 <= moves.rank_correlation <= 1.0
+
+
+def test_the_bars_that_moved_it_most_come_first(full: Full) -> None:
+    sizes = [abs(move.added) for move in full.moves.bars]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == max(abs(added) for added in full.moves.by_bar)
+    for move in full.moves.bars:
+        place = full.attribution.open_time_ms.index(move.open_time_ms)
+        assert move.age == len(full.attribution.weights) - 1 - place
+        assert move.weight == full.attribution.weights[place]
+
+
+def test_the_deletion_test_compares_equally_many_bars(full: Full) -> None:
+    found = full.deletion
+    compared = [*found.of("heaviest"), *found.of("newest"), *found.of("random")]
+    assert {trial.bars for trial in compared} == {found.bars}
+    assert [trial.seed for trial in found.of("random")] == list(SEEDS)
+    assert found.of("past")[0].bars == len(full.attribution.weights) - 1
+    assert len({trial.mean_return for trial in found.of("random")}) > 1
+
+
+def test_the_deletion_test_repeats_itself(database: Path, full: Full) -> None:
+    again = explain_fully(open_past(database, explained_runs.run_id(database), LAST))
+    assert again == full
+
+
+def test_deleting_the_bars_that_decide_moves_the_forecast_most() -> None:
+    class Additive(Probe):
+        """Says the sum of its rows, so that what each bar adds is known."""
+
+        def __init__(self) -> None:
+            self.added = np.array([0.0, 8.0, 0.0, 4.0, 1.0])
+
+        def without(self, bars: object) -> Figures:
+            assert isinstance(bars, list | range)
+            left = float(np.delete(self.added, list(bars)).sum())
+            return Figures(left, -left)
+
+    weights = (0.1, 0.5, 0.1, 0.2, 0.1)
+    attribution = FullAttribution(tuple(range(5)), (1.0,) * 5, weights, 0.0, 0.0)
+    found = delete(Additive(), Figures(13.0, -13.0), attribution)
+    assert found.bars == 1
+    assert [trial.mean_return for trial in found.of("heaviest")] == [8.0]
+    assert [trial.lean for trial in found.of("newest")] == [4.0]
+    assert [trial.mean_return for trial in found.of("decided")] == [1.0]
+    assert [trial.mean_return for trial in found.of("past")] == [12.0]
+    assert all(trial.mean_return in {0.0, 4.0, 8.0} for trial in found.of("random"))
+
+
+def test_moves_are_sums_of_the_table() -> None:
+    table = np.array([[1.0, -2.0], [0.5, 0.25], [4.0, -1.0]])
+    attribution = FullAttribution((0, 60_000, 120_000), (1.0,) * 3, (0.2, 0.3, 0.5), 0.0, 0.0)
+    found = moves_of(Contributions(table, 3.0, 0.25), [0.1, -0.2], ("a", "b"), attribution)
+    assert found.by_bar == (-1.0, 0.75, 3.0)
+    assert [(m.feature, m.value, m.decided_bar, m.all_bars) for m in found.features] == [
+        ("a", 0.1, 4.0, 5.5),
+        ("b", -0.2, -1.0, -2.75),
+    ]
+    assert [(m.age, m.feature) for m in found.bars] == [(0, "a"), (2, "b"), (1, "a")]
+    assert found.gap == 0.0
+    assert found.rank_correlation == pytest.approx(-1.0)
+
+
+def test_bar_by_bar_runs_and_several_symbols_are_explained(tmp_path: Path) -> None:
+    database = explained_runs.replayed(tmp_path, symbols=("AAAUSDT", "BBBUSDT"), path="step")
+    run_id = explained_runs.run_id(database)
+    with Reader.open(database) as reader:
+        last = reader.stored_run(run_id).step_count - 1
+    names = set()
+    for sequence in (last, last - 1):
+        past = open_past(database, run_id, sequence)
+        names.add(past.decided.instrument)
+        assert len(past.bars) == CONTEXT
+        found = explain_fully(past)
+        assert found.attribution.largest_bucket_difference < 1e-6
+        assert found.agreement.recomputed.lean == pytest.approx(
+            found.agreement.stored.lean, abs=1e-4
+        )
+    assert names == {"linear:AAAUSDT", "linear:BBBUSDT"}
+
+
+def test_a_decision_before_the_warm_up_is_refused(database: Path) -> None:
+    with pytest.raises(DataInvalid, match="came before its model was warm"):
+        recompute(database, explained_runs.run_id(database), CONTEXT - 1)
+    assert recompute(database, explained_runs.run_id(database), CONTEXT).l1_error < 1e-6
+
+
+def test_a_step_that_decided_nothing_is_refused(database: Path) -> None:
+    with pytest.raises(DataInvalid, match=r"Step 0 of run \w+ is no decision"):
+        recompute(database, explained_runs.run_id(database), 0)
+
+
+def test_a_run_that_kept_only_its_trades_is_refused(tmp_path: Path) -> None:
+    database = explained_runs.replayed(tmp_path, log="acted")
+    with Reader.open(database) as reader:
+        run_id = reader.find("last")
+        steps = [stored.step for stored in reader.steps(run_id)]
+    acted = next(step.sequence for step in steps if step.decision is not None and step.answer)
+    with pytest.raises(DataInvalid, match="kept only the bars it traded on; replay it with"):
+        recompute(database, run_id, acted)
+
+
+def test_a_lost_or_damaged_checkpoint_is_refused(database: Path, tmp_path: Path) -> None:
+    run_id = explained_runs.run_id(database)
+    alone = tmp_path / "alone.db"
+    with sqlite3.connect(database) as source, sqlite3.connect(alone) as target:
+        source.backup(target)
+    with pytest.raises(DataInvalid, match="is not beside the database; copy it to"):
+        recompute(alone, run_id, LAST)
+    kept = tmp_path / "alone.db.checkpoints"
+    shutil.copytree(database.with_name(database.name + ".checkpoints"), kept)
+    weights = next(kept.glob("*/weights.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(CheckpointMismatch):
+        recompute(alone, run_id, LAST)
+
+
+def test_the_decided_bar_is_never_among_the_heaviest(full: Full) -> None:
+    newest = len(full.attribution.weights) - 1
+    everything = full.attribution.heaviest(newest + 1)
+    assert newest not in everything
+    assert len(everything) == newest
+    weights = [full.attribution.weights[place] for place in everything]
+    assert weights == sorted(weights, reverse=True)
+    tied = replace(full.attribution, weights=(0.5, 0.5, 0.0))
+    assert tied.heaviest(1) == [0]

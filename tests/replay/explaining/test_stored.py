@@ -1,0 +1,68 @@
+"""A decision is found by name, and one without an attribution says why in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import explained_runs
+import pytest
+
+from tracepaper.replay.explaining.stored import StoredDecision, locate, read_stored
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return explained_runs.replayed(tmp_path_factory.mktemp("stored"), strategy="sma_cross", bars=60)
+
+
+def test_a_decision_is_found_by_last_by_prefix_and_by_file(database: Path) -> None:
+    run_id = explained_runs.run_id(database)
+    wanted = (database, run_id, 40)
+    assert locate("last:40", database) == wanted
+    assert locate(f"{run_id[:6]}:40", database) == wanted
+    assert locate(f"{database}#{run_id}:40", None) == wanted
+    assert locate(f"{database}#last:40", None) == wanted
+
+
+@pytest.mark.parametrize("text", ["last", "last:", "last:x", "last:-1", "last:²", ":"])
+def test_a_name_that_is_no_decision_is_refused(database: Path, text: str) -> None:
+    with pytest.raises(ConfigInvalid, match="write RUN:SEQUENCE"):
+        locate(text, database)
+
+
+def test_a_missing_decision_names_the_nearest(database: Path) -> None:
+    run_id = explained_runs.run_id(database)
+    with pytest.raises(DataInvalid, match=rf"no decision 999; the nearest is {run_id}:60\."):
+        read_stored(database, run_id, 999)
+
+
+def test_a_decision_without_a_model_says_so(database: Path) -> None:
+    found = read_stored(database, explained_runs.run_id(database), 40)
+    assert not found.has_forecast
+    assert found.buckets == ()
+    assert [row["ordinal"] for row in found.gates] == list(range(len(found.gates)))
+    assert found.silence == "The strategy sma_cross asks no model, so nothing looked back."
+
+
+@pytest.mark.parametrize(
+    ("decision", "gates", "words"),
+    [
+        ({"late_deadline_ms": 1_000}, [], "did not answer within its 1,000 ms"),
+        (
+            {},
+            [{"gate": "warm", "passed": 0, "measure": 100.0, "threshold": 4_860.0}],
+            "not yet warm: 100 of the 4,860 bars",
+        ),
+        ({"mean_return": 0.1}, [], "forecasts without an attribution"),
+        ({}, [], "gave no forecast for this bar"),
+    ],
+)
+def test_silence_has_a_reason(
+    decision: dict[str, Any], gates: list[dict[str, Any]], words: str
+) -> None:
+    row = {"late_deadline_ms": None, "mean_return": None, **decision}
+    found = StoredDecision({"model_id": "a1", "strategy": "attention"}, row, tuple(gates), ())
+    assert found.silence is not None
+    assert words in found.silence

@@ -1,0 +1,185 @@
+"""``tracepaper explain`` as it is typed: text, one JSON document, a picture, and its refusals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import explained_runs
+import pytest
+from explained_runs import CONTEXT, LAST
+
+from tracepaper.daemon.cli import invoke
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return explained_runs.replayed(tmp_path_factory.mktemp("telling"), edge="1000")
+
+
+@pytest.fixture(scope="module")
+def modelless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("modelless")
+    return explained_runs.replayed(folder, strategy="sma_cross", bars=60)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """Return what was printed, as single-spaced text, and what was said on stderr."""
+    printed = capsys.readouterr()
+    return " ".join(printed.out.split()), printed.err
+
+
+def explain(database: Path, sequence: int, *options: str) -> int:
+    return invoke(["explain", f"last:{sequence}", "--db", str(database), *options])
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert isinstance(document, dict)
+    return document, printed.err
+
+
+def test_the_stored_part_names_the_verdict_and_what_would_flip_it(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(database, LAST) == 0
+    text, _ = said(capsys)
+    assert "HOLD (refused by edge)" in text
+    assert "Only edge refused, short by" in text
+    assert "round-trip costs" in text
+    assert "where attention flowed; not why the price will move" in text
+    assert "Deletion test" not in text
+
+
+def test_full_adds_attribution_features_and_the_deletion_test(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(database, LAST, "--full") == 0
+    text, _ = said(capsys)
+    for words in (
+        "Recomputed from the stored bars, 30 bars ahead",
+        "the stored buckets differ by at most",
+        "What moved the mean, by feature in bp",
+        "bp that the model says of neutral rows",
+        "Random draws of seeds 0 to 7",
+        "of these 8, and",
+    ):
+        assert words in text
+
+
+def test_json_is_one_document_with_everything(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(database, LAST, "--full", "--json") == 0
+    document, complaint = told(capsys)
+    assert complaint == ""
+    assert document["decision"]["sequence"] == LAST
+    assert document["flips"]["must_pass"] == ["edge"]
+    assert document["flips"]["nearest"] == "edge"
+    (edge,) = [row for row in document["gates"] if row["gate"] == "edge"]
+    assert edge["margin"] == edge["measure"] - edge["threshold"] < 0
+    assert sum(row["weight"] for row in document["buckets"]) == pytest.approx(1.0, abs=1e-6)
+    full = document["full"]
+    assert len(full["attribution"]["weights"]) == len(full["moves"]["by_bar"])
+    assert {trial["order"] for trial in full["deletion"]["trials"]} == {
+        "heaviest", "newest", "random", "decided", "past",
+    }  # fmt: skip
+    assert (document["full_missing"], document["silence"]) == (None, None)
+
+
+def test_json_without_full_is_the_stored_part(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(database, LAST, "--json") == 0
+    document, _ = told(capsys)
+    assert (document["full"], document["full_missing"]) == (None, None)
+    assert document["flips"]["side"]["horizon"] == 30
+
+
+def test_a_decision_before_the_warm_up_says_so(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(database, 7) == 0
+    text, _ = said(capsys)
+    assert f"not yet warm: 7 of the {CONTEXT} bars" in text
+    assert explain(database, 7, "--full") == 1
+    text, complaint = said(capsys)
+    assert "refused by warm" in text
+    assert "came before its model was warm" in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_a_run_without_a_model_shows_the_stored_part_and_says_why_not_more(
+    modelless: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(modelless, 40) == 0
+    text, _ = said(capsys)
+    assert "The strategy sma_cross asks no model" in text
+    assert explain(modelless, 40, "--full", "--json") == 1
+    document, complaint = told(capsys)
+    assert document["full"] is None
+    assert "asked no model" in document["full_missing"]
+    assert document["full_missing"] in complaint
+
+
+def test_a_file_and_a_run_can_be_named_together(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["explain", f"{database}#last:{LAST}"]) == 0
+    assert "refused by edge" in said(capsys)[0]
+
+
+@pytest.mark.parametrize("options", [(), ("--full",)])
+def test_a_picture_is_drawn(database: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    path = tmp_path / "decision.png"
+    assert explain(database, LAST, "--png", str(path), *options) == 0
+    content = path.read_bytes()
+    assert content.startswith(PNG)
+    width, height = (int.from_bytes(content[at : at + 4]) for at in (16, 20))
+    assert width > 1_000
+    assert height > (1_000 if options else 700)
+
+
+def test_a_picture_of_nothing_is_refused(
+    modelless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "nothing.png"
+    assert explain(modelless, 40, "--png", str(path)) == 1
+    assert "There is no attribution to draw" in said(capsys)[1]
+    assert not path.exists()
+
+
+def test_a_picture_without_matplotlib_names_what_to_install(
+    database: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finders = [finder for finder in sys.meta_path if not hasattr(finder, "find_spec")]
+    monkeypatch.setattr(sys, "meta_path", finders)
+    monkeypatch.delitem(sys.modules, "matplotlib", raising=False)
+    from tracepaper.replay.explaining.picture import require_plotting
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    with pytest.raises(ConfigInvalid, match=r"install tracepaper\[plot\]"):
+        require_plotting()
+
+
+def test_a_picture_that_cannot_be_written_is_one_sentence(
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(database, LAST, "--png", str(tmp_path / "missing" / "x.png")) == 1
+    complaint = said(capsys)[1]
+    assert "x.png" in complaint
+    assert "Traceback" not in complaint
+
+
+def test_a_decision_that_does_not_exist_is_refused(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(database, 99_999) == 1
+    assert "the nearest is" in said(capsys)[1]
+    assert invoke(["explain", "last", "--db", str(database)]) == 2
+    assert "write RUN:SEQUENCE" in said(capsys)[1]
