@@ -71,8 +71,10 @@ def attention(
 
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.replay.bench.attention import measure
-    from tracepaper.replay.bench.attention_show import plot, render
+    from tracepaper.replay.bench.attention_show import plot, render, require_plot
 
+    if png is not None:
+        require_plot()
     figures = measure(long=long, tell=_tell)
     if png is not None:
         plot(figures, png)
