@@ -211,6 +211,8 @@ class Reader:
         """
         stored = self.stored_run(run_id)
         ids = [known.id for known in stored.run.instruments]
+        if instrument not in ids:
+            raise DataInvalid(f"Run {run_id} has no instrument {instrument}, only {ids}.")
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
         columns = ", ".join(f"b.{column.name}" for column in metadata.tables["bars"].columns)
         first, _ = run_span(stored.run_key)

@@ -87,6 +87,21 @@ def test_bars_are_the_accepted_ones_of_one_instrument(path: Path) -> None:
             reader.bars("abc-1", "linear:DOGEUSDT")
 
 
+def test_bars_until_a_step_are_the_newest_that_it_could_see(path: Path) -> None:
+    accepted = [
+        step
+        for step in RICH
+        if isinstance(step.event, Bar) and step.accepted and step.event.instrument == cases.BTC.id
+    ]
+    with Reader.open(path) as reader:
+        for last in range(len(RICH)):
+            seen = [step.event for step in accepted if step.sequence <= last]
+            assert reader.bars_until("abc-1", cases.BTC.id, last, 2) == seen[-2:]
+            assert reader.bars_until("abc-1", cases.BTC.id, last, 99) == seen
+        with pytest.raises(DataInvalid, match="no instrument linear:DOGEUSDT"):
+            reader.bars_until("abc-1", "linear:DOGEUSDT", 3, 2)
+
+
 def test_one_step_is_read_by_its_sequence(path: Path) -> None:
     with Reader.open(path) as reader:
         assert reader.step("abc-1", 11).step == RICH[11]
