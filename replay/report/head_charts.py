@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from tracepaper.replay.report.attention_charts import INTENSITY
-from tracepaper.replay.report.charts import ACCENT, SOFT, Figure, axis, layout, rounded
+from tracepaper.replay.report.charts import Figure, axis, layout, rounded
 from tracepaper.replay.report.heads import Heads
 from tracepaper.replay.report.html import Markup, table
+from tracepaper.replay.report.record import Floats
 
 PANEL_HEIGHT: Final = 150
 LEAST_SHARE: Final = 0.002
-"""Bands of the flow that carry less are left out."""
+"""Groups of the flow that hold less are not drawn."""
+FLOW_WIDTH: Final = 960
+FLOW_HEIGHT: Final = 340
+FLOW_TOP: Final = 28
+FLOW_PAD: Final = 8
+FLOW_NODE: Final = 8
+FLOW_SIDE: Final = 110
 
 
 def heads_chart(heads: Heads) -> Figure:
@@ -100,45 +107,63 @@ def heads_table(heads: Heads) -> Markup:
     return table(head, rows, texts=(1,))
 
 
-def flow_chart(heads: Heads) -> Figure:
-    """Return the flow of the decision's attention through the layers, by groups of age."""
+def flow_picture(heads: Heads) -> Markup:
+    """Return an SVG of the decision's attention flowing through the layers, by groups of age."""
     layers, count = heads.flow.shape[:2]
     held = [np.eye(count)[0], *(layer.sum(axis=0) for layer in heads.flow)]
-    labels, across, down = [], [], []
-    for level, shares in enumerate(held):
-        above = np.concatenate(([0.0], shares.cumsum()[:-1])) + shares / 2
-        for name, share, at in zip(heads.groups, shares, above, strict=True):
-            labels.append(name if share >= LEAST_SHARE else "")
-            across.append(min(max(level / layers, 0.001), 0.999))
-            down.append(min(max(float(at), 0.001), 0.999))
-    links: dict[str, list[Any]] = {"source": [], "target": [], "value": []}
-    for place, layer in enumerate(heads.flow):
-        for source, target in zip(*np.nonzero(layer >= LEAST_SHARE), strict=True):
-            links["source"].append(place * count + int(source))
-            links["target"].append((place + 1) * count + int(target))
-            links["value"].append(float(f"{layer[source, target]:.4g}"))
-    return {
-        "data": [
-            {
-                "type": "sankey",
-                "arrangement": "fixed",
-                "node": {
-                    "label": labels,
-                    "x": across,
-                    "y": down,
-                    "pad": 6,
-                    "thickness": 10,
-                    "color": ACCENT,
-                    "line": {"width": 0},
-                    "hovertemplate": "age %{label}: %{value:.1%}<extra></extra>",
-                },
-                "link": {
-                    **links,
-                    "color": SOFT,
-                    "hovertemplate": "%{source.label} → %{target.label}: %{value:.1%}"
-                    "<extra></extra>",
-                },
-            }
-        ],
-        "layout": layout(420, hovermode="closest", margin={"l": 8, "r": 64, "t": 16, "b": 16}),
-    }
+    room = FLOW_HEIGHT - (count - 1) * FLOW_PAD
+    # Where each group starts in each column: shares stacked, the newest on top.
+    tops = [
+        np.concatenate(([0.0], shares.cumsum()[:-1])) * room + np.arange(count) * FLOW_PAD
+        for shares in held
+    ]
+    across = np.linspace(FLOW_SIDE, FLOW_WIDTH - FLOW_SIDE - FLOW_NODE, layers + 1)
+    bands = [
+        _bands(layer * room, (tops[place], tops[place + 1]), (across[place], across[place + 1]))
+        for place, layer in enumerate(heads.flow)
+    ]
+    nodes = [
+        f'<rect class="node" x="{across[level]:.1f}" y="{tops[level][group] + FLOW_TOP:.1f}" '
+        f'width="{FLOW_NODE}" height="{max(held[level][group] * room, 0.5):.1f}"/>'
+        for level in range(layers + 1)
+        for group in range(count)
+        if held[level][group] >= LEAST_SHARE
+    ]
+    titles = ["the decision", *(f"below layer {layer}" for layer in range(layers, 1, -1)), "bars"]
+    words = [_word(across[level] + FLOW_NODE / 2, 14, title) for level, title in enumerate(titles)]
+    for group in range(count):
+        share = held[-1][group]
+        if share >= LEAST_SHARE:
+            middle = tops[-1][group] + share * room / 2 + FLOW_TOP + 4
+            said = f"{heads.groups[group]}: {share:.0%}"
+            words.append(_word(across[-1] + FLOW_NODE + 8, middle, said, anchor="start"))
+    return Markup(
+        f'<svg class="flow" viewBox="0 0 {FLOW_WIDTH} {FLOW_HEIGHT + FLOW_TOP + 4}" role="img" '
+        f'aria-label="flow of attention through the layers">{"".join(bands)}{"".join(nodes)}'
+        f"{''.join(words)}</svg>"
+    )
+
+
+def _bands(flow: Floats, tops: tuple[Floats, Floats], across: tuple[float, float]) -> str:
+    """Return the bands between two columns; *flow* [from, to] is in units of the picture."""
+    left, right = across[0] + FLOW_NODE, across[1]
+    leaves, arrives = tops[0].copy(), tops[1].copy()
+    middle = (left + right) / 2
+    made = []
+    for source, target in np.ndindex(*flow.shape):
+        tall = flow[source, target]
+        first, last = leaves[source] + FLOW_TOP, arrives[target] + FLOW_TOP
+        leaves[source] += tall
+        arrives[target] += tall
+        if tall >= 0.5:  # noqa: PLR2004 (half a pixel is not seen)
+            made.append(
+                f'<path class="band" d="M{left:.1f} {first:.1f}C{middle:.1f} {first:.1f} '
+                f"{middle:.1f} {last:.1f} {right:.1f} {last:.1f}v{tall:.1f}C{middle:.1f} "
+                f"{last + tall:.1f} {middle:.1f} {first + tall:.1f} {left:.1f} "
+                f'{first + tall:.1f}z"/>'
+            )
+    return "".join(made)
+
+
+def _word(x: float, y: float, said: str, anchor: str = "middle") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{said}</text>'

@@ -189,7 +189,7 @@ def _head_sections(report: Report, charts: _Charts, *, wanted: bool) -> list[Mar
     """Return what each head does, where that is *wanted*."""
     if not wanted:
         return []
-    from tracepaper.replay.report.head_charts import flow_chart, heads_chart, heads_table
+    from tracepaper.replay.report.head_charts import flow_picture, heads_chart, heads_table
     from tracepaper.replay.report.heads import read_heads
 
     found = read_heads(report.record)
@@ -199,10 +199,16 @@ def _head_sections(report: Report, charts: _Charts, *, wanted: bool) -> list[Mar
             "heads",
             element("p", f"Recomputed by the run's own model at decision {found.sequence}, over "
                     f"its last {found.rows} bars."),
-            charts.put(heads_chart(found), "Attention by age, a panel a head (logarithmic)."),
+            charts.put(
+                heads_chart(found),
+                "A panel a head: age in bars downwards (logarithmic), decisions to the right, "
+                "darker is a greater share a bar (logarithmic).",
+            ),
             heads_table(found),
             element("h3", "What attends to what"),
-            charts.put(flow_chart(found), "How the last decision's attention flows down the "
-                       "layers: each band is the share that passes between two ages."),
+            flow_picture(found),
+            element("p", "How the last decision's attention flows down the layers, by the age of "
+                    "the bars: half of what a bar holds stays with it, half passes to the bars its "
+                    "layer attends to. The last column is the decision's rollout.", class_="note"),
         )
     ]  # fmt: skip

@@ -1,0 +1,257 @@
+"""A run's record as frames for a notebook: ``from tracepaper.replay import open_run``.
+
+    run = open_run("last", "tracepaper.db")
+    run.decisions()                          # a polars frame; frames="pandas" gives the other
+    run.explanations(first=6_000, last=6_100)
+    run.columns("decisions")                 # what every column means, with its unit
+
+Frames have the columns of the stable views, except that every ISO text ``x_iso`` is a moment in
+UTC, ``x_utc``. Units: ``_ms`` is UTC milliseconds of market time, prices and money are quote
+currency, quantities base currency, returns natural logarithms, shares and probabilities
+fractions; ``x_text`` holds ``x`` exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
+
+from tracepaper.storage.questions import ask
+from tracepaper.storage.reader import Reader, resolve
+from tracepaper.storage.views import VIEWS
+from tracepaper.strategies.errors import ConfigInvalid
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+Frame = TypeVar("Frame")
+Kind = Literal["text", "integer", "float", "boolean", "moment"]
+Build = Callable[[dict[str, tuple[Kind, list[Any]]]], Frame]
+
+TEXTS: Final = frozenset(
+    {
+        "run_id", "kind", "instrument", "action", "refused_by", "regime", "reason", "model_id",
+        "digest", "decision_sha256", "window_sha256", "gate", "bucket", "order_id", "side",
+        "liquidity", "model", "status", "twin", "cause", "repaired_by", "content", "source",
+    }
+)  # fmt: skip
+INTEGERS: Final = frozenset({"sequence", "ordinal", "horizon"})
+BOOLEANS: Final = frozenset({"allowed", "passed", "accepted"})
+
+
+class RunFrames(Generic[Frame]):
+    """One run of one database; every method reads anew and leaves nothing open.
+
+    ``first`` and ``last`` bound the sequences that are read, both included: a long run has 70
+    explanations and a dozen gates a bar, so ask for a part of it.
+    """
+
+    def __init__(self, database: Path, run_id: str, build: Build[Frame]) -> None:
+        self.database = database
+        self.run_id = run_id
+        self._build = build
+
+    def __repr__(self) -> str:
+        return f"<run {self.run_id} of {self.database}>"
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The run's row: kind, instruments, interval, model, configuration, head digest."""
+        with Reader.open(self.database) as reader:
+            query = "SELECT * FROM v_runs WHERE run_id = :run"
+            return ask(reader.connection, query, {"run": self.run_id}).documents()[0]
+
+    def decisions(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return a row a closed bar: action, verdict, forecast at the gate's horizon, hashes."""
+        return self._frame("v_decisions", first, last)
+
+    def gates(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return a row a gate and decision: measure, threshold, passed."""
+        return self._frame("v_gates", first, last)
+
+    def explanations(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return a row a 64-bar block and decision: the share of attention that flowed there."""
+        return self._frame("v_explanations", first, last)
+
+    def bars(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the bars as the engine saw them, warm-up and revisions included."""
+        return self._frame("v_bars", first, last)
+
+    def orders(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the run's orders as they stood last."""
+        return self._frame("v_orders", first, last)
+
+    def fills(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the fills of the run's own account."""
+        return self._frame("v_fills", first, last)
+
+    def positions(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the position of an instrument after each step that named it."""
+        return self._frame("v_positions", first, last)
+
+    def equity(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the run's own account after each step."""
+        return self._frame("v_equity", first, last)
+
+    def twin_fills(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the fills of the run's shadow accounts, by ``twin``."""
+        return self._frame("v_twin_fills", first, last)
+
+    def twin_equity(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the run's shadow accounts after each step, by ``twin``."""
+        return self._frame("v_twin_equity", first, last)
+
+    def gaps(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the holes in the data, and what repaired them."""
+        return self._frame("v_gaps", first, last)
+
+    def events(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return every event that the engine consumed, its content as JSON."""
+        return self._frame("v_events", first, last)
+
+    def columns(self, name: str) -> Frame:
+        """Return what each column of frame *name*, such as ``decisions``, means."""
+        view = next((view for view in VIEWS if view.name == f"v_{name}"), None)
+        if view is None or not hasattr(self, name):
+            known = ", ".join(view.name.removeprefix("v_") for view in VIEWS[1:])
+            raise ConfigInvalid(f"There is no frame {name}; choose from {known}.")
+        shown = [(_renamed(column.name), column.doc) for column in view.columns]
+        return self._build(
+            {
+                "column": ("text", [column for column, _ in shown]),
+                "meaning": (
+                    "text",
+                    [doc.replace(" as ISO 8601 text", " as a moment in UTC") for _, doc in shown],
+                ),
+            }
+        )
+
+    def _frame(self, view: str, first: int | None, last: int | None) -> Frame:
+        """Return the rows of *view* between two sequences, in order."""
+        query = (
+            f"SELECT * FROM {view} WHERE run_id = :run AND sequence BETWEEN :first AND :last "  # noqa: S608
+            "ORDER BY sequence"
+        )
+        bounds = {
+            "run": self.run_id,
+            "first": 0 if first is None else first,
+            "last": 2**62 if last is None else last,
+        }
+        with Reader.open(self.database) as reader:
+            answered = ask(reader.connection, query, bounds)
+        rows = list(zip(*answered.rows, strict=True)) or [()] * len(answered.columns)
+        given = dict(zip(answered.columns, rows, strict=True))
+        return self._build({_renamed(name): _column(name, given) for name in answered.columns})
+
+
+@overload
+def open_run(
+    run: str = ..., database: str | Path | None = ..., *, frames: Literal["polars"] = ...
+) -> RunFrames[pl.DataFrame]: ...
+
+
+@overload
+def open_run(
+    run: str = ..., database: str | Path | None = ..., *, frames: Literal["pandas"]
+) -> RunFrames[pd.DataFrame]: ...
+
+
+def open_run(
+    run: str = "last",
+    database: str | Path | None = None,
+    *,
+    frames: Literal["polars", "pandas"] = "polars",
+) -> RunFrames[Any]:
+    """Open a run to ask it for frames: an id, a unique prefix, ``last``, or ``FILE#RUN``.
+
+    Without *database* or ``FILE#`` the configuration's database is meant. Raises ``DataInvalid``
+    where there is no such run, and ``ConfigInvalid`` where the library of *frames* is missing.
+    """
+    if frames not in {"polars", "pandas"}:
+        raise ConfigInvalid(f"There are no {frames} frames; write polars or pandas.")
+    build = _polars() if frames == "polars" else _pandas()
+    if database is None and "#" not in run:
+        from tracepaper.daemon.config import load
+
+        database = load().storage.path
+    located = resolve(None if database is None else Path(database), run)
+    return RunFrames(located.path, located.run_id, build)
+
+
+def _renamed(name: str) -> str:
+    """Return the frame's name of a view's column: ``x_iso`` becomes ``x_utc``."""
+    return f"{name.removesuffix('_iso')}_utc" if name.endswith("_iso") else name
+
+
+def kind_of(name: str) -> Kind:
+    """Return what a view's column *name* holds, so that a frame's schema never depends on it."""
+    if name.endswith("_iso"):
+        return "moment"
+    if name in TEXTS or name.endswith("_text"):
+        return "text"
+    if name in INTEGERS or name.endswith("_ms"):
+        return "integer"
+    return "boolean" if name in BOOLEANS else "float"
+
+
+def _column(name: str, given: dict[str, tuple[Any, ...]]) -> tuple[Kind, list[Any]]:
+    """Return one column; a moment is taken from the milliseconds beside its text."""
+    kind = kind_of(name)
+    if kind == "moment":
+        stem = name.removesuffix("_iso")
+        return kind, list(given[f"{stem}_ms"])
+    if kind == "boolean":
+        return kind, [None if value is None else bool(value) for value in given[name]]
+    return kind, list(given[name])
+
+
+def _polars() -> Build[pl.DataFrame]:
+    try:
+        import polars as pl
+    except ImportError as error:
+        raise ConfigInvalid(
+            "Frames need polars; install it with pip install 'tracepaper[report]'."
+        ) from error
+    types = {
+        "text": pl.String(),
+        "integer": pl.Int64(),
+        "float": pl.Float64(),
+        "boolean": pl.Boolean(),
+        "moment": pl.Datetime("ms", "UTC"),
+    }
+
+    def build(columns: dict[str, tuple[Kind, list[Any]]]) -> pl.DataFrame:
+        return pl.DataFrame(
+            [
+                pl.Series(name, values, dtype=pl.Int64()).cast(types[kind])
+                if kind == "moment"
+                else pl.Series(name, values, dtype=types[kind])
+                for name, (kind, values) in columns.items()
+            ]
+        )
+
+    return build
+
+
+def _pandas() -> Build[pd.DataFrame]:
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ConfigInvalid(
+            "Pandas frames need pandas; install it with pip install pandas."
+        ) from error
+    types = {"text": "string", "integer": "Int64", "float": "float64", "boolean": "boolean"}
+
+    def build(columns: dict[str, tuple[Kind, list[Any]]]) -> pd.DataFrame:
+        return pd.DataFrame(
+            {
+                name: pd.to_datetime(pd.Series(values, dtype="Int64"), unit="ms", utc=True)
+                if kind == "moment"
+                else pd.Series(values, dtype=types[kind])
+                for name, (kind, values) in columns.items()
+            }
+        )
+
+    return build
