@@ -168,19 +168,22 @@ def _account_table(summary: Summary) -> Table:
 
 
 def _fill_table(summary: Summary) -> Table:
+    """Return the newest fills; the instrument only where a run has several."""
     shown = len(summary.fills)
     title = f"Fills (the last {shown} of {summary.fill_count})"
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
-    for name in ("time", "instrument", "side", "quantity", "price", "fee", "why"):
+    several = len({fill["instrument"] for fill in summary.fills}) > 1
+    names = ("time", *(("instrument",) if several else ()), "side", "quantity", "price", "fee")
+    for name in (*names, "why"):
         table.add_column(name, justify="right" if name in ("quantity", "price", "fee") else "left")
     for fill in summary.fills:
         table.add_row(
-            str(fill["filled_iso"]),
-            str(fill["instrument"]),
+            str(fill["filled_iso"])[:19].replace("T", " "),
+            *((str(fill["instrument"]),) if several else ()),
             str(fill["side"]),
             str(fill["quantity_text"]),
             str(fill["price_text"]),
-            str(fill["fee_text"]),
+            f"{fill['fee']:,.2f}",
             str(fill["reason"]),
         )
     return table
