@@ -6,7 +6,7 @@ RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test dev check bench campaign wheel golden clean
+.PHONY: demo test dev check bench campaign wheel golden readme clean
 
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo --bars 2000
@@ -53,6 +53,10 @@ wheel: $(STAMP)
 golden: $(STAMP)
 	$(BIN)/python -m pytest -q tests/test_line.py --rewrite-golden
 	git --no-pager diff --stat -- tests/data
+
+readme: $(STAMP)
+	$(BIN)/python tests/readme.py
+	$(BIN)/python tests/pictures.py
 
 clean:
 	rm -rf $(VENV) .types build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

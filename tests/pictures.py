@@ -1,0 +1,94 @@
+"""Draws the README's pictures from what the demo really prints: `python tests/pictures.py`.
+
+The demo runs on a pseudo-terminal. `deploy/live.svg` is a frame of its live view,
+`deploy/demo.svg` the beginning of what it prints at its end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+from pathlib import Path
+from typing import Final
+
+from programs import ROOT, environment
+from rich.console import Console
+from rich.text import Text
+
+LIVE, ENDED = ROOT / "deploy" / "live.svg", ROOT / "deploy" / "demo.svg"
+COMMAND: Final = ("tracepaper", "demo", "--bars", "600", "--speed", "1200")
+WIDTH, HEIGHT = 100, 50
+ENDED_UNTIL: Final = "Where it looked"
+"""The first line of the summary that the picture leaves out: it would be three pages tall."""
+REDRAWN: Final = re.compile(r"(?:\x1b\[\?25[lh]|\r|\x1b\[1A|\x1b\[2K)+\n?")
+"""What a live display writes between two frames: the cursor goes up, and lines are cleared."""
+FRAME_LINES: Final = 8
+
+
+def on_a_terminal(command: tuple[str, ...], folder: Path) -> str:
+    """Run *command* on a pseudo-terminal of 100 columns; return all that it wrote there."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
+    kept = environment({"TERM": "xterm-256color", "COLORTERM": "truecolor"})
+    del kept["NO_COLOR"]
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=kept,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    written = bytearray()
+    while chunk := _read(ours):
+        written += chunk
+    os.close(ours)
+    if process.wait() != 0:
+        sys.exit(written.decode()[-2000:])
+    return written.decode()
+
+
+def _read(terminal: int) -> bytes:
+    """Return the next bytes, or none once the program has closed the terminal."""
+    try:
+        return os.read(terminal, 65_536)
+    except OSError:  # how Linux reports the end of a pseudo-terminal
+        return b""
+
+
+def frames(written: str) -> list[str]:
+    """Return the tall frames among what was *written*, in order; the last is the summary."""
+    parts = REDRAWN.split(written.replace("\r\n", "\n"))
+    return [part for part in parts if part.count("\n") >= FRAME_LINES]
+
+
+def draw(text: str, file: Path, title: str) -> None:
+    """Export *text*, with its terminal colours, as a picture in *file*."""
+    console = Console(record=True, width=WIDTH, file=io.StringIO())
+    console.print(Text.from_ansi(text.strip("\n")))
+    console.save_svg(str(file), title=title)
+
+
+def main() -> None:
+    """Run the demo and draw both pictures."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = on_a_terminal(COMMAND, Path(folder))
+    *live, ended = frames(written)
+    title = " ".join(COMMAND)
+    draw(live[-1], LIVE, title)
+    lines = ended.splitlines()
+    last = next(place for place, line in enumerate(lines) if ENDED_UNTIL in line)
+    draw("\n".join(lines[:last]), ENDED, f"{title}: at its end")
+
+
+if __name__ == "__main__":
+    main()

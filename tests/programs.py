@@ -1,0 +1,119 @@
+"""Runs the installed program as its users do: as a process, with its output in files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tracepaper.daemon.clock import SystemClock
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+BIN: Final = Path(sys.executable).parent
+READY_WITHIN_S: Final = 120.0
+ENDS_WITHIN_S: Final = 240.0
+POLL_S: Final = 0.1
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return this process's environment without our own settings, with our program first."""
+    kept = {name: value for name, value in os.environ.items() if name[:11] != "TRACEPAPER_"}
+    path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
+    plain = {"PATH": path, "COLUMNS": "100", "NO_COLOR": "1", "PYTHONUTF8": "1"}
+    return {**kept, **plain, **(extra or {})}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program ended and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(arguments: Sequence[str], folder: Path, extra: Mapping[str, str] | None = None) -> Ended:
+    """Run ``tracepaper`` with *arguments* in *folder* until it ends."""
+    done = subprocess.run(
+        [str(BIN / "tracepaper"), *arguments],
+        cwd=folder,
+        env=environment(extra),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=ENDS_WITHIN_S,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+class Program:
+    """A program that goes on until it is told to stop; it is killed where a test forgets it."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        *,
+        name: str,
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
+        self.command = tuple(command)
+        self._out, self._err = (folder / f"{name}.{end}" for end in ("out", "err"))
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=folder,
+                env=environment(extra),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            )
+
+    @property
+    def out(self) -> str:
+        """What it wrote to stdout so far."""
+        return self._out.read_text(encoding="utf-8")
+
+    @property
+    def err(self) -> str:
+        """What it wrote to stderr so far."""
+        return self._err.read_text(encoding="utf-8")
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait for a condition; raise ``RuntimeError`` where it never comes."""
+        clock = SystemClock()
+        deadline_s = clock.network_s() + READY_WITHIN_S
+        while not is_so():
+            if clock.network_s() > deadline_s or self._ended_within(POLL_S):
+                raise RuntimeError(f"{self.command} is not ready: {self.err[-2000:]}")
+
+    def _ended_within(self, seconds: float) -> bool:
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def stop(self, by: signal.Signals = signal.SIGTERM, *, within_s: float = 30.0) -> Ended:
+        """Send *by* and return how the program ended; raise where it takes longer."""
+        self.process.send_signal(by)
+        return self.end(within_s=within_s)
+
+    def end(self, *, within_s: float = ENDS_WITHIN_S) -> Ended:
+        """Wait for the end that comes by itself."""
+        try:
+            code = self.process.wait(within_s)
+        finally:
+            self.kill()
+        return Ended(code, self.out, self.err)
+
+    def kill(self) -> None:
+        """End it at once; harmless where it has ended."""
+        self.process.kill()
+        self.process.wait()

@@ -1,0 +1,244 @@
+"""Runs README.md as a newcomer would: `python tests/readme.py` also rewrites its answers.
+
+A ``sh`` block is run line by line in an empty folder that holds ``replay/samples`` and the files
+that earlier blocks name in their first line (``# breakout.py``). A ``text`` block right after it
+is its answer. A line that ends in ``# exit 1`` must fail so. ``tracepaper run`` and ``tracepaper
+exchange`` go on until their section ends, and must then end in good order. ``make demo`` and
+``make test`` are what the Makefile says, shortened.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from programs import ROOT, Program, environment
+
+README: Final = ROOT / "README.md"
+SAMPLE: Final = "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
+PORT: Final = "9440"
+"""The port that the README names; replaced by a free one."""
+COMMAND_WITHIN_S: Final = 240.0
+
+SHORTENED: Final = (
+    (re.compile(r"--bars \d+"), "--bars 30"),
+    (re.compile(r"-m pytest.*"), "-m pytest -q -p no:cacheprovider tests/strategies/test_ring.py"),
+)
+"""What makes a Makefile's recipe short enough for a test."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its lines and where they stand (0-based, first of them)."""
+
+    language: str
+    lines: tuple[str, ...]
+    start: int
+    section: str
+
+    @property
+    def text(self) -> str:
+        """The block's content, with a newline at its end."""
+        return "".join(f"{line}\n" for line in self.lines)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a block of commands did: every line's exit code beside the wanted one, the output."""
+
+    block: Block
+    codes: tuple[tuple[str, int, int], ...]
+    output: str
+    answer: Block | None
+    errors: str
+
+
+def blocks(text: str) -> list[Block]:
+    """Return the fenced blocks of a Markdown *text* in order."""
+    found: list[Block] = []
+    section, opened, held = "", -1, ""
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if opened < 0 and line.startswith("## "):
+            section = line.removeprefix("## ")
+        if line.startswith("```"):
+            if opened < 0:
+                opened, held = number + 1, line.removeprefix("```").strip()
+            else:
+                found.append(Block(held, tuple(lines[opened:number]), opened, section))
+                opened = -1
+    return found
+
+
+def commands(block: Block) -> list[str]:
+    """Return the commands of a ``sh`` block; a line that ends in a backslash goes on."""
+    joined = block.text.replace("\\\n", " ")
+    return [line for line in joined.splitlines() if line.strip()]
+
+
+@dataclass
+class Walk:
+    """One reading of the README in *folder*, with every command carried out."""
+
+    folder: Path
+    port: str = field(default_factory=lambda: str(free_port()))
+    programs: list[tuple[str, Program]] = field(default_factory=list)  # with their sections
+    exchange: Program | None = None  # what `tracepaper run` is pointed at
+
+    def __post_init__(self) -> None:
+        (self.folder / "replay").mkdir(parents=True)
+        (self.folder / "replay" / "samples").symlink_to(ROOT / "replay" / "samples")
+
+    def outcomes(self, text: str) -> Iterator[Outcome]:
+        """Yield what each block of commands did, in order; ends every program it started."""
+        found = blocks(text)
+        try:
+            for block, after in zip(found, [*found[1:], None], strict=True):
+                yield from self._stopped(block.section)
+                if block.language == "sh":
+                    answers = after is not None and after.language.startswith("text")
+                    yield self._run(block, after if answers else None)
+                elif name := _file_name(block):
+                    (self.folder / name).write_text(self._local(block.text), encoding="utf-8")
+            yield from self._stopped("")
+        finally:
+            for program in [program for _, program in self.programs]:
+                program.kill()
+            if self.exchange is not None:
+                self.exchange.kill()
+
+    def _run(self, block: Block, answer: Block | None) -> Outcome:
+        codes: list[tuple[str, int, int]] = []
+        output, errors = [], []
+        for line in commands(block):
+            command, _, wanted = line.partition("  # exit ")
+            if command.startswith("make "):
+                command = shortened(command.split()[1])
+            if command.startswith(("tracepaper run", "tracepaper exchange")):
+                self._serve(command, block.section)
+                continue
+            done = subprocess.run(
+                ["bash", "-c", self._local(command)],
+                cwd=ROOT if line.startswith("make test") else self.folder,
+                env=environment(),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=COMMAND_WITHIN_S,
+            )
+            codes.append((line, done.returncode, int(wanted or 0)))
+            output.append(done.stdout)
+            errors.append(done.stderr)
+        written = "".join(output).replace(self.port, PORT).replace(f"{ROOT}/", "")
+        return Outcome(block, tuple(codes), written, answer, "".join(errors))
+
+    def _serve(self, command: str, section: str) -> None:
+        """Start a program and wait until it is of use: it listens, or it has decided a bar."""
+        if command.startswith("tracepaper exchange"):
+            program = self._start(command, name="client-exchange")
+            self.programs.append((section, program))
+            program.wait_until(lambda: "\n" in program.out)
+            return
+        self.exchange = beside = self._start(
+            f"tracepaper exchange --data {SAMPLE} --speed 60", name="exchange"
+        )
+        beside.wait_until(lambda: "\n" in beside.out)
+        daemon = self._start(command, name="daemon", extra=pointing_at(beside.out))
+        self.programs.append((section, daemon))
+        daemon.wait_until(lambda: '"event": "decision"' in daemon.err)
+
+    def _start(self, command: str, *, name: str, extra: dict[str, str] | None = None) -> Program:
+        words = shlex.split(self._local(command))
+        return Program(words, self.folder, name=name, extra=extra)
+
+    def _stopped(self, section: str) -> Iterator[Outcome]:
+        """Stop the programs of earlier sections; yield how each ended."""
+        for started_in, program in list(self.programs):
+            if started_in != section:
+                self.programs.remove((started_in, program))
+                ended = program.stop()
+                name = f"{shlex.join(program.command)}, stopped"
+                block = Block("sh", (), 0, started_in)
+                yield Outcome(block, ((name, ended.code, 0),), "", None, ended.err[-2000:])
+
+    def _local(self, text: str) -> str:
+        return text.replace(PORT, self.port)
+
+
+def pointing_at(served: str) -> dict[str, str]:
+    """Return the settings that point a daemon at the exchange which printed *served*."""
+    said = json.loads(served.splitlines()[0])
+    return {
+        "TRACEPAPER_EXCHANGE__REST_URL": said["rest_url"],
+        "TRACEPAPER_EXCHANGE__STREAM_URL": said["stream_url"],
+        "TRACEPAPER_EXCHANGE__TIME_SCALE": str(said["speed"]),
+        "TRACEPAPER_EXCHANGE__REQUESTS_PER_S": "100",
+        "TRACEPAPER_HTTP__PORT": "0",
+    }
+
+
+def _file_name(block: Block) -> str | None:
+    """Return the file that a block is to be saved as: its first line says so."""
+    match = re.fullmatch(r"# ([\w.]+\.(?:py|toml))", block.lines[0] if block.lines else "")
+    return match.group(1) if match else None
+
+
+def shortened(target: str) -> str:
+    """Return what ``make`` *target* does once all is installed, shortened."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    match = re.search(rf"^{target}:.*\n\t(.+)$", makefile, re.MULTILINE)
+    if match is None:
+        raise LookupError(f"The Makefile has no target {target}.")
+    command = match.group(1).lstrip("@").replace("$(BIN)/", "")
+    for pattern, shorter in SHORTENED:
+        command = pattern.sub(shorter, command)
+    return command
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# ---------------------------------------------------------------- rewriting
+
+
+def rewritten(text: str, outcomes: list[Outcome]) -> str:
+    """Return *text* with every answer as it was just found."""
+    lines = text.splitlines()
+    for outcome in reversed(outcomes):
+        if (answer := outcome.answer) is not None:
+            found = [line.rstrip() for line in outcome.output.strip("\n").splitlines()]
+            lines[answer.start : answer.start + len(answer.lines)] = found
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Rewrite the answers of README.md from real runs; say which command failed, if any."""
+    text = README.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = list(Walk(Path(folder)).outcomes(text))
+    failed = [
+        f"{line}: exit {code}, not {wanted}\n{outcome.errors}"
+        for outcome in outcomes
+        for line, code, wanted in outcome.codes
+        if code != wanted
+    ]
+    if failed:
+        sys.exit("\n".join(failed))
+    README.write_text(rewritten(text, outcomes), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

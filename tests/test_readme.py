@@ -1,0 +1,122 @@
+"""The README says what is true: its commands run, and their answers are the ones it shows."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+from answers import agree
+from programs import ROOT
+from readme import README, Block, Outcome, Walk, blocks, commands, shortened
+
+from tracepaper.daemon.cli import invoke
+
+TEXT = README.read_text(encoding="utf-8")
+BLOCKS = [block for block in blocks(TEXT) if block.language == "sh"]
+WITHIN = 0.01
+"""How far a number may be from the one shown: forecasts differ a little between processors."""
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    """Read the README once from its beginning to its end, and do what it says."""
+    return list(Walk(tmp_path_factory.mktemp("newcomer")).outcomes(TEXT))
+
+
+def named(block: Block) -> str:
+    return commands(block)[0][:60]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=named)
+def test_the_commands_run_and_answer_as_shown(block: Block, outcomes: list[Outcome]) -> None:
+    outcome = next(item for item in outcomes if item.block == block)
+    for line, code, wanted in outcome.codes:
+        assert code == wanted, f"{line}\n{outcome.output[-2000:]}\n{outcome.errors[-2000:]}"
+    assert "Traceback" not in outcome.errors
+    if outcome.answer is not None:
+        assert agree(outcome.answer.text, outcome.output, within=WITHIN), (
+            f"run `make readme`; the answer is now\n{outcome.output}"
+        )
+
+
+def test_programs_that_go_on_end_in_good_order(outcomes: list[Outcome]) -> None:
+    ended = [item for item in outcomes if not item.block.lines]
+    assert len(ended) == 2  # the daemon, and the exchange for other clients
+    for outcome in ended:
+        (name, code, wanted) = outcome.codes[0]
+        assert code == wanted, f"{name}\n{outcome.errors}"
+
+
+def test_every_answer_belongs_to_commands() -> None:
+    languages = [block.language for block in blocks(TEXT)]
+    for before, language in itertools.pairwise(languages):
+        assert language != "text" or before == "sh"
+    assert all(block.lines for block in blocks(TEXT))
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "readme"])
+def test_the_makefile_has_what_the_readme_names(target: str) -> None:
+    assert f"make {target}" in TEXT
+    assert shortened(target)
+
+
+INLINE = sorted(set(re.findall(r"`(tracepaper [^`]+)`", " ".join(TEXT.split()))))
+
+
+@pytest.mark.parametrize("command", INLINE)
+def test_a_command_named_in_passing_exists_with_its_options(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command.split()[1:]
+    verbs = words[:2] if words[0] in ("audit", "bench", "config", "data", "db") else words[:1]
+    assert invoke([*verbs, "--help"]) == 0
+    listed = capsys.readouterr().out
+    for option in (word for word in words if word.startswith("-")):
+        assert re.search(rf"(?<![\w-]){option}(?![\w-])", listed), f"{option} of {command}"
+
+
+def test_every_link_and_picture_leads_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", TEXT)
+    assert "deploy/RUNBOOK.md" in targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [("live", ("BTCUSDT", "confidence", "direction")), ("demo", ("Accounts", "Refused", "edge"))],
+)
+def test_the_pictures_are_of_the_program(picture: str, words: tuple[str, ...]) -> None:
+    drawn = (ROOT / "deploy" / f"{picture}.svg").read_text(encoding="utf-8")
+    assert [word for word in words if word not in drawn] == []
+
+
+def test_no_path_of_this_machine_is_shown() -> None:
+    shown = TEXT + "".join(path.read_text("utf-8") for path in (ROOT / "deploy").glob("*.svg"))
+    assert str(ROOT) not in shown
+    assert str(Path.home()) + "/" not in shown
+
+
+@pytest.mark.parametrize(
+    ("shown", "found", "same"),
+    [
+        ("4,665 bars in 5.1 s", "4,666 bars in 9 s", True),
+        ("4,665 bars", "4,965 bars", False),
+        ("run 654f07ea3e6b3605 holds", "run 5d464eab245d3157 holds", True),
+        ("run 654f07ea3e6b3605 holds", "run 5d464eab245d3157 is broken", False),
+        ("edge ███▍ 9.1%", "edge ████ 9.1%", True),
+        ("HOLD -1.10 bp", "HOLD 1.10 bp", False),
+        ("1 2", "1 2 3", False),
+    ],
+)
+def test_answers_agree_in_words_and_nearly_in_numbers(shown: str, found: str, same: bool) -> None:
+    assert agree(shown, found, within=WITHIN) is same
+
+
+def test_blocks_know_their_language_and_section() -> None:
+    text = "## One\n```sh\nls \\\n  -l\n```\n\n```text\n```\n"
+    first, second = blocks(text)
+    assert (first.language, first.section, first.start) == ("sh", "One", 2)
+    assert commands(first) == ["ls    -l"]
+    assert (second.language, second.lines) == ("text", ())
