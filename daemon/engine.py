@@ -354,11 +354,17 @@ class Engine:
         self._desks[instrument.id].change(instrument)
         for ledger in (self._ledger, *self._twins.values()):
             ledger.change(instrument)
+        # A restart begins with filters, and knows no marks: the record must value it alike.
+        self._mark_at_closes()
 
     def _forget_passing(self) -> None:
         """Drop what a restart drops, so that a replay of the record does the same here."""
-        for key, desk in self._desks.items():
+        for desk in self._desks.values():
             desk.quote, desk.marked = None, False
+        self._mark_at_closes()
+
+    def _mark_at_closes(self) -> None:
+        for key, desk in self._desks.items():
             if desk.last is not None:
                 self._mark(key, desk.last.close)
 
@@ -393,6 +399,7 @@ class Engine:
             position = self._ledger.portfolio.position(instrument)
             if self._twins and (decision is not None or twin_fills):
                 twins = self._twin_steps(instrument, twin_fills)
+        account = self._ledger.portfolio.account()
         state: bytes | None = None
         if self._dirty:
             state = msgspec.msgpack.encode(self.state())
@@ -408,7 +415,7 @@ class Engine:
             orders,
             fills,
             position,
-            self._ledger.portfolio.account(),
+            account,
             twins,
             window_sha256,
             decision_sha256,

@@ -14,6 +14,7 @@ from tracepaper.daemon.building import build_engine, resolved
 from tracepaper.daemon.config import Config, load
 from tracepaper.daemon.opening import Opened, Opening, open_run
 from tracepaper.daemon.thinker import InlineThinker
+from tracepaper.replay.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import InvariantBroken
@@ -25,6 +26,7 @@ from tracepaper.strategies.types import (
     Forecast,
     Instrument,
     InstrumentChange,
+    Mark,
     RunKind,
     Step,
 )
@@ -197,6 +199,33 @@ def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
             run_id = second.opened.run.run_id
             sequences = [stored.step.sequence for stored in reader.steps(run_id)]
             assert sequences == list(range(len(sequences)))
+
+
+def test_a_run_that_was_restarted_while_it_held_something_follows_from_its_record(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run.db"
+    given = [
+        event
+        for item in events(40, quotes=True)
+        for event in (
+            (Mark(item.instrument, item.close + 7, item.close_time_ms, item.seen_ms), item)
+            if isinstance(item, Bar)
+            else (item,)
+        )
+    ]
+    config = configured("sma_cross", FillModel.QUOTE)
+    for begin, end in ((0, 90), (90, 100), (100, 120)):
+        process = Process(path, config, FillModel.QUOTE)
+        if begin:
+            held = process.opened.engine.state().ledger.holdings
+            assert any(holding.quantity for holding in held.values())
+        live(process, given[begin:end])
+        process.stop()
+    with Reader.open(path) as reader:
+        found = verify_run(reader, path, reader.find("last"))
+    assert found.differences == []
+    assert found.steps > len(given)
 
 
 def test_a_changed_configuration_opens_a_new_run_that_takes_over_the_account(
