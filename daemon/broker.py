@@ -13,6 +13,7 @@ from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.exact import Notional, unscaled
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
+    MONEY_LIMIT,
     MONEY_SCALE,
     Category,
     Fill,
@@ -21,6 +22,9 @@ from tracepaper.strategies.types import (
     OrderStatus,
     Side,
 )
+
+NOTIONAL_MOST: Final = MONEY_LIMIT // 4 // MONEY_SCALE * MONEY_SCALE
+"""Of one order: money is an integer of 64 bits, and prices may still rise."""
 
 
 class OrderEvent(StrEnum):
@@ -162,10 +166,12 @@ class Broker:
             return f"quantity below {unscaled(item.min_quantity, item.quantity_decimals)}"
         if item.max_quantity and quantity > item.max_quantity:
             return f"quantity above {unscaled(item.max_quantity, item.quantity_decimals)}"
-        if (
-            item.min_notional
-            and not reduces
-            and self._notional(price, quantity) < item.min_notional
-        ):
-            return f"notional below {unscaled(item.min_notional, MONEY_DECIMALS)}"
+        return None if reduces else self._notional_refusal(self._notional(price, quantity))
+
+    def _notional_refusal(self, notional: int) -> str | None:
+        least = self._instrument.min_notional
+        if notional < least:
+            return f"notional below {unscaled(least, MONEY_DECIMALS)}"
+        if notional > NOTIONAL_MOST:
+            return f"notional above {unscaled(NOTIONAL_MOST, MONEY_DECIMALS)}"
         return None

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.exact import Notional, divide_half_even
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.exact import Notional, divide_half_even, unscaled
 from tracepaper.strategies.types import (
+    MONEY_DECIMALS,
+    MONEY_LIMIT,
     MONEY_SCALE,
     Account,
     Category,
@@ -138,7 +140,7 @@ class Portfolio:
         return position
 
     def account(self) -> Account:
-        """Return the account at the newest marks."""
+        """Return the account at the newest marks; raise where 64 bits do not hold it."""
         if self._account is None:
             realized = unrealized = fees = funding = held = 0
             for key, holding in self.holdings.items():
@@ -149,6 +151,11 @@ class Portfolio:
                 if self._spot[key]:
                     held += holding.entry_notional
             equity = self.cash + held + unrealized
+            if abs(equity) > MONEY_LIMIT or abs(self.cash) > MONEY_LIMIT:
+                raise ConfigInvalid(
+                    f"The account came to {unscaled(equity, MONEY_DECIMALS)}, beyond 922,337,203; "
+                    "start a new one with less account.cash or a smaller [sizing]."
+                )
             self._account = Account(self.cash, equity, realized, unrealized, fees, funding)
         return self._account
 

@@ -113,3 +113,12 @@ def test_state_survives_a_restart() -> None:
     again.restore(desk.state())
     assert again.state() == desk.state()
     assert submit(again, 1_000) == ()
+
+
+def test_an_order_that_money_could_not_hold_is_rejected_and_a_close_never_is() -> None:
+    desk = broker()
+    huge = 10**9
+    (order,) = submit(desk, huge, price=10**8)
+    assert (order.status, order.reason) == (OrderStatus.REJECTED, "notional above 230584300")
+    (close,) = submit(desk, 0, held=huge, price=10**8)
+    assert close.status is OrderStatus.ACCEPTED

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tracepaper.daemon.fills import Executor, Terms
 from tracepaper.daemon.portfolio import Portfolio
-from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types import Category, Fill, Order, OrderStatus, Side
 
 START = 1_000_000 * 10**10
@@ -102,3 +102,11 @@ def test_selling_more_than_is_held_on_spot_is_a_bug() -> None:
     _, portfolio = account(Category.SPOT)
     with pytest.raises(InvariantBroken, match="sold 5 of 0"):
         portfolio.apply(fill(-5, 10_000, Category.SPOT))
+
+
+def test_an_account_that_outgrows_64_bits_ends_with_advice() -> None:
+    key, portfolio = account()
+    portfolio.apply(fill(10**6, 10**6))
+    portfolio.mark(key, 10**8)
+    with pytest.raises(ConfigInvalid, match=r"^The account came to \d+.*beyond 922,337,203; start"):
+        portfolio.account()
