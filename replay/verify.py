@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -80,8 +81,10 @@ def verify_run(
     total = reader.stored_run(run_id).step_count
     first_compared = 0 if sample is None else max(0, total - sample)
     thinker = RecordedThinker(recorded, _prober(recorded, database))
-    stored = reader.steps(run_id)
-    for event, kept in zip(_events(thinker, reader, run_id), stored, strict=True):
+    # The run may grow meanwhile, and what it had is what is compared.
+    stored = reader.steps(run_id, until=total - 1)
+    events = islice(_events(thinker, reader, run_id), total)
+    for event, kept in zip(events, stored, strict=True):
         derived = recorded.engine.step(event, thinker.answer(event))
         found.steps += 1
         if derived.sequence >= first_compared:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.replay.verify import Verification, verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.reader import Reader, StoredStep
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 BARS = 400
@@ -259,3 +260,38 @@ def test_a_swapped_checkpoint_is_refused_by_its_hash(tmp_path: Path, explained: 
     weights.write_bytes(content)
     with pytest.raises(Exception, match="SHA-256"):
         verified(copied)
+
+
+class GrowingReader(Reader):
+    """A reader of a run that goes on between the reading of its events and of its steps."""
+
+    grow: Callable[[], object]
+
+    def steps(
+        self, run_id: str, *, after: int = -1, until: int | None = None
+    ) -> Iterator[StoredStep]:
+        self.grow()
+        yield from super().steps(run_id, after=after, until=until)
+
+
+def test_a_run_that_grows_meanwhile_is_verified_as_far_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walk: Candles
+) -> None:
+    from tracepaper.replay import backtest
+
+    monkeypatch.setattr(backtest, "BREATH_EVENTS", 64)
+    path = tmp_path / "growing.db"
+    run_id = replayed(path, walk, stop_after=BARS // 2)
+
+    def grow() -> None:
+        audit = SqlAuditLog.open(path)
+        asyncio.run(resume_replay(run_id, [walk], [], audit, path, Tally()))
+        audit.close()
+
+    with GrowingReader.open(path) as reader:
+        before = reader.stored_run(run_id).step_count
+        reader.grow = grow
+        found = verify_run(reader, path, run_id)
+        assert reader.stored_run(run_id).step_count > before
+    assert found.holds
+    assert found.steps == before
