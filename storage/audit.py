@@ -10,6 +10,7 @@ import asyncio
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from sqlalchemy import insert
@@ -17,7 +18,7 @@ from sqlalchemy.dialects.sqlite import dialect
 from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage import schema
-from tracepaper.storage.database import Writer, open_writer
+from tracepaper.storage.database import Writer, identity, open_writer
 from tracepaper.storage.digest import chain_digest, opened_digest
 from tracepaper.storage.encode import StepEncoder
 from tracepaper.storage.resume import Resumed, read_resumed
@@ -28,7 +29,6 @@ from tracepaper.strategies.types import Bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from tracepaper.storage.lock import InstanceLock
     from tracepaper.storage.rows import Row
@@ -74,6 +74,9 @@ class SqlAuditLog:
         }
         self._refusal = ""  # why no more steps are taken
         self._is_writable = True  # until a transaction fails
+        (_, _, name) = raw.execute("PRAGMA database_list").fetchone()
+        self._file = Path(name)
+        self._identity = identity(self._file)
 
     @classmethod
     def open(cls, path: Path, *, group_steps: int = GROUP_STEPS) -> SqlAuditLog:
@@ -246,6 +249,13 @@ class SqlAuditLog:
         if not self._is_writable:
             raise AuditUnwritable(self._refusal)
         self._is_writable = False
+        if identity(self._file) != self._identity:
+            # The file system would take every write to a file that nobody can open any more.
+            self._refusal = (
+                f"{self._file} was deleted, moved or replaced while it was written; put it back "
+                "with its -wal file, or start again with a new one."
+            )
+            raise AuditUnwritable(self._refusal)
         try:
             self._raw.execute("BEGIN IMMEDIATE")
             write()

@@ -99,7 +99,9 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA query_only = ON")
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
     except sqlite3.Error as error:
-        raise DataInvalid(f"{path} cannot be read as a database ({error}).") from error
+        raise DataInvalid(
+            f"{path} cannot be read as a database ({error}); name another with --db."
+        ) from error
     return connection
 
 
@@ -108,8 +110,8 @@ def _revision(connection: sqlite3.Connection) -> str | None:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
     if not tables:
         return ""
-    if "alembic_version" not in tables:
-        return None
+    if not {"alembic_version", "runs", "steps"} <= tables:
+        return None  # other applications use Alembic as well
     row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     return None if row is None else str(row[0])
 
@@ -187,12 +189,22 @@ def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
                 _create(connection)
                 revision = SCHEMA_REVISION
         except (sqlite3.Error, DBAPIError) as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
             raise AuditUnwritable(
-                f"{path} cannot be opened for writing ({error}); mend it, restore a backup, or "
+                f"{path} cannot be opened for writing ({cause}); mend it, restore a backup, or "
                 "choose another --db."
             ) from error
         undo.pop_all()
         return Writer(connection, lock), revision or ""
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return which file lies at *path*, by device and inode; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _connect_writing(path: Path) -> Connection:

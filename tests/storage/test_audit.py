@@ -313,6 +313,25 @@ def test_a_step_that_cannot_be_encoded_ends_the_log_but_not_what_came_before(
     assert holds(path)
 
 
+@pytest.mark.parametrize("way", ["deleted", "moved", "replaced"])
+def test_a_file_that_is_taken_away_ends_the_log(tmp_path: Path, way: str) -> None:
+    path = tmp_path / "a.db"
+    steps = cases.plain_steps(4)
+    log = SqlAuditLog.open(path, group_steps=1)
+    log.begin(cases.run())
+    log.append_now(steps[0])
+    if way == "deleted":
+        path.unlink()
+    else:
+        path.rename(tmp_path / "b.db")
+    if way == "replaced":
+        path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(AuditUnwritable, match=r"a\.db was deleted, moved or replaced"):
+            log.append_now(steps[1])
+    log.close()
+
+
 def test_a_number_that_only_sqlite_refuses_is_rolled_back(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     steps = cases.plain_steps(4)

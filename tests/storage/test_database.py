@@ -144,12 +144,13 @@ def test_a_missing_database_is_not_made_by_a_reader(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opening", [open_reader, open_writer])
+@pytest.mark.parametrize("table", ["notes (text)", "alembic_version (version_num)"])
 def test_a_strange_database_is_refused_untouched(
-    tmp_path: Path, opening: Callable[[Path], object]
+    tmp_path: Path, opening: Callable[[Path], object], table: str
 ) -> None:
     path = tmp_path / "a.db"
     strange = sqlite3.connect(path)
-    strange.execute("CREATE TABLE notes (text)")
+    strange.execute(f"CREATE TABLE {table}")
     strange.commit()
     strange.close()
     before = path.read_bytes()
@@ -191,6 +192,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AuditUnwritable, match="choose another --db"):
         open_writer(tmp_path / "file" / "a.db")
+
+
+def test_a_folder_in_the_databases_place_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.db").mkdir()
+    with pytest.raises(
+        AuditUnwritable, match=r"^.*a\.db cannot be opened .* choose another --db\.$"
+    ):
+        open_writer(tmp_path / "a.db")
 
 
 # ---------------------------------------------------------------- configuration, library
