@@ -35,6 +35,8 @@ def ask(database: Path, path: str, body: Document | None = None) -> Document:
         )
     try:
         status, content = _exchange(holder.http, path, body)
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            raise TracepaperError("The daemon takes no message of this length; write a short one.")
         document = msgspec.json.decode(content, type=Document)
     except (OSError, HTTPException, msgspec.DecodeError) as error:
         raise FeedLost(

@@ -125,3 +125,13 @@ async def test_a_daemon_that_does_not_answer_is_named(
     daemon.lock.publish("http://127.0.0.1:1")
     assert await called("status", "--db", daemon.database) == 1
     assert "does not answer at http://127.0.0.1:1" in capsys.readouterr().err
+
+
+async def test_a_note_of_any_length_is_refused_in_a_sentence(
+    daemon: Operated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for length, words in ((600, "within 500 characters"), (50_000, "write a short one")):
+        note = "x" * length
+        assert await called("command", "HALT", "--note", note, "--db", daemon.database) == 1
+        assert words in capsys.readouterr().err
+    assert daemon.commands == []
