@@ -118,13 +118,15 @@ def _run(
 
 def _read(item: str, request: Request) -> Candles:
     """Return the candles of *item*, aggregated where the configuration asks for longer bars."""
-    candles = read_candles(item, symbol=request.symbol, category=request.category)
     if request.config is None:
+        return read_candles(item, symbol=request.symbol, category=request.category)
+    # A configuration says what is traded; a file's name only what it was recorded from.
+    market = load(request.config).market
+    category = request.category or market.category
+    candles = read_candles(item, symbol=request.symbol, category=category)
+    if market.interval_ms <= candles.interval_ms:
         return candles
-    wanted_ms = load(request.config).market.interval_ms
-    if wanted_ms <= candles.interval_ms:
-        return candles
-    return resample(candles, wanted_ms)
+    return resample(candles, market.interval_ms)
 
 
 def configuration(file: Path | None, candles: Sequence[Candles]) -> Config:
