@@ -42,11 +42,11 @@ mean_reversion = "0.3"
 """
 
 
-def checkpoint(folder: Path) -> Path:
-    """Write the small network's checkpoint and return its folder."""
-    card = models.card(SMALL, temperature=1.0, content_free=0.0)
+def checkpoint(folder: Path, config: FlashConfig = SMALL) -> Path:
+    """Write a small network's checkpoint and return its folder."""
+    card = models.card(config, temperature=1.0, content_free=0.0)
     card["model"] = {"kind": "flash", "name": "small"}
-    checkpoints.save(folder / "small", models.network(SMALL).state_dict(), card)
+    checkpoints.save(folder / "small", models.network(config).state_dict(), card)
     return folder / "small"
 
 
@@ -59,11 +59,12 @@ def replayed(
     edge: str = "0.0001",
     log: str = "full",
     bars: int = BARS,
+    network: FlashConfig = SMALL,
 ) -> Path:
     """Replay learnable minutes into a new database in *folder*; return it."""
     config = folder / "config.toml"
     names = ", ".join(f'"{symbol}"' for symbol in symbols)
-    small = checkpoint(folder)
+    small = checkpoint(folder, network)
     config.write_text(
         _CONFIG.format(symbols=names, strategy=strategy, checkpoint=small, edge=edge),
         encoding="utf-8",

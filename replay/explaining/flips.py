@@ -1,7 +1,8 @@
 """What would have flipped one decision: how far every gate, and the side itself, was from turning.
 
 Read from the stored rows alone. A margin is positive where the gate passed: it says by how much,
-in the units of its measure, and as a share of its threshold.
+in the units of its measure, and as a share of its threshold (of ``direction``, which is never
+under one half, of what the threshold asks beyond that).
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ UNITS: Final[Mapping[Gate, str]] = {
 }
 
 
+LEAST: Final[Mapping[Gate, float]] = {Gate.DIRECTION: 0.5}
+"""Where a measure begins, if not at 0: shares are taken of the threshold's distance from there."""
+
+
 @dataclass(frozen=True)
 class GateMargin:
     """How far one gate was from turning; ``margin`` is null where its measure is."""
@@ -48,7 +53,7 @@ class GateMargin:
     passed: bool
     unit: str
     margin: float | None  # by how much it passed; negative where it failed
-    share: float | None  # the margin over the threshold; null for a threshold of 0
+    share: float | None  # the margin over the threshold, from ``LEAST`` on; null where that is 0
 
     @property
     def is_gradual(self) -> bool:
@@ -111,7 +116,8 @@ def _margin(row: Mapping[str, Any]) -> GateMargin:
     margin = None
     if measure is not None:
         margin = measure - threshold if gate in AT_LEAST else threshold - measure
-    share = None if margin is None or threshold == 0 else margin / abs(threshold)
+    span = abs(threshold - LEAST.get(gate, 0.0))
+    share = None if margin is None or span == 0 else margin / span
     return GateMargin(
         gate.value, measure, threshold, bool(row["passed"]), UNITS[gate], margin, share
     )
@@ -161,5 +167,9 @@ def _shortfall(gate: GateMargin) -> str:
 def _distance(gate: GateMargin) -> str:
     """Return a margin in its unit and, where there is one, as a share of the threshold."""
     assert gate.margin is not None
-    share = "" if gate.share is None else f" ({abs(gate.share):.1%} of its threshold)"
-    return f"{abs(gate.margin):,.4g} {gate.unit}{share}"
+    distance = f"{abs(gate.margin):,.4g} {gate.unit}"
+    if gate.share is None:
+        return distance
+    least = LEAST.get(Gate(gate.gate))
+    above = "" if least is None else f" above {least:g}"
+    return f"{distance} ({abs(gate.share):.1%} of its threshold{above})"

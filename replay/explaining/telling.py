@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +48,7 @@ def tell(
         from tracepaper.replay.explaining.picture import draw
 
         draw(path, stored, found, png)
+        Console(stderr=True, soft_wrap=True).print(f"The picture is {png}.", highlight=False)
 
 
 def document(stored: StoredDecision, full: Full | None, missing: str | None) -> dict[str, Any]:
@@ -75,10 +75,8 @@ def _recomputed(path: Path, run_id: str, sequence: int) -> Full:
     from tracepaper.replay.explaining.attribution import open_past
     from tracepaper.replay.explaining.full import explain_fully
 
-    progress = Console(stderr=True)
-    if not sys.stderr.isatty():
-        return explain_fully(open_past(path, run_id, sequence))
-    with progress.status("Asking the model again; this takes some seconds."):
+    # On anything but a terminal the status prints nothing.
+    with Console(stderr=True).status("Asking the model again; this takes some seconds."):
         return explain_fully(open_past(path, run_id, sequence))
 
 

@@ -56,18 +56,18 @@ def test_a_margin_is_negative_exactly_where_the_gate_failed(
 
 @given(st.floats(1e-3, 1e3), st.floats(0.0, 0.999), st.floats(0.0, 0.999))
 def test_the_nearest_of_the_failed_gates_has_the_smallest_share(
-    threshold: float, direction: float, edge: float
+    threshold: float, confidence: float, edge: float
 ) -> None:
-    assume(abs(direction - edge) > 1e-9)
+    assume(abs(confidence - edge) > 1e-9)
     found = flips_of(
         stored(
-            gate(Gate.CONFIDENCE, 1.0, 1.0),
-            gate(Gate.DIRECTION, direction, 1.0),
+            gate(Gate.CONFIDENCE, confidence, 1.0),
+            gate(Gate.SHIFTED, 0.04, 0.05),
             gate(Gate.EDGE, edge * threshold, threshold),
         )
     )
-    assert found.must_pass == ("direction", "edge")
-    assert found.nearest == ("direction" if direction > edge else "edge")
+    assert found.must_pass == ("confidence", "edge")
+    assert found.nearest == ("confidence" if confidence > edge else "edge")
 
 
 def test_a_refusal_by_one_gate_says_what_it_was_short_by() -> None:
@@ -83,14 +83,22 @@ def test_a_refusal_by_several_names_all_and_the_nearest() -> None:
     found = flips_of(
         stored(
             gate(Gate.SHIFTED, 0.06, 0.05),
-            gate(Gate.DIRECTION, 0.51, 0.52),
+            gate(Gate.DIRECTION, 0.518, 0.52),
             gate(Gate.EDGE, 0.1, 1.0),
         )
     )
     assert found.sentence == (
         "All of shifted, direction, edge would have had to pass; the nearest was direction, short "
-        "by 0.01 probability (1.9% of its threshold)."
+        "by 0.002 probability (10.0% of its threshold above 0.5)."
     )
+
+
+def test_the_share_of_direction_begins_where_its_measure_does() -> None:
+    near, never = flips_of(
+        stored(gate(Gate.DIRECTION, 0.501, 0.52), gate(Gate.DIRECTION, 0.501, 0.5))
+    ).gates
+    assert near.share == pytest.approx(-0.95)
+    assert never.share is None
 
 
 def test_an_allowed_decision_names_the_gate_that_was_nearest_to_refusing() -> None:

@@ -17,6 +17,7 @@ from tracepaper.replay.explaining.full import SEEDS, Full, delete, explain_fully
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 from tracepaper.strategies.forecasters.attributing import Contributions, Figures, Probe
+from tracepaper.strategies.networks.flash import FlashConfig
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,16 @@ def test_bar_by_bar_runs_and_several_symbols_are_explained(tmp_path: Path) -> No
             found.agreement.stored.lean, abs=1e-4
         )
     assert names == {"linear:AAAUSDT", "linear:BBBUSDT"}
+
+
+def test_a_model_that_sees_its_whole_window_is_explained(tmp_path: Path) -> None:
+    classic = FlashConfig(dim=16, layers=2, heads=2, window=64, horizons=(5, 30), mask="full")
+    database = explained_runs.replayed(tmp_path, network=classic, path="step", bars=640)
+    found = explain_fully(open_past(database, explained_runs.run_id(database), 640))
+    assert len(found.attribution.weights) == len(found.moves.by_bar) == 64
+    assert found.attribution.largest_bucket_difference < 1e-6
+    stored, again = found.agreement.stored, found.agreement.recomputed
+    assert again.mean_return == pytest.approx(stored.mean_return, rel=1e-3)
 
 
 def test_a_decision_before_the_warm_up_is_refused(database: Path) -> None:

@@ -135,9 +135,15 @@ def test_a_file_and_a_run_can_be_named_together(
 
 
 @pytest.mark.parametrize("options", [(), ("--full",)])
-def test_a_picture_is_drawn(database: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_a_picture_is_drawn(
+    database: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     path = tmp_path / "decision.png"
     assert explain(database, LAST, "--png", str(path), *options) == 0
+    assert said(capsys)[1] == f"The picture is {path}.\n"
     content = path.read_bytes()
     assert content.startswith(PNG)
     width, height = (int.from_bytes(content[at : at + 4]) for at in (16, 20))
