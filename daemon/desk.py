@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from tracepaper.daemon.broker import Broker
 from tracepaper.daemon.state import EngineSettings
 from tracepaper.storage.digest import DecisionHash, WindowHash
@@ -10,6 +12,8 @@ from tracepaper.strategies.regime import next_regime
 from tracepaper.strategies.sizing import Sizer
 from tracepaper.strategies.strategy import Outlook, Strategy
 from tracepaper.strategies.types import (
+    INTEGRITY_GATES,
+    JUDGEMENT_GATES,
     Action,
     Answer,
     Bar,
@@ -22,6 +26,9 @@ from tracepaper.strategies.types import (
     Regime,
     Signal,
 )
+
+INTEGRITY: Final = frozenset(INTEGRITY_GATES)
+_JUDGEMENT: Final = frozenset(JUDGEMENT_GATES)
 
 
 class Desk:
@@ -41,6 +48,7 @@ class Desk:
         self.bench = bench
         self.window = WindowHash(instrument, settings.interval_ms, strategy.warmup)
         self._bounds = settings.bounds
+        self._flat_on_refusal = settings.flat_on_refusal
         self.hash = DecisionHash(instrument)
         self.canonical = b""  # of the newest bar
         self.evidence = Evidence(
@@ -82,6 +90,45 @@ class Desk:
         if horizon is None or broker.wanted == 0:
             return False
         return bar.open_time_ms - broker.renewed_ms >= horizon * bar.interval_ms
+
+    def judge(self, signal: Signal, target: int, wanted: int, *, expired: bool) -> Decision:
+        """Put *signal*, which asks for *target*, to the gates; *wanted* is what stands until now.
+
+        Refused by an integrity gate, everything stays as it is; refused by judgement, as
+        configured. What is *expired* is closed wherever the inputs could be believed.
+        """
+        measures, passed = self.bench.judge(self.evidence)
+        refused = self.bench.first_failed(passed)
+        action, reason = signal.action, signal.reason
+        if refused is not None:
+            flat = self._flat_on_refusal and refused in _JUDGEMENT
+            action = Action.FLAT if flat else Action.HOLD
+            reason = f"refused by {refused.value}"
+            target = 0 if flat else wanted
+        if expired and action is Action.HOLD and refused not in INTEGRITY:
+            action, target, reason = Action.FLAT, 0, "horizon"
+        last = self.decision
+        if (
+            last is not None
+            and last.action is action
+            and last.target_quantity == target
+            and last.measures == measures
+            and last.reason == reason
+            and last.regime is self.regime
+        ):
+            return last  # most decisions repeat the last: one object is hashed and stored once
+        self.decision = Decision(
+            action,
+            target,
+            reason,
+            refused is None,
+            refused,
+            self.bench.gate_set,
+            measures,
+            passed,
+            self.regime,
+        )
+        return self.decision
 
     def see(
         self, bar: Bar, last: Bar | None, answer: Answer, *, running: bool, finite: bool | None

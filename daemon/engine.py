@@ -11,7 +11,7 @@ from typing import Final, TypeVar, assert_never
 
 import msgspec
 
-from tracepaper.daemon.desk import Desk, checked
+from tracepaper.daemon.desk import INTEGRITY, Desk, checked
 from tracepaper.daemon.ledger import Ledger
 from tracepaper.daemon.risk import RiskWatch
 from tracepaper.daemon.state import EngineSettings, EngineState
@@ -19,8 +19,6 @@ from tracepaper.strategies.gate import GateBench
 from tracepaper.strategies.sizing import Sizer
 from tracepaper.strategies.strategy import Strategy
 from tracepaper.strategies.types import (
-    INTEGRITY_GATES,
-    JUDGEMENT_GATES,
     Action,
     Answer,
     Bar,
@@ -48,8 +46,6 @@ from tracepaper.strategies.types import (
     TwinStep,
 )
 
-_INTEGRITY: Final = frozenset(INTEGRITY_GATES)
-_JUDGEMENT: Final = frozenset(JUDGEMENT_GATES)
 _Filled = tuple[tuple[Fill, ...], tuple[Order, ...], Mapping[str, Fill]]
 _NO_TWINS: Final[Mapping[str, Fill]] = {}
 _NOTHING: Final[_Filled] = ((), (), _NO_TWINS)
@@ -232,40 +228,10 @@ class Engine:
             target = desk.sizer.target(signal, bar, forecast)
         if self._risk.active:
             self._see_risk(desk, bar, target)
-        measures, passed = desk.bench.judge(desk.evidence)
-        refused = desk.bench.first_failed(passed)
-        action, reason = signal.action, signal.reason
-        if refused is not None:
-            flat = self._settings.flat_on_refusal and refused in _JUDGEMENT
-            action = Action.FLAT if flat else Action.HOLD
-            reason = f"refused by {refused.value}"
-            target = 0 if flat else wanted
-        if action is Action.HOLD and refused not in _INTEGRITY and desk.expired(bar, broker):
-            action, target, reason = Action.FLAT, 0, "horizon"
-        if refused is None and action in (Action.LONG, Action.SHORT):
+        decision = desk.judge(signal, target, wanted, expired=desk.expired(bar, broker))
+        if decision.allowed and decision.action in (Action.LONG, Action.SHORT):
             self._renew(self._ledger, desk, bar)
-        last = desk.decision
-        if (
-            last is not None
-            and last.action is action
-            and last.target_quantity == target
-            and last.measures == measures
-            and last.reason == reason
-            and last.regime is desk.regime
-        ):
-            return last  # most decisions repeat the last: one object is hashed and stored once
-        desk.decision = Decision(
-            action,
-            target,
-            reason,
-            refused is None,
-            refused,
-            desk.bench.gate_set,
-            measures,
-            passed,
-            desk.regime,
-        )
-        return desk.decision
+        return decision
 
     def _see_risk(self, desk: Desk, bar: Bar, target: int) -> None:
         portfolio, seen = self._ledger.portfolio, desk.evidence
@@ -284,7 +250,7 @@ class Engine:
         self, desk: Desk, bar: Bar, signal: Signal, forecast: Forecast | None, decision: Decision
     ) -> None:
         """Let the ungated twin act on the same signal wherever the inputs could be believed."""
-        if decision.refused_by in _INTEGRITY:
+        if decision.refused_by in INTEGRITY:
             return
         for name in desk.strategy.twins:
             twin = self._twins[name]
