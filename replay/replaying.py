@@ -26,6 +26,7 @@ from tracepaper.replay.resample import resample
 from tracepaper.replay.resuming import resume_replay
 from tracepaper.replay.summary import program_name, show, summarise
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.lock import lock_file
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.exact import unscaled
 from tracepaper.strategies.types import MONEY_DECIMALS
@@ -65,6 +66,7 @@ def perform(request: Request) -> None:
     if request.log not in ("full", "acted"):
         raise ConfigInvalid(f"--log is {request.log!r}; write full or acted.")
     began_s = clock.network_s()
+    is_new = not database.exists()
     audit = SqlAuditLog.open(database)
     try:
         with _interruptible() as stopped:
@@ -73,6 +75,9 @@ def perform(request: Request) -> None:
             audit.end(clock.wall_ms())
     finally:
         audit.close()
+        if is_new and not audit.head:  # no run was opened: nothing is left behind
+            database.unlink(missing_ok=True)
+            lock_file(database).unlink(missing_ok=True)
     seconds = clock.network_s() - began_s
     _say(request, database, run_id, tally, seconds)
     if not tally.finished:

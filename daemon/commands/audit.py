@@ -25,7 +25,10 @@ app = typer.Typer(help="Check the log's chain, and ask it read-only questions.")
 RunArgument = Annotated[
     str, typer.Argument(metavar="[RUN]", help="An id, a unique prefix, `last`, or FILE#RUN.")
 ]
-LimitOption = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="The newest N rows.")]
+LimitOption = Annotated[
+    int,
+    typer.Option("--limit", min=1, max=1_000_000_000, metavar="N", help="The newest N rows."),
+]
 
 
 @app.command()

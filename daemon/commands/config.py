@@ -33,7 +33,9 @@ def init(
     except FileExistsError:
         raise ConfigInvalid(f"{path} exists; name another file or add --force.") from None
     except OSError as error:
-        raise ConfigInvalid(f"{path} cannot be written ({error.strerror}).") from None
+        raise ConfigInvalid(
+            f"{path} cannot be written ({error.strerror}); name another place."
+        ) from None
     if json:
         print_json({"file": str(path)})
     else:

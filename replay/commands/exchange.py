@@ -40,7 +40,7 @@ def exchange(
     ] = None,
     fault_seed: Annotated[int, typer.Option(help="Of the schedule of faults.")] = 0,
     fault_every: Annotated[
-        float, typer.Option(help="Seconds between scheduled faults; 0 is none.")
+        float, typer.Option(min=0, help="Seconds between scheduled faults; 0 is none.")
     ] = 0.0,
 ) -> None:
     """Serve candles or recorded frames over the Bybit v5 protocol on loopback.

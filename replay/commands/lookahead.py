@@ -76,12 +76,18 @@ def _perform(
     from tracepaper.daemon.models import load_forecaster
     from tracepaper.replay.importers import read_candles, slice_candles
     from tracepaper.replay.replaying import configuration
+    from tracepaper.strategies.errors import ConfigInvalid
 
     candles = read_candles(data)
     given = configuration(config, [candles])
     forecaster = load_forecaster(given) if needs_forecaster(given) else None
     warmup = warmup_bars(given, forecaster)
     wanted = min(len(candles), bars or 2 * warmup + 1_000)
+    if wanted <= warmup:
+        # Nothing would move, for nothing would be decided.
+        raise ConfigInvalid(
+            f"The strategy is warm after {warmup:,} bars, and {wanted:,} are looked at; give more."
+        )
     found = check(given, slice_candles(candles, slice(0, wanted)), warmup)
     if as_json:
         print_json({**asdict(found), "holds": found.holds, "warmup": warmup, "bars": wanted})

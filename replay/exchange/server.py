@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +79,7 @@ class EmbeddedExchange:
     """The running exchange. Raises ``ConfigInvalid`` or ``DataInvalid`` before it starts."""
 
     def __init__(self, settings: ExchangeSettings) -> None:
-        if settings.speed <= 0:
+        if not 0 < settings.speed < math.inf:
             raise ConfigInvalid(f"--speed is {settings.speed}: give a number above 0.")
         self.settings: Final = settings
         self.recording: Final[Recording | None] = (

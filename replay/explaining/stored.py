@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class StoredDecision:
 def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:
     """Return (database, run id, sequence) of ``RUN:SEQUENCE``, where RUN may be ``FILE#RUN``."""
     run, separator, sequence = decision.rpartition(":")
-    if not separator or not (sequence.isascii() and sequence.isdigit()):
+    if not re.fullmatch(r"[0-9]{1,18}", sequence) or not separator:
         raise ConfigInvalid(f"{decision!r} is no decision; write RUN:SEQUENCE, say last:6000.")
     located = resolve(database, run)
     return located.path, located.run_id, int(sequence)

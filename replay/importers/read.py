@@ -61,6 +61,8 @@ def read_candles(
     Raises ``DataInvalid`` (one sentence with file and line) where the file cannot be believed,
     and ``ConfigInvalid`` where no symbol is known.
     """
+    if category is not None and category not in tuple(Category):
+        raise ConfigInvalid(f"The category is {category!r}; write linear or spot.")
     named, file = split_argument(path)
     if archives.is_archive(file):
         return archives.read_archive(

@@ -1,0 +1,150 @@
+"""Clumsy and hostile command lines: one sentence that says what to do, and nothing left behind."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from exchange_client import candles, walk_rows
+
+from tracepaper.daemon.cli import invoke
+
+SMA = """
+[market]
+symbols = ["BTCUSDT"]
+interval = "1"
+[strategy]
+name = "sma_cross"
+fast = 3
+slow = 7
+[execution]
+model = "next_open"
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with candles, a configuration, one finished run and files that are none."""
+    folder = tmp_path_factory.mktemp("clumsy")
+    rows = candles(walk_rows(60))
+    lines = ["open_time,open,high,low,close,volume"]
+    for at in range(len(rows)):
+        bar = (rows.open, rows.high, rows.low, rows.close)
+        cells = (str(int(part[at])) for part in bar)
+        lines.append(f"{int(rows.open_time_ms[at])},{','.join(cells)},1")
+    (folder / "BTCUSDT.csv").write_text("\n".join(lines) + "\n")
+    (folder / "sma.toml").write_text(SMA)
+    (folder / "far.toml").write_text(SMA.replace("slow = 7", "slow = 500"))
+    (folder / "huge.toml").write_text(SMA + '[sizing]\nmode = "fixed"\nquantity = "922337203"\n')
+    (folder / "text.db").write_text("these are words and no database at all\n")
+    (folder / "empty.db").touch()
+    (folder / "folder.db").mkdir()
+    stranger = sqlite3.connect(folder / "foreign.db")
+    stranger.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+    stranger.execute("INSERT INTO alembic_version VALUES ('ae1027a6acf4')")
+    stranger.commit()
+    stranger.close()
+    command = ["replay", "-c", "sma.toml", "--data", "BTCUSDT.csv", "--db", "run.db", "--json"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        assert invoke(command) == 0
+    return folder
+
+
+@pytest.fixture
+def place(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a copy of the prepared folder."""
+    folder = tmp_path / "here"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def said(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, list[str]]:
+    """Return the exit code of *line* and what it said on stderr."""
+    capsys.readouterr()
+    code = invoke(shlex.split(line))
+    return code, capsys.readouterr().err.strip().splitlines()
+
+
+CASES = [
+    ("verify last --db nothing.db", 1, "name one with --db"),
+    ("verify last --db empty.db", 1, "not a tracepaper database; name another"),
+    ("verify last --db text.db", 1, "cannot be read as a database .*; name another"),
+    ("verify last --db foreign.db", 1, "not a tracepaper database; name another"),
+    ("db upgrade --db foreign.db", 1, "not a tracepaper database; name another"),
+    ("parity last nothing.db#last --db run.db", 1, "There is no database nothing.db"),
+    ("explain last --db run.db", 2, "write RUN:SEQUENCE"),
+    ("explain last:-1 --db run.db", 2, "write RUN:SEQUENCE"),
+    ("explain last:² --db run.db", 2, "write RUN:SEQUENCE"),
+    ("explain last:99999999999999999999999 --db run.db", 2, "write RUN:SEQUENCE"),
+    ("explain last:99999 --db run.db", 1, "has no decision 99999"),
+    ("explain last:0 --db run.db", 1, "has no decision 0"),
+    ("audit decisions last --db run.db --limit 0", 2, "--limit"),
+    ("audit decisions last --db run.db --limit 99999999999999999999", 2, "--limit"),
+    ('audit decisions "last\' or 1=1 --" --db run.db', 1, "There is no run"),
+    ("audit decisions % --db run.db", 1, "There is no run %"),
+    ("audit sql 'DELETE FROM steps' --db run.db", 2, "only one SELECT"),
+    ("audit sql 'SELECT 1; DELETE FROM steps' --db run.db", 2, "one statement"),
+    ("audit sql \"ATTACH 'evil.db' AS evil\" --db run.db", 2, "only one SELECT"),
+    ("audit sql \"VACUUM INTO 'evil.db'\" --db run.db", 2, "cannot be asked"),
+    ("audit sql 'PRAGMA query_only = OFF' --db run.db", 2, "only one SELECT"),
+    ("audit sql 'CREATE TEMP TABLE x (a)' --db run.db", 2, "only one SELECT"),
+    ("status --db run.db", 1, "No daemon runs on run.db; start it"),
+    ("command HALT --db run.db", 1, "No daemon runs on run.db; start it"),
+    ("command STOP --db run.db", 2, "write HALT, RESUME, FLATTEN"),
+    ("config check -c nothing.toml", 2, "config init nothing.toml"),
+    ("config check -c text.db", 2, "is not TOML"),
+    ("config init none/here.toml", 2, "cannot be written .*; name another place"),
+    ("replay --data nothing.csv", 1, "does not exist: check the path"),
+    ("replay --data nothing.csv --db new.db", 1, "does not exist: check the path"),
+    ("replay --data text.db#last", 1, "cannot be read as a database"),
+    ("replay --data run.db#nope", 1, "There is no run nope"),
+    ("replay --data BTCUSDT.csv --category futures", 2, "write linear or spot"),
+    ("replay --data BTCUSDT.csv --path sideways", 2, "write scan or step"),
+    ("replay --data BTCUSDT.csv --from 2030-01-01", 1, "choose a period inside it"),
+    ("replay --data BTCUSDT.csv --resume last", 1, "holds no run yet"),
+    ("replay --data BTCUSDT.csv --resume last --db run.db", 2, "is finished; start a new replay"),
+    ("replay -c sma.toml --data BTCUSDT.csv --db folder.db", 1, "choose another --db"),
+    ("replay -c sma.toml --data BTCUSDT.csv --db foreign.db", 1, "not a tracepaper database"),
+    ("lookahead -c far.toml --data BTCUSDT.csv", 2, "warm after 500 bars, and 60 .* give more"),
+    ("recursive -c far.toml --data BTCUSDT.csv", 2, "warm after 500 bars, and 60 .* give more"),
+    ("exchange --data BTCUSDT.csv --speed nan", 2, "give a number above 0"),
+    ("exchange --data BTCUSDT.csv --speed inf", 2, "give a number above 0"),
+    ("exchange --data BTCUSDT.csv --fault-every -1", 2, "--fault-every"),
+    ("exchange --data BTCUSDT.csv --start -1", 2, "give 0 to 59"),
+    ("run -c nothing.toml", 2, "config init nothing.toml"),
+    ("run --bars 0", 2, "--bars"),
+    ("demo --speed 0", 2, "--speed"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "words"), CASES, ids=[line for line, _, _ in CASES])
+def test_it_is_refused_in_one_sentence_and_leaves_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str], line: str, code: int, words: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+    ended, (sentence,) = said(capsys, line)
+    assert ended == code, sentence
+    assert re.search(words, sentence), sentence
+    assert sentence.endswith(".")
+    after = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+    passing = {name for name in after if name.endswith(("-shm", "-wal", ".lock"))}
+    assert {name: after[name] for name in after.keys() - passing} == {
+        name: before[name] for name in before.keys() - passing
+    }
+
+
+def test_an_order_beyond_all_money_is_rejected_and_the_run_goes_on(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said(capsys, "replay -c huge.toml --data BTCUSDT.csv --db huge.db --json")[0] == 0
+    with sqlite3.connect(place / "huge.db") as db:
+        query = "SELECT DISTINCT status FROM v_orders"
+        assert db.execute(query).fetchall() == [("REJECTED",)]
+    assert said(capsys, "audit verify last --db huge.db") == (0, [])
+    assert said(capsys, "verify last --db huge.db") == (0, [])
