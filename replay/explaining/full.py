@@ -59,13 +59,14 @@ class Moves:
     """Integrated gradients of the mean return; they add up to ``told - neutral`` within ``gap``.
 
     ``rank_correlation`` is Spearman's between the size of the past bars' contributions and the
-    rollout: how far "where it looked" and "what moved it" agree on this decision.
+    rollout: how far "where it looked" and "what moved it" agree on this decision. It is None where
+    either is the same for every bar.
     """
 
     told: float
     neutral: float  # the mean return of rows that say nothing
     gap: float
-    rank_correlation: float
+    rank_correlation: float | None
     features: tuple[FeatureMove, ...]  # largest sum over all bars first
     bars: tuple[BarMove, ...]  # largest first, the decided bar among them
     by_bar: tuple[float, ...]  # oldest first, beside ``FullAttribution.weights``
@@ -149,12 +150,11 @@ def moves_of(
     by_bar: Floats = table.sum(axis=1)
     newest = len(by_bar) - 1
     largest = np.argsort(-np.abs(by_bar), kind="stable")[:HEAVIEST].tolist()
-    correlation = spearmanr(np.abs(by_bar[:-1]), attribution.weights[:-1]).statistic
     return Moves(
         found.told,
         found.neutral,
         found.gap,
-        float(correlation),
+        _rank_correlation(np.abs(by_bar[:-1]), np.array(attribution.weights[:-1])),
         tuple(sorted(features, key=lambda move: -abs(move.all_bars))),
         tuple(
             BarMove(
@@ -168,6 +168,12 @@ def moves_of(
         ),
         tuple(by_bar.tolist()),
     )
+
+
+def _rank_correlation(one: Floats, other: Floats) -> float | None:
+    if len(one) == 0 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return None
+    return float(spearmanr(one, other).statistic)
 
 
 def delete(probe: Probe, told: Figures, attribution: FullAttribution) -> Deletion:

@@ -122,9 +122,10 @@ def _bars(moves: Moves) -> RenderableType:
             move.feature,
             f"{move.weight:.4f}",
         )
+    agreed = moves.rank_correlation
+    told = "none, for either is the same for every bar" if agreed is None else f"{agreed:+.2f}"
     note = Text(
-        f"Rank correlation of these contributions with the rollout, over the past bars: "
-        f"{moves.rank_correlation:+.2f}.\n"
+        f"Rank correlation of these contributions with the rollout, over the past bars: {told}.\n"
     )
     return Group(table, note)
 

@@ -53,6 +53,7 @@ def test_contributions_add_up_by_feature_and_by_bar(full: Full) -> None:
     assert by_feature - moved == pytest.approx(moves.gap)
     assert abs(moves.gap) < 0.01 * abs(moved)
     assert sum(move.decided_bar for move in moves.features) == pytest.approx(moves.by_bar[-1])
+    assert moves.rank_correlation is not None
     assert -1.0 <= moves.rank_correlation <= 1.0
 
 
@@ -115,6 +116,15 @@ def test_moves_are_sums_of_the_table() -> None:
     assert [(m.age, m.feature) for m in found.bars] == [(0, "a"), (2, "b"), (1, "a")]
     assert found.gap == 0.0
     assert found.rank_correlation == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("bars", [1, 4])
+def test_bars_that_are_all_alike_have_no_rank_correlation(bars: int) -> None:
+    attribution = FullAttribution(tuple(range(bars)), (1.0,) * bars, (1 / bars,) * bars, 0.0, 0.0)
+    table = np.arange(bars * 2, dtype=np.float64).reshape(bars, 2)
+    found = moves_of(Contributions(table, 1.0, 0.0), [0.0, 0.0], ("a", "b"), attribution)
+    assert found.rank_correlation is None
+    assert len(found.bars) == bars
 
 
 def test_bar_by_bar_runs_and_several_symbols_are_explained(tmp_path: Path) -> None:
