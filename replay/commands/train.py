@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -80,7 +80,7 @@ def train(
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.replay.training.material import Material, Recipe
     from tracepaper.replay.training.options import FitOptions
-    from tracepaper.replay.training.pipeline import use_threads
+    from tracepaper.replay.training.pipeline import compare_seeds, use_threads
     from tracepaper.strategies.networks.flash import FlashConfig
 
     use_threads(threads)
@@ -99,9 +99,9 @@ def train(
     split = _split(train_until, validate_until, calibrate_until, max(ahead))
     material = Material.read(data, split, ahead)
     seeds = seed or [0]
+    folders = [out] if len(seeds) == 1 else [out / f"seed-{number}" for number in seeds]
     made: list[Checkpoint] = []
-    documents: list[dict[str, object]] = []
-    for number in seeds:
+    for number, folder in zip(seeds, folders, strict=True):
         options = FitOptions(
             steps=steps,
             batch=batch,
@@ -115,13 +115,18 @@ def train(
         recipe = Recipe(
             name or out.name, config, options, gate_horizon, created, explained_bars, device
         )
-        folder = out if len(seeds) == 1 else out / f"seed-{number}"
-        found = _fit(material, recipe, folder, resume=resume)
-        made.append(found)
-        documents.append({"folder": str(folder), "id": found.id, "card": found.card})
-        if not json:
-            _print(folder, found)
-    _close([found.card for found in made], documents, json=json)
+        made.append(_fit(material, recipe, folder, resume=resume))
+    if len(seeds) > 1:
+        made = compare_seeds(folders)
+    documents = [
+        {"folder": str(folder), "id": found.id, "card": found.card}
+        for folder, found in zip(folders, made, strict=True)
+    ]
+    if json:
+        print_json(documents[0] if len(documents) == 1 else {"checkpoints": documents})
+        return
+    for folder, found in zip(folders, made, strict=True):
+        _print(folder, found)
 
 
 def _fit(material: Material, recipe: Recipe, folder: Path, *, resume: bool) -> Checkpoint:
@@ -130,27 +135,6 @@ def _fit(material: Material, recipe: Recipe, folder: Path, *, resume: bool) -> C
 
     with FitView(recipe.options.steps) as view:
         return fit(material, recipe, folder, observe=view.observe, say=view.say, resume=resume)
-
-
-def _close(
-    cards: Sequence[dict[str, Any]], documents: Sequence[dict[str, object]], *, json: bool
-) -> None:
-    """Print the document, or the spread over seeds where there are several."""
-    from tracepaper.replay.training.show import spread
-
-    if len(cards) == 1:
-        if json:
-            print_json(documents[0])
-        return
-    over_seeds = spread(cards)
-    if json:
-        print_json({"checkpoints": documents, "spread": over_seeds})
-        return
-    for horizon, figures in over_seeds.items():
-        told = (
-            f"{name} {mean:.4f} ± {deviation:.4f}" for name, (mean, deviation) in figures.items()
-        )
-        typer.echo(f"{horizon} bars ahead, over {len(cards)} seeds: {', '.join(told)}.")
 
 
 def _print(folder: Path, found: Checkpoint) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from statistics import fmean, stdev
 from typing import Any, Final
 
 from tracepaper.replay.training.calibration import ROUND_TRIP_COST
@@ -20,6 +21,7 @@ REGIMES: Final = (
     "MOMENTUM and MEAN_REVERSION say that attention lies on recent or on distant bars; the names"
     " are the literature's and predict no momentum in returns."
 )
+_OVER_SEEDS: Final = ("sign_accuracy", "ic", "rank_ic", "r_squared", "qlike")
 _LIBRARIES: Final = ("torch", "numpy", "scipy", "safetensors", "tracepaper")
 
 
@@ -136,3 +138,38 @@ def _edge(passed: Mapping[str, Any]) -> str:
         f" points each (± {error:.1f} by days) before slippage, which violent minutes have most of;"
         " so few days prove nothing."
     )
+
+
+def seeds_section(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return ``[seeds]``: the same training from several seeds, as [mean, standard deviation].
+
+    Where two seeds of one network differ, what separates them is luck; so one seed's figures are
+    never the whole story.
+    """
+    section: dict[str, Any] = {
+        "seeds": [card["training"]["seed"] for card in cards],
+        "ids": [card["model"]["id"] for card in cards],
+        "edge_net_bp": [_net(card) for card in cards],
+    }
+    for horizon in (key for key in cards[0]["figures"] if key != "gates"):
+        section[horizon] = {}
+        for name in _OVER_SEEDS:
+            values = [float(card["figures"][horizon][name]["network"][0]) for card in cards]
+            section[horizon][name] = [round(fmean(values), 5), round(stdev(values), 5)]
+    return section
+
+
+def seeds_sentence(cards: Sequence[Mapping[str, Any]], *, horizon: int) -> str:
+    """Say what other seeds of the same training reached."""
+    accuracies = [card["figures"][str(horizon)]["sign_accuracy"]["network"][0] for card in cards]
+    signs = ", ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
+    nets = ", ".join(f"{net[0]:+.1f}" if net else "none" for net in map(_net, cards))
+    return (
+        f"From {len(cards)} seeds the sign accuracy at {horizon} bars was {signs} %, and the trades"
+        f" of a calibrated edge made {nets} basis points each: what separates seeds is luck."
+    )
+
+
+def _net(card: Mapping[str, Any]) -> list[float]:
+    """Return the net result of the edge's trades, [mean, error]; empty where there were none."""
+    return list(card["figures"]["gates"]["traded"]["edge"].get("net_bp", []))

@@ -29,6 +29,7 @@ from tracepaper.replay.training.fit import Fit, Observe
 from tracepaper.replay.training.material import Material, Recipe
 from tracepaper.replay.training.splits import Part
 from tracepaper.storage.checkpoints import Checkpoint, save
+from tracepaper.storage.checkpoints import load as load_checkpoint
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
@@ -83,6 +84,26 @@ def finish(
     say("Judging on untouched time.")
     card = evaluated(card, weights, material, bars=recipe.explained_bars)
     return save(folder, weights, card)
+
+
+def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
+    """Write into the card of each checkpoint what the others, of other seeds, reached."""
+    found = [load_checkpoint(folder) for folder in folders]
+    every = [checkpoint.card for checkpoint in found]
+    section = cards.seeds_section(every)
+    told = cards.seeds_sentence(every, horizon=int(every[0]["calibration"]["horizon"]))
+    return [
+        save(
+            folder,
+            checkpoint.tensors,
+            checkpoint.card
+            | {
+                "honesty": {"sentences": [*checkpoint.card["honesty"]["sentences"], told]},
+                "seeds": section,
+            },
+        )
+        for folder, checkpoint in zip(folders, found, strict=True)
+    ]
 
 
 def first_card(material: Material, recipe: Recipe, *, best_step: int) -> dict[str, Any]:

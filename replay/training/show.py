@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
 from typing import Any, Final, Self
 
 from rich.console import Console
@@ -94,21 +93,6 @@ def figure_tables(figures: Mapping[str, Any]) -> list[Table]:
             table.add_row("direction", name, *_texts(pair))
         tables.append(table)
     return tables
-
-
-def spread(cards: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Return for each horizon the network's figures over seeds, as [mean, standard deviation].
-
-    Two seeds of one network can differ by more than either differs from chance, so one seed's
-    figures are never the whole story.
-    """
-    found: dict[str, dict[str, list[float]]] = {}
-    for horizon in (key for key in cards[0]["figures"] if key != "gates"):
-        found[horizon] = {}
-        for key in _FIGURES:
-            values = [float(card["figures"][horizon][key]["network"][0]) for card in cards]
-            found[horizon][key] = [round(fmean(values), 5), round(stdev(values), 5)]
-    return found
 
 
 def gate_table(gates: Mapping[str, Any]) -> Table:

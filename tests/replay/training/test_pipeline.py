@@ -232,7 +232,10 @@ def test_several_seeds_give_several_checkpoints_and_their_spread(
     first, second = (
         c["card"]["figures"]["30"]["ic"]["network"][0] for c in document["checkpoints"]
     )
-    mean, deviation = document["spread"]["30"]["ic"]
+    told = load(out / "seed-4").card
+    assert told["seeds"]["ids"] == ids
+    assert "From 2 seeds" in told["honesty"]["sentences"][-1]
+    mean, deviation = told["seeds"]["30"]["ic"]
     assert mean == pytest.approx((first + second) / 2, abs=1e-5)
     assert deviation == pytest.approx(abs(first - second) / 2**0.5, abs=1e-5)
 
