@@ -167,6 +167,7 @@ def _sizer(config: Config, instrument: Instrument, index: int) -> Sizer:
             ),
             scale=float(given.scale),
             target_volatility=float(given.target_volatility),
+            rebalance=float(given.rebalance),
         ),
         instrument,
         horizon_index=index,

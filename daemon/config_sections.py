@@ -232,6 +232,8 @@ class Sizing(Section):
     """Strength of tanh: expected return in standard deviations is multiplied by it."""
     target_volatility: Positive = Decimal("0.01")
     """Wanted standard deviation of the position's return to the horizon, as a fraction."""
+    rebalance: Fraction = Decimal("0.25")
+    """A standing target of the same side is kept unless the new one differs by more than this."""
 
 
 class Execution(Section):

@@ -225,7 +225,7 @@ class Engine:
         wanted = broker.wanted
         target = wanted
         if signal.action is not Action.HOLD:
-            target = desk.sizer.target(signal, bar, forecast)
+            target = desk.sizer.target(signal, bar, forecast, standing=wanted)
         if self._risk.active:
             self._see_risk(desk, bar, target)
         decision = desk.judge(signal, target, wanted, expired=desk.expired(bar, broker))
@@ -260,7 +260,8 @@ class Engine:
                 continue
             if signal.action is not Action.FLAT:
                 self._renew(twin, desk, bar)
-            target = desk.sizer.target(signal, bar, forecast)
+            standing = twin.brokers[bar.instrument].wanted
+            target = desk.sizer.target(signal, bar, forecast, standing=standing)
             self._submit(twin, bar, target, decision, reason=signal.reason)
 
     def _submit(

@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.strategies.gate import Evidence
-from tracepaper.strategies.types import Account, Gate
+from tracepaper.strategies.types import MONEY_SCALE, Account, Gate
 
 DAY_MS: Final = 86_400_000
 
@@ -32,8 +32,8 @@ class RiskWatch:
     def measure(self, seen: Evidence, *, account: Account, market_ms: int) -> bool:
         """Write this bar's measures into *seen*; return whether the carried state changed.
 
-        Drawdown and the day's loss are fractions of the highest equity and of the equity at the
-        first bar of the UTC day.
+        Drawdown is a fraction of the highest equity; the day's loss is money, in quote currency,
+        since the first bar of the UTC day.
         """
         state, equity = self.state, account.equity
         day = market_ms // DAY_MS
@@ -44,7 +44,7 @@ class RiskWatch:
         else:
             after = state
         seen.drawdown = 1 - equity / after.peak_equity if after.peak_equity > 0 else 0.0
-        seen.daily_loss = 1 - equity / after.day_equity if after.day_equity > 0 else 0.0
+        seen.daily_loss = max(after.day_equity - equity, 0) / MONEY_SCALE
         seen.daily_trades = after.day_trades + 1  # the order now being judged
         changed = after is not state
         self.state = after

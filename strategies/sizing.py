@@ -36,6 +36,7 @@ class Sizing(Struct, frozen=True):
     notional: int = 0
     scale: float = 1.0
     target_volatility: float = 0.01
+    rebalance: float = 0.25  # a standing target of the same side moves only by more than this share
 
 
 class Sizer:
@@ -61,8 +62,14 @@ class Sizer:
         """Take a new quantity step; a fixed quantity is rounded down to it from now on."""
         self._step = instrument.quantity_step
 
-    def target(self, signal: Signal, bar: Bar, forecast: Forecast | None) -> int:
-        """Return the signed quantity that *signal* (LONG, SHORT or FLAT) asks to hold."""
+    def target(
+        self, signal: Signal, bar: Bar, forecast: Forecast | None, *, standing: int = 0
+    ) -> int:
+        """Return the signed quantity that *signal* (LONG, SHORT or FLAT) asks to hold.
+
+        *standing* is the target last decided: one of the same side stays unless the new one
+        differs by more than ``rebalance``, or every move of the price would be traded after.
+        """
         action = signal.action
         if action is Action.FLAT:
             return 0
@@ -75,7 +82,12 @@ class Sizer:
             share = signal.strength * self._share(forecast)
             money = self._sizing.notional * int(share * _PARTS) // _PARTS
             size = self._whole_steps(self._notional.quantity(money, bar.close))
-        return size if action is Action.LONG else -size
+        wished = size if action is Action.LONG else -size
+        if wished * standing > 0:
+            band = abs(standing) * int(self._sizing.rebalance * _PARTS) // _PARTS
+            if abs(wished - standing) <= band and standing % self._step == 0:
+                return standing
+        return wished
 
     def notional(self, price: int, quantity: int) -> int:
         """Return the money of *quantity* at *price*."""

@@ -194,7 +194,7 @@ def test_the_golden_steps_show_what_the_house_can_do() -> None:
     refused = {decision["refused_by"] for decision in decisions}
     assert {"operator", "gap", "deadline", "confidence", "edge"} <= refused
     assert {"LONG", "SHORT", "HOLD"} <= {decision["action"] for decision in decisions}
-    assert sum(len(step.get("fills", [])) for step in golden) >= 4
+    assert sum(len(step.get("fills", [])) for step in golden) >= 2
     assert any(not step["accepted"] for step in golden)
 
 

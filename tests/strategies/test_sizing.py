@@ -45,3 +45,12 @@ def test_tanh_and_volatility_need_a_forecast_and_stay_within_the_notional() -> N
 def test_a_quantity_off_the_step_is_refused() -> None:
     with pytest.raises(ConfigInvalid, match=r"0\.003 is no positive multiple of the step 0\.005"):
         Sizer(Sizing(SizingMode.FIXED, quantity=3), ITEM)
+
+
+def test_a_standing_target_of_the_same_side_moves_only_beyond_the_band() -> None:
+    sizer = Sizer(Sizing(SizingMode.NOTIONAL, notional=10**14, rebalance=0.25), ITEM)
+    standing = sizer.target(LONG, bar(10_000), None)
+    assert sizer.target(LONG, bar(11_000), None, standing=standing) == standing
+    assert sizer.target(LONG, bar(14_000), None, standing=standing) < standing
+    assert sizer.target(SHORT, bar(11_000), None, standing=standing) < 0
+    assert sizer.target(FLAT, bar(11_000), None, standing=standing) == 0
