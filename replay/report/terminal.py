@@ -64,16 +64,16 @@ def _show_random(console: Console, report: Report) -> None:
 
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     """Return an empty table whose first columns are text and whose others are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in left:
         table.add_column(name)
     for name in right:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
 def _accounts(accounts: Sequence[Account]) -> Table:
-    names = ("end", "return", "Sharpe", "Sortino", "drawdown", "exposure", "trades", "hit rate")
+    names = ("end", "return", "Sharpe", "drawdown", "exposure", "trades", "won")
     table = _table("Accounts", ("account",), names)
     for of in accounts:
         figures, done = of.performance, of.activity
@@ -82,7 +82,6 @@ def _accounts(accounts: Sequence[Account]) -> Table:
             f"{of.end:,.2f}",
             f"{figures.total_return:+.2%}",
             number(figures.sharpe),
-            number(figures.sortino),
             f"{figures.max_drawdown:.2%}",
             share(done.exposure) if done else "–",
             f"{done.trades:,}" if done else "–",
@@ -113,11 +112,10 @@ def _trades(report: Report) -> Table | None:
         return None
     shown = closed[-TRADES_SHOWN:]
     title = f"Closed trades (the last {len(shown)} of {len(closed):,})"
-    table = _table(title, ("left", "instrument", "side", "why in", "why out"), ("profit", "bp"))
+    table = _table(title, ("left", "side", "why in", "why out"), ("profit", "bp"))
     for trade in shown:
         table.add_row(
-            iso(trade.left_ms),
-            Text(trade.instrument),
+            iso(trade.left_ms)[:16].replace("T", " "),
             trade.side,
             Text(trade.entry_reason),
             Text(trade.exit_reason),

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.replay.report import accounts
+from tracepaper.replay.report.document import BUY_AND_HOLD, Report
+
+part = st.lists(st.integers(1, 3), min_size=1, max_size=4).flatmap(
+    lambda sizes: st.sampled_from([1, -1]).map(
+        lambda side: np.array(sizes, dtype=np.float64) * side
+    )
+)
+
+
+def test_the_run_rebuilt_from_its_positions_is_the_account_it_stored(
+    cross_report: Report, pair_report: Report
+) -> None:
+    for report in (cross_report, pair_report):
+        record = report.record
+        equity = np.full(record.times_ms.size + 1, record.account.equity[0])
+        for name, held in record.account.held.items():
+            traded = np.abs(np.diff(held, prepend=0.0))
+            earned = accounts.gains(record.bars[name], held, traded, record.cost_rate)
+            equity += accounts.over_times(record, record.bars[name], earned)
+        assert equity == pytest.approx(record.account.equity, abs=1e-6)
+
+
+def test_buy_and_hold_is_bought_at_the_second_open_with_its_fee(cross_report: Report) -> None:
+    bars = cross_report.record.bars["linear:BTCUSDT"]
+    quantity = 1_000_000 / (bars.open[1] * 1.00055)
+    held = accounts.buy_and_hold(cross_report.record)
+    assert held[:2].tolist() == [1_000_000, 1_000_000]
+    assert held[2:] == pytest.approx(quantity * bars.close[1:])
+    shown = cross_report.accounts[-1]
+    assert shown.name == BUY_AND_HOLD
+    assert shown.performance.total_return == pytest.approx(held[-1] / 1e6 - 1)
+
+
+def test_episodes_are_the_stretches_of_one_sign() -> None:
+    held = np.array([0.0, 1, 2, 0, -1, -1, 3, 0])
+    found = [part.tolist() for part in accounts.episodes(held)]
+    assert found == [[1, 2], [-1, -1], [3]]
+    assert accounts.episodes(np.zeros(3)) == []
+
+
+@given(st.lists(part, min_size=1, max_size=6), st.integers(0, 30), st.integers(0, 99))
+def test_placed_positions_keep_side_size_and_length_and_never_overlap(
+    parts: list[np.ndarray[tuple[int], np.dtype[np.float64]]], free: int, seed: int
+) -> None:
+    bars = sum(one.size for one in parts) + free
+    held, traded = accounts.place(parts, bars, np.random.default_rng(seed))
+    assert held.size == traded.size == bars
+    assert np.count_nonzero(held) == bars - free
+    assert sorted(np.abs(held).tolist()) == sorted(
+        [0.0] * free + [abs(size) for one in parts for size in one.tolist()]
+    )
+    turned = sum(float(np.abs(np.diff(one, prepend=0.0, append=0.0)).sum()) for one in parts)
+    # What is still open after the last bar has not been sold.
+    assert traded.sum() == pytest.approx(turned - abs(held[-1]))
+
+
+def test_every_place_is_as_likely_as_any_other() -> None:
+    chance = np.random.default_rng(5)
+    starts = [
+        int(np.flatnonzero(accounts.place([np.ones(3)], 8, chance)[0])[0]) for _ in range(3_000)
+    ]
+    counts = np.bincount(starts, minlength=6)
+    assert counts.size == 6
+    assert counts.min() > 400  # 500 expected, five standard deviations are 102
+
+
+def test_random_twins_repeat_and_have_as_many_positions_as_the_run(cross_report: Report) -> None:
+    record = cross_report.record
+    marks = np.array([0, 700, 1_500])
+    one = accounts.random_twins(record, record.account, marks, count=20)
+    two = accounts.random_twins(record, record.account, marks, count=20)
+    assert one is not None
+    assert two is not None
+    assert one.median.tolist() == two.median.tolist()
+    changes = np.flatnonzero(np.diff(np.sign(record.account.held["linear:BTCUSDT"]))).size
+    assert one.positions == changes  # long and short: every change of side opens one
+    assert (one.low <= one.median).all()
+    assert (one.median <= one.high).all()
+    assert one.low[0] == one.high[0] == 1_000_000
+
+
+def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(
+    cross_report: Report,
+) -> None:
+    """One position over all warm bars has nowhere else to go."""
+    record = cross_report.record
+    bars = record.bars["linear:BTCUSDT"]
+    held = np.zeros(bars.open.size)
+    held[20:] = 1.0  # the twentieth bar is the first that is decided warm
+    traded = np.abs(np.diff(held, prepend=0.0))
+    equity = 1e6 + accounts.gains(bars, held, traded, record.cost_rate).sum()
+    ledger = type(record.account)(
+        "all", np.array([1e6, equity]), {"linear:BTCUSDT": held}, (), 0.0, 0.0, 0.0, 0.0
+    )
+    found = accounts.random_twins(record, ledger, np.array([0]), count=3)
+    assert found is not None
+    assert found.final_median == pytest.approx(equity)
+
+
+def test_an_account_without_positions_has_no_random_twin(attention_report: Report) -> None:
+    record = attention_report.record
+    assert not any(held.any() for held in record.account.held.values())
+    assert [of.of for of in attention_report.random] == ["ungated"]

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import sqlite3
+from statistics import mean
+
+import numpy as np
+import pytest
+
+from tracepaper.replay.report.attention import COLUMNS_MAX
+from tracepaper.replay.report.document import Report
+from tracepaper.strategies.types import BLOCK_BARS
+
+MINUTE = 60_000
+RECENT_CELLS = 17  # the newest quarter of 4,349 bars in cells of 64
+
+
+def decided(report: Report, what: str) -> list[float]:
+    with sqlite3.connect(report.record.database) as db:
+        rows = db.execute(f"SELECT {what} FROM v_decisions WHERE confidence IS NOT NULL")
+        return [row[0] for row in rows]
+
+
+def test_every_column_of_the_heatmap_holds_all_of_the_attention(attention_report: Report) -> None:
+    assert attention_report.attention is not None
+    (heatmap,) = attention_report.attention.heatmaps
+    columns = heatmap.times_ms.size
+    assert 1 < columns <= COLUMNS_MAX
+    assert heatmap.weights.shape == (70, columns)
+    assert heatmap.weights.sum(axis=0) == pytest.approx(np.ones(columns), abs=1e-4)
+    explained = len(decided(attention_report, "sequence"))
+    assert attention_report.attention.explained == explained
+
+
+def test_a_trade_s_rollout_by_age_agrees_with_the_stored_recent_mass_and_buckets(
+    attention_report: Report,
+) -> None:
+    assert attention_report.attention is not None
+    aged = attention_report.attention.aged
+    assert aged
+    with sqlite3.connect(attention_report.record.database) as db:
+        for sequence, row in aged.items():
+            mass, opened = db.execute(
+                "SELECT recent_mass, open_time_ms FROM v_decisions WHERE sequence = ?", (sequence,)
+            ).fetchone()
+            assert row[:RECENT_CELLS].sum() == pytest.approx(mass, abs=1e-6)
+            (newest,) = db.execute(
+                "SELECT weight FROM v_explanations WHERE sequence = ? AND bucket = '0'", (sequence,)
+            ).fetchone()
+            (second,) = db.execute(
+                "SELECT weight FROM v_explanations WHERE sequence = ? AND bucket = '1'", (sequence,)
+            ).fetchone()
+            held = (opened // MINUTE % BLOCK_BARS + 1) / BLOCK_BARS
+            assert row[0] == pytest.approx(newest + (1 - held) * second, abs=1e-6)
+
+
+def test_the_heads_mean_confidence_is_the_decisions(attention_report: Report) -> None:
+    assert attention_report.attention is not None
+    heads = attention_report.attention.head_confidence
+    assert (heads.size, attention_report.heads) == (16, 4)
+    assert heads.mean() == pytest.approx(mean(decided(attention_report, "confidence")), abs=1e-6)
+
+
+def test_winners_and_losers_share_out_the_trades(attention_report: Report) -> None:
+    closed = attention_report.trades["ungated"]
+    winners, losers = attention_report.groups
+    assert attention_report.shown == "ungated"
+    assert winners.trades == sum(trade.profit > 0 for trade in closed)
+    assert winners.trades + losers.trades == len(closed) > 4
+    with sqlite3.connect(attention_report.record.database) as db:
+        mass = [
+            db.execute(
+                "SELECT recent_mass FROM v_decisions WHERE sequence = ?", (trade.entry_sequence,)
+            ).fetchone()[0]
+            for trade in closed
+            if trade.profit <= 0
+        ]
+    assert losers.means["recent_mass"] == pytest.approx(mean(mass))
+    assert losers.means["entropy"] == pytest.approx(1 - losers.means["confidence"])
+    assert sum(losers.rollout) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_run_without_a_model_has_no_attention(cross_report: Report) -> None:
+    assert cross_report.attention is None
+    assert cross_report.groups == ()

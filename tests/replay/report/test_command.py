@@ -1,0 +1,58 @@
+"""``report``, as it is typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from report_cases import document, typed
+
+from tracepaper.replay.report.document import Report
+
+
+def test_the_terminal_names_accounts_costs_and_refusals(
+    attention_database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = typed(capsys, "report", "last", "--db", attention_database)
+    assert (code, err) == (0, "")
+    for word in ("ungated", "buy and hold", "Costs", "Months", "confidence", "Regimes", "random"):
+        assert word in out
+
+
+def test_json_is_one_document_with_the_same_figures(
+    cross_database: Path, cross_report: Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = document(capsys, "report", "last", "--db", cross_database)
+    own = found["accounts"][0]
+    assert own["end"] == cross_report.accounts[0].end
+    assert own["performance"]["sharpe"] == cross_report.accounts[0].performance.sharpe
+    assert len(found["trades"]["this run"]) == len(cross_report.own_trades)
+    assert len(found["curves"]["times_ms"]) == len(found["curves"]["equity"]["this run"])
+    assert found["random_twins"][0]["count"] == 200
+
+
+def test_html_writes_one_file_and_says_where(
+    cross_database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    code, out, _ = typed(capsys, "report", f"{cross_database}#last", "--html", page)
+    assert code == 0
+    assert str(page) in out.replace("\n", "")
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_heads_without_a_page_is_wrong_usage(
+    cross_database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = typed(capsys, "report", "last", "--db", cross_database, "--heads")
+    assert (code, out) == (2, "")
+    assert "--html FILE" in err
+
+
+def test_an_unknown_run_is_one_sentence(
+    cross_database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = typed(capsys, "report", "nobody", "--db", cross_database)
+    assert (code, out) == (1, "")
+    assert "There is no run nobody" in err
+    assert len(err.strip().splitlines()) == 1

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import polars as pl
+import pytest
+import storage_cases as cases
+
+from tracepaper.replay import open_run
+from tracepaper.replay.notebook import RunFrames, kind_of
+from tracepaper.storage.views import VIEWS
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+FRAMES = [view.name.removeprefix("v_") for view in VIEWS if view.name != "v_runs"]
+HOLDS: dict[str, type | tuple[type, ...]] = {
+    "text": str,
+    "moment": str,
+    "integer": int,
+    "boolean": int,
+    "float": (float, int),
+}
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("notebook") / "a.db"
+    cases.write_run(path, cases.rich_steps(), of=cases.run("rich"))
+    cases.write_run(path, cases.plain_steps(60), of=cases.run("plain"))
+    return path
+
+
+def frame(run: RunFrames[pl.DataFrame], name: str) -> pl.DataFrame:
+    found = getattr(run, name)()
+    assert isinstance(found, pl.DataFrame)
+    return found
+
+
+@pytest.mark.parametrize("name", FRAMES)
+@pytest.mark.parametrize("run_id", ["rich", "plain"])
+def test_a_frame_has_the_rows_and_columns_of_its_view(
+    database: Path, run_id: str, name: str
+) -> None:
+    found = frame(open_run(run_id, database), name)
+    with sqlite3.connect(database) as db:
+        cursor = db.execute(f"SELECT * FROM v_{name} WHERE run_id = ? ORDER BY sequence", (run_id,))
+        names = [column[0].replace("_iso", "_utc") for column in cursor.description]
+        rows = cursor.fetchall()
+    assert found.columns == names
+    assert found.height == len(rows)
+    for place, column in enumerate(names):
+        if not column.endswith("_utc"):
+            assert found[column].to_list() == [row[place] for row in rows]
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_every_column_holds_the_kind_that_is_declared(database: Path, name: str) -> None:
+    with sqlite3.connect(database) as db:
+        cursor = db.execute(f"SELECT * FROM v_{name}")
+        for row in cursor:
+            for column, value in zip(cursor.description, row, strict=True):
+                assert value is None or isinstance(value, HOLDS[kind_of(column[0])]), column[0]
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_the_schema_never_depends_on_what_is_there(database: Path, name: str) -> None:
+    rich, plain = (frame(open_run(run_id, database), name) for run_id in ("rich", "plain"))
+    assert rich.schema == plain.schema
+
+
+def test_a_moment_is_its_milliseconds_in_utc(database: Path) -> None:
+    bars = open_run("plain", database).bars()
+    first = bars["open_time_utc"][0]
+    assert first == datetime.fromtimestamp(bars["open_time_ms"][0] / 1000, tz=UTC)
+
+
+def test_sequences_bound_what_is_read(database: Path) -> None:
+    run = open_run("plain", database)
+    assert run.decisions(first=10, last=12)["sequence"].to_list() == [10, 11, 12]
+    assert run.decisions(first=58)["sequence"].to_list() == [58, 59]
+
+
+def test_pandas_frames_hold_the_same(database: Path) -> None:
+    ours = open_run("rich", database, frames="pandas").decisions()
+    theirs = open_run("rich", database).decisions()
+    assert isinstance(ours, pd.DataFrame)
+    assert list(ours.columns) == theirs.columns
+    assert ours["confidence"].dropna().tolist() == theirs["confidence"].drop_nulls().to_list()
+    assert ours["allowed"].tolist() == theirs["allowed"].to_list()
+    assert ours["open_time_utc"].dt.tz is not None
+
+
+def test_every_column_is_documented(database: Path) -> None:
+    run = open_run("plain", database)
+    for name in FRAMES:
+        documented = run.columns(name)
+        assert documented["column"].to_list() == frame(run, name).columns
+        assert all(documented["meaning"].to_list())
+    with pytest.raises(ConfigInvalid, match="There is no frame nonsense; choose from"):
+        run.columns("nonsense")
+
+
+def test_the_run_itself_is_a_row(database: Path) -> None:
+    run = open_run("last", str(database))
+    assert run.run["run_id"] == run.run_id == "plain"
+    assert "plain" in repr(run)
+
+
+def test_an_unknown_run_is_one_sentence(database: Path) -> None:
+    with pytest.raises(DataInvalid, match="There is no run nobody"):
+        open_run("nobody", database)
+    with pytest.raises(DataInvalid, match="There is no database"):
+        open_run("last", database.with_name("other.db"))
+
+
+@pytest.mark.parametrize(
+    ("frames", "advice"),
+    [("polars", r"pip install 'tracepaper\[report\]'"), ("pandas", "pip install pandas")],
+)
+def test_a_missing_library_names_what_to_install(
+    database: Path, monkeypatch: pytest.MonkeyPatch, frames: str, advice: str
+) -> None:
+    monkeypatch.setitem(sys.modules, frames, None)
+    with pytest.raises(ConfigInvalid, match=advice):
+        open_run("last", database, frames=frames)  # type: ignore[call-overload]
+
+
+def test_other_frames_are_refused(database: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="write polars or pandas"):
+        open_run("last", database, frames="arrow")  # type: ignore[call-overload]
+
+
+def test_importing_the_room_imports_no_library_of_the_report() -> None:
+    asked = (
+        "import sys, tracepaper.replay as room; assert 'open_run' in room.__all__; "
+        "print([name for name in ('polars', 'pandas', 'torch', 'plotly') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_room_has_nothing_else_to_give() -> None:
+    from tracepaper import replay
+
+    with pytest.raises(AttributeError, match="no attribute 'close_run'"):
+        _ = replay.close_run

@@ -1,0 +1,101 @@
+"""Runs for the tests of the report: real replays of the licensed candles, typed as a user would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.report.document import Report, build_report
+
+CANDLES = Path(__file__).parent / "data" / "candles"
+SAMPLE = (
+    Path(__file__).parent.parent / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
+)
+BTC = CANDLES / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
+SOL = CANDLES / "binance_um_SOLUSDT_1m_2025-05.csv.gz"
+CROSS = """
+[market]
+category = "{category}"
+symbols = {symbols}
+interval = "{interval}"
+[strategy]
+name = "sma_cross"
+fast = 5
+slow = 20
+long_only = {long_only}
+[sizing]
+mode = "fixed"
+quantity = "{quantity}"
+[execution]
+model = "next_open"
+taker_fee = "{fee}"
+slippage_bp = "{slippage_bp}"
+spread_bp = "{spread_bp}"
+[account]
+cash = "1000000"
+"""
+
+
+def cross(
+    *,
+    long_only: bool = False,
+    quantity: str = "1",
+    fee: str = "0.00055",
+    slippage_bp: str = "0",
+    spread_bp: str = "0",
+    category: str = "linear",
+    symbols: tuple[str, ...] = ("BTCUSDT",),
+    interval: str = "1",
+) -> str:
+    """Return the configuration of a moving-average strategy as TOML."""
+    return CROSS.format(
+        long_only=str(long_only).lower(),
+        quantity=quantity,
+        fee=fee,
+        slippage_bp=slippage_bp,
+        spread_bp=spread_bp,
+        category=category,
+        symbols=json.dumps(symbols),
+        interval=interval,
+    )
+
+
+def replayed(folder: Path, config: str, *words: object) -> Path:
+    """Replay with *config* into a new database of *folder*; return it."""
+    path = folder / "tracepaper.toml"
+    path.write_text(config)
+    database = folder / "run.db"
+    typed = ["replay", "-c", path, "--db", database, *words]
+    assert invoke([str(word) for word in typed]) == 0
+    return database
+
+
+def report_of(folder: Path, config: str, *words: object) -> Report:
+    """Return the report of such a replay."""
+    return build_report_of(replayed(folder, config, *words))
+
+
+def build_report_of(database: Path, run: str = "last") -> Report:
+    """Return the report of a run of *database*."""
+    from tracepaper.storage.reader import resolve
+
+    return build_report(database, resolve(database, run).run_id)
+
+
+def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Return exit code, stdout and stderr of a command."""
+    capsys.readouterr()
+    code = invoke([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def document(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    """Return the JSON document that a command prints."""
+    code, out, err = typed(capsys, *words, "--json")
+    assert (code, err) == (0, "")
+    return json.loads(out)
