@@ -27,7 +27,7 @@ from tracepaper.replay.resuming import resume_replay
 from tracepaper.replay.summary import program_name, show, summarise
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.lock import lock_file
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.exact import unscaled
 from tracepaper.strategies.types import MONEY_DECIMALS
 
@@ -166,7 +166,7 @@ def _time(text: str | None, option: str) -> int | None:
         return None
     try:
         return instant(text)
-    except (DataInvalid, ValueError):
+    except ConfigInvalid:
         raise ConfigInvalid(
             f"{option} is {text!r}; write an ISO time such as 2025-06-01 or UTC milliseconds."
         ) from None
