@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -117,3 +118,15 @@ class Program:
         """End it at once; harmless where it has ended."""
         self.process.kill()
         self.process.wait()
+
+
+def pointing_at(served: str) -> dict[str, str]:
+    """Return the settings that point a daemon at the exchange which printed *served*."""
+    said = json.loads(served.splitlines()[0])
+    return {
+        "TRACEPAPER_EXCHANGE__REST_URL": said["rest_url"],
+        "TRACEPAPER_EXCHANGE__STREAM_URL": said["stream_url"],
+        "TRACEPAPER_EXCHANGE__TIME_SCALE": str(said["speed"]),
+        "TRACEPAPER_EXCHANGE__REQUESTS_PER_S": "100",
+        "TRACEPAPER_HTTP__PORT": "0",
+    }

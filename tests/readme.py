@@ -9,7 +9,6 @@ exchange`` go on until their section ends, and must then end in good order. ``ma
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import socket
@@ -21,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from programs import ROOT, Program, environment
+from programs import ROOT, Program, environment, pointing_at
 
 README: Final = ROOT / "README.md"
 SAMPLE: Final = "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
@@ -172,18 +171,6 @@ class Walk:
 
     def _local(self, text: str) -> str:
         return text.replace(PORT, self.port)
-
-
-def pointing_at(served: str) -> dict[str, str]:
-    """Return the settings that point a daemon at the exchange which printed *served*."""
-    said = json.loads(served.splitlines()[0])
-    return {
-        "TRACEPAPER_EXCHANGE__REST_URL": said["rest_url"],
-        "TRACEPAPER_EXCHANGE__STREAM_URL": said["stream_url"],
-        "TRACEPAPER_EXCHANGE__TIME_SCALE": str(said["speed"]),
-        "TRACEPAPER_EXCHANGE__REQUESTS_PER_S": "100",
-        "TRACEPAPER_HTTP__PORT": "0",
-    }
 
 
 def _file_name(block: Block) -> str | None:
