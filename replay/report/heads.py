@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -23,16 +23,13 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.stream import RESIDUAL
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 ROWS: Final = 48
 CELLS: Final = 48
 AGE_EDGES: Final = (0, 16, 64, 256, 1_024, 2_048, 4_096)
 """First ages, in bars, of the groups between which the flow is summed."""
 _TILE: Final = 256
 
-Layer = tuple["Tensor", "Tensor", "Tensor"]
+Layer = tuple[Any, Any, Any]  # query, key, logsumexp: tensors, but this room imports no torch
 
 
 @dataclass(frozen=True)
