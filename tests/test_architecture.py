@@ -1,0 +1,76 @@
+"""ARCHITECTURE.md tells the truth: a row for every module, and no row for what is gone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from programs import ROOT
+
+TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+ROOMS = ("daemon", "replay", "storage", "strategies")
+LINES_AT_MOST = 300
+
+
+def rows() -> Counter[str]:
+    """Return every module that the tables of the rooms name, by its path."""
+    found: Counter[str] = Counter()
+    room = folder = ""
+    for line in TEXT.splitlines():
+        if heading := re.fullmatch(r"#{2,3} (?:(\w+)/|.*)", line):
+            room = folder = heading.group(1) or ""
+        elif inner := re.match(r"\| \*\*`(\w+)/`\*\* \|", line):
+            folder = f"{room}/{inner.group(1)}"
+        elif room and line.startswith("| `"):
+            first_cell = line.split("|")[1]
+            found.update(f"{folder}/{name}.py" for name in re.findall(r"`([\w/]+)`", first_cell))
+    return found
+
+
+def modules() -> set[str]:
+    return {
+        path.relative_to(ROOT).as_posix()
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+
+
+def test_every_module_has_one_row_and_every_row_a_module() -> None:
+    named = rows()
+    assert modules() - set(named) == set(), "give these modules a row in ARCHITECTURE.md"
+    assert set(named) - modules() == set(), "these rows name modules that are gone"
+    assert [name for name, count in named.items() if count > 1] == []
+
+
+def test_every_file_that_the_plan_names_exists() -> None:
+    named = set(
+        re.findall(r"`((?:daemon|replay|storage|strategies|tests|deploy)/[\w/]+\.\w+)`", TEXT)
+    )
+    named |= set(re.findall(r"\]\(([^)#]+)\)", TEXT))
+    assert "daemon/runner.py" in named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_whole_house_tests_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", TEXT))
+    assert "test_line" in named
+    assert [name for name in sorted(named) if not (ROOT / "tests" / f"{name}.py").exists()] == []
+
+
+def test_the_plan_is_short_enough_to_be_read() -> None:
+    assert len(TEXT.splitlines()) <= LINES_AT_MOST
+
+
+def test_the_loop_that_the_plan_shows_is_the_loop_that_runs() -> None:
+    source = " ".join((ROOT / "daemon" / "runner.py").read_text(encoding="utf-8").split())
+    shown = re.search(r"async for event in feed:.*?```", TEXT, re.DOTALL)
+    assert shown is not None
+    for line in shown.group(0).removesuffix("```").splitlines():
+        assert line.split("#")[0].strip() in source, line
+
+
+def test_every_place_for_tests_mirrors_a_room() -> None:
+    folders = {path.name for path in Path(ROOT / "tests").iterdir() if path.is_dir()}
+    assert folders - {"data", "__pycache__"} <= set(ROOMS)
