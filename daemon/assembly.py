@@ -160,8 +160,9 @@ class Daemon:
         self._hooks.opened(run)
         for warning in run.warnings:
             log.warning(warning)
-        if opened.resumed:
-            log.info("run goes on", run_id=run.run_id, sequence=engine.sequence)
+        way = {"model_id": run.model_id, "backend": run.backend} if run.model_id else {}
+        told = "run goes on" if opened.resumed else "run opened"
+        log.info(told, run_id=run.run_id, sequence=engine.sequence, **way)
         async with AsyncExitStack() as stack:
             think: Think = no_model
             if forecaster is not None:

@@ -168,20 +168,18 @@ def _disk(database: Path) -> Finding:
 
 
 def _attention(config: Config) -> Finding:
-    """Name the backends of each device that there is, and the configured one."""
+    """Name the kernels there are, and what the configured checkpoint's network attends by."""
+    from tracepaper.daemon.models import chosen_backend
     from tracepaper.strategies.attention import kernels
 
-    on_cpu = kernels.available("cpu")
-    wanted = config.model.backend
     threads = f"{config.model.threads} of {os.cpu_count()} cores' threads"
     detail = (
-        f"torch {metadata.version('torch')}, backends on the processor: {', '.join(on_cpu)}; "
-        f"configured {wanted} on {config.model.device} with {threads}"
+        f"torch {metadata.version('torch')}, kernels on the processor: "
+        f"{', '.join(kernels.available('cpu'))}; the model attends by {chosen_backend(config)} "
+        f"(backend {config.model.backend}) on {config.model.device} with {threads}"
     )
     if config.model.threads > (os.cpu_count() or 1):
         return Finding("attention", Verdict.WARN, f"{detail}; set [model] threads lower")
-    if not config.model.device.startswith("cuda") and wanted not in {"auto", *on_cpu}:
-        return Finding("attention", Verdict.FAIL, f"{detail}; set [model] backend to auto")
     return Finding("attention", Verdict.OK, detail)
 
 

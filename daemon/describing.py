@@ -41,6 +41,7 @@ def describe_run(
         device="" if forecaster is None else forecaster.device,
         dtype="" if forecaster is None else forecaster.dtype,
         threads=0 if forecaster is None else forecaster.threads,
+        backend="" if forecaster is None else forecaster.backend,
         warnings=tuple(warnings),
     )
 
@@ -63,6 +64,7 @@ def started(
         warm_from,
         market_ms,
         market_ms,
+        backend="" if forecaster is None else forecaster.backend,
     )
 
 

@@ -40,6 +40,15 @@ def warnings_for(config: Config) -> tuple[str, ...]:
     return (f"the checkpoint was trained on interval {trained}, and this run's is {here}",)
 
 
+def chosen_backend(config: Config) -> str:
+    """Return what the configured checkpoint's network attends by; refuse one it cannot have."""
+    from tracepaper.storage import checkpoints
+    from tracepaper.strategies.forecasters.build import choose_backend
+
+    card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint, default_checkpoint()))
+    return choose_backend(card, config.model.backend, device=_device(config))
+
+
 def load_forecaster(
     config: Config, *, beside: Path | None = None, path: str = "step"
 ) -> Forecaster:
@@ -48,7 +57,7 @@ def load_forecaster(
 
 
 def forecaster_of(folder: Path, config: Config, *, path: str) -> Forecaster:
-    """Return the model of the checkpoint in *folder*, with the device and threads of *config*."""
+    """Return the model of the checkpoint in *folder*, run as *config* says."""
     from tracepaper.storage import checkpoints
 
     return _built(checkpoints.load(folder), config, path)
@@ -57,11 +66,15 @@ def forecaster_of(folder: Path, config: Config, *, path: str) -> Forecaster:
 def _built(checkpoint: Checkpoint, config: Config, path: str) -> Forecaster:
     from tracepaper.strategies.forecasters.build import build
 
-    device = "cpu" if config.model.device == "auto" else config.model.device
     return build(
         checkpoint.card,
         checkpoint.tensors,
-        device=device,
+        device=_device(config),
         threads=config.model.threads,
         path=path,
+        backend=config.model.backend,
     )
+
+
+def _device(config: Config) -> str:
+    return "cpu" if config.model.device == "auto" else config.model.device

@@ -72,14 +72,7 @@ class Source:
 def compare_runs(first: Source, second: Source) -> Parity:
     """Compare two runs; both databases stay open for reading."""
     one, two = first.reader.run(first.run_id), second.reader.run(second.run_id)
-    same_way = (one.path, one.device, one.dtype, one.threads, one.model_sha256) == (
-        two.path,
-        two.device,
-        two.dtype,
-        two.threads,
-        two.model_sha256,
-    )
-    found = Parity(first.run_id, second.run_id, exact=same_way)
+    found = Parity(first.run_id, second.run_id, exact=_way(one) == _way(two))
     found.fills_compared = _execution(one) == _execution(two)
     others = {_key(step): step for step in _decided(second)}
     seen: set[Key] = set()
@@ -93,6 +86,11 @@ def compare_runs(first: Source, second: Source) -> Parity:
         _judge(found, step, other, key, _scales(one), _scales(two))
     found.only_in_second = len(others.keys() - seen)
     return found
+
+
+def _way(run: Run) -> tuple[object, ...]:
+    """Return all on which the last bits of a run's forecasts depend (SEMANTICS 22)."""
+    return run.path, run.device, run.dtype, run.threads, run.backend, run.model_sha256
 
 
 def _execution(run: Run) -> str:

@@ -34,6 +34,7 @@ def run_row(run: Run, run_key: int, opened_gate_sets: int) -> Row:
         run.device,
         run.dtype,
         run.threads,
+        run.backend,
         msgspec.json.encode(run.warnings).decode(),
         opened_gate_sets,
     )
@@ -59,7 +60,8 @@ def run_of(row: Sequence[Any], instruments: Iterable[Sequence[Any]]) -> Run:
         device=row[14],
         dtype=row[15],
         threads=row[16],
-        warnings=tuple(msgspec.json.decode(row[17])),
+        backend=row[17],
+        warnings=tuple(msgspec.json.decode(row[18])),
     )
 
 

@@ -87,6 +87,7 @@ runs: Final = Table(
     _text("device"),
     _text("dtype"),
     _whole("threads"),
+    _text("backend"),
     _text("warnings"),  # JSON array of sentences
     _whole("opened_gate_sets"),  # how many gate sets were known then
     _blob("opened_digest"),  # the chain's first link: the row so far, instruments, gate sets

@@ -54,6 +54,7 @@ V_RUNS: Final = View(
         Column("device", "r.device", "where the model ran"),
         Column("dtype", "r.dtype", "the model's number type"),
         Column("threads", "r.threads", "threads of the model"),
+        Column("backend", "r.backend", "what attended; empty without a model"),
         Column("warnings", "r.warnings", "JSON array of sentences"),
         Column("step_count", "r.step_count", "steps stored"),
         digest("head_digest", "r.head_digest", "digest of the last step; keep a copy elsewhere"),

@@ -24,6 +24,7 @@ class Forecaster(Protocol):
     device: str
     dtype: str
     threads: int
+    backend: str  # what attends, chosen once when it was built: "tiles" for a stream
     causal: bool  # True where ``scan`` may serve it (SEMANTICS 14)
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:

@@ -167,6 +167,7 @@ class ModelChange(Struct, frozen=True, gc=False):
     warm_from: tuple[tuple[str, int], ...]
     market_ms: int
     seen_ms: int
+    backend: str = ""
 
 
 class GapCause(StrEnum):
@@ -505,4 +506,5 @@ class Run(Struct, frozen=True):
     device: str
     dtype: str
     threads: int
+    backend: str = ""  # what attends: "tiles" for a stream; "" without a model
     warnings: tuple[str, ...] = ()

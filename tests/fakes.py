@@ -69,6 +69,7 @@ class FixedForecaster:
     device = "cpu"
     dtype = "float32"
     threads = 1
+    backend = "none"
     causal = True
     horizons: tuple[int, ...] = (30,)
 

@@ -85,6 +85,7 @@ def run(run_id: str = "r-1", **changes: object) -> Run:
         "device": "cpu",
         "dtype": "float32",
         "threads": 1,
+        "backend": "tiles",
         "warnings": ("A checkpoint of another interval.",),
     }
     return Run(**{**fields, **changes})  # type: ignore[arg-type]
@@ -288,6 +289,7 @@ def other_events() -> list[Event]:
     return [
         InstrumentChange(BTC, **at),
         ModelChange("m", "sha", "0.1", "step", "cpu", "float32", 1, ((BTC.id, 5),), **at),
+        ModelChange("m", "sha", "0.1", "scan", "cpu", "float32", 2, (), backend="tiles", **at),
         Gap(BTC.id, START_MS, START_MS + MINUTE, GapCause.MISSED, "rest", **at),
         quote(),
         Trade(BTC.id, "trade-1", Side.SELL, 5, 6, **at),

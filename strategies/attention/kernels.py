@@ -68,7 +68,7 @@ def attend(
     _validate(query, key, value, mask)
     if checked:
         _refuse_non_finite(query, key, value)
-    name = _resolve(backend, query.device, query.dtype)
+    name = resolve(backend, query.device, query.dtype)
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     mask = _simplify(mask, query.shape[2])
     if name == "flash_attn":
@@ -89,7 +89,12 @@ def _simplify(mask: Mask, time: int) -> Mask:
     return mask
 
 
-def _resolve(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+def resolve(backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
+    """Return the backend that runs where *backend* is asked for; ``auto`` chooses one.
+
+    Raises ``AttentionInvalid`` for one that does not exist or cannot run on *device*.
+    """
+    device = torch.device(device)
     if backend == "auto":
         return choose(device, dtype)
     names = available(device)

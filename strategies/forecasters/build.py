@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies import features
+from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.forecaster import Forecaster
-from tracepaper.strategies.forecasters.streaming import Model, StreamingForecaster
+from tracepaper.strategies.forecasters.streaming import BACKEND, Model, StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster, WindowModel
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
@@ -32,30 +33,62 @@ def build(
     device: str = "cpu",
     threads: int = 1,
     path: str = "step",
+    backend: str = "auto",
 ) -> Forecaster:
     """Return the forecaster of a checkpoint, probed once with bounded random features.
 
-    Sets PyTorch's thread count, which is part of what a run records. Raises ``ConfigInvalid``
-    for an unknown path, device, kind or feature schema, and ``CheckpointMismatch`` for tensors
-    that are not the ones the card's architecture asks for or that give values that are not finite.
+    Sets PyTorch's thread count, which is part of what a run records; *backend* is chosen once,
+    see ``choose_backend``. Raises ``ConfigInvalid`` for an unknown path, device, kind or feature
+    schema, and ``CheckpointMismatch`` for tensors that are not the ones the card's architecture
+    asks for or that give values that are not finite.
     """
     if path not in PATHS:
         raise ConfigInvalid(f"model.path is {path!r}; choose step or scan.")
-    if device != "cpu":
-        raise ConfigInvalid(f"model.device is {device!r}; a bar is stepped on the cpu.")
     if threads < 1:
         raise ConfigInvalid(f"model.threads is {threads}; it must be at least 1.")
+    chosen = choose_backend(card, backend, device=device)
     torch.set_num_threads(threads)
+    config = _architecture(card)
+    if isinstance(config, InformerConfig):
+        model = _window_model(card, _loaded(InformerNetwork(config), tensors))
+        return WindowedForecaster(model, threads=threads, backend=chosen)
+    flash = restore(card, tensors)
+    if config.mask == "full":
+        flash.backend = chosen
+        model = _window_model(card, flash)
+        return WindowedForecaster(model, threads=threads, backend=chosen)
+    return StreamingForecaster(_model(card, flash), path=path, threads=threads)
+
+
+def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
+    """Return the name of what attends when *wanted* is asked for: ``auto`` or a name.
+
+    A stream attends by ``tiles`` of its own and an informer by ``probsparse``; a network over
+    whole windows by one of the kernels. Raises ``ConfigInvalid`` for another device, and that or
+    ``AttentionInvalid`` for a name that cannot be had.
+    """
+    if device != "cpu":
+        raise ConfigInvalid(f"model.device is {device!r}; a bar is stepped on the cpu.")
+    config = _architecture(card)
+    if isinstance(config, FlashConfig) and config.mask == "full":
+        return kernels.resolve(wanted, device, torch.float32)
+    own = "probsparse" if isinstance(config, InformerConfig) else BACKEND
+    if wanted not in ("auto", own):
+        raise ConfigInvalid(
+            f"model.backend is {wanted!r}, but this checkpoint's network attends by {own} alone; "
+            f"set it to auto or {own}."
+        )
+    return own
+
+
+def _architecture(card: Mapping[str, Any]) -> FlashConfig | InformerConfig:
+    """Return the configuration of the network that the card describes."""
     kind = _section(card, "model").get("kind")
     if kind == "informer":
-        network = InformerNetwork(InformerConfig.read(_section(card, "architecture")))
-        return WindowedForecaster(_window_model(card, _loaded(network, tensors)), threads=threads)
+        return InformerConfig.read(_section(card, "architecture"))
     if kind != "flash":
         raise ConfigInvalid(f"The model's card names the kind {kind!r}; use flash or informer.")
-    flash = restore(card, tensors)
-    if flash.config.mask == "full":
-        return WindowedForecaster(_window_model(card, flash), threads=threads)
-    return StreamingForecaster(_model(card, flash), path=path, threads=threads)
+    return FlashConfig.read(_section(card, "architecture"))
 
 
 def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlashNetwork:

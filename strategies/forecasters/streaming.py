@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ from tracepaper.strategies.types import Bar, Calibration, Forecast
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
+
+BACKEND: Final = "tiles"
+"""What attends in a stream: each tile's scores are there, and give its explanation as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,7 @@ class StreamingForecaster:
         self.causal = True
         self.chunk_bars = CHUNK_BARS  # scan in multiples of it: a shorter part costs as much
         self.threads = threads
+        self.backend = BACKEND
         self.network = StreamingNetwork(model.network)
         self._instruments: dict[str, _Instrument] = {}
 

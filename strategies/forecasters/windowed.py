@@ -116,7 +116,7 @@ class _Window:
 class WindowedForecaster:
     """A window network behind the ``Forecaster`` protocol, for many instruments."""
 
-    def __init__(self, model: WindowModel, *, threads: int) -> None:
+    def __init__(self, model: WindowModel, *, threads: int, backend: str) -> None:
         self.model = model
         self.model_id = model.model_id
         self.model_sha256 = model.sha256
@@ -127,6 +127,7 @@ class WindowedForecaster:
         self.device = "cpu"
         self.dtype = "float32"
         self.threads = threads
+        self.backend = backend
         self.causal = False
         self._network = model.network.eval()
         self._windows: dict[str, _Window] = {}

@@ -8,7 +8,6 @@ field. The same code with ``mask = "full"`` is the classic form over a window th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.patterns import content_free_confidence
 from tracepaper.strategies.networks.config import FlashConfig
 from tracepaper.strategies.networks.encodings import (
     ALIBI_DIMS,
@@ -139,6 +139,7 @@ class FlashNetwork(nn.Module):
     def __init__(self, config: FlashConfig) -> None:
         super().__init__()
         self.config = config
+        self.backend = "auto"  # of ``attend``
         self.mask = Mask.window(config.window) if config.mask == "window" else Mask.full()
         self.embed = nn.Linear(config.features, config.dim)
         if config.encoding == "learned":
@@ -184,7 +185,9 @@ class FlashNetwork(nn.Module):
         self, block: Block, state: Tensor, phases: Phases, traces: list[Trace] | None
     ) -> Tensor:
         query, key, value = self.widen(block.project(state, phases), phases.age, phases.age)
-        attended, logsumexp = attend(query, key, value, self.mask, checked=False)
+        attended, logsumexp = attend(
+            query, key, value, self.mask, backend=self.backend, checked=False
+        )
         if traces is not None:
             traces.append(Trace(query, key, value, logsumexp))
         return block.finish(state, attended[..., : self.config.head_dim])
@@ -244,9 +247,5 @@ class FlashNetwork(nn.Module):
 
         Queries of zero see every key alike, so it is 0 but for ALiBi, whose slopes stay.
         """
-        if self.config.encoding != "alibi" or self.config.window == 1:
-            return 0.0
-        age = torch.arange(self.config.window, dtype=torch.float64)
-        shares = torch.softmax(-self.slopes.double()[:, None] * age, dim=-1)
-        entropy: Tensor = torch.special.entr(shares)
-        return float((1.0 - entropy.sum(-1) / math.log(self.config.window)).mean())
+        slopes = self.slopes.tolist() if self.config.encoding == "alibi" else ()
+        return content_free_confidence(self.config.window, slopes)

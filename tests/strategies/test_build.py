@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+import builders
 import models
 import pytest
 import torch
 
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.attention.backends import kernel_for
+from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
@@ -81,12 +83,7 @@ def test_a_network_that_sees_its_whole_window_is_stepped_window_by_window() -> N
 
 
 def test_an_informer_is_built_from_its_card() -> None:
-    config = InformerConfig(dim=8, layers=2, heads=2, window=32)
-    tensors = InformerNetwork(config).state_dict()
-    card = models.card()
-    card["model"]["kind"] = "informer"
-    card["architecture"] = {**asdict(config), "horizons": list(config.horizons)}
-    card["architecture"]["quantiles"] = []
+    card, tensors = informer()
     made = build(card, tensors)
     assert isinstance(made, WindowedForecaster)
     assert made.horizons == (5, 30, 240)
@@ -139,3 +136,61 @@ def test_a_calibration_for_other_horizons_is_refused() -> None:
     for value in ([1.0, 2.0], {"5": 1.0}, "warm"):
         with pytest.raises(CheckpointMismatch, match=r"one number for each"):
             build(models.card(temperature=value), models.network().state_dict())
+
+
+def informer() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    config = InformerConfig(dim=8, layers=2, heads=2, window=32)
+    card = models.card()
+    card["model"]["kind"] = "informer"
+    card["architecture"] = {**asdict(config), "horizons": list(config.horizons)}
+    card["architecture"]["quantiles"] = []
+    return card, InformerNetwork(config).state_dict()
+
+
+def test_what_attends_is_named_as_it_is() -> None:
+    full = replace(models.SMALL, mask="full")
+    assert models.forecaster().backend == "tiles"
+    assert build(*informer()).backend == "probsparse"
+    assert build(models.card(full), models.network(full).state_dict()).backend == "sdpa"
+
+
+def test_a_backend_asked_for_by_name_is_the_one_that_attends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(models.SMALL, mask="full")
+    answers = []
+    for backend in ("sdpa", "reference"):
+        made = build(models.card(config), models.network(config).state_dict(), backend=backend)
+        used: list[str] = []
+
+        def noted(name: str, *rest: Any, used: list[str] = used) -> Any:
+            used.append(name)
+            return kernel_for(name, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("tracepaper.strategies.attention.kernels.kernel_for", noted)
+            answers.append([made.step(bar) for bar in builders.bars(made.context, seed=3)][-1])
+        assert made.backend == backend
+        assert set(used) == {backend}
+    one, other = answers
+    assert one is not None
+    assert other is not None
+    assert one.mean_return == pytest.approx(other.mean_return, rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flash_attn", "sage"])
+def test_a_stream_and_an_informer_refuse_a_backend_that_they_do_not_use(backend: str) -> None:
+    with pytest.raises(ConfigInvalid, match=rf"'{backend}'.*set it to auto or tiles"):
+        build(models.card(), models.network().state_dict(), backend=backend)
+    with pytest.raises(ConfigInvalid, match=rf"'{backend}'.*set it to auto or probsparse"):
+        build(*informer(), backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("backend", "sentence"),
+    [("flash_attn", "flash_attn is not available on cpu"), ("sage", "no attention backend 'sage'")],
+)
+def test_a_kernel_that_this_machine_lacks_is_refused(backend: str, sentence: str) -> None:
+    config = replace(models.SMALL, mask="full")
+    with pytest.raises(AttentionInvalid, match=sentence):
+        build(models.card(config), models.network(config).state_dict(), backend=backend)

@@ -37,7 +37,7 @@ def network(kind: str) -> InformerNetwork | FlashNetwork:
 
 def forecaster(kind: str) -> WindowedForecaster:
     model = WindowModel(network(kind), SCHEMA, "m", "0" * 64, (1.0, 1.0, 1.0), None)
-    return WindowedForecaster(model, threads=1)
+    return WindowedForecaster(model, threads=1, backend="sdpa")
 
 
 def answered(made: WindowedForecaster, bars: list[Bar]) -> list[Forecast]:

@@ -126,6 +126,7 @@ CREATE TABLE runs (
     device TEXT NOT NULL,
     dtype TEXT NOT NULL,
     threads INTEGER NOT NULL,
+    backend TEXT NOT NULL,
     warnings TEXT NOT NULL,
     opened_gate_sets INTEGER NOT NULL,
     opened_digest BLOB NOT NULL,

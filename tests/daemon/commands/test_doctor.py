@@ -109,7 +109,7 @@ def test_the_process_that_uses_the_database_is_named(
 @pytest.mark.parametrize(
     ("text", "verdict", "words"),
     [
-        ('[model]\nbackend = "flash_attn"', "fail", "set [model] backend to auto"),
+        ('[model]\nbackend = "flash_attn"', "fail", "set it to auto or tiles"),
         ("[model]\nthreads = 256", "warn", "set [model] threads lower"),
     ],
 )
