@@ -45,7 +45,8 @@ bench: $(STAMP)
 	$(BIN)/tracepaper bench replay
 
 campaign: $(STAMP)
-	$(BIN)/python tests/campaign.py --rounds 100
+	$(BIN)/python tests/campaign_parity.py
+	$(BIN)/python tests/campaign.py --rounds 100 --jobs 2
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

@@ -380,7 +380,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="rounds at a time")
     parser.add_argument("--bars", type=int, default=900)
-    parser.add_argument("--speed", type=float, default=1_500.0)
+    parser.add_argument("--speed", type=float, default=1_200.0)
     parser.add_argument("--fault-every", type=float, default=1.0)
     wanted = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
