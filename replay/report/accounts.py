@@ -98,19 +98,29 @@ def place(parts: Sequence[Floats], bars: int, chance: np.random.Generator) -> tu
     Every way to share out the free bars is as likely as any other. A part that reaches the last
     bar stays open there, as the run's own last position may.
     """
-    free = bars - sum(part.size for part in parts)
     order = chance.permutation(len(parts))
+    shuffled = [parts[index] for index in order]
+    sizes = np.array([part.size for part in shuffled], dtype=np.int64)
+    free = bars - int(sizes.sum())
     cuts = np.sort(chance.choice(free + len(parts), len(parts), replace=False))
+    # A cut leaves as many free bars before a part as places before it; the parts come on top.
+    starts = cuts - np.arange(len(parts)) + sizes.cumsum() - sizes
     held, traded = np.zeros(bars), np.zeros(bars + 1)
-    start = int(cuts[0]) if len(parts) else 0
-    for rank, index in enumerate(order):
-        part = parts[index]
-        stop = start + part.size
-        held[start:stop] = part
-        traded[start : stop + 1] += np.abs(np.diff(part, prepend=0.0, append=0.0))
-        if rank + 1 < len(order):
-            start = stop + int(cuts[rank + 1] - cuts[rank]) - 1
+    if parts:
+        values = np.concatenate(shuffled)
+        held[_spread(starts, sizes)] = values
+        # Every part between two zeros: the steps between neighbours are what changed hands.
+        apart = np.zeros(values.size + len(parts) + 1)
+        apart[_spread(sizes.cumsum() - sizes + np.arange(len(parts)) + 1, sizes)] = values
+        np.add.at(traded, _spread(starts, sizes + 1), np.abs(np.diff(apart)))
     return held, traded[:-1]
+
+
+def _spread(starts: Ints, sizes: Ints) -> Ints:
+    """Return start, start + 1, … of every stretch, one stretch after the other."""
+    before = sizes.cumsum() - sizes
+    places: Ints = np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))
+    return places
 
 
 def random_twins(

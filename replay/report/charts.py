@@ -114,16 +114,23 @@ def equity_chart(report: Report) -> Figure:
 
 
 def exposure_share(report: Report) -> Floats:
-    """Return the run's net position by equity at the report's marks, as a fraction."""
+    """Return the run's net position by equity at the report's marks, as a fraction.
+
+    Of every stretch up to a mark the largest position is taken, so that a short one is not lost.
+    """
     record = report.record
-    ends = report.marks_ms
-    notional = np.zeros(ends.size)
+    notional = np.zeros(record.times_ms.size)
     for name, held in record.account.held.items():
         bars = record.bars[name]
-        at = np.searchsorted(bars.open_time_ms + record.interval_ms, ends, side="right") - 1
+        closes_ms = bars.open_time_ms + record.interval_ms
+        at = np.searchsorted(closes_ms, record.times_ms, side="right") - 1
         notional += np.where(at >= 0, (held * bars.close)[at.clip(min=0)], 0.0)
-    share: Floats = notional / report.curves[0].equity
-    return share
+    share = np.concatenate(([0.0], notional / record.account.equity[1:]))
+    ends = np.searchsorted(record.times_ms, report.marks_ms, side="right")
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    highest, lowest = np.maximum.reduceat(share, starts), np.minimum.reduceat(share, starts)
+    largest: Floats = np.where(highest >= -lowest, highest, lowest)
+    return largest
 
 
 def refusal_chart(report: Report) -> Figure | None:

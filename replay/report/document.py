@@ -20,7 +20,8 @@ from tracepaper.replay.report.attention import (
     winners_and_losers,
 )
 from tracepaper.replay.report.explained import Explained, chosen, explain_trades
-from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord, read_record
+from tracepaper.replay.report.reading import read_record
+from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord
 from tracepaper.replay.report.refusals import Refusal, refusals
 from tracepaper.replay.report.trades import Costs, Trade, costs, trades
 from tracepaper.storage.reader import Reader
@@ -34,7 +35,7 @@ REGIMES_SENTENCE: Final = (
     "MEAN_REVERSION on distant ones; in trials they predicted no momentum in returns."
 )
 OPENS_SENTENCE: Final = (
-    "The candles come from an archive. Where they are Binance's, as the bundled ones are, an open "
+    "The candles are archived ones. Where they are Binance's, as the bundled ones are, an open "
     "equals the close before in a third to a half of bars; on Bybit it always does."
 )
 ROLLOUT_SENTENCE: Final = "Rollout says where attention flowed, not why the price moved."
@@ -218,7 +219,7 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
     if record.run["ended_at"] is None:
         found.append("The run has not ended; this is how it stood when the report was made.")
     found.append(PAPER_SENTENCE)
-    if record.run["kind"] == "replay":
+    if record.run["kind"] != "live":
         found.append(OPENS_SENTENCE)
     if record.run["model_id"]:
         found += [*_card_sentences(card), REGIMES_SENTENCE, ROLLOUT_SENTENCE]

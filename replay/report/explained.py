@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.replay.report.attention import Attention
-from tracepaper.replay.report.record import Floats, Ints, Row, RunRecord, ranges
+from tracepaper.replay.report.record import Floats, Ints, Row, RunRecord
 from tracepaper.replay.report.trades import Trade
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.types import BLOCK_BARS
@@ -58,6 +58,20 @@ def explain_trades(
             times, closes = _price(record, trade, decided[0], rollout)
             passed = tuple(gates.get(trade.entry_sequence, ()))
             found.append(Explained(trade, decided[0], passed, times, closes, rollout))
+    return found
+
+
+def ranges(sequences: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Return the (first, last) of stretches that cover *sequences*, none with holes above *most*.
+
+    The views answer a range of sequences fast, and a list of single ones slowly.
+    """
+    found: list[tuple[int, int]] = []
+    for sequence in sorted(set(sequences)):
+        if found and sequence - found[-1][1] <= most:
+            found[-1] = (found[-1][0], sequence)
+        else:
+            found.append((sequence, sequence))
     return found
 
 

@@ -28,6 +28,10 @@ def heads_chart(heads: Heads) -> Figure:
     layers, count = heads.maps.shape[:2]
     shown = np.log10(np.maximum(heads.maps, 1e-7))
     low, high = np.quantile(shown, (0.02, 0.995))
+    common = {
+        "type": "heatmap", "zmin": float(low), "zmax": float(high), "colorscale": INTENSITY,
+        "showscale": False, "hoverinfo": "skip",
+    }  # fmt: skip
     data: list[Figure] = []
     places: Figure = {}
     notes = []
@@ -37,19 +41,8 @@ def heads_chart(heads: Heads) -> Figure:
             number = (layers - 1 - layer) * count + head + 1
             across = [(head + 0.03) / count, (head + 0.97) / count]
             up = [(layer + 0.02) / layers, (layer + 0.80) / layers]
-            data.append(
-                {
-                    "type": "heatmap",
-                    "z": [rounded(row, 3) for row in shown[layer, head]],
-                    "xaxis": f"x{number}",
-                    "yaxis": f"y{number}",
-                    "zmin": float(low),
-                    "zmax": float(high),
-                    "colorscale": INTENSITY,
-                    "showscale": False,
-                    "hoverinfo": "skip",
-                }
-            )
+            panel = {"z": [rounded(row, 3) for row in shown[layer, head]]}
+            data.append({**panel, **common, "xaxis": f"x{number}", "yaxis": f"y{number}"})
             places[f"xaxis{number}"] = axis(
                 domain=across, anchor=f"y{number}", showgrid=False, showticklabels=False
             )

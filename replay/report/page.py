@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from tracepaper.replay.report import sections
+from tracepaper.replay.report import decision_sections, sections
 from tracepaper.replay.report.attention_charts import (
     confidence_chart,
     groups_chart,
@@ -70,7 +70,7 @@ def page_of(report: Report, *, heads: bool = False) -> str:
         *_money(report, charts),
         *(_attention(report, charts) if report.attention else ()),
         *_head_sections(report, charts, wanted=heads),
-        _section("Trades", "trades", sections.trades(report)),
+        _section("Trades", "trades", decision_sections.trades(report)),
         _section("Gaps in the data", "gaps", sections.gaps(report)),
         sections.identity(report),
     )  # fmt: skip
@@ -141,7 +141,7 @@ def _money(report: Report, charts: _Charts) -> list[Markup]:
                 refusal_chart(report),
                 "In brackets: signals measured. Grey bars cannot be told from zero.",
             ),
-            sections.refusals(report),
+            decision_sections.refusals(report),
         ),
     ]
 
@@ -156,8 +156,8 @@ def _attention(report: Report, charts: _Charts) -> list[Markup]:
             "Attention",
             "attention",
             element("p", "Where the attention of every decision flowed, by the age of the bars. "
-                    "The ribbon is the regime: dark where attention lay on recent bars, grey where "
-                    "on distant ones."),
+                    "The ribbon is the regime: full colour where attention lay on recent bars "
+                    "(MOMENTUM), pale between, grey where on distant ones (MEAN_REVERSION)."),
             *(
                 charts.put(
                     rollout_chart(report, heatmap),
@@ -176,7 +176,7 @@ def _attention(report: Report, charts: _Charts) -> list[Markup]:
             charts.put(confidence_chart(report), "Decisions by confidence; pale is refused."),
             element("h3", "Winners and losers"),
             charts.put(groups_chart(report), "Mean rollout at the entries, by age."),
-            sections.groups(report),
+            decision_sections.groups(report),
             charts.put(
                 head_confidence_chart(report, report.heads),
                 "Mean confidence of every layer and head over the run.",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+import numpy as np
 from rich.console import Console
 from rich.padding import Padding
 from rich.panel import Panel
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracepaper.replay.importers.times import iso
+from tracepaper.replay.report.accounts import RandomTwins
 from tracepaper.replay.report.document import Account, Report
 from tracepaper.replay.summary import bar_of
 
@@ -217,20 +219,7 @@ def as_document(report: Report) -> dict[str, Any]:
             "equity": {of.name: of.equity.tolist() for of in report.curves},
             "drawdown": {of.name: of.drawdown.tolist() for of in report.curves},
         },
-        "random_twins": [
-            {
-                "of": of.of,
-                "count": of.count,
-                "seed": of.seed,
-                "positions": of.positions,
-                "final_median": of.final_median,
-                "beaten": of.beaten,
-                "low": of.low.tolist(),
-                "median": of.median.tolist(),
-                "high": of.high.tolist(),
-            }
-            for of in report.random
-        ],
+        "random_twins": [_random_document(of) for of in report.random],
         "monthly": [
             {"year": year, "month": month, "return": earned}
             for year, month, earned in report.monthly
@@ -247,4 +236,12 @@ def as_document(report: Report) -> dict[str, Any]:
             "groups": [asdict(of) for of in report.groups],
         },
         "gaps": [dict(gap) for gap in record.gaps],
+    }
+
+
+def _random_document(of: RandomTwins) -> dict[str, Any]:
+    """Return the random twins of one account as plain values."""
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in asdict(of).items()
     }

@@ -8,7 +8,7 @@ from report_cases import BTC, SOL
 
 from tracepaper.replay.importers import read_candles
 from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.record import ranges
+from tracepaper.replay.report.explained import ranges
 
 
 def test_the_curve_has_the_start_and_one_value_a_close(cross_report: Report) -> None:
