@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from sqlalchemy import StaticPool, create_engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tracepaper.storage.lock import InstanceLock
 from tracepaper.storage.schema import SCHEMA_REVISION, metadata
@@ -232,6 +232,8 @@ def _create(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
     for table in metadata.sorted_tables:
         connection.execute(CreateTable(table))
+        for index in table.indexes:
+            connection.execute(CreateIndex(index))
     create_views(connection)
     connection.exec_driver_sql(
         "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "

@@ -325,6 +325,7 @@ CREATE TABLE twin_steps (
  WITHOUT ROWID,
  STRICT
     """,
+    "CREATE INDEX steps_sequence ON steps (step & 268435455)",
 )
 
 
