@@ -20,7 +20,7 @@ from tracepaper.storage.stored import read_chunk
 from tracepaper.storage.tamper import ChainReport
 
 STEPS = cases.rich_steps()
-FIRST_BAR = 9
+FIRST_BAR = len(cases.other_events())  # the bars come after one event of every other kind
 LAST = len(STEPS) - 1
 
 
@@ -198,7 +198,11 @@ def test_a_changed_gate_set_is_found_and_named(path: Path, column: str) -> None:
     )
     problem = verify(path).problem
     assert problem is not None
-    assert (problem.what, problem.tables, problem.sequence) == ("changed", ("gate_sets",), 9)
+    assert (problem.what, problem.tables, problem.sequence) == (
+        "changed",
+        ("gate_sets",),
+        FIRST_BAR,
+    )
 
 
 def test_a_removed_gate_is_found(path: Path) -> None:
@@ -256,14 +260,14 @@ def exchange(table: str, one: int, other: int) -> list[str]:
 @pytest.mark.parametrize(
     ("table", "one", "other"),
     [
-        ("bars", 9, 12),
+        ("bars", FIRST_BAR, FIRST_BAR + 3),
         ("events", 3, 4),
         ("events", 1, 8),
-        ("steps", 10, 12),
+        ("steps", FIRST_BAR + 1, FIRST_BAR + 3),
         ("steps", 5, 6),
-        ("answers", 9, 10),
-        ("orders", 10, 11),
-        ("twin_steps", 10, 12),
+        ("answers", FIRST_BAR, FIRST_BAR + 1),
+        ("orders", FIRST_BAR + 1, FIRST_BAR + 2),
+        ("twin_steps", FIRST_BAR + 1, FIRST_BAR + 3),
     ],
 )
 def test_exchanged_rows_are_found_and_named(path: Path, table: str, one: int, other: int) -> None:
