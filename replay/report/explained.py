@@ -14,7 +14,7 @@ from tracepaper.replay.report.trades import Trade
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.types import BLOCK_BARS
 
-EXPLAINED_MAX: Final = 80
+EXPLAINED_MAX: Final = 60
 POINTS_MAX: Final = 160
 _BEFORE_BARS: Final = 200
 _AFTER_BARS: Final = 30

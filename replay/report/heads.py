@@ -23,8 +23,8 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.stream import RESIDUAL
 
-ROWS: Final = 48
-CELLS: Final = 48
+ROWS: Final = 40
+CELLS: Final = 40
 AGE_EDGES: Final = (0, 16, 64, 256, 1_024, 2_048, 4_096)
 """First ages, in bars, of the groups between which the flow is summed."""
 _TILE: Final = 256

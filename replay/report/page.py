@@ -202,7 +202,7 @@ def _head_sections(report: Report, charts: _Charts, *, wanted: bool) -> list[Mar
             charts.put(
                 heads_chart(found),
                 "A panel a head: age in bars downwards (logarithmic), decisions to the right, "
-                "darker is a greater share a bar (logarithmic).",
+                "fuller colour is a greater share a bar (logarithmic).",
             ),
             heads_table(found),
             element("h3", "What attends to what"),
