@@ -61,7 +61,7 @@ def configured(strategy: dict[str, Any]) -> Config:
     return load(None, {"strategy": strategy, "sizing": {"mode": "fixed", "quantity": "1"}})
 
 
-HONEST = [
+HONEST: list[dict[str, Any]] = [
     {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
     {"name": "persistence"},
 ]
@@ -81,9 +81,10 @@ def test_an_honest_strategy_passes_both_checks(strategy: dict[str, Any], walk: C
 def test_a_strategy_that_knows_the_file_is_caught(
     monkeypatch: pytest.MonkeyPatch, walk: Candles
 ) -> None:
+    from tracepaper.replay import assembly
     from tracepaper.replay import lookahead as module
 
-    honest_build = module.build
+    honest_build = assembly.build
 
     def build(config: Config, candles: list[Candles], **options: Any) -> Any:
         Peeks.known = tuple(bars_of(candles[0]))  # as code that reads ahead in its input would
