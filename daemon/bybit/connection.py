@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -21,14 +21,17 @@ from tracepaper.strategies.types import Bar, Category, GapCause, Instrument, Mar
 
 log = structlog.get_logger("bybit.feed")
 
+DATED: Final = (Candles, Book, Ticker, Trades)
+"""The messages that carry the exchange's time."""
+
 
 class Owner(Protocol):
     """What a connection tells of: the feed."""
 
     counters: Counter[str]
 
-    def observe(self, server_ms: int) -> None:
-        """Learn the time of a frame."""
+    def observe(self, server_ms: int) -> bool:
+        """Learn the time of a frame; False where it cannot be believed."""
         ...
 
     def offer(self, item: Bar | Quote | Mark) -> None:
@@ -128,7 +131,7 @@ class Connection:
         self._owner.lost(self._instruments, GapCause.STALE if is_stale else GapCause.DISCONNECTED)
 
     def _receive(self, frame: bytes) -> Received | None:
-        """Read one frame and hand on what it holds; None where it is malformed."""
+        """Read one frame and hand on what it holds; None where it is malformed or misdated."""
         owner = self._owner
         try:
             received = self._wire.receive(frame)
@@ -136,27 +139,31 @@ class Connection:
             self._log_once(error)
             return None
         owner.counters["frames"] += 1
+        if isinstance(received, DATED) and not owner.observe(received.server_ms):
+            owner.counters["misdated"] += 1
+            return None
+        self._hand_on(received)
+        return received
+
+    def _hand_on(self, received: Received) -> None:
+        """Give the feed what a message holds."""
+        owner = self._owner
         match received:
             case Candles():
-                owner.observe(received.server_ms)
                 for bar in received.bars:
                     owner.offer(bar)
             case Book():
-                owner.observe(received.server_ms)
                 if received.quote is not None:
                     owner.offer(received.quote)
             case Ticker():
-                owner.observe(received.server_ms)
                 if received.mark is not None:
                     owner.offer(received.mark)
                 if received.next_funding_ms is not None:
                     owner.announce_funding(received.instrument, received.next_funding_ms)
             case Trades():
-                owner.observe(received.server_ms)
                 owner.counters["trades"] += len(received.trades)
             case _:
                 pass  # an acknowledgement, a pong or a stranger carries no market time
-        return received
 
     def _log_once(self, error: MessageMalformed) -> None:
         """Log the first malformed message of each kind; the counters have the rest."""

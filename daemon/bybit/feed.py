@@ -140,9 +140,9 @@ class LiveFeed:
 
     # ------------------------------------------------------------ what connections bring
 
-    def observe(self, server_ms: int) -> None:
-        """Learn the time of a frame."""
-        self._upkeep.observe(server_ms)
+    def observe(self, server_ms: int) -> bool:
+        """Learn the time of a frame; False where it cannot be believed."""
+        return self._upkeep.observe(server_ms)
 
     def offer(self, item: Bar | Quote | Mark) -> None:
         """Put what a stream brought in line; a bar that finds no place is repaired by REST."""

@@ -20,6 +20,8 @@ from tracepaper.strategies.types import Funding, InstrumentChange
 LAG_MS: Final = 5_000
 """A frame this far from our market time, either way, has the clock read anew."""
 LAG_RESYNC_S: Final = 1.0
+AHEAD_MS: Final = 3_600_000
+"""A frame further ahead of our market time is not believed until the clock was read anew."""
 
 
 class Upkeep:
@@ -45,11 +47,19 @@ class Upkeep:
         self._lagged = asyncio.Event()
         self._synchronised_s = 0.0
 
-    def observe(self, server_ms: int) -> None:
-        """Learn the time of a frame; a large difference has the clock read anew."""
-        if abs(self._clock.market_ms() - server_ms) > LAG_MS:
+    def observe(self, server_ms: int) -> bool:
+        """Learn the time of a frame; a large difference has the clock read anew.
+
+        False where it lies so far ahead that only the clock itself may say so: one wrong frame
+        would have every bar until its time asked for, and every quote before it dropped.
+        """
+        ahead_ms = server_ms - self._clock.market_ms()
+        if abs(ahead_ms) > LAG_MS:
             self._lagged.set()
+        if ahead_ms > AHEAD_MS:
+            return False
         self._clock.observe(server_ms)
+        return True
 
     async def settlements(self, market: Market, until_ms: int) -> list[Funding]:
         """Return the new settlements of *market* up to *until_ms*, counted as handed on."""

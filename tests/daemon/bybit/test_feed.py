@@ -464,3 +464,30 @@ async def test_a_mistake_found_in_the_background_ends_the_feed_with_its_sentence
 
     with pytest.raises(ConfigInvalid, match="HTTP 404"):
         await misled()
+
+
+async def test_a_frame_far_ahead_of_the_exchange_is_dropped_and_moves_nothing() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        before_ms, asked = run.clock.market_ms(), len(server.asked("kline"))
+        await server.send(book(9_214_646_400_000, "1.0", "1.1"))
+        await until(lambda: run.feed.counters["misdated"])
+        assert run.clock.market_ms() == before_ms
+        await server.send(book(before_ms + 200, "100.4", "100.5"))
+        await run.close_bar(1)
+        await until(lambda: len(run.bars()) == 2)
+        quotes = [event for event in run.events if isinstance(event, Quote)]
+        assert [quote.market_ms for quote in quotes] == [before_ms + 200]
+        assert len(server.asked("kline")) == asked
+
+
+async def test_a_time_that_the_exchange_confirms_is_believed_however_far() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        server.server_ms += 5 * HOUR  # a machine that was asleep
+        await server.send(book(server.server_ms))
+        await run.expect(lambda: run.clock.market_ms() == server.server_ms)
+        await server.send(book(server.server_ms + 1))
+        assert run.feed.counters["misdated"] == 1
