@@ -1,0 +1,272 @@
+"""Every row of the table of bad days, made to happen to the real daemon.
+
+Rows that need a process of their own, a full disk or a card live beside their modules; the last
+test names them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker
+from daemon_under_test import check_record, daemon, killed_daemon, price, settings
+
+from tracepaper.daemon.assembly import Daemon
+from tracepaper.daemon.config import load
+from tracepaper.daemon.config_text import render
+from tracepaper.replay.samples import DEFAULT_CHECKPOINT
+from tracepaper.strategies.errors import AuditUnwritable, CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.types import Action, Bar, Gap, Gate, ModelChange, RunKind
+
+
+def candle(**changes: Any) -> dict[str, Any]:
+    """Return a closing frame of the next minute with some fields changed."""
+    frame = kline(START_MS + 10 * MINUTE)
+    frame["data"][0].update(changes)
+    return frame
+
+
+HOSTILE: dict[str, bytes | dict[str, Any]] = {
+    "null": b"null",
+    "a number": b"17",
+    "cut off": b'{"topic":"kline.1.BTCUSDT","data":[{"start":17',
+    "deep": b"[" * 100_000,
+    "deep objects": b'{"a":' * 50_000,
+    "huge": b'{"topic":"' + b"x" * 9_000_000 + b'"}',
+    "no data": {"topic": "kline.1.BTCUSDT", "type": "snapshot", "ts": START_MS},
+    "empty data": {**candle(), "data": []},
+    "many candles": {**candle(), "data": candle(confirm=False)["data"] * 5_000},
+    "NaN by name": json.dumps(candle(close=float("nan"))).encode(),
+    "NaN as text": candle(close="NaN"),
+    "infinity": candle(high="Infinity"),
+    "negative": candle(low="-1", close="-1"),
+    "zero": candle(open="0", high="0", low="0", close="0"),
+    "high under low": candle(high="1", low="200"),
+    "exponent": candle(close="1e400"),
+    "endless decimals": candle(close="100." + "1" * 5_000),
+    "negative volume": candle(volume="-3"),
+    "1970": candle(start=0, end=MINUTE - 1),
+    "2262": candle(start=9_214_646_400_000, end=9_214_646_400_000 + MINUTE - 1),
+    "beyond 64 bits": candle(start=2**70),
+    "before 1970": candle(start=-MINUTE, end=-1),
+    "off the grid": candle(start=START_MS + 1),
+    "confirm as text": candle(confirm="true"),
+    "wrong symbol": kline(START_MS + 10 * MINUTE, symbol="ETHUSDT"),
+    "wrong interval": {**candle(), "topic": "kline.5.BTCUSDT"},
+    "unknown topic": {"topic": "liquidation.BTCUSDT", "data": {}, "ts": START_MS},
+    "far future": {**kline(START_MS + 10_000 * MINUTE), "ts": START_MS},
+    "time in 2262": book(9_214_646_400_000),
+    "time null": {**book(START_MS), "ts": None},
+    "time negative": book(-5),
+    "crossed book": book(START_MS, "101.0", "99.0"),
+    "book of nothing": book(START_MS, "0", "0", "0"),
+    "book of NaN": book(START_MS, "NaN", "NaN"),
+    "mark of NaN": ticker(START_MS, "NaN"),
+    "mark negative": ticker(START_MS, "-5"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_a_hostile_frame_changes_nothing_and_the_daemon_goes_on(
+    tmp_path: Path, name: str
+) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.close_bars(10)
+        known = running.server.connections
+        await server.send(HOSTILE[name])
+        if name == "huge":
+            await running.until(lambda: server.connections > known and server.sockets)
+        await running.close_bars(12)
+        traded = [step.event for step in running.decisions()]
+    check_record(database, bars=22)
+    assert all(isinstance(bar, Bar) and 1_000 <= bar.close <= 1_090 for bar in traded)
+
+
+async def test_one_frame_from_2262_costs_no_decision_after_the_clock_is_read_anew(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.close_bars(10)
+        asked = len(server.asked("time"))
+        await server.send(book(9_214_646_400_000))
+        await running.until(lambda: len(server.asked("time")) > asked)
+        await running.close_bars(3)
+        refused = [step.decision.refused_by for step in running.decisions() if step.decision][10:]
+    check_record(database, bars=13)
+    assert refused == [None] * 3
+
+
+async def test_a_candle_missing_twice_late_or_revised_is_decided_once(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.close_bars(9)
+        await running.close_bars(1, stream=False)  # missing: REST has it
+        await server.send(kline(START_MS + 9 * MINUTE, price(9)))  # and late
+        await running.close_bars(1)
+        await server.send(kline(START_MS + 10 * MINUTE, price(10)))  # twice
+        await server.send(kline(START_MS + 10 * MINUTE, "250.0"))  # revised
+        await server.send(kline(START_MS + 3 * MINUTE, "1.0"))  # long ago
+        await running.close_bars(2)
+        evidence = [step.event for step in running.steps if not step.accepted]
+    check_record(database, bars=13)
+    assert [bar.close for bar in evidence if isinstance(bar, Bar)] == [2_500, 10]
+
+
+async def test_what_is_missing_everywhere_is_said_and_the_next_bar_held(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.close_bars(10)
+        await server.send(kline(START_MS + 11 * MINUTE, price(11)))
+        server.server_ms = START_MS + 12 * MINUTE + 300
+        await running.until(lambda: len(running.decisions()) == 11)
+        gaps = [step.event for step in running.steps if isinstance(step.event, Gap)]
+        last = running.decisions()[-1].decision
+    assert [(gap.from_ms, gap.until_ms, gap.repaired_by) for gap in gaps] == [
+        (START_MS + 10 * MINUTE, START_MS + 11 * MINUTE, "")
+    ]
+    assert last is not None
+    assert (last.action, last.refused_by) == (Action.HOLD, Gate.GAP)
+
+
+async def test_without_quotes_nothing_is_traded(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.close_bars(9, stream=False)
+        refused = {step.decision.refused_by for step in running.decisions() if step.decision}
+        traded = [order for step in running.steps for order in step.orders]
+    check_record(database, bars=9)
+    assert refused == {Gate.WARM, Gate.STALE}
+    assert traded == []
+
+
+@pytest.mark.parametrize("status", [403, 404, 500, 503])
+async def test_a_refused_stream_is_knocked_at_until_it_opens_and_rest_fills_the_hole(
+    tmp_path: Path, status: int
+) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.close_bars(9)
+        server.refuse_status = status
+        server.received.clear()
+        await server.drop()
+        running.pass_bars(2)
+        server.refuse_status = 0
+        await running.close_bars(2)
+    check_record(database, bars=13)
+
+
+async def test_a_half_open_stream_is_left_by_its_silence_not_its_pongs(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    impatient = {"data_watchdog_s": 0.3, "ping_s": 0.05}
+    async with ScriptedServer() as server, daemon(server, database, exchange=impatient) as running:
+        await running.close_bars(9)
+        connections, pings = server.connections, server.pings()
+        await running.until(lambda: server.connections > connections)
+        assert server.pings() > pings
+        await running.close_bars(2)
+    check_record(database, bars=11)
+
+
+@pytest.mark.parametrize("way", ["10006", "403", "html", "cut", "empty"])
+async def test_rest_that_bans_or_babbles_delays_a_bar_and_loses_none(
+    tmp_path: Path, way: str
+) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.close_bars(9)
+        answers = {
+            "10006": lambda: server.reply({}, code=10006, message="Too many visits!"),
+            "403": lambda: web.Response(status=403, text="<html>banned</html>"),
+            "html": lambda: web.Response(text="<html>maintenance</html>"),
+            "cut": lambda: web.Response(text='{"retCode":0,"result":{"list":[["17'),
+            "empty": lambda: web.Response(text=""),
+        }
+        server.answer_next("kline", *(answers[way]() for _ in range(2)))
+        await running.close_bars(1, stream=False)
+        await running.close_bars(1)
+    check_record(database, bars=11)
+
+
+async def test_a_second_daemon_on_one_database_is_refused_with_the_holders_pid(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.close_bars(2)
+        second = Daemon(load(None, settings(server)), database, kind=RunKind.LIVE)
+        with pytest.raises(ConfigInvalid, match=f"in use by process {os.getpid()}; stop it"):
+            await second.run()
+        await running.close_bars(2)
+    check_record(database, bars=4)
+
+
+async def test_a_database_that_is_taken_away_ends_the_daemon_with_a_sentence(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.close_bars(2)
+        database.unlink()
+        with pytest.raises(AuditUnwritable, match="was deleted, moved or replaced"):
+            await running.close_bars(2)
+
+
+@pytest.mark.parametrize("way", ["corrupt", "swapped"])
+async def test_a_checkpoint_that_is_not_its_cards_is_refused_before_anything_is_traded(
+    tmp_path: Path, way: str
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(DEFAULT_CHECKPOINT, folder)
+    weights = folder / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content if way == "corrupt" else b"\x08" + bytes(7) + b"{}      ")
+    model = {"checkpoint": str(folder)}
+    async with ScriptedServer() as server:
+        with pytest.raises(CheckpointMismatch, match="SHA-256"):
+            async with daemon(
+                server, tmp_path / "run.db", model=model, strategy={"name": "attention"}
+            ) as running:
+                await running.until(lambda: running.steps)
+
+
+async def test_a_model_that_is_too_slow_is_held_and_nothing_is_traded(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    slow = {"deadline_ms": 1}
+    async with ScriptedServer() as server:
+        for minute in range(-4_900, 0):
+            server.add_candle(START_MS + minute * MINUTE, price(minute))
+        async with daemon(server, database, model=slow, strategy={"name": "attention"}) as running:
+            await running.close_bars(3)
+            decisions = [step.decision for step in running.decisions() if step.decision]
+    check_record(database, bars=3)
+    assert {(one.action, one.refused_by) for one in decisions} == {(Action.HOLD, Gate.DEADLINE)}
+
+
+async def test_a_daemon_killed_at_any_step_goes_on_with_nothing_lost(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    config = tmp_path / "run.toml"
+    async with ScriptedServer() as server:
+        config.write_text(render(load(None, settings(server))))
+        for decided, lived in ((0, 11), (11, 17)):
+            async with killed_daemon(server, config, database) as running:
+                running.minute = decided
+                await running.until(server.subscribed)
+                await running.close_bars(lived - decided)
+        async with daemon(server, database) as last:
+            last.minute = 17
+            await last.until(lambda: any(isinstance(s.event, ModelChange) for s in last.steps))
+    check_record(database, bars=17)
+    with closing(sqlite3.connect(database)) as db:
+        assert db.execute("SELECT count(*) FROM v_runs").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM v_fills").fetchone()[0] >= 1
