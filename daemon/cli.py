@@ -8,6 +8,7 @@ list of ``--help`` imports all of them, so their modules keep heavy imports insi
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -52,7 +53,13 @@ def invoke(arguments: Sequence[str]) -> int:
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (TracepaperError, BaseExceptionGroup, typer.TyperException, OSError) as error:
+    except (
+        TracepaperError,
+        BaseExceptionGroup,
+        typer.TyperException,
+        OSError,
+        sqlite3.DatabaseError,
+    ) as error:
         return _explain(error)
     except typer.Abort:
         return INTERRUPTED
@@ -159,6 +166,12 @@ def _explain(error: BaseException) -> int:
             words = error.format_message().replace("Value error, ", "").split()
             message = " ".join(words).rstrip(".")
             sentence, code = f"{message}; see `{path} --help`.", error.exit_code
+        case sqlite3.DatabaseError():
+            sentence = (
+                f"The database is damaged, or of another version ({error}); restore a backup, or "
+                "name another with --db."
+            )
+            code = FAILED
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             sentence = f"{where}{error.strerror or error}; correct that and try again."

@@ -98,9 +98,10 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
         )
         connection.execute("PRAGMA query_only = ON")
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # damage can garble its own message
         raise DataInvalid(
-            f"{path} cannot be read as a database ({error}); name another with --db."
+            f"{path} cannot be read as a database ({error}); restore a backup, or name another "
+            "with --db."
         ) from error
     return connection
 

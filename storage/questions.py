@@ -10,6 +10,8 @@ from tracepaper.strategies.errors import ConfigInvalid
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR})
+
 # A question may read, compute and name itself; it may not attach, write or set anything.
 _ALLOWED: Final = frozenset(
     {
@@ -80,6 +82,8 @@ def ask(
         cursor = connection.execute(sql, parameters)
         rows = cursor.fetchall()
     except (sqlite3.Error, sqlite3.Warning) as error:
+        if getattr(error, "sqlite_errorcode", 0) in _DAMAGED:
+            raise  # the file is to blame, not the question
         refused = "not authorized" in str(error) or "prohibited" in str(error)
         reason = str(error).rstrip(".")
         said = "only one SELECT that reads tables and views is taken" if refused else reason

@@ -43,7 +43,8 @@ def backup(path: Path, target: Path) -> None:
             source.backup(copy)
             (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise DataInvalid(f"{path} is damaged ({verdict}); restore an older backup.")
+            where = " ".join(verdict.replace("*", "").split())
+            raise DataInvalid(f"{path} is damaged ({where}); restore an older backup.")
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.rename(target)

@@ -74,7 +74,7 @@ def said(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, list[str]]
 CASES = [
     ("verify last --db nothing.db", 1, "name one with --db"),
     ("verify last --db empty.db", 1, "not a tracepaper database; name another"),
-    ("verify last --db text.db", 1, "cannot be read as a database .*; name another"),
+    ("verify last --db text.db", 1, "cannot be read as a database .*, or name another"),
     ("verify last --db foreign.db", 1, "not a tracepaper database; name another"),
     ("db upgrade --db foreign.db", 1, "not a tracepaper database; name another"),
     ("parity last nothing.db#last --db run.db", 1, "There is no database nothing.db"),
@@ -148,3 +148,33 @@ def test_an_order_beyond_all_money_is_rejected_and_the_run_goes_on(
         assert db.execute(query).fetchall() == [("REJECTED",)]
     assert said(capsys, "audit verify last --db huge.db") == (0, [])
     assert said(capsys, "verify last --db huge.db") == (0, [])
+
+
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.7, 0.9])
+def test_a_damaged_page_is_said_by_every_question_or_hurts_none(
+    place: Path, capsys: pytest.CaptureFixture[str], part: float
+) -> None:
+    with sqlite3.connect(place / "run.db") as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = bytearray((place / "run.db").read_bytes())
+    page = int(len(content) * part) // 4096 * 4096
+    content[page : page + 4096] = b"\xa5" * 4096
+    (place / "hurt.db").write_bytes(content)
+    failed = 0
+    for question in (
+        "audit verify last",
+        "verify last",
+        "audit decisions last",
+        "explain last:30",
+        "parity last run.db#last",
+        "db backup copy.db",
+        "db prune --keep 1",
+        "replay --data hurt.db#last --json",
+    ):
+        code, lines = said(
+            capsys, f"{question} --db {'new' if '--data' in question else 'hurt'}.db"
+        )
+        assert code in (0, 1), (question, lines)
+        assert code == 0 or len(lines) <= 1, (question, lines)
+        failed += code
+    assert failed
