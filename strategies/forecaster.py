@@ -41,3 +41,11 @@ class Forecaster(Protocol):
         Only for causal networks; raises ``InvariantBroken`` elsewhere.
         """
         ...
+
+
+class BatchedForecaster(Forecaster, Protocol):
+    """A forecaster that takes in a bar of each of several instruments in one pass."""
+
+    def step_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in one bar of each instrument; equal to ``step`` on each within 1e-6 of scale."""
+        ...

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -33,7 +36,7 @@ class TailRing:
             )
         full = (*shape[:dim], kept + slack, *shape[dim:])
         self._rows = torch.zeros(full, dtype=dtype)
-        self._dim = dim
+        self._dim = dim - len(full)  # counted from the last dimension
         self._kept = kept
         self._end = kept
 
@@ -52,6 +55,44 @@ class TailRing:
     def advance(self, count: int) -> None:
         """Count the first *count* of the rows just written."""
         self._end += count
+
+    @property
+    def end(self) -> int:
+        """Where in the buffer the newest row counted ends."""
+        return self._end
+
+    @classmethod
+    def stacked(cls, rings: Sequence[TailRing]) -> TailRing:
+        """Return a ring with one more dimension in front that holds the rows of all *rings*.
+
+        Each of *rings* lives on in its slice. Where they stand at one ``end``, the stack writes
+        and reads for all of them at once; ``follow`` then moves each of them on.
+        """
+        whole = rings[0].over(torch.stack([ring.everything() for ring in rings]))
+        for ring, rows in zip(rings, whole.everything(), strict=True):
+            ring.settle(rows)
+        return whole
+
+    def over(self, rows: Tensor) -> TailRing:
+        """Return a ring that stands where this one does, over *rows* as its buffer."""
+        made = copy(self)
+        made.settle(rows)
+        return made
+
+    def settle(self, rows: Tensor) -> None:
+        """Live on in the buffer *rows*, which holds what this ring's own does."""
+        self._rows = rows
+
+    def move(self, end: int) -> None:
+        """Move the *kept* newest rows within the buffer, so that they end at *end*."""
+        if end != self._end:
+            newest = self._rows.narrow(self._dim, self._end - self._kept, self._kept)
+            self._rows.narrow(self._dim, end - self._kept, self._kept).copy_(newest.clone())
+            self._end = end
+
+    def follow(self, other: TailRing) -> None:
+        """Stand where *other* stands, which wrote this ring's rows as well."""
+        self._end = other.end
 
     def view(self, start: int, stop: int) -> Tensor:
         """Return rows *start* … *stop* - 1, counted from the end of the rows counted so far.

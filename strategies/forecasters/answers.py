@@ -59,18 +59,19 @@ def _figures(
 
 
 def explanations(
-    told: Advance, aged: Floats, before: Floats | None, *, content_free: float, context: int
+    told: Advance, aged: Floats, before: Floats, *, content_free: float, context: int
 ) -> list[Explanation]:
     """Return where each bar looked.
 
-    *aged* are the rollout rows by age, *before* the row of the bar before the first, None at
-    the start of a stream; *context* is the receptive field in bars.
+    *aged* are the rollout rows by age, *before* the same of the bar before each, NaN at the start
+    of a stream, where there is no shift; *context* is the receptive field in bars.
     """
     recent = measures.recent_mass(aged, context).tolist()
-    earlier = np.concatenate([aged[:1] if before is None else before, aged[:-1]])
-    shifts: list[float | None] = measures.shift(earlier, aged).tolist()
-    if before is None:
-        shifts[0] = None
+    known = ~np.isnan(before[:, -1])
+    shifts = [
+        float(shift) if has_shift else None
+        for shift, has_shift in zip(measures.shift(before, aged), known, strict=True)
+    ]
     errors = np.abs(1.0 - told.rollout.sum(axis=1, dtype=np.float64)).tolist()
     entropy = told.confidence.flatten(1)  # [bar, layer * head]
     confidence = entropy.double().mean(1).tolist()

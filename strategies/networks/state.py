@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from itertools import chain
+from typing import Final, NamedTuple
 
 import torch
+from torch import Tensor
 
 from tracepaper.strategies.attention.blocks import OLDER, BlockColumns, bucket_count
 from tracepaper.strategies.attention.cache import TailRing, WrapRing
@@ -23,20 +25,34 @@ def _slack(window: int) -> int:
     return max(CHUNK_BARS, window // 2)
 
 
-class LayerState:
-    """What one layer keeps of the past."""
+class LayerState(NamedTuple):
+    """What one layer keeps of the past: three rings that move on together."""
 
-    def __init__(self, config: FlashConfig, width: int) -> None:
+    keys: TailRing
+    values: TailRing
+    rollout: TailRing
+
+    @classmethod
+    def empty(cls, config: FlashConfig, width: int) -> LayerState:
+        """Return the state before the first bar, for rollout rows of *width* columns."""
         kept, slack = config.window - 1, _slack(config.window)
         shape = (config.heads, config.head_dim)
-        self.keys = TailRing(kept=kept, slack=slack, shape=shape, dim=1)
-        self.values = TailRing(kept=kept, slack=slack, shape=shape, dim=1)
-        self.rollout = TailRing(kept=kept, slack=slack, shape=(width,), dim=0)
+        return cls(
+            TailRing(kept=kept, slack=slack, shape=shape, dim=1),
+            TailRing(kept=kept, slack=slack, shape=shape, dim=1),
+            TailRing(kept=kept, slack=slack, shape=(width,), dim=0),
+        )
 
-    @property
-    def rings(self) -> tuple[TailRing, TailRing, TailRing]:
-        """Keys, values and rollout rows, which move on together."""
-        return self.keys, self.values, self.rollout
+    def write(self, key: Tensor, value: Tensor, rollout: Tensor) -> None:
+        """Put new rows behind the newest; ``advance`` counts them."""
+        self.keys.write(key)
+        self.values.write(value)
+        self.rollout.write(rollout)
+
+    def advance(self, bars: int) -> None:
+        """Count the first *bars* of the rows just written."""
+        for ring in self:
+            ring.advance(bars)
 
     def fold(self, columns: list[int]) -> None:
         """Add expired rollout *columns* to the older mass and empty them."""
@@ -53,7 +69,8 @@ class StreamState:
         self.columns = BlockColumns(
             buckets=bucket_count(config.receptive_field), spare=CHUNK_BARS // BLOCK_BARS + 1
         )
-        self.layers = [LayerState(config, self.columns.width) for _ in range(config.layers)]
+        width = self.columns.width
+        self.layers = [LayerState.empty(config, width) for _ in range(config.layers)]
         kept, slack = config.window - 1, _slack(config.window)
         self.places = TailRing(kept=kept, slack=slack, shape=(), dim=0, dtype=torch.int64)
         fits = config.receptive_field <= HISTORY_BARS_MAX
@@ -65,11 +82,21 @@ class StreamState:
         self.count = 0  # bars taken in since the last clear
         self.attended_pairs = 0  # pairs of query and visible key, over all layers, ever
 
+    @property
+    def rings(self) -> list[TailRing]:
+        """The rings that a step reads and writes, the places first; all stand at one end."""
+        return [self.places, *chain.from_iterable(self.layers)]
+
+    def expire(self, block: int) -> None:
+        """Fold what a bar in *block* no longer names into the older mass."""
+        if gone := self.columns.expired(block):
+            for layer in self.layers:
+                layer.fold(gone)
+
     def clear(self) -> None:
         """Forget the stream; the count of pairs goes on."""
-        for ring in (self.places, self.history, self.positions, self.columns):
+        for ring in self.rings:
             ring.clear()
-        for layer in self.layers:
-            for ring in layer.rings:
-                ring.clear()
+        for kept in (self.history, self.positions, self.columns):
+            kept.clear()
         self.count = 0

@@ -8,6 +8,7 @@ give the output, the entropy and the bucketed rollout
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tracepaper.strategies.attention.blocks import Ids
+from tracepaper.strategies.attention.cache import TailRing
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
@@ -31,7 +33,14 @@ from tracepaper.strategies.networks.state import (
 )
 from tracepaper.strategies.types import BLOCK_BARS
 
-__all__ = ["CHUNK_BARS", "RESIDUAL", "TILE_BARS", "Advance", "StreamState", "StreamingNetwork"]
+__all__ = [
+    "CHUNK_BARS",
+    "RESIDUAL",
+    "TILE_BARS",
+    "Advance",
+    "StreamState",
+    "StreamingNetwork",
+]
 
 TILE_BARS: Final = 64
 """Queries of one tile: few enough for the tile's scores to stay in the cache."""
@@ -43,7 +52,7 @@ _MASS_TOLERANCE: Final = 1e-3
 
 
 class Advance(NamedTuple):
-    """What the network says of the bars just taken in."""
+    """What the network says of the bars just taken in, of one stream or one bar of each."""
 
     outputs: Outputs  # tensors [1, bars, …]
     confidence: Tensor  # [bars, layer, head], 1 - H / ln n
@@ -51,11 +60,21 @@ class Advance(NamedTuple):
 
 
 class _Tile(NamedTuple):
-    """What the queries of a tile, or of all tiles, got from their windows."""
+    """What the queries of a tile, or of all tiles, got from their windows.
+
+    Where several streams are abreast, each has a dimension of streams in front.
+    """
 
     output: Tensor  # [head, tile, dim]
     figures: Tensor  # [head, tile, 4]: mass, largest score, largest share, mean score
     rollout: Tensor  # [tile, width]: mean_h A_h R
+
+
+class Past(NamedTuple):
+    """What came before the new bars, in one stream or in some that are abreast."""
+
+    places: TailRing
+    counts: Sequence[int]  # bars of each stream
 
 
 class StreamingNetwork:
@@ -85,9 +104,7 @@ class StreamingNetwork:
         bars for whose blocks there was room: all of them, unless the data are full of holes.
         """
         blocks = positions // BLOCK_BARS
-        if gone := state.columns.expired(int(blocks[0])):
-            for layer in state.layers:
-                layer.fold(gone)
+        state.expire(int(blocks[0]))
         columns = state.columns.take(blocks)
         bars = len(columns)
         filling = (CHUNK_BARS if padded else bars) - bars
@@ -147,64 +164,74 @@ class StreamingNetwork:
             seen = self._attend(state, layer, projected, rollout)
             hidden = block.finish(hidden, seen.output[None])
             rollout = torch.lerp(seen.rollout, rollout, RESIDUAL)
-            for ring in layer.rings:
-                ring.advance(bars)
+            layer.advance(bars)
             queries.append(projected.query[0])
             keys.append(projected.key[0])
             figures.append(seen.figures)
-        measured = torch.stack(figures)[:, :, :bars]  # [layer, head, bars, figure]
-        mass, top_score, top_share, mean_score = measured.split(1, dim=-1)
-        _check(mass, "attention")
-        _check(rollout[:bars].sum(-1), "the rollout")
-        # The largest share is exp(largest score - logsumexp), and H = logsumexp - mean score.
-        logsumexp = top_score - top_share.log()
-        confidence = self._confidence(state, (logsumexp - mean_score).squeeze(-1))
-        attended = (torch.stack(queries)[:, :, :bars], torch.stack(keys)[:, :, :bars], logsumexp)
-        state.history.push(torch.cat(attended, dim=-1).permute(2, 0, 1, 3))
-        return hidden, rollout, confidence
-
-    def _confidence(self, state: StreamState, entropy: Tensor) -> Tensor:
-        """Return 1 - H / ln n [bars, layer, head] of *entropy* [layer, head, bars], 0 at n = 1."""
-        bars = entropy.shape[-1]
         visible = (torch.arange(bars) + state.count + 1).clamp(max=self.config.window)
         state.attended_pairs += self.config.layers * int(visible.sum())
-        confidence = 1.0 - entropy / visible.log().clamp(min=torch.finfo(torch.float32).tiny)
-        return (confidence.clamp(0.0, 1.0) * (visible > 1)).permute(2, 0, 1)
+        told = [torch.stack(x)[:, :, :bars] for x in (queries, keys, figures)]
+        confidence, history = self._figures(told, rollout[:bars], visible)
+        state.history.push(history)
+        return hidden, rollout, confidence
+
+    def _figures(
+        self, told: Sequence[Tensor], rollout: Tensor, visible: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Check every row's mass; return confidences [bars, layer, head] and rows of history.
+
+        *told* are queries, keys and figures [layer, head, bars, …], *visible* [bars] how many
+        keys each bar sees. The confidence is 1 - H / ln n, 0 at n = 1.
+        """
+        queries, keys, measured = told
+        mass, top_score, top_share, mean_score = measured.split(1, dim=-1)
+        _check(mass, "attention")
+        _check(rollout.sum(-1), "the rollout")
+        # The largest share is exp(largest score - logsumexp), and H = logsumexp - mean score.
+        logsumexp = top_score - top_share.log()
+        visible = visible.clamp(max=self.config.window)
+        most = visible.log().clamp(min=torch.finfo(torch.float32).tiny)
+        confidence = 1.0 - (logsumexp - mean_score).squeeze(-1) / most
+        confidence = (confidence.clamp(0.0, 1.0) * (visible > 1)).permute(2, 0, 1)
+        return confidence, torch.cat((queries, keys, logsumexp), dim=-1).permute(2, 0, 1, 3)
 
     def _attend(
         self, state: StreamState, layer: LayerState, projected: Projected, rollout: Tensor
     ) -> _Tile:
         """Cache the new keys, values and rollout rows, and attend tile by tile."""
         query, key, value = (x[0] for x in projected)  # [head, bars, dim]
-        layer.keys.write(key)
-        layer.values.write(value)
-        layer.rollout.write(rollout)
+        layer.write(key, value, rollout)
+        past = Past(state.places, [state.count])
         bars = query.shape[1]
         if bars == 1:
-            return self._tile(state, layer, query, 0)
+            return self._tile(past, layer, query, 0)
         tiles = [
-            self._tile(state, layer, query[:, start : start + TILE_BARS], start)
+            self._tile(past, layer, query[:, start : start + TILE_BARS], start)
             for start in range(0, bars, TILE_BARS)
         ]
         return _Tile(*(torch.cat(x, dim=-2) for x in zip(*tiles, strict=True)))
 
-    def _tile(self, state: StreamState, layer: LayerState, query: Tensor, start: int) -> _Tile:
-        """Attend with *query* [head, tile, dim], whose first bar is *start* bars into the chunk."""
-        stop = start + query.shape[1]
+    def _tile(self, past: Past, layer: LayerState, query: Tensor, start: int) -> _Tile:
+        """Attend with *query* [(stream,) head, tile, dim] from *start* bars into the chunk on."""
+        bars = query.shape[-2]
+        stop = start + bars
         begin = start - (self.config.window - 1)
-        if query.shape[1] == 1:
-            begin = max(begin, -state.count)
+        if bars == 1:
+            begin = max(begin, -max(past.counts))
         scores = self._scale * query @ layer.keys.view(begin, stop).mT  # [head, tile, keys]
         if self.config.encoding == "alibi":
-            places = state.places.view(begin, stop)
-            distance = (places - places[start - begin :, None]).float()  # exact below 2^24 bars
-            scores += self.network.slopes[:, None, None] * distance
-        if query.shape[1] > 1:
+            places = past.places.view(begin, stop)[..., None, :]
+            distance = places - places[..., start - begin :].mT  # [(stream,) tile, keys]
+            # Exact below 2^24 bars.
+            scores += self.network.slopes[:, None, None] * distance.float().unsqueeze(-3)
+        if bars > 1:
             scores[..., :TILE_BARS] += self._gone
             scores[..., -TILE_BARS:] += self._future
-            scores[..., : max(0, -state.count - begin)] = (
-                _HIDDEN  # before the first bar of the stream
-            )
+        if min(past.counts) + begin < 0:
+            for one, count in zip(
+                scores.view(len(past.counts), -1, bars, stop - begin), past.counts, strict=True
+            ):
+                one[..., : max(0, -count - begin)] = _HIDDEN  # before the stream's first bar
         shares = torch.softmax(scores, dim=-1)
         top_score = scores.amax(-1, keepdim=True)
         mean_score = scores.mul_(shares).sum(-1, keepdim=True)
@@ -212,7 +239,7 @@ class StreamingNetwork:
         return _Tile(
             output=shares @ layer.values.view(begin, stop),
             figures=torch.cat((*figures, mean_score), dim=-1),
-            rollout=shares.mean(0) @ layer.rollout.view(begin, stop),
+            rollout=shares.mean(-3) @ layer.rollout.view(begin, stop),
         )
 
 

@@ -35,7 +35,8 @@ def outputs(bars: int = 1) -> Outputs:
 def told(bars: int = 1) -> Explanation:
     rollout = np.full((bars, 4), 0.25, dtype=np.float32)
     advance = Advance(outputs(bars), torch.full((bars, 2, 3), 0.5), rollout)
-    return explanations(advance, rollout.astype(float), None, content_free=0.1, context=200)[0]
+    unknown = np.full(rollout.shape, np.nan)
+    return explanations(advance, rollout.astype(float), unknown, content_free=0.1, context=200)[0]
 
 
 def test_figures_are_scaled_by_sigma_and_the_root_of_the_horizon() -> None:

@@ -74,3 +74,25 @@ def test_rings_that_hold_nothing_are_refused() -> None:
         TailRing(kept=3, slack=0, shape=(), dim=0)
     with pytest.raises(AttentionInvalid, match="holds nothing; enlarge it"):
         WrapRing(capacity=0, shape=(), dtype=torch.float32)
+
+
+def test_stacked_rings_write_for_all_and_each_lives_on_alone() -> None:
+    rings = [TailRing(kept=3, slack=2, shape=(2,), dim=1) for _ in range(3)]
+    for number, ring in enumerate(rings):
+        for row in range(4 + number):  # the last of them has wrapped around
+            ring.write(torch.full((2, 1), 10.0 * number + row))
+            ring.advance(1)
+    before = [ring.view(-3, 0).clone() for ring in rings]
+    whole = TailRing.stacked(rings)
+    for ring, kept in zip(rings, before, strict=True):
+        ring.move(rings[0].end)
+        assert torch.equal(ring.view(-3, 0), kept)
+    pair = whole.over(whole.everything()[1:])
+    pair.follow(rings[1])
+    pair.write(torch.full((2, 2, 1), 99.0))
+    pair.advance(1)
+    for ring in rings[1:]:
+        ring.follow(pair)
+        assert ring.view(-1, 0).eq(99.0).all()
+    assert torch.equal(rings[0].view(-3, 0), before[0])
+    assert torch.equal(pair.view(-3, -1), torch.stack([kept[:, 1:] for kept in before[1:]]))
