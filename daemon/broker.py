@@ -105,12 +105,21 @@ class Broker:
         return after
 
     def submit(
-        self, target: int, held: int, *, order_id: str, price: int, reason: str, at_ms: int
+        self,
+        target: int,
+        held: int,
+        *,
+        order_id: str,
+        price: int,
+        reason: str,
+        at_ms: int,
+        cash: int = MONEY_LIMIT,
     ) -> tuple[Order, ...]:
         """Make position plus resting order reach *target*; return every order that changed.
 
-        *held* is the position, *price* the newest close (for the minimum notional), *at_ms*
-        market time of the decision. A reversal is one order.
+        *held* is the position, *price* the newest close (for what depends on the notional),
+        *at_ms* market time of the decision, *cash* what a spot buy can be paid from. A reversal
+        is one order.
         """
         resting_leads_there = self.order is not None and target == self.wanted
         self.wanted = target
@@ -125,31 +134,40 @@ class Broker:
             changed.append(msgspec.structs.replace(order, status=status))
             self.order = None
         if abs(needed) > near and target != self._rejected:
-            changed.append(self._place(needed, target, order_id, price, reason, at_ms))
+            placed = self._placed(needed, order_id, reason, at_ms)
+            changed.append(self._sent(placed, target, price=price, cash=cash))
         return tuple(changed)
 
-    def _place(
-        self, needed: int, target: int, order_id: str, price: int, reason: str, at_ms: int
-    ) -> Order:
+    def _placed(self, needed: int, order_id: str, reason: str, at_ms: int) -> Order:
+        """Return the new order for *needed* (signed), before the exchange has seen it."""
         quantity = abs(needed)
         if self._spot and needed > 0:
             quantity = self._grossed_up(quantity)
-        refusal = self._refusal(quantity, price, reduces=target == 0)
-        event = OrderEvent.ACCEPT if refusal is None else OrderEvent.REJECT
-        order = Order(
+        return Order(
             order_id,
             self._instrument.id,
             Side.BUY if needed > 0 else Side.SELL,
             quantity,
             0,
-            advance(OrderStatus.NEW, event),
-            refusal or reason,
+            OrderStatus.NEW,
+            reason,
             at_ms,
             at_ms + self._latency_ms,
         )
+
+    def _sent(self, order: Order, target: int, *, price: int, cash: int) -> Order:
+        """Return *order* as the exchange answers it; it rests if it was accepted."""
+        refusal = self._refusal(order.quantity, price, reduces=target == 0)
+        buys_spot = self._spot and order.side is Side.BUY
+        if refusal is None and buys_spot and self._notional(price, order.quantity) > cash:
+            refusal = "cash does not cover it"
+        event = OrderEvent.ACCEPT if refusal is None else OrderEvent.REJECT
+        answered = msgspec.structs.replace(
+            order, status=advance(order.status, event), reason=refusal or order.reason
+        )
         self._rejected = None if refusal is None else target
-        self.order = order if refusal is None else None
-        return order
+        self.order = answered if refusal is None else None
+        return answered
 
     def _grossed_up(self, quantity: int) -> int:
         """Return what to buy so that *quantity* is left after the fee, which is paid in base."""

@@ -67,7 +67,13 @@ class Ledger:
         """Ask the broker of *instrument* to reach *target* from what is held."""
         held = self.portfolio.holdings[instrument].quantity
         return self.brokers[instrument].submit(
-            target, held, order_id=order_id, price=price, reason=reason, at_ms=at_ms
+            target,
+            held,
+            order_id=order_id,
+            price=price,
+            reason=reason,
+            at_ms=at_ms,
+            cash=self.portfolio.cash,
         )
 
     def state(self) -> LedgerState:

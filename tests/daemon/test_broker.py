@@ -122,3 +122,19 @@ def test_an_order_that_money_could_not_hold_is_rejected_and_a_close_never_is() -
     assert (order.status, order.reason) == (OrderStatus.REJECTED, "notional above 230584300")
     (close,) = submit(desk, 0, held=huge, price=10**8)
     assert close.status is OrderStatus.ACCEPTED
+
+
+def test_a_spot_buy_beyond_the_cash_is_rejected_and_a_sale_is_not() -> None:
+    item = instrument(category=Category.SPOT)
+    desk = Broker(item, Terms(taker_fee=0), latency_ms=0)
+    order: dict[str, Any] = {"order_id": "1-0", "price": 10_000, "reason": "why", "at_ms": 0}
+    (refused,) = desk.submit(1_000, 0, cash=99 * 10**10, **order)
+    assert (refused.status, refused.reason) == (OrderStatus.REJECTED, "cash does not cover it")
+    (bought,) = desk.submit(900, 0, cash=99 * 10**10, **order)
+    (canceled,) = desk.submit(0, 0, cash=0, **order)
+    (sold,) = desk.submit(0, 900, cash=0, **order)
+    assert [o.status for o in (bought, canceled, sold)] == [
+        OrderStatus.ACCEPTED,
+        OrderStatus.CANCELED,
+        OrderStatus.ACCEPTED,
+    ]
