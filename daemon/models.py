@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracepaper.daemon.config import Config
+from tracepaper.daemon.free_memory import free_bytes
 from tracepaper.strategies.forecaster import Forecaster
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def _built(checkpoint: Checkpoint, config: Config, path: str) -> Forecaster:
         threads=config.model.threads,
         path=path,
         backend=config.model.backend,
+        instruments=len(config.market.symbols),
+        free_bytes=free_bytes(),
     )
 
 

@@ -138,6 +138,10 @@ class WrapRing:
         self._rows[: len(rows) - first] = rows[first:]
         self._written += len(rows)
 
+    def everything(self) -> Tensor:
+        """Return the whole buffer, in the order in which it was written."""
+        return self._rows
+
     def unrolled(self) -> Tensor:
         """Return a copy of the rows held, oldest first."""
         capacity = self._rows.shape[0]

@@ -89,11 +89,13 @@ def longest(need: Callable[[int], int], *, available_bytes: int, at_most: int) -
     return low * CONTEXT_STEP
 
 
-def require_memory(need: Callable[[int], int], time: int, *, available_bytes: int) -> int:
+def require_memory(
+    need: Callable[[int], int], time: int, *, available_bytes: int, name: str = "context"
+) -> int:
     """Return the bytes that *time* bars need; raise ``AttentionInvalid`` if they cannot fit.
 
     *need* tells the bytes of a context and must not fall as it grows. The sentence names the
-    longest context that would fit.
+    longest context that would fit; *name* is what it calls it.
     """
     wanted = need(time)
     if wanted <= available_bytes:
@@ -101,6 +103,6 @@ def require_memory(need: Callable[[int], int], time: int, *, available_bytes: in
     fitting = longest(need, available_bytes=available_bytes, at_most=time)
     advice = f"use at most {fitting} bars" if fitting else "use a smaller network"
     raise AttentionInvalid(
-        f"A context of {time} bars needs {wanted / 2**20:,.0f} MiB and "
+        f"A {name} of {time} bars needs {wanted / 2**20:,.0f} MiB and "
         f"{available_bytes / 2**20:,.0f} MiB are free; {advice}."
     )

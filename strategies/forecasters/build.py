@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import torch
@@ -10,6 +11,12 @@ from torch import Tensor
 
 from tracepaper.strategies import features
 from tracepaper.strategies.attention import kernels
+from tracepaper.strategies.attention.memory import (
+    Shape,
+    forward_bytes,
+    require_memory,
+    rollout_bytes,
+)
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.forecaster import Forecaster
@@ -17,6 +24,7 @@ from tracepaper.strategies.forecasters.streaming import BACKEND, Model, Streamin
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster, WindowModel
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.state import stream_bytes
 from tracepaper.strategies.types import Calibration
 
 AnyNetwork = TypeVar("AnyNetwork", FlashNetwork, InformerNetwork)
@@ -34,13 +42,17 @@ def build(
     threads: int = 1,
     path: str = "step",
     backend: str = "auto",
+    instruments: int = 1,
+    free_bytes: int | None = None,
 ) -> Forecaster:
     """Return the forecaster of a checkpoint, probed once with bounded random features.
 
     Sets PyTorch's thread count, which is part of what a run records; *backend* is chosen once,
-    see ``choose_backend``. Raises ``ConfigInvalid`` for an unknown path, device, kind or feature
-    schema, and ``CheckpointMismatch`` for tensors that are not the ones the card's architecture
-    asks for or that give values that are not finite.
+    see ``choose_backend``. Where *free_bytes* are known, a window that could not fit for that many
+    *instruments* is refused before anything is allocated, with ``AttentionInvalid``. Raises
+    ``ConfigInvalid`` for an unknown path, device, kind or feature schema, and
+    ``CheckpointMismatch`` for tensors that are not the ones the card's architecture asks for or
+    that give values that are not finite.
     """
     if path not in PATHS:
         raise ConfigInvalid(f"model.path is {path!r}; choose step or scan.")
@@ -49,6 +61,10 @@ def build(
     chosen = choose_backend(card, backend, device=device)
     torch.set_num_threads(threads)
     config = _architecture(card)
+    if free_bytes is not None:
+        require_memory(
+            _need(config, instruments), config.window, available_bytes=free_bytes, name="window"
+        )
     if isinstance(config, InformerConfig):
         model = _window_model(card, _loaded(InformerNetwork(config), tensors))
         return WindowedForecaster(model, threads=threads, backend=chosen)
@@ -58,6 +74,14 @@ def build(
         model = _window_model(card, flash)
         return WindowedForecaster(model, threads=threads, backend=chosen)
     return StreamingForecaster(_model(card, flash), path=path, threads=threads)
+
+
+def _need(config: FlashConfig | InformerConfig, instruments: int) -> Callable[[int], int]:
+    """Return what tells the bytes that a forecaster of such a network needs for a window."""
+    if isinstance(config, FlashConfig) and config.mask == "window":
+        return lambda window: stream_bytes(replace(config, window=window), instruments=instruments)
+    shape = Shape(config.layers, config.heads, config.dim)
+    return lambda window: forward_bytes(shape, window) + rollout_bytes(shape, window)
 
 
 def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:

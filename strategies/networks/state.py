@@ -25,6 +25,30 @@ def _slack(window: int) -> int:
     return max(CHUNK_BARS, window // 2)
 
 
+def stream_bytes(config: FlashConfig, *, instruments: int = 1) -> int:
+    """Return the peak memory of streams of *instruments* whose rings are full, weights apart.
+
+    It never falls as the window grows: a field too long for its history counts as the longest
+    that has one.
+    """
+    window, dim = config.window, config.dim
+    width = _columns(config).width
+    rows = window - 1 + _slack(window)
+    history = min(config.receptive_field, HISTORY_BARS_MAX)
+    kept = config.layers * (rows * (2 * dim + width) + history * (2 * dim + config.heads))
+    places = 2 * (rows + history)  # of eight bytes each
+    scores = 3 * config.heads * BLOCK_BARS * (window + BLOCK_BARS)  # of one tile
+    moved = window * max(dim, width)  # a ring on its way to the front of its buffer
+    chunk = CHUNK_BARS * (3 * width + (3 * config.layers + 12) * dim)
+    return 4 * (instruments * (kept + places) + scores + moved + chunk)
+
+
+def _columns(config: FlashConfig) -> BlockColumns:
+    return BlockColumns(
+        buckets=bucket_count(config.receptive_field), spare=CHUNK_BARS // BLOCK_BARS + 1
+    )
+
+
 class LayerState(NamedTuple):
     """What one layer keeps of the past: three rings that move on together."""
 
@@ -66,9 +90,7 @@ class StreamState:
 
     def __init__(self, network: FlashNetwork) -> None:
         config = network.config
-        self.columns = BlockColumns(
-            buckets=bucket_count(config.receptive_field), spare=CHUNK_BARS // BLOCK_BARS + 1
-        )
+        self.columns = _columns(config)
         width = self.columns.width
         self.layers = [LayerState.empty(config, width) for _ in range(config.layers)]
         kept, slack = config.window - 1, _slack(config.window)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tracepaper.strategies.attention.blocks import bucket_count
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.state import stream_bytes
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     Advance,
@@ -235,3 +236,35 @@ def test_a_context_too_long_to_keep_is_said_so() -> None:
     stream.advance(state, rows(1), np.array([START]), padded=False)
     with pytest.raises(InvariantBroken, match="longer than the 65536 kept"):
         stream.history(state)
+
+
+def held_bytes(state: StreamState) -> int:
+    """Return what the rings of *state* hold in memory."""
+    rows = [ring.everything() for ring in state.rings]
+    history = [state.history.everything(), state.positions.everything()]
+    return sum(part.numel() * part.element_size() for part in (*rows, *history))
+
+
+@pytest.mark.parametrize("window", [1, 50, 1_088, 5_000])
+def test_the_memory_of_a_stream_is_known_before_it_is_allocated(window: int) -> None:
+    config = replace(models.SMALL, window=window)
+    held = held_bytes(StreamState(models.network(config)))
+    one, two, three = (stream_bytes(config, instruments=count) for count in (1, 2, 3))
+    assert three - two == two - one == held
+    assert one > held
+
+
+@given(st.integers(1, 65_535), st.integers(1, 4))
+def test_the_memory_of_a_stream_never_falls_as_its_window_grows(window: int, layers: int) -> None:
+    config = replace(models.SMALL, window=window, layers=layers)
+    assert stream_bytes(config) <= stream_bytes(replace(config, window=window + 1))
+
+
+def test_the_longest_window_streams() -> None:
+    net = models.network(replace(models.SMALL, window=65_536, layers=1, dim=2, heads=1))
+    x, positions = rows(200), np.arange(START, START + 200)
+    mean, _, rollout, state = feed(net, x, positions, [0, 180])
+    wanted, _, wanted_rollout = dense(net, x, positions)
+    assert (mean - wanted).abs().max() <= 1e-4 * wanted.std()
+    np.testing.assert_allclose(rollout, wanted_rollout, rtol=0, atol=1e-6)
+    assert state.attended_pairs == 200 * 201 // 2
