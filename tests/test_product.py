@@ -267,6 +267,15 @@ def test_a_resumed_replay_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert json.loads(resumed.out)["equity"] == said["equity"]
 
 
+def test_lookahead_aggregates_candles_as_a_replay_does(tmp_path: Path) -> None:
+    (tmp_path / "trader.toml").write_text(f'[market]\ninterval = "15"\n{TRADER}')
+    data = ["--data", str(DEMO_CANDLES), "-c", "trader.toml", "--json"]
+    checked = run(["lookahead", *data, "--probes", "3", "--bars", "300"], tmp_path)
+    assert checked.code == 0, checked.err
+    found = json.loads(checked.out)
+    assert (found["holds"], found["probes"], found["bars"]) == (True, 3, 300)
+
+
 def test_a_corrupt_checkpoint_is_refused_by_its_hash(tmp_path: Path) -> None:
     shutil.copytree(DEMO_CANDLES.parent / "default", tmp_path / "model")
     weights = tmp_path / "model" / "weights.safetensors"

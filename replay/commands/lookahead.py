@@ -76,10 +76,13 @@ def _perform(
     from tracepaper.daemon.models import load_forecaster
     from tracepaper.replay.importers import read_candles, slice_candles
     from tracepaper.replay.replaying import configuration
+    from tracepaper.replay.resample import resample
     from tracepaper.strategies.errors import ConfigInvalid
 
     candles = read_candles(data)
     given = configuration(config, [candles])
+    if candles.interval_ms < given.market.interval_ms:
+        candles = resample(candles, given.market.interval_ms)
     forecaster = load_forecaster(given) if needs_forecaster(given) else None
     warmup = warmup_bars(given, forecaster)
     wanted = min(len(candles), bars or 2 * warmup + 1_000)
