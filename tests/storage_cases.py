@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from builders import MINUTE, START_MS, bar, bars, instrument, quote
 from hypothesis import strategies as st
@@ -285,11 +286,11 @@ OURS = Position(-2_000, -(10**15), 12, 3, 7, -3)
 
 def other_events() -> list[Event]:
     """Return one event of every kind but the bar."""
-    at = {"market_ms": START_MS + 1, "seen_ms": START_MS + 2}
+    at: dict[str, Any] = {"market_ms": START_MS + 1, "seen_ms": START_MS + 2}
     return [
         InstrumentChange(BTC, **at),
         ModelChange("m", "sha", "0.1", "step", "cpu", "float32", 1, ((BTC.id, 5),), **at),
-        ModelChange("m", "sha", "0.1", "scan", "cpu", "float32", 2, (), backend="tiles", **at),
+        ModelChange("m", "sha", "0.1", "scan", "cpu", "float32", 2, (), *at.values(), "tiles"),
         Gap(BTC.id, START_MS, START_MS + MINUTE, GapCause.MISSED, "rest", **at),
         quote(),
         Trade(BTC.id, "trade-1", Side.SELL, 5, 6, **at),
