@@ -290,7 +290,7 @@ def other_events() -> list[Event]:
     return [
         InstrumentChange(BTC, **at),
         ModelChange("m", "sha", "0.1", "step", "cpu", "float32", 1, ((BTC.id, 5),), **at),
-        ModelChange("m", "sha", "0.1", "scan", "cpu", "float32", 2, (), *at.values(), "tiles"),
+        ModelChange("m", "sha", "0.1", "scan", "cpu", "float32", 2, (), backend="tiles", **at),
         Gap(BTC.id, START_MS, START_MS + MINUTE, GapCause.MISSED, "rest", **at),
         quote(),
         Trade(BTC.id, "trade-1", Side.SELL, 5, 6, **at),
