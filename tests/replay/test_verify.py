@@ -153,6 +153,20 @@ def test_parity_of_a_run_with_its_own_record_is_whole(tmp_path: Path, run: Path)
     assert found.fills_compared
 
 
+@pytest.mark.parametrize("column", ["path", "device", "dtype", "backend"])
+def test_parity_compares_hashes_only_where_both_runs_went_the_same_way(
+    tmp_path: Path, walk: Candles, run: Path, column: str
+) -> None:
+    other = tmp_path / "other.db"
+    replayed(other, walk)
+    assert compared(run, other).exact
+    with sqlite3.connect(other) as raw:
+        raw.execute(f"UPDATE runs SET {column} = 'another'")
+    found = compared(run, other)
+    assert found.holds
+    assert not found.exact
+
+
 def test_parity_names_the_first_field_that_differs(
     tmp_path: Path, walk: Candles, run: Path
 ) -> None:
