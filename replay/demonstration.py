@@ -28,7 +28,7 @@ from tracepaper.replay.explaining.show import show_stored
 from tracepaper.replay.explaining.show_full import show_attribution
 from tracepaper.replay.explaining.stored import read_stored
 from tracepaper.replay.samples import DEMO_CANDLES
-from tracepaper.replay.summary import Summary, program_name, reading, show, summarise
+from tracepaper.replay.summary import Summary, most_telling, program_name, show, summarise
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.tamper import ChainReport
@@ -133,7 +133,7 @@ def _sum_up(wanted: Demonstration, shown: Shown, database: Path) -> None:
     summary = summarise(database, run_id)
     with Reader.open(database) as reader:
         chain = verify_chain(reader.connection, run_id)
-    sequence = _most_telling(database, run_id)
+    sequence = most_telling(database, run_id)
     if wanted.as_json:
         print_json(_document(summary, database, chain, sequence))
         return
@@ -158,19 +158,6 @@ def _sum_up(wanted: Demonstration, shown: Shown, database: Path) -> None:
     console.print(f"  {program} explain {decision} --full --db {database}", soft_wrap=True)
     question = "SELECT refused_by, count(*) AS bars FROM v_decisions GROUP BY 1"
     console.print(f'  {program} audit sql "{question}" --db {database}', soft_wrap=True)
-
-
-def _most_telling(database: Path, run_id: str) -> int | None:
-    """Return the sequence of the last decision that opened a trade, or else the last explained."""
-    decisions = "SELECT max(sequence) FROM v_decisions WHERE run_id = ?"
-    explained = f"{decisions} AND confidence IS NOT NULL"
-    traded = f"{explained} AND allowed AND action IN ('LONG', 'SHORT')"
-    with reading(database) as db:
-        for query in (traded, explained, decisions):
-            (sequence,) = db.execute(query, (run_id,)).fetchone()
-            if sequence is not None:
-                return int(sequence)
-    return None
 
 
 def _document(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from tracepaper.replay.importers.times import instant
 from tracepaper.replay.rerun import rerun_recorded
 from tracepaper.replay.resample import resample
 from tracepaper.replay.resuming import resume_replay
-from tracepaper.replay.summary import program_name, show, summarise
+from tracepaper.replay.summary import most_telling, program_name, show, summarise
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.lock import lock_file
 from tracepaper.strategies.errors import ConfigInvalid
@@ -78,10 +79,16 @@ def perform(request: Request) -> None:
         if is_new and not audit.head:  # no run was opened: nothing is left behind
             database.unlink(missing_ok=True)
             lock_file(database).unlink(missing_ok=True)
+            shutil.rmtree(checkpoints_beside(database), ignore_errors=True)
     seconds = clock.network_s() - began_s
     _say(request, database, run_id, tally, seconds)
     if not tally.finished:
         raise typer.Exit(INTERRUPTED)
+
+
+def checkpoints_beside(database: Path) -> Path:
+    """Return the folder in which the checkpoints that *database* used are kept."""
+    return database.with_name(database.name + ".checkpoints")
 
 
 def _run(
@@ -232,12 +239,14 @@ def _say(request: Request, database: Path, run_id: str, tally: Tally, seconds: f
         )
         return
     console, program = Console(), program_name()
+    sequence = most_telling(database, run_id)
     show(console, summarise(database, run_id))
     if not tally.finished:
         console.print(f"Interrupted; `tracepaper replay --resume {run_id} …` goes on.")
     console.print(
         f"{tally.bars:,} bars in {seconds:,.1f} s. Next:\n"
-        f"  {program} audit verify {run_id} --db {database}\n"
-        f"  {program} verify {run_id} --db {database}\n"
-        f"  {program} explain {run_id}:SEQUENCE --db {database}"
+        f"  {program} audit verify last --db {database}\n"
+        f"  {program} verify last --db {database}\n"
+        f"  {program} explain last:{0 if sequence is None else sequence} --db {database}",
+        soft_wrap=True,
     )

@@ -51,6 +51,19 @@ def program_name() -> str:
         return str(called)
 
 
+def most_telling(database: Path, run_id: str) -> int | None:
+    """Return the sequence of the last decision that opened a trade, or else the last explained."""
+    decisions = "SELECT max(sequence) FROM v_decisions WHERE run_id = ?"
+    explained = f"{decisions} AND confidence IS NOT NULL"
+    traded = f"{explained} AND allowed AND action IN ('LONG', 'SHORT')"
+    with reading(database) as db:
+        for query in (traded, explained, decisions):
+            (sequence,) = db.execute(query, (run_id,)).fetchone()
+            if sequence is not None:
+                return int(sequence)
+    return None
+
+
 @dataclass(frozen=True)
 class Summary:
     """The figures of a run that its end shows; money as exact text."""
