@@ -113,16 +113,8 @@ class Daemon:
 
     async def _serve(self, audit: SqlAuditLog) -> None:
         config, clock = self._config, self._clock
-        exchange = config.exchange
         silence = Silence(clock=clock, waiting=self._supervisor.declare)
-        settings = RestSettings(
-            rest_url=exchange.rest_url,
-            requests_per_s=exchange.requests_per_s,
-            request_timeout_s=exchange.request_timeout_s,
-            ban_silence_s=exchange.ban_silence_s,
-            backoff_max_s=exchange.backoff_max_s,
-            final_after_ms=exchange.final_after_ms,
-        )
+        settings = RestSettings.of(config.exchange)
         async with Rest(settings, clock=clock, rng=self._rng, silence=silence) as rest:
             server_ms = await rest.server_time_ms()
             clock.synchronise(server_ms)

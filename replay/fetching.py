@@ -55,14 +55,7 @@ async def fetch_order(config: Config, order: Order, *, quiet: bool) -> list[Outc
     """
     interval_name(order.interval_ms)
     exchange = config.exchange
-    settings = RestSettings(
-        rest_url=exchange.rest_url,
-        requests_per_s=exchange.requests_per_s,
-        request_timeout_s=exchange.request_timeout_s,
-        ban_silence_s=exchange.ban_silence_s,
-        backoff_max_s=exchange.backoff_max_s,
-        final_after_ms=exchange.final_after_ms,
-    )
+    settings = RestSettings.of(exchange)
     clock = SystemClock()
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
     jitter = random.Random(order.interval_ms)  # noqa: S311 (waits, not secrets)

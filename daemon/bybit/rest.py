@@ -21,6 +21,7 @@ from tracepaper.daemon.bybit.decimals import exact, exact_signed
 from tracepaper.daemon.bybit.instruments import read_instruments
 from tracepaper.daemon.bybit.intervals import interval_name
 from tracepaper.daemon.bybit.silence import Silence, is_loopback
+from tracepaper.daemon.config_sections import Exchange
 from tracepaper.daemon.ports import Clock
 from tracepaper.daemon.supervisor import RestartBudget, persist
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, MessageMalformed
@@ -51,6 +52,11 @@ class RestSettings(Struct, frozen=True):
     ban_silence_s: float = 600.0
     backoff_max_s: float = 30.0
     final_after_ms: int = 2_000
+
+    @classmethod
+    def of(cls, exchange: Exchange) -> RestSettings:
+        """Return the settings that the section ``[exchange]`` of a configuration gives."""
+        return cls(**{name: getattr(exchange, name) for name in cls.__struct_fields__})
 
 
 class Rest:
