@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -30,18 +30,21 @@ Progress = Callable[[int], None]
 
 
 class KnownFeed:
-    """Events that are all known already, as a ``Feed``: it never waits for the next one."""
+    """Events that are all known already, as a ``Feed``: it never waits for the next one.
+
+    It takes an event only when the one before was dealt with: a source that reads ahead itself
+    (``ScanThinker``) relies on all earlier events having been answered.
+    """
 
     def __init__(self, events: Iterable[Event]) -> None:
         self._events = events
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield the events in order, breathing now and then."""
-        events = iter(self._events)
-        while batch := list(islice(events, BREATH_EVENTS)):
-            for event in batch:
-                yield event
-            await asyncio.sleep(0)
+        for count, event in enumerate(self._events, start=1):
+            yield event
+            if count % BREATH_EVENTS == 0:
+                await asyncio.sleep(0)
 
 
 class GroupedAudit:
