@@ -37,9 +37,13 @@ def mass_tolerance(layer: Layer) -> float:
     return _SLACK * eps * (_FLOOR + magnitude(layer))
 
 
+_TIE_LEAST: Final = 5e-13
+"""Sums over heads and keys round more often than one product does; float64 has digits to spare."""
+
+
 def tie_slack(layer: Layer) -> float:
     """Return the relative difference of two entries that rounding alone may have made."""
-    return mass_tolerance(layer) / _SLACK * 4.0
+    return max(mass_tolerance(layer) / _SLACK * 4.0, _TIE_LEAST)
 
 
 def restate(layer: Layer, mask: Mask) -> Layer:
