@@ -46,6 +46,7 @@ bench: $(STAMP)
 
 campaign: $(STAMP)
 	$(BIN)/python tests/campaign_parity.py
+	$(BIN)/python tests/campaign_live.py
 	$(BIN)/python tests/campaign.py --rounds 100 --jobs 2
 
 wheel: $(STAMP)
