@@ -10,6 +10,8 @@ import typer
 
 from tracepaper.daemon.commands.options import JsonOption
 
+WIDE_COLUMNS = 140
+
 app = typer.Typer(help="Measure: figures as ratios, in one run, on CPU time.")
 
 
@@ -81,7 +83,9 @@ def attention(
     if json:
         print_json(figures)
     else:
-        Console().print(render(figures))
+        console = Console()
+        # A pipe has no width, and a table cut to 80 columns would hide the figures.
+        (console if console.is_terminal else Console(width=WIDE_COLUMNS)).print(render(figures))
 
 
 def _tell(sentence: str) -> None:
