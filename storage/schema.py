@@ -31,7 +31,7 @@ from sqlalchemy import (
 from tracepaper.storage.rows import ANSWER_GATES, SEQUENCE_LIMIT, STEP_GATES
 from tracepaper.strategies.types import Gate
 
-SCHEMA_REVISION: Final = "0001"
+SCHEMA_REVISION: Final = "0002"
 
 metadata: Final = MetaData()
 

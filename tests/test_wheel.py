@@ -98,7 +98,7 @@ def test_the_wheel_holds_every_file_of_the_rooms(installed: Installed) -> None:
     assert wanted - held == set()
     assert {name for name in held if name.endswith(".py")} - tracked() == set()
     for needed in (
-        "tracepaper/storage/migrations/versions/r0001_tables.py",
+        "tracepaper/storage/migrations/versions/r0002_tables.py",
         "tracepaper/replay/samples/default/weights.safetensors",
         "tracepaper/replay/exchange/instruments_linear.json.gz",
         "tracepaper/strategies/py.typed",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
 from pathlib import Path
 
@@ -82,3 +84,14 @@ def test_a_missing_database_is_not_made_by_an_upgrade(tmp_path: Path) -> None:
     with pytest.raises(DataInvalid, match="no database"):
         upgrade(tmp_path / "a.db")
     assert list(tmp_path.iterdir()) == []
+
+
+SCHEMAS = {"0002": "57bd3f7b278303f505e1ec8c765d2d54542a7fb86f6ef9b4126c9a62f1a47d27"}
+"""Each revision with the SHA-256 of its tables: another schema needs another revision's name."""
+
+
+def test_a_changed_schema_has_a_new_revision_name(tmp_path: Path) -> None:
+    open_writer(tmp_path / "new.db").close()
+    tables = {name: sql for name, sql in schema(tmp_path / "new.db").items() if "VIEW" not in sql}
+    text = json.dumps(tables, sort_keys=True)
+    assert SCHEMAS[SCHEMA_REVISION] == hashlib.sha256(text.encode()).hexdigest()

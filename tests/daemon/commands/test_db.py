@@ -29,9 +29,9 @@ def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str,
 def test_upgrade_says_what_it_did(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = typed(capsys, "db", "upgrade", "--db", path)
     assert (code, err) == (0, "")
-    assert "has schema 0001 already" in out
+    assert "has schema 0002 already" in out
     code, out, _ = typed(capsys, "db", "upgrade", "--db", path, "--json")
-    assert json.loads(out) == {"database": str(path), "from": "0001", "to": "0001"}
+    assert json.loads(out) == {"database": str(path), "from": "0002", "to": "0002"}
 
 
 def test_an_older_schema_names_the_command_that_upgrades_it(

@@ -1,10 +1,10 @@
-"""The first schema: every table as it was when 0001 was written, and never changed since."""
+"""The first schema that is upgraded from: every table as it was when 0002 was written."""
 
 from alembic import op
 
 from tracepaper.strategies.errors import DataInvalid
 
-revision = "0001"
+revision = "0002"
 down_revision = None
 branch_labels = None
 depends_on = None
