@@ -11,7 +11,10 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo --bars 2000
 
+# The tests run with an empty home and cache, so that what a first run makes or prints is tested.
 test: $(STAMP)
+	@home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && env -u XDG_DATA_HOME -u XDG_STATE_HOME -u MPLCONFIGDIR \
+	HOME="$$home" XDG_CACHE_HOME="$$home/.cache" XDG_CONFIG_HOME="$$home/.config" \
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -p no:cacheprovider
 
 dev: $(STAMP)

@@ -31,6 +31,8 @@ PANELS: Final = {
     "Operate": ("status", "command", "db", "config", "doctor"),
 }
 """The order and the headings of the help; commands of other distributions come last."""
+ALIASES: Final = {"backtest": "replay"}
+"""Other names of commands, for people who come from other programs."""
 OTHERS: Final = "Added by other packages"
 
 Command = Callable[..., object]
@@ -69,6 +71,10 @@ def invoke(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     entries = _entries()
     called = next((word for word in arguments if not word.startswith("-")), "")
+    if called in ALIASES and called not in entries:
+        place = arguments.index(called)
+        called = ALIASES[called]
+        arguments = [*arguments[:place], called, *arguments[place + 1 :]]
     if called in entries:
         # Before anything else can log: stdout belongs to the command's answer.
         _configure_log()

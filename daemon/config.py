@@ -1,7 +1,8 @@
 """One frozen, checked ``Config``: a TOML file, environment variables and keyword overrides.
 
-Later wins: defaults, the file, ``TRACEPAPER_SECTION__KEY``, overrides. Whatever cannot be used is
-refused by ``ConfigInvalid`` with one sentence that names where it stands and what is allowed.
+Later wins: defaults, what the data say, the file, ``TRACEPAPER_SECTION__KEY``, the command
+line. Whatever cannot be used is refused by ``ConfigInvalid`` with one sentence that names where
+it stands and what is allowed.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -51,7 +54,12 @@ HASHED_SECTIONS: Final = (
 )
 """What decides a run; hosts, ports, log and storage do not (SEMANTICS 24)."""
 
+DATA: Final = "the data"
+ENVIRONMENT: Final = "the environment"
+
 Tables = dict[str, dict[str, Any]]
+Origins = dict[tuple[str, str], str]
+"""The source of each key that is not at its default, by section and key."""
 
 
 class Config(BaseModel):
@@ -106,20 +114,37 @@ SECTIONS: Final[dict[str, type[BaseModel]]] = {
 }
 
 
-def load(path: Path | None = None, overrides: Mapping[str, Mapping[str, Any]] = {}) -> Config:
+Sections = Mapping[str, Mapping[str, Any]]
+NOTHING: Final[Sections] = MappingProxyType({})
+
+
+def load(
+    path: Path | None = None, overrides: Sections = NOTHING, *, data: Sections = NOTHING
+) -> Config:
     """Read the configuration; raise ``ConfigInvalid`` where it cannot be used.
 
     *path* defaults to ``tracepaper.toml`` in the working directory, where there is one.
-    *overrides* maps a section to its keys, as the file does.
+    *overrides* maps a section to its keys, as the file does, and wins over everything; *data*
+    does the same for what the data themselves say, and wins over the defaults alone.
     """
+    return load_with_origins(path, overrides, data=data)[0]
+
+
+def load_with_origins(
+    path: Path | None = None, overrides: Sections = NOTHING, *, data: Sections = NOTHING
+) -> tuple[Config, Origins]:
+    """Read the configuration as ``load`` does; say as well which source set each key."""
     if path is None and Path(DEFAULT_FILE).is_file():
         path = Path(DEFAULT_FILE)
-    sources: list[tuple[str, Mapping[str, Any]]] = []
+    sources: list[tuple[str, Sections]] = []
     if path is not None:
         sources.append((str(path), _read(path)))
-    sources.append(("the environment", _environment()))
+    sources.append((ENVIRONMENT, _environment()))
     sources.append(("the command line", overrides))
-    return _merge(sources)
+    config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
+    if path is not None and ":" in config.strategy.name:
+        _find_beside(path)
+    return config, origins
 
 
 def restore(text: str) -> Config:
@@ -128,7 +153,15 @@ def restore(text: str) -> Config:
         tables = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigInvalid(f"The stored configuration is not JSON: {error}.") from None
-    return _merge([("the stored configuration", tables)])
+    stored = "the stored configuration"
+    return _merge([(stored, tables)], stored)[0]
+
+
+def _find_beside(path: Path) -> None:
+    """Let a strategy be imported from the folder of its configuration file, after all else."""
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -160,10 +193,13 @@ def _environment() -> Tables:
     return EnvSettingsSource(_Environment)()
 
 
-def _merge(sources: list[tuple[str, Mapping[str, Any]]]) -> Config:
-    """Lay the sources over one another, check the result, and name the source of a fault."""
+def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Origins]:
+    """Lay the sources over one another, check the result, and name the source of a fault.
+
+    A fault that no single key causes is *file*'s.
+    """
     merged: Tables = {}
-    origins: dict[tuple[str, str], str] = {}
+    origins: Origins = {}
     for origin, tables in sources:
         if not isinstance(tables, Mapping):
             raise ConfigInvalid(f"{origin} is not a table of sections; write [section] and keys.")
@@ -177,12 +213,12 @@ def _merge(sources: list[tuple[str, Mapping[str, Any]]]) -> Config:
             for key, value in table.items():
                 merged.setdefault(section, {})[key] = value
                 origins[section, key] = (
-                    f"{PREFIX}{section}__{key}".upper() if origin == "the environment" else origin
+                    f"{PREFIX}{section}__{key}".upper() if origin == ENVIRONMENT else origin
                 )
     try:
-        return Config.model_validate(merged)
+        return Config.model_validate(merged), origins
     except ValidationError as error:
-        raise ConfigInvalid(_sentence(error, origins, sources[0][0])) from None
+        raise ConfigInvalid(_sentence(error, origins, file)) from None
 
 
 def _unknown(origin: str, section: str) -> str:
@@ -193,7 +229,7 @@ def _unknown(origin: str, section: str) -> str:
     return f"{origin}: there is no section [{section}]{_nearest(section, SECTIONS)}; correct it."
 
 
-def _sentence(error: ValidationError, origins: Mapping[tuple[str, str], str], file: str) -> str:
+def _sentence(error: ValidationError, origins: Origins, file: str) -> str:
     """Say the first fault in one sentence: where it stands, what it is, what is allowed."""
     first = error.errors()[0]
     section, key = str(first["loc"][0]), str(first["loc"][1]) if len(first["loc"]) > 1 else ""

@@ -26,12 +26,13 @@ from tracepaper.daemon.config_values import (
     SYMBOLS_MAX,
     Exact,
     Fraction,
-    Names,
     Positive,
     Threshold,
     address,
+    interval_name,
     json_object,
     several,
+    symbol_names,
 )
 
 INTERVAL_MS: Final = {
@@ -77,10 +78,13 @@ class Market(Section):
 
     category: Literal["linear", "spot"] = "linear"
     """Bybit product category."""
-    symbols: Names = ("BTCUSDT",)
-    """Symbols of that category, up to 50."""
-    interval: Literal["1", "3", "5", "15", "30", "60", "120", "240", "360", "720", "D", "W"] = "1"
-    """Candle interval by Bybit's names."""
+    symbols: Annotated[tuple[str, ...], BeforeValidator(symbol_names)] = ("BTCUSDT",)
+    """Symbols of that category, up to 50; BTC/USDT and btcusdt are read as BTCUSDT."""
+    interval: Annotated[
+        Literal["1", "3", "5", "15", "30", "60", "120", "240", "360", "720", "D", "W"],
+        BeforeValidator(interval_name),
+    ] = "1"
+    """Candle interval by Bybit's names; 5m, 1h and 1d are read as 5, 60 and D."""
 
     @property
     def interval_ms(self) -> int:

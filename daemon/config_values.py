@@ -17,6 +17,10 @@ from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_LIMIT, MONEY_SCALE
 MONEY_MAX: Final = MONEY_LIMIT // MONEY_SCALE
 QUANTILE: Final = re.compile(r"^q(0(\.\d+)?|1(\.0+)?)$")
 SYMBOLS_MAX: Final = 50
+INTERVAL: Final = re.compile(r"(?P<count>\d{0,4}) ?(?P<unit>m|min|h|H|d|D|w|W)")
+"""A count and a unit; a capital M is a month, which the product does not trade."""
+MINUTES: Final = {"m": 1, "min": 1, "h": 60, "d": 1_440, "w": 10_080}
+LONG_INTERVALS: Final = {1_440: "D", 10_080: "W"}
 
 
 def plain(value: Decimal) -> str:
@@ -60,6 +64,33 @@ def _threshold(value: object) -> object:
     if not number.is_finite():
         raise ValueError("write a finite number")
     return plain(number)
+
+
+def symbol_name(text: str) -> str:
+    """Return *text* as the exchange writes a symbol: ``btcusdt`` and ``BTC/USDT`` are BTCUSDT.
+
+    What follows a colon is the settlement coin of a perpetual in ccxt's form, which the category
+    says already.
+    """
+    return text.strip().partition(":")[0].replace("/", "").upper()
+
+
+def symbol_names(value: object) -> object:
+    """Read symbols in any usual form, several of them also from one text with commas."""
+    value = several(value)
+    if isinstance(value, list | tuple):
+        return [symbol_name(item) if isinstance(item, str) else item for item in value]
+    return value
+
+
+def interval_name(value: object) -> object:
+    """Return the exchange's name of an interval: ``5m``, ``1h`` and ``1d`` are 5, 60 and D."""
+    text = str(value).strip()
+    match = INTERVAL.fullmatch(text)
+    if match is None:
+        return text
+    minutes = int(match["count"] or 1) * MINUTES[match["unit"].lower()]
+    return LONG_INTERVALS.get(minutes, str(minutes))
 
 
 def several(value: object) -> object:

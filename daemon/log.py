@@ -6,13 +6,14 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Final, Literal, TextIO
 
 import structlog
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-QUIET_LIBRARIES: Final = ("aiohttp", "alembic", "asyncio", "sqlalchemy", "websockets")
-"""Libraries that speak only from warnings on, whatever our own level."""
+LIBRARIES: Final = logging.WARNING
+"""Libraries speak from warnings on, whatever our own level: theirs is not the user's subject."""
 HEAD: Final = ("timestamp", "level", "logger", "event")
 
 
@@ -55,7 +56,7 @@ def configure(
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        logger_factory=partial(_our_logger, LEVELS[level]),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(stream) if stream is not None else _CurrentStderr()
@@ -70,9 +71,14 @@ def configure(
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(LEVELS[level])
-    for library in QUIET_LIBRARIES:
-        logging.getLogger(library).setLevel(max(LEVELS[level], logging.WARNING))
+    root.setLevel(max(LEVELS[level], LIBRARIES))
+
+
+def _our_logger(level: int, *names: str) -> logging.Logger:
+    """Return the logger *names*, which passes lines from *level* on and not from the root's on."""
+    logger = logging.getLogger(*names)
+    logger.setLevel(level)
+    return logger
 
 
 def _renderers(*, is_console: bool, has_colors: bool) -> list[structlog.typing.Processor]:

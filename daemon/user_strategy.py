@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 import traceback
+from pathlib import Path
 from types import TracebackType
 from typing import Final
 
@@ -21,8 +23,14 @@ _UNMEASURED: Final = Signal(Action.HOLD, "strength is not finite")
 
 
 def user_class(name: str) -> type[Strategy]:
-    """Return the class that ``module:Class`` names; raise ``ConfigInvalid`` where it is none."""
+    """Return the class that ``module:Class`` names; raise ``ConfigInvalid`` where it is none.
+
+    Its module is looked for where Python looks, beside the configuration file and in the working
+    folder, in this order.
+    """
     module_name, _, class_name = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     try:
         with _foreign(name, "when it was imported"):
             found = getattr(importlib.import_module(module_name), class_name)
@@ -30,8 +38,8 @@ def user_class(name: str) -> type[Strategy]:
         if not isinstance(error.__cause__, (ImportError, AttributeError)):
             raise
         raise ConfigInvalid(
-            f"strategy.name '{name}' cannot be imported ({error.__cause__}); put its folder on "
-            "PYTHONPATH."
+            f"strategy.name '{name}' cannot be imported ({error.__cause__}); put its file "
+            "beside the configuration, or its folder on PYTHONPATH."
         ) from error
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise ConfigInvalid(

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from tracepaper.daemon.building import build_engine, needs_forecaster, resolved, warmup_bars
-from tracepaper.daemon.config import Config
+from tracepaper.daemon.config import DATA, Config, load_with_origins
+from tracepaper.daemon.config_sections import INTERVAL_MS
 from tracepaper.daemon.describing import describe_run
 from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.models import load_forecaster, warnings_for
 from tracepaper.replay.feed import ArchiveFeed
 from tracepaper.replay.importers import Candles, FundingRates
 from tracepaper.replay.instruments import archive_instrument
+from tracepaper.replay.resample import resample
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecaster import Forecaster
-from tracepaper.strategies.types import FillModel, Instrument, Run, RunKind
+from tracepaper.strategies.types import Category, FillModel, Instrument, Run, RunKind
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,70 @@ class Replay:
         return load_forecaster(self.config)
 
 
+def configuration(
+    file: Path | None, candles: Sequence[Candles], *, category: str | None = None
+) -> Config:
+    """Return the configuration for *candles*.
+
+    Symbols, category and interval come from the data where neither *file*, the environment nor
+    the command line (*category*) names them. Raises ``ConfigInvalid`` where what is configured
+    is not what the data hold, and says which source configured it.
+    """
+    first = candles[0]
+    said: dict[str, object] = {
+        "category": first.category.value,
+        "symbols": list(dict.fromkeys(part.symbol for part in candles)),
+    }
+    names = {value: name for name, value in INTERVAL_MS.items()}
+    if first.interval_ms in names:
+        said["interval"] = names[first.interval_ms]
+    overrides = {} if category is None else {"market": {"category": category}}
+    config, origins = load_with_origins(file, overrides, data={"market": said})
+    if ("market", "interval") not in origins:
+        raise ConfigInvalid(
+            f"{first.path} has bars of {first.interval_ms / 60_000:g} minutes, an interval that "
+            "the exchange does not know; set market.interval to a multiple of it: 1, 3, 5, 15, "
+            "30, 60 or more."
+        )
+    _refuse_other_symbols(config, candles, origins.get(("market", "symbols"), DATA))
+    finest = max(candles, key=lambda part: part.interval_ms)
+    if config.market.interval_ms < finest.interval_ms:
+        raise ConfigInvalid(
+            f"{origins['market', 'interval']} sets market.interval to {config.market.interval}, "
+            f"which is finer than the bars of {finest.path} ({finest.interval_ms / 60_000:g} "
+            "minutes); choose theirs or a multiple."
+        )
+    return config
+
+
+def _refuse_other_symbols(config: Config, candles: Sequence[Candles], origin: str) -> None:
+    """Refuse data that are not traded, and a symbol without data; name who asked for it."""
+    wanted = config.market.symbols
+    held = tuple(dict.fromkeys(part.symbol for part in candles))
+    for part in candles:
+        if part.symbol not in wanted:
+            raise ConfigInvalid(
+                f"{part.path} holds {part.symbol}, and {origin} trades {', '.join(wanted)}; add "
+                "it to market.symbols, or give other data."
+            )
+    for symbol in wanted:
+        if symbol not in held:
+            raise ConfigInvalid(
+                f"{origin} trades {symbol}, and the data hold {', '.join(held)} alone; give its "
+                "candles by another --data, or take it out of market.symbols."
+            )
+
+
+def _fitted(candles: Candles, config: Config) -> Candles:
+    """Return *candles* as *config* trades them: of its category, aggregated to its interval.
+
+    A file's name says only what it was recorded from; the configuration says what is traded.
+    """
+    return resample(
+        replace(candles, category=Category(config.market.category)), config.market.interval_ms
+    )
+
+
 def build(  # noqa: PLR0913 - the options of a replay
     config: Config,
     candles: Sequence[Candles],
@@ -52,15 +118,16 @@ def build(  # noqa: PLR0913 - the options of a replay
     """Put a backtest over *candles* together; times are UTC milliseconds of market time.
 
     *path* is how the model goes over the bars, ``scan`` or ``step``; a checkpoint that is used
-    is kept beside *database*. Raises ``ConfigInvalid`` or ``DataInvalid`` with one sentence
-    where it cannot be done.
+    is kept beside *database*. Candles are aggregated to the configured interval. Raises
+    ``ConfigInvalid`` or ``DataInvalid`` with one sentence where it cannot be done.
     """
     if config.execution.model == "quote":
         raise ConfigInvalid(
             "execution.model 'quote' needs quotes, which candle files lack; use next_open."
         )
     config = resolved(config, FillModel.NEXT_OPEN)
-    instruments = _instruments(config, candles)
+    candles = [_fitted(part, config) for part in candles]
+    instruments = _instruments(candles)
     forecaster = None
     if needs_forecaster(config):
         forecaster = load_forecaster(config, beside=database, path=path)
@@ -91,7 +158,7 @@ def build(  # noqa: PLR0913 - the options of a replay
     return Replay(run, feed, engine, forecaster, instruments, config)
 
 
-def _instruments(config: Config, candles: Sequence[Candles]) -> tuple[Instrument, ...]:
+def _instruments(candles: Sequence[Candles]) -> tuple[Instrument, ...]:
     """Return one instrument a symbol, with the finest decimals of all its files."""
     found: dict[str, Instrument] = {}
     for part in candles:
@@ -101,13 +168,6 @@ def _instruments(config: Config, candles: Sequence[Candles]) -> tuple[Instrument
             found[made.id] = made if known is None else _finest(made, known)
         else:
             found[made.id] = _finest(known, made)
-    interval_ms = config.market.interval_ms
-    for part in candles:
-        if part.interval_ms != interval_ms:
-            raise ConfigInvalid(
-                f"{part.path} has bars of {part.interval_ms // 60_000} minutes, but "
-                f"market.interval is {config.market.interval}; change one of them."
-            )
     return tuple(found.values())
 
 

@@ -16,14 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.config import Config, load
-from tracepaper.daemon.config_sections import INTERVAL_MS
-from tracepaper.replay.assembly import Replay, build
+from tracepaper.daemon.config import load
+from tracepaper.replay.assembly import Replay, build, configuration
 from tracepaper.replay.backtest import ACTING_ONLY, Tally, run_replay
-from tracepaper.replay.importers import Candles, read_candles, read_funding
+from tracepaper.replay.importers import read_candles, read_funding
 from tracepaper.replay.importers.times import instant
 from tracepaper.replay.rerun import rerun_recorded
-from tracepaper.replay.resample import resample
 from tracepaper.replay.resuming import resume_replay
 from tracepaper.replay.summary import most_telling, program_name, show, summarise
 from tracepaper.storage.audit import SqlAuditLog
@@ -104,7 +102,11 @@ def _run(
         return tally, asyncio.run(
             rerun_recorded(recorded[0], audit, database, tally, started_at_ms=clock.wall_ms())
         )
-    candles = [_read(item, request) for item in request.data]
+    load(request.config)  # a mistake in it is said before the data are read
+    candles = [
+        read_candles(item, symbol=request.symbol, category=request.category)
+        for item in request.data
+    ]
     funding = [read_funding(path, symbol=request.symbol) for path in request.funding]
     if request.resume is not None:
         tally = Tally(stopped=stopped)
@@ -112,7 +114,7 @@ def _run(
             resume_replay(request.resume, candles, funding, audit, database, tally)
         )
     replay = build(
-        configuration(request.config, candles),
+        configuration(request.config, candles, category=request.category),
         candles,
         started_at_ms=clock.wall_ms(),
         from_ms=_time(request.from_text, "--from"),
@@ -126,46 +128,6 @@ def _run(
         tally = Tally(progress=advance, stopped=stopped)
         asyncio.run(run_replay(replay, audit, tally))
     return tally, replay.run.run_id
-
-
-def _read(item: str, request: Request) -> Candles:
-    """Return the candles of *item*, aggregated where the configuration asks for longer bars."""
-    if request.config is None:
-        return read_candles(item, symbol=request.symbol, category=request.category)
-    # A configuration says what is traded; a file's name only what it was recorded from.
-    market = load(request.config).market
-    category = request.category or market.category
-    candles = read_candles(item, symbol=request.symbol, category=category)
-    if market.interval_ms <= candles.interval_ms:
-        return candles
-    return resample(candles, market.interval_ms)
-
-
-def configuration(file: Path | None, candles: Sequence[Candles]) -> Config:
-    """Return the configuration; without *file*, symbols and interval come from the data."""
-    if file is not None:
-        config = load(file)
-        known = {f"{config.market.category}:{symbol}" for symbol in config.market.symbols}
-        for part in candles:
-            if part.symbol not in config.market.symbols:
-                raise ConfigInvalid(
-                    f"{part.path} holds {part.symbol}, which {file} does not trade "
-                    f"({', '.join(sorted(known))}); add it to market.symbols."
-                )
-        return config
-    names = {value: name for name, value in INTERVAL_MS.items()}
-    interval_ms = candles[0].interval_ms
-    if interval_ms not in names:
-        raise ConfigInvalid(
-            f"{candles[0].path} has bars of {interval_ms / 60_000:g} minutes, an interval that "
-            "the exchange does not know; resample it to 1, 3, 5, 15, 30, 60 or more."
-        )
-    market = {
-        "category": candles[0].category.value,
-        "symbols": list(dict.fromkeys(part.symbol for part in candles)),
-        "interval": names[interval_ms],
-    }
-    return load(None, {"market": market})
 
 
 def _time(text: str | None, option: str) -> int | None:

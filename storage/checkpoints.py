@@ -1,7 +1,8 @@
 """Weights (safetensors) with their SHA-256 and card; refuses a mismatch.
 
 A checkpoint is a folder with ``weights.safetensors`` and ``card.toml``. The card names the
-SHA-256 of the weights, and its first twelve hex digits are the checkpoint's id.
+SHA-256 of the weights, and its first twelve hex digits are the checkpoint's id. torch and
+safetensors are imported where tensors are read or written: a run without a model needs neither.
 """
 
 from __future__ import annotations
@@ -14,15 +15,13 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as tensor_bytes
+from typing import TYPE_CHECKING, Any, Final
 
 from tracepaper.storage.cards import Card, dump
 from tracepaper.strategies.errors import CheckpointMismatch
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHTS_NAME: Final = "weights.safetensors"
 CARD_NAME: Final = "card.toml"
@@ -52,6 +51,9 @@ def locate(name: str, default: Path) -> Path:
 
 def load(folder: Path) -> Checkpoint:
     """Read a checkpoint; raise ``CheckpointMismatch`` unless weights and card belong together."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load as parse_tensors
+
     card = read_card(folder)
     weights = _bytes(folder / WEIGHTS_NAME)
     sha256 = hashlib.sha256(weights).hexdigest()
@@ -94,6 +96,8 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], card: Card) -> Check
     ``[model] id`` and ``sha256`` are filled in. The folder is written beside its place and
     renamed, so that a reader finds the old one, the new one or, for an instant, none.
     """
+    from safetensors.torch import save as tensor_bytes
+
     _check_finite(tensors, folder)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     weights = tensor_bytes(whole)
@@ -144,6 +148,8 @@ def listed(folders: list[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _check_finite(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    import torch
+
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointMismatch(

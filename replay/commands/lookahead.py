@@ -74,15 +74,14 @@ def _perform(
     from tracepaper.daemon.building import needs_forecaster, warmup_bars
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.models import load_forecaster
+    from tracepaper.replay.assembly import configuration
     from tracepaper.replay.importers import read_candles, slice_candles
-    from tracepaper.replay.replaying import configuration
     from tracepaper.replay.resample import resample
     from tracepaper.strategies.errors import ConfigInvalid
 
     candles = read_candles(data)
     given = configuration(config, [candles])
-    if candles.interval_ms < given.market.interval_ms:
-        candles = resample(candles, given.market.interval_ms)
+    candles = resample(candles, given.market.interval_ms)
     forecaster = load_forecaster(given) if needs_forecaster(given) else None
     warmup = warmup_bars(given, forecaster)
     wanted = min(len(candles), bars or 2 * warmup + 1_000)

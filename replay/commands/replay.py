@@ -11,15 +11,19 @@ from tracepaper.daemon.commands.options import ConfigOption, JsonOption
 
 
 def replay(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH]...", help="Candles, as by --data."),
+    ] = None,
+    *,
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--data",
             metavar="PATH",
             help="Candles (PATH or SYMBOL=PATH), or FILE.db#RUN for a run's own events; repeat.",
         ),
-    ],
-    *,
+    ] = None,
     config: ConfigOption = None,
     symbol: Annotated[
         str | None, typer.Option(help="The symbol of files whose name does not say it.")
@@ -51,11 +55,18 @@ def replay(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Backtest over candles, or feed a recorded run's events in again; every decision is stored."""
-    from tracepaper.replay.replaying import Request, perform
+    """Backtest over candles, or feed a recorded run's events in again; every decision is stored.
 
+    The command is known as `backtest` as well.
+    """
+    from tracepaper.replay.replaying import Request, perform
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    given = (*(files or ()), *(data or ()))
+    if not given:
+        raise ConfigInvalid("Give candles: tracepaper replay PATH, or --data PATH for each file.")
     request = Request(
-        data=tuple(data),
+        data=given,
         config=config,
         symbol=symbol,
         category=category,

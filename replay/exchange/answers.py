@@ -95,7 +95,7 @@ def _candles(venue: Venue, query: Query, now_ms: int) -> tuple[Market, list[Cand
     interval = query.get("interval", "")
     table = market.table(interval)
     if table is None:
-        why = "is coarser than this exchange's data" if is_name(interval) else "is invalid"
+        why = "is finer than this exchange's data" if is_name(interval) else "is invalid"
         return Refused(BAD_PARAMETER, f"params error: Interval {interval!r} {why}")
     window = window_of(query, KLINE_LIMIT, "start", "end")
     if isinstance(window, Refused):

@@ -214,3 +214,19 @@ def test_json_is_one_document_without_numbers_that_json_lacks(
 ) -> None:
     print_json({"a": float("nan"), "b": [1.5, "x"]})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1.5, "x"]}
+
+
+def test_a_replay_without_a_model_imports_no_torch(tmp_path: Path) -> None:
+    candles = Path(__file__).parent.parent / "data/candles/binance_um_SOLUSDT_1m_2025-05.csv.gz"
+    done = python(
+        "import os, sys\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        "os.environ['TRACEPAPER_STRATEGY__NAME'] = 'sma_cross'\n"
+        "from tracepaper.daemon.cli import invoke\n"
+        f"codes = [invoke(['replay', {str(candles)!r}, '--db', 'run.db', '--json'])]\n"
+        "codes += [invoke([*words, 'last', '--db', 'run.db']) for words in\n"
+        "          (['audit', 'verify'], ['verify'])]\n"
+        "heavy = {'torch', 'scipy', 'polars', 'matplotlib', 'plotly'}\n"
+        "print(codes, sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    assert done.stderr.splitlines()[-1] == "[0, 0, 0] []"

@@ -80,7 +80,10 @@ def test_lists_and_tables_come_from_the_environment(monkeypatch: pytest.MonkeyPa
         ("[http]\nport = true", "not true or false"),
         ('[http]\nhost = "0.0.0.0"', "write a loopback address"),
         ('[market]\ninterval = "7"', "write one of 1, 3, 5, 15"),
-        ('[market]\nsymbols = ["btcusdt"]', "in the exchange's capitals instead of 'btcusdt'"),
+        ('[market]\nsymbols = ["BTC_USDT"]', "in the exchange's capitals instead of 'BTC_USDT'"),
+        ('[market]\nsymbols = ["btcusdt", "BTC/USDT"]', "name each symbol once"),
+        ('[market]\ninterval = "7m"', "1, 3, 5, 15"),
+        ('[market]\ninterval = "1M"', "1, 3, 5, 15"),
         ('[market]\nsymbols = ["BTCUSDT", "BTCUSDT"]', "name each symbol once"),
         ("[market]\nsymbols = []", "name 1 to 50 symbols"),
         ("[strategy]\nfast = 100", "fast = 100 must be below slow = 100"),
@@ -208,3 +211,31 @@ def test_intervals_are_in_milliseconds() -> None:
 def test_a_configuration_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().http.port = 5
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("5", "5"),
+        ("5m", "5"),
+        ("15 min", "15"),
+        ("1h", "60"),
+        ("4H", "240"),
+        ("60m", "60"),
+        ("1d", "D"),
+        ("d", "D"),
+        ("24h", "D"),
+        ("1w", "W"),
+    ],
+)
+def test_an_interval_is_read_as_people_write_it(written: str, meant: str) -> None:
+    assert load(None, {"market": {"interval": written}}).market.interval == meant
+
+
+@pytest.mark.parametrize("written", ["btcusdt", "BTC/USDT", "btc/usdt:usdt", " BTCUSDT "])
+def test_a_symbol_is_read_as_people_write_it(written: str) -> None:
+    assert load(None, {"market": {"symbols": [written]}}).market.symbols == ("BTCUSDT",)
+    assert load(None, {"market": {"symbols": f"{written},ETHUSDT"}}).market.symbols == (
+        "BTCUSDT",
+        "ETHUSDT",
+    )

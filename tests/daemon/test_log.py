@@ -86,18 +86,22 @@ def test_the_format_can_be_forced() -> None:
     assert not stream.getvalue().startswith("{")
 
 
-def test_levels_and_talkative_libraries_are_held_down() -> None:
+def test_our_lines_follow_the_level_and_libraries_speak_from_warnings_on() -> None:
     stream = io.StringIO()
     configure(level="warning", stream=stream)
     structlog.get_logger("feed").info("hidden")
-    structlog.get_logger("feed").warning("shown")
-    configure(level="debug", stream=stream)
-    logging.getLogger("aiohttp.access").info("hidden")
-    logging.getLogger("other").info("shown")
+    structlog.get_logger("feed").warning("ours")
+    for level in ("debug", "info"):
+        configure(level=level, stream=stream)
+        logging.getLogger("aiohttp.access").info("hidden")
+        logging.getLogger("matplotlib.font_manager").info("generated new fontManager")
+        structlog.get_logger("feed").info("ours again")
+        logging.getLogger("other").warning("theirs")
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == [
-        "shown",
-        "shown",
+        "ours",
+        *("ours again", "theirs") * 2,
     ]
+    assert not logging.getLogger("other").isEnabledFor(logging.INFO)
 
 
 def test_lines_go_to_stderr_and_never_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,7 +154,7 @@ async def test_data_of_five_minutes_has_no_candles_of_one() -> None:
     async with serving(candles(ROWS, interval_ms=5 * MINUTE)) as (_, client):
         body = await client.get("kline", symbol="BTCUSDT", interval="1")
         assert body["retCode"] == 10001
-        assert "coarser" in body["retMsg"]
+        assert "finer" in body["retMsg"]
         assert (await client.get("kline", symbol="BTCUSDT", interval="15"))["retCode"] == 0
 
 

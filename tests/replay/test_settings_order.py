@@ -1,0 +1,133 @@
+"""What is traded: defaults, then the data, the file, the environment, the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from programs import ROOT
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.assembly import configuration
+from tracepaper.replay.importers import Candles, read_candles
+from tracepaper.strategies.errors import ConfigInvalid
+
+SOL = ROOT / "tests" / "data" / "candles" / "binance_um_SOLUSDT_1m_2025-05.csv.gz"
+BTC = ROOT / "tests" / "data" / "candles" / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
+PLAIN = '[strategy]\nname = "sma_cross"\nfast = 3\nslow = 7\n'
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def sol() -> Candles:
+    return read_candles(SOL)
+
+
+def file(text: str) -> Path:
+    path = Path("given.toml")
+    path.write_text(text)
+    return path
+
+
+def test_the_data_say_what_nothing_else_names() -> None:
+    for given in (None, file(PLAIN)):
+        market = configuration(given, [sol()]).market
+        assert (market.symbols, market.interval, market.category) == (("SOLUSDT",), "1", "linear")
+
+
+def test_the_file_wins_over_the_data_and_the_environment_over_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = file(PLAIN + '[market]\ninterval = "5"\n')
+    assert configuration(given, [sol()]).market.interval == "5"
+    monkeypatch.setenv("TRACEPAPER_MARKET__INTERVAL", "15m")
+    assert configuration(given, [sol()]).market.interval == "15"
+    assert configuration(None, [sol()]).market.interval == "15"
+
+
+def test_the_command_line_wins_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACEPAPER_MARKET__CATEGORY", "linear")
+    assert configuration(None, [sol()], category="spot").market.category == "spot"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("MARKET__INTERVAL", "5"), ("STRATEGY__NAME", "sma_cross"), ("ACCOUNT__CASH", "777")],
+)
+def test_every_key_of_the_environment_reaches_a_replay_without_a_file(
+    key: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"TRACEPAPER_{key}", value)
+    section, name = key.lower().split("__")
+    assert configuration(None, [sol()]).document()[section][name] == value
+
+
+def test_a_replay_without_a_file_trades_the_interval_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRACEPAPER_MARKET__INTERVAL", "5")
+    monkeypatch.setenv("TRACEPAPER_STRATEGY__NAME", "sma_cross")
+    assert invoke(["backtest", str(SOL), "--db", "run.db", "--json"]) == 0
+    # The file begins and ends within five minutes, which make no whole bar.
+    assert json.loads(capsys.readouterr().out)["bars"] == len(sol()) // 5 - 1
+
+
+def test_a_symbol_that_the_data_lack_is_refused_with_who_named_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = file(PLAIN + '[market]\nsymbols = ["ETHUSDT"]\n')
+    with pytest.raises(ConfigInvalid, match=r"holds SOLUSDT, and given\.toml trades ETHUSDT"):
+        configuration(given, [sol()])
+    both = file(PLAIN + '[market]\nsymbols = ["SOLUSDT", "ETHUSDT"]\n')
+    with pytest.raises(ConfigInvalid, match=r"given\.toml trades ETHUSDT, and the data hold SOL"):
+        configuration(both, [sol()])
+    monkeypatch.setenv("TRACEPAPER_MARKET__SYMBOLS", "BTCUSDT")
+    with pytest.raises(ConfigInvalid, match="TRACEPAPER_MARKET__SYMBOLS trades BTCUSDT"):
+        configuration(None, [sol()])
+
+
+def test_an_interval_finer_than_the_data_is_refused_with_who_named_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hours = replace(sol(), interval_ms=3_600_000)
+    monkeypatch.setenv("TRACEPAPER_MARKET__INTERVAL", "1")
+    with pytest.raises(ConfigInvalid, match=r"TRACEPAPER_MARKET__INTERVAL sets .* finer than"):
+        configuration(None, [hours])
+    monkeypatch.delenv("TRACEPAPER_MARKET__INTERVAL")
+    strange = replace(sol(), interval_ms=420_000)
+    with pytest.raises(ConfigInvalid, match=r"bars of 7 minutes.*set market\.interval"):
+        configuration(None, [strange])
+
+
+def test_two_symbols_come_from_two_files() -> None:
+    found = configuration(None, [sol(), read_candles(BTC)])
+    assert found.market.symbols == ("SOLUSDT", "BTCUSDT")
+
+
+def test_a_strategy_is_found_beside_its_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "mine"
+    home.mkdir()
+    (home / "beside_its_file.py").write_text(
+        "from tracepaper.strategies.strategy import SmaCross\n"
+        "class Mine(SmaCross):\n"
+        "    def __init__(self, options):\n"
+        "        super().__init__(fast=3, slow=7, long_only=True)\n"
+    )
+    (home / "mine.toml").write_text('[strategy]\nname = "beside_its_file:Mine"\n')
+    monkeypatch.setattr("sys.path", list(sys.path))
+    called = ["replay", str(SOL), "-c", str(home / "mine.toml"), "--db", "run.db", "--json"]
+    assert invoke(called) == 0
+    assert json.loads(capsys.readouterr().out)["decisions"] == len(sol())
+
+
+def test_a_replay_without_data_says_how_to_give_some(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["replay"]) == 2
+    assert "--data PATH" in capsys.readouterr().err
