@@ -28,6 +28,7 @@ from tracepaper.strategies.strategy import (
     SmaCross,
     Strategy,
     declared_gates,
+    remembered,
 )
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
@@ -124,6 +125,7 @@ def _thresholds(
         Gate.WARM: float(warmup),
         Gate.LATE: float(interval_ms if given.late_ms is None else given.late_ms),
         Gate.GAP: 0.0,
+        Gate.PLAUSIBLE: float(given.plausible),
         Gate.STALE: float(interval_ms if given.stale_ms is None else given.stale_ms),
         Gate.DEADLINE: 1.0,
         Gate.FINITE: 1.0,
@@ -223,7 +225,7 @@ def resolved(config: Config, execution: FillModel) -> Config:
 
 def warmup_bars(config: Config, forecaster: Forecaster | None) -> int:
     """Return how many bars before its first decision the configured strategy wants."""
-    return strategies_for(config, forecaster)().warmup
+    return remembered(strategies_for(config, forecaster)())
 
 
 @cache

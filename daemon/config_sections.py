@@ -187,6 +187,8 @@ class GateRules(Section):
     """Most market milliseconds from a bar's close to its decision; one interval if absent."""
     stale_ms: int | None = Field(default=None, ge=0)
     """Most market milliseconds of age of the newest quote; one interval if absent."""
+    plausible: Positive = Decimal(100)
+    """At most this many usual ranges (median of high - low) between a close and the last one."""
     confidence: Threshold = "q0.5"
     """At least this entropy confidence."""
     collapse: Threshold = "q0.01"

@@ -8,9 +8,10 @@ from tracepaper.daemon.broker import Broker
 from tracepaper.daemon.state import EngineSettings
 from tracepaper.storage.digest import DecisionHash, WindowHash
 from tracepaper.strategies.gate import Evidence, GateBench, is_finite_forecast
+from tracepaper.strategies.plausible import Plausibility
 from tracepaper.strategies.regime import next_regime
 from tracepaper.strategies.sizing import Sizer
-from tracepaper.strategies.strategy import Outlook, Strategy
+from tracepaper.strategies.strategy import Outlook, Strategy, remembered
 from tracepaper.strategies.types import (
     INTEGRITY_GATES,
     JUDGEMENT_GATES,
@@ -20,6 +21,7 @@ from tracepaper.strategies.types import (
     Category,
     Decision,
     Forecast,
+    Gate,
     Instrument,
     Late,
     Quote,
@@ -46,7 +48,9 @@ class Desk:
         self.strategy = strategy
         self.sizer = sizer
         self.bench = bench
-        self.window = WindowHash(instrument, settings.interval_ms, strategy.warmup)
+        self.remembered = remembered(strategy)
+        self.window = WindowHash(instrument, settings.interval_ms, self.remembered)
+        self._plausibility = Plausibility() if Gate.PLAUSIBLE in bench.gate_set.gates else None
         self._bounds = settings.bounds
         self._flat_on_refusal = settings.flat_on_refusal
         self.hash = DecisionHash(instrument)
@@ -72,6 +76,8 @@ class Desk:
     def take(self, bar: Bar) -> None:
         """Take *bar* into the strategy, the window and the count."""
         self.strategy.observe(bar)
+        if self._plausibility is not None:
+            self.evidence.plausible = self._plausibility.add(bar, self.instrument.tick_size)
         self.canonical = self.window.add(bar)
         self.last = bar
         if self.bars < self.strategy.warmup:

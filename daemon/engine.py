@@ -95,8 +95,8 @@ class Engine:
         return self._halted
 
     def warmup_of(self, instrument: str) -> int:
-        """Return how many bars the strategy of *instrument* remembers."""
-        return self._desks[instrument].strategy.warmup
+        """Return how many of the last bars decide on *instrument*."""
+        return self._desks[instrument].remembered
 
     def quote_from_ms(self, instrument: str) -> int | None:
         """Return the market time from which a quote can fill an order, or None if none rests."""
@@ -200,7 +200,7 @@ class Engine:
             orders=orders,
             fills=fills,
             twin_fills=twin_fills,
-            window_sha256=desk.window.digest(desk.strategy.warmup),
+            window_sha256=desk.window.digest(desk.remembered),
             decision_sha256=desk.hash.digest(desk.canonical, answer, decision),
         )
 

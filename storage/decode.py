@@ -185,7 +185,7 @@ class StepDecoder:
         if core[4] is None:
             return None
         outcome = self._interned.outcome(core[4])
-        _, action, reason, allowed, refused_by, gate_set_key, _, passed, regime = outcome
+        _, action, reason, allowed, refused_by, gate_set_key, _, passed, regime, unfilled = outcome
         measures = dict(zip(STEP_GATES, core[MEASURES_FROM:MARKS_FROM], strict=True))
         if answer_row is not None:
             judged = answer_row[ANSWER_MEASURES_FROM:]
@@ -201,6 +201,7 @@ class StepDecoder:
             tuple(measures.get(gate) for gate in gate_set.gates),
             passed,
             Regime(regime),
+            unfilled,
         )
 
     def _book(

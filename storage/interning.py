@@ -118,6 +118,7 @@ class Outcomes:
             plan.key,
             decision.passed,
             decision.regime,
+            decision.unfilled_reason,
         )
         known = self._known.get(outcome)
         if known is None:
@@ -134,6 +135,7 @@ class Outcomes:
                 plan.sha256,
                 decision.passed,
                 decision.regime.value,
+                decision.unfilled_reason,
             )
             born.append(("outcomes", row))
         padded = (*measures, None)

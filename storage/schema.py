@@ -4,7 +4,7 @@ Keys. A step is one integer everywhere: ``run_key * 2**28 + sequence`` (``step_k
 rowid, so a bar costs no second key and a run is one contiguous range of every table.
 
 Interning. What rarely changes is stored once, by the step that first used it, and named by that
-step's sequence: ``outcomes`` (action, reason, refusal, passed gates) and ``holdings`` (position
+step's sequence: ``outcomes`` (action, reason, refusals, passed gates) and ``holdings`` (position
 and cash between two fills). ``gate_sets`` keeps names and thresholds.
 
 Numbers are the vocabulary's: prices, quantities, volume and turnover are integers of 10⁻ᵏ with k
@@ -219,6 +219,7 @@ outcomes: Final = Table(
     _blob("gate_set_sha256"),
     _whole("passed"),  # bit i: gate i of the set
     _text("regime"),
+    _text("unfilled_reason", null=True),  # why the target is neither reached nor ordered
     sqlite_strict=True,
 )
 

@@ -53,6 +53,11 @@ V_DECISIONS: Final = View(
         Column("l1_error", "a.l1_error", "bound on what the weights miss of 1"),
         *exact("target_quantity", "s.target_quantity", QUANTITY, "position wanted, signed"),
         Column("reason", "o.reason", "the strategy's reason"),
+        Column(
+            "unfilled_reason",
+            "o.unfilled_reason",
+            "why the target is neither reached nor ordered; null where it is",
+        ),
         Column("late_deadline_ms", "a.late_deadline_ms", "the deadline the forecaster missed"),
         Column("model_id", "coalesce(a.model_id, r.model_id)", "the model that decided"),
         nullable_digest("window_sha256", "s.window_sha256", "hash of the bars it saw"),

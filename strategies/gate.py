@@ -27,6 +27,7 @@ class Evidence(Struct, gc=False):
     bars: int = 0
     late_ms: int = 0
     missing_bars: int = 0
+    plausible: float = 0.0
     quote_age_ms: int | None = None
     answered: bool = True  # False after ``Late``
     finite: bool | None = None
@@ -58,6 +59,10 @@ def _late(seen: Evidence) -> float | None:
 
 def _gap(seen: Evidence) -> float | None:
     return float(seen.missing_bars)
+
+
+def _plausible(seen: Evidence) -> float | None:
+    return seen.plausible
 
 
 def _stale(seen: Evidence) -> float | None:
@@ -127,6 +132,7 @@ MEASURES: Final[dict[Gate, Callable[[Evidence], float | None]]] = {
     Gate.WARM: _warm,
     Gate.LATE: _late,
     Gate.GAP: _gap,
+    Gate.PLAUSIBLE: _plausible,
     Gate.STALE: _stale,
     Gate.DEADLINE: _deadline,
     Gate.FINITE: _finite,
@@ -160,6 +166,7 @@ AT_LEAST: Final = frozenset(
 
 _PLAIN: Final = frozenset({Gate.OPERATOR, Gate.WARM, Gate.LATE, Gate.GAP})
 """Gates that look at nothing but the command, the count of bars, the lateness and the hole."""
+_NOWHERE: Final = -1
 
 
 class GateBench:
@@ -176,7 +183,8 @@ class GateBench:
             for index, gate in enumerate(ordered)
         )
         self.all_passed = (1 << len(ordered)) - 1
-        self._is_plain = _PLAIN.issuperset(ordered)
+        self._is_plain = (_PLAIN | {Gate.PLAUSIBLE}).issuperset(ordered)
+        self._at = ordered.index(Gate.PLAUSIBLE) if Gate.PLAUSIBLE in ordered else _NOWHERE
         self._last_key: tuple[bool, int, int, int] | None = None
         self._last: tuple[tuple[float | None, ...], int] = ((), 0)
 
@@ -184,13 +192,18 @@ class GateBench:
         """Return every gate's measure, and a mask whose bit i says that gate i passed.
 
         A measure that cannot be computed (or is not finite) is null and fails. Without a model,
-        quotes and limits most bars look alike: then the last judgement is the same object.
+        quotes and limits most bars look alike: then only what each bar measures is judged anew.
         """
         if not self._is_plain:
             return self._judged(seen)
         key = (seen.running, seen.bars, seen.late_ms, seen.missing_bars)
         if key != self._last_key:
             self._last_key, self._last = key, self._judged(seen)
+        elif (at := self._at) != _NOWHERE:
+            measures, passed = self._last
+            measure, bit = seen.plausible, 1 << at
+            passed = passed | bit if measure <= self._tests[at][1] else passed & ~bit
+            self._last = (*measures[:at], measure, *measures[at + 1 :]), passed
         return self._last
 
     def _judged(self, seen: Evidence) -> tuple[tuple[float | None, ...], int]:

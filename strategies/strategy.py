@@ -10,9 +10,12 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.plausible import BARS as YARDSTICK_BARS
 from tracepaper.strategies.types import Action, Bar, Forecast, Gate, Regime, Signal
 
-CORE_GATES: Final = frozenset({Gate.OPERATOR, Gate.WARM, Gate.LATE, Gate.GAP, Gate.STALE})
+CORE_GATES: Final = frozenset(
+    {Gate.OPERATOR, Gate.WARM, Gate.LATE, Gate.GAP, Gate.PLAUSIBLE, Gate.STALE}
+)
 MODEL_GATES: Final = CORE_GATES | {
     Gate.DEADLINE,
     Gate.FINITE,
@@ -148,3 +151,10 @@ def declared_gates(strategy: Strategy, *, by_quotes: bool, risk: Mapping[Gate, f
     if not by_quotes:
         gates.discard(Gate.STALE)
     return gates
+
+
+def remembered(strategy: Strategy) -> int:
+    """Return how many of the last bars decide: the strategy's own, or the yardstick of a gate."""
+    if Gate.PLAUSIBLE in strategy.gates:
+        return max(strategy.warmup, YARDSTICK_BARS)
+    return strategy.warmup

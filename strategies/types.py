@@ -308,6 +308,7 @@ class Gate(StrEnum):
     WARM = "warm"
     LATE = "late"
     GAP = "gap"
+    PLAUSIBLE = "plausible"
     STALE = "stale"
     DEADLINE = "deadline"
     FINITE = "finite"
@@ -360,7 +361,8 @@ class Decision(Struct, frozen=True, gc=False):
     """What was decided at a bar's close, and why.
 
     ``measures[i]`` and bit i of ``passed`` belong to gate i of ``gate_set``; a null measure is
-    one that should exist and could not be computed.
+    one that should exist and could not be computed. ``unfilled_reason`` says why the target is
+    neither reached nor ordered; the account explains it, so parity does not compare it.
     """
 
     action: Action
@@ -372,6 +374,7 @@ class Decision(Struct, frozen=True, gc=False):
     measures: tuple[float | None, ...]
     passed: int
     regime: Regime
+    unfilled_reason: str | None = None
 
 
 # ---------------------------------------------------------------- orders and money

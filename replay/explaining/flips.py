@@ -23,6 +23,7 @@ UNITS: Final[Mapping[Gate, str]] = {
     Gate.WARM: "bars",
     Gate.LATE: "ms",
     Gate.GAP: "bars",
+    Gate.PLAUSIBLE: "usual ranges",
     Gate.STALE: "ms",
     Gate.DEADLINE: "yes or no",
     Gate.FINITE: "yes or no",
@@ -34,7 +35,7 @@ UNITS: Final[Mapping[Gate, str]] = {
     Gate.EDGE: "round-trip costs",
     Gate.RISK_NOTIONAL: "quote currency",
     Gate.RISK_DRAWDOWN: "share of the peak",
-    Gate.RISK_DAILY_LOSS: "share of the day's first equity",
+    Gate.RISK_DAILY_LOSS: "quote currency",
     Gate.RISK_DAILY_TRADES: "trades",
 }
 

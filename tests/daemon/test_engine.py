@@ -145,16 +145,16 @@ def test_steps_over_a_prefix_are_a_prefix_of_the_steps(
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(8, 58), st.integers(1, 100))
+@given(st.integers(8, 148), st.integers(1, 100))
 def test_an_engine_restored_from_its_state_goes_on_as_if_never_stopped(cut: int, seed: int) -> None:
-    history: list[Event] = list(bars(60, seed=seed))
+    history: list[Event] = list(bars(150, seed=seed))
     restart = ModelChange("", "", "v", "", "", "", 0, (), 0, 0)
     events = [*history[:cut], restart, *history[cut:]]
     whole = steps_of(engine(), events)
     state = next(step.state for step in reversed(whole[:cut]) if step.state is not None)
     again = engine()
     again.restore(decode_state(state), next_sequence=cut)
-    for past in history[:cut][-7:]:
+    for past in history[:cut][-again.warmup_of(instrument().id) :]:
         assert isinstance(past, Bar)
         again.recall(past)
     assert steps_of(again, events[cut:]) == whole[cut:]
@@ -176,6 +176,26 @@ def test_cash_is_what_the_fills_say(seed: int) -> None:
 
 
 # ---------------------------------------------------------------- bars
+
+
+def test_a_close_that_no_market_gives_is_held_and_the_next_one_is_not_judged_by_it() -> None:
+    history = bars(100, seed=4)
+    forged = history[70].close * 1_000
+    history[70] = bar(forged, index=70, open_=history[70].open, low=history[70].low)
+    got = [step.decision for step in steps_of(engine(), list(history))]
+    assert [decision.refused_by for decision in got[69:73] if decision] == [
+        None,
+        Gate.PLAUSIBLE,
+        Gate.PLAUSIBLE,
+        None,
+    ]
+    assert got[70] is not None
+    assert got[70].action is Action.HOLD
+    measured = dict(zip(got[70].gate_set.gates, got[70].measures, strict=True))[Gate.PLAUSIBLE]
+    assert measured is not None
+    assert measured > 100_000
+    allowed = steps_of(engine(gate={"plausible": "1000000"}), list(history))
+    assert all(step.decision.refused_by is not Gate.PLAUSIBLE for step in allowed if step.decision)
 
 
 def test_an_order_is_filled_at_the_earliest_by_the_next_bar() -> None:

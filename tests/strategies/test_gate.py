@@ -35,6 +35,7 @@ PASSES = {
     Gate.WARM: (5, Evidence(bars=5), Evidence(bars=4)),
     Gate.LATE: (60_000, Evidence(late_ms=60_000), Evidence(late_ms=60_001)),
     Gate.GAP: (0, Evidence(missing_bars=0), Evidence(missing_bars=1)),
+    Gate.PLAUSIBLE: (100, Evidence(plausible=100.0), Evidence(plausible=100.1)),
     Gate.STALE: (9, Evidence(quote_age_ms=9), Evidence(quote_age_ms=10)),
     Gate.DEADLINE: (1, Evidence(answered=True), Evidence(answered=False)),
     Gate.FINITE: (1, Evidence(finite=True), Evidence(finite=False)),
@@ -120,6 +121,15 @@ def test_all_gates_are_evaluated_and_the_first_in_order_names_the_refusal() -> N
     assert measures == (1.0, 11.0, 2.0)
     assert passed == 0b001
     assert bench.first_failed(passed) is Gate.LATE
+
+
+def test_bars_that_look_alike_are_still_judged_by_how_far_each_close_jumped() -> None:
+    gates = frozenset({Gate.OPERATOR, Gate.GAP, Gate.PLAUSIBLE})
+    bench = GateBench(gates, {Gate.OPERATOR: 1, Gate.GAP: 0, Gate.PLAUSIBLE: 100})
+    seen = Evidence()
+    for jump, passed in ((1.0, 0b111), (101.0, 0b011), (101.0, 0b011), (2.0, 0b111)):
+        seen.plausible = jump
+        assert bench.judge(seen) == ((1.0, 0.0, jump), passed)
 
 
 def test_a_measure_that_is_not_finite_is_null_and_fails() -> None:

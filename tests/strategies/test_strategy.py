@@ -82,6 +82,7 @@ def test_stale_is_a_gate_only_where_quotes_fill_and_risk_only_where_configured()
         Gate.WARM,
         Gate.LATE,
         Gate.GAP,
+        Gate.PLAUSIBLE,
         Gate.STALE,
         Gate.RISK_DRAWDOWN,
     }

@@ -103,6 +103,7 @@ CREATE TABLE outcomes (
     gate_set_sha256 BLOB NOT NULL,
     passed INTEGER NOT NULL,
     regime TEXT NOT NULL,
+    unfilled_reason TEXT,
     PRIMARY KEY (step)
 )
  STRICT
@@ -150,6 +151,7 @@ CREATE TABLE steps (
     measure_warm REAL,
     measure_late REAL,
     measure_gap REAL,
+    measure_plausible REAL,
     measure_stale REAL,
     measure_risk_notional REAL,
     measure_risk_drawdown REAL,
