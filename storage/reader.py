@@ -9,10 +9,11 @@ from msgspec import Struct
 
 from tracepaper.storage.database import open_reader
 from tracepaper.storage.decode import StepDecoder
-from tracepaper.storage.rows import sequence_of, step_key
+from tracepaper.storage.rows import SEQUENCE_LIMIT, sequence_of, step_key
 from tracepaper.storage.run_rows import run_of
 from tracepaper.storage.schema import metadata
 from tracepaper.storage.stored import (
+    CHUNK_STEPS,
     chunks,
     gate_set_of,
     gate_set_rows,
@@ -186,6 +187,20 @@ class Reader:
                 is_other = row[0] in chunk.events
                 event = decoder.event(rows.event, other_event=is_other)
                 yield sequence_of(row[0]), bool(row[1] & 1), event, answer
+
+    def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
+        """Yield (sequence, buckets, older mass, entropy) of every explained answer, in order.
+
+        In lists of a few thousand: a report reads all of a run, and an object for each costs more
+        than the figures themselves.
+        """
+        cursor = self._connection.execute(
+            f"SELECT step & {SEQUENCE_LIMIT - 1}, buckets, older_mass, entropy FROM answers "
+            "WHERE step BETWEEN ? AND ? AND length(buckets) > 0 ORDER BY step",
+            run_span(self.stored_run(run_id).run_key),
+        )
+        while rows := cursor.fetchmany(CHUNK_STEPS):
+            yield rows
 
     def bars(self, run_id: str, instrument: str, last_n: int | None = None) -> list[Bar]:
         """Return the accepted bars of *instrument*, oldest first; only the *last_n* if given."""

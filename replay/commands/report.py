@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +47,8 @@ def report(
     if heads and html is None:
         raise ConfigInvalid("--heads draws pictures; say where with --html FILE.")
     located = resolve(None if "#" in run else database_path(db, config), run)
-    made = build_report(located.path, located.run_id)
+    with _progress(quiet=json or not sys.stderr.isatty()) as progress:
+        made = build_report(located.path, located.run_id, progress=progress)
     if html is not None:
         from tracepaper.replay.report.page import write_page
 
@@ -55,3 +59,15 @@ def report(
     show(Console(), made)
     if html is not None:
         typer.echo(f"The page is {html}.")
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Say on stderr what is being done, where a person looks on; nothing elsewhere."""
+    from rich.console import Console
+
+    if quiet:
+        yield lambda _said: None
+        return
+    with Console(stderr=True).status("reading the run") as status:
+        yield status.update

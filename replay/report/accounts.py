@@ -10,9 +10,8 @@ the side of the market and the costs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -85,42 +84,72 @@ def over_times(record: RunRecord, bars: Bars, earned: Floats) -> Floats:
     return np.concatenate(([0.0], summed[known]))
 
 
-def episodes(held: Floats) -> list[Floats]:
+class Episodes(NamedTuple):
+    """The stretches of a position that keep one sign, as the changes that each is made of.
+
+    A stretch of *size* bars has its changes at *offset* bars after its start; the last of them,
+    at its size, closes it.
+    """
+
+    sizes: Ints  # [stretch], in bars
+    first: Ints  # [stretch], place of its first change
+    counts: Ints  # [stretch], how many changes it has
+    offset: Ints  # [change]
+    delta: Floats  # [change], signed
+
+
+def episodes(held: Floats) -> Episodes:
     """Return the stretches of *held* [bar] in which it keeps one sign, in order."""
-    sign = np.sign(held)
-    edges = np.flatnonzero(np.diff(sign)) + 1
-    return [part for part in np.split(held, edges) if part.size and part[0] != 0.0]
+    edges = np.flatnonzero(np.diff(np.sign(held))) + 1
+    parts = [part for part in np.split(held, edges) if part.size and part[0] != 0.0]
+    steps = [np.diff(part, prepend=0.0, append=0.0) for part in parts]
+    offsets = [np.flatnonzero(step) for step in steps]
+    counts = np.array([offset.size for offset in offsets], dtype=np.int64)
+    return Episodes(
+        np.array([part.size for part in parts], dtype=np.int64),
+        counts.cumsum() - counts,
+        counts,
+        np.concatenate([np.empty(0, dtype=np.int64), *offsets]),
+        np.concatenate([np.empty(0), *(step[at] for step, at in zip(steps, offsets, strict=True))]),
+    )
 
 
-def place(parts: Sequence[Floats], bars: int, chance: np.random.Generator) -> tuple[Floats, Floats]:
-    """Return (held, traded) [bar] with *parts* at random places, in random order, none on another.
+def place(parts: Episodes, bars: int, chance: np.random.Generator) -> tuple[Ints, Floats]:
+    """Return (bar, change) of *parts* at random places, in random order, none on another.
 
     Every way to share out the free bars is as likely as any other. A part that reaches the last
     bar stays open there, as the run's own last position may.
     """
-    order = chance.permutation(len(parts))
-    shuffled = [parts[index] for index in order]
-    sizes = np.array([part.size for part in shuffled], dtype=np.int64)
+    order = chance.permutation(parts.sizes.size)
+    sizes = parts.sizes[order]
     free = bars - int(sizes.sum())
-    cuts = np.sort(chance.choice(free + len(parts), len(parts), replace=False))
+    cuts = np.sort(chance.choice(free + sizes.size, sizes.size, replace=False))
     # A cut leaves as many free bars before a part as places before it; the parts come on top.
-    starts = cuts - np.arange(len(parts)) + sizes.cumsum() - sizes
-    held, traded = np.zeros(bars), np.zeros(bars + 1)
-    if parts:
-        values = np.concatenate(shuffled)
-        held[_spread(starts, sizes)] = values
-        # Every part between two zeros: the steps between neighbours are what changed hands.
-        apart = np.zeros(values.size + len(parts) + 1)
-        apart[_spread(sizes.cumsum() - sizes + np.arange(len(parts)) + 1, sizes)] = values
-        np.add.at(traded, _spread(starts, sizes + 1), np.abs(np.diff(apart)))
-    return held, traded[:-1]
+    starts = cuts - np.arange(sizes.size) + sizes.cumsum() - sizes
+    counts = parts.counts[order]
+    before = counts.cumsum() - counts
+    picked = np.repeat(parts.first[order] - before, counts) + np.arange(int(counts.sum()))
+    at = np.repeat(starts, counts) + parts.offset[picked]
+    within = at < bars
+    return at[within], parts.delta[picked][within]
 
 
-def _spread(starts: Ints, sizes: Ints) -> Ints:
-    """Return start, start + 1, … of every stretch, one stretch after the other."""
-    before = sizes.cumsum() - sizes
-    places: Ints = np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))
-    return places
+def value_at(bars: Bars, at: Ints, delta: Floats, known: Ints, cost_rate: float) -> Floats:
+    """Return what the changes *delta* of a position at the bars *at* earned by each of *known*.
+
+    *known* counts the bars that have closed. It equals the sum of ``gains`` over them, for the
+    cost of the changes instead of that of all bars.
+    """
+    position = np.concatenate(([0.0], delta.cumsum()))
+    turned = delta * bars.open[at]
+    cash = np.concatenate(([0.0], (-turned - np.abs(turned) * cost_rate).cumsum()))
+    settled = np.flatnonzero(bars.funding[1:]) + 1
+    paid = position[np.searchsorted(at, settled)] * bars.close[settled - 1] * bars.funding[settled]
+    paid = np.concatenate(([0.0], paid.cumsum()))
+    done = np.searchsorted(at, known)
+    close = bars.close[np.maximum(known - 1, 0)]
+    earned: Floats = cash[done] + position[done] * close - paid[np.searchsorted(settled, known)]
+    return earned
 
 
 def random_twins(
@@ -131,22 +160,28 @@ def random_twins(
     *marks* are places in the equity curve at which the quantiles are taken.
     """
     parts = {name: episodes(held) for name, held in ledger.held.items()}
-    positions = sum(len(of) for of in parts.values())
+    positions = sum(of.sizes.size for of in parts.values())
     if not positions:
         return None
     chance = np.random.default_rng(RANDOM_SEED)
-    early = {name: _first_warm(record, name) for name in parts}
-    curves, finals = np.empty((count, marks.size)), np.empty(count)
+    times = np.concatenate((record.times_ms[:1] - 1, record.times_ms))
+    wanted = times[np.append(marks, record.times_ms.size)]
+    known = {
+        name: np.searchsorted(record.bars[name].open_time_ms + record.interval_ms, wanted, "right")
+        for name in parts
+    }
+    early = {
+        name: min(_first_warm(record, name), record.bars[name].open.size - int(of.sizes.sum()))
+        for name, of in parts.items()
+    }
+    curves = np.full((count, wanted.size), float(ledger.equity[0]))
     for twin in range(count):
-        equity = np.full(record.times_ms.size + 1, float(ledger.equity[0]))
         for name, of in parts.items():
             bars = record.bars[name]
-            skipped = min(early[name], bars.open.size - sum(part.size for part in of))
-            held, traded = np.zeros((2, bars.open.size))
-            held[skipped:], traded[skipped:] = place(of, bars.open.size - skipped, chance)
-            equity += over_times(record, bars, gains(bars, held, traded, record.cost_rate))
-        curves[twin], finals[twin] = equity[marks], equity[-1]
-    low, median, high = np.quantile(curves, BAND, axis=0)
+            at, delta = place(of, bars.open.size - early[name], chance)
+            curves[twin] += value_at(bars, at + early[name], delta, known[name], record.cost_rate)
+    low, median, high = np.quantile(curves[:, :-1], BAND, axis=0)
+    finals = curves[:, -1]
     return RandomTwins(
         of=ledger.name,
         count=count,

@@ -9,11 +9,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.report.record import Floats, Ints, RunRecord
+from tracepaper.replay.report.record import Bars, Floats, Ints, RunRecord
 from tracepaper.replay.report.trades import Trade
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.forecasters.measures import by_age
-from tracepaper.strategies.types import Bar, Forecast
 
 COLUMNS_MAX: Final = 240
 """Columns of the heatmap over time; each is the mean of the decisions in it."""
@@ -52,81 +51,102 @@ class Attention:
 
 
 class _Columns:
-    """Sums of one instrument's rollout over the columns of its heatmap."""
+    """Sums of one instrument's rollout by age over the columns of its heatmap."""
 
-    def __init__(self, instrument: str, decisions: int) -> None:
-        self.instrument = instrument
-        self.stride = max(1, -(-decisions // COLUMNS_MAX))
-        self._rows: list[tuple[npt.NDArray[np.float32], int, float, Bar]] = []
-        self._made: list[tuple[Floats, float, Bar]] = []
+    def __init__(self, decisions: int) -> None:
+        self._stride = max(1, -(-decisions // COLUMNS_MAX))
+        self._seen = 0
+        self._sums: Floats | None = None
 
-    def add(self, rollout: npt.NDArray[np.float32], confidence: float, bar: Bar) -> None:
-        """Take in one decision; a full column is reduced to its mean."""
-        self._rows.append((rollout, bar.open_time_ms // bar.interval_ms, confidence, bar))
-        if len(self._rows) == self.stride:
-            self._reduce()
+    def add(self, aged: Floats) -> None:
+        """Take in the next decisions: [decision, cell]."""
+        if self._sums is None:
+            self._sums = np.zeros((COLUMNS_MAX, aged.shape[1]))
+        places = (self._seen + np.arange(len(aged))) // self._stride
+        starts = np.flatnonzero(np.diff(places, prepend=-1))
+        self._sums[places[starts]] += np.add.reduceat(aged, starts)
+        self._seen += len(aged)
 
-    @property
-    def filled(self) -> bool:
-        """Whether a decision came in."""
-        return bool(self._rows or self._made)
+    def heatmap(self, instrument: str, confidence: Floats, bars: Bars, rows: Ints) -> Heatmap:
+        """Return the columns; what is left makes one more, shorter column.
 
-    def heatmap(self, price_decimals: int) -> Heatmap:
-        """Return the columns; what is left makes one more, shorter column."""
-        if self._rows:
-            self._reduce()
+        *confidence* is each decision's and *rows* their places in *bars*.
+        """
+        assert self._sums is not None
+        starts = np.arange(0, self._seen, self._stride)
+        counts = np.diff(np.append(starts, self._seen))
+        last = rows[starts + counts - 1]
         return Heatmap(
-            self.instrument,
-            np.array([bar.open_time_ms for *_, bar in self._made], dtype=np.int64),
-            np.array([row for row, *_ in self._made]).T,
-            np.array([confidence for _, confidence, _ in self._made]),
-            np.array([bar.close for *_, bar in self._made]) / 10.0**price_decimals,
+            instrument,
+            bars.open_time_ms[last],
+            (self._sums[: starts.size] / counts[:, None]).T,
+            np.add.reduceat(confidence, starts) / counts,
+            bars.close[last],
         )
-
-    def _reduce(self) -> None:
-        rollouts, positions, confidences, bars = zip(*self._rows, strict=True)
-        aged = by_age(np.array(rollouts), np.array(positions))
-        self._made.append((aged.mean(axis=0), float(np.mean(confidences)), bars[-1]))
-        self._rows = []
 
 
 def read_attention(reader: Reader, record: RunRecord, wanted: Collection[int]) -> Attention | None:
     """Go over the run's answers once; None where no decision has an explanation.
 
-    *wanted* are the sequences whose own rollout is kept.
+    *wanted* are the sequences whose own rollout is kept. Where the model was changed for one of
+    another size, the decisions of the first size are shown.
     """
     if not record.run["model_id"]:
         return None
-    explained = np.isfinite(record.decisions.confidence)
-    columns = {
-        name: _Columns(name, int(np.count_nonzero(record.decisions.instrument[explained] == name)))
-        for name in record.bars
-    }
+    decisions = record.decisions
+    explained = np.isfinite(decisions.confidence)
+    chosen = np.array(sorted(wanted), dtype=np.int64)
+    taken: dict[str, list[Ints]] = {name: [] for name in record.bars}
+    columns: dict[str, _Columns] = {}
     total: Floats | None = None
     count = 0
     aged: dict[int, Floats] = {}
-    for sequence, _, event, answer in reader.events(str(record.run["run_id"])):
-        if not isinstance(event, Bar) or not isinstance(answer, Forecast):
+    for batch in reader.explanations(str(record.run["run_id"])):
+        sequences, rollout, entropy = _stacked(batch)
+        at = np.searchsorted(decisions.sequence, sequences).clip(max=decisions.sequence.size - 1)
+        known = decisions.sequence[at] == sequences
+        if not known.any() or (total is not None and entropy.shape[1] != total.size):
             continue
-        if (told := answer.explanation) is None or not told.buckets:
-            continue
-        rollout = np.append(np.frombuffer(told.buckets, "<f4"), np.float32(told.older_mass))
-        if event.instrument in columns:
-            columns[event.instrument].add(rollout, told.confidence, event)
-        entropy = np.frombuffer(told.entropy, "<f4").astype(np.float64)
-        total = entropy if total is None else total + entropy
-        count += 1
-        if sequence in wanted:
-            position = np.array([event.open_time_ms // event.interval_ms])
-            aged[sequence] = by_age(rollout[None], position)[0]
+        sequences, rollout, entropy, at = (
+            part[known] for part in (sequences, rollout, entropy, at)
+        )
+        entropies = entropy.sum(axis=0, dtype=np.float64)
+        total = entropies if total is None else total + entropies
+        count += len(sequences)
+        opened = decisions.open_time_ms[at]
+        cells = by_age(rollout, opened // record.interval_ms)
+        for place in np.flatnonzero(np.isin(sequences, chosen)).tolist():
+            aged[int(sequences[place])] = cells[place]
+        for name in record.bars:
+            own = decisions.instrument[at] == name
+            if own.any():
+                every = int(np.count_nonzero(explained & (decisions.instrument == name)))
+                columns.setdefault(name, _Columns(every)).add(cells[own])
+                taken[name].append(at[own])
     if total is None:
         return None
-    maps = [
-        made.heatmap(record.instruments[name].price_decimals)
-        for name, made in columns.items()
-        if made.filled
-    ]
+    maps = []
+    for name, made in columns.items():
+        at = np.concatenate(taken[name])
+        bars = record.bars[name]
+        rows = np.searchsorted(bars.sequence, decisions.sequence[at])
+        maps.append(made.heatmap(name, decisions.confidence[at], bars, rows))
     return Attention(count, tuple(maps), total / count, aged)
+
+
+def _stacked(
+    batch: Sequence[tuple[int, bytes, float, bytes]],
+) -> tuple[Ints, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return sequences, rollouts with their older mass last, and entropies, a row a decision."""
+    sizes = [len(buckets) + len(entropy) for _, buckets, _, entropy in batch]
+    same = [row for row, size in zip(batch, sizes, strict=True) if size == sizes[0]]
+    sequences, buckets, older, entropy = zip(*same, strict=True)
+    rollout = np.frombuffer(b"".join(buckets), "<f4").reshape(len(same), -1)
+    return (
+        np.array(sequences, dtype=np.int64),
+        np.column_stack((rollout, np.array(older, dtype=np.float32))),
+        np.frombuffer(b"".join(entropy), "<f4").reshape(len(same), -1),
+    )
 
 
 def winners_and_losers(

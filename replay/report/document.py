@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -91,19 +91,25 @@ class Report:
         return self.trades[self.record.account.name]
 
 
-def build_report(database: Path, run_id: str) -> Report:
+def build_report(
+    database: Path, run_id: str, *, progress: Callable[[str], None] = lambda _said: None
+) -> Report:
     """Return the report of *run_id*, from the views and the reader alone.
 
-    Raises ``DataInvalid`` where the run does not exist or has decided nothing.
+    *progress* is told what is done next. Raises ``DataInvalid`` where the run does not exist or
+    has decided nothing.
     """
+    progress("reading the run")
     with Reader.open(database) as reader:
         record = read_record(reader, database, run_id)
         ledgers = (record.account, *record.twins)
         closed = {of.name: tuple(trades(of, record.instruments)) for of in ledgers}
         wanted = {trade.entry_sequence for of in closed.values() for trade in of}
+        progress("reading where attention lay")
         attention = read_attention(reader, record, wanted)
         grouped = next((name for name, of in closed.items() if of), record.account.name)
         explained = explain_trades(reader, record, chosen(closed[grouped]), attention)
+    progress("drawing random twins")
     card = _card(record)
     marks = _marks(record.times_ms.size + 1)
     held = buy_and_hold(record)

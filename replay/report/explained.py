@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -18,7 +18,6 @@ EXPLAINED_MAX: Final = 60
 POINTS_MAX: Final = 160
 _BEFORE_BARS: Final = 200
 _AFTER_BARS: Final = 30
-_HOLES: Final = 8  # sequences between two wanted ones that are cheaper read than asked around
 
 
 @dataclass(frozen=True)
@@ -61,36 +60,22 @@ def explain_trades(
     return found
 
 
-def ranges(sequences: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """Return the (first, last) of stretches that cover *sequences*, none with holes above *most*.
-
-    The views answer a range of sequences fast, and a list of single ones slowly.
-    """
-    found: list[tuple[int, int]] = []
-    for sequence in sorted(set(sequences)):
-        if found and sequence - found[-1][1] <= most:
-            found[-1] = (found[-1][0], sequence)
-        else:
-            found.append((sequence, sequence))
-    return found
-
-
 def _by_sequence(
     reader: Reader, record: RunRecord, view: str, wanted: Sequence[int]
 ) -> dict[int, list[Row]]:
-    """Return the rows of *view* at the *wanted* sequences."""
-    chosen_ones = set(wanted)
-    found: dict[int, list[dict[str, Any]]] = {}
-    for first, last in ranges(wanted, _HOLES):
+    """Return the rows of *view* at the *wanted* sequences.
+
+    Each is asked for by equality, which the index on sequences answers at once; a range of
+    sequences goes over the whole run.
+    """
+    found: dict[int, list[Row]] = {}
+    for sequence in sorted(set(wanted)):
         cursor = reader.connection.execute(
-            f"SELECT * FROM {view} WHERE run_id = ? AND sequence BETWEEN ? AND ?",  # noqa: S608
-            (record.run["run_id"], first, last),
+            f"SELECT * FROM {view} WHERE run_id = ? AND sequence = ?",  # noqa: S608
+            (record.run["run_id"], sequence),
         )
         names = [column[0] for column in cursor.description]
-        for values in cursor:
-            row = dict(zip(names, values, strict=True))
-            if row["sequence"] in chosen_ones:
-                found.setdefault(row["sequence"], []).append(row)
+        found[sequence] = [dict(zip(names, values, strict=True)) for values in cursor]
     return found
 
 

@@ -8,9 +8,17 @@ from html import escape
 
 
 class Markup(str):
-    """Text that is HTML already; all other text is escaped."""
+    """Text that is HTML already; all other text is escaped, also where it is added to this."""
 
     __slots__ = ()
+
+    def __add__(self, other: str) -> Markup:
+        """Return both, as HTML: a plain ``str`` would be escaped once more, tags and all."""
+        return Markup(super().__add__(text(other)))
+
+    def __radd__(self, other: str) -> Markup:
+        """Return *other*, escaped, and this."""
+        return Markup(str.__add__(text(other), self))
 
 
 def text(value: object) -> Markup:

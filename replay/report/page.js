@@ -1,6 +1,6 @@
 "use strict";
 // Draws every chart of the page, in the colours of the light or the dark.
-(() => {
+(async () => {
   const root = document.documentElement;
   const prefers = window.matchMedia("(prefers-color-scheme: dark)");
   const figures = JSON.parse(document.getElementById("figures").textContent);
@@ -10,6 +10,17 @@
     for (const trace of figure.data) {
       if (trace.meta === "log2") trace.customdata = trace.z.map((row) => row.map((z) => 2 ** z));
     }
+  }
+
+  // The library lies in the page compressed. A browser without DecompressionStream (before 2023)
+  // shows every table, and says where a chart would be.
+  async function unpack(name) {
+    const text = document.getElementById(name).textContent.trim();
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(plain).text();
+    document.head.append(script);
   }
 
   function coloured(value, style) {
@@ -44,6 +55,15 @@
     draw();
   }
 
+  root.dataset.theme = prefers.matches ? "dark" : "light";
+  try {
+    await unpack("plotly");
+  } catch (error) {
+    for (const name of Object.keys(figures)) {
+      document.getElementById(name).textContent = `This browser cannot draw the chart (${error}).`;
+    }
+    return;
+  }
   document.querySelector("button.theme").addEventListener("click", () => {
     paint(root.dataset.theme === "dark" ? "light" : "dark");
   });

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +25,7 @@ _BARS: Final = (
     "SELECT sequence, instrument, open_time_ms, open, high, low, close FROM v_bars "
     "WHERE run_id = ? AND accepted ORDER BY sequence"
 )
+_ROWS_AT_ONCE: Final = 4_096
 _SETTLED: Final = (
     "SELECT instrument, market_ms, json_extract(content, '$.rate') FROM v_events "
     "WHERE run_id = ? AND kind = 'funding' ORDER BY sequence"
@@ -88,57 +87,40 @@ def _rows(db: sqlite3.Connection, query: str, *parameters: object) -> list[Row]:
     return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
+def _arrays(db: sqlite3.Connection, query: str, kinds: str, *parameters: object) -> list[Any]:
+    """Return the columns that *query* answers as arrays; a letter of *kinds* is one's type.
+
+    ``i`` int64, ``f`` float64 (NaN for null), ``s`` text, ``b`` bool. Read a few thousand rows at
+    a time: rows of Python objects take ten times the memory of the arrays.
+    """
+    types: dict[str, Any] = {"i": np.int64, "f": np.float64, "s": np.str_, "b": np.bool_}
+    cursor = db.execute(query, parameters)
+    parts: list[list[Any]] = [[np.empty(0, dtype=types[kind])] for kind in kinds]
+    while rows := cursor.fetchmany(_ROWS_AT_ONCE):
+        for place, column in enumerate(zip(*rows, strict=True)):
+            parts[place].append(np.array(column, dtype=types[kinds[place]]))
+    return [np.concatenate(part) for part in parts]
+
+
 def _decisions(db: sqlite3.Connection, run_id: str) -> Decisions:
-    rows = db.execute(_DECISIONS, (run_id,)).fetchall()
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 15
-    texts = [np.array(columns[place], dtype=np.str_) for place in (1, 3, 5, 6)]
-    return Decisions(
-        sequence=np.array(columns[0], dtype=np.int64),
-        instrument=texts[0],
-        open_time_ms=np.array(columns[2], dtype=np.int64),
-        action=texts[1],
-        allowed=np.array(columns[4], dtype=np.bool_),
-        refused_by=texts[2],
-        regime=texts[3],
-        mean_return=_floats(columns[7]),
-        p_up=_floats(columns[8]),
-        p_down=_floats(columns[9]),
-        confidence=_floats(columns[10]),
-        content_free=_floats(columns[11]),
-        recent_mass=_floats(columns[12]),
-        older_mass=_floats(columns[13]),
-        shift=_floats(columns[14]),
-    )
-
-
-def _floats(column: Sequence[float | None]) -> Floats:
-    """Return *column* with NaN for null."""
-    return np.array(column, dtype=np.float64)
+    return Decisions(*_arrays(db, _DECISIONS, "isisbssffffffff", run_id))
 
 
 def _bars(
     db: sqlite3.Connection, run_id: str, decisions: Decisions, interval_ms: int
 ) -> dict[str, Bars]:
     """Return the decided bars of every instrument, by its id."""
-    decided = set(decisions.sequence.tolist())
-    rows: dict[str, list[tuple[Any, ...]]] = {}
-    for sequence, instrument, *rest in db.execute(_BARS, (run_id,)):
-        if sequence in decided:
-            rows.setdefault(instrument, []).append((sequence, *rest))
+    columns = _arrays(db, _BARS, "isiffff", run_id)
+    decided = np.isin(columns[0], decisions.sequence)
+    columns = [column[decided] for column in columns]
     settled = db.execute(_SETTLED, (run_id,)).fetchall()
     found = {}
-    for name in sorted(rows):
-        sequences, opens_ms, opens, highs, lows, closes = zip(*rows[name], strict=True)
-        opened = np.array(opens_ms, dtype=np.int64)
-        found[name] = Bars(
-            np.array(sequences, dtype=np.int64),
-            opened,
-            _floats(opens),
-            _floats(highs),
-            _floats(lows),
-            _floats(closes),
-            _funding(opened + interval_ms, [row[1:] for row in settled if row[0] == name]),
-        )
+    for name in np.unique(columns[1]).tolist():
+        own = columns[1] == name
+        sequence, _, opened, first, high, low, close = (column[own] for column in columns)
+        rates = [row[1:] for row in settled if row[0] == name]
+        funding = _funding(opened + interval_ms, rates)
+        found[name] = Bars(sequence, opened, first, high, low, close, funding)
     return found
 
 
@@ -162,15 +144,12 @@ def _steps(instruments: dict[str, Instrument]) -> dict[str, float]:
 
 def _account(db: sqlite3.Connection, run_id: str, frame: _Frame) -> Ledger:
     """Return the run's own account."""
-    rows = db.execute(
-        "SELECT sequence, equity, quantity FROM v_equity WHERE run_id = ? ORDER BY sequence",
-        (run_id,),
-    ).fetchall()
-    last = _rows(
-        db, "SELECT * FROM v_equity WHERE run_id = ? ORDER BY sequence DESC LIMIT 1", run_id
-    )[0]
+    query = "SELECT sequence, equity, quantity FROM v_equity WHERE run_id = ? ORDER BY sequence"
+    steps = _arrays(db, query, "iff", run_id)
+    newest = "SELECT * FROM v_equity WHERE run_id = ? AND sequence = ?"
+    last = _rows(db, newest, run_id, int(steps[0][-1]))[0]
     fills = _rows(db, "SELECT * FROM v_fills WHERE run_id = ? ORDER BY sequence, ordinal", run_id)
-    return _ledger("this run", rows, fills, last, frame)
+    return _ledger("this run", steps, fills, last, frame)
 
 
 def _twins(db: sqlite3.Connection, run_id: str, frame: _Frame) -> list[Ledger]:
@@ -179,36 +158,30 @@ def _twins(db: sqlite3.Connection, run_id: str, frame: _Frame) -> list[Ledger]:
         "SELECT twin, sequence, equity, quantity FROM v_twin_equity WHERE run_id = ? "
         "ORDER BY twin, sequence"
     )
+    names, *columns = _arrays(db, query, "siff", run_id)
+    newest = "SELECT * FROM v_twin_equity WHERE run_id = ? AND sequence = ? AND twin = ?"
     fills = _rows(
         db, "SELECT * FROM v_twin_fills WHERE run_id = ? ORDER BY sequence, ordinal", run_id
     )
     found = []
-    for name, group in groupby(db.execute(query, (run_id,)), key=itemgetter(0)):
-        rows = [row[1:] for row in group]
-        last = _rows(
-            db,
-            "SELECT * FROM v_twin_equity WHERE run_id = ? AND twin = ? AND sequence = ?",
-            run_id,
-            name,
-            rows[-1][0],
-        )[0]
+    for name in np.unique(names).tolist():
+        steps = [column[names == name] for column in columns]
+        last = _rows(db, newest, run_id, int(steps[0][-1]), name)[0]
         own = [fill for fill in fills if fill["twin"] == name]
-        found.append(_ledger(name, rows, own, last, frame))
+        found.append(_ledger(name, steps, own, last, frame))
     return found
 
 
 def _ledger(
     name: str,
-    rows: Sequence[tuple[int, float, float | None]],
+    steps: Sequence[Any],
     fills: Sequence[Row],
     last: Row,
     frame: _Frame,
 ) -> Ledger:
-    """Return one account from its (sequence, equity, position) after each step."""
+    """Return one account from its sequence, equity and position after each of its *steps*."""
     decisions, times_ms = frame.decisions, frame.times_ms
-    columns = list(zip(*rows, strict=True))
-    sequences = np.array(columns[0], dtype=np.int64)
-    equity, quantity = _floats(columns[1]), np.nan_to_num(_floats(columns[2]))
+    sequences, equity, quantity = steps[0], steps[1], np.nan_to_num(steps[2])
     at = np.searchsorted(sequences, decisions.sequence, side="right") - 1
     # Several instruments close at one time: the last step of that time has the whole account.
     curve = np.empty(times_ms.size)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tracepaper.replay.report import accounts
 from tracepaper.replay.report.document import BUY_AND_HOLD, Report
+from tracepaper.replay.report.record import Bars
 
 part = st.lists(st.integers(1, 3), min_size=1, max_size=4).flatmap(
     lambda sizes: st.sampled_from([1, -1]).map(
@@ -40,10 +41,12 @@ def test_buy_and_hold_is_bought_at_the_second_open_with_its_fee(cross_report: Re
 
 
 def test_episodes_are_the_stretches_of_one_sign() -> None:
-    held = np.array([0.0, 1, 2, 0, -1, -1, 3, 0])
-    found = [part.tolist() for part in accounts.episodes(held)]
-    assert found == [[1, 2], [-1, -1], [3]]
-    assert accounts.episodes(np.zeros(3)) == []
+    found = accounts.episodes(np.array([0.0, 1, 2, 0, -1, -1, 3, 0]))
+    assert found.sizes.tolist() == [2, 2, 1]
+    assert found.counts.tolist() == [3, 2, 2]
+    assert found.offset.tolist() == [0, 1, 2, 0, 2, 0, 1]
+    assert found.delta.tolist() == [1, 1, -2, -1, 1, 3, -3]
+    assert accounts.episodes(np.zeros(3)).sizes.size == 0
 
 
 @given(st.lists(part, min_size=1, max_size=6), st.integers(0, 30), st.integers(0, 99))
@@ -51,22 +54,42 @@ def test_placed_positions_keep_side_size_and_length_and_never_overlap(
     parts: list[np.ndarray[tuple[int], np.dtype[np.float64]]], free: int, seed: int
 ) -> None:
     bars = sum(one.size for one in parts) + free
-    held, traded = accounts.place(parts, bars, np.random.default_rng(seed))
-    assert held.size == traded.size == bars
+    apart = np.concatenate([np.append(one, 0.0) for one in parts])
+    at, delta = accounts.place(accounts.episodes(apart), bars, np.random.default_rng(seed))
+    held = np.bincount(at, weights=delta, minlength=bars).cumsum()
+    assert held.size == bars
     assert np.count_nonzero(held) == bars - free
     assert sorted(np.abs(held).tolist()) == sorted(
         [0.0] * free + [abs(size) for one in parts for size in one.tolist()]
     )
     turned = sum(float(np.abs(np.diff(one, prepend=0.0, append=0.0)).sum()) for one in parts)
     # What is still open after the last bar has not been sold.
-    assert traded.sum() == pytest.approx(turned - abs(held[-1]))
+    assert np.abs(delta).sum() == pytest.approx(turned - abs(held[-1]))
+
+
+@given(st.lists(st.sampled_from([-2.0, -1.0, 0.0, 1.0, 3.0]), min_size=5, max_size=40), st.data())
+def test_changes_earn_what_the_positions_between_them_earn(
+    positions: list[float], data: st.DataObject
+) -> None:
+    held = np.array(positions)
+    prices = np.array(data.draw(st.lists(st.floats(1, 9), min_size=held.size, max_size=held.size)))
+    rates = np.array(
+        data.draw(
+            st.lists(st.sampled_from([0.0, 0.01, -0.02]), min_size=held.size, max_size=held.size)
+        )
+    )
+    places = np.arange(held.size)
+    bars = Bars(places, 60_000 * places, prices, prices, prices, prices[::-1].copy(), rates)
+    delta = np.diff(held, prepend=0.0)
+    earned = accounts.gains(bars, held, np.abs(delta), 0.001).cumsum()
+    at = np.flatnonzero(delta)
+    found = accounts.value_at(bars, at, delta[at], np.arange(held.size + 1), 0.001)
+    assert found == pytest.approx(np.concatenate(([0.0], earned)), abs=1e-9)
 
 
 def test_every_place_is_as_likely_as_any_other() -> None:
-    chance = np.random.default_rng(5)
-    starts = [
-        int(np.flatnonzero(accounts.place([np.ones(3)], 8, chance)[0])[0]) for _ in range(3_000)
-    ]
+    chance, one = np.random.default_rng(5), accounts.episodes(np.array([1.0, 1, 1, 0]))
+    starts = [int(accounts.place(one, 8, chance)[0][0]) for _ in range(3_000)]
     counts = np.bincount(starts, minlength=6)
     assert counts.size == 6
     assert counts.min() > 400  # 500 expected, five standard deviations are 102

@@ -9,7 +9,7 @@ import storage_cases as cases
 from builders import MINUTE
 from report_cases import BTC, build_report_of, cross, replayed
 
-from tracepaper.replay.report.document import Report
+from tracepaper.replay.report.document import Report, build_report
 from tracepaper.storage.reader import resolve
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Gap, GapCause
@@ -88,6 +88,13 @@ def test_gaps_are_counted_and_said(tmp_path: Path) -> None:
     report = build_report_of(tmp_path / "a.db")
     assert [row["cause"] for row in report.record.gaps] == ["archive"]
     assert any("1 gaps; 7 bars never came" in text for text in report.sentences)
+
+
+def test_progress_says_what_is_done(attention_database: Path) -> None:
+    said: list[str] = []
+    located = resolve(attention_database, "last")
+    build_report(located.path, located.run_id, progress=said.append)
+    assert said == ["reading the run", "reading where attention lay", "drawing random twins"]
 
 
 def test_a_run_without_a_decision_is_one_sentence(tmp_path: Path) -> None:

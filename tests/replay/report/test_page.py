@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 import sys
@@ -11,10 +13,11 @@ import plotly.graph_objects as go
 import pytest
 import storage_cases as cases
 from msgspec.structs import replace
+from plotly.offline import get_plotlyjs
 from report_cases import build_report_of
 
 from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.html import element, json_in_script
+from tracepaper.replay.report.html import Markup, element, json_in_script
 from tracepaper.replay.report.page import page_of, write_page
 from tracepaper.strategies.errors import ConfigInvalid
 
@@ -93,7 +96,22 @@ def test_the_page_is_whole_and_small(attention_page: str) -> None:
     places = [given["id"] for tag, given in page.elements if given.get("class") == "chart"]
     assert sorted(places, key=str) == sorted(json.loads(page.scripts["figures"]))
     assert len(places) >= 6
-    assert len(attention_page.encode()) < 6_000_000
+    assert len(attention_page.encode()) < 3_000_000
+
+
+def test_a_reader_sees_no_tag(attention_page: str, cross_report: Report) -> None:
+    for text in (attention_page, page_of(cross_report)):
+        page = Page(text)
+        seen = "".join(page.words)
+        assert re.findall(r"</?[a-z][^>]*>", seen) == []
+        assert "&lt;" not in seen
+        named = [tag for tag, _ in page.elements]
+        assert named.count("dt") == named.count("dd") > 3
+
+
+def test_the_charts_library_unpacks_to_what_was_installed(attention_page: str) -> None:
+    packed = Page(attention_page).scripts["plotly"]
+    assert gzip.decompress(base64.b64decode(packed)).decode() == get_plotlyjs()
 
 
 def test_the_page_asks_nobody_for_anything(attention_page: str) -> None:
@@ -140,6 +158,12 @@ def test_an_element_escapes_what_it_is_given() -> None:
     made = element("p", '<b> & "', title='"><script>')
     assert made == ('<p title="&quot;&gt;&lt;script&gt;">&lt;b&gt; &amp; &quot;</p>')
     assert element("p", element("b", "x")) == "<p><b>x</b></p>"
+
+
+def test_what_is_put_together_stays_markup_and_escapes_the_rest() -> None:
+    made = element("dt", "a") + element("dd", "<b>")
+    assert element("dl", made) == "<dl><dt>a</dt><dd>&lt;b&gt;</dd></dl>"
+    assert element("p", "<i>" + Markup("<b>x</b>") + "<i>") == ("<p>&lt;i&gt;<b>x</b>&lt;i&gt;</p>")
 
 
 def test_json_cannot_close_its_script() -> None:

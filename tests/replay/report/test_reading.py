@@ -8,7 +8,6 @@ from report_cases import BTC, SOL
 
 from tracepaper.replay.importers import read_candles
 from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.explained import ranges
 
 
 def test_the_curve_has_the_start_and_one_value_a_close(cross_report: Report) -> None:
@@ -52,8 +51,3 @@ def test_positions_are_those_after_each_bar(pair_report: Report) -> None:
         )
         assert held[-1] == pytest.approx(moved)
         assert set(np.unique(held)) <= {-1.0, 0.0, 1.0}
-
-
-def test_ranges_cover_every_sequence_and_bridge_only_short_holes() -> None:
-    assert ranges([9, 1, 2, 4, 30], 2) == [(1, 4), (9, 9), (30, 30)]
-    assert ranges([], 2) == []
