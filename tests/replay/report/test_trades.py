@@ -33,7 +33,13 @@ def test_a_trade_carries_its_reasons_and_the_decision_that_opened_it(
     assert explained.decision["sequence"] == trade.entry_sequence
     assert explained.decision["reason"] == trade.entry_reason
     assert explained.decision["open_time_ms"] + 60_000 == trade.entered_ms
-    assert [gate["gate"] for gate in explained.gates] == ["operator", "warm", "late", "gap"]
+    assert [gate["gate"] for gate in explained.gates] == [
+        "operator",
+        "warm",
+        "late",
+        "gap",
+        "plausible",
+    ]
     assert {one.side for one in cross_report.own_trades} == {"LONG", "SHORT"}
 
 
