@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR})
 
@@ -48,11 +50,23 @@ EQUITY: Final = (
 )
 
 
+ROWS_MOST: Final = 100_000
+BYTES_MOST: Final = 256 * 2**20
+VALUE_BYTES_MOST: Final = 64 * 2**20
+"""An answer is held in memory: so much of it, and so much of one value."""
+_OPERATIONS: Final = 20_000
+"""SQLite's operations between two looks at the time and at Ctrl-C: some milliseconds."""
+_FETCHED: Final = 256
+
+_NAME: Final = re.compile(r"\w+")
+
+
 class Answered(NamedTuple):
-    """The answer to a question."""
+    """The answer to a question; ``cut`` says why it is not whole, where it is not."""
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
+    cut: str = ""
 
     def documents(self) -> list[dict[str, Any]]:
         """Return a dictionary a row; blobs as lower-case hexadecimal text."""
@@ -73,28 +87,120 @@ def ask(
     connection: sqlite3.Connection,
     sql: str,
     parameters: dict[str, object] | Sequence[object] = (),
+    *,
+    rows_most: int = ROWS_MOST,
+    expired: Callable[[], bool] = lambda: False,
 ) -> Answered:
-    """Return what *sql*, one SELECT, answers; raise ``ConfigInvalid`` for anything else."""
+    """Return what *sql*, one SELECT, answers; raise ``ConfigInvalid`` for anything else.
+
+    The answer ends after *rows_most* rows or ``BYTES_MOST`` bytes and then says so. Raises
+    ``DataInvalid`` when *expired* becomes true before the answer is whole, or a value is larger
+    than ``VALUE_BYTES_MOST``; Ctrl-C ends the query at once.
+    """
     # SQLite makes a table-valued function on first use, which the authorizer would refuse.
     connection.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES_MOST)
+    watch = _Watch(expired)
+    connection.set_progress_handler(watch, _OPERATIONS)
     connection.set_authorizer(_authorize)
     try:
         cursor = connection.execute(sql, parameters)
-        rows = cursor.fetchall()
+        rows, cut = _fetched(cursor, rows_most)
+    except MemoryError:
+        raise DataInvalid("The answer does not fit into memory; ask for less at once.") from None
     except (sqlite3.Error, sqlite3.Warning) as error:
-        if getattr(error, "sqlite_errorcode", 0) in _DAMAGED:
-            raise  # the file is to blame, not the question
-        refused = "not authorized" in str(error) or "prohibited" in str(error)
-        reason = str(error).rstrip(".")
-        said = "only one SELECT that reads tables and views is taken" if refused else reason
-        raise ConfigInvalid(
-            f"The question cannot be asked: {said}; `SELECT * FROM v_runs` is a good start."
-        ) from error
+        connection.set_authorizer(None)
+        raise _refusal(connection, sql, error, watch) from error
     finally:
         connection.set_authorizer(None)
+        connection.set_progress_handler(None, 0)
     if cursor.description is None:
         raise ConfigInvalid("The question is empty; `SELECT * FROM v_runs` is a good start.")
-    return Answered(tuple(column[0] for column in cursor.description), rows)
+    return Answered(tuple(column[0] for column in cursor.description), rows, cut)
+
+
+class _Watch:
+    """Ends a query that SQLite is working on, when time is up or at Ctrl-C."""
+
+    def __init__(self, expired: Callable[[], bool]) -> None:
+        self._expired = expired
+        self.interrupted = False
+
+    def __call__(self) -> bool:
+        """Return whether the query must end; SQLite asks every few milliseconds."""
+        try:
+            return self._expired()
+        except KeyboardInterrupt:
+            # Whatever leaves this function is lost inside SQLite, so it is remembered.
+            self.interrupted = True
+            return True
+
+
+def _fetched(cursor: sqlite3.Cursor, rows_most: int) -> tuple[list[tuple[Any, ...]], str]:
+    """Return the rows of *cursor* within the limits, and why they are not all, or ''."""
+    rows: list[tuple[Any, ...]] = []
+    held = 0
+    while some := cursor.fetchmany(_FETCHED):
+        for row in some:
+            if len(rows) == rows_most:
+                return rows, f"the first {rows_most:,} rows"
+            held += sum(len(value) for value in row if isinstance(value, (str, bytes)))
+            if held > BYTES_MOST:
+                return rows, f"the first {len(rows):,} rows, {BYTES_MOST >> 20} MiB"
+            rows.append(row)
+    return rows, ""
+
+
+def _refusal(
+    connection: sqlite3.Connection, sql: str, error: sqlite3.Error | sqlite3.Warning, watch: _Watch
+) -> BaseException:
+    """Return what is to be raised where SQLite did not answer *sql*."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    if watch.interrupted:
+        return KeyboardInterrupt()
+    if code in _DAMAGED:
+        return error  # the file is to blame, not the question
+    if code == sqlite3.SQLITE_INTERRUPT:
+        return DataInvalid("The question took too long and was given up; ask for less, or longer.")
+    if code == sqlite3.SQLITE_TOOBIG:
+        return DataInvalid(
+            f"A value of the answer is larger than {VALUE_BYTES_MOST >> 20} MiB; ask for less."
+        )
+    refused = "not authorized" in str(error) or "prohibited" in str(error)
+    reason = str(error).rstrip(".")
+    said = "only one SELECT that reads tables and views is taken" if refused else reason
+    known = _known_names(connection, sql, reason)
+    return ConfigInvalid(
+        f"The question cannot be asked: {said}; "
+        f"{known or '`SELECT * FROM v_runs` is a good start'}."
+    )
+
+
+def _known_names(connection: sqlite3.Connection, sql: str, reason: str) -> str:
+    """Return what could have been meant where *reason* is a column or table that is not there."""
+    if not reason.startswith(("no such column", "no such table")):
+        return ""
+    missing = reason.rpartition(": ")[2].rpartition(".")[2]
+    query = "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') ORDER BY name DESC"
+    places = [str(name) for (name,) in connection.execute(query)]
+    if reason.startswith("no such table"):
+        views = [name for name in places if name.startswith("v_")]
+        return f"the views are {', '.join(sorted(views))}{_nearest(missing, views)}"
+    asked = set(_NAME.findall(sql.lower()))
+    columns = {
+        place: [str(row[1]) for row in connection.execute(f"PRAGMA table_info({place})")]
+        for place in places
+        if place in asked
+    }
+    if not columns:
+        return ""
+    listed = "; ".join(f"{place} has {', '.join(names)}" for place, names in columns.items())
+    return listed + _nearest(missing, [name for names in columns.values() for name in names])
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f" (the nearest is {near[0]})" if near else ""
 
 
 def _authorize(action: int, *_: str | None) -> int:

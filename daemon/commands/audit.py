@@ -166,16 +166,31 @@ def equity(
 def sql(
     question: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT, in quotes.")],
     *,
+    rows: Annotated[
+        int, typer.Option(min=1, max=100_000_000, metavar="N", help="The first N rows, no more.")
+    ] = 100_000,
+    seconds: Annotated[
+        float, typer.Option(min=0.001, max=86_400, metavar="S", help="Give up after S seconds.")
+    ] = 60.0,
     db: DatabaseOption = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Ask the views (v_runs, v_decisions, v_gates, v_fills, v_equity, …) in SQL, read-only."""
+    from tracepaper.daemon.clock import SystemClock
     from tracepaper.storage.questions import ask
     from tracepaper.storage.reader import Reader
 
+    clock = SystemClock()
+    until_s = clock.network_s() + seconds
     with Reader.open(database_path(db, config)) as reader:
-        _print(ask(reader.connection, question), json=json)
+        answered = ask(
+            reader.connection,
+            question,
+            rows_most=rows,
+            expired=lambda: clock.network_s() > until_s,
+        )
+    _print(answered, json=json)
 
 
 def _located(run: str, db: Path | None, config: Path | None) -> Located:
@@ -190,7 +205,8 @@ def _show(question: str, limit: int, located: Located, *, json: bool) -> None:
     from tracepaper.storage.reader import Reader
 
     with Reader.open(located.path) as reader:
-        answered = ask(reader.connection, question, {"run": located.run_id, "limit": limit})
+        parameters: dict[str, object] = {"run": located.run_id, "limit": limit}
+        answered = ask(reader.connection, question, parameters, rows_most=limit)
     _print(answered.oldest_first(), json=json)
     if not answered.rows:
         if not json:
@@ -202,6 +218,8 @@ def _print(answered: Answered, *, json: bool) -> None:
     """Print rows: a table on a terminal, tab-separated lines elsewhere, or JSON."""
     import sys
 
+    if answered.cut:
+        typer.echo(f"Shown: {answered.cut}; there are more (--rows N).", err=True)
     if json:
         print_json(answered.documents())
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 import storage_cases as cases
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.storage.questions import ask
+from tracepaper.storage.reader import Reader
 
 STEPS = cases.plain_steps(60)
 
@@ -146,3 +149,90 @@ def test_a_missing_database_and_run_are_one_sentence(
     assert err == f"There is no database {path.with_name('none.db')}; name one with --db.\n"
     code, _, err = typed(capsys, "audit", "verify", "zzz", "--db", path)
     assert (code, err) == (1, "There is no run zzz; the last one is plain.\n")
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT "
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        ENDLESS + "count(*) FROM n",
+        ENDLESS + "max(i) FROM n WHERE i < 0",
+        "SELECT count(*) FROM v_bars a, v_bars b, v_bars c, v_bars d, v_bars e",
+    ],
+)
+def test_a_question_without_end_is_given_up_in_time(
+    question: str, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = typed(capsys, "audit", "sql", question, "--db", path, "--seconds", "0.05")
+    assert (code, out) == (1, "")
+    assert "took too long" in err
+    assert err.count("\n") == 1
+
+
+def test_an_answer_without_end_is_cut_and_says_so(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("audit", "sql", ENDLESS + "i FROM n", "--db", path, "--rows", "5")
+    code, out, err = typed(capsys, *asked)
+    assert (code, out.split()) == (0, ["i", "1", "2", "3", "4", "5"])
+    assert "the first 5 rows; there are more" in err
+    code, out, err = typed(capsys, *asked, "--json")
+    assert [row["i"] for row in json.loads(out)] == [1, 2, 3, 4, 5]
+    assert "there are more" in err
+
+
+def test_an_answer_that_is_whole_says_nothing_of_a_limit(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = "SELECT value FROM json_each('[1,2,3,4,5]')"
+    assert typed(capsys, "audit", "sql", question, "--db", path, "--rows", "5")[2] == ""
+
+
+def test_values_and_answers_have_a_size(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = "SELECT hex(zeroblob(60000000))"
+    code, _, err = typed(capsys, "audit", "sql", huge, "--db", path)
+    assert (code, "larger than 64 MiB" in err) == (1, True)
+    monkeypatch.setattr("tracepaper.storage.questions.BYTES_MOST", 1 << 20)
+    code, out, err = typed(
+        capsys, "audit", "sql", ENDLESS + "hex(zeroblob(100000)) FROM n", "--db", path
+    )
+    assert (code, len(out.split()) - 1) == (0, 5)
+    assert "the first 5 rows, 1 MiB" in err
+
+
+@pytest.mark.parametrize("question", [ENDLESS + "count(*) FROM n", ENDLESS + "i FROM n"])
+def test_ctrl_c_ends_a_question_at_once(question: str, path: Path) -> None:
+    looks = 0
+
+    def interrupted() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            signal.raise_signal(signal.SIGINT)  # as the terminal sends it, amid SQLite's work
+        return looks > 100
+
+    with Reader.open(path) as reader:
+        with pytest.raises(KeyboardInterrupt):
+            ask(reader.connection, question, rows_most=10**9, expired=interrupted)
+        assert looks < 100
+        assert ask(reader.connection, "SELECT 1").rows == [(1,)]
+
+
+def test_a_name_that_is_not_there_is_answered_with_those_that_are(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = typed(
+        capsys, "audit", "sql", "SELECT d.confidense FROM v_decisions d", "--db", path
+    )
+    assert code == 2
+    assert "no such column: d.confidense; v_decisions has run_id, sequence," in err
+    assert "(the nearest is confidence)" in err
+    code, _, err = typed(capsys, "audit", "sql", "SELECT * FROM v_decision", "--db", path)
+    assert code == 2
+    assert "the views are " in err
+    assert "(the nearest is v_decisions)" in err
+    assert err.count("\n") == 1
