@@ -87,6 +87,16 @@ def read_card(folder: Path) -> dict[str, Any]:
             raise CheckpointMismatch(
                 f"{folder / CARD_NAME} has no section [{section}]; restore the card."
             )
+    if not all(isinstance(card["model"].get(key, ""), str) for key in ("id", "sha256", "kind")):
+        raise CheckpointMismatch(
+            f"{folder / CARD_NAME} names its model by what is no text; restore the card."
+        )
+    honesty = card.get("honesty", {})
+    sentences = honesty.get("sentences", []) if isinstance(honesty, dict) else None
+    if not isinstance(sentences, list) or not all(isinstance(one, str) for one in sentences):
+        raise CheckpointMismatch(
+            f"{folder / CARD_NAME} has no list of sentences in [honesty]; restore the card."
+        )
     return card
 
 

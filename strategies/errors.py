@@ -19,6 +19,10 @@
 Every message is one sentence that says what to do.
 """
 
+from typing import Final
+
+SHOWN_LONGEST: Final = 80
+
 
 class TracepaperError(Exception):
     """The root of every error that this project raises."""
@@ -70,3 +74,9 @@ class AttentionInvalid(Fatal):
 
 class InvariantBroken(Fatal):
     """A belief of ours is false: a bug."""
+
+
+def shown(value: object) -> str:
+    """Return *value* as it is written in an error's sentence: one line of some 80 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN_LONGEST else f"{text[: SHOWN_LONGEST - 1]}…"

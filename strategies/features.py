@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies import features_v1 as v1
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.features_rolling import Array, Windows, add, lagged, larger, windows
 from tracepaper.strategies.types import Bar
 
@@ -67,7 +67,9 @@ def schema(schema_id: str = "v1") -> FeatureSchema:
     """Return the schema of that name; raise ``ConfigInvalid`` for an unknown one."""
     if (found := _SCHEMAS.get(schema_id)) is None:
         known = ", ".join(sorted(_SCHEMAS))
-        raise ConfigInvalid(f"No feature schema is called {schema_id!r}; choose one of: {known}.")
+        raise ConfigInvalid(
+            f"No feature schema is called {shown(schema_id)}; choose one of: {known}."
+        )
     return found
 
 

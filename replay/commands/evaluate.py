@@ -34,10 +34,12 @@ def evaluate(
     from tracepaper.replay.training.pipeline import evaluated, use_threads
     from tracepaper.replay.training.show import figure_tables, gate_table
     from tracepaper.storage.checkpoints import load, locate
+    from tracepaper.strategies.forecasters.build import build
 
     use_threads(threads)
     found = load(locate(checkpoint, DEFAULT_CHECKPOINT))
     card = found.card
+    build(card, found.tensors, threads=threads)  # refuses a card that cannot be
     material = Material.read(
         data,
         lambda _: split_of(card),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tracepaper.daemon.commands.options import DatabaseOption, JsonOption, print_json
+from tracepaper.strategies.errors import DataInvalid, shown
 
 
 def models(
@@ -32,7 +33,7 @@ def models(
         print_json({"models": [{"folder": str(place), "card": read} for place, read in found]})
         return
     if not found:
-        typer.echo("No checkpoint lies there; `tracepaper train` makes one.")
+        raise DataInvalid("No checkpoint lies there; `tracepaper train` makes one.")
     for place, read in found:
         typer.echo((place / CARD_NAME).read_text() if card else "\n".join(_lines(place, read)))
 
@@ -40,13 +41,15 @@ def models(
 def _lines(place: Path, card: dict[str, Any]) -> list[str]:
     """Return what a reader wants to know first."""
     model, architecture = card["model"], card["architecture"]
-    context = architecture["layers"] * (architecture["window"] - 1) + 1
+    layers, window = architecture.get("layers"), architecture.get("window")
+    whole = isinstance(layers, int) and isinstance(window, int)
+    horizons = architecture.get("horizons")
     facts = (
-        f"{model.get('kind')}: {architecture['layers']} layers, window {architecture['window']}",
-        f"context {context} bars",
-        f"horizons {', '.join(map(str, architecture['horizons']))}",
-        f"interval {card['market'].get('interval')}",
-        f"features {card['features'].get('schema_id')}",
+        f"{model.get('kind')}: {shown(layers)} layers, window {shown(window)}",
+        f"context {layers * (window - 1) + 1} bars" if whole else "context unknown",
+        f"horizons {', '.join(map(str, horizons[:16])) if isinstance(horizons, list) else '?'}",
+        f"interval {card['market'].get('interval')!s:.20}",
+        f"features {card['features'].get('schema_id')!s:.40}",
         f"made {model.get('created', 'at an unknown time')}",
     )
     return [

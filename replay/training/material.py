@@ -12,7 +12,7 @@ from tracepaper.replay.training.evaluation import Baselines, fit_baselines
 from tracepaper.replay.training.options import FitOptions
 from tracepaper.replay.training.series import Segment, Source, load
 from tracepaper.replay.training.splits import Part, Split, date_ms
-from tracepaper.strategies.errors import CheckpointMismatch
+from tracepaper.strategies.errors import CheckpointMismatch, shown
 from tracepaper.strategies.features import FeatureSchema, schema
 from tracepaper.strategies.networks.flash import FlashConfig
 
@@ -73,7 +73,8 @@ def split_of(card: Mapping[str, Any]) -> Split:
             calibration_until_ms=date_ms(section["calibration_until"]),
             embargo_bars=int(section["embargo_bars"]),
         )
-    except KeyError as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointMismatch(
-            f"The model's card does not say its split ({error}); judge a checkpoint that does."
+            f"The model's card does not say its split ({shown(error)}); judge a checkpoint that "
+            "does."
         ) from None

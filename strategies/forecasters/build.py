@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
+from math import isfinite
 from typing import Any, Final, TypeVar
 
 import torch
@@ -17,7 +19,7 @@ from tracepaper.strategies.attention.memory import (
     require_memory,
     rollout_bytes,
 )
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.forecasters.streaming import BACKEND, Model, StreamingForecaster
@@ -30,6 +32,7 @@ from tracepaper.strategies.types import Calibration
 AnyNetwork = TypeVar("AnyNetwork", FlashNetwork, InformerNetwork)
 PATHS: Final = ("step", "scan")
 _PROBE_BARS: Final = 64
+_QUANTILES_MAX: Final = 1_000
 _PROBE_SEED: Final = 20_240_501
 _PROBE_CLIP: Final = 5.0  # features are clipped there
 
@@ -66,7 +69,7 @@ def build(
             _need(config, instruments), config.window, available_bytes=free_bytes, name="window"
         )
     if isinstance(config, InformerConfig):
-        model = _window_model(card, _loaded(InformerNetwork(config), tensors))
+        model = _window_model(card, _loaded(lambda: InformerNetwork(config), tensors))
         return WindowedForecaster(model, threads=threads, backend=chosen)
     flash = restore(card, tensors)
     if config.mask == "full":
@@ -111,18 +114,25 @@ def _architecture(card: Mapping[str, Any]) -> FlashConfig | InformerConfig:
     if kind == "informer":
         return InformerConfig.read(_section(card, "architecture"))
     if kind != "flash":
-        raise ConfigInvalid(f"The model's card names the kind {kind!r}; use flash or informer.")
+        raise ConfigInvalid(
+            f"The model's card names the kind {shown(kind)}; use flash or informer."
+        )
     return FlashConfig.read(_section(card, "architecture"))
 
 
 def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlashNetwork:
     """Return the flash network of *card* with *tensors* as its weights, checked and probed."""
-    return _loaded(FlashNetwork(FlashConfig.read(_section(card, "architecture"))), tensors)
+    config = FlashConfig.read(_section(card, "architecture"))
+    return _loaded(lambda: FlashNetwork(config), tensors)
 
 
-def _loaded(network: AnyNetwork, tensors: Mapping[str, Tensor]) -> AnyNetwork:
-    """Fill *network*; raise ``CheckpointMismatch`` unless *tensors* are exactly its weights."""
-    wanted = network.state_dict()
+def _loaded(make: Callable[[], AnyNetwork], tensors: Mapping[str, Tensor]) -> AnyNetwork:
+    """Make a network and fill it; raise ``CheckpointMismatch`` unless *tensors* are its weights.
+
+    Shapes are compared before anything is allocated: a card may name any size.
+    """
+    with torch.device("meta"):
+        wanted = make().state_dict()
     for name, tensor in wanted.items():
         given = tensors.get(name)
         if given is None or given.shape != tensor.shape:
@@ -140,6 +150,7 @@ def _loaded(network: AnyNetwork, tensors: Mapping[str, Tensor]) -> AnyNetwork:
             f"The weight {unknown[0]} is not part of the card's architecture; use the checkpoint "
             "that the card belongs to."
         )
+    network = make()
     network.load_state_dict({name: tensors[name].float() for name in wanted})
     network.eval()
     _probe(network)
@@ -161,28 +172,30 @@ def _probe(network: FlashNetwork | InformerNetwork) -> None:
 
 
 def _model(card: Mapping[str, Any], network: FlashNetwork) -> Model:
-    identity, calibration = _section(card, "model"), card.get("calibration", {})
+    identity, calibration = _section(card, "model"), _section(card, "calibration", {})
     horizons = network.config.horizons
     return Model(
         network=network,
         schema=_schema(card, network.config.features),
         model_id=str(identity.get("id", "")),
         sha256=str(identity.get("sha256", "")),
-        temperature=_per_horizon(calibration.get("temperature", 1.0), horizons),
-        content_free=float(calibration.get("content_free", network.content_free())),
+        temperature=_temperature(calibration, horizons),
+        content_free=_finite(
+            calibration.get("content_free", network.content_free()), "content_free"
+        ),
         calibration=_calibration(calibration, network.content_free(), horizons),
     )
 
 
 def _window_model(card: Mapping[str, Any], network: FlashNetwork | InformerNetwork) -> WindowModel:
-    identity, calibration = _section(card, "model"), card.get("calibration", {})
+    identity, calibration = _section(card, "model"), _section(card, "calibration", {})
     horizons = network.config.horizons
     return WindowModel(
         network=network,
         schema=_schema(card, network.config.features),
         model_id=str(identity.get("id", "")),
         sha256=str(identity.get("sha256", "")),
-        temperature=_per_horizon(calibration.get("temperature", 1.0), horizons),
+        temperature=_temperature(calibration, horizons),
         calibration=_calibration(calibration, network.content_free(), horizons),
     )
 
@@ -202,30 +215,65 @@ def _calibration(
 ) -> Calibration | None:
     if "quantiles" not in section:
         return None
+    quantiles = section["quantiles"]
+    if not isinstance(quantiles, Mapping):
+        raise CheckpointMismatch("The card's calibration.quantiles is no table; train it again.")
     slopes = _per_horizon(section.get("slope", 1.0), horizons)
     return Calibration(
-        quantiles={name: tuple(map(float, q)) for name, q in section["quantiles"].items()},
+        quantiles={name: _ascending(name, values) for name, values in quantiles.items()},
         slope=dict(zip(horizons, slopes, strict=True)),
-        content_free=float(section.get("content_free", content_free)),
+        content_free=_finite(section.get("content_free", content_free), "content_free"),
     )
+
+
+def _ascending(name: str, values: object) -> tuple[float, ...]:
+    """Return the quantiles of one measure; raise unless they are finite and never fall."""
+    if not isinstance(values, list | tuple) or not 1 <= len(values) <= _QUANTILES_MAX:
+        raise CheckpointMismatch(
+            f"The card's calibration.quantiles.{name} must list 1 to {_QUANTILES_MAX} numbers; "
+            "train it again."
+        )
+    found = tuple(_finite(value, f"quantiles.{name}") for value in values)
+    if any(later < earlier for earlier, later in pairwise(found)):
+        raise CheckpointMismatch(
+            f"The card's calibration.quantiles.{name} must not fall; train it again."
+        )
+    return found
+
+
+def _finite(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise CheckpointMismatch(
+            f"The card's calibration.{name} must be a finite number; train it again."
+        )
+    return float(value)
+
+
+def _temperature(calibration: Mapping[str, Any], horizons: tuple[int, ...]) -> tuple[float, ...]:
+    found = _per_horizon(calibration.get("temperature", 1.0), horizons)
+    if min(found) <= 0:
+        raise CheckpointMismatch("The card's calibration.temperature must be above 0.")
+    return found
 
 
 def _per_horizon(value: object, horizons: tuple[int, ...]) -> tuple[float, ...]:
     """Return one number a horizon of a number, a list or a table with the horizons as keys."""
     if isinstance(value, int | float):
-        return (float(value),) * len(horizons)
+        return (_finite(value, "values"),) * len(horizons)
     if isinstance(value, Mapping) and all(str(h) in value for h in horizons):
-        return tuple(float(value[str(h)]) for h in horizons)
+        return tuple(_finite(value[str(h)], f"values at {h}") for h in horizons)
     if isinstance(value, list | tuple) and len(value) == len(horizons):
-        return tuple(map(float, value))
+        return tuple(_finite(item, "values") for item in value)
     raise CheckpointMismatch(
-        f"The card's calibration has {value!r} for the horizons {list(horizons)}; it needs one "
-        "number for each."
+        f"The card's calibration must have one number for each of the horizons {list(horizons)}; "
+        "train it again."
     )
 
 
-def _section(card: Mapping[str, Any], name: str) -> dict[str, Any]:
-    section = card.get(name)
+def _section(
+    card: Mapping[str, Any], name: str, default: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    section = card.get(name, default)
     if not isinstance(section, Mapping):
         raise CheckpointMismatch(f"The model's card has no section [{name}]; train it again.")
     return dict(section)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, Final
 
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, shown
 
 _CHOICES: Final = {
     "encoding": ("rope", "alibi", "sinusoidal", "learned", "none"),
@@ -17,6 +18,63 @@ _CHOICES: Final = {
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "interval_minutes")
 _RATES: Final = ("dropout", "stochastic_depth")
 _WINDOW_MAX: Final = 65_536
+_LIMITS: Final[dict[str, tuple[float, float]]] = {
+    "features": (1, 4_096),
+    "dim": (2, 8_192),
+    "layers": (1, 256),
+    "heads": (1, 256),
+    "window": (1, _WINDOW_MAX),
+    "interval_minutes": (1, 100_800),
+    "factor": (1, 100),
+    "mlp_ratio": (0.01, 64),
+    "horizons": (1, 1_000_000),
+    "quantiles": (0, 1),
+    "seed": (0, 2**63 - 1),
+}
+"""What a card may ask for: beyond it a number is a slip, and would fill the memory or hang."""
+_ITEMS_MAX: Final = 64
+
+
+def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a card's ``[architecture]`` for the dataclass *made_of*, as tuples.
+
+    Raises ``ConfigInvalid`` for an unknown key, a value of another kind than the default's, and
+    a number outside its limits.
+    """
+    kinds = {field.name: field.default for field in fields(made_of)}
+    if unknown := sorted(set(section) - set(kinds)):
+        raise ConfigInvalid(
+            f"architecture.{unknown[0]} is unknown; remove it or use a newer version."
+        )
+    return {name: _checked(name, value, kinds[name]) for name, value in section.items()}
+
+
+def _checked(name: str, value: object, default: object) -> object:
+    """Return *value* as the kind of *default*; raise ``ConfigInvalid`` where it is another."""
+    if isinstance(default, tuple):
+        if not isinstance(value, list | tuple) or len(value) > _ITEMS_MAX:
+            raise ConfigInvalid(
+                f"architecture.{name} must be a list of at most {_ITEMS_MAX} numbers."
+            )
+        like = 1 if name == "horizons" else 1.0
+        return tuple(_number(name, item, like) for item in value)
+    if isinstance(default, bool | str):
+        if type(value) is not type(default):
+            kind = "true or false" if isinstance(default, bool) else "text"
+            raise ConfigInvalid(f"architecture.{name} must be {kind}.")
+        return value
+    assert isinstance(default, int | float)
+    return _number(name, value, default)
+
+
+def _number(name: str, value: object, like: float) -> float:
+    """Return a number of the kind of *like* within the limits of *name*."""
+    low, high = _LIMITS.get(name, (0, 1))
+    kinds = (int,) if isinstance(like, int) else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        kind = "a whole number" if isinstance(like, int) else "a number"
+        raise ConfigInvalid(f"architecture.{name} must be {kind} from {low:g} to {high:g}.")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +105,7 @@ class FlashConfig:
         for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise ConfigInvalid(
-                    f"architecture.{name} is {value!r}; choose one of {', '.join(choices)}."
+                    f"architecture.{name} is {shown(value)}; choose one of {', '.join(choices)}."
                 )
         for name in _POSITIVE:
             if (value := getattr(self, name)) < 1:
@@ -99,12 +157,4 @@ class FlashConfig:
     @classmethod
     def read(cls, section: dict[str, Any]) -> FlashConfig:
         """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(section) - known):
-            raise ConfigInvalid(
-                f"architecture.{unknown[0]} is unknown; remove it or use a newer version."
-            )
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in section.items()
-        }
-        return cls(**values)
+        return cls(**checked_section(cls, section))

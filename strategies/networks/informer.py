@@ -9,7 +9,8 @@ Source: Zhou et al., 2021, arXiv:2012.07436 (the encoder).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from tracepaper.strategies.attention.distilling import (
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import attend_sparsely, sample_keys
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks.config import checked_section
 from tracepaper.strategies.networks.encodings import TimeOfWeek, sinusoidal_table
 from tracepaper.strategies.networks.heads import Heads, Outputs
 
@@ -61,6 +63,8 @@ class InformerConfig:
         for name in _POSITIVE:
             if (value := getattr(self, name)) < 1:
                 raise ConfigInvalid(f"architecture.{name} is {value}; it must be at least 1.")
+        if any(a >= b for a, b in pairwise((0.0, *self.quantiles, 1.0))):
+            raise ConfigInvalid("architecture.quantiles must ascend between 0 and 1.")
         if self.dim % self.heads or self.dim % 2:
             raise ConfigInvalid(
                 f"architecture.dim is {self.dim} for {self.heads} heads; make it even and a "
@@ -89,15 +93,7 @@ class InformerConfig:
     @classmethod
     def read(cls, section: dict[str, Any]) -> InformerConfig:
         """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(section) - known):
-            raise ConfigInvalid(
-                f"architecture.{unknown[0]} is unknown; remove it or use a newer version."
-            )
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in section.items()
-        }
-        return cls(**values)
+        return cls(**checked_section(cls, section))
 
 
 class Traced(NamedTuple):

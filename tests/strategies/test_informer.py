@@ -99,9 +99,10 @@ def test_a_window_of_another_length_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"window": 0}, "architecture.window is 0"),
+        ({"window": 0}, "architecture.window must be a whole number from 1"),
         ({"heads": 3}, "a multiple of the heads"),
         ({"dropout": 1.0}, "below 1"),
+        ({"dropout": 7.0}, "dropout must be a number from 0 to 1"),
         ({"horizons": []}, "horizons must list"),
         ({"sead": 3}, "architecture.sead is unknown"),
     ],
