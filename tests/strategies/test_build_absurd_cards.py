@@ -15,7 +15,7 @@ from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 
-ABSURD: Final = (
+ABSURD: Final[tuple[object, ...]] = (
     -1,
     0,
     3,
@@ -41,7 +41,7 @@ QUANTILES: Final = [0.01 * place for place in range(1, 100)]
 
 
 def cards() -> dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]]:
-    whole = {
+    whole: dict[str, Any] = {
         "temperature": {"5": 1.0, "30": 1.0, "240": 1.0},
         "slope": [0.5, 0.5, 0.5],
         "content_free": 0.0,
