@@ -15,6 +15,7 @@ from tracepaper.daemon.config_sections import Execution
 from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.fills import Terms
 from tracepaper.daemon.state import EngineSettings
+from tracepaper.daemon.user_source import class_sha256
 from tracepaper.daemon.user_strategy import user_class, user_strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.exact import check_money, scaled
@@ -69,6 +70,12 @@ def strategies_for(config: Config, forecaster: Forecaster | None) -> Callable[[]
         case name:
             made_of = user_class(name)
             return lambda: _user_strategy(made_of, dict(chosen.options), forecaster)
+
+
+def strategy_sha256(config: Config) -> str:
+    """Return the id of a user's class, by its sources; empty where the strategy is one of ours."""
+    name = config.strategy.name
+    return class_sha256(user_class(name)) if ":" in name else ""
 
 
 def _user_strategy(

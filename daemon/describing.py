@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 
-from tracepaper.daemon.building import code_version
+from tracepaper.daemon.building import code_version, strategy_sha256
 from tracepaper.daemon.config import Config
 from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.types import Instrument, ModelChange, Run, RunKind
@@ -35,6 +35,7 @@ def describe_run(
         config_sha256=config.sha256(),
         code_version=code_version(),
         strategy=config.strategy.name,
+        strategy_sha256=strategy_sha256(config),
         model_id="" if forecaster is None else forecaster.model_id,
         model_sha256="" if forecaster is None else forecaster.model_sha256,
         path="" if forecaster is None else forecaster.path,
@@ -73,5 +74,6 @@ def continues(run: Run, config: Config, forecaster: Forecaster | None) -> bool:
     return (
         run.config_sha256 == config.sha256()
         and run.code_version == code_version()
+        and run.strategy_sha256 == strategy_sha256(config)
         and run.model_sha256 == ("" if forecaster is None else forecaster.model_sha256)
     )

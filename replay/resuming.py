@@ -52,8 +52,8 @@ async def resume_replay(
     )
     if not continues(run, replay.config, replay.forecaster):
         raise ConfigInvalid(
-            f"Run {run_id} was made by {run.code_version} with another configuration, code or "
-            "checkpoint; start a new replay."
+            f"Run {run_id} was made by {run.code_version} with another configuration, strategy, "
+            "code or checkpoint; start a new replay."
         )
     resumed = audit.resume(run_id)
     rest = (event for event in replay.feed.events() if _is_new(event, resumed))

@@ -82,6 +82,7 @@ runs: Final = Table(
     _text("config_sha256"),
     _text("code_version"),
     _text("strategy"),
+    _text("strategy_sha256"),  # empty where it is one of ours
     _text("model_id"),
     _text("model_sha256"),
     _text("path"),

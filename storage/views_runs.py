@@ -45,6 +45,11 @@ V_RUNS: Final = View(
         ),
         Column("interval_ms", "r.interval_ms", "milliseconds of a bar"),
         Column("strategy", "r.strategy", "the strategy's name"),
+        Column(
+            "strategy_sha256",
+            "r.strategy_sha256",
+            "SHA-256 of a user's class and what it imports from its own folder; else empty",
+        ),
         Column("model_id", "r.model_id", "the model at the start; empty without one"),
         Column("model_sha256", "r.model_sha256", "SHA-256 of its weights"),
         Column("config_sha256", "r.config_sha256", "SHA-256 of what decides a run"),

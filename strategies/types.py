@@ -503,6 +503,7 @@ class Run(Struct, frozen=True):
     config_sha256: str
     code_version: str
     strategy: str
+    strategy_sha256: str  # of a user's class and what it imports from its own folder; else ""
     model_id: str  # "" without a model
     model_sha256: str
     path: str

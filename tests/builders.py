@@ -278,6 +278,7 @@ def run(*, kind: RunKind = RunKind.LIVE, instruments: Sequence[Instrument] = ())
         "00" * 32,
         "0.1.0",
         "attention",
+        "",
         "a1b2c3",
         "11" * 32,
         "step",

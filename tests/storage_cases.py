@@ -80,6 +80,7 @@ def run(run_id: str = "r-1", **changes: object) -> Run:
         "config_sha256": "ab" * 32,
         "code_version": "0.1.0",
         "strategy": "sma_cross",
+        "strategy_sha256": "",
         "model_id": "",
         "model_sha256": "",
         "path": "step",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +249,50 @@ def test_a_changed_configuration_opens_a_new_run_that_takes_over_the_account(
     assert second.steps[0].state is not None
     with Reader.open(path) as reader:
         assert reader.first_state(second.opened.run.run_id) == second.steps[0].state
+
+
+COUNTS = """
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action, Signal
+
+class Counts(Strategy):
+    def __init__(self, options):
+        self._held = 0
+
+    def decide(self, outlook):
+        self._held = (self._held + 1) % 9
+        return Signal(Action.LONG if self._held < 5 else Action.FLAT, "counted")
+"""
+
+
+@pytest.fixture
+def counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Write a class with a memory that no bar rebuilds into a file of its own."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "counts.py").write_text(COUNTS)
+    yield tmp_path / "counts.py"
+    sys.modules.pop("counts", None)
+
+
+def test_a_changed_class_opens_a_new_run_that_takes_over_the_account(counts: Path) -> None:
+    given = events(30, quotes=True)
+    path = counts.with_name("run.db")
+    config = configured("counts:Counts", FillModel.QUOTE)
+    first = Process(path, config, FillModel.QUOTE)
+    live(first, given)
+    first.stop()
+    assert first.opened.run.strategy_sha256
+    again = Process(path, config, FillModel.QUOTE)
+    assert again.opened.resumed
+    again.stop()
+    counts.write_text(COUNTS.replace("% 9", "% 8"))
+    sys.modules.pop("counts")
+    other = Process(path, config, FillModel.QUOTE)
+    other.stop()
+    assert not other.opened.resumed
+    assert other.opened.run.parent_run_id == first.opened.run.run_id
+    assert other.opened.run.strategy_sha256 != first.opened.run.strategy_sha256
 
 
 def test_an_account_that_its_ledger_does_not_add_up_to_is_refused(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ CREATE TABLE runs (
     config_sha256 TEXT NOT NULL,
     code_version TEXT NOT NULL,
     strategy TEXT NOT NULL,
+    strategy_sha256 TEXT NOT NULL,
     model_id TEXT NOT NULL,
     model_sha256 TEXT NOT NULL,
     path TEXT NOT NULL,
