@@ -74,7 +74,7 @@ def perform(request: Request) -> None:
             audit.end(clock.wall_ms())
     finally:
         audit.close()
-        if is_new and not audit.head:  # no run was opened: nothing is left behind
+        if is_new and not audit.is_open:  # the start failed: nothing is left behind
             database.unlink(missing_ok=True)
             lock_file(database).unlink(missing_ok=True)
             shutil.rmtree(checkpoints_beside(database), ignore_errors=True)

@@ -25,7 +25,7 @@ from tracepaper.storage.resume import Resumed, read_resumed
 from tracepaper.storage.run_rows import instrument_row, run_row
 from tracepaper.storage.schema import RUN_TABLES, metadata
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
-from tracepaper.strategies.types import Bar
+from tracepaper.strategies.types import Bar, ModelChange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 GROUP_STEPS: Final = 1000
 """Steps that ``append_now`` gathers into one transaction."""
+START_STEPS_MAX: Final = 100_000
+"""Steps that may wait for the start event, with which they are stored."""
 
 _UPDATE_HEAD: Final = "UPDATE runs SET step_count = ?, head_digest = ? WHERE run_key = ?"
 
@@ -72,6 +74,8 @@ class SqlAuditLog:
             "gate_sets": [],
             **{table.name: [] for table in RUN_TABLES},
         }
+        self._opening: list[tuple[str, list[Row]]] = []  # the rows of a run that is not stored yet
+        self._has_decided = False
         self._refusal = ""  # why no more steps are taken
         self._is_writable = True  # until a transaction fails
         (_, _, name) = raw.execute("PRAGMA database_list").fetchone()
@@ -89,6 +93,11 @@ class SqlAuditLog:
         return self._writer.lock
 
     @property
+    def is_open(self) -> bool:
+        """Whether the run in hand is in the database, or belongs there when the log is closed."""
+        return self._encoder is not None and (not self._opening or self._has_decided)
+
+    @property
     def head(self) -> bytes:
         """The digest of the last step appended, or of the opened run."""
         return self._head
@@ -96,8 +105,13 @@ class SqlAuditLog:
     # ------------------------------------------------------------ runs
 
     def begin(self, run: Run, gate_sets: Sequence[GateSet] = ()) -> None:
-        """Open *run* with the *gate_sets* known at its start; raise for an id that is taken."""
-        self.flush()
+        """Open *run* with the *gate_sets* known at its start; raise for an id that is taken.
+
+        Its rows are written with its first steps: a start that fails leaves none. A live run's
+        start is over with its start event, a replay's with its first decision.
+        """
+        if self.is_open:
+            self.flush()
         row = self._connection.exec_driver_sql(
             "SELECT coalesce(max(run_key), 0) + 1, coalesce(max(run_id = ?), 0) FROM runs",
             (run.run_id,),
@@ -114,12 +128,13 @@ class SqlAuditLog:
         sets = encoder.outcomes.gate_set_rows()
         head = opened_digest(opened, instruments, sets)
 
-        def write() -> None:
-            self._insert(schema.runs.name, [(*opened, head, None, 0, head)])
-            self._insert(schema.instruments.name, instruments)
-            self._insert(schema.gate_sets.name, list(sets))
-
-        self._execute(write)
+        self._opening = [
+            (schema.runs.name, [(*opened, head, None, 0, head)]),
+            (schema.instruments.name, instruments),
+            (schema.gate_sets.name, list(sets)),
+        ]
+        self._drop_buffers()
+        self._has_decided = False
         self._encoder, self._run_key, self._next_sequence, self._head = encoder, run_key, 0, head
 
     def resume(self, run_id: str) -> Resumed:
@@ -127,22 +142,30 @@ class SqlAuditLog:
 
         Raises ``DataInvalid`` where there is no such run, or its end is not what its row says.
         """
-        self.flush()
+        if self.is_open:
+            self.flush()
         resumed = read_resumed(self._raw, run_id)
         self._execute(
             lambda: self._connection.exec_driver_sql(
                 "UPDATE runs SET ended_at_ms = NULL WHERE run_key = ?", (resumed.run_key,)
             )
         )
+        self._drop_buffers()
+        self._opening = []
         self._encoder = StepEncoder(resumed.run, resumed.run_key, resumed.gate_sets)
         self._run_key, self._head = resumed.run_key, resumed.head
         self._next_sequence = resumed.next_sequence
         return resumed
 
     def end(self, ended_at_ms: int) -> None:
-        """Commit what is buffered and write when the run ended (wall time)."""
+        """Commit what is buffered and write when the run ended (wall time).
+
+        Of a run whose start failed nothing is written.
+        """
 
         def write_end() -> None:
+            if not self.is_open:
+                return
             self.flush()
             self._execute(
                 lambda: self._connection.exec_driver_sql(
@@ -156,7 +179,7 @@ class SqlAuditLog:
     def close(self) -> None:
         """Commit what is buffered, close the database and give the lock back."""
         try:
-            if self._is_writable:
+            if self._is_writable and self.is_open:
                 self._in_writer(self.flush)
         finally:
             self._refusal = self._refusal or "The log is closed; open it again to append."
@@ -171,7 +194,8 @@ class SqlAuditLog:
     async def append(self, step: Step) -> None:
         """Store *step* and commit it before returning, or raise ``AuditUnwritable``.
 
-        A warm-up bar, which decides nothing, is committed with the next step that does.
+        A warm-up bar, which decides nothing, is committed with the next step that does; and
+        what comes before the start event, with that event.
         """
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
@@ -179,8 +203,8 @@ class SqlAuditLog:
 
     def _append_live(self, step: Step) -> None:
         self.append_now(step)
-        is_quiet = step.decision is None and not step.orders and not step.fills
-        if not is_quiet or type(step.event) is not Bar:
+        kind = type(step.event)
+        if not _is_quiet(step) or kind is ModelChange or (kind is not Bar and self.is_open):
             self.flush()
 
     def append_now(self, step: Step) -> None:
@@ -216,8 +240,9 @@ class SqlAuditLog:
             buffers[table].append(row)
         if rows.gate_set:
             buffers["gate_sets"].extend(rows.gate_set)
+        self._has_decided |= not _is_quiet(step)
         self._waiting += 1
-        if self._waiting >= self._group_steps:
+        if self._waiting >= (self._group_steps if self.is_open else START_STEPS_MAX):
             self.flush()
 
     def flush(self) -> None:
@@ -225,6 +250,10 @@ class SqlAuditLog:
         if not self._waiting:
             return
         self._execute(self._write_buffers)
+        self._opening = []
+        self._drop_buffers()
+
+    def _drop_buffers(self) -> None:
         self._waiting = 0
         for buffer in (*self._rows.values(), *self._compact.values()):
             buffer.clear()
@@ -233,6 +262,8 @@ class SqlAuditLog:
 
     def _write_buffers(self) -> None:
         """Insert what is buffered, parents first, and move the head of the run's row."""
+        for table, rows in self._opening:
+            self._insert(table, rows)
         for columns, rows in self._compact.items():
             self._insert(schema.steps.name, rows, columns)
         for table, rows in self._rows.items():
@@ -281,3 +312,8 @@ class SqlAuditLog:
     def _in_writer(self, work: Callable[[], Result]) -> Result:
         """Run *work* after all that the writer thread still has to do."""
         return work() if self._thread is None else self._thread.submit(work).result()
+
+
+def _is_quiet(step: Step) -> bool:
+    """Return whether *step* neither decides nor trades: it may wait for one that does."""
+    return step.decision is None and not step.orders and not step.fills

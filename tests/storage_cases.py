@@ -357,6 +357,7 @@ def write_run(path: Path, steps: list[Step], *, of: Run | None = None, end: bool
     log.begin(of or run())
     for step in steps:
         log.append_now(step)
+    log.flush()
     if end:
         log.end(START_MS + 1)
     head = log.head

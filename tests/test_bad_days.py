@@ -23,7 +23,7 @@ from tracepaper.daemon.assembly import Daemon
 from tracepaper.daemon.config import load
 from tracepaper.daemon.config_text import render
 from tracepaper.replay.samples import DEFAULT_CHECKPOINT
-from tracepaper.strategies.errors import AuditUnwritable, CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.errors import AuditUnwritable, CheckpointMismatch, ConfigInvalid, Fatal
 from tracepaper.strategies.types import Action, Bar, Gap, Gate, ModelChange, RunKind
 
 
@@ -219,6 +219,61 @@ async def test_a_database_that_is_taken_away_ends_the_daemon_with_a_sentence(
         database.unlink()
         with pytest.raises(AuditUnwritable, match="was deleted, moved or replaced"):
             await running.close_bars(2)
+
+
+FAILING: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
+    "unknown symbol": ({"market": {"symbols": ["NOSUCHUSDT"]}}, "NOSUCHUSDT"),
+    "missing model": (
+        {"strategy": {"name": "attention"}, "model": {"checkpoint": "nowhere"}},
+        "nowhere",
+    ),
+    "port in use": ({}, "cannot be listened on"),
+    "strategy that cannot be made": (
+        {"strategy": {"name": "failing_start:Unmakeable"}},
+        "failed when it was made",
+    ),
+    "strategy that fails while it warms up": (
+        {"strategy": {"name": "failing_start:Unwarmable"}},
+        "failed in observe",
+    ),
+}
+FAILING_STRATEGIES = """
+from tracepaper.strategies.strategy import Strategy
+
+class Unmakeable(Strategy):
+    def __init__(self, options):
+        raise RuntimeError("no")
+    def decide(self, outlook):
+        raise AssertionError
+
+class Unwarmable(Strategy):
+    warmup = 5
+    def __init__(self, options):
+        pass
+    def observe(self, bar):
+        raise RuntimeError("no")
+    def decide(self, outlook):
+        raise AssertionError
+"""
+
+
+@pytest.mark.parametrize("way", FAILING)
+async def test_a_start_that_fails_leaves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    database = tmp_path / "run.db"
+    (tmp_path / "failing_start.py").write_text(FAILING_STRATEGIES)
+    monkeypatch.syspath_prepend(tmp_path)
+    async with ScriptedServer() as server:
+        for minute in range(1, 40):
+            server.add_candle(START_MS - minute * MINUTE)
+        taken = server.rest_url.rpartition(":")[2] if way == "port in use" else "0"
+        sections, words = FAILING[way]
+        given = settings(server, http={"port": int(taken)}, **sections)
+        with pytest.raises(Fatal, match=words):
+            await Daemon(load(None, given), database, kind=RunKind.LIVE).run()
+    with closing(sqlite3.connect(database)) as db:
+        assert db.execute("SELECT count(*) FROM runs").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("way", ["corrupt", "swapped"])

@@ -244,6 +244,7 @@ def test_a_changed_configuration_opens_a_new_run_that_takes_over_the_account(
     assert not second.opened.resumed
     assert second.opened.run.parent_run_id == first.opened.run.run_id
     second.begin()
+    second.start_after_warm_up()
     second.stop()
     assert second.steps[0].account.cash == first.steps[-1].account.cash
     assert second.steps[0].state is not None

@@ -178,3 +178,33 @@ def test_a_damaged_page_is_said_by_every_question_or_hurts_none(
         assert code == 0 or len(lines) <= 1, (question, lines)
         failed += code
     assert failed
+
+
+FAILS_AT_ONCE = """
+from tracepaper.strategies.strategy import Strategy
+
+class Fails(Strategy):
+    warmup = 3
+    def __init__(self, options):
+        pass
+    def observe(self, bar):
+        raise RuntimeError("no")
+    def decide(self, outlook):
+        raise AssertionError
+"""
+
+
+@pytest.mark.parametrize("database", ["run.db", "new.db"])
+def test_a_replay_whose_start_fails_leaves_no_run(
+    place: Path, capsys: pytest.CaptureFixture[str], database: str
+) -> None:
+    (place / "at_once.py").write_text(FAILS_AT_ONCE)
+    text = (place / "sma.toml").read_text().replace('"sma_cross"', '"at_once:Fails"')
+    (place / "fails.toml").write_text(text.replace("fast = 3\nslow = 7\n", ""))
+    code, lines = said(capsys, f"replay -c fails.toml --data BTCUSDT.csv --db {database}")
+    assert (code, lines[-1][:29]) == (1, "Fails failed in observe with ")
+    if database == "new.db":
+        assert not list(place.glob("new.db*"))
+        return
+    with sqlite3.connect(place / database) as db:
+        assert db.execute("SELECT count(*) FROM runs").fetchone() == (1,)

@@ -17,7 +17,9 @@ from tracepaper.storage.database import open_writer
 from tracepaper.storage.interning import OUTCOMES_KEPT
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
-from tracepaper.strategies.types import Bar, Funding, OrderStatus, Step
+from tracepaper.strategies.types import Bar, Funding, ModelChange, OrderStatus, Step
+
+CHANGE = ModelChange("m", "sha", "0.1", "step", "cpu", "float32", 1, (), START_MS, START_MS)
 
 
 def stored(path: Path) -> list[Step]:
@@ -62,7 +64,8 @@ async def test_warm_up_bars_are_committed_with_the_first_decision(tmp_path: Path
     ]
     for step in warming:
         await log.append(step)
-    assert stored(tmp_path / "a.db") == []
+    with pytest.raises(DataInvalid, match="no run r-1"):
+        stored(tmp_path / "a.db")
     deciding = cases.plain_steps(5)[4]
     await log.append(deciding)
     assert stored(tmp_path / "a.db") == [*warming, deciding]
@@ -72,7 +75,9 @@ async def test_warm_up_bars_are_committed_with_the_first_decision(tmp_path: Path
 async def test_a_bar_that_fills_an_order_is_committed_at_once(tmp_path: Path) -> None:
     log = SqlAuditLog.open(tmp_path / "a.db")
     log.begin(cases.run())
-    steps = [replace(s, decision=None, decision_sha256=None) for s in cases.plain_steps(12)]
+    warm = cases.undecided(0, CHANGE)
+    steps = [replace(s, decision=None, decision_sha256=None) for s in cases.plain_steps(13)[1:]]
+    await log.append(warm)
     for step in steps:
         await log.append(step)
         committed = len(stored(tmp_path / "a.db"))
@@ -102,7 +107,10 @@ async def test_the_event_loop_turns_while_a_step_is_written(tmp_path: Path) -> N
 def test_the_runs_row_holds_count_and_head_of_every_commit(tmp_path: Path) -> None:
     log = SqlAuditLog.open(tmp_path / "a.db", group_steps=3)
     log.begin(cases.run())
-    for step in cases.plain_steps(7):
+    steps = cases.plain_steps(10)
+    for step in steps[:3]:
+        log.append_now(step)
+    for step in steps[3:]:
         log.append_now(step)
         with Reader.open(tmp_path / "a.db") as reader:
             run = reader.stored_run("r-1")
@@ -123,6 +131,7 @@ def test_a_step_out_of_order_is_refused(tmp_path: Path) -> None:
 def test_a_taken_run_id_is_refused(tmp_path: Path) -> None:
     log = SqlAuditLog.open(tmp_path / "a.db")
     log.begin(cases.run())
+    log.append_now(cases.plain_steps(1)[0])
     with pytest.raises(DataInvalid, match="in the database already"):
         log.begin(cases.run())
     log.close()
@@ -138,10 +147,39 @@ def test_several_runs_share_a_database(tmp_path: Path) -> None:
             assert verify_chain(reader.connection, name).holds
 
 
+# ---------------------------------------------------------------- a start that fails
+
+
+def runs_of(path: Path) -> int:
+    with Reader.open(path) as reader:
+        return int(reader.connection.execute("SELECT count(*) FROM runs").fetchone()[0])
+
+
+async def test_a_start_that_fails_before_its_start_event_leaves_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    warming = [cases.undecided(n, s.event) for n, s in enumerate(cases.plain_steps(30))]
+    for fed in (0, 1, 30):
+        log = SqlAuditLog.open(path, group_steps=10)
+        log.begin(cases.run())
+        for step in warming[:fed]:
+            await log.append(step)
+        assert runs_of(path) == 0  # nor would a kill leave one
+        log.end(7)
+        log.close()
+        assert runs_of(path) == 0
+    log = SqlAuditLog.open(path)
+    log.begin(cases.run())  # the id is free
+    for step in [*warming, cases.undecided(30, CHANGE)]:
+        await log.append(step)
+    assert len(stored(path)) == 31
+    log.close()
+    assert holds(path)
+
+
 # ---------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize("cut", [0, 1, 9, 10, 11, 25])
+@pytest.mark.parametrize("cut", [1, 9, 10, 11, 25])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path: Path, cut: int) -> None:
     steps = cases.plain_steps(40)
     whole = cases.write_run(tmp_path / "whole.db", steps)
