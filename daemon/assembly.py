@@ -29,7 +29,7 @@ from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import HttpServer
 from tracepaper.daemon.models import load_forecaster, warnings_for
-from tracepaper.daemon.opening import Opened, Opening, filters_for, open_run
+from tracepaper.daemon.opening import Opened, Opening, filters_for, open_run, was_served
 from tracepaper.daemon.ports import Think
 from tracepaper.daemon.runner import drive
 from tracepaper.daemon.supervisor import Supervisor
@@ -116,6 +116,7 @@ class Daemon:
         silence = Silence(clock=clock, waiting=self._supervisor.declare)
         settings = RestSettings.of(config.exchange)
         async with Rest(settings, clock=clock, rng=self._rng, silence=silence) as rest:
+            rest.is_proven = was_served(config, self._kind, self._database)
             server_ms = await rest.server_time_ms()
             clock.synchronise(server_ms)
             category = Category(config.market.category)
@@ -137,9 +138,11 @@ class Daemon:
                     period_start_ms=floor_open_ms(server_ms, config.market.interval_ms),
                     wall_ms=clock.wall_ms(),
                     warnings=() if forecaster is None else warnings_for(config),
+                    is_served=rest.is_proven,
                 ),
                 audit,
             )
+            rest.is_proven = True
             try:
                 await self._drive(opened, forecaster, rest, audit)
             finally:

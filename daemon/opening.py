@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from tracepaper.daemon.building import build_engine
+from tracepaper.daemon.bybit.instruments import rescaled
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.describing import continues, describe_run, started
 from tracepaper.daemon.engine import Engine
@@ -21,10 +23,31 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.types import FillModel, Instrument, ModelChange, Run, RunKind
 
+log = structlog.get_logger("daemon")
+
+
+class _Address(msgspec.Struct):
+    rest_url: str
+
+
+class _Market(msgspec.Struct):
+    category: str
+    symbols: list[str]
+
+
+class _Served(msgspec.Struct):
+    """What a stored configuration says of where a run's market came from."""
+
+    exchange: _Address
+    market: _Market
+
 
 @dataclass(frozen=True)
 class Opening:
-    """What a start knows before it has a run."""
+    """What a start knows before it has a run.
+
+    ``is_served`` says that a run of this database traded this market at this exchange before.
+    """
 
     config: Config
     kind: RunKind
@@ -35,6 +58,7 @@ class Opening:
     period_start_ms: int
     wall_ms: int
     warnings: tuple[str, ...] = ()
+    is_served: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,10 +87,27 @@ def filters_for(config: Config, instrument: Instrument) -> Instrument:
     return msgspec.structs.replace(instrument, min_quantity=0, max_quantity=0, min_notional=0)
 
 
+def was_served(config: Config, kind: RunKind, database: Path) -> bool:
+    """Return whether a run in *database* already traded this market at this exchange.
+
+    Then address, category and symbols were right once, and whatever the network says of them now
+    is waited out.
+    """
+    wanted = config.exchange.rest_url, config.market.category
+    with Reader.open(database) as reader:
+        for text in reader.configurations(kind):
+            served = msgspec.json.decode(text, type=_Served)
+            if (served.exchange.rest_url, served.market.category) == wanted and set(
+                config.market.symbols
+            ) <= set(served.market.symbols):
+                return True
+    return False
+
+
 def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
     """Go on with the newest run of the same kind, or open a new one that takes over its account.
 
-    Raises ``ConfigInvalid`` where the exchange changed an instrument beyond what the run can hold.
+    Raises ``ConfigInvalid`` where another exchange's instruments are beyond what the run can hold.
     """
     with Reader.open(opening.database) as reader:
         last = reader.newest(opening.kind)
@@ -81,7 +122,7 @@ def _memory(opening: Opening) -> Memory:
 
 
 def _go_on(opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run) -> Opened:
-    instruments = _rescaled(opening.instruments, run.instruments)
+    instruments = _rescaled(opening, run.instruments)
     engine = _engine(opening, run.instruments, run.period_start_ms)
     resumed = audit.resume(run.run_id)
     memory = _memory(opening)
@@ -104,7 +145,7 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
     state: bytes | None = None
     if parent is not None:
         if {item.id for item in instruments} == {item.id for item in parent.instruments}:
-            instruments = _rescaled(instruments, parent.instruments)
+            instruments = _rescaled(opening, parent.instruments)
             state = reader.last_state(parent.run_id)
         else:
             parent = None  # other instruments: another account
@@ -142,30 +183,20 @@ def _engine(opening: Opening, instruments: tuple[Instrument, ...], period_start_
     )
 
 
-def _rescaled(
-    fresh: tuple[Instrument, ...], kept: tuple[Instrument, ...]
-) -> tuple[Instrument, ...]:
-    """Return the exchange's *fresh* filters in the decimals that the run *kept*."""
+def _rescaled(opening: Opening, kept: tuple[Instrument, ...]) -> tuple[Instrument, ...]:
+    """Return the exchange's filters in the decimals that the run *kept*."""
     by_id = {item.id: item for item in kept}
-    return tuple(_with_decimals(item, by_id[item.id]) for item in fresh)
-
-
-def _with_decimals(fresh: Instrument, kept: Instrument) -> Instrument:
-    prices = kept.price_decimals - fresh.price_decimals
-    quantities = kept.quantity_decimals - fresh.quantity_decimals
-    if prices < 0 or quantities < 0:
-        raise ConfigInvalid(
-            f"The exchange now quotes {fresh.id} more finely than this database's run can hold; "
-            "start a new database with --db."
-        )
-    return msgspec.structs.replace(
-        fresh,
-        price_decimals=kept.price_decimals,
-        quantity_decimals=kept.quantity_decimals,
-        volume_decimals=kept.volume_decimals,
-        turnover_decimals=kept.turnover_decimals,
-        tick_size=fresh.tick_size * 10**prices,
-        quantity_step=fresh.quantity_step * 10**quantities,
-        min_quantity=fresh.min_quantity * 10**quantities,
-        max_quantity=fresh.max_quantity * 10**quantities,
+    return tuple(
+        _with_decimals(item, by_id[item.id], is_served=opening.is_served)
+        for item in opening.instruments
     )
+
+
+def _with_decimals(fresh: Instrument, kept: Instrument, *, is_served: bool) -> Instrument:
+    try:
+        return rescaled(fresh, kept)
+    except ConfigInvalid as error:
+        if not is_served:
+            raise
+        log.warning("filters kept", error=str(error))
+        return kept

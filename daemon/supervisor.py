@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
@@ -23,16 +23,14 @@ STOP_WITHIN_S: Final = 7.0
 """Wall seconds from the first signal until the process is ended, whatever hangs."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
+SAY_EVERY_S: Final = 60.0
+"""A world that fails for hours is worth one line a minute."""
+
 T = TypeVar("T")
 Service = Callable[[], Awaitable[None]]
 Waiting = Callable[[str, float], None]
 
 log = structlog.get_logger("supervisor")
-
-
-def never_before() -> float:
-    """Declare no wait."""
-    return 0.0
 
 
 def unheard(_name: str, _seconds: float) -> None:
@@ -54,6 +52,33 @@ class RestartBudget:
         return recent <= self._limit
 
 
+class Complaints:
+    """Says what is being tried again: the first failure at once, later ones once a minute.
+
+    One for everything that goes to one exchange: where the network is gone, all of it fails.
+    """
+
+    def __init__(self, *, clock: Clock, every_s: float = SAY_EVERY_S) -> None:
+        self._clock = clock
+        self._every_s = every_s
+        self._said_s = float("-inf")
+        self._unsaid: Counter[str] = Counter()
+
+    def say(self, what: str, error: Exception, wait_s: float) -> None:
+        """Log that *what* failed and is tried again after *wait_s*, or count it for the next."""
+        self._unsaid[what] += 1
+        now_s = self._clock.network_s()
+        if now_s - self._said_s < self._every_s:
+            log.debug("retrying", what=what, error=str(error), wait_s=round(wait_s, 3))
+            return
+        failures = dict(self._unsaid)
+        self._said_s = now_s
+        self._unsaid.clear()
+        log.warning(
+            "retrying", what=what, error=str(error), wait_s=round(wait_s, 3), failures=failures
+        )
+
+
 async def persist(
     attempt: Callable[[], Awaitable[T]],
     *,
@@ -61,23 +86,21 @@ async def persist(
     rng: random.Random,
     name: str,
     ceiling_s: float,
-    not_before_s: Callable[[], float] = never_before,
     waiting: Waiting = unheard,
     budget: RestartBudget | None = None,
+    complaints: Complaints | None = None,
 ) -> T:
     """Return what *attempt* returns; while it fails recoverably, wait and try again.
 
     Waits are full jitter: uniform between 0 and a ceiling that doubles up to *ceiling_s*, and
     begins anew after an attempt that lasted longer than *ceiling_s*. Without a *budget* there is
-    no end to it; with one, the last error is raised once the budget is spent. *not_before_s*
-    returns the network time before which nothing may be tried (a declared wait: a ban, a
-    maintenance). *waiting* hears of every wait, so that it counts as progress.
+    no end to it; with one, the last error is raised once the budget is spent. *waiting* hears of
+    every wait, so that it counts as progress; *complaints* may be shared, so that many that fail
+    together say so in one line a minute.
     """
+    complaints = complaints or Complaints(clock=clock)
     failures = 0
     while True:
-        if (declared_s := not_before_s() - clock.network_s()) > 0:
-            waiting(name, declared_s)
-            await clock.sleep(declared_s)
         started_s = clock.network_s()
         try:
             return await attempt()
@@ -88,7 +111,7 @@ async def persist(
             failures = 1 if now_s - started_s > ceiling_s else failures + 1
             most_s = min(ceiling_s, FIRST_WAIT_S * 2 ** min(failures - 1, 32))
             wait_s = rng.uniform(0, most_s)
-            log.warning("retrying", what=name, error=str(error), wait_s=round(wait_s, 3))
+            complaints.say(name, error, wait_s)
             waiting(name, wait_s)
             await clock.sleep(wait_s)
 

@@ -264,6 +264,11 @@ class Reader:
         row = self._connection.execute(query, (kind.value,)).fetchone()
         return None if row is None else self.run(row[0])
 
+    def configurations(self, kind: RunKind) -> list[str]:
+        """Return the configuration, as JSON, of every run of *kind*."""
+        query = "SELECT DISTINCT config FROM runs WHERE kind = ?"
+        return [text for (text,) in self._connection.execute(query, (kind.value,))]
+
     def first_state(self, run_id: str) -> bytes | None:
         """Return the engine's state as the run's first step stored it."""
         return self._state(run_id, "ASC")

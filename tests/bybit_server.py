@@ -207,7 +207,8 @@ class ScriptedServer:
         return {"category": query["category"], "list": found[: int(query["limit"])]}
 
     def _tickers(self, query: dict[str, str]) -> dict[str, Any]:
-        listed = [{"symbol": "BTCUSDT", "lastPrice": "100.5", "markPrice": "100.4"}]
+        ticker = {"symbol": "BTCUSDT", "lastPrice": "100.5", "markPrice": "100.4"}
+        listed = [ticker] if query["symbol"] == "BTCUSDT" else []
         return {"category": query["category"], "list": listed}
 
     # ------------------------------------------------------------ the stream

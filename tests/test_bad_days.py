@@ -197,6 +197,59 @@ async def test_rest_that_bans_or_babbles_delays_a_bar_and_loses_none(
     check_record(database, bars=11)
 
 
+def refusals(server: ScriptedServer) -> list[web.Response]:
+    """Return answers that were once taken for a wrong configuration, and some stranger ones."""
+    statuses = [201, 204, 302, 400, 401, 404, 410, 451, 500]
+    codes = [10001, 10009, 10017, 10024, 10029, 424242]
+    nothing = {"category": "linear", "symbol": "BTCUSDT", "list": []}
+    return [
+        *(web.Response(status=status) for status in statuses),
+        *(server.reply({}, code=code, message="no") for code in codes),
+        *(server.reply({**nothing, **odd}) for odd in ({"category": "spot"}, {"list": None})),
+    ]
+
+
+async def test_refusals_in_mid_run_delay_and_end_nothing(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.close_bars(9)
+        for name in ("time", "kline", "instruments-info", "funding/history"):
+            server.answer_next(name, *refusals(server))
+        await running.close_bars(1, stream=False)
+        await running.close_bars(2)
+        assert not server.answers["kline"]
+    check_record(database, bars=12)
+
+
+@pytest.mark.parametrize("name", ["time", "instruments-info", "kline"])
+async def test_a_restart_waits_for_an_exchange_that_refuses_what_it_once_served(
+    tmp_path: Path, name: str
+) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server:
+        async with daemon(server, database) as running:
+            await running.close_bars(9)
+        running.pass_bars(1)
+        server.server_ms += 2_000
+        server.answer_next(name, *refusals(server))
+        async with daemon(server, database) as running:
+            await running.until(lambda: len(running.decisions()) == 1)
+            assert not server.answers[name]
+    check_record(database, bars=10)
+
+
+async def test_a_symbol_that_was_never_served_is_refused_although_another_was(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server:
+        async with daemon(server, database) as running:
+            await running.close_bars(1)
+        config = load(None, settings(server, market={"symbols": ["NOSUCHUSDT"]}))
+        with pytest.raises(ConfigInvalid, match="NOSUCHUSDT"):
+            await Daemon(config, database, kind=RunKind.LIVE).run()
+
+
 async def test_a_second_daemon_on_one_database_is_refused_with_the_holders_pid(
     tmp_path: Path,
 ) -> None:

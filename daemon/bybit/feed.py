@@ -227,13 +227,14 @@ class LiveFeed:
     def _listen(self) -> None:
         """Begin to keep connections, time and filters up."""
         for work in (
-            *(connection.stream.run for connection in self._connections),
-            self._upkeep.run_time,
-            self._upkeep.run_reminders,
-            self._upkeep.run_settlements,
-            self._upkeep.run_filters,
+            *(connection.stream.run() for connection in self._connections),
+            self._upkeep.run_time(),
+            self._upkeep.run_reminders(),
+            # Each market has its own: one that the exchange does not answer holds up no other.
+            *(self._upkeep.run_settlements(market) for market in self._markets.values()),
+            *(self._upkeep.run_filters(market) for market in self._markets.values()),
         ):
-            self._tasks.append(self._group.create_task(work()))
+            self._tasks.append(self._group.create_task(work))
 
     async def _catch_up(self) -> AsyncIterator[Event]:
         """Wait for the subscriptions, then fetch by REST what closed before them."""

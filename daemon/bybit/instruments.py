@@ -26,11 +26,15 @@ TAKER_FEES: Final = {Category.LINEAR: "0.00055", Category.SPOT: "0.001"}
 """Base (VIP 0) taker fees of the exchange's help centre; regions differ, so configure yours."""
 MAKER_FEES: Final = {Category.LINEAR: "0.0002", Category.SPOT: "0.001"}
 
+FUNDING_MINUTES_MAX: Final = 43_200
+"""A month; the exchange's longest interval is eight hours."""
 
-class _Page(msgspec.Struct, rename="camel"):
+
+class Page(msgspec.Struct, rename="camel"):
     """One page of instruments, each still raw."""
 
     rows: list[msgspec.Raw] = msgspec.field(name="list")
+    category: str = ""
     next_page_cursor: str = ""
 
 
@@ -79,6 +83,11 @@ def instrument_from(
             f"{instrument.id} has a tick or quantity step of zero; it was left out, ask for "
             "another symbol."
         )
+    if not 0 <= instrument.funding_interval_minutes <= FUNDING_MINUTES_MAX:
+        raise MessageMalformed(
+            f"{instrument.id} has a funding interval of {instrument.funding_interval_minutes} "
+            "minutes; it was left out, ask for another symbol."
+        )
     return instrument
 
 
@@ -117,7 +126,7 @@ def rescaled(fresh: Instrument, kept: Instrument) -> Instrument:
             f"{kept.price_decimals} and {kept.quantity_decimals}); start a new run in a new "
             "database."
         )
-    return structs.replace(
+    changed = structs.replace(
         fresh,
         price_decimals=kept.price_decimals,
         quantity_decimals=kept.quantity_decimals,
@@ -128,16 +137,23 @@ def rescaled(fresh: Instrument, kept: Instrument) -> Instrument:
         min_quantity=fresh.min_quantity * POWERS[quantity],
         max_quantity=fresh.max_quantity * POWERS[quantity],
     )
+    largest = max(changed.tick_size, changed.quantity_step, changed.min_quantity)
+    if max(largest, changed.max_quantity) > MONEY_LIMIT:
+        raise ConfigInvalid(
+            f"The filters of {kept.id} do not fit 64 bits in the decimals that this run keeps; "
+            "start a new run in a new database."
+        )
+    return changed
 
 
-def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument], str]:
-    """Return the readable instruments of an instruments-info result and the next page's cursor.
+def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument], Page]:
+    """Return the readable instruments of an instruments-info result, and the page they stand on.
 
     Entries that are malformed are left out: one odd listing must not hide eight hundred others.
     Raises ``MessageMalformed`` where the body itself is not what the exchange documents.
     """
     try:
-        page = msgspec.json.decode(result, type=_Page)
+        page = msgspec.json.decode(result, type=Page)
     except msgspec.DecodeError as error:
         raise MessageMalformed(
             f"The list of instruments is not what Bybit documents ({error}); check "
@@ -150,4 +166,4 @@ def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument
             instruments.append(instrument_from(info, category))
         except (msgspec.DecodeError, MessageMalformed):
             continue
-    return instruments, page.next_page_cursor
+    return instruments, page

@@ -8,6 +8,7 @@ waits and no header does.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Final, Self, TypeVar
 
 import aiohttp
@@ -16,30 +17,35 @@ from aiolimiter import AsyncLimiter
 from msgspec import Struct
 
 from tracepaper.daemon.bybit import messages
-from tracepaper.daemon.bybit.candles import candle_layout, rest_bar
-from tracepaper.daemon.bybit.decimals import exact, exact_signed
-from tracepaper.daemon.bybit.instruments import read_instruments
 from tracepaper.daemon.bybit.intervals import interval_name
+from tracepaper.daemon.bybit.replies import (
+    decode_result,
+    read_instruments_page,
+    read_klines,
+    read_settlements,
+)
 from tracepaper.daemon.bybit.silence import Silence, is_loopback
 from tracepaper.daemon.config_sections import Exchange
 from tracepaper.daemon.ports import Clock
 from tracepaper.daemon.supervisor import RestartBudget, persist
-from tracepaper.strategies.errors import ConfigInvalid, FeedLost, MessageMalformed
-from tracepaper.strategies.types import MONEY_DECIMALS, Bar, Category, Funding, Instrument
+from tracepaper.strategies.errors import (
+    ConfigInvalid,
+    FeedLost,
+    InvariantBroken,
+    MessageMalformed,
+)
+from tracepaper.strategies.types import Bar, Category, Funding, Instrument
 
 CANDLES_MAX: Final = 1_000
 """Candles a request; larger windows are cut by the exchange at a side nobody promises."""
 SETTLEMENTS_MAX: Final = 200
 PAGES_MAX: Final = 100
 BODY_BYTES_MAX: Final = 32 * 1024 * 1024
-RETRIED_CODES: Final = frozenset({10000, 10006, 10016, 10018})
-REGION_CODES: Final = frozenset({10009, 10024})
-REFUSED_CODES: Final = frozenset({10001, 10017, 10029})
 BANNED_STATUS: Final = 403
 BUSY_STATUS: Final = 429
-NOT_FOUND_STATUS: Final = 404
 OK_STATUS: Final = 200
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -63,7 +69,12 @@ class Rest:
     """One session of REST calls; an async context manager.
 
     Every method retries recoverable errors without end, unless a *budget* says when to give up
-    and raise ``FeedLost`` or ``MessageMalformed``; ``ConfigInvalid`` is what no retry can mend.
+    and raise ``FeedLost`` or ``MessageMalformed``. ``ConfigInvalid`` is what a wrong symbol,
+    category or address earns, as long as this run never had an answer: once ``is_proven``, the
+    same words come from a network that fails, and are waited out like all else.
+
+    ``latest_ms`` returns the latest market time at which an answer can have been given: a server
+    that dates itself ahead must not make an open candle final.
     """
 
     def __init__(
@@ -79,6 +90,8 @@ class Rest:
         self._clock = clock
         self._rng = rng
         self.silence = silence or Silence(clock=clock)
+        self.is_proven = False
+        self.latest_ms: Callable[[], int] | None = None
         self._budget = budget
         self._session: aiohttp.ClientSession | None = None
         rate = settings.requests_per_s
@@ -95,6 +108,7 @@ class Rest:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=self._settings.request_timeout_s),
             trust_env=not is_loopback(self._settings.rest_url),
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self
 
@@ -103,9 +117,10 @@ class Rest:
             await self._session.close()
 
     async def server_time_ms(self) -> int:
-        """Return the exchange's time, UTC milliseconds."""
-        _, server_ms = await self._get("/v5/market/time", {}, messages.ServerTime)
-        return server_ms
+        """Return the exchange's time, UTC milliseconds, between 2010 and 2100."""
+        return await self._get(
+            "/v5/market/time", {}, messages.ServerTime, lambda _, server_ms: server_ms
+        )
 
     async def klines(
         self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
@@ -113,15 +128,23 @@ class Rest:
         """Return the final bars that open in [*start_ms*, *end_ms*], oldest first, each once.
 
         A candle is final when the answer's server time is ``final_after_ms`` after its close.
-        Rows outside the window and rows that cannot be read (counted) are left out, so what is
-        missing may not exist. ``seen_ms`` is the bar's close; the feed sets it on handing on.
+        Rows that cannot be read (counted) are left out, so what is missing may exist: it is asked
+        for again. Times of which the answer itself says that they have not come are not asked
+        for. ``seen_ms`` is the bar's close; the feed sets it on handing on.
         """
         name = interval_name(interval_ms)
-        layout = candle_layout(instrument, interval_ms)
-        bars: dict[int, Bar] = {}
+        bars: list[Bar] = []
         for first_ms in range(start_ms, end_ms + 1, CANDLES_MAX * interval_ms):
             last_ms = min(end_ms, first_ms + (CANDLES_MAX - 1) * interval_ms)
-            result, server_ms = await self._get(
+
+            def read(
+                page: messages.Klines, server_ms: int, first_ms: int = first_ms, last: int = last_ms
+            ) -> tuple[list[Bar], int, int]:
+                return *read_klines(
+                    page, instrument, interval_ms, first_ms=first_ms, last_ms=last
+                ), server_ms
+
+            found, unread, server_ms = await self._get(
                 "/v5/market/kline",
                 {
                     "category": instrument.category.value,
@@ -132,17 +155,16 @@ class Rest:
                     "limit": str(CANDLES_MAX),
                 },
                 messages.Klines,
+                read,
             )
+            self.malformed_rows += unread
+            if self.latest_ms is not None:
+                server_ms = min(server_ms, self.latest_ms())
             final_ms = server_ms - self._settings.final_after_ms
-            for row in result.rows:
-                try:
-                    bar = rest_bar(row, layout)
-                except MessageMalformed:
-                    self.malformed_rows += 1
-                    continue
-                if first_ms <= bar.open_time_ms <= last_ms and bar.close_time_ms <= final_ms:
-                    bars[bar.open_time_ms] = bar
-        return [bars[open_ms] for open_ms in sorted(bars)]
+            bars += (bar for bar in reversed(found) if bar.close_time_ms <= final_ms)
+            if last_ms + 2 * interval_ms > final_ms:
+                break
+        return bars
 
     async def instruments(self, category: Category, symbol: str = "") -> list[Instrument]:
         """Return *category*'s tradable instruments, or the one called *symbol* (else none)."""
@@ -156,21 +178,31 @@ class Rest:
                 query["symbol"] = symbol
             if cursor:
                 query["cursor"] = cursor
-            raw, _ = await self._get("/v5/market/instruments-info", query, msgspec.Raw)
-            page, cursor = read_instruments(bytes(raw), category)
+            page, cursor = await self._get(
+                "/v5/market/instruments-info",
+                query,
+                msgspec.Raw,
+                lambda raw, _: read_instruments_page(raw, category, symbol),
+            )
             found += page
             if not cursor:
                 break
-        return [one for one in found if symbol in ("", one.symbol)]
+        return found
 
     async def instrument(self, category: Category, symbol: str) -> Instrument:
-        """Return one instrument; raises ``ConfigInvalid`` where the exchange trades none."""
-        if not (found := await self.instruments(category, symbol)):
-            raise ConfigInvalid(
-                f"Bybit trades no {category.value} instrument {symbol}; correct market.symbols or "
-                "market.category."
-            )
-        return found[0]
+        """Return one instrument; one that is not listed is refused, or awaited once proven."""
+
+        def read(raw: msgspec.Raw, _: int) -> Instrument:
+            found, _cursor = read_instruments_page(raw, category, symbol)
+            if not found:
+                raise ConfigInvalid(
+                    f"Bybit trades no {category.value} instrument {symbol}; correct "
+                    "market.symbols or market.category."
+                )
+            return found[0]
+
+        query = {"category": category.value, "limit": str(CANDLES_MAX), "symbol": symbol}
+        return await self._get("/v5/market/instruments-info", query, msgspec.Raw, read)
 
     async def funding_history(
         self, instrument: Instrument, start_ms: int, end_ms: int
@@ -179,7 +211,13 @@ class Rest:
         found: dict[int, Funding] = {}
         until_ms = end_ms
         for _ in range(PAGES_MAX):
-            result, _ = await self._get(
+
+            def read(
+                page: messages.FundingHistory, _: int, until_ms: int = until_ms
+            ) -> list[Funding]:
+                return read_settlements(page, instrument, start_ms=start_ms, end_ms=until_ms)
+
+            page = await self._get(
                 "/v5/market/funding/history",
                 {
                     "category": instrument.category.value,
@@ -189,41 +227,50 @@ class Rest:
                     "limit": str(SETTLEMENTS_MAX),
                 },
                 messages.FundingHistory,
+                read,
             )
-            before = len(found)
-            for item in result.rows:
-                try:
-                    settled_ms = exact(item.funding_rate_timestamp, 0)
-                    rate = exact_signed(item.funding_rate, MONEY_DECIMALS)
-                except MessageMalformed:
-                    self.malformed_rows += 1
-                    continue
-                if start_ms <= settled_ms <= end_ms:
-                    found[settled_ms] = Funding(instrument.id, rate, settled_ms, settled_ms)
-            if len(result.rows) < SETTLEMENTS_MAX or len(found) == before:
+            found |= {one.market_ms: one for one in page}
+            if len(page) < SETTLEMENTS_MAX or (until_ms := min(found) - 1) < start_ms:
                 break
-            until_ms = min(found) - 1
         return [found[settled_ms] for settled_ms in sorted(found)]
 
     async def tickers(self, category: Category, symbol: str) -> messages.TickerInfo:
-        """Return the ticker of *symbol*; raises ``ConfigInvalid`` where there is none."""
-        result, _ = await self._get(
-            "/v5/market/tickers",
-            {"category": category.value, "symbol": symbol},
-            messages.Tickers,
-        )
-        for ticker in result.rows:
-            if ticker.symbol == symbol:
-                return ticker
-        raise ConfigInvalid(
-            f"Bybit has no {category.value} ticker of {symbol}; correct market.symbols."
-        )
+        """Return the ticker of *symbol*; one that there is not is refused, or awaited."""
 
-    async def _get(self, path: str, query: dict[str, str], result: type[T]) -> tuple[T, int]:
-        """Return the decoded result of a GET and the server's time; retries as the class says."""
+        def read(page: messages.Tickers, _: int) -> messages.TickerInfo:
+            for ticker in page.rows:
+                if (page.category, ticker.symbol) == (category.value, symbol):
+                    return ticker
+            if page.rows:
+                raise MessageMalformed(
+                    f"Bybit answered with tickers, but not with that of {category.value}:{symbol}; "
+                    "trying again."
+                )
+            raise ConfigInvalid(
+                f"Bybit has no {category.value} ticker of {symbol}; correct market.symbols."
+            )
 
-        async def attempt() -> tuple[T, int]:
-            return decode_result(await self._body(path, query), path, result)
+        query = {"category": category.value, "symbol": symbol}
+        return await self._get("/v5/market/tickers", query, messages.Tickers, read)
+
+    async def _get(
+        self, path: str, query: dict[str, str], result: type[T], read: Callable[[T, int], R]
+    ) -> R:
+        """Return what *read* makes of the result of a GET and the server's time.
+
+        What *read* refuses is asked again, as everything that the class says.
+        """
+        if self._session is None:
+            raise InvariantBroken("The REST session is not open; use it as a context manager.")
+        session = self._session
+
+        async def attempt() -> R:
+            try:
+                return read(*decode_result(await self._body(session, path, query), path, result))
+            except ConfigInvalid as error:
+                if not self.is_proven:
+                    raise
+                raise FeedLost(f"{error} (It was right before, so it is asked again.)") from error
 
         return await persist(
             attempt,
@@ -233,17 +280,20 @@ class Rest:
             ceiling_s=self._settings.backoff_max_s,
             waiting=self.silence.waiting,
             budget=self._budget,
+            complaints=self.silence.complaints,
         )
 
-    async def _body(self, path: str, query: dict[str, str]) -> bytes:
+    async def _body(
+        self, session: aiohttp.ClientSession, path: str, query: dict[str, str]
+    ) -> bytes:
         """Return the body of one GET; raises ``FeedLost`` or ``ConfigInvalid`` by its status."""
-        if self._session is None:
-            raise ConfigInvalid("The REST session is not open; use it as an async context manager.")
         await self._limiter.acquire()
         await self.silence.over()
         self.requests += 1
         try:
-            async with self._session.get(self._settings.rest_url + path, params=query) as response:
+            address = self._settings.rest_url + path
+            # Where a redirect leads is not where we were told to ask.
+            async with session.get(address, params=query, allow_redirects=False) as response:
                 status = response.status
                 # A 403's body may be a web page: the status speaks first.
                 body = await _bounded(response) if status == OK_STATUS else b""
@@ -284,33 +334,3 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
                 "check exchange.rest_url if this lasts."
             )
     return b"".join(parts)
-
-
-def decode_result(body: bytes, path: str, result: type[T]) -> tuple[T, int]:
-    """Return the typed result of a REST *body* and the server's time, UTC milliseconds.
-
-    Raises ``FeedLost`` for codes that pass, ``ConfigInvalid`` for those that do not, and
-    ``MessageMalformed`` for what is not documented.
-    """
-    try:
-        answer = messages.decode_answer(body)
-        code = answer.ret_code
-        if code == 0 and answer.time > 0:
-            return msgspec.json.decode(answer.result, type=result), answer.time
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MessageMalformed(
-            f"The answer of {path} is not what Bybit documents ({error}); trying again, check "
-            "exchange.rest_url if this lasts."
-        ) from error
-    if code == 0:
-        raise MessageMalformed(f"The answer of {path} carries no server time; trying again.")
-    what = f"Bybit answered {path} with retCode {code} ({answer.ret_msg[:120]})"
-    if code in REGION_CODES:
-        raise ConfigInvalid(
-            f"{what}: it does not serve this region; set exchange.rest_url and "
-            "exchange.stream_url to your regional host."
-        )
-    if code in REFUSED_CODES:
-        raise ConfigInvalid(f"{what}; correct market.symbols, market.category or market.interval.")
-    # Codes that pass, and codes unknown to us: a daemon that runs for months waits and asks again.
-    raise FeedLost(f"{what}; trying again.")

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from tracepaper.daemon.ports import Clock
-from tracepaper.daemon.supervisor import Waiting, unheard
+from tracepaper.daemon.supervisor import Complaints, Waiting, unheard
 
 log = structlog.get_logger("bybit")
 
@@ -16,12 +16,13 @@ log = structlog.get_logger("bybit")
 class Silence:
     """A declared wait: while it lasts nothing is sent, and the watchdog counts it as progress.
 
-    ``waiting`` hears of every wait of the connection, backoffs too.
+    ``waiting`` hears of every wait of the connection, backoffs too; ``complaints`` says what fails.
     """
 
     def __init__(self, *, clock: Clock, waiting: Waiting = unheard) -> None:
         self._clock = clock
         self.waiting = waiting
+        self.complaints = Complaints(clock=clock)
         self.until_s = 0.0  # network time
 
     def declare(self, seconds: float, reason: str) -> None:

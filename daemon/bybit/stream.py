@@ -17,6 +17,7 @@ import structlog
 from msgspec import Struct
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
+from websockets.uri import parse_uri
 
 from tracepaper.daemon.bybit.messages import Request, encode
 from tracepaper.daemon.bybit.silence import Silence, is_loopback
@@ -117,6 +118,7 @@ class Stream:
             name=f"stream {self._category.value}",
             ceiling_s=self._settings.backoff_max_s,
             waiting=self._silence.waiting,
+            complaints=self._silence.complaints,
         )
 
     async def _session(self) -> None:
@@ -146,6 +148,12 @@ class Stream:
         await self._silence.over()
         settings = self._settings
         try:
+            parse_uri(self._url)
+        except (InvalidURI, ValueError) as error:
+            raise ConfigInvalid(
+                f"{self._url} is no websocket address; correct exchange.stream_url."
+            ) from error
+        try:
             return await connect(
                 self._url,
                 compression=None,
@@ -155,10 +163,6 @@ class Stream:
                 ping_interval=None,  # Bybit's heartbeat is a JSON frame of our own
                 proxy=None if is_loopback(self._url) else True,
             )
-        except InvalidURI as error:
-            raise ConfigInvalid(
-                f"{self._url} is no websocket address; correct exchange.stream_url."
-            ) from error
         except InvalidStatus as error:
             status = error.response.status_code
             if status == FORBIDDEN_STATUS:
@@ -167,7 +171,8 @@ class Stream:
                 f"Bybit refused the {self._category.value} stream with HTTP {status}; trying "
                 "again, check exchange.stream_url if this lasts."
             ) from error
-        except (OSError, TimeoutError, WebSocketException) as error:
+        except (OSError, TimeoutError, ValueError, WebSocketException) as error:
+            # ValueError and InvalidURI: the server sent us on to what is no address.
             raise FeedLost(
                 f"The {self._category.value} stream could not be opened "
                 f"({type(error).__name__}: {error}); trying again, check the network and "

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
+import structlog
 from msgspec import structs
 
 from tracepaper.daemon.bybit.feed_types import FeedSettings, Item, Reminder, Submitted
@@ -15,7 +16,10 @@ from tracepaper.daemon.bybit.line import Line
 from tracepaper.daemon.bybit.market import PATIENCE_MAX_S, Market
 from tracepaper.daemon.bybit.rest import Rest
 from tracepaper.daemon.ports import Clock
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Funding, InstrumentChange
+
+log = structlog.get_logger("bybit.feed")
 
 LAG_MS: Final = 5_000
 """A frame this far from our market time, either way, has the clock read anew."""
@@ -100,23 +104,22 @@ class Upkeep:
                 ):
                     self._line.insist(Reminder(market.instrument.id, market.sequence.next_open_ms))
 
-    async def run_settlements(self) -> None:
+    async def run_settlements(self, market: Market) -> None:
         """Hand on settlements whose time has passed as soon as the exchange publishes them."""
         while True:
             await self._clock.sleep(self._settings.poll_s)
             if not self.is_live:
                 continue
             now_ms, now_s = self._clock.market_ms(), self._clock.network_s()
-            for market in self._markets.values():
-                if not market.funding.is_overdue(now_ms):
-                    market.settle_patience_s = 1.0
-                elif now_s >= market.settle_at_s:
-                    market.settle_at_s = now_s + market.settle_patience_s
-                    market.settle_patience_s = min(2 * market.settle_patience_s, PATIENCE_MAX_S)
-                    for funding in await self.settlements(market, now_ms):
-                        self._line.insist(Submitted(funding))
+            if not market.funding.is_overdue(now_ms):
+                market.settle_patience_s = 1.0
+            elif now_s >= market.settle_at_s:
+                market.settle_at_s = now_s + market.settle_patience_s
+                market.settle_patience_s = min(2 * market.settle_patience_s, PATIENCE_MAX_S)
+                for funding in await self.settlements(market, now_ms):
+                    self._line.insist(Submitted(funding))
 
-    async def run_filters(self) -> None:
+    async def run_filters(self, market: Market) -> None:
         """Read the filters again once a day of market time; hand on those that changed."""
         read_ms: int | None = None
         while True:
@@ -129,11 +132,17 @@ class Upkeep:
             if now_ms - read_ms < self._settings.instruments_ms:
                 continue
             read_ms = now_ms
-            for market in self._markets.values():
-                kept = market.instrument
-                for fresh in await self._rest.instruments(kept.category, kept.symbol):
-                    if (changed := rescaled(fresh, kept)) != kept:
-                        market.instrument = changed
-                        now_ms = self._clock.market_ms()
-                        event = InstrumentChange(changed, now_ms, now_ms)
-                        self._line.insist(Submitted(event))
+            kept = market.instrument
+            for fresh in await self._rest.instruments(kept.category, kept.symbol):
+                try:
+                    changed = rescaled(fresh, kept)
+                except ConfigInvalid as error:
+                    # Finer prices are refused as they come; nothing is decided on what is not.
+                    self._counters["filters_refused"] += 1
+                    log.warning("filters kept", error=str(error))
+                    continue
+                if changed != kept:
+                    market.instrument = changed
+                    now_ms = self._clock.market_ms()
+                    event = InstrumentChange(changed, now_ms, now_ms)
+                    self._line.insist(Submitted(event))

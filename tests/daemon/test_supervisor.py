@@ -17,9 +17,16 @@ import pytest
 from fakes import ManualClock
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from tracepaper.daemon.notify import Notifier
-from tracepaper.daemon.supervisor import FIRST_WAIT_S, RestartBudget, Supervisor, persist
+from tracepaper.daemon.supervisor import (
+    FIRST_WAIT_S,
+    Complaints,
+    RestartBudget,
+    Supervisor,
+    persist,
+)
 from tracepaper.strategies.errors import AuditUnwritable, FeedLost, FeedStale
 
 SILENT = Notifier()
@@ -88,20 +95,38 @@ async def test_a_long_healthy_attempt_begins_the_backoff_anew() -> None:
     assert max(clock.slept) <= FIRST_WAIT_S
 
 
-async def test_a_declared_wait_is_kept_and_told() -> None:
+async def test_every_wait_is_told() -> None:
     clock = JumpClock()
     told: list[tuple[str, float]] = []
     await persist(
-        failing(clock, times=0),
+        failing(clock, times=3),
         clock=clock,
         rng=random.Random(1),
         name="rest",
         ceiling_s=30.0,
-        not_before_s=lambda: 600.0,
         waiting=lambda name, seconds: told.append((name, seconds)),
     )
-    assert clock.slept == [600.0]
-    assert told == [("rest", 600.0)]
+    assert told == [("rest", waited) for waited in clock.slept]
+
+
+async def test_failures_are_said_at_once_and_then_once_a_minute() -> None:
+    clock = JumpClock()
+    complaints = Complaints(clock=clock)
+    with capture_logs() as lines:
+        for name in ("time", "kline"):
+            await persist(
+                failing(clock, times=100),
+                clock=clock,
+                rng=random.Random(1),
+                name=name,
+                ceiling_s=2.0,
+                complaints=complaints,
+            )
+    said = [line for line in lines if line["log_level"] == "warning"]
+    waited_s = sum(clock.slept)
+    assert waited_s / 60 <= len(said) <= waited_s / 60 + 1
+    assert said[0]["failures"] == {"time": 1}
+    assert sum(sum(line["failures"].values()) for line in said) > 150
 
 
 async def test_a_spent_budget_raises_the_last_error() -> None:

@@ -39,8 +39,8 @@ SPOT_BTC = {
 
 def recorded_instruments() -> dict[str, Instrument]:
     body = json.loads((HERE / "instruments_linear_2026-08-09.json").read_bytes())
-    found, cursor = read_instruments(json.dumps(body["result"]).encode(), Category.LINEAR)
-    assert cursor == ""
+    found, page = read_instruments(json.dumps(body["result"]).encode(), Category.LINEAR)
+    assert (page.next_page_cursor, page.category) == ("", "linear")
     assert len(found) == len(body["result"]["list"])
     return {one.symbol: one for one in found}
 

@@ -9,7 +9,7 @@ import msgspec
 from bybit_frames import HERE, examples
 
 from tracepaper.daemon.bybit import messages
-from tracepaper.daemon.bybit.rest import decode_result
+from tracepaper.daemon.bybit.replies import decode_result
 
 RESULTS: dict[str, type[msgspec.Struct]] = {
     "rest_time": messages.ServerTime,

@@ -82,8 +82,16 @@ async def test_a_row_that_cannot_be_read_is_left_out_and_counted() -> None:
 async def test_instruments_are_read_page_by_page_until_the_cursor_ends() -> None:
     async with ScriptedServer() as server, asking(server) as rest:
         pages = [
-            {"list": [{**FILTERS, "symbol": "AUSDT"}], "nextPageCursor": "second"},
-            {"list": [{**FILTERS, "symbol": "BUSDT"}], "nextPageCursor": ""},
+            {
+                "category": "linear",
+                "list": [{**FILTERS, "symbol": "AUSDT"}],
+                "nextPageCursor": "second",
+            },
+            {
+                "category": "linear",
+                "list": [{**FILTERS, "symbol": "BUSDT"}],
+                "nextPageCursor": "",
+            },
         ]
         server.answer_next("instruments-info", *(server.reply(page) for page in pages))
         found = await rest.instruments(Category.LINEAR)
@@ -96,7 +104,11 @@ async def test_instruments_are_read_page_by_page_until_the_cursor_ends() -> None
 
 async def test_a_cursor_that_repeats_does_not_loop() -> None:
     async with ScriptedServer() as server, asking(server) as rest:
-        page = {"list": [{**FILTERS, "symbol": "AUSDT"}], "nextPageCursor": "again"}
+        page = {
+            "category": "linear",
+            "list": [{**FILTERS, "symbol": "AUSDT"}],
+            "nextPageCursor": "again",
+        }
         server.answer_next("instruments-info", *(server.reply(page) for _ in range(5)))
         await rest.instruments(Category.LINEAR)
         assert len(server.asked("instruments-info")) == 2

@@ -1,0 +1,343 @@
+"""Every REST call under every status, retCode and body: asked again, and answered in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from builders import instrument
+from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock
+from structlog.testing import capture_logs
+
+from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types import Category
+
+BITCOIN = instrument(price_decimals=1, tick_size=1)
+HOUR = 3_600_000
+NOW_MS = START_MS + HOUR
+ROW = [str(START_MS), "100.5", "100.5", "100.5", "100.5", "1.5", "150.75"]
+SETTLED = {"symbol": "BTCUSDT", "fundingRate": "0.0001", "fundingRateTimestamp": str(START_MS)}
+
+STATUSES = (
+    *(200, 201, 202, 203, 204, 205, 206, 207, 226),
+    *(300, 301, 302, 303, 304, 305, 307, 308),
+    *(400, 401, 402, 403, 404, 405, 406, 407, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417),
+    *(418, 421, 422, 423, 424, 425, 426, 428, 429, 431, 451, 499),
+    *(500, 501, 502, 503, 504, 505, 507, 508, 510, 511, 520, 521, 524, 599),
+    *(600, 700, 999),
+)
+CODES = (1, -1, 10000, 10001, 10002, 10006, 10009, 10016, 10017, 10018, 10024, 10029, 99999, 2**70)
+
+BODIES: dict[str, bytes] = {
+    "empty": b"",
+    "blank": b"  \n",
+    "HTML": b"<html><body>maintenance</body></html>",
+    "text": b"404 page not found",
+    "null": b"null",
+    "a list": b"[]",
+    "a number": b"17",
+    "no envelope": b"{}",
+    "cut off": b'{"retCode":0,"result":{"list":[["17',
+    "deep": b"[" * 100_000,
+    "no UTF-8": b'{"retCode":0,"retMsg":"\xff\xfe","result":{},"time":1}',
+    "a BOM": b"\xef\xbb\xbf{}",
+    "code as text": b'{"retCode":"0","result":{},"time":1700000040000}',
+    "code null": b'{"retCode":null,"result":{},"time":1700000040000}',
+    "time missing": b'{"retCode":0,"result":{}}',
+    "result null": b'{"retCode":0,"result":null,"time":1700000040000}',
+    "result a list": b'{"retCode":0,"result":[],"time":1700000040000}',
+    "result a text": b'{"retCode":0,"result":"x","time":1700000040000}',
+    "result a number": b'{"retCode":0,"result":1e999,"time":1700000040000}',
+}
+TIMES: tuple[Any, ...] = (
+    *(0, -1, 1, 2**31, 2**62, 2**63, 2**70, -(2**62), 10**40),
+    *(1_262_303_999_999, 4_102_444_800_000, "1700000040000", 1.5e12, None, True, [], {}),
+)
+
+
+def pages(rows: Any, **changes: Any) -> dict[str, Any]:
+    return {"category": "linear", "symbol": "BTCUSDT", "list": rows} | changes
+
+
+def row(open_ms: int, **_: Any) -> list[str]:
+    return [str(open_ms), *ROW[1:]]
+
+
+def filters(**changes: Any) -> list[dict[str, Any]]:
+    return [{**FILTERS, **changes}]
+
+
+Call = Callable[[Rest], Awaitable[object]]
+
+CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
+    "time": (
+        "time",
+        lambda rest: rest.server_time_ms(),
+        {
+            "numbers for text": {"timeSecond": 1, "timeNano": 2},
+            "nothing": {},
+        },
+    ),
+    "klines": (
+        "kline",
+        lambda rest: rest.klines(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE),
+        {
+            "another symbol": pages([ROW], symbol="ETHUSDT"),
+            "no symbol": {"category": "linear", "list": [ROW]},
+            "another category": pages([ROW], category="spot"),
+            "no category": {"symbol": "BTCUSDT", "list": [ROW]},
+            "off the grid": pages([row(START_MS + 1)]),
+            "seconds": pages([row(START_MS // 1000)]),
+            "too old": pages([row(START_MS - MINUTE)]),
+            "too new": pages([row(START_MS + 3 * MINUTE)]),
+            "a newest page": pages([row(NOW_MS), row(NOW_MS - MINUTE)]),
+            "oldest first": pages([row(START_MS), row(START_MS + MINUTE)]),
+            "one row twice": pages([ROW, ROW]),
+            "a giant time": pages([row(10**30)]),
+            "a negative time": pages([row(-MINUTE)]),
+            "a time of words": pages([["yesterday", *ROW[1:]]]),
+            "short rows": pages([ROW[:5]]),
+            "numbers for text": pages([[START_MS, 1, 1, 1, 1, 1, 1]]),
+            "rows as objects": pages([{"start": START_MS}]),
+            "null rows": pages(None),
+            "no rows": {"category": "linear", "symbol": "BTCUSDT"},
+        },
+    ),
+    "instrument": (
+        "instruments-info",
+        lambda rest: rest.instrument(Category.LINEAR, "BTCUSDT"),
+        {
+            "none": pages([]),
+            "another symbol": pages(filters(symbol="ETHUSDT")),
+            "another category": pages(filters(), category="spot"),
+            "no category": {"list": filters()},
+            "no tick": pages(filters(priceFilter={})),
+            "a tick of zero": pages(filters(priceFilter={"tickSize": "0"})),
+            "a giant tick": pages(filters(priceFilter={"tickSize": "9" * 30})),
+            "a negative tick": pages(filters(priceFilter={"tickSize": "-0.1"})),
+            "endless decimals": pages(filters(priceFilter={"tickSize": f"0.{'0' * 50}1"})),
+            "a giant funding interval": pages(filters(fundingInterval=2**62)),
+            "a bigger one still": pages(filters(fundingInterval=2**70)),
+            "a negative one": pages(filters(fundingInterval=-480)),
+            "a text for one": pages(filters(fundingInterval="480")),
+            "null": pages(None),
+        },
+    ),
+    "instruments": (
+        "instruments-info",
+        lambda rest: rest.instruments(Category.LINEAR, "BTCUSDT"),
+        {
+            "another symbol": pages(filters(symbol="ETHUSDT")),
+            "another category": pages(filters(), category="spot"),
+            "unreadable": pages([{"symbol": "BTCUSDT"}]),
+        },
+    ),
+    "funding": (
+        "funding/history",
+        lambda rest: rest.funding_history(BITCOIN, START_MS, START_MS + 8 * HOUR),
+        {
+            "another symbol": pages([{**SETTLED, "symbol": "ETHUSDT"}]),
+            "another category": pages([SETTLED], category="inverse"),
+            "too early": pages([{**SETTLED, "fundingRateTimestamp": str(START_MS - 1)}]),
+            "too late": pages([{**SETTLED, "fundingRateTimestamp": str(START_MS + 9 * HOUR)}]),
+            "a giant time": pages([{**SETTLED, "fundingRateTimestamp": "9" * 30}]),
+            "a giant rate": pages([{**SETTLED, "fundingRate": "5"}]),
+            "no number": pages([SETTLED, {**SETTLED, "fundingRate": "NaN"}]),
+            "an exponent": pages([{**SETTLED, "fundingRate": "1e-4"}]),
+            "a number for text": pages([{**SETTLED, "fundingRate": 0.0001}]),
+            "null": pages(None),
+        },
+    ),
+    "tickers": (
+        "tickers",
+        lambda rest: rest.tickers(Category.LINEAR, "BTCUSDT"),
+        {
+            "none": pages([]),
+            "another symbol": pages([{"symbol": "ETHUSDT", "lastPrice": "0.5"}]),
+            "another category": pages([{"symbol": "BTCUSDT"}], category="spot"),
+            "a number for text": pages([{"symbol": "BTCUSDT", "lastPrice": 1}]),
+        },
+    ),
+}
+
+
+@asynccontextmanager
+async def asking(
+    server: ScriptedServer, clock: SteppedClock, *, is_proven: bool
+) -> AsyncIterator[Rest]:
+    settings = RestSettings(rest_url=server.rest_url, requests_per_s=10_000, ban_silence_s=1)
+    async with Rest(settings, clock=clock, rng=random.Random(1)) as rest:
+        rest.is_proven = is_proven
+        yield rest
+
+
+def serving() -> ScriptedServer:
+    server = ScriptedServer()
+    for index in range(3):
+        server.add_candle(START_MS + index * MINUTE)
+    server.funding = [(START_MS, "0.0001")]
+    server.server_ms = NOW_MS
+    return server
+
+
+def bad_answers(server: ScriptedServer, wrong: dict[str, Any]) -> dict[str, web.Response]:
+    """Return every answer that a call must not believe."""
+    good = {"retCode": 0, "retMsg": "OK", "result": {}, "time": NOW_MS}
+    answers = {
+        f"HTTP {status}": web.Response(
+            status=status, body=b"" if status in {204, 304} else json.dumps(good).encode()
+        )
+        for status in STATUSES
+        if status != 200
+    }
+    answers |= {f"body {name}": web.Response(body=body) for name, body in BODIES.items()}
+    answers |= {f"retCode {code}": server.reply({}, code=code, message="no") for code in CODES}
+    for time in TIMES:
+        body = json.dumps({**good, "time": time}).encode()
+        answers[f"time {time!r}"] = web.Response(body=body)
+    answers |= {f"result {name}": server.reply(result) for name, result in wrong.items()}
+    answers["a redirect"] = web.Response(status=302, headers={"Location": "/v5/market/other"})
+    answers["a redirect to nowhere"] = web.Response(status=307, headers={"Location": "x://[::"})
+    answers["broken gzip"] = web.Response(body=b"no gzip", headers={"Content-Encoding": "gzip"})
+    return answers
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_whatever_a_call_is_answered_it_is_asked_again_and_never_ends_a_proven_run(
+    name: str,
+) -> None:
+    path, call, wrong = CALLS[name]
+    clock = SteppedClock(NOW_MS)
+    async with serving() as server, asking(server, clock, is_proven=True) as rest:
+        expected = await call(rest)
+        assert expected
+        with capture_logs() as lines:
+            begun_s = clock.network_s()
+            for what, answer in bad_answers(server, wrong).items():
+                asked = len(server.asked(path))
+                server.answer_next(path, answer)
+                task = asyncio.ensure_future(call(rest))
+                await clock.run(task.done)
+                assert await task == expected, what
+                assert len(server.asked(path)) == asked + 2, what
+        said = [line for line in lines if line["event"] == "retrying"]
+        assert (
+            sum(line["log_level"] == "warning" for line in said)
+            <= 1 + (clock.network_s() - begun_s) // 60
+        )
+        assert not server.asked("other")
+
+
+RAW: dict[str, bytes] = {
+    "nothing": b"",
+    "garbage": b"\x00\x01\x02\xff" * 100,
+    "a line": b"hello\r\n\r\n",
+    "another protocol": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "HTTP 000": b"HTTP/1.1 000 Zero\r\nContent-Length: 0\r\n\r\n",
+    "HTTP 099": b"HTTP/1.1 099 Odd\r\nContent-Length: 0\r\n\r\n",
+    "HTTP 9999": b"HTTP/1.1 9999 Odd\r\nContent-Length: 0\r\n\r\n",
+    "HTTP -1": b"HTTP/1.1 -1 Odd\r\nContent-Length: 0\r\n\r\n",
+    "HTTP by word": b"HTTP/1.1 OK OK\r\nContent-Length: 0\r\n\r\n",
+    "HTTP 100 alone": b"HTTP/1.1 100 Continue\r\n\r\n",
+    "HTTP 101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+    "HTTP 102 alone": b"HTTP/1.1 102 Processing\r\n\r\n",
+    "HTTP 103 alone": b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n",
+    "HTTP 199 alone": b"HTTP/1.1 199 Odd\r\n\r\n",
+    "a short body": b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{",
+    "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n{}",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "broken chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
+    "a cut chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{",
+    "a header without end": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
+    "an odd header": b"HTTP/1.1 200 OK\r\nno colon here\r\nContent-Length: 0\r\n\r\n",
+    "an odd cookie": b"HTTP/1.1 200 OK\r\nSet-Cookie: ;=;\r\nContent-Length: 0\r\n\r\n",
+    "unknown packing": b"HTTP/1.1 200 OK\r\nContent-Encoding: zip9\r\nContent-Length: 2\r\n\r\n{}",
+    "broken deflate": b"HTTP/1.1 200 OK\r\nContent-Encoding: deflate\r\n\r\nabc",
+    "an odd place": b"HTTP/1.1 301 Moved\r\nLocation: http://[::\r\nContent-Length: 0\r\n\r\n",
+    "a place beyond": b"HTTP/1.1 302 F\r\nLocation: http://a:99999\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+async def test_bytes_that_are_no_http_are_asked_again() -> None:
+    body = json.dumps(
+        {"retCode": 0, "time": NOW_MS, "result": {"timeSecond": "1", "timeNano": "2"}}
+    ).encode()
+    answers = iter(
+        [
+            answer
+            for raw in RAW.values()
+            for answer in (raw, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        ]
+    )
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(next(answers))
+        await writer.drain()
+        writer.close()
+
+    clock = SteppedClock(NOW_MS)
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    async with (
+        listening,
+        Rest(
+            RestSettings(rest_url=url, requests_per_s=10_000), clock=clock, rng=random.Random(1)
+        ) as rest,
+    ):
+        rest.is_proven = True
+        for what in RAW:
+            task = asyncio.ensure_future(rest.server_time_ms())
+            await clock.run(task.done)
+            assert await task == NOW_MS, what
+        assert next(answers, None) is None
+
+
+@pytest.mark.parametrize("status", [201, 204, 302, 400, 401, 404, 410, 451])
+async def test_before_the_first_success_a_wrong_address_stops_with_advice(status: int) -> None:
+    async with serving() as server, asking(server, SteppedClock(), is_proven=False) as rest:
+        server.answer_next("time", web.Response(status=status))
+        with pytest.raises(ConfigInvalid, match=r"exchange\.rest_url"):
+            await rest.server_time_ms()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_before_the_first_success_a_busy_server_is_waited_for(status: int) -> None:
+    clock = SteppedClock()
+    async with serving() as server, asking(server, clock, is_proven=False) as rest:
+        server.answer_next("time", web.Response(status=status))
+        task = asyncio.ensure_future(rest.server_time_ms())
+        await clock.run(task.done)
+        assert await task == NOW_MS
+
+
+async def test_filters_that_cannot_be_read_are_no_mistake_of_the_symbol() -> None:
+    clock = SteppedClock()
+    async with serving() as server, asking(server, clock, is_proven=False) as rest:
+        server.answer_next("instruments-info", server.reply(pages([{"symbol": "BTCUSDT"}])))
+        task = asyncio.ensure_future(rest.instrument(Category.LINEAR, "BTCUSDT"))
+        await clock.run(task.done)
+        assert (await task).symbol == "BTCUSDT"
+
+
+async def test_a_server_that_dates_itself_ahead_makes_no_open_candle_final() -> None:
+    clock = SteppedClock(START_MS + MINUTE + 30_000)
+    async with serving() as server, asking(server, clock, is_proven=True) as rest:
+        server.server_ms = START_MS + 400 * 24 * HOUR
+        rest.latest_ms = clock.market_ms
+        bars = await rest.klines(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE)
+        assert [bar.open_time_ms for bar in bars] == [START_MS]
+
+
+async def test_what_cannot_have_closed_is_not_asked_for() -> None:
+    async with serving() as server, asking(server, SteppedClock(), is_proven=True) as rest:
+        bars = await rest.klines(BITCOIN, MINUTE, START_MS, START_MS + 500_000 * MINUTE)
+        assert len(bars) == 3
+        assert len(server.asked("kline")) == 1
