@@ -6,7 +6,7 @@ that HTTP 200 carries. Names that an endpoint does not know are ignored, as the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import parse_qs, urlencode
 
@@ -15,9 +15,11 @@ from tracepaper.replay.exchange.candles import trade_id
 from tracepaper.replay.exchange.funding import RATE_DECIMALS, funding_interval_ms, funding_rate
 from tracepaper.replay.exchange.intervals import is_name
 from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.marks import INDEX, MARK, PREMIUM, PREMIUM_DECIMALS
 from tracepaper.replay.exchange.path import Candle
 from tracepaper.replay.exchange.query import (
     BAD_PARAMETER,
+    Answer,
     Limit,
     Query,
     Refused,
@@ -25,22 +27,22 @@ from tracepaper.replay.exchange.query import (
     window_of,
 )
 from tracepaper.replay.exchange.quotes import level_texts
-from tracepaper.replay.exchange.text import plain
+from tracepaper.replay.exchange.text import padded, plain
 from tracepaper.replay.exchange.tickers import rest_linear, rest_spot
 from tracepaper.replay.exchange.venue import Venue
 
-ROUTE_NOT_FOUND: Final = 10017
-DERIVATIVES: Final = ("linear", "inverse")
 CATEGORIES: Final = ("spot", "linear", "inverse", "option")
 
 KLINE_LIMIT: Final = Limit(200, 1000)
 INSTRUMENT_LIMIT: Final = Limit(500, 1000)
 FUNDING_LIMIT: Final = Limit(200, 200)
 BOOK_LIMIT: Final = {"linear": Limit(25, 500), "spot": Limit(1, 200)}
+FULL_LIMIT: Final = Limit(1000, 1000)
+RPI_LIMIT: Final = Limit(50, 50)
+NO_RPI: Final = "0"
 TRADE_LIMIT: Final = {"linear": Limit(500, 1000), "spot": Limit(60, 60)}
 
 Result = dict[str, Any]
-Answer = Result | Refused
 BAD_SYMBOL: Final = Refused(BAD_PARAMETER, "Not supported symbols")
 BAD_CATEGORY: Final = Refused(BAD_PARAMETER, "params error: Category is invalid")
 
@@ -57,6 +59,12 @@ def system_status(venue: Venue, query: Query, now_ms: int) -> Answer:
     return {"list": []}
 
 
+def announcements(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/announcements/index``: none."""
+    del venue, query, now_ms
+    return {"total": 0, "list": []}
+
+
 def kline(venue: Venue, query: Query, now_ms: int) -> Answer:
     """``/v5/market/kline``: newest first, row 0 may be open; the category defaults to linear."""
     found = _candles(venue, query, now_ms)
@@ -69,31 +77,48 @@ def kline(venue: Venue, query: Query, now_ms: int) -> Answer:
 
 def mark_price_kline(venue: Venue, query: Query, now_ms: int) -> Answer:
     """``/v5/market/mark-price-kline``: five columns, no volume, no spot."""
-    if query.get("category", "linear") == "spot":
+    return _measured(venue, query, now_ms, MARK)
+
+
+def index_price_kline(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/market/index-price-kline``: the same of the index."""
+    return _measured(venue, query, now_ms, INDEX)
+
+
+def premium_index_price_kline(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/market/premium-index-price-kline``: linear alone, to six decimals."""
+    return _measured(venue, query, now_ms, PREMIUM)
+
+
+def _measured(venue: Venue, query: Query, now_ms: int, measure: str) -> Answer:
+    """Return the candles of *measure*, which spot has not."""
+    category = query.get("category", "linear")
+    if category == "spot" or (measure == PREMIUM and category != "linear"):
         return BAD_CATEGORY
-    found = _candles(venue, query, now_ms)
+    found = _candles(venue, query, now_ms, measure)
     if isinstance(found, Refused):
         return found
     market, candles = found
-    rows = [
-        [str(each.start_ms), *market.candle_texts(_marked(market, each))[:4]] for each in candles
-    ]
+
+    def text(value: int) -> str:
+        if measure == PREMIUM:
+            return padded(value, PREMIUM_DECIMALS)
+        return plain(value, market.listing.price_decimals)
+
+    rows = [[str(each.start_ms), *map(text, each[1:5])] for each in candles]
     return {"symbol": market.symbol, "category": market.category.value, "list": rows}
 
 
-def _marked(market: Market, candle: Candle) -> Candle:
-    """Return the mark price's candle for a trade candle of any interval."""
-    row = market.base.row_at(candle.start_ms - 1)
-    return market.marked(candle, int(market.base.close[row]) if row >= 0 else candle.open)
-
-
-def _candles(venue: Venue, query: Query, now_ms: int) -> tuple[Market, list[Candle]] | Refused:
+def _candles(
+    venue: Venue, query: Query, now_ms: int, measure: str | None = None
+) -> tuple[Market, list[Candle]] | Refused:
     """Return the market and its candles of the window asked for, newest first."""
-    market = _market(venue, query)
+    market = market_of(venue, query)
     if isinstance(market, Refused):
         return market
+    series = market.series if measure is None else market.measure(measure)
     interval = query.get("interval", "")
-    table = market.table(interval)
+    table = series.table(interval)
     if table is None:
         why = "is finer than this exchange's data" if is_name(interval) else "is invalid"
         return Refused(BAD_PARAMETER, f"params error: Interval {interval!r} {why}")
@@ -114,7 +139,7 @@ def _candles(venue: Venue, query: Query, now_ms: int) -> tuple[Market, list[Cand
         return market, []
     candles = table.candles(first, last + 1)
     if last == newest and market.is_open_in(interval, newest, now_ms):
-        candles[-1] = market.open_candle(interval, row, now_ms)
+        candles[-1] = series.open_candle(interval, row, now_ms)
     return market, candles[::-1]
 
 
@@ -165,13 +190,24 @@ def tickers(venue: Venue, query: Query, now_ms: int) -> Answer:
 
 def orderbook(venue: Venue, query: Query, now_ms: int) -> Answer:
     """``/v5/market/orderbook``."""
-    market = _market(venue, query, required=True)
+    return _book(venue, query, now_ms, BOOK_LIMIT)
+
+
+def full_orderbook(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/market/full_orderbook``: as many levels as the stream has."""
+    query = {name: text for name, text in query.items() if name != "limit"}
+    return _book(venue, query, now_ms, dict.fromkeys(("linear", "spot"), FULL_LIMIT))
+
+
+def _book(venue: Venue, query: Query, now_ms: int, limits: Mapping[str, Limit]) -> Result | Refused:
+    """Return the book of a market, as deep as *limits* of its category and the query say."""
+    market = market_of(venue, query, required=True)
     if isinstance(market, Refused):
         return market
-    limit = page_size(query, BOOK_LIMIT[market.category.value])
+    limit = page_size(query, limits[market.category.value])
     if isinstance(limit, Refused):
         return limit
-    bids, asks = levels(market, max(0, market.base.row_at(now_ms)), now_ms, limit)
+    bids, asks = levels(market, max(0, market.base.row_at(now_ms)), now_ms - 1, limit)
     return {
         "s": market.symbol,
         "b": level_texts(market, bids),
@@ -183,9 +219,18 @@ def orderbook(venue: Venue, query: Query, now_ms: int) -> Answer:
     }
 
 
+def rpi_orderbook(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/market/rpi_orderbook``: a third text a level, the size of price-improvement orders."""
+    with_category = {"category": "linear", **query}
+    answer = _book(venue, with_category, now_ms, dict.fromkeys(("linear", "spot"), RPI_LIMIT))
+    if isinstance(answer, Refused):
+        return answer
+    return answer | {side: [(*level, NO_RPI) for level in answer[side]] for side in ("a", "b")}
+
+
 def recent_trade(venue: Venue, query: Query, now_ms: int) -> Answer:
     """``/v5/market/recent-trade``: newest first."""
-    market = _market(venue, query, required=True)
+    market = market_of(venue, query, required=True)
     if isinstance(market, Refused):
         return market
     limit = page_size(query, TRADE_LIMIT[market.category.value])
@@ -222,7 +267,7 @@ def _execution(market: Market, row: int, place: int) -> Result:
 
 def funding_history(venue: Venue, query: Query, now_ms: int) -> Answer:
     """``/v5/market/funding/history``: newest first; ``startTime`` alone is an error."""
-    market = _market(venue, query, required=True)
+    market = market_of(venue, query, required=True)
     if isinstance(market, Refused):
         return market
     interval_ms = funding_interval_ms(market)
@@ -248,20 +293,7 @@ def funding_history(venue: Venue, query: Query, now_ms: int) -> Answer:
     return {"category": market.category.value, "list": items}
 
 
-ROUTES: Final[dict[str, Callable[[Venue, Query, int], Answer]]] = {
-    "/v5/market/time": server_time,
-    "/v5/market/kline": kline,
-    "/v5/market/mark-price-kline": mark_price_kline,
-    "/v5/market/instruments-info": instruments_info,
-    "/v5/market/tickers": tickers,
-    "/v5/market/orderbook": orderbook,
-    "/v5/market/recent-trade": recent_trade,
-    "/v5/market/funding/history": funding_history,
-    "/v5/system/status": system_status,
-}
-
-
-def _market(venue: Venue, query: Query, *, required: bool = False) -> Market | Refused:
+def market_of(venue: Venue, query: Query, *, required: bool = False) -> Market | Refused:
     """Return the market that *query* names; without a category it is linear, unless required."""
     category = query.get("category", "" if required else "linear")
     if category not in CATEGORIES:

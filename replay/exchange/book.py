@@ -2,7 +2,7 @@
 
 The last trade stands at the touch: a buy at the ask, a sell at the bid. Sizes are seeded noise
 that changes level by level, so a delta is small; in some ten seconds nothing moves at all, so
-depth 1 has to repeat itself.
+depth 1 has to repeat itself. The less volume a bar has, the more of its seconds are so quiet.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from tracepaper.replay.exchange.noise import mix, mix_array
 SLOT_MS: Final = 100
 EPOCH_SLOTS: Final = 16
 QUIET_SLOTS: Final = 100
-QUIET_ONE_IN: Final = 6
+QUIET_SCALE: Final = 10_000
+BUSY_PER_VOLUME: Final = 5
+"""A bar of typical volume is quiet in one of six spans, one without volume in all."""
 EMPTY_ONE_IN: Final = 4
 BID: Final = 0
 ASK: Final = 1
@@ -41,7 +43,7 @@ class Best(NamedTuple):
 def best(market: Market, row: int, time_ms: int) -> Best:
     """Return the touch of *market* at *time_ms* in bar *row*."""
     bid, ask = _touch(market, row, time_ms)
-    slot = _slot(market, time_ms)
+    slot = _slot(market, row, time_ms)
     span = _span(market)
     step = market.listing.step
     return Best(
@@ -55,7 +57,7 @@ def best(market: Market, row: int, time_ms: int) -> Best:
 def levels(market: Market, row: int, time_ms: int, depth: int) -> tuple[Levels, Levels]:
     """Return *depth* bids and asks (fewer near zero) of *market* at *time_ms* in bar *row*."""
     bid, ask = _touch(market, row, time_ms)
-    slot = _slot(market, time_ms)
+    slot = _slot(market, row, time_ms)
     ticks = np.arange(2 * depth + EMPTY_ONE_IN, dtype=np.int64) * market.listing.tick
     return (
         _side(market, BID, bid - ticks, slot, depth),
@@ -73,11 +75,12 @@ def _touch(market: Market, row: int, time_ms: int) -> tuple[int, int]:
     return bid, bid + spread
 
 
-def _slot(market: Market, time_ms: int) -> int:
+def _slot(market: Market, row: int, time_ms: int) -> int:
     """Return the slot of *time_ms*; in a quiet window, the window's first."""
     slot = time_ms // SLOT_MS
     window = slot // QUIET_SLOTS
-    if mix(market.seed ^ window) % QUIET_ONE_IN == 0:
+    quiet = QUIET_SCALE / (1 + BUSY_PER_VOLUME * market.activity(row))
+    if mix(market.seed ^ window) % QUIET_SCALE < quiet:
         return window * QUIET_SLOTS
     return slot
 

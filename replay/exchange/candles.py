@@ -172,17 +172,18 @@ class TradeChannel:
             ]
             for _, group in groupby(places, key=lambda pair: pair[1]):
                 chosen = [place for place, _ in group]
-                at_ms = market.path(row).trades[chosen[-1]].time_ms + 1
-                yield at_ms, partial(self._frames, row, chosen, at_ms)
+                traded_ms = market.path(row).trades[chosen[-1]].time_ms
+                # Between two milliseconds, so that no book frame shows a trade before its print.
+                yield traded_ms + 0.5, partial(self._frames, row, chosen, traded_ms)
 
-    def _frames(self, row: int, places: list[int], at_ms: int) -> list[Frame]:
-        market = self._market
+    def _frames(self, row: int, places: list[int], traded_ms: int) -> list[Frame]:
+        market, at_ms = self._market, traded_ms + 1
         elements = [trade_element(market, row, place) for place in places]
         if market.category is Category.SPOT:
             body = {"type": "snapshot", "topic": self.topic, "ts": at_ms, "data": elements}
         else:
             body = {"topic": self.topic, "type": "snapshot", "ts": at_ms, "data": elements}
-        return [Frame(self.topic, encode(body), at_ms)]
+        return [Frame(self.topic, encode(body), traded_ms + 0.5)]
 
 
 def trade_element(market: Market, row: int, place: int) -> dict[str, Any]:

@@ -5,28 +5,28 @@ Every method is a function of market time and the seed; nothing remembers the mo
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracepaper.replay.exchange.instruments import Listing, list_instrument
 from tracepaper.replay.exchange.intervals import (
     DAY_MS,
     HOUR_MS,
     MINUTE_MS,
-    bucket_start,
-    is_coarser,
-    is_name,
     name_of,
 )
+from tracepaper.replay.exchange.marks import Marks
 from tracepaper.replay.exchange.noise import key, mix
 from tracepaper.replay.exchange.path import Candle, Path, walk
 from tracepaper.replay.exchange.table import (
     TURNOVER_DECIMALS,
+    Series,
     Table,
-    aggregate,
     typical_turnover,
 )
 from tracepaper.replay.exchange.text import padded, plain, rescaled
@@ -49,6 +49,16 @@ class Day(NamedTuple):
     turnover: int
     price_day_ago: int
     price_hour_ago: int
+
+
+class Progress(NamedTuple):
+    """One bar after each of its trades; all but ``times`` begin with the bar before any trade."""
+
+    times: list[int]
+    highs: list[int]
+    lows: list[int]
+    volumes: list[int]
+    paid: list[int]
 
 
 class Touch(NamedTuple):
@@ -80,9 +90,11 @@ class Market:
         self.turnover_decimals: Final = (
             TURNOVER_DECIMALS if candles.turnover is None else candles.turnover_decimals
         )
-        self._tables: dict[str, Table] = {self.interval: self.base}
+        self.series: Final = Series(self.base, self.interval, self.interval_ms, self.running)
+        self._measures: dict[str, Series] = {}
         self._day: tuple[int, Day] | None = None
         self.path = lru_cache(maxsize=PATHS_KEPT)(self._path)
+        self.progress = lru_cache(maxsize=PATHS_KEPT)(self._progress)
         self.directions = lru_cache(maxsize=PATHS_KEPT)(self._directions)
 
     # ------------------------------------------------------------ time
@@ -127,6 +139,34 @@ class Market:
             tick=self.listing.tick,
             step=self.listing.step,
             seed=mix(self.seed + self.open_ms(row)),
+            typical=int(self.typical_volumes[row]),
+        )
+
+    @cached_property
+    def typical_volumes(self) -> NDArray[np.float64]:
+        """The mean volume of the bars in the day before each bar; of the first, its own."""
+        volumes = self.base.volume.astype(np.float64)
+        sums = np.concatenate((np.zeros(1), np.cumsum(volumes)))
+        rows = np.arange(len(volumes))
+        first = np.maximum(0, rows - max(1, DAY_MS // self.interval_ms))
+        means = (sums[rows] - sums[first]) / np.maximum(1, rows - first)
+        means[0] = volumes[0]
+        return means
+
+    def activity(self, row: int) -> float:
+        """Return the volume of bar *row* as a multiple of what is typical of its time."""
+        return float(self.base.volume[row] / max(1.0, self.typical_volumes[row]))
+
+    def _progress(self, row: int) -> Progress:
+        """Return the times of the trades of bar *row*, and what each leaves of the candle."""
+        trades = self.path(row).trades
+        prices = [int(self.base.open[row]), *(trade.price for trade in trades)]
+        return Progress(
+            [trade.time_ms for trade in trades],
+            list(accumulate(prices, max)),
+            list(accumulate(prices, min)),
+            list(accumulate((trade.size for trade in trades), initial=0)),
+            list(accumulate((trade.price * trade.size for trade in trades), initial=0)),
         )
 
     def running(self, row: int, time_ms: int) -> Candle:
@@ -137,37 +177,29 @@ class Market:
         whole = self.base.candle(row)
         if time_ms >= whole.start_ms + self.interval_ms:
             return whole
-        path = self.path(row)
-        prices = [whole.open]
-        volume = paid = 0
-        for trade in path.trades:
-            if trade.time_ms > time_ms:
-                break
-            prices.append(trade.price)
-            volume += trade.size
-            paid += trade.price * trade.size
+        path, progress = self.path(row), self.progress(row)
+        count = bisect_right(progress.times, time_ms)
         decimals = self.listing.price_decimals + self.listing.size_decimals
         return Candle(
             whole.start_ms,
             whole.open,
-            max(prices),
-            min(prices),
-            prices[-1],
-            volume // path.size_scale,
-            rescaled(paid // path.size_scale, decimals, self.turnover_decimals),
+            progress.highs[count],
+            progress.lows[count],
+            path.trades[count - 1].price if count else whole.open,
+            progress.volumes[count] // path.size_scale,
+            rescaled(progress.paid[count] // path.size_scale, decimals, self.turnover_decimals),
         )
 
     def touch(self, row: int, time_ms: int) -> Touch:
         """Return the last trade at *time_ms* in bar *row*, else the close of the bar before."""
+        if count := bisect_right(self.progress(row).times, time_ms):
+            trade = self.path(row).trades[count - 1]
+            return Touch(trade.price, trade.is_buy, self.directions(row)[count - 1])
         price = int(self.base.close[row - 1]) if row > 0 else int(self.base.open[0])
-        is_buy, direction = mix(self.seed ^ row) % 2 == 0, "ZeroPlusTick"
         if row > 0 and self.path(row - 1).trades:
             is_buy, direction = self.path(row - 1).trades[-1].is_buy, self.directions(row - 1)[-1]
-        for trade, name in zip(self.path(row).trades, self.directions(row), strict=True):
-            if trade.time_ms > time_ms:
-                break
-            price, is_buy, direction = trade.price, trade.is_buy, name
-        return Touch(price, is_buy, direction)
+            return Touch(price, is_buy, direction)
+        return Touch(price, mix(self.seed ^ row) % 2 == 0, "ZeroPlusTick")
 
     def _directions(self, row: int) -> list[str]:
         """Return the tick direction of each trade of bar *row*."""
@@ -185,36 +217,32 @@ class Market:
 
     def table(self, interval: str) -> Table | None:
         """Return the candles at *interval*, or None where the data cannot make them."""
-        if interval not in self._tables:
-            if not is_name(interval) or not is_coarser(interval, self.interval_ms):
-                return None
-            self._tables[interval] = aggregate(self.base, interval)
-        return self._tables[interval]
+        return self.series.table(interval)
 
     def open_candle(self, interval: str, row: int, time_ms: int) -> Candle:
         """Return the candle at *interval* around bar *row*, with nothing after *time_ms* in it."""
-        now = self.running(row, time_ms)
-        if interval == self.interval:
-            return now
-        start = bucket_start(self.open_ms(row), interval)
-        first = self.base.row_at(start - 1) + 1
-        if first == row:
-            return now._replace(start_ms=start)
-        past = slice(first, row)
-        return Candle(
-            start,
-            int(self.base.open[first]),
-            max(int(self.base.high[past].max()), now.high),
-            min(int(self.base.low[past].min()), now.low),
-            now.close,
-            int(self.base.volume[past].sum()) + now.volume,
-            int(self.base.turnover[past].sum()) + now.turnover,
-        )
+        return self.series.open_candle(interval, row, time_ms)
 
     def is_open_in(self, interval: str, row: int, time_ms: int) -> bool:
         """Return whether the candle at *row* of the table of *interval* is open at *time_ms*."""
         table = self.table(interval)
         return table is not None and time_ms < table.end_of(row, interval)
+
+    @cached_property
+    def marks(self) -> Marks:
+        """The index, mark and premium that belong to the trades."""
+        return Marks(self.base, self.seed)
+
+    def measure(self, name: str) -> Series:
+        """Return the candles of the measure *name*: ``index``, ``mark`` or ``premium``."""
+        if name not in self._measures:
+
+            def running(row: int, time_ms: int) -> Candle:
+                return self.marks.running(name, row, self.running(row, time_ms))
+
+            base = self.marks.table(name)
+            self._measures[name] = Series(base, self.interval, self.interval_ms, running)
+        return self._measures[name]
 
     # ------------------------------------------------------------ what a ticker says
 
@@ -240,15 +268,6 @@ class Market:
             int(self.base.open[past.start]),
             int(self.base.open[hour]),
         )
-
-    def marked(self, candle: Candle, start: int) -> Candle:
-        """Return the mark price's candle for a trade candle; *start* is the close before it.
-
-        The data holds no mark prices: the mark is the last trade, and a mark candle opens at the
-        last close, as the exchange's do. It has no volume.
-        """
-        high, low = max(start, candle.high), min(start, candle.low)
-        return Candle(candle.start_ms, start, high, low, candle.close, 0, 0)
 
     @cached_property
     def daily_volume(self) -> int:

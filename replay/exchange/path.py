@@ -3,7 +3,8 @@
 The first trade is at the open, the last at the close; one in between touches each extreme. Sizes
 are multiples of the quantity step, but for a remainder where the volume is finer, and sum to the
 volume exactly. A bar without volume has no trades. No trade falls into a bar's first second, so
-the new candle of a roll frame is still empty, as the exchange's is (PROTOCOL 7).
+the new candle of a roll frame is still empty, as the exchange's is (PROTOCOL 7). The more volume a
+bar has beside the bars before it, the more trades.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from tracepaper.replay.exchange.noise import draws
 FIRST_TRADE_MS: Final = 1_001
 TRADES_MIN: Final = 8
 TRADES_SPAN: Final = 17
+"""A minute of typical volume has 8 to 24 trades."""
+TRADES_MOST: Final = 400
+MINUTE_MS: Final = 60_000
 DRAWS_PER_TRADE: Final = 4
 
 
@@ -54,16 +58,23 @@ class Path(NamedTuple):
 EMPTY: Final = Path((), 1)
 
 
-def walk(candle: Candle, *, interval_ms: int, tick: int, step: int, seed: int) -> Path:
-    """Return the path of *candle*; *tick* and *step* are in its price and volume scales."""
+def walk(
+    candle: Candle, *, interval_ms: int, tick: int, step: int, seed: int, typical: int
+) -> Path:
+    """Return the path of *candle*; *tick* and *step* are in its price and volume scales.
+
+    *typical* is the volume of a bar of its time, to which the number of trades is proportional.
+    """
     if candle.volume == 0:
         return EMPTY
-    numbers = iter(draws(seed, 2 + DRAWS_PER_TRADE * (TRADES_MIN + TRADES_SPAN + 4)))
-    corners = _corners(candle, high_first=next(numbers) % 2 == 0)
+    first = draws(seed, 2)
+    corners = _corners(candle, high_first=first[0] % 2 == 0)
     scale = 1 if candle.volume >= len(corners) else 10
     units = candle.volume * scale
-    wanted = TRADES_MIN + next(numbers) % TRADES_SPAN
+    usual = (TRADES_MIN + first[1] % TRADES_SPAN) * max(1, interval_ms // MINUTE_MS)
+    wanted = min(TRADES_MOST, usual * candle.volume // max(1, typical))
     count = max(len(corners), min(wanted, units))
+    numbers = iter(draws(seed, 2 + DRAWS_PER_TRADE * count)[2:])
     prices = _prices(corners, count, candle, tick, [next(numbers) for _ in range(count)])
     sizes = _sizes(units, step * scale, [next(numbers) for _ in range(count)])
     times = _times(candle.start_ms, interval_ms, [next(numbers) for _ in range(count)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 BAD_PARAMETER: Final = 10001
 TIME_DIGITS_MAX: Final = 18
@@ -16,6 +16,17 @@ class Refused(NamedTuple):
 
     code: int
     message: str
+
+
+class Flat(NamedTuple):
+    """An answer whose body is not the usual envelope: fields beside the result, which is a list."""
+
+    fields: dict[str, Any]
+    result: list[dict[str, Any]]
+
+
+Answer = dict[str, Any] | Flat | Refused
+"""What a route gives: the ``result``, another body, or a refusal."""
 
 
 class Limit(NamedTuple):

@@ -131,7 +131,7 @@ class BookChannel:
                     yield at_ms, partial(self._update, row, at_ms, forced=at_ms == forced)
 
     def _update(self, row: int, at_ms: int, *, forced: bool) -> list[Frame]:
-        bids, asks = self._levels(row, at_ms)
+        bids, asks = self._levels(row, at_ms - 1)
         changed = (bids, asks) != (self._bids, self._asks)
         if not changed and (self._depth > 1 or self._fresh(at_ms, forced=forced)):
             return []

@@ -7,13 +7,13 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from tracepaper.replay.exchange.answers import ROUTE_NOT_FOUND, ROUTES
 from tracepaper.replay.exchange.channels import encode
 from tracepaper.replay.exchange.faults import FaultKind
 from tracepaper.replay.exchange.hub import Hub
 from tracepaper.replay.exchange.limits import Limiter
-from tracepaper.replay.exchange.query import Query, Refused
+from tracepaper.replay.exchange.query import Answer, Flat, Query, Refused
 from tracepaper.replay.exchange.recorded import Recording
+from tracepaper.replay.exchange.routes import answer as routed_answer
 from tracepaper.replay.exchange.venue import Venue
 
 TOO_MANY_VISITS: Final = Refused(10006, "Too many visits. Exceeded the API Rate Limit.")
@@ -46,29 +46,36 @@ class Rest:
             return _envelope(TOO_MANY_VISITS, now_ms)
         return _envelope(self.answer(request.path, request.query, now_ms), now_ms)
 
-    def answer(self, path: str, query: Query, now_ms: int) -> dict[str, Any] | Refused:
+    def answer(self, path: str, query: Query, now_ms: int) -> Answer:
         """Return the result of *path*, or the refusal of a route that there is not."""
-        route = ROUTES.get(path)
-        if route is None:
-            return Refused(ROUTE_NOT_FOUND, "Route not found.")
         if self._recording and not self._venue.markets:
-            return recorded_answer(self._recording, path, query, now_ms) or route(
-                self._venue, query, now_ms
-            )
-        return route(self._venue, query, now_ms)
+            recorded = recorded_answer(self._recording, path, query, now_ms)
+            if recorded is not None:
+                return recorded
+        return routed_answer(self._venue, path, query, now_ms)
 
 
-def _envelope(answer: dict[str, Any] | Refused, now_ms: int) -> web.Response:
+def _envelope(answer: Answer, now_ms: int) -> web.Response:
     """Return *answer* in the envelope of every body; an error is HTTP 200 too."""
-    refused = isinstance(answer, Refused)
-    body = {
-        "retCode": answer.code if isinstance(answer, Refused) else 0,
-        "retMsg": answer.message if isinstance(answer, Refused) else "OK",
-        "result": {} if refused else answer,
+    body: dict[str, Any]
+    match answer:
+        case Flat(fields, result):
+            body = {"retCode": 0, **fields, "result": result}
+        case Refused(code, message):
+            body = _body(code, message, {}, now_ms)
+        case result:
+            body = _body(0, "OK", result, now_ms)
+    return web.Response(body=encode(body), content_type="application/json")
+
+
+def _body(code: int, message: str, result: dict[str, Any], now_ms: int) -> dict[str, Any]:
+    return {
+        "retCode": code,
+        "retMsg": message,
+        "result": result,
         "retExtInfo": {},
         "time": now_ms,
     }
-    return web.Response(body=encode(body), content_type="application/json")
 
 
 def recorded_answer(

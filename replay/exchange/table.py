@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import starmap
 from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.exchange.intervals import IntArray, bucket_end, bucket_starts
+from tracepaper.replay.exchange.intervals import (
+    IntArray,
+    bucket_end,
+    bucket_start,
+    bucket_starts,
+    is_coarser,
+    is_name,
+)
 from tracepaper.replay.exchange.path import Candle
 
 TURNOVER_DECIMALS: Final = 4
@@ -70,6 +78,50 @@ class Table:
     def end_of(self, row: int, interval: str) -> int:
         """Return the first millisecond after the candle at *row* of a table of *interval*."""
         return bucket_end(int(self.start_ms[row]), interval)
+
+
+class Series:
+    """One measure of a market (trades, mark, index, premium) at every interval of the exchange.
+
+    ``running`` gives a bar of *base* as it stands at a moment, with nothing later in it.
+    """
+
+    def __init__(
+        self, base: Table, interval: str, interval_ms: int, running: Callable[[int, int], Candle]
+    ) -> None:
+        self.base: Final = base
+        self._interval = interval
+        self._interval_ms = interval_ms
+        self._running = running
+        self._tables = {interval: base}
+
+    def table(self, interval: str) -> Table | None:
+        """Return the candles at *interval*, or None where the data cannot make them."""
+        if interval not in self._tables:
+            if not is_name(interval) or not is_coarser(interval, self._interval_ms):
+                return None
+            self._tables[interval] = aggregate(self.base, interval)
+        return self._tables[interval]
+
+    def open_candle(self, interval: str, row: int, time_ms: int) -> Candle:
+        """Return the candle at *interval* around bar *row*, with nothing after *time_ms* in it."""
+        now = self._running(row, time_ms)
+        if interval == self._interval:
+            return now
+        start = bucket_start(int(self.base.start_ms[row]), interval)
+        first = self.base.row_at(start - 1) + 1
+        if first == row:
+            return now._replace(start_ms=start)
+        past = slice(first, row)
+        return Candle(
+            start,
+            int(self.base.open[first]),
+            max(int(self.base.high[past].max()), now.high),
+            min(int(self.base.low[past].min()), now.low),
+            now.close,
+            int(self.base.volume[past].sum()) + now.volume,
+            int(self.base.turnover[past].sum()) + now.turnover,
+        )
 
 
 def aggregate(base: Table, interval: str) -> Table:

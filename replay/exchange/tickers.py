@@ -14,6 +14,7 @@ from tracepaper.replay.exchange.funding import (
 )
 from tracepaper.replay.exchange.intervals import HOUR_MS
 from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.marks import INDEX, MARK
 from tracepaper.replay.exchange.text import padded, plain, rescaled
 
 FIGURE_DECIMALS: Final = 4
@@ -36,10 +37,7 @@ REST_SPOT: Final = (
 
 
 def linear_ticker(market: Market, row: int, time_ms: int) -> dict[str, str]:
-    """Return every field of a linear stream snapshot of *market* at *time_ms* in bar *row*.
-
-    Mark and index price are the last trade's, as the data holds neither.
-    """
+    """Return every field of a linear stream snapshot of *market* at *time_ms* in bar *row*."""
     last = market.touch(row, time_ms)
     now, day, quote = market.running(row, time_ms), market.day(row), best(market, row, time_ms)
     interest = open_interest(market, time_ms)
@@ -58,8 +56,8 @@ def linear_ticker(market: Market, row: int, time_ms: int) -> dict[str, str]:
         "highPrice24h": price(max(day.high, now.high)),
         "lowPrice24h": price(min(day.low, now.low)),
         "prevPrice1h": price(day.price_hour_ago),
-        "markPrice": price(last.price),
-        "indexPrice": price(last.price),
+        "markPrice": price(market.marks.price(MARK, row, last.price)),
+        "indexPrice": price(market.marks.price(INDEX, row, last.price)),
         "openInterest": market.size_text(interest),
         "openInterestValue": value(interest * last.price, sizes + scale),
         "turnover24h": padded(turnover, FIGURE_DECIMALS),
@@ -94,7 +92,7 @@ def spot_ticker(market: Market, row: int, time_ms: int) -> dict[str, str]:
         "volume24h": plain(day.volume + now.volume, market.listing.size_decimals),
         "turnover24h": plain(day.turnover + now.turnover, market.turnover_decimals),
         "price24hPcnt": change(last.price, day.price_day_ago, SPOT_CHANGE_DECIMALS),
-        "usdIndexPrice": price(last.price),
+        "usdIndexPrice": price(market.marks.price(INDEX, row, last.price)),
     }
 
 

@@ -147,7 +147,7 @@ async def test_bad_parameters_are_an_error_inside_http_200(
 
 async def test_an_unknown_route_is_10017() -> None:
     async with serving(candles(ROWS)) as (_, client):
-        assert (await client.get("fee-group-info"))["retCode"] == 10017
+        assert (await client.get("no-such-route"))["retCode"] == 10017
 
 
 async def test_data_of_five_minutes_has_no_candles_of_one() -> None:

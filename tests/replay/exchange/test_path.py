@@ -35,7 +35,7 @@ def bars(draw: st.DrawFn) -> tuple[Candle, int, int, int]:
 @given(bars())
 def test_trades_of_any_bar_reproduce_it_exactly(case: tuple[Candle, int, int, int]) -> None:
     candle, tick, step, seed = case
-    path = walk(candle, interval_ms=MINUTE, tick=tick, step=step, seed=seed)
+    path = walk(candle, interval_ms=MINUTE, tick=tick, step=step, seed=seed, typical=1_000)
     prices = [trade.price for trade in path.trades]
     if candle.volume == 0:
         assert prices == []
@@ -54,7 +54,7 @@ def test_trades_lie_in_order_inside_the_bar_after_its_first_second(
     case: tuple[Candle, int, int, int],
 ) -> None:
     candle, tick, step, seed = case
-    path = walk(candle, interval_ms=MINUTE, tick=tick, step=step, seed=seed)
+    path = walk(candle, interval_ms=MINUTE, tick=tick, step=step, seed=seed, typical=1_000)
     times = [trade.time_ms - candle.start_ms for trade in path.trades]
     assert times == sorted(times)
     assert all(FIRST_TRADE_MS <= time_ms < MINUTE for time_ms in times)
@@ -63,7 +63,7 @@ def test_trades_lie_in_order_inside_the_bar_after_its_first_second(
 @given(bars())
 def test_sides_follow_the_price(case: tuple[Candle, int, int, int]) -> None:
     candle, tick, step, seed = case
-    path = walk(candle, interval_ms=MINUTE, tick=tick, step=step, seed=seed)
+    path = walk(candle, interval_ms=MINUTE, tick=tick, step=step, seed=seed, typical=1_000)
     for before, after in pairwise(path.trades):
         if before.price != after.price:
             assert after.is_buy is (after.price > before.price)
@@ -71,14 +71,14 @@ def test_sides_follow_the_price(case: tuple[Candle, int, int, int]) -> None:
 
 def test_sizes_are_whole_steps_but_for_one_remainder() -> None:
     candle = Candle(0, 100, 130, 90, 110, 1_000_003, 0)
-    path = walk(candle, interval_ms=MINUTE, tick=1, step=100, seed=5)
+    path = walk(candle, interval_ms=MINUTE, tick=1, step=100, seed=5, typical=1_000)
     odd = [trade.size for trade in path.trades if trade.size % 100]
     assert len(odd) == 1
 
 
 def test_a_volume_of_one_unit_is_split_into_tenths_to_touch_four_prices() -> None:
     candle = Candle(0, 100, 130, 90, 110, 1, 0)
-    path = walk(candle, interval_ms=MINUTE, tick=1, step=1, seed=5)
+    path = walk(candle, interval_ms=MINUTE, tick=1, step=1, seed=5, typical=1_000)
     assert path.size_scale == 10
     assert sum(trade.size for trade in path.trades) == 10
 
@@ -86,7 +86,8 @@ def test_a_volume_of_one_unit_is_split_into_tenths_to_touch_four_prices() -> Non
 def test_another_seed_walks_another_path() -> None:
     candle = Candle(0, 100, 130, 90, 110, 5_000, 0)
     first, again, other = (
-        walk(candle, interval_ms=MINUTE, tick=1, step=1, seed=seed) for seed in (1, 1, 2)
+        walk(candle, interval_ms=MINUTE, tick=1, step=1, seed=seed, typical=1_000)
+        for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other

@@ -119,7 +119,7 @@ async def test_update_ids_do_not_go_back_when_a_topic_is_taken_again() -> None:
         seen = []
         for _ in range(3):
             await stream.subscribe("orderbook.50.BTCUSDT")
-            await exchange.advance(5_000)
+            await exchange.advance(15_000)
             await stream.ask("unsubscribe", ["orderbook.50.BTCUSDT"])
             frames = await stream.drain()
             assert [frame["type"] for frame in frames[:2]] == ["snapshot", "delta"]

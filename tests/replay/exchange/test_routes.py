@@ -1,0 +1,413 @@
+"""Every public route of another client answers, and each item has the documented fields."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pybit.market
+import pybit.unified_trading
+import pytest
+from exchange_client import FIRST_MS, MINUTE, candles, serving, walk_rows
+
+from tracepaper.replay.exchange.instruments import recorded
+from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.query import Flat, Refused
+from tracepaper.replay.exchange.routes import ROUTES, answer
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.replay.exchange.venue import Venue
+from tracepaper.strategies.types import Category
+
+HOUR = 60 * MINUTE
+ROWS = walk_rows(3_000, seed=8)
+NOW = FIRST_MS + 2_900 * MINUTE
+LINEAR = candles(ROWS)
+SPOT = candles(ROWS, category=Category.SPOT)
+VENUE = Venue([Market(LINEAR, seed=1), Market(SPOT, seed=1)])
+BTC = {"category": "linear", "symbol": "BTCUSDT"}
+
+LINEAR_TICKER = (
+    "symbol lastPrice indexPrice markPrice prevPrice24h price24hPcnt highPrice24h lowPrice24h "
+    "prevPrice1h openInterest openInterestValue turnover24h volume24h fundingRate nextFundingTime "
+    "predictedDeliveryPrice basisRate deliveryFeeRate deliveryTime ask1Size bid1Price ask1Price "
+    "bid1Size basis preOpenPrice preQty curPreListingPhase fundingIntervalHour basisRateYear "
+    "fundingCap singleOpenInterest singleOpenInterestValue"
+)
+LINEAR_INSTRUMENT = (
+    "symbol symbolId contractType status baseCoin quoteCoin launchTime deliveryTime "
+    "deliveryFeeRate priceScale leverageFilter priceFilter lotSizeFilter unifiedMarginTrade "
+    "fundingInterval settleCoin copyTrading upperFundingRate lowerFundingRate isPreListing "
+    "preListingInfo riskParameters symbolType displayName forbidUplWithdrawal"
+)
+SPOT_INSTRUMENT = (
+    "symbolId symbol baseCoin quoteCoin innovation status marginTrading stTag lotSizeFilter "
+    "priceFilter riskParameters symbolType"
+)
+SPOT_TICKER = (
+    "symbol bid1Price bid1Size ask1Price ask1Size lastPrice prevPrice24h price24hPcnt "
+    "highPrice24h lowPrice24h turnover24h volume24h usdIndexPrice"
+)
+TRADE = "execId symbol price size side time isBlockTrade isRPITrade seq"
+TIER = (
+    "id symbol riskLimitValue maintenanceMargin initialMargin isLowestRisk maxLeverage mmDeduction"
+)
+ALERT = "coin symbol balance maxBalance insurancePnlRatio pnlRatio adlTriggerThreshold adlStopRatio"
+FEES = "groupName weightingFactor symbolsNumbers symbols feeRates updateTime"
+COMPONENT = "exchange spotPair equivalentPrice multiplier price weight"
+KLINE = "symbol category list"
+BOOK = "s a b ts u seq cts"
+
+# path, pybit's method, a query, the result's fields, the fields (or the width) of an item
+DOCUMENTED: list[tuple[str, str, dict[str, str], str, str | int | None]] = [
+    ("time", "get_server_time", {}, "timeSecond timeNano", None),
+    ("kline", "get_kline", BTC | {"interval": "1"}, KLINE, 7),
+    ("mark-price-kline", "get_mark_price_kline", BTC | {"interval": "5"}, KLINE, 5),
+    ("index-price-kline", "get_index_price_kline", BTC | {"interval": "60"}, KLINE, 5),
+    (
+        "premium-index-price-kline",
+        "get_premium_index_price_kline",
+        BTC | {"interval": "D"},
+        KLINE,
+        5,
+    ),
+    (
+        "instruments-info",
+        "get_instruments_info",
+        BTC,
+        "category list nextPageCursor",
+        LINEAR_INSTRUMENT,
+    ),
+    (
+        "instruments-info",
+        "get_instruments_info",
+        {"category": "spot"},
+        "category list",
+        SPOT_INSTRUMENT,
+    ),
+    ("orderbook", "get_orderbook", BTC, BOOK, 2),
+    ("rpi_orderbook", "get_rpi_orderbook", BTC | {"limit": "10"}, BOOK, 3),
+    ("tickers", "get_tickers", BTC, "category list", LINEAR_TICKER),
+    ("tickers", "get_tickers", {"category": "spot"}, "category list", SPOT_TICKER),
+    (
+        "funding/history",
+        "get_funding_rate_history",
+        BTC,
+        "category list",
+        "symbol fundingRate fundingRateTimestamp",
+    ),
+    ("recent-trade", "get_public_trade_history", BTC, "category list", TRADE),
+    (
+        "open-interest",
+        "get_open_interest",
+        BTC | {"intervalTime": "1h"},
+        "symbol category list nextPageCursor",
+        "openInterest singleOpenInterest timestamp",
+    ),
+    (
+        "historical-volatility",
+        "get_historical_volatility",
+        {"category": "option"},
+        "",
+        "period value time",
+    ),
+    (
+        "insurance",
+        "get_insurance",
+        {"coin": "USDT"},
+        "updatedTime list",
+        "coin symbols balance value",
+    ),
+    ("risk-limit", "get_risk_limit", BTC, "category list nextPageCursor", TIER),
+    (
+        "delivery-price",
+        "get_option_delivery_price",
+        {"category": "option"},
+        "category nextPageCursor list",
+        None,
+    ),
+    (
+        "new-delivery-price",
+        "get_new_delivery_price",
+        {"category": "option", "baseCoin": "BTC"},
+        "category list",
+        None,
+    ),
+    (
+        "account-ratio",
+        "get_long_short_ratio",
+        BTC | {"period": "5min"},
+        "list nextPageCursor",
+        "symbol buyRatio sellRatio timestamp",
+    ),
+    ("price-limit", "get_price_limit", BTC, "symbol buyLmt sellLmt ts", None),
+    (
+        "index-price-components",
+        "get_index_price_components",
+        {"indexName": "BTCUSDT"},
+        "indexName lastPrice updateTime components",
+        COMPONENT,
+    ),
+    ("adlAlert", "get_adl_alert", {"coin": "USDT"}, "updatedTime list", ALERT),
+    ("fee-group-info", "get_fee_group_info", {"productType": "contract"}, "list", FEES),
+]
+IDS = [f"{path}-{query.get('category', '')}" for path, _, query, *_ in DOCUMENTED]
+
+
+def result_of(path: str, query: dict[str, str], now_ms: int = NOW) -> Any:
+    """Return what *path* answers; a refusal fails."""
+    found = answer(VENUE, f"/v5/market/{path}", query, now_ms)
+    assert not isinstance(found, Refused), found
+    return found.result if isinstance(found, Flat) else found
+
+
+@pytest.mark.parametrize(("path", "_method", "query", "fields", "item"), DOCUMENTED, ids=IDS)
+def test_every_route_has_the_documented_fields(
+    path: str, _method: str, query: dict[str, str], fields: str, item: str | int | None
+) -> None:
+    result = result_of(path, query)
+    if fields:
+        assert set(result) == set(fields.split())
+    items = result
+    if isinstance(result, dict):
+        items = result.get("list", result.get("components", result.get("a", [])))
+    assert bool(items) is (item is not None)
+    for each in items:
+        if isinstance(item, int):
+            assert (len(each), {type(text) for text in each}) == (item, {str})
+        elif item is not None:
+            assert set(each) == set(item.split())
+
+
+def test_the_table_holds_each_route_of_pybit_once() -> None:
+    paths = [route.path for route in ROUTES]
+    assert len(set(paths)) == len(paths)
+    wanted = {each.value for each in pybit.market.Market}
+    assert wanted <= set(paths)
+    assert {f"/v5/market/{path}" for path, *_ in DOCUMENTED} == wanted
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+def test_a_route_without_a_parameter_that_it_needs_is_refused(route: Any) -> None:
+    full = {"category": "linear", "symbol": "BTCUSDT", "interval": "1", "limit": "5"}
+    full |= {"intervalTime": "1h", "period": "1h", "indexName": "BTCUSDT", "baseCoin": "BTC"}
+    full |= {"productType": "contract"}
+    for name in route.required:
+        assert isinstance(answer(VENUE, route.path, full | {name: ""}, NOW), Refused)
+        absent = {key: text for key, text in full.items() if key != name}
+        assert isinstance(answer(VENUE, route.path, absent, NOW), Refused)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+def test_a_category_that_nobody_serves_is_an_empty_list_or_a_refusal(route: Any) -> None:
+    empty = Venue([], may_be_empty=True)
+    for category in ("inverse", "option", "nonsense", "spot"):
+        query = {"category": category, "baseCoin": "ETH", "productType": "contract"}
+        found = answer(empty, route.path, query, NOW)
+        if isinstance(found, Refused):
+            assert found.code == 10001
+        else:
+            rows = found.result if isinstance(found, Flat) else found.get("list", [])
+            assert rows == []
+
+
+async def test_pybit_reads_every_public_market_route() -> None:
+    settings = ExchangeSettings(candles=(LINEAR, SPOT), manual=True, start=2_900)
+    async with EmbeddedExchange(settings) as exchange:
+        session = pybit.unified_trading.HTTP()
+        session.endpoint = exchange.rest_url
+
+        def walk() -> dict[str, Any]:
+            return {
+                f"{method} {query}": getattr(session, method)(**query)
+                for _, method, query, _, _ in DOCUMENTED
+            }
+
+        answers = await asyncio.to_thread(walk)
+    assert {body["retCode"] for body in answers.values()} == {0}
+    public = {
+        name
+        for name, _ in inspect.getmembers(pybit.unified_trading.MarketHTTP, inspect.isfunction)
+        if name.startswith("get_")
+    }
+    assert public == {method for _, method, *_ in DOCUMENTED}
+
+
+# ---------------------------------------------------------------- values
+
+
+def ticker(now_ms: int = NOW) -> dict[str, Any]:
+    return dict(result_of("tickers", BTC, now_ms)["list"][0])
+
+
+def test_mark_and_index_differ_from_the_last_price_and_agree_with_their_candles() -> None:
+    now = ticker(NOW + 30_000)
+    last, mark, index = (float(now[name]) for name in ("lastPrice", "markPrice", "indexPrice"))
+    assert last != mark != index != last
+    assert min(last, index) < mark < max(last, index)
+    assert abs(last / index - 1) < 0.001
+    for name, price in (("mark", mark), ("index", index)):
+        for interval in ("1", "5", "60", "D"):
+            query = BTC | {"interval": interval}
+            row = result_of(f"{name}-price-kline", query, NOW + 30_000)["list"][0]
+            assert float(row[4]) == price
+    premium = result_of("premium-index-price-kline", BTC | {"interval": "1"}, NOW + 30_000)
+    assert float(premium["list"][0][4]) == pytest.approx(last / index - 1, abs=2e-6)
+
+
+@pytest.mark.parametrize("measure", ["mark-price", "index-price", "premium-index-price"])
+def test_measured_candles_open_at_the_close_before_and_aggregate_exactly(measure: str) -> None:
+    def rows(interval: str) -> list[list[float]]:
+        found = result_of(f"{measure}-kline", BTC | {"interval": interval, "limit": "1000"})
+        return [[float(text) for text in row] for row in found["list"]][1:][::-1]
+
+    minutes, hours = rows("1"), rows("60")
+    for before, after in pairwise(minutes):
+        assert after[1] == before[4]
+        assert after[3] <= min(after[1], after[4]) <= max(after[1], after[4]) <= after[2]
+    held = [row for row in minutes if row[0] // HOUR == hours[-1][0] // HOUR]
+    columns = np.array(held)
+    whole = [columns[0, 1], columns[:, 2].max(), columns[:, 3].min(), columns[-1, 4]]
+    assert hours[-1][1:] == whole
+
+
+def test_marks_do_not_know_later_bars() -> None:
+    other = Market(candles([*ROWS[:100], *walk_rows(400, seed=77)]), seed=1)
+    mine = VENUE.markets["linear", "BTCUSDT"]
+    assert mine.marks.premiums[:100].tolist() == other.marks.premiums[:100].tolist()
+    for name in ("mark", "index", "premium"):
+        assert mine.measure(name).base.candle(99) == other.measure(name).base.candle(99)
+
+
+def test_risk_tiers_lose_leverage_and_their_margins_join_without_a_step() -> None:
+    tiers = result_of("risk-limit", BTC)["list"]
+    assert [tier["id"] for tier in tiers] == [1, 2, 3, 4, 5]
+    assert tiers[0]["maxLeverage"] == recorded()["BTCUSDT"]["leverageFilter"]["maxLeverage"]
+    for tier in tiers:
+        assert float(tier["initialMargin"]) == pytest.approx(
+            1 / float(tier["maxLeverage"]), rel=1e-3
+        )
+        assert float(tier["maintenanceMargin"]) < float(tier["initialMargin"])
+    for lower, upper in pairwise(tiers):
+        assert float(lower["maxLeverage"]) > float(upper["maxLeverage"])
+        at = float(lower["riskLimitValue"])
+        below = at * float(lower["maintenanceMargin"]) - float(lower["mmDeduction"] or 0)
+        above = at * float(upper["maintenanceMargin"]) - float(upper["mmDeduction"])
+        assert below == pytest.approx(above)
+
+
+async def test_risk_limits_come_in_pages_of_fifteen_symbols() -> None:
+    served = [candles(ROWS[:50], symbol=f"A{letter}USDT") for letter in "ABCDEFGHIJKLMNOPQ"]
+    async with serving(*served) as (_, client):
+        first = await client.result("risk-limit", category="linear")
+        rest = await client.result("risk-limit", category="linear", cursor=first["nextPageCursor"])
+    assert len({tier["symbol"] for tier in first["list"]}) == 15
+    assert sorted({tier["symbol"] for tier in rest["list"]}) == ["APUSDT", "AQUSDT"]
+    assert rest["nextPageCursor"] == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "period"), [("open-interest", "intervalTime"), ("account-ratio", "period")]
+)
+async def test_histories_page_back_to_the_first_bar_without_hole_or_repetition(
+    path: str, period: str
+) -> None:
+    async with serving(LINEAR, start=2_900) as (_, client):
+        seen: list[int] = []
+        cursor = ""
+        while True:
+            page = await client.result(path, **BTC, **{period: "15min"}, limit=70, cursor=cursor)
+            seen += [int(item["timestamp"]) for item in page["list"]]
+            if not (cursor := page["nextPageCursor"]):
+                break
+    assert seen == list(range(seen[0], FIRST_MS - 1, -15 * MINUTE))
+    assert seen[0] == FIRST_MS + 2_900 * MINUTE // (15 * MINUTE) * 15 * MINUTE
+
+
+def test_shares_of_accounts_sum_to_one_and_limits_enclose_the_mark() -> None:
+    for item in result_of("account-ratio", BTC | {"period": "1d"})["list"]:
+        assert float(item["buyRatio"]) + float(item["sellRatio"]) == pytest.approx(1)
+    limit = result_of("price-limit", {"symbol": "BTCUSDT"})
+    assert float(limit["sellLmt"]) < float(ticker()["markPrice"]) < float(limit["buyLmt"])
+    assert result_of("price-limit", {"symbol": "BTCUSDT", "category": "spot"})["buyLmt"]
+
+
+def test_volatility_is_that_of_the_hours_before() -> None:
+    found = result_of("historical-volatility", {"category": "option", "baseCoin": "BTC"})
+    assert [item["time"] for item in found] == [str(NOW // HOUR * HOUR)]
+    table = VENUE.markets["linear", "BTCUSDT"].table("60")
+    assert table is not None
+    closes = table.close[table.start_ms < NOW // HOUR * HOUR].astype(float)
+    wanted = np.diff(np.log(closes)).std(ddof=1) * (24 * 365) ** 0.5
+    assert float(found[0]["value"]) == pytest.approx(wanted)
+    last = NOW // HOUR * HOUR
+    window = {"startTime": str(last - 10 * HOUR), "endTime": str(last)}
+    assert len(result_of("historical-volatility", {"category": "option"} | window)) == 11
+    assert result_of("historical-volatility", {"category": "option", "baseCoin": "ETH"}) == []
+
+
+def test_a_dated_future_is_delivered_at_its_last_index() -> None:
+    symbol, item = next(
+        (name, each) for name, each in recorded().items() if each["deliveryTime"] != "0"
+    )
+    due_ms = int(item["deliveryTime"])
+    future = candles(ROWS[:60], symbol=symbol, first_ms=due_ms // MINUTE * MINUTE - 60 * MINUTE)
+    venue = Venue([Market(future, seed=1)])
+    query = {"category": "linear"}
+    before = answer(venue, "/v5/market/delivery-price", query, due_ms - 1)
+    after = answer(venue, "/v5/market/delivery-price", query, due_ms)
+    assert isinstance(before, dict)
+    assert isinstance(after, dict)
+    assert before["list"] == []
+    assert [each["deliveryTime"] for each in after["list"]] == [str(due_ms)]
+
+
+async def test_the_volatility_body_has_its_category_beside_a_list() -> None:
+    async with serving(LINEAR, start=2_900) as (_, client):
+        body = await client.get("historical-volatility", category="option")
+    assert set(body) == {"retCode", "retMsg", "category", "result"}
+    assert isinstance(body["result"], list)
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("open-interest", BTC | {"intervalTime": "2h"}),
+        ("open-interest", BTC | {"intervalTime": "1h", "cursor": "lasttime=never"}),
+        ("account-ratio", BTC | {"period": "1h", "limit": "0"}),
+        ("account-ratio", {"category": "spot", "symbol": "BTCUSDT", "period": "1h"}),
+        ("risk-limit", {"category": "spot"}),
+        ("risk-limit", {"category": "linear", "symbol": "NOSUCH"}),
+        ("index-price-kline", {"category": "spot", "symbol": "BTCUSDT", "interval": "1"}),
+        ("premium-index-price-kline", {"category": "inverse", "symbol": "BTCUSD", "interval": "1"}),
+        ("historical-volatility", {"category": "option", "period": "8"}),
+        ("historical-volatility", {"category": "option", "startTime": "1"}),
+        ("new-delivery-price", {"category": "linear", "baseCoin": "BTC"}),
+        ("delivery-price", {"category": "spot"}),
+        ("fee-group-info", {"productType": "spot"}),
+        ("index-price-components", {"indexName": "NOSUCH"}),
+        ("rpi_orderbook", {"symbol": "NOSUCH", "limit": "5"}),
+    ],
+)
+def test_what_no_route_can_mean_is_refused(path: str, query: dict[str, str]) -> None:
+    found = answer(VENUE, f"/v5/market/{path}", query, NOW)
+    assert isinstance(found, Refused)
+    assert found.code == 10001
+
+
+async def test_a_busy_bar_has_more_trades_and_more_quotes() -> None:
+    flat = (651_142, 651_500, 650_900, 651_200)
+    rows = [(*flat, 1_000)] * 100
+    for place, volume in ((97, 10), (98, 100_000)):
+        rows[place] = (*flat, volume)
+    market = Market(candles(rows), seed=4)
+    assert len(market.path(97).trades) < len(market.path(96).trades) < len(market.path(98).trades)
+    async with serving(candles(rows), start=96) as (exchange, client), client.stream() as stream:
+        await stream.subscribe("orderbook.50.BTCUSDT")
+        counts = []
+        for place in (96, 97, 98):
+            await exchange.advance_to(FIRST_MS + (place + 1) * MINUTE)
+            counts.append(len(await stream.drain()))
+    assert counts[1] < counts[0] < counts[2]
