@@ -19,7 +19,6 @@ from tracepaper.replay.exchange.marks import INDEX, MARK, PREMIUM, PREMIUM_DECIM
 from tracepaper.replay.exchange.path import Candle
 from tracepaper.replay.exchange.query import (
     BAD_PARAMETER,
-    Answer,
     Limit,
     Query,
     Refused,
@@ -47,25 +46,25 @@ BAD_SYMBOL: Final = Refused(BAD_PARAMETER, "Not supported symbols")
 BAD_CATEGORY: Final = Refused(BAD_PARAMETER, "params error: Category is invalid")
 
 
-def server_time(venue: Venue, query: Query, now_ms: int) -> Answer:
+def server_time(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/market/time``."""
     del venue, query
     return {"timeSecond": str(now_ms // 1000), "timeNano": str(now_ms * 1_000_000)}
 
 
-def system_status(venue: Venue, query: Query, now_ms: int) -> Answer:
+def system_status(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/system/status``: no maintenance."""
     del venue, query, now_ms
     return {"list": []}
 
 
-def announcements(venue: Venue, query: Query, now_ms: int) -> Answer:
+def announcements(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/announcements/index``: none."""
     del venue, query, now_ms
     return {"total": 0, "list": []}
 
 
-def kline(venue: Venue, query: Query, now_ms: int) -> Answer:
+def kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/market/kline``: newest first, row 0 may be open; the category defaults to linear."""
     found = _candles(venue, query, now_ms)
     if isinstance(found, Refused):
@@ -75,22 +74,22 @@ def kline(venue: Venue, query: Query, now_ms: int) -> Answer:
     return {"symbol": market.symbol, "category": market.category.value, "list": rows}
 
 
-def mark_price_kline(venue: Venue, query: Query, now_ms: int) -> Answer:
+def mark_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/market/mark-price-kline``: five columns, no volume, no spot."""
     return _measured(venue, query, now_ms, MARK)
 
 
-def index_price_kline(venue: Venue, query: Query, now_ms: int) -> Answer:
+def index_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/market/index-price-kline``: the same of the index."""
     return _measured(venue, query, now_ms, INDEX)
 
 
-def premium_index_price_kline(venue: Venue, query: Query, now_ms: int) -> Answer:
+def premium_index_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/market/premium-index-price-kline``: linear alone, to six decimals."""
     return _measured(venue, query, now_ms, PREMIUM)
 
 
-def _measured(venue: Venue, query: Query, now_ms: int, measure: str) -> Answer:
+def _measured(venue: Venue, query: Query, now_ms: int, measure: str) -> Result | Refused:
     """Return the candles of *measure*, which spot has not."""
     category = query.get("category", "linear")
     if category == "spot" or (measure == PREMIUM and category != "linear"):
@@ -143,7 +142,7 @@ def _candles(
     return market, candles[::-1]
 
 
-def instruments_info(venue: Venue, query: Query, now_ms: int) -> Answer:
+def instruments_info(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/market/instruments-info``: pages on derivatives; spot has no cursor and no pages."""
     del now_ms
     category = query.get("category", "")
@@ -171,7 +170,7 @@ def instruments_info(venue: Venue, query: Query, now_ms: int) -> Answer:
     return {"category": category, "list": page, "nextPageCursor": cursor}
 
 
-def tickers(venue: Venue, query: Query, now_ms: int) -> Answer:
+def tickers(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/market/tickers``: one symbol, or all of a category."""
     category = query.get("category", "")
     if category not in CATEGORIES:
@@ -188,12 +187,12 @@ def tickers(venue: Venue, query: Query, now_ms: int) -> Answer:
     return {"category": category, "list": chosen}
 
 
-def orderbook(venue: Venue, query: Query, now_ms: int) -> Answer:
+def orderbook(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/market/orderbook``."""
     return _book(venue, query, now_ms, BOOK_LIMIT)
 
 
-def full_orderbook(venue: Venue, query: Query, now_ms: int) -> Answer:
+def full_orderbook(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/market/full_orderbook``: as many levels as the stream has."""
     query = {name: text for name, text in query.items() if name != "limit"}
     return _book(venue, query, now_ms, dict.fromkeys(("linear", "spot"), FULL_LIMIT))
@@ -219,7 +218,7 @@ def _book(venue: Venue, query: Query, now_ms: int, limits: Mapping[str, Limit]) 
     }
 
 
-def rpi_orderbook(venue: Venue, query: Query, now_ms: int) -> Answer:
+def rpi_orderbook(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/market/rpi_orderbook``: a third text a level, the size of price-improvement orders."""
     with_category = {"category": "linear", **query}
     answer = _book(venue, with_category, now_ms, dict.fromkeys(("linear", "spot"), RPI_LIMIT))
@@ -228,7 +227,7 @@ def rpi_orderbook(venue: Venue, query: Query, now_ms: int) -> Answer:
     return answer | {side: [(*level, NO_RPI) for level in answer[side]] for side in ("a", "b")}
 
 
-def recent_trade(venue: Venue, query: Query, now_ms: int) -> Answer:
+def recent_trade(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/market/recent-trade``: newest first."""
     market = market_of(venue, query, required=True)
     if isinstance(market, Refused):
@@ -265,7 +264,7 @@ def _execution(market: Market, row: int, place: int) -> Result:
     }
 
 
-def funding_history(venue: Venue, query: Query, now_ms: int) -> Answer:
+def funding_history(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """``/v5/market/funding/history``: newest first; ``startTime`` alone is an error."""
     market = market_of(venue, query, required=True)
     if isinstance(market, Refused):
