@@ -31,10 +31,10 @@ from tracepaper.strategies.types import (
     Run,
     Step,
 )
+from tracepaper.strategies.words import measured
 
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 BAR_CELLS: Final = 30
-WHOLE_FROM: Final = 100
 PANELS_MAX: Final = 4
 CLOSES_KEPT: Final = 60
 ACTION_STYLES: Final = {
@@ -200,7 +200,7 @@ def _gates(decision: Decision) -> RenderableType:
         text = Text.assemble(("✓ ", UP) if passed else ("✗ ", DOWN))
         text.append(gate.value, "" if passed else "bold")
         if not passed or gate in MEASURED:
-            text.append(f" {figure(measure)}/{figure(threshold)}", "dim")
+            text.append(f" {measured(gate, measure)}/{measured(gate, threshold)}", "dim")
         cells.append(text)
     return Columns(cells, padding=(0, 2))
 
@@ -235,13 +235,6 @@ def _foot(seen: Seen) -> RenderableType:
     cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))
     grid.add_row(*cells)
     return grid
-
-
-def figure(value: float | None) -> str:
-    """Return a measure or a threshold with three digits; whole where it is large."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= WHOLE_FROM else f"{value:.3g}"
 
 
 def sparkline(values: Sequence[int]) -> str:

@@ -78,7 +78,8 @@ def _instrument(name: str, facts: Document) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from tracepaper.daemon.view_parts import figure
+    from tracepaper.strategies.types import Gate
+    from tracepaper.strategies.words import measured
 
     head = Text.assemble(
         (f"\n{name}", "bold"), f"  close {facts['close']}  position {facts.get('quantity', '0')}  "
@@ -90,5 +91,8 @@ def _instrument(name: str, facts: Document) -> RenderableType:
     for gate in cast("list[Document]", facts.get("gates", [])):
         mark, style = ("✓", "green") if gate["passed"] else ("✗", "red")
         measure, threshold = (cast("float | None", gate[key]) for key in ("measure", "threshold"))
-        table.add_row(f"[{style}]{mark}[/] {gate['gate']}", figure(measure), figure(threshold))
+        kind = Gate(str(gate["gate"]))
+        table.add_row(
+            f"[{style}]{mark}[/] {kind.value}", measured(kind, measure), measured(kind, threshold)
+        )
     return Group(head, table)

@@ -14,31 +14,10 @@ from typing import Any, Final
 from tracepaper.replay.explaining.stored import StoredDecision
 from tracepaper.strategies.gate import AT_LEAST
 from tracepaper.strategies.types import Gate
+from tracepaper.strategies.words import UNITS, with_unit
 
 SWITCHES: Final = frozenset({Gate.OPERATOR, Gate.DEADLINE, Gate.FINITE, Gate.REGIME})
 """Gates that answer yes or no: they turn, but are never near to turning."""
-
-UNITS: Final[Mapping[Gate, str]] = {
-    Gate.OPERATOR: "yes or no",
-    Gate.WARM: "bars",
-    Gate.LATE: "ms",
-    Gate.GAP: "bars",
-    Gate.PLAUSIBLE: "usual ranges",
-    Gate.STALE: "ms",
-    Gate.DEADLINE: "yes or no",
-    Gate.FINITE: "yes or no",
-    Gate.CONFIDENCE: "of full entropy",
-    Gate.COLLAPSED: "of full entropy",
-    Gate.SHIFTED: "JS distance",
-    Gate.REGIME: "yes or no",
-    Gate.DIRECTION: "probability",
-    Gate.EDGE: "round-trip costs",
-    Gate.RISK_NOTIONAL: "quote currency",
-    Gate.RISK_DRAWDOWN: "share of the peak",
-    Gate.RISK_DAILY_LOSS: "quote currency",
-    Gate.RISK_DAILY_TRADES: "trades",
-}
-
 
 LEAST: Final[Mapping[Gate, float]] = {Gate.DIRECTION: 0.5}
 """Where a measure begins, if not at 0: shares are taken of the threshold's distance from there."""
@@ -168,7 +147,7 @@ def _shortfall(gate: GateMargin) -> str:
 def _distance(gate: GateMargin) -> str:
     """Return a margin in its unit and, where there is one, as a share of the threshold."""
     assert gate.margin is not None
-    distance = f"{abs(gate.margin):,.4g} {gate.unit}"
+    distance = with_unit(Gate(gate.gate), abs(gate.margin))
     if gate.share is None:
         return distance
     least = LEAST.get(Gate(gate.gate))

@@ -11,6 +11,8 @@ from rich.text import Text
 from tracepaper.replay.explaining.flips import Flips, GateMargin, flips_of
 from tracepaper.replay.explaining.stored import StoredDecision
 from tracepaper.replay.summary import bar_of
+from tracepaper.strategies.types import Gate
+from tracepaper.strategies.words import measured, unit_beside
 
 BASIS_POINTS: Final = 1e4
 BUCKETS_SHOWN: Final = 12
@@ -68,11 +70,11 @@ def _gate_table(flips: Flips) -> Table:
     for gate in flips.gates:
         table.add_row(
             f"[bold]{gate.gate}[/]" if gate.gate == flips.nearest else gate.gate,
-            "–" if gate.measure is None else f"{gate.measure:,.6g}",
-            f"{gate.threshold:,.6g}",
-            "–" if gate.margin is None else f"{gate.margin:+,.5g}",
+            measured(Gate(gate.gate), gate.measure),
+            measured(Gate(gate.gate), gate.threshold),
+            measured(Gate(gate.gate), gate.margin, signed=True),
             _share(gate),
-            f"[dim]{gate.unit}[/]",
+            f"[dim]{unit_beside(Gate(gate.gate))}[/]",
             ANSWER_MARK[gate.passed],
         )
     return table

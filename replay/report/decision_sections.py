@@ -9,6 +9,8 @@ from tracepaper.replay.report.html import Markup, element, joined, table
 from tracepaper.replay.report.pictures import trade_picture
 from tracepaper.replay.report.refusals import ALLOWED, Refusal
 from tracepaper.replay.report.terminal import share
+from tracepaper.strategies.types import Gate
+from tracepaper.strategies.words import measured
 
 
 def refusals(report: Report) -> Markup:
@@ -140,8 +142,8 @@ def _gates(explained: Explained) -> Markup:
     rows = [
         [
             gate["gate"],
-            "–" if gate["measure"] is None else f"{gate['measure']:,.6g}",
-            f"{gate['threshold']:,.6g}",
+            measured(Gate(gate["gate"]), gate["measure"]),
+            measured(Gate(gate["gate"]), gate["threshold"]),
             element("span", "passed", class_="mark")
             if gate["passed"]
             else element("span", "failed", class_="mark failed"),
