@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
 
 from tracepaper.daemon.assembly import Hooks
 from tracepaper.daemon.view import View
-from tracepaper.strategies.types import Bar, Gate, Instrument, Run, Step
+from tracepaper.strategies.types import MONEY_SCALE, Account, Bar, Gate, Instrument, Run, Step
+
+log = structlog.get_logger("run")
 
 
 class Shown:
@@ -19,6 +26,11 @@ class Shown:
         self._until_ms = until_ms
         self._instruments: dict[str, Instrument] = {}
         self.decided = 0
+        self._bars = 0
+        self._allowed = 0
+        self._fills = 0
+        self._refusals: Counter[str] = Counter()
+        self._account: Account | None = None
         self.reached_end = False
         self.run: Run | None = None
 
@@ -31,12 +43,46 @@ class Shown:
     def watch(self, step: Step) -> bool:
         """Show *step*; return False once enough bars were decided, or the data have ended."""
         self._view.show(step, self._instruments)
+        self._account = step.account
+        self._fills += len(step.fills)
         bar = step.event
         if isinstance(bar, Bar) and self._until_ms is not None:
             self.reached_end = bar.close_time_ms >= self._until_ms
-        if (decision := step.decision) is not None and decision.refused_by is not Gate.LATE:
-            self.decided += 1
+        if (decision := step.decision) is not None:
+            self._bars += 1
+            self._allowed += decision.allowed
+            if decision.refused_by is not None:
+                self._refusals[decision.refused_by.value] += 1
+            self.decided += decision.refused_by is not Gate.LATE
         return not self.reached_end and (self._limit is None or self.decided < self._limit)
+
+    def farewell(self, database: Path) -> None:
+        """Say what happened since the start and what to type next; a log line off a terminal."""
+        if self.run is None or self._account is None:
+            return
+        equity = f"{self._account.equity / MONEY_SCALE:,.2f}"
+        if not sys.stdout.isatty():
+            log.info(
+                "ended",
+                run=self.run.run_id,
+                bars=self._bars,
+                allowed=self._allowed,
+                fills=self._fills,
+                refused=dict(self._refusals.most_common()),
+                equity=equity,
+            )
+            return
+        told = ", ".join(f"{gate} {count:,}" for gate, count in self._refusals.most_common(3))
+        run_id = self.run.run_id
+        sys.stdout.write(
+            f"Run {run_id} since this start: {self._bars:,} bars decided, {self._allowed:,} "
+            f"allowed, {self._fills:,} fills; equity {equity}.\n"
+            + (f"Refused most by {told}.\n" if told else "")
+            + "The next start goes on with this run and this account. Next:\n"
+            f"  tracepaper report {run_id} --db {database}\n"
+            f"  tracepaper audit verify {run_id} --db {database}\n"
+            f"  tracepaper audit decisions {run_id} --db {database}\n"
+        )
 
     def hooks(self) -> Hooks:
         """Return the hooks of a daemon."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import sys
@@ -156,6 +157,8 @@ def show(console: Console, summary: Summary) -> None:
         f"{summary.fill_count:,} fills\n{span}"
     )
     console.print(Panel(lines, title=title, title_align="left", border_style="dim"))
+    for warning in json.loads(run["warnings"] or "[]"):
+        console.print(Text(f"Warning: {warning}.", style="yellow"))
     console.print(_account_table(summary))
     if summary.fills:
         console.print(_fill_table(summary))

@@ -34,7 +34,9 @@ def run(
 
     loaded = load(config)
     log.configure(level=loaded.log.level, output=loaded.log.format)
+    database = db or loaded.storage.path
     with showing(limit=bars) as shown:
-        daemon = Daemon(loaded, db or loaded.storage.path, kind=RunKind.LIVE, hooks=shown.hooks())
+        daemon = Daemon(loaded, database, kind=RunKind.LIVE, hooks=shown.hooks())
         asyncio.run(daemon.run())
+    shown.farewell(database)
     leave(daemon)

@@ -7,12 +7,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import models
 import pytest
 from programs import ROOT
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.assembly import configuration
 from tracepaper.replay.importers import Candles, read_candles
+from tracepaper.storage.checkpoints import save
 from tracepaper.strategies.errors import ConfigInvalid
 
 SOL = ROOT / "tests" / "data" / "candles" / "binance_um_SOLUSDT_1m_2025-05.csv.gz"
@@ -131,3 +133,17 @@ def test_a_strategy_is_found_beside_its_configuration(
 def test_a_replay_without_data_says_how_to_give_some(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["replay"]) == 2
     assert "--data PATH" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_interval_warns_in_the_summary(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    card = {**models.card(temperature=1.0, quantiles={}), "honesty": {"sentences": []}}
+    save(tmp_path / "small", models.network().state_dict(), card)
+    monkeypatch.setenv("TRACEPAPER_MODEL__CHECKPOINT", str(tmp_path / "small"))
+    for name in ("CONFIDENCE", "COLLAPSE", "SHIFT", "DIRECTION"):
+        monkeypatch.setenv(f"TRACEPAPER_GATE__{name}", "0.5")
+    given = file('[market]\ninterval = "5"\n[regime]\nmomentum = 0.6\nmean_reversion = 0.4\n')
+    assert invoke(["replay", str(SOL), "-c", str(given), "--db", "run.db"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Warning: the checkpoint was trained on interval 1, and this run's is 5." in said
