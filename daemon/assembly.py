@@ -220,6 +220,8 @@ class Daemon:
                     backoff_max_s=exchange.backoff_max_s,
                 ),
                 grace_ms=exchange.grace_ms,
+                ahead_ms=exchange.ahead_ms,
+                time_scale=exchange.time_scale,
                 trades=exchange.trades,
             ),
             start=FeedStart(

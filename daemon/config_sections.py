@@ -117,6 +117,8 @@ class Exchange(Section):
     """A candle read by REST counts as closed this long, market time, after its close."""
     grace_ms: int = Field(default=5_000, ge=0, le=600_000)
     """A closing frame is awaited this long, market time, before REST is asked for the candle."""
+    ahead_ms: int = Field(default=2_000, ge=100, le=600_000)
+    """What is dated further ahead than this, network time, is refused and moves no clock."""
     ban_silence_s: float = Field(default=600.0, ge=0, le=86_400)
     """Silence, wall seconds, after the exchange refused our address."""
     data_watchdog_s: float = Field(default=30.0, gt=0, le=86_400)

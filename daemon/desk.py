@@ -152,7 +152,9 @@ class Desk:
             missing = (bar.open_time_ms - last.open_time_ms) // bar.interval_ms - 1
         seen.missing_bars = missing
         quote = self.quote
-        seen.quote_age_ms = None if quote is None else max(bar.seen_ms - quote.market_ms, 0)
+        # The age of a quote that is dated after this bar was seen cannot be told.
+        told = quote is not None and quote.market_ms <= bar.seen_ms
+        seen.quote_age_ms = bar.seen_ms - quote.market_ms if quote is not None and told else None
         if not self.strategy.needs_forecast:
             return False
         seen.answered = not isinstance(answer, Late)

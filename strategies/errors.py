@@ -7,6 +7,7 @@
     │   ├── FeedLost           the stream or a request ended or was refused
     │   ├── FeedStale          connected, but no data came in time
     │   └── MessageMalformed   bytes that are not what the exchange documents
+    │       └── FrameImpossible   well formed, and cannot be true
     └── Fatal                  record, stop, exit non-zero
         ├── ConfigInvalid      wrong usage or configuration (exit code 2)
         ├── DataInvalid        a file or a stored row that cannot be believed
@@ -42,6 +43,14 @@ class FeedStale(Recoverable):
 
 class MessageMalformed(Recoverable):
     """Bytes that are not what the exchange documents; counted, never traded on."""
+
+
+class FrameImpossible(MessageMalformed):
+    """A frame that is well formed and cannot be true; *kind* names its fault in counters."""
+
+    def __init__(self, kind: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.kind = kind
 
 
 class Fatal(TracepaperError):

@@ -84,6 +84,7 @@ async def live(
     start: FeedStart | None = None,
     instruments: tuple[Instrument, ...] = (BITCOIN,),
     queue_limit: int = 1_000,
+    time_scale: float = 1.0,
     **stream: float,
 ) -> AsyncIterator[Live]:
     """Run a feed whose period starts at minute 0, as soon as it caught up."""
@@ -104,6 +105,7 @@ async def live(
                     StreamSettings(stream_url=server.stream_url, connect_timeout_s=2), **stream
                 ),
                 queue_limit=queue_limit,
+                time_scale=time_scale,
             ),
             start=start or FeedStart(period_start_ms=START_MS, warmup_bars=0),
             quote_from_ms=lambda _: holder[0].quotes_from,

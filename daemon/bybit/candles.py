@@ -16,26 +16,30 @@ import msgspec
 from msgspec import DecodeError, Meta, Struct
 
 from tracepaper.daemon.bybit.decimals import exact
+from tracepaper.daemon.bybit.intervals import floor_open_ms, interval_name
 from tracepaper.daemon.bybit.messages import Candle, KlineFrame
-from tracepaper.strategies.errors import MessageMalformed
+from tracepaper.strategies.errors import FrameImpossible, MessageMalformed
 from tracepaper.strategies.types import MONEY_LIMIT, Bar, Instrument, Source
 
 _Numbers = tuple[int, int, int, int, int, int]
 _ZEROS: Final = tuple("0" * count for count in range(41))
 _STREAM: Final = Source.STREAM
+EARLY_MS: Final = 1_000
+"""A closing frame may be dated this long before the close; an earlier one closes nothing."""
 
 
 class CandleLayout(Struct, frozen=True):
     """What reading one instrument's candles needs, worked out once.
 
-    ``hot`` is unpacked once a frame: instrument, interval_ms, a candle's ``end`` less its
-    ``start``, the index of the decimal point from the text's end (-2 for one decimal) of prices,
-    volume and turnover where the text has all decimals that tick and step allow, the zeros that
-    bring volume and turnover to the decimals that are kept, and the reader of the six integers,
-    which also sees to it that prices are positive and all fit 64 bits.
+    ``hot`` is unpacked once a candle: instrument, interval_ms and its name, where the grid of
+    starts lies, a candle's ``end`` less its ``start``, the index of the decimal point from the
+    text's end (-2 for one decimal) of prices, volume and turnover where the text has all decimals
+    that tick and step allow, the zeros that bring volume and turnover to the decimals that are
+    kept, and the reader of the six integers, which also sees to it that prices are positive and
+    all fit 64 bits.
     """
 
-    hot: tuple[str, int, int, int, int, int, str, str, Callable[[str], _Numbers]]
+    hot: tuple[str, int, str, int, int, int, int, int, str, str, Callable[[str], _Numbers]]
     price_decimals: int
     volume_decimals: int
     turnover_decimals: int
@@ -50,6 +54,10 @@ class CandleLayout(Struct, frozen=True):
         """Length of a candle."""
         return self.hot[1]
 
+    def is_on_grid(self, start_ms: int) -> bool:
+        """Return whether a candle of this interval may start at *start_ms*."""
+        return (start_ms - self.hot[3]) % self.interval_ms == 0
+
 
 def candle_layout(instrument: Instrument, interval_ms: int) -> CandleLayout:
     """Return the layout of *instrument*'s candles of *interval_ms*."""
@@ -63,6 +71,8 @@ def candle_layout(instrument: Instrument, interval_ms: int) -> CandleLayout:
         hot=(
             instrument.id,
             interval_ms,
+            interval_name(interval_ms),
+            floor_open_ms(interval_ms, interval_ms) % interval_ms,
             interval_ms - 1,
             -1 - instrument.price_decimals,
             -1 - volume,
@@ -77,20 +87,27 @@ def candle_layout(instrument: Instrument, interval_ms: int) -> CandleLayout:
     )
 
 
-def stream_bars(frame: KlineFrame, layout: CandleLayout) -> list[Bar]:
+def stream_bars(
+    frame: KlineFrame, layout: CandleLayout, early: Callable[[Candle, int], None] | None = None
+) -> list[Bar]:
     """Return the closed candles of *frame* as bars, oldest first; see ``Bar`` for units.
 
-    ``seen_ms`` is the frame's time until the feed hands the bar on. Raises ``MessageMalformed``
-    where a number is not exact or a candle contradicts itself. Written flat: it is the hot path.
+    ``seen_ms`` is the frame's time until the feed hands the bar on. A candle that says it is
+    closed before its close is an open one; *early* hears of it and of the frame's time. Raises
+    ``MessageMalformed`` where a number is not exact, ``FrameImpossible`` where a candle contradicts
+    itself, lies off the grid or stands beside another of its time. Written flat: the hot path.
     """
     bars: list[Bar] = []
+    if len(frame.data) > 1:
+        _refuse_doubles(frame.data, layout)
     for candle in frame.data:
         # The exchange repeats the open candle until it closes; only the confirmed one is a fact.
         if not candle.confirm:
             continue
-        instrument, interval_ms, last_ms, dot, volume_dot, turnover_dot, zeros, more, read = (
-            layout.hot
-        )
+        (
+            instrument, interval_ms, name, anchor_ms, last_ms, dot, volume_dot, turnover_dot, zeros,
+            more, read,
+        ) = layout.hot  # fmt: skip
         o, h, l, c, v, t = (  # noqa: E741
             candle.open, candle.high, candle.low, candle.close, candle.volume, candle.turnover,
         )  # fmt: skip
@@ -112,10 +129,15 @@ def stream_bars(frame: KlineFrame, layout: CandleLayout) -> list[Bar]:
         if not (
             low <= open_ <= high
             and low <= close <= high
-            and start < server_ms
             and candle.end - start == last_ms
+            and (start - anchor_ms) % interval_ms == 0
+            and (candle.interval == name or not candle.interval)
         ):
-            raise MessageMalformed(_contradiction(candle, layout))
+            raise _impossible(candle, layout)
+        if candle.end - EARLY_MS >= server_ms:
+            if early is not None:
+                early(candle, server_ms)
+            continue
         bars.append(
             # Positional: keywords cost a tenth of the whole step.
             Bar(
@@ -154,7 +176,7 @@ def _careful(candle: Candle, layout: CandleLayout) -> tuple[int, int, int, int, 
     decimals = layout.price_decimals
     low = exact(candle.low, decimals)
     if low < 1:
-        raise MessageMalformed(_contradiction(candle, layout))
+        raise _impossible(candle, layout)
     return (
         exact(candle.open, decimals),
         exact(candle.high, decimals),
@@ -165,12 +187,32 @@ def _careful(candle: Candle, layout: CandleLayout) -> tuple[int, int, int, int, 
     )
 
 
-def _contradiction(candle: Candle, layout: CandleLayout) -> str:
-    """Return the sentence that refuses *candle*."""
-    return (
+def _refuse_doubles(candles: list[Candle], layout: CandleLayout) -> None:
+    """Refuse a frame that says two things of one candle: which of them holds, REST knows."""
+    first: dict[int, Candle] = {}
+    for candle in candles:
+        if first.setdefault(candle.start, candle) != candle:
+            raise FrameImpossible(
+                "double",
+                f"One frame holds two candles of {layout.instrument} at {candle.start} that "
+                "differ; it was dropped, REST fills the place.",
+            )
+
+
+def _impossible(candle: Candle, layout: CandleLayout) -> FrameImpossible:
+    """Return what refuses *candle*."""
+    if not layout.is_on_grid(candle.start):
+        return FrameImpossible(
+            "off_grid",
+            f"The candle of {layout.instrument} at {candle.start} does not start on the grid of "
+            f"its interval of {layout.interval_ms} ms; it was dropped, REST fills its place.",
+        )
+    return FrameImpossible(
+        "contradictory",
         f"The candle of {layout.instrument} at {candle.start} contradicts itself (high "
-        f"{candle.high}, low {candle.low}, open {candle.open}, close {candle.close}, end "
-        f"{candle.end}); it was dropped, REST fills its place."
+        f"{candle.high[:40]}, low {candle.low[:40]}, open {candle.open[:40]}, close "
+        f"{candle.close[:40]}, end {candle.end}, interval {candle.interval[:8]!r}); it was "
+        "dropped, REST fills its place.",
     )
 
 
@@ -181,6 +223,12 @@ def rest_bar(row: tuple[str, str, str, str, str, str, str], layout: CandleLayout
     """
     decimals = layout.price_decimals
     start = exact(row[0], 0)
+    if not layout.is_on_grid(start):
+        raise FrameImpossible(
+            "off_grid",
+            f"A candle of {layout.instrument} starts at {start}, off the grid of its interval of "
+            f"{layout.interval_ms} ms; it was left out as a hole.",
+        )
     open_, high, low, close = (exact(text, decimals) for text in row[1:5])
     if not (0 < low <= open_ <= high and low <= close <= high):
         raise MessageMalformed(

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -14,15 +14,12 @@ from tracepaper.daemon.bybit.feed_types import FeedSettings
 from tracepaper.daemon.bybit.intervals import interval_name
 from tracepaper.daemon.bybit.silence import Silence
 from tracepaper.daemon.bybit.stream import Stream, StreamHandler
-from tracepaper.daemon.bybit.wire import Book, Candles, Received, Ticker, Trades, Wire
+from tracepaper.daemon.bybit.wire import Book, Candles, Received, Refused, Ticker, Trades, Wire
 from tracepaper.daemon.ports import Clock
 from tracepaper.strategies.errors import FeedStale, MessageMalformed, Recoverable
 from tracepaper.strategies.types import Bar, Category, GapCause, Instrument, Mark, Quote
 
 log = structlog.get_logger("bybit.feed")
-
-DATED: Final = (Candles, Book, Ticker, Trades)
-"""The messages that carry the exchange's time."""
 
 
 class Owner(Protocol):
@@ -32,6 +29,10 @@ class Owner(Protocol):
 
     def observe(self, server_ms: int) -> bool:
         """Learn the time of a frame; False where it cannot be believed."""
+        ...
+
+    def doubt_time(self) -> None:
+        """Learn that something is dated ahead: the exchange's time is read anew."""
         ...
 
     def offer(self, item: Bar | Quote | Mark) -> None:
@@ -78,8 +79,8 @@ class Connection:
         self._instruments = tuple(instruments)
         self._interval_ms = settings.interval_ms
         self._owner = owner
-        self._wire = self._new_wire()
         self._logged: set[str] = set()
+        self._wire = self._new_wire()
         name = interval_name(settings.interval_ms)
         self.stream = Stream(
             category=category,
@@ -116,6 +117,8 @@ class Connection:
             instruments=self._instruments,
             interval_ms=self._interval_ms,
             counters=self._owner.counters,
+            observe=self._owner.observe,
+            refused=self._refused,
         )
 
     def _connected(self) -> None:
@@ -131,17 +134,17 @@ class Connection:
         self._owner.lost(self._instruments, GapCause.STALE if is_stale else GapCause.DISCONNECTED)
 
     def _receive(self, frame: bytes) -> Received | None:
-        """Read one frame and hand on what it holds; None where it is malformed or misdated."""
-        owner = self._owner
+        """Read one frame and hand on what it holds; None where it was refused."""
         try:
             received = self._wire.receive(frame)
-        except MessageMalformed as error:
-            self._log_once(error)
+        except MessageMalformed:
+            received = None
+        if self._wire.renewals:
+            self.stream.renew(self._wire.renewals)
+            self._wire.renewals.clear()
+        if received is None or isinstance(received, Refused):
             return None
-        owner.counters["frames"] += 1
-        if isinstance(received, DATED) and not owner.observe(received.server_ms):
-            owner.counters["misdated"] += 1
-            return None
+        self._owner.counters["frames"] += 1
         self._hand_on(received)
         return received
 
@@ -165,9 +168,10 @@ class Connection:
             case _:
                 pass  # an acknowledgement, a pong or a stranger carries no market time
 
-    def _log_once(self, error: MessageMalformed) -> None:
-        """Log the first malformed message of each kind; the counters have the rest."""
-        kinds = {key for key in self._owner.counters if key.startswith("malformed.")}
-        if kinds - self._logged:
-            self._logged |= kinds
-            log.warning("malformed", error=str(error), kinds=sorted(kinds))
+    def _refused(self, kind: str, sentence: str) -> None:
+        """Log the first refusal of each kind; the counters have the rest."""
+        if kind.startswith("ahead."):
+            self._owner.doubt_time()
+        if kind not in self._logged:
+            self._logged.add(kind)
+            log.warning("refused", kind=kind, category=self.category.value, reason=sentence)

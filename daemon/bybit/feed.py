@@ -144,6 +144,10 @@ class LiveFeed:
         """Learn the time of a frame; False where it cannot be believed."""
         return self._upkeep.observe(server_ms)
 
+    def doubt_time(self) -> None:
+        """Have the exchange's time read anew."""
+        self._upkeep.doubt_time()
+
     def offer(self, item: Bar | Quote | Mark) -> None:
         """Put what a stream brought in line; a bar that finds no place is repaired by REST."""
         if not isinstance(item, Bar):

@@ -22,6 +22,8 @@ class FeedSettings(Struct, frozen=True):
     resync_s: float = 30.0
     poll_s: float = 0.1
     instruments_ms: int = 86_400_000  # market time between two readings of the filters
+    ahead_ms: int = 2_000  # network time: what is dated further ahead is refused
+    time_scale: float = 1.0  # market time per network time
 
 
 class FeedStart(Struct, frozen=True):

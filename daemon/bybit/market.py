@@ -61,6 +61,13 @@ class Market:
         if self._mark is None or mark.market_ms >= self._mark.market_ms:
             self._mark = mark
 
+    def forget_ahead(self, latest_ms: float) -> None:
+        """Forget a quote or mark dated after *latest_ms*, so that later ones do not look old."""
+        if self._quote is not None and self._quote.market_ms > latest_ms:
+            self._quote = self._quote_handed = None
+        if self._mark is not None and self._mark.market_ms > latest_ms:
+            self._mark = self._mark_handed = None
+
     def unhanded(self) -> list[Quote | Mark]:
         """Return the newest quote and mark unless they were handed on; they count as such now."""
         events: list[Quote | Mark] = []

@@ -32,11 +32,12 @@ class Head(Struct, gc=False):
     conn_id: str = ""
 
 
-class Candle(Struct, gc=False):
+class Candle(Struct, gc=False, kw_only=True):
     """One candle of a kline frame; the symbol is in the topic alone."""
 
     start: int
     end: int
+    interval: str = ""
     open: str
     close: str
     high: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import structlog
@@ -106,6 +106,8 @@ class Stream:
         self._rng = rng
         self._silence = silence
         self._requests = 0
+        self._renewals: set[str] = set()
+        self._renewal_wanted = asyncio.Event()
         self._acks: dict[str, asyncio.Future[Ack]] = {}
         self._data_s = 0.0
 
@@ -121,9 +123,15 @@ class Stream:
             complaints=self._silence.complaints,
         )
 
+    def renew(self, topics: Iterable[str]) -> None:
+        """Have *topics* subscribed anew, since only that brings their snapshot."""
+        self._renewals.update(topics)
+        self._renewal_wanted.set()
+
     async def _session(self) -> None:
         """Live through one connection; always ends by raising."""
         connection = await self._connect()
+        self._renewals.clear()
         self.is_connected = True
         self._data_s = self._clock.network_s()
         self._handler.connected()
@@ -133,6 +141,7 @@ class Stream:
                 group.create_task(self._heartbeat(connection))
                 group.create_task(self._watch())
                 group.create_task(self._subscribe(connection))
+                group.create_task(self._renew(connection))
         except BaseExceptionGroup as failures:
             cause = first_cause(failures)
             if isinstance(cause, Recoverable):
@@ -259,13 +268,31 @@ class Stream:
                 if await self._ask(connection, (topic,)) is None:
                     self.refused.discard(topic)
 
-    async def _ask(self, connection: ClientConnection, topics: tuple[str, ...]) -> str | None:
-        """Subscribe *topics*; return None, or the exchange's words of refusal."""
+    async def _renew(self, connection: ClientConnection) -> None:
+        """Unsubscribe and subscribe the topics whose snapshot is wanted, more and more seldom."""
+        wait_s = RESUBSCRIBE_FIRST_S
+        while True:
+            await self._renewal_wanted.wait()
+            self._renewal_wanted.clear()
+            wanted = sorted(self._renewals.intersection(self._topics))
+            self._renewals.clear()
+            for topic in wanted:
+                await self._ask(connection, (topic,), operation="unsubscribe")
+                if await self._ask(connection, (topic,)) is not None:
+                    self.renew((topic,))
+            await self._clock.sleep(wait_s)
+            more = self._renewal_wanted.is_set()
+            wait_s = min(2 * wait_s, self._settings.backoff_max_s) if more else RESUBSCRIBE_FIRST_S
+
+    async def _ask(
+        self, connection: ClientConnection, topics: tuple[str, ...], operation: str = "subscribe"
+    ) -> str | None:
+        """Subscribe (or as *operation* says) *topics*; return None, or the words of refusal."""
         self._requests += 1
         request_id = f"{self._category.value}-{self._requests}"
         future: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
         self._acks[request_id] = future
-        await self._send(connection, Request("subscribe", request_id, list(topics)))
+        await self._send(connection, Request(operation, request_id, list(topics)))
         try:
             async with asyncio.timeout(self._settings.ack_timeout_s):
                 ack = await future

@@ -24,8 +24,8 @@ log = structlog.get_logger("bybit.feed")
 LAG_MS: Final = 5_000
 """A frame this far from our market time, either way, has the clock read anew."""
 LAG_RESYNC_S: Final = 1.0
-AHEAD_MS: Final = 3_600_000
-"""A frame further ahead of our market time is not believed until the clock was read anew."""
+ANSWER_S_MAX: Final = 10.0
+"""An answer was under way no longer than this, however long the retries before it took."""
 
 
 class Upkeep:
@@ -50,20 +50,32 @@ class Upkeep:
         self._counters = counters
         self._lagged = asyncio.Event()
         self._synchronised_s = 0.0
+        self._ahead_ms = settings.ahead_ms * settings.time_scale
+        self._pushed_ms = 0.0  # how far frames have moved the clock since it was read
 
     def observe(self, server_ms: int) -> bool:
         """Learn the time of a frame; a large difference has the clock read anew.
 
         False where it lies so far ahead that only the clock itself may say so: one wrong frame
-        would have every bar until its time asked for, and every quote before it dropped.
+        would have every bar until its time asked for, and every quote before it dropped. Frames
+        may move the clock by ``ahead_ms`` in all until it is read again, so that many small lies
+        come no further than one.
         """
         ahead_ms = server_ms - self._clock.market_ms()
         if abs(ahead_ms) > LAG_MS:
-            self._lagged.set()
-        if ahead_ms > AHEAD_MS:
+            self.doubt_time()
+        if ahead_ms <= 0:
+            return True
+        if self._pushed_ms + ahead_ms > self._ahead_ms:
+            self.doubt_time()
             return False
+        self._pushed_ms += ahead_ms
         self._clock.observe(server_ms)
         return True
+
+    def doubt_time(self) -> None:
+        """Have the exchange's clock read anew soon."""
+        self._lagged.set()
 
     async def settlements(self, market: Market, until_ms: int) -> list[Funding]:
         """Return the new settlements of *market* up to *until_ms*, counted as handed on."""
@@ -76,8 +88,17 @@ class Upkeep:
     async def synchronise(self) -> None:
         """Read the exchange's clock."""
         self._lagged.clear()
-        self._clock.synchronise(await self._rest.server_time_ms())
+        asked_s = self._clock.network_s()
+        server_ms = await self._rest.server_time_ms()
         self._synchronised_s = self._clock.network_s()
+        answer_s = min(self._synchronised_s - asked_s, ANSWER_S_MAX)
+        late_ms = answer_s * 1_000 * self._settings.time_scale
+        # An answer that was on its way for longer than it is behind says nothing against frames.
+        if not 0 < self._clock.market_ms() - server_ms <= late_ms:
+            self._clock.synchronise(server_ms)
+        self._pushed_ms = -late_ms
+        for market in self._markets.values():
+            market.forget_ahead(self._clock.market_ms() + self._ahead_ms)
         self._counters["resyncs"] += 1
 
     async def run_time(self) -> None:

@@ -1,25 +1,31 @@
 """Sans-I/O reader of one websocket connection: bytes in, typed results out.
 
 On any bytes whatever ``Wire.receive`` returns a result or raises ``MessageMalformed``, nothing
-else. What it does not know is an ``Unknown``, never an error: the exchange may add topics. State
-(ticker fields that deltas leave out, book levels) lives as long as the connection: make a new
-``Wire`` after each reconnect.
+else. What it does not know is an ``Unknown``, never an error: the exchange may add topics. A frame
+that cannot be true (dated ahead, off the grid, of another symbol than its topic) is refused before
+any of it is taken in. State (ticker fields that deltas leave out, book levels) lives as long as the
+connection: make a new ``Wire`` after each reconnect.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Final
 
 from msgspec import DecodeError, Struct
 
 from tracepaper.daemon.bybit import messages
-from tracepaper.daemon.bybit.candles import candle_layout, stream_bars
+from tracepaper.daemon.bybit.candles import EARLY_MS, candle_layout, stream_bars
 from tracepaper.daemon.bybit.decimals import exact, exact_signed, rounded
 from tracepaper.daemon.bybit.intervals import interval_name
-from tracepaper.daemon.bybit.messages import BookFrame, TickerData, decode_kline
-from tracepaper.strategies.errors import MessageMalformed
+from tracepaper.daemon.bybit.messages import (
+    Candle,
+    TickerData,
+    TickerFrame,
+    decode_kline,
+)
+from tracepaper.strategies.errors import FrameImpossible, MessageMalformed
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     Bar,
@@ -31,10 +37,18 @@ from tracepaper.strategies.types import (
     Trade,
 )
 
-BOOK_LEVELS_MAX: Final = 2_000
-"""More levels a side than any depth of the exchange has; a bound on memory, not a rule."""
+BOOK_LEVELS_MAX: Final = 1_000
+"""Levels a side, the most that any depth of the exchange has; with more the book is dropped."""
+FUNDING_AHEAD_MS: Final = 86_400_000
+"""The next funding is never further away; most instruments settle every four or eight hours."""
 _KLINE_BEGINS: Final = b'{"topic":"kline.'
 _SHORT_WAY: Final = len(_KLINE_BEGINS)
+_ARGUMENTS: Final = {
+    "orderbook": ("1", "25", "40", "50", "100", "200", "500", "1000"),
+    "tickers": ("",),
+    "publicTrade": ("",),
+}
+"""What may stand between a topic's kind and its symbol: state is kept for no other topic."""
 _SIDES: Final = {"Buy": Side.BUY, "Sell": Side.SELL}
 
 
@@ -87,49 +101,72 @@ class Unknown(Struct, gc=False):
     kind: str
 
 
-Received = Candles | Ticker | Book | Trades | Ack | Pong | Unknown
+class Refused(Struct, gc=False):
+    """A frame whose date cannot be believed; none of it was taken in."""
+
+    kind: str
+
+
+Received = Candles | Ticker | Book | Trades | Ack | Pong | Unknown | Refused
+_Sides = tuple[list[tuple[int, int]], list[tuple[int, int]]]
 
 
 class Levels:
-    """One symbol's book as the frames build it, price text kept as exact integers."""
+    """One topic's book as the frames build it, price text kept as exact integers."""
 
     def __init__(self) -> None:
         self.bids: dict[int, int] = {}
         self.asks: dict[int, int] = {}
         self.is_known = False
 
-    def apply(self, frame: BookFrame, instrument: Instrument) -> None:
-        """Take in *frame*; a snapshot replaces everything, also one that comes unasked."""
-        if frame.type == "snapshot" or frame.data.u == 1:
-            self.bids.clear()
-            self.asks.clear()
+    def forget(self) -> None:
+        """Drop everything: only a snapshot makes it a book again."""
+        self.bids.clear()
+        self.asks.clear()
+        self.is_known = False
+
+    def apply(self, sides: _Sides, *, is_snapshot: bool) -> None:
+        """Take in the levels of *sides*; a snapshot replaces everything, also one unasked for."""
+        if is_snapshot:
+            self.forget()
             self.is_known = True
-        _set_levels(self.bids, frame.data.b, instrument)
-        _set_levels(self.asks, frame.data.a, instrument)
+        for side, levels in zip((self.bids, self.asks), sides, strict=True):
+            for price, size in levels:
+                if size:
+                    side[price] = size
+                else:
+                    side.pop(price, None)  # deleting an unknown price is no error
 
 
-def _set_levels(
-    side: dict[int, int], levels: Iterable[tuple[str, str]], instrument: Instrument
-) -> None:
-    """Insert, update or (size 0) delete *levels*; deleting an unknown price is no error."""
-    for price_text, size_text in levels:
-        price = exact(price_text, instrument.price_decimals)
-        if size := exact(size_text, instrument.quantity_decimals):
-            side[price] = size
-        else:
-            side.pop(price, None)
-    if len(side) > BOOK_LEVELS_MAX:
-        raise MessageMalformed(
-            f"The book of {instrument.id} grew beyond {BOOK_LEVELS_MAX} levels; the frame was "
-            "dropped, the next snapshot replaces the book."
-        )
+def _levels(levels: Iterable[tuple[str, str]], instrument: Instrument) -> list[tuple[int, int]]:
+    """Return *levels* as exact integers."""
+    return [
+        (exact(price, instrument.price_decimals), exact(size, instrument.quantity_decimals))
+        for price, size in levels
+    ]
+
+
+def _foreign(kind: str, topic: str, named: str) -> FrameImpossible:
+    """Return what refuses a frame whose data speak of another symbol than its topic."""
+    return FrameImpossible(
+        "foreign",
+        f"A {kind} frame of the topic {topic[:64]!r} speaks of {named[:32]!r}; it was dropped.",
+    )
+
+
+def _hears_nothing(_kind: str, _sentence: str) -> None:
+    """Be told of a refusal, and do nothing about it."""
 
 
 class Wire:
     """Reads the frames of one connection to ``/v5/public/{category}``.
 
-    ``counters`` is shared with the owner and counts ``frames``, ``malformed.<kind>`` and
-    ``unknown.<kind>``.
+    ``counters`` is shared with the owner and counts what was refused or not known, as
+    ``<fault>.<kind>``: the fault is ``malformed``, ``unknown``, ``ahead``, ``early``, ``off_grid``,
+    ``contradictory``, ``double``, ``foreign``, ``crossed`` or ``deep``. *observe* is told the date
+    of every frame before any of it is taken in, and says whether it can be believed; *refused*
+    hears each refusal with its sentence. ``renewals`` are the topics whose state was lost with a
+    refused frame: their owner asks for a snapshot and empties it.
     """
 
     def __init__(
@@ -139,8 +176,13 @@ class Wire:
         instruments: Iterable[Instrument],
         interval_ms: int,
         counters: Counter[str] | None = None,
+        observe: Callable[[int], bool] = lambda _server_ms: True,
+        refused: Callable[[str, str], None] = _hears_nothing,
     ) -> None:
         self.category = category
+        self.renewals: set[str] = set()
+        self._observe = observe
+        self._refused = refused
         self.counters: Counter[str] = Counter() if counters is None else counters
         self._symbols = {one.symbol: one for one in instruments if one.category is category}
         name = interval_name(interval_ms)
@@ -162,36 +204,83 @@ class Wire:
 
         Raises ``MessageMalformed`` and nothing else, whatever the bytes.
         """
-        kind = "kline"
+        kind, topic = "kline", ""
         try:
             # Key order differs between categories, so this beginning is only the short way; all
             # other frames are read by the topic that their head names.
             if frame[:_SHORT_WAY] == _KLINE_BEGINS:
                 kline = decode_kline(frame)
                 if (layout := self._layouts.get(kline.topic)) is not None:
-                    return Candles(kline.ts, stream_bars(kline, layout))
+                    bars = stream_bars(kline, layout, self._early)
+                    if self._observe(kline.ts):
+                        return Candles(kline.ts, bars)
+                    return self._ahead("kline", kline.ts)
             kind = "frame"
             head = messages.decode_head(frame)
-            kind = head.topic.partition(".")[0]
+            topic = head.topic
+            kind = topic.partition(".")[0]
             return self._route(head, frame)
         except (DecodeError, MessageMalformed, UnicodeDecodeError, RecursionError) as error:
             kind = kind if kind in self._readers else "frame"
-            self.counters[f"malformed.{kind}"] += 1
             if isinstance(error, MessageMalformed):
+                refusal = error
+            else:
+                refusal = MessageMalformed(
+                    f"A {kind} message is not what Bybit documents ({error}); it was dropped, "
+                    "compare it with the exchange's changelog if this repeats."
+                )
+            fault = refusal.kind if isinstance(refusal, FrameImpossible) else "malformed"
+            self._refuse(f"{fault}.{kind}", str(refusal))
+            self._lose(topic)
+            if refusal is error:
                 raise
-            raise MessageMalformed(
-                f"A {kind} message is not what Bybit documents ({error}); it was dropped, compare "
-                "it with the exchange's changelog if this repeats."
-            ) from error
+            raise refusal from error
+
+    def _refuse(self, what: str, sentence: str) -> None:
+        """Count a refusal and tell of it."""
+        self.counters[what] += 1
+        self._refused(what, sentence)
+
+    def _ahead(self, kind: str, server_ms: int) -> Refused:
+        """Refuse a frame of *kind* that is dated *server_ms*."""
+        self._refuse(
+            f"ahead.{kind}",
+            f"A {kind} frame is dated {server_ms}, ahead of the exchange's time; it was dropped "
+            "and that time is read anew.",
+        )
+        return Refused(kind)
+
+    def _early(self, candle: Candle, server_ms: int) -> None:
+        """Tell of a candle that says it is closed before its close, or before it began."""
+        if candle.start > server_ms + EARLY_MS:
+            self._ahead("kline", candle.start)
+            return
+        self._refuse(
+            "early.kline",
+            f"The candle at {candle.start} says that it is closed before its close; it counts as "
+            "open, and its closing frame is awaited.",
+        )
+
+    def _lose(self, topic: str) -> None:
+        """Forget what the frames of *topic* built, since one of them is missing now."""
+        if (levels := self._books.get(topic)) is not None:
+            levels.forget()
+            self.renewals.add(topic)
+        if self._tickers.pop(topic, None) is not None:
+            self.renewals.add(topic)
 
     def _route(self, head: messages.Head, frame: bytes) -> Received:
         """Read *frame* by what its *head* says it is."""
         if not head.topic:
             return self._control(head)
         kind, _, rest = head.topic.partition(".")
-        symbol = rest.rpartition(".")[2]
+        argument, _, symbol = rest.rpartition(".")
         reader, instrument = self._readers.get(kind), self._symbols.get(symbol)
-        if reader is None or instrument is None:
+        if (
+            reader is None
+            or instrument is None
+            or argument not in _ARGUMENTS.get(kind, (argument,))
+        ):
             return self._unknown(kind)
         return reader(frame, instrument)
 
@@ -200,6 +289,16 @@ class Wire:
         known = kind if kind in self._readers else "other"
         self.counters[f"unknown.{known}"] += 1
         return Unknown(kind[:32])
+
+    def _too_soon(self, kind: str, topic: str) -> Unknown:
+        """Refuse a delta that comes before any snapshot, and have one asked for."""
+        self.renewals.add(topic)
+        self._refuse(
+            f"unknown.{kind}",
+            f"A delta of {topic[:64]} came before any snapshot; it was dropped and a snapshot is "
+            "asked for.",
+        )
+        return Unknown(kind)
 
     def _control(self, head: messages.Head) -> Received:
         """Read an acknowledgement or a pong of any category."""
@@ -214,60 +313,77 @@ class Wire:
         kline = decode_kline(frame)
         if (layout := self._layouts.get(kline.topic)) is None:
             return self._unknown("kline")
-        return Candles(kline.ts, stream_bars(kline, layout))
+        bars = stream_bars(kline, layout, self._early)
+        if not self._observe(kline.ts):
+            return self._ahead("kline", kline.ts)
+        return Candles(kline.ts, bars)
 
     def _ticker(self, frame: bytes, instrument: Instrument) -> Received:
         """Merge a ticker; spot's has neither mark nor funding and yields no more than its time."""
         ticker = messages.decode_ticker(frame)
         data = ticker.data
-        before = self._tickers.get(instrument.symbol)
+        if data.symbol != instrument.symbol:
+            raise _foreign("tickers", ticker.topic, data.symbol)
+        before = self._tickers.get(ticker.topic)
         if ticker.type != "snapshot":
             if before is None:
-                return self._unknown("tickers")
-            data = TickerData(
-                symbol=data.symbol,
-                last_price=before.last_price if data.last_price is None else data.last_price,
-                mark_price=before.mark_price if data.mark_price is None else data.mark_price,
-                next_funding_time=before.next_funding_time
-                if data.next_funding_time is None
-                else data.next_funding_time,
-                funding_rate=before.funding_rate
-                if data.funding_rate is None
-                else data.funding_rate,
-            )
+                return self._too_soon("tickers", ticker.topic)
+            data = _merged(before, data)
+        mark = rounded(data.mark_price, instrument.price_decimals) if data.mark_price else None
         result = Ticker(
             server_ms=ticker.ts,
             instrument=instrument.id,
-            mark=Mark(
-                instrument.id,
-                rounded(data.mark_price, instrument.price_decimals),
-                ticker.ts,
-                ticker.ts,
-            )
-            if data.mark_price
-            else None,
+            mark=None if mark is None else Mark(instrument.id, mark, ticker.ts, ticker.ts),
             funding_rate=exact_signed(data.funding_rate, MONEY_DECIMALS)
             if data.funding_rate
             else None,
-            next_funding_ms=exact(data.next_funding_time, 0) if data.next_funding_time else None,
+            next_funding_ms=self._next_funding(ticker, data),
         )
-        self._tickers[instrument.symbol] = data
+        if not self._observe(ticker.ts):
+            return self._ahead("tickers", ticker.ts)
+        self._tickers[ticker.topic] = data
         return result
 
+    def _next_funding(self, ticker: TickerFrame, data: TickerData) -> int | None:
+        """Return the next funding's time, None where there is none or it is absurdly far."""
+        if not data.next_funding_time:
+            return None
+        next_ms = exact(data.next_funding_time, 0)
+        if next_ms <= ticker.ts + FUNDING_AHEAD_MS:
+            return next_ms
+        self._refuse(
+            "ahead.funding",
+            f"{ticker.topic} announces its next funding at {next_ms}, more than a day ahead; the "
+            "instrument's own times are kept.",
+        )
+        return None
+
     def _book(self, frame: bytes, instrument: Instrument) -> Received:
-        """Apply a book frame and return the best quote; a crossed book is refused."""
+        """Apply a book frame and return the best quote; a crossed or endless book is dropped."""
         book = messages.decode_book(frame)
-        levels = self._books.setdefault(instrument.symbol, Levels())
-        if book.type == "delta" and not levels.is_known:
-            return self._unknown("orderbook")
-        levels.apply(book, instrument)
+        if book.data.s != instrument.symbol:
+            raise _foreign("orderbook", book.topic, book.data.s)
+        is_snapshot = book.type == "snapshot" or book.data.u == 1
+        levels = self._books.setdefault(book.topic, Levels())
+        if not is_snapshot and not levels.is_known:
+            return self._too_soon("orderbook", book.topic)
+        _bounded(book.data.b, book.data.a, instrument)
+        sides = (_levels(book.data.b, instrument), _levels(book.data.a, instrument))
+        if not self._observe(max(book.ts, book.cts)):
+            if not is_snapshot:
+                self._lose(book.topic)
+            return self._ahead("orderbook", max(book.ts, book.cts))
+        levels.apply(sides, is_snapshot=is_snapshot)
+        _bounded(levels.bids, levels.asks, instrument)
+        self.renewals.discard(book.topic)
         if not levels.bids or not levels.asks:
             return Book(book.ts, None)
         bid, ask = max(levels.bids), min(levels.asks)
         if not 0 < bid < ask:
-            raise MessageMalformed(
-                f"The best bid of {instrument.id} is not below its best ask; the frame was "
-                "dropped, the next snapshot replaces the book."
+            raise FrameImpossible(
+                "crossed",
+                f"The best bid of {instrument.id} is not below its best ask; the book was "
+                "dropped and a snapshot is asked for.",
             )
         quote = Quote(instrument.id, bid, levels.bids[bid], ask, levels.asks[ask], book.ts, book.ts)
         return Book(book.ts, quote)
@@ -276,12 +392,16 @@ class Wire:
         """Read public trades."""
         batch = messages.decode_trades(frame)
         trades = []
+        newest_ms = batch.ts
         for one in batch.data:
+            if one.symbol != instrument.symbol:
+                raise _foreign("publicTrade", batch.topic, one.symbol)
             if (side := _SIDES.get(one.side)) is None:
                 raise MessageMalformed(
                     f"A trade of {instrument.id} has the side {one.side[:16]!r}, not Buy or Sell; "
                     "the frame was dropped."
                 )
+            newest_ms = max(newest_ms, one.time)
             trades.append(
                 Trade(
                     instrument.id,
@@ -293,4 +413,29 @@ class Wire:
                     batch.ts,
                 )
             )
+        if not self._observe(newest_ms):
+            return self._ahead("publicTrade", newest_ms)
         return Trades(batch.ts, trades)
+
+
+def _merged(before: TickerData, delta: TickerData) -> TickerData:
+    """Return *before* with what *delta* changes; what it leaves out is unchanged."""
+    return TickerData(
+        symbol=delta.symbol,
+        last_price=before.last_price if delta.last_price is None else delta.last_price,
+        mark_price=before.mark_price if delta.mark_price is None else delta.mark_price,
+        next_funding_time=before.next_funding_time
+        if delta.next_funding_time is None
+        else delta.next_funding_time,
+        funding_rate=before.funding_rate if delta.funding_rate is None else delta.funding_rate,
+    )
+
+
+def _bounded(bids: Sized, asks: Sized, instrument: Instrument) -> None:
+    """Refuse a side of more than ``BOOK_LEVELS_MAX`` levels."""
+    if max(len(bids), len(asks)) > BOOK_LEVELS_MAX:
+        raise FrameImpossible(
+            "deep",
+            f"The book of {instrument.id} has more than {BOOK_LEVELS_MAX} levels a side; it was "
+            "dropped and a snapshot is asked for.",
+        )

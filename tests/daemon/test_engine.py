@@ -296,6 +296,21 @@ def test_without_a_quote_the_stale_gate_is_null_and_refuses() -> None:
     assert step.decision.refused_by is Gate.STALE
 
 
+@pytest.mark.parametrize(
+    ("dated_ms", "passes"), [(0, True), (-1, True), (1, False), (10**6, False)]
+)
+def test_a_quote_dated_after_the_bar_has_no_age_and_refuses(dated_ms: int, *, passes: bool) -> None:
+    machine = engine(execution=FillModel.QUOTE)
+    history = list(bars(8))
+    steps_of(machine, list(history[:7]))
+    machine.step(quote(at_ms=history[7].seen_ms + dated_ms), None)
+    decision = machine.step(history[7], None).decision
+    assert decision is not None
+    stale = decision.gate_set.gates.index(Gate.STALE)
+    assert decision.measures[stale] == (-dated_ms if passes else None)
+    assert (decision.refused_by is Gate.STALE) == (not passes)
+
+
 def command(kind: CommandKind) -> Command:
     return Command(kind, "", START_MS, START_MS)
 

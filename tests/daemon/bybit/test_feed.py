@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from aiohttp import web
 from builders import instrument
-from bybit_feed import BITCOIN, live
+from bybit_feed import BITCOIN, Live, live
 from bybit_server import (
     FILTERS,
     MINUTE,
@@ -20,9 +21,12 @@ from bybit_server import (
     until,
 )
 from msgspec import structs
+from structlog.testing import capture_logs
 
-from tracepaper.daemon.bybit.feed_types import FeedStart
+from tracepaper.daemon.bybit.feed_types import FeedSettings, FeedStart
+from tracepaper.daemon.bybit.line import Line
 from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.daemon.bybit.upkeep import Upkeep
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import (
     Bar,
@@ -472,7 +476,7 @@ async def test_a_frame_far_ahead_of_the_exchange_is_dropped_and_moves_nothing() 
         await until(run.bars)
         before_ms, asked = run.clock.market_ms(), len(server.asked("kline"))
         await server.send(book(9_214_646_400_000, "1.0", "1.1"))
-        await until(lambda: run.feed.counters["misdated"])
+        await until(lambda: run.feed.counters["ahead.orderbook"])
         assert run.clock.market_ms() == before_ms
         await server.send(book(before_ms + 200, "100.4", "100.5"))
         await run.close_bar(1)
@@ -490,4 +494,151 @@ async def test_a_time_that_the_exchange_confirms_is_believed_however_far() -> No
         await server.send(book(server.server_ms))
         await run.expect(lambda: run.clock.market_ms() == server.server_ms)
         await server.send(book(server.server_ms + 1))
-        assert run.feed.counters["misdated"] == 1
+        assert run.feed.counters["ahead.orderbook"] == 1
+
+
+# ---------------------------------------------------------------- frames that cannot be true
+
+
+async def close_honestly(run: Live, first: int, count: int) -> None:
+    """Close *count* minutes as the exchange does, with a quote in each."""
+    for index in range(first, first + count):
+        await run.close_bar(index)
+        await run.server.send(book(run.clock.market_ms() + index % 7, size=str(index + 1)))
+    await run.expect(lambda: len(run.bars()) == first + count)
+
+
+async def test_a_confirmed_candle_dated_ahead_costs_no_bar() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await close_honestly(run, 0, 1)
+        for ahead in (1, 30, 60):
+            open_ms = START_MS + ahead * MINUTE
+            await server.send(kline(open_ms, "9.5"))  # dated by its own close
+            await server.send(kline(open_ms, "9.5", ts=run.clock.market_ms()))
+        await run.expect(lambda: run.feed.counters["ahead.kline"] == 5)
+        await close_honestly(run, 1, 4)
+        assert run.opens() == [0, 1, 2, 3, 4]
+        assert {bar.close for bar in run.bars()} == {1005}
+        assert not run.gaps()
+        assert run.feed.counters["early.kline"] == 1  # the minute that is open just now
+
+
+async def test_a_close_confirmed_too_early_is_decided_when_it_closes_and_is_no_revision() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await close_honestly(run, 0, 1)
+        run.move_to(START_MS + 2 * MINUTE - 28_000)
+        await server.send(kline(START_MS + MINUTE, "100.1", ts=run.clock.market_ms()))
+        await until(lambda: run.feed.counters["early.kline"])
+        await close_honestly(run, 1, 2)
+        assert [bar.close for bar in run.bars()] == [1005, 1005, 1005]
+        assert not run.feed.counters["revised_bars"]
+        assert not run.gaps()
+
+
+async def test_quotes_after_one_that_is_dated_ahead_are_taken() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await close_honestly(run, 0, 1)
+        asked = len(server.asked("time"))
+        ahead_ms = run.clock.market_ms() + 50 * MINUTE
+        await server.send(book(ahead_ms, "50.0", "50.1"), ticker(ahead_ms, "50.0"))
+        await run.expect(lambda: run.feed.counters["ahead.orderbook"])
+        await run.expect(lambda: run.feed.counters["ahead.tickers"])
+        await run.expect(lambda: len(server.asked("time")) > asked)
+        await close_honestly(run, 1, 3)
+        quotes = [event for event in run.events if isinstance(event, Quote)]
+        assert [quote.bid for quote in quotes] == [1004] * len(quotes)
+        assert len(quotes) >= 2
+        newest = max(quote.market_ms for quote in quotes)
+        assert 0 <= run.bars()[-1].seen_ms - newest <= 2 * MINUTE
+
+
+async def test_many_small_lies_bring_the_clock_no_further_than_one() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await close_honestly(run, 0, 1)
+        first_ms = run.clock.market_ms()
+        for step in range(1, 40):
+            await server.send(book(first_ms + step * 100))
+        await until(lambda: run.feed.counters["ahead.orderbook"] == 19)
+        assert run.clock.market_ms() == first_ms + 2_000
+        await run.expect(lambda: run.clock.market_ms() == first_ms)  # read anew
+        await server.send(book(first_ms + 1_900))
+        await until(lambda: run.clock.market_ms() == first_ms + 1_900)
+
+
+async def test_what_is_ahead_is_measured_in_network_time() -> None:
+    async with ScriptedServer() as server, live(server, time_scale=60) as run:
+        await close_honestly(run, 0, 1)
+        first_ms = run.clock.market_ms()
+        await server.send(book(first_ms + 120_000))
+        await until(lambda: run.clock.market_ms() == first_ms + 120_000)
+        run.clock.synchronise(first_ms)
+        await server.send(book(first_ms + 120_001))
+        await until(lambda: run.feed.counters["ahead.orderbook"])
+
+
+async def test_a_closing_frame_off_its_grid_is_replaced_by_rest() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await close_honestly(run, 0, 1)
+        await run.close_bar(1, stream=False)
+        await server.send(kline(START_MS + MINUTE + 7_000, "9.5", ts=run.clock.market_ms() + 10))
+        await until(lambda: run.feed.counters["off_grid.kline"])
+        run.move_to(START_MS + 2 * MINUTE + 6_000)
+        await run.expect(lambda: len(run.bars()) == 2)
+        assert run.opens() == [0, 1]
+        assert run.gaps() == [(1, 2, GapCause.MISSED, "rest")]
+
+
+async def test_a_book_that_lost_its_state_is_subscribed_anew() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        topic = "orderbook.1.BTCUSDT"
+        await until(lambda: topic in server.subscribed())
+        now_ms = run.clock.market_ms()
+        crossed = book(now_ms + 2, "7.0", "6.0")
+        await server.send(book(now_ms + 1), crossed, {**crossed, "type": "delta"})
+        await run.expect(lambda: server.subscribed().count(topic) == 2)
+        left = [one["args"] for one in server.received if one["op"] == "unsubscribe"]
+        assert left == [[topic]]
+
+
+async def test_each_kind_of_refusal_is_said_once() -> None:
+    with capture_logs() as said:
+        async with ScriptedServer() as server, live(server) as run:
+            ahead_ms = run.clock.market_ms() + HOUR
+            for _ in range(3):
+                await server.send(book(ahead_ms), ticker(ahead_ms), b"[]")
+                await server.send(kline(START_MS + 7_000))
+            await until(lambda: run.feed.counters["off_grid.kline"] == 3)
+            assert run.feed.counters["ahead.orderbook"] == 3
+    refused = [line["kind"] for line in said if line["event"] == "refused"]
+    assert sorted(refused) == [
+        "ahead.orderbook",
+        "ahead.tickers",
+        "malformed.frame",
+        "off_grid.kline",
+    ]
+
+
+async def test_an_answer_that_was_long_on_its_way_does_not_set_the_clock_back() -> None:
+    clock = SteppedClock(START_MS)
+    answers = [START_MS + 900, START_MS + 899, START_MS + 5_000]
+
+    class SlowRest(Rest):
+        async def server_time_ms(self) -> int:
+            clock.advance(network_s=1.0)
+            return answers.pop(0)
+
+    upkeep = Upkeep(
+        rest=SlowRest(RestSettings(), clock=clock, rng=random.Random(1)),
+        clock=clock,
+        settings=FeedSettings(interval_ms=MINUTE),
+        markets={},
+        line=Line(10),
+        counters=Counter(),
+    )
+    clock.synchronise(START_MS + 1_900)  # as frames have shown
+    await upkeep.synchronise()
+    assert clock.market_ms() == START_MS + 1_900
+    await upkeep.synchronise()
+    assert clock.market_ms() == START_MS + 899  # a second on its way does not explain more
+    await upkeep.synchronise()
+    assert clock.market_ms() == START_MS + 5_000

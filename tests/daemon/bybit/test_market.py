@@ -96,3 +96,17 @@ def test_a_bar_that_came_ends_the_waiting() -> None:
     overdue(one, CLOSE + 5_000, 1.0)
     one.sequence.accept(structs.replace(bar(), open_time_ms=START_MS))
     assert not overdue(one, CLOSE + 5_000, 9.0)
+
+
+def test_a_quote_dated_ahead_of_a_clock_that_was_set_back_is_forgotten() -> None:
+    one = market()
+    one.learn_quote(quote(3_000_000), None)
+    one.learn_mark(Mark("linear:BTCUSDT", 7, 3_000_000, 3_000_000))
+    one.unhanded()
+    one.forget_ahead(3_000_000)
+    one.learn_quote(quote(10), None)
+    assert one.unhanded() == []
+    one.forget_ahead(2_999_999)
+    one.learn_quote(quote(10), None)
+    one.learn_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    assert one.unhanded() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from builders import instrument
-from bybit_server import START_MS, ScriptedServer, SteppedClock, kline, until
+from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, kline, until
 from msgspec import structs
 
 from tracepaper.daemon.bybit.silence import Silence
@@ -114,7 +114,7 @@ async def test_pings_are_sent_on_their_beat() -> None:
         await until(stream.answered.is_set)
         for beat in (1, 2):
             setup.clock.advance(network_s=20)
-            await server.send(kline(START_MS + beat))
+            await server.send(kline(START_MS + beat * MINUTE))
             await until(lambda beat=beat: server.pings() == beat)  # type: ignore[misc]
 
 
@@ -133,7 +133,7 @@ async def test_data_keeps_a_stream_alive() -> None:
         await until(stream.answered.is_set)
         for second in range(0, 100, 10):
             seen = len(setup.listener.frames)
-            await server.send(kline(START_MS + second))
+            await server.send(kline(START_MS + second * MINUTE))
             await until(lambda seen=seen: len(setup.listener.frames) > seen)  # type: ignore[misc]
             setup.clock.advance(network_s=10)
         assert not setup.listener.lost
@@ -185,6 +185,34 @@ async def test_a_refused_topic_does_not_cost_its_neighbours() -> None:
             server.refused_topics.clear()
             await setup.clock.run(lambda: not stream.refused)
             assert setup.listener.connected == 1
+
+
+async def test_a_topic_is_renewed_by_leaving_it_and_more_and_more_seldom() -> None:
+    async with ScriptedServer() as server, running(server, *TOPICS[:2]) as (setup, stream):
+        await until(stream.answered.is_set)
+
+        def asked() -> list[tuple[str, list[str]]]:
+            return [(one["op"], one["args"]) for one in server.received if one["op"] != "ping"][1:]
+
+        both = [("unsubscribe", [TOPICS[1]]), ("subscribe", [TOPICS[1]])]
+        stream.renew((TOPICS[1], "orderbook.1.NOT.OURS"))
+        await until(lambda: asked() == both)
+        began_s = setup.clock.network_s()
+        for times in range(2, 5):
+            stream.renew((TOPICS[1],))
+            await setup.clock.run(lambda times=times: asked() == times * both)  # type: ignore[misc]
+        assert setup.clock.network_s() - began_s >= 1 + 2 + 4
+        assert setup.listener.connected == 1
+
+
+async def test_a_renewal_that_is_refused_is_asked_for_again() -> None:
+    async with ScriptedServer() as server, running(server, TOPICS[3]) as (setup, stream):
+        await until(stream.answered.is_set)
+        server.refused_topics = {TOPICS[3]}
+        stream.renew((TOPICS[3],))
+        await until(lambda: len(server.subscribed()) == 2)
+        server.refused_topics.clear()
+        await setup.clock.run(lambda: len(server.subscribed()) == 3)
 
 
 async def test_a_missing_acknowledgement_ends_the_connection() -> None:
