@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
+import platform
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import cache
@@ -233,6 +235,17 @@ def resolved(config: Config, execution: FillModel) -> Config:
 def warmup_bars(config: Config, forecaster: Forecaster | None) -> int:
     """Return how many bars before its first decision the configured strategy wants."""
     return remembered(strategies_for(config, forecaster)())
+
+
+@cache
+def libraries() -> str:
+    """Return the versions of what computes besides torch, as JSON with sorted keys."""
+    found = {
+        "machine": platform.machine(),
+        "numpy": importlib.metadata.version("numpy"),
+        "python": platform.python_version(),
+    }
+    return json.dumps(found, sort_keys=True)
 
 
 @cache

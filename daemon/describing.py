@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 
-from tracepaper.daemon.building import code_version, strategy_sha256
+from tracepaper.daemon.building import code_version, libraries, strategy_sha256
 from tracepaper.daemon.config import Config
+from tracepaper.daemon.models import computing
 from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.types import Instrument, ModelChange, Run, RunKind
 
@@ -23,6 +24,7 @@ def describe_run(
     warnings: Iterable[str] = (),
 ) -> Run:
     """Return the row of a new run; its id is random, so that no two databases share one."""
+    torch_version, instruction_set = computing(forecaster)
     return Run(
         run_id=secrets.token_hex(8),
         kind=kind,
@@ -44,6 +46,9 @@ def describe_run(
         threads=0 if forecaster is None else forecaster.threads,
         backend="" if forecaster is None else forecaster.backend,
         warnings=tuple(warnings),
+        torch_version=torch_version,
+        instruction_set=instruction_set,
+        libraries=libraries(),
     )
 
 
@@ -54,6 +59,7 @@ def started(
     market_ms: int,
 ) -> ModelChange:
     """Return the event that says: the process started, and its model was warmed like this."""
+    torch_version, instruction_set = computing(forecaster)
     return ModelChange(
         "" if forecaster is None else forecaster.model_id,
         "" if forecaster is None else forecaster.model_sha256,
@@ -66,6 +72,9 @@ def started(
         market_ms,
         market_ms,
         backend="" if forecaster is None else forecaster.backend,
+        torch_version=torch_version,
+        instruction_set=instruction_set,
+        libraries=libraries(),
     )
 
 

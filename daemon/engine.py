@@ -38,7 +38,9 @@ from tracepaper.strategies.types import (
     ModelChange,
     Order,
     Position,
+    Prune,
     Quote,
+    RunEnd,
     Signal,
     Step,
     Timer,
@@ -165,7 +167,7 @@ class Engine:
                 return self._plain(event, None)
             case Gap() | Trade():
                 return self._plain(event, event.instrument)
-            case Timer():
+            case Timer() | RunEnd() | Prune():
                 return self._plain(event, None)
             case _:
                 assert_never(event)

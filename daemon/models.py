@@ -64,6 +64,15 @@ def forecaster_of(folder: Path, config: Config, *, path: str) -> Forecaster:
     return _built(checkpoints.load(folder), config, path)
 
 
+def computing(forecaster: Forecaster | None) -> tuple[str, str]:
+    """Return torch's version and instruction set; both empty without a model."""
+    if forecaster is None:
+        return "", ""
+    from tracepaper.strategies.forecasters import build
+
+    return build.computing()
+
+
 def _built(checkpoint: Checkpoint, config: Config, path: str) -> Forecaster:
     from tracepaper.strategies.forecasters.build import build
 

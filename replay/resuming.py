@@ -34,10 +34,11 @@ async def resume_replay(
     with Reader.open(database) as reader:
         run_id = reader.find(wanted)
         stored = reader.stored_run(run_id)
+        has_ended = reader.ended_at_ms(run_id) is not None
     run = stored.run
     if run.kind is not RunKind.REPLAY:
         raise ConfigInvalid(f"Run {run_id} is a {run.kind.value} run; only a replay is resumed.")
-    if stored.ended_at_ms is not None:
+    if has_ended:
         raise ConfigInvalid(f"Run {run_id} is finished; start a new replay.")
     if ACTING_ONLY in run.warnings:
         raise ConfigInvalid(f"Run {run_id} says: {ACTING_ONLY}; start a new replay.")

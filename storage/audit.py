@@ -22,23 +22,24 @@ from tracepaper.storage.database import Writer, identity, open_writer
 from tracepaper.storage.digest import chain_digest, opened_digest
 from tracepaper.storage.encode import StepEncoder
 from tracepaper.storage.resume import Resumed, read_resumed
-from tracepaper.storage.run_rows import instrument_row, run_row
+from tracepaper.storage.run_rows import Previous, instrument_row, run_row
 from tracepaper.storage.schema import RUN_TABLES, metadata
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
-from tracepaper.strategies.types import Bar, ModelChange
+from tracepaper.strategies.types import Bar, ModelChange, RunEnd, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tracepaper.storage.lock import InstanceLock
     from tracepaper.storage.rows import Row
-    from tracepaper.strategies.types import GateSet, Run, Step
+    from tracepaper.strategies.types import GateSet, Prune, Run
 
 GROUP_STEPS: Final = 1000
 """Steps that ``append_now`` gathers into one transaction."""
 START_STEPS_MAX: Final = 100_000
 """Steps that may wait for the start event, with which they are stored."""
 
+_PREVIOUS: Final = "SELECT run_id, step_count, head_digest FROM runs WHERE run_key = ?"
 _UPDATE_HEAD: Final = "UPDATE runs SET step_count = ?, head_digest = ? WHERE run_key = ?"
 
 Result = TypeVar("Result")
@@ -68,6 +69,7 @@ class SqlAuditLog:
         self._run_key = 0
         self._next_sequence = 0
         self._head = b""
+        self._last: Step | None = None  # the last one taken
         self._waiting = 0  # steps in the buffers below
         self._compact: dict[tuple[str, ...], list[Row]] = {}
         self._rows: dict[str, list[Row]] = {
@@ -113,14 +115,17 @@ class SqlAuditLog:
         if self.is_open:
             self.flush()
         row = self._connection.exec_driver_sql(
-            "SELECT coalesce(max(run_key), 0) + 1, coalesce(max(run_id = ?), 0) FROM runs",
+            "SELECT coalesce(max(run_key), 0), coalesce(max(run_id = ?), 0) FROM runs",
             (run.run_id,),
         ).one()
-        run_key, is_taken = int(row[0]), bool(row[1])
+        newest_key, is_taken = int(row[0]), bool(row[1])
         if is_taken:
             raise DataInvalid(f"Run {run.run_id} is in the database already; choose another id.")
+        before = self._connection.exec_driver_sql(_PREVIOUS, (newest_key,)).one_or_none()
+        run_key = newest_key + 1
         encoder = StepEncoder(run, run_key, gate_sets)
-        opened = run_row(run, run_key, len(gate_sets))
+        previous = Previous() if before is None else Previous(*before)
+        opened = run_row(run, run_key, len(gate_sets), previous)
         instruments = [
             instrument_row(instrument, run_key, place)
             for place, instrument in enumerate(run.instruments)
@@ -129,52 +134,67 @@ class SqlAuditLog:
         head = opened_digest(opened, instruments, sets)
 
         self._opening = [
-            (schema.runs.name, [(*opened, head, None, 0, head)]),
+            (schema.runs.name, [(*opened, head, 0, head)]),
             (schema.instruments.name, instruments),
             (schema.gate_sets.name, list(sets)),
         ]
         self._drop_buffers()
         self._has_decided = False
         self._encoder, self._run_key, self._next_sequence, self._head = encoder, run_key, 0, head
+        self._last = None
 
     def resume(self, run_id: str) -> Resumed:
-        """Go on with *run_id* where it ended; clear its ``ended_at``.
+        """Go on with *run_id* where it ended.
 
         Raises ``DataInvalid`` where there is no such run, or its end is not what its row says.
         """
         if self.is_open:
             self.flush()
         resumed = read_resumed(self._raw, run_id)
-        self._execute(
-            lambda: self._connection.exec_driver_sql(
-                "UPDATE runs SET ended_at_ms = NULL WHERE run_key = ?", (resumed.run_key,)
-            )
-        )
         self._drop_buffers()
         self._opening = []
-        self._encoder = StepEncoder(resumed.run, resumed.run_key, resumed.gate_sets)
+        covered = resumed.covered
+        self._encoder = StepEncoder(resumed.run, resumed.run_key, resumed.gate_sets, covered)
         self._run_key, self._head = resumed.run_key, resumed.head
         self._next_sequence = resumed.next_sequence
+        self._last = resumed.last
         return resumed
 
     def end(self, ended_at_ms: int) -> None:
-        """Commit what is buffered and write when the run ended (wall time).
+        """Commit what is buffered, and the event that the run ended (wall time).
 
         Of a run whose start failed nothing is written.
         """
 
         def write_end() -> None:
-            if not self.is_open:
-                return
-            self.flush()
-            self._execute(
-                lambda: self._connection.exec_driver_sql(
-                    "UPDATE runs SET ended_at_ms = ? WHERE run_key = ?",
-                    (ended_at_ms, self._run_key),
-                )
-            )
+            if self.is_open and (last := self._last) is not None:
+                self.note(RunEnd(ended_at_ms, last.event.market_ms, last.event.market_ms))
 
         self._in_writer(write_end)
+
+    def note(self, event: RunEnd | Prune, also: Callable[[], object] = lambda: None) -> None:
+        """Commit *event*, which causes nothing, as a step; *also* is done in its transaction."""
+        last = self._last
+        if last is None:
+            raise InvariantBroken("A run without a step has nothing to note.")
+        self.append_now(
+            Step(
+                self._next_sequence,
+                event,
+                accepted=True,
+                decision=None,
+                answer=None,
+                orders=(),
+                fills=(),
+                position=None,
+                account=last.account,
+                twins=(),
+                window_sha256=None,
+                decision_sha256=None,
+                state=None,
+            )
+        )
+        self.flush(also)
 
     def close(self) -> None:
         """Commit what is buffered, close the database and give the lock back."""
@@ -221,12 +241,13 @@ class SqlAuditLog:
         self._refusal = f"Step {step.sequence} could not be stored; restart to resume before it."
         rows = encoder.encode(step)
         try:
-            self._head = head = chain_digest(self._head, rows.payload)
+            self._head = head = chain_digest(self._head, rows.covered, rows.payload)
         except OverflowError as error:
             raise InvariantBroken(
                 f"A number of step {step.sequence} does not fit 64 bits; its source is wrong."
             ) from error
         self._refusal = ""
+        self._last = step
         self._next_sequence += 1
         buffers = self._rows
         if rows.compact is not None:
@@ -245,11 +266,11 @@ class SqlAuditLog:
         if self._waiting >= (self._group_steps if self.is_open else START_STEPS_MAX):
             self.flush()
 
-    def flush(self) -> None:
+    def flush(self, also: Callable[[], object] = lambda: None) -> None:
         """Commit what is buffered, whole, or raise ``AuditUnwritable`` and take nothing more."""
         if not self._waiting:
             return
-        self._execute(self._write_buffers)
+        self._execute(self._write_buffers, also)
         self._opening = []
         self._drop_buffers()
 
@@ -275,8 +296,8 @@ class SqlAuditLog:
         if rows:
             self._connection.exec_driver_sql(insert_sql(table, columns), rows)
 
-    def _execute(self, write: Callable[[], object]) -> None:
-        """Run *write* in a transaction; any failure rolls it back and closes the log for good."""
+    def _execute(self, *writes: Callable[[], object]) -> None:
+        """Run *writes* in a transaction; any failure rolls it back and closes the log for good."""
         if not self._is_writable:
             raise AuditUnwritable(self._refusal)
         self._is_writable = False
@@ -289,7 +310,8 @@ class SqlAuditLog:
             raise AuditUnwritable(self._refusal)
         try:
             self._raw.execute("BEGIN IMMEDIATE")
-            write()
+            for write in writes:
+                write()
             self._raw.execute("COMMIT")
         except (DBAPIError, sqlite3.Error) as error:
             self._roll_back()

@@ -7,11 +7,31 @@ exchanged or cut off. Who rewrites the whole chain is found only by a head kept 
 
 from __future__ import annotations
 
-from itertools import islice
-from typing import TYPE_CHECKING, Final
+from hashlib import sha256
+from heapq import merge
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tracepaper.storage.digest import chain_digest, opened_digest, rows_digest
-from tracepaper.storage.rows import sequence_of, step_key
+import msgspec
+
+from tracepaper.storage.decode import KEPT_AT, STATE_AT
+from tracepaper.storage.digest import (
+    HASH_BYTES,
+    Covered,
+    chain_digest,
+    kept_digest,
+    opened_digest,
+    rows_digest,
+)
+from tracepaper.storage.rows import (
+    KEPT_TABLES,
+    SPARSE_TABLES,
+    kept_rows,
+    sequence_of,
+    shape_of,
+    step_key,
+)
 from tracepaper.storage.schema import RUN_TABLES, metadata
 from tracepaper.storage.stored import Chunk, StoredRow, chunks, gate_set_rows, run_span, select
 from tracepaper.storage.tamper import (
@@ -26,7 +46,7 @@ from tracepaper.strategies.errors import DataInvalid
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _RUN: Final = select("runs", "run_id = ?")
 _INSTRUMENTS: Final = select("instruments", "run_key = ?")
@@ -38,8 +58,15 @@ _NAMED: Final = (
     "FROM bars b JOIN instruments i ON i.run_key = ? AND i.instrument = b.instrument "
     "WHERE b.step = ?"
 )
-KEPT_TABLES: Final = ("events", "outcomes", "holdings", "orders", "fills", "twin_fills")
-"""Tables of which a prune keeps rows: trades, settlements, and what later steps refer to."""
+_PRUNED: Final = (
+    "SELECT content FROM events WHERE step BETWEEN ? AND ? AND kind = 'prune' "
+    "ORDER BY step DESC LIMIT 1"
+)
+_OUTCOME_SETS: Final = (
+    "SELECT step, gate_set, gate_set_sha256 FROM outcomes WHERE step BETWEEN ? AND ?"
+)
+DROPPED_TABLES: Final = ("twin_steps", "answers", "bars", "steps")
+"""Tables of which a prune drops every row, children first."""
 
 
 def verify_chain(
@@ -61,21 +88,30 @@ def _verify(connection: sqlite3.Connection, run_id: str, head: bytes | None) -> 
     row = connection.execute(_RUN, (run_id,)).fetchone()
     if row is None:
         raise DataInvalid(f"There is no run {run_id} in the database.")
-    opened, _, step_count, head_digest = row[_OPENED_AT:]
+    opened, step_count, head_digest = row[_OPENED_AT:]
     pruned = connection.execute(_PRUNE, (row[0],)).fetchone()
-    start = (0, opened) if pruned is None else (pruned[1] + 1, pruned[3])
+    if pruned is None:
+        start = _Start(0, opened, Covered())
+    else:
+        start = _Start(pruned[1] + 1, pruned[3], covered_until(connection, row[0], pruned))
     walk = _Walk(connection, row[0], start, head)
     problem = _check_opening(connection, row)
-    if pruned is not None:
-        problem = problem or _check_kept(connection, row[0], pruned[1], pruned[4])
+    problem = problem or check_prune(connection, row[0], pruned)
     problem = problem or walk.first_problem(step_count)
     problem = problem or _check_end(walk, step_count, head_digest)
+    problem = problem or _check_gate_sets(connection, row, walk.gates)
     if problem is None and head is not None and walk.head_at is None:
-        problem = ChainProblem(
-            None, (), "rewritten", f"No step has the digest {head.hex()}: the chain was rewritten."
-        )
+        problem = _rewritten(head, pruned)
     until = None if pruned is None else pruned[1]
     return ChainReport(run_id, walk.held, walk.previous, until, walk.head_at, problem)
+
+
+class _Start(NamedTuple):
+    """Where a walk begins."""
+
+    sequence: int  # of the first step
+    digest: bytes  # the link before it
+    covered: Covered  # what that link covers
 
 
 class _Walk:
@@ -85,33 +121,35 @@ class _Walk:
         self,
         connection: sqlite3.Connection,
         run_key: int,
-        start: tuple[int, bytes],
+        start: _Start,
         head: bytes | None,
     ) -> None:
         self._connection = connection
         self._run_key = run_key
         self._head = head
-        self.first, self.previous = start
+        self.first, self.previous, self._covered = start
         self.held = 0  # links that hold
         self.head_at = self.first - 1 if head == self.previous else None
         sets = gate_set_rows(connection, run_key)
         hashes = {key: rows_digest(rows) for key, rows in sets.items()}
         query = "SELECT step, gate_set FROM outcomes WHERE step BETWEEN ? AND ?"
         outcomes = connection.execute(query, run_span(run_key))
-        self._gates = {sequence_of(step): hashes.get(key) for step, key in outcomes}
+        self.gates = {sequence_of(step): hashes.get(key) for step, key in outcomes}
 
     def first_problem(self, step_count: int) -> ChainProblem | None:
         """Walk until the first thing that does not hold."""
         last = max(step_count - 1, *(self._newest(table.name) for table in RUN_TABLES))
         due = step_key(self._run_key, self.first)
-        previous = self.previous
+        previous, covered = self.previous, self._covered
         for chunk in chunks(self._connection, self._run_key, self.first, last):
             for row in chunk.steps:
                 if row[0] != due:
-                    return self._name(Broken(due, previous))
-                digest = self._link(chunk, row, previous)
+                    return self._name(Broken(due, previous, covered))
+                before = covered.content
+                digest = self._link(chunk, row, previous, covered)
                 if digest != row[-1]:
-                    return self._name(self._broken(chunk, row, previous))
+                    at = Covered(before[:HASH_BYTES], before[HASH_BYTES:])
+                    return self._name(self._broken(chunk, row, previous, at))
                 if digest == self._head:
                     self.head_at = sequence_of(due)
                 self.previous = previous = digest
@@ -123,36 +161,54 @@ class _Walk:
                 return stray
         return None
 
-    def _link(self, chunk: Chunk, row: StoredRow, previous: bytes) -> bytes:
-        """Return the digest that the rows of the step of *row* give after *previous*."""
-        step = row[0]
-        event = chunk.bars.get(step) or chunk.events.get(step)
-        gate_set = None if row[4] is None else self._gates.get(row[4])
-        rows = chunk.sparse.get(step)
-        if rows is None:
-            return chain_digest(previous, (row[:-1], event, gate_set))
-        return chain_digest(previous, (row[:-1], event, gate_set, *sparse_pairs(rows)))
+    def _link(self, chunk: Chunk, row: StoredRow, previous: bytes, covered: Covered) -> bytes:
+        """Return the digest that the rows of the step of *row* give after *previous*.
 
-    def _broken(self, chunk: Chunk, row: StoredRow, previous: bytes) -> Broken:
+        *covered* moves on as the step's row says. Empty where that row denies its own step.
+        """
+        step = row[0]
+        bar = chunk.bars.get(step)
+        event = None if bar is not None else chunk.events.get(step)
+        rows = chunk.sparse.get(step)
+        gate_set = None if row[4] is None else self.gates.get(row[4])
+        kept, state = row[KEPT_AT], row[STATE_AT]
+        if rows is None and event is None:
+            if kept is not None or row[1] >> 1:
+                return b""
+            covered.follow(None, state)
+            return chain_digest(previous, covered.content, (row[:-1], bar, gate_set))
+        pairs = [] if rows is None else sparse_pairs(rows)
+        leaves = kept_rows(event, pairs)
+        expected = kept_digest(covered.kept, leaves) if leaves else None
+        covered.follow(kept, state)
+        if kept != expected or row[1] >> 1 != shape_of(pairs, other_event=event is not None) >> 1:
+            return b""
+        payload = (row[:-1], event or bar, gate_set, *pairs)
+        return chain_digest(previous, covered.content, payload)
+
+    def _broken(self, chunk: Chunk, row: StoredRow, previous: bytes, covered: Covered) -> Broken:
         return Broken(
             step=row[0],
             previous=previous,
+            covered=covered,
             core=row[:-1],
             digest=row[-1],
             bar=chunk.bars.get(row[0]),
             event=chunk.events.get(row[0]),
-            gate_set_sha256=None if row[4] is None else self._gates.get(row[4]),
+            gate_set_sha256=None if row[4] is None else self.gates.get(row[4]),
             sparse=chunk.sparse.get(row[0], {}),
         )
 
     def _later_broken(self, broken: Broken) -> Iterator[Broken]:
-        """Yield the broken steps after *broken*, each judged by the stored digest before it."""
-        previous = broken.digest
+        """Yield the broken steps after *broken*, each judged by what is stored before it."""
+        previous, covered = broken.digest, broken.covered.copy()
+        covered.follow(broken.core[KEPT_AT], broken.core[STATE_AT])
         first, last = sequence_of(broken.step) + 1, self._newest("steps")
         for chunk in chunks(self._connection, self._run_key, first, last):
             for row in chunk.steps:
-                if self._link(chunk, row, previous) != row[-1]:
-                    yield self._broken(chunk, row, previous)
+                before = covered.copy()
+                if self._link(chunk, row, previous, covered) != row[-1]:
+                    yield self._broken(chunk, row, previous, before)
                 previous = row[-1]
 
     def _name(self, broken: Broken) -> ChainProblem:
@@ -165,7 +221,7 @@ class _Walk:
         """Say why the stored steps do not reach *due*."""
         at = sequence_of(due)
         if self._newest("steps") > at:
-            return self._name(Broken(due, self.previous))
+            return self._name(Broken(due, self.previous, self._covered))
         if at < step_count:
             return ChainProblem(
                 at,
@@ -218,29 +274,98 @@ def _check_opening(connection: sqlite3.Connection, row: StoredRow) -> ChainProbl
     )
 
 
-def _check_kept(
-    connection: sqlite3.Connection, run_key: int, until: int, sha256: bytes
+def check_prune(
+    connection: sqlite3.Connection, run_key: int, pruned: StoredRow | None
 ) -> ChainProblem | None:
-    """Check the rows that a prune kept against the hash that it left."""
-    if kept_digest(connection, run_key, until) == sha256:
+    """Check what a prune left, and its row against the event that it was."""
+    events = connection.execute(_PRUNED, run_span(run_key)).fetchone()
+    if pruned is None:
+        if events is None:
+            return None
+        return ChainProblem(
+            None, ("prunes",), "missing", "The run was pruned, and its row in prunes was removed."
+        )
+    _, until, pruned_at_ms, digest, kept, state = pruned
+    said = {
+        "until_sequence": until,
+        "pruned_at_ms": pruned_at_ms,
+        "digest": digest.hex(),
+        "kept_sha256": kept.hex(),
+        "state_sha256": "" if state is None else sha256(state).hexdigest(),
+    }
+    if events is None or events[0] != _as_json(said):
+        return ChainProblem(
+            until,
+            ("prunes",),
+            "changed",
+            f"The row in prunes, which ends at step {until}, is not what the prune itself said.",
+        )
+    span = (step_key(run_key, 0), step_key(run_key, until))
+    for table in DROPPED_TABLES:
+        query = f"SELECT min(step) FROM {table} WHERE step BETWEEN ? AND ?"
+        (step,) = connection.execute(query, span).fetchone()
+        if step is not None:
+            return ChainProblem(
+                sequence_of(step), (table,), "extra", f"A row was added to {table} at "
+                f"{sequence_of(step)}, whose rows were pruned.",
+            )  # fmt: skip
+    if covered_until(connection, run_key, pruned).kept == kept:
         return None
     return ChainProblem(
         until,
-        KEPT_TABLES,
+        ("events", *KEPT_TABLES),
         "changed",
         f"A row up to step {until}, kept when the run was pruned, was changed: it is in one of "
-        f"{', '.join(KEPT_TABLES)}.",
+        f"events, {', '.join(KEPT_TABLES)}.",
     )
 
 
-def kept_digest(connection: sqlite3.Connection, run_key: int, until: int) -> bytes:
-    """Return the hash of the rows of ``KEPT_TABLES`` up to sequence *until*."""
-    span = (step_key(run_key, 0), step_key(run_key, until))
-    return rows_digest(
-        row
-        for table in KEPT_TABLES
-        for row in connection.execute(select(table, "step BETWEEN ? AND ?"), span)
-    )
+def covered_until(connection: sqlite3.Connection, run_key: int, pruned: StoredRow) -> Covered:
+    """Return what the last link that was *pruned* covers, from the rows that were kept."""
+    span = (step_key(run_key, 0), step_key(run_key, pruned[1]))
+
+    def rows(place: int, table: str) -> Iterator[tuple[int, int, StoredRow]]:
+        for row in connection.cursor().execute(select(table, "step BETWEEN ? AND ?"), span):
+            yield row[0], place, (table, row)
+
+    tables = ("events", *(table for table in SPARSE_TABLES if table in KEPT_TABLES))
+    sources = [rows(place, table) for place, table in enumerate(tables)]
+    covered = Covered()
+    merged = merge(*sources, key=itemgetter(0, 1))
+    for _, of_step in groupby(merged, key=itemgetter(0)):
+        covered.take([pair for _, _, pair in of_step], None)
+    covered.follow(None, pruned[5])
+    return covered
+
+
+def _check_gate_sets(
+    connection: sqlite3.Connection, row: StoredRow, gates: Mapping[int, bytes | None]
+) -> ChainProblem | None:
+    """Check that every gate set is one that the run began with or that an outcome names."""
+    run_key, opened_gate_sets = row[0], row[_OPENED_AT - 1]
+    used = set()
+    for step, gate_set, stored in connection.execute(_OUTCOME_SETS, run_span(run_key)):
+        used.add(gate_set)
+        if gates[sequence_of(step)] != stored:
+            at = sequence_of(step)
+            sentence = f"Gate set {gate_set}, first used by step {at}, was changed."
+            return ChainProblem(at, ("gate_sets",), "changed", sentence)
+    for key in gate_set_rows(connection, run_key):
+        if key >= opened_gate_sets and key not in used:
+            sentence = f"Gate set {key} was added: no outcome names it."
+            return ChainProblem(None, ("gate_sets",), "extra", sentence)
+    return None
+
+
+def _rewritten(head: bytes, pruned: StoredRow | None) -> ChainProblem:
+    """Say that no link has the digest *head*."""
+    until = "" if pruned is None else f" (or the head is older than step {pruned[1]}, pruned since)"
+    sentence = f"No step has the digest {head.hex()}: the chain was rewritten{until}."
+    return ChainProblem(None, (), "rewritten", sentence)
+
+
+def _as_json(content: dict[str, object]) -> str:
+    return msgspec.json.encode(content).decode()
 
 
 def _check_end(walk: _Walk, step_count: int, head_digest: bytes) -> ChainProblem | None:

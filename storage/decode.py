@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 MEASURES_FROM: Final = 6  # first measure in a ``steps`` row
 MARKS_FROM: Final = MEASURES_FROM + len(STEP_GATES)  # holding, unrealized, account's, equity
 STATE_AT: Final = MARKS_FROM + 4
+KEPT_AT: Final = STATE_AT + 1  # the running hash of what a prune keeps
 ANSWER_MEASURES_FROM: Final = 19  # first measure in an ``answers`` row
 
 

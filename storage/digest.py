@@ -52,13 +52,58 @@ def finite(number: float | None) -> float | None:
 # ---------------------------------------------------------------- the chain
 
 
-def chain_digest(previous: bytes, payload: Sequence[object]) -> bytes:
-    """Return the link that follows *previous*: ``sha256(previous + msgpack(payload))``.
+def chain_digest(previous: bytes, covered: bytes, payload: Sequence[object]) -> bytes:
+    """Return the link that follows *previous*: ``sha256(previous + covered + msgpack(payload))``.
 
     The payload of a step is its ``steps`` row without the digest, its event's row, the hash of
     its gate set, and a (table, row) pair for each sparse row in the order of ``SPARSE_TABLES``.
+    *covered* is ``Covered.content`` after the step.
     """
-    return sha256(previous + _encode(payload)).digest()
+    return sha256(previous + covered + _encode(payload)).digest()
+
+
+NOTHING: Final = bytes(HASH_BYTES)
+"""Stands for the running hash before the first row, and for the state before the first."""
+
+
+class Covered:
+    """What every link covers besides its own step: all that a prune leaves of the steps before.
+
+    ``kept`` is a running hash of the rows that a prune keeps, ``state`` the hash of the engine's
+    latest state. So whoever holds a later link can tell whether what was left is what was there.
+    """
+
+    __slots__ = ("content", "kept", "state")
+
+    def __init__(self, kept: bytes = NOTHING, state: bytes = NOTHING) -> None:
+        self.kept = kept
+        self.state = state
+        self.content = kept + state
+
+    def take(self, rows: Sequence[object], state: bytes | None) -> bytes | None:
+        """Take in the kept *rows* and the state of a step; return ``kept`` where it changed."""
+        changed = kept_digest(self.kept, rows) if rows else None
+        self.follow(changed, state)
+        return changed
+
+    def follow(self, kept: bytes | None, state: bytes | None) -> None:
+        """Take over what a step stored: ``kept`` and the state, each where it changed."""
+        if kept is None and state is None:
+            return
+        if kept is not None:
+            self.kept = kept
+        if state is not None:
+            self.state = sha256(state).digest()
+        self.content = self.kept + self.state
+
+    def copy(self) -> Covered:
+        """Return an independent one that stands at the same place."""
+        return Covered(self.kept, self.state)
+
+
+def kept_digest(before: bytes, rows: Sequence[object]) -> bytes:
+    """Return the running hash after a step of which a prune keeps *rows*, (table, row) pairs."""
+    return sha256(before + _encode(rows)).digest()
 
 
 def opened_digest(run: Row, instruments: Iterable[Row], gate_sets: Iterable[Row]) -> bytes:
@@ -67,7 +112,7 @@ def opened_digest(run: Row, instruments: Iterable[Row], gate_sets: Iterable[Row]
 
 
 def rows_digest(rows: Iterable[Row]) -> bytes:
-    """Return the hash of *rows* in their order: of a gate set, or of what a prune kept."""
+    """Return the hash of *rows* in their order, such as those of a gate set."""
     hashed = sha256()
     for row in rows:
         hashed.update(_encode(row))

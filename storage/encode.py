@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from tracepaper.storage.digest import finite
+from tracepaper.storage.digest import Covered, finite
 from tracepaper.storage.interning import NOT_JUDGED, Holdings, Outcomes, marks
 from tracepaper.storage.rows import (
     ANSWER_GATES,
@@ -17,6 +17,7 @@ from tracepaper.storage.rows import (
     Row,
     Shape,
     StepRows,
+    kept_rows,
     step_key,
 )
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
@@ -48,8 +49,15 @@ class StepEncoder:
     A fresh one on an old run is correct as well: it stores what it meets once more.
     """
 
-    def __init__(self, run: Run, run_key: int, gate_sets: Sequence[GateSet] = ()) -> None:
-        """Take the *gate_sets* that the run already holds, in the order of their keys."""
+    def __init__(
+        self,
+        run: Run,
+        run_key: int,
+        gate_sets: Sequence[GateSet] = (),
+        covered: Covered | None = None,
+    ) -> None:
+        """Take the *gate_sets* that the run already holds, and what its last link covers."""
+        self._covered = covered or Covered()
         self.outcomes = Outcomes(run_key, gate_sets)
         self._first_step = step_key(run_key, 0)
         self._interval_ms = run.interval_ms
@@ -84,14 +92,18 @@ class StepEncoder:
         shape = 1 if is_bar and step.accepted and not sparse else _shape(step, sparse)
         unrealized, account_unrealized, equity = marks(step.position, step.account)
         window, decided, state = step.window_sha256, step.decision_sha256, step.state
+        kept: bytes | None = None
+        if sparse or state is not None or not is_bar:
+            kept = self._covered.take(kept_rows(None if is_bar else event_row, sparse), state)
         core: Row = (
             key, shape, window, decided, judged.outcome, target, *judged.measures,
-            holding, unrealized, account_unrealized, equity, state,
+            holding, unrealized, account_unrealized, equity, state, kept,
         )  # fmt: skip
         compact: Row | None = None
         columns: tuple[str, ...] = ()
         if judged.dense is not None and window and decided:
-            nothing_else = account_unrealized is None and equity is None and state is None
+            nothing_else = account_unrealized is None and equity is None
+            nothing_else &= state is None and kept is None
             if nothing_else and unrealized is not None and judged.plan is not None:
                 columns = judged.plan.compact_columns
                 # The driver binds a bytearray in a fraction of what bytes or a null cost it.
@@ -101,8 +113,9 @@ class StepEncoder:
                 )  # fmt: skip
         gates_sha256 = None if judged.plan is None else judged.plan.sha256
         return StepRows(
-            core, event_row, gates_sha256, tuple(sparse), compact, columns, judged.gate_set
-        )
+            core, event_row, gates_sha256, tuple(sparse), compact, columns, judged.gate_set,
+            self._covered.content,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ events
 

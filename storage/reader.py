@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
+import msgspec
 from msgspec import Struct
 
 from tracepaper.storage.database import open_reader
@@ -34,6 +35,11 @@ _RUN_BY_ID: Final = select("runs", "run_id = ?")
 _INSTRUMENTS: Final = select("instruments", "run_key = ?")
 _PRUNE: Final = select("prunes", "run_key = ?")
 _OPENED: Final = [column.name for column in metadata.tables["runs"].columns].index("opened_digest")
+_ENDED: Final = (
+    "SELECT e.content FROM events e WHERE e.kind = 'end' AND e.step = (SELECT s.step FROM steps s "
+    "WHERE s.step BETWEEN ? AND ? AND NOT EXISTS (SELECT 1 FROM events p WHERE p.step = s.step "
+    "AND p.kind = 'prune') ORDER BY s.step DESC LIMIT 1)"
+)
 _OPEN: Final = (OrderStatus.NEW, OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FILLED)
 
 
@@ -51,7 +57,6 @@ class StoredRun(NamedTuple):
     run: Run
     opened: tuple[Any, ...]  # the row as opened
     opened_digest: bytes
-    ended_at_ms: int | None
     step_count: int
     head_digest: bytes
 
@@ -139,6 +144,12 @@ class Reader:
             raise DataInvalid(f"There is no run {run_id} in the database.")
         instruments = self._connection.execute(_INSTRUMENTS, (row[0],))
         return StoredRun(row[0], run_of(row[:_OPENED], instruments), row[:_OPENED], *row[_OPENED:])
+
+    def ended_at_ms(self, run_id: str) -> int | None:
+        """Return when the run ended in good order; None where it went on or was killed since."""
+        span = run_span(self.stored_run(run_id).run_key)
+        row = self._connection.execute(_ENDED, span).fetchone()
+        return None if row is None else int(msgspec.json.decode(row[0])["ended_at_ms"])
 
     def run(self, run_id: str) -> Run:
         """Return the run as it was opened."""

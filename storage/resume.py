@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from tracepaper.storage.digest import NOTHING, Covered
 from tracepaper.storage.reader import Reader, StoredRun
 from tracepaper.storage.rows import sequence_of
-from tracepaper.storage.stored import run_span
+from tracepaper.storage.stored import latest, run_span
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import Account, GateSet, Order, Position, Run
+from tracepaper.strategies.types import Account, GateSet, Order, Position, Run, Step
 
 if TYPE_CHECKING:
     import sqlite3
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 
 _LAST: Final = (
     "SELECT step, digest FROM steps WHERE step BETWEEN ? AND ? ORDER BY step DESC LIMIT 1"
-)
-_STATE: Final = (
-    "SELECT state FROM steps WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
-    "ORDER BY step DESC LIMIT 1"
 )
 _OPENED: Final = (
     "SELECT instrument, max(open_time_ms) FROM bars WHERE step BETWEEN ? AND ? GROUP BY 1"
@@ -45,12 +42,25 @@ class Resumed(Struct, frozen=True):
     gate_sets: tuple[GateSet, ...]
     next_sequence: int
     head: bytes
+    kept_sha256: bytes  # the running hash of what a prune keeps
     state: bytes | None  # the latest that was stored
     last_open_ms: dict[str, int]  # per instrument: of its newest bar
     last_funding_ms: dict[str, int]  # per instrument: of its newest settlement
-    account: Account | None  # after the last step; None before the first
+    last: Step | None  # None before the first, and where all were pruned
     positions: dict[str, Position]  # per instrument: after the last step that named it
     open_orders: tuple[Order, ...]
+
+    @property
+    def account(self) -> Account | None:
+        """The account after the last step."""
+        return None if self.last is None else self.last.account
+
+    @property
+    def covered(self) -> Covered:
+        """What the last link covers besides its own step."""
+        covered = Covered(self.kept_sha256)
+        covered.follow(None, self.state)
+        return covered
 
 
 def read_resumed(connection: sqlite3.Connection, run_id: str) -> Resumed:
@@ -70,17 +80,21 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> Resumed:
             f"Run {run_id} does not end as its row says (step {sequence}, {stored.step_count} "
             "counted); run `tracepaper audit verify` and restore a backup."
         )
-    state = connection.execute(_STATE, run_span(stored.run_key)).fetchone()
+    state = latest(connection, stored.run_key, "state") or (pruned.state if pruned else None)
+    kept = latest(connection, stored.run_key, "kept_sha256") or (
+        pruned.kept_sha256 if pruned else NOTHING
+    )
     return Resumed(
         run=stored.run,
         run_key=stored.run_key,
         gate_sets=reader.gate_sets(stored.run_key),
         next_sequence=sequence + 1,
         head=head,
-        state=state[0] if state else (pruned.state if pruned else None),
+        kept_sha256=kept,
+        state=state,
         last_open_ms=_latest(connection, stored, _OPENED),
         last_funding_ms=_latest(connection, stored, _FUNDED),
-        account=None if last is None else reader.step(run_id, sequence).step.account,
+        last=None if last is None else reader.step(run_id, sequence).step,
         positions=_positions(reader, stored),
         open_orders=reader.open_orders(run_id),
     )

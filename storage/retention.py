@@ -5,27 +5,27 @@ from __future__ import annotations
 import os
 import sqlite3
 from contextlib import closing
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 from sqlalchemy.exc import DBAPIError
 
-from tracepaper.storage.chain import kept_digest, verify_chain
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain import DROPPED_TABLES, verify_chain
 from tracepaper.storage.database import open_reader, open_writer
-from tracepaper.storage.rows import sequence_of, step_key
-from tracepaper.storage.stored import run_span
+from tracepaper.storage.digest import NOTHING
+from tracepaper.storage.rows import KEPT_EVENTS, sequence_of, step_key
+from tracepaper.storage.stored import latest, run_span
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
+from tracepaper.strategies.types import Prune
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 DAY_MS: Final = 86_400_000
-
-# What a prune drops, children first. Trades, settlements, gaps, commands, and the rows that later
-# steps refer to stay: they are few, and the ledger must still add up.
-_DROPPED: Final = ("twin_steps", "answers", "bars")
-_KEPT_EVENTS: Final = ("funding", "gap", "command", "instrument_change", "model_change")
-_LISTED: Final = ", ".join(f"'{kind}'" for kind in _KEPT_EVENTS)
+_LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
+_PRUNED: Final = "SELECT until_sequence, state, kept_sha256 FROM prunes WHERE run_key = ?"
 
 
 def backup(path: Path, target: Path) -> None:
@@ -81,8 +81,9 @@ def prune(path: Path, *, keep_days: int, pruned_at_ms: int) -> list[Pruning]:
         raw = writer.connection.connection.driver_connection
         assert isinstance(raw, sqlite3.Connection)
         runs = raw.execute("SELECT run_key, run_id FROM runs ORDER BY run_key").fetchall()
+        log = SqlAuditLog(writer)
         done = [
-            _prune_run(raw, run_key, run_id, keep_days * DAY_MS, pruned_at_ms)
+            _prune_run(log, raw, (run_key, run_id), keep_days * DAY_MS, pruned_at_ms)
             for run_key, run_id in runs
         ]
         if any(pruning.steps for pruning in done):
@@ -97,43 +98,60 @@ def prune(path: Path, *, keep_days: int, pruned_at_ms: int) -> list[Pruning]:
 
 
 def _prune_run(
-    raw: sqlite3.Connection, run_key: int, run_id: str, keep_ms: int, pruned_at_ms: int
+    log: SqlAuditLog,
+    raw: sqlite3.Connection,
+    run: tuple[int, str],
+    keep_ms: int,
+    pruned_at_ms: int,
 ) -> Pruning:
+    """Drop what is old, and say so in a step of the run's own chain."""
+    run_key, run_id = run
     until = _prunable_until(raw, run_key, keep_ms)
-    before = raw.execute(
-        "SELECT until_sequence, state FROM prunes WHERE run_key = ?", (run_key,)
-    ).fetchone()
-    if until < 0 or (before is not None and until <= before[0]):
-        return Pruning(run_id, -1 if before is None else before[0], 0)
+    before = raw.execute(_PRUNED, (run_key,)).fetchone() or (-1, None, NOTHING)
+    if until <= before[0]:
+        return Pruning(run_id, before[0], 0)
     report = verify_chain(raw, run_id)
     if report.problem is not None:
         raise DataInvalid(f"Run {run_id} is not pruned: {report.problem.sentence}")
+    log.resume(run_id)
     first, last = step_key(run_key, 0), step_key(run_key, until)
     span = (first, last)
-    raw.execute("BEGIN IMMEDIATE")
-    try:
-        (digest,) = raw.execute("SELECT digest FROM steps WHERE step = ?", (last,)).fetchone()
-        state = raw.execute(
-            "SELECT state FROM steps WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
-            "ORDER BY step DESC LIMIT 1",
-            span,
-        ).fetchone() or (None if before is None else before[1],)
-        for table in _DROPPED:
+    (digest,) = raw.execute("SELECT digest FROM steps WHERE step = ?", (last,)).fetchone()
+    state = latest(raw, run_key, "state", until) or before[1]
+    kept = latest(raw, run_key, "kept_sha256", until) or before[2]
+    said = Prune(
+        until,
+        pruned_at_ms,
+        digest.hex(),
+        kept.hex(),
+        "" if state is None else sha256(state).hexdigest(),
+        *_market_times(raw, run_key),
+    )
+
+    def drop() -> None:
+        for table in DROPPED_TABLES:
+            if table == "steps":
+                raw.execute(
+                    f"DELETE FROM events WHERE step BETWEEN ? AND ? AND kind NOT IN ({_LISTED})",
+                    span,
+                )
             raw.execute(f"DELETE FROM {table} WHERE step BETWEEN ? AND ?", span)
-        raw.execute(
-            f"DELETE FROM events WHERE step BETWEEN ? AND ? AND kind NOT IN ({_LISTED})", span
-        )
-        dropped = raw.execute("DELETE FROM steps WHERE step BETWEEN ? AND ?", span).rowcount
-        kept = kept_digest(raw, run_key, until)
-        raw.execute(
-            "INSERT OR REPLACE INTO prunes VALUES (?, ?, ?, ?, ?, ?)",
-            (run_key, until, pruned_at_ms, digest, kept, state[0]),
-        )
-        raw.execute("COMMIT")
-    except BaseException:
-        raw.rollback()
-        raise
-    return Pruning(run_id, until, dropped)
+        row = (run_key, until, pruned_at_ms, digest, kept, state)
+        raw.execute("INSERT OR REPLACE INTO prunes VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    steps = until - before[0]
+    log.note(said, drop)
+    return Pruning(run_id, until, steps)
+
+
+def _market_times(raw: sqlite3.Connection, run_key: int) -> tuple[int, int]:
+    """Return the close of the run's newest bar, twice: market time and time seen."""
+    query = (
+        "SELECT max(b.open_time_ms) + r.interval_ms FROM bars b, runs r "
+        "WHERE b.step BETWEEN ? AND ? AND r.run_key = ?"
+    )
+    (market_ms,) = raw.execute(query, (*run_span(run_key), run_key)).fetchone()
+    return market_ms, market_ms
 
 
 def _prunable_until(raw: sqlite3.Connection, run_key: int, keep_ms: int) -> int:

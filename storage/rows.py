@@ -6,7 +6,7 @@ hashed and compared as it stands. ``steps`` rows leave out their last column, th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from msgspec import Struct
@@ -23,7 +23,9 @@ from tracepaper.strategies.types import (
     InstrumentChange,
     Mark,
     ModelChange,
+    Prune,
     Quote,
+    RunEnd,
     Source,
     Timer,
     Trade,
@@ -70,6 +72,8 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "gap": Gap,
     "command": Command,
     "timer": Timer,
+    "end": RunEnd,
+    "prune": Prune,
 }
 EVENT_KINDS: Final = {type_: kind for kind, type_ in EVENT_TYPES.items()}
 
@@ -132,6 +136,23 @@ class Shape(NamedTuple):
         }
 
 
+_COUNTED: Final = {
+    "answers": 1 << 2,
+    "outcomes": 1 << 3,
+    **{table: 1 << 4 + 8 * place for place, table in enumerate(
+        ("holdings", "orders", "fills", "twin_steps", "twin_fills")
+    )},
+}  # fmt: skip
+
+
+def shape_of(sparse: Iterable[SparseRow], *, other_event: bool) -> int:
+    """Return ``steps.shape`` of a step that is not accepted, from its rows."""
+    number = other_event << 1
+    for table, _ in sparse:
+        number += _COUNTED[table]
+    return number
+
+
 class StepRows(Struct, frozen=True, gc=False):
     """The rows of one step, ready to be hashed and inserted."""
 
@@ -143,9 +164,11 @@ class StepRows(Struct, frozen=True, gc=False):
     compact_columns: tuple[str, ...]
     gate_set: tuple[Row, ...]  # rows of a gate set met for the first time
 
+    covered: bytes  # what the chain covers besides the step's own rows
+
     @property
     def payload(self) -> tuple[object, ...]:
-        """What the chain hashes."""
+        """What the chain hashes of the step itself."""
         return (self.core, self.event, self.gate_set_sha256, *self.sparse)
 
 
@@ -159,3 +182,25 @@ SPARSE_TABLES: Final = (
     "twin_fills",
 )
 """The tables of which a step has rows only now and then, in the order in which it is hashed."""
+
+KEPT_TABLES: Final = ("outcomes", "holdings", "orders", "fills", "twin_fills")
+"""Sparse tables of which a prune keeps every row: trades, and what later steps refer to."""
+
+KEPT_EVENTS: Final = (
+    "funding",
+    "gap",
+    "command",
+    "instrument_change",
+    "model_change",
+    "end",
+    "prune",
+)
+"""Kinds of events that a prune keeps."""
+
+
+def kept_rows(event: Row | None, sparse: Iterable[SparseRow]) -> list[SparseRow]:
+    """Return those rows of a step that a prune keeps; *event* is its row in ``events``, if any."""
+    kept = [pair for pair in sparse if pair[0] in KEPT_TABLES]
+    if event is not None and event[1] in KEPT_EVENTS:
+        kept.insert(0, ("events", event))
+    return kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -14,7 +14,18 @@ if TYPE_CHECKING:
     from tracepaper.storage.rows import Row
 
 
-def run_row(run: Run, run_key: int, opened_gate_sets: int) -> Row:
+class Previous(NamedTuple):
+    """The run opened before in the same database, as it stood then."""
+
+    run_id: str | None = None
+    step_count: int | None = None
+    head: bytes | None = None
+
+
+FIRST: Final = Previous()
+
+
+def run_row(run: Run, run_key: int, opened_gate_sets: int, previous: Previous = FIRST) -> Row:
     """Return the row of *run* as opened: the columns that never change."""
     return (
         run_key,
@@ -36,7 +47,11 @@ def run_row(run: Run, run_key: int, opened_gate_sets: int) -> Row:
         run.dtype,
         run.threads,
         run.backend,
+        run.torch_version,
+        run.instruction_set,
+        run.libraries,
         msgspec.json.encode(run.warnings).decode(),
+        *previous,
         opened_gate_sets,
     )
 
@@ -63,7 +78,10 @@ def run_of(row: Sequence[Any], instruments: Iterable[Sequence[Any]]) -> Run:
         dtype=row[16],
         threads=row[17],
         backend=row[18],
-        warnings=tuple(msgspec.json.decode(row[19])),
+        torch_version=row[19],
+        instruction_set=row[20],
+        libraries=row[21],
+        warnings=tuple(msgspec.json.decode(row[22])),
     )
 
 

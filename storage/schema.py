@@ -84,19 +84,34 @@ runs: Final = Table(
     _text("strategy"),
     _text("strategy_sha256"),  # empty where it is one of ours
     _text("model_id"),
-    _text("model_sha256"),
+    _text("model_sha256"),  # of weights and card: its row in ``models``
     _text("path"),
     _text("device"),
     _text("dtype"),
     _whole("threads"),
     _text("backend"),
+    _text("torch_version"),
+    _text("instruction_set"),
+    _text("libraries"),  # JSON: the version of everything else that computes
     _text("warnings"),  # JSON array of sentences
+    _text("previous_run_id", null=True),  # the run opened before it in this database
+    _whole("previous_step_count", null=True),  # of that run, at this moment
+    _blob("previous_head", null=True),
     _whole("opened_gate_sets"),  # how many gate sets were known then
     _blob("opened_digest"),  # the chain's first link: the row so far, instruments, gate sets
-    _whole("ended_at_ms", null=True),
     _whole("step_count"),
     _blob("head_digest"),  # of the last step; the first link where there is none
     sqlite_strict=True,
+)
+
+models: Final = Table(
+    "models",
+    metadata,
+    Column("model_sha256", Text, primary_key=True),  # of the weights' hash and the card's text
+    _text("weights_sha256"),
+    _text("card"),  # JSON with sorted keys, without the ids that follow from it
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
 )
 
 instruments: Final = _keyed_table(
@@ -145,6 +160,7 @@ steps: Final = Table(
     _whole("account_unrealized_pnl", null=True),  # null where it is the position's
     _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
     _blob("state", null=True),
+    _blob("kept_sha256", null=True),  # running hash of what a prune keeps, where it changed
     _blob("digest"),
     sqlite_strict=True,
 )
@@ -297,7 +313,7 @@ prunes: Final = _keyed_table(
     _whole("until_sequence"),  # the last step whose rows were dropped
     _whole("pruned_at_ms"),
     _blob("digest"),  # of that step: the chain goes on from here
-    _blob("kept_sha256"),  # of the rows up to there that were kept
+    _blob("kept_sha256"),  # the running hash there, of the rows that were kept
     _blob("state", null=True),  # the engine's carried state there
 )
 

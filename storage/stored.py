@@ -71,6 +71,19 @@ def run_span(run_key: int) -> tuple[int, int]:
     return step_key(run_key, 0), step_key(run_key + 1, 0) - 1
 
 
+def latest(
+    connection: sqlite3.Connection, run_key: int, column: str, until: int | None = None
+) -> bytes | None:
+    """Return what the run's last step (up to *until*) with a value in *column* holds there."""
+    first, last = run_span(run_key)
+    row = connection.execute(
+        f"SELECT {column} FROM steps WHERE step BETWEEN ? AND ? AND {column} IS NOT NULL "
+        "ORDER BY step DESC LIMIT 1",
+        (first, last if until is None else step_key(run_key, until)),
+    ).fetchone()
+    return None if row is None else row[0]
+
+
 def read_chunk(connection: sqlite3.Connection, first: int, last: int) -> Chunk:
     """Return the rows of the steps with keys *first* to *last*."""
     span = (first, last)

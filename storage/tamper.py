@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
 
-from tracepaper.storage.digest import chain_digest
+from tracepaper.storage.decode import KEPT_AT, STATE_AT
+from tracepaper.storage.digest import Covered, chain_digest
 from tracepaper.storage.rows import SPARSE_TABLES, Shape, sequence_of
 
 SUSPECTS: Final = 16
@@ -30,6 +31,7 @@ class Broken(Struct, frozen=True):
 
     step: int
     previous: bytes  # the digest before it, as stored
+    covered: Covered  # what the link before it covers, as stored
     core: tuple[Any, ...] = ()  # its ``steps`` row, without the digest
     digest: bytes = b""
     bar: tuple[Any, ...] | None = None
@@ -58,12 +60,15 @@ class Broken(Struct, frozen=True):
         gates = other.gate_set_sha256 if table == "steps" else self.gate_set_sha256
         event = moved[0] if table in {"bars", "events"} else self.bar or self.event
         sparse = {**self.sparse, table: moved} if table in SPARSE_TABLES else self.sparse
-        return chain_digest(self.previous, (core, event, gates, *sparse_pairs(sparse)))
+        covered = self.covered.copy()
+        covered.follow(core[KEPT_AT], core[STATE_AT])
+        payload = (core, event, gates, *sparse_pairs(sparse))
+        return chain_digest(self.previous, covered.content, payload)
 
 
 def sparse_pairs(
     sparse: Mapping[str, Sequence[tuple[Any, ...]]],
-) -> Iterable[tuple[str, tuple[Any, ...]]]:
+) -> list[tuple[str, tuple[Any, ...]]]:
     """Return the sparse rows of a step as the chain hashes them."""
     return [(table, row) for table in SPARSE_TABLES for row in sparse.get(table, ())]
 

@@ -21,6 +21,13 @@ from tracepaper.storage.view_parts import (
 
 _DAY_MS: Final = 86_400_000
 
+_ENDED_AT: Final = (
+    "(SELECT json_extract(e.content, '$.ended_at_ms') FROM events e WHERE e.kind = 'end' AND "
+    "e.step = (SELECT s.step FROM steps s WHERE s.step BETWEEN r.run_key << 28 AND "
+    "(r.run_key + 1 << 28) - 1 AND NOT EXISTS (SELECT 1 FROM events p WHERE p.step = s.step AND "
+    "p.kind = 'prune') ORDER BY s.step DESC LIMIT 1))"
+)
+
 V_RUNS: Final = View(
     "v_runs",
     "a run",
@@ -28,7 +35,7 @@ V_RUNS: Final = View(
         Column("run_id", "r.run_id", "the run"),
         Column("kind", "r.kind", "`live`, `demo` or `replay`"),
         *moment("started_at", "r.started_at_ms", "wall time of the start"),
-        *moment("ended_at", "r.ended_at_ms", "wall time of the end; null while it goes on"),
+        *moment("ended_at", _ENDED_AT, "wall time of the end; null where it went on or was killed"),
         Column("parent_run_id", "r.parent_run_id", "the run whose account it took over"),
         *moment("period_start_ms", "r.period_start_ms", "first open time with a decision"),
         Column(
@@ -51,7 +58,7 @@ V_RUNS: Final = View(
             "SHA-256 of a user's class and what it imports from its own folder; else empty",
         ),
         Column("model_id", "r.model_id", "the model at the start; empty without one"),
-        Column("model_sha256", "r.model_sha256", "SHA-256 of its weights"),
+        Column("model_sha256", "r.model_sha256", "SHA-256 of its weights and its card"),
         Column("config_sha256", "r.config_sha256", "SHA-256 of what decides a run"),
         Column("config", "r.config", "the whole configuration as JSON"),
         Column("code_version", "r.code_version", "version of tracepaper"),
@@ -60,6 +67,9 @@ V_RUNS: Final = View(
         Column("dtype", "r.dtype", "the model's number type"),
         Column("threads", "r.threads", "threads of the model"),
         Column("backend", "r.backend", "what attended; empty without a model"),
+        Column("torch_version", "r.torch_version", "version of torch; empty without a model"),
+        Column("instruction_set", "r.instruction_set", "what torch computes with; else empty"),
+        Column("libraries", "r.libraries", "JSON: versions of what else computes"),
         Column("warnings", "r.warnings", "JSON array of sentences"),
         Column("step_count", "r.step_count", "steps stored"),
         digest("head_digest", "r.head_digest", "digest of the last step; keep a copy elsewhere"),
@@ -136,7 +146,7 @@ V_EVENTS: Final = View(
             "kind",
             "u.kind",
             "`bar`, `quote`, `trade`, `mark`, `funding`, `instrument_change`, `model_change`, "
-            "`gap`, `command` or `timer`",
+            "`gap`, `command`, `timer`, `end` or `prune`",
         ),
         Column("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
         *moment("market_ms", "u.market_ms", "market time of the event"),

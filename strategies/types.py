@@ -168,6 +168,9 @@ class ModelChange(Struct, frozen=True, gc=False):
     market_ms: int
     seen_ms: int
     backend: str = ""
+    torch_version: str = ""
+    instruction_set: str = ""
+    libraries: str = ""
 
 
 class GapCause(StrEnum):
@@ -220,8 +223,39 @@ class Timer(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
+class RunEnd(Struct, frozen=True, gc=False):
+    """The run ended in good order; market time is that of its last event."""
+
+    ended_at_ms: int  # wall time
+    market_ms: int
+    seen_ms: int
+
+
+class Prune(Struct, frozen=True, gc=False):
+    """Old rows of the run were dropped; the hashes are hexadecimal text."""
+
+    until_sequence: int  # the last step whose rows were dropped
+    pruned_at_ms: int  # wall time
+    digest: str  # of that step
+    kept_sha256: str  # of the rows up to there that were kept
+    state_sha256: str  # of the engine's carried state there; "" where there is none
+    market_ms: int
+    seen_ms: int
+
+
 Event = (
-    Bar | Quote | Trade | Mark | Funding | InstrumentChange | ModelChange | Gap | Command | Timer
+    Bar
+    | Quote
+    | Trade
+    | Mark
+    | Funding
+    | InstrumentChange
+    | ModelChange
+    | Gap
+    | Command
+    | Timer
+    | RunEnd
+    | Prune
 )
 
 # ---------------------------------------------------------------- what the model says
@@ -512,3 +546,6 @@ class Run(Struct, frozen=True):
     threads: int
     backend: str = ""  # what attends: "tiles" for a stream; "" without a model
     warnings: tuple[str, ...] = ()
+    torch_version: str = ""  # "" without a model, as the next
+    instruction_set: str = ""
+    libraries: str = ""  # JSON: the version of everything else that computes

@@ -351,7 +351,7 @@ def rich_steps() -> list[Step]:
     return made
 
 
-def write_run(path: Path, steps: list[Step], *, of: Run | None = None, end: bool = True) -> bytes:
+def write_run(path: Path, steps: list[Step], *, of: Run | None = None, end: bool = False) -> bytes:
     """Write *steps* as one run of the database *path*; return the chain's head."""
     log = SqlAuditLog.open(path, group_steps=64)
     log.begin(of or run())

@@ -150,11 +150,12 @@ async def stored_steps(path: Path) -> list[Step]:
 
 
 def compact(step: Step) -> dict[str, Any]:
-    """Return what *step* says, without what is absent and without the code's own version."""
+    """Return what *step* says, without what is absent and without what made it."""
     document: dict[str, Any] = msgspec.to_builtins(step, builtin_types=(bytes,))
     del document["state"]  # an encoding, held by the tests of recovery
     document["event"] = {"type": type(step.event).__name__, **document["event"]}
-    document["event"].pop("code_version", None)
+    for name in ("code_version", "torch_version", "instruction_set", "libraries"):
+        document["event"].pop(name, None)
     if document["decision"] is not None:
         del document["decision"]["gate_set"]  # one for the whole run, held by the hash
     return {name: value for name, value in _plain(document).items() if value not in (None, [])}

@@ -37,6 +37,11 @@ _PROBE_SEED: Final = 20_240_501
 _PROBE_CLIP: Final = 5.0  # features are clipped there
 
 
+def computing() -> tuple[str, str]:
+    """Return what a forecast's last bits depend on: torch's version and its instruction set."""
+    return str(torch.__version__), torch.backends.cpu.get_cpu_capability()
+
+
 def build(
     card: Mapping[str, Any],
     tensors: Mapping[str, Tensor],

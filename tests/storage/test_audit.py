@@ -233,19 +233,27 @@ def test_resume_returns_the_orders_that_rest(tmp_path: Path) -> None:
         log.close()
 
 
-def test_resume_clears_the_end_and_end_writes_it(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    cases.write_run(path, cases.plain_steps(3))
+def ended(path: Path) -> list[int | None]:
+    """Return when the run ended, as the reader and as the view say it."""
     with Reader.open(path) as reader:
-        assert reader.stored_run("r-1").ended_at_ms == START_MS + 1
+        (shown,) = reader.connection.execute("SELECT ended_at FROM v_runs").fetchone()
+        return [reader.ended_at_ms("r-1"), shown]
+
+
+def test_a_run_has_ended_where_its_last_step_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    steps = cases.plain_steps(4)
+    cases.write_run(path, steps[:3], end=True)
+    assert ended(path) == [START_MS + 1, START_MS + 1]
     log = SqlAuditLog.open(path)
     log.resume("r-1")
-    with Reader.open(path) as reader:
-        assert reader.stored_run("r-1").ended_at_ms is None
+    log.append_now(replace(steps[3], sequence=4))
+    log.flush()
+    assert ended(path) == [None, None]
     log.end(99)
     log.close()
-    with Reader.open(path) as reader:
-        assert reader.stored_run("r-1").ended_at_ms == 99
+    assert ended(path) == [99, 99]
+    assert holds(path)
 
 
 def test_resume_refuses_a_run_whose_tail_was_cut(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import storage_cases as cases
 from builders import MINUTE
+from msgspec.structs import replace
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
@@ -103,8 +104,8 @@ def test_a_pruned_chain_holds_from_where_it_was_cut(path: Path) -> None:
     assert prune(path, keep_days=1, pruned_at_ms=5) == [Pruning("r-1", 499, 500)]
     report = verify(path)
     assert report.holds
-    assert (report.pruned_until, report.steps) == (499, DAY)
-    assert stored(path) == STEPS[500:]
+    assert (report.pruned_until, report.steps) == (499, DAY + 1)
+    assert stored(path)[:-1] == STEPS[500:]
     assert path.stat().st_size < size * 0.85
 
 
@@ -124,17 +125,18 @@ def test_trades_survive_a_prune(path: Path) -> None:
 def test_a_pruned_run_resumes_as_before(path: Path) -> None:
     log = SqlAuditLog.open(path)
     before = log.resume("r-1")
-    log.end(1)
     log.close()
     prune(path, keep_days=1, pruned_at_ms=5)
     log = SqlAuditLog.open(path)
-    assert log.resume("r-1") == before
+    resumed = log.resume("r-1")
     log.close()
+    assert resumed.next_sequence == before.next_sequence + 1
+    assert resumed.account == before.account
+    for name in ("state", "last_open_ms", "last_funding_ms", "positions", "open_orders"):
+        assert getattr(resumed, name) == getattr(before, name), name
 
 
 def test_a_state_from_before_the_cut_is_kept(tmp_path: Path) -> None:
-    from msgspec.structs import replace
-
     path = tmp_path / "a.db"
     quiet = [replace(step, state=b"only" if step.sequence == 3 else None) for step in STEPS]
     cases.write_run(path, quiet)
@@ -150,7 +152,7 @@ def test_a_run_goes_on_after_a_prune_and_is_pruned_again(path: Path) -> None:
     log = SqlAuditLog.open(path)
     log.resume("r-1")
     for step in more:
-        log.append_now(step)
+        log.append_now(replace(step, sequence=step.sequence + 1))
     log.close()
     assert verify(path).holds
     assert prune(path, keep_days=1, pruned_at_ms=6) == [Pruning("r-1", 799, 300)]
@@ -207,8 +209,6 @@ def test_a_prune_is_refused_while_a_daemon_has_the_database(path: Path) -> None:
 
 
 def test_settlements_and_gaps_survive_a_prune(tmp_path: Path) -> None:
-    from msgspec.structs import replace
-
     path = tmp_path / "a.db"
     early = cases.rich_steps()[:9]
     late = [replace(step, sequence=step.sequence + 9) for step in STEPS]
@@ -217,7 +217,15 @@ def test_settlements_and_gaps_survive_a_prune(tmp_path: Path) -> None:
     with Reader.open(path) as reader:
         kinds = {kind for (kind,) in reader.connection.execute("SELECT kind FROM v_events")}
         resumed = reader.connection.execute("SELECT count(*) FROM v_gaps").fetchone()
-    assert kinds == {"instrument_change", "model_change", "gap", "funding", "command", "bar"}
+    assert kinds == {
+        "instrument_change",
+        "model_change",
+        "gap",
+        "funding",
+        "command",
+        "bar",
+        "prune",
+    }
     assert resumed == (1,)
     assert verify(path).holds
     assert MINUTE == 60_000

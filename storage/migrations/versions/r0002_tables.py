@@ -75,6 +75,16 @@ CREATE TABLE holdings (
  STRICT
     """,
     """
+CREATE TABLE models (
+    model_sha256 TEXT NOT NULL,
+    weights_sha256 TEXT NOT NULL,
+    card TEXT NOT NULL,
+    PRIMARY KEY (model_sha256)
+)
+ WITHOUT ROWID,
+ STRICT
+    """,
+    """
 CREATE TABLE orders (
     step INTEGER NOT NULL,
     ordinal INTEGER NOT NULL,
@@ -129,10 +139,15 @@ CREATE TABLE runs (
     dtype TEXT NOT NULL,
     threads INTEGER NOT NULL,
     backend TEXT NOT NULL,
+    torch_version TEXT NOT NULL,
+    instruction_set TEXT NOT NULL,
+    libraries TEXT NOT NULL,
     warnings TEXT NOT NULL,
+    previous_run_id TEXT,
+    previous_step_count INTEGER,
+    previous_head BLOB,
     opened_gate_sets INTEGER NOT NULL,
     opened_digest BLOB NOT NULL,
-    ended_at_ms INTEGER,
     step_count INTEGER NOT NULL,
     head_digest BLOB NOT NULL,
     PRIMARY KEY (run_key),
@@ -163,6 +178,7 @@ CREATE TABLE steps (
     account_unrealized_pnl INTEGER,
     equity INTEGER,
     state BLOB,
+    kept_sha256 BLOB,
     digest BLOB NOT NULL,
     PRIMARY KEY (step)
 )

@@ -65,7 +65,7 @@ def test_prune_says_from_where_the_chain_holds(
     assert "Run r-1: 100 steps dropped; the chain holds from step 100." in out
     code, out, _ = typed(capsys, "audit", "verify", "--db", path)
     assert code == 0
-    assert "is pruned until step 99 and holds from there: 1440 steps" in out
+    assert "is pruned until step 99 and holds from there: 1441 steps" in out
     code, out, _ = typed(capsys, "db", "prune", "--keep", 1, "--db", path, "--json")
     assert json.loads(out)["runs"] == [{"run_id": "r-1", "until_sequence": 99, "steps": 0}]
 

@@ -131,7 +131,7 @@ def test_bar_by_bar_runs_and_several_symbols_are_explained(tmp_path: Path) -> No
     database = explained_runs.replayed(tmp_path, symbols=("AAAUSDT", "BBBUSDT"), path="step")
     run_id = explained_runs.run_id(database)
     with Reader.open(database) as reader:
-        last = reader.stored_run(run_id).step_count - 1
+        last = reader.stored_run(run_id).step_count - 2  # the last step is the run's end
     names = set()
     for sequence in (last, last - 1):
         past = open_past(database, run_id, sequence)
