@@ -30,6 +30,7 @@ from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import HttpServer
 from tracepaper.daemon.models import load_forecaster, warnings_for
 from tracepaper.daemon.opening import Opened, Opening, filters_for, open_run, was_served
+from tracepaper.daemon.outside import Listener
 from tracepaper.daemon.ports import Think
 from tracepaper.daemon.runner import drive
 from tracepaper.daemon.supervisor import Supervisor
@@ -196,7 +197,8 @@ class Daemon:
                     waiting.set_result(step.sequence)
                 return self._hooks.watch(step)
 
-            await drive(feed, think, engine, audit, watch=watch)
+            heard = Listener(config.strategy.name)
+            await drive(feed, think, engine, audit, watch=watch, heard=heard)
 
     def _feed(
         self, opened: Opened, forecaster: Forecaster | None, rest: Rest, engine: Engine

@@ -70,8 +70,8 @@ def strategies_for(config: Config, forecaster: Forecaster | None) -> Callable[[]
                 context=context, horizon=config.gate.horizon, horizon_index=index
             )
         case name:
-            made_of = user_class(name)
-            return lambda: _user_strategy(made_of, dict(chosen.options), forecaster)
+            user_class(name)  # refused at once where it is none
+            return lambda: _user_strategy(name, dict(chosen.options), forecaster)
 
 
 def strategy_sha256(config: Config) -> str:
@@ -81,9 +81,9 @@ def strategy_sha256(config: Config) -> str:
 
 
 def _user_strategy(
-    made_of: type[Strategy], options: dict[str, object], forecaster: Forecaster | None
+    name: str, options: dict[str, object], forecaster: Forecaster | None
 ) -> Strategy:
-    strategy = user_strategy(made_of, options)
+    strategy = user_strategy(user_class(name), options, known_as=name)
     if strategy.needs_forecast and forecaster is not None:
         strategy.warmup = max(strategy.warmup, forecaster.context)
     return strategy

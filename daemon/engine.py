@@ -40,6 +40,7 @@ from tracepaper.strategies.types import (
     Position,
     Prune,
     Quote,
+    Reading,
     RunEnd,
     Signal,
     Step,
@@ -167,7 +168,7 @@ class Engine:
                 return self._plain(event, None)
             case Gap() | Trade():
                 return self._plain(event, event.instrument)
-            case Timer() | RunEnd() | Prune():
+            case Timer() | RunEnd() | Prune() | Reading():
                 return self._plain(event, None)
             case _:
                 assert_never(event)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.outside import Outside
 from tracepaper.daemon.ports import AuditLog, Feed, Think
-from tracepaper.strategies.types import Step
+from tracepaper.strategies.types import Reading, Step
 
 
 async def drive(
@@ -16,14 +17,19 @@ async def drive(
     audit: AuditLog,
     *,
     watch: Callable[[Step], bool] = lambda _step: True,
+    heard: Callable[[], Sequence[Outside]] = tuple,
 ) -> None:
     """Carry every event through the engine; stop if it cannot be recorded.
 
-    *watch* sees each step once it is stored, and ends the loop by returning False.
+    *watch* sees each step once it is stored, and ends the loop by returning False. *heard* returns
+    what a user's class has opened since it was asked last; each of it is a step of its own.
     """
     async for event in feed:
         answer = await think(event)
         step = engine.step(event, answer)
         await audit.append(step)
+        for item in heard():
+            reading = Reading(item.what, item.name, event.market_ms, event.seen_ms)
+            await audit.append(engine.step(reading, None))
         if not watch(step):
             return

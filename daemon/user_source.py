@@ -14,7 +14,9 @@ from typing import Final
 SUFFIXES: Final = (".py", ".so", ".pyd", ".pyc")
 """Files that hold code; a name with the first of them that exists is what Python imports."""
 
-_INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
+INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
+"""Names of the folders that hold packages."""
+
 _DYNAMIC: Final = frozenset({"import_module", "__import__"})
 
 
@@ -77,7 +79,7 @@ def _imported(path: Path, root: Path) -> Iterator[Path]:
     package = path.parent.relative_to(root).parts
     alone = package[:1] or (path.stem,)
     for name in _names(ast.parse(path.read_bytes()), package):
-        if root.name in _INSTALLED and name[:1] != alone:
+        if root.name in INSTALLED and name[:1] != alone:
             continue
         folder = root
         for part in name:

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from tracepaper.daemon import outside
+from tracepaper.daemon.user_source import own_folder
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.strategy import Outlook, Strategy
 from tracepaper.strategies.types import Action, Bar, Gate, Signal
@@ -34,6 +36,8 @@ def user_class(name: str) -> type[Strategy]:
     try:
         with _foreign(name, "when it was imported"):
             found = getattr(importlib.import_module(module_name), class_name)
+            if isinstance(found, type):
+                outside.belongs(name, own_folder(found))
     except StrategyFailed as error:
         if not isinstance(error.__cause__, (ImportError, AttributeError)):
             raise
@@ -48,14 +52,18 @@ def user_class(name: str) -> type[Strategy]:
     return found
 
 
-def user_strategy(made_of: type[Strategy], options: dict[str, object]) -> Strategy:
+def user_strategy(
+    made_of: type[Strategy], options: dict[str, object], *, known_as: str = ""
+) -> Strategy:
     """Return an object of the user's class, guarded; its constructor takes *options*.
+
+    *known_as* is the name by which the configuration calls it: what it opens is kept under that.
 
     Raises ``ConfigInvalid`` where it refuses them or declares what cannot be, and
     ``StrategyFailed`` where it fails otherwise.
     """
     try:
-        with _foreign(made_of.__name__, "when it was made"):
+        with _foreign(made_of.__name__, "when it was made", known_as):
             strategy = made_of(options)  # type: ignore[call-arg]
     except StrategyFailed as error:
         if not isinstance(error.__cause__, (TypeError, ValueError, KeyError)):
@@ -64,16 +72,19 @@ def user_strategy(made_of: type[Strategy], options: dict[str, object]) -> Strate
             f"{made_of.__name__} refused [strategy.options] ({error.__cause__}); correct them, and "
             "let its __init__ take them as one dictionary."
         ) from error
-    _check(strategy)
-    return _Guarded(strategy)
+    with outside.foreign(known_as):
+        _check(strategy)
+        return _Guarded(strategy, known_as)
 
 
 class _Guarded(Strategy):
     """Asks the user's strategy, and believes only what a strategy may answer."""
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy, known_as: str) -> None:
         self._strategy = strategy
         self._name = type(strategy).__name__
+        self._observing = _foreign(self._name, "in observe", known_as)
+        self._deciding = _foreign(self._name, "in decide", known_as)
         self.gates = frozenset(strategy.gates)
         self.warmup = strategy.warmup
         self.horizon = strategy.horizon
@@ -81,11 +92,11 @@ class _Guarded(Strategy):
         self.twins = tuple(strategy.twins)
 
     def observe(self, bar: Bar) -> None:
-        with _foreign(self._name, "in observe"):
+        with self._observing:
             self._strategy.observe(bar)
 
     def decide(self, outlook: Outlook) -> Signal:
-        with _foreign(self._name, "in decide"):
+        with self._deciding:
             signal = self._strategy.decide(outlook)
         if type(signal) is not Signal or not isinstance(signal.action, Action):
             raise StrategyFailed(
@@ -95,7 +106,7 @@ class _Guarded(Strategy):
 
     def _believed(self, signal: Signal) -> Signal:
         reason, strength = signal.reason, signal.strength
-        if not isinstance(reason, str) or len(reason) > REASON_LONGEST or not reason.isprintable():
+        if type(reason) is not str or len(reason) > REASON_LONGEST or not reason.isprintable():
             raise StrategyFailed(
                 f"{self._name} gave the reason {_short(reason)}; give one line of at most "
                 f"{REASON_LONGEST} printable characters."
@@ -120,12 +131,14 @@ class _foreign:  # noqa: N801 - read as a phrase: with _foreign(…)
     Errors of ours pass, and so do exits, which are no errors.
     """
 
-    def __init__(self, name: str, doing: str) -> None:
+    def __init__(self, name: str, doing: str, known_as: str = "") -> None:
         self._name = name
         self._doing = doing
+        self._watched = outside.foreign(known_as or name)
 
     def __enter__(self) -> None:
         """Let the user's code begin."""
+        self._watched.__enter__()
 
     def __exit__(
         self,
@@ -133,6 +146,7 @@ class _foreign:  # noqa: N801 - read as a phrase: with _foreign(…)
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._watched.__exit__()
         if not isinstance(error, Exception) or isinstance(error, TracepaperError):
             return
         frames = traceback.extract_tb(trace)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final
@@ -12,13 +12,14 @@ import msgspec
 
 from tracepaper.daemon.describing import started
 from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.outside import Listener, Outside
 from tracepaper.daemon.ports import Think
 from tracepaper.daemon.runner import drive
 from tracepaper.daemon.thinker import InlineThinker, Memory, no_model
 from tracepaper.replay.assembly import Replay
 from tracepaper.replay.scan import ScanThinker
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.types import Answer, Bar, Event, ModelChange, Step
+from tracepaper.strategies.types import Answer, Bar, Event, ModelChange, Reading, Step
 
 BREATH_EVENTS: Final = 4_096
 """Events after which the loop lets other tasks, such as a signal's, run."""
@@ -70,7 +71,7 @@ class ActingAudit:
 
     async def append(self, step: Step) -> None:
         """Buffer *step* if it holds an order, a fill or the start of the run."""
-        if step.orders or step.fills or isinstance(step.event, ModelChange):
+        if step.orders or step.fills or isinstance(step.event, ModelChange | Reading):
             self._append_now(msgspec.structs.replace(step, sequence=self._next))
             self._next += 1
 
@@ -108,10 +109,11 @@ async def run_events(
     tally: Tally,
     *,
     acting_only: bool = False,
+    heard: Callable[[], Sequence[Outside]] = tuple,
 ) -> None:
     """Drive known *events* into *audit*; what is recorded is whole wherever it stops."""
     log = ActingAudit(audit) if acting_only else GroupedAudit(audit)
-    await drive(KnownFeed(events), think, engine, log, watch=tally.watch)
+    await drive(KnownFeed(events), think, engine, log, watch=tally.watch, heard=heard)
     audit.flush()
     tally.progress(tally.bars)
 
@@ -123,7 +125,15 @@ async def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
     start = started(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
     events = thinking.ahead(chain((start,), replay.feed.events()))
     acting_only = ACTING_ONLY in replay.run.warnings
-    await run_events(events, thinking.think, replay.engine, audit, tally, acting_only=acting_only)
+    await run_events(
+        events,
+        thinking.think,
+        replay.engine,
+        audit,
+        tally,
+        acting_only=acting_only,
+        heard=Listener(replay.run.strategy),
+    )
 
 
 @dataclass(frozen=True)

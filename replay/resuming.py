@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tracepaper.daemon.config import restore
 from tracepaper.daemon.describing import continues, started
+from tracepaper.daemon.outside import Listener
 from tracepaper.daemon.recovery import restore_engine
 from tracepaper.replay.assembly import build
 from tracepaper.replay.backtest import ACTING_ONLY, Tally, run_events, thinking_over
@@ -69,7 +70,8 @@ async def resume_replay(
         market_ms=max(resumed.last_open_ms.values(), default=run.period_start_ms),
     )
     events = thinking.ahead(chain((start,), rest))
-    await run_events(events, thinking.think, replay.engine, audit, tally)
+    heard = Listener(run.strategy)
+    await run_events(events, thinking.think, replay.engine, audit, tally, heard=heard)
     return run_id
 
 

@@ -20,6 +20,7 @@ from rich.text import Text
 from tracepaper.strategies.errors import DataInvalid
 
 FILLS_SHOWN: Final = 8
+OPENED_SHOWN: Final = 5
 BAR_WIDTH: Final = 28
 
 
@@ -159,6 +160,10 @@ def show(console: Console, summary: Summary) -> None:
     console.print(Panel(lines, title=title, title_align="left", border_style="dim"))
     for warning in json.loads(run["warnings"] or "[]"):
         console.print(Text(f"Warning: {warning}.", style="yellow"))
+    if opened := json.loads(run["opened"]):
+        shown = ", ".join(opened[:OPENED_SHOWN]) + (" and more" * (len(opened) > OPENED_SHOWN))
+        text = f"The strategy opened {shown}; a decision that depends on it cannot be re-derived."
+        console.print(Text(text, style="yellow"))
     console.print(_account_table(summary))
     if summary.fills:
         console.print(_fill_table(summary))

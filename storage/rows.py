@@ -25,6 +25,7 @@ from tracepaper.strategies.types import (
     ModelChange,
     Prune,
     Quote,
+    Reading,
     RunEnd,
     Source,
     Timer,
@@ -74,6 +75,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "timer": Timer,
     "end": RunEnd,
     "prune": Prune,
+    "reading": Reading,
 }
 EVENT_KINDS: Final = {type_: kind for kind, type_ in EVENT_TYPES.items()}
 

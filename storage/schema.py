@@ -197,6 +197,8 @@ events: Final = Table(
     _text("content"),  # JSON of the event's remaining fields
     sqlite_strict=True,
 )
+# So that a run's row finds what its strategy opened among millions of quotes.
+Index("events_reading", events.c.step, sqlite_where=events.c.kind == "reading")
 
 answers: Final = Table(
     "answers",

@@ -71,6 +71,12 @@ V_RUNS: Final = View(
         Column("instruction_set", "r.instruction_set", "what torch computes with; else empty"),
         Column("libraries", "r.libraries", "JSON: versions of what else computes"),
         Column("warnings", "r.warnings", "JSON array of sentences"),
+        Column(
+            "opened",
+            "(SELECT json_group_array(json_extract(e.content, '$.name')) FROM events e "
+            f"WHERE e.kind = 'reading' AND {in_run('e')})",
+            "JSON array: files, addresses and programs that a user's class opened",
+        ),
         Column("step_count", "r.step_count", "steps stored"),
         digest("head_digest", "r.head_digest", "digest of the last step; keep a copy elsewhere"),
     ),
@@ -146,7 +152,7 @@ V_EVENTS: Final = View(
             "kind",
             "u.kind",
             "`bar`, `quote`, `trade`, `mark`, `funding`, `instrument_change`, `model_change`, "
-            "`gap`, `command`, `timer`, `end` or `prune`",
+            "`gap`, `command`, `timer`, `end`, `prune` or `reading`",
         ),
         Column("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
         *moment("market_ms", "u.market_ms", "market time of the event"),

@@ -243,6 +243,15 @@ class Prune(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
+class Reading(Struct, frozen=True, gc=False):
+    """A user's class opened something beside its arguments: a decision may depend on it."""
+
+    what: str  # "file", "address" or "program"
+    name: str
+    market_ms: int
+    seen_ms: int
+
+
 Event = (
     Bar
     | Quote
@@ -256,6 +265,7 @@ Event = (
     | Timer
     | RunEnd
     | Prune
+    | Reading
 )
 
 # ---------------------------------------------------------------- what the model says

@@ -40,6 +40,7 @@ from tracepaper.strategies.types import (
     OrderStatus,
     Position,
     Quote,
+    Reading,
     Regime,
     Run,
     RunKind,
@@ -299,6 +300,7 @@ def other_events() -> list[Event]:
         Funding(BTC.id, -1_000_000, **at),
         Command(CommandKind.HALT, "lunch, it's 'noon'", **at),
         Timer(**at),
+        Reading("file", "/data/BTCUSDT.csv", **at),
     ]
 
 

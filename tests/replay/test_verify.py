@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import own_strategies as own
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
+from rich.console import Console
 
 from tracepaper.daemon.config import Config, load
 from tracepaper.replay.assembly import build
@@ -22,6 +26,7 @@ from tracepaper.replay.parity import Parity, Source, compare_runs
 from tracepaper.replay.rerun import rerun_recorded
 from tracepaper.replay.resuming import resume_replay
 from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.replay.summary import show, summarise
 from tracepaper.replay.verify import Verification, verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
@@ -289,3 +294,32 @@ def test_a_run_that_grows_meanwhile_is_verified_as_far_as_it_was(
         assert reader.stored_run(run_id).step_count > before
     assert found.holds
     assert found.steps == before
+
+
+READS = own.source(
+    observe="open('{path}').close()",
+    decide="return by(bar.close > bar.open)",
+)
+
+
+def test_what_a_class_opens_is_on_its_run_which_still_follows(
+    tmp_path: Path, walk: Candles
+) -> None:
+    table = tmp_path / "hourly.csv"
+    table.write_text("1")
+    (tmp_path / "reads_a_table.py").write_text(READS.replace("{path}", str(table)))
+    path = tmp_path / "run.db"
+    with own.importable(tmp_path):
+        run_id = replayed(path, walk, strategy={"name": "reads_a_table:Mine"})
+        assert verified(path).holds
+    with Reader.open(path) as reader:
+        assert verify_chain(reader.connection, reader.find("last")).holds
+        (opened,) = reader.connection.execute("SELECT opened FROM v_runs").fetchone()
+        content = "SELECT content FROM v_events WHERE kind = 'reading'"
+        (said,) = reader.connection.execute(content).fetchall()
+    assert json.loads(opened) == [str(table)]
+    assert json.loads(said[0]) == {"what": "file", "name": str(table)}
+    shown = io.StringIO()
+    console = Console(file=shown, width=500)
+    show(console, summarise(path, run_id))
+    assert f"The strategy opened {table};" in shown.getvalue()

@@ -344,6 +344,7 @@ CREATE TABLE twin_steps (
  WITHOUT ROWID,
  STRICT
     """,
+    "CREATE INDEX events_reading ON events (step) WHERE kind = 'reading'",
     "CREATE INDEX steps_sequence ON steps (step & 268435455)",
 )
 

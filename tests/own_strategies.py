@@ -1,0 +1,48 @@
+"""Users' strategies as small files: honest ones, and every leak that people write."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HEAD = """
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action, Signal
+
+def by(rises):
+    return Signal(Action.LONG if rises else Action.FLAT, "as it says")
+"""
+
+
+def source(
+    *, top: str = "", init: str = "pass", observe: str = "pass", decide: str = "return by(True)"
+) -> str:
+    """Return a module with a class ``Mine``, whose methods have these bodies."""
+    return (
+        f"{top}\n{HEAD}\n\nclass Mine(Strategy):\n"
+        f"    def __init__(self, options):\n{_body(init)}\n"
+        f"    def observe(self, bar):\n{_body(observe)}\n"
+        f"    def decide(self, outlook):\n        bar = outlook.bar\n{_body(decide)}\n"
+    )
+
+
+def _body(text: str) -> str:
+    return "\n".join(f"        {line}" for line in text.strip("\n").splitlines())
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Let Python import from *folder*, and forget afterwards what it did."""
+    known, bytecode = set(sys.modules), sys.dont_write_bytecode
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        sys.dont_write_bytecode = bytecode
+        for name in set(sys.modules) - known:
+            if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+                del sys.modules[name]
