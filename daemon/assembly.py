@@ -31,7 +31,7 @@ from tracepaper.daemon.http.server import HttpServer
 from tracepaper.daemon.models import load_forecaster, warnings_for
 from tracepaper.daemon.opening import Opened, Opening, filters_for, open_run, was_served
 from tracepaper.daemon.outside import Listener
-from tracepaper.daemon.ports import Think
+from tracepaper.daemon.ports import Clock, Think
 from tracepaper.daemon.runner import drive
 from tracepaper.daemon.supervisor import Supervisor
 from tracepaper.daemon.thinker import WorkerThinker, no_model
@@ -72,7 +72,13 @@ class Daemon:
     """One live (or demo) run, from its start to its orderly end."""
 
     def __init__(
-        self, config: Config, database: Path, *, kind: RunKind, hooks: Hooks | None = None
+        self,
+        config: Config,
+        database: Path,
+        *,
+        kind: RunKind,
+        hooks: Hooks | None = None,
+        clock: Clock | None = None,
     ) -> None:
         model = config.execution.model
         execution = FillModel.NEXT_OPEN if model == "next_open" else FillModel.QUOTE
@@ -81,7 +87,7 @@ class Daemon:
         self._database = database
         self._kind = kind
         self._hooks = hooks or Hooks()
-        self._clock = SystemClock(config.exchange.time_scale)
+        self._clock = clock or SystemClock(config.exchange.time_scale)
         self._rng = random.Random()  # noqa: S311 - jitter between retries, nothing that is kept
         self._supervisor = Supervisor(clock=self._clock, pulse=self._pulse)
         self._commands: dict[int, asyncio.Future[int]] = {}

@@ -13,6 +13,7 @@ from typing import Any
 from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker
 
 from tracepaper.daemon.assembly import Daemon, Hooks
+from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config import load
 from tracepaper.replay.verify import verify_run
 from tracepaper.storage.chain import verify_chain
@@ -20,6 +21,17 @@ from tracepaper.storage.reader import Reader
 from tracepaper.strategies.types import RunKind, Step
 
 DEADLINE_S = 10.0
+
+
+class ServersClock(SystemClock):
+    """A clock that is always as right as the scripted server's, whose minutes pass in no time."""
+
+    def __init__(self, server: ScriptedServer) -> None:
+        super().__init__()
+        self._server = server
+
+    def market_ms(self) -> int:
+        return self._server.server_ms
 
 
 class Running:
@@ -130,7 +142,13 @@ async def daemon(
         return True
 
     config = load(None, settings(server, **sections))
-    made = Daemon(config, database, kind=RunKind.LIVE, hooks=Hooks(watch=watch))
+    made = Daemon(
+        config,
+        database,
+        kind=RunKind.LIVE,
+        hooks=Hooks(watch=watch),
+        clock=ServersClock(server),
+    )
     running = Running(server, asyncio.create_task(made.run()))
     holder.append(running)
     try:

@@ -365,7 +365,8 @@ async def test_a_daemon_killed_at_any_step_goes_on_with_nothing_lost(tmp_path: P
     database = tmp_path / "run.db"
     config = tmp_path / "run.toml"
     async with ScriptedServer() as server:
-        config.write_text(render(load(None, settings(server))))
+        hasty = {"time_scale": 100, "ahead_ms": 20_000}  # minutes pass in no time
+        config.write_text(render(load(None, settings(server, exchange=hasty))))
         for decided, lived in ((0, 11), (11, 17)):
             async with killed_daemon(server, config, database) as running:
                 running.minute = decided
