@@ -48,6 +48,7 @@ bench: $(STAMP)
 	$(BIN)/tracepaper bench replay
 
 campaign: $(STAMP)
+	$(BIN)/python tests/campaign_engine.py
 	$(BIN)/python tests/campaign_parity.py
 	$(BIN)/python tests/campaign_live.py
 	$(BIN)/python tests/campaign.py --rounds 100 --jobs 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +16,7 @@ from tracepaper.strategies.types import (
     MONEY_LIMIT,
     MONEY_SCALE,
     Category,
+    CommandKind,
     Fill,
     Instrument,
     Order,
@@ -25,6 +26,9 @@ from tracepaper.strategies.types import (
 
 NOTIONAL_MOST: Final = MONEY_LIMIT // 4 // MONEY_SCALE * MONEY_SCALE
 """Of one order: money is an integer of 64 bits, and prices may still rise."""
+FILL_WITHIN_MS: Final = 10_000
+FLATTEN: Final = CommandKind.FLATTEN.value
+"""The reason of an order that the operator wants: it waits for a quote as long as it takes."""
 
 
 class OrderEvent(StrEnum):
@@ -60,24 +64,45 @@ class BrokerState(Struct, frozen=True):
     """What a broker carries from step to step."""
 
     wanted: int = 0
-    rejected: int | None = None
+    reason: str = ""
     renewed_ms: int = 0
     order: Order | None = None
+
+
+class Sent(NamedTuple):
+    """What a wish came to: every order that changed, and why none could be sent where one should.
+
+    A refusal is computed anew each time that the wish is repeated: it is no order and no trade.
+    """
+
+    orders: tuple[Order, ...]
+    refusal: str | None
+
+
+UNCHANGED: Final = Sent((), None)
 
 
 class Broker:
     """At most one resting order: a new wish nets with it and replaces it in the same step."""
 
-    def __init__(self, instrument: Instrument, terms: Terms, *, latency_ms: int) -> None:
+    def __init__(
+        self,
+        instrument: Instrument,
+        terms: Terms,
+        *,
+        latency_ms: int,
+        fill_within_ms: int = FILL_WITHIN_MS,
+    ) -> None:
         self._instrument = instrument
         self._notional = Notional.of(instrument)
         self._spot = instrument.category is Category.SPOT
         self._fee = terms.taker_fee
         self._latency_ms = latency_ms
+        self._fill_within_ms = fill_within_ms
         self.order: Order | None = None
         self.wanted = 0  # the target last decided, whether or not it could be reached
+        self.reason = ""  # why it is wanted
         self.renewed_ms = 0  # open time of the bar whose decision was last allowed
-        self._rejected: int | None = None  # a target refused by the filters is not sent again
 
     def change(self, instrument: Instrument) -> None:
         """Take the exchange's new filters; what rests was accepted under the old ones."""
@@ -85,11 +110,11 @@ class Broker:
 
     def state(self) -> BrokerState:
         """Return what must survive a restart."""
-        return BrokerState(self.wanted, self._rejected, self.renewed_ms, self.order)
+        return BrokerState(self.wanted, self.reason, self.renewed_ms, self.order)
 
     def restore(self, state: BrokerState) -> None:
         """Take over what survived a restart."""
-        self.wanted, self._rejected = state.wanted, state.rejected
+        self.wanted, self.reason = state.wanted, state.reason
         self.renewed_ms, self.order = state.renewed_ms, state.order
 
     def fill(self, fill: Fill) -> Order:
@@ -104,6 +129,20 @@ class Broker:
         self.order = None if whole else after
         return after
 
+    def expire(self, market_ms: int) -> Order | None:
+        """Return the resting order as CANCELED where no quote filled it in time, else None."""
+        order = self.order
+        if order is None or market_ms - order.eligible_ms <= self._fill_within_ms:
+            return None
+        if order.reason == FLATTEN:
+            return None
+        return self._canceled(order, f"no quote filled it within {self._fill_within_ms:,} ms")
+
+    def _canceled(self, order: Order, reason: str) -> Order:
+        self.order = None
+        status = advance(order.status, OrderEvent.CANCEL)
+        return msgspec.structs.replace(order, status=status, reason=reason)
+
     def submit(
         self,
         target: int,
@@ -114,29 +153,39 @@ class Broker:
         reason: str,
         at_ms: int,
         cash: int = MONEY_LIMIT,
-    ) -> tuple[Order, ...]:
-        """Make position plus resting order reach *target*; return every order that changed.
+        by_command: bool = False,
+    ) -> Sent:
+        """Make position plus resting order reach *target*, where the exchange would take an order.
 
         *held* is the position, *price* the newest close (for what depends on the notional),
         *at_ms* market time of the decision, *cash* what a spot buy can be paid from. A reversal
-        is one order.
+        is one order. What is refused *by_command* has no decision to say so: its order is kept,
+        REJECTED.
         """
         resting_leads_there = self.order is not None and target == self.wanted
-        self.wanted = target
+        if target != self.wanted:
+            self.wanted, self.reason = target, reason
         if resting_leads_there:
-            return ()
+            return UNCHANGED
+        changed: tuple[Order, ...] = ()
+        if (order := self.order) is not None:
+            changed = (self._canceled(order, order.reason),)
+        needed = target - held
         # The fee of a spot buy is paid in base, so a target within one step is reached.
         near = self._instrument.quantity_step if self._spot else 0
-        needed = target - held
-        changed: list[Order] = []
-        if (order := self.order) is not None:
-            status = advance(order.status, OrderEvent.CANCEL)
-            changed.append(msgspec.structs.replace(order, status=status))
-            self.order = None
-        if abs(needed) > near and target != self._rejected:
-            placed = self._placed(needed, order_id, reason, at_ms)
-            changed.append(self._sent(placed, target, price=price, cash=cash))
-        return tuple(changed)
+        if abs(needed) <= near:
+            return Sent(changed, None)
+        placed = self._placed(needed, order_id, reason, at_ms)
+        refusal = self._refusal(placed, price, reduces=target == 0, cash=cash)
+        if refusal is None:
+            self.order = msgspec.structs.replace(
+                placed, status=advance(placed.status, OrderEvent.ACCEPT)
+            )
+            return Sent((*changed, self.order), None)
+        if by_command:
+            status = advance(placed.status, OrderEvent.REJECT)
+            changed += (msgspec.structs.replace(placed, status=status, reason=refusal),)
+        return Sent(changed, refusal)
 
     def _placed(self, needed: int, order_id: str, reason: str, at_ms: int) -> Order:
         """Return the new order for *needed* (signed), before the exchange has seen it."""
@@ -147,7 +196,7 @@ class Broker:
             order_id,
             self._instrument.id,
             Side.BUY if needed > 0 else Side.SELL,
-            quantity,
+            quantity - quantity % self._instrument.quantity_step,
             0,
             OrderStatus.NEW,
             reason,
@@ -155,36 +204,30 @@ class Broker:
             at_ms + self._latency_ms,
         )
 
-    def _sent(self, order: Order, target: int, *, price: int, cash: int) -> Order:
-        """Return *order* as the exchange answers it; it rests if it was accepted."""
-        refusal = self._refusal(order.quantity, price, reduces=target == 0)
-        buys_spot = self._spot and order.side is Side.BUY
-        if refusal is None and buys_spot and self._notional(price, order.quantity) > cash:
-            refusal = "cash does not cover it"
-        event = OrderEvent.ACCEPT if refusal is None else OrderEvent.REJECT
-        answered = msgspec.structs.replace(
-            order, status=advance(order.status, event), reason=refusal or order.reason
-        )
-        self._rejected = None if refusal is None else target
-        self.order = answered if refusal is None else None
-        return answered
-
     def _grossed_up(self, quantity: int) -> int:
         """Return what to buy so that *quantity* is left after the fee, which is paid in base."""
         step = self._instrument.quantity_step
         gross = -(-quantity * MONEY_SCALE // (MONEY_SCALE - self._fee))
         return -(-gross // step) * step
 
-    def _refusal(self, quantity: int, price: int, *, reduces: bool) -> str | None:
-        """Return why the exchange would refuse such an order, or None."""
-        item = self._instrument
-        if quantity % item.quantity_step:
-            return "quantity is no multiple of the step"
+    def _refusal(self, order: Order, price: int, *, reduces: bool, cash: int) -> str | None:
+        """Return why the exchange would refuse *order*, or None."""
+        item, quantity = self._instrument, order.quantity
+        if quantity == 0:
+            return f"what is missing is less than the step {self._text(item.quantity_step)}"
         if quantity < item.min_quantity:
-            return f"quantity below {unscaled(item.min_quantity, item.quantity_decimals)}"
+            return f"quantity below {self._text(item.min_quantity)}"
         if item.max_quantity and quantity > item.max_quantity:
-            return f"quantity above {unscaled(item.max_quantity, item.quantity_decimals)}"
-        return None if reduces else self._notional_refusal(self._notional(price, quantity))
+            return f"quantity above {self._text(item.max_quantity)}"
+        notional = self._notional(price, quantity)
+        if not reduces and (refusal := self._notional_refusal(notional)) is not None:
+            return refusal
+        if self._spot and order.side is Side.BUY and notional > cash:
+            return "cash does not cover it"
+        return None
+
+    def _text(self, quantity: int) -> str:
+        return unscaled(quantity, self._instrument.quantity_decimals)
 
     def _notional_refusal(self, notional: int) -> str | None:
         least = self._instrument.min_notional

@@ -215,6 +215,7 @@ def build_engine(
         ),
         period_start_ms=period_start_ms,
         latency_ms=config.execution.latency_ms,
+        fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
         flat_on_refusal=config.gate.on_refusal == "flat",
         horizon_index=index,
         slope=slope,

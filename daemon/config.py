@@ -95,7 +95,10 @@ class Config(BaseModel):
     def sha256(self) -> str:
         """Return the hash of the sections that decide a run."""
         document = self.document()
-        decisive = _json({name: document[name] for name in HASHED_SECTIONS})
+        tables = {name: document[name] for name in HASHED_SECTIONS}
+        # Waits of the wall are compared with market time at this pace, so it decides as well.
+        tables["exchange"] = {"time_scale": document["exchange"]["time_scale"]}
+        decisive = _json(tables)
         return hashlib.sha256(decisive.encode()).hexdigest()
 
 

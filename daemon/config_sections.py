@@ -251,6 +251,8 @@ class Execution(Section):
     """quote (first quote after latency), next_open, or auto: quotes where the run has them."""
     latency_ms: int = Field(default=100, ge=0, le=600_000)
     """Market milliseconds from decision to the first quote that may fill."""
+    fill_within_ms: int = Field(default=10_000, ge=100, le=86_400_000)
+    """Wall milliseconds after that: an order that no quote has filled by then is canceled."""
     taker_fee: Annotated[Exact, Field(ge=0, le=Decimal("0.1"))] | None = None
     """Fraction of notional; if absent the category's: 0.00055 linear, 0.001 spot."""
     slippage_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(0)
@@ -271,7 +273,7 @@ class Risk(Section):
     max_daily_loss: Positive | None = None
     """Largest loss in one UTC day, in quote currency."""
     max_daily_trades: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Most fills in one UTC day."""
+    """Most trades in one UTC day: orders of which at least a part was filled."""
 
 
 class AccountRules(Section):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from tracepaper.daemon.broker import Broker
 from tracepaper.daemon.state import EngineSettings
 from tracepaper.storage.digest import DecisionHash, WindowHash
+from tracepaper.strategies.exact import unscaled
 from tracepaper.strategies.gate import Evidence, GateBench, is_finite_forecast
 from tracepaper.strategies.plausible import Plausibility
 from tracepaper.strategies.regime import next_regime
@@ -31,6 +34,7 @@ from tracepaper.strategies.types import (
 
 INTEGRITY: Final = frozenset(INTEGRITY_GATES)
 _JUDGEMENT: Final = frozenset(JUDGEMENT_GATES)
+_ENTRIES: Final = frozenset({Action.LONG, Action.SHORT})
 
 
 class Desk:
@@ -135,6 +139,15 @@ class Desk:
             self.regime,
         )
         return self.decision
+
+    def unfilled(self, decision: Decision, refusal: str | None) -> Decision:
+        """Return *decision* with the reason why its target is neither reached nor ordered."""
+        if refusal is None and decision.target_quantity == 0 and decision.action in _ENTRIES:
+            step = unscaled(self.instrument.quantity_step, self.instrument.quantity_decimals)
+            refusal = f"size below the step {step}"
+        if decision.unfilled_reason != refusal:
+            self.decision = decision = replace(decision, unfilled_reason=refusal)
+        return decision
 
     def see(
         self, bar: Bar, last: Bar | None, answer: Answer, *, running: bool, finite: bool | None

@@ -11,6 +11,7 @@ from typing import Final, TypeVar, assert_never
 
 import msgspec
 
+from tracepaper.daemon.broker import FLATTEN, UNCHANGED, Sent
 from tracepaper.daemon.desk import INTEGRITY, Desk, checked
 from tracepaper.daemon.ledger import Ledger
 from tracepaper.daemon.risk import RiskWatch
@@ -83,7 +84,13 @@ class Engine:
 
     def _open_ledger(self) -> Ledger:
         given = self._settings
-        return Ledger(self._instruments, given.terms, cash=given.cash, latency_ms=given.latency_ms)
+        return Ledger(
+            self._instruments,
+            given.terms,
+            cash=given.cash,
+            latency_ms=given.latency_ms,
+            fill_within_ms=given.fill_within_ms,
+        )
 
     # ------------------------------------------------------------ seams
 
@@ -179,6 +186,8 @@ class Engine:
         if last is not None and bar.open_time_ms <= last.open_time_ms:
             return self._plain(bar, bar.instrument, accepted=False)
         fills, orders, twin_fills = _NOTHING if self._by_quotes else self._fill(Ledger.at_open, bar)
+        if self._by_quotes:
+            orders = self._expire(bar.instrument, bar.market_ms)
         if not desk.marked:
             self._mark(bar.instrument, bar.close)
         desk.marked = False
@@ -191,8 +200,12 @@ class Engine:
         forecast = answer if isinstance(answer, Forecast) else None
         signal = desk.wish(bar, forecast)
         decision = self._decide(desk, bar, signal, forecast)
-        if decision.action is not Action.HOLD:
-            orders += self._submit(self._ledger, bar, decision.target_quantity, decision)
+        if decision.allowed or decision.action is not Action.HOLD:
+            sent = self._submit(
+                self._ledger, bar, decision.target_quantity, decision.action, decision.reason
+            )
+            orders += sent.orders
+            decision = desk.unfilled(decision, sent.refusal)
         if self._twins:
             self._decide_twins(desk, bar, signal, forecast, decision)
         return self._finish(
@@ -214,6 +227,8 @@ class Engine:
         if (filled := against(self._ledger, event)) is not None:
             fills, orders = (filled[0],), (filled[1],)
             self._dirty = True
+            if self._risk.active and filled[0].quantity == filled[1].filled:
+                self._risk.count_trade(filled[0].filled_ms)
         if not self._twins:
             return fills, orders, _NO_TWINS
         twin_fills = {}
@@ -222,6 +237,16 @@ class Engine:
                 twin_fills[name] = filled[0]
                 self._dirty = True
         return fills, orders, twin_fills
+
+    def _expire(self, instrument: str, market_ms: int) -> tuple[Order, ...]:
+        """Cancel what no quote filled in time, in every account; return the run's own order."""
+        own = self._ledger.brokers[instrument].expire(market_ms)
+        if own is not None:
+            self._dirty = True
+        for twin in self._twins.values():
+            if twin.brokers[instrument].expire(market_ms) is not None:
+                self._dirty = True
+        return () if own is None else (own,)
 
     def _decide(self, desk: Desk, bar: Bar, signal: Signal, forecast: Forecast | None) -> Decision:
         broker = self._ledger.brokers[bar.instrument]
@@ -257,45 +282,44 @@ class Engine:
             return
         for name in desk.strategy.twins:
             twin = self._twins[name]
+            broker = twin.brokers[bar.instrument]
             if signal.action is Action.HOLD:
-                if desk.expired(bar, twin.brokers[bar.instrument]):
-                    self._submit(twin, bar, 0, decision, reason="horizon")
-                continue
-            if signal.action is not Action.FLAT:
-                self._renew(twin, desk, bar)
-            standing = twin.brokers[bar.instrument].wanted
-            target = desk.sizer.target(signal, bar, forecast, standing=standing)
-            self._submit(twin, bar, target, decision, reason=signal.reason)
+                target = 0 if desk.expired(bar, broker) else broker.wanted
+                reason = "horizon" if target != broker.wanted else signal.reason
+            else:
+                if signal.action is not Action.FLAT:
+                    self._renew(twin, desk, bar)
+                target = desk.sizer.target(signal, bar, forecast, standing=broker.wanted)
+                reason = signal.reason
+            self._submit(twin, bar, target, signal.action, reason)
 
-    def _submit(
-        self, ledger: Ledger, bar: Bar, target: int, decision: Decision, *, reason: str = ""
-    ) -> tuple[Order, ...]:
+    def _submit(self, ledger: Ledger, bar: Bar, target: int, action: Action, reason: str) -> Sent:
+        """Ask for *target*; what HOLD leaves wanted is wanted for its own reason."""
         broker = ledger.brokers[bar.instrument]
         before = broker.wanted
         held = ledger.portfolio.holdings[bar.instrument].quantity
         if target == before == held and broker.order is None:
-            return ()  # as at most bars
-        changed = ledger.submit(
+            return UNCHANGED  # as at most bars
+        sent = ledger.submit(
             bar.instrument,
             target,
             order_id=f"{self.sequence}-0",
             price=bar.close,
-            reason=reason or decision.reason,
+            reason=broker.reason if target == before and action is Action.HOLD else reason,
             at_ms=bar.market_ms,
         )
-        if changed or before != target:
+        if sent.orders or before != target:
             self._dirty = True
-            if changed and ledger is self._ledger and self._risk.active:
-                self._risk.count_order()
-        return changed
+        return sent
 
     def _quote(self, quote: Quote) -> Step:
         self._desks[quote.instrument].quote = quote
-        fills, orders, twin_fills = (
-            self._fill(Ledger.at_quote, quote) if self._by_quotes else _NOTHING
-        )
+        if not self._by_quotes:
+            return self._plain(quote, quote.instrument)
+        expired = self._expire(quote.instrument, quote.market_ms)
+        fills, orders, twin_fills = self._fill(Ledger.at_quote, quote)
         return self._finish(
-            quote, quote.instrument, orders=orders, fills=fills, twin_fills=twin_fills
+            quote, quote.instrument, orders=expired + orders, fills=fills, twin_fills=twin_fills
         )
 
     def _command(self, command: Command) -> Step:
@@ -314,9 +338,10 @@ class Engine:
                     0,
                     order_id=f"{self.sequence}-{ordinal}",
                     price=desk.last.close,
-                    reason="FLATTEN",
+                    reason=FLATTEN,
                     at_ms=command.market_ms,
-                )
+                    by_command=True,
+                ).orders
         return self._finish(command, None, orders=orders)
 
     def _change(self, instrument: Instrument) -> None:

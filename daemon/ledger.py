@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from tracepaper.daemon.broker import Broker, BrokerState
+from tracepaper.daemon.broker import FILL_WITHIN_MS, Broker, BrokerState, Sent
 from tracepaper.daemon.fills import Executor, Terms
 from tracepaper.daemon.portfolio import Holding, Portfolio
 from tracepaper.strategies.types import Bar, Fill, Instrument, Order, Quote
@@ -30,10 +30,12 @@ class Ledger:
         *,
         cash: int,
         latency_ms: int,
+        fill_within_ms: int = FILL_WITHIN_MS,
     ) -> None:
         self.portfolio = Portfolio(cash, instruments)
         self.brokers = {
-            key: Broker(item, terms, latency_ms=latency_ms) for key, item in instruments.items()
+            key: Broker(item, terms, latency_ms=latency_ms, fill_within_ms=fill_within_ms)
+            for key, item in instruments.items()
         }
         self._terms = terms
         self._executors = {key: Executor(item, terms) for key, item in instruments.items()}
@@ -62,8 +64,16 @@ class Ledger:
         return fill, self.brokers[fill.instrument].fill(fill)
 
     def submit(
-        self, instrument: str, target: int, *, order_id: str, price: int, reason: str, at_ms: int
-    ) -> tuple[Order, ...]:
+        self,
+        instrument: str,
+        target: int,
+        *,
+        order_id: str,
+        price: int,
+        reason: str,
+        at_ms: int,
+        by_command: bool = False,
+    ) -> Sent:
         """Ask the broker of *instrument* to reach *target* from what is held."""
         held = self.portfolio.holdings[instrument].quantity
         return self.brokers[instrument].submit(
@@ -74,6 +84,7 @@ class Ledger:
             reason=reason,
             at_ms=at_ms,
             cash=self.portfolio.cash,
+            by_command=by_command,
         )
 
     def state(self) -> LedgerState:

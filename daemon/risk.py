@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tracepaper.strategies.gate import Evidence
 from tracepaper.strategies.types import MONEY_SCALE, Account, Gate
@@ -14,16 +15,17 @@ DAY_MS: Final = 86_400_000
 
 
 class RiskState(Struct, frozen=True):
-    """What the risk gates carry: the highest equity, and the running UTC day."""
+    """What the risk gates carry: the highest equity, the running UTC day, and that of trades."""
 
     peak_equity: int = 0
     day: int = -1
     day_equity: int = 0
+    trades_day: int = -1
     day_trades: int = 0
 
 
 class RiskWatch:
-    """Measures drawdown, the day's loss and the day's orders, where a limit asks for them."""
+    """Measures drawdown, the day's loss and the day's trades, where a limit asks for them."""
 
     def __init__(self, limits: Mapping[Gate, float]) -> None:
         self.active = bool(limits)
@@ -33,24 +35,27 @@ class RiskWatch:
         """Write this bar's measures into *seen*; return whether the carried state changed.
 
         Drawdown is a fraction of the highest equity; the day's loss is money, in quote currency,
-        since the first bar of the UTC day.
+        since the first bar of the UTC day; a trade is an order of which something was filled.
         """
         state, equity = self.state, account.equity
         day = market_ms // DAY_MS
         if day != state.day:
-            after = RiskState(max(state.peak_equity, equity), day, equity, 0)
+            peak = max(state.peak_equity, equity)
+            after = replace(state, peak_equity=peak, day=day, day_equity=equity)
         elif equity > state.peak_equity:
-            after = RiskState(equity, day, state.day_equity, state.day_trades)
+            after = replace(state, peak_equity=equity)
         else:
             after = state
         seen.drawdown = 1 - equity / after.peak_equity if after.peak_equity > 0 else 0.0
         seen.daily_loss = max(after.day_equity - equity, 0) / MONEY_SCALE
-        seen.daily_trades = after.day_trades + 1  # the order now being judged
+        traded = after.day_trades if after.trades_day == day else 0
+        seen.daily_trades = traded + 1  # the one now being judged
         changed = after is not state
         self.state = after
         return changed
 
-    def count_order(self) -> None:
-        """Count an order that was sent."""
-        state = self.state
-        self.state = RiskState(state.peak_equity, state.day, state.day_equity, state.day_trades + 1)
+    def count_trade(self, market_ms: int) -> None:
+        """Count an order at its first fill, in the UTC day of that fill."""
+        state, day = self.state, market_ms // DAY_MS
+        traded = state.day_trades if state.trades_day == day else 0
+        self.state = replace(state, trades_day=day, day_trades=traded + 1)

@@ -30,6 +30,7 @@ class Shown:
         self._allowed = 0
         self._fills = 0
         self._refusals: Counter[str] = Counter()
+        self._unfilled: Counter[str] = Counter()
         self._account: Account | None = None
         self.reached_end = False
         self.run: Run | None = None
@@ -53,6 +54,8 @@ class Shown:
             self._allowed += decision.allowed
             if decision.refused_by is not None:
                 self._refusals[decision.refused_by.value] += 1
+            elif decision.unfilled_reason is not None:
+                self._unfilled[decision.unfilled_reason] += 1
             self.decided += decision.refused_by is not Gate.LATE
         return not self.reached_end and (self._limit is None or self.decided < self._limit)
 
@@ -69,15 +72,20 @@ class Shown:
                 allowed=self._allowed,
                 fills=self._fills,
                 refused=dict(self._refusals.most_common()),
+                unfilled=dict(self._unfilled.most_common()),
                 equity=equity,
             )
             return
-        told = ", ".join(f"{gate} {count:,}" for gate, count in self._refusals.most_common(3))
+        told, left = (
+            ", ".join(f"{name} {count:,}" for name, count in counted.most_common(3))
+            for counted in (self._refusals, self._unfilled)
+        )
         run_id = self.run.run_id
         sys.stdout.write(
             f"Run {run_id} since this start: {self._bars:,} bars decided, {self._allowed:,} "
             f"allowed, {self._fills:,} fills; equity {equity}.\n"
             + (f"Refused most by {told}.\n" if told else "")
+            + (f"Left unfilled: {left}.\n" if left else "")
             + "The next start goes on with this run and this account. Next:\n"
             f"  tracepaper report {run_id} --db {database}\n"
             f"  tracepaper audit verify {run_id} --db {database}\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from tracepaper.daemon.broker import FILL_WITHIN_MS
 from tracepaper.daemon.fills import Terms
 from tracepaper.daemon.ledger import LedgerState
 from tracepaper.daemon.risk import RiskState
@@ -22,6 +23,7 @@ class EngineSettings(Struct, frozen=True):
     interval_ms: int
     period_start_ms: int
     latency_ms: int = 100
+    fill_within_ms: int = FILL_WITHIN_MS
     flat_on_refusal: bool = False
     horizon_index: int = 0
     slope: float = 1.0

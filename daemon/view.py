@@ -209,6 +209,7 @@ class Lines:
         if (decision := step.decision) is not None:
             facts["action"] = decision.action.value
             facts["refused_by"] = decision.refused_by.value if decision.refused_by else None
+            facts["unfilled"] = decision.unfilled_reason
             facts["regime"] = decision.regime.value
         if step.position is not None:
             quantity = step.position.quantity

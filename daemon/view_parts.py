@@ -184,6 +184,8 @@ def _decision(decision: Decision) -> Text:
     text = Text.assemble((decision.action.value, ACTION_STYLES[decision.action]))
     if decision.refused_by is not None:
         text.append(f"  refused by {decision.refused_by.value}", "yellow")
+    elif decision.unfilled_reason is not None:
+        text.append(f"  unfilled: {decision.unfilled_reason}", "yellow")
     elif decision.reason:
         text.append(f"  {decision.reason}", "dim")
     return text

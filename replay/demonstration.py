@@ -171,6 +171,7 @@ def _document(
         "fills": summary.fill_count,
         "accounts": summary.accounts,
         "refusals": dict(summary.refusals),
+        "unfilled": dict(summary.unfilled),
         "explained_sequence": sequence,
         "chain": {"holds": chain.holds, "steps": chain.steps},
     }

@@ -79,6 +79,7 @@ class Summary:
     fills: tuple[dict[str, Any], ...]
     fill_count: int
     refusals: tuple[tuple[str, int], ...]
+    unfilled: tuple[tuple[str, int], ...]  # reasons why an allowed target was not reached
 
 
 def summarise(database: Path, run_id: str) -> Summary:
@@ -97,6 +98,11 @@ def summarise(database: Path, run_id: str) -> Summary:
             " AND refused_by IS NOT NULL GROUP BY refused_by ORDER BY 2 DESC",
             (run_id,),
         ).fetchall()
+        unfilled = db.execute(
+            "SELECT unfilled_reason, count(*) FROM v_decisions WHERE run_id = ?"
+            " AND unfilled_reason IS NOT NULL GROUP BY unfilled_reason ORDER BY 2 DESC",
+            (run_id,),
+        ).fetchall()
         fills = db.execute(
             "SELECT * FROM v_fills WHERE run_id = ? ORDER BY sequence DESC LIMIT ?",
             (run_id, FILLS_SHOWN),
@@ -112,6 +118,7 @@ def summarise(database: Path, run_id: str) -> Summary:
             fills=tuple(dict(row) for row in reversed(fills)),
             fill_count=fill_count,
             refusals=tuple((str(gate), int(count)) for gate, count in refusals),
+            unfilled=tuple((str(reason), int(count)) for reason, count in unfilled),
         )
 
 
@@ -149,7 +156,7 @@ def _accounts(db: sqlite3.Connection, run_id: str) -> Iterator[dict[str, Any]]:
 
 
 def show(console: Console, summary: Summary) -> None:
-    """Print the account and its twins, the newest fills, and what the gates refused."""
+    """Print the account and its twins, the newest fills, and what was refused or left unfilled."""
     run = summary.run
     title = f"run {run['run_id']} · {run['kind']} · {run['instruments']}"
     span = f"{summary.first_iso} to {summary.last_iso}"
@@ -168,7 +175,11 @@ def show(console: Console, summary: Summary) -> None:
     if summary.fills:
         console.print(_fill_table(summary))
     if summary.refusals:
-        console.print(_refusal_table(summary))
+        title = "Refused (by the first gate that failed)"
+        console.print(_count_table(title, "gate", summary.refusals, summary.decisions))
+    if summary.unfilled:
+        title = "Unfilled (no gate refused, and no order would be taken)"
+        console.print(_count_table(title, "reason", summary.unfilled, summary.decisions))
 
 
 def _account_table(summary: Summary) -> Table:
@@ -210,16 +221,16 @@ def _fill_table(summary: Summary) -> Table:
     return table
 
 
-def _refusal_table(summary: Summary) -> Table:
-    title = "Refused (by the first gate that failed)"
+def _count_table(title: str, name: str, rows: tuple[tuple[str, int], ...], of: int) -> Table:
+    """Return how many of the *of* decisions each of *rows* counts."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
-    table.add_column("gate")
+    table.add_column(name)
     table.add_column("bars", justify="right")
     table.add_column("")
-    most = max(count for _, count in summary.refusals)
-    for gate, count in summary.refusals:
-        share = f"{count / summary.decisions:6.1%}" if summary.decisions else ""
-        table.add_row(gate, f"{count:,}", f"[cyan]{bar_of(count / most)}[/] {share}")
+    most = max(count for _, count in rows)
+    for label, count in rows:
+        share = f"{count / of:6.1%}" if of else ""
+        table.add_row(label, f"{count:,}", f"[cyan]{bar_of(count / most)}[/] {share}")
     return table
 
 

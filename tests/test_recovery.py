@@ -53,6 +53,7 @@ def configured(strategy: str, execution: FillModel, **sections: dict[str, Any]) 
                 "sizing": {"mode": "fixed", "quantity": "1"},
                 "gate": {"confidence": "0.1", "collapse": "0", "shift": "1", "edge": "0"},
                 "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
+                "execution": {"fill_within_ms": 60_000},  # quotes come just before a close
                 **sections,
             },
         ),
@@ -318,4 +319,4 @@ def test_the_engine_of_a_new_run_is_the_configured_one() -> None:
     machine = build_engine(
         config, [instrument()], execution=FillModel.QUOTE, period_start_ms=0, forecaster=None
     )
-    assert machine.warmup_of("linear:BTCUSDT") == 7
+    assert machine.warmup_of("linear:BTCUSDT") == 60

@@ -139,13 +139,14 @@ def test_it_is_refused_in_one_sentence_and_leaves_nothing(
     }
 
 
-def test_an_order_beyond_all_money_is_rejected_and_the_run_goes_on(
+def test_an_order_beyond_all_money_is_refused_and_the_run_goes_on(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said(capsys, "replay -c huge.toml --data BTCUSDT.csv --db huge.db --json")[0] == 0
     with sqlite3.connect(place / "huge.db") as db:
-        query = "SELECT DISTINCT status FROM v_orders"
-        assert db.execute(query).fetchall() == [("REJECTED",)]
+        query = "SELECT DISTINCT unfilled_reason FROM v_decisions WHERE action = 'LONG'"
+        assert db.execute(query).fetchall() == [("notional above 230584300",)]
+        assert db.execute("SELECT count(*) FROM v_orders").fetchone() == (0,)
     assert said(capsys, "audit verify last --db huge.db") == (0, [])
     assert said(capsys, "verify last --db huge.db") == (0, [])
 

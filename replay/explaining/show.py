@@ -44,6 +44,11 @@ def _verdict(decision: dict[str, Any]) -> Text:
     verdict = "allowed" if decision["allowed"] else f"refused by {decision['refused_by']}"
     reason = "" if decision["reason"] == verdict else f", {decision['reason']}"
     text.append(f"{decision['action']} ({verdict}){reason}\n")
+    if (unfilled := decision["unfilled_reason"]) is not None:
+        text.append(
+            f"unfilled: {unfilled}; {decision['target_quantity_text']} is wanted and no order "
+            "for it would be taken\n"
+        )
     if decision["mean_return"] is not None:
         text.append(
             f"expected return {decision['mean_return'] * BASIS_POINTS:+.2f} bp ± "

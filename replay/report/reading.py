@@ -17,7 +17,8 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import MONEY_SCALE, Instrument
 
 _DECISIONS: Final = (
-    "SELECT sequence, instrument, open_time_ms, action, allowed, coalesce(refused_by, ''), regime, "
+    "SELECT sequence, instrument, open_time_ms, action, allowed, coalesce(refused_by, ''), "
+    "coalesce(unfilled_reason, ''), regime, "
     "mean_return, p_up, p_down, confidence, content_free, recent_mass, older_mass, shift "
     "FROM v_decisions WHERE run_id = ? ORDER BY sequence"
 )
@@ -103,7 +104,7 @@ def _arrays(db: sqlite3.Connection, query: str, kinds: str, *parameters: object)
 
 
 def _decisions(db: sqlite3.Connection, run_id: str) -> Decisions:
-    return Decisions(*_arrays(db, _DECISIONS, "isisbssffffffff", run_id))
+    return Decisions(*_arrays(db, _DECISIONS, "isisbsssffffffff", run_id))
 
 
 def _bars(

@@ -42,6 +42,7 @@ class Decisions:
     action: Texts
     allowed: npt.NDArray[np.bool_]
     refused_by: Texts  # empty where allowed
+    unfilled: Texts  # why no order was sent for the target; empty where one was, or none needed
     regime: Texts
     mean_return: Floats  # at the gate's horizon
     p_up: Floats

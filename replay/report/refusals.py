@@ -18,6 +18,7 @@ from tracepaper.replay.report.record import Floats, Ints, RunRecord
 from tracepaper.strategies.types import GATE_ORDER
 
 ALLOWED: Final = "allowed"
+UNFILLED: Final = "unfilled"
 NOISE: Final = 2.0
 """A mean within so many standard errors of zero says nothing."""
 
@@ -44,11 +45,19 @@ class Refusal:
 
 
 def refusals(record: RunRecord) -> list[Refusal]:
-    """Return a row a gate that refused, in the order of the gates, and one of what was allowed."""
+    """Return a row a gate that refused, in the order of the gates, and one of what was allowed.
+
+    Between them stands a row a reason for which the exchange would not have taken the order.
+    """
     refused = record.decisions.refused_by
     side, gross, net = forward_returns(record)
     names = [gate.value for gate in GATE_ORDER if bool((refused == gate.value).any())]
     found = [_row(name, refused == name, side, gross, net, record) for name in names]
+    unfilled = record.decisions.unfilled
+    found += [
+        _row(f"{UNFILLED}: {reason}", unfilled == reason, side, gross, net, record)
+        for reason in sorted(set(unfilled.tolist()) - {""})
+    ]
     return [*found, _row(ALLOWED, record.decisions.allowed, side, gross, net, record)]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from builders import bar, instrument
 
-from tracepaper.daemon.broker import NEXT, Broker, OrderEvent, advance
+from tracepaper.daemon.broker import FLATTEN, NEXT, Broker, OrderEvent, Sent, advance
 from tracepaper.daemon.fills import Executor, Terms
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types import Category, Order, OrderStatus, Side
@@ -18,8 +18,12 @@ def broker(**filters: Any) -> Broker:
     return Broker(instrument(**filters), TERMS, latency_ms=100)
 
 
+def sent(desk: Broker, target: int, held: int = 0, *, price: int = 10_000, **more: Any) -> Sent:
+    return desk.submit(target, held, order_id="7-0", price=price, reason="why", at_ms=1_000, **more)
+
+
 def submit(desk: Broker, target: int, held: int = 0, *, price: int = 10_000) -> tuple[Order, ...]:
-    return desk.submit(target, held, order_id="7-0", price=price, reason="why", at_ms=1_000)
+    return sent(desk, target, held, price=price).orders
 
 
 @pytest.mark.parametrize("pair", list(itertools.product(OrderStatus, OrderEvent)))
@@ -70,17 +74,55 @@ def test_a_wish_for_what_is_held_cancels_and_places_nothing() -> None:
         ({"min_quantity": 10}, 5, "quantity below 0.01"),
         ({"max_quantity": 10}, 11, "quantity above 0.01"),
         ({"min_notional": 5 * 10**10}, 40, "notional below 5"),
-        ({"quantity_step": 5}, 7, "quantity is no multiple of the step"),
+        ({"quantity_step": 5}, 4, "what is missing is less than the step 0.005"),
     ],
 )
-def test_the_exchanges_filters_reject_with_the_reason(
+def test_what_the_filters_refuse_is_no_order_and_is_refused_again(
     filters: dict[str, int], target: int, reason: str
 ) -> None:
     desk = broker(**filters)
+    assert sent(desk, target) == Sent((), reason)
+    assert sent(desk, target) == Sent((), reason)
+    desk.change(instrument())
     (order,) = submit(desk, target)
-    assert (order.status, order.reason) == (OrderStatus.REJECTED, reason)
-    assert submit(desk, target) == ()  # the same wish is not sent again and again
+    assert (order.status, order.quantity) == (OrderStatus.ACCEPTED, target)
+
+
+def test_a_command_that_is_refused_leaves_its_order_rejected() -> None:
+    desk = broker(min_quantity=10)
+    (order,) = sent(desk, 0, held=5, by_command=True).orders
+    assert (order.status, order.reason) == (OrderStatus.REJECTED, "quantity below 0.01")
     assert desk.order is None
+
+
+def test_only_whole_steps_are_sent_and_the_rest_is_said() -> None:
+    desk = broker(quantity_step=10)
+    (order,) = submit(desk, 0, held=25)
+    assert (order.side, order.quantity) == (Side.SELL, 20)
+    desk.order = None
+    assert sent(desk, 0, held=5).refusal == "what is missing is less than the step 0.01"
+
+
+def test_an_order_that_no_quote_filled_in_time_is_canceled_with_that_reason() -> None:
+    desk = Broker(instrument(), TERMS, latency_ms=100, fill_within_ms=2_000)
+    submit(desk, 1_000)
+    assert desk.expire(1_000 + 100 + 2_000) is None
+    canceled = desk.expire(1_000 + 100 + 2_001)
+    assert canceled is not None
+    assert (canceled.status, canceled.reason) == (
+        OrderStatus.CANCELED,
+        "no quote filled it within 2,000 ms",
+    )
+    assert desk.expire(10**9) is None
+    (again,) = submit(desk, 1_000)
+    assert again.status is OrderStatus.ACCEPTED
+
+
+def test_an_order_of_the_operator_waits_as_long_as_it_takes() -> None:
+    desk = broker()
+    desk.submit(0, 500, order_id="7-0", price=1, reason=FLATTEN, at_ms=0, by_command=True)
+    assert desk.expire(10**9) is None
+    assert desk.order is not None
 
 
 def test_closing_is_exempt_from_the_minimum_notional() -> None:
@@ -106,6 +148,17 @@ def test_a_spot_buy_is_grossed_up_so_that_the_fee_in_base_leaves_the_target() ->
     assert submit(desk, 1_000, held=0) == ()
 
 
+def test_on_spot_a_target_within_one_step_is_reached() -> None:
+    desk = broker(category=Category.SPOT, quantity_step=5)
+    for held in (995, 1_005):
+        assert sent(desk, 1_000, held=held) == Sent((), None)
+    (bought,) = submit(desk, 1_000, held=994)
+    (_, sold) = submit(desk, 999, held=1_006)
+    assert (bought.side, bought.quantity) == (Side.BUY, 10)
+    assert (sold.side, sold.quantity) == (Side.SELL, 5)
+    assert sent(broker(), 1_000, held=999).orders  # linear positions are exact
+
+
 def test_state_survives_a_restart() -> None:
     desk = broker()
     submit(desk, 1_000)
@@ -115,24 +168,22 @@ def test_state_survives_a_restart() -> None:
     assert submit(again, 1_000) == ()
 
 
-def test_an_order_that_money_could_not_hold_is_rejected_and_a_close_never_is() -> None:
+def test_an_order_that_money_could_not_hold_is_refused_and_a_close_never_is() -> None:
     desk = broker()
     huge = 10**9
-    (order,) = submit(desk, huge, price=10**8)
-    assert (order.status, order.reason) == (OrderStatus.REJECTED, "notional above 230584300")
+    assert sent(desk, huge, price=10**8) == Sent((), "notional above 230584300")
     (close,) = submit(desk, 0, held=huge, price=10**8)
     assert close.status is OrderStatus.ACCEPTED
 
 
-def test_a_spot_buy_beyond_the_cash_is_rejected_and_a_sale_is_not() -> None:
+def test_a_spot_buy_beyond_the_cash_is_refused_and_a_sale_is_not() -> None:
     item = instrument(category=Category.SPOT)
     desk = Broker(item, Terms(taker_fee=0), latency_ms=0)
     order: dict[str, Any] = {"order_id": "1-0", "price": 10_000, "reason": "why", "at_ms": 0}
-    (refused,) = desk.submit(1_000, 0, cash=99 * 10**10, **order)
-    assert (refused.status, refused.reason) == (OrderStatus.REJECTED, "cash does not cover it")
-    (bought,) = desk.submit(900, 0, cash=99 * 10**10, **order)
-    (canceled,) = desk.submit(0, 0, cash=0, **order)
-    (sold,) = desk.submit(0, 900, cash=0, **order)
+    assert desk.submit(1_000, 0, cash=99 * 10**10, **order) == Sent((), "cash does not cover it")
+    (bought,) = desk.submit(1_000, 0, cash=100 * 10**10, **order).orders
+    (canceled,) = desk.submit(0, 0, cash=0, **order).orders
+    (sold,) = desk.submit(0, 900, cash=0, **order).orders
     assert [o.status for o in (bought, canceled, sold)] == [
         OrderStatus.ACCEPTED,
         OrderStatus.CANCELED,

@@ -280,7 +280,8 @@ def test_a_thin_quote_fills_in_part_and_the_rest_waits() -> None:
     for item in bars(60):
         if machine.step(item, None).orders:
             break
-    later = START_MS + 10**8
+    assert item is not None
+    later = item.market_ms + 1_000
     first = machine.step(quote(size=400, at_ms=later), None)
     second = machine.step(quote(size=10**6, at_ms=later + 1), None)
     assert [fill.quantity for fill in (*first.fills, *second.fills)] == [400, 600]

@@ -38,12 +38,16 @@ def test_the_days_loss_is_money_and_begins_anew_each_utc_day() -> None:
     assert measured(watch, 750, DAY_MS + 1).daily_loss == 50
 
 
-def test_orders_are_counted_by_the_day_with_the_one_being_judged() -> None:
+def test_trades_are_counted_by_the_day_of_their_fill_with_the_one_being_judged() -> None:
     watch = RiskWatch(LIMITS)
     assert measured(watch, 1_000).daily_trades == 1
-    watch.count_order()
+    watch.count_trade(DAY_MS - 1)
     assert measured(watch, 1_000).daily_trades == 2
-    assert measured(watch, 1_000, DAY_MS).daily_trades == 1
+    watch.count_trade(DAY_MS)  # filled before the first bar of its day has closed
+    assert measured(watch, 1_000, DAY_MS).daily_trades == 2
+    watch.count_trade(DAY_MS)
+    assert measured(watch, 1_000, DAY_MS).daily_trades == 3
+    assert measured(watch, 1_000, 2 * DAY_MS).daily_trades == 1
 
 
 def test_the_carried_state_says_when_it_changed() -> None:

@@ -1,0 +1,358 @@
+"""No silent flat: an allowed bar ends in a position, an order or a reason, and twins alike."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import campaign_engine
+import pytest
+from builders import MINUTE, START_MS, bar, instrument, quote
+from campaign_engine import Refuted, examined
+
+from tracepaper.daemon.broker import UNCHANGED, Broker, Sent
+from tracepaper.daemon.building import build_engine
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config import load
+from tracepaper.daemon.desk import Desk
+from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.portfolio import Portfolio
+from tracepaper.strategies.strategy import Outlook, Strategy
+from tracepaper.strategies.types import (
+    Action,
+    Category,
+    Command,
+    CommandKind,
+    Decision,
+    FillModel,
+    Gate,
+    InstrumentChange,
+    OrderStatus,
+    Signal,
+    Step,
+)
+
+CANDLES = Path(__file__).parents[2] / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
+EXAMPLES = 10_000
+
+
+def test_no_bar_of_ten_thousand_examples_is_without_its_reason() -> None:
+    ends: dict[str, int] = {}
+    for seed in range(EXAMPLES):
+        for ending, count in examined(seed).items():
+            ends[ending] = ends.get(ending, 0) + count
+    assert set(ends) == {"a position", "an order", "a reason"}
+    assert min(ends.values()) > EXAMPLES / 2
+
+
+# ---------------------------------------------------------------- the examiner says no
+
+
+def _done_once_refused(honest: Callable[..., Sent]) -> Callable[..., Sent]:
+    """Return the broker's submit as it once was: a target that was refused is not tried again."""
+
+    def submit(self: Broker, target: int, held: int, **given: Any) -> Sent:
+        if getattr(self, "gave_up", None) == target:
+            return UNCHANGED
+        sent = honest(self, target, held, **given)
+        self.gave_up = target if sent.refusal else None  # type: ignore[attr-defined]
+        return sent
+
+    return submit
+
+
+def _refuses_all(_honest: Callable[..., Any]) -> Callable[..., str]:
+    return lambda *_given, **_named: "no"
+
+
+def _never(_honest: Callable[..., Any]) -> Callable[..., None]:
+    return lambda *_given, **_named: None
+
+
+def _says_nothing(_honest: Callable[..., Any]) -> Callable[..., Decision]:
+    return lambda _desk, decision, _refusal: decision
+
+
+def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
+    def apply(self: Portfolio, fill: Any) -> None:
+        honest(self, fill)
+        self.cash -= 1
+
+    return apply
+
+
+def _only_wishes(honest: Callable[..., Sent]) -> Callable[..., Sent]:
+    """Return a submit that leaves HOLD alone, as if what was refused were not wanted any more."""
+
+    def submit(
+        self: Engine, ledger: Any, seen: Any, target: int, action: Action, reason: str
+    ) -> Sent:
+        if action is Action.HOLD:
+            return UNCHANGED
+        return honest(self, ledger, seen, target, action, reason)
+
+    return submit
+
+
+PLANTED = [
+    (Broker, "submit", _done_once_refused),
+    (Broker, "_refusal", _refuses_all),
+    (Broker, "_refusal", _never),
+    (Broker, "expire", _never),
+    (Desk, "unfilled", _says_nothing),
+    (Portfolio, "apply", _loses_a_unit),
+    (Engine, "_submit", _only_wishes),
+]
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "plant"), PLANTED, ids=[str(p[2].__name__) for p in PLANTED]
+)
+def test_the_examiner_refutes_an_engine_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, where: type, name: str, plant: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(where, name, plant(getattr(where, name)))
+    with pytest.raises(Refuted, match="seed"):
+        _examine(2_000)
+
+
+def _examine(count: int) -> None:
+    for seed in range(count):
+        examined(seed)
+
+
+def test_every_example_is_a_function_of_its_seed() -> None:
+    first, second = (campaign_engine.drawn(7).events for _ in range(2))
+    assert first == second
+
+
+# ---------------------------------------------------------------- by hand
+
+
+class Wants(Strategy):
+    """Signals the given actions, one a bar, and then the last one for ever."""
+
+    twins = ("ungated",)
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._actions = [Action(name) for name in options["actions"]]
+
+    def decide(self, outlook: Outlook) -> Signal:
+        action = self._actions.pop(0) if len(self._actions) > 1 else self._actions[0]
+        return Signal(action, f"wants {action.value}")
+
+
+def engine(*actions: str, by: FillModel = FillModel.NEXT_OPEN, **sections: Any) -> Engine:
+    given: dict[str, dict[str, Any]] = {
+        "market": {"category": "spot"},
+        "strategy": {"name": f"{__name__}:Wants", "options": {"actions": actions}},
+        "sizing": {"mode": "fixed", "quantity": "1"},
+        "account": {"cash": "100"},
+        **sections,
+    }
+    return build_engine(
+        load(None, given),
+        [instrument(category=Category.SPOT)],
+        execution=by,
+        period_start_ms=0,
+        forecaster=None,
+    )
+
+
+def closes(machine: Engine, *prices: int) -> list[Step]:
+    return [
+        machine.step(bar(price, index=index, instrument_id="spot:BTCUSDT"), None)
+        for index, price in enumerate(prices)
+    ]
+
+
+def unfilled(steps: list[Step]) -> list[str | None]:
+    return [step.decision.unfilled_reason for step in steps if step.decision]
+
+
+CASH = "cash does not cover it"
+
+
+def test_what_cash_did_not_cover_is_bought_once_it_does() -> None:
+    got = closes(engine("LONG"), 10_100, 10_090, 9_900, 9_910, 9_920)
+    assert unfilled(got) == [CASH, CASH, None, None, None]
+    assert [step.fills != () for step in got] == [False, False, False, True, False]
+    assert [[order.status for order in step.orders] for step in got] == [
+        [],
+        [],
+        [OrderStatus.ACCEPTED],
+        [OrderStatus.FILLED],
+        [],
+    ]
+    assert [bool(twin.fills) for step in got for twin in step.twins] == [
+        step.fills != () for step in got
+    ]
+
+
+def test_hold_leaves_the_refused_wish_standing_for_its_own_reason() -> None:
+    got = closes(engine("LONG", "HOLD"), 10_100, 10_090, 9_900, 9_910)
+    assert unfilled(got) == [CASH, CASH, None, None]
+    assert got[2].decision is not None
+    assert (got[2].decision.action, got[2].decision.reason) == (Action.HOLD, "wants HOLD")
+    assert got[2].orders[0].reason == "wants LONG"
+
+
+def test_a_bar_that_a_gate_holds_sends_nothing_that_was_refused_before() -> None:
+    machine = engine("LONG", gate={"late_ms": 0})
+    (first,) = closes(machine, 10_100)
+    late = bar(9_900, index=1, late_ms=5, instrument_id="spot:BTCUSDT")
+    step = machine.step(late, None)
+    assert unfilled([first, step]) == [CASH, None]
+    assert step.decision is not None
+    assert (step.decision.refused_by, step.orders) == (Gate.LATE, ())
+
+
+def test_a_size_below_the_step_is_said() -> None:
+    machine = engine("LONG", sizing={"mode": "notional", "notional": "0.01"})
+    assert unfilled(closes(machine, 10_100, 10_100)) == ["size below the step 0.001"] * 2
+
+
+def test_what_the_filters_refuse_is_tried_again_when_the_filters_change() -> None:
+    machine = engine("LONG", account={"cash": "1000"})
+    strict = instrument(category=Category.SPOT, min_notional=500 * 10**10)
+    machine.step(InstrumentChange(strict, START_MS, START_MS), None)
+    first = closes(machine, 10_100)
+    machine.step(InstrumentChange(instrument(category=Category.SPOT), START_MS, START_MS), None)
+    second = machine.step(bar(10_100, index=1, instrument_id="spot:BTCUSDT"), None)
+    assert unfilled([*first, second]) == ["notional below 500", None]
+    assert second.orders[0].status is OrderStatus.ACCEPTED
+
+
+def test_a_refusal_is_part_of_no_identity_that_parity_compares() -> None:
+    poor, rich = engine("LONG"), engine("LONG", account={"cash": "1000"})
+    pairs = zip(closes(poor, 10_100, 10_090), closes(rich, 10_100, 10_090), strict=True)
+    assert all(one.decision_sha256 == other.decision_sha256 for one, other in pairs)
+
+
+def test_a_refusal_is_no_trade_for_any_limit_and_a_fill_is_one() -> None:
+    limited: dict[str, Any] = {"risk": {"max_daily_trades": 1}}
+    machine = engine("LONG", "LONG", "LONG", "LONG", "FLAT", "LONG", **limited)
+    got = closes(machine, 10_100, 10_100, 10_100, 9_900, 9_900, 9_900, 9_900)
+    assert unfilled(got) == [CASH, CASH, CASH, None, None, None, None]
+    refused = [step.decision.refused_by for step in got if step.decision]
+    assert refused == [None, None, None, None, None, Gate.RISK_DAILY_TRADES, Gate.RISK_DAILY_TRADES]
+
+
+def by_quotes(*actions: str, **sections: Any) -> Engine:
+    machine = engine(
+        *actions,
+        by=FillModel.QUOTE,
+        account={"cash": "1000"},
+        gate={"stale_ms": 10**9},
+        **sections,
+    )
+    machine.step(quote(at_ms=START_MS, instrument_id="spot:BTCUSDT"), None)
+    return machine
+
+
+LATE = "no quote filled it within 10,000 ms"
+
+
+def test_an_order_without_a_quote_in_time_is_canceled_and_the_next_bar_sends_another() -> None:
+    got = closes(by_quotes("LONG"), 10_000, 10_000)
+    assert [(order.order_id, order.status) for step in got for order in step.orders] == [
+        ("1-0", OrderStatus.ACCEPTED),
+        ("1-0", OrderStatus.CANCELED),
+        ("2-0", OrderStatus.ACCEPTED),
+    ]
+    assert got[1].orders[0].reason == LATE
+
+
+@pytest.mark.parametrize(("after_ms", "fills"), [(10_100, True), (10_101, False)])
+def test_a_quote_fills_up_to_the_last_millisecond_and_cancels_from_the_next(
+    after_ms: int, fills: bool
+) -> None:
+    machine = by_quotes("LONG")
+    (decided,) = closes(machine, 10_000)
+    at_ms = decided.event.market_ms + after_ms
+    step = machine.step(quote(at_ms=at_ms, instrument_id="spot:BTCUSDT"), None)
+    assert bool(step.fills) is fills
+    (order,) = step.orders
+    assert order.status is (OrderStatus.FILLED if fills else OrderStatus.CANCELED)
+    assert machine.quote_from_ms("spot:BTCUSDT") is None  # nor does the twin's order rest
+
+
+def test_the_wait_for_a_quote_is_wall_time_at_the_markets_pace() -> None:
+    rules: dict[str, dict[str, Any]] = {
+        "exchange": {"time_scale": 60.0},
+        "execution": {"fill_within_ms": 500},
+    }
+    machine = by_quotes("LONG", **rules)
+    (decided,) = closes(machine, 10_000)
+    at_ms = decided.event.market_ms + 100 + 30_000
+    step = machine.step(quote(at_ms=at_ms, instrument_id="spot:BTCUSDT"), None)
+    assert step.fills
+    slow, fast = (load(None, {"exchange": {"time_scale": pace}}) for pace in (1.0, 60.0))
+    assert slow.sha256() != fast.sha256()
+
+
+def test_the_operators_order_waits_and_a_refused_one_stands_rejected() -> None:
+    machine = by_quotes("LONG")
+    closes(machine, 10_000)
+    at_ms = START_MS + MINUTE + 200
+    assert machine.step(quote(at_ms=at_ms, instrument_id="spot:BTCUSDT"), None).fills
+    machine.step(Command(CommandKind.FLATTEN, "", at_ms, at_ms), None)
+    late = quote(at_ms=at_ms + 10**8, instrument_id="spot:BTCUSDT")
+    (sold,) = machine.step(late, None).fills
+    assert sold.reason == "FLATTEN"
+
+    machine = by_quotes("LONG")
+    closes(machine, 10_000)
+    machine.step(quote(at_ms=at_ms, instrument_id="spot:BTCUSDT"), None)
+    huge = instrument(category=Category.SPOT, min_quantity=10**6)
+    machine.step(InstrumentChange(huge, at_ms, at_ms), None)
+    (order,) = machine.step(Command(CommandKind.FLATTEN, "", at_ms, at_ms), None).orders
+    assert (order.status, order.reason) == (OrderStatus.REJECTED, "quantity below 1000")
+
+
+def test_a_new_run_takes_the_refused_wish_over() -> None:
+    machine = engine("LONG")
+    closes(machine, 10_100)
+    again = engine("HOLD")
+    again.restore(machine.state(), next_sequence=0, taken_over=True)
+    again.recall(bar(10_100, instrument_id="spot:BTCUSDT"))
+    step = again.step(bar(9_900, index=1, instrument_id="spot:BTCUSDT"), None)
+    assert (step.orders[0].status, step.orders[0].reason) == (OrderStatus.ACCEPTED, "wants LONG")
+
+
+# ---------------------------------------------------------------- the case that was found
+
+
+def test_cash_that_does_not_cover_the_first_signal_covers_later_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("poor.toml").write_text(
+        '[market]\ncategory = "spot"\ninterval = "5"\n[strategy]\nname = "sma_cross"\n'
+        '[sizing]\nmode = "fixed"\nquantity = "1"\n[account]\ncash = "107000"\n'
+    )
+    assert invoke(["replay", "-c", "poor.toml", "--data", str(CANDLES), "--db", "poor.db"]) == 0
+    assert f" {CASH}   409 " in capsys.readouterr().out
+    with sqlite3.connect("poor.db") as db:
+        (fills,) = db.execute("SELECT count(*) FROM v_fills").fetchone()
+        (silent,) = db.execute(
+            "SELECT count(*) FROM v_decisions d JOIN v_positions p USING (run_id, sequence)"
+            " WHERE d.allowed AND d.unfilled_reason IS NULL"
+            " AND abs(d.target_quantity - p.quantity) > 0.001"
+            " AND NOT EXISTS (SELECT 1 FROM v_orders o WHERE o.run_id = d.run_id"
+            " AND o.created_ms = d.open_time_ms + 300000)"
+        ).fetchone()
+        said, first = db.execute(
+            "SELECT count(*), min(sequence) FROM v_decisions WHERE unfilled_reason = ?", (CASH,)
+        ).fetchone()
+    assert fills == 19
+    assert said == 409
+    assert silent == 0
+    assert invoke(["verify", "last", "--db", "poor.db"]) == 0
+    assert invoke(["explain", f"last:{first}", "--db", "poor.db"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"unfilled: {CASH}; 1.000000 is wanted and no order" in told
+    assert invoke(["report", "last", "--db", "poor.db"]) == 0
+    assert f"unfilled: {CASH}    409" in capsys.readouterr().out
