@@ -42,12 +42,21 @@ def exchange(
     fault_every: Annotated[
         float, typer.Option(min=0, help="Seconds between scheduled faults; 0 is none.")
     ] = 0.0,
+    list_faults: Annotated[
+        bool, typer.Option("--list-faults", help="Print every kind of fault, and end.")
+    ] = False,
 ) -> None:
     """Serve candles or recorded frames over the Bybit v5 protocol on loopback.
 
     The first line on stdout, when ready, is one JSON object with rest_url, stream_url (add
     /v5/public/linear) and control_url. Ctrl-C or SIGTERM ends it in good order.
+
+    Faults come by POST control_url/fault with {"kind": "http_status", "status": 503}, from a file
+    (seed, every_s, kinds, and a list faults with after_s) or from a seeded schedule.
     """
+    if list_faults:
+        _print_faults()
+        return
     import asyncio
 
     from tracepaper.replay.exchange.serve import serve
@@ -69,6 +78,15 @@ def exchange(
         faults=_plan(faults, fault_seed, fault_every),
     )
     asyncio.run(serve(settings, until_eof=until_eof))
+
+
+def _print_faults() -> None:
+    """Print what every kind of fault does, and its parameters."""
+    from tracepaper.replay.exchange.faults import MEANING
+
+    width = max(map(len, MEANING))
+    for kind, meaning in MEANING.items():
+        typer.echo(f"{kind.value:<{width}}  {meaning}")
 
 
 def _plan(path: Path | None, seed: int, every_s: float) -> FaultPlan:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from tracepaper.replay.exchange.channels import Due, Frame, Pacing, encode
 from tracepaper.replay.exchange.faults import Fault, FaultKind, Faults
+from tracepaper.replay.exchange.forgery import FACTOR, times
 from tracepaper.replay.exchange.intervals import bucket_end, bucket_start
 from tracepaper.replay.exchange.market import Market
 from tracepaper.replay.exchange.noise import mix
@@ -17,7 +18,14 @@ from tracepaper.strategies.types import Category
 
 PUSH_MS: Final = 1_000
 REVISION_DELAY_MS: Final = 700
+EARLY_CONFIRM_MS: Final = 2_000
+"""A candle that says it is closed too early does so this long before its close or longer."""
 UUID_DIGITS: Final = 32
+BENT_CLOSES: Final = (
+    FaultKind.OFF_GRID,
+    FaultKind.DOUBLE_CLOSE,
+    FaultKind.IMPLAUSIBLE_CLOSE,
+)
 
 
 class CandleChannel:
@@ -52,7 +60,7 @@ class CandleChannel:
         for row in range(max(0, market.base.row_at(from_ms) - 1), len(market.base)):
             for at_ms in self._pushes(row):
                 if at_ms > from_ms:
-                    yield at_ms, partial(self._push, row, at_ms)
+                    yield at_ms, partial(self._pushed, row, at_ms)
             start_ms = bucket_start(market.open_ms(row), self._interval)
             end_ms = bucket_end(start_ms, self._interval)
             at_ms = market.confirm_ms(end_ms)
@@ -78,12 +86,23 @@ class CandleChannel:
         candle = self._market.open_candle(self._interval, row, at_ms)
         return [self._frame([self._element(candle, at_ms, confirm=False)], at_ms)]
 
+    def _pushed(self, row: int, at_ms: int) -> list[Frame]:
+        """Return the push of the open candle, closed too early where that fault is armed."""
+        candle = self._market.open_candle(self._interval, row, at_ms)
+        left_ms = bucket_end(candle.start_ms, self._interval) - at_ms
+        early = left_ms >= EARLY_CONFIRM_MS and self._faults.take(
+            FaultKind.EARLY_CONFIRM, at_ms, self.topic
+        )
+        return [self._frame([self._element(candle, at_ms, confirm=bool(early))], at_ms)]
+
     def _roll(self, row: int, end_ms: int, at_ms: int) -> list[Frame]:
         """Return the closing frame or frames, and what the candle faults make of them."""
         market, faults = self._market, self._faults
         closed = market.open_candle(self._interval, row, end_ms)
         element = self._element(closed, at_ms, confirm=True)
         opened = self._opened(row, end_ms, at_ms)
+        if fault := faults.take_first(BENT_CLOSES, at_ms, self.topic):
+            return [self._frame([*self._bent(element, fault), *opened], at_ms)]
         if faults.take(FaultKind.MISSING_CLOSE, at_ms, self.topic):
             return [self._frame(opened, at_ms)] if opened else []
         frames: list[Frame] = []
@@ -110,6 +129,18 @@ class CandleChannel:
     def _late(self, closed: Candle, fault: Fault, at_ms: int) -> list[Frame]:
         late_ms = at_ms + fault.delay_ms
         return [self._frame([self._element(closed, late_ms, confirm=True)], late_ms)]
+
+    def _bent(self, closed: dict[str, Any], fault: Fault) -> list[dict[str, Any]]:
+        """Return what *fault* makes of the closed candle: it comes in its place."""
+        match fault.kind:
+            case FaultKind.OFF_GRID:
+                moved = {name: closed[name] + fault.delay_ms for name in ("start", "end")}
+                return [closed | moved]
+            case FaultKind.DOUBLE_CLOSE:
+                return [closed | {"close": closed["low"], "open": closed["high"]}, closed]
+            case _:
+                price = times(closed["close"], FACTOR)
+                return [closed | {"close": price, "high": price}]
 
     def _revised(self, closed: Candle, at_ms: int) -> Frame:
         """Return *closed* with another close and more volume, inside its own range."""

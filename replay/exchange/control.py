@@ -1,7 +1,7 @@
 """Control calls, loopback only and no part of the exchange's surface.
 
 ``POST /control/fault`` arms a fault (``{"kind": "drop", "topic": "kline"}``, see ``faults``),
-``GET /control/faults`` tells how often each was scheduled and fired, and when;
+``GET /control/faults`` tells what each kind does, how often it was scheduled and fired, and when;
 ``POST /control/release`` lets held time run; ``GET /control/status`` tells time and counts.
 """
 

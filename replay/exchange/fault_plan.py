@@ -12,8 +12,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tracepaper.replay.exchange.faults import (
-    FRAME_KINDS,
+    LIES_MS,
+    PLAIN_FRAME_KINDS,
     REST_KINDS,
+    RETCODES,
+    STATUSES,
     Fault,
     FaultKind,
 )
@@ -57,9 +60,18 @@ class FaultPlan:
 
 
 def _dealt(kind: FaultKind, number: int) -> Fault:
-    """Return the schedule's fault of *kind*; half of the frame faults aim at candles."""
-    topic = CANDLES if kind in FRAME_KINDS and number % 2 else ""
-    return Fault(kind, topic=topic, provoke=kind in REST_KINDS)
+    """Return the schedule's fault of *kind*, *number* choosing its status, code, lie or aim.
+
+    Half of the plain frame faults aim at candles.
+    """
+    return Fault(
+        kind,
+        topic=CANDLES if kind in PLAIN_FRAME_KINDS and number % 2 else "",
+        ms=LIES_MS[number % len(LIES_MS)] if kind is FaultKind.LYING_TIME else 0,
+        provoke=kind in REST_KINDS,
+        status=STATUSES[number % len(STATUSES)] if kind is FaultKind.HTTP_STATUS else 0,
+        code=RETCODES[number % len(RETCODES)] if kind is FaultKind.RETCODE else 0,
+    )
 
 
 class ListedFault(Fault, frozen=True, forbid_unknown_fields=True):
@@ -69,7 +81,7 @@ class ListedFault(Fault, frozen=True, forbid_unknown_fields=True):
 
     def fault(self) -> Fault:
         """Return the fault without its time."""
-        return Fault(self.kind, self.topic, self.ms, self.seconds, self.count, self.provoke)
+        return Fault(**{name: getattr(self, name) for name in Fault.__struct_fields__})
 
 
 class PlanFile(Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,7 +12,8 @@ from typing import Final
 from tracepaper.replay.exchange.channels import Channel, Due, Frame
 from tracepaper.replay.exchange.clock import MarketClock
 from tracepaper.replay.exchange.connection import Connection
-from tracepaper.replay.exchange.faults import Fault, FaultKind, Faults, malformed
+from tracepaper.replay.exchange.faults import FORGED_BEFORE, Fault, FaultKind, Faults
+from tracepaper.replay.exchange.forgery import forged, malformed
 
 WAKE_S_MIN: Final = 0.001
 
@@ -200,6 +201,11 @@ class Hub:
                 return frame.body
             case FaultKind.MALFORMED:
                 return malformed(frame.body, self.faults.tally[fault.kind].fired)
+            case kind if kind in FORGED_BEFORE:
+                self._deliver(key, forged(frame.body, kind, fault.ahead_ms(self.clock.speed)))
+                return frame.body
+            case FaultKind.FOREIGN_FRAME:
+                return forged(frame.body, fault.kind, 0)
             case _:
                 pass
         return None

@@ -8,7 +8,14 @@ from typing import Any, Final
 from aiohttp import web
 
 from tracepaper.replay.exchange.channels import encode
-from tracepaper.replay.exchange.faults import FaultKind
+from tracepaper.replay.exchange.faults import (
+    ANSWER_KINDS,
+    PAGE_KINDS,
+    TIME_PATH,
+    Fault,
+    FaultKind,
+)
+from tracepaper.replay.exchange.forgery import bent, malformed_body
 from tracepaper.replay.exchange.hub import Hub
 from tracepaper.replay.exchange.limits import Limiter
 from tracepaper.replay.exchange.query import Answer, Flat, Query, Refused
@@ -17,6 +24,9 @@ from tracepaper.replay.exchange.routes import answer as routed_answer
 from tracepaper.replay.exchange.venue import Venue
 
 TOO_MANY_VISITS: Final = Refused(10006, "Too many visits. Exceeded the API Rate Limit.")
+DEFAULT_STATUS: Final = 500
+DEFAULT_CODE: Final = 10016
+KLINE_PATH: Final = "/v5/market/kline"
 REQUESTS_PER_WINDOW: Final = 600
 REQUEST_WINDOW_S: Final = 5.0
 FORBIDDEN: Final = """<!DOCTYPE html>
@@ -38,13 +48,32 @@ class Rest:
         """Answer one request."""
         now_ms = self._hub.clock.now_ms()
         faults = self._hub.faults
-        banned = faults.take(FaultKind.HTTP_403, now_ms, request.path)
-        if banned or not self._limiter.admits(asyncio.get_running_loop().time()):
-            # The ban comes from the network in front, as HTML (PROTOCOL 2).
-            return web.Response(status=403, text=FORBIDDEN, content_type="text/html")
-        if faults.take(FaultKind.RETCODE_10006, now_ms, request.path):
-            return _envelope(TOO_MANY_VISITS, now_ms)
-        return _envelope(self.answer(request.path, request.query, now_ms), now_ms)
+        fault = faults.take_first(ANSWER_KINDS, now_ms, request.path)
+        if fault is not None and fault.kind is not FaultKind.MALFORMED_BODY:
+            return await _in_place(fault, now_ms)
+        if not self._limiter.admits(asyncio.get_running_loop().time()):
+            return forbidden()
+        answer = self.answer(request.path, request.query, now_ms)
+        if isinstance(answer, dict):
+            now_ms, answer = self._bent(request.path, answer, now_ms)
+        body = _envelope(answer, now_ms)
+        if fault is not None:
+            body = malformed_body(body, faults.tally[fault.kind].fired)
+        return web.Response(body=body, content_type="application/json")
+
+    def _bent(self, path: str, result: dict[str, Any], now_ms: int) -> tuple[int, dict[str, Any]]:
+        """Return the server's time and *result* as armed faults bend them."""
+        faults = self._hub.faults
+        if path == KLINE_PATH and result["list"]:
+            fault = faults.take_first(PAGE_KINDS, now_ms, path)
+            result = result if fault is None else bent(result, fault)
+        fault = faults.take(FaultKind.LYING_TIME, now_ms, path)
+        if fault is None:
+            return now_ms, result
+        lie_ms = now_ms + fault.delay_ms
+        if path == TIME_PATH:
+            result = {"timeSecond": str(lie_ms // 1_000), "timeNano": str(lie_ms * 1_000_000)}
+        return lie_ms, result
 
     def answer(self, path: str, query: Query, now_ms: int) -> Answer:
         """Return the result of *path*, or the refusal of a route that there is not."""
@@ -55,7 +84,31 @@ class Rest:
         return routed_answer(self._venue, path, query, now_ms)
 
 
-def _envelope(answer: Answer, now_ms: int) -> web.Response:
+def forbidden() -> web.Response:
+    """Return the ban, which comes from the network in front, as HTML."""
+    return web.Response(status=403, text=FORBIDDEN, content_type="text/html")
+
+
+async def _in_place(fault: Fault, now_ms: int) -> web.Response:
+    """Return what comes in place of an answer under *fault*."""
+    match fault.kind:
+        case FaultKind.HTTP_403:
+            return forbidden()
+        case FaultKind.HTTP_STATUS:
+            return web.Response(status=fault.status or DEFAULT_STATUS, text="refused")
+        case FaultKind.REDIRECT:
+            return web.Response(status=302, headers={"Location": "/v5/elsewhere"})
+        case FaultKind.HANG:
+            await asyncio.sleep(fault.seconds)
+            return web.Response(status=504, text="too late")
+        case FaultKind.RETCODE:
+            refused = Refused(fault.code or DEFAULT_CODE, "as the fault asks")
+        case _:
+            refused = TOO_MANY_VISITS
+    return web.Response(body=_envelope(refused, now_ms), content_type="application/json")
+
+
+def _envelope(answer: Answer, now_ms: int) -> bytes:
     """Return *answer* in the envelope of every body; an error is HTTP 200 too."""
     body: dict[str, Any]
     match answer:
@@ -65,7 +118,7 @@ def _envelope(answer: Answer, now_ms: int) -> web.Response:
             body = _body(code, message, {}, now_ms)
         case result:
             body = _body(0, "OK", result, now_ms)
-    return web.Response(body=encode(body), content_type="application/json")
+    return encode(body)
 
 
 def _body(code: int, message: str, result: dict[str, Any], now_ms: int) -> dict[str, Any]:

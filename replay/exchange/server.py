@@ -51,6 +51,7 @@ HOST: Final = "127.0.0.1"
 SHUTDOWN_S: Final = 2.0
 PATIENCE_S_MIN: Final = 10.0
 PATIENCE_GAPS: Final = 10.0
+LOOKS_PER_GAP: Final = 4
 
 LOG = logging.getLogger(__name__)
 
@@ -248,7 +249,10 @@ class EmbeddedExchange:
         patience_s = max(PATIENCE_S_MIN, PATIENCE_GAPS * self._plan.every_s)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + patience_s
+        looks = 0
         while self.faults.pending(fault.kind) and loop.time() < until_s:
-            await asyncio.sleep(self._plan.every_s)
-            if fault.provoke and self.faults.pending(fault.kind):
+            await asyncio.sleep(self._plan.every_s / LOOKS_PER_GAP)
+            looks += 1
+            again = looks % LOOKS_PER_GAP == 0
+            if again and fault.provoke and self.faults.pending(fault.kind):
                 self.hub.cut_all()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from exchange_client import MINUTE, candles, serving, walk_rows
 
+from tracepaper.replay.exchange.faults import MEANING, FaultKind
+
 ROWS = walk_rows(60, seed=9)
 
 
@@ -17,11 +19,12 @@ async def test_a_fault_is_armed_and_reported_with_its_time() -> None:
         await exchange.advance(2 * MINUTE)
         async with client.session.get(f"{control}/faults") as response:
             report = await response.json()
-        assert len(report) == 13
+        assert set(report) == set(FaultKind)
+        assert {kind: one["meaning"] for kind, one in report.items()} == MEANING
         assert report["missing_close"]["scheduled"] == report["missing_close"]["fired"] == 1
         (at_ms,) = report["missing_close"]["times"]
         assert exchange.clock.now_ms() - 2 * MINUTE < at_ms <= exchange.clock.now_ms()
-        assert report["drop"] == {"scheduled": 0, "fired": 0, "times": []}
+        assert (report["drop"]["scheduled"], report["drop"]["fired"]) == (0, 0)
 
 
 async def test_nonsense_is_answered_with_a_sentence() -> None:

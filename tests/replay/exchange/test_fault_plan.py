@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tracepaper.replay.exchange.fault_plan import FaultPlan, plan_from, read_plan
-from tracepaper.replay.exchange.faults import FaultKind
+from tracepaper.replay.exchange.faults import LIES_MS, REST_KINDS, RETCODES, STATUSES, FaultKind
 from tracepaper.strategies.errors import ConfigInvalid
 
 
@@ -37,11 +37,23 @@ def test_a_plan_without_an_interval_schedules_nothing() -> None:
 
 def test_rest_faults_of_the_schedule_provoke_the_client() -> None:
     dealt = {
-        timed.fault.kind: timed.fault for timed in islice(FaultPlan(every_s=1).scheduled(), 13)
+        timed.fault.kind: timed.fault
+        for timed in islice(FaultPlan(every_s=1).scheduled(), len(FaultKind))
     }
-    assert dealt[FaultKind.HTTP_403].provoke
-    assert dealt[FaultKind.RETCODE_10006].provoke
-    assert not dealt[FaultKind.DROP].provoke
+    assert {kind for kind, fault in dealt.items() if fault.provoke} == set(REST_KINDS)
+
+
+def test_the_schedule_draws_from_every_status_code_and_lie() -> None:
+    dealt = [
+        timed.fault for timed in islice(FaultPlan(every_s=1).scheduled(), 400 * len(FaultKind))
+    ]
+    drawn = {
+        "status": {one.status for one in dealt if one.kind is FaultKind.HTTP_STATUS},
+        "code": {one.code for one in dealt if one.kind is FaultKind.RETCODE},
+        "lie": {one.ms for one in dealt if one.kind is FaultKind.LYING_TIME},
+    }
+    assert drawn == {"status": set(STATUSES), "code": set(RETCODES), "lie": set(LIES_MS)}
+    assert {one.topic for one in dealt if one.kind is FaultKind.DROP} == {"", "kline."}
 
 
 @pytest.mark.parametrize("suffix", ["toml", "json"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import pytest
-from aiohttp import WSServerHandshakeError
+from aiohttp import ClientTimeout, WSServerHandshakeError
+from builders import instrument
 from exchange_client import (
     MINUTE,
     Client,
@@ -17,10 +19,14 @@ from exchange_client import (
     walk_rows,
 )
 
-from tracepaper.replay.exchange.faults import FaultKind, fault_from
+from tracepaper.daemon.bybit.messages import ServerTime
+from tracepaper.daemon.bybit.replies import decode_result
+from tracepaper.daemon.bybit.wire import Candles, Wire
+from tracepaper.replay.commands.exchange import exchange as exchange_command
+from tracepaper.replay.exchange.faults import MEANING, FaultKind, fault_from
 from tracepaper.replay.exchange.server import EmbeddedExchange
-from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
+from tracepaper.strategies.types import Bar, Category
 
 ROWS = walk_rows(60, seed=8)
 START = 10
@@ -213,6 +219,212 @@ async def test_rest_faults_answer_10006_and_an_html_403() -> None:
         assert (await client.get("time"))["retCode"] == 0
 
 
+# ---------------------------------------------------------------- what cannot be true
+
+
+def reader(*, ahead_ms: int = 2_000) -> tuple[Wire, list[int]]:
+    """Return the daemon's own reader, which believes dates up to a market time set by the test."""
+    now = [0]
+    wire = Wire(
+        category=Category.LINEAR,
+        instruments=[instrument(price_decimals=1, quantity_decimals=3)],
+        interval_ms=MINUTE,
+        observe=lambda server_ms: server_ms <= now[0] + ahead_ms,
+    )
+    return wire, now
+
+
+def read(wire: Wire, texts: list[str]) -> list[Bar]:
+    """Return the bars that *wire* believes of *texts*."""
+    bars: list[Bar] = []
+    for text in texts:
+        try:
+            received = wire.receive(text.encode())
+        except MessageMalformed:
+            continue
+        bars += received.bars if isinstance(received, Candles) else []
+    return bars
+
+
+TOPICS = (KLINE, "orderbook.1.BTCUSDT", "tickers.BTCUSDT", "publicTrade.BTCUSDT")
+FORGED = {
+    "early_confirm": "early.kline",
+    "off_grid": "off_grid.kline",
+    "double_close": "double.kline",
+    "ahead_candle": "ahead.kline",
+    "ahead_book": "ahead.orderbook",
+    "ahead_ticker": "ahead.tickers",
+    "ahead_trade": "ahead.publicTrade",
+    "crossed_book": "crossed.orderbook",
+}
+
+
+@pytest.mark.parametrize("kind", FORGED)
+async def test_what_it_forges_is_what_the_reader_of_the_daemon_refuses(kind: str) -> None:
+    wire, now = reader()
+    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
+        await stream.subscribe(*TOPICS)
+        now[0] = exchange.clock.now_ms()
+        read(wire, [json.dumps(frame) for frame in await stream.drain()])
+        assert not wire.counters
+        exchange.arm(kind)
+        bars = []
+        for _ in range(36):
+            await exchange.advance(5_000)
+            now[0] = exchange.clock.now_ms()
+            bars += read(wire, [json.dumps(frame) for frame in await stream.drain()])
+        assert wire.counters == {FORGED[kind]: 1}
+        assert exchange.faults.tally[FaultKind(kind)].fired == 1
+        result = await client.result("kline", symbol="BTCUSDT", interval="1", limit=4)
+        rows = {int(row[0]): row for row in result["list"][1:]}
+        lost = {"off_grid", "double_close"}
+        assert len(bars) == (2 if kind in lost else 3)
+        assert {bar.open_time_ms for bar in bars} <= set(rows)
+        assert all(Decimal(rows[bar.open_time_ms][4]) * 10 == bar.close for bar in bars)
+
+
+async def test_data_of_another_symbol_stand_in_place_of_a_true_frame() -> None:
+    wire, now = reader(ahead_ms=10**9)
+    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
+        await stream.subscribe(*TOPICS)
+        await stream.drain()
+        now[0] = exchange.clock.now_ms()
+        for topic in TOPICS[1:]:
+            exchange.arm("foreign_frame", topic=topic)
+        exchange.arm("drop", topic="nothing")
+        await exchange.advance(MINUTE)
+        read(wire, [json.dumps(frame) for frame in await stream.drain()])
+        foreign = {kind for kind in wire.counters if kind.startswith("foreign.")}
+        assert foreign == {"foreign.orderbook", "foreign.tickers", "foreign.publicTrade"}
+        assert exchange.faults.tally[FaultKind.FOREIGN_FRAME].fired == 3
+
+
+async def test_a_book_without_bottom_makes_the_daemon_ask_for_another() -> None:
+    wire, now = reader(ahead_ms=10**9)
+    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
+        await stream.subscribe(TOPICS[1])
+        now[0] = exchange.clock.now_ms()
+        read(wire, [json.dumps(frame) for frame in await stream.drain()])
+        exchange.arm("deep_book")
+        await exchange.advance(4_000)
+        read(wire, [json.dumps(frame) for frame in await stream.drain()][:1])
+        assert wire.counters == {"deep.orderbook": 1}
+        assert wire.renewals == {TOPICS[1]}
+
+
+async def test_an_implausible_close_is_a_thousand_times_the_true_one() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
+        await stream.subscribe(KLINE)
+        exchange.arm("implausible_close")
+        await exchange.advance(2 * MINUTE)
+        sent = confirmed(await stream.drain())[0]
+        result = await client.result(
+            "kline", symbol="BTCUSDT", interval="1", start=sent["start"], limit=1
+        )
+        assert Decimal(sent["close"]) == 1_000 * Decimal(result["list"][0][4])
+
+
+async def test_a_frame_is_dated_ahead_by_more_than_a_fast_client_tolerates() -> None:
+    fast = serving(candles(ROWS), start=START, speed=2_000)
+    async with fast as (exchange, client), client.stream() as stream:
+        await stream.subscribe(KLINE)
+        exchange.arm("ahead_candle")
+        await exchange.advance(MINUTE)
+        newest_ms = max(frame["ts"] for frame in await stream.drain())
+        assert newest_ms - exchange.clock.now_ms() >= 3_000 * 2_000 - MINUTE
+
+
+@pytest.mark.parametrize("status", [201, 204, 304, 400, 418, 429, 451, 500, 599])
+async def test_any_status_is_answered_on_request(status: int) -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client):
+        exchange.arm("http_status", status=status)
+        url = exchange.rest_url + "/v5/market/time"
+        async with client.session.get(url, allow_redirects=False) as response:
+            assert response.status == status
+        assert (await client.get("time"))["retCode"] == 0
+
+
+async def test_any_code_a_redirect_and_a_lie_are_answered_on_request() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client):
+        exchange.arm("retcode", code=10029)
+        assert (await client.get("time"))["retCode"] == 10029
+        exchange.arm("redirect")
+        assert (await client.get("time"))["retMsg"] == "Route not found."
+        for lie_ms in (-3_600_000, 2**62):
+            exchange.arm("lying_time", ms=lie_ms)
+            told = await client.get("time")
+            assert told["time"] == exchange.clock.now_ms() + lie_ms
+            assert told["result"]["timeNano"] == str(told["time"] * 1_000_000)
+        exchange.arm("lying_time", topic="/v5/market/kline")
+        assert (await client.get("time"))["time"] == exchange.clock.now_ms()
+        told = await client.get("kline", symbol="BTCUSDT", interval="1", limit=2)
+        assert told["time"] == exchange.clock.now_ms() + 3_600_000
+        assert len(told["result"]["list"]) == 2
+
+
+async def test_a_request_that_hangs_is_not_answered() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client):
+        exchange.arm("hang", seconds=60)
+        url = exchange.rest_url + "/v5/market/time"
+        with pytest.raises(TimeoutError):
+            async with client.session.get(url, timeout=ClientTimeout(0.05)):
+                pass
+        assert exchange.faults.tally[FaultKind.HANG].fired == 1
+
+
+async def test_rest_bodies_are_broken_in_five_ways() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client):
+        exchange.arm("malformed_body", count=5)
+        bodies = []
+        for _ in range(5):
+            async with client.session.get(exchange.rest_url + "/v5/market/time") as response:
+                bodies.append(await response.read())
+        for body in bodies:
+            with pytest.raises(MessageMalformed):
+                decode_result(body, "time", ServerTime)
+        assert len(set(bodies)) == 5
+
+
+async def page(client: Client) -> Message:
+    return await client.result("kline", symbol="BTCUSDT", interval="1", limit=4)
+
+
+async def test_pages_of_candles_are_bent_in_six_ways_each_once() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client):
+        true = await page(client)
+        starts = [int(row[0]) for row in true["list"]]
+
+        async def bent(kind: str) -> Message:
+            exchange.arm(kind)
+            await client.get("time")  # no page of candles, so it is not hit
+            told = await page(client)
+            assert await page(client) == true
+            return told
+
+        assert (await bent("empty_page"))["list"] == []
+        assert (await bent("short_page"))["list"] == true["list"][2:]
+        foreign = await bent("foreign_page")
+        assert foreign["symbol"] != "BTCUSDT"
+        assert {row[4] for row in foreign["list"]} == {"0.5"}
+        elsewhere = await bent("foreign_window")
+        assert max(int(row[0]) for row in elsewhere["list"]) < min(starts)
+        off = await bent("off_grid_page")
+        assert [int(row[0]) % MINUTE for row in off["list"]] == [7_000] * 4
+        implausible = (await bent("implausible_page"))["list"]
+        assert Decimal(implausible[0][4]) == 1_000 * Decimal(true["list"][0][4])
+        assert implausible[1:] == true["list"][1:]
+
+
+def test_every_kind_of_fault_is_listed_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(MEANING) == set(FaultKind)
+    exchange_command(list_faults=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(FaultKind)
+    assert all(
+        line.endswith(meaning) for line, meaning in zip(lines, MEANING.values(), strict=True)
+    )
+
+
 async def test_an_armed_fault_that_hits_nothing_has_not_fired() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
         await stream.subscribe("publicTrade.BTCUSDT")
@@ -233,6 +445,9 @@ async def test_an_armed_fault_that_hits_nothing_has_not_fired() -> None:
         {"kind": "drop", "count": "2"},
         {"kind": "drop", "count": 0},
         {"kind": "delay", "ms": -1},
+        {"kind": "http_status", "status": 600},
+        {"kind": "http_status", "status": 99},
+        {"kind": "retcode", "code": "10001"},
     ],
 )
 def test_a_request_that_is_no_fault_is_refused(request_body: Message) -> None:

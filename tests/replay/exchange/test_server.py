@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 
 import pytest
-from aiohttp import ClientSession, WSMsgType, WSServerHandshakeError
+from aiohttp import ClientError, ClientSession, ClientTimeout, WSMsgType
 from exchange_client import (
     FIRST_MS,
     MINUTE,
@@ -141,7 +142,7 @@ async def test_a_seeded_schedule_makes_every_kind_fire_while_a_client_runs() -> 
         candles=(candles(walk_rows(2_000)),),
         speed=1_200.0,
         start=100,
-        faults=plan_from({"seed": 5, "every_s": 0.05}),
+        faults=plan_from({"seed": 5, "every_s": 0.02}),
     )
     async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
         client = Client(exchange, session)
@@ -154,16 +155,18 @@ async def test_a_seeded_schedule_makes_every_kind_fire_while_a_client_runs() -> 
 
 
 async def one_life(client: Client) -> None:
-    """Ask by REST, connect, and read until cut off or silent for half a second."""
-    url = f"{client.exchange.rest_url}/v5/market/time"
-    async with client.session.get(url) as response:
-        await response.read()
+    """Ask by REST, connect, and read until cut off or silent for a moment."""
+    topics = [f"{name}.BTCUSDT" for name in ("kline.1", "orderbook.1", "tickers", "publicTrade")]
+    base = f"{client.exchange.rest_url}/v5/market"
     try:
+        for url in (f"{base}/time", f"{base}/kline?symbol=BTCUSDT&interval=1&limit=5"):
+            async with client.session.get(url, timeout=ClientTimeout(0.2)) as response:
+                await response.read()
         async with client.stream() as stream:
-            await stream.socket.send_str('{"op":"subscribe","args":["kline.1.BTCUSDT"]}')
-            while (await stream.socket.receive(0.5)).type is WSMsgType.TEXT:
+            await stream.socket.send_str(json.dumps({"op": "subscribe", "args": topics}))
+            while (await stream.socket.receive(0.2)).type is WSMsgType.TEXT:
                 pass
-    except (OSError, TimeoutError, WSServerHandshakeError):
+    except (OSError, TimeoutError, ClientError):
         return  # cut, silent or refused: the next life tries again
 
 
