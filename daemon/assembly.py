@@ -7,11 +7,13 @@ with the run that belongs to this configuration or open a new one, then drive th
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -51,6 +53,10 @@ from tracepaper.strategies.types import (
     RunKind,
     Step,
 )
+
+BLOCKED: Final = "another process holds the database's write lock"
+BLOCKED_SAID_EVERY_S: Final = 60.0
+BLOCKED_DECLARED_S: Final = 30.0
 
 log = structlog.get_logger("daemon")
 
@@ -93,6 +99,7 @@ class Daemon:
         self._commands: dict[int, asyncio.Future[int]] = {}
         self._worker = Worker("model")
         self._progress: Callable[[], object] = object
+        self._blocked_said_s = -math.inf
 
     async def run(self) -> None:
         """Run until the watch, a signal or a fatal error ends it; what is stored is whole.
@@ -100,6 +107,7 @@ class Daemon:
         Raises ``ConfigInvalid``, ``AuditUnwritable`` and the other fatal errors as they are.
         """
         audit = SqlAuditLog.open(self._database)
+        audit.waiting = self._say_blocked
         try:
             await self._supervisor.run({"daemon": lambda: self._serve(audit)}, essential="daemon")
         finally:
@@ -113,6 +121,14 @@ class Daemon:
     def is_thinking(self) -> bool:
         """Whether the model still works on something nobody waits for any more."""
         return self._worker.is_busy
+
+    def _say_blocked(self) -> None:
+        """Wait on purpose: another process has the database locked. Said once a minute."""
+        self._supervisor.declare("database", BLOCKED_DECLARED_S)
+        now_s = self._clock.network_s()
+        if now_s - self._blocked_said_s >= BLOCKED_SAID_EVERY_S:
+            self._blocked_said_s = now_s
+            log.warning(BLOCKED, file=str(self._database), advice="end its transaction")
 
     def _pulse(self) -> object:
         """Return what changes while the daemon works: steps, requests, frames."""
@@ -134,7 +150,9 @@ class Daemon:
             forecaster = None
             if needs_forecaster(config):
                 forecaster = await asyncio.to_thread(load_forecaster, config, beside=self._database)
-            opened = open_run(
+            # In a thread, since another process may have the database locked.
+            opened = await asyncio.to_thread(
+                open_run,
                 Opening(
                     config=config,
                     kind=self._kind,
@@ -176,7 +194,12 @@ class Daemon:
                     deadline_ms=config.model.deadline_ms,
                 )
             feed = await stack.enter_async_context(self._feed(opened, forecaster, rest, engine))
-            monitor = Monitor(run=run, clock=self._clock, counters=feed.counters)
+            monitor = Monitor(
+                run=run,
+                clock=self._clock,
+                counters=feed.counters,
+                obstacles=lambda: (BLOCKED,) if audit.is_blocked else (),
+            )
             monitor.halted = engine.halted
             server = await stack.enter_async_context(
                 HttpServer(

@@ -10,7 +10,6 @@ import asyncio
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from sqlalchemy import insert
@@ -18,7 +17,7 @@ from sqlalchemy.dialects.sqlite import dialect
 from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage import schema
-from tracepaper.storage.database import Writer, identity, open_writer
+from tracepaper.storage.database import Writer, open_writer
 from tracepaper.storage.digest import chain_digest, opened_digest
 from tracepaper.storage.encode import StepEncoder
 from tracepaper.storage.resume import Resumed, read_resumed
@@ -29,6 +28,7 @@ from tracepaper.strategies.types import Bar, ModelChange, RunEnd, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from tracepaper.storage.lock import InstanceLock
     from tracepaper.storage.rows import Row
@@ -43,6 +43,10 @@ _PREVIOUS: Final = "SELECT run_id, step_count, head_digest FROM runs WHERE run_k
 _UPDATE_HEAD: Final = "UPDATE runs SET step_count = ?, head_digest = ? WHERE run_key = ?"
 
 Result = TypeVar("Result")
+
+
+def unheard() -> None:
+    """Tell nobody of a wait."""
 
 
 @lru_cache(maxsize=256)
@@ -80,9 +84,9 @@ class SqlAuditLog:
         self._has_decided = False
         self._refusal = ""  # why no more steps are taken
         self._is_writable = True  # until a transaction fails
-        (_, _, name) = raw.execute("PRAGMA database_list").fetchone()
-        self._file = Path(name)
-        self._identity = identity(self._file)
+        self.waiting: Callable[[], object] = unheard  # hears of each wait, in the writer's thread
+        self.is_blocked = False  # by the write lock of another process
+        self._is_leaving = False
 
     @classmethod
     def open(cls, path: Path, *, group_steps: int = GROUP_STEPS) -> SqlAuditLog:
@@ -139,7 +143,7 @@ class SqlAuditLog:
             (schema.gate_sets.name, list(sets)),
         ]
         self._drop_buffers()
-        self._has_decided = False
+        self._has_decided = self._is_leaving = False
         self._encoder, self._run_key, self._next_sequence, self._head = encoder, run_key, 0, head
         self._last = None
 
@@ -153,6 +157,7 @@ class SqlAuditLog:
         resumed = read_resumed(self._raw, run_id)
         self._drop_buffers()
         self._opening = []
+        self._is_leaving = False
         covered = resumed.covered
         self._encoder = StepEncoder(resumed.run, resumed.run_key, resumed.gate_sets, covered)
         self._run_key, self._head = resumed.run_key, resumed.head
@@ -170,6 +175,7 @@ class SqlAuditLog:
             if self.is_open and (last := self._last) is not None:
                 self.note(RunEnd(ended_at_ms, last.event.market_ms, last.event.market_ms))
 
+        self._is_leaving = True
         self._in_writer(write_end)
 
     def note(self, event: RunEnd | Prune, also: Callable[[], object] = lambda: None) -> None:
@@ -198,6 +204,7 @@ class SqlAuditLog:
 
     def close(self) -> None:
         """Commit what is buffered, close the database and give the lock back."""
+        self._is_leaving = True
         try:
             if self._is_writable and self.is_open:
                 self._in_writer(self.flush)
@@ -301,15 +308,9 @@ class SqlAuditLog:
         if not self._is_writable:
             raise AuditUnwritable(self._refusal)
         self._is_writable = False
-        if identity(self._file) != self._identity:
-            # The file system would take every write to a file that nobody can open any more.
-            self._refusal = (
-                f"{self._file} was deleted, moved or replaced while it was written; put it back "
-                "with its -wal file, or start again with a new one."
-            )
-            raise AuditUnwritable(self._refusal)
+        self._look_at_file()
         try:
-            self._raw.execute("BEGIN IMMEDIATE")
+            self._begin_write()
             for write in writes:
                 write()
             self._raw.execute("COMMIT")
@@ -317,7 +318,7 @@ class SqlAuditLog:
             self._roll_back()
             cause = error.orig if isinstance(error, DBAPIError) else error
             self._refusal = (
-                f"The audit log cannot be written ({cause}); free disk space or mend the file, "
+                f"The audit log cannot be written ({cause}); {_advice(cause)}, "
                 "then start again: the run resumes at its last committed step."
             )
             raise AuditUnwritable(self._refusal) from error
@@ -325,7 +326,32 @@ class SqlAuditLog:
             self._roll_back()
             self._refusal = "A number does not fit 64 bits; its source is wrong."
             raise InvariantBroken(self._refusal) from error
+        self._look_at_file()
+        self._writer.file.settle()
         self._is_writable = True
+
+    def _begin_write(self) -> None:
+        """Take the write lock, however long another process (a shell, say) holds it."""
+        while True:
+            try:
+                self._raw.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or self._is_leaving:
+                    raise
+            else:
+                self.is_blocked = False
+                return
+            self.is_blocked = True
+            self.waiting()
+            self._look_at_file()
+
+    def _look_at_file(self) -> None:
+        """Raise ``AuditUnwritable`` where the file is no longer what the last commit left."""
+        self._writer.lock.keep()
+        refusal = self._writer.file.problem(self._raw)
+        if refusal:
+            self._refusal = refusal
+            raise AuditUnwritable(refusal)
 
     def _roll_back(self) -> None:
         if self._raw.in_transaction:
@@ -339,3 +365,15 @@ class SqlAuditLog:
 def _is_quiet(step: Step) -> bool:
     """Return whether *step* neither decides nor trades: it may wait for one that does."""
     return step.decision is None and not step.orders and not step.fills
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    """Return whether another process holds the write lock."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _advice(cause: BaseException | None) -> str:
+    if _is_busy(cause):
+        return "end the transaction of the other process that has the file locked"
+    return "free disk space or mend the file"

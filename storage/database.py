@@ -21,12 +21,15 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from tracepaper.storage.lock import InstanceLock
 from tracepaper.storage.schema import SCHEMA_REVISION, metadata
 from tracepaper.storage.views import create_views
+from tracepaper.storage.watch import WatchedFile
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 BUSY_TIMEOUT_S: Final = 5.0
+WRITE_TIMEOUT_S: Final = 1.0
+"""How long one attempt to write waits for the write lock of another process."""
 SQLITE_OLDEST: Final = (3, 37, 0)  # STRICT tables
 _WAL_FAULT_FIRST: Final = (3, 7, 0)
 _WAL_FAULT_FIXED: Final = (3, 51, 3)
@@ -137,15 +140,17 @@ def _check_revision(path: Path, revision: str | None) -> None:
 
 
 class Writer(NamedTuple):
-    """The one writing connection of a database, and the lock that makes it the only one."""
+    """The one writing connection of a database, and the locks that make it the only one."""
 
     connection: Connection
     lock: InstanceLock
+    file: WatchedFile
 
     def close(self) -> None:
-        """Close the connection, which checkpoints the WAL file, and give the lock back."""
+        """Close the connection, which checkpoints the WAL file, and give the locks back."""
         self.connection.close()
         self.connection.engine.dispose()
+        self.file.close()
         self.lock.release()
 
 
@@ -171,14 +176,22 @@ def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
     """
     if not (status := sqlite_status()).is_usable:
         raise AuditUnwritable(f"SQLite {status.version} is {status.verdict}; upgrade it.")
-    if path.is_file() and path.stat().st_size:
-        # Look before opening for writing, which would turn a stranger's file into a WAL one.
-        with closing(_connect_read_only(path)) as strange:
-            if _revision(strange) is None:
-                raise DataInvalid(f"{path} is not a tracepaper database; name another with --db.")
+    is_there = path.is_file() and path.stat().st_size > 0
     with ExitStack() as undo:
+        if is_there:
+            # Look before anything is written: a stranger's file must stay what it is.
+            file = WatchedFile.open(path)
+            undo.callback(file.close)
+            with closing(_connect_read_only(path)) as strange:
+                if _revision(strange) is None:
+                    raise DataInvalid(
+                        f"{path} is not a tracepaper database; name another with --db."
+                    )
         lock = InstanceLock.acquire(path)
         undo.callback(lock.release)
+        if not is_there:
+            file = WatchedFile.open(path)
+            undo.callback(file.close)
         try:
             connection = _connect_writing(path)
             undo.callback(connection.engine.dispose)
@@ -189,29 +202,21 @@ def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
             if revision == "":
                 _create(connection)
                 revision = SCHEMA_REVISION
-        except (sqlite3.Error, DBAPIError) as error:
+            file.begin(int(raw.execute("PRAGMA page_size").fetchone()[0]))
+        except (sqlite3.Error, DBAPIError, OSError) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
             raise AuditUnwritable(
                 f"{path} cannot be opened for writing ({cause}); mend it, restore a backup, or "
                 "choose another --db."
             ) from error
         undo.pop_all()
-        return Writer(connection, lock), revision or ""
-
-
-def identity(path: Path) -> tuple[int, int] | None:
-    """Return which file lies at *path*, by device and inode; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+        return Writer(connection, lock, file), revision or ""
 
 
 def _connect_writing(path: Path) -> Connection:
     def connect() -> sqlite3.Connection:
         raw = sqlite3.connect(
-            path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            path, timeout=WRITE_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
         (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from tracepaper.storage.watch import identity
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 
 LOCK_ATTEMPTS: Final = 4
@@ -24,20 +25,23 @@ class Holder(NamedTuple):
 
 
 def lock_file(path: Path) -> Path:
-    """Return the lock file of the database *path*: ``tracepaper.db.lock``."""
-    return path.with_name(path.name + ".lock")
+    """Return the lock file of the database *path*, links followed: ``tracepaper.db.lock``."""
+    file = path.resolve()
+    return file.with_name(file.name + ".lock")
 
 
 class InstanceLock:
     """An flock on ``FILE.lock``, whose JSON ``{"pid", "http"}`` names the holder.
 
     The kernel drops the lock when its holder dies, so a stale file is simply taken over. The
-    file stays when the lock is released: removing it would let two processes hold two files.
+    file stays when the lock is released. What keeps a second writer out, whatever is done to this
+    file, is the lock on the database itself (``watch``).
     """
 
     def __init__(self, file: Path, descriptor: int) -> None:
         self._file = file
         self._descriptor = descriptor
+        self._http = ""
 
     @classmethod
     def acquire(cls, path: Path) -> InstanceLock:
@@ -63,9 +67,26 @@ class InstanceLock:
 
     def publish(self, http: str) -> None:
         """Write this process and the address *http* (``http://127.0.0.1:8787``) into the file."""
+        self._http = http
         content = msgspec.json.encode({"pid": os.getpid(), "http": http})
         os.pwrite(self._descriptor, content, 0)
         os.truncate(self._descriptor, len(content))
+
+    def keep(self) -> None:
+        """Write the file anew where somebody deleted or replaced it, so that we are found."""
+        found, ours = identity(self._file), os.fstat(self._descriptor)
+        if found == (ours.st_dev, ours.st_ino):
+            return
+        try:
+            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            return  # nobody finds us; nobody can write either
+        if _lock(descriptor):
+            os.close(self._descriptor)
+            self._descriptor = descriptor
+            self.publish(self._http)
+        else:
+            os.close(descriptor)
 
     def release(self) -> None:
         """Give the lock back; safe to call twice."""

@@ -6,6 +6,7 @@ test names them.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -19,9 +20,11 @@ from aiohttp import web
 from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker
 from daemon_under_test import check_record, daemon, killed_daemon, price, settings
 
+from tracepaper.daemon import log as log_lines
 from tracepaper.daemon.assembly import Daemon
 from tracepaper.daemon.config import load
 from tracepaper.daemon.config_text import render
+from tracepaper.daemon.http.client import ask
 from tracepaper.replay.samples import DEFAULT_CHECKPOINT
 from tracepaper.strategies.errors import AuditUnwritable, CheckpointMismatch, ConfigInvalid, Fatal
 from tracepaper.strategies.types import Action, Bar, Gap, Gate, ModelChange, RunKind
@@ -272,6 +275,51 @@ async def test_a_database_that_is_taken_away_ends_the_daemon_with_a_sentence(
         database.unlink()
         with pytest.raises(AuditUnwritable, match="was deleted, moved or replaced"):
             await running.close_bars(2)
+
+
+@pytest.mark.parametrize("ending", ["-wal", "-shm"])
+async def test_a_log_deleted_under_the_daemon_ends_it_and_costs_no_decision(
+    tmp_path: Path, ending: str
+) -> None:
+    database = tmp_path / "run.db"
+
+    async def lose_it() -> None:
+        async with daemon(server, database) as running:
+            await running.close_bars(5)
+            database.with_name(database.name + ending).unlink()
+            await running.close_bars(1)
+
+    async with ScriptedServer() as server:
+        with pytest.raises(AuditUnwritable, match=r"was deleted or replaced .*: start again"):
+            await lose_it()
+        async with daemon(server, database) as again:
+            await again.until(lambda: any(isinstance(s.event, ModelChange) for s in again.steps))
+    with closing(sqlite3.connect(database)) as db:
+        opened = {at for (at,) in db.execute("SELECT open_time_ms FROM v_decisions")}
+    assert opened >= {START_MS + minute * MINUTE for minute in range(5)}
+
+
+async def test_a_foreign_write_lock_stops_decisions_until_it_is_given_back(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    database = tmp_path / "run.db"
+    log_lines.configure(output="json")
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.close_bars(3)
+        with closing(sqlite3.connect(database, isolation_level=None)) as shell:
+            shell.execute("BEGIN IMMEDIATE")
+            closing_bar = asyncio.create_task(running.close_bars(1))
+            reasons: list[object] = []
+            while not reasons:
+                status = await asyncio.to_thread(ask, database, "/status")
+                reasons = [r for r in status["not_ready"] if "write lock" in str(r)]  # type: ignore[attr-defined]
+            assert running.decided() == 3
+            shell.execute("ROLLBACK")
+        await closing_bar
+        status = await asyncio.to_thread(ask, database, "/status")
+        assert status["not_ready"] == ["linear:BTCUSDT is warming up"]
+    check_record(database, bars=4)
+    assert capfd.readouterr().err.count("another process holds the database's write lock") == 1
 
 
 FAILING: dict[str, tuple[dict[str, dict[str, Any]], str]] = {

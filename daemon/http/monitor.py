@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from tracepaper.daemon.ports import Clock
@@ -32,11 +32,16 @@ class Monitor:
     """Watches the steps of one run; ``status`` and ``/metrics`` are read from it.
 
     *counters* are the feed's own (reconnections, repairs, malformed frames); the mapping is read
-    when asked, so it may go on changing.
+    when asked, so it may go on changing. *obstacles* returns what else keeps it from deciding.
     """
 
     def __init__(
-        self, *, run: Run, clock: Clock, counters: Mapping[str, int] | None = None
+        self,
+        *,
+        run: Run,
+        clock: Clock,
+        counters: Mapping[str, int] | None = None,
+        obstacles: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.run = run
         self.counters: Mapping[str, int] = counters if counters is not None else {}
@@ -49,6 +54,7 @@ class Monitor:
         self.halted = False
         self.bars: dict[str, Step] = {}
         self._clock = clock
+        self._obstacles = obstacles
         self._instruments = {one.id: one for one in run.instruments}
 
     def observe(self, step: Step) -> None:
@@ -77,7 +83,7 @@ class Monitor:
 
     def not_ready(self) -> Sequence[str]:
         """Return why the daemon cannot decide now; nothing where it can."""
-        reasons = []
+        reasons = list(self._obstacles())
         for instrument in self._instruments:
             step = self.bars.get(instrument)
             if step is None or not isinstance(step.event, Bar):
