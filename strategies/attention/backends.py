@@ -17,10 +17,18 @@ from torch import Tensor
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
 _ATEN: Final = torch.ops.aten
-_HALF: Final = (torch.float16, torch.bfloat16)
+HALF: Final = (torch.float16, torch.bfloat16)
+CHUNK_ENTRIES: Final = 1 << 24
+"""Scores that ``Chunked`` holds at once: 128 MiB of float64."""
+FLASH_MODULES: Final = (
+    "flash_attn.cute",  # version 4
+    "flash_attn_interface",  # version 3
+    "flash_attn.flash_attn_interface",  # version 2
+)
 
 
 class Pass(NamedTuple):
@@ -127,10 +135,79 @@ class CudaEfficient:
         return grads[0], grads[1], grads[2]
 
 
+class CudaCudnn:
+    """cuDNN's flash kernel for CUDA: float16 and bfloat16, head dim a multiple of 8 up to 128."""
+
+    name = "cudnn"
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
+    ) -> Pass:
+        """Attend; some versions return the logsumexp with a last dimension of one."""
+        output, logsumexp, *_ = _ATEN._scaled_dot_product_cudnn_attention(
+            query, key, value, None, True, 0.0, causal, scale=scale
+        )
+        return Pass(output, logsumexp.reshape(query.shape[:3]))
+
+    def backward(
+        self,
+        gradient: Tensor,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        result: Pass,
+        *,
+        causal: bool,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the three gradients."""
+        unused = torch.zeros((), dtype=torch.int64, device=gradient.device)  # no dropout, no seed
+        times = (inputs[0].shape[2], inputs[1].shape[2])
+        grads: tuple[Tensor, Tensor, Tensor] = (
+            _ATEN._scaled_dot_product_cudnn_attention_backward(
+                gradient, *inputs, result.output, result.logsumexp[..., None].contiguous(),
+                unused, unused, None, None, None, *times, 0.0, causal, scale=scale,
+            )
+        )  # fmt: skip
+        return grads
+
+
 class CudaFlash:
-    """PyTorch's own flash kernel for CUDA: float16 and bfloat16, head dim a multiple of 8."""
+    """PyTorch's own flash kernel for CUDA: float16 and bfloat16, head dim a multiple of 8.
+
+    It knows windows itself, so that one pass serves where others take two.
+    """
 
     name = "sdpa"
+
+    def window_forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float
+    ) -> Pass:
+        """Attend over a causal window, which counts the query itself; [batch, head, time, dim]."""
+        times = (query.shape[2], key.shape[2])
+        output, logsumexp, *_ = _ATEN._flash_attention_forward(
+            *(x.transpose(1, 2) for x in (query, key, value)), None, None, *times, 0.0, True,
+            False, scale=scale, window_size_left=window - 1, window_size_right=0,
+        )  # fmt: skip
+        return Pass(output.transpose(1, 2), logsumexp[..., : query.shape[2]])
+
+    def window_backward(
+        self,
+        gradient: Tensor,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        result: Pass,
+        *,
+        window: int,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the three gradients of the window's pass."""
+        unused = torch.zeros(2, dtype=torch.uint64, device=gradient.device)  # no dropout, no seed
+        times = (inputs[0].shape[2], inputs[1].shape[2])
+        by_time = (x.transpose(1, 2).contiguous() for x in (gradient, *inputs, result.output))
+        grads = _ATEN._flash_attention_backward(
+            *by_time, result.logsumexp.contiguous(), None, None, *times, 0.0, True, unused,
+            unused, scale=scale, window_size_left=window - 1, window_size_right=0,
+        )  # fmt: skip
+        query, key, value = (x.transpose(1, 2) for x in grads)
+        return query, key, value
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
@@ -199,6 +276,74 @@ class Reference:
         )
 
 
+class Chunked:
+    """The reference's formulas over some queries at a time, in linear memory: any type, anywhere.
+
+    What float64 runs by on CUDA, where no flash kernel takes it.
+    """
+
+    name = "chunked"
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
+    ) -> Pass:
+        """Attend, a block of queries after the other."""
+        outputs, sums = [], []
+        for _, scores in self._stripes(query, key, causal=causal, scale=scale):
+            logsumexp = torch.logsumexp(scores, dim=-1)
+            probabilities = scores.sub_(logsumexp[..., None]).exp_()
+            seen = value[:, :, : scores.shape[-1]].to(scores.dtype)
+            outputs.append((probabilities @ seen).to(query.dtype))
+            sums.append(logsumexp)
+        return Pass(torch.cat(outputs, dim=2), torch.cat(sums, dim=2))
+
+    def backward(
+        self,
+        gradient: Tensor,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        result: Pass,
+        *,
+        causal: bool,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the three gradients, those of keys and values summed over the blocks."""
+        query, key, value = inputs
+        wide = result.logsumexp.dtype
+        to_key, to_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
+        to_query = []
+        for rows, scores in self._stripes(query, key, causal=causal, scale=scale):
+            keys = slice(scores.shape[-1])
+            probabilities = scores.sub_(result.logsumexp[:, :, rows, None]).exp_()
+            grad = gradient[:, :, rows].to(wide)
+            delta = (grad * result.output[:, :, rows].to(wide)).sum(-1, keepdim=True)
+            to_value[:, :, keys] += probabilities.mT @ grad
+            slope = (grad @ value[:, :, keys].to(wide).mT - delta).mul_(probabilities).mul_(scale)
+            to_query.append((slope @ key[:, :, keys].to(wide)).to(query.dtype))
+            to_key[:, :, keys] += slope.mT @ query[:, :, rows].to(wide)
+        return torch.cat(to_query, dim=2), to_key.to(key.dtype), to_value.to(value.dtype)
+
+    @staticmethod
+    def _stripes(
+        query: Tensor, key: Tensor, *, causal: bool, scale: float
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield some rows and their scores [batch, head, row, key], hidden ones -inf."""
+        wide = torch.promote_types(query.dtype, torch.float32)
+        pairs, time = query.shape[0] * query.shape[1], key.shape[2]
+        size = max(1, CHUNK_ENTRIES // (pairs * time))
+        for start in range(0, query.shape[2], size):
+            rows = slice(start, min(start + size, query.shape[2]))
+            seen = key[:, :, : rows.stop] if causal else key
+            scores = scale * (query[:, :, rows].to(wide) @ seen.to(wide).mT)
+            if causal:
+                scores.masked_fill_(
+                    torch.ones(scores.shape[-2:], dtype=torch.bool, device=key.device).triu(
+                        start + 1
+                    ),
+                    float("-inf"),
+                )
+            yield rows, scores
+
+
 def dense_scores(query: Tensor, key: Tensor, *, causal: bool, scale: float) -> Tensor:
     """Return the scaled scores [batch, head, time, time], at least float32, masked by -inf."""
     wide = torch.promote_types(query.dtype, torch.float32)
@@ -211,8 +356,8 @@ def dense_scores(query: Tensor, key: Tensor, *, causal: bool, scale: float) -> T
 
 @cache
 def flash_package() -> ModuleType | None:
-    """Return FlashAttention 3's module if installed, else FlashAttention 2's, else None."""
-    for name in ("flash_attn_interface", "flash_attn.flash_attn_interface"):
+    """Return FlashAttention's newest installed module, of version 4, 3 or 2, or None."""
+    for name in FLASH_MODULES:
         try:
             return importlib.import_module(name)
         except ImportError:
@@ -220,15 +365,23 @@ def flash_package() -> ModuleType | None:
     return None
 
 
-def kernel_for(backend: str, device: torch.device, dtype: torch.dtype, dim: int) -> Kernel:
-    """Return the kernel of *backend* for these tensors, or raise ``AttentionInvalid``."""
-    if backend == "reference":
-        return Reference()
-    if device.type == "cpu":
-        return CpuFlash()
-    if device.type == "cuda":
-        return CudaFlash() if dtype in _HALF and dim % 8 == 0 else CudaEfficient()
+def kernel_for(backend: str, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """Return the kernel of *backend* for these tensors, or raise ``AttentionInvalid``.
+
+    On CUDA the head dim is a multiple of 8 by then: ``attend`` pads it.
+    """
+    match backend, device.type:
+        case "reference", _:
+            return Reference()
+        case "chunked", _:
+            return Chunked()
+        case "cudnn", "cuda":
+            return CudaCudnn()
+        case "sdpa", "cpu":
+            return CpuFlash()
+        case "sdpa", "cuda":
+            return CudaFlash() if dtype in HALF else CudaEfficient()
     raise AttentionInvalid(
-        f"No flash kernel runs on {device.type}; move the tensors to cpu or cuda, or ask for "
-        "the backend reference."
+        f"No {backend} kernel runs on {device.type}; move the tensors to cpu or cuda, or ask for "
+        "the backend chunked."
     )

@@ -1,13 +1,15 @@
 """Exact rollout of every row at once, its columns summed into buckets of time.
 
 ``R_l = ρ·R_{l-1} + (1-ρ)·mean_h A_l,h·R_{l-1}`` runs upwards: O(N·G) memory for G buckets, and a
-bucket that no row of a tile can have reached yet is not touched.
+bucket that no row of a tile can have reached yet is not touched. Under a window a row reaches
+``layers·(window - 1)`` bars back, so it needs no more columns than that span has buckets: they
+are used in turn, as a ring, and memory is linear in time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -61,6 +63,85 @@ def rollout_buckets(  # noqa: PLR0913
     bucket where the sequence starts inside one, so that buckets can follow absolute time. Raises
     ``AttentionInvalid`` on what does not fit and when a head does not keep its mass.
     """
+    made = _rolled(
+        queries, keys, logsumexps, mask, bucket_bars=bucket_bars,
+        first_bucket_bars=first_bucket_bars, head_fusion=head_fusion, head_weights=head_weights,
+        discard_ratio=discard_ratio, residual_weight=residual_weight, start_layer=start_layer,
+        scale=scale,
+    )  # fmt: skip
+    ring, buckets = made.values.shape[2], int(made.bucket[-1]) + 1
+    if ring == buckets:
+        return finish(made.values, normalise=True)
+    weights = made.values.new_zeros(*made.values.shape[:2], buckets)
+    place = _places(made.bucket, ring)
+    seen = (place >= 0).expand_as(made.values)
+    weights.scatter_add_(
+        2, place.clamp_min(0).expand_as(made.values), made.values.masked_fill(~seen, 0.0)
+    )
+    return finish(weights, normalise=True)
+
+
+def rollout_by_age(  # noqa: PLR0913
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    logsumexps: Sequence[Tensor],
+    mask: Mask,
+    *,
+    bucket_bars: int = BLOCK_BARS,
+    first_bucket_bars: int | None = None,
+    head_fusion: HeadFusion = "mean",
+    head_weights: HeadWeights | Tensor | None = None,
+    discard_ratio: float = 0.0,
+    residual_weight: float = 0.5,
+    start_layer: int = 0,
+    scale: float | None = None,
+) -> Rollout:
+    """Return every row's rollout by age: weights [batch, time, age], the newest bucket first.
+
+    Age 0 is the bucket that holds the row itself. Under a window there are only as many ages as
+    a row can reach, so memory is linear in time where ``rollout_buckets`` returns a square. The
+    arguments and errors are those of ``rollout_buckets``; a full mask, under which a row sees the
+    future, is refused.
+    """
+    if mask.kind is MaskKind.FULL:
+        raise AttentionInvalid(
+            "A full mask looks both ways, so its rows have no age; use rollout_buckets."
+        )
+    made = _rolled(
+        queries, keys, logsumexps, mask, bucket_bars=bucket_bars,
+        first_bucket_bars=first_bucket_bars, head_fusion=head_fusion, head_weights=head_weights,
+        discard_ratio=discard_ratio, residual_weight=residual_weight, start_layer=start_layer,
+        scale=scale,
+    )  # fmt: skip
+    ring = made.values.shape[2]
+    ages = torch.arange(ring, device=made.bucket.device)
+    place = made.bucket[:, None] - ages  # [time, age]
+    weights = made.values.gather(2, (place % ring).expand_as(made.values))
+    return finish(weights.masked_fill_(place < 0, 0.0), normalise=True)
+
+
+class _Rolled(NamedTuple):
+    """Every row's rollout in a ring of buckets: bucket b is in column ``b % ring``."""
+
+    values: Tensor  # [batch, time, ring]
+    bucket: Tensor  # [time] int64: the bucket that holds each bar
+
+
+def _rolled(  # noqa: PLR0913
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    logsumexps: Sequence[Tensor],
+    mask: Mask,
+    *,
+    bucket_bars: int,
+    first_bucket_bars: int | None,
+    head_fusion: HeadFusion,
+    head_weights: HeadWeights | Tensor | None,
+    discard_ratio: float,
+    residual_weight: float,
+    start_layer: int,
+    scale: float | None,
+) -> _Rolled:
     layers = check_layers(queries, keys, logsumexps, scale=scale)
     shares = check_options(
         layers, head_fusion=head_fusion, head_weights=head_weights, discard_ratio=discard_ratio,
@@ -75,13 +156,19 @@ def rollout_buckets(  # noqa: PLR0913
     batch, _, time, _ = layers[0].query.shape
     lead = bucket_bars - first
     bucket = (torch.arange(time, device=layers[0].query.device) + lead) // bucket_bars
-    values = torch.nn.functional.one_hot(bucket).to(layers[0].logsumexp.dtype)
-    values = values.expand(batch, -1, -1).clone()  # [batch, time, bucket]
-    for depth, number in enumerate(range(check_start(start_layer, len(layers)), len(layers))):
+    used = range(check_start(start_layer, len(layers)), len(layers))
+    ring = int(bucket[-1]) + 1
+    if mask.kind is MaskKind.WINDOW:
+        # So many consecutive bars touch one bucket more than they fill.
+        ring = min(ring, -(-len(used) * (mask.window_bars - 1) // bucket_bars) + 2)
+    is_whole_ring = ring == int(bucket[-1]) + 1
+    values = layers[0].logsumexp.new_zeros(batch, time, ring)
+    values.scatter_(2, (bucket % ring)[:, None].expand(batch, -1, 1), 1.0)
+    for depth, number in enumerate(used):
         layer = restate(layers[number], mask)
         known = values.to(layer.logsumexp.dtype)
         if head_fusion == "mean" and discard_ratio == 0.0:
-            reach = _reach(mask, depth, time)
+            reach = _reach(mask, depth, time) if is_whole_ring else None
             values = _mean_step(
                 layer, known, mask, shares=shares[number], residual_weight=residual_weight,
                 bars=(bucket_bars, lead, reach),
@@ -89,7 +176,16 @@ def rollout_buckets(  # noqa: PLR0913
         else:
             fuse = transition(layer, mask, shares[number], head_fusion, discard_ratio)
             values = step_forward(layer, known, mask, fuse, residual_weight=residual_weight)
-    return finish(values.to(layers[0].logsumexp.dtype), normalise=True)
+    return _Rolled(values.to(layers[0].logsumexp.dtype), bucket)
+
+
+def _places(bucket: Tensor, ring: int) -> Tensor:
+    """Return the bucket in each column of a row's ring [time, ring]; below 0 where there is none.
+
+    A row's columns hold its own bucket and the ``ring - 1`` before it.
+    """
+    column = torch.arange(ring, device=bucket.device)
+    return bucket[:, None] - (bucket[:, None] - column) % ring
 
 
 def _reach(mask: Mask, depth: int, time: int) -> int | None:

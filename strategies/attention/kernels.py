@@ -8,15 +8,16 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention.backends import flash_package, kernel_for
+from tracepaper.strategies.attention.backends import HALF, flash_package, kernel_for
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.packages import FlashPackage, flex_attend, flex_runs
 from tracepaper.strategies.attention.window import square_attention, window_attention
 from tracepaper.strategies.errors import AttentionInvalid
 
-BACKENDS: Final = ("flash_attn", "sdpa", "flex", "reference")
+BACKENDS: Final = ("flash_attn", "sdpa", "cudnn", "flex", "chunked", "reference")
 _DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_HALF: Final = (torch.float16, torch.bfloat16)
+_ALIGNED: Final = 8
+"""CUDA's kernels read the head dim in pieces of so many entries."""
 _RANK: Final = 4
 
 
@@ -35,17 +36,20 @@ def available(device: torch.device | str = "cpu") -> tuple[str, ...]:
         names.append("flash_attn")
     if place.type in ("cpu", "cuda"):
         names.append("sdpa")
+    if place.type == "cuda" and torch.backends.cudnn.is_available():
+        names.append("cudnn")
     if flex_runs(place):
         names.append("flex")
-    return (*names, "reference")
+    return (*names, "chunked", "reference")
 
 
 def choose(device: torch.device | str, dtype: torch.dtype) -> str:
     """Return the backend that ``auto`` stands for; named in the log, ``doctor`` and the audit."""
     names = available(device)
-    if "flash_attn" in names and dtype in _HALF:
+    if "flash_attn" in names and dtype in HALF:
         return "flash_attn"
-    return "sdpa" if "sdpa" in names else "reference"
+    is_wide = torch.device(device).type == "cuda" and dtype == torch.float64
+    return "sdpa" if "sdpa" in names and not is_wide else "chunked"
 
 
 def attend(
@@ -71,11 +75,24 @@ def attend(
     name = resolve(backend, query.device, query.dtype)
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     mask = _simplify(mask, query.shape[2])
+    spare = -query.shape[-1] % _ALIGNED
+    if query.device.type == "cuda" and spare and name not in ("chunked", "reference"):
+        # Zeros add nothing to a product, and their columns of the output are cut off.
+        query, key, value = (torch.nn.functional.pad(x, (0, spare)) for x in (query, key, value))
+        output, logsumexp = _run(name, query, key, value, mask, factor)
+        return Attention(output[..., :-spare], logsumexp)
+    return _run(name, query, key, value, mask, factor)
+
+
+def _run(
+    name: str, query: Tensor, key: Tensor, value: Tensor, mask: Mask, factor: float
+) -> Attention:
+    """Attend by the backend *name*, tensors and mask checked."""
     if name == "flash_attn":
         return Attention(*FlashPackage.attend(query, key, value, mask, factor))
     if name == "flex":
         return Attention(*flex_attend(query, key, value, mask, factor))
-    kernel = kernel_for(name, query.device, query.dtype, query.shape[-1])
+    kernel = kernel_for(name, query.device, query.dtype)
     if mask.kind is MaskKind.WINDOW:
         return Attention(*window_attention(query, key, value, kernel, mask.window_bars, factor))
     causal = mask.kind is MaskKind.CAUSAL
@@ -107,9 +124,13 @@ def resolve(backend: str, device: torch.device | str, dtype: torch.dtype) -> str
             f"The attention backend {backend} is not available on {device.type}; choose auto or "
             f"one of {', '.join(names)}."
         )
-    if backend == "flash_attn" and dtype not in _HALF:
+    if backend in ("flash_attn", "cudnn") and dtype not in HALF:
         raise AttentionInvalid(
-            f"flash_attn takes float16 or bfloat16, not {dtype}; cast the tensors or choose sdpa."
+            f"{backend} takes float16 or bfloat16, not {dtype}; cast the tensors or choose sdpa."
+        )
+    if device.type == "cuda" and dtype == torch.float64 and backend in ("sdpa", "flex"):
+        raise AttentionInvalid(
+            f"{backend} takes no float64 on cuda; cast the tensors or choose auto or chunked."
         )
     return backend
 

@@ -57,9 +57,15 @@ def rollout_bytes(shape: Shape, time: int, *, rows: int = 1, whole_rows: bool = 
     return (kept + laid_out + stripe) * shape.bytes_a_number + _SCRATCH_BYTES
 
 
-def bucket_bytes(shape: Shape, time: int) -> int:
-    """Return the peak of ``rollout_buckets``: every row over all buckets, twice."""
+def bucket_bytes(shape: Shape, time: int, mask: Mask | None = None) -> int:
+    """Return the peak of ``rollout_buckets``: every row over all buckets, twice.
+
+    With a window as *mask*, that of ``rollout_by_age``: over the buckets that a row can reach.
+    """
     buckets = -(-time // BLOCK_BARS)
+    if mask is not None and mask.kind is MaskKind.WINDOW:
+        reach = shape.layers * (mask.window_bars - 1)
+        buckets = min(buckets, -(-reach // BLOCK_BARS) + 2)
     return rollout_bytes(shape, time) + 2 * shape.batch * time * buckets * shape.bytes_a_number
 
 

@@ -1,21 +1,22 @@
-"""Attention by packages that need CUDA or a compiler: FlashAttention 2 and 3, and flex."""
+"""Attention by packages that need CUDA or a compiler: FlashAttention 2 to 4, and flex."""
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, Final
+import inspect
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tracepaper.strategies.attention.backends import flash_package
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-
-_UNBOUNDED: Final = -1
+from tracepaper.strategies.errors import AttentionInvalid
 
 
 class FlashPackage:
-    """The ``flash-attn`` package: version 3's interface where it is installed, else version 2's."""
+    """The ``flash-attn`` package of any version: 4, 3 or 2, see ``backends.FLASH_MODULES``."""
 
     @staticmethod
     def attend(
@@ -24,20 +25,40 @@ class FlashPackage:
         """Return output and natural logsumexp; gradients are the package's own.
 
         The package takes [batch, time, head, dim] and counts a window's left side without the
-        query itself. It returns logsumexp without a stored matrix only at dropout 0.
+        query itself.
         """
         package = flash_package()
         assert package is not None, "chosen only where it is installed"
-        bars = mask.window_bars - 1 if mask.kind is MaskKind.WINDOW else _UNBOUNDED
-        options: dict[str, Any] = {
-            "softmax_scale": scale,
-            "causal": mask.kind is not MaskKind.FULL,
-            "window_size": (bars, 0 if mask.kind is MaskKind.WINDOW else _UNBOUNDED),
-            "return_attn_probs": True,
-        }
         inputs = (x.transpose(1, 2) for x in (query, key, value))
-        output, logsumexp, *_ = package.flash_attn_func(*inputs, **options)
+        options = flash_options(package.flash_attn_func, mask, scale)
+        returned = package.flash_attn_func(*inputs, **options)
+        if isinstance(returned, Tensor):
+            raise AttentionInvalid(
+                f"{package.__name__} returns no logsumexp; install another version of flash-attn, "
+                "or choose the backend sdpa."
+            )
+        output, logsumexp = returned[:2]
         return output.transpose(1, 2), logsumexp[..., : query.shape[2]].detach()
+
+
+def flash_options(function: Callable[..., Any], mask: Mask, scale: float) -> dict[str, Any]:
+    """Return the options by which this version's *function* gives a logsumexp under *mask*.
+
+    Version 2 and later builds of version 3 ask for ``return_attn_probs``, earlier builds of 3
+    always return the logsumexp, and version 4 asks for ``return_lse`` and writes an open side of
+    the window as None instead of -1. Only options that the function declares are given.
+    """
+    declared = inspect.signature(function).parameters
+    sides = declared["window_size"].default if "window_size" in declared else (-1, -1)
+    is_window = mask.kind is MaskKind.WINDOW
+    options: dict[str, Any] = {
+        "softmax_scale": scale,
+        "causal": mask.kind is not MaskKind.FULL,
+        "window_size": (mask.window_bars - 1, 0) if is_window else tuple(sides),
+        "return_lse": True,
+        "return_attn_probs": True,
+    }
+    return {name: value for name, value in options.items() if name in declared}
 
 
 def flex_runs(device: torch.device) -> bool:
@@ -49,10 +70,11 @@ def flex_runs(device: torch.device) -> bool:
 def _flex() -> Any:  # noqa: ANN401
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    # One compilation serves all lengths; a static one would be made anew for each.
+    return torch.compile(flex_attention, dynamic=True)
 
 
-@cache
+@lru_cache(maxsize=16)  # a mask's blocks are small, but a run may see thousands of lengths
 def _block_mask(kind: MaskKind, window: int, times: tuple[int, int], device: str) -> Any:  # noqa: ANN401
     from torch.nn.attention.flex_attention import create_block_mask
 

@@ -50,15 +50,20 @@ class Product(NamedTuple):
     mass: Tensor
 
 
-def choose(device: torch.device) -> str:
-    """Return the backend that ``auto`` stands for on *device*."""
-    return "triton" if device.type == "cuda" and triton_rollout.is_available() else "tiles"
+def choose(layer: Layer) -> str:
+    """Return the backend that ``auto`` stands for with *layer*'s device, type and head dim."""
+    is_cuda = layer.query.device.type == "cuda"
+    runs = is_cuda and triton_rollout.is_available() and triton_rollout.takes(layer)
+    return "triton" if runs else "tiles"
 
 
 def check_backend(backend: str, device: torch.device) -> str:
-    """Return a backend's name, ``auto`` resolved; raise ``AttentionInvalid`` if it cannot run."""
+    """Return *backend*; raise ``AttentionInvalid`` for one that is not or cannot run.
+
+    ``auto`` stays: each layer chooses, for a layer whose scores outgrow float32 is restated.
+    """
     if backend == "auto":
-        return choose(device)
+        return backend
     if backend not in BACKENDS:
         raise AttentionInvalid(
             f"There is no rollout backend {backend!r}; choose auto, {', '.join(BACKENDS)}."
@@ -85,6 +90,8 @@ def push(
     ``weights`` is [batch, row, time], ``shares`` [head]; ``kept`` (boolean [time]) names the only
     positions where a weight is not zero.
     """
+    if backend == "auto":
+        backend = choose(layer)
     match backend:
         case "tiles" | "compiled":
             if weights.shape[1] > ROWS_A_HEAD_MAX:
@@ -93,7 +100,7 @@ def push(
         case "flash":
             product = _push_swapped(layer, weights, mask)
         case "triton":
-            product = triton_rollout.push_rows(layer, weights, mask)
+            product = triton_rollout.push_rows(layer, weights, mask, kept=kept)
         case _:
             query, key = layer.query.to(weights.dtype), layer.key.to(weights.dtype)
             matrix = reference.attention_matrix(query, key, mask, scale=layer.scale)

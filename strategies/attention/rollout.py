@@ -95,10 +95,12 @@ def rollout_rows(  # noqa: PLR0913
     used = range(check_start(start_layer, len(layers)), len(layers))
     for number in reversed(used):
         layer = restate(layers[number], mask)
+        # What was restated in float64 is beyond the kernel that takes the layer as it came.
+        own = "auto" if name == "triton" and layer is not layers[number] else name
         if plain:
             weights = _mean_step(
                 layer, weights.to(layer.logsumexp.dtype), mask, shares=shares[number],
-                residual_weight=residual_weight, prune=prune / len(used), backend=name,
+                residual_weight=residual_weight, prune=prune / len(used), backend=own,
             )  # fmt: skip
         else:
             fuse = transition(layer, mask, shares[number], head_fusion, discard_ratio)

@@ -11,56 +11,82 @@ import triton.language as tl
 
 @triton.jit
 def push_kernel(
-    query,  # [pair, time, dim], contiguous; a pair is one head of one batch element
-    key,  # the same
-    bias,  # [pair, row, time] float32: (ln w - lse) · log2 e
+    query,  # [pair, query, dim], contiguous; a pair is one head of one batch element
+    key,  # [pair, time, dim]
+    minus_logsumexp,  # [pair, query] float32, times log2 e
+    weights,  # [batch, row, query] float32
+    place,  # [query] int32: the bar of each query, ascending; queries of no weight are left out
+    first,  # [key block] int32: the first query that sees any key of the block
+    last,  # [key block] int32: one past the last
     result,  # [pair, row, time] float32
     factor,  # scale · log2 e
     time,
+    queries,
     rows,
+    heads,
     window,  # bars that a query sees; at least ``time`` where there is no window
+    key_blocks,
+    row_blocks,
     CAUSAL: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,  # a power of two, at least 16
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
+    WIDEN: tl.constexpr,  # multiply in float32: the interpreter has no half types
+    ROWS: tl.constexpr,  # 1, or rows of weights that share the exponentials, at least 16
 ):
-    """Write ``Σ_i exp2(factor·q_i·k_j + bias_i)`` for one block of keys j and one row of weights.
+    """Write ``Σ_i w_i exp2(factor·q_i·k_j - lse_i)`` for one block of keys j and of rows of w.
 
-    One matrix product and one exponential a tile: no second product, no running maximum.
+    All programs lie on the grid's first axis, the only one that takes more than 65,535.
     """
-    pair = tl.program_id(1) // rows
-    key_start = tl.program_id(0) * KEYS
+    program = tl.program_id(0)
+    key_block = program % key_blocks
+    row_block = (program // key_blocks) % row_blocks
+    pair = (program // key_blocks // row_blocks).to(tl.int64)
+    key_start = key_block * KEYS
     key_at = key_start + tl.arange(0, KEYS)
     dim_at = tl.arange(0, DIM_PADDED)
-    base = pair.to(tl.int64) * time * DIM
+    row_at = row_block * ROWS + tl.arange(0, ROWS)
     is_dim = dim_at < DIM
+    is_key = key_at < time
     keys_by_dim = tl.load(
-        key + base + key_at[None, :] * DIM + dim_at[:, None],
-        mask=is_dim[:, None] & (key_at < time)[None, :],
+        key + pair * time * DIM + key_at[None, :] * DIM + dim_at[:, None],
+        mask=is_dim[:, None] & is_key[None, :],
         other=0.0,
     )
-    first = 0
-    last = time
-    if CAUSAL:
-        first = (key_start // QUERIES) * QUERIES
-        last = tl.minimum(time, key_start + KEYS - 1 + window)
-    biases = bias + tl.program_id(1).to(tl.int64) * time
-    sums = tl.zeros([KEYS], dtype=tl.float32)
-    for start in range(first, last, QUERIES):
-        query_at = start + tl.arange(0, QUERIES)
-        is_query = query_at < time
-        queries = tl.load(
-            query + base + query_at[:, None] * DIM + dim_at[None, :],
+    if WIDEN:
+        keys_by_dim = keys_by_dim.to(tl.float32)
+    own_weights = weights + (pair // heads) * rows * queries
+    sums = tl.zeros([ROWS, KEYS], dtype=tl.float32)
+    for start in range(tl.load(first + key_block), tl.load(last + key_block), QUERIES):
+        index = start + tl.arange(0, QUERIES)
+        is_query = index < queries
+        queries_by_dim = tl.load(
+            query + pair * queries * DIM + index[:, None] * DIM + dim_at[None, :],
             mask=is_query[:, None] & is_dim[None, :],
             other=0.0,
         )
-        row_bias = tl.load(biases + query_at, mask=is_query, other=-float("inf"))
+        if WIDEN:
+            queries_by_dim = queries_by_dim.to(tl.float32)
+        bias = tl.load(minus_logsumexp + pair * queries + index, mask=is_query, other=-float("inf"))
         # TF32 would round away the digits that the logsumexp was computed with.
-        scores = tl.dot(queries, keys_by_dim, input_precision="ieee")
-        entries = tl.exp2(scores * factor + row_bias[:, None])
+        scores = tl.dot(queries_by_dim, keys_by_dim, input_precision="ieee")
+        entries = tl.exp2(scores * factor + bias[:, None])
         if CAUSAL:
+            query_at = tl.load(place + index, mask=is_query, other=0)
             distance = query_at[:, None] - key_at[None, :]
             entries = tl.where((distance >= 0) & (distance < window), entries, 0.0)
-        sums += tl.sum(entries, axis=0)
-    tl.store(result + tl.program_id(1).to(tl.int64) * time + key_at, sums, mask=key_at < time)
+        shares = tl.load(
+            own_weights + row_at[:, None] * queries + index[None, :],
+            mask=(row_at < rows)[:, None] & is_query[None, :],
+            other=0.0,
+        )
+        if ROWS == 1:
+            sums += tl.sum(tl.trans(shares) * entries, axis=0)[None, :]
+        else:
+            sums += tl.dot(shares, entries, input_precision="ieee")
+    tl.store(
+        result + pair * rows * time + row_at[:, None] * time + key_at[None, :],
+        sums,
+        mask=(row_at < rows)[:, None] & is_key[None, :],
+    )

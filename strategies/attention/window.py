@@ -5,7 +5,8 @@ block before it exactly the keys that its own block has not yet pushed out: key 
 is visible to query i of this one when j > i. With time reversed that is causal again. So both
 parts are square causal passes, merged by their logsumexp; peak memory is that of a few copies
 of q, k and v. The gradient of each part is the kernel's own, handed the *merged* output and
-logsumexp: it rebuilds ``P = exp(s - logsumexp)``, so the parts add up to the whole.
+logsumexp: it rebuilds ``P = exp(s - logsumexp)``, so the parts add up to the whole. A kernel
+that knows windows itself (``window_forward`` and ``window_backward``) is asked directly.
 """
 
 from __future__ import annotations
@@ -122,7 +123,13 @@ class _WindowAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Attend; *options* are the kernel, the window and the scale."""
         kernel, window, scale = options
-        output, logsumexp = window_forward(kernel, query, key, value, window=window, scale=scale)
+        own = getattr(kernel, "window_forward", None)
+        if own is not None:
+            output, logsumexp = own(query, key, value, window=window, scale=scale)
+        else:
+            output, logsumexp = window_forward(
+                kernel, query, key, value, window=window, scale=scale
+            )
         ctx.save_for_backward(query, key, value, output, logsumexp)
         ctx.mark_non_differentiable(logsumexp)
         ctx.options = options
@@ -133,8 +140,13 @@ class _WindowAttention(torch.autograd.Function):
         """Return the gradients of query, key and value."""
         query, key, value, output, logsumexp = ctx.saved_tensors
         kernel, window, scale = ctx.options
+        inputs = (query, key, value)
+        own = getattr(kernel, "window_backward", None)
+        if own is not None:
+            result = Pass(output, logsumexp)
+            return (*own(gradient, inputs, result, window=window, scale=scale), None, None, None)
         grads = window_backward(
-            kernel, gradient, (query, key, value), (output, logsumexp), window=window, scale=scale
+            kernel, gradient, inputs, (output, logsumexp), window=window, scale=scale
         )
         return (*grads, None, None, None)
 

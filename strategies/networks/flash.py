@@ -21,8 +21,8 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.patterns import content_free_confidence
 from tracepaper.strategies.networks.config import FlashConfig
 from tracepaper.strategies.networks.encodings import (
-    ALIBI_DIMS,
     TimeOfWeek,
+    alibi_dims,
     alibi_key,
     alibi_query,
     alibi_slopes,
@@ -217,13 +217,13 @@ class FlashNetwork(nn.Module):
     def widen(
         self, projected: Projected, query_age: Tensor | None, key_age: Tensor | None
     ) -> Projected:
-        """Return the tensors with ALiBi's two extra dimensions; unchanged for other encodings."""
+        """Return the tensors with ALiBi's extra dimensions; unchanged for other encodings."""
         if query_age is None or key_age is None:
             return projected
         return Projected(
             alibi_query(projected.query, query_age, self.slopes),
             alibi_key(projected.key, key_age),
-            functional.pad(projected.value, (0, ALIBI_DIMS)),
+            functional.pad(projected.value, (0, alibi_dims(projected.value.dtype))),
         )
 
     def read_out(self, state: Tensor) -> Outputs:

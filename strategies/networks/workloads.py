@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies.attention import reference
-from tracepaper.strategies.attention.buckets import rollout_buckets
+from tracepaper.strategies.attention.buckets import rollout_buckets, rollout_by_age
 from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.masks import MaskKind
 from tracepaper.strategies.attention.memory import Shape, dense_bytes, require_memory
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.attention.tiles import visible_pairs
@@ -95,7 +96,9 @@ def explain_many(inputs: Inputs, sums: list[Tensor], mask: Mask) -> Tensor:
 
 def explain_every(inputs: Inputs, sums: list[Tensor], mask: Mask) -> Tensor:
     """Return every row's rollout over buckets of 64 bars."""
-    return rollout_buckets(inputs.queries, inputs.keys, sums, mask).weights
+    if mask.kind is MaskKind.FULL:
+        return rollout_buckets(inputs.queries, inputs.keys, sums, mask).weights
+    return rollout_by_age(inputs.queries, inputs.keys, sums, mask).weights
 
 
 def require_dense(setting: Setting, bars: int, *, available_bytes: int) -> None:

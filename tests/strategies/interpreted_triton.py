@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import NamedTuple
 
 import torch
 
@@ -15,34 +16,64 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import rollout_rows
 
 
+class Setting(NamedTuple):
+    """One comparison: the shape of the layers, their type, how many rows, and what is pruned."""
+
+    batch: int
+    heads: int
+    time: int
+    dim: int
+    rows: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    prune: float = 0.0
+
+
+SETTINGS = (
+    Setting(1, 2, 150, 16, (0, 149)),
+    Setting(2, 1, 64, 5, (0, 63)),
+    Setting(1, 1, 1, 8, (0,)),
+    Setting(1, 1, 150, 18, tuple(range(0, 150, 9))),  # rows of several blocks, one of them uneven
+    Setting(2, 2, 100, 16, (99,), torch.bfloat16),
+    Setting(1, 2, 100, 8, tuple(range(60, 100)), torch.bfloat16),
+    Setting(1, 2, 130, 8, (3, 129), torch.float32, 0.2),
+)
+
+
+def compare(setting: Setting, mask: Mask, generator: torch.Generator) -> dict[str, object]:
+    """Return the largest error against stored matrices, and whether the bits repeat."""
+    shape = (setting.batch, setting.heads, setting.time, setting.dim)
+    made = [torch.randn(shape, generator=generator).to(setting.dtype) for _ in range(4)]
+    queries, keys = made[:2], made[2:]
+    pairs = list(zip(queries, keys, strict=True))
+    sums = [reference.logsumexp(query.float(), key.float(), mask) for query, key in pairs]
+    matrices = [
+        reference.attention_matrix(query.double(), key.double(), mask) for query, key in pairs
+    ]
+    first, again = (
+        rollout_rows(queries, keys, sums, setting.rows, mask, backend="triton", prune=setting.prune)
+        for _ in range(2)
+    )
+    wanted = reference.rollout(matrices, mask)[:, list(setting.rows)]
+    if setting.prune:
+        error = float(((first.weights - wanted).abs().sum(-1) - first.l1_error).amax())
+        held = float(first.l1_error.amax()) <= setting.prune and float(first.l1_error.amax()) > 0
+    else:
+        error, held = float((first.weights - wanted).abs().amax()), True
+    return {
+        "case": [*shape, len(setting.rows), str(setting.dtype), setting.prune, mask.kind.value],
+        "error": error,
+        "repeats": bool(torch.equal(first.weights, again.weights)) and held,
+    }
+
+
 def main() -> None:
-    """Compare the kernel with stored matrices over shapes and masks; twice, for its bits."""
+    """Compare the kernel with stored matrices over shapes, types and masks; twice, for its bits."""
     generator = torch.Generator().manual_seed(5)
-    cases = []
-    for batch, heads, time, dim in ((1, 2, 150, 16), (2, 1, 64, 5), (1, 1, 1, 8)):
-        shape = (batch, heads, time, dim)
-        queries = [torch.randn(shape, generator=generator) for _ in range(2)]
-        keys = [torch.randn(shape, generator=generator) for _ in range(2)]
-        for mask in (Mask.full(), Mask.causal(), Mask.window(70)):
-            pairs = list(zip(queries, keys, strict=True))
-            sums = [reference.logsumexp(query, key, mask) for query, key in pairs]
-            matrices = [
-                reference.attention_matrix(query.double(), key.double(), mask)
-                for query, key in pairs
-            ]
-            rows = sorted({0, time - 1})
-            first, again = (
-                rollout_rows(queries, keys, sums, rows, mask, backend="triton").weights
-                for _ in range(2)
-            )
-            wanted = reference.rollout(matrices, mask)[:, rows]
-            cases.append(
-                {
-                    "case": [batch, heads, time, dim, mask.kind.value],
-                    "error": float((first - wanted).abs().amax()),
-                    "repeats": bool(torch.equal(first, again)),
-                }
-            )
+    cases = [
+        compare(setting, mask, generator)
+        for setting in SETTINGS
+        for mask in (Mask.full(), Mask.causal(), Mask.window(70))
+    ]
     json.dump(cases, sys.stdout)
 
 

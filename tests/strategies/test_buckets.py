@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_cases import Case, case, cases
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tracepaper.strategies.attention import reference
-from tracepaper.strategies.attention.buckets import rollout_buckets
-from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.buckets import rollout_buckets, rollout_by_age
+from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.rollout import HeadFusion, rollout_rows
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -42,6 +42,42 @@ def test_buckets_equal_the_stored_matrices(
     )  # fmt: skip
     wanted = bucketed(made, bucket_bars, bucket_bars - first, fusion, ratio)
     torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    cases(longest=90),
+    st.integers(1, 20),
+    st.integers(0, 2),
+    st.sampled_from([("mean", 0.0), ("mean", 0.4), ("max", 0.0), ("min", 0.2)]),
+)
+def test_ages_are_the_buckets_counted_from_the_row(
+    made: Case, bucket_bars: int, start_layer: int, options: tuple[HeadFusion, float]
+) -> None:
+    assume(made.mask.kind is not MaskKind.FULL and start_layer < len(made.queries))
+    fusion, ratio = options
+    time = made.queries[0].shape[2]
+    first = 1 + time % bucket_bars
+    given_ = {
+        "bucket_bars": bucket_bars, "first_bucket_bars": first, "head_fusion": fusion,
+        "discard_ratio": ratio, "start_layer": start_layer,
+    }  # fmt: skip
+    layers = (made.queries, made.keys, made.sums, made.mask)
+    found = rollout_by_age(*layers, **given_).weights  # type: ignore[arg-type]
+    whole = rollout_buckets(*layers, **given_).weights  # type: ignore[arg-type]
+    bucket = (torch.arange(time) + bucket_bars - first) // bucket_bars
+    wanted = torch.zeros_like(found)
+    for row in range(time):
+        for age in range(min(found.shape[2], int(bucket[row]) + 1)):
+            wanted[:, row, age] = whole[:, row, int(bucket[row]) - age]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
+    torch.testing.assert_close(found.sum(-1), torch.ones_like(found[..., 0]), rtol=0, atol=1e-12)
+
+
+def test_ages_of_a_full_mask_are_refused() -> None:
+    made = case(Mask.full())
+    with pytest.raises(AttentionInvalid, match="looks both ways"):
+        rollout_by_age(made.queries, made.keys, made.sums, made.mask)
 
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(100)])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.strategies.networks.encodings import (
+    alibi_dims,
     alibi_key,
     alibi_query,
     alibi_slopes,
@@ -70,3 +72,30 @@ def test_sinusoidal_codes_repeat_with_their_period() -> None:
     code = sinusoidal_table(torch.arange(20), 8, 10)
     assert torch.equal(code[:10], code[10:])
     assert len({tuple(row.tolist()) for row in code[:10]}) == 10
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("heads", "dim"), [(4, 16), (3, 18), (8, 64)])
+def test_alibi_in_half_types_keeps_float32s_bias(dtype: torch.dtype, heads: int, dim: int) -> None:
+    # Queries and keys of zero leave the bias alone; one sum in float32 is what a kernel forms.
+    age = torch.tensor([0.0, 1.0, 255.0, 256.0, 2_049.0, 9_999.0, 65_535.0, 131_071.0])
+    slopes = alibi_slopes(heads)
+    empty = torch.zeros(1, heads, len(age), dim, dtype=dtype)
+    query, key = alibi_query(empty, age, slopes), alibi_key(empty, age)
+    assert query.shape[-1] == dim + alibi_dims(dtype) == key.shape[-1]
+    assert query.dtype == key.dtype == dtype
+    assert bool(torch.isfinite(query).all())
+    found = (query.float() @ key.float().mT) / query.shape[-1] ** 0.5
+    distance = age[None, :] - age[:, None]  # of each key from each query
+    wanted = -slopes.double()[None, :, None, None] * distance.double()
+    assert float((found.double() - wanted).abs().amax()) < 0.01
+
+
+def test_alibi_in_plain_half_numbers_would_be_off_by_score_units() -> None:
+    # The reason for the digits: the same product with two dimensions of bfloat16.
+    age = torch.tensor([0.0, 9_999.0, 10_001.0])
+    slope = torch.tensor(0.5 * 18**0.5)
+    query = torch.stack((slope.expand(3), slope * age), dim=-1).bfloat16().float()
+    key = torch.stack((-age, torch.ones(3)), dim=-1).bfloat16().float()
+    wanted = -0.5 * (age[None, :] - age[:, None])
+    assert float((query @ key.mT / 18**0.5 - wanted).abs().amax()) > 5

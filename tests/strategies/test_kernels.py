@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,8 +15,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tracepaper.strategies.attention.kernels import attend, available, choose
+from tracepaper.strategies.attention import backends, kernels
+from tracepaper.strategies.attention.backends import (
+    Chunked,
+    CudaCudnn,
+    CudaEfficient,
+    CudaFlash,
+    Kernel,
+    Pass,
+    Reference,
+    kernel_for,
+)
+from tracepaper.strategies.attention.kernels import attend, available, choose, resolve
 from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.window import (
+    window_attention,
+    window_backward,
+    window_forward,
+)
 from tracepaper.strategies.errors import AttentionInvalid
 
 BACKENDS = available("cpu")
@@ -210,11 +227,113 @@ def test_a_window_over_sixteen_thousand_bars_takes_less_than_a_tenth_of_its_matr
 
 def test_auto_takes_the_flash_kernel_of_the_device() -> None:
     assert choose("cpu", torch.float32) == "sdpa"
-    assert available("cpu") == ("sdpa", "reference")
+    assert available("cpu") == ("sdpa", "chunked", "reference")
 
 
-def test_an_unknown_device_falls_back_on_the_reference() -> None:
-    assert choose("meta", torch.float32) == "reference"
+def test_an_unknown_device_falls_back_on_plain_formulas() -> None:
+    assert choose("meta", torch.float32) == "chunked"
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "kernel"),
+    [
+        ("sdpa", torch.float32, CudaEfficient),
+        ("sdpa", torch.float16, CudaFlash),
+        ("sdpa", torch.bfloat16, CudaFlash),
+        ("cudnn", torch.bfloat16, CudaCudnn),
+        ("chunked", torch.float64, Chunked),
+        ("reference", torch.float64, Reference),
+    ],
+)
+def test_a_device_has_a_kernel_for_every_type(
+    backend: str, dtype: torch.dtype, kernel: type[Kernel]
+) -> None:
+    assert type(kernel_for(backend, torch.device("cuda"), dtype)) is kernel
+
+
+def test_float64_on_a_device_is_chunked_and_nothing_else() -> None:
+    assert choose("cuda", torch.float64) == "chunked"
+    assert resolve("chunked", "cuda", torch.float64) == "chunked"
+    for backend in ("sdpa", "flex"):
+        with pytest.raises(AttentionInvalid, match="no float64 on cuda"):
+            resolve(backend, "cuda", torch.float64)
+
+
+@pytest.mark.parametrize("backend", ["cudnn", "flash_attn"])
+def test_half_kernels_refuse_other_types(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available", lambda _: (backend,))
+    with pytest.raises(AttentionInvalid, match=f"{backend} takes float16 or bfloat16"):
+        resolve(backend, "cuda", torch.float32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 60), st.integers(1, 9), masks(60), st.integers(1, 4_000))
+def test_chunks_equal_the_reference_with_their_gradients(
+    heads: int, time: int, dim: int, mask: Mask, entries: int
+) -> None:
+    generator = torch.Generator().manual_seed(time)
+    made = torch.randn(3, 2, heads, time, dim, generator=generator, dtype=torch.float64)
+    told = torch.randn(2, heads, time, dim, generator=generator, dtype=torch.float64)
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "CHUNK_ENTRIES", entries)
+        for backend in ("chunked", "reference"):
+            query, key, value = (x.clone().requires_grad_() for x in made)
+            output, logsumexp = attend(query, key, value, mask, backend=backend)
+            grads = torch.autograd.grad(output, (query, key, value), told)
+            found.append([output.detach(), logsumexp, *grads])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(7)])
+def test_zeros_beside_the_head_dim_change_nothing(mask: Mask) -> None:
+    # What a device does with a head dim that is no multiple of 8.
+    query, key, value = inputs(1, 2, 30, 18, seed=1, dtype=torch.float32)
+    wanted = attend(query, key, value, mask, scale=0.3)
+    query, key, value = (torch.nn.functional.pad(x, (0, 6)) for x in (query, key, value))
+    found = attend(query, key, value, mask, scale=0.3)
+    torch.testing.assert_close(found.output[..., :18], wanted.output)
+    torch.testing.assert_close(found.logsumexp, wanted.logsumexp)
+
+
+class WindowedKernel(Reference):
+    """A kernel that knows windows itself, as the device's flash kernel does."""
+
+    asked: ClassVar[list[int]] = []
+
+    def window_forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float
+    ) -> Pass:
+        self.asked.append(window)
+        return Pass(*window_forward(Reference(), query, key, value, window=window, scale=scale))
+
+    def window_backward(
+        self,
+        gradient: Tensor,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        result: Pass,
+        *,
+        window: int,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        self.asked.append(-window)
+        return window_backward(
+            Reference(), gradient, inputs, (result[0], result[1]), window=window, scale=scale
+        )
+
+
+def test_a_kernel_with_windows_of_its_own_is_asked_for_them() -> None:
+    made = torch.randn(3, 1, 2, 30, 8, generator=torch.Generator().manual_seed(1))
+    grads = []
+    WindowedKernel.asked.clear()
+    for kernel in (WindowedKernel(), Reference()):
+        leaves = [x.clone().requires_grad_() for x in made]
+        output, _ = window_attention(*leaves, kernel, 7, 0.3)
+        grads.append(torch.autograd.grad(output.sum(), leaves))
+    assert WindowedKernel.asked == [7, -7]
+    for one, two in zip(*grads, strict=True):
+        torch.testing.assert_close(one, two)
 
 
 def _broken(**changes: object) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tracepaper.strategies.attention import packages
 from tracepaper.strategies.attention.backends import flash_package
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.errors import AttentionInvalid
 
 MASKS = [Mask.full(), Mask.causal(), Mask.window(1), Mask.window(7), Mask.window(30)]
 
@@ -24,48 +26,123 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     return made[0], made[1], made[2]
 
 
-class FlashAttention(ModuleType):
-    """The interface of the package's README, by dense matrices: time before head, inclusive."""
+def by_matrices(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, sides: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return output [batch, time, head, dim] and a padded logsumexp, by dense matrices.
+
+    A window's sides are inclusive, and below 0 where they are open.
+    """
+    query, key, value = (x.transpose(1, 2) for x in (q, k, v))
+    left, right = sides
+    ahead = torch.arange(key.shape[2]) - torch.arange(query.shape[2])[:, None]
+    hidden = torch.zeros(ahead.shape, dtype=torch.bool)
+    if causal:
+        hidden |= ahead > 0
+    if left >= 0:
+        hidden |= ahead < -left
+    if right >= 0:
+        hidden |= ahead > right
+    scores = (query @ key.mT * scale).masked_fill(hidden, -torch.inf)
+    padded = torch.nn.functional.pad(scores.logsumexp(-1), (0, 8))
+    return (scores.softmax(-1) @ value).transpose(1, 2), padded
+
+
+class Version2(ModuleType):
+    """Returns a logsumexp, and a matrix that is empty without dropout, where they are asked for."""
 
     def flash_attn_func(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        softmax_scale: float,
-        causal: bool,
-        window_size: tuple[int, int],
-        return_attn_probs: bool,
-    ) -> tuple[Tensor, Tensor, None]:
-        assert return_attn_probs, "without it the package returns no logsumexp"
-        query, key, value = (x.transpose(1, 2) for x in (q, k, v))
-        left, right = window_size
-        ahead = torch.arange(key.shape[2]) - torch.arange(query.shape[2])[:, None]
-        hidden = torch.zeros(ahead.shape, dtype=torch.bool)
-        if causal:
-            hidden |= ahead > 0
-        if left >= 0:
-            hidden |= ahead < -left
-        if right >= 0:
-            hidden |= ahead > right
-        scores = (query @ key.mT * softmax_scale).masked_fill(hidden, -torch.inf)
-        padded = torch.nn.functional.pad(scores.logsumexp(-1), (0, 8))
-        return (scores.softmax(-1) @ value).transpose(1, 2), padded, None
+        self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, *,
+        softmax_scale: float | None = None, causal: bool = False,
+        window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0,
+        return_attn_probs: bool = False,
+    ) -> Any:  # fmt: skip
+        assert softmax_scale is not None
+        output, logsumexp = by_matrices(q, k, v, softmax_scale, causal, window_size)
+        return (output, logsumexp, None) if return_attn_probs else output
 
 
-@pytest.fixture(params=["flash_attn_interface", "flash_attn.flash_attn_interface"])
+class Version3(ModuleType):
+    """Later builds of version 3: two results where they are asked for."""
+
+    def flash_attn_func(
+        self, q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float | None = None,
+        causal: bool = False, window_size: tuple[int, int] = (-1, -1),
+        return_attn_probs: bool = False,
+    ) -> Any:  # fmt: skip
+        assert softmax_scale is not None
+        output, logsumexp = by_matrices(q, k, v, softmax_scale, causal, window_size)
+        return (output, logsumexp) if return_attn_probs else output
+
+
+class Version3Early(ModuleType):
+    """Earlier builds of version 3: always two results, and no such option."""
+
+    def flash_attn_func(
+        self, q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float | None = None,
+        causal: bool = False, window_size: tuple[int, int] = (-1, -1),
+    ) -> Any:  # fmt: skip
+        assert softmax_scale is not None
+        return by_matrices(q, k, v, softmax_scale, causal, window_size)
+
+
+class Version4(ModuleType):
+    """Version 4: open sides are None, and the logsumexp is None unless it is asked for."""
+
+    def flash_attn_func(
+        self, q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float | None = None,
+        causal: bool = False, window_size: tuple[int | None, int | None] = (None, None),
+        return_lse: bool = False,
+    ) -> Any:  # fmt: skip
+        assert softmax_scale is not None
+        assert -1 not in window_size, "an open side is None here"
+        left, right = (-1 if side is None else side for side in window_size)
+        output, logsumexp = by_matrices(q, k, v, softmax_scale, causal, (left, right))
+        return output, logsumexp if return_lse else None
+
+
+class Silent(ModuleType):
+    """A version that gives no logsumexp at all."""
+
+    def flash_attn_func(
+        self, q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float | None = None,
+        causal: bool = False, window_size: tuple[int, int] = (-1, -1),
+    ) -> Any:  # fmt: skip
+        assert softmax_scale is not None
+        return by_matrices(q, k, v, softmax_scale, causal, window_size)[0]
+
+
+VERSIONS = {
+    "2": ("flash_attn.flash_attn_interface", Version2),
+    "3": ("flash_attn_interface", Version3),
+    "3 early": ("flash_attn_interface", Version3Early),
+    "4": ("flash_attn.cute", Version4),
+}
+
+
+def install(name: str, made_of: type[ModuleType], patch: pytest.MonkeyPatch) -> ModuleType:
+    module = made_of(name)
+    parent, _, _ = name.rpartition(".")
+    if parent:
+        patch.setitem(sys.modules, parent, ModuleType(parent))
+    patch.setitem(sys.modules, name, module)
+    flash_package.cache_clear()
+    return module
+
+
+@pytest.fixture(params=VERSIONS)
 def installed(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ModuleType]:
-    """Version 3's module, then version 2's."""
-    module = FlashAttention(request.param)
-    parent, _, _ = request.param.rpartition(".")
-    if parent:
-        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
-    monkeypatch.setitem(sys.modules, request.param, module)
+    """Each version's module under its own name."""
+    yield install(*VERSIONS[request.param], monkeypatch)
     flash_package.cache_clear()
-    yield module
+
+
+def test_a_version_without_a_logsumexp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    install("flash_attn_interface", Silent, monkeypatch)
+    with pytest.raises(AttentionInvalid, match="returns no logsumexp"):
+        packages.FlashPackage.attend(*inputs(), Mask.causal(), 0.3)
     flash_package.cache_clear()
 
 

@@ -1,0 +1,85 @@
+"""On a device: every type, head dim, length and mask against the CPU's float64 definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tracepaper.strategies.attention.buckets import rollout_by_age
+from tracepaper.strategies.attention.kernels import attend, available, resolve
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.errors import AttentionInvalid
+
+pytestmark = pytest.mark.gpu
+
+TOLERANCES = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-4,  # the memory-efficient kernel multiplies in TF32 where that is on
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
+}
+BACKENDS = ("auto", "sdpa", "cudnn", "flash_attn", "flex", "chunked")
+
+
+@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(1), Mask.window(100)])
+@pytest.mark.parametrize("time", [1, 63, 257, 2_049])
+@pytest.mark.parametrize("dim", [8, 18, 28, 64, 128])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_with_its_gradients_equals_the_definition(
+    backend: str, dtype: torch.dtype, dim: int, time: int, mask: Mask
+) -> None:
+    try:
+        resolve(backend, "cuda", dtype)
+    except AttentionInvalid:
+        assert backend != "auto"
+        return  # the refusals have tests of their own
+    generator = torch.Generator().manual_seed(time + dim)
+    made = torch.randn(3, 1, 2, time, dim, generator=generator).to(dtype)
+    there = [x.cuda().requires_grad_() for x in made]
+    here = [x.double().requires_grad_() for x in made]
+    found = attend(there[0], there[1], there[2], mask, backend=backend)
+    wanted = attend(here[0], here[1], here[2], mask, backend="chunked")
+    told = torch.randn(wanted.output.shape, generator=generator)
+    grads = torch.autograd.grad(found.output, there, told.to(dtype).cuda())
+    true = torch.autograd.grad(wanted.output, here, told.to(dtype).double())
+    pairs = [(found.output, wanted.output), (found.logsumexp, wanted.logsumexp)]
+    for one, two in (*pairs, *zip(grads, true, strict=True)):
+        error = (one.double().cpu() - two).norm() / two.norm().clamp_min(1e-9)
+        assert float(error) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(100)])
+@pytest.mark.parametrize("dim", [8, 18, 64])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_rollout_equals_the_cpu(rows: int, dtype: torch.dtype, dim: int, mask: Mask) -> None:
+    time = 1_025
+    generator = torch.Generator().manual_seed(dim)
+    queries = [torch.randn(1, 2, time, dim, generator=generator).to(dtype) for _ in range(2)]
+    keys = [torch.randn(1, 2, time, dim, generator=generator).to(dtype) for _ in range(2)]
+    wide = [(query.double(), key.double()) for query, key in zip(queries, keys, strict=True)]
+    sums = [attend(query, key, key, mask).logsumexp for query, key in wide]
+    wanted = rollout_rows(
+        [query for query, _ in wide], [key for _, key in wide], sums,
+        range(time - rows, time), mask,
+    ).weights  # fmt: skip
+    kind = torch.promote_types(dtype, torch.float32)
+    layers = (
+        [x.cuda() for x in queries],
+        [x.cuda() for x in keys],
+        [x.to(kind).cuda() for x in sums],
+    )
+    for prune in (0.0, 0.01):
+        found = rollout_rows(*layers, range(time - rows, time), mask, prune=prune)
+        assert float((found.weights.cpu() - wanted).abs().sum(-1).amax()) < 1e-4 + prune
+    if mask != Mask.full():
+        aged = rollout_by_age(*layers, mask).weights
+        assert float((aged.sum(-1) - 1).abs().amax()) < 1e-4
+
+
+def test_every_backend_of_the_device_is_named() -> None:
+    names = available("cuda")
+    assert names[-1] == "reference"
+    assert {"sdpa", "chunked", "flex"} <= set(names)
