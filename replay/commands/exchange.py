@@ -32,8 +32,11 @@ def exchange(
     until_eof: Annotated[
         bool, typer.Option("--until-eof", help="End when standard input ends.")
     ] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Shift the candles so that market time is wall time.")
+    ] = False,
     frames: Annotated[
-        Path | None, typer.Option(help="Play this recorded session verbatim.")
+        Path | None, typer.Option(help="Play this recorded session verbatim: JSON lines or text.")
     ] = None,
     faults: Annotated[
         Path | None, typer.Option(help="Faults to inject: a TOML or JSON file.")
@@ -59,6 +62,7 @@ def exchange(
         return
     import asyncio
 
+    from tracepaper.daemon.clock import SystemClock
     from tracepaper.replay.exchange.serve import serve
     from tracepaper.replay.exchange.server import ExchangeSettings
     from tracepaper.strategies.errors import ConfigInvalid
@@ -76,6 +80,7 @@ def exchange(
         hold=hold,
         frames=frames,
         faults=_plan(faults, fault_seed, fault_every),
+        wall_ms=SystemClock().wall_ms if now else None,
     )
     asyncio.run(serve(settings, until_eof=until_eof))
 

@@ -6,7 +6,8 @@ that HTTP 200 carries. Names that an endpoint does not know are ignored, as the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import Any, Final
 from urllib.parse import parse_qs, urlencode
 
@@ -25,7 +26,7 @@ from tracepaper.replay.exchange.query import (
     page_size,
     window_of,
 )
-from tracepaper.replay.exchange.quotes import level_texts
+from tracepaper.replay.exchange.quotes import NO_RPI, RPI_DEPTH, level_texts
 from tracepaper.replay.exchange.text import padded, plain
 from tracepaper.replay.exchange.tickers import rest_linear, rest_spot
 from tracepaper.replay.exchange.venue import Venue
@@ -37,8 +38,7 @@ INSTRUMENT_LIMIT: Final = Limit(500, 1000)
 FUNDING_LIMIT: Final = Limit(200, 200)
 BOOK_LIMIT: Final = {"linear": Limit(25, 500), "spot": Limit(1, 200)}
 FULL_LIMIT: Final = Limit(1000, 1000)
-RPI_LIMIT: Final = Limit(50, 50)
-NO_RPI: Final = "0"
+RPI_LIMIT: Final = Limit(RPI_DEPTH, RPI_DEPTH)
 TRADE_LIMIT: Final = {"linear": Limit(500, 1000), "spot": Limit(60, 60)}
 
 Result = dict[str, Any]
@@ -148,17 +148,27 @@ def instruments_info(venue: Venue, query: Query, now_ms: int) -> Result | Refuse
     category = query.get("category", "")
     if category not in CATEGORIES:
         return BAD_CATEGORY
+    served = [
+        market.listing.item for (kind, _), market in venue.markets.items() if kind == category
+    ]
+    return instruments_page(category, served, query)
+
+
+def instruments_page(category: str, served: Iterable[Result], query: Query) -> Result | Refused:
+    """Return the page of the instruments *served* that *query* asks for."""
     limit = page_size(query, INSTRUMENT_LIMIT)
     if isinstance(limit, Refused):
         return limit
-    items = [
-        market.listing.item
-        for (kind, symbol), market in sorted(venue.markets.items())
-        if kind == category
-        and query.get("symbol", symbol) == symbol
-        and query.get("status", "Trading") in ("Trading", "")
-        and query.get("baseCoin", market.listing.base_coin) == market.listing.base_coin
-    ]
+    items = sorted(
+        (
+            item
+            for item in served
+            if query.get("symbol", item["symbol"]) == item["symbol"]
+            and query.get("status", "Trading") in ("Trading", "")
+            and query.get("baseCoin", item["baseCoin"]) == item["baseCoin"]
+        ),
+        key=itemgetter("symbol"),
+    )
     if category == "spot":
         return {"category": category, "list": items}
     after = parse_qs(query.get("cursor", "")).get("last", [""])[0]

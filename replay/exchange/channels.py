@@ -67,6 +67,10 @@ class Pacing:
         """Return the least gap between two ticker frames: never less than one a candle."""
         return min(self._gap_ms(TICKER_FRAMES_PER_WALL_S, GRID_MS), interval_ms)
 
+    def notice_gap_ms(self, natural_ms: int) -> int:
+        """Return the least gap between two frames of a topic that comes each *natural_ms*."""
+        return self._gap_ms(TICKER_FRAMES_PER_WALL_S, natural_ms)
+
     def _gap_ms(self, frames_per_s: int, natural_ms: int) -> int:
         if self.speed <= 1:
             return natural_ms

@@ -13,6 +13,9 @@ from tracepaper.replay.exchange.tickers import linear_ticker, spot_ticker
 from tracepaper.strategies.types import Category
 
 DEPTHS: Final = (1, 50, 200, 1000)
+RPI_DEPTH: Final = 50
+NO_RPI: Final = "0"
+"""The size of price-improvement orders at a level: nobody sends any."""
 REPEAT_MS: Final = 3_000
 STALE_MS: Final = 1_000
 FIRST_QUOTE_MS: Final = 250
@@ -93,10 +96,20 @@ class TickerChannel:
 class BookChannel:
     """One book topic: depth 1 is snapshots with repeats, deeper books a snapshot and deltas."""
 
-    def __init__(self, topic: str, market: Market, depth: int, pacing: Pacing) -> None:
+    def __init__(
+        self,
+        topic: str,
+        market: Market,
+        depth: int,
+        pacing: Pacing,
+        *,
+        extra: tuple[str, ...] = (),
+    ) -> None:
+        """Make the book of *depth* levels, each with *extra* texts after price and size."""
         self.topic: Final = topic
         self._market = market
         self._depth = depth
+        self._extra = extra
         self._gap_ms = pacing.book_gap_ms(market.interval_ms)
         self._update_id = market.seed % 10_000_000 + 2
         self._bids: Levels = []
@@ -166,8 +179,8 @@ class BookChannel:
         market = self._market
         content = {
             "s": market.symbol,
-            "b": level_texts(market, bids),
-            "a": level_texts(market, asks),
+            "b": [(*level, *self._extra) for level in level_texts(market, bids)],
+            "a": [(*level, *self._extra) for level in level_texts(market, asks)],
             "u": self._update_id,
             "seq": market.sequence(at_ms),
         }

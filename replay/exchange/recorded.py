@@ -1,14 +1,17 @@
 """Recorded frames as channels: a session played back verbatim, at its own times.
 
-A file is JSON lines, also gzipped: ``{"t": "recv", "ts": seconds, "data": "the frame"}``; lines
-of other kinds and frames without a topic (acknowledgements, pongs) are the session's own and are
-left out. Time starts with the recording when the first client subscribes. A client that comes
-later is sent the last snapshot of a topic and all deltas since, as the exchange does.
+A file is JSON lines, also gzipped: ``{"t": "recv", "ts": seconds, "data": "the frame"}``; or the
+text that cryptofeed writes: ``ADDRESS <-> seconds`` for a connection, ``ADDRESS <- seconds: frame``
+for what was sent, ``seconds: frame`` for what came. Lines of other kinds and frames without a topic
+(acknowledgements, pongs) are the session's own and are left out. Time starts with the recording
+when the first client subscribes. A client that comes later is sent the last snapshot of a topic and
+all deltas since, as the exchange does.
 """
 
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -16,13 +19,31 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from tracepaper.replay.exchange.channels import Channel, Due, Frame
+from tracepaper.replay.exchange.instruments import list_instrument
 from tracepaper.replay.exchange.instruments import recorded as recorded_instruments
+from tracepaper.replay.exchange.intervals import MINUTE_MS
+from tracepaper.replay.exchange.text import parsed
+from tracepaper.replay.importers import Candles
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types import Category
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 RECEIVED: Final = "recv"
+CATEGORIES: Final = ("linear", "spot", "inverse", "option")
+OF_ONE_SYMBOL: Final = (
+    *("kline", "publicTrade", "tickers", "orderbook"),
+    *("allLiquidation", "priceLimit"),
+)
+NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
+SENT: Final = re.compile(rb"(\w+://\S+) (?:<->|<-|->) [0-9.]+")
+CAME: Final = re.compile(rb"([0-9]+(?:\.[0-9]+)?): (\{.*)")
+FRAMES_READ: Final = 200
+"""So many frames of a topic tell the decimals of its prices."""
+PRICE_FIELDS: Final = ("p", "open", "high", "low", "close", "lastPrice", "bid1Price", "ask1Price")
+SIZE_FIELDS: Final = ("v", "volume", "bid1Size", "ask1Size")
 
 
 class RecordedFrame(msgspec.Struct, frozen=True):
@@ -32,6 +53,7 @@ class RecordedFrame(msgspec.Struct, frozen=True):
     topic: str
     is_snapshot: bool
     body: bytes
+    connection: str = ""
 
 
 class RecordedChannel:
@@ -63,8 +85,9 @@ class RecordedChannel:
 class Recording:
     """A session of one category's frames."""
 
-    def __init__(self, frames: list[RecordedFrame], category: str) -> None:
+    def __init__(self, frames: list[RecordedFrame], category: str, *, path: str) -> None:
         self.category: Final = category
+        self._path = path
         self.start_ms: Final = int(frames[0].received_ms) - 1
         self.end_ms: Final = int(frames[-1].received_ms) + 1
         self._topics: dict[str, list[RecordedFrame]] = {}
@@ -74,7 +97,8 @@ class Recording:
     @property
     def symbols(self) -> list[str]:
         """The symbols of the recording, in alphabetical order."""
-        return sorted({topic.rpartition(".")[2] for topic in self._topics})
+        named = [topic for topic in self._topics if topic.partition(".")[0] in OF_ONE_SYMBOL]
+        return sorted({topic.rpartition(".")[2] for topic in named})
 
     def channel(self, category: str, topic: str) -> Channel | None:
         """Return the channel of *topic*, or None where the session did not hold it."""
@@ -82,9 +106,39 @@ class Recording:
         return None if frames is None else RecordedChannel(topic, frames)
 
     def instruments(self) -> list[dict[str, Any]]:
-        """Return the recorded instruments of the session's symbols."""
+        """Return the instruments of the session's symbols: recorded, else as its prices have it."""
+        return [self._instrument(symbol) for symbol in self.symbols]
+
+    def _instrument(self, symbol: str) -> dict[str, Any]:
         known = recorded_instruments() if self.category == "linear" else {}
-        return [known[symbol] for symbol in self.symbols if symbol in known]
+        if symbol in known:
+            return known[symbol]
+        prices: list[str] = []
+        sizes: list[str] = []
+        for topic, frames in self._topics.items():
+            if topic.rpartition(".")[2] == symbol:
+                for frame in frames[:FRAMES_READ]:
+                    _figures(msgspec.json.decode(frame.body).get("data"), prices, sizes)
+        price, decimals = _finest(prices)
+        size, size_decimals = _finest(sizes)
+        column = np.array([price], dtype=np.int64)
+        shown = Candles(
+            path=self._path,
+            category=Category(self.category),
+            symbol=symbol,
+            interval_ms=MINUTE_MS,
+            price_decimals=decimals,
+            volume_decimals=size_decimals,
+            turnover_decimals=0,
+            open_time_ms=np.array([self.start_ms], dtype=np.int64),
+            open=column,
+            high=column,
+            low=column,
+            close=column,
+            volume=np.array([size], dtype=np.int64),
+            turnover=None,
+        )
+        return list_instrument(shown).item
 
     def candles(self, symbol: str, interval: str, now_ms: int) -> list[list[str]]:
         """Return the candles that the session's frames have shown by *now_ms*, newest first."""
@@ -98,31 +152,76 @@ class Recording:
         return [rows[start] for start in sorted(rows, reverse=True)]
 
 
-def read_recording(path: Path) -> Recording:
-    """Return the recording in the file at *path*, or raise ``DataInvalid``."""
+def read_recording(path: Path, category: Category | None = None) -> Recording:
+    """Return the recording in the file at *path*, or raise ``DataInvalid``.
+
+    Its category is *category*, else that of the addresses which it names, else linear.
+    """
     try:
         packed = path.read_bytes()
         text = gzip.decompress(packed) if packed.startswith(GZIP_MAGIC) else packed
     except (OSError, EOFError, zlib.error) as error:
         raise DataInvalid(f"{path} cannot be read ({error}): give a recorded session.") from None
     frames: list[RecordedFrame] = []
-    category = "linear"
+    addresses: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            entry = msgspec.json.decode(line, type=dict[str, Any])
-            address = entry.get("addr", "")
-            category = address.rpartition("/")[2] or category
+            entry = _entry(line)
+            named = str(entry.get("addr", "")).rpartition("/")[2]
+            if named in CATEGORIES:
+                addresses[str(entry.get("conn", ""))] = named
             if entry.get("t") == RECEIVED and (frame := _frame(entry)):
                 frames.append(frame)
         except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
             raise DataInvalid(
                 f"{path}, line {number}: not a recorded frame ({error}); give JSON lines of t, "
-                "ts and data."
+                "ts and data, or cryptofeed's text."
             ) from None
+    if category is not None and category in addresses.values():
+        frames = [each for each in frames if addresses.get(each.connection, category) == category]
+    found = set(addresses.values()) if category is None else {category.value}
+    if len(found) > 1:
+        raise DataInvalid(
+            f"{path} holds frames of {' and '.join(sorted(found))}: choose one by --category."
+        )
+    if not found <= set(Category):
+        raise DataInvalid(f"{path} holds frames of {found.pop()}: give linear or spot ones.")
     if not frames:
         raise DataInvalid(f"{path} holds no received frame with a topic: give another session.")
     frames.sort(key=lambda each: each.received_ms)
-    return Recording(frames, category)
+    return Recording(frames, found.pop() if found else Category.LINEAR.value, path=str(path))
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """Return one line as an entry of t, ts, addr and data, from either form."""
+    if not line.strip():
+        return {}
+    if sent := SENT.match(line):
+        return {"t": "send", "addr": sent[1].decode()}
+    if came := CAME.fullmatch(line):
+        return {"t": RECEIVED, "ts": float(came[1]), "data": came[2].decode()}
+    return msgspec.json.decode(line, type=dict[str, Any])
+
+
+def _figures(data: object, prices: list[str], sizes: list[str]) -> None:
+    """Add the prices and sizes that a frame's *data* holds, by the names of its fields."""
+    for element in data if isinstance(data, list) else [data]:
+        if not isinstance(element, dict):
+            continue
+        levels = [level for side in ("b", "a") for level in element.get(side, ())]
+        pairs = [level[:2] for level in levels if isinstance(level, list) and len(level) > 1]
+        shown = [price for price, _ in pairs] + [element.get(name) for name in PRICE_FIELDS]
+        prices += [text for text in shown if isinstance(text, str) and NUMBER.fullmatch(text)]
+        shown = [size for _, size in pairs] + [element.get(name) for name in SIZE_FIELDS]
+        sizes += [text for text in shown if isinstance(text, str) and NUMBER.fullmatch(text)]
+
+
+def _finest(texts: list[str]) -> tuple[int, int]:
+    """Return the first of *texts* above nought at the most decimals that any has; else 1."""
+    pairs = [parsed(text) for text in texts or ["1"]]
+    decimals = max(places for _, places in pairs)
+    value, places = next((pair for pair in pairs if pair[0] > 0), (1, 0))
+    return value * 10 ** (decimals - places), decimals
 
 
 def _frame(entry: dict[str, Any]) -> RecordedFrame | None:
@@ -136,4 +235,5 @@ def _frame(entry: dict[str, Any]) -> RecordedFrame | None:
         topic=str(content["topic"]),
         is_snapshot=content.get("type") == "snapshot",
         body=text.encode(),
+        connection=str(entry.get("conn", "")),
     )

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from tracepaper.replay.exchange.answers import instruments_page
 from tracepaper.replay.exchange.channels import encode
 from tracepaper.replay.exchange.faults import (
     ANSWER_KINDS,
@@ -131,17 +132,14 @@ def _body(code: int, message: str, result: dict[str, Any], now_ms: int) -> dict[
     }
 
 
-def recorded_answer(
-    recording: Recording, path: str, query: Query, now_ms: int
-) -> dict[str, Any] | None:
+def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) -> Answer | None:
     """Return what a recording without candle data knows: its instruments and its own candles."""
     category = query.get("category", recording.category)
     symbol = query.get("symbol", "")
     if category != recording.category:
         return None
     if path == "/v5/market/instruments-info":
-        items = [each for each in recording.instruments() if symbol in ("", each["symbol"])]
-        return {"category": category, "list": items, "nextPageCursor": ""}
+        return instruments_page(category, recording.instruments(), query)
     if path == "/v5/market/kline" and symbol in recording.symbols:
         rows = recording.candles(symbol, query.get("interval", ""), now_ms)
         return {"symbol": symbol, "category": category, "list": rows}

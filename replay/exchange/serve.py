@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import stat
 import sys
+import threading
+from contextlib import suppress
 from typing import Final
 
 from tracepaper.replay.exchange.channels import encode
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 
+CHUNK_BYTES: Final = 65_536
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -24,11 +29,35 @@ async def serve(settings: ExchangeSettings, *, until_eof: bool = False) -> None:
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopped.set)
     if until_eof:
-        await loop.connect_read_pipe(lambda: _AtEnd(stopped), sys.stdin)
+        await _watch_end(stopped)
     async with EmbeddedExchange(settings) as exchange:
         sys.stdout.write(encode(exchange.announcement()).decode() + "\n")
         sys.stdout.flush()
         await stopped.wait()
+
+
+async def _watch_end(ended: asyncio.Event) -> None:
+    """Set *ended* when standard input ends; a closed one has ended already.
+
+    Pipes, sockets and terminals can be waited for. Files and ``/dev/null`` cannot, and are read
+    to their end by a thread of their own.
+    """
+    loop = asyncio.get_running_loop()
+    if sys.stdin is None:  # closed: its number may be another file's by now
+        ended.set()
+        return
+    kind = os.fstat(0).st_mode
+    if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind) or os.isatty(0):
+        await loop.connect_read_pipe(lambda: _AtEnd(ended), sys.stdin)
+        return
+
+    def read() -> None:
+        with suppress(OSError):  # what cannot be read cannot be waited for
+            while os.read(0, CHUNK_BYTES):
+                pass
+        loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=read, daemon=True).start()
 
 
 class _AtEnd(asyncio.Protocol):

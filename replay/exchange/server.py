@@ -15,7 +15,8 @@ A test moves market time itself and never sleeps::
 
 Time (SEMANTICS 2 and 3): the clock starts ``start`` bars and 5 s into the data; over a hole that
 all symbols share it jumps and says so; 10 s after the last bar it stops, and REST answers on.
-With ``hold`` it stands still until a client subscribes a kline topic.
+With ``hold`` it stands still until a client subscribes a kline topic; with ``wall_ms`` it is the
+wall clock, to which the candles are shifted.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +44,8 @@ from tracepaper.replay.exchange.market import Market
 from tracepaper.replay.exchange.recorded import Recording, read_recording
 from tracepaper.replay.exchange.rest import Rest
 from tracepaper.replay.exchange.stream import Stream
-from tracepaper.replay.exchange.venue import END_LINGER_MS, HOLE_LINGER_MS, Venue
+from tracepaper.replay.exchange.topics import find_channel
+from tracepaper.replay.exchange.venue import END_LINGER_MS, HOLE_LINGER_MS, Venue, shifted
 from tracepaper.replay.importers import Candles, read_many
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Category
@@ -60,7 +63,9 @@ LOG = logging.getLogger(__name__)
 class ExchangeSettings:
     """What to serve and how. ``data`` are paths, also ``SYMBOL=PATH``; ``candles`` are added.
 
-    ``speed`` scales market time; ``manual`` leaves it to ``EmbeddedExchange.advance``.
+    ``speed`` scales market time; ``manual`` leaves it to ``EmbeddedExchange.advance``. With
+    ``wall_ms`` the candles are shifted by whole bars so that market time is what it returns; then
+    time neither jumps over holes nor stops at the end of the data.
     """
 
     data: tuple[str, ...] = ()
@@ -74,6 +79,7 @@ class ExchangeSettings:
     manual: bool = False
     frames: Path | None = None
     faults: FaultPlan | None = None
+    wall_ms: Callable[[], int] | None = None
 
 
 class EmbeddedExchange:
@@ -82,13 +88,17 @@ class EmbeddedExchange:
     def __init__(self, settings: ExchangeSettings) -> None:
         if not 0 < settings.speed < math.inf:
             raise ConfigInvalid(f"--speed is {settings.speed}: give a number above 0.")
+        if settings.wall_ms and (settings.speed != 1 or settings.hold or settings.frames):
+            raise ConfigInvalid("--now is the wall clock: leave out --speed, --hold and --frames.")
         self.settings: Final = settings
         self.recording: Final[Recording | None] = (
-            read_recording(settings.frames) if settings.frames else None
+            read_recording(settings.frames, settings.category) if settings.frames else None
         )
         candles = [*settings.candles]
         if settings.data:
             candles += read_many(settings.data, category=settings.category)
+        if settings.wall_ms:
+            candles = shifted(candles, settings.wall_ms(), settings.start)
         for note in (f"{each.path}: {note}" for each in candles for note in each.notes):
             LOG.warning(note)
         self.venue: Final = Venue(
@@ -104,7 +114,10 @@ class EmbeddedExchange:
         """Bind the port and let time run."""
         loop = asyncio.get_running_loop()
         recording, settings = self.recording, self.settings
-        start_ms = recording.start_ms if recording else self.venue.start_ms(settings.start)
+        if settings.wall_ms:
+            start_ms = settings.wall_ms()
+        else:
+            start_ms = recording.start_ms if recording else self.venue.start_ms(settings.start)
         self.clock = MarketClock(
             start_ms,
             speed=settings.speed,
@@ -155,12 +168,15 @@ class EmbeddedExchange:
         """Return what the command prints when it is ready."""
         markets = list(self.venue.markets.values())
         symbols = [market.symbol for market in markets]
+        categories = sorted({market.category.value for market in markets})
+        if self.recording:
+            symbols, categories = self.recording.symbols, [self.recording.category]
         return {
             "rest_url": self.rest_url,
             "stream_url": self.stream_url,
             "control_url": self.control_url,
-            "symbols": symbols or (self.recording.symbols if self.recording else []),
-            "categories": sorted({market.category.value for market in markets}) or ["linear"],
+            "symbols": symbols,
+            "categories": categories,
             "interval": markets[0].interval if markets else None,
             "start_ms": self.clock.now_ms(),
             "end_ms": self.recording.end_ms if self.recording else self.venue.end_ms,
@@ -188,7 +204,7 @@ class EmbeddedExchange:
         if self.recording:
             return self.recording.channel(category, topic)
         pacing = Pacing(self.settings.speed)
-        return self.venue.channel(category, topic, pacing=pacing, faults=self.faults)
+        return find_channel(self.venue, category, topic, pacing=pacing, faults=self.faults)
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         """Serve REST, stream and control calls on one port."""
@@ -215,12 +231,14 @@ class EmbeddedExchange:
         if self.recording:
             self.clock.stop_at(self.recording.end_ms)
             return
+        end_ms = self.venue.end_ms + END_LINGER_MS
+        self.hub.at(end_ms, partial(LOG.warning, "The data ends; REST answers on."))
+        if self.settings.wall_ms:
+            return
+        self.clock.stop_at(end_ms)
         for from_ms, until_ms in self.venue.holes():
             if until_ms > start_ms:
                 self.hub.at(from_ms + HOLE_LINGER_MS, partial(self._jump, from_ms, until_ms))
-        end_ms = self.venue.end_ms + END_LINGER_MS
-        self.clock.stop_at(end_ms)
-        self.hub.at(end_ms, partial(LOG.warning, "The data ends; REST answers on."))
 
     def _jump(self, from_ms: int, until_ms: int) -> None:
         self.clock.set(until_ms)

@@ -1,17 +1,16 @@
-"""The markets served together: their topics, the holes they share, and where time starts."""
+"""The markets served together: the holes they share, and where time starts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.exchange.candles import CandleChannel, TradeChannel
-from tracepaper.replay.exchange.channels import Channel, Pacing
-from tracepaper.replay.exchange.faults import Faults
 from tracepaper.replay.exchange.market import Market
-from tracepaper.replay.exchange.quotes import DEPTHS, BookChannel, TickerChannel
+from tracepaper.replay.importers import Candles
 from tracepaper.strategies.errors import ConfigInvalid
 
 WARM_UP_BARS: Final = 4_900
@@ -39,17 +38,11 @@ class Venue:
         The default is the smaller of the default model's warm-up and half of the data. Raises
         ``ConfigInvalid`` where the shortest data has no such bar.
         """
-        moments = []
-        for market in self.markets.values():
-            count = len(market.base)
-            row = min(WARM_UP_BARS, count // 2) if start is None else start
-            if not 0 <= row < count:
-                raise ConfigInvalid(
-                    f"--start {row} lies outside the {count} bars of {market.symbol}: "
-                    f"give 0 to {count - 1}."
-                )
-            moments.append(market.open_ms(row) + SETTLE_MS)
-        return max(moments)
+        rows = [
+            (market, start_row(market.symbol, len(market.base), start))
+            for market in self.markets.values()
+        ]
+        return max(market.open_ms(row) for market, row in rows) + SETTLE_MS
 
     @property
     def end_ms(self) -> int:
@@ -70,23 +63,25 @@ class Venue:
         """Return the market of *symbol*, or None."""
         return self.markets.get((category, symbol))
 
-    def channel(
-        self, category: str, topic: str, *, pacing: Pacing, faults: Faults
-    ) -> Channel | None:
-        """Return a new channel of *topic*, or None where the exchange has no such topic."""
-        name, _, rest = topic.partition(".")
-        argument, _, symbol = rest.rpartition(".")
-        market = self.find(category, symbol)
-        if market is None:
-            return None
-        match name, argument:
-            case "kline", interval if market.table(interval):
-                return CandleChannel(topic, market, interval, faults)
-            case "publicTrade", "":
-                return TradeChannel(topic, market, pacing)
-            case "tickers", "":
-                return TickerChannel(topic, market, pacing)
-            case "orderbook", depth if depth.isdecimal() and int(depth) in DEPTHS:
-                return BookChannel(topic, market, int(depth), pacing)
-            case _:
-                return None
+
+def start_row(symbol: str, count: int, start: int | None) -> int:
+    """Return the bar, of *count* of *symbol*, into which time starts."""
+    row = min(WARM_UP_BARS, count // 2) if start is None else start
+    if not 0 <= row < count:
+        raise ConfigInvalid(
+            f"--start {row} lies outside the {count} bars of {symbol}: give 0 to {count - 1}."
+        )
+    return row
+
+
+def shifted(parts: Sequence[Candles], now_ms: int, start: int | None) -> list[Candles]:
+    """Return *parts* moved together by whole bars, so that *now_ms* lies in the start bar.
+
+    Raises ``ConfigInvalid`` as ``Venue.start_ms`` does.
+    """
+    if not parts:
+        return []
+    begins = [each.open_time_ms[start_row(each.symbol, len(each), start)] for each in parts]
+    step_ms = math.lcm(*(each.interval_ms for each in parts))
+    shift_ms = (now_ms - int(max(begins))) // step_ms * step_ms
+    return [replace(each, open_time_ms=each.open_time_ms + shift_ms) for each in parts]

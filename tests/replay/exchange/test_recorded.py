@@ -106,6 +106,82 @@ def test_a_file_that_is_no_session_is_named(tmp_path: Path, content: bytes, why:
         read_recording(path)
 
 
+async def test_a_text_log_of_spot_announces_spot_and_lists_the_instruments_of_its_topics() -> None:
+    settings = ExchangeSettings(frames=SPOT_LOG, manual=True)
+    async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
+        client = Client(exchange, session)
+        said = exchange.announcement()
+        assert said["categories"] == ["spot"]
+        symbols = ["ARBUSDC", "CPOOLUSDT", "KCSUSDT", "MASAUSDT", "OPUSDC", "TUSDUSDT"]
+        assert said["symbols"] == symbols
+        listed = await client.result("instruments-info", category="spot")
+        assert set(listed) == {"category", "list"}
+        ticks = {item["symbol"]: item["priceFilter"]["tickSize"] for item in listed["list"]}
+        assert list(ticks) == symbols
+        assert (ticks["MASAUSDT"], ticks["KCSUSDT"]) == ("0.00001", "0.001")
+        arb = {"category": "spot", "baseCoin": "ARB"}
+        assert len((await client.result("instruments-info", **arb))["list"]) == 1
+        assert (await client.result("instruments-info", category="linear"))["list"] == []
+        async with client.stream("spot") as stream:
+            assert (await stream.subscribe("orderbook.1.ARBUSDC"))["success"]
+            await exchange.advance(MINUTE)
+            frames = [text for text in (await stream.drain()) if text["topic"].endswith("ARBUSDC")]
+    with gzip.open(SPOT_LOG, "rt") as lines:
+        wanted = [line.split(": ", 1)[1] for line in lines if '"orderbook.1.ARBUSDC","ts"' in line]
+    assert frames == [json.loads(text) for text in wanted]
+
+
+def frames_of(tmp_path: Path, *lines: str) -> Path:
+    path = tmp_path / "session.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+BOOK = (
+    '{"topic":"orderbook.1.ZZAUSDT","type":"snapshot",'
+    '"data":{"s":"ZZAUSDT","b":[["0.5","7"]],"a":[]}}'
+)
+
+
+def test_two_categories_in_one_file_are_told_apart_by_connection_or_refused(tmp_path: Path) -> None:
+    other = json.dumps(BOOK.replace("ZZAUSDT", "ZZBUSDT"))
+    path = frames_of(
+        tmp_path,
+        '{"t":"connect","conn":"1","ts":1,"addr":"wss://host/v5/public/linear"}',
+        '{"t":"connect","conn":"2","ts":1,"addr":"wss://host/v5/public/spot"}',
+        '{"t":"recv","conn":"1","ts":2,"data":' + json.dumps(BOOK) + "}",
+        '{"t":"recv","conn":"2","ts":2,"data":' + other + "}",
+    )
+    with pytest.raises(DataInvalid, match="linear and spot: choose one by --category"):
+        read_recording(path)
+    assert read_recording(path, Category.SPOT).symbols == ["ZZBUSDT"]
+    assert read_recording(path, Category.LINEAR).symbols == ["ZZAUSDT"]
+
+
+def test_a_linear_symbol_that_no_recording_knows_is_listed_from_its_prices(tmp_path: Path) -> None:
+    recording = read_recording(frames_of(tmp_path, f"1.5: {BOOK}"))
+    (item,) = recording.instruments()
+    assert (recording.category, item["symbol"]) == ("linear", "ZZAUSDT")
+    assert item["priceFilter"]["tickSize"] == "0.1"
+
+
+def test_frames_of_a_category_that_nobody_serves_are_refused(tmp_path: Path) -> None:
+    path = frames_of(tmp_path, "wss://host/v5/public/inverse <-> 1.0", f"1.5: {BOOK}")
+    with pytest.raises(DataInvalid, match="frames of inverse"):
+        read_recording(path)
+
+
+@pytest.mark.parametrize(
+    "level", ['["x","y"]', "[]", "7", '{"p":1}', '["-1","1"]', "null", '["0","0"]']
+)
+def test_a_level_that_is_none_does_not_keep_a_symbol_from_its_listing(
+    tmp_path: Path, level: str
+) -> None:
+    frame = BOOK.replace('["0.5","7"]', level)
+    (item,) = read_recording(frames_of(tmp_path, f"1.5: {frame}")).instruments()
+    assert item["priceFilter"]["tickSize"] == "1"
+
+
 # ---------------------------------------------------------------- invented frames, recorded form
 
 

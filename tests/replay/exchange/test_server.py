@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import ClientError, ClientSession, ClientTimeout, WSMsgType
@@ -202,3 +204,38 @@ async def test_two_exchanges_of_one_seed_send_the_same_bytes() -> None:
             streams.append(stream.texts)
     assert streams[0] == streams[1]
     assert streams[0] != streams[2]
+
+
+# ---------------------------------------------------------------- the wall clock
+
+WALL_MS = FIRST_MS + 500 * 24 * 60 * MINUTE + 12_345
+
+
+@pytest.mark.parametrize("start", [None, 0, 50])
+async def test_candles_are_shifted_by_whole_bars_to_the_wall_clock(start: int | None) -> None:
+    served = (candles(ROWS), candles(ROWS, symbol="ETHUSDT"))
+    settings = ExchangeSettings(candles=served, manual=True, start=start, wall_ms=lambda: WALL_MS)
+    async with EmbeddedExchange(settings) as exchange:
+        assert exchange.clock.now_ms() == WALL_MS
+        for market in exchange.venue.markets.values():
+            row = market.base.row_at(WALL_MS)
+            assert row == (len(ROWS) // 2 if start is None else start)
+            assert market.open_ms(row) == WALL_MS // MINUTE * MINUTE
+
+
+async def test_the_wall_clock_runs_on_through_holes_and_past_the_data() -> None:
+    times = [FIRST_MS + place * MINUTE * (1 if place < 55 else 3) for place in range(len(ROWS))]
+    data = candles(ROWS, times_ms=times)
+    settings = ExchangeSettings(candles=(data,), manual=True, start=50, wall_ms=lambda: WALL_MS)
+    async with EmbeddedExchange(settings) as exchange:
+        await exchange.advance(15 * MINUTE)
+        assert exchange.clock.now_ms() == WALL_MS + 15 * MINUTE
+        await exchange.advance(10_000 * MINUTE)
+        assert exchange.clock.now_ms() == WALL_MS + 10_015 * MINUTE
+
+
+@pytest.mark.parametrize("other", [{"speed": 2.0}, {"hold": True}, {"frames": Path("session")}])
+def test_the_wall_clock_is_refused_beside_what_moves_time_otherwise(other: Any) -> None:
+    settings = ExchangeSettings(candles=(candles(ROWS),), wall_ms=lambda: WALL_MS, **other)
+    with pytest.raises(ConfigInvalid, match="--now is the wall clock"):
+        EmbeddedExchange(settings)
