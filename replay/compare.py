@@ -50,7 +50,7 @@ def step_differences(first: Step, second: Step) -> Iterator[tuple[str, str, str]
         elif name == "answer" and isinstance(one, Forecast) and isinstance(two, Forecast):
             yield from forecast_differences(one, two)
         else:
-            yield name, _shown(one), _shown(two)
+            yield name, shown(one), shown(two)
 
 
 def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[str, str, str]]:
@@ -58,14 +58,14 @@ def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[st
     for name in ("action", "target_quantity", "reason", "allowed", "refused_by", "regime"):
         one, two = getattr(first, name), getattr(second, name)
         if one != two:
-            yield name, _shown(one), _shown(two)
+            yield name, shown(one), shown(two)
     if first.gate_set != second.gate_set:
-        yield "gate set", _shown(first.gate_set), _shown(second.gate_set)
+        yield "gate set", shown(first.gate_set), shown(second.gate_set)
         return
     for place, gate in enumerate(first.gate_set.gates):
         one, two = first.measures[place], second.measures[place]
         if one != two:
-            yield f"gate {gate.value}", _shown(one), _shown(two)
+            yield f"gate {gate.value}", shown(one), shown(two)
 
 
 def forecast_differences(first: Forecast, second: Forecast) -> Iterator[tuple[str, str, str]]:
@@ -78,12 +78,13 @@ def forecast_differences(first: Forecast, second: Forecast) -> Iterator[tuple[st
             for part in Explanation.__struct_fields__:
                 a, b = getattr(one, part), getattr(two, part)
                 if a != b:
-                    yield f"explanation.{part}", _shown(a), _shown(b)
+                    yield f"explanation.{part}", shown(a), shown(b)
         else:
-            yield name, _shown(one), _shown(two)
+            yield name, shown(one), shown(two)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return *value* as a difference shows it; hashes and blobs by their first digits."""
     if isinstance(value, bytes):
         return value.hex()[:24] + ("…" if len(value) > 12 else "")  # noqa: PLR2004 - 24 digits
     return str(value)

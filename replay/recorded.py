@@ -26,7 +26,7 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecaster import Forecaster
-from tracepaper.strategies.types import Answer, Event, FillModel, Run
+from tracepaper.strategies.types import Answer, Event, FillModel, Late, Run
 
 Answering = Callable[[Event], Answer]
 
@@ -93,6 +93,7 @@ class RecordedThinker:
 
     def __init__(self, recorded: Recorded, prober: Forecaster | None) -> None:
         run, forecaster = recorded.run, recorded.forecaster
+        self._late = Late(recorded.config.model.deadline_ms)  # which deadline is not the record's
         keys = [item.id for item in run.instruments]
         self._said: deque[Answer] = deque()
         self._inline: InlineThinker | None = None
@@ -113,7 +114,7 @@ class RecordedThinker:
     def _plain(self, reader: Reader, run_id: str) -> Iterator[Event]:
         for _, _, event, said in reader.events(run_id):
             if self._inline is not None:
-                self._said.append(said)
+                self._said.append(self._late if isinstance(said, Late) else said)
             yield event
 
     def answer(self, event: Event) -> Answer:

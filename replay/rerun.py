@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
-from tracepaper.daemon.building import code_version
+from tracepaper.daemon.describing import started
 from tracepaper.daemon.models import forecaster_of
 from tracepaper.replay.backtest import Tally, run_events
 from tracepaper.replay.recorded import RecordedThinker, open_recorded
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader, resolve
-from tracepaper.strategies.types import RunKind
+from tracepaper.strategies.types import Event, ModelChange, RunEnd, RunKind
+
+_OF_THE_PLACE: Final = (
+    "code_version",
+    "device",
+    "dtype",
+    "threads",
+    "backend",
+    "torch_version",
+    "instruction_set",
+    "libraries",
+)
+"""What another machine or version says of itself."""
 
 
 async def rerun_recorded(
@@ -34,15 +48,26 @@ async def rerun_recorded(
             checkpoints.keep(kept, database)
             if recorded.run.path == "scan":
                 prober = forecaster_of(kept, recorded.config, path="scan")
+        here = started(recorded.forecaster, warm_from=(), market_ms=0)
+        place = {name: getattr(here, name) for name in _OF_THE_PLACE}
         run = msgspec.structs.replace(
             recorded.run,
             run_id=secrets.token_hex(8),
             kind=RunKind.REPLAY,
             started_at_ms=started_at_ms,
-            code_version=code_version(),
+            **place,
         )
         audit.begin(run, recorded.engine.gate_sets)
         thinker = RecordedThinker(recorded, prober)
-        events = thinker.events(reader, located.run_id)
+        events = _made_here(thinker.events(reader, located.run_id), place)
         await run_events(events, thinker, recorded.engine, audit, tally)
     return run.run_id
+
+
+def _made_here(events: Iterable[Event], place: dict[str, Any]) -> Iterator[Event]:
+    """Yield *events* without ends, and with starts that say where they are made now."""
+    for event in events:
+        if isinstance(event, ModelChange):
+            yield msgspec.structs.replace(event, **place)
+        elif not isinstance(event, RunEnd):
+            yield event

@@ -1,32 +1,82 @@
 """A run re-derived from its own record: events, configuration and checkpoint → every step again.
 
-A stored bar that was changed, with the chain's digests recomputed to hide it, is still found: the
-decision that was stored no longer follows from it (SEMANTICS 26).
+A stored value that was changed, with the chain's digests recomputed to hide it, is still found: it
+no longer follows from the rest. What follows from nothing is listed in ``TAKEN_AS_TOLD``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tracepaper.daemon.building import code_version
+from tracepaper.daemon.building import code_version, strategy_sha256
+from tracepaper.daemon.describing import started
 from tracepaper.daemon.models import forecaster_of
-from tracepaper.replay.compare import (
-    Difference,
-    answers_agree,
-    measures_agree,
-    step_differences,
-)
+from tracepaper.replay.compare import Difference, shown, step_differences
 from tracepaper.replay.recorded import Recorded, RecordedThinker, open_recorded
+from tracepaper.replay.rederived import RowCheck
 from tracepaper.storage import checkpoints
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.reader import Reader, StoredRun
 from tracepaper.strategies.forecaster import Forecaster
-from tracepaper.strategies.types import Bar, Event, Run, Step
+from tracepaper.strategies.types import Bar, Event, ModelChange, Run, Step
+
+if TYPE_CHECKING:
+    from tracepaper.storage.decode import StoredRows
 
 DIFFERENCES_KEPT: Final = 100
+_OF_A_START: Final = (
+    "model_id",
+    "model_sha256",
+    "code_version",
+    "path",
+    "device",
+    "dtype",
+    "threads",
+    "backend",
+    "torch_version",
+    "instruction_set",
+    "libraries",
+)
+"""What a run's row and its first start both say."""
+
+_EXCHANGE: Final = "the exchange's word; nothing that was decided follows from it"
+_NAME: Final = "a name that nothing else in the run repeats"
+
+TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
+    "runs.run_id": _NAME,
+    "runs.kind": "who fed the run, which leaves no other trace",
+    "runs.started_at_ms": "the machine's clock, which no decision reads",
+    "runs.parent_run_id": _NAME,
+    "runs.period_start_ms": "it may move to wherever no bar lies in between",
+    "runs.config": "its sections that decide nothing: exchange, storage, http, log",
+    "runs.warnings": "what the start had to say",
+    "instruments.base_coin": _EXCHANGE,
+    "instruments.quote_coin": _EXCHANGE,
+    "instruments.turnover_decimals": _EXCHANGE,
+    "instruments.tick_size": _EXCHANGE,
+    "instruments.min_quantity": _EXCHANGE,
+    "instruments.max_quantity": _EXCHANGE,
+    "instruments.min_notional": _EXCHANGE,
+    "instruments.funding_interval_minutes": _EXCHANGE,
+    "instruments.status": _EXCHANGE,
+    "bars.turnover": _EXCHANGE,
+    "bars.source": _EXCHANGE,
+    "events.market_ms": _EXCHANGE,
+    "events.seen_ms": _EXCHANGE,
+    "events.content": "said from outside; only what a fill or a mark rests on is held to it",
+    "prunes.state": "the steps from which it followed are gone",
+}
+"""Columns that follow from nothing else in the record, and why: a forger who recomputes the chain
+may change them, and only a head kept elsewhere shows it."""
+
+OUTSIDE: Final[Mapping[str, str]] = {
+    "archive_series": "candles of no run: a run's own bars are in bars",
+    "archive_bars": "candles of no run: a run's own bars are in bars",
+}
+"""Tables that belong to no run's record, and why."""
 
 _CAUSES: Final = (
     ("a stored event was changed", ("event", "accepted")),
@@ -50,10 +100,11 @@ class Verification:
     run_id: str
     steps: int = 0
     decisions: int = 0
-    agreed: int = 0  # decisions that are equal in every field
-    tolerated: int = 0  # decisions whose numbers differ within the tolerance alone
+    agreed: int = 0  # decisions that are equal in every bit
+    tolerated: int = 0  # decisions whose floats differ within their tolerances alone
     differing: int = 0
-    exact: bool = True  # whether path, device, dtype and threads promise bit equality
+    exact: bool = True  # whether every bit was promised, and so every bit was compared
+    elsewhere: str = ""  # why it was not: what is another here than when the run was made
     differences: list[Difference] = field(default_factory=list)
     likely_cause: str = ""
 
@@ -61,6 +112,41 @@ class Verification:
     def holds(self) -> bool:
         """Whether every step follows from the record."""
         return self.differing == 0
+
+
+class Environment(NamedTuple):
+    """All on which the last bits of a forecast depend."""
+
+    mode: str
+    device: str
+    dtype: str
+    threads: int
+    backend: str
+    torch_version: str
+    instruction_set: str
+    libraries: str
+
+    @classmethod
+    def recorded(cls, at: Run | ModelChange) -> Environment:
+        """Return where a run, or one of its starts, says that it was."""
+        return cls(
+            at.path,
+            at.device,
+            at.dtype,
+            at.threads,
+            at.backend,
+            at.torch_version,
+            at.instruction_set,
+            at.libraries,
+        )
+
+    def differs(self, here: Environment) -> str:
+        """Say what is another *here*; empty where nothing is, and every bit must be equal."""
+        return ", ".join(
+            f"{name} was {was} and is {now} here"
+            for name, was, now in zip(self._fields, self, here, strict=True)
+            if was != now
+        )
 
 
 def verify_run(
@@ -71,24 +157,34 @@ def verify_run(
     sample: int | None = None,
     progress: Callable[[int], None] = lambda _steps: None,
 ) -> Verification:
-    """Step *run_id* through again and compare each step with what is stored.
+    """Step *run_id* through again and compare each step with what is stored, in every column.
 
-    With *sample* only the last that many decisions are compared; the steps before them are
-    still derived, since an account depends on all of them.
+    Where a start was made in this very environment, every bit must be equal; elsewhere floats
+    may differ within ``TOLERANCES``. With *sample* only the last that many steps are compared;
+    the steps before them are still derived, since an account depends on all of them.
     """
     recorded = open_recorded(reader, database, run_id)
+    stored = reader.stored_run(run_id)
     found = Verification(run_id)
-    total = reader.stored_run(run_id).step_count
+    total = stored.step_count
     first_compared = 0 if sample is None else max(0, total - sample)
     thinker = RecordedThinker(recorded, _prober(recorded, database))
+    check = RowCheck(reader, stored)
+    here = Environment.recorded(started(recorded.forecaster, warm_from=(), market_ms=0))
+    elsewhere = Environment.recorded(recorded.run).differs(here)
+    _judge_run(found, reader, stored, recorded)
     # The run may grow meanwhile, and what it had is what is compared.
-    stored = reader.steps(run_id, until=total - 1)
+    rows = reader.rows(run_id, until=total - 1)
     events = islice(_events(thinker, reader, run_id), total)
-    for event, kept in zip(events, stored, strict=True):
+    for event, (kept, _) in zip(events, rows, strict=True):
+        if isinstance(event, ModelChange):
+            elsewhere = Environment.recorded(event).differs(here)
+        if elsewhere and not found.elsewhere:
+            found.exact, found.elsewhere = False, elsewhere
         derived = recorded.engine.step(event, thinker.answer(event))
         found.steps += 1
         if derived.sequence >= first_compared:
-            _judge(found, derived, kept.step)
+            _judge(found, check, derived, kept, exact=not elsewhere)
         if found.steps % 4_096 == 0:
             progress(found.steps)
     if found.differences:
@@ -108,41 +204,59 @@ def _prober(recorded: Recorded, database: Path) -> Forecaster | None:
     return forecaster_of(kept, recorded.config, path=run.path)
 
 
-def _judge(found: Verification, derived: Step, stored: Step) -> None:
-    decided = stored.decision is not None
+def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded: Recorded) -> None:
+    """Hold the run's own row to its configuration, its model and its first start."""
+    run, config = stored.run, recorded.config
+    model = recorded.forecaster
+    due: dict[str, object] = {
+        "config": config.canonical_json(),
+        "config_sha256": config.sha256(),
+        "strategy": config.strategy.name,
+        "interval_ms": config.market.interval_ms,
+        "model_id": "" if model is None else model.model_id,
+        "model_sha256": "" if model is None else model.model_sha256,
+    }
+    first = next(
+        (event for _, _, event, _ in reader.events(run.run_id) if isinstance(event, ModelChange)),
+        None,
+    )
+    if first is not None:
+        due |= {name: getattr(first, name) for name in _OF_A_START}
+    due["strategy_sha256"] = strategy_sha256(config)
+    wrong = [(name, getattr(run, name), value) for name, value in due.items()]
+    sets = len(recorded.engine.gate_sets)
+    wrong.append(("opened_gate_sets", stored.opened[-1], sets))
+    for name, one, two in wrong:
+        if one != two:
+            found.differing += 1
+            at = Difference("", run.period_start_ms, f"runs.{name}", str(one), str(two))
+            found.differences.append(at)
+
+
+def _judge(
+    found: Verification, check: RowCheck, derived: Step, rows: StoredRows, *, exact: bool
+) -> None:
+    compared = check.compare(derived, rows, exact=exact)
+    decided = derived.decision is not None
     found.decisions += decided
-    if derived == stored:
-        found.agreed += decided
-        return
-    if _only_rounding(derived, stored):
-        found.tolerated += decided
-        found.exact = False
+    if not compared.unequal:
+        found.tolerated += decided and compared.rounded
+        found.agreed += decided and not compared.rounded
         return
     found.differing += 1
-    if len(found.differences) < DIFFERENCES_KEPT:
-        event = stored.event
-        instrument = event.instrument if isinstance(event, Bar) else ""
-        opened = event.open_time_ms if isinstance(event, Bar) else event.market_ms
-        for name, one, two in step_differences(stored, derived):
-            found.differences.append(
-                Difference(instrument, opened, f"{name} (step {stored.sequence})", one, two)
-            )
-
-
-def _only_rounding(derived: Step, stored: Step) -> bool:
-    """Return whether two steps decide and do the same, on forecasts within the tolerance."""
-    one, two = derived.decision, stored.decision
-    if one is None or two is None:
-        return False
-    same_deed = (
-        one.action is two.action
-        and one.target_quantity == two.target_quantity
-        and one.refused_by is two.refused_by
-        and derived.orders == stored.orders
-        and derived.fills == stored.fills
-        and derived.account == stored.account
-    )
-    return same_deed and answers_agree(derived.answer, stored.answer) and measures_agree(one, two)
+    if len(found.differences) >= DIFFERENCES_KEPT:
+        return
+    stored = check.stored(rows)
+    event = stored.event
+    instrument = event.instrument if isinstance(event, Bar) else ""
+    opened = event.open_time_ms if isinstance(event, Bar) else event.market_ms
+    told = list(step_differences(stored, derived)) or [
+        (name, shown(one), shown(two)) for name, one, two in compared.unequal
+    ]
+    for name, one, two in told:
+        found.differences.append(
+            Difference(instrument, opened, f"{name} (step {stored.sequence})", one, two)
+        )
 
 
 def _likely_cause(run: Run, differences: list[Difference]) -> str:

@@ -264,6 +264,10 @@ def _check_opening(connection: sqlite3.Connection, row: StoredRow) -> ChainProbl
     sets = gate_set_rows(connection, row[0])
     known = [line for key in sorted(sets) if key < opened[-1] for line in sets[key]]
     if opened_digest(opened, instruments, known) == row[_OPENED_AT]:
+        for place, instrument in enumerate(instruments):
+            if instrument[1:3] != (place, f"{instrument[3]}:{instrument[4]}"):
+                sentence = f"Instrument {place} of the run was changed: its row contradicts itself."
+                return ChainProblem(None, ("instruments",), "changed", sentence)
         return None
     tables = ("runs", "instruments", *(("gate_sets",) if opened[-1] else ()))
     return ChainProblem(

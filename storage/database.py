@@ -200,7 +200,7 @@ def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
             assert isinstance(raw, sqlite3.Connection)
             revision = _revision(raw)
             if revision == "":
-                _create(connection)
+                create(connection)
                 revision = SCHEMA_REVISION
             file.begin(int(raw.execute("PRAGMA page_size").fetchone()[0]))
         except (sqlite3.Error, DBAPIError, OSError) as error:
@@ -230,7 +230,7 @@ def _connect_writing(path: Path) -> Connection:
     return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
-def _create(connection: Connection) -> None:
+def create(connection: Connection) -> None:
     """Make tables and views of the newest schema in one transaction.
 
     Equal to running every migration (a test compares them), in a tenth of the time.

@@ -16,6 +16,7 @@ from tracepaper.storage.rows import (
     Shape,
     sequence_of,
 )
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import (
     Account,
     Action,
@@ -67,6 +68,17 @@ class Interned(NamedTuple):
     gate_set: Callable[[int], GateSet]
 
 
+_IMPOSSIBLE: Final = (ValueError, LookupError, TypeError, AttributeError, msgspec.MsgspecError)
+"""What decoding raises for values that no step has; ours are sentences already."""
+
+
+def _damaged(step: int, error: Exception) -> DataInvalid:
+    return DataInvalid(
+        f"Step {sequence_of(step)} holds what no step can hold ({error}); run `tracepaper audit "
+        "verify` and restore a backup."
+    )
+
+
 class StepDecoder:
     """Turns the rows of one run back into steps."""
 
@@ -77,7 +89,13 @@ class StepDecoder:
         self._interned = interned
 
     def step(self, rows: StoredRows) -> Step:
-        """Return the step that *rows* hold."""
+        """Return the step that *rows* hold; raise ``DataInvalid`` where they hold none."""
+        try:
+            return self._step(rows)
+        except _IMPOSSIBLE as error:
+            raise _damaged(rows.core[0], error) from error
+
+    def _step(self, rows: StoredRows) -> Step:
         core = rows.core
         shape = Shape.unpack(core[1])
         answers = rows.sparse.get("answers", ())
@@ -108,17 +126,24 @@ class StepDecoder:
         if not other_event:
             return self.bar(row)
         _, kind, place, market_ms, seen_ms, content = row
-        fields = msgspec.json.decode(content)
-        fields["market_ms"], fields["seen_ms"] = market_ms, seen_ms
-        if place is not None:
-            fields.setdefault("instrument", self._instruments[place])
-        return msgspec.convert(fields, EVENT_TYPES[kind])
+        try:
+            fields = msgspec.json.decode(content)
+            fields["market_ms"], fields["seen_ms"] = market_ms, seen_ms
+            if place is not None:
+                fields.setdefault("instrument", self._instruments[place])
+            return msgspec.convert(fields, EVENT_TYPES[kind])
+        except _IMPOSSIBLE as error:
+            raise _damaged(row[0], error) from error
 
     def bar(self, row: Sequence[Any]) -> Bar:
         """Return the bar of a ``bars`` row."""
         market_ms = row[2] + self._interval_ms + row[9]
+        try:
+            instrument, source = self._instruments[row[1]], SOURCES[row[11]]
+        except IndexError as error:
+            raise _damaged(row[0], error) from error
         return Bar(
-            self._instruments[row[1]],
+            instrument,
             open_time_ms=row[2],
             interval_ms=self._interval_ms,
             open=row[3],
@@ -129,11 +154,17 @@ class StepDecoder:
             turnover=row[8],
             market_ms=market_ms,
             seen_ms=market_ms + row[10],
-            source=SOURCES[row[11]],
+            source=source,
         )
 
     def answer(self, row: Sequence[Any]) -> Answer:
         """Return what the forecaster answered, from an ``answers`` row."""
+        try:
+            return self._answer(row)
+        except _IMPOSSIBLE as error:
+            raise _damaged(row[0], error) from error
+
+    def _answer(self, row: Sequence[Any]) -> Answer:
         if row[1] is not None:
             return Late(row[1])
         horizon = row[3]

@@ -67,6 +67,11 @@ class StepEncoder:
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
         self._holdings = Holdings()
 
+    def forget(self) -> None:
+        """Forget the rows that steps share: the next step brings its own again."""
+        self.outcomes.forget()
+        self._holdings.forget()
+
     def encode(self, step: Step) -> StepRows:
         """Return the rows of *step*; raise ``InvariantBroken`` for what no row can hold."""
         sequence = step.sequence

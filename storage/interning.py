@@ -147,6 +147,10 @@ class Outcomes:
         dense = measures if is_complete and plan.is_dense else None
         return Judged(plan, known, plan.pick_step(padded), answer_measures, dense, new_set)
 
+    def forget(self) -> None:
+        """Forget every outcome; gate sets keep their keys."""
+        self._known.clear()
+
     def _remember(self, outcome: tuple[object, ...], sequence: int) -> None:
         if len(self._known) >= OUTCOMES_KEPT:
             self._known.clear()
@@ -178,6 +182,10 @@ class Holdings:
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int | None], tuple[Row, int]] = {}
+
+    def forget(self) -> None:
+        """Forget what every book holds."""
+        self._known.clear()
 
     def hold(
         self, held: Held, position: Position | None, account: Account, born: list[SparseRow]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
+    from tracepaper.storage.decode import StoredRows
     from tracepaper.strategies.types import Answer, Bar, Event, Fill, GateSet, Order, Run, RunKind
 
 _RUN_BY_ID: Final = select("runs", "run_id = ?")
@@ -178,12 +179,20 @@ class Reader:
     ) -> Iterator[StoredStep]:
         """Yield the steps after sequence *after*, until *until* included, in order."""
         stored = self.stored_run(run_id)
-        last = self._last_sequence(stored.run_key)
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        for rows, digest in self.rows(run_id, after=after, until=until):
+            yield StoredStep(decoder.step(rows), digest)
+
+    def rows(
+        self, run_id: str, *, after: int = -1, until: int | None = None
+    ) -> Iterator[tuple[StoredRows, bytes]]:
+        """Yield rows and digest of the steps that ``steps`` would yield."""
+        run_key = self.stored_run(run_id).run_key
+        last = self._last_sequence(run_key)
         end = last if until is None else min(until, last)
-        for chunk in chunks(self._connection, stored.run_key, after + 1, end):
+        for chunk in chunks(self._connection, run_key, after + 1, end):
             for row in chunk.steps:
-                yield StoredStep(decoder.step(chunk.rows(row)), row[-1])
+                yield chunk.rows(row), row[-1]
 
     def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Answer]]:
         """Yield (sequence, accepted, event, answer) in order, as the engine was given them."""

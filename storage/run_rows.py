@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Category, Instrument, Run, RunKind
 
 if TYPE_CHECKING:
@@ -58,31 +59,37 @@ def run_row(run: Run, run_key: int, opened_gate_sets: int, previous: Previous = 
 
 def run_of(row: Sequence[Any], instruments: Iterable[Sequence[Any]]) -> Run:
     """Return the run of its row as opened and the rows of its instruments, in their order."""
-    return Run(
-        run_id=row[1],
-        kind=RunKind(row[2]),
-        started_at_ms=row[3],
-        parent_run_id=row[4],
-        period_start_ms=row[5],
-        instruments=tuple(instrument_of(instrument) for instrument in instruments),
-        interval_ms=row[6],
-        config=row[7],
-        config_sha256=row[8],
-        code_version=row[9],
-        strategy=row[10],
-        strategy_sha256=row[11],
-        model_id=row[12],
-        model_sha256=row[13],
-        path=row[14],
-        device=row[15],
-        dtype=row[16],
-        threads=row[17],
-        backend=row[18],
-        torch_version=row[19],
-        instruction_set=row[20],
-        libraries=row[21],
-        warnings=tuple(msgspec.json.decode(row[22])),
-    )
+    try:
+        return Run(
+            run_id=row[1],
+            kind=RunKind(row[2]),
+            started_at_ms=row[3],
+            parent_run_id=row[4],
+            period_start_ms=row[5],
+            instruments=tuple(instrument_of(instrument) for instrument in instruments),
+            interval_ms=row[6],
+            config=row[7],
+            config_sha256=row[8],
+            code_version=row[9],
+            strategy=row[10],
+            strategy_sha256=row[11],
+            model_id=row[12],
+            model_sha256=row[13],
+            path=row[14],
+            device=row[15],
+            dtype=row[16],
+            threads=row[17],
+            backend=row[18],
+            torch_version=row[19],
+            instruction_set=row[20],
+            libraries=row[21],
+            warnings=tuple(msgspec.json.decode(row[22])),
+        )
+    except (ValueError, TypeError, msgspec.MsgspecError) as error:
+        raise DataInvalid(
+            f"The row of run {row[1]} holds what no run has ({error}); run `tracepaper audit "
+            "verify` and restore a backup."
+        ) from error
 
 
 def instrument_row(instrument: Instrument, run_key: int, place: int) -> Row:

@@ -118,7 +118,13 @@ def gate_set_rows(connection: sqlite3.Connection, run_key: int) -> dict[int, lis
 
 def gate_set_of(rows: Sequence[StoredRow]) -> GateSet:
     """Return the gate set of its rows."""
-    return GateSet(tuple(Gate(row[3]) for row in rows), tuple(row[4] for row in rows))
+    try:
+        return GateSet(tuple(Gate(row[3]) for row in rows), tuple(row[4] for row in rows))
+    except ValueError as error:
+        raise DataInvalid(
+            f"A gate set names a gate that does not exist ({error}); run `tracepaper audit verify` "
+            "and restore a backup."
+        ) from error
 
 
 def interned(connection: sqlite3.Connection, run_key: int) -> Interned:

@@ -37,6 +37,7 @@ def rechain(path: Path) -> None:
     """Recompute every hash of every run in *path*, the links between the runs included."""
     with closing(sqlite3.connect(path)) as raw:
         raw.execute("PRAGMA foreign_keys = OFF")
+        raw.execute("PRAGMA synchronous = OFF")
         was: dict[bytes, bytes] = {}
         for (run_key,) in raw.execute("SELECT run_key FROM runs ORDER BY run_key").fetchall():
             _rechain_run(raw, run_key, was)

@@ -43,26 +43,27 @@ def verify(
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Recompute every link of a run's chain; exit 1 with the first row that does not hold."""
-    from tracepaper.storage.chain import verify_chain
+    """Check the file and every link of a run's chain; exit 1 with the first that does not hold."""
+    from tracepaper.storage.integrity import NEVER_FOUND, audit
     from tracepaper.storage.reader import Reader
 
     kept = None if head is None else _digest(head)
     path, run_id = _located(run, db, config)
     with Reader.open(path) as reader:
-        report = verify_chain(reader.connection, run_id, head=kept)
-    problem = report.problem
+        audited = audit(reader.connection, run_id, head=kept)
+    report, problem = audited.chain, audited.problem
     if json:
         print_json(
             {
                 "run_id": run_id,
                 "database": str(path),
-                "holds": report.holds,
+                "holds": audited.holds,
                 "steps": report.steps,
                 "head": report.head.hex(),
                 "pruned_until": report.pruned_until,
                 "head_sequence": report.head_sequence,
                 "problem": problem,
+                "warnings": audited.warnings,
             }
         )
     elif problem is not None:
@@ -70,10 +71,13 @@ def verify(
     else:
         typer.echo(_held(run_id, report.steps, report.pruned_until))
         if report.head_sequence is None:
-            typer.echo(f"Its head is {report.head.hex()}: keep a copy elsewhere, for only that")
-            typer.echo("shows a chain that was rewritten as a whole (`audit verify --head HEX`).")
+            typer.echo(f"Its head is {report.head.hex()}: keep a copy elsewhere")
+            typer.echo(f"(`audit verify --head HEX`). {NEVER_FOUND}")
         else:
             typer.echo(f"The head that was kept is the digest of step {report.head_sequence}.")
+    if not json:
+        for warning in audited.warnings:
+            typer.echo(f"warning: {warning}", err=True)
     if problem is not None:
         raise typer.Exit(1)
 

@@ -33,11 +33,13 @@ def verify(
     if json:
         print_json({**asdict(found), "holds": found.holds})
     elif found.holds:
-        rounding = f", {found.tolerated:,} of them within 1e-4" if found.tolerated else ""
+        rounding = f", {found.tolerated:,} of them within their tolerances" * bool(found.tolerated)
         typer.echo(
             f"{found.agreed + found.tolerated:,} of {found.decisions:,} decisions follow from the "
             f"record of run {found.run_id} ({found.steps:,} steps){rounding}."
         )
+        if found.elsewhere:
+            typer.echo(f"Floats were compared within tolerances, since {found.elsewhere}.")
     else:
         typer.echo(f"Run {found.run_id} does not follow from its record: {found.likely_cause}.")
         for difference in found.differences[:10]:

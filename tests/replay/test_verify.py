@@ -30,7 +30,8 @@ from tracepaper.replay.summary import show, summarise
 from tracepaper.replay.verify import Verification, verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.reader import Reader, StoredStep
+from tracepaper.storage.decode import StoredRows
+from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 BARS = 400
@@ -266,11 +267,11 @@ class GrowingReader(Reader):
 
     grow: Callable[[], object]
 
-    def steps(
+    def rows(
         self, run_id: str, *, after: int = -1, until: int | None = None
-    ) -> Iterator[StoredStep]:
+    ) -> Iterator[tuple[StoredRows, bytes]]:
         self.grow()
-        yield from super().steps(run_id, after=after, until=until)
+        yield from super().rows(run_id, after=after, until=until)
 
 
 def test_a_run_that_grows_meanwhile_is_verified_as_far_as_it_was(

@@ -1,0 +1,261 @@
+"""A derived step against the rows that were stored: every column, bit for bit or within a rule.
+
+Rows are compared, not what they decode to, so that nothing which a row holds is left out. Only the
+running hash and the digest of a step stay apart: they are the chain's own, and ``audit verify``
+computes them anew.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from tracepaper.storage.decode import KEPT_AT, MARKS_FROM, StepDecoder, StoredRows
+from tracepaper.storage.digest import decision_digest
+from tracepaper.storage.encode import StepEncoder
+from tracepaper.storage.reader import Reader, StoredRun
+from tracepaper.storage.rows import ANSWER_GATES, sequence_of
+from tracepaper.storage.schema import metadata
+from tracepaper.storage.stored import interned
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types import Bar, Step
+
+RETURNS: Final = 1e-4
+"""Of the forecast's standard deviation at that horizon."""
+SHARES: Final = 1e-4
+"""Of 1: probabilities, masses, confidences."""
+MEASURES: Final = 1e-4
+"""Of the measure, or of 1 where it is smaller."""
+
+TOLERANCES: Final[Mapping[str, float]] = {
+    "answers.mean_return": RETURNS,
+    "answers.stdev_return": RETURNS,
+    "answers.volatility": RETURNS,
+    "answers.p_down": SHARES,
+    "answers.p_flat": SHARES,
+    "answers.p_up": SHARES,
+    "answers.horizons": RETURNS,
+    "answers.confidence": SHARES,
+    "answers.content_free": SHARES,
+    "answers.recent_mass": SHARES,
+    "answers.older_mass": SHARES,
+    "answers.shift": SHARES,
+    "answers.l1_error": SHARES,
+    "answers.entropy": SHARES,
+    "answers.buckets": SHARES,
+    **{f"answers.measure_{gate.value}": MEASURES for gate in ANSWER_GATES},
+}
+"""Columns whose floats another machine rounds otherwise; all else is equal everywhere."""
+
+Unequal = tuple[str, object, object]
+"""A column, what is stored there, and what was derived."""
+
+_NAMES: Final = {
+    table.name: tuple(f"{table.name}.{column.name}" for column in table.columns)
+    for table in metadata.tables.values()
+}
+_STDEV_AT: Final = _NAMES["answers"].index("answers.stdev_return")
+_HORIZON_AT: Final = _NAMES["answers"].index("answers.horizon")
+_OUTCOME_AT: Final = 4
+_WHOLE_TABLES: Final = ("answers", "orders", "fills", "twin_fills")
+_RETURNS: Final = ("answers.mean_return", "answers.stdev_return", "answers.volatility")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What comparing one step found."""
+
+    unequal: tuple[Unequal, ...] = ()  # what nothing excuses
+    rounded: bool = False  # some number differs within its tolerance
+
+
+class RowCheck:
+    """Compares the steps of one run, in their order, with the rows that hold them."""
+
+    def __init__(self, reader: Reader, stored: StoredRun) -> None:
+        gate_sets = reader.gate_sets(stored.run_key)
+        self._encoder = StepEncoder(stored.run, stored.run_key, gate_sets)
+        self._interned = interned(reader.connection, stored.run_key)
+        self._decoder = StepDecoder(stored.run, self._interned)
+        self._instruments = {item.id: item for item in stored.run.instruments}
+
+    def stored(self, rows: StoredRows) -> Step:
+        """Return the step that *rows* hold."""
+        return self._decoder.step(rows)
+
+    def compare(self, derived: Step, rows: StoredRows, *, exact: bool) -> Compared:
+        """Compare *derived* with *rows*; within the tolerances unless *exact*."""
+        found = list(self._unequal(derived, rows))
+        if exact or not found:
+            return Compared(tuple(found))
+        by_table = {table: list(given) for table, given in rows.sparse.items()}
+        kept = [one for one in found if not _is_rounding(one, by_table.get("answers", []))]
+        if len(kept) < len(found) and [name for name, *_ in kept] == ["steps.decision_sha256"]:
+            kept = list(self._own_hash(rows))
+        return Compared(tuple(kept), rounded=len(kept) < len(found))
+
+    def _own_hash(self, rows: StoredRows) -> Iterator[Unequal]:
+        """Hold the hash of a decision on rounded numbers to the numbers stored beside it."""
+        step = self.stored(rows)
+        if step.decision is None or not isinstance(step.event, Bar):
+            return
+        instrument = self._instruments[step.event.instrument]
+        own = decision_digest(step.event, step.answer, step.decision, instrument)
+        if own != step.decision_sha256:
+            yield "steps.decision_sha256", step.decision_sha256, own
+
+    def _unequal(self, derived: Step, rows: StoredRows) -> Iterator[Unequal]:
+        self._encoder.forget()  # so that every row is made, and none is named by another step
+        made = self._encoder.encode(derived)
+        sparse: dict[str, list[Sequence[Any]]] = {}
+        for table, row in made.sparse:
+            sparse.setdefault(table, []).append(row)
+        core, event = rows.core, rows.event
+        sequence = sequence_of(core[0])
+        yield from self._core(core, made.core)
+        yield from _row("events" if core[1] >> 1 & 1 else "bars", event, made.event)
+        for table in _WHOLE_TABLES:
+            yield from _rows(table, rows.sparse.get(table, ()), sparse.get(table, ()))
+        yield from self._outcome(sequence, core[_OUTCOME_AT], rows, sparse.get("outcomes", ()))
+        yield from self._holdings(sequence, rows, sparse)
+
+    def _core(self, stored: Sequence[Any], derived: Sequence[Any]) -> Iterator[Unequal]:
+        left_out = {1, _OUTCOME_AT, MARKS_FROM, KEPT_AT}  # shape and outcome, holding, the hash
+        for at, (one, two) in enumerate(zip(stored, derived, strict=True)):
+            if one != two and at not in left_out:
+                yield _NAMES["steps"][at], one, two
+        if (stored[1] ^ derived[1]) & 0b111:
+            yield "steps.shape", stored[1], derived[1]
+
+    def _outcome(
+        self,
+        sequence: int,
+        named: int | None,
+        rows: StoredRows,
+        derived: Sequence[Sequence[Any]],
+    ) -> Iterator[Unequal]:
+        """Compare the outcome that the step names, and see that it uses the one it brought."""
+        if (named is None) != (not derived):
+            yield "steps.outcome", named, derived
+        elif named is not None:
+            read = partial(self._interned.outcome, named)
+            row = self._named("outcomes", named, sequence, read)
+            yield from _row("outcomes", row[1:], derived[0][1:], first=1)
+        for row in rows.sparse.get("outcomes", ()):
+            if named != sequence:
+                yield "outcomes.step", row[0], None
+
+    def _holdings(
+        self, sequence: int, rows: StoredRows, derived: Mapping[str, Sequence[Sequence[Any]]]
+    ) -> Iterator[Unequal]:
+        """Compare what each book holds, the step's own account first."""
+        twins = rows.sparse.get("twin_steps", ())
+        made_twins = derived.get("twin_steps", ())
+        skipped = {_NAMES["twin_steps"].index("twin_steps.holding")}
+        yield from _rows("twin_steps", twins, made_twins, skipped)
+        named = {0: rows.core[MARKS_FROM], **{row[1]: row[2] for row in twins}}
+        for made in derived.get("holdings", ()):
+            book = made[1]
+            if book not in named:
+                continue  # a twin's step is missing, which was said
+            at = named[book]
+            read = partial(self._interned.holding, at, book)
+            row = self._named("holdings", at, sequence, read)
+            yield from _row("holdings", row[1:], made[1:], first=1)
+        for row in rows.sparse.get("holdings", ()):
+            if named.get(row[1]) != sequence:
+                yield "holdings.step", row[0], None
+
+    def _named(
+        self, table: str, named: int, sequence: int, read: Callable[[], Sequence[Any]]
+    ) -> Sequence[Any]:
+        """Return the row of *table* that step *sequence* names; it cannot be a later one."""
+        if named > sequence:
+            raise DataInvalid(
+                f"Step {sequence} names row {named} of {table}, which is later; run `tracepaper "
+                "audit verify` and restore a backup."
+            )
+        return read()
+
+
+def _row(
+    table: str, stored: Sequence[Any], derived: Sequence[Any], *, first: int = 0
+) -> Iterator[Unequal]:
+    """Yield every column, from number *first* on, in which two rows of *table* differ."""
+    if tuple(stored) == tuple(derived):
+        return
+    for name, one, two in zip(_NAMES[table][first:], stored, derived, strict=True):
+        if one != two:
+            yield name, one, two
+
+
+def _rows(
+    table: str,
+    stored: Sequence[Sequence[Any]],
+    derived: Sequence[Sequence[Any]],
+    skipped: frozenset[int] | set[int] = frozenset(),
+) -> Iterator[Unequal]:
+    """Yield every column in which the rows of *table* differ, but for the *skipped* ones."""
+    if len(stored) != len(derived):
+        yield table, f"{len(stored)} rows", f"{len(derived)} rows"
+        return
+    for one, two in zip(stored, derived, strict=True):
+        for at, (a, b) in enumerate(zip(one, two, strict=True)):
+            if a != b and at not in skipped:
+                yield _NAMES[table][at], a, b
+
+
+# ---------------------------------------------------------------- rounding
+
+
+def _is_rounding(unequal: Unequal, answers: Sequence[Sequence[Any]]) -> bool:
+    """Return whether a difference lies within its column's tolerance."""
+    name, stored, derived = unequal
+    tolerance = TOLERANCES.get(name)
+    if tolerance is None or not answers:
+        return False
+    match name, stored, derived:
+        case "answers.horizons", bytes(), bytes():
+            return _horizons_agree(stored, derived, answers[0][_HORIZON_AT])
+        case _, bytes(), bytes():
+            return len(stored) == len(derived) and all(
+                _near(a, b, tolerance)
+                for a, b in zip(_floats(stored), _floats(derived), strict=True)
+            )
+        case _, float(), float():
+            scale = 1.0
+            if name in _RETURNS:
+                scale = answers[0][_STDEV_AT] or 0.0
+            elif "measure" in name:
+                scale = max(abs(stored), abs(derived), 1.0)
+            return _near(stored, derived, tolerance * scale)
+    return False
+
+
+def _near(one: float, other: float, bound: float) -> bool:
+    return math.isfinite(one) and math.isfinite(other) and abs(one - other) <= bound
+
+
+def _floats(content: bytes) -> tuple[float, ...]:
+    return struct.unpack(f"<{len(content) // 4}f", content[: len(content) // 4 * 4])
+
+
+def _horizons_agree(stored: bytes, derived: bytes, horizon: int) -> bool:
+    """Return whether the columns at the other horizons agree, each by its own deviation."""
+    one, two = msgspec.msgpack.decode(stored), msgspec.msgpack.decode(derived)
+    if one[0] != two[0] or horizon not in one[0]:
+        return False
+    stdev = one[2]
+    for column, (a, b) in enumerate(zip(one[1:], two[1:], strict=True)):
+        shares = column in (2, 3, 4)  # p_down, p_flat, p_up
+        for at, (x, y) in enumerate(zip(a, b, strict=True)):
+            bound = SHARES if shares else RETURNS * (stdev[at] or 0.0)
+            if x != y and (x is None or y is None or not _near(x, y, bound)):
+                return False
+    return True

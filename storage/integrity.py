@@ -1,0 +1,167 @@
+"""What a database must be besides its chains: whole pages, our schema, linked runs, true cards.
+
+``audit verify`` looks at all of it; nothing here needs torch, or reads a file but the database.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from sqlalchemy import StaticPool, create_engine
+
+from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.database import create
+from tracepaper.storage.rows import step_key
+from tracepaper.storage.schema import SCHEMA_REVISION
+from tracepaper.storage.tamper import ChainProblem, ChainReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_OBJECTS: Final = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY rowid"
+_RUNS: Final = (
+    "SELECT run_key, run_id, opened_digest, previous_run_id, previous_step_count, previous_head "
+    "FROM runs ORDER BY run_key"
+)
+_DIGEST: Final = (
+    "SELECT digest FROM steps WHERE step = ?1 UNION ALL "
+    "SELECT digest FROM prunes WHERE run_key = ?2 AND until_sequence = ?3"
+)
+_PRUNED_BEYOND: Final = "SELECT 1 FROM prunes WHERE run_key = ? AND until_sequence > ?"
+
+NEVER_FOUND: Final = (
+    "Deleting the newest run, or deriving all of a run anew from a changed input, is found by a "
+    "head that was kept elsewhere, and by nothing else."
+)
+
+
+class Audited(Struct, frozen=True):
+    """What ``audit verify`` found: of the file, and of the chain of one run."""
+
+    chain: ChainReport
+    problem: ChainProblem | None  # the first, whichever it was
+    warnings: tuple[str, ...] = ()  # what is not ours, and harms nothing
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing was found."""
+        return self.problem is None
+
+
+def audit(connection: sqlite3.Connection, run_id: str, *, head: bytes | None = None) -> Audited:
+    """Check the file and the chain of *run_id*; see ``verify_chain`` for *head*.
+
+    Whatever SQLite itself cannot read is a problem like any other, and no exception.
+    """
+    nothing = ChainReport(run_id, 0, b"", None, None, None)
+    try:
+        problem, warnings = check_database(connection)
+        if problem is not None:
+            return Audited(nothing, problem, warnings)
+        chain = verify_chain(connection, run_id, head=head)
+    except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
+        return Audited(nothing, _damaged(str(error)))
+    return Audited(chain, chain.problem, warnings)
+
+
+def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None, tuple[str, ...]]:
+    """Return the first problem of the file itself, and what to warn of."""
+    warnings: list[str] = []
+    checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
+        lambda: _check_pages(connection),
+        lambda: _check_schema(connection, warnings),
+        lambda: _check_links(connection),
+    )
+    problem = next((found for check in checks for found in check()), None)
+    return problem, tuple(warnings)
+
+
+def _damaged(verdict: str) -> ChainProblem:
+    where = " ".join(verdict.replace("*", "").split())
+    return ChainProblem(None, (), "damaged", f"The file is damaged ({where}); restore a backup.")
+
+
+def _check_pages(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
+    """Let SQLite look at every page, and at what rows say of one another."""
+    (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+    if verdict != "ok":
+        yield _damaged(str(verdict))
+    for table, *_ in connection.execute("PRAGMA foreign_key_check"):
+        sentence = f"A row of {table} belongs to a row that was removed."
+        yield ChainProblem(None, (table,), "missing", sentence)
+
+
+@cache
+def expected_schema() -> dict[tuple[str, str], tuple[str, str | None]]:
+    """Return table and statement of everything a new database is made with, by type and name."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        create(connection)
+        made = connection.exec_driver_sql(_OBJECTS).all()
+    engine.dispose()
+    return {(kind, name): (table, sql) for kind, name, table, sql in made}
+
+
+def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterator[ChainProblem]:
+    """Compare tables, indexes and views with ours, to the letter."""
+    ours = dict(expected_schema())
+    for kind, name, table, sql in connection.execute(_OBJECTS):
+        known = ours.pop((kind, name), None)
+        if kind == "trigger":
+            sentence = f"The trigger {name} changes rows behind our back: drop it."
+            yield ChainProblem(None, (str(table),), "extra", sentence)
+        elif known is None:
+            warnings.append(f"The {kind} {name} is not ours.")
+        elif known != (table, sql):
+            yield _redefined(kind, name)
+    for kind, name in ours:
+        sentence = f"The {kind} {name} is missing: {_REMEDY.get(kind, 'restore a backup')}."
+        yield ChainProblem(None, (name,), "missing", sentence)
+    revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    if revisions != [(SCHEMA_REVISION,)]:
+        sentence = f"The schema's version is not {SCHEMA_REVISION}: restore a backup."
+        yield ChainProblem(None, ("alembic_version",), "changed", sentence)
+
+
+_REMEDY: Final = {"view": "`tracepaper db upgrade` makes it anew"}
+
+
+def _redefined(kind: str, name: str) -> ChainProblem:
+    sentence = f"The {kind} {name} is not as this version makes it, so what it shows may mislead: "
+    sentence += f"{_REMEDY.get(kind, 'restore a backup')}."
+    return ChainProblem(None, (name,), "changed", sentence)
+
+
+def _check_links(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
+    """Hold what each run said of the run opened before it to that run."""
+    before_key, before_id, before_opened = 0, None, None
+    for key, run_id, opened, previous, count, head in connection.execute(_RUNS).fetchall():
+        if previous != before_id:
+            gone = "none" if previous is None else previous
+            sentence = f"Run {run_id} was opened after {gone}, and {before_id or 'none'} stands "
+            sentence += "before it: a run was removed or added, or its row was changed."
+            yield ChainProblem(None, ("runs",), "missing", sentence)
+        elif before_id is None:
+            if (count, head) != (None, None):
+                yield _unlinked(run_id, "none")
+        elif not isinstance(count, int) or not isinstance(head, bytes):
+            yield _unlinked(run_id, before_id)
+        elif count == 0:
+            if head != before_opened:
+                yield _unlinked(run_id, before_id)
+        else:
+            at = (step_key(before_key, count - 1), before_key, count - 1)
+            found = connection.execute(_DIGEST, at).fetchone()
+            pruned = connection.execute(_PRUNED_BEYOND, at[1:]).fetchone()
+            if found != (head,) and (found is not None or pruned is None):
+                yield _unlinked(run_id, before_id)
+        before_key, before_id, before_opened = key, run_id, opened
+
+
+def _unlinked(run_id: str, before: str) -> ChainProblem:
+    sentence = f"Run {run_id} does not hold the head that run {before} had when it was opened: "
+    sentence += "one of the two was changed."
+    return ChainProblem(None, ("runs",), "changed", sentence)

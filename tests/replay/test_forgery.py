@@ -1,0 +1,316 @@
+"""A forgery in every column of every stored table, by somebody who recomputes the whole chain."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import explained_runs
+import numpy as np
+import pytest
+from exchange_client import FIRST_MS, walk_rows
+from exchange_client import candles as made_candles
+from forging import DIGESTS, rechain
+
+from tracepaper.daemon.config import load
+from tracepaper.daemon.models import forecaster_of
+from tracepaper.replay.assembly import build
+from tracepaper.replay.backtest import Tally, run_replay
+from tracepaper.replay.importers import FundingRates
+from tracepaper.replay.recorded import RecordedThinker, open_recorded
+from tracepaper.replay.rederived import RowCheck
+from tracepaper.replay.verify import OUTSIDE, TAKEN_AS_TOLD, Verification, verify_run
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.checkpoints import kept_folder
+from tracepaper.storage.integrity import audit
+from tracepaper.storage.reader import Reader
+from tracepaper.storage.retention import prune
+from tracepaper.storage.rows import EVENT_TYPES
+from tracepaper.storage.schema import metadata
+from tracepaper.strategies.errors import TracepaperError
+from tracepaper.strategies.types import (
+    Action,
+    Category,
+    FillModel,
+    Gate,
+    Liquidity,
+    OrderStatus,
+    Regime,
+    RunKind,
+    Side,
+)
+
+HOUR = 3_600_000
+BARS = 60
+COLUMNS = [f"{table.name}.{c.name}" for table in metadata.sorted_tables for c in table.columns]
+KEYS = {f"{t.name}.{c.name}" for t in metadata.sorted_tables for c in t.columns if c.primary_key}
+ENUMERATIONS = [
+    [str(member.value) for member in of]
+    for of in (
+        Side, OrderStatus, Action, Gate, Regime, Liquidity, FillModel, RunKind, Category,
+    )
+] + [list(EVENT_TYPES)]  # fmt: skip
+"""What may stand in a column of names."""
+
+CUNNING = {
+    "runs.config": """replace(config, '"level":"info"', '"level":"debug"')""",
+    "runs.period_start_ms": "period_start_ms - 1",
+    "runs.warnings": """'["all is well"]'""",
+    "instruments.max_quantity": "1000000000000",
+    "events.content": "replace(content, 'archive', 'missed') WHERE kind = 'gap'",
+}
+"""Edits that are chosen to pass: a column that is listed must have one."""
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run without a model, with trades, settlements, a gap and limits of risk."""
+    path = tmp_path_factory.mktemp("forgery") / "plain.db"
+    times = [FIRST_MS + place * HOUR for place in range(BARS + 1) if place != 40]
+    given = made_candles(walk_rows(BARS), interval_ms=HOUR, times_ms=times)
+    config = load(
+        None,
+        {
+            "market": {"symbols": ["BTCUSDT"], "interval": "60", "category": "linear"},
+            "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
+            "sizing": {"mode": "fixed", "quantity": "0.001"},
+            "risk": {"max_notional": "1000000", "max_drawdown": "0.9", "max_daily_trades": 50},
+        },
+    )
+    paid = FundingRates(
+        "builder", "BTCUSDT", np.array(times[8:25:8]), np.array([1_000_000, -2_000_000, 500_000])
+    )
+    replay = build(config, [given], started_at_ms=1, funding=[paid], database=path)
+    log = SqlAuditLog.open(path)
+    asyncio.run(run_replay(replay, log, Tally()))
+    log.end(2)
+    log.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def modelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of a small model with trades and twins, and its checkpoint beside it."""
+    return explained_runs.replayed(tmp_path_factory.mktemp("forgery-model"))
+
+
+@pytest.fixture(scope="module")
+def pruned(plain: Path) -> Path:
+    """Return the run without a model, pruned to its last day."""
+    path = plain.with_name("pruned.db")
+    shutil.copy(plain, path)
+    prune(path, keep_days=1, pruned_at_ms=5)
+    return path
+
+
+def audited(path: Path, head: bytes | None = None) -> bool:
+    """Return whether ``audit verify`` finds nothing."""
+    with Reader.open(path) as reader:
+        return audit(reader.connection, reader.find("last"), head=head).holds
+
+
+def verified(path: Path, database: Path | None = None) -> Verification:
+    """Return what ``verify`` finds; *database* is where the checkpoints lie."""
+    with Reader.open(path) as reader:
+        return verify_run(reader, database or path, reader.find("last"))
+
+
+def believed(path: Path, database: Path | None = None) -> bool:
+    """Return whether neither ``audit verify`` nor, of a whole run, ``verify`` finds anything."""
+    with closing(sqlite3.connect(path)) as raw:
+        is_whole = raw.execute("SELECT count(*) FROM prunes").fetchone() == (0,)
+    try:
+        return audited(path) and (not is_whole or verified(path, database).holds)
+    except TracepaperError:
+        return False  # one sentence, and exit 1
+
+
+def another(value: object, kind: str) -> object:
+    """Return a value that is not *value*, of the type of its column."""
+    match value:
+        case None:
+            return {"INTEGER": 7, "REAL": 0.5, "TEXT": "x", "BLOB": b"x"}[kind]
+        case bytes():
+            return bytes([value[0] ^ 1]) + value[1:] if value else b"x"
+        case str():
+            for words in ENUMERATIONS:
+                if value in words:
+                    return words[words.index(value) - 1]
+            return value + "x"
+        case float():
+            return value + 1e-9 * max(abs(value), 1.0)
+        case _:
+            assert isinstance(value, int)
+            return value + 1
+
+
+def plantings(path: Path, column: str) -> Iterator[str]:
+    """Yield statements that change *column* in the first, a middle and the last of its rows."""
+    table, name = column.split(".")
+    meta = metadata.tables[table]
+    keys = [c.name for c in meta.primary_key.columns]
+    with closing(sqlite3.connect(path)) as raw:
+        rows = raw.execute(
+            f"SELECT {', '.join(keys)}, {name} FROM {table} ORDER BY {', '.join(keys)}"
+        )
+        found = rows.fetchall()
+    if column in CUNNING:
+        yield f"UPDATE {table} SET {name} = {CUNNING[column]}"
+    for at in sorted({0, len(found) // 2, len(found) - 1}) if found else ():
+        *key, value = found[at]
+        changed = another(value, str(meta.c[name].type))
+        if column in KEYS and isinstance(value, int):
+            changed = value + 2**21  # which no other row has
+        elif column == "bars.source":
+            changed = value - 1
+        where = " AND ".join(f"{k} = {v!r}" for k, v in zip(keys, key, strict=True))
+        yield f"UPDATE {table} SET {name} = {literal(changed)} WHERE {where}"
+
+
+def literal(value: object) -> str:
+    """Return *value* as SQL writes it."""
+    match value:
+        case bytes():
+            return f"x'{value.hex()}'"
+        case str():
+            return "'" + value.replace("'", "''") + "'"
+        case _:
+            return repr(value)
+
+
+def forged(path: Path, target: Path, statement: str, *, hide: bool = True) -> Path:
+    """Copy *path* to *target* with *statement* done to it, and the chain made to fit."""
+    shutil.copy(path, target)
+    with closing(sqlite3.connect(target)) as raw:
+        raw.execute("PRAGMA foreign_keys = OFF")
+        raw.execute("PRAGMA synchronous = OFF")
+        assert raw.execute(statement).rowcount == 1
+        raw.commit()
+    if hide:
+        rechain(target)
+    return target
+
+
+def test_the_lists_name_columns_and_tables_that_exist() -> None:
+    assert set(TAKEN_AS_TOLD) <= set(COLUMNS)
+    assert set(OUTSIDE) <= set(metadata.tables)
+
+
+def test_what_is_not_forged_is_believed(plain: Path, modelled: Path, tmp_path: Path) -> None:
+    for path in (plain, modelled):
+        assert audited(path)
+        assert verified(path).holds
+    rechained = Path(shutil.copy(plain, tmp_path / "a.db"))
+    rechain(rechained)
+    assert rechained.read_bytes() == plain.read_bytes() or believed(rechained)
+
+
+def test_a_forgery_in_any_column_is_found_but_for_those_that_are_listed(
+    plain: Path, pruned: Path, tmp_path: Path
+) -> None:
+    passed = set()
+    for column in COLUMNS:
+        path = pruned if column.startswith("prunes.") else plain
+        for statement in plantings(path, column):
+            if believed(
+                forged(path, tmp_path / "forged.db", statement, hide=column not in DIGESTS)
+            ):
+                passed.add(column)
+    assert passed == set(TAKEN_AS_TOLD)
+
+
+OF_A_MODEL = ("answers", "twin_steps", "twin_fills")
+READ_FIRST = {
+    "answers.late_deadline_ms",
+    "answers.horizon",
+    "answers.horizons",
+    "twin_steps.holding",
+}
+"""Columns whose forgery changes how the rest is read: each is planted alone."""
+
+
+def unequal(path: Path, database: Path) -> set[str]:
+    """Return every column in which a derived step differs from what is stored."""
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        recorded = open_recorded(reader, database, run_id)
+        prober = forecaster_of(
+            kept_folder(database, recorded.run.model_id), recorded.config, path="scan"
+        )
+        thinker, check = (
+            RecordedThinker(recorded, prober),
+            RowCheck(reader, reader.stored_run(run_id)),
+        )
+        names = set()
+        for event, (rows, _) in zip(
+            thinker.events(reader, run_id), reader.rows(run_id), strict=True
+        ):
+            step = recorded.engine.step(event, thinker.answer(event))
+            names |= {name for name, *_ in check.compare(step, rows, exact=True).unequal}
+    return names
+
+
+def test_forgeries_in_what_a_model_said_and_its_twins_did_are_found(
+    modelled: Path, tmp_path: Path
+) -> None:
+    columns = [name for name in COLUMNS if name.split(".")[0] in OF_A_MODEL and name not in KEYS]
+    together = [name for name in columns if name not in READ_FIRST]
+    path = Path(shutil.copy(modelled, tmp_path / "forged.db"))
+    with closing(sqlite3.connect(path)) as raw:
+        for column in together:
+            for statement in plantings(path, column):
+                raw.execute(statement)
+        raw.commit()
+    rechain(path)
+    assert audited(path)
+    assert unequal(path, modelled) >= set(together)
+    assert not believed(path, modelled)
+
+
+@pytest.mark.parametrize("column", sorted(READ_FIRST))
+def test_a_forgery_that_changes_how_the_rest_is_read_is_found(
+    modelled: Path, tmp_path: Path, column: str
+) -> None:
+    *_, statement = plantings(modelled, column)
+    path = forged(modelled, tmp_path / "forged.db", statement)
+    assert audited(path)
+    assert not believed(path, modelled)
+
+
+def test_rows_of_a_model_that_were_moved_are_found(modelled: Path, tmp_path: Path) -> None:
+    for column in sorted(KEYS):
+        if column.split(".")[0] in OF_A_MODEL:
+            for statement in plantings(modelled, column):
+                path = forged(modelled, tmp_path / "forged.db", statement)
+                assert not believed(path, modelled), column
+
+
+def test_a_history_derived_anew_is_found_by_a_head_kept_elsewhere_and_by_nothing_else(
+    plain: Path, tmp_path: Path
+) -> None:
+    with Reader.open(plain) as reader:
+        kept = reader.stored_run(reader.find("last")).head_digest
+    where = "WHERE step = (SELECT min(step) + 20 FROM bars)"
+    changed = forged(plain, tmp_path / "changed.db", f"UPDATE bars SET volume = volume + 1 {where}")
+    assert not believed(changed)
+    again = derived_anew(changed, tmp_path / "again.db")
+    assert believed(again)
+    assert audited(plain, kept)
+    assert not audited(again, kept)
+
+
+def derived_anew(path: Path, target: Path) -> Path:
+    """Write the run of *path* once more, under its own name, with every step derived."""
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        recorded = open_recorded(reader, path, run_id)
+        log = SqlAuditLog.open(target)
+        log.begin(recorded.run, recorded.engine.gate_sets)
+        for _, _, event, _ in reader.events(run_id):
+            log.append_now(recorded.engine.step(event, None))
+        log.close()
+    return target
