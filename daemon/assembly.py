@@ -30,6 +30,7 @@ from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import HttpServer
+from tracepaper.daemon.http.token import token_file, write_token
 from tracepaper.daemon.models import load_forecaster, warnings_for
 from tracepaper.daemon.opening import Opened, Opening, filters_for, open_run, was_served
 from tracepaper.daemon.outside import Listener
@@ -201,10 +202,13 @@ class Daemon:
                 obstacles=lambda: (BLOCKED,) if audit.is_blocked else (),
             )
             monitor.halted = engine.halted
+            token = write_token(self._database)
+            stack.callback(token_file(self._database).unlink, missing_ok=True)
             server = await stack.enter_async_context(
                 HttpServer(
                     host=config.http.host,
                     port=config.http.port,
+                    token=token,
                     status=monitor.status,
                     submit=lambda kind, note: self._submit(feed, kind, note),
                     registry=registry_of(monitor),

@@ -25,7 +25,9 @@ from tracepaper.daemon.assembly import Daemon
 from tracepaper.daemon.config import load
 from tracepaper.daemon.config_text import render
 from tracepaper.daemon.http.client import ask
+from tracepaper.daemon.http.token import token_file
 from tracepaper.replay.samples import DEFAULT_CHECKPOINT
+from tracepaper.storage.retention import backup
 from tracepaper.strategies.errors import AuditUnwritable, CheckpointMismatch, ConfigInvalid, Fatal
 from tracepaper.strategies.types import Action, Bar, Gap, Gate, ModelChange, RunKind
 
@@ -320,6 +322,28 @@ async def test_a_foreign_write_lock_stops_decisions_until_it_is_given_back(
         assert status["not_ready"] == ["linear:BTCUSDT is warming up"]
     check_record(database, bars=4)
     assert capfd.readouterr().err.count("another process holds the database's write lock") == 1
+
+
+async def test_the_token_of_a_command_lives_as_long_as_the_daemon_and_is_in_no_backup(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "run.db"
+    tokens = set()
+    async with ScriptedServer() as server:
+        for kind in ("HALT", "RESUME"):
+            async with daemon(server, database) as running:
+                await running.until(lambda: token_file(database).exists())
+                await running.until(
+                    lambda: any(type(s.event) is ModelChange for s in running.steps)
+                )
+                tokens.add(token_file(database).read_text())
+                answer = await asyncio.to_thread(ask, database, "/command", {"kind": kind})
+                assert answer["kind"] == kind
+                backup(database, tmp_path / f"{kind}.db")
+            assert not token_file(database).exists()
+    assert len(tokens) == 2
+    held = [(tmp_path / name).read_bytes() for name in ("run.db", "HALT.db", "RESUME.db")]
+    assert not any(token.encode() in content for token in tokens for content in held)
 
 
 FAILING: dict[str, tuple[dict[str, dict[str, Any]], str]] = {

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from tracepaper.daemon.http.token import read_token
 from tracepaper.storage.lock import holder_of
 from tracepaper.strategies.errors import FeedLost, TracepaperError
 
@@ -20,7 +21,7 @@ Document = dict[str, object]
 
 
 def ask(database: Path, path: str, body: Document | None = None) -> Document:
-    """Return the daemon's answer to GET *path*, or to POST *path* with *body*.
+    """Return the daemon's answer to GET *path*, or to POST *path* with *body* and its token.
 
     Raises ``TracepaperError`` where no daemon runs or it refuses, ``FeedLost`` where it is silent.
     """
@@ -33,8 +34,9 @@ def ask(database: Path, path: str, body: Document | None = None) -> Document:
         raise TracepaperError(
             f"Process {holder.pid} writes {database}, but serves no status; try again in a moment."
         )
+    token = "" if body is None else read_token(database)
     try:
-        status, content = _exchange(holder.http, path, body)
+        status, content = _exchange(holder.http, path, body, token)
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             raise TracepaperError("The daemon takes no message of this length; write a short one.")
         document = msgspec.json.decode(content, type=Document)
@@ -48,7 +50,7 @@ def ask(database: Path, path: str, body: Document | None = None) -> Document:
     return document
 
 
-def _exchange(address: str, path: str, body: Document | None) -> tuple[int, bytes]:
+def _exchange(address: str, path: str, body: Document | None, token: str) -> tuple[int, bytes]:
     """Return status and content. A plain connection: no proxy stands within one machine."""
     target = urlsplit(address)
     connection = HTTPConnection(target.hostname or "", target.port, timeout=ANSWER_WITHIN_S)
@@ -56,7 +58,7 @@ def _exchange(address: str, path: str, body: Document | None) -> tuple[int, byte
         if body is None:
             connection.request("GET", path)
         else:
-            headers = {"Content-Type": "application/json"}
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
             connection.request("POST", path, msgspec.json.encode(body), headers)
         answer = connection.getresponse()
         return answer.status, answer.read()

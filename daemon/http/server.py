@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
@@ -11,10 +12,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from tracepaper.daemon.http.connections import Door
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 from tracepaper.strategies.types import CommandKind
 
@@ -39,13 +41,24 @@ class HttpServer:
     """Serves ``/livez``, ``/readyz``, ``/metrics``, ``/status`` and ``/command``.
 
     *status* answers with plain values, ``ready`` among them. *submit* puts a command in line and
-    returns the sequence of the step that carried it out. Use it as an async context manager;
-    ``url`` is the address, with the port that was picked for port 0.
+    returns the sequence of the step that carried it out; only who sends *token* may do so. Use it
+    as an async context manager; ``url`` is the address, with the port that was picked for port 0.
     """
 
     def __init__(
-        self, *, host: str, port: int, status: Status, submit: Submit, registry: CollectorRegistry
+        self,
+        *,
+        host: str,
+        port: int,
+        token: str,
+        status: Status,
+        submit: Submit,
+        registry: CollectorRegistry,
+        door: Door | None = None,
     ) -> None:
+        self._token = token
+        self._door = door or Door()
+        self._server: asyncio.Server | None = None
         self._host = host
         self._port = port
         self._status = status
@@ -57,7 +70,8 @@ class HttpServer:
     async def __aenter__(self) -> Self:
         """Listen; raise ``ConfigInvalid`` where the address cannot be had."""
         application = web.Application(
-            middlewares=[_refuse_foreigners], client_max_size=BODY_LIMIT_BYTES
+            middlewares=[self._door.watch, _refuse_foreigners, _token_asked(self._token)],
+            client_max_size=BODY_LIMIT_BYTES,
         )
         application.add_routes(
             [
@@ -68,10 +82,18 @@ class HttpServer:
                 web.post("/command", self._command),
             ]
         )
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=CLOSE_WITHIN_S)
+        runner = web.AppRunner(
+            application,
+            access_log=None,
+            logger=self._door.logger,
+            shutdown_timeout=CLOSE_WITHIN_S,
+        )
         await runner.setup()
+        assert runner.server is not None
         try:
-            await web.TCPSite(runner, self._host, self._port).start()
+            self._server = await asyncio.get_running_loop().create_server(
+                self._door.protocol(runner.server), self._host, self._port
+            )
         except OSError as error:
             await runner.cleanup()
             raise ConfigInvalid(
@@ -79,7 +101,7 @@ class HttpServer:
                 "[http] port, or 0 to pick one."
             ) from None
         self._runner = runner
-        host, port = runner.addresses[0][:2]
+        host, port = self._server.sockets[0].getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         return self
 
@@ -90,8 +112,11 @@ class HttpServer:
         _trace: TracebackType | None,
     ) -> None:
         """Stop listening; answers under way get a second."""
+        if self._server is not None:
+            self._server.close()
         if self._runner is not None:
             await self._runner.cleanup()
+        self._door.close()
 
     async def _livez(self, _request: web.Request) -> web.Response:
         """Answer as long as the event loop turns."""
@@ -153,6 +178,26 @@ async def _refuse_foreigners(request: web.Request, handler: Handler) -> web.Stre
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+def _token_asked(token: str) -> Middleware:
+    """Let only who knows *token* do more than look: other users of this machine do not."""
+    expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def ask(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode(errors="replace")
+        if request.method in {"GET", "HEAD"} or hmac.compare_digest(given, expected):
+            return await handler(request)
+        refusal = _refusal(
+            401,
+            "Send the token that lies beside the database as Authorization: Bearer TOKEN; "
+            "`tracepaper command` does so.",
+        )
+        refusal.headers["WWW-Authenticate"] = "Bearer"
+        return refusal
+
+    return ask
 
 
 def _is_loopback(address: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +15,13 @@ from builders import MINUTE, START_MS, bar, decision, forecast, run, step
 from fakes import ManualClock
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import HttpServer
+from tracepaper.daemon.http.token import token_file, write_token
 from tracepaper.storage.lock import InstanceLock
+from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types import CommandKind
 
 
@@ -42,6 +47,7 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Operated]:
     async with HttpServer(
         host="127.0.0.1",
         port=0,
+        token=write_token(database),
         status=monitor.status,
         submit=operated.submit,
         registry=registry_of(monitor),
@@ -81,6 +87,61 @@ async def test_the_operators_word_reaches_the_daemon(
     assert await called("command", "FLATTEN", "--db", daemon.database, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"kind": "FLATTEN", "sequence": 17}
     assert daemon.commands == [(CommandKind.HALT, "news"), (CommandKind.FLATTEN, "")]
+
+
+async def test_the_token_is_its_owners_alone_and_new_at_each_start(daemon: Operated) -> None:
+    file = token_file(daemon.database)
+    before = os.umask(0)
+    try:
+        tokens = {file.read_text(), *(write_token(daemon.database) for _ in range(3))}
+    finally:
+        os.umask(before)
+    assert len(tokens) == 4
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert not list(file.parent.glob("*.partial"))
+
+
+async def test_a_token_is_not_written_through_a_link(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    for name in ("run.db.token", "run.db.token.partial"):
+        (tmp_path / name).symlink_to(precious)
+    write_token(tmp_path / "run.db")
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("way", ["gone", "another's", "another's to read", "earlier", "a link"])
+async def test_a_command_without_the_token_is_refused_in_one_sentence(
+    daemon: Operated, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    file = token_file(daemon.database)
+    words = "give the command as that user"
+    if way == "gone":
+        file.unlink()
+        words = "start the daemon again"
+    elif way == "earlier":
+        write_token(daemon.database)
+        words = "Send the token that lies beside the database"
+    elif way == "a link":
+        file.rename(file.with_name("kept"))
+        file.symlink_to("kept")
+    elif os.geteuid() == 0:
+        # Only root can make a file of another user, and be somebody else for a moment.
+        os.chown(file, 12_345, 12_345)
+        file.chmod(0o644 if way == "another's to read" else 0o600)
+        for folder in list(file.parents)[:3]:
+            folder.chmod(0o711)
+        os.seteuid(54_321)
+    else:
+        file.chmod(0)
+    try:
+        with pytest.raises(TracepaperError, match=words):
+            await asyncio.to_thread(ask, daemon.database, "/command", {"kind": "HALT"})
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+    assert daemon.commands == []
+    assert await called("status", "--db", daemon.database) == 0  # looking needs none
 
 
 async def test_a_proxy_of_the_environment_is_not_asked(

@@ -16,6 +16,9 @@ from tracepaper.daemon.http.server import NOTE_LIMIT, HttpServer
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 from tracepaper.strategies.types import CommandKind
 
+TOKEN = "only-the-owner-knows"
+KNOWN = {"Authorization": f"Bearer {TOKEN}"}
+
 
 @dataclass
 class Daemon:
@@ -44,6 +47,7 @@ async def url(daemon: Daemon) -> AsyncIterator[str]:
     async with HttpServer(
         host="127.0.0.1",
         port=0,
+        token=TOKEN,
         status=lambda: daemon.status,
         submit=daemon.submit,
         registry=registry,
@@ -53,7 +57,8 @@ async def url(daemon: Daemon) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
+    timeout = aiohttp.ClientTimeout(total=10)
+    async with aiohttp.ClientSession(timeout=timeout, headers=KNOWN) as session:
         yield session
 
 
@@ -164,6 +169,25 @@ async def test_a_form_of_another_site_is_no_command(
     assert daemon.commands == []
 
 
+@pytest.mark.parametrize(
+    "given",
+    [None, "", TOKEN, f"Basic {TOKEN}", "Bearer", "Bearer ", f"Bearer {TOKEN}x", "Bearer \u00e9"],
+)
+@pytest.mark.parametrize("path", ["/command", "/status", "/nowhere"])
+async def test_who_does_not_know_the_token_changes_nothing_and_may_look(
+    url: str, daemon: Daemon, path: str, given: str | None
+) -> None:
+    headers = {} if given is None else {"Authorization": given}
+    async with aiohttp.ClientSession(headers=headers) as client:
+        for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+            async with client.request(method, url + path, json={"kind": "HALT"}) as answer:
+                assert answer.status == 401
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+        async with client.get(f"{url}/status") as answer:
+            assert answer.status == 200
+    assert daemon.commands == []
+
+
 async def test_a_port_that_is_taken_is_refused_in_one_sentence(daemon: Daemon) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -171,6 +195,7 @@ async def test_a_port_that_is_taken_is_refused_in_one_sentence(daemon: Daemon) -
         server = HttpServer(
             host="127.0.0.1",
             port=taken.getsockname()[1],
+            token=TOKEN,
             status=lambda: daemon.status,
             submit=daemon.submit,
             registry=CollectorRegistry(),
@@ -183,6 +208,7 @@ async def test_the_end_frees_the_port_though_a_client_holds_on(daemon: Daemon) -
     server = HttpServer(
         host="127.0.0.1",
         port=0,
+        token=TOKEN,
         status=lambda: daemon.status,
         submit=daemon.submit,
         registry=CollectorRegistry(),

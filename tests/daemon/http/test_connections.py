@@ -1,0 +1,199 @@
+"""Slow, silent, malformed and too many: the real server, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from tracepaper.daemon import log
+from tracepaper.daemon.http.connections import Door
+from tracepaper.daemon.http.server import HttpServer
+from tracepaper.strategies.types import CommandKind
+
+pytestmark = pytest.mark.usefixtures("lines_on_stderr")
+
+PLACES = 8
+WITHIN_S = 0.05
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@pytest.fixture
+def lines_on_stderr() -> None:
+    log.configure(output="json")
+
+
+async def submit(_kind: CommandKind, _note: str) -> int:
+    await asyncio.sleep(4 * WITHIN_S)  # a handler at work is not hurried
+    return 1
+
+
+@asynccontextmanager
+async def served(within_s: float = WITHIN_S) -> AsyncIterator[HttpServer]:
+    async with HttpServer(
+        host="127.0.0.1",
+        port=0,
+        token="t",
+        status=lambda: {"ready": True},
+        submit=submit,
+        registry=CollectorRegistry(),
+        door=Door(places=PLACES, within_s=within_s),
+    ) as server:
+        yield server
+
+
+async def connect(server: HttpServer, sent: bytes = b"") -> Streams:
+    host, port = server.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(sent)
+    await writer.drain()
+    return reader, writer
+
+
+async def ended(streams: Streams) -> bytes:
+    """Return what was answered before the server ended the connection."""
+    async with asyncio.timeout(5):
+        try:
+            return await streams[0].read()
+        except ConnectionResetError:
+            return b""
+        finally:
+            streams[1].close()
+
+
+async def answers(server: HttpServer) -> bool:
+    async with aiohttp.ClientSession() as client, client.get(f"{server.url}/livez") as answer:
+        return answer.ok
+
+
+POST = b"POST /command HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer t\r\n"
+JSON = b"Content-Type: application/json\r\nContent-Length: 15\r\n\r\n"
+HALF_OPEN = {
+    "nothing": b"",
+    "half a line": b"GET /sta",
+    "a line": b"GET /status HTTP/1.1\r\n",
+    "half the head": b"GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ",
+    "no body": POST + JSON,
+    "half a body": POST + JSON + b'{"kind"',
+    "an answered request, and no other": b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    "an answered request, and half another": b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET",
+}
+
+
+@pytest.mark.parametrize("sent", HALF_OPEN.values(), ids=HALF_OPEN)
+async def test_half_a_request_is_cut_off(sent: bytes) -> None:
+    async with served() as server:
+        guests = [await connect(server, sent) for _ in range(PLACES)]
+        for guest in guests:
+            await ended(guest)
+        assert await answers(server)
+
+
+async def test_one_byte_at_a_time_does_not_buy_time() -> None:
+    async with served() as server:
+        guest = await connect(server)
+
+        async def drip() -> None:
+            for letter in b"GET /status HTTP/1.1\r\nX-Slow: " + b"x" * 10_000:
+                guest[1].write(bytes([letter]))
+                await asyncio.sleep(0.002)
+
+        dripping = asyncio.create_task(drip())
+        await ended(guest)
+        dripping.cancel()
+
+
+async def test_an_answer_that_nobody_reads_is_not_kept() -> None:
+    async with served() as server:
+        asked = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        guest = await connect(server, asked * 5_000)
+        assert await answers(server)
+        await ended(guest)
+
+
+async def test_a_handler_at_work_is_not_hurried() -> None:
+    async with served() as server:
+        guest = await connect(server, POST + JSON + b'{"kind":"HALT"}')
+        assert b'"sequence":1' in await ended(guest)
+
+
+async def test_more_than_there_are_places_are_turned_away_and_said_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with served(within_s=30) as server:
+        held = [await connect(server) for _ in range(PLACES)]
+        for _ in range(200):
+            assert (await ended(await connect(server))).startswith(b"HTTP/1.1 503 ")
+        for _, writer in held:
+            writer.close()
+            await writer.wait_closed()
+        async with asyncio.timeout(5):
+            while not await answers(server):
+                pass
+    assert capsys.readouterr().err.count("connections refused") == 1
+
+
+GARBAGE = {
+    "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20,
+    "a bad method": b"G\x00T / HTTP/1.1\r\n\r\n",
+    "a bad version": b"GET / HTTP/9.9.9\r\n\r\n",
+    "a bad header": b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+    "a head without end": b"GET / HTTP/1.1\r\n" + b"X: " + b"x" * 100_000,
+    "two lengths": POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "a bad chunk": POST
+    + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "a body too long": POST
+    + b"Content-Type: application/json\r\nContent-Length: 99999\r\n\r\n"
+    + b"x" * 9_000,
+}
+
+
+@pytest.mark.parametrize("sent", GARBAGE.values(), ids=GARBAGE)
+async def test_what_is_no_request_leaves_no_traceback(
+    sent: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with served() as server:
+        for _ in range(20):
+            await ended(await connect(server, sent))
+        assert await answers(server)
+    assert len(capsys.readouterr().err.splitlines()) <= 1
+
+
+async def test_a_client_that_goes_in_the_middle_leaves_no_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with served() as server:
+        for sent in HALF_OPEN.values():
+            _, writer = await connect(server, sent)
+            writer.transport.abort()
+        assert await answers(server)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+async def test_a_fault_of_ours_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    async def fails(_request: web.Request) -> web.Response:
+        raise ZeroDivisionError
+
+    door = Door()
+    application = web.Application(middlewares=[door.watch])
+    application.router.add_get("/", fails)
+    runner = web.AppRunner(application, access_log=None, logger=door.logger)
+    await runner.setup()
+    assert runner.server is not None
+    listening = await asyncio.get_running_loop().create_server(
+        door.protocol(runner.server), "127.0.0.1", 0
+    )
+    port = listening.sockets[0].getsockname()[1]
+    async with (
+        aiohttp.ClientSession() as client,
+        client.get(f"http://127.0.0.1:{port}/") as answer,
+    ):
+        assert answer.status == 500
+    listening.close()
+    await runner.cleanup()
+    assert "ZeroDivisionError" in capsys.readouterr().err
