@@ -19,12 +19,17 @@ from tracepaper.daemon.thinker import InlineThinker, Memory, no_model
 from tracepaper.replay.assembly import Replay
 from tracepaper.replay.scan import ScanThinker
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.types import Answer, Bar, Event, ModelChange, Reading, Step
+from tracepaper.strategies.types import Answer, Bar, Event, Funding, Step
 
+DAY_MS: Final = 86_400_000
+_FIRST_BARS: Final = 2
 BREATH_EVENTS: Final = 4_096
 """Events after which the loop lets other tasks, such as a signal's, run."""
 
-ACTING_ONLY: Final = "only steps that traded are kept, so this run cannot be re-derived"
+ACTING_ONLY: Final = (
+    "only steps that traded and the last bars of each day are kept, so this run cannot be "
+    "re-derived"
+)
 """The warning on a run whose log was asked to be small."""
 
 Progress = Callable[[int], None]
@@ -58,22 +63,58 @@ class GroupedAudit:
         """Buffer *step*; every thousandth commits."""
         self._append_now(step)
 
+    def finish(self) -> None:
+        """Nothing is held back."""
+
 
 class ActingAudit:
-    """Keeps only steps in which something was traded; what is left cannot be re-derived.
+    """Keeps only steps in which something was traded, and what figures by day are made of.
 
-    Steps are numbered anew, so that the chain over what is kept has no holes.
+    That is: every instrument's first two decided bars (buy and hold buys at the second open), its
+    last of each UTC day and before a settlement, and every event that is no bar. Steps are numbered
+    anew, so that the chain over what is kept has no holes; what is left cannot be re-derived.
     """
 
     def __init__(self, audit: SqlAuditLog) -> None:
         self._append_now = audit.append_now
         self._next = 0
+        self._day = -1
+        self._kept: dict[int, Step] = {}  # of this day, by their own sequence
+        self._last: dict[str, Step] = {}
+        self._decided: dict[str, int] = {}
 
     async def append(self, step: Step) -> None:
-        """Buffer *step* if it holds an order, a fill or the start of the run."""
-        if step.orders or step.fills or isinstance(step.event, ModelChange | Reading):
-            self._append_now(msgspec.structs.replace(step, sequence=self._next))
+        """Hold *step* back until its day ends, if it may have to be kept."""
+        event = step.event
+        if not isinstance(event, Bar):
+            if isinstance(event, Funding) and event.instrument in self._last:
+                self._keep(self._last[event.instrument])
+            self._keep(step)
+            return
+        day = (event.open_time_ms + event.interval_ms - 1) // DAY_MS
+        if day > self._day:
+            self.finish()
+            self._day = day
+        if step.decision is not None:
+            self._last[event.instrument] = step
+            self._decided[event.instrument] = self._decided.get(event.instrument, 0) + 1
+            if self._decided[event.instrument] <= _FIRST_BARS:
+                self._keep(step)
+        if step.orders or step.fills or any(twin.fills for twin in step.twins):
+            self._keep(step)
+
+    def finish(self) -> None:
+        """Append what is kept of the day so far, its last bars too."""
+        for step in self._last.values():
+            self._keep(step)
+        self._last.clear()
+        for sequence in sorted(self._kept):
+            self._append_now(msgspec.structs.replace(self._kept[sequence], sequence=self._next))
             self._next += 1
+        self._kept.clear()
+
+    def _keep(self, step: Step) -> None:
+        self._kept[step.sequence] = step
 
 
 @dataclass
@@ -114,6 +155,7 @@ async def run_events(
     """Drive known *events* into *audit*; what is recorded is whole wherever it stops."""
     log = ActingAudit(audit) if acting_only else GroupedAudit(audit)
     await drive(KnownFeed(events), think, engine, log, watch=tally.watch, heard=heard)
+    log.finish()
     audit.flush()
     tally.progress(tally.bars)
 

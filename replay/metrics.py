@@ -1,21 +1,26 @@
 """Performance figures from arrays alone: equity, positions, traded notional, trade profits.
 
-Annual figures count the bars that were there and take a year of 365 days, as these markets
-never close. A figure that is not defined (no loss to divide by, a single bar) is None. The
-definitions are those of empyrical, with which the tests compare: sample standard deviation
-(one degree of freedom less), no risk-free rate, downside measured against zero over all bars.
+What is said of returns is said by UTC day: the mean day with its standard error, and, from thirty
+days on, annual figures that take a year of 365 days, as these markets never close. A figure that
+is not defined (no loss to divide by, a single day) is None. The definitions are those of
+empyrical, with which the tests compare: sample standard deviation (one degree of freedom less), no
+risk-free rate, downside measured against zero over all days.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-YEAR_MS: Final = 365 * 86_400_000
+DAY_MS: Final = 86_400_000
+YEAR_DAYS: Final = 365
+DAYS_TO_ANNUALISE: Final = 30
+"""Under so many days no figure of a year is given: it would be a daily one times luck."""
 
 Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.float64] | npt.NDArray[np.int64] | Sequence[float] | Sequence[int]
@@ -23,18 +28,36 @@ Numbers = npt.NDArray[np.float64] | npt.NDArray[np.int64] | Sequence[float] | Se
 
 @dataclass(frozen=True)
 class Performance:
-    """Figures of one equity curve; shares are fractions (0.1 is 10 %), never percent."""
+    """Figures of one equity curve; shares are fractions (0.1 is 10 %), never percent.
 
-    bars: int  # steps of the equity curve
-    years: float  # bars x interval / 365 days
+    Where only the ends of days are known, what needs every bar is None.
+    """
+
+    bars: int | None  # steps of the equity curve
+    days: float  # that had bars; the first and the last count by their part
     total_return: float
+    mean_day: float | None  # of the simple returns of UTC days
+    error_day: float | None  # its standard error
+    volatility_day: float | None
     cagr: float | None  # compound annual growth
-    volatility: float | None  # annual, of simple returns a bar
+    volatility: float | None  # annual
     sharpe: float | None  # annual
+    sharpe_error: float | None  # its standard error
+    probabilistic_sharpe: float | None  # the probability that the true one is above zero
     sortino: float | None  # annual
-    max_drawdown: float  # share lost from a peak, not negative
-    drawdown_bars: int  # longest time under an earlier peak
+    max_drawdown: float | None  # share lost from a peak, not negative
+    drawdown_bars: int | None  # longest time under an earlier peak
     calmar: float | None  # cagr / max_drawdown
+
+
+@dataclass(frozen=True)
+class Drawdown:
+    """One stretch under an earlier peak; ``recovered_ms`` is None where it lasts."""
+
+    depth: float  # share lost, positive
+    peak_ms: int
+    trough_ms: int
+    recovered_ms: int | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +65,7 @@ class Activity:
     """How much was traded, and how the closed trades went."""
 
     exposure: float | None  # share of bars with a position
+    mean_exposure: float | None  # mean of what is held, long or short, as a multiple of the equity
     turnover: float | None  # traded notional a year, in multiples of the mean equity
     trades: int  # closed
     hit_rate: float | None  # share of closed trades with a profit after costs
@@ -49,9 +73,37 @@ class Activity:
     mean_profit: float | None  # of a closed trade, in money
 
 
-def annual_bars(interval_ms: int) -> float:
-    """Return how many bars of *interval_ms* a year of 365 days holds."""
-    return YEAR_MS / interval_ms
+def days_in_year(interval_ms: int) -> float:
+    """Return how many returns by day (or by bar, where a bar is longer) a year of 365 days has."""
+    return YEAR_DAYS * DAY_MS / max(interval_ms, DAY_MS)
+
+
+def day_ends(times_ms: Numbers) -> npt.NDArray[np.int64]:
+    """Return the places of the last close of each UTC day; midnight ends the day before."""
+    days = (np.asarray(times_ms, dtype=np.int64) - 1) // DAY_MS
+    return np.append(np.flatnonzero(np.diff(days)), days.size - 1) if days.size else days
+
+
+def days_of(times_ms: Numbers, interval_ms: int) -> float:
+    """Return how many days the bars that close at *times_ms* cover: the calendar's, holes left out.
+
+    The first and the last day count by their part only where that makes fewer.
+    """
+    values = np.asarray(times_ms, dtype=np.int64)
+    if not values.size:
+        return 0.0
+    span = float(values[-1] - values[0] + interval_ms) / DAY_MS
+    return min(day_ends(values).size * max(1.0, interval_ms / DAY_MS), span)
+
+
+def daily_returns(times_ms: Numbers, equity: Numbers) -> Floats:
+    """Return the simple return of each UTC day of *equity*, which has its start before all times.
+
+    Empty where the equity was gone: a return on nothing means nothing.
+    """
+    values = np.asarray(equity, dtype=np.float64)
+    ends = np.concatenate((values[:1], values[1:][day_ends(times_ms)]))
+    return bar_returns(ends) if (ends > 0).all() else np.empty(0)
 
 
 def bar_returns(equity: Numbers) -> Floats:
@@ -66,43 +118,86 @@ def total_return(equity: Numbers) -> float:
     return float(values[-1] / values[0] - 1.0) if values.size > 1 else 0.0
 
 
-def cagr(equity: Numbers, interval_ms: int) -> float | None:
-    """Return compound annual growth; -1 where nothing is left, None without a step."""
-    values = np.asarray(equity, dtype=np.float64)
-    if values.size < 2:  # noqa: PLR2004 (a step takes two values)
-        return None
-    growth = values[-1] / values[0]
+def cagr(growth: float, days: float) -> float | None:
+    """Return the compound annual growth of a factor *growth* over *days*; -1 if nothing is left."""
     if growth <= 0:
         return -1.0
+    if days <= 0:
+        return None
     with np.errstate(over="ignore"):
-        annual = float(np.exp(np.log(growth) * annual_bars(interval_ms) / (values.size - 1)) - 1.0)
+        annual = float(np.exp(np.log(growth) * YEAR_DAYS / days) - 1.0)
     return annual if np.isfinite(annual) else None
 
 
-def volatility(returns: Numbers, interval_ms: int) -> float | None:
-    """Return the annual standard deviation of *returns*."""
+def volatility(returns: Numbers, a_year: float) -> float | None:
+    """Return the annual standard deviation of *returns*, of which *a_year* make a year."""
     values = np.asarray(returns, dtype=np.float64)
     if values.size < 2:  # noqa: PLR2004 (one degree of freedom is spent)
         return None
-    return float(values.std(ddof=1) * np.sqrt(annual_bars(interval_ms)))
+    return float(values.std(ddof=1) * np.sqrt(a_year))
 
 
-def sharpe(returns: Numbers, interval_ms: int) -> float | None:
+def sharpe(returns: Numbers, a_year: float) -> float | None:
     """Return the annual Sharpe ratio without a risk-free rate; None where nothing varies."""
     values = np.asarray(returns, dtype=np.float64)
     if values.size < 2 or float(np.ptp(values)) == 0.0:  # noqa: PLR2004
         return None
-    return float(values.mean() / values.std(ddof=1) * np.sqrt(annual_bars(interval_ms)))
+    return float(values.mean() / values.std(ddof=1) * np.sqrt(a_year))
 
 
-def sortino(returns: Numbers, interval_ms: int) -> float | None:
+def sharpe_error(returns: Numbers) -> float | None:
+    """Return the standard error of the Sharpe ratio of one of *returns*: skew and tails count.
+
+    Mertens (2002): (1 - skew x SR + (kurtosis - 1) / 4 x SR^2) / (n - 1), under the root.
+    """
+    values = np.asarray(returns, dtype=np.float64)
+    if values.size < 3 or float(np.ptp(values)) == 0.0:  # noqa: PLR2004 (skew takes three)
+        return None
+    apart = (values - values.mean()) / values.std()
+    ratio = float(values.mean() / values.std(ddof=1))
+    skew, kurtosis = float(np.mean(apart**3)), float(np.mean(apart**4))
+    variance = (1.0 - skew * ratio + (kurtosis - 1.0) / 4.0 * ratio**2) / (values.size - 1)
+    return float(np.sqrt(max(variance, 0.0)))
+
+
+def probabilistic_sharpe(returns: Numbers) -> float | None:
+    """Return the probability that the true Sharpe ratio of *returns* is above zero.
+
+    Bailey and Lopez de Prado (2012), against a ratio of zero.
+    """
+    ratio, error = sharpe(returns, 1.0), sharpe_error(returns)
+    if ratio is None or not error:
+        return None
+    return NormalDist().cdf(ratio / error)
+
+
+def rolling_sharpe(
+    times_ms: Numbers, equity: Numbers, interval_ms: int, *, days: int = DAYS_TO_ANNUALISE
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Return the closes at which *days* days with bars end, and their annual Sharpe ratio.
+
+    It is NaN where nothing varied; a shorter curve has none.
+    """
+    returns = daily_returns(times_ms, equity)
+    ends = np.asarray(times_ms, dtype=np.int64)[day_ends(times_ms)]
+    if returns.size < days:
+        return np.empty(0, dtype=np.int64), np.empty(0)
+    windows = np.lib.stride_tricks.sliding_window_view(returns, days)
+    spread = windows.std(axis=1, ddof=1)
+    varied = spread > 0
+    ratio = np.full(spread.size, np.nan)
+    ratio[varied] = windows.mean(axis=1)[varied] / spread[varied]
+    return ends[days - 1 :], ratio * np.sqrt(days_in_year(interval_ms))
+
+
+def sortino(returns: Numbers, a_year: float) -> float | None:
     """Return the annual Sortino ratio against zero; None where nothing was lost."""
     values = np.asarray(returns, dtype=np.float64)
     downside = np.minimum(values, 0.0)
     if values.size < 2 or not downside.any():  # noqa: PLR2004
         return None
     risk = np.sqrt(np.mean(downside**2))
-    return float(values.mean() / risk * np.sqrt(annual_bars(interval_ms)))
+    return float(values.mean() / risk * np.sqrt(a_year))
 
 
 def drawdowns(equity: Numbers) -> Floats:
@@ -120,25 +215,57 @@ def longest_drawdown(equity: Numbers) -> int:
     return int(np.diff(ends).max(initial=1)) - 1
 
 
-def performance(equity: Numbers, interval_ms: int) -> Performance:
-    """Return the figures of an equity curve: one value a bar, the first before any trade."""
+def worst_drawdowns(times_ms: Numbers, equity: Numbers, most: int = 5) -> list[Drawdown]:
+    """Return the deepest stretches of *equity* under an earlier peak, the deepest first.
+
+    *times_ms* has a time for every value of *equity*.
+    """
+    times, lost = np.asarray(times_ms, dtype=np.int64), drawdowns(equity)
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], lost > 0, [False])).astype(np.int8)))
+    found = []
+    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        deepest = start + int(lost[start:end].argmax())
+        back = int(times[end]) if end < times.size else None
+        found.append(
+            Drawdown(float(lost[deepest]), int(times[start - 1]), int(times[deepest]), back)
+        )
+    return sorted(found, key=lambda one: -one.depth)[:most]
+
+
+def performance(
+    times_ms: Numbers, equity: Numbers, interval_ms: int, *, every_bar: bool = True
+) -> Performance:
+    """Return the figures of an equity curve: a value before any trade, then one at each time.
+
+    *times_ms* are closes. Without *every_bar* they are those of some bars, the last of each UTC
+    day among them.
+    """
     values = np.asarray(equity, dtype=np.float64)
-    steps = max(values.size - 1, 0)
-    # Once the equity was gone, a return on it means nothing.
-    returns = bar_returns(values) if (values > 0).all() else np.empty(0)
-    growth = cagr(values, interval_ms)
-    worst = float(drawdowns(values).max(initial=0.0))
+    days = days_of(times_ms, interval_ms)
+    returns = daily_returns(times_ms, values)
+    spread = float(returns.std(ddof=1)) if returns.size > 1 else None
+    a_year = days_in_year(interval_ms)
+    annual = returns if days >= DAYS_TO_ANNUALISE else np.empty(0)
+    earned = total_return(values)
+    growth = cagr(1.0 + earned, days) if days >= DAYS_TO_ANNUALISE else None
+    worst = float(drawdowns(values).max(initial=0.0)) if every_bar else None
+    error = sharpe_error(annual)
     return Performance(
-        bars=steps,
-        years=steps / annual_bars(interval_ms),
-        total_return=total_return(values),
+        bars=max(values.size - 1, 0) if every_bar else None,
+        days=days,
+        total_return=earned,
+        mean_day=float(returns.mean()) if returns.size else None,
+        error_day=None if spread is None else spread / float(np.sqrt(returns.size)),
+        volatility_day=spread,
         cagr=growth,
-        volatility=volatility(returns, interval_ms),
-        sharpe=sharpe(returns, interval_ms),
-        sortino=sortino(returns, interval_ms),
+        volatility=volatility(annual, a_year),
+        sharpe=sharpe(annual, a_year),
+        sharpe_error=None if error is None else error * float(np.sqrt(a_year)),
+        probabilistic_sharpe=probabilistic_sharpe(annual),
+        sortino=sortino(annual, a_year),
         max_drawdown=worst,
-        drawdown_bars=longest_drawdown(values),
-        calmar=growth / worst if growth is not None and worst > 0 else None,
+        drawdown_bars=longest_drawdown(values) if every_bar else None,
+        calmar=growth / worst if growth is not None and worst else None,
     )
 
 
@@ -148,13 +275,13 @@ def exposure(quantities: Numbers) -> float | None:
     return float(np.count_nonzero(values) / values.size) if values.size else None
 
 
-def turnover(notionals: Numbers, equity: Numbers, interval_ms: int) -> float | None:
-    """Return the notional traded a year in multiples of the mean equity."""
+def turnover(notionals: Numbers, equity: Numbers, days: float) -> float | None:
+    """Return the notional traded a year in multiples of the mean equity; None under 30 days."""
     values = np.asarray(equity, dtype=np.float64)
-    if values.size < 2 or values.mean() <= 0:  # noqa: PLR2004 (a step takes two values)
+    if days < DAYS_TO_ANNUALISE or values.mean() <= 0:
         return None
     traded = float(np.abs(np.asarray(notionals, dtype=np.float64)).sum())
-    return traded / float(values.mean()) * annual_bars(interval_ms) / (values.size - 1)
+    return traded / float(values.mean()) * YEAR_DAYS / days
 
 
 def hit_rate(profits: Numbers) -> float | None:
@@ -171,22 +298,21 @@ def profit_factor(profits: Numbers) -> float | None:
 
 
 def activity(
-    *,
-    quantities: Numbers,
-    notionals: Numbers,
-    equity: Numbers,
-    profits: Numbers,
-    interval_ms: int,
+    *, exposures: Numbers | None, notionals: Numbers, equity: Numbers, profits: Numbers, days: float
 ) -> Activity:
     """Return how much was traded.
 
-    *quantities* is the position at each bar, *notionals* each fill's, *equity* one value a bar
-    in the same money, *profits* each closed trade's after costs.
+    *exposures* is what was held at each bar by equity, not negative, or None where that is not
+    known bar by bar; *notionals* each fill's, *equity* one value a bar in the same money, *profits*
+    each closed trade's after costs.
     """
     values = np.asarray(profits, dtype=np.float64)
+    held = None if exposures is None else np.asarray(exposures, dtype=np.float64)
+    mean = float(held.mean()) if held is not None and held.size else None
     return Activity(
-        exposure=exposure(quantities),
-        turnover=turnover(notionals, equity, interval_ms),
+        exposure=None if held is None else exposure(held),
+        mean_exposure=mean if mean is not None and np.isfinite(mean) else None,
+        turnover=None if held is None else turnover(notionals, equity, days),
         trades=values.size,
         hit_rate=hit_rate(values),
         profit_factor=profit_factor(values),

@@ -17,6 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from tracepaper.replay.backtest import ACTING_ONLY
 from tracepaper.strategies.errors import DataInvalid
 
 FILLS_SHOWN: Final = 8
@@ -79,7 +80,12 @@ class Summary:
     fills: tuple[dict[str, Any], ...]
     fill_count: int
     refusals: tuple[tuple[str, int], ...]
-    unfilled: tuple[tuple[str, int], ...]  # reasons why an allowed target was not reached
+    unfilled: tuple[tuple[str, int], ...]  # why an allowed target was not ordered, and how often
+
+    @property
+    def every_bar(self) -> bool:
+        """Whether every step was kept; else bars and refusals cannot be counted."""
+        return ACTING_ONLY not in json.loads(self.run["warnings"] or "[]")
 
 
 def summarise(database: Path, run_id: str) -> Summary:
@@ -100,7 +106,7 @@ def summarise(database: Path, run_id: str) -> Summary:
         ).fetchall()
         unfilled = db.execute(
             "SELECT unfilled_reason, count(*) FROM v_decisions WHERE run_id = ?"
-            " AND unfilled_reason IS NOT NULL GROUP BY unfilled_reason ORDER BY 2 DESC",
+            " AND unfilled_reason IS NOT NULL GROUP BY unfilled_reason ORDER BY 2 DESC, 1",
             (run_id,),
         ).fetchall()
         fills = db.execute(
@@ -160,10 +166,10 @@ def show(console: Console, summary: Summary) -> None:
     run = summary.run
     title = f"run {run['run_id']} · {run['kind']} · {run['instruments']}"
     span = f"{summary.first_iso} to {summary.last_iso}"
-    lines = Text(
-        f"{summary.decisions:,} bars decided, {summary.allowed:,} allowed, "
-        f"{summary.fill_count:,} fills\n{span}"
-    )
+    counted = f"{summary.decisions:,} bars decided, {summary.allowed:,} allowed"
+    if not summary.every_bar:
+        counted = "only steps that traded are kept"
+    lines = Text(f"{counted}, {summary.fill_count:,} fills\n{span}")
     console.print(Panel(lines, title=title, title_align="left", border_style="dim"))
     for warning in json.loads(run["warnings"] or "[]"):
         console.print(Text(f"Warning: {warning}.", style="yellow"))
@@ -174,7 +180,7 @@ def show(console: Console, summary: Summary) -> None:
     console.print(_account_table(summary))
     if summary.fills:
         console.print(_fill_table(summary))
-    if summary.refusals:
+    if summary.refusals and summary.every_bar:
         title = "Refused (by the first gate that failed)"
         console.print(_count_table(title, "gate", summary.refusals, summary.decisions))
     if summary.unfilled:

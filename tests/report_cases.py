@@ -64,6 +64,15 @@ def cross(
     )
 
 
+def funding_file(folder: Path) -> Path:
+    """Write a settlement every eight hours over the days of ``SAMPLE``; return the file."""
+    first, rates = 1_748_246_400_000, ("0.0003", "-0.0001", "0.0002")
+    rows = [f"{first + 28_800_000 * place},{rates[place % 3]}" for place in range(24)]
+    path = folder / "BTCUSDT.csv"
+    path.write_text("\n".join(("open_time,funding_rate", *rows)) + "\n")
+    return path
+
+
 def replayed(folder: Path, config: str, *words: object) -> Path:
     """Replay with *config* into a new database of *folder*; return it."""
     path = folder / "tracepaper.toml"

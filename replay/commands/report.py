@@ -31,6 +31,9 @@ def report(
         bool,
         typer.Option("--heads", help="With --html: what each head does, by the run's own model."),
     ] = False,
+    notes: Annotated[
+        bool, typer.Option("--notes", help="Unfold what to know before believing any of it.")
+    ] = False,
     db: DatabaseOption = None,
     config: ConfigOption = None,
     json: JsonOption = False,
@@ -56,7 +59,7 @@ def report(
     if json:
         print_json(as_document(made))
         return
-    show(Console(), made)
+    show(Console(), made, notes=notes)
     if html is not None:
         typer.echo(f"The page is {html}.")
 

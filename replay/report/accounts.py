@@ -59,16 +59,34 @@ def gains(bars: Bars, held: Floats, traded: Floats, cost_rate: float) -> Floats:
     return earned
 
 
-def buy_and_hold(record: RunRecord) -> Floats:
-    """Return the equity [times + 1] of the start's money held in equal shares, fee and all.
+def exposures(record: RunRecord, ledger: Ledger) -> tuple[Floats, Floats]:
+    """Return what *ledger* held at each of the record's times by its equity: net, and at all.
+
+    The second counts what is held long and what is held short alike, so it is not negative.
+    """
+    net, every = np.zeros((2, record.times_ms.size))
+    for name, held in ledger.held.items():
+        bars = record.bars[name]
+        closes_ms = bars.open_time_ms + record.interval_ms
+        at = np.searchsorted(closes_ms, record.times_ms, side="right") - 1
+        notional = np.where(at >= 0, (held * bars.close)[at.clip(min=0)], 0.0)
+        net += notional
+        every += np.abs(notional)
+    equity = np.where(ledger.equity[1:] > 0, ledger.equity[1:], np.nan)
+    return net / equity, every / equity
+
+
+def buy_and_hold(record: RunRecord, share: float = 1.0) -> Floats:
+    """Return the equity [times + 1] of *share* of the start's money held in equal parts, with fee.
 
     Bought at the open after the first decision, the earliest at which the run could have bought.
+    The rest of the money stays as it is; a share above 1 is bought on credit that costs nothing.
     """
     start = float(record.account.equity[0])
     equity = np.full(record.times_ms.size + 1, start)
     for bars in record.bars.values():
         if bars.open.size > 1:
-            quantity = start / len(record.bars) / (bars.open[1] * (1.0 + record.cost_rate))
+            quantity = share * start / len(record.bars) / (bars.open[1] * (1.0 + record.cost_rate))
             held = np.full(bars.open.size, quantity)
             held[0] = 0.0
             traded = np.zeros(bars.open.size)

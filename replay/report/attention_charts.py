@@ -14,6 +14,7 @@ from tracepaper.replay.report.charts import (
     SOFT,
     Figure,
     axis,
+    broken,
     layout,
     line,
     rounded,
@@ -33,11 +34,13 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Figure:
     weights = heatmap.weights[:-1]
     usual = weights.mean(axis=1, keepdims=True)
     shown = np.log2(np.maximum(weights, 1e-9) / np.maximum(usual, 1e-9))
-    far = float(max(np.quantile(np.abs(shown), 0.98), 0.1))
+    # Bars that a hole hides have no share at all: they must not stretch the scale of the others.
+    far = float(np.clip(np.quantile(np.abs(shown), 0.98), 0.1, 3.0))
     ages = (np.arange(weights.shape[0]) * BLOCK_BARS).tolist()
     threshold = report.record.thresholds.get("confidence")
+    at, (close, confidence) = broken(heatmap.times_ms, heatmap.close, heatmap.confidence)
     data = [
-        line(times, heatmap.close, "close", {"color": INK, "width": 1.2}, yaxis="y4"),
+        line(at, close, "close", {"color": INK, "width": 1.2}, yaxis="y4"),
         {
             "type": "heatmap", "x": times, "y": ["regime"], "z": [_ribbon(report, heatmap)],
             "yaxis": "y3", "zmin": 0, "zmax": 2, "showscale": False, "hoverinfo": "skip",
@@ -53,7 +56,7 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Figure:
                 "y": 0.46, "outlinewidth": 0, **_ticks(far),
             },
         },
-        line(times, heatmap.confidence, "confidence", {"color": ACCENT, "width": 1.2}),
+        line(at, confidence, "confidence", {"color": ACCENT, "width": 1.2}),
     ]  # fmt: skip
     if threshold is not None:
         data.append(

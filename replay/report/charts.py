@@ -10,8 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from tracepaper.replay.report.accounts import exposures
 from tracepaper.replay.report.document import BUY_AND_HOLD, Report
-from tracepaper.replay.report.record import Floats
+from tracepaper.replay.report.record import Floats, Ints
+from tracepaper.replay.report.refusals import BETTER, COST, SAVED, WORSE
 
 Figure = dict[str, Any]
 ACCENT: Final = "var(--accent)"
@@ -19,6 +21,10 @@ SOFT: Final = "var(--accent-soft)"
 INK: Final = "var(--ink)"
 MUTED: Final = "var(--muted)"
 FAINT: Final = "var(--faint)"
+GAIN: Final = "var(--gain)"
+LOSS: Final = "var(--loss)"
+DWARFED: Final = 10.0
+"""How many times further than the run another account must go for a logarithmic scale."""
 RULE: Final = "var(--rule)"
 _LINES: Final = {BUY_AND_HOLD: {"color": MUTED, "width": 1.2, "dash": "dot"}}
 
@@ -50,6 +56,19 @@ def layout(height: int, **more: object) -> Figure:
     }
 
 
+def broken(times: Ints, *columns: Floats) -> tuple[list[int], list[Floats]]:
+    """Return *times* and *columns* with a missing value in every hole, so that no line crosses it.
+
+    A hole is a step of more than five usual ones.
+    """
+    steps = np.diff(times)
+    if not steps.size:
+        return times.tolist(), list(columns)
+    holes = np.flatnonzero(steps > 5 * np.median(steps)) + 1
+    cut = [np.insert(column.astype(np.float64), holes, np.nan) for column in columns]
+    return np.insert(times, holes, times[holes] - 1).tolist(), cut
+
+
 def line(
     x: list[float] | list[int], y: Floats | list[float], name: str, style: Figure, **more: object
 ) -> Figure:
@@ -66,13 +85,17 @@ def rounded(values: Floats | list[float], digits: int = 6) -> list[float | None]
 
 
 def equity_chart(report: Report) -> Figure:
-    """Return equity against the other accounts and the random twins, drawdown and exposure."""
-    times = report.marks_ms.tolist()
+    """Return equity against the other accounts and the random twins, drawdown and exposure.
+
+    Where another account dwarfs the run, returns are drawn on a logarithmic scale on both sides of
+    zero. Of a run that kept only some bars, there is the equity alone.
+    """
+    times, scale = report.marks_ms.tolist(), _Scale.of(report)
     data: list[Figure] = []
     for twins in report.random:
         start = twins.median[0]
         band = {"hoverinfo": "skip", "legendgroup": twins.of}
-        low, high = (100 * (edge / start - 1) for edge in (twins.low, twins.high))
+        low, high = (scale(100 * (edge / start - 1)) for edge in (twins.low, twins.high))
         data += [
             line(times, high, "", {"width": 0}, showlegend=False, **band),
             line(
@@ -84,16 +107,28 @@ def equity_chart(report: Report) -> Figure:
     own = report.record.account.name
     for curve in reversed(report.curves):
         style = _LINES.get(curve.name, {"color": INK, "width": 1.2})
+        if curve.name.startswith("held at"):
+            style = {"color": MUTED, "width": 1.4}
         if curve.name == own:
             style = {"color": ACCENT, "width": 2.2}
         change = 100 * (curve.equity / curve.equity[0] - 1)
-        data.append(line(times, change, curve.name, style, hovertemplate="%{y:.2f} %"))
+        at, (change, lost) = broken(report.marks_ms, change, -100 * curve.drawdown)
         data.append(
             line(
-                times, -100 * curve.drawdown, curve.name, {**style, "width": 1}, yaxis="y2",
-                showlegend=False, hovertemplate="%{y:.2f} %",
+                at, scale(change), curve.name, style, customdata=rounded(change),
+                hovertemplate="%{customdata:+.2f} %",
             )
         )  # fmt: skip
+        if report.record.every_bar:
+            data.append(
+                line(
+                    at, lost, curve.name, {**style, "width": 1}, yaxis="y2",
+                    showlegend=False, hovertemplate="%{y:.2f} %",
+                )
+            )  # fmt: skip
+    if not report.record.every_bar:
+        shown = layout(320, xaxis=axis(type="date"), yaxis=axis(scale.title, **scale.ticks))
+        return {"data": data, "layout": shown}
     data.append(
         line(
             times, 100 * exposure_share(report), "position", {"color": ACCENT, "shape": "hv",
@@ -106,11 +141,43 @@ def equity_chart(report: Report) -> Figure:
         "layout": layout(
             560,
             xaxis=axis(type="date", anchor="y3"),
-            yaxis=axis("return, %", domain=[0.46, 1.0]),
+            yaxis=axis(scale.title, domain=[0.46, 1.0], **scale.ticks),
             yaxis2=axis("drawdown, %", domain=[0.22, 0.40]),
             yaxis3=axis("position, %", domain=[0.0, 0.16]),
         ),
     }
+
+
+class _Scale:
+    """Returns in percent as they are, or their inverse hyperbolic sine: a logarithm with a zero."""
+
+    def __init__(self, unit: float | None, furthest: float) -> None:
+        self._unit = unit
+        self.title = "return, %" if unit is None else "return, % (logarithmic)"
+        self.ticks: Figure = {}
+        if unit is not None:
+            decades = 10.0 ** np.arange(np.floor(np.log10(unit)), np.log10(furthest) + 1)
+            marks = [0.0, *(sign * mark for mark in decades if mark >= unit for sign in (1, -1))]
+            self.ticks = {
+                "tickvals": rounded(self(np.array(sorted(marks)))),
+                "ticktext": [f"{mark:+g}" if mark else "0" for mark in sorted(marks)],
+            }
+
+    @classmethod
+    def of(cls, report: Report) -> _Scale:
+        """Return a logarithmic scale where the run would be a flat line, else a plain one."""
+        ranges = [
+            100 * float(np.max(np.abs(curve.equity / curve.equity[0] - 1)))
+            for curve in report.curves
+        ]
+        own, furthest = ranges[0], max(ranges)
+        if own <= 0 or furthest <= DWARFED * own:
+            return cls(None, furthest)
+        return cls(own / 3, furthest)
+
+    def __call__(self, change: Floats) -> Floats:
+        """Return where *change* is drawn."""
+        return change if self._unit is None else np.arcsinh(change / self._unit)
 
 
 def exposure_share(report: Report) -> Floats:
@@ -119,13 +186,7 @@ def exposure_share(report: Report) -> Floats:
     Of every stretch up to a mark the largest position is taken, so that a short one is not lost.
     """
     record = report.record
-    notional = np.zeros(record.times_ms.size)
-    for name, held in record.account.held.items():
-        bars = record.bars[name]
-        closes_ms = bars.open_time_ms + record.interval_ms
-        at = np.searchsorted(closes_ms, record.times_ms, side="right") - 1
-        notional += np.where(at >= 0, (held * bars.close)[at.clip(min=0)], 0.0)
-    share = np.concatenate(([0.0], notional / record.account.equity[1:]))
+    share = np.concatenate(([0.0], np.nan_to_num(exposures(record, record.account)[0])))
     ends = np.searchsorted(record.times_ms, report.marks_ms, side="right")
     starts = np.concatenate(([0], ends[:-1] + 1))
     highest, lowest = np.maximum.reduceat(share, starts), np.minimum.reduceat(share, starts)
@@ -134,39 +195,45 @@ def exposure_share(report: Report) -> Floats:
 
 
 def refusal_chart(report: Report) -> Figure | None:
-    """Return what a refused signal would have earned, a gate a row; None where none had a side."""
-    rows = [row for row in report.refusals if row.net_bp is not None][::-1]
+    """Return how much better the signals were that a gate did not refuse, beside a random gate.
+
+    None where no gate refused enough signals to be judged.
+    """
+    rows = [row for row in report.refusals if row.error_bp is not None][::-1]
     if not rows:
         return None
-    names = [f"{row.gate}  ({row.measured:,})" for row in rows]
+    names = [f"{row.gate}  ({row.days:,} days)" for row in rows]
+    colours = {SAVED: GAIN, WORSE: LOSS, COST: LOSS, BETTER: GAIN}
     return {
         "data": [
             {
-                "type": "bar",
-                "orientation": "h",
-                "y": names,
-                "x": rounded([row.net_bp or 0.0 for row in rows]),
+                "type": "bar", "orientation": "h", "y": names, "name": "random gate, 95 %",
+                "base": rounded([row.random_low_bp or 0.0 for row in rows]),
+                "x": rounded(
+                    [(row.random_high_bp or 0.0) - (row.random_low_bp or 0.0) for row in rows]
+                ),
+                "marker": {"color": FAINT}, "hoverinfo": "skip",
+            },
+            {
+                "type": "scatter", "mode": "markers", "y": names, "name": "this gate ± 2 errors",
+                "x": rounded([row.kept_better_bp or 0.0 for row in rows]),
                 "error_x": {
-                    "type": "data",
-                    "array": rounded([2 * (row.standard_error_bp or 0.0) for row in rows]),
-                    "color": MUTED,
-                    "thickness": 1,
-                    "width": 3,
+                    "type": "data", "color": MUTED, "thickness": 1.4, "width": 4,
+                    "array": rounded([2 * (row.error_bp or 0.0) for row in rows]),
                 },
-                "marker": {"color": [MUTED if row.said == "noise" else ACCENT for row in rows]},
-                "hovertemplate": "%{x:.1f} bp<extra></extra>",
-            }
+                "marker": {"size": 9, "color": [colours.get(row.said, MUTED) for row in rows]},
+                "text": [row.said for row in rows],
+                "hovertemplate": "%{x:+.1f} bp: %{text}<extra></extra>",
+            },
         ],
         "layout": layout(
-            90 + 34 * len(rows),
+            110 + 34 * len(rows),
             xaxis=axis(
-                "net basis points a signal, ± 2 standard errors",
-                zeroline=True,
+                "others better by, gross bp", zeroline=True,
                 zerolinecolor=MUTED,
             ),
             yaxis=axis(automargin=True, showgrid=False),
             bargap=0.45,
-            showlegend=False,
             hovermode="closest",
         ),
-    }
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The parts of the page on decisions: refusals, winners and losers, trades explained."""
+"""The part of the page on single trades, each explained."""
 
 from __future__ import annotations
 
@@ -7,76 +7,9 @@ from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.explained import Explained
 from tracepaper.replay.report.html import Markup, element, joined, table
 from tracepaper.replay.report.pictures import trade_picture
-from tracepaper.replay.report.refusals import ALLOWED, Refusal
-from tracepaper.replay.report.terminal import share
+from tracepaper.replay.report.tables import tone
 from tracepaper.strategies.types import Gate
 from tracepaper.strategies.words import measured
-
-
-def refusals(report: Report) -> Markup:
-    """Return the refusals by gate, and what their signals would have earned."""
-    horizon = report.record.config.gate.horizon
-    head = (
-        "gate", "decisions", "signals", "measured", "apart", "gross bp", "net bp", "± bp",
-        "hit rate", "verdict",
-    )  # fmt: skip
-    rows = [
-        [
-            row.gate, f"{row.decisions:,}", f"{row.signals:,}", f"{row.measured:,}",
-            f"{row.apart:,}", _points(row.gross_bp), _points(row.net_bp),
-            "–" if row.standard_error_bp is None else f"{row.standard_error_bp:.1f}",
-            share(row.hit_rate),
-            _verdict(row),
-        ]
-        for row in report.refusals
-    ]  # fmt: skip
-    own = report.record.account
-    saved = "".join(
-        f" As an account: the {twin.name} twin earned {twin.equity[-1] - twin.equity[0]:+,.2f}, "
-        f"this run {own.equity[-1] - own.equity[0]:+,.2f}."
-        for twin in report.record.twins
-    )
-    note = (
-        f"Each signal (mean return and probabilities agree on a side) is entered at the next "
-        f"bar's open and left {horizon} bars later, less {2e4 * report.record.cost_rate:.1f} bp "
-        f"for the round trip. Signals overlap: ± is one standard error over those that do not."
-        f"{saved}"
-    )
-    return joined([table(head, rows), element("p", note, class_="note")])
-
-
-def _verdict(row: Refusal) -> str:
-    """Return what the row says of its gate, or of the signals that were allowed."""
-    if row.said == "noise":
-        return "cannot tell"
-    if row.gate == ALLOWED:
-        return {"saved": "lost", "cost": "earned"}.get(row.said, "–")
-    return row.said or "–"
-
-
-def _points(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.1f}"
-
-
-def groups(report: Report) -> Markup:
-    """Return the measures at the entries of winners and losers."""
-    if not report.groups or not all(of.trades for of in report.groups):
-        return element("p", "There are not both winners and losers to compare.", class_="note")
-    rows = [
-        [
-            measure.replace("_", " "),
-            *(f"{of.means[measure]:.4f} ± {of.errors.get(measure, 0.0):.4f}"
-              for of in report.groups),
-        ]
-        for measure in report.groups[0].means
-    ]  # fmt: skip
-    note = f"Decisions that opened the trades of {report.shown}: mean ± standard error."
-    return joined(
-        [
-            table(("at entry", *(f"{of.trades} {of.name}" for of in report.groups)), rows),
-            element("p", note, class_="note"),
-        ]
-    )
 
 
 def trades(report: Report) -> Markup:
@@ -100,13 +33,14 @@ def trades(report: Report) -> Markup:
 
 def _trade(explained: Explained) -> Markup:
     trade = explained.trade
+    won = tone(trade.profit, "gain")
     summary = element(
         "summary",
         element("span", iso(trade.entered_ms).replace("T", " ").removesuffix(":00Z")),
         element("span", trade.side, class_="wide"),
         element("span", f"{trade.entry_reason} → {trade.exit_reason}", class_="why wide"),
-        element("span", f"{trade.profit:+,.2f}", class_="number"),
-        element("span", f"{trade.return_bp:+.1f} bp", class_="number wide"),
+        element("span", f"{trade.profit:+,.2f}", class_=f"number {won}"),
+        element("span", f"{trade.return_bp:+.1f} bp", class_=f"number wide {won}"),
     )
     return element(
         "details",

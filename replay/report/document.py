@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,8 +11,13 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.replay import metrics
-from tracepaper.replay.metrics import Activity, Performance
-from tracepaper.replay.report.accounts import RandomTwins, buy_and_hold, random_twins
+from tracepaper.replay.metrics import Activity, Drawdown, Performance
+from tracepaper.replay.report.accounts import (
+    RandomTwins,
+    buy_and_hold,
+    exposures,
+    random_twins,
+)
 from tracepaper.replay.report.attention import (
     Attention,
     Group,
@@ -40,6 +45,11 @@ OPENS_SENTENCE: Final = (
 )
 ROLLOUT_SENTENCE: Final = "Rollout says where attention flowed, not why the price moved."
 PAPER_SENTENCE: Final = "Paper trading only: nothing here shows that money can be earned."
+SAMPLED_SENTENCE: Final = (
+    "The run kept only steps that traded and the ends of its days (--log acted): equity, returns, "
+    "Sharpe and buy and hold by day are exact; bars, refusals, drawdowns, exposure, random twins, "
+    "prices and attention need every bar and are left out. Replay with --log full to see them."
+)
 
 
 @dataclass(frozen=True)
@@ -69,13 +79,15 @@ class Report:
     """Everything that is shown of a run; money in quote currency, shares are fractions."""
 
     record: RunRecord
+    warnings: tuple[str, ...]  # of the run, and what this report cannot say of it
     sentences: tuple[str, ...]  # what a reader must know before believing any of it
-    annualisation: str
-    accounts: tuple[Account, ...]  # the run's own first
+    accounts: tuple[Account, ...]  # the run's own first, buy and hold last
     marks_ms: Ints  # UTC ms of the curves' points
     curves: tuple[Curve, ...]
     random: tuple[RandomTwins, ...]
     monthly: tuple[tuple[int, int, float], ...]  # (year, month, return) of the run's own account
+    drawdowns: tuple[Drawdown, ...]  # the worst of the run's own account
+    rolling: tuple[Ints, Floats]  # closes, and the Sharpe ratio of the 30 days before each
     trades: dict[str, tuple[Trade, ...]]  # closed, by account
     refusals: tuple[Refusal, ...]
     regimes: dict[str, int]  # decisions
@@ -106,31 +118,32 @@ def build_report(
         closed = {of.name: tuple(trades(of, record.instruments)) for of in ledgers}
         wanted = {trade.entry_sequence for of in closed.values() for trade in of}
         progress("reading where attention lay")
-        attention = read_attention(reader, record, wanted)
+        attention = read_attention(reader, record, wanted) if record.every_bar else None
         grouped = next((name for name, of in closed.items() if of), record.account.name)
         explained = explain_trades(reader, record, chosen(closed[grouped]), attention)
     progress("drawing random twins")
     card = _card(record)
-    marks = _marks(record.times_ms.size + 1)
-    held = buy_and_hold(record)
+    times, marks = _times(record), _marks(record)
+    held = _held(record)
     names, counts = np.unique(record.decisions.regime, return_counts=True)
+    own = record.account.equity
     return Report(
         record=record,
+        warnings=_warnings(record),
         sentences=_sentences(record, card),
-        annualisation=_annualisation(record),
         accounts=(
             *(_account(record, of, closed[of.name]) for of in ledgers),
-            _held_account(record, held),
+            *(_held_account(record, *of) for of in held),
         ),
-        marks_ms=_times(record)[marks],
+        marks_ms=times[marks],
         curves=(
             *(_curve(of.name, of.equity, marks) for of in ledgers),
-            _curve(BUY_AND_HOLD, held, marks),
+            *(_curve(name, equity, marks) for name, _, equity in held),
         ),
-        random=tuple(
-            made for of in ledgers if (made := random_twins(record, of, marks)) is not None
-        ),
-        monthly=tuple(metrics.monthly_returns(_within(record), record.account.equity)),
+        random=tuple(_random(record, ledgers, marks)),
+        monthly=tuple(metrics.monthly_returns(_within(record), own)),
+        drawdowns=tuple(metrics.worst_drawdowns(times, own)) if record.every_bar else (),
+        rolling=metrics.rolling_sharpe(record.times_ms, own, record.interval_ms),
         trades=closed,
         refusals=tuple(refusals(record)),
         regimes=dict(zip(names.tolist(), counts.tolist(), strict=True)),
@@ -140,6 +153,13 @@ def build_report(
         explained=tuple(explained),
         heads=int(card.get("architecture", {}).get("heads", 0)),
     )
+
+
+def _random(record: RunRecord, ledgers: Sequence[Ledger], marks: Ints) -> Iterator[RandomTwins]:
+    """Yield the random twins of every account that held something; none without every bar."""
+    for of in ledgers if record.every_bar else ():
+        if (made := random_twins(record, of, marks)) is not None:
+            yield made
 
 
 def _times(record: RunRecord) -> Ints:
@@ -152,9 +172,17 @@ def _within(record: RunRecord) -> Ints:
     return np.concatenate((record.times_ms[:1] - record.interval_ms, record.times_ms - 1))
 
 
-def _marks(size: int) -> Ints:
-    """Return the places in a curve of *size* values that are shown: evenly, ends included."""
-    return np.unique(np.linspace(0, size - 1, min(size, MARKS_MAX)).round().astype(np.int64))
+def _marks(record: RunRecord) -> Ints:
+    """Return the places in an equity curve that are shown: evenly, ends included.
+
+    Of a run that kept only some bars, from the ends of its days.
+    """
+    size = record.times_ms.size + 1
+    places = np.arange(size)
+    if not record.every_bar:
+        places = np.concatenate(([0], metrics.day_ends(record.times_ms) + 1))
+    chosen = np.linspace(0, places.size - 1, min(places.size, MARKS_MAX)).round().astype(np.int64)
+    return places[np.unique(chosen)]
 
 
 def _curve(name: str, equity: Floats, marks: Ints) -> Curve:
@@ -165,55 +193,63 @@ def _curve(name: str, equity: Floats, marks: Ints) -> Curve:
 def _account(record: RunRecord, ledger: Ledger, closed: Sequence[Trade]) -> Account:
     """Return the figures of an account that the run stored."""
     own = ledger is record.account
-    in_market = np.zeros(record.times_ms.size, dtype=np.int64)
-    for name, held in ledger.held.items():
-        places = np.searchsorted(record.times_ms, record.bars[name].open_time_ms, side="right")
-        in_market[places[held != 0.0]] = 1
+    figures = metrics.performance(
+        record.times_ms, ledger.equity, record.interval_ms, every_bar=record.every_bar
+    )
     return Account(
         name=ledger.name,
         source="stored" if own else "stored: the same forecasts without the judgement gates",
         start=float(ledger.equity[0]),
         end=float(ledger.equity[-1]),
-        performance=metrics.performance(ledger.equity, record.interval_ms),
+        performance=figures,
         activity=metrics.activity(
-            quantities=in_market,
+            exposures=exposures(record, ledger)[1] if record.every_bar else None,
             notionals=[fill["notional"] for fill in ledger.fills],
             equity=ledger.equity,
             profits=[trade.profit for trade in closed],
-            interval_ms=record.interval_ms,
+            days=figures.days,
         ),
         costs=costs(ledger, record.terms),
     )
 
 
-def _held_account(record: RunRecord, equity: Floats) -> Account:
+def _held(record: RunRecord) -> list[tuple[str, str, Floats]]:
+    """Return buy and hold as (name, source, equity): at the run's own exposure, and in full."""
+    bought = "bought at the second open at the run's costs, not sold"
+    found = []
+    if record.every_bar:
+        share = float(np.mean(exposures(record, record.account)[1]))
+        if np.isfinite(share) and share > 0:
+            source = f"computed: the run's mean exposure, {share:.2%} of the start, {bought}"
+            found.append((f"held at {share:.2%}", source, buy_and_hold(record, share)))
+    return [*found, (BUY_AND_HOLD, f"computed: all the money, {bought}", buy_and_hold(record))]
+
+
+def _held_account(record: RunRecord, name: str, source: str, equity: Floats) -> Account:
     return Account(
-        name=BUY_AND_HOLD,
-        source="computed: all the money, bought at the second open at the run's costs, not sold",
+        name=name,
+        source=source,
         start=float(equity[0]),
         end=float(equity[-1]),
-        performance=metrics.performance(equity, record.interval_ms),
+        performance=metrics.performance(
+            record.times_ms, equity, record.interval_ms, every_bar=record.every_bar
+        ),
         activity=None,
         costs=None,
     )
 
 
-def _annualisation(record: RunRecord) -> str:
-    bars = record.times_ms.size
-    days = bars * record.interval_ms / 86_400_000
-    a_year = metrics.annual_bars(record.interval_ms)
-    said = (
-        f"Annual figures count the {bars:,} bars that were there ({days:,.1f} days) and take a "
-        f"year of 365 days, {a_year:,.0f} bars; no risk-free rate."
-    )
-    if days < 90:  # noqa: PLR2004 (a quarter of a year)
-        said += " So short a run makes them all but meaningless."
-    return said
+def _warnings(record: RunRecord) -> tuple[str, ...]:
+    """Return what the run warns of, and what this report cannot say of it."""
+    found = [f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")]
+    if not record.every_bar:
+        found.append(SAMPLED_SENTENCE)
+    return tuple(found)
 
 
 def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
-    """Return the run's warnings, its card's honest sentences, and those of this report."""
-    found = [f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")]
+    """Return what this report says of itself, and the honest sentences of the model's card."""
+    found = [PAPER_SENTENCE]
     if record.gaps:
         lost = sum(
             row["until_ms"] - row["from_ms"] for row in record.gaps if not row["repaired_by"]
@@ -224,7 +260,6 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
         )
     if record.run["ended_at"] is None:
         found.append("The run has not ended; this is how it stood when the report was made.")
-    found.append(PAPER_SENTENCE)
     if record.run["kind"] != "live":
         found.append(OPENS_SENTENCE)
     if record.run["model_id"]:

@@ -95,7 +95,12 @@ def _price(
     decision: Row,
     rollout: Sequence[tuple[int, int, float]],
 ) -> tuple[Ints, Floats]:
-    """Return the closes from where the decision looked, or a little before it, to the exit."""
+    """Return the closes from where the decision looked, or a little before it, to the exit.
+
+    None of a run that kept only some bars: a line between them would be no price.
+    """
+    if not record.every_bar:
+        return np.empty(0, dtype=np.int64), np.empty(0)
     bars = record.bars[trade.instrument]
     closes_ms = bars.open_time_ms + record.interval_ms
     back_ms = (

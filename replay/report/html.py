@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Final
+
+from tracepaper.replay.report.tables import Form, Table, Value, tone, written
+
+_TEXTS: Final = ("text", "minute")
 
 
 class Markup(str):
@@ -63,6 +68,31 @@ def table(
     )
     body = element("table", element("thead", element("tr", names)), element("tbody", lines))
     return element("div", body, class_="scroll")
+
+
+def figures(shown: Table) -> Markup:
+    """Return a table of the report, its notes under it."""
+    rows = shown.rows[: shown.shown]
+    kinds = [figure.form for figure in shown.figures]
+    cells = [[_cell(value, form) for value, form in zip(row, kinds, strict=True)] for row in rows]
+    heads: list[object] = [figure.title for figure in shown.figures]
+    if shown.turned:
+        kept = [
+            place for place in range(1, len(heads)) if any(row[place] is not None for row in rows)
+        ]
+        cells = [[element("td", heads[place]), *(row[place] for row in cells)] for place in kept]
+        heads = ["", *(row[0] for row in rows)]
+    texts = () if shown.turned else [at for at, form in enumerate(kinds) if form in _TEXTS]
+    left_out = len(shown.rows) - len(rows)
+    more = element("p", f"and {left_out:,} more.", class_="note") if left_out else Markup("")
+    notes = (element("p", note, class_="note") for note in shown.notes)
+    return joined([table(heads, cells, texts=texts), more, *notes])
+
+
+def _cell(value: Value, form: Form) -> Markup:
+    """Return a value as a cell, in the colour of a gain or a loss."""
+    kinds = [*(["text"] if form in _TEXTS else []), tone(value, form)]
+    return element("td", written(value, form), class_=" ".join(filter(None, kinds)))
 
 
 def json_in_script(document: object) -> Markup:

@@ -17,10 +17,18 @@ from tracepaper.replay.report.attention_charts import (
 )
 from tracepaper.replay.report.charts import Figure, equity_chart, refusal_chart
 from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.html import Markup, element, joined, json_in_script
+from tracepaper.replay.report.figures import tables
+from tracepaper.replay.report.html import Markup, element, figures, joined, json_in_script
+from tracepaper.replay.report.price_charts import (
+    caption,
+    price_chart,
+    rolling_chart,
+    trades_chart,
+)
+from tracepaper.replay.report.tables import Table
 from tracepaper.strategies.errors import ConfigInvalid
 
-HEATMAPS_MAX: Final = 4
+INSTRUMENTS_MAX: Final = 4
 POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 )
@@ -63,17 +71,18 @@ def write_page(report: Report, path: Path, *, heads: bool = False) -> None:
 
 def page_of(report: Report, *, heads: bool = False) -> str:
     """Return the whole page as text; raise ``ConfigInvalid`` where plotly is missing."""
-    library = _plotly()
+    library, made = _plotly(), tables(report)
     charts = _Charts()
     body = element(
         "main",
         element("header", sections.heading(report), _navigation(report),
                 element("button", "light / dark", class_="theme", type="button")),
-        *_money(report, charts),
-        *(_attention(report, charts) if report.attention else ()),
+        *_money(report, charts, made),
+        *(_attention(report, charts, made) if report.attention else ()),
         *_head_sections(report, charts, wanted=heads),
         _section("Trades", "trades", decision_sections.trades(report)),
-        _section("Gaps in the data", "gaps", sections.gaps(report)),
+        _section("Gaps in the data", "gaps", figures(made["gaps"]) if "gaps" in made else
+                 element("p", "The data have no gap.", class_="note")),
         sections.identity(report),
     )  # fmt: skip
     own = files("tracepaper.replay.report")
@@ -86,13 +95,11 @@ def page_of(report: Report, *, heads: bool = False) -> str:
             element("style", Markup(own.joinpath("page.css").read_text(encoding="utf-8"))),
         ]
     )
-    figures = element(
-        "script", json_in_script(charts.figures), id="figures", type="application/json"
-    )
+    drawn = element("script", json_in_script(charts.figures), id="figures", type="application/json")
     script = element("script", Markup(own.joinpath("page.js").read_text(encoding="utf-8")))
     parts = (
         body,
-        figures,
+        drawn,
         element("script", Markup(library), id="plotly", type="text/plain"),
         script,
     )
@@ -114,7 +121,7 @@ def _plotly() -> str:
 
 
 def _navigation(report: Report) -> Markup:
-    names = [("money", "Money"), ("refusals", "Refusals")]
+    names = [("money", "Money"), ("trading", "Trading"), ("refusals", "Refusals")]
     if report.attention:
         names += [("attention", "Attention"), ("confidence", "Confidence")]
     names += [("trades", "Trades"), ("gaps", "Gaps")]
@@ -125,40 +132,67 @@ def _section(title: str, name: str, *content: object) -> Markup:
     return element("section", element("h2", title, id=name), *content)
 
 
-def _money(report: Report, charts: _Charts) -> list[Markup]:
-    """Return the sections on money."""
+def _titled(made: dict[str, Table], key: str) -> Markup:
+    """Return a table under its own title; nothing where the report has none."""
+    if key not in made:
+        return Markup("")
+    return joined([element("h3", made[key].title), figures(made[key])])
+
+
+def _money(report: Report, charts: _Charts, made: dict[str, Table]) -> list[Markup]:
+    """Return the sections on money, trades and refusals."""
+    shown = list(report.record.bars)[:INSTRUMENTS_MAX]
     return [
         _section(
             "Money",
             "money",
             charts.put(
                 equity_chart(report),
-                "Return since the start, share lost from the peak, and the position held.",
+                "Return since the start, share lost from the peak, and the position held."
+                if report.record.every_bar
+                else "Return since the start, at the ends of days.",
             ),
-            sections.accounts(report),
+            figures(made["accounts"]),
+            element("p", "; ".join(f"{of.name}: {of.source}" for of in report.accounts) + ".",
+                    class_="note"),
+            _titled(made, "random_twins"),
+            charts.put(rolling_chart(report), "The Sharpe ratio of the thirty days before."),
             element("h3", "Months"),
             sections.months(report),
-            element("h3", "Costs"),
-            sections.costs(report),
+            _titled(made, "drawdowns"),
+            _titled(made, "costs"),
+        ),
+        _section(
+            "Trading",
+            "trading",
+            *(charts.put(price_chart(report, name), caption(report, name)) for name in shown),
+            _titled(made, "trade_groups"),
+            charts.put(trades_chart(report), "How returns and times in the market are spread."),
+            _titled(made, "trade_returns"),
+            _titled(made, "holding_times"),
         ),
         _section(
             "Refusals",
             "refusals",
-            element("p", "What the gates refused, and what it would have earned."),
+            element("p", "What the gates refused, held against the signals that they did not."),
             charts.put(
                 refusal_chart(report),
-                "In brackets: signals measured. Grey bars cannot be told from zero.",
+                "Right of zero the gate kept the better signals. Within the pale bar is what a "
+                "random gate makes.",
             ),
-            decision_sections.refusals(report),
+            figures(made["refusals"])
+            if "refusals" in made
+            else element("p", "Refusals need every bar; this run kept only some.", class_="note"),
+            _titled(made, "unfilled"),
         ),
-    ]
+    ]  # fmt: skip
 
 
-def _attention(report: Report, charts: _Charts) -> list[Markup]:
+def _attention(report: Report, charts: _Charts, made: dict[str, Table]) -> list[Markup]:
     """Return the sections on attention."""
     assert report.attention is not None
     maps = report.attention.heatmaps
-    left_out = len(maps) - HEATMAPS_MAX
+    left_out = len(maps) - INSTRUMENTS_MAX
     return [
         _section(
             "Attention",
@@ -172,7 +206,7 @@ def _attention(report: Report, charts: _Charts) -> list[Markup]:
                     f"{heatmap.instrument}: close, regime, rollout by age as a multiple of "
                     "that age's mean over the run, confidence.",
                 )
-                for heatmap in maps[:HEATMAPS_MAX]
+                for heatmap in maps[:INSTRUMENTS_MAX]
             ),
             element("p", f"{left_out} more instruments are not drawn.", class_="note")
             if left_out > 0
@@ -184,7 +218,9 @@ def _attention(report: Report, charts: _Charts) -> list[Markup]:
             charts.put(confidence_chart(report), "Decisions by confidence; pale is refused."),
             element("h3", "Winners and losers"),
             charts.put(groups_chart(report), "Mean rollout at the entries, by age."),
-            decision_sections.groups(report),
+            figures(made["entries"])
+            if "entries" in made
+            else element("p", "There are not both winners and losers to compare.", class_="note"),
             charts.put(
                 head_confidence_chart(report, report.heads),
                 "Mean confidence of every layer and head over the run.",

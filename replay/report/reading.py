@@ -11,6 +11,7 @@ import numpy as np
 
 from tracepaper.daemon.building import terms_for
 from tracepaper.daemon.config import restore
+from tracepaper.replay.backtest import ACTING_ONLY
 from tracepaper.replay.report.record import Bars, Decisions, Floats, Ints, Ledger, Row, RunRecord
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
@@ -63,6 +64,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             instruments=instruments,
             config=config,
             terms=terms_for(config),
+            every_bar=ACTING_ONLY not in stored.run.warnings,
             times_ms=times,
             bars=_bars(db, run_id, decisions, int(run["interval_ms"])),
             decisions=decisions,

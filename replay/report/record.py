@@ -82,6 +82,7 @@ class RunRecord:
     instruments: dict[str, Instrument]
     config: Config
     terms: Terms
+    every_bar: bool  # False where only steps that traded, and the ends of days, are kept
     times_ms: Ints
     bars: dict[str, Bars]
     decisions: Decisions

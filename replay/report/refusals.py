@@ -1,70 +1,99 @@
-"""Refusals by gate, and what each refused signal would have earned to its horizon.
+"""What each gate refused, held against the run's other signals and against chance.
 
-A refused signal is a forecast whose mean return and class probabilities agree on a side, as the
-attention strategy asks. It is entered at the next bar's open and left at the open one horizon
-later, at the run's configured costs: a forward return, each signal for itself. Signals overlap,
-so their sum is no account; what the gates saved as an account is the ungated twin's equity.
+A signal is a forecast whose mean return and class probabilities agree on a side, as the attention
+strategy asks. It is entered at the next bar's open and left at the open one horizon later: a
+forward return, each signal for itself. Refused and other signals pay the same costs, so the gross
+returns are compared: where every signal loses its fee, a gate that refuses at random would seem to
+save it.
+
+A gate is said to have saved, or to have cost, only where both hold at 95 %: the difference lies
+beyond its error, which counts UTC days and not signals, for those of one day share their market;
+and it lies beyond what random gates make, which refuse as many signals in the same pattern, moved
+along the run by chance.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from tracepaper.replay.report.record import Floats, Ints, RunRecord
 from tracepaper.strategies.types import GATE_ORDER
 
 ALLOWED: Final = "allowed"
-UNFILLED: Final = "unfilled"
-NOISE: Final = 2.0
-"""A mean within so many standard errors of zero says nothing."""
+LEVEL: Final = 0.95
+LEAST_DAYS: Final = 10
+"""Days with refused signals, and days with others, below which nothing is judged."""
+SAVED: Final = "saved"
+COST: Final = "cost"
+BETTER: Final = "better"
+WORSE: Final = "worse"
+NO_EVIDENCE: Final = "no evidence"
+FEW_DAYS: Final = "too few days"
+_DAY_MS: Final = 86_400_000
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How much more the other signals made than the chosen ones; returns as fractions."""
+
+    difference: float | None
+    error: float | None  # its standard error by day
+    days: int  # with chosen signals
+    low: float | None  # what random gates of equal coverage make, 95 % of them
+    high: float | None
+    sign: int  # 1 or -1 where the difference is credible, else 0
 
 
 @dataclass(frozen=True)
 class Refusal:
     """The decisions of one gate, or the allowed ones; returns in basis points of the notional.
 
-    ``standard_error_bp`` counts only signals that do not overlap. ``said`` is ``saved`` where the
-    refused signals would have lost, ``cost`` where they would have earned, ``noise`` where the
-    mean is within two standard errors of zero, and empty where nothing can be measured.
+    ``kept_better_bp`` is what the run's other signals made more than these, gross. ``said`` is
+    ``saved`` or ``cost`` of a gate, ``better`` or ``worse`` of what was allowed, where that is
+    credible; ``no evidence`` or ``too few days`` where it is not; empty without signals.
     """
 
     gate: str
     decisions: int
     signals: int  # with a side
-    measured: int  # whose horizon lies within the run
-    apart: int  # of them, that do not overlap
+    measured: int  # whose horizon lies within the run, without a hole
+    days: int  # UTC days on which they lie
     gross_bp: float | None
     net_bp: float | None
-    standard_error_bp: float | None
-    hit_rate: float | None  # share that would have earned after costs
+    others_bp: float | None  # gross, of all other signals
+    kept_better_bp: float | None
+    error_bp: float | None  # of the difference, by day
+    random_low_bp: float | None
+    random_high_bp: float | None
     said: str
 
 
 def refusals(record: RunRecord) -> list[Refusal]:
     """Return a row a gate that refused, in the order of the gates, and one of what was allowed.
 
-    Between them stands a row a reason for which the exchange would not have taken the order.
+    None of a run that kept only some of its decisions.
     """
+    if not record.every_bar:
+        return []
     refused = record.decisions.refused_by
     side, gross, net = forward_returns(record)
     names = [gate.value for gate in GATE_ORDER if bool((refused == gate.value).any())]
     found = [_row(name, refused == name, side, gross, net, record) for name in names]
-    unfilled = record.decisions.unfilled
-    found += [
-        _row(f"{UNFILLED}: {reason}", unfilled == reason, side, gross, net, record)
-        for reason in sorted(set(unfilled.tolist()) - {""})
-    ]
     return [*found, _row(ALLOWED, record.decisions.allowed, side, gross, net, record)]
 
 
 def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
     """Return each decision's side (1, -1, 0), and its gross and net return to the horizon.
 
-    Returns are fractions of the notional, NaN where the run ends before the horizon.
+    Returns are fractions of the notional, NaN where the run ends before the horizon or has a hole
+    within it: what came after a hole of months was not the signal's.
     """
     decisions, horizon = record.decisions, record.config.gate.horizon
     up = (decisions.mean_return > 0) & (decisions.p_up > decisions.p_down)
@@ -75,59 +104,123 @@ def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
         own = np.flatnonzero(decisions.instrument == name)
         ahead = np.full(own.size, np.nan)
         reached = max(own.size - horizon - 1, 0)
-        ahead[:reached] = bars.open[1 + horizon :] / bars.open[1 : 1 + reached]
+        passed_ms = bars.open_time_ms[1 + horizon :] - bars.open_time_ms[:reached]
+        whole = passed_ms == (1 + horizon) * record.interval_ms
+        made = bars.open[1 + horizon :] / bars.open[1 : 1 + reached]
+        ahead[:reached] = np.where(whole, made, np.nan)
         ratio[own] = ahead
     gross = side * (ratio - 1.0)
     return side, gross, gross - record.cost_rate * (1.0 + ratio)
 
 
 def _row(
-    name: str,
-    chosen: np.ndarray[tuple[int], np.dtype[np.bool_]],
-    side: Floats,
-    gross: Floats,
-    net: Floats,
-    record: RunRecord,
+    name: str, chosen: Mask, side: Floats, gross: Floats, net: Floats, record: RunRecord
 ) -> Refusal:
     """Return the figures of the *chosen* decisions."""
     signals = chosen & (side != 0)
-    measured = np.flatnonzero(signals & np.isfinite(net))
-    count = int(measured.size)
-    apart = sum(
-        _apart(record.decisions.open_time_ms[measured[own]], record)
-        for instrument in record.bars
-        if (own := record.decisions.instrument[measured] == instrument).any()
+    known = (side != 0) & np.isfinite(gross)
+    own = chosen[known]
+    length_ms = _DAY_MS * max(
+        1, math.ceil(record.config.gate.horizon * record.interval_ms / _DAY_MS)
     )
-    mean = 1e4 * float(net[measured].mean()) if count else None
-    spread = 1e4 * float(net[measured].std(ddof=1)) if count > 1 else None
-    error = spread / math.sqrt(apart) if spread is not None and apart > 1 else None
+    judged = judge(gross[known], own, record.decisions.open_time_ms[known] // length_ms)
     return Refusal(
         gate=name,
         decisions=int(np.count_nonzero(chosen)),
         signals=int(np.count_nonzero(signals)),
-        measured=count,
-        apart=apart,
-        gross_bp=1e4 * float(gross[measured].mean()) if count else None,
-        net_bp=mean,
-        standard_error_bp=error,
-        hit_rate=float(np.mean(net[measured] > 0)) if count else None,
-        said=_said(mean, error),
+        measured=int(np.count_nonzero(own)),
+        days=judged.days,
+        gross_bp=_mean_bp(gross[known][own]),
+        net_bp=_mean_bp(net[known][own]),
+        others_bp=_mean_bp(gross[known][~own]),
+        kept_better_bp=_bp(judged.difference),
+        error_bp=_bp(judged.error),
+        random_low_bp=_bp(judged.low),
+        random_high_bp=_bp(judged.high),
+        said=_said(judged, allowed=name == ALLOWED),
     )
 
 
-def _apart(times_ms: Ints, record: RunRecord) -> int:
-    """Return how many of the signals at *times_ms* fit one after the other without overlap."""
-    length_ms = record.config.gate.horizon * record.interval_ms
-    count, free_ms = 0, -1
-    for time_ms in times_ms.tolist():
-        if time_ms >= free_ms:
-            count, free_ms = count + 1, time_ms + length_ms
-    return count
+def judge(gross: Floats, chosen: Mask, days: Ints) -> Judgement:
+    """Return how the *chosen* of some signals did against the others.
+
+    *gross* [signal] is in order of time, and *days* [signal] numbers the days, each of them long
+    enough that a signal ends on its own or on the next.
+    """
+    count = int(np.count_nonzero(chosen))
+    lengths = np.diff(np.append(_starts(days), days.size))
+    here, there = _sums(chosen, days), _sums(~chosen, days)
+    days_here, days_there = np.count_nonzero(here), np.count_nonzero(there)
+    if not count or count == chosen.size:
+        return Judgement(None, None, int(days_here), None, None, 0)
+    means = gross[chosen].mean(), gross[~chosen].mean()
+    difference = float(means[1] - means[0])
+    if min(days_here, days_there) < LEAST_DAYS:
+        return Judgement(difference, None, int(days_here), None, None, 0)
+    pull = np.where(chosen, -(gross - means[0]) / count, (gross - means[1]) / (chosen.size - count))
+    by_day = _sums(pull, days)
+    effective = min(_effective(here), _effective(there))
+    error = math.sqrt(by_day.size / (by_day.size - 1) * float((by_day**2).sum()))
+    low, high = _random(gross, chosen, int(lengths.max()))
+    outside = difference > high or difference < low
+    clear = abs(difference) > _student(effective) * error
+    sign = int(np.sign(difference)) if outside and clear else 0
+    return Judgement(difference, error, int(days_here), low, high, sign)
 
 
-def _said(mean: float | None, error: float | None) -> str:
-    if mean is None:
+def _starts(days: Ints) -> Ints:
+    return np.flatnonzero(np.diff(days, prepend=days[:1] - 1))
+
+
+def _sums(values: npt.NDArray[Any], days: Ints) -> Floats:
+    """Return the sum of *values* on each day."""
+    summed: Floats = np.add.reduceat(values.astype(np.float64), _starts(days))
+    return summed
+
+
+def _effective(counts: Floats) -> float:
+    """Return how many days of equal size these *counts* weigh, less one: a few hold the most."""
+    return max(1.0, float(counts.sum() ** 2 / (counts**2).sum()) - 1.0)
+
+
+def _student(freedom: float) -> float:
+    """Return how many errors a difference must have at ``LEVEL``, both sides."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.5 + LEVEL / 2))
+
+
+def _random(gross: Floats, chosen: Mask, day: int) -> tuple[float, float]:
+    """Return the range of differences that random gates of equal coverage make.
+
+    They are the gate's own pattern of refusals, moved along the signals in a circle by every step
+    that takes it further than the longest *day* from where it was: as many refused, as clustered.
+    """
+    size, count = gross.size, int(np.count_nonzero(chosen))
+    moved = np.fft.irfft(
+        np.fft.rfft(gross) * np.conj(np.fft.rfft(chosen.astype(np.float64))), n=size
+    )
+    far = moved[day : size - day] if size > 2 * day else moved[1:]
+    differences = (gross.sum() - far) / (size - count) - far / count
+    low, high = np.quantile(differences, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
+    return float(low), float(high)
+
+
+def _said(judged: Judgement, *, allowed: bool) -> str:
+    if judged.difference is None:
         return ""
-    if error is None or abs(mean) <= NOISE * error:
-        return "noise"
-    return "saved" if mean < 0 else "cost"
+    if judged.error is None:
+        return FEW_DAYS
+    if not judged.sign:
+        return NO_EVIDENCE
+    if allowed:
+        return WORSE if judged.sign > 0 else BETTER
+    return SAVED if judged.sign > 0 else COST
+
+
+def _mean_bp(values: Floats) -> float | None:
+    return 1e4 * float(values.mean()) if values.size else None
+
+
+def _bp(value: float | None) -> float | None:
+    return None if value is None else 1e4 * value

@@ -2,112 +2,87 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.importers.times import iso
-from tracepaper.replay.report.document import Account, Report
+from tracepaper.replay.report.document import BUY_AND_HOLD, Report
 from tracepaper.replay.report.html import Markup, element, joined, table
-from tracepaper.replay.report.terminal import number, share
+from tracepaper.replay.report.tables import Form, Value, tone, written
+from tracepaper.replay.report.terminal import counted, span
 
 MONTHS: Final = (
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 )  # fmt: skip
-GAPS_SHOWN: Final = 100
 
 
 def heading(report: Report) -> Markup:
     """Return title, span, the figures that matter first, and what to know before believing."""
-    record, own = report.record, report.accounts[0]
-    held = report.accounts[-1].performance
-    span = f"{iso(int(record.decisions.open_time_ms.min()))} to {iso(int(record.times_ms[-1]))}"
-    done, spent = own.activity, own.costs
-    allowed = int(record.decisions.allowed.sum())
-    tiles = [
-        ("return", f"{own.performance.total_return:+.2%}"),
-        ("buy and hold", f"{held.total_return:+.2%}"),
-        ("max drawdown", f"{own.performance.max_drawdown:.2%}"),
-        ("Sharpe, a year", number(own.performance.sharpe)),
-        ("time in the market", share(done.exposure if done else None)),
-        ("closed trades", f"{done.trades:,}" if done else "–"),
-        ("paid in costs", f"{spent.gross - spent.net:,.2f}" if spent else "–"),
-        (f"allowed of {record.decisions.sequence.size:,} bars", f"{allowed:,}"),
-    ]  # fmt: skip
+    record = report.record
+    tiles = element("div", *(_tile(*of) for of in _tiles(report)), class_="tiles")
     return joined(
         [
             element("h1", f"{record.run['strategy']} on {record.run['instruments']}"),
             element(
                 "p",
                 f"Run {record.run['run_id']}, {record.run['kind']}, bars of "
-                f"{record.interval_ms // 60_000:,} min, {span}.",
+                f"{record.interval_ms // 60_000:,} min, {span(report)}, {counted(report)}.",
                 class_="lead",
             ),
-            element(
-                "div",
-                *(
-                    element(
-                        "div", element("b", value), element("span", name),
-                        class_="tile" if place else "tile first",
-                    )
-                    for place, (name, value) in enumerate(tiles)
-                ),
-                class_="tiles",
-            ),
-            element(
-                "div",
-                *(
-                    element("p", said, class_="warning" if said.startswith("Warning") else "")
-                    for said in report.sentences
-                ),
-                class_="sentences",
-            ),
-        ]
-    )  # fmt: skip
-
-
-def accounts(report: Report) -> Markup:
-    """Return the figures of every account, and where each comes from."""
-    head = (
-        "account", "end", "return", "a year", "volatility", "Sharpe", "Sortino", "drawdown",
-        "Calmar", "exposure", "turnover", "trades", "hit rate", "profit factor",
-    )  # fmt: skip
-    rows = [_account_row(of, own=place == 0) for place, of in enumerate(report.accounts)]
-    sources = "; ".join(f"{of.name}: {of.source}" for of in report.accounts)
-    chance = [
-        f"Of {of.count} random twins of {of.of} — the same {of.positions:,} positions, each with "
-        f"its side, sizes and length, at random times on the same bars and at the same costs "
-        f"(computed for this report, seed {of.seed}) — it beats {of.beaten:.0%}; their median "
-        f"ends at {of.final_median:,.2f}."
-        for of in report.random
-    ] or ["Without positions there is no random twin."]
-    return joined(
-        [
-            table(head, rows),
-            *(element("p", said) for said in chance),
-            element("p", f"{sources}. {report.annualisation}", class_="note"),
+            tiles,
+            *(element("p", said, class_="warning") for said in report.warnings),
+            _sentences(report),
         ]
     )
 
 
-def _account_row(of: Account, *, own: bool) -> list[object]:
-    figures, done = of.performance, of.activity
-    name: object = of.name
-    if own:
-        name = element("b", of.name, class_="mark")
-    return [
-        name, f"{of.end:,.2f}", f"{figures.total_return:+.2%}", _percent(figures.cagr),
-        share(figures.volatility), number(figures.sharpe), number(figures.sortino),
-        f"{figures.max_drawdown:.2%}", number(figures.calmar),
-        share(done.exposure) if done else "–", number(done.turnover) if done else "–",
-        f"{done.trades:,}" if done else "–", share(done.hit_rate) if done else "–",
-        number(done.profit_factor) if done else "–",
+def _tiles(report: Report) -> list[tuple[str, Value, Form]]:
+    """Return the figures that matter first: name, value, form."""
+    own = report.accounts[0]
+    figures, done, spent = own.performance, own.activity, own.costs
+    held = [of for of in report.accounts if of.name.startswith("held at")]
+    found: list[tuple[str, Value, Form]] = [
+        ("return", figures.total_return, "gain percent"),
+        *((f"buy and hold, {of.name}", of.performance.total_return, "gain percent") for of in held),
+    ]
+    whole = report.accounts[-1]
+    assert whole.name == BUY_AND_HOLD
+    found += [
+        ("buy and hold in full", whole.performance.total_return, "gain percent"),
+        (f"bp a day, over {figures.days:,.1f} days", _day(figures.mean_day, figures.error_day),
+         "gain bp"),
+        ("Sharpe a year", _day(figures.sharpe, figures.sharpe_error), "gain ratio"),
+        ("worst drawdown", figures.max_drawdown, "percent"),
+        ("closed trades", done.trades if done else None, "count"),
+        ("paid in costs", spent.gross - spent.net if spent else None, "money"),
     ]  # fmt: skip
+    if not held:
+        found.append(("time in the market", done.exposure if done else None, "share"))
+    return found
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:+,.1%}"
+def _day(value: float | None, error: float | None) -> Value:
+    return None if value is None else (value, error)
+
+
+def _tile(name: str, value: Value, form: Form) -> Markup:
+    return element(
+        "div",
+        element("b", written(value, form), class_=tone(value, form)),
+        element("span", name),
+        class_="tile",
+    )
+
+
+def _sentences(report: Report) -> Markup:
+    """Return what to know before believing any of it, folded under its first sentence."""
+    first, *others = report.sentences
+    return element(
+        "details",
+        element("summary", f"{first} {len(others)} more to know before believing any of it."),
+        *(element("p", said) for said in others),
+        class_="sentences",
+    )
 
 
 def months(report: Report) -> Markup:
@@ -127,47 +102,12 @@ def _tinted(value: float | None, most: float) -> Markup:
     if value is None:
         return element("td", "")
     strength = round(45 * abs(value) / most)
-    base = "var(--accent)" if value > 0 else "var(--muted)"
+    base = "var(--gain)" if value > 0 else "var(--loss)"
     return element(
         "td",
         f"{value:+.2%}",
         class_="tint",
         style=f"background: color-mix(in srgb, {base} {strength}%, transparent)",
-    )
-
-
-def costs(report: Report) -> Markup:
-    """Return what trading cost, split; gross is what would have been earned without costs."""
-    names = ("gross", "fee", "spread", "slippage", "funding", "net")
-    rows = [
-        [of.name, *(f"{asdict(of.costs)[name]:,.2f}" for name in names)]
-        for of in report.accounts
-        if of.costs is not None
-    ]
-    note = (
-        "Quote currency, positive where paid. Spread and slippage are each fill's distance from "
-        "the bar's open or the middle of the quote, whole ticks included; gross is the profit at "
-        "those reference prices, marked at the last close."
-    )
-    return joined([table(("account", *names), rows), element("p", note, class_="note")])
-
-
-def gaps(report: Report) -> Markup:
-    """Return the holes in the data."""
-    found = report.record.gaps
-    if not found:
-        return element("p", "The data have no gap.", class_="note")
-    rows = [
-        [gap["instrument"], gap["from_iso"], gap["until_iso"], gap["cause"],
-         gap["repaired_by"] or "nothing"]
-        for gap in found[:GAPS_SHOWN]
-    ]  # fmt: skip
-    more = len(found) - GAPS_SHOWN
-    return joined(
-        [
-            table(("instrument", "from", "until", "cause", "repaired by"), rows),
-            element("p", f"and {more:,} more.", class_="note") if more > 0 else "",
-        ]
     )
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
+
+import numpy as np
 
 from tracepaper.daemon.fills import Terms
 from tracepaper.replay.report.record import Ledger, Row
 from tracepaper.replay.round_trips import RoundTrip, round_trips
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_SCALE, FillModel, Instrument, Side
 
+_DAY_MS: Final = 86_400_000
 _QUANTITY_DECIMALS: Final = 18  # no instrument has more
 
 
@@ -33,6 +37,68 @@ class Trade:
     exit_reason: str
     entry_sequence: int  # of the decision that opened it
     exit_sequence: int
+
+    @property
+    def held_ms(self) -> int:
+        """How long it was held."""
+        return self.left_ms - self.entered_ms
+
+
+@dataclass(frozen=True)
+class TradeGroup:
+    """Some closed trades: all, those of one side, or those that were left for one reason."""
+
+    name: str
+    trades: tuple[Trade, ...]
+
+    @property
+    def profit(self) -> float:
+        """What they earned together."""
+        return sum(trade.profit for trade in self.trades)
+
+    @property
+    def won(self) -> float | None:
+        """The share that earned after costs."""
+        if not self.trades:
+            return None
+        return sum(trade.profit > 0 for trade in self.trades) / len(self.trades)
+
+    @property
+    def days(self) -> int:
+        """The UTC days on which one of them was left."""
+        return len({trade.left_ms // _DAY_MS for trade in self.trades})
+
+    @property
+    def mean_return(self) -> tuple[float, float | None] | None:
+        """The mean return as a fraction, and its error by the day on which each was left."""
+        if not self.trades:
+            return None
+        returns = np.array([trade.return_bp for trade in self.trades]) / 1e4
+        _, day = np.unique([trade.left_ms // _DAY_MS for trade in self.trades], return_inverse=True)
+        by_day = np.bincount(day, weights=returns - returns.mean()) / returns.size
+        mean = float(returns.mean())
+        if by_day.size < 2:  # noqa: PLR2004 (one degree of freedom is spent)
+            return mean, None
+        return mean, float(np.sqrt(by_day.size / (by_day.size - 1) * (by_day**2).sum()))
+
+    @property
+    def held_ms(self) -> float | None:
+        """The median time in the market."""
+        return float(np.median([trade.held_ms for trade in self.trades])) if self.trades else None
+
+
+def groups_of(closed: Sequence[Trade]) -> list[TradeGroup]:
+    """Return all of the *closed* trades, the long, the short, and those of each exit's reason."""
+    sides = [
+        TradeGroup(side.lower(), tuple(trade for trade in closed if trade.side == side))
+        for side in ("LONG", "SHORT")
+    ]
+    reasons = Counter(trade.exit_reason for trade in closed)
+    exits = [
+        TradeGroup(f"left: {reason}", tuple(t for t in closed if t.exit_reason == reason))
+        for reason, _ in reasons.most_common()
+    ]
+    return [TradeGroup("all", tuple(closed)), *sides, *exits]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tracepaper.replay import metrics
 
 HOUR = 3_600_000
-A_YEAR_OF_HOURS = 8_760
+DAY = 24 * HOUR
+START = 1_735_689_600_000  # 2025-01-01
 
 returns = st.lists(
     st.integers(-2_000, 2_000).map(lambda points: points / 10_000), min_size=3, max_size=200
@@ -25,16 +26,24 @@ def curve(values: list[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     return 1_000_000.0 * np.concatenate(([1.0], np.cumprod(1.0 + np.array(values))))
 
 
-@given(returns)
-def test_figures_equal_the_established_library(values: list[float]) -> None:
-    found = metrics.performance(curve(values), HOUR)
+def closes(count: int, interval_ms: int = DAY) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return the closes of so many bars from the first of January on."""
+    return START + interval_ms * np.arange(1, count + 1)
+
+
+@given(returns.filter(lambda values: len(values) >= 30))
+def test_figures_of_a_year_equal_the_established_library(values: list[float]) -> None:
+    found = metrics.performance(closes(len(values)), curve(values), DAY)
     series = np.array(values, dtype=np.float64)
-    options = {"annualization": A_YEAR_OF_HOURS}
+    options = {"annualization": 365}
+    assert found.days == len(values)
     assert found.total_return == near(empyrical.cum_returns_final(series))
     assert found.max_drawdown == near(-empyrical.max_drawdown(series))
     assert found.volatility == near(empyrical.annual_volatility(series, **options))
     assert found.sharpe == near(empyrical.sharpe_ratio(series, **options))
-    growth = float(np.log1p(series).sum()) * A_YEAR_OF_HOURS / series.size
+    assert found.mean_day == near(float(series.mean()))
+    assert found.error_day == near(float(series.std(ddof=1) / np.sqrt(series.size)))
+    growth = float(np.log1p(series).sum()) * 365 / series.size
     if growth < 600:
         expected = empyrical.cagr(series, **options)
         assert found.cagr == pytest.approx(expected, rel=1e-4, abs=1e-9)
@@ -44,13 +53,87 @@ def test_figures_equal_the_established_library(values: list[float]) -> None:
         assert found.sortino is None
 
 
+@given(returns, st.integers(0, 29 * 24 - 1))
+def test_nothing_is_a_year_s_under_thirty_days(values: list[float], more: int) -> None:
+    count = len(values) + more
+    hours = min(count, 30 * 24 - 1)
+    equity = curve((values * hours)[:hours])
+    found = metrics.performance(closes(hours, HOUR), equity, HOUR)
+    assert found.days < 30
+    annual = (
+        found.cagr, found.volatility, found.sharpe, found.sharpe_error,
+        found.probabilistic_sharpe, found.sortino, found.calmar,
+    )  # fmt: skip
+    assert annual == (None,) * 7
+    assert metrics.turnover([1e6], equity, found.days) is None
+
+
 def test_a_year_of_bars_grows_by_its_total_return() -> None:
-    equity = np.linspace(100.0, 121.0, A_YEAR_OF_HOURS + 1)
-    found = metrics.performance(equity, HOUR)
-    assert found.years == pytest.approx(1.0)
+    equity = np.linspace(100.0, 121.0, 365 * 24 + 1)
+    found = metrics.performance(closes(365 * 24, HOUR), equity, HOUR)
+    assert found.days == pytest.approx(365)
     assert found.cagr == pytest.approx(0.21)
     assert found.total_return == pytest.approx(0.21)
     assert (found.max_drawdown, found.drawdown_bars, found.calmar) == (0.0, 0, None)
+
+
+def test_days_are_those_with_bars_and_parts_of_days_are_no_whole_ones() -> None:
+    assert metrics.days_of(closes(30), DAY) == 30
+    assert metrics.days_of(closes(36, HOUR), HOUR) == 1.5
+    # Noon to noon touches 30 UTC days and covers 29.
+    assert metrics.days_of(closes(29 * 24, HOUR) + 12 * HOUR, HOUR) == 29
+    holed = np.concatenate((closes(24, HOUR), closes(24, HOUR) + 90 * DAY))
+    assert metrics.days_of(holed, HOUR) == 2
+    assert metrics.days_of(closes(10, 7 * DAY), 7 * DAY) == 70
+    assert metrics.days_in_year(7 * DAY) == pytest.approx(365 / 7)
+    assert metrics.days_of([], HOUR) == 0
+
+
+def test_midnight_ends_the_day_before() -> None:
+    times = closes(48, HOUR)
+    assert metrics.day_ends(times).tolist() == [23, 47]
+    equity = np.concatenate(([100.0], np.repeat([110.0, 99.0], 24)))
+    assert metrics.daily_returns(times, equity).tolist() == pytest.approx([0.1, -0.1])
+
+
+def test_the_error_of_a_sharpe_ratio_is_its_spread_over_many_samples() -> None:
+    """Drawn from returns with tails and skew, as paper accounts have them."""
+    chance = np.random.default_rng(7)
+    drawn = chance.gamma(2.0, 0.01, size=(4_000, 250)) - 0.018
+    ratios = drawn.mean(axis=1) / drawn.std(axis=1, ddof=1)
+    errors = [metrics.sharpe_error(row) or 0.0 for row in drawn[:400]]
+    assert float(np.mean(errors)) == pytest.approx(float(ratios.std()), rel=0.05)
+
+
+def test_the_probability_of_skill_is_half_where_there_is_none() -> None:
+    chance = np.random.default_rng(8)
+    found = [metrics.probabilistic_sharpe(row) or 0.0 for row in chance.standard_normal((500, 100))]
+    assert float(np.mean(found)) == pytest.approx(0.5, abs=0.05)
+    assert float(np.mean(np.array(found) > 0.95)) == pytest.approx(0.05, abs=0.03)
+    assert metrics.probabilistic_sharpe([0.1, 0.1, 0.1]) is None
+
+
+def test_a_rolling_ratio_is_that_of_each_window() -> None:
+    values = np.random.default_rng(9).normal(0.001, 0.01, 40)
+    times = closes(40)
+    ends, found = metrics.rolling_sharpe(times, curve(values.tolist()), DAY)
+    assert ends.tolist() == times[29:].tolist()
+    for place, ratio in enumerate(found):
+        window = values[place : place + 30]
+        assert ratio == near(empyrical.sharpe_ratio(window, annualization=365))
+    assert metrics.rolling_sharpe(times[:29], curve(values[:29].tolist()), DAY)[1].size == 0
+
+
+def test_the_worst_drawdowns_are_apart_and_deepest_first() -> None:
+    equity = [100, 120, 90, 110, 121, 60, 70]
+    times = [10, 11, 12, 13, 14, 15, 16]
+    one, two = metrics.worst_drawdowns(times, equity)
+    assert one.depth == pytest.approx(61 / 121)
+    assert (one.peak_ms, one.trough_ms) == (14, 15)
+    assert one.recovered_ms is None
+    assert (two.depth, two.peak_ms, two.trough_ms, two.recovered_ms) == (0.25, 11, 12, 14)
+    assert metrics.worst_drawdowns([1, 2, 3], [1.0, 2.0, 3.0]) == []
+    assert len(metrics.worst_drawdowns(times, equity, most=1)) == 1
 
 
 def test_drawdown_is_measured_from_the_highest_equity_so_far() -> None:
@@ -62,37 +145,61 @@ def test_drawdown_is_measured_from_the_highest_equity_so_far() -> None:
 
 
 def test_what_is_not_defined_is_none_and_never_infinite() -> None:
-    flat = metrics.performance([100.0] * 50, HOUR)
+    flat = metrics.performance(closes(50), [100.0] * 51, DAY)
     assert (flat.total_return, flat.sharpe, flat.sortino, flat.calmar) == (0.0, None, None, None)
-    single = metrics.performance([100.0], HOUR)
-    assert (single.bars, single.cagr, single.volatility) == (0, None, None)
-    wild = metrics.performance([1.0, 100.0], 60_000)
-    assert wild.cagr is None
+    assert (flat.mean_day, flat.error_day, flat.probabilistic_sharpe) == (0.0, 0.0, None)
+    single = metrics.performance([], [100.0], HOUR)
+    assert (single.bars, single.mean_day, single.cagr) == (0, None, None)
+    assert metrics.cagr(1e30, 1.0) is None
     assert metrics.profit_factor([1.0, 2.0]) is None
     assert metrics.hit_rate([]) is None
     assert metrics.exposure([]) is None
 
 
 def test_an_account_that_lost_everything_has_no_ratios() -> None:
-    ruined = metrics.performance([100.0, 50.0, -10.0, -20.0], HOUR)
+    ruined = metrics.performance(closes(40), [100.0, 50.0, *[-10.0] * 39], DAY)
     assert ruined.cagr == -1.0
     assert (ruined.sharpe, ruined.sortino, ruined.volatility) == (None, None, None)
-    assert ruined.max_drawdown == pytest.approx(1.2)
+    assert (ruined.mean_day, ruined.volatility_day) == (None, None)
+    assert ruined.max_drawdown == pytest.approx(1.1)
+
+
+def test_of_the_ends_of_days_alone_what_needs_every_bar_is_not_said() -> None:
+    values = np.random.default_rng(3).normal(0, 0.01, 24 * 40)
+    equity = curve(values.tolist())
+    whole = metrics.performance(closes(24 * 40, HOUR), equity, HOUR)
+    ends = metrics.day_ends(closes(24 * 40, HOUR))
+    kept = np.concatenate(([0], ends))  # the first bar, and the last of each day
+    part = metrics.performance(
+        closes(24 * 40, HOUR)[kept],
+        equity[np.concatenate(([0], kept + 1))],
+        HOUR,
+        every_bar=False,
+    )
+    assert (part.bars, part.max_drawdown, part.drawdown_bars, part.calmar) == (None,) * 4
+    same = ("days", "total_return", "mean_day", "error_day", "cagr", "sharpe", "sharpe_error")
+    assert [getattr(part, name) for name in same] == [getattr(whole, name) for name in same]
 
 
 def test_trades_and_exposure_are_counted() -> None:
     found = metrics.activity(
-        quantities=[0, 1, 1, 0, -2],
+        exposures=[0, 0.5, 1.0, 0, 2.0],
         notionals=[500, -300, 200],
         equity=[1_000, 1_000, 1_000, 1_000, 1_000],
         profits=[30.0, -10.0, 0.0, 20.0],
-        interval_ms=HOUR,
+        days=73.0,
     )
     assert found.exposure == pytest.approx(0.6)
-    assert found.turnover == pytest.approx(A_YEAR_OF_HOURS / 4)
+    assert found.mean_exposure == pytest.approx(0.7)
+    assert found.turnover == pytest.approx(5.0)
     assert (found.trades, found.hit_rate) == (4, 0.5)
     assert found.profit_factor == pytest.approx(5.0)
     assert found.mean_profit == pytest.approx(10.0)
+    unknown = metrics.activity(
+        exposures=None, notionals=[500], equity=[1_000], profits=[1.0], days=73.0
+    )
+    assert (unknown.exposure, unknown.mean_exposure, unknown.turnover) == (None, None, None)
+    assert unknown.trades == 1
 
 
 @given(st.lists(st.floats(min_value=-0.05, max_value=0.05), min_size=1, max_size=60))

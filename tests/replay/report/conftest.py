@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from report_cases import BTC, SAMPLE, SOL, build_report_of, cross, replayed, report_of
+from report_cases import (
+    BTC,
+    SAMPLE,
+    SOL,
+    build_report_of,
+    cross,
+    funding_file,
+    replayed,
+    report_of,
+)
 
 from tracepaper.replay.report.document import Report
 
@@ -33,6 +42,17 @@ def attention_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Replay the bundled model over 1,040 minutes after its warm-up."""
     folder = tmp_path_factory.mktemp("attention")
     return replayed(folder, "", "--data", SAMPLE, "--to", "2025-05-30T10:00:00Z")
+
+
+@pytest.fixture(scope="session")
+def full_and_acted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Report]:
+    """Replay the same eight days, with funding, once with every step and once with --log acted."""
+    made = []
+    for log in ("full", "acted"):
+        folder = tmp_path_factory.mktemp(log)
+        words = ("--data", SAMPLE, "--funding", funding_file(folder), "--log", log)
+        made.append(report_of(folder, cross(), *words))
+    return made[0], made[1]
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,27 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tracepaper.replay.report.attention_charts import confidence_chart, rollout_chart
-from tracepaper.replay.report.charts import equity_chart, exposure_share, refusal_chart, rounded
+from tracepaper.replay.report.charts import (
+    broken,
+    equity_chart,
+    exposure_share,
+    refusal_chart,
+    rounded,
+)
 from tracepaper.replay.report.document import Report
+from tracepaper.replay.report.price_charts import (
+    caption,
+    drawn_trades,
+    price_chart,
+    rolling_chart,
+    trades_chart,
+)
+from tracepaper.replay.report.refusals import ALLOWED
 
 
 def test_the_own_curve_ends_at_the_run_s_return(cross_report: Report) -> None:
@@ -13,7 +29,7 @@ def test_the_own_curve_ends_at_the_run_s_return(cross_report: Report) -> None:
     own = [trace for trace in chart["data"] if trace["name"] == "this run"]
     assert own[0]["x"][-1] == cross_report.record.times_ms[-1]
     whole = 100 * cross_report.accounts[0].performance.total_return
-    assert own[0]["y"][-1] == pytest.approx(whole, rel=1e-5)
+    assert own[0]["customdata"][-1] == pytest.approx(whole, rel=1e-5)
     assert {"buy and hold", "random twins of this run, 5–95 %"} <= {
         trace["name"] for trace in chart["data"]
     }
@@ -28,13 +44,122 @@ def test_a_short_position_between_two_marks_is_still_drawn(cross_report: Report)
     assert (shown.max(), shown.min()) == pytest.approx((share.max(), share.min()))
 
 
-def test_gates_without_signals_have_no_bar(attention_report: Report, cross_report: Report) -> None:
+def test_gates_that_cannot_be_judged_have_no_mark(
+    attention_report: Report, cross_report: Report
+) -> None:
     assert refusal_chart(cross_report) is None
-    chart = refusal_chart(attention_report)
+    assert refusal_chart(attention_report) is None  # one day
+    judged = tuple(
+        replace(row, error_bp=1.5, random_low_bp=-2.0, random_high_bp=3.0, said=said)
+        for row, said in zip(
+            [row for row in attention_report.refusals if row.measured][:3],
+            ("saved", "cost", "no evidence"),
+            strict=True,
+        )
+    )
+    chart = refusal_chart(replace(attention_report, refusals=judged))
     assert chart is not None
-    measured = [row for row in attention_report.refusals if row.measured]
-    assert len(chart["data"][0]["y"]) == len(measured)
-    assert chart["data"][0]["y"][-1].startswith(measured[0].gate)  # the first gate on top
+    band, marks = chart["data"]
+    assert (band["base"], band["x"]) == ([-2.0] * 3, [5.0] * 3)
+    assert marks["marker"]["color"] == ["var(--muted)", "var(--loss)", "var(--gain)"]
+    assert marks["error_x"]["array"] == [3.0] * 3
+    assert marks["y"][-1].startswith(judged[0].gate)  # the first gate on top
+
+
+def test_the_price_chart_marks_every_entry_and_exit_at_its_price(cross_report: Report) -> None:
+    chart = price_chart(cross_report, "linear:BTCUSDT")
+    assert chart is not None
+    marks = {trace["name"]: trace for trace in chart["data"] if trace.get("mode") == "markers"}
+    closed = cross_report.own_trades
+    entries = marks["entry long"]["x"] + marks["entry short"]["x"]
+    assert sorted(entries) == sorted(trade.entered_ms for trade in closed)
+    lost = [trade for trade in closed if trade.profit <= 0]
+    assert marks["exit, loss"]["x"] == [trade.left_ms for trade in lost]
+    assert marks["exit, loss"]["y"] == [trade.exit_price for trade in lost]
+    assert marks["exit, loss"]["marker"]["color"] == "var(--loss)"
+    assert len(lost) + len(marks["exit, gain"]["x"]) == len(closed)
+    assert "the 122 closed trades" in caption(cross_report, "linear:BTCUSDT").replace(
+        str(len(closed)), "122"
+    )
+
+
+def test_the_price_chart_counts_every_refused_signal_of_each_gate(
+    attention_report: Report,
+) -> None:
+    chart = price_chart(attention_report, "linear:BTCUSDT")
+    assert chart is not None
+    (stripes,) = (trace for trace in chart["data"] if trace["type"] == "heatmap")
+    drawn = dict(zip(stripes["y"], map(sum, stripes["z"]), strict=True))
+    refused = {
+        row.gate: row.signals
+        for row in attention_report.refusals
+        if row.signals and row.gate != ALLOWED
+    }
+    assert drawn == refused
+
+
+def test_a_price_of_many_bars_is_thinned_with_its_extremes_and_said(
+    cross_report: Report,
+) -> None:
+    bars = cross_report.record.bars["linear:BTCUSDT"]
+    chart = price_chart(cross_report, "linear:BTCUSDT")
+    assert chart is not None
+    low, high, close = chart["data"][:3]
+    assert len(close["x"]) == 800 < bars.close.size
+    assert min(low["y"]) == bars.low.min()
+    assert max(high["y"]) == bars.high.max()
+    many = cross_report.own_trades * 3
+    thick = replace(cross_report, trades={**cross_report.trades, "this run": many})
+    assert len(drawn_trades(thick, "linear:BTCUSDT")) == 300
+    assert f"300 of the {len(many):,} closed trades" in caption(thick, "linear:BTCUSDT")
+
+
+def test_no_line_crosses_a_hole_in_the_data() -> None:
+    times = np.array([10, 20, 30, 90, 100])
+    at, (shown,) = broken(times, np.arange(5.0))
+    assert at == [10, 20, 30, 89, 90, 100]
+    assert np.isnan(shown[3])
+    assert broken(np.array([5]), np.ones(1))[0] == [5]
+
+
+def test_a_benchmark_that_dwarfs_the_run_brings_a_logarithmic_scale(
+    cross_report: Report,
+) -> None:
+    plain = equity_chart(cross_report)
+    assert plain["layout"]["yaxis"]["title"]["text"] == "return, %"
+    own, *others = cross_report.curves
+    huge = replace(others[-1], equity=others[-1].equity[0] * np.linspace(1.0, 50.0, 800))
+    chart = equity_chart(replace(cross_report, curves=(own, huge)))
+    assert chart["layout"]["yaxis"]["title"]["text"] == "return, % (logarithmic)"
+    assert "0" in chart["layout"]["yaxis"]["ticktext"]
+    line = next(trace for trace in chart["data"] if trace["name"] == huge.name)
+    assert line["customdata"][-1] == 4_900  # what a pointer shows is the return itself
+    mine = next(trace for trace in chart["data"] if trace["name"] == own.name)
+    # The run takes a readable part of the height, and lost stays below zero.
+    assert abs(mine["y"][-1]) > 0.1 * max(line["y"])
+    assert (mine["y"][-1] < 0) is (mine["customdata"][-1] < 0)
+
+
+def test_gains_and_losses_of_trades_are_counted_apart(cross_report: Report) -> None:
+    chart = trades_chart(cross_report)
+    assert chart is not None
+    returns, spans = chart["data"]
+    closed = cross_report.own_trades
+    assert sum(returns["y"]) == sum(spans["y"]) == len(closed)
+    gained = sum(
+        count
+        for count, colour in zip(returns["y"], returns["marker"]["color"], strict=True)
+        if colour == "var(--gain)"
+    )
+    assert gained == sum(trade.return_bp > 0 for trade in closed)
+
+
+def test_a_short_run_has_no_rolling_ratio(cross_report: Report) -> None:
+    assert rolling_chart(cross_report) is None
+    times = 86_400_000 * np.arange(1, 41)
+    chart = rolling_chart(replace(cross_report, rolling=(times, np.linspace(-1, 1, 40))))
+    assert chart is not None
+    assert chart["data"][0]["y"][0] == -1
 
 
 def test_the_heatmap_shows_ratios_around_one(attention_report: Report) -> None:

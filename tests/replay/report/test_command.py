@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from report_cases import document, typed
+from rich.console import Console
 
 from tracepaper.replay.report.document import Report
+from tracepaper.replay.summary import show, summarise
 
 
 def test_the_terminal_names_accounts_costs_and_refusals(
@@ -17,6 +19,25 @@ def test_the_terminal_names_accounts_costs_and_refusals(
     assert (code, err) == (0, "")
     for word in ("ungated", "buy and hold", "Costs", "Months", "confidence", "Regimes", "random"):
         assert word in out
+    assert "predicted no momentum" not in out  # folded under one line
+    assert "more to know before believing any of it: --notes" in out
+    unfolded = typed(capsys, "report", "last", "--db", attention_database, "--notes")[1]
+    assert "predicted no momentum" in " ".join(unfolded.split())
+
+
+def test_a_run_of_acting_steps_counts_no_bars_and_no_refusals(
+    full_and_acted: tuple[Report, Report], capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = full_and_acted[1].record.database
+    _, out, _ = typed(capsys, "report", "last", "--db", database)
+    assert "bars not counted (--log acted)" in out
+    assert "Refused" not in out
+    assert "Worst drawdowns" not in out
+    show(Console(), summarise(database, full_and_acted[1].record.run["run_id"]))
+    out = capsys.readouterr().out
+    assert "bars decided" not in out
+    assert "Refused" not in out
+    assert "792 fills" in out
 
 
 def test_json_is_one_document_with_the_same_figures(
@@ -24,11 +45,14 @@ def test_json_is_one_document_with_the_same_figures(
 ) -> None:
     found = document(capsys, "report", "last", "--db", cross_database)
     own = found["accounts"][0]
+    figures = cross_report.accounts[0].performance
     assert own["end"] == cross_report.accounts[0].end
-    assert own["performance"]["sharpe"] == cross_report.accounts[0].performance.sharpe
+    assert own["mean_day"] == {"value": figures.mean_day, "error": figures.error_day}
+    assert own["sharpe"] is None
+    assert "nothing is annualised" in found["notes"]["accounts"][0]
     assert len(found["trades"]["this run"]) == len(cross_report.own_trades)
     assert len(found["curves"]["times_ms"]) == len(found["curves"]["equity"]["this run"])
-    assert found["random_twins"][0]["count"] == 200
+    assert found["random_twins"][0]["twins"] == 200
 
 
 def test_html_writes_one_file_and_says_where(

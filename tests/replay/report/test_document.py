@@ -7,31 +7,46 @@ import numpy as np
 import pytest
 import storage_cases as cases
 from builders import MINUTE
-from report_cases import BTC, build_report_of, cross, replayed
+from report_cases import BTC, SAMPLE, build_report_of, cross, replayed, report_of
 
-from tracepaper.replay.report.document import Report, build_report
+from tracepaper.replay.report.document import BUY_AND_HOLD, Report, build_report
+from tracepaper.replay.report.figures import tables
+from tracepaper.replay.report.page import page_of
+from tracepaper.replay.report.terminal import as_document
 from tracepaper.storage.reader import resolve
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Gap, GapCause
 
-MINUTES_A_YEAR = 525_600
+DAYS = 1_500 / 1_440
 
 
-def test_figures_equal_the_established_library(cross_report: Report) -> None:
-    equity = cross_report.record.account.equity
-    returns = equity[1:] / equity[:-1] - 1
+def test_figures_of_a_day_are_those_of_its_ends_and_of_a_year_there_are_none(
+    cross_report: Report,
+) -> None:
+    record = cross_report.record
+    equity = record.account.equity
     found = cross_report.accounts[0].performance
-    options = {"annualization": MINUTES_A_YEAR}
-    assert found.bars == returns.size == 1_500
-    assert found.total_return == pytest.approx(empyrical.cum_returns_final(returns))
-    assert found.sharpe == pytest.approx(empyrical.sharpe_ratio(returns, **options))
-    assert found.sortino == pytest.approx(empyrical.sortino_ratio(returns, **options))
-    assert found.max_drawdown == pytest.approx(-empyrical.max_drawdown(returns))
-    assert "1,500 bars" in cross_report.annualisation
-    assert "365 days, 525,600 bars" in cross_report.annualisation
+    midnight = np.flatnonzero(record.times_ms % 86_400_000 == 0)
+    ends = equity[[0, *(midnight + 1), -1]]
+    daily = ends[1:] / ends[:-1] - 1
+    assert daily.size == 2
+    assert found.bars == 1_500
+    assert found.days == pytest.approx(DAYS)
+    assert found.mean_day == pytest.approx(daily.mean())
+    assert found.error_day == pytest.approx(daily.std(ddof=1) / np.sqrt(2))
+    assert found.max_drawdown == pytest.approx(
+        -empyrical.max_drawdown(equity[1:] / equity[:-1] - 1)
+    )
+    for account in cross_report.accounts:
+        figures = account.performance
+        assert (figures.cagr, figures.sharpe, figures.volatility) == (None, None, None)
+        assert figures.probabilistic_sharpe is None
+        assert account.activity is None or account.activity.turnover is None
+    (note,) = tables(cross_report)["accounts"].notes
+    assert "1,500 bars on 1.0 days. Under 30 days nothing is annualised" in note
 
 
-def test_exposure_and_turnover_equal_a_count_by_hand(pair_report: Report) -> None:
+def test_exposure_equals_a_count_by_hand(pair_report: Report) -> None:
     record, done = pair_report.record, pair_report.accounts[0].activity
     assert done is not None
     in_market = {
@@ -40,11 +55,36 @@ def test_exposure_and_turnover_equal_a_count_by_hand(pair_report: Report) -> Non
         for time in record.bars[name].open_time_ms[held != 0]
     }
     assert done.exposure == pytest.approx(len(in_market) / record.times_ms.size)
-    traded = sum(fill["price"] * fill["quantity"] for fill in record.account.fills)
-    years = record.times_ms.size / MINUTES_A_YEAR
-    assert done.turnover == pytest.approx(traded / record.account.equity.mean() / years)
+    closes: dict[str, dict[int, float]] = {
+        name: dict(zip(bars.open_time_ms.tolist(), (bars.close * held).tolist(), strict=True))
+        for name, held in record.account.held.items()
+        if (bars := record.bars[name])
+    }
+    shares = [
+        sum(abs(of.get(time - 60_000, 0.0)) for of in closes.values()) / equity
+        for time, equity in zip(
+            record.times_ms.tolist(), record.account.equity[1:].tolist(), strict=True
+        )
+    ]
+    assert done.mean_exposure == pytest.approx(np.mean(shares))
     closed = pair_report.own_trades
     assert done.hit_rate == pytest.approx(sum(one.profit > 0 for one in closed) / len(closed))
+
+
+def test_buy_and_hold_stands_at_the_run_s_exposure_beside_the_full_one(
+    cross_report: Report,
+) -> None:
+    done = cross_report.accounts[0].activity
+    assert done is not None
+    assert done.mean_exposure is not None
+    equal, full = cross_report.accounts[-2:]
+    assert (equal.name, full.name) == (f"held at {done.mean_exposure:.2%}", BUY_AND_HOLD)
+    gained = full.end - full.start
+    assert equal.end - equal.start == pytest.approx(done.mean_exposure * gained)
+
+
+def test_a_run_that_held_nothing_has_no_exposure_to_hold(attention_report: Report) -> None:
+    assert [of.name for of in attention_report.accounts] == ["this run", "ungated", BUY_AND_HOLD]
 
 
 def test_shown_curves_start_and_end_with_the_account_and_keep_its_worst_drawdown(
@@ -69,12 +109,13 @@ def test_a_warning_of_the_run_and_the_card_s_honest_sentences_are_shown(
     attention_report: Report, tmp_path: Path
 ) -> None:
     said = " ".join(attention_report.sentences)
+    assert attention_report.warnings == ()
     assert "The model's card: For paper trading only" in said
     assert "predicted no momentum in returns" in said
     assert "Binance" in said
     config = '[market]\nsymbols = ["BTCUSDT"]\ninterval = "5"\n'
     other = build_report_of(replayed(tmp_path, config, "--data", BTC))
-    warned = [text for text in other.sentences if text.startswith("Warning: ")]
+    warned = other.warnings
     assert len(warned) == 1
     assert "trained on interval 1, and this run's is 5" in warned[0]
 
@@ -98,7 +139,8 @@ def test_progress_says_what_is_done(attention_database: Path) -> None:
 
 
 def test_a_run_without_a_decision_is_one_sentence(tmp_path: Path) -> None:
-    cases.write_run(tmp_path / "a.db", [])
+    gap = Gap(cases.BTC.id, 0, MINUTE, GapCause.ARCHIVE, "", MINUTE, MINUTE)
+    cases.write_run(tmp_path / "a.db", [cases.undecided(0, gap)])
     with pytest.raises(DataInvalid, match="has decided no bar yet"):
         build_report_of(tmp_path / "a.db")
 
@@ -109,3 +151,75 @@ def test_a_report_leaves_its_database_as_it_was(tmp_path: Path) -> None:
     located = resolve(database, "last")
     build_report_of(database, located.run_id)
     assert database.read_bytes() == before
+
+
+# ---------------------------------------------------------------- runs with --log acted
+
+
+def test_a_run_of_acting_steps_has_the_figures_by_day_of_the_whole_one(
+    full_and_acted: tuple[Report, Report],
+) -> None:
+    full, acted = full_and_acted
+    assert acted.record.times_ms.size < full.record.times_ms.size / 4
+    for name in ("this run", BUY_AND_HOLD):
+        one, two = (
+            next(of for of in report.accounts if of.name == name) for report in (full, acted)
+        )
+        assert one.end == pytest.approx(two.end, rel=1e-12)
+        assert one.performance.sharpe is two.performance.sharpe is None  # under thirty days
+        by_day = ("days", "total_return", "mean_day", "error_day", "volatility_day")
+        assert [getattr(one.performance, figure) for figure in by_day] == pytest.approx(
+            [getattr(two.performance, figure) for figure in by_day], rel=1e-9
+        )
+    assert full.accounts[0].performance.days > 8
+    assert full.record.account.funding_paid != 0
+    assert acted.accounts[0].costs == full.accounts[0].costs
+    assert np.array(acted.monthly) == pytest.approx(np.array(full.monthly))
+    figures = ("side", "profit", "entered_ms", "left_ms", "fees")
+    trades = [
+        [[getattr(of, figure) for figure in figures] for of in report.own_trades]
+        for report in full_and_acted
+    ]
+    assert trades[0] == trades[1]
+
+
+def test_what_needs_every_bar_is_refused_by_name_and_never_wrong(
+    full_and_acted: tuple[Report, Report],
+) -> None:
+    full, acted = full_and_acted
+    assert any(
+        "(--log acted)" in said and "refusals" in said and "drawdowns" in said
+        for said in acted.warnings
+    )
+    own = acted.accounts[0]
+    assert own.activity is not None
+    assert (own.performance.bars, own.performance.max_drawdown) == (None, None)
+    assert (own.activity.exposure, own.activity.mean_exposure) == (None, None)
+    assert (acted.random, acted.refusals, acted.drawdowns) == ((), (), ())
+    missing = tables(full).keys() - tables(acted).keys()
+    assert missing >= {"random_twins", "refusals", "drawdowns"}
+    whole, part = as_document(full), as_document(acted)
+    assert (part["decisions"], part["allowed"], part["curves"]["drawdown"]) == (None,) * 3
+    # What both say is the same.
+    same = ("from_ms", "until_ms", "costs", "months", "trade_groups", "holding_times")
+    assert [part[name] for name in same] == [whole[name] for name in same]
+    shown = dict(zip(acted.marks_ms.tolist(), acted.curves[0].equity.tolist(), strict=True))
+    times = full.record.times_ms.tolist()
+    known = dict(zip(times, full.record.account.equity[1:].tolist(), strict=True))
+    assert all(known.get(time, 1_000_000.0) == equity for time, equity in shown.items())
+
+
+def test_a_twin_s_fills_are_kept_among_the_acting_steps(
+    attention_report: Report, tmp_path: Path
+) -> None:
+    words = ("--data", SAMPLE, "--to", "2025-05-30T10:00:00Z", "--log", "acted")
+    acted = report_of(tmp_path, "", *words)
+    (whole,), (part,) = attention_report.record.twins, acted.record.twins
+    assert [fill["price_text"] for fill in part.fills] == [
+        fill["price_text"] for fill in whole.fills
+    ]
+    assert part.equity[-1] == whole.equity[-1]
+    assert len(acted.trades["ungated"]) == len(attention_report.trades["ungated"]) > 0
+    assert acted.attention is None
+    assert all(not of.rollout and not of.closes.size for of in acted.explained)
+    assert len(page_of(acted)) > 100_000

@@ -114,6 +114,28 @@ def test_the_charts_library_unpacks_to_what_was_installed(attention_page: str) -
     assert gzip.decompress(base64.b64decode(packed)).decode() == get_plotlyjs()
 
 
+def test_what_to_know_first_is_folded_under_one_line_and_warnings_are_not(
+    attention_page: str, evil_report: Report
+) -> None:
+    folded = attention_page.split('<details class="sentences">')[1].split("</details>", maxsplit=1)[
+        0
+    ]
+    summary, rest = folded.split("</summary>")
+    assert "Paper trading only" in summary
+    assert "<p>" not in summary
+    assert rest.count("<p>") >= 5
+    assert '<p class="warning">Warning: ' in page_of(evil_report)
+
+
+def test_losses_and_gains_have_a_sign_and_a_colour(cross_report: Report) -> None:
+    text = page_of(cross_report)
+    assert 'class="loss">-' in text
+    coloured_cells = re.findall(r'class="(gain|loss)">([^<]*)<', text)
+    assert coloured_cells
+    for tone, shown in coloured_cells:
+        assert shown.startswith("+" if tone == "gain" else "-")
+
+
 def test_the_page_asks_nobody_for_anything(attention_page: str) -> None:
     page = Page(attention_page)
     for tag, given in page.elements:

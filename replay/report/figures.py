@@ -1,0 +1,343 @@
+"""Every table of the report: what its figures are, declared once for terminal, page and JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from tracepaper.replay.metrics import DAYS_TO_ANNUALISE, YEAR_DAYS, Drawdown
+from tracepaper.replay.report.accounts import RandomTwins
+from tracepaper.replay.report.attention import Group
+from tracepaper.replay.report.document import Account, Report
+from tracepaper.replay.report.record import Row
+from tracepaper.replay.report.refusals import Refusal
+from tracepaper.replay.report.tables import Estimate, Figure, Form, Table, table
+from tracepaper.replay.report.trades import Trade, TradeGroup, groups_of
+
+LAST_TRADES: Final = 8
+GAPS_SHOWN: Final = 100
+_QUANTILES: Final = ((0.0, "least"), (0.05, "5 %"), (0.25, "25 %"), (0.5, "median"),
+                     (0.75, "75 %"), (0.95, "95 %"), (1.0, "most"))  # fmt: skip
+
+
+def _of(part: str, name: str) -> Callable[[Account], float | None]:
+    """Return how to take a figure from a *part* of an account that not every account has."""
+
+    def taken(account: Account) -> float | None:
+        found: float | None = getattr(getattr(account, part), name, None)
+        return found
+
+    return taken
+
+
+ACCOUNTS: Final = (
+    Figure[Account]("account", "account", "text", lambda of: of.name),
+    Figure[Account]("end", "end", "money", lambda of: of.end),
+    Figure[Account]("return", "return", "gain percent", lambda of: of.performance.total_return),
+    Figure[Account]("days", "days", "days", lambda of: of.performance.days),
+    Figure[Account](
+        "mean_day", "a day, bp ± error", "gain bp",
+        lambda of: _estimate(of.performance.mean_day, of.performance.error_day),
+    ),
+    Figure[Account](
+        "volatility_day", "volatility a day", "percent", lambda of: of.performance.volatility_day
+    ),
+    Figure[Account]("cagr", "a year", "gain percent", lambda of: of.performance.cagr),
+    Figure[Account](
+        "volatility", "volatility a year", "percent", lambda of: of.performance.volatility
+    ),
+    Figure[Account](
+        "sharpe", "Sharpe a year ± error", "gain ratio",
+        lambda of: _estimate(of.performance.sharpe, of.performance.sharpe_error),
+    ),
+    Figure[Account](
+        "probabilistic_sharpe", "chance of one above 0", "share",
+        lambda of: of.performance.probabilistic_sharpe,
+    ),
+    Figure[Account]("sortino", "Sortino a year", "gain ratio", lambda of: of.performance.sortino),
+    Figure[Account](
+        "max_drawdown", "worst drawdown", "percent", lambda of: of.performance.max_drawdown
+    ),
+    Figure[Account](
+        "drawdown_bars", "longest, bars", "count", lambda of: of.performance.drawdown_bars
+    ),
+    Figure[Account]("calmar", "Calmar", "gain ratio", lambda of: of.performance.calmar),
+    Figure[Account](
+        "exposure", "time in the market", "share", _of("activity", "exposure")
+    ),
+    Figure[Account](
+        "mean_exposure", "mean exposure", "percent",
+        _of("activity", "mean_exposure"),
+    ),
+    Figure[Account](
+        "turnover", "turnover a year", "ratio", _of("activity", "turnover")
+    ),
+    Figure[Account](
+        "trades", "closed trades", "count", _of("activity", "trades")
+    ),
+    Figure[Account](
+        "hit_rate", "trades won", "share", _of("activity", "hit_rate")
+    ),
+    Figure[Account](
+        "profit_factor", "profit factor", "ratio",
+        _of("activity", "profit_factor"),
+    ),
+)  # fmt: skip
+
+RANDOM: Final = (
+    Figure[RandomTwins]("account", "account", "text", lambda of: of.of),
+    Figure[RandomTwins]("positions", "positions", "count", lambda of: of.positions),
+    Figure[RandomTwins]("twins", "random twins", "count", lambda of: of.count),
+    Figure[RandomTwins]("seed", "seed", "count", lambda of: of.seed, wide=True),
+    Figure[RandomTwins]("median_end", "their median end", "money", lambda of: of.final_median),
+    Figure[RandomTwins]("beaten", "it beats", "share", lambda of: of.beaten),
+)
+
+COSTS: Final = (
+    Figure[Account]("account", "account", "text", lambda of: of.name),
+    Figure[Account]("gross", "gross", "gain", _of("costs", "gross")),
+    Figure[Account]("fee", "fee", "money", _of("costs", "fee")),
+    Figure[Account]("spread", "spread", "money", _of("costs", "spread")),
+    Figure[Account]("slippage", "slippage", "money", _of("costs", "slippage")),
+    Figure[Account]("funding", "funding", "money", _of("costs", "funding")),
+    Figure[Account]("net", "net", "gain", _of("costs", "net")),
+)
+
+MONTHS: Final = (
+    Figure[tuple[int, int, float]]("month", "month", "text", lambda of: f"{of[0]}-{of[1]:02}"),
+    Figure[tuple[int, int, float]]("return", "return", "gain percent", lambda of: of[2]),
+)
+
+DRAWDOWNS: Final = (
+    Figure[Drawdown]("peak_ms", "from", "minute", lambda of: of.peak_ms),
+    Figure[Drawdown]("trough_ms", "deepest", "minute", lambda of: of.trough_ms),
+    Figure[Drawdown]("recovered_ms", "made good", "minute", lambda of: of.recovered_ms),
+    Figure[Drawdown]("lost", "lost", "gain percent", lambda of: -of.depth),
+)
+
+TRADE_GROUPS: Final = (
+    Figure[TradeGroup]("trades_of", "trades", "text", lambda of: of.name),
+    Figure[TradeGroup]("count", "closed", "count", lambda of: len(of.trades)),
+    Figure[TradeGroup]("days", "days", "count", lambda of: of.days),
+    Figure[TradeGroup]("won", "won", "share", lambda of: of.won),
+    Figure[TradeGroup]("mean_return", "bp each ± error", "gain bp", lambda of: of.mean_return),
+    Figure[TradeGroup]("profit", "profit", "gain", lambda of: of.profit),
+    Figure[TradeGroup]("median_held_ms", "held, median", "span", lambda of: of.held_ms),
+)
+
+
+class _Spread(NamedTuple):
+    """The distribution of one measure of the closed trades."""
+
+    name: str
+    quantiles: tuple[float, ...]
+
+
+def _quantile(at: int) -> Callable[[_Spread], float]:
+    return lambda of: of.quantiles[at]
+
+
+def _spread_figures(form: Form) -> tuple[Figure[_Spread], ...]:
+    """Return the quantiles as figures, written in *form*."""
+    return (
+        Figure[_Spread]("trades_of", "trades", "text", lambda of: of.name),
+        *(
+            Figure[_Spread](name.replace(" %", "_percent"), name, form, _quantile(at))
+            for at, (_, name) in enumerate(_QUANTILES)
+        ),
+    )
+
+
+LAST: Final = (
+    Figure[Trade]("left_ms", "left", "minute", lambda of: of.left_ms),
+    Figure[Trade]("side", "side", "text", lambda of: of.side),
+    Figure[Trade]("entry_reason", "why in", "text", lambda of: of.entry_reason),
+    Figure[Trade]("exit_reason", "why out", "text", lambda of: of.exit_reason),
+    Figure[Trade]("profit", "profit", "gain", lambda of: of.profit),
+    Figure[Trade]("return", "bp", "gain bp", lambda of: of.return_bp / 1e4),
+)
+
+REFUSALS: Final = (
+    Figure[Refusal]("gate", "gate", "text", lambda of: of.gate),
+    Figure[Refusal]("decisions", "bars", "count", lambda of: of.decisions),
+    Figure[Refusal]("signals", "signals", "count", lambda of: of.signals),
+    Figure[Refusal]("measured", "measured", "count", lambda of: of.measured, wide=True),
+    Figure[Refusal]("days", "days", "count", lambda of: of.days),
+    Figure[Refusal]("gross", "gross bp", "gain bp", lambda of: _fraction(of.gross_bp)),
+    Figure[Refusal](
+        "others", "others bp", "gain bp", lambda of: _fraction(of.others_bp), wide=True
+    ),
+    Figure[Refusal]("net", "net bp", "gain bp", lambda of: _fraction(of.net_bp), wide=True),
+    Figure[Refusal](
+        "kept_better", "others better by", "gain bp",
+        lambda of: _estimate(_fraction(of.kept_better_bp), _fraction(of.error_bp)),
+    ),
+    Figure[Refusal](
+        "random_low", "random gate from", "gain bp", lambda of: _fraction(of.random_low_bp),
+        wide=True,
+    ),
+    Figure[Refusal](
+        "random_high", "to", "gain bp", lambda of: _fraction(of.random_high_bp), wide=True
+    ),
+    Figure[Refusal]("said", "it", "text", lambda of: of.said),
+)  # fmt: skip
+
+UNFILLED: Final = (
+    Figure[tuple[str, int]]("reason", "reason", "text", lambda of: of[0]),
+    Figure[tuple[str, int]]("bars", "bars", "count", lambda of: of[1]),
+)
+
+REGIMES: Final = (
+    Figure[tuple[str, int, float]]("regime", "regime", "text", lambda of: of[0]),
+    Figure[tuple[str, int, float]]("bars", "bars", "count", lambda of: of[1]),
+    Figure[tuple[str, int, float]]("share", "share", "share", lambda of: of[2]),
+)
+
+GAPS: Final = (
+    Figure[Row]("instrument", "instrument", "text", lambda of: of["instrument"]),
+    Figure[Row]("from_ms", "from", "minute", lambda of: of["from_ms"]),
+    Figure[Row]("until_ms", "until", "minute", lambda of: of["until_ms"]),
+    Figure[Row]("cause", "cause", "text", lambda of: of["cause"]),
+    Figure[Row]("repaired_by", "repaired by", "text", lambda of: of["repaired_by"] or "nothing"),
+)
+
+
+def tables(report: Report) -> dict[str, Table]:
+    """Return the tables that *report* has something for, by their keys, in the order shown."""
+    return {made.key: made for made in _tables(report)}
+
+
+def _tables(report: Report) -> Iterator[Table]:
+    record, closed = report.record, report.trades[report.shown]
+    yield table(
+        "accounts", "Accounts", ACCOUNTS, report.accounts, turned=True, notes=_annual(report)
+    )
+    if report.random:
+        yield table("random_twins", "Against chance", RANDOM, report.random, notes=(_CHANCE,))
+    spent = [of for of in report.accounts if of.costs is not None]
+    yield table("costs", "Costs (quote currency)", COSTS, spent, notes=(_COSTS_NOTE,))
+    yield table("months", "Months", MONTHS, report.monthly)
+    if report.drawdowns:
+        yield table("drawdowns", "Worst drawdowns", DRAWDOWNS, report.drawdowns)
+    if closed:
+        whose = "" if report.shown == record.account.name else f" of {report.shown}"
+        yield table(
+            "trade_groups", f"Closed trades{whose}: by side, and by why they were left",
+            TRADE_GROUPS, groups_of(closed), notes=(_TRADES_NOTE,),
+        )  # fmt: skip
+        returns, spans = _spreads(closed)
+        yield table("trade_returns", f"Spread of returns{whose}, bp", _spread_figures("gain bp"),
+                    returns)  # fmt: skip
+        yield table("holding_times", f"Spread of holding times{whose}", _spread_figures("span"),
+                    spans)  # fmt: skip
+    if own := report.own_trades:
+        last = own[-LAST_TRADES:]
+        title = f"Closed trades (the last {len(last)} of {len(own):,})"
+        yield table("last_trades", title, LAST, last)
+    yield from _decided(report)
+    if record.gaps:
+        yield table(
+            "gaps", f"Gaps in the data ({len(record.gaps):,})", GAPS, record.gaps, shown=GAPS_SHOWN
+        )
+
+
+def _decided(report: Report) -> Iterator[Table]:
+    """Yield the tables on decisions: refusals, targets not ordered, regimes, entries."""
+    record = report.record
+    if report.refusals:
+        title = f"Refused by gate, and what the signals made in {record.config.gate.horizon} bars"
+        yield table("refusals", title, REFUSALS, report.refusals, notes=_refusal_notes(report))
+    reasons = Counter(record.decisions.unfilled.tolist())
+    del reasons[""]
+    if reasons and record.every_bar:
+        title = "Unfilled (no gate refused, and no order would be taken)"
+        yield table("unfilled", title, UNFILLED, reasons.most_common())
+    if report.attention is not None:
+        every = sum(report.regimes.values())
+        rows = [(name, count, count / every) for name, count in report.regimes.items()]
+        yield table("regimes", "Regimes (where attention lay)", REGIMES, rows)
+    if report.groups and all(of.trades for of in report.groups):
+        yield table(
+            "entries",
+            f"At the entries of {report.shown}: mean ± standard error",
+            (
+                Figure[str]("measure", "measure", "text", lambda of: of.replace("_", " ")),
+                *(_entry_figure(group) for group in report.groups),
+            ),
+            list(report.groups[0].means),
+        )
+
+
+def _entry_figure(group: Group) -> Figure[str]:
+    return Figure(
+        group.name,
+        f"{group.trades} {group.name}",
+        "measure",
+        lambda of: _estimate(group.means.get(of), group.errors.get(of)),
+    )
+
+
+def _spreads(closed: Sequence[Trade]) -> tuple[list[_Spread], list[_Spread]]:
+    """Return the quantiles of return and of time held, of all, long and short trades."""
+    at = [quantile for quantile, _ in _QUANTILES]
+    returns, spans = [], []
+    for group in groups_of(closed)[:3]:
+        if group.trades:
+            made = np.quantile([trade.return_bp / 1e4 for trade in group.trades], at)
+            held = np.quantile([trade.held_ms for trade in group.trades], at)
+            returns.append(_Spread(group.name, tuple(made.tolist())))
+            spans.append(_Spread(group.name, tuple(held.tolist())))
+    return returns, spans
+
+
+def _estimate(value: float | None, error: float | None) -> Estimate | None:
+    return None if value is None else (value, error)
+
+
+def _fraction(points: float | None) -> float | None:
+    return None if points is None else points / 1e4
+
+
+_CHANCE: Final = (
+    "A random twin holds the same positions, each with its side, sizes and length, at random times "
+    "on the same bars and at the same costs. What an account earned beyond them is timing."
+)
+_COSTS_NOTE: Final = (
+    "Positive where paid. Spread and slippage are each fill's distance from the bar's open or the "
+    "middle of the quote, whole ticks included; gross is the profit at those prices."
+)
+_TRADES_NOTE: Final = "After fees, before funding; the error counts the days on which they ended."
+
+
+def _annual(report: Report) -> tuple[str, ...]:
+    """Return what the figures by day and by year are made of, and why some are not there."""
+    record, own = report.record, report.accounts[0].performance
+    bars = "" if own.bars is None else f"{own.bars:,} bars on "
+    said = f"Errors count days with bars: {bars}{own.days:,.1f} days. "
+    if own.days < DAYS_TO_ANNUALISE:
+        said += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."
+    else:
+        said += f"A year has {YEAR_DAYS} days; no risk-free rate."
+    gone = [
+        of.name for of in report.accounts if of.performance.mean_day is None and record.every_bar
+    ]
+    if gone:
+        said += f" Where nothing was left ({', '.join(gone)}) returns mean nothing (–)."
+    return (said,)
+
+
+def _refusal_notes(report: Report) -> tuple[str, ...]:
+    record = report.record
+    if not any(row.signals for row in report.refusals):
+        return ("Without a model's forecasts no signal has a side, so nothing is measured.",)
+    cost = 2e4 * record.cost_rate
+    said = (
+        f"Gross, for a round trip costs every signal {cost:.1f} bp, refused or not. “Others better "
+        "by” is ± one standard error by day. A gate saved or cost only where that is clear at 95 % "
+        "and more than a random gate of equal coverage makes; chance makes one of forty seem to "
+        "save."
+    )
+    return (said,)

@@ -1,0 +1,254 @@
+"""The charts of trading: price with entries, exits and refused signals; trades; rolling Sharpe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from tracepaper.replay.importers.times import iso
+from tracepaper.replay.report.charts import (
+    ACCENT,
+    GAIN,
+    INK,
+    LOSS,
+    MUTED,
+    SOFT,
+    Figure,
+    axis,
+    broken,
+    layout,
+    line,
+    rounded,
+)
+from tracepaper.replay.report.document import Report
+from tracepaper.replay.report.record import Bars, Floats, Ints
+from tracepaper.replay.report.refusals import forward_returns
+from tracepaper.replay.report.tables import written
+from tracepaper.replay.report.trades import Trade
+from tracepaper.strategies.types import GATE_ORDER
+
+POINTS_MAX: Final = 800
+TRADES_MAX: Final = 300
+COLUMNS: Final = 200
+BINS: Final = 40
+_STRIPES: Final = [[0.0, "var(--paper)"], [0.001, "var(--heat-low)"], [0.5, "var(--heat-mid)"],
+                   [1.0, "var(--heat-high)"]]  # fmt: skip
+
+
+def drawn_trades(report: Report, instrument: str) -> list[Trade]:
+    """Return the trades of *instrument* that its price chart marks: all, or evenly chosen ones."""
+    own = [trade for trade in report.trades[report.shown] if trade.instrument == instrument]
+    if len(own) <= TRADES_MAX:
+        return own
+    places = np.linspace(0, len(own) - 1, TRADES_MAX).round().astype(np.int64)
+    return [own[place] for place in places]
+
+
+def price_chart(report: Report, instrument: str) -> Figure | None:
+    """Return the price with its trades, over what each gate refused there; None where too short."""
+    record, bars = report.record, report.record.bars[instrument]
+    if not record.every_bar or bars.close.size < 2:  # noqa: PLR2004 (a line takes two points)
+        return None
+    times, low, high, close = _stretches(bars, record.interval_ms)
+    at, (shown,) = broken(times, close)
+    over, (low, high) = _folded(times, low, high, close)
+    data = [
+        line(over, low, "", {"width": 0}, hoverinfo="skip", showlegend=False),
+        line(over, high, "low to high", {"width": 0}, fill="tonexty", fillcolor=SOFT,
+             hoverinfo="skip"),
+        line(at, shown, "close", {"color": INK, "width": 1.1}, hovertemplate="%{y}"),
+        *_marks(drawn_trades(report, instrument)),
+    ]  # fmt: skip
+    stripes = _refused(report, instrument)
+    room = 0.045 * len(stripes["y"]) + 0.06 if stripes else 0.0
+    more: Figure = {}
+    if stripes:
+        data.append({**stripes, "yaxis": "y2"})
+        more["yaxis2"] = axis(domain=[0.0, room - 0.06], showgrid=False, automargin=True,
+                              autorange="reversed")  # fmt: skip
+    return {
+        "data": data,
+        "layout": layout(
+            420 + (24 * len(stripes["y"]) if stripes else 0),
+            hovermode="closest",
+            xaxis=axis(type="date", anchor="y2" if stripes else "y", showgrid=False),
+            yaxis=axis("price", domain=[room, 1.0]),
+            **more,
+        ),
+    }
+
+
+def _stretches(bars: Bars, interval_ms: int) -> tuple[Ints, Floats, Floats, Floats]:
+    """Return closes' times, lowest, highest and last price of even stretches of bars."""
+    size = bars.close.size
+    starts = np.linspace(0, size, min(size, POINTS_MAX), endpoint=False).astype(np.int64)
+    ends = np.append(starts[1:], size) - 1
+    return (
+        bars.open_time_ms[ends] + interval_ms,
+        np.minimum.reduceat(bars.low, starts),
+        np.maximum.reduceat(bars.high, starts),
+        bars.close[ends],
+    )
+
+
+def _folded(
+    times: Ints, low: Floats, high: Floats, close: Floats
+) -> tuple[list[int], tuple[Floats, Floats]]:
+    """Return the band between *low* and *high* folded to nothing over every hole."""
+    _, (shown,) = broken(times, close)
+    holes = np.flatnonzero(np.isnan(shown))
+    holes -= np.arange(holes.size)  # places in times of the first point after each
+    edges = np.concatenate((times[holes - 1] + 1, times[holes] - 1))
+    prices = np.concatenate((close[holes - 1], close[holes]))
+    places = np.concatenate((holes, holes))
+    over = np.insert(times, places, edges).tolist()
+    return over, (np.insert(low, places, prices), np.insert(high, places, prices))
+
+
+def _marks(trades: Sequence[Trade]) -> list[Figure]:
+    """Return entries by side, and exits by what came of them."""
+    found = []
+    for side, symbol in (("LONG", "triangle-up"), ("SHORT", "triangle-down")):
+        of = [trade for trade in trades if trade.side == side]
+        found.append(
+            _points(
+                f"entry {side.lower()}",
+                [trade.entered_ms for trade in of],
+                [trade.entry_price for trade in of],
+                [trade.entry_reason for trade in of],
+                {"symbol": symbol, "size": 8, "color": ACCENT},
+            )
+        )
+    for name, won, colour, symbol in (
+        ("exit, gain", True, GAIN, "circle-open"), ("exit, loss", False, LOSS, "x-thin-open"),
+    ):  # fmt: skip
+        of = [trade for trade in trades if (trade.profit > 0) is won]
+        found.append(
+            _points(
+                name,
+                [trade.left_ms for trade in of],
+                [trade.exit_price for trade in of],
+                [f"{trade.exit_reason}, {trade.profit:+,.2f}" for trade in of],
+                {"symbol": symbol, "size": 7, "color": colour, "line": {"width": 1.6}},
+            )
+        )
+    return [trace for trace in found if trace["x"]]
+
+
+def _points(
+    name: str, times: list[int], prices: list[float], said: list[str], marker: Figure
+) -> Figure:
+    return {
+        "type": "scatter", "mode": "markers", "name": name, "x": times, "y": rounded(prices, 8),
+        "text": [_plain(text) for text in said], "marker": marker,
+        "hovertemplate": "%{text}<br>%{y} at %{x}<extra></extra>",
+    }  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    """Return *text* so that the chart's library takes none of it for a tag."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _refused(report: Report, instrument: str) -> Figure | None:
+    """Return how many signals each gate refused over time, a gate a row; None without any."""
+    record, decisions = report.record, report.record.decisions
+    side = forward_returns(record)[0]
+    own = (decisions.instrument == instrument) & (side != 0)
+    names = [gate.value for gate in GATE_ORDER]
+    gates = [name for name in names if (own & (decisions.refused_by == name)).any()]
+    if not gates:
+        return None
+    opens = record.bars[instrument].open_time_ms
+    edges = np.linspace(opens[0], opens[-1] + record.interval_ms, COLUMNS + 1)
+    counts = [
+        np.histogram(decisions.open_time_ms[own & (decisions.refused_by == name)], edges)[0]
+        for name in gates
+    ]
+    return {
+        "type": "heatmap", "x": (0.5 * (edges[1:] + edges[:-1])).round().astype(np.int64).tolist(),
+        "y": gates, "z": [row.tolist() for row in counts], "colorscale": _STRIPES, "ygap": 2,
+        "showscale": False, "hovertemplate": "%{y} refused %{z} signals<extra></extra>",
+    }  # fmt: skip
+
+
+def trades_chart(report: Report) -> Figure | None:
+    """Return how returns and times in the market are spread; None below two closed trades."""
+    closed = report.trades[report.shown]
+    if len(closed) < 2:  # noqa: PLR2004 (a spread takes two)
+        return None
+    returns = np.array([trade.return_bp for trade in closed])
+    spans = np.log10(np.maximum([trade.held_ms for trade in closed], 1.0))
+    counts, middles, width = _histogram(returns, centre=True)
+    times, at, long = _histogram(spans, centre=False)
+    names = [written(10.0**value, "span") for value in at]
+    ticks = [place for place in (1e3, 6e4, 6e5, 3.6e6, 3.6e7, 8.64e7, 8.64e8)
+             if at[0] - long <= np.log10(place) <= at[-1] + long]  # fmt: skip
+    return {
+        "data": [
+            {
+                "type": "bar", "x": rounded(middles), "y": counts.tolist(), "width": width,
+                "marker": {"color": [GAIN if value > 0 else LOSS for value in middles]},
+                "hovertemplate": "%{x:+.1f} bp: %{y:,}<extra></extra>",
+            },
+            {
+                "type": "bar", "x": rounded(at), "y": times.tolist(), "width": long,
+                "marker": {"color": MUTED}, "xaxis": "x2", "yaxis": "y2", "text": names,
+                "textposition": "none", "hovertemplate": "%{text}: %{y:,}<extra></extra>",
+            },
+        ],
+        "layout": layout(
+            260, showlegend=False, hovermode="closest", bargap=0.04,
+            xaxis=axis("return of a trade, bp", domain=[0.0, 0.47], showgrid=False),
+            yaxis=axis("trades"),
+            xaxis2=axis("held (logarithmic)", domain=[0.55, 1.0], anchor="y2", showgrid=False,
+                        tickvals=[float(np.log10(place)) for place in ticks],
+                        ticktext=[written(place, "span") for place in ticks]),
+            yaxis2=axis(anchor="x2"),
+        ),
+    }  # fmt: skip
+
+
+def _histogram(values: Floats, *, centre: bool) -> tuple[Ints, Floats, float]:
+    """Return counts, middles and width of bins; far values join the outermost.
+
+    With *centre* zero is an edge, so that no bin holds gains and losses.
+    """
+    low, high = np.quantile(values, (0.01, 0.99))
+    width = float(max(high - low, 1e-9)) / BINS
+    first = np.floor(low / width) * width if centre else low
+    edges = first + width * np.arange(BINS + 2)
+    counts, _ = np.histogram(values.clip(edges[0], edges[-1]), edges)
+    return counts, 0.5 * (edges[1:] + edges[:-1]), width
+
+
+def rolling_chart(report: Report) -> Figure | None:
+    """Return the Sharpe ratio of the thirty days before each day's end; None for a shorter run."""
+    times, ratio = report.rolling
+    if times.size < 2:  # noqa: PLR2004 (a line takes two points)
+        return None
+    at, (shown,) = broken(times, ratio)
+    return {
+        "data": [
+            line(at, shown, "Sharpe of 30 days", {"color": ACCENT, "width": 1.6},
+                 hovertemplate="%{y:+.2f}")
+        ],
+        "layout": layout(
+            220, showlegend=False, xaxis=axis(type="date", showgrid=False),
+            yaxis=axis("Sharpe, 30 days", zeroline=True, zerolinecolor=MUTED),
+        ),
+    }  # fmt: skip
+
+
+def caption(report: Report, instrument: str) -> str:
+    """Return what the price chart shows, and what it leaves out."""
+    every = sum(trade.instrument == instrument for trade in report.trades[report.shown])
+    drawn = len(drawn_trades(report, instrument))
+    marked = f"{drawn:,} of the {every:,}" if drawn < every else f"the {every:,}"
+    first = iso(int(report.record.bars[instrument].open_time_ms[0]))[:10]
+    return (
+        f"{instrument} from {first}: {marked} closed trades of {report.shown}; below, fuller "
+        "colour is more signals refused by that gate."
+    )

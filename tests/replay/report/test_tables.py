@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from tracepaper.replay.report import figures
+from tracepaper.replay.report.document import Account, Report
+from tracepaper.replay.report.page import page_of
+from tracepaper.replay.report.tables import Figure, Form, Table, Value, table, tone, written
+from tracepaper.replay.report.terminal import as_document, show
+
+
+def printed(report: Report) -> str:
+    console = Console(file=io.StringIO(), width=80, color_system="standard", force_terminal=True)
+    show(console, report)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_figure_declared_once_is_on_the_terminal_on_the_page_and_in_json(
+    cross_report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = Figure[Account]("planted", "planted figure", "gain", lambda of: of.end + 0.125)
+    monkeypatch.setattr(figures, "ACCOUNTS", (*figures.ACCOUNTS, planted))
+    end = cross_report.accounts[0].end + 0.125
+    assert "planted figure" in printed(cross_report)
+    assert f"{end:+,.2f}" in printed(cross_report)
+    page = page_of(cross_report)
+    assert "<td>planted figure</td>" in page
+    assert f"{end:+,.2f}" in page
+    assert as_document(cross_report)["accounts"][0]["planted"] == end
+
+
+@pytest.mark.parametrize("name", ["COSTS", "TRADE_GROUPS", "DRAWDOWNS", "RANDOM", "REFUSALS"])
+def test_a_column_of_any_table_is_in_all_three(
+    cross_report: Report, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    planted = Figure[object]("planted", "new", "text", lambda _of: "seen")
+    monkeypatch.setattr(figures, name, (getattr(figures, name)[0], planted))
+    assert "seen" in printed(cross_report)
+    assert "<td>seen</td>" in page_of(cross_report).replace(' class="text"', "")
+    assert '"planted": "seen"' in json.dumps(as_document(cross_report))
+
+
+def test_the_page_and_json_have_every_table(cross_report: Report, pair_report: Report) -> None:
+    for report in (cross_report, pair_report):
+        made, document, page = figures.tables(report), as_document(report), page_of(report)
+        for key, one in made.items():
+            assert document[key] == one.documents()
+            assert not one.notes or document["notes"][key] == one.notes
+            if key not in ("accounts", "months", "last_trades", "refusals", "gaps"):
+                assert one.title in page
+        json.dumps(document, allow_nan=False)
+
+
+def test_nothing_is_cut_off_on_a_terminal_of_eighty_columns(
+    cross_report: Report, attention_report: Report
+) -> None:
+    for report in (cross_report, attention_report):
+        lines = printed(report).splitlines()
+        assert not [line for line in lines if "…" in line]
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "expected", "colour"),
+    [
+        (-0.0123, "gain percent", "-1.23 %", "loss"),
+        (0.0123, "gain percent", "+1.23 %", "gain"),
+        (0.0, "gain", "+0.00", ""),
+        (1234.5, "money", "1,234.50", ""),
+        ((-0.00012, 0.00034), "gain bp", "-1.2 ± 3.4", "loss"),
+        ((1.5, None), "gain ratio", "+1.50", "gain"),
+        (None, "gain", "–", ""),
+        ("", "text", "–", ""),
+        (90_000, "span", "1.5 min", ""),
+        (172_800_000, "span", "2 d", ""),
+        (1_748_246_400_000, "minute", "2025-05-26 08:00", ""),
+        (1_234, "count", "1,234", ""),
+    ],
+)
+def test_values_are_written_with_their_sign_and_unit(
+    value: Value, form: Form, expected: str, colour: str
+) -> None:
+    assert written(value, form) == expected
+    assert tone(value, form) == colour
+
+
+def test_a_loss_is_red_and_a_gain_green_on_a_terminal(cross_report: Report) -> None:
+    out = printed(cross_report)
+    earned = cross_report.accounts[0].performance.total_return
+    assert earned < 0
+    assert f"\x1b[31m{earned:+.2%}".replace("%", " %") in out
+
+
+def test_json_has_all_rows_and_people_see_the_first() -> None:
+    made: Table = table(
+        "many", "Many", (Figure[int]("n", "n", "count", lambda of: of),), range(500), shown=100
+    )
+    assert len(made.documents()) == 500
+    assert made.documents()[3] == {"n": 3}
+    pair = table("pair", "", (Figure[float]("x", "x", "bp", lambda of: (of, 0.5)),), [2.0])
+    assert pair.documents() == [{"x": {"value": 2.0, "error": 0.5}}]
