@@ -43,7 +43,11 @@ MONEY = Decimal("1e-10")
 PROGRAM = [sys.executable, "-m", "tracepaper.daemon.cli"]
 KINDS = (
     "drop", "delay", "duplicate", "reorder", "malformed", "stall", "disconnect", "refuse",
-    "retcode_10006", "http_403", "missing_close", "revised_close", "late_close",
+    "retcode_10006", "http_403", "missing_close", "revised_close", "late_close", "early_confirm",
+    "off_grid", "double_close", "implausible_close", "ahead_candle", "ahead_book", "ahead_ticker",
+    "ahead_trade", "foreign_frame", "crossed_book", "deep_book", "http_status", "retcode", "redirect",
+    "hang", "malformed_body", "lying_time", "empty_page", "short_page", "foreign_page",
+    "foreign_window", "off_grid_page", "implausible_page",
 )  # fmt: skip
 
 
@@ -98,7 +102,9 @@ time_scale = {served["speed"]}
 ban_silence_s = 2.0
 data_watchdog_s = 2.0
 requests_per_s = 20.0
+request_timeout_s = 1.0
 backoff_max_s = 1.0
+trades = true
 [strategy]
 {strategy}
 [sizing]
@@ -160,6 +166,11 @@ class Daemon:
         if (code := self._process.poll()) is not None:
             tail = self.log.read_text(errors="replace")[-600:]
             raise RoundFailed(f"{self.name} ended by itself with {code}: {tail}")
+
+    def tail(self) -> str:
+        """Return the end of the log from the last traceback on, or its last lines."""
+        text = self.log.read_text(errors="replace")
+        return text[max(text.rfind("Traceback"), len(text) - 3_000, 0) :]
 
     def stop(self) -> None:
         """Stop by SIGTERM; it must end within 8 s with exit code 0."""
@@ -295,6 +306,12 @@ def check_account(db: sqlite3.Connection, name: str) -> int:
     return count
 
 
+def check_log(daemon: Daemon) -> None:
+    """A daemon that lived through every fault says so in sentences."""
+    if "Traceback (most recent call last)" in daemon.log.read_text(errors="replace"):
+        raise RoundFailed(f"{daemon.name} logged a traceback, see below\n{daemon.tail()}")
+
+
 # ---------------------------------------------------------------- rounds
 
 
@@ -323,7 +340,11 @@ def play(seed: int, *, bars: int, speed: float, every_s: float) -> Outcome:
         check(daemons[1].database, data, "model")
         if outcome.fills < FEWEST_FILLS:
             raise RoundFailed(f"sma has only {outcome.fills} fills")
-        if silent := [kind for kind in KINDS if not fired.get(kind)]:
+        for daemon in daemons:
+            check_log(daemon)
+        if strange := set(fired) ^ set(KINDS):
+            raise RoundFailed(f"the exchange's faults are others than ours: {sorted(strange)}")
+        if silent := [kind for kind in KINDS if not fired[kind]]:
             raise RoundFailed(f"these faults never fired: {', '.join(silent)}")
         return outcome
 
@@ -379,9 +400,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="rounds at a time")
-    parser.add_argument("--bars", type=int, default=900)
+    parser.add_argument("--bars", type=int, default=1_500)
     parser.add_argument("--speed", type=float, default=1_200.0)
-    parser.add_argument("--fault-every", type=float, default=1.0)
+    parser.add_argument("--fault-every", type=float, default=0.6)
     wanted = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     began = time.monotonic()
