@@ -45,8 +45,8 @@ KINDS = (
     "drop", "delay", "duplicate", "reorder", "malformed", "stall", "disconnect", "refuse",
     "retcode_10006", "http_403", "missing_close", "revised_close", "late_close", "early_confirm",
     "off_grid", "double_close", "implausible_close", "ahead_candle", "ahead_book", "ahead_ticker",
-    "ahead_trade", "foreign_frame", "crossed_book", "deep_book", "http_status", "retcode", "redirect",
-    "hang", "malformed_body", "lying_time", "empty_page", "short_page", "foreign_page",
+    "ahead_trade", "foreign_frame", "crossed_book", "deep_book", "http_status", "retcode",
+    "redirect", "hang", "malformed_body", "lying_time", "empty_page", "short_page", "foreign_page",
     "foreign_window", "off_grid_page", "implausible_page",
 )  # fmt: skip
 
@@ -307,7 +307,7 @@ def check_account(db: sqlite3.Connection, name: str) -> int:
 
 
 def check_log(daemon: Daemon) -> None:
-    """A daemon that lived through every fault says so in sentences."""
+    """Look for tracebacks: what goes wrong is said in sentences."""
     if "Traceback (most recent call last)" in daemon.log.read_text(errors="replace"):
         raise RoundFailed(f"{daemon.name} logged a traceback, see below\n{daemon.tail()}")
 

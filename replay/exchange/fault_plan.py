@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tracepaper.replay.exchange.faults import (
+    KLINE_PATH,
     LIES_MS,
     PLAIN_FRAME_KINDS,
     REST_KINDS,
@@ -62,12 +63,16 @@ class FaultPlan:
 def _dealt(kind: FaultKind, number: int) -> Fault:
     """Return the schedule's fault of *kind*, *number* choosing its status, code, lie or aim.
 
-    Half of the plain frame faults aim at candles.
+    Half of the plain frame faults aim at candles, half of the lies stand on a page of them.
     """
+    aim = ""
+    if number % 2:
+        aim = CANDLES if kind in PLAIN_FRAME_KINDS else aim
+        aim = KLINE_PATH if kind is FaultKind.LYING_TIME else aim
     return Fault(
         kind,
-        topic=CANDLES if kind in PLAIN_FRAME_KINDS and number % 2 else "",
-        ms=LIES_MS[number % len(LIES_MS)] if kind is FaultKind.LYING_TIME else 0,
+        topic=aim,
+        ms=LIES_MS[number // 2 % len(LIES_MS)] if kind is FaultKind.LYING_TIME else 0,
         provoke=kind in REST_KINDS,
         status=STATUSES[number % len(STATUSES)] if kind is FaultKind.HTTP_STATUS else 0,
         code=RETCODES[number % len(RETCODES)] if kind is FaultKind.RETCODE else 0,

@@ -153,6 +153,7 @@ RETCODES: Final = (
 LIES_MS: Final = (3_600_000, -3_600_000, 10 * 86_400_000, -10 * 86_400_000, 2**62, -(2**62))
 """How far off the schedule lets the server's time be."""
 TIME_PATH: Final = "/v5/market/time"
+KLINE_PATH: Final = "/v5/market/kline"
 AIMED_AT: Final[dict[FaultKind, str | tuple[str, ...]]] = {
     **FORGED_BEFORE,
     FaultKind.FOREIGN_FRAME: ("orderbook.", "tickers.", "publicTrade."),

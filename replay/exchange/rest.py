@@ -11,6 +11,7 @@ from tracepaper.replay.exchange.answers import instruments_page
 from tracepaper.replay.exchange.channels import encode
 from tracepaper.replay.exchange.faults import (
     ANSWER_KINDS,
+    KLINE_PATH,
     PAGE_KINDS,
     TIME_PATH,
     Fault,
@@ -27,7 +28,6 @@ from tracepaper.replay.exchange.venue import Venue
 TOO_MANY_VISITS: Final = Refused(10006, "Too many visits. Exceeded the API Rate Limit.")
 DEFAULT_STATUS: Final = 500
 DEFAULT_CODE: Final = 10016
-KLINE_PATH: Final = "/v5/market/kline"
 REQUESTS_PER_WINDOW: Final = 600
 REQUEST_WINDOW_S: Final = 5.0
 FORBIDDEN: Final = """<!DOCTYPE html>

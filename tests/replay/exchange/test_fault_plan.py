@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from tracepaper.replay.exchange.fault_plan import FaultPlan, plan_from, read_plan
-from tracepaper.replay.exchange.faults import LIES_MS, REST_KINDS, RETCODES, STATUSES, FaultKind
+from tracepaper.replay.exchange.faults import (
+    KLINE_PATH,
+    LIES_MS,
+    REST_KINDS,
+    RETCODES,
+    STATUSES,
+    FaultKind,
+)
 from tracepaper.strategies.errors import ConfigInvalid
 
 
@@ -50,9 +57,10 @@ def test_the_schedule_draws_from_every_status_code_and_lie() -> None:
     drawn = {
         "status": {one.status for one in dealt if one.kind is FaultKind.HTTP_STATUS},
         "code": {one.code for one in dealt if one.kind is FaultKind.RETCODE},
-        "lie": {one.ms for one in dealt if one.kind is FaultKind.LYING_TIME},
+        "lie": {(one.ms, one.topic) for one in dealt if one.kind is FaultKind.LYING_TIME},
     }
-    assert drawn == {"status": set(STATUSES), "code": set(RETCODES), "lie": set(LIES_MS)}
+    lies = {(lie_ms, path) for lie_ms in LIES_MS for path in ("", KLINE_PATH)}
+    assert drawn == {"status": set(STATUSES), "code": set(RETCODES), "lie": lies}
     assert {one.topic for one in dealt if one.kind is FaultKind.DROP} == {"", "kline."}
 
 
