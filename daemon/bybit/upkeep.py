@@ -67,7 +67,6 @@ class Upkeep:
         if ahead_ms <= 0:
             return True
         if self._pushed_ms + ahead_ms > self._ahead_ms:
-            self.doubt_time()
             return False
         self._pushed_ms += ahead_ms
         self._clock.observe(server_ms)

@@ -367,7 +367,6 @@ class Wire:
         levels = self._books.setdefault(book.topic, Levels())
         if not is_snapshot and not levels.is_known:
             return self._too_soon("orderbook", book.topic)
-        _bounded(book.data.b, book.data.a, instrument)
         sides = (_levels(book.data.b, instrument), _levels(book.data.a, instrument))
         if not self._observe(max(book.ts, book.cts)):
             if not is_snapshot:

@@ -44,6 +44,7 @@ from tracepaper.strategies.types import (
 
 ID = BITCOIN.id
 HOUR = 3_600_000
+KINDS = ("kline", "orderbook")
 
 
 def known(minute: int) -> FeedStart:
@@ -596,8 +597,26 @@ async def test_a_book_that_lost_its_state_is_subscribed_anew() -> None:
         crossed = book(now_ms + 2, "7.0", "6.0")
         await server.send(book(now_ms + 1), crossed, {**crossed, "type": "delta"})
         await run.expect(lambda: server.subscribed().count(topic) == 2)
+        for later in range(3, 9):
+            await server.send(book(now_ms + later))
+        began_s = run.clock.network_s()
+        await run.expect(lambda: run.clock.network_s() > began_s + 10)
+        assert server.subscribed().count(topic) == 2
         left = [one["args"] for one in server.received if one["op"] == "unsubscribe"]
         assert left == [[topic]]
+
+
+@pytest.mark.parametrize("planted", ["a book", "a candle in a frame of now"])
+async def test_whatever_is_dated_ahead_has_the_time_read_anew(planted: str) -> None:
+    async with ScriptedServer() as server, live(server, data_watchdog_s=1e9) as run:
+        await close_honestly(run, 0, 1)
+        now_ms, asked = run.clock.market_ms(), len(server.asked("time"))
+        later = kline(START_MS + 5 * MINUTE, ts=now_ms)
+        await server.send(book(now_ms + 4_900) if planted == "a book" else later)
+        await until(lambda: sum(run.feed.counters[f"ahead.{kind}"] for kind in KINDS))
+        began_s = run.clock.network_s()
+        await run.expect(lambda: len(server.asked("time")) > asked)
+        assert run.clock.network_s() - began_s <= 2  # and not after half a minute
 
 
 async def test_each_kind_of_refusal_is_said_once() -> None:
