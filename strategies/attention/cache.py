@@ -28,14 +28,15 @@ class TailRing:
         shape: tuple[int, ...],
         dim: int,
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
-        """Make a ring over rows of *shape* with time inserted at *dim*."""
+        """Make a ring on *device* over rows of *shape* with time inserted at *dim*."""
         if kept < 0 or slack < 1:
             raise AttentionInvalid(
                 f"A ring that keeps {kept} rows with room for {slack} holds nothing; enlarge it."
             )
         full = (*shape[:dim], kept + slack, *shape[dim:])
-        self._rows = torch.zeros(full, dtype=dtype)
+        self._rows = torch.zeros(full, dtype=dtype, device=device)
         self._dim = dim - len(full)  # counted from the last dimension
         self._kept = kept
         self._end = kept
@@ -117,10 +118,17 @@ class WrapRing:
     For history that every bar writes and few read: no moves, no spike.
     """
 
-    def __init__(self, *, capacity: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
         if capacity < 1:
             raise AttentionInvalid(f"A ring of {capacity} rows holds nothing; enlarge it.")
-        self._rows = torch.zeros((capacity, *shape), dtype=dtype)
+        self._rows = torch.zeros((capacity, *shape), dtype=dtype, device=device)
         self._written = 0
 
     def __len__(self) -> int:

@@ -74,7 +74,8 @@ def _one_row(layer: Layer, mask: Mask, row: int) -> Tensor:
 
 def visible_counts(time: int, mask: Mask, rows: Sequence[int] | Tensor | None = None) -> Tensor:
     """Return how many keys each row (of all, or the chosen ones) sees: int64 [row]."""
-    at = torch.arange(time) if rows is None else torch.as_tensor(check_rows(rows, time))
+    wanted = range(time) if rows is None else check_rows(rows, time)
+    at = torch.tensor(list(wanted), dtype=torch.int64, device="cpu")
     match mask.kind:
         case MaskKind.FULL:
             return torch.full_like(at, time)

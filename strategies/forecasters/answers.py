@@ -36,7 +36,8 @@ def forecasts(
         x[0].double().numpy()
         for x in (outputs.mean, outputs.log_scale, outputs.dof, outputs.log_variance)
     )
-    logits = outputs.direction_logits[0].double() / torch.tensor(temperature)[:, None]
+    logits = outputs.direction_logits[0].double()
+    logits = logits / logits.new_tensor(temperature)[:, None]
     p_down, p_flat, p_up = torch.softmax(logits, dim=-1).numpy().transpose(2, 0, 1)
     # The scale of a Student-t is not its standard deviation.
     stdev = np.exp(scale) * np.sqrt(dof / (dof - 2.0)) * root

@@ -87,8 +87,10 @@ class Probe:
         self.names = model.schema.names
         self.rows: Rows = np.nan_to_num(block.values[block.first :], nan=0.0, posinf=0, neginf=0)
         self._network = model.network
-        self._rows = torch.from_numpy(self.rows)
-        self._positions = torch.tensor([bar.open_time_ms // bar.interval_ms for bar in decided])
+        device = next(model.network.parameters()).device
+        self._rows = torch.from_numpy(self.rows).to(device)
+        places = [bar.open_time_ms // bar.interval_ms for bar in decided]
+        self._positions = torch.tensor(places, device=device)
         self._index = forecaster.horizons.index(horizon)
         self.scale = sigma * math.sqrt(horizon)  # one standard deviation to the horizon
         self._temperature = model.temperature[self._index]
@@ -100,7 +102,7 @@ class Probe:
     def without(self, bars: Sequence[int]) -> Figures:
         """Return what the network says when the rows of *bars* (0 is the oldest) are neutral."""
         rows = self._rows.clone()
-        rows[torch.tensor(list(bars), dtype=torch.int64)] = 0.0
+        rows[torch.tensor(list(bars), dtype=torch.int64, device=rows.device)] = 0.0
         with torch.inference_mode():
             outputs = self._network(rows[None], self._positions)
         logits = outputs.direction_logits[0, -1, self._index].double() / self._temperature
@@ -112,7 +114,7 @@ class Probe:
         """Return the integrated gradients of the mean return over the path from neutral rows."""
         moved = integrated_gradients(self._mean, self._rows, nodes=nodes)
         neutral = self.without(range(len(self.rows))).mean_return
-        return Contributions(moved.numpy(), self.figures().mean_return, neutral)
+        return Contributions(moved.cpu().numpy(), self.figures().mean_return, neutral)
 
     def _mean(self, rows: Tensor) -> Tensor:
         """Return the mean return [] of *rows* [bar, feature], differentiably."""

@@ -31,6 +31,8 @@ from tracepaper.strategies.types import Calibration
 
 AnyNetwork = TypeVar("AnyNetwork", FlashNetwork, InformerNetwork)
 PATHS: Final = ("step", "scan")
+HALF_BACKENDS: Final = ("flash_attn", "cudnn")
+"""Kernels that multiply half numbers alone: a network runs in bfloat16 where one is asked for."""
 _PROBE_BARS: Final = 64
 _QUANTILES_MAX: Final = 1_000
 _PROBE_SEED: Final = 20_240_501
@@ -73,14 +75,16 @@ def build(
         require_memory(
             _need(config, instruments), config.window, available_bytes=free_bytes, name="window"
         )
+    place = torch.device(device)
     if isinstance(config, InformerConfig):
-        model = _window_model(card, _loaded(lambda: InformerNetwork(config), tensors))
-        return WindowedForecaster(model, threads=threads, backend=chosen)
-    flash = restore(card, tensors)
+        informer = _loaded(lambda: InformerNetwork(config), tensors).to(place)
+        return WindowedForecaster(_window_model(card, informer), threads=threads, backend=chosen)
+    flash = restore(card, tensors).to(place)
     if config.mask == "full":
         flash.backend = chosen
+        dtype = "bfloat16" if chosen in HALF_BACKENDS else "float32"
         model = _window_model(card, flash)
-        return WindowedForecaster(model, threads=threads, backend=chosen)
+        return WindowedForecaster(model, threads=threads, backend=chosen, dtype=dtype)
     return StreamingForecaster(_model(card, flash), path=path, threads=threads)
 
 
@@ -96,14 +100,15 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
     """Return the name of what attends when *wanted* is asked for: ``auto`` or a name.
 
     A stream attends by ``tiles`` of its own and an informer by ``probsparse``; a network over
-    whole windows by one of the kernels. Raises ``ConfigInvalid`` for another device, and that or
-    ``AttentionInvalid`` for a name that cannot be had.
+    whole windows by one of the kernels; ``flash_attn`` and ``cudnn`` multiply in bfloat16. Raises
+    ``ConfigInvalid`` for a device that is not there, and that or ``AttentionInvalid`` for a name
+    that cannot be had.
     """
-    if device != "cpu":
-        raise ConfigInvalid(f"model.device is {device!r}; a bar is stepped on the cpu.")
+    require_device(device)
     config = _architecture(card)
     if isinstance(config, FlashConfig) and config.mask == "full":
-        return kernels.resolve(wanted, device, torch.float32)
+        dtype = torch.bfloat16 if wanted in HALF_BACKENDS else torch.float32
+        return kernels.resolve(wanted, device, dtype)
     own = "probsparse" if isinstance(config, InformerConfig) else BACKEND
     if wanted not in ("auto", own):
         raise ConfigInvalid(
@@ -111,6 +116,30 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
             f"set it to auto or {own}."
         )
     return own
+
+
+def require_device(device: str) -> None:
+    """Raise ``ConfigInvalid`` where PyTorch has no such *device*, and say what is missing."""
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        return
+    if kind != "cuda":
+        raise ConfigInvalid(f"model.device is {shown(device)}; choose cpu, cuda or cuda:N.")
+    if not torch.backends.cuda.is_built():
+        raise ConfigInvalid(
+            f"model.device is {device!r}, but this PyTorch ({torch.__version__}) is built without "
+            "CUDA; install a CUDA build of torch, or set cpu."
+        )
+    if not torch.cuda.is_available():
+        raise ConfigInvalid(
+            f"model.device is {device!r}, but PyTorch finds no CUDA device; check the driver with "
+            "nvidia-smi, or set cpu."
+        )
+    if number and int(number) >= torch.cuda.device_count():
+        raise ConfigInvalid(
+            f"model.device is {device!r}, and there are {torch.cuda.device_count()} CUDA devices; "
+            "choose one from cuda:0 on."
+        )
 
 
 def _architecture(card: Mapping[str, Any]) -> FlashConfig | InformerConfig:

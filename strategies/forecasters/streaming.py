@@ -70,7 +70,7 @@ class StreamingForecaster:
         self.horizons = config.horizons
         self.calibration = model.calibration
         self.path = path
-        self.device = "cpu"
+        self.device = str(model.network.slopes.device)
         self.dtype = "float32"
         self.causal = True
         self.chunk_bars = CHUNK_BARS  # scan in multiples of it: a shorter part costs as much

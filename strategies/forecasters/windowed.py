@@ -54,7 +54,9 @@ class Look(NamedTuple):
     confidence: Tensor  # [layer, head]
 
 
-def look(network: InformerNetwork | FlashNetwork, x: Tensor, positions: Tensor) -> Look:
+def look(
+    network: InformerNetwork | FlashNetwork, x: Tensor, positions: Tensor, *, half: bool = False
+) -> Look:
     """Forecast one window *x* [1, window, features] and explain its last bar.
 
     *positions* int64 [window] are absolute bar numbers. No attention matrix is stored.
@@ -65,7 +67,9 @@ def look(network: InformerNetwork | FlashNetwork, x: Tensor, positions: Tensor) 
         sure = [decided_confidence(rows, rows.weights.shape[-1] - 1)[0] for rows in attended]
         top = attended[-1].weights.shape[-1] - 1
         return Look(outputs, rollout_stages(stages, [top]), torch.stack(sure))
-    every, traces = network.trace(x, positions)
+    # What explains is never rounded to half numbers: only the network runs in them.
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        every, traces = network.trace(x, positions)
     queries = [trace.query for trace in traces]
     keys = [trace.key for trace in traces]
     sums = [trace.logsumexp for trace in traces]
@@ -116,7 +120,10 @@ class _Window:
 class WindowedForecaster:
     """A window network behind the ``Forecaster`` protocol, for many instruments."""
 
-    def __init__(self, model: WindowModel, *, threads: int, backend: str) -> None:
+    def __init__(
+        self, model: WindowModel, *, threads: int, backend: str, dtype: str = "float32"
+    ) -> None:
+        """Answer by *model* where its weights are; *dtype* bfloat16 multiplies in half numbers."""
         self.model = model
         self.model_id = model.model_id
         self.model_sha256 = model.sha256
@@ -124,8 +131,9 @@ class WindowedForecaster:
         self.horizons = model.network.config.horizons
         self.calibration = model.calibration
         self.path = "step"
-        self.device = "cpu"
-        self.dtype = "float32"
+        self._place = next(model.network.parameters()).device
+        self.device = str(self._place)
+        self.dtype = dtype
         self.threads = threads
         self.backend = backend
         self.causal = False
@@ -174,10 +182,12 @@ class WindowedForecaster:
 
     def _look(self, window: _Window) -> Look:
         known = window.rows.view()
-        x = torch.from_numpy(known[:, :-1].astype(np.float32))[None]
-        positions = torch.from_numpy(known[:, -1].astype(np.int64))
+        x = torch.from_numpy(known[:, :-1].astype(np.float32))[None].to(self._place)
+        positions = torch.from_numpy(known[:, -1].astype(np.int64)).to(self._place)
         with torch.inference_mode():
-            return look(self._network, x, positions)
+            seen = look(self._network, x, positions, half=self.dtype == "bfloat16")
+        rollout = Rollout(seen.rollout.weights.cpu(), seen.rollout.l1_error.cpu())
+        return Look(seen.outputs.cpu(), rollout, seen.confidence.float().cpu())
 
     def _by_age(self, window: _Window, seen: Look) -> NDArray[np.float64]:
         positions = window.rows.view()[:, -1].astype(np.int64)

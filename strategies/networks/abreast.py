@@ -80,22 +80,26 @@ class AbreastNetwork(StreamingNetwork):
         for state, block in zip(states, blocks, strict=True):
             state.expire(int(block))
             columns += state.columns.take(block[None]).tolist()
-        rollout = torch.zeros(len(rows), 1, states[0].columns.width)
-        rollout[torch.arange(len(rows)), 0, torch.tensor(columns)] = 1.0
-        places = torch.from_numpy(positions)
+        rows, device = rows.to(self.device), self.device
+        rollout = torch.zeros(len(rows), 1, states[0].columns.width, device=device)
+        own = torch.tensor(columns, device=device)
+        rollout[torch.arange(len(rows), device=device), 0, own] = 1.0
+        places = torch.from_numpy(positions).to(device)
         hidden, rollout, told = self._layers_abreast(streams, rows, places, rollout)
-        visible = torch.tensor([state.count + 1 for state in states])
+        visible = torch.tensor([state.count + 1 for state in states], device=device)
         confidence, history = self._figures(told, rollout, visible)
         streams.advance()
         for at, state in enumerate(states):
             state.history.push(history[at : at + 1])
             state.positions.push(places[at : at + 1])
             state.attended_pairs += self.config.layers * min(state.count, self.config.window)
+        rollout = rollout.cpu()
         by_age = [
             state.columns.by_age(rollout[at : at + 1].numpy(), blocks[at : at + 1])
             for at, state in enumerate(states)
         ]
-        return Advance(self.network.read_out(hidden), confidence, np.concatenate(by_age))
+        outputs = self.network.read_out(hidden).cpu()
+        return Advance(outputs, confidence.cpu(), np.concatenate(by_age))
 
     def _layers_abreast(
         self, streams: Abreast, rows: Tensor, places: Tensor, rollout: Tensor

@@ -30,6 +30,10 @@ class Outputs(NamedTuple):
         kept = [None if x is None else x[:, :bars] for x in self]
         return Outputs._make(kept)
 
+    def cpu(self) -> Outputs:
+        """Return the outputs on the CPU, without a copy where they are there."""
+        return Outputs._make(None if x is None else x.cpu() for x in self)
+
 
 class Heads(nn.Module):
     """One linear layer over the last state; its slices become ``Outputs``."""

@@ -57,14 +57,14 @@ class LayerState(NamedTuple):
     rollout: TailRing
 
     @classmethod
-    def empty(cls, config: FlashConfig, width: int) -> LayerState:
+    def empty(cls, config: FlashConfig, width: int, device: torch.device) -> LayerState:
         """Return the state before the first bar, for rollout rows of *width* columns."""
         kept, slack = config.window - 1, _slack(config.window)
         shape = (config.heads, config.head_dim)
         return cls(
-            TailRing(kept=kept, slack=slack, shape=shape, dim=1),
-            TailRing(kept=kept, slack=slack, shape=shape, dim=1),
-            TailRing(kept=kept, slack=slack, shape=(width,), dim=0),
+            TailRing(kept=kept, slack=slack, shape=shape, dim=1, device=device),
+            TailRing(kept=kept, slack=slack, shape=shape, dim=1, device=device),
+            TailRing(kept=kept, slack=slack, shape=(width,), dim=0, device=device),
         )
 
     def write(self, key: Tensor, value: Tensor, rollout: Tensor) -> None:
@@ -92,15 +92,17 @@ class StreamState:
         config = network.config
         self.columns = _columns(config)
         width = self.columns.width
-        self.layers = [LayerState.empty(config, width) for _ in range(config.layers)]
+        device = network.slopes.device
+        self.layers = [LayerState.empty(config, width, device) for _ in range(config.layers)]
         kept, slack = config.window - 1, _slack(config.window)
-        self.places = TailRing(kept=kept, slack=slack, shape=(), dim=0, dtype=torch.int64)
+        whole = torch.int64
+        self.places = TailRing(kept=kept, slack=slack, shape=(), dim=0, dtype=whole, device=device)
         fits = config.receptive_field <= HISTORY_BARS_MAX
         capacity = config.receptive_field if fits else 1
         # Of each bar, layer and head: query, key and logsumexp.
         shape = (config.layers, config.heads, 2 * config.head_dim + 1)
-        self.history = WrapRing(capacity=capacity, shape=shape, dtype=torch.float32)
-        self.positions = WrapRing(capacity=capacity, shape=(), dtype=torch.int64)
+        self.history = WrapRing(capacity=capacity, shape=shape, dtype=torch.float32, device=device)
+        self.positions = WrapRing(capacity=capacity, shape=(), dtype=whole, device=device)
         self.count = 0  # bars taken in since the last clear
         self.attended_pairs = 0  # pairs of query and visible key, over all layers, ever
 

@@ -52,7 +52,7 @@ _MASS_TOLERANCE: Final = 1e-3
 
 
 class Advance(NamedTuple):
-    """What the network says of the bars just taken in, of one stream or one bar of each."""
+    """What the network says of the bars just taken in, on the CPU: of one stream or of each."""
 
     outputs: Outputs  # tensors [1, bars, …]
     confidence: Tensor  # [bars, layer, head], 1 - H / ln n
@@ -90,7 +90,8 @@ class StreamingNetwork:
         self._scale = self.config.head_dim**-0.5
         # Relative to a tile, key 0 is the oldest that its first query sees. So of the first keys
         # query r no longer sees those before r, and of the last it does not yet see those after.
-        square = torch.full((TILE_BARS, TILE_BARS), _HIDDEN)
+        self.device = network.slopes.device
+        square = torch.full((TILE_BARS, TILE_BARS), _HIDDEN, device=self.device)
         self._gone, self._future = square.tril(-1), square.triu(1)
 
     @torch.inference_mode()
@@ -108,18 +109,20 @@ class StreamingNetwork:
         columns = state.columns.take(blocks)
         bars = len(columns)
         filling = (CHUNK_BARS if padded else bars) - bars
-        rows = pad(rows[:bars], (0, 0, 0, filling))
-        places = torch.from_numpy(positions[np.arange(bars + filling).clip(max=bars - 1)])
-        rollout = torch.zeros(bars + filling, state.columns.width)
-        rollout[torch.arange(bars), torch.from_numpy(columns)] = 1.0
+        rows = pad(rows[:bars].to(self.device), (0, 0, 0, filling))
+        at = positions[np.arange(bars + filling).clip(max=bars - 1)]
+        places = torch.from_numpy(at).to(self.device)
+        rollout = torch.zeros(bars + filling, state.columns.width, device=self.device)
+        own = torch.from_numpy(columns).to(self.device)
+        rollout[torch.arange(bars, device=self.device), own] = 1.0
         hidden, rollout, confidence = self._layers(state, rows, places, rollout, bars)
         state.positions.push(places[:bars])
         state.places.advance(bars)
         state.count += bars
         return Advance(
-            outputs=self.network.read_out(hidden).first(bars),
-            confidence=confidence,
-            rollout=state.columns.by_age(rollout[:bars].numpy(), blocks[:bars]),
+            outputs=self.network.read_out(hidden).first(bars).cpu(),
+            confidence=confidence.cpu(),
+            rollout=state.columns.by_age(rollout[:bars].cpu().numpy(), blocks[:bars]),
         )
 
     def history(self, state: StreamState) -> tuple[Ids, list[tuple[Tensor, Tensor, Tensor]]]:
@@ -149,7 +152,7 @@ class StreamingNetwork:
                 first = (query[:, :, :early], key[:, :, :early])
                 logsumexp[:, :, :early] = attend(*first, first[1], Mask.causal()).logsumexp
             layers.append((query, key, logsumexp))
-        ids: Ids = positions.numpy()
+        ids: Ids = positions.cpu().numpy()
         return ids, layers
 
     def _layers(
@@ -168,7 +171,9 @@ class StreamingNetwork:
             queries.append(projected.query[0])
             keys.append(projected.key[0])
             figures.append(seen.figures)
-        visible = (torch.arange(bars) + state.count + 1).clamp(max=self.config.window)
+        visible = (torch.arange(bars, device=self.device) + state.count + 1).clamp(
+            max=self.config.window
+        )
         state.attended_pairs += self.config.layers * int(visible.sum())
         told = [torch.stack(x)[:, :, :bars] for x in (queries, keys, figures)]
         confidence, history = self._figures(told, rollout[:bars], visible)
