@@ -59,7 +59,7 @@ def sample_keys(time: int, mask: Mask, *, factor: int = FACTOR, seed: int) -> Te
     _check_mask(mask)
     generator = torch.Generator().manual_seed(seed)
     count = _top(time, factor)
-    chance = torch.rand(time, count, generator=generator, dtype=torch.float64)
+    chance = torch.rand(time, count, generator=generator, dtype=torch.float64, device="cpu")
     return (chance * visible_counts(time, mask)[:, None]).long()
 
 

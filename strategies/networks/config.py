@@ -25,7 +25,7 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "heads": (1, 256),
     "window": (1, _WINDOW_MAX),
     "interval_minutes": (1, 100_800),
-    "factor": (1, 100),
+    "factor": (1, 20),
     "mlp_ratio": (0.01, 64),
     "horizons": (1, 1_000_000),
     "quantiles": (0, 1),

@@ -36,7 +36,7 @@ ABSURD: Final[tuple[object, ...]] = (
     {},
     {"a": {"b": []}},
 )
-INFORMER: Final = InformerConfig(dim=8, layers=2, heads=2, window=16, factor=2)
+INFORMER: Final = InformerConfig(dim=8, layers=2, heads=2, window=40, factor=2)
 QUANTILES: Final = [0.01 * place for place in range(1, 100)]
 
 
