@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +36,7 @@ from tracepaper.daemon.models import load_forecaster, warnings_for
 from tracepaper.daemon.opening import Opened, Opening, filters_for, open_run, was_served
 from tracepaper.daemon.outside import Listener
 from tracepaper.daemon.ports import Clock, Think
+from tracepaper.daemon.rehearsal import refuse_size, rehearse_engine
 from tracepaper.daemon.runner import drive
 from tracepaper.daemon.supervisor import Supervisor
 from tracepaper.daemon.thinker import WorkerThinker, no_model
@@ -137,6 +139,10 @@ class Daemon:
 
     async def _serve(self, audit: SqlAuditLog) -> None:
         config, clock = self._config, self._clock
+        forecaster = None
+        if needs_forecaster(config):
+            forecaster = await asyncio.to_thread(load_forecaster, config, beside=self._database)
+        rehearse_engine(config, forecaster)  # what is wrong here is said before the network is
         silence = Silence(clock=clock, waiting=self._supervisor.declare)
         settings = RestSettings.of(config.exchange)
         async with Rest(settings, clock=clock, rng=self._rng, silence=silence) as rest:
@@ -148,9 +154,8 @@ class Daemon:
                 filters_for(config, await rest.instrument(category, symbol))
                 for symbol in config.market.symbols
             ]
-            forecaster = None
-            if needs_forecaster(config):
-                forecaster = await asyncio.to_thread(load_forecaster, config, beside=self._database)
+            if not rest.is_proven:
+                await self._refuse_sizes(instruments, rest)
             # In a thread, since another process may have the database locked.
             opened = await asyncio.to_thread(
                 open_run,
@@ -173,6 +178,15 @@ class Daemon:
                 await self._drive(opened, forecaster, rest, audit)
             finally:
                 audit.end(clock.wall_ms())
+
+    async def _refuse_sizes(self, instruments: Sequence[Instrument], rest: Rest) -> None:
+        """Refuse, at the first start, a size that is no order; later it is a decision's reason."""
+        for item in instruments:
+            price = Decimal(0)
+            if self._config.sizing.mode == "fixed":
+                last = (await rest.tickers(item.category, item.symbol)).last_price
+                price = Decimal(last or 0)
+            refuse_size(self._config, item, price)
 
     async def _drive(
         self, opened: Opened, forecaster: Forecaster | None, rest: Rest, audit: SqlAuditLog

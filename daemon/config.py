@@ -180,7 +180,7 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except UnicodeDecodeError:
         raise ConfigInvalid(f"{path} is not UTF-8 text; save it as UTF-8.") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also more digits than a number may have
         raise ConfigInvalid(f"{path} is not TOML: {error}; correct that line.") from None
 
 

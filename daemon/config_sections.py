@@ -23,6 +23,8 @@ from pydantic import (
 )
 
 from tracepaper.daemon.config_values import (
+    CASH_MAX,
+    NOTIONAL_MAX,
     SYMBOLS_MAX,
     Exact,
     Fraction,
@@ -51,6 +53,7 @@ INTERVAL_MS: Final = {
 }
 """Bybit's interval names, in milliseconds."""
 
+YEAR_MS: Final = 31_536_000_000
 MODULE_CLASS: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 SQLITE: Final = "sqlite:///"
 
@@ -185,9 +188,9 @@ class Model(Section):
 class GateRules(Section):
     """What a forecast must pass; thresholds are numbers, or qX of the model's calibration slice."""
 
-    late_ms: int | None = Field(default=None, ge=0)
+    late_ms: int | None = Field(default=None, ge=0, le=YEAR_MS)
     """Most market milliseconds from a bar's close to its decision; one interval if absent."""
-    stale_ms: int | None = Field(default=None, ge=0)
+    stale_ms: int | None = Field(default=None, ge=0, le=YEAR_MS)
     """Most market milliseconds of age of the newest quote; one interval if absent."""
     plausible: Positive = Decimal(100)
     """At most this many usual ranges (median of high - low) between a close and the last one."""
@@ -234,11 +237,11 @@ class Sizing(Section):
     """notional, fixed (quantity), tanh (of the expected return) or volatility (a target)."""
     quantity: Positive = Decimal(1)
     """Quantity in base coin for fixed."""
-    notional: Positive = Decimal(10_000)
+    notional: Annotated[Exact, Field(gt=0, le=NOTIONAL_MAX)] = Decimal(10_000)
     """Quote currency of a full position for notional, tanh and volatility."""
-    scale: Positive = Decimal(1)
+    scale: Annotated[Exact, Field(gt=0, le=1_000)] = Decimal(1)
     """Strength of tanh: expected return in standard deviations is multiplied by it."""
-    target_volatility: Positive = Decimal("0.01")
+    target_volatility: Annotated[Exact, Field(gt=0, le=1)] = Decimal("0.01")
     """Wanted standard deviation of the position's return to the horizon, as a fraction."""
     rebalance: Fraction = Decimal("0.25")
     """A standing target of the same side is kept unless the new one differs by more than this."""
@@ -279,7 +282,7 @@ class Risk(Section):
 class AccountRules(Section):
     """The paper account."""
 
-    cash: Positive = Decimal(100_000)
+    cash: Annotated[Exact, Field(gt=0, le=CASH_MAX)] = Decimal(100_000)
     """Cash at the start, in quote currency."""
 
 

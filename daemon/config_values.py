@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from types import NoneType, UnionType
 from typing import Annotated, Final, Literal, Union, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
@@ -15,6 +16,11 @@ from pydantic.fields import FieldInfo
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_LIMIT, MONEY_SCALE
 
 MONEY_MAX: Final = MONEY_LIMIT // MONEY_SCALE
+CASH_MAX: Final = MONEY_MAX // 2
+"""Of an account at its start: what it earns must fit as well."""
+NOTIONAL_MAX: Final = MONEY_MAX // 4
+"""Of one order: prices may still rise."""
+DIGITS_MAX: Final = 40
 QUANTILE: Final = re.compile(r"^q(0(\.\d+)?|1(\.0+)?)$")
 SYMBOLS_MAX: Final = 50
 INTERVAL: Final = re.compile(r"(?P<count>\d{0,4}) ?(?P<unit>m|min|h|H|d|D|w|W)")
@@ -44,6 +50,7 @@ def _exact(value: object) -> object:
     if isinstance(value, Decimal):
         if not value.is_finite():
             raise ValueError("write a finite number")
+        _bounded(value)
         if len(plain(value).partition(".")[2]) > MONEY_DECIMALS:
             raise ValueError(f"write at most {MONEY_DECIMALS} decimals")
     return value
@@ -63,7 +70,14 @@ def _threshold(value: object) -> object:
         raise ValueError('write a number such as "0.62" or a quantile such as "q0.5"') from None
     if not number.is_finite():
         raise ValueError("write a finite number")
+    _bounded(number)
     return plain(number)
+
+
+def _bounded(value: Decimal) -> None:
+    """Refuse a number that would fill the memory as soon as it is written out."""
+    if value and (abs(value.adjusted()) > DIGITS_MAX or len(value.as_tuple().digits) > DIGITS_MAX):
+        raise ValueError(f"write a number of at most {DIGITS_MAX} digits")
 
 
 def symbol_name(text: str) -> str:
@@ -114,11 +128,22 @@ def address(*schemes: str) -> AfterValidator:
     """Accept an address of one of *schemes*, without its trailing slash."""
 
     def check(value: str) -> str:
-        if not re.match(rf"^({'|'.join(schemes)})://[^/\s]+", value):
-            raise ValueError(f"write an address that starts with {schemes[-1]}://")
+        if not re.match(rf"^({'|'.join(schemes)})://[^/\s]+", value) or not _has_host(value):
+            raise ValueError(
+                f"write an address that starts with {schemes[-1]}:// and names a host, with a "
+                "port from 1 to 65535 if it needs one"
+            )
         return value.rstrip("/")
 
     return AfterValidator(check)
+
+
+def _has_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 Exact = Annotated[Decimal, BeforeValidator(_exact)]

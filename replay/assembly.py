@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from tracepaper.daemon.config_sections import INTERVAL_MS
 from tracepaper.daemon.describing import describe_run
 from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.models import load_forecaster, warnings_for
+from tracepaper.daemon.rehearsal import refuse_size
 from tracepaper.replay.feed import ArchiveFeed
 from tracepaper.replay.importers import Candles, FundingRates
 from tracepaper.replay.instruments import archive_instrument
@@ -128,6 +130,9 @@ def build(  # noqa: PLR0913 - the options of a replay
     config = resolved(config, FillModel.NEXT_OPEN)
     candles = [_fitted(part, config) for part in candles]
     instruments = _instruments(candles)
+    for part in candles:
+        (item,) = (item for item in instruments if item.symbol == part.symbol)
+        refuse_size(config, item, Decimal(int(part.open[0])).scaleb(-part.price_decimals))
     forecaster = None
     if needs_forecaster(config):
         forecaster = load_forecaster(config, beside=database, path=path)

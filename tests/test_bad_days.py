@@ -444,7 +444,7 @@ async def test_a_daemon_killed_at_any_step_goes_on_with_nothing_lost(tmp_path: P
                 running.minute = decided
                 await running.until(server.subscribed)
                 await running.close_bars(lived - decided)
-        async with daemon(server, database) as last:
+        async with daemon(server, database, exchange=hasty) as last:
             last.minute = 17
             await last.until(lambda: any(isinstance(s.event, ModelChange) for s in last.steps))
     check_record(database, bars=17)

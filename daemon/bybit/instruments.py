@@ -13,7 +13,6 @@ from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     MONEY_LIMIT,
-    MONEY_SCALE,
     Category,
     Instrument,
 )
@@ -89,26 +88,6 @@ def instrument_from(
             "minutes; it was left out, ask for another symbol."
         )
     return instrument
-
-
-def check_range(instrument: Instrument, *, price: int, quantity: int) -> None:
-    """Refuse an instrument whose money would not fit 64 bits.
-
-    *price* and *quantity* are the largest that the run can meet, in the instrument's units. Money
-    is an integer of 10⁻¹⁰, so 64 bits hold 922 million. Raises ``ConfigInvalid``.
-    """
-    notional = (
-        price
-        * quantity
-        * MONEY_SCALE
-        // POWERS[instrument.price_decimals + instrument.quantity_decimals]
-    )
-    if notional > MONEY_LIMIT:
-        raise ConfigInvalid(
-            f"A position of {instrument.id} could be worth {notional // MONEY_SCALE} "
-            f"{instrument.quote_coin}, more than the {MONEY_LIMIT // MONEY_SCALE} that an account "
-            "can hold; lower sizing.quantity or sizing.notional."
-        )
 
 
 def rescaled(fresh: Instrument, kept: Instrument) -> Instrument:

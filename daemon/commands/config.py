@@ -44,10 +44,12 @@ def init(
 
 @app.command()
 def check(config: ConfigOption = None, *, json: JsonOption = False) -> None:
-    """Read the configuration with the environment, and say whether it can be used."""
+    """Build all that a run is built of, without the network, and say whether it can start."""
     from tracepaper.daemon.config import load
+    from tracepaper.daemon.rehearsal import rehearse
 
     loaded = load(config)
+    rehearse(loaded, loaded.storage.path)
     if json:
         print_json({"valid": True, "config_sha256": loaded.sha256()})
     else:

@@ -11,7 +11,6 @@ from bybit_frames import HERE
 from msgspec import structs
 
 from tracepaper.daemon.bybit.instruments import (
-    check_range,
     instrument_from,
     read_instruments,
     rescaled,
@@ -97,13 +96,6 @@ def test_one_odd_listing_does_not_hide_the_others() -> None:
 def test_a_list_that_is_none_is_refused() -> None:
     with pytest.raises(MessageMalformed, match="not what Bybit documents"):
         read_instruments(b'{"list":7}', Category.SPOT)
-
-
-def test_money_beyond_64_bits_is_refused_at_start() -> None:
-    one = instrument()  # two price and three quantity decimals
-    check_range(one, price=100_000_00, quantity=9_000_000)
-    with pytest.raises(ConfigInvalid, match=r"sizing\.quantity"):
-        check_range(one, price=100_000_00, quantity=10_000_000)
 
 
 def test_a_coarser_tick_keeps_the_scales_of_the_run() -> None:
