@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import itertools
 import time
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
 
 
 class SystemClock:
@@ -46,3 +52,64 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Wait *seconds* of network time."""
         await asyncio.sleep(max(0.0, seconds))
+
+
+LEAP_S = 7_123_457.891
+"""More than 82 days: the hour, the day of the week and of the month, the month are all others."""
+
+LEAPS = 997
+"""Leaps before it starts anew: far fewer years than a date can hold."""
+
+
+def leap_clocks() -> None:
+    """Let every clock that Python code of this process reads leap ahead at each reading.
+
+    A class whose decisions depend on the machine's time then decides otherwise. What native code
+    reads (``numpy.datetime64('now')``, say) does not leap.
+    """
+    readings = itertools.count(1)
+
+    def ahead() -> float:
+        return next(readings) % LEAPS * LEAP_S
+
+    for name in ("time", "monotonic", "perf_counter", "clock_gettime"):
+        _replace(time, name, lambda read, *given: read(*given) + ahead())
+        _replace(time, f"{name}_ns", lambda read, *given: read(*given) + int(ahead() * 1e9))
+    for name in ("localtime", "gmtime", "ctime"):
+        _replace(time, name, lambda read, seconds=None: read(_or_now(seconds)))
+    _replace(time, "asctime", lambda read, given=None: read(given or time.localtime()))
+    _replace(time, "strftime", lambda read, form, t=None: read(form, t or time.localtime()))
+    setattr(dt, "date", _leaping(dt.date))  # noqa: B010 - a type may not be assigned to
+    setattr(dt, "datetime", _leaping(dt.datetime))  # noqa: B010 - likewise
+
+
+def _or_now(seconds: float | None) -> float:
+    return time.time() if seconds is None else seconds
+
+
+def _replace(module: ModuleType, name: str, by: Callable[..., object]) -> None:
+    setattr(module, name, partial(by, getattr(module, name)))
+
+
+def _leaping(known: type) -> type:
+    """Return a subclass of *known* that asks ``time.time``; every *known* value is one of it."""
+
+    class Kind(type(known)):  # type: ignore[misc]
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, known)
+
+        def __subclasscheck__(cls, other: type) -> bool:
+            return issubclass(other, known)
+
+    def now(cls: Any, tz: Any = None) -> Any:  # noqa: ANN401 - as the library's own
+        return cls.fromtimestamp(time.time(), tz)
+
+    def utcnow(cls: Any) -> Any:  # noqa: ANN401 - likewise
+        return now(cls, dt.UTC).replace(tzinfo=None)
+
+    def today(cls: Any) -> Any:  # noqa: ANN401 - likewise
+        return cls.fromtimestamp(time.time())
+
+    methods = {"now": now, "utcnow": utcnow, "today": today}
+    own = {name: classmethod(method) for name, method in methods.items() if hasattr(known, name)}
+    return Kind(known.__name__, (known,), own)

@@ -70,6 +70,7 @@ class Desk:
         self.quote: Quote | None = None
         self.marked = False
         self.regime = Regime.UNKNOWN
+        self.signal: Signal | None = None  # the newest wish, whatever became of it
         self.decision: Decision | None = None
 
     def change(self, instrument: Instrument) -> None:
@@ -91,7 +92,8 @@ class Desk:
         """Return the strategy's signal; on spot nothing can be sold short: SHORT becomes FLAT."""
         signal = self.strategy.decide(Outlook(bar, forecast, self.regime))
         if signal.action is Action.SHORT and self.instrument.category is Category.SPOT:
-            return Signal(Action.FLAT, "spot")
+            signal = Signal(Action.FLAT, "spot")
+        self.signal = signal
         return signal
 
     def expired(self, bar: Bar, broker: Broker) -> bool:

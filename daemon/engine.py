@@ -104,6 +104,10 @@ class Engine:
         """Whether the operator halted trading."""
         return self._halted
 
+    def signal_of(self, instrument: str) -> Signal | None:
+        """Return what the strategy of *instrument* wished last, before gates and account."""
+        return self._desks[instrument].signal
+
     def warmup_of(self, instrument: str) -> int:
         """Return how many of the last bars decide on *instrument*."""
         return self._desks[instrument].remembered

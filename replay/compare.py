@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -135,9 +135,13 @@ def _compared(first: Forecast, second: Forecast) -> Iterator[tuple[float, float,
 
 def measures_agree(first: Decision, second: Decision) -> bool:
     """Return whether every gate's measure agrees to 1e-4 of its size."""
-    if first.gate_set.gates != second.gate_set.gates:
-        return False
-    for one, two in zip(first.measures, second.measures, strict=True):
+    same = first.gate_set.gates == second.gate_set.gates
+    return same and numbers_agree(first.measures, second.measures)
+
+
+def numbers_agree(first: Sequence[float | None], second: Sequence[float | None]) -> bool:
+    """Return whether numbers agree pairwise to 1e-4 of their size; None agrees with None alone."""
+    for one, two in zip(first, second, strict=True):
         if one is None or two is None:
             if one is not two:
                 return False

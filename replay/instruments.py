@@ -32,7 +32,9 @@ def archive_instrument(candles: Candles) -> Instrument:
     least or largest order and no least notional: those are enforced where a run has an
     exchange, and today's would refuse what was possible then.
     """
-    recorded = _recorded().get(candles.symbol) if candles.category is Category.LINEAR else None
+    recorded = (
+        recorded_instruments().get(candles.symbol) if candles.category is Category.LINEAR else None
+    )
     price_decimals = candles.price_decimals
     tick = Decimal(1).scaleb(-price_decimals)
     quantity_decimals = QUANTITY_DECIMALS[candles.category]
@@ -77,7 +79,7 @@ def _decimals(number: Decimal) -> int:
 
 
 @cache
-def _recorded() -> Mapping[str, Mapping[str, Any]]:
+def recorded_instruments() -> Mapping[str, Mapping[str, Any]]:
     """Return the recorded linear instruments by symbol."""
     packed = files("tracepaper.replay.exchange").joinpath(RECORDED).read_bytes()
     return msgspec.json.decode(decompress(packed), type=dict[str, dict[str, Any]])

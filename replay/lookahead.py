@@ -1,36 +1,51 @@
-"""The future perturbed, and the past cut off: what a decision may and may not depend on.
+"""The future perturbed: what a decision may not depend on.
 
-``lookahead``: at many bars everything later is corrupted or cut off; no earlier step may move.
-``recursive``: the data start later; after the stated warm-up no forecast, measure or wish may
-differ. A strategy or network that peeks, or remembers more than it says, is named with the bar.
+No decision may move where later bars are absent or other, where the process has seen
+nothing before, where its clocks leap or where an instrument is alone; and a user's class may open
+nothing. What peeks is named with the bar.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config import Config
-from tracepaper.daemon.describing import started
-from tracepaper.replay.assembly import build
-from tracepaper.replay.backtest import thinking_over
+from tracepaper.daemon.outside import Outside
 from tracepaper.replay.compare import (
     Difference,
-    answers_agree,
-    decision_differences,
-    measures_agree,
-    step_differences,
 )
+from tracepaper.replay.fresh import Fresh, Line
 from tracepaper.replay.importers import Candles, slice_candles
-from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import RISK_GATES, Action, Bar, Step
+from tracepaper.replay.lookahead_jobs import (
+    Given,
+    Heard,
+    Probe,
+    Setup,
+    Taken,
+    Whole,
+    derive_probes,
+    derive_whole,
+    packed,
+    step_blindly,
+    step_through,
+)
+from tracepaper.replay.recursive import difference_of, same_judgement, same_wish
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
+from tracepaper.strategies.types import Bar
 
-BEYOND_BARS: Final = 512
-"""Corrupted bars that follow a probe: a batched pass sees them together with the bars before."""
+WEEKS_LATER: Final = 64
+"""A week is no whole number of 64-bar blocks; 64 weeks are, and a date is another one."""
+
+PRICE_FACTOR: Final = 10
+MODEL: Final = "tracepaper.strategies.forecasters.build"
+"""What a check of a model loads once rather than in every fresh process."""
 
 Tell = Callable[[str], None]
 
@@ -43,142 +58,347 @@ class Finding:
     probes: int = 0
     compared: int = 0
     differences: list[Difference] = field(default_factory=list)
+    because: str = ""  # what the first difference shows
+    bars: int = 0  # of all instruments
+    blind: int = 0  # of them decided while no later bar existed in the process
+    warmup: int = 0
+    opened: list[Outside] = field(default_factory=list)  # and not allowed
+    allowed: list[Outside] = field(default_factory=list)
+    depends: list[str] = field(default_factory=list)  # on the date, on the absolute price
+    unproved: list[str] = field(default_factory=list)
 
     @property
     def holds(self) -> bool:
-        """Whether nothing moved."""
-        return not self.differences
+        """Whether nothing moved, and nothing was opened that is not allowed."""
+        return not self.differences and not self.opened
+
+    @property
+    def verdict(self) -> str:
+        """One of three: ``moved``, ``read`` or ``nothing moved``."""
+        if self.differences:
+            return "moved"
+        return "read" if self.opened else "nothing moved"
 
 
-def derive(config: Config, candles: Candles, *, path: str) -> list[Step]:
-    """Return every step of a replay of *candles*; nothing is stored."""
-    replay = build(config, [candles], started_at_ms=0, path=path)
-    thinking = thinking_over(replay)
-    start = started(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
-    events = thinking.ahead(chain((start,), replay.feed.events()))
-    steps = [replay.engine.step(event, thinking.now(event)) for event in events]
-    return [step for step in steps if isinstance(step.event, Bar)]
+@dataclass(frozen=True)
+class Limits:
+    """How much a check looks at: corrupted or cut futures, and seconds in all."""
+
+    probes: int = 12
+    seconds: float = 120.0
+    seed: int = 0
 
 
 def lookahead(
     config: Config,
-    candles: Candles,
+    candles: Sequence[Candles],
+    fresh: Fresh,
+    limits: Limits | None = None,
     *,
-    probes: int,
     path: str = "scan",
-    seed: int = 0,
+    allow: Sequence[str] = (),
     tell: Tell = lambda _: None,
 ) -> Finding:
-    """Corrupt or cut everything after *probes* seeded bars; compare every step up to each."""
-    found = Finding("lookahead")
-    places = _places(len(candles), probes, seed)
-    whole = derive(config, candles, path=path)
-    for number, place in enumerate(places):
-        tell(f"probe {number + 1} of {len(places)}: after bar {place}")
-        cut = number % 2 == 1
-        until = place + 1 if cut else min(place + 1 + BEYOND_BARS, len(candles))
-        perturbed = slice_candles(candles, slice(0, until))
-        if not cut:
-            perturbed = _corrupted(perturbed, place + 1)
-        found.probes += 1
-        steps = derive(config, perturbed, path=path)
-        for one, two in zip(whole[: place + 1], steps[: place + 1], strict=True):
-            found.compared += 1
-            if one != two:
-                found.differences.append(_first_difference(one, two))
-                return found
-    return found
+    """Look for whatever a decision over *candles* depends on beside its own past bars.
+
+    *allow* names files, folders, addresses or programs that the class may open. Raises
+    ``ConfigInvalid`` where *candles* are too few to decide anything.
+    """
+    return _Check(config, candles, fresh, limits or Limits(), path, tell).run(allow)
 
 
-def recursive(
-    config: Config,
-    candles: Candles,
-    *,
-    probes: int,
-    warmup: int,
-    path: str = "scan",
-    tell: Tell = lambda _: None,
-) -> Finding:
-    """Start at *probes* later bars; after *warmup* bars nothing but the account may differ."""
-    found = Finding("recursive")
-    room = len(candles) - warmup
-    if room < 2:  # noqa: PLR2004 - one bar to start later by, one to compare
-        raise DataInvalid(
-            f"{candles.path} holds {len(candles)} bars and the warm-up alone takes {warmup}; "
-            "give more data."
-        )
-    whole = derive(config, candles, path=path)
-    starts = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
-    for number, start in enumerate(starts):
-        tell(f"probe {number + 1} of {len(starts)}: starting at bar {start}")
-        steps = derive(config, slice_candles(candles, slice(start, len(candles))), path=path)
-        found.probes += 1
-        for one, two in zip(whole[start + warmup :], steps[warmup:], strict=True):
-            found.compared += 1
-            if not _same_judgement(one, two):
-                found.differences.append(_first_difference(one, two))
-                return found
-    return found
+class _Out(Exception):
+    """The seconds of a check are over."""
 
 
-def _places(bars: int, probes: int, seed: int) -> list[int]:
-    """Return seeded bars to probe, in order; never the last one."""
-    if bars < 3:  # noqa: PLR2004 - a past, a probe and a future
-        raise DataInvalid(f"{bars} bars have no future to perturb; give more data.")
-    drawn = np.random.default_rng(seed).choice(
-        np.arange(bars // 4, bars - 1), size=min(probes, bars - 1 - bars // 4), replace=False
+class _Check:
+    """One ``lookahead``: every way in which a decision may move, one after the other."""
+
+    def __init__(
+        self,
+        config: Config,
+        candles: Sequence[Candles],
+        fresh: Fresh,
+        limits: Limits,
+        path: str,
+        tell: Tell,
+    ) -> None:
+        self._config, self._candles, self._fresh = config, candles, fresh
+        self._limits, self._path, self._tell = limits, path, tell
+        self._clock = SystemClock()
+        self._until_s = self._clock.network_s() + limits.seconds
+        self._found = Finding("lookahead")
+        self._heard: dict[Outside, None] = {}
+        self._native: set[str] = set()
+        self._own = ":" in config.strategy.name
+
+    def run(self, allow: Sequence[str]) -> Finding:
+        """Do all of it, or as much as the time allows."""
+        found = self._found
+        with self._fresh.child(derive_whole, self._config, self._candles, self._path) as line:
+            self._whole = self._take_whole(line)
+            self._given: list[Given] = [(one.step.event, one.answer) for one in self._whole.taken]
+            parts: dict[str, Callable[[], None]] = {
+                "bars without a later bar in the process": self._blind,
+                "a second run in one process": lambda: self._again(line),
+                "leaping clocks": self._leaping,
+                "each instrument alone": self._alone,
+                "corrupted and cut futures": self._futures,
+                f"the series {WEEKS_LATER} weeks later": self._later,
+                f"prices times {PRICE_FACTOR}": self._dearer,
+            }
+            for name, part in parts.items():
+                if found.differences:
+                    break
+                self._tell(f"lookahead: {name}")
+                try:
+                    self._check_time()
+                    part()
+                except _Out:
+                    found.unproved.append(f"{name}: not probed to the end, the time was over")
+        self._conclude(allow)
+        return found
+
+    # ------------------------------------------------------------ the whole
+
+    def _take_whole(self, line: Line) -> Whole:
+        """Return the replay that all else is compared with; at most a sixth of the time is its."""
+        found, stopped = self._found, False
+        total = sum(len(part) for part in self._candles)
+        until_s = self._clock.network_s() + self._limits.seconds / 6
+        while isinstance(said := line.hear(), int):
+            self._tell(f"lookahead: {said:,} of {total:,} bars replayed")
+            if self._clock.network_s() > until_s and not stopped:
+                stopped = True
+                line.tell("stop")
+        assert isinstance(said, Whole)
+        self._take(said.heard)
+        bars = [one.step.event for one in said.taken if isinstance(one.step.event, Bar)]
+        found.bars, found.warmup = len(bars), said.warmup
+        if len(bars) <= said.warmup * len(said.instruments) and not stopped:
+            # Nothing would move, for nothing would be decided.
+            raise ConfigInvalid(
+                f"The strategy is warm after {said.warmup:,} bars, and {len(bars):,} are looked "
+                "at; give more."
+            )
+        if stopped:
+            last_ms = bars[-1].open_time_ms
+            self._candles = [
+                slice_candles(part, slice(0, int(np.searchsorted(part.open_time_ms, last_ms))))
+                for part in self._candles
+            ]
+            found.unproved.append(
+                f"the last {total - len(bars):,} of {total:,} bars: the time did not suffice"
+            )
+        return said
+
+    def _setup(self, *, leaping: bool = False, only: str | None = None) -> Setup:
+        whole = self._whole
+        items = tuple(item for item in whole.instruments if only in (None, item.id))
+        return Setup(whole.config, items, whole.period_start_ms, self._path, leaping)
+
+    # ------------------------------------------------------------ the parts
+
+    def _blind(self) -> None:
+        """Hand the events on one at a time; no later bar exists until a bar is decided."""
+        with self._fresh.child(step_blindly, self._setup()) as line:
+            for given, mine in zip(self._given, self._whole.taken, strict=True):
+                if self._found.blind % 200 == 0:
+                    self._check_time()
+                try:
+                    same = line.ask(given) == packed(mine.step)
+                    other = None if same else line.ask("show")
+                except StrategyFailed as error:
+                    same, other = False, str(error)
+                if not same:
+                    self._moved(mine, other, "it depends on bars that are still to come")
+                    return
+                self._found.compared += 1
+                self._found.blind += isinstance(mine.step.event, Bar)
+            self._take(line.ask(None))
+
+    def _again(self, line: Line) -> None:
+        """Do the same once more where it has been done before."""
+        self._compare(line, line.ask("again"), "it remembers earlier runs of its process")
+
+    def _leaping(self) -> None:
+        """Do the same in a process whose clocks leap at each reading."""
+        with self._fresh.child(step_through, self._setup(leaping=True), self._given) as line:
+            self._compare(line, line.hear(), "it depends on the machine's clock")
+
+    def _compare(self, line: Line, steps: Sequence[bytes], because: str) -> None:
+        for place, (mine, other) in enumerate(zip(self._whole.taken, steps, strict=True)):
+            self._found.compared += 1
+            if packed(mine.step) != other:
+                self._moved(mine, line.ask(place), because)
+                return
+        line.tell(None)
+
+    def _alone(self) -> None:
+        """Step each of several instruments through by itself."""
+        if len(self._whole.instruments) < 2:  # noqa: PLR2004 - two can share
+            return
+        for item in self._whole.instruments:
+            mine = [
+                one
+                for one in self._whole.taken
+                if getattr(one.step.event, "instrument", item.id) == item.id
+            ]
+            given = [(one.step.event, one.answer) for one in mine]
+            with self._fresh.child(step_through, self._setup(only=item.id), given) as line:
+                steps = line.hear()
+                for place, (together, alone) in enumerate(zip(mine, steps, strict=True)):
+                    self._found.compared += 1
+                    if packed(together.step) == alone:
+                        continue
+                    other = line.ask(place)
+                    if not same_judgement(together, other):
+                        self._moved(
+                            together,
+                            other,
+                            f"{item.id} is decided otherwise without the other instruments: its "
+                            "objects share something",
+                        )
+                        return
+
+    def _futures(self) -> None:
+        """Corrupt or cut off what follows bars that are spread over the whole file."""
+        found = self._found
+        probes = _spread(self._candles, self._limits, self._whole.warmup)
+        with self._fresh.child(derive_probes, self._config, self._candles, self._path) as line:
+            for number, probe in enumerate(probes):
+                if number:
+                    self._check_time()
+                self._tell(f"lookahead: future {number + 1} of {len(probes)}")
+                compared, difference = line.ask(probe)
+                found.probes += 1
+                found.compared += compared
+                if difference is not None:
+                    found.differences.append(difference)
+                    found.because = "it depends on bars that are still to come"
+                    return
+            self._take(line.ask(None))
+
+    def _later(self) -> None:
+        """Move the whole series in time; what then differs depends on the date."""
+        moved_ms = WEEKS_LATER * 7 * 86_400_000
+        moved = [replace(part, open_time_ms=part.open_time_ms + moved_ms) for part in self._candles]
+        self._tell_dependence(moved, "on the date", same_judgement)
+
+    def _dearer(self) -> None:
+        """Multiply all prices; whose wish then differs depends on the absolute price."""
+        moved = [
+            replace(
+                part,
+                **{
+                    name: getattr(part, name) * PRICE_FACTOR
+                    for name in ("open", "high", "low", "close")
+                },
+                turnover=None if part.turnover is None else part.turnover * PRICE_FACTOR,
+            )
+            for part in self._candles
+        ]
+        self._tell_dependence(moved, "on the absolute price", same_wish)
+
+    def _tell_dependence(
+        self, candles: Sequence[Candles], on: str, same: Callable[[Taken, Taken], bool]
+    ) -> None:
+        try:
+            with self._fresh.child(derive_whole, self._config, candles, self._path) as line:
+                while isinstance(said := line.hear(), int):
+                    self._check_time()
+                assert isinstance(said, Whole)
+        except TracepaperError as error:
+            self._found.unproved.append(f"whether it depends {on}: {error}")
+            return
+        for one, two in zip(self._whole.taken, said.taken, strict=False):
+            if not same(one, two):
+                first = difference_of(one, two)
+                self._found.depends.append(
+                    f"it depends {on}, first at {first.instrument} bar {first.open_time_ms}"
+                )
+                return
+
+    # ------------------------------------------------------------ what comes of it
+
+    def _check_time(self) -> None:
+        if self._clock.network_s() > self._until_s:
+            raise _Out
+
+    def _take(self, heard: Heard) -> None:
+        self._heard.update(dict.fromkeys(heard.opened))
+        self._native.update(heard.native)
+
+    def _moved(self, mine: Taken, other: Taken | str | None, because: str) -> None:
+        """Note the first difference; what also moves in two equal runs is no function of bars."""
+        if isinstance(other, Taken):
+            difference = difference_of(mine, other)
+        else:
+            event = mine.step.event
+            at = (event.instrument, event.open_time_ms) if isinstance(event, Bar) else ("", 0)
+            difference = Difference(*at, "the step", "made", f"refused: {other}")
+        self._found.differences.append(difference)
+        self._found.because = because
+        with self._fresh.child(step_through, self._setup(), self._given) as line:
+            try:
+                equal = line.hear() == [packed(one.step) for one in self._whole.taken]
+            except TracepaperError:
+                equal = True
+        if not equal and because == "it depends on the machine's clock":
+            self._found.because = _UNEQUAL
+        elif not equal:
+            self._found.because += f", or {_UNEQUAL}"
+
+    def _conclude(self, allow: Sequence[str]) -> None:
+        found = self._found
+        for item in self._heard:
+            (found.allowed if _is_allowed(item, allow) else found.opened).append(item)
+        if self._own:
+            if found.blind < found.bars and not found.differences:
+                found.unproved.append(
+                    f"{found.bars - found.blind:,} bars that were not decided blindly"
+                )
+            if found.allowed:
+                found.unproved.append(
+                    "whether what it was allowed to open tells the future: "
+                    + ", ".join(item.name for item in found.allowed)
+                )
+            if self._native:
+                found.unproved.append(
+                    f"what {', '.join(sorted(self._native))} opened: native code is not heard"
+                )
+
+
+_UNEQUAL: Final = "two equal runs differ: it draws at random, or what it reads changes"
+
+
+def _is_allowed(item: Outside, allow: Sequence[str]) -> bool:
+    for name in allow:
+        if item.name == name:
+            return True
+        if item.what == "file" and Path(item.name).is_relative_to(Path(name).resolve()):
+            return True
+    return False
+
+
+def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[Probe]:
+    """Return a probe in each of as many equal parts of the file; their order is a seeded one."""
+    times = np.unique(np.concatenate([part.open_time_ms for part in candles]))
+    if times.size < 3:  # noqa: PLR2004 - a past, a probe and a future
+        raise DataInvalid(f"{times.size} bars have no future to perturb; give more data.")
+    rng = np.random.default_rng(limits.seed)
+    first = min(warmup, times.size // 4)
+    edges = np.linspace(first, times.size - 1, limits.probes + 1)
+    places = sorted(
+        {
+            int(rng.integers(int(low), max(int(low) + 1, int(high))))
+            for low, high in itertools.pairwise(edges)
+        }
     )
-    return sorted(int(place) for place in drawn)
-
-
-def _corrupted(candles: Candles, start: int) -> Candles:
-    """Return *candles* with nonsense from *start* on: prices tenfold, volumes gone."""
-    later = np.arange(len(candles)) >= start
-    factor = np.where(later, 10, 1)
-    return replace(
-        candles,
-        open=candles.open * factor,
-        high=candles.high * factor * np.where(later, 2, 1),
-        low=candles.low,
-        close=candles.close * factor,
-        volume=np.where(later, 0, candles.volume),
-    )
-
-
-def _first_difference(one: Step, two: Step) -> Difference:
-    assert isinstance(one.event, Bar)
-    key = one.event.instrument, one.event.open_time_ms
-    for name, first, second in step_differences(one, two):
-        return Difference(*key, name, first, second)
-    return Difference(*key, "step", "", "")
-
-
-def _same_judgement(one: Step, two: Step) -> bool:
-    """Return whether two steps forecast, measure and wish the same, whatever was held before."""
-    a, b = one.decision, two.decision
-    if a is None or b is None:
-        return a is b
-    moved = Action.HOLD not in (a.action, b.action)
-    if moved and (a.action, a.target_quantity) != (b.action, b.target_quantity):
-        return False
-    differing = {name for name, _, _ in decision_differences(a, b)}
-    judged = a.refused_by not in RISK_GATES and b.refused_by not in RISK_GATES
-    if judged and differing & {"refused_by", "regime"} and not _at_threshold(one, two):
-        return False
-    return answers_agree(one.answer, two.answer) and measures_agree(a, b)
-
-
-def _at_threshold(one: Step, two: Step) -> bool:
-    """Return whether a gate that only one of the two passes stands within 1e-4 of its threshold."""
-    a, b = one.decision, two.decision
-    assert a is not None
-    assert b is not None
-    for place, threshold in enumerate(a.gate_set.thresholds):
-        bit = 1 << place
-        if (a.passed ^ b.passed) & bit:
-            first, second = a.measures[place], b.measures[place]
-            if first is None or second is None:
-                return False
-            if abs(first - threshold) > 1e-4 * max(abs(threshold), 1.0):
-                return False
-    return True
+    back = max(2_000, 2 * warmup)
+    windows = times.size > 4 * back
+    probes = [
+        Probe(int(times[max(0, place - back) if windows else 0]), int(times[place]), turn % 2 == 1)
+        for turn, place in enumerate(places)
+    ]
+    return [probes[turn] for turn in rng.permutation(len(probes))]

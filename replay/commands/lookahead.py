@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,97 +10,158 @@ import typer
 from tracepaper.daemon.commands.options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tracepaper.daemon.config import Config
     from tracepaper.replay.importers import Candles
     from tracepaper.replay.lookahead import Finding
 
+MOST_BARS = 100_000
 DataOption = Annotated[
     str, typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH.")
-]
-ProbesOption = Annotated[int, typer.Option(min=1, help="How many bars to probe.")]
-BarsOption = Annotated[
-    int | None, typer.Option(min=10, help="Bars of the data to use; by default enough.")
 ]
 PathOption = Annotated[str, typer.Option(help="How the model goes over the bars: scan or step.")]
 
 
 def lookahead(
-    data: DataOption,
+    data: Annotated[
+        list[str],
+        typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat."),
+    ],
     *,
-    probes: ProbesOption = 12,
-    bars: BarsOption = None,
+    probes: Annotated[int, typer.Option(min=1, help="Futures to corrupt or cut off.")] = 12,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Time after which what is left is not probed.")
+    ] = 120.0,
+    allow_reading: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH", help="What the class may open: a file, folder or address; repeat."
+        ),
+    ] = None,
+    bars: Annotated[
+        int | None,
+        typer.Option(min=10, help=f"Bars of each file to use; by default up to {MOST_BARS:,}."),
+    ] = None,
     path: PathOption = "scan",
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Corrupt or cut the future at many bars: no earlier decision may move; exit 1 if one does."""
+    """Take the future away, and all else that a decision may not know; exit 1 if one moves."""
+    from dataclasses import asdict
+
+    from tracepaper.daemon.commands.options import print_json
+    from tracepaper.replay.fresh import Fresh
+    from tracepaper.replay.lookahead import MODEL, Limits
     from tracepaper.replay.lookahead import lookahead as check
 
-    def run(given: Config, candles: Candles, _warmup: int) -> Finding:
-        return check(given, candles, probes=probes, path=path, tell=_tell)
-
-    _perform(run, data, bars, config, as_json=json)
+    given, candles = _given(data, config)
+    most = bars or MOST_BARS
+    left = sum(max(0, len(part) - most) for part in candles)
+    preload = (MODEL,) if given.strategy.name == "attention" else ()
+    with Fresh(*preload) as fresh:
+        found = check(
+            given,
+            _first(candles, most),
+            fresh,
+            Limits(probes, seconds),
+            path=path,
+            allow=allow_reading or (),
+            tell=_tell,
+        )
+    if left:
+        found.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
+    if json:
+        print_json({**asdict(found), "verdict": found.verdict, "holds": found.holds})
+    else:
+        _say(found)
+    if not found.holds:
+        raise typer.Exit(1)
 
 
 def recursive(
     data: DataOption,
     *,
-    probes: ProbesOption = 4,
-    bars: BarsOption = None,
+    probes: Annotated[int, typer.Option(min=1, help="How many later starts to try.")] = 4,
+    bars: Annotated[
+        int | None, typer.Option(min=10, help="Bars of the data to use; by default enough.")
+    ] = None,
     path: PathOption = "scan",
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Start later: after the stated warm-up nothing may differ; exit 1 if something does."""
-    from tracepaper.replay.lookahead import recursive as check
-
-    def run(given: Config, candles: Candles, warmup: int) -> Finding:
-        return check(given, candles, probes=probes, warmup=warmup, path=path, tell=_tell)
-
-    _perform(run, data, bars, config, as_json=json)
-
-
-def _perform(
-    check: Callable[[Config, Candles, int], Finding],
-    data: str,
-    bars: int | None,
-    config: Path | None,
-    *,
-    as_json: bool,
-) -> None:
     from dataclasses import asdict
 
     from tracepaper.daemon.building import needs_forecaster, warmup_bars
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.models import load_forecaster
-    from tracepaper.replay.assembly import configuration
-    from tracepaper.replay.importers import read_candles, slice_candles
-    from tracepaper.replay.resample import resample
+    from tracepaper.replay.recursive import recursive as check
     from tracepaper.strategies.errors import ConfigInvalid
 
-    candles = read_candles(data)
-    given = configuration(config, [candles])
-    candles = resample(candles, given.market.interval_ms)
+    given, (candles,) = _given([data], config)
     forecaster = load_forecaster(given) if needs_forecaster(given) else None
     warmup = warmup_bars(given, forecaster)
     wanted = min(len(candles), bars or 2 * warmup + 1_000)
     if wanted <= warmup:
-        # Nothing would move, for nothing would be decided.
+        # Nothing would differ, for nothing would be decided.
         raise ConfigInvalid(
             f"The strategy is warm after {warmup:,} bars, and {wanted:,} are looked at; give more."
         )
-    found = check(given, slice_candles(candles, slice(0, wanted)), warmup)
-    if as_json:
-        print_json({**asdict(found), "holds": found.holds, "warmup": warmup, "bars": wanted})
+    (candles,) = _first([candles], wanted)
+    found = check(given, candles, probes=probes, warmup=warmup, path=path, tell=_tell)
+    if json:
+        said = {"check": "recursive", **asdict(found), "holds": found.holds}
+        print_json({**said, "warmup": warmup, "bars": wanted})
     elif found.holds:
         typer.echo(
-            f"{found.check}: {found.probes} probes over {wanted:,} bars, {found.compared:,} steps "
+            f"recursive: {found.probes} probes over {wanted:,} bars, {found.compared:,} steps "
             "compared, nothing moved."
         )
     else:
-        typer.echo(f"{found.check}: {found.differences[0].sentence()}.")
+        typer.echo(f"recursive: {found.differences[0].sentence()}.")
     if not found.holds:
         raise typer.Exit(1)
+
+
+def _given(data: Sequence[str], file: Path | None) -> tuple[Config, list[Candles]]:
+    """Return the configuration for *data*, and their candles aggregated to its interval."""
+    from tracepaper.replay.assembly import configuration
+    from tracepaper.replay.importers import read_candles
+    from tracepaper.replay.resample import resample
+
+    candles = [read_candles(item) for item in data]
+    given = configuration(file, candles)
+    return given, [resample(part, given.market.interval_ms) for part in candles]
+
+
+def _first(candles: Sequence[Candles], most: int) -> list[Candles]:
+    from tracepaper.replay.importers import slice_candles
+
+    return [slice_candles(part, slice(0, most)) for part in candles]
+
+
+def _say(found: Finding) -> None:
+    """Say one of three things, then what was probed, what it depends on, what stays open."""
+    match found.verdict:
+        case "moved":
+            typer.echo(f"lookahead: moved: {found.differences[0].sentence()}: {found.because}.")
+        case "read":
+            names = ", ".join(f"{item.what} {item.name}" for item in found.opened)
+            typer.echo(
+                f"lookahead: read: the strategy opened {names}; pass each that cannot tell the "
+                "future with --allow-reading."
+            )
+        case _:
+            typer.echo(
+                f"lookahead: {found.blind:,} of {found.bars:,} bars decided without a later one, "
+                f"{found.probes} futures corrupted or cut off, {found.compared:,} steps compared, "
+                "nothing moved."
+            )
+    for sentence in found.depends:
+        typer.echo(f"To know: {sentence}.")
+    for sentence in found.unproved:
+        typer.echo(f"Cannot be proved: {sentence}.")
 
 
 def _tell(sentence: str) -> None:

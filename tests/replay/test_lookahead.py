@@ -1,55 +1,28 @@
-"""The checks themselves: honest strategies pass, planted leaks and long memories are caught."""
+"""``lookahead`` says no: honest strategies pass, and every leak that people write is named."""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import own_strategies as own
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
 from tracepaper.daemon.config import Config, load
-from tracepaper.replay.feed import bars_of
+from tracepaper.replay.fresh import Fresh
 from tracepaper.replay.importers import Candles
-from tracepaper.replay.lookahead import lookahead, recursive
-from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.strategy import Outlook, Strategy
-from tracepaper.strategies.types import Action, Bar, Signal
+from tracepaper.replay.lookahead import Finding, Limits, lookahead
+from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 
-
-class Peeks(Strategy):
-    """Knows the whole file it was made for, and buys before it rises."""
-
-    warmup = 2
-    known: tuple[Bar, ...] = ()
-
-    def __init__(self, options: dict[str, object]) -> None:
-        self._seen = 0
-        self._options = options
-
-    def observe(self, bar: Bar) -> None:
-        self._seen += 1
-
-    def decide(self, outlook: Outlook) -> Signal:
-        later = type(self).known[self._seen : self._seen + 1]
-        rises = bool(later) and later[0].close > outlook.bar.close
-        return Signal(Action.LONG if rises else Action.FLAT, "it knows")
-
-
-class Remembers(Strategy):
-    """Says it needs two bars, and counts all it ever saw."""
-
-    warmup = 2
-
-    def __init__(self, options: dict[str, object]) -> None:
-        self._count = 0
-        self._options = options
-
-    def observe(self, bar: Bar) -> None:
-        self._count += 1
-
-    def decide(self, outlook: Outlook) -> Signal:
-        return Signal(Action.LONG if self._count % 7 < 3 else Action.FLAT, "a long memory")
+_NUMBERS = count()
+FEW = Limits(probes=2)
 
 
 @pytest.fixture(scope="module")
@@ -57,49 +30,372 @@ def walk() -> Candles:
     return made_candles(walk_rows(160))
 
 
-def configured(strategy: dict[str, Any]) -> Config:
-    return load(None, {"strategy": strategy, "sizing": {"mode": "fixed", "quantity": "1"}})
+@pytest.fixture(scope="module")
+def other() -> Candles:
+    return replace(made_candles(walk_rows(160, seed=2)), symbol="ETHUSDT")
 
+
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[Fresh]:
+    with Fresh() as server:
+        yield server
+
+
+def configured(strategy: dict[str, Any], *candles: Candles) -> Config:
+    return load(
+        None,
+        {
+            "strategy": strategy,
+            "sizing": {"mode": "fixed", "quantity": "1"},
+            "market": {"symbols": [part.symbol for part in candles] or ["BTCUSDT"]},
+        },
+    )
+
+
+class Checks:
+    """Checks classes that are written into files of one folder."""
+
+    def __init__(self, folder: Path, fresh: Fresh, walk: Candles) -> None:
+        self.folder = folder
+        self._fresh, self._walk = fresh, walk
+
+    def __call__(self, *candles: Candles, allow: str = "", **bodies: str) -> Finding:
+        name = f"own_{next(_NUMBERS)}"
+        (self.folder / f"{name}.py").write_text(own.source(**bodies))
+        given = candles or (self._walk,)
+        config = configured({"name": f"{name}:Mine"}, *given)
+        with own.importable(self.folder):
+            return lookahead(config, given, self._fresh, FEW, allow=[allow])
+
+
+@pytest.fixture
+def check(tmp_path: Path, fresh: Fresh, walk: Candles) -> Checks:
+    hours = tmp_path / "hourly.csv"
+    opens = walk.open_time_ms[::60].tolist()
+    closes = walk.close[59::60].tolist()
+    rows = [f"{at},{close}" for at, close in zip(opens, closes, strict=False)]
+    hours.write_text("open_time,close\n" + "\n".join(rows))
+    np.save(tmp_path / "closes.npy", walk.close)
+    return Checks(tmp_path, fresh, walk)
+
+
+# ---------------------------------------------------------------- honest ones pass
 
 HONEST: list[dict[str, Any]] = [
     {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
     {"name": "persistence"},
 ]
+FAIR: dict[str, dict[str, str]] = {
+    "the last bar": {"decide": "return by(bar.close > bar.open)"},
+    "a numpy indicator": {
+        "top": "import numpy as np\nfrom collections import deque",
+        "init": "self.seen = deque(maxlen=9)",
+        "observe": "self.seen.append(bar.close)",
+        "decide": "return by(bar.close > np.mean(self.seen))",
+    },
+    "a helper beside it": {
+        "top": "import own_helper",
+        "decide": "return by(own_helper.rises(bar))",
+    },
+    "polars without a file": {
+        "top": "import polars",
+        "decide": "return by(polars.Series([bar.open, bar.close]).mean() > bar.open)",
+    },
+    "a clock that decides nothing": {
+        "top": "import time, datetime",
+        "decide": "self.at = time.time(), datetime.datetime.now()\nreturn by(bar.close > bar.open)",
+    },
+    "a draw seeded by the bar": {
+        "top": "import random",
+        "decide": "return by(random.Random(bar.close > bar.open).random() < 0.5)",
+    },
+    "printing": {"decide": "print(bar.close)\nreturn by(bar.close > bar.open)"},
+}
 
 
 @pytest.mark.parametrize("strategy", HONEST)
-def test_an_honest_strategy_passes_both_checks(strategy: dict[str, Any], walk: Candles) -> None:
-    ahead = lookahead(configured(strategy), walk, probes=8)
-    later = recursive(configured(strategy), walk, probes=4, warmup=60)
-    assert ahead.holds, ahead.differences
-    assert later.holds, later.differences
-    assert (ahead.probes, later.probes) == (8, 4)
-    assert min(ahead.compared, later.compared) > 100
+def test_a_strategy_of_ours_passes(strategy: dict[str, Any], walk: Candles, fresh: Fresh) -> None:
+    found = lookahead(configured(strategy), [walk], fresh, Limits(probes=6))
+    assert found.holds, found.differences
+    assert found.verdict == "nothing moved"
+    assert (found.probes, found.bars, found.blind) == (6, 160, 160)
+    assert found.compared > 3 * 160
+    assert found.depends == found.unproved == []
 
 
-def test_a_strategy_that_knows_the_file_is_caught(
-    monkeypatch: pytest.MonkeyPatch, walk: Candles
+@pytest.mark.parametrize("name", FAIR)
+def test_an_honest_class_passes(check: Checks, name: str) -> None:
+    (check.folder / "own_helper.py").write_text("def rises(bar):\n    return bar.close > bar.open")
+    found = check(**FAIR[name])
+    assert found.holds, (found.differences, found.because, found.opened)
+    assert found.blind == found.bars == 160
+    assert found.depends == []
+    polars = "what polars opened: native code is not heard"
+    assert found.unproved == ([polars] if "polars" in name else [])
+
+
+def test_two_instruments_of_an_honest_class_pass(
+    check: Checks, walk: Candles, other: Candles
 ) -> None:
-    from tracepaper.replay import assembly
-    from tracepaper.replay import lookahead as module
-
-    honest_build = assembly.build
-
-    def build(config: Config, candles: list[Candles], **options: Any) -> Any:
-        Peeks.known = tuple(bars_of(candles[0]))  # as code that reads ahead in its input would
-        return honest_build(config, candles, **options)
-
-    monkeypatch.setattr(module, "build", build)
-    found = lookahead(configured({"name": f"{__name__}:Peeks"}), walk, probes=10)
-    assert not found.holds
-    assert found.differences[0].field in ("action", "target_quantity", "reason")
+    found = check(walk, other, decide="return by(bar.close > bar.open)")
+    assert found.holds, (found.differences, found.because)
+    assert found.blind == found.bars == 320
 
 
-def test_a_memory_longer_than_the_stated_warm_up_is_caught(walk: Candles) -> None:
-    found = recursive(configured({"name": f"{__name__}:Remembers"}), walk, probes=4, warmup=2)
-    assert not found.holds
+# ---------------------------------------------------------------- what is read
+
+JOINED = {
+    "top": "import csv, pathlib",
+    "init": "with pathlib.Path('{}/hourly.csv').open() as file:\n"
+    "    self.hours = {int(r['open_time']): int(r['close']) for r in csv.DictReader(file)}",
+    "decide": "hour = bar.open_time_ms // 3_600_000 * 3_600_000\n"
+    "return by(self.hours.get(hour, 0) > bar.close)",
+}
+READ: dict[str, dict[str, str]] = {
+    "hourly closes joined on their open time": JOINED,
+    "a mean over the whole file": {
+        "top": "import numpy as np",
+        "init": "self.mean = np.load('{}/closes.npy').mean()",
+        "decide": "return by(bar.close > self.mean)",
+    },
+    "at import": {"top": "TEXT = open('{}/hourly.csv').read()"},
+    "only at a late bar": {
+        "init": "self.count = 0",
+        "decide": "self.count += 1\nif self.count == 90:\n    open('{}/hourly.csv').close()\n"
+        "return by(True)",
+    },
+    "in a thread": {
+        "top": "import threading",
+        "init": "t = threading.Thread(target=open, args=('{}/hourly.csv',))\nt.start()\nt.join()",
+    },
+    "by os.open": {"observe": "import os\nos.close(os.open('{}/hourly.csv', os.O_RDONLY))"},
+    "by sqlite3": {"init": "import sqlite3\nsqlite3.connect('{}/hourly.csv').close()"},
+    "a mapped array": {"init": "import numpy\nnumpy.load('{}/closes.npy', mmap_mode='r')"},
+}
 
 
-def test_too_little_data_is_refused_with_a_sentence(walk: Candles) -> None:
-    with pytest.raises(DataInvalid, match="give more data"):
-        recursive(configured(HONEST[0]), walk, probes=1, warmup=160)
+@pytest.mark.parametrize("name", READ)
+def test_a_class_that_opens_a_file_is_refused_and_the_file_named(check: Checks, name: str) -> None:
+    bodies = {part: text.replace("{}", str(check.folder)) for part, text in READ[name].items()}
+    found = check(**bodies)
+    assert (found.verdict, found.holds) == ("read", False)
+    assert len(found.opened) == 1
+    assert Path(found.opened[0].name).parent == check.folder
+
+
+def test_a_socket_is_refused_and_its_address_named(check: Checks) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        found = check(
+            init=f"import socket\nsocket.create_connection(('127.0.0.1', {port})).close()"
+        )
+    assert found.verdict == "read"
+    assert f"127.0.0.1:{port}" in [item.name for item in found.opened]
+
+
+def test_a_program_is_refused_and_named(check: Checks) -> None:
+    found = check(init="import subprocess\nsubprocess.run(['date'], capture_output=True)")
+    assert found.verdict == "read"
+    assert ("program", "date") in [(item.what, item.name) for item in found.opened]
+
+
+@pytest.mark.parametrize("allowed", ["hourly.csv", "."])
+def test_what_is_allowed_is_not_refused_and_stays_unproved(check: Checks, allowed: str) -> None:
+    bodies = {part: text.replace("{}", str(check.folder)) for part, text in JOINED.items()}
+    found = check(allow=str(check.folder / allowed), **bodies)
+    assert found.holds
+    assert [Path(item.name).name for item in found.allowed] == ["hourly.csv"]
+    assert "whether what it was allowed to open tells the future" in found.unproved[0]
+    assert found.depends[0].startswith("it depends on the date")
+
+
+def test_another_file_than_the_allowed_one_is_refused(check: Checks) -> None:
+    bodies = {part: text.replace("{}", str(check.folder)) for part, text in JOINED.items()}
+    assert check(allow=str(check.folder / "hourly"), **bodies).verdict == "read"
+
+
+# ---------------------------------------------------------------- what moves
+
+FUTURE = "it depends on bars that are still to come"
+CLOCK = "it depends on the machine's clock"
+WALK = """
+frame = sys._getframe()
+while frame is not None and 'replay' not in frame.f_locals:
+    frame = frame.f_back
+candles = None if frame is None else frame.f_locals['replay'].feed.candles[0]
+"""
+AHEAD = """
+if candles is None:
+    return by(False)
+after = int((candles.open_time_ms <= bar.open_time_ms).sum()) + {}
+return by(after < len(candles) and int(candles.close[after]) > bar.close)
+"""
+LEAKS: dict[str, tuple[str, dict[str, str]]] = {
+    "a walk up the stack": (FUTURE, {"top": "import sys", "decide": WALK + AHEAD.format(0)}),
+    "a walk to a bar far ahead": (FUTURE, {"top": "import sys", "decide": WALK + AHEAD.format(59)}),
+    "a walk by a traceback": (
+        FUTURE,
+        {
+            "decide": "try:\n    1 / 0\nexcept ZeroDivisionError as error:\n"
+            "    frame = error.__traceback__.tb_frame\n"
+            + "\n".join(WALK.strip().splitlines()[1:])
+            + AHEAD.format(0)
+        },
+    ),
+    "all objects": (
+        FUTURE,
+        {
+            "top": "import gc",
+            "decide": "found = [x for x in gc.get_objects() if type(x).__name__ == 'Candles']\n"
+            "candles = max(found, key=len, default=None)" + AHEAD.format(0),
+        },
+    ),
+    "a walk that fails where no future is": (
+        FUTURE,
+        {"top": "import sys", "decide": WALK + "return by(candles.close[-1] > bar.close)"},
+    ),
+    "a higher time frame joined too early": (
+        FUTURE,
+        {
+            "top": "import sys",
+            "decide": WALK + "if candles is None:\n    return by(False)\n"
+            "hour = candles.open_time_ms // 3_600_000 == bar.open_time_ms // 3_600_000\n"
+            "return by(candles.close[hour][-1] > bar.close)",
+        },
+    ),
+    "a mean over all bars in memory": (
+        FUTURE,
+        {
+            "top": "import gc",
+            "decide": "found = [x for x in gc.get_objects() if type(x).__name__ == 'Candles']\n"
+            "return by(bool(found) and bar.close > max(found, key=len).close.mean())",
+        },
+    ),
+    "the second": (CLOCK, {"top": "import time", "decide": "return by(time.time() % 60 < 30)"}),
+    "the hour": (
+        CLOCK,
+        {"top": "from datetime import datetime", "decide": "return by(datetime.now().hour < 12)"},
+    ),
+    "today": (
+        CLOCK,
+        {"top": "import datetime as d", "decide": "return by(d.date.today().day < 15)"},
+    ),
+    "the time of its making": (
+        CLOCK,
+        {
+            "top": "import time",
+            "init": "self.made = time.strftime('%Y-%m')",
+            "decide": "return by(hash(self.made) % 1_000 > bar.close % 1_000)",
+        },
+    ),
+    "memory of earlier runs": (
+        "it remembers earlier runs of its process",
+        {
+            "top": "KNOWN = {}\nLAST = [0]",
+            "observe": "KNOWN[LAST[0]] = bar.close\nLAST[0] = bar.open_time_ms",
+            "decide": "return by(KNOWN.get(bar.open_time_ms, 0) > bar.close)",
+        },
+    ),
+    "an unseeded draw": (
+        "two equal runs differ",
+        {"top": "import random", "decide": "return by(random.random() < 0.5)"},
+    ),
+    "an unseeded draw by numpy": (
+        "two equal runs differ",
+        {"top": "import numpy", "decide": "return by(numpy.random.random() < 0.5)"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_a_leak_is_found_and_called_what_it_is(check: Checks, name: str) -> None:
+    because, bodies = LEAKS[name]
+    found = check(**bodies)
+    assert (found.verdict, found.holds) == ("moved", False)
+    assert because in found.because
+    assert found.differences[0].instrument == "linear:BTCUSDT"
+
+
+SHARED: dict[str, dict[str, str]] = {
+    "an object of the class": {
+        "top": "CLOSES = []",
+        "observe": "type(self).last, self.before = bar.close, getattr(type(self), 'last', 0)",
+        "decide": "return by(self.before % 1_000 > bar.close % 1_000)",
+    },
+    "a list of the module": {
+        "top": "CLOSES = []",
+        "observe": "CLOSES.append(bar.close)",
+        "decide": "return by(sum(CLOSES[-2:]) % 1_000 > 500)",
+    },
+    "a default argument": {
+        "top": "def seen(close, closes=[]):\n    closes.append(close)\n    return len(closes) % 2",
+        "decide": "return by(seen(bar.close) == 0)",
+    },
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_what_two_instruments_share_is_found(
+    check: Checks, walk: Candles, other: Candles, name: str
+) -> None:
+    found = check(walk, other, **SHARED[name])
+    assert found.verdict == "moved"
+    assert "share" in found.because or "earlier runs" in found.because
+
+
+def test_objects_that_share_one_state_are_told_apart_from_memory(
+    check: Checks, walk: Candles, other: Candles
+) -> None:
+    found = check(
+        walk,
+        other,
+        init="type(self).last = 0",
+        observe="self.before, type(self).last = type(self).last, bar.close",
+        decide="return by(self.before % 1_000 > bar.close % 1_000)",
+    )
+    assert found.because.endswith("its objects share something")
+
+
+# ---------------------------------------------------------------- what is said
+
+
+@pytest.mark.parametrize(
+    ("rule", "on"),
+    [
+        ("bar.open_time_ms > 1_750_000_000_000", "on the date"),
+        ("bar.close > 2_000_000", "on the absolute price"),
+    ],
+)
+def test_what_a_decision_depends_on_is_named_and_not_refused(
+    check: Checks, rule: str, on: str
+) -> None:
+    found = check(decide=f"return by({rule})")
+    assert found.holds
+    assert len(found.depends) == 1
+    assert f"it depends {on}, first at linear:BTCUSDT bar " in found.depends[0]
+
+
+def test_what_the_time_does_not_suffice_for_is_said(fresh: Fresh, walk: Candles) -> None:
+    found = lookahead(configured(HONEST[0]), [walk], fresh, Limits(seconds=0.0))
+    assert found.holds
+    assert found.blind == 0
+    assert len(found.unproved) == 7
+    assert all("the time was over" in sentence for sentence in found.unproved)
+
+
+def test_too_little_data_is_refused_with_a_sentence(fresh: Fresh, walk: Candles) -> None:
+    far = {"name": "sma_cross", "fast": 5, "slow": 400}
+    with pytest.raises(ConfigInvalid, match="warm after 400 bars, and 160 are looked at; give"):
+        lookahead(configured(far), [walk], fresh, FEW)
+
+
+@pytest.mark.parametrize(
+    ("decide", "words"),
+    [("raise ValueError('no')", "failed in decide"), ("exit(3)", "ended the process")],
+)
+def test_a_class_that_fails_ends_the_check_with_its_sentence(
+    check: Checks, decide: str, words: str
+) -> None:
+    with pytest.raises(StrategyFailed, match=words):
+        check(decide=decide)
+    assert check(decide="return by(bar.close > bar.open)").holds  # and the server goes on

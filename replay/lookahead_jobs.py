@@ -1,0 +1,284 @@
+"""What the fresh processes of ``lookahead`` do: all bars, one at a time, or without a future."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from multiprocessing.connection import Connection
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from tracepaper.daemon import outside
+from tracepaper.daemon.building import build_engine, needs_forecaster, warmup_bars
+from tracepaper.daemon.clock import leap_clocks
+from tracepaper.daemon.config import Config
+from tracepaper.daemon.describing import started
+from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.models import load_forecaster
+from tracepaper.daemon.outside import Outside
+from tracepaper.replay.assembly import Replay, build
+from tracepaper.replay.backtest import thinking_over
+from tracepaper.replay.compare import Difference, step_differences
+from tracepaper.replay.importers import Candles, slice_candles
+from tracepaper.strategies.types import Answer, Bar, Event, FillModel, Instrument, Signal, Step
+
+BREATH_STEPS: Final = 500
+"""Steps after which a job says how far it is, and hears whether it shall stop."""
+
+BEYOND_BARS: Final = 512
+"""Corrupted bars that follow a probe: a batched pass sees them together with the bars before."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a child knows of the class beside its decisions."""
+
+    opened: tuple[Outside, ...]
+    native: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step, the answer that it was given, and what the strategy wished at it."""
+
+    step: Step
+    answer: Answer
+    signal: Signal | None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A replay of all bars, as any process would make it."""
+
+    instruments: tuple[Instrument, ...]
+    period_start_ms: int
+    config: Config
+    warmup: int
+    taken: list[Taken]
+    heard: Heard
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an engine without candles is made of."""
+
+    config: Config
+    instruments: tuple[Instrument, ...]
+    period_start_ms: int
+    path: str
+    leaping: bool = False  # whether this process's clocks leap
+
+    def engine(self) -> Engine:
+        """Return the engine of the whole replay, as it stood before its first event."""
+        if self.leaping:
+            leap_clocks()
+        forecaster = None
+        if needs_forecaster(self.config):
+            forecaster = load_forecaster(self.config, path=self.path)
+        return build_engine(
+            self.config,
+            self.instruments,
+            execution=FillModel.NEXT_OPEN,
+            period_start_ms=self.period_start_ms,
+            forecaster=forecaster,
+        )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Everything after ``at_ms`` is cut off or corrupted; bars from ``from_ms`` on are derived."""
+
+    from_ms: int
+    at_ms: int
+    cut: bool
+
+
+Given = tuple[Event, Answer]
+
+
+# ---------------------------------------------------------------- jobs
+
+
+def derive_whole(line: Connection, config: Config, candles: Sequence[Candles], path: str) -> None:
+    """Derive all steps of *candles*; then, where asked to, the same once more in this process."""
+    _begin(config)
+    replay = build(config, candles, started_at_ms=0, path=path)
+    taken: list[Taken] = []
+    for one in derived(replay):
+        taken.append(one)
+        if len(taken) % BREATH_STEPS == 0:
+            line.send(len(taken))
+            if line.poll():
+                break
+    line.send(
+        Whole(
+            replay.instruments,
+            replay.run.period_start_ms,
+            replay.config,
+            warmup_bars(replay.config, replay.forecaster),
+            taken,
+            _heard(config),
+        )
+    )
+    setup = Setup(replay.config, replay.instruments, replay.run.period_start_ms, path)
+    while (asked := line.recv()) is not None:
+        if asked == "again":
+            _stepped(line, setup.engine(), [(one.step.event, one.answer) for one in taken])
+    line.send(_heard(config))
+
+
+def step_through(line: Connection, setup: Setup, given: Sequence[Given]) -> None:
+    """Step through *given*, in a process that has seen nothing else."""
+    _begin(setup.config)
+    _stepped(line, setup.engine(), given)
+    line.recv()
+    line.send(_heard(setup.config))
+
+
+def step_blindly(line: Connection, setup: Setup) -> None:
+    """Step through events that come one at a time: none is in this process before its turn."""
+    _begin(setup.config)
+    engine = setup.engine()
+    taken: Taken | None = None
+    while (asked := line.recv()) is not None:
+        if asked == "show":
+            line.send(taken)
+        else:
+            taken = _take(engine, *asked)
+            line.send(packed(taken.step))
+    line.send(_heard(setup.config))
+
+
+def derive_probes(line: Connection, config: Config, candles: Sequence[Candles], path: str) -> None:
+    """Compare steps with and without the future, at every probe that comes."""
+    _begin(config)
+    bases: dict[int, list[Step]] = {}  # of the bars from a time on, to the end
+    while (probe := line.recv()) is not None:
+        assert isinstance(probe, Probe)
+        if probe.from_ms not in bases:
+            bases.clear()
+            until = None if _from(candles, probe.from_ms) is candles else probe.at_ms
+            bases[probe.from_ms] = _steps(config, _window(candles, probe.from_ms, until), path)
+        base = bases[probe.from_ms]
+        future = _without_future(_window(candles, probe.from_ms, probe.at_ms), probe)
+        line.send(_first_moved(base, _steps(config, future, path), probe.at_ms))
+    line.send(_heard(config))
+
+
+# ---------------------------------------------------------------- parts
+
+
+def derived(replay: Replay) -> Iterator[Taken]:
+    """Yield every step of *replay*; nothing is stored."""
+    thinking = thinking_over(replay)
+    start = started(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
+    for event in thinking.ahead(chain((start,), replay.feed.events())):
+        yield _take(replay.engine, event, thinking.now(event))
+
+
+def _take(engine: Engine, event: Event, answer: Answer) -> Taken:
+    step = engine.step(event, answer)
+    signal = None
+    if isinstance(event, Bar) and step.decision is not None:
+        signal = engine.signal_of(event.instrument)
+    return Taken(step, answer, signal)
+
+
+def packed(step: Step) -> bytes:
+    """Return *step* as bytes, equal where two steps are."""
+    return msgspec.msgpack.encode(step)
+
+
+def _begin(config: Config) -> None:
+    outside.claim_threads(config.strategy.name)
+
+
+def _heard(config: Config) -> Heard:
+    return Heard(tuple(outside.opened(config.strategy.name)), tuple(outside.native_readers()))
+
+
+def _stepped(line: Connection, engine: Engine, given: Iterable[Given]) -> None:
+    """Step through *given*; show the step that is asked for until None is."""
+    taken = [_take(engine, *one) for one in given]
+    line.send([packed(one.step) for one in taken])
+    while (asked := line.recv()) is not None:
+        line.send(taken[asked])
+
+
+def _steps(config: Config, candles: Sequence[Candles], path: str) -> list[Step]:
+    replay = build(config, candles, started_at_ms=0, path=path)
+    return [one.step for one in derived(replay) if isinstance(one.step.event, Bar)]
+
+
+def _from(candles: Sequence[Candles], from_ms: int) -> Sequence[Candles]:
+    """Return *candles* themselves where all of them open at *from_ms* or later."""
+    if all(part.open_time_ms[0] >= from_ms for part in candles):
+        return candles
+    return _cut(candles, from_ms, None)
+
+
+def _cut(candles: Sequence[Candles], from_ms: int, until_ms: int | None) -> Sequence[Candles]:
+    kept = []
+    for part in candles:
+        first = int(np.searchsorted(part.open_time_ms, from_ms))
+        last = len(part)
+        if until_ms is not None:
+            last = int(np.searchsorted(part.open_time_ms, until_ms, side="right"))
+        kept.append(slice_candles(part, slice(first, last)))
+    return [part for part in kept if len(part)]
+
+
+def _window(candles: Sequence[Candles], from_ms: int, at_ms: int | None) -> Sequence[Candles]:
+    """Return the bars from *from_ms* until some after *at_ms*."""
+    until = None if at_ms is None else at_ms + BEYOND_BARS * candles[0].interval_ms
+    return _cut(candles, from_ms, until)
+
+
+def _without_future(candles: Sequence[Candles], probe: Probe) -> Sequence[Candles]:
+    if probe.cut:
+        return _cut(candles, probe.from_ms, probe.at_ms)
+    return [corrupted(part, part.open_time_ms > probe.at_ms) for part in candles]
+
+
+def corrupted(candles: Candles, later: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Candles:
+    """Return *candles* with nonsense where *later*: prices tenfold, volumes gone."""
+    factor = np.where(later, 10, 1)
+    return replace(
+        candles,
+        open=candles.open * factor,
+        high=candles.high * factor * np.where(later, 2, 1),
+        low=candles.low,
+        close=candles.close * factor,
+        volume=np.where(later, 0, candles.volume),
+    )
+
+
+def _first_moved(
+    base: Sequence[Step], steps: Sequence[Step], at_ms: int
+) -> tuple[int, Difference | None]:
+    """Return how many steps until *at_ms* were compared, and the first that differs."""
+    first, second = _until(base, at_ms), _until(steps, at_ms)
+    for compared, (one, two) in enumerate(zip(first, second, strict=True), start=1):
+        if one != two:
+            return compared, first_difference(one, two)
+    return len(first), None
+
+
+def _until(steps: Sequence[Step], at_ms: int) -> list[Step]:
+    return [
+        step for step in steps if isinstance(step.event, Bar) and step.event.open_time_ms <= at_ms
+    ]
+
+
+def first_difference(one: Step, two: Step) -> Difference:
+    """Return the first field in which two steps differ."""
+    event = one.event
+    key = ("", 0)
+    if isinstance(event, Bar):
+        key = event.instrument, event.open_time_ms
+    for name, first, second in step_differences(one, two):
+        return Difference(*key, name, first, second)
+    return Difference(*key, "step", "", "")

@@ -1,0 +1,134 @@
+"""The past cut off: after the stated warm-up a later start must judge and wish the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tracepaper.daemon.config import Config
+from tracepaper.replay.assembly import build
+from tracepaper.replay.compare import (
+    TOLERANCE,
+    Difference,
+    answers_agree,
+    decision_differences,
+    numbers_agree,
+)
+from tracepaper.replay.importers import Candles, slice_candles
+from tracepaper.replay.lookahead_jobs import Taken, derived, first_difference
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types import RISK_GATES, Bar, Decision
+
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Finding:
+    """What was found: how many starts, how many steps compared, the first difference."""
+
+    probes: int = 0
+    compared: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing differs."""
+        return not self.differences
+
+
+def derive(config: Config, candles: Candles, *, path: str) -> list[Taken]:
+    """Return every step of a replay of *candles*; nothing is stored."""
+    replay = build(config, [candles], started_at_ms=0, path=path)
+    return [one for one in derived(replay) if isinstance(one.step.event, Bar)]
+
+
+def recursive(
+    config: Config,
+    candles: Candles,
+    *,
+    probes: int,
+    warmup: int,
+    path: str = "scan",
+    tell: Tell = lambda _: None,
+) -> Finding:
+    """Start at *probes* later bars; after *warmup* bars nothing but the account may differ."""
+    found = Finding()
+    room = len(candles) - warmup
+    if room < 2:  # noqa: PLR2004 - one bar to start later by, one to compare
+        raise DataInvalid(
+            f"{candles.path} holds {len(candles)} bars and the warm-up alone takes {warmup}; "
+            "give more data."
+        )
+    whole = derive(config, candles, path=path)
+    starts = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
+    for number, start in enumerate(starts):
+        tell(f"probe {number + 1} of {len(starts)}: starting at bar {start}")
+        steps = derive(config, slice_candles(candles, slice(start, len(candles))), path=path)
+        found.probes += 1
+        for one, two in zip(whole[start + warmup :], steps[warmup:], strict=True):
+            found.compared += 1
+            if not same_judgement(one, two):
+                found.differences.append(difference_of(one, two))
+                return found
+    return found
+
+
+def same_judgement(one: Taken, two: Taken) -> bool:
+    """Return whether two steps forecast, measure and wish the same, whatever was held before.
+
+    What stands, what a limit of the account refuses and what a horizon closes are the account's;
+    the wish before all that is the strategy's alone, and HOLD is a wish like the others.
+    """
+    a, b = one.step.decision, two.step.decision
+    if a is None or b is None:
+        return a is b
+    if not same_wish(one, two) or not _measures_agree(a, b):
+        return False
+    judged = a.refused_by not in RISK_GATES and b.refused_by not in RISK_GATES
+    same = (a.refused_by, a.regime) == (b.refused_by, b.regime)
+    return same or not judged or _at_threshold(a, b)
+
+
+def same_wish(one: Taken, two: Taken) -> bool:
+    """Return whether the strategy wished the same of forecasts that agree."""
+    a, b = one.signal, two.signal
+    if a is None or b is None:
+        return a is b
+    same = a.action is b.action and abs(a.strength - b.strength) <= TOLERANCE
+    return same and answers_agree(one.step.answer, two.step.answer)
+
+
+def _measures_agree(a: Decision, b: Decision) -> bool:
+    """Return whether all measures agree but those of the account's limits."""
+    if a.gate_set.gates != b.gate_set.gates:
+        return False
+    kept = [place for place, gate in enumerate(a.gate_set.gates) if gate not in RISK_GATES]
+    return numbers_agree([a.measures[at] for at in kept], [b.measures[at] for at in kept])
+
+
+def _at_threshold(a: Decision, b: Decision) -> bool:
+    """Return whether a gate that only one of the two passes stands within 1e-4 of its threshold."""
+    for place, threshold in enumerate(a.gate_set.thresholds):
+        bit = 1 << place
+        if (a.passed ^ b.passed) & bit:
+            first, second = a.measures[place], b.measures[place]
+            if first is None or second is None:
+                return False
+            if abs(first - threshold) > TOLERANCE * max(abs(threshold), 1.0):
+                return False
+    return True
+
+
+def difference_of(one: Taken, two: Taken) -> Difference:
+    """Return the first field in which two steps differ, the wish before all others."""
+    event, a, b = one.step.event, one.signal, two.signal
+    if isinstance(event, Bar) and a is not None and b is not None:
+        at = event.instrument, event.open_time_ms
+        if a.action is not b.action:
+            return Difference(*at, "wish", a.action, b.action)
+        if a.strength != b.strength:
+            return Difference(*at, "strength", str(a.strength), str(b.strength))
+        if one.step.decision is not None and two.step.decision is not None:
+            for name, first, second in decision_differences(one.step.decision, two.step.decision):
+                return Difference(*at, name, first, second)
+    return first_difference(one.step, two.step)
