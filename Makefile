@@ -48,6 +48,8 @@ bench: $(STAMP)
 	$(BIN)/tracepaper bench replay
 
 campaign: $(STAMP)
+	@command -v promtool >/dev/null || { echo "promtool is not installed; it comes with Prometheus (Debian: apt install prometheus)."; exit 1; }
+	promtool test rules deploy/tracepaper.rules.test.yml
 	$(BIN)/python tests/campaign_engine.py
 	$(BIN)/python tests/campaign_parity.py
 	$(BIN)/python tests/campaign_live.py

@@ -213,6 +213,7 @@ class Daemon:
                 run=run,
                 clock=self._clock,
                 counters=feed.counters,
+                newest=feed,
                 obstacles=lambda: (BLOCKED,) if audit.is_blocked else (),
             )
             monitor.halted = engine.halted
@@ -245,7 +246,8 @@ class Daemon:
                 return self._hooks.watch(step)
 
             heard = Listener(config.strategy.name)
-            await drive(feed, think, engine, audit, watch=watch, heard=heard)
+            timed = monitor.thinking(think), engine, monitor.committing(audit)
+            await drive(feed, *timed, watch=watch, heard=heard)
 
     def _feed(
         self, opened: Opened, forecaster: Forecaster | None, rest: Rest, engine: Engine

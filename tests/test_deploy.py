@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from builders import START_MS, bar, decision, forecast, run, step
+from fakes import ManualClock
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config import PREFIX, SECTIONS, load
+from tracepaper.daemon.http.metrics import registry_of
+from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.supervisor import STOP_WITHIN_S
+from tracepaper.strategies.types import Gate, Position
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -199,3 +209,125 @@ def test_constraints_pin_every_direct_dependency() -> None:
     }
     for requirement in project["dependencies"]:
         assert plain(re.split(r"[^\w.-]", requirement)[0]) in pins
+
+
+# ---------------------------------------------------------------- alarms and pictures
+
+SELECTOR = re.compile(r"\b((?:tracepaper|process)_\w+)(\{[^}]*\})?")
+SCRAPER = {"job", "instance"}
+"""Labels that Prometheus adds."""
+
+
+@pytest.fixture(scope="module")
+def exported() -> dict[str, set[str]]:
+    """Return the labels of every sample that a daemon exports."""
+    clock = ManualClock(START_MS)
+    monitor = Monitor(run=run(), clock=clock, counters={"disconnects": 1}, newest=Heard())
+    made = decision(measures=((Gate.OPERATOR, 0.0, 1.0, False),))
+    monitor.observe(step(bar(), decided=made, answer=forecast(), position=Position()))
+    families = text_string_to_metric_families(generate_latest(registry_of(monitor)).decode())
+    return {sample.name: set(sample.labels) for each in families for sample in each.samples}
+
+
+class Heard:
+    """A feed that has heard everything."""
+
+    def frame_s(self) -> float:
+        return 0.0
+
+    def quote_ms(self, _instrument: str) -> int:
+        return START_MS
+
+
+def unknown(expression: str, exported: dict[str, set[str]]) -> list[str]:
+    """Return the metrics and labels of *expression* that no daemon exports."""
+    found = []
+    for name, selector in SELECTOR.findall(expression):
+        if name not in exported:
+            found.append(name)
+            continue
+        asked = set(re.findall(r"(\w+)\s*[=!]", selector))
+        found += [f"{name}.{label}" for label in sorted(asked - exported[name] - SCRAPER)]
+    return found
+
+
+def expressions() -> list[str]:
+    """Return every expression of the rules and of the dashboard."""
+    rules = yaml.safe_load((DEPLOY / "tracepaper.rules.yml").read_text(encoding="utf-8"))
+    board = json.loads((DEPLOY / "tracepaper.dashboard.json").read_text(encoding="utf-8"))
+    return [
+        *(rule["expr"] for group in rules["groups"] for rule in group["rules"]),
+        *(target["expr"] for panel in board["panels"] for target in panel["targets"]),
+        *(str(one["query"]) for one in board["templating"]["list"] if one["type"] == "query"),
+    ]
+
+
+def test_alarms_and_pictures_ask_for_what_is_exported(exported: dict[str, set[str]]) -> None:
+    asked = expressions()
+    assert len(asked) > 40
+    assert [name for one in asked for name in unknown(one, exported)] == []
+
+
+@pytest.mark.parametrize(
+    ("expression", "missed"),
+    [
+        ("tracepaper_bar_lag_seconds > 60", ["tracepaper_bar_lag_seconds"]),
+        ("sum(rate(tracepaper_decisions[5m]))", ["tracepaper_decisions"]),
+        ("tracepaper_commit_seconds > 1", ["tracepaper_commit_seconds"]),
+        ('tracepaper_refusals_total{gates="late"}', ["tracepaper_refusals_total.gates"]),
+        ('process_open_fd{job="tracepaper"}', ["process_open_fd"]),
+        ('tracepaper_ready{job="a",instance="b"}', []),
+    ],
+)
+def test_a_misspelt_metric_is_found(
+    exported: dict[str, set[str]], expression: str, missed: list[str]
+) -> None:
+    assert unknown(expression, exported) == missed
+
+
+def test_every_metric_of_ours_is_in_an_alarm_or_a_picture(exported: dict[str, set[str]]) -> None:
+    asked = {name for one in expressions() for name, _ in SELECTOR.findall(one)}
+    spare = {"tracepaper_info", "tracepaper_last_bar_close_seconds"}
+    ours = {name for name in exported if name.startswith("tracepaper_")} - spare
+    parts = ("_bucket", "_sum", "_count")
+    histograms = {name.removesuffix("_bucket") for name in asked if name.endswith("_bucket")}
+    covered = asked | {name + part for name in histograms for part in parts}
+    assert ours - covered == set()
+
+
+def test_label_values_that_alarms_name_exist() -> None:
+    text = " ".join(expressions())
+    assert set(re.findall(r'gate="(\w+)"', text)) <= set(Gate)
+    source = (ROOT / "daemon" / "bybit" / "connection.py").read_text(encoding="utf-8")
+    for counter in re.findall(r'what="(\w+)"', text):
+        assert f'"{counter}"' in source
+
+
+def promtool(folder: Path) -> int:
+    """Return what promtool says of the rules in *folder*; 0 where it is not installed."""
+    program = shutil.which("promtool")
+    if program is None:
+        return 0
+    command = [program, "test", "rules", str(folder / "tracepaper.rules.test.yml")]
+    return subprocess.run(command, check=False, capture_output=True, timeout=60).returncode
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        ("", ""),
+        ("> 3 * tracepaper_interval_seconds", "> 30 * tracepaper_interval_seconds"),
+        ("for: 10m", "for: 20m"),
+    ],
+)
+def test_the_alarms_are_silent_and_loud_as_their_own_tests_say(
+    tmp_path: Path, was: str, becomes: str
+) -> None:
+    for name in ("tracepaper.rules.yml", "tracepaper.rules.test.yml"):
+        text = (DEPLOY / name).read_text(encoding="utf-8")
+        assert was in text or name.endswith("test.yml")
+        (tmp_path / name).write_text(
+            text.replace(was, becomes) if name.endswith("rules.yml") else text
+        )
+    is_changed = bool(was) and shutil.which("promtool") is not None
+    assert (promtool(tmp_path) != 0) is is_changed

@@ -138,6 +138,16 @@ class LiveFeed:
         """End the feed after the events that are already in line."""
         self._line.insist(Stop())
 
+    # ------------------------------------------------------------ what is newest
+
+    def frame_s(self) -> float | None:
+        """Return the network time of the newest frame; None before the first."""
+        return max((s for one in self._connections if (s := one.stream.frame_s)), default=None)
+
+    def quote_ms(self, instrument: str) -> int | None:
+        """Return the market time of the newest quote of *instrument*."""
+        return self._markets[instrument].quote_ms
+
     # ------------------------------------------------------------ what connections bring
 
     def observe(self, server_ms: int) -> bool:

@@ -39,6 +39,11 @@ class Market:
         self.settle_at_s = 0.0  # network time of the next question for an overdue settlement
         self.settle_patience_s = 1.0
 
+    @property
+    def quote_ms(self) -> int | None:
+        """The market time of the newest quote."""
+        return None if self._quote is None else self._quote.market_ms
+
     def learn_quote(self, quote: Quote, from_ms: int | None) -> bool:
         """Keep *quote* if it is the newest; return whether it is an event of its own.
 

@@ -110,6 +110,7 @@ class Stream:
         self._renewal_wanted = asyncio.Event()
         self._acks: dict[str, asyncio.Future[Ack]] = {}
         self._data_s = 0.0
+        self.frame_s: float | None = None  # network time of the newest frame, whatever it held
 
     async def run(self) -> None:
         """Listen until cancelled; raises ``ConfigInvalid`` where no retry can help."""
@@ -197,6 +198,7 @@ class Stream:
                 raise FeedLost(
                     f"The {self._category.value} stream ended ({error}); connecting again."
                 ) from error
+            self.frame_s = self._clock.network_s()
             received = self._handler.receive(bytes(frame))
             if isinstance(received, Ack):
                 self._acknowledge(received)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -55,6 +61,10 @@ class MonitorCollector(Collector):
         )
         yield _gauge("ready", "1 while decisions can be made.", float(not monitor.not_ready()))
         yield _gauge("halted", "1 after HALT or FLATTEN, until RESUME.", float(monitor.halted))
+        blocked = "1 while another process holds the database's write lock."
+        yield _gauge("database_blocked", blocked, float(monitor.is_obstructed))
+        yield from _ages(monitor)
+        yield from _latencies(monitor)
         yield _counted("events", "kind", "Events that the engine consumed.", monitor.events)
         yield _counted("decisions", "action", "Decisions.", monitor.actions)
         yield _counted("refusals", "gate", "Refusals by first failed gate.", monitor.refusals)
@@ -83,11 +93,6 @@ def _bars(monitor: Monitor) -> Iterable[Metric]:
     times = GaugeMetricFamily(
         "tracepaper_last_bar_close_seconds", "UTC time of its close.", labels=["instrument"]
     )
-    lags = GaugeMetricFamily(
-        "tracepaper_bar_lag_seconds",
-        "From that close to the engine, market time.",
-        labels=["instrument"],
-    )
     positions = GaugeMetricFamily("tracepaper_position", "Quantity held.", labels=["instrument"])
     confidences = GaugeMetricFamily(
         "tracepaper_confidence", "Entropy confidence of the last forecast.", labels=["instrument"]
@@ -98,13 +103,58 @@ def _bars(monitor: Monitor) -> Iterable[Metric]:
         assert isinstance(bar, Bar)
         prices.add_metric([name], bar.close / 10**scale.price_decimals)
         times.add_metric([name], bar.close_time_ms / 1000)
-        lags.add_metric([name], (bar.seen_ms - bar.close_time_ms) / 1000)
         if step.position is not None:
             quantity = step.position.quantity / 10**scale.quantity_decimals
             positions.add_metric([name], quantity)
         if (explanation := getattr(answer, "explanation", None)) is not None:
             confidences.add_metric([name], explanation.confidence)
-    return (prices, times, lags, positions, confidences)
+    return (prices, times, positions, confidences)
+
+
+def _ages(monitor: Monitor) -> Iterable[Metric]:
+    """Yield how old everything is at this scrape; what never came has no age."""
+    intervals = GaugeMetricFamily(
+        "tracepaper_interval_seconds", "Length of a bar.", labels=["instrument"]
+    )
+    bars = GaugeMetricFamily(
+        "tracepaper_bar_age_seconds",
+        "Since the newest bar closed, market time.",
+        labels=["instrument"],
+    )
+    quotes = GaugeMetricFamily(
+        "tracepaper_quote_age_seconds",
+        "Since the newest quote, market time.",
+        labels=["instrument"],
+    )
+    for one in monitor.run.instruments:
+        intervals.add_metric([one.id], monitor.run.interval_ms / 1000)
+        for family, age_s in (
+            (bars, monitor.bar_age_s(one.id)),
+            (quotes, monitor.quote_age_s(one.id)),
+        ):
+            if age_s is not None:
+                family.add_metric([one.id], age_s)
+    yield from (intervals, bars, quotes)
+    for name, text, newest_s in (
+        ("frame_age_seconds", "Since the newest frame of a stream.", monitor.frame_age_s()),
+        ("commit_age_seconds", "Since the newest step was stored.", monitor.commit_age_s()),
+    ):
+        if newest_s is not None:
+            yield _gauge(name, text, newest_s)
+
+
+def _latencies(monitor: Monitor) -> Iterable[Metric]:
+    """Yield how long the parts of a decision took."""
+    for name, text, took_s in (
+        ("decision_seconds", "From a bar's close to its stored decision.", monitor.decision_s),
+        ("model_seconds", "One forecast.", monitor.model_s),
+        ("commit_seconds", "One step to the disk.", monitor.commit_s),
+    ):
+        bounds = [*map(str, took_s.bounds), "+Inf"]
+        counts = list(zip(bounds, accumulate(took_s.counts), strict=True))
+        yield HistogramMetricFamily(
+            f"tracepaper_{name}", text, buckets=counts, sum_value=took_s.total_s
+        )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

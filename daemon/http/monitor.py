@@ -3,36 +3,94 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
-from tracepaper.daemon.ports import Clock
+from tracepaper.daemon.ports import AuditLog, Clock, Think
 from tracepaper.strategies.exact import unscaled
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     Account,
+    Answer,
     Bar,
     Command,
     CommandKind,
     Decision,
+    Event,
     Gate,
     Instrument,
     Run,
     Step,
 )
 
+DECISION_BOUNDS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+WORK_BOUNDS_S: Final = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
 FRESH_INTERVALS: Final = 3
 """A daemon is ready while its newest bar closed at most so many intervals ago."""
 
 Document = dict[str, object]
 
 
+class Newest(Protocol):
+    """What a feed tells of what it heard last."""
+
+    def frame_s(self) -> float | None:
+        """Return the network time of the newest frame; None before the first."""
+        ...
+
+    def quote_ms(self, instrument: str) -> int | None:
+        """Return the market time of the newest quote; None before the first."""
+        ...
+
+
+class Silent:
+    """A feed that has heard nothing."""
+
+    def frame_s(self) -> float | None:
+        """Return None."""
+        return None
+
+    def quote_ms(self, _instrument: str) -> int | None:
+        """Return None."""
+        return None
+
+
+class Histogram:
+    """How often something took how long, in seconds."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(bounds) + 1)  # the last: longer than every bound
+        self.total_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one that took *seconds*."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total_s += seconds
+
+
 class Monitor:
     """Watches the steps of one run; ``status`` and ``/metrics`` are read from it.
 
     *counters* are the feed's own (reconnections, repairs, malformed frames); the mapping is read
-    when asked, so it may go on changing. *obstacles* returns what else keeps it from deciding.
+    when asked, so it may go on changing. *newest* tells what the feed heard last; *obstacles*
+    returns what else keeps the daemon from deciding.
     """
 
     def __init__(
@@ -41,6 +99,7 @@ class Monitor:
         run: Run,
         clock: Clock,
         counters: Mapping[str, int] | None = None,
+        newest: Newest | None = None,
         obstacles: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.run = run
@@ -53,13 +112,19 @@ class Monitor:
         self.revisions = 0
         self.halted = False
         self.bars: dict[str, Step] = {}
+        self.decision_s = Histogram(DECISION_BOUNDS_S)
+        self.model_s = Histogram(WORK_BOUNDS_S)
+        self.commit_s = Histogram(WORK_BOUNDS_S)
+        self._committed_s: float | None = None
         self._clock = clock
+        self._newest = newest or Silent()
         self._obstacles = obstacles
         self._instruments = {one.id: one for one in run.instruments}
 
     def observe(self, step: Step) -> None:
         """Count one stored step."""
         self.last = step
+        self._committed_s = self._clock.network_s()
         self.events[type(step.event).__name__] += 1
         self.fills += len(step.fills)
         match step.event:
@@ -68,10 +133,64 @@ class Monitor:
             case Bar(instrument=instrument):
                 if step.accepted:
                     self.bars[instrument] = step
+                    self._time(step, step.event.close_time_ms)
                 else:
                     self.revisions += 1
         if (decision := step.decision) is not None:
             self._judge(decision)
+
+    def _time(self, step: Step, close_ms: int) -> None:
+        """Count how long after its close a bar's decision was stored, unless it came late."""
+        if step.decision is not None and step.decision.refused_by is not Gate.LATE:
+            self.decision_s.add(max(0, self._clock.market_ms() - close_ms) / 1000)
+
+    def thinking(self, think: Think) -> Think:
+        """Return *think*, timed."""
+
+        async def timed(event: Event) -> Answer:
+            begun_s = self._clock.network_s()
+            answer = await think(event)
+            if answer is not None:
+                self.model_s.add(self._clock.network_s() - begun_s)
+            return answer
+
+        return timed
+
+    def committing(self, audit: AuditLog) -> AuditLog:
+        """Return *audit*, timed."""
+        return _TimedAudit(audit, self._clock, self.commit_s)
+
+    # ------------------------------------------------------------ ages, when they are asked for
+
+    def bar_age_s(self, instrument: str) -> float | None:
+        """Return how long ago, in market time, the newest bar of *instrument* closed."""
+        bar = step.event if (step := self.bars.get(instrument)) is not None else None
+        return self._age_s(bar.close_time_ms) if isinstance(bar, Bar) else None
+
+    def quote_age_s(self, instrument: str) -> float | None:
+        """Return how old, in market time, the newest quote of *instrument* is."""
+        quote_ms = self._newest.quote_ms(instrument)
+        return None if quote_ms is None else self._age_s(quote_ms)
+
+    def frame_age_s(self) -> float | None:
+        """Return how long ago the newest frame came."""
+        frame_s = self._newest.frame_s()
+        return None if frame_s is None else self._clock.network_s() - frame_s
+
+    def commit_age_s(self) -> float | None:
+        """Return how long ago the newest step was stored."""
+        committed_s = self._committed_s
+        return None if committed_s is None else self._clock.network_s() - committed_s
+
+    def _age_s(self, market_ms: int) -> float:
+        return max(0, self._clock.market_ms() - market_ms) / 1000
+
+    @property
+    def is_obstructed(self) -> bool:
+        """Whether something beside the market keeps the daemon from deciding."""
+        return bool(self._obstacles())
+
+    # ------------------------------------------------------------ what it says
 
     def _judge(self, decision: Decision) -> None:
         self.actions[decision.action.value] += 1
@@ -126,6 +245,21 @@ class Monitor:
             },
             "counters": dict(self.counters),
         }
+
+
+class _TimedAudit:
+    """An audit log whose appends are timed."""
+
+    def __init__(self, audit: AuditLog, clock: Clock, took_s: Histogram) -> None:
+        self._audit = audit
+        self._clock = clock
+        self._took_s = took_s
+
+    async def append(self, step: Step) -> None:
+        """Store *step* whole, or raise ``AuditUnwritable``."""
+        begun_s = self._clock.network_s()
+        await self._audit.append(step)
+        self._took_s.add(self._clock.network_s() - begun_s)
 
 
 def account_document(account: Account) -> Document:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from builders import MINUTE, START_MS, account, bar, decision, fill, forecast, instrument, run, step
-from fakes import ManualClock
+from fakes import ManualClock, MemoryAudit
 from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.strategies.types import (
     Action,
+    Answer,
+    Bar,
     Command,
     CommandKind,
+    Event,
     Gate,
     Position,
     Quote,
@@ -132,7 +136,8 @@ def test_metrics_say_the_same() -> None:
         'tracepaper_equity{twin="ungated"} 100020.0',
         f'tracepaper_price{{instrument="{BTC}"}} 101.0',
         f'tracepaper_position{{instrument="{BTC}"}} -1.5',
-        f'tracepaper_bar_lag_seconds{{instrument="{BTC}"}} 0.25',
+        f'tracepaper_bar_age_seconds{{instrument="{BTC}"}} 0.0',
+        f'tracepaper_interval_seconds{{instrument="{BTC}"}} 60.0',
         f'tracepaper_confidence{{instrument="{BTC}"}} 0.2',
     ):
         assert line in lines
@@ -143,3 +148,86 @@ def test_metrics_answer_before_the_first_step() -> None:
     lines = generate_latest(registry_of(monitor())).decode().splitlines()
     assert "tracepaper_ready 0.0" in lines
     assert not any(line.startswith("tracepaper_equity{") for line in lines)
+
+
+class Heard:
+    """A feed that heard its newest frame and quote at given times."""
+
+    def __init__(self, frame_s: float, quote_ms: int) -> None:
+        self._frame_s, self._quote_ms = frame_s, quote_ms
+
+    def frame_s(self) -> float:
+        return self._frame_s
+
+    def quote_ms(self, instrument: str) -> int:
+        assert instrument == BTC
+        return self._quote_ms
+
+
+def scraped(watched: Monitor, name: str) -> dict[tuple[str, ...], float]:
+    """Return the samples of *name* at a scrape, by the values of their labels."""
+    text = generate_latest(registry_of(watched)).decode()
+    return {
+        tuple(sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+AGES = ("bar_age", "quote_age", "frame_age", "commit_age")
+
+
+def test_ages_grow_while_nothing_comes() -> None:
+    clock = ManualClock(CLOSE_MS)
+    watched = Monitor(run=run(), clock=clock, newest=Heard(0.0, CLOSE_MS - 2_000))
+    watched.observe(decided())
+    for waited_s in (0, 30, 3_600):
+        clock.advance(market_ms=waited_s * 1000, network_s=waited_s)
+        ages = [scraped(watched, f"tracepaper_{name}_seconds") for name in AGES]
+        since_s = clock.network_s()
+        expected = [since_s, since_s + 2, since_s, since_s]
+        assert [list(age.values()) for age in ages] == [[age_s] for age_s in expected]
+
+
+def test_what_never_came_has_no_age() -> None:
+    for name in AGES:
+        assert scraped(monitor(), f"tracepaper_{name}_seconds") == {}
+
+
+def test_a_blocked_database_is_a_reason_not_to_be_ready() -> None:
+    watched = Monitor(run=run(), clock=ManualClock(CLOSE_MS), obstacles=lambda: ("locked",))
+    watched.observe(decided())
+    assert watched.not_ready() == ["locked"]
+    assert scraped(watched, "tracepaper_database_blocked") == {(): 1.0}
+
+
+def test_a_decision_is_timed_from_its_bars_close_unless_the_bar_came_late() -> None:
+    watched = monitor(CLOSE_MS + 300)
+    watched.observe(decided())
+    late = ((Gate.OPERATOR, 1.0, 1.0, True), (Gate.LATE, 9e6, 1.0, False))
+    watched.observe(step(bar(index=1), decided=decision(measures=late)))
+    watched.observe(step(bar(index=2)))  # decided nothing
+    counts = scraped(watched, "tracepaper_decision_seconds_bucket")
+    assert (counts[("0.25",)], counts[("0.5",)], counts[("+Inf",)]) == (0, 1, 1)
+    assert scraped(watched, "tracepaper_decision_seconds_sum") == {(): 0.3}
+
+
+async def test_forecasts_and_commits_are_timed() -> None:
+    clock = ManualClock(CLOSE_MS)
+    watched = Monitor(run=run(), clock=clock)
+    kept = MemoryAudit()
+
+    async def slow(event: Event) -> Answer:
+        await clock.sleep(0.3)
+        return forecast() if isinstance(event, Bar) else None
+
+    think, audit = watched.thinking(slow), watched.committing(kept)
+    assert await think(bar()) == forecast()
+    assert await think(Command(CommandKind.HALT, "", CLOSE_MS, CLOSE_MS)) is None
+    for _ in range(3):
+        await audit.append(decided())
+    assert len(kept.steps) == 3
+    assert scraped(watched, "tracepaper_model_seconds_count") == {(): 1.0}
+    assert scraped(watched, "tracepaper_model_seconds_sum") == {(): 0.3}
+    assert scraped(watched, "tracepaper_commit_seconds_bucket")[("0.001",)] == 3
