@@ -38,15 +38,18 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, memory: Memory | None)
 
 
 def check_ledger(reader: Reader, resumed: Resumed, state: EngineState) -> None:
-    """Add up the run's own fills and compare; the account must equal its ledger."""
+    """Add up the run's own fills and compare; the account must equal its ledger.
+
+    Of a run that was pruned, from the account at the cut on.
+    """
     run = resumed.run
     start = reader.first_state(run.run_id)
     if start is None:
         return
-    opened = decode_state(start)
+    opened = decode_state(start[0])
     portfolio = Portfolio(opened.ledger.cash, {item.id: item for item in run.instruments})
     portfolio.restore(opened.ledger.cash, opened.ledger.holdings)
-    for fill in reader.fills(run.run_id):
+    for fill in reader.fills(run.run_id, after=start[1]):
         portfolio.apply(fill)
     funding = 0
     for key, holding in state.ledger.holdings.items():

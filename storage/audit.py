@@ -17,6 +17,7 @@ from sqlalchemy.dialects.sqlite import dialect
 from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage import schema
+from tracepaper.storage.checkpoints import kept_identity
 from tracepaper.storage.database import Writer, open_writer
 from tracepaper.storage.digest import chain_digest, opened_digest
 from tracepaper.storage.encode import StepEncoder
@@ -82,6 +83,7 @@ class SqlAuditLog:
         }
         self._opening: list[tuple[str, list[Row]]] = []  # the rows of a run that is not stored yet
         self._has_decided = False
+        self.path: Path | None = None  # beside which the checkpoints lie
         self._refusal = ""  # why no more steps are taken
         self._is_writable = True  # until a transaction fails
         self.waiting: Callable[[], object] = unheard  # hears of each wait, in the writer's thread
@@ -91,7 +93,9 @@ class SqlAuditLog:
     @classmethod
     def open(cls, path: Path, *, group_steps: int = GROUP_STEPS) -> SqlAuditLog:
         """Open or make the database *path* and take its lock; see ``database.open_writer``."""
-        return cls(open_writer(path), group_steps)
+        log = cls(open_writer(path), group_steps)
+        log.path = path
+        return log
 
     @property
     def lock(self) -> InstanceLock:
@@ -138,6 +142,7 @@ class SqlAuditLog:
         head = opened_digest(opened, instruments, sets)
 
         self._opening = [
+            *self._model_rows(run),
             (schema.runs.name, [(*opened, head, 0, head)]),
             (schema.instruments.name, instruments),
             (schema.gate_sets.name, list(sets)),
@@ -146,6 +151,17 @@ class SqlAuditLog:
         self._has_decided = self._is_leaving = False
         self._encoder, self._run_key, self._next_sequence, self._head = encoder, run_key, 0, head
         self._last = None
+
+    def _model_rows(self, run: Run) -> list[tuple[str, list[Row]]]:
+        """Return the row of the run's model, from the card kept beside the database, if new."""
+        if not run.model_sha256 or self.path is None:
+            return []
+        if (model := kept_identity(self.path, run.model_id)) is None:
+            return []
+        query = "SELECT count(*) FROM models WHERE model_sha256 = ?"
+        if self._raw.execute(query, (model.sha256,)).fetchone() != (0,):
+            return []
+        return [(schema.models.name, [tuple(model)])]
 
     def resume(self, run_id: str) -> Resumed:
         """Go on with *run_id* where it ended.

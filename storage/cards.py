@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from tracepaper.strategies.errors import ConfigInvalid
 
@@ -14,6 +16,41 @@ _ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\
 _LINE_LENGTH: Final = 100
 
 Card = Mapping[str, object]
+
+
+DERIVED: Final = ("id", "sha256")
+"""Keys of ``[model]`` that follow from the weights and the rest of the card."""
+ID_DIGITS: Final = 12
+
+
+class Identity(NamedTuple):
+    """What a checkpoint is known by: its weights and its card, so that neither can be exchanged."""
+
+    sha256: str
+    weights_sha256: str
+    card: str  # canonical: JSON with sorted keys, without what follows from the rest
+
+    @property
+    def id(self) -> str:
+        """The first twelve hexadecimal digits."""
+        return self.sha256[:ID_DIGITS]
+
+    @property
+    def is_true(self) -> bool:
+        """Whether the hash is the one of these weights and this card."""
+        return self.sha256 == _hashed(self.weights_sha256, self.card)
+
+
+def identity(weights_sha256: str, card: Card) -> Identity:
+    """Return the identity of weights with that hash under *card*, whatever id the card names."""
+    model = card.get("model")
+    own = {k: v for k, v in model.items() if k not in DERIVED} if isinstance(model, Mapping) else {}
+    text = json.dumps({**card, "model": own}, sort_keys=True, ensure_ascii=False, default=str)
+    return Identity(_hashed(weights_sha256, text), weights_sha256, text)
+
+
+def _hashed(weights_sha256: str, card: str) -> str:
+    return hashlib.sha256(f"{weights_sha256}\n{card}".encode()).hexdigest()
 
 
 def dump(card: Card) -> str:

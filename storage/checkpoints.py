@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tracepaper.storage.cards import Card, dump
+from tracepaper.storage.cards import ID_DIGITS, Card, Identity, dump, identity
 from tracepaper.strategies.errors import CheckpointMismatch
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 WEIGHTS_NAME: Final = "weights.safetensors"
 CARD_NAME: Final = "card.toml"
-ID_DIGITS: Final = 12
 DEFAULT: Final = "default"
 _SECTIONS: Final = ("model", "architecture", "features", "market", "calibration")
 
@@ -40,7 +39,7 @@ class Checkpoint:
 
     @property
     def id(self) -> str:
-        """The first twelve hex digits of the weights' SHA-256."""
+        """The first twelve hex digits of ``sha256``."""
         return self.sha256[:ID_DIGITS]
 
 
@@ -57,11 +56,17 @@ def load(folder: Path) -> Checkpoint:
     card = read_card(folder)
     weights = _bytes(folder / WEIGHTS_NAME)
     sha256 = hashlib.sha256(weights).hexdigest()
-    named = card["model"].get("sha256")
+    named = card["model"].get("weights_sha256")
     if named != sha256:
         raise CheckpointMismatch(
             f"The weights in {folder} have SHA-256 {sha256[:ID_DIGITS]}… and their card names"
             f" {str(named)[:ID_DIGITS]}…; restore the folder from where it came."
+        )
+    found = identity(sha256, card)
+    if (card["model"].get("id"), card["model"].get("sha256")) != (found.id, found.sha256):
+        raise CheckpointMismatch(
+            f"The card in {folder} was edited: with its weights it gives the id {found.id}, and it "
+            f"names {card['model'].get('id')}; restore the folder from where it came."
         )
     try:
         tensors = parse_tensors(weights)
@@ -70,7 +75,7 @@ def load(folder: Path) -> Checkpoint:
             f"{folder / WEIGHTS_NAME} is no safetensors file ({error}); restore it."
         ) from None
     _check_finite(tensors, folder)
-    return Checkpoint(tensors, card, sha256)
+    return Checkpoint(tensors, card, found.sha256)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -103,8 +108,8 @@ def read_card(folder: Path) -> dict[str, Any]:
 def save(folder: Path, tensors: Mapping[str, torch.Tensor], card: Card) -> Checkpoint:
     """Write a checkpoint whole, in place of an older one; return it as it reads back.
 
-    ``[model] id`` and ``sha256`` are filled in. The folder is written beside its place and
-    renamed, so that a reader finds the old one, the new one or, for an instant, none.
+    ``[model] id``, ``sha256`` and ``weights_sha256`` are filled in. The folder is written beside
+    its place and renamed, so that a reader finds the old one, the new one or, for an instant, none.
     """
     from safetensors.torch import save as tensor_bytes
 
@@ -112,8 +117,10 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], card: Card) -> Check
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     weights = tensor_bytes(whole)
     sha256 = hashlib.sha256(weights).hexdigest()
-    model = {**_section(card, "model"), "id": sha256[:ID_DIGITS], "sha256": sha256}
-    text = dump({**card, "model": model})
+    model = {**_section(card, "model"), "weights_sha256": sha256}
+    read = tomllib.loads(dump({**card, "model": model}))
+    given = identity(sha256, read)
+    text = dump({**read, "model": {**read["model"], "id": given.id, "sha256": given.sha256}})
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -146,6 +153,15 @@ def keep(folder: Path, database: Path) -> Path:
 def kept_folder(database: Path, model_id: str) -> Path:
     """Return where a checkpoint that *database* used is kept."""
     return database.with_name(database.name + ".checkpoints") / model_id
+
+
+def kept_identity(database: Path, model_id: str) -> Identity | None:
+    """Return what the card kept beside *database* says of *model_id*; None where none is kept."""
+    folder = kept_folder(database, model_id)
+    if not (folder / CARD_NAME).is_file():
+        return None
+    card = read_card(folder)
+    return identity(str(card["model"].get("weights_sha256")), card)
 
 
 def listed(folders: list[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 from sqlalchemy import StaticPool, create_engine
 
+from tracepaper.storage.cards import ID_DIGITS, Identity
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.database import create
 from tracepaper.storage.rows import step_key
 from tracepaper.storage.schema import SCHEMA_REVISION
+from tracepaper.storage.stored import select
 from tracepaper.storage.tamper import ChainProblem, ChainReport
 
 if TYPE_CHECKING:
@@ -31,6 +33,11 @@ _DIGEST: Final = (
     "SELECT digest FROM prunes WHERE run_key = ?2 AND until_sequence = ?3"
 )
 _PRUNED_BEYOND: Final = "SELECT 1 FROM prunes WHERE run_key = ? AND until_sequence > ?"
+
+_MODELS: Final = "SELECT run_id, model_id, model_sha256 FROM runs ORDER BY run_key"
+_STARTED: Final = (
+    "SELECT json_extract(content, '$.model_sha256') FROM events WHERE kind = 'model_change'"
+)
 
 NEVER_FOUND: Final = (
     "Deleting the newest run, or deriving all of a run anew from a changed input, is found by a "
@@ -74,6 +81,7 @@ def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None,
         lambda: _check_pages(connection),
         lambda: _check_schema(connection, warnings),
         lambda: _check_links(connection),
+        lambda: _check_models(connection),
     )
     problem = next((found for check in checks for found in check()), None)
     return problem, tuple(warnings)
@@ -159,6 +167,34 @@ def _check_links(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
             if found != (head,) and (found is not None or pruned is None):
                 yield _unlinked(run_id, before_id)
         before_key, before_id, before_opened = key, run_id, opened
+
+
+def _check_models(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
+    """Hold each card to its id, and each run to a card."""
+    cards = connection.execute(select("models", "TRUE")).fetchall()
+    for row in cards:
+        if not Identity(*row).is_true:
+            sentence = (
+                f"The card of model {row[0][:ID_DIGITS]} was changed: it does not give its id."
+            )
+            yield ChainProblem(None, ("models",), "changed", sentence)
+    known = {row[0] for row in cards}
+    used = set()
+    for run_id, model_id, sha256 in connection.execute(_MODELS):
+        used.add(sha256)
+        if sha256 and sha256 not in known:
+            sentence = f"The card of model {model_id}, which run {run_id} used, is missing."
+            yield ChainProblem(None, ("models",), "missing", sentence)
+        elif model_id != sha256[:ID_DIGITS]:
+            sentence = f"Run {run_id} names model {model_id} by another's hash."
+            yield ChainProblem(None, ("runs",), "changed", sentence)
+    if known - used and (known - used) - set(_promoted(connection)):
+        yield ChainProblem(None, ("models",), "extra", "A card was added: no run used its model.")
+
+
+def _promoted(connection: sqlite3.Connection) -> list[str]:
+    """Return the hashes of the models that starts inside the runs name."""
+    return [sha256 for (sha256,) in connection.execute(_STARTED)]
 
 
 def _unlinked(run_id: str, before: str) -> ChainProblem:

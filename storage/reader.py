@@ -289,27 +289,37 @@ class Reader:
         query = "SELECT DISTINCT config FROM runs WHERE kind = ?"
         return [text for (text,) in self._connection.execute(query, (kind.value,))]
 
-    def first_state(self, run_id: str) -> bytes | None:
-        """Return the engine's state as the run's first step stored it."""
-        return self._state(run_id, "ASC")
+    def first_state(self, run_id: str) -> tuple[bytes, int] | None:
+        """Return the oldest state of the engine that is left, and the step after which it stood."""
+        run_key = self.stored_run(run_id).run_key
+        pruned = self.pruned(run_key)
+        if pruned is not None and pruned.state is not None:
+            return pruned.state, pruned.until_sequence
+        row = self._state(run_key, "ASC")
+        return None if row is None else (bytes(row[1]), sequence_of(row[0]))
 
     def last_state(self, run_id: str) -> bytes | None:
         """Return the newest state of the engine that the run stored."""
-        return self._state(run_id, "DESC")
+        run_key = self.stored_run(run_id).run_key
+        if (row := self._state(run_key, "DESC")) is not None:
+            return bytes(row[1])
+        pruned = self.pruned(run_key)
+        return None if pruned is None else pruned.state
 
-    def _state(self, run_id: str, order: str) -> bytes | None:
-        stored = self.stored_run(run_id)
+    def _state(self, run_key: int, order: str) -> tuple[int, bytes] | None:
         query = (
-            "SELECT state FROM steps WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
+            "SELECT step, state FROM steps WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
             f"ORDER BY step {order} LIMIT 1"
         )
-        row = self._connection.execute(query, run_span(stored.run_key)).fetchone()
-        return None if row is None else bytes(row[0])
+        found: tuple[int, bytes] | None
+        found = self._connection.execute(query, run_span(run_key)).fetchone()
+        return found
 
-    def fills(self, run_id: str) -> Iterator[Fill]:
-        """Yield the fills of the run's own account, in order."""
+    def fills(self, run_id: str, *, after: int = -1) -> Iterator[Fill]:
+        """Yield the fills of the run's own account after sequence *after*, in order."""
         stored = self.stored_run(run_id)
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
         query = select("fills", "step BETWEEN ? AND ?")
-        for row in self._connection.execute(query, run_span(stored.run_key)):
+        first, last = step_key(stored.run_key, after + 1), run_span(stored.run_key)[1]
+        for row in self._connection.execute(query, (first, last)):
             yield decoder.fill(row[2:])

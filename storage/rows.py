@@ -196,6 +196,7 @@ KEPT_EVENTS: Final = (
     "model_change",
     "end",
     "prune",
+    "reading",
 )
 """Kinds of events that a prune keeps."""
 

@@ -250,7 +250,7 @@ def test_a_changed_configuration_opens_a_new_run_that_takes_over_the_account(
     assert second.steps[0].account.cash == first.steps[-1].account.cash
     assert second.steps[0].state is not None
     with Reader.open(path) as reader:
-        assert reader.first_state(second.opened.run.run_id) == second.steps[0].state
+        assert reader.first_state(second.opened.run.run_id) == (second.steps[0].state, 0)
 
 
 COUNTS = """

@@ -148,7 +148,7 @@ def seeds_section(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     section: dict[str, Any] = {
         "seeds": [card["training"]["seed"] for card in cards],
-        "ids": [card["model"]["id"] for card in cards],
+        "weights_sha256": [card["model"]["weights_sha256"] for card in cards],
         "edge_net_bp": [_net(card) for card in cards],
     }
     for horizon in (key for key in cards[0]["figures"] if key != "gates"):

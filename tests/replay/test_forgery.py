@@ -289,6 +289,14 @@ def test_rows_of_a_model_that_were_moved_are_found(modelled: Path, tmp_path: Pat
                 assert not believed(path, modelled), column
 
 
+@pytest.mark.parametrize("column", ["model_sha256", "weights_sha256", "card"])
+def test_a_forged_card_is_found_without_the_checkpoint(
+    modelled: Path, tmp_path: Path, column: str
+) -> None:
+    for statement in plantings(modelled, f"models.{column}"):
+        assert not audited(forged(modelled, tmp_path / "forged.db", statement))
+
+
 def test_a_history_derived_anew_is_found_by_a_head_kept_elsewhere_and_by_nothing_else(
     plain: Path, tmp_path: Path
 ) -> None:

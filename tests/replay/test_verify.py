@@ -32,6 +32,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.decode import StoredRows
 from tracepaper.storage.reader import Reader
+from tracepaper.storage.retention import prune
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 BARS = 400
@@ -191,6 +192,27 @@ def test_an_interrupted_replay_goes_on_as_if_it_never_stopped(
     assert found.holds
     assert found.identical == BARS
     assert verified(path).holds
+
+
+def test_a_run_goes_on_after_a_prune_with_the_account_that_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tracepaper.replay import backtest
+
+    monkeypatch.setattr(backtest, "BREATH_EVENTS", 8)
+    hours = made_candles(walk_rows(200), interval_ms=3_600_000)
+    market = {"symbols": [hours.symbol], "interval": "60", "category": hours.category.value}
+    whole, pruned = tmp_path / "whole.db", tmp_path / "pruned.db"
+    replayed(whole, hours, market=market)
+    run_id = replayed(pruned, hours, stop_after=150, market=market)
+    assert prune(pruned, keep_days=3, pruned_at_ms=5)[0].steps > 50
+    audit = SqlAuditLog.open(pruned)
+    asyncio.run(resume_replay(run_id, [hours], (), audit, pruned, Tally()))
+    audit.close()
+    found = compared(whole, pruned)
+    assert found.holds, found.differences[:3]
+    assert found.identical > 60
+    assert found.equity_differing == 0
 
 
 def test_a_finished_replay_is_not_resumed(walk: Candles, run: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tracepaper.storage.cards import dump, identity
 from tracepaper.storage.checkpoints import (
     CARD_NAME,
     WEIGHTS_NAME,
@@ -45,7 +46,9 @@ def test_a_checkpoint_reads_back_with_its_id(tmp_path: Path) -> None:
     saved = save(tmp_path / "a", tensors(), card())
     found = load(tmp_path / "a")
     assert found.sha256 == saved.sha256
-    assert found.sha256 == hashlib.sha256((tmp_path / "a" / WEIGHTS_NAME).read_bytes()).hexdigest()
+    weights = hashlib.sha256((tmp_path / "a" / WEIGHTS_NAME).read_bytes()).hexdigest()
+    assert found.card["model"]["weights_sha256"] == weights
+    assert found.sha256 == identity(weights, found.card).sha256
     assert found.id == found.sha256[:12] == found.card["model"]["id"]
     assert found.card["architecture"] == card()["architecture"]
     for name, tensor in tensors().items():
@@ -56,6 +59,21 @@ def test_equal_weights_have_equal_ids_and_others_do_not(tmp_path: Path) -> None:
     first = save(tmp_path / "a", tensors(), card())
     assert save(tmp_path / "b", tensors(), card()).id == first.id
     assert save(tmp_path / "c", tensors(seed=1), card()).id != first.id
+    other = {**card(), "calibration": {"content_free": 0.1, "slope": {"5": 0.5}}}
+    assert save(tmp_path / "d", tensors(), other).id != first.id
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("dim = 8", "dim = 9"), ('"tiny"', '"huge"'), ("content_free = 0.0", "content_free = 0.5")],
+)
+def test_an_edited_card_is_refused(tmp_path: Path, before: str, after: str) -> None:
+    save(tmp_path / "a", tensors(), card())
+    path = tmp_path / "a" / CARD_NAME
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(CheckpointMismatch, match="was edited"):
+        load(tmp_path / "a")
 
 
 def test_an_older_checkpoint_is_replaced_and_nothing_is_left_over(tmp_path: Path) -> None:
@@ -97,9 +115,11 @@ def test_rubbish_that_its_card_vouches_for_is_no_safetensors_file(tmp_path: Path
     saved = save(tmp_path / "a", tensors(), card())
     path = tmp_path / "a" / WEIGHTS_NAME
     path.write_bytes(b"\xff" * 40)
-    text = (tmp_path / "a" / CARD_NAME).read_text()
     digest = hashlib.sha256(b"\xff" * 40).hexdigest()
-    (tmp_path / "a" / CARD_NAME).write_text(text.replace(saved.sha256, digest))
+    vouching = {**saved.card, "model": {**saved.card["model"], "weights_sha256": digest}}
+    found = identity(digest, vouching)
+    vouching["model"] |= {"id": found.id, "sha256": found.sha256}
+    (tmp_path / "a" / CARD_NAME).write_text(dump(vouching))
     with pytest.raises(CheckpointMismatch, match="no safetensors"):
         load(tmp_path / "a")
 

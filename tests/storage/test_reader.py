@@ -144,7 +144,7 @@ def test_a_reader_follows_a_run_that_goes_on(tmp_path: Path) -> None:
     "question",
     [
         "SELECT count(*) FROM v_decisions",
-        "SELECT weight FROM v_explanations WHERE sequence = 10",
+        "SELECT weight FROM v_explanations WHERE sequence = 11",
         "SELECT * FROM v_orders",
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 5) SELECT * FROM n",
         "SELECT value FROM json_each('[1,2]')",
