@@ -73,6 +73,15 @@ def open_recorded(reader: Reader, database: Path, run_id: str) -> Recorded:
     return Recorded(run, config, engine, forecaster)
 
 
+def prober_of(recorded: Recorded, database: Path) -> Forecaster | None:
+    """Return a second forecaster of the same checkpoint, for a run that went by one pass."""
+    run = recorded.run
+    if recorded.forecaster is None or run.path != "scan":
+        return None
+    kept = checkpoints.kept_folder(database, run.model_id)
+    return forecaster_of(kept, recorded.config, path=run.path)
+
+
 def _take_over(reader: Reader, run: Run, engine: Engine) -> None:
     """Give *engine* the account and orders of the run's parent, as its first start did."""
     if run.parent_run_id is None:

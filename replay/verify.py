@@ -12,15 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tracepaper.daemon.building import code_version, strategy_sha256
+from tracepaper.daemon.building import strategy_sha256
 from tracepaper.daemon.describing import started
-from tracepaper.daemon.models import forecaster_of
 from tracepaper.replay.compare import Difference, shown, step_differences
-from tracepaper.replay.recorded import Recorded, RecordedThinker, open_recorded
+from tracepaper.replay.culprit import Case, Culprit, blame
+from tracepaper.replay.recorded import Recorded, RecordedThinker, open_recorded, prober_of
 from tracepaper.replay.rederived import RowCheck
-from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader, StoredRun
-from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.types import Bar, Event, ModelChange, Run, Step
 
 if TYPE_CHECKING:
@@ -78,20 +76,6 @@ OUTSIDE: Final[Mapping[str, str]] = {
 }
 """Tables that belong to no run's record, and why."""
 
-_CAUSES: Final = (
-    ("a stored event was changed", ("event", "accepted")),
-    (
-        "the weights, or a bar in the model's window, were changed",
-        ("mean_return", "stdev_return", "p_", "volatility", "explanation", "model_id"),
-    ),
-    ("a stored bar was changed", ("window_sha256", "decision_sha256")),
-    (
-        "a stored fill, order or account value was changed",
-        ("account", "position", "fills", "orders", "twins", "state"),
-    ),
-)
-"""What the fields of the first differing step tell, the most telling first."""
-
 
 @dataclass
 class Verification:
@@ -106,6 +90,7 @@ class Verification:
     exact: bool = True  # whether every bit was promised, and so every bit was compared
     elsewhere: str = ""  # why it was not: what is another here than when the run was made
     differences: list[Difference] = field(default_factory=list)
+    culprit: Culprit | None = None
     likely_cause: str = ""
 
     @property
@@ -168,7 +153,7 @@ def verify_run(
     found = Verification(run_id)
     total = stored.step_count
     first_compared = 0 if sample is None else max(0, total - sample)
-    thinker = RecordedThinker(recorded, _prober(recorded, database))
+    thinker = RecordedThinker(recorded, prober_of(recorded, database))
     check = RowCheck(reader, stored)
     here = Environment.recorded(started(recorded.forecaster, warm_from=(), market_ms=0))
     elsewhere = Environment.recorded(recorded.run).differs(here)
@@ -188,20 +173,20 @@ def verify_run(
         if found.steps % 4_096 == 0:
             progress(found.steps)
     if found.differences:
-        found.likely_cause = _likely_cause(recorded.run, found.differences)
+        case = Case(
+            reader,
+            database,
+            stored,
+            found.differences,
+            first_compared,
+            exact=found.exact,
+        )
+        found.culprit, found.likely_cause = blame(case)
     return found
 
 
 def _events(thinker: RecordedThinker, reader: Reader, run_id: str) -> Iterator[Event]:
     return thinker.events(reader, run_id)
-
-
-def _prober(recorded: Recorded, database: Path) -> Forecaster | None:
-    run = recorded.run
-    if recorded.forecaster is None or run.path != "scan":
-        return None
-    kept = checkpoints.kept_folder(database, run.model_id)
-    return forecaster_of(kept, recorded.config, path=run.path)
 
 
 def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded: Recorded) -> None:
@@ -257,17 +242,3 @@ def _judge(
         found.differences.append(
             Difference(instrument, opened, f"{name} (step {stored.sequence})", one, two)
         )
-
-
-def _likely_cause(run: Run, differences: list[Difference]) -> str:
-    """Return what most likely made the first step that differs differ."""
-    if run.code_version != code_version():
-        return f"the run was made by code {run.code_version}, and this is {code_version()}"
-    first = differences[0]
-    names = " ".join(
-        one.field for one in differences if one.open_time_ms == first.open_time_ms
-    ).split()
-    for cause, fields in _CAUSES:
-        if any(name.startswith(fields) for name in names):
-            return cause
-    return "a stored decision or gate was changed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,10 @@ from tracepaper.daemon.building import build_engine, resolved
 from tracepaper.daemon.config import Config, load
 from tracepaper.daemon.opening import Opened, Opening, open_run
 from tracepaper.daemon.thinker import InlineThinker
+from tracepaper.replay.culprit import KEEPS_STATE, Culprit
 from tracepaper.replay.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types import (
@@ -297,9 +300,59 @@ def test_a_changed_class_opens_a_new_run_that_takes_over_the_account(counts: Pat
     assert other.opened.run.strategy_sha256 != first.opened.run.strategy_sha256
 
 
-def test_an_account_that_its_ledger_does_not_add_up_to_is_refused(tmp_path: Path) -> None:
-    import sqlite3
+SINCE = """
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action, Signal
 
+class Counts(Strategy):
+    def __init__(self, options):
+        self._since = None
+
+    def decide(self, outlook):
+        if self._since is None and outlook.bar.open_time_ms // 60_000 % 7 == 0:
+            self._since = 0
+        if self._since is None:
+            return Signal(Action.FLAT, "waits")
+        self._since = self._since + 1 if self._since < 20 else None
+        return Signal(Action.LONG, "bars since the entry")
+"""
+
+
+@pytest.mark.parametrize("source", [COUNTS, SINCE], ids=["counts", "since its entry"])
+def test_state_that_no_bar_rebuilds_is_called_that_after_a_restart(
+    counts: Path, source: str
+) -> None:
+    counts.write_text(source)
+    path = counts.with_name("run.db")
+    given = events(120, quotes=True)
+    config = configured("counts:Counts", FillModel.QUOTE)
+    for begin, end in ((0, 160), (160, 166), (166, 240)):
+        process = Process(path, config, FillModel.QUOTE)
+        live(process, given[begin:end])
+        process.stop()
+    with Reader.open(path) as reader:
+        assert verify_chain(reader.connection, reader.find("last")).holds
+        found = verify_run(reader, path, reader.find("last"))
+    assert (found.holds, found.culprit) == (False, Culprit.STRATEGY)
+    assert found.likely_cause == KEEPS_STATE
+
+
+def test_tampering_is_still_found_in_a_run_whose_strategy_keeps_state(counts: Path) -> None:
+    path = counts.with_name("run.db")
+    given = events(120, quotes=True)
+    config = configured("counts:Counts", FillModel.QUOTE)
+    for begin, end in ((0, 160), (160, 240)):
+        process = Process(path, config, FillModel.QUOTE)
+        live(process, given[begin:end])
+        process.stop()
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE bars SET high = high + 1 WHERE step = (SELECT min(step) FROM bars)")
+    with Reader.open(path) as reader:
+        found = verify_run(reader, path, reader.find("last"))
+    assert (found.holds, found.culprit) == (False, Culprit.RECORD)
+
+
+def test_an_account_that_its_ledger_does_not_add_up_to_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     config = configured("sma_cross", FillModel.QUOTE)
     first = Process(path, config, FillModel.QUOTE)

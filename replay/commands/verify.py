@@ -41,7 +41,10 @@ def verify(
         if found.elsewhere:
             typer.echo(f"Floats were compared within tolerances, since {found.elsewhere}.")
     else:
-        typer.echo(f"Run {found.run_id} does not follow from its record: {found.likely_cause}.")
+        typer.echo(
+            f"Run {found.run_id} does not follow from its record (the {found.culprit} is to "
+            f"blame): {found.likely_cause}."
+        )
         for difference in found.differences[:10]:
             typer.echo(
                 f"  {difference.instrument} {difference.field}: stored {difference.first}, "

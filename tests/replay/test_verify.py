@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rich.console import Console
 from tracepaper.daemon.config import Config, load
 from tracepaper.replay.assembly import build
 from tracepaper.replay.backtest import ACTING_ONLY, Tally, run_replay
+from tracepaper.replay.culprit import Culprit
 from tracepaper.replay.importers import Candles, read_candles, slice_candles
 from tracepaper.replay.parity import Parity, Source, compare_runs
 from tracepaper.replay.rerun import rerun_recorded
@@ -346,3 +348,78 @@ def test_what_a_class_opens_is_on_its_run_which_still_follows(
     console = Console(file=shown, width=500)
     show(console, summarise(path, run_id))
     assert f"The strategy opened {table};" in shown.getvalue()
+
+
+# ---------------------------------------------------------------- who is to blame
+
+RISES = own.source(decide="return by(bar.close > bar.open)")
+BLAMED: dict[str, tuple[str, str, str, str]] = {
+    "another source": (RISES, RISES.replace("> bar", "< bar"), "", "was changed since: its source"),
+    "a comment in its source": (RISES, f"{RISES}\n# new", "", "every step follows, but the"),
+    "an unseeded draw": (
+        own.source(top="import random", decide="return by(random.random() < 0.5)"),
+        "",
+        "",
+        "decides otherwise each time",
+    ),
+    "a file that it reads": (
+        own.source(
+            top="from pathlib import Path\nHERE = Path(__file__).with_name('said.txt')",
+            init="self.said = HERE.read_text()",
+            decide="return by((bar.close > bar.open) == bool(self.said))",
+        ),
+        "",
+        "it changed",
+        "said.txt, which may have changed since",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BLAMED)
+def test_a_strategy_that_decides_otherwise_is_to_blame(
+    tmp_path: Path, walk: Candles, name: str
+) -> None:
+    then, now, said, cause = BLAMED[name]
+    module = f"blamed_{list(BLAMED).index(name)}"
+    source, path = tmp_path / f"{module}.py", tmp_path / "run.db"
+    source.write_text(then)
+    (tmp_path / "said.txt").write_text("")
+    with own.importable(tmp_path):
+        replayed(path, walk, strategy={"name": f"{module}:Mine"})
+        (tmp_path / "said.txt").write_text(said)
+        source.write_text(now or then)
+        if now:
+            del sys.modules[module]
+        found = verified(path)
+    assert (found.holds, found.culprit) == (False, Culprit.STRATEGY)
+    assert cause in found.likely_cause
+
+
+def test_a_changed_decision_of_an_honest_class_is_the_record(tmp_path: Path, walk: Candles) -> None:
+    (tmp_path / "honest.py").write_text(RISES)
+    path = tmp_path / "run.db"
+    with own.importable(tmp_path):
+        replayed(path, walk, strategy={"name": "honest:Mine"})
+        with sqlite3.connect(path) as raw:
+            raw.execute("UPDATE outcomes SET reason = 'another' WHERE step % 2")
+        rechain(path)
+        found = verified(path)
+    assert (found.holds, found.culprit) == (False, Culprit.RECORD)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "culprit"),
+    [
+        ("config_sha256", "00" * 32, Culprit.CONFIGURATION),
+        ("code_version", "0.0.1+other", Culprit.CODE),
+        ("model_id", "other", Culprit.MODEL),
+        ("torch_version", "9.9", Culprit.RECORD),
+    ],
+)
+def test_the_part_of_the_run_that_differs_is_named(
+    run: Path, column: str, value: str, culprit: Culprit
+) -> None:
+    with sqlite3.connect(run) as raw:
+        raw.execute(f"UPDATE runs SET {column} = ?", (value,))
+    found = verified(run)
+    assert (found.holds, found.culprit) == (False, culprit)

@@ -1,0 +1,212 @@
+"""Why a run does not follow from its record: code, configuration, model, strategy or record."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tracepaper.daemon.building import build_engine, code_version
+from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.state import decode_state
+from tracepaper.replay.compare import Difference
+from tracepaper.replay.recorded import Recorded, RecordedThinker, open_recorded, prober_of
+from tracepaper.replay.rederived import RowCheck
+from tracepaper.storage.reader import Reader, StoredRun
+from tracepaper.strategies.types import (
+    Bar,
+    FillModel,
+    Instrument,
+    InstrumentChange,
+    ModelChange,
+    Reading,
+    Step,
+)
+
+KEEPS_STATE: Final = (
+    "the strategy keeps state that its warm-up bars do not rebuild; run `tracepaper recursive`"
+)
+DRAWS: Final = "the strategy decides otherwise each time it is asked; run `tracepaper lookahead`"
+
+_CAUSES: Final = (
+    ("a stored event was changed", ("event", "accepted")),
+    (
+        "the weights, or a bar in the model's window, were changed",
+        ("mean_return", "stdev_return", "p_", "volatility", "explanation", "model_id"),
+    ),
+    ("a stored bar was changed", ("window_sha256",)),
+    (
+        "a stored fill, order or account value was changed",
+        ("account", "position", "fills", "orders", "twins", "state"),
+    ),
+)
+"""What the fields of the first differing step tell, the most telling first."""
+
+_WISHED: Final = ("action", "target_quantity", "reason", "allowed", "refused_by")
+_GIVEN: Final = ("event", "accepted", "window_sha256", "bars.", "events.")
+_OF_MODEL: Final = ("runs.model_id", "runs.model_sha256")
+_OF_CONFIG: Final = ("runs.config", "runs.config_sha256", "runs.strategy", "runs.interval_ms")
+
+
+class Culprit(StrEnum):
+    """What is to blame."""
+
+    CODE = "code"
+    CONFIGURATION = "configuration"
+    MODEL = "model"
+    STRATEGY = "strategy"
+    RECORD = "record"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run that was derived again, and what differed."""
+
+    reader: Reader
+    database: Path
+    stored: StoredRun
+    differences: Sequence[Difference]
+    first_compared: int  # steps before it were derived and not compared
+    exact: bool
+
+    @property
+    def of_run(self) -> dict[str, Difference]:
+        """The differences of the run's own row, by column."""
+        return {one.field: one for one in self.differences if one.field.startswith("runs.")}
+
+    @property
+    def of_steps(self) -> list[Difference]:
+        """The differences of the first step that differs."""
+        steps = [one for one in self.differences if not one.field.startswith("runs.")]
+        return [one for one in steps if one.open_time_ms == steps[0].open_time_ms]
+
+
+def blame(case: Case) -> tuple[Culprit, str]:
+    """Return what most likely made the run differ, and a sentence about it."""
+    run, row = case.stored.run, case.of_run
+    if run.code_version != code_version():
+        made = f"the run was made by code {run.code_version}, and this is {code_version()}"
+        return Culprit.CODE, made
+    if row:
+        return _by_row(case, row)
+    if ":" in run.strategy and (said := _by_strategy(case)):
+        return Culprit.STRATEGY, said
+    return Culprit.RECORD, _by_fields(case.of_steps)
+
+
+def _by_row(case: Case, row: Mapping[str, Difference]) -> tuple[Culprit, str]:
+    """Blame what the run's own row names otherwise than it is loaded here."""
+    run = case.stored.run
+    if any(name in row for name in _OF_CONFIG):
+        return Culprit.CONFIGURATION, "its configuration is not the one that its hash names"
+    if any(name in row for name in _OF_MODEL):
+        return Culprit.MODEL, f"the model is not {run.model_id}, which the run names"
+    if (strategy := row.get("runs.strategy_sha256")) is None:
+        return Culprit.RECORD, "the run's row was changed"
+    hashes = f"its source hashes to {strategy.second[:12]}, the run's to {strategy.first[:12]}"
+    who = f"the strategy {run.strategy} was changed since"
+    if not case.of_steps:
+        who = f"every step follows, but the strategy {run.strategy} or the run's row was changed"
+    return Culprit.STRATEGY, f"{who}: {hashes}"
+
+
+def _by_fields(differences: Sequence[Difference]) -> str:
+    names = " ".join(one.field for one in differences).split()
+    for cause, fields in _CAUSES:
+        if any(name.startswith(fields) for name in names):
+            return cause
+    return "a stored decision or gate was changed"
+
+
+def _by_strategy(case: Case) -> str:
+    """Return what a user's own class did that makes its decisions differ; empty where nothing."""
+    again = partial(_derived, case)
+    if _draws(again, case.stored.step_count):
+        return DRAWS
+    if _follows(case, again(remade=True)):
+        return KEEPS_STATE
+    names = [one.field for one in case.of_steps]
+    opened = [event.name for event in _events(case) if isinstance(event, Reading)]
+    wished = any(name.startswith(_WISHED) for name in names)
+    if opened and wished and not any(name.startswith(_GIVEN) for name in names):
+        return (
+            f"the strategy opened {', '.join(opened[:3])}, which may have changed since, or a "
+            "stored decision was changed"
+        )
+    return ""
+
+
+def _draws(again: Callable[..., Iterator[Step]], count: int) -> bool:
+    """Return whether two derivations differ from each other."""
+    pairs = zip(again(remade=False), again(remade=False), strict=True)
+    return any(one != two for one, two in islice(pairs, count))
+
+
+def _follows(case: Case, steps: Iterator[Step]) -> bool:
+    """Return whether all of *steps* are as they are stored."""
+    check = RowCheck(case.reader, case.stored)
+    rows = case.reader.rows(case.stored.run.run_id, until=case.stored.step_count - 1)
+    return not any(
+        check.compare(step, kept, exact=case.exact).unequal
+        for step, (kept, _) in zip(steps, rows, strict=True)
+        if step.sequence >= case.first_compared
+    )
+
+
+def _events(case: Case) -> Iterator[object]:
+    for _, _, event, _ in case.reader.events(case.stored.run.run_id):
+        yield event
+
+
+def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
+    """Derive the run anew; *remade* makes its strategies anew at every restart, as a start does."""
+    run_id = case.stored.run.run_id
+    recorded = open_recorded(case.reader, case.database, run_id)
+    thinker = RecordedThinker(recorded, prober_of(recorded, case.database))
+    engine = recorded.engine
+    bars: dict[str, deque[Bar]] = {
+        item.id: deque(maxlen=engine.warmup_of(item.id)) for item in recorded.run.instruments
+    }
+    filters = {item.id: item for item in recorded.run.instruments}
+    starts = 0
+    for event in islice(thinker.events(case.reader, run_id), case.stored.step_count):
+        if isinstance(event, InstrumentChange):
+            filters[event.instrument.id] = event.instrument
+        elif isinstance(event, ModelChange):
+            starts += 1
+            if remade and starts > 1:
+                engine = _restarted(recorded, engine, filters, bars)
+        step = engine.step(event, thinker.answer(event))
+        if isinstance(event, Bar) and step.accepted:
+            bars[event.instrument].append(event)
+        yield step
+
+
+def _restarted(
+    recorded: Recorded,
+    before: Engine,
+    filters: dict[str, Instrument],
+    bars: dict[str, deque[Bar]],
+) -> Engine:
+    """Return the engine that a start makes: the account goes on, the strategies see bars anew."""
+    config = recorded.config
+    engine = build_engine(
+        config,
+        tuple(filters.values()),
+        execution=FillModel(config.execution.model),
+        period_start_ms=recorded.run.period_start_ms,
+        forecaster=recorded.forecaster,
+    )
+    state = decode_state(msgspec.msgpack.encode(before.state()))
+    engine.restore(state, next_sequence=before.sequence)
+    for known in bars.values():
+        for bar in known:
+            engine.recall(bar)
+    return engine
