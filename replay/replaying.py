@@ -56,7 +56,7 @@ def perform(request: Request) -> None:
     import typer
 
     clock = SystemClock()
-    recorded = [item for item in request.data if "#" in item and "=" not in item.split("#")[0]]
+    recorded = [item for item in request.data if names_a_run(item)]
     if recorded and len(request.data) > 1:
         raise ConfigInvalid("A recorded run is replayed alone; give --data FILE.db#RUN once.")
     database = request.database or Path(f"replay-{clock.wall_ms()}.db")
@@ -82,6 +82,12 @@ def perform(request: Request) -> None:
     _say(request, database, run_id, tally, seconds)
     if not tally.finished:
         raise typer.Exit(INTERRUPTED)
+
+
+def names_a_run(item: str) -> bool:
+    """Return whether *item* is ``FILE.db#RUN``; files and ``SYMBOL=PATH`` may hold a ``#`` too."""
+    file, mark, _ = item.rpartition("#")
+    return bool(mark) and not Path(item).exists() and ("=" not in file or Path(file).exists())
 
 
 def checkpoints_beside(database: Path) -> Path:

@@ -33,6 +33,8 @@ TEXT_SUFFIXES: Final = (".csv", ".txt", ".tsv")
 JSON_SUFFIXES: Final = (".json",)
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 FEATHER_SUFFIXES: Final = (".feather", ".arrow", ".ipc")
+WRAPPERS: Final = ("candles", "data", "prices")
+"""Names under which a body holds its list of rows, as Coinbase's and others' do."""
 KNOWN: Final = "csv, txt, tsv, json (also .gz or .zip), parquet, feather"
 ZIP_FAULTS: Final = (
     *(EOFError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError),
@@ -149,6 +151,10 @@ def _read_json(path: Path, raw: bytes) -> Table:
         raise DataInvalid(f"{path} is not JSON ({error}): check the file.") from None
     if isinstance(document, Mapping) and isinstance(document.get("result"), Mapping):
         document = document["result"].get("list")
+    if isinstance(document, Mapping):
+        listed = [document[name] for name in WRAPPERS if isinstance(document.get(name), list)]
+        if len(listed) == 1 and all(isinstance(row, Mapping | list) for row in listed[0]):
+            document = listed[0]
     if isinstance(document, Mapping):
         columns = {str(name): values for name, values in document.items()}
         lengths = {len(values) for values in columns.values() if isinstance(values, list)}

@@ -9,13 +9,15 @@ from typing import Final
 
 import numpy as np
 
+from tracepaper.daemon.config_values import symbol_name
 from tracepaper.replay.importers.columns import MEANINGS, TIME
 from tracepaper.replay.importers.decimals import CellInvalidError, Decimals, IntArray, parse
 from tracepaper.replay.importers.files import read_table
-from tracepaper.replay.importers.names import split_argument, symbol_of
+from tracepaper.replay.importers.layouts import of_one_symbol, told_symbol
+from tracepaper.replay.importers.names import split_argument
 from tracepaper.replay.importers.tables import Table
 from tracepaper.replay.importers.times import epoch_ms
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import MONEY_DECIMALS, Category
 
 RATE_NAMES: Final = ("funding_rate", "fundingrate", "last_funding_rate", "rate", "open")
@@ -48,9 +50,8 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
     """
     named, file = split_argument(path)
     table = read_table(file)
-    symbol = symbol or named or symbol_of(file.name)
-    if not symbol:
-        raise ConfigInvalid(f"{file} does not name its symbol: write SYMBOL={file}.")
+    told, _ = told_symbol(table, named, symbol_name(symbol) if symbol else None)
+    table = of_one_symbol(table, told)
     times, rates = _columns(table)
     order = np.argsort(times, kind="stable")
     times, mantissa = times[order], rates.mantissa[order]
@@ -62,7 +63,7 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
     keep = np.delete(np.arange(times.size), again)
     scale = Decimal(10) ** (MONEY_DECIMALS - rates.places)
     rate = [int((Decimal(value) * scale).to_integral_value()) for value in mantissa[keep].tolist()]
-    return FundingRates(str(file), symbol, times[keep], np.array(rate, dtype=np.int64))
+    return FundingRates(str(file), told or "", times[keep], np.array(rate, dtype=np.int64))
 
 
 def _columns(table: Table) -> tuple[IntArray, Decimals]:

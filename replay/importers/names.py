@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 from typing import Final
 
+from tracepaper.daemon.config_values import symbol_name
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Category
 
 QUOTES: Final = ("USDT", "USDC", "FDUSD", "BUSD", "PERP", "USD", "EUR", "BTC", "ETH", "BRL", "TRY")
 """Quote coins by which a symbol is known, longest of equal endings first."""
 
-SYMBOL: Final = re.compile(r"[A-Za-z0-9]{2,20}(-[A-Z0-9]{2,10})?")
+SYMBOL: Final = re.compile(r"[A-Za-z0-9]{1,20}([-./][A-Za-z0-9]{1,10})?(:[A-Za-z0-9]{1,10})?")
 PAIR: Final = re.compile(
     r"(?P<base>[A-Z0-9]{1,15})[-_/](?P<quote>USDT|USDC|USD|EUR|BTC|ETH|PERP)"
     r"(?P<settle>[-_:](USDT|USDC|USD|BTC))?(?=$|[^A-Z0-9])"
@@ -21,16 +23,36 @@ ONE_WORD: Final = re.compile(
     r"(?=$|[^A-Za-z]|_)"
 )
 INTERVAL: Final = re.compile(r"(?:^|[-_ .])(\d{1,3})(m|min|h|d|w)(?=$|[-_ .])", re.IGNORECASE)
+VENUE_ENDING: Final = re.compile(r"(\.[A-Z]{1,2}|=[A-Z])$")
+"""``AAPL.US`` and ``EURUSD=X``: the venue's mark behind a symbol."""
 UNIT_MS: Final = {"m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 LINEAR_WORDS: Final = frozenset({"linear", "um", "futures", "swap", "perp", "perpetual", "usdm"})
 
 
 def split_argument(argument: str | Path) -> tuple[str | None, Path]:
-    """Return symbol and path of ``SYMBOL=PATH``, or None and the path of a plain one."""
+    """Return symbol and path of ``SYMBOL=PATH``, or None and the path of a plain one.
+
+    A file that exists under the whole name is that file, also with ``=`` in it. Else what stands
+    before the first ``=`` is a symbol, if it looks like one or a file stands after it. Raises
+    ``ConfigInvalid`` where it is neither.
+    """
     text = str(argument)
     head, equals, tail = text.partition("=")
-    if equals and tail and SYMBOL.fullmatch(head) and not Path(text).exists():
-        return head.upper(), Path(tail)
+    if not equals or Path(text).exists():
+        return None, Path(text)
+    if not tail:
+        raise ConfigInvalid(f"{text} names no file after the =: write SYMBOL=PATH.")
+    if not head:
+        raise ConfigInvalid(f"{text} names no symbol before the =: write SYMBOL=PATH.")
+    if SYMBOL.fullmatch(head):
+        if not Path(tail).exists():
+            raise ConfigInvalid(
+                f"Neither a file {text} exists, nor a file {tail} for {symbol_name(head)}: check "
+                "the path."
+            )
+        return symbol_name(head), Path(tail)
+    if Path(tail).exists():
+        raise ConfigInvalid(f"{head!r} before the = is no symbol: write it as BTCUSDT={tail}.")
     return None, Path(text)
 
 
@@ -78,3 +100,12 @@ def coins_of(symbol: str) -> tuple[str, str]:
             base = symbol.removesuffix(quote).rstrip("-")
             return base, "USDC" if quote == "PERP" else quote
     return symbol, "USD"
+
+
+def symbol_text(text: str) -> str:
+    """Return a symbol of a file's own content as the exchange writes it.
+
+    ``BTC/USDT:USDT``, ``BTC-USD``, ``AAPL.US`` and ``EURUSD=X`` are BTCUSDT, BTCUSD, AAPL, EURUSD.
+    """
+    plain = VENUE_ENDING.sub("", text.strip().upper().partition(":")[0])
+    return plain.replace("/", "").replace("-", "").removeprefix("^")

@@ -9,9 +9,17 @@ from typing import Final
 
 import numpy as np
 
+from tracepaper.daemon.config_values import symbol_name
 from tracepaper.replay.importers import archives, checks, trades
 from tracepaper.replay.importers.candles import Candles, merge_candles
-from tracepaper.replay.importers.columns import MOMENT_OF_DAY, REQUIRED, TIME, meanings
+from tracepaper.replay.importers.columns import (
+    DIGITS_OF_DAY,
+    MOMENT_OF_DAY,
+    REQUIRED,
+    TIME,
+    ZONED,
+    meanings,
+)
 from tracepaper.replay.importers.decimals import (
     INT64_MAX,
     CellInvalidError,
@@ -22,9 +30,10 @@ from tracepaper.replay.importers.decimals import (
     round_to_fit,
 )
 from tracepaper.replay.importers.files import read_table
-from tracepaper.replay.importers.names import category_of, interval_of, split_argument, symbol_of
+from tracepaper.replay.importers.layouts import told_symbol, understood
+from tracepaper.replay.importers.names import category_of, interval_of, split_argument
 from tracepaper.replay.importers.tables import Table
-from tracepaper.replay.importers.times import epoch_ms, join_date_and_time
+from tracepaper.replay.importers.times import OFFSET, epoch_ms, join_date_and_time, join_digits
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Category
 
@@ -52,8 +61,9 @@ def read_candles(
 ) -> Candles:
     """Return the candles of one file, exactly, oldest first, each open time once.
 
-    *path* may be ``SYMBOL=PATH``. Symbol and category come from the arguments, else from the
-    path, else (symbol) from a column of that name; the interval from the times. *interval_ms*
+    *path* may be ``SYMBOL=PATH``. The symbol comes from that, else from the file's name, else from
+    its content, else from *symbol*; the category from the argument, else from the path; the
+    interval from the times. *interval_ms*
     is wanted for trades (default a minute) and for a file of one candle. What was converted,
     sorted or dropped is in ``Candles.notes``; with *strict* any drop is refused. An archive of
     ``tracepaper data`` gives the one series that the arguments mean.
@@ -64,16 +74,20 @@ def read_candles(
     if category is not None and category not in tuple(Category):
         raise ConfigInvalid(f"The category is {category!r}; write linear or spot.")
     named, file = split_argument(path)
+    given = symbol_name(symbol) if symbol else None
+    if given and named and given != named:
+        raise ConfigInvalid(f"--symbol is {given}, and {path} says {named}: leave one of them out.")
     if archives.is_archive(file):
         return archives.read_archive(
-            file, symbol=symbol or named, category=category, interval_ms=interval_ms
+            file, symbol=given or named, category=category, interval_ms=interval_ms
         )
     table = read_table(file)
-    symbol = symbol or named or symbol_of(file.name) or _symbol_column(table)
-    if not symbol:
-        raise ConfigInvalid(f"{file} does not name its symbol: write SYMBOL={file}.")
-    market = category_of(file) if category is None else Category(category)
     notes = _Notes()
+    told, said = told_symbol(table, named, given)
+    table = understood(table, told)
+    notes.add(*said, *table.notes)
+    symbol = told or ""
+    market = category_of(file) if category is None else Category(category)
     if trades.are_trades(table):
         return trades.to_candles(table, symbol, market, interval_ms or trades.DEFAULT_INTERVAL_MS)
     found = _found(table, symbol, notes)
@@ -121,16 +135,6 @@ def read_many(
     )
 
 
-def _symbol_column(table: Table) -> str | None:
-    """Return the one value of a column ``symbol``, without separators, or None."""
-    for name in ("symbol", "pair", "instrument"):
-        cells = table.columns.get(name)
-        if cells is not None and cells.dtype.kind == "S" and (cells == cells[0]).all():
-            text = bytes(cells[0]).decode("utf-8", "replace")
-            return text.split(":")[0].replace("/", "").replace("-", "") or None
-    return None
-
-
 def _found(table: Table, symbol: str, notes: _Notes) -> dict[str, str]:
     """Return meaning → column, or refuse the file by the columns that it lacks."""
     found = meanings(list(table.columns), symbol=symbol)
@@ -159,7 +163,7 @@ def _parsed(table: Table, column: str, name: str) -> Decimals:
 
 
 def _times(table: Table, found: dict[str, str], notes: _Notes) -> IntArray:
-    """Return open times in ms, joining MetaTrader's date and time."""
+    """Return open times in ms, joining MetaTrader's or Stooq's date and time."""
     column = table.columns[found[TIME]]
     date = table.columns.get("date")
     clock = table.columns.get("time")
@@ -167,6 +171,19 @@ def _times(table: Table, found: dict[str, str], notes: _Notes) -> IntArray:
         first = bytes(clock[0]).decode("utf-8", "replace").strip()
         if MOMENT_OF_DAY.fullmatch(first):
             column = join_date_and_time(date.astype(np.bytes_), clock.astype(np.bytes_))
+        elif DIGITS_OF_DAY.fullmatch(first):
+            try:
+                column = join_digits(date.astype(np.bytes_), clock.astype(np.bytes_))
+            except CellInvalidError as error:
+                raise table.refuse(error, "the open time") from None
+    zone = found[TIME] if found[TIME] in (*ZONED, "local_time") else ""
+    if zone and not OFFSET.search(bytes(np.atleast_1d(column)[0])):
+        raise DataInvalid(
+            f"{table.path} has its times in {zone.rpartition('_')[2].upper()}, which says no "
+            "offset: export it in UTC (GMT)."
+            if zone != "local_time"
+            else f"{table.path} has local times without an offset: export it in UTC (GMT)."
+        )
     try:
         times, said = epoch_ms(column)
     except CellInvalidError as error:

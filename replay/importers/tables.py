@@ -5,18 +5,25 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.importers.columns import is_header, names_without_header, normalise
+from tracepaper.replay.importers.columns import (
+    is_header,
+    joined_headers,
+    names_without_header,
+    normalise,
+)
 from tracepaper.replay.importers.decimals import CellInvalidError, Column
 from tracepaper.strategies.errors import DataInvalid
 
 DELIMITERS: Final = (b",", b";", b"\t", b"|")
+CELLS_LEAST: Final = 6
+HEADER_LINES: Final = 3
 CELL_WIDTH_MAX: Final = 256
 NEWLINE: Final = 10
 
@@ -26,13 +33,18 @@ class Table:
     """Rows of one file: *columns* of one length, by their names in the file.
 
     ``lines`` holds the number of each row in the file, counted from 1 in the file's own
-    ``unit``: lines of text, or rows.
+    ``unit``: lines of text, or rows. ``bare`` rows came without names; ``symbol`` is what a header
+    named; ``separator`` stood between cells of text; ``notes`` say what was not read as it stands.
     """
 
     path: Path
     columns: Mapping[str, Column]
     lines: npt.NDArray[np.int64]
     unit: str = "line"
+    bare: bool = False
+    symbol: str = ""
+    separator: str = ","
+    notes: tuple[str, ...] = ()
 
     def place(self, row: int) -> str:
         """Return where row *row* stands, for a message: ``prices.csv: line 17``."""
@@ -54,18 +66,50 @@ def read_delimited(path: Path, raw: bytes) -> Table:
     skipped, text = _skip_preamble(text)
     if not text.strip():
         raise DataInvalid(f"{path} is empty: give a file with candles.")
-    first = text.split(b"\n", 1)[0]
-    delimiter = max(DELIMITERS, key=first.count)
+    delimiter = _delimiter(text.split(b"\n", 1)[0])
     if b'"' in text or b"\n\n" in text.rstrip(b"\n"):
         return _read_by_rows(path, text, delimiter, skipped)
-    names, header = _names(path, _decode(path, first).split(delimiter.decode()))
-    body = text[len(first) + 1 :] if header else text
-    if not body.endswith(b"\n"):
-        body += b"\n"
-    start = skipped + 1 + header
+    lines = text.split(b"\n", HEADER_LINES)
+    first = [_decode(path, lines[0]), *(each.decode("utf-8", "replace") for each in lines[1:])]
+    head = _head(path, [line.split(delimiter.decode()) for line in first[:HEADER_LINES]])
+    body = text[sum(len(line) + 1 for line in lines[: head.height]) :]
     if not body.strip():
         raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
-    return _read_in_bulk(path, body.rstrip(b"\n") + b"\n", delimiter, names, start)
+    body = body.rstrip(b"\n") + b"\n"
+    table = _read_in_bulk(path, body, delimiter, head.names, skipped + 1 + head.height)
+    return _as_read(table, head, delimiter)
+
+
+def _as_read(table: Table, head: _Head, delimiter: bytes) -> Table:
+    separator = delimiter.decode()
+    return replace(table, bare=not head.height, symbol=head.symbol, separator=separator)
+
+
+def _delimiter(first: bytes) -> bytes:
+    """Return what parts the cells of the first line; commas may be decimal beside another mark."""
+    counts = {mark: first.count(mark) for mark in DELIMITERS}
+    other = max(DELIMITERS[1:], key=lambda mark: counts[mark])
+    if counts[other] >= CELLS_LEAST - 1:
+        return other
+    return max(DELIMITERS, key=lambda mark: counts[mark])
+
+
+class _Head(NamedTuple):
+    """What the first rows say: the columns' names, how many rows they take, and a symbol."""
+
+    names: list[str]
+    height: int
+    symbol: str
+
+
+def _head(path: Path, rows: Sequence[Sequence[str]]) -> _Head:
+    """Return the head of *rows*; its height is 0 where they name nothing."""
+    joined = joined_headers(rows)
+    if joined:
+        names, symbol, height = joined
+        return _Head(_distinct(path, names), height, symbol)
+    names, header = _names(path, rows[0])
+    return _Head(names, int(header), "")
 
 
 def table_of_rows(
@@ -88,6 +132,8 @@ def table_of_rows(
         if header:
             cells = [column[1:] for column in cells]
             return _text_table(path, names, cells, np.arange(2, len(rows) + 1), "row")
+        bare = _text_table(path, names, cells, np.arange(1, len(rows) + 1), "row")
+        return replace(bare, bare=True)
     return _text_table(path, names, cells, np.arange(1, len(rows) + 1), "row")
 
 
@@ -150,11 +196,7 @@ def _skip_preamble(text: bytes) -> tuple[int, bytes]:
 def _names(path: Path, cells: Sequence[str]) -> tuple[list[str], bool]:
     """Return the column names of a first row, and whether it is a header."""
     if is_header(cells):
-        names = [normalise(cell) for cell in cells]
-        twice = {name for name in names if name and names.count(name) > 1}
-        if twice:
-            raise DataInvalid(f"{path} has two columns {min(twice)}: remove one of them.")
-        return [name or f"column_{i}" for i, name in enumerate(names)], True
+        return _distinct(path, [normalise(cell) for cell in cells]), True
     without = names_without_header(cells)
     if without is None:
         raise DataInvalid(
@@ -162,6 +204,14 @@ def _names(path: Path, cells: Sequence[str]) -> tuple[list[str], bool]:
             "add a first line such as open_time,open,high,low,close,volume."
         )
     return without, False
+
+
+def _distinct(path: Path, names: Sequence[str]) -> list[str]:
+    """Return *names*, a nameless one by its place, or refuse two that are equal."""
+    twice = {name for name in names if name and names.count(name) > 1}
+    if twice:
+        raise DataInvalid(f"{path} has two columns {min(twice)}: remove one of them.")
+    return [name or f"column_{i}" for i, name in enumerate(names)]
 
 
 def _wrong_width(path: Path, line: int, found: int, wanted: int) -> DataInvalid:
@@ -215,12 +265,13 @@ def _read_by_rows(path: Path, text: bytes, delimiter: bytes, skipped: int) -> Ta
         raise DataInvalid(
             f"{path}: line {skipped + reader.line_num} cannot be read ({error}); correct it."
         ) from None
-    names, header = _names(path, rows[0])
-    rows, lines = rows[header:], lines[header:]
+    head = _head(path, rows[:HEADER_LINES])
+    names, rows, lines = head.names, rows[head.height :], lines[head.height :]
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(names):
             raise _wrong_width(path, line, len(row), len(names))
     cells = [[cell.encode() for cell in column] for column in zip(*rows, strict=True)]
     if not cells:
         raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
-    return _text_table(path, names, cells, np.array(lines, dtype=np.int64), "line")
+    table = _text_table(path, names, cells, np.array(lines, dtype=np.int64), "line")
+    return _as_read(table, head, delimiter)

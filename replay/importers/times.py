@@ -24,8 +24,13 @@ UNITS: Final = (
 
 NUMBER: Final = re.compile(rb"\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*")
 COMPACT_DATE: Final = re.compile(rb"(19|20)\d{6}")
+DAY_FIRST: Final = re.compile(rb"(\d\d)\.(\d\d)\.(\d{4})(?=\D|$)")
+OFFSET: Final = re.compile(rb"(Z|UTC|GMT|[+-]\d\d:?\d\d)\s*$")
+MINUTE_DIGITS: Final = 4
+SECOND_DIGITS: Final = 6
 DATE_WIDTH: Final = len("2025-01-31")
-UTC_ENDINGS: Final = (b"Z", b"+00:00", b"+0000", b" UTC", b"+00")
+ZONE_NAME: Final = re.compile(r" (?:UTC|GMT)([+-]\d\d:?\d\d)?$")
+UTC_ENDINGS: Final = (b"Z", b"+00:00", b" GMT+0000", b"+0000", b" UTC", b" GMT", b"+00")
 
 
 def epoch_ms(column: Column, *, whole: bool = True) -> tuple[IntArray, tuple[str, ...]]:
@@ -66,6 +71,26 @@ def join_date_and_time(
     return np.char.add(np.char.add(dates, b" "), times)
 
 
+def join_digits(
+    dates: npt.NDArray[np.bytes_], times: npt.NDArray[np.bytes_]
+) -> npt.NDArray[np.bytes_]:
+    """Return one text column of ``20250131`` and ``153000`` or ``1530``, as Stooq writes them.
+
+    Raises ``CellInvalidError``.
+    """
+    seconds = int(np.char.str_len(times).max()) > MINUTE_DIGITS
+    width = SECOND_DIGITS if seconds else MINUTE_DIGITS
+    joined = []
+    for row, (date, time) in enumerate(zip(dates.tolist(), times.tolist(), strict=True)):
+        if not COMPACT_DATE.fullmatch(date) or not time.isdigit() or len(time) > width:
+            shown = f"{date.decode('utf-8', 'replace')} {time.decode('utf-8', 'replace')}"
+            raise CellInvalidError(row, f"is not a time but {shown[:40]!r}")
+        clock = time.zfill(width)
+        parts = [clock[place : place + 2] for place in range(0, width, 2)]
+        joined.append(b"-".join((date[:4], date[4:6], date[6:])) + b"T" + b":".join(parts))
+    return np.array(joined, dtype=np.bytes_)
+
+
 def _is_numeric(cell: bytes) -> bool:
     return NUMBER.fullmatch(cell) is not None and COMPACT_DATE.fullmatch(cell.strip()) is None
 
@@ -102,7 +127,9 @@ def _from_numbers(column: Column, *, whole: bool) -> tuple[IntArray, tuple[str, 
 
 
 def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray, tuple[str, ...]]:
-    """Convert ISO text; text without a zone is UTC."""
+    """Convert ISO text, also with the day first (``31.01.2025``); text without a zone is UTC."""
+    if DAY_FIRST.match(bytes(cells[0]).strip()):
+        cells = np.array([DAY_FIRST.sub(rb"\3-\2-\1", cell.strip(), 1) for cell in cells.tolist()])
     zoned = bytes(cells[0]).strip().endswith(UTC_ENDINGS)
     microseconds = _fast_iso(cells)
     if microseconds is None:
@@ -142,6 +169,11 @@ def _fast_iso(cells: npt.NDArray[np.bytes_]) -> IntArray | None:
     return None if np.isnat(moments).any() else moments.astype(np.int64)
 
 
+def _offset(zone: re.Match[str]) -> str:
+    """Return the offset that ``UTC``, ``GMT`` or ``GMT+0100`` at the end of a time names."""
+    return zone[1] or "+00:00"
+
+
 def _any_of(characters: npt.NDArray[np.uint8], wanted: bytes) -> bool:
     return bool(np.isin(characters, np.frombuffer(wanted, dtype=np.uint8)).any())
 
@@ -151,7 +183,7 @@ def _slow_iso(row: int, cell: bytes) -> int:
     text = cell.decode("utf-8", "replace").strip()
     head, tail = text[:DATE_WIDTH].replace(".", "-").replace("/", "-"), text[DATE_WIDTH:]
     try:
-        moment = datetime.fromisoformat(head + tail.replace(" UTC", "+00:00"))
+        moment = datetime.fromisoformat(head + ZONE_NAME.sub(_offset, tail))
     except ValueError:
         what = "is empty" if not text else f"is not a time but {text[:40]!r}"
         raise CellInvalidError(row, what) from None

@@ -144,6 +144,95 @@ def parquet_file(rows: list[list[str]]) -> bytes:
     return buffer.getvalue()
 
 
+def day_first(row: list[str], zone: str = "") -> list[str]:
+    """Return *row* with its time as Dukascopy writes it; *zone* is hours east of UTC."""
+    shift = int(zone or "0") * 3_600_000
+    named = f" GMT{int(zone):+03d}00" if zone else ""
+    return [moment(str(int(row[0]) + shift), "%d.%m.%Y %H:%M:%S.000") + named, *row[1:]]
+
+
+def dukascopy(rows: list[list[str]]) -> bytes:
+    return written([day_first(r) for r in rows], "Gmt time,Open,High,Low,Close,Volume ")
+
+
+def dukascopy_local(rows: list[list[str]]) -> bytes:
+    return written([day_first(r, "-5") for r in rows], "Local time,Open,High,Low,Close,Volume")
+
+
+def dukascopy_utc(rows: list[list[str]]) -> bytes:
+    body = [[moment(r[0], "%Y.%m.%d %H:%M:%S"), *r[1:]] for r in rows]
+    return written(body, "Time (UTC),Open,High,Low,Close,Volume")
+
+
+def yfinance(rows: list[list[str]]) -> bytes:
+    head = "Price,Close,High,Low,Open,Volume\nTicker" + ",BTC-USDT" * 5 + "\nDatetime,,,,,"
+    body = [[moment(r[0], "%Y-%m-%d %H:%M:%S+00:00"), r[4], r[2], r[3], r[1], r[5]] for r in rows]
+    return written(body, head)
+
+
+def yfinance_by_ticker(rows: list[list[str]]) -> bytes:
+    head = "Ticker" + ",BTC-USDT" * 6 + "\nPrice,Open,High,Low,Close,Adj Close,Volume\nDate,,,,,,"
+    body = [[moment(r[0], "%Y-%m-%d %H:%M:%S"), *r[1:5], "1", r[5]] for r in rows]
+    return written(body, head)
+
+
+def yfinance_without_index(rows: list[list[str]]) -> bytes:
+    head = "Datetime,Open,High,Low,Close,Volume\n" + ",BTC-USDT" * 5
+    return written([[moment(r[0], "%Y-%m-%d %H:%M:%S"), *r[1:]] for r in rows], head)
+
+
+STOOQ = "<TICKER>,<PER>,<DATE>,<TIME>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<VOL>,<OPENINT>"
+
+
+def stooq(rows: list[list[str]]) -> bytes:
+    body = [
+        ["BTCUSDT.V", "1", moment(r[0], "%Y%m%d"), moment(r[0], "%H%M%S"), *r[1:], "0"]
+        for r in rows
+    ]
+    return written(body, STOOQ)
+
+
+def stooq_minutes(rows: list[list[str]]) -> bytes:
+    body = [
+        ["BTC.V", "1", moment(r[0], "%Y%m%d"), moment(r[0], "%H%M").lstrip("0") or "0", *r[1:], "0"]
+        for r in rows
+    ]
+    return written(body, STOOQ.lower())
+
+
+def coinbase_order(rows: list[list[str]]) -> list[list[float]]:
+    """Return seconds, low, high, open, close, volume, newest first."""
+    return [[r[0] // 1000, r[3], r[2], r[1], r[4], r[5]] for r in reversed(numbers(rows))]
+
+
+def coinbase(rows: list[list[str]]) -> bytes:
+    return json.dumps(coinbase_order(rows)).encode()
+
+
+def coinbase_objects(rows: list[list[str]]) -> bytes:
+    names = ["start", "low", "high", "open", "close", "volume"]
+    found = [dict(zip(names, map(str, row), strict=True)) for row in coinbase_order(rows)]
+    return json.dumps({"candles": found}).encode()
+
+
+def decimal_commas(rows: list[list[str]]) -> bytes:
+    body = [[day_first(r)[0], *(cell.replace(".", ",") for cell in r[1:])] for r in rows]
+    return written(body, "Date;Open;High;Low;Close;Volume", ";")
+
+
+def decimal_commas_alone(rows: list[list[str]]) -> bytes:
+    body = [[r[0], *(f"{Decimal(cell):f}".replace(".", ",") for cell in r[1:])] for r in rows]
+    return written(body, delimiter=";")
+
+
+def grouped_thousands(rows: list[list[str]]) -> bytes:
+    def german(cell: str) -> str:
+        return f"{Decimal(cell):,.3f}".replace(",", "_").replace(".", ",").replace("_", ".")
+
+    body = [[r[0], *map(german, r[1:])] for r in rows]
+    return written(body, "time\topen\thigh\tlow\tclose\tvolume", "\t")
+
+
 MAKERS: list[tuple[str, Callable[[list[list[str]]], bytes]]] = [
     ("BTCUSDT.csv", plain_csv),
     ("bybit_linear_BTCUSDT_1m.csv.gz", lambda rows: gzip.compress(plain_csv(rows))),
@@ -167,6 +256,19 @@ MAKERS: list[tuple[str, Callable[[list[list[str]]], bytes]]] = [
     ("BTCUSDT_rest.json", bybit_rest_json),
     ("BTC_USDT_USDT-1m-futures.feather", freqtrade_feather),
     ("BTCUSDT.parquet", parquet_file),
+    ("BTCUSDT_Candlestick_1_M_BID.csv", dukascopy),
+    ("BTCUSDT_local.csv", dukascopy_local),
+    ("BTCUSDT_utc.csv", dukascopy_utc),
+    ("download.csv", yfinance),
+    ("download_by_ticker.csv", yfinance_by_ticker),
+    ("download_without_index.csv", yfinance_without_index),
+    ("crypto.txt", stooq),
+    ("BTCUSDT=crypto.txt", stooq_minutes),
+    ("BTCUSDT_60.json", coinbase),
+    ("BTCUSDT_objects.json", coinbase_objects),
+    ("BTCUSDT_commas.csv", decimal_commas),
+    ("BTCUSDT_commas_alone.csv", decimal_commas_alone),
+    ("BTCUSDT_grouped.csv", grouped_thousands),
 ]
 
 
@@ -175,8 +277,9 @@ def test_every_maker_is_read_to_the_same_integers(
     tmp_path: Path, name: str, write: Callable[[list[list[str]]], bytes]
 ) -> None:
     rows = real_rows()
-    (tmp_path / name).write_bytes(write(rows))
-    candles = read_candles(tmp_path / name)
+    symbol, equals, file = name.rpartition("=")
+    (tmp_path / file).write_bytes(write(rows))
+    candles = read_candles(f"{symbol}{equals}{tmp_path / file}")
     assert candles.instrument == "linear:BTCUSDT"
     assert candles.interval_ms == 60_000
     assert texts(candles) == [[int(r[0]), *map(Decimal, r[1:])] for r in rows]
@@ -244,12 +347,14 @@ def test_symbol_and_category_are_read_from_the_name(
     assert category_of(Path(name)) is category
 
 
-def test_arguments_go_before_what_the_name_says(tmp_path: Path) -> None:
+def test_what_stands_before_a_path_goes_before_what_its_name_says(tmp_path: Path) -> None:
     path = tmp_path / "prices_spot_ETHUSDT.csv"
     path.write_bytes(plain_csv(real_rows()))
     assert read_candles(path).instrument == "spot:ETHUSDT"
-    assert read_candles(f"SOLUSDT={path}").instrument == "spot:SOLUSDT"
-    assert read_candles(path, symbol="XRPUSDT", category="linear").instrument == "linear:XRPUSDT"
+    renamed = read_candles(f"sol/usdt={path}", category="linear")
+    assert renamed.instrument == "linear:SOLUSDT"
+    assert "what is ETHUSDT's is named SOLUSDT, as SYMBOL=PATH says" in renamed.notes
+    assert read_candles(path, symbol="ethusdt").instrument == "spot:ETHUSDT"
 
 
 def test_bybit_trades_become_the_candles_of_a_plain_loop(tmp_path: Path) -> None:

@@ -1,0 +1,293 @@
+"""Odd layouts and names: what is told apart, and what is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.replay.importers import read_candles, read_funding, read_many
+from tracepaper.replay.importers.names import split_argument
+from tracepaper.replay.replaying import names_a_run
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+T0 = 1_735_689_600
+SECONDS = [
+    [T0 + 60 * place, 9 + place, 12 + place, 10 + place, 11 + place, 5] for place in range(9)
+]
+HEADER = "time,open,high,low,close,volume"
+
+
+def file(folder: Path, text: str, name: str = "BTCUSDT.csv") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def plain(folder: Path, name: str = "BTCUSDT.csv") -> Path:
+    rows = [f"{T0 + 60 * place}000,10,12,9,11,5" for place in range(9)]
+    return file(folder, "\n".join([HEADER, *rows]) + "\n", name)
+
+
+def refusal(path: Path | str, **options: str) -> str:
+    with pytest.raises((ConfigInvalid, DataInvalid)) as caught:
+        read_candles(path, **options)
+    text = str(caught.value)
+    assert text.endswith(".")
+    assert "\n" not in text
+    return text
+
+
+# ---------------------------------------------------------------- layouts that mean nothing else
+
+
+YFINANCE = "Price,Close,High,Low,Open,Volume\nTicker,{0}\nDate,,,,,\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (YFINANCE.format("XUSDT,XUSDT,XUSDT,XUSDT,XUSDT"), "has a header and no rows"),
+        (
+            YFINANCE.format("XUSDT,XUSDT,XUSDT,XUSDT,XUSDT") + "2025-01-01,,,,,\n",
+            "line 4: open is empty",
+        ),
+        (
+            YFINANCE.format("XUSDT,XUSDT,XUSDT,XUSDT,XUSDT") + "2025-01-01,1,2\n",
+            "line 4 has 3 columns",
+        ),
+        (
+            YFINANCE.format("XUSDT,XUSDT,XUSDT,XUSDT,XUSDT") + "2025-01-01,1,2,1,x,5\n",
+            "line 4: open is not a number",
+        ),
+        (YFINANCE.format("A,B,A,B,A") + "2025-01-01,1,2,1,1,5\n", "choose one by SYMBOL="),
+        (
+            YFINANCE.replace("Date", "Isin").format("XUSDT,XUSDT,XUSDT,XUSDT,XUSDT")
+            + "x,1,2,1,1,5\n",
+            "has no column",
+        ),
+        ("Gmt time,Open,High,Low,Close,Volume\n31.02.2025 00:00,1,2,1,1,5\n", "is not a time but"),
+        ("Gmt time,Open,High,Low,Close,Volume\n01.13.2025 00:00,1,2,1,1,5\n", "is not a time but"),
+        ("Gmt time,Open,High,Low,Close,Volume\n1/2/2025 00:00,1,2,1,1,5\n", "is not a time but"),
+        ("Local time,Open,High,Low,Close,Volume\n01.02.2025 00:00,1,2,1,1,5\n", "local times"),
+        ("Time (EET),Open,High,Low,Close,Volume\n2025.02.01 00:00,1,2,1,1,5\n", "times in EET"),
+        (
+            "<DATE>,<TIME>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<VOL>\n2025,120000,1,2,1,1,5\n",
+            "'2025 120000'",
+        ),
+        (
+            "<DATE>,<TIME>,<OPEN>,<HIGH>,<LOW>,<CLOSE>,<VOL>\n20250101,990000,1,2,1,1,5\n",
+            "not a time",
+        ),
+        ("time;open;high;low;close;volume\n1735689600;1.234,5;2;1;1;1,2,3\n", "'1,2,3'"),
+        ("time;open;high;low;close;volume\n1735689600;1,5;2,5;1,5;1,5;1.234\n", "'1.234'"),
+        ("time;open;high;low;close;volume\n1735689600;1,234.5;2;1;1;1\n", "'1,234.5'"),
+        ("time;open;high;low;close;volume\n1735689600;12.34,5;2;1;1;1\n", "'12.34,5'"),
+        ("time;open;high;low;close;volume\n1735689600;,;2;1;1;1\n", "open is not a number but '.'"),
+        (
+            "symbol,time,open,high,low,close,volume\nA,1735689600,1,2,1,1,5\nB,1735689600,1,2,1,1,5\n",
+            "holds A, B: choose one by SYMBOL=",
+        ),
+    ],
+)
+def test_a_layout_that_cannot_be_believed_is_one_sentence(
+    tmp_path: Path, text: str, why: str
+) -> None:
+    assert why in refusal(file(tmp_path, text, "prices_5m.csv"), symbol="XUSDT")
+
+
+def test_a_file_of_several_tickers_gives_the_one_that_is_meant(tmp_path: Path) -> None:
+    head = "Price,Close,Close,High,High,Low,Low,Open,Open,Volume,Volume\nTicker" + ",A,B-USD" * 5
+    rows = [f"2025-01-0{day},11,,12,,9,,10,,5," for day in (1, 2)]
+    rows += [f"2025-01-0{day},11,21,12,22,9,19,10,20,5,{day}" for day in (3, 4, 5)]
+    path = file(tmp_path, "\n".join([head, "Date" + "," * 10, *rows]) + "\n", "two.csv")
+    first, second = (
+        read_candles(f"A={path}"),
+        read_candles(f"b-usd={path}".replace("b-usd", "BUSD")),
+    )
+    assert (len(first), len(second)) == (5, 3)
+    assert second.open.tolist() == [20, 20, 20]
+    assert second.notes[0] == "1 other symbols of the file left out"
+    assert "choose one by SYMBOL=" in refusal(path)
+
+
+def test_a_column_of_several_symbols_gives_the_one_that_is_meant(tmp_path: Path) -> None:
+    rows = [
+        f"{symbol},{T0 + 60 * place},{price},{price},{price},{price},5"
+        for place in range(4)
+        for symbol, price in (("BTC/USDT", 10), ("ETH/USDT", 20))
+    ]
+    text = "\n".join(["symbol,time,open,high,low,close,volume", *rows]) + "\n"
+    candles = read_candles(f"ETHUSDT={file(tmp_path, text, 'two.csv')}")
+    assert candles.close.tolist() == [20] * 4
+
+
+# ---------------------------------------------------------------- Coinbase's order
+
+
+def coinbase(folder: Path, rows: list[list[int]], name: str = "BTCUSD.json") -> Path:
+    return file(folder, json.dumps(rows), name)
+
+
+def test_coinbase_rows_are_told_by_their_lows_and_said(tmp_path: Path) -> None:
+    candles = read_candles(coinbase(tmp_path, SECONDS[::-1]))
+    assert candles.open[0] == 10
+    assert candles.low[0] == 9
+    assert "rows are low, high, open, close, as Coinbase orders them" in candles.notes
+
+
+def test_rows_of_the_usual_order_stay_in_it(tmp_path: Path) -> None:
+    usual = [[t, o, h, low, c, v] for t, low, h, o, c, v in SECONDS]
+    assert read_candles(coinbase(tmp_path, usual)).open[0] == 10
+    falling = [[t, h, h, low, low, v] for t, low, h, _, _, v in SECONDS]
+    assert read_candles(coinbase(tmp_path, falling)).open[0] == 12
+    flat = [[t, low, low, low, low, v] for t, low, *_, v in SECONDS]
+    assert read_candles(coinbase(tmp_path, flat)).low[0] == 9
+
+
+@pytest.mark.parametrize("harm", [{1: 20}, {2: 8}, {3: 8}, {4: 50}])
+def test_a_coinbase_file_with_a_wrong_row_is_refused_by_that_row(
+    tmp_path: Path, harm: dict[int, int]
+) -> None:
+    rows = [row.copy() for row in SECONDS]
+    for place, value in harm.items():
+        rows[4][place] = value
+    assert "row 5: " in refusal(coinbase(tmp_path, rows))
+
+
+def test_a_usual_file_with_a_wrong_row_is_not_taken_for_coinbases(tmp_path: Path) -> None:
+    rows = [[t, o, h, low, c, v] for t, low, h, o, c, v in SECONDS]
+    rows[4][1] = 1
+    assert "row 5: open is outside" in refusal(coinbase(tmp_path, rows))
+    milliseconds = [[row[0] * 1000, *row[1:]] for row in SECONDS]
+    assert "outside the range" in refusal(coinbase(tmp_path, milliseconds))
+
+
+# ---------------------------------------------------------------- SYMBOL=PATH
+
+
+@pytest.mark.parametrize(
+    ("argument", "symbol"),
+    [
+        ("F={}", "F"),
+        ("btcusdt={}", "BTCUSDT"),
+        ("BTC/USDT={}", "BTCUSDT"),
+        ("BTC/USDT:USDT={}", "BTCUSDT"),
+        ("BTC-PERP={}", "BTC-PERP"),
+        ("BRK.B={}", "BRK.B"),
+        ("{}", None),
+    ],
+)
+def test_a_symbol_before_a_path_is_told_from_a_path(
+    tmp_path: Path, argument: str, symbol: str | None
+) -> None:
+    path = plain(tmp_path, "prices.csv")
+    assert split_argument(argument.format(path)) == (symbol, path)
+
+
+def test_a_file_that_exists_under_the_whole_name_is_that_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain(tmp_path, "F=BTCUSDT.csv")
+    plain(tmp_path, "BTCUSDT.csv")
+    plain(tmp_path / "symbol=ETHUSDT", "part.csv")
+    assert split_argument("F=BTCUSDT.csv") == (None, Path("F=BTCUSDT.csv"))
+    assert split_argument("X=F=BTCUSDT.csv") == ("X", Path("F=BTCUSDT.csv"))
+    assert split_argument("symbol=ETHUSDT/part.csv") == (None, Path("symbol=ETHUSDT/part.csv"))
+    assert split_argument("SOLUSDT=symbol=ETHUSDT/part.csv")[0] == "SOLUSDT"
+    assert read_candles("F=BTCUSDT.csv").symbol == "BTCUSDT"
+    assert read_candles("F=./BTCUSDT.csv").symbol == "F"
+
+
+@pytest.mark.parametrize(
+    ("argument", "why"),
+    [
+        ("F=absent.csv", "Neither a file F=absent.csv exists, nor a file absent.csv for F"),
+        ("BTCUSDT=", "names no file after the ="),
+        ("=prices.csv", "names no symbol before the ="),
+        ("two words=prices.csv", "'two words' before the = is no symbol"),
+        ("folder/other=absent.csv", "Neither a file"),
+        ("no/such/folder=absent.csv", "does not exist"),
+    ],
+)
+def test_what_is_neither_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain(tmp_path, "prices.csv")
+    assert why in refusal(argument)
+
+
+# ---------------------------------------------------------------- --symbol
+
+
+def test_a_symbol_that_the_file_lacks_is_refused_and_names_where_it_came_from(
+    tmp_path: Path,
+) -> None:
+    path = plain(tmp_path)
+    text = refusal(path, symbol="ETHUSDT")
+    assert text.startswith(f"--symbol is ETHUSDT, and {path} holds BTCUSDT by its name")
+    assert f"ETHUSDT={path}" in text
+    assert read_candles(path, symbol="BTC/USDT").symbol == "BTCUSDT"
+    nameless = plain(tmp_path, "prices.csv")
+    assert read_candles(nameless, symbol="ethusdt").symbol == "ETHUSDT"
+    assert "leave one of them out" in refusal(f"SOLUSDT={nameless}", symbol="ETHUSDT")
+
+
+def test_a_name_and_a_content_that_differ_are_refused(tmp_path: Path) -> None:
+    text = f"symbol,{HEADER}\nETHUSDT,{T0},10,12,9,11,5\nETHUSDT,{T0 + 60},10,12,9,11,5\n"
+    path = file(tmp_path, text)
+    assert "says BTCUSDT by its name and ETHUSDT by its content" in refusal(path)
+    assert read_candles(f"ETHUSDT={path}").symbol == "ETHUSDT"
+    same = file(tmp_path, text, "prices.csv")
+    assert "holds ETHUSDT by its content" in refusal(same, symbol="BTCUSDT")
+
+
+def test_funding_rates_are_not_renamed_in_silence_either(tmp_path: Path) -> None:
+    text = f"time,funding_rate\n{T0},0.0001\n"
+    path = file(tmp_path, text, "BTCUSDT_funding.csv")
+    assert read_funding(path, symbol="btcusdt").symbol == "BTCUSDT"
+    with pytest.raises(ConfigInvalid, match="holds BTCUSDT by its name"):
+        read_funding(path, symbol="ETHUSDT")
+    assert read_funding(f"ETHUSDT={path}").symbol == "ETHUSDT"
+
+
+def test_a_file_with_a_number_sign_in_its_name_is_candles_and_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain(tmp_path, "BTCUSDT#1.csv")
+    plain(tmp_path / "k=1", "run.db")
+    assert not names_a_run("BTCUSDT#1.csv")
+    assert not names_a_run("BTCUSDT=BTCUSDT#1.csv")
+    assert not names_a_run("BTCUSDT=absent#1.csv")
+    assert names_a_run("k=1/run.db#last")
+    assert names_a_run("absent.db#last")
+
+
+def test_every_command_refuses_to_rename_in_silence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(plain(tmp_path))
+    for command in (
+        ["replay", "--data", path, "--symbol", "ETHUSDT", "--db", str(tmp_path / "run.db")],
+        ["data", "import", path, "--symbol", "ETHUSDT", "--db", str(tmp_path / "archive.db")],
+        ["data", "check", path, "--symbol", "ETHUSDT"],
+    ):
+        assert invoke(command) == 2
+        assert "holds BTCUSDT by its name" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_several_files_are_each_told_by_their_own_name(tmp_path: Path) -> None:
+    paths = [str(plain(tmp_path)), f"F={plain(tmp_path, 'ford.csv')}"]
+    assert [each.symbol for each in read_many(paths)] == ["BTCUSDT", "F"]
+    with pytest.raises(ConfigInvalid, match="holds BTCUSDT by its name"):
+        read_many(paths, symbol="F")
+    exchange = EmbeddedExchange(ExchangeSettings(data=tuple(paths)))
+    assert {name for _, name in exchange.venue.markets} == {"BTCUSDT", "F"}
