@@ -33,9 +33,9 @@ def plain(folder: Path, name: str = "BTCUSDT.csv") -> Path:
     return file(folder, "\n".join([HEADER, *rows]) + "\n", name)
 
 
-def refusal(path: Path | str, **options: str) -> str:
+def refusal(path: Path | str, symbol: str | None = None) -> str:
     with pytest.raises((ConfigInvalid, DataInvalid)) as caught:
-        read_candles(path, **options)
+        read_candles(path, symbol=symbol)
     text = str(caught.value)
     assert text.endswith(".")
     assert "\n" not in text
