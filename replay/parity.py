@@ -2,7 +2,7 @@
 
 Decisions are aligned by instrument and open time and compared by ``decision_sha256`` where both
 runs went the same way over the same kind of device; elsewhere field by field within 1e-4. What
-only time explains (a late bar, a stale quote, a missed deadline) is counted apart (SEMANTICS 21).
+only time explains (a late bar, a stale quote, a missed deadline) is counted apart.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from tracepaper.replay.compare import (
     forecast_differences,
     measures_agree,
 )
+from tracepaper.storage.digest import scale_factor
 from tracepaper.storage.reader import Reader
+from tracepaper.strategies.exact import unscaled
 from tracepaper.strategies.types import (
     TIMING_GATES,
     Bar,
@@ -32,6 +34,8 @@ from tracepaper.strategies.types import (
 )
 
 DIFFERENCES_KEPT: Final = 20
+
+_PRICES: Final = ("open", "high", "low", "close")
 
 Key = tuple[str, int]
 
@@ -89,8 +93,10 @@ def compare_runs(first: Source, second: Source) -> Parity:
 
 
 def _way(run: Run) -> tuple[object, ...]:
-    """Return all on which the last bits of a run's forecasts depend (SEMANTICS 22)."""
-    return run.path, run.device, run.dtype, run.threads, run.backend, run.model_sha256
+    """Return all on which the last bits of a run's forecasts depend."""
+    way = run.path, run.device, run.dtype, run.threads, run.backend, run.model_sha256
+    computed = run.torch_version, run.instruction_set, run.libraries
+    return (*way, *(computed if run.model_id else ()))
 
 
 def _execution(run: Run) -> str:
@@ -122,20 +128,20 @@ def _judge(
 ) -> None:
     assert one.decision is not None
     assert two.decision is not None
+    scale = first_scales[key[0]], second_scales[key[0]]
     found.compared += 1
     if one.decision_sha256 == two.decision_sha256:
         found.identical += 1
-    elif timing := _only_timing(one.decision, two.decision):
+    elif timing := _only_timing(one.decision, two.decision, *scale):
         found.timing[timing] += 1
         return
-    elif not found.exact and _within_tolerance(one, two):
+    elif not found.exact and _within_tolerance(one, two, *scale):
         found.within_tolerance += 1
     else:
         found.differing += 1
-        _keep(found, key, _fields(one, two))
+        _keep(found, key, _fields(one, two, *scale))
         return
     if found.fills_compared:
-        scale = first_scales[key[0]], second_scales[key[0]]
         if not _same_fills(one, two, *scale):
             found.fills_differing += 1
             _keep(found, key, [("fills", str(one.fills), str(two.fills))])
@@ -150,39 +156,74 @@ def _keep(found: Parity, key: Key, fields: list[tuple[str, str, str]]) -> None:
             found.differences.append(Difference(*key, name, a, b))
 
 
-def _only_timing(one: Decision, two: Decision) -> str:
+def _only_timing(one: Decision, two: Decision, first: Instrument, second: Instrument) -> str:
     """Return the timing gate that refused one of the two and not the other, if that is all."""
-    for first, second in ((one, two), (two, one)):
-        refused = first.refused_by
-        if refused in TIMING_GATES and second.refused_by is not refused:
+    for this, that in ((one, two), (two, one)):
+        refused = this.refused_by
+        if refused in TIMING_GATES and that.refused_by is not refused:
             return str(refused)
-    if one.target_quantity != two.target_quantity and one.action == two.action == "HOLD":
+    same = _target(one, first) == _target(two, second)
+    if not same and one.action == two.action == "HOLD":
         return "held since"  # an earlier refusal by time left another target standing
     return ""
 
 
-def _within_tolerance(one: Step, two: Step) -> bool:
+def _target(decision: Decision, scale: Instrument) -> int:
+    """Return the target at the one scale on which runs of other decimals meet."""
+    return decision.target_quantity * scale_factor(scale.quantity_decimals)
+
+
+def _within_tolerance(one: Step, two: Step, first: Instrument, second: Instrument) -> bool:
+    """Return whether two steps decide the same on the same bar, by forecasts that agree.
+
+    A target may differ by a step of the quantity, to which a size by the forecast is rounded.
+    """
     a, b = one.decision, two.decision
     assert a is not None
     assert b is not None
     same = (a.action, a.refused_by, a.regime) == (b.action, b.refused_by, b.regime)
+    step = max(
+        item.quantity_step * scale_factor(item.quantity_decimals) for item in (first, second)
+    )
+    same &= abs(_target(a, first) - _target(b, second)) <= step
+    same &= not _bar_fields(one, two, first, second)
     return same and answers_agree(one.answer, two.answer) and measures_agree(a, b)
 
 
-def _fields(one: Step, two: Step) -> list[tuple[str, str, str]]:
-    """Return the fields in which two decisions differ, the bar's own first."""
+def _bar_fields(
+    one: Step, two: Step, first: Instrument, second: Instrument
+) -> list[tuple[str, str, str]]:
+    """Return the fields in which two bars differ as exact numbers, whatever their decimals."""
     a, b = one.event, two.event
-    assert isinstance(a, Bar)
-    assert isinstance(b, Bar)
-    found = [
-        (f"bar {name}", str(getattr(a, name)), str(getattr(b, name)))
-        for name in ("open", "high", "low", "close", "volume")
-        if getattr(a, name) != getattr(b, name)
+    decimals = [
+        *((name, first.price_decimals, second.price_decimals) for name in _PRICES),
+        ("volume", first.volume_decimals, second.volume_decimals),
     ]
+    texts = [
+        (f"bar {name}", unscaled(getattr(a, name), mine), unscaled(getattr(b, name), theirs))
+        for name, mine, theirs in decimals
+    ]
+    return [text for text in texts if text[1] != text[2]]
+
+
+def _fields(
+    one: Step, two: Step, first: Instrument, second: Instrument
+) -> list[tuple[str, str, str]]:
+    """Return the fields in which two decisions differ, the bar's own first."""
+    found = _bar_fields(one, two, first, second)
     if isinstance(one.answer, Forecast) and isinstance(two.answer, Forecast):
         found += list(forecast_differences(one.answer, two.answer))
     if one.decision is not None and two.decision is not None:
-        found += list(decision_differences(one.decision, two.decision))
+        a, b = one.decision, two.decision
+        for name, mine, theirs in decision_differences(a, b):
+            if name != "target_quantity":
+                found.append((name, mine, theirs))
+            elif _target(a, first) != _target(b, second):
+                texts = (
+                    unscaled(a.target_quantity, first.quantity_decimals),
+                    unscaled(b.target_quantity, second.quantity_decimals),
+                )
+                found.append((name, *texts))
     return found or [("decision_sha256", str(one.decision_sha256), str(two.decision_sha256))]
 
 

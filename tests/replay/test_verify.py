@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,55 @@ def test_parity_names_the_first_field_that_differs(
     assert not found.holds
     assert found.differences[0].instrument == walk.instrument
     assert found.differences[0].field
+
+
+def finer(candles: Candles) -> Candles:
+    return candles.rescaled(volume_decimals=8)
+
+
+def test_parity_takes_equal_volumes_of_other_decimals_as_equal(
+    tmp_path: Path, walk: Candles, run: Path
+) -> None:
+    same, slow = tmp_path / "same.db", tmp_path / "slow.db"
+    replayed(same, finer(walk))
+    assert compared(run, same).identical == BARS
+    replayed(
+        slow, finer(walk), strategy={"name": "sma_cross", "fast": 3, "slow": 8, "long_only": False}
+    )
+    found = compared(run, slow)
+    assert found.differing
+    assert not any(one.field.startswith("bar ") for one in found.differences)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_parity_names_a_volume_that_differs_in_its_last_decimal(
+    tmp_path: Path, walk: Candles, run: Path, exact: bool
+) -> None:
+    other, candles = tmp_path / "other.db", finer(walk)
+    volume = candles.volume.copy()
+    volume[100] += 1
+    replayed(other, replace(candles, volume=volume))
+    if not exact:
+        with sqlite3.connect(other) as raw:
+            raw.execute("UPDATE runs SET path = 'another'")
+    found = compared(run, other)
+    assert (found.exact, found.differing) == (exact, 1)
+    first = found.differences[0]
+    assert first.field == "bar volume"
+    assert first.second == f"{first.first}{'0' * (8 - len(first.first.partition('.')[2]) - 1)}1"
+
+
+def test_parity_within_tolerances_still_compares_targets(
+    tmp_path: Path, walk: Candles, run: Path
+) -> None:
+    other = tmp_path / "other.db"
+    replayed(other, walk, sizing={"mode": "fixed", "quantity": "2"})
+    with sqlite3.connect(other) as raw:
+        raw.execute("UPDATE runs SET path = 'another'")
+    found = compared(run, other)
+    assert found.differing > BARS // 2
+    assert [one.field for one in found.differences[:1]] == ["target_quantity"]
+    assert (found.differences[0].first, found.differences[0].second) in (("1", "2"), ("-1", "-2"))
 
 
 def test_parity_says_which_bars_only_one_run_has(tmp_path: Path, walk: Candles, run: Path) -> None:
