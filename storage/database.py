@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tracepaper.storage.lock import InstanceLock
-from tracepaper.storage.schema import SCHEMA_REVISION, metadata
+from tracepaper.storage.schema import SCHEMA_REVISION, UPGRADABLE, metadata
 from tracepaper.storage.views import create_views
 from tracepaper.storage.watch import WatchedFile
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
@@ -125,15 +125,23 @@ def _check_revision(path: Path, revision: str | None) -> None:
         return
     if not revision:
         raise DataInvalid(f"{path} is not a tracepaper database; name another with --db.")
-    if revision < SCHEMA_REVISION:
+    if revision in UPGRADABLE:
         raise DataInvalid(
             f"{path} has schema {revision}, this version needs {SCHEMA_REVISION}: "
             f"run `tracepaper db upgrade --db {path}`."
         )
-    raise DataInvalid(
-        f"{path} has schema {revision}, newer than this version knows ({SCHEMA_REVISION}): "
-        "install the newer tracepaper."
-    )
+    raise DataInvalid(no_way_up(path, revision))
+
+
+def no_way_up(path: Path, revision: str) -> str:
+    """Say what to do with a database whose schema this version can neither read nor upgrade."""
+    told = f"{path} has schema {revision}, and this version reads only {SCHEMA_REVISION}"
+    if revision.isdigit() and revision < SCHEMA_REVISION:
+        return (
+            f"{told}, to which nothing leads from there: keep the file for the version that made "
+            "it, and start a new one with --db."
+        )
+    return f"{told}: install the tracepaper that made it, or start a new file with --db."
 
 
 # ---------------------------------------------------------------- writing

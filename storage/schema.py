@@ -32,6 +32,8 @@ from tracepaper.storage.rows import ANSWER_GATES, SEQUENCE_LIMIT, STEP_GATES
 from tracepaper.strategies.types import Gate
 
 SCHEMA_REVISION: Final = "0002"
+UPGRADABLE: Final[frozenset[str]] = frozenset()
+"""Older revisions from which ``db upgrade`` knows a way."""
 
 metadata: Final = MetaData()
 

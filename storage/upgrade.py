@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from alembic import command
 from alembic.config import Config
-from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage import migrations
-from tracepaper.storage.database import open_writer_of_any_schema
-from tracepaper.storage.schema import SCHEMA_REVISION
+from tracepaper.storage.database import no_way_up, open_writer_of_any_schema
+from tracepaper.storage.schema import SCHEMA_REVISION, UPGRADABLE
 from tracepaper.storage.views import create_views
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 
@@ -31,11 +30,9 @@ def upgrade(path: Path) -> tuple[str, str]:
         raise DataInvalid(f"There is no database {path}; name one with --db.")
     writer, revision = open_writer_of_any_schema(path)
     try:
+        if revision not in {SCHEMA_REVISION, *UPGRADABLE}:
+            raise DataInvalid(no_way_up(path, revision))
         migrate(writer.connection)
-    except CommandError as error:
-        raise DataInvalid(
-            f"{path} has schema {revision}, which this version cannot upgrade ({error})."
-        ) from error
     except (DBAPIError, sqlite3.Error) as error:
         raise AuditUnwritable(
             f"{path} could not be upgraded and is as it was ({error}); free disk space and retry."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -198,6 +199,14 @@ def forged(path: Path, target: Path, statement: str, *, hide: bool = True) -> Pa
 def test_the_lists_name_columns_and_tables_that_exist() -> None:
     assert set(TAKEN_AS_TOLD) <= set(COLUMNS)
     assert set(OUTSIDE) <= set(metadata.tables)
+
+
+def test_the_readme_names_what_is_taken_as_told_and_nothing_else() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    told = text[text.index("What follows from nothing is taken as told") :]
+    told = told[: told.index("And no decision may depend on the future")]
+    named = {name for name in re.findall(r"`([a-z_.]+)`", told) if name != "verify"}
+    assert named == {*TAKEN_AS_TOLD, *OUTSIDE}
 
 
 def test_what_is_not_forged_is_believed(plain: Path, modelled: Path, tmp_path: Path) -> None:

@@ -172,7 +172,12 @@ def test_a_file_that_is_no_database_is_refused(
 @pytest.mark.parametrize("opening", [open_reader, open_writer])
 @pytest.mark.parametrize(
     ("revision", "sentence"),
-    [("0000", "tracepaper db upgrade --db"), ("9999", "install the newer tracepaper")],
+    [
+        ("0000", "keep the file for the version that made it"),
+        ("0001", "keep the file for the version that made it"),
+        ("9999", "install the tracepaper that made it"),
+        ("ae1027a6acf", "install the tracepaper that made it"),
+    ],
 )
 def test_another_schema_is_refused_with_what_to_do(
     tmp_path: Path, opening: Callable[[Path], object], revision: str, sentence: str

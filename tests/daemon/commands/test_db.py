@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -34,16 +35,24 @@ def test_upgrade_says_what_it_did(path: Path, capsys: pytest.CaptureFixture[str]
     assert json.loads(out) == {"database": str(path), "from": "0002", "to": "0002"}
 
 
-def test_an_older_schema_names_the_command_that_upgrades_it(
-    path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("revision", ["0001", "0003", "ae1027a6acf"])
+def test_another_schema_is_refused_alike_by_every_command(
+    path: Path, capsys: pytest.CaptureFixture[str], revision: str
 ) -> None:
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE alembic_version SET version_num = '0000'")
-    connection.commit()
-    connection.close()
-    code, _, err = typed(capsys, "audit", "head", "--db", path)
-    assert code == 1
-    assert f"run `tracepaper db upgrade --db {path}`" in err
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+        connection.commit()
+    before = path.read_bytes()
+    said = set()
+    for words in ("audit head", "audit verify", "verify last", "db upgrade", "db prune --keep 1"):
+        code, out, err = typed(capsys, *words.split(), "--db", path)
+        assert (code, out) == (1, "")
+        said.add(err)
+    (sentence,) = said
+    assert f"has schema {revision}, and this version reads only 0002" in sentence
+    assert "start a new" in sentence
+    assert sentence.count("\n") == 1
+    assert path.read_bytes() == before
 
 
 def test_backup_copies_and_never_replaces(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

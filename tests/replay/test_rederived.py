@@ -1,0 +1,164 @@
+"""What a run made elsewhere may differ in: floats, each within its tolerance, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import struct
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import explained_runs
+import msgspec
+import pytest
+from forging import rechain
+from sqlalchemy import REAL
+
+from tracepaper.replay.rederived import TOLERANCES, Compared, RowCheck
+from tracepaper.replay.verify import Verification, verify_run
+from tracepaper.storage.digest import decision_digest
+from tracepaper.storage.reader import Reader
+from tracepaper.storage.schema import metadata
+from tracepaper.strategies.types import Bar
+
+AT = "step = (SELECT max(step) - 3 FROM answers)"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of a small model, with its checkpoint beside it."""
+    return explained_runs.replayed(tmp_path_factory.mktemp("rederived"))
+
+
+def copied(run: Path, target: Path, *statements: str) -> Path:
+    """Copy *run* with *statements* done to it and the whole chain made to fit."""
+    shutil.copy(run, target)
+    with closing(sqlite3.connect(target)) as raw:
+        raw.execute("PRAGMA synchronous = OFF")
+        for statement in statements:
+            assert raw.execute(statement).rowcount > 0, statement
+        raw.commit()
+    rechain(target)
+    return target
+
+
+def verified(path: Path, run: Path) -> Verification:
+    with Reader.open(path) as reader:
+        return verify_run(reader, run, reader.find("last"))
+
+
+ELSEWHERE = (
+    "UPDATE runs SET torch_version = '1.0'",
+    "UPDATE events SET content = json_set(content, '$.torch_version', '1.0') "
+    "WHERE kind = 'model_change'",
+)
+
+
+def test_a_run_made_here_agrees_in_every_bit(run: Path) -> None:
+    found = verified(run, run)
+    assert (found.holds, found.exact, found.elsewhere) == (True, True, "")
+    assert found.agreed == found.decisions > 0
+
+
+def test_a_run_made_elsewhere_says_what_differs(run: Path, tmp_path: Path) -> None:
+    found = verified(copied(run, tmp_path / "a.db", *ELSEWHERE), run)
+    assert (found.holds, found.exact) == (True, False)
+    assert found.elsewhere.startswith("torch_version was 1.0 and is ")
+
+
+@pytest.mark.parametrize("name", ["device", "threads", "backend", "instruction_set", "libraries"])
+def test_each_part_of_the_environment_counts(run: Path, tmp_path: Path, name: str) -> None:
+    value = "7" if name == "threads" else "'x'"
+    path = copied(
+        run,
+        tmp_path / "a.db",
+        f"UPDATE runs SET {name} = {value}",
+        f"UPDATE events SET content = json_set(content, '$.{name}', {value}) "
+        "WHERE kind = 'model_change'",
+    )
+    found = verified(path, run)
+    assert (found.holds, found.exact) == (True, False)
+    assert name in found.elsewhere
+
+
+def test_the_last_bit_of_one_float_is_found_here_and_excused_elsewhere(
+    run: Path, tmp_path: Path
+) -> None:
+    change = f"UPDATE answers SET mean_return = mean_return * (1 + 1e-15) WHERE {AT}"
+    assert not verified(copied(run, tmp_path / "here.db", change), run).holds
+    path = copied(run, tmp_path / "elsewhere.db", *ELSEWHERE, change)
+    assert not verified(path, run).holds  # the decision's own hash is of another number
+    rehash(path)
+    found = verified(path, run)
+    assert (found.holds, found.tolerated) == (True, 1)
+    assert not verified(
+        copied(path, tmp_path / "b.db", ELSEWHERE[0].replace("1.0", "2")), run
+    ).holds
+
+
+def rehash(path: Path) -> None:
+    """Make the hash of the changed decision that of the numbers that stand there."""
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        (key,) = reader.connection.execute(f"SELECT step FROM answers WHERE {AT}").fetchone()
+        step = reader.step(run_id, key & (1 << 28) - 1).step
+        (instrument,) = reader.run(run_id).instruments
+    assert isinstance(step.event, Bar)
+    assert step.decision is not None
+    digest = decision_digest(step.event, step.answer, step.decision, instrument)
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("UPDATE steps SET decision_sha256 = ? WHERE step = ?", (digest, key))
+        raw.commit()
+    rechain(path)
+
+
+def compared(run: Path, change: Callable[[str, list[object]], None], *, exact: bool) -> Compared:
+    """Compare a stored step with itself after *change* was done to its rows."""
+    with Reader.open(run) as reader:
+        run_id = reader.find("last")
+        stored = reader.stored_run(run_id)
+        check = RowCheck(reader, stored)
+        *_, (rows, _), _ = reader.rows(run_id)
+        step = check.stored(rows)
+        sparse = {table: [list(row) for row in given] for table, given in rows.sparse.items()}
+        change("answers", sparse["answers"][0])
+        return check.compare(step, rows._replace(sparse=sparse), exact=exact)
+
+
+@pytest.mark.parametrize("name", sorted(TOLERANCES))
+@pytest.mark.parametrize(("share", "holds"), [(0.5, True), (50.0, False)])
+def test_each_float_has_its_tolerance(run: Path, name: str, share: float, holds: bool) -> None:
+    place = [f"answers.{c.name}" for c in metadata.tables["answers"].columns].index(name)
+    stdev = [c.name for c in metadata.tables["answers"].columns].index("stdev_return")
+
+    def change(_table: str, row: list[object]) -> None:
+        value, scale = row[place], row[stdev]
+        assert isinstance(scale, float)
+        match value:
+            case bytes() if name == "answers.horizons":
+                horizons, *columns = msgspec.msgpack.decode(value)
+                columns[0][0] += share * TOLERANCES[name] * columns[1][0]
+                row[place] = msgspec.msgpack.encode((horizons, *columns))
+            case bytes():
+                first = struct.unpack_from("<f", value)[0] + share * TOLERANCES[name]
+                row[place] = struct.pack("<f", first) + value[4:]
+            case float():
+                of_stdev = name.split(".")[1] in ("mean_return", "stdev_return", "volatility")
+                size = scale if of_stdev else 1.0
+                if "measure" in name:
+                    size = max(abs(value), 1.0)
+                row[place] = value + share * TOLERANCES[name] * size
+            case _:
+                raise AssertionError(name)
+
+    found = compared(run, change, exact=False)
+    assert (name in {column for column, *_ in found.unequal}) is not holds
+    assert name in {column for column, *_ in compared(run, change, exact=True).unequal}
+
+
+def test_only_floats_have_a_tolerance() -> None:
+    for name in TOLERANCES:
+        table, column = name.split(".")
+        kind = metadata.tables[table].c[column].type
+        assert isinstance(kind, REAL) or column in ("horizons", "entropy", "buckets")
