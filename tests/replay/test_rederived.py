@@ -50,8 +50,10 @@ def verified(path: Path, run: Path) -> Verification:
 
 ELSEWHERE = (
     "UPDATE runs SET torch_version = '1.0'",
-    "UPDATE events SET content = json_set(content, '$.torch_version', '1.0') "
-    "WHERE kind = 'model_change'",
+    (
+        "UPDATE events SET content = json_set(content, '$.torch_version', '1.0') "
+        "WHERE kind = 'model_change'"
+    ),
 )
 
 
