@@ -156,9 +156,7 @@ class Daemon:
             ]
             if not rest.is_proven:
                 await self._refuse_sizes(instruments, rest)
-            # In a thread, since another process may have the database locked.
-            opened = await asyncio.to_thread(
-                open_run,
+            opened = open_run(
                 Opening(
                     config=config,
                     kind=self._kind,

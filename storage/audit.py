@@ -7,6 +7,7 @@ on. In replay ``append_now(step)`` runs inline and commits a thousand steps at a
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -18,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage import schema
 from tracepaper.storage.checkpoints import kept_identity
-from tracepaper.storage.database import Writer, open_writer
+from tracepaper.storage.database import Writer, advice, is_busy, open_writer
 from tracepaper.storage.digest import chain_digest, opened_digest
 from tracepaper.storage.encode import StepEncoder
 from tracepaper.storage.resume import Resumed, read_resumed
@@ -37,17 +38,16 @@ if TYPE_CHECKING:
 
 GROUP_STEPS: Final = 1000
 """Steps that ``append_now`` gathers into one transaction."""
+UNHEARD_WAITS: Final = 5
+"""Attempts to write, of a second each, where nobody hears that another process has the lock."""
 START_STEPS_MAX: Final = 100_000
 """Steps that may wait for the start event, with which they are stored."""
 
 _PREVIOUS: Final = "SELECT run_id, step_count, head_digest FROM runs WHERE run_key = ?"
+
 _UPDATE_HEAD: Final = "UPDATE runs SET step_count = ?, head_digest = ? WHERE run_key = ?"
 
 Result = TypeVar("Result")
-
-
-def unheard() -> None:
-    """Tell nobody of a wait."""
 
 
 @lru_cache(maxsize=256)
@@ -86,7 +86,7 @@ class SqlAuditLog:
         self.path: Path | None = None  # beside which the checkpoints lie
         self._refusal = ""  # why no more steps are taken
         self._is_writable = True  # until a transaction fails
-        self.waiting: Callable[[], object] = unheard  # hears of each wait, in the writer's thread
+        self.waiting: Callable[[], object] | None = None  # hears of waits, in the writer's thread
         self.is_blocked = False  # by the write lock of another process
         self._is_leaving = False
 
@@ -334,7 +334,7 @@ class SqlAuditLog:
             self._roll_back()
             cause = error.orig if isinstance(error, DBAPIError) else error
             self._refusal = (
-                f"The audit log cannot be written ({cause}); {_advice(cause)}, "
+                f"The audit log cannot be written ({cause}); {advice(cause)}, "
                 "then start again: the run resumes at its last committed step."
             )
             raise AuditUnwritable(self._refusal) from error
@@ -347,18 +347,23 @@ class SqlAuditLog:
         self._is_writable = True
 
     def _begin_write(self) -> None:
-        """Take the write lock, however long another process (a shell, say) holds it."""
-        while True:
+        """Take the write lock; wait while another process (a shell, say) holds it.
+
+        Without end where somebody hears of it; else for as long as a command may seem to hang.
+        """
+        for waits in itertools.count(1):
             try:
                 self._raw.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
-                if not _is_busy(error) or self._is_leaving:
+                is_heard = self.waiting is not None or waits < UNHEARD_WAITS
+                if not is_busy(error) or self._is_leaving or not is_heard:
                     raise
             else:
                 self.is_blocked = False
                 return
             self.is_blocked = True
-            self.waiting()
+            if self.waiting is not None:
+                self.waiting()
             self._look_at_file()
 
     def _look_at_file(self) -> None:
@@ -381,15 +386,3 @@ class SqlAuditLog:
 def _is_quiet(step: Step) -> bool:
     """Return whether *step* neither decides nor trades: it may wait for one that does."""
     return step.decision is None and not step.orders and not step.fills
-
-
-def _is_busy(error: BaseException | None) -> bool:
-    """Return whether another process holds the write lock."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
-
-
-def _advice(cause: BaseException | None) -> str:
-    if _is_busy(cause):
-        return "end the transaction of the other process that has the file locked"
-    return "free disk space or mend the file"

@@ -147,6 +147,20 @@ def no_way_up(path: Path, revision: str) -> str:
 # ---------------------------------------------------------------- writing
 
 
+def is_busy(error: BaseException | None) -> bool:
+    """Return whether *error* says that another process holds the write lock."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    code = getattr(cause, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def advice(error: BaseException | None) -> str:
+    """Return what to do about a write that failed with *error*."""
+    if is_busy(error):
+        return "end the transaction of the other process that has the file locked"
+    return "free disk space or mend the file"
+
+
 class Writer(NamedTuple):
     """The one writing connection of a database, and the locks that make it the only one."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 import msgspec
 from msgspec.structs import replace
 
-from tracepaper.storage.database import open_writer
+from tracepaper.storage.database import advice, open_writer
 from tracepaper.storage.history import RANGE, VALUES, instrument_of_json
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 from tracepaper.strategies.types import Bar, Instrument
@@ -60,8 +60,8 @@ class HistoryWriter:
         A bar that is there already must be equal. Raises ``DataInvalid`` where one differs or
         is of another instrument or interval, ``AuditUnwritable`` where the file is full.
         """
-        self._raw.execute("BEGIN IMMEDIATE")
         try:
+            self._raw.execute("BEGIN IMMEDIATE")
             key, scale = self._series(instrument, interval_ms)
             added = known = 0
             remaining = iter(bars)
@@ -73,11 +73,15 @@ class HistoryWriter:
         except (sqlite3.Error, OverflowError) as error:
             self._raw.rollback()
             raise AuditUnwritable(
-                f"{self._path} cannot take the bars ({error}); nothing was written."
+                f"{self._path} cannot take the bars ({error}), so nothing was written; "
+                f"{advice(error)}."
             ) from error
         except BaseException:
             self._raw.rollback()
             raise
+        if problem := self._writer.file.problem(self._raw):
+            raise AuditUnwritable(problem)
+        self._writer.file.settle()
         return Written(added, known)
 
     def _write_chunk(

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import DROPPED_TABLES, verify_chain
-from tracepaper.storage.database import open_reader, open_writer
+from tracepaper.storage.database import advice, open_reader, open_writer
 from tracepaper.storage.digest import NOTHING
 from tracepaper.storage.rows import KEPT_EVENTS, sequence_of, step_key
 from tracepaper.storage.stored import latest, run_span
@@ -90,7 +90,7 @@ def prune(path: Path, *, keep_days: int, pruned_at_ms: int) -> list[Pruning]:
             raw.execute("VACUUM")
     except (DBAPIError, sqlite3.Error) as error:
         raise AuditUnwritable(
-            f"{path} could not be pruned ({error}); free disk space and run it again."
+            f"{path} could not be pruned ({error}); {advice(error)} and run it again."
         ) from error
     finally:
         writer.close()

@@ -11,7 +11,7 @@ from alembic.config import Config
 from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage import migrations
-from tracepaper.storage.database import no_way_up, open_writer_of_any_schema
+from tracepaper.storage.database import advice, no_way_up, open_writer_of_any_schema
 from tracepaper.storage.schema import SCHEMA_REVISION, UPGRADABLE
 from tracepaper.storage.views import create_views
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
@@ -35,7 +35,7 @@ def upgrade(path: Path) -> tuple[str, str]:
         migrate(writer.connection)
     except (DBAPIError, sqlite3.Error) as error:
         raise AuditUnwritable(
-            f"{path} could not be upgraded and is as it was ({error}); free disk space and retry."
+            f"{path} could not be upgraded and is as it was ({error}); {advice(error)} and retry."
         ) from error
     finally:
         writer.close()

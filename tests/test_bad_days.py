@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker
 from daemon_under_test import check_record, daemon, killed_daemon, price, settings
 
@@ -27,6 +27,7 @@ from tracepaper.daemon.config_text import render
 from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.http.token import token_file
 from tracepaper.replay.samples import DEFAULT_CHECKPOINT
+from tracepaper.storage.lock import holder_of
 from tracepaper.storage.retention import backup
 from tracepaper.strategies.errors import AuditUnwritable, CheckpointMismatch, ConfigInvalid, Fatal
 from tracepaper.strategies.types import Action, Bar, Gap, Gate, ModelChange, RunKind
@@ -322,6 +323,23 @@ async def test_a_foreign_write_lock_stops_decisions_until_it_is_given_back(
         assert status["not_ready"] == ["linear:BTCUSDT is warming up"]
     check_record(database, bars=4)
     assert capfd.readouterr().err.count("another process holds the database's write lock") == 1
+
+
+async def test_a_scrape_says_how_old_everything_is_and_how_long_it_took(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.close_bars(3)
+        holder = holder_of(database)
+        assert holder is not None
+        async with ClientSession() as client, client.get(f"{holder.http}/metrics") as answer:
+            text = await answer.text()
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+    btc = '{instrument="linear:BTCUSDT"}'
+    for age in (f"bar_age_seconds{btc}", f"quote_age_seconds{btc}", "frame_age_seconds"):
+        assert 0 <= float(samples[f"tracepaper_{age}"]) < 60
+    assert samples["tracepaper_decision_seconds_count"] == "3.0"
+    assert float(samples["tracepaper_commit_seconds_count"]) >= 5
+    assert 0 <= float(samples["tracepaper_commit_age_seconds"]) < 60
 
 
 async def test_the_token_of_a_command_lives_as_long_as_the_daemon_and_is_in_no_backup(

@@ -7,10 +7,11 @@ when all places are taken is turned away with 503. A line a minute in the log sa
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
@@ -20,6 +21,7 @@ from aiohttp.typedefs import Handler, Middleware
 PLACES: Final = 64
 REQUEST_WITHIN_S: Final = 10.0
 SAID_EVERY_S: Final = 60.0
+SCARCE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 TURNED_AWAY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
@@ -40,6 +42,7 @@ class Door:
         self._guests: dict[asyncio.BaseTransport, _Guest] = {}
         self._counts: Counter[str] = Counter()
         self._said_s = 0.0
+        self._unhear: Callable[[], None] = lambda: None
         # What aiohttp has to say goes through here; a logger of this server's own.
         self.logger = logging.Logger("http.server")  # noqa: LOG001
         self.logger.addFilter(self._pass_on)
@@ -70,6 +73,7 @@ class Door:
 
     def close(self) -> None:
         """Cut every connection that is left."""
+        self._unhear()
         for transport in list(self._guests):
             if isinstance(transport, asyncio.Transport):
                 transport.abort()
@@ -89,6 +93,23 @@ class Door:
         """Take the place back."""
         if transport is not None:
             self._guests.pop(transport, None)
+
+    def hear(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Count what *loop* could not accept for want of descriptors: a hundred each second."""
+        before = loop.get_exception_handler()
+
+        def handle(told: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            error = context.get("exception")
+            is_scarce = isinstance(error, OSError) and error.errno in SCARCE
+            if is_scarce and "accept" in context["message"]:
+                self.count("without_descriptor")
+            elif before is not None:
+                before(told, context)
+            else:
+                told.default_exception_handler(context)
+
+        loop.set_exception_handler(handle)
+        self._unhear = lambda: loop.set_exception_handler(before)
 
     def count(self, what: str) -> None:
         """Count what was not let through; say so once a minute."""

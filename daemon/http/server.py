@@ -101,6 +101,8 @@ class HttpServer:
                 "[http] port, or 0 to pick one."
             ) from None
         self._runner = runner
+        loop = asyncio.get_running_loop()
+        self._door.hear(loop)
         host, port = self._server.sockets[0].getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         return self

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import builders
 import pytest
 import storage_cases as cases
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.database import open_writer
+from tracepaper.storage.history_writer import HistoryWriter
 from tracepaper.storage.lock import Holder, holder_of, lock_file
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.watch import WatchedFile
@@ -363,3 +365,41 @@ async def test_a_stop_under_a_foreign_write_lock_says_what_to_do(tmp_path: Path)
             await appending
         log.close()
     assert stored(path) == STEPS[:1]
+
+
+def blocked(path: Path, work: Callable[[], object]) -> str:
+    """Return what *work* says while another process has *path* locked."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        with pytest.raises(AuditUnwritable) as caught:
+            work()
+    return str(caught.value)
+
+
+def test_what_nobody_watches_does_not_wait_for_ever_nor_speak_of_a_full_disk(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    log.append_now(STEPS[0])
+    log._raw.execute("PRAGMA busy_timeout = 1")  # noqa: SLF001 - a second is long for a test
+    said = blocked(path, lambda: log.append_now(STEPS[1]))
+    assert "locked); end the transaction of the other process" in said
+    log.close()
+    with HistoryWriter(tmp_path / "archive.db") as archive:
+        series = (builders.instrument(), builders.MINUTE, builders.bars(3))
+        with closing(sqlite3.connect(tmp_path / "archive.db", isolation_level=None)) as shell:
+            shell.execute("BEGIN IMMEDIATE")
+            with pytest.raises(AuditUnwritable, match="end the transaction of the other process"):
+                archive.write(*series)
+
+
+@pytest.mark.parametrize("ending", ["", "-wal"])
+def test_an_archive_that_is_taken_away_says_so(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / "archive.db"
+    bars = builders.bars(20)
+    with HistoryWriter(path) as archive:
+        archive.write(builders.instrument(), builders.MINUTE, bars[:10])
+        beside(path, ending).unlink()
+        with pytest.raises(AuditUnwritable, match="was deleted"):
+            archive.write(builders.instrument(), builders.MINUTE, bars[10:])
