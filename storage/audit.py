@@ -26,7 +26,7 @@ from tracepaper.storage.resume import Resumed, read_resumed
 from tracepaper.storage.run_rows import Previous, instrument_row, run_row
 from tracepaper.storage.schema import RUN_TABLES, metadata
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
-from tracepaper.strategies.types import Bar, ModelChange, RunEnd, Step
+from tracepaper.strategies.types import Bar, Command, ModelChange, RunEnd, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,6 +57,10 @@ def insert_sql(table: str, columns: tuple[str, ...] = ()) -> str:
     names = columns or tuple(column.name for column in target.columns)
     statement = insert(target)
     return str(statement.compile(dialect=dialect(paramstyle="qmark"), column_keys=list(names)))
+
+
+_AT_ONCE: Final = (Command, ModelChange)
+"""Events that are committed before anything else happens, though they neither decide nor trade."""
 
 
 class SqlAuditLog:
@@ -238,7 +242,8 @@ class SqlAuditLog:
         """Store *step* and commit it before returning, or raise ``AuditUnwritable``.
 
         A warm-up bar, which decides nothing, is committed with the next step that does; and
-        what comes before the start event, with that event.
+        what comes before the start event, with that event. A command is committed at once,
+        whatever came before, for the operator is told that it holds.
         """
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
@@ -247,7 +252,7 @@ class SqlAuditLog:
     def _append_live(self, step: Step) -> None:
         self.append_now(step)
         kind = type(step.event)
-        if not _is_quiet(step) or kind is ModelChange or (kind is not Bar and self.is_open):
+        if not _is_quiet(step) or kind in _AT_ONCE or (kind is not Bar and self.is_open):
             self.flush()
 
     def append_now(self, step: Step) -> None:

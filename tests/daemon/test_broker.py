@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from builders import bar, instrument
 
-from tracepaper.daemon.broker import FLATTEN, NEXT, Broker, OrderEvent, Sent, advance
+from tracepaper.daemon.broker import FLATTEN, NEXT, NOTIONAL_MOST, Broker, OrderEvent, Sent, advance
 from tracepaper.daemon.fills import Executor, Terms
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types import Category, Order, OrderStatus, Side
@@ -86,6 +86,20 @@ def test_what_the_filters_refuse_is_no_order_and_is_refused_again(
     desk.change(instrument())
     (order,) = submit(desk, target)
     assert (order.status, order.quantity) == (OrderStatus.ACCEPTED, target)
+
+
+@pytest.mark.parametrize(
+    ("filters", "target", "price"),
+    [
+        ({"min_quantity": 10}, 10, 10_000),
+        ({"max_quantity": 10}, 10, 10_000),
+        ({"min_notional": 5 * 10**10}, 50, 10_000),
+        ({"price_decimals": 0}, 1_000, NOTIONAL_MOST // 10**10),
+    ],
+)
+def test_an_order_at_a_limit_is_taken(filters: dict[str, int], target: int, price: int) -> None:
+    (order,) = submit(broker(**filters), target, price=price)
+    assert order.status is OrderStatus.ACCEPTED
 
 
 def test_a_command_that_is_refused_leaves_its_order_rejected() -> None:

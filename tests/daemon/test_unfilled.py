@@ -241,6 +241,16 @@ def test_a_refusal_is_no_trade_for_any_limit_and_a_fill_is_one() -> None:
     assert refused == [None, None, None, None, None, Gate.RISK_DAILY_TRADES, Gate.RISK_DAILY_TRADES]
 
 
+def test_an_order_that_is_filled_in_parts_is_one_trade() -> None:
+    machine = by_quotes("LONG", "FLAT", risk={"max_daily_trades": 1})
+    (decided,) = closes(machine, 10_000)
+    at_ms = decided.event.market_ms + 200
+    for part in range(3):
+        thin = quote(size=200, at_ms=at_ms + part, instrument_id="spot:BTCUSDT")
+        assert machine.step(thin, None).fills
+    assert machine.state().risk.day_trades == 1
+
+
 def by_quotes(*actions: str, **sections: Any) -> Engine:
     machine = engine(
         *actions,

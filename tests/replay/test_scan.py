@@ -79,6 +79,21 @@ def test_a_revision_gets_no_forecast_and_shifts_no_other() -> None:
     assert [*got[:45], *got[46:]] == plain
 
 
+@pytest.mark.parametrize("chunk", [8, 45, 46, 8_192])
+@pytest.mark.parametrize("late", [1, 2, 5])
+def test_revisions_inside_and_at_the_edge_of_a_chunk_get_no_forecast(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, late: int
+) -> None:
+    monkeypatch.setattr(scan, "CHUNK_EVENTS", chunk)
+    history = bars(60)
+    plain = answers(thinker(FixedForecaster(says, context=CONTEXT)), history)
+    revised = [bar(history[45 - late].close + rise, index=45 - late) for rise in (5, 6)]
+    events = [*history[:45], *revised, *history[45:]]
+    got = answers(thinker(FixedForecaster(says, context=CONTEXT)), events)
+    assert got[45:47] == [None, None]
+    assert [*got[:45], *got[47:]] == plain
+
+
 def test_other_events_pass_through_unanswered() -> None:
     history = bars(30)
     gap = Gap(KEY, 0, 60_000, GapCause.ARCHIVE, "", 0, 0)

@@ -17,7 +17,17 @@ from tracepaper.storage.database import open_writer
 from tracepaper.storage.interning import OUTCOMES_KEPT
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
-from tracepaper.strategies.types import Bar, Funding, ModelChange, OrderStatus, Step
+from tracepaper.strategies.types import (
+    Bar,
+    Command,
+    CommandKind,
+    Event,
+    Funding,
+    ModelChange,
+    OrderStatus,
+    Step,
+    Timer,
+)
 
 CHANGE = ModelChange("m", "sha", "0.1", "step", "cpu", "float32", 1, (), START_MS, START_MS)
 
@@ -69,6 +79,43 @@ async def test_warm_up_bars_are_committed_with_the_first_decision(tmp_path: Path
     deciding = cases.plain_steps(5)[4]
     await log.append(deciding)
     assert stored(tmp_path / "a.db") == [*warming, deciding]
+    log.close()
+
+
+@pytest.mark.parametrize("kind", CommandKind)
+@pytest.mark.parametrize("fed", [0, 2, 5])
+async def test_a_command_is_committed_before_the_operator_is_told(
+    tmp_path: Path, kind: CommandKind, fed: int
+) -> None:
+    path = tmp_path / "a.db"
+    log = SqlAuditLog.open(path)
+    log.begin(cases.run())
+    warming = [cases.undecided(n, s.event) for n, s in enumerate(cases.plain_steps(fed))]
+    for step in warming:
+        await log.append(step)
+    command = cases.undecided(fed, Command(kind, "", START_MS, START_MS))
+    await log.append(command)
+    assert stored(path) == [*warming, command]
+    later = cases.undecided(fed + 1, cases.plain_steps(fed + 1)[fed].event)
+    await log.append(later)
+    assert stored(path) == [*warming, command]  # while a warm-up bar waits
+    log.close()
+
+
+async def test_whatever_is_no_bar_is_committed_at_once_in_a_run_that_is_open(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.db"
+    log = SqlAuditLog.open(path)
+    log.begin(cases.run())
+    await log.append(cases.undecided(0, CHANGE))
+    events: list[Event] = [
+        Funding("linear:BTCUSDT", 1, START_MS, START_MS),
+        Timer(START_MS, START_MS),
+    ]
+    for sequence, event in enumerate(events, start=1):
+        await log.append(cases.undecided(sequence, event))
+        assert len(stored(path)) == sequence + 1
     log.close()
 
 
@@ -163,6 +210,7 @@ async def test_a_start_that_fails_before_its_start_event_leaves_no_run(tmp_path:
         log.begin(cases.run())
         for step in warming[:fed]:
             await log.append(step)
+        await log.append(cases.undecided(fed, Funding("linear:BTCUSDT", 1, START_MS, START_MS)))
         assert runs_of(path) == 0  # nor would a kill leave one
         log.end(7)
         log.close()

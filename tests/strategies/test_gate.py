@@ -127,7 +127,7 @@ def test_bars_that_look_alike_are_still_judged_by_how_far_each_close_jumped() ->
     gates = frozenset({Gate.OPERATOR, Gate.GAP, Gate.PLAUSIBLE})
     bench = GateBench(gates, {Gate.OPERATOR: 1, Gate.GAP: 0, Gate.PLAUSIBLE: 100})
     seen = Evidence()
-    for jump, passed in ((1.0, 0b111), (101.0, 0b011), (101.0, 0b011), (2.0, 0b111)):
+    for jump, passed in ((1.0, 0b111), (101.0, 0b011), (100.0, 0b111), (101.0, 0b011)):
         seen.plausible = jump
         assert bench.judge(seen) == ((1.0, 0.0, jump), passed)
 

@@ -54,3 +54,32 @@ def test_a_standing_target_of_the_same_side_moves_only_beyond_the_band() -> None
     assert sizer.target(LONG, bar(14_000), None, standing=standing) < standing
     assert sizer.target(SHORT, bar(11_000), None, standing=standing) < 0
     assert sizer.target(FLAT, bar(11_000), None, standing=standing) == 0
+
+
+def test_a_standing_target_off_the_new_step_is_left_even_within_the_band() -> None:
+    sizer = Sizer(Sizing(SizingMode.NOTIONAL, notional=10**14, rebalance=0.25), ITEM)
+    standing = sizer.target(LONG, bar(10_100), None)
+    assert standing % 100
+    sizer.change(instrument(quantity_step=100))
+    assert sizer.target(LONG, bar(10_100), None, standing=standing) == standing // 100 * 100
+    for signal, sign in ((LONG, 1), (SHORT, -1)):
+        whole = sign * (standing // 100 * 100)
+        assert sizer.target(signal, bar(10_100), None, standing=sign * standing) == whole
+        assert sizer.target(signal, bar(10_300), None, standing=whole) == whole
+
+
+def test_the_band_holds_at_its_edge_and_not_beyond() -> None:
+    sizer = Sizer(Sizing(SizingMode.NOTIONAL, notional=10**14, rebalance=0.25), ITEM)
+    wished = sizer.target(LONG, bar(10_000), None)  # 100 pieces of a thousandth
+    assert wished == 100_000
+    assert sizer.target(LONG, bar(10_000), None, standing=80_000) == 80_000
+    assert sizer.target(LONG, bar(10_000), None, standing=79_995) == wished
+    assert sizer.target(SHORT, bar(10_000), None, standing=80_000) == -wished
+    assert sizer.target(LONG, bar(10_000), None, standing=0) == wished
+
+
+def test_no_forecast_asks_for_more_than_the_whole_notional() -> None:
+    whole = Sizer(Sizing(SizingMode.NOTIONAL, notional=10**15), ITEM).target(LONG, bar(), None)
+    for mode in (SizingMode.TANH, SizingMode.VOLATILITY):
+        sizer = Sizer(Sizing(mode, notional=10**15, scale=1e9, target_volatility=1.0), ITEM)
+        assert sizer.target(LONG, bar(), forecast()) == whole

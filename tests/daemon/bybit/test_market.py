@@ -58,6 +58,37 @@ def test_an_older_quote_is_a_replay_and_changes_nothing() -> None:
     assert one.unhanded() == [quote(10)]
 
 
+def test_of_two_quotes_in_one_millisecond_the_later_frame_counts() -> None:
+    one = market()
+    one.learn_quote(quote(10), None)
+    one.learn_quote(quote(10, bid=101), None)
+    assert one.unhanded() == [quote(10, bid=101)]
+    assert one.learn_quote(quote(10, bid=102), 10)
+    assert one.learn_quote(quote(10, bid=103), 10)
+
+
+def test_of_two_marks_in_one_millisecond_the_later_frame_counts() -> None:
+    one = market()
+    one.learn_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    one.learn_mark(Mark("linear:BTCUSDT", 8, 10, 10))
+    assert one.unhanded() == [Mark("linear:BTCUSDT", 8, 10, 10)]
+
+
+def test_a_quote_handed_on_in_time_for_the_order_is_not_handed_on_again() -> None:
+    one = market()
+    assert one.learn_quote(quote(10), 10)
+    assert not one.learn_quote(quote(10), 10)
+    assert one.learn_quote(quote(11), 11)  # another order may fill from here
+
+
+def test_what_is_dated_at_the_latest_time_itself_is_kept() -> None:
+    one = market()
+    one.learn_quote(quote(10), None)
+    one.learn_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    one.forget_ahead(10)
+    assert one.unhanded() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
+
+
 def test_the_newest_mark_goes_before_a_bar_once() -> None:
     one = market()
     one.learn_mark(Mark("linear:BTCUSDT", 7, 10, 10))

@@ -14,6 +14,7 @@ from tracepaper.replay.exchange.book import best, levels
 from tracepaper.replay.exchange.intervals import DAY_MS
 from tracepaper.replay.exchange.market import Market
 from tracepaper.replay.exchange.table import TURNOVER_DECIMALS
+from tracepaper.replay.exchange.text import rescaled
 from tracepaper.replay.importers import read_candles
 
 DATA = Path(__file__).parents[2] / "data" / "candles"
@@ -39,6 +40,33 @@ def test_every_bar_of_real_data_is_reproduced_by_its_trades(name: str) -> None:
         assert summary == (candle.open, candle.high, candle.low, candle.close)
         assert sum(trade.size for trade in path.trades) == candle.volume * path.size_scale
         assert all(price % market.listing.tick == 0 for price in prices)
+
+
+@pytest.mark.parametrize("volume", [1, 2, 3, 50, 5_000_000])
+def test_a_running_bar_is_what_its_trades_so_far_make_of_it(volume: int) -> None:
+    rows = [(*row[:4], volume) for row in walk_rows(6, seed=5)]
+    market = Market(candles(rows), seed=2)
+    scales = set()
+    for row in range(6):
+        path, start = market.path(row), market.open_ms(row)
+        scales.add(path.size_scale)
+        own = [trade.time_ms for trade in path.trades]
+        for at_ms in [*range(start, start + MINUTE, 7_001), *own]:
+            so_far = [trade for trade in path.trades if trade.time_ms <= at_ms]
+            running = market.running(row, at_ms)
+            assert running.volume == sum(trade.size for trade in so_far) // path.size_scale
+            paid = sum(trade.price * trade.size for trade in so_far) // path.size_scale
+            decimals = market.listing.price_decimals + market.listing.size_decimals
+            assert running.turnover == rescaled(paid, decimals, market.turnover_decimals)
+            prices = [market.base.candle(row).open, *(trade.price for trade in so_far)]
+            assert (running.high, running.low, running.close) == (
+                max(prices),
+                min(prices),
+                prices[-1],
+            )
+        assert market.running(row, start + MINUTE) == market.base.candle(row)
+        assert market.running(row, start).volume == 0
+    assert scales == ({10} if volume == 1 else {1} if volume > 3 else scales)
 
 
 ROWS = walk_rows(40, seed=11)

@@ -130,6 +130,43 @@ def test_a_gate_without_a_share_still_says_why(row: Row, words: str) -> None:
     assert found.nearest is None
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (gate(Gate.OPERATOR, 0.0, 1.0), "yes or no"),
+        (gate(Gate.WARM, 90.0, 100.0), "10 bars"),
+        (gate(Gate.LATE, 61_000.0, 60_000.0), "1.0 s"),
+        (gate(Gate.GAP, 3.0, 0.0), "3 bars"),
+        (gate(Gate.PLAUSIBLE, 900.0, 100.0), "800 usual ranges"),
+        (gate(Gate.STALE, 65_000.0, 60_000.0), "5.0 s"),
+        (gate(Gate.DEADLINE, 0.0, 1.0), "yes or no"),
+        (gate(Gate.FINITE, 0.0, 1.0), "yes or no"),
+        (gate(Gate.CONFIDENCE, 0.1, 0.2), "0.1 of full entropy"),
+        (gate(Gate.COLLAPSED, -0.1, 0.1), "0.2 of full entropy"),
+        (gate(Gate.SHIFTED, 0.5, 0.25), "0.25 JS distance"),
+        (gate(Gate.REGIME, 0.0, 1.0), "yes or no"),
+        (gate(Gate.DIRECTION, 0.55, 0.6), "0.05 probability"),
+        (gate(Gate.EDGE, 0.25, 1.0), "0.75 round-trip costs"),
+        (gate(Gate.RISK_NOTIONAL, 1_500.0, 1_000.0), "500.00 quote currency"),
+        (gate(Gate.RISK_DRAWDOWN, 0.3, 0.2), "10.0 % of the peak"),
+        (gate(Gate.RISK_DAILY_LOSS, 2_500.0, 2_000.0), "500.00 quote currency"),
+        (gate(Gate.RISK_DAILY_TRADES, 51.0, 50.0), "1 trades"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["gate"],
+)
+def test_every_refusal_is_said_in_the_unit_of_its_gate(row: Row, words: str) -> None:
+    found = flips_of(stored(row))
+    assert words in found.sentence
+    unit = (
+        "ms"
+        if " s" in words
+        else "share of the peak"
+        if "%" in words
+        else words.lstrip("0123456789.,")
+    )
+    assert found.gates[0].unit == unit.strip()
+
+
 def test_switches_alone_have_no_nearest() -> None:
     refused = flips_of(stored(gate(Gate.OPERATOR, 0.0, 1.0), gate(Gate.REGIME, 0.0, 1.0)))
     assert refused.sentence == "All of operator, regime would have had to pass."

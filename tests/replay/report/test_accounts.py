@@ -29,6 +29,26 @@ def test_the_run_rebuilt_from_its_positions_is_the_account_it_stored(
         assert equity == pytest.approx(record.account.equity, abs=1e-6)
 
 
+def test_funding_is_paid_by_what_was_held_before_the_open_at_the_close_before() -> None:
+    closes, rates = np.array([100.0, 110.0, 120.0, 130.0]), np.array([0.0, 0.01, 0.02, 0.03])
+    flat = Bars(np.arange(4), np.arange(4) * 60_000, closes + 1, closes, closes, closes, rates)
+    free = Bars(flat.sequence, flat.open_time_ms, flat.open, closes, closes, closes, np.zeros(4))
+    held, traded = np.array([0.0, 1.0, 1.0, 0.0]), np.zeros(4)
+    paid = accounts.gains(free, held, traded, 0.0) - accounts.gains(flat, held, traded, 0.0)
+    # Bought at the second open, after its settlement; sold at the fourth, after that one.
+    assert paid.tolist() == pytest.approx([0.0, 0.0, 110 * 0.02, 120 * 0.03])
+    short = accounts.gains(free, -held, traded, 0.0) - accounts.gains(flat, -held, traded, 0.0)
+    assert short == pytest.approx(-paid)
+
+
+def test_a_bar_earns_its_gap_for_what_was_held_before_and_its_range_for_what_is_held() -> None:
+    opens, closes = np.array([100.0, 105.0, 107.0]), np.array([101.0, 106.0, 104.0])
+    some = Bars(np.arange(3), np.arange(3) * 60_000, opens, closes, closes, closes, np.zeros(3))
+    held, traded = np.array([2.0, 3.0, 0.0]), np.array([2.0, 1.0, 3.0])
+    earned = accounts.gains(some, held, traded, 0.001)
+    assert earned.tolist() == pytest.approx([2 * 1 - 0.2, 2 * 4 + 3 * 1 - 0.105, 3 * 1 - 3 * 0.107])
+
+
 def test_buy_and_hold_is_bought_at_the_second_open_with_its_fee(cross_report: Report) -> None:
     bars = cross_report.record.bars["linear:BTCUSDT"]
     quantity = 1_000_000 / (bars.open[1] * 1.00055)
