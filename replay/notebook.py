@@ -3,6 +3,7 @@
     run = open_run("last", "tracepaper.db")
     run.decisions()                          # a polars frame; frames="pandas" gives the other
     run.explanations(first=6_000, last=6_100)
+    run.report("refusals")                   # a table of the report, its figures as numbers
     run.columns("decisions")                 # what every column means, with its unit
 
 Frames have the columns of the stable views, except that every ISO text ``x_iso`` is a moment in
@@ -25,6 +26,8 @@ from tracepaper.strategies.errors import ConfigInvalid
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
+
+    from tracepaper.replay.report.tables import Table
 
 Frame = TypeVar("Frame")
 Kind = Literal["text", "integer", "float", "boolean", "moment"]
@@ -111,6 +114,21 @@ class RunFrames(Generic[Frame]):
         """Return every event that the engine consumed, its content as JSON."""
         return self._frame("v_events", first, last)
 
+    def report(self, table: str = "accounts") -> Frame:
+        """Return a table of the run's report, such as ``refusals``, ``drawdowns`` or ``costs``.
+
+        Its columns have the keys of ``tracepaper report --json``; an estimate ``x`` has its
+        standard error beside it as ``x_error``.
+        """
+        from tracepaper.replay.report.document import build_report
+        from tracepaper.replay.report.figures import tables
+
+        made = tables(build_report(self.database, self.run_id))
+        if table not in made:
+            known = ", ".join(made)
+            raise ConfigInvalid(f"This run's report has no table {table}; choose from {known}.")
+        return self._build(_report_columns(made[table]))
+
     def columns(self, name: str) -> Frame:
         """Return what each column of frame *name*, such as ``decisions``, means."""
         view = next((view for view in VIEWS if view.name == f"v_{name}"), None)
@@ -194,6 +212,21 @@ def kind_of(name: str) -> Kind:
     if name in INTEGERS or name.endswith("_ms"):
         return "integer"
     return "boolean" if name in BOOLEANS else "float"
+
+
+def _report_columns(table: Table) -> dict[str, tuple[Kind, list[Any]]]:
+    """Return the columns of a table of the report by their keys."""
+    found: dict[str, tuple[Kind, list[Any]]] = {}
+    for place, figure in enumerate(table.figures):
+        values = [row[place] for row in table.rows]
+        kind: Kind = "integer" if figure.form in ("count", "minute") else "float"
+        if figure.form == "text":
+            kind = "text"
+        pairs = [value if isinstance(value, tuple) else (value, None) for value in values]
+        found[figure.key] = kind, [value for value, _ in pairs]
+        if any(isinstance(value, tuple) for value in values):
+            found[f"{figure.key}_error"] = "float", [error for _, error in pairs]
+    return found
 
 
 def _column(name: str, given: dict[str, tuple[Any, ...]]) -> tuple[Kind, list[Any]]:

@@ -47,7 +47,8 @@ def replay(
         str, typer.Option(help="How the model goes over the bars: scan (one pass) or step.")
     ] = "scan",
     log: Annotated[
-        str, typer.Option(help="full, or acted: keep only steps that traded (no verify then).")
+        str,
+        typer.Option(help="full, or acted: keep what traded and ends of days (no verify then)."),
     ] = "full",
     db: Annotated[
         Path | None,

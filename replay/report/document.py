@@ -32,6 +32,7 @@ from tracepaper.replay.report.trades import Costs, Trade, costs, trades
 from tracepaper.storage.reader import Reader
 
 Card = dict[str, Any]
+OPENED_SHOWN: Final = 3
 MARKS_MAX: Final = 800
 """Points of a curve that are shown; figures are taken from all of them."""
 BUY_AND_HOLD: Final = "buy and hold"
@@ -242,6 +243,12 @@ def _held_account(record: RunRecord, name: str, source: str, equity: Floats) -> 
 def _warnings(record: RunRecord) -> tuple[str, ...]:
     """Return what the run warns of, and what this report cannot say of it."""
     found = [f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")]
+    if opened := json.loads(record.run["opened"] or "[]"):
+        found.append(
+            f"The strategy opened {', '.join(opened[:OPENED_SHOWN])}"
+            f"{' and more' if len(opened) > OPENED_SHOWN else ''}; a decision that depends on it "
+            "cannot be re-derived."
+        )
     if not record.every_bar:
         found.append(SAMPLED_SENTENCE)
     return tuple(found)

@@ -219,7 +219,7 @@ def _tables(report: Report) -> Iterator[Table]:
         yield table("random_twins", "Against chance", RANDOM, report.random, notes=(_CHANCE,))
     spent = [of for of in report.accounts if of.costs is not None]
     yield table("costs", "Costs (quote currency)", COSTS, spent, notes=(_COSTS_NOTE,))
-    yield table("months", "Months", MONTHS, report.monthly)
+    yield table("months", "Months", MONTHS, report.monthly, newest=True)
     if report.drawdowns:
         yield table("drawdowns", "Worst drawdowns", DRAWDOWNS, report.drawdowns)
     if closed:
@@ -239,9 +239,7 @@ def _tables(report: Report) -> Iterator[Table]:
         yield table("last_trades", title, LAST, last)
     yield from _decided(report)
     if record.gaps:
-        yield table(
-            "gaps", f"Gaps in the data ({len(record.gaps):,})", GAPS, record.gaps, shown=GAPS_SHOWN
-        )
+        yield table("gaps", "Gaps in the data", GAPS, record.gaps, shown=GAPS_SHOWN)
 
 
 def _decided(report: Report) -> Iterator[Table]:

@@ -116,7 +116,7 @@ def _plotly() -> str:
         raise ConfigInvalid(
             "--html needs plotly; install it with pip install 'tracepaper[report]'."
         ) from error
-    packed = gzip.compress(str(get_plotlyjs()).encode(), mtime=0)
+    packed = gzip.compress(str(get_plotlyjs()).encode(), compresslevel=6, mtime=0)
     return base64.b64encode(packed).decode()
 
 

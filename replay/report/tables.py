@@ -57,6 +57,7 @@ class Table:
     notes: tuple[str, ...] = ()
     turned: bool = False
     shown: int | None = None  # rows that people are shown; JSON has them all
+    newest: bool = False  # the last rows are shown, not the first
 
     def documents(self) -> list[dict[str, Any]]:
         """Return the rows as plain values by the figures' keys."""
@@ -80,10 +81,11 @@ def table(
     notes: Sequence[str] = (),
     turned: bool = False,
     shown: int | None = None,
+    newest: bool = False,
 ) -> Table:
     """Return the table of *figures* of each of *subjects*."""
     rows = tuple(tuple(figure.of(subject) for figure in figures) for subject in subjects)
-    return Table(key, title, tuple(figures), rows, tuple(notes), turned, shown)
+    return Table(key, title, tuple(figures), rows, tuple(notes), turned, shown, newest)
 
 
 def written(value: Value, form: Form) -> str:

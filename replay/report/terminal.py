@@ -41,8 +41,9 @@ def show(console: Console, report: Report, *, notes: bool = False) -> None:
         said = f"{more} more to know before believing any of it: --notes"
         console.print(Padding(Text(said, style="dim"), (0, 0, 0, 2)))
     for table in tables(report).values():
+        console.print()
+        console.print(Text(table.title + _left_out(table), style="bold"))
         for part in _tables(table):
-            console.print()
             console.print(part)
         for note in table.notes:
             console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
@@ -71,23 +72,34 @@ def _tables(table: Table) -> Iterator[rich_table.Table]:
         yield _turned(table, table.rows[start : start + ABREAST])
 
 
+def _left_out(table: Table) -> str:
+    """Return which rows are shown, where not all are."""
+    most = _most(table)
+    if table.turned or len(table.rows) <= most:
+        return ""
+    return f" (the {'last' if table.newest else 'first'} {most} of {len(table.rows):,})"
+
+
+def _most(table: Table) -> int:
+    return min(ROWS_SHOWN, table.shown or ROWS_SHOWN)
+
+
 def _upright(table: Table) -> rich_table.Table:
     places = [place for place, figure in enumerate(table.figures) if not figure.wide]
-    most = min(ROWS_SHOWN, table.shown or ROWS_SHOWN)
-    left_out = len(table.rows) - most
-    made = _empty(table.title + (f", the first {most}" if left_out > 0 else ""))
+    most = _most(table)
+    made = rich_table.Table(box=None, pad_edge=False)
     for place in places:
         figure = table.figures[place]
         text = figure.form in _TEXTS
         made.add_column(figure.title, justify="left" if text else "right", no_wrap=not text)
-    for row in table.rows[:most]:
+    for row in table.rows[-most:] if table.newest else table.rows[:most]:
         made.add_row(*(_cell(row[place], table.figures[place].form) for place in places))
     return made
 
 
 def _turned(table: Table, rows: tuple[tuple[Value, ...], ...]) -> rich_table.Table:
     """Return the figures as rows, without those that no row has."""
-    made = _empty(table.title)
+    made = rich_table.Table(box=None, pad_edge=False)
     made.add_column("")
     for row in rows:
         made.add_column(str(row[0]), justify="right")
@@ -95,12 +107,6 @@ def _turned(table: Table, rows: tuple[tuple[Value, ...], ...]) -> rich_table.Tab
         if not figure.wide and any(row[place] is not None for row in table.rows):
             made.add_row(figure.title, *(_cell(row[place], figure.form) for row in rows))
     return made
-
-
-def _empty(title: str) -> rich_table.Table:
-    return rich_table.Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False
-    )
 
 
 def _cell(value: Value, form: Form) -> Text:

@@ -13,6 +13,8 @@ import storage_cases as cases
 
 from tracepaper.replay import open_run
 from tracepaper.replay.notebook import RunFrames, kind_of
+from tracepaper.replay.report import figures
+from tracepaper.replay.report.document import build_report
 from tracepaper.storage.views import VIEWS
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -150,3 +152,22 @@ def test_the_room_has_nothing_else_to_give() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'close_run'"):
         _ = replay.close_run
+
+
+def test_a_table_of_the_report_is_a_frame_of_its_figures(database: Path) -> None:
+    run = open_run("plain", database)
+    made = figures.tables(build_report(database, "plain"))
+    for key, table in made.items():
+        found = run.report(key)
+        documents = table.documents()
+        assert found.height == len(documents)
+        for name in documents[0] if documents else ():
+            values = [row[name] for row in documents]
+            if any(isinstance(value, dict) for value in values):
+                errors = [value and value["error"] for value in values]
+                assert found[f"{name}_error"].to_list() == errors
+                values = [value and value["value"] for value in values]
+            assert found[name].to_list() == values
+    assert {"end", "mean_day", "mean_day_error"} <= set(run.report().columns)
+    with pytest.raises(ConfigInvalid, match="has no table nonsense; choose from accounts, "):
+        run.report("nonsense")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -93,6 +94,14 @@ def test_a_loss_is_red_and_a_gain_green_on_a_terminal(cross_report: Report) -> N
     earned = cross_report.accounts[0].performance.total_return
     assert earned < 0
     assert f"\x1b[31m{earned:+.2%}".replace("%", " %") in out
+
+
+def test_the_newest_months_are_shown_and_said_to_be(cross_report: Report) -> None:
+    monthly = tuple((2020 + place // 12, place % 12 + 1, 0.01) for place in range(30))
+    out = printed(replace(cross_report, monthly=monthly))
+    assert "Months (the last 12 of 30)" in out
+    assert "2022-06" in out
+    assert "2021-06" not in out
 
 
 def test_json_has_all_rows_and_people_see_the_first() -> None:
