@@ -195,7 +195,7 @@ def exposure_share(report: Report) -> Floats:
 
 
 def refusal_chart(report: Report) -> Figure | None:
-    """Return how much better the signals were that a gate did not refuse, beside a random gate.
+    """Return how much better the signals were that a gate let pass, beside a random gate.
 
     None where no gate refused enough signals to be judged.
     """
@@ -229,7 +229,7 @@ def refusal_chart(report: Report) -> Figure | None:
         "layout": layout(
             110 + 34 * len(rows),
             xaxis=axis(
-                "others better by, gross bp", zeroline=True,
+                "passed better by, gross bp", zeroline=True,
                 zerolinecolor=MUTED,
             ),
             yaxis=axis(automargin=True, showgrid=False),

@@ -168,11 +168,11 @@ REFUSALS: Final = (
     Figure[Refusal]("days", "days", "count", lambda of: of.days),
     Figure[Refusal]("gross", "gross bp", "gain bp", lambda of: _fraction(of.gross_bp)),
     Figure[Refusal](
-        "others", "others bp", "gain bp", lambda of: _fraction(of.others_bp), wide=True
+        "passed", "passed bp", "gain bp", lambda of: _fraction(of.passed_bp), wide=True
     ),
     Figure[Refusal]("net", "net bp", "gain bp", lambda of: _fraction(of.net_bp), wide=True),
     Figure[Refusal](
-        "kept_better", "others better by", "gain bp",
+        "kept_better", "passed better by", "gain bp",
         lambda of: _estimate(_fraction(of.kept_better_bp), _fraction(of.error_bp)),
     ),
     Figure[Refusal](
@@ -333,9 +333,9 @@ def _refusal_notes(report: Report) -> tuple[str, ...]:
         return ("Without a model's forecasts no signal has a side, so nothing is measured.",)
     cost = 2e4 * record.cost_rate
     said = (
-        f"Gross, for a round trip costs every signal {cost:.1f} bp, refused or not. “Others better "
-        "by” is ± one standard error by day. A gate saved or cost only where that is clear at 95 % "
-        "and more than a random gate of equal coverage makes; chance makes one of forty seem to "
-        "save."
+        f"Gross, for a round trip costs every signal {cost:.1f} bp, refused or not. “Passed better "
+        "by” compares with what the gate saw and let pass, ± one error by day. It saved or cost "
+        "only where that is clear at 95 % and more than a random gate of equal coverage makes; "
+        "chance makes one of forty seem to save."
     )
     return (said,)

@@ -174,11 +174,11 @@ def _money(report: Report, charts: _Charts, made: dict[str, Table]) -> list[Mark
         _section(
             "Refusals",
             "refusals",
-            element("p", "What the gates refused, held against the signals that they did not."),
+            element("p", "What the gates refused, held against what they let pass."),
             charts.put(
                 refusal_chart(report),
-                "Right of zero the gate kept the better signals. Within the pale bar is what a "
-                "random gate makes.",
+                "Right of zero the gate kept the better signals; of the allowed, the refused were "
+                "better. Within the pale bar is what a random gate makes.",
             ),
             figures(made["refusals"])
             if "refusals" in made

@@ -1,10 +1,11 @@
-"""What each gate refused, held against the run's other signals and against chance.
+"""What each gate refused, held against the signals that it let pass, and against chance.
 
 A signal is a forecast whose mean return and class probabilities agree on a side, as the attention
 strategy asks. It is entered at the next bar's open and left at the open one horizon later: a
 forward return, each signal for itself. Refused and other signals pay the same costs, so the gross
 returns are compared: where every signal loses its fee, a gate that refuses at random would seem to
-save it.
+save it. A gate sees only what the gates before it let pass, so what those refused is left out: else
+it would be credited with their choice.
 
 A gate is said to have saved, or to have cost, only where both hold at 95 %: the difference lies
 beyond its error, which counts UTC days and not signals, for those of one day share their market;
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +56,8 @@ class Judgement:
 class Refusal:
     """The decisions of one gate, or the allowed ones; returns in basis points of the notional.
 
-    ``kept_better_bp`` is what the run's other signals made more than these, gross. ``said`` is
+    ``kept_better_bp`` is what the signals that it saw and let pass made more than these, gross; of
+    the allowed ones it is what all refused ones made more. ``said`` is
     ``saved`` or ``cost`` of a gate, ``better`` or ``worse`` of what was allowed, where that is
     credible; ``no evidence`` or ``too few days`` where it is not; empty without signals.
     """
@@ -67,7 +69,7 @@ class Refusal:
     days: int  # UTC days on which they lie
     gross_bp: float | None
     net_bp: float | None
-    others_bp: float | None  # gross, of all other signals
+    passed_bp: float | None  # gross, of those that it let pass; of the allowed, all refused
     kept_better_bp: float | None
     error_bp: float | None  # of the difference, by day
     random_low_bp: float | None
@@ -84,9 +86,14 @@ def refusals(record: RunRecord) -> list[Refusal]:
         return []
     refused = record.decisions.refused_by
     side, gross, net = forward_returns(record)
-    names = [gate.value for gate in GATE_ORDER if bool((refused == gate.value).any())]
-    found = [_row(name, refused == name, side, gross, net, record) for name in names]
-    return [*found, _row(ALLOWED, record.decisions.allowed, side, gross, net, record)]
+    seen = side != 0
+    signals = _Signals(seen, gross, net)
+    found = []
+    for name in (gate.value for gate in GATE_ORDER):
+        if (refused == name).any():
+            found.append(_row(name, refused == name, seen, signals, record))
+            seen = seen & (refused != name)
+    return [*found, _row(ALLOWED, record.decisions.allowed, side != 0, signals, record)]
 
 
 def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
@@ -113,31 +120,35 @@ def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
     return side, gross, gross - record.cost_rate * (1.0 + ratio)
 
 
-def _row(
-    name: str, chosen: Mask, side: Floats, gross: Floats, net: Floats, record: RunRecord
-) -> Refusal:
-    """Return the figures of the *chosen* decisions."""
-    signals = chosen & (side != 0)
-    known = (side != 0) & np.isfinite(gross)
-    own = chosen[known]
-    length_ms = _DAY_MS * max(
-        1, math.ceil(record.config.gate.horizon * record.interval_ms / _DAY_MS)
-    )
-    judged = judge(gross[known], own, record.decisions.open_time_ms[known] // length_ms)
+class _Signals(NamedTuple):
+    """Every decision's forward return; ``sided`` are those that are signals."""
+
+    sided: Mask
+    gross: Floats
+    net: Floats
+
+
+def _row(name: str, chosen: Mask, seen: Mask, signals: _Signals, record: RunRecord) -> Refusal:
+    """Return the figures of the *chosen* decisions among the signals that their gate has *seen*."""
+    known = seen & np.isfinite(signals.gross)
+    own, gross, net = chosen[known], signals.gross[known], signals.net[known]
+    horizon_ms = record.config.gate.horizon * record.interval_ms
+    length_ms = _DAY_MS * max(1, math.ceil(horizon_ms / _DAY_MS))
+    judged = judge(gross, own, record.decisions.open_time_ms[known] // length_ms)
     return Refusal(
         gate=name,
         decisions=int(np.count_nonzero(chosen)),
-        signals=int(np.count_nonzero(signals)),
+        signals=int(np.count_nonzero(chosen & signals.sided)),
         measured=int(np.count_nonzero(own)),
         days=judged.days,
-        gross_bp=_mean_bp(gross[known][own]),
-        net_bp=_mean_bp(net[known][own]),
-        others_bp=_mean_bp(gross[known][~own]),
+        gross_bp=_mean_bp(gross[own]),
+        net_bp=_mean_bp(net[own]),
+        passed_bp=_mean_bp(gross[~own]),
         kept_better_bp=_bp(judged.difference),
         error_bp=_bp(judged.error),
         random_low_bp=_bp(judged.low),
         random_high_bp=_bp(judged.high),
-        said=_said(judged, allowed=name == ALLOWED),
+        said=said(judged, allowed=name == ALLOWED),
     )
 
 
@@ -206,7 +217,8 @@ def _random(gross: Floats, chosen: Mask, day: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _said(judged: Judgement, *, allowed: bool) -> str:
+def said(judged: Judgement, *, allowed: bool) -> str:
+    """Return the word for a gate's refusals, or for what was *allowed*."""
     if judged.difference is None:
         return ""
     if judged.error is None:

@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.record import Floats, Ints
-from tracepaper.replay.report.refusals import ALLOWED, Mask, forward_returns, judge
+from tracepaper.replay.report.record import Bars, Decisions, Floats, Ints
+from tracepaper.replay.report.refusals import (
+    ALLOWED,
+    Judgement,
+    Mask,
+    forward_returns,
+    judge,
+    refusals,
+    said,
+)
 
 DAY = 86_400_000
 HORIZON = 30
@@ -48,15 +56,19 @@ def test_what_a_gate_refused_equals_a_computation_by_hand(attention_report: Repo
         assert row.days == len({time // DAY for time, _ in signals})
 
 
-def test_others_are_all_signals_that_the_gate_did_not_refuse(attention_report: Report) -> None:
+def test_a_gate_is_compared_with_what_it_saw_and_let_pass(attention_report: Report) -> None:
     rows = [row for row in attention_report.refusals if row.measured]
-    every = sum(row.measured for row in rows)
-    whole = sum(row.measured * (row.gross_bp or 0.0) for row in rows)
-    for row in rows:
-        assert row.gross_bp is not None
-        others = (whole - row.measured * row.gross_bp) / (every - row.measured)
-        assert row.others_bp == pytest.approx(others)
-        assert row.kept_better_bp == pytest.approx(others - row.gross_bp)
+    assert len(rows) > 2
+    for place, row in enumerate(rows):
+        others = rows[:place] if row.gate == ALLOWED else rows[place + 1 :]
+        if not others:
+            assert row.kept_better_bp is None
+            continue
+        mean_of = sum(one.measured * (one.gross_bp or 0.0) for one in others) / sum(
+            one.measured for one in others
+        )
+        assert row.passed_bp == pytest.approx(mean_of)
+        assert row.kept_better_bp == pytest.approx(mean_of - (row.gross_bp or 0.0))
 
 
 def test_every_decision_is_in_one_row(attention_report: Report) -> None:
@@ -69,8 +81,9 @@ def test_every_decision_is_in_one_row(attention_report: Report) -> None:
 
 def test_of_few_days_nothing_is_judged(attention_report: Report) -> None:
     measured = [row for row in attention_report.refusals if row.measured]
-    assert {row.said for row in measured} == {"too few days"}
-    assert all(row.error_bp is None and row.kept_better_bp is not None for row in measured)
+    # The last gate let nothing pass, so there is nothing to compare it with.
+    assert [row.said for row in measured] == ["too few days"] * (len(measured) - 1) + [""]
+    assert all(row.error_bp is None for row in measured)
 
 
 def test_a_signal_whose_horizon_has_a_hole_in_it_is_not_measured(
@@ -159,6 +172,72 @@ def test_one_lucky_day_of_many_signals_proves_nothing() -> None:
     assert found.difference is not None
     assert found.difference > 10 * naive
     assert found.sign == 0
+
+
+def test_one_bad_month_proves_nothing_though_its_days_agree() -> None:
+    """Days of one market resemble each other: moved along, the gate finds other such months."""
+    gross, days = world(100, 11)
+    month = days // 20
+    gross += np.array([-6e-4, 5e-4, -5e-4, 6e-4, 0.0])[month]
+    found = judge(gross, month == 0, days)
+    assert found.difference is not None
+    assert found.error is not None
+    assert found.difference > 2.5 * found.error  # by days alone it would have saved
+    assert found.sign == 0
+
+
+@pytest.mark.parametrize(
+    ("refused_luck", "words"), [(-1, ("saved", "better")), (1, ("cost", "worse"))]
+)
+def test_a_planted_gate_is_named_for_what_it_did(
+    attention_report: Report, refused_luck: int, words: tuple[str, str]
+) -> None:
+    """It refuses signals that turn out badly (or well); two other gates refuse by chance."""
+    size = 288 * 40  # five-minute bars of forty days
+    chance = np.random.default_rng(12)
+    record = attention_report.record
+    opens = 100.0 * np.exp(chance.normal(0.0, 1e-3, size).cumsum())
+    times = 1_748_217_600_000 + 300_000 * np.arange(size)
+    places = np.arange(size)
+    bars = Bars(places, times, opens, opens, opens, opens, np.zeros(size))
+    ahead = np.zeros(size)
+    ahead[: size - HORIZON - 1] = opens[1 + HORIZON :] / opens[1 : size - HORIZON] - 1.0
+    side = chance.choice([-1.0, 1.0], size)
+    bad = chance.random(size) < 0.3
+    side[bad] = refused_luck * np.where(ahead[bad] >= 0, 1.0, -1.0)
+    gate = np.where(chance.random(size) < 0.3, "edge", "")  # the last gate, by chance
+    gate = np.where(bad & (chance.random(size) < 0.7), "regime", gate)
+    gate = np.where(chance.random(size) < 0.3, "confidence", gate)  # the first gate, by chance
+    nothing = np.full(size, np.nan)
+    texts = np.full(size, "linear:BTCUSDT"), np.full(size, "HOLD")
+    decisions = Decisions(
+        places, texts[0], times, texts[1], gate == "", gate, np.full(size, ""), texts[1],
+        side * 1e-3, 0.5 + 0.1 * side, 0.5 - 0.1 * side, *[nothing] * 5,
+    )  # fmt: skip
+    planted = replace(
+        record,
+        run={**record.run, "interval_ms": 300_000},
+        bars={"linear:BTCUSDT": bars},
+        decisions=decisions,
+    )
+    rows = {row.gate: row for row in refusals(planted)}
+    assert [row.days for row in rows.values()] == [40] * 4
+    named = {gate: row.said for gate, row in rows.items()}
+    # The gates by chance, before and after the one that knows, get nothing of what it did.
+    assert (named["confidence"], named["edge"]) == ("no evidence", "no evidence")
+    assert (named["regime"], named[ALLOWED]) == words
+    kept = rows["regime"].kept_better_bp
+    assert kept is not None
+    assert np.sign(kept) == -refused_luck
+    costs = 2e4 * record.cost_rate
+    assert rows["regime"].net_bp == pytest.approx((rows["regime"].gross_bp or 0.0) - costs, abs=0.1)
+
+
+def test_allowed_signals_are_better_or_worse_and_never_saved() -> None:
+    for sign, gate, kept in ((1, "saved", "worse"), (-1, "cost", "better")):
+        judged = Judgement(sign * 1e-3, 1e-4, 40, -1e-4, 1e-4, sign)
+        assert said(judged, allowed=False) == gate
+        assert said(judged, allowed=True) == kept
 
 
 def test_a_gate_on_few_days_is_not_judged_and_one_that_refuses_all_cannot_be() -> None:
