@@ -25,11 +25,11 @@ from tracepaper.storage.digest import (
     rows_digest,
 )
 from tracepaper.storage.rows import (
+    KEPT_EVENTS,
     KEPT_TABLES,
+    SHAPE_UNITS,
     SPARSE_TABLES,
-    kept_rows,
     sequence_of,
-    shape_of,
     step_key,
 )
 from tracepaper.storage.schema import RUN_TABLES, metadata
@@ -40,13 +40,14 @@ from tracepaper.storage.tamper import (
     ChainProblem,
     ChainReport,
     diagnose,
-    sparse_pairs,
 )
 from tracepaper.strategies.errors import DataInvalid
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tracepaper.storage.rows import SparseRow
 
 _RUN: Final = select("runs", "run_id = ?")
 _INSTRUMENTS: Final = select("instruments", "run_key = ?")
@@ -64,6 +65,9 @@ _PRUNED: Final = (
 )
 _OUTCOME_SETS: Final = (
     "SELECT step, gate_set, gate_set_sha256 FROM outcomes WHERE step BETWEEN ? AND ?"
+)
+_GATHERING: Final = tuple(
+    (table, SHAPE_UNITS[table], table in KEPT_TABLES) for table in SPARSE_TABLES
 )
 DROPPED_TABLES: Final = ("twin_steps", "answers", "bars", "steps")
 """Tables of which a prune drops every row, children first."""
@@ -168,23 +172,22 @@ class _Walk:
         """
         step = row[0]
         bar = chunk.bars.get(step)
-        event = None if bar is not None else chunk.events.get(step)
         rows = chunk.sparse.get(step)
         gate_set = None if row[4] is None else self.gates.get(row[4])
         kept, state = row[KEPT_AT], row[STATE_AT]
-        if rows is None and event is None:
+        if rows is None and bar is not None:
             if kept is not None or row[1] >> 1:
                 return b""
-            covered.follow(None, state)
+            if state is not None:
+                covered.follow(None, state)
             return chain_digest(previous, covered.content, (row[:-1], bar, gate_set))
-        pairs = [] if rows is None else sparse_pairs(rows)
-        leaves = kept_rows(event, pairs)
+        event = None if bar is not None else chunk.events.get(step)
+        shape, pairs, leaves = _gathered(event, rows or {})
         expected = kept_digest(covered.kept, leaves) if leaves else None
         covered.follow(kept, state)
-        if kept != expected or row[1] >> 1 != shape_of(pairs, other_event=event is not None) >> 1:
+        if kept != expected or row[1] >> 1 != shape >> 1:
             return b""
-        payload = (row[:-1], event or bar, gate_set, *pairs)
-        return chain_digest(previous, covered.content, payload)
+        return chain_digest(previous, covered.content, (row[:-1], event or bar, gate_set, *pairs))
 
     def _broken(self, chunk: Chunk, row: StoredRow, previous: bytes, covered: Covered) -> Broken:
         return Broken(
@@ -240,6 +243,25 @@ class _Walk:
         query = f"SELECT max(step) FROM {table} WHERE step BETWEEN ? AND ?"
         (step,) = self._connection.execute(query, run_span(self._run_key)).fetchone()
         return -1 if step is None else sequence_of(step)
+
+
+def _gathered(
+    event: StoredRow | None, rows: Mapping[str, Sequence[StoredRow]]
+) -> tuple[int, list[SparseRow], list[SparseRow]]:
+    """Return shape, sparse rows and rows that a prune keeps, of a step with those rows."""
+    shape = 0 if event is None else 2
+    pairs: list[SparseRow] = []
+    leaves: list[SparseRow] = []
+    if event is not None and event[1] in KEPT_EVENTS:
+        leaves.append(("events", event))
+    for table, counted, is_kept in _GATHERING:
+        for row in rows.get(table, ()):
+            pair = (table, row)
+            pairs.append(pair)
+            shape += counted
+            if is_kept:
+                leaves.append(pair)
+    return shape, pairs, leaves
 
 
 def _stray_rows(chunk: Chunk) -> ChainProblem | None:

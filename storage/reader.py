@@ -123,8 +123,7 @@ class Reader:
 
     def find(self, wanted: str) -> str:
         """Return the id of the run *wanted*: an id, a unique prefix, or ``last``."""
-        query = "SELECT run_id FROM runs ORDER BY run_key"
-        ids = [str(run_id) for (run_id,) in self._connection.execute(query)]
+        ids = self.run_ids()
         if not ids:
             raise DataInvalid("The database holds no run yet; `tracepaper demo` makes one.")
         if wanted == "last":
@@ -137,6 +136,11 @@ class Reader:
         if not found:
             raise DataInvalid(f"There is no run {wanted}; the last one is {ids[-1]}.")
         raise DataInvalid(f"{wanted} could be {found[0]} or {found[1]}; write more of it.")
+
+    def run_ids(self) -> list[str]:
+        """Return the id of every run, in the order in which they were opened."""
+        query = "SELECT run_id FROM runs ORDER BY run_key"
+        return [str(run_id) for (run_id,) in self._connection.execute(query)]
 
     def stored_run(self, run_id: str) -> StoredRun:
         """Return *run_id* with the columns of its row that change; raise where it is missing."""

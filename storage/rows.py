@@ -138,21 +138,14 @@ class Shape(NamedTuple):
         }
 
 
-_COUNTED: Final = {
+SHAPE_UNITS: Final = {
     "answers": 1 << 2,
     "outcomes": 1 << 3,
     **{table: 1 << 4 + 8 * place for place, table in enumerate(
         ("holdings", "orders", "fills", "twin_steps", "twin_fills")
     )},
 }  # fmt: skip
-
-
-def shape_of(sparse: Iterable[SparseRow], *, other_event: bool) -> int:
-    """Return ``steps.shape`` of a step that is not accepted, from its rows."""
-    number = other_event << 1
-    for table, _ in sparse:
-        number += _COUNTED[table]
-    return number
+"""What one row of each sparse table adds to ``steps.shape``."""
 
 
 class StepRows(Struct, frozen=True, gc=False):

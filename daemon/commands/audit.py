@@ -17,6 +17,7 @@ from tracepaper.daemon.commands.options import (
 from tracepaper.strategies.errors import ConfigInvalid
 
 if TYPE_CHECKING:
+    from tracepaper.storage.integrity import Audited
     from tracepaper.storage.questions import Answered
     from tracepaper.storage.reader import Located
 
@@ -39,47 +40,62 @@ def verify(
         str | None,
         typer.Option(metavar="HEX", help="A head kept elsewhere, which must be in the chain."),
     ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Check every run of the database.")] = False,
     db: DatabaseOption = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Check the file and every link of a run's chain; exit 1 with the first that does not hold."""
-    from tracepaper.storage.integrity import NEVER_FOUND, audit
+    from tracepaper.storage.integrity import audit
     from tracepaper.storage.reader import Reader
 
+    if every and (head is not None or run != "last"):
+        raise ConfigInvalid("--all checks every run; give neither a run nor --head with it.")
     kept = None if head is None else _digest(head)
     path, run_id = _located(run, db, config)
     with Reader.open(path) as reader:
-        audited = audit(reader.connection, run_id, head=kept)
-    report, problem = audited.chain, audited.problem
+        ids = reader.run_ids() if every else [run_id]
+        found = [audit(reader.connection, one, head=kept) for one in ids]
+    documents = [_document(path, audited) for audited in found]
     if json:
-        print_json(
-            {
-                "run_id": run_id,
-                "database": str(path),
-                "holds": audited.holds,
-                "steps": report.steps,
-                "head": report.head.hex(),
-                "pruned_until": report.pruned_until,
-                "head_sequence": report.head_sequence,
-                "problem": problem,
-                "warnings": audited.warnings,
-            }
-        )
-    elif problem is not None:
-        typer.echo(f"The chain of run {run_id} is broken. {problem.sentence}")
+        print_json(documents if every else documents[0])
     else:
-        typer.echo(_held(run_id, report.steps, report.pruned_until))
-        if report.head_sequence is None:
-            typer.echo(f"Its head is {report.head.hex()}: keep a copy elsewhere")
-            typer.echo(f"(`audit verify --head HEX`). {NEVER_FOUND}")
-        else:
-            typer.echo(f"The head that was kept is the digest of step {report.head_sequence}.")
-    if not json:
-        for warning in audited.warnings:
+        for audited in found:
+            _tell(audited)
+        for warning in found[0].warnings:
             typer.echo(f"warning: {warning}", err=True)
-    if problem is not None:
+    if not all(audited.holds for audited in found):
         raise typer.Exit(1)
+
+
+def _document(path: Path, audited: Audited) -> dict[str, object]:
+    report = audited.chain
+    return {
+        "run_id": report.run_id,
+        "database": str(path),
+        "holds": audited.holds,
+        "steps": report.steps,
+        "head": report.head.hex(),
+        "pruned_until": report.pruned_until,
+        "head_sequence": report.head_sequence,
+        "problem": audited.problem,
+        "warnings": audited.warnings,
+    }
+
+
+def _tell(audited: Audited) -> None:
+    from tracepaper.storage.integrity import NEVER_FOUND
+
+    report = audited.chain
+    if audited.problem is not None:
+        typer.echo(f"The chain of run {report.run_id} is broken. {audited.problem.sentence}")
+        return
+    typer.echo(_held(report.run_id, report.steps, report.pruned_until))
+    if report.head_sequence is None:
+        typer.echo(f"Its head is {report.head.hex()}: keep a copy elsewhere")
+        typer.echo(f"(`audit verify --head HEX`). {NEVER_FOUND}")
+    else:
+        typer.echo(f"The head that was kept is the digest of step {report.head_sequence}.")
 
 
 def _held(run_id: str, steps: int, pruned_until: int | None) -> str:

@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import explained_runs
+import learning
 import own_strategies as own
 import pytest
 from exchange_client import candles as made_candles
@@ -265,6 +267,44 @@ def test_a_run_goes_on_after_a_prune_with_the_account_that_it_had(
     assert found.holds, found.differences[:3]
     assert found.identical > 60
     assert found.equity_differing == 0
+
+
+@pytest.mark.parametrize("way", ["scan", "step"])
+def test_a_models_run_that_was_interrupted_is_rederived_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    from tracepaper.replay import backtest
+
+    monkeypatch.setattr(backtest, "BREATH_EVENTS", 64)
+    small = explained_runs.checkpoint(tmp_path)
+    bars = learning.learnable(explained_runs.BARS, seed=1, symbol="AAAUSDT")
+    config = configured(
+        bars,
+        strategy={"name": "attention"},
+        model={"checkpoint": str(small)},
+        gate={
+            "horizon": 30,
+            "confidence": "0",
+            "collapse": "0",
+            "shift": "1",
+            "direction": "0.5",
+            "edge": "0.0001",
+        },
+        regime={"momentum": "0.6", "mean_reversion": "0.3"},
+    )
+    path = tmp_path / "run.db"
+    replay = build(config, [bars], started_at_ms=1, path=way, database=path)
+    audit = SqlAuditLog.open(path)
+    tally = Tally(stopped=lambda: tally.bars >= 400)
+    asyncio.run(run_replay(replay, audit, tally))
+    audit.close()
+    audit = SqlAuditLog.open(path)
+    asyncio.run(resume_replay("last", [bars], (), audit, path, Tally()))
+    audit.end(9)
+    audit.close()
+    found = verified(path)
+    assert (found.holds, found.exact) == (True, True), found.differences[:3]
+    assert found.agreed == found.decisions == explained_runs.BARS
 
 
 def test_a_finished_replay_is_not_resumed(walk: Candles, run: Path) -> None:

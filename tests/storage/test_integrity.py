@@ -208,6 +208,15 @@ def test_a_head_taken_before_a_prune_covers_what_the_prune_leaves(
     assert said(path, head=head) == said(path, head=later) == ""
 
 
+def test_a_run_that_ended_and_was_pruned_has_still_ended(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    cases.write_run(path, cases.plain_steps(24 * 60 + 305), end=True)
+    prune(path, keep_days=1, pruned_at_ms=5)
+    with Reader.open(path) as reader:
+        (shown,) = reader.connection.execute("SELECT ended_at FROM v_runs").fetchone()
+        assert shown == reader.ended_at_ms("r-1") is not None
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,44 @@ def test_a_name_that_is_not_there_is_answered_with_those_that_are(
     assert "the views are " in err
     assert "(the nearest is v_decisions)" in err
     assert err.count("\n") == 1
+
+
+def test_every_run_is_checked_at_once(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = typed(capsys, "audit", "verify", "--all", "--db", path)
+    assert (code, err) == (0, "")
+    assert [line.split()[4] for line in out.splitlines() if "holds" in line] == ["rich", "plain"]
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("UPDATE bars SET close = close + 1 WHERE step = (SELECT min(step) FROM bars)")
+        raw.commit()
+    assert typed(capsys, "audit", "verify", "--db", path)[0] == 0  # the newest is whole
+    code, out, _ = typed(capsys, "audit", "verify", "--all", "--db", path, "--json")
+    assert code == 1
+    assert [run["holds"] for run in json.loads(out)] == [False, True]
+    code, _, err = typed(capsys, "audit", "verify", "rich", "--all", "--db", path)
+    assert (code, "neither a run nor --head" in err) == (2, True)
+
+
+def test_what_is_not_ours_is_said_and_no_failure(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("CREATE TABLE notes (text TEXT)")
+    code, _, err = typed(capsys, "audit", "verify", "--db", path)
+    assert (code, err) == (0, "warning: The table notes is not ours.\n")
+
+
+def test_a_trigger_and_damage_are_one_sentence(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("CREATE TRIGGER t AFTER INSERT ON bars BEGIN DELETE FROM fills; END")
+    code, out, err = typed(capsys, "audit", "verify", "--db", path)
+    assert (code, err, out.count("\n")) == (1, "", 1)
+    assert "trigger t changes rows" in out
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2 // 4096 * 4096
+    content[middle : middle + 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    code, out, err = typed(capsys, "audit", "verify", "--db", path)
+    assert (code, (out + err).count("\n")) == (1, 1)
+    assert "damaged" in out + err
