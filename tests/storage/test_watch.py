@@ -176,6 +176,26 @@ def test_another_log_is_laid_aside_before_it_can_be_read_over_what_was_saved(
     assert stored(path) == STEPS[:40]
 
 
+def test_a_hole_in_a_log_that_another_process_began_anew_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    for step in STEPS[:40]:
+        log.append_now(step)
+    elsewhere(
+        "import sqlite3, sys\n"
+        "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "db.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchall()\n"
+        "db.execute('CREATE TABLE notes (text)')\n"
+        "for number in range(20):\n"
+        "    db.execute('INSERT INTO notes VALUES (?)', (str(number),))\n",
+        path,
+    )
+    refill(beside(path, "-wal"))
+    with pytest.raises(AuditUnwritable, match="was cut or overwritten"):
+        log.append_now(STEPS[40])
+    log.close()
+
+
 # ---------------------------------------------------------------- what does not
 
 
