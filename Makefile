@@ -6,7 +6,7 @@ RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test dev check bench campaign wheel golden readme clean
+.PHONY: demo test dev check bench campaign clients wheel golden readme clean
 
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo --bars 2000
@@ -54,6 +54,10 @@ campaign: $(STAMP)
 	$(BIN)/python tests/campaign_parity.py
 	$(BIN)/python tests/campaign_live.py
 	$(BIN)/python tests/campaign.py --rounds 100 --jobs 2
+
+# Each client gets an environment of its own under $(VENV)/clients; this needs the network once.
+clients: $(STAMP)
+	$(BIN)/python -m pytest -q -m clients -p no:cacheprovider tests/clients
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

@@ -69,6 +69,14 @@ FEES: Final = {
         ("MM", 3, "", "", "-0.000075"),
     ],
 }
+RETAIL_FEES: Final = {
+    "spot": ("0.001", "0.001"),
+    "linear": ("0.00055", "0.0002"),
+    "inverse": ("0.00055", "0.0002"),
+    "option": ("0.0003", "0.0002"),
+}
+"""Taker and maker."""
+COIN_DECIMALS: Final = 8
 DERIVATIVES: Final = ("linear", "inverse")
 
 Item = dict[str, Any]
@@ -384,6 +392,63 @@ def index_price_components(venue: Venue, query: Query, now_ms: int) -> Answer:
         "updateTime": str(now_ms),
         "components": [component],
     }
+
+
+def fee_rate(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/account/fee-rate``: the retail rates, with any key or none.
+
+    It is no public route, but clients that load instruments ask for it before all else.
+    """
+    del now_ms
+    category = query.get("category", "")
+    if category not in CATEGORIES:
+        return BAD_CATEGORY
+    taker, maker = RETAIL_FEES[category]
+    items = [
+        {
+            "symbol": symbol,
+            "baseCoin": market.listing.base_coin,
+            "takerFeeRate": taker,
+            "makerFeeRate": maker,
+        }
+        for (kind, symbol), market in sorted(venue.markets.items())
+        if kind == category and query.get("symbol", symbol) == symbol
+    ]
+    return {"list": items}
+
+
+def coin_info(venue: Venue, query: Query, now_ms: int) -> Answer:
+    """``/v5/asset/coin/query-info``: the coins of the markets, none of which can be moved.
+
+    Like the fee rates it is no public route, and asked for by clients that load instruments.
+    """
+    del now_ms
+    coins = {
+        market.listing.item[name]
+        for market in venue.markets.values()
+        for name in ("baseCoin", "quoteCoin")
+    }
+    chain = {
+        "chain": "NONE",
+        "chainType": "None",
+        "confirmation": "1",
+        "withdrawFee": "",
+        "depositMin": "0",
+        "withdrawMin": "0",
+        "minAccuracy": str(COIN_DECIMALS),
+        "chainDeposit": "0",
+        "chainWithdraw": "0",
+        "withdrawPercentageFee": "0",
+        "contractAddress": "",
+        "safeConfirmNumber": "1",
+        "withdrawMax": "0",
+    }
+    rows = [
+        {"name": coin, "coin": coin, "remainAmount": "0", "chains": [chain]}
+        for coin in sorted(coins)
+        if query.get("coin", coin) == coin
+    ]
+    return {"rows": rows}
 
 
 def fee_group_info(venue: Venue, query: Query, now_ms: int) -> Answer:

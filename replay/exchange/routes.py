@@ -1,4 +1,4 @@
-"""Every public REST route, once: its path, what answers it, and the parameters it must be given."""
+"""Every REST route, once: its path, what answers it, and the parameters it must be given."""
 
 from __future__ import annotations
 
@@ -79,6 +79,8 @@ ROUTES: Final = (
     Route("/v5/market/index-price-components", figures.index_price_components, ("indexName",)),
     Route("/v5/market/adlAlert", figures.adl_alert, (), ("coin",)),
     Route("/v5/market/fee-group-info", figures.fee_group_info, ("productType",), ("groupId",)),
+    Route("/v5/account/fee-rate", figures.fee_rate, ("category",), ("symbol",)),
+    Route("/v5/asset/coin/query-info", figures.coin_info, (), ("coin",)),
     Route("/v5/system/status", answers.system_status),
     Route("/v5/announcements/index", answers.announcements),
 )

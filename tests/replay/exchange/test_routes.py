@@ -411,3 +411,23 @@ async def test_a_busy_bar_has_more_trades_and_more_quotes() -> None:
             await exchange.advance_to(FIRST_MS + (place + 1) * MINUTE)
             counts.append(len(await stream.drain()))
     assert counts[1] < counts[0] < counts[2]
+
+
+def test_clients_that_load_instruments_find_fees_and_coins() -> None:
+    def rows(path: str, query: dict[str, str]) -> list[dict[str, Any]]:
+        found = answer(VENUE, path, query, NOW)
+        assert isinstance(found, dict)
+        return list(found.get("list", found.get("rows", [])))
+
+    (fee,) = rows("/v5/account/fee-rate", {"category": "linear"})
+    assert fee == {
+        "symbol": "BTCUSDT",
+        "baseCoin": "BTC",
+        "takerFeeRate": "0.00055",
+        "makerFeeRate": "0.0002",
+    }
+    assert rows("/v5/account/fee-rate", {"category": "option"}) == []
+    coins = rows("/v5/asset/coin/query-info", {})
+    assert [coin["coin"] for coin in coins] == ["BTC", "USDT"]
+    assert all(coin["chains"][0]["minAccuracy"] == "8" for coin in coins)
+    assert rows("/v5/asset/coin/query-info", {"coin": "ETH"}) == []

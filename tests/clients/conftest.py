@@ -1,0 +1,89 @@
+"""Other people's clients, each in an environment of its own; collected only by ``-m clients``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+CANDLES = HERE.parent / "data" / "candles" / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
+ENVIRONMENTS = Path(sys.prefix) / "clients"
+REQUIREMENTS = {
+    "pybit": ("pybit==5.17.0",),
+    "ccxt": ("ccxt==4.5.90",),
+    "freqtrade": ("freqtrade==2026.9",),
+    "nautilus": ("nautilus_trader==1.221.0",),
+}
+"""What was tried."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave this folder out unless its marker is asked for."""
+    del collection_path
+    return None if "clients" in config.option.markexpr else True
+
+
+@pytest.fixture
+def client_python() -> Callable[[str], Path]:
+    """Return the interpreter of a client's own environment, made at its first use."""
+
+    def made(name: str) -> Path:
+        folder = ENVIRONMENTS / name
+        python, stamp = folder / "bin" / "python", folder / "installed"
+        wanted = "\n".join(REQUIREMENTS[name])
+        if not stamp.exists() or stamp.read_text() != wanted:
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+            pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+            subprocess.run([*pip, *REQUIREMENTS[name]], check=True)
+            stamp.write_text(wanted)
+        return python
+
+    return made
+
+
+@contextmanager
+def exchange(category: str) -> Iterator[dict[str, Any]]:
+    """Run ``tracepaper exchange`` on the wall clock; its announcement is the value."""
+    command = [str(Path(sys.executable).with_name("tracepaper")), "exchange", "--now"]
+    command += ["--data", f"BTCUSDT={CANDLES}", "--category", category, "--until-eof"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.stdin.close()
+
+
+@pytest.fixture
+def play(client_python: Callable[[str], Path], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return what the program of a client says of the exchange: one JSON object, its last line."""
+
+    def played(name: str, program: str, category: str, within_s: float) -> dict[str, Any]:
+        python = client_python(name)
+        with exchange(category) as said:
+            done = subprocess.run(
+                [
+                    *(str(python), str(HERE / "programs" / f"{program}.py")),
+                    *(said["rest_url"], said["stream_url"], category),
+                ],
+                cwd=tmp_path,
+                capture_output=True,
+                check=False,
+                text=True,
+                timeout=within_s,
+            )
+        assert done.returncode == 0, done.stdout[-4_000:] + done.stderr[-4_000:]
+        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return found
+
+    return played

@@ -1,0 +1,33 @@
+"""ccxt: markets, candles, book, trades, and of contracts tiers, measures and histories."""
+
+import json
+import sys
+from typing import Any
+
+import ccxt
+
+rest_url, _, category = sys.argv[1:4]
+client = ccxt.bybit({"enableRateLimit": False})
+client.urls["api"] = dict.fromkeys(client.urls["api"], rest_url)
+symbol = "BTC/USDT:USDT" if category == "linear" else "BTC/USDT"
+seen: dict[str, Any] = {"markets": list(client.load_markets())}
+seen["late_ms"] = abs(client.milliseconds() - client.fetch_time())
+assert len(client.fetch_ohlcv(symbol, "1m", limit=500)) == 500
+ticker = client.fetch_ticker(symbol)
+assert ticker["bid"] < ticker["ask"]
+assert len(client.fetch_order_book(symbol, 50)["bids"]) == 50
+assert client.fetch_trades(symbol, limit=20)
+assert client.fetch_status()["status"] == "ok"
+if category == "linear":
+    seen["tiers"] = len(client.fetch_leverage_tiers([symbol])[symbol])
+    assert len(client.fetch_market_leverage_tiers(symbol)) == seen["tiers"]
+    seen["mark"] = len(client.fetch_mark_ohlcv(symbol, "5m", limit=5))
+    seen["index"] = len(client.fetch_index_ohlcv(symbol, "5m", limit=5))
+    seen["premium"] = len(client.fetch_premium_index_ohlcv(symbol, "5m", limit=5))
+    seen["interest"] = len(client.fetch_open_interest_history(symbol, "1h"))
+    assert client.fetch_open_interest(symbol)["openInterestAmount"]
+    assert client.fetch_long_short_ratio_history(symbol, "1h")
+    assert client.fetch_funding_rate(symbol)["markPrice"]
+    assert client.fetch_funding_rate_history(symbol, limit=3)
+    assert client.fetch_volatility_history("BTC")
+print(json.dumps(seen))

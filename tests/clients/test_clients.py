@@ -1,0 +1,51 @@
+"""pybit, ccxt, ccxt.pro, freqtrade and NautilusTrader trade on the exchange as on the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Play = Callable[..., dict[str, Any]]
+CATEGORIES = ("linear", "spot")
+
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(1_800)]
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_pybit_reads_every_route_and_follows_every_topic(play: Play, category: str) -> None:
+    seen = play("pybit", "with_pybit", category, 120)
+    assert seen["refused"] == []
+    assert min(seen["frames"].values()) > 0
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_ccxt_reads_markets_candles_tiers_and_histories(play: Play, category: str) -> None:
+    seen = play("ccxt", "with_ccxt", category, 120)
+    assert seen["markets"] == ["BTC/USDT:USDT" if category == "linear" else "BTC/USDT"]
+    assert seen["late_ms"] < 5_000
+    if category == "linear":
+        assert seen["tiers"] == 5
+        assert min(seen["mark"], seen["index"], seen["premium"], seen["interest"]) > 0
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_ccxt_pro_watches_candles_trades_tickers_and_books(play: Play, category: str) -> None:
+    seen = play("ccxt", "with_ccxt_pro", category, 180)
+    assert min(seen.values()) > 0
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_freqtrade_enters_and_leaves_a_trade_in_a_dry_run(play: Play, category: str) -> None:
+    seen = play("freqtrade", "with_freqtrade", category, 300)
+    assert seen["closed"] >= 1
+    assert seen["amount"] > 0
+    assert abs(seen["open_rate"] / seen["close_rate"] - 1) < 0.05
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_nautilus_fills_an_order_in_its_sandbox(play: Play, category: str) -> None:
+    seen = play("nautilus", "with_nautilus", category, 300)
+    assert seen["quantity"] == 0.01
+    assert min(seen[name] for name in ("past", "bars", "quotes", "trades")) > 0
