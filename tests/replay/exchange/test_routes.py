@@ -417,7 +417,7 @@ def test_clients_that_load_instruments_find_fees_and_coins() -> None:
     def rows(path: str, query: dict[str, str]) -> list[dict[str, Any]]:
         found = answer(VENUE, path, query, NOW)
         assert isinstance(found, dict)
-        return list(found.get("list", found.get("rows", [])))
+        return list(found["rows"] if "rows" in found else found["list"])
 
     (fee,) = rows("/v5/account/fee-rate", {"category": "linear"})
     assert fee == {
