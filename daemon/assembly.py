@@ -23,6 +23,7 @@ from tracepaper.daemon.bybit.feed import LiveFeed
 from tracepaper.daemon.bybit.feed_types import FeedSettings, FeedStart
 from tracepaper.daemon.bybit.intervals import floor_open_ms
 from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.daemon.bybit.server_time import ServerTime
 from tracepaper.daemon.bybit.silence import Silence
 from tracepaper.daemon.bybit.stream import StreamSettings
 from tracepaper.daemon.clock import SystemClock
@@ -147,7 +148,8 @@ class Daemon:
         settings = RestSettings.of(config.exchange)
         async with Rest(settings, clock=clock, rng=self._rng, silence=silence) as rest:
             rest.is_proven = was_served(config, self._kind, self._database)
-            server_ms = await rest.server_time_ms()
+            time = ServerTime(rest, clock, time_scale=config.exchange.time_scale)
+            server_ms = await time.first()
             clock.synchronise(server_ms)
             category = Category(config.market.category)
             instruments = [
@@ -271,6 +273,7 @@ class Daemon:
                 grace_ms=exchange.grace_ms,
                 ahead_ms=exchange.ahead_ms,
                 time_scale=exchange.time_scale,
+                certain_s=exchange.certain_s,
                 trades=exchange.trades,
             ),
             start=FeedStart(
@@ -280,6 +283,7 @@ class Daemon:
                 known_funding=opened.known_funding,
                 first=tuple(_announced(item, now_ms) for item in opened.instruments),
                 started=lambda: opened.started(clock.market_ms()),
+                is_served=opened.is_served,
             ),
             quote_from_ms=engine.quote_from_ms,
         )

@@ -122,6 +122,8 @@ class Exchange(Section):
     """A closing frame is awaited this long, market time, before REST is asked for the candle."""
     ahead_ms: int = Field(default=2_000, ge=100, le=600_000)
     """What is dated further ahead than this, network time, is refused and moves no clock."""
+    certain_s: float = Field(default=30.0, ge=0, le=3_600)
+    """A candle that REST lacks is asked for this long, wall seconds, before it is given up."""
     ban_silence_s: float = Field(default=600.0, ge=0, le=86_400)
     """Silence, wall seconds, after the exchange refused our address."""
     data_watchdog_s: float = Field(default=30.0, gt=0, le=86_400)

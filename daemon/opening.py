@@ -73,6 +73,7 @@ class Opened:
     resumed: bool
     known: Mapping[str, int | None] = field(default_factory=dict)
     known_funding: Mapping[str, int] = field(default_factory=dict)
+    is_served: bool = False
 
     def started(self, market_ms: int) -> ModelChange:
         """Return the event of this start, naming the bars that the model is warmed with."""
@@ -136,6 +137,7 @@ def _go_on(opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run) -> Op
         resumed=True,
         known=dict(resumed.last_open_ms),
         known_funding=resumed.last_funding_ms,
+        is_served=opening.is_served,
     )
 
 

@@ -124,12 +124,13 @@ V_GAPS: Final = View(
         Column(
             "cause",
             "json_extract(e.content, '$.cause')",
-            "`disconnected`, `missed`, `down`, `overflow`, `archive` or `stale`",
+            "`disconnected`, `missed`, `down`, `overflow`, `archive`, `stale` or `jumped`",
         ),
         Column(
             "repaired_by",
             "json_extract(e.content, '$.repaired_by')",
-            "`rest` where the bars follow; empty where they never will",
+            "`rest` where the bars follow; empty where they never will; `clock` where market time "
+            "itself was set from one of the two times to the other",
         ),
         *moment("market_ms", "e.market_ms", "market time at which it was found"),
     ),

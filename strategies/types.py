@@ -182,12 +182,14 @@ class GapCause(StrEnum):
     OVERFLOW = "overflow"  # the queue was full
     ARCHIVE = "archive"  # a hole in the data
     STALE = "stale"  # silent stream
+    JUMPED = "jumped"  # the exchange's time jumped, or this machine slept
 
 
 class Gap(Struct, frozen=True, gc=False):
     """A hole ``from_ms`` (first missing open time) until ``until_ms`` (exclusive), and its repair.
 
-    ``repaired_by`` is ``rest`` where the bars follow, and empty where they never will.
+    ``repaired_by`` is ``rest`` where the bars follow, and empty where they never will. It is
+    ``clock`` where market time itself was set from one of the two times to the other.
     """
 
     instrument: str

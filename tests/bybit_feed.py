@@ -23,10 +23,13 @@ BITCOIN = instrument(price_decimals=1, tick_size=1)
 class Live:
     """A running feed, its exchange, its clock, and everything it handed on."""
 
-    def __init__(self, server: ScriptedServer, clock: SteppedClock, feed: LiveFeed) -> None:
+    def __init__(
+        self, server: ScriptedServer, clock: SteppedClock, feed: LiveFeed, rest: Rest
+    ) -> None:
         self.server = server
         self.clock = clock
         self.feed = feed
+        self.rest = rest
         self.events: list[Event] = []
         self.quotes_from: int | None = None
         self.is_ended = False
@@ -111,7 +114,7 @@ async def live(
             quote_from_ms=lambda _: holder[0].quotes_from,
         ) as feed,
     ):
-        running = Live(server, clock, feed)
+        running = Live(server, clock, feed, rest)
         holder.append(running)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(running.consume())

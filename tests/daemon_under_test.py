@@ -30,16 +30,29 @@ class ServersClock(SystemClock):
         super().__init__()
         self._server = server
 
+        self._behind_ms = 0
+
     def market_ms(self) -> int:
-        return self._server.server_ms
+        return self._server.server_ms - self._behind_ms
+
+    def synchronise(self, server_ms: int) -> None:
+        self._behind_ms = self._server.server_ms - server_ms
+
+    def fall_asleep(self, sleep_ms: int) -> None:
+        """Miss the next *sleep_ms* of the server's time."""
+        self._behind_ms = sleep_ms
+        self._server.server_ms += sleep_ms
 
 
 class Running:
     """A daemon at work: what it stored so far, and the exchange that it listens to."""
 
-    def __init__(self, server: ScriptedServer, task: asyncio.Task[None]) -> None:
+    def __init__(
+        self, server: ScriptedServer, task: asyncio.Task[None], clock: ServersClock | None = None
+    ) -> None:
         self.server = server
         self.task = task
+        self.clock = clock or ServersClock(server)
         self.steps: list[Step] = []
         self.minute = 0
 
@@ -119,6 +132,7 @@ def settings(server: ScriptedServer, **sections: Mapping[str, Any]) -> dict[str,
             "requests_per_s": 100.0,
             "backoff_max_s": 0.1,
             "grace_ms": 100,
+            "certain_s": 0.2,
         },
         "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
         "sizing": {"mode": "fixed", "quantity": "0.5"},
@@ -142,14 +156,15 @@ async def daemon(
         return True
 
     config = load(None, settings(server, **sections))
+    clock = ServersClock(server)
     made = Daemon(
         config,
         database,
         kind=RunKind.LIVE,
         hooks=Hooks(watch=watch),
-        clock=ServersClock(server),
+        clock=clock,
     )
-    running = Running(server, asyncio.create_task(made.run()))
+    running = Running(server, asyncio.create_task(made.run()), clock)
     holder.append(running)
     try:
         yield running

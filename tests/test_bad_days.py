@@ -30,7 +30,7 @@ from tracepaper.replay.samples import DEFAULT_CHECKPOINT
 from tracepaper.storage.lock import holder_of
 from tracepaper.storage.retention import backup
 from tracepaper.strategies.errors import AuditUnwritable, CheckpointMismatch, ConfigInvalid, Fatal
-from tracepaper.strategies.types import Action, Bar, Gap, Gate, ModelChange, RunKind
+from tracepaper.strategies.types import Action, Bar, Gap, GapCause, Gate, ModelChange, RunKind
 
 
 def candle(**changes: Any) -> dict[str, Any]:
@@ -132,8 +132,9 @@ async def test_what_is_missing_everywhere_is_said_and_the_next_bar_held(tmp_path
     database = tmp_path / "run.db"
     async with ScriptedServer() as server, daemon(server, database) as running:
         await running.close_bars(10)
+        server.add_candle(START_MS + 11 * MINUTE, price(11))
+        server.server_ms = START_MS + 12 * MINUTE + 2_000
         await server.send(kline(START_MS + 11 * MINUTE, price(11)))
-        server.server_ms = START_MS + 12 * MINUTE + 300
         await running.until(lambda: len(running.decisions()) == 11)
         gaps = [step.event for step in running.steps if isinstance(step.event, Gap)]
         last = running.decisions()[-1].decision
@@ -142,6 +143,29 @@ async def test_what_is_missing_everywhere_is_said_and_the_next_bar_held(tmp_path
     ]
     assert last is not None
     assert (last.action, last.refused_by) == (Action.HOLD, Gate.GAP)
+
+
+async def test_a_machine_that_slept_decides_all_that_it_missed_late_and_goes_on(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.close_bars(9)
+        now_ms = server.server_ms
+        running.pass_bars(120)
+        server.server_ms = now_ms
+        running.clock.fall_asleep(120 * MINUTE + 2_000)
+        await server.send(kline(START_MS + 128 * MINUTE, price(128)))
+        await running.until(lambda: running.decided() == 129)
+        await running.close_bars(3)
+        gaps = [step.event for step in running.steps if isinstance(step.event, Gap)]
+        refused = [step.decision.refused_by for step in running.decisions() if step.decision]
+    check_record(database, bars=132)
+    assert (gaps[0].cause, gaps[0].repaired_by) == (GapCause.JUMPED, "clock")
+    assert gaps[0].until_ms - gaps[0].from_ms == 120 * MINUTE + 2_000
+    assert {(gap.cause, gap.repaired_by) for gap in gaps[1:]} == {(GapCause.JUMPED, "rest")}
+    assert set(refused[9:128]) == {Gate.LATE}
+    assert refused[129:] == [None] * 3
 
 
 async def test_without_quotes_nothing_is_traded(tmp_path: Path) -> None:

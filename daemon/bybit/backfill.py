@@ -1,49 +1,83 @@
-"""Fill holes from REST: warm a ring, catch up after downtime, repair a stream's hole."""
+"""Fill holes from REST at a start: warm a ring, catch up after downtime."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Final
 
 from msgspec import Struct, structs
 
-from tracepaper.daemon.bybit.market import Market
+from tracepaper.daemon.bybit.market import PATIENCE_MAX_S, Market
 from tracepaper.daemon.bybit.rest import CANDLES_MAX, Rest
-from tracepaper.daemon.bybit.sequence import Run, runs
+from tracepaper.daemon.bybit.sequence import Doubts, Run, runs
 from tracepaper.daemon.ports import Clock
 from tracepaper.strategies.types import Bar, Gap, GapCause
+
+FIRST_WAIT_S: Final = 0.5
+LISTED_S_MAX: Final = 1.0
+"""Between two answers that agree on an instrument's first candle; before it nothing is missing."""
 
 
 class Hole(Struct, frozen=True):
     """What is missing of one instrument, from its sequence's next bar until ``until_ms``.
 
-    ``is_certain`` says that a later bar was seen, so what REST does not have will never come.
-    ``cause`` is None where nothing went wrong: the first warm-up of a run.
+    What REST lacks at the end may still come and stays the sequence's next bar. ``cause`` is None
+    where nothing went wrong: the first warm-up of a run.
     """
 
     market: Market
     until_ms: int  # exclusive
-    is_certain: bool
     cause: GapCause | None
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no candle of the instrument is known: it may have been listed at any time."""
+        return self.cause is None and not self.market.sequence.is_begun
 
-async def fill(holes: Sequence[Hole], *, rest: Rest, clock: Clock) -> AsyncIterator[Gap | Bar]:
+
+async def _wait(seconds: float, rest: Rest, clock: Clock) -> None:
+    """Wait for another answer; a declared wait."""
+    rest.silence.waiting("a hole in the candles", seconds)
+    await clock.sleep(seconds)
+
+
+async def fill(
+    holes: Sequence[Hole], *, rest: Rest, clock: Clock, certain_s: float
+) -> AsyncIterator[Gap | Bar]:
     """Yield the missing bars of all *holes*, merged in open-time order, each hole said as a gap.
 
     A ``Gap`` repaired by ``rest`` comes before its bars, a thousand at most at a time; one that
-    is repaired by nothing says what REST does not have. Each bar is accepted by its sequence
-    as it is yielded, so an uncertain hole at the end stays the sequence's next bar.
+    is repaired by nothing says what REST lacked twice, *certain_s* apart. Each bar is accepted by
+    its sequence as it is yielded.
     """
     holes = [one for one in holes if one.market.sequence.next_open_ms < one.until_ms]
+    async for event in _filled(holes, rest, clock, certain_s):
+        yield event
+    # An instrument without any candle is as rare as an answer that wrongly says so.
+    if unknown := [one for one in holes if one.is_new]:
+        await _wait(min(LISTED_S_MAX, certain_s), rest, clock)
+        async for event in _filled(unknown, rest, clock, certain_s):
+            yield event
+
+
+async def _filled(
+    holes: Sequence[Hole], rest: Rest, clock: Clock, certain_s: float
+) -> AsyncIterator[Gap | Bar]:
     if not holes:
         return
     window_ms = CANDLES_MAX * holes[0].market.sequence.interval_ms
     first_ms = min(one.market.sequence.next_open_ms for one in holes)
     last_ms = max(one.until_ms for one in holes)
     for start_ms in range(first_ms, last_ms, window_ms):
+        asking = [
+            _Asking(one, rest, clock, certain_s).window(start_ms, start_ms + window_ms)
+            for one in holes
+        ]
         found = [
             (when_ms, place, event)
-            for place, one in enumerate(holes)
-            for when_ms, event in await _window(one, start_ms, start_ms + window_ms, rest)
+            for place, events in enumerate(await asyncio.gather(*asking))
+            for when_ms, event in events
         ]
         # Sorting is stable: at one time a gap stays before its bars, and symbols in their order.
         for _, place, event in sorted(found, key=lambda entry: entry[:2]):
@@ -56,49 +90,101 @@ async def fill(holes: Sequence[Hole], *, rest: Rest, clock: Clock) -> AsyncItera
                 if not event.repaired_by:
                     sequence.skip(event.until_ms)
                 yield structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
-    for hole in holes:
+
+
+class _Asking:
+    """One hole's questions."""
+
+    def __init__(self, hole: Hole, rest: Rest, clock: Clock, certain_s: float) -> None:
+        self._hole = hole
+        self._rest = rest
+        self._clock = clock
+        self._certain_s = certain_s
+
+    async def window(self, start_ms: int, end_ms: int) -> list[tuple[int, Gap | Bar]]:
+        """Return what [*start_ms*, *end_ms*) brings, with the times to sort by."""
+        hole = self._hole
         sequence = hole.market.sequence
-        if hole.is_certain and sequence.next_open_ms < hole.until_ms:
-            run = Run(sequence.next_open_ms, hole.until_ms, ())
-            sequence.skip(hole.until_ms)
-            if hole.cause is None and not sequence.is_begun:
-                continue  # before its listing nothing is missing
-            now_ms = clock.market_ms()
-            yield structs.replace(_gap(hole, run), market_ms=now_ms, seen_ms=now_ms)
-
-
-async def _window(
-    hole: Hole, start_ms: int, end_ms: int, rest: Rest
-) -> list[tuple[int, Gap | Bar]]:
-    """Return what [*start_ms*, *end_ms*) brings for one *hole*, with the times to sort by."""
-    sequence = hole.market.sequence
-    interval_ms = sequence.interval_ms
-    from_ms = sequence.next_open_ms
-    until_ms = min(end_ms, hole.until_ms)
-    ask_ms = max(from_ms, start_ms)
-    if ask_ms >= until_ms:
-        return []
-    bars = await rest.klines(hole.market.instrument, interval_ms, ask_ms, until_ms - 1)
-    events: list[tuple[int, Gap | Bar]] = []
-    if bars:
-        if not sequence.is_begun and hole.cause is None:
-            from_ms = bars[0].open_time_ms  # before its listing nothing is missing
+        interval_ms = sequence.interval_ms
+        from_ms = sequence.next_open_ms
+        until_ms = min(end_ms, hole.until_ms)
+        ask_ms = max(from_ms, start_ms)
+        if ask_ms >= until_ms or not (bars := await self._ask(ask_ms, until_ms)):
+            return []
+        if hole.is_new:
+            bars = await self._listed(bars, from_ms)
+            from_ms = bars[0].open_time_ms
+        bars = await self._certain(bars, from_ms)
+        events: list[tuple[int, Gap | Bar]] = []
         for run in runs(
             bars, from_ms=from_ms, until_ms=bars[-1].close_time_ms, interval_ms=interval_ms
         ):
             if hole.cause is not None or not run.bars:
-                events.append((run.from_ms + interval_ms, _gap(hole, run)))
+                events.append((run.from_ms + interval_ms, gap(hole.market, run, hole.cause)))
             events.extend((bar.close_time_ms, bar) for bar in run.bars)
-    return events
+        return events
+
+    async def _ask(self, from_ms: int, until_ms: int) -> list[Bar]:
+        market = self._hole.market
+        return await self._rest.klines(
+            market.instrument, market.sequence.interval_ms, from_ms, until_ms - 1
+        )
+
+    async def _wait(self, seconds: float) -> None:
+        await _wait(seconds, self._rest, self._clock)
+
+    async def _listed(self, bars: list[Bar], from_ms: int) -> list[Bar]:
+        """Return *bars* and those before them that a second answer has: from the listing on."""
+        while (first_ms := bars[0].open_time_ms) > from_ms:
+            await self._wait(min(LISTED_S_MAX, self._certain_s))
+            again = await self._ask(from_ms, bars[0].close_time_ms)
+            if not again or again[-1].open_time_ms < first_ms:
+                continue  # it lacks the bar that we have: it says nothing of those before
+            if again[0].open_time_ms == first_ms:
+                break
+            bars = again[:-1] + bars
+        return bars
+
+    async def _certain(self, bars: list[Bar], from_ms: int) -> list[Bar]:
+        """Return *bars* with what later answers have of the holes between them."""
+        interval_ms = self._hole.market.sequence.interval_ms
+        doubts = Doubts(self._certain_s)
+        known = {bar.open_time_ms: bar for bar in bars}
+        wait_s = FIRST_WAIT_S
+        while True:
+            bars = [known[open_ms] for open_ms in sorted(known)]
+            lacked = lacking(bars, from_ms, interval_ms)
+            now_s = self._clock.network_s()
+            doubts.learn(lacked, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
+            if doubts.due_s() == float("inf"):
+                return bars
+            await self._wait(min(wait_s, max(0.0, doubts.due_s() - now_s)))
+            wait_s = min(2 * wait_s, PATIENCE_MAX_S)
+            past_ms = lacked[-1][1]
+            again: list[Bar] = []
+            while not again or again[-1].open_time_ms < past_ms:
+                again = await self._ask(lacked[0][0], past_ms + interval_ms)
+                if not again or again[-1].open_time_ms < past_ms:
+                    await self._wait(wait_s)
+                known = {**{bar.open_time_ms: bar for bar in again}, **known}
 
 
-def _gap(hole: Hole, run: Run) -> Gap:
+def lacking(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[tuple[int, int]]:
+    """Return the stretches without a bar between *from_ms* and the last of the sorted *bars*."""
+    if not bars:
+        return []
+    until_ms = bars[-1].close_time_ms
+    found = runs(bars, from_ms=from_ms, until_ms=until_ms, interval_ms=interval_ms)
+    return [(run.from_ms, run.until_ms) for run in found if not run.bars]
+
+
+def gap(market: Market, run: Run, cause: GapCause | None) -> Gap:
     """Return the gap that *run* is; its times seen are set as it is handed on."""
     return Gap(
-        instrument=hole.market.instrument.id,
+        instrument=market.instrument.id,
         from_ms=run.from_ms,
         until_ms=run.until_ms,
-        cause=GapCause.ARCHIVE if hole.cause is None else hole.cause,
+        cause=GapCause.ARCHIVE if cause is None else cause,
         repaired_by="rest" if run.bars else "",
         market_ms=0,
         seen_ms=0,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import Self, assert_never
+from typing import Final, Self, assert_never
 
 from msgspec import structs
 
@@ -18,7 +18,7 @@ from tracepaper.daemon.bybit.feed_types import (
     FeedSettings,
     FeedStart,
     Item,
-    Reminder,
+    Page,
     Stop,
     Submitted,
 )
@@ -41,6 +41,9 @@ from tracepaper.strategies.types import (
     Mark,
     Quote,
 )
+
+BEHIND_WAIT_S: Final = 5.0
+"""Between two looks at a server whose time lies behind what it told this run before."""
 
 
 class LiveFeed:
@@ -70,6 +73,7 @@ class LiveFeed:
         interval_name(settings.interval_ms)
         self.counters: Counter[str] = Counter()
         self._clock = clock
+        self._silence = rest.silence
         self._settings = settings
         self._quote_from_ms = quote_from_ms
         self._line: Line[Item] = Line(settings.queue_limit)
@@ -83,16 +87,20 @@ class LiveFeed:
             markets=self._markets,
             line=self._line,
             counters=self.counters,
+            spawn=self._spawn,
         )
+        rest.latest_ms = clock.market_ms
         self._hand_on = HandOn(
             rest=rest,
             clock=clock,
             markets=self._markets,
             upkeep=self._upkeep,
             counters=self.counters,
+            is_up=self._is_up,
+            certain_s=settings.certain_s,
         )
         self._group = asyncio.TaskGroup()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._connections = [
             Connection(
                 category=category,
@@ -116,7 +124,7 @@ class LiveFeed:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for task in self._tasks:
+        for task in tuple(self._tasks):
             task.cancel()
         # The group may have cancelled us for a task's failure; only then is it told of it.
         is_cancelled = isinstance(error, asyncio.CancelledError)
@@ -202,7 +210,7 @@ class LiveFeed:
                 yield event
 
     async def _on_item(
-        self, item: Bar | Quote | Mark | Reminder | Blame | Submitted
+        self, item: Bar | Quote | Mark | Page | Blame | Submitted
     ) -> AsyncIterator[Event]:
         """Hand on what one item of the line causes."""
         match item:
@@ -215,12 +223,11 @@ class LiveFeed:
                     yield structs.replace(item, seen_ms=self._clock.market_ms())
             case Mark():
                 self._markets[item.instrument].learn_mark(item)
-            case Reminder():
-                async for event in self._on_reminder(item):
+            case Page():
+                async for event in self._hand_on.page(item):
                     yield event
             case Blame():
-                market = self._markets[item.instrument]
-                market.cause, market.is_blamed = item.cause, False
+                self._markets[item.instrument].blame(item.cause)
             case Submitted():
                 yield item.event
             case _:
@@ -230,7 +237,7 @@ class LiveFeed:
         """Fetch the bars before the period by REST, as far as they are final already."""
         until_ms = floor_open_ms(self._start.period_start_ms, self._settings.interval_ms)
         holes = [
-            Hole(market, until_ms, is_certain=False, cause=market.cause)
+            Hole(market, until_ms, cause=market.cause)
             for market in self._markets.values()
             if market.sequence.next_open_ms < until_ms
         ]
@@ -243,12 +250,18 @@ class LiveFeed:
         for work in (
             *(connection.stream.run() for connection in self._connections),
             self._upkeep.run_time(),
-            self._upkeep.run_reminders(),
+            self._upkeep.run_questions(),
             # Each market has its own: one that the exchange does not answer holds up no other.
             *(self._upkeep.run_settlements(market) for market in self._markets.values()),
             *(self._upkeep.run_filters(market) for market in self._markets.values()),
         ):
-            self._tasks.append(self._group.create_task(work))
+            self._spawn(work)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Let *work* run beside the line until the feed ends."""
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _catch_up(self) -> AsyncIterator[Event]:
         """Wait for the subscriptions, then fetch by REST what closed before them."""
@@ -256,14 +269,19 @@ class LiveFeed:
             # Without a stream REST alone goes on, so this wait has an end.
             await connection.answered(self._settings.stream.connect_timeout_s)
         await self._upkeep.synchronise()
-        self._refuse_the_past()
+        while (behind := self._behind()) is not None:
+            if not self._start.is_served:
+                raise behind
+            self._silence.complaints.say("time", behind, BEHIND_WAIT_S)
+            self._silence.waiting("time", BEHIND_WAIT_S)
+            await self._clock.sleep(BEHIND_WAIT_S)
+            await self._upkeep.synchronise()
         reached: dict[str, int] = {}
         while True:
             until_ms = floor_open_ms(self._clock.market_ms(), self._settings.interval_ms)
             before = dict(reached)
             holes = [
-                Hole(market, until_ms, is_certain=False, cause=market.cause)
-                for market in self._markets.values()
+                Hole(market, until_ms, cause=market.cause) for market in self._markets.values()
             ]
             async for event in self._hand_on.fill(holes):
                 yield event
@@ -271,30 +289,18 @@ class LiveFeed:
             if reached == before or min(reached.values()) >= until_ms:
                 return
 
-    def _refuse_the_past(self) -> None:
-        """Refuse a server whose time lies behind what the run already holds."""
+    def _behind(self) -> ConfigInvalid | None:
+        """Return what is wrong with a server whose time lies behind what the run already holds."""
         now_ms = self._clock.market_ms()
         for market in self._markets.values():
             held_ms = market.sequence.next_open_ms
             if market.instrument.id in self._resumed and now_ms < held_ms:
-                raise ConfigInvalid(
+                return ConfigInvalid(
                     f"The exchange's time is {held_ms - now_ms} ms behind the last bar of "
                     f"{market.instrument.id} in the database; choose another database with --db "
                     "or storage.url."
                 )
-
-    async def _on_reminder(self, reminder: Reminder) -> AsyncIterator[Event]:
-        """Ask REST for a bar whose closing frame is overdue, unless it came meanwhile."""
-        market = self._markets[reminder.instrument]
-        if market.sequence.next_open_ms != reminder.open_ms:
-            return
-        until_ms = floor_open_ms(self._clock.market_ms(), self._settings.interval_ms)
-        cause = market.cause
-        if cause is None:  # of a new run: nothing was handed on by its stream yet
-            cause = GapCause.MISSED if self._is_up(market) else GapCause.DISCONNECTED
-        hole = Hole(market, until_ms, is_certain=False, cause=cause)
-        async for event in self._hand_on.fill([hole]):
-            yield event
+        return None
 
     def _is_up(self, market: Market) -> bool:
         """Return whether the connection of *market* stands."""
@@ -321,4 +327,5 @@ def _market(instrument: Instrument, settings: FeedSettings, start: FeedStart) ->
             settled_ms=start.known_funding.get(instrument.id, settled_ms),
         ),
         grace_s=settings.grace_s,
+        certain_s=settings.certain_s,
     )

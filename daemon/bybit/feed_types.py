@@ -24,6 +24,7 @@ class FeedSettings(Struct, frozen=True):
     instruments_ms: int = 86_400_000  # market time between two readings of the filters
     ahead_ms: int = 2_000  # network time: what is dated further ahead is refused
     time_scale: float = 1.0  # market time per network time
+    certain_s: float = 30.0  # between two answers without a bar that are believed
 
 
 class FeedStart(Struct, frozen=True):
@@ -32,7 +33,8 @@ class FeedStart(Struct, frozen=True):
     ``known`` has the newest bar's open time (None or missing: none, so warm-up bars are fetched),
     ``known_funding`` the newest settlement's time. ``first`` are handed on before all else, and
     ``started`` makes the event that follows the warm-up bars: a model is warm once it is handed on,
-    and only then is anything subscribed.
+    and only then is anything subscribed. ``is_served`` says that this exchange served the run
+    before, so that nothing it says now is a mistake of the configuration.
     """
 
     period_start_ms: int
@@ -41,13 +43,16 @@ class FeedStart(Struct, frozen=True):
     known_funding: Mapping[str, int] = {}
     first: tuple[Event, ...] = ()
     started: Callable[[], Event] | None = None
+    is_served: bool = False
 
 
-class Reminder(Struct, frozen=True):
-    """The closing frame of the bar that opened at ``open_ms`` is overdue."""
+class Page(Struct, frozen=True):
+    """What REST answered about the bars of an instrument from ``from_ms`` on."""
 
     instrument: str
-    open_ms: int
+    from_ms: int
+    bars: tuple[Bar, ...]
+    answered_s: float  # network time
 
 
 class Blame(Struct, frozen=True):
@@ -67,4 +72,4 @@ class Stop(Struct, frozen=True):
     """The end of the feed."""
 
 
-Item = Bar | Quote | Mark | Reminder | Blame | Submitted | Stop
+Item = Bar | Quote | Mark | Page | Blame | Submitted | Stop

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Final, assert_never
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from itertools import groupby
+from typing import Final, TypeVar, assert_never
 
 from msgspec import structs
 
-from tracepaper.daemon.bybit.backfill import Hole, fill
+from tracepaper.daemon.bybit.backfill import Hole, fill, gap, lacking
+from tracepaper.daemon.bybit.feed_types import Page
 from tracepaper.daemon.bybit.market import Market
 from tracepaper.daemon.bybit.rest import Rest
-from tracepaper.daemon.bybit.sequence import Place
+from tracepaper.daemon.bybit.sequence import Place, Run
 from tracepaper.daemon.bybit.upkeep import Upkeep
 from tracepaper.daemon.ports import Clock
-from tracepaper.strategies.types import Bar, Event, Funding, GapCause, Mark, Quote
+from tracepaper.strategies.types import Bar, Event, Funding, Gap, GapCause, Mark, Quote, Source
 
 FUNDING_WAIT_S: Final = 0.5
-"""How long, network time, a bar of the stream waits for a settlement that belongs before it."""
+"""How long, network time, a bar waits for a settlement that belongs before it."""
+
+T = TypeVar("T", Bar, Gap, Quote, Mark, Quote | Mark)
 
 
 class HandOn:
     """The order of events around bars: settlements, newest quote and mark, then the bar.
 
-    ``bar`` takes what a stream brought, ``fill`` what REST has of given holes.
+    ``bar`` takes what a stream brought, ``page`` what REST answered beside the line, ``fill``
+    what REST has of given holes. A bar ahead of the sequence waits until what is missing before
+    it came, or is certain never to come; other instruments go on meanwhile.
     """
 
     def __init__(
@@ -35,74 +41,160 @@ class HandOn:
         markets: Mapping[str, Market],
         upkeep: Upkeep,
         counters: Counter[str],
+        is_up: Callable[[Market], bool],
+        certain_s: float,
     ) -> None:
         self._rest = rest
         self._clock = clock
         self._markets = markets
         self._upkeep = upkeep
         self._counters = counters
+        self._is_up = is_up
+        self._certain_s = certain_s
 
     async def bar(self, bar: Bar) -> AsyncIterator[Event]:
-        """Hand on a bar of the stream, exactly once and in its place."""
+        """Take a bar of the stream: hand it on exactly once, in its place."""
         market = self._markets[bar.instrument]
         match place := market.sequence.place(bar):
-            case Place.REPEATED | Place.OLD:
-                self._counters[f"{place.value}_bars"] += 1
+            case Place.REPEATED | Place.OLD | Place.REVISED:
+                for revision in self._again(market, bar, place):
+                    yield revision
                 return
-            case Place.REVISED:
-                self._counters["revised_bars"] += 1
-                market.sequence.accept(bar)
-                yield structs.replace(bar, seen_ms=self._clock.market_ms())
-                return
-            case Place.AHEAD:
-                hole = Hole(market, bar.open_time_ms, is_certain=True, cause=market.cause)
-                async for event in self.fill([hole]):
-                    yield event
-            case Place.NEXT:
-                pass
+            case Place.NEXT | Place.AHEAD:
+                self._begin(market, bar)
+                if not market.waiting.add(bar):
+                    self._counters["overflow_bars"] += 1
             case _:
                 assert_never(place)
-        market.cause = GapCause.MISSED
-        async for event in self._before(market, bar.close_time_ms, FUNDING_WAIT_S):
+        async for event in self._drain(market):
             yield event
-        for event in self._quotes(market):
+        if len(market.waiting):
+            self._upkeep.ask(market)
+
+    async def page(self, page: Page) -> AsyncIterator[Event]:
+        """Take what REST answered: what closes a hole, or lacks it for certain."""
+        market = self._markets[page.instrument]
+        market.is_asking = False
+        sequence = market.sequence
+        if page.bars:
+            self._begin(market, page.bars[0])
+            market.doubts.learn(
+                lacking(page.bars, page.from_ms, sequence.interval_ms),
+                from_ms=page.from_ms,
+                until_ms=page.bars[-1].close_time_ms,
+                now_s=page.answered_s,
+            )
+        market.waiting.add_missing(
+            bar for bar in page.bars if bar.open_time_ms >= sequence.next_open_ms
+        )
+        async for event in self._drain(market):
             yield event
-        market.sequence.accept(bar)
-        self._counters["bars"] += 1
-        yield structs.replace(bar, seen_ms=self._clock.market_ms())
+        market.waiting.trim()
+        if (due_s := market.doubts.due_s()) > page.answered_s:
+            market.ask_by(due_s)
 
     async def fill(self, holes: Sequence[Hole]) -> AsyncIterator[Event]:
         """Fill *holes* from REST, each bar preceded by the settlements that belong before it."""
-        ends_ms = {one.market.instrument.id: one.until_ms for one in holes}
-        async for event in fill(holes, rest=self._rest, clock=self._clock):
+        events = fill(holes, rest=self._rest, clock=self._clock, certain_s=self._certain_s)
+        async for event in events:
             if isinstance(event, Bar):
                 market = self._markets[event.instrument]
-                async for before in self._before(market, event.close_time_ms, None):
+                async for before in self._before(market, event.close_time_ms):
                     yield before
-                if self._upkeep.is_live and event.close_time_ms >= ends_ms[event.instrument]:
-                    for quote_or_mark in self._quotes(market):
-                        yield quote_or_mark
                 self._counters["rest_bars"] += 1
             else:
                 self._counters["repairs" if event.repaired_by else "holes"] += 1
             yield event
 
-    async def _before(
-        self, market: Market, close_ms: int, patience_s: float | None
-    ) -> AsyncIterator[Funding]:
-        """Yield the settlements that belong before a bar that closed at *close_ms*."""
+    def _begin(self, market: Market, bar: Bar) -> None:
+        """Let a new run begin with *bar* where REST had nothing: before a listing nothing is."""
+        if not market.sequence.is_begun and market.cause is None:
+            market.sequence.skip(bar.open_time_ms)
+
+    def _again(self, market: Market, bar: Bar, place: Place) -> list[Bar]:
+        """Return *bar* where it revises one that was handed on; nothing where it repeats it."""
+        if place is not Place.REVISED:
+            self._counters[f"{place.value}_bars"] += 1
+            return []
+        self._counters["revised_bars"] += 1
+        market.sequence.accept(bar)
+        return [structs.replace(bar, seen_ms=self._clock.market_ms())]
+
+    async def _drain(self, market: Market) -> AsyncIterator[Event]:
+        """Hand on what waits, as far as nothing is missing before it or ever will come."""
+        sequence = market.sequence
+        while True:
+            ready = market.waiting.take(sequence.next_open_ms)
+            for source, group in groupby(ready, key=lambda versions: versions[0].source):
+                stretch = list(group)
+                if source is Source.REST:
+                    yield self._repaired(market, stretch)
+                async for event in self._bars(market, stretch, is_last=stretch[-1] is ready[-1]):
+                    yield event
+                if source is not Source.REST:
+                    market.passed()
+            first_ms = market.waiting.first_open_ms()
+            certain_ms = market.doubts.certain_until(sequence.next_open_ms)
+            if first_ms is None or certain_ms <= sequence.next_open_ms:
+                break
+            run = Run(sequence.next_open_ms, min(certain_ms, first_ms), ())
+            sequence.skip(run.until_ms)
+            self._counters["holes"] += 1
+            yield self._now(gap(market, run, self._cause(market)))
+        market.doubts.forget(sequence.next_open_ms)
+
+    def _repaired(self, market: Market, stretch: list[list[Bar]]) -> Gap:
+        """Return the gap that the bars of REST close which follow."""
+        bars = tuple(versions[0] for versions in stretch)
+        run = Run(bars[0].open_time_ms, bars[-1].close_time_ms, bars)
+        self._counters["repairs"] += 1
+        self._counters["rest_bars"] += len(bars)
+        return self._now(gap(market, run, self._cause(market)))
+
+    async def _bars(
+        self, market: Market, stretch: list[list[Bar]], *, is_last: bool
+    ) -> AsyncIterator[Event]:
+        """Hand on bars that follow one another; the newest quote belongs before the last alone."""
+        for versions in stretch:
+            bar, *revisions = versions
+            async for before in self._before(market, bar.close_time_ms):
+                yield before
+            if is_last and versions is stretch[-1]:
+                for newest in market.unhanded():
+                    yield self._now(newest)
+            market.sequence.accept(bar)
+            if bar.source is not Source.REST:
+                self._counters["bars"] += 1
+            yield self._now(bar)
+            for other in revisions:
+                for revision in self._again(market, other, market.sequence.place(other)):
+                    yield revision
+
+    def _now(self, event: T) -> T:
+        """Return *event* as seen now; a gap is also dated now."""
+        now_ms = self._clock.market_ms()
+        if isinstance(event, Gap):
+            return structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
+        return structs.replace(event, seen_ms=now_ms)
+
+    def _cause(self, market: Market) -> GapCause:
+        """Return why bars are missing; of a new run nothing was handed on by its stream yet."""
+        if market.cause is not None:
+            return market.cause
+        return GapCause.MISSED if self._is_up(market) else GapCause.DISCONNECTED
+
+    async def _before(self, market: Market, close_ms: int) -> AsyncIterator[Funding]:
+        """Yield the settlements that belong before a bar that closed at *close_ms*.
+
+        One that does not come soon is asked for in the background: no bar waits for it longer.
+        """
         if not market.funding.is_due_by(close_ms):
             return
         market.funding.asked(close_ms)
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(FUNDING_WAIT_S):
                 settled = await self._upkeep.settlements(market, close_ms)
         except TimeoutError:
-            return  # asked again in the background
+            return
         for funding in settled:
             yield funding
-
-    def _quotes(self, market: Market) -> list[Quote | Mark]:
-        """Return the newest quote and mark that were not handed on, as of now."""
-        now_ms = self._clock.market_ms()
-        return [structs.replace(event, seen_ms=now_ms) for event in market.unhanded()]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from tracepaper.daemon.bybit.funding import FundingSchedule
-from tracepaper.daemon.bybit.sequence import BarSequence
-from tracepaper.strategies.types import GapCause, Instrument, Mark, Quote
+from tracepaper.daemon.bybit.sequence import BarSequence, Doubts
+from tracepaper.strategies.types import Bar, GapCause, Instrument, Mark, Quote
 
 PATIENCE_MAX_S: Final = 30.0
+WAITING_MAX: Final = 1_000
+"""Bars that wait behind a hole; REST hands a thousand on in one answer."""
+REVISIONS_MAX: Final = 4
 
 
 class Market:
@@ -22,12 +26,17 @@ class Market:
         funding: FundingSchedule,
         grace_s: float,
         cause: GapCause | None = GapCause.MISSED,
+        certain_s: float = 30.0,
     ) -> None:
         self.instrument = instrument
         self.sequence = sequence
         self.funding = funding
         self.cause = cause  # of the next hole; None while only warm-up bars can be missing
+        self._next_cause: GapCause | None = None  # of the hole after the bars that wait
         self.is_blamed = False  # a blame is in line and not yet read
+        self.is_asking = False  # REST is asked, or its answer is in line
+        self.waiting = Waiting()
+        self.doubts = Doubts(certain_s)
         self._quote: Quote | None = None
         self._quote_handed: Quote | None = None
         self._mark: Mark | None = None
@@ -43,6 +52,20 @@ class Market:
     def quote_ms(self) -> int | None:
         """The market time of the newest quote."""
         return None if self._quote is None else self._quote.market_ms
+
+    def blame(self, cause: GapCause) -> None:
+        """Learn why bars may be missing from here on: after those that wait, where some do."""
+        self.is_blamed = False
+        if len(self.waiting):
+            self._next_cause = cause
+        else:
+            self.cause = cause
+
+    def passed(self) -> None:
+        """Learn that a bar of the stream was handed on, so the next hole has its own cause."""
+        self.cause = GapCause.MISSED
+        if not len(self.waiting):
+            self.cause, self._next_cause = self._next_cause or GapCause.MISSED, None
 
     def learn_quote(self, quote: Quote, from_ms: int | None) -> bool:
         """Keep *quote* if it is the newest; return whether it is an event of its own.
@@ -103,6 +126,55 @@ class Market:
         self._patience_s = min(2 * self._patience_s, PATIENCE_MAX_S)
         self._asks_s = network_s + self._patience_s
         return True
+
+    def ask_by(self, network_s: float) -> None:
+        """Have the next question come no later than *network_s*."""
+        self._asks_s = min(self._asks_s, network_s)
+
+
+class Waiting:
+    """Bars behind a hole, by open time, each with its revisions; bounded, oldest first."""
+
+    def __init__(self) -> None:
+        self._bars: dict[int, list[Bar]] = {}
+
+    def __len__(self) -> int:
+        return len(self._bars)
+
+    def add(self, bar: Bar) -> bool:
+        """Keep *bar*, or a revision of one that waits; False where there is no place.
+
+        Without a place the newest bar goes, which is asked for again once the hole is closed.
+        """
+        versions = self._bars.setdefault(bar.open_time_ms, [])
+        if len(versions) < REVISIONS_MAX:
+            versions.append(bar)
+        if len(self._bars) <= WAITING_MAX:
+            return True
+        del self._bars[max(self._bars)]
+        return False
+
+    def add_missing(self, bars: Iterable[Bar]) -> None:
+        """Keep those of *bars* of which no version waits."""
+        for bar in bars:
+            self._bars.setdefault(bar.open_time_ms, [bar])
+
+    def trim(self) -> None:
+        """Let the newest bars go until the bound is kept."""
+        for open_ms in sorted(self._bars)[WAITING_MAX:]:
+            del self._bars[open_ms]
+
+    def first_open_ms(self) -> int | None:
+        """Return the open time of the oldest bar that waits."""
+        return min(self._bars, default=None)
+
+    def take(self, open_ms: int) -> list[list[Bar]]:
+        """Take out the bars that follow one another from *open_ms* on, each with its revisions."""
+        taken: list[list[Bar]] = []
+        while (versions := self._bars.pop(open_ms, None)) is not None:
+            taken.append(versions)
+            open_ms = versions[0].close_time_ms
+        return taken
 
 
 def _same(one: Quote, other: Quote) -> bool:

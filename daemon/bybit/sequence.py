@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from tracepaper.strategies.types import Bar
 
@@ -104,3 +104,74 @@ def runs(bars: Iterable[Bar], *, from_ms: int, until_ms: int, interval_ms: int) 
 def _run(stretch: Sequence[Bar]) -> Run:
     """Return the run of consecutive bars."""
     return Run(stretch[0].open_time_ms, stretch[-1].close_time_ms, tuple(stretch))
+
+
+class _Doubt(Struct, frozen=True):
+    """A stretch that was lacked, since when (network time), and whether that is certain."""
+
+    from_ms: int
+    until_ms: int
+    since_s: float
+    is_certain: bool
+
+
+class Doubts:
+    """What REST lacked although it has later bars.
+
+    One answer proves nothing: a stretch is certain once an answer lacks it that came *certain_s*
+    or more after the first one that did.
+    """
+
+    def __init__(self, certain_s: float) -> None:
+        self._certain_s = certain_s
+        self._doubts: list[_Doubt] = []
+
+    def learn(
+        self, lacked: Iterable[tuple[int, int]], *, from_ms: int, until_ms: int, now_s: float
+    ) -> None:
+        """Learn that an answer about [*from_ms*, *until_ms*) lacks the rising *lacked* stretches.
+
+        All else of that time it has; of other times it says nothing.
+        """
+        found = [*self._outside(from_ms, until_ms)]
+        for start_ms, end_ms in lacked:
+            at_ms = start_ms
+            for known in self._doubts:
+                first_ms, last_ms = max(known.from_ms, at_ms), min(known.until_ms, end_ms)
+                if first_ms >= last_ms:
+                    continue
+                if first_ms > at_ms:
+                    found.append(_Doubt(at_ms, first_ms, now_s, is_certain=False))
+                is_certain = known.is_certain or now_s - known.since_s >= self._certain_s
+                found.append(_Doubt(first_ms, last_ms, known.since_s, is_certain))
+                at_ms = last_ms
+            if at_ms < end_ms:
+                found.append(_Doubt(at_ms, end_ms, now_s, is_certain=False))
+        self._doubts = sorted(found, key=lambda one: one.from_ms)
+
+    def _outside(self, from_ms: int, until_ms: int) -> Iterable[_Doubt]:
+        """Yield what is known of times outside [*from_ms*, *until_ms*)."""
+        for one in self._doubts:
+            if one.from_ms < from_ms:
+                yield structs.replace(one, until_ms=min(one.until_ms, from_ms))
+            if one.until_ms > until_ms:
+                yield structs.replace(one, from_ms=max(one.from_ms, until_ms))
+
+    def certain_until(self, from_ms: int) -> int:
+        """Return until when, from *from_ms* on, nothing will ever come; *from_ms* where unsure."""
+        at_ms = from_ms
+        for one in self._doubts:
+            if one.is_certain and one.from_ms <= at_ms < one.until_ms:
+                at_ms = one.until_ms
+        return at_ms
+
+    def due_s(self) -> float:
+        """Return when the next answer can make a stretch certain; infinity without a doubt."""
+        return min(
+            (one.since_s + self._certain_s for one in self._doubts if not one.is_certain),
+            default=float("inf"),
+        )
+
+    def forget(self, before_ms: int) -> None:
+        """Forget what was lacked before *before_ms*: it was handed on or given up."""
+        self._doubts = [one for one in self._doubts if one.until_ms > before_ms]

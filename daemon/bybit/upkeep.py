@@ -1,23 +1,25 @@
-"""What a live feed does beside its line: time, reminders, settlements, filters."""
+"""What a live feed does beside its line: time, questions to REST, settlements, filters."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Final
 
 import structlog
 from msgspec import structs
 
-from tracepaper.daemon.bybit.feed_types import FeedSettings, Item, Reminder, Submitted
+from tracepaper.daemon.bybit.feed_types import Blame, FeedSettings, Item, Page, Submitted
 from tracepaper.daemon.bybit.instruments import rescaled
+from tracepaper.daemon.bybit.intervals import floor_open_ms
 from tracepaper.daemon.bybit.line import Line
 from tracepaper.daemon.bybit.market import PATIENCE_MAX_S, Market
 from tracepaper.daemon.bybit.rest import Rest
+from tracepaper.daemon.bybit.server_time import ServerTime
 from tracepaper.daemon.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types import Funding, InstrumentChange
+from tracepaper.strategies.types import Funding, Gap, GapCause, InstrumentChange
 
 log = structlog.get_logger("bybit.feed")
 
@@ -40,8 +42,11 @@ class Upkeep:
         markets: Mapping[str, Market],
         line: Line[Item],
         counters: Counter[str],
+        spawn: Callable[[Coroutine[None, None, None]], None],
     ) -> None:
         self.is_live = False
+        self._spawn = spawn
+        self._time = ServerTime(rest, clock, time_scale=settings.time_scale)
         self._rest = rest
         self._clock = clock
         self._settings = settings
@@ -88,7 +93,9 @@ class Upkeep:
         """Read the exchange's clock."""
         self._lagged.clear()
         asked_s = self._clock.network_s()
-        server_ms = await self._rest.server_time_ms()
+        expected_ms = self._clock.market_ms()
+        told = await self._time.read()
+        server_ms = told.server_ms
         self._synchronised_s = self._clock.network_s()
         answer_s = min(self._synchronised_s - asked_s, ANSWER_S_MAX)
         late_ms = answer_s * 1_000 * self._settings.time_scale
@@ -99,6 +106,18 @@ class Upkeep:
         for market in self._markets.values():
             market.forget_ahead(self._clock.market_ms() + self._ahead_ms)
         self._counters["resyncs"] += 1
+        if told.is_jump and self.is_live:
+            self._jumped(expected_ms, server_ms)
+
+    def _jumped(self, from_ms: int, until_ms: int) -> None:
+        """Say that market time was set, and why bars may be missing from here on."""
+        self._counters["jumps"] += 1
+        log.warning("market time jumped", from_ms=from_ms, until_ms=until_ms)
+        first_ms, last_ms = sorted((from_ms, until_ms))
+        for one in self._markets:
+            gap = Gap(one, first_ms, last_ms, GapCause.JUMPED, "clock", until_ms, until_ms)
+            self._line.insist(Submitted(gap))
+            self._line.insist(Blame(one, GapCause.JUMPED))
 
     async def run_time(self) -> None:
         """Read the exchange's clock every ``resync_s``, and soon after a frame differs from it."""
@@ -110,8 +129,8 @@ class Upkeep:
             ):
                 await self.synchronise()
 
-    async def run_reminders(self) -> None:
-        """Put a reminder in line for each bar whose closing frame is overdue."""
+    async def run_questions(self) -> None:
+        """Ask REST for each bar whose closing frame is overdue."""
         while True:
             await self._clock.sleep(self._settings.poll_s)
             if not self.is_live:
@@ -122,7 +141,28 @@ class Upkeep:
                     network_s=self._clock.network_s(),
                     grace_ms=self._settings.grace_ms,
                 ):
-                    self._line.insist(Reminder(market.instrument.id, market.sequence.next_open_ms))
+                    self.ask(market)
+
+    def ask(self, market: Market) -> None:
+        """Ask REST for what *market* lacks, beside the line; the answer comes in line.
+
+        One question at a time: while it is tried again, other instruments go on.
+        """
+        if not market.is_asking:
+            market.is_asking = True
+            self._spawn(self._question(market))
+
+    async def _question(self, market: Market) -> None:
+        sequence = market.sequence
+        from_ms = sequence.next_open_ms
+        until_ms = floor_open_ms(self._clock.market_ms(), sequence.interval_ms)
+        bars = await self._rest.klines(
+            market.instrument,
+            sequence.interval_ms,
+            from_ms,
+            max(until_ms, sequence.next_close_ms) - 1,
+        )
+        self._line.insist(Page(market.instrument.id, from_ms, tuple(bars), self._clock.network_s()))
 
     async def run_settlements(self, market: Market) -> None:
         """Hand on settlements whose time has passed as soon as the exchange publishes them."""

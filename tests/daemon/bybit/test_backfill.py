@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from builders import instrument
 from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock
 
@@ -38,9 +40,21 @@ async def asking(server: ScriptedServer) -> AsyncIterator[tuple[Rest, SteppedClo
         yield rest, clock
 
 
-async def filled(server: ScriptedServer, *holes: Hole) -> list[Gap | Bar]:
+async def filled(
+    server: ScriptedServer, *holes: Hole, waits_s: list[float] | None = None
+) -> list[Gap | Bar]:
+    """Fill *holes* in stepped time; *waits_s* gets how long that took."""
+
+    async def collect() -> list[Gap | Bar]:
+        return [event async for event in fill(holes, rest=rest, clock=clock, certain_s=30.0)]
+
     async with asking(server) as (rest, clock):
-        return [event async for event in fill(holes, rest=rest, clock=clock)]
+        begun_s = clock.network_s()
+        task = asyncio.ensure_future(collect())
+        await clock.run(task.done, step_s=0.25)
+        if waits_s is not None:
+            waits_s.append(clock.network_s() - begun_s)
+        return await task
 
 
 def told(events: list[Gap | Bar]) -> list[str]:
@@ -62,29 +76,54 @@ async def serving(*indices: int, symbol: str = "BTCUSDT") -> ScriptedServer:
     return server
 
 
-async def test_a_certain_hole_is_closed_for_good() -> None:
+async def test_holes_are_closed_for_good_and_the_end_stays_the_next_bar() -> None:
     async with await serving(1, 2, 4) as server:
         one = market()
-        events = await filled(server, Hole(one, at(6), is_certain=True, cause=GapCause.MISSED))
-        assert told(events) == ["-0-1", "+1-3", "1", "2", "-3-4", "+4-5", "4", "-5-6"]
-        assert one.sequence.next_open_ms == at(6)
+        waits_s: list[float] = []
+        events = await filled(server, Hole(one, at(6), cause=GapCause.MISSED), waits_s=waits_s)
+        assert told(events) == ["-0-1", "+1-3", "1", "2", "-3-4", "+4-5", "4"]
+        assert one.sequence.next_open_ms == at(5)
+        assert 30 <= waits_s[0] < 32  # both holes at once
+        assert len(server.asked("kline")) >= 4
 
 
-async def test_an_uncertain_end_stays_the_next_bar() -> None:
-    async with await serving(0, 1) as server:
-        one = market()
-        events = await filled(server, Hole(one, at(6), is_certain=False, cause=GapCause.MISSED))
-        assert told(events) == ["+0-2", "0", "1"]
-        assert one.sequence.next_open_ms == at(2)
+async def test_a_hole_of_one_answer_is_none() -> None:
+    for missing in ([1], [3], [1, 3], [0], [0, 1, 2, 3]):
+        async with await serving(*range(5)) as server:
+            whole = server.rows["BTCUSDT"]
+            rows = [list(map(str, whole[at(4 - i)])) for i in range(5) if 4 - i not in missing]
+            page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
+            server.answer_next("kline", server.reply(page))
+            events = await filled(server, Hole(market(), at(5), cause=GapCause.DOWN))
+            assert told(events) == ["+0-5", "0", "1", "2", "3", "4"], missing
+
+
+@pytest.mark.parametrize("cause", [None, GapCause.DOWN])
+async def test_a_row_that_cannot_be_read_once_is_asked_for_again(cause: GapCause | None) -> None:
+    async with await serving(*range(5)) as server:
+        rows = [list(map(str, server.rows["BTCUSDT"][at(4 - i)])) for i in range(5)]
+        rows[3][2] = "NaN"
+        page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
+        server.answer_next("kline", server.reply(page))
+        events = await filled(server, Hole(market(), at(5), cause=cause))
+        assert told(events)[-5:] == ["0", "1", "2", "3", "4"]
+
+
+async def test_an_empty_answer_is_no_late_listing() -> None:
+    for wrong in ([], [4], [2, 3, 4]):
+        async with await serving(*range(5)) as server:
+            rows = [list(map(str, server.rows["BTCUSDT"][at(i)])) for i in reversed(wrong)]
+            page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
+            server.answer_next("kline", server.reply(page))
+            events = await filled(server, Hole(market(), at(5), cause=None))
+            assert told(events) == ["0", "1", "2", "3", "4"], wrong
 
 
 async def test_a_hole_across_windows_is_said_once_when_its_end_is_known() -> None:
     async with await serving(0, 2_500) as server:
-        events = await filled(
-            server, Hole(market(), at(2_501), is_certain=False, cause=GapCause.DOWN)
-        )
+        events = await filled(server, Hole(market(), at(2_501), cause=GapCause.DOWN))
         assert told(events) == ["+0-1", "0", "-1-2500", "+2500-2501", "2500"]
-        assert len(server.asked("kline")) == 3
+        assert len(server.asked("kline")) > 3
 
 
 async def test_symbols_are_merged_by_time_each_with_its_own_gaps() -> None:
@@ -94,8 +133,8 @@ async def test_symbols_are_merged_by_time_each_with_its_own_gaps() -> None:
         bitcoin, ether = market(), market("ETHUSDT", first=1)
         events = await filled(
             server,
-            Hole(bitcoin, at(3), is_certain=True, cause=GapCause.DOWN),
-            Hole(ether, at(3), is_certain=True, cause=GapCause.DOWN),
+            Hole(bitcoin, at(3), cause=GapCause.DOWN),
+            Hole(ether, at(3), cause=GapCause.DOWN),
         )
         assert told(events) == ["+0-3", "0", "1", "+1-3", "1", "2", "2"]
         bars = [event for event in events if isinstance(event, Bar)]
@@ -104,7 +143,7 @@ async def test_symbols_are_merged_by_time_each_with_its_own_gaps() -> None:
 
 async def test_a_warm_up_says_holes_but_not_its_own_bars() -> None:
     async with await serving(3, 4, 6) as server:
-        events = await filled(server, Hole(market(), at(8), is_certain=False, cause=None))
+        events = await filled(server, Hole(market(), at(8), cause=None))
         assert told(events) == ["3", "4", "-5-6", "6"]
         assert {event.cause for event in events if isinstance(event, Gap)} == {GapCause.ARCHIVE}
 
@@ -112,18 +151,19 @@ async def test_a_warm_up_says_holes_but_not_its_own_bars() -> None:
 async def test_an_instrument_without_any_bar_has_no_hole() -> None:
     async with await serving() as server:
         one = market()
-        assert await filled(server, Hole(one, at(8), is_certain=True, cause=None)) == []
-        assert one.sequence.next_open_ms == at(8)
+        assert await filled(server, Hole(one, at(8), cause=None)) == []
+        assert one.sequence.next_open_ms == at(0)
+        assert len(server.asked("kline")) == 2
 
 
 async def test_nothing_missing_asks_nothing() -> None:
     async with await serving(0) as server:
         one = market(first=5)
-        assert await filled(server, Hole(one, at(5), is_certain=True, cause=GapCause.DOWN)) == []
+        assert await filled(server, Hole(one, at(5), cause=GapCause.DOWN)) == []
         assert not server.requests
 
 
 async def test_bars_carry_the_market_time_at_which_they_are_handed_on() -> None:
     async with await serving(0) as server:
-        (_, bar) = await filled(server, Hole(market(), at(1), is_certain=True, cause=GapCause.DOWN))
+        (_, bar) = await filled(server, Hole(market(), at(1), cause=GapCause.DOWN))
         assert (bar.market_ms, bar.seen_ms) == (at(1), server.server_ms)

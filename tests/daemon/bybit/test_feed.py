@@ -157,14 +157,20 @@ async def test_a_missed_bar_is_repaired_before_the_one_that_shows_it() -> None:
         assert order == [Bar, Gap, Bar, Bar, Bar]
 
 
-async def test_what_rest_does_not_have_either_is_a_hole_for_good() -> None:
+async def test_what_rest_lacks_twice_half_a_minute_apart_is_a_hole_for_good() -> None:
     async with ScriptedServer() as server, live(server) as run:
         await run.close_bar(0)
         await run.close_bar(1, stream=False, rest=False)
         await run.close_bar(2, stream=False)
         await run.close_bar(3, stream=False, rest=False)
         await run.close_bar(4)
-        await until(lambda: len(run.bars()) == 3)
+        run.move_to(START_MS + 5 * MINUTE + 2_000)
+        begun_s = run.clock.network_s()
+        await run.expect(lambda: run.clock.network_s() >= begun_s + 29)
+        assert run.opens() == [0]
+        assert not run.gaps()
+        await run.expect(lambda: len(run.bars()) == 3)
+        assert run.clock.network_s() < begun_s + 33
         assert run.opens() == [0, 2, 4]
         assert run.gaps() == [
             (1, 2, GapCause.MISSED, ""),
@@ -653,6 +659,7 @@ async def test_an_answer_that_was_long_on_its_way_does_not_set_the_clock_back() 
         markets={},
         line=Line(10),
         counters=Counter(),
+        spawn=lambda work: work.close(),
     )
     clock.synchronise(START_MS + 1_900)  # as frames have shown
     await upkeep.synchronise()

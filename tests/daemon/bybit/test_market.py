@@ -8,9 +8,9 @@ from builders import MINUTE, START_MS, bar, instrument
 from msgspec import structs
 
 from tracepaper.daemon.bybit.funding import FundingSchedule
-from tracepaper.daemon.bybit.market import PATIENCE_MAX_S, Market
+from tracepaper.daemon.bybit.market import PATIENCE_MAX_S, WAITING_MAX, Market, Waiting
 from tracepaper.daemon.bybit.sequence import BarSequence
-from tracepaper.strategies.types import Mark, Quote
+from tracepaper.strategies.types import GapCause, Mark, Quote
 
 CLOSE = START_MS + MINUTE
 
@@ -141,3 +141,38 @@ def test_a_quote_dated_ahead_of_a_clock_that_was_set_back_is_forgotten() -> None
     one.learn_quote(quote(10), None)
     one.learn_mark(Mark("linear:BTCUSDT", 7, 10, 10))
     assert one.unhanded() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
+
+
+def test_bars_that_wait_are_bounded_and_the_oldest_stay() -> None:
+    waiting = Waiting()
+    for index in reversed(range(1, WAITING_MAX + 1)):
+        assert waiting.add(structs.replace(bar(), open_time_ms=START_MS + index * MINUTE))
+    assert not waiting.add(structs.replace(bar(), open_time_ms=START_MS + 5_000 * MINUTE))
+    assert not waiting.add(structs.replace(bar(), open_time_ms=START_MS))
+    assert len(waiting) == WAITING_MAX
+    taken = waiting.take(START_MS)
+    assert [versions[0].open_time_ms for versions in taken] == [
+        START_MS + index * MINUTE for index in range(WAITING_MAX)
+    ]
+    assert not len(waiting)
+
+
+def test_revisions_of_a_bar_that_waits_are_bounded() -> None:
+    waiting = Waiting()
+    for close in range(1, 100):
+        waiting.add(structs.replace(bar(), open_time_ms=START_MS, close=close))
+    ((first, *revisions),) = waiting.take(START_MS)
+    assert first.close == 1
+    assert len(revisions) < 10
+
+
+def test_a_blame_behind_bars_that_wait_is_of_the_next_hole() -> None:
+    one = market()
+    one.waiting.add(bar())
+    one.blame(GapCause.STALE)
+    causes = [one.cause]
+    one.waiting.take(bar().open_time_ms)
+    for _ in range(2):
+        one.passed()
+        causes.append(one.cause)
+    assert causes == [GapCause.MISSED, GapCause.STALE, GapCause.MISSED]

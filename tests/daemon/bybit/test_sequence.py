@@ -8,7 +8,7 @@ from builders import MINUTE, START_MS, bar, bars
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.bybit.sequence import REMEMBERED_BARS, BarSequence, Place, runs
+from tracepaper.daemon.bybit.sequence import REMEMBERED_BARS, BarSequence, Doubts, Place, runs
 
 
 def sequence() -> BarSequence:
@@ -65,3 +65,38 @@ def test_runs_cover_the_window_in_order_without_overlap(present: set[int], lengt
     assert edges[-1] == end_ms
     for one, other in itertools.pairwise(found):
         assert bool(one.bars) != bool(other.bars)
+
+
+def test_a_stretch_is_certain_once_it_was_lacked_twice_far_enough_apart() -> None:
+    doubts = Doubts(30.0)
+    doubts.learn([(1, 3), (5, 6)], from_ms=0, until_ms=9, now_s=100.0)
+    assert doubts.certain_until(1) == 1
+    assert doubts.due_s() == 130.0
+    doubts.learn([(1, 3)], from_ms=0, until_ms=9, now_s=129.9)
+    assert doubts.certain_until(1) == 1
+    doubts.learn([(1, 3), (5, 6)], from_ms=0, until_ms=9, now_s=130.0)
+    assert doubts.certain_until(1) == 3
+    assert doubts.certain_until(2) == 3
+    assert doubts.certain_until(5) == 5  # it came once in between
+    assert doubts.due_s() == 160.0
+
+
+def test_a_stretch_is_certain_only_as_far_as_both_answers_lack_it() -> None:
+    doubts = Doubts(30.0)
+    doubts.learn([(1, 5)], from_ms=0, until_ms=9, now_s=0.0)
+    doubts.learn([(3, 7)], from_ms=0, until_ms=9, now_s=30.0)
+    assert (doubts.certain_until(1), doubts.certain_until(3), doubts.certain_until(5)) == (1, 5, 5)
+    doubts.learn([(3, 7)], from_ms=0, until_ms=9, now_s=60.0)
+    assert doubts.certain_until(3) == 7
+
+
+def test_an_answer_about_another_time_changes_no_doubt() -> None:
+    doubts = Doubts(30.0)
+    doubts.learn([(1, 9)], from_ms=0, until_ms=10, now_s=0.0)
+    doubts.learn([], from_ms=4, until_ms=6, now_s=10.0)
+    doubts.learn([(1, 4), (6, 9)], from_ms=0, until_ms=10, now_s=30.0)
+    assert doubts.certain_until(1) == 4
+    assert doubts.certain_until(6) == 9
+    doubts.forget(5)
+    assert doubts.certain_until(1) == 1
+    assert doubts.certain_until(6) == 9
