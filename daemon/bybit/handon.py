@@ -109,7 +109,8 @@ class HandOn:
     def _begin(self, market: Market, bar: Bar) -> None:
         """Let a new run begin with *bar* where REST had nothing: before a listing nothing is."""
         if not market.sequence.is_begun and market.cause is None:
-            market.sequence.skip(bar.open_time_ms)
+            first_ms = market.waiting.first_open_ms()
+            market.sequence.skip(min(bar.open_time_ms, first_ms or bar.open_time_ms))
 
     def _again(self, market: Market, bar: Bar, place: Place) -> list[Bar]:
         """Return *bar* where it revises one that was handed on; nothing where it repeats it."""
