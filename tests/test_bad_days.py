@@ -462,6 +462,27 @@ async def test_a_checkpoint_that_is_not_its_cards_is_refused_before_anything_is_
                 await running.until(lambda: running.steps)
 
 
+async def test_an_order_that_no_quote_fills_in_time_is_canceled_saying_so(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database) as running:
+        await running.until(lambda: server.sockets and server.subscribed())
+        for minute in range(12):
+            open_ms, close = START_MS + minute * MINUTE, price(minute)
+            running.pass_bars(1)
+            # The only quote of a minute comes just before its close, long after the last order.
+            ask_price = f"{float(close) + 0.1:.1f}"
+            quoted = book(open_ms + MINUTE - 500, close, ask_price)
+            await server.send(quoted, kline(open_ms, close))
+            await running.until(lambda: running.decided() >= running.minute)
+    check_record(database, bars=12)
+    with closing(sqlite3.connect(database)) as db:
+        ends = db.execute("SELECT status, reason FROM v_orders ORDER BY sequence").fetchall()
+        assert db.execute("SELECT count(*) FROM v_fills").fetchone() == (0,)
+    assert len(ends) == 12 - 6  # from the seventh close on, which makes the averages, every bar
+    assert set(ends[:-1]) == {("CANCELED", "no quote filled it within 10,000 ms")}
+    assert ends[-1][0] == "ACCEPTED"
+
+
 async def test_a_model_that_is_too_slow_is_held_and_nothing_is_traded(tmp_path: Path) -> None:
     database = tmp_path / "run.db"
     slow = {"deadline_ms": 1}
