@@ -274,6 +274,7 @@ class Daemon:
                 ahead_ms=exchange.ahead_ms,
                 time_scale=exchange.time_scale,
                 certain_s=exchange.certain_s,
+                plausible=float(config.gate.plausible),
                 trades=exchange.trades,
             ),
             start=FeedStart(
@@ -281,6 +282,7 @@ class Daemon:
                 warmup_bars=warmup_bars(config, forecaster),
                 known=opened.known,
                 known_funding=opened.known_funding,
+                recent=opened.recent,
                 first=tuple(_announced(item, now_ms) for item in opened.instruments),
                 started=lambda: opened.started(clock.market_ms()),
                 is_served=opened.is_served,

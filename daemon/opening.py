@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecaster import Forecaster
-from tracepaper.strategies.types import FillModel, Instrument, ModelChange, Run, RunKind
+from tracepaper.strategies.plausible import BARS as YARDSTICK_BARS
+from tracepaper.strategies.types import Bar, FillModel, Instrument, ModelChange, Run, RunKind
 
 log = structlog.get_logger("daemon")
 
@@ -73,6 +74,7 @@ class Opened:
     resumed: bool
     known: Mapping[str, int | None] = field(default_factory=dict)
     known_funding: Mapping[str, int] = field(default_factory=dict)
+    recent: Mapping[str, Sequence[Bar]] = field(default_factory=dict)
     is_served: bool = False
 
     def started(self, market_ms: int) -> ModelChange:
@@ -137,6 +139,7 @@ def _go_on(opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run) -> Op
         resumed=True,
         known=dict(resumed.last_open_ms),
         known_funding=resumed.last_funding_ms,
+        recent={item.id: reader.bars(run.run_id, item.id, YARDSTICK_BARS) for item in instruments},
         is_served=opening.is_served,
     )
 

@@ -26,6 +26,12 @@ class Plausibility:
         self._sorted: list[int] = []
         self._last: int | None = None
 
+    def copy(self) -> Plausibility:
+        """Return a second one that knows the same bars."""
+        other = Plausibility()
+        other._ranges, other._sorted, other._last = self._ranges.copy(), self._sorted[:], self._last
+        return other
+
     def add(self, bar: Bar, tick: int) -> float:
         """Take in *bar* and return abs(close - last close) in yardsticks; 0 under ten bars."""
         ordered, ranges = self._sorted, self._ranges

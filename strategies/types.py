@@ -182,6 +182,7 @@ class GapCause(StrEnum):
     OVERFLOW = "overflow"  # the queue was full
     ARCHIVE = "archive"  # a hole in the data
     STALE = "stale"  # silent stream
+    IMPLAUSIBLE = "implausible"  # a close too far from the last one, which REST was asked about
     JUMPED = "jumped"  # the exchange's time jumped, or this machine slept
 
 

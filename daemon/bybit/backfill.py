@@ -84,7 +84,7 @@ async def _filled(
             sequence = holes[place].market.sequence
             now_ms = clock.market_ms()
             if isinstance(event, Bar):
-                sequence.accept(event)
+                holes[place].market.accept(event)
                 yield structs.replace(event, seen_ms=now_ms)
             else:
                 if not event.repaired_by:
@@ -114,7 +114,7 @@ class _Asking:
         if hole.is_new:
             bars = await self._listed(bars, from_ms)
             from_ms = bars[0].open_time_ms
-        bars = await self._certain(bars, from_ms)
+        bars = await self._seconded(await self._certain(bars, from_ms))
         events: list[tuple[int, Gap | Bar]] = []
         for run in runs(
             bars, from_ms=from_ms, until_ms=bars[-1].close_time_ms, interval_ms=interval_ms
@@ -143,6 +143,24 @@ class _Asking:
             if again[0].open_time_ms == first_ms:
                 break
             bars = again[:-1] + bars
+        return bars
+
+    async def _seconded(self, bars: list[Bar]) -> list[Bar]:
+        """Return *bars*, each doubtful close as two answers in a row tell it."""
+        sure: dict[int, Bar] = {}
+        wait_s = FIRST_WAIT_S
+        while unsure := self._hole.market.doubtful(
+            bars, lambda bar: sure.get(bar.open_time_ms) == bar
+        ):
+            again = await self._ask(unsure[0].open_time_ms, unsure[-1].close_time_ms)
+            told = {bar.open_time_ms: bar for bar in again}
+            latest = {bar.open_time_ms: told.get(bar.open_time_ms, bar) for bar in unsure}
+            agreed = [bar for bar in unsure if told.get(bar.open_time_ms) == bar]
+            sure.update((bar.open_time_ms, bar) for bar in agreed)
+            bars = [latest.get(bar.open_time_ms, bar) for bar in bars]
+            if len(agreed) < len(unsure):
+                await self._wait(wait_s)
+                wait_s = min(2 * wait_s, PATIENCE_MAX_S)
         return bars
 
     async def _certain(self, bars: list[Bar], from_ms: int) -> list[Bar]:

@@ -28,7 +28,7 @@ from tracepaper.daemon.bybit.intervals import floor_open_ms, interval_name
 from tracepaper.daemon.bybit.line import Line
 from tracepaper.daemon.bybit.market import Market
 from tracepaper.daemon.bybit.rest import Rest
-from tracepaper.daemon.bybit.sequence import BarSequence
+from tracepaper.daemon.bybit.sequence import BarSequence, Closes
 from tracepaper.daemon.bybit.stream import first_cause
 from tracepaper.daemon.bybit.upkeep import Upkeep
 from tracepaper.daemon.ports import Clock
@@ -328,4 +328,5 @@ def _market(instrument: Instrument, settings: FeedSettings, start: FeedStart) ->
         ),
         grace_s=settings.grace_s,
         certain_s=settings.certain_s,
+        closes=Closes(settings.plausible, start.recent.get(instrument.id, ())),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -23,6 +23,7 @@ class FeedSettings(Struct, frozen=True):
     poll_s: float = 0.1
     instruments_ms: int = 86_400_000  # market time between two readings of the filters
     ahead_ms: int = 2_000  # network time: what is dated further ahead is refused
+    plausible: float = 100.0  # usual ranges from the last close; what is further REST repeats
     time_scale: float = 1.0  # market time per network time
     certain_s: float = 30.0  # between two answers without a bar that are believed
 
@@ -31,7 +32,8 @@ class FeedStart(Struct, frozen=True):
     """What the run already holds, by instrument id.
 
     ``known`` has the newest bar's open time (None or missing: none, so warm-up bars are fetched),
-    ``known_funding`` the newest settlement's time. ``first`` are handed on before all else, and
+    ``known_funding`` the newest settlement's time, ``recent`` the bars by which closes are judged.
+    ``first`` are handed on before all else, and
     ``started`` makes the event that follows the warm-up bars: a model is warm once it is handed on,
     and only then is anything subscribed. ``is_served`` says that this exchange served the run
     before, so that nothing it says now is a mistake of the configuration.
@@ -41,6 +43,7 @@ class FeedStart(Struct, frozen=True):
     warmup_bars: int
     known: Mapping[str, int | None] = {}
     known_funding: Mapping[str, int] = {}
+    recent: Mapping[str, Sequence[Bar]] = {}
     first: tuple[Event, ...] = ()
     started: Callable[[], Event] | None = None
     is_served: bool = False

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Final, TypeVar, assert_never
 
+import structlog
 from msgspec import structs
 
 from tracepaper.daemon.bybit.backfill import Hole, fill, gap, lacking
@@ -21,6 +22,8 @@ from tracepaper.strategies.types import Bar, Event, Funding, Gap, GapCause, Mark
 
 FUNDING_WAIT_S: Final = 0.5
 """How long, network time, a bar waits for a settlement that belongs before it."""
+
+log = structlog.get_logger("bybit.feed")
 
 T = TypeVar("T", Bar, Gap, Quote, Mark, Quote | Mark)
 
@@ -125,7 +128,7 @@ class HandOn:
         """Hand on what waits, as far as nothing is missing before it or ever will come."""
         sequence = market.sequence
         while True:
-            ready = market.waiting.take(sequence.next_open_ms)
+            ready, is_doubted = self._believed(market)
             for source, group in groupby(ready, key=lambda versions: versions[0].source):
                 stretch = list(group)
                 if source is Source.REST:
@@ -134,6 +137,8 @@ class HandOn:
                     yield event
                 if source is not Source.REST:
                     market.passed()
+            if is_doubted:
+                break
             first_ms = market.waiting.first_open_ms()
             certain_ms = market.doubts.certain_until(sequence.next_open_ms)
             if first_ms is None or certain_ms <= sequence.next_open_ms:
@@ -143,6 +148,33 @@ class HandOn:
             self._counters["holes"] += 1
             yield self._now(gap(market, run, self._cause(market)))
         market.doubts.forget(sequence.next_open_ms)
+
+    def _believed(self, market: Market) -> tuple[list[list[Bar]], bool]:
+        """Take out what comes next as far as it is believed; say whether a close was not.
+
+        A close too far from the last one leaves a hole that REST is asked about; what REST repeats
+        is believed, and what comes after it waits.
+        """
+        ready = market.waiting.take(market.sequence.next_open_ms)
+        doubted = market.unseconded(versions[0] for versions in ready)
+        if not doubted:
+            return ready, False
+        opens = {bar.open_time_ms for bar in doubted}
+        first = next(place for place, one in enumerate(ready) if one[0].open_time_ms in opens)
+        market.waiting.put_back(one for one in ready[first:] if one[0].open_time_ms not in opens)
+        self._counters["implausible_bars"] += len(doubted)
+        suspect = doubted[0]
+        log.warning(
+            "implausible",
+            instrument=suspect.instrument,
+            open_time_ms=suspect.open_time_ms,
+            source=suspect.source.value,
+            advice="REST is asked again; the gate plausible holds what it repeats",
+        )
+        if suspect.source is not Source.REST:  # else it is overdue, and asked for again as such
+            market.cause = GapCause.IMPLAUSIBLE
+            self._upkeep.ask(market)
+        return ready[:first], True
 
     def _repaired(self, market: Market, stretch: list[list[Bar]]) -> Gap:
         """Return the gap that the bars of REST close which follow."""
@@ -163,7 +195,7 @@ class HandOn:
             if is_last and versions is stretch[-1]:
                 for newest in market.unhanded():
                     yield self._now(newest)
-            market.sequence.accept(bar)
+            market.accept(bar)
             if bar.source is not Source.REST:
                 self._counters["bars"] += 1
             yield self._now(bar)

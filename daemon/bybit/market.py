@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from tracepaper.daemon.bybit.funding import FundingSchedule
-from tracepaper.daemon.bybit.sequence import BarSequence, Doubts
+from tracepaper.daemon.bybit.sequence import BarSequence, Closes, Doubts
 from tracepaper.strategies.types import Bar, GapCause, Instrument, Mark, Quote
 
 PATIENCE_MAX_S: Final = 30.0
@@ -27,6 +27,7 @@ class Market:
         grace_s: float,
         cause: GapCause | None = GapCause.MISSED,
         certain_s: float = 30.0,
+        closes: Closes | None = None,
     ) -> None:
         self.instrument = instrument
         self.sequence = sequence
@@ -37,6 +38,7 @@ class Market:
         self.is_asking = False  # REST is asked, or its answer is in line
         self.waiting = Waiting()
         self.doubts = Doubts(certain_s)
+        self._closes = Closes() if closes is None else closes
         self._quote: Quote | None = None
         self._quote_handed: Quote | None = None
         self._mark: Mark | None = None
@@ -52,6 +54,19 @@ class Market:
     def quote_ms(self) -> int | None:
         """The market time of the newest quote."""
         return None if self._quote is None else self._quote.market_ms
+
+    def accept(self, bar: Bar) -> None:
+        """Count *bar* as handed on, for the first time."""
+        self.sequence.accept(bar)
+        self._closes.accept(bar, self.instrument.tick_size)
+
+    def doubtful(self, bars: Iterable[Bar], is_sure: Callable[[Bar], bool]) -> list[Bar]:
+        """Return those of *bars*, the next ones, too far from the last that is believed or sure."""
+        return self._closes.doubtful(bars, self.instrument.tick_size, is_sure)
+
+    def unseconded(self, bars: Iterable[Bar]) -> list[Bar]:
+        """Return those of the doubtful that REST has not repeated; each is asked about."""
+        return self._closes.unseconded(bars, self.instrument.tick_size)
 
     def blame(self, cause: GapCause) -> None:
         """Learn why bars may be missing from here on: after those that wait, where some do."""
@@ -167,6 +182,10 @@ class Waiting:
     def first_open_ms(self) -> int | None:
         """Return the open time of the oldest bar that waits."""
         return min(self._bars, default=None)
+
+    def put_back(self, stretch: Iterable[list[Bar]]) -> None:
+        """Let bars that were taken out wait again, each with its revisions."""
+        self._bars.update((versions[0].open_time_ms, versions) for versions in stretch)
 
     def take(self, open_ms: int) -> list[list[Bar]]:
         """Take out the bars that follow one another from *open_ms* on, each with its revisions."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Final
 
 from msgspec import Struct, structs
 
-from tracepaper.strategies.types import Bar
+from tracepaper.strategies.plausible import Plausibility
+from tracepaper.strategies.types import Bar, Source
 
 REMEMBERED_BARS: Final = 4_096
 """Bars whose values are kept to tell a repetition from a revision; older ones count as old."""
@@ -62,6 +63,52 @@ class BarSequence:
     def skip(self, until_ms: int) -> None:
         """Give up what opens before *until_ms*."""
         self.next_open_ms = max(self.next_open_ms, until_ms)
+
+
+class Closes:
+    """Which closes are believed at once, and which only once REST has repeated them.
+
+    A close that lies more than *most* usual ranges of a bar from the last one is doubtful; it is
+    believed where REST says the same of it after the stream, or in two answers.
+    """
+
+    def __init__(self, most: float = float("inf"), recent: Iterable[Bar] = ()) -> None:
+        self._most = most
+        self._usual = Plausibility()
+        self._suspects: dict[int, _Values] = {}
+        for bar in recent:
+            self.accept(bar, 1)
+
+    def accept(self, bar: Bar, tick: int) -> None:
+        """Take *bar* in, which was handed on."""
+        self._usual.add(bar, tick)
+        if self._suspects:
+            self._suspects = {
+                at: one for at, one in self._suspects.items() if at > bar.open_time_ms
+            }
+
+    def doubtful(
+        self, bars: Iterable[Bar], tick: int, is_sure: Callable[[Bar], bool] = lambda _bar: False
+    ) -> list[Bar]:
+        """Return those of *bars*, the next ones, that lie too far from the last believed one."""
+        usual = self._usual
+        found = []
+        for bar in bars:
+            tried = usual.copy()
+            if tried.add(bar, tick) > self._most and not is_sure(bar):
+                found.append(bar)
+            else:
+                usual = tried
+        return found
+
+    def unseconded(self, bars: Iterable[Bar], tick: int) -> list[Bar]:
+        """Return the doubtful ones of *bars* that nothing has repeated; they are suspects now."""
+        alone = self.doubtful(bars, tick, self._is_seconded)
+        self._suspects.update((bar.open_time_ms, _values(bar)) for bar in alone)
+        return alone
+
+    def _is_seconded(self, bar: Bar) -> bool:
+        return bar.source is Source.REST and self._suspects.get(bar.open_time_ms) == _values(bar)
 
 
 def _values(bar: Bar) -> _Values:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 from aiohttp import web
-from builders import instrument
+from builders import bar, instrument
 from bybit_feed import BITCOIN, Live, live
 from bybit_server import (
     FILTERS,
@@ -668,3 +668,178 @@ async def test_an_answer_that_was_long_on_its_way_does_not_set_the_clock_back() 
     assert clock.market_ms() == START_MS + 899  # a second on its way does not explain more
     await upkeep.synchronise()
     assert clock.market_ms() == START_MS + 5_000
+
+
+# ---------------------------------------------------------------- closes too far from the last
+
+
+HIGH = "100500"
+"""A thousand times the close of all other candles."""
+
+
+async def used_to_the_market(run: Live, count: int = 12) -> None:
+    """Close so many minutes that there is a yardstick."""
+    for index in range(count):
+        await run.close_bar(index)
+    await run.expect(lambda: len(run.bars()) == count)
+
+
+async def test_a_close_times_a_thousand_is_replaced_by_what_rest_has() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        await run.close_bar(12, stream=False)
+        for _ in range(3):  # to repeat it makes it no truer
+            await server.send(kline(START_MS + 12 * MINUTE, HIGH))
+        run.move_to(START_MS + 13 * MINUTE + 6_000)
+        await run.expect(lambda: len(run.bars()) == 13)
+        await run.close_bar(13)
+        await run.expect(lambda: len(run.bars()) == 14)
+        assert {bar.close for bar in run.bars()} == {1005}
+        assert run.gaps() == [(12, 13, GapCause.IMPLAUSIBLE, "rest")]
+        assert run.feed.counters["implausible_bars"] >= 1
+
+
+async def test_a_fall_that_rest_repeats_enters_the_record_once() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        run.move_to(START_MS + 13 * MINUTE + 3_000)
+        server.add_candle(START_MS + 12 * MINUTE, "50.5")
+        await server.send(kline(START_MS + 12 * MINUTE, "50.5"))
+        await run.expect(lambda: len(run.bars()) == 13)
+        await run.close_bar(13)
+        run.move_to(START_MS + 14 * MINUTE + 6_000)
+        await run.expect(lambda: len(run.bars()) == 14)
+        assert [bar.close for bar in run.bars()[11:]] == [1005, 505, 1005]
+        assert run.opens() == list(range(14))
+        assert [bar.source for bar in run.bars()[11:13]] == [Source.STREAM, Source.REST]
+
+
+async def test_a_doubtful_close_waits_for_a_rest_that_fails_and_others_behind_it() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        await run.close_bar(12, stream=False)
+        run.move_to(START_MS + 13 * MINUTE + 3_000)
+        server.answer_next("kline", *(web.Response(status=500) for _ in range(4)))
+        await server.send(kline(START_MS + 12 * MINUTE, HIGH))
+        await until(lambda: run.feed.counters["implausible_bars"])
+        seen = run.feed.counters["frames"]
+        for index in (13, 14):
+            await run.close_bar(index, rest=False)
+        await until(lambda: run.feed.counters["frames"] == seen + 2)
+        assert len(run.bars()) == 12
+        await run.expect(lambda: len(run.bars()) == 15)
+        assert run.opens() == list(range(15))
+        assert {bar.close for bar in run.bars()} == {1005}
+        sources = [bar.source for bar in run.bars()[12:]]
+        assert sources == [Source.REST, Source.STREAM, Source.STREAM]
+
+
+def lying_page(server: ScriptedServer, *indices: int, close: str = HIGH) -> web.Response:
+    """Return a page of these minutes whose closes are a thousand times the true ones."""
+    rows = [
+        [str(START_MS + index * MINUTE), "100.5", close, "100.5", close, "1.5", "150.75"]
+        for index in sorted(indices, reverse=True)
+    ]
+    return server.reply({"category": "linear", "symbol": "BTCUSDT", "list": rows})
+
+
+@pytest.mark.parametrize(("lies", "closes"), [(1, 1005), (2, 1_005_000)])
+async def test_what_rest_alone_told_of_a_lost_bar_is_asked_again(lies: int, closes: int) -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        await run.close_bar(12, stream=False)
+        run.move_to(START_MS + 13 * MINUTE + 6_000)
+        server.answer_next("kline", *(lying_page(server, 12) for _ in range(lies)))
+        await run.expect(lambda: len(run.bars()) == 13)
+        assert run.bars()[12].close == closes
+        assert run.feed.counters["implausible_bars"] == 1
+        assert run.gaps() == [(12, 13, GapCause.MISSED, "rest")]
+
+
+@pytest.mark.parametrize(("lies", "closes"), [(1, 1005), (2, 1_005_000)])
+async def test_what_rest_tells_of_the_time_while_down_is_asked_again(
+    lies: int, closes: int
+) -> None:
+    async with ScriptedServer() as server:
+        for index in range(-20, 1):
+            server.add_candle(START_MS + index * MINUTE)
+        recent = [bar(1005, index=index) for index in range(-20, 0)]
+        start = structs.replace(known(-1), recent={ID: recent})
+        server.server_ms = START_MS + MINUTE + 5_000
+        server.answer_next("kline", *(lying_page(server, 0) for _ in range(lies)))
+        async with live(server, start=start) as run:
+            await run.expect(run.bars)
+            assert [one.close for one in run.bars()] == [closes]
+
+
+async def test_without_a_yardstick_every_close_is_believed() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run, 8)
+        await run.close_bar(8, stream=False, rest=False)
+        await server.send(kline(START_MS + 8 * MINUTE, HIGH))
+        await run.expect(lambda: len(run.bars()) == 9)
+        assert run.bars()[8].close == 1_005_000
+
+
+async def test_what_rest_tells_otherwise_each_time_is_asked_until_two_answers_agree() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        await run.close_bar(12, stream=False)
+        run.move_to(START_MS + 13 * MINUTE + 6_000)
+        lies = (HIGH, "70000", HIGH, "80000")
+        server.answer_next("kline", *(lying_page(server, 12, close=lie) for lie in lies[1:]))
+        await server.send(kline(START_MS + 12 * MINUTE, HIGH))
+        await run.expect(lambda: len(run.bars()) == 13)
+        assert run.bars()[12].close == 1005
+        assert run.feed.counters["implausible_bars"] == 4
+
+
+async def test_bars_behind_a_lie_of_rest_wait_for_the_truth_and_are_the_streams() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        await run.close_bar(12, stream=False)
+        run.move_to(START_MS + 15 * MINUTE + 6_000)
+        server.answer_next("kline", lying_page(server, 12))
+        for index in (13, 14):
+            await server.send(kline(START_MS + index * MINUTE))
+        await run.expect(lambda: len(run.bars()) == 15)
+        assert {bar.close for bar in run.bars()} == {1005}
+        sources = [bar.source for bar in run.bars()[12:]]
+        assert sources == [Source.REST, Source.STREAM, Source.STREAM]
+        assert run.feed.counters["implausible_bars"] == 1
+
+
+async def test_a_fall_that_lasts_is_seconded_in_one_answer() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        run.move_to(START_MS + 32 * MINUTE + 6_000)
+        for index in range(12, 32):
+            server.add_candle(START_MS + index * MINUTE, "50.5")
+            await server.send(kline(START_MS + index * MINUTE, "50.5"))
+        await run.expect(lambda: len(run.bars()) == 32)
+        assert {bar.close for bar in run.bars()[12:]} == {505}
+        assert len(server.asked("kline")) <= 2
+
+
+async def test_the_warm_up_is_a_yardstick_and_its_own_closes_are_asked_again() -> None:
+    async with ScriptedServer() as server:
+        for index in range(-20, 0):
+            server.add_candle(START_MS + index * MINUTE)
+        server.server_ms = START_MS + 5_000
+        lies = [lying_page(server, -1, close=close) for close in ("70000", "80000")]
+        truth = server.rows["BTCUSDT"]
+        start = FeedStart(period_start_ms=START_MS, warmup_bars=20)
+        whole = [
+            [str(cell) for cell in truth[START_MS + index * MINUTE]] for index in range(-20, 0)
+        ]
+        whole[-1] = [whole[-1][0], "100.5", HIGH, "100.5", HIGH, "1.5", "150.75"]
+        page = {"category": "linear", "symbol": "BTCUSDT", "list": whole[::-1]}
+        server.answer_next("kline", server.reply(page), *lies)
+        async with live(server, start=start) as run:
+            await run.expect(lambda: len(run.bars()) == 20)
+            assert {bar.close for bar in run.bars()} == {1005}
+            await run.close_bar(0, stream=False)
+            await server.send(kline(START_MS, HIGH))
+            run.move_to(START_MS + MINUTE + 6_000)
+            await run.expect(lambda: len(run.bars()) == 21)
+            assert run.bars()[20].close == 1005
