@@ -24,6 +24,7 @@ from tracepaper.strategies.types import MONEY_LIMIT, Bar, Instrument, Source
 _Numbers = tuple[int, int, int, int, int, int]
 _ZEROS: Final = tuple("0" * count for count in range(41))
 _STREAM: Final = Source.STREAM
+_ROLL: Final = 2  # candles in a frame of the roll: the closed and the new one
 EARLY_MS: Final = 1_000
 """A closing frame may be dated this long before the close; an earlier one closes nothing."""
 
@@ -56,7 +57,7 @@ class CandleLayout(Struct, frozen=True):
 
     def is_on_grid(self, start_ms: int) -> bool:
         """Return whether a candle of this interval may start at *start_ms*."""
-        return (start_ms - self.hot[3]) % self.interval_ms == 0
+        return start_ms % self.interval_ms == self.hot[3]
 
 
 def candle_layout(instrument: Instrument, interval_ms: int) -> CandleLayout:
@@ -98,14 +99,15 @@ def stream_bars(
     itself, lies off the grid or stands beside another of its time. Written flat: the hot path.
     """
     bars: list[Bar] = []
-    if len(frame.data) > 1:
-        _refuse_doubles(frame.data, layout)
-    for candle in frame.data:
+    candles = frame.data
+    if len(candles) > 1 and (len(candles) > _ROLL or candles[0].start == candles[1].start):
+        _refuse_doubles(candles, layout)
+    for candle in candles:
         # The exchange repeats the open candle until it closes; only the confirmed one is a fact.
         if not candle.confirm:
             continue
         (
-            instrument, interval_ms, name, anchor_ms, last_ms, dot, volume_dot, turnover_dot, zeros,
+            instrument, interval_ms, name, phase_ms, last_ms, dot, volume_dot, turnover_dot, zeros,
             more, read,
         ) = layout.hot  # fmt: skip
         o, h, l, c, v, t = (  # noqa: E741
@@ -125,16 +127,16 @@ def stream_bars(
             open_, high, low, close, volume, turnover = read(row.replace(".", "", 6))
         except (DecodeError, IndexError):
             open_, high, low, close, volume, turnover = _careful(candle, layout)
-        start, server_ms = candle.start, frame.ts
+        start, end, server_ms = candle.start, candle.end, frame.ts
         if not (
             low <= open_ <= high
             and low <= close <= high
-            and candle.end - start == last_ms
-            and (start - anchor_ms) % interval_ms == 0
+            and end - start == last_ms
+            and start % interval_ms == phase_ms
             and (candle.interval == name or not candle.interval)
         ):
             raise _impossible(candle, layout)
-        if candle.end - EARLY_MS >= server_ms:
+        if end - EARLY_MS >= server_ms:
             if early is not None:
                 early(candle, server_ms)
             continue

@@ -176,12 +176,13 @@ class Wire:
         instruments: Iterable[Instrument],
         interval_ms: int,
         counters: Counter[str] | None = None,
-        observe: Callable[[int], bool] = lambda _server_ms: True,
+        observe: Callable[[int], bool] | None = None,
         refused: Callable[[str, str], None] = _hears_nothing,
     ) -> None:
         self.category = category
         self.renewals: set[str] = set()
         self._observe = observe
+        self._early = self._heard_early  # bound once: this is the hot path
         self._refused = refused
         self.counters: Counter[str] = Counter() if counters is None else counters
         self._symbols = {one.symbol: one for one in instruments if one.category is category}
@@ -212,7 +213,8 @@ class Wire:
                 kline = decode_kline(frame)
                 if (layout := self._layouts.get(kline.topic)) is not None:
                     bars = stream_bars(kline, layout, self._early)
-                    if self._observe(kline.ts):
+                    observe = self._observe
+                    if observe is None or observe(kline.ts):
                         return Candles(kline.ts, bars)
                     return self._ahead("kline", kline.ts)
             kind = "frame"
@@ -250,7 +252,11 @@ class Wire:
         )
         return Refused(kind)
 
-    def _early(self, candle: Candle, server_ms: int) -> None:
+    def _believes(self, server_ms: int) -> bool:
+        """Tell the owner when a frame is dated; False where that cannot be believed."""
+        return self._observe is None or self._observe(server_ms)
+
+    def _heard_early(self, candle: Candle, server_ms: int) -> None:
         """Tell of a candle that says it is closed before its close, or before it began."""
         if candle.start > server_ms + EARLY_MS:
             self._ahead("kline", candle.start)
@@ -314,7 +320,7 @@ class Wire:
         if (layout := self._layouts.get(kline.topic)) is None:
             return self._unknown("kline")
         bars = stream_bars(kline, layout, self._early)
-        if not self._observe(kline.ts):
+        if not self._believes(kline.ts):
             return self._ahead("kline", kline.ts)
         return Candles(kline.ts, bars)
 
@@ -339,7 +345,7 @@ class Wire:
             else None,
             next_funding_ms=self._next_funding(ticker, data),
         )
-        if not self._observe(ticker.ts):
+        if not self._believes(ticker.ts):
             return self._ahead("tickers", ticker.ts)
         self._tickers[ticker.topic] = data
         return result
@@ -368,7 +374,7 @@ class Wire:
         if not is_snapshot and not levels.is_known:
             return self._too_soon("orderbook", book.topic)
         sides = (_levels(book.data.b, instrument), _levels(book.data.a, instrument))
-        if not self._observe(max(book.ts, book.cts)):
+        if not self._believes(max(book.ts, book.cts)):
             if not is_snapshot:
                 self._lose(book.topic)
             return self._ahead("orderbook", max(book.ts, book.cts))
@@ -412,7 +418,7 @@ class Wire:
                     batch.ts,
                 )
             )
-        if not self._observe(newest_ms):
+        if not self._believes(newest_ms):
             return self._ahead("publicTrade", newest_ms)
         return Trades(batch.ts, trades)
 
