@@ -173,8 +173,10 @@ def _by_package(event: str, found: Outside) -> bool:
         while frame.f_back is not None and "/ctypes/" in frame.f_code.co_filename:
             frame = frame.f_back
         return frame.f_code.co_filename.startswith(_installed(len(sys.path)))
-    asked = event in ("os.listdir", "os.scandir")
-    return asked and frame.f_code.co_filename.startswith("<frozen importlib")
+    if not frame.f_code.co_filename.startswith("<frozen importlib"):
+        return False
+    # It looks into folders, and writes compiled code by way of a numbered file.
+    return event != "open" or ".pyc." in Path(found.name).name
 
 
 def _file(path: object) -> Outside | None:

@@ -85,7 +85,7 @@ class Limits:
     """How much a check looks at: corrupted or cut futures, and seconds in all."""
 
     probes: int = 12
-    seconds: float = 120.0
+    seconds: float = 300.0
     seed: int = 0
 
 

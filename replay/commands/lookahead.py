@@ -32,7 +32,7 @@ def lookahead(
     probes: Annotated[int, typer.Option(min=1, help="Futures to corrupt or cut off.")] = 12,
     seconds: Annotated[
         float, typer.Option(min=1, help="Time after which what is left is not probed.")
-    ] = 120.0,
+    ] = 300.0,
     allow_reading: Annotated[
         list[str] | None,
         typer.Option(

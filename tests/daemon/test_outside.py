@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sqlite3
+import sys
 from itertools import count
 from pathlib import Path
 
@@ -156,3 +157,25 @@ def test_what_we_open_ourselves_is_not_the_class(data: Path) -> None:
 def test_a_class_that_opens_without_end_is_not_remembered_without_end(tmp_path: Path) -> None:
     found = opened(tmp_path, observe=f"for n in range(999): open(f'{tmp_path}/{{n}}', 'w').close()")
     assert 100 < len(found) <= outside.NAMES_KEPT
+
+
+def test_python_may_write_compiled_code_beside_the_class(
+    helper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (helper / "compiled.py").write_text(own.source(top="import my_helper"))
+    monkeypatch.syspath_prepend(helper)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    user_class("compiled:Mine")
+    assert list(helper.glob("__pycache__/compiled.*.pyc"))
+    assert outside.opened("compiled:Mine") == ()
+
+
+def test_a_module_from_elsewhere_is_heard(helper: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (helper / "my_helper.py").rename(elsewhere / "far_helper.py")
+    folder = tmp_path / "here"
+    folder.mkdir()
+    with own.importable(elsewhere):
+        found = opened(folder, top="import far_helper")
+    assert "far_helper.py" in [Path(name).name for _, name in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
+from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config import Config, load
 from tracepaper.replay.fresh import Fresh
 from tracepaper.replay.importers import Candles
@@ -284,8 +286,8 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
         CLOCK,
         {
             "top": "import time",
-            "init": "self.made = time.strftime('%Y-%m')",
-            "decide": "return by(hash(self.made) % 1_000 > bar.close % 1_000)",
+            "init": "self.day = int(time.time() // 86_400)",
+            "decide": "return by((bar.close + self.day) % 7 < 3)",
         },
     ),
     "memory of earlier runs": (
@@ -399,3 +401,60 @@ def test_a_class_that_fails_ends_the_check_with_its_sentence(
     with pytest.raises(StrategyFailed, match=words):
         check(decide=decide)
     assert check(decide="return by(bar.close > bar.open)").holds  # and the server goes on
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walk: Candles, other: Candles
+) -> Iterator[Path]:
+    """Write two files of candles, and a class that reads one of them; work there."""
+    for part in (walk, other):
+        columns = (part.open_time_ms, part.open, part.high, part.low, part.close, part.volume)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        lines = [",".join(map(str, row)) for row in rows]
+        text = "open_time,open,high,low,close,volume\n" + "\n".join(lines) + "\n"
+        (tmp_path / f"{part.symbol}.csv").write_text(text)
+    reads = own.source(init="open('BTCUSDT.csv').close()", decide="return by(bar.close > bar.open)")
+    (tmp_path / "peeking.py").write_text(reads)
+    (tmp_path / "peeking.toml").write_text('[strategy]\nname = "peeking:Mine"\n')
+    monkeypatch.chdir(tmp_path)
+    with own.importable(tmp_path):
+        yield tmp_path
+
+
+BOTH = ["--data", "BTCUSDT.csv", "--data", "ETHUSDT.csv", "--probes", "1"]
+
+
+def test_the_command_names_what_was_read_and_exits_1(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["lookahead", "-c", "peeking.toml", *BOTH]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("lookahead: read: the strategy opened file ")
+    assert f"{folder}/BTCUSDT.csv; pass each" in said
+    assert "--allow-reading" in said
+
+
+def test_the_command_says_as_json_what_was_allowed_over_all_data(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allowed = ["--allow-reading", "BTCUSDT.csv", "--json"]
+    assert invoke(["lookahead", "-c", "peeking.toml", *BOTH, *allowed]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["verdict"], said["holds"], said["probes"]) == ("nothing moved", True, 1)
+    assert said["bars"] == said["blind"] == 320
+    assert said["allowed"] == [{"what": "file", "name": str(folder / "BTCUSDT.csv")}]
+    assert "whether what it was allowed to open tells the future" in said["unproved"][0]
+
+
+def test_the_command_says_which_bars_were_left_out(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "peeking.toml").write_text('[strategy]\nname = "persistence"\n')
+    assert invoke(["lookahead", "-c", "peeking.toml", *BOTH, "--bars", "100"]) == 0
+    said = capsys.readouterr().out
+    assert "200 of 200 bars decided without a later one" in said
+    assert "Cannot be proved: the 120 bars after the first 100; give --bars." in said
