@@ -6,7 +6,7 @@ is filled at the earliest by the event after its cause.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeVar, assert_never
 
 import msgspec
@@ -25,6 +25,7 @@ from tracepaper.strategies.types import (
     Bar,
     Command,
     CommandKind,
+    Confirmation,
     Decision,
     Event,
     Fill,
@@ -49,6 +50,9 @@ from tracepaper.strategies.types import (
     Trade,
     TwinStep,
 )
+
+STATE_EVERY_STEPS: Final = 1_024
+"""A confirmed position alone has the state stored this often: a prune cuts where it was."""
 
 _Filled = tuple[tuple[Fill, ...], tuple[Order, ...], Mapping[str, Fill]]
 _NO_TWINS: Final[Mapping[str, Fill]] = {}
@@ -79,7 +83,9 @@ class Engine:
         self._risk = RiskWatch(settings.risk)
         self._by_quotes = settings.execution is FillModel.QUOTE
         self._halted = False
-        self._dirty = True
+        self._dirty = True  # the state has to be stored
+        self._unsaved = False  # a position was confirmed since it was
+        self._confirmed: list[str] = []  # twins whose position this step confirmed
         self.sequence = 0
 
     def _open_ledger(self) -> Ledger:
@@ -130,10 +136,18 @@ class Engine:
             {name: twin.state() for name, twin in self._twins.items()},
         )
 
-    def restore(self, state: EngineState, *, next_sequence: int, taken_over: bool = False) -> None:
+    def restore(
+        self,
+        state: EngineState,
+        *,
+        next_sequence: int,
+        confirmed: Iterable[Confirmation] = (),
+        taken_over: bool = False,
+    ) -> None:
         """Take over the state of a run's last step; the bars come by :meth:`recall`.
 
-        *taken_over* says that it is another run's: the first step then stores it anew.
+        *confirmed* are the positions that were confirmed after that state was stored, oldest
+        first. *taken_over* says that it is another run's: the first step then stores it anew.
         """
         self._halted = state.halted
         for key, regime in state.regimes.items():
@@ -142,6 +156,11 @@ class Engine:
         self._ledger.restore(state.ledger)
         for name, twin in state.twins.items():
             self._twins[name].restore(twin)
+        for one in confirmed:
+            self._unsaved = True
+            ledger = self._ledger if one.twin is None else self._twins[one.twin]
+            if self._desks[one.instrument].strategy.horizon is not None:
+                ledger.brokers[one.instrument].renewed_ms = one.open_time_ms
         self.sequence = next_sequence
         self._dirty = taken_over
 
@@ -262,7 +281,7 @@ class Engine:
             self._see_risk(desk, bar, target)
         decision = desk.judge(signal, target, wanted, expired=desk.expired(bar, broker))
         if decision.allowed and decision.action in (Action.LONG, Action.SHORT):
-            self._renew(self._ledger, desk, bar)
+            self._confirm(self._ledger, desk, bar)
         return decision
 
     def _see_risk(self, desk: Desk, bar: Bar, target: int) -> None:
@@ -273,10 +292,16 @@ class Engine:
         if self._risk.measure(seen, account=portfolio.account(), market_ms=bar.market_ms):
             self._dirty = True
 
-    def _renew(self, ledger: Ledger, desk: Desk, bar: Bar) -> None:
-        if desk.strategy.horizon is not None:
-            ledger.brokers[bar.instrument].renewed_ms = bar.open_time_ms
-            self._dirty = True
+    def _confirm(self, ledger: Ledger, desk: Desk, bar: Bar) -> bool:
+        """Let the position of *ledger* stand for another horizon; return whether it has one.
+
+        The step says it in a bit: the state is stored for it only now and then.
+        """
+        self._unsaved = True
+        if desk.strategy.horizon is None:
+            return False
+        ledger.brokers[bar.instrument].renewed_ms = bar.open_time_ms
+        return True
 
     def _decide_twins(
         self, desk: Desk, bar: Bar, signal: Signal, forecast: Forecast | None, decision: Decision
@@ -291,8 +316,8 @@ class Engine:
                 target = 0 if desk.expired(bar, broker) else broker.wanted
                 reason = "horizon" if target != broker.wanted else signal.reason
             else:
-                if signal.action is not Action.FLAT:
-                    self._renew(twin, desk, bar)
+                if signal.action is not Action.FLAT and self._confirm(twin, desk, bar):
+                    self._confirmed.append(name)
                 target = desk.sizer.target(signal, bar, forecast, standing=broker.wanted)
                 reason = signal.reason
             self._submit(twin, bar, target, signal.action, reason)
@@ -400,10 +425,10 @@ class Engine:
                 twins = self._twin_steps(instrument, twin_fills)
         account = self._ledger.portfolio.account()
         state: bytes | None = None
-        if self._dirty:
-            state = msgspec.msgpack.encode(self.state())
-            self._dirty = False
         sequence = self.sequence
+        if self._dirty or (self._unsaved and sequence % STATE_EVERY_STEPS == 0):
+            state = msgspec.msgpack.encode(self.state())
+            self._dirty = self._unsaved = False
         self.sequence = sequence + 1
         return Step(
             sequence,
@@ -422,12 +447,14 @@ class Engine:
         )
 
     def _twin_steps(self, instrument: str, fills: Mapping[str, Fill]) -> tuple[TwinStep, ...]:
+        confirmed, self._confirmed = self._confirmed, []
         return tuple(
             TwinStep(
                 name,
                 twin.portfolio.position(instrument),
                 twin.portfolio.account(),
                 (fills[name],) if name in fills else (),
+                name in confirmed,
             )
             for name, twin in self._twins.items()
         )

@@ -22,7 +22,15 @@ from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.plausible import BARS as YARDSTICK_BARS
-from tracepaper.strategies.types import Bar, FillModel, Instrument, ModelChange, Run, RunKind
+from tracepaper.strategies.types import (
+    Bar,
+    Confirmation,
+    FillModel,
+    Instrument,
+    ModelChange,
+    Run,
+    RunKind,
+)
 
 log = structlog.get_logger("daemon")
 
@@ -148,15 +156,17 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
     """Open a new run; it takes over account and orders of *parent*, where there is one."""
     instruments = opening.instruments
     state: bytes | None = None
+    confirmed: list[Confirmation] = []
     if parent is not None:
         if {item.id for item in instruments} == {item.id for item in parent.instruments}:
             instruments = _rescaled(opening, parent.instruments)
             state = reader.last_state(parent.run_id)
+            confirmed = reader.confirmations(parent.run_id)
         else:
             parent = None  # other instruments: another account
     engine = _engine(opening, instruments, opening.period_start_ms)
     if state is not None:
-        engine.restore(decode_state(state), next_sequence=0, taken_over=True)
+        engine.restore(decode_state(state), next_sequence=0, confirmed=confirmed, taken_over=True)
     run = describe_run(
         opening.config,
         instruments,

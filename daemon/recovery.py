@@ -21,7 +21,11 @@ def restore_engine(engine: Engine, reader: Reader, resumed: Resumed, memory: Mem
     if resumed.state is not None:
         state = decode_state(resumed.state)
         check_ledger(reader, resumed, state)
-        engine.restore(state, next_sequence=resumed.next_sequence)
+        engine.restore(
+            state,
+            next_sequence=resumed.next_sequence,
+            confirmed=reader.confirmations(run.run_id),
+        )
     else:
         engine.sequence = resumed.next_sequence
     recall_bars(engine, reader, run, memory)

@@ -255,7 +255,7 @@ class StepDecoder:
         )
 
     def _twin(self, row: Sequence[Any], fills: Sequence[Sequence[Any]]) -> TwinStep:
-        _, book, holding, *marked = row
+        _, book, holding, *marked, confirmed = row
         position, account = self._book(book, holding, marked)
         name = self._interned.holding(holding, book)[2]
         return TwinStep(
@@ -263,6 +263,7 @@ class StepDecoder:
             position or Position(),
             account,
             tuple(self.fill(fill[4:]) for fill in fills if fill[1] == book),
+            bool(confirmed),
         )
 
 

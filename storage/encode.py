@@ -193,7 +193,8 @@ class StepEncoder:
         for book, twin in enumerate(step.twins, start=1):
             held = (key, (book, place), twin.twin)
             holding = self._holdings.hold(held, twin.position, twin.account, sparse)
-            row = (key, book, holding, *marks(twin.position, twin.account))
+            marked = marks(twin.position, twin.account)
+            row = (key, book, holding, *marked, int(twin.confirmed))
             sparse.append(("twin_steps", row))
             for ordinal, fill in enumerate(twin.fills):
                 columns = self._fill_columns(fill)

@@ -16,6 +16,7 @@ from tracepaper.storage.schema import metadata
 from tracepaper.storage.stored import (
     CHUNK_STEPS,
     chunks,
+    confirmed_since,
     gate_set_of,
     gate_set_rows,
     interned,
@@ -23,7 +24,7 @@ from tracepaper.storage.stored import (
     select,
 )
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import OrderStatus, Step
+from tracepaper.strategies.types import Confirmation, OrderStatus, Step
 
 if TYPE_CHECKING:
     import sqlite3
@@ -309,6 +310,15 @@ class Reader:
             return bytes(row[1])
         pruned = self.pruned(run_key)
         return None if pruned is None else pruned.state
+
+    def confirmations(self, run_id: str) -> list[Confirmation]:
+        """Return the last confirmation of each position since the newest state was stored."""
+        stored = self.stored_run(run_id)
+        row = self._state(stored.run_key, "DESC")
+        first, last = run_span(stored.run_key)
+        since = confirmed_since(self._connection, first if row is None else row[0] + 1, last)
+        instruments = stored.run.instruments
+        return [Confirmation(twin, instruments[place].id, time) for twin, place, time in since]
 
     def _state(self, run_key: int, order: str) -> tuple[int, bytes] | None:
         query = (

@@ -16,7 +16,7 @@ from tracepaper.storage.chain import DROPPED_TABLES, verify_chain
 from tracepaper.storage.database import advice, open_reader, open_writer
 from tracepaper.storage.digest import NOTHING
 from tracepaper.storage.rows import KEPT_EVENTS, sequence_of, step_key
-from tracepaper.storage.stored import latest, run_span
+from tracepaper.storage.stored import confirmed_since, latest, run_span
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 from tracepaper.strategies.types import Prune
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DAY_MS: Final = 86_400_000
 _LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
+_PRUNED_UNTIL: Final = "SELECT until_sequence FROM prunes WHERE run_key = ?"
 _PRUNED: Final = "SELECT until_sequence, state, kept_sha256 FROM prunes WHERE run_key = ?"
 
 
@@ -166,4 +167,15 @@ def _prunable_until(raw: sqlite3.Connection, run_key: int, keep_ms: int) -> int:
         "SELECT min(step) FROM bars WHERE step BETWEEN ? AND ? AND open_time_ms > ?",
         (*span, newest - keep_ms),
     ).fetchone()
+    (stored,) = raw.execute(
+        "SELECT max(step) FROM steps WHERE step BETWEEN ? AND ? AND state IS NOT NULL",
+        (span[0], first_kept - 1),
+    ).fetchone()
+    if stored is None:
+        # The state of the last prune, or the run's first step.
+        (until,) = raw.execute(_PRUNED_UNTIL, (run_key,)).fetchone() or (-1,)
+        stored = step_key(run_key, until) if until >= 0 else span[0] - 1
+    if any(True for _ in confirmed_since(raw, stored + 1, first_kept - 1)):
+        # What was confirmed after the state was stored would go with the steps: cut there.
+        return sequence_of(stored) if stored >= span[0] else -1
     return sequence_of(first_kept) - 1

@@ -305,6 +305,7 @@ twin_steps: Final = _keyed_table(
     _whole("unrealized_pnl", null=True),
     _whole("account_unrealized_pnl", null=True),
     _whole("equity", null=True),
+    _whole("confirmed"),  # 1 where the step's bar confirmed the position for another horizon
 )
 
 twin_fills: Final = _keyed_table(

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from tracepaper.storage.decode import Interned, StoredRows
-from tracepaper.storage.rows import SPARSE_TABLES, step_key
+from tracepaper.storage.rows import SEQUENCE_LIMIT, SPARSE_TABLES, step_key
 from tracepaper.storage.schema import metadata
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Gate, GateSet
@@ -20,6 +20,21 @@ CACHED_ROWS: Final = 4096
 
 StoredRow = tuple[Any, ...]
 _Rows = TypeVar("_Rows", StoredRow, list[StoredRow])
+
+
+# The interned row of a step lies in its run, under the sequence that the step names.
+_OWN_CONFIRMED: Final = (
+    "SELECT NULL, b.instrument, max(b.open_time_ms) FROM steps s "
+    f"JOIN outcomes o ON o.step = (s.step & ~{SEQUENCE_LIMIT - 1}) | s.outcome "
+    "JOIN bars b ON b.step = s.step WHERE s.step BETWEEN ? AND ? AND s.outcome IS NOT NULL "
+    "AND o.allowed AND o.action IN ('LONG', 'SHORT') GROUP BY 2"
+)
+_TWINS_CONFIRMED: Final = (
+    "SELECT h.twin, b.instrument, max(b.open_time_ms) FROM twin_steps t "
+    f"JOIN holdings h ON h.step = (t.step & ~{SEQUENCE_LIMIT - 1}) | t.holding "
+    "AND h.book = t.book JOIN bars b ON b.step = t.step "
+    "WHERE t.step BETWEEN ? AND ? AND t.confirmed GROUP BY 1, 2"
+)
 
 
 def select(table: str, where: str) -> str:
@@ -69,6 +84,17 @@ class Chunk(NamedTuple):
 def run_span(run_key: int) -> tuple[int, int]:
     """Return the first and the last key that a step of the run can have."""
     return step_key(run_key, 0), step_key(run_key + 1, 0) - 1
+
+
+def confirmed_since(
+    connection: sqlite3.Connection, first: int, last: int
+) -> Iterator[tuple[str | None, int, int]]:
+    """Yield (twin, instrument, open time) of each position's last confirmation in some steps.
+
+    The steps have the keys *first* to *last*; the run's own account has no twin's name.
+    """
+    for query in (_OWN_CONFIRMED, _TWINS_CONFIRMED):
+        yield from connection.execute(query, (first, last))
 
 
 def latest(

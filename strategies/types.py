@@ -506,6 +506,14 @@ class Account(Struct, frozen=True, gc=False):
     funding_paid: int
 
 
+class Confirmation(Struct, frozen=True, gc=False):
+    """A bar confirmed an account's position for another horizon; ``twin`` None is the run's own."""
+
+    twin: str | None
+    instrument: str
+    open_time_ms: int
+
+
 class TwinStep(Struct, frozen=True, gc=False):
     """A shadow account after a step: the same forecasts without the judgement gates, say."""
 
@@ -513,6 +521,7 @@ class TwinStep(Struct, frozen=True, gc=False):
     position: Position
     account: Account
     fills: tuple[Fill, ...]
+    confirmed: bool = False  # the step's bar confirmed its position for another horizon
 
 
 class Step(Struct, frozen=True, gc=False):

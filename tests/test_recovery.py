@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from builders import START_MS, bars, forecast, instrument, quote
 from fakes import FixedForecaster
 
+from tracepaper.daemon import engine as engine_module
 from tracepaper.daemon.building import build_engine, resolved
 from tracepaper.daemon.config import Config, load
 from tracepaper.daemon.opening import Opened, Opening, open_run
@@ -45,6 +47,7 @@ CALIBRATION = Calibration(
     0.0,
 )
 WARM = 12
+GATES = {"confidence": "0.1", "collapse": "0", "shift": "1", "edge": "0"}
 
 
 def configured(strategy: str, execution: FillModel, **sections: dict[str, Any]) -> Config:
@@ -54,7 +57,7 @@ def configured(strategy: str, execution: FillModel, **sections: dict[str, Any]) 
             {
                 "strategy": {"name": strategy, "fast": 3, "slow": 7, "long_only": False},
                 "sizing": {"mode": "fixed", "quantity": "1"},
-                "gate": {"confidence": "0.1", "collapse": "0", "shift": "1", "edge": "0"},
+                "gate": GATES,
                 "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
                 "execution": {"fill_within_ms": 60_000},  # quotes come just before a close
                 **sections,
@@ -205,6 +208,33 @@ def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
             run_id = second.opened.run.run_id
             sequences = [stored.step.sequence for stored in reader.steps(run_id)]
             assert sequences == list(range(len(sequences)))
+
+
+@pytest.mark.parametrize("every", [4, 1_024])
+def test_confirmations_that_no_state_was_stored_for_are_read_back(
+    tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "STATE_EVERY_STEPS", every)
+    config = configured("attention", FillModel.NEXT_OPEN, gate={**GATES, "edge": "0.9"})
+    given = events(60, quotes=False)
+    whole = Process(tmp_path / "whole.db", config, FillModel.NEXT_OPEN)
+    states = []
+    live(whole, given[: WARM + 1])
+    for event in given[WARM + 1 :]:
+        whole.feed(event)
+        states.append(msgspec.msgpack.encode(whole.opened.engine.state()))
+    whole.stop()
+    confirmed = [step for step in whole.steps if any(twin.confirmed for twin in step.twins)]
+    unsaved = [step for step in confirmed if step.state is None]
+    assert len(unsaved) > 10
+    for cut in range(WARM + 2, len(given), 5):
+        first = Process(tmp_path / f"{cut}.db", config, FillModel.NEXT_OPEN)
+        live(first, given[:cut])
+        first.stop()
+        second = Process(tmp_path / f"{cut}.db", config, FillModel.NEXT_OPEN)
+        restored = msgspec.msgpack.encode(second.opened.engine.state())
+        assert restored == states[cut - WARM - 2], f"stopped after {cut}"
+        second.stop()
 
 
 def test_a_run_that_was_restarted_while_it_held_something_follows_from_its_record(

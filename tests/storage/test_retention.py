@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tracepaper.storage.reader import Reader
 from tracepaper.storage.retention import Pruning, backup, prune
 from tracepaper.storage.tamper import ChainReport
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
-from tracepaper.strategies.types import Step
+from tracepaper.strategies.types import Action, Step
 
 DAY = 24 * 60
 STEPS = cases.plain_steps(DAY + 500)
@@ -99,13 +100,36 @@ def test_a_damaged_database_is_not_backed_up_as_if_it_were_whole(
 # ---------------------------------------------------------------- prune
 
 
+def stored_at(steps: Sequence[Step], before: int) -> int:
+    """Return the last step before *before* that stored the engine's state: where a prune cuts."""
+    return max(step.sequence for step in steps[:before] if step.state is not None)
+
+
+UNTIL = stored_at(STEPS, 500)
+
+
+def test_a_prune_cuts_where_no_confirmation_is_lost(tmp_path: Path) -> None:
+    # Without a confirmed position since the last state, any step will do.
+    path = tmp_path / "a.db"
+    quiet = [
+        replace(
+            step, twins=(),
+            decision=step.decision and replace(step.decision, action=Action.HOLD),
+            state=b"only" if step.sequence == 3 else None,
+        )
+        for step in STEPS
+    ]  # fmt: skip
+    cases.write_run(path, quiet)
+    assert prune(path, keep_days=1, pruned_at_ms=5)[0].until_sequence == 499
+
+
 def test_a_pruned_chain_holds_from_where_it_was_cut(path: Path) -> None:
     size = path.stat().st_size
-    assert prune(path, keep_days=1, pruned_at_ms=5) == [Pruning("r-1", 499, 500)]
+    assert prune(path, keep_days=1, pruned_at_ms=5) == [Pruning("r-1", UNTIL, UNTIL + 1)]
     report = verify(path)
     assert report.holds
-    assert (report.pruned_until, report.steps) == (499, DAY + 1)
-    assert stored(path)[:-1] == STEPS[500:]
+    assert (report.pruned_until, report.steps) == (UNTIL, len(STEPS) - UNTIL)
+    assert stored(path)[:-1] == STEPS[UNTIL + 1 :]
     assert path.stat().st_size < size * 0.85
 
 
@@ -155,11 +179,12 @@ def test_a_run_goes_on_after_a_prune_and_is_pruned_again(path: Path) -> None:
         log.append_now(replace(step, sequence=step.sequence + 1))
     log.close()
     assert verify(path).holds
-    assert prune(path, keep_days=1, pruned_at_ms=6) == [Pruning("r-1", 799, 300)]
+    (again,) = prune(path, keep_days=1, pruned_at_ms=6)
+    assert UNTIL + 250 < again.until_sequence < 800
     report = verify(path)
     assert report.holds
-    assert report.pruned_until == 799
-    assert prune(path, keep_days=1, pruned_at_ms=7) == [Pruning("r-1", 799, 0)]
+    assert report.pruned_until == again.until_sequence
+    assert prune(path, keep_days=1, pruned_at_ms=7) == [Pruning("r-1", again.until_sequence, 0)]
 
 
 def test_nothing_is_pruned_that_is_young_enough(path: Path) -> None:
@@ -213,7 +238,8 @@ def test_settlements_and_gaps_survive_a_prune(tmp_path: Path) -> None:
     early = cases.rich_steps()[:9]
     late = [replace(step, sequence=step.sequence + 9) for step in STEPS]
     cases.write_run(path, [*early, *late])
-    assert prune(path, keep_days=1, pruned_at_ms=5)[0].until_sequence == 508
+    until = stored_at([*early, *late], 509)
+    assert prune(path, keep_days=1, pruned_at_ms=5)[0].until_sequence == until
     with Reader.open(path) as reader:
         kinds = {kind for (kind,) in reader.connection.execute("SELECT kind FROM v_events")}
         resumed = reader.connection.execute("SELECT count(*) FROM v_gaps").fetchone()

@@ -338,6 +338,7 @@ CREATE TABLE twin_steps (
     unrealized_pnl INTEGER,
     account_unrealized_pnl INTEGER,
     equity INTEGER,
+    confirmed INTEGER NOT NULL,
     PRIMARY KEY (step, book),
     FOREIGN KEY(step) REFERENCES steps (step)
 )
