@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import storage_cases as cases
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import StaticPool, create_engine
 
+from tracepaper.storage import migrations
 from tracepaper.storage.database import open_writer
-from tracepaper.storage.schema import SCHEMA_REVISION
+from tracepaper.storage.schema import SCHEMA_REVISION, UPGRADABLE
 from tracepaper.storage.upgrade import migrate, upgrade
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -68,7 +71,7 @@ def test_a_schema_without_a_way_up_is_left_as_it_was(tmp_path: Path) -> None:
     connection.commit()
     connection.close()
     before = path.read_bytes()
-    with pytest.raises(DataInvalid, match="schema 9999, which this version cannot upgrade"):
+    with pytest.raises(DataInvalid, match="install the tracepaper that made it"):
         upgrade(path)
     assert path.read_bytes() == before
 
@@ -84,6 +87,13 @@ def test_a_missing_database_is_not_made_by_an_upgrade(tmp_path: Path) -> None:
     with pytest.raises(DataInvalid, match="no database"):
         upgrade(tmp_path / "a.db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_revisions_that_can_be_upgraded_are_those_with_a_migration() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    assert known == {SCHEMA_REVISION, *UPGRADABLE}
 
 
 SCHEMAS = {"0002": "aeb6cb7abcc390f36772b29a1e3c756028cb5ef4ee14dd3c29abecf6da8c9d7a"}
