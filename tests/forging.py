@@ -33,18 +33,23 @@ _OPENED_AT = _NAMES.index("opened_digest")
 _SETS_AT = _NAMES.index("opened_gate_sets")
 
 
-def rechain(path: Path) -> None:
-    """Recompute every hash of every run in *path*, the links between the runs included."""
+def rechain(path: Path, *, lies: bool = False) -> None:
+    """Recompute every hash of every run in *path*, the links between the runs included.
+
+    Who *lies* lets the running hash of what a prune keeps stand as it was written.
+    """
     with closing(sqlite3.connect(path)) as raw:
         raw.execute("PRAGMA foreign_keys = OFF")
         raw.execute("PRAGMA synchronous = OFF")
         was: dict[bytes, bytes] = {}
         for (run_key,) in raw.execute("SELECT run_key FROM runs ORDER BY run_key").fetchall():
-            _rechain_run(raw, run_key, was)
+            _rechain_run(raw, run_key, was, lies=lies)
         raw.commit()
 
 
-def _rechain_run(raw: sqlite3.Connection, run_key: int, was: dict[bytes, bytes]) -> None:
+def _rechain_run(
+    raw: sqlite3.Connection, run_key: int, was: dict[bytes, bytes], *, lies: bool
+) -> None:
     """Give one run new hashes; *was* maps old heads to new ones."""
     sets = gate_set_rows(raw, run_key)
     hashes = {key: rows_digest(rows) for key, rows in sets.items()}
@@ -63,7 +68,7 @@ def _rechain_run(raw: sqlite3.Connection, run_key: int, was: dict[bytes, bytes])
     head = opened_digest(tuple(opened), instruments, known)
     was[row[_OPENED_AT]] = head
     raw.execute("UPDATE runs SET opened_digest = ? WHERE run_key = ?", (head, run_key))
-    head = _rechain_steps(raw, run_key, hashes, head, was)
+    head = _rechain_steps(raw, run_key, hashes, head, was, lies=lies)
     raw.execute("UPDATE runs SET head_digest = ? WHERE run_key = ?", (head, run_key))
 
 
@@ -73,6 +78,8 @@ def _rechain_steps(
     hashes: dict[int, bytes],
     head: bytes,
     was: dict[bytes, bytes],
+    *,
+    lies: bool,
 ) -> bytes:
     covered, first = Covered(), step_key(run_key, 0)
     pruned = raw.execute(select("prunes", "run_key = ?"), (run_key,)).fetchone()
@@ -88,9 +95,10 @@ def _rechain_steps(
         pairs = [(table, line) for table in SPARSE_TABLES for line in rows.get(table, [])]
         event = None if step in chunk.bars else chunk.events.get(step)
         leaves = kept_rows(event, pairs)
-        core[KEPT_AT] = covered.take(leaves, core[STATE_AT]) if leaves else None
-        if not leaves:
-            covered.follow(None, core[STATE_AT])
+        if lies:
+            covered.follow(core[KEPT_AT], core[STATE_AT])
+        else:
+            core[KEPT_AT] = covered.take(leaves, core[STATE_AT])
         outcome = None if core[4] is None else used.get(step_key(run_key, core[4]))
         gate_set = None if outcome is None else hashes.get(outcome)
         payload = (tuple(core), chunk.event(step), gate_set, *pairs)

@@ -290,6 +290,74 @@ def test_a_forgery_that_changes_how_the_rest_is_read_is_found(
     assert not believed(path, modelled)
 
 
+def test_a_forged_deadline_is_found_where_a_model_was_late(tmp_path: Path) -> None:
+    run = explained_runs.replayed(tmp_path, path="step")
+    where = "WHERE step = (SELECT max(step) FROM answers)"
+    path = forged(run, tmp_path / "late.db", f"UPDATE answers SET late_deadline_ms = 7 {where}")
+    assert "answers.late_deadline_ms" in unequal(path, run)
+
+
+LAST = "(SELECT max(step) FROM bars)"
+GHOSTS = {
+    "a count of rows": [f"UPDATE steps SET shape = shape + 16 WHERE step = {LAST}"],
+    "a gate set": [("INSERT INTO gate_sets SELECT run_key, 1, 0, gate, threshold FROM gate_sets "
+                   "WHERE ordinal = 0")],
+    "an outcome that its step does not use": [
+        (f"INSERT INTO outcomes SELECT {LAST}, action, reason, allowed, refused_by, gate_set, "
+        "gate_set_sha256, passed, regime, unfilled_reason FROM outcomes "
+        "WHERE step = (SELECT min(step) FROM outcomes)"),
+        f"UPDATE steps SET shape = shape | 8, outcome = outcome WHERE step = {LAST}",
+    ],
+    "a holding that its step does not use": [
+        (f"INSERT INTO holdings SELECT {LAST}, book, twin, instrument, quantity, entry_notional, "
+        "realized_pnl, fees_paid, funding_paid, cash, account_realized_pnl, account_fees_paid, "
+        "account_funding_paid FROM holdings WHERE step = (SELECT min(step) FROM holdings)"),
+        f"UPDATE steps SET shape = shape + 16 WHERE step = {LAST}",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", list(GHOSTS))
+def test_what_no_step_means_is_found(plain: Path, tmp_path: Path, what: str) -> None:
+    path = Path(shutil.copy(plain, tmp_path / "ghost.db"))
+    with closing(sqlite3.connect(path)) as raw:
+        for statement in GHOSTS[what]:
+            assert raw.execute(statement).rowcount == 1
+        raw.commit()
+    rechain(path)
+    assert not believed(path)
+
+
+def test_an_outcome_cannot_be_one_of_a_later_step(plain: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(plain, tmp_path / "later.db"))
+    with closing(sqlite3.connect(path)) as raw:
+        one, other, named = raw.execute(
+            "SELECT a.step, b.step, a.outcome FROM steps a JOIN steps b ON b.step = a.step + 1 "
+            "AND b.outcome = a.outcome AND b.shape & 8 = 0 AND a.shape & 8 = 0 LIMIT 1"
+        ).fetchone()
+        raw.execute(
+            f"INSERT INTO outcomes SELECT {other}, action, reason, allowed, refused_by, gate_set, "
+            "gate_set_sha256, passed, regime, unfilled_reason FROM outcomes "
+            f"WHERE step = {(one >> 28 << 28) + named}"
+        )
+        later = other & (1 << 28) - 1
+        raw.execute(f"UPDATE steps SET outcome = {later} WHERE step IN ({one}, {other})")
+        raw.execute(f"UPDATE steps SET shape = shape | 8 WHERE step = {other}")
+        raw.commit()
+    rechain(path)
+    assert not believed(path)
+
+
+def test_a_running_hash_that_lies_is_found(plain: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(plain, tmp_path / "lies.db"))
+    with closing(sqlite3.connect(path)) as raw:
+        where = "WHERE step = (SELECT max(step) FROM steps WHERE kept_sha256 IS NOT NULL)"
+        raw.execute(f"UPDATE steps SET kept_sha256 = zeroblob(32) {where}")
+        raw.commit()
+    rechain(path, lies=True)
+    assert not audited(path)
+
+
 def test_rows_of_a_model_that_were_moved_are_found(modelled: Path, tmp_path: Path) -> None:
     for column in sorted(KEYS):
         if column.split(".")[0] in OF_A_MODEL:

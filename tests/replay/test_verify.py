@@ -245,7 +245,15 @@ def test_an_interrupted_replay_goes_on_as_if_it_never_stopped(
     found = compared(run, path)
     assert found.holds
     assert found.identical == BARS
-    assert verified(path).holds
+    assert verified(path).exact
+    with sqlite3.connect(path) as raw:
+        raw.execute(
+            "UPDATE events SET content = json_set(content, '$.libraries', 'others') "
+            "WHERE step = (SELECT max(step) FROM events WHERE kind = 'model_change')"
+        )
+    second = verified(path)
+    assert (second.holds, second.exact) == (True, False)
+    assert "libraries was others" in second.elsewhere
 
 
 def test_a_run_goes_on_after_a_prune_with_the_account_that_it_had(
