@@ -300,6 +300,9 @@ def test_a_forged_deadline_is_found_where_a_model_was_late(tmp_path: Path) -> No
 LAST = "(SELECT max(step) FROM bars)"
 GHOSTS = {
     "a count of rows": [f"UPDATE steps SET shape = shape + 16 WHERE step = {LAST}"],
+    "a count of rows beside rows": [
+        "UPDATE steps SET shape = shape + 4096 WHERE step = (SELECT max(step) FROM fills)"
+    ],
     "a gate set": [("INSERT INTO gate_sets SELECT run_key, 1, 0, gate, threshold FROM gate_sets "
                    "WHERE ordinal = 0")],
     "an outcome that its step does not use": [
