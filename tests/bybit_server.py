@@ -109,6 +109,7 @@ class ScriptedServer:
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.refused_topics: set[str] = set()
         self.refuse_status = 0
+        self.sends_on_to = ""  # where a refused connection is told to go
         self.is_mute = False  # acknowledges nothing
         self.received: list[dict[str, Any]] = []
         self.sockets: list[web.WebSocketResponse] = []
@@ -215,7 +216,8 @@ class ScriptedServer:
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         if self.refuse_status:
-            return web.Response(status=self.refuse_status, text="<html>no</html>")
+            headers = {"Location": self.sends_on_to} if self.sends_on_to else None
+            return web.Response(status=self.refuse_status, text="<html>no</html>", headers=headers)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         self.sockets.append(socket)

@@ -142,6 +142,17 @@ async def test_a_server_behind_the_database_is_refused() -> None:
     assert caught.group_contains(ConfigInvalid, match="behind the last bar")
 
 
+async def test_a_server_behind_what_it_told_this_run_is_waited_for() -> None:
+    start = structs.replace(known(5), is_served=True)
+    async with ScriptedServer() as server, live(server, start=start) as run:
+        await run.expect(lambda: run.feed.counters["resyncs"] >= 3)
+        for index in range(6, 8):
+            server.add_candle(START_MS + index * MINUTE)
+        run.move_to(START_MS + 8 * MINUTE + 2_500)
+        await run.expect(lambda: len(run.bars()) == 2)
+        assert run.opens() == [6, 7]
+
+
 async def test_a_missed_bar_is_repaired_before_the_one_that_shows_it() -> None:
     async with ScriptedServer() as server, live(server) as run:
         await run.close_bar(0)
@@ -170,7 +181,7 @@ async def test_what_rest_lacks_twice_half_a_minute_apart_is_a_hole_for_good() ->
         assert run.opens() == [0]
         assert not run.gaps()
         await run.expect(lambda: len(run.bars()) == 3)
-        assert run.clock.network_s() < begun_s + 33
+        assert run.clock.network_s() < begun_s + 31.2
         assert run.opens() == [0, 2, 4]
         assert run.gaps() == [
             (1, 2, GapCause.MISSED, ""),
@@ -419,6 +430,19 @@ async def test_filters_are_read_again_daily_and_handed_on_when_they_differ() -> 
             (change,) = changes
             assert change.instrument == structs.replace(kept, max_quantity=120_000)
     assert FILTERS["lotSizeFilter"]["maxMktOrderQty"] == "150.000"
+
+
+async def test_filters_that_the_run_cannot_express_are_refused_and_end_nothing() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        server.filters[0]["priceFilter"]["tickSize"] = "0.0001"
+        begun_s = run.clock.network_s()
+        await run.expect(lambda: run.clock.network_s() > begun_s + 1)
+        for days in (1, 2):
+            run.move_to(START_MS + days * 25 * HOUR)
+            await run.expect(lambda n=days: run.feed.counters["filters_refused"] >= n)  # type: ignore[misc]
+        assert not [one for one in run.events if isinstance(one, InstrumentChange)]
 
 
 async def test_a_command_takes_its_place_in_line_and_stop_ends_the_feed() -> None:

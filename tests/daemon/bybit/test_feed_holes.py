@@ -362,3 +362,13 @@ async def test_the_embedded_exchange_jumps_over_a_hole_and_what_follows_is_hande
     assert streamed[-1].open_time_ms == times[-1]
     assert feed.counters["jumps"] == 1
     assert feed.counters["connects"] == 1
+
+
+async def test_an_answer_dated_ahead_makes_no_open_candle_a_bar() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await begin(run)
+        await run.close_bar(1)
+        server.add_candle(START_MS + 2 * MINUTE, "999.0")  # still open
+        server.server_ms += 24 * HOUR
+        found = await run.rest.klines(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE)
+        assert [bar.open_time_ms for bar in found] == [START_MS]

@@ -176,3 +176,21 @@ def test_a_blame_behind_bars_that_wait_is_of_the_next_hole() -> None:
         one.passed()
         causes.append(one.cause)
     assert causes == [GapCause.MISSED, GapCause.STALE, GapCause.MISSED]
+
+
+def test_what_one_answer_adds_is_bounded_once_it_was_handed_on() -> None:
+    waiting = Waiting()
+    opens = [START_MS + index * MINUTE for index in range(WAITING_MAX + 500)]
+    waiting.add_missing(structs.replace(bar(), open_time_ms=open_ms) for open_ms in opens)
+    assert len(waiting) == WAITING_MAX + 500
+    waiting.trim()
+    assert len(waiting) == WAITING_MAX
+    assert waiting.first_open_ms() == START_MS
+
+
+def test_an_answer_adds_nothing_to_a_bar_that_waits() -> None:
+    waiting = Waiting()
+    waiting.add(structs.replace(bar(), open_time_ms=START_MS))
+    waiting.add_missing([structs.replace(bar(), open_time_ms=START_MS, close=9)])
+    ((only,),) = waiting.take(START_MS)
+    assert only.close != 9

@@ -235,9 +235,16 @@ async def test_a_ban_at_the_door_is_followed_by_silence() -> None:
             assert setup.clock.network_s() >= banned_until_s
 
 
-async def test_a_refused_door_is_knocked_at_again() -> None:
+DOORS = (
+    *((status, "") for status in (200, 201, 204, 301, 400, 401, 404, 410, 451, 500, 503, 999)),
+    *((302, to) for to in ("http://127.0.0.1:1", "ws://127.0.0.1:99999", "ws://[::", "x", "ws://")),
+)
+
+
+@pytest.mark.parametrize(("status", "place"), DOORS)
+async def test_a_refused_door_is_knocked_at_again(status: int, place: str) -> None:
     async with ScriptedServer() as server:
-        server.refuse_status = 503
+        server.refuse_status, server.sends_on_to = status, place
         async with running(server) as (setup, stream):
             await setup.clock.run(lambda: setup.clock.network_s() > 1_010)
             assert not stream.answered.is_set()
