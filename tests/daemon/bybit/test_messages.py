@@ -49,9 +49,14 @@ def assert_kept(struct: Any, source: Any) -> None:
 
 
 def test_documented_rest_examples_are_read_field_by_field() -> None:
-    for name, body in examples("rest_").items():
-        if name in OTHER_SHAPES:
-            continue
+    # The embedded exchange answers many more routes than the daemon asks.
+    asked = {
+        name: body
+        for name, body in examples("rest_").items()
+        if name.startswith(tuple(RESULTS)) and name not in OTHER_SHAPES
+    }
+    assert len(asked) >= len(RESULTS)
+    for name, body in asked.items():
         result, server_ms = decode_result(body, name, kind_of(name))
         source = json.loads(body)
         assert server_ms == source["time"]

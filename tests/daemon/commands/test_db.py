@@ -71,12 +71,12 @@ def test_prune_says_from_where_the_chain_holds(
 ) -> None:
     code, out, err = typed(capsys, "db", "prune", "--keep", 1, "--db", path)
     assert (code, err) == (0, "")
-    assert "Run r-1: 100 steps dropped; the chain holds from step 100." in out
+    assert "Run r-1: 92 steps dropped; the chain holds from step 92." in out
     code, out, _ = typed(capsys, "audit", "verify", "--db", path)
     assert code == 0
-    assert "is pruned until step 99 and holds from there: 1441 steps" in out
+    assert "is pruned until step 91 and holds from there: 1449 steps" in out
     code, out, _ = typed(capsys, "db", "prune", "--keep", 1, "--db", path, "--json")
-    assert json.loads(out)["runs"] == [{"run_id": "r-1", "until_sequence": 99, "steps": 0}]
+    assert json.loads(out)["runs"] == [{"run_id": "r-1", "until_sequence": 91, "steps": 0}]
 
 
 def test_prune_asks_how_much_to_keep(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
