@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -71,19 +73,22 @@ def play(client_python: Callable[[str], Path], tmp_path: Path) -> Callable[..., 
     def played(name: str, program: str, category: str, within_s: float) -> dict[str, Any]:
         python = client_python(name)
         with exchange(category) as said:
-            done = subprocess.run(
-                [
-                    *(str(python), str(HERE / "programs" / f"{program}.py")),
-                    *(said["rest_url"], said["stream_url"], category),
-                ],
+            command = [str(python), str(HERE / "programs" / f"{program}.py")]
+            with subprocess.Popen(
+                [*command, said["rest_url"], said["stream_url"], category],
                 cwd=tmp_path,
-                capture_output=True,
-                check=False,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 text=True,
-                timeout=within_s,
-            )
-        assert done.returncode == 0, done.stdout[-4_000:] + done.stderr[-4_000:]
-        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+                start_new_session=True,
+            ) as process:
+                try:
+                    output, errors = process.communicate(timeout=within_s)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)  # with what it started itself
+                    raise
+        assert process.returncode == 0, output[-4_000:] + errors[-4_000:]
+        found: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
         return found
 
     return played

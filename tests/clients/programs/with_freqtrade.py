@@ -39,13 +39,15 @@ strategies = Path(__file__).parent / "strategies"
 command = [sys.executable, "-m", "freqtrade", "trade", "-c", "config.json", "--userdir", "user"]
 command += ["-s", "Always", "--strategy-path", str(strategies), "--db-url", "sqlite:///trades.db"]
 lines: list[str] = []
+asked = False
 with subprocess.Popen(
     command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
 ) as process:
     assert process.stdout is not None
     for line in process.stdout:
         lines.append(line)
-        if "exit_fill" in line and "'type'" in line:
+        if "MARKET_SELL" in line and not asked:  # one word, as long lines are wrapped
+            asked = True
             process.send_signal(signal.SIGINT)
     process.wait()
 print("".join(lines[-60:]))
