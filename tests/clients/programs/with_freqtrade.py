@@ -48,7 +48,7 @@ with subprocess.Popen(
         lines.append(line)
         if "MARKET_SELL" in line and not asked:  # one word, as long lines are wrapped
             asked = True
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
     process.wait()
 print("".join(lines[-60:]))
 rows = sqlite3.connect("trades.db").execute(
