@@ -16,7 +16,7 @@ DEADLINE_S = 20.0
 
 
 async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "OUTBOX_FRAMES_MAX", 20)
+    monkeypatch.setattr(connection, "OUTBOX_FRAMES_MAX", 60)
     settings = ExchangeSettings(candles=(candles(walk_rows(3_000)),), speed=3_000.0, start=10)
     request = json.dumps({"op": "subscribe", "args": ["orderbook.1000.BTCUSDT"]})
     async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
