@@ -36,7 +36,8 @@ class ServersClock(SystemClock):
         return self._server.server_ms - self._behind_ms
 
     def synchronise(self, server_ms: int) -> None:
-        self._behind_ms = self._server.server_ms - server_ms
+        del server_ms  # the server may have moved on meanwhile
+        self._behind_ms = 0
 
     def fall_asleep(self, sleep_ms: int) -> None:
         """Miss the next *sleep_ms* of the server's time."""
