@@ -52,7 +52,7 @@ HASHED_SECTIONS: Final = (
     "risk",
     "account",
 )
-"""What decides a run; hosts, ports, log and storage do not (SEMANTICS 24)."""
+"""What decides a run; hosts, ports, log and storage do not."""
 
 DATA: Final = "the data"
 ENVIRONMENT: Final = "the environment"

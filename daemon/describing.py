@@ -79,7 +79,7 @@ def started(
 
 
 def continues(run: Run, config: Config, forecaster: Forecaster | None) -> bool:
-    """Return whether a start with *config* goes on with *run* (SEMANTICS 24)."""
+    """Return whether a start with *config* goes on with *run* rather than opening another."""
     return (
         run.config_sha256 == config.sha256()
         and run.code_version == code_version()

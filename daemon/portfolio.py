@@ -2,7 +2,7 @@
 
 Linear: cash = start + realised - fees - funding; equity = cash + unrealised. Spot: cash is the
 quote balance, start + realised - fees - entry notional of what is held; equity = cash + base at
-the mark. A position keeps its entry notional, since an average price is no decimal (SEMANTICS 18).
+the mark. A position keeps its entry notional, since an average price is no decimal.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A thread cannot be cancelled, so only the forecaster runs there, never the engine. A forecast
 that misses its deadline becomes ``Late``; its ring update still happens before the next forecast,
-because one thread takes the bars in order (SEMANTICS 12).
+because one thread takes the bars in order.
 """
 
 from __future__ import annotations

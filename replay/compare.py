@@ -18,7 +18,7 @@ from tracepaper.strategies.types import (
 )
 
 TOLERANCE: Final = 1e-4
-"""Of a forecast's scale, between paths, devices or thread counts (SEMANTICS 22)."""
+"""Of a forecast's scale, between paths, devices or thread counts: what may differ."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ async def rerun_recorded(
     """Feed the run that *spec* (``FILE.db#RUN``) names into *audit*; return the new run's id.
 
     On the run's own path and warm-up, with its ``Late`` answers: every ``decision_sha256`` must
-    come out equal (SEMANTICS 21).
+    come out equal.
     """
     located = resolve(None, spec)
     with Reader.open(located.path) as reader:

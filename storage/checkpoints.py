@@ -1,8 +1,9 @@
 """Weights (safetensors) with their SHA-256 and card; refuses a mismatch.
 
 A checkpoint is a folder with ``weights.safetensors`` and ``card.toml``. The card names the
-SHA-256 of the weights, and its first twelve hex digits are the checkpoint's id. torch and
-safetensors are imported where tensors are read or written: a run without a model needs neither.
+SHA-256 of the weights and the hash of weights and card, whose first twelve hex digits are the
+checkpoint's id. torch and safetensors are imported where tensors are read or written: a run
+without a model needs neither.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The stable views of PRODUCT.md, documented column by column as data."""
+"""The stable views that other tools may read, documented column by column as data."""
 
 from __future__ import annotations
 

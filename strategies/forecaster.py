@@ -25,7 +25,7 @@ class Forecaster(Protocol):
     dtype: str
     threads: int
     backend: str  # what attends, chosen once when it was built: "tiles" for a stream
-    causal: bool  # True where ``scan`` may serve it (SEMANTICS 14)
+    causal: bool  # True where ``scan`` may serve it
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first) in fixed-size chunks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,6 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("daemon", "replay", "storage", "strategies")
+POINTER = re.compile(r"\b([A-Z]{4,})\.md\b|\(([A-Z]{5,})(?:,? (?:point|section))? \d")
+"""A document by its file name, or by name and number in brackets: (DECISIONS 5)."""
 
 
 def sources() -> list[Path]:
@@ -42,6 +45,28 @@ def test_every_module_says_in_its_first_line_what_it_is() -> None:
         if not (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").strip()
     ]
     assert silent == []
+
+
+def named_documents(text: str) -> set[str]:
+    return {first or second for first, second in POINTER.findall(text)} - {"SELECT"}
+
+
+def test_no_module_sends_its_reader_to_a_document_that_is_not_here() -> None:
+    shipped = {path.stem for path in ROOT.glob("*.md")} | {"RUNBOOK", "FIGURES", "SOURCES"}
+    planted = "see " + "RULES" + ".md; in order (" + "POINTS 12), (" + "NOTES, section 4)"
+    assert named_documents(planted) == {"RULES", "POINTS", "NOTES"}
+    strangers = {
+        path.relative_to(ROOT).as_posix(): named
+        for path in (*sources(), *sorted((ROOT / "tests").rglob("*.py")))
+        if (named := named_documents(path.read_text(encoding="utf-8")) - shipped)
+    }
+    assert strangers == {}
+
+
+def test_the_numbers_of_decisions_rise_by_one() -> None:
+    text = (ROOT / "DECISIONS.md").read_text(encoding="utf-8")
+    numbers = [int(number) for number in re.findall(r"^## (\d+)\. ", text, re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1)), "give the new entry the next number"
 
 
 def test_every_room_ships_its_types() -> None:

@@ -31,8 +31,8 @@ BENT_CLOSES: Final = (
 class CandleChannel:
     """One kline topic: pushes on a one-second grid when something changed, and the roll.
 
-    At the roll linear sends one frame of two candles and spot two frames, 0.1 to 1 s late
-    (PROTOCOL 7). The candle faults act here, as REST must not see them.
+    At the roll linear sends one frame of two candles and spot two frames, 0.1 to 1 s late,
+    as the exchange does. The candle faults act here, as REST must not see them.
     """
 
     def __init__(self, topic: str, market: Market, interval: str, faults: Faults) -> None:
@@ -239,7 +239,7 @@ def trade_element(market: Market, row: int, place: int) -> dict[str, Any]:
 
 
 def trade_id(market: Market, row: int, place: int) -> str:
-    """Return a trade's id: a uuid of version 5 on linear, rising digits on spot (PROTOCOL 8)."""
+    """Return a trade's id: a uuid of version 5 on linear, rising digits on spot."""
     open_ms = market.open_ms(row)
     if market.category is Category.SPOT:
         return str(2_290_000_000_000_000_000 + open_ms * 100 + place)

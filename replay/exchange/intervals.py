@@ -1,6 +1,6 @@
 """Candle intervals by the exchange's names, and the buckets of time that they cut.
 
-Days begin at 00:00 UTC, weeks on Monday, months on their first day (PROTOCOL 3).
+Days begin at 00:00 UTC, weeks on Monday, months on their first day.
 """
 
 from __future__ import annotations

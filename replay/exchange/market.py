@@ -122,7 +122,7 @@ class Market:
         return row >= 0 and time_ms < self.close_ms(row)
 
     def confirm_ms(self, close_ms: int) -> int:
-        """Return when the candle that ends at *close_ms* is confirmed (PROTOCOL 7)."""
+        """Return when the candle that ends at *close_ms* is confirmed, 0.1 to 1 s later."""
         least, most = CONFIRM_DELAY_MS
         return close_ms + least + mix(self.seed ^ close_ms) % (most - least + 1)
 

@@ -3,7 +3,7 @@
 The first trade is at the open, the last at the close; one in between touches each extreme. Sizes
 are multiples of the quantity step, but for a remainder where the volume is finer, and sum to the
 volume exactly. A bar without volume has no trades. No trade falls into a bar's first second, so
-the new candle of a roll frame is still empty, as the exchange's is (PROTOCOL 7). The more volume a
+the new candle of a roll frame is still empty, as the exchange's is. The more volume a
 bar has beside the bars before it, the more trades.
 """
 

@@ -13,7 +13,7 @@ A test moves market time itself and never sleeps::
         await exchange.advance(61_000)       # every frame due in 61 s has been written
         exchange.arm("missing_close")
 
-Time (SEMANTICS 2 and 3): the clock starts ``start`` bars and 5 s into the data; over a hole that
+Time: the clock starts ``start`` bars and 5 s into the data; over a hole that
 all symbols share it jumps and says so; 10 s after the last bar it stops, and REST answers on.
 With ``hold`` it stands still until a client subscribes a kline topic; with ``wall_ms`` it is the
 wall clock, to which the candles are shifted.

@@ -99,7 +99,7 @@ class Stream:
             else:
                 self._hub.unsubscribe(connection, topic)
         answer = encode(acknowledgement(connection, request, ""))
-        # Spot acknowledges first; linear sends what it has buffered before (PROTOCOL 6).
+        # Spot acknowledges first; linear sends what it has buffered before.
         ordered = [answer, *opening] if connection.category == "spot" else [*opening, answer]
         for body in ordered:
             connection.send(body)
@@ -131,7 +131,7 @@ def pong(connection: Connection, request: Message, now_ms: int) -> Message:
 
 
 def acknowledgement(connection: Connection, request: object, error: str) -> Message:
-    """Return the acknowledgement of *request*; it names no topic (PROTOCOL 6)."""
+    """Return the acknowledgement of *request*; it names no topic."""
     message = request if isinstance(request, dict) else {}
     operation = str(message.get("op", ""))
     if error:

@@ -1,7 +1,7 @@
 """Numbers as the exchange writes them: integers of 10⁻ᵏ as decimal text.
 
 Candles and all of spot drop trailing zeros (``65114.2``); books, trades and tickers of linear pad
-to the decimals of the tick (``65114.20``). Both were measured (PROTOCOL 9 and 10).
+to the decimals of the tick (``65114.20``). Both were measured on the exchange's own frames.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def rounded(value: float) -> float:
 def measures(forecasts: Sequence[Forecast], *, horizon: int, slope: float) -> Mapping[str, Array]:
     """Return every gate's measure of explained *forecasts*, as the gate itself computes it.
 
-    Source: SEMANTICS 7; ``edge`` at ``ROUND_TRIP_COST``.
+    ``edge`` is taken at ``ROUND_TRIP_COST``.
     """
     rows = []
     for forecast in forecasts:

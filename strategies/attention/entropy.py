@@ -89,7 +89,7 @@ def row_confidence(entropy: Tensor, visible: Tensor) -> Tensor:
     """Return ``1 - H / ln n`` for entropies [..., row] of rows that see *visible* [row] keys.
 
     1 is all attention on one bar, 0 is spread evenly; a row that sees one key has no choice and
-    therefore 0 (SEMANTICS 9).
+    therefore 0.
     """
     choices = visible.to(entropy.device, entropy.dtype).log()
     share = 1.0 - entropy / choices.clamp_min(math.log(2.0))
@@ -105,7 +105,7 @@ def confidence(
 ) -> Tensor:
     """Return each chosen row's confidence by layer and head: [batch, layer, head, row].
 
-    The decision's confidence is the mean over layers and heads (SEMANTICS 9).
+    The decision's confidence is the mean over layers and heads.
     """
     counts = visible_counts(queries[0].shape[2], mask, rows)
     return torch.stack(

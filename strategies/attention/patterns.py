@@ -24,7 +24,7 @@ EVENT_BARS: Final = 8
 EVENT_SHARE: Final = 0.25
 """The mass that so few distant bars must hold; spread evenly they would hold under 1 %."""
 RECENT_SHARE: Final = 0.25
-"""The newest quarter of the context is recent (SEMANTICS 9), the rest distant."""
+"""The newest quarter of the context is recent, the rest distant."""
 _MATRIX: Final = 2
 
 
@@ -119,7 +119,7 @@ def content_free_confidence(visible: int, slopes: Sequence[float] = ()) -> float
 
 
 def collapse(confidence: Tensor, content_free: float) -> Tensor:
-    """Return the confidence less the content-free value (SEMANTICS 7): what content adds.
+    """Return the confidence less the content-free value: what content adds.
 
     Near or below 0 the attention has collapsed to what mask and encoding alone would give.
     """

@@ -84,7 +84,7 @@ def own_logsumexp(layer: Layer, mask: Mask) -> Tensor:
 
 
 def check_mass(mass: Tensor, wanted: Tensor, tolerance: float) -> None:
-    """Raise ``AttentionInvalid`` unless every head kept its mass (SEMANTICS 16).
+    """Raise ``AttentionInvalid`` unless every head kept its mass.
 
     ``mass`` is [batch, head, row], the raw product's sums; ``wanted`` [batch, row] what went in.
     """

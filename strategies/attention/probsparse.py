@@ -8,7 +8,7 @@ and uniform rows, so its rollout and its entropies are exact in O(u·N).
 Two points differ from the code that the paper came with: the sampled keys follow from a seed, so
 that a decision can be recomputed, and a lazy causal row is a true average of what it sees, in
 its output and in its attention alike. Ranking the whole sequence looks ahead: under a causal mask
-one future bar changes earlier rows, so nothing here may serve a batched pass (ATTENTION.md 4).
+one future bar changes earlier rows, so nothing here may serve a batched pass.
 """
 
 from __future__ import annotations

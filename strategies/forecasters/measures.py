@@ -2,7 +2,7 @@
 
 Buckets are absolute 64-bar blocks, so the newest holds 1 to 64 bars and a bucket's age moves on
 with every bar. Both figures are therefore taken over cells of fixed age, each made of its share
-of the two buckets that it overlaps (SEMANTICS 9).
+of the two buckets that it overlaps.
 """
 
 from __future__ import annotations

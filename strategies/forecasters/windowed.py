@@ -2,7 +2,7 @@
 
 ProbSparse ranks every query of the window and full attention lets a bar see later ones, so both
 answer for the window that ends at the decided bar and for nothing else: known bars cannot be
-taken in one causal pass (SEMANTICS 14), and ``scan`` refuses.
+taken in one causal pass, and ``scan`` refuses.
 """
 
 from __future__ import annotations

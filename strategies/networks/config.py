@@ -151,7 +151,7 @@ class FlashConfig:
 
     @property
     def receptive_field(self) -> int:
-        """How many rows one answer depends on (SEMANTICS 10)."""
+        """How many rows one answer depends on."""
         return self.layers * (self.window - 1) + 1 if self.mask == "window" else self.window
 
     @classmethod

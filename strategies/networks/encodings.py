@@ -26,7 +26,7 @@ _MINUTES_PER_WEEK: Final = 7 * 24 * 60
 def rope_table(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines [time, dim / 2], float32, of int64 *positions* [time].
 
-    Angles are float64: at bar 525,600 float32 angles are off by 0.05 (ATTENTION.md section 6).
+    Angles are float64: at bar 525,600 float32 angles are off by 0.05 rad.
     Source: Su et al., RoFormer, 2021.
     """
     exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim

@@ -193,7 +193,7 @@ class InformerNetwork(nn.Module):
         return Traced(outputs, stages)
 
     def content_free(self) -> float:
-        """Return the confidence without content: 0, for every key is alike (SEMANTICS 9)."""
+        """Return the confidence without content: 0, for every key is alike."""
         return 0.0
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:

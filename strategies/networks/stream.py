@@ -3,7 +3,7 @@
 ``advance`` takes one bar or a chunk of them through the network with the same lines of code. In
 each layer the new queries meet the last ``window`` cached keys in tiles; a tile's probabilities
 give the output, the entropy and the bucketed rollout
-``R_l = ρ R_{l-1} + (1 - ρ) mean_h A_h R_{l-1}`` (ATTENTION.md, 2 and 3), and are dropped.
+``R_l = ρ R_{l-1} + (1 - ρ) mean_h A_h R_{l-1}`` and are dropped.
 """
 
 from __future__ import annotations

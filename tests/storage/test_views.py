@@ -48,7 +48,7 @@ PROMISED = {
     "v_gaps": "run_id sequence from_ms until_ms cause repaired_by",
     "v_events": "run_id sequence kind instrument market_ms seen_ms content",
 }
-"""What PRODUCT.md promises at least."""
+"""The columns that other tools may rely on."""
 
 
 @pytest.fixture(scope="module")

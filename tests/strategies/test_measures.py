@@ -52,7 +52,6 @@ def test_uniform_attention_has_a_recent_mass_of_0_544() -> None:
 def test_recent_mass_is_whole_buckets_and_a_share_of_the_oldest(
     phase: int, weights: list[float]
 ) -> None:
-    """SEMANTICS 9, word by word."""
     row = np.array([weights], dtype=np.float32)
     row /= row.sum()
     held = phase + 1

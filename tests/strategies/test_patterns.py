@@ -40,7 +40,7 @@ def test_uniform_attention_gives_the_known_recent_mass() -> None:
     context = context_of(Mask.window(1_088), 4, 100_000)
     assert len(row) == context == 4_349
     assert float(row.sum()) == pytest.approx(1.0, abs=1e-12)
-    # SEMANTICS 9: the newest quarter in whole 64-bar cells holds 0.544.
+    # The newest quarter in whole 64-bar cells holds 0.544.
     assert float(row[: round(context / 4 / 64) * 64].sum()) == pytest.approx(0.544, abs=1e-3)
 
 
