@@ -30,7 +30,17 @@ from tracepaper.replay.samples import DEFAULT_CHECKPOINT
 from tracepaper.storage.lock import holder_of
 from tracepaper.storage.retention import backup
 from tracepaper.strategies.errors import AuditUnwritable, CheckpointMismatch, ConfigInvalid, Fatal
-from tracepaper.strategies.types import Action, Bar, Gap, GapCause, Gate, ModelChange, RunKind
+from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.types import (
+    Action,
+    Bar,
+    Forecast,
+    Gap,
+    GapCause,
+    Gate,
+    ModelChange,
+    RunKind,
+)
 
 
 def candle(**changes: Any) -> dict[str, Any]:
@@ -483,9 +493,18 @@ async def test_an_order_that_no_quote_fills_in_time_is_canceled_saying_so(tmp_pa
     assert ends[-1][0] == "ACCEPTED"
 
 
-async def test_a_model_that_is_too_slow_is_held_and_nothing_is_traded(tmp_path: Path) -> None:
+async def test_a_model_that_is_too_slow_is_held_and_nothing_is_traded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     database = tmp_path / "run.db"
     slow = {"deadline_ms": 1}
+    quick = StreamingForecaster.step
+
+    def laborious(forecaster: StreamingForecaster, bar: Bar) -> Forecast | None:
+        assert sum(range(1_000_000)) > 0  # tens of milliseconds on any machine
+        return quick(forecaster, bar)
+
+    monkeypatch.setattr(StreamingForecaster, "step", laborious)
     async with ScriptedServer() as server:
         for minute in range(-4_900, 0):
             server.add_candle(START_MS + minute * MINUTE, price(minute))
