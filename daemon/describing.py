@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from tracepaper.daemon.building import code_version, libraries, strategy_sha256
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.models import computing
 from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.types import Instrument, ModelChange, Run, RunKind
+
+OF_THE_PLACE: Final = (
+    "code_version",
+    "device",
+    "dtype",
+    "threads",
+    "backend",
+    "torch_version",
+    "instruction_set",
+    "libraries",
+)
+"""Fields of a run, and of each of its starts, that say where and by which code it was made."""
 
 
 def describe_run(

@@ -78,7 +78,11 @@ def _imported(path: Path, root: Path) -> Iterator[Path]:
     """
     package = path.parent.relative_to(root).parts
     alone = package[:1] or (path.stem,)
-    for name in _names(ast.parse(path.read_bytes()), package):
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # Python cannot import it either, so it brings nothing more
+    for name in _names(tree, package):
         if root.name in INSTALLED and name[:1] != alone:
             continue
         folder = root
@@ -91,10 +95,10 @@ def _existing(*stems: Path) -> Iterator[Path]:
     for stem in stems:
         for suffix in SUFFIXES:
             if (path := stem.with_name(stem.name + suffix)).is_file():
-                yield path.resolve()
+                yield path
                 break
         else:
-            yield from (path.resolve() for path in stem.parent.glob(f"{stem.name}.*.so"))
+            yield from stem.parent.glob(f"{stem.name}.*.so")
 
 
 def _names(tree: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from tracepaper.daemon.describing import started
+from tracepaper.daemon.describing import OF_THE_PLACE, started
 from tracepaper.daemon.models import forecaster_of
 from tracepaper.replay.backtest import Tally, run_events
 from tracepaper.replay.recorded import RecordedThinker, open_recorded
@@ -17,18 +17,6 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader, resolve
 from tracepaper.strategies.types import Event, ModelChange, RunEnd, RunKind
-
-_OF_THE_PLACE: Final = (
-    "code_version",
-    "device",
-    "dtype",
-    "threads",
-    "backend",
-    "torch_version",
-    "instruction_set",
-    "libraries",
-)
-"""What another machine or version says of itself."""
 
 
 async def rerun_recorded(
@@ -49,7 +37,7 @@ async def rerun_recorded(
             if recorded.run.path == "scan":
                 prober = forecaster_of(kept, recorded.config, path="scan")
         here = started(recorded.forecaster, warm_from=(), market_ms=0)
-        place = {name: getattr(here, name) for name in _OF_THE_PLACE}
+        place = {name: getattr(here, name) for name in OF_THE_PLACE}
         run = msgspec.structs.replace(
             recorded.run,
             run_id=secrets.token_hex(8),

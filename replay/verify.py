@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tracepaper.daemon.building import strategy_sha256
-from tracepaper.daemon.describing import started
+from tracepaper.daemon.describing import OF_THE_PLACE, started
 from tracepaper.replay.compare import Difference, shown, step_differences
 from tracepaper.replay.culprit import Case, Culprit, blame
 from tracepaper.replay.recorded import Recorded, RecordedThinker, open_recorded, prober_of
@@ -25,19 +25,7 @@ if TYPE_CHECKING:
     from tracepaper.storage.decode import StoredRows
 
 DIFFERENCES_KEPT: Final = 100
-_OF_A_START: Final = (
-    "model_id",
-    "model_sha256",
-    "code_version",
-    "path",
-    "device",
-    "dtype",
-    "threads",
-    "backend",
-    "torch_version",
-    "instruction_set",
-    "libraries",
-)
+_OF_A_START: Final = ("model_id", "model_sha256", "path", *OF_THE_PLACE)
 """What a run's row and its first start both say."""
 
 _EXCHANGE: Final = "the exchange's word; nothing that was decided follows from it"

@@ -21,7 +21,7 @@ from tracepaper.storage.stored import select
 from tracepaper.storage.tamper import ChainProblem, ChainReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _OBJECTS: Final = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY rowid"
 _RUNS: Final = (
@@ -38,6 +38,9 @@ _MODELS: Final = "SELECT run_id, model_id, model_sha256 FROM runs ORDER BY run_k
 _STARTED: Final = (
     "SELECT json_extract(content, '$.model_sha256') FROM events WHERE kind = 'model_change'"
 )
+
+_UNREADABLE: Final = (sqlite3.Error, OverflowError, UnicodeDecodeError)
+"""What a damaged file makes SQLite, or the reading of its values, raise."""
 
 NEVER_FOUND: Final = (
     "Deleting the newest run, or deriving all of a run anew from a changed input, is found by a "
@@ -59,19 +62,34 @@ class Audited(Struct, frozen=True):
 
 
 def audit(connection: sqlite3.Connection, run_id: str, *, head: bytes | None = None) -> Audited:
-    """Check the file and the chain of *run_id*; see ``verify_chain`` for *head*.
+    """Check the file and the chain of *run_id*; see ``verify_chain`` for *head*."""
+    (audited,) = audit_runs(connection, [run_id], head=head)
+    return audited
+
+
+def audit_runs(
+    connection: sqlite3.Connection, run_ids: Iterable[str], *, head: bytes | None = None
+) -> list[Audited]:
+    """Check the file, once, and the chain of every run of *run_ids*.
 
     Whatever SQLite itself cannot read is a problem like any other, and no exception.
     """
-    nothing = ChainReport(run_id, 0, b"", None, None, None)
     try:
         problem, warnings = check_database(connection)
-        if problem is not None:
-            return Audited(nothing, problem, warnings)
-        chain = verify_chain(connection, run_id, head=head)
-    except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
-        return Audited(nothing, _damaged(str(error)))
-    return Audited(chain, chain.problem, warnings)
+    except _UNREADABLE as error:
+        problem, warnings = _damaged(str(error)), ()
+    found = []
+    for run_id in run_ids:
+        chain = ChainReport(run_id, 0, b"", None, None, None)
+        of_run = problem
+        if problem is None:
+            try:
+                chain = verify_chain(connection, run_id, head=head)
+                of_run = chain.problem
+            except _UNREADABLE as error:
+                of_run = _damaged(str(error))
+        found.append(Audited(chain, of_run, warnings))
+    return found
 
 
 def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None, tuple[str, ...]]:

@@ -124,7 +124,8 @@ V_GAPS: Final = View(
         Column(
             "cause",
             "json_extract(e.content, '$.cause')",
-            "`disconnected`, `missed`, `down`, `overflow`, `archive`, `stale` or `jumped`",
+            "`disconnected`, `missed`, `down`, `overflow`, `archive`, `stale`, `jumped` or "
+            "`implausible`",
         ),
         Column(
             "repaired_by",

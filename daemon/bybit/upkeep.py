@@ -16,7 +16,7 @@ from tracepaper.daemon.bybit.intervals import floor_open_ms
 from tracepaper.daemon.bybit.line import Line
 from tracepaper.daemon.bybit.market import PATIENCE_MAX_S, Market
 from tracepaper.daemon.bybit.rest import Rest
-from tracepaper.daemon.bybit.server_time import ServerTime
+from tracepaper.daemon.bybit.server_time import UNDER_WAY_S_MAX, ServerTime
 from tracepaper.daemon.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Funding, Gap, GapCause, InstrumentChange
@@ -26,8 +26,6 @@ log = structlog.get_logger("bybit.feed")
 LAG_MS: Final = 5_000
 """A frame this far from our market time, either way, has the clock read anew."""
 LAG_RESYNC_S: Final = 1.0
-ANSWER_S_MAX: Final = 10.0
-"""An answer was under way no longer than this, however long the retries before it took."""
 
 
 class Upkeep:
@@ -97,7 +95,7 @@ class Upkeep:
         told = await self._time.read()
         server_ms = told.server_ms
         self._synchronised_s = self._clock.network_s()
-        answer_s = min(self._synchronised_s - asked_s, ANSWER_S_MAX)
+        answer_s = min(self._synchronised_s - asked_s, UNDER_WAY_S_MAX)
         late_ms = answer_s * 1_000 * self._settings.time_scale
         # An answer that was on its way for longer than it is behind says nothing against frames.
         if not 0 < self._clock.market_ms() - server_ms <= late_ms:

@@ -46,7 +46,7 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Check the file and every link of a run's chain; exit 1 with the first that does not hold."""
-    from tracepaper.storage.integrity import audit
+    from tracepaper.storage.integrity import audit_runs
     from tracepaper.storage.reader import Reader
 
     if every and (head is not None or run != "last"):
@@ -55,13 +55,13 @@ def verify(
     path, run_id = _located(run, db, config)
     with Reader.open(path) as reader:
         ids = reader.run_ids() if every else [run_id]
-        found = [audit(reader.connection, one, head=kept) for one in ids]
+        found = audit_runs(reader.connection, ids, head=kept)
     documents = [_document(path, audited) for audited in found]
     if json:
         print_json(documents if every else documents[0])
     else:
-        for audited in found:
-            _tell(audited)
+        for told in dict.fromkeys(_told(audited) for audited in found):
+            typer.echo(told)
         for warning in found[0].warnings:
             typer.echo(f"warning: {warning}", err=True)
     if not all(audited.holds for audited in found):
@@ -83,19 +83,19 @@ def _document(path: Path, audited: Audited) -> dict[str, object]:
     }
 
 
-def _tell(audited: Audited) -> None:
+def _told(audited: Audited) -> str:
+    """Return what was found, a line or more; of the file itself the same for every run."""
     from tracepaper.storage.integrity import NEVER_FOUND
 
     report = audited.chain
     if audited.problem is not None:
-        typer.echo(f"The chain of run {report.run_id} is broken. {audited.problem.sentence}")
-        return
-    typer.echo(_held(report.run_id, report.steps, report.pruned_until))
+        what = "" if report.problem is None else f"The chain of run {report.run_id} is broken. "
+        return f"{what}{audited.problem.sentence}"
+    held = _held(report.run_id, report.steps, report.pruned_until)
     if report.head_sequence is None:
-        typer.echo(f"Its head is {report.head.hex()}: keep a copy elsewhere")
-        typer.echo(f"(`audit verify --head HEX`). {NEVER_FOUND}")
-    else:
-        typer.echo(f"The head that was kept is the digest of step {report.head_sequence}.")
+        kept = f"Its head is {report.head.hex()}: keep a copy elsewhere\n"
+        return f"{held}\n{kept}(`audit verify --head HEX`). {NEVER_FOUND}"
+    return f"{held}\nThe head that was kept is the digest of step {report.head_sequence}."
 
 
 def _held(run_id: str, steps: int, pruned_until: int | None) -> str:

@@ -1,7 +1,8 @@
-"""The door of an HTTP server: not too many at once, and nobody who does not get to the point.
+"""Limits on the connections of an HTTP server: how many, and how long a request may take to come.
 
-A client that sends half a request, reads no answer, or only holds on, is cut off; one that comes
-when all places are taken is turned away with 503. A line a minute in the log says how many.
+A client that sends half a request or reads no answer is cut off; one that comes when the limit is
+reached is answered 503. A line a minute in the log says how many. An idle connection is closed and
+not counted.
 """
 
 from __future__ import annotations
@@ -18,83 +19,85 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
-PLACES: Final = 64
-REQUEST_WITHIN_S: Final = 10.0
+CONNECTIONS_MAX: Final = 64
+REQUEST_TIMEOUT_S: Final = 10.0
 SAID_EVERY_S: Final = 60.0
 SCARCE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-TURNED_AWAY: Final = (
+UNAVAILABLE: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
 
 log = structlog.get_logger("http")
 
 
-class Door:
-    """Bounds the connections of one server; ``protocol`` stands before its own protocols.
+class ConnectionLimits:
+    """Bounds the connections of one server; ``protocol`` wraps the server's own protocols.
 
-    At most *places* connections. Each has *within_s* for its whole next request, and as long to
-    read the answer; a handler at work, an open websocket among them, is not hurried.
+    At most *most* connections. Each has *timeout_s* for a whole request from its first byte, and
+    as long to read the answer; a running handler, an open websocket among them, has no limit.
     """
 
-    def __init__(self, *, places: int = PLACES, within_s: float = REQUEST_WITHIN_S) -> None:
-        self._places = places
-        self._within_s = within_s
-        self._guests: dict[asyncio.BaseTransport, _Guest] = {}
+    def __init__(
+        self, *, most: int = CONNECTIONS_MAX, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> None:
+        self._most = most
+        self.timeout_s = timeout_s
+        self._connections: dict[asyncio.BaseTransport, _Connection] = {}
         self._counts: Counter[str] = Counter()
         self._said_s = 0.0
-        self._unhear: Callable[[], None] = lambda: None
+        self._restore_handler: Callable[[], None] = lambda: None
         # What aiohttp has to say goes through here; a logger of this server's own.
         self.logger = logging.Logger("http.server")  # noqa: LOG001
         self.logger.addFilter(self._pass_on)
 
-    def protocol(self, inner: Callable[[], asyncio.BaseProtocol]) -> Callable[[], _Guest]:
+    def protocol(self, inner: Callable[[], asyncio.BaseProtocol]) -> Callable[[], _Connection]:
         """Return what makes a connection's protocol, with one of *inner* behind it."""
-        return lambda: _Guest(self, inner)
+        return lambda: _Connection(self, inner)
 
     @property
-    def watch(self) -> Middleware:
+    def middleware(self) -> Middleware:
         """The server's middleware, by which a request is known to be whole."""
 
         @web.middleware
-        async def watch(request: web.Request, handler: Handler) -> web.StreamResponse:
+        async def timed(request: web.Request, handler: Handler) -> web.StreamResponse:
             transport = request.transport
-            guest = None if transport is None else self._guests.get(transport)
+            connection = None if transport is None else self._connections.get(transport)
             try:
                 if request.body_exists:
                     await request.read()  # within the time of the request
-                if guest is not None:
-                    guest.work()
+                if connection is not None:
+                    connection.stop_timer()
                 return await handler(request)
             finally:
-                if guest is not None:
-                    guest.wait(self._within_s)
+                if connection is not None:
+                    connection.start_timer(is_idle=True)
 
-        return watch
+        return timed
 
     def close(self) -> None:
         """Cut every connection that is left."""
-        self._unhear()
-        for transport in list(self._guests):
+        self._restore_handler()
+        for transport in list(self._connections):
             if isinstance(transport, asyncio.Transport):
                 transport.abort()
 
-    def enter(self, guest: _Guest, transport: asyncio.Transport) -> bool:
-        """Give *guest* a place; turn it away where there is none."""
-        if len(self._guests) >= self._places:
-            self.count("turned_away")
-            transport.write(TURNED_AWAY)
+    def admit(self, connection: _Connection, transport: asyncio.Transport) -> bool:
+        """Count *connection* in, or answer 503 at the limit; return whether it is in."""
+        if len(self._connections) >= self._most:
+            self.count("over_limit")
+            transport.write(UNAVAILABLE)
             transport.close()
             return False
-        self._guests[transport] = guest
-        guest.wait(self._within_s)
+        self._connections[transport] = connection
+        connection.start_timer()
         return True
 
-    def leave(self, transport: asyncio.BaseTransport | None) -> None:
-        """Take the place back."""
+    def release(self, transport: asyncio.BaseTransport | None) -> None:
+        """Count the connection of *transport* out."""
         if transport is not None:
-            self._guests.pop(transport, None)
+            self._connections.pop(transport, None)
 
-    def hear(self, loop: asyncio.AbstractEventLoop) -> None:
+    def count_exhaustion(self, loop: asyncio.AbstractEventLoop) -> None:
         """Count what *loop* could not accept for want of descriptors: a hundred each second."""
         before = loop.get_exception_handler()
 
@@ -109,7 +112,7 @@ class Door:
                 told.default_exception_handler(context)
 
         loop.set_exception_handler(handle)
-        self._unhear = lambda: loop.set_exception_handler(before)
+        self._restore_handler = lambda: loop.set_exception_handler(before)
 
     def count(self, what: str) -> None:
         """Count what was not let through; say so once a minute."""
@@ -130,19 +133,20 @@ class Door:
         return False
 
 
-class _Guest(asyncio.Protocol):
+class _Connection(asyncio.Protocol):
     """One connection: passes everything on to the protocol behind it, and minds the time."""
 
-    def __init__(self, door: Door, inner: Callable[[], asyncio.BaseProtocol]) -> None:
-        self._door = door
+    def __init__(self, limits: ConnectionLimits, inner: Callable[[], asyncio.BaseProtocol]) -> None:
+        self._limits = limits
         self._make = inner
         self._inner: asyncio.Protocol | None = None
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._is_idle = False  # between an answer and the next request
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        if not self._door.enter(self, transport):
+        if not self._limits.admit(self, transport):
             return
         self._transport = transport
         inner = self._make()
@@ -151,6 +155,8 @@ class _Guest(asyncio.Protocol):
         inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_idle:
+            self.start_timer()  # of the request that begins
         if self._inner is not None:
             self._inner.data_received(data)
 
@@ -166,25 +172,32 @@ class _Guest(asyncio.Protocol):
             self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.work()
-        self._door.leave(self._transport)
+        self.stop_timer()
+        self._limits.release(self._transport)
         if self._inner is not None:
             self._inner.connection_lost(exc)
 
-    def work(self) -> None:
-        """Stop the clock: the request is whole."""
+    def stop_timer(self) -> None:
+        """Let the handler of a whole request take its time."""
+        self._is_idle = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def wait(self, within_s: float) -> None:
-        """Start the clock for the next request."""
-        self.work()
+    def start_timer(self, *, is_idle: bool = False) -> None:
+        """Give the next request its time, and the answer before it where *is_idle*."""
+        self.stop_timer()
         if self._transport is not None and self._transport.is_closing():
             return
-        self._timer = asyncio.get_running_loop().call_later(within_s, self._reap)
+        self._is_idle = is_idle
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._limits.timeout_s, self._expire)
 
-    def _reap(self) -> None:
-        self._door.count("too_slow")
-        if self._transport is not None:
-            self._transport.abort()
+    def _expire(self) -> None:
+        if self._transport is None:
+            return
+        if self._is_idle and not self._transport.get_write_buffer_size():
+            self._transport.close()  # it waited for nothing, so nothing is refused
+            return
+        self._limits.count("too_slow")
+        self._transport.abort()

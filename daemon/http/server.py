@@ -16,7 +16,7 @@ from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from tracepaper.daemon.http.connections import Door
+from tracepaper.daemon.http.connections import ConnectionLimits
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 from tracepaper.strategies.types import CommandKind
 
@@ -54,10 +54,10 @@ class HttpServer:
         status: Status,
         submit: Submit,
         registry: CollectorRegistry,
-        door: Door | None = None,
+        limits: ConnectionLimits | None = None,
     ) -> None:
         self._token = token
-        self._door = door or Door()
+        self._limits = limits or ConnectionLimits()
         self._server: asyncio.Server | None = None
         self._host = host
         self._port = port
@@ -70,7 +70,7 @@ class HttpServer:
     async def __aenter__(self) -> Self:
         """Listen; raise ``ConfigInvalid`` where the address cannot be had."""
         application = web.Application(
-            middlewares=[self._door.watch, _refuse_foreigners, _token_asked(self._token)],
+            middlewares=[self._limits.middleware, _refuse_foreigners, _token_asked(self._token)],
             client_max_size=BODY_LIMIT_BYTES,
         )
         application.add_routes(
@@ -85,14 +85,14 @@ class HttpServer:
         runner = web.AppRunner(
             application,
             access_log=None,
-            logger=self._door.logger,
+            logger=self._limits.logger,
             shutdown_timeout=CLOSE_WITHIN_S,
         )
         await runner.setup()
         assert runner.server is not None
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                self._door.protocol(runner.server), self._host, self._port
+                self._limits.protocol(runner.server), self._host, self._port
             )
         except OSError as error:
             await runner.cleanup()
@@ -102,7 +102,7 @@ class HttpServer:
             ) from None
         self._runner = runner
         loop = asyncio.get_running_loop()
-        self._door.hear(loop)
+        self._limits.count_exhaustion(loop)
         host, port = self._server.sockets[0].getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         return self
@@ -118,7 +118,7 @@ class HttpServer:
             self._server.close()
         if self._runner is not None:
             await self._runner.cleanup()
-        self._door.close()
+        self._limits.close()
 
     async def _livez(self, _request: web.Request) -> web.Response:
         """Answer as long as the event loop turns."""

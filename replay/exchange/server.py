@@ -34,7 +34,7 @@ from typing import Any, Final, Self
 
 from aiohttp import web
 
-from tracepaper.daemon.http.connections import Door
+from tracepaper.daemon.http.connections import ConnectionLimits
 from tracepaper.replay.exchange.channels import Channel, Pacing
 from tracepaper.replay.exchange.clock import MarketClock
 from tracepaper.replay.exchange.control import Control
@@ -53,8 +53,8 @@ from tracepaper.strategies.types import Category
 
 HOST: Final = "127.0.0.1"
 SHUTDOWN_S: Final = 2.0
-PLACES: Final = 1_024
-REQUEST_WITHIN_S: Final = 75.0
+CONNECTIONS_MAX: Final = 1_024
+REQUEST_TIMEOUT_S: Final = 75.0
 """As long as a client may keep a connection of REST for its next request."""
 PATIENCE_S_MIN: Final = 10.0
 PATIENCE_GAPS: Final = 10.0
@@ -212,23 +212,23 @@ class EmbeddedExchange:
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         """Serve REST, stream and control calls on one port."""
-        door = Door(places=PLACES, within_s=REQUEST_WITHIN_S)
-        application = web.Application(middlewares=[door.watch])
+        limits = ConnectionLimits(most=CONNECTIONS_MAX, timeout_s=REQUEST_TIMEOUT_S)
+        application = web.Application(middlewares=[limits.middleware])
         application.add_routes(Control(self.hub).routes())
         stream = Stream(self.hub, self.settings.seed)
         application.router.add_get("/v5/public/{category}", stream.handle)
         rest = Rest(self.hub, self.venue, self.recording)
         application.router.add_get("/v5/{path:.*}", rest.handle)
         runner = web.AppRunner(
-            application, access_log=None, logger=door.logger, shutdown_timeout=SHUTDOWN_S
+            application, access_log=None, logger=limits.logger, shutdown_timeout=SHUTDOWN_S
         )
         await runner.setup()
         assert runner.server is not None
-        stack.callback(door.close)
+        stack.callback(limits.close)
         stack.push_async_callback(runner.cleanup)
         try:
             listening = await asyncio.get_running_loop().create_server(
-                door.protocol(runner.server), HOST, self.settings.port
+                limits.protocol(runner.server), HOST, self.settings.port
             )
         except OSError as error:
             raise ConfigInvalid(

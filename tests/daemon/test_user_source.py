@@ -67,6 +67,22 @@ def test_a_file_that_it_does_not_import_does_not_change_the_id(
     assert hashed() == before
 
 
+def test_a_linked_file_counts_by_what_it_holds(hashed: Hashed, tmp_path: Path) -> None:
+    before = hashed()
+    elsewhere = tmp_path.with_name("elsewhere.py")
+    (tmp_path / "helper.py").rename(elsewhere)
+    (tmp_path / "helper.py").symlink_to(elsewhere)
+    assert hashed() == before
+    elsewhere.write_text("changed = 1")
+    assert hashed() != before
+
+
+def test_a_file_that_python_cannot_read_counts_as_it_stands(hashed: Hashed, tmp_path: Path) -> None:
+    before = hashed()
+    (tmp_path / "late.py").write_text("print 'for an older Python'")
+    assert hashed() != before
+
+
 def test_the_id_does_not_depend_on_where_the_folder_lies(hashed: Hashed, tmp_path: Path) -> None:
     before = hashed()
     moved = tmp_path / "moved"

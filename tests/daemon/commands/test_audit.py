@@ -254,6 +254,16 @@ def test_every_run_is_checked_at_once(path: Path, capsys: pytest.CaptureFixture[
     assert (code, "neither a run nor --head" in err) == (2, True)
 
 
+def test_what_is_wrong_with_the_file_is_said_once_and_of_no_chain(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("DROP VIEW v_gaps")
+    code, out, _ = typed(capsys, "audit", "verify", "--all", "--db", path)
+    assert (code, out.count("\n"), "chain" in out) == (1, 1, False)
+    assert out.startswith("The view v_gaps is missing: ")
+
+
 def test_what_is_not_ours_is_said_and_no_failure(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,14 +14,14 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from tracepaper.daemon import log
-from tracepaper.daemon.http.connections import Door
+from tracepaper.daemon.http.connections import ConnectionLimits
 from tracepaper.daemon.http.server import HttpServer
 from tracepaper.strategies.types import CommandKind
 
 pytestmark = pytest.mark.usefixtures("lines_on_stderr")
 
-PLACES = 8
-WITHIN_S = 0.05
+MOST = 8
+TIMEOUT_S = 0.05
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -31,12 +31,12 @@ def lines_on_stderr() -> None:
 
 
 async def submit(_kind: CommandKind, _note: str) -> int:
-    await asyncio.sleep(4 * WITHIN_S)  # a handler at work is not hurried
+    await asyncio.sleep(4 * TIMEOUT_S)  # a handler at work is not hurried
     return 1
 
 
 @asynccontextmanager
-async def served(within_s: float = WITHIN_S) -> AsyncIterator[HttpServer]:
+async def served(timeout_s: float = TIMEOUT_S) -> AsyncIterator[HttpServer]:
     async with HttpServer(
         host="127.0.0.1",
         port=0,
@@ -44,7 +44,7 @@ async def served(within_s: float = WITHIN_S) -> AsyncIterator[HttpServer]:
         status=lambda: {"ready": True},
         submit=submit,
         registry=CollectorRegistry(),
-        door=Door(places=PLACES, within_s=within_s),
+        limits=ConnectionLimits(most=MOST, timeout_s=timeout_s),
     ) as server:
         yield server
 
@@ -90,45 +90,45 @@ HALF_OPEN = {
 @pytest.mark.parametrize("sent", HALF_OPEN.values(), ids=HALF_OPEN)
 async def test_half_a_request_is_cut_off(sent: bytes) -> None:
     async with served() as server:
-        guests = [await connect(server, sent) for _ in range(PLACES)]
-        for guest in guests:
-            await ended(guest)
+        connections = [await connect(server, sent) for _ in range(MOST)]
+        for connection in connections:
+            await ended(connection)
         assert await answers(server)
 
 
 async def test_one_byte_at_a_time_does_not_buy_time() -> None:
     async with served() as server:
-        guest = await connect(server)
+        connection = await connect(server)
 
         async def drip() -> None:
             for letter in b"GET /status HTTP/1.1\r\nX-Slow: " + b"x" * 10_000:
-                guest[1].write(bytes([letter]))
+                connection[1].write(bytes([letter]))
                 await asyncio.sleep(0.002)
 
         dripping = asyncio.create_task(drip())
-        await ended(guest)
+        await ended(connection)
         dripping.cancel()
 
 
 async def test_an_answer_that_nobody_reads_is_not_kept() -> None:
     async with served() as server:
         asked = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-        guest = await connect(server, asked * 5_000)
+        connection = await connect(server, asked * 5_000)
         assert await answers(server)
-        await ended(guest)
+        await ended(connection)
 
 
 async def test_a_handler_at_work_is_not_hurried() -> None:
     async with served() as server:
-        guest = await connect(server, POST + JSON + b'{"kind":"HALT"}')
-        assert b'"sequence":1' in await ended(guest)
+        connection = await connect(server, POST + JSON + b'{"kind":"HALT"}')
+        assert b'"sequence":1' in await ended(connection)
 
 
-async def test_more_than_there_are_places_are_turned_away_and_said_once(
+async def test_connections_over_the_limit_are_answered_503_and_said_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async with served(within_s=30) as server:
-        held = [await connect(server) for _ in range(PLACES)]
+    async with served(timeout_s=30) as server:
+        held = [await connect(server) for _ in range(MOST)]
         for _ in range(200):
             assert (await ended(await connect(server))).startswith(b"HTTP/1.1 503 ")
         for _, writer in held:
@@ -138,6 +138,30 @@ async def test_more_than_there_are_places_are_turned_away_and_said_once(
             while not await answers(server):
                 pass
     assert capsys.readouterr().err.count("connections refused") == 1
+
+
+async def test_an_idle_connection_is_closed_and_not_counted_as_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = HALF_OPEN["an answered request, and no other"]
+    async with served() as server:
+        kept = await connect(server, asked)
+        assert b"200 OK" in await kept[0].readuntil(b"\r\n\r\n")
+        await asyncio.sleep(TIMEOUT_S / 2)
+        kept[1].write(asked)  # within the time: the connection serves again
+        assert (await ended(kept)).count(b"200 OK") == 1
+    assert "connections refused" not in capsys.readouterr().err
+
+
+async def test_half_a_request_after_an_answered_one_is_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with served() as server:
+        kept = await connect(server, HALF_OPEN["an answered request, and no other"])
+        assert b"200 OK" in await kept[0].readuntil(b"\r\n\r\n")
+        kept[1].write(b"GET /sta")
+        await ended(kept)
+    assert '"too_slow": 1' in capsys.readouterr().err
 
 
 GARBAGE = {
@@ -204,14 +228,14 @@ async def test_a_fault_of_ours_keeps_its_traceback(capsys: pytest.CaptureFixture
     async def fails(_request: web.Request) -> web.Response:
         raise ZeroDivisionError
 
-    door = Door()
-    application = web.Application(middlewares=[door.watch])
+    limits = ConnectionLimits()
+    application = web.Application(middlewares=[limits.middleware])
     application.router.add_get("/", fails)
-    runner = web.AppRunner(application, access_log=None, logger=door.logger)
+    runner = web.AppRunner(application, access_log=None, logger=limits.logger)
     await runner.setup()
     assert runner.server is not None
     listening = await asyncio.get_running_loop().create_server(
-        door.protocol(runner.server), "127.0.0.1", 0
+        limits.protocol(runner.server), "127.0.0.1", 0
     )
     port = listening.sockets[0].getsockname()[1]
     async with (

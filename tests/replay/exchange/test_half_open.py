@@ -14,7 +14,7 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 
 @pytest.mark.parametrize("sent", [b"", b"GET /v5/market/time HTTP/1.1\r\nHost: x\r\n"])
 async def test_half_a_request_is_cut_off(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(server, "REQUEST_WITHIN_S", 0.05)
+    monkeypatch.setattr(server, "REQUEST_TIMEOUT_S", 0.05)
     settings = ExchangeSettings(candles=(candles(walk_rows(60)),), manual=True)
     async with EmbeddedExchange(settings) as exchange:
         host, port = exchange.rest_url.removeprefix("http://").split(":")
