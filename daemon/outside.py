@@ -5,6 +5,7 @@ Python raises an audit event for each of them; what reads in native code (polars
 
 from __future__ import annotations
 
+import importlib.machinery
 import os
 import site
 import sys
@@ -32,6 +33,8 @@ NATIVE_READERS: Final = (
 
 _HARMLESS: Final = frozenset({os.devnull, "/dev/urandom", "/dev/random"})
 _CODE: Final = frozenset(SUFFIXES)
+_WRITING: Final = os.O_WRONLY | os.O_RDWR
+_COMPILED: Final = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 _HERE: Final = Path(__file__).resolve().parent.parent
 _ROOMS: Final = tuple(
     f"{_HERE / room}{os.sep}" for room in ("daemon", "replay", "storage", "strategies")
@@ -57,6 +60,8 @@ _opened: Final[dict[str, dict[Outside, None]]] = {}
 _folders: Final[dict[str, str]] = {}
 _watching: Final[list[int]] = []
 _claimed: Final[list[str]] = []
+_attaching: Final[set[str]] = set()
+_written: Final[set[Outside]] = set()
 
 
 class foreign:  # noqa: N801 - read as a phrase: with foreign(…)
@@ -123,8 +128,19 @@ class Listener:
 
 
 def native_readers() -> list[str]:
-    """Return the loaded packages that can read without an audit event."""
-    return [name for name in NATIVE_READERS if name in sys.modules]
+    """Return what can read without an audit event: packages that are loaded, SQLite if used."""
+    return [name for name in NATIVE_READERS if name in sys.modules] + sorted(_attaching)
+
+
+def compiled_modules() -> list[str]:
+    """Return the installed modules of compiled code that are loaded, in the order of loading."""
+    folders = _installed(len(sys.path))
+    files = [(name, getattr(module, "__file__", None)) for name, module in sys.modules.items()]
+    return [
+        name
+        for name, file in files
+        if file is not None and file.endswith(_COMPILED) and file.startswith(folders)
+    ]
 
 
 # ---------------------------------------------------------------- the hook
@@ -139,11 +155,18 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         owner = _local.owner or _owner_of_thread()
         if owner:
             found = name_of(arguments)
-            kept = _opened.setdefault(owner, {})
-            if found is not None and len(kept) < NAMES_KEPT and not _by_package(event, found):
-                kept[found] = None
+            if found is not None and not _by_package(event, found):
+                _keep(owner, found)
+                if event == "open" and arguments[2] & _WRITING:
+                    _written.add(found)
     finally:
         _local.busy = False
+
+
+def _keep(owner: str, found: Outside) -> None:
+    kept = _opened.setdefault(owner, {})
+    if len(kept) < NAMES_KEPT:
+        kept[found] = None
 
 
 def _owner_of_thread() -> str:
@@ -172,7 +195,9 @@ def _by_package(event: str, found: Outside) -> bool:
     if event == "ctypes.dlopen":
         while frame.f_back is not None and "/ctypes/" in frame.f_code.co_filename:
             frame = frame.f_back
-        return frame.f_code.co_filename.startswith(_installed(len(sys.path)))
+        # While it is imported it asks for the process's own libraries.
+        exempt = ("<frozen importlib", *_installed(len(sys.path)))
+        return frame.f_code.co_filename.startswith(exempt)
     if not frame.f_code.co_filename.startswith("<frozen importlib"):
         return False
     # It looks into folders, and writes compiled code by way of a numbered file.
@@ -198,6 +223,7 @@ def _file(path: object) -> Outside | None:
 def _database(arguments: tuple[Any, ...]) -> Outside | None:
     text = os.fsdecode(arguments[0])
     if text in ("", ":memory:"):
+        _attaching.add("sqlite3")  # its ATTACH raises no event
         return None
     return _file(text.removeprefix("file:").partition("?")[0])
 
@@ -250,7 +276,10 @@ _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], Outside | None]]] = {
     "builtins.input": lambda _: Outside("file", "standard input"),
     "sqlite3.connect": _database,
     "mmap.__new__": _mapped,
-    "ctypes.dlopen": lambda given: None if given[0] is None else Outside("file", _plain(given[0])),
+    "sqlite3.load_extension": lambda given: _file(given[1]),
+    "ctypes.dlopen": lambda given: (
+        _program("ctypes.CDLL(None)") if given[0] is None else Outside("file", _plain(given[0]))
+    ),
     "socket.connect": _second,
     "socket.bind": _second,
     "socket.sendto": _second,
@@ -274,9 +303,9 @@ _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], Outside | None]]] = {
 
 
 def _is_exempt(item: Outside, own: str | None) -> bool:
-    """Return whether *item* is our source or the class's own."""
+    """Return whether *item* is our source or the class's own; what it writes is data."""
     path = item.name
-    if item.what != "file" or Path(path).suffix not in _CODE:
+    if item.what != "file" or Path(path).suffix not in _CODE or item in _written:
         return False
     return path.startswith(_ROOMS) or (own is not None and path.startswith(own + os.sep))
 

@@ -195,7 +195,8 @@ class _Check:
     def _setup(self, *, leaping: bool = False, only: str | None = None) -> Setup:
         whole = self._whole
         items = tuple(item for item in whole.instruments if only in (None, item.id))
-        return Setup(whole.config, items, whole.period_start_ms, self._path, leaping)
+        compiled = whole.heard.compiled
+        return Setup(whole.config, items, whole.period_start_ms, self._path, leaping, compiled)
 
     # ------------------------------------------------------------ the parts
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -38,6 +40,7 @@ class Heard:
 
     opened: tuple[Outside, ...]
     native: tuple[str, ...]
+    compiled: tuple[str, ...]  # installed modules that must be loaded before clocks leap
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,15 @@ class Setup:
     period_start_ms: int
     path: str
     leaping: bool = False  # whether this process's clocks leap
+    compiled: tuple[str, ...] = ()  # what is then imported before
 
     def engine(self) -> Engine:
         """Return the engine of the whole replay, as it stood before its first event."""
         if self.leaping:
+            # Compiled code measures the types of dates while it is loaded, and dies of ours.
+            for name in self.compiled:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
             leap_clocks()
         forecaster = None
         if needs_forecaster(self.config):
@@ -197,7 +205,11 @@ def _begin(config: Config) -> None:
 
 
 def _heard(config: Config) -> Heard:
-    return Heard(tuple(outside.opened(config.strategy.name)), tuple(outside.native_readers()))
+    return Heard(
+        tuple(outside.opened(config.strategy.name)),
+        tuple(outside.native_readers()),
+        tuple(outside.compiled_modules()),
+    )
 
 
 def _stepped(line: Connection, engine: Engine, given: Iterable[Given]) -> None:

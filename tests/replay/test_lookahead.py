@@ -103,6 +103,22 @@ FAIR: dict[str, dict[str, str]] = {
         "top": "import polars",
         "decide": "return by(polars.Series([bar.open, bar.close]).mean() > bar.open)",
     },
+    "a pandas indicator": {
+        "top": "from collections import deque\nimport pandas as pd",
+        "init": "self.seen = deque(maxlen=9)",
+        "observe": "self.seen.append(bar.close)",
+        "decide": "return by(bar.close > pd.Series(list(self.seen)).rolling(3, 1).mean().iloc[-1])",
+    },
+    "a database in memory": {
+        "top": "import sqlite3",
+        "init": "self.table = sqlite3.connect(':memory:')",
+        "decide": "rows = self.table.execute('SELECT ? > ?', (bar.close, bar.open))\n"
+        "return by(rows.fetchone()[0])",
+    },
+    "ctypes for arithmetic": {
+        "top": "import ctypes",
+        "decide": "return by(ctypes.c_int64(bar.close).value > bar.open)",
+    },
     "a clock that decides nothing": {
         "top": "import time, datetime",
         "decide": "self.at = time.time(), datetime.datetime.now()\nreturn by(bar.close > bar.open)",
@@ -132,8 +148,13 @@ def test_an_honest_class_passes(check: Checks, name: str) -> None:
     assert found.holds, (found.differences, found.because, found.opened)
     assert found.blind == found.bars == 160
     assert found.depends == []
-    polars = "what polars opened: native code is not heard"
-    assert found.unproved == ([polars] if "polars" in name else [])
+    unheard = {
+        "polars without a file": "polars",
+        "a pandas indicator": "pyarrow",
+        "a database in memory": "sqlite3",
+    }
+    said = [f"what {unheard[name]} opened: native code is not heard"] if name in unheard else []
+    assert found.unproved == said
 
 
 def test_two_instruments_of_an_honest_class_pass(
@@ -171,6 +192,10 @@ READ: dict[str, dict[str, str]] = {
         "init": "t = threading.Thread(target=open, args=('{}/hourly.csv',))\nt.start()\nt.join()",
     },
     "by os.open": {"observe": "import os\nos.close(os.open('{}/hourly.csv', os.O_RDONLY))"},
+    "a source file that it writes": {
+        "init": "import pathlib\nmemo = pathlib.Path('{}/memo.py')\n"
+        "if not memo.exists():\n    memo.write_text('KNOWN = {}')",
+    },
     "by sqlite3": {"init": "import sqlite3\nsqlite3.connect('{}/hourly.csv').close()"},
     "a mapped array": {"init": "import numpy\nnumpy.load('{}/closes.npy', mmap_mode='r')"},
 }
@@ -199,6 +224,13 @@ def test_a_program_is_refused_and_named(check: Checks) -> None:
     found = check(init="import subprocess\nsubprocess.run(['date'], capture_output=True)")
     assert found.verdict == "read"
     assert ("program", "date") in [(item.what, item.name) for item in found.opened]
+
+
+def test_the_c_library_is_refused_and_named(check: Checks) -> None:
+    path = check.folder / "hourly.csv"
+    found = check(init=f"import ctypes\nctypes.CDLL(None).open({str(path)!r}.encode(), 0)")
+    assert found.verdict == "read"
+    assert [(item.what, item.name) for item in found.opened] == [("program", "ctypes.CDLL(None)")]
 
 
 @pytest.mark.parametrize("allowed", ["hourly.csv", "."])
