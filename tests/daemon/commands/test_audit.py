@@ -208,6 +208,7 @@ def test_values_and_answers_have_a_size(
 @pytest.mark.parametrize("question", [ENDLESS + "count(*) FROM n", ENDLESS + "i FROM n"])
 def test_ctrl_c_ends_a_question_at_once(question: str, path: Path) -> None:
     looks = 0
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test worker ignores it
 
     def interrupted() -> bool:
         nonlocal looks
@@ -216,11 +217,14 @@ def test_ctrl_c_ends_a_question_at_once(question: str, path: Path) -> None:
             signal.raise_signal(signal.SIGINT)  # as the terminal sends it, amid SQLite's work
         return looks > 100
 
-    with Reader.open(path) as reader:
-        with pytest.raises(KeyboardInterrupt):
-            ask(reader.connection, question, rows_most=10**9, expired=interrupted)
-        assert looks < 100
-        assert ask(reader.connection, "SELECT 1").rows == [(1,)]
+    try:
+        with Reader.open(path) as reader:
+            with pytest.raises(KeyboardInterrupt):
+                ask(reader.connection, question, rows_most=10**9, expired=interrupted)
+            assert looks < 100
+            assert ask(reader.connection, "SELECT 1").rows == [(1,)]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_name_that_is_not_there_is_answered_with_those_that_are(
