@@ -21,7 +21,7 @@ from tracepaper.storage.digest import decision_digest
 from tracepaper.storage.encode import StepEncoder
 from tracepaper.storage.reader import Reader, StoredRun
 from tracepaper.storage.rows import ANSWER_GATES, sequence_of
-from tracepaper.storage.schema import metadata
+from tracepaper.storage.schema import metadata, stored_columns
 from tracepaper.storage.stored import interned
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Bar, Step
@@ -57,8 +57,8 @@ Unequal = tuple[str, object, object]
 """A column, what is stored there, and what was derived."""
 
 _NAMES: Final = {
-    table.name: tuple(f"{table.name}.{column.name}" for column in table.columns)
-    for table in metadata.tables.values()
+    table: tuple(f"{table}.{column}" for column in stored_columns(table))
+    for table in metadata.tables
 }
 _STDEV_AT: Final = _NAMES["answers"].index("answers.stdev_return")
 _HORIZON_AT: Final = _NAMES["answers"].index("answers.horizon")

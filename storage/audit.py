@@ -24,7 +24,7 @@ from tracepaper.storage.digest import chain_digest, opened_digest
 from tracepaper.storage.encode import StepEncoder
 from tracepaper.storage.resume import Resumed, read_resumed
 from tracepaper.storage.run_rows import Previous, instrument_row, run_row
-from tracepaper.storage.schema import RUN_TABLES, metadata
+from tracepaper.storage.schema import RUN_TABLES, metadata, stored_columns
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
 from tracepaper.strategies.types import Bar, Command, ModelChange, RunEnd, Step
 
@@ -54,7 +54,7 @@ Result = TypeVar("Result")
 def insert_sql(table: str, columns: tuple[str, ...] = ()) -> str:
     """Return the compiled insert into *table* of *columns*, or of all of them."""
     target = metadata.tables[table]
-    names = columns or tuple(column.name for column in target.columns)
+    names = columns or stored_columns(table)
     statement = insert(target)
     return str(statement.compile(dialect=dialect(paramstyle="qmark"), column_keys=list(names)))
 

@@ -32,7 +32,7 @@ from tracepaper.storage.rows import (
     sequence_of,
     step_key,
 )
-from tracepaper.storage.schema import RUN_TABLES, metadata
+from tracepaper.storage.schema import RUN_TABLES, stored_columns
 from tracepaper.storage.stored import Chunk, StoredRow, chunks, gate_set_rows, run_span, select
 from tracepaper.storage.tamper import (
     SUSPECTS,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 _RUN: Final = select("runs", "run_id = ?")
 _INSTRUMENTS: Final = select("instruments", "run_key = ?")
 _PRUNE: Final = select("prunes", "run_key = ?")
-_OPENED_AT: Final = [c.name for c in metadata.tables["runs"].columns].index("opened_digest")
+_OPENED_AT: Final = stored_columns("runs").index("opened_digest")
 _NAMED: Final = (
     "SELECT ' (' || i.instrument_id || ' ' || "
     "strftime('%Y-%m-%dT%H:%MZ', b.open_time_ms / 1000, 'unixepoch') || ')' "

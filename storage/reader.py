@@ -12,7 +12,7 @@ from tracepaper.storage.database import open_reader
 from tracepaper.storage.decode import StepDecoder
 from tracepaper.storage.rows import SEQUENCE_LIMIT, sequence_of, step_key
 from tracepaper.storage.run_rows import run_of
-from tracepaper.storage.schema import metadata
+from tracepaper.storage.schema import stored_columns
 from tracepaper.storage.stored import (
     CHUNK_STEPS,
     chunks,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _RUN_BY_ID: Final = select("runs", "run_id = ?")
 _INSTRUMENTS: Final = select("instruments", "run_key = ?")
 _PRUNE: Final = select("prunes", "run_key = ?")
-_OPENED: Final = [column.name for column in metadata.tables["runs"].columns].index("opened_digest")
+_OPENED: Final = stored_columns("runs").index("opened_digest")
 _ENDED: Final = (
     "SELECT e.content FROM events e WHERE e.kind = 'end' AND e.step = (SELECT s.step FROM steps s "
     "WHERE s.step BETWEEN ? AND ? AND NOT EXISTS (SELECT 1 FROM events p WHERE p.step = s.step "
@@ -234,7 +234,7 @@ class Reader:
         if instrument not in ids:
             raise DataInvalid(f"Run {run_id} has no instrument {instrument}, only {ids}.")
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
-        columns = ", ".join(f"b.{column.name}" for column in metadata.tables["bars"].columns)
+        columns = ", ".join(f"b.{column}" for column in stored_columns("bars"))
         span = run_span(stored.run_key)
         rows = self._connection.execute(
             f"SELECT {columns} FROM bars b JOIN steps s USING (step) "
@@ -254,7 +254,7 @@ class Reader:
         if instrument not in ids:
             raise DataInvalid(f"Run {run_id} has no instrument {instrument}, only {ids}.")
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
-        columns = ", ".join(f"b.{column.name}" for column in metadata.tables["bars"].columns)
+        columns = ", ".join(f"b.{column}" for column in stored_columns("bars"))
         first, _ = run_span(stored.run_key)
         rows = self._connection.execute(
             f"SELECT {columns} FROM bars b JOIN steps s USING (step) "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from tracepaper.storage.decode import Interned, StoredRows
 from tracepaper.storage.rows import SEQUENCE_LIMIT, SPARSE_TABLES, step_key
-from tracepaper.storage.schema import metadata
+from tracepaper.storage.schema import metadata, stored_columns
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Gate, GateSet
 
@@ -39,7 +39,7 @@ _TWINS_CONFIRMED: Final = (
 
 def select(table: str, where: str) -> str:
     """Return the query for all columns of *table* where *where*, in the order of its key."""
-    columns = ", ".join(column.name for column in metadata.tables[table].columns)
+    columns = ", ".join(stored_columns(table))
     keys = ", ".join(column.name for column in metadata.tables[table].primary_key.columns)
     return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {keys}"
 

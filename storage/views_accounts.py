@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from tracepaper.storage.expressions import power_of_ten, real, text
 from tracepaper.storage.view_parts import (
     INSTRUMENT,
     MARKET_MS,
@@ -12,14 +13,12 @@ from tracepaper.storage.view_parts import (
     QUANTITY,
     Column,
     View,
+    caused,
     exact,
-    in_run,
     moment,
+    money,
     of_step,
-    power_of_ten,
-    real,
     shared_row,
-    text,
 )
 
 _STEP_TABLES: Final = (
@@ -55,33 +54,37 @@ _ACCOUNT_SUMS: Final = (
 )
 
 
+def _sum(name: str, sql: str, doc: str) -> tuple[Column, Column]:
+    """Return the columns of a sum: what a holding has is typed, what a mark moves is not."""
+    return money(name, sql, doc) if sql.startswith("h.") else exact(name, sql, MONEY, doc)
+
+
 def _holding_columns(sums: tuple[tuple[str, str, str], ...], whose: str) -> tuple[Column, ...]:
     """Return the columns of a position and its account after a step; *sums* are *whose*."""
     return (
         *moment("market_ms", MARKET_MS, "market time of the step's event"),
         Column("instrument", "i.instrument_id", "the event's; null where it has none"),
         *exact("quantity", "h.quantity", QUANTITY, "the instrument's position, signed"),
-        Column("average_price", _AVERAGE_REAL, "entry notional by quantity; null when flat"),
+        Column(
+            "average_price", _AVERAGE_REAL, "entry notional by quantity; null when flat", "REAL"
+        ),
         Column(
             "average_price_text", _AVERAGE_TEXT, "exactly; null where it is no decimal of a price"
         ),
-        *exact("entry_notional", "h.entry_notional", MONEY, "what the position cost, signed"),
-        *(
-            column
-            for name, sql, doc in sums
-            for column in exact(name, sql, MONEY, f"{doc}; the {whose}")
-        ),
-        *exact("cash", "h.cash", MONEY, "cash of the account"),
+        *money("entry_notional", "h.entry_notional", "what the position cost, signed"),
+        *(column for name, sql, doc in sums for column in _sum(name, sql, f"{doc}; the {whose}")),
+        *money("cash", "h.cash", "cash of the account"),
         *exact("equity", _EQUITY, MONEY, "cash and what is held, at the mark"),
     )
 
 
 _OWN: Final = (
-    f"FROM runs r JOIN steps s ON {in_run('s')} JOIN steps m ON m.step = s.step "
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN steps m ON m.step = s.step "
     f"JOIN holdings h ON h.step = {shared_row('s.holding')} AND h.book = 0 "
 ) + _STEP_TABLES
 _TWIN: Final = (
-    f"FROM runs r JOIN twin_steps m ON {in_run('m')} JOIN steps s ON s.step = m.step "
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key "
+    "AND EXISTS (SELECT 1 FROM twin_steps) JOIN twin_steps m ON m.step = s.step "
     f"JOIN holdings h ON h.step = {shared_row('m.holding')} AND h.book = m.book "
 ) + _STEP_TABLES
 
@@ -113,20 +116,20 @@ V_TWIN_EQUITY: Final = View(
 
 def _fill_columns() -> tuple[Column, ...]:
     return (
-        Column("ordinal", "f.ordinal", "place among the fills of the step"),
+        Column("ordinal", "f.ordinal", "place among the fills of the step", "INTEGER"),
         Column("order_id", "f.order_id", "the order: sequence and ordinal of its birth"),
         INSTRUMENT,
         Column("side", "f.side", "`BUY` or `SELL`"),
         *exact("quantity", "f.quantity", QUANTITY, "quantity filled"),
         *exact("price", "f.price", PRICE, "price, with spread and slippage"),
         *exact("reference_price", "f.reference_price", PRICE, "mid or open before them"),
-        *exact("notional", "f.notional", MONEY, "price times quantity"),
-        *exact("fee", "f.fee", MONEY, "fee in quote currency"),
+        *money("notional", "f.notional", "price times quantity"),
+        *money("fee", "f.fee", "fee in quote currency"),
         *exact("fee_base", "f.fee_base", QUANTITY, "fee in base: a spot buy pays there"),
         Column("liquidity", "f.liquidity", "`TAKER`: paper market orders always take"),
         Column("model", "f.model", "filled against: `quote` or `next_open`"),
         Column("reason", "f.reason", "why it was wanted"),
-        *moment("filled_ms", "f.filled_ms", "market time of the fill"),
+        *moment("filled_ms", "f.filled_ms", "market time of the fill", "f.filled_iso"),
     )
 
 
@@ -139,8 +142,9 @@ V_FILLS: Final = View(
         *of_step("f"),
         *_fill_columns(),
         Column("status", "o.status", "of its order after the step"),
+        caused("f", "fills"),
     ),
-    f"FROM runs r JOIN fills f ON {in_run('f')} {_FILLED_BY} "
+    f"FROM runs r JOIN fills f ON f.run_key = r.run_key {_FILLED_BY} "
     "LEFT JOIN orders o ON o.step = f.step AND o.order_id = f.order_id",
 )
 
@@ -148,10 +152,21 @@ V_TWIN_FILLS: Final = View(
     "v_twin_fills",
     "a fill of a shadow account",
     (*of_step("f"), Column("twin", "f.twin", "its name, such as `ungated`"), *_fill_columns()),
-    f"FROM runs r JOIN twin_fills f ON {in_run('f')} {_FILLED_BY}",
+    f"FROM runs r JOIN twin_fills f ON f.run_key = r.run_key {_FILLED_BY}",
 )
 
-_MEAN_PRICE: Final = "CASE WHEN f.quantity > 0 THEN f.turned / f.quantity END"
+
+def _of_fills(sql: str) -> str:
+    """Return *sql*, an aggregate of the fills of order ``o`` in its run."""
+    return f"(SELECT {sql} FROM fills f WHERE f.order_id = o.order_id AND f.run_key = o.run_key)"
+
+
+_MEAN_PRICE: Final = _of_fills("sum(CAST(f.price AS REAL) * f.quantity) / sum(f.quantity)")
+_ONE_PRICE: Final = _of_fills("CASE WHEN min(f.price) = max(f.price) THEN min(f.price) END")
+_LATEST: Final = (
+    "NOT EXISTS (SELECT 1 FROM orders n WHERE n.order_id = o.order_id "
+    "AND n.run_key = o.run_key AND n.step > o.step)"
+)
 
 V_ORDERS: Final = View(
     "v_orders",
@@ -165,28 +180,30 @@ V_ORDERS: Final = View(
         *exact("filled", "o.filled", QUANTITY, "quantity filled so far"),
         Column(
             "price",
-            f"({_MEAN_PRICE}) / CAST('1e' || {PRICE} AS REAL)",
+            f"{_MEAN_PRICE} / CAST('1e' || {PRICE} AS REAL)",
             "mean price of its fills; null where it has none",
+            "REAL",
         ),
         Column(
             "price_text",
-            f"CASE WHEN f.lowest = f.highest THEN {text('f.lowest', PRICE)} END",
+            text(_ONE_PRICE, PRICE),
             "exactly; null where its fills have several prices",
         ),
-        *exact("fee", "f.fee", MONEY, "fees of its fills in quote currency"),
-        Column("liquidity", "f.liquidity", "of its fills"),
+        *exact("fee", _of_fills("sum(f.fee)"), MONEY, "fees of its fills in quote currency"),
+        Column("liquidity", _of_fills("max(f.liquidity)"), "of its fills"),
         Column("reason", "o.reason", "why it was wanted"),
         Column("status", "o.status", "where its life stands"),
-        *moment("created_ms", "o.created_ms", "market time of its birth"),
-        *moment("eligible_ms", "o.eligible_ms", "market time from which a quote may fill it"),
+        *moment("created_ms", "o.created_ms", "market time of its birth", "o.created_iso"),
+        *moment(
+            "eligible_ms",
+            "o.eligible_ms",
+            "market time from which a quote may fill it",
+            "o.eligible_iso",
+        ),
+        caused("o", "orders"),
     ),
-    f"FROM runs r JOIN (SELECT *, max(step) OVER (PARTITION BY step >> 28, order_id) AS latest "
-    f"FROM orders) o ON {in_run('o')} AND o.step = o.latest "
-    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = o.instrument "
-    "LEFT JOIN (SELECT step >> 28 AS run_key, order_id, sum(quantity) AS quantity, "
-    "sum(CAST(price AS REAL) * quantity) AS turned, min(price) AS lowest, max(price) AS highest, "
-    "sum(fee) AS fee, max(liquidity) AS liquidity FROM fills GROUP BY 1, 2) f "
-    "ON f.run_key = r.run_key AND f.order_id = o.order_id",
+    f"FROM runs r JOIN orders o ON o.run_key = r.run_key AND {_LATEST} "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = o.instrument",
 )
 
 ACCOUNT_VIEWS: Final = (

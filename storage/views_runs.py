@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from tracepaper.storage.expressions import iso
+from tracepaper.storage.rows import SEQUENCE_BITS
+from tracepaper.storage.schema import KEPT_KINDS
 from tracepaper.storage.view_parts import (
     INSTRUMENT,
     PRICE,
@@ -11,21 +14,27 @@ from tracepaper.storage.view_parts import (
     VOLUME,
     Column,
     View,
-    digest,
     exact,
-    in_run,
     moment,
     of_step,
-    source_name,
 )
 
-_DAY_MS: Final = 86_400_000
+_LAST_BUT_PRUNES: Final = (
+    "SELECT s.step FROM steps s WHERE s.step BETWEEN r.run_key << 28 AND "
+    "(r.run_key + 1 << 28) - 1 AND NOT EXISTS (SELECT 1 FROM events p WHERE p.step = s.step "
+    "AND p.kind = 'prune') ORDER BY s.step DESC LIMIT 1"
+)
 
-_ENDED_AT: Final = (
-    "(SELECT json_extract(e.content, '$.ended_at_ms') FROM events e WHERE e.kind = 'end' AND "
-    "e.step = (SELECT s.step FROM steps s WHERE s.step BETWEEN r.run_key << 28 AND "
-    "(r.run_key + 1 << 28) - 1 AND NOT EXISTS (SELECT 1 FROM events p WHERE p.step = s.step AND "
-    "p.kind = 'prune') ORDER BY s.step DESC LIMIT 1))"
+
+def _ended(column: str) -> str:
+    """Return *column* of the run's end, if it is the last thing that was not a prune."""
+    return (
+        f"(SELECT e.{column} FROM events e WHERE e.kind = 'end' AND e.step = ({_LAST_BUT_PRUNES}))"
+    )
+
+
+_IN_RUN: Final = (
+    f"e.step BETWEEN r.run_key << {SEQUENCE_BITS} AND ((r.run_key + 1) << {SEQUENCE_BITS}) - 1"
 )
 
 V_RUNS: Final = View(
@@ -34,23 +43,28 @@ V_RUNS: Final = View(
     (
         Column("run_id", "r.run_id", "the run"),
         Column("kind", "r.kind", "`live`, `demo` or `replay`"),
-        *moment("started_at", "r.started_at_ms", "wall time of the start"),
-        *moment("ended_at", _ENDED_AT, "wall time of the end; null where it went on or was killed"),
+        *moment("started_at", "r.started_at_ms", "wall time of the start", "r.started_at_iso"),
+        *moment(
+            "ended_at",
+            _ended("ended_at_ms"),
+            "wall time of the end; null where it went on or was killed",
+            _ended("ended_at_iso"),
+        ),
         Column("parent_run_id", "r.parent_run_id", "the run whose account it took over"),
-        *moment("period_start_ms", "r.period_start_ms", "first open time with a decision"),
+        *moment(
+            "period_start_ms",
+            "r.period_start_ms",
+            "first open time with a decision",
+            "r.period_start_iso",
+        ),
         Column(
             "instruments",
             "(SELECT group_concat(instrument_id) FROM (SELECT i.instrument_id FROM instruments i "
             "WHERE i.run_key = r.run_key ORDER BY i.instrument))",
             "ids, separated by commas",
         ),
-        Column(
-            "interval",
-            f"CASE r.interval_ms WHEN {_DAY_MS} THEN 'D' WHEN {7 * _DAY_MS} THEN 'W' "
-            "ELSE CAST(r.interval_ms / 60000 AS TEXT) END",
-            "minutes of a bar, `D` or `W`, as Bybit writes it",
-        ),
-        Column("interval_ms", "r.interval_ms", "milliseconds of a bar"),
+        Column("interval", "r.interval", "minutes of a bar, `D` or `W`, as Bybit writes it"),
+        Column("interval_ms", "r.interval_ms", "milliseconds of a bar", "INTEGER"),
         Column("strategy", "r.strategy", "the strategy's name"),
         Column(
             "strategy_sha256",
@@ -65,7 +79,7 @@ V_RUNS: Final = View(
         Column("path", "r.path", "`step` or `scan`"),
         Column("device", "r.device", "where the model ran"),
         Column("dtype", "r.dtype", "the model's number type"),
-        Column("threads", "r.threads", "threads of the model"),
+        Column("threads", "r.threads", "threads of the model", "INTEGER"),
         Column("backend", "r.backend", "what attended; empty without a model"),
         Column("torch_version", "r.torch_version", "version of torch; empty without a model"),
         Column("instruction_set", "r.instruction_set", "what torch computes with; else empty"),
@@ -74,11 +88,11 @@ V_RUNS: Final = View(
         Column(
             "opened",
             "(SELECT json_group_array(json_extract(e.content, '$.name')) FROM events e "
-            f"WHERE e.kind = 'reading' AND {in_run('e')})",
+            f"WHERE e.kind = 'reading' AND {_IN_RUN})",
             "JSON array: files, addresses and programs that a user's class opened",
         ),
-        Column("step_count", "r.step_count", "steps stored"),
-        digest("head_digest", "r.head_digest", "digest of the last step; keep a copy elsewhere"),
+        Column("step_count", "r.step_count", "steps stored", "INTEGER"),
+        Column("head_digest", "r.head_hex", "digest of the last step; keep a copy elsewhere"),
     ),
     "FROM runs r",
 )
@@ -87,16 +101,18 @@ V_BARS: Final = View(
     "v_bars",
     "a bar as the engine saw it",
     (
-        *of_step("b"),
+        *of_step("s"),
         INSTRUMENT,
-        *moment("open_time_ms", "b.open_time_ms", "first millisecond of the bar"),
+        *moment(
+            "open_time_ms", "b.open_time_ms", "first millisecond of the bar", "b.open_time_iso"
+        ),
         *exact("open", "b.open", PRICE, "first price"),
         *exact("high", "b.high", PRICE, "highest price"),
         *exact("low", "b.low", PRICE, "lowest price"),
         *exact("close", "b.close", PRICE, "last price"),
         *exact("volume", "b.volume", VOLUME, "volume in base"),
         *exact("turnover", "b.turnover", TURNOVER, "volume in quote; null where not known"),
-        Column("source", source_name("b.source"), "`stream`, `rest` or `archive`"),
+        Column("source", "b.source_name", "`stream`, `rest` or `archive`"),
         *moment(
             "market_ms",
             "b.open_time_ms + r.interval_ms + b.market_delay_ms",
@@ -107,9 +123,10 @@ V_BARS: Final = View(
             "b.open_time_ms + r.interval_ms + b.market_delay_ms + b.seen_delay_ms",
             "market time at which the engine saw it",
         ),
-        Column("accepted", "s.shape & 1", "0 for a revision, which changed nothing"),
+        Column("accepted", "s.accepted", "0 for a revision, which changed nothing", "INTEGER"),
     ),
-    f"FROM runs r JOIN bars b ON {in_run('b')} JOIN steps s ON s.step = b.step "
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN bars b ON b.step = s.step "
+    "AND b.run_key = r.run_key "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = b.instrument",
 )
 
@@ -119,56 +136,74 @@ V_GAPS: Final = View(
     (
         *of_step("e"),
         INSTRUMENT,
-        *moment("from_ms", "json_extract(e.content, '$.from_ms')", "first missing open time"),
-        *moment("until_ms", "json_extract(e.content, '$.until_ms')", "first open time after it"),
+        *moment("from_ms", "e.from_ms", "first missing open time", "e.from_iso"),
+        *moment("until_ms", "e.until_ms", "first open time after it", "e.until_iso"),
         Column(
             "cause",
-            "json_extract(e.content, '$.cause')",
+            "e.cause",
             "`disconnected`, `missed`, `down`, `overflow`, `archive`, `stale`, `jumped` or "
             "`implausible`",
         ),
         Column(
             "repaired_by",
-            "json_extract(e.content, '$.repaired_by')",
+            "e.repaired_by",
             "`rest` where the bars follow; empty where they never will; `clock` where market time "
             "itself was set from one of the two times to the other",
         ),
-        *moment("market_ms", "e.market_ms", "market time at which it was found"),
+        *moment("market_ms", "e.market_ms", "market time at which it was found", "e.market_iso"),
     ),
-    f"FROM runs r JOIN events e ON {in_run('e')} AND e.kind = 'gap' "
+    f"FROM runs r JOIN events e ON e.run_key = r.run_key AND e.{KEPT_KINDS} AND e.kind = 'gap' "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
 )
 
 _BAR_CONTENT: Final = (
     "json_object('open_time_ms', b.open_time_ms, 'open', b.open, 'high', b.high, 'low', b.low, "
     "'close', b.close, 'volume', b.volume, 'turnover', b.turnover, "
-    f"'source', {source_name('b.source')})"
+    "'source', b.source_name)"
+)
+
+_BAR_MARKET_MS: Final = "b.open_time_ms + r.interval_ms + b.market_delay_ms"
+_MARKET_MS: Final = f"CAST(coalesce(e.market_ms, {_BAR_MARKET_MS}) AS INTEGER)"
+_SEEN_MS: Final = f"CAST(coalesce(e.seen_ms, {_BAR_MARKET_MS} + b.seen_delay_ms) AS INTEGER)"
+# The casts give both halves the same affinity, without which SQLite sorts the union.
+_OF_STEPS: Final = ", ".join(
+    (
+        "r.run_id",
+        "s.sequence",
+        "CAST(coalesce(e.kind, 'bar') AS TEXT)",
+        "i.instrument_id",
+        _MARKET_MS,
+        f"CAST({iso(_MARKET_MS)} AS TEXT)",
+        _SEEN_MS,
+        f"CAST({iso(_SEEN_MS)} AS TEXT)",
+        f"CAST(coalesce(e.content, {_BAR_CONTENT}) AS TEXT)",
+    )
 )
 
 V_EVENTS: Final = View(
     "v_events",
     "an event that the engine consumed",
     (
-        *of_step("u"),
+        *of_step("e"),
         Column(
             "kind",
-            "u.kind",
+            "e.kind",
             "`bar`, `quote`, `trade`, `mark`, `funding`, `instrument_change`, `model_change`, "
             "`gap`, `command`, `timer`, `end`, `prune` or `reading`",
         ),
         Column("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
-        *moment("market_ms", "u.market_ms", "market time of the event"),
-        *moment("seen_ms", "u.seen_ms", "market time at which the engine saw it"),
-        Column("content", "u.content", "JSON of its other fields, numbers as they are stored"),
+        *moment("market_ms", "e.market_ms", "market time of the event", "e.market_iso"),
+        *moment("seen_ms", "e.seen_ms", "market time at which the engine saw it", "e.seen_iso"),
+        Column("content", "e.content", "JSON of its other fields, numbers as they are stored"),
     ),
-    "FROM runs r JOIN (SELECT b.step, 'bar' AS kind, b.instrument, "
-    "b.open_time_ms + o.interval_ms + b.market_delay_ms AS market_ms, "
-    "b.open_time_ms + o.interval_ms + b.market_delay_ms + b.seen_delay_ms AS seen_ms, "
-    f"{_BAR_CONTENT} AS content "
-    "FROM bars b JOIN runs o ON o.run_key = b.step >> 28 "
-    "UNION ALL SELECT e.step, e.kind, e.instrument, e.market_ms, e.seen_ms, e.content "
-    f"FROM events e) u ON {in_run('u')} "
-    "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = u.instrument",
+    # What a prune has kept has no step any more; all else is found by its step.
+    f"FROM runs r JOIN events e ON e.run_key = r.run_key AND e.{KEPT_KINDS} "
+    "AND NOT EXISTS (SELECT 1 FROM steps s WHERE s.step = e.step) "
+    "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
+    f" UNION ALL SELECT {_OF_STEPS} FROM runs r JOIN steps s ON s.run_key = r.run_key "
+    "LEFT JOIN bars b ON b.step = s.step LEFT JOIN events e ON e.step = s.step "
+    "LEFT JOIN instruments i "
+    "ON i.run_key = r.run_key AND i.instrument = coalesce(b.instrument, e.instrument)",
 )
 
 RUN_VIEWS: Final = (V_RUNS, V_BARS, V_GAPS, V_EVENTS)

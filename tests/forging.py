@@ -28,7 +28,7 @@ DIGESTS = {
 }
 """What the forger recomputes, so that no edit of these is left standing."""
 
-_NAMES = [column.name for column in metadata.tables["runs"].columns]
+_NAMES = [column.name for column in metadata.tables["runs"].columns if column.computed is None]
 _OPENED_AT = _NAMES.index("opened_digest")
 _SETS_AT = _NAMES.index("opened_gate_sets")
 

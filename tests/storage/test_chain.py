@@ -119,7 +119,7 @@ def columns_of_steps() -> list[tuple[str, str]]:
         (table.name, column.name)
         for table in RUN_TABLES
         for column in table.columns
-        if not column.primary_key
+        if not column.primary_key and column.computed is None
     ]
 
 
@@ -168,7 +168,7 @@ def test_a_changed_column_is_found_and_named(path: Path, table: str, column: str
         (table, column.name)
         for table in ("runs", "instruments")
         for column in metadata.tables[table].columns
-        if column.name not in {"run_key", "run_id", "instrument"}
+        if column.computed is None and column.name not in {"run_key", "run_id", "instrument"}
     ],
 )
 def test_a_changed_run_is_found(path: Path, table: str, column: str) -> None:
@@ -232,7 +232,11 @@ def test_an_added_row_is_found_and_named(path: Path, table: str) -> None:
     connection = sqlite3.connect(path)
     have = {step for (step,) in connection.execute(f"SELECT step FROM {table}")}
     free = next(key(at) for at in range(1, len(STEPS)) if key(at) not in have)
-    names = [column.name for column in metadata.tables[table].columns if column.name != "step"]
+    names = [
+        column.name
+        for column in metadata.tables[table].columns
+        if column.computed is None and column.name != "step"
+    ]
     listed = ", ".join(names)
     source = min(step for step in have if step > key(0))
     connection.execute(
@@ -339,8 +343,12 @@ def test_an_older_head_is_found_in_a_chain_that_went_on(path: Path) -> None:
 
 
 def test_steps_added_behind_the_end_are_found(path: Path) -> None:
-    names = ", ".join(c.name for c in metadata.tables["steps"].columns if c.name != "step")
-    bars = ", ".join(c.name for c in metadata.tables["bars"].columns if c.name != "step")
+    names = ", ".join(
+        c.name for c in metadata.tables["steps"].columns if c.computed is None and c.name != "step"
+    )
+    bars = ", ".join(
+        c.name for c in metadata.tables["bars"].columns if c.computed is None and c.name != "step"
+    )
     tamper(
         path,
         f"INSERT INTO steps (step, {names}) SELECT step + 1, {names} FROM steps "
@@ -355,7 +363,9 @@ def test_steps_added_behind_the_end_are_found(path: Path) -> None:
 
 @pytest.mark.parametrize("table", ["bars", "events", *SPARSE_TABLES])
 def test_rows_behind_the_end_are_found(path: Path, table: str) -> None:
-    names = ", ".join(c.name for c in metadata.tables[table].columns if c.name != "step")
+    names = ", ".join(
+        c.name for c in metadata.tables[table].columns if c.computed is None and c.name != "step"
+    )
     tamper(
         path,
         f"INSERT INTO {table} (step, {names}) SELECT {key(LAST + 3)}, {names} FROM {table} "

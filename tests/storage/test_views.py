@@ -14,14 +14,28 @@ from typing import Any
 
 import pytest
 import storage_cases as cases
+from builders import START_MS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from sqlalchemy import MetaData, create_engine
 
 from tracepaper.storage.database import open_reader
-from tracepaper.storage.view_parts import iso, real, text
-from tracepaper.storage.views import VIEWS, documentation
-from tracepaper.strategies.types import Bar, Fill, Forecast, Gap, Order, OrderStatus, Step
+from tracepaper.storage.expressions import iso, real, text
+from tracepaper.storage.view_parts import View
+from tracepaper.storage.views import VIEWS, documentation, untyped
+from tracepaper.strategies.types import (
+    Bar,
+    Command,
+    CommandKind,
+    Fill,
+    Forecast,
+    Gap,
+    Order,
+    OrderStatus,
+    Side,
+    Step,
+)
 
 PLAIN = cases.plain_steps(120)
 RICH = cases.rich_steps()
@@ -36,8 +50,10 @@ PROMISED = {
     "target_quantity reason model_id window_sha256 decision_sha256 digest",
     "v_gates": "run_id sequence gate measure threshold passed",
     "v_explanations": "run_id sequence bucket from_open_time_ms until_open_time_ms weight",
-    "v_orders": "run_id sequence order_id side quantity price fee liquidity reason status",
-    "v_fills": "run_id sequence order_id side quantity price fee liquidity reason status",
+    "v_orders": "run_id sequence order_id side quantity price fee liquidity reason status "
+    "decision_sequence",
+    "v_fills": "run_id sequence order_id side quantity price fee liquidity reason status "
+    "decision_sequence",
     "v_positions": "run_id sequence quantity average_price realized_pnl unrealized_pnl cash "
     "equity fees_paid funding_paid",
     "v_equity": "run_id sequence quantity average_price realized_pnl unrealized_pnl cash "
@@ -109,7 +125,7 @@ def test_the_documentation_names_every_column() -> None:
     for view in VIEWS:
         assert f"### `{view.name}`" in document
         for column in view.columns:
-            assert f"| `{column.name}` | {column.doc} |" in document
+            assert f"| `{column.name}` | {column.kind} | {column.doc} |" in document
 
 
 @settings(max_examples=300, deadline=None)
@@ -407,3 +423,86 @@ def test_the_views_tell_runs_apart(database: sqlite3.Connection) -> None:
         assert sum(row["n"] for row in each) == total
         for row in each:
             assert len(of_run(database, view.name, row["run_id"])) == row["n"]
+
+
+def test_orders_and_fills_name_the_decision_that_caused_them_and_no_command(
+    tmp_path: Path,
+) -> None:
+    steps = list(cases.plain_steps(60))
+    flatten = Command(CommandKind.FLATTEN, "enough", steps[30].event.market_ms, START_MS)
+    born = cases.order("30-0", Side.SELL, OrderStatus.ACCEPTED, START_MS)
+    steps[30] = replace(cases.undecided(30, flatten), orders=(born,))
+    filled = cases.order("30-0", Side.SELL, OrderStatus.FILLED, START_MS)
+    fill = cases.market_fill("30-0", Side.SELL, 10_000, START_MS)
+    steps[31] = replace(steps[31], orders=(filled,), fills=(fill,))
+    taken_over = cases.market_fill("45-0", Side.SELL, 10_000, START_MS)
+    steps[2] = replace(
+        steps[2],
+        orders=(cases.order("45-0", Side.SELL, OrderStatus.FILLED, START_MS),),
+        fills=(taken_over,),
+    )
+    path = tmp_path / "a.db"
+    cases.write_run(path, steps)
+    reader = open_reader(path)
+    orders = dict(reader.execute("SELECT order_id, decision_sequence FROM v_orders"))
+    fills = dict(reader.execute("SELECT order_id, decision_sequence FROM v_fills"))
+    joined = reader.execute(
+        "SELECT count(*) FROM v_fills f JOIN v_decisions d "
+        "ON d.run_id = f.run_id AND d.sequence = f.decision_sequence"
+    ).fetchone()
+    reader.close()
+    caused = {name: int(name.partition("-")[0]) for name in orders}
+    assert orders == {**caused, "30-0": None, "45-0": None}
+    assert fills == {name: orders[name] for name in fills}
+    assert joined == (len(fills) - 2,)
+
+
+def types_of(connection: sqlite3.Connection, view: str) -> dict[str, str]:
+    return {row[1]: row[2] for row in connection.execute(f"PRAGMA table_info({view})")}
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
+def test_a_view_declares_the_types_that_it_says(view: View, database: sqlite3.Connection) -> None:
+    declared = types_of(database, view.name)
+    for column in view.columns:
+        if column.is_typed:
+            assert declared[column.name] == column.kind, column.name
+        else:
+            assert f"`{column.name}`" in untyped(view)
+    found = database.execute(f"SELECT * FROM {view.name}").fetchall()
+    names = {int: "INTEGER", float: "REAL", str: "TEXT"}
+    for column in view.columns:
+        kinds = {names[type(row[column.name])] for row in found if row[column.name] is not None}
+        assert kinds <= {column.kind}, column.name
+
+
+def test_what_has_no_type_is_listed_in_the_documentation() -> None:
+    document = documentation()
+    for view in VIEWS:
+        assert untyped(view) in document
+    bare = {view.name for view in VIEWS if not untyped(view)}
+    assert bare == {"v_events", "v_gaps"}
+
+
+def test_sqlalchemy_reflects_every_view_with_the_types_it_declares(tmp_path: Path) -> None:
+    cases.write_run(tmp_path / "a.db", PLAIN[:3])
+    engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}")
+    found = MetaData()
+    found.reflect(engine, views=True)
+    engine.dispose()
+    for view in VIEWS:
+        table = found.tables[view.name]
+        assert [column.name for column in table.columns] == [c.name for c in view.columns]
+        for column in view.columns:
+            if column.is_typed:
+                assert str(table.columns[column.name].type) == column.kind
+
+
+def test_sequences_times_and_money_have_types_in_every_view() -> None:
+    for view in VIEWS:
+        typed = {column.name for column in view.columns if column.is_typed}
+        wanted = {"run_id", "sequence", "cash", "cash_text", "fee", "open_time_ms", "open_time_iso"}
+        held = {column.name for column in view.columns}
+        if view.name == "v_orders":
+            wanted -= {"fee"}  # a sum over its fills
+        assert wanted & held <= typed, view.name
