@@ -1,4 +1,4 @@
-"""``tracepaper audit verify|head|decisions|trades|equity|sql``: questions to the log."""
+"""``tracepaper audit verify|head|decisions|trades|equity|sql|export``: questions to the log."""
 
 from __future__ import annotations
 
@@ -211,6 +211,51 @@ def sql(
             expired=lambda: clock.network_s() > until_s,
         )
     _print(answered, json=json)
+
+
+@app.command()
+def export(
+    run: RunArgument = "last",
+    *,
+    parquet: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="One Parquet file a view, into DIR.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="One CSV file a view, into DIR.")
+    ] = None,
+    views: Annotated[
+        str, typer.Option(metavar="V,V", help="Only these views, such as v_fills,v_decisions.")
+    ] = "",
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write every view of a run into a file each; the folder appears when all are whole."""
+    import sys
+
+    from tracepaper.storage.export import chosen
+    from tracepaper.storage.export import export as write
+    from tracepaper.storage.reader import Reader
+
+    folder = parquet or csv
+    if folder is None or (parquet and csv):
+        raise ConfigInvalid("Say where to: --parquet DIR, or --csv DIR.")
+    wanted = chosen(views)
+    moving = sys.stderr.isatty()
+
+    def progress(view: str, rows: int) -> None:
+        if moving:
+            typer.echo(f"\r{view}: {rows:,} rows\x1b[K", err=True, nl=False)
+
+    path, run_id = _located(run, db, config)
+    with Reader.open(path) as reader:
+        counts = write(reader, run_id, folder, "csv" if csv else "parquet", wanted, progress)
+    typer.echo("\r\x1b[K" if moving else "", err=True, nl=False)
+    if json:
+        print_json({"run_id": run_id, "folder": str(folder), "rows": counts})
+        return
+    for view, rows in counts.items():
+        typer.echo(f"{view}\t{rows}")
 
 
 def _located(run: str, db: Path | None, config: Path | None) -> Located:
