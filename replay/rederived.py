@@ -115,6 +115,8 @@ class RowCheck:
     def _unequal(self, derived: Step, rows: StoredRows) -> Iterator[Unequal]:
         self._encoder.forget()  # so that every row is made, and none is named by another step
         made = self._encoder.encode(derived)
+        if made.gate_set:
+            yield "gate_sets", "no such set", f"a set of {len(made.gate_set)} gates"
         sparse: dict[str, list[Sequence[Any]]] = {}
         for table, row in made.sparse:
             sparse.setdefault(table, []).append(row)

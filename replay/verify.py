@@ -139,13 +139,15 @@ def verify_run(
     recorded = open_recorded(reader, database, run_id)
     stored = reader.stored_run(run_id)
     found = Verification(run_id)
-    total = stored.step_count
+    counted, total = reader.counted(run_id)
     first_compared = 0 if sample is None else max(0, total - sample)
     thinker = RecordedThinker(recorded, prober_of(recorded, database))
     check = RowCheck(reader, stored)
     here = Environment.recorded(started(recorded.forecaster, warm_from=(), market_ms=0))
     elsewhere = Environment.recorded(recorded.run).differs(here)
     _judge_run(found, reader, stored, recorded)
+    if counted != total:
+        _differ(found, stored.run, "step_count", counted, total)
     # The run may grow meanwhile, and what it had is what is compared.
     rows = reader.rows(run_id, until=total - 1)
     events = islice(_events(thinker, reader, run_id), total)
@@ -201,9 +203,14 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
     wrong.append(("opened_gate_sets", stored.opened[-1], sets))
     for name, one, two in wrong:
         if one != two:
-            found.differing += 1
-            at = Difference("", run.period_start_ms, f"runs.{name}", str(one), str(two))
-            found.differences.append(at)
+            _differ(found, run, name, one, two)
+
+
+def _differ(found: Verification, run: Run, column: str, stored: object, due: object) -> None:
+    """Note that *column* of the run's row is not what it is due to be."""
+    found.differing += 1
+    at = Difference("", run.period_start_ms, f"runs.{column}", str(stored), str(due))
+    found.differences.append(at)
 
 
 def _judge(

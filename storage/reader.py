@@ -281,6 +281,22 @@ class Reader:
         (step,) = self._connection.execute(query, run_span(run_key)).fetchone()
         return -1 if step is None else sequence_of(step)
 
+    def counted(self, run_id: str) -> tuple[int, int]:
+        """Return how many steps the run's row counts and how many there are, at one moment.
+
+        Pruned steps count as well; the daemon may write meanwhile.
+        """
+        run_key = self.stored_run(run_id).run_key
+        query = (
+            "SELECT step_count, (SELECT max(step) FROM steps WHERE step BETWEEN ? AND ?) "
+            "FROM runs WHERE run_key = ?"
+        )
+        count, last = self._connection.execute(query, (*run_span(run_key), run_key)).fetchone()
+        if last is None:
+            pruned = self.pruned(run_key)
+            return int(count), 0 if pruned is None else pruned.until_sequence + 1
+        return int(count), sequence_of(last) + 1
+
     # ------------------------------------------------------------ going on
 
     def newest(self, kind: RunKind) -> Run | None:

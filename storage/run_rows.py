@@ -67,7 +67,7 @@ def run_of(row: Sequence[Any], instruments: Iterable[Sequence[Any]]) -> Run:
             parent_run_id=row[4],
             period_start_ms=row[5],
             instruments=tuple(instrument_of(instrument) for instrument in instruments),
-            interval_ms=row[6],
+            interval_ms=_length(row[6]),
             config=row[7],
             config_sha256=row[8],
             code_version=row[9],
@@ -120,3 +120,9 @@ def instrument_of(row: Sequence[Any]) -> Instrument:
     """Return the instrument of its row."""
     _, _, _, category, *fields = row
     return Instrument(Category(category), *fields)
+
+
+def _length(interval_ms: int) -> int:
+    if interval_ms <= 0:
+        raise ValueError(f"an interval of {interval_ms} ms")
+    return interval_ms

@@ -115,6 +115,11 @@ def _bars(
     """Return the decided bars of every instrument, by its id."""
     columns = _arrays(db, _BARS, "isiffff", run_id)
     decided = np.isin(columns[0], decisions.sequence)
+    if np.count_nonzero(decided) != decisions.sequence.size:
+        raise DataInvalid(
+            f"Run {run_id} holds decisions without their bars; run `tracepaper audit verify` and "
+            "restore a backup."
+        )
     columns = [column[decided] for column in columns]
     settled = db.execute(_SETTLED, (run_id,)).fetchall()
     found = {}

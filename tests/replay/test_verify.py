@@ -133,6 +133,38 @@ def test_a_changed_fill_is_found(run: Path) -> None:
     assert found.differences[0].field.startswith("fills")
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "UPDATE runs SET step_count = 0",
+        "UPDATE runs SET step_count = step_count + 5",
+        "DELETE FROM steps WHERE step = (SELECT max(step) FROM steps)",
+    ],
+)
+def test_a_run_that_does_not_end_as_its_row_counts_does_not_hold(run: Path, forged: str) -> None:
+    with sqlite3.connect(run) as raw:
+        raw.execute(forged)
+    found = verified(run)
+    assert not found.holds
+    assert found.culprit is Culprit.RECORD
+
+
+@pytest.mark.parametrize(
+    ("forged", "said"),
+    [
+        ("DELETE FROM gate_sets", "Row 0 of gate_sets is missing"),
+        ("UPDATE runs SET interval_ms = 0", "holds what no run has"),
+    ],
+)
+def test_what_cannot_be_read_is_a_sentence_and_no_agreement(
+    run: Path, forged: str, said: str
+) -> None:
+    with sqlite3.connect(run) as raw:
+        raw.execute(forged)
+    with pytest.raises(DataInvalid, match=said):
+        verified(run)
+
+
 def test_parity_of_a_run_with_its_own_record_is_whole(tmp_path: Path, run: Path) -> None:
     again = tmp_path / "again.db"
     audit = SqlAuditLog.open(again)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,9 @@ from report_cases import BTC, SOL
 
 from tracepaper.replay.importers import read_candles
 from tracepaper.replay.report.document import Report
+from tracepaper.replay.report.reading import read_record
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import DataInvalid
 
 
 def test_the_curve_has_the_start_and_one_value_a_close(cross_report: Report) -> None:
@@ -51,3 +56,11 @@ def test_positions_are_those_after_each_bar(pair_report: Report) -> None:
         )
         assert held[-1] == pytest.approx(moved)
         assert set(np.unique(held)) <= {-1.0, 0.0, 1.0}
+
+
+def test_a_decision_without_its_bar_is_refused(pair_report: Report, tmp_path: Path) -> None:
+    path = Path(shutil.copy(pair_report.record.database, tmp_path / "forged.db"))
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE steps SET shape = shape + 1 WHERE step = (SELECT max(step) FROM bars)")
+    with Reader.open(path) as reader, pytest.raises(DataInvalid, match="without their bars"):
+        read_record(reader, path, reader.find("last"))
