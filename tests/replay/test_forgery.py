@@ -31,7 +31,7 @@ from tracepaper.storage.integrity import audit
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.retention import prune
 from tracepaper.storage.rows import EVENT_TYPES
-from tracepaper.storage.schema import metadata
+from tracepaper.storage.schema import metadata, stored_columns
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types import (
     Action,
@@ -47,7 +47,7 @@ from tracepaper.strategies.types import (
 
 HOUR = 3_600_000
 BARS = 60
-COLUMNS = [f"{table.name}.{c.name}" for table in metadata.sorted_tables for c in table.columns]
+COLUMNS = [f"{t.name}.{name}" for t in metadata.sorted_tables for name in stored_columns(t.name)]
 KEYS = {f"{t.name}.{c.name}" for t in metadata.sorted_tables for c in t.columns if c.primary_key}
 ENUMERATIONS = [
     [str(member.value) for member in of]
@@ -141,7 +141,8 @@ def another(value: object, kind: str) -> object:
             for words in ENUMERATIONS:
                 if value in words:
                     return words[words.index(value) - 1]
-            return value + "x"
+            # The file itself refuses what is no JSON where a column is made of it.
+            return f"{value[0]} {value[1:]}" if value[:1] in ("{", "[") else value + "x"
         case float():
             return value + 1e-9 * max(abs(value), 1.0)
         case _:
