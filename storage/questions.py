@@ -24,29 +24,22 @@ _ALLOWED: Final = frozenset(
     }
 )
 
-# The newest rows are chosen by their sequence alone, and only they are then worked out: to sort
-# whole rows of a long run would cost a hundred times as much.
-_NEWEST: Final = (
-    "WHERE run_id = :run AND sequence IN (SELECT sequence FROM {view} WHERE run_id = :run "
-    "ORDER BY sequence DESC LIMIT :limit)"
-)
 DECISIONS: Final = (
     "SELECT sequence, open_time_iso, instrument, action, refused_by, reason, mean_return, "
     "confidence, regime, target_quantity_text AS target_quantity, decision_sha256 "
-    f"FROM v_decisions {_NEWEST.format(view='v_decisions')} ORDER BY sequence DESC LIMIT :limit"
+    "FROM v_decisions WHERE run_id = :run ORDER BY sequence DESC LIMIT :limit"
 )
 TRADES: Final = (
     "SELECT sequence, filled_iso, instrument, order_id, side, quantity_text AS quantity, "
     "price_text AS price, fee_text AS fee, fee_base_text AS fee_base, liquidity, model, reason, "
-    f"status FROM v_fills {_NEWEST.format(view='v_fills')} "
-    "ORDER BY sequence DESC, ordinal DESC LIMIT :limit"
+    "status FROM v_fills WHERE run_id = :run ORDER BY sequence DESC, ordinal DESC LIMIT :limit"
 )
 EQUITY: Final = (
     "SELECT sequence, market_iso, instrument, quantity_text AS quantity, cash_text AS cash, "
     "equity_text AS equity, realized_pnl_text AS realized_pnl, "
     "unrealized_pnl_text AS unrealized_pnl, fees_paid_text AS fees_paid, "
     "funding_paid_text AS funding_paid "
-    f"FROM v_equity {_NEWEST.format(view='v_equity')} ORDER BY sequence DESC LIMIT :limit"
+    "FROM v_equity WHERE run_id = :run ORDER BY sequence DESC LIMIT :limit"
 )
 
 

@@ -7,9 +7,9 @@ Interning. What rarely changes is stored once, by the step that first used it, a
 step's sequence: ``outcomes`` (action, reason, refusals, passed gates) and ``holdings`` (position
 and cash between two fills). ``gate_sets`` keeps names and thresholds.
 
-Virtual columns. What a view shows of one table by an expression is a generated column of that
-table: nothing is stored, the chain does not cover it, ``stored_columns`` leaves it out, and the
-view passes its type and its index on. They follow the stored columns of their table.
+Virtual columns. The run and the sequence that a key names are generated columns: nothing is
+stored, the chain does not cover them, ``stored_columns`` leaves them out, and a view passes their
+index on. They follow the stored columns of their table.
 
 Numbers are the vocabulary's: prices, quantities, volume and turnover are integers of 10⁻ᵏ with k
 in ``instruments``, money is an integer of 10⁻¹⁰, times are UTC milliseconds. Enumerations whose
@@ -34,13 +34,11 @@ from sqlalchemy import (
 )
 from sqlalchemy import text as text_clause
 
-from tracepaper.storage.expressions import iso, real, text
 from tracepaper.storage.rows import (
     ANSWER_GATES,
     KEPT_EVENTS,
     SEQUENCE_BITS,
     SEQUENCE_LIMIT,
-    SOURCES,
     STEP_GATES,
 )
 from tracepaper.strategies.types import Gate
@@ -98,28 +96,6 @@ def _place(*, born: bool = False) -> tuple[Column[Any], ...]:
     )
 
 
-def _moment(name: str, when: str = "") -> Column[Any]:
-    """Return the ISO text of the time *name*_ms, where *when* holds."""
-    sql = iso(f"{name}_ms")
-    return _virtual(f"{name}_iso", Text, f"CASE WHEN {when} THEN {sql} END" if when else sql)
-
-
-def _hex(name: str, of: str) -> Column[Any]:
-    return _virtual(name, Text, f"CASE WHEN {of} IS NOT NULL THEN lower(hex({of})) END")
-
-
-def _money(*names: str) -> tuple[Column[Any], ...]:
-    """Return *name*_real and *name*_text of amounts of money."""
-    return tuple(
-        column
-        for name in names
-        for column in (
-            _virtual(f"{name}_real", REAL, real(name, "10")),
-            _virtual(f"{name}_text", Text, text(name, "10")),
-        )
-    )
-
-
 def stored_columns(table: str) -> tuple[str, ...]:
     """Return the names of the columns of *table* that hold something, in their order."""
     return tuple(c.name for c in metadata.tables[table].columns if c.computed is None)
@@ -140,12 +116,6 @@ def _keyed_table(name: str, *columns: Column[Any]) -> Table:
     """Return a table stored in the order of its compound key, without a rowid."""
     return Table(name, metadata, *columns, sqlite_strict=True, sqlite_with_rowid=False)
 
-
-_DAY_MS: Final = 86_400_000
-_INTERVAL: Final = (
-    f"CASE interval_ms WHEN {_DAY_MS} THEN 'D' WHEN {7 * _DAY_MS} THEN 'W' "
-    "ELSE CAST(interval_ms / 60000 AS TEXT) END"
-)
 
 runs: Final = Table(
     "runs",
@@ -180,10 +150,6 @@ runs: Final = Table(
     _blob("opened_digest"),  # the chain's first link: the row so far, instruments, gate sets
     _whole("step_count"),
     _blob("head_digest"),  # of the last step; the first link where there is none
-    _virtual("started_at_iso", Text, iso("started_at_ms")),
-    _moment("period_start"),
-    _virtual("interval", Text, _INTERVAL),
-    _hex("head_hex", "head_digest"),
     sqlite_strict=True,
 )
 
@@ -246,17 +212,9 @@ steps: Final = Table(
     _blob("kept_sha256", null=True),  # running hash of what a prune keeps, where it changed
     _blob("digest"),
     *_place(),
-    _virtual("accepted", Integer, "shape & 1"),
-    _hex("window_hex", "window_sha256"),
-    _hex("decision_hex", "decision_sha256"),
-    _hex("digest_hex", "digest"),
     sqlite_strict=True,
 )
 _newest_first(steps)
-
-_SOURCE_NAME: Final = "CASE source {} END".format(
-    " ".join(f"WHEN {code} THEN '{source}'" for code, source in enumerate(SOURCES))
-)
 
 bars: Final = Table(
     "bars",
@@ -274,18 +232,10 @@ bars: Final = Table(
     _whole("seen_delay_ms"),  # seen_ms less market_ms
     _whole("source"),  # place in types.Source
     _virtual("run_key", Integer, f"step >> {SEQUENCE_BITS}"),
-    _moment("open_time"),
-    _virtual("source_name", Text, _SOURCE_NAME),
     sqlite_strict=True,
 )
 # So that the decision at a time is found without reading those before it: 17 bytes a bar.
 Index("bars_time", bars.c.open_time_ms, bars.c.run_key)
-
-
-def _content(name: str, type_: type[TypeEngine[Any]], kind: str) -> Column[Any]:
-    """Return a field of the content of events of *kind*; null for others."""
-    sql = f"CASE WHEN kind = '{kind}' THEN json_extract(content, '$.{name}') END"
-    return _virtual(name, type_, sql)
 
 
 KEPT_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in KEPT_EVENTS)})"
@@ -300,17 +250,6 @@ events: Final = Table(
     _whole("seen_ms"),
     _text("content"),  # JSON of the event's remaining fields
     *_place(),
-    # Not worked out for quotes, of which there are millions.
-    _moment("market", KEPT_KINDS),
-    _moment("seen", KEPT_KINDS),
-    _content("from_ms", Integer, "gap"),
-    _moment("from", "kind = 'gap'"),
-    _content("until_ms", Integer, "gap"),
-    _moment("until", "kind = 'gap'"),
-    _content("cause", Text, "gap"),
-    _content("repaired_by", Text, "gap"),
-    _content("ended_at_ms", Integer, "end"),
-    _moment("ended_at", "kind = 'end'"),
     sqlite_strict=True,
 )
 _newest_first(events, text_clause(KEPT_KINDS))
@@ -374,16 +313,6 @@ holdings: Final = _keyed_table(
     _whole("account_realized_pnl"),
     _whole("account_fees_paid"),
     _whole("account_funding_paid"),
-    *_money(
-        "entry_notional",
-        "realized_pnl",
-        "fees_paid",
-        "funding_paid",
-        "cash",
-        "account_realized_pnl",
-        "account_fees_paid",
-        "account_funding_paid",
-    ),
 )
 
 orders: Final = _keyed_table(
@@ -400,8 +329,6 @@ orders: Final = _keyed_table(
     _whole("created_ms"),
     _whole("eligible_ms"),
     *_place(born=True),
-    _moment("created"),
-    _moment("eligible"),
 )
 _newest_first(orders)
 Index("orders_order", orders.c.order_id, orders.c.run_key)
@@ -423,8 +350,6 @@ def _fill_columns() -> tuple[Column[Any], ...]:
         _text("reason"),
         _whole("filled_ms"),
         *_place(born=True),
-        _moment("filled"),
-        *_money("notional", "fee"),
     )
 
 

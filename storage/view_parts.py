@@ -6,7 +6,7 @@ import re
 from typing import Final, NamedTuple
 
 from tracepaper.storage.expressions import iso, real, text
-from tracepaper.storage.rows import SEQUENCE_LIMIT
+from tracepaper.storage.rows import SEQUENCE_LIMIT, SOURCES
 
 MONEY: Final = "10"
 PRICE: Final = "i.price_decimals"
@@ -24,12 +24,23 @@ class Column(NamedTuple):
     kind: str = "TEXT"  # of its values: `INTEGER`, `REAL` or `TEXT`
 
     @property
-    def is_typed(self) -> bool:
-        """Whether the view declares ``kind``: only a column of a table carries its type along."""
-        return _CARRIED.match(self.sql) is not None
+    def typed(self) -> str:
+        """The expression, such that a view declares ``kind`` as its type.
+
+        SQLite declares what a column of a table has, and nothing for an expression; but a
+        question in parentheses has the type of the column that its last SELECT names.
+        """
+        if _CARRIED.match(self.sql):
+            return self.sql
+        return f"(SELECT {self.sql} UNION ALL {_NO_ROW[self.kind]})"
 
 
 _CARRIED: Final = re.compile(r"\w+\.\w+$|\(SELECT \w+\.\w+ FROM ")
+_NO_ROW: Final = {
+    "INTEGER": "SELECT z.interval_ms FROM runs z WHERE 0",
+    "REAL": "SELECT z.threshold FROM gate_sets z WHERE 0",
+    "TEXT": "SELECT z.run_id FROM runs z WHERE 0",
+}
 
 
 class View(NamedTuple):
@@ -44,7 +55,7 @@ class View(NamedTuple):
     @property
     def sql(self) -> str:
         """The statement that makes the view."""
-        listed = ",\n  ".join(f"{column.sql} AS {column.name}" for column in self.columns)
+        listed = ",\n  ".join(f"{column.typed} AS {column.name}" for column in self.columns)
         return f"CREATE VIEW {self.name} AS SELECT\n  {listed}\n{self.source}{self.others}"
 
 
@@ -56,21 +67,24 @@ def exact(name: str, sql: str, decimals: str, doc: str) -> tuple[Column, Column]
     )
 
 
-def money(name: str, sql: str, doc: str) -> tuple[Column, Column]:
-    """Return the two columns of the amount *sql*, a column that has its virtual ones."""
-    return (
-        Column(name, f"{sql}_real", doc, "REAL"),
-        Column(f"{name}_text", f"{sql}_text", f"`{name}`, exactly"),
-    )
-
-
-def moment(name: str, sql: str, doc: str, shown: str = "") -> tuple[Column, Column]:
-    """Return the two columns of a time: *name* in UTC ms, and as ISO text (*shown*, a column)."""
+def moment(name: str, sql: str, doc: str) -> tuple[Column, Column]:
+    """Return the two columns of a time: *name* in UTC ms, and as ISO text."""
     stem = name.removesuffix("_ms")
     return (
         Column(name, sql, f"{doc}, UTC ms", "INTEGER"),
-        Column(f"{stem}_iso", shown or iso(sql), f"`{name}` as ISO 8601 text"),
+        Column(f"{stem}_iso", iso(sql), f"`{name}` as ISO 8601 text"),
     )
+
+
+def digest(name: str, sql: str, doc: str) -> Column:
+    """Return a hash as lower-case hexadecimal text; it may be null."""
+    return Column(name, f"CASE WHEN {sql} IS NOT NULL THEN lower(hex({sql})) END", doc)
+
+
+def source_name(code: str) -> str:
+    """Return the name of a bar's source."""
+    cases = " ".join(f"WHEN {number} THEN '{name}'" for number, name in enumerate(SOURCES))
+    return f"CASE {code} {cases} END"
 
 
 def shared_row(place: str) -> str:

@@ -23,16 +23,10 @@ def create_views(connection: Connection) -> None:
         connection.exec_driver_sql(view.sql)
 
 
-def untyped(view: View) -> str:
-    """Return the columns of *view* without a declared type, as Markdown; '' where all have one."""
-    return ", ".join(f"`{column.name}`" for column in view.columns if not column.is_typed)
-
-
 _TYPES: Final = """\
-A column has the type INTEGER, REAL or TEXT of its values, and declares it wherever it stands
-in one table; what needs another one (such as the decimals of its instrument) is worked out in the
-view, and SQLite before 3.41 declares nothing for it. Read with polars by
-`pl.read_database(query, connection, infer_schema_length=None)`, which looks at every row.
+Every column declares the type of its values, so SQLAlchemy reflects it, and pandas and connectorx
+(`polars.read_database_uri`) read it right. A Python cursor knows no declared types: with one,
+`polars.read_database(query, connection, infer_schema_length=None)` looks at every row.
 """
 
 
@@ -47,7 +41,5 @@ def documentation() -> str:
         parts.extend(
             f"| `{column.name}` | {column.kind} | {column.doc} |" for column in view.columns
         )
-        if names := untyped(view):
-            parts.append(f"\nWithout a declared type: {names}.")
         parts.append("")
     return "\n".join(parts)

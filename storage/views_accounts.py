@@ -16,7 +16,6 @@ from tracepaper.storage.view_parts import (
     caused,
     exact,
     moment,
-    money,
     of_step,
     shared_row,
 )
@@ -54,11 +53,6 @@ _ACCOUNT_SUMS: Final = (
 )
 
 
-def _sum(name: str, sql: str, doc: str) -> tuple[Column, Column]:
-    """Return the columns of a sum: what a holding has is typed, what a mark moves is not."""
-    return money(name, sql, doc) if sql.startswith("h.") else exact(name, sql, MONEY, doc)
-
-
 def _holding_columns(sums: tuple[tuple[str, str, str], ...], whose: str) -> tuple[Column, ...]:
     """Return the columns of a position and its account after a step; *sums* are *whose*."""
     return (
@@ -71,9 +65,13 @@ def _holding_columns(sums: tuple[tuple[str, str, str], ...], whose: str) -> tupl
         Column(
             "average_price_text", _AVERAGE_TEXT, "exactly; null where it is no decimal of a price"
         ),
-        *money("entry_notional", "h.entry_notional", "what the position cost, signed"),
-        *(column for name, sql, doc in sums for column in _sum(name, sql, f"{doc}; the {whose}")),
-        *money("cash", "h.cash", "cash of the account"),
+        *exact("entry_notional", "h.entry_notional", MONEY, "what the position cost, signed"),
+        *(
+            column
+            for name, sql, doc in sums
+            for column in exact(name, sql, MONEY, f"{doc}; the {whose}")
+        ),
+        *exact("cash", "h.cash", MONEY, "cash of the account"),
         *exact("equity", _EQUITY, MONEY, "cash and what is held, at the mark"),
     )
 
@@ -123,13 +121,13 @@ def _fill_columns() -> tuple[Column, ...]:
         *exact("quantity", "f.quantity", QUANTITY, "quantity filled"),
         *exact("price", "f.price", PRICE, "price, with spread and slippage"),
         *exact("reference_price", "f.reference_price", PRICE, "mid or open before them"),
-        *money("notional", "f.notional", "price times quantity"),
-        *money("fee", "f.fee", "fee in quote currency"),
+        *exact("notional", "f.notional", MONEY, "price times quantity"),
+        *exact("fee", "f.fee", MONEY, "fee in quote currency"),
         *exact("fee_base", "f.fee_base", QUANTITY, "fee in base: a spot buy pays there"),
         Column("liquidity", "f.liquidity", "`TAKER`: paper market orders always take"),
         Column("model", "f.model", "filled against: `quote` or `next_open`"),
         Column("reason", "f.reason", "why it was wanted"),
-        *moment("filled_ms", "f.filled_ms", "market time of the fill", "f.filled_iso"),
+        *moment("filled_ms", "f.filled_ms", "market time of the fill"),
     )
 
 
@@ -193,12 +191,11 @@ V_ORDERS: Final = View(
         Column("liquidity", _of_fills("max(f.liquidity)"), "of its fills"),
         Column("reason", "o.reason", "why it was wanted"),
         Column("status", "o.status", "where its life stands"),
-        *moment("created_ms", "o.created_ms", "market time of its birth", "o.created_iso"),
+        *moment("created_ms", "o.created_ms", "market time of its birth"),
         *moment(
             "eligible_ms",
             "o.eligible_ms",
             "market time from which a quote may fill it",
-            "o.eligible_iso",
         ),
         caused("o", "orders"),
     ),

@@ -14,9 +14,11 @@ from tracepaper.storage.view_parts import (
     VOLUME,
     Column,
     View,
+    digest,
     exact,
     moment,
     of_step,
+    source_name,
 )
 
 _LAST_BUT_PRUNES: Final = (
@@ -26,12 +28,11 @@ _LAST_BUT_PRUNES: Final = (
 )
 
 
-def _ended(column: str) -> str:
-    """Return *column* of the run's end, if it is the last thing that was not a prune."""
-    return (
-        f"(SELECT e.{column} FROM events e WHERE e.kind = 'end' AND e.step = ({_LAST_BUT_PRUNES}))"
-    )
-
+_ENDED_AT: Final = (
+    "(SELECT json_extract(e.content, '$.ended_at_ms') FROM events e WHERE e.kind = 'end' "
+    f"AND e.step = ({_LAST_BUT_PRUNES}))"
+)
+_DAY_MS: Final = 86_400_000
 
 _IN_RUN: Final = (
     f"e.step BETWEEN r.run_key << {SEQUENCE_BITS} AND ((r.run_key + 1) << {SEQUENCE_BITS}) - 1"
@@ -43,19 +44,17 @@ V_RUNS: Final = View(
     (
         Column("run_id", "r.run_id", "the run"),
         Column("kind", "r.kind", "`live`, `demo` or `replay`"),
-        *moment("started_at", "r.started_at_ms", "wall time of the start", "r.started_at_iso"),
+        *moment("started_at", "r.started_at_ms", "wall time of the start"),
         *moment(
             "ended_at",
-            _ended("ended_at_ms"),
+            _ENDED_AT,
             "wall time of the end; null where it went on or was killed",
-            _ended("ended_at_iso"),
         ),
         Column("parent_run_id", "r.parent_run_id", "the run whose account it took over"),
         *moment(
             "period_start_ms",
             "r.period_start_ms",
             "first open time with a decision",
-            "r.period_start_iso",
         ),
         Column(
             "instruments",
@@ -63,7 +62,12 @@ V_RUNS: Final = View(
             "WHERE i.run_key = r.run_key ORDER BY i.instrument))",
             "ids, separated by commas",
         ),
-        Column("interval", "r.interval", "minutes of a bar, `D` or `W`, as Bybit writes it"),
+        Column(
+            "interval",
+            f"CASE r.interval_ms WHEN {_DAY_MS} THEN 'D' WHEN {7 * _DAY_MS} THEN 'W' "
+            "ELSE CAST(r.interval_ms / 60000 AS TEXT) END",
+            "minutes of a bar, `D` or `W`, as Bybit writes it",
+        ),
         Column("interval_ms", "r.interval_ms", "milliseconds of a bar", "INTEGER"),
         Column("strategy", "r.strategy", "the strategy's name"),
         Column(
@@ -92,7 +96,7 @@ V_RUNS: Final = View(
             "JSON array: files, addresses and programs that a user's class opened",
         ),
         Column("step_count", "r.step_count", "steps stored", "INTEGER"),
-        Column("head_digest", "r.head_hex", "digest of the last step; keep a copy elsewhere"),
+        digest("head_digest", "r.head_digest", "digest of the last step; keep a copy elsewhere"),
     ),
     "FROM runs r",
 )
@@ -103,16 +107,14 @@ V_BARS: Final = View(
     (
         *of_step("s"),
         INSTRUMENT,
-        *moment(
-            "open_time_ms", "b.open_time_ms", "first millisecond of the bar", "b.open_time_iso"
-        ),
+        *moment("open_time_ms", "b.open_time_ms", "first millisecond of the bar"),
         *exact("open", "b.open", PRICE, "first price"),
         *exact("high", "b.high", PRICE, "highest price"),
         *exact("low", "b.low", PRICE, "lowest price"),
         *exact("close", "b.close", PRICE, "last price"),
         *exact("volume", "b.volume", VOLUME, "volume in base"),
         *exact("turnover", "b.turnover", TURNOVER, "volume in quote; null where not known"),
-        Column("source", "b.source_name", "`stream`, `rest` or `archive`"),
+        Column("source", source_name("b.source"), "`stream`, `rest` or `archive`"),
         *moment(
             "market_ms",
             "b.open_time_ms + r.interval_ms + b.market_delay_ms",
@@ -123,7 +125,7 @@ V_BARS: Final = View(
             "b.open_time_ms + r.interval_ms + b.market_delay_ms + b.seen_delay_ms",
             "market time at which the engine saw it",
         ),
-        Column("accepted", "s.accepted", "0 for a revision, which changed nothing", "INTEGER"),
+        Column("accepted", "s.shape & 1", "0 for a revision, which changed nothing", "INTEGER"),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN bars b ON b.step = s.step "
     "AND b.run_key = r.run_key "
@@ -136,21 +138,21 @@ V_GAPS: Final = View(
     (
         *of_step("e"),
         INSTRUMENT,
-        *moment("from_ms", "e.from_ms", "first missing open time", "e.from_iso"),
-        *moment("until_ms", "e.until_ms", "first open time after it", "e.until_iso"),
+        *moment("from_ms", "json_extract(e.content, '$.from_ms')", "first missing open time"),
+        *moment("until_ms", "json_extract(e.content, '$.until_ms')", "first open time after it"),
         Column(
             "cause",
-            "e.cause",
+            "json_extract(e.content, '$.cause')",
             "`disconnected`, `missed`, `down`, `overflow`, `archive`, `stale`, `jumped` or "
             "`implausible`",
         ),
         Column(
             "repaired_by",
-            "e.repaired_by",
+            "json_extract(e.content, '$.repaired_by')",
             "`rest` where the bars follow; empty where they never will; `clock` where market time "
             "itself was set from one of the two times to the other",
         ),
-        *moment("market_ms", "e.market_ms", "market time at which it was found", "e.market_iso"),
+        *moment("market_ms", "e.market_ms", "market time at which it was found"),
     ),
     f"FROM runs r JOIN events e ON e.run_key = r.run_key AND e.{KEPT_KINDS} AND e.kind = 'gap' "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
@@ -159,7 +161,7 @@ V_GAPS: Final = View(
 _BAR_CONTENT: Final = (
     "json_object('open_time_ms', b.open_time_ms, 'open', b.open, 'high', b.high, 'low', b.low, "
     "'close', b.close, 'volume', b.volume, 'turnover', b.turnover, "
-    "'source', b.source_name)"
+    f"'source', {source_name('b.source')})"
 )
 
 _BAR_MARKET_MS: Final = "b.open_time_ms + r.interval_ms + b.market_delay_ms"
@@ -192,8 +194,8 @@ V_EVENTS: Final = View(
             "`gap`, `command`, `timer`, `end`, `prune` or `reading`",
         ),
         Column("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
-        *moment("market_ms", "e.market_ms", "market time of the event", "e.market_iso"),
-        *moment("seen_ms", "e.seen_ms", "market time at which the engine saw it", "e.seen_iso"),
+        *moment("market_ms", "e.market_ms", "market time of the event"),
+        *moment("seen_ms", "e.seen_ms", "market time at which the engine saw it"),
         Column("content", "e.content", "JSON of its other fields, numbers as they are stored"),
     ),
     # What a prune has kept has no step any more; all else is found by its step.

@@ -22,6 +22,7 @@ REQUIREMENTS = {
     "ccxt": ("ccxt==4.5.90",),
     "freqtrade": ("freqtrade==2026.9",),
     "nautilus": ("nautilus_trader==1.221.0",),
+    "datasette": ("datasette==0.65.5",),
 }
 """What was tried."""
 

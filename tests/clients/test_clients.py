@@ -1,12 +1,19 @@
-"""pybit, ccxt, ccxt.pro, freqtrade and NautilusTrader trade on the exchange as on the real one."""
+"""Other people's clients: traders on the exchange as on the real one, datasette on the database."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import storage_cases as cases
 
+from tracepaper.storage.views import VIEWS
+
+PROGRAMS = Path(__file__).parent / "programs"
 Play = Callable[..., dict[str, Any]]
 CATEGORIES = ("linear", "spot")
 
@@ -49,3 +56,12 @@ def test_nautilus_fills_an_order_in_its_sandbox(play: Play, category: str) -> No
     seen = play("nautilus", "with_nautilus", category, 300)
     assert seen["quantity"] == 0.01
     assert min(seen[name] for name in ("past", "bars", "quotes", "trades")) > 0
+
+
+def test_datasette_opens_every_view(client_python: Callable[[str], Path], tmp_path: Path) -> None:
+    cases.write_run(tmp_path / "a.db", cases.rich_steps())
+    command = [client_python("datasette"), PROGRAMS / "with_datasette.py", tmp_path / "a.db"]
+    done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=120)
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert set(seen) == {view.name for view in VIEWS}
+    assert all(page == answer == 200 and rows > 0 for page, answer, rows in seen.values())

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import storage_cases as cases
 
+from tracepaper.storage.questions import DECISIONS, EQUITY, TRADES
 from tracepaper.storage.views import VIEWS
 
 OF_RUN = "WHERE run_id = 'plain'"
@@ -17,8 +18,10 @@ SEQUENCED = [view.name for view in VIEWS if view.name != "v_runs"]
 TIMED = ("v_decisions", "v_bars")
 
 IN_ORDER = re.compile(r"SCAN \w+ USING (COVERING )?INDEX \w+_sequence$")
-FEW = re.compile(r"SCAN (n VIRTUAL TABLE.*|answers|twin_steps)$")
-"""The buckets of one decision; and whether there is any row at all, which reads one."""
+FEW = re.compile(
+    r"SCAN (n VIRTUAL TABLE.*|answers|twin_steps|z( .*)?|CONSTANT ROW)$|.* RIGHT PART OF ORDER BY$"
+)
+"""The buckets of a decision, a look for any row at all, no row, and the fills of a step."""
 WHOLE_RUN = re.compile(r"SEARCH (\w+) USING (?:COVERING )?INDEX \w+ \(run_key=\?\)")
 """A walk over all of a run, which only the rows in their order may take: LIMIT ends it."""
 COSTLY = re.compile(r"SCAN|TEMP B-TREE|MATERIALIZE|CO-ROUTINE|AUTOMATIC")
@@ -63,6 +66,14 @@ def test_the_newest_rows_of_all_runs_are_read_in_their_order(
     view: str, database: sqlite3.Connection
 ) -> None:
     assert costly(database, f"SELECT * FROM {view} {NEWEST}", in_order=True) == []
+
+
+@pytest.mark.parametrize("question", [DECISIONS, TRADES, EQUITY])
+def test_the_prepared_questions_are_answered_by_seeks(
+    question: str, database: sqlite3.Connection
+) -> None:
+    asked = question.replace(":run", "'plain'").replace(":limit", "20")
+    assert costly(database, asked) == []
 
 
 @pytest.mark.parametrize("view", SEQUENCED)

@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import polars as pl
 import pytest
 import storage_cases as cases
 from builders import START_MS
@@ -23,7 +25,7 @@ from sqlalchemy import MetaData, create_engine
 from tracepaper.storage.database import open_reader
 from tracepaper.storage.expressions import iso, real, text
 from tracepaper.storage.view_parts import View
-from tracepaper.storage.views import VIEWS, documentation, untyped
+from tracepaper.storage.views import VIEWS, documentation
 from tracepaper.strategies.types import (
     Bar,
     Command,
@@ -464,24 +466,12 @@ def types_of(connection: sqlite3.Connection, view: str) -> dict[str, str]:
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
 def test_a_view_declares_the_types_that_it_says(view: View, database: sqlite3.Connection) -> None:
     declared = types_of(database, view.name)
-    for column in view.columns:
-        if column.is_typed:
-            assert declared[column.name] == column.kind, column.name
-        else:
-            assert f"`{column.name}`" in untyped(view)
+    assert declared == {column.name: column.kind for column in view.columns}
     found = database.execute(f"SELECT * FROM {view.name}").fetchall()
     names = {int: "INTEGER", float: "REAL", str: "TEXT"}
     for column in view.columns:
         kinds = {names[type(row[column.name])] for row in found if row[column.name] is not None}
         assert kinds <= {column.kind}, column.name
-
-
-def test_what_has_no_type_is_listed_in_the_documentation() -> None:
-    document = documentation()
-    for view in VIEWS:
-        assert untyped(view) in document
-    bare = {view.name for view in VIEWS if not untyped(view)}
-    assert bare == {"v_events", "v_gaps"}
 
 
 def test_sqlalchemy_reflects_every_view_with_the_types_it_declares(tmp_path: Path) -> None:
@@ -494,15 +484,23 @@ def test_sqlalchemy_reflects_every_view_with_the_types_it_declares(tmp_path: Pat
         table = found.tables[view.name]
         assert [column.name for column in table.columns] == [c.name for c in view.columns]
         for column in view.columns:
-            if column.is_typed:
-                assert str(table.columns[column.name].type) == column.kind
+            assert str(table.columns[column.name].type) == column.kind
 
 
-def test_sequences_times_and_money_have_types_in_every_view() -> None:
-    for view in VIEWS:
-        typed = {column.name for column in view.columns if column.is_typed}
-        wanted = {"run_id", "sequence", "cash", "cash_text", "fee", "open_time_ms", "open_time_iso"}
-        held = {column.name for column in view.columns}
-        if view.name == "v_orders":
-            wanted -= {"fee"}  # a sum over its fills
-        assert wanted & held <= typed, view.name
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
+def test_pandas_and_polars_read_every_view(view: View, tmp_path: Path) -> None:
+    # Two hundred rows without a forecast come before those with one.
+    path = tmp_path / "a.db"
+    cases.write_run(path, cases.plain_steps(200), of=cases.run("plain"))
+    cases.write_run(path, RICH, of=cases.run("rich"))
+    connection = sqlite3.connect(path)
+    rows = connection.execute(f"SELECT * FROM {view.name}").fetchall()
+    read = pd.read_sql_query(f"SELECT * FROM {view.name}", connection)
+    frame = pl.read_database(f"SELECT * FROM {view.name}", connection, infer_schema_length=None)
+    connection.close()
+    assert read.shape == frame.shape == (len(rows), len(view.columns))
+    assert frame.rows() == rows
+    polars = {"INTEGER": pl.Int64, "REAL": pl.Float64, "TEXT": pl.String}
+    for column in view.columns:
+        if frame[column.name].null_count() < len(rows):
+            assert frame.schema[column.name] == polars[column.kind], column.name

@@ -30,33 +30,6 @@ CREATE TABLE events (
     content TEXT NOT NULL,
     run_key INTEGER GENERATED ALWAYS AS (step >> 28) VIRTUAL,
     sequence INTEGER GENERATED ALWAYS AS (step & 268435455) VIRTUAL,
-    market_iso TEXT GENERATED ALWAYS AS (CASE WHEN kind IN ('funding', 'gap', 'command',
-        'instrument_change', 'model_change', 'end', 'prune', 'reading') THEN
-        strftime('%Y-%m-%dT%H:%M:%S', (market_ms) / 1000, 'unixepoch') || printf('.%03dZ',
-        (market_ms) % 1000) END) VIRTUAL,
-    seen_iso TEXT GENERATED ALWAYS AS (CASE WHEN kind IN ('funding', 'gap', 'command',
-        'instrument_change', 'model_change', 'end', 'prune', 'reading') THEN
-        strftime('%Y-%m-%dT%H:%M:%S', (seen_ms) / 1000, 'unixepoch') || printf('.%03dZ',
-        (seen_ms) % 1000) END) VIRTUAL,
-    from_ms INTEGER GENERATED ALWAYS AS (CASE WHEN kind = 'gap' THEN json_extract(content,
-        '$.from_ms') END) VIRTUAL,
-    from_iso TEXT GENERATED ALWAYS AS (CASE WHEN kind = 'gap' THEN
-        strftime('%Y-%m-%dT%H:%M:%S', (from_ms) / 1000, 'unixepoch') || printf('.%03dZ',
-        (from_ms) % 1000) END) VIRTUAL,
-    until_ms INTEGER GENERATED ALWAYS AS (CASE WHEN kind = 'gap' THEN json_extract(content,
-        '$.until_ms') END) VIRTUAL,
-    until_iso TEXT GENERATED ALWAYS AS (CASE WHEN kind = 'gap' THEN
-        strftime('%Y-%m-%dT%H:%M:%S', (until_ms) / 1000, 'unixepoch') || printf('.%03dZ',
-        (until_ms) % 1000) END) VIRTUAL,
-    cause TEXT GENERATED ALWAYS AS (CASE WHEN kind = 'gap' THEN json_extract(content,
-        '$.cause') END) VIRTUAL,
-    repaired_by TEXT GENERATED ALWAYS AS (CASE WHEN kind = 'gap' THEN json_extract(content,
-        '$.repaired_by') END) VIRTUAL,
-    ended_at_ms INTEGER GENERATED ALWAYS AS (CASE WHEN kind = 'end' THEN
-        json_extract(content, '$.ended_at_ms') END) VIRTUAL,
-    ended_at_iso TEXT GENERATED ALWAYS AS (CASE WHEN kind = 'end' THEN
-        strftime('%Y-%m-%dT%H:%M:%S', (ended_at_ms) / 1000, 'unixepoch') || printf('.%03dZ',
-        (ended_at_ms) % 1000) END) VIRTUAL,
     PRIMARY KEY (step)
 )
  STRICT
@@ -81,18 +54,6 @@ CREATE TABLE fills (
     run_key INTEGER GENERATED ALWAYS AS (step >> 28) VIRTUAL,
     sequence INTEGER GENERATED ALWAYS AS (step & 268435455) VIRTUAL,
     birth INTEGER GENERATED ALWAYS AS (CAST(order_id AS INTEGER)) VIRTUAL,
-    filled_iso TEXT GENERATED ALWAYS AS (strftime('%Y-%m-%dT%H:%M:%S', (filled_ms) / 1000,
-        'unixepoch') || printf('.%03dZ', (filled_ms) % 1000)) VIRTUAL,
-    notional_real REAL GENERATED ALWAYS AS ((notional) / CAST('1e' || 10 AS REAL)) VIRTUAL,
-    notional_text TEXT GENERATED ALWAYS AS (CASE WHEN (notional) IS NULL THEN NULL ELSE CASE
-        WHEN (notional) < 0 THEN '-' ELSE '' END || (abs(notional) / CAST(CAST('1e' || (10) AS
-        REAL) AS INTEGER)) || CASE WHEN 10 = 0 THEN '' ELSE printf('.%0*d', 10, abs(notional) %
-        CAST(CAST('1e' || (10) AS REAL) AS INTEGER)) END END) VIRTUAL,
-    fee_real REAL GENERATED ALWAYS AS ((fee) / CAST('1e' || 10 AS REAL)) VIRTUAL,
-    fee_text TEXT GENERATED ALWAYS AS (CASE WHEN (fee) IS NULL THEN NULL ELSE CASE WHEN
-        (fee) < 0 THEN '-' ELSE '' END || (abs(fee) / CAST(CAST('1e' || (10) AS REAL) AS
-        INTEGER)) || CASE WHEN 10 = 0 THEN '' ELSE printf('.%0*d', 10, abs(fee) % CAST(CAST('1e'
-        || (10) AS REAL) AS INTEGER)) END END) VIRTUAL,
     PRIMARY KEY (step, ordinal)
 )
  WITHOUT ROWID,
@@ -113,56 +74,6 @@ CREATE TABLE holdings (
     account_realized_pnl INTEGER NOT NULL,
     account_fees_paid INTEGER NOT NULL,
     account_funding_paid INTEGER NOT NULL,
-    entry_notional_real REAL GENERATED ALWAYS AS ((entry_notional) / CAST('1e' || 10 AS
-        REAL)) VIRTUAL,
-    entry_notional_text TEXT GENERATED ALWAYS AS (CASE WHEN (entry_notional) IS NULL THEN
-        NULL ELSE CASE WHEN (entry_notional) < 0 THEN '-' ELSE '' END || (abs(entry_notional) /
-        CAST(CAST('1e' || (10) AS REAL) AS INTEGER)) || CASE WHEN 10 = 0 THEN '' ELSE
-        printf('.%0*d', 10, abs(entry_notional) % CAST(CAST('1e' || (10) AS REAL) AS INTEGER))
-        END END) VIRTUAL,
-    realized_pnl_real REAL GENERATED ALWAYS AS ((realized_pnl) / CAST('1e' || 10 AS REAL)) VIRTUAL,
-    realized_pnl_text TEXT GENERATED ALWAYS AS (CASE WHEN (realized_pnl) IS NULL THEN NULL
-        ELSE CASE WHEN (realized_pnl) < 0 THEN '-' ELSE '' END || (abs(realized_pnl) /
-        CAST(CAST('1e' || (10) AS REAL) AS INTEGER)) || CASE WHEN 10 = 0 THEN '' ELSE
-        printf('.%0*d', 10, abs(realized_pnl) % CAST(CAST('1e' || (10) AS REAL) AS INTEGER)) END
-        END) VIRTUAL,
-    fees_paid_real REAL GENERATED ALWAYS AS ((fees_paid) / CAST('1e' || 10 AS REAL)) VIRTUAL,
-    fees_paid_text TEXT GENERATED ALWAYS AS (CASE WHEN (fees_paid) IS NULL THEN NULL ELSE
-        CASE WHEN (fees_paid) < 0 THEN '-' ELSE '' END || (abs(fees_paid) / CAST(CAST('1e' ||
-        (10) AS REAL) AS INTEGER)) || CASE WHEN 10 = 0 THEN '' ELSE printf('.%0*d', 10,
-        abs(fees_paid) % CAST(CAST('1e' || (10) AS REAL) AS INTEGER)) END END) VIRTUAL,
-    funding_paid_real REAL GENERATED ALWAYS AS ((funding_paid) / CAST('1e' || 10 AS REAL)) VIRTUAL,
-    funding_paid_text TEXT GENERATED ALWAYS AS (CASE WHEN (funding_paid) IS NULL THEN NULL
-        ELSE CASE WHEN (funding_paid) < 0 THEN '-' ELSE '' END || (abs(funding_paid) /
-        CAST(CAST('1e' || (10) AS REAL) AS INTEGER)) || CASE WHEN 10 = 0 THEN '' ELSE
-        printf('.%0*d', 10, abs(funding_paid) % CAST(CAST('1e' || (10) AS REAL) AS INTEGER)) END
-        END) VIRTUAL,
-    cash_real REAL GENERATED ALWAYS AS ((cash) / CAST('1e' || 10 AS REAL)) VIRTUAL,
-    cash_text TEXT GENERATED ALWAYS AS (CASE WHEN (cash) IS NULL THEN NULL ELSE CASE WHEN
-        (cash) < 0 THEN '-' ELSE '' END || (abs(cash) / CAST(CAST('1e' || (10) AS REAL) AS
-        INTEGER)) || CASE WHEN 10 = 0 THEN '' ELSE printf('.%0*d', 10, abs(cash) %
-        CAST(CAST('1e' || (10) AS REAL) AS INTEGER)) END END) VIRTUAL,
-    account_realized_pnl_real REAL GENERATED ALWAYS AS ((account_realized_pnl) / CAST('1e'
-        || 10 AS REAL)) VIRTUAL,
-    account_realized_pnl_text TEXT GENERATED ALWAYS AS (CASE WHEN (account_realized_pnl) IS
-        NULL THEN NULL ELSE CASE WHEN (account_realized_pnl) < 0 THEN '-' ELSE '' END ||
-        (abs(account_realized_pnl) / CAST(CAST('1e' || (10) AS REAL) AS INTEGER)) || CASE WHEN
-        10 = 0 THEN '' ELSE printf('.%0*d', 10, abs(account_realized_pnl) % CAST(CAST('1e' ||
-        (10) AS REAL) AS INTEGER)) END END) VIRTUAL,
-    account_fees_paid_real REAL GENERATED ALWAYS AS ((account_fees_paid) / CAST('1e' || 10
-        AS REAL)) VIRTUAL,
-    account_fees_paid_text TEXT GENERATED ALWAYS AS (CASE WHEN (account_fees_paid) IS NULL
-        THEN NULL ELSE CASE WHEN (account_fees_paid) < 0 THEN '-' ELSE '' END ||
-        (abs(account_fees_paid) / CAST(CAST('1e' || (10) AS REAL) AS INTEGER)) || CASE WHEN 10 =
-        0 THEN '' ELSE printf('.%0*d', 10, abs(account_fees_paid) % CAST(CAST('1e' || (10) AS
-        REAL) AS INTEGER)) END END) VIRTUAL,
-    account_funding_paid_real REAL GENERATED ALWAYS AS ((account_funding_paid) / CAST('1e'
-        || 10 AS REAL)) VIRTUAL,
-    account_funding_paid_text TEXT GENERATED ALWAYS AS (CASE WHEN (account_funding_paid) IS
-        NULL THEN NULL ELSE CASE WHEN (account_funding_paid) < 0 THEN '-' ELSE '' END ||
-        (abs(account_funding_paid) / CAST(CAST('1e' || (10) AS REAL) AS INTEGER)) || CASE WHEN
-        10 = 0 THEN '' ELSE printf('.%0*d', 10, abs(account_funding_paid) % CAST(CAST('1e' ||
-        (10) AS REAL) AS INTEGER)) END END) VIRTUAL,
     PRIMARY KEY (step, book)
 )
  WITHOUT ROWID,
@@ -194,10 +105,6 @@ CREATE TABLE orders (
     run_key INTEGER GENERATED ALWAYS AS (step >> 28) VIRTUAL,
     sequence INTEGER GENERATED ALWAYS AS (step & 268435455) VIRTUAL,
     birth INTEGER GENERATED ALWAYS AS (CAST(order_id AS INTEGER)) VIRTUAL,
-    created_iso TEXT GENERATED ALWAYS AS (strftime('%Y-%m-%dT%H:%M:%S', (created_ms) / 1000,
-        'unixepoch') || printf('.%03dZ', (created_ms) % 1000)) VIRTUAL,
-    eligible_iso TEXT GENERATED ALWAYS AS (strftime('%Y-%m-%dT%H:%M:%S', (eligible_ms) /
-        1000, 'unixepoch') || printf('.%03dZ', (eligible_ms) % 1000)) VIRTUAL,
     PRIMARY KEY (step, ordinal)
 )
  WITHOUT ROWID,
@@ -251,15 +158,6 @@ CREATE TABLE runs (
     opened_digest BLOB NOT NULL,
     step_count INTEGER NOT NULL,
     head_digest BLOB NOT NULL,
-    started_at_iso TEXT GENERATED ALWAYS AS (strftime('%Y-%m-%dT%H:%M:%S', (started_at_ms) /
-        1000, 'unixepoch') || printf('.%03dZ', (started_at_ms) % 1000)) VIRTUAL,
-    period_start_iso TEXT GENERATED ALWAYS AS (strftime('%Y-%m-%dT%H:%M:%S',
-        (period_start_ms) / 1000, 'unixepoch') || printf('.%03dZ', (period_start_ms) % 1000))
-        VIRTUAL,
-    interval TEXT GENERATED ALWAYS AS (CASE interval_ms WHEN 86400000 THEN 'D' WHEN
-        604800000 THEN 'W' ELSE CAST(interval_ms / 60000 AS TEXT) END) VIRTUAL,
-    head_hex TEXT GENERATED ALWAYS AS (CASE WHEN head_digest IS NOT NULL THEN
-        lower(hex(head_digest)) END) VIRTUAL,
     PRIMARY KEY (run_key),
     UNIQUE (run_id)
 )
@@ -292,13 +190,6 @@ CREATE TABLE steps (
     digest BLOB NOT NULL,
     run_key INTEGER GENERATED ALWAYS AS (step >> 28) VIRTUAL,
     sequence INTEGER GENERATED ALWAYS AS (step & 268435455) VIRTUAL,
-    accepted INTEGER GENERATED ALWAYS AS (shape & 1) VIRTUAL,
-    window_hex TEXT GENERATED ALWAYS AS (CASE WHEN window_sha256 IS NOT NULL THEN
-        lower(hex(window_sha256)) END) VIRTUAL,
-    decision_hex TEXT GENERATED ALWAYS AS (CASE WHEN decision_sha256 IS NOT NULL THEN
-        lower(hex(decision_sha256)) END) VIRTUAL,
-    digest_hex TEXT GENERATED ALWAYS AS (CASE WHEN digest IS NOT NULL THEN
-        lower(hex(digest)) END) VIRTUAL,
     PRIMARY KEY (step)
 )
  STRICT
@@ -325,18 +216,6 @@ CREATE TABLE twin_fills (
     run_key INTEGER GENERATED ALWAYS AS (step >> 28) VIRTUAL,
     sequence INTEGER GENERATED ALWAYS AS (step & 268435455) VIRTUAL,
     birth INTEGER GENERATED ALWAYS AS (CAST(order_id AS INTEGER)) VIRTUAL,
-    filled_iso TEXT GENERATED ALWAYS AS (strftime('%Y-%m-%dT%H:%M:%S', (filled_ms) / 1000,
-        'unixepoch') || printf('.%03dZ', (filled_ms) % 1000)) VIRTUAL,
-    notional_real REAL GENERATED ALWAYS AS ((notional) / CAST('1e' || 10 AS REAL)) VIRTUAL,
-    notional_text TEXT GENERATED ALWAYS AS (CASE WHEN (notional) IS NULL THEN NULL ELSE CASE
-        WHEN (notional) < 0 THEN '-' ELSE '' END || (abs(notional) / CAST(CAST('1e' || (10) AS
-        REAL) AS INTEGER)) || CASE WHEN 10 = 0 THEN '' ELSE printf('.%0*d', 10, abs(notional) %
-        CAST(CAST('1e' || (10) AS REAL) AS INTEGER)) END END) VIRTUAL,
-    fee_real REAL GENERATED ALWAYS AS ((fee) / CAST('1e' || 10 AS REAL)) VIRTUAL,
-    fee_text TEXT GENERATED ALWAYS AS (CASE WHEN (fee) IS NULL THEN NULL ELSE CASE WHEN
-        (fee) < 0 THEN '-' ELSE '' END || (abs(fee) / CAST(CAST('1e' || (10) AS REAL) AS
-        INTEGER)) || CASE WHEN 10 = 0 THEN '' ELSE printf('.%0*d', 10, abs(fee) % CAST(CAST('1e'
-        || (10) AS REAL) AS INTEGER)) END END) VIRTUAL,
     PRIMARY KEY (step, book, ordinal)
 )
  WITHOUT ROWID,
@@ -407,10 +286,6 @@ CREATE TABLE bars (
     seen_delay_ms INTEGER NOT NULL,
     source INTEGER NOT NULL,
     run_key INTEGER GENERATED ALWAYS AS (step >> 28) VIRTUAL,
-    open_time_iso TEXT GENERATED ALWAYS AS (strftime('%Y-%m-%dT%H:%M:%S', (open_time_ms) /
-        1000, 'unixepoch') || printf('.%03dZ', (open_time_ms) % 1000)) VIRTUAL,
-    source_name TEXT GENERATED ALWAYS AS (CASE source WHEN 0 THEN 'stream' WHEN 1 THEN
-        'rest' WHEN 2 THEN 'archive' END) VIRTUAL,
     PRIMARY KEY (step),
     FOREIGN KEY(step) REFERENCES steps (step)
 )
