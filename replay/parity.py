@@ -8,11 +8,12 @@ only time explains (a late bar, a stale quote, a missed deadline) is counted apa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from tracepaper.daemon.config import restore
+from tracepaper.replay.backtest import ACTING_ONLY
 from tracepaper.replay.compare import (
     Difference,
     answers_agree,
@@ -52,6 +53,7 @@ class Parity:
     within_tolerance: int = 0
     only_in_first: int = 0
     only_in_second: int = 0
+    missing: int = 0  # of those: between the first and the last bar that both runs decided
     timing: Counter[str] = field(default_factory=Counter)
     differing: int = 0
     fills_compared: bool = False
@@ -62,7 +64,7 @@ class Parity:
     @property
     def holds(self) -> bool:
         """Whether everything that was compared agrees, apart from what only time explains."""
-        return not (self.differing or self.fills_differing or self.equity_differing)
+        return not (self.differing or self.missing or self.fills_differing or self.equity_differing)
 
 
 @dataclass(frozen=True)
@@ -74,22 +76,49 @@ class Source:
 
 
 def compare_runs(first: Source, second: Source) -> Parity:
-    """Compare two runs; both databases stay open for reading."""
+    """Compare two runs; both databases stay open for reading.
+
+    A bar that only one of them decided is counted, and is a difference where both runs decided
+    bars before and after it; a run that kept only some of its steps has no such holes.
+    """
     one, two = first.reader.run(first.run_id), second.reader.run(second.run_id)
     found = Parity(first.run_id, second.run_id, exact=_way(one) == _way(two))
     found.fills_compared = _execution(one) == _execution(two)
     others = {_key(step): step for step in _decided(second)}
     seen: set[Key] = set()
+    alone: list[Key] = []
     for step in _decided(first):
         key = _key(step)
         other = others.get(key)
         if other is None:
-            found.only_in_first += 1
+            alone.append(key)
             continue
         seen.add(key)
         _judge(found, step, other, key, _scales(one), _scales(two))
-    found.only_in_second = len(others.keys() - seen)
+    missed = sorted(others.keys() - seen)
+    found.only_in_first, found.only_in_second = len(alone), len(missed)
+    if ACTING_ONLY not in (*one.warnings, *two.warnings):
+        _count_holes(found, seen, alone, ("decided", "missing"))
+        _count_holes(found, seen, missed, ("missing", "decided"))
     return found
+
+
+def _count_holes(
+    found: Parity, shared: Collection[Key], alone: Sequence[Key], told: tuple[str, str]
+) -> None:
+    """Count the bars *alone* in one run that lie between bars *shared* by both."""
+    times: dict[str, list[int]] = {}
+    for instrument, open_ms in shared:
+        times.setdefault(instrument, []).append(open_ms)
+    spans = {instrument: (min(known), max(known)) for instrument, known in times.items()}
+    holes = [
+        Difference(instrument, open_ms, "the bar", *told)
+        for instrument, open_ms in alone
+        if instrument in spans and spans[instrument][0] < open_ms < spans[instrument][1]
+    ]
+    found.missing += len(holes)
+    # First of all: what is decided after a hole may differ for it.
+    found.differences = [*holes, *found.differences][:DIFFERENCES_KEPT]
 
 
 def _way(run: Run) -> tuple[object, ...]:

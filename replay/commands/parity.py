@@ -38,6 +38,8 @@ def parity(
         for name, count in (("first", found.only_in_first), ("second", found.only_in_second)):
             if count:
                 typer.echo(f"{count:,} bars are only in the {name} run.")
+        if found.missing:
+            typer.echo(f"{found.missing:,} of them lie between bars that both runs decided.")
         for difference in found.differences:
             typer.echo(difference.sentence())
     if not found.holds or not found.compared:

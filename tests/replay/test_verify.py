@@ -15,6 +15,7 @@ from typing import Any
 
 import explained_runs
 import learning
+import numpy as np
 import own_strategies as own
 import pytest
 from exchange_client import candles as made_candles
@@ -258,6 +259,23 @@ def test_parity_says_which_bars_only_one_run_has(tmp_path: Path, walk: Candles, 
     found = compared(run, shorter)
     assert (found.compared, found.only_in_first, found.only_in_second) == (300, 100, 0)
     assert found.holds
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_parity_does_not_hold_over_a_bar_that_one_run_lacks_in_the_middle(
+    tmp_path: Path, walk: Candles, run: Path, turned: bool
+) -> None:
+    holed = tmp_path / "holed.db"
+    parts = [np.arange(200), np.arange(201, BARS)]
+    replayed(holed, slice_candles(walk, np.concatenate(parts)))
+    found = compared(*((holed, run) if turned else (run, holed)))
+    assert not found.holds
+    assert found.missing == 1
+    told = [one for one in found.differences if one.field == "the bar"]
+    assert [one.open_time_ms for one in told] == [int(walk.open_time_ms[200])]
+    assert (told[0].first, told[0].second) == (
+        ("missing", "decided") if turned else ("decided", "missing")
+    )
 
 
 def test_an_interrupted_replay_goes_on_as_if_it_never_stopped(
