@@ -107,7 +107,10 @@ def was_served(config: Config, kind: RunKind, database: Path) -> bool:
     wanted = config.exchange.rest_url, config.market.category
     with Reader.open(database) as reader:
         for text in reader.configurations(kind):
-            served = msgspec.json.decode(text, type=_Served)
+            try:
+                served = msgspec.json.decode(text, type=_Served)
+            except msgspec.MsgspecError:
+                continue  # no run of ours, or a row that was changed
             if (served.exchange.rest_url, served.market.category) == wanted and set(
                 config.market.symbols
             ) <= set(served.market.symbols):

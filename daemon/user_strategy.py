@@ -72,7 +72,7 @@ def user_strategy(
             f"{made_of.__name__} refused [strategy.options] ({error.__cause__}); correct them, and "
             "let its __init__ take them as one dictionary."
         ) from error
-    with outside.foreign(known_as):
+    with outside.Attribution(known_as):
         _check(strategy)
         return _Guarded(strategy, known_as)
 
@@ -134,7 +134,7 @@ class _foreign:  # noqa: N801 - read as a phrase: with _foreign(…)
     def __init__(self, name: str, doing: str, known_as: str = "") -> None:
         self._name = name
         self._doing = doing
-        self._watched = outside.foreign(known_as or name)
+        self._watched = outside.Attribution(known_as or name)
 
     def __enter__(self) -> None:
         """Let the user's code begin."""
