@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -571,3 +572,40 @@ def test_the_part_of_the_run_that_differs_is_named(
         raw.execute(f"UPDATE runs SET {column} = ?", (value,))
     found = verified(run)
     assert (found.holds, found.culprit) == (False, culprit)
+
+
+LOST = {
+    "the tail": "DELETE FROM {} WHERE step & 268435455 >= 300",
+    "every step": "DELETE FROM {}",
+}
+ROWS = ("steps", "bars", "events", "answers", "outcomes", "holdings", "orders", "fills")
+
+
+def tamper(path: Path, *statements: str) -> None:
+    """Do *statements* to the database at *path*; the chain is left as it was."""
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("PRAGMA foreign_keys = OFF")
+        for statement in statements:
+            raw.execute(statement)
+        raw.commit()
+
+
+@pytest.mark.parametrize("lost", list(LOST))
+def test_steps_that_are_lost_are_no_run_that_follows(run: Path, lost: str) -> None:
+    tamper(run, *(LOST[lost].format(table) for table in ROWS))
+    found = verified(run)
+    assert (found.holds, found.culprit) == (False, Culprit.RECORD)
+    assert "402 steps" in found.likely_cause
+
+
+@pytest.mark.parametrize("count", [-5, 0, 100, 5_000])
+def test_a_count_of_steps_that_is_not_theirs_is_found(run: Path, count: int) -> None:
+    tamper(run, f"UPDATE runs SET step_count = {count}")
+    found = verified(run)
+    assert (found.holds, found.culprit) == (False, Culprit.RECORD)
+    assert found.differences[-1].field == "runs.step_count"
+
+
+def test_gate_sets_that_are_gone_are_found(run: Path) -> None:
+    tamper(run, "DELETE FROM gate_sets")
+    assert not verified(run).holds
