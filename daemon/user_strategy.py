@@ -45,6 +45,12 @@ def user_class(name: str) -> type[Strategy]:
             f"strategy.name '{name}' cannot be imported ({error.__cause__}); put its file "
             "beside the configuration, or its folder on PYTHONPATH."
         ) from error
+    except SystemExit as error:
+        # Else a check would end silently, as if it held.
+        raise StrategyFailed(
+            f"{module_name} exits while it is imported; put what it runs under "
+            'if __name__ == "__main__".'
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise ConfigInvalid(
             f"strategy.name '{name}' is no tracepaper.strategies.strategy.Strategy; derive from it."

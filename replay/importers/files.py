@@ -55,16 +55,7 @@ def read_table(path: Path) -> Table:
     Raises ``DataInvalid`` where it is unreadable, empty, of an unknown kind or of another kind
     than its name says.
     """
-    try:
-        raw = path.read_bytes()
-    except IsADirectoryError:
-        raise DataInvalid(f"{path} is a folder: name the file in it.") from None
-    except FileNotFoundError:
-        raise DataInvalid(f"{path} does not exist: check the path.") from None
-    except OSError as error:
-        raise DataInvalid(f"{path} cannot be read ({error.strerror}): check the file.") from None
-    if not raw:
-        raise DataInvalid(f"{path} is empty: give a file with candles.")
+    raw = _content(path)
     suffix = path.suffix.lower()
     _refuse_mismatch(path, raw, suffix)
     name = path.name.lower()
@@ -79,6 +70,22 @@ def read_table(path: Path) -> Table:
     if name.endswith((*PARQUET_SUFFIXES, *FEATHER_SUFFIXES)):
         return _read_arrow(path, raw, feather=name.endswith(FEATHER_SUFFIXES))
     raise DataInvalid(f"{path} has a name of no known kind: rename it to one of {KNOWN}.")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.is_char_device() or path.is_block_device():
+            raise DataInvalid(f"{path} is a device, which may never end: name a file.")
+        raw = path.read_bytes()
+    except IsADirectoryError:
+        raise DataInvalid(f"{path} is a folder: name the file in it.") from None
+    except FileNotFoundError:
+        raise DataInvalid(f"{path} does not exist: check the path.") from None
+    except OSError as error:
+        raise DataInvalid(f"{path} cannot be read ({error.strerror}): check the file.") from None
+    if not raw:
+        raise DataInvalid(f"{path} is empty: give a file with candles.")
+    return raw
 
 
 def _refuse_mismatch(path: Path, raw: bytes, suffix: str) -> None:
@@ -147,7 +154,7 @@ def _read_json(path: Path, raw: bytes) -> Table:
     try:
         # Numbers stay text, so that no decimal passes through a double.
         document: Any = msgspec.json.Decoder(float_hook=str).decode(raw)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise DataInvalid(f"{path} is not JSON ({error}): check the file.") from None
     if isinstance(document, Mapping) and isinstance(document.get("result"), Mapping):
         document = document["result"].get("list")

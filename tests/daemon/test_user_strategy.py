@@ -136,6 +136,11 @@ def test_what_it_declares_must_be_possible(field: str, value: object) -> None:
     [
         ("this is no python", StrategyFailed, "failed when it was imported with SyntaxError"),
         ("raise RuntimeError('x')", StrategyFailed, "imported with RuntimeError: x at .*:1;"),
+        (
+            "raise SystemExit(0)",
+            StrategyFailed,
+            "exits while it is imported; put what it runs under if",
+        ),
         ("", ConfigInvalid, "cannot be imported .*; put its file beside the configuration"),
         ("import nowhere_at_all", ConfigInvalid, "No module named 'nowhere_at_all'"),
         ("Mine = 3", ConfigInvalid, "derive from it"),

@@ -193,6 +193,7 @@ def test_a_zip_of_two_files_is_refused(tmp_path: Path) -> None:
 def test_a_path_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "BTCUSDT.csv")
     assert "is a folder" in refusal(tmp_path)
+    assert "is a device" in refusal(Path("/dev/zero"))
 
 
 def test_json_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -209,6 +210,8 @@ def test_json_of_another_shape_is_refused(tmp_path: Path) -> None:
         assert what in refusal(path)
     broken = tmp_path / "BTCUSDT_f.json"
     broken.write_text("[[1,")
+    assert "is not JSON" in refusal(broken)
+    broken.write_text("[" * 100_000)
     assert "is not JSON" in refusal(broken)
 
 
