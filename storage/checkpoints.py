@@ -84,7 +84,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     text = _bytes(folder / CARD_NAME)
     try:
         card = tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointMismatch(
             f"{folder / CARD_NAME} is not TOML ({error}); restore the card."
         ) from None

@@ -145,7 +145,7 @@ class HttpServer:
             return _refusal(415, "Send the command as application/json.")
         try:
             command = msgspec.json.decode(await request.read(), type=CommandRequest)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             kinds = ", ".join(CommandKind)
             return _refusal(400, f'Send {{"kind", "note"}}, where kind is one of {kinds}.')
         if len(command.note) > NOTE_LIMIT:

@@ -42,7 +42,7 @@ class Control:
         try:
             described = msgspec.json.decode(await request.read(), type=dict[str, Any])
             self._hub.arm(fault_from(described))
-        except (msgspec.DecodeError, ConfigInvalid) as error:
+        except (msgspec.DecodeError, RecursionError, ConfigInvalid) as error:
             return _json({"error": str(error)}, status=400)
         return _json({"armed": described})
 

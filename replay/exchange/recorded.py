@@ -172,7 +172,7 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
                 addresses[str(entry.get("conn", ""))] = named
             if entry.get("t") == RECEIVED and (frame := _frame(entry)):
                 frames.append(frame)
-        except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+        except (msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
             raise DataInvalid(
                 f"{path}, line {number}: not a recorded frame ({error}); give JSON lines of t, "
                 "ts and data, or cryptofeed's text."

@@ -74,7 +74,7 @@ class Stream:
         """Answer one request of the client."""
         try:
             request = msgspec.json.decode(text)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             request = None
         operation = request.get("op") if isinstance(request, dict) else None
         match operation:

@@ -137,9 +137,10 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
-def test_a_card_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["[model\n", "a = " + "[" * 3_000])
+def test_a_card_that_is_no_toml_is_refused(tmp_path: Path, text: str) -> None:
     save(tmp_path / "a", tensors(), card())
-    (tmp_path / "a" / CARD_NAME).write_text("[model\n")
+    (tmp_path / "a" / CARD_NAME).write_text(text)
     with pytest.raises(CheckpointMismatch, match="not TOML"):
         load(tmp_path / "a")
 
