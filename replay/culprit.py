@@ -110,9 +110,6 @@ def _by_row(case: Case, row: Mapping[str, Difference]) -> tuple[Culprit, str]:
         return Culprit.CONFIGURATION, "its configuration is not the one that its hash names"
     if any(name in row for name in _OF_MODEL):
         return Culprit.MODEL, f"the model is not {run.model_id}, which the run names"
-    if (counted := row.get("runs.step_count")) is not None:
-        said = f"its row counts {counted.first} steps, and {counted.second} are stored"
-        return Culprit.RECORD, f"{said}: steps were removed or added, or the row was changed"
     if (strategy := row.get("runs.strategy_sha256")) is None:
         return Culprit.RECORD, "the run's row was changed"
     hashes = f"its source hashes to {strategy.second[:12]}, the run's to {strategy.first[:12]}"

@@ -265,13 +265,17 @@ def _gathered(
 
 
 def _stray_rows(chunk: Chunk) -> ChainProblem | None:
-    """Return the first row of *chunk* that belongs to no step, or to one with another event."""
+    """Return the first row of *chunk* that belongs to no step, or a step that has no event."""
     known = {row[0] for row in chunk.steps}
     if len(chunk.bars) + len(chunk.events) == len(known) and known.issuperset(chunk.sparse):
         return None
     strays = [(step, "bars") for step in chunk.bars if step not in known]
     strays += [(step, "events") for step in chunk.events if step not in known or step in chunk.bars]
     strays += [(step, next(iter(chunk.sparse[step]))) for step in chunk.sparse.keys() - known]
+    if not strays:
+        bare = sequence_of(min(known - chunk.bars.keys() - chunk.events.keys()))
+        sentence = f"Step {bare} has neither a bar nor an event: its row was removed."
+        return ChainProblem(bare, ("bars",), "missing", sentence)
     step, table = min(strays)
     at = sequence_of(step)
     return ChainProblem(

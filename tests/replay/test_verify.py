@@ -595,7 +595,7 @@ def test_steps_that_are_lost_are_no_run_that_follows(run: Path, lost: str) -> No
     tamper(run, *(LOST[lost].format(table) for table in ROWS))
     found = verified(run)
     assert (found.holds, found.culprit) == (False, Culprit.RECORD)
-    assert "402 steps" in found.likely_cause
+    assert "402" in [one.first for one in found.differences]
 
 
 @pytest.mark.parametrize("count", [-5, 0, 100, 5_000])
@@ -603,7 +603,7 @@ def test_a_count_of_steps_that_is_not_theirs_is_found(run: Path, count: int) -> 
     tamper(run, f"UPDATE runs SET step_count = {count}")
     found = verified(run)
     assert (found.holds, found.culprit) == (False, Culprit.RECORD)
-    assert found.differences[-1].field == "runs.step_count"
+    assert "runs.step_count" in [one.field for one in found.differences]
 
 
 def test_gate_sets_that_are_gone_are_found(run: Path) -> None:
