@@ -604,8 +604,3 @@ def test_a_count_of_steps_that_is_not_theirs_is_found(run: Path, count: int) -> 
     found = verified(run)
     assert (found.holds, found.culprit) == (False, Culprit.RECORD)
     assert "runs.step_count" in [one.field for one in found.differences]
-
-
-def test_gate_sets_that_are_gone_are_found(run: Path) -> None:
-    tamper(run, "DELETE FROM gate_sets")
-    assert not verified(run).holds
