@@ -30,14 +30,20 @@ Job = Callable[Concatenate[Connection, P], None]
 _SERVE: Final = "from tracepaper.replay.fresh import serve; serve({}, {!r})"
 
 
+class Overdue(Exception):
+    """A child did not answer in time."""
+
+
 class Fresh:
     """The server; ``with fresh.child(job, …) as line`` runs *job* in a new process of its own.
 
     *preload* are modules to import before any child is forked: slow ones that a job needs.
+    ``patience_s`` returns how long an answer is waited for; without end where it is None.
     """
 
     def __init__(self, *preload: str) -> None:
         self._preload = preload
+        self.patience_s: Callable[[], float] | None = None
 
     def __enter__(self) -> Self:
         """Start the server."""
@@ -48,12 +54,15 @@ class Fresh:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                process_group=0,  # so that children that hang end with it
             )
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """End the server; its children end with their lines."""
+        """End the server and its children, also one that hangs."""
         self._line.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     @contextmanager
@@ -64,14 +73,17 @@ class Fresh:
             socket.send_fds(self._line, [b"."], [theirs.fileno()])
         with Connection(ours.detach()) as connection:
             connection.send((sys.path, job, given, named))
-            yield Line(connection)
+            yield Line(connection, self.patience_s)
 
 
 class Line:
     """Our end: what a child sends, its errors raised here."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(
+        self, connection: Connection, patience_s: Callable[[], float] | None = None
+    ) -> None:
         self._connection = connection
+        self._patience_s = patience_s
 
     def tell(self, value: object) -> None:
         """Send *value* to the child."""
@@ -79,7 +91,12 @@ class Line:
             self._connection.send(value)
 
     def hear(self) -> Any:  # noqa: ANN401 - whatever the job sends
-        """Return what the child sends next; raise its error, or ``StrategyFailed`` if it died."""
+        """Return what the child sends next; raise its error, or ``StrategyFailed`` if it died.
+
+        Raises ``Overdue`` where nothing comes within the server's patience.
+        """
+        if self._patience_s is not None and not self._connection.poll(self._patience_s()):
+            raise Overdue
         try:
             value = self._connection.recv()
         except (EOFError, ConnectionResetError) as error:

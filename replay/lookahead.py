@@ -21,7 +21,7 @@ from tracepaper.daemon.outside import Outside
 from tracepaper.replay.compare import (
     Difference,
 )
-from tracepaper.replay.fresh import Fresh, Line
+from tracepaper.replay.fresh import Fresh, Line, Overdue
 from tracepaper.replay.importers import Candles, slice_candles
 from tracepaper.replay.lookahead_jobs import (
     Given,
@@ -44,6 +44,8 @@ WEEKS_LATER: Final = 64
 """A week is no whole number of 64-bar blocks; 64 weeks are, and a date is another one."""
 
 PRICE_FACTOR: Final = 10
+GRACE_S: Final = 10.0
+"""An answer under way when the time is over is waited for this long, wall seconds."""
 MODEL: Final = "tracepaper.strategies.forecasters.build"
 """What a check of a model loads once rather than in every fresh process."""
 
@@ -127,6 +129,7 @@ class _Check:
         self._limits, self._path, self._tell = limits, path, tell
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
+        fresh.patience_s = lambda: max(0.0, self._until_s - self._clock.network_s()) + GRACE_S
         self._found = Finding("lookahead")
         self._heard: dict[Outside, None] = {}
         self._native: set[str] = set()
@@ -136,7 +139,13 @@ class _Check:
         """Do all of it, or as much as the time allows."""
         found = self._found
         with self._fresh.child(derive_whole, self._config, self._candles, self._path) as line:
-            self._whole = self._take_whole(line)
+            try:
+                self._whole = self._take_whole(line)
+            except Overdue:
+                raise StrategyFailed(
+                    f"The strategy did not get through a replay within {self._limits.seconds:g} s; "
+                    "see where it waits, or give more --seconds."
+                ) from None
             self._given: list[Given] = [(one.step.event, one.answer) for one in self._whole.taken]
             parts: dict[str, Callable[[], None]] = {
                 "bars without a later bar in the process": self._blind,
@@ -154,7 +163,7 @@ class _Check:
                 try:
                     self._check_time()
                     part()
-                except _Out:
+                except (_Out, Overdue):
                     found.unproved.append(f"{name}: not probed to the end, the time was over")
         self._conclude(allow)
         return found
@@ -167,7 +176,7 @@ class _Check:
         total = sum(len(part) for part in self._candles)
         until_s = self._clock.network_s() + self._limits.seconds / 6
         while isinstance(said := line.hear(), int):
-            self._tell(f"lookahead: {said:,} of {total:,} bars replayed")
+            self._tell(f"lookahead: {min(said, total):,} of {total:,} bars replayed")
             if self._clock.network_s() > until_s and not stopped:
                 stopped = True
                 line.tell("stop")
@@ -343,7 +352,7 @@ class _Check:
         with self._fresh.child(step_through, self._setup(), self._given) as line:
             try:
                 equal = line.hear() == [packed(one.step) for one in self._whole.taken]
-            except TracepaperError:
+            except (TracepaperError, Overdue):
                 equal = True
         if not equal and because == "it depends on the machine's clock":
             self._found.because = _UNEQUAL

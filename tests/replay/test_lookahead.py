@@ -18,6 +18,7 @@ from exchange_client import walk_rows
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config import Config, load
+from tracepaper.replay import lookahead as lookahead_module
 from tracepaper.replay.fresh import Fresh
 from tracepaper.replay.importers import Candles
 from tracepaper.replay.lookahead import Finding, Limits, lookahead
@@ -60,6 +61,7 @@ class Checks:
     def __init__(self, folder: Path, fresh: Fresh, walk: Candles) -> None:
         self.folder = folder
         self._fresh, self._walk = fresh, walk
+        self.limits = FEW
 
     def __call__(self, *candles: Candles, allow: str = "", **bodies: str) -> Finding:
         name = f"own_{next(_NUMBERS)}"
@@ -67,7 +69,7 @@ class Checks:
         given = candles or (self._walk,)
         config = configured({"name": f"{name}:Mine"}, *given)
         with own.importable(self.folder):
-            return lookahead(config, given, self._fresh, FEW, allow=[allow])
+            return lookahead(config, given, self._fresh, self.limits, allow=[allow])
 
 
 @pytest.fixture
@@ -433,6 +435,29 @@ def test_a_class_that_fails_ends_the_check_with_its_sentence(
     with pytest.raises(StrategyFailed, match=words):
         check(decide=decide)
     assert check(decide="return by(bar.close > bar.open)").holds  # and the server goes on
+
+
+HANGS = "import threading; threading.Event().wait()"
+
+
+def test_a_class_that_hangs_does_not_hang_the_check(
+    check: Checks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookahead_module, "GRACE_S", 0.3)
+    check.limits = Limits(seconds=0.2)
+    with pytest.raises(StrategyFailed, match=r"did not get through a replay within 0\.2 s"):
+        check(decide=HANGS)
+
+
+def test_a_class_that_hangs_later_is_not_proved_to_the_end(
+    check: Checks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookahead_module, "GRACE_S", 0.3)
+    check.limits = Limits(seconds=2.0)
+    later = "self.seen = getattr(self, 'seen', 0) + 1; Mine.all = getattr(Mine, 'all', 0) + 1"
+    found = check(observe=f"{later}\nif Mine.all > 200: {HANGS}", decide="return by(True)")
+    said = "a second run in one process: not probed to the end, the time was over"
+    assert said in found.unproved
 
 
 # ---------------------------------------------------------------- the command
