@@ -181,11 +181,11 @@ def _file_name(block: Block) -> str | None:
 
 def shortened(target: str) -> str:
     """Return what ``make`` *target* does once all is installed, shortened."""
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n\t", "")
     match = re.search(rf"^{target}:.*\n\t(.+)$", makefile, re.MULTILINE)
     if match is None:
         raise LookupError(f"The Makefile has no target {target}.")
-    command = match.group(1).lstrip("@").replace("$(BIN)/", "")
+    command = match.group(1).lstrip("@").replace("$(BIN)/", "").replace("$$", "$")
     for pattern, shorter in SHORTENED:
         command = pattern.sub(shorter, command)
     return command
