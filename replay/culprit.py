@@ -91,8 +91,9 @@ class Case:
 def blame(case: Case) -> tuple[Culprit, str]:
     """Return what most likely made the run differ, and a sentence about it."""
     run, row = case.stored.run, case.of_run
-    if "runs.step_count" in row:
-        return Culprit.RECORD, "steps at the run's end, or its row, were changed"
+    if (count := row.get("runs.step_count")) is not None:
+        said = f"its row counts {count.first} steps, and {count.second} are stored"
+        return Culprit.RECORD, f"{said}: steps were removed or added, or the row was changed"
     if run.code_version != code_version():
         made = f"the run was made by code {run.code_version}, and this is {code_version()}"
         return Culprit.CODE, made
