@@ -89,7 +89,7 @@ def measured(gate: Gate, value: float | None, *, signed: bool = False) -> str:
 def unit_beside(gate: Gate) -> str:
     """Return what stands beside a measure of *gate* that :func:`measured` wrote."""
     unit = UNITS[gate]
-    return {"ms": "", "share of the peak": "of the peak"}.get(unit, unit)
+    return {"ms": "", "yes or no": "", "share of the peak": "of the peak"}.get(unit, unit)
 
 
 def with_unit(gate: Gate, value: float) -> str:
