@@ -14,6 +14,7 @@ fractions; ``x_text`` holds ``x`` exactly.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
@@ -195,6 +196,8 @@ def open_run(
 
         database = load().storage.path
     located = resolve(None if database is None else Path(database), run)
+    if located.damage:
+        warnings.warn(located.damage, stacklevel=2)
     return RunFrames(located.path, located.run_id, build)
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 
+from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.describing import OF_THE_PLACE, started
 from tracepaper.daemon.models import forecaster_of
 from tracepaper.replay.backtest import Tally, run_events
 from tracepaper.replay.recorded import RecordedThinker, open_recorded
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.reader import Reader, resolve
+from tracepaper.storage.reader import Reader
 from tracepaper.strategies.types import Event, ModelChange, RunEnd, RunKind
 
 
@@ -27,12 +28,12 @@ async def rerun_recorded(
     On the run's own path and warm-up, with its ``Late`` answers: every ``decision_sha256`` must
     come out equal.
     """
-    located = resolve(None, spec)
-    with Reader.open(located.path) as reader:
-        recorded = open_recorded(reader, located.path, located.run_id)
+    named = located(spec, None)
+    with Reader.open(named.path) as reader:
+        recorded = open_recorded(reader, named.path, named.run_id)
         prober = None
         if recorded.forecaster is not None:
-            kept = checkpoints.kept_folder(located.path, recorded.run.model_id)
+            kept = checkpoints.kept_folder(named.path, recorded.run.model_id)
             checkpoints.keep(kept, database)
             if recorded.run.path == "scan":
                 prober = forecaster_of(kept, recorded.config, path="scan")
@@ -47,7 +48,7 @@ async def rerun_recorded(
         )
         audit.begin(run, recorded.engine.gate_sets)
         thinker = RecordedThinker(recorded, prober)
-        events = _made_here(thinker.events(reader, located.run_id), place)
+        events = _made_here(thinker.events(reader, named.run_id), place)
         await run_events(events, thinker, recorded.engine, audit, tally)
     return run.run_id
 

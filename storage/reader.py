@@ -42,14 +42,24 @@ _ENDED: Final = (
     "WHERE s.step BETWEEN ? AND ? AND NOT EXISTS (SELECT 1 FROM events p WHERE p.step = s.step "
     "AND p.kind = 'prune') ORDER BY s.step DESC LIMIT 1)"
 )
+_COUNTED: Final = (
+    "SELECT run_key, step_count, head_digest, opened_digest FROM runs WHERE run_id = ?"
+)
+_FOUND: Final = (
+    "SELECT count(*), max(step), (SELECT digest FROM steps WHERE step BETWEEN :first AND :last "
+    "ORDER BY step DESC LIMIT 1), (SELECT until_sequence FROM prunes WHERE run_key = :run_key), "
+    "(SELECT digest FROM prunes WHERE run_key = :run_key) "
+    "FROM steps WHERE step BETWEEN :first AND :last"
+)
 _OPEN: Final = (OrderStatus.NEW, OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FILLED)
 
 
 class Located(NamedTuple):
-    """A run and the database that holds it."""
+    """A run and the database that holds it; ``damage`` says what its rows plainly lack, or ''."""
 
     path: Path
     run_id: str
+    damage: str = ""
 
 
 class StoredRun(NamedTuple):
@@ -91,7 +101,8 @@ def resolve(path: Path | None, spec: str) -> Located:
     if database is None:
         raise DataInvalid(f"{spec} names no database; write FILE#RUN or give --db.")
     with Reader.open(database) as reader:
-        return Located(database, reader.find(wanted or "last"))
+        run_id = reader.find(wanted or "last")
+        return Located(database, run_id, reader.damage(run_id))
 
 
 class Reader:
@@ -150,6 +161,31 @@ class Reader:
             raise DataInvalid(f"There is no run {run_id} in the database.")
         instruments = self._connection.execute(_INSTRUMENTS, (row[0],))
         return StoredRun(row[0], run_of(row[:_OPENED], instruments), row[:_OPENED], *row[_OPENED:])
+
+    def damage(self, run_id: str) -> str:
+        """Return one sentence where the run's row and its steps do not fit together, else ''.
+
+        What is counted costs a few milliseconds; only ``audit verify`` looks at every row.
+        """
+        self._connection.execute("BEGIN")  # one snapshot: a daemon may be writing
+        try:
+            run_key, count, head, opened = self._connection.execute(_COUNTED, (run_id,)).fetchone()
+            first, last = run_span(run_key)
+            found, newest, digest, until, cut = self._connection.execute(
+                _FOUND, {"first": first, "last": last, "run_key": run_key}
+            ).fetchone()
+        finally:
+            self._connection.rollback()
+        wanted = count - (-1 if until is None else until) - 1
+        reached = -1 if newest is None else sequence_of(newest)
+        if until is not None and reached < until:
+            reached, digest = until, cut
+        if (found, reached, digest or opened) == (wanted, count - 1, head):
+            return ""
+        return (
+            f"The row of run {run_id} counts {wanted} steps and {found} are stored, or its head is "
+            "not that of its last step: run `tracepaper audit verify` before you believe this."
+        )
 
     def ended_at_ms(self, run_id: str) -> int | None:
         """Return when the run ended in good order; None where it went on or was killed since."""

@@ -12,6 +12,7 @@ from tracepaper.daemon.commands.options import (
     DatabaseOption,
     JsonOption,
     database_path,
+    located,
     print_json,
 )
 from tracepaper.strategies.errors import ConfigInvalid
@@ -52,7 +53,7 @@ def verify(
     if every and (head is not None or run != "last"):
         raise ConfigInvalid("--all checks every run; give neither a run nor --head with it.")
     kept = None if head is None else _digest(head)
-    path, run_id = _located(run, db, config)
+    path, run_id, _ = _located(run, db, config)
     with Reader.open(path) as reader:
         ids = reader.run_ids() if every else [run_id]
         found = audit_runs(reader.connection, ids, head=kept)
@@ -128,7 +129,7 @@ def head(
     """Print the digest of a run's last step, to be kept where nobody can rewrite it."""
     from tracepaper.storage.reader import Reader
 
-    path, run_id = _located(run, db, config)
+    path, run_id, _ = _located(run, db, config)
     with Reader.open(path) as reader:
         stored = reader.stored_run(run_id)
     if json:
@@ -247,7 +248,7 @@ def export(
         if moving:
             typer.echo(f"\r{view}: {rows:,} rows\x1b[K", err=True, nl=False)
 
-    path, run_id = _located(run, db, config)
+    path, run_id, _ = _located(run, db, config)
     with Reader.open(path) as reader:
         counts = write(reader, run_id, folder, "csv" if csv else "parquet", wanted, progress)
     typer.echo("\r\x1b[K" if moving else "", err=True, nl=False)
@@ -259,9 +260,7 @@ def export(
 
 
 def _located(run: str, db: Path | None, config: Path | None) -> Located:
-    from tracepaper.storage.reader import resolve
-
-    return resolve(None if "#" in run else database_path(db, config), run)
+    return located(run, None if "#" in run else database_path(db, config))
 
 
 def _show(question: str, limit: int, located: Located, *, json: bool) -> None:

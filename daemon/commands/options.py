@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from tracepaper.storage.reader import Located
 
 DatabaseOption = Annotated[
     Path | None,
@@ -42,3 +45,13 @@ def print_json(document: object) -> None:
 
     text = msgspec.json.format(msgspec.json.encode(document), indent=2)
     sys.stdout.write(text.decode() + "\n")
+
+
+def located(run: str, database: Path | None) -> Located:
+    """Find the run that *run* names, and warn on stderr where it plainly lacks something."""
+    from tracepaper.storage.reader import resolve
+
+    found = resolve(database, run)
+    if found.damage:
+        typer.echo(f"Warning: {found.damage}", err=True)
+    return found

@@ -20,11 +20,11 @@ def parity(
     """Print how many decisions are identical; exit 1 with the first field that differs if any."""
     from dataclasses import asdict
 
-    from tracepaper.daemon.commands.options import print_json
+    from tracepaper.daemon.commands.options import located, print_json
     from tracepaper.replay.parity import Source, compare_runs
-    from tracepaper.storage.reader import Reader, resolve
+    from tracepaper.storage.reader import Reader
 
-    one, two = (resolve(_database(spec, db), spec) for spec in (first, second))
+    one, two = (located(spec, _database(spec, db)) for spec in (first, second))
     with Reader.open(one.path) as a, Reader.open(two.path) as b:
         found = compare_runs(Source(a, one.run_id), Source(b, two.run_id))
     if json:

@@ -15,6 +15,7 @@ from tracepaper.daemon.commands.options import (
     DatabaseOption,
     JsonOption,
     database_path,
+    located,
 )
 
 
@@ -44,14 +45,13 @@ def report(
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.replay.report.document import build_report
     from tracepaper.replay.report.terminal import as_document, show
-    from tracepaper.storage.reader import resolve
     from tracepaper.strategies.errors import ConfigInvalid
 
     if heads and html is None:
         raise ConfigInvalid("--heads draws pictures; say where with --html FILE.")
-    located = resolve(None if "#" in run else database_path(db, config), run)
+    named = located(run, None if "#" in run else database_path(db, config))
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:
-        made = build_report(located.path, located.run_id, progress=progress)
+        made = build_report(named.path, named.run_id, progress=progress)
     if html is not None:
         from tracepaper.replay.report.page import write_page
 

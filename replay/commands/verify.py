@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,8 @@ def verify(
             f"{found.agreed + found.tolerated:,} of {found.decisions:,} decisions follow from the "
             f"record of run {found.run_id} ({found.steps:,} steps){rounding}."
         )
+        if sys.stdout.isatty():
+            typer.echo("The links of its chain are another check: `tracepaper audit verify`.")
         if found.elsewhere:
             typer.echo(f"Floats were compared within tolerances, since {found.elsewhere}.")
     else:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tracepaper.daemon.commands.options import located
 from tracepaper.replay.summary import reading
-from tracepaper.storage.reader import resolve
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 Row = dict[str, Any]
@@ -56,8 +56,8 @@ def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:
     run, separator, sequence = decision.rpartition(":")
     if not re.fullmatch(r"[0-9]{1,18}", sequence) or not separator:
         raise ConfigInvalid(f"{decision!r} is no decision; write RUN:SEQUENCE, say last:6000.")
-    located = resolve(database, run)
-    return located.path, located.run_id, int(sequence)
+    named = located(run, database)
+    return named.path, named.run_id, int(sequence)
 
 
 def read_stored(database: Path, run_id: str, sequence: int) -> StoredDecision:

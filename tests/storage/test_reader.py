@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
 import storage_cases as cases
 
+from tracepaper.daemon.cli import invoke
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.questions import ask
 from tracepaper.storage.reader import Located, Reader, resolve
+from tracepaper.storage.retention import prune
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Bar
 
@@ -198,3 +201,51 @@ def test_blobs_are_documents_in_hexadecimal(path: Path) -> None:
     with Reader.open(path) as reader:
         answered = ask(reader.connection, "SELECT x'00ff' AS a, NULL AS b, 1.5 AS c")
     assert answered.documents() == [{"a": "00ff", "b": None, "c": 1.5}]
+
+
+# ---------------------------------------------------------------- what a run plainly lacks
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE runs SET step_count = step_count + 1",
+        "UPDATE runs SET step_count = 0",
+        "UPDATE runs SET head_digest = zeroblob(32)",
+        "DELETE FROM steps WHERE step & 268435455 = 20",
+        "DELETE FROM steps WHERE step = (SELECT max(step) FROM steps)",
+        "DELETE FROM steps",
+    ],
+)
+def test_a_run_whose_steps_do_not_fit_its_row_is_said_to_be_damaged(
+    tmp_path: Path, statement: str
+) -> None:
+    path = tmp_path / "a.db"
+    cases.write_run(path, cases.plain_steps(40))
+    assert resolve(path, "last").damage == ""
+    raw = sqlite3.connect(path)
+    raw.execute(statement)
+    raw.commit()
+    raw.close()
+    assert "run `tracepaper audit verify`" in resolve(path, "last").damage
+
+
+@pytest.mark.parametrize("words", [["report", "last"], ["audit", "decisions", "last"]])
+def test_commands_warn_of_a_damaged_run(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.db"
+    cases.write_run(path, cases.plain_steps(40))
+    raw = sqlite3.connect(path)
+    raw.execute("DELETE FROM steps WHERE step & 268435455 = 20")
+    raw.commit()
+    raw.close()
+    invoke([*words, "--db", str(path)])
+    assert capsys.readouterr().err.startswith("Warning: The row of run r-1 counts")
+
+
+def test_a_pruned_run_is_not_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    cases.write_run(path, cases.plain_steps(3_000))
+    prune(path, keep_days=1, pruned_at_ms=5)
+    assert resolve(path, "last").damage == ""
