@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.commands.options import reads_record
 from tracepaper.daemon.config import load
 from tracepaper.replay.assembly import Replay, build, configuration
 from tracepaper.replay.backtest import ACTING_ONLY, Tally, run_replay
@@ -105,9 +106,8 @@ def _run(
 ) -> tuple[Tally, str]:
     if recorded:
         tally = Tally(stopped=stopped)
-        return tally, asyncio.run(
-            rerun_recorded(recorded[0], audit, database, tally, started_at_ms=clock.wall_ms())
-        )
+        rerun = rerun_recorded(recorded[0], audit, database, tally, started_at_ms=clock.wall_ms())
+        return tally, reads_record(asyncio.run)(rerun)
     load(request.config)  # a mistake in it is said before the data are read
     candles = [
         read_candles(item, symbol=request.symbol, category=request.category)

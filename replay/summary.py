@@ -36,7 +36,8 @@ def reading(database: Path) -> Iterator[sqlite3.Connection]:
         yield connection
     except sqlite3.DatabaseError as error:
         raise DataInvalid(
-            f"{database} cannot be read ({error}); is it a tracepaper database?"
+            f"{database} cannot be read ({error}); run `tracepaper audit verify` and restore a "
+            "backup."
         ) from error
     finally:
         connection.close()

@@ -16,7 +16,7 @@ from tracepaper.storage.rows import (
     Shape,
     sequence_of,
 )
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import DataInvalid, shown
 from tracepaper.strategies.types import (
     Account,
     Action,
@@ -72,9 +72,10 @@ _IMPOSSIBLE: Final = (ValueError, LookupError, TypeError, AttributeError, msgspe
 """What decoding raises for values that no step has; ours are sentences already."""
 
 
-def _damaged(step: int, error: Exception) -> DataInvalid:
+def _damaged(step: object, error: Exception) -> DataInvalid:
+    named = sequence_of(step) if isinstance(step, int) else shown(step)
     return DataInvalid(
-        f"Step {sequence_of(step)} holds what no step can hold ({error}); run `tracepaper audit "
+        f"Step {named} holds what no step can hold ({error}); run `tracepaper audit "
         "verify` and restore a backup."
     )
 
@@ -125,8 +126,8 @@ class StepDecoder:
         """Return the event of a ``bars`` row, or of an ``events`` row where *other_event*."""
         if not other_event:
             return self.bar(row)
-        _, kind, place, market_ms, seen_ms, content = row
         try:
+            _, kind, place, market_ms, seen_ms, content = row
             fields = msgspec.json.decode(content)
             fields["market_ms"], fields["seen_ms"] = market_ms, seen_ms
             if place is not None:
@@ -137,10 +138,11 @@ class StepDecoder:
 
     def bar(self, row: Sequence[Any]) -> Bar:
         """Return the bar of a ``bars`` row."""
-        market_ms = row[2] + self._interval_ms + row[9]
         try:
+            market_ms = row[2] + self._interval_ms + row[9]
+            seen_ms = market_ms + row[10]
             instrument, source = self._instruments[row[1]], SOURCES[row[11]]
-        except IndexError as error:
+        except _IMPOSSIBLE as error:
             raise _damaged(row[0], error) from error
         return Bar(
             instrument,
@@ -153,7 +155,7 @@ class StepDecoder:
             volume=row[7],
             turnover=row[8],
             market_ms=market_ms,
-            seen_ms=market_ms + row[10],
+            seen_ms=seen_ms,
             source=source,
         )
 

@@ -9,7 +9,7 @@ import sqlite3
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from msgspec import Struct
+from msgspec import MsgspecError, Struct
 from sqlalchemy import StaticPool, create_engine
 
 from tracepaper.storage.cards import ID_DIGITS, Identity
@@ -39,7 +39,15 @@ _STARTED: Final = (
     "SELECT json_extract(content, '$.model_sha256') FROM events WHERE kind = 'model_change'"
 )
 
-_UNREADABLE: Final = (sqlite3.Error, OverflowError, UnicodeDecodeError)
+_UNREADABLE: Final = (
+    sqlite3.Error,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    MsgspecError,
+)
 """What a damaged file makes SQLite, or the reading of its values, raise."""
 
 NEVER_FOUND: Final = (

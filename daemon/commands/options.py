@@ -1,10 +1,12 @@
-"""Options that several commands share, and the two things they do with them."""
+"""Options that several commands share, and the few things they do alike."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
@@ -28,6 +30,46 @@ JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on stdout and nothing else."),
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def reads_record(command: Callable[P, R]) -> Callable[P, R]:
+    """Return *command*, which reads a record, so that no stored bytes end it in a traceback.
+
+    What is read or derived from rows that nobody wrote so may fail anywhere. The sentence names
+    the check that tells what was changed, and keeps what was raised.
+    """
+
+    @wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        from msgspec import MsgspecError
+
+        from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+
+        try:
+            return command(*args, **kwargs)
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            InvariantBroken,
+            LookupError,
+            MemoryError,
+            MsgspecError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            said = " ".join(str(error).split()).rstrip(".")
+            raise DataInvalid(
+                f"The record holds what no run writes ({type(error).__name__}: {said}): run "
+                "`tracepaper audit verify` and restore a backup; where that finds nothing, "
+                "report a fault of tracepaper."
+            ) from error
+
+    return guarded
 
 
 def database_path(db: Path | None, config: Path | None = None) -> Path:

@@ -7,9 +7,15 @@ from typing import Annotated
 
 import typer
 
-from tracepaper.daemon.commands.options import DatabaseOption, JsonOption, database_path
+from tracepaper.daemon.commands.options import (
+    DatabaseOption,
+    JsonOption,
+    database_path,
+    reads_record,
+)
 
 
+@reads_record
 def explain(
     decision: Annotated[
         str,

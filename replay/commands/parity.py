@@ -7,9 +7,15 @@ from typing import Annotated
 
 import typer
 
-from tracepaper.daemon.commands.options import DatabaseOption, JsonOption, database_path
+from tracepaper.daemon.commands.options import (
+    DatabaseOption,
+    JsonOption,
+    database_path,
+    reads_record,
+)
 
 
+@reads_record
 def parity(
     first: Annotated[str, typer.Argument(metavar="RUN", help="A run, or FILE#RUN.")],
     second: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")],

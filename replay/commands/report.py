@@ -16,9 +16,11 @@ from tracepaper.daemon.commands.options import (
     JsonOption,
     database_path,
     located,
+    reads_record,
 )
 
 
+@reads_record
 def report(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")

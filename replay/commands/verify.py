@@ -8,9 +8,15 @@ from typing import Annotated
 
 import typer
 
-from tracepaper.daemon.commands.options import DatabaseOption, JsonOption, database_path
+from tracepaper.daemon.commands.options import (
+    DatabaseOption,
+    JsonOption,
+    database_path,
+    reads_record,
+)
 
 
+@reads_record
 def verify(
     run: Annotated[str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")],
     *,

@@ -1,0 +1,91 @@
+"""No stored bytes end a command in a traceback: exchanged pages, values of no type of ours."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import explained_runs
+import pytest
+
+from tracepaper.daemon.cli import invoke
+
+LAST = explained_runs.CONTEXT + 15
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound")
+    return explained_runs.replayed(folder, bars=explained_runs.CONTEXT + 20)
+
+
+def exchanged(raw: sqlite3.Connection, one: str, other: str) -> None:
+    """Let two tables have each other's pages."""
+    pages = dict(raw.execute("SELECT name, rootpage FROM sqlite_schema").fetchall())
+    raw.execute("PRAGMA writable_schema = ON")
+    for name, page in ((one, pages[other]), (other, pages[one])):
+        raw.execute("UPDATE sqlite_schema SET rootpage = ? WHERE name = ?", (page, name))
+
+
+def mistyped(raw: sqlite3.Connection, column: str, value: object) -> None:
+    """Write *value* past what the schema says of ``table.column``."""
+    table, _, name = column.partition(".")
+    query = "SELECT sql FROM sqlite_schema WHERE name = ?"
+    (made,) = raw.execute(query, (table,)).fetchone()
+    loose = re.sub(r"\bSTRICT\b,?", "", made).replace("NOT NULL", "").rstrip().rstrip(",")
+    (version,) = raw.execute("PRAGMA schema_version").fetchone()
+    raw.execute("PRAGMA writable_schema = ON")
+    raw.execute("PRAGMA ignore_check_constraints = ON")
+    for number, sql in enumerate((loose, made), start=1):
+        raw.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (sql, table))
+        raw.commit()
+        raw.execute(f"PRAGMA schema_version = {version + number}")
+        if sql == loose:
+            raw.execute(f"UPDATE {table} SET {name} = ?", (value,))
+
+
+DAMAGE: dict[str, tuple[str, object]] = {
+    "bars for events": ("bars", "events"),
+    "steps for bars": ("steps", "bars"),
+    "outcomes for holdings": ("outcomes", "holdings"),
+    "a count that is text": ("runs.step_count", "[{"),
+    "a tick that is text": ("instruments.tick_size", "{}"),
+    "a measure that is text": ("answers.measure_edge", "[]"),
+    "an event that ends early": ("events.content", "[{"),
+    "a quantity that is text": ("fills.quantity", "{}"),
+}
+
+
+@pytest.mark.parametrize("what", list(DAMAGE))
+def test_damage_ends_in_a_sentence_that_names_the_check(
+    sound: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, kept = tmp_path / "bad.db", sound.with_name(f"{sound.name}.checkpoints")
+    shutil.copy(sound, path)
+    shutil.copytree(kept, path.with_name(f"{path.name}.checkpoints"))
+    where, value = DAMAGE[what]
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("PRAGMA foreign_keys = OFF")
+        if "." in where:
+            mistyped(raw, where, value)
+        else:
+            exchanged(raw, where, str(value))
+        raw.commit()
+    for words in (
+        ["verify", "last", "--db", str(path)],
+        ["explain", f"last:{LAST}", "--db", str(path)],
+        ["report", "--db", str(path)],
+        ["parity", f"{path}#last", f"{sound}#last"],
+        ["replay", "--data", f"{path}#last", "--db", str(tmp_path / "new.db")],
+    ):
+        code = invoke(words)
+        told = capsys.readouterr().err
+        if told:
+            assert (code, told.count("\n")) == (1, 1)
+        if told and words[0] == "verify":
+            assert "audit verify" in told or "restore a backup" in told
+    assert invoke(["audit", "verify", "--db", str(path)]) == 1
+    assert capsys.readouterr().err == ""
