@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,7 @@ from tracepaper.daemon.state import decode_state
 from tracepaper.replay.compare import Difference
 from tracepaper.replay.recorded import Recorded, RecordedThinker, open_recorded, prober_of
 from tracepaper.replay.rederived import RowCheck
+from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader, StoredRun
 from tracepaper.strategies.types import (
     Bar,
@@ -35,11 +36,19 @@ KEEPS_STATE: Final = (
 )
 DRAWS: Final = "the strategy decides otherwise each time it is asked; run `tracepaper lookahead`"
 
+_OF_FORECAST: Final = (
+    "mean_return",
+    "stdev_return",
+    "p_",
+    "volatility",
+    "explanation",
+    "model_id",
+)
 _CAUSES: Final = (
     ("a stored event was changed", ("event", "accepted")),
     (
         "the weights, or a bar in the model's window, were changed",
-        ("mean_return", "stdev_return", "p_", "volatility", "explanation", "model_id"),
+        _OF_FORECAST,
     ),
     ("a stored bar was changed", ("window_sha256",)),
     (
@@ -62,7 +71,21 @@ class Culprit(StrEnum):
     CONFIGURATION = "configuration"
     MODEL = "model"
     STRATEGY = "strategy"
+    ENVIRONMENT = "environment"
     RECORD = "record"
+
+
+class Blame(NamedTuple):
+    """Who is to blame, a sentence about it, and whether it can be nobody else."""
+
+    culprit: Culprit
+    sentence: str
+    sure: bool = True  # else the record may have been changed as well
+
+    @property
+    def named(self) -> str:
+        """The words for it."""
+        return f"the {self.culprit}" if self.sure else f"the {self.culprit}, or the record,"
 
 
 @dataclass(frozen=True)
@@ -88,20 +111,36 @@ class Case:
         return [one for one in steps if one.open_time_ms == steps[0].open_time_ms]
 
 
-def blame(case: Case) -> tuple[Culprit, str]:
-    """Return what most likely made the run differ, and a sentence about it."""
-    run, row = case.stored.run, case.of_run
-    if (count := row.get("runs.step_count")) is not None:
+def blame(case: Case) -> Blame:
+    """Return what most likely made the run differ.
+
+    One culprit alone is named only where all else is equal: code, environment, and the chain.
+    """
+    run = case.stored.run
+    if (count := case.of_run.get("runs.step_count")) is not None:
         said = f"its row counts {count.first} steps, and {count.second} are stored"
-        return Culprit.RECORD, f"{said}: steps were removed or added, or the row was changed"
+        said += ": steps were removed or added, or the row was changed"
+        return Blame(Culprit.RECORD, said)
     if run.code_version != code_version():
         made = f"the run was made by code {run.code_version}, and this is {code_version()}"
-        return Culprit.CODE, made
+        return Blame(Culprit.CODE, f"{made}, so that a changed record looks alike", sure=False)
+    culprit, sentence = _with_equal_code(case)
+    sure = culprit is Culprit.RECORD or (
+        case.exact and verify_chain(case.reader.connection, run.run_id).holds
+    )
+    return Blame(culprit, sentence, sure)
+
+
+def _with_equal_code(case: Case) -> tuple[Culprit, str]:
+    run, row = case.stored.run, case.of_run
     if row:
         return _by_row(case, row)
     if ":" in run.strategy and (said := _by_strategy(case)):
         return Culprit.STRATEGY, said
-    return Culprit.RECORD, _by_fields(case.of_steps)
+    names = " ".join(one.field for one in case.of_steps).split()
+    if not case.exact and _are_judged(names):
+        return Culprit.ENVIRONMENT, f"the run was made elsewhere, or {_by_fields(names)}"
+    return Culprit.RECORD, _by_fields(names)
 
 
 def _by_row(case: Case, row: Mapping[str, Difference]) -> tuple[Culprit, str]:
@@ -120,8 +159,13 @@ def _by_row(case: Case, row: Mapping[str, Difference]) -> tuple[Culprit, str]:
     return Culprit.STRATEGY, f"{who}: {hashes}"
 
 
-def _by_fields(differences: Sequence[Difference]) -> str:
-    names = " ".join(one.field for one in differences).split()
+def _are_judged(names: Sequence[str]) -> bool:
+    """Return whether the fields are those that follow from how floats are rounded."""
+    judged = any(name.startswith((*_OF_FORECAST, *_WISHED)) for name in names)
+    return judged and not any(name.startswith(_GIVEN) for name in names)
+
+
+def _by_fields(names: Sequence[str]) -> str:
     for cause, fields in _CAUSES:
         if any(name.startswith(fields) for name in names):
             return cause

@@ -79,6 +79,7 @@ class Verification:
     elsewhere: str = ""  # why it was not: what is another here than when the run was made
     differences: list[Difference] = field(default_factory=list)
     culprit: Culprit | None = None
+    to_blame: str = ""  # the culprit, "or the record" where it need not be the only one
     likely_cause: str = ""
 
     @property
@@ -171,7 +172,9 @@ def verify_run(
             first_compared,
             exact=found.exact,
         )
-        found.culprit, found.likely_cause = blame(case)
+        blamed = blame(case)
+        found.culprit, found.to_blame = blamed.culprit, blamed.named
+        found.likely_cause = blamed.sentence
     return found
 
 

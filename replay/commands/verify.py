@@ -51,7 +51,7 @@ def verify(
             typer.echo(f"Floats were compared within tolerances, since {found.elsewhere}.")
     else:
         typer.echo(
-            f"Run {found.run_id} does not follow from its record (the {found.culprit} is to "
+            f"Run {found.run_id} does not follow from its record ({found.to_blame} is to "
             f"blame): {found.likely_cause}."
         )
         for difference in found.differences[:10]:

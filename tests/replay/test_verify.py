@@ -574,6 +574,33 @@ def test_the_part_of_the_run_that_differs_is_named(
     assert (found.holds, found.culprit) == (False, culprit)
 
 
+def test_one_culprit_is_named_only_where_all_else_is_equal(tmp_path: Path, walk: Candles) -> None:
+    """A forgery by whoever recomputes the chain looks like other code; a broken chain, like all."""
+    said = {}
+    for version in ("", "0.0.1+other"):
+        path = tmp_path / f"run{version}.db"
+        replayed(path, walk)
+        tamper(path, "UPDATE outcomes SET reason = 'another' WHERE step % 2")
+        if version:
+            tamper(path, f"UPDATE runs SET code_version = '{version}'")
+        rechain(path)
+        said[version] = verified(path).to_blame
+    assert said == {"": "the record", "0.0.1+other": "the code, or the record,"}
+
+
+def test_a_broken_chain_is_said_where_the_strategy_seems_another(
+    tmp_path: Path, walk: Candles
+) -> None:
+    (tmp_path / "upright.py").write_text(RISES)
+    path = tmp_path / "run.db"
+    with own.importable(tmp_path):
+        replayed(path, walk, strategy={"name": "upright:Mine"})
+        tamper(path, f"UPDATE runs SET strategy_sha256 = '{'0' * 64}'")
+        assert verified(path).to_blame == "the strategy, or the record,"
+        rechain(path)
+        assert verified(path).to_blame == "the strategy"
+
+
 LOST = {
     "the tail": "DELETE FROM {} WHERE step & 268435455 >= 300",
     "every step": "DELETE FROM {}",
