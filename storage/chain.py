@@ -390,7 +390,8 @@ def _check_gate_sets(
 def _rewritten(head: bytes, pruned: StoredRow | None) -> ChainProblem:
     """Say that no link has the digest *head*."""
     until = "" if pruned is None else f" (or the head is older than step {pruned[1]}, pruned since)"
-    sentence = f"No step has the digest {head.hex()}: the chain was rewritten{until}."
+    sentence = f"No step has the digest {head.hex()}: the chain was rewritten, or an older copy "
+    sentence += f"was put back{until}."
     return ChainProblem(None, (), "rewritten", sentence)
 
 

@@ -54,6 +54,7 @@ NEVER_FOUND: Final = (
     "Deleting the newest run, or deriving all of a run anew from a changed input, is found by a "
     "head that was kept elsewhere, and by nothing else."
 )
+ADDED_SINCE: Final = "Steps or runs added after the head that was kept are not found even so."
 
 
 class Audited(Struct, frozen=True):

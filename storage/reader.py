@@ -12,7 +12,7 @@ from tracepaper.storage.database import open_reader
 from tracepaper.storage.decode import StepDecoder
 from tracepaper.storage.rows import SEQUENCE_LIMIT, sequence_of, step_key
 from tracepaper.storage.run_rows import run_of
-from tracepaper.storage.schema import stored_columns
+from tracepaper.storage.schema import OF_A_RUN, RUN_TABLES, stored_columns
 from tracepaper.storage.stored import (
     CHUNK_STEPS,
     chunks,
@@ -137,6 +137,7 @@ class Reader:
         """Return the id of the run *wanted*: an id, a unique prefix, or ``last``."""
         ids = self.run_ids()
         if not ids:
+            self._refuse_orphans()
             raise DataInvalid("The database holds no run yet; `tracepaper demo` makes one.")
         if wanted == "last":
             return ids[-1]
@@ -148,6 +149,15 @@ class Reader:
         if not found:
             raise DataInvalid(f"There is no run {wanted}; the last one is {ids[-1]}.")
         raise DataInvalid(f"{wanted} could be {found[0]} or {found[1]}; write more of it.")
+
+    def _refuse_orphans(self) -> None:
+        """Raise where rows lie here without any run to which they could belong."""
+        for table in (*RUN_TABLES, *OF_A_RUN):
+            if self._connection.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone():
+                raise DataInvalid(
+                    f"Every run of the database was removed, and rows of {table.name} are left: "
+                    "restore a backup."
+                )
 
     def run_ids(self) -> list[str]:
         """Return the id of every run, in the order in which they were opened."""

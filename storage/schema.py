@@ -418,3 +418,5 @@ RUN_TABLES: Final = (
     twin_fills,
 )
 """The tables keyed by step, in the order in which a step's rows are written."""
+OF_A_RUN: Final = (instruments, gate_sets, prunes)
+"""The other tables of which every row belongs to a run."""

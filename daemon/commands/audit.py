@@ -55,7 +55,8 @@ def verify(
     kept = None if head is None else _digest(head)
     path, run_id, _ = _located(run, db, config)
     with Reader.open(path) as reader:
-        ids = reader.run_ids() if every else [run_id]
+        known = reader.run_ids()
+        ids = known if every else [run_id]
         found = audit_runs(reader.connection, ids, head=kept)
     documents = [_document(path, audited) for audited in found]
     if json:
@@ -63,6 +64,8 @@ def verify(
     else:
         for told in dict.fromkeys(_told(audited) for audited in found):
             typer.echo(told)
+        if len(known) > len(ids) and found[0].holds:
+            typer.echo(f"Other runs here, {len(known) - 1}, were not walked: --all does that.")
         for warning in found[0].warnings:
             typer.echo(f"warning: {warning}", err=True)
     if not all(audited.holds for audited in found):
@@ -86,7 +89,7 @@ def _document(path: Path, audited: Audited) -> dict[str, object]:
 
 def _told(audited: Audited) -> str:
     """Return what was found, a line or more; of the file itself the same for every run."""
-    from tracepaper.storage.integrity import NEVER_FOUND
+    from tracepaper.storage.integrity import ADDED_SINCE, NEVER_FOUND
 
     report = audited.chain
     if audited.problem is not None:
@@ -95,8 +98,9 @@ def _told(audited: Audited) -> str:
     held = _held(report.run_id, report.steps, report.pruned_until)
     if report.head_sequence is None:
         kept = f"Its head is {report.head.hex()}: keep a copy elsewhere\n"
-        return f"{held}\n{kept}(`audit verify --head HEX`). {NEVER_FOUND}"
-    return f"{held}\nThe head that was kept is the digest of step {report.head_sequence}."
+        return f"{held}\n{kept}(`audit verify --head HEX`). {NEVER_FOUND} {ADDED_SINCE}"
+    kept = f"The head that was kept is the digest of step {report.head_sequence}."
+    return f"{held}\n{kept} {ADDED_SINCE}"
 
 
 def _held(run_id: str, steps: int, pruned_until: int | None) -> str:

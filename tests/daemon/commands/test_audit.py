@@ -15,6 +15,7 @@ import storage_cases as cases
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.questions import ask
 from tracepaper.storage.reader import Reader
+from tracepaper.storage.schema import metadata
 
 STEPS = cases.plain_steps(60)
 
@@ -43,6 +44,32 @@ def test_verify_says_that_the_chain_holds(path: Path, capsys: pytest.CaptureFixt
     assert (code, err) == (0, "")
     assert "The chain of run plain holds: 60 steps." in out
     assert "keep a copy elsewhere" in out
+
+
+def test_verify_says_what_it_did_not_look_at(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = typed(capsys, "audit", "verify", "--db", path)
+    assert "Other runs here, 1, were not walked: --all does that." in out
+    assert "added after the head that was kept are not found even so" in out
+    _, out, _ = typed(capsys, "audit", "verify", "--all", "--db", path)
+    assert "walked" not in out
+
+
+@pytest.mark.parametrize("left", ["steps", "events", "instruments"])
+def test_verify_says_that_every_run_was_removed(
+    path: Path, left: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("PRAGMA foreign_keys = OFF")
+        for table in metadata.tables:
+            if table != left:
+                raw.execute(f"DELETE FROM {table}")
+        raw.commit()
+    for words in (["last"], ["plain"], ["--all"]):
+        code, out, err = typed(capsys, "audit", "verify", *words, "--db", path)
+        assert (code, out) == (1, "")
+        assert f"Every run of the database was removed, and rows of {left} are left" in err
 
 
 def test_verify_names_what_was_changed_and_exits_with_1(
@@ -78,7 +105,7 @@ def test_a_head_that_was_kept_is_looked_for(path: Path, capsys: pytest.CaptureFi
     assert "the digest of step 59" in out
     code, out, _ = typed(capsys, "audit", "verify", "--head", "00" * 32, "--db", path)
     assert code == 1
-    assert "the chain was rewritten" in out
+    assert "the chain was rewritten, or an older copy was put back" in out
     code, out, err = typed(capsys, "audit", "verify", "--head", "abc", "--db", path)
     assert (code, out) == (2, "")
     assert "64 hexadecimal digits" in err
