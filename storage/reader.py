@@ -188,8 +188,8 @@ class Reader:
             self._connection.rollback()
         if not isinstance(count, int) or not isinstance(until, int | None):
             return (
-                f"The row of run {run_id}, or of its prune, holds what no run writes: run `tracepaper "
-                "audit verify` and restore a backup."
+                f"The row of run {run_id}, or of its prune, holds what no run writes: run "
+                "`tracepaper audit verify` and restore a backup."
             )
         wanted = count - (-1 if until is None else until) - 1
         reached = -1 if newest is None else sequence_of(newest)
