@@ -32,7 +32,7 @@ from tracepaper.replay.summary import Summary, most_telling, program_name, show,
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.tamper import ChainReport
-from tracepaper.strategies.errors import DataInvalid, FeedLost
+from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid, FeedLost
 from tracepaper.strategies.types import RunKind
 
 EXCHANGE_ENDS_WITHIN_S: Final = 5.0
@@ -148,7 +148,7 @@ def _sum_up(wanted: Demonstration, shown: Shown, database: Path) -> None:
         console.print(show_stored(read_stored(database, run_id, sequence)))
         try:
             console.print(show_attribution(recompute(database, run_id, sequence)))
-        except DataInvalid as error:
+        except (DataInvalid, CheckpointMismatch) as error:
             console.print(f"[dim]{error}[/]")
     console.print(Rule("Trace it", align="left", style="dim"))
     verdict = "holds" if chain.holds else f"is broken: {chain.problem}"

@@ -58,7 +58,7 @@ def open_recorded(reader: Reader, database: Path, run_id: str) -> Recorded:
         raise ConfigInvalid(f"Run {run_id} does not say how its orders were filled.")
     forecaster = None
     if needs_forecaster(config):
-        kept = checkpoints.kept_folder(database, run.model_id)
+        kept = checkpoints.find_kept(database, run.model_id)
         forecaster = forecaster_of(kept, config, path=run.path)
         if forecaster.model_sha256 != run.model_sha256:
             raise DataInvalid(f"{kept} is not the checkpoint that run {run_id} used; restore it.")
@@ -78,7 +78,7 @@ def prober_of(recorded: Recorded, database: Path) -> Forecaster | None:
     run = recorded.run
     if recorded.forecaster is None or run.path != "scan":
         return None
-    kept = checkpoints.kept_folder(database, run.model_id)
+    kept = checkpoints.find_kept(database, run.model_id)
     return forecaster_of(kept, recorded.config, path=run.path)
 
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -66,7 +66,7 @@ def perform(request: Request) -> None:
     if request.log not in ("full", "acted"):
         raise ConfigInvalid(f"--log is {request.log!r}; write full or acted.")
     began_s = clock.network_s()
-    is_new = not database.exists()
+    is_new, kept = not database.exists(), _kept(database)
     audit = SqlAuditLog.open(database)
     try:
         with _interruptible() as stopped:
@@ -75,10 +75,8 @@ def perform(request: Request) -> None:
             audit.end(clock.wall_ms())
     finally:
         audit.close()
-        if is_new and not audit.is_open:  # the start failed: nothing is left behind
-            database.unlink(missing_ok=True)
-            lock_file(database).unlink(missing_ok=True)
-            shutil.rmtree(checkpoints_beside(database), ignore_errors=True)
+        if not audit.is_open:  # the start failed: nothing is left behind
+            _take_back(database, kept, is_new=is_new)
     seconds = clock.network_s() - began_s
     _say(request, database, run_id, tally, seconds)
     if not tally.finished:
@@ -94,6 +92,24 @@ def names_a_run(item: str) -> bool:
 def checkpoints_beside(database: Path) -> Path:
     """Return the folder in which the checkpoints that *database* used are kept."""
     return database.with_name(database.name + ".checkpoints")
+
+
+def _kept(database: Path) -> set[Path]:
+    """Return the checkpoints that lie beside *database*."""
+    folder = checkpoints_beside(database)
+    return set(folder.iterdir()) if folder.is_dir() else set()
+
+
+def _take_back(database: Path, kept: set[Path], *, is_new: bool) -> None:
+    """Remove what a start made that failed; *kept* was there before."""
+    for folder in _kept(database) - kept:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not kept:
+        with suppress(OSError):  # there is none, or somebody put something into it
+            checkpoints_beside(database).rmdir()
+    if is_new:
+        database.unlink(missing_ok=True)
+        lock_file(database).unlink(missing_ok=True)
 
 
 def _run(

@@ -33,7 +33,7 @@ async def rerun_recorded(
         recorded = open_recorded(reader, named.path, named.run_id)
         prober = None
         if recorded.forecaster is not None:
-            kept = checkpoints.kept_folder(named.path, recorded.run.model_id)
+            kept = checkpoints.find_kept(named.path, recorded.run.model_id)
             checkpoints.keep(kept, database)
             if recorded.run.path == "scan":
                 prober = forecaster_of(kept, recorded.config, path="scan")

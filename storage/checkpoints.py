@@ -156,6 +156,21 @@ def kept_folder(database: Path, model_id: str) -> Path:
     return database.with_name(database.name + ".checkpoints") / model_id
 
 
+def find_kept(database: Path, model_id: str) -> Path:
+    """Return the folder in which the checkpoint that *database* used is kept.
+
+    Raises ``CheckpointMismatch`` where it is gone: no other folder will do.
+    """
+    folder = kept_folder(database, model_id)
+    for name in (WEIGHTS_NAME, CARD_NAME):
+        if not (folder / name).is_file():
+            raise CheckpointMismatch(
+                f"The checkpoint that the run used is not kept any more ({folder / name} is "
+                f"missing); restore the folder {folder} beside the database."
+            )
+    return folder
+
+
 def kept_identity(database: Path, model_id: str) -> Identity | None:
     """Return what the card kept beside *database* says of *model_id*; None where none is kept."""
     folder = kept_folder(database, model_id)

@@ -198,6 +198,8 @@ def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
     """
     if not (status := sqlite_status()).is_usable:
         raise AuditUnwritable(f"SQLite {status.version} is {status.verdict}; upgrade it.")
+    if path.is_dir():
+        raise AuditUnwritable(f"{path} is a folder; name a file, or choose another --db.")
     is_there = path.is_file() and path.stat().st_size > 0
     with ExitStack() as undo:
         if is_there:

@@ -119,14 +119,10 @@ def _forecast(run: Run, step: Step) -> Forecast:
 
 def _forecaster(database: Path, run: Run, model_id: str) -> Explainable:
     """Return the model that decided: kept beside the database, or else the bundled one."""
-    folder = checkpoints.kept_folder(database, model_id)
-    if not folder.is_dir():
-        bundled = default_checkpoint()
-        if checkpoints.read_card(bundled)["model"]["id"] != model_id:
-            raise DataInvalid(
-                f"The checkpoint {model_id} is not beside the database; copy it to {folder}."
-            )
-        folder = bundled
+    folder = default_checkpoint()
+    is_kept = checkpoints.kept_folder(database, model_id).is_dir()
+    if is_kept or checkpoints.read_card(folder)["model"]["id"] != model_id:
+        folder = checkpoints.find_kept(database, model_id)
     found: Forecaster = forecaster_of(folder, restore(run.config), path="step")
     if found.model_id != model_id:
         raise DataInvalid(

@@ -12,6 +12,8 @@ import explained_runs
 import pytest
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.reader import Reader
 
 LAST = explained_runs.CONTEXT + 15
 
@@ -95,3 +97,49 @@ def test_damage_ends_in_a_sentence_that_names_the_check(
             assert "audit verify" in told or "restore a backup" in told
     assert invoke(["audit", "verify", "--db", str(path)]) == 1
     assert said(capsys) == ""
+
+
+@pytest.mark.parametrize("lost", ["the folder", "weights.safetensors", "card.toml"])
+def test_a_checkpoint_that_is_not_kept_any_more_is_to_be_restored(
+    tmp_path: Path, sound: Path, lost: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = tmp_path / sound.name
+    shutil.copy(sound, copied)
+    kept = sound.with_name(f"{sound.name}.checkpoints")
+    if lost != "the folder":
+        folder = shutil.copytree(kept, copied.with_name(f"{copied.name}.checkpoints"))
+        next(folder.rglob(lost)).unlink()
+    with Reader.open(copied) as reader:
+        model_id = reader.run(reader.find("last")).model_id
+    (name,) = (folder.name for folder in kept.iterdir())
+    assert name == model_id
+    sentence = f"restore the folder {copied}.checkpoints/{name} beside the database."
+    last = LAST
+    for words in (
+        ["verify", "last", "--db", str(copied)],
+        ["explain", f"last:{last}", "--full", "--db", str(copied)],
+        ["replay", "--data", f"{copied}#last", "--db", str(tmp_path / "new.db")],
+    ):
+        assert invoke(words) == 1
+        assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.glob("new.db*"))
+
+
+def test_a_replay_that_is_refused_leaves_nothing_behind(
+    tmp_path: Path, sound: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither beside a new database nor beside one that holds other runs."""
+    SqlAuditLog.open(tmp_path / "old.db").close()
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    config = sound.parent / "config.toml"
+    data = next(path for path in sound.parent.iterdir() if ".csv" in path.name)
+    for name, options in (
+        ("new.db", ["--from", "2090-01-01"]),
+        ("old.db", ["--from", "2090-01-01"]),
+        ("folder", []),
+    ):
+        words = ["replay", str(data), "-c", str(config), "--db", str(tmp_path / name), *options]
+        assert invoke(words) == 1
+        assert sorted(tmp_path.rglob("*")) == before
+    assert "is a folder; name a file" in capsys.readouterr().err

@@ -201,10 +201,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_databases_place_is_named_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.db").mkdir()
-    with pytest.raises(
-        AuditUnwritable, match=r"^.*a\.db cannot be opened .* choose another --db\.$"
-    ):
+    with pytest.raises(AuditUnwritable, match=r"^.*a\.db is a folder; .* choose another --db\.$"):
         open_writer(tmp_path / "a.db")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
 
 
 # ---------------------------------------------------------------- configuration, library

@@ -181,7 +181,7 @@ def test_a_lost_or_damaged_checkpoint_is_refused(database: Path, tmp_path: Path)
     alone = tmp_path / "alone.db"
     with sqlite3.connect(database) as source, sqlite3.connect(alone) as target:
         source.backup(target)
-    with pytest.raises(DataInvalid, match="is not beside the database; copy it to"):
+    with pytest.raises(CheckpointMismatch, match="restore the folder"):
         recompute(alone, run_id, LAST)
     kept = tmp_path / "alone.db.checkpoints"
     shutil.copytree(database.with_name(database.name + ".checkpoints"), kept)
