@@ -184,7 +184,9 @@ def _explain(error: BaseException) -> int:
             code = FAILED
         case _:
             raise error
-    typer.echo(sentence, err=True)
+    from tracepaper.strategies.words import visible
+
+    typer.echo(visible(sentence), err=True)
     return code
 
 

@@ -11,6 +11,8 @@ from typing import Final, Literal, TextIO
 
 import structlog
 
+from tracepaper.strategies.words import visible
+
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 LIBRARIES: Final = logging.WARNING
 """Libraries speak from warnings on, whatever our own level: theirs is not the user's subject."""
@@ -85,15 +87,23 @@ def _renderers(*, is_console: bool, has_colors: bool) -> list[structlog.typing.P
     if is_console:
         plain = structlog.dev.plain_traceback
         return [
+            _harmless,
             structlog.dev.ConsoleRenderer(
                 colors=has_colors, pad_event_to=28, exception_formatter=plain
-            )
+            ),
         ]
     return [
         structlog.processors.format_exc_info,
         _head_first,
         structlog.processors.JSONRenderer(ensure_ascii=False),
     ]
+
+
+def _harmless(
+    _logger: object, _method: str, line: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Write control characters out, so that the terminal obeys none of what was said."""
+    return {name: visible(one) if isinstance(one, str) else one for name, one in line.items()}
 
 
 def _head_first(

@@ -13,6 +13,7 @@ from rich.live import Live
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.ports import Clock
+from tracepaper.daemon.terminal import Terminal
 from tracepaper.daemon.view_parts import Seen, screen
 from tracepaper.strategies.exact import unscaled
 from tracepaper.strategies.types import (
@@ -42,7 +43,7 @@ class View:
 
     def __init__(self, *, clock: Clock | None = None, console: Console | None = None) -> None:
         clock = clock if clock is not None else SystemClock()
-        target = console if console is not None else Console(stderr=True, highlight=False)
+        target = console if console is not None else Terminal(stderr=True, highlight=False)
         is_screen = target.is_terminal and not target.is_dumb_terminal
         self._shown = Screen(clock, target) if is_screen else Lines(clock)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
 from rich.rule import Rule
+from rich.text import Text
 
 from tracepaper.daemon import log
 from tracepaper.daemon.assembly import Daemon
@@ -23,6 +23,7 @@ from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.config import Config, load
 from tracepaper.daemon.leaving import leave
 from tracepaper.daemon.showing import Shown, showing
+from tracepaper.daemon.terminal import Terminal
 from tracepaper.replay.explaining.attribution import recompute
 from tracepaper.replay.explaining.show import show_stored
 from tracepaper.replay.explaining.show_full import show_attribution
@@ -139,7 +140,7 @@ def _sum_up(wanted: Demonstration, shown: Shown, database: Path) -> None:
     if wanted.as_json:
         print_json(_document(summary, database, chain, sequence))
         return
-    console = Console()
+    console = Terminal()
     if shown.reached_end:
         console.print("The candles came to their end.")
     show(console, summary)
@@ -149,17 +150,23 @@ def _sum_up(wanted: Demonstration, shown: Shown, database: Path) -> None:
         try:
             console.print(show_attribution(recompute(database, run_id, sequence)))
         except (DataInvalid, CheckpointMismatch) as error:
-            console.print(f"[dim]{error}[/]")
+            console.print(Text(str(error), "dim"))
     console.print(Rule("Trace it", align="left", style="dim"))
     verdict = "holds" if chain.holds else f"is broken: {chain.problem}"
-    console.print(f"The chain of {chain.steps:,} steps {verdict}. The database is {database}.")
+    console.print(
+        f"The chain of {chain.steps:,} steps {verdict}. The database is {database}.", markup=False
+    )
     console.print("Next:")
     program = program_name()
-    console.print(f"  {program} verify last --db {database}", soft_wrap=True)
+    console.print(f"  {program} verify last --db {database}", soft_wrap=True, markup=False)
     decision = "last:SEQUENCE" if sequence is None else f"last:{sequence}"
-    console.print(f"  {program} explain {decision} --full --db {database}", soft_wrap=True)
+    console.print(
+        f"  {program} explain {decision} --full --db {database}", soft_wrap=True, markup=False
+    )
     question = "SELECT refused_by, count(*) AS bars FROM v_decisions GROUP BY 1"
-    console.print(f'  {program} audit sql "{question}" --db {database}', soft_wrap=True)
+    console.print(
+        f'  {program} audit sql "{question}" --db {database}', soft_wrap=True, markup=False
+    )
 
 
 def _document(

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import reads_record
 from tracepaper.daemon.config import load
+from tracepaper.daemon.terminal import Terminal
 from tracepaper.replay.assembly import Replay, build, configuration
 from tracepaper.replay.backtest import ACTING_ONLY, Tally, run_replay
 from tracepaper.replay.importers import read_candles, read_funding
@@ -222,15 +223,18 @@ def _say(request: Request, database: Path, run_id: str, tally: Tally, seconds: f
             }
         )
         return
-    console, program = Console(), program_name()
+    console, program = Terminal(), program_name()
     sequence = most_telling(database, run_id)
     show(console, summarise(database, run_id))
     if not tally.finished:
-        console.print(f"Interrupted; `tracepaper replay --resume {run_id} …` goes on.")
+        console.print(
+            f"Interrupted; `tracepaper replay --resume {run_id} …` goes on.", markup=False
+        )
     console.print(
         f"{tally.bars:,} bars in {seconds:,.1f} s. Next:\n"
         f"  {program} audit verify last --db {database}\n"
         f"  {program} verify last --db {database}\n"
         f"  {program} explain last:{0 if sequence is None else sequence} --db {database}",
         soft_wrap=True,
+        markup=False,
     )

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from tracepaper.replay.backtest import ACTING_ONLY
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.words import visible
 
 FILLS_SHOWN: Final = 8
 OPENED_SHOWN: Final = 5
@@ -171,7 +172,7 @@ def show(console: Console, summary: Summary) -> None:
     if not summary.every_bar:
         counted = "only steps that traded are kept"
     lines = Text(f"{counted}, {summary.fill_count:,} fills\n{span}")
-    console.print(Panel(lines, title=title, title_align="left", border_style="dim"))
+    console.print(Panel(lines, title=Text(title), title_align="left", border_style="dim"))
     for warning in json.loads(run["warnings"] or "[]"):
         console.print(Text(f"Warning: {warning}.", style="yellow"))
     if opened := json.loads(run["opened"]):
@@ -218,12 +219,12 @@ def _fill_table(summary: Summary) -> Table:
     for fill in summary.fills:
         table.add_row(
             str(fill["filled_iso"])[:19].replace("T", " "),
-            *((str(fill["instrument"]),) if several else ()),
+            *((Text(str(fill["instrument"])),) if several else ()),
             str(fill["side"]),
             str(fill["quantity_text"]),
             str(fill["price_text"]),
             f"{fill['fee']:,.2f}",
-            str(fill["reason"]),
+            Text(visible(str(fill["reason"]))),
         )
     return table
 
@@ -237,7 +238,9 @@ def _count_table(title: str, name: str, rows: tuple[tuple[str, int], ...], of: i
     most = max(count for _, count in rows)
     for label, count in rows:
         share = f"{count / of:6.1%}" if of else ""
-        table.add_row(label, f"{count:,}", f"[cyan]{bar_of(count / most)}[/] {share}")
+        table.add_row(
+            Text(visible(label)), f"{count:,}", f"[cyan]{bar_of(count / most)}[/] {share}"
+        )
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from math import floor, isfinite, log10
 from typing import Final
@@ -10,6 +11,7 @@ from tracepaper.strategies.types import Gate
 
 NOTHING: Final = "–"
 DECIMALS_MOST: Final = 8
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 UNITS: Final[Mapping[Gate, str]] = {
     Gate.OPERATOR: "yes or no",
@@ -63,6 +65,19 @@ def duration(ms: float | None, *, signed: bool = False) -> str:
         if abs(ms) < below:
             return f"{ms / length:{'+' if signed else ''},.{decimals}f} {unit}"
     raise AssertionError  # the last limit is infinite
+
+
+def visible(text: str) -> str:
+    r"""Return *text* with control characters written out as ``\x1b``; only lines and tabs stay.
+
+    Those that turn the direction of writing are among them.
+    """
+    return _CONTROL.sub(_written_out, text)
+
+
+def _written_out(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # noqa: PLR2004 - a byte
 
 
 def measured(gate: Gate, value: float | None, *, signed: bool = False) -> str:

@@ -14,6 +14,7 @@ from tracepaper.daemon.commands.options import (
     database_path,
     located,
     print_json,
+    say,
 )
 from tracepaper.strategies.errors import ConfigInvalid
 
@@ -63,11 +64,11 @@ def verify(
         print_json(documents if every else documents[0])
     else:
         for told in dict.fromkeys(_told(audited) for audited in found):
-            typer.echo(told)
+            say(told)
         if len(known) > len(ids) and found[0].holds:
-            typer.echo(f"Other runs here, {len(known) - 1}, were not walked: --all does that.")
+            say(f"Other runs here, {len(known) - 1}, were not walked: --all does that.")
         for warning in found[0].warnings:
-            typer.echo(f"warning: {warning}", err=True)
+            say(f"warning: {warning}", err=True)
     if not all(audited.holds for audited in found):
         raise typer.Exit(1)
 
@@ -139,7 +140,7 @@ def head(
     if json:
         print_json({"run_id": run_id, "steps": stored.step_count, "head": stored.head_digest.hex()})
     else:
-        typer.echo(f"{run_id} {stored.step_count} {stored.head_digest.hex()}")
+        say(f"{run_id} {stored.step_count} {stored.head_digest.hex()}")
 
 
 @app.command()
@@ -260,7 +261,7 @@ def export(
         print_json({"run_id": run_id, "folder": str(folder), "rows": counts})
         return
     for view, rows in counts.items():
-        typer.echo(f"{view}\t{rows}")
+        say(f"{view}\t{rows}")
 
 
 def _located(run: str, db: Path | None, config: Path | None) -> Located:
@@ -278,7 +279,7 @@ def _show(question: str, limit: int, located: Located, *, json: bool) -> None:
     _print(answered.oldest_first(), json=json)
     if not answered.rows:
         if not json:
-            typer.echo(f"Run {located.run_id} has none.", err=True)
+            say(f"Run {located.run_id} has none.", err=True)
         raise typer.Exit(1)
 
 
@@ -287,25 +288,30 @@ def _print(answered: Answered, *, json: bool) -> None:
     import sys
 
     if answered.cut:
-        typer.echo(f"Shown: {answered.cut}; there are more (--rows N).", err=True)
+        say(f"Shown: {answered.cut}; there are more (--rows N).", err=True)
     if json:
         print_json(answered.documents())
         return
     lines = [[_text(value) for value in row] for row in answered.rows]
     if not sys.stdout.isatty():
-        for line in (list(answered.columns), *lines):
-            typer.echo("\t".join(text.replace("\t", " ").replace("\n", " ") for text in line))
+        for line in (list(map(_text, answered.columns)), *lines):
+            say("\t".join(text.replace("\t", " ").replace("\n", " ") for text in line))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
+    from rich.text import Text
 
-    table = Table(*answered.columns, box=None, header_style="bold")
+    from tracepaper.daemon.terminal import Terminal
+
+    columns = (Column(Text(_text(name))) for name in answered.columns)
+    table = Table(*columns, box=None, header_style="bold")
     for line in lines:
-        table.add_row(*line)
-    Console().print(table)
+        table.add_row(*map(Text, line))
+    Terminal().print(table)
 
 
 def _text(value: object) -> str:
+    from tracepaper.strategies.words import visible
+
     if value is None:
         return ""
-    return value.hex() if isinstance(value, bytes) else str(value)
+    return value.hex() if isinstance(value, bytes) else visible(str(value))

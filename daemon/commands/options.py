@@ -81,6 +81,13 @@ def database_path(db: Path | None, config: Path | None = None) -> Path:
     return load(config).storage.path
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print *text*, in which stored words may stand: no control character of it is obeyed."""
+    from tracepaper.strategies.words import visible
+
+    typer.echo(visible(text), err=err)
+
+
 def print_json(document: object) -> None:
     """Print *document* as one JSON document; numbers that are not finite become null."""
     import msgspec
@@ -95,5 +102,5 @@ def located(run: str, database: Path | None) -> Located:
 
     found = resolve(database, run)
     if found.damage:
-        typer.echo(f"Warning: {found.damage}", err=True)
+        say(f"Warning: {found.damage}", err=True)
     return found

@@ -23,15 +23,14 @@ def status(
     *, db: DatabaseOption = None, config: ConfigOption = None, json: JsonOption = False
 ) -> None:
     """Show the running daemon: health, account, and the last decision with its gates."""
-    from rich.console import Console
-
     from tracepaper.daemon.http.client import ask
+    from tracepaper.daemon.terminal import Terminal
 
     document = ask(database_path(db, config), "/status")
     if json:
         print_json(document)
         return
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     for part in _parts(document):
         console.print(part)
 

@@ -27,8 +27,7 @@ def evaluate(
     The baselines are fitted on the bars before the card's training end, so --data needs candles
     of both. Errors come from resampling whole calendar days.
     """
-    from rich.console import Console
-
+    from tracepaper.daemon.terminal import Terminal
     from tracepaper.replay.samples import DEFAULT_CHECKPOINT
     from tracepaper.replay.training.material import Material, split_of
     from tracepaper.replay.training.pipeline import evaluated, use_threads
@@ -56,8 +55,8 @@ def evaluate(
             }
         )
         return
-    console = Console()
+    console = Terminal()
     for table in (*figure_tables(judged["figures"]), gate_table(judged["figures"]["gates"])):
         console.print(table)
     for sentence in judged["honesty"]["sentences"]:
-        console.print(f"• {sentence}")
+        console.print(f"• {sentence}", markup=False)

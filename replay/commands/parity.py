@@ -12,6 +12,7 @@ from tracepaper.daemon.commands.options import (
     JsonOption,
     database_path,
     reads_record,
+    say,
 )
 
 
@@ -36,18 +37,18 @@ def parity(
     if json:
         print_json({**asdict(found), "holds": found.holds})
     else:
-        typer.echo(f"{found.identical:,} of {found.compared:,} decisions identical.")
+        say(f"{found.identical:,} of {found.compared:,} decisions identical.")
         if found.within_tolerance:
-            typer.echo(f"{found.within_tolerance:,} more agree within 1e-4 and decide the same.")
+            say(f"{found.within_tolerance:,} more agree within 1e-4 and decide the same.")
         for gate, count in found.timing.items():
-            typer.echo(f"{count:,} differ only in time ({gate}).")
+            say(f"{count:,} differ only in time ({gate}).")
         for name, count in (("first", found.only_in_first), ("second", found.only_in_second)):
             if count:
-                typer.echo(f"{count:,} bars are only in the {name} run.")
+                say(f"{count:,} bars are only in the {name} run.")
         if found.missing:
-            typer.echo(f"{found.missing:,} of them lie between bars that both runs decided.")
+            say(f"{found.missing:,} of them lie between bars that both runs decided.")
         for difference in found.differences:
-            typer.echo(difference.sentence())
+            say(difference.sentence())
     if not found.holds or not found.compared:
         raise typer.Exit(1)
 

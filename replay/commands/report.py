@@ -42,9 +42,8 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Report how a run did, what it cost, what its gates refused, and where it looked."""
-    from rich.console import Console
-
     from tracepaper.daemon.commands.options import print_json
+    from tracepaper.daemon.terminal import Terminal
     from tracepaper.replay.report.document import build_report
     from tracepaper.replay.report.terminal import as_document, show
     from tracepaper.strategies.errors import ConfigInvalid
@@ -61,7 +60,7 @@ def report(
     if json:
         print_json(as_document(made))
         return
-    show(Console(), made, notes=notes)
+    show(Terminal(), made, notes=notes)
     if html is not None:
         typer.echo(f"The page is {html}.")
 

@@ -13,6 +13,7 @@ from tracepaper.daemon.commands.options import (
     JsonOption,
     database_path,
     reads_record,
+    say,
 )
 
 
@@ -41,21 +42,21 @@ def verify(
         print_json({**asdict(found), "holds": found.holds})
     elif found.holds:
         rounding = f", {found.tolerated:,} of them within their tolerances" * bool(found.tolerated)
-        typer.echo(
+        say(
             f"{found.agreed + found.tolerated:,} of {found.decisions:,} decisions follow from the "
             f"record of run {found.run_id} ({found.steps:,} steps){rounding}."
         )
         if sys.stdout.isatty():
-            typer.echo("The links of its chain are another check: `tracepaper audit verify`.")
+            say("The links of its chain are another check: `tracepaper audit verify`.")
         if found.elsewhere:
-            typer.echo(f"Floats were compared within tolerances, since {found.elsewhere}.")
+            say(f"Floats were compared within tolerances, since {found.elsewhere}.")
     else:
-        typer.echo(
+        say(
             f"Run {found.run_id} does not follow from its record ({found.to_blame} is to "
             f"blame): {found.likely_cause}."
         )
         for difference in found.differences[:10]:
-            typer.echo(
+            say(
                 f"  {difference.instrument} {difference.field}: stored {difference.first}, "
                 f"derived {difference.second}"
             )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tracepaper.daemon.commands.options import print_json
+from tracepaper.daemon.terminal import Terminal
 from tracepaper.replay.explaining.flips import flips_of
 from tracepaper.replay.explaining.show import show_stored
 from tracepaper.replay.explaining.stored import StoredDecision, locate, read_stored
@@ -48,7 +49,9 @@ def tell(
         from tracepaper.replay.explaining.picture import draw
 
         draw(path, stored, found, png)
-        Console(stderr=True, soft_wrap=True).print(f"The picture is {png}.", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"The picture is {png}.", highlight=False, markup=False
+        )
 
 
 def document(stored: StoredDecision, full: Full | None, missing: str | None) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def _recomputed(path: Path, run_id: str, sequence: int) -> Full:
 
 
 def _print(stored: StoredDecision, full: Full | None) -> None:
-    console = Console()
+    console = Terminal()
     console.print(show_stored(stored))
     if full is not None:
         from tracepaper.replay.explaining.show_full import show_full

@@ -18,6 +18,7 @@ from tracepaper.replay.report.accounts import RandomTwins
 from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.tables import Form, Table, Value, tone, written
+from tracepaper.strategies.words import visible
 
 ROWS_SHOWN: Final = 12
 ABREAST: Final = 4
@@ -102,7 +103,7 @@ def _turned(table: Table, rows: tuple[tuple[Value, ...], ...]) -> rich_table.Tab
     made = rich_table.Table(box=None, pad_edge=False)
     made.add_column("")
     for row in rows:
-        made.add_column(str(row[0]), justify="right")
+        made.add_column(Text(str(row[0])), justify="right")
     for place, figure in enumerate(table.figures[1:], start=1):
         if not figure.wide and any(row[place] is not None for row in table.rows):
             made.add_row(figure.title, *(_cell(row[place], figure.form) for row in rows))
@@ -110,7 +111,7 @@ def _turned(table: Table, rows: tuple[tuple[Value, ...], ...]) -> rich_table.Tab
 
 
 def _cell(value: Value, form: Form) -> Text:
-    return Text(written(value, form), style=STYLES[tone(value, form)])
+    return Text(visible(written(value, form)), style=STYLES[tone(value, form)])
 
 
 def as_document(report: Report) -> dict[str, Any]:
