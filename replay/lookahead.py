@@ -44,6 +44,10 @@ WEEKS_LATER: Final = 64
 """A week is no whole number of 64-bar blocks; 64 weeks are, and a date is another one."""
 
 PRICE_FACTOR: Final = 10
+LOOKS: Final = 4
+"""Equal runs, each in a process of its own, before what moved is believed to be no chance."""
+LOOKED_BEYOND: Final = 16
+"""Steps after the first that moved: one coin may fall alike in all of them, not so many."""
 GRACE_S: Final = 10.0
 """An answer under way when the time is over is waited for this long, wall seconds."""
 MODEL: Final = "tracepaper.strategies.forecasters.build"
@@ -234,7 +238,7 @@ class _Check:
     def _leaping(self) -> None:
         """Do the same in a process whose clocks leap at each reading."""
         with self._fresh.child(step_through, self._setup(leaping=True), self._given) as line:
-            self._compare(line, line.hear(), "it depends on the machine's clock")
+            self._compare(line, line.hear(), _ON_CLOCK)
 
     def _compare(self, line: Line, steps: Sequence[bytes], because: str) -> None:
         for place, (mine, other) in enumerate(zip(self._whole.taken, steps, strict=True)):
@@ -348,16 +352,21 @@ class _Check:
             at = (event.instrument, event.open_time_ms) if isinstance(event, Bar) else ("", 0)
             difference = Difference(*at, "the step", "made", f"refused: {other}")
         self._found.differences.append(difference)
+        self._tell("lookahead: the same once more, nothing withheld")
+        given = self._given[: mine.step.sequence + LOOKED_BEYOND]
+        first = self._look(given)
+        if not all(self._look(given) == first for _ in range(LOOKS - 1)):
+            because = f"{because}, or {_UNEQUAL}" if because == _ON_CLOCK else _UNEQUAL
         self._found.because = because
-        with self._fresh.child(step_through, self._setup(), self._given) as line:
+
+    def _look(self, given: Sequence[Given]) -> list[bytes] | None:
+        """Return the steps of a process of its own over *given*; None where it fails."""
+        with self._fresh.child(step_through, self._setup(), given) as line:
             try:
-                equal = line.hear() == [packed(one.step) for one in self._whole.taken]
+                steps: list[bytes] = line.hear()
             except (TracepaperError, Overdue):
-                equal = True
-        if not equal and because == "it depends on the machine's clock":
-            self._found.because = _UNEQUAL
-        elif not equal:
-            self._found.because += f", or {_UNEQUAL}"
+                return None
+        return steps
 
     def _conclude(self, allow: Sequence[str]) -> None:
         found = self._found
@@ -379,7 +388,11 @@ class _Check:
                 )
 
 
-_UNEQUAL: Final = "two equal runs differ: it draws at random, or what it reads changes"
+_ON_CLOCK: Final = "it depends on the machine's clock"
+_UNEQUAL: Final = (
+    "it cannot be repeated, two equal runs differ: it draws at random, or by its process, or what "
+    "it reads changes"
+)
 
 
 def _is_allowed(item: Outside, allow: Sequence[str]) -> bool:

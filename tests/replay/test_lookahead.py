@@ -336,6 +336,17 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
         "two equal runs differ",
         {"top": "import random", "decide": "return by(random.random() < 0.5)"},
     ),
+    "the process's number": (
+        "two equal runs differ",
+        {"top": "import os", "decide": "return by((bar.close + os.getpid()) % 2 == 0)"},
+    ),
+    "the bytes it was given at its import": (
+        "two equal runs differ",
+        {
+            "top": "import os\nKEY = int.from_bytes(os.urandom(8))",
+            "decide": "return by((bar.close + KEY) % 97 < 48)",
+        },
+    ),
     "an unseeded draw by numpy": (
         "two equal runs differ",
         {"top": "import numpy", "decide": "return by(numpy.random.random() < 0.5)"},
@@ -349,6 +360,7 @@ def test_a_leak_is_found_and_called_what_it_is(check: Checks, name: str) -> None
     found = check(**bodies)
     assert (found.verdict, found.holds) == ("moved", False)
     assert because in found.because
+    assert because == FUTURE or FUTURE not in found.because
     assert found.differences[0].instrument == "linear:BTCUSDT"
 
 
