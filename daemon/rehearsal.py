@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import pickle
+import subprocess
+import sys
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
@@ -19,7 +22,7 @@ from tracepaper.daemon.config_values import plain
 from tracepaper.daemon.describing import describe_run
 from tracepaper.daemon.models import load_forecaster
 from tracepaper.storage.database import open_reader, sqlite_status
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.exact import Notional, scaled, unscaled
 from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.types import (
@@ -35,6 +38,18 @@ RECORDED: Final = "instruments_linear.json.gz"
 ABSURD: Final = 100
 """So many times the largest order that was recorded is no size, whatever has changed since."""
 
+_MADE: Final = 77
+"""How a process ends that came back from the user's code, whatever that raised."""
+_MAKE: Final = f"""
+import os, pickle, sys
+try:
+    sys.path[:], name, options = pickle.load(sys.stdin.buffer)
+    from tracepaper.daemon.user_strategy import user_class, user_strategy
+    user_strategy(user_class(name), options, known_as=name)
+finally:
+    os._exit({_MADE})
+"""
+
 
 def rehearse(config: Config, database: Path) -> None:
     """Build all that ``run`` builds, but for what only the exchange knows.
@@ -45,6 +60,27 @@ def rehearse(config: Config, database: Path) -> None:
     refuse_database(database)
     forecaster = load_forecaster(config) if needs_forecaster(config) else None
     rehearse_engine(config, forecaster)
+
+
+def refuse_exits(config: Config) -> None:
+    """Raise where the user's class ends the process that imports and makes it.
+
+    A check would end with it, silently and as if it held; so it is done elsewhere first.
+    """
+    if ":" not in (name := config.strategy.name):
+        return
+    done = subprocess.run(  # noqa: S603 - our own interpreter and our own words
+        [sys.executable, "-B", "-c", _MAKE],
+        input=pickle.dumps((sys.path, name, config.strategy.options)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    if done.returncode != _MADE:
+        raise StrategyFailed(
+            f"{name} ends the process that imports or makes it; let it raise instead, and put what "
+            'it runs under if __name__ == "__main__".'
+        )
 
 
 def rehearse_engine(config: Config, forecaster: Forecaster | None) -> None:

@@ -46,9 +46,10 @@ def init(
 def check(config: ConfigOption = None, *, json: JsonOption = False) -> None:
     """Build all that a run is built of, without the network, and say whether it can start."""
     from tracepaper.daemon.config import load
-    from tracepaper.daemon.rehearsal import rehearse
+    from tracepaper.daemon.rehearsal import refuse_exits, rehearse
 
     loaded = load(config)
+    refuse_exits(loaded)
     rehearse(loaded, loaded.storage.path)
     if json:
         print_json({"valid": True, "config_sha256": loaded.sha256()})
