@@ -147,7 +147,7 @@ class Daemon:
         silence = Silence(clock=clock, waiting=self._supervisor.declare)
         settings = RestSettings.of(config.exchange)
         async with Rest(settings, clock=clock, rng=self._rng, silence=silence) as rest:
-            rest.is_proven = was_served(config, self._kind, self._database)
+            rest.is_proven = is_served = was_served(config, self._kind, self._database)
             time = ServerTime(rest, clock, time_scale=config.exchange.time_scale)
             server_ms = await time.first()
             clock.synchronise(server_ms)
@@ -156,7 +156,9 @@ class Daemon:
                 filters_for(config, await rest.instrument(category, symbol))
                 for symbol in config.market.symbols
             ]
-            if not rest.is_proven:
+            # Address, category and symbols are right: from here on, what fails is the network.
+            rest.is_proven = True
+            if not is_served:
                 await self._refuse_sizes(instruments, rest)
             opened = open_run(
                 Opening(
@@ -169,11 +171,10 @@ class Daemon:
                     period_start_ms=floor_open_ms(server_ms, config.market.interval_ms),
                     wall_ms=clock.wall_ms(),
                     warnings=() if forecaster is None else warnings_for(config),
-                    is_served=rest.is_proven,
+                    is_served=is_served,
                 ),
                 audit,
             )
-            rest.is_proven = True
             try:
                 await self._drive(opened, forecaster, rest, audit)
             finally:

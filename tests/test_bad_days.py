@@ -278,6 +278,18 @@ async def test_a_restart_waits_for_an_exchange_that_refuses_what_it_once_served(
     check_record(database, bars=10)
 
 
+@pytest.mark.parametrize("name", ["tickers", "kline"])
+async def test_a_first_start_waits_once_its_symbols_were_found(tmp_path: Path, name: str) -> None:
+    # Time and instruments have answered: the address, the category and the symbols are right.
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server:
+        server.answer_next(name, *refusals(server))
+        async with daemon(server, database) as running:
+            await running.close_bars(2)
+            assert not server.answers[name]
+    check_record(database, bars=2)
+
+
 async def test_a_symbol_that_was_never_served_is_refused_although_another_was(
     tmp_path: Path,
 ) -> None:
