@@ -38,6 +38,8 @@ WARM_BARS = 4_900
 FEWEST_FILLS = 50
 TASK_WAIT_S = 120.0
 STOP_WITHIN_S = 8.0
+WRONG_USAGE = 2
+REFUSED_STARTS_MOST = 10
 FEE = Decimal("0.00055")
 MONEY = Decimal("1e-10")
 PROGRAM = [sys.executable, "-m", "tracepaper.daemon.cli"]
@@ -147,6 +149,7 @@ class Daemon:
         self._config.write_text(text)
         self._process: subprocess.Popen[bytes] | None = None
         self.kills = 0
+        self.refused = 0  # starts that ended before anything was served
 
     def start(self) -> None:
         command = [*PROGRAM, "run", "-c", str(self._config), "--db", str(self.database)]
@@ -163,9 +166,28 @@ class Daemon:
 
     def check_alive(self) -> None:
         assert self._process is not None
-        if (code := self._process.poll()) is not None:
-            tail = self.log.read_text(errors="replace")[-600:]
-            raise RoundFailed(f"{self.name} ended by itself with {code}: {tail}")
+        if (code := self._process.poll()) is None:
+            return
+        if code == WRONG_USAGE and not self.was_served() and self.refused < REFUSED_STARTS_MOST:
+            # Before the first success ever, a refusal is a mistake of the address: as an operator
+            # would, start it again. Afterwards nothing that the network says may end it.
+            self.refused += 1
+            self.start()
+            return
+        tail = self.log.read_text(errors="replace")[-600:]
+        raise RoundFailed(f"{self.name} ended by itself with {code}: {tail}")
+
+    def was_served(self) -> bool:
+        """Return whether the daemon ever opened a run."""
+        if not self.database.is_file():
+            return False
+        database = sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True)
+        try:
+            return bool(database.execute("SELECT count(*) FROM runs").fetchone()[0])
+        except sqlite3.OperationalError:
+            return False  # it was killed while it made its tables
+        finally:
+            database.close()
 
     def tail(self) -> str:
         """Return the end of the log from the last traceback on, or its last lines."""
