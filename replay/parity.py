@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tracepaper.daemon.config import restore
+from tracepaper.replay.agreement import answers_agree, measures_agree
 from tracepaper.replay.backtest import ACTING_ONLY
 from tracepaper.replay.compare import (
     Difference,
-    answers_agree,
     decision_differences,
     forecast_differences,
-    measures_agree,
 )
 from tracepaper.storage.digest import scale_factor
 from tracepaper.storage.reader import Reader

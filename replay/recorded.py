@@ -8,11 +8,9 @@ names, and ``Late`` wherever it was late.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import msgspec
 
 from tracepaper.daemon.building import build_engine, needs_forecaster
 from tracepaper.daemon.config import Config, restore
@@ -27,8 +25,6 @@ from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.types import Answer, Event, FillModel, Late, Run
-
-Answering = Callable[[Event], Answer]
 
 
 @dataclass(frozen=True)
@@ -92,11 +88,6 @@ def _take_over(reader: Reader, run: Run, engine: Engine) -> None:
     engine.restore(decode_state(first.step.state), next_sequence=0, taken_over=True)
 
 
-def answering(recorded: Recorded, prober: Forecaster | None = None) -> RecordedThinker:
-    """Return what answers the recorded events as the model did then."""
-    return RecordedThinker(recorded, prober)
-
-
 class RecordedThinker:
     """Hands out recorded events in order, and answers each by the model as it went then."""
 
@@ -137,8 +128,3 @@ class RecordedThinker:
     async def __call__(self, event: Event) -> Answer:
         """Answer *event*; never waits."""
         return self.answer(event)
-
-
-def as_replay(run: Run, *, run_id: str, started_at_ms: int) -> Run:
-    """Return the row of a new replay run over the record of *run*."""
-    return msgspec.structs.replace(run, run_id=run_id, started_at_ms=started_at_ms)

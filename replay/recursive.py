@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tracepaper.daemon.config import Config
+from tracepaper.replay.agreement import TOLERANCE, answers_agree, numbers_agree
 from tracepaper.replay.assembly import build
 from tracepaper.replay.compare import (
-    TOLERANCE,
     Difference,
-    answers_agree,
     decision_differences,
-    numbers_agree,
 )
 from tracepaper.replay.importers import Candles, slice_candles
 from tracepaper.replay.lookahead_jobs import Taken, derived, first_difference
