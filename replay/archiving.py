@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracepaper.replay.feed import bars_of
+from tracepaper.replay.backtest.feed import bars_of
 from tracepaper.replay.fetch import Fetched, Klines, Span, fetch, lacking, whole_span
 from tracepaper.replay.importers import Candles, merge_candles
 from tracepaper.replay.importers.archives import candles_of

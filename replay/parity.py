@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tracepaper.daemon.config import restore
-from tracepaper.replay.agreement import answers_agree, measures_agree
-from tracepaper.replay.backtest import ACTING_ONLY
+from tracepaper.replay.backtest.agreement import answers_agree, measures_agree
+from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.replay.compare import (
     Difference,
     decision_differences,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tracepaper.daemon.config import Config
-from tracepaper.replay.agreement import TOLERANCE, answers_agree, numbers_agree
-from tracepaper.replay.assembly import build
+from tracepaper.replay.backtest.agreement import TOLERANCE, answers_agree, numbers_agree
+from tracepaper.replay.backtest.build import build
 from tracepaper.replay.compare import (
     Difference,
     decision_differences,

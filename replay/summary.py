@@ -17,7 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tracepaper.replay.backtest import ACTING_ONLY
+from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.words import visible
 

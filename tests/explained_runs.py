@@ -7,7 +7,7 @@ from pathlib import Path
 import learning
 import models
 
-from tracepaper.replay.replaying import Request, perform
+from tracepaper.replay.backtest.request import Request, perform
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies import features

@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.daemon.config import load
-from tracepaper.replay.assembly import Replay, build
-from tracepaper.replay.backtest import ACTING_ONLY, Tally, run_replay
+from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, run_replay
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.importers import Candles, read_candles
 from tracepaper.replay.importers.decimals import IntArray

@@ -126,7 +126,7 @@ def recursive(
 
 def _given(data: Sequence[str], file: Path | None) -> tuple[Config, list[Candles]]:
     """Return the configuration for *data*, and their candles aggregated to its interval."""
-    from tracepaper.replay.assembly import configuration
+    from tracepaper.replay.backtest.build import configuration
     from tracepaper.replay.importers import read_candles
     from tracepaper.replay.resample import resample
 

@@ -60,7 +60,7 @@ def replay(
 
     The command is known as `backtest` as well.
     """
-    from tracepaper.replay.replaying import Request, perform
+    from tracepaper.replay.backtest.request import Request, perform
     from tracepaper.strategies.errors import ConfigInvalid
 
     given = (*(files or ()), *(data or ()))

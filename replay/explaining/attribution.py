@@ -10,7 +10,7 @@ import numpy as np
 
 from tracepaper.daemon.config import restore
 from tracepaper.daemon.models import default_checkpoint, forecaster_of
-from tracepaper.replay.backtest import ACTING_ONLY
+from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid

@@ -11,7 +11,7 @@ import numpy as np
 
 from tracepaper.daemon.building import terms_for
 from tracepaper.daemon.config import restore
-from tracepaper.replay.backtest import ACTING_ONLY
+from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.replay.report.record import Bars, Decisions, Floats, Ints, Ledger, Row, RunRecord
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid

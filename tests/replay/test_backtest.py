@@ -8,9 +8,9 @@ import pytest
 from builders import bars, forecast
 from fakes import FixedForecaster
 
-from tracepaper.replay import scan
-from tracepaper.replay.backtest import KnownFeed
-from tracepaper.replay.scan import ScanThinker
+from tracepaper.replay.backtest import scan
+from tracepaper.replay.backtest.run import KnownFeed
+from tracepaper.replay.backtest.scan import ScanThinker
 from tracepaper.strategies.types import Bar, Event, Forecast
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.feed import BATCH_BARS, ArchiveFeed, bars_of
+from tracepaper.replay.backtest.feed import BATCH_BARS, ArchiveFeed, bars_of
 from tracepaper.replay.importers import Candles, FundingRates, read_candles, read_funding
 from tracepaper.replay.instruments import archive_instrument
 from tracepaper.strategies.errors import DataInvalid

@@ -16,8 +16,8 @@ import pytest
 
 from tracepaper.daemon.config import load
 from tracepaper.daemon.config_sections import INTERVAL_MS
-from tracepaper.replay.assembly import build
-from tracepaper.replay.backtest import Tally, run_replay
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.importers import Candles, read_candles
 from tracepaper.storage.audit import SqlAuditLog
 

@@ -8,8 +8,8 @@ import pytest
 from builders import bar, bars, forecast
 from fakes import FixedForecaster
 
-from tracepaper.replay import scan
-from tracepaper.replay.scan import ScanThinker
+from tracepaper.replay.backtest import scan
+from tracepaper.replay.backtest.scan import ScanThinker
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types import Answer, Bar, Event, Forecast, Gap, GapCause, ModelChange
 

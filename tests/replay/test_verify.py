@@ -25,13 +25,12 @@ from forging import rechain
 from rich.console import Console
 
 from tracepaper.daemon.config import Config, load
-from tracepaper.replay.assembly import build
-from tracepaper.replay.backtest import ACTING_ONLY, Tally, run_replay
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.recorded import rerun_recorded
+from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, resume_replay, run_replay
 from tracepaper.replay.culprit import Culprit
 from tracepaper.replay.importers import Candles, read_candles, slice_candles
 from tracepaper.replay.parity import Parity, Source, compare_runs
-from tracepaper.replay.rerun import rerun_recorded
-from tracepaper.replay.resuming import resume_replay
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.replay.summary import show, summarise
 from tracepaper.replay.verify import Verification, verify_run
@@ -282,7 +281,7 @@ def test_parity_does_not_hold_over_a_bar_that_one_run_lacks_in_the_middle(
 def test_an_interrupted_replay_goes_on_as_if_it_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walk: Candles, run: Path
 ) -> None:
-    from tracepaper.replay import backtest
+    from tracepaper.replay.backtest import run as backtest
 
     monkeypatch.setattr(backtest, "BREATH_EVENTS", 64)
     path = tmp_path / "broken.db"
@@ -310,7 +309,7 @@ def test_an_interrupted_replay_goes_on_as_if_it_never_stopped(
 def test_a_run_goes_on_after_a_prune_with_the_account_that_it_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tracepaper.replay import backtest
+    from tracepaper.replay.backtest import run as backtest
 
     monkeypatch.setattr(backtest, "BREATH_EVENTS", 8)
     hours = made_candles(walk_rows(200), interval_ms=3_600_000)
@@ -332,7 +331,7 @@ def test_a_run_goes_on_after_a_prune_with_the_account_that_it_had(
 def test_a_models_run_that_was_interrupted_is_rederived_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    from tracepaper.replay import backtest
+    from tracepaper.replay.backtest import run as backtest
 
     monkeypatch.setattr(backtest, "BREATH_EVENTS", 64)
     small = explained_runs.checkpoint(tmp_path)
@@ -450,7 +449,7 @@ class GrowingReader(Reader):
 def test_a_run_that_grows_meanwhile_is_verified_as_far_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walk: Candles
 ) -> None:
-    from tracepaper.replay import backtest
+    from tracepaper.replay.backtest import run as backtest
 
     monkeypatch.setattr(backtest, "BREATH_EVENTS", 64)
     path = tmp_path / "growing.db"

@@ -6,20 +6,27 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from tracepaper.daemon.describing import started
+from tracepaper.daemon.config import restore
+from tracepaper.daemon.describing import continues, started
 from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.outside import Listener, Outside
 from tracepaper.daemon.ports import Think
+from tracepaper.daemon.recovery import restore_engine
 from tracepaper.daemon.runner import drive
 from tracepaper.daemon.thinker import InlineThinker, Memory, no_model
-from tracepaper.replay.assembly import Replay
-from tracepaper.replay.scan import ScanThinker
+from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.scan import ScanThinker
+from tracepaper.replay.importers import Candles, FundingRates
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.types import Answer, Bar, Event, Funding, Step
+from tracepaper.storage.reader import Reader
+from tracepaper.storage.resume import Resumed
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types import Answer, Bar, Event, Funding, Gap, RunKind, Step
 
 DAY_MS: Final = 86_400_000
 _FIRST_BARS: Final = 2
@@ -203,3 +210,74 @@ def thinking_over(replay: Replay) -> Thinking:
         return Thinking(inline, inline.answer, lambda events: events, inline.memory)
     scan = ScanThinker(forecaster, replay.prober(), keys, period_start_ms=start_ms)
     return Thinking(scan, scan.answer, scan.read_ahead, scan.memory)
+
+
+# ``replay --resume RUN``: go on with an interrupted backtest where its last step left it.
+
+
+async def resume_replay(
+    wanted: str,
+    candles: Sequence[Candles],
+    funding: Sequence[FundingRates],
+    audit: SqlAuditLog,
+    database: Path,
+    tally: Tally,
+) -> str:
+    """Go on with the replay *wanted* over the same candles; return its run id.
+
+    Raises ``ConfigInvalid`` where it is no replay, is finished, or was made by other code.
+    """
+    with Reader.open(database) as reader:
+        run_id = reader.find(wanted)
+        stored = reader.stored_run(run_id)
+        has_ended = reader.ended_at_ms(run_id) is not None
+    run = stored.run
+    if run.kind is not RunKind.REPLAY:
+        raise ConfigInvalid(f"Run {run_id} is a {run.kind.value} run; only a replay is resumed.")
+    if has_ended:
+        raise ConfigInvalid(f"Run {run_id} is finished; start a new replay.")
+    if ACTING_ONLY in run.warnings:
+        raise ConfigInvalid(f"Run {run_id} says: {ACTING_ONLY}; start a new replay.")
+    replay = build(
+        restore(run.config),
+        candles,
+        started_at_ms=run.started_at_ms,
+        from_ms=None if not stored.step_count else run.period_start_ms,
+        funding=funding,
+        path=run.path or "scan",
+        database=database,
+    )
+    if not continues(run, replay.config, replay.forecaster):
+        raise ConfigInvalid(
+            f"Run {run_id} was made by {run.code_version} with another configuration, strategy, "
+            "code or checkpoint; start a new replay."
+        )
+    resumed = audit.resume(run_id)
+    rest = (event for event in replay.feed.events() if _is_new(event, resumed))
+    thinking = thinking_over(replay)
+    memory = thinking.memory
+    with Reader.open(database) as reader:
+        restore_engine(replay.engine, reader, resumed, memory)
+    warm_from = () if memory is None else memory.warm_from()
+    start = started(
+        replay.forecaster,
+        warm_from=warm_from,
+        market_ms=max(resumed.last_open_ms.values(), default=run.period_start_ms),
+    )
+    events = thinking.ahead(chain((start,), rest))
+    heard = Listener(run.strategy)
+    await run_events(events, thinking.think, replay.engine, audit, tally, heard=heard)
+    return run_id
+
+
+def _is_new(event: Event, resumed: Resumed) -> bool:
+    """Return whether *event* comes after what the run already holds."""
+    match event:
+        case Bar():
+            return event.open_time_ms > resumed.last_open_ms.get(event.instrument, -1)
+        case Funding():
+            return event.market_ms > resumed.last_funding_ms.get(event.instrument, -1)
+        case Gap():
+            return event.from_ms > resumed.last_open_ms.get(event.instrument, -1)
+        case _:
+            return True

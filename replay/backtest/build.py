@@ -16,7 +16,7 @@ from tracepaper.daemon.describing import describe_run
 from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.models import load_forecaster, warnings_for
 from tracepaper.daemon.rehearsal import refuse_size
-from tracepaper.replay.feed import ArchiveFeed
+from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.importers import Candles, FundingRates
 from tracepaper.replay.instruments import archive_instrument
 from tracepaper.replay.resample import resample

@@ -7,24 +7,40 @@ names, and ``Late`` wherever it was late.
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from tracepaper.daemon.building import build_engine, needs_forecaster
+from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config import Config, restore
+from tracepaper.daemon.describing import OF_THE_PLACE, started
 from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.models import forecaster_of
 from tracepaper.daemon.state import decode_state
 from tracepaper.daemon.thinker import InlineThinker, Memory
-from tracepaper.replay.backtest import ACTING_ONLY
-from tracepaper.replay.scan import ScanThinker
+from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, run_events
+from tracepaper.replay.backtest.scan import ScanThinker
 from tracepaper.storage import checkpoints
+from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecaster import Forecaster
-from tracepaper.strategies.types import Answer, Event, FillModel, Late, Run
+from tracepaper.strategies.types import (
+    Answer,
+    Event,
+    FillModel,
+    Late,
+    ModelChange,
+    Run,
+    RunEnd,
+    RunKind,
+)
 
 
 @dataclass(frozen=True)
@@ -128,3 +144,48 @@ class RecordedThinker:
     async def __call__(self, event: Event) -> Answer:
         """Answer *event*; never waits."""
         return self.answer(event)
+
+
+# ``replay --data FILE.db#RUN``: a recorded run's own events through the engine, as a new run.
+
+
+async def rerun_recorded(
+    spec: str, audit: SqlAuditLog, database: Path, tally: Tally, *, started_at_ms: int
+) -> str:
+    """Feed the run that *spec* (``FILE.db#RUN``) names into *audit*; return the new run's id.
+
+    On the run's own path and warm-up, with its ``Late`` answers: every ``decision_sha256`` must
+    come out equal.
+    """
+    named = located(spec, None)
+    with Reader.open(named.path) as reader:
+        recorded = open_recorded(reader, named.path, named.run_id)
+        prober = None
+        if recorded.forecaster is not None:
+            kept = checkpoints.find_kept(named.path, recorded.run.model_id)
+            checkpoints.keep(kept, database)
+            if recorded.run.path == "scan":
+                prober = forecaster_of(kept, recorded.config, path="scan")
+        here = started(recorded.forecaster, warm_from=(), market_ms=0)
+        place = {name: getattr(here, name) for name in OF_THE_PLACE}
+        run = msgspec.structs.replace(
+            recorded.run,
+            run_id=secrets.token_hex(8),
+            kind=RunKind.REPLAY,
+            started_at_ms=started_at_ms,
+            **place,
+        )
+        audit.begin(run, recorded.engine.gate_sets)
+        thinker = RecordedThinker(recorded, prober)
+        events = _made_here(thinker.events(reader, named.run_id), place)
+        await run_events(events, thinker, recorded.engine, audit, tally)
+    return run.run_id
+
+
+def _made_here(events: Iterable[Event], place: dict[str, Any]) -> Iterator[Event]:
+    """Yield *events* without ends, and with starts that say where they are made now."""
+    for event in events:
+        if isinstance(event, ModelChange):
+            yield msgspec.structs.replace(event, **place)
+        elif not isinstance(event, RunEnd):
+            yield event

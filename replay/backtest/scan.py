@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from tracepaper.daemon.thinker import Memory, warm
-from tracepaper.replay.agreement import answers_agree
+from tracepaper.replay.backtest.agreement import answers_agree
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.types import Answer, Bar, Event, Forecast, ModelChange

@@ -1,0 +1,1 @@
+"""Known events through the daemon's own engine: candle files, or a run's own record."""
