@@ -146,7 +146,7 @@ class RecordedThinker:
         return self.answer(event)
 
 
-# ``replay --data FILE.db#RUN``: a recorded run's own events through the engine, as a new run.
+# ---------------------------------------------------------------- into a new run
 
 
 async def rerun_recorded(

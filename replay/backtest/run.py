@@ -1,4 +1,4 @@
-"""Run a backtest: the daemon's own loop over known events, into the database."""
+"""The loop of the daemon over known events, into the database: a new replay, or one interrupted."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def thinking_over(replay: Replay) -> Thinking:
     return Thinking(scan, scan.answer, scan.read_ahead, scan.memory)
 
 
-# ``replay --resume RUN``: go on with an interrupted backtest where its last step left it.
+# ---------------------------------------------------------------- go on with an interrupted replay
 
 
 async def resume_replay(

@@ -14,7 +14,7 @@ from tracepaper.replay.instruments import archive_instrument
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Bar, Category, Event, Funding, Gap, GapCause, Source
 
-SAMPLES = Path(__file__).parent.parent / "data" / "candles"
+SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 MINUTE = 60_000
 T0 = 1_735_689_600_000
 
