@@ -21,7 +21,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecaster import Forecaster
-from tracepaper.strategies.plausible import BARS as YARDSTICK_BARS
+from tracepaper.strategies.plausible import YARDSTICK_BARS
 from tracepaper.strategies.types import (
     Bar,
     Confirmation,

@@ -8,9 +8,9 @@ from typing import Final
 
 from tracepaper.strategies.types import Bar
 
-BARS: Final = 60
+YARDSTICK_BARS: Final = 60
 """Bars whose ranges are the yardstick, the one that is judged among them."""
-LEAST: Final = 10
+YARDSTICK_LEAST: Final = 10
 """Under so many bars there is no yardstick, and every close counts as plausible."""
 
 
@@ -35,14 +35,14 @@ class Plausibility:
     def add(self, bar: Bar, tick: int) -> float:
         """Take in *bar* and return abs(close - last close) in yardsticks; 0 under ten bars."""
         ordered, ranges = self._sorted, self._ranges
-        if len(ranges) == BARS:
+        if len(ranges) == YARDSTICK_BARS:
             del ordered[bisect_left(ordered, ranges.popleft())]
         spread = bar.high - bar.low
         ranges.append(spread)
         insort(ordered, spread)
         last, self._last = self._last, bar.close
         count = len(ordered)
-        if count < LEAST or last is None:
+        if count < YARDSTICK_LEAST or last is None:
             return 0.0
         middle = count >> 1
         doubled = ordered[middle] + ordered[middle if count & 1 else middle - 1]

@@ -10,7 +10,7 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.plausible import BARS as YARDSTICK_BARS
+from tracepaper.strategies.plausible import YARDSTICK_BARS
 from tracepaper.strategies.types import Action, Bar, Forecast, Gate, Regime, Signal
 
 CORE_GATES: Final = frozenset(
