@@ -43,7 +43,7 @@ from tracepaper.daemon.supervisor import Supervisor
 from tracepaper.daemon.thinker import WorkerThinker, no_model
 from tracepaper.daemon.worker import Worker
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
     Category,
     Command,

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from tracepaper.daemon.fills import Terms
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.exact import Notional, unscaled
+from tracepaper.strategies.market import Notional, unscaled
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     MONEY_LIMIT,

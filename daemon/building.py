@@ -20,13 +20,13 @@ from tracepaper.daemon.state import EngineSettings
 from tracepaper.daemon.user_source import class_sha256
 from tracepaper.daemon.user_strategy import user_class, user_strategy
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.exact import check_money, scaled
-from tracepaper.strategies.forecaster import Forecaster
-from tracepaper.strategies.gate import GateBench, threshold_of
+from tracepaper.strategies.gates import GateBench, threshold_of
+from tracepaper.strategies.market import check_money, scaled
 from tracepaper.strategies.regime import RegimeBounds
 from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
 from tracepaper.strategies.strategy import (
     AttentionStrategy,
+    Forecaster,
     Persistence,
     SmaCross,
     Strategy,

@@ -9,7 +9,7 @@ from typing import Final
 from tracepaper.daemon.building import code_version, libraries, strategy_sha256
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.models import computing
-from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Instrument, ModelChange, Run, RunKind
 
 OF_THE_PLACE: Final = (

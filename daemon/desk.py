@@ -9,9 +9,8 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker import Broker
 from tracepaper.daemon.state import EngineSettings
 from tracepaper.storage.digest import DecisionHash, WindowHash
-from tracepaper.strategies.exact import unscaled
-from tracepaper.strategies.gate import Evidence, GateBench, is_finite_forecast
-from tracepaper.strategies.plausible import Plausibility
+from tracepaper.strategies.gates import Evidence, GateBench, Plausibility, is_finite_forecast
+from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.regime import next_regime
 from tracepaper.strategies.sizing import Sizer
 from tracepaper.strategies.strategy import Outlook, Strategy, remembered

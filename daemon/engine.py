@@ -16,7 +16,7 @@ from tracepaper.daemon.desk import INTEGRITY, Desk, checked
 from tracepaper.daemon.ledger import Ledger
 from tracepaper.daemon.risk import RiskWatch
 from tracepaper.daemon.state import EngineSettings, EngineState
-from tracepaper.strategies.gate import GateBench
+from tracepaper.strategies.gates import GateBench
 from tracepaper.strategies.sizing import Sizer
 from tracepaper.strategies.strategy import Strategy
 from tracepaper.strategies.types import (

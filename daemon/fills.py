@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from msgspec import Struct
 
-from tracepaper.strategies.exact import Notional, divide_half_even, scaled
+from tracepaper.strategies.market import Notional, divide_half_even, scaled
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     MONEY_SCALE,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.free_memory import free_bytes
-from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.strategy import Forecaster
 
 if TYPE_CHECKING:
     from tracepaper.storage.checkpoints import Checkpoint

@@ -20,8 +20,8 @@ from tracepaper.daemon.thinker import Memory
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.forecaster import Forecaster
-from tracepaper.strategies.plausible import YARDSTICK_BARS
+from tracepaper.strategies.gates import YARDSTICK_BARS
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
     Bar,
     Confirmation,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.exact import Notional, divide_half_even, unscaled
+from tracepaper.strategies.market import Notional, divide_half_even, unscaled
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     MONEY_LIMIT,

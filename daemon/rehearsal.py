@@ -23,8 +23,8 @@ from tracepaper.daemon.describing import describe_run
 from tracepaper.daemon.models import load_forecaster
 from tracepaper.storage.database import open_reader, sqlite_status
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
-from tracepaper.strategies.exact import Notional, scaled, unscaled
-from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.market import Notional, scaled, unscaled
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     Category,

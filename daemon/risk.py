@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.strategies.gate import Evidence
+from tracepaper.strategies.gates import Evidence
 from tracepaper.strategies.types import MONEY_SCALE, Account, Gate
 
 DAY_MS: Final = 86_400_000

@@ -14,7 +14,7 @@ from typing import Final
 
 from tracepaper.daemon.worker import Worker
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Answer, Bar, Event, Late, ModelChange
 
 UNANSWERED_LIMIT: Final = 1_000

@@ -15,7 +15,7 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.ports import Clock
 from tracepaper.daemon.terminal import Terminal
 from tracepaper.daemon.view_parts import Seen, screen
-from tracepaper.strategies.exact import unscaled
+from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     Bar,

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracepaper.daemon.config import restore
-from tracepaper.strategies.exact import scaled, unscaled
+from tracepaper.strategies.market import scaled, unscaled
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     MONEY_SCALE,

@@ -24,12 +24,12 @@ from tracepaper.daemon.config import Config, load
 from tracepaper.daemon.leaving import leave
 from tracepaper.daemon.showing import Shown, showing
 from tracepaper.daemon.terminal import Terminal
-from tracepaper.replay.explaining.attribution import recompute
-from tracepaper.replay.explaining.show import show_stored
-from tracepaper.replay.explaining.show_full import show_attribution
-from tracepaper.replay.explaining.stored import read_stored
+from tracepaper.replay.explain.recomputed import recompute
+from tracepaper.replay.explain.stored import read_stored
+from tracepaper.replay.explain.terminal import show_stored
+from tracepaper.replay.explain.terminal_full import show_attribution
+from tracepaper.replay.report.summary import Summary, most_telling, program_name, show, summarise
 from tracepaper.replay.samples import DEMO_CANDLES
-from tracepaper.replay.summary import Summary, most_telling, program_name, show, summarise
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.tamper import ChainReport

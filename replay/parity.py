@@ -22,7 +22,7 @@ from tracepaper.replay.compare import (
 )
 from tracepaper.storage.digest import scale_factor
 from tracepaper.storage.reader import Reader
-from tracepaper.strategies.exact import unscaled
+from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import (
     TIMING_GATES,
     Bar,

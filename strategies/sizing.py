@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.exact import Notional, unscaled
+from tracepaper.strategies.market import Notional, unscaled
 from tracepaper.strategies.types import Action, Bar, Forecast, Instrument, Signal
 
 _PARTS: Final = 1_000_000_000  # a float share becomes an integer of billionths, once

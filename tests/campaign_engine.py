@@ -22,8 +22,8 @@ from tracepaper.daemon.broker import NOTIONAL_MOST
 from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.fills import Terms
 from tracepaper.daemon.state import EngineSettings
-from tracepaper.strategies.exact import Notional
-from tracepaper.strategies.gate import GateBench
+from tracepaper.strategies.gates import GateBench
+from tracepaper.strategies.market import Notional
 from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
 from tracepaper.strategies.strategy import CORE_GATES, Outlook, Strategy
 from tracepaper.strategies.types import (

@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from tracepaper.strategies.plausible import Plausibility
+from tracepaper.strategies.gates import Plausibility
 from tracepaper.strategies.types import Bar, Source
 
 REMEMBERED_BARS: Final = 4_096

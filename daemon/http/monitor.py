@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from tracepaper.daemon.ports import AuditLog, Clock, Think
-from tracepaper.strategies.exact import unscaled
+from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     Account,

@@ -21,7 +21,7 @@ from tracepaper.replay.importers import Candles, FundingRates
 from tracepaper.replay.instruments import archive_instrument
 from tracepaper.replay.resample import resample
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Category, FillModel, Instrument, Run, RunKind
 
 

@@ -30,7 +30,7 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
     Answer,
     Event,

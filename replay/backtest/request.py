@@ -24,11 +24,11 @@ from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, resume_replay, run_replay
 from tracepaper.replay.importers import read_candles, read_funding
 from tracepaper.replay.importers.times import instant
-from tracepaper.replay.summary import most_telling, program_name, show, summarise
+from tracepaper.replay.report.summary import most_telling, program_name, show, summarise
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.lock import lock_file
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.exact import unscaled
+from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import MONEY_DECIMALS
 
 INTERRUPTED: Final = 130

@@ -14,7 +14,7 @@ from typing import Final
 from tracepaper.daemon.thinker import Memory, warm
 from tracepaper.replay.backtest.agreement import answers_agree
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Answer, Bar, Event, Forecast, ModelChange
 
 CHUNK_EVENTS: Final = 8_192

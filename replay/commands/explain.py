@@ -40,6 +40,6 @@ def explain(
     json: JsonOption = False,
 ) -> None:
     """Show a decision: each gate's distance, what would have flipped it, and where it looked."""
-    from tracepaper.replay.explaining.telling import tell
+    from tracepaper.replay.explain.output import tell
 
     tell(decision, None if "#" in decision else database_path(db), full=full, png=png, as_json=json)

@@ -10,8 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tracepaper.replay import metrics
-from tracepaper.replay.metrics import Activity, Drawdown, Performance
+from tracepaper.replay.report import metrics
 from tracepaper.replay.report.accounts import (
     RandomTwins,
     buy_and_hold,
@@ -25,8 +24,8 @@ from tracepaper.replay.report.attention import (
     winners_and_losers,
 )
 from tracepaper.replay.report.explained import Explained, chosen, explain_trades
-from tracepaper.replay.report.reading import read_record
-from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord
+from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
+from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord, read_record
 from tracepaper.replay.report.refusals import Refusal, refusals
 from tracepaper.replay.report.trades import Costs, Trade, costs, trades
 from tracepaper.storage.reader import Reader

@@ -8,10 +8,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.replay.metrics import DAYS_TO_ANNUALISE, YEAR_DAYS, Drawdown
 from tracepaper.replay.report.accounts import RandomTwins
 from tracepaper.replay.report.attention import Group
 from tracepaper.replay.report.document import Account, Report
+from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, YEAR_DAYS, Drawdown
 from tracepaper.replay.report.record import Row
 from tracepaper.replay.report.refusals import Refusal
 from tracepaper.replay.report.tables import Estimate, Figure, Form, Table, table

@@ -13,6 +13,9 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.daemon.models import forecaster_of
+from tracepaper.replay.report.attention_charts import INTENSITY
+from tracepaper.replay.report.charts import Figure, axis, layout, rounded
+from tracepaper.replay.report.html import Markup, table
 from tracepaper.replay.report.record import Floats, Ints, RunRecord
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
@@ -150,3 +153,155 @@ def _mean_head(layer: Layer, rows: Ints, mask: Mask) -> Floats:
     weights = head_rows(query, key, logsumexp, rows.tolist(), mask)
     mean: Floats = weights[0].mean(dim=0).numpy().astype(np.float64)
     return mean
+
+
+# The pictures of heads: a heatmap a head and layer, and what attends to what.
+
+PANEL_HEIGHT: Final = 150
+LEAST_SHARE: Final = 0.002
+"""Groups of the flow that hold less are not drawn."""
+FLOW_WIDTH: Final = 960
+FLOW_HEIGHT: Final = 340
+FLOW_TOP: Final = 28
+FLOW_PAD: Final = 8
+FLOW_NODE: Final = 8
+FLOW_SIDE: Final = 110
+
+
+def heads_chart(heads: Heads) -> Figure:
+    """Return a panel a head, the highest layer on top: age downwards, decisions to the right."""
+    layers, count = heads.maps.shape[:2]
+    shown = np.log10(np.maximum(heads.maps, 1e-7))
+    low, high = np.quantile(shown, (0.02, 0.995))
+    common = {
+        "type": "heatmap", "zmin": float(low), "zmax": float(high), "colorscale": INTENSITY,
+        "showscale": False, "hoverinfo": "skip",
+    }  # fmt: skip
+    data: list[Figure] = []
+    places: Figure = {}
+    notes = []
+    ticks = list(range(0, len(heads.cell_ages), 10))
+    for layer in range(layers):
+        for head in range(count):
+            number = (layers - 1 - layer) * count + head + 1
+            across = [(head + 0.03) / count, (head + 0.97) / count]
+            up = [(layer + 0.02) / layers, (layer + 0.80) / layers]
+            panel = {"z": [rounded(row, 3) for row in shown[layer, head]]}
+            data.append({**panel, **common, "xaxis": f"x{number}", "yaxis": f"y{number}"})
+            places[f"xaxis{number}"] = axis(
+                domain=across, anchor=f"y{number}", showgrid=False, showticklabels=False
+            )
+            places[f"yaxis{number}"] = axis(
+                domain=up,
+                anchor=f"x{number}",
+                showgrid=False,
+                autorange="reversed",
+                showticklabels=head == 0,
+                tickvals=ticks,
+                ticktext=[str(heads.cell_ages[tick]) for tick in ticks],
+            )
+            reading = heads.readings[layer][head]
+            notes.append(
+                {
+                    "text": f"layer {layer + 1}, head {head + 1}: {reading.kind.value}",
+                    "xref": "paper",
+                    "yref": "paper",
+                    "x": across[0],
+                    "y": up[1],
+                    "xanchor": "left",
+                    "yanchor": "bottom",
+                    "showarrow": False,
+                    "font": {"size": 11},
+                }
+            )
+    height = PANEL_HEIGHT * layers + 40
+    return {"data": data, "layout": layout(height, annotations=notes, **places)}
+
+
+def heads_table(heads: Heads) -> Markup:
+    """Return the figures behind each head's kind."""
+    rows = [
+        [
+            f"{layer + 1}.{head + 1}",
+            reading.kind.value,
+            f"{reading.confidence:.4f}",
+            f"{reading.local_mass:.1%}",
+            f"{reading.period_bars:,}" if reading.period_bars else "–",
+            f"{reading.period_correlation:.2f}",
+            f"{reading.event_share:.2f}",
+        ]
+        for layer, readings in enumerate(heads.readings)
+        for head, reading in enumerate(readings)
+    ]
+    head = (
+        "head",
+        "kind",
+        "confidence",
+        "local mass",
+        "period, bars",
+        "correlation",
+        "event share",
+    )
+    return table(head, rows, texts=(1,))
+
+
+def flow_picture(heads: Heads) -> Markup:
+    """Return an SVG of the decision's attention flowing through the layers, by groups of age."""
+    layers, count = heads.flow.shape[:2]
+    held = [np.eye(count)[0], *(layer.sum(axis=0) for layer in heads.flow)]
+    room = FLOW_HEIGHT - (count - 1) * FLOW_PAD
+    # Where each group starts in each column: shares stacked, the newest on top.
+    tops = [
+        np.concatenate(([0.0], shares.cumsum()[:-1])) * room + np.arange(count) * FLOW_PAD
+        for shares in held
+    ]
+    across = np.linspace(FLOW_SIDE, FLOW_WIDTH - FLOW_SIDE - FLOW_NODE, layers + 1)
+    bands = [
+        _bands(layer * room, (tops[place], tops[place + 1]), (across[place], across[place + 1]))
+        for place, layer in enumerate(heads.flow)
+    ]
+    nodes = [
+        f'<rect class="node" x="{across[level]:.1f}" y="{tops[level][group] + FLOW_TOP:.1f}" '
+        f'width="{FLOW_NODE}" height="{max(held[level][group] * room, 0.5):.1f}"/>'
+        for level in range(layers + 1)
+        for group in range(count)
+        if held[level][group] >= LEAST_SHARE
+    ]
+    titles = ["the decision", *(f"below layer {layer}" for layer in range(layers, 1, -1)), "bars"]
+    words = [_word(across[level] + FLOW_NODE / 2, 14, title) for level, title in enumerate(titles)]
+    for group in range(count):
+        share = held[-1][group]
+        if share >= LEAST_SHARE:
+            middle = tops[-1][group] + share * room / 2 + FLOW_TOP + 4
+            said = f"{heads.groups[group]}: {share:.0%}"
+            words.append(_word(across[-1] + FLOW_NODE + 8, middle, said, anchor="start"))
+    return Markup(
+        f'<svg class="flow" viewBox="0 0 {FLOW_WIDTH} {FLOW_HEIGHT + FLOW_TOP + 4}" role="img" '
+        f'aria-label="flow of attention through the layers">{"".join(bands)}{"".join(nodes)}'
+        f"{''.join(words)}</svg>"
+    )
+
+
+def _bands(flow: Floats, tops: tuple[Floats, Floats], across: tuple[float, float]) -> str:
+    """Return the bands between two columns; *flow* [from, to] is in units of the picture."""
+    left, right = across[0] + FLOW_NODE, across[1]
+    leaves, arrives = tops[0].copy(), tops[1].copy()
+    middle = (left + right) / 2
+    made = []
+    for source, target in np.ndindex(*flow.shape):
+        tall = flow[source, target]
+        first, last = leaves[source] + FLOW_TOP, arrives[target] + FLOW_TOP
+        leaves[source] += tall
+        arrives[target] += tall
+        if tall >= 0.5:  # noqa: PLR2004 (half a pixel is not seen)
+            made.append(
+                f'<path class="band" d="M{left:.1f} {first:.1f}C{middle:.1f} {first:.1f} '
+                f"{middle:.1f} {last:.1f} {right:.1f} {last:.1f}v{tall:.1f}C{middle:.1f} "
+                f"{last + tall:.1f} {middle:.1f} {first + tall:.1f} {left:.1f} "
+                f'{first + tall:.1f}z"/>'
+            )
+    return "".join(made)
+
+
+def _word(x: float, y: float, said: str, anchor: str = "middle") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{said}</text>'

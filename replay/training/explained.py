@@ -16,7 +16,7 @@ from tracepaper.replay.training.selective import table, top
 from tracepaper.replay.training.series import Segment
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.forecaster import Forecaster
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Forecast, Source
 
 _DAY_MS: Final = 86_400_000

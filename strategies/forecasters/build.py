@@ -21,12 +21,12 @@ from tracepaper.strategies.attention.memory import (
 )
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import FeatureSchema
-from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.forecasters.streaming import BACKEND, Model, StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster, WindowModel
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.state import stream_bytes
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Calibration
 
 AnyNetwork = TypeVar("AnyNetwork", FlashNetwork, InformerNetwork)

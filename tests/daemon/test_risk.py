@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tracepaper.daemon.risk import DAY_MS, RiskWatch
-from tracepaper.strategies.gate import Evidence
+from tracepaper.strategies.gates import Evidence
 from tracepaper.strategies.types import MONEY_SCALE, Account, Gate
 
 LIMITS = {Gate.RISK_DRAWDOWN: 0.1}

@@ -17,11 +17,11 @@ from tracepaper.daemon import log
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.commands.status import _instrument
 from tracepaper.daemon.terminal import Terminal
-from tracepaper.replay.explaining.show import show_stored
-from tracepaper.replay.explaining.stored import read_stored
+from tracepaper.replay.explain.stored import read_stored
+from tracepaper.replay.explain.terminal import show_stored
 from tracepaper.replay.report.document import build_report
+from tracepaper.replay.report.summary import show, summarise
 from tracepaper.replay.report.terminal import show as show_report
-from tracepaper.replay.summary import show, summarise
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.words import visible
 

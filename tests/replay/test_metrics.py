@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay import metrics
+from tracepaper.replay.report import metrics
 
 HOUR = 3_600_000
 DAY = 24 * HOUR

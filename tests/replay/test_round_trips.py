@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.round_trips import round_trips
+from tracepaper.replay.report.trades import round_trips
 
 fills = st.lists(
     st.tuples(st.integers(-5, 5).filter(bool), st.integers(1, 10**6), st.integers(0, 10**3)),

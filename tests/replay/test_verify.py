@@ -31,8 +31,8 @@ from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, resume_replay, ru
 from tracepaper.replay.culprit import Culprit
 from tracepaper.replay.importers import Candles, read_candles, slice_candles
 from tracepaper.replay.parity import Parity, Source, compare_runs
+from tracepaper.replay.report.summary import show, summarise
 from tracepaper.replay.samples import DEMO_CANDLES
-from tracepaper.replay.summary import show, summarise
 from tracepaper.replay.verify import Verification, verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.exact import Notional, check_money, divide_half_even, scaled, unscaled
+from tracepaper.strategies.market import Notional, check_money, divide_half_even, scaled, unscaled
 
 WIDE = st.integers(-(10**24), 10**24)
 

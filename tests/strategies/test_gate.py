@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.gate import (
+from tracepaper.strategies.gates import (
     AT_LEAST,
     MEASURES,
     Evidence,

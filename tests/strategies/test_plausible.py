@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 from builders import bar, bars
 
-from tracepaper.strategies.plausible import YARDSTICK_BARS, YARDSTICK_LEAST, Plausibility
+from tracepaper.strategies.gates import YARDSTICK_BARS, YARDSTICK_LEAST, Plausibility
 from tracepaper.strategies.strategy import CORE_GATES, Persistence, SmaCross, remembered
 from tracepaper.strategies.types import Bar, Gate
 

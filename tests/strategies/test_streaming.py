@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from tracepaper.strategies import features
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.stream import CHUNK_BARS
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Forecast
 
 NAME = "linear:BTCUSDT"

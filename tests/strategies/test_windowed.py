@@ -13,10 +13,10 @@ import torch
 from tracepaper.strategies import features
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.forecaster import Forecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster, WindowModel, look
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Forecast
 
 torch.set_num_threads(1)

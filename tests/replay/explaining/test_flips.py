@@ -8,9 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tracepaper.replay.explaining.flips import flips_of
-from tracepaper.replay.explaining.stored import StoredDecision
-from tracepaper.strategies.gate import AT_LEAST
+from tracepaper.replay.explain.stored import StoredDecision, flips_of
+from tracepaper.strategies.gates import AT_LEAST
 from tracepaper.strategies.types import GATE_ORDER, Gate
 from tracepaper.strategies.words import UNITS
 

@@ -12,8 +12,16 @@ import numpy as np
 import pytest
 from explained_runs import CONTEXT, LAST, SMALL
 
-from tracepaper.replay.explaining.attribution import FullAttribution, open_past, recompute
-from tracepaper.replay.explaining.full import SEEDS, Full, delete, explain_fully, moves_of
+from tracepaper.replay.explain.recomputed import (
+    SEEDS,
+    Full,
+    FullAttribution,
+    delete,
+    explain_fully,
+    moves_of,
+    open_past,
+    recompute,
+)
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 from tracepaper.strategies.forecasters.attributing import Contributions, Figures, Probe

@@ -8,7 +8,7 @@ from typing import Any
 import explained_runs
 import pytest
 
-from tracepaper.replay.explaining.stored import StoredDecision, locate, read_stored
+from tracepaper.replay.explain.stored import StoredDecision, locate, read_stored
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 

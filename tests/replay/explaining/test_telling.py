@@ -166,7 +166,7 @@ def test_a_picture_without_matplotlib_names_what_to_install(
     finders = [finder for finder in sys.meta_path if not hasattr(finder, "find_spec")]
     monkeypatch.setattr(sys, "meta_path", finders)
     monkeypatch.delitem(sys.modules, "matplotlib", raising=False)
-    from tracepaper.replay.explaining.picture import require_plotting
+    from tracepaper.replay.explain.picture import require_plotting
     from tracepaper.strategies.errors import ConfigInvalid
 
     with pytest.raises(ConfigInvalid, match=r"install tracepaper\[plot\]"):

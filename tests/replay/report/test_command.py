@@ -9,7 +9,7 @@ from report_cases import document, typed
 from rich.console import Console
 
 from tracepaper.replay.report.document import Report
-from tracepaper.replay.summary import show, summarise
+from tracepaper.replay.report.summary import show, summarise
 
 
 def test_the_terminal_names_accounts_costs_and_refusals(

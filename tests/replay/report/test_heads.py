@@ -7,8 +7,7 @@ import pytest
 
 from tracepaper.daemon.models import forecaster_of
 from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.head_charts import flow_picture, heads_chart
-from tracepaper.replay.report.heads import Heads, group_names, read_heads
+from tracepaper.replay.report.heads import Heads, flow_picture, group_names, heads_chart, read_heads
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid

@@ -10,7 +10,7 @@ from report_cases import BTC, SOL
 
 from tracepaper.replay.importers import read_candles
 from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.reading import read_record
+from tracepaper.replay.report.record import read_record
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
 

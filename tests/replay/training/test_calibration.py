@@ -16,7 +16,7 @@ from tracepaper.replay.training.calibration import (
     temperature,
 )
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.gate import MEASURES, Evidence
+from tracepaper.strategies.gates import MEASURES, Evidence
 from tracepaper.strategies.types import Gate
 
 RNG = np.random.default_rng(3)

@@ -27,7 +27,7 @@ from tracepaper.replay.training.splits import Part, iso
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecasters.build import build
-from tracepaper.strategies.gate import threshold_of
+from tracepaper.strategies.gates import threshold_of
 
 DAYS = 8
 SPLIT = split(4, 5, 6.5)

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.explaining.flips import flips_of
-from tracepaper.replay.explaining.show import BASIS_POINTS
-from tracepaper.replay.explaining.stored import StoredDecision
+from tracepaper.replay.explain.stored import StoredDecision, flips_of
+from tracepaper.replay.explain.terminal import BASIS_POINTS
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import BLOCK_BARS
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from tracepaper.replay.explaining.full import Full
+    from tracepaper.replay.explain.recomputed import Full
 
 PRICE: Final = "#1f2937"
 LOOKED: Final = "#0e7490"

@@ -8,9 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tracepaper.replay.explaining.flips import Flips, GateMargin, flips_of
-from tracepaper.replay.explaining.stored import StoredDecision
-from tracepaper.replay.summary import bar_of
+from tracepaper.replay.explain.stored import Flips, GateMargin, StoredDecision, flips_of
+from tracepaper.replay.report.summary import bar_of
 from tracepaper.strategies.types import Gate
 from tracepaper.strategies.words import measured, unit_beside
 

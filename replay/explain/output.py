@@ -10,13 +10,12 @@ from rich.console import Console
 
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.terminal import Terminal
-from tracepaper.replay.explaining.flips import flips_of
-from tracepaper.replay.explaining.show import show_stored
-from tracepaper.replay.explaining.stored import StoredDecision, locate, read_stored
+from tracepaper.replay.explain.stored import StoredDecision, flips_of, locate, read_stored
+from tracepaper.replay.explain.terminal import show_stored
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 
 if TYPE_CHECKING:
-    from tracepaper.replay.explaining.full import Full
+    from tracepaper.replay.explain.recomputed import Full
 
 
 def tell(
@@ -29,7 +28,7 @@ def tell(
     path, run_id, sequence = locate(decision, database)
     stored = read_stored(path, run_id, sequence)
     if png is not None:
-        from tracepaper.replay.explaining.picture import require_plotting
+        from tracepaper.replay.explain.picture import require_plotting
 
         require_plotting()
     found: Full | None = None
@@ -46,7 +45,7 @@ def tell(
     if missing is not None:
         raise missing
     if png is not None:
-        from tracepaper.replay.explaining.picture import draw
+        from tracepaper.replay.explain.picture import draw
 
         draw(path, stored, found, png)
         Console(stderr=True, soft_wrap=True).print(
@@ -75,8 +74,7 @@ def document(stored: StoredDecision, full: Full | None, missing: str | None) -> 
 
 
 def _recomputed(path: Path, run_id: str, sequence: int) -> Full:
-    from tracepaper.replay.explaining.attribution import open_past
-    from tracepaper.replay.explaining.full import explain_fully
+    from tracepaper.replay.explain.recomputed import explain_fully, open_past
 
     # On anything but a terminal the status prints nothing.
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):
@@ -87,6 +85,6 @@ def _print(stored: StoredDecision, full: Full | None) -> None:
     console = Terminal()
     console.print(show_stored(stored))
     if full is not None:
-        from tracepaper.replay.explaining.show_full import show_full
+        from tracepaper.replay.explain.terminal_full import show_full
 
         console.print(show_full(full))

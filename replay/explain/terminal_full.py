@@ -8,11 +8,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tracepaper.replay.explaining.attribution import HEAVIEST, FullAttribution
-from tracepaper.replay.explaining.full import Agreement, Deletion, Full, Moves, Trial
-from tracepaper.replay.explaining.show import BASIS_POINTS, LOOKED, table_of
+from tracepaper.replay.explain.recomputed import (
+    HEAVIEST,
+    Agreement,
+    Deletion,
+    Full,
+    FullAttribution,
+    Moves,
+    Trial,
+)
+from tracepaper.replay.explain.terminal import BASIS_POINTS, LOOKED, table_of
 from tracepaper.replay.importers.times import iso
-from tracepaper.replay.summary import bar_of
+from tracepaper.replay.report.summary import bar_of
 
 FEATURES_SHOWN: Final = 10
 BARS_SHOWN: Final = 8
