@@ -22,8 +22,6 @@ from tracepaper.strategies.types import (
     Regime,
 )
 
-# How far a close lies from the last one, counted in the usual range of a bar; of finite memory.
-
 YARDSTICK_BARS: Final = 60
 """Bars whose ranges are the yardstick, the one that is judged among them."""
 YARDSTICK_LEAST: Final = 10

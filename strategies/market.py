@@ -1,4 +1,4 @@
-"""Exact decimals as integers of 10⁻ᵏ: rounding, text, and the money of a price and a quantity."""
+"""Exact numbers of a market: decimals as integers of 10⁻ᵏ, and the money of price and quantity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""``Strategy``: the few lines that turn a bar and a forecast into a wish; what a user replaces."""
+"""``Forecaster`` and ``Strategy``: what answers a bar with a forecast, and what trades it.
+
+A user replaces ``Strategy``. ``Forecaster`` is defined here, without torch, so that the engine's
+side never imports it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,6 @@ from msgspec import Struct
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates import YARDSTICK_BARS
 from tracepaper.strategies.types import Action, Bar, Calibration, Forecast, Gate, Regime, Signal
-
-# The Forecaster protocol, defined without torch so that the engine's side never imports it.
 
 
 class Forecaster(Protocol):

@@ -1,4 +1,8 @@
-"""Where one decision looked, bar by bar: its own model warmed again with the stored bars."""
+"""What the run's own model says of one decision, asked again with the stored bars.
+
+First where it looked, bar by bar; then what moved its forecast: contributions of features and
+bars, and a deletion test.
+"""
 
 from __future__ import annotations
 
@@ -177,7 +181,7 @@ def _difference(stored: Explanation | None, found: Attribution, decided: Bar) ->
     return float(np.abs(sums - kept).max())
 
 
-# What moved one forecast: attribution, contributions of features and bars, and a deletion test.
+# ---------------------------------------------------------------- what moved the forecast
 
 DELETED_SHARE: Final = 0.05
 """Share of the past bars whose rows the deletion test makes neutral."""

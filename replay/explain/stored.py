@@ -1,8 +1,8 @@
-"""What would have flipped one decision: how far every gate, and the side itself, was from turning.
+"""One decision as its run stored it, and what would have flipped it: no torch, no recomputation.
 
-Read from the stored rows alone. A margin is positive where the gate passed: it says by how much,
-in the units of its measure, and as a share of its threshold (of ``direction``, which is never
-under one half, of what the threshold asks beyond that).
+A margin is positive where the gate passed: it says by how much, in the units of its measure, and
+as a share of its threshold (of ``direction``, which is never under one half, of what the
+threshold asks beyond that).
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates import AT_LEAST
 from tracepaper.strategies.types import Gate
 from tracepaper.strategies.words import UNITS, with_unit
-
-# One decision as its run stored it: found by name, read through the stable views; no torch.
 
 Row = dict[str, Any]
 

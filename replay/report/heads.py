@@ -155,7 +155,7 @@ def _mean_head(layer: Layer, rows: Ints, mask: Mask) -> Floats:
     return mean
 
 
-# The pictures of heads: a heatmap a head and layer, and what attends to what.
+# ---------------------------------------------------------------- charts
 
 PANEL_HEIGHT: Final = 150
 LEAST_SHARE: Final = 0.002

@@ -35,202 +35,6 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Gate
 from tracepaper.strategies.words import measured
 
-# The parts of the page on money and on the run itself, each a function of the report.
-
-MONTHS: Final = (
-    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-)  # fmt: skip
-
-
-def heading(report: Report) -> Markup:
-    """Return title, span, the figures that matter first, and what to know before believing."""
-    record = report.record
-    tiles = element("div", *(_tile(*of) for of in _tiles(report)), class_="tiles")
-    return joined(
-        [
-            element("h1", f"{record.run['strategy']} on {record.run['instruments']}"),
-            element(
-                "p",
-                f"Run {record.run['run_id']}, {record.run['kind']}, bars of "
-                f"{record.interval_ms // 60_000:,} min, {span(report)}, {counted(report)}.",
-                class_="lead",
-            ),
-            tiles,
-            *(element("p", said, class_="warning") for said in report.warnings),
-            _sentences(report),
-        ]
-    )
-
-
-def _tiles(report: Report) -> list[tuple[str, Value, Form]]:
-    """Return the figures that matter first: name, value, form."""
-    own = report.accounts[0]
-    figures, done, spent = own.performance, own.activity, own.costs
-    held = [of for of in report.accounts if of.name.startswith("held at")]
-    found: list[tuple[str, Value, Form]] = [
-        ("return", figures.total_return, "gain percent"),
-        *((f"buy and hold, {of.name}", of.performance.total_return, "gain percent") for of in held),
-    ]
-    whole = report.accounts[-1]
-    assert whole.name == BUY_AND_HOLD
-    found += [
-        ("buy and hold in full", whole.performance.total_return, "gain percent"),
-        (f"bp a day, over {figures.days:,.1f} days", _day(figures.mean_day, figures.error_day),
-         "gain bp"),
-        ("Sharpe a year", _day(figures.sharpe, figures.sharpe_error), "gain ratio"),
-        ("worst drawdown", figures.max_drawdown, "percent"),
-        ("closed trades", done.trades if done else None, "count"),
-        ("paid in costs", spent.gross - spent.net if spent else None, "money"),
-    ]  # fmt: skip
-    if not held:
-        found.append(("time in the market", done.exposure if done else None, "share"))
-    return found
-
-
-def _day(value: float | None, error: float | None) -> Value:
-    return None if value is None else (value, error)
-
-
-def _tile(name: str, value: Value, form: Form) -> Markup:
-    return element(
-        "div",
-        element("b", written(value, form), class_=tone(value, form)),
-        element("span", name),
-        class_="tile",
-    )
-
-
-def _sentences(report: Report) -> Markup:
-    """Return what to know before believing any of it, folded under its first sentence."""
-    first, *others = report.sentences
-    return element(
-        "details",
-        element("summary", f"{first} {len(others)} more to know before believing any of it."),
-        *(element("p", said) for said in others),
-        class_="sentences",
-    )
-
-
-def months(report: Report) -> Markup:
-    """Return the monthly returns, a year a row, tinted by their size."""
-    years = sorted({year for year, *_ in report.monthly})
-    earned = {(year, month): value for year, month, value in report.monthly}
-    most = max((abs(value) for value in earned.values()), default=0.0) or 1.0
-    rows = []
-    for year in years:
-        own = [earned.get((year, month)) for month in range(1, 13)]
-        whole = float(np.prod([1.0 + value for value in own if value is not None]) - 1.0)
-        rows.append([str(year), *(_tinted(value, most) for value in own), f"{whole:+.2%}"])
-    return table(("", *MONTHS, "year"), rows)
-
-
-def _tinted(value: float | None, most: float) -> Markup:
-    if value is None:
-        return element("td", "")
-    strength = round(45 * abs(value) / most)
-    base = "var(--gain)" if value > 0 else "var(--loss)"
-    return element(
-        "td",
-        f"{value:+.2%}",
-        class_="tint",
-        style=f"background: color-mix(in srgb, {base} {strength}%, transparent)",
-    )
-
-
-def identity(report: Report) -> Markup:
-    """Return what the run was made of, and how to check it."""
-    run = report.record.run
-    rows = [
-        (name.replace("_", " "), run[name])
-        for name in ("run_id", "code_version", "model_id", "config_sha256", "head_digest", "path")
-        if run[name]
-    ]
-    return element(
-        "footer",
-        element("p", "Every figure follows from the run's record; check it with ",
-                element("code", f"tracepaper verify {run['run_id']}"), ".", class_="note"),
-        element("dl", *(element("dt", name) + element("dd", value) for name, value in rows)),
-    )  # fmt: skip
-
-
-# The part of the page on single trades, each explained.
-
-
-def trades(report: Report) -> Markup:
-    """Return the closed trades, each with its explanation one click away."""
-    closed = report.trades[report.shown]
-    if not closed:
-        return element("p", "No trade was closed.", class_="note")
-    shown = len(report.explained)
-    said = f"{len(closed):,} closed trades of {report.shown}"
-    if report.shown != report.record.account.name:
-        said += ", for this run closed none"
-    if shown < len(closed):
-        said += f"; the {shown // 2} best and the {shown // 2} worst are explained here"
-    return joined(
-        [
-            element("p", f"{said}. Click one to see why it was opened and where the model looked."),
-            *(_trade(explained) for explained in report.explained),
-        ]
-    )
-
-
-def _trade(explained: Explained) -> Markup:
-    trade = explained.trade
-    won = tone(trade.profit, "gain")
-    summary = element(
-        "summary",
-        element("span", iso(trade.entered_ms).replace("T", " ").removesuffix(":00Z")),
-        element("span", trade.side, class_="wide"),
-        element("span", f"{trade.entry_reason} → {trade.exit_reason}", class_="why wide"),
-        element("span", f"{trade.profit:+,.2f}", class_=f"number {won}"),
-        element("span", f"{trade.return_bp:+.1f} bp", class_=f"number wide {won}"),
-    )
-    return element(
-        "details",
-        summary,
-        element("div", _said(explained), Markup(trade_picture(explained)), _gates(explained),
-                class_="explained"),
-        class_="trade",
-    )  # fmt: skip
-
-
-def _said(explained: Explained) -> Markup:
-    """Return what was held, and what the decision's row says."""
-    trade, decision = explained.trade, explained.decision
-    said = (
-        f"{trade.side} {trade.quantity:g} {trade.instrument} at {trade.entry_price:,g}, left "
-        f"{iso(trade.left_ms)} at {trade.exit_price:,g}; {trade.fees:,.2f} of fees. Opened by "
-        f"decision {trade.entry_sequence}."
-    )
-    if decision["mean_return"] is not None:
-        said += (
-            f" Expected {1e4 * decision['mean_return']:+.2f} ± "
-            f"{1e4 * decision['stdev_return']:.1f} bp over {decision['horizon']} bars; "
-            f"up {decision['p_up']:.0%}, flat {decision['p_flat']:.0%}, "
-            f"down {decision['p_down']:.0%}; regime {decision['regime']}. "
-            "Under the price: where attention flowed."
-        )
-    return element("p", said, class_="note")
-
-
-def _gates(explained: Explained) -> Markup:
-    if not explained.gates:
-        return Markup("")
-    rows = [
-        [
-            gate["gate"],
-            measured(Gate(gate["gate"]), gate["measure"]),
-            measured(Gate(gate["gate"]), gate["threshold"]),
-            element("span", "passed", class_="mark")
-            if gate["passed"]
-            else element("span", "failed", class_="mark failed"),
-        ]
-        for gate in explained.gates
-    ]
-    return table(("gate", "measure", "threshold", ""), rows)
-
-
 INSTRUMENTS_MAX: Final = 4
 POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -458,3 +262,199 @@ def _head_sections(report: Report, charts: _Charts, *, wanted: bool) -> list[Mar
                     "layer attends to. The last column is the decision's rollout.", class_="note"),
         )
     ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- the run and its money
+
+MONTHS: Final = (
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+)  # fmt: skip
+
+
+def heading(report: Report) -> Markup:
+    """Return title, span, the figures that matter first, and what to know before believing."""
+    record = report.record
+    tiles = element("div", *(_tile(*of) for of in _tiles(report)), class_="tiles")
+    return joined(
+        [
+            element("h1", f"{record.run['strategy']} on {record.run['instruments']}"),
+            element(
+                "p",
+                f"Run {record.run['run_id']}, {record.run['kind']}, bars of "
+                f"{record.interval_ms // 60_000:,} min, {span(report)}, {counted(report)}.",
+                class_="lead",
+            ),
+            tiles,
+            *(element("p", said, class_="warning") for said in report.warnings),
+            _sentences(report),
+        ]
+    )
+
+
+def _tiles(report: Report) -> list[tuple[str, Value, Form]]:
+    """Return the figures that matter first: name, value, form."""
+    own = report.accounts[0]
+    figures, done, spent = own.performance, own.activity, own.costs
+    held = [of for of in report.accounts if of.name.startswith("held at")]
+    found: list[tuple[str, Value, Form]] = [
+        ("return", figures.total_return, "gain percent"),
+        *((f"buy and hold, {of.name}", of.performance.total_return, "gain percent") for of in held),
+    ]
+    whole = report.accounts[-1]
+    assert whole.name == BUY_AND_HOLD
+    found += [
+        ("buy and hold in full", whole.performance.total_return, "gain percent"),
+        (f"bp a day, over {figures.days:,.1f} days", _day(figures.mean_day, figures.error_day),
+         "gain bp"),
+        ("Sharpe a year", _day(figures.sharpe, figures.sharpe_error), "gain ratio"),
+        ("worst drawdown", figures.max_drawdown, "percent"),
+        ("closed trades", done.trades if done else None, "count"),
+        ("paid in costs", spent.gross - spent.net if spent else None, "money"),
+    ]  # fmt: skip
+    if not held:
+        found.append(("time in the market", done.exposure if done else None, "share"))
+    return found
+
+
+def _day(value: float | None, error: float | None) -> Value:
+    return None if value is None else (value, error)
+
+
+def _tile(name: str, value: Value, form: Form) -> Markup:
+    return element(
+        "div",
+        element("b", written(value, form), class_=tone(value, form)),
+        element("span", name),
+        class_="tile",
+    )
+
+
+def _sentences(report: Report) -> Markup:
+    """Return what to know before believing any of it, folded under its first sentence."""
+    first, *others = report.sentences
+    return element(
+        "details",
+        element("summary", f"{first} {len(others)} more to know before believing any of it."),
+        *(element("p", said) for said in others),
+        class_="sentences",
+    )
+
+
+def months(report: Report) -> Markup:
+    """Return the monthly returns, a year a row, tinted by their size."""
+    years = sorted({year for year, *_ in report.monthly})
+    earned = {(year, month): value for year, month, value in report.monthly}
+    most = max((abs(value) for value in earned.values()), default=0.0) or 1.0
+    rows = []
+    for year in years:
+        own = [earned.get((year, month)) for month in range(1, 13)]
+        whole = float(np.prod([1.0 + value for value in own if value is not None]) - 1.0)
+        rows.append([str(year), *(_tinted(value, most) for value in own), f"{whole:+.2%}"])
+    return table(("", *MONTHS, "year"), rows)
+
+
+def _tinted(value: float | None, most: float) -> Markup:
+    if value is None:
+        return element("td", "")
+    strength = round(45 * abs(value) / most)
+    base = "var(--gain)" if value > 0 else "var(--loss)"
+    return element(
+        "td",
+        f"{value:+.2%}",
+        class_="tint",
+        style=f"background: color-mix(in srgb, {base} {strength}%, transparent)",
+    )
+
+
+def identity(report: Report) -> Markup:
+    """Return what the run was made of, and how to check it."""
+    run = report.record.run
+    rows = [
+        (name.replace("_", " "), run[name])
+        for name in ("run_id", "code_version", "model_id", "config_sha256", "head_digest", "path")
+        if run[name]
+    ]
+    return element(
+        "footer",
+        element("p", "Every figure follows from the run's record; check it with ",
+                element("code", f"tracepaper verify {run['run_id']}"), ".", class_="note"),
+        element("dl", *(element("dt", name) + element("dd", value) for name, value in rows)),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- single trades, each explained
+
+
+def trades(report: Report) -> Markup:
+    """Return the closed trades, each with its explanation one click away."""
+    closed = report.trades[report.shown]
+    if not closed:
+        return element("p", "No trade was closed.", class_="note")
+    shown = len(report.explained)
+    said = f"{len(closed):,} closed trades of {report.shown}"
+    if report.shown != report.record.account.name:
+        said += ", for this run closed none"
+    if shown < len(closed):
+        said += f"; the {shown // 2} best and the {shown // 2} worst are explained here"
+    return joined(
+        [
+            element("p", f"{said}. Click one to see why it was opened and where the model looked."),
+            *(_trade(explained) for explained in report.explained),
+        ]
+    )
+
+
+def _trade(explained: Explained) -> Markup:
+    trade = explained.trade
+    won = tone(trade.profit, "gain")
+    summary = element(
+        "summary",
+        element("span", iso(trade.entered_ms).replace("T", " ").removesuffix(":00Z")),
+        element("span", trade.side, class_="wide"),
+        element("span", f"{trade.entry_reason} → {trade.exit_reason}", class_="why wide"),
+        element("span", f"{trade.profit:+,.2f}", class_=f"number {won}"),
+        element("span", f"{trade.return_bp:+.1f} bp", class_=f"number wide {won}"),
+    )
+    return element(
+        "details",
+        summary,
+        element("div", _said(explained), Markup(trade_picture(explained)), _gates(explained),
+                class_="explained"),
+        class_="trade",
+    )  # fmt: skip
+
+
+def _said(explained: Explained) -> Markup:
+    """Return what was held, and what the decision's row says."""
+    trade, decision = explained.trade, explained.decision
+    said = (
+        f"{trade.side} {trade.quantity:g} {trade.instrument} at {trade.entry_price:,g}, left "
+        f"{iso(trade.left_ms)} at {trade.exit_price:,g}; {trade.fees:,.2f} of fees. Opened by "
+        f"decision {trade.entry_sequence}."
+    )
+    if decision["mean_return"] is not None:
+        said += (
+            f" Expected {1e4 * decision['mean_return']:+.2f} ± "
+            f"{1e4 * decision['stdev_return']:.1f} bp over {decision['horizon']} bars; "
+            f"up {decision['p_up']:.0%}, flat {decision['p_flat']:.0%}, "
+            f"down {decision['p_down']:.0%}; regime {decision['regime']}. "
+            "Under the price: where attention flowed."
+        )
+    return element("p", said, class_="note")
+
+
+def _gates(explained: Explained) -> Markup:
+    if not explained.gates:
+        return Markup("")
+    rows = [
+        [
+            gate["gate"],
+            measured(Gate(gate["gate"]), gate["measure"]),
+            measured(Gate(gate["gate"]), gate["threshold"]),
+            element("span", "passed", class_="mark")
+            if gate["passed"]
+            else element("span", "failed", class_="mark failed"),
+        ]
+        for gate in explained.gates
+    ]
+    return table(("gate", "measure", "threshold", ""), rows)

@@ -1,4 +1,4 @@
-"""The charts of trading: price with entries, exits and refused signals; trades; rolling Sharpe."""
+"""The charts of prices: with trades and refused signals, of one trade, and of the returns."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def caption(report: Report, instrument: str) -> str:
     )
 
 
-# Small pictures as inline SVG: a trade's price with the attention of its decision under it.
+# ---------------------------------------------------------------- one trade, as inline SVG
 
 WIDTH: Final = 720
 PRICE_HEIGHT: Final = 120

@@ -1,4 +1,4 @@
-"""One run as arrays: what every part of the report is made of."""
+"""One run as arrays, read through the stable views in one snapshot of its database."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class RunRecord:
         return self.terms.round_trip / 2
 
 
-# A run's record out of the stable views, in one snapshot of its database.
+# ---------------------------------------------------------------- reading
 
 _DECISIONS: Final = (
     "SELECT sequence, instrument, open_time_ms, action, allowed, coalesce(refused_by, ''), "

@@ -1,4 +1,4 @@
-"""Closed trades with their reasons, and what trading cost: fee, spread, slippage, funding."""
+"""Closed trades out of fills, with their reasons, and what trading cost."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import numpy as np
 from tracepaper.daemon.fills import Terms
 from tracepaper.replay.report.record import Ledger, Row
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_SCALE, FillModel, Instrument, Side
-
-# Closed trades out of fills, exactly: from flat to flat, or to the other side.
 
 
 @dataclass(frozen=True)

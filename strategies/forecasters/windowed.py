@@ -29,8 +29,6 @@ from tracepaper.strategies.networks.heads import Outputs
 from tracepaper.strategies.networks.informer import InformerNetwork
 from tracepaper.strategies.types import BLOCK_BARS, Bar, Calibration, Explanation, Forecast
 
-# ``Ring``: preallocated last-N rows, always readable as one contiguous view.
-
 
 class Ring:
     """The newest *capacity* rows of *width* floats.
