@@ -6,8 +6,8 @@ from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.portfolio import Portfolio
 from tracepaper.daemon.state import EngineState, decode_state
 from tracepaper.daemon.thinker import Memory
+from tracepaper.storage.audit import Resumed
 from tracepaper.storage.reader import Reader
-from tracepaper.storage.resume import Resumed
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types import Run
 

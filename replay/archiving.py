@@ -12,8 +12,7 @@ from tracepaper.replay.importers import Candles, merge_candles
 from tracepaper.replay.importers.archives import candles_of
 from tracepaper.replay.instruments import archive_instrument
 from tracepaper.replay.resample import MONDAY_MS, WEEK_MS
-from tracepaper.storage.history import History, Series
-from tracepaper.storage.history_writer import HistoryWriter
+from tracepaper.storage.history import History, HistoryWriter, Series
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Bar, Instrument
 

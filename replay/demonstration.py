@@ -30,9 +30,8 @@ from tracepaper.replay.explain.terminal import show_stored
 from tracepaper.replay.explain.terminal_full import show_attribution
 from tracepaper.replay.report.summary import Summary, most_telling, program_name, show, summarise
 from tracepaper.replay.samples import DEMO_CANDLES
-from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.chain import ChainReport, verify_chain
 from tracepaper.storage.reader import Reader
-from tracepaper.storage.tamper import ChainReport
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid, FeedLost
 from tracepaper.strategies.types import RunKind
 

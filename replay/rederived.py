@@ -19,10 +19,9 @@ import msgspec
 from tracepaper.storage.decode import KEPT_AT, MARKS_FROM, StepDecoder, StoredRows
 from tracepaper.storage.digest import decision_digest
 from tracepaper.storage.encode import StepEncoder
-from tracepaper.storage.reader import Reader, StoredRun
+from tracepaper.storage.reader import Reader, StoredRun, interned
 from tracepaper.storage.rows import ANSWER_GATES, sequence_of
 from tracepaper.storage.schema import metadata, stored_columns
-from tracepaper.storage.stored import interned
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Bar, Step
 

@@ -18,10 +18,9 @@ from sqlalchemy import StaticPool, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from tracepaper.storage.lock import InstanceLock
+from tracepaper.storage.lock import InstanceLock, WatchedFile
 from tracepaper.storage.schema import SCHEMA_REVISION, UPGRADABLE, metadata
 from tracepaper.storage.views import create_views
-from tracepaper.storage.watch import WatchedFile
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 
 if TYPE_CHECKING:

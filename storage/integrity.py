@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Final
 from msgspec import MsgspecError, Struct
 from sqlalchemy import StaticPool, create_engine
 
-from tracepaper.storage.cards import ID_DIGITS, Identity
-from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.chain import ChainProblem, ChainReport, verify_chain
+from tracepaper.storage.checkpoints import ID_DIGITS, Identity
 from tracepaper.storage.database import create
+from tracepaper.storage.reader import select
 from tracepaper.storage.rows import step_key
 from tracepaper.storage.schema import SCHEMA_REVISION
-from tracepaper.storage.stored import select
-from tracepaper.storage.tamper import ChainProblem, ChainReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

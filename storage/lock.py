@@ -4,14 +4,251 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
+import struct
+import sys
 import time
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import msgspec
 
-from tracepaper.storage.watch import identity
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
+
+# The file under the writer: locked by its inode, and watched for whatever takes it away.
+#
+# A file system takes every write to a file that was deleted, replaced or cut short, and nobody could
+# read it back. So the writer looks before a commit, and again before it is acknowledged.
+
+NAME_AT: Final = 2**62
+"""The byte whose POSIX lock tells others our process id; SQLite locks none there."""
+
+# A write-ahead log and its index, as sqlite.org/walformat.html describes them.
+_WAL_HEADER: Final = 32
+_FRAME_HEADER: Final = 24
+_INDEX_HEADER: Final = 48
+_INDEX_READS: Final = 100
+_INDEX_VERSION: Final = 3_007_000
+_NO_FRAME: Final = b"\0\0\0\0"  # a frame begins with its page's number, which is never 0
+_LAST_STEPS: Final = (
+    "the last steps may be lost: start again from what is left, or restore a backup."
+)
+_FLOCK: Final = "hhqqi"  # struct flock of a 64-bit Linux
+
+Identity = tuple[int, int]
+
+
+def identity(path: Path) -> Identity | None:
+    """Return which file lies at *path*, by device and inode; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+class WatchedFile:
+    """The one descriptor of ours on the database *path*, under an flock of its inode.
+
+    Closing any descriptor of a file drops every POSIX lock that this process has on it, SQLite's
+    among them: this one is opened before SQLite's and closed after it, and no other is opened. An
+    flock is none of these, so neither disturbs the other.
+    """
+
+    _held: ClassVar[set[Identity]] = set()  # the files that this process has under such a lock
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._identity = _identity_of(descriptor)
+        self._size = 0
+        self._log: _WriteAheadLog | None = None
+        self._held.add(self._identity)
+
+    @classmethod
+    def open(cls, path: Path) -> WatchedFile:
+        """Lock the file *path*, making it where it is missing, under whatever name it is known.
+
+        Raises ``ConfigInvalid`` with the holder's process id where another writer has it.
+        """
+        if identity(path) in cls._held:
+            raise ConfigInvalid(_in_use(path, os.getpid()))
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise AuditUnwritable(
+                f"{path} cannot be opened for writing ({error.strerror}); mend it, restore a "
+                "backup, or choose another --db."
+            ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                raise ConfigInvalid(_in_use(path, holder)) from None
+            raise AuditUnwritable(
+                f"{path} cannot be locked ({error.strerror}); use a local disk."
+            ) from error
+        return cls(path, descriptor)
+
+    def begin(self, page_bytes: int) -> None:
+        """Begin to watch, once SQLite has the file, its -wal and its -shm open."""
+        # Taken now: SQLite's first steps give up every POSIX lock of the file.
+        fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, NAME_AT)
+        self._log = _WriteAheadLog(self._path.resolve(), page_bytes)
+        self.settle()
+
+    def settle(self) -> None:
+        """Remember what a commit left."""
+        self._size = os.fstat(self._descriptor).st_size
+        if self._log is not None:
+            self._log.settle()
+
+    def problem(self, connection: sqlite3.Connection) -> str:
+        """Return what was done to the files of *connection* since, and what to do; or nothing.
+
+        Steps that lie in a -wal which is gone are still ours to read: they are saved here.
+        """
+        if refusal := self._file_problem():
+            return refusal
+        log = self._log
+        if log is None:
+            return ""
+        if log.is_gone():
+            kept = (
+                f"every stored step was saved into {self._path}: start again."
+                if log.save(connection)
+                else _LAST_STEPS
+            )
+            return f"{self._path}-wal or -shm was deleted or replaced while it was written; {kept}"
+        if log.is_cut():
+            log.leave(connection)
+            return f"{self._path}-wal was cut or overwritten while it was written; {_LAST_STEPS}"
+        return ""
+
+    def _file_problem(self) -> str:
+        """Return what was done to the database file itself; empty where nothing was."""
+        if identity(self._path) != self._identity:
+            return (
+                f"{self._path} was deleted, moved or replaced while it was written; put it back "
+                "with its -wal file, or start again with a new one."
+            )
+        size = os.fstat(self._descriptor).st_size
+        if size < self._size:
+            return (
+                f"{self._path} was cut from {self._size} to {size} bytes while it was written; "
+                "restore a backup, then start again."
+            )
+        return ""
+
+    def close(self) -> None:
+        """Give the lock back, after SQLite has closed the file; safe to call twice."""
+        if self._descriptor < 0:
+            return
+        if self._log is not None:
+            self._log.close()
+        self._held.discard(self._identity)
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+
+class _WriteAheadLog:
+    """The -wal that our connection writes, and the index of it in -shm."""
+
+    def __init__(self, database: Path, page_bytes: int) -> None:
+        self._files = {
+            database.with_name(database.name + ending): -1 for ending in ("-wal", "-shm")
+        }
+        for file in self._files:
+            self._files[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        self._wal, self._index = self._files.values()
+        self._frame_bytes = _FRAME_HEADER + page_bytes
+        self._salt = b""
+        self._frames = 0
+        self._last = b""
+
+    def settle(self) -> None:
+        """Remember the last frame that the index counts."""
+        self._salt, self._frames = self._counted()
+        self._last = self._frame(self._frames)
+
+    def is_gone(self) -> bool:
+        """Return whether one of the two files is not what lies at its path, or the index is cut."""
+        if os.fstat(self._index).st_size < 2 * _INDEX_HEADER:
+            return True
+        return any(identity(file) != _identity_of(at) for file, at in self._files.items())
+
+    def is_cut(self) -> bool:
+        """Return whether the file holds less than the index counts, or other than it held.
+
+        A checkpoint begins the file anew under another salt: what it held is in the database.
+        """
+        salt, frames = self._counted()
+        if os.fstat(self._wal).st_size < _WAL_HEADER + frames * self._frame_bytes and frames:
+            return True
+        if salt == self._salt:
+            return self._frame(self._frames) != self._last
+        # A file that was cut and then written further back has a hole, which reads as zeros.
+        starts = (os.pread(self._wal, 4, self._place(frame)) for frame in range(1, frames + 1))
+        return any(start in {_NO_FRAME, b""} for start in starts)
+
+    def save(self, connection: sqlite3.Connection) -> bool:
+        """Carry what only our descriptor still reaches into the database; return whether all."""
+        try:
+            (is_busy, frames, moved) = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+        except sqlite3.Error:
+            return False
+        wal = next(iter(self._files))
+        if not is_busy and frames == moved and identity(wal) not in {None, _identity_of(self._wal)}:
+            # Another log at this place would be read over what was just saved.
+            wal.rename(wal.with_name(wal.name + ".replaced"))
+        return not is_busy and frames == moved
+
+    def leave(self, connection: sqlite3.Connection) -> None:
+        """Let the close of *connection* not carry pieces of a broken log into the database."""
+        if sys.version_info >= (3, 12):
+            connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
+
+    def close(self) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+
+    def _counted(self) -> tuple[bytes, int]:
+        """Return the salt of the log and how many of its frames are committed."""
+        for _ in range(_INDEX_READS):
+            first, second = (os.pread(self._index, _INDEX_HEADER, at) for at in (0, _INDEX_HEADER))
+            if first == second and len(first) == _INDEX_HEADER:
+                version, frames = struct.unpack_from("=I12xI", first)
+                return (first[32:40], frames) if version == _INDEX_VERSION else (b"", 0)
+        return b"", 0  # a writer of another process is between the two
+
+    def _frame(self, frame: int) -> bytes:
+        return os.pread(self._wal, self._frame_bytes, self._place(frame)) if frame else b""
+
+    def _place(self, frame: int) -> int:
+        return _WAL_HEADER + (frame - 1) * self._frame_bytes
+
+
+def _identity_of(descriptor: int) -> Identity:
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
+
+
+def _holder(descriptor: int) -> int:
+    """Return the process that has its name on the file; 0 where that is not known."""
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, NAME_AT, 1, 0)
+    try:
+        kind, *_, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    except OSError:
+        return 0
+    return 0 if kind == fcntl.F_UNLCK else int(pid)
+
+
+def _in_use(path: Path, pid: int) -> str:
+    named = f"process {pid}" if pid > 0 else "another process"
+    return f"{path} is in use by {named}; stop it or choose another file with --db."
+
 
 LOCK_ATTEMPTS: Final = 4
 LOCK_PAUSE_S: Final = 0.02

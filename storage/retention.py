@@ -15,8 +15,8 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import DROPPED_TABLES, verify_chain
 from tracepaper.storage.database import advice, open_reader, open_writer
 from tracepaper.storage.digest import NOTHING
+from tracepaper.storage.reader import confirmed_since, latest, run_span
 from tracepaper.storage.rows import KEPT_EVENTS, sequence_of, step_key
-from tracepaper.storage.stored import confirmed_since, latest, run_span
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 from tracepaper.strategies.types import Prune
 

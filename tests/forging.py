@@ -12,9 +12,9 @@ from typing import Any
 from tracepaper.storage.chain import covered_until
 from tracepaper.storage.decode import KEPT_AT, STATE_AT
 from tracepaper.storage.digest import Covered, chain_digest, opened_digest, rows_digest
+from tracepaper.storage.reader import gate_set_rows, read_chunk, run_span, select
 from tracepaper.storage.rows import SPARSE_TABLES, kept_rows, step_key
 from tracepaper.storage.schema import metadata
-from tracepaper.storage.stored import gate_set_rows, read_chunk, run_span, select
 
 DIGESTS = {
     "runs.opened_digest",

@@ -239,8 +239,8 @@ def export(
     """Write every view of a run into a file each; the folder appears when all are whole."""
     import sys
 
-    from tracepaper.storage.export import chosen
-    from tracepaper.storage.export import export as write
+    from tracepaper.storage.questions import chosen
+    from tracepaper.storage.questions import export as write
     from tracepaper.storage.reader import Reader
 
     folder = parquet or csv

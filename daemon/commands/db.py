@@ -24,7 +24,7 @@ def upgrade(
     *, db: DatabaseOption = None, config: ConfigOption = None, json: JsonOption = False
 ) -> None:
     """Bring the database to this version's schema; it is as it was if that fails."""
-    from tracepaper.storage.upgrade import upgrade as upgrade_database
+    from tracepaper.storage.migrations.upgrade import upgrade as upgrade_database
 
     path = database_path(db, config)
     before, after = upgrade_database(path)

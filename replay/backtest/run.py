@@ -22,9 +22,8 @@ from tracepaper.daemon.thinker import InlineThinker, Memory, no_model
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.scan import ScanThinker
 from tracepaper.replay.importers import Candles, FundingRates
-from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.reader import Reader
-from tracepaper.storage.resume import Resumed
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Answer, Bar, Event, Funding, Gap, RunKind, Step
 

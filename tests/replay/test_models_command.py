@@ -9,8 +9,7 @@ import models
 import pytest
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.storage.cards import dump
-from tracepaper.storage.checkpoints import CARD_NAME, save
+from tracepaper.storage.checkpoints import CARD_NAME, dump, save
 
 ABSURD = ("nan", "-1", '"x"', "[]", "{}", "999999999999", "true")
 

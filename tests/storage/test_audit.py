@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.database import open_writer
-from tracepaper.storage.interning import OUTCOMES_KEPT
+from tracepaper.storage.encode import OUTCOMES_KEPT
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
 from tracepaper.strategies.types import (

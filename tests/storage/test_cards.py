@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.storage.cards import dump
+from tracepaper.storage.checkpoints import dump
 from tracepaper.strategies.errors import ConfigInvalid
 
 SCALARS = (

@@ -13,10 +13,9 @@ import storage_cases as cases
 from forging import rechain
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.chain import ChainReport, verify_chain
 from tracepaper.storage.rows import SPARSE_TABLES, step_key
 from tracepaper.storage.schema import RUN_TABLES, metadata
-from tracepaper.storage.tamper import ChainReport
 
 STEPS = cases.rich_steps()
 FIRST_BAR = len(cases.other_events())  # the bars come after one event of every other kind

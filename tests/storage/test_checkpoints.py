@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from tracepaper.storage.cards import dump, identity
 from tracepaper.storage.checkpoints import (
     CARD_NAME,
     WEIGHTS_NAME,
+    dump,
+    identity,
     keep,
     kept_folder,
     listed,

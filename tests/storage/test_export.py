@@ -16,8 +16,8 @@ from msgspec.structs import replace
 from pyarrow import parquet
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.storage import export as exporting
-from tracepaper.storage.export import chosen, export
+from tracepaper.storage import questions as exporting
+from tracepaper.storage.questions import chosen, export
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.views import VIEWS
 from tracepaper.strategies.errors import ConfigInvalid
@@ -120,7 +120,7 @@ def test_an_export_that_is_killed_leaves_no_folder_of_its_name(
 ) -> None:
     program = (
         "import os, pathlib, sys\n"
-        "from tracepaper.storage.export import export\n"
+        "from tracepaper.storage.questions import export\n"
         "from tracepaper.storage.reader import Reader\n"
         "reader = Reader.open(pathlib.Path(sys.argv[1]))\n"
         "export(reader, 'plain', pathlib.Path(sys.argv[2]), 'csv',\n"

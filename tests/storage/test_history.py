@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.storage.database import open_writer
-from tracepaper.storage.history import History
-from tracepaper.storage.history_writer import HistoryWriter, Written, finest_of
+from tracepaper.storage.history import History, HistoryWriter, Written, finest_of
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Bar, Source
 

@@ -12,10 +12,9 @@ from builders import MINUTE
 from msgspec.structs import replace
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.chain import ChainReport, verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.retention import Pruning, backup, prune
-from tracepaper.storage.tamper import ChainReport
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Action, Step
 

@@ -15,10 +15,18 @@ from tracepaper.storage import schema
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.decode import Interned, StepDecoder, StoredRows
 from tracepaper.storage.encode import StepEncoder
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.rows import SPARSE_TABLES, Row, Shape, sequence_of, step_key
-from tracepaper.storage.run_rows import instrument_of, instrument_row, run_of, run_row
-from tracepaper.storage.stored import gate_set_of
+from tracepaper.storage.reader import Reader, gate_set_of
+from tracepaper.storage.rows import (
+    SPARSE_TABLES,
+    Row,
+    Shape,
+    instrument_of,
+    instrument_row,
+    run_of,
+    run_row,
+    sequence_of,
+    step_key,
+)
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types import GateSet, InstrumentChange, Step
 

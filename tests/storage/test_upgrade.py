@@ -15,8 +15,8 @@ from sqlalchemy import StaticPool, create_engine
 
 from tracepaper.storage import migrations
 from tracepaper.storage.database import open_writer
+from tracepaper.storage.migrations.upgrade import migrate, upgrade
 from tracepaper.storage.schema import SCHEMA_REVISION, UPGRADABLE
-from tracepaper.storage.upgrade import migrate, upgrade
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 

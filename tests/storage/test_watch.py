@@ -19,10 +19,9 @@ import storage_cases as cases
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.database import open_writer
-from tracepaper.storage.history_writer import HistoryWriter
-from tracepaper.storage.lock import Holder, holder_of, lock_file
+from tracepaper.storage.history import HistoryWriter
+from tracepaper.storage.lock import Holder, WatchedFile, holder_of, lock_file
 from tracepaper.storage.reader import Reader
-from tracepaper.storage.watch import WatchedFile
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 from tracepaper.strategies.types import Step
 
