@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from tracepaper.storage.rows import Row
     from tracepaper.strategies.types import Prune
 
-# Where a run goes on: read from its last step, and checked against its row.
+# ---------------------------------------------------------------- where a run goes on
 
 _LAST: Final = (
     "SELECT step, digest FROM steps WHERE step BETWEEN ? AND ? ORDER BY step DESC LIMIT 1"

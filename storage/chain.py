@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from tracepaper.storage.rows import SparseRow
 
-# What was done to a chain that does not hold: named from the first broken step; pure.
+# ---------------------------------------------------------------- what was done to a chain
 
 SUSPECTS: Final = 16
 """Broken steps that are looked at to tell an exchange of rows from a change."""

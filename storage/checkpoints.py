@@ -26,7 +26,7 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 if TYPE_CHECKING:
     import torch
 
-# A model card as TOML text: what ``tomllib`` reads is what was written.
+# ---------------------------------------------------------------- the card as TOML text
 
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPES: Final = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}

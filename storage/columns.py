@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from tracepaper.storage.rows import SEQUENCE_LIMIT, SOURCES
 
-# Numbers and times as SQL shows them: exact text, REAL, ISO; built-in functions only; pure.
+# ---------------------------------------------------------------- numbers and times in SQL
 
 
 def power_of_ten(decimals: str) -> str:

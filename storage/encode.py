@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         Step,
     )
 
-# Rows that are stored once and named by the step that first used them; pure.
+# ---------------------------------------------------------------- rows that are stored once
 
 OUTCOMES_KEPT: Final = 4096
 """Outcomes remembered at a time; reasons without end must not fill the memory."""

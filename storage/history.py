@@ -1,4 +1,4 @@
-"""The bar archive: read a range in order, report gaps; ``history_writer.py`` fills it.
+"""The bar archive: read a range in order, report gaps, add bars without contradiction.
 
 An archive is a database of the usual schema, so it may also hold runs. Each series is one
 instrument at one interval, in the finest decimals that were ever written to it.
@@ -147,7 +147,7 @@ def instrument_of_json(text: str) -> Instrument:
     return msgspec.json.decode(text, type=Instrument)
 
 
-# Write the bar archive: all bars of a write or none, and no contradiction in silence.
+# ---------------------------------------------------------------- writing
 
 CHUNK_BARS: Final = 10_000
 _INSERT: Final = (

@@ -1,4 +1,8 @@
-"""The instance lock: one process writes a database, and the file beside it says which."""
+"""One process writes a database: the instance lock, and a watch over the file under the writer.
+
+A file system takes every write to a file that was deleted, replaced or cut short, and nobody could
+read it back. So the writer looks before a commit, and again before it is acknowledged.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,7 @@ import msgspec
 
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 
-# The file under the writer: locked by its inode, and watched for whatever takes it away.
-#
-# A file system takes every write to a file that was deleted, replaced or cut short, and nobody could
-# read it back. So the writer looks before a commit, and again before it is acknowledged.
+# ---------------------------------------------------------------- the file under the writer
 
 NAME_AT: Final = 2**62
 """The byte whose POSIX lock tells others our process id; SQLite locks none there."""
@@ -272,7 +273,7 @@ class InstanceLock:
 
     The kernel drops the lock when its holder dies, so a stale file is simply taken over. The
     file stays when the lock is released. What keeps a second writer out, whatever is done to this
-    file, is the lock on the database itself (``watch``).
+    file, is the lock on the database itself (``WatchedFile``).
     """
 
     def __init__(self, file: Path, descriptor: int) -> None:

@@ -1,4 +1,7 @@
-"""Read-only questions in SQL: what ``audit sql`` and its prepared sisters ask."""
+"""What is asked of the views: questions in SQL, and every view of a run as a file.
+
+``audit export`` writes Parquet or CSV, streamed, and whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -213,7 +216,7 @@ def _authorize(action: int, *_: str | None) -> int:
     return sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY
 
 
-# Every view of one run into one file each: Parquet or CSV, streamed, and whole or not at all.
+# ---------------------------------------------------------------- files of every view
 
 FORMATS: Final = ("parquet", "csv")
 BATCH_ROWS: Final = 20_000

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tracepaper.strategies.types import Answer, Bar, Event, Fill, Order, Run, RunKind
 
-# Stored rows of a run, read in chunks of steps: what the reader and the chain's check share.
+# ---------------------------------------------------------------- stored rows, in chunks of steps
 
 CHUNK_STEPS: Final = 2048
 CACHED_ROWS: Final = 4096

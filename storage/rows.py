@@ -210,7 +210,7 @@ def kept_rows(event: Row | None, sparse: Iterable[SparseRow]) -> list[SparseRow]
     return kept
 
 
-# ``Run`` and its instruments to rows and back; pure.
+# ---------------------------------------------------------------- the run and its instruments
 
 
 class Previous(NamedTuple):

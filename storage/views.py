@@ -33,7 +33,7 @@ from tracepaper.strategies.types import BLOCK_BARS
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-# Views of runs, bars, gaps and events.
+# ---------------------------------------------------------------- runs, bars, gaps and events
 
 _LAST_BUT_PRUNES: Final = (
     "SELECT s.step FROM steps s WHERE s.step BETWEEN r.run_key << 28 AND "
@@ -224,7 +224,7 @@ V_EVENTS: Final = View(
 
 RUN_VIEWS: Final = (V_RUNS, V_BARS, V_GAPS, V_EVENTS)
 
-# Views of decisions, their gates and their explanations.
+# ---------------------------------------------------------------- decisions, gates, explanations
 
 # Only a step that decided names a row of ``outcomes``, so the join leaves out all others.
 _DECIDED: Final = (
@@ -369,7 +369,7 @@ V_EXPLANATIONS: Final = View(
 
 DECISION_VIEWS: Final = (V_DECISIONS, V_GATES, V_EXPLANATIONS)
 
-# Views of orders, fills, positions and equity, of the run's account and of its twins.
+# ---------------------------------------------------------------- orders, fills, positions, equity
 
 _STEP_TABLES: Final = (
     "LEFT JOIN bars b ON b.step = s.step LEFT JOIN events e ON e.step = s.step "
