@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tracepaper.strategies.forecasters import measures
+from tracepaper.strategies.forecasters.measures import recent_mass, shift
 from tracepaper.strategies.networks.heads import Outputs
 from tracepaper.strategies.networks.stream import Advance
 from tracepaper.strategies.types import Explanation, Forecast
@@ -67,11 +67,11 @@ def explanations(
     *aged* are the rollout rows by age, *before* the same of the bar before each, NaN at the start
     of a stream, where there is no shift; *context* is the receptive field in bars.
     """
-    recent = measures.recent_mass(aged, context).tolist()
+    recent = recent_mass(aged, context).tolist()
     known = ~np.isnan(before[:, -1])
     shifts = [
-        float(shift) if has_shift else None
-        for shift, has_shift in zip(measures.shift(before, aged), known, strict=True)
+        float(moved) if has_shift else None
+        for moved, has_shift in zip(shift(before, aged), known, strict=True)
     ]
     errors = np.abs(1.0 - told.rollout.sum(axis=1, dtype=np.float64)).tolist()
     entropy = told.confidence.flatten(1)  # [bar, layer * head]

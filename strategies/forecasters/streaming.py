@@ -14,16 +14,16 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features import FeatureSchema
-from tracepaper.strategies.forecasters import measures
 from tracepaper.strategies.forecasters.answers import explanations, forecasts
 from tracepaper.strategies.forecasters.instrument import Floats, Ids, InstrumentMemory, Rows
+from tracepaper.strategies.forecasters.measures import by_age
 from tracepaper.strategies.networks.abreast import AbreastNetwork, StateStack
 from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.state import StreamState
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     RESIDUAL,
     Advance,
-    StreamState,
 )
 from tracepaper.strategies.types import Bar, Calibration, Forecast
 
@@ -96,7 +96,7 @@ class StreamingForecaster:
         known.clear()
         rows, _, positions = known.take_all(bars)
         for part, told in self._chunks(known, rows, positions):
-            known.aged = measures.by_age(told.rollout[-1:], positions[part][-1:])
+            known.aged = by_age(told.rollout[-1:], positions[part][-1:])
 
     def step(self, bar: Bar) -> Forecast | None:
         """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
@@ -209,7 +209,7 @@ class StreamingForecaster:
         self, known: InstrumentMemory, told: Advance, sigmas: Floats, positions: Ids
     ) -> list[Forecast | None]:
         """Return the forecasts of the bars just taken in; None where the context is short."""
-        aged = measures.by_age(told.rollout, positions)
+        aged = by_age(told.rollout, positions)
         before = np.full_like(aged[:1], np.nan) if known.aged is None else known.aged
         made = self._answers(told, aged, np.concatenate([before, aged[:-1]]), sigmas)
         known.aged = aged[-1:]
@@ -221,7 +221,7 @@ class StreamingForecaster:
     ) -> dict[str, Forecast | None]:
         """Return the forecast of the bar just taken in of each of *names*, as ``_forecasts``."""
         memories = [self._of(name) for name in names]
-        aged = measures.by_age(told.rollout, positions)
+        aged = by_age(told.rollout, positions)
         unknown = np.full_like(aged[:1], np.nan)
         before = [unknown if known.aged is None else known.aged for known in memories]
         made = self._answers(told, aged, np.concatenate(before), sigmas)

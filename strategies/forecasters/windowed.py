@@ -23,7 +23,8 @@ from tracepaper.strategies.attention.probsparse import SparseRows, decided_confi
 from tracepaper.strategies.attention.rollout import Rollout, rollout_rows
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features import FeatureSchema, FeatureStream
-from tracepaper.strategies.forecasters import answers, measures
+from tracepaper.strategies.forecasters.answers import forecasts
+from tracepaper.strategies.forecasters.measures import by_age, recent_mass, shift
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.heads import Outputs
 from tracepaper.strategies.networks.informer import InformerNetwork
@@ -194,7 +195,7 @@ class WindowedForecaster:
         if not window.is_full:
             return None
         seen = self._look(window)
-        return answers.forecasts(
+        return forecasts(
             seen.outputs, np.array([sigma]), [self._explain(window, seen)],
             horizons=self.horizons, temperature=self.model.temperature, model_id=self.model_id,
         )[0]  # fmt: skip
@@ -229,19 +230,19 @@ class WindowedForecaster:
 
     def _by_age(self, window: _Window, seen: Look) -> NDArray[np.float64]:
         positions = window.rows.view()[:, -1].astype(np.int64)
-        return measures.by_age(_buckets(seen.rollout, positions)[None], positions[-1:])
+        return by_age(_buckets(seen.rollout, positions)[None], positions[-1:])
 
     def _explain(self, window: _Window, seen: Look) -> Explanation:
         positions = window.rows.view()[:, -1].astype(np.int64)
         row = _buckets(seen.rollout, positions)
-        aged = measures.by_age(row[None], positions[-1:])
+        aged = by_age(row[None], positions[-1:])
         before, window.aged = window.aged, aged
         return Explanation(
             confidence=float(seen.confidence.double().mean()),
             content_free=CONTENT_FREE,
-            recent_mass=float(measures.recent_mass(aged, len(positions))[0]),
+            recent_mass=float(recent_mass(aged, len(positions))[0]),
             older_mass=float(row[-1]),
-            shift=None if before is None else float(measures.shift(before, aged)[0]),
+            shift=None if before is None else float(shift(before, aged)[0]),
             l1_error=float(seen.rollout.l1_error[0, 0]),
             entropy=seen.confidence.numpy().astype("<f4").tobytes(),
             buckets=row[:-1].astype("<f4").tobytes(),

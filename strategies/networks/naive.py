@@ -16,7 +16,7 @@ def whole_context(config: FlashConfig) -> tuple[FlashNetwork, torch.Tensor]:
     return FlashNetwork(config).eval(), rows
 
 
-def forward(network: FlashNetwork, rows: torch.Tensor) -> None:
+def forward_whole(network: FlashNetwork, rows: torch.Tensor) -> None:
     """Run *rows* through *network* once, keeping no gradient."""
     with torch.inference_mode():
         network(rows)
