@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tracepaper.replay.importers import Candles
-from tracepaper.replay.training.series import Segment, segments_of
-from tracepaper.replay.training.splits import Split
+from tracepaper.replay.training.series import Segment, Split, segments_of
 from tracepaper.strategies.features import schema
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types import Category

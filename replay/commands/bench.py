@@ -38,7 +38,7 @@ def replay(
     json: JsonOption = False,
 ) -> None:
     """Measure bars a CPU second with every decision stored and chained."""
-    from tracepaper.replay.bench import replaying
+    from tracepaper.replay.bench import replay as replaying
 
     if model:
         figures = replaying.measure_model(bars if bars != 200_000 else 30_000, tell=_tell)  # noqa: PLR2004

@@ -29,8 +29,7 @@ def evaluate(
     """
     from tracepaper.daemon.terminal import Terminal
     from tracepaper.replay.samples import DEFAULT_CHECKPOINT
-    from tracepaper.replay.training.material import Material, split_of
-    from tracepaper.replay.training.pipeline import evaluated, use_threads
+    from tracepaper.replay.training.pipeline import Material, evaluated, split_of, use_threads
     from tracepaper.replay.training.show import figure_tables, gate_table
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.forecasters.build import build

@@ -12,9 +12,8 @@ from tracepaper.daemon.commands.options import JsonOption, print_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tracepaper.replay.training.material import Material, Recipe
-    from tracepaper.replay.training.series import Segment
-    from tracepaper.replay.training.splits import Split
+    from tracepaper.replay.training.pipeline import Material, Recipe
+    from tracepaper.replay.training.series import Segment, Split
     from tracepaper.storage.checkpoints import Checkpoint
 
 DataOption = Annotated[
@@ -78,9 +77,8 @@ def train(
     three dates, or none for shares of 65, 10 and 10 % of the bars.
     """
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.training.material import Material, Recipe
-    from tracepaper.replay.training.options import FitOptions
-    from tracepaper.replay.training.pipeline import compare_seeds, use_threads
+    from tracepaper.replay.training.fit import FitOptions
+    from tracepaper.replay.training.pipeline import Material, Recipe, compare_seeds, use_threads
     from tracepaper.strategies.networks.flash import FlashConfig
 
     use_threads(threads)
@@ -170,7 +168,7 @@ def _split(
     calibrate_until: str | None,
     embargo_bars: int,
 ) -> Callable[[Sequence[Segment]], Split]:
-    from tracepaper.replay.training.splits import Split, by_shares, date_ms
+    from tracepaper.replay.training.series import Split, by_shares, date_ms
     from tracepaper.strategies.errors import ConfigInvalid
 
     dates = [text for text in (train_until, validate_until, calibrate_until) if text is not None]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tracepaper.replay.report.record import Bars, Floats, Ints, RunRecord
 from tracepaper.replay.report.trades import Trade
 from tracepaper.storage.reader import Reader
-from tracepaper.strategies.forecasters.measures import by_age
+from tracepaper.strategies.attention.blocks import by_age
 
 COLUMNS_MAX: Final = 240
 """Columns of the heatmap over time; each is the mean of the decisions in it."""

@@ -19,9 +19,8 @@ from tracepaper.replay.report.html import Markup, table
 from tracepaper.replay.report.record import Floats, Ints, RunRecord
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
-from tracepaper.strategies.attention.heads import HeadReading, head_rows, read_head
+from tracepaper.strategies.attention.heads import HeadReading, by_age, head_rows, read_head
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.patterns import by_age
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.stream import RESIDUAL

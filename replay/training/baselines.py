@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
+from tracepaper.replay.training.samples import VARIANCE_FLOOR
 from tracepaper.replay.training.series import Segment
-from tracepaper.replay.training.targets import VARIANCE_FLOOR
 from tracepaper.strategies.features_rolling import Array
 
 HAR_WINDOWS: Final = (5, 30, 240, 1440)

@@ -9,10 +9,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.training.calibration import ROUND_TRIP_COST, measures
-from tracepaper.replay.training.chunks import Samples
-from tracepaper.replay.training.figures import mean
-from tracepaper.replay.training.selective import table, top
+from tracepaper.replay.training.card import ROUND_TRIP_COST, measures
+from tracepaper.replay.training.figures import mean, table, top
+from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Segment
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features_rolling import Array

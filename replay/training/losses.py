@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracepaper.replay.training.targets import NO_LABEL, VARIANCE_FLOOR
+from tracepaper.replay.training.evaluation import Predictions, predict
+from tracepaper.replay.training.samples import NO_LABEL, VARIANCE_FLOOR, Samples
+from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.networks.heads import Outputs
 
 TASKS: Final = ("return", "direction", "volatility")
@@ -113,3 +119,156 @@ class TaskWeights(nn.Module):
         """Return the weighted sum of [task, horizon] losses over the *active* ones."""
         weighted = torch.exp(-self.log_variance) * each + self.log_variance
         return (weighted * active).sum()
+
+
+# How much better than a constant answer each head is, in units of the noise of its loss.
+#
+# The unit is the standard error, over calendar days, of the constant answer's own loss. It does not
+# depend on the network, so that scores of one head can be compared from one step to the next.
+
+_DAY_MS = 86_400_000
+_FIT_ROWS = 20_000  # labels that the constant Student t is fitted to; more changes nothing
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The best constant answers of the training part, each over [horizon]."""
+
+    location: Array
+    scale: Array
+    dof: Array
+    frequency: Array  # [horizon, 3]
+    variance: Array
+
+
+def constants(training: Sequence[Samples], *, seed: int) -> Constants:
+    """Fit the constant answers to the labels of the *training* samples."""
+    generator = np.random.default_rng(seed)
+    horizons = training[0].weights.shape[1]
+    fitted: list[tuple[float, ...]] = []
+    frequency, variance = np.empty((horizons, 3)), np.empty(horizons)
+    for column in range(horizons):
+        used = [samples.weights[:, column] > 0 for samples in training]
+        pairs = list(zip(training, used, strict=True))
+        returns = np.concatenate([s.labels.returns[u, column] for s, u in pairs])
+        classes = np.concatenate([s.labels.direction[u, column] for s, u in pairs])
+        drawn = generator.choice(returns, min(len(returns), _FIT_ROWS), replace=False)
+        fitted.append(stats.t.fit(drawn.astype(np.float64)))
+        counts = np.bincount(classes, minlength=3)[:3] + 1
+        frequency[column] = counts / counts.sum()
+        variance[column] = np.concatenate([s.labels.variance[u, column] for s, u in pairs]).mean(
+            dtype=np.float64
+        )
+    dof, location, scale = np.array(fitted).T
+    return Constants(location, scale, np.clip(dof, 1.0, 100.0), frequency, variance)
+
+
+def answer(found: Constants) -> Outputs:
+    """Return the constant answers as outputs of shape [1, 1, horizon]."""
+
+    def tensor(array: Array) -> Tensor:
+        return torch.from_numpy(array).float()[None, None]
+
+    return Outputs(
+        mean=tensor(found.location),
+        log_scale=tensor(np.log(found.scale)),
+        dof=tensor(found.dof),
+        direction_logits=tensor(np.log(found.frequency)),
+        log_variance=tensor(np.log(found.variance)),
+        allocation=None,
+        quantiles=None,
+    )
+
+
+def head_scores(
+    network: nn.Module, validation: Sequence[Samples], constant: Constants, context: int
+) -> tuple[Array, Array]:
+    """Return [task, horizon] mean losses, and their gains over *constant* in units of its noise.
+
+    Days are calendar days across all segments, since they share one market.
+    """
+    mine, reference, weight, day = [], [], [], []
+    for samples in validation:
+        rows = np.flatnonzero(samples.weights.any(axis=1))
+        span = slice(int(rows[0]), int(rows[-1]) + 1)
+        found = predict(
+            network,
+            samples.segment.values[samples.start :],
+            start=span.start - samples.start,
+            stop=span.stop - samples.start,
+            context=context,
+        )
+        mine.append(_elementwise(outputs_of(found), samples, span))
+        reference.append(_elementwise(answer(constant), samples, span))
+        weight.append(samples.weights[span])
+        day.append(samples.segment.open_time_ms[span] // _DAY_MS)
+    weights, days = np.concatenate(weight), np.concatenate(day)
+    losses = _means(np.concatenate(mine, axis=1), weights)
+    known = np.concatenate(reference, axis=1)
+    return losses, (_means(known, weights) - losses) / _noise(known, weights, days)
+
+
+def outputs_of(found: Predictions) -> Outputs:
+    """Return predictions [time, ..] as a network's outputs [1, time, ..]."""
+
+    def tensor(array: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(array)[None]
+
+    return Outputs(
+        mean=tensor(found.mean),
+        log_scale=torch.log(tensor(found.scale)),
+        dof=tensor(found.dof),
+        direction_logits=tensor(found.logits),
+        log_variance=torch.log(tensor(found.variance)),
+        allocation=None,
+        quantiles=None,
+    )
+
+
+def _elementwise(outputs: Outputs, samples: Samples, span: slice) -> Array:
+    """Return [task, time, horizon] losses of one segment's *span*."""
+    labels = samples.labels
+    rows = labels.returns[span].shape[0]
+
+    def spread(part: Tensor) -> Tensor:
+        return part.expand(1, rows, *part.shape[2:])
+
+    wide = Outputs(
+        mean=spread(outputs.mean),
+        log_scale=spread(outputs.log_scale),
+        dof=spread(outputs.dof),
+        direction_logits=spread(outputs.direction_logits),
+        log_variance=spread(outputs.log_variance),
+        allocation=None,
+        quantiles=None,
+    )
+    with torch.inference_mode():
+        each = elementwise(
+            wide,
+            torch.from_numpy(labels.returns[span])[None],
+            torch.from_numpy(labels.direction[span])[None],
+            torch.from_numpy(labels.variance[span])[None],
+            torch.from_numpy(samples.weights[span] > 0)[None],
+        )
+    found: Array = each[:, 0].double().numpy()
+    return found
+
+
+def _means(each: Array, weights: NDArray[np.float32]) -> Array:
+    """Return [task, horizon] means of [task, time, horizon] losses by [time, horizon] weights."""
+    means: Array = (each * weights).sum(axis=1) / weights.sum(axis=0)
+    return means
+
+
+def _noise(each: Array, weights: NDArray[np.float32], days: NDArray[np.int64]) -> Array:
+    """Return [task, horizon] standard errors over days of daily mean losses."""
+    _, day = np.unique(days, return_inverse=True)
+    count = int(day.max()) + 1
+    errors = np.ones(each.shape[::2])
+    for task in range(len(TASKS)):
+        for column in range(weights.shape[1]):
+            total = np.bincount(day, weights[:, column], count)
+            summed = np.bincount(day, weights[:, column] * each[task, :, column], count)
+            daily = summed[total > 0] / total[total > 0]
+            errors[task, column] = max(float(daily.std()), 1e-9) / np.sqrt(len(daily))
+    return errors

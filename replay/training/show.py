@@ -16,8 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from tracepaper.replay.training.options import Progress as FitProgress
-from tracepaper.replay.training.selective import COVERAGES
+from tracepaper.replay.training.figures import COVERAGES
+from tracepaper.replay.training.fit import Progress as FitProgress
 
 _FIGURES: Final = {
     "sign_accuracy": "sign accuracy",

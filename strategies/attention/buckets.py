@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from tracepaper.strategies.attention.checks import Layer, check_layers, check_start
-from tracepaper.strategies.attention.fusion import step_forward
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.precision import check_mass, mass_tolerance, restate
+from tracepaper.strategies.attention.products import step_forward
 from tracepaper.strategies.attention.rollout import (
     HeadFusion,
     HeadWeights,
@@ -27,10 +26,13 @@ from tracepaper.strategies.attention.rollout import (
 )
 from tracepaper.strategies.attention.tiles import (
     TILE_BARS,
+    check_mass,
     hide_,
     is_whole,
     key_tiles,
+    mass_tolerance,
     operand,
+    restate,
     row_blocks,
     tile_probabilities,
     tile_rows,

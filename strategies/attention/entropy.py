@@ -15,8 +15,15 @@ import torch
 from tracepaper.strategies.attention.checks import Layer, check_layer, check_rows
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.precision import check_mass, mass_tolerance, restate
-from tracepaper.strategies.attention.tiles import RowBlock, hide_, key_span, operand
+from tracepaper.strategies.attention.tiles import (
+    RowBlock,
+    check_mass,
+    hide_,
+    key_span,
+    mass_tolerance,
+    operand,
+    restate,
+)
 from tracepaper.strategies.attention.tiles import tile_probabilities as probabilities
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.precision import STRIPE_ENTRIES
+from tracepaper.strategies.attention.tiles import STRIPE_ENTRIES
 from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.types import BLOCK_BARS
 

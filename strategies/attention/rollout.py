@@ -18,15 +18,16 @@ from tracepaper.strategies.attention.checks import (
     check_share,
     check_start,
 )
-from tracepaper.strategies.attention.fusion import (
+from tracepaper.strategies.attention.products import (
     Fuse,
+    check_backend,
     discard_below,
     discard_thresholds,
     fuse_heads,
+    push,
     step_back,
 )
-from tracepaper.strategies.attention.precision import check_mass, mass_tolerance, restate
-from tracepaper.strategies.attention.products import check_backend, push
+from tracepaper.strategies.attention.tiles import check_mass, mass_tolerance, restate
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tracepaper.strategies.forecasters.measures import recent_mass, shift
+from tracepaper.strategies.attention.blocks import recent_mass, shift
 from tracepaper.strategies.networks.heads import Outputs
 from tracepaper.strategies.networks.stream import Advance
 from tracepaper.strategies.types import Explanation, Forecast

@@ -25,7 +25,7 @@ from tracepaper.strategies.forecasters.streaming import BACKEND, Model, Streamin
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster, WindowModel
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
-from tracepaper.strategies.networks.state import stream_bytes
+from tracepaper.strategies.networks.stream import stream_bytes
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Calibration
 

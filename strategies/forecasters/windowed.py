@@ -16,15 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.strategies.attention.blocks import bucket_count
-from tracepaper.strategies.attention.distilling import rollout_stages
+from tracepaper.strategies.attention.blocks import bucket_count, by_age, recent_mass, shift
 from tracepaper.strategies.attention.entropy import confidence
-from tracepaper.strategies.attention.probsparse import SparseRows, decided_confidence
+from tracepaper.strategies.attention.probsparse import (
+    SparseRows,
+    decided_confidence,
+    rollout_stages,
+)
 from tracepaper.strategies.attention.rollout import Rollout, rollout_rows
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features import FeatureSchema, FeatureStream
 from tracepaper.strategies.forecasters.answers import forecasts
-from tracepaper.strategies.forecasters.measures import by_age, recent_mass, shift
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.heads import Outputs
 from tracepaper.strategies.networks.informer import InformerNetwork

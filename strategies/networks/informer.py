@@ -17,18 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracepaper.strategies.attention.distilling import (
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.probsparse import (
     STRIDE,
     TAPS,
     Stage,
+    attend_sparsely,
     convolution_taps,
     pooling_taps,
+    sample_keys,
 )
-from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.probsparse import attend_sparsely, sample_keys
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.networks.config import checked_section
 from tracepaper.strategies.networks.encodings import TimeOfWeek, sinusoidal_table
+from tracepaper.strategies.networks.flash import checked_section
 from tracepaper.strategies.networks.heads import Heads, Outputs
 
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "factor", "interval_minutes")

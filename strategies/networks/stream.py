@@ -8,7 +8,9 @@ give the output, the entropy and the bucketed rollout
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,21 +19,129 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tracepaper.strategies.attention.blocks import Ids
-from tracepaper.strategies.attention.cache import TailRing
+from tracepaper.strategies.attention.blocks import OLDER, BlockColumns, Ids, bucket_count
+from tracepaper.strategies.attention.cache import TailRing, WrapRing
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.encodings import alibi_key, alibi_query
-from tracepaper.strategies.networks.flash import FlashNetwork, Projected
+from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork, Projected
 from tracepaper.strategies.networks.heads import Outputs
-from tracepaper.strategies.networks.state import (
-    CHUNK_BARS,
-    HISTORY_BARS_MAX,
-    LayerState,
-    StreamState,
-)
 from tracepaper.strategies.types import BLOCK_BARS
+
+# What a stream of bars leaves behind in the network: finite, and all that its answer needs.
+
+CHUNK_BARS: Final = 512
+"""Bars of one pass over known bars; a shorter stretch is padded to it."""
+HISTORY_BARS_MAX: Final = 65_536
+"""Bars of queries and keys kept for attribution at full resolution."""
+
+
+def _slack(window: int) -> int:
+    """Return the rows between two moves of a ring: at least a chunk, else half a window."""
+    return max(CHUNK_BARS, window // 2)
+
+
+def stream_bytes(config: FlashConfig, *, instruments: int = 1) -> int:
+    """Return the peak memory of streams of *instruments* whose rings are full, weights apart.
+
+    It never falls as the window grows: a field too long for its history counts as the longest
+    that has one.
+    """
+    window, dim = config.window, config.dim
+    width = _columns(config).width
+    rows = window - 1 + _slack(window)
+    history = min(config.receptive_field, HISTORY_BARS_MAX)
+    kept = config.layers * (rows * (2 * dim + width) + history * (2 * dim + config.heads))
+    places = 2 * (rows + history)  # of eight bytes each
+    scores = 3 * config.heads * BLOCK_BARS * (window + BLOCK_BARS)  # of one tile
+    moved = window * max(dim, width)  # a ring on its way to the front of its buffer
+    chunk = CHUNK_BARS * (3 * width + (3 * config.layers + 12) * dim)
+    return 4 * (instruments * (kept + places) + scores + moved + chunk)
+
+
+def _columns(config: FlashConfig) -> BlockColumns:
+    return BlockColumns(
+        buckets=bucket_count(config.receptive_field), spare=CHUNK_BARS // BLOCK_BARS + 1
+    )
+
+
+class LayerState(NamedTuple):
+    """What one layer keeps of the past: three rings that move on together."""
+
+    keys: TailRing
+    values: TailRing
+    rollout: TailRing
+
+    @classmethod
+    def empty(cls, config: FlashConfig, width: int, device: torch.device) -> LayerState:
+        """Return the state before the first bar, for rollout rows of *width* columns."""
+        kept, slack = config.window - 1, _slack(config.window)
+        shape = (config.heads, config.head_dim)
+        return cls(
+            TailRing(kept=kept, slack=slack, shape=shape, dim=1, device=device),
+            TailRing(kept=kept, slack=slack, shape=shape, dim=1, device=device),
+            TailRing(kept=kept, slack=slack, shape=(width,), dim=0, device=device),
+        )
+
+    def write(self, key: Tensor, value: Tensor, rollout: Tensor) -> None:
+        """Put new rows behind the newest; ``advance`` counts them."""
+        self.keys.write(key)
+        self.values.write(value)
+        self.rollout.write(rollout)
+
+    def advance(self, bars: int) -> None:
+        """Count the first *bars* of the rows just written."""
+        for ring in self:
+            ring.advance(bars)
+
+    def fold(self, columns: list[int]) -> None:
+        """Add expired rollout *columns* to the older mass and empty them."""
+        rows = self.rollout.everything()
+        rows[:, OLDER] += rows[:, columns].sum(dim=1)
+        rows[:, columns] = 0.0
+
+
+class StreamState:
+    """One instrument's memory: finite, and all that the next answer depends on."""
+
+    def __init__(self, network: FlashNetwork) -> None:
+        config = network.config
+        self.columns = _columns(config)
+        width = self.columns.width
+        device = network.slopes.device
+        self.layers = [LayerState.empty(config, width, device) for _ in range(config.layers)]
+        kept, slack = config.window - 1, _slack(config.window)
+        whole = torch.int64
+        self.places = TailRing(kept=kept, slack=slack, shape=(), dim=0, dtype=whole, device=device)
+        fits = config.receptive_field <= HISTORY_BARS_MAX
+        capacity = config.receptive_field if fits else 1
+        # Of each bar, layer and head: query, key and logsumexp.
+        shape = (config.layers, config.heads, 2 * config.head_dim + 1)
+        self.history = WrapRing(capacity=capacity, shape=shape, dtype=torch.float32, device=device)
+        self.positions = WrapRing(capacity=capacity, shape=(), dtype=whole, device=device)
+        self.count = 0  # bars taken in since the last clear
+        self.attended_pairs = 0  # pairs of query and visible key, over all layers, ever
+
+    @property
+    def rings(self) -> list[TailRing]:
+        """The rings that a step reads and writes, the places first; all stand at one end."""
+        return [self.places, *chain.from_iterable(self.layers)]
+
+    def expire(self, block: int) -> None:
+        """Fold what a bar in *block* no longer names into the older mass."""
+        if gone := self.columns.expired(block):
+            for layer in self.layers:
+                layer.fold(gone)
+
+    def clear(self) -> None:
+        """Forget the stream; the count of pairs goes on."""
+        for ring in self.rings:
+            ring.clear()
+        for kept in (self.history, self.positions, self.columns):
+            kept.clear()
+        self.count = 0
+
 
 __all__ = [
     "CHUNK_BARS",
@@ -257,3 +367,115 @@ def _check(mass: Tensor, name: str) -> None:
         raise InvariantBroken(
             f"A row of {name} sums to {float(mass[wrong][0]):.4f} instead of 1; report this bug."
         )
+
+
+# Streams of several instruments abreast: one bar of each in one pass through the network.
+#
+# To all layers but attention a bar of each of some streams is what a stretch of bars is: rows that
+# do not touch each other. In attention the streams are a dimension in front, over rings that lie
+# side by side in one piece of memory, so that nothing is copied to bring them together.
+
+
+class Abreast(NamedTuple):
+    """Some instruments' states as one: rings with a dimension in front, and each state itself."""
+
+    states: Sequence[StreamState]
+    places: TailRing
+    layers: Sequence[LayerState]
+
+    def advance(self) -> None:
+        """Count the bar just written in every state."""
+        self.places.advance(1)
+        rings = [self.places, *chain.from_iterable(self.layers)]
+        for state in self.states:
+            for ring, whole in zip(state.rings, rings, strict=True):
+                ring.follow(whole)
+            state.count += 1
+
+
+class StateStack:
+    """States whose rings lie side by side in memory, so that one pass can serve many of them."""
+
+    def __init__(self, states: Sequence[StreamState]) -> None:
+        self.states = list(states)
+        self._rings = [
+            TailRing.stacked(rings)
+            for rings in zip(*(state.rings for state in states), strict=True)
+        ]
+
+    def abreast(self, start: int, stop: int) -> Abreast:
+        """Return the states *start* … *stop* - 1 as one, moved to a common end of their rings."""
+        states = self.states[start:stop]
+        # Those that missed bars follow those that did not: in step with all, nothing moves.
+        [(end, _)] = Counter(state.places.end for state in states).most_common(1)
+        for state in states:
+            if state.places.end != end:
+                for ring in state.rings:
+                    ring.move(end)
+        places, *rest = [ring.over(ring.everything()[start:stop]) for ring in self._rings]
+        for ring in (places, *rest):
+            ring.follow(states[0].places)
+        layers = [LayerState(*rest[at : at + 3]) for at in range(0, len(rest), 3)]
+        return Abreast(states, places, layers)
+
+
+class AbreastNetwork(StreamingNetwork):
+    """A streaming network that also takes in one bar of each of several streams at once."""
+
+    @torch.inference_mode()
+    def advance_each(self, streams: Abreast, rows: Tensor, positions: NDArray[np.int64]) -> Advance:
+        """Take in one bar of each stream: *rows* [stream, features] at *positions* [stream].
+
+        Equal to ``advance`` of one bar on each within rounding; the answer's bars are the streams.
+        """
+        states, blocks = streams.states, positions // BLOCK_BARS
+        columns = []
+        for state, block in zip(states, blocks, strict=True):
+            state.expire(int(block))
+            columns += state.columns.take(block[None]).tolist()
+        rows, device = rows.to(self.device), self.device
+        rollout = torch.zeros(len(rows), 1, states[0].columns.width, device=device)
+        own = torch.tensor(columns, device=device)
+        rollout[torch.arange(len(rows), device=device), 0, own] = 1.0
+        places = torch.from_numpy(positions).to(device)
+        hidden, rollout, told = self._layers_abreast(streams, rows, places, rollout)
+        visible = torch.tensor([state.count + 1 for state in states], device=device)
+        confidence, history = self._figures(told, rollout, visible)
+        streams.advance()
+        for at, state in enumerate(states):
+            state.history.push(history[at : at + 1])
+            state.positions.push(places[at : at + 1])
+            state.attended_pairs += self.config.layers * min(state.count, self.config.window)
+        rollout = rollout.cpu()
+        by_age = [
+            state.columns.by_age(rollout[at : at + 1].numpy(), blocks[at : at + 1])
+            for at, state in enumerate(states)
+        ]
+        outputs = self.network.read_out(hidden).cpu()
+        return Advance(outputs, confidence.cpu(), np.concatenate(by_age))
+
+    def _layers_abreast(
+        self, streams: Abreast, rows: Tensor, places: Tensor, rollout: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Run every layer on a bar of each stream; return what ``_layers`` has at its end.
+
+        That is the last state, rollout [stream, width], and queries, keys and figures
+        [layer, head, stream, …].
+        """
+        streams.places.write(places[:, None])
+        past = Past(streams.places, [state.count for state in streams.states])
+        hidden, phases = self.network.enter(rows[None], places)
+        queries, keys, figures = [], [], []
+        for block, layer in zip(self.network.layers(), streams.layers, strict=True):
+            projected = block.project(hidden, phases)
+            # [1, head, stream, dim] -> [stream, head, 1, dim]
+            query, key, value = (x.transpose(0, 2) for x in projected)
+            layer.write(key, value, rollout)
+            seen = self._tile(past, layer, query, 0)
+            hidden = block.finish(hidden, seen.output.transpose(0, 2))
+            rollout = torch.lerp(seen.rollout, rollout, RESIDUAL)
+            layer.advance(1)
+            queries.append(projected.query[0])
+            keys.append(projected.key[0])
+            figures.append(seen.figures[:, :, 0].transpose(0, 1))
+        return hidden, rollout[:, 0], [torch.stack(x) for x in (queries, keys, figures)]

@@ -16,7 +16,7 @@ from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, C
 from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
-from tracepaper.strategies.networks.state import stream_bytes
+from tracepaper.strategies.networks.stream import stream_bytes
 
 QUANTILES = [x / 100 for x in range(1, 100)]
 

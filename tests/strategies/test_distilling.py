@@ -6,19 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention.distilling import (
-    Stage,
-    Taps,
-    convolution_taps,
-    pooling_taps,
-    push_taps,
-    rollout_stages,
-)
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import (
     SparseRows,
+    Stage,
+    Taps,
     attend_sparsely,
+    convolution_taps,
     dense_rows,
+    pooling_taps,
+    push_taps,
+    rollout_stages,
     sample_keys,
 )
 from tracepaper.strategies.errors import AttentionInvalid

@@ -8,8 +8,8 @@ import torch
 from attention_cases import case
 
 from tracepaper.strategies.attention import reference
-from tracepaper.strategies.attention.flow import attention_flow
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.methods import attention_flow
 from tracepaper.strategies.errors import AttentionInvalid
 
 

@@ -8,18 +8,18 @@ from attention_cases import case, masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracepaper.strategies.attention import fusion, reference
+from tracepaper.strategies.attention import products, reference
 from tracepaper.strategies.attention.checks import Layer
-from tracepaper.strategies.attention.fusion import (
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.products import (
     discard_thresholds,
     fuse_heads,
     step_back,
     step_forward,
     stripes,
 )
-from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.precision import tie_slack
 from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.attention.tiles import tie_slack
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)
@@ -58,7 +58,7 @@ def test_many_small_stripes_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch
     made = case(Mask.causal(), time=60, layers=2)
     arguments = (made.queries, made.keys, made.sums, [59, 7], made.mask)
     once = rollout_rows(*arguments, head_fusion="max", discard_ratio=0.3).weights
-    monkeypatch.setattr(fusion, "STRIPE_ENTRIES", 500)
+    monkeypatch.setattr(products, "STRIPE_ENTRIES", 500)
     often = rollout_rows(*arguments, head_fusion="max", discard_ratio=0.3).weights
     torch.testing.assert_close(often, once, rtol=0, atol=1e-14)
 

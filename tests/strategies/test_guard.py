@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tracepaper.strategies.attention.guard import finite_layers, require_finite
+from tracepaper.strategies.attention.checks import finite_layers, require_finite
 from tracepaper.strategies.errors import AttentionInvalid
 
 

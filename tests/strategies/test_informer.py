@@ -7,8 +7,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from tracepaper.strategies.attention.distilling import Taps, rollout_stages
-from tracepaper.strategies.attention.probsparse import SparseRows
+from tracepaper.strategies.attention.probsparse import SparseRows, Taps, rollout_stages
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tracepaper.strategies.forecasters.measures import by_age, recent_mass, shift
+from tracepaper.strategies.attention.blocks import by_age, recent_mass, shift
 
 CONTEXT = 4 * 1087 + 1
 BUCKETS = 69

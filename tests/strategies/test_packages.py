@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from tracepaper.strategies.attention import packages
+from tracepaper.strategies.attention import backends
 from tracepaper.strategies.attention.backends import flash_package
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
@@ -142,7 +142,7 @@ def installed(
 def test_a_version_without_a_logsumexp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     install("flash_attn_interface", Silent, monkeypatch)
     with pytest.raises(AttentionInvalid, match="returns no logsumexp"):
-        packages.FlashPackage.attend(*inputs(), Mask.causal(), 0.3)
+        backends.FlashPackage.attend(*inputs(), Mask.causal(), 0.3)
     flash_package.cache_clear()
 
 
@@ -150,7 +150,7 @@ def test_a_version_without_a_logsumexp_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_the_flash_package_sees_each_mask_as_we_do(installed: ModuleType, mask: Mask) -> None:
     assert flash_package() is installed
     query, key, value = inputs()
-    output, logsumexp = packages.FlashPackage.attend(query, key, value, mask, 0.3)
+    output, logsumexp = backends.FlashPackage.attend(query, key, value, mask, 0.3)
     wanted = attend(query, key, value, mask, scale=0.3)
     torch.testing.assert_close(output, wanted.output)
     torch.testing.assert_close(logsumexp, wanted.logsumexp)
@@ -164,9 +164,9 @@ def test_without_the_package_there_is_none() -> None:
 @pytest.mark.parametrize("mask", MASKS)
 def test_flex_sees_each_mask_as_we_do(mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
     """The uncompiled form: the same masks and the same logsumexp, on any machine."""
-    monkeypatch.setattr(packages, "_flex", lambda: flex_attention)
+    monkeypatch.setattr(backends, "_flex", lambda: flex_attention)
     query, key, value = inputs()
-    output, logsumexp = packages.flex_attend(query, key, value, mask, 0.3)
+    output, logsumexp = backends.flex_attend(query, key, value, mask, 0.3)
     wanted = attend(query, key, value, mask, scale=0.3)
     torch.testing.assert_close(output, wanted.output)
     torch.testing.assert_close(logsumexp, wanted.logsumexp)

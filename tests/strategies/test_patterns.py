@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.patterns import (
+from tracepaper.strategies.attention.heads import (
     EVENT_BARS,
     by_age,
     collapse,
@@ -25,6 +24,7 @@ from tracepaper.strategies.attention.patterns import (
     symbol_influence,
     uniform_rollout,
 )
+from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import AttentionInvalid
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.checks import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.precision import (
+from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.attention.tiles import (
     check_mass,
     magnitude,
     mass_tolerance,
     own_logsumexp,
     restate,
 )
-from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)

@@ -17,12 +17,12 @@ from torch import Tensor
 from tracepaper.strategies.attention.blocks import bucket_count
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.flash import FlashNetwork
-from tracepaper.strategies.networks.state import stream_bytes
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     Advance,
     StreamingNetwork,
     StreamState,
+    stream_bytes,
 )
 
 START = 29_000_017  # a position in the middle of a block

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.forecasters.instrument import InstrumentMemory
-from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.forecasters.streaming import InstrumentMemory, StreamingForecaster
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.strategy import BatchedForecaster
 from tracepaper.strategies.types import Bar, Forecast

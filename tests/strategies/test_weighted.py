@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.weighted import (
+from tracepaper.strategies.attention.methods import (
     gradient_rollout_rows,
     norm_rollout_rows,
     value_norms,

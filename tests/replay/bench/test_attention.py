@@ -15,10 +15,11 @@ from tracepaper.replay.bench.attention import (
     ROUNDS_MAX,
     ROUNDS_MIN,
     interleaved,
+    mask_named,
     measure,
+    peak_bytes,
 )
 from tracepaper.replay.bench.attention_show import plot, render
-from tracepaper.replay.bench.peak import mask_named, peak_bytes
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import workloads

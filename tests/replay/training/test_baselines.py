@@ -7,7 +7,7 @@ import pytest
 from learning import DAY_BARS, segment
 
 from tracepaper.replay.training import baselines as base
-from tracepaper.replay.training.targets import targets
+from tracepaper.replay.training.samples import targets
 
 KNOWN = segment(2 * DAY_BARS)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from tracepaper.replay.training.calibration import (
+from tracepaper.replay.training.card import (
     ROUND_TRIP_COST,
     measures,
     probabilities,

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from learning import DAY_BARS, HORIZONS, segment, split
 
-from tracepaper.replay.training.chunks import Chunks, samples_of
-from tracepaper.replay.training.splits import Part
+from tracepaper.replay.training.samples import Chunks, samples_of
+from tracepaper.replay.training.series import Part
 from tracepaper.strategies.errors import DataInvalid
 
 SEGMENTS = [segment(2 * DAY_BARS), segment(700, seed=1, symbol="BBBUSDT")]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.training.calibration import ROUND_TRIP_COST
+from tracepaper.replay.training.card import ROUND_TRIP_COST
 from tracepaper.replay.training.explained import Explained, separate, traded
 
 ROWS = 600

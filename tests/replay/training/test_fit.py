@@ -13,10 +13,9 @@ import pytest
 import torch
 from learning import DAY_BARS, HORIZONS, segment, split, tiny
 
-from tracepaper.replay.training.chunks import Samples, samples_of
-from tracepaper.replay.training.fit import STATE_NAME, Fit
-from tracepaper.replay.training.options import FitOptions, Progress, learning_rate
-from tracepaper.replay.training.splits import Part
+from tracepaper.replay.training.fit import STATE_NAME, Fit, FitOptions, Progress, learning_rate
+from tracepaper.replay.training.samples import Samples, samples_of
+from tracepaper.replay.training.series import Part
 from tracepaper.strategies.errors import CheckpointMismatch, InvariantBroken
 from tracepaper.strategies.networks.flash import FlashNetwork
 

@@ -19,7 +19,7 @@ from tracepaper.replay.training.losses import (
     qlike,
     student_t_nll,
 )
-from tracepaper.replay.training.targets import VARIANCE_FLOOR
+from tracepaper.replay.training.samples import VARIANCE_FLOOR
 from tracepaper.strategies.networks.heads import Outputs
 
 

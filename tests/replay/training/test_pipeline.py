@@ -18,12 +18,11 @@ from typer.testing import CliRunner
 from tracepaper.replay.commands.evaluate import evaluate
 from tracepaper.replay.commands.models import models
 from tracepaper.replay.commands.train import train as train_command
-from tracepaper.replay.training.calibration import MEASURES
+from tracepaper.replay.training.card import MEASURES
 from tracepaper.replay.training.explained import bars_of
-from tracepaper.replay.training.material import Material, Recipe, split_of
-from tracepaper.replay.training.options import FitOptions, Progress
-from tracepaper.replay.training.pipeline import train
-from tracepaper.replay.training.splits import Part, iso
+from tracepaper.replay.training.fit import FitOptions, Progress
+from tracepaper.replay.training.pipeline import Material, Recipe, split_of, train
+from tracepaper.replay.training.series import Part, iso
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecasters.build import build

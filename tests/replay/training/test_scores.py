@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from learning import DAY_BARS, HORIZONS, segment, split, tiny
 
-from tracepaper.replay.training.chunks import samples_of
-from tracepaper.replay.training.predict import predict
-from tracepaper.replay.training.scores import answer, constants, head_scores
-from tracepaper.replay.training.splits import Part
+from tracepaper.replay.training.evaluation import predict
+from tracepaper.replay.training.losses import answer, constants, head_scores
+from tracepaper.replay.training.samples import samples_of
+from tracepaper.replay.training.series import Part
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.heads import Outputs
 

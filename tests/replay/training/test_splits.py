@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from learning import DAY_BARS, MINUTE_MS, START_MS, segment
 from learning import split as split_at
 
-from tracepaper.replay.training.splits import Part, Split, by_shares, date_ms, iso
+from tracepaper.replay.training.series import Part, Split, by_shares, date_ms, iso
 from tracepaper.strategies.errors import ConfigInvalid
 
 KNOWN = segment(4 * DAY_BARS)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from learning import segment
 
-from tracepaper.replay.training.targets import (
+from tracepaper.replay.training.samples import (
     DOWN,
     FLAT,
     NO_LABEL,

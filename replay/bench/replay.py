@@ -22,6 +22,8 @@ from tracepaper.replay.importers import Candles, read_candles
 from tracepaper.replay.importers.decimals import IntArray
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.networks.flash import FlashConfig
+from tracepaper.strategies.networks.workloads import forward_whole, whole_context
 
 YEAR_BARS: Final = 525_600
 REACH_BARS_PER_CPU_S: Final = 50_000
@@ -145,7 +147,6 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
     A year is extrapolated from *bars* after the warm-up, unless *bars* is a year; so is the
     naive route, which runs the network anew over the whole context at every bar.
     """
-    from tracepaper.replay.bench.naive import forward_seconds
 
     candles = tiled(bars + 4_860)
     with tempfile.TemporaryDirectory() as folder:
@@ -181,3 +182,18 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
         "database_bytes_per_bar": size,
         "rss_mb_peak": peak[0],
     }
+
+
+# What one bar costs where the whole context goes through the network anew.
+
+
+def forward_seconds(times: int) -> float:
+    """Return the median wall seconds of a forward over the default network's whole context."""
+    network, rows = whole_context(FlashConfig())
+    forward_whole(network, rows)
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        forward_whole(network, rows)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
