@@ -23,8 +23,6 @@ from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataIn
 if TYPE_CHECKING:
     from tracepaper.strategies.networks.workloads import Setting
 
-# The peak memory of one attention route, in a process of its own: ``python -m … ROUTE MASK N``.
-
 ROUTES = ("inputs", "flash", "ours", "dense")
 
 
@@ -96,9 +94,6 @@ def _status_kib(name: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps({"bytes": run(sys.argv[1], sys.argv[2], int(sys.argv[3]))}))
 
 SIZES: Final = (512, 1_024, 2_048, 4_096, 8_192, 16_384)
 LONG: Final = 65_536
@@ -324,3 +319,7 @@ def _machine(threads: int) -> Figures:
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
     }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps({"bytes": run(sys.argv[1], sys.argv[2], int(sys.argv[3]))}))

@@ -147,7 +147,6 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
     A year is extrapolated from *bars* after the warm-up, unless *bars* is a year; so is the
     naive route, which runs the network anew over the whole context at every bar.
     """
-
     candles = tiled(bars + 4_860)
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "bench.db"
@@ -182,9 +181,6 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
         "database_bytes_per_bar": size,
         "rss_mb_peak": peak[0],
     }
-
-
-# What one bar costs where the whole context goes through the network anew.
 
 
 def forward_seconds(times: int) -> float:

@@ -1,4 +1,7 @@
-"""The model's card: what it is, what it was learnt from, how good it is, and what it cannot do."""
+"""The model's card: what it is, what it was learnt from, how good it is, and what it cannot do.
+
+Calibration (temperature, slopes, quantiles of every measure) comes first, then each section.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,6 @@ from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types import Forecast
-
-# What the card says of the calibration slice: temperature, slopes, quantiles of every measure.
 
 MEASURES: Final = ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
 PERCENTS: Final = tuple(range(1, 100))

@@ -1,4 +1,4 @@
-"""The figures of a network and of every baseline on the same bars of one part."""
+"""A network's raw outputs over known bars, and its figures beside those of every baseline."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from tracepaper.replay.training.figures import Figure
 from tracepaper.replay.training.samples import NO_LABEL, VARIANCE_FLOOR, Samples
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.networks.heads import Outputs
-
-# A network's raw outputs over known bars, each computed from its whole receptive field.
 
 _CHUNK_ROWS: Final = 8_192  # rows answered at once; bounds memory
 

@@ -2,7 +2,8 @@
 
 Bars of one day are not independent: labels overlap and symbols move together. So a figure's error
 comes from resampling whole days. Every figure is a function of sums, and sums over days add up,
-so that a resampled figure costs a few additions.
+so that a resampled figure costs a few additions. Selective prediction asks what accuracy remains
+when only the surest bars are answered, at equal coverage with gates that cost nothing.
 """
 
 from __future__ import annotations
@@ -133,10 +134,7 @@ def macro_f1(probability: Array, classes: NDArray[np.int64], days: NDArray[np.in
     return figure(terms, days, combine)
 
 
-# Selective prediction: what accuracy remains when only the surest bars are answered.
-#
-# The entropy gate must earn its place against gates that cost nothing: chance, the margin between
-# the probabilities, and the predicted spread. All are compared at equal coverage.
+# --- selective prediction
 
 COVERAGES: Final = (0.5, 0.2, 0.1, 0.05)
 _AREA_COVERAGES: Final = np.linspace(0.05, 1.0, 20)

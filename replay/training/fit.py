@@ -35,8 +35,6 @@ from tracepaper.replay.training.samples import Batch, Chunks, Samples
 from tracepaper.strategies.errors import CheckpointMismatch, InvariantBroken
 from tracepaper.strategies.features_rolling import Array
 
-# How to fit: options, the rate and the weights that follow from them, and what is known so far.
-
 
 @dataclass(frozen=True)
 class FitOptions:

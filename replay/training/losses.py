@@ -1,4 +1,9 @@
-"""The losses of the heads, per horizon, on masked bars: NLL, cross-entropy, QLIKE and pinball."""
+"""The losses of the heads by horizon, and how much better than a constant answer each head is.
+
+Scores are in units of the noise of the loss: the standard error, over calendar days, of the
+constant answer's own loss. It does not depend on the network, so that scores of one head can be
+compared from one step to the next.
+"""
 
 from __future__ import annotations
 
@@ -121,10 +126,7 @@ class TaskWeights(nn.Module):
         return (weighted * active).sum()
 
 
-# How much better than a constant answer each head is, in units of the noise of its loss.
-#
-# The unit is the standard error, over calendar days, of the constant answer's own loss. It does not
-# depend on the network, so that scores of one head can be compared from one step to the next.
+# --- scores
 
 _DAY_MS = 86_400_000
 _FIT_ROWS = 20_000  # labels that the constant Student t is fitted to; more changes nothing

@@ -33,8 +33,6 @@ from tracepaper.strategies.features import FeatureSchema, schema
 from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 
-# What is learnt from, and what was chosen before learning starts.
-
 
 @dataclass(frozen=True)
 class Material:

@@ -1,4 +1,9 @@
-"""Long chunks of consecutive bars, in which every labelled position is a sample."""
+"""What is learnt at each bar, and the long chunks in which every labelled position is a sample.
+
+The return from this close to the close *h* bars later is measured in units of σ √h, where σ is the
+volatility that the features report at this bar; the variance is that of the h one-bar returns in
+the same unit. Labels look forward and features back: they share no bar but the one decided.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +20,6 @@ from torch import Tensor
 from tracepaper.replay.training.series import Part, Segment, Split
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features_rolling import Array
-
-# What is learnt at each bar: the scaled return, its direction and its realised variance.
-#
-# The return from this close to the close *h* bars later is measured in units of σ √h, where σ is
-# the volatility that the features report at this bar; the variance is that of the h one-bar returns
-# in the same unit. Labels look forward and features back: they share no bar but the one decided.
 
 FLAT_BAND: Final = 0.2
 """A scaled return within ±0.2 is flat: about a fifth of a fat-tailed bell."""

@@ -1,4 +1,9 @@
-"""Candle files as segments without holes: closes, features and σ, ready to learn from."""
+"""Candle files as segments without holes, ready to learn from, and the calendar's split of them.
+
+Cut file by file, the untouched span of one file lies inside the training span of another, and
+markets move together; so the four parts are spans of the calendar that hold for every file. They
+are purged by the label's horizon, with an embargo.
+"""
 
 from __future__ import annotations
 
@@ -135,10 +140,7 @@ def load(paths: Sequence[str], schema: FeatureSchema) -> tuple[list[Source], lis
     return sources, segments
 
 
-# Calendar splits across all files, purged by the label's horizon, with an embargo.
-#
-# Cut file by file, the untouched span of one file lies inside the training span of another, and
-# markets move together; so the four parts are spans of the calendar that hold for every file.
+# --- the split
 
 
 class Part(StrEnum):

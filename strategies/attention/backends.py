@@ -1,7 +1,7 @@
 """The fast kernels behind ``attend``: square passes that return logsumexp, and their gradients.
 
 A *square pass* is full or causal attention of equal query and key times. Every fast kernel has
-one, so a causal window is made of two of them and needs no mask (see ``window.py``). Each
+one, so a causal window is made of two of them and needs no mask (see ``kernels``). Each
 backend returns the natural logarithm, float32 (float64 for float64 inputs), without padding.
 """
 
@@ -390,7 +390,7 @@ def kernel_for(backend: str, device: torch.device, dtype: torch.dtype) -> Kernel
     )
 
 
-# Attention by packages that need CUDA or a compiler: FlashAttention 2 to 4, and flex.
+# --- packages: FlashAttention 2 to 4, and flex
 
 
 class FlashPackage:

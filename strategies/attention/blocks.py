@@ -1,4 +1,9 @@
-"""Columns of a bucketed rollout: absolute 64-bar blocks of time, the rest in "older"."""
+"""A bucketed rollout row: its columns of absolute 64-bar blocks, and its figures by age.
+
+A row names the newest blocks of time and keeps the rest in "older". The newest block holds 1 to 64
+bars and a block's age moves on with every bar, so recent mass and shift are taken over cells of
+fixed age, each made of its share of the two blocks that it overlaps.
+"""
 
 from __future__ import annotations
 
@@ -84,11 +89,7 @@ class BlockColumns:
         return aged
 
 
-# Figures of a bucketed rollout row by age: recent mass and shift, free of the bucket's phase.
-#
-# Buckets are absolute 64-bar blocks, so the newest holds 1 to 64 bars and a bucket's age moves on
-# with every bar. Both figures are therefore taken over cells of fixed age, each made of its share
-# of the two buckets that it overlaps.
+# --- figures by age
 
 Floats = NDArray[np.float64]
 _RECENT_SHARE: Final = 0.25

@@ -1,4 +1,7 @@
-"""What the explanations demand of their tensors: one sentence for each way to be wrong."""
+"""What the explanations demand of their tensors: one sentence for each way to be wrong.
+
+``finite_layers`` is the guard against NaN and infinity: it names the layer in which they appear.
+"""
 
 from __future__ import annotations
 
@@ -189,7 +192,7 @@ def check_head_weights(
     return shares / total
 
 
-# The guard against NaN and infinity: it names the layer in which they first appear.
+# --- the guard against NaN and infinity
 
 
 def require_finite(tensor: Tensor, place: str) -> Tensor:

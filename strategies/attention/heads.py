@@ -1,4 +1,8 @@
-"""What each head does: its rows, its kind, and how much the heads differ."""
+"""What rows of attention and rollout show: locality, events, stability, collapse, kinds of heads.
+
+Pure functions of rows with one weight a bar. Recent mass and shift, which gates judge at every bar,
+are taken by age over blocks in ``blocks``.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +26,6 @@ from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# What the shape of a rollout says: locality, focus on events, stability, collapse, influence.
-#
-# Pure functions of rollout rows. Recent mass and shift, which gates judge at every bar, are taken
-# by age over buckets in ``forecasters/measures.py``; a row here has one weight a bar.
 
 EVENT_BARS: Final = 8
 """How many bars may make up an event."""

@@ -1,4 +1,14 @@
-"""``attend``: one call for every mask and backend, exact, with logsumexp, never N x N."""
+"""``attend``: one call for every mask and backend, exact, with logsumexp, never N x N.
+
+A causal window is made of two square causal passes: no mask, no wasted band, exact gradients. Cut
+time into blocks of the window's length W. A query sees its own block causally, and of the block
+before it exactly the keys that its own block has not yet pushed out: key j of that block is visible
+to query i of this one when j > i. With time reversed that is causal again. So both parts are square
+causal passes, merged by their logsumexp; peak memory is that of a few copies of q, k and v. The
+gradient of each part is the kernel's own, handed the *merged* output and logsumexp: it rebuilds
+``P = exp(s - logsumexp)``, so the parts add up to the whole. A kernel that knows windows itself
+(``window_forward`` and ``window_backward``) is asked directly.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +32,6 @@ from tracepaper.strategies.attention.backends import (
 )
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.errors import AttentionInvalid
-
-# A causal window out of two square causal passes: no mask, no wasted band, exact gradients.
-#
-# Cut time into blocks of the window's length W. A query sees its own block causally, and of the
-# block before it exactly the keys that its own block has not yet pushed out: key j of that block
-# is visible to query i of this one when j > i. With time reversed that is causal again. So both
-# parts are square causal passes, merged by their logsumexp; peak memory is that of a few copies
-# of q, k and v. The gradient of each part is the kernel's own, handed the *merged* output and
-# logsumexp: it rebuilds ``P = exp(s - logsumexp)``, so the parts add up to the whole. A kernel
-# that knows windows itself (``window_forward`` and ``window_backward``) is asked directly.
 
 
 class _Cuts(NamedTuple):

@@ -1,8 +1,12 @@
-"""Rollout with better weights: by gradient, and by the length of the values that are mixed.
+"""Other attributions: rollout weighted by gradient or by value norm, and attention flow.
 
-Bare attention weights say how much was asked of a bar, not how much came of it. Both forms weigh
-each entry of the attention matrix, fuse the heads by their mean and normalise each row; a row
+Bare attention weights say how much was asked of a bar, not how much came of it. Both weighted forms
+weigh each entry of the attention matrix, fuse the heads by their mean and normalise each row; a row
 that is left without weight keeps itself. Neither stores a matrix.
+
+Attention flow (Abnar and Zuidema, 2020, section 3) is a reference for small graphs: every bar of
+every layer is a node, ``Ã_l`` gives the capacities of the edges to the layer below, and a row's
+attribution of a bar is the maximum flow between the two. Cost grows with N³ a bar, so N is bounded.
 """
 
 from __future__ import annotations
@@ -181,12 +185,6 @@ def _normalised(fuse: Fuse) -> Fuse:
 
     return fuse_and_normalise
 
-
-# Attention flow by maximum flow on small graphs: the reference that rollout is compared with.
-#
-# Abnar and Zuidema (2020), section 3: every bar of every layer is a node, ``Ã_l`` gives the
-# capacities of the edges to the layer below, and a row's attribution of a bar is the greatest flow
-# that can pass between the two. Cost grows with N³ a bar, so N is bounded.
 
 TIME_MAX: Final = 256
 CAPACITY: Final = 1 << 22

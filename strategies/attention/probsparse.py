@@ -9,6 +9,12 @@ Two points differ from the code that the paper came with: the sampled keys follo
 that a decision can be recomputed, and a lazy causal row is a true average of what it sees, in
 its output and in its attention alike. Ranking the whole sequence looks ahead: under a causal mask
 one future bar changes earlier rows, so nothing here may serve a batched pass.
+
+Distilling (convolution, activation, max-pooling of time) leaves rollout undefined without a
+convention. Ours makes each stage a row-stochastic map: a pooled position rests on the bars in
+proportion to the channels whose maximum they gave, and a convolved position on its taps in
+proportion to the length ``‖W_τ x_{n+τ}‖`` of what each brought. Norm and activation work position
+by position and move nothing. Say so where it is shown.
 """
 
 from __future__ import annotations
@@ -208,13 +214,6 @@ def _check_mask(mask: Mask) -> None:
             "over the window that ends at the bar."
         )
 
-
-# Rollout through Informer's distilling layers: convolution, activation and pooling of time.
-#
-# Pooling leaves rollout undefined without a convention. Ours makes each stage a row-stochastic map:
-# a pooled position rests on the bars in proportion to the channels whose maximum they gave, and a
-# convolved position on its taps in proportion to the length ``‖W_τ x_{n+τ}‖`` of what each brought.
-# Norm and activation work position by position and move nothing. Say so where it is shown.
 
 TAPS: Final = 3
 """Kernel of the convolution and of the pooling; both are padded by one on each side."""

@@ -1,7 +1,10 @@
-"""One layer's backward product ``w ← wᵀA`` by each backend, without the matrix A.
+"""One layer's step of a rollout without its matrix A: the product ``w ← wᵀA``, and whole rows.
 
 ``(wᵀA)_j = Σ_i w_i exp(scale·q_i·k_j - lse_i)``. Every backend returns the heads' weighted mean and
-each head's mass, which must be the mass that went in.
+each head's mass, which must be the mass that went in. Max and min fusion, discarding and row-wise
+weights need whole rows: a *stripe* is some whole rows of one batch element's matrices,
+[head, row, key]; it is fused into one [row, key] and dropped. Memory is a constant
+(``STRIPE_ENTRIES``) beside O(N·d).
 """
 
 from __future__ import annotations
@@ -223,10 +226,7 @@ def _push_swapped(layer: Layer, weights: Tensor, mask: Mask) -> Tensor:
     return torch.stack(columns, dim=2)  # [batch, head, row, time]
 
 
-# Layer transitions that need whole rows: max and min fusion, discarding, any row-wise weight.
-#
-# A stripe is some whole rows of one batch element's matrices, [head, row, key]; it is fused into
-# one [row, key] and dropped. Memory is a constant (``STRIPE_ENTRIES``) beside O(N·d).
+# --- transitions that need whole rows
 
 RADIX_BITS = 16
 

@@ -2,7 +2,8 @@
 
 ``A_ij = exp(scale·q_i·k_j - lse_i)`` on the pairs that the mask shows. A window's tiles cover its
 band alone, so nothing here grows with time squared. Scores are kept to base 2, since PyTorch's
-``exp2`` took a quarter of the time of its ``exp`` on the CPUs tried, with equal errors.
+``exp2`` took a quarter of the time of its ``exp`` on the CPUs tried, with equal errors. The second
+half says how far rounding may move a product of rows, and restates a layer where that is too far.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ def operand(layer: Layer) -> Operand:
     return Operand(queries, keys_by_dim, minus_logsumexp)
 
 
-# How far rounding may move a product of attention rows, and what is done where it is too far.
+# --- precision
 
 ROUNDING_MAX: Final = 1e-4
 """Beyond this rounding error of one score, float32 cannot carry ``score - logsumexp``."""

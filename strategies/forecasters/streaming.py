@@ -29,8 +29,6 @@ from tracepaper.strategies.networks.stream import (
 )
 from tracepaper.strategies.types import Bar, Calibration, Forecast
 
-# What a streaming forecaster remembers of one instrument.
-
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]

@@ -1,9 +1,9 @@
 """The default network: a pre-norm transformer over a causal window, streaming by construction.
 
-Read top to bottom: a block, then the network; the configuration is in ``config.py``. Each bar
-sees itself and the ``window - 1`` bars before it in every layer, so a new bar can be computed from
-cached keys and values, and the answer depends on ``layers * (window - 1) + 1`` bars: the receptive
-field. The same code with ``mask = "full"`` is the classic form over a window that ends now.
+Read top to bottom: configuration, a block, the network. Each bar sees itself and the ``window - 1``
+bars before it in every layer, so a new bar can be computed from cached keys and values, and the
+answer depends on ``layers * (window - 1) + 1`` bars: the receptive field. The same code with
+``mask = "full"`` is the classic form over a window that ends now.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ from tracepaper.strategies.networks.encodings import (
     sinusoidal_table,
 )
 from tracepaper.strategies.networks.heads import Heads, Outputs
-
-# The architecture of the flash network, checked when it is made, as a model's card holds it.
 
 _CHOICES: Final = {
     "encoding": ("rope", "alibi", "sinusoidal", "learned", "none"),
@@ -185,9 +183,6 @@ class FlashConfig:
     def read(cls, section: dict[str, Any]) -> FlashConfig:
         """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
         return cls(**checked_section(cls, section))
-
-
-__all__ = ["Block", "FlashConfig", "FlashNetwork", "Phases", "Projected", "Trace"]
 
 
 class Phases(NamedTuple):

@@ -29,8 +29,6 @@ from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork, Proj
 from tracepaper.strategies.networks.heads import Outputs
 from tracepaper.strategies.types import BLOCK_BARS
 
-# What a stream of bars leaves behind in the network: finite, and all that its answer needs.
-
 CHUNK_BARS: Final = 512
 """Bars of one pass over known bars; a shorter stretch is padded to it."""
 HISTORY_BARS_MAX: Final = 65_536
@@ -142,15 +140,6 @@ class StreamState:
             kept.clear()
         self.count = 0
 
-
-__all__ = [
-    "CHUNK_BARS",
-    "RESIDUAL",
-    "TILE_BARS",
-    "Advance",
-    "StreamState",
-    "StreamingNetwork",
-]
 
 TILE_BARS: Final = 64
 """Queries of one tile: few enough for the tile's scores to stay in the cache."""
@@ -367,13 +356,6 @@ def _check(mass: Tensor, name: str) -> None:
         raise InvariantBroken(
             f"A row of {name} sums to {float(mass[wrong][0]):.4f} instead of 1; report this bug."
         )
-
-
-# Streams of several instruments abreast: one bar of each in one pass through the network.
-#
-# To all layers but attention a bar of each of some streams is what a stretch of bars is: rows that
-# do not touch each other. In attention the streams are a dimension in front, over rings that lie
-# side by side in one piece of memory, so that nothing is copied to bring them together.
 
 
 class Abreast(NamedTuple):

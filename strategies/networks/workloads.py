@@ -1,4 +1,4 @@
-"""What the attention bench compares: seeded inputs, and each route from them to an explanation."""
+"""What the benches compare: seeded inputs, and each route from them to an explanation."""
 
 from __future__ import annotations
 
@@ -237,8 +237,6 @@ def versions() -> dict[str, str]:
     """Return the versions that figures depend on."""
     return {"torch": torch.__version__, "simd": torch.backends.cpu.get_cpu_capability()}
 
-
-# The naive route: the whole context through the network for one bar, for comparison.
 
 SEED = 7
 
