@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 
 from tracepaper.replay.training.fit import FitOptions
 from tracepaper.replay.training.samples import FLAT_BAND, VARIANCE_FLOOR
@@ -47,12 +47,6 @@ def temperature(logits: NDArray[np.float32], classes: NDArray[np.int64]) -> floa
     low, high = np.log(_TEMPERATURE_RANGE)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded")
     return rounded(float(np.exp(found.x)))
-
-
-def probabilities(logits: NDArray[np.float32], temperature: float) -> Array:
-    """Return softmax of *logits* [.., class] at that temperature."""
-    found: Array = softmax(logits.astype(np.float64) / temperature, axis=-1)
-    return found
 
 
 def slope(forecast: Array, value: Array) -> float:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from tracepaper.replay.training import baselines as base
 from tracepaper.replay.training import figures
-from tracepaper.replay.training.card import probabilities
 from tracepaper.replay.training.figures import Figure
 from tracepaper.replay.training.samples import NO_LABEL, VARIANCE_FLOOR, Samples
 from tracepaper.strategies.features_rolling import Array
@@ -221,7 +220,7 @@ def _baseline_rows(
 def report(found: Judged, *, temperature: float, slope: float) -> dict[str, Any]:
     """Return one horizon's figures, each as [value, standard error over days]."""
     days, value = found.days, found.value
-    probability = probabilities(found.logits, temperature)
+    probability = figures.probabilities(found.logits, temperature)
     assert (found.classes != NO_LABEL).all()
     return {
         "bars": len(value),

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.special import softmax
 
 from tracepaper.replay.training.samples import VARIANCE_FLOOR
 from tracepaper.strategies.features_rolling import Array
@@ -95,6 +96,12 @@ def interval_coverage(
     """Return how often *value* lay in the Student t's central 90 % interval."""
     half = stats.t.ppf(0.5 + COVERAGE / 2, dof) * scale
     return mean((np.abs(value - location) <= half).astype(np.float64), days)
+
+
+def probabilities(logits: NDArray[np.float32], temperature: float) -> Array:
+    """Return softmax of *logits* [.., class] at that temperature."""
+    found: Array = softmax(logits.astype(np.float64) / temperature, axis=-1)
+    return found
 
 
 def brier(probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]) -> Figure:

@@ -10,11 +10,11 @@ from msgspec.structs import replace
 from tracepaper.replay.training.card import (
     ROUND_TRIP_COST,
     measures,
-    probabilities,
     quantiles,
     slope,
     temperature,
 )
+from tracepaper.replay.training.figures import probabilities
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates import MEASURES, Evidence
 from tracepaper.strategies.types import Gate
