@@ -20,12 +20,12 @@ import structlog
 
 from tracepaper.daemon.building import needs_forecaster, resolved, warmup_bars
 from tracepaper.daemon.bybit.feed import LiveFeed
-from tracepaper.daemon.bybit.feed_types import FeedSettings, FeedStart
+from tracepaper.daemon.bybit.feed_types import FeedStart
 from tracepaper.daemon.bybit.intervals import floor_open_ms
 from tracepaper.daemon.bybit.rest import Rest, RestSettings
 from tracepaper.daemon.bybit.server_time import ServerTime
 from tracepaper.daemon.bybit.silence import Silence
-from tracepaper.daemon.bybit.stream import StreamSettings
+from tracepaper.daemon.bybit.stream import FeedSettings, StreamSettings
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.engine import Engine

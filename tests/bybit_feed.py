@@ -12,9 +12,9 @@ from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, kline
 from msgspec import structs
 
 from tracepaper.daemon.bybit.feed import LiveFeed
-from tracepaper.daemon.bybit.feed_types import FeedSettings, FeedStart
+from tracepaper.daemon.bybit.feed_types import FeedStart
 from tracepaper.daemon.bybit.rest import Rest, RestSettings
-from tracepaper.daemon.bybit.stream import StreamSettings
+from tracepaper.daemon.bybit.stream import FeedSettings, StreamSettings
 from tracepaper.strategies.types import Bar, Event, Gap, GapCause, Instrument
 
 BITCOIN = instrument(price_decimals=1, tick_size=1)

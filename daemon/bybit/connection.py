@@ -10,16 +10,15 @@ from typing import Protocol
 
 import structlog
 
-from tracepaper.daemon.bybit.feed_types import FeedSettings
 from tracepaper.daemon.bybit.intervals import interval_name
 from tracepaper.daemon.bybit.silence import Silence
-from tracepaper.daemon.bybit.stream import Stream, StreamHandler
+from tracepaper.daemon.bybit.stream import FeedSettings, Stream, StreamHandler
 from tracepaper.daemon.bybit.wire import Book, Candles, Received, Refused, Ticker, Trades, Wire
 from tracepaper.daemon.ports import Clock
 from tracepaper.strategies.errors import FeedStale, MessageMalformed, Recoverable
 from tracepaper.strategies.types import Bar, Category, GapCause, Instrument, Mark, Quote
 
-log = structlog.get_logger("bybit.feed")
+log = structlog.get_logger("bybit.stream")
 
 
 class Owner(Protocol):
@@ -35,7 +34,7 @@ class Owner(Protocol):
         """Learn that something is dated ahead: the exchange's time is read anew."""
         ...
 
-    def offer(self, item: Bar | Quote | Mark) -> None:
+    def enqueue(self, item: Bar | Quote | Mark) -> None:
         """Take what a stream brought."""
         ...
 
@@ -154,13 +153,13 @@ class Connection:
         match received:
             case Candles():
                 for bar in received.bars:
-                    owner.offer(bar)
+                    owner.enqueue(bar)
             case Book():
                 if received.quote is not None:
-                    owner.offer(received.quote)
+                    owner.enqueue(received.quote)
             case Ticker():
                 if received.mark is not None:
-                    owner.offer(received.mark)
+                    owner.enqueue(received.mark)
                 if received.next_funding_ms is not None:
                     owner.announce_funding(received.instrument, received.next_funding_ms)
             case Trades():

@@ -13,15 +13,7 @@ from msgspec import structs
 
 from tracepaper.daemon.bybit.backfill import Hole
 from tracepaper.daemon.bybit.connection import Connection
-from tracepaper.daemon.bybit.feed_types import (
-    Blame,
-    FeedSettings,
-    FeedStart,
-    Item,
-    Page,
-    Stop,
-    Submitted,
-)
+from tracepaper.daemon.bybit.feed_types import Blame, FeedStart, Item, Page, Stop, Submitted
 from tracepaper.daemon.bybit.funding import FundingSchedule
 from tracepaper.daemon.bybit.handon import HandOn
 from tracepaper.daemon.bybit.intervals import floor_open_ms, interval_name
@@ -29,7 +21,7 @@ from tracepaper.daemon.bybit.line import Line
 from tracepaper.daemon.bybit.market import Market
 from tracepaper.daemon.bybit.rest import Rest
 from tracepaper.daemon.bybit.sequence import BarSequence, Closes
-from tracepaper.daemon.bybit.stream import first_cause
+from tracepaper.daemon.bybit.stream import FeedSettings, first_cause
 from tracepaper.daemon.bybit.upkeep import Upkeep
 from tracepaper.daemon.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
@@ -166,7 +158,7 @@ class LiveFeed:
         """Have the exchange's time read anew."""
         self._upkeep.doubt_time()
 
-    def offer(self, item: Bar | Quote | Mark) -> None:
+    def enqueue(self, item: Bar | Quote | Mark) -> None:
         """Put what a stream brought in line; a bar that finds no place is repaired by REST."""
         if not isinstance(item, Bar):
             if not self._line.offer(item, share=0.5):
@@ -205,7 +197,7 @@ class LiveFeed:
         async for event in self._catch_up():
             yield event
         self._upkeep.is_live = True
-        while not isinstance(item := await self._line.take(), Stop):
+        while not isinstance(item := await self._line.get(), Stop):
             async for event in self._on_item(item):
                 yield event
 

@@ -44,7 +44,7 @@ class FundingSchedule:
         """Note that everything up to *until_ms* was asked for once."""
         self._asked_ms = max(self._asked_ms, until_ms)
 
-    def take(self, settlements: Iterable[Funding]) -> list[Funding]:
+    def settle(self, settlements: Iterable[Funding]) -> list[Funding]:
         """Return those of *settlements* (oldest first) that are new, and count them as done."""
         fresh = [one for one in settlements if one.market_ms > self.settled_ms]
         if fresh:

@@ -155,7 +155,7 @@ class HandOn:
         A close too far from the last one leaves a hole that REST is asked about; what REST repeats
         is believed, and what comes after it waits.
         """
-        ready = market.waiting.take(market.sequence.next_open_ms)
+        ready = market.waiting.pop_from(market.sequence.next_open_ms)
         doubted = market.unseconded(versions[0] for versions in ready)
         if not doubted:
             return ready, False

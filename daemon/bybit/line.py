@@ -37,7 +37,7 @@ class Line(Generic[T]):
         self._items.append(item)
         self._filled.set()
 
-    async def take(self) -> T:
+    async def get(self) -> T:
         """Return the oldest item, waiting for one."""
         while not self._items:
             self._filled.clear()

@@ -187,7 +187,7 @@ class Waiting:
         """Let bars that were taken out wait again, each with its revisions."""
         self._bars.update((versions[0].open_time_ms, versions) for versions in stretch)
 
-    def take(self, open_ms: int) -> list[list[Bar]]:
+    def pop_from(self, open_ms: int) -> list[list[Bar]]:
         """Take out the bars that follow one another from *open_ms* on, each with its revisions."""
         taken: list[list[Bar]] = []
         while (versions := self._bars.pop(open_ms, None)) is not None:

@@ -19,7 +19,7 @@ AGAIN_S: Final = 1.0
 UNDER_WAY_S_MAX: Final = 10.0
 """An answer was under way no longer than this, however long the retries before it took."""
 
-log = structlog.get_logger("bybit")
+log = structlog.get_logger("bybit.feed")
 
 
 class _Said(Struct, frozen=True):

@@ -60,6 +60,24 @@ class StreamSettings(Struct, frozen=True):
     frame_bytes_max: int = 4 * 1024 * 1024
 
 
+class FeedSettings(Struct, frozen=True):
+    """How the feed keeps order; times without another word are seconds of network time."""
+
+    interval_ms: int
+    stream: StreamSettings = StreamSettings()
+    grace_ms: int = 5_000  # market time after a bar's close before REST is asked for it
+    grace_s: float = 0.5  # and at least this long in network time
+    queue_limit: int = 10_000
+    trades: bool = False
+    resync_s: float = 30.0
+    poll_s: float = 0.1
+    instruments_ms: int = 86_400_000  # market time between two readings of the filters
+    ahead_ms: int = 2_000  # network time: what is dated further ahead is refused
+    plausible: float = 100.0  # usual ranges from the last close; what is further REST repeats
+    time_scale: float = 1.0  # market time per network time
+    certain_s: float = 30.0  # between two answers without a bar that are believed
+
+
 class StreamHandler(Struct, frozen=True):
     """What the owner of a stream does with it.
 

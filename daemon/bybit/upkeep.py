@@ -10,13 +10,14 @@ from typing import Final
 import structlog
 from msgspec import structs
 
-from tracepaper.daemon.bybit.feed_types import Blame, FeedSettings, Item, Page, Submitted
+from tracepaper.daemon.bybit.feed_types import Blame, Item, Page, Submitted
 from tracepaper.daemon.bybit.instruments import rescaled
 from tracepaper.daemon.bybit.intervals import floor_open_ms
 from tracepaper.daemon.bybit.line import Line
 from tracepaper.daemon.bybit.market import PATIENCE_MAX_S, Market
 from tracepaper.daemon.bybit.rest import Rest
 from tracepaper.daemon.bybit.server_time import UNDER_WAY_S_MAX, ServerTime
+from tracepaper.daemon.bybit.stream import FeedSettings
 from tracepaper.daemon.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Funding, Gap, GapCause, InstrumentChange
@@ -85,7 +86,7 @@ class Upkeep:
             market.instrument, market.funding.settled_ms + 1, until_ms
         )
         now_ms = self._clock.market_ms()
-        return [structs.replace(one, seen_ms=now_ms) for one in market.funding.take(found)]
+        return [structs.replace(one, seen_ms=now_ms) for one in market.funding.settle(found)]
 
     async def synchronise(self) -> None:
         """Read the exchange's clock."""

@@ -23,9 +23,10 @@ from bybit_server import (
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from tracepaper.daemon.bybit.feed_types import FeedSettings, FeedStart
+from tracepaper.daemon.bybit.feed_types import FeedStart
 from tracepaper.daemon.bybit.line import Line
 from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.daemon.bybit.stream import FeedSettings
 from tracepaper.daemon.bybit.upkeep import Upkeep
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import (

@@ -14,10 +14,10 @@ from exchange_client import FIRST_MS, candles, serving, walk_rows
 from msgspec import structs
 
 from tracepaper.daemon.bybit.feed import LiveFeed
-from tracepaper.daemon.bybit.feed_types import FeedSettings, FeedStart
+from tracepaper.daemon.bybit.feed_types import FeedStart
 from tracepaper.daemon.bybit.market import WAITING_MAX
 from tracepaper.daemon.bybit.rest import Rest, RestSettings
-from tracepaper.daemon.bybit.stream import StreamSettings
+from tracepaper.daemon.bybit.stream import FeedSettings, StreamSettings
 from tracepaper.strategies.types import Bar, Event, Gap, GapCause, Instrument, Source
 
 HOUR = 3_600_000

@@ -29,14 +29,14 @@ def test_an_announced_time_off_the_grid_is_awaited_too() -> None:
     assert funding.is_overdue(12 * HOUR)
     funding.announce(20 * HOUR)  # the next one; the first was not settled yet
     assert funding.is_overdue(12 * HOUR)
-    funding.take([settlement(12)])
+    funding.settle([settlement(12)])
     assert not funding.is_overdue(13 * HOUR)
 
 
 def test_a_settlement_is_taken_once() -> None:
     funding = schedule()
-    assert funding.take([settlement(8), settlement(16)]) == [settlement(16)]
-    assert funding.take([settlement(8), settlement(16)]) == []
+    assert funding.settle([settlement(8), settlement(16)]) == [settlement(16)]
+    assert funding.settle([settlement(8), settlement(16)]) == []
     assert not funding.is_overdue(24 * HOUR - 1)
 
 

@@ -11,7 +11,7 @@ async def test_items_leave_in_order_of_arrival() -> None:
     line: Line[int] = Line(10)
     for item in range(5):
         assert line.offer(item)
-    assert [await line.take() for _ in range(5)] == list(range(5))
+    assert [await line.get() for _ in range(5)] == list(range(5))
 
 
 async def test_quotes_cannot_take_the_place_of_bars() -> None:
@@ -31,7 +31,7 @@ async def test_what_is_insisted_on_finds_a_place() -> None:
 
 async def test_a_waiting_reader_gets_what_comes_later() -> None:
     line: Line[str] = Line(1)
-    reader = asyncio.create_task(line.take())
+    reader = asyncio.create_task(line.get())
     await asyncio.sleep(0)
     line.offer("late")
     async with asyncio.timeout(5):

@@ -150,7 +150,7 @@ def test_bars_that_wait_are_bounded_and_the_oldest_stay() -> None:
     assert not waiting.add(structs.replace(bar(), open_time_ms=START_MS + 5_000 * MINUTE))
     assert not waiting.add(structs.replace(bar(), open_time_ms=START_MS))
     assert len(waiting) == WAITING_MAX
-    taken = waiting.take(START_MS)
+    taken = waiting.pop_from(START_MS)
     assert [versions[0].open_time_ms for versions in taken] == [
         START_MS + index * MINUTE for index in range(WAITING_MAX)
     ]
@@ -161,7 +161,7 @@ def test_revisions_of_a_bar_that_waits_are_bounded() -> None:
     waiting = Waiting()
     for close in range(1, 100):
         waiting.add(structs.replace(bar(), open_time_ms=START_MS, close=close))
-    ((first, *revisions),) = waiting.take(START_MS)
+    ((first, *revisions),) = waiting.pop_from(START_MS)
     assert first.close == 1
     assert len(revisions) < 10
 
@@ -171,7 +171,7 @@ def test_a_blame_behind_bars_that_wait_is_of_the_next_hole() -> None:
     one.waiting.add(bar())
     one.blame(GapCause.STALE)
     causes = [one.cause]
-    one.waiting.take(bar().open_time_ms)
+    one.waiting.pop_from(bar().open_time_ms)
     for _ in range(2):
         one.passed()
         causes.append(one.cause)
@@ -192,5 +192,5 @@ def test_an_answer_adds_nothing_to_a_bar_that_waits() -> None:
     waiting = Waiting()
     waiting.add(structs.replace(bar(), open_time_ms=START_MS))
     waiting.add_missing([structs.replace(bar(), open_time_ms=START_MS, close=9)])
-    ((only,),) = waiting.take(START_MS)
+    ((only,),) = waiting.pop_from(START_MS)
     assert only.close != 9
