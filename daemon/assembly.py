@@ -20,12 +20,12 @@ import structlog
 
 from tracepaper.daemon.building import needs_forecaster, resolved, warmup_bars
 from tracepaper.daemon.bybit.feed import LiveFeed
-from tracepaper.daemon.bybit.feed_types import FeedStart
-from tracepaper.daemon.bybit.intervals import floor_open_ms
-from tracepaper.daemon.bybit.rest import Rest, RestSettings
-from tracepaper.daemon.bybit.server_time import ServerTime
-from tracepaper.daemon.bybit.silence import Silence
-from tracepaper.daemon.bybit.stream import FeedSettings, StreamSettings
+from tracepaper.daemon.bybit.instruments import floor_open_ms
+from tracepaper.daemon.bybit.maintenance import ServerTimeReader
+from tracepaper.daemon.bybit.queue import FeedStart
+from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.daemon.bybit.retry import Cooldown
+from tracepaper.daemon.bybit.websocket import FeedSettings, StreamSettings
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.engine import Engine
@@ -144,11 +144,11 @@ class Daemon:
         if needs_forecaster(config):
             forecaster = await asyncio.to_thread(load_forecaster, config, beside=self._database)
         rehearse_engine(config, forecaster)  # what is wrong here is said before the network is
-        silence = Silence(clock=clock, waiting=self._supervisor.declare)
+        cooldown = Cooldown(clock=clock, waiting=self._supervisor.declare)
         settings = RestSettings.of(config.exchange)
-        async with Rest(settings, clock=clock, rng=self._rng, silence=silence) as rest:
+        async with RestClient(settings, clock=clock, rng=self._rng, cooldown=cooldown) as rest:
             rest.is_proven = is_served = was_served(config, self._kind, self._database)
-            time = ServerTime(rest, clock, time_scale=config.exchange.time_scale)
+            time = ServerTimeReader(rest, clock, time_scale=config.exchange.time_scale)
             server_ms = await time.first()
             clock.synchronise(server_ms)
             category = Category(config.market.category)
@@ -180,7 +180,7 @@ class Daemon:
             finally:
                 audit.end(clock.wall_ms())
 
-    async def _refuse_sizes(self, instruments: Sequence[Instrument], rest: Rest) -> None:
+    async def _refuse_sizes(self, instruments: Sequence[Instrument], rest: RestClient) -> None:
         """Refuse, at the first start, a size that is no order; later it is a decision's reason."""
         for item in instruments:
             price = Decimal(0)
@@ -190,7 +190,7 @@ class Daemon:
             refuse_size(self._config, item, price)
 
     async def _drive(
-        self, opened: Opened, forecaster: Forecaster | None, rest: Rest, audit: SqlAuditLog
+        self, opened: Opened, forecaster: Forecaster | None, rest: RestClient, audit: SqlAuditLog
     ) -> None:
         config, engine, run = self._config, opened.engine, opened.run
         self._hooks.opened(run)
@@ -251,7 +251,7 @@ class Daemon:
             await drive(feed, *timed, watch=watch, heard=heard)
 
     def _feed(
-        self, opened: Opened, forecaster: Forecaster | None, rest: Rest, engine: Engine
+        self, opened: Opened, forecaster: Forecaster | None, rest: RestClient, engine: Engine
     ) -> LiveFeed:
         config, clock, run = self._config, self._clock, opened.run
         exchange = config.exchange

@@ -198,7 +198,7 @@ def _checkpoint(config: Config) -> Finding:
 
 async def ask_exchange(config: Config) -> list[Finding]:
     """Ask the configured exchange for its time and its symbols, once each."""
-    from tracepaper.daemon.bybit.rest import Rest, RestSettings
+    from tracepaper.daemon.bybit.rest import RestClient, RestSettings
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.daemon.supervisor import RestartBudget
     from tracepaper.strategies.types import Category
@@ -213,7 +213,7 @@ async def ask_exchange(config: Config) -> list[Finding]:
     budget = RestartBudget(limit=1, window_s=60.0)
     findings = []
     try:
-        async with Rest(settings, clock=clock, rng=random.Random(0), budget=budget) as rest:  # noqa: S311 - jitter
+        async with RestClient(settings, clock=clock, rng=random.Random(0), budget=budget) as rest:  # noqa: S311 - jitter
             skew_ms = await rest.server_time_ms() - clock.wall_ms()
             verdict = Verdict.OK if abs(skew_ms) <= CLOCK_SKEW_MS else Verdict.WARN
             detail = f"{settings.rest_url} answers; this machine's clock is {-skew_ms} ms ahead"

@@ -17,7 +17,7 @@ Span = tuple[int, int]
 
 
 class Klines(Protocol):
-    """The one call that is needed of ``daemon.bybit.rest.Rest``."""
+    """The one call that is needed of ``daemon.bybit.rest.RestClient``."""
 
     async def klines(
         self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int

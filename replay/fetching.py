@@ -11,8 +11,8 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tracepaper.daemon.bybit.intervals import interval_name
-from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.daemon.bybit.instruments import interval_name
+from tracepaper.daemon.bybit.rest import RestClient, RestSettings
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.supervisor import RestartBudget
@@ -59,7 +59,7 @@ async def fetch_order(config: Config, order: Order, *, quiet: bool) -> list[Outc
     clock = SystemClock()
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
     jitter = random.Random(order.interval_ms)  # noqa: S311 (waits, not secrets)
-    async with Rest(settings, clock=clock, rng=jitter, budget=budget) as rest:
+    async with RestClient(settings, clock=clock, rng=jitter, budget=budget) as rest:
         now_ms = await rest.server_time_ms()
         until_ms = now_ms - exchange.final_after_ms
         if order.until_ms is not None:
@@ -71,7 +71,7 @@ async def fetch_order(config: Config, order: Order, *, quiet: bool) -> list[Outc
 
 
 async def _fetch_symbol(
-    rest: Rest, order: Order, symbol: str, until_ms: int, *, quiet: bool
+    rest: RestClient, order: Order, symbol: str, until_ms: int, *, quiet: bool
 ) -> Outcome:
     instrument = await rest.instrument(order.category, symbol)
     spans = wanted_spans(

@@ -12,9 +12,9 @@ from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, kline
 from msgspec import structs
 
 from tracepaper.daemon.bybit.feed import LiveFeed
-from tracepaper.daemon.bybit.feed_types import FeedStart
-from tracepaper.daemon.bybit.rest import Rest, RestSettings
-from tracepaper.daemon.bybit.stream import FeedSettings, StreamSettings
+from tracepaper.daemon.bybit.queue import FeedStart
+from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.daemon.bybit.websocket import FeedSettings, StreamSettings
 from tracepaper.strategies.types import Bar, Event, Gap, GapCause, Instrument
 
 BITCOIN = instrument(price_decimals=1, tick_size=1)
@@ -24,7 +24,7 @@ class Live:
     """A running feed, its exchange, its clock, and everything it handed on."""
 
     def __init__(
-        self, server: ScriptedServer, clock: SteppedClock, feed: LiveFeed, rest: Rest
+        self, server: ScriptedServer, clock: SteppedClock, feed: LiveFeed, rest: RestClient
     ) -> None:
         self.server = server
         self.clock = clock
@@ -96,7 +96,7 @@ async def live(
     rest_settings = RestSettings(rest_url=server.rest_url, requests_per_s=1_000)
     holder: list[Live] = []
     async with (
-        Rest(rest_settings, clock=clock, rng=rng) as rest,
+        RestClient(rest_settings, clock=clock, rng=rng) as rest,
         LiveFeed(
             rest=rest,
             clock=clock,

@@ -8,9 +8,14 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from tracepaper.daemon.bybit.market import PATIENCE_MAX_S, Market
-from tracepaper.daemon.bybit.rest import CANDLES_MAX, Rest
-from tracepaper.daemon.bybit.sequence import Doubts, Run, runs
+from tracepaper.daemon.bybit.feed_state import (
+    PATIENCE_MAX_S,
+    BarRange,
+    FeedState,
+    MissingRanges,
+    bar_ranges,
+)
+from tracepaper.daemon.bybit.rest import CANDLES_MAX, RestClient
 from tracepaper.daemon.ports import Clock
 from tracepaper.strategies.types import Bar, Gap, GapCause
 
@@ -26,24 +31,24 @@ class Hole(Struct, frozen=True):
     where nothing went wrong: the first warm-up of a run.
     """
 
-    market: Market
+    state: FeedState
     until_ms: int  # exclusive
     cause: GapCause | None
 
     @property
     def is_new(self) -> bool:
         """Whether no candle of the instrument is known: it may have been listed at any time."""
-        return self.cause is None and not self.market.sequence.is_begun
+        return self.cause is None and not self.state.sequence.is_begun
 
 
-async def _wait(seconds: float, rest: Rest, clock: Clock) -> None:
+async def _wait(seconds: float, rest: RestClient, clock: Clock) -> None:
     """Wait for another answer; a declared wait."""
-    rest.silence.waiting("a hole in the candles", seconds)
+    rest.cooldown.waiting("a hole in the candles", seconds)
     await clock.sleep(seconds)
 
 
 async def fill(
-    holes: Sequence[Hole], *, rest: Rest, clock: Clock, certain_s: float
+    holes: Sequence[Hole], *, rest: RestClient, clock: Clock, certain_s: float
 ) -> AsyncIterator[Gap | Bar]:
     """Yield the missing bars of all *holes*, merged in open-time order, each hole said as a gap.
 
@@ -51,7 +56,7 @@ async def fill(
     is repaired by nothing says what REST lacked twice, *certain_s* apart. Each bar is accepted by
     its sequence as it is yielded.
     """
-    holes = [one for one in holes if one.market.sequence.next_open_ms < one.until_ms]
+    holes = [one for one in holes if one.state.sequence.next_open_ms < one.until_ms]
     async for event in _filled(holes, rest, clock, certain_s):
         yield event
     # An instrument without any candle is as rare as an answer that wrongly says so.
@@ -62,12 +67,12 @@ async def fill(
 
 
 async def _filled(
-    holes: Sequence[Hole], rest: Rest, clock: Clock, certain_s: float
+    holes: Sequence[Hole], rest: RestClient, clock: Clock, certain_s: float
 ) -> AsyncIterator[Gap | Bar]:
     if not holes:
         return
-    window_ms = CANDLES_MAX * holes[0].market.sequence.interval_ms
-    first_ms = min(one.market.sequence.next_open_ms for one in holes)
+    window_ms = CANDLES_MAX * holes[0].state.sequence.interval_ms
+    first_ms = min(one.state.sequence.next_open_ms for one in holes)
     last_ms = max(one.until_ms for one in holes)
     for start_ms in range(first_ms, last_ms, window_ms):
         asking = [
@@ -81,10 +86,10 @@ async def _filled(
         ]
         # Sorting is stable: at one time a gap stays before its bars, and symbols in their order.
         for _, place, event in sorted(found, key=lambda entry: entry[:2]):
-            sequence = holes[place].market.sequence
+            sequence = holes[place].state.sequence
             now_ms = clock.market_ms()
             if isinstance(event, Bar):
-                holes[place].market.accept(event)
+                holes[place].state.accept(event)
                 yield structs.replace(event, seen_ms=now_ms)
             else:
                 if not event.repaired_by:
@@ -95,7 +100,7 @@ async def _filled(
 class _Asking:
     """One hole's questions."""
 
-    def __init__(self, hole: Hole, rest: Rest, clock: Clock, certain_s: float) -> None:
+    def __init__(self, hole: Hole, rest: RestClient, clock: Clock, certain_s: float) -> None:
         self._hole = hole
         self._rest = rest
         self._clock = clock
@@ -104,7 +109,7 @@ class _Asking:
     async def window(self, start_ms: int, end_ms: int) -> list[tuple[int, Gap | Bar]]:
         """Return what [*start_ms*, *end_ms*) brings, with the times to sort by."""
         hole = self._hole
-        sequence = hole.market.sequence
+        sequence = hole.state.sequence
         interval_ms = sequence.interval_ms
         from_ms = sequence.next_open_ms
         until_ms = min(end_ms, hole.until_ms)
@@ -114,20 +119,20 @@ class _Asking:
         if hole.is_new:
             bars = await self._listed(bars, from_ms)
             from_ms = bars[0].open_time_ms
-        bars = await self._seconded(await self._certain(bars, from_ms))
+        bars = await self._verified(await self._certain(bars, from_ms))
         events: list[tuple[int, Gap | Bar]] = []
-        for run in runs(
+        for run in bar_ranges(
             bars, from_ms=from_ms, until_ms=bars[-1].close_time_ms, interval_ms=interval_ms
         ):
             if hole.cause is not None or not run.bars:
-                events.append((run.from_ms + interval_ms, gap(hole.market, run, hole.cause)))
+                events.append((run.from_ms + interval_ms, gap(hole.state, run, hole.cause)))
             events.extend((bar.close_time_ms, bar) for bar in run.bars)
         return events
 
     async def _ask(self, from_ms: int, until_ms: int) -> list[Bar]:
-        market = self._hole.market
+        state = self._hole.state
         return await self._rest.klines(
-            market.instrument, market.sequence.interval_ms, from_ms, until_ms - 1
+            state.instrument, state.sequence.interval_ms, from_ms, until_ms - 1
         )
 
     async def _wait(self, seconds: float) -> None:
@@ -145,11 +150,11 @@ class _Asking:
             bars = again[:-1] + bars
         return bars
 
-    async def _seconded(self, bars: list[Bar]) -> list[Bar]:
+    async def _verified(self, bars: list[Bar]) -> list[Bar]:
         """Return *bars*, each doubtful close as two answers in a row tell it."""
         sure: dict[int, Bar] = {}
         wait_s = FIRST_WAIT_S
-        while unsure := self._hole.market.doubtful(
+        while unsure := self._hole.state.implausible(
             bars, lambda bar: sure.get(bar.open_time_ms) == bar
         ):
             again = await self._ask(unsure[0].open_time_ms, unsure[-1].close_time_ms)
@@ -165,18 +170,18 @@ class _Asking:
 
     async def _certain(self, bars: list[Bar], from_ms: int) -> list[Bar]:
         """Return *bars* with what later answers have of the holes between them."""
-        interval_ms = self._hole.market.sequence.interval_ms
-        doubts = Doubts(self._certain_s)
+        interval_ms = self._hole.state.sequence.interval_ms
+        missing = MissingRanges(self._certain_s)
         known = {bar.open_time_ms: bar for bar in bars}
         wait_s = FIRST_WAIT_S
         while True:
             bars = [known[open_ms] for open_ms in sorted(known)]
             lacked = lacking(bars, from_ms, interval_ms)
             now_s = self._clock.network_s()
-            doubts.learn(lacked, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
-            if doubts.due_s() == float("inf"):
+            missing.update(lacked, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
+            if missing.due_s() == float("inf"):
                 return bars
-            await self._wait(min(wait_s, max(0.0, doubts.due_s() - now_s)))
+            await self._wait(min(wait_s, max(0.0, missing.due_s() - now_s)))
             wait_s = min(2 * wait_s, PATIENCE_MAX_S)
             past_ms = lacked[-1][1]
             again: list[Bar] = []
@@ -192,14 +197,14 @@ def lacking(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[tuple[i
     if not bars:
         return []
     until_ms = bars[-1].close_time_ms
-    found = runs(bars, from_ms=from_ms, until_ms=until_ms, interval_ms=interval_ms)
+    found = bar_ranges(bars, from_ms=from_ms, until_ms=until_ms, interval_ms=interval_ms)
     return [(run.from_ms, run.until_ms) for run in found if not run.bars]
 
 
-def gap(market: Market, run: Run, cause: GapCause | None) -> Gap:
+def gap(state: FeedState, run: BarRange, cause: GapCause | None) -> Gap:
     """Return the gap that *run* is; its times seen are set as it is handed on."""
     return Gap(
-        instrument=market.instrument.id,
+        instrument=state.instrument.id,
         from_ms=run.from_ms,
         until_ms=run.until_ms,
         cause=GapCause.ARCHIVE if cause is None else cause,

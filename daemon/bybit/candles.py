@@ -1,4 +1,4 @@
-"""Candles of the stream and of REST to ``Bar``: exact, checked, and as fast as Python goes.
+"""ClosedCandles of the stream and of REST to ``Bar``: exact, checked, and as fast as Python goes.
 
 The hot path turns six number texts into integers with one call of a C parser. It pads each text
 to the decimals that the instrument's filters promise, takes the six dots out, and reads the rest
@@ -15,9 +15,8 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import DecodeError, Meta, Struct
 
-from tracepaper.daemon.bybit.decimals import exact
-from tracepaper.daemon.bybit.intervals import floor_open_ms, interval_name
-from tracepaper.daemon.bybit.messages import Candle, KlineFrame
+from tracepaper.daemon.bybit.instruments import exact, floor_open_ms, interval_name
+from tracepaper.daemon.bybit.messages import KlineCandle, KlineFrame
 from tracepaper.strategies.errors import FrameImpossible, MessageMalformed
 from tracepaper.strategies.types import MONEY_LIMIT, Bar, Instrument, Source
 
@@ -89,7 +88,7 @@ def candle_layout(instrument: Instrument, interval_ms: int) -> CandleLayout:
 
 
 def stream_bars(
-    frame: KlineFrame, layout: CandleLayout, early: Callable[[Candle, int], None] | None = None
+    frame: KlineFrame, layout: CandleLayout, early: Callable[[KlineCandle, int], None] | None = None
 ) -> list[Bar]:
     """Return the closed candles of *frame* as bars, oldest first; see ``Bar`` for units.
 
@@ -173,7 +172,7 @@ def _padded(text: str, dot: int) -> str:
     return text + _ZEROS[missing]
 
 
-def _careful(candle: Candle, layout: CandleLayout) -> tuple[int, int, int, int, int, int]:
+def _careful(candle: KlineCandle, layout: CandleLayout) -> tuple[int, int, int, int, int, int]:
     """Read the six numbers one by one; the path of cheap coins and of everything unusual."""
     decimals = layout.price_decimals
     low = exact(candle.low, decimals)
@@ -189,9 +188,9 @@ def _careful(candle: Candle, layout: CandleLayout) -> tuple[int, int, int, int, 
     )
 
 
-def _refuse_doubles(candles: list[Candle], layout: CandleLayout) -> None:
+def _refuse_doubles(candles: list[KlineCandle], layout: CandleLayout) -> None:
     """Refuse a frame that says two things of one candle: which of them holds, REST knows."""
-    first: dict[int, Candle] = {}
+    first: dict[int, KlineCandle] = {}
     for candle in candles:
         if first.setdefault(candle.start, candle) != candle:
             raise FrameImpossible(
@@ -201,7 +200,7 @@ def _refuse_doubles(candles: list[Candle], layout: CandleLayout) -> None:
             )
 
 
-def _impossible(candle: Candle, layout: CandleLayout) -> FrameImpossible:
+def _impossible(candle: KlineCandle, layout: CandleLayout) -> FrameImpossible:
     """Return what refuses *candle*."""
     if not layout.is_on_grid(candle.start):
         return FrameImpossible(

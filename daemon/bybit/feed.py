@@ -12,17 +12,21 @@ from typing import Final, Self, assert_never
 from msgspec import structs
 
 from tracepaper.daemon.bybit.backfill import Hole
-from tracepaper.daemon.bybit.connection import Connection
-from tracepaper.daemon.bybit.feed_types import Blame, FeedStart, Item, Page, Stop, Submitted
-from tracepaper.daemon.bybit.funding import FundingSchedule
-from tracepaper.daemon.bybit.handon import HandOn
-from tracepaper.daemon.bybit.intervals import floor_open_ms, interval_name
-from tracepaper.daemon.bybit.line import Line
-from tracepaper.daemon.bybit.market import Market
-from tracepaper.daemon.bybit.rest import Rest
-from tracepaper.daemon.bybit.sequence import BarSequence, Closes
-from tracepaper.daemon.bybit.stream import FeedSettings, first_cause
-from tracepaper.daemon.bybit.upkeep import Upkeep
+from tracepaper.daemon.bybit.feed_state import BarSequence, CloseFilter, FeedState, FundingSchedule
+from tracepaper.daemon.bybit.instruments import floor_open_ms, interval_name
+from tracepaper.daemon.bybit.maintenance import FeedMaintenance
+from tracepaper.daemon.bybit.queue import (
+    BackfillPage,
+    EventQueue,
+    FeedStart,
+    GapCauseNotice,
+    Item,
+    Stop,
+    Submitted,
+)
+from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.bybit.sequencer import BarSequencer
+from tracepaper.daemon.bybit.websocket import CategoryStream, FeedSettings, first_cause
 from tracepaper.daemon.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import (
@@ -54,7 +58,7 @@ class LiveFeed:
     def __init__(
         self,
         *,
-        rest: Rest,
+        rest: RestClient,
         clock: Clock,
         rng: random.Random,
         instruments: Sequence[Instrument],
@@ -65,28 +69,28 @@ class LiveFeed:
         interval_name(settings.interval_ms)
         self.counters: Counter[str] = Counter()
         self._clock = clock
-        self._silence = rest.silence
+        self._cooldown = rest.cooldown
         self._settings = settings
         self._quote_from_ms = quote_from_ms
-        self._line: Line[Item] = Line(settings.queue_limit)
-        self._markets = {one.id: _market(one, settings, start) for one in instruments}
+        self._queue: EventQueue[Item] = EventQueue(settings.queue_limit)
+        self._states = {one.id: _feed_state(one, settings, start) for one in instruments}
         self._start = start
         self._resumed = {one for one, open_ms in start.known.items() if open_ms is not None}
-        self._upkeep = Upkeep(
+        self._maintenance = FeedMaintenance(
             rest=rest,
             clock=clock,
             settings=settings,
-            markets=self._markets,
-            line=self._line,
+            states=self._states,
+            queue=self._queue,
             counters=self.counters,
             spawn=self._spawn,
         )
         rest.latest_ms = clock.market_ms
-        self._hand_on = HandOn(
+        self._sequencer = BarSequencer(
             rest=rest,
             clock=clock,
-            markets=self._markets,
-            upkeep=self._upkeep,
+            states=self._states,
+            maintenance=self._maintenance,
             counters=self.counters,
             is_up=self._is_up,
             certain_s=settings.certain_s,
@@ -94,14 +98,14 @@ class LiveFeed:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections = [
-            Connection(
+            CategoryStream(
                 category=category,
                 instruments=[one for one in instruments if one.category is category],
                 settings=settings,
                 owner=self,
                 clock=clock,
                 rng=rng,
-                silence=rest.silence,
+                cooldown=rest.cooldown,
             )
             for category in dict.fromkeys(one.category for one in instruments)
         ]
@@ -132,11 +136,11 @@ class LiveFeed:
 
     async def submit(self, event: Event) -> None:
         """Put *event* in line: an operator's command, a timer."""
-        self._line.insist(Submitted(event))
+        self._queue.put(Submitted(event))
 
     def stop(self) -> None:
         """End the feed after the events that are already in line."""
-        self._line.insist(Stop())
+        self._queue.put(Stop())
 
     # ------------------------------------------------------------ what is newest
 
@@ -146,42 +150,42 @@ class LiveFeed:
 
     def quote_ms(self, instrument: str) -> int | None:
         """Return the market time of the newest quote of *instrument*."""
-        return self._markets[instrument].quote_ms
+        return self._states[instrument].quote_ms
 
     # ------------------------------------------------------------ what connections bring
 
     def observe(self, server_ms: int) -> bool:
         """Learn the time of a frame; False where it cannot be believed."""
-        return self._upkeep.observe(server_ms)
+        return self._maintenance.observe(server_ms)
 
     def doubt_time(self) -> None:
         """Have the exchange's time read anew."""
-        self._upkeep.doubt_time()
+        self._maintenance.doubt_time()
 
     def enqueue(self, item: Bar | Quote | Mark) -> None:
         """Put what a stream brought in line; a bar that finds no place is repaired by REST."""
         if not isinstance(item, Bar):
-            if not self._line.offer(item, share=0.5):
+            if not self._queue.try_put(item, share=0.5):
                 self.counters["overflow_quotes"] += 1
-        elif not self._line.offer(item):
+        elif not self._queue.try_put(item):
             self.counters["overflow_bars"] += 1
-            self._blame(item.instrument, GapCause.OVERFLOW)
+            self._queue_gap_cause(item.instrument, GapCause.OVERFLOW)
 
     def announce_funding(self, instrument: str, next_ms: int) -> None:
         """Learn a ticker's ``nextFundingTime``."""
-        self._markets[instrument].funding.announce(next_ms)
+        self._states[instrument].funding.announce(next_ms)
 
     def lost(self, instruments: Iterable[Instrument], cause: GapCause) -> None:
         """Learn that the connection of *instruments* was lost: their next hole has this cause."""
         for one in instruments:
-            self._blame(one.id, cause)
+            self._queue_gap_cause(one.id, cause)
 
-    def _blame(self, instrument: str, cause: GapCause) -> None:
+    def _queue_gap_cause(self, instrument: str, cause: GapCause) -> None:
         """Put in line that bars may be missing from here on; the first cause in line stands."""
-        market = self._markets[instrument]
-        if not market.is_blamed:
-            market.is_blamed = True
-            self._line.insist(Blame(instrument, cause))
+        state = self._states[instrument]
+        if not state.has_queued_cause:
+            state.has_queued_cause = True
+            self._queue.put(GapCauseNotice(instrument, cause))
 
     # ------------------------------------------------------------ the line of events
 
@@ -196,30 +200,30 @@ class LiveFeed:
         self._listen()
         async for event in self._catch_up():
             yield event
-        self._upkeep.is_live = True
-        while not isinstance(item := await self._line.get(), Stop):
+        self._maintenance.is_live = True
+        while not isinstance(item := await self._queue.get(), Stop):
             async for event in self._on_item(item):
                 yield event
 
     async def _on_item(
-        self, item: Bar | Quote | Mark | Page | Blame | Submitted
+        self, item: Bar | Quote | Mark | BackfillPage | GapCauseNotice | Submitted
     ) -> AsyncIterator[Event]:
         """Hand on what one item of the line causes."""
         match item:
             case Bar():
-                async for event in self._hand_on.bar(item):
+                async for event in self._sequencer.bar(item):
                     yield event
             case Quote():
-                market = self._markets[item.instrument]
-                if market.learn_quote(item, self._quote_from_ms(item.instrument)):
+                state = self._states[item.instrument]
+                if state.update_quote(item, self._quote_from_ms(item.instrument)):
                     yield structs.replace(item, seen_ms=self._clock.market_ms())
             case Mark():
-                self._markets[item.instrument].learn_mark(item)
-            case Page():
-                async for event in self._hand_on.page(item):
+                self._states[item.instrument].update_mark(item)
+            case BackfillPage():
+                async for event in self._sequencer.page(item):
                     yield event
-            case Blame():
-                self._markets[item.instrument].blame(item.cause)
+            case GapCauseNotice():
+                self._states[item.instrument].set_gap_cause(item.cause)
             case Submitted():
                 yield item.event
             case _:
@@ -229,23 +233,23 @@ class LiveFeed:
         """Fetch the bars before the period by REST, as far as they are final already."""
         until_ms = floor_open_ms(self._start.period_start_ms, self._settings.interval_ms)
         holes = [
-            Hole(market, until_ms, cause=market.cause)
-            for market in self._markets.values()
-            if market.sequence.next_open_ms < until_ms
+            Hole(state, until_ms, cause=state.cause)
+            for state in self._states.values()
+            if state.sequence.next_open_ms < until_ms
         ]
         if holes:
-            async for event in self._hand_on.fill(holes):
+            async for event in self._sequencer.fill(holes):
                 yield event
 
     def _listen(self) -> None:
         """Begin to keep connections, time and filters up."""
         for work in (
             *(connection.stream.run() for connection in self._connections),
-            self._upkeep.run_time(),
-            self._upkeep.run_questions(),
+            self._maintenance.run_time(),
+            self._maintenance.run_questions(),
             # Each market has its own: one that the exchange does not answer holds up no other.
-            *(self._upkeep.run_settlements(market) for market in self._markets.values()),
-            *(self._upkeep.run_filters(market) for market in self._markets.values()),
+            *(self._maintenance.run_settlements(state) for state in self._states.values()),
+            *(self._maintenance.run_filters(state) for state in self._states.values()),
         ):
             self._spawn(work)
 
@@ -260,47 +264,45 @@ class LiveFeed:
         for connection in self._connections:
             # Without a stream REST alone goes on, so this wait has an end.
             await connection.answered(self._settings.stream.connect_timeout_s)
-        await self._upkeep.synchronise()
+        await self._maintenance.synchronise()
         while (behind := self._behind()) is not None:
             if not self._start.is_served:
                 raise behind
-            self._silence.complaints.say("time", behind, BEHIND_WAIT_S)
-            self._silence.waiting("time", BEHIND_WAIT_S)
+            self._cooldown.complaints.say("time", behind, BEHIND_WAIT_S)
+            self._cooldown.waiting("time", BEHIND_WAIT_S)
             await self._clock.sleep(BEHIND_WAIT_S)
-            await self._upkeep.synchronise()
+            await self._maintenance.synchronise()
         reached: dict[str, int] = {}
         while True:
             until_ms = floor_open_ms(self._clock.market_ms(), self._settings.interval_ms)
             before = dict(reached)
-            holes = [
-                Hole(market, until_ms, cause=market.cause) for market in self._markets.values()
-            ]
-            async for event in self._hand_on.fill(holes):
+            holes = [Hole(state, until_ms, cause=state.cause) for state in self._states.values()]
+            async for event in self._sequencer.fill(holes):
                 yield event
-            reached = {one: market.sequence.next_open_ms for one, market in self._markets.items()}
+            reached = {one: state.sequence.next_open_ms for one, state in self._states.items()}
             if reached == before or min(reached.values()) >= until_ms:
                 return
 
     def _behind(self) -> ConfigInvalid | None:
         """Return what is wrong with a server whose time lies behind what the run already holds."""
         now_ms = self._clock.market_ms()
-        for market in self._markets.values():
-            held_ms = market.sequence.next_open_ms
-            if market.instrument.id in self._resumed and now_ms < held_ms:
+        for state in self._states.values():
+            held_ms = state.sequence.next_open_ms
+            if state.instrument.id in self._resumed and now_ms < held_ms:
                 return ConfigInvalid(
                     f"The exchange's time is {held_ms - now_ms} ms behind the last bar of "
-                    f"{market.instrument.id} in the database; choose another database with --db "
+                    f"{state.instrument.id} in the database; choose another database with --db "
                     "or storage.url."
                 )
         return None
 
-    def _is_up(self, market: Market) -> bool:
+    def _is_up(self, state: FeedState) -> bool:
         """Return whether the connection of *market* stands."""
-        category = market.instrument.category
+        category = state.instrument.category
         return any(one.is_connected for one in self._connections if one.category is category)
 
 
-def _market(instrument: Instrument, settings: FeedSettings, start: FeedStart) -> Market:
+def _feed_state(instrument: Instrument, settings: FeedSettings, start: FeedStart) -> FeedState:
     """Return the state of *instrument* as the run left it, or as a new run begins."""
     interval_ms = settings.interval_ms
     known_ms = start.known.get(instrument.id)
@@ -310,7 +312,7 @@ def _market(instrument: Instrument, settings: FeedSettings, start: FeedStart) ->
         settled_ms = start.period_start_ms
     else:
         next_open_ms = settled_ms = known_ms + interval_ms
-    return Market(
+    return FeedState(
         instrument,
         cause=None if known_ms is None else GapCause.DOWN,
         sequence=BarSequence(interval_ms=interval_ms, next_open_ms=next_open_ms),
@@ -320,5 +322,5 @@ def _market(instrument: Instrument, settings: FeedSettings, start: FeedStart) ->
         ),
         grace_s=settings.grace_s,
         certain_s=settings.certain_s,
-        closes=Closes(settings.plausible, start.recent.get(instrument.id, ())),
+        close_filter=CloseFilter(settings.plausible, start.recent.get(instrument.id, ())),
     )

@@ -7,15 +7,131 @@ from typing import Final
 import msgspec
 from msgspec import structs
 
-from tracepaper.daemon.bybit.decimals import POWERS, ceiled, decimals_needed, exact, floored
 from tracepaper.daemon.bybit.messages import InstrumentInfo
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
-from tracepaper.strategies.types import (
-    MONEY_DECIMALS,
-    MONEY_LIMIT,
-    Category,
-    Instrument,
-)
+from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_LIMIT, Category, Instrument
+
+# Decimal text to exact integers of 10⁻ᵏ: the only door through which numbers come in.
+
+DIGITS_MAX: Final = 40
+"""Longest number text that is read at all; the exchange's longest has some twenty digits."""
+POWERS: Final[tuple[int, ...]] = tuple(10**exponent for exponent in range(DIGITS_MAX + 1))
+
+
+def exact(text: str, decimals: int) -> int:
+    """Return the non-negative decimal *text* as an integer of 10^-*decimals*.
+
+    Only ASCII digits with at most one inner dot are a number here: signs, exponents, blanks,
+    ``NaN`` and the empty text are refused, and so are non-zero digits beyond *decimals* and
+    values that do not fit 64 bits. Raises ``MessageMalformed``.
+    """
+    whole, dot, fraction = text.partition(".")
+    digits = whole + fraction
+    if not (
+        digits.isascii()
+        and digits.isdigit()
+        and len(text) <= DIGITS_MAX
+        and whole
+        and bool(dot) == bool(fraction)
+    ):
+        raise MessageMalformed(
+            f"{text[:DIGITS_MAX]!r} is not a plain decimal number; the message was dropped, "
+            "compare it with the exchange's documentation if this repeats."
+        )
+    missing = decimals - len(fraction)
+    if missing >= 0:
+        value = int(digits) * POWERS[missing]
+    else:
+        value, rest = divmod(int(digits), POWERS[-missing])
+        if rest:
+            raise MessageMalformed(
+                f"{text} has more than the {decimals} decimals that are kept; the message was "
+                "dropped, re-read the instrument's filters if this repeats."
+            )
+    if value > MONEY_LIMIT:
+        raise MessageMalformed(
+            f"{text} with {decimals} decimals does not fit 64 bits; the message was dropped, "
+            "keep fewer decimals of this instrument."
+        )
+    return value
+
+
+def exact_signed(text: str, decimals: int) -> int:
+    """Return *text* as ``exact`` does, but allow one leading minus (rates, changes)."""
+    if text.startswith("-"):
+        return -exact(text[1:], decimals)
+    return exact(text, decimals)
+
+
+def _divided(text: str, decimals: int) -> tuple[int, int, int]:
+    """Return *text* in units of 10^-*decimals*, the rest, and what the rest is a part of."""
+    finer = max(decimals, min(len(text.partition(".")[2]), DIGITS_MAX))
+    unit = POWERS[finer - decimals]
+    whole, rest = divmod(exact(text, finer), unit)
+    return whole, rest, unit
+
+
+def rounded(text: str, decimals: int) -> int:
+    """Return *text* rounded half-even to 10^-*decimals*.
+
+    For mark prices alone: they are averages, often finer than the tick, and nobody trades at
+    them. Raises ``MessageMalformed`` as ``exact`` does.
+    """
+    whole, rest, unit = _divided(text, decimals)
+    return whole + int(2 * rest > unit or (2 * rest == unit and whole % 2 == 1))
+
+
+def floored(text: str, decimals: int) -> int:
+    """Return *text* rounded down to 10^-*decimals*; for upper limits. Raises as ``exact``."""
+    return _divided(text, decimals)[0]
+
+
+def ceiled(text: str, decimals: int) -> int:
+    """Return *text* rounded up to 10^-*decimals*; for lower limits. Raises as ``exact``."""
+    whole, rest, _ = _divided(text, decimals)
+    return whole + int(rest > 0)
+
+
+def decimals_needed(text: str) -> int:
+    """Return how many decimals *text* needs: 1 for ``0.10``, 0 for ``5``, 6 for ``0.000001``.
+
+    Raises ``MessageMalformed`` where *text* is no number.
+    """
+    fraction = text.partition(".")[2]
+    exact(text, len(fraction))
+    return len(fraction.rstrip("0"))
+
+
+# Bybit's interval names, their lengths, and the grid on which candles open.
+
+_MINUTE_MS: Final = 60_000
+_DAY_MS: Final = 1_440 * _MINUTE_MS
+_WEEK_ANCHOR_MS: Final = 4 * _DAY_MS  # weeks open on Mondays; 1970-01-05 was the first
+
+INTERVALS: Final = {
+    **{str(minutes): minutes * _MINUTE_MS for minutes in (1, 3, 5, 15, 30, 60, 120, 240, 360, 720)},
+    "D": _DAY_MS,
+    "W": 7 * _DAY_MS,
+}
+"""Name on the wire -> milliseconds. ``M`` is missing: a month has no fixed length."""
+_NAMES: Final = {length_ms: name for name, length_ms in INTERVALS.items()}
+
+
+def interval_name(interval_ms: int) -> str:
+    """Return the exchange's name of *interval_ms*; raises ``ConfigInvalid`` where it has none."""
+    if (name := _NAMES.get(interval_ms)) is None:
+        raise ConfigInvalid(
+            f"Bybit has no candles of {interval_ms} ms; set market.interval to one of "
+            f"{', '.join(INTERVALS)}."
+        )
+    return name
+
+
+def floor_open_ms(market_ms: int, interval_ms: int) -> int:
+    """Return the open time of the candle that is open at *market_ms*."""
+    anchor_ms = _WEEK_ANCHOR_MS if interval_ms == INTERVALS["W"] else 0
+    return market_ms - (market_ms - anchor_ms) % interval_ms
+
 
 VOLUME_DECIMALS: Final = 8
 """Decimals kept of a candle's volume: its sums are finer than the quantity step on some pairs."""
@@ -29,7 +145,7 @@ FUNDING_MINUTES_MAX: Final = 43_200
 """A month; the exchange's longest interval is eight hours."""
 
 
-class Page(msgspec.Struct, rename="camel"):
+class InstrumentsPage(msgspec.Struct, rename="camel"):
     """One page of instruments, each still raw."""
 
     rows: list[msgspec.Raw] = msgspec.field(name="list")
@@ -125,14 +241,14 @@ def rescaled(fresh: Instrument, kept: Instrument) -> Instrument:
     return changed
 
 
-def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument], Page]:
+def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument], InstrumentsPage]:
     """Return the readable instruments of an instruments-info result, and the page they stand on.
 
     Entries that are malformed are left out: one odd listing must not hide eight hundred others.
     Raises ``MessageMalformed`` where the body itself is not what the exchange documents.
     """
     try:
-        page = msgspec.json.decode(result, type=Page)
+        page = msgspec.json.decode(result, type=InstrumentsPage)
     except msgspec.DecodeError as error:
         raise MessageMalformed(
             f"The list of instruments is not what Bybit documents ({error}); check "

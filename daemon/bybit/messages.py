@@ -32,7 +32,7 @@ class Head(Struct, gc=False):
     conn_id: str = ""
 
 
-class Candle(Struct, gc=False, kw_only=True):
+class KlineCandle(Struct, gc=False, kw_only=True):
     """One candle of a kline frame; the symbol is in the topic alone."""
 
     start: int
@@ -51,7 +51,7 @@ class KlineFrame(Struct, gc=False):
     """``kline.{interval}.{symbol}``; at the roll linear puts two candles in one frame."""
 
     topic: str
-    data: list[Candle]
+    data: list[KlineCandle]
     ts: int
 
 
@@ -119,7 +119,7 @@ class TradeFrame(Struct, gc=False):
 # ---------------------------------------------------------------- websocket, outbound
 
 
-class Request(Struct, omit_defaults=True):
+class StreamRequest(Struct, omit_defaults=True):
     """``subscribe``, ``unsubscribe`` or ``ping``; acknowledgements repeat ``req_id`` alone."""
 
     op: str
@@ -146,7 +146,7 @@ class ServerTime(Struct, rename="camel"):
     time_nano: str
 
 
-class Klines(Struct, rename="camel"):
+class KlinePage(Struct, rename="camel"):
     """Result of ``/v5/market/kline``: rows of start, o, h, l, c, volume, turnover; newest first."""
 
     rows: list[tuple[str, str, str, str, str, str, str]] = field(name="list")

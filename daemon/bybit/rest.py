@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Final, Self, TypeVar
 
 import aiohttp
@@ -17,27 +18,155 @@ from aiolimiter import AsyncLimiter
 from msgspec import Struct
 
 from tracepaper.daemon.bybit import messages
-from tracepaper.daemon.bybit.intervals import interval_name
-from tracepaper.daemon.bybit.replies import (
-    decode_result,
-    read_instruments_page,
-    read_klines,
-    read_settlements,
+from tracepaper.daemon.bybit.candles import candle_layout, rest_bar
+from tracepaper.daemon.bybit.instruments import (
+    exact,
+    exact_signed,
+    floor_open_ms,
+    interval_name,
+    read_instruments,
 )
-from tracepaper.daemon.bybit.silence import Silence, is_loopback
+from tracepaper.daemon.bybit.retry import Cooldown, is_loopback
 from tracepaper.daemon.config_sections import Exchange
 from tracepaper.daemon.ports import Clock
 from tracepaper.daemon.supervisor import RestartBudget, persist
-from tracepaper.strategies.errors import (
-    ConfigInvalid,
-    FeedLost,
-    InvariantBroken,
-    MessageMalformed,
-)
-from tracepaper.strategies.types import Bar, Category, Funding, Instrument
+from tracepaper.strategies.errors import ConfigInvalid, FeedLost, InvariantBroken, MessageMalformed
+from tracepaper.strategies.types import MONEY_DECIMALS, Bar, Category, Funding, Instrument
+
+# What a REST body says, and whether it speaks of what was asked. Pure.
+#
+# An answer is believed when it names the category and symbol of the question, its times lie inside
+# the asked range and its server time in our century. All else is ``MessageMalformed``: asked again.
+
+REGION_CODES: Final = frozenset({10009, 10024})
+REFUSED_CODES: Final = frozenset({10001, 10017, 10029})
+SERVER_MS_MIN: Final = 1_262_304_000_000
+"""2010-01-01: no server of this exchange tells an earlier time,"""
+SERVER_MS_MAX: Final = 4_102_444_800_000
+"""and none that is right one after 2100-01-01."""
+RATE_LIMIT: Final = 10**MONEY_DECIMALS
+"""A funding rate of 100 %: none was ever near."""
+
+T = TypeVar("T")
+
+
+def decode_result(body: bytes, path: str, result: type[T]) -> tuple[T, int]:
+    """Return the typed result of a REST *body* and the server's time, UTC milliseconds.
+
+    Raises ``FeedLost`` for codes that pass, ``ConfigInvalid`` for those that a wrong configuration
+    earns, and ``MessageMalformed`` for what is not documented.
+    """
+    try:
+        answer = messages.decode_answer(body)
+        code = answer.ret_code
+        if code == 0 and SERVER_MS_MIN <= answer.time < SERVER_MS_MAX:
+            return msgspec.json.decode(answer.result, type=result), answer.time
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageMalformed(
+            f"The answer of {path} is not what Bybit documents ({error}); trying again, check "
+            "exchange.rest_url if this lasts."
+        ) from error
+    if code == 0:
+        raise MessageMalformed(
+            f"The answer of {path} says that its server's time is {answer.time}, which is none "
+            "between 2010 and 2100; trying again."
+        )
+    what = f"Bybit answered {path} with retCode {code} ({answer.ret_msg[:120]})"
+    if code in REGION_CODES:
+        raise ConfigInvalid(
+            f"{what}: it does not serve this region; set exchange.rest_url and "
+            "exchange.stream_url to your regional host."
+        )
+    if code in REFUSED_CODES:
+        raise ConfigInvalid(f"{what}; correct market.symbols, market.category or market.interval.")
+    # Codes that pass, and codes unknown to us: a daemon that runs for months waits and asks again.
+    raise FeedLost(f"{what}; trying again.")
+
+
+def read_klines(
+    page: messages.KlinePage,
+    instrument: Instrument,
+    interval_ms: int,
+    *,
+    first_ms: int,
+    last_ms: int,
+) -> tuple[list[Bar], int]:
+    """Return the bars of *page* that open in [*first_ms*, *last_ms*], and the rows left unread.
+
+    The candle that contains *first_ms* may come as well and is left out. Raises
+    ``MessageMalformed`` for a page of another category, symbol, grid, time or order.
+    """
+    _speaks_of("candles", instrument, page.category, page.symbol)
+    opens = [exact(row[0], 0) for row in page.rows]
+    for open_ms in opens:
+        if open_ms != floor_open_ms(open_ms, interval_ms):
+            raise _stranger(f"a candle that opens at {open_ms}, off the grid of its interval")
+        if not first_ms - interval_ms < open_ms <= last_ms:
+            raise _stranger(f"a candle at {open_ms}, where {first_ms} to {last_ms} was asked")
+    if any(newer <= older for newer, older in pairwise(opens)):
+        raise _stranger(f"candles of {instrument.id} that are not newest first")
+    layout = candle_layout(instrument, interval_ms)
+    bars = []
+    unread = 0
+    for row, open_ms in zip(page.rows, opens, strict=True):
+        if open_ms < first_ms:
+            continue
+        try:
+            bars.append(rest_bar(row, layout))
+        except MessageMalformed:
+            unread += 1
+    return bars, unread
+
+
+def read_instruments_page(
+    raw: msgspec.Raw, category: Category, symbol: str
+) -> tuple[list[Instrument], str]:
+    """Return the instruments of one page and the next page's cursor; all, or those of *symbol*."""
+    found, page = read_instruments(bytes(raw), category)
+    if page.category != category.value:
+        raise _stranger(f"instruments of {page.category!r}, where {category.value} was asked")
+    if symbol:
+        if any(one.symbol != symbol for one in found):
+            raise _stranger(f"{found[0].id}, where {category.value}:{symbol} was asked")
+        if page.rows and not found:
+            raise _stranger(f"filters of {symbol} that cannot be read")
+    return found, page.next_page_cursor
+
+
+def read_settlements(
+    page: messages.FundingHistory, instrument: Instrument, *, start_ms: int, end_ms: int
+) -> list[Funding]:
+    """Return the settlements of *page*, in its order.
+
+    Raises ``MessageMalformed`` for another category, symbol or time, or a rate that is none: a
+    row that was left out would be a payment that nobody misses.
+    """
+    found = []
+    for row in page.rows:
+        _speaks_of("settlements", instrument, page.category, row.symbol)
+        settled_ms = exact(row.funding_rate_timestamp, 0)
+        rate = exact_signed(row.funding_rate, MONEY_DECIMALS)
+        if not start_ms <= settled_ms <= end_ms:
+            raise _stranger(f"a settlement at {settled_ms}, where {start_ms} to {end_ms} was asked")
+        if abs(rate) > RATE_LIMIT:
+            raise _stranger(f"a funding rate of {row.funding_rate}")
+        found.append(Funding(instrument.id, rate, settled_ms, settled_ms))
+    return found
+
+
+def _speaks_of(what: str, instrument: Instrument, category: str, symbol: str) -> None:
+    """Refuse an answer about another category or symbol."""
+    if (category, symbol) != (instrument.category.value, instrument.symbol):
+        raise _stranger(f"{what} of {category}:{symbol}, where {instrument.id} was asked")
+
+
+def _stranger(what: str) -> MessageMalformed:
+    """Return the error of an answer that does not speak of what was asked."""
+    return MessageMalformed(f"Bybit answered with {what}; the answer was dropped, trying again.")
+
 
 CANDLES_MAX: Final = 1_000
-"""Candles a request; larger windows are cut by the exchange at a side nobody promises."""
+"""ClosedCandles a request; larger windows are cut by the exchange at a side nobody promises."""
 SETTLEMENTS_MAX: Final = 200
 PAGES_MAX: Final = 100
 BODY_BYTES_MAX: Final = 32 * 1024 * 1024
@@ -46,7 +175,6 @@ BUSY_STATUS: Final = 429
 OK_STATUS: Final = 200
 
 R = TypeVar("R")
-T = TypeVar("T")
 
 
 class RestSettings(Struct, frozen=True):
@@ -65,7 +193,7 @@ class RestSettings(Struct, frozen=True):
         return cls(**{name: getattr(exchange, name) for name in cls.__struct_fields__})
 
 
-class Rest:
+class RestClient:
     """One session of REST calls; an async context manager.
 
     Every method retries recoverable errors without end, unless a *budget* says when to give up
@@ -83,13 +211,13 @@ class Rest:
         *,
         clock: Clock,
         rng: random.Random,
-        silence: Silence | None = None,
+        cooldown: Cooldown | None = None,
         budget: RestartBudget | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._rng = rng
-        self.silence = silence or Silence(clock=clock)
+        self.cooldown = cooldown or Cooldown(clock=clock)
         self.is_proven = False
         self.latest_ms: Callable[[], int] | None = None
         self._budget = budget
@@ -100,9 +228,9 @@ class Rest:
         self.malformed_rows = 0
 
     @property
-    def silent_until_s(self) -> float:
+    def cooldown_until_s(self) -> float:
         """Network time until which nothing is sent, after a ban; 0 without one."""
-        return self.silence.until_s
+        return self.cooldown.until_s
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -138,7 +266,10 @@ class Rest:
             last_ms = min(end_ms, first_ms + (CANDLES_MAX - 1) * interval_ms)
 
             def read(
-                page: messages.Klines, server_ms: int, first_ms: int = first_ms, last: int = last_ms
+                page: messages.KlinePage,
+                server_ms: int,
+                first_ms: int = first_ms,
+                last: int = last_ms,
             ) -> tuple[list[Bar], int, int]:
                 return *read_klines(
                     page, instrument, interval_ms, first_ms=first_ms, last_ms=last
@@ -154,7 +285,7 @@ class Rest:
                     "end": str(last_ms),
                     "limit": str(CANDLES_MAX),
                 },
-                messages.Klines,
+                messages.KlinePage,
                 read,
             )
             self.malformed_rows += unread
@@ -278,9 +409,9 @@ class Rest:
             rng=self._rng,
             name=path,
             ceiling_s=self._settings.backoff_max_s,
-            waiting=self.silence.waiting,
+            waiting=self.cooldown.waiting,
             budget=self._budget,
-            complaints=self.silence.complaints,
+            complaints=self.cooldown.complaints,
         )
 
     async def _body(
@@ -288,7 +419,7 @@ class Rest:
     ) -> bytes:
         """Return the body of one GET; raises ``FeedLost`` or ``ConfigInvalid`` by its status."""
         await self._limiter.acquire()
-        await self.silence.over()
+        await self.cooldown.over()
         self.requests += 1
         try:
             address = self._settings.rest_url + path
@@ -307,7 +438,7 @@ class Rest:
                 f"{self._settings.rest_url} is no address to ask; correct exchange.rest_url."
             ) from error
         if status == BANNED_STATUS:
-            self.silence.declare(self._settings.ban_silence_s, f"HTTP 403 on {path}")
+            self.cooldown.declare(self._settings.ban_silence_s, f"HTTP 403 on {path}")
             raise FeedLost(
                 f"Bybit refused GET {path} with HTTP 403 (too many requests, or an address it "
                 f"does not serve); silent for {self._settings.ban_silence_s:g} s, then again."

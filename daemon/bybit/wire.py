@@ -17,10 +17,9 @@ from msgspec import DecodeError, Struct
 
 from tracepaper.daemon.bybit import messages
 from tracepaper.daemon.bybit.candles import EARLY_MS, candle_layout, stream_bars
-from tracepaper.daemon.bybit.decimals import exact, exact_signed, rounded
-from tracepaper.daemon.bybit.intervals import interval_name
+from tracepaper.daemon.bybit.instruments import exact, exact_signed, interval_name, rounded
 from tracepaper.daemon.bybit.messages import (
-    Candle,
+    KlineCandle,
     TickerData,
     TickerFrame,
     decode_kline,
@@ -52,7 +51,7 @@ _ARGUMENTS: Final = {
 _SIDES: Final = {"Buy": Side.BUY, "Sell": Side.SELL}
 
 
-class Candles(Struct, gc=False):
+class ClosedCandles(Struct, gc=False):
     """A kline frame: its closed candles, oldest first (most frames hold none)."""
 
     server_ms: int
@@ -101,13 +100,13 @@ class Unknown(Struct, gc=False):
     kind: str
 
 
-class Refused(Struct, gc=False):
+class RefusedFrame(Struct, gc=False):
     """A frame whose date cannot be believed; none of it was taken in."""
 
     kind: str
 
 
-Received = Candles | Ticker | Book | Trades | Ack | Pong | Unknown | Refused
+Received = ClosedCandles | Ticker | Book | Trades | Ack | Pong | Unknown | RefusedFrame
 _Sides = tuple[list[tuple[int, int]], list[tuple[int, int]]]
 
 
@@ -215,7 +214,7 @@ class Wire:
                     bars = stream_bars(kline, layout, self._early)
                     observe = self._observe
                     if observe is None or observe(kline.ts):
-                        return Candles(kline.ts, bars)
+                        return ClosedCandles(kline.ts, bars)
                     return self._ahead("kline", kline.ts)
             kind = "frame"
             head = messages.decode_head(frame)
@@ -243,20 +242,20 @@ class Wire:
         self.counters[what] += 1
         self._refused(what, sentence)
 
-    def _ahead(self, kind: str, server_ms: int) -> Refused:
+    def _ahead(self, kind: str, server_ms: int) -> RefusedFrame:
         """Refuse a frame of *kind* that is dated *server_ms*."""
         self._refuse(
             f"ahead.{kind}",
             f"A {kind} frame is dated {server_ms}, ahead of the exchange's time; it was dropped "
             "and that time is read anew.",
         )
-        return Refused(kind)
+        return RefusedFrame(kind)
 
     def _believes(self, server_ms: int) -> bool:
         """Tell the owner when a frame is dated; False where that cannot be believed."""
         return self._observe is None or self._observe(server_ms)
 
-    def _heard_early(self, candle: Candle, server_ms: int) -> None:
+    def _heard_early(self, candle: KlineCandle, server_ms: int) -> None:
         """Tell of a candle that says it is closed before its close, or before it began."""
         if candle.start > server_ms + EARLY_MS:
             self._ahead("kline", candle.start)
@@ -322,7 +321,7 @@ class Wire:
         bars = stream_bars(kline, layout, self._early)
         if not self._believes(kline.ts):
             return self._ahead("kline", kline.ts)
-        return Candles(kline.ts, bars)
+        return ClosedCandles(kline.ts, bars)
 
     def _ticker(self, frame: bytes, instrument: Instrument) -> Received:
         """Merge a ticker; spot's has neither mark nor funding and yields no more than its time."""

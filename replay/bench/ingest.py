@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracepaper.daemon.bybit.messages import decode_kline
-from tracepaper.daemon.bybit.wire import Candles, Wire
+from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies.types import Bar, Category, Instrument, Source
 
@@ -156,7 +156,7 @@ def check(wire: Wire, closing: Sequence[bytes]) -> None:
     """Assert that both ways of reading agree on every frame that is measured."""
     for frame in closing:
         received = wire.receive(frame)
-        assert isinstance(received, Candles)
+        assert isinstance(received, ClosedCandles)
         assert received.bars == plain_bars(frame)
 
 

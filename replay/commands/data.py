@@ -204,7 +204,7 @@ def fetch(
     import sys
     from dataclasses import asdict
 
-    from tracepaper.daemon.bybit.intervals import INTERVALS
+    from tracepaper.daemon.bybit.instruments import INTERVALS
     from tracepaper.daemon.config import load
     from tracepaper.replay.fetching import Order, fetch_order
     from tracepaper.replay.importers.times import instant

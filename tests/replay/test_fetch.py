@@ -10,7 +10,7 @@ from fakes import ManualClock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.daemon.bybit.rest import RestClient, RestSettings
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.replay.fetch import Fetched, Span, fetch, holes, joined, lacking, pages, whole_span
 from tracepaper.strategies.errors import ConfigInvalid
@@ -74,7 +74,7 @@ class Shelf:
 class Breaking:
     """A REST client whose connection ends after so many pages."""
 
-    def __init__(self, rest: Rest, pages_left: int) -> None:
+    def __init__(self, rest: RestClient, pages_left: int) -> None:
         self._rest = rest
         self._left = pages_left
 
@@ -98,7 +98,7 @@ async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
     shelf = Shelf()
     async with (
         EmbeddedExchange(settings) as exchange,
-        Rest(
+        RestClient(
             RestSettings(rest_url=exchange.rest_url, requests_per_s=100.0),
             clock=ManualClock(),
             rng=random.Random(1),

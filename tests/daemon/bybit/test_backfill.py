@@ -12,10 +12,8 @@ from builders import instrument
 from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock
 
 from tracepaper.daemon.bybit.backfill import Hole, fill
-from tracepaper.daemon.bybit.funding import FundingSchedule
-from tracepaper.daemon.bybit.market import Market
-from tracepaper.daemon.bybit.rest import Rest, RestSettings
-from tracepaper.daemon.bybit.sequence import BarSequence
+from tracepaper.daemon.bybit.feed_state import BarSequence, FeedState, FundingSchedule
+from tracepaper.daemon.bybit.rest import RestClient, RestSettings
 from tracepaper.strategies.types import Bar, Gap, GapCause
 
 
@@ -23,8 +21,8 @@ def at(index: int) -> int:
     return START_MS + index * MINUTE
 
 
-def market(symbol: str = "BTCUSDT", *, first: int = 0) -> Market:
-    return Market(
+def market(symbol: str = "BTCUSDT", *, first: int = 0) -> FeedState:
+    return FeedState(
         instrument(symbol, price_decimals=1, tick_size=1),
         sequence=BarSequence(interval_ms=MINUTE, next_open_ms=at(first)),
         funding=FundingSchedule(interval_minutes=0, settled_ms=0),
@@ -33,10 +31,10 @@ def market(symbol: str = "BTCUSDT", *, first: int = 0) -> Market:
 
 
 @asynccontextmanager
-async def asking(server: ScriptedServer) -> AsyncIterator[tuple[Rest, SteppedClock]]:
+async def asking(server: ScriptedServer) -> AsyncIterator[tuple[RestClient, SteppedClock]]:
     clock = SteppedClock(server.server_ms)
     settings = RestSettings(rest_url=server.rest_url, requests_per_s=1_000)
-    async with Rest(settings, clock=clock, rng=random.Random(1)) as rest:
+    async with RestClient(settings, clock=clock, rng=random.Random(1)) as rest:
         yield rest, clock
 
 

@@ -1,4 +1,4 @@
-"""Candles become bars: exactly, checked, and by the fast path as by the careful one."""
+"""ClosedCandles become bars: exactly, checked, and by the fast path as by the careful one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tracepaper.daemon.bybit.candles import candle_layout, rest_bar, stream_bars
-from tracepaper.daemon.bybit.messages import Candle, KlineFrame
+from tracepaper.daemon.bybit.messages import KlineCandle, KlineFrame
 from tracepaper.strategies.errors import MessageMalformed
 from tracepaper.strategies.types import Instrument, Source
 
@@ -22,7 +22,7 @@ CHEAP = structs.replace(
 )
 
 
-def candle(**changes: str | int | bool) -> Candle:
+def candle(**changes: str | int | bool) -> KlineCandle:
     """Return a closed minute as the exchange sends it."""
     fields: dict[str, str | int | bool] = {
         "start": START,
@@ -35,10 +35,10 @@ def candle(**changes: str | int | bool) -> Candle:
         "turnover": "241712.1394",
         "confirm": True,
     }
-    return Candle(**(fields | changes))  # type: ignore[arg-type]
+    return KlineCandle(**(fields | changes))  # type: ignore[arg-type]
 
 
-def read(one: Candle, of: Instrument | None = None) -> tuple[int, ...]:
+def read(one: KlineCandle, of: Instrument | None = None) -> tuple[int, ...]:
     layout = candle_layout(of or instrument(), MINUTE)
     (bar,) = stream_bars(KlineFrame("kline", [one], START + MINUTE + 441), layout)
     return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover or 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracepaper.daemon.bybit.connection import topics
+from tracepaper.daemon.bybit.websocket import topics
 from tracepaper.strategies.types import Category
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.bybit.decimals import (
+from tracepaper.daemon.bybit.instruments import (
     ceiled,
     decimals_needed,
     exact,

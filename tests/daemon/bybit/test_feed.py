@@ -23,11 +23,10 @@ from bybit_server import (
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from tracepaper.daemon.bybit.feed_types import FeedStart
-from tracepaper.daemon.bybit.line import Line
-from tracepaper.daemon.bybit.rest import Rest, RestSettings
-from tracepaper.daemon.bybit.stream import FeedSettings
-from tracepaper.daemon.bybit.upkeep import Upkeep
+from tracepaper.daemon.bybit.maintenance import FeedMaintenance
+from tracepaper.daemon.bybit.queue import EventQueue, FeedStart
+from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.daemon.bybit.websocket import FeedSettings
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import (
     Bar,
@@ -408,7 +407,7 @@ async def test_settlements_missed_while_down_come_in_their_places() -> None:
 async def test_filters_are_read_again_daily_and_handed_on_when_they_differ() -> None:
     async with ScriptedServer() as server:
         clock = SteppedClock()
-        async with Rest(
+        async with RestClient(
             RestSettings(rest_url=server.rest_url), clock=clock, rng=random.Random(1)
         ) as rest:
             kept = await rest.instrument(Category.LINEAR, "BTCUSDT")
@@ -672,26 +671,26 @@ async def test_an_answer_that_was_long_on_its_way_does_not_set_the_clock_back() 
     clock = SteppedClock(START_MS)
     answers = [START_MS + 900, START_MS + 899, START_MS + 5_000]
 
-    class SlowRest(Rest):
+    class SlowRest(RestClient):
         async def server_time_ms(self) -> int:
             clock.advance(network_s=1.0)
             return answers.pop(0)
 
-    upkeep = Upkeep(
+    maintenance = FeedMaintenance(
         rest=SlowRest(RestSettings(), clock=clock, rng=random.Random(1)),
         clock=clock,
         settings=FeedSettings(interval_ms=MINUTE),
         markets={},
-        line=Line(10),
+        line=EventQueue(10),
         counters=Counter(),
         spawn=lambda work: work.close(),
     )
     clock.synchronise(START_MS + 1_900)  # as frames have shown
-    await upkeep.synchronise()
+    await maintenance.synchronise()
     assert clock.market_ms() == START_MS + 1_900
-    await upkeep.synchronise()
+    await maintenance.synchronise()
     assert clock.market_ms() == START_MS + 899  # a second on its way does not explain more
-    await upkeep.synchronise()
+    await maintenance.synchronise()
     assert clock.market_ms() == START_MS + 5_000
 
 
@@ -769,21 +768,23 @@ def lying_page(server: ScriptedServer, *indices: int, close: str = HIGH) -> web.
 
 
 @pytest.mark.parametrize(("lies", "closes"), [(1, 1005), (2, 1_005_000)])
-async def test_what_rest_alone_told_of_a_lost_bar_is_asked_again(lies: int, closes: int) -> None:
+async def test_what_rest_alone_told_of_a_lost_bar_is_asked_again(
+    lies: int, close_filter: int
+) -> None:
     async with ScriptedServer() as server, live(server) as run:
         await used_to_the_market(run)
         await run.close_bar(12, stream=False)
         run.move_to(START_MS + 13 * MINUTE + 6_000)
         server.answer_next("kline", *(lying_page(server, 12) for _ in range(lies)))
         await run.expect(lambda: len(run.bars()) == 13)
-        assert run.bars()[12].close == closes
+        assert run.bars()[12].close == close_filter
         assert run.feed.counters["implausible_bars"] == 1
         assert run.gaps() == [(12, 13, GapCause.MISSED, "rest")]
 
 
 @pytest.mark.parametrize(("lies", "closes"), [(1, 1005), (2, 1_005_000)])
 async def test_what_rest_tells_of_the_time_while_down_is_asked_again(
-    lies: int, closes: int
+    lies: int, close_filter: int
 ) -> None:
     async with ScriptedServer() as server:
         for index in range(-20, 1):
@@ -794,7 +795,7 @@ async def test_what_rest_tells_of_the_time_while_down_is_asked_again(
         server.answer_next("kline", *(lying_page(server, 0) for _ in range(lies)))
         async with live(server, start=start) as run:
             await run.expect(run.bars)
-            assert [one.close for one in run.bars()] == [closes]
+            assert [one.close for one in run.bars()] == [close_filter]
 
 
 async def test_without_a_yardstick_every_close_is_believed() -> None:

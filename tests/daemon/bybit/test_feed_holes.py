@@ -14,10 +14,10 @@ from exchange_client import FIRST_MS, candles, serving, walk_rows
 from msgspec import structs
 
 from tracepaper.daemon.bybit.feed import LiveFeed
-from tracepaper.daemon.bybit.feed_types import FeedStart
-from tracepaper.daemon.bybit.market import WAITING_MAX
-from tracepaper.daemon.bybit.rest import Rest, RestSettings
-from tracepaper.daemon.bybit.stream import FeedSettings, StreamSettings
+from tracepaper.daemon.bybit.feed_state import PENDING_MAX
+from tracepaper.daemon.bybit.queue import FeedStart
+from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.daemon.bybit.websocket import FeedSettings, StreamSettings
 from tracepaper.strategies.types import Bar, Event, Gap, GapCause, Instrument, Source
 
 HOUR = 3_600_000
@@ -177,12 +177,12 @@ async def test_what_waits_behind_a_hole_is_bounded_and_none_of_it_is_lost() -> N
         run.rest.is_proven = True
         await begin(run)
         server.answer_next("kline", *(web.Response(status=404) for _ in range(10_000)))
-        last = WAITING_MAX + 50
+        last = PENDING_MAX + 50
         run.move_to(START_MS + (last + 1) * MINUTE + 2_500)
         for index in range(1, last + 1):
             server.add_candle(START_MS + index * MINUTE)
         await server.send(*(kline(START_MS + index * MINUTE) for index in range(2, last + 1)))
-        await until(lambda: run.feed.counters["overflow_bars"] == last - 1 - WAITING_MAX)
+        await until(lambda: run.feed.counters["overflow_bars"] == last - 1 - PENDING_MAX)
         server.answers["kline"].clear()
         await run.expect(lambda: len(run.bars()) == last + 1)
         assert run.opens() == list(range(last + 1))
@@ -321,7 +321,7 @@ async def test_the_embedded_exchange_jumps_over_a_hole_and_what_follows_is_hande
         events: list[Event] = []
         asked = RestSettings(rest_url=exchange.rest_url, requests_per_s=10_000)
         async with (
-            Rest(asked, clock=clock, rng=rng) as rest,
+            RestClient(asked, clock=clock, rng=rng) as rest,
             LiveFeed(
                 rest=rest,
                 clock=clock,

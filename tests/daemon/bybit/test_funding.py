@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracepaper.daemon.bybit.funding import FundingSchedule
+from tracepaper.daemon.bybit.feed_state import FundingSchedule
 from tracepaper.strategies.types import Funding
 
 HOUR = 3_600_000

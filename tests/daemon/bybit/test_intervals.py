@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.bybit.intervals import INTERVALS, floor_open_ms, interval_name
+from tracepaper.daemon.bybit.instruments import INTERVALS, floor_open_ms, interval_name
 from tracepaper.strategies.errors import ConfigInvalid
 
 

@@ -7,16 +7,21 @@ import itertools
 from builders import MINUTE, START_MS, bar, instrument
 from msgspec import structs
 
-from tracepaper.daemon.bybit.funding import FundingSchedule
-from tracepaper.daemon.bybit.market import PATIENCE_MAX_S, WAITING_MAX, Market, Waiting
-from tracepaper.daemon.bybit.sequence import BarSequence
+from tracepaper.daemon.bybit.feed_state import (
+    PATIENCE_MAX_S,
+    PENDING_MAX,
+    BarSequence,
+    FeedState,
+    FundingSchedule,
+    PendingBars,
+)
 from tracepaper.strategies.types import GapCause, Mark, Quote
 
 CLOSE = START_MS + MINUTE
 
 
-def market() -> Market:
-    return Market(
+def market() -> FeedState:
+    return FeedState(
         instrument(),
         sequence=BarSequence(interval_ms=MINUTE, next_open_ms=START_MS),
         funding=FundingSchedule(interval_minutes=0, settled_ms=0),
@@ -30,74 +35,74 @@ def quote(market_ms: int, bid: int = 100) -> Quote:
 
 def test_quotes_wait_for_a_bar_while_no_order_rests() -> None:
     one = market()
-    assert not one.learn_quote(quote(1), None)
-    assert not one.learn_quote(quote(2), None)
-    assert one.unhanded() == [quote(2)]
-    assert one.unhanded() == []
+    assert not one.update_quote(quote(1), None)
+    assert not one.update_quote(quote(2), None)
+    assert one.undelivered() == [quote(2)]
+    assert one.undelivered() == []
 
 
 def test_quotes_are_events_from_the_time_an_order_may_fill() -> None:
     one = market()
-    assert not one.learn_quote(quote(9), 10)
-    assert one.learn_quote(quote(10), 10)
-    assert not one.learn_quote(quote(11), 10)
-    assert one.learn_quote(quote(12, bid=101), 10)
+    assert not one.update_quote(quote(9), 10)
+    assert one.update_quote(quote(10), 10)
+    assert not one.update_quote(quote(11), 10)
+    assert one.update_quote(quote(12, bid=101), 10)
 
 
 def test_the_first_quote_counts_for_a_new_order_even_if_unchanged() -> None:
     one = market()
-    one.learn_quote(quote(5), None)
-    one.unhanded()
-    assert one.learn_quote(quote(20), 10)
+    one.update_quote(quote(5), None)
+    one.undelivered()
+    assert one.update_quote(quote(20), 10)
 
 
 def test_an_older_quote_is_a_replay_and_changes_nothing() -> None:
     one = market()
-    one.learn_quote(quote(10), None)
-    assert not one.learn_quote(quote(9, bid=50), 5)
-    assert one.unhanded() == [quote(10)]
+    one.update_quote(quote(10), None)
+    assert not one.update_quote(quote(9, bid=50), 5)
+    assert one.undelivered() == [quote(10)]
 
 
 def test_of_two_quotes_in_one_millisecond_the_later_frame_counts() -> None:
     one = market()
-    one.learn_quote(quote(10), None)
-    one.learn_quote(quote(10, bid=101), None)
-    assert one.unhanded() == [quote(10, bid=101)]
-    assert one.learn_quote(quote(10, bid=102), 10)
-    assert one.learn_quote(quote(10, bid=103), 10)
+    one.update_quote(quote(10), None)
+    one.update_quote(quote(10, bid=101), None)
+    assert one.undelivered() == [quote(10, bid=101)]
+    assert one.update_quote(quote(10, bid=102), 10)
+    assert one.update_quote(quote(10, bid=103), 10)
 
 
 def test_of_two_marks_in_one_millisecond_the_later_frame_counts() -> None:
     one = market()
-    one.learn_mark(Mark("linear:BTCUSDT", 7, 10, 10))
-    one.learn_mark(Mark("linear:BTCUSDT", 8, 10, 10))
-    assert one.unhanded() == [Mark("linear:BTCUSDT", 8, 10, 10)]
+    one.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    one.update_mark(Mark("linear:BTCUSDT", 8, 10, 10))
+    assert one.undelivered() == [Mark("linear:BTCUSDT", 8, 10, 10)]
 
 
 def test_a_quote_handed_on_in_time_for_the_order_is_not_handed_on_again() -> None:
     one = market()
-    assert one.learn_quote(quote(10), 10)
-    assert not one.learn_quote(quote(10), 10)
-    assert one.learn_quote(quote(11), 11)  # another order may fill from here
+    assert one.update_quote(quote(10), 10)
+    assert not one.update_quote(quote(10), 10)
+    assert one.update_quote(quote(11), 11)  # another order may fill from here
 
 
 def test_what_is_dated_at_the_latest_time_itself_is_kept() -> None:
     one = market()
-    one.learn_quote(quote(10), None)
-    one.learn_mark(Mark("linear:BTCUSDT", 7, 10, 10))
-    one.forget_ahead(10)
-    assert one.unhanded() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
+    one.update_quote(quote(10), None)
+    one.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    one.drop_ahead(10)
+    assert one.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
 
 
 def test_the_newest_mark_goes_before_a_bar_once() -> None:
     one = market()
-    one.learn_mark(Mark("linear:BTCUSDT", 7, 10, 10))
-    one.learn_mark(Mark("linear:BTCUSDT", 6, 9, 9))
-    assert one.unhanded() == [Mark("linear:BTCUSDT", 7, 10, 10)]
-    assert one.unhanded() == []
+    one.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    one.update_mark(Mark("linear:BTCUSDT", 6, 9, 9))
+    assert one.undelivered() == [Mark("linear:BTCUSDT", 7, 10, 10)]
+    assert one.undelivered() == []
 
 
-def overdue(one: Market, market_ms: int, network_s: float) -> bool:
+def overdue(one: FeedState, market_ms: int, network_s: float) -> bool:
     return one.is_overdue(market_ms=market_ms, network_s=network_s, grace_ms=5_000)
 
 
@@ -131,47 +136,47 @@ def test_a_bar_that_came_ends_the_waiting() -> None:
 
 def test_a_quote_dated_ahead_of_a_clock_that_was_set_back_is_forgotten() -> None:
     one = market()
-    one.learn_quote(quote(3_000_000), None)
-    one.learn_mark(Mark("linear:BTCUSDT", 7, 3_000_000, 3_000_000))
-    one.unhanded()
-    one.forget_ahead(3_000_000)
-    one.learn_quote(quote(10), None)
-    assert one.unhanded() == []
-    one.forget_ahead(2_999_999)
-    one.learn_quote(quote(10), None)
-    one.learn_mark(Mark("linear:BTCUSDT", 7, 10, 10))
-    assert one.unhanded() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
+    one.update_quote(quote(3_000_000), None)
+    one.update_mark(Mark("linear:BTCUSDT", 7, 3_000_000, 3_000_000))
+    one.undelivered()
+    one.drop_ahead(3_000_000)
+    one.update_quote(quote(10), None)
+    assert one.undelivered() == []
+    one.drop_ahead(2_999_999)
+    one.update_quote(quote(10), None)
+    one.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    assert one.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
 
 
 def test_bars_that_wait_are_bounded_and_the_oldest_stay() -> None:
-    waiting = Waiting()
-    for index in reversed(range(1, WAITING_MAX + 1)):
-        assert waiting.add(structs.replace(bar(), open_time_ms=START_MS + index * MINUTE))
-    assert not waiting.add(structs.replace(bar(), open_time_ms=START_MS + 5_000 * MINUTE))
-    assert not waiting.add(structs.replace(bar(), open_time_ms=START_MS))
-    assert len(waiting) == WAITING_MAX
-    taken = waiting.pop_from(START_MS)
+    pending = PendingBars()
+    for index in reversed(range(1, PENDING_MAX + 1)):
+        assert pending.add(structs.replace(bar(), open_time_ms=START_MS + index * MINUTE))
+    assert not pending.add(structs.replace(bar(), open_time_ms=START_MS + 5_000 * MINUTE))
+    assert not pending.add(structs.replace(bar(), open_time_ms=START_MS))
+    assert len(pending) == PENDING_MAX
+    taken = pending.pop_from(START_MS)
     assert [versions[0].open_time_ms for versions in taken] == [
-        START_MS + index * MINUTE for index in range(WAITING_MAX)
+        START_MS + index * MINUTE for index in range(PENDING_MAX)
     ]
-    assert not len(waiting)
+    assert not len(pending)
 
 
 def test_revisions_of_a_bar_that_waits_are_bounded() -> None:
-    waiting = Waiting()
+    pending = PendingBars()
     for close in range(1, 100):
-        waiting.add(structs.replace(bar(), open_time_ms=START_MS, close=close))
-    ((first, *revisions),) = waiting.pop_from(START_MS)
+        pending.add(structs.replace(bar(), open_time_ms=START_MS, close=close))
+    ((first, *revisions),) = pending.pop_from(START_MS)
     assert first.close == 1
     assert len(revisions) < 10
 
 
 def test_a_blame_behind_bars_that_wait_is_of_the_next_hole() -> None:
     one = market()
-    one.waiting.add(bar())
-    one.blame(GapCause.STALE)
+    one.pending.add(bar())
+    one.set_gap_cause(GapCause.STALE)
     causes = [one.cause]
-    one.waiting.pop_from(bar().open_time_ms)
+    one.pending.pop_from(bar().open_time_ms)
     for _ in range(2):
         one.passed()
         causes.append(one.cause)
@@ -179,18 +184,18 @@ def test_a_blame_behind_bars_that_wait_is_of_the_next_hole() -> None:
 
 
 def test_what_one_answer_adds_is_bounded_once_it_was_handed_on() -> None:
-    waiting = Waiting()
-    opens = [START_MS + index * MINUTE for index in range(WAITING_MAX + 500)]
-    waiting.add_missing(structs.replace(bar(), open_time_ms=open_ms) for open_ms in opens)
-    assert len(waiting) == WAITING_MAX + 500
-    waiting.trim()
-    assert len(waiting) == WAITING_MAX
-    assert waiting.first_open_ms() == START_MS
+    pending = PendingBars()
+    opens = [START_MS + index * MINUTE for index in range(PENDING_MAX + 500)]
+    pending.add_missing(structs.replace(bar(), open_time_ms=open_ms) for open_ms in opens)
+    assert len(pending) == PENDING_MAX + 500
+    pending.trim()
+    assert len(pending) == PENDING_MAX
+    assert pending.first_open_ms() == START_MS
 
 
 def test_an_answer_adds_nothing_to_a_bar_that_waits() -> None:
-    waiting = Waiting()
-    waiting.add(structs.replace(bar(), open_time_ms=START_MS))
-    waiting.add_missing([structs.replace(bar(), open_time_ms=START_MS, close=9)])
-    ((only,),) = waiting.pop_from(START_MS)
+    pending = PendingBars()
+    pending.add(structs.replace(bar(), open_time_ms=START_MS))
+    pending.add_missing([structs.replace(bar(), open_time_ms=START_MS, close=9)])
+    ((only,),) = pending.pop_from(START_MS)
     assert only.close != 9

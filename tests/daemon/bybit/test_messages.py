@@ -9,11 +9,11 @@ import msgspec
 from bybit_frames import HERE, examples
 
 from tracepaper.daemon.bybit import messages
-from tracepaper.daemon.bybit.replies import decode_result
+from tracepaper.daemon.bybit.rest import decode_result
 
 RESULTS: dict[str, type[msgspec.Struct]] = {
     "rest_time": messages.ServerTime,
-    "rest_kline": messages.Klines,
+    "rest_kline": messages.KlinePage,
     "rest_mark_price_kline": messages.MarkKlines,
     "rest_instruments_info": messages.InstrumentsInfo,
     "rest_tickers": messages.Tickers,
@@ -73,8 +73,8 @@ def test_a_recorded_list_of_instruments_is_read_field_by_field() -> None:
 
 
 def test_requests_are_written_as_the_exchange_documents_them() -> None:
-    assert messages.encode(messages.Request("ping")) == b'{"op":"ping"}'
-    request = messages.Request("subscribe", "c1", ["kline.1.BTCUSDT", "publicTrade.BTCUSDT"])
+    assert messages.encode(messages.StreamRequest("ping")) == b'{"op":"ping"}'
+    request = messages.StreamRequest("subscribe", "c1", ["kline.1.BTCUSDT", "publicTrade.BTCUSDT"])
     assert json.loads(messages.encode(request)) == {
         "op": "subscribe",
         "req_id": "c1",

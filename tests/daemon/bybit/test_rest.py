@@ -13,7 +13,7 @@ from builders import instrument
 from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock, until
 from msgspec import structs
 
-from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.daemon.bybit.rest import RestClient, RestSettings
 from tracepaper.daemon.supervisor import RestartBudget
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, MessageMalformed
 from tracepaper.strategies.types import Category
@@ -24,11 +24,11 @@ HOUR = 3_600_000
 @asynccontextmanager
 async def asking(
     server: ScriptedServer, *, tries: int | None = 0, clock: SteppedClock | None = None
-) -> AsyncIterator[Rest]:
+) -> AsyncIterator[RestClient]:
     """Yield a client that gives up after *tries* failures (None: never)."""
     settings = RestSettings(rest_url=server.rest_url, requests_per_s=1000, request_timeout_s=5)
     budget = None if tries is None else RestartBudget(limit=tries, window_s=1e9)
-    async with Rest(
+    async with RestClient(
         settings, clock=clock or SteppedClock(), rng=random.Random(1), budget=budget
     ) as rest:
         yield rest
@@ -202,10 +202,10 @@ async def test_a_ban_silences_every_request_for_its_whole_time() -> None:
     async with ScriptedServer() as server, asking(server, tries=None, clock=clock) as rest:
         server.answer_next("time", web.Response(status=403, text="<html>denied</html>"))
         first = asyncio.create_task(rest.server_time_ms())
-        await until(lambda: rest.silent_until_s > 0)
-        assert rest.silent_until_s == clock.network_s() + 600
+        await until(lambda: rest.cooldown_until_s > 0)
+        assert rest.cooldown_until_s == clock.network_s() + 600
         second = asyncio.create_task(rest.klines(instrument(), MINUTE, START_MS, START_MS))
-        banned_until_s = rest.silent_until_s
+        banned_until_s = rest.cooldown_until_s
         await clock.run(lambda: clock.network_s() >= banned_until_s - 1, step_s=1)
         assert len(server.requests) == 1
         await clock.run(lambda: first.done() and second.done(), step_s=1)
@@ -219,7 +219,7 @@ async def test_a_refused_connection_is_tried_again() -> None:
     settings = RestSettings(rest_url=closed, requests_per_s=1000)
     budget = RestartBudget(limit=0, window_s=1e9)
     clock = SteppedClock()
-    async with Rest(settings, clock=clock, rng=random.Random(1), budget=budget) as rest:
+    async with RestClient(settings, clock=clock, rng=random.Random(1), budget=budget) as rest:
         with pytest.raises(FeedLost, match="check the network"):
             await rest.server_time_ms()
 

@@ -15,7 +15,7 @@ from builders import instrument
 from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock
 from structlog.testing import capture_logs
 
-from tracepaper.daemon.bybit.rest import Rest, RestSettings
+from tracepaper.daemon.bybit.rest import RestClient, RestSettings
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Category
 
@@ -74,7 +74,7 @@ def filters(**changes: Any) -> list[dict[str, Any]]:
     return [{**FILTERS, **changes}]
 
 
-Call = Callable[[Rest], Awaitable[object]]
+Call = Callable[[RestClient], Awaitable[object]]
 
 CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
     "time": (
@@ -171,9 +171,9 @@ CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
 @asynccontextmanager
 async def asking(
     server: ScriptedServer, clock: SteppedClock, *, is_proven: bool
-) -> AsyncIterator[Rest]:
+) -> AsyncIterator[RestClient]:
     settings = RestSettings(rest_url=server.rest_url, requests_per_s=10_000, ban_silence_s=1)
-    async with Rest(settings, clock=clock, rng=random.Random(1)) as rest:
+    async with RestClient(settings, clock=clock, rng=random.Random(1)) as rest:
         rest.is_proven = is_proven
         yield rest
 
@@ -288,7 +288,7 @@ async def test_bytes_that_are_no_http_are_asked_again() -> None:
     url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
     async with (
         listening,
-        Rest(
+        RestClient(
             RestSettings(rest_url=url, requests_per_s=10_000), clock=clock, rng=random.Random(1)
         ) as rest,
     ):

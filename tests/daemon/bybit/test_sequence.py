@@ -8,7 +8,13 @@ from builders import MINUTE, START_MS, bar, bars
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.bybit.sequence import REMEMBERED_BARS, BarSequence, Doubts, Place, runs
+from tracepaper.daemon.bybit.feed_state import (
+    REMEMBERED_BARS,
+    BarSequence,
+    MissingRanges,
+    Place,
+    bar_ranges,
+)
 
 
 def sequence() -> BarSequence:
@@ -58,7 +64,7 @@ def test_giving_up_never_goes_back() -> None:
 def test_runs_cover_the_window_in_order_without_overlap(present: set[int], length: int) -> None:
     window = [bar(index=index) for index in sorted(present)]
     end_ms = START_MS + length * MINUTE
-    found = runs(window, from_ms=START_MS, until_ms=end_ms, interval_ms=MINUTE)
+    found = bar_ranges(window, from_ms=START_MS, until_ms=end_ms, interval_ms=MINUTE)
     assert [one for run in found for one in run.bars] == window
     edges = [START_MS, *(run.until_ms for run in found)]
     assert [run.from_ms for run in found] == edges[:-1]
@@ -68,35 +74,39 @@ def test_runs_cover_the_window_in_order_without_overlap(present: set[int], lengt
 
 
 def test_a_stretch_is_certain_once_it_was_lacked_twice_far_enough_apart() -> None:
-    doubts = Doubts(30.0)
-    doubts.learn([(1, 3), (5, 6)], from_ms=0, until_ms=9, now_s=100.0)
-    assert doubts.certain_until(1) == 1
-    assert doubts.due_s() == 130.0
-    doubts.learn([(1, 3)], from_ms=0, until_ms=9, now_s=129.9)
-    assert doubts.certain_until(1) == 1
-    doubts.learn([(1, 3), (5, 6)], from_ms=0, until_ms=9, now_s=130.0)
-    assert doubts.certain_until(1) == 3
-    assert doubts.certain_until(2) == 3
-    assert doubts.certain_until(5) == 5  # it came once in between
-    assert doubts.due_s() == 160.0
+    missing = MissingRanges(30.0)
+    missing.update([(1, 3), (5, 6)], from_ms=0, until_ms=9, now_s=100.0)
+    assert missing.certain_until(1) == 1
+    assert missing.due_s() == 130.0
+    missing.update([(1, 3)], from_ms=0, until_ms=9, now_s=129.9)
+    assert missing.certain_until(1) == 1
+    missing.update([(1, 3), (5, 6)], from_ms=0, until_ms=9, now_s=130.0)
+    assert missing.certain_until(1) == 3
+    assert missing.certain_until(2) == 3
+    assert missing.certain_until(5) == 5  # it came once in between
+    assert missing.due_s() == 160.0
 
 
 def test_a_stretch_is_certain_only_as_far_as_both_answers_lack_it() -> None:
-    doubts = Doubts(30.0)
-    doubts.learn([(1, 5)], from_ms=0, until_ms=9, now_s=0.0)
-    doubts.learn([(3, 7)], from_ms=0, until_ms=9, now_s=30.0)
-    assert (doubts.certain_until(1), doubts.certain_until(3), doubts.certain_until(5)) == (1, 5, 5)
-    doubts.learn([(3, 7)], from_ms=0, until_ms=9, now_s=60.0)
-    assert doubts.certain_until(3) == 7
+    missing = MissingRanges(30.0)
+    missing.update([(1, 5)], from_ms=0, until_ms=9, now_s=0.0)
+    missing.update([(3, 7)], from_ms=0, until_ms=9, now_s=30.0)
+    assert (missing.certain_until(1), missing.certain_until(3), missing.certain_until(5)) == (
+        1,
+        5,
+        5,
+    )
+    missing.update([(3, 7)], from_ms=0, until_ms=9, now_s=60.0)
+    assert missing.certain_until(3) == 7
 
 
 def test_an_answer_about_another_time_changes_no_doubt() -> None:
-    doubts = Doubts(30.0)
-    doubts.learn([(1, 9)], from_ms=0, until_ms=10, now_s=0.0)
-    doubts.learn([], from_ms=4, until_ms=6, now_s=10.0)
-    doubts.learn([(1, 4), (6, 9)], from_ms=0, until_ms=10, now_s=30.0)
-    assert doubts.certain_until(1) == 4
-    assert doubts.certain_until(6) == 9
-    doubts.forget(5)
-    assert doubts.certain_until(1) == 1
-    assert doubts.certain_until(6) == 9
+    missing = MissingRanges(30.0)
+    missing.update([(1, 9)], from_ms=0, until_ms=10, now_s=0.0)
+    missing.update([], from_ms=4, until_ms=6, now_s=10.0)
+    missing.update([(1, 4), (6, 9)], from_ms=0, until_ms=10, now_s=30.0)
+    assert missing.certain_until(1) == 4
+    assert missing.certain_until(6) == 9
+    missing.forget(5)
+    assert missing.certain_until(1) == 1
+    assert missing.certain_until(6) == 9

@@ -9,13 +9,13 @@ import pytest
 from bybit_server import START_MS
 from fakes import ManualClock
 
-from tracepaper.daemon.bybit.rest import Rest, RestSettings
-from tracepaper.daemon.bybit.server_time import ServerTime, Told
+from tracepaper.daemon.bybit.maintenance import ServerTimeReader, Told
+from tracepaper.daemon.bybit.rest import RestClient, RestSettings
 
 YEAR_MS = 365 * 86_400_000
 
 
-class TellingRest(Rest):
+class TellingRest(RestClient):
     """Answers with the true time and an error from a list, each after *under_way_s*."""
 
     def __init__(
@@ -34,9 +34,9 @@ class TellingRest(Rest):
 
 def asking(
     errors_ms: Sequence[int], *, market_ms: int = START_MS, under_way_s: float = 0.0
-) -> tuple[ServerTime, ManualClock]:
+) -> tuple[ServerTimeReader, ManualClock]:
     clock = ManualClock(market_ms)
-    return ServerTime(TellingRest(clock, errors_ms, under_way_s=under_way_s), clock), clock
+    return ServerTimeReader(TellingRest(clock, errors_ms, under_way_s=under_way_s), clock), clock
 
 
 @pytest.mark.parametrize(

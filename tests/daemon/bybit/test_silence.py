@@ -7,30 +7,30 @@ import asyncio
 import pytest
 from bybit_server import SteppedClock
 
-from tracepaper.daemon.bybit.silence import Silence, is_loopback
+from tracepaper.daemon.bybit.retry import Cooldown, is_loopback
 
 
 async def test_silence_lasts_until_its_end_and_is_told() -> None:
     clock = SteppedClock()
     heard: list[tuple[str, float]] = []
-    silence = Silence(clock=clock, waiting=lambda name, seconds: heard.append((name, seconds)))
-    await silence.over()
-    silence.declare(600, "HTTP 403")
-    waiter = asyncio.create_task(silence.over())
+    cooldown = Cooldown(clock=clock, waiting=lambda name, seconds: heard.append((name, seconds)))
+    await cooldown.over()
+    cooldown.declare(600, "HTTP 403")
+    waiter = asyncio.create_task(cooldown.over())
     await clock.run(lambda: heard)
     assert heard[0][0] == "ban silence"
-    await clock.run(lambda: clock.network_s() > silence.until_s - 1, step_s=1)
+    await clock.run(lambda: clock.network_s() > cooldown.until_s - 1, step_s=1)
     assert not waiter.done()
     await clock.run(waiter.done)
-    assert clock.network_s() >= silence.until_s
+    assert clock.network_s() >= cooldown.until_s
 
 
 async def test_a_shorter_silence_does_not_cut_a_longer_one() -> None:
-    silence = Silence(clock=SteppedClock())
-    silence.declare(600, "first")
-    until_s = silence.until_s
-    silence.declare(5, "second")
-    assert silence.until_s == until_s
+    cooldown = Cooldown(clock=SteppedClock())
+    cooldown.declare(600, "first")
+    until_s = cooldown.until_s
+    cooldown.declare(5, "second")
+    assert cooldown.until_s == until_s
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from builders import instrument
 from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, kline, until
 from msgspec import structs
 
-from tracepaper.daemon.bybit.silence import Silence
-from tracepaper.daemon.bybit.stream import (
+from tracepaper.daemon.bybit.retry import Cooldown
+from tracepaper.daemon.bybit.websocket import (
     ARGUMENT_CHARACTERS_MAX,
-    Stream,
-    StreamHandler,
+    PublicStream,
+    StreamCallbacks,
     StreamSettings,
 )
 from tracepaper.daemon.bybit.wire import Received, Wire
@@ -59,28 +59,28 @@ class Setup:
         self.server = server
         self.clock = SteppedClock()
         self.listener = Listener()
-        self.silence = Silence(clock=self.clock)
+        self.cooldown = Cooldown(clock=self.clock)
         self.settings = StreamSettings(stream_url=server.stream_url, ack_timeout_s=5)
         self.topics = topics
 
-    def stream(self) -> Stream:
-        return Stream(
+    def stream(self) -> PublicStream:
+        return PublicStream(
             category=Category.LINEAR,
             topics=self.topics,
             settings=self.settings,
-            handler=StreamHandler(
+            handler=StreamCallbacks(
                 self.listener.receive, self.listener.connect, self.listener.lost.append
             ),
             clock=self.clock,
             rng=random.Random(1),
-            silence=self.silence,
+            cooldown=self.cooldown,
         )
 
 
 @asynccontextmanager
 async def running(
     server: ScriptedServer, *topics: str, **settings: float
-) -> AsyncIterator[tuple[Setup, Stream]]:
+) -> AsyncIterator[tuple[Setup, PublicStream]]:
     setup = Setup(server, topics or ("kline.1.BTCUSDT",))
     setup.settings = structs.replace(setup.settings, **settings)
     stream = setup.stream()
@@ -227,10 +227,10 @@ async def test_a_ban_at_the_door_is_followed_by_silence() -> None:
     async with ScriptedServer() as server:
         server.refuse_status = 403
         async with running(server) as (setup, stream):
-            await until(lambda: setup.silence.until_s > 0)
-            assert setup.silence.until_s == setup.clock.network_s() + 600
+            await until(lambda: setup.cooldown.until_s > 0)
+            assert setup.cooldown.until_s == setup.clock.network_s() + 600
             server.refuse_status = 0
-            banned_until_s = setup.silence.until_s
+            banned_until_s = setup.cooldown.until_s
             await setup.clock.run(stream.answered.is_set, step_s=5)
             assert setup.clock.network_s() >= banned_until_s
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tracepaper.daemon.bybit.wire import (
     Ack,
     Book,
-    Candles,
+    ClosedCandles,
     Pong,
-    Refused,
+    RefusedFrame,
     Ticker,
     Trades,
     Unknown,
@@ -64,7 +64,7 @@ def test_a_recorded_linear_session_is_read_completely() -> None:
     for frame in frames:
         received = wire.receive(frame)
         assert not isinstance(received, Unknown)
-        if isinstance(received, Candles):
+        if isinstance(received, ClosedCandles):
             bars += received.bars
     confirmed = sum(frame.count(b'"confirm":true') for frame in frames)
     assert len(bars) == confirmed == 4
@@ -101,7 +101,7 @@ def test_every_frame_of_the_campaign_is_read_without_a_refusal() -> None:
 
 
 def test_documented_frames_are_read_without_a_refusal() -> None:
-    expected = {"ws_ack": Ack, "ws_pong": Pong, "ws_kline": Candles | Unknown}
+    expected = {"ws_ack": Ack, "ws_pong": Pong, "ws_kline": ClosedCandles | Unknown}
     for name, frame in examples("ws_").items():
         if "subscribe" in name:
             continue  # what a client sends
@@ -326,7 +326,7 @@ AHEAD = {
 @pytest.mark.parametrize("kind", AHEAD)
 def test_a_frame_dated_ahead_is_refused_whole_whatever_its_kind(kind: str) -> None:
     wire, seen, told = believing()
-    assert wire.receive(AHEAD[kind]) == Refused(kind)
+    assert wire.receive(AHEAD[kind]) == RefusedFrame(kind)
     assert wire.counters == {f"ahead.{kind}": 1}
     assert not seen
     assert [what for what, _ in told] == [f"ahead.{kind}"]
@@ -334,12 +334,14 @@ def test_a_frame_dated_ahead_is_refused_whole_whatever_its_kind(kind: str) -> No
 
 def test_what_a_frame_holds_may_not_be_dated_ahead_of_it_either() -> None:
     wire, seen, _ = believing()
-    assert wire.receive(trades(T=NOW + HOUR)) == Refused("publicTrade")
+    assert wire.receive(trades(T=NOW + HOUR)) == RefusedFrame("publicTrade")
     forged = json.loads(book("snapshot", [["1.0", "1"]], [["2.0", "1"]], ts=NOW))
-    assert wire.receive(json.dumps({**forged, "cts": NOW + HOUR}).encode()) == Refused("orderbook")
+    assert wire.receive(json.dumps({**forged, "cts": NOW + HOUR}).encode()) == RefusedFrame(
+        "orderbook"
+    )
     assert not seen
     received = wire.receive(klines(moved(HOUR)))  # its frame is dated now
-    assert received == Candles(NOW, [])
+    assert received == ClosedCandles(NOW, [])
     assert wire.counters == {"ahead.publicTrade": 1, "ahead.orderbook": 1, "ahead.kline": 1}
 
 
@@ -371,7 +373,7 @@ def test_a_candle_closes_no_more_than_a_second_before_its_close(
     wire, seen, _ = believing()
     ts = OPEN + MINUTE - early_ms
     received = wire.receive(klines(closed(), ts=ts))
-    assert isinstance(received, Candles)
+    assert isinstance(received, ClosedCandles)
     assert bool(received.bars) == is_closed
     assert seen == [ts]
     assert wire.counters == ({} if is_closed else {"early.kline": 1})
@@ -380,7 +382,7 @@ def test_a_candle_closes_no_more_than_a_second_before_its_close(
 def test_an_early_candle_does_not_cost_the_closed_one_beside_it() -> None:
     wire, _, _ = believing()
     received = wire.receive(klines(closed(), moved(MINUTE)))
-    assert isinstance(received, Candles)
+    assert isinstance(received, ClosedCandles)
     assert [bar.open_time_ms for bar in received.bars] == [OPEN]
     assert wire.counters == {"early.kline": 1}
 
@@ -394,7 +396,7 @@ def test_weeks_start_on_mondays() -> None:
         frame = klines(one, ts=start + week + 500, topic="kline.W.BTCUSDT")
         if on_grid:
             received = wire.receive(frame)
-            assert isinstance(received, Candles)
+            assert isinstance(received, ClosedCandles)
             assert len(received.bars) == 1
             continue
         with pytest.raises(MessageMalformed, match="grid"):
@@ -499,5 +501,5 @@ def test_key_order_does_not_matter() -> None:
         b'"topic":"kline.1.BTCUSDT"}'
     )
     received = linear().receive(frame)
-    assert isinstance(received, Candles)
+    assert isinstance(received, ClosedCandles)
     assert [bar.close for bar in received.bars] == [651142]

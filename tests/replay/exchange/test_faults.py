@@ -20,8 +20,8 @@ from exchange_client import (
 )
 
 from tracepaper.daemon.bybit.messages import ServerTime
-from tracepaper.daemon.bybit.replies import decode_result
-from tracepaper.daemon.bybit.wire import Candles, Wire
+from tracepaper.daemon.bybit.rest import decode_result
+from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
 from tracepaper.replay.commands.exchange import exchange as exchange_command
 from tracepaper.replay.exchange.faults import MEANING, FaultKind, fault_from
 from tracepaper.replay.exchange.server import EmbeddedExchange
@@ -242,7 +242,7 @@ def read(wire: Wire, texts: list[str]) -> list[Bar]:
             received = wire.receive(text.encode())
         except MessageMalformed:
             continue
-        bars += received.bars if isinstance(received, Candles) else []
+        bars += received.bars if isinstance(received, ClosedCandles) else []
     return bars
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 from msgspec import Struct
@@ -19,9 +19,21 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.uri import parse_uri
 
-from tracepaper.daemon.bybit.messages import Request, encode
-from tracepaper.daemon.bybit.silence import Silence, is_loopback
-from tracepaper.daemon.bybit.wire import Ack, Pong, Received, Unknown
+from tracepaper.daemon.bybit.instruments import interval_name
+from tracepaper.daemon.bybit.messages import StreamRequest, encode
+from tracepaper.daemon.bybit.retry import Cooldown, is_loopback
+from tracepaper.daemon.bybit.wire import (
+    Ack,
+    Book,
+    ClosedCandles,
+    Pong,
+    Received,
+    RefusedFrame,
+    Ticker,
+    Trades,
+    Unknown,
+    Wire,
+)
 from tracepaper.daemon.ports import Clock
 from tracepaper.daemon.supervisor import persist
 from tracepaper.strategies.errors import (
@@ -29,9 +41,10 @@ from tracepaper.strategies.errors import (
     Fatal,
     FeedLost,
     FeedStale,
+    MessageMalformed,
     Recoverable,
 )
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types import Bar, Category, GapCause, Instrument, Mark, Quote
 
 TOPICS_PER_REQUEST: Final = 10
 """Spot refuses more; the other categories take them."""
@@ -78,7 +91,7 @@ class FeedSettings(Struct, frozen=True):
     certain_s: float = 30.0  # between two answers without a bar that are believed
 
 
-class StreamHandler(Struct, frozen=True):
+class StreamCallbacks(Struct, frozen=True):
     """What the owner of a stream does with it.
 
     ``receive`` reads a frame (None: malformed, already counted), ``connected`` hears of each new
@@ -90,7 +103,7 @@ class StreamHandler(Struct, frozen=True):
     lost: Callable[[Recoverable], None]
 
 
-class Stream:
+class PublicStream:
     """Connects, subscribes *topics* and hands frames on, for as long as ``run`` is not cancelled.
 
     ``answered`` is set once every topic of a connection was acknowledged or refused.
@@ -102,10 +115,10 @@ class Stream:
         category: Category,
         topics: Sequence[str],
         settings: StreamSettings,
-        handler: StreamHandler,
+        handler: StreamCallbacks,
         clock: Clock,
         rng: random.Random,
-        silence: Silence,
+        cooldown: Cooldown,
     ) -> None:
         if sum(map(len, topics)) > ARGUMENT_CHARACTERS_MAX:
             raise ConfigInvalid(
@@ -122,7 +135,7 @@ class Stream:
         self._handler = handler
         self._clock = clock
         self._rng = rng
-        self._silence = silence
+        self._cooldown = cooldown
         self._requests = 0
         self._renewals: set[str] = set()
         self._renewal_wanted = asyncio.Event()
@@ -138,8 +151,8 @@ class Stream:
             rng=self._rng,
             name=f"stream {self._category.value}",
             ceiling_s=self._settings.backoff_max_s,
-            waiting=self._silence.waiting,
-            complaints=self._silence.complaints,
+            waiting=self._cooldown.waiting,
+            complaints=self._cooldown.complaints,
         )
 
     def renew(self, topics: Iterable[str]) -> None:
@@ -173,7 +186,7 @@ class Stream:
 
     async def _connect(self) -> ClientConnection:
         """Return an open connection; raises ``FeedLost``, after a 403 with a silence declared."""
-        await self._silence.over()
+        await self._cooldown.over()
         settings = self._settings
         try:
             parse_uri(self._url)
@@ -194,7 +207,7 @@ class Stream:
         except InvalidStatus as error:
             status = error.response.status_code
             if status == FORBIDDEN_STATUS:
-                self._silence.declare(settings.ban_silence_s, "HTTP 403 on the stream")
+                self._cooldown.declare(settings.ban_silence_s, "HTTP 403 on the stream")
             raise FeedLost(
                 f"Bybit refused the {self._category.value} stream with HTTP {status}; trying "
                 "again, check exchange.stream_url if this lasts."
@@ -233,9 +246,9 @@ class Stream:
         """Send a ping every ``ping_s``."""
         while True:
             await self._clock.sleep(self._settings.ping_s)
-            await self._send(connection, Request("ping"))
+            await self._send(connection, StreamRequest("ping"))
 
-    async def _send(self, connection: ClientConnection, request: Request) -> None:
+    async def _send(self, connection: ClientConnection, request: StreamRequest) -> None:
         """Send *request*; raises ``FeedLost`` where the connection does not take it."""
         try:
             async with asyncio.timeout(self._settings.connect_timeout_s):
@@ -312,7 +325,7 @@ class Stream:
         request_id = f"{self._category.value}-{self._requests}"
         future: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
         self._acks[request_id] = future
-        await self._send(connection, Request(operation, request_id, list(topics)))
+        await self._send(connection, StreamRequest(operation, request_id, list(topics)))
         try:
             async with asyncio.timeout(self._settings.ack_timeout_s):
                 ack = await future
@@ -342,3 +355,161 @@ def first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
         return next((place for place, kind in enumerate(ranks, 1) if isinstance(one, kind)), 0)
 
     return min(flat, key=rank)
+
+
+# One category's connection: its topics, its reader, and what it tells the feed.
+
+
+class Owner(Protocol):
+    """What a connection tells of: the feed."""
+
+    counters: Counter[str]
+
+    def observe(self, server_ms: int) -> bool:
+        """Learn the time of a frame; False where it cannot be believed."""
+        ...
+
+    def doubt_time(self) -> None:
+        """Learn that something is dated ahead: the exchange's time is read anew."""
+        ...
+
+    def enqueue(self, item: Bar | Quote | Mark) -> None:
+        """Take what a stream brought."""
+        ...
+
+    def announce_funding(self, instrument: str, next_ms: int) -> None:
+        """Learn a ticker's next funding time."""
+        ...
+
+    def lost(self, instruments: Iterable[Instrument], cause: GapCause) -> None:
+        """Learn that the connection of *instruments* was lost."""
+        ...
+
+
+def topics(category: Category, symbol: str, *, interval: str, trades: bool) -> list[str]:
+    """Return what one symbol needs: closed candles first, then quotes, marks and trades.
+
+    Spot has no mark and no funding, so its ticker has nothing that is used.
+    """
+    wanted = [f"kline.{interval}.{symbol}", f"orderbook.1.{symbol}"]
+    if category is Category.LINEAR:
+        wanted.append(f"tickers.{symbol}")
+    if trades:
+        wanted.append(f"publicTrade.{symbol}")
+    return wanted
+
+
+class CategoryStream:
+    """Joins a ``PublicStream`` with a fresh ``Wire`` for each connection it makes."""
+
+    def __init__(
+        self,
+        *,
+        category: Category,
+        instruments: Sequence[Instrument],
+        settings: FeedSettings,
+        owner: Owner,
+        clock: Clock,
+        rng: random.Random,
+        cooldown: Cooldown,
+    ) -> None:
+        self.category = category
+        self._instruments = tuple(instruments)
+        self._interval_ms = settings.interval_ms
+        self._owner = owner
+        self._logged: set[str] = set()
+        self._wire = self._new_wire()
+        name = interval_name(settings.interval_ms)
+        self.stream = PublicStream(
+            category=category,
+            topics=[
+                topic
+                for one in instruments
+                for topic in topics(category, one.symbol, interval=name, trades=settings.trades)
+            ],
+            settings=settings.stream,
+            handler=StreamCallbacks(self._receive, self._connected, self._lost),
+            clock=clock,
+            rng=rng,
+            cooldown=cooldown,
+        )
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection stands."""
+        return self.stream.is_connected
+
+    async def answered(self, within_s: float) -> bool:
+        """Wait until every topic was acknowledged or refused; False if that took too long."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self.stream.answered.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _new_wire(self) -> Wire:
+        """Return a reader without memory: merged state dies with its connection."""
+        return Wire(
+            category=self.category,
+            instruments=self._instruments,
+            interval_ms=self._interval_ms,
+            counters=self._owner.counters,
+            observe=self._owner.observe,
+            refused=self._refused,
+        )
+
+    def _connected(self) -> None:
+        """Begin a new connection."""
+        self._wire = self._new_wire()
+        self._owner.counters["connects"] += 1
+        log.info("connected", category=self.category.value)
+
+    def _lost(self, cause: Recoverable) -> None:
+        """Say why bars may be missing from now on."""
+        is_stale = isinstance(cause, FeedStale)
+        self._owner.counters["stale" if is_stale else "disconnects"] += 1
+        self._owner.lost(self._instruments, GapCause.STALE if is_stale else GapCause.DISCONNECTED)
+
+    def _receive(self, frame: bytes) -> Received | None:
+        """Read one frame and hand on what it holds; None where it was refused."""
+        try:
+            received = self._wire.receive(frame)
+        except MessageMalformed:
+            received = None
+        if self._wire.renewals:
+            self.stream.renew(self._wire.renewals)
+            self._wire.renewals.clear()
+        if received is None or isinstance(received, RefusedFrame):
+            return None
+        self._owner.counters["frames"] += 1
+        self._hand_on(received)
+        return received
+
+    def _hand_on(self, received: Received) -> None:
+        """Give the feed what a message holds."""
+        owner = self._owner
+        match received:
+            case ClosedCandles():
+                for bar in received.bars:
+                    owner.enqueue(bar)
+            case Book():
+                if received.quote is not None:
+                    owner.enqueue(received.quote)
+            case Ticker():
+                if received.mark is not None:
+                    owner.enqueue(received.mark)
+                if received.next_funding_ms is not None:
+                    owner.announce_funding(received.instrument, received.next_funding_ms)
+            case Trades():
+                owner.counters["trades"] += len(received.trades)
+            case _:
+                pass  # an acknowledgement, a pong or a stranger carries no market time
+
+    def _refused(self, kind: str, sentence: str) -> None:
+        """Log the first refusal of each kind; the counters have the rest."""
+        if kind.startswith("ahead."):
+            self._owner.doubt_time()
+        if kind not in self._logged:
+            self._logged.add(kind)
+            log.warning("refused", kind=kind, category=self.category.value, reason=sentence)

@@ -2,11 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 from msgspec import Struct
 
 from tracepaper.strategies.types import Bar, Event, GapCause, Mark, Quote
+
+# The bounded queue between the connections and the engine, in order of arrival.
+
+T = TypeVar("T")
+
+
+class EventQueue(Generic[T]):
+    """First in, first out; what may be dropped is offered, what may not is insisted on.
+
+    ``offer`` refuses beyond a share of the limit, so that quotes, which are many and soon
+    replaced, can never take the place of bars. ``insist`` always succeeds: its callers are few
+    by their nature (one reminder an instrument, operators' commands).
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._items: deque[T] = deque()
+        self._filled = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def try_put(self, item: T, *, share: float = 1.0) -> bool:
+        """Append *item* unless *share* of the limit is taken; return whether it was."""
+        if len(self._items) >= self.limit * share:
+            return False
+        self.put(item)
+        return True
+
+    def put(self, item: T) -> None:
+        """Append *item*, whatever the limit."""
+        self._items.append(item)
+        self._filled.set()
+
+    async def get(self) -> T:
+        """Return the oldest item, waiting for one."""
+        while not self._items:
+            self._filled.clear()
+            await self._filled.wait()
+        return self._items.popleft()
 
 
 class FeedStart(Struct, frozen=True):
@@ -30,7 +73,7 @@ class FeedStart(Struct, frozen=True):
     is_served: bool = False
 
 
-class Page(Struct, frozen=True):
+class BackfillPage(Struct, frozen=True):
     """What REST answered about the bars of an instrument from ``from_ms`` on."""
 
     instrument: str
@@ -39,7 +82,7 @@ class Page(Struct, frozen=True):
     answered_s: float  # network time
 
 
-class Blame(Struct, frozen=True):
+class GapCauseNotice(Struct, frozen=True):
     """Bars of this instrument that come after this place in the line may be missing, and why."""
 
     instrument: str
@@ -56,4 +99,4 @@ class Stop(Struct, frozen=True):
     """The end of the feed."""
 
 
-Item = Bar | Quote | Mark | Page | Blame | Submitted | Stop
+Item = Bar | Quote | Mark | BackfillPage | GapCauseNotice | Submitted | Stop

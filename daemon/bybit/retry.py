@@ -13,7 +13,7 @@ from tracepaper.daemon.supervisor import Complaints, Waiting, unheard
 log = structlog.get_logger("bybit")
 
 
-class Silence:
+class Cooldown:
     """A declared wait: while it lasts nothing is sent, and the watchdog counts it as progress.
 
     ``waiting`` hears of every wait of the connection, backoffs too; ``complaints`` says what fails.

@@ -12,11 +12,10 @@ import structlog
 from msgspec import structs
 
 from tracepaper.daemon.bybit.backfill import Hole, fill, gap, lacking
-from tracepaper.daemon.bybit.feed_types import Page
-from tracepaper.daemon.bybit.market import Market
-from tracepaper.daemon.bybit.rest import Rest
-from tracepaper.daemon.bybit.sequence import Place, Run
-from tracepaper.daemon.bybit.upkeep import Upkeep
+from tracepaper.daemon.bybit.feed_state import BarRange, FeedState, Place
+from tracepaper.daemon.bybit.maintenance import FeedMaintenance
+from tracepaper.daemon.bybit.queue import BackfillPage
+from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.ports import Clock
 from tracepaper.strategies.types import Bar, Event, Funding, Gap, GapCause, Mark, Quote, Source
 
@@ -28,7 +27,7 @@ log = structlog.get_logger("bybit.feed")
 T = TypeVar("T", Bar, Gap, Quote, Mark, Quote | Mark)
 
 
-class HandOn:
+class BarSequencer:
     """The order of events around bars: settlements, newest quote and mark, then the bar.
 
     ``bar`` takes what a stream brought, ``page`` what REST answered beside the line, ``fill``
@@ -39,129 +38,129 @@ class HandOn:
     def __init__(
         self,
         *,
-        rest: Rest,
+        rest: RestClient,
         clock: Clock,
-        markets: Mapping[str, Market],
-        upkeep: Upkeep,
+        states: Mapping[str, FeedState],
+        maintenance: FeedMaintenance,
         counters: Counter[str],
-        is_up: Callable[[Market], bool],
+        is_up: Callable[[FeedState], bool],
         certain_s: float,
     ) -> None:
         self._rest = rest
         self._clock = clock
-        self._markets = markets
-        self._upkeep = upkeep
+        self._states = states
+        self._maintenance = maintenance
         self._counters = counters
         self._is_up = is_up
         self._certain_s = certain_s
 
     async def bar(self, bar: Bar) -> AsyncIterator[Event]:
         """Take a bar of the stream: hand it on exactly once, in its place."""
-        market = self._markets[bar.instrument]
-        match place := market.sequence.place(bar):
+        state = self._states[bar.instrument]
+        match place := state.sequence.place(bar):
             case Place.REPEATED | Place.OLD | Place.REVISED:
-                for revision in self._again(market, bar, place):
+                for revision in self._again(state, bar, place):
                     yield revision
                 return
             case Place.NEXT | Place.AHEAD:
-                self._begin(market, bar)
-                if not market.waiting.add(bar):
+                self._begin(state, bar)
+                if not state.pending.add(bar):
                     self._counters["overflow_bars"] += 1
             case _:
                 assert_never(place)
-        async for event in self._drain(market):
+        async for event in self._drain(state):
             yield event
-        if len(market.waiting):
-            self._upkeep.ask(market)
+        if len(state.pending):
+            self._maintenance.ask(state)
 
-    async def page(self, page: Page) -> AsyncIterator[Event]:
+    async def page(self, page: BackfillPage) -> AsyncIterator[Event]:
         """Take what REST answered: what closes a hole, or lacks it for certain."""
-        market = self._markets[page.instrument]
-        market.is_asking = False
-        sequence = market.sequence
+        state = self._states[page.instrument]
+        state.is_asking = False
+        sequence = state.sequence
         if page.bars:
-            self._begin(market, page.bars[0])
-            market.doubts.learn(
+            self._begin(state, page.bars[0])
+            state.missing.update(
                 lacking(page.bars, page.from_ms, sequence.interval_ms),
                 from_ms=page.from_ms,
                 until_ms=page.bars[-1].close_time_ms,
                 now_s=page.answered_s,
             )
-        market.waiting.add_missing(
+        state.pending.add_missing(
             bar for bar in page.bars if bar.open_time_ms >= sequence.next_open_ms
         )
-        async for event in self._drain(market):
+        async for event in self._drain(state):
             yield event
-        market.waiting.trim()
-        if (due_s := market.doubts.due_s()) > page.answered_s:
-            market.ask_by(due_s)
+        state.pending.trim()
+        if (due_s := state.missing.due_s()) > page.answered_s:
+            state.ask_by(due_s)
 
     async def fill(self, holes: Sequence[Hole]) -> AsyncIterator[Event]:
         """Fill *holes* from REST, each bar preceded by the settlements that belong before it."""
         events = fill(holes, rest=self._rest, clock=self._clock, certain_s=self._certain_s)
         async for event in events:
             if isinstance(event, Bar):
-                market = self._markets[event.instrument]
-                async for before in self._before(market, event.close_time_ms):
+                state = self._states[event.instrument]
+                async for before in self._before(state, event.close_time_ms):
                     yield before
                 self._counters["rest_bars"] += 1
             else:
                 self._counters["repairs" if event.repaired_by else "holes"] += 1
             yield event
 
-    def _begin(self, market: Market, bar: Bar) -> None:
+    def _begin(self, state: FeedState, bar: Bar) -> None:
         """Let a new run begin with *bar* where REST had nothing: before a listing nothing is."""
-        if not market.sequence.is_begun and market.cause is None:
-            first_ms = market.waiting.first_open_ms()
-            market.sequence.skip(min(bar.open_time_ms, first_ms or bar.open_time_ms))
+        if not state.sequence.is_begun and state.cause is None:
+            first_ms = state.pending.first_open_ms()
+            state.sequence.skip(min(bar.open_time_ms, first_ms or bar.open_time_ms))
 
-    def _again(self, market: Market, bar: Bar, place: Place) -> list[Bar]:
+    def _again(self, state: FeedState, bar: Bar, place: Place) -> list[Bar]:
         """Return *bar* where it revises one that was handed on; nothing where it repeats it."""
         if place is not Place.REVISED:
             self._counters[f"{place.value}_bars"] += 1
             return []
         self._counters["revised_bars"] += 1
-        market.sequence.accept(bar)
+        state.sequence.accept(bar)
         return [structs.replace(bar, seen_ms=self._clock.market_ms())]
 
-    async def _drain(self, market: Market) -> AsyncIterator[Event]:
+    async def _drain(self, state: FeedState) -> AsyncIterator[Event]:
         """Hand on what waits, as far as nothing is missing before it or ever will come."""
-        sequence = market.sequence
+        sequence = state.sequence
         while True:
-            ready, is_doubted = self._believed(market)
+            ready, is_doubted = self._believed(state)
             for source, group in groupby(ready, key=lambda versions: versions[0].source):
                 stretch = list(group)
                 if source is Source.REST:
-                    yield self._repaired(market, stretch)
-                async for event in self._bars(market, stretch, is_last=stretch[-1] is ready[-1]):
+                    yield self._repaired(state, stretch)
+                async for event in self._bars(state, stretch, is_last=stretch[-1] is ready[-1]):
                     yield event
                 if source is not Source.REST:
-                    market.passed()
+                    state.clear_gap_cause()
             if is_doubted:
                 break
-            first_ms = market.waiting.first_open_ms()
-            certain_ms = market.doubts.certain_until(sequence.next_open_ms)
+            first_ms = state.pending.first_open_ms()
+            certain_ms = state.missing.certain_until(sequence.next_open_ms)
             if first_ms is None or certain_ms <= sequence.next_open_ms:
                 break
-            run = Run(sequence.next_open_ms, min(certain_ms, first_ms), ())
+            run = BarRange(sequence.next_open_ms, min(certain_ms, first_ms), ())
             sequence.skip(run.until_ms)
             self._counters["holes"] += 1
-            yield self._now(gap(market, run, self._cause(market)))
-        market.doubts.forget(sequence.next_open_ms)
+            yield self._now(gap(state, run, self._cause(state)))
+        state.missing.forget(sequence.next_open_ms)
 
-    def _believed(self, market: Market) -> tuple[list[list[Bar]], bool]:
+    def _believed(self, state: FeedState) -> tuple[list[list[Bar]], bool]:
         """Take out what comes next as far as it is believed; say whether a close was not.
 
         A close too far from the last one leaves a hole that REST is asked about; what REST repeats
         is believed, and what comes after it waits.
         """
-        ready = market.waiting.pop_from(market.sequence.next_open_ms)
-        doubted = market.unseconded(versions[0] for versions in ready)
+        ready = state.pending.pop_from(state.sequence.next_open_ms)
+        doubted = state.unverified(versions[0] for versions in ready)
         if not doubted:
             return ready, False
         opens = {bar.open_time_ms for bar in doubted}
         first = next(place for place, one in enumerate(ready) if one[0].open_time_ms in opens)
-        market.waiting.put_back(one for one in ready[first:] if one[0].open_time_ms not in opens)
+        state.pending.put_back(one for one in ready[first:] if one[0].open_time_ms not in opens)
         self._counters["implausible_bars"] += len(doubted)
         suspect = doubted[0]
         log.warning(
@@ -172,35 +171,35 @@ class HandOn:
             advice="REST is asked again; the gate plausible holds what it repeats",
         )
         if suspect.source is not Source.REST:  # else it is overdue, and asked for again as such
-            market.cause = GapCause.IMPLAUSIBLE
-            self._upkeep.ask(market)
+            state.cause = GapCause.IMPLAUSIBLE
+            self._maintenance.ask(state)
         return ready[:first], True
 
-    def _repaired(self, market: Market, stretch: list[list[Bar]]) -> Gap:
+    def _repaired(self, state: FeedState, stretch: list[list[Bar]]) -> Gap:
         """Return the gap that the bars of REST close which follow."""
         bars = tuple(versions[0] for versions in stretch)
-        run = Run(bars[0].open_time_ms, bars[-1].close_time_ms, bars)
+        run = BarRange(bars[0].open_time_ms, bars[-1].close_time_ms, bars)
         self._counters["repairs"] += 1
         self._counters["rest_bars"] += len(bars)
-        return self._now(gap(market, run, self._cause(market)))
+        return self._now(gap(state, run, self._cause(state)))
 
     async def _bars(
-        self, market: Market, stretch: list[list[Bar]], *, is_last: bool
+        self, state: FeedState, stretch: list[list[Bar]], *, is_last: bool
     ) -> AsyncIterator[Event]:
         """Hand on bars that follow one another; the newest quote belongs before the last alone."""
         for versions in stretch:
             bar, *revisions = versions
-            async for before in self._before(market, bar.close_time_ms):
+            async for before in self._before(state, bar.close_time_ms):
                 yield before
             if is_last and versions is stretch[-1]:
-                for newest in market.unhanded():
+                for newest in state.undelivered():
                     yield self._now(newest)
-            market.accept(bar)
+            state.accept(bar)
             if bar.source is not Source.REST:
                 self._counters["bars"] += 1
             yield self._now(bar)
             for other in revisions:
-                for revision in self._again(market, other, market.sequence.place(other)):
+                for revision in self._again(state, other, state.sequence.place(other)):
                     yield revision
 
     def _now(self, event: T) -> T:
@@ -210,23 +209,23 @@ class HandOn:
             return structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
         return structs.replace(event, seen_ms=now_ms)
 
-    def _cause(self, market: Market) -> GapCause:
+    def _cause(self, state: FeedState) -> GapCause:
         """Return why bars are missing; of a new run nothing was handed on by its stream yet."""
-        if market.cause is not None:
-            return market.cause
-        return GapCause.MISSED if self._is_up(market) else GapCause.DISCONNECTED
+        if state.cause is not None:
+            return state.cause
+        return GapCause.MISSED if self._is_up(state) else GapCause.DISCONNECTED
 
-    async def _before(self, market: Market, close_ms: int) -> AsyncIterator[Funding]:
+    async def _before(self, state: FeedState, close_ms: int) -> AsyncIterator[Funding]:
         """Yield the settlements that belong before a bar that closed at *close_ms*.
 
         One that does not come soon is asked for in the background: no bar waits for it longer.
         """
-        if not market.funding.is_due_by(close_ms):
+        if not state.funding.is_due_by(close_ms):
             return
-        market.funding.asked(close_ms)
+        state.funding.asked(close_ms)
         try:
             async with asyncio.timeout(FUNDING_WAIT_S):
-                settled = await self._upkeep.settlements(market, close_ms)
+                settled = await self._maintenance.settlements(state, close_ms)
         except TimeoutError:
             return
         for funding in settled:

@@ -1,0 +1,474 @@
+"""What the feed knows of one instrument: its bar order, newest quote and mark, and patience."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct, structs
+
+from tracepaper.strategies.gates import Plausibility
+from tracepaper.strategies.types import Bar, Funding, GapCause, Instrument, Mark, Quote, Source
+
+# Which bar of an instrument comes next, which came already, and what a window lacks. Pure.
+
+REMEMBERED_BARS: Final = 4_096
+"""Bars whose values are kept to tell a repetition from a revision; older ones count as old."""
+
+_Values = tuple[int, int, int, int, int, int | None]
+
+
+class Place(StrEnum):
+    """Where a bar stands against those already handed on."""
+
+    NEXT = "next"
+    AHEAD = "ahead"  # bars before it are missing
+    REPEATED = "repeated"  # equal to what was handed on
+    REVISED = "revised"  # another value of a bar already handed on
+    OLD = "old"  # too old to compare
+
+
+class BarSequence:
+    """Exactly-once order of one instrument's bars, by open time."""
+
+    def __init__(self, *, interval_ms: int, next_open_ms: int) -> None:
+        self.interval_ms = interval_ms
+        self.next_open_ms = next_open_ms
+        self.is_begun = False  # True once a bar was handed on
+        self._values: OrderedDict[int, set[_Values]] = OrderedDict()
+
+    @property
+    def next_close_ms(self) -> int:
+        """The close of the bar that comes next."""
+        return self.next_open_ms + self.interval_ms
+
+    def place(self, bar: Bar) -> Place:
+        """Return where *bar* stands; changes nothing."""
+        if bar.open_time_ms == self.next_open_ms:
+            return Place.NEXT
+        if bar.open_time_ms > self.next_open_ms:
+            return Place.AHEAD
+        if (known := self._values.get(bar.open_time_ms)) is None:
+            return Place.OLD
+        return Place.REPEATED if _values(bar) in known else Place.REVISED
+
+    def accept(self, bar: Bar) -> None:
+        """Remember *bar* as handed on, be it new or a revision."""
+        self._values.setdefault(bar.open_time_ms, set()).add(_values(bar))
+        if len(self._values) > REMEMBERED_BARS:
+            self._values.popitem(last=False)
+        self.next_open_ms = max(self.next_open_ms, bar.close_time_ms)
+        self.is_begun = True
+
+    def skip(self, until_ms: int) -> None:
+        """Give up what opens before *until_ms*."""
+        self.next_open_ms = max(self.next_open_ms, until_ms)
+
+
+class CloseFilter:
+    """Which closes are believed at once, and which only once REST has repeated them.
+
+    A close that lies more than *most* usual ranges of a bar from the last one is doubtful; it is
+    believed where REST says the same of it after the stream, or in two answers.
+    """
+
+    def __init__(self, most: float = float("inf"), recent: Iterable[Bar] = ()) -> None:
+        self._most = most
+        self._usual = Plausibility()
+        self._unverified: dict[int, _Values] = {}
+        for bar in recent:
+            self.accept(bar, 1)
+
+    def accept(self, bar: Bar, tick: int) -> None:
+        """Take *bar* in, which was handed on."""
+        self._usual.add(bar, tick)
+        if self._unverified:
+            self._unverified = {
+                at: one for at, one in self._unverified.items() if at > bar.open_time_ms
+            }
+
+    def implausible(
+        self, bars: Iterable[Bar], tick: int, is_sure: Callable[[Bar], bool] = lambda _bar: False
+    ) -> list[Bar]:
+        """Return those of *bars*, the next ones, that lie too far from the last believed one."""
+        usual = self._usual
+        found = []
+        for bar in bars:
+            tried = usual.copy()
+            if tried.add(bar, tick) > self._most and not is_sure(bar):
+                found.append(bar)
+            else:
+                usual = tried
+        return found
+
+    def unverified(self, bars: Iterable[Bar], tick: int) -> list[Bar]:
+        """Return the doubtful ones of *bars* that nothing has repeated; they are suspects now."""
+        alone = self.implausible(bars, tick, self._is_verified)
+        self._unverified.update((bar.open_time_ms, _values(bar)) for bar in alone)
+        return alone
+
+    def _is_verified(self, bar: Bar) -> bool:
+        return bar.source is Source.REST and self._unverified.get(bar.open_time_ms) == _values(bar)
+
+
+def _values(bar: Bar) -> _Values:
+    """Return what makes two bars of one time the same bar."""
+    return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover)
+
+
+class BarRange(Struct, frozen=True):
+    """A stretch of a window: the bars that fill it, or none where it is a hole."""
+
+    from_ms: int
+    until_ms: int  # exclusive
+    bars: tuple[Bar, ...]
+
+
+def bar_ranges(
+    bars: Iterable[Bar], *, from_ms: int, until_ms: int, interval_ms: int
+) -> list[BarRange]:
+    """Cut the window [*from_ms*, *until_ms*) into stretches with and without bars, in order.
+
+    *bars* are sorted by open time, each once, and open inside the window. A hole at the window's
+    end is listed too; whether it is certain is for the caller to know.
+    """
+    found: list[BarRange] = []
+    stretch: list[Bar] = []
+    at_ms = from_ms
+    for bar in bars:
+        if bar.open_time_ms > at_ms:
+            if stretch:
+                found.append(_run(stretch))
+                stretch = []
+            found.append(BarRange(at_ms, bar.open_time_ms, ()))
+        stretch.append(bar)
+        at_ms = bar.open_time_ms + interval_ms
+    if stretch:
+        found.append(_run(stretch))
+    if at_ms < until_ms:
+        found.append(BarRange(at_ms, until_ms, ()))
+    return found
+
+
+def _run(stretch: Sequence[Bar]) -> BarRange:
+    """Return the run of consecutive bars."""
+    return BarRange(stretch[0].open_time_ms, stretch[-1].close_time_ms, tuple(stretch))
+
+
+class _MissingRange(Struct, frozen=True):
+    """A stretch that was lacked, since when (network time), and whether that is certain."""
+
+    from_ms: int
+    until_ms: int
+    since_s: float
+    is_certain: bool
+
+
+class MissingRanges:
+    """What REST lacked although it has later bars.
+
+    One answer proves nothing: a stretch is certain once an answer lacks it that came *certain_s*
+    or more after the first one that did.
+    """
+
+    def __init__(self, certain_s: float) -> None:
+        self._certain_s = certain_s
+        self._ranges: list[_MissingRange] = []
+
+    def update(
+        self, lacked: Iterable[tuple[int, int]], *, from_ms: int, until_ms: int, now_s: float
+    ) -> None:
+        """Learn that an answer about [*from_ms*, *until_ms*) lacks the rising *lacked* stretches.
+
+        All else of that time it has; of other times it says nothing.
+        """
+        found = [*self._outside(from_ms, until_ms)]
+        for start_ms, end_ms in lacked:
+            at_ms = start_ms
+            for known in self._ranges:
+                first_ms, last_ms = max(known.from_ms, at_ms), min(known.until_ms, end_ms)
+                if first_ms >= last_ms:
+                    continue
+                if first_ms > at_ms:
+                    found.append(_MissingRange(at_ms, first_ms, now_s, is_certain=False))
+                is_certain = known.is_certain or now_s - known.since_s >= self._certain_s
+                found.append(_MissingRange(first_ms, last_ms, known.since_s, is_certain))
+                at_ms = last_ms
+            if at_ms < end_ms:
+                found.append(_MissingRange(at_ms, end_ms, now_s, is_certain=False))
+        self._ranges = sorted(found, key=lambda one: one.from_ms)
+
+    def _outside(self, from_ms: int, until_ms: int) -> Iterable[_MissingRange]:
+        """Yield what is known of times outside [*from_ms*, *until_ms*)."""
+        for one in self._ranges:
+            if one.from_ms < from_ms:
+                yield structs.replace(one, until_ms=min(one.until_ms, from_ms))
+            if one.until_ms > until_ms:
+                yield structs.replace(one, from_ms=max(one.from_ms, until_ms))
+
+    def certain_until(self, from_ms: int) -> int:
+        """Return until when, from *from_ms* on, nothing will ever come; *from_ms* where unsure."""
+        at_ms = from_ms
+        for one in self._ranges:
+            if one.is_certain and one.from_ms <= at_ms < one.until_ms:
+                at_ms = one.until_ms
+        return at_ms
+
+    def due_s(self) -> float:
+        """Return when the next answer can make a stretch certain; infinity without a doubt."""
+        return min(
+            (one.since_s + self._certain_s for one in self._ranges if not one.is_certain),
+            default=float("inf"),
+        )
+
+    def forget(self, before_ms: int) -> None:
+        """Forget what was lacked before *before_ms*: it was handed on or given up."""
+        self._ranges = [one for one in self._ranges if one.until_ms > before_ms]
+
+
+# When an instrument's next funding is due, and which settlements were handed on. Pure.
+
+
+class FundingSchedule:
+    """Each settlement once, also after a restart.
+
+    Settlements fall on multiples of the instrument's interval (00, 08 and 16 UTC where it is eight
+    hours); one that the ticker announces elsewhere is awaited as well.
+    """
+
+    def __init__(self, *, interval_minutes: int, settled_ms: int) -> None:
+        self._interval_ms = interval_minutes * 60_000
+        self._announced_ms = 0
+        self._asked_ms = settled_ms
+        self.settled_ms = settled_ms  # the newest settlement that needs nothing more
+
+    def announce(self, next_ms: int) -> None:
+        """Learn the ticker's ``nextFundingTime``."""
+        if self._announced_ms <= self.settled_ms:
+            self._announced_ms = next_ms
+
+    def is_overdue(self, market_ms: int) -> bool:
+        """Return whether a settlement's time has passed that was not handed on."""
+        return self._due_ms(self.settled_ms) <= market_ms
+
+    def is_due_by(self, close_ms: int) -> bool:
+        """Return whether a settlement at or before *close_ms* was neither found nor asked for."""
+        return self._due_ms(self._asked_ms) <= close_ms
+
+    def _due_ms(self, after_ms: int) -> float:
+        """Return the first settlement after *after_ms*; infinity where there is no funding."""
+        if not self._interval_ms:
+            return float("inf")
+        grid_ms = (after_ms // self._interval_ms + 1) * self._interval_ms
+        return min(grid_ms, self._announced_ms) if self._announced_ms > after_ms else grid_ms
+
+    def asked(self, until_ms: int) -> None:
+        """Note that everything up to *until_ms* was asked for once."""
+        self._asked_ms = max(self._asked_ms, until_ms)
+
+    def settle(self, settlements: Iterable[Funding]) -> list[Funding]:
+        """Return those of *settlements* (oldest first) that are new, and count them as done."""
+        fresh = [one for one in settlements if one.market_ms > self.settled_ms]
+        if fresh:
+            self.settled_ms = fresh[-1].market_ms
+            self.asked(self.settled_ms)
+        return fresh
+
+
+PATIENCE_MAX_S: Final = 30.0
+PENDING_MAX: Final = 1_000
+"""Bars that wait behind a hole; REST hands a thousand on in one answer."""
+REVISIONS_MAX: Final = 4
+
+
+class FeedState:
+    """One instrument's state in the feed; pure, times are arguments."""
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        *,
+        sequence: BarSequence,
+        funding: FundingSchedule,
+        grace_s: float,
+        cause: GapCause | None = GapCause.MISSED,
+        certain_s: float = 30.0,
+        close_filter: CloseFilter | None = None,
+    ) -> None:
+        self.instrument = instrument
+        self.sequence = sequence
+        self.funding = funding
+        self.cause = cause  # of the next hole; None while only warm-up bars can be missing
+        self._next_cause: GapCause | None = None  # of the hole after the bars that wait
+        self.has_queued_cause = False  # a blame is in line and not yet read
+        self.is_asking = False  # REST is asked, or its answer is in line
+        self.pending = PendingBars()
+        self.missing = MissingRanges(certain_s)
+        self._close_filter = CloseFilter() if close_filter is None else close_filter
+        self._quote: Quote | None = None
+        self._quote_delivered: Quote | None = None
+        self._mark: Mark | None = None
+        self._mark_delivered: Mark | None = None
+        self._grace_s = grace_s
+        self._reminded_open_ms = -1
+        self._asks_s = float("inf")
+        self._patience_s = grace_s
+        self.settle_at_s = 0.0  # network time of the next question for an overdue settlement
+        self.settle_patience_s = 1.0
+
+    @property
+    def quote_ms(self) -> int | None:
+        """The market time of the newest quote."""
+        return None if self._quote is None else self._quote.market_ms
+
+    def accept(self, bar: Bar) -> None:
+        """Count *bar* as handed on, for the first time."""
+        self.sequence.accept(bar)
+        self._close_filter.accept(bar, self.instrument.tick_size)
+
+    def implausible(self, bars: Iterable[Bar], is_sure: Callable[[Bar], bool]) -> list[Bar]:
+        """Return those of *bars*, the next ones, too far from the last that is believed or sure."""
+        return self._close_filter.implausible(bars, self.instrument.tick_size, is_sure)
+
+    def unverified(self, bars: Iterable[Bar]) -> list[Bar]:
+        """Return those of the doubtful that REST has not repeated; each is asked about."""
+        return self._close_filter.unverified(bars, self.instrument.tick_size)
+
+    def set_gap_cause(self, cause: GapCause) -> None:
+        """Learn why bars may be missing from here on: after those that wait, where some do."""
+        self.has_queued_cause = False
+        if len(self.pending):
+            self._next_cause = cause
+        else:
+            self.cause = cause
+
+    def clear_gap_cause(self) -> None:
+        """Learn that a bar of the stream was handed on, so the next hole has its own cause."""
+        self.cause = GapCause.MISSED
+        if not len(self.pending):
+            self.cause, self._next_cause = self._next_cause or GapCause.MISSED, None
+
+    def update_quote(self, quote: Quote, from_ms: int | None) -> bool:
+        """Keep *quote* if it is the newest; return whether it is an event of its own.
+
+        It is one while an order rests (*from_ms* is the market time from which it may fill): the
+        first quote at or after that, then each that differs from the one handed on before.
+        """
+        if self._quote is not None and quote.market_ms < self._quote.market_ms:
+            return False  # a replay of older frames right after subscribing
+        self._quote = quote
+        if from_ms is None or quote.market_ms < from_ms:
+            return False
+        delivered = self._quote_delivered
+        if delivered is not None and delivered.market_ms >= from_ms and _same(delivered, quote):
+            return False
+        self._quote_delivered = quote
+        return True
+
+    def update_mark(self, mark: Mark) -> None:
+        """Keep *mark* if it is the newest."""
+        if self._mark is None or mark.market_ms >= self._mark.market_ms:
+            self._mark = mark
+
+    def drop_ahead(self, latest_ms: float) -> None:
+        """Forget a quote or mark dated after *latest_ms*, so that later ones do not look old."""
+        if self._quote is not None and self._quote.market_ms > latest_ms:
+            self._quote = self._quote_delivered = None
+        if self._mark is not None and self._mark.market_ms > latest_ms:
+            self._mark = self._mark_delivered = None
+
+    def undelivered(self) -> list[Quote | Mark]:
+        """Return the newest quote and mark unless they were handed on; they count as such now."""
+        events: list[Quote | Mark] = []
+        if self._quote is not None and self._quote is not self._quote_delivered:
+            self._quote_delivered = self._quote
+            events.append(self._quote)
+        if self._mark is not None and self._mark is not self._mark_delivered:
+            self._mark_delivered = self._mark
+            events.append(self._mark)
+        return events
+
+    def is_overdue(self, *, market_ms: int, network_s: float, grace_ms: int) -> bool:
+        """Return True, once for each question, when the next bar's closing frame is overdue.
+
+        Overdue is *grace_ms* of market time and ``grace_s`` of network time after its close; then
+        after twice the wait each time, up to ``PATIENCE_MAX_S``, while REST has no such bar.
+        """
+        close_ms = self.sequence.next_close_ms
+        if market_ms < close_ms:
+            self._reminded_open_ms = -1
+            return False
+        if self._reminded_open_ms != self.sequence.next_open_ms:
+            self._reminded_open_ms = self.sequence.next_open_ms
+            self._patience_s = self._grace_s
+            self._asks_s = network_s + self._patience_s
+        if market_ms < close_ms + grace_ms or network_s < self._asks_s:
+            return False
+        self._patience_s = min(2 * self._patience_s, PATIENCE_MAX_S)
+        self._asks_s = network_s + self._patience_s
+        return True
+
+    def ask_by(self, network_s: float) -> None:
+        """Have the next question come no later than *network_s*."""
+        self._asks_s = min(self._asks_s, network_s)
+
+
+class PendingBars:
+    """Bars behind a hole, by open time, each with its revisions; bounded, oldest first."""
+
+    def __init__(self) -> None:
+        self._bars: dict[int, list[Bar]] = {}
+
+    def __len__(self) -> int:
+        return len(self._bars)
+
+    def add(self, bar: Bar) -> bool:
+        """Keep *bar*, or a revision of one that waits; False where there is no place.
+
+        Without a place the newest bar goes, which is asked for again once the hole is closed.
+        """
+        versions = self._bars.setdefault(bar.open_time_ms, [])
+        if len(versions) < REVISIONS_MAX:
+            versions.append(bar)
+        if len(self._bars) <= PENDING_MAX:
+            return True
+        del self._bars[max(self._bars)]
+        return False
+
+    def add_missing(self, bars: Iterable[Bar]) -> None:
+        """Keep those of *bars* of which no version waits."""
+        for bar in bars:
+            self._bars.setdefault(bar.open_time_ms, [bar])
+
+    def trim(self) -> None:
+        """Let the newest bars go until the bound is kept."""
+        for open_ms in sorted(self._bars)[PENDING_MAX:]:
+            del self._bars[open_ms]
+
+    def first_open_ms(self) -> int | None:
+        """Return the open time of the oldest bar that waits."""
+        return min(self._bars, default=None)
+
+    def put_back(self, stretch: Iterable[list[Bar]]) -> None:
+        """Let bars that were taken out wait again, each with its revisions."""
+        self._bars.update((versions[0].open_time_ms, versions) for versions in stretch)
+
+    def pop_from(self, open_ms: int) -> list[list[Bar]]:
+        """Take out the bars that follow one another from *open_ms* on, each with its revisions."""
+        taken: list[list[Bar]] = []
+        while (versions := self._bars.pop(open_ms, None)) is not None:
+            taken.append(versions)
+            open_ms = versions[0].close_time_ms
+        return taken
+
+
+def _same(one: Quote, other: Quote) -> bool:
+    """Return whether two quotes offer the same."""
+    return (one.bid, one.bid_size, one.ask, one.ask_size) == (
+        other.bid,
+        other.bid_size,
+        other.ask,
+        other.ask_size,
+    )
