@@ -1,4 +1,4 @@
-"""ClosedCandles of the stream and of REST to ``Bar``: exact, checked, and as fast as Python goes.
+"""Candles of the stream and of REST to ``Bar``: exact, checked, and as fast as Python goes.
 
 The hot path turns six number texts into integers with one call of a C parser. It pads each text
 to the decimals that the instrument's filters promise, takes the six dots out, and reads the rest

@@ -166,7 +166,7 @@ def _stranger(what: str) -> MessageMalformed:
 
 
 CANDLES_MAX: Final = 1_000
-"""ClosedCandles a request; larger windows are cut by the exchange at a side nobody promises."""
+"""Candles a request; larger windows are cut by the exchange at a side nobody promises."""
 SETTLEMENTS_MAX: Final = 200
 PAGES_MAX: Final = 100
 BODY_BYTES_MAX: Final = 32 * 1024 * 1024

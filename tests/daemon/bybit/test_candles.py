@@ -1,4 +1,4 @@
-"""ClosedCandles become bars: exactly, checked, and by the fast path as by the careful one."""
+"""Candles become bars: exactly, checked, and by the fast path as by the careful one."""
 
 from __future__ import annotations
 

@@ -680,8 +680,8 @@ async def test_an_answer_that_was_long_on_its_way_does_not_set_the_clock_back() 
         rest=SlowRest(RestSettings(), clock=clock, rng=random.Random(1)),
         clock=clock,
         settings=FeedSettings(interval_ms=MINUTE),
-        markets={},
-        line=EventQueue(10),
+        states={},
+        queue=EventQueue(10),
         counters=Counter(),
         spawn=lambda work: work.close(),
     )
@@ -768,23 +768,21 @@ def lying_page(server: ScriptedServer, *indices: int, close: str = HIGH) -> web.
 
 
 @pytest.mark.parametrize(("lies", "closes"), [(1, 1005), (2, 1_005_000)])
-async def test_what_rest_alone_told_of_a_lost_bar_is_asked_again(
-    lies: int, close_filter: int
-) -> None:
+async def test_what_rest_alone_told_of_a_lost_bar_is_asked_again(lies: int, closes: int) -> None:
     async with ScriptedServer() as server, live(server) as run:
         await used_to_the_market(run)
         await run.close_bar(12, stream=False)
         run.move_to(START_MS + 13 * MINUTE + 6_000)
         server.answer_next("kline", *(lying_page(server, 12) for _ in range(lies)))
         await run.expect(lambda: len(run.bars()) == 13)
-        assert run.bars()[12].close == close_filter
+        assert run.bars()[12].close == closes
         assert run.feed.counters["implausible_bars"] == 1
         assert run.gaps() == [(12, 13, GapCause.MISSED, "rest")]
 
 
 @pytest.mark.parametrize(("lies", "closes"), [(1, 1005), (2, 1_005_000)])
 async def test_what_rest_tells_of_the_time_while_down_is_asked_again(
-    lies: int, close_filter: int
+    lies: int, closes: int
 ) -> None:
     async with ScriptedServer() as server:
         for index in range(-20, 1):
@@ -795,7 +793,7 @@ async def test_what_rest_tells_of_the_time_while_down_is_asked_again(
         server.answer_next("kline", *(lying_page(server, 0) for _ in range(lies)))
         async with live(server, start=start) as run:
             await run.expect(run.bars)
-            assert [one.close for one in run.bars()] == [close_filter]
+            assert [one.close for one in run.bars()] == [closes]
 
 
 async def test_without_a_yardstick_every_close_is_believed() -> None:

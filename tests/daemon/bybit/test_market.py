@@ -178,7 +178,7 @@ def test_a_blame_behind_bars_that_wait_is_of_the_next_hole() -> None:
     causes = [one.cause]
     one.pending.pop_from(bar().open_time_ms)
     for _ in range(2):
-        one.passed()
+        one.clear_gap_cause()
         causes.append(one.cause)
     assert causes == [GapCause.MISSED, GapCause.STALE, GapCause.MISSED]
 

@@ -9,7 +9,7 @@ import pytest
 from bybit_server import START_MS
 from fakes import ManualClock
 
-from tracepaper.daemon.bybit.maintenance import ServerTimeReader, Told
+from tracepaper.daemon.bybit.maintenance import ServerTimeReader, ServerTimeReading
 from tracepaper.daemon.bybit.rest import RestClient, RestSettings
 
 YEAR_MS = 365 * 86_400_000
@@ -65,7 +65,7 @@ async def test_a_far_time_that_is_not_repeated_is_not_believed(error_ms: int, ti
 @pytest.mark.parametrize("error_ms", [70_000, -70_000, YEAR_MS, -YEAR_MS])
 async def test_a_far_time_is_believed_when_it_is_said_three_times(error_ms: int) -> None:
     time, clock = asking([error_ms] * 9)
-    assert await time.read() == Told(START_MS + 2_000 + error_ms, is_jump=True)
+    assert await time.read() == ServerTimeReading(START_MS + 2_000 + error_ms, is_jump=True)
     assert clock.slept == [1.0, 1.0]
 
 
@@ -80,7 +80,7 @@ async def test_answers_that_contradict_each_other_are_not_believed() -> None:
 async def test_a_near_time_is_taken_at_once() -> None:
     for error_ms in (0, 60_000, -60_000):
         time, clock = asking([error_ms])
-        assert await time.read() == Told(START_MS + error_ms, is_jump=False)
+        assert await time.read() == ServerTimeReading(START_MS + error_ms, is_jump=False)
         assert clock.slept == []
 
 
