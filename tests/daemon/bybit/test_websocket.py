@@ -18,6 +18,7 @@ from tracepaper.daemon.bybit.websocket import (
     PublicStream,
     StreamCallbacks,
     StreamSettings,
+    topics,
 )
 from tracepaper.daemon.bybit.wire import Received, Wire
 from tracepaper.strategies.errors import (
@@ -28,6 +29,23 @@ from tracepaper.strategies.errors import (
     Recoverable,
 )
 from tracepaper.strategies.types import Category
+
+# What each category's connection subscribes to.
+
+
+def test_linear_needs_candles_quotes_and_marks() -> None:
+    wanted = topics(Category.LINEAR, "BTCUSDT", interval="5", trades=False)
+    assert wanted == ["kline.5.BTCUSDT", "orderbook.1.BTCUSDT", "tickers.BTCUSDT"]
+
+
+def test_spot_has_no_mark_to_listen_to() -> None:
+    wanted = topics(Category.SPOT, "BTCUSDT", interval="D", trades=False)
+    assert wanted == ["kline.D.BTCUSDT", "orderbook.1.BTCUSDT"]
+
+
+def test_trades_are_listened_to_on_request() -> None:
+    assert "publicTrade.X" in topics(Category.SPOT, "X", interval="1", trades=True)
+
 
 TOPICS = tuple(f"kline.1.S{number}USDT" for number in range(23))
 
