@@ -12,7 +12,7 @@ from msgspec import Struct, structs
 from tracepaper.strategies.gates import Plausibility
 from tracepaper.strategies.types import Bar, Funding, GapCause, Instrument, Mark, Quote, Source
 
-# Which bar of an instrument comes next, which came already, and what a window lacks. Pure.
+# ---------------------------------------------------------------- bars
 
 REMEMBERED_BARS: Final = 4_096
 """Bars whose values are kept to tell a repetition from a revision; older ones count as old."""
@@ -228,7 +228,7 @@ class MissingRanges:
         self._ranges = [one for one in self._ranges if one.until_ms > before_ms]
 
 
-# When an instrument's next funding is due, and which settlements were handed on. Pure.
+# ---------------------------------------------------------------- funding
 
 
 class FundingSchedule:

@@ -1,4 +1,4 @@
-"""Filters of instruments-info to ``Instrument``, and the base fees of each category."""
+"""Decimal text, intervals and filters as the exchange writes them, to exact integers. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tracepaper.daemon.bybit.messages import InstrumentInfo
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_LIMIT, Category, Instrument
 
-# Decimal text to exact integers of 10⁻ᵏ: the only door through which numbers come in.
+# ---------------------------------------------------------------- decimals
 
 DIGITS_MAX: Final = 40
 """Longest number text that is read at all; the exchange's longest has some twenty digits."""
@@ -102,7 +102,7 @@ def decimals_needed(text: str) -> int:
     return len(fraction.rstrip("0"))
 
 
-# Bybit's interval names, their lengths, and the grid on which candles open.
+# ---------------------------------------------------------------- intervals
 
 _MINUTE_MS: Final = 60_000
 _DAY_MS: Final = 1_440 * _MINUTE_MS

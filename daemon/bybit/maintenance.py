@@ -1,4 +1,4 @@
-"""What a live feed does beside its line: time, questions to REST, settlements, filters."""
+"""Background work of a live feed: time, questions to REST, settlements, filters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tracepaper.daemon.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Funding, Gap, GapCause, InstrumentChange
 
-# When the exchange's own time is believed: near what was expected, or said three times alike.
+# ---------------------------------------------------------------- the exchange's time
 
 FAR_S: Final = 60.0
 """A time this far, network time, from the expected one is asked for again."""

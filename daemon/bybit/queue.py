@@ -1,4 +1,4 @@
-"""What a live feed is told at its start, and what stands in its line."""
+"""The bounded queue of a live feed, what stands in it, and what the run holds at its start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from msgspec import Struct
 
 from tracepaper.strategies.types import Bar, Event, GapCause, Mark, Quote
 
-# The bounded queue between the connections and the engine, in order of arrival.
 
 T = TypeVar("T")
 

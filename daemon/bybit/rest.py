@@ -33,7 +33,7 @@ from tracepaper.daemon.supervisor import RestartBudget, persist
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, InvariantBroken, MessageMalformed
 from tracepaper.strategies.types import MONEY_DECIMALS, Bar, Category, Funding, Instrument
 
-# What a REST body says, and whether it speaks of what was asked. Pure.
+# ---------------------------------------------------------------- bodies
 #
 # An answer is believed when it names the category and symbol of the question, its times lie inside
 # the asked range and its server time in our century. All else is ``MessageMalformed``: asked again.

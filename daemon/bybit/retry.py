@@ -1,4 +1,4 @@
-"""The silence that the exchange asks for after a ban: one for all requests of this address."""
+"""The cooldown that the exchange asks for after a ban: one for all requests of this address."""
 
 from __future__ import annotations
 

@@ -357,7 +357,7 @@ def first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     return min(flat, key=rank)
 
 
-# One category's connection: its topics, its reader, and what it tells the feed.
+# ---------------------------------------------------------------- one category
 
 
 class Owner(Protocol):

@@ -23,7 +23,7 @@ from tracepaper.daemon.bybit.feed_state import (
 )
 from tracepaper.strategies.types import Funding, GapCause, Mark, Quote
 
-# Bars in order, each once; what a window lacks is said.
+# ---------------------------------------------------------------- bars
 
 
 def sequence() -> BarSequence:
@@ -121,7 +121,7 @@ def test_an_answer_about_another_time_changes_no_doubt() -> None:
     assert missing.certain_until(6) == 9
 
 
-# Each settlement once, on its own schedule.
+# ---------------------------------------------------------------- funding
 
 HOUR = 3_600_000
 

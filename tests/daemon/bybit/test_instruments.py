@@ -32,7 +32,7 @@ from tracepaper.daemon.bybit.messages import InstrumentInfo
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.types import Category, Instrument
 
-# Decimal text is read exactly or refused.
+# ---------------------------------------------------------------- decimals
 
 plain = st.decimals(min_value=0, max_value=10**9, allow_nan=False, places=4)
 
@@ -98,7 +98,7 @@ def test_decimals_needed_ignores_trailing_zeros(text: str, needed: int) -> None:
     assert decimals_needed(text) == needed
 
 
-# Interval names and the grid of open times.
+# ---------------------------------------------------------------- intervals
 
 
 @pytest.mark.parametrize(("name", "interval_ms"), list(INTERVALS.items()))

@@ -30,7 +30,7 @@ from tracepaper.strategies.errors import (
 )
 from tracepaper.strategies.types import Category
 
-# What each category's connection subscribes to.
+# ---------------------------------------------------------------- topics
 
 
 def test_linear_needs_candles_quotes_and_marks() -> None:
