@@ -11,7 +11,6 @@ from msgspec import Struct
 
 from tracepaper.strategies.types import Bar, Event, GapCause, Mark, Quote
 
-
 T = TypeVar("T")
 
 
