@@ -253,9 +253,9 @@ def libraries() -> str:
 def code_version() -> str:
     """Return the installed version with a hash of our own sources, so that an edit shows."""
     digest = hashlib.sha256()
-    rooms = Path(__file__).resolve().parent.parent
-    for room in ("daemon", "replay", "storage", "strategies"):
-        for source in sorted((rooms / room).rglob("*.py")):
-            digest.update(str(source.relative_to(rooms)).encode())
+    root = Path(__file__).resolve().parent.parent
+    for package in ("daemon", "replay", "storage", "strategies"):
+        for source in sorted((root / package).rglob("*.py")):
+            digest.update(str(source.relative_to(root)).encode())
             digest.update(source.read_bytes())
     return f"{importlib.metadata.version('tracepaper')}+{digest.hexdigest()[:12]}"

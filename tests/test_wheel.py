@@ -19,7 +19,7 @@ from programs import ROOT
 
 pytestmark = pytest.mark.slow
 
-ROOMS: Final = ("daemon", "replay", "storage", "strategies")
+PARTS: Final = ("__init__.py", "py.typed", "daemon", "replay", "storage", "strategies")
 SHIPPED: Final = {".py", ".gz", ".toml", ".typed", ".safetensors", ".md", ".css", ".js"}
 """Kinds of files that belong into the wheel; what is compiled or cached does not."""
 
@@ -37,8 +37,8 @@ def known(*places: str) -> list[str]:
 
 
 def tracked() -> set[str]:
-    """Return the files of the four rooms by their path in the wheel."""
-    return {f"tracepaper/{name}" for name in known(*ROOMS)}
+    """Return the files of the package by their path in the wheel."""
+    return {f"tracepaper/{name}" for name in known(*PARTS)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     It is built from a copy: a build folder of earlier days would hide what a fresh clone lacks.
     """
     folder = tmp_path_factory.mktemp("wheel")
-    for name in known(*ROOMS, "pyproject.toml", "README.md", "LICENSE"):
+    for name in known(*PARTS, "pyproject.toml", "README.md", "LICENSE"):
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / "source" / name)
     build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
@@ -91,7 +91,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(wheel, python, folder)
 
 
-def test_the_wheel_holds_every_file_of_the_rooms(installed: Installed) -> None:
+def test_the_wheel_holds_every_file_of_the_packages(installed: Installed) -> None:
     with zipfile.ZipFile(installed.wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     wanted = {name for name in tracked() if Path(name).suffix in SHIPPED}
@@ -101,12 +101,12 @@ def test_the_wheel_holds_every_file_of_the_rooms(installed: Installed) -> None:
         "tracepaper/storage/migrations/versions/r0002_tables.py",
         "tracepaper/replay/samples/default/weights.safetensors",
         "tracepaper/replay/exchange/instruments_linear.json.gz",
-        "tracepaper/strategies/py.typed",
+        "tracepaper/py.typed",
     ):
         assert needed in held
 
 
-def test_no_file_of_the_rooms_is_of_a_kind_that_is_not_shipped() -> None:
+def test_no_file_of_the_packages_is_of_a_kind_that_is_not_shipped() -> None:
     assert {name for name in tracked() if Path(name).suffix not in SHIPPED} == set()
 
 

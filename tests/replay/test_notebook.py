@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ import polars as pl
 import pytest
 import storage_cases as cases
 
-from tracepaper.replay import open_run
+from tracepaper import open_run
 from tracepaper.replay.notebook import RunFrames, kind_of
 from tracepaper.replay.report import figures
 from tracepaper.replay.report.document import build_report
@@ -134,24 +133,6 @@ def test_a_missing_library_names_what_to_install(
 def test_other_frames_are_refused(database: Path) -> None:
     with pytest.raises(ConfigInvalid, match="write polars or pandas"):
         open_run("last", database, frames="arrow")  # type: ignore[call-overload]
-
-
-def test_importing_the_room_imports_no_library_of_the_report() -> None:
-    asked = (
-        "import sys, tracepaper.replay as room; assert 'open_run' in room.__all__; "
-        "print([name for name in ('polars', 'pandas', 'torch', 'plotly') if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", asked], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stdout.strip() == "[]"
-
-
-def test_the_room_has_nothing_else_to_give() -> None:
-    from tracepaper import replay
-
-    with pytest.raises(AttributeError, match="no attribute 'close_run'"):
-        _ = replay.close_run
 
 
 def test_a_table_of_the_report_is_a_frame_of_its_figures(database: Path) -> None:

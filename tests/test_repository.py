@@ -1,4 +1,4 @@
-"""The house itself: packages and folders agree, and every module says what it is."""
+"""The repository: packages and folders agree, and every module says what it is."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("daemon", "replay", "storage", "strategies")
+PACKAGES = ("daemon", "replay", "storage", "strategies")
 POINTER = re.compile(r"\b([A-Z]{4,})\.md\b|\(([A-Z]{5,})(?:,? (?:point|section))? \d")
 """A document by its file name, or by name and number in brackets: (DECISIONS 5)."""
 
 
 def sources() -> list[Path]:
-    return sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+    inner = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return [ROOT / "__init__.py", *inner]
 
 
 def project() -> dict[str, object]:
@@ -27,7 +28,7 @@ def project() -> dict[str, object]:
 
 def test_every_folder_with_modules_is_a_listed_package() -> None:
     folders = {path.parent.relative_to(ROOT) for path in sources()}
-    found = {"tracepaper." + ".".join(folder.parts) for folder in folders}
+    found = {".".join(("tracepaper", *folder.parts)) for folder in folders}
     listed = project()["tool"]["setuptools"]["packages"]  # type: ignore[index]
     assert sorted(found) == sorted(listed)
     assert listed == sorted(listed)
@@ -69,8 +70,8 @@ def test_the_numbers_of_decisions_rise_by_one() -> None:
     assert numbers == list(range(1, len(numbers) + 1)), "give the new entry the next number"
 
 
-def test_every_room_ships_its_types() -> None:
-    assert all((ROOT / room / "py.typed").is_file() for room in ROOMS)
+def test_the_package_ships_its_types() -> None:
+    assert (ROOT / "py.typed").is_file()
 
 
 def test_every_command_of_the_entry_points_can_be_imported() -> None:

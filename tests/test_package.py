@@ -1,0 +1,57 @@
+"""The import name ``tracepaper``: what it offers, and that every tool finds all of it."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+from programs import ROOT
+
+import tracepaper
+
+PACKAGES = ("daemon", "replay", "storage", "strategies")
+
+
+def test_every_module_is_found_by_walking_the_package() -> None:
+    walked = {found.name for found in pkgutil.walk_packages(tracepaper.__path__, "tracepaper.")}
+    paths = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    written = {
+        ".".join(("tracepaper", *path.relative_to(ROOT).with_suffix("").parts)) for path in paths
+    }
+    assert walked == {name.removesuffix(".__init__") for name in written}
+
+
+def test_the_version_is_that_of_the_installed_distribution() -> None:
+    assert tracepaper.__version__ == metadata.version("tracepaper")
+
+
+def test_the_public_names_are_listed_before_they_are_imported() -> None:
+    assert set(tracepaper.__all__) <= set(dir(tracepaper))
+    assert all(hasattr(tracepaper, name) for name in tracepaper.__all__)
+
+
+def test_a_name_that_it_does_not_have_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'close_run'"):
+        _ = tracepaper.close_run
+
+
+def test_importing_it_imports_neither_its_parts_nor_a_library() -> None:
+    asked = (
+        "import sys, tracepaper; dir(tracepaper); heavy = ('numpy', 'polars', 'sqlite3', 'torch'); "
+        "print([name for name in sys.modules if name.startswith('tracepaper.') or name in heavy])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_a_checkout_shows_to_type_checkers_is_the_package_itself() -> None:
+    links = ROOT / ".types" / "tracepaper"
+    if not links.is_dir():  # a checkout without `make dev`
+        pytest.skip("make dev makes the links")
+    assert {path.name for path in links.iterdir()} == {"__init__.py", "py.typed", *PACKAGES}
+    assert all(path.resolve() == ROOT / path.name for path in links.iterdir())
