@@ -298,7 +298,7 @@ def test_every_metric_of_ours_is_in_an_alarm_or_a_picture(exported: dict[str, se
 def test_label_values_that_alarms_name_exist() -> None:
     text = " ".join(expressions())
     assert set(re.findall(r'gate="(\w+)"', text)) <= set(Gate)
-    source = (ROOT / "daemon" / "bybit" / "connection.py").read_text(encoding="utf-8")
+    source = (ROOT / "daemon" / "bybit" / "websocket.py").read_text(encoding="utf-8")
     for counter in re.findall(r'what="(\w+)"', text):
         assert f'"{counter}"' in source
 
