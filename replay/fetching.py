@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,9 +16,11 @@ from tracepaper.daemon.bybit.rest import RestClient, RestSettings
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.supervisor import RestartBudget
-from tracepaper.replay.archiving import fetch_into, wanted_spans
-from tracepaper.replay.fetch import Span
-from tracepaper.strategies.types import Category
+from tracepaper.replay.fetch import Fetched, Klines, Span, fetch, lacking, whole_span
+from tracepaper.replay.resample import MONDAY_MS, WEEK_MS
+from tracepaper.storage.history import History, HistoryWriter
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types import Bar, Category, Instrument
 
 FAILURES_MAX: Final = 5
 FAILURES_WINDOW_S: Final = 300.0
@@ -102,3 +104,51 @@ def _progress(*, quiet: bool) -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet)
+
+
+def wanted_spans(
+    archive: Path,
+    instrument: Instrument,
+    interval_ms: int,
+    *,
+    from_ms: int | None,
+    until_ms: int,
+) -> list[Span]:
+    """Return the spans of candles that *archive* lacks in [*from_ms*, *until_ms*).
+
+    Without *from_ms* they start with the archive's first candle. Raises ``ConfigInvalid`` where
+    it has none.
+    """
+    stored: list[Span] = []
+    if archive.is_file():
+        with History.open(archive) as history:
+            known = {(one.instrument.id, one.interval_ms) for one in history.series()}
+            if (instrument.id, interval_ms) in known:
+                stored = history.spans(instrument.id, interval_ms)
+    if from_ms is None:
+        if not stored:
+            raise ConfigInvalid(
+                f"{archive} holds no candle of {instrument.id} yet: say with --from where to "
+                "start, such as --from 2025-01-01."
+            )
+        from_ms = stored[0][0]
+    phase_ms = MONDAY_MS if interval_ms % WEEK_MS == 0 else 0
+    return lacking(stored, whole_span(from_ms, until_ms, interval_ms, phase_ms=phase_ms))
+
+
+async def fetch_into(
+    archive: Path,
+    rest: Klines,
+    instrument: Instrument,
+    interval_ms: int,
+    spans: Sequence[Span],
+    *,
+    progress: Callable[[int], None] = lambda _candles: None,
+) -> Fetched:
+    """Fetch the candles of *spans* into *archive*; each page is committed before the next."""
+    with HistoryWriter(archive) as writer:
+
+        def keep(page: Sequence[Bar]) -> None:
+            writer.write(instrument, interval_ms, page)
+
+        return await fetch(rest, instrument, interval_ms, spans, keep=keep, progress=progress)

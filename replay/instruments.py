@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tracepaper.replay.importers import Candles
+from tracepaper.replay.importers.candles import Candles
 from tracepaper.replay.importers.names import coins_of
 from tracepaper.strategies.types import MONEY_DECIMALS, Category, Instrument
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.importers import Candles
+from tracepaper.replay.importers.candles import Candles
 from tracepaper.replay.importers.decimals import INT64_MAX, IntArray
 from tracepaper.replay.importers.times import iso
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid

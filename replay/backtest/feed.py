@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import islice
 from typing import Final
 
 import numpy as np
 
 from tracepaper.replay.importers import Candles, FundingRates, merge_candles, slice_candles
+from tracepaper.replay.importers.candles import bars_of
 from tracepaper.replay.importers.decimals import IntArray
 from tracepaper.replay.importers.times import iso
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import Bar, Event, Funding, Gap, GapCause, Instrument, Source
+from tracepaper.strategies.types import Event, Funding, Gap, GapCause, Instrument
 
 BATCH_BARS: Final = 16_384
 """Bars built at once: enough to be fast, few enough that a year stays small in memory."""
@@ -106,30 +107,6 @@ class ArchiveFeed:
             for event in batch:
                 yield event
             await asyncio.sleep(0)
-
-
-def bars_of(candles: Candles) -> list[Bar]:
-    """Return *candles* as bars of an archive, with the candles' own decimals."""
-    times = candles.open_time_ms
-    closes = (times + candles.interval_ms).tolist()
-    turnover = repeat(None) if candles.turnover is None else candles.turnover.tolist()
-    return list(
-        map(
-            Bar,
-            repeat(candles.instrument),
-            times.tolist(),
-            repeat(candles.interval_ms),
-            candles.open.tolist(),
-            candles.high.tolist(),
-            candles.low.tolist(),
-            candles.close.tolist(),
-            candles.volume.tolist(),
-            turnover,
-            closes,
-            closes,
-            repeat(Source.ARCHIVE),
-        )
-    )
 
 
 def _bars_and_gaps(candles: Candles) -> Iterator[Event]:

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-import numpy as np
-
-from tracepaper.replay.importers.candles import Candles
+from tracepaper.replay.importers.candles import Candles, candles_of
+from tracepaper.storage.history import History, Series
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.types import Bar, Category, Instrument
+from tracepaper.strategies.types import Category
 
-if TYPE_CHECKING:
-    from tracepaper.storage.history import Series
-
-SQLITE_MAGIC: Final = b"SQLite format 3\0"
 LISTED_MAX: Final = 8
-
-
-def is_archive(path: Path) -> bool:
-    """Return whether *path* is an SQLite file."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
-    except OSError:
-        return False
 
 
 def read_archive(
@@ -39,39 +25,10 @@ def read_archive(
 
     Raises ``ConfigInvalid`` where they mean several, ``DataInvalid`` where they mean none.
     """
-    from tracepaper.storage.history import History
-
     with History.open(path) as history:
         chosen = _chosen(path, history.series(), symbol, category, interval_ms)
         bars = history.read(chosen.instrument.id, chosen.interval_ms)
         return candles_of(list(bars), chosen.instrument, path=str(path))
-
-
-def candles_of(bars: Sequence[Bar], instrument: Instrument, *, path: str) -> Candles:
-    """Return *bars* of *instrument*, at least one, as candles; *path* names their source.
-
-    A turnover that any bar lacks is a turnover that the candles lack.
-    """
-    values = np.array(
-        [(b.open_time_ms, b.open, b.high, b.low, b.close, b.volume) for b in bars], dtype=np.int64
-    ).T
-    turnovers = [bar.turnover for bar in bars]
-    return Candles(
-        path=path,
-        category=instrument.category,
-        symbol=instrument.symbol,
-        interval_ms=bars[0].interval_ms,
-        price_decimals=instrument.price_decimals,
-        volume_decimals=instrument.volume_decimals,
-        turnover_decimals=instrument.turnover_decimals,
-        open_time_ms=values[0],
-        open=values[1],
-        high=values[2],
-        low=values[3],
-        close=values[4],
-        volume=values[5],
-        turnover=None if None in turnovers else np.array(turnovers, dtype=np.int64),
-    )
 
 
 def _chosen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from tracepaper.replay.importers.decimals import CellInvalidError, Decimals, IntArray
 from tracepaper.replay.importers.times import iso
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types import Bar, Category, Instrument, Source
 
 COLUMNS: Final = ("open", "high", "low", "close", "volume")
 
@@ -103,6 +104,57 @@ class Candles:
             if self.turnover is None
             else lift(self.turnover, self.turnover_decimals, turnover),
         )
+
+
+def bars_of(candles: Candles) -> list[Bar]:
+    """Return *candles* as bars of an archive, with the candles' own decimals."""
+    times = candles.open_time_ms
+    closes = (times + candles.interval_ms).tolist()
+    turnover = repeat(None) if candles.turnover is None else candles.turnover.tolist()
+    return list(
+        map(
+            Bar,
+            repeat(candles.instrument),
+            times.tolist(),
+            repeat(candles.interval_ms),
+            candles.open.tolist(),
+            candles.high.tolist(),
+            candles.low.tolist(),
+            candles.close.tolist(),
+            candles.volume.tolist(),
+            turnover,
+            closes,
+            closes,
+            repeat(Source.ARCHIVE),
+        )
+    )
+
+
+def candles_of(bars: Sequence[Bar], instrument: Instrument, *, path: str) -> Candles:
+    """Return *bars* of *instrument*, at least one, as candles; *path* names their source.
+
+    A turnover that any bar lacks is a turnover that the candles lack.
+    """
+    values = np.array(
+        [(b.open_time_ms, b.open, b.high, b.low, b.close, b.volume) for b in bars], dtype=np.int64
+    ).T
+    turnovers = [bar.turnover for bar in bars]
+    return Candles(
+        path=path,
+        category=instrument.category,
+        symbol=instrument.symbol,
+        interval_ms=bars[0].interval_ms,
+        price_decimals=instrument.price_decimals,
+        volume_decimals=instrument.volume_decimals,
+        turnover_decimals=instrument.turnover_decimals,
+        open_time_ms=values[0],
+        open=values[1],
+        high=values[2],
+        low=values[3],
+        close=values[4],
+        volume=values[5],
+        turnover=None if None in turnovers else np.array(turnovers, dtype=np.int64),
+    )
 
 
 def slice_candles(candles: Candles, rows: slice | IntArray) -> Candles:

@@ -103,7 +103,7 @@ def in_order(rows: Rows, say: Say, *, strict: bool) -> Rows:
     return rows.take(np.delete(np.arange(rows.times.size), again))
 
 
-def interval(rows: Rows, stated: int | None) -> int:
+def interval_between(rows: Rows, stated: int | None) -> int:
     """Return the interval in ms: the most common step, or *stated* for a single candle."""
     if rows.times.size > 1:
         steps, counts = np.unique(np.diff(rows.times), return_counts=True)

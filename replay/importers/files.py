@@ -29,6 +29,7 @@ MAGIC: Final = (
     (b"BZh", ".bz2", "bzip2"),
     (b"\xfd7zXZ", ".xz", "xz"),
 )
+SQLITE_MAGIC: Final = b"SQLite format 3\0"
 TEXT_SUFFIXES: Final = (".csv", ".txt", ".tsv")
 JSON_SUFFIXES: Final = (".json",)
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
@@ -70,6 +71,15 @@ def read_table(path: Path) -> Table:
     if name.endswith((*PARQUET_SUFFIXES, *FEATHER_SUFFIXES)):
         return _read_arrow(path, raw, feather=name.endswith(FEATHER_SUFFIXES))
     raise DataInvalid(f"{path} has a name of no known kind: rename it to one of {KNOWN}.")
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether *path* is an SQLite file."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+    except OSError:
+        return False
 
 
 def _content(path: Path) -> bytes:

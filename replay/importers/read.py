@@ -10,8 +10,14 @@ from typing import Final
 import numpy as np
 
 from tracepaper.daemon.config_values import symbol_name
-from tracepaper.replay.importers import archives, checks, trades
 from tracepaper.replay.importers.candles import Candles, merge_candles
+from tracepaper.replay.importers.checks import (
+    Rows,
+    in_order,
+    interval_between,
+    on_grid,
+    refuse_impossible,
+)
 from tracepaper.replay.importers.columns import (
     DIGITS_OF_DAY,
     MOMENT_OF_DAY,
@@ -29,11 +35,12 @@ from tracepaper.replay.importers.decimals import (
     parse,
     round_to_fit,
 )
-from tracepaper.replay.importers.files import read_table
+from tracepaper.replay.importers.files import is_archive, read_table
 from tracepaper.replay.importers.layouts import told_symbol, understood
 from tracepaper.replay.importers.names import category_of, interval_of, split_argument
 from tracepaper.replay.importers.tables import Table
 from tracepaper.replay.importers.times import OFFSET, epoch_ms, join_date_and_time, join_digits
+from tracepaper.replay.importers.trades import DEFAULT_INTERVAL_MS, are_trades, to_candles
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Category
 
@@ -77,10 +84,10 @@ def read_candles(
     given = symbol_name(symbol) if symbol else None
     if given and named and given != named:
         raise ConfigInvalid(f"--symbol is {given}, and {path} says {named}: leave one of them out.")
-    if archives.is_archive(file):
-        return archives.read_archive(
-            file, symbol=given or named, category=category, interval_ms=interval_ms
-        )
+    if is_archive(file):
+        from tracepaper.replay.importers.archives import read_archive
+
+        return read_archive(file, symbol=given or named, category=category, interval_ms=interval_ms)
     table = read_table(file)
     notes = _Notes()
     told, said = told_symbol(table, named, given)
@@ -88,18 +95,18 @@ def read_candles(
     notes.add(*said, *table.notes)
     symbol = told or ""
     market = category_of(file) if category is None else Category(category)
-    if trades.are_trades(table):
-        return trades.to_candles(table, symbol, market, interval_ms or trades.DEFAULT_INTERVAL_MS)
+    if are_trades(table):
+        return to_candles(table, symbol, market, interval_ms or DEFAULT_INTERVAL_MS)
     found = _found(table, symbol, notes)
     times = _times(table, found, notes)
     prices = _prices(table, found)
     volume = _volume(table, found["volume"], notes)
     turnover = _turnover(table, found.get("turnover"), notes)
-    rows = checks.Rows(table, times, prices, volume, turnover)
-    checks.refuse_impossible(rows)
-    rows = checks.in_order(rows, notes.add, strict=strict)
-    step = checks.interval(rows, interval_ms or interval_of(file.name))
-    rows = checks.on_grid(rows, step, notes.add, strict=strict)
+    rows = Rows(table, times, prices, volume, turnover)
+    refuse_impossible(rows)
+    rows = in_order(rows, notes.add, strict=strict)
+    step = interval_between(rows, interval_ms or interval_of(file.name))
+    rows = on_grid(rows, step, notes.add, strict=strict)
     return Candles(
         path=str(file),
         category=market,

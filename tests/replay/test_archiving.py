@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracepaper.replay.archiving import held, import_candles, wanted_spans
+from tracepaper.replay.archiving import held, import_candles
 from tracepaper.replay.backtest.feed import ArchiveFeed
+from tracepaper.replay.fetching import wanted_spans
 from tracepaper.replay.importers import Candles, merge_candles, read_candles, slice_candles
 from tracepaper.replay.instruments import archive_instrument
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
