@@ -101,7 +101,7 @@ def perform(wanted: Demonstration) -> None:
 
 
 def _stamp(wall_ms: int) -> str:
-    from tracepaper.replay.importers.times import iso
+    from tracepaper.replay.archive.times import iso
 
     return iso(wall_ms)[:19].replace(":", "").replace("-", "").replace("T", "-")
 

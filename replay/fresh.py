@@ -20,7 +20,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self
 import numpy as np
 
 from tracepaper.daemon.building import code_version, libraries
-from tracepaper.replay.instruments import recorded_instruments
+from tracepaper.replay.archive.instruments import recorded_instruments
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
 
 P = ParamSpec("P")

@@ -18,11 +18,11 @@ import numpy as np
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.outside import Outside
+from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.compare import (
     Difference,
 )
 from tracepaper.replay.fresh import Fresh, Line, Overdue
-from tracepaper.replay.importers import Candles, slice_candles
 from tracepaper.replay.lookahead_jobs import (
     Given,
     Heard,

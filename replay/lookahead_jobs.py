@@ -21,10 +21,10 @@ from tracepaper.daemon.describing import started
 from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.models import load_forecaster
 from tracepaper.daemon.outside import Outside
+from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import thinking_over
 from tracepaper.replay.compare import Difference, step_differences
-from tracepaper.replay.importers import Candles, slice_candles
 from tracepaper.strategies.types import Answer, Bar, Event, FillModel, Instrument, Signal, Step
 
 BREATH_STEPS: Final = 500

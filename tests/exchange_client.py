@@ -15,8 +15,8 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.replay.importers import Candles
 from tracepaper.strategies.types import Category
 
 DEADLINE_S = 5.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tracepaper.replay.importers import Candles
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.training.series import Segment, Split, segments_of
 from tracepaper.strategies.features import schema
 from tracepaper.strategies.networks.flash import FlashConfig

@@ -16,10 +16,10 @@ from tracepaper.daemon.describing import describe_run
 from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.models import load_forecaster, warnings_for
 from tracepaper.daemon.rehearsal import refuse_size
+from tracepaper.replay.archive import Candles, FundingRates
+from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.backtest.feed import ArchiveFeed
-from tracepaper.replay.importers import Candles, FundingRates
-from tracepaper.replay.instruments import archive_instrument
-from tracepaper.replay.resample import resample
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Category, FillModel, Instrument, Run, RunKind

@@ -10,10 +10,10 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.importers import Candles, FundingRates, merge_candles, slice_candles
-from tracepaper.replay.importers.candles import bars_of
-from tracepaper.replay.importers.decimals import IntArray
-from tracepaper.replay.importers.times import iso
+from tracepaper.replay.archive import Candles, FundingRates, merge_candles, slice_candles
+from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.archive.decimals import IntArray
+from tracepaper.replay.archive.times import iso
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Event, Funding, Gap, GapCause, Instrument
 

@@ -19,11 +19,11 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import reads_record
 from tracepaper.daemon.config import load
 from tracepaper.daemon.terminal import Terminal
+from tracepaper.replay.archive import read_candles, read_funding
+from tracepaper.replay.archive.times import instant
 from tracepaper.replay.backtest.build import Replay, build, configuration
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, resume_replay, run_replay
-from tracepaper.replay.importers import read_candles, read_funding
-from tracepaper.replay.importers.times import instant
 from tracepaper.replay.report.summary import most_telling, program_name, show, summarise
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.lock import lock_file

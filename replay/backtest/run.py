@@ -19,9 +19,9 @@ from tracepaper.daemon.ports import Think
 from tracepaper.daemon.recovery import restore_engine
 from tracepaper.daemon.runner import drive
 from tracepaper.daemon.thinker import InlineThinker, Memory, no_model
+from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.scan import ScanThinker
-from tracepaper.replay.importers import Candles, FundingRates
 from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid

@@ -21,10 +21,10 @@ from tracepaper.daemon.models import load_forecaster
 from tracepaper.daemon.ports import Think
 from tracepaper.daemon.thinker import Memory, WorkerThinker, no_model
 from tracepaper.daemon.worker import Worker
+from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.bench.machine import machine_line
 from tracepaper.replay.bench.replay import tiled
-from tracepaper.replay.importers.candles import bars_of
-from tracepaper.replay.instruments import archive_instrument
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.types import Bar, FillModel, Quote, RunKind, Source
 

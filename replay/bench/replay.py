@@ -15,11 +15,11 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.daemon.config import load
+from tracepaper.replay.archive import Candles, read_candles
+from tracepaper.replay.archive.decimals import IntArray
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, run_replay
 from tracepaper.replay.bench.machine import machine_line, resident_mb
-from tracepaper.replay.importers import Candles, read_candles
-from tracepaper.replay.importers.decimals import IntArray
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.networks.flash import FlashConfig

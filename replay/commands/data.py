@@ -17,9 +17,9 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Category
 
 if TYPE_CHECKING:
-    from tracepaper.replay.archiving import Held, Imported
-    from tracepaper.replay.fetching import Outcome
-    from tracepaper.replay.quality import Quality
+    from tracepaper.replay.archive.fetch import Outcome
+    from tracepaper.replay.archive.quality import Quality
+    from tracepaper.replay.archive.series import Held, Imported
 
 app = typer.Typer(help="Import, check, list and fetch candles.")
 
@@ -60,8 +60,8 @@ def import_(
     """Read candle files into an archive: all of them, or none where one cannot be believed."""
     from dataclasses import asdict
 
-    from tracepaper.replay.archiving import import_candles
-    from tracepaper.replay.importers import read_many
+    from tracepaper.replay.archive import read_many
+    from tracepaper.replay.archive.series import import_candles
 
     file = database_path(archive, config)
     parts = read_many(paths, symbol=symbol, category=category, strict=strict)
@@ -85,8 +85,8 @@ def check(
     """Read candle files, and say for each what it holds or why it cannot be believed."""
     from dataclasses import asdict
 
-    from tracepaper.replay.importers import read_candles
-    from tracepaper.replay.quality import quality
+    from tracepaper.replay.archive import read_candles
+    from tracepaper.replay.archive.quality import quality
 
     documents: list[dict[str, object]] = []
     refused = 0
@@ -110,8 +110,8 @@ def check(
 
 def _lines(found: Quality) -> list[str]:
     """Return the report of one file for people."""
-    from tracepaper.replay.importers.times import iso
-    from tracepaper.replay.quality import interval_text
+    from tracepaper.replay.archive.quality import interval_text
+    from tracepaper.replay.archive.times import iso
 
     gaps = [f"{iso(start)} to {iso(until)}" for start, until in found.gaps[:GAPS_SHOWN]]
     if len(found.gaps) > GAPS_SHOWN:
@@ -140,8 +140,8 @@ def _unit(decimals: int | None) -> str:
 
 def _import_lines(one: Imported, archive: Path) -> list[str]:
     """Return the report of one imported series for people."""
-    from tracepaper.replay.importers.times import iso
-    from tracepaper.replay.quality import interval_text
+    from tracepaper.replay.archive.quality import interval_text
+    from tracepaper.replay.archive.times import iso
 
     known = f", {one.known:,} were there already" if one.known else ""
     span = f"{one.added:,} candles from {iso(one.from_ms)} until {iso(one.until_ms)}"
@@ -159,7 +159,7 @@ def list_(
     """List what an archive holds, with its holes."""
     from dataclasses import asdict
 
-    from tracepaper.replay.archiving import held
+    from tracepaper.replay.archive.series import held
 
     file = database_path(archive, config)
     found = held(file)
@@ -173,8 +173,8 @@ def list_(
 
 
 def _held_line(one: Held) -> str:
-    from tracepaper.replay.importers.times import iso
-    from tracepaper.replay.quality import interval_text
+    from tracepaper.replay.archive.quality import interval_text
+    from tracepaper.replay.archive.times import iso
 
     missing = sum(until - start for start, until in one.gaps) // one.interval_ms
     return (
@@ -206,8 +206,8 @@ def fetch(
 
     from tracepaper.daemon.bybit.instruments import INTERVALS
     from tracepaper.daemon.config import load
-    from tracepaper.replay.fetching import Order, fetch_order
-    from tracepaper.replay.importers.times import instant
+    from tracepaper.replay.archive.fetch import Order, fetch_order
+    from tracepaper.replay.archive.times import instant
     from tracepaper.strategies.errors import ConfigInvalid
 
     if interval not in INTERVALS:
@@ -231,7 +231,7 @@ def fetch(
 
 
 def _outcome_line(one: Outcome, archive: Path) -> str:
-    from tracepaper.replay.quality import interval_text
+    from tracepaper.replay.archive.quality import interval_text
 
     lacking = f"; the exchange lacks {len(one.absent)} spans of it" if one.absent else ""
     return (

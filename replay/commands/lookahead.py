@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tracepaper.daemon.config import Config
-    from tracepaper.replay.importers import Candles
+    from tracepaper.replay.archive import Candles
     from tracepaper.replay.lookahead import Finding
 
 MOST_BARS = 100_000
@@ -126,9 +126,9 @@ def recursive(
 
 def _given(data: Sequence[str], file: Path | None) -> tuple[Config, list[Candles]]:
     """Return the configuration for *data*, and their candles aggregated to its interval."""
+    from tracepaper.replay.archive import read_candles
+    from tracepaper.replay.archive.candles import resample
     from tracepaper.replay.backtest.build import configuration
-    from tracepaper.replay.importers import read_candles
-    from tracepaper.replay.resample import resample
 
     candles = [read_candles(item) for item in data]
     given = configuration(file, candles)
@@ -136,7 +136,7 @@ def _given(data: Sequence[str], file: Path | None) -> tuple[Config, list[Candles
 
 
 def _first(candles: Sequence[Candles], most: int) -> list[Candles]:
-    from tracepaper.replay.importers import slice_candles
+    from tracepaper.replay.archive import slice_candles
 
     return [slice_candles(part, slice(0, most)) for part in candles]
 

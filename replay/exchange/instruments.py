@@ -17,9 +17,9 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.noise import key
 from tracepaper.replay.exchange.text import parsed, plain
-from tracepaper.replay.importers import Candles
 from tracepaper.strategies.types import Category
 
 RECORDED: Final = "instruments_linear.json.gz"

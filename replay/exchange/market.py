@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.instruments import Listing, list_instrument
 from tracepaper.replay.exchange.intervals import (
     DAY_MS,
@@ -30,7 +31,6 @@ from tracepaper.replay.exchange.table import (
     typical_turnover,
 )
 from tracepaper.replay.exchange.text import padded, plain, rescaled
-from tracepaper.replay.importers import Candles
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Category
 

@@ -35,6 +35,7 @@ from typing import Any, Final, Self
 from aiohttp import web
 
 from tracepaper.daemon.http.connections import ConnectionLimits
+from tracepaper.replay.archive import Candles, read_many
 from tracepaper.replay.exchange.channels import Channel, Pacing
 from tracepaper.replay.exchange.clock import MarketClock
 from tracepaper.replay.exchange.control import Control
@@ -47,7 +48,6 @@ from tracepaper.replay.exchange.rest import Rest
 from tracepaper.replay.exchange.stream import Stream
 from tracepaper.replay.exchange.topics import find_channel
 from tracepaper.replay.exchange.venue import END_LINGER_MS, HOLE_LINGER_MS, Venue, shifted
-from tracepaper.replay.importers import Candles, read_many
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Category
 

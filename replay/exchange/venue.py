@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.market import Market
-from tracepaper.replay.importers import Candles
 from tracepaper.strategies.errors import ConfigInvalid
 
 WARM_UP_BARS: Final = 4_900

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tracepaper.replay.archive.times import iso
 from tracepaper.replay.explain.recomputed import (
     HEAVIEST,
     Agreement,
@@ -18,7 +19,6 @@ from tracepaper.replay.explain.recomputed import (
     Trial,
 )
 from tracepaper.replay.explain.terminal import BASIS_POINTS, LOOKED, table_of
-from tracepaper.replay.importers.times import iso
 from tracepaper.replay.report.summary import bar_of
 
 FEATURES_SHOWN: Final = 10

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.importers.times import iso
+from tracepaper.replay.archive.times import iso
 from tracepaper.replay.report.attention_charts import (
     confidence_chart,
     groups_chart,

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.importers.times import iso
+from tracepaper.replay.archive.times import iso
 from tracepaper.replay.report.charts import (
     ACCENT,
     GAIN,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar
 
-from tracepaper.replay.importers.times import iso
+from tracepaper.replay.archive.times import iso
 from tracepaper.strategies.words import duration
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.panel import Panel
 from rich.text import Text
 
-from tracepaper.replay.importers.times import iso
+from tracepaper.replay.archive.times import iso
 from tracepaper.replay.report.accounts import RandomTwins
 from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.figures import tables

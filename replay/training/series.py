@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.importers import Candles, read_candles, slice_candles
+from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features import Columns, FeatureSchema, compute
 from tracepaper.strategies.features_rolling import Array

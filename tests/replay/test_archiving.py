@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracepaper.replay.archiving import held, import_candles
+from tracepaper.replay.archive import Candles, merge_candles, read_candles, slice_candles
+from tracepaper.replay.archive.fetch import wanted_spans
+from tracepaper.replay.archive.instruments import archive_instrument
+from tracepaper.replay.archive.series import held, import_candles
 from tracepaper.replay.backtest.feed import ArchiveFeed
-from tracepaper.replay.fetching import wanted_spans
-from tracepaper.replay.importers import Candles, merge_candles, read_candles, slice_candles
-from tracepaper.replay.instruments import archive_instrument
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 SAMPLES = Path(__file__).parent.parent / "data" / "candles"

@@ -7,10 +7,10 @@ import pytest
 from exchange_client import FIRST_MS, MINUTE, candles
 from typer.testing import CliRunner
 
+from tracepaper.replay.archive import read_candles
+from tracepaper.replay.archive.times import iso
 from tracepaper.replay.commands.data import app
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.replay.importers import read_candles
-from tracepaper.replay.importers.times import iso
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 SAMPLES = Path(__file__).parent.parent / "data" / "candles"

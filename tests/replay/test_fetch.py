@@ -11,8 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.replay.archive.fetch import (
+    Fetched,
+    Span,
+    fetch,
+    holes,
+    joined,
+    lacking,
+    pages,
+    whole_span,
+)
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.replay.fetch import Fetched, Span, fetch, holes, joined, lacking, pages, whole_span
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Bar, Instrument
 

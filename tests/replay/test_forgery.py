@@ -19,10 +19,10 @@ from forging import DIGESTS, rechain
 
 from tracepaper.daemon.config import load
 from tracepaper.daemon.models import forecaster_of
+from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import RecordedThinker, open_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.importers import FundingRates
 from tracepaper.replay.rederived import RowCheck
 from tracepaper.replay.verify import OUTSIDE, TAKEN_AS_TOLD, Verification, verify_run
 from tracepaper.storage.audit import SqlAuditLog

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import feather, parquet
 
-from tracepaper.replay.importers import read_candles, read_funding
+from tracepaper.replay.archive import read_candles, read_funding
 from tracepaper.strategies.errors import TracepaperError
 
 T0 = 1_735_689_600_000

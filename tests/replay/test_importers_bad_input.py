@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tracepaper.replay.importers import merge_candles, read_candles, read_funding, read_many
+from tracepaper.replay.archive import merge_candles, read_candles, read_funding, read_many
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 HEADER = "open_time,open,high,low,close,volume"

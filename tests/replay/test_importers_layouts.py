@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.replay.archive import read_candles, read_funding, read_many
+from tracepaper.replay.archive.names import split_argument
 from tracepaper.replay.backtest.request import names_a_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.replay.importers import read_candles, read_funding, read_many
-from tracepaper.replay.importers.names import split_argument
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 T0 = 1_735_689_600

@@ -16,9 +16,9 @@ import pytest
 
 from tracepaper.daemon.config import load
 from tracepaper.daemon.config_sections import INTERVAL_MS
+from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.importers import Candles, read_candles
 from tracepaper.storage.audit import SqlAuditLog
 
 CANDLES = Path(__file__).parent.parent / "data" / "candles"

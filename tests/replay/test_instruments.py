@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tracepaper.replay.importers import Candles, read_candles
-from tracepaper.replay.instruments import archive_instrument
+from tracepaper.replay.archive import Candles, read_candles
+from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies.types import MONEY_DECIMALS, Category
 

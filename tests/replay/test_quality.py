@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tracepaper.replay.importers import read_candles, slice_candles
-from tracepaper.replay.quality import interval_text, quality
+from tracepaper.replay.archive import read_candles, slice_candles
+from tracepaper.replay.archive.quality import interval_text, quality
 
 SAMPLES = Path(__file__).parent.parent / "data" / "candles"
 

@@ -12,7 +12,7 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
 from tracepaper.daemon.config import Config, load
-from tracepaper.replay.importers import Candles
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.recursive import Finding, recursive
 from tracepaper.strategies.errors import DataInvalid
 

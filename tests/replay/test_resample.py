@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.importers import Candles, read_candles, slice_candles
-from tracepaper.replay.importers.times import iso
-from tracepaper.replay.resample import resample
+from tracepaper.replay.archive import Candles, read_candles, slice_candles
+from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.archive.times import iso
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 SAMPLES = Path(__file__).parent.parent / "data" / "candles"

@@ -25,11 +25,11 @@ from forging import rechain
 from rich.console import Console
 
 from tracepaper.daemon.config import Config, load
+from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, resume_replay, run_replay
 from tracepaper.replay.culprit import Culprit
-from tracepaper.replay.importers import Candles, read_candles, slice_candles
 from tracepaper.replay.parity import Parity, Source, compare_runs
 from tracepaper.replay.report.summary import show, summarise
 from tracepaper.replay.samples import DEMO_CANDLES

@@ -12,8 +12,8 @@ import pytest
 from programs import ROOT
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.backtest.build import configuration
-from tracepaper.replay.importers import Candles, read_candles
 from tracepaper.storage.checkpoints import save
 from tracepaper.strategies.errors import ConfigInvalid
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
+from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.backtest.feed import BATCH_BARS, ArchiveFeed
-from tracepaper.replay.importers import Candles, FundingRates, read_candles, read_funding
-from tracepaper.replay.importers.candles import bars_of
-from tracepaper.replay.instruments import archive_instrument
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Bar, Category, Event, Funding, Gap, GapCause, Source
 

@@ -10,12 +10,12 @@ from exchange_client import MINUTE, candles, walk_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tracepaper.replay.archive import read_candles
 from tracepaper.replay.exchange.book import best, levels
 from tracepaper.replay.exchange.intervals import DAY_MS
 from tracepaper.replay.exchange.market import Market
 from tracepaper.replay.exchange.table import TURNOVER_DECIMALS
 from tracepaper.replay.exchange.text import rescaled
-from tracepaper.replay.importers import read_candles
 
 DATA = Path(__file__).parents[2] / "data" / "candles"
 FILES = (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from report_cases import BTC, SOL
 
-from tracepaper.replay.importers import read_candles
+from tracepaper.replay.archive import read_candles
 from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.record import read_record
 from tracepaper.storage.reader import Reader

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from learning import learnable, write_csv
 
-from tracepaper.replay.importers import slice_candles
+from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.training.series import file_sha256, load, segments_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import schema

@@ -10,13 +10,12 @@ from typing import Final
 import numpy as np
 
 from tracepaper.daemon.config_values import symbol_name
-from tracepaper.replay.importers.columns import MEANINGS, TIME
-from tracepaper.replay.importers.decimals import CellInvalidError, Decimals, IntArray, parse
-from tracepaper.replay.importers.files import read_table
-from tracepaper.replay.importers.layouts import of_one_symbol, told_symbol
-from tracepaper.replay.importers.names import split_argument
-from tracepaper.replay.importers.tables import Table
-from tracepaper.replay.importers.times import epoch_ms
+from tracepaper.replay.archive.decimals import CellInvalidError, Decimals, IntArray, parse
+from tracepaper.replay.archive.files import read_table
+from tracepaper.replay.archive.layouts import of_one_symbol, told_symbol
+from tracepaper.replay.archive.names import MEANINGS, TIME, split_argument
+from tracepaper.replay.archive.tables import Table
+from tracepaper.replay.archive.times import epoch_ms
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import MONEY_DECIMALS, Category
 

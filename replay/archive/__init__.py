@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tracepaper.replay.importers.candles import Candles, merge_candles, slice_candles
-from tracepaper.replay.importers.funding import FundingRates, read_funding
-from tracepaper.replay.importers.read import read_candles, read_many
+from tracepaper.replay.archive.candles import Candles, merge_candles, slice_candles
+from tracepaper.replay.archive.funding import FundingRates, read_funding
+from tracepaper.replay.archive.read import read_candles, read_many
 
 __all__ = [
     "Candles",

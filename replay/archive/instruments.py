@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
-from tracepaper.replay.importers.candles import Candles
-from tracepaper.replay.importers.names import coins_of
+from tracepaper.replay.archive.candles import Candles
+from tracepaper.replay.archive.names import coins_of
 from tracepaper.strategies.types import MONEY_DECIMALS, Category, Instrument
 
 RECORDED: Final = "instruments_linear.json.gz"

@@ -6,17 +6,17 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.importers.candles import Candles
-from tracepaper.replay.importers.columns import MEANINGS, TIME
-from tracepaper.replay.importers.decimals import (
+from tracepaper.replay.archive.candles import Candles
+from tracepaper.replay.archive.decimals import (
     INT64_MAX,
     CellInvalidError,
     Decimals,
     IntArray,
     parse,
 )
-from tracepaper.replay.importers.tables import Table
-from tracepaper.replay.importers.times import epoch_ms
+from tracepaper.replay.archive.names import MEANINGS, TIME
+from tracepaper.replay.archive.tables import Table
+from tracepaper.replay.archive.times import epoch_ms
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Category
 

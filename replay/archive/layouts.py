@@ -9,10 +9,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.importers.columns import FIGURES, TIME
-from tracepaper.replay.importers.decimals import CellInvalidError, Column
-from tracepaper.replay.importers.names import symbol_of, symbol_text
-from tracepaper.replay.importers.tables import Table
+from tracepaper.replay.archive.decimals import CellInvalidError, Column
+from tracepaper.replay.archive.names import FIGURES, TIME, symbol_of, symbol_text
+from tracepaper.replay.archive.tables import Table
 from tracepaper.strategies.errors import ConfigInvalid
 
 BARE: Final = (TIME, "open", "high", "low", "close", "volume")

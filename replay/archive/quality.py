@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracepaper.replay.importers.candles import Candles
+from tracepaper.replay.archive.candles import Candles
 
 
 @dataclass(frozen=True)

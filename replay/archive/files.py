@@ -14,9 +14,9 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from tracepaper.replay.importers.columns import normalise
-from tracepaper.replay.importers.decimals import Column
-from tracepaper.replay.importers.tables import Table, read_delimited, table_of_rows
+from tracepaper.replay.archive.decimals import Column
+from tracepaper.replay.archive.names import normalise
+from tracepaper.replay.archive.tables import Table, read_delimited, table_of_rows
 from tracepaper.strategies.errors import DataInvalid
 
 MAGIC: Final = (

@@ -12,13 +12,13 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.importers.columns import (
+from tracepaper.replay.archive.decimals import CellInvalidError, Column
+from tracepaper.replay.archive.names import (
     is_header,
     joined_headers,
     names_without_header,
     normalise,
 )
-from tracepaper.replay.importers.decimals import CellInvalidError, Column
 from tracepaper.strategies.errors import DataInvalid
 
 DELIMITERS: Final = (b",", b";", b"\t", b"|")

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.importers.decimals import CellInvalidError, Column, IntArray, parse
+from tracepaper.replay.archive.decimals import CellInvalidError, Column, IntArray, parse
 from tracepaper.strategies.errors import ConfigInvalid
 
 UNITS: Final = (

@@ -4,9 +4,115 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
-from tracepaper.replay.importers.names import symbol_text
+from tracepaper.daemon.config_values import symbol_name
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types import Category
+
+# What a file's name says: symbol, category and interval; and ``SYMBOL=PATH``.
+
+QUOTES: Final = ("USDT", "USDC", "FDUSD", "BUSD", "PERP", "USD", "EUR", "BTC", "ETH", "BRL", "TRY")
+"""Quote coins by which a symbol is known, longest of equal endings first."""
+
+SYMBOL: Final = re.compile(r"[A-Za-z0-9]{1,20}([-./][A-Za-z0-9]{1,10})?(:[A-Za-z0-9]{1,10})?")
+PAIR: Final = re.compile(
+    r"(?P<base>[A-Z0-9]{1,15})[-_/](?P<quote>USDT|USDC|USD|EUR|BTC|ETH|PERP)"
+    r"(?P<settle>[-_:](USDT|USDC|USD|BTC))?(?=$|[^A-Z0-9])"
+)
+ONE_WORD: Final = re.compile(
+    r"(?P<base>[A-Z0-9]{1,15}?)(?P<quote>USDT|USDC|FDUSD|BUSD|USD|PERP|EUR|BTC|ETH|BRL|TRY)"
+    r"(?=$|[^A-Za-z]|_)"
+)
+INTERVAL: Final = re.compile(r"(?:^|[-_ .])(\d{1,3})(m|min|h|d|w)(?=$|[-_ .])", re.IGNORECASE)
+VENUE_ENDING: Final = re.compile(r"(\.[A-Z]{1,2}|=[A-Z])$")
+"""``AAPL.US`` and ``EURUSD=X``: the venue's mark behind a symbol."""
+UNIT_MS: Final = {"m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+LINEAR_WORDS: Final = frozenset({"linear", "um", "futures", "swap", "perp", "perpetual", "usdm"})
+
+
+def split_argument(argument: str | Path) -> tuple[str | None, Path]:
+    """Return symbol and path of ``SYMBOL=PATH``, or None and the path of a plain one.
+
+    A file that exists under the whole name is that file, also with ``=`` in it. Else what stands
+    before the first ``=`` is a symbol, if it looks like one or a file stands after it. Raises
+    ``ConfigInvalid`` where it is neither.
+    """
+    text = str(argument)
+    head, equals, tail = text.partition("=")
+    if not equals or Path(text).exists():
+        return None, Path(text)
+    if not tail:
+        raise ConfigInvalid(f"{text} names no file after the =: write SYMBOL=PATH.")
+    if not head:
+        raise ConfigInvalid(f"{text} names no symbol before the =: write SYMBOL=PATH.")
+    if SYMBOL.fullmatch(head):
+        if not Path(tail).exists():
+            raise ConfigInvalid(
+                f"Neither a file {text} exists, nor a file {tail} for {symbol_name(head)}: check "
+                "the path."
+            )
+        return symbol_name(head), Path(tail)
+    if Path(tail).exists():
+        raise ConfigInvalid(f"{head!r} before the = is no symbol: write it as BTCUSDT={tail}.")
+    return None, Path(text)
+
+
+def symbol_of(name: str) -> str | None:
+    """Return the symbol that *name* holds, as Bybit writes it, or None."""
+    stem = name.split(".", 1)[0]
+    for text in (stem, stem.upper()):
+        if pair := PAIR.search(text):
+            base, quote = pair["base"], pair["quote"]
+            return f"{base}-PERP" if quote == "PERP" else base + quote
+        if word := ONE_WORD.search(text):
+            return word["base"] + word["quote"]
+    return None
+
+
+def category_of(path: Path) -> Category:
+    """Return the category that a file's name, or its folders, name; linear by default.
+
+    A pair without a settlement coin (``BTC_USDT-5m``) is spot, as freqtrade and ccxt write it.
+    """
+    stem = path.name.split(".", 1)[0]
+    words = {word.lower() for word in re.split(r"[-_ ]", stem)}
+    for known in (words, {parent.name.lower() for parent in list(path.parents)[:6]}):
+        if "spot" in known:
+            return Category.SPOT
+        if known & LINEAR_WORDS:
+            return Category.LINEAR
+    pair = PAIR.search(stem)
+    if pair and "_" in pair[0] and pair["settle"] is None and pair["quote"] != "PERP":
+        return Category.SPOT
+    return Category.LINEAR
+
+
+def interval_of(name: str) -> int | None:
+    """Return the interval in milliseconds that *name* holds (``_5m_``), or None."""
+    if found := INTERVAL.search(name):
+        return int(found[1]) * UNIT_MS[found[2].lower()]
+    return None
+
+
+def coins_of(symbol: str) -> tuple[str, str]:
+    """Return base and quote coin of *symbol*; ``BTCPERP`` and unknown quotes count in USD."""
+    for quote in QUOTES:
+        if symbol.endswith(quote) and len(symbol) > len(quote):
+            base = symbol.removesuffix(quote).rstrip("-")
+            return base, "USDC" if quote == "PERP" else quote
+    return symbol, "USD"
+
+
+def symbol_text(text: str) -> str:
+    """Return a symbol of a file's own content as the exchange writes it.
+
+    ``BTC/USDT:USDT``, ``BTC-USD``, ``AAPL.US`` and ``EURUSD=X`` are BTCUSDT, BTCUSD, AAPL, EURUSD.
+    """
+    plain = VENUE_ENDING.sub("", text.strip().upper().partition(":")[0])
+    return plain.replace("/", "").replace("-", "").removeprefix("^")
+
 
 TIME: Final = "open_time"
 ZONED: Final = tuple(
