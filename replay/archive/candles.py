@@ -1,4 +1,4 @@
-"""``Candles``: one symbol's closed candles as exact integer columns; merge and slice."""
+"""``Candles``: one symbol's closed candles as exact integer columns; merged, cut, aggregated."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Bar, Category, Instrument, Source
 
 COLUMNS: Final = ("open", "high", "low", "close", "volume")
+WEEK_MS: Final = 604_800_000
+MONDAY_MS: Final = 4 * 86_400_000
+"""The first Monday of the epoch, which began on a Thursday."""
+
+Span = tuple[int, int]
+"""First open time, and the first after the last: [from, until), UTC milliseconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +63,7 @@ class Candles:
         return int(self.open_time_ms[-1]) + self.interval_ms
 
     @property
-    def gaps(self) -> list[tuple[int, int]]:
+    def gaps(self) -> list[Span]:
         """Holes as (first missing open time, open time of the candle after it)."""
         after = np.flatnonzero(np.diff(self.open_time_ms) != self.interval_ms)
         return [
@@ -254,18 +260,15 @@ def _refuse_contradiction(first: Candles, second: Candles) -> None:
             )
 
 
-# Exact aggregation of candles to a coarser interval; days begin at 00:00 UTC, weeks on Monday.
-
-WEEK_MS: Final = 604_800_000
-MONDAY_MS: Final = 4 * 86_400_000
-"""The first Monday of the epoch, which began on a Thursday."""
+# ---------------------------------------------------------------- to a coarser interval
 
 
 def resample(candles: Candles, interval_ms: int) -> Candles:
     """Return *candles* aggregated to *interval_ms*, a multiple of their own interval.
 
-    A coarse candle is made only of all its parts: one that lacks any, at either end or by a
-    hole, is dropped and said, so that a hole stays a hole. Volume and turnover are exact sums.
+    Days begin at 00:00 UTC, weeks on Monday. A coarse candle is made only of all its parts: one
+    that lacks any, at either end or by a hole, is dropped and said, so that a hole stays a hole.
+    Volume and turnover are exact sums.
 
     Raises ``ConfigInvalid`` where the interval does not divide, ``DataInvalid`` where no whole
     coarse candle is left or 64 bits do not hold a sum.

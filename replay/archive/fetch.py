@@ -1,4 +1,4 @@
-"""What ``tracepaper data fetch`` does: ask the exchange for what an archive lacks."""
+"""``tracepaper data fetch``: ask the exchange page by page for what an archive lacks; resumable."""
 
 from __future__ import annotations
 
@@ -16,18 +16,13 @@ from tracepaper.daemon.bybit.rest import RestClient, RestSettings
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.supervisor import RestartBudget
-from tracepaper.replay.archive.candles import MONDAY_MS, WEEK_MS
+from tracepaper.replay.archive.candles import MONDAY_MS, WEEK_MS, Span
 from tracepaper.storage.history import History, HistoryWriter
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Bar, Category, Instrument
 
-# Fetch candles over REST, page by page, each kept before the next is asked for: resumable.
-
 PAGE_BARS: Final = 1_000
 """Candles a request, the exchange's limit."""
-
-Span = tuple[int, int]
-"""First open time, and the first after the last: [from, until)."""
 
 
 class Klines(Protocol):

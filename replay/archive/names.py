@@ -1,4 +1,4 @@
-"""Which column is which: the usual makers' names, and rows without a header."""
+"""What names say: those of files (symbol, category, interval), and those of their columns."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Final
 from tracepaper.daemon.config_values import symbol_name
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Category
-
-# What a file's name says: symbol, category and interval; and ``SYMBOL=PATH``.
 
 QUOTES: Final = ("USDT", "USDC", "FDUSD", "BUSD", "PERP", "USD", "EUR", "BTC", "ETH", "BRL", "TRY")
 """Quote coins by which a symbol is known, longest of equal endings first."""
@@ -113,6 +111,8 @@ def symbol_text(text: str) -> str:
     plain = VENUE_ENDING.sub("", text.strip().upper().partition(":")[0])
     return plain.replace("/", "").replace("-", "").removeprefix("^")
 
+
+# ---------------------------------------------------------------- columns
 
 TIME: Final = "open_time"
 ZONED: Final = tuple(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tracepaper.replay.archive.candles import Candles
+from tracepaper.replay.archive.candles import Candles, Span
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Quality:
     rows: int
     first_ms: int
     last_ms: int
-    gaps: tuple[tuple[int, int], ...]  # (first missing open time, open time after it)
+    gaps: tuple[Span, ...]  # (first missing open time, open time after it)
     missing: int  # candles that the gaps lack
     zero_volume: int  # candles without volume
     price_decimals: int

@@ -247,7 +247,7 @@ def _turnover(table: Table, name: str | None, notes: _Notes) -> Decimals | None:
     return _volume(table, name, notes, "turnover")
 
 
-# What a file of candles must be: possible prices, one order, no contradiction, one grid.
+# ---------------------------------------------------------------- what candles must be
 
 Say = Callable[[str], None]
 OFF_GRID_SHARE_MAX: Final = 0.01

@@ -1,4 +1,4 @@
-"""Fill a candle archive from files and from the exchange, and say what it holds."""
+"""The series of a candle archive: read one back, import files into it, list what it holds."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tracepaper.replay.archive.candles import Candles, bars_of, candles_of, merge_candles
-from tracepaper.replay.archive.fetch import Span
+from tracepaper.replay.archive.candles import Candles, Span, bars_of, candles_of, merge_candles
 from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.storage.history import History, HistoryWriter, Series
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Category
-
-# Candles from an archive that ``tracepaper data import`` or ``data fetch`` filled.
 
 LISTED_MAX: Final = 8
 

@@ -7,7 +7,7 @@ import numpy as np
 from tracepaper.replay.archive import read_candles, slice_candles
 from tracepaper.replay.archive.quality import interval_text, quality
 
-SAMPLES = Path(__file__).parent.parent / "data" / "candles"
+SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 
 
 def test_a_whole_file_has_its_span_and_no_holes() -> None:

@@ -11,7 +11,7 @@ from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies.types import MONEY_DECIMALS, Category
 
-SAMPLES = Path(__file__).parent.parent / "data" / "candles"
+SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 
 
 def sample(symbol: str, *, category: Category = Category.LINEAR, decimals: int = 1) -> Candles:

@@ -13,7 +13,7 @@ from tracepaper.replay.commands.data import app
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
-SAMPLES = Path(__file__).parent.parent / "data" / "candles"
+SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 BTC = str(SAMPLES / "binance_um_BTCUSDT_1m_2025-05.csv.gz")
 SOL = str(SAMPLES / "binance_um_SOLUSDT_1m_2025-05.csv.gz")
 SPOT = str(SAMPLES / "binance_spot_BTCUSDT_1h_2017-2018.csv.gz")

@@ -13,7 +13,7 @@ from tracepaper.replay.archive.series import held, import_candles
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
-SAMPLES = Path(__file__).parent.parent / "data" / "candles"
+SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 MINUTE = 60_000
 
 

@@ -13,7 +13,7 @@ from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.times import iso
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
-SAMPLES = Path(__file__).parent.parent / "data" / "candles"
+SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 HOUR = 3_600_000
 DAY = 24 * HOUR
 

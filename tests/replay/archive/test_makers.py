@@ -20,7 +20,7 @@ from pyarrow import feather, parquet
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.strategies.types import Category
 
-SAMPLES = Path(__file__).parent.parent / "data" / "candles"
+SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 ROWS = 40
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.fetch import (
     Fetched,
-    Span,
     fetch,
     holes,
     joined,
