@@ -15,7 +15,7 @@ from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker
 from tracepaper.daemon.assembly import Daemon, Hooks
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config import load
-from tracepaper.replay.verify import verify_run
+from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.types import RunKind, Step

@@ -19,8 +19,8 @@ from tracepaper.daemon.building import build_engine, resolved
 from tracepaper.daemon.config import Config, load
 from tracepaper.daemon.opening import Opened, Opening, open_run
 from tracepaper.daemon.thinker import InlineThinker
-from tracepaper.replay.culprit import KEEPS_STATE, Culprit
-from tracepaper.replay.verify import verify_run
+from tracepaper.replay.checks.culprit import KEEPS_STATE, Culprit
+from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tracepaper.daemon.config import Config
     from tracepaper.replay.archive import Candles
-    from tracepaper.replay.lookahead import Finding
+    from tracepaper.replay.checks.lookahead import Finding
 
 MOST_BARS = 100_000
 DataOption = Annotated[
@@ -51,9 +51,9 @@ def lookahead(
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import print_json
-    from tracepaper.replay.fresh import Fresh
-    from tracepaper.replay.lookahead import MODEL, Limits
-    from tracepaper.replay.lookahead import lookahead as check
+    from tracepaper.replay.checks.lookahead import MODEL, Limits
+    from tracepaper.replay.checks.lookahead import lookahead as check
+    from tracepaper.replay.checks.processes import Fresh
 
     given, candles = _given(data, config)
     most = bars or MOST_BARS
@@ -96,7 +96,7 @@ def recursive(
     from tracepaper.daemon.building import needs_forecaster, warmup_bars
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.models import load_forecaster
-    from tracepaper.replay.recursive import recursive as check
+    from tracepaper.replay.checks.recursive import recursive as check
     from tracepaper.strategies.errors import ConfigInvalid
 
     given, (candles,) = _given([data], config)

@@ -28,7 +28,7 @@ def parity(
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import located, print_json
-    from tracepaper.replay.parity import Source, compare_runs
+    from tracepaper.replay.checks.parity import Source, compare_runs
     from tracepaper.storage.reader import Reader
 
     one, two = (located(spec, _database(spec, db)) for spec in (first, second))

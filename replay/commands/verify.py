@@ -31,7 +31,7 @@ def verify(
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import print_json
-    from tracepaper.replay.verify import verify_run
+    from tracepaper.replay.checks.verify import verify_run
     from tracepaper.storage.reader import Reader, resolve
 
     database: Path | None = None if "#" in run else database_path(db)

@@ -23,8 +23,8 @@ from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import RecordedThinker, open_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.rederived import RowCheck
-from tracepaper.replay.verify import OUTSIDE, TAKEN_AS_TOLD, Verification, verify_run
+from tracepaper.replay.checks.compare import RowCheck
+from tracepaper.replay.checks.verify import OUTSIDE, TAKEN_AS_TOLD, Verification, verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import kept_folder
 from tracepaper.storage.integrity import audit

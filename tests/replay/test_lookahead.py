@@ -18,10 +18,10 @@ from exchange_client import walk_rows
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config import Config, load
-from tracepaper.replay import lookahead as lookahead_module
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.fresh import Fresh
-from tracepaper.replay.lookahead import Finding, Limits, lookahead
+from tracepaper.replay.checks import lookahead as lookahead_module
+from tracepaper.replay.checks.lookahead import Finding, Limits, lookahead
+from tracepaper.replay.checks.processes import Fresh
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 
 _NUMBERS = count()

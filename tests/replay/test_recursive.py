@@ -13,7 +13,7 @@ from exchange_client import walk_rows
 
 from tracepaper.daemon.config import Config, load
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.recursive import Finding, recursive
+from tracepaper.replay.checks.recursive import Finding, recursive
 from tracepaper.strategies.errors import DataInvalid
 
 _NUMBERS = count()

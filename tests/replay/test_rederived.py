@@ -15,8 +15,8 @@ import pytest
 from forging import rechain
 from sqlalchemy import REAL
 
-from tracepaper.replay.rederived import TOLERANCES, Compared, RowCheck
-from tracepaper.replay.verify import Verification, verify_run
+from tracepaper.replay.checks.compare import TOLERANCES, Compared, RowCheck
+from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.digest import decision_digest
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.schema import metadata

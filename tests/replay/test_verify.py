@@ -29,11 +29,11 @@ from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, resume_replay, run_replay
-from tracepaper.replay.culprit import Culprit
-from tracepaper.replay.parity import Parity, Source, compare_runs
+from tracepaper.replay.checks.culprit import Culprit
+from tracepaper.replay.checks.parity import Parity, Source, compare_runs
+from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.replay.report.summary import show, summarise
 from tracepaper.replay.samples import DEMO_CANDLES
-from tracepaper.replay.verify import Verification, verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.decode import StoredRows

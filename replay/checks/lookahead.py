@@ -19,13 +19,13 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.outside import Outside
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.compare import (
-    Difference,
-)
-from tracepaper.replay.fresh import Fresh, Line, Overdue
-from tracepaper.replay.lookahead_jobs import (
+from tracepaper.replay.checks.compare import Difference
+from tracepaper.replay.checks.processes import (
+    Fresh,
     Given,
     Heard,
+    Line,
+    Overdue,
     Probe,
     Setup,
     Taken,
@@ -36,7 +36,7 @@ from tracepaper.replay.lookahead_jobs import (
     step_blindly,
     step_through,
 )
-from tracepaper.replay.recursive import difference_of, same_judgement, same_wish
+from tracepaper.replay.checks.recursive import difference_of, same_judgement, same_wish
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.types import Bar
 

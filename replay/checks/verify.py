@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from tracepaper.daemon.building import strategy_sha256
 from tracepaper.daemon.describing import OF_THE_PLACE, started
 from tracepaper.replay.backtest.recorded import Recorded, RecordedThinker, open_recorded, prober_of
-from tracepaper.replay.compare import Difference, shown, step_differences
-from tracepaper.replay.culprit import Case, Culprit, blame
-from tracepaper.replay.rederived import RowCheck
+from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
+from tracepaper.replay.checks.culprit import Case, Culprit, blame
 from tracepaper.storage.reader import Reader, StoredRun
 from tracepaper.strategies.types import Bar, Event, ModelChange, Run, Step
 

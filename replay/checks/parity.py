@@ -15,11 +15,7 @@ from typing import Final
 from tracepaper.daemon.config import restore
 from tracepaper.replay.backtest.agreement import answers_agree, measures_agree
 from tracepaper.replay.backtest.run import ACTING_ONLY
-from tracepaper.replay.compare import (
-    Difference,
-    decision_differences,
-    forecast_differences,
-)
+from tracepaper.replay.checks.compare import Difference, decision_differences, forecast_differences
 from tracepaper.storage.digest import scale_factor
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.market import unscaled

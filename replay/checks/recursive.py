@@ -9,11 +9,8 @@ from tracepaper.daemon.config import Config
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.backtest.agreement import TOLERANCE, answers_agree, numbers_agree
 from tracepaper.replay.backtest.build import build
-from tracepaper.replay.compare import (
-    Difference,
-    decision_differences,
-)
-from tracepaper.replay.lookahead_jobs import Taken, derived, first_difference
+from tracepaper.replay.checks.compare import Difference, decision_differences
+from tracepaper.replay.checks.processes import Taken, derived, first_difference
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import RISK_GATES, Bar, Decision
 

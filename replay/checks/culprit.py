@@ -17,8 +17,7 @@ from tracepaper.daemon.building import build_engine, code_version
 from tracepaper.daemon.engine import Engine
 from tracepaper.daemon.state import decode_state
 from tracepaper.replay.backtest.recorded import Recorded, RecordedThinker, open_recorded, prober_of
-from tracepaper.replay.compare import Difference
-from tracepaper.replay.rederived import RowCheck
+from tracepaper.replay.checks.compare import Difference, RowCheck
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader, StoredRun
 from tracepaper.strategies.types import (
