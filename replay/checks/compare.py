@@ -1,8 +1,8 @@
-"""A derived step against the rows that were stored: every column, bit for bit or within a rule.
+"""What differs: two steps field by field, and a derived step against the rows that were stored.
 
-Rows are compared, not what they decode to, so that nothing which a row holds is left out. Only the
-running hash and the digest of a step stay apart: they are the chain's own, and ``audit verify``
-computes them anew.
+Rows are compared, not what they decode to, so that nothing which a row holds is left out: every
+column, bit for bit or within its tolerance. Only the running hash and the digest of a step stay
+apart: they are the chain's own, and ``audit verify`` computes them anew.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from tracepaper.storage.rows import ANSWER_GATES, sequence_of
 from tracepaper.storage.schema import metadata, stored_columns
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Bar, Decision, Explanation, Forecast, Step
-
-# Two steps or two runs, field by field: what differs first, and by how much.
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,8 @@ def shown(value: object) -> str:
         return value.hex()[:24] + ("…" if len(value) > 12 else "")  # noqa: PLR2004 - 24 digits
     return str(value)
 
+
+# ---------------------------------------------------------------- a step against stored rows
 
 RETURNS: Final = 1e-4
 """Of the forecast's standard deviation at that horizon."""

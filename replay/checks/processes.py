@@ -1,4 +1,8 @@
-"""What the fresh processes of ``lookahead`` do: all bars, one at a time, or without a future."""
+"""The fresh processes of ``lookahead`` and their jobs: all bars, one by one, or without a future.
+
+Nothing of an earlier run, and no later bar, is in their memory: one server is started by ``exec``,
+so that it holds nothing of ours, and forks a child for each job.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +45,6 @@ from tracepaper.replay.backtest.run import thinking_over
 from tracepaper.replay.checks.compare import Difference, step_differences
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
 from tracepaper.strategies.types import Answer, Bar, Event, FillModel, Instrument, Signal, Step
-
-# Fresh processes for a check: nothing of an earlier run, and no later bar, is in their memory.
-#
-# One server is started by ``exec``, so that it holds nothing of ours, and forks a child for each job.
 
 P = ParamSpec("P")
 Job = Callable[Concatenate[Connection, P], None]

@@ -203,7 +203,7 @@ def test_the_lists_name_columns_and_tables_that_exist() -> None:
 
 
 def test_the_readme_names_what_is_taken_as_told_and_nothing_else() -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
     told = text[text.index("What follows from nothing is taken as told") :]
     told = told[: told.index("And no decision may depend on the future")]
     named = {name for name in re.findall(r"`([a-z_.]+)`", told) if name != "verify"}

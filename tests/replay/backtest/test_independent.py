@@ -21,8 +21,8 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.storage.audit import SqlAuditLog
 
-CANDLES = Path(__file__).parent.parent / "data" / "candles"
-SHARED = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "klines"
+CANDLES = Path(__file__).parents[2] / "data" / "candles"
+SHARED = Path(__file__).parents[4] / "shared" / "data" / "klines"
 FEE = Decimal("0.00055")
 CASH = Decimal(1_000_000)
 FAST, SLOW = 20, 100
