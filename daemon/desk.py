@@ -77,7 +77,7 @@ class Desk:
         self.instrument = instrument
         self.sizer.change(instrument)
 
-    def take(self, bar: Bar) -> None:
+    def observe(self, bar: Bar) -> None:
         """Take *bar* into the strategy, the window and the count."""
         self.strategy.observe(bar)
         if self._plausibility is not None:

@@ -167,7 +167,7 @@ class Engine:
     def recall(self, bar: Bar) -> None:
         """Take in a bar that the run already holds: it causes nothing, and is not a step."""
         desk = self._desks[bar.instrument]
-        desk.take(bar)
+        desk.observe(bar)
         self._mark(bar.instrument, bar.close)
 
     # ------------------------------------------------------------ one step
@@ -214,7 +214,7 @@ class Engine:
         if not desk.marked:
             self._mark(bar.instrument, bar.close)
         desk.marked = False
-        desk.take(bar)
+        desk.observe(bar)
         if bar.open_time_ms < self._settings.period_start_ms:
             return self._finish(bar, bar.instrument, orders=orders, fills=fills)
         answer, finite = checked(answer)

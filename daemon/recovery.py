@@ -38,7 +38,7 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, memory: Memory | None)
         for bar in reader.bars(run.run_id, item.id, wanted):
             engine.recall(bar)
             if memory is not None:
-                memory.take(bar)
+                memory.push(bar)
 
 
 def check_ledger(reader: Reader, resumed: Resumed, state: EngineState) -> None:

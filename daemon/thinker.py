@@ -28,7 +28,7 @@ class Memory:
         self.context = context
         self._bars: dict[str, deque[Bar]] = {key: deque(maxlen=context) for key in instruments}
 
-    def take(self, bar: Bar) -> bool:
+    def push(self, bar: Bar) -> bool:
         """Remember *bar*; return False for one that is not newer than the last."""
         bars = self._bars[bar.instrument]
         if bars and bar.open_time_ms <= bars[-1].open_time_ms:
@@ -59,12 +59,12 @@ class InlineThinker:
         self._period_start_ms = period_start_ms
         self._started = False
 
-    def answer(self, event: Event, recorded: Answer = None) -> Answer:
+    def predict(self, event: Event, recorded: Answer = None) -> Answer:
         """Return the forecast of *event*; a recorded ``Late`` is answered as it was."""
         match event:
             case Bar():
                 # Bars before the start are only remembered: the start warms the model with them.
-                if not self.memory.take(event) or not self._started:
+                if not self.memory.push(event) or not self._started:
                     return None
                 forecast = self._forecaster.step(event)
                 if event.open_time_ms < self._period_start_ms:
@@ -78,8 +78,8 @@ class InlineThinker:
                 return None
 
     async def __call__(self, event: Event) -> Answer:
-        """Answer *event*; never waits."""
-        return self.answer(event)
+        """Return the prediction for *event*; never waits."""
+        return self.predict(event)
 
 
 class WorkerThinker:
@@ -108,7 +108,7 @@ class WorkerThinker:
                 f"the model left {UNANSWERED_LIMIT} bars unanswered; raise model.deadline_ms or "
                 "choose a smaller model"
             )
-        future = self._worker.submit(self._inline.answer, event)
+        future = self._worker.submit(self._inline.predict, event)
         if isinstance(event, ModelChange):
             return await future  # warming has no deadline: nothing is decided until it is done
         self._unanswered.add(future)
@@ -120,7 +120,7 @@ class WorkerThinker:
 
 
 async def no_model(_event: Event) -> Answer:
-    """Answer nothing: for strategies that need no forecast."""
+    """Predict nothing: for strategies that need no forecast."""
     return None
 
 

@@ -118,9 +118,9 @@ class LateOnce:
     think: InlineThinker
 
     async def __call__(self, event: Event) -> Answer:
-        """Answer as the model does, but for one bar."""
+        """Predict as the model does, but for one bar."""
         late = isinstance(event, Bar) and event.open_time_ms == START_MS + LATE_AT * MINUTE
-        return self.think.answer(event, Late(1_000) if late else None)
+        return self.think.predict(event, Late(1_000) if late else None)
 
 
 async def stored_steps(path: Path) -> list[Step]:

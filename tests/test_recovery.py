@@ -129,7 +129,7 @@ class Process:
             self.feed(self.opened.started(START_MS))
 
     def feed(self, event: Event) -> None:
-        answer = None if self.think is None else self.think.answer(event)
+        answer = None if self.think is None else self.think.predict(event)
         step = self.opened.engine.step(event, answer)
         asyncio.run(self.audit.append(step))
         self.steps.append(step)

@@ -133,17 +133,17 @@ class RecordedThinker:
                 self._said.append(self._late if isinstance(said, Late) else said)
             yield event
 
-    def answer(self, event: Event) -> Answer:
+    def predict(self, event: Event) -> Answer:
         """Return the answer to *event*, which must be the oldest not yet answered."""
         if self._scan is not None:
-            return self._scan.answer(event)
+            return self._scan.predict(event)
         if self._inline is not None:
-            return self._inline.answer(event, self._said.popleft())
+            return self._inline.predict(event, self._said.popleft())
         return None
 
     async def __call__(self, event: Event) -> Answer:
-        """Answer *event*; never waits."""
-        return self.answer(event)
+        """Return the prediction for *event*; never waits."""
+        return self.predict(event)
 
 
 # ---------------------------------------------------------------- into a new run

@@ -206,9 +206,9 @@ def thinking_over(replay: Replay) -> Thinking:
     if forecaster.path == "step" or not forecaster.causal:
         memory = Memory(keys, context=forecaster.context)
         inline = InlineThinker(forecaster, memory, period_start_ms=start_ms)
-        return Thinking(inline, inline.answer, lambda events: events, inline.memory)
+        return Thinking(inline, inline.predict, lambda events: events, inline.memory)
     scan = ScanThinker(forecaster, replay.prober(), keys, period_start_ms=start_ms)
-    return Thinking(scan, scan.answer, scan.read_ahead, scan.memory)
+    return Thinking(scan, scan.predict, scan.read_ahead, scan.memory)
 
 
 # ---------------------------------------------------------------- go on with an interrupted replay

@@ -88,9 +88,9 @@ class ScanThinker:
         last = self.memory.last(bar.instrument)
         return last is None or bar.open_time_ms > last.open_time_ms
 
-    def answer(self, event: Event) -> Answer:
+    def predict(self, event: Event) -> Answer:
         """Return the forecast that was computed for *event*, and for no other bar."""
-        if not isinstance(event, Bar) or not self.memory.take(event):
+        if not isinstance(event, Bar) or not self.memory.push(event):
             return None
         bar, forecast = self._waiting[event.instrument].popleft()
         if bar is not event:
@@ -98,8 +98,8 @@ class ScanThinker:
         return forecast if event.open_time_ms >= self._period_start_ms else None
 
     async def __call__(self, event: Event) -> Answer:
-        """Answer *event*; never waits."""
-        return self.answer(event)
+        """Return the prediction for *event*; never waits."""
+        return self.predict(event)
 
     def _probe(self, fresh: dict[str, list[Bar]]) -> None:
         """Compute one bar of this chunk again, from the bars up to it alone."""

@@ -229,7 +229,7 @@ def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
             starts += 1
             if remade and starts > 1:
                 engine = _restarted(recorded, engine, filters, bars)
-        step = engine.step(event, thinker.answer(event))
+        step = engine.step(event, thinker.predict(event))
         if isinstance(event, Bar) and step.accepted:
             bars[event.instrument].append(event)
         yield step

@@ -156,7 +156,7 @@ def verify_run(
             elsewhere = Environment.recorded(event).differs(here)
         if elsewhere and not found.elsewhere:
             found.exact, found.elsewhere = False, elsewhere
-        derived = recorded.engine.step(event, thinker.answer(event))
+        derived = recorded.engine.step(event, thinker.predict(event))
         found.steps += 1
         if derived.sequence >= first_compared:
             _judge(found, check, derived, kept, exact=not elsewhere)

@@ -85,11 +85,11 @@ def test_warm_up_bars_are_remembered_and_the_start_warms_the_model_with_them() -
     inline = InlineThinker(forecaster, memory, period_start_ms=START_MS + 8 * 60_000)
     history = bars(12)
     for item in history[:8]:
-        assert inline.answer(item) is None
+        assert inline.predict(item) is None
     assert forecaster.warmed == []
-    inline.answer(start(memory.warm_from()))
+    inline.predict(start(memory.warm_from()))
     assert forecaster.warmed == [5]
-    assert inline.answer(history[8]) == says(history[4:9])
+    assert inline.predict(history[8]) == says(history[4:9])
 
 
 def test_a_warm_up_bar_after_the_start_is_taken_in_without_an_answer() -> None:
@@ -97,36 +97,36 @@ def test_a_warm_up_bar_after_the_start_is_taken_in_without_an_answer() -> None:
     memory = Memory([KEY], context=2)
     inline = InlineThinker(forecaster, memory, period_start_ms=START_MS + 3 * 60_000)
     history = bars(4)
-    inline.answer(history[0])
-    inline.answer(start(memory.warm_from()))
-    assert [inline.answer(item) for item in history[1:3]] == [None, None]
-    assert inline.answer(history[3]) == says(history[2:4])
+    inline.predict(history[0])
+    inline.predict(start(memory.warm_from()))
+    assert [inline.predict(item) for item in history[1:3]] == [None, None]
+    assert inline.predict(history[3]) == says(history[2:4])
 
 
 def test_a_recorded_late_answer_is_given_again_and_the_ring_still_moves() -> None:
     forecaster = FixedForecaster(says, context=1)
     inline = InlineThinker(forecaster, Memory([KEY], context=1), period_start_ms=0)
-    inline.answer(start())
+    inline.predict(start())
     first, second = bars(2)
-    assert inline.answer(first, Late(7)) == Late(7)
-    assert inline.answer(second) == says([second])
+    assert inline.predict(first, Late(7)) == Late(7)
+    assert inline.predict(second) == says([second])
 
 
 def test_a_revision_does_not_reach_the_model() -> None:
     forecaster = FixedForecaster(says, context=1)
     inline = InlineThinker(forecaster, Memory([KEY], context=1), period_start_ms=0)
-    inline.answer(start())
+    inline.predict(start())
     first, second = bars(2)
-    inline.answer(first)
-    inline.answer(second)
-    assert inline.answer(first) is None
+    inline.predict(first)
+    inline.predict(second)
+    assert inline.predict(first) is None
 
 
 def test_memory_equals_the_tail_of_what_it_took() -> None:
     memory = Memory([KEY], context=3)
     history = bars(10)
-    assert all(memory.take(item) for item in history)
-    assert not memory.take(history[4])
+    assert all(memory.push(item) for item in history)
+    assert not memory.push(history[4])
     assert memory.since(KEY, 0) == history[-3:]
     assert memory.last(KEY) == history[-1]
     assert memory.warm_from() == ((KEY, history[-3].open_time_ms),)

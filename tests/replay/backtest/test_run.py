@@ -42,5 +42,5 @@ async def test_a_scan_probes_with_all_the_bars_before(monkeypatch: pytest.Monkey
     forecaster, prober = (FixedForecaster(says, context=40) for _ in "ab")
     thinker = ScanThinker(forecaster, prober, ["linear:BTCUSDT"], period_start_ms=0)
     async for event in KnownFeed(thinker.read_ahead(bars(400))):
-        thinker.answer(event)
+        thinker.predict(event)
     assert thinker.probed >= 10

@@ -35,7 +35,7 @@ def thinker(forecaster: FixedForecaster, *, period_start_ms: int = 0) -> ScanThi
 
 
 def answers(machine: ScanThinker, events: Sequence[Event]) -> list[Answer]:
-    return [machine.answer(event) for event in machine.read_ahead(events)]
+    return [machine.predict(event) for event in machine.read_ahead(events)]
 
 
 def test_every_bar_is_answered_as_if_it_came_alone() -> None:
@@ -126,4 +126,4 @@ def test_the_row_of_another_bar_is_never_handed_out() -> None:
     events = machine.read_ahead(history)
     next(events)
     with pytest.raises(InvariantBroken, match="not this bar"):
-        machine.answer(history[3])
+        machine.predict(history[3])

@@ -259,7 +259,7 @@ def unequal(path: Path, database: Path) -> set[str]:
         for event, (rows, _) in zip(
             thinker.events(reader, run_id), reader.rows(run_id), strict=True
         ):
-            step = recorded.engine.step(event, thinker.answer(event))
+            step = recorded.engine.step(event, thinker.predict(event))
             names |= {name for name, *_ in check.compare(step, rows, exact=True).unequal}
     return names
 
