@@ -28,7 +28,9 @@ from tracepaper.daemon.bybit.retry import Cooldown
 from tracepaper.daemon.bybit.websocket import FeedSettings, StreamSettings
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config import Config
-from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.ports import Clock, Predictor
+from tracepaper.daemon.engine.runner import drive
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import HttpServer
@@ -36,12 +38,9 @@ from tracepaper.daemon.http.token import token_file, write_token
 from tracepaper.daemon.models import load_forecaster, warnings_for
 from tracepaper.daemon.opening import Opened, Opening, filters_for, open_run, was_served
 from tracepaper.daemon.outside import Listener
-from tracepaper.daemon.ports import Clock, Think
 from tracepaper.daemon.rehearsal import refuse_size, rehearse_engine
-from tracepaper.daemon.runner import drive
+from tracepaper.daemon.session.predictor import Worker, WorkerPredictor, no_model
 from tracepaper.daemon.supervisor import Supervisor
-from tracepaper.daemon.thinker import WorkerThinker, no_model
-from tracepaper.daemon.worker import Worker
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
@@ -200,9 +199,9 @@ class Daemon:
         told = "run goes on" if opened.resumed else "run opened"
         log.info(told, run_id=run.run_id, sequence=engine.sequence, **way)
         async with AsyncExitStack() as stack:
-            think: Think = no_model
+            predictor: Predictor = no_model
             if forecaster is not None:
-                think = WorkerThinker(
+                predictor = WorkerPredictor(
                     forecaster,
                     opened.memory,
                     self._worker,
@@ -247,7 +246,7 @@ class Daemon:
                 return self._hooks.watch(step)
 
             heard = Listener(config.strategy.name)
-            timed = monitor.thinking(think), engine, monitor.committing(audit)
+            timed = monitor.predicting(predictor), engine, monitor.committing(audit)
             await drive(feed, *timed, watch=watch, heard=heard)
 
     def _feed(

@@ -14,13 +14,13 @@ from typing import Final
 
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.config_sections import Execution
-from tracepaper.daemon.engine import Engine
-from tracepaper.daemon.fills import Terms
-from tracepaper.daemon.state import EngineSettings
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.execution import ExecutionCosts
+from tracepaper.daemon.engine.state import EngineSettings
 from tracepaper.daemon.user_source import class_sha256
 from tracepaper.daemon.user_strategy import user_class, user_strategy
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.gates import GateBench, threshold_of
+from tracepaper.strategies.gates import GateEvaluator, threshold_of
 from tracepaper.strategies.market import check_money, scaled
 from tracepaper.strategies.regime import RegimeBounds
 from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
@@ -101,11 +101,11 @@ def horizon_index(config: Config, forecaster: Forecaster | None) -> int:
     return forecaster.horizons.index(config.gate.horizon)
 
 
-def terms_for(config: Config) -> Terms:
+def terms_for(config: Config) -> ExecutionCosts:
     """Return the trading costs of the configuration, with the category's fee as the default."""
     execution: Execution = config.execution
     fee = execution.taker_fee
-    return Terms.of(
+    return ExecutionCosts.of(
         taker_fee=TAKER_FEES[Category(config.market.category)] if fee is None else fee,
         slippage_bp=execution.slippage_bp,
         spread_bp=execution.spread_bp,
@@ -203,7 +203,7 @@ def build_engine(
     for key, strategy in strategies.items():
         gates = declared_gates(strategy, by_quotes=execution is FillModel.QUOTE, risk=limits)
         thresholds = _thresholds(config, gates, strategy.warmup, calibration)
-        benches[key] = GateBench(frozenset(gates), thresholds)
+        benches[key] = GateEvaluator(frozenset(gates), thresholds)
     judged = any(Gate.REGIME in bench.gate_set.gates for bench in benches.values())
     slope = 1.0 if calibration is None else calibration.slope.get(config.gate.horizon, 1.0)
     settings = EngineSettings(

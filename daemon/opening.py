@@ -13,10 +13,10 @@ from tracepaper.daemon.building import build_engine
 from tracepaper.daemon.bybit.instruments import rescaled
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.describing import continues, describe_run, started
-from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.recovery import restore_engine
-from tracepaper.daemon.state import decode_state
-from tracepaper.daemon.thinker import Memory
+from tracepaper.daemon.session.predictor import BarHistory
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
@@ -78,7 +78,7 @@ class Opened:
     engine: Engine
     instruments: tuple[Instrument, ...]
     forecaster: Forecaster | None
-    memory: Memory
+    memory: BarHistory
     resumed: bool
     known: Mapping[str, int | None] = field(default_factory=dict)
     known_funding: Mapping[str, int] = field(default_factory=dict)
@@ -130,9 +130,9 @@ def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
         return _begin(opening, audit, reader, last)
 
 
-def _memory(opening: Opening) -> Memory:
+def _memory(opening: Opening) -> BarHistory:
     context = 1 if opening.forecaster is None else opening.forecaster.context
-    return Memory([item.id for item in opening.instruments], context=context)
+    return BarHistory([item.id for item in opening.instruments], context=context)
 
 
 def _go_on(opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run) -> Opened:

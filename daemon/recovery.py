@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from tracepaper.daemon.engine import Engine
-from tracepaper.daemon.portfolio import Portfolio
-from tracepaper.daemon.state import EngineState, decode_state
-from tracepaper.daemon.thinker import Memory
+from tracepaper.daemon.engine.account import Portfolio
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import EngineState, decode_state
+from tracepaper.daemon.session.predictor import BarHistory
 from tracepaper.storage.audit import Resumed
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types import Run
 
 
-def restore_engine(engine: Engine, reader: Reader, resumed: Resumed, memory: Memory | None) -> None:
+def restore_engine(
+    engine: Engine, reader: Reader, resumed: Resumed, memory: BarHistory | None
+) -> None:
     """Bring *engine* to where *resumed* ended, and *memory* to the bars its model needs.
 
     Raises ``InvariantBroken`` where the stored state is not what the stored fills add up to.
@@ -31,7 +33,7 @@ def restore_engine(engine: Engine, reader: Reader, resumed: Resumed, memory: Mem
     recall_bars(engine, reader, run, memory)
 
 
-def recall_bars(engine: Engine, reader: Reader, run: Run, memory: Memory | None) -> None:
+def recall_bars(engine: Engine, reader: Reader, run: Run, memory: BarHistory | None) -> None:
     """Feed the newest bars of *run* into *engine* and *memory* again; they cause nothing."""
     for item in run.instruments:
         wanted = max(engine.warmup_of(item.id), 1 if memory is None else memory.context)

@@ -15,11 +15,11 @@ from typing import Final
 
 import msgspec
 
-from tracepaper.daemon.broker import NOTIONAL_MOST
 from tracepaper.daemon.building import build_engine, needs_forecaster, resolved
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.config_values import plain
 from tracepaper.daemon.describing import describe_run
+from tracepaper.daemon.engine.orders import NOTIONAL_MOST
 from tracepaper.daemon.models import load_forecaster
 from tracepaper.storage.database import open_reader, sqlite_status
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed

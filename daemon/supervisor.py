@@ -13,8 +13,8 @@ from typing import Final, TypeVar
 
 import structlog
 
+from tracepaper.daemon.engine.ports import Clock
 from tracepaper.daemon.notify import Notifier
-from tracepaper.daemon.ports import Clock
 from tracepaper.strategies.errors import Recoverable, TracepaperError
 
 FIRST_WAIT_S: Final = 0.5

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.ports import Clock
+from tracepaper.daemon.engine.ports import Clock
 from tracepaper.daemon.terminal import Terminal
 from tracepaper.daemon.view_parts import Seen, screen
 from tracepaper.strategies.market import unscaled
@@ -205,8 +205,8 @@ class Lines:
             "open_time_ms": bar.open_time_ms,
             "close": unscaled(bar.close, instrument.price_decimals),
         }
-        if isinstance(step.answer, Forecast) and step.answer.explanation is not None:
-            facts["confidence"] = round(step.answer.explanation.confidence, 4)
+        if isinstance(step.prediction, Forecast) and step.prediction.explanation is not None:
+            facts["confidence"] = round(step.prediction.explanation.confidence, 4)
         if (decision := step.decision) is not None:
             facts["action"] = decision.action.value
             facts["refused_by"] = decision.refused_by.value if decision.refused_by else None

@@ -27,7 +27,7 @@ from tracepaper.strategies.types import (
     Forecast,
     Gate,
     Instrument,
-    Late,
+    PredictionTimeout,
     Run,
     Step,
 )
@@ -149,8 +149,8 @@ def _panel(seen: Seen, name: str, step: Step) -> RenderableType:
 
 def _thoughts(step: Step, horizon: int) -> list[tuple[str, Text]]:
     """Return the lines on forecast and attention, as far as there are any."""
-    match step.answer:
-        case Late(deadline_ms=deadline_ms):
+    match step.prediction:
+        case PredictionTimeout(deadline_ms=deadline_ms):
             return [("forecast", Text(f"none within {deadline_ms} ms", "yellow"))]
         case Forecast() as forecast:
             lines = [("forecast", _forecast(forecast, horizon))]

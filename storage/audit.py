@@ -322,7 +322,7 @@ class SqlAuditLog:
                 event,
                 accepted=True,
                 decision=None,
-                answer=None,
+                prediction=None,
                 orders=(),
                 fills=(),
                 position=None,

@@ -28,11 +28,11 @@ from tracepaper.strategies.types import (
     Forecast,
     Gate,
     GateSet,
-    Late,
     Liquidity,
     Order,
     OrderStatus,
     Position,
+    PredictionTimeout,
     Regime,
     Run,
     Side,
@@ -43,7 +43,7 @@ from tracepaper.strategies.types import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tracepaper.strategies.types import Answer, Event
+    from tracepaper.strategies.types import Event, Prediction
 
 MEASURES_FROM: Final = 6  # first measure in a ``steps`` row
 MARKS_FROM: Final = MEASURES_FROM + len(STEP_GATES)  # holding, unrealized, account's, equity
@@ -108,7 +108,7 @@ class StepDecoder:
             event=self.event(rows.event, other_event=shape.other_event),
             accepted=shape.accepted,
             decision=self._decision(core, answer_row),
-            answer=None if answer_row is None else self.answer(answer_row),
+            prediction=None if answer_row is None else self.prediction(answer_row),
             orders=tuple(self.order(row) for row in rows.sparse.get("orders", ())),
             fills=tuple(self.fill(row[2:]) for row in rows.sparse.get("fills", ())),
             position=position,
@@ -159,16 +159,16 @@ class StepDecoder:
             source=source,
         )
 
-    def answer(self, row: Sequence[Any]) -> Answer:
+    def prediction(self, row: Sequence[Any]) -> Prediction:
         """Return what the forecaster answered, from an ``answers`` row."""
         try:
             return self._answer(row)
         except _IMPOSSIBLE as error:
             raise _damaged(row[0], error) from error
 
-    def _answer(self, row: Sequence[Any]) -> Answer:
+    def _answer(self, row: Sequence[Any]) -> Prediction:
         if row[1] is not None:
-            return Late(row[1])
+            return PredictionTimeout(row[1])
         horizon = row[3]
         if horizon is None:
             return None

@@ -19,14 +19,14 @@ from tracepaper.strategies.types import (
     BLOCK_BARS,
     RISK_GATES,
     TIMING_GATES,
-    Answer,
     Bar,
     Decision,
     Explanation,
     Forecast,
     GateSet,
     Instrument,
-    Late,
+    Prediction,
+    PredictionTimeout,
 )
 
 if TYPE_CHECKING:
@@ -179,28 +179,28 @@ class _CountedGates:
         return known
 
 
-def _forecast_part(answer: Answer) -> object:
+def _forecast_part(prediction: Prediction) -> object:
     """Return the part of a decision's identity that the forecaster gave."""
-    match answer:
+    match prediction:
         case None:
             return None
-        case Late():
+        case PredictionTimeout():
             return "late"
         case Forecast():
             return (
-                answer.horizons,
+                prediction.horizons,
                 *(
                     tuple(finite(number) for number in column)
                     for column in (
-                        answer.mean_return,
-                        answer.stdev_return,
-                        answer.p_down,
-                        answer.p_flat,
-                        answer.p_up,
-                        answer.volatility,
+                        prediction.mean_return,
+                        prediction.stdev_return,
+                        prediction.p_down,
+                        prediction.p_flat,
+                        prediction.p_up,
+                        prediction.volatility,
                     )
                 ),
-                _explanation_part(answer.explanation),
+                _explanation_part(prediction.explanation),
             )
 
 
@@ -236,11 +236,11 @@ class DecisionHash:
         self._decision: Decision | None = None
         self._judged = b""
 
-    def digest(self, canonical: bytes, answer: Answer, decision: Decision) -> bytes:
+    def digest(self, canonical: bytes, prediction: Prediction, decision: Decision) -> bytes:
         """Return the hash of *decision* on the bar whose ``canonical_bar`` is *canonical*."""
         if decision is not self._decision:
             self._decision, self._judged = decision, self._encoded(decision)
-        said = b"" if answer is None else _encode(_forecast_part(answer))
+        said = b"" if prediction is None else _encode(_forecast_part(prediction))
         return sha256(canonical + self._judged + said).digest()
 
     def _encoded(self, decision: Decision) -> bytes:
@@ -258,9 +258,11 @@ class DecisionHash:
         )
 
 
-def decision_digest(bar: Bar, answer: Answer, decision: Decision, instrument: Instrument) -> bytes:
+def decision_digest(
+    bar: Bar, prediction: Prediction, decision: Decision, instrument: Instrument
+) -> bytes:
     """Return the ``DecisionHash`` of one decision by itself."""
-    return DecisionHash(instrument).digest(canonical_bar(bar, instrument), answer, decision)
+    return DecisionHash(instrument).digest(canonical_bar(bar, instrument), prediction, decision)
 
 
 # ---------------------------------------------------------------- what a decision saw

@@ -33,8 +33,8 @@ from tracepaper.strategies.types import (
     Forecast,
     Instrument,
     InstrumentChange,
-    Late,
     Order,
+    PredictionTimeout,
 )
 
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
     from tracepaper.storage.rows import SparseRow
     from tracepaper.strategies.types import (
         Account,
-        Answer,
         Decision,
         Event,
         GateSet,
         Position,
+        Prediction,
         Run,
         Step,
     )
@@ -299,9 +299,9 @@ class StepEncoder:
         if (decision := step.decision) is not None:
             judged = self.outcomes.judge(decision, key, sequence, sparse)
             target = decision.target_quantity
-        if step.answer is not None or judged.answer_measures is not None:
+        if step.prediction is not None or judged.answer_measures is not None:
             sparse.insert(
-                0, ("answers", self._answer_row(key, step.answer, judged.answer_measures))
+                0, ("answers", self._answer_row(key, step.prediction, judged.answer_measures))
             )
         held = (key, (0, place), None)
         holding = self._holdings.hold(held, step.position, step.account, sparse)
@@ -379,17 +379,17 @@ class StepEncoder:
 
     # ------------------------------------------------------------ answers and trades
 
-    def _answer_row(self, key: int, answer: Answer, measures: Row | None) -> Row:
+    def _answer_row(self, key: int, prediction: Prediction, measures: Row | None) -> Row:
         """Return the ``answers`` row: the forecast at the gates' horizon, the rest in one blob."""
         deadline = model_id = None
         forecast, explained = _NO_FORECAST[1:], _NO_EXPLANATION
-        match answer:
-            case Late():
-                deadline = answer.deadline_ms
+        match prediction:
+            case PredictionTimeout():
+                deadline = prediction.deadline_ms
             case Forecast():
-                model_id = None if answer.model_id == self._model_id else answer.model_id
-                forecast = _forecast_columns(answer, self._horizon)
-                explained = _explanation_columns(answer.explanation)
+                model_id = None if prediction.model_id == self._model_id else prediction.model_id
+                forecast = _forecast_columns(prediction, self._horizon)
+                explained = _explanation_columns(prediction.explanation)
             case None:
                 pass
         return (

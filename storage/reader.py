@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Sequence
 
-    from tracepaper.strategies.types import Answer, Bar, Event, Fill, Order, Run, RunKind
+    from tracepaper.strategies.types import Bar, Event, Fill, Order, Prediction, Run, RunKind
 
 # ---------------------------------------------------------------- stored rows, in chunks of steps
 
@@ -408,7 +408,7 @@ class Reader:
             for row in chunk.steps:
                 yield chunk.rows(row), row[-1]
 
-    def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Answer]]:
+    def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Prediction]]:
         """Yield (sequence, accepted, event, answer) in order, as the engine was given them."""
         stored = self.stored_run(run_id)
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
@@ -417,10 +417,10 @@ class Reader:
             for row in chunk.steps:
                 rows = chunk.rows(row)
                 answers = rows.sparse.get("answers")
-                answer = decoder.answer(answers[0]) if answers else None
+                prediction = decoder.prediction(answers[0]) if answers else None
                 is_other = row[0] in chunk.events
                 event = decoder.event(rows.event, other_event=is_other)
-                yield sequence_of(row[0]), bool(row[1] & 1), event, answer
+                yield sequence_of(row[0]), bool(row[1] & 1), event, prediction
 
     def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
         """Yield (sequence, buckets, older mass, entropy) of every explained answer, in order.

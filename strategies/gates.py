@@ -63,7 +63,7 @@ class Plausibility:
         return 2 * abs(bar.close - last) / max(doubled, 2 * tick)
 
 
-class Evidence(Struct, gc=False):
+class GateInputs(Struct, gc=False):
     """What the gates judge at one bar; the engine fills one in and reuses it."""
 
     running: bool = True
@@ -72,7 +72,7 @@ class Evidence(Struct, gc=False):
     missing_bars: int = 0
     plausible: float = 0.0
     quote_age_ms: int | None = None
-    answered: bool = True  # False after ``Late``
+    answered: bool = True  # False after ``PredictionTimeout``
     finite: bool | None = None
     forecast: Forecast | None = None
     explanation: Explanation | None = None
@@ -88,89 +88,89 @@ class Evidence(Struct, gc=False):
     daily_trades: int = 0
 
 
-def _operator(seen: Evidence) -> float | None:
+def _operator(seen: GateInputs) -> float | None:
     return 1.0 if seen.running else 0.0
 
 
-def _warm(seen: Evidence) -> float | None:
+def _warm(seen: GateInputs) -> float | None:
     return float(seen.bars)
 
 
-def _late(seen: Evidence) -> float | None:
+def _late(seen: GateInputs) -> float | None:
     return float(seen.late_ms)
 
 
-def _gap(seen: Evidence) -> float | None:
+def _gap(seen: GateInputs) -> float | None:
     return float(seen.missing_bars)
 
 
-def _plausible(seen: Evidence) -> float | None:
+def _plausible(seen: GateInputs) -> float | None:
     return seen.plausible
 
 
-def _stale(seen: Evidence) -> float | None:
+def _stale(seen: GateInputs) -> float | None:
     return None if seen.quote_age_ms is None else float(seen.quote_age_ms)
 
 
-def _deadline(seen: Evidence) -> float | None:
+def _deadline(seen: GateInputs) -> float | None:
     return 1.0 if seen.answered else 0.0
 
 
-def _finite(seen: Evidence) -> float | None:
+def _finite(seen: GateInputs) -> float | None:
     return None if seen.finite is None else float(seen.finite)
 
 
-def _confidence(seen: Evidence) -> float | None:
+def _confidence(seen: GateInputs) -> float | None:
     return None if seen.explanation is None else seen.explanation.confidence
 
 
-def _collapsed(seen: Evidence) -> float | None:
+def _collapsed(seen: GateInputs) -> float | None:
     if (explanation := seen.explanation) is None:
         return None
     return explanation.confidence - explanation.content_free
 
 
-def _shifted(seen: Evidence) -> float | None:
+def _shifted(seen: GateInputs) -> float | None:
     return None if seen.explanation is None else seen.explanation.shift
 
 
-def _regime(seen: Evidence) -> float | None:
+def _regime(seen: GateInputs) -> float | None:
     if seen.explanation is None:
         return None
     return 1.0 if seen.regime in seen.regimes else 0.0
 
 
-def _direction(seen: Evidence) -> float | None:
+def _direction(seen: GateInputs) -> float | None:
     if (forecast := seen.forecast) is None:
         return None
     up, down = forecast.p_up[seen.horizon_index], forecast.p_down[seen.horizon_index]
     return max(up, down) / (up + down) if up + down > 0 else None
 
 
-def _edge(seen: Evidence) -> float | None:
+def _edge(seen: GateInputs) -> float | None:
     if seen.forecast is None or seen.round_trip_cost <= 0:
         return None
     mean = seen.forecast.mean_return[seen.horizon_index] * min(1.0, seen.slope)
     return abs(mean) / seen.round_trip_cost
 
 
-def _risk_notional(seen: Evidence) -> float | None:
+def _risk_notional(seen: GateInputs) -> float | None:
     return 0.0 if seen.reduces else seen.notional / 1e10
 
 
-def _risk_drawdown(seen: Evidence) -> float | None:
+def _risk_drawdown(seen: GateInputs) -> float | None:
     return 0.0 if seen.reduces else seen.drawdown
 
 
-def _risk_daily_loss(seen: Evidence) -> float | None:
+def _risk_daily_loss(seen: GateInputs) -> float | None:
     return 0.0 if seen.reduces else seen.daily_loss
 
 
-def _risk_daily_trades(seen: Evidence) -> float | None:
+def _risk_daily_trades(seen: GateInputs) -> float | None:
     return 0.0 if seen.reduces else float(seen.daily_trades)
 
 
-MEASURES: Final[dict[Gate, Callable[[Evidence], float | None]]] = {
+MEASURES: Final[dict[Gate, Callable[[GateInputs], float | None]]] = {
     Gate.OPERATOR: _operator,
     Gate.WARM: _warm,
     Gate.LATE: _late,
@@ -212,7 +212,7 @@ _PLAIN: Final = frozenset({Gate.OPERATOR, Gate.WARM, Gate.LATE, Gate.GAP})
 _NOWHERE: Final = -1
 
 
-class GateBench:
+class GateEvaluator:
     """The gates that a strategy declared, with their thresholds, ready to judge bars."""
 
     def __init__(self, gates: frozenset[Gate], thresholds: Mapping[Gate, float]) -> None:
@@ -231,7 +231,7 @@ class GateBench:
         self._last_key: tuple[bool, int, int, int] | None = None
         self._last: tuple[tuple[float | None, ...], int] = ((), 0)
 
-    def judge(self, seen: Evidence) -> tuple[tuple[float | None, ...], int]:
+    def judge(self, seen: GateInputs) -> tuple[tuple[float | None, ...], int]:
         """Return every gate's measure, and a mask whose bit i says that gate i passed.
 
         A measure that cannot be computed (or is not finite) is null and fails. Without a model,
@@ -249,7 +249,7 @@ class GateBench:
             self._last = (*measures[:at], measure, *measures[at + 1 :]), passed
         return self._last
 
-    def _judged(self, seen: Evidence) -> tuple[tuple[float | None, ...], int]:
+    def _judged(self, seen: GateInputs) -> tuple[tuple[float | None, ...], int]:
         measures: list[float | None] = []
         passed = 0
         for measure_of, threshold, at_least, bit in self._tests:

@@ -316,13 +316,13 @@ class Forecast(Struct, frozen=True, gc=False):
     explanation: Explanation | None = None
 
 
-class Late(Struct, frozen=True, gc=False):
+class PredictionTimeout(Struct, frozen=True, gc=False):
     """The forecaster did not answer within its deadline; an input, stored and replayed."""
 
     deadline_ms: int
 
 
-Answer = Forecast | Late | None
+Prediction = Forecast | PredictionTimeout | None
 
 
 class Calibration(Struct, frozen=True):
@@ -428,7 +428,7 @@ class Decision(Struct, frozen=True, gc=False):
 
 
 class OrderStatus(StrEnum):
-    """The life of an order; the transitions are in ``daemon/broker.py``."""
+    """The life of an order; the transitions are in ``daemon/engine/orders.py``."""
 
     NEW = "NEW"
     ACCEPTED = "ACCEPTED"
@@ -534,7 +534,7 @@ class Step(Struct, frozen=True, gc=False):
     event: Event
     accepted: bool  # False for a revision of a bar already accepted: evidence, changes nothing
     decision: Decision | None
-    answer: Answer
+    prediction: Prediction
     orders: tuple[Order, ...]  # orders born or changed in this step, as they stand after it
     fills: tuple[Fill, ...]
     position: Position | None  # of the event's instrument; None where the event has none

@@ -18,11 +18,11 @@ from typing import Final
 
 from builders import MINUTE, START_MS
 
-from tracepaper.daemon.broker import NOTIONAL_MOST
-from tracepaper.daemon.engine import Engine
-from tracepaper.daemon.fills import Terms
-from tracepaper.daemon.state import EngineSettings
-from tracepaper.strategies.gates import GateBench
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.execution import ExecutionCosts
+from tracepaper.daemon.engine.orders import NOTIONAL_MOST
+from tracepaper.daemon.engine.state import EngineSettings
+from tracepaper.strategies.gates import GateEvaluator
 from tracepaper.strategies.market import Notional
 from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
 from tracepaper.strategies.strategy import CORE_GATES, Outlook, Strategy
@@ -128,7 +128,7 @@ def drawn(seed: int) -> Drawn:
     mode = rng.choice((SizingMode.FIXED, SizingMode.NOTIONAL))
     settings = EngineSettings(
         execution=FillModel.QUOTE if by_quotes else FillModel.NEXT_OPEN,
-        terms=Terms(rng.choice((0, 5_500_000, 10_000_000)), rng.choice((0, 0, 3_000_000))),
+        terms=ExecutionCosts(rng.choice((0, 5_500_000, 10_000_000)), rng.choice((0, 0, 3_000_000))),
         cash=min(max(int(worth * rng.choice((0.5, 0.98, 1.0, 1.02, 3, 100))), 1), CASH_MOST),
         interval_ms=MINUTE,
         period_start_ms=START_MS + rng.choice((0, 0, 3)) * MINUTE,
@@ -144,7 +144,7 @@ def drawn(seed: int) -> Drawn:
     gates = strategy.gates | frozenset(risk)
     if not by_quotes:
         gates -= {Gate.STALE}
-    bench = GateBench(
+    bench = GateEvaluator(
         gates,
         {
             Gate.OPERATOR: 1, Gate.WARM: strategy.warmup, Gate.LATE: MINUTE, Gate.GAP: 0,
@@ -253,7 +253,7 @@ class Refuted(AssertionError):
 
 
 def refusal(
-    item: Instrument, terms: Terms, needed: int, *, target: int, price: int, cash: int
+    item: Instrument, terms: ExecutionCosts, needed: int, *, target: int, price: int, cash: int
 ) -> bool:
     """Return whether an exchange with the filters of *item* would refuse what is *needed*."""
     quantity, spot = abs(needed), item.category is Category.SPOT

@@ -15,7 +15,6 @@ from tracepaper.strategies.types import (
     MONEY_LIMIT,
     Account,
     Action,
-    Answer,
     Bar,
     Category,
     Command,
@@ -32,13 +31,14 @@ from tracepaper.strategies.types import (
     Gate,
     GateSet,
     InstrumentChange,
-    Late,
     Liquidity,
     Mark,
     ModelChange,
     Order,
     OrderStatus,
     Position,
+    Prediction,
+    PredictionTimeout,
     Quote,
     Reading,
     Regime,
@@ -102,7 +102,7 @@ def decided(
     number: int,
     event: Bar,
     *,
-    answer: Answer = None,
+    prediction: Prediction = None,
     decision: Decision,
     position: Position,
     account: Account,
@@ -117,14 +117,14 @@ def decided(
         event,
         accepted=True,
         decision=decision,
-        answer=answer,
+        prediction=prediction,
         orders=orders,
         fills=fills,
         position=position,
         account=account,
         twins=twins,
         window_sha256=hashed(f"window {number}"),
-        decision_sha256=decision_digest(event, answer, decision, of),
+        decision_sha256=decision_digest(event, prediction, decision, of),
         state=state,
     )
 
@@ -259,9 +259,9 @@ def model_forecast(number: int) -> Forecast:
     )
 
 
-def model_decision(number: int, answer: Answer) -> Decision:
+def model_decision(number: int, prediction: Prediction) -> Decision:
     """Return a decision over every gate, refused by ``confidence`` or, when late, ``deadline``."""
-    is_late = isinstance(answer, Late)
+    is_late = isinstance(prediction, PredictionTimeout)
     values = [0.1 * place + number for place in range(len(Gate))]
     measures: list[float | None] = list(values)
     failed = Gate.DEADLINE if is_late else Gate.CONFIDENCE
@@ -311,7 +311,7 @@ def undecided(number: int, event: Event, *, accepted: bool = True) -> Step:
         event,
         accepted=accepted,
         decision=None,
-        answer=None,
+        prediction=None,
         orders=(),
         fills=(),
         position=OURS if hasattr(event, "instrument") and not is_first else None,
@@ -328,12 +328,12 @@ def explained_step(number: int, index: int) -> Step:
     twin_fill = market_fill("7-1", Side.BUY, 10_000, START_MS)
     twin = TwinStep("ungated", Position(1_000, 10**14, 0, 9, 5, 0), ACCOUNT, (twin_fill,))
     quiet = TwinStep("random", Position(), Account(1, 1, 0, 0, 0, 0), ())
-    answer: Answer = Late(1_000) if index == 2 else model_forecast(number)
+    prediction: Prediction = PredictionTimeout(1_000) if index == 2 else model_forecast(number)
     return decided(
         number,
         bar(10_000 + index, index=index, turnover=None if index % 2 else 77, late_ms=index),
-        answer=answer,
-        decision=model_decision(number, answer),
+        prediction=prediction,
+        decision=model_decision(number, prediction),
         position=OURS,
         account=ACCOUNT,
         orders=(order("7-0", Side.SELL, ORDER_LIFE[index], START_MS),) if index else (),
@@ -511,7 +511,7 @@ steps = st.builds(
     event=any_events,
     accepted=st.booleans(),
     decision=st.none() | decisions(),
-    answer=st.none() | st.builds(Late, st.integers(0, 10**6)) | forecasts(),
+    prediction=st.none() | st.builds(PredictionTimeout, st.integers(0, 10**6)) | forecasts(),
     orders=st.lists(orders, max_size=2).map(tuple),
     fills=st.lists(fills, max_size=2).map(tuple),
     position=st.none() | positions,

@@ -49,7 +49,7 @@ def test_every_file_that_the_plan_names_exists() -> None:
         re.findall(r"`((?:daemon|replay|storage|strategies|tests|deploy)/[\w/]+\.\w+)`", TEXT)
     )
     named |= set(re.findall(r"\]\(([^)#]+)\)", TEXT))
-    assert "daemon/runner.py" in named
+    assert "daemon/engine/runner.py" in named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 

@@ -15,14 +15,13 @@ from fakes import FixedForecaster, ScriptedFeed
 
 from tracepaper.daemon.building import resolved
 from tracepaper.daemon.config import Config, load
+from tracepaper.daemon.engine.runner import drive
 from tracepaper.daemon.opening import Opened, Opening, open_run
-from tracepaper.daemon.runner import drive
-from tracepaper.daemon.thinker import InlineThinker
+from tracepaper.daemon.session.predictor import InlinePredictor
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.types import (
-    Answer,
     Bar,
     Calibration,
     Command,
@@ -34,8 +33,9 @@ from tracepaper.strategies.types import (
     Gap,
     GapCause,
     InstrumentChange,
-    Late,
     Mark,
+    Prediction,
+    PredictionTimeout,
     RunKind,
     Step,
 )
@@ -115,12 +115,12 @@ def events(opened: Opened) -> Iterator[Event]:
 class LateOnce:
     """A thinker whose model misses its deadline at one bar."""
 
-    think: InlineThinker
+    predictor: InlinePredictor
 
-    async def __call__(self, event: Event) -> Answer:
+    async def __call__(self, event: Event) -> Prediction:
         """Predict as the model does, but for one bar."""
         late = isinstance(event, Bar) and event.open_time_ms == START_MS + LATE_AT * MINUTE
-        return self.think.predict(event, Late(1_000) if late else None)
+        return self.predictor.predict(event, PredictionTimeout(1_000) if late else None)
 
 
 async def stored_steps(path: Path) -> list[Step]:
@@ -140,8 +140,10 @@ async def stored_steps(path: Path) -> list[Step]:
         ),
         audit,
     )
-    think = InlineThinker(forecaster, opened.memory, period_start_ms=opened.run.period_start_ms)
-    await drive(ScriptedFeed(events(opened)), LateOnce(think), opened.engine, audit)
+    predictor = InlinePredictor(
+        forecaster, opened.memory, period_start_ms=opened.run.period_start_ms
+    )
+    await drive(ScriptedFeed(events(opened)), LateOnce(predictor), opened.engine, audit)
     audit.end(2)
     audit.close()
     with Reader.open(path) as reader:

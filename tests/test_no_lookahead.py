@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tracepaper.daemon.building import build_engine
 from tracepaper.daemon.config import load
-from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.engine.engine import Engine
 from tracepaper.strategies.strategy import Outlook, Strategy
 from tracepaper.strategies.types import Action, Bar, FillModel, Signal, Step
 

@@ -14,11 +14,11 @@ import pytest
 from builders import START_MS, bars, forecast, instrument, quote
 from fakes import FixedForecaster
 
-from tracepaper.daemon import engine as engine_module
 from tracepaper.daemon.building import build_engine, resolved
 from tracepaper.daemon.config import Config, load
+from tracepaper.daemon.engine import engine as engine_module
 from tracepaper.daemon.opening import Opened, Opening, open_run
-from tracepaper.daemon.thinker import InlineThinker
+from tracepaper.daemon.session.predictor import InlinePredictor
 from tracepaper.replay.checks.culprit import KEEPS_STATE, Culprit
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
@@ -111,10 +111,10 @@ class Process:
             ),
             self.audit,
         )
-        self.think = (
+        self.predictor = (
             None
             if self.forecaster is None
-            else InlineThinker(
+            else InlinePredictor(
                 self.forecaster,
                 self.opened.memory,
                 period_start_ms=self.opened.run.period_start_ms,
@@ -129,8 +129,8 @@ class Process:
             self.feed(self.opened.started(START_MS))
 
     def feed(self, event: Event) -> None:
-        answer = None if self.think is None else self.think.predict(event)
-        step = self.opened.engine.step(event, answer)
+        prediction = None if self.predictor is None else self.predictor.predict(event)
+        step = self.opened.engine.step(event, prediction)
         asyncio.run(self.audit.append(step))
         self.steps.append(step)
 

@@ -16,7 +16,7 @@ from tracepaper.daemon.bybit.feed_state import (
     bar_ranges,
 )
 from tracepaper.daemon.bybit.rest import CANDLES_MAX, RestClient
-from tracepaper.daemon.ports import Clock
+from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.types import Bar, Gap, GapCause
 
 FIRST_WAIT_S: Final = 0.5

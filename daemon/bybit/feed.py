@@ -27,7 +27,7 @@ from tracepaper.daemon.bybit.queue import (
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.bybit.sequencer import BarSequencer
 from tracepaper.daemon.bybit.websocket import CategoryStream, FeedSettings, first_cause
-from tracepaper.daemon.ports import Clock
+from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import (
     Bar,

@@ -15,7 +15,7 @@ from tracepaper.daemon.bybit.instruments import floor_open_ms, rescaled
 from tracepaper.daemon.bybit.queue import BackfillPage, EventQueue, GapCauseNotice, Item, Submitted
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.bybit.websocket import FeedSettings
-from tracepaper.daemon.ports import Clock
+from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Funding, Gap, GapCause, InstrumentChange
 

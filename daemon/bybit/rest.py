@@ -28,7 +28,7 @@ from tracepaper.daemon.bybit.instruments import (
 )
 from tracepaper.daemon.bybit.retry import Cooldown, is_loopback
 from tracepaper.daemon.config_sections import Exchange
-from tracepaper.daemon.ports import Clock
+from tracepaper.daemon.engine.ports import Clock
 from tracepaper.daemon.supervisor import RestartBudget, persist
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, InvariantBroken, MessageMalformed
 from tracepaper.strategies.types import MONEY_DECIMALS, Bar, Category, Funding, Instrument

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from tracepaper.daemon.ports import Clock
+from tracepaper.daemon.engine.ports import Clock
 from tracepaper.daemon.supervisor import Complaints, Waiting, unheard
 
 log = structlog.get_logger("bybit")

@@ -16,7 +16,7 @@ from tracepaper.daemon.bybit.feed_state import BarRange, FeedState, Place
 from tracepaper.daemon.bybit.maintenance import FeedMaintenance
 from tracepaper.daemon.bybit.queue import BackfillPage
 from tracepaper.daemon.bybit.rest import RestClient
-from tracepaper.daemon.ports import Clock
+from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.types import Bar, Event, Funding, Gap, GapCause, Mark, Quote, Source
 
 FUNDING_WAIT_S: Final = 0.5

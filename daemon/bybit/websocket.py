@@ -34,7 +34,7 @@ from tracepaper.daemon.bybit.wire import (
     Unknown,
     Wire,
 )
-from tracepaper.daemon.ports import Clock
+from tracepaper.daemon.engine.ports import Clock
 from tracepaper.daemon.supervisor import persist
 from tracepaper.strategies.errors import (
     ConfigInvalid,

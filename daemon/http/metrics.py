@@ -99,14 +99,14 @@ def _bars(monitor: Monitor) -> Iterable[Metric]:
     )
     scales = {one.id: one for one in monitor.run.instruments}
     for name, step in monitor.bars.items():
-        bar, scale, answer = step.event, scales[name], step.answer
+        bar, scale, prediction = step.event, scales[name], step.prediction
         assert isinstance(bar, Bar)
         prices.add_metric([name], bar.close / 10**scale.price_decimals)
         times.add_metric([name], bar.close_time_ms / 1000)
         if step.position is not None:
             quantity = step.position.quantity / 10**scale.quantity_decimals
             positions.add_metric([name], quantity)
-        if (explanation := getattr(answer, "explanation", None)) is not None:
+        if (explanation := getattr(prediction, "explanation", None)) is not None:
             confidences.add_metric([name], explanation.confidence)
     return (prices, times, positions, confidences)
 

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
-from tracepaper.daemon.ports import AuditLog, Clock, Think
+from tracepaper.daemon.engine.ports import AuditLog, Clock, Predictor
 from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     Account,
-    Answer,
     Bar,
     Command,
     CommandKind,
@@ -21,6 +20,7 @@ from tracepaper.strategies.types import (
     Event,
     Gate,
     Instrument,
+    Prediction,
     Run,
     Step,
 )
@@ -144,15 +144,15 @@ class Monitor:
         if step.decision is not None and step.decision.refused_by is not Gate.LATE:
             self.decision_s.add(max(0, self._clock.market_ms() - close_ms) / 1000)
 
-    def thinking(self, think: Think) -> Think:
+    def predicting(self, predictor: Predictor) -> Predictor:
         """Return *think*, timed."""
 
-        async def timed(event: Event) -> Answer:
+        async def timed(event: Event) -> Prediction:
             begun_s = self._clock.network_s()
-            answer = await think(event)
-            if answer is not None:
+            prediction = await predictor(event)
+            if prediction is not None:
                 self.model_s.add(self._clock.network_s() - begun_s)
-            return answer
+            return prediction
 
         return timed
 

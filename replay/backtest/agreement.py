@@ -7,18 +7,18 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from tracepaper.strategies.types import Answer, Decision, Forecast, Late
+from tracepaper.strategies.types import Decision, Forecast, Prediction, PredictionTimeout
 
 TOLERANCE: Final = 1e-4
 """Of a forecast's scale, between paths, devices or thread counts: what may differ."""
 
 
-def answers_agree(first: Answer, second: Answer) -> bool:
+def answers_agree(first: Prediction, second: Prediction) -> bool:
     """Return whether two answers agree to 1e-4 of their scale."""
     if not isinstance(first, Forecast) or not isinstance(second, Forecast):
-        return isinstance(first, Late) == isinstance(second, Late) and (first is None) == (
-            second is None
-        )
+        return isinstance(first, PredictionTimeout) == isinstance(second, PredictionTimeout) and (
+            first is None
+        ) == (second is None)
     if first.horizons != second.horizons:
         return False
     return all(

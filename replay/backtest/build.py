@@ -13,7 +13,7 @@ from tracepaper.daemon.building import build_engine, needs_forecaster, resolved,
 from tracepaper.daemon.config import DATA, Config, load_with_origins
 from tracepaper.daemon.config_sections import INTERVAL_MS
 from tracepaper.daemon.describing import describe_run
-from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.models import load_forecaster, warnings_for
 from tracepaper.daemon.rehearsal import refuse_size
 from tracepaper.replay.archive import Candles, FundingRates

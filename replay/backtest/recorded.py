@@ -2,7 +2,7 @@
 
 ``verify`` re-derives a run from here, and ``replay --data FILE.db#RUN`` feeds it into a new one.
 The model goes the way it went then: warmed at every recorded start with the bars that the start
-names, and ``Late`` wherever it was late.
+names, and ``PredictionTimeout`` wherever it was late.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from tracepaper.daemon.building import build_engine, needs_forecaster
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config import Config, restore
 from tracepaper.daemon.describing import OF_THE_PLACE, started
-from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.models import forecaster_of
-from tracepaper.daemon.state import decode_state
-from tracepaper.daemon.thinker import InlineThinker, Memory
+from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
 from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, run_events
-from tracepaper.replay.backtest.scan import ScanThinker
+from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
-    Answer,
     Event,
     FillModel,
-    Late,
     ModelChange,
+    Prediction,
+    PredictionTimeout,
     Run,
     RunEnd,
     RunKind,
@@ -104,23 +104,27 @@ def _take_over(reader: Reader, run: Run, engine: Engine) -> None:
     engine.restore(decode_state(first.step.state), next_sequence=0, taken_over=True)
 
 
-class RecordedThinker:
+class RecordedPredictor:
     """Hands out recorded events in order, and answers each by the model as it went then."""
 
     def __init__(self, recorded: Recorded, prober: Forecaster | None) -> None:
         run, forecaster = recorded.run, recorded.forecaster
-        self._late = Late(recorded.config.model.deadline_ms)  # which deadline is not the record's
+        self._late = PredictionTimeout(
+            recorded.config.model.deadline_ms
+        )  # which deadline is not the record's
         keys = [item.id for item in run.instruments]
-        self._said: deque[Answer] = deque()
-        self._inline: InlineThinker | None = None
-        self._scan: ScanThinker | None = None
+        self._said: deque[Prediction] = deque()
+        self._inline: InlinePredictor | None = None
+        self._scan: ScanPredictor | None = None
         if forecaster is None:
             return
         if run.path == "scan" and prober is not None:
-            self._scan = ScanThinker(forecaster, prober, keys, period_start_ms=run.period_start_ms)
+            self._scan = ScanPredictor(
+                forecaster, prober, keys, period_start_ms=run.period_start_ms
+            )
         else:
-            memory = Memory(keys, context=forecaster.context)
-            self._inline = InlineThinker(forecaster, memory, period_start_ms=run.period_start_ms)
+            memory = BarHistory(keys, context=forecaster.context)
+            self._inline = InlinePredictor(forecaster, memory, period_start_ms=run.period_start_ms)
 
     def events(self, reader: Reader, run_id: str) -> Iterator[Event]:
         """Yield the recorded events in order."""
@@ -130,10 +134,10 @@ class RecordedThinker:
     def _plain(self, reader: Reader, run_id: str) -> Iterator[Event]:
         for _, _, event, said in reader.events(run_id):
             if self._inline is not None:
-                self._said.append(self._late if isinstance(said, Late) else said)
+                self._said.append(self._late if isinstance(said, PredictionTimeout) else said)
             yield event
 
-    def predict(self, event: Event) -> Answer:
+    def predict(self, event: Event) -> Prediction:
         """Return the answer to *event*, which must be the oldest not yet answered."""
         if self._scan is not None:
             return self._scan.predict(event)
@@ -141,7 +145,7 @@ class RecordedThinker:
             return self._inline.predict(event, self._said.popleft())
         return None
 
-    async def __call__(self, event: Event) -> Answer:
+    async def __call__(self, event: Event) -> Prediction:
         """Return the prediction for *event*; never waits."""
         return self.predict(event)
 
@@ -154,7 +158,7 @@ async def rerun_recorded(
 ) -> str:
     """Feed the run that *spec* (``FILE.db#RUN``) names into *audit*; return the new run's id.
 
-    On the run's own path and warm-up, with its ``Late`` answers: every ``decision_sha256`` must
+    On the run's own path and warm-up, with its ``PredictionTimeout`` answers: every ``decision_sha256`` must
     come out equal.
     """
     named = located(spec, None)
@@ -176,9 +180,9 @@ async def rerun_recorded(
             **place,
         )
         audit.begin(run, recorded.engine.gate_sets)
-        thinker = RecordedThinker(recorded, prober)
-        events = _made_here(thinker.events(reader, named.run_id), place)
-        await run_events(events, thinker, recorded.engine, audit, tally)
+        predictor = RecordedPredictor(recorded, prober)
+        events = _made_here(predictor.events(reader, named.run_id), place)
+        await run_events(events, predictor, recorded.engine, audit, tally)
     return run.run_id
 
 

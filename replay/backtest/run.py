@@ -13,19 +13,19 @@ import msgspec
 
 from tracepaper.daemon.config import restore
 from tracepaper.daemon.describing import continues, started
-from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.ports import Predictor
+from tracepaper.daemon.engine.runner import drive
 from tracepaper.daemon.outside import Listener, Outside
-from tracepaper.daemon.ports import Think
 from tracepaper.daemon.recovery import restore_engine
-from tracepaper.daemon.runner import drive
-from tracepaper.daemon.thinker import InlineThinker, Memory, no_model
+from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor, no_model
 from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.backtest.build import Replay, build
-from tracepaper.replay.backtest.scan import ScanThinker
+from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types import Answer, Bar, Event, Funding, Gap, RunKind, Step
+from tracepaper.strategies.types import Bar, Event, Funding, Gap, Prediction, RunKind, Step
 
 DAY_MS: Final = 86_400_000
 _FIRST_BARS: Final = 2
@@ -45,7 +45,7 @@ class KnownFeed:
     """Events that are all known already, as a ``Feed``: it never waits for the next one.
 
     It takes an event only when the one before was dealt with: a source that reads ahead itself
-    (``ScanThinker``) relies on all earlier events having been answered.
+    (``ScanPredictor``) relies on all earlier events having been answered.
     """
 
     def __init__(self, events: Iterable[Event]) -> None:
@@ -150,7 +150,7 @@ class Tally:
 
 async def run_events(
     events: Iterable[Event],
-    think: Think,
+    predict: Predictor,
     engine: Engine,
     audit: SqlAuditLog,
     tally: Tally,
@@ -160,7 +160,7 @@ async def run_events(
 ) -> None:
     """Drive known *events* into *audit*; what is recorded is whole wherever it stops."""
     log = ActingAudit(audit) if acting_only else GroupedAudit(audit)
-    await drive(KnownFeed(events), think, engine, log, watch=tally.watch, heard=heard)
+    await drive(KnownFeed(events), predict, engine, log, watch=tally.watch, heard=heard)
     log.finish()
     audit.flush()
     tally.progress(tally.bars)
@@ -168,14 +168,14 @@ async def run_events(
 
 async def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
     """Open the run of *replay* and drive it to its end, or until it is stopped."""
-    thinking = thinking_over(replay)
+    predictor = predictor_over(replay)
     audit.begin(replay.run, replay.engine.gate_sets)
     start = started(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
-    events = thinking.ahead(chain((start,), replay.feed.events()))
+    events = predictor.ahead(chain((start,), replay.feed.events()))
     acting_only = ACTING_ONLY in replay.run.warnings
     await run_events(
         events,
-        thinking.think,
+        predictor.predict,
         replay.engine,
         audit,
         tally,
@@ -185,30 +185,30 @@ async def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
 
 
 @dataclass(frozen=True)
-class Thinking:
+class ReplayPredictor:
     """How a replay is answered: ``ahead`` wraps the events, ``think`` answers each of them.
 
     ``now`` is the same answer for callers without a loop.
     """
 
-    think: Think
-    now: Callable[[Event], Answer]
+    predict: Predictor
+    now: Callable[[Event], Prediction]
     ahead: Callable[[Iterable[Event]], Iterable[Event]]
-    memory: Memory | None
+    memory: BarHistory | None
 
 
-def thinking_over(replay: Replay) -> Thinking:
+def predictor_over(replay: Replay) -> ReplayPredictor:
     """Return what answers the events of *replay*: nothing, one pass, or a step for each bar."""
     forecaster, start_ms = replay.forecaster, replay.run.period_start_ms
     if forecaster is None:
-        return Thinking(no_model, lambda _event: None, lambda events: events, None)
+        return ReplayPredictor(no_model, lambda _event: None, lambda events: events, None)
     keys = [item.id for item in replay.instruments]
     if forecaster.path == "step" or not forecaster.causal:
-        memory = Memory(keys, context=forecaster.context)
-        inline = InlineThinker(forecaster, memory, period_start_ms=start_ms)
-        return Thinking(inline, inline.predict, lambda events: events, inline.memory)
-    scan = ScanThinker(forecaster, replay.prober(), keys, period_start_ms=start_ms)
-    return Thinking(scan, scan.predict, scan.read_ahead, scan.memory)
+        memory = BarHistory(keys, context=forecaster.context)
+        inline = InlinePredictor(forecaster, memory, period_start_ms=start_ms)
+        return ReplayPredictor(inline, inline.predict, lambda events: events, inline.memory)
+    scan = ScanPredictor(forecaster, replay.prober(), keys, period_start_ms=start_ms)
+    return ReplayPredictor(scan, scan.predict, scan.read_ahead, scan.memory)
 
 
 # ---------------------------------------------------------------- go on with an interrupted replay
@@ -253,8 +253,8 @@ async def resume_replay(
         )
     resumed = audit.resume(run_id)
     rest = (event for event in replay.feed.events() if _is_new(event, resumed))
-    thinking = thinking_over(replay)
-    memory = thinking.memory
+    predictor = predictor_over(replay)
+    memory = predictor.memory
     with Reader.open(database) as reader:
         restore_engine(replay.engine, reader, resumed, memory)
     warm_from = () if memory is None else memory.warm_from()
@@ -263,9 +263,9 @@ async def resume_replay(
         warm_from=warm_from,
         market_ms=max(resumed.last_open_ms.values(), default=run.period_start_ms),
     )
-    events = thinking.ahead(chain((start,), rest))
+    events = predictor.ahead(chain((start,), rest))
     heard = Listener(run.strategy)
-    await run_events(events, thinking.think, replay.engine, audit, tally, heard=heard)
+    await run_events(events, predictor.predict, replay.engine, audit, tally, heard=heard)
     return run_id
 
 

@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from tracepaper.daemon.thinker import Memory, warm
+from tracepaper.daemon.session.predictor import BarHistory, warm
 from tracepaper.replay.backtest.agreement import answers_agree
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.types import Answer, Bar, Event, Forecast, ModelChange
+from tracepaper.strategies.types import Bar, Event, Forecast, ModelChange, Prediction
 
 CHUNK_EVENTS: Final = 8_192
 """Events read ahead: enough for the batched pass to pay, a few megabytes of forecasts."""
@@ -23,7 +23,7 @@ CHUNK_EVENTS: Final = 8_192
 PROBE_EVERY_CHUNKS: Final = 16
 
 
-class ScanThinker:
+class ScanPredictor:
     """Reads ahead in a feed of known bars, and answers each with the row computed for it.
 
     *prober* is a second forecaster of the same checkpoint: it re-derives sampled bars from
@@ -43,7 +43,7 @@ class ScanThinker:
         self._forecaster = forecaster
         self._prober = prober
         self._period_start_ms = period_start_ms
-        self.memory = Memory(instruments, context=forecaster.context)
+        self.memory = BarHistory(instruments, context=forecaster.context)
         self._waiting: dict[str, deque[tuple[Bar, Forecast | None]]] = {
             key: deque() for key in instruments
         }
@@ -88,7 +88,7 @@ class ScanThinker:
         last = self.memory.last(bar.instrument)
         return last is None or bar.open_time_ms > last.open_time_ms
 
-    def predict(self, event: Event) -> Answer:
+    def predict(self, event: Event) -> Prediction:
         """Return the forecast that was computed for *event*, and for no other bar."""
         if not isinstance(event, Bar) or not self.memory.push(event):
             return None
@@ -97,7 +97,7 @@ class ScanThinker:
             raise InvariantBroken(f"the scan computed {bar.open_time_ms}, not this bar's row")
         return forecast if event.open_time_ms >= self._period_start_ms else None
 
-    async def __call__(self, event: Event) -> Answer:
+    async def __call__(self, event: Event) -> Prediction:
         """Return the prediction for *event*; never waits."""
         return self.predict(event)
 

@@ -17,10 +17,9 @@ import msgspec
 from tracepaper.daemon.building import build_engine, needs_forecaster, resolved
 from tracepaper.daemon.config import Config, load
 from tracepaper.daemon.describing import describe_run, started
+from tracepaper.daemon.engine.ports import Predictor
 from tracepaper.daemon.models import load_forecaster
-from tracepaper.daemon.ports import Think
-from tracepaper.daemon.thinker import Memory, WorkerThinker, no_model
-from tracepaper.daemon.worker import Worker
+from tracepaper.daemon.session.predictor import BarHistory, Worker, WorkerPredictor, no_model
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.bench.machine import machine_line
@@ -101,10 +100,10 @@ async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float
         started_at_ms=0,
         period_start_ms=start_ms,
     )
-    memory = Memory([instrument.id], context=context)
-    think: Think = no_model
+    memory = BarHistory([instrument.id], context=context)
+    predictor: Predictor = no_model
     if forecaster is not None:
-        think = WorkerThinker(
+        predictor = WorkerPredictor(
             forecaster,
             memory,
             Worker("model"),
@@ -115,15 +114,15 @@ async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float
         audit = SqlAuditLog.open(Path(folder) / "bench.db")
         audit.begin(run, engine.gate_sets)
         for bar in history[:context]:
-            await audit.append(engine.step(bar, await think(bar)))
+            await audit.append(engine.step(bar, await predictor(bar)))
         change = started(forecaster, warm_from=memory.warm_from(), market_ms=start_ms)
-        await audit.append(engine.step(change, await think(change)))
+        await audit.append(engine.step(change, await predictor(change)))
         whole, alone = [], []
         for number, bar in enumerate(history[context:]):
             quote = _quote(bar)
             await audit.append(engine.step(quote, None))
             began = time.perf_counter()
-            await audit.append(engine.step(bar, await think(bar)))
+            await audit.append(engine.step(bar, await predictor(bar)))
             middle = time.perf_counter()
             await bare.commit()
             ended = time.perf_counter()

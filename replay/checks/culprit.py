@@ -14,9 +14,14 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tracepaper.daemon.building import build_engine, code_version
-from tracepaper.daemon.engine import Engine
-from tracepaper.daemon.state import decode_state
-from tracepaper.replay.backtest.recorded import Recorded, RecordedThinker, open_recorded, prober_of
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import decode_state
+from tracepaper.replay.backtest.recorded import (
+    Recorded,
+    RecordedPredictor,
+    open_recorded,
+    prober_of,
+)
 from tracepaper.replay.checks.compare import Difference, RowCheck
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader, StoredRun
@@ -215,21 +220,21 @@ def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
     """Derive the run anew; *remade* makes its strategies anew at every restart, as a start does."""
     run_id = case.stored.run.run_id
     recorded = open_recorded(case.reader, case.database, run_id)
-    thinker = RecordedThinker(recorded, prober_of(recorded, case.database))
+    predictor = RecordedPredictor(recorded, prober_of(recorded, case.database))
     engine = recorded.engine
     bars: dict[str, deque[Bar]] = {
         item.id: deque(maxlen=engine.warmup_of(item.id)) for item in recorded.run.instruments
     }
     filters = {item.id: item for item in recorded.run.instruments}
     starts = 0
-    for event in islice(thinker.events(case.reader, run_id), case.stored.step_count):
+    for event in islice(predictor.events(case.reader, run_id), case.stored.step_count):
         if isinstance(event, InstrumentChange):
             filters[event.instrument.id] = event.instrument
         elif isinstance(event, ModelChange):
             starts += 1
             if remade and starts > 1:
                 engine = _restarted(recorded, engine, filters, bars)
-        step = engine.step(event, thinker.predict(event))
+        step = engine.step(event, predictor.predict(event))
         if isinstance(event, Bar) and step.accepted:
             bars[event.instrument].append(event)
         yield step

@@ -150,7 +150,9 @@ class _Check:
                     f"The strategy did not get through a replay within {self._limits.seconds:g} s; "
                     "see where it waits, or give more --seconds."
                 ) from None
-            self._given: list[Given] = [(one.step.event, one.answer) for one in self._whole.taken]
+            self._given: list[Given] = [
+                (one.step.event, one.prediction) for one in self._whole.taken
+            ]
             parts: dict[str, Callable[[], None]] = {
                 "bars without a later bar in the process": self._blind,
                 "a second run in one process": lambda: self._again(line),
@@ -258,7 +260,7 @@ class _Check:
                 for one in self._whole.taken
                 if getattr(one.step.event, "instrument", item.id) == item.id
             ]
-            given = [(one.step.event, one.answer) for one in mine]
+            given = [(one.step.event, one.prediction) for one in mine]
             with self._fresh.child(step_through, self._setup(only=item.id), given) as line:
                 steps = line.hear()
                 for place, (together, alone) in enumerate(zip(mine, steps, strict=True)):

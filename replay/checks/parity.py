@@ -211,7 +211,7 @@ def _within_tolerance(one: Step, two: Step, first: Instrument, second: Instrumen
     )
     same &= abs(_target(a, first) - _target(b, second)) <= step
     same &= not _bar_fields(one, two, first, second)
-    return same and answers_agree(one.answer, two.answer) and measures_agree(a, b)
+    return same and answers_agree(one.prediction, two.prediction) and measures_agree(a, b)
 
 
 def _bar_fields(
@@ -235,8 +235,8 @@ def _fields(
 ) -> list[tuple[str, str, str]]:
     """Return the fields in which two decisions differ, the bar's own first."""
     found = _bar_fields(one, two, first, second)
-    if isinstance(one.answer, Forecast) and isinstance(two.answer, Forecast):
-        found += list(forecast_differences(one.answer, two.answer))
+    if isinstance(one.prediction, Forecast) and isinstance(two.prediction, Forecast):
+        found += list(forecast_differences(one.prediction, two.prediction))
     if one.decision is not None and two.decision is not None:
         a, b = one.decision, two.decision
         for name, mine, theirs in decision_differences(a, b):

@@ -35,16 +35,16 @@ from tracepaper.daemon.building import (
 from tracepaper.daemon.clock import leap_clocks
 from tracepaper.daemon.config import Config
 from tracepaper.daemon.describing import started
-from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.models import load_forecaster
 from tracepaper.daemon.outside import Outside
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.instruments import recorded_instruments
 from tracepaper.replay.backtest.build import Replay, build
-from tracepaper.replay.backtest.run import thinking_over
+from tracepaper.replay.backtest.run import predictor_over
 from tracepaper.replay.checks.compare import Difference, step_differences
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
-from tracepaper.strategies.types import Answer, Bar, Event, FillModel, Instrument, Signal, Step
+from tracepaper.strategies.types import Bar, Event, FillModel, Instrument, Prediction, Signal, Step
 
 P = ParamSpec("P")
 Job = Callable[Concatenate[Connection, P], None]
@@ -192,7 +192,7 @@ class Taken:
     """A step, the answer that it was given, and what the strategy wished at it."""
 
     step: Step
-    answer: Answer
+    prediction: Prediction
     signal: Signal | None
 
 
@@ -248,7 +248,7 @@ class Probe:
     cut: bool
 
 
-Given = tuple[Event, Answer]
+Given = tuple[Event, Prediction]
 
 
 # ---------------------------------------------------------------- jobs
@@ -278,7 +278,7 @@ def derive_whole(line: Connection, config: Config, candles: Sequence[Candles], p
     setup = Setup(replay.config, replay.instruments, replay.run.period_start_ms, path)
     while (asked := line.recv()) is not None:
         if asked == "again":
-            _stepped(line, setup.engine(), [(one.step.event, one.answer) for one in taken])
+            _stepped(line, setup.engine(), [(one.step.event, one.prediction) for one in taken])
     line.send(_heard(config))
 
 
@@ -325,18 +325,18 @@ def derive_probes(line: Connection, config: Config, candles: Sequence[Candles], 
 
 def derived(replay: Replay) -> Iterator[Taken]:
     """Yield every step of *replay*; nothing is stored."""
-    thinking = thinking_over(replay)
+    predictor = predictor_over(replay)
     start = started(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
-    for event in thinking.ahead(chain((start,), replay.feed.events())):
-        yield _take(replay.engine, event, thinking.now(event))
+    for event in predictor.ahead(chain((start,), replay.feed.events())):
+        yield _take(replay.engine, event, predictor.now(event))
 
 
-def _take(engine: Engine, event: Event, answer: Answer) -> Taken:
-    step = engine.step(event, answer)
+def _take(engine: Engine, event: Event, prediction: Prediction) -> Taken:
+    step = engine.step(event, prediction)
     signal = None
     if isinstance(event, Bar) and step.decision is not None:
         signal = engine.signal_of(event.instrument)
-    return Taken(step, answer, signal)
+    return Taken(step, prediction, signal)
 
 
 def packed(step: Step) -> bytes:

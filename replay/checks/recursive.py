@@ -90,7 +90,7 @@ def same_wish(one: Taken, two: Taken) -> bool:
     if a is None or b is None:
         return a is b
     same = a.action is b.action and abs(a.strength - b.strength) <= TOLERANCE
-    return same and answers_agree(one.step.answer, two.step.answer)
+    return same and answers_agree(one.step.prediction, two.step.prediction)
 
 
 def _measures_agree(a: Decision, b: Decision) -> bool:

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tracepaper.daemon.building import strategy_sha256
 from tracepaper.daemon.describing import OF_THE_PLACE, started
-from tracepaper.replay.backtest.recorded import Recorded, RecordedThinker, open_recorded, prober_of
+from tracepaper.replay.backtest.recorded import (
+    Recorded,
+    RecordedPredictor,
+    open_recorded,
+    prober_of,
+)
 from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
 from tracepaper.replay.checks.culprit import Case, Culprit, blame
 from tracepaper.storage.reader import Reader, StoredRun
@@ -141,7 +146,7 @@ def verify_run(
     found = Verification(run_id)
     counted, total = reader.counted(run_id)
     first_compared = 0 if sample is None else max(0, total - sample)
-    thinker = RecordedThinker(recorded, prober_of(recorded, database))
+    predictor = RecordedPredictor(recorded, prober_of(recorded, database))
     check = RowCheck(reader, stored)
     here = Environment.recorded(started(recorded.forecaster, warm_from=(), market_ms=0))
     elsewhere = Environment.recorded(recorded.run).differs(here)
@@ -150,13 +155,13 @@ def verify_run(
         _differ(found, stored.run, "step_count", counted, total)
     # The run may grow meanwhile, and what it had is what is compared.
     rows = reader.rows(run_id, until=total - 1)
-    events = islice(_events(thinker, reader, run_id), total)
+    events = islice(_events(predictor, reader, run_id), total)
     for event, (kept, _) in zip(events, rows, strict=True):
         if isinstance(event, ModelChange):
             elsewhere = Environment.recorded(event).differs(here)
         if elsewhere and not found.elsewhere:
             found.exact, found.elsewhere = False, elsewhere
-        derived = recorded.engine.step(event, thinker.predict(event))
+        derived = recorded.engine.step(event, predictor.predict(event))
         found.steps += 1
         if derived.sequence >= first_compared:
             _judge(found, check, derived, kept, exact=not elsewhere)
@@ -177,8 +182,8 @@ def verify_run(
     return found
 
 
-def _events(thinker: RecordedThinker, reader: Reader, run_id: str) -> Iterator[Event]:
-    return thinker.events(reader, run_id)
+def _events(predictor: RecordedPredictor, reader: Reader, run_id: str) -> Iterator[Event]:
+    return predictor.events(reader, run_id)
 
 
 def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded: Recorded) -> None:

@@ -26,7 +26,15 @@ from tracepaper.strategies.forecasters.attributing import Contributions, Figures
 from tracepaper.strategies.forecasters.streaming import Attribution, StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.types import BLOCK_BARS, Bar, Explanation, Forecast, Late, Run, Step
+from tracepaper.strategies.types import (
+    BLOCK_BARS,
+    Bar,
+    Explanation,
+    Forecast,
+    PredictionTimeout,
+    Run,
+    Step,
+)
 
 HEAVIEST: Final = 16
 """Past bars that a table shows, and whose contributions are summed apart."""
@@ -113,17 +121,17 @@ def _forecast(run: Run, step: Step) -> Forecast:
             f"{named} cannot be recomputed, for its run kept only the bars it traded on; replay "
             "it with --log full."
         )
-    if isinstance(step.answer, Late):
+    if isinstance(step.prediction, PredictionTimeout):
         raise DataInvalid(
             f"{named} has no forecast to take apart, for the model missed its deadline of "
-            f"{step.answer.deadline_ms:,} ms; choose another decision."
+            f"{step.prediction.deadline_ms:,} ms; choose another decision."
         )
-    if step.answer is None:
+    if step.prediction is None:
         raise DataInvalid(
             f"{named} came before its model was warm, so there is nothing to recompute; choose a "
             "later decision."
         )
-    return step.answer
+    return step.prediction
 
 
 def _forecaster(database: Path, run: Run, model_id: str) -> Explainable:

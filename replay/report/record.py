@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tracepaper.daemon.building import terms_for
 from tracepaper.daemon.config import Config, restore
-from tracepaper.daemon.fills import Terms
+from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
@@ -87,7 +87,7 @@ class RunRecord:
     run: Row
     instruments: dict[str, Instrument]
     config: Config
-    terms: Terms
+    terms: ExecutionCosts
     every_bar: bool  # False where only steps that traded, and the ends of days, are kept
     times_ms: Ints
     bars: dict[str, Bars]

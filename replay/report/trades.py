@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.daemon.fills import Terms
+from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.replay.report.record import Ledger, Row
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_SCALE, FillModel, Instrument, Side
 
@@ -192,7 +192,7 @@ def trades(ledger: Ledger, instruments: Mapping[str, Instrument]) -> list[Trade]
     return sorted(found, key=lambda trade: (trade.left_ms, trade.instrument))
 
 
-def costs(ledger: Ledger, terms: Terms) -> Costs:
+def costs(ledger: Ledger, terms: ExecutionCosts) -> Costs:
     """Return what the fills of *ledger* cost under *terms*."""
     spread = slippage = 0.0
     for fill in ledger.fills:
@@ -205,7 +205,7 @@ def costs(ledger: Ledger, terms: Terms) -> Costs:
     return Costs(ledger.fees_paid, spread, slippage, ledger.funding_paid, gross, net)
 
 
-def _slippage_share(fill: Row, terms: Terms) -> float:
+def _slippage_share(fill: Row, terms: ExecutionCosts) -> float:
     """Return which part of a fill's distance from its reference is slippage; the rest is spread."""
     if not terms.slippage:
         return 0.0

@@ -6,12 +6,20 @@ from typing import Any
 import pytest
 from builders import bar, instrument
 
-from tracepaper.daemon.broker import FLATTEN, NEXT, NOTIONAL_MOST, Broker, OrderEvent, Sent, advance
-from tracepaper.daemon.fills import Executor, Terms
+from tracepaper.daemon.engine.execution import ExecutionCosts, Executor
+from tracepaper.daemon.engine.orders import (
+    FLATTEN,
+    NEXT,
+    NOTIONAL_MOST,
+    Broker,
+    OrderEvent,
+    Sent,
+    advance,
+)
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types import Category, Order, OrderStatus, Side
 
-TERMS = Terms(taker_fee=5_500_000)
+TERMS = ExecutionCosts(taker_fee=5_500_000)
 
 
 def broker(**filters: Any) -> Broker:
@@ -155,7 +163,7 @@ def test_a_fill_of_an_order_that_does_not_rest_is_a_bug() -> None:
 
 def test_a_spot_buy_is_grossed_up_so_that_the_fee_in_base_leaves_the_target() -> None:
     item = instrument(category=Category.SPOT)
-    desk = Broker(item, Terms(taker_fee=10_000_000), latency_ms=0)
+    desk = Broker(item, ExecutionCosts(taker_fee=10_000_000), latency_ms=0)
     (order,) = submit(desk, 1_000)
     fee = order.quantity * 10_000_000 // 10**10
     assert abs(order.quantity - fee - 1_000) <= item.quantity_step
@@ -192,7 +200,7 @@ def test_an_order_that_money_could_not_hold_is_refused_and_a_close_never_is() ->
 
 def test_a_spot_buy_beyond_the_cash_is_refused_and_a_sale_is_not() -> None:
     item = instrument(category=Category.SPOT)
-    desk = Broker(item, Terms(taker_fee=0), latency_ms=0)
+    desk = Broker(item, ExecutionCosts(taker_fee=0), latency_ms=0)
     order: dict[str, Any] = {"order_id": "1-0", "price": 10_000, "reason": "why", "at_ms": 0}
     assert desk.submit(1_000, 0, cash=99 * 10**10, **order) == Sent((), "cash does not cover it")
     (bought,) = desk.submit(1_000, 0, cash=100 * 10**10, **order).orders

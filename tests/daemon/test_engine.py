@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tracepaper.daemon.building import build_engine
 from tracepaper.daemon.config import load
-from tracepaper.daemon.engine import Engine
-from tracepaper.daemon.state import decode_state
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.strategies.types import (
     Action,
     Bar,
@@ -27,9 +27,9 @@ from tracepaper.strategies.types import (
     Forecast,
     Gate,
     Instrument,
-    Late,
     ModelChange,
     OrderStatus,
+    PredictionTimeout,
     Regime,
     Step,
 )
@@ -90,8 +90,8 @@ def attention(**gate: Any) -> Engine:
 def answered(machine: Engine, answers: list[Any]) -> list[Step]:
     closes = [1_000_000 + 100 * index for index in range(len(answers))]
     return [
-        machine.step(bar(close, index=index), answer)
-        for index, (close, answer) in enumerate(zip(closes, answers, strict=True))
+        machine.step(bar(close, index=index), prediction)
+        for index, (close, prediction) in enumerate(zip(closes, answers, strict=True))
     ]
 
 
@@ -361,7 +361,7 @@ def test_an_allowed_forecast_is_traded_and_every_gate_is_recorded() -> None:
 
 
 def test_a_late_model_is_refused_by_deadline() -> None:
-    decision = answered(attention(), [None, None, Late(1_000)])[-1].decision
+    decision = answered(attention(), [None, None, PredictionTimeout(1_000)])[-1].decision
     assert decision is not None
     assert (decision.action, decision.refused_by) == (Action.HOLD, Gate.DEADLINE)
 
@@ -370,7 +370,7 @@ def test_a_forecast_that_is_not_finite_is_refused_and_not_stored() -> None:
     step = answered(attention(), [None, None, forecast(float("nan"))])[-1]
     assert step.decision is not None
     assert step.decision.refused_by is Gate.FINITE
-    assert step.answer is None
+    assert step.prediction is None
 
 
 def test_a_refusal_by_judgement_holds_or_closes_as_configured() -> None:

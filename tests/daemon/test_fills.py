@@ -7,11 +7,11 @@ from builders import bar, instrument, quote
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.fills import Executor, Terms
+from tracepaper.daemon.engine.execution import ExecutionCosts, Executor
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Category, FillModel, Order, OrderStatus, Side
 
-FEE = Terms.of(taker_fee=Decimal("0.00055"), slippage_bp=Decimal(0), spread_bp=Decimal(0))
+FEE = ExecutionCosts.of(taker_fee=Decimal("0.00055"), slippage_bp=Decimal(0), spread_bp=Decimal(0))
 
 
 def order(side: Side = Side.BUY, quantity: int = 1_000, filled: int = 0) -> Order:
@@ -28,7 +28,7 @@ def test_next_open_fills_all_at_the_open_with_the_exact_fee() -> None:
 
 
 def test_spread_and_slippage_move_the_price_against_the_order_to_a_whole_tick() -> None:
-    terms = Terms.of(taker_fee=Decimal(0), slippage_bp=Decimal(1), spread_bp=Decimal(2))
+    terms = ExecutionCosts.of(taker_fee=Decimal(0), slippage_bp=Decimal(1), spread_bp=Decimal(2))
     executor = Executor(instrument(tick_size=10), terms)
     buy = executor.at_open(order(), bar(open_=1_000_000))
     sell = executor.at_open(order(Side.SELL), bar(open_=1_000_000))
@@ -38,7 +38,7 @@ def test_spread_and_slippage_move_the_price_against_the_order_to_a_whole_tick() 
 
 @given(st.integers(1_000, 10**8), st.integers(0, 10**8), st.sampled_from(Side))
 def test_costs_never_favour_the_order(price: int, rate: int, side: Side) -> None:
-    executor = Executor(instrument(), Terms(0, slippage=rate))
+    executor = Executor(instrument(), ExecutionCosts(0, slippage=rate))
     fill = executor.at_open(order(side), bar(open_=price))
     assert fill.price >= price if side is Side.BUY else fill.price <= max(price, 10)
 
@@ -60,17 +60,19 @@ def test_a_quote_without_size_fills_nothing() -> None:
 
 def test_a_spot_buy_pays_its_fee_in_base() -> None:
     spot = instrument(category=Category.SPOT)
-    fill = Executor(spot, Terms(10_000_000)).at_open(order(), bar())
+    fill = Executor(spot, ExecutionCosts(10_000_000)).at_open(order(), bar())
     assert (fill.fee, fill.fee_base) == (0, 1)
-    sold = Executor(spot, Terms(10_000_000)).at_open(order(Side.SELL), bar())
+    sold = Executor(spot, ExecutionCosts(10_000_000)).at_open(order(Side.SELL), bar())
     assert sold.fee_base == 0 < sold.fee
 
 
 def test_round_trip_is_twice_what_one_side_costs() -> None:
-    terms = Terms.of(taker_fee=Decimal("0.00055"), slippage_bp=Decimal("0.5"), spread_bp=Decimal(1))
+    terms = ExecutionCosts.of(
+        taker_fee=Decimal("0.00055"), slippage_bp=Decimal("0.5"), spread_bp=Decimal(1)
+    )
     assert terms.round_trip == pytest.approx(2 * (0.00055 + 0.00005 + 0.00005))
 
 
 def test_a_fee_beyond_ten_decimals_is_refused() -> None:
     with pytest.raises(ConfigInvalid, match=r"execution\.taker_fee"):
-        Terms.of(taker_fee=Decimal("1e-11"), slippage_bp=Decimal(0), spread_bp=Decimal(0))
+        ExecutionCosts.of(taker_fee=Decimal("1e-11"), slippage_bp=Decimal(0), spread_bp=Decimal(0))

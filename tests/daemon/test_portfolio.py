@@ -7,13 +7,13 @@ from builders import bar, instrument
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.fills import Executor, Terms
-from tracepaper.daemon.portfolio import Portfolio
+from tracepaper.daemon.engine.account import Portfolio
+from tracepaper.daemon.engine.execution import ExecutionCosts, Executor
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types import Category, Fill, Order, OrderStatus, Side
 
 START = 1_000_000 * 10**10
-TERMS = Terms(taker_fee=5_500_000)
+TERMS = ExecutionCosts(taker_fee=5_500_000)
 
 
 def fill(signed: int, price: int, category: Category = Category.LINEAR) -> Fill:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tracepaper.daemon.risk import DAY_MS, RiskWatch
-from tracepaper.strategies.gates import Evidence
+from tracepaper.daemon.engine.risk import DAY_MS, RiskWatch
+from tracepaper.strategies.gates import GateInputs
 from tracepaper.strategies.types import MONEY_SCALE, Account, Gate
 
 LIMITS = {Gate.RISK_DRAWDOWN: 0.1}
@@ -15,8 +15,8 @@ def account(equity: int) -> Account:
     return Account(0, equity * MONEY_SCALE, 0, 0, 0, 0)
 
 
-def measured(watch: RiskWatch, equity: int, market_ms: int = 0) -> Evidence:
-    seen = Evidence()
+def measured(watch: RiskWatch, equity: int, market_ms: int = 0) -> GateInputs:
+    seen = GateInputs()
     watch.measure(seen, account=account(equity), market_ms=market_ms)
     return seen
 
@@ -52,7 +52,7 @@ def test_trades_are_counted_by_the_day_of_their_fill_with_the_one_being_judged()
 
 def test_the_carried_state_says_when_it_changed() -> None:
     watch = RiskWatch(LIMITS)
-    seen = Evidence()
+    seen = GateInputs()
     assert watch.measure(seen, account=account(1_000), market_ms=0)
     assert not watch.measure(seen, account=account(990), market_ms=1)
     assert watch.measure(seen, account=account(1_001), market_ms=2)

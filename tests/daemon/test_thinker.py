@@ -10,9 +10,14 @@ import pytest
 from builders import START_MS, bars, forecast, quote
 from fakes import FixedForecaster
 
-from tracepaper.daemon.thinker import InlineThinker, Memory, WorkerThinker, no_model
-from tracepaper.daemon.worker import Worker
-from tracepaper.strategies.types import Bar, Forecast, Late, ModelChange
+from tracepaper.daemon.session.predictor import (
+    BarHistory,
+    InlinePredictor,
+    Worker,
+    WorkerPredictor,
+    no_model,
+)
+from tracepaper.strategies.types import Bar, Forecast, ModelChange, PredictionTimeout
 
 KEY = "linear:BTCUSDT"
 
@@ -41,8 +46,12 @@ class Gated(FixedForecaster):
 
 async def test_a_forecast_in_time_is_the_answer() -> None:
     forecaster = FixedForecaster(says, context=1)
-    worker = WorkerThinker(
-        forecaster, Memory([KEY], context=1), Worker("model"), period_start_ms=0, deadline_ms=10_000
+    worker = WorkerPredictor(
+        forecaster,
+        BarHistory([KEY], context=1),
+        Worker("model"),
+        period_start_ms=0,
+        deadline_ms=10_000,
     )
     await worker(start())
     (item,) = bars(1)
@@ -52,25 +61,25 @@ async def test_a_forecast_in_time_is_the_answer() -> None:
 async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_next() -> None:
     forecaster = Gated()
     forecaster.gate.set()
-    worker = WorkerThinker(
-        forecaster, Memory([KEY], context=1), Worker("model"), period_start_ms=0, deadline_ms=50
+    worker = WorkerPredictor(
+        forecaster, BarHistory([KEY], context=1), Worker("model"), period_start_ms=0, deadline_ms=50
     )
     await worker(start())
     first, second = bars(2)
     forecaster.gate.clear()
-    assert await worker(first) == Late(50)
+    assert await worker(first) == PredictionTimeout(50)
     forecaster.gate.set()
-    answer: object = Late(50)
+    prediction: object = PredictionTimeout(50)
     async with asyncio.timeout(10):
-        answer = await worker(second)
+        prediction = await worker(second)
     assert forecaster.order == [first.open_time_ms, second.open_time_ms]
-    assert answer in (says([second]), Late(50))
+    assert prediction in (says([second]), PredictionTimeout(50))
 
 
 async def test_only_bars_are_answered() -> None:
-    worker = WorkerThinker(
+    worker = WorkerPredictor(
         FixedForecaster(says, context=1),
-        Memory([KEY], context=1),
+        BarHistory([KEY], context=1),
         Worker("model"),
         period_start_ms=0,
         deadline_ms=1_000,
@@ -81,8 +90,8 @@ async def test_only_bars_are_answered() -> None:
 
 def test_warm_up_bars_are_remembered_and_the_start_warms_the_model_with_them() -> None:
     forecaster = FixedForecaster(says, context=5)
-    memory = Memory([KEY], context=5)
-    inline = InlineThinker(forecaster, memory, period_start_ms=START_MS + 8 * 60_000)
+    memory = BarHistory([KEY], context=5)
+    inline = InlinePredictor(forecaster, memory, period_start_ms=START_MS + 8 * 60_000)
     history = bars(12)
     for item in history[:8]:
         assert inline.predict(item) is None
@@ -94,8 +103,8 @@ def test_warm_up_bars_are_remembered_and_the_start_warms_the_model_with_them() -
 
 def test_a_warm_up_bar_after_the_start_is_taken_in_without_an_answer() -> None:
     forecaster = FixedForecaster(says, context=2)
-    memory = Memory([KEY], context=2)
-    inline = InlineThinker(forecaster, memory, period_start_ms=START_MS + 3 * 60_000)
+    memory = BarHistory([KEY], context=2)
+    inline = InlinePredictor(forecaster, memory, period_start_ms=START_MS + 3 * 60_000)
     history = bars(4)
     inline.predict(history[0])
     inline.predict(start(memory.warm_from()))
@@ -105,16 +114,16 @@ def test_a_warm_up_bar_after_the_start_is_taken_in_without_an_answer() -> None:
 
 def test_a_recorded_late_answer_is_given_again_and_the_ring_still_moves() -> None:
     forecaster = FixedForecaster(says, context=1)
-    inline = InlineThinker(forecaster, Memory([KEY], context=1), period_start_ms=0)
+    inline = InlinePredictor(forecaster, BarHistory([KEY], context=1), period_start_ms=0)
     inline.predict(start())
     first, second = bars(2)
-    assert inline.predict(first, Late(7)) == Late(7)
+    assert inline.predict(first, PredictionTimeout(7)) == PredictionTimeout(7)
     assert inline.predict(second) == says([second])
 
 
 def test_a_revision_does_not_reach_the_model() -> None:
     forecaster = FixedForecaster(says, context=1)
-    inline = InlineThinker(forecaster, Memory([KEY], context=1), period_start_ms=0)
+    inline = InlinePredictor(forecaster, BarHistory([KEY], context=1), period_start_ms=0)
     inline.predict(start())
     first, second = bars(2)
     inline.predict(first)
@@ -123,7 +132,7 @@ def test_a_revision_does_not_reach_the_model() -> None:
 
 
 def test_memory_equals_the_tail_of_what_it_took() -> None:
-    memory = Memory([KEY], context=3)
+    memory = BarHistory([KEY], context=3)
     history = bars(10)
     assert all(memory.push(item) for item in history)
     assert not memory.push(history[4])
@@ -136,9 +145,9 @@ async def test_an_error_of_the_model_reaches_whoever_asked() -> None:
     def broken(_seen: Sequence[Bar]) -> Forecast:
         raise ZeroDivisionError
 
-    worker = WorkerThinker(
+    worker = WorkerPredictor(
         FixedForecaster(broken, context=1),
-        Memory([KEY], context=1),
+        BarHistory([KEY], context=1),
         Worker("model"),
         period_start_ms=0,
         deadline_ms=10_000,

@@ -13,13 +13,13 @@ import pytest
 from builders import MINUTE, START_MS, bar, instrument, quote
 from campaign_engine import Refuted, examined
 
-from tracepaper.daemon.broker import UNCHANGED, Broker, Sent
 from tracepaper.daemon.building import build_engine
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config import load
-from tracepaper.daemon.desk import Desk
-from tracepaper.daemon.engine import Engine
-from tracepaper.daemon.portfolio import Portfolio
+from tracepaper.daemon.engine.account import Portfolio
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.instrument_state import InstrumentState
+from tracepaper.daemon.engine.orders import UNCHANGED, Broker, Sent
 from tracepaper.strategies.strategy import Outlook, Strategy
 from tracepaper.strategies.types import (
     Action,
@@ -102,7 +102,7 @@ PLANTED = [
     (Broker, "_refusal", _refuses_all),
     (Broker, "_refusal", _never),
     (Broker, "expire", _never),
-    (Desk, "unfilled", _says_nothing),
+    (InstrumentState, "unfilled", _says_nothing),
     (Portfolio, "apply", _loses_a_unit),
     (Engine, "_submit", _only_wishes),
 ]

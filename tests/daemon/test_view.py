@@ -25,8 +25,8 @@ from tracepaper.strategies.types import (
     Gap,
     GapCause,
     Gate,
-    Late,
     Position,
+    PredictionTimeout,
     Step,
     TwinStep,
 )
@@ -50,7 +50,7 @@ def full_step(sequence: int = 3) -> Step:
         bar(close=6_511_420),
         sequence=sequence,
         decided=decision(),
-        answer=forecast(),
+        prediction=forecast(),
         fills=(fill(),),
         position=Position(-1_500, -1_500 * 6_500_000 * 10**5, 0, 25 * 10**9),
         of=account(100_012),
@@ -115,7 +115,7 @@ def test_before_the_first_bar_the_screen_says_so() -> None:
 
 def test_a_late_forecast_and_a_missing_measure_are_shown() -> None:
     rows = ((Gate.DEADLINE, 0.0, 1.0, False), (Gate.CONFIDENCE, None, 0.18, False))
-    shown = drawn(step(bar(), decided=decision(measures=rows), answer=Late(1_000)))
+    shown = drawn(step(bar(), decided=decision(measures=rows), prediction=PredictionTimeout(1_000)))
     assert "none within 1000 ms" in shown
     assert "✗ confidence –/0.18" in shown
 
@@ -205,7 +205,7 @@ def test_elsewhere_each_second_has_one_decision_line(lines: io.StringIO) -> None
         view.opened(run())
         for number, one in enumerate(bars(30)):
             view.show(
-                step(one, sequence=number, decided=decision(), answer=forecast()), INSTRUMENTS
+                step(one, sequence=number, decided=decision(), prediction=forecast()), INSTRUMENTS
             )
             clock.advance(network_s=0.1)
     said = [json.loads(line) for line in lines.getvalue().splitlines()]

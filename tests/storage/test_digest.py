@@ -29,7 +29,7 @@ from tracepaper.strategies.types import (
     Gate,
     GateSet,
     Instrument,
-    Late,
+    PredictionTimeout,
     Regime,
     Source,
 )
@@ -41,11 +41,11 @@ DECISION = cases.model_decision(3, ANSWER)
 
 def digest(
     bar: Bar = BAR,
-    answer: Forecast | Late | None = ANSWER,
+    prediction: Forecast | PredictionTimeout | None = ANSWER,
     decision: Decision = DECISION,
     instrument: Instrument = cases.BTC,
 ) -> bytes:
-    return decision_digest(bar, answer, decision, instrument)
+    return decision_digest(bar, prediction, decision, instrument)
 
 
 # ---------------------------------------------------------------- decisions
@@ -83,7 +83,7 @@ def test_a_decision_ignores_where_and_when_its_bar_was_seen(field: str, value: o
 def test_a_decision_covers_every_number_of_its_forecast(field: str, horizon: int) -> None:
     column = list(getattr(ANSWER, field))
     column[horizon] += 1e-15
-    assert digest(answer=replace(ANSWER, **{field: tuple(column)})) != digest()
+    assert digest(prediction=replace(ANSWER, **{field: tuple(column)})) != digest()
 
 
 @pytest.mark.parametrize(
@@ -102,16 +102,19 @@ def test_a_decision_covers_every_number_of_its_forecast(field: str, horizon: int
 def test_a_decision_covers_its_explanation(field: str, value: object) -> None:
     assert ANSWER.explanation is not None
     explained = replace(ANSWER.explanation, **{field: value})
-    assert digest(answer=replace(ANSWER, explanation=explained)) != digest()
-    assert digest(answer=replace(ANSWER, explanation=None)) != digest()
+    assert digest(prediction=replace(ANSWER, explanation=explained)) != digest()
+    assert digest(prediction=replace(ANSWER, explanation=None)) != digest()
 
 
 def test_a_decision_ignores_the_models_id() -> None:
-    assert digest(answer=replace(ANSWER, model_id="another")) == digest()
+    assert digest(prediction=replace(ANSWER, model_id="another")) == digest()
 
 
 def test_late_none_and_a_forecast_differ_but_the_deadline_does_not_count() -> None:
-    seen = {digest(answer=answer) for answer in (None, ANSWER, Late(1), Late(2))}
+    seen = {
+        digest(prediction=prediction)
+        for prediction in (None, ANSWER, PredictionTimeout(1), PredictionTimeout(2))
+    }
     assert len(seen) == 3
 
 
@@ -168,7 +171,7 @@ def test_action_and_target_count() -> None:
 
 def test_minus_zero_is_zero_and_what_is_not_finite_is_null() -> None:
     def of(number: float) -> bytes:
-        return digest(answer=replace(ANSWER, mean_return=(number, 0.0)))
+        return digest(prediction=replace(ANSWER, mean_return=(number, 0.0)))
 
     assert of(-0.0) == of(0.0)
     assert of(nan) == of(inf) == of(-inf)

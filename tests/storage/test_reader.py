@@ -71,7 +71,7 @@ def test_events_come_as_the_engine_was_given_them(path: Path) -> None:
     with Reader.open(path) as reader:
         found = list(reader.events("abc-1"))
         rest = list(reader.events("abc-1", after=4))
-    expected = [(step.sequence, step.accepted, step.event, step.answer) for step in RICH]
+    expected = [(step.sequence, step.accepted, step.event, step.prediction) for step in RICH]
     assert found == expected
     assert rest == expected[5:]
 

@@ -112,12 +112,12 @@ def test_columns_stand_in_the_order_of_the_schema() -> None:
 
 def test_what_is_not_finite_is_stored_as_null_and_minus_zero_as_zero() -> None:
     (step,) = (step for step in cases.rich_steps() if step.sequence == 9)
-    answer = cases.model_forecast(0)
-    broken = replace(answer, mean_return=(nan, -0.0), volatility=(inf, 1.0))
-    (back,) = through_rows([replace(step, sequence=0, answer=broken)])
-    assert back.answer is not None
-    assert repr(getattr(back.answer, "mean_return")) == "(nan, 0.0)"  # noqa: B009
-    assert repr(getattr(back.answer, "volatility")) == "(nan, 1.0)"  # noqa: B009
+    prediction = cases.model_forecast(0)
+    broken = replace(prediction, mean_return=(nan, -0.0), volatility=(inf, 1.0))
+    (back,) = through_rows([replace(step, sequence=0, prediction=broken)])
+    assert back.prediction is not None
+    assert repr(getattr(back.prediction, "mean_return")) == "(nan, 0.0)"  # noqa: B009
+    assert repr(getattr(back.prediction, "volatility")) == "(nan, 1.0)"  # noqa: B009
 
 
 @given(st.integers(0, 2**44 - 1))

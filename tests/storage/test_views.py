@@ -211,14 +211,14 @@ def test_decisions_tell_forecast_and_reason(database: sqlite3.Connection) -> Non
         assert row["regime"] == step.decision.regime
         assert row["decision_sha256"] == step.decision_sha256.hex()
         assert len(row["digest"]) == 64
-        if isinstance(step.answer, Forecast):
-            at = step.answer.horizons.index(30)
+        if isinstance(step.prediction, Forecast):
+            at = step.prediction.horizons.index(30)
             assert row["horizon"] == 30
-            assert row["mean_return"] == step.answer.mean_return[at]
-            assert row["volatility"] == step.answer.volatility[at]
-            assert row["model_id"] == step.answer.model_id
-            assert step.answer.explanation is not None
-            assert row["confidence"] == step.answer.explanation.confidence
+            assert row["mean_return"] == step.prediction.mean_return[at]
+            assert row["volatility"] == step.prediction.volatility[at]
+            assert row["model_id"] == step.prediction.model_id
+            assert step.prediction.explanation is not None
+            assert row["confidence"] == step.prediction.explanation.confidence
         else:
             assert row["mean_return"] is None
             assert row["late_deadline_ms"] == 1_000
@@ -252,7 +252,9 @@ def test_explanations_sum_to_one_and_cover_time_without_a_hole(
     database: sqlite3.Connection,
 ) -> None:
     explained = [
-        step for step in RICH if isinstance(step.answer, Forecast) and isinstance(step.event, Bar)
+        step
+        for step in RICH
+        if isinstance(step.prediction, Forecast) and isinstance(step.event, Bar)
     ]
     assert explained
     for step in explained:
@@ -282,15 +284,15 @@ def test_explanations_sum_to_one_and_cover_time_without_a_hole(
 def test_every_float32_weight_is_read_exactly_by_sql(
     weights: list[float], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    step = next(step for step in RICH if isinstance(step.answer, Forecast))
-    answer = step.answer
-    assert isinstance(answer, Forecast)
-    assert answer.explanation is not None
+    step = next(step for step in RICH if isinstance(step.prediction, Forecast))
+    prediction = step.prediction
+    assert isinstance(prediction, Forecast)
+    assert prediction.explanation is not None
     packed = struct.pack(f"<{len(weights)}f", *weights)
     explained = replace(
         step,
         sequence=0,
-        answer=replace(answer, explanation=replace(answer.explanation, buckets=packed)),
+        prediction=replace(prediction, explanation=replace(prediction.explanation, buckets=packed)),
     )
     path = tmp_path_factory.mktemp("weights") / "a.db"
     cases.write_run(path, [explained])

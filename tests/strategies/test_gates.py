@@ -11,8 +11,8 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates import (
     AT_LEAST,
     MEASURES,
-    Evidence,
-    GateBench,
+    GateEvaluator,
+    GateInputs,
     is_finite_forecast,
     threshold_of,
 )
@@ -23,58 +23,60 @@ CALIBRATION = Calibration(
 )
 
 
-def judged(gate: Gate, threshold: float, seen: Evidence) -> tuple[float | None, bool]:
-    bench = GateBench(frozenset({gate}), {gate: threshold})
+def judged(gate: Gate, threshold: float, seen: GateInputs) -> tuple[float | None, bool]:
+    bench = GateEvaluator(frozenset({gate}), {gate: threshold})
     measures, passed = bench.judge(seen)
     assert (bench.first_failed(passed) is None) is (passed == 1)
     return measures[0], passed == 1
 
 
 PASSES = {
-    Gate.OPERATOR: (1, Evidence(running=True), Evidence(running=False)),
-    Gate.WARM: (5, Evidence(bars=5), Evidence(bars=4)),
-    Gate.LATE: (60_000, Evidence(late_ms=60_000), Evidence(late_ms=60_001)),
-    Gate.GAP: (0, Evidence(missing_bars=0), Evidence(missing_bars=1)),
-    Gate.PLAUSIBLE: (100, Evidence(plausible=100.0), Evidence(plausible=100.1)),
-    Gate.STALE: (9, Evidence(quote_age_ms=9), Evidence(quote_age_ms=10)),
-    Gate.DEADLINE: (1, Evidence(answered=True), Evidence(answered=False)),
-    Gate.FINITE: (1, Evidence(finite=True), Evidence(finite=False)),
+    Gate.OPERATOR: (1, GateInputs(running=True), GateInputs(running=False)),
+    Gate.WARM: (5, GateInputs(bars=5), GateInputs(bars=4)),
+    Gate.LATE: (60_000, GateInputs(late_ms=60_000), GateInputs(late_ms=60_001)),
+    Gate.GAP: (0, GateInputs(missing_bars=0), GateInputs(missing_bars=1)),
+    Gate.PLAUSIBLE: (100, GateInputs(plausible=100.0), GateInputs(plausible=100.1)),
+    Gate.STALE: (9, GateInputs(quote_age_ms=9), GateInputs(quote_age_ms=10)),
+    Gate.DEADLINE: (1, GateInputs(answered=True), GateInputs(answered=False)),
+    Gate.FINITE: (1, GateInputs(finite=True), GateInputs(finite=False)),
     Gate.CONFIDENCE: (
         0.2,
-        Evidence(explanation=explanation(confidence=0.2)),
-        Evidence(explanation=explanation(confidence=0.19)),
+        GateInputs(explanation=explanation(confidence=0.2)),
+        GateInputs(explanation=explanation(confidence=0.19)),
     ),
     Gate.COLLAPSED: (
         0.1,
-        Evidence(explanation=explanation(confidence=0.5, content_free=0.25)),
-        Evidence(explanation=explanation(confidence=0.3, content_free=0.25)),
+        GateInputs(explanation=explanation(confidence=0.5, content_free=0.25)),
+        GateInputs(explanation=explanation(confidence=0.3, content_free=0.25)),
     ),
     Gate.SHIFTED: (
         0.1,
-        Evidence(explanation=explanation(shift=0.1)),
-        Evidence(explanation=explanation(shift=0.11)),
+        GateInputs(explanation=explanation(shift=0.1)),
+        GateInputs(explanation=explanation(shift=0.11)),
     ),
     Gate.REGIME: (
         1,
-        Evidence(explanation=explanation(), regime=Regime.MIXED, regimes=frozenset({Regime.MIXED})),
-        Evidence(
+        GateInputs(
+            explanation=explanation(), regime=Regime.MIXED, regimes=frozenset({Regime.MIXED})
+        ),
+        GateInputs(
             explanation=explanation(), regime=Regime.MOMENTUM, regimes=frozenset({Regime.MIXED})
         ),
     ),
     Gate.DIRECTION: (
         0.6,
-        Evidence(forecast=forecast(p_up=0.6, p_down=0.2)),
-        Evidence(forecast=forecast(p_up=0.4, p_down=0.39)),
+        GateInputs(forecast=forecast(p_up=0.6, p_down=0.2)),
+        GateInputs(forecast=forecast(p_up=0.4, p_down=0.39)),
     ),
     Gate.EDGE: (
         1,
-        Evidence(forecast=forecast(0.004), slope=0.5, round_trip_cost=0.0011),
-        Evidence(forecast=forecast(0.002), slope=0.5, round_trip_cost=0.0011),
+        GateInputs(forecast=forecast(0.004), slope=0.5, round_trip_cost=0.0011),
+        GateInputs(forecast=forecast(0.002), slope=0.5, round_trip_cost=0.0011),
     ),
-    Gate.RISK_NOTIONAL: (100, Evidence(notional=100 * 10**10), Evidence(notional=101 * 10**10)),
-    Gate.RISK_DRAWDOWN: (0.1, Evidence(drawdown=0.1), Evidence(drawdown=0.2)),
-    Gate.RISK_DAILY_LOSS: (0.1, Evidence(daily_loss=0.1), Evidence(daily_loss=0.2)),
-    Gate.RISK_DAILY_TRADES: (3, Evidence(daily_trades=3), Evidence(daily_trades=4)),
+    Gate.RISK_NOTIONAL: (100, GateInputs(notional=100 * 10**10), GateInputs(notional=101 * 10**10)),
+    Gate.RISK_DRAWDOWN: (0.1, GateInputs(drawdown=0.1), GateInputs(drawdown=0.2)),
+    Gate.RISK_DAILY_LOSS: (0.1, GateInputs(daily_loss=0.1), GateInputs(daily_loss=0.2)),
+    Gate.RISK_DAILY_TRADES: (3, GateInputs(daily_trades=3), GateInputs(daily_trades=4)),
 }
 
 
@@ -104,19 +106,19 @@ def test_gate_passes_at_its_threshold_and_fails_beyond(gate: Gate) -> None:
     ],
 )
 def test_a_measure_that_cannot_be_computed_is_null_and_fails(gate: Gate) -> None:
-    assert judged(gate, 0.0, Evidence()) == (None, False)
+    assert judged(gate, 0.0, GateInputs()) == (None, False)
 
 
 def test_a_risk_limit_never_stands_in_the_way_of_less_risk() -> None:
-    seen = Evidence(notional=10**15, drawdown=0.9, daily_loss=0.9, daily_trades=99, reduces=True)
+    seen = GateInputs(notional=10**15, drawdown=0.9, daily_loss=0.9, daily_trades=99, reduces=True)
     for gate in (Gate.RISK_NOTIONAL, Gate.RISK_DRAWDOWN, Gate.RISK_DAILY_TRADES):
         assert judged(gate, 0.0, seen) == (0.0, True)
 
 
 def test_all_gates_are_evaluated_and_the_first_in_order_names_the_refusal() -> None:
     gates = frozenset({Gate.GAP, Gate.OPERATOR, Gate.LATE})
-    bench = GateBench(gates, {Gate.OPERATOR: 1, Gate.LATE: 10, Gate.GAP: 0})
-    measures, passed = bench.judge(Evidence(running=True, late_ms=11, missing_bars=2))
+    bench = GateEvaluator(gates, {Gate.OPERATOR: 1, Gate.LATE: 10, Gate.GAP: 0})
+    measures, passed = bench.judge(GateInputs(running=True, late_ms=11, missing_bars=2))
     assert bench.gate_set.gates == (Gate.OPERATOR, Gate.LATE, Gate.GAP)
     assert measures == (1.0, 11.0, 2.0)
     assert passed == 0b001
@@ -125,15 +127,15 @@ def test_all_gates_are_evaluated_and_the_first_in_order_names_the_refusal() -> N
 
 def test_bars_that_look_alike_are_still_judged_by_how_far_each_close_jumped() -> None:
     gates = frozenset({Gate.OPERATOR, Gate.GAP, Gate.PLAUSIBLE})
-    bench = GateBench(gates, {Gate.OPERATOR: 1, Gate.GAP: 0, Gate.PLAUSIBLE: 100})
-    seen = Evidence()
+    bench = GateEvaluator(gates, {Gate.OPERATOR: 1, Gate.GAP: 0, Gate.PLAUSIBLE: 100})
+    seen = GateInputs()
     for jump, passed in ((1.0, 0b111), (101.0, 0b011), (100.0, 0b111), (101.0, 0b011)):
         seen.plausible = jump
         assert bench.judge(seen) == ((1.0, 0.0, jump), passed)
 
 
 def test_a_measure_that_is_not_finite_is_null_and_fails() -> None:
-    seen = Evidence(explanation=explanation(confidence=math.nan))
+    seen = GateInputs(explanation=explanation(confidence=math.nan))
     assert judged(Gate.CONFIDENCE, 0.1, seen) == (None, False)
 
 

@@ -43,7 +43,7 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Operated]:
     database = tmp_path / "run.db"
     operated = Operated(database, InstanceLock.acquire(database))
     monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
-    monitor.observe(step(bar(), decided=decision(), answer=forecast()))
+    monitor.observe(step(bar(), decided=decision(), prediction=forecast()))
     async with HttpServer(
         host="127.0.0.1",
         port=0,

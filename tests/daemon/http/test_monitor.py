@@ -11,13 +11,13 @@ from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.strategies.types import (
     Action,
-    Answer,
     Bar,
     Command,
     CommandKind,
     Event,
     Gate,
     Position,
+    Prediction,
     Quote,
     Step,
     TwinStep,
@@ -36,7 +36,7 @@ def decided(sequence: int = 7) -> Step:
         bar(late_ms=250),
         sequence=sequence,
         decided=decision(),
-        answer=forecast(),
+        prediction=forecast(),
         fills=(fill(),),
         position=Position(quantity=-1_500, unrealized_pnl=25 * 10**9),
         of=account(99_990),
@@ -218,13 +218,13 @@ async def test_forecasts_and_commits_are_timed() -> None:
     watched = Monitor(run=run(), clock=clock)
     kept = MemoryAudit()
 
-    async def slow(event: Event) -> Answer:
+    async def slow(event: Event) -> Prediction:
         await clock.sleep(0.3)
         return forecast() if isinstance(event, Bar) else None
 
-    think, audit = watched.thinking(slow), watched.committing(kept)
-    assert await think(bar()) == forecast()
-    assert await think(Command(CommandKind.HALT, "", CLOSE_MS, CLOSE_MS)) is None
+    predictor, audit = watched.predicting(slow), watched.committing(kept)
+    assert await predictor(bar()) == forecast()
+    assert await predictor(Command(CommandKind.HALT, "", CLOSE_MS, CLOSE_MS)) is None
     for _ in range(3):
         await audit.append(decided())
     assert len(kept.steps) == 3

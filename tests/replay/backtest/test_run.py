@@ -10,7 +10,7 @@ from fakes import FixedForecaster
 
 from tracepaper.replay.backtest import scan
 from tracepaper.replay.backtest.run import KnownFeed
-from tracepaper.replay.backtest.scan import ScanThinker
+from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.strategies.types import Bar, Event, Forecast
 
 
@@ -40,7 +40,7 @@ async def test_a_scan_probes_with_all_the_bars_before(monkeypatch: pytest.Monkey
     monkeypatch.setattr(scan, "CHUNK_EVENTS", 32)
     monkeypatch.setattr(scan, "PROBE_EVERY_CHUNKS", 1)
     forecaster, prober = (FixedForecaster(says, context=40) for _ in "ab")
-    thinker = ScanThinker(forecaster, prober, ["linear:BTCUSDT"], period_start_ms=0)
-    async for event in KnownFeed(thinker.read_ahead(bars(400))):
-        thinker.predict(event)
-    assert thinker.probed >= 10
+    predictor = ScanPredictor(forecaster, prober, ["linear:BTCUSDT"], period_start_ms=0)
+    async for event in KnownFeed(predictor.read_ahead(bars(400))):
+        predictor.predict(event)
+    assert predictor.probed >= 10

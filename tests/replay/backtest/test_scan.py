@@ -9,9 +9,9 @@ from builders import bar, bars, forecast
 from fakes import FixedForecaster
 
 from tracepaper.replay.backtest import scan
-from tracepaper.replay.backtest.scan import ScanThinker
+from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types import Answer, Bar, Event, Forecast, Gap, GapCause, ModelChange
+from tracepaper.strategies.types import Bar, Event, Forecast, Gap, GapCause, ModelChange, Prediction
 
 KEY = "linear:BTCUSDT"
 CONTEXT = 20
@@ -29,38 +29,38 @@ class Peeking(FixedForecaster):
         return [*honest[1:], honest[-1]]
 
 
-def thinker(forecaster: FixedForecaster, *, period_start_ms: int = 0) -> ScanThinker:
+def predictor(forecaster: FixedForecaster, *, period_start_ms: int = 0) -> ScanPredictor:
     prober = FixedForecaster(says, context=CONTEXT)
-    return ScanThinker(forecaster, prober, [KEY], period_start_ms=period_start_ms)
+    return ScanPredictor(forecaster, prober, [KEY], period_start_ms=period_start_ms)
 
 
-def answers(machine: ScanThinker, events: Sequence[Event]) -> list[Answer]:
+def answers(machine: ScanPredictor, events: Sequence[Event]) -> list[Prediction]:
     return [machine.predict(event) for event in machine.read_ahead(events)]
 
 
 def test_every_bar_is_answered_as_if_it_came_alone() -> None:
     history = bars(300)
     alone = FixedForecaster(says, context=CONTEXT)
-    machine = thinker(FixedForecaster(says, context=CONTEXT))
+    machine = predictor(FixedForecaster(says, context=CONTEXT))
     assert answers(machine, history) == [alone.step(item) for item in history]
     assert machine.probed == 1
 
 
 def test_a_network_that_sees_later_bars_is_caught() -> None:
     with pytest.raises(InvariantBroken, match="saw later bars"):
-        answers(thinker(Peeking(says, context=CONTEXT)), bars(300))
+        answers(predictor(Peeking(says, context=CONTEXT)), bars(300))
 
 
 def test_chunks_do_not_change_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     history = bars(300)
-    whole = answers(thinker(FixedForecaster(says, context=CONTEXT)), history)
+    whole = answers(predictor(FixedForecaster(says, context=CONTEXT)), history)
     monkeypatch.setattr(scan, "CHUNK_EVENTS", 64)
-    assert answers(thinker(FixedForecaster(says, context=CONTEXT)), history) == whole
+    assert answers(predictor(FixedForecaster(says, context=CONTEXT)), history) == whole
 
 
 def test_bars_before_the_period_are_taken_in_and_not_answered() -> None:
     history = bars(60)
-    machine = thinker(
+    machine = predictor(
         FixedForecaster(says, context=CONTEXT), period_start_ms=history[30].open_time_ms
     )
     got = answers(machine, history)
@@ -71,9 +71,9 @@ def test_bars_before_the_period_are_taken_in_and_not_answered() -> None:
 def test_a_revision_gets_no_forecast_and_shifts_no_other() -> None:
     history = bars(60)
     revised = bar(history[40].close + 5, index=40)
-    plain = answers(thinker(FixedForecaster(says, context=CONTEXT)), history)
+    plain = answers(predictor(FixedForecaster(says, context=CONTEXT)), history)
     got = answers(
-        thinker(FixedForecaster(says, context=CONTEXT)), [*history[:45], revised, *history[45:]]
+        predictor(FixedForecaster(says, context=CONTEXT)), [*history[:45], revised, *history[45:]]
     )
     assert got[45] is None
     assert [*got[:45], *got[46:]] == plain
@@ -86,10 +86,10 @@ def test_revisions_inside_and_at_the_edge_of_a_chunk_get_no_forecast(
 ) -> None:
     monkeypatch.setattr(scan, "CHUNK_EVENTS", chunk)
     history = bars(60)
-    plain = answers(thinker(FixedForecaster(says, context=CONTEXT)), history)
+    plain = answers(predictor(FixedForecaster(says, context=CONTEXT)), history)
     revised = [bar(history[45 - late].close + rise, index=45 - late) for rise in (5, 6)]
     events = [*history[:45], *revised, *history[45:]]
-    got = answers(thinker(FixedForecaster(says, context=CONTEXT)), events)
+    got = answers(predictor(FixedForecaster(says, context=CONTEXT)), events)
     assert got[45:47] == [None, None]
     assert [*got[:45], *got[47:]] == plain
 
@@ -98,7 +98,7 @@ def test_other_events_pass_through_unanswered() -> None:
     history = bars(30)
     gap = Gap(KEY, 0, 60_000, GapCause.ARCHIVE, "", 0, 0)
     events: list[Event] = [*history[:10], gap, *history[10:]]
-    machine = thinker(FixedForecaster(says, context=CONTEXT))
+    machine = predictor(FixedForecaster(says, context=CONTEXT))
     assert list(machine.read_ahead(events[:0])) == []
     assert answers(machine, events)[10] is None
 
@@ -109,7 +109,7 @@ def test_a_recorded_start_warms_the_model_with_the_bars_it_names() -> None:
         "m", "s", "v", "scan", "cpu", "float32", 1, ((KEY, history[60].open_time_ms),), 0, 0
     )
     forecaster = FixedForecaster(says, context=CONTEXT)
-    answers(thinker(forecaster), [*history[:80], change, *history[80:]])
+    answers(predictor(forecaster), [*history[:80], change, *history[80:]])
     assert forecaster.warmed == [20]
 
 
@@ -117,12 +117,12 @@ def test_a_network_that_is_not_causal_is_refused() -> None:
     forecaster = FixedForecaster(says, context=CONTEXT)
     forecaster.causal = False
     with pytest.raises(InvariantBroken, match="causal"):
-        thinker(forecaster)
+        predictor(forecaster)
 
 
 def test_the_row_of_another_bar_is_never_handed_out() -> None:
     history = bars(40)
-    machine = thinker(FixedForecaster(says, context=CONTEXT))
+    machine = predictor(FixedForecaster(says, context=CONTEXT))
     events = machine.read_ahead(history)
     next(events)
     with pytest.raises(InvariantBroken, match="not this bar"):

@@ -108,7 +108,7 @@ def rehash(path: Path) -> None:
         (instrument,) = reader.run(run_id).instruments
     assert isinstance(step.event, Bar)
     assert step.decision is not None
-    digest = decision_digest(step.event, step.answer, step.decision, instrument)
+    digest = decision_digest(step.event, step.prediction, step.decision, instrument)
     with closing(sqlite3.connect(path)) as raw:
         raw.execute("UPDATE steps SET decision_sha256 = ? WHERE step = ?", (digest, key))
         raw.commit()

@@ -21,7 +21,7 @@ from tracepaper.daemon.config import load
 from tracepaper.daemon.models import forecaster_of
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.recorded import RecordedThinker, open_recorded
+from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.compare import RowCheck
 from tracepaper.replay.checks.verify import OUTSIDE, TAKEN_AS_TOLD, Verification, verify_run
@@ -251,15 +251,15 @@ def unequal(path: Path, database: Path) -> set[str]:
         prober = forecaster_of(
             kept_folder(database, recorded.run.model_id), recorded.config, path="scan"
         )
-        thinker, check = (
-            RecordedThinker(recorded, prober),
+        predictor, check = (
+            RecordedPredictor(recorded, prober),
             RowCheck(reader, reader.stored_run(run_id)),
         )
         names = set()
         for event, (rows, _) in zip(
-            thinker.events(reader, run_id), reader.rows(run_id), strict=True
+            predictor.events(reader, run_id), reader.rows(run_id), strict=True
         ):
-            step = recorded.engine.step(event, thinker.predict(event))
+            step = recorded.engine.step(event, predictor.predict(event))
             names |= {name for name, *_ in check.compare(step, rows, exact=True).unequal}
     return names
 

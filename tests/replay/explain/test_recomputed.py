@@ -179,7 +179,7 @@ def test_a_run_that_kept_only_its_trades_is_refused(tmp_path: Path) -> None:
     with Reader.open(database) as reader:
         run_id = reader.find("last")
         steps = [stored.step for stored in reader.steps(run_id)]
-    acted = next(step.sequence for step in steps if step.decision is not None and step.answer)
+    acted = next(step.sequence for step in steps if step.decision is not None and step.prediction)
     with pytest.raises(DataInvalid, match="kept only the bars it traded on; replay it with"):
         recompute(database, run_id, acted)
 

@@ -16,7 +16,7 @@ from tracepaper.replay.training.card import (
 )
 from tracepaper.replay.training.figures import probabilities
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.gates import MEASURES, Evidence
+from tracepaper.strategies.gates import MEASURES, GateInputs
 from tracepaper.strategies.types import Gate
 
 RNG = np.random.default_rng(3)
@@ -50,7 +50,7 @@ def test_measures_are_those_of_the_gates() -> None:
     horizon = forecast.horizons[-1]
     at = forecast.horizons.index(horizon)
     found = measures([forecast, forecast], horizon=horizon, slope=0.4)
-    seen = Evidence(
+    seen = GateInputs(
         forecast=forecast,
         explanation=forecast.explanation,
         horizon_index=at,

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tracepaper.daemon.fills import Terms
+from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.market import Notional, unscaled
 from tracepaper.strategies.types import (
@@ -65,7 +65,7 @@ class BrokerState(Struct, frozen=True):
 
     wanted: int = 0
     reason: str = ""
-    renewed_ms: int = 0
+    confirmed_ms: int = 0
     order: Order | None = None
 
 
@@ -88,7 +88,7 @@ class Broker:
     def __init__(
         self,
         instrument: Instrument,
-        terms: Terms,
+        terms: ExecutionCosts,
         *,
         latency_ms: int,
         fill_within_ms: int = FILL_WITHIN_MS,
@@ -102,7 +102,7 @@ class Broker:
         self.order: Order | None = None
         self.wanted = 0  # the target last decided, whether or not it could be reached
         self.reason = ""  # why it is wanted
-        self.renewed_ms = 0  # open time of the bar whose decision was last allowed
+        self.confirmed_ms = 0  # open time of the bar whose decision was last allowed
 
     def change(self, instrument: Instrument) -> None:
         """Take the exchange's new filters; what rests was accepted under the old ones."""
@@ -110,12 +110,12 @@ class Broker:
 
     def state(self) -> BrokerState:
         """Return what must survive a restart."""
-        return BrokerState(self.wanted, self.reason, self.renewed_ms, self.order)
+        return BrokerState(self.wanted, self.reason, self.confirmed_ms, self.order)
 
     def restore(self, state: BrokerState) -> None:
         """Take over what survived a restart."""
         self.wanted, self.reason = state.wanted, state.reason
-        self.renewed_ms, self.order = state.renewed_ms, state.order
+        self.confirmed_ms, self.order = state.confirmed_ms, state.order
 
     def fill(self, fill: Fill) -> Order:
         """Book *fill* on the resting order and return it as it stands."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from tracepaper.daemon.broker import FILL_WITHIN_MS
-from tracepaper.daemon.fills import Terms
-from tracepaper.daemon.ledger import LedgerState
-from tracepaper.daemon.risk import RiskState
+from tracepaper.daemon.engine.account import AccountState
+from tracepaper.daemon.engine.execution import ExecutionCosts
+from tracepaper.daemon.engine.orders import FILL_WITHIN_MS
+from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.regime import RegimeBounds
 from tracepaper.strategies.types import FillModel, Gate, Regime
@@ -18,7 +18,7 @@ class EngineSettings(Struct, frozen=True):
     """What the engine is told once; money in 10⁻¹⁰, times in milliseconds of market time."""
 
     execution: FillModel
-    terms: Terms
+    terms: ExecutionCosts
     cash: int
     interval_ms: int
     period_start_ms: int
@@ -38,8 +38,8 @@ class EngineState(Struct, frozen=True):
     halted: bool
     regimes: dict[str, Regime]
     risk: RiskState
-    ledger: LedgerState
-    twins: dict[str, LedgerState]
+    ledger: AccountState
+    twins: dict[str, AccountState]
 
 
 def decode_state(state: bytes) -> EngineState:

@@ -1,11 +1,11 @@
-"""The protocols between the engine and the world: Clock, Feed, Think and AuditLog."""
+"""The protocols between the engine and the world: Clock, Feed, Predictor and AuditLog."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from tracepaper.strategies.types import Answer, Event, Step
+from tracepaper.strategies.types import Event, Prediction, Step
 
 
 class Clock(Protocol):
@@ -44,11 +44,11 @@ class Feed(Protocol):
         ...
 
 
-class Think(Protocol):
+class Predictor(Protocol):
     """Where the model runs, and the only thing that may run elsewhere."""
 
-    async def __call__(self, event: Event, /) -> Answer:
-        """Return the forecast of *event*, ``Late``, or None for events that need none."""
+    async def __call__(self, event: Event, /) -> Prediction:
+        """Return the forecast of *event*, ``PredictionTimeout``, or None for events that need none."""
         ...
 
 

@@ -11,17 +11,16 @@ from typing import Final, TypeVar, assert_never
 
 import msgspec
 
-from tracepaper.daemon.broker import FLATTEN, UNCHANGED, Sent
-from tracepaper.daemon.desk import INTEGRITY, Desk, checked
-from tracepaper.daemon.ledger import Ledger
-from tracepaper.daemon.risk import RiskWatch
-from tracepaper.daemon.state import EngineSettings, EngineState
-from tracepaper.strategies.gates import GateBench
+from tracepaper.daemon.engine.account import PaperAccount
+from tracepaper.daemon.engine.instrument_state import INTEGRITY, InstrumentState, checked
+from tracepaper.daemon.engine.orders import FLATTEN, UNCHANGED, Sent
+from tracepaper.daemon.engine.risk import RiskWatch
+from tracepaper.daemon.engine.state import EngineSettings, EngineState
+from tracepaper.strategies.gates import GateEvaluator
 from tracepaper.strategies.sizing import Sizer
 from tracepaper.strategies.strategy import Strategy
 from tracepaper.strategies.types import (
     Action,
-    Answer,
     Bar,
     Command,
     CommandKind,
@@ -40,6 +39,7 @@ from tracepaper.strategies.types import (
     ModelChange,
     Order,
     Position,
+    Prediction,
     Prune,
     Quote,
     Reading,
@@ -68,13 +68,13 @@ class Engine:
         instruments: Sequence[Instrument],
         strategies: Mapping[str, Strategy],
         sizers: Mapping[str, Sizer],
-        benches: Mapping[str, GateBench],
+        benches: Mapping[str, GateEvaluator],
         settings: EngineSettings,
     ) -> None:
         self._settings = settings
         self._instruments = {item.id: item for item in instruments}
         self._desks = {
-            key: Desk(item, strategies[key], sizers[key], benches[key], settings)
+            key: InstrumentState(item, strategies[key], sizers[key], benches[key], settings)
             for key, item in self._instruments.items()
         }
         self._ledger = self._open_ledger()
@@ -88,9 +88,9 @@ class Engine:
         self._confirmed: list[str] = []  # twins whose position this step confirmed
         self.sequence = 0
 
-    def _open_ledger(self) -> Ledger:
+    def _open_ledger(self) -> PaperAccount:
         given = self._settings
-        return Ledger(
+        return PaperAccount(
             self._instruments,
             given.terms,
             cash=given.cash,
@@ -160,7 +160,7 @@ class Engine:
             self._unsaved = True
             ledger = self._ledger if one.twin is None else self._twins[one.twin]
             if self._desks[one.instrument].strategy.horizon is not None:
-                ledger.brokers[one.instrument].renewed_ms = one.open_time_ms
+                ledger.brokers[one.instrument].confirmed_ms = one.open_time_ms
         self.sequence = next_sequence
         self._dirty = taken_over
 
@@ -172,11 +172,11 @@ class Engine:
 
     # ------------------------------------------------------------ one step
 
-    def step(self, event: Event, answer: Answer) -> Step:  # noqa: C901, PLR0911 - one case an event
+    def step(self, event: Event, prediction: Prediction) -> Step:  # noqa: C901, PLR0911 - one case an event
         """Return all that *event* caused, given what the model answered to it."""
         match event:
             case Bar():
-                return self._bar(event, answer)
+                return self._bar(event, prediction)
             case Quote():
                 return self._quote(event)
             case Mark():
@@ -203,12 +203,14 @@ class Engine:
             case _:
                 assert_never(event)
 
-    def _bar(self, bar: Bar, answer: Answer) -> Step:
+    def _bar(self, bar: Bar, prediction: Prediction) -> Step:
         desk = self._desks[bar.instrument]
         last = desk.last
         if last is not None and bar.open_time_ms <= last.open_time_ms:
             return self._plain(bar, bar.instrument, accepted=False)
-        fills, orders, twin_fills = _NOTHING if self._by_quotes else self._fill(Ledger.at_open, bar)
+        fills, orders, twin_fills = (
+            _NOTHING if self._by_quotes else self._fill(PaperAccount.at_open, bar)
+        )
         if self._by_quotes:
             orders = self._expire(bar.instrument, bar.market_ms)
         if not desk.marked:
@@ -217,10 +219,10 @@ class Engine:
         desk.observe(bar)
         if bar.open_time_ms < self._settings.period_start_ms:
             return self._finish(bar, bar.instrument, orders=orders, fills=fills)
-        answer, finite = checked(answer)
-        if desk.see(bar, last, answer, running=not self._halted, finite=finite):
+        prediction, finite = checked(prediction)
+        if desk.see(bar, last, prediction, running=not self._halted, finite=finite):
             self._dirty = True
-        forecast = answer if isinstance(answer, Forecast) else None
+        forecast = prediction if isinstance(prediction, Forecast) else None
         signal = desk.wish(bar, forecast)
         decision = self._decide(desk, bar, signal, forecast)
         if decision.allowed or decision.action is not Action.HOLD:
@@ -235,15 +237,17 @@ class Engine:
             bar,
             bar.instrument,
             decision=decision,
-            answer=answer,
+            prediction=prediction,
             orders=orders,
             fills=fills,
             twin_fills=twin_fills,
             window_sha256=desk.window.digest(desk.remembered),
-            decision_sha256=desk.hash.digest(desk.canonical, answer, decision),
+            decision_sha256=desk.hash.digest(desk.canonical, prediction, decision),
         )
 
-    def _fill(self, against: Callable[[Ledger, E], tuple[Fill, Order] | None], event: E) -> _Filled:
+    def _fill(
+        self, against: Callable[[PaperAccount, E], tuple[Fill, Order] | None], event: E
+    ) -> _Filled:
         """Let the resting orders of every account meet *event*."""
         fills: tuple[Fill, ...] = ()
         orders: tuple[Order, ...] = ()
@@ -271,7 +275,9 @@ class Engine:
                 self._dirty = True
         return () if own is None else (own,)
 
-    def _decide(self, desk: Desk, bar: Bar, signal: Signal, forecast: Forecast | None) -> Decision:
+    def _decide(
+        self, desk: InstrumentState, bar: Bar, signal: Signal, forecast: Forecast | None
+    ) -> Decision:
         broker = self._ledger.brokers[bar.instrument]
         wanted = broker.wanted
         target = wanted
@@ -284,7 +290,7 @@ class Engine:
             self._confirm(self._ledger, desk, bar)
         return decision
 
-    def _see_risk(self, desk: Desk, bar: Bar, target: int) -> None:
+    def _see_risk(self, desk: InstrumentState, bar: Bar, target: int) -> None:
         portfolio, seen = self._ledger.portfolio, desk.evidence
         held = portfolio.holdings[bar.instrument].quantity
         seen.reduces = abs(target) <= abs(held) and target * held >= 0
@@ -292,7 +298,7 @@ class Engine:
         if self._risk.measure(seen, account=portfolio.account(), market_ms=bar.market_ms):
             self._dirty = True
 
-    def _confirm(self, ledger: Ledger, desk: Desk, bar: Bar) -> bool:
+    def _confirm(self, ledger: PaperAccount, desk: InstrumentState, bar: Bar) -> bool:
         """Let the position of *ledger* stand for another horizon; return whether it has one.
 
         The step says it in a bit: the state is stored for it only now and then.
@@ -300,11 +306,16 @@ class Engine:
         self._unsaved = True
         if desk.strategy.horizon is None:
             return False
-        ledger.brokers[bar.instrument].renewed_ms = bar.open_time_ms
+        ledger.brokers[bar.instrument].confirmed_ms = bar.open_time_ms
         return True
 
     def _decide_twins(
-        self, desk: Desk, bar: Bar, signal: Signal, forecast: Forecast | None, decision: Decision
+        self,
+        desk: InstrumentState,
+        bar: Bar,
+        signal: Signal,
+        forecast: Forecast | None,
+        decision: Decision,
     ) -> None:
         """Let the ungated twin act on the same signal wherever the inputs could be believed."""
         if decision.refused_by in INTEGRITY:
@@ -322,7 +333,9 @@ class Engine:
                 reason = signal.reason
             self._submit(twin, bar, target, signal.action, reason)
 
-    def _submit(self, ledger: Ledger, bar: Bar, target: int, action: Action, reason: str) -> Sent:
+    def _submit(
+        self, ledger: PaperAccount, bar: Bar, target: int, action: Action, reason: str
+    ) -> Sent:
         """Ask for *target*; what HOLD leaves wanted is wanted for its own reason."""
         broker = ledger.brokers[bar.instrument]
         before = broker.wanted
@@ -346,7 +359,7 @@ class Engine:
         if not self._by_quotes:
             return self._plain(quote, quote.instrument)
         expired = self._expire(quote.instrument, quote.market_ms)
-        fills, orders, twin_fills = self._fill(Ledger.at_quote, quote)
+        fills, orders, twin_fills = self._fill(PaperAccount.at_quote, quote)
         return self._finish(
             quote, quote.instrument, orders=expired + orders, fills=fills, twin_fills=twin_fills
         )
@@ -410,7 +423,7 @@ class Engine:
         *,
         accepted: bool = True,
         decision: Decision | None = None,
-        answer: Answer = None,
+        prediction: Prediction = None,
         orders: tuple[Order, ...] = (),
         fills: tuple[Fill, ...] = (),
         twin_fills: Mapping[str, Fill] = _NO_TWINS,
@@ -435,7 +448,7 @@ class Engine:
             event,
             accepted,
             decision,
-            answer,
+            prediction,
             orders,
             fills,
             position,

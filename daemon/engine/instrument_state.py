@@ -1,4 +1,4 @@
-"""``Desk``: what the engine knows of one instrument, and what it shows the gates."""
+"""``InstrumentState``: what the engine knows of one instrument, and what it shows the gates."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker import Broker
-from tracepaper.daemon.state import EngineSettings
+from tracepaper.daemon.engine.orders import Broker
+from tracepaper.daemon.engine.state import EngineSettings
 from tracepaper.storage.digest import DecisionHash, WindowHash
-from tracepaper.strategies.gates import Evidence, GateBench, Plausibility, is_finite_forecast
+from tracepaper.strategies.gates import GateEvaluator, GateInputs, Plausibility, is_finite_forecast
 from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.regime import next_regime
 from tracepaper.strategies.sizing import Sizer
@@ -18,14 +18,14 @@ from tracepaper.strategies.types import (
     INTEGRITY_GATES,
     JUDGEMENT_GATES,
     Action,
-    Answer,
     Bar,
     Category,
     Decision,
     Forecast,
     Gate,
     Instrument,
-    Late,
+    Prediction,
+    PredictionTimeout,
     Quote,
     Regime,
     Signal,
@@ -36,7 +36,7 @@ _JUDGEMENT: Final = frozenset(JUDGEMENT_GATES)
 _ENTRIES: Final = frozenset({Action.LONG, Action.SHORT})
 
 
-class Desk:
+class InstrumentState:
     """What the engine knows of one instrument."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Desk:
         instrument: Instrument,
         strategy: Strategy,
         sizer: Sizer,
-        bench: GateBench,
+        bench: GateEvaluator,
         settings: EngineSettings,
     ) -> None:
         self.instrument = instrument
@@ -58,7 +58,7 @@ class Desk:
         self._flat_on_refusal = settings.flat_on_refusal
         self.hash = DecisionHash(instrument)
         self.canonical = b""  # of the newest bar
-        self.evidence = Evidence(
+        self.evidence = GateInputs(
             horizon_index=settings.horizon_index,
             slope=settings.slope,
             round_trip_cost=settings.terms.round_trip,
@@ -100,7 +100,7 @@ class Desk:
         horizon = self.strategy.horizon
         if horizon is None or broker.wanted == 0:
             return False
-        return bar.open_time_ms - broker.renewed_ms >= horizon * bar.interval_ms
+        return bar.open_time_ms - broker.confirmed_ms >= horizon * bar.interval_ms
 
     def judge(self, signal: Signal, target: int, wanted: int, *, expired: bool) -> Decision:
         """Put *signal*, which asks for *target*, to the gates; *wanted* is what stands until now.
@@ -151,7 +151,13 @@ class Desk:
         return decision
 
     def see(
-        self, bar: Bar, last: Bar | None, answer: Answer, *, running: bool, finite: bool | None
+        self,
+        bar: Bar,
+        last: Bar | None,
+        prediction: Prediction,
+        *,
+        running: bool,
+        finite: bool | None,
     ) -> bool:
         """Lay out what the gates judge; return whether the regime changed.
 
@@ -171,9 +177,9 @@ class Desk:
         seen.quote_age_ms = bar.seen_ms - quote.market_ms if quote is not None and told else None
         if not self.strategy.needs_forecast:
             return False
-        seen.answered = not isinstance(answer, Late)
+        seen.answered = not isinstance(prediction, PredictionTimeout)
         seen.finite = finite
-        seen.forecast = answer if isinstance(answer, Forecast) else None
+        seen.forecast = prediction if isinstance(prediction, Forecast) else None
         explanation = seen.explanation = seen.forecast.explanation if seen.forecast else None
         before = self.regime
         if explanation is not None and self._bounds is not None:
@@ -182,10 +188,10 @@ class Desk:
         return self.regime is not before
 
 
-def checked(answer: Answer) -> tuple[Answer, bool | None]:
+def checked(prediction: Prediction) -> tuple[Prediction, bool | None]:
     """Return *answer* as it may be used and stored, and whether it was finite (None: unknown)."""
-    if not isinstance(answer, Forecast):
-        return answer, None
-    if is_finite_forecast(answer):
-        return answer, True
+    if not isinstance(prediction, Forecast):
+        return prediction, None
+    if is_finite_forecast(prediction):
+        return prediction, True
     return None, False

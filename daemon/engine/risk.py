@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.strategies.gates import Evidence
+from tracepaper.strategies.gates import GateInputs
 from tracepaper.strategies.types import MONEY_SCALE, Account, Gate
 
 DAY_MS: Final = 86_400_000
@@ -31,7 +31,7 @@ class RiskWatch:
         self.active = bool(limits)
         self.state = RiskState()
 
-    def measure(self, seen: Evidence, *, account: Account, market_ms: int) -> bool:
+    def measure(self, seen: GateInputs, *, account: Account, market_ms: int) -> bool:
         """Write this bar's measures into *seen*; return whether the carried state changed.
 
         Drawdown is a fraction of the highest equity; the day's loss is money, in quote currency,

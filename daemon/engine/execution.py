@@ -22,7 +22,7 @@ from tracepaper.strategies.types import (
 )
 
 
-class Terms(Struct, frozen=True):
+class ExecutionCosts(Struct, frozen=True):
     """What trading costs: rates as integers of 10⁻¹⁰ of the notional or price."""
 
     taker_fee: int
@@ -30,7 +30,7 @@ class Terms(Struct, frozen=True):
     half_spread: int = 0  # next_open only: quotes carry their own spread
 
     @classmethod
-    def of(cls, *, taker_fee: Decimal, slippage_bp: Decimal, spread_bp: Decimal) -> Terms:
+    def of(cls, *, taker_fee: Decimal, slippage_bp: Decimal, spread_bp: Decimal) -> ExecutionCosts:
         """Return the terms of configured decimals; 1 bp is 0.0001."""
         return cls(
             scaled(taker_fee, MONEY_DECIMALS, name="execution.taker_fee"),
@@ -47,7 +47,7 @@ class Terms(Struct, frozen=True):
 class Executor:
     """Fills market orders of one instrument."""
 
-    def __init__(self, instrument: Instrument, terms: Terms) -> None:
+    def __init__(self, instrument: Instrument, terms: ExecutionCosts) -> None:
         self._tick = instrument.tick_size
         self._notional = Notional.of(instrument)
         self._spot = instrument.category is Category.SPOT

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tracepaper.daemon.engine import Engine
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.ports import AuditLog, Feed, Predictor
 from tracepaper.daemon.outside import Outside
-from tracepaper.daemon.ports import AuditLog, Feed, Think
 from tracepaper.strategies.types import Reading, Step
 
 
 async def drive(
     feed: Feed,
-    think: Think,
+    predictor: Predictor,
     engine: Engine,
     audit: AuditLog,
     *,
@@ -25,8 +25,8 @@ async def drive(
     what a user's class has opened since it was asked last; each of it is a step of its own.
     """
     async for event in feed:
-        answer = await think(event)
-        step = engine.step(event, answer)
+        prediction = await predictor(event)
+        step = engine.step(event, prediction)
         await audit.append(step)
         for item in heard():
             reading = Reading(item.what, item.name, event.market_ms, event.seen_ms)

@@ -1,27 +1,93 @@
 """Where the model runs: in one worker thread with a deadline, or inline; both feed it alike.
 
 A thread cannot be cancelled, so only the forecaster runs there, never the engine. A forecast
-that misses its deadline becomes ``Late``; its ring update still happens before the next forecast,
+that misses its deadline becomes ``PredictionTimeout``; its ring update still happens before the next forecast,
 because one thread takes the bars in order.
 """
 
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 from collections import deque
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final, TypeVar
 
-from tracepaper.daemon.worker import Worker
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.types import Answer, Bar, Event, Late, ModelChange
+from tracepaper.strategies.types import Bar, Event, ModelChange, Prediction, PredictionTimeout
+
+# ``Worker``: one thread that does work in order, and that nobody has to wait for at the end.
+#
+# A pool's threads are joined when the interpreter ends, so a forecast under way would hold up an
+# orderly stop; this thread is a daemon, and its unfinished work is simply not answered.
+
+T = TypeVar("T")
+
+Job = Callable[[], None]
+
+
+class Worker:
+    """Runs jobs one after the other in a thread of its own."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._waiting = 0
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job is under way or in line."""
+        return self._waiting > 0
+
+    def submit(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        """Put *work* in line; return the future of its result in the running loop."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._waiting += 1
+
+        def job() -> None:
+            try:
+                result = work(*arguments)
+            except BaseException as error:  # noqa: BLE001 - handed to whoever awaits it
+                _answer(loop, partial(_fail, future, error))
+            else:
+                _answer(loop, partial(_resolve, future, result))
+            finally:
+                self._waiting -= 1
+
+        self._jobs.put(job)
+        return future
+
+    def _work(self) -> None:
+        while True:
+            self._jobs.get()()
+
+
+def _answer(loop: asyncio.AbstractEventLoop, call: Job) -> None:
+    """Run *call* in *loop*, unless the loop has ended meanwhile."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(call)
+
+
+def _resolve(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[T], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+
 
 UNANSWERED_LIMIT: Final = 1_000
 """Bars that may wait for a stuck model before the run is ended."""
 
 
-class Memory:
+class BarHistory:
     """The newest ``context`` accepted bars of every instrument: what a model is warmed with."""
 
     def __init__(self, instruments: Iterable[str], *, context: int) -> None:
@@ -50,17 +116,17 @@ class Memory:
         return [bar for bar in self._bars[instrument] if bar.open_time_ms >= open_time_ms]
 
 
-class InlineThinker:
+class InlinePredictor:
     """Answers in the caller's thread, without a deadline: for replay, where nothing waits."""
 
-    def __init__(self, forecaster: Forecaster, memory: Memory, *, period_start_ms: int) -> None:
+    def __init__(self, forecaster: Forecaster, memory: BarHistory, *, period_start_ms: int) -> None:
         self.memory = memory
         self._forecaster = forecaster
         self._period_start_ms = period_start_ms
         self._started = False
 
-    def predict(self, event: Event, recorded: Answer = None) -> Answer:
-        """Return the forecast of *event*; a recorded ``Late`` is answered as it was."""
+    def predict(self, event: Event, recorded: Prediction = None) -> Prediction:
+        """Return the forecast of *event*; a recorded ``PredictionTimeout`` is answered as it was."""
         match event:
             case Bar():
                 # Bars before the start are only remembered: the start warms the model with them.
@@ -69,7 +135,7 @@ class InlineThinker:
                 forecast = self._forecaster.step(event)
                 if event.open_time_ms < self._period_start_ms:
                     return None
-                return recorded if isinstance(recorded, Late) else forecast
+                return recorded if isinstance(recorded, PredictionTimeout) else forecast
             case ModelChange():
                 warm(self._forecaster, self.memory, event)
                 self._started = True
@@ -77,30 +143,30 @@ class InlineThinker:
             case _:
                 return None
 
-    async def __call__(self, event: Event) -> Answer:
+    async def __call__(self, event: Event) -> Prediction:
         """Return the prediction for *event*; never waits."""
         return self.predict(event)
 
 
-class WorkerThinker:
+class WorkerPredictor:
     """Answers from one worker thread within a deadline of network time."""
 
     def __init__(
         self,
         forecaster: Forecaster,
-        memory: Memory,
+        memory: BarHistory,
         worker: Worker,
         *,
         period_start_ms: int,
         deadline_ms: int,
     ) -> None:
-        self._inline = InlineThinker(forecaster, memory, period_start_ms=period_start_ms)
+        self._inline = InlinePredictor(forecaster, memory, period_start_ms=period_start_ms)
         self._deadline_ms = deadline_ms
         self._worker = worker
-        self._unanswered: set[asyncio.Future[Answer]] = set()
+        self._unanswered: set[asyncio.Future[Prediction]] = set()
 
-    async def __call__(self, event: Event) -> Answer:
-        """Return the forecast of *event*, or ``Late`` where it did not come in time."""
+    async def __call__(self, event: Event) -> Prediction:
+        """Return the forecast of *event*, or ``PredictionTimeout`` where it did not come in time."""
         if not isinstance(event, Bar | ModelChange):
             return None
         if len(self._unanswered) >= UNANSWERED_LIMIT:
@@ -116,15 +182,15 @@ class WorkerThinker:
         try:
             return await asyncio.wait_for(asyncio.shield(future), self._deadline_ms / 1000)
         except TimeoutError:
-            return Late(self._deadline_ms)
+            return PredictionTimeout(self._deadline_ms)
 
 
-async def no_model(_event: Event) -> Answer:
+async def no_model(_event: Event) -> Prediction:
     """Predict nothing: for strategies that need no forecast."""
     return None
 
 
-def warm(forecaster: Forecaster, memory: Memory, change: ModelChange) -> None:
+def warm(forecaster: Forecaster, memory: BarHistory, change: ModelChange) -> None:
     """Warm *forecaster* with the remembered bars that *change* names."""
     for instrument, open_time_ms in change.warm_from:
         forecaster.warm(instrument, memory.since(instrument, open_time_ms))
