@@ -61,7 +61,7 @@ E = TypeVar("E", Bar, Quote)
 
 
 class Engine:
-    """The pure heart: the same events and answers always cause the same steps."""
+    """The pure heart: the same events and predictions always cause the same steps."""
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ class Predictor(Protocol):
     """Where the model runs, and the only thing that may run elsewhere."""
 
     async def __call__(self, event: Event, /) -> Prediction:
-        """Return the forecast of *event*, ``PredictionTimeout``, or None for events that need none."""
+        """Return the forecast of *event*, that it timed out, or None where none is needed."""
         ...
 
 

@@ -1,8 +1,8 @@
 """Where the model runs: in one worker thread with a deadline, or inline; both feed it alike.
 
-A thread cannot be cancelled, so only the forecaster runs there, never the engine. A forecast
-that misses its deadline becomes ``PredictionTimeout``; its ring update still happens before the next forecast,
-because one thread takes the bars in order.
+A thread cannot be cancelled, so only the forecaster runs there, never the engine. A forecast that
+misses its deadline becomes a ``PredictionTimeout``; its ring update still happens before the next
+forecast, because one thread takes the bars in order.
 """
 
 from __future__ import annotations
@@ -19,72 +19,12 @@ from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Event, ModelChange, Prediction, PredictionTimeout
 
-# ``Worker``: one thread that does work in order, and that nobody has to wait for at the end.
-#
-# A pool's threads are joined when the interpreter ends, so a forecast under way would hold up an
-# orderly stop; this thread is a daemon, and its unfinished work is simply not answered.
+UNANSWERED_LIMIT: Final = 1_000
+"""Bars that may wait for a stuck model before the run is ended."""
 
 T = TypeVar("T")
 
 Job = Callable[[], None]
-
-
-class Worker:
-    """Runs jobs one after the other in a thread of its own."""
-
-    def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._waiting = 0
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a job is under way or in line."""
-        return self._waiting > 0
-
-    def submit(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
-        """Put *work* in line; return the future of its result in the running loop."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._waiting += 1
-
-        def job() -> None:
-            try:
-                result = work(*arguments)
-            except BaseException as error:  # noqa: BLE001 - handed to whoever awaits it
-                _answer(loop, partial(_fail, future, error))
-            else:
-                _answer(loop, partial(_resolve, future, result))
-            finally:
-                self._waiting -= 1
-
-        self._jobs.put(job)
-        return future
-
-    def _work(self) -> None:
-        while True:
-            self._jobs.get()()
-
-
-def _answer(loop: asyncio.AbstractEventLoop, call: Job) -> None:
-    """Run *call* in *loop*, unless the loop has ended meanwhile."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(call)
-
-
-def _resolve(future: asyncio.Future[T], result: T) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[T], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
-UNANSWERED_LIMIT: Final = 1_000
-"""Bars that may wait for a stuck model before the run is ended."""
 
 
 class BarHistory:
@@ -126,7 +66,7 @@ class InlinePredictor:
         self._started = False
 
     def predict(self, event: Event, recorded: Prediction = None) -> Prediction:
-        """Return the forecast of *event*; a recorded ``PredictionTimeout`` is answered as it was."""
+        """Return the forecast of *event*; a recorded timeout stays one."""
         match event:
             case Bar():
                 # Bars before the start are only remembered: the start warms the model with them.
@@ -148,6 +88,64 @@ class InlinePredictor:
         return self.predict(event)
 
 
+class Worker:
+    """Runs jobs one after the other in a thread of its own, which nobody waits for at the end.
+
+    A pool's threads are joined when the interpreter ends, so a forecast under way would hold up an
+    orderly stop; this thread is a daemon, and its unfinished work is never returned.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._waiting = 0
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job is under way or in line."""
+        return self._waiting > 0
+
+    def submit(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        """Put *work* in line; return the future of its result in the running loop."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._waiting += 1
+
+        def job() -> None:
+            try:
+                result = work(*arguments)
+            except BaseException as error:  # noqa: BLE001 - handed to whoever awaits it
+                _deliver(loop, partial(_fail, future, error))
+            else:
+                _deliver(loop, partial(_resolve, future, result))
+            finally:
+                self._waiting -= 1
+
+        self._jobs.put(job)
+        return future
+
+    def _work(self) -> None:
+        while True:
+            self._jobs.get()()
+
+
+def _deliver(loop: asyncio.AbstractEventLoop, call: Job) -> None:
+    """Run *call* in *loop*, unless the loop has ended meanwhile."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(call)
+
+
+def _resolve(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[T], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
 class WorkerPredictor:
     """Answers from one worker thread within a deadline of network time."""
 
@@ -166,7 +164,7 @@ class WorkerPredictor:
         self._unanswered: set[asyncio.Future[Prediction]] = set()
 
     async def __call__(self, event: Event) -> Prediction:
-        """Return the forecast of *event*, or ``PredictionTimeout`` where it did not come in time."""
+        """Return the forecast of *event*, or a timeout where it is late."""
         if not isinstance(event, Bar | ModelChange):
             return None
         if len(self._unanswered) >= UNANSWERED_LIMIT:

@@ -158,7 +158,7 @@ async def rerun_recorded(
 ) -> str:
     """Feed the run that *spec* (``FILE.db#RUN``) names into *audit*; return the new run's id.
 
-    On the run's own path and warm-up, with its ``PredictionTimeout`` answers: every ``decision_sha256`` must
+    On the run's own path and warm-up, with its timeouts: every ``decision_sha256`` must
     come out equal.
     """
     named = located(spec, None)

@@ -186,7 +186,7 @@ async def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
 
 @dataclass(frozen=True)
 class ReplayPredictor:
-    """How a replay is answered: ``ahead`` wraps the events, ``think`` answers each of them.
+    """How a replay is answered: ``ahead`` wraps the events, ``predict`` answers each of them.
 
     ``now`` is the same answer for callers without a loop.
     """
