@@ -64,7 +64,9 @@ def test_the_plan_is_short_enough_to_be_read() -> None:
 
 
 def test_the_loop_that_the_plan_shows_is_the_loop_that_runs() -> None:
-    source = " ".join((ROOT / "daemon" / "engine" / "runner.py").read_text(encoding="utf-8").split())
+    source = " ".join(
+        (ROOT / "daemon" / "engine" / "runner.py").read_text(encoding="utf-8").split()
+    )
     shown = re.search(r"async for event in feed:.*?```", TEXT, re.DOTALL)
     assert shown is not None
     for line in shown.group(0).removesuffix("```").splitlines():
