@@ -35,7 +35,7 @@ from tracepaper.strategies.types import (
     Step,
 )
 
-CANDLES = Path(__file__).parents[2] / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
+CANDLES = Path(__file__).parents[3] / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 EXAMPLES = 10_000
 
 
