@@ -52,7 +52,7 @@ def step_differences(first: Step, second: Step) -> Iterator[tuple[str, str, str]
             continue
         if name == "decision" and isinstance(one, Decision) and isinstance(two, Decision):
             yield from decision_differences(one, two)
-        elif name == "answer" and isinstance(one, Forecast) and isinstance(two, Forecast):
+        elif name == "prediction" and isinstance(one, Forecast) and isinstance(two, Forecast):
             yield from forecast_differences(one, two)
         else:
             yield name, shown(one), shown(two)
