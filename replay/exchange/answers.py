@@ -15,7 +15,7 @@ from tracepaper.replay.exchange.book import levels
 from tracepaper.replay.exchange.candles import trade_id
 from tracepaper.replay.exchange.funding import RATE_DECIMALS, funding_interval_ms, funding_rate
 from tracepaper.replay.exchange.intervals import is_name
-from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.marks import INDEX, MARK, PREMIUM, PREMIUM_DECIMALS
 from tracepaper.replay.exchange.path import Candle
 from tracepaper.replay.exchange.query import (
@@ -110,7 +110,7 @@ def _measured(venue: Venue, query: Query, now_ms: int, measure: str) -> Result |
 
 def _candles(
     venue: Venue, query: Query, now_ms: int, measure: str | None = None
-) -> tuple[Market, list[Candle]] | Refused:
+) -> tuple[SimulatedMarket, list[Candle]] | Refused:
     """Return the market and its candles of the window asked for, newest first."""
     market = market_of(venue, query)
     if isinstance(market, Refused):
@@ -258,7 +258,7 @@ def recent_trade(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     return {"category": market.category.value, "list": found[:limit]}
 
 
-def _execution(market: Market, row: int, place: int) -> Result:
+def _execution(market: SimulatedMarket, row: int, place: int) -> Result:
     path = market.path(row)
     trade = path.trades[place]
     return {
@@ -302,7 +302,7 @@ def funding_history(venue: Venue, query: Query, now_ms: int) -> Result | Refused
     return {"category": market.category.value, "list": items}
 
 
-def market_of(venue: Venue, query: Query, *, required: bool = False) -> Market | Refused:
+def market_of(venue: Venue, query: Query, *, required: bool = False) -> SimulatedMarket | Refused:
     """Return the market that *query* names; without a category it is linear, unless required."""
     category = query.get("category", "" if required else "linear")
     if category not in CATEGORIES:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.exchange.intervals import DAY_MS, MINUTE_MS
-from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.noise import mix, mix_array
 
 SLOT_MS: Final = 100
@@ -40,7 +40,7 @@ class Best(NamedTuple):
     ask_size: int
 
 
-def best(market: Market, row: int, time_ms: int) -> Best:
+def best(market: SimulatedMarket, row: int, time_ms: int) -> Best:
     """Return the touch of *market* at *time_ms* in bar *row*."""
     bid, ask = _touch(market, row, time_ms)
     slot = _slot(market, row, time_ms)
@@ -54,7 +54,7 @@ def best(market: Market, row: int, time_ms: int) -> Best:
     )
 
 
-def levels(market: Market, row: int, time_ms: int, depth: int) -> tuple[Levels, Levels]:
+def levels(market: SimulatedMarket, row: int, time_ms: int, depth: int) -> tuple[Levels, Levels]:
     """Return *depth* bids and asks (fewer near zero) of *market* at *time_ms* in bar *row*."""
     bid, ask = _touch(market, row, time_ms)
     slot = _slot(market, row, time_ms)
@@ -65,7 +65,7 @@ def levels(market: Market, row: int, time_ms: int, depth: int) -> tuple[Levels, 
     )
 
 
-def _touch(market: Market, row: int, time_ms: int) -> tuple[int, int]:
+def _touch(market: SimulatedMarket, row: int, time_ms: int) -> tuple[int, int]:
     last = market.touch(row, time_ms)
     tick = market.listing.tick
     wide = mix(market.seed + row) % 8 == 0
@@ -75,7 +75,7 @@ def _touch(market: Market, row: int, time_ms: int) -> tuple[int, int]:
     return bid, bid + spread
 
 
-def _slot(market: Market, row: int, time_ms: int) -> int:
+def _slot(market: SimulatedMarket, row: int, time_ms: int) -> int:
     """Return the slot of *time_ms*; in a quiet window, the window's first."""
     slot = time_ms // SLOT_MS
     window = slot // QUIET_SLOTS
@@ -85,20 +85,22 @@ def _slot(market: Market, row: int, time_ms: int) -> int:
     return slot
 
 
-def _span(market: Market) -> int:
+def _span(market: SimulatedMarket) -> int:
     """Return how many steps a level may hold: about a minute's share of the volume."""
     per_minute = market.daily_volume * MINUTE_MS // DAY_MS // market.listing.step
     return max(4, per_minute // 4)
 
 
-def _level(market: Market, side: int, price: int, slot: int) -> int:
+def _level(market: SimulatedMarket, side: int, price: int, slot: int) -> int:
     """Return the noise of one level; its epoch is staggered by its price."""
     place = mix(market.seed + 2 * price + side)
     epoch = (slot + place % EPOCH_SLOTS) // EPOCH_SLOTS
     return mix(place + epoch * STRIDE)
 
 
-def _side(market: Market, side: int, prices: NDArray[np.int64], slot: int, depth: int) -> Levels:
+def _side(
+    market: SimulatedMarket, side: int, prices: NDArray[np.int64], slot: int, depth: int
+) -> Levels:
     prices = prices[prices > 0]
     unsigned = prices.astype(np.uint64)
     start = np.uint64((market.seed + side) & (2**64 - 1))

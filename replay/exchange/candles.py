@@ -11,7 +11,7 @@ from tracepaper.replay.exchange.channels import Due, Frame, Pacing, encode
 from tracepaper.replay.exchange.faults import Fault, FaultKind, Faults
 from tracepaper.replay.exchange.forgery import FACTOR, times
 from tracepaper.replay.exchange.intervals import bucket_end, bucket_start
-from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.noise import mix
 from tracepaper.replay.exchange.path import Candle
 from tracepaper.strategies.types import Category
@@ -35,7 +35,7 @@ class CandleChannel:
     as the exchange does. The candle faults act here, as REST must not see them.
     """
 
-    def __init__(self, topic: str, market: Market, interval: str, faults: Faults) -> None:
+    def __init__(self, topic: str, market: SimulatedMarket, interval: str, faults: Faults) -> None:
         self.topic: Final = topic
         self._market = market
         self._interval = interval
@@ -178,7 +178,7 @@ class CandleChannel:
 class TradeChannel:
     """One publicTrade topic; trades of one moment, or of one paced span, share a frame."""
 
-    def __init__(self, topic: str, market: Market, pacing: Pacing) -> None:
+    def __init__(self, topic: str, market: SimulatedMarket, pacing: Pacing) -> None:
         self.topic: Final = topic
         self._market = market
         self._gap_ms = pacing.trade_gap_ms()
@@ -217,7 +217,7 @@ class TradeChannel:
         return [Frame(self.topic, encode(body), traded_ms + 0.5)]
 
 
-def trade_element(market: Market, row: int, place: int) -> dict[str, Any]:
+def trade_element(market: SimulatedMarket, row: int, place: int) -> dict[str, Any]:
     """Return trade number *place* of bar *row* as the stream writes it."""
     path = market.path(row)
     trade = path.trades[place]
@@ -238,7 +238,7 @@ def trade_element(market: Market, row: int, place: int) -> dict[str, Any]:
     }
 
 
-def trade_id(market: Market, row: int, place: int) -> str:
+def trade_id(market: SimulatedMarket, row: int, place: int) -> str:
     """Return a trade's id: a uuid of version 5 on linear, rising digits on spot."""
     open_ms = market.open_ms(row)
     if market.category is Category.SPOT:

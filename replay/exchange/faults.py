@@ -215,7 +215,7 @@ def fault_from(request: Mapping[str, Any]) -> Fault:
 
 
 @dataclass
-class Tally:
+class FaultTally:
     """How often a kind was armed and how often it hit, with the market times of the hits."""
 
     scheduled: int = 0
@@ -228,7 +228,7 @@ class Faults:
 
     def __init__(self) -> None:
         self._armed: dict[FaultKind, list[Fault]] = {kind: [] for kind in FaultKind}
-        self.tally: Final = {kind: Tally() for kind in FaultKind}
+        self.tally: Final = {kind: FaultTally() for kind in FaultKind}
 
     def arm(self, fault: Fault) -> None:
         """Let *fault* wait for something to hit; raises ``ConfigInvalid`` when too many wait."""

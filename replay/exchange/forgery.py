@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import msgspec
 
-from tracepaper.replay.exchange.channels import encode
 from tracepaper.replay.exchange.faults import Fault, FaultKind
 from tracepaper.replay.exchange.intervals import bucket_end
 
@@ -21,6 +20,7 @@ DEEP_LEVELS: Final = 1_500
 CLOSE_COLUMN: Final = 4
 HIGH_COLUMN: Final = 2
 
+encode: Final = msgspec.json.encode
 Message = dict[str, Any]
 Row = list[str]
 

@@ -26,8 +26,8 @@ from tracepaper.replay.exchange.noise import key, mix
 from tracepaper.replay.exchange.path import Candle, Path, walk
 from tracepaper.replay.exchange.table import (
     TURNOVER_DECIMALS,
-    Series,
-    Table,
+    CandleSeries,
+    CandleTable,
     typical_turnover,
 )
 from tracepaper.replay.exchange.text import padded, plain, rescaled
@@ -51,7 +51,7 @@ class Day(NamedTuple):
     price_hour_ago: int
 
 
-class Progress(NamedTuple):
+class BarProgress(NamedTuple):
     """One bar after each of its trades; all but ``times`` begin with the bar before any trade."""
 
     times: list[int]
@@ -69,7 +69,7 @@ class Touch(NamedTuple):
     direction: str
 
 
-class Market:
+class SimulatedMarket:
     """The served market of one symbol. Prices, sizes and turnovers are integers of its scales."""
 
     def __init__(self, candles: Candles, *, seed: int) -> None:
@@ -90,8 +90,8 @@ class Market:
         self.turnover_decimals: Final = (
             TURNOVER_DECIMALS if candles.turnover is None else candles.turnover_decimals
         )
-        self.series: Final = Series(self.base, self.interval, self.interval_ms, self.running)
-        self._measures: dict[str, Series] = {}
+        self.series: Final = CandleSeries(self.base, self.interval, self.interval_ms, self.running)
+        self._measures: dict[str, CandleSeries] = {}
         self._day: tuple[int, Day] | None = None
         self.path = lru_cache(maxsize=PATHS_KEPT)(self._path)
         self.progress = lru_cache(maxsize=PATHS_KEPT)(self._progress)
@@ -157,11 +157,11 @@ class Market:
         """Return the volume of bar *row* as a multiple of what is typical of its time."""
         return float(self.base.volume[row] / max(1.0, self.typical_volumes[row]))
 
-    def _progress(self, row: int) -> Progress:
+    def _progress(self, row: int) -> BarProgress:
         """Return the times of the trades of bar *row*, and what each leaves of the candle."""
         trades = self.path(row).trades
         prices = [int(self.base.open[row]), *(trade.price for trade in trades)]
-        return Progress(
+        return BarProgress(
             [trade.time_ms for trade in trades],
             list(accumulate(prices, max)),
             list(accumulate(prices, min)),
@@ -215,7 +215,7 @@ class Market:
 
     # ------------------------------------------------------------ candles of any interval
 
-    def table(self, interval: str) -> Table | None:
+    def table(self, interval: str) -> CandleTable | None:
         """Return the candles at *interval*, or None where the data cannot make them."""
         return self.series.table(interval)
 
@@ -233,7 +233,7 @@ class Market:
         """The index, mark and premium that belong to the trades."""
         return Marks(self.base, self.seed)
 
-    def measure(self, name: str) -> Series:
+    def measure(self, name: str) -> CandleSeries:
         """Return the candles of the measure *name*: ``index``, ``mark`` or ``premium``."""
         if name not in self._measures:
 
@@ -241,7 +241,7 @@ class Market:
                 return self.marks.running(name, row, self.running(row, time_ms))
 
             base = self.marks.table(name)
-            self._measures[name] = Series(base, self.interval, self.interval_ms, running)
+            self._measures[name] = CandleSeries(base, self.interval, self.interval_ms, running)
         return self._measures[name]
 
     # ------------------------------------------------------------ what a ticker says
@@ -303,7 +303,7 @@ class Market:
         return plain(size, decimals)
 
 
-def _base_table(candles: Candles, listing: Listing) -> Table:
+def _base_table(candles: Candles, listing: Listing) -> CandleTable:
     """Return the data in the scales of *listing*, with a turnover."""
     scaled = candles.rescaled(
         price_decimals=listing.price_decimals, volume_decimals=listing.size_decimals
@@ -312,9 +312,9 @@ def _base_table(candles: Candles, listing: Listing) -> Table:
     zeros = np.zeros(len(scaled), dtype=np.int64)
     columns = (scaled.open_time_ms, scaled.open, scaled.high, scaled.low, scaled.close)
     if scaled.turnover is not None:
-        return Table(*columns, scaled.volume, scaled.turnover, rows)
-    table = Table(*columns, scaled.volume, zeros, rows)
+        return CandleTable(*columns, scaled.volume, scaled.turnover, rows)
+    table = CandleTable(*columns, scaled.volume, zeros, rows)
     turnover = typical_turnover(
         table, price_decimals=listing.price_decimals, size_decimals=listing.size_decimals
     )
-    return Table(*columns, scaled.volume, turnover, rows)
+    return CandleTable(*columns, scaled.volume, turnover, rows)

@@ -15,7 +15,7 @@ import numpy as np
 from tracepaper.replay.exchange.intervals import HOUR_MS, IntArray
 from tracepaper.replay.exchange.noise import mix_array
 from tracepaper.replay.exchange.path import Candle
-from tracepaper.replay.exchange.table import Table
+from tracepaper.replay.exchange.table import CandleTable
 
 INDEX: Final = "index"
 MARK: Final = "mark"
@@ -31,7 +31,7 @@ MARK_SHARE: Final = 4
 class Marks:
     """The premium of every bar of *base* in 10⁻⁶, and the prices and candles that follow."""
 
-    def __init__(self, base: Table, seed: int) -> None:
+    def __init__(self, base: CandleTable, seed: int) -> None:
         self._base = base
         self._seed = seed
 
@@ -75,7 +75,7 @@ class Marks:
         low = self.price(measure, row, candle.low)
         return Candle(candle.start_ms, opened, max(opened, high), min(opened, low), close, 0, 0)
 
-    def table(self, measure: str) -> Table:
+    def table(self, measure: str) -> CandleTable:
         """Return the candles of *measure* for all bars."""
         base = self._base
         columns = (base.close, base.high, base.low)

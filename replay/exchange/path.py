@@ -35,7 +35,7 @@ class Candle(NamedTuple):
     turnover: int
 
 
-class Trade(NamedTuple):
+class PathTrade(NamedTuple):
     """One trade inside a bar; ``size`` is in units of 10^-size_decimals of its path."""
 
     time_ms: int
@@ -51,7 +51,7 @@ class Path(NamedTuple):
     there a unit is a tenth, and ``size_scale`` is 10.
     """
 
-    trades: tuple[Trade, ...]
+    trades: tuple[PathTrade, ...]
     size_scale: int
 
 
@@ -79,7 +79,7 @@ def walk(
     sizes = _sizes(units, step * scale, [next(numbers) for _ in range(count)])
     times = _times(candle.start_ms, interval_ms, [next(numbers) for _ in range(count)])
     sides = _sides(prices, [next(numbers) for _ in range(count)])
-    return Path(tuple(map(Trade, times, prices, sizes, sides)), scale)
+    return Path(tuple(map(PathTrade, times, prices, sizes, sides)), scale)
 
 
 def _corners(candle: Candle, *, high_first: bool) -> list[int]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qs, unquote
 
 BAD_PARAMETER: Final = 10001
 TIME_DIGITS_MAX: Final = 18
+DERIVATIVES: Final = ("linear", "inverse")
 
 Query = Mapping[str, str]
 
@@ -72,3 +74,9 @@ def _integer(query: Query, name: str) -> int | Refused | None:
     if not text.isdecimal() or len(text) > TIME_DIGITS_MAX:
         return Refused(BAD_PARAMETER, f"params error: {name} is invalid")
     return int(text)
+
+
+def cursor_fields(query: Query) -> dict[str, str]:
+    """Return the fields of the cursor of *query*, which clients send encoded once or twice."""
+    fields = parse_qs(unquote(query.get("cursor", "")))
+    return {name: values[0] for name, values in fields.items()}

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tracepaper.replay.exchange.book import Levels, best, levels
 from tracepaper.replay.exchange.channels import GRID_MS, Due, Frame, Pacing, encode
-from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.tickers import linear_ticker, spot_ticker
 from tracepaper.strategies.types import Category
 
@@ -24,7 +24,7 @@ PAIRS: Final = (("bid1Price", "bid1Size"), ("ask1Price", "ask1Size"))
 Pair = tuple[str, str]
 
 
-def _stale(market: Market, now_ms: int) -> tuple[int, int] | None:
+def _stale(market: SimulatedMarket, now_ms: int) -> tuple[int, int] | None:
     """Return the bar and moment of a state up to a second old, or None where no bar is open."""
     row = market.base.row_at(now_ms)
     if not market.is_open(row, now_ms):
@@ -35,7 +35,7 @@ def _stale(market: Market, now_ms: int) -> tuple[int, int] | None:
 class TickerChannel:
     """One ticker topic: a snapshot and deltas of changed fields, on spot whole snapshots."""
 
-    def __init__(self, topic: str, market: Market, pacing: Pacing) -> None:
+    def __init__(self, topic: str, market: SimulatedMarket, pacing: Pacing) -> None:
         self.topic: Final = topic
         self._market = market
         self._gap_ms = pacing.ticker_gap_ms(market.interval_ms)
@@ -99,7 +99,7 @@ class BookChannel:
     def __init__(
         self,
         topic: str,
-        market: Market,
+        market: SimulatedMarket,
         depth: int,
         pacing: Pacing,
         *,
@@ -191,7 +191,7 @@ class BookChannel:
         return Frame(self.topic, encode(body), at_ms)
 
 
-def level_texts(market: Market, side: Levels) -> list[Pair]:
+def level_texts(market: SimulatedMarket, side: Levels) -> list[Pair]:
     """Return *side* as (price, size) texts; a size of 0 is ``"0"``."""
     return [
         (market.price_text(price), market.size_text(size) if size else "0") for price, size in side

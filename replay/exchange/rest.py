@@ -36,7 +36,7 @@ FORBIDDEN: Final = """<!DOCTYPE html>
 """
 
 
-class Rest:
+class RestHandler:
     """The handler of every ``/v5`` request."""
 
     def __init__(self, hub: Hub, venue: Venue, recording: Recording | None) -> None:

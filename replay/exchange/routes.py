@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from tracepaper.replay.exchange import answers, figures
+from tracepaper.replay.exchange import answers, figures, risk
 from tracepaper.replay.exchange.query import BAD_PARAMETER, Answer, Query, Refused
 from tracepaper.replay.exchange.venue import Venue
 
@@ -65,8 +65,8 @@ ROUTES: Final = (
         ("category",),
         ("baseCoin", "period", "startTime", "endTime"),
     ),
-    Route("/v5/market/insurance", figures.insurance, (), ("coin",)),
-    Route("/v5/market/risk-limit", figures.risk_limit, ("category",), ("symbol", "cursor")),
+    Route("/v5/market/insurance", risk.insurance, (), ("coin",)),
+    Route("/v5/market/risk-limit", risk.risk_limit, ("category",), ("symbol", "cursor")),
     Route("/v5/market/delivery-price", figures.delivery_price, ("category",), ("symbol",)),
     Route("/v5/market/new-delivery-price", figures.new_delivery_price, ("category", "baseCoin")),
     Route(
@@ -75,9 +75,9 @@ ROUTES: Final = (
         ("category", "symbol", "period"),
         (*_TIMES, "cursor"),
     ),
-    Route("/v5/market/price-limit", figures.price_limit, ("symbol",), ("category",)),
+    Route("/v5/market/price-limit", risk.price_limit, ("symbol",), ("category",)),
     Route("/v5/market/index-price-components", figures.index_price_components, ("indexName",)),
-    Route("/v5/market/adlAlert", figures.adl_alert, (), ("coin",)),
+    Route("/v5/market/adlAlert", risk.adl_alert, (), ("coin",)),
     Route("/v5/market/fee-group-info", figures.fee_group_info, ("productType",), ("groupId",)),
     Route("/v5/account/fee-rate", figures.fee_rate, ("category",), ("symbol",)),
     Route("/v5/asset/coin/query-info", figures.coin_info, (), ("coin",)),

@@ -42,10 +42,10 @@ from tracepaper.replay.exchange.control import Control
 from tracepaper.replay.exchange.fault_plan import FaultPlan, TimedFault
 from tracepaper.replay.exchange.faults import Fault, Faults, fault_from
 from tracepaper.replay.exchange.hub import Hub
-from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.recorded import Recording, read_recording
-from tracepaper.replay.exchange.rest import Rest
-from tracepaper.replay.exchange.stream import Stream
+from tracepaper.replay.exchange.rest import RestHandler
+from tracepaper.replay.exchange.stream import StreamHandler
 from tracepaper.replay.exchange.topics import find_channel
 from tracepaper.replay.exchange.venue import END_LINGER_MS, HOLE_LINGER_MS, Venue, shifted
 from tracepaper.strategies.errors import ConfigInvalid
@@ -106,7 +106,7 @@ class EmbeddedExchange:
         for note in (f"{each.path}: {note}" for each in candles for note in each.notes):
             LOG.warning(note)
         self.venue: Final = Venue(
-            [Market(each, seed=settings.seed) for each in candles],
+            [SimulatedMarket(each, seed=settings.seed) for each in candles],
             may_be_empty=self.recording is not None,
         )
         self.faults: Final = Faults()
@@ -215,9 +215,9 @@ class EmbeddedExchange:
         limits = ConnectionLimits(most=CONNECTIONS_MAX, timeout_s=REQUEST_TIMEOUT_S)
         application = web.Application(middlewares=[limits.middleware])
         application.add_routes(Control(self.hub).routes())
-        stream = Stream(self.hub, self.settings.seed)
+        stream = StreamHandler(self.hub, self.settings.seed)
         application.router.add_get("/v5/public/{category}", stream.handle)
-        rest = Rest(self.hub, self.venue, self.recording)
+        rest = RestHandler(self.hub, self.venue, self.recording)
         application.router.add_get("/v5/{path:.*}", rest.handle)
         runner = web.AppRunner(
             application, access_log=None, logger=limits.logger, shutdown_timeout=SHUTDOWN_S

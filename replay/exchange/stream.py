@@ -27,7 +27,7 @@ ANSWER_S: Final = 0.01
 Message = dict[str, Any]
 
 
-class Stream:
+class StreamHandler:
     """The handler of ``/v5/public/{category}``."""
 
     def __init__(self, hub: Hub, seed: int) -> None:

@@ -25,7 +25,7 @@ SLICE_ROWS: Final = 4_096
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class CandleTable:
     """Columns of one length, oldest first; ``first_row`` is where each candle's base rows begin."""
 
     start_ms: IntArray
@@ -80,14 +80,18 @@ class Table:
         return bucket_end(int(self.start_ms[row]), interval)
 
 
-class Series:
+class CandleSeries:
     """One measure of a market (trades, mark, index, premium) at every interval of the exchange.
 
     ``running`` gives a bar of *base* as it stands at a moment, with nothing later in it.
     """
 
     def __init__(
-        self, base: Table, interval: str, interval_ms: int, running: Callable[[int, int], Candle]
+        self,
+        base: CandleTable,
+        interval: str,
+        interval_ms: int,
+        running: Callable[[int, int], Candle],
     ) -> None:
         self.base: Final = base
         self._interval = interval
@@ -95,7 +99,7 @@ class Series:
         self._running = running
         self._tables = {interval: base}
 
-    def table(self, interval: str) -> Table | None:
+    def table(self, interval: str) -> CandleTable | None:
         """Return the candles at *interval*, or None where the data cannot make them."""
         if interval not in self._tables:
             if not is_name(interval) or not is_coarser(interval, self._interval_ms):
@@ -124,12 +128,12 @@ class Series:
         )
 
 
-def aggregate(base: Table, interval: str) -> Table:
+def aggregate(base: CandleTable, interval: str) -> CandleTable:
     """Return *base* at the coarser *interval*; a bucket holds what the data has of it."""
     starts = bucket_starts(base.start_ms, interval)
     first = np.flatnonzero(np.diff(starts, prepend=starts[0] - 1))
     last = np.append(first[1:], len(base)) - 1
-    return Table(
+    return CandleTable(
         start_ms=starts[first],
         open=base.open[first],
         high=np.maximum.reduceat(base.high, first),
@@ -141,7 +145,7 @@ def aggregate(base: Table, interval: str) -> Table:
     )
 
 
-def typical_turnover(base: Table, *, price_decimals: int, size_decimals: int) -> IntArray:
+def typical_turnover(base: CandleTable, *, price_decimals: int, size_decimals: int) -> IntArray:
     """Return volume x (open + high + low + close) / 4, in 10^-TURNOVER_DECIMALS.
 
     It stands in for the turnover that an archive dropped. The product of two 64-bit scales needs

@@ -13,7 +13,7 @@ from tracepaper.replay.exchange.funding import (
     open_interest,
 )
 from tracepaper.replay.exchange.intervals import HOUR_MS
-from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.marks import INDEX, MARK
 from tracepaper.replay.exchange.text import padded, plain, rescaled
 
@@ -36,7 +36,7 @@ REST_SPOT: Final = (
 )  # fmt: skip
 
 
-def linear_ticker(market: Market, row: int, time_ms: int) -> dict[str, str]:
+def linear_ticker(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, str]:
     """Return every field of a linear stream snapshot of *market* at *time_ms* in bar *row*."""
     last = market.touch(row, time_ms)
     now, day, quote = market.running(row, time_ms), market.day(row), best(market, row, time_ms)
@@ -78,7 +78,7 @@ def linear_ticker(market: Market, row: int, time_ms: int) -> dict[str, str]:
     }
 
 
-def spot_ticker(market: Market, row: int, time_ms: int) -> dict[str, str]:
+def spot_ticker(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, str]:
     """Return every field of a spot stream snapshot: no bid or ask, no mark, no funding."""
     last = market.touch(row, time_ms)
     now, day = market.running(row, time_ms), market.day(row)
@@ -96,13 +96,13 @@ def spot_ticker(market: Market, row: int, time_ms: int) -> dict[str, str]:
     }
 
 
-def rest_linear(market: Market, row: int, time_ms: int) -> dict[str, str]:
+def rest_linear(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, str]:
     """Return the element of a linear ``/v5/market/tickers`` answer."""
     state = linear_ticker(market, row, time_ms) | {"deliveryTime": "0"}
     return {name: state.get(name, "") for name in REST_LINEAR}
 
 
-def rest_spot(market: Market, row: int, time_ms: int) -> dict[str, str]:
+def rest_spot(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, str]:
     """Return the element of a spot ``/v5/market/tickers`` answer, which has bid and ask."""
     quote = best(market, row, time_ms)
     state = spot_ticker(market, row, time_ms) | {

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.strategies.errors import ConfigInvalid
 
 WARM_UP_BARS: Final = 4_900
@@ -26,7 +26,7 @@ END_LINGER_MS: Final = 10_000
 class Venue:
     """Every market of one exchange."""
 
-    def __init__(self, markets: Sequence[Market], *, may_be_empty: bool = False) -> None:
+    def __init__(self, markets: Sequence[SimulatedMarket], *, may_be_empty: bool = False) -> None:
         """Raise ``ConfigInvalid`` where there are no *markets* or two of one symbol."""
         self.markets: Final = {(each.category.value, each.symbol): each for each in markets}
         if len(self.markets) < len(markets) or not (markets or may_be_empty):
@@ -59,7 +59,7 @@ class Venue:
         after = np.flatnonzero(starts[1:] > ends[:-1])
         return [(int(ends[row]), int(starts[row + 1])) for row in after.tolist()]
 
-    def find(self, category: str, symbol: str) -> Market | None:
+    def find(self, category: str, symbol: str) -> SimulatedMarket | None:
         """Return the market of *symbol*, or None."""
         return self.markets.get((category, symbol))
 

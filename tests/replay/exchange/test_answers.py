@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.replay.exchange.answers import kline
-from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.query import Refused
 from tracepaper.replay.exchange.venue import Venue
 from tracepaper.strategies.types import Category
@@ -57,7 +57,7 @@ async def test_windows_are_cut_as_the_exchange_cuts_them() -> None:
         assert await klines(client, start=FIRST_MS + 400 * MINUTE) == []
 
 
-VENUE = Venue([Market(candles(ROWS), seed=0)])
+VENUE = Venue([SimulatedMarket(candles(ROWS), seed=0)])
 
 
 @given(

@@ -6,7 +6,7 @@ import pytest
 from exchange_client import candles, walk_rows
 
 from tracepaper.replay.exchange.instruments import coins, list_instrument, recorded
-from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.strategies.types import Category
 
 ROWS = walk_rows(50)
@@ -77,8 +77,8 @@ def test_coins_are_read_from_the_symbol(symbol: str, pair: tuple[str, str]) -> N
 
 
 def test_texts_are_padded_to_the_tick_on_linear_and_plain_on_spot() -> None:
-    linear = Market(candles(ROWS), seed=0)
-    spot = Market(candles(ROWS, category=Category.SPOT), seed=0)
+    linear = SimulatedMarket(candles(ROWS), seed=0)
+    spot = SimulatedMarket(candles(ROWS, category=Category.SPOT), seed=0)
     assert linear.price_text(6_511_420) == "65114.20"
     assert linear.size_text(30) == "0.030"
     assert spot.price_text(651_140) == "65114"

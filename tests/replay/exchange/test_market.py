@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.exchange.book import best, levels
 from tracepaper.replay.exchange.intervals import DAY_MS
-from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.table import TURNOVER_DECIMALS
 from tracepaper.replay.exchange.text import rescaled
 
@@ -29,7 +29,7 @@ FILES = (
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_bar_of_real_data_is_reproduced_by_its_trades(name: str) -> None:
-    market = Market(read_candles(DATA / name), seed=3)
+    market = SimulatedMarket(read_candles(DATA / name), seed=3)
     for row in range(min(1_500, len(market.base))):
         candle, path = market.base.candle(row), market.path(row)
         prices = [trade.price for trade in path.trades]
@@ -45,7 +45,7 @@ def test_every_bar_of_real_data_is_reproduced_by_its_trades(name: str) -> None:
 @pytest.mark.parametrize("volume", [1, 2, 3, 50, 5_000_000])
 def test_a_running_bar_is_what_its_trades_so_far_make_of_it(volume: int) -> None:
     rows = [(*row[:4], volume) for row in walk_rows(6, seed=5)]
-    market = Market(candles(rows), seed=2)
+    market = SimulatedMarket(candles(rows), seed=2)
     scales = set()
     for row in range(6):
         path, start = market.path(row), market.open_ms(row)
@@ -70,13 +70,13 @@ def test_a_running_bar_is_what_its_trades_so_far_make_of_it(volume: int) -> None
 
 
 ROWS = walk_rows(40, seed=11)
-MARKET = Market(candles(ROWS), seed=1)
+MARKET = SimulatedMarket(candles(ROWS), seed=1)
 
 
 @given(st.integers(0, 39), st.integers(0, MINUTE - 1))
 def test_a_moment_is_the_same_in_any_order_of_asking(row: int, offset: int) -> None:
     at_ms = MARKET.open_ms(row) + offset
-    fresh = Market(candles(ROWS), seed=1)
+    fresh = SimulatedMarket(candles(ROWS), seed=1)
     assert fresh.running(row, at_ms) == MARKET.running(row, at_ms)
     assert fresh.touch(row, at_ms) == MARKET.touch(row, at_ms)
     assert levels(fresh, row, at_ms, 50) == levels(MARKET, row, at_ms, 50)
@@ -85,7 +85,7 @@ def test_a_moment_is_the_same_in_any_order_of_asking(row: int, offset: int) -> N
 @given(st.integers(1, 30), st.integers(0, MINUTE - 1))
 def test_a_moment_does_not_know_later_bars(row: int, offset: int) -> None:
     # Same listing and same bars up to this one; what comes after differs.
-    other = Market(candles([*ROWS[: row + 1], *walk_rows(39 - row, seed=99)]), seed=1)
+    other = SimulatedMarket(candles([*ROWS[: row + 1], *walk_rows(39 - row, seed=99)]), seed=1)
     at_ms = MARKET.open_ms(row) + offset
     assert other.running(row, at_ms) == MARKET.running(row, at_ms)
     assert other.touch(row, at_ms) == MARKET.touch(row, at_ms)
@@ -104,7 +104,7 @@ def test_depth_one_is_the_top_of_the_deep_book(row: int, offset: int) -> None:
 
 
 def test_a_book_near_zero_has_no_negative_prices() -> None:
-    market = Market(candles([(3, 4, 2, 3, 500)] * 5, symbol="TINYUSDT"), seed=1)
+    market = SimulatedMarket(candles([(3, 4, 2, 3, 500)] * 5, symbol="TINYUSDT"), seed=1)
     bids, asks = levels(market, 1, market.open_ms(1) + 30_000, 50)
     assert bids[-1][0] > 0
     assert len(asks) == 50
@@ -112,7 +112,7 @@ def test_a_book_near_zero_has_no_negative_prices() -> None:
 
 def test_the_day_is_the_twenty_four_hours_before_the_bar() -> None:
     rows = walk_rows(3_000, seed=12)
-    market = Market(candles(rows), seed=0)
+    market = SimulatedMarket(candles(rows), seed=0)
     columns = np.array(rows[1_060:2_500]) * 10  # one decimal more than the data
     day = market.day(2_500)
     assert (day.high, day.low) == (columns[:, 1].max(), columns[:, 2].min())
@@ -123,7 +123,7 @@ def test_the_day_is_the_twenty_four_hours_before_the_bar() -> None:
 
 
 def test_a_turnover_that_the_data_lacks_is_volume_at_the_typical_price() -> None:
-    market = Market(candles([(1_000, 1_200, 900, 1_100, 2_500)]), seed=0)
+    market = SimulatedMarket(candles([(1_000, 1_200, 900, 1_100, 2_500)]), seed=0)
     assert market.turnover_decimals == TURNOVER_DECIMALS
     # (100 + 120 + 90 + 110) / 4 x 2.5
     assert market.base.candle(0).turnover == 262_5000

@@ -14,7 +14,7 @@ import pytest
 from exchange_client import FIRST_MS, MINUTE, candles, serving, walk_rows
 
 from tracepaper.replay.exchange.instruments import recorded
-from tracepaper.replay.exchange.market import Market
+from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.query import Flat, Refused
 from tracepaper.replay.exchange.routes import ROUTES, answer
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -26,7 +26,7 @@ ROWS = walk_rows(3_000, seed=8)
 NOW = FIRST_MS + 2_900 * MINUTE
 LINEAR = candles(ROWS)
 SPOT = candles(ROWS, category=Category.SPOT)
-VENUE = Venue([Market(LINEAR, seed=1), Market(SPOT, seed=1)])
+VENUE = Venue([SimulatedMarket(LINEAR, seed=1), SimulatedMarket(SPOT, seed=1)])
 BTC = {"category": "linear", "symbol": "BTCUSDT"}
 
 LINEAR_TICKER = (
@@ -184,7 +184,7 @@ def test_every_route_has_the_documented_fields(
 def test_the_table_holds_each_route_of_pybit_once() -> None:
     paths = [route.path for route in ROUTES]
     assert len(set(paths)) == len(paths)
-    wanted = {each.value for each in pybit.market.Market}
+    wanted = {each.value for each in pybit.market.SimulatedMarket}
     assert wanted <= set(paths)
     assert {f"/v5/market/{path}" for path, *_ in DOCUMENTED} == wanted
 
@@ -274,7 +274,7 @@ def test_measured_candles_open_at_the_close_before_and_aggregate_exactly(measure
 
 
 def test_marks_do_not_know_later_bars() -> None:
-    other = Market(candles([*ROWS[:100], *walk_rows(400, seed=77)]), seed=1)
+    other = SimulatedMarket(candles([*ROWS[:100], *walk_rows(400, seed=77)]), seed=1)
     mine = VENUE.markets["linear", "BTCUSDT"]
     assert mine.marks.premiums[:100].tolist() == other.marks.premiums[:100].tolist()
     for name in ("mark", "index", "premium"):
@@ -354,7 +354,7 @@ def test_a_dated_future_is_delivered_at_its_last_index() -> None:
     )
     due_ms = int(item["deliveryTime"])
     future = candles(ROWS[:60], symbol=symbol, first_ms=due_ms // MINUTE * MINUTE - 60 * MINUTE)
-    venue = Venue([Market(future, seed=1)])
+    venue = Venue([SimulatedMarket(future, seed=1)])
     query = {"category": "linear"}
     before = answer(venue, "/v5/market/delivery-price", query, due_ms - 1)
     after = answer(venue, "/v5/market/delivery-price", query, due_ms)
@@ -402,7 +402,7 @@ async def test_a_busy_bar_has_more_trades_and_more_quotes() -> None:
     rows = [(*flat, 1_000)] * 100
     for place, volume in ((97, 10), (98, 100_000)):
         rows[place] = (*flat, volume)
-    market = Market(candles(rows), seed=4)
+    market = SimulatedMarket(candles(rows), seed=4)
     assert len(market.path(97).trades) < len(market.path(96).trades) < len(market.path(98).trades)
     async with serving(candles(rows), start=96) as (exchange, client), client.stream() as stream:
         await stream.subscribe("orderbook.50.BTCUSDT")

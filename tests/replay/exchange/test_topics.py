@@ -10,8 +10,8 @@ import pybit.unified_trading
 import pytest
 from exchange_client import FIRST_MS, MINUTE, candles, serving, walk_rows
 
-from tracepaper.replay.exchange.market import Market
-from tracepaper.replay.exchange.topics import liquidations
+from tracepaper.replay.exchange.market import SimulatedMarket
+from tracepaper.replay.exchange.risk import liquidations
 from tracepaper.strategies.types import Category
 
 ROWS = walk_rows(200, seed=5)
@@ -86,7 +86,7 @@ async def test_every_public_topic_of_pybit_is_accepted_but_the_withdrawn() -> No
             assert answer["success"] is not (topic in GONE or LEVERAGED.match(topic) is not None)
 
 
-def liquidated(market: Market, row: int) -> list[tuple[str, int]]:
+def liquidated(market: SimulatedMarket, row: int) -> list[tuple[str, int]]:
     return [
         (side, market.path(row).trades[place].price) for place, side in liquidations(market, row)
     ]
@@ -99,7 +99,7 @@ def test_a_bar_that_runs_far_liquidates_at_its_extremes_alone() -> None:
         (1_000_000, 1_002_000, 999_900, 1_001_000, 5_000),
         (1_000_000, 1_002_000, 998_000, 1_001_000, 0),
     ]
-    market = Market(candles(rows, price_decimals=2), seed=1)
+    market = SimulatedMarket(candles(rows, price_decimals=2), seed=1)
     found = [liquidated(market, row) for row in range(4)]
     assert found == [[], [("Buy", 998_000)], [("Sell", 1_002_000)], []]
 
