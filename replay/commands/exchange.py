@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from tracepaper.replay.exchange.fault_plan import FaultPlan
+    from tracepaper.replay.exchange.faults import FaultPlan
 
 
 def exchange(
@@ -63,8 +63,7 @@ def exchange(
     import asyncio
 
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.exchange.serve import serve
-    from tracepaper.replay.exchange.server import ExchangeSettings
+    from tracepaper.replay.exchange.server import ExchangeSettings, serve
     from tracepaper.strategies.errors import ConfigInvalid
     from tracepaper.strategies.types import Category
 
@@ -98,7 +97,7 @@ def _plan(path: Path | None, seed: int, every_s: float) -> FaultPlan:
     """Return the plan of the file at *path* with the schedule of the options."""
     from dataclasses import replace
 
-    from tracepaper.replay.exchange.fault_plan import read_plan
+    from tracepaper.replay.exchange.faults import read_plan
 
     plan = read_plan(path)
     return replace(plan, seed=seed, every_s=every_s) if every_s else plan

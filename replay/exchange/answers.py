@@ -8,28 +8,106 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from operator import itemgetter
-from typing import Any, Final
-from urllib.parse import parse_qs, urlencode
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qs, unquote, urlencode
 
-from tracepaper.replay.exchange.book import levels
-from tracepaper.replay.exchange.candles import trade_id
-from tracepaper.replay.exchange.funding import RATE_DECIMALS, funding_interval_ms, funding_rate
-from tracepaper.replay.exchange.intervals import is_name
-from tracepaper.replay.exchange.market import SimulatedMarket
-from tracepaper.replay.exchange.marks import INDEX, MARK, PREMIUM, PREMIUM_DECIMALS
-from tracepaper.replay.exchange.path import Candle
-from tracepaper.replay.exchange.query import (
-    BAD_PARAMETER,
-    Limit,
-    Query,
-    Refused,
-    page_size,
-    window_of,
+from tracepaper.replay.exchange.channels import trade_id
+from tracepaper.replay.exchange.instruments import padded, plain
+from tracepaper.replay.exchange.market import (
+    RATE_DECIMALS,
+    SimulatedMarket,
+    Venue,
+    funding_interval_ms,
+    funding_rate,
 )
-from tracepaper.replay.exchange.quotes import NO_RPI, RPI_DEPTH, level_texts
-from tracepaper.replay.exchange.text import padded, plain
-from tracepaper.replay.exchange.tickers import rest_linear, rest_spot
-from tracepaper.replay.exchange.venue import Venue
+from tracepaper.replay.exchange.path import Candle
+from tracepaper.replay.exchange.quotes import (
+    NO_RPI,
+    RPI_DEPTH,
+    level_texts,
+    levels,
+    rest_linear,
+    rest_spot,
+)
+from tracepaper.replay.exchange.series import INDEX, MARK, PREMIUM, PREMIUM_DECIMALS, is_name
+
+# What a REST query asks for: its page size, its window, and the refusal of what is neither.
+
+BAD_PARAMETER: Final = 10001
+TIME_DIGITS_MAX: Final = 18
+DERIVATIVES: Final = ("linear", "inverse")
+
+Query = Mapping[str, str]
+
+
+class Refused(NamedTuple):
+    """An error of the exchange."""
+
+    code: int
+    message: str
+
+
+class Flat(NamedTuple):
+    """An answer whose body is not the usual envelope: fields beside the result, which is a list."""
+
+    fields: dict[str, Any]
+    result: list[dict[str, Any]]
+
+
+Answer = dict[str, Any] | Flat | Refused
+"""What a route gives: the ``result``, another body, or a refusal."""
+
+
+class Limit(NamedTuple):
+    """The default and the greatest ``limit`` of an endpoint."""
+
+    default: int
+    most: int
+
+
+def page_size(query: Query, limit: Limit) -> int | Refused:
+    """Return the page size asked for, within the endpoint's own."""
+    asked = _integer(query, "limit")
+    if isinstance(asked, Refused):
+        return asked
+    if asked is None:
+        return limit.default
+    if asked < 1:
+        return Refused(BAD_PARAMETER, "params error: Limit is invalid")
+    return min(asked, limit.most)
+
+
+def window_of(
+    query: Query, limit: Limit, start: str, end: str
+) -> tuple[int | None, int | None, int] | Refused:
+    """Return start, end and page size of *query*."""
+    start_ms, end_ms = _integer(query, start), _integer(query, end)
+    size = page_size(query, limit)
+    for part in (start_ms, end_ms, size):
+        if isinstance(part, Refused):
+            return part
+    assert not isinstance(start_ms, Refused)
+    assert not isinstance(end_ms, Refused)
+    assert not isinstance(size, Refused)
+    if start_ms is not None and end_ms is not None and end_ms < start_ms:
+        return Refused(BAD_PARAMETER, f"params error: {end} must not be less than {start}")
+    return start_ms, end_ms, size
+
+
+def _integer(query: Query, name: str) -> int | Refused | None:
+    text = query.get(name, "")
+    if not text:
+        return None
+    if not text.isdecimal() or len(text) > TIME_DIGITS_MAX:
+        return Refused(BAD_PARAMETER, f"params error: {name} is invalid")
+    return int(text)
+
+
+def cursor_fields(query: Query) -> dict[str, str]:
+    """Return the fields of the cursor of *query*, which clients send encoded once or twice."""
+    fields = parse_qs(unquote(query.get("cursor", "")))
+    return {name: values[0] for name, values in fields.items()}
+
 
 CATEGORIES: Final = ("spot", "linear", "inverse", "option")
 

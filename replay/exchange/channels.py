@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
+
+from tracepaper.replay.exchange.corruption import FACTOR, times
+from tracepaper.replay.exchange.faults import Fault, FaultKind, Faults
+from tracepaper.replay.exchange.market import SimulatedMarket
+from tracepaper.replay.exchange.path import Candle, mix
+from tracepaper.replay.exchange.series import bucket_end, bucket_start
+from tracepaper.strategies.types import Category
 
 BOOK_FRAMES_PER_WALL_S: Final = 40
 TICKER_FRAMES_PER_WALL_S: Final = 20
@@ -75,3 +84,237 @@ class Pacing:
         if self.speed <= 1:
             return natural_ms
         return max(natural_ms, int(1000 * self.speed / frames_per_s))
+
+
+# The candle and trade topics: ``kline.{interval}.{symbol}`` and ``publicTrade.{symbol}``.
+
+PUSH_MS: Final = 1_000
+REVISION_DELAY_MS: Final = 700
+EARLY_CONFIRM_MS: Final = 2_000
+"""A candle that says it is closed too early does so this long before its close or longer."""
+UUID_DIGITS: Final = 32
+BENT_CLOSES: Final = (
+    FaultKind.OFF_GRID,
+    FaultKind.DOUBLE_CLOSE,
+    FaultKind.IMPLAUSIBLE_CLOSE,
+)
+
+
+class CandleChannel:
+    """One kline topic: pushes on a one-second grid when something changed, and the roll.
+
+    At the roll linear sends one frame of two candles and spot two frames, 0.1 to 1 s late,
+    as the exchange does. The candle faults act here, as REST must not see them.
+    """
+
+    def __init__(self, topic: str, market: SimulatedMarket, interval: str, faults: Faults) -> None:
+        self.topic: Final = topic
+        self._market = market
+        self._interval = interval
+        self._faults = faults
+        self._phase = market.seed % PUSH_MS
+
+    def opening(self, now_ms: int) -> list[Frame]:
+        """Return the open candle as of the last push."""
+        market = self._market
+        at_ms = now_ms - (now_ms - self._phase) % PUSH_MS
+        row = market.base.row_at(at_ms)
+        if not market.is_open(row, now_ms - PUSH_MS):
+            return []
+        return self._push(row, at_ms)
+
+    def reset(self) -> None:
+        """Do nothing: candles follow from market time alone."""
+
+    def steps(self, from_ms: int) -> Iterator[Due]:
+        """Yield the pushes of each bar and the roll of each candle."""
+        market = self._market
+        for row in range(max(0, market.base.row_at(from_ms) - 1), len(market.base)):
+            for at_ms in self._pushes(row):
+                if at_ms > from_ms:
+                    yield at_ms, partial(self._pushed, row, at_ms)
+            start_ms = bucket_start(market.open_ms(row), self._interval)
+            end_ms = bucket_end(start_ms, self._interval)
+            at_ms = market.confirm_ms(end_ms)
+            if self._is_last(row, end_ms) and at_ms > from_ms:
+                yield at_ms, partial(self._roll, row, end_ms, at_ms)
+
+    def _is_last(self, row: int, end_ms: int) -> bool:
+        """Return whether bar *row* is the last that the data has of a candle that has ended."""
+        if end_ms > self._market.end_ms:
+            return False
+        return row + 1 == len(self._market.base) or self._market.open_ms(row + 1) >= end_ms
+
+    def _pushes(self, row: int) -> list[int]:
+        """Return the grid times in bar *row* that follow a trade."""
+        close_ms = self._market.close_ms(row)
+        times = {
+            trade.time_ms + (self._phase - trade.time_ms) % PUSH_MS
+            for trade in self._market.path(row).trades
+        }
+        return sorted(time_ms for time_ms in times if time_ms < close_ms)
+
+    def _push(self, row: int, at_ms: int) -> list[Frame]:
+        candle = self._market.open_candle(self._interval, row, at_ms)
+        return [self._frame([self._element(candle, at_ms, confirm=False)], at_ms)]
+
+    def _pushed(self, row: int, at_ms: int) -> list[Frame]:
+        """Return the push of the open candle, closed too early where that fault is armed."""
+        candle = self._market.open_candle(self._interval, row, at_ms)
+        left_ms = bucket_end(candle.start_ms, self._interval) - at_ms
+        early = left_ms >= EARLY_CONFIRM_MS and self._faults.take(
+            FaultKind.EARLY_CONFIRM, at_ms, self.topic
+        )
+        return [self._frame([self._element(candle, at_ms, confirm=bool(early))], at_ms)]
+
+    def _roll(self, row: int, end_ms: int, at_ms: int) -> list[Frame]:
+        """Return the closing frame or frames, and what the candle faults make of them."""
+        market, faults = self._market, self._faults
+        closed = market.open_candle(self._interval, row, end_ms)
+        element = self._element(closed, at_ms, confirm=True)
+        opened = self._opened(row, end_ms, at_ms)
+        if fault := faults.take_first(BENT_CLOSES, at_ms, self.topic):
+            return [self._frame([*self._bent(element, fault), *opened], at_ms)]
+        if faults.take(FaultKind.MISSING_CLOSE, at_ms, self.topic):
+            return [self._frame(opened, at_ms)] if opened else []
+        frames: list[Frame] = []
+        if late := faults.take(FaultKind.LATE_CLOSE, at_ms, self.topic):
+            frames = self._late(closed, late, at_ms)
+            frames += [self._frame(opened, at_ms)] if opened else []
+        elif market.category is Category.LINEAR or not opened:
+            frames = [self._frame([element, *opened], at_ms)]
+        else:
+            frames = [self._frame([element], at_ms), self._frame(opened, at_ms)]
+        if faults.take(FaultKind.REVISED_CLOSE, at_ms, self.topic):
+            frames.append(self._revised(closed, at_ms + REVISION_DELAY_MS))
+        return frames
+
+    def _opened(self, row: int, end_ms: int, at_ms: int) -> list[dict[str, Any]]:
+        """Return the new candle, still empty, where the data goes on without a hole."""
+        market = self._market
+        if row + 1 == len(market.base) or market.open_ms(row + 1) != end_ms:
+            return []
+        price = int(market.base.open[row + 1])
+        candle = Candle(end_ms, price, price, price, price, 0, 0)
+        return [self._element(candle, at_ms, confirm=False)]
+
+    def _late(self, closed: Candle, fault: Fault, at_ms: int) -> list[Frame]:
+        late_ms = at_ms + fault.delay_ms
+        return [self._frame([self._element(closed, late_ms, confirm=True)], late_ms)]
+
+    def _bent(self, closed: dict[str, Any], fault: Fault) -> list[dict[str, Any]]:
+        """Return what *fault* makes of the closed candle: it comes in its place."""
+        match fault.kind:
+            case FaultKind.OFF_GRID:
+                moved = {name: closed[name] + fault.delay_ms for name in ("start", "end")}
+                return [closed | moved]
+            case FaultKind.DOUBLE_CLOSE:
+                return [closed | {"close": closed["low"], "open": closed["high"]}, closed]
+            case _:
+                price = times(closed["close"], FACTOR)
+                return [closed | {"close": price, "high": price}]
+
+    def _revised(self, closed: Candle, at_ms: int) -> Frame:
+        """Return *closed* with another close and more volume, inside its own range."""
+        tick, step = self._market.listing.tick, self._market.listing.step
+        close = closed.close + tick if closed.close + tick <= closed.high else closed.close - tick
+        revised = closed._replace(
+            close=close, low=min(closed.low, close), volume=closed.volume + step
+        )
+        return self._frame([self._element(revised, at_ms, confirm=True)], at_ms)
+
+    def _element(self, candle: Candle, at_ms: int, *, confirm: bool) -> dict[str, Any]:
+        opened, high, low, close, volume, turnover = self._market.candle_texts(candle)
+        return {
+            "start": candle.start_ms,
+            "end": bucket_end(candle.start_ms, self._interval) - 1,
+            "interval": self._interval,
+            "open": opened,
+            "close": close,
+            "high": high,
+            "low": low,
+            "volume": volume,
+            "turnover": turnover,
+            "confirm": confirm,
+            "timestamp": at_ms,
+        }
+
+    def _frame(self, elements: list[dict[str, Any]], at_ms: int) -> Frame:
+        if self._market.category is Category.SPOT:
+            body = {"type": "snapshot", "topic": self.topic, "data": elements, "ts": at_ms}
+        else:
+            body = {"topic": self.topic, "data": elements, "ts": at_ms, "type": "snapshot"}
+        return Frame(self.topic, encode(body), at_ms)
+
+
+class TradeChannel:
+    """One publicTrade topic; trades of one moment, or of one paced span, share a frame."""
+
+    def __init__(self, topic: str, market: SimulatedMarket, pacing: Pacing) -> None:
+        self.topic: Final = topic
+        self._market = market
+        self._gap_ms = pacing.trade_gap_ms()
+
+    def opening(self, now_ms: int) -> list[Frame]:
+        """Return nothing: the exchange sends no past trades."""
+        del now_ms
+        return []
+
+    def reset(self) -> None:
+        """Do nothing: trades follow from market time alone."""
+
+    def steps(self, from_ms: int) -> Iterator[Due]:
+        """Yield the trades after *from_ms*, each once."""
+        market = self._market
+        for row in range(max(0, market.base.row_at(from_ms)), len(market.base)):
+            open_ms = market.open_ms(row)
+            places = [
+                (place, (trade.time_ms - open_ms) // self._gap_ms)
+                for place, trade in enumerate(market.path(row).trades)
+                if trade.time_ms > from_ms
+            ]
+            for _, group in groupby(places, key=lambda pair: pair[1]):
+                chosen = [place for place, _ in group]
+                traded_ms = market.path(row).trades[chosen[-1]].time_ms
+                # Between two milliseconds, so that no book frame shows a trade before its print.
+                yield traded_ms + 0.5, partial(self._frames, row, chosen, traded_ms)
+
+    def _frames(self, row: int, places: list[int], traded_ms: int) -> list[Frame]:
+        market, at_ms = self._market, traded_ms + 1
+        elements = [trade_element(market, row, place) for place in places]
+        if market.category is Category.SPOT:
+            body = {"type": "snapshot", "topic": self.topic, "ts": at_ms, "data": elements}
+        else:
+            body = {"topic": self.topic, "type": "snapshot", "ts": at_ms, "data": elements}
+        return [Frame(self.topic, encode(body), traded_ms + 0.5)]
+
+
+def trade_element(market: SimulatedMarket, row: int, place: int) -> dict[str, Any]:
+    """Return trade number *place* of bar *row* as the stream writes it."""
+    path = market.path(row)
+    trade = path.trades[place]
+    element: dict[str, Any] = {
+        "T": trade.time_ms,
+        "s": market.symbol,
+        "S": "Buy" if trade.is_buy else "Sell",
+        "v": market.size_text(trade.size, path.size_scale),
+        "p": market.price_text(trade.price),
+    }
+    if market.category is Category.LINEAR:
+        element["L"] = market.directions(row)[place]
+    return element | {
+        "i": trade_id(market, row, place),
+        "BT": False,
+        "RPI": False,
+        "seq": market.sequence(trade.time_ms),
+    }
+
+
+def trade_id(market: SimulatedMarket, row: int, place: int) -> str:
+    """Return a trade's id: a uuid of version 5 on linear, rising digits on spot."""
+    open_ms = market.open_ms(row)
+    if market.category is Category.SPOT:
+        return str(2_290_000_000_000_000_000 + open_ms * 100 + place)
+    first = mix(market.seed ^ (open_ms * 64 + place))
+    digits = f"{first:016x}{mix(first + 1):016x}"[:UUID_DIGITS]
+    return f"{digits[:8]}-{digits[8:12]}-5{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"

@@ -3,17 +3,166 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
 from typing import Final
 
+from aiohttp import WSMsgType, web
+
 from tracepaper.replay.exchange.channels import Channel, Due, Frame
-from tracepaper.replay.exchange.clock import MarketClock
-from tracepaper.replay.exchange.connection import Connection
+from tracepaper.replay.exchange.corruption import forged, malformed
 from tracepaper.replay.exchange.faults import FORGED_BEFORE, Fault, FaultKind, Faults
-from tracepaper.replay.exchange.forgery import forged, malformed
+
+# The exchange's limits on what one address may ask.
+
+
+class Limiter:
+    """Admit at most *limit* calls in any *window_s* machine seconds."""
+
+    def __init__(self, limit: int, window_s: float) -> None:
+        self._limit = limit
+        self._window_s = window_s
+        self._calls: deque[float] = deque()
+
+    def admits(self, now_s: float) -> bool:
+        """Return whether a call at *now_s* is within the limit, and count it if so."""
+        while self._calls and self._calls[0] <= now_s - self._window_s:
+            self._calls.popleft()
+        if len(self._calls) >= self._limit:
+            return False
+        self._calls.append(now_s)
+        return True
+
+
+# Market time of the exchange: scaled, held, manual, jumping over holes, stopped at the end.
+
+
+class MarketClock:
+    """Server time in ms. It never goes back.
+
+    ``monotonic`` gives machine seconds; it is an argument, so a test needs no machine time. A
+    *manual* clock moves by ``set`` alone; a *held* one stands still until ``release``.
+    """
+
+    def __init__(
+        self,
+        start_ms: int,
+        *,
+        speed: float,
+        monotonic: Callable[[], float],
+        manual: bool = False,
+        held: bool = False,
+    ) -> None:
+        self.speed = speed
+        self.manual = manual
+        self._monotonic = monotonic
+        self._held = held
+        self._anchor_ms = float(start_ms)
+        self._anchor_s = monotonic()
+        self._end_ms: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether time stands still until a client has subscribed a candle topic."""
+        return self._held
+
+    @property
+    def ended(self) -> bool:
+        """Whether the data is over; time then stands at its end."""
+        return self._end_ms is not None and self.now_ms() >= self._end_ms
+
+    def now_ms(self) -> int:
+        """Return server time."""
+        if self.manual or self._held:
+            now = int(self._anchor_ms)
+        else:
+            elapsed_s = self._monotonic() - self._anchor_s
+            now = int(self._anchor_ms + elapsed_s * 1000 * self.speed)
+        return now if self._end_ms is None else min(now, self._end_ms)
+
+    def seconds_until(self, time_ms: float) -> float | None:
+        """Return machine seconds until *time_ms*; None where time does not run by itself."""
+        if self.manual or self._held:
+            return None
+        return max(0.0, (time_ms - self.now_ms()) / (1000 * self.speed))
+
+    def set(self, time_ms: float) -> None:
+        """Move forward to *time_ms*; an earlier time changes nothing."""
+        if time_ms > self.now_ms():
+            self._anchor_ms = time_ms
+            self._anchor_s = self._monotonic()
+
+    def release(self) -> None:
+        """Let a held clock run."""
+        if self._held:
+            self._held = False
+            self._anchor_s = self._monotonic()
+
+    def stop_at(self, end_ms: int) -> None:
+        """Let time run to *end_ms* and no further."""
+        self._end_ms = end_ms
+
+
+# One client of the stream: what it subscribed, and what waits to be written to it.
+
+OUTBOX_FRAMES_MAX: Final = 20_000
+
+
+class Connection:
+    """A connection of one category, known to its client by *identity*."""
+
+    def __init__(self, category: str, identity: str, request: web.Request) -> None:
+        self.category: Final = category
+        self.identity: Final = identity
+        self.topics: Final[set[str]] = set()
+        self.stalled_until_s = 0.0
+        self._request = request
+        self._outbox: deque[bytes] = deque()
+        self._filled = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self.is_cut = False
+
+    def send(self, body: bytes) -> None:
+        """Queue *body*; a client that does not read is cut off, as the exchange would."""
+        if self.is_cut:
+            return
+        if len(self._outbox) >= OUTBOX_FRAMES_MAX:
+            self.cut()
+            return
+        self._outbox.append(body)
+        self._drained.clear()
+        self._filled.set()
+
+    async def write(self, socket: web.WebSocketResponse) -> None:
+        """Write what waits, for as long as the connection lives."""
+        try:
+            while not self.is_cut:
+                await self._filled.wait()
+                self._filled.clear()
+                while self._outbox:
+                    await socket.send_frame(self._outbox.popleft(), WSMsgType.TEXT)
+                self._drained.set()
+        except ConnectionResetError:
+            self.cut()
+        finally:
+            self._drained.set()  # nobody waits for a connection that is gone
+
+    async def drained(self) -> None:
+        """Wait until everything queued so far is written, or the connection is cut."""
+        await self._drained.wait()
+
+    def cut(self) -> None:
+        """Drop the connection without a closing handshake."""
+        self.is_cut = True
+        self._outbox.clear()
+        self._drained.set()
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
 
 WAKE_S_MIN: Final = 0.001
 

@@ -5,7 +5,10 @@ Every method is a function of market time and the seed; nothing remembers the mo
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
@@ -14,24 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.exchange.instruments import Listing, list_instrument
-from tracepaper.replay.exchange.intervals import (
+from tracepaper.replay.exchange.instruments import Listing, list_instrument, padded, plain, rescaled
+from tracepaper.replay.exchange.path import Candle, Path, key, mix, walk
+from tracepaper.replay.exchange.series import (
     DAY_MS,
     HOUR_MS,
     MINUTE_MS,
-    name_of,
-)
-from tracepaper.replay.exchange.marks import Marks
-from tracepaper.replay.exchange.noise import key, mix
-from tracepaper.replay.exchange.path import Candle, Path, walk
-from tracepaper.replay.exchange.table import (
     TURNOVER_DECIMALS,
     CandleSeries,
     CandleTable,
+    Marks,
+    name_of,
     typical_turnover,
 )
-from tracepaper.replay.exchange.text import padded, plain, rescaled
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Category
 
 CONFIRM_DELAY_MS: Final = (100, 1_000)
@@ -318,3 +317,111 @@ def _base_table(candles: Candles, listing: Listing) -> CandleTable:
         table, price_decimals=listing.price_decimals, size_decimals=listing.size_decimals
     )
     return CandleTable(*columns, scaled.volume, turnover, rows)
+
+
+# Invented funding and open interest: plausible, seeded, and the same wherever they are asked.
+
+RATE_DECIMALS: Final = 8
+USUAL_RATE: Final = 10_000
+
+
+def funding_interval_ms(market: SimulatedMarket) -> int:
+    """Return the funding interval of *market*; 0 where there is none."""
+    return market.listing.funding_minutes * MINUTE_MS
+
+
+def next_funding_ms(market: SimulatedMarket, time_ms: int) -> int:
+    """Return the next settlement after *time_ms*; 0 where there is no funding."""
+    interval_ms = funding_interval_ms(market)
+    return (time_ms // interval_ms + 1) * interval_ms if interval_ms else 0
+
+
+def funding_rate(market: SimulatedMarket, settled_ms: int) -> int:
+    """Return the rate settled at *settled_ms*, in 10⁻⁸; half of them are the usual 0.0001."""
+    number = mix(market.seed + settled_ms)
+    if number % 2 == 0:
+        return USUAL_RATE
+    return (number >> 8) % (3 * USUAL_RATE) - USUAL_RATE
+
+
+def open_interest(market: SimulatedMarket, time_ms: int) -> int:
+    """Return an open interest of about a day's volume, which moves every minute."""
+    wiggle = mix(market.seed ^ (time_ms // MINUTE_MS)) % 10_001
+    step = market.listing.step
+    return max(1, market.daily_volume * (95_000 + wiggle) // (100_000 * step)) * step
+
+
+# The markets served together: the holes they share, and where time starts.
+
+WARM_UP_BARS: Final = 4_900
+"""Bars before the start by default: the default model's warm-up, so that REST can warm it."""
+SETTLE_MS: Final = 5_000
+"""Time starts so far into its first bar, so that the bar before is final by any client's rule."""
+HOLE_LINGER_MS: Final = 1_500
+"""Time stays so long in a hole, so that the last confirm before it is sent."""
+END_LINGER_MS: Final = 10_000
+"""Time stops so long after the last close, so that REST calls the last bar final."""
+
+
+class Venue:
+    """Every market of one exchange."""
+
+    def __init__(self, markets: Sequence[SimulatedMarket], *, may_be_empty: bool = False) -> None:
+        """Raise ``ConfigInvalid`` where there are no *markets* or two of one symbol."""
+        self.markets: Final = {(each.category.value, each.symbol): each for each in markets}
+        if len(self.markets) < len(markets) or not (markets or may_be_empty):
+            raise ConfigInvalid("Give at least one --data, and each symbol of a category once.")
+
+    def start_ms(self, start: int | None) -> int:
+        """Return where time starts: *start* bars into the data of every market.
+
+        The default is the smaller of the default model's warm-up and half of the data. Raises
+        ``ConfigInvalid`` where the shortest data has no such bar.
+        """
+        rows = [
+            (market, start_row(market.symbol, len(market.base), start))
+            for market in self.markets.values()
+        ]
+        return max(market.open_ms(row) for market, row in rows) + SETTLE_MS
+
+    @property
+    def end_ms(self) -> int:
+        """The first millisecond after all data."""
+        return max(market.end_ms for market in self.markets.values())
+
+    def holes(self) -> list[tuple[int, int]]:
+        """Return the spans in which no market has a bar, as (from, until)."""
+        markets = list(self.markets.values())
+        starts = np.concatenate([market.base.start_ms for market in markets])
+        ends = np.concatenate([market.base.start_ms + market.interval_ms for market in markets])
+        order = np.argsort(starts, kind="stable")
+        starts, ends = starts[order], np.maximum.accumulate(ends[order])
+        after = np.flatnonzero(starts[1:] > ends[:-1])
+        return [(int(ends[row]), int(starts[row + 1])) for row in after.tolist()]
+
+    def find(self, category: str, symbol: str) -> SimulatedMarket | None:
+        """Return the market of *symbol*, or None."""
+        return self.markets.get((category, symbol))
+
+
+def start_row(symbol: str, count: int, start: int | None) -> int:
+    """Return the bar, of *count* of *symbol*, into which time starts."""
+    row = min(WARM_UP_BARS, count // 2) if start is None else start
+    if not 0 <= row < count:
+        raise ConfigInvalid(
+            f"--start {row} lies outside the {count} bars of {symbol}: give 0 to {count - 1}."
+        )
+    return row
+
+
+def shifted(parts: Sequence[Candles], now_ms: int, start: int | None) -> list[Candles]:
+    """Return *parts* moved together by whole bars, so that *now_ms* lies in the start bar.
+
+    Raises ``ConfigInvalid`` as ``Venue.start_ms`` does.
+    """
+    if not parts:
+        return []
+    begins = [each.open_time_ms[start_row(each.symbol, len(each), start)] for each in parts]
+    step_ms = math.lcm(*(each.interval_ms for each in parts))
+    shift_ms = (now_ms - int(max(begins))) // step_ms * step_ms
+    return [replace(each, open_time_ms=each.open_time_ms + shift_ms) for each in parts]

@@ -4,13 +4,238 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from tracepaper.replay.exchange.book import Levels, best, levels
+import numpy as np
+from numpy.typing import NDArray
+
 from tracepaper.replay.exchange.channels import GRID_MS, Due, Frame, Pacing, encode
-from tracepaper.replay.exchange.market import SimulatedMarket
-from tracepaper.replay.exchange.tickers import linear_ticker, spot_ticker
+from tracepaper.replay.exchange.instruments import padded, plain, rescaled
+from tracepaper.replay.exchange.market import (
+    RATE_DECIMALS,
+    SimulatedMarket,
+    funding_interval_ms,
+    funding_rate,
+    next_funding_ms,
+    open_interest,
+)
+from tracepaper.replay.exchange.path import mix, mix_array
+from tracepaper.replay.exchange.series import DAY_MS, HOUR_MS, INDEX, MARK, MINUTE_MS
 from tracepaper.strategies.types import Category
+
+# The order book at any moment, and what depth-1, delta and REST views show of it.
+#
+# The last trade stands at the touch: a buy at the ask, a sell at the bid. Sizes are seeded noise
+# that changes level by level, so a delta is small; in some ten seconds nothing moves at all, so
+# depth 1 has to repeat itself. The less volume a bar has, the more of its seconds are so quiet.
+
+SLOT_MS: Final = 100
+EPOCH_SLOTS: Final = 16
+QUIET_SLOTS: Final = 100
+QUIET_SCALE: Final = 10_000
+BUSY_PER_VOLUME: Final = 5
+"""A bar of typical volume is quiet in one of six spans, one without volume in all."""
+EMPTY_ONE_IN: Final = 4
+BID: Final = 0
+ASK: Final = 1
+STRIDE: Final = 0x9E3779B97F4A7C15
+
+Levels = list[tuple[int, int]]
+"""(price, size) from the touch outwards."""
+
+
+class Best(NamedTuple):
+    """Best bid and ask."""
+
+    bid: int
+    bid_size: int
+    ask: int
+    ask_size: int
+
+
+def best(market: SimulatedMarket, row: int, time_ms: int) -> Best:
+    """Return the touch of *market* at *time_ms* in bar *row*."""
+    bid, ask = _touch(market, row, time_ms)
+    slot = _slot(market, row, time_ms)
+    span = _span(market)
+    step = market.listing.step
+    return Best(
+        bid,
+        (1 + _level(market, BID, bid, slot) % span) * step,
+        ask,
+        (1 + _level(market, ASK, ask, slot) % span) * step,
+    )
+
+
+def levels(market: SimulatedMarket, row: int, time_ms: int, depth: int) -> tuple[Levels, Levels]:
+    """Return *depth* bids and asks (fewer near zero) of *market* at *time_ms* in bar *row*."""
+    bid, ask = _touch(market, row, time_ms)
+    slot = _slot(market, row, time_ms)
+    ticks = np.arange(2 * depth + EMPTY_ONE_IN, dtype=np.int64) * market.listing.tick
+    return (
+        _side(market, BID, bid - ticks, slot, depth),
+        _side(market, ASK, ask + ticks, slot, depth),
+    )
+
+
+def _touch(market: SimulatedMarket, row: int, time_ms: int) -> tuple[int, int]:
+    last = market.touch(row, time_ms)
+    tick = market.listing.tick
+    wide = mix(market.seed + row) % 8 == 0
+    spread = tick * (2 if wide else 1)
+    bid = last.price - spread if last.is_buy else last.price
+    bid = max(bid, tick)
+    return bid, bid + spread
+
+
+def _slot(market: SimulatedMarket, row: int, time_ms: int) -> int:
+    """Return the slot of *time_ms*; in a quiet window, the window's first."""
+    slot = time_ms // SLOT_MS
+    window = slot // QUIET_SLOTS
+    quiet = QUIET_SCALE / (1 + BUSY_PER_VOLUME * market.activity(row))
+    if mix(market.seed ^ window) % QUIET_SCALE < quiet:
+        return window * QUIET_SLOTS
+    return slot
+
+
+def _span(market: SimulatedMarket) -> int:
+    """Return how many steps a level may hold: about a minute's share of the volume."""
+    per_minute = market.daily_volume * MINUTE_MS // DAY_MS // market.listing.step
+    return max(4, per_minute // 4)
+
+
+def _level(market: SimulatedMarket, side: int, price: int, slot: int) -> int:
+    """Return the noise of one level; its epoch is staggered by its price."""
+    place = mix(market.seed + 2 * price + side)
+    epoch = (slot + place % EPOCH_SLOTS) // EPOCH_SLOTS
+    return mix(place + epoch * STRIDE)
+
+
+def _side(
+    market: SimulatedMarket, side: int, prices: NDArray[np.int64], slot: int, depth: int
+) -> Levels:
+    prices = prices[prices > 0]
+    unsigned = prices.astype(np.uint64)
+    start = np.uint64((market.seed + side) & (2**64 - 1))
+    place = mix_array(start + np.uint64(2) * unsigned)
+    epoch = (np.uint64(slot) + place % np.uint64(EPOCH_SLOTS)) // np.uint64(EPOCH_SLOTS)
+    noise = mix_array(place + epoch * np.uint64(STRIDE))
+    held = (noise >> np.uint64(40)) % np.uint64(EMPTY_ONE_IN) != 0
+    held[0] = True
+    sizes = (1 + (noise % np.uint64(_span(market))).astype(np.int64)) * market.listing.step
+    return list(zip(prices[held][:depth].tolist(), sizes[held][:depth].tolist(), strict=True))
+
+
+# What tickers say: the stream's and REST's fields, in the exchange's key order.
+
+FIGURE_DECIMALS: Final = 4
+CHANGE_DECIMALS: Final = 6
+SPOT_CHANGE_DECIMALS: Final = 4
+VALUE_DECIMALS: Final = 2
+
+REST_LINEAR: Final = (
+    "symbol", "lastPrice", "indexPrice", "markPrice", "prevPrice24h", "price24hPcnt",
+    "highPrice24h", "lowPrice24h", "prevPrice1h", "openInterest", "openInterestValue",
+    "turnover24h", "volume24h", "fundingRate", "nextFundingTime", "predictedDeliveryPrice",
+    "basisRate", "deliveryFeeRate", "deliveryTime", "ask1Size", "bid1Price", "ask1Price",
+    "bid1Size", "basis", "preOpenPrice", "preQty", "curPreListingPhase", "fundingIntervalHour",
+    "basisRateYear", "fundingCap", "singleOpenInterest", "singleOpenInterestValue",
+)  # fmt: skip
+REST_SPOT: Final = (
+    "symbol", "bid1Price", "bid1Size", "ask1Price", "ask1Size", "lastPrice", "prevPrice24h",
+    "price24hPcnt", "highPrice24h", "lowPrice24h", "turnover24h", "volume24h", "usdIndexPrice",
+)  # fmt: skip
+
+
+def linear_ticker(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, str]:
+    """Return every field of a linear stream snapshot of *market* at *time_ms* in bar *row*."""
+    last = market.touch(row, time_ms)
+    now, day, quote = market.running(row, time_ms), market.day(row), best(market, row, time_ms)
+    interest = open_interest(market, time_ms)
+    half = interest // 2
+    price, scale = market.price_text, market.listing.price_decimals
+    sizes = market.listing.size_decimals
+    volume = rescaled(day.volume + now.volume, sizes, FIGURE_DECIMALS)
+    turnover = rescaled(day.turnover + now.turnover, market.turnover_decimals, FIGURE_DECIMALS)
+    next_ms = next_funding_ms(market, time_ms)
+    return {
+        "symbol": market.symbol,
+        "tickDirection": last.direction,
+        "price24hPcnt": change(last.price, day.price_day_ago, CHANGE_DECIMALS),
+        "lastPrice": price(last.price),
+        "prevPrice24h": price(day.price_day_ago),
+        "highPrice24h": price(max(day.high, now.high)),
+        "lowPrice24h": price(min(day.low, now.low)),
+        "prevPrice1h": price(day.price_hour_ago),
+        "markPrice": price(market.marks.price(MARK, row, last.price)),
+        "indexPrice": price(market.marks.price(INDEX, row, last.price)),
+        "openInterest": market.size_text(interest),
+        "openInterestValue": value(interest * last.price, sizes + scale),
+        "turnover24h": padded(turnover, FIGURE_DECIMALS),
+        "volume24h": padded(volume, FIGURE_DECIMALS),
+        "fundingIntervalHour": str(funding_interval_ms(market) // HOUR_MS) if next_ms else "",
+        "fundingCap": market.listing.item["upperFundingRate"],
+        "singleOpenInterest": market.size_text(half),
+        "singleOpenInterestValue": value(half * last.price, sizes + scale),
+        "nextFundingTime": str(next_ms) if next_ms else "",
+        "fundingRate": plain(funding_rate(market, next_ms), RATE_DECIMALS) if next_ms else "",
+        "bid1Price": price(quote.bid),
+        "bid1Size": market.size_text(quote.bid_size),
+        "ask1Price": price(quote.ask),
+        "ask1Size": market.size_text(quote.ask_size),
+        "preOpenPrice": "",
+        "preQty": "",
+        "curPreListingPhase": "",
+    }
+
+
+def spot_ticker(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, str]:
+    """Return every field of a spot stream snapshot: no bid or ask, no mark, no funding."""
+    last = market.touch(row, time_ms)
+    now, day = market.running(row, time_ms), market.day(row)
+    price = market.price_text
+    return {
+        "symbol": market.symbol,
+        "lastPrice": price(last.price),
+        "highPrice24h": price(max(day.high, now.high)),
+        "lowPrice24h": price(min(day.low, now.low)),
+        "prevPrice24h": price(day.price_day_ago),
+        "volume24h": plain(day.volume + now.volume, market.listing.size_decimals),
+        "turnover24h": plain(day.turnover + now.turnover, market.turnover_decimals),
+        "price24hPcnt": change(last.price, day.price_day_ago, SPOT_CHANGE_DECIMALS),
+        "usdIndexPrice": price(market.marks.price(INDEX, row, last.price)),
+    }
+
+
+def rest_linear(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, str]:
+    """Return the element of a linear ``/v5/market/tickers`` answer."""
+    state = linear_ticker(market, row, time_ms) | {"deliveryTime": "0"}
+    return {name: state.get(name, "") for name in REST_LINEAR}
+
+
+def rest_spot(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, str]:
+    """Return the element of a spot ``/v5/market/tickers`` answer, which has bid and ask."""
+    quote = best(market, row, time_ms)
+    state = spot_ticker(market, row, time_ms) | {
+        "bid1Price": market.price_text(quote.bid),
+        "bid1Size": market.size_text(quote.bid_size),
+        "ask1Price": market.price_text(quote.ask),
+        "ask1Size": market.size_text(quote.ask_size),
+    }
+    return {name: state[name] for name in REST_SPOT}
+
+
+def change(now: int, before: int, decimals: int) -> str:
+    """Return ``now / before - 1`` as a fraction, without trailing zeros on spot."""
+    scaled = (now - before) * 10**decimals
+    share = scaled // before if scaled >= 0 else -(-scaled // before)
+    return padded(share, decimals) if decimals == CHANGE_DECIMALS else plain(share, decimals)
+
+
+def value(product: int, decimals: int) -> str:
+    """Return a money value of *decimals* with the two decimals of the exchange."""
+    return padded(rescaled(product, decimals, VALUE_DECIMALS), VALUE_DECIMALS)
+
 
 DEPTHS: Final = (1, 50, 200, 1000)
 RPI_DEPTH: Final = 50

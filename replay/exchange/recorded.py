@@ -23,10 +23,9 @@ import numpy as np
 
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.channels import Channel, Due, Frame
-from tracepaper.replay.exchange.instruments import list_instrument
+from tracepaper.replay.exchange.instruments import list_instrument, parsed
 from tracepaper.replay.exchange.instruments import recorded as recorded_instruments
-from tracepaper.replay.exchange.intervals import MINUTE_MS
-from tracepaper.replay.exchange.text import parsed
+from tracepaper.replay.exchange.series import MINUTE_MS
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Category
 

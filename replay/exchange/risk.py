@@ -11,15 +11,21 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
-from tracepaper.replay.exchange.answers import BAD_CATEGORY, BAD_SYMBOL, market_of
+from tracepaper.replay.exchange.answers import (
+    BAD_CATEGORY,
+    BAD_SYMBOL,
+    DERIVATIVES,
+    Answer,
+    Query,
+    Refused,
+    cursor_fields,
+    market_of,
+)
 from tracepaper.replay.exchange.channels import Due, Frame, Pacing, encode
-from tracepaper.replay.exchange.intervals import DAY_MS, HOUR_MS, MINUTE_MS
-from tracepaper.replay.exchange.market import SimulatedMarket
-from tracepaper.replay.exchange.marks import MARK
-from tracepaper.replay.exchange.noise import mix
-from tracepaper.replay.exchange.query import DERIVATIVES, Answer, Query, Refused, cursor_fields
-from tracepaper.replay.exchange.text import padded, parsed, plain
-from tracepaper.replay.exchange.venue import Venue
+from tracepaper.replay.exchange.instruments import padded, parsed, plain
+from tracepaper.replay.exchange.market import SimulatedMarket, Venue
+from tracepaper.replay.exchange.path import mix
+from tracepaper.replay.exchange.series import DAY_MS, HOUR_MS, MARK, MINUTE_MS
 from tracepaper.strategies.types import Category
 
 RISK_SYMBOLS: Final = 15

@@ -24,8 +24,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
+import signal
+import stat
+import sys
+import threading
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,18 +41,20 @@ from aiohttp import web
 
 from tracepaper.daemon.http.connections import ConnectionLimits
 from tracepaper.replay.archive import Candles, read_many
-from tracepaper.replay.exchange.channels import Channel, Pacing
-from tracepaper.replay.exchange.clock import MarketClock
-from tracepaper.replay.exchange.control import Control
-from tracepaper.replay.exchange.fault_plan import FaultPlan, TimedFault
-from tracepaper.replay.exchange.faults import Fault, Faults, fault_from
-from tracepaper.replay.exchange.hub import Hub
-from tracepaper.replay.exchange.market import SimulatedMarket
+from tracepaper.replay.exchange.channels import Channel, Pacing, encode
+from tracepaper.replay.exchange.faults import Fault, FaultPlan, Faults, TimedFault, fault_from
+from tracepaper.replay.exchange.hub import Hub, MarketClock
+from tracepaper.replay.exchange.market import (
+    END_LINGER_MS,
+    HOLE_LINGER_MS,
+    SimulatedMarket,
+    Venue,
+    shifted,
+)
 from tracepaper.replay.exchange.recorded import Recording, read_recording
-from tracepaper.replay.exchange.rest import RestHandler
+from tracepaper.replay.exchange.rest import Control, RestHandler
 from tracepaper.replay.exchange.stream import StreamHandler
-from tracepaper.replay.exchange.topics import find_channel
-from tracepaper.replay.exchange.venue import END_LINGER_MS, HOLE_LINGER_MS, Venue, shifted
+from tracepaper.replay.exchange.surface import find_channel
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Category
 
@@ -286,3 +293,62 @@ class EmbeddedExchange:
             again = looks % LOOKS_PER_GAP == 0
             if again and fault.provoke and self.faults.pending(fault.kind):
                 self.hub.cut_all()
+
+
+# Run one exchange until it is told to stop: the shell of ``tracepaper exchange``.
+
+CHUNK_BYTES: Final = 65_536
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+async def serve(settings: ExchangeSettings, *, until_eof: bool = False) -> None:
+    """Announce the addresses on stdout, then serve until SIGTERM or Ctrl-C.
+
+    With *until_eof* the end of standard input ends it as well: whoever started us is gone.
+    Raises ``ConfigInvalid`` or ``DataInvalid`` where the settings cannot be served.
+    """
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stopped.set)
+    if until_eof:
+        await _watch_end(stopped)
+    async with EmbeddedExchange(settings) as exchange:
+        sys.stdout.write(encode(exchange.announcement()).decode() + "\n")
+        sys.stdout.flush()
+        await stopped.wait()
+
+
+async def _watch_end(ended: asyncio.Event) -> None:
+    """Set *ended* when standard input ends; a closed one has ended already.
+
+    Pipes, sockets and terminals can be waited for. Files and ``/dev/null`` cannot, and are read
+    to their end by a thread of their own.
+    """
+    loop = asyncio.get_running_loop()
+    if sys.stdin is None:  # closed: its number may be another file's by now
+        ended.set()
+        return
+    kind = os.fstat(0).st_mode
+    if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind) or os.isatty(0):
+        await loop.connect_read_pipe(lambda: _AtEnd(ended), sys.stdin)
+        return
+
+    def read() -> None:
+        with suppress(OSError):  # what cannot be read cannot be waited for
+            while os.read(0, CHUNK_BYTES):
+                pass
+        loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=read, daemon=True).start()
+
+
+class _AtEnd(asyncio.Protocol):
+    """Sets an event when its pipe ends; what is written into it is not read."""
+
+    def __init__(self, ended: asyncio.Event) -> None:
+        self._ended = ended
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Note the end."""
+        self._ended.set()

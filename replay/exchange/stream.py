@@ -9,11 +9,9 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from tracepaper.replay.exchange.channels import encode
-from tracepaper.replay.exchange.connection import Connection
 from tracepaper.replay.exchange.faults import FaultKind
-from tracepaper.replay.exchange.hub import Hub
-from tracepaper.replay.exchange.limits import Limiter
-from tracepaper.replay.exchange.noise import key
+from tracepaper.replay.exchange.hub import Connection, Hub, Limiter
+from tracepaper.replay.exchange.path import key
 
 CATEGORIES: Final = ("linear", "spot", "inverse", "option")
 SPOT_ARGS_MAX: Final = 10

@@ -10,10 +10,8 @@ from exchange_client import FIRST_MS, MINUTE, Client, candles, serving, walk_row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.exchange.answers import kline
-from tracepaper.replay.exchange.market import SimulatedMarket
-from tracepaper.replay.exchange.query import Refused
-from tracepaper.replay.exchange.venue import Venue
+from tracepaper.replay.exchange.answers import Refused, kline
+from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.strategies.types import Category
 
 ROWS = walk_rows(300, seed=6)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tracepaper.replay.exchange.clock import MarketClock
-from tracepaper.replay.exchange.limits import Limiter
+from tracepaper.replay.exchange.hub import Limiter, MarketClock
 
 
 class Seconds:

@@ -9,14 +9,14 @@ import pytest
 from aiohttp import ClientSession
 from exchange_client import Client, candles, walk_rows
 
-from tracepaper.replay.exchange import connection
+from tracepaper.replay.exchange import hub
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 
 DEADLINE_S = 20.0
 
 
 async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "OUTBOX_FRAMES_MAX", 60)
+    monkeypatch.setattr(hub, "OUTBOX_FRAMES_MAX", 60)
     settings = ExchangeSettings(candles=(candles(walk_rows(3_000)),), speed=3_000.0, start=10)
     request = json.dumps({"op": "subscribe", "args": ["orderbook.1000.BTCUSDT"]})
     async with EmbeddedExchange(settings) as exchange, ClientSession() as session:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tracepaper.replay.exchange.fault_plan import FaultPlan, plan_from, read_plan
 from tracepaper.replay.exchange.faults import (
     KLINE_PATH,
     LIES_MS,
@@ -15,6 +14,9 @@ from tracepaper.replay.exchange.faults import (
     RETCODES,
     STATUSES,
     FaultKind,
+    FaultPlan,
+    plan_from,
+    read_plan,
 )
 from tracepaper.strategies.errors import ConfigInvalid
 

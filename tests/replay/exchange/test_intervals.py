@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.exchange.intervals import (
+from tracepaper.replay.exchange.series import (
     LENGTHS,
     MONTH,
     bucket_end,

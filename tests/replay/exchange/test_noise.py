@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.exchange.noise import draws, key, mix, mix_array
+from tracepaper.replay.exchange.path import draws, key, mix, mix_array
 
 
 def test_key_separates_its_parts() -> None:

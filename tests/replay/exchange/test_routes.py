@@ -13,12 +13,11 @@ import pybit.unified_trading
 import pytest
 from exchange_client import FIRST_MS, MINUTE, candles, serving, walk_rows
 
+from tracepaper.replay.exchange.answers import Flat, Refused
 from tracepaper.replay.exchange.instruments import recorded
-from tracepaper.replay.exchange.market import SimulatedMarket
-from tracepaper.replay.exchange.query import Flat, Refused
-from tracepaper.replay.exchange.routes import ROUTES, answer
+from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.replay.exchange.venue import Venue
+from tracepaper.replay.exchange.surface import ROUTES, answer
 from tracepaper.strategies.types import Category
 
 HOUR = 60 * MINUTE

@@ -21,10 +21,9 @@ from exchange_client import (
     walk_rows,
 )
 
-from tracepaper.replay.exchange.fault_plan import plan_from
-from tracepaper.replay.exchange.faults import FaultKind
+from tracepaper.replay.exchange.faults import FaultKind, plan_from
+from tracepaper.replay.exchange.market import END_LINGER_MS, SETTLE_MS, WARM_UP_BARS
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.replay.exchange.venue import END_LINGER_MS, SETTLE_MS, WARM_UP_BARS
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 ROWS = walk_rows(60, seed=10)

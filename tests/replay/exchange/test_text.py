@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.exchange.text import padded, parsed, plain, rescaled
+from tracepaper.replay.exchange.instruments import padded, parsed, plain, rescaled
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from tracepaper.replay.exchange.faults import Fault, FaultKind
-from tracepaper.replay.exchange.intervals import bucket_end
+from tracepaper.replay.exchange.series import bucket_end
 
 STRANGER: Final = "OTHERUSDT"
 FACTOR: Final = 1_000

@@ -12,14 +12,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from tracepaper.replay.exchange.answers import BAD_CATEGORY, BAD_SYMBOL, CATEGORIES, market_of
-from tracepaper.replay.exchange.funding import open_interest
-from tracepaper.replay.exchange.intervals import DAY_MS, HOUR_MS, MINUTE_MS
-from tracepaper.replay.exchange.market import SimulatedMarket
-from tracepaper.replay.exchange.marks import INDEX
-from tracepaper.replay.exchange.noise import mix
-from tracepaper.replay.exchange.query import (
+from tracepaper.replay.exchange.answers import (
+    BAD_CATEGORY,
     BAD_PARAMETER,
+    BAD_SYMBOL,
+    CATEGORIES,
     DERIVATIVES,
     Answer,
     Flat,
@@ -27,10 +24,13 @@ from tracepaper.replay.exchange.query import (
     Query,
     Refused,
     cursor_fields,
+    market_of,
     window_of,
 )
-from tracepaper.replay.exchange.text import padded, plain
-from tracepaper.replay.exchange.venue import Venue
+from tracepaper.replay.exchange.instruments import padded, plain
+from tracepaper.replay.exchange.market import SimulatedMarket, Venue, open_interest
+from tracepaper.replay.exchange.path import mix
+from tracepaper.replay.exchange.series import DAY_MS, HOUR_MS, INDEX, MINUTE_MS
 
 PERIODS: Final = {
     "5min": 5 * MINUTE_MS,

@@ -1,0 +1,305 @@
+"""Candles of one symbol at one interval: the data itself, or its exact aggregate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import starmap
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.replay.exchange.path import Candle, mix_array
+
+# Candle intervals by the exchange's names, and the buckets of time that they cut.
+#
+# Days begin at 00:00 UTC, weeks on Monday, months on their first day.
+
+IntArray = NDArray[np.int64]
+
+MINUTE_MS: Final = 60_000
+HOUR_MS: Final = 60 * MINUTE_MS
+DAY_MS: Final = 24 * HOUR_MS
+WEEK_MS: Final = 7 * DAY_MS
+MONTH: Final = "M"
+MONDAY_MS: Final = 4 * DAY_MS
+"""The first Monday of the epoch, which began on a Thursday."""
+
+LENGTHS: Final[dict[str, int]] = {
+    **{str(n): n * MINUTE_MS for n in (1, 3, 5, 15, 30, 60, 120, 240, 360, 720)},
+    "D": DAY_MS,
+    "W": WEEK_MS,
+}
+"""Every interval of fixed length; ``M`` is the one without."""
+
+
+def is_name(name: str) -> bool:
+    """Return whether the exchange knows an interval *name*."""
+    return name == MONTH or name in LENGTHS
+
+
+def name_of(length_ms: int) -> str | None:
+    """Return the name of an interval of *length_ms*, or None where the exchange has none."""
+    return next((name for name, length in LENGTHS.items() if length == length_ms), None)
+
+
+def is_coarser(name: str, base_ms: int) -> bool:
+    """Return whether candles of *base_ms* aggregate exactly to the interval *name*."""
+    length = DAY_MS if name == MONTH else LENGTHS[name]
+    return length % base_ms == 0
+
+
+def bucket_starts(times_ms: IntArray, name: str) -> IntArray:
+    """Return the start of the candle of interval *name* that covers each time."""
+    if name == MONTH:
+        months = times_ms.astype("datetime64[ms]").astype("datetime64[M]")
+        return months.astype("datetime64[ms]").astype(np.int64)
+    length = LENGTHS[name]
+    phase = MONDAY_MS if name == "W" else 0
+    return (times_ms - phase) // length * length + phase
+
+
+def bucket_start(time_ms: int, name: str) -> int:
+    """Return the start of the candle of interval *name* that covers *time_ms*."""
+    if name == MONTH:
+        return int(bucket_starts(np.array([time_ms], dtype=np.int64), name)[0])
+    length = LENGTHS[name]
+    phase = MONDAY_MS if name == "W" else 0
+    return (time_ms - phase) // length * length + phase
+
+
+def bucket_end(start_ms: int, name: str) -> int:
+    """Return the first millisecond after the candle that starts at *start_ms*."""
+    if name == MONTH:
+        return bucket_start(start_ms + 32 * DAY_MS, name)
+    return start_ms + LENGTHS[name]
+
+
+TURNOVER_DECIMALS: Final = 4
+"""Decimals of a turnover that the data lacks, as tickers show it."""
+SLICE_ROWS: Final = 4_096
+
+
+@dataclass(frozen=True, eq=False)
+class CandleTable:
+    """Columns of one length, oldest first; ``first_row`` is where each candle's base rows begin."""
+
+    start_ms: IntArray
+    open: IntArray
+    high: IntArray
+    low: IntArray
+    close: IntArray
+    volume: IntArray
+    turnover: IntArray
+    first_row: IntArray
+
+    def __len__(self) -> int:
+        return int(self.start_ms.size)
+
+    def candle(self, row: int) -> Candle:
+        """Return the candle at *row*."""
+        return Candle(
+            int(self.start_ms[row]),
+            int(self.open[row]),
+            int(self.high[row]),
+            int(self.low[row]),
+            int(self.close[row]),
+            int(self.volume[row]),
+            int(self.turnover[row]),
+        )
+
+    def candles(self, first: int, last: int) -> list[Candle]:
+        """Return the candles of rows *first* to *last*, exclusive, oldest first."""
+        rows = slice(first, last)
+        return list(
+            starmap(
+                Candle,
+                zip(
+                    self.start_ms[rows].tolist(),
+                    self.open[rows].tolist(),
+                    self.high[rows].tolist(),
+                    self.low[rows].tolist(),
+                    self.close[rows].tolist(),
+                    self.volume[rows].tolist(),
+                    self.turnover[rows].tolist(),
+                    strict=True,
+                ),
+            )
+        )
+
+    def row_at(self, time_ms: int) -> int:
+        """Return the last row that starts at or before *time_ms*; -1 where there is none."""
+        return int(self.start_ms.searchsorted(time_ms, side="right")) - 1
+
+    def end_of(self, row: int, interval: str) -> int:
+        """Return the first millisecond after the candle at *row* of a table of *interval*."""
+        return bucket_end(int(self.start_ms[row]), interval)
+
+
+class CandleSeries:
+    """One measure of a market (trades, mark, index, premium) at every interval of the exchange.
+
+    ``running`` gives a bar of *base* as it stands at a moment, with nothing later in it.
+    """
+
+    def __init__(
+        self,
+        base: CandleTable,
+        interval: str,
+        interval_ms: int,
+        running: Callable[[int, int], Candle],
+    ) -> None:
+        self.base: Final = base
+        self._interval = interval
+        self._interval_ms = interval_ms
+        self._running = running
+        self._tables = {interval: base}
+
+    def table(self, interval: str) -> CandleTable | None:
+        """Return the candles at *interval*, or None where the data cannot make them."""
+        if interval not in self._tables:
+            if not is_name(interval) or not is_coarser(interval, self._interval_ms):
+                return None
+            self._tables[interval] = aggregate(self.base, interval)
+        return self._tables[interval]
+
+    def open_candle(self, interval: str, row: int, time_ms: int) -> Candle:
+        """Return the candle at *interval* around bar *row*, with nothing after *time_ms* in it."""
+        now = self._running(row, time_ms)
+        if interval == self._interval:
+            return now
+        start = bucket_start(int(self.base.start_ms[row]), interval)
+        first = self.base.row_at(start - 1) + 1
+        if first == row:
+            return now._replace(start_ms=start)
+        past = slice(first, row)
+        return Candle(
+            start,
+            int(self.base.open[first]),
+            max(int(self.base.high[past].max()), now.high),
+            min(int(self.base.low[past].min()), now.low),
+            now.close,
+            int(self.base.volume[past].sum()) + now.volume,
+            int(self.base.turnover[past].sum()) + now.turnover,
+        )
+
+
+def aggregate(base: CandleTable, interval: str) -> CandleTable:
+    """Return *base* at the coarser *interval*; a bucket holds what the data has of it."""
+    starts = bucket_starts(base.start_ms, interval)
+    first = np.flatnonzero(np.diff(starts, prepend=starts[0] - 1))
+    last = np.append(first[1:], len(base)) - 1
+    return CandleTable(
+        start_ms=starts[first],
+        open=base.open[first],
+        high=np.maximum.reduceat(base.high, first),
+        low=np.minimum.reduceat(base.low, first),
+        close=base.close[last],
+        volume=np.add.reduceat(base.volume, first),
+        turnover=np.add.reduceat(base.turnover, first),
+        first_row=first,
+    )
+
+
+def typical_turnover(base: CandleTable, *, price_decimals: int, size_decimals: int) -> IntArray:
+    """Return volume x (open + high + low + close) / 4, in 10^-TURNOVER_DECIMALS.
+
+    It stands in for the turnover that an archive dropped. The product of two 64-bit scales needs
+    Python integers; they are made a slice at a time, since they are large.
+    """
+    shift = price_decimals + size_decimals - TURNOVER_DECIMALS
+    above, below = 10 ** max(0, -shift), 4 * 10 ** max(0, shift)
+    total = base.open + base.high + base.low + base.close
+    turnover = np.empty(len(base), dtype=np.int64)
+    for first in range(0, len(base), SLICE_ROWS):
+        rows = slice(first, first + SLICE_ROWS)
+        turnover[rows] = total[rows].astype(object) * base.volume[rows] * above // below
+    return turnover
+
+
+# Index, mark and premium, invented: a seeded premium, the same for all of one bar.
+#
+# The data holds trades alone. The last trade stands above the index by the premium, which drifts
+# from hour to hour and shivers from bar to bar; the mark stands between the two, near the trade.
+
+INDEX: Final = "index"
+MARK: Final = "mark"
+PREMIUM: Final = "premium"
+PREMIUM_DECIMALS: Final = 6
+UNIT: Final = 10**PREMIUM_DECIMALS
+HOURLY_MOST: Final = 360
+BAR_MOST: Final = 40
+MARK_SHARE: Final = 4
+"""The mark keeps so small a part of the premium: a quarter."""
+
+
+class Marks:
+    """The premium of every bar of *base* in 10⁻⁶, and the prices and candles that follow."""
+
+    def __init__(self, base: CandleTable, seed: int) -> None:
+        self._base = base
+        self._seed = seed
+
+    @cached_property
+    def premiums(self) -> IntArray:
+        """The premium of each bar: never near nought, and no function of any price."""
+        times = self._base.start_ms
+        hours, into = times // HOUR_MS, times % HOUR_MS
+        drift = (self._knot(hours) * (HOUR_MS - into) + self._knot(hours + 1) * into) // HOUR_MS
+        premium = drift + self._noise(times, BAR_MOST)
+        least = np.where(premium < 0, -BAR_MOST, BAR_MOST)
+        return np.where(np.abs(premium) < BAR_MOST, least, premium)
+
+    def _knot(self, hours: IntArray) -> IntArray:
+        return self._noise(hours, HOURLY_MOST)
+
+    def _noise(self, places: IntArray, most: int) -> IntArray:
+        """Return a number from -*most* to *most* for each place."""
+        mixed = mix_array(np.uint64(self._seed) ^ places.astype(np.uint64))
+        return (mixed % np.uint64(2 * most + 1)).astype(np.int64) - most
+
+    def price(self, measure: str, row: int, last: int) -> int:
+        """Return the index or mark price in bar *row* while the last trade is at *last*."""
+        premium = int(self.premiums[row])
+        if measure == PREMIUM:
+            return premium
+        share = premium if measure == INDEX else premium // MARK_SHARE
+        return last - last * share // (UNIT + share)
+
+    def running(self, measure: str, row: int, candle: Candle) -> Candle:
+        """Return the candle of *measure* that belongs to bar *row*, which stands as *candle*.
+
+        It opens at the close of the bar before, as the exchange's do, and has no volume.
+        """
+        close = self.price(measure, row, candle.close)
+        if row > 0:
+            opened = self.price(measure, row - 1, int(self._base.close[row - 1]))
+        else:
+            opened = self.price(measure, row, candle.open)
+        high = self.price(measure, row, candle.high)
+        low = self.price(measure, row, candle.low)
+        return Candle(candle.start_ms, opened, max(opened, high), min(opened, low), close, 0, 0)
+
+    def table(self, measure: str) -> CandleTable:
+        """Return the candles of *measure* for all bars."""
+        base = self._base
+        columns = (base.close, base.high, base.low)
+        if measure == PREMIUM:
+            close = high = low = self.premiums
+        else:
+            share = self.premiums if measure == INDEX else self.premiums // MARK_SHARE
+            close, high, low = (each - each * share // (UNIT + share) for each in columns)
+        first = self.price(measure, 0, int(base.open[0]))
+        opened = np.concatenate((np.array([first], dtype=np.int64), close[:-1]))
+        nothing = np.zeros(len(base), dtype=np.int64)
+        return replace(
+            base,
+            open=opened,
+            high=np.maximum(opened, high),
+            low=np.minimum(opened, low),
+            close=close,
+            volume=nothing,
+            turnover=nothing,
+        )
