@@ -16,7 +16,7 @@ from tracepaper.daemon.clock import SystemClock
 
 DATA = Path(__file__).parents[2] / "data" / "candles" / "bybit_linear_BTCUSDT_1m_2022-12-13.csv.gz"
 RUN = "import typer; from tracepaper.replay.commands.exchange import exchange; typer.run(exchange)"
-DEADLINE_S = 30.0
+START_WITHIN_S = 30.0
 
 
 async def start(*arguments: str) -> asyncio.subprocess.Process:
@@ -28,7 +28,7 @@ async def start(*arguments: str) -> asyncio.subprocess.Process:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_it_announces_its_addresses_and_ends_with_zero(number: signal.Signals) -> None:
-    async with asyncio.timeout(DEADLINE_S):
+    async with asyncio.timeout(START_WITHIN_S):
         process = await start("--data", str(DATA), "--speed", "50", "--fault-every", "5")
         assert process.stdout is not None
         ready = json.loads(await process.stdout.readline())
@@ -49,7 +49,7 @@ async def test_it_announces_its_addresses_and_ends_with_zero(number: signal.Sign
 
 
 async def test_time_runs_by_itself_and_says_where_the_data_ends() -> None:
-    async with asyncio.timeout(DEADLINE_S):
+    async with asyncio.timeout(START_WITHIN_S):
         process = await start("--data", str(DATA), "--speed", "60000", "--start", "700")
         assert process.stdout is not None
         assert process.stderr is not None
@@ -74,7 +74,7 @@ async def test_it_ends_when_standard_input_ends_whatever_that_is(way: str, tmp_p
     if way == "closed":
         command = ["sh", "-c", 'exec "$@" <&-', "sh", *command]
     try:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(START_WITHIN_S):
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=descriptor,
@@ -95,7 +95,7 @@ async def test_it_ends_when_standard_input_ends_whatever_that_is(way: str, tmp_p
 
 
 async def test_now_is_the_wall_clock() -> None:
-    async with asyncio.timeout(DEADLINE_S):
+    async with asyncio.timeout(START_WITHIN_S):
         process = await start("--data", str(DATA), "--now")
         assert process.stdout is not None
         ready = json.loads(await process.stdout.readline())

@@ -14,7 +14,7 @@ from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.risk import liquidations
 from tracepaper.strategies.types import Category
 
-ROWS = walk_rows(200, seed=5)
+TOPIC_ROWS = walk_rows(200, seed=5)
 START = 100
 
 FORMS = {
@@ -39,7 +39,7 @@ FORMS = {
 async def test_a_topic_has_the_documented_form(topic: str) -> None:
     fields, item = FORMS[topic]
     async with (
-        serving(candles(ROWS), start=START) as (exchange, client),
+        serving(candles(TOPIC_ROWS), start=START) as (exchange, client),
         client.stream() as stream,
     ):
         assert (await stream.subscribe(topic))["success"] is True
@@ -80,7 +80,7 @@ LEVERAGED = re.compile(r"\w*lt\.")
 async def test_every_public_topic_of_pybit_is_accepted_but_the_withdrawn() -> None:
     topics = topics_of_pybit()
     assert {"kline.1.BTCUSDT", "allLiquidation.BTCUSDT", "priceLimit.BTCUSDT"} <= set(topics)
-    async with serving(candles(ROWS)) as (_, client), client.stream() as stream:
+    async with serving(candles(TOPIC_ROWS)) as (_, client), client.stream() as stream:
         for topic in topics:
             answer = await stream.subscribe(topic)
             assert answer["success"] is not (topic in GONE or LEVERAGED.match(topic) is not None)
@@ -105,7 +105,7 @@ def test_a_bar_that_runs_far_liquidates_at_its_extremes_alone() -> None:
 
 
 async def test_nobody_is_liquidated_on_spot() -> None:
-    data = candles(ROWS, category=Category.SPOT)
+    data = candles(TOPIC_ROWS, category=Category.SPOT)
     async with serving(data) as (_, client), client.stream("spot") as stream:
         for topic in ("allLiquidation.BTCUSDT", "insurance.USDT", "adlAlert.USDT"):
             answer = await stream.subscribe(topic)
@@ -116,7 +116,7 @@ async def test_nobody_is_liquidated_on_spot() -> None:
 async def test_a_paced_topic_leaps_over_a_hole_with_the_others() -> None:
     times = [FIRST_MS + place * MINUTE for place in range(100)]
     times += [times[-1] + 50_000 * MINUTE + place * MINUTE for place in range(100)]
-    data = candles(ROWS, times_ms=times)
+    data = candles(TOPIC_ROWS, times_ms=times)
     async with serving(data, start=98) as (exchange, client), client.stream() as stream:
         await stream.subscribe("priceLimit.BTCUSDT")
         await exchange.advance(3 * MINUTE)
