@@ -31,7 +31,7 @@ from tracepaper.replay.exchange.quotes import (
 )
 from tracepaper.replay.exchange.series import INDEX, MARK, PREMIUM, PREMIUM_DECIMALS, is_name
 
-# What a REST query asks for: its page size, its window, and the refusal of what is neither.
+# ------------------------------------------------------------ queries
 
 BAD_PARAMETER: Final = 10001
 TIME_DIGITS_MAX: Final = 18

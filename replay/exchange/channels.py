@@ -1,4 +1,4 @@
-"""Topics as streams of due frames: what a channel is, and the pace at which frames may come."""
+"""A topic as a stream of due frames, its pace, and the channels of candles and trades."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Pacing:
         return max(natural_ms, int(1000 * self.speed / frames_per_s))
 
 
-# The candle and trade topics: ``kline.{interval}.{symbol}`` and ``publicTrade.{symbol}``.
+# ------------------------------------------------------------ candles, trades
 
 PUSH_MS: Final = 1_000
 REVISION_DELAY_MS: Final = 700

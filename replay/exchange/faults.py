@@ -286,7 +286,7 @@ class Faults:
         }
 
 
-# When faults come: a list with times, and a seeded schedule without end.
+# ------------------------------------------------------------ schedule
 
 CANDLES: Final = "kline."
 

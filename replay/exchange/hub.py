@@ -1,4 +1,4 @@
-"""Who listens to what, and the one loop that builds and sends what is due."""
+"""Market time, connections and their topics, and the one loop that sends what is due."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tracepaper.replay.exchange.channels import Channel, Due, Frame
 from tracepaper.replay.exchange.corruption import forged, malformed
 from tracepaper.replay.exchange.faults import FORGED_BEFORE, Fault, FaultKind, Faults
 
-# The exchange's limits on what one address may ask.
+# ------------------------------------------------------------ limits
 
 
 class Limiter:
@@ -37,7 +37,7 @@ class Limiter:
         return True
 
 
-# Market time of the exchange: scaled, held, manual, jumping over holes, stopped at the end.
+# ------------------------------------------------------------ market time
 
 
 class MarketClock:
@@ -106,7 +106,7 @@ class MarketClock:
         self._end_ms = end_ms
 
 
-# One client of the stream: what it subscribed, and what waits to be written to it.
+# ------------------------------------------------------------ clients
 
 OUTBOX_FRAMES_MAX: Final = 20_000
 

@@ -21,7 +21,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.path import key
 from tracepaper.strategies.types import Category
 
-# Numbers as the exchange writes them: integers of 10⁻ᵏ as decimal text.
+# ------------------------------------------------------------ decimal text
 #
 # Candles and all of spot drop trailing zeros (``65114.2``); books, trades and tickers of linear pad
 # to the decimals of the tick (``65114.20``). Both were measured on the exchange's own frames.

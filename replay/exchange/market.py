@@ -319,7 +319,7 @@ def _base_table(candles: Candles, listing: Listing) -> CandleTable:
     return CandleTable(*columns, scaled.volume, turnover, rows)
 
 
-# Invented funding and open interest: plausible, seeded, and the same wherever they are asked.
+# ------------------------------------------------------------ funding
 
 RATE_DECIMALS: Final = 8
 USUAL_RATE: Final = 10_000
@@ -351,7 +351,7 @@ def open_interest(market: SimulatedMarket, time_ms: int) -> int:
     return max(1, market.daily_volume * (95_000 + wiggle) // (100_000 * step)) * step
 
 
-# The markets served together: the holes they share, and where time starts.
+# ------------------------------------------------------------ all markets
 
 WARM_UP_BARS: Final = 4_900
 """Bars before the start by default: the default model's warm-up, so that REST can warm it."""

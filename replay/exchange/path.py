@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Seeded noise: the same key gives the same numbers on any machine, in any order.
+# ------------------------------------------------------------ seeded noise
 #
 # Everything that the embedded exchange invents (paths, sizes, delays, identifiers) is a function of
 # a key, never of a generator's state, so any moment can be computed without its past.

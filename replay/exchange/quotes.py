@@ -1,4 +1,4 @@
-"""The ticker and book topics: ``tickers.{symbol}`` and ``orderbook.{depth}.{symbol}``."""
+"""Order book and ticker at any moment, and their topics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tracepaper.replay.exchange.path import mix, mix_array
 from tracepaper.replay.exchange.series import DAY_MS, HOUR_MS, INDEX, MARK, MINUTE_MS
 from tracepaper.strategies.types import Category
 
-# The order book at any moment, and what depth-1, delta and REST views show of it.
+# ------------------------------------------------------------ order book
 #
 # The last trade stands at the touch: a buy at the ask, a sell at the bid. Sizes are seeded noise
 # that changes level by level, so a delta is small; in some ten seconds nothing moves at all, so
@@ -126,7 +126,7 @@ def _side(
     return list(zip(prices[held][:depth].tolist(), sizes[held][:depth].tolist(), strict=True))
 
 
-# What tickers say: the stream's and REST's fields, in the exchange's key order.
+# ------------------------------------------------------------ tickers
 
 FIGURE_DECIMALS: Final = 4
 CHANGE_DECIMALS: Final = 6

@@ -1,4 +1,4 @@
-"""The REST surface: the envelope, retCodes inside HTTP 200, the limit per address, REST faults."""
+"""The HTTP calls: envelope, retCodes inside HTTP 200, limit per address, faults, control calls."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) 
     return None
 
 
-# Control calls, loopback only and no part of the exchange's surface.
+# ------------------------------------------------------------ control calls
 #
 # ``POST /control/fault`` arms a fault (``{"kind": "drop", "topic": "kline"}``, see ``faults``),
 # ``GET /control/faults`` tells what each kind does, how often it was scheduled and fired, and when;

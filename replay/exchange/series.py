@@ -1,4 +1,4 @@
-"""Candles of one symbol at one interval: the data itself, or its exact aggregate."""
+"""Intervals, and candles at each: the data itself, its exact aggregates, mark, index, premium."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.exchange.path import Candle, mix_array
 
-# Candle intervals by the exchange's names, and the buckets of time that they cut.
+# ------------------------------------------------------------ intervals
 #
 # Days begin at 00:00 UTC, weeks on Monday, months on their first day.
 
@@ -219,7 +219,7 @@ def typical_turnover(base: CandleTable, *, price_decimals: int, size_decimals: i
     return turnover
 
 
-# Index, mark and premium, invented: a seeded premium, the same for all of one bar.
+# ------------------------------------------------------------ mark, index, premium
 #
 # The data holds trades alone. The last trade stands above the index by the premium, which drifts
 # from hour to hour and shivers from bar to bar; the mark stands between the two, near the trade.

@@ -295,7 +295,7 @@ class EmbeddedExchange:
                 self.hub.cut_all()
 
 
-# Run one exchange until it is told to stop: the shell of ``tracepaper exchange``.
+# ------------------------------------------------------------ one process
 
 CHUNK_BYTES: Final = 65_536
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Every REST route, once: its path, what answers it, and the parameters it must be given."""
+"""Every REST route and every stream topic that the exchange serves, by name."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def answer(venue: Venue, path: str, query: Query, now_ms: int) -> Answer:
     return route.answer(venue, query, now_ms)
 
 
-# Stream topics by their names.
+# ------------------------------------------------------------ topics
 
 
 def find_channel(

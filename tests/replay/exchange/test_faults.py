@@ -42,7 +42,7 @@ from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.types import Bar, Category
 
-# The schedule deals every kind once a round, the same for one seed.
+# ------------------------------------------------------------ schedule
 
 
 def test_each_round_deals_every_kind_once_in_another_order() -> None:

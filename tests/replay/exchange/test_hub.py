@@ -78,7 +78,7 @@ def test_a_limiter_admits_again_when_its_window_has_passed() -> None:
     ]  # fmt: skip
 
 
-# A client that does not read is cut off, and the others go on.
+# ------------------------------------------------------------ clients
 
 DEADLINE_S = 20.0
 

@@ -21,7 +21,7 @@ from tracepaper.replay.exchange.instruments import (
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.strategies.types import Category
 
-# Numbers are written as the exchange writes them, and exactly.
+# ------------------------------------------------------------ decimal text
 
 
 @pytest.mark.parametrize(

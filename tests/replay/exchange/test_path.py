@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tracepaper.replay.exchange.path import FIRST_TRADE_MS, Candle, draws, key, mix, mix_array, walk
 
-# Seeded noise is the same everywhere, and the same for numbers and arrays.
+# ------------------------------------------------------------ seeded noise
 
 
 def test_key_separates_its_parts() -> None:

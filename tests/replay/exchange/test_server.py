@@ -30,7 +30,7 @@ from tracepaper.replay.exchange.market import END_LINGER_MS, SETTLE_MS, WARM_UP_
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
-# The command announces itself in one line and ends in good order.
+# ------------------------------------------------------------ the command
 
 DATA = Path(__file__).parents[2] / "data" / "candles" / "bybit_linear_BTCUSDT_1m_2022-12-13.csv.gz"
 RUN = "import typer; from tracepaper.replay.commands.exchange import exchange; typer.run(exchange)"

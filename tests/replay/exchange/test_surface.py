@@ -434,7 +434,7 @@ def test_clients_that_load_instruments_find_fees_and_coins() -> None:
     assert rows("/v5/asset/coin/query-info", {"coin": "ETH"}) == []
 
 
-# The rarer topics have the documented form, and all of pybit's can be subscribed.
+# ------------------------------------------------------------ rarer topics
 
 TOPIC_ROWS = walk_rows(200, seed=5)
 START = 100
