@@ -185,7 +185,7 @@ def test_every_route_has_the_documented_fields(
 def test_the_table_holds_each_route_of_pybit_once() -> None:
     paths = [route.path for route in ROUTES]
     assert len(set(paths)) == len(paths)
-    wanted = {each.value for each in pybit.market.SimulatedMarket}
+    wanted = {each.value for each in pybit.market.Market}
     assert wanted <= set(paths)
     assert {f"/v5/market/{path}" for path, *_ in DOCUMENTED} == wanted
 
