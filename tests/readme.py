@@ -1,6 +1,7 @@
-"""Runs README.md as a newcomer would: `python tests/readme.py` also rewrites its answers.
+"""Runs README.md and docs/ as a newcomer would: `python tests/readme.py` rewrites their answers.
 
-A ``sh`` block is run line by line in an empty folder that holds ``replay/samples`` and the files
+The README comes first, then each page of ``docs/`` that has commands; all of them use one folder.
+A ``sh`` block is run line by line in that folder, which holds ``replay/samples`` and the files
 that earlier blocks name in their first line (``# breakout.py``). A ``text`` block right after it
 is its answer. A line that ends in ``# exit 1`` must fail so. ``tracepaper run`` and ``tracepaper
 exchange`` go on until their section ends, and must then end in good order. ``make demo`` and
@@ -22,10 +23,14 @@ from typing import Final
 
 from programs import ROOT, Program, environment, pointing_at
 
+from tracepaper.storage.views import documentation
+
 README: Final = ROOT / "README.md"
+DOCS: Final = ROOT / "docs"
+VIEWS: Final = DOCS / "views.md"
 SAMPLE: Final = "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 PORT: Final = "9440"
-"""The port that the README names; replaced by a free one."""
+"""The port that the pages name; replaced by a free one."""
 COMMAND_WITHIN_S: Final = 240.0
 
 SHORTENED: Final = (
@@ -84,9 +89,19 @@ def commands(block: Block) -> list[str]:
     return [line for line in joined.splitlines() if line.strip()]
 
 
+def pages() -> list[Path]:
+    """Return every page in the order in which it is read: the README, then docs by name."""
+    return [README, *sorted(DOCS.glob("*.md"))]
+
+
+def views_page() -> str:
+    """Return the text of ``docs/views.md``, which follows from the views' own definitions."""
+    return f"# The views\n\n{documentation().rstrip()}\n".replace("\n### ", "\n## ")
+
+
 @dataclass
 class Walk:
-    """One reading of the README in *folder*, with every command carried out."""
+    """One reading of the pages in *folder*, with every command carried out."""
 
     folder: Path
     port: str = field(default_factory=lambda: str(free_port()))
@@ -112,8 +127,10 @@ class Walk:
         finally:
             for program in [program for _, program in self.programs]:
                 program.kill()
+            self.programs.clear()
             if self.exchange is not None:
                 self.exchange.kill()
+                self.exchange = None
 
     def _run(self, block: Block, answer: Block | None) -> Outcome:
         codes: list[tuple[str, int, int]] = []
@@ -212,19 +229,22 @@ def rewritten(text: str, outcomes: list[Outcome]) -> str:
 
 
 def main() -> None:
-    """Rewrite the answers of README.md from real runs; say which command failed, if any."""
-    text = README.read_text(encoding="utf-8")
+    """Rewrite the answers of every page from real runs; say which command failed, if any."""
+    VIEWS.write_text(views_page(), encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = list(Walk(Path(folder)).outcomes(text))
-    failed = [
-        f"{line}: exit {code}, not {wanted}\n{outcome.errors}"
-        for outcome in outcomes
-        for line, code, wanted in outcome.codes
-        if code != wanted
-    ]
-    if failed:
-        sys.exit("\n".join(failed))
-    README.write_text(rewritten(text, outcomes), encoding="utf-8")
+        walk = Walk(Path(folder))
+        for page in pages():
+            text = page.read_text(encoding="utf-8")
+            outcomes = list(walk.outcomes(text))
+            failed = [
+                f"{page.name}: {line}: exit {code}, not {wanted}\n{outcome.errors}"
+                for outcome in outcomes
+                for line, code, wanted in outcome.codes
+                if code != wanted
+            ]
+            if failed:
+                sys.exit("\n".join(failed))
+            page.write_text(rewritten(text, outcomes), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README says what is true: its commands run, and their answers are the ones it shows."""
+"""README and docs say what is true: their commands run, and answer as the pages show."""
 
 from __future__ import annotations
 
@@ -9,29 +9,49 @@ from pathlib import Path
 import pytest
 from answers import agree
 from programs import ROOT
-from readme import README, Block, Outcome, Walk, blocks, commands, shortened
+from readme import (
+    README,
+    VIEWS,
+    Block,
+    Outcome,
+    Walk,
+    blocks,
+    commands,
+    pages,
+    shortened,
+    views_page,
+)
 
 from tracepaper.daemon.cli import invoke
 
-TEXT = README.read_text(encoding="utf-8")
-BLOCKS = [block for block in blocks(TEXT) if block.language == "sh"]
+TEXTS = {page: page.read_text(encoding="utf-8") for page in pages()}
+BLOCKS = [
+    (page, block)
+    for page, text in TEXTS.items()
+    for block in blocks(text)
+    if block.language == "sh"
+]
+LINES_AT_MOST = 300
 WITHIN = 0.01
 """How far a number may be from the one shown: forecasts differ a little between processors."""
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
-    """Read the README once from its beginning to its end, and do what it says."""
-    return list(Walk(tmp_path_factory.mktemp("newcomer")).outcomes(TEXT))
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, list[Outcome]]:
+    """Read the pages once from the first to the last, and do what they say."""
+    walk = Walk(tmp_path_factory.mktemp("newcomer"))
+    return {page: list(walk.outcomes(text)) for page, text in TEXTS.items()}
 
 
-def named(block: Block) -> str:
-    return commands(block)[0][:60]
+def named(case: Path | Block) -> str:
+    return case.stem if isinstance(case, Path) else commands(case)[0][:60]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=named)
-def test_the_commands_run_and_answer_as_shown(block: Block, outcomes: list[Outcome]) -> None:
-    outcome = next(item for item in outcomes if item.block == block)
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=named)
+def test_the_commands_run_and_answer_as_shown(
+    page: Path, block: Block, outcomes: dict[Path, list[Outcome]]
+) -> None:
+    outcome = next(item for item in outcomes[page] if item.block == block)
     for line, code, wanted in outcome.codes:
         assert code == wanted, f"{line}\n{outcome.output[-2000:]}\n{outcome.errors[-2000:]}"
     assert "Traceback" not in outcome.errors
@@ -41,28 +61,35 @@ def test_the_commands_run_and_answer_as_shown(block: Block, outcomes: list[Outco
         )
 
 
-def test_programs_that_go_on_end_in_good_order(outcomes: list[Outcome]) -> None:
-    ended = [item for item in outcomes if not item.block.lines]
+def test_programs_that_go_on_end_in_good_order(outcomes: dict[Path, list[Outcome]]) -> None:
+    ended = [item for found in outcomes.values() for item in found if not item.block.lines]
     assert len(ended) == 2  # the daemon, and the exchange for other clients
     for outcome in ended:
         (name, code, wanted) = outcome.codes[0]
         assert code == wanted, f"{name}\n{outcome.errors}"
 
 
-def test_every_answer_belongs_to_commands() -> None:
-    languages = [block.language for block in blocks(TEXT)]
-    for before, language in itertools.pairwise(languages):
-        assert language != "text" or before == "sh"
-    assert all(block.lines for block in blocks(TEXT))
+@pytest.mark.parametrize("page", TEXTS, ids=named)
+def test_every_answer_belongs_to_commands(page: Path) -> None:
+    found = blocks(TEXTS[page])
+    for before, after in itertools.pairwise(found):
+        assert after.language != "text" or before.language == "sh"
+    assert all(block.lines for block in found)
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "readme"])
 def test_the_makefile_has_what_the_readme_names(target: str) -> None:
-    assert f"make {target}" in TEXT
+    assert f"make {target}" in TEXTS[README]
     assert shortened(target)
 
 
-INLINE = sorted(set(re.findall(r"`(tracepaper [^`]+)`", " ".join(TEXT.split()))))
+INLINE = sorted(
+    {
+        command
+        for text in TEXTS.values()
+        for command in re.findall(r"`(tracepaper [^`]+)`", " ".join(text.split()))
+    }
+)
 
 
 @pytest.mark.parametrize("command", INLINE)
@@ -77,10 +104,22 @@ def test_a_command_named_in_passing_exists_with_its_options(
         assert re.search(rf"(?<![\w-]){option}(?![\w-])", listed), f"{option} of {command}"
 
 
-def test_every_link_and_picture_leads_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", TEXT)
-    assert "deploy/RUNBOOK.md" in targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+@pytest.mark.parametrize("page", TEXTS, ids=named)
+def test_every_link_and_picture_leads_somewhere(page: Path) -> None:
+    targets = set(re.findall(r"\]\(([^)#]+)\)", TEXTS[page]))
+    broken = {target for target in targets if not (page.parent / target).exists()}
+    assert {target for target in broken if not target.startswith("https://")} == set()
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    assert len(TEXTS[README].splitlines()) <= LINES_AT_MOST
+    index = (README.parent / "docs" / "index.md").read_text(encoding="utf-8")
+    led_to = TEXTS[README] + index
+    assert [page.name for page in TEXTS if page.name not in led_to] == ["README.md"]
+
+
+def test_the_page_of_the_views_is_what_the_views_say() -> None:
+    assert VIEWS.read_text(encoding="utf-8") == views_page(), "run `make readme`"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +132,9 @@ def test_the_pictures_are_of_the_program(picture: str, words: tuple[str, ...]) -
 
 
 def test_no_path_of_this_machine_is_shown() -> None:
-    shown = TEXT + "".join(path.read_text("utf-8") for path in (ROOT / "deploy").glob("*.svg"))
+    shown = "".join(TEXTS.values()) + "".join(
+        path.read_text("utf-8") for path in (ROOT / "deploy").glob("*.svg")
+    )
     assert str(ROOT) not in shown
     assert str(Path.home()) + "/" not in shown
 
