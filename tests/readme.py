@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -116,7 +117,7 @@ class Walk:
         """Yield what each block of commands did, in order; ends every program it started."""
         found = blocks(text)
         try:
-            for block, after in zip(found, [*found[1:], None], strict=True):
+            for block, after in zip_longest(found, found[1:]):
                 yield from self._stopped(block.section)
                 if block.language == "sh":
                     answers = after is not None and after.language.startswith("text")
