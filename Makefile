@@ -6,7 +6,7 @@ RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test dev check bench campaign clients wheel golden readme clean
+.PHONY: demo test dev check docs bench campaign clients wheel golden readme clean
 
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo --bars 2000
@@ -41,6 +41,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/mypy tests
+
+# The pages of docs/ and the reference of every module, into build/docs/site.
+docs: $(STAMP)
+	$(BIN)/python tests/documentation.py
 
 bench: $(STAMP)
 	$(BIN)/tracepaper bench ingest

@@ -274,7 +274,7 @@ def read_heads(
     rows: Sequence[int] | Tensor,
     mask: Mask,
 ) -> list[list[HeadReading]]:
-    """Return what each head of the first batch element does: [layer][head].
+    """Return what each head of the first batch element does: a list of heads for each layer.
 
     Arguments are those of ``rollout_rows``; *rows* are some dozens of bars that see equally many
     keys, as all do that lie a window or more from the start. Raises ``AttentionInvalid``.
