@@ -199,8 +199,8 @@ def _checkpoint(config: Config) -> Finding:
 async def ask_exchange(config: Config) -> list[Finding]:
     """Ask the configured exchange for its time and its symbols, once each."""
     from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+    from tracepaper.daemon.bybit.retry import RestartBudget
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.daemon.supervisor import RestartBudget
     from tracepaper.strategies.types import Category
 
     clock = SystemClock()

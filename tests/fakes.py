@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from tracepaper.strategies.types import Bar, Calibration, Event, Forecast, Step
@@ -37,6 +38,14 @@ class ManualClock:
     def advance(self, *, market_ms: int = 0, network_s: float = 0.0) -> None:
         self._market_ms += market_ms
         self._network_s += network_s
+
+
+class JumpClock(ManualClock):
+    """A manual clock that lets other tasks run while it sleeps."""
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(seconds)
+        await asyncio.sleep(0)
 
 
 class ScriptedFeed:

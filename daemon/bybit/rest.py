@@ -26,10 +26,9 @@ from tracepaper.daemon.bybit.instruments import (
     interval_name,
     read_instruments,
 )
-from tracepaper.daemon.bybit.retry import Cooldown, is_loopback
+from tracepaper.daemon.bybit.retry import Cooldown, RestartBudget, is_loopback, retry
 from tracepaper.daemon.config_sections import Exchange
 from tracepaper.daemon.engine.ports import Clock
-from tracepaper.daemon.supervisor import RestartBudget, persist
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, InvariantBroken, MessageMalformed
 from tracepaper.strategies.types import MONEY_DECIMALS, Bar, Category, Funding, Instrument
 
@@ -403,7 +402,7 @@ class RestClient:
                     raise
                 raise FeedLost(f"{error} (It was right before, so it is asked again.)") from error
 
-        return await persist(
+        return await retry(
             attempt,
             clock=self._clock,
             rng=self._rng,

@@ -21,7 +21,7 @@ from websockets.uri import parse_uri
 
 from tracepaper.daemon.bybit.instruments import interval_name
 from tracepaper.daemon.bybit.messages import StreamRequest, encode
-from tracepaper.daemon.bybit.retry import Cooldown, is_loopback
+from tracepaper.daemon.bybit.retry import Cooldown, is_loopback, retry
 from tracepaper.daemon.bybit.wire import (
     Ack,
     Book,
@@ -35,7 +35,6 @@ from tracepaper.daemon.bybit.wire import (
     Wire,
 )
 from tracepaper.daemon.engine.ports import Clock
-from tracepaper.daemon.supervisor import persist
 from tracepaper.strategies.errors import (
     ConfigInvalid,
     Fatal,
@@ -145,7 +144,7 @@ class PublicStream:
 
     async def run(self) -> None:
         """Listen until cancelled; raises ``ConfigInvalid`` where no retry can help."""
-        await persist(
+        await retry(
             self._session,
             clock=self._clock,
             rng=self._rng,

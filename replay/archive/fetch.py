@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tracepaper.daemon.bybit.instruments import interval_name
 from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.daemon.bybit.retry import RestartBudget
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config import Config
-from tracepaper.daemon.supervisor import RestartBudget
 from tracepaper.replay.archive.candles import MONDAY_MS, WEEK_MS, Span
 from tracepaper.storage.history import History, HistoryWriter
 from tracepaper.strategies.errors import ConfigInvalid

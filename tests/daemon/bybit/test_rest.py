@@ -14,7 +14,7 @@ from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock
 from msgspec import structs
 
 from tracepaper.daemon.bybit.rest import RestClient, RestSettings
-from tracepaper.daemon.supervisor import RestartBudget
+from tracepaper.daemon.bybit.retry import RestartBudget
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, MessageMalformed
 from tracepaper.strategies.types import Category
 
