@@ -91,7 +91,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _configure_log() -> None:
     """Send log lines to stderr; a command that reads a configuration may set them anew."""
-    from tracepaper.daemon import log
+    from tracepaper.daemon.terminal import log
 
     log.configure()
 

@@ -16,14 +16,14 @@ from typing import Any, Final
 from rich.rule import Rule
 from rich.text import Text
 
-from tracepaper.daemon import log
-from tracepaper.daemon.assembly import Daemon
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import print_json
-from tracepaper.daemon.config import Config, load
-from tracepaper.daemon.leaving import leave
-from tracepaper.daemon.showing import Shown, showing
-from tracepaper.daemon.terminal import Terminal
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.session.daemon import Daemon
+from tracepaper.daemon.session.shutdown import exit_while_model_computes
+from tracepaper.daemon.terminal import log
+from tracepaper.daemon.terminal.console import Terminal
+from tracepaper.daemon.terminal.live_view import Shown, showing
 from tracepaper.replay.explain.recomputed import recompute
 from tracepaper.replay.explain.stored import read_stored
 from tracepaper.replay.explain.terminal import show_stored
@@ -97,7 +97,7 @@ def perform(wanted: Demonstration) -> None:
     if shown.run is None:
         raise FeedLost("The demo was stopped before its run was open; start it again.")
     _sum_up(wanted, shown, database)
-    leave(daemon)
+    exit_while_model_computes(daemon)
 
 
 def _stamp(wall_ms: int) -> str:

@@ -192,7 +192,7 @@ def open_run(
         raise ConfigInvalid(f"There are no {frames} frames; write polars or pandas.")
     build = _polars() if frames == "polars" else _pandas()
     if database is None and "#" not in run:
-        from tracepaper.daemon.config import load
+        from tracepaper.daemon.config.loading import load
 
         database = load().storage.path
     located = resolve(None if database is None else Path(database), run)

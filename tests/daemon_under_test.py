@@ -12,9 +12,9 @@ from typing import Any
 
 from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker
 
-from tracepaper.daemon.assembly import Daemon, Hooks
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.config import load
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.daemon import Daemon, Hooks
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader

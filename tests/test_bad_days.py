@@ -20,12 +20,11 @@ from aiohttp import ClientSession, web
 from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker
 from daemon_under_test import check_record, daemon, killed_daemon, price, settings
 
-from tracepaper.daemon import log as log_lines
-from tracepaper.daemon.assembly import Daemon
-from tracepaper.daemon.config import load
-from tracepaper.daemon.config_text import render
-from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.http.token import token_file
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.text import render
+from tracepaper.daemon.http.client import ask, token_file
+from tracepaper.daemon.session.daemon import Daemon
+from tracepaper.daemon.terminal import log as log_lines
 from tracepaper.replay.samples import DEFAULT_CHECKPOINT
 from tracepaper.storage.lock import holder_of
 from tracepaper.storage.retention import backup

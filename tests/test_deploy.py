@@ -19,10 +19,10 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tracepaper.daemon.cli import PANELS
-from tracepaper.daemon.config import PREFIX, SECTIONS, load
+from tracepaper.daemon.config.loading import PREFIX, SECTIONS, load
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
-from tracepaper.daemon.supervisor import STOP_WITHIN_S
+from tracepaper.daemon.session.supervisor import STOP_WITHIN_S
 from tracepaper.strategies.types import Gate, Position
 
 ROOT = Path(__file__).parents[1]

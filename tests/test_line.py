@@ -13,10 +13,10 @@ import pytest
 from builders import MINUTE, START_MS, bars, explanation, forecast, instrument, quote
 from fakes import FixedForecaster, ScriptedFeed
 
-from tracepaper.daemon.building import resolved
-from tracepaper.daemon.config import Config, load
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.runner import drive
-from tracepaper.daemon.opening import Opened, Opening, open_run
+from tracepaper.daemon.session.build import resolved
+from tracepaper.daemon.session.open import Opened, Opening, open_run
 from tracepaper.daemon.session.predictor import InlinePredictor
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain

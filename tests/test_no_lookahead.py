@@ -10,9 +10,9 @@ from builders import bars, instrument
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracepaper.daemon.building import build_engine
-from tracepaper.daemon.config import load
+from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.strategy import Outlook, Strategy
 from tracepaper.strategies.types import Action, Bar, FillModel, Signal, Step
 

@@ -14,10 +14,10 @@ import pytest
 from builders import START_MS, bars, forecast, instrument, quote
 from fakes import FixedForecaster
 
-from tracepaper.daemon.building import build_engine, resolved
-from tracepaper.daemon.config import Config, load
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine import engine as engine_module
-from tracepaper.daemon.opening import Opened, Opening, open_run
+from tracepaper.daemon.session.build import build_engine, resolved
+from tracepaper.daemon.session.open import Opened, Opening, open_run
 from tracepaper.daemon.session.predictor import InlinePredictor
 from tracepaper.replay.checks.culprit import KEEPS_STATE, Culprit
 from tracepaper.replay.checks.verify import verify_run

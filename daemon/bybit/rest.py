@@ -27,7 +27,7 @@ from tracepaper.daemon.bybit.instruments import (
     read_instruments,
 )
 from tracepaper.daemon.bybit.retry import Cooldown, RestartBudget, is_loopback, retry
-from tracepaper.daemon.config_sections import Exchange
+from tracepaper.daemon.config.sections import Exchange
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, InvariantBroken, MessageMalformed
 from tracepaper.strategies.types import MONEY_DECIMALS, Bar, Category, Funding, Instrument

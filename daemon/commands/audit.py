@@ -300,7 +300,7 @@ def _print(answered: Answered, *, json: bool) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    from tracepaper.daemon.terminal import Terminal
+    from tracepaper.daemon.terminal.console import Terminal
 
     columns = (Column(Text(_text(name))) for name in answered.columns)
     table = Table(*columns, box=None, header_style="bold")

@@ -23,8 +23,8 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Write a configuration in which every key is documented."""
-    from tracepaper.daemon.config import DEFAULT_FILE
-    from tracepaper.daemon.config_text import example
+    from tracepaper.daemon.config.loading import DEFAULT_FILE
+    from tracepaper.daemon.config.text import example
 
     path = file or Path(DEFAULT_FILE)
     try:
@@ -45,12 +45,12 @@ def init(
 @app.command()
 def check(config: ConfigOption = None, *, json: JsonOption = False) -> None:
     """Build all that a run is built of, without the network, and say whether it can start."""
-    from tracepaper.daemon.config import load
-    from tracepaper.daemon.rehearsal import refuse_exits, rehearse
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.session.preflight import preflight, refuse_class_that_exits
 
     loaded = load(config)
-    refuse_exits(loaded)
-    rehearse(loaded, loaded.storage.path)
+    refuse_class_that_exits(loaded)
+    preflight(loaded, loaded.storage.path)
     if json:
         print_json({"valid": True, "config_sha256": loaded.sha256()})
     else:
@@ -64,8 +64,8 @@ def check(config: ConfigOption = None, *, json: JsonOption = False) -> None:
 @app.command()
 def show(config: ConfigOption = None, *, json: JsonOption = False) -> None:
     """Print the configuration as it will be used, defaults and environment included."""
-    from tracepaper.daemon.config import load
-    from tracepaper.daemon.config_text import render
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.config.text import render
 
     loaded = load(config)
     if json:

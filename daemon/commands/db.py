@@ -71,7 +71,7 @@ def prune(
     The chain stays verifiable from there. Refused while a daemon has the database open.
     """
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.daemon.config import load
+    from tracepaper.daemon.config.loading import load
     from tracepaper.storage.retention import prune as prune_database
 
     days = keep or load(config).storage.keep_days

@@ -26,11 +26,11 @@ def doctor(
     """Look at python, packages, SQLite, disk, checkpoint and, if asked, the exchange."""
     import asyncio
 
-    from tracepaper.daemon.checkup import Verdict, ask_exchange, examine
-    from tracepaper.daemon.config import load
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.session.diagnostics import Verdict, ask_exchange, diagnose
 
     loaded = load(config)
-    findings = list(examine(loaded, db or loaded.storage.path))
+    findings = list(diagnose(loaded, db or loaded.storage.path))
     if online:
         findings += asyncio.run(ask_exchange(loaded))
     if json:

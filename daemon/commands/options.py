@@ -76,7 +76,7 @@ def database_path(db: Path | None, config: Path | None = None) -> Path:
     """Return *db*, or the database that the configuration file *config* names."""
     if db is not None:
         return db
-    from tracepaper.daemon.config import load
+    from tracepaper.daemon.config.loading import load
 
     return load(config).storage.path
 

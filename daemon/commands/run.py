@@ -23,13 +23,13 @@ def run(
     """Trade the exchange's public streams on paper until Ctrl-C or SIGTERM."""
     import asyncio
 
-    from tracepaper.daemon.leaving import end_early_in_order, leave
+    from tracepaper.daemon.session.shutdown import exit_while_model_computes, exit_zero_on_signals
 
-    end_early_in_order()
-    from tracepaper.daemon import log
-    from tracepaper.daemon.assembly import Daemon
-    from tracepaper.daemon.config import load
-    from tracepaper.daemon.showing import showing
+    exit_zero_on_signals()
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.session.daemon import Daemon
+    from tracepaper.daemon.terminal import log
+    from tracepaper.daemon.terminal.live_view import showing
     from tracepaper.strategies.types import RunKind
 
     loaded = load(config)
@@ -39,4 +39,4 @@ def run(
         daemon = Daemon(loaded, database, kind=RunKind.LIVE, hooks=shown.hooks())
         asyncio.run(daemon.run())
     shown.farewell(database)
-    leave(daemon)
+    exit_while_model_computes(daemon)

@@ -24,7 +24,7 @@ def status(
 ) -> None:
     """Show the running daemon: health, account, and the last decision with its gates."""
     from tracepaper.daemon.http.client import ask
-    from tracepaper.daemon.terminal import Terminal
+    from tracepaper.daemon.terminal.console import Terminal
 
     document = ask(database_path(db, config), "/status")
     if json:

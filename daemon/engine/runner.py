@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.ports import AuditLog, Feed, Predictor
-from tracepaper.daemon.outside import Outside
+from tracepaper.daemon.session.outside import Outside
 from tracepaper.strategies.types import Reading, Step
 
 

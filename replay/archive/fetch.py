@@ -15,7 +15,7 @@ from tracepaper.daemon.bybit.instruments import interval_name
 from tracepaper.daemon.bybit.rest import RestClient, RestSettings
 from tracepaper.daemon.bybit.retry import RestartBudget
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.config import Config
+from tracepaper.daemon.config.loading import Config
 from tracepaper.replay.archive.candles import MONDAY_MS, WEEK_MS, Span
 from tracepaper.storage.history import History, HistoryWriter
 from tracepaper.strategies.errors import ConfigInvalid

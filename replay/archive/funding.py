@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.daemon.config_values import symbol_name
+from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.decimals import CellInvalidError, Decimals, IntArray, parse
 from tracepaper.replay.archive.files import read_table
 from tracepaper.replay.archive.layouts import of_one_symbol, told_symbol

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tracepaper.daemon.config_values import symbol_name
+from tracepaper.daemon.config.values import symbol_name
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Category
 

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.daemon.config_values import symbol_name
+from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.candles import Candles, merge_candles
 from tracepaper.replay.archive.decimals import (
     INT64_MAX,

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import msgspec
 
-from tracepaper.daemon.building import build_engine, needs_forecaster, resolved, warmup_bars
-from tracepaper.daemon.config import DATA, Config, load_with_origins
-from tracepaper.daemon.config_sections import INTERVAL_MS
-from tracepaper.daemon.describing import describe_run
+from tracepaper.daemon.config.loading import DATA, Config, load_with_origins
+from tracepaper.daemon.config.sections import INTERVAL_MS
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.models import load_forecaster, warnings_for
-from tracepaper.daemon.rehearsal import refuse_size
+from tracepaper.daemon.session.build import build_engine, needs_forecaster, resolved, warmup_bars
+from tracepaper.daemon.session.models import load_forecaster, warnings_for
+from tracepaper.daemon.session.preflight import refuse_size
+from tracepaper.daemon.session.run_record import describe_run
 from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.instruments import archive_instrument

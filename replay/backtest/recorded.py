@@ -16,14 +16,14 @@ from typing import Any
 
 import msgspec
 
-from tracepaper.daemon.building import build_engine, needs_forecaster
 from tracepaper.daemon.commands.options import located
-from tracepaper.daemon.config import Config, restore
-from tracepaper.daemon.describing import OF_THE_PLACE, started
+from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.models import forecaster_of
+from tracepaper.daemon.session.build import build_engine, needs_forecaster
+from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
+from tracepaper.daemon.session.run_record import OF_THE_PLACE, started
 from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, run_events
 from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage import checkpoints

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import reads_record
-from tracepaper.daemon.config import load
-from tracepaper.daemon.terminal import Terminal
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive import read_candles, read_funding
 from tracepaper.replay.archive.times import instant
 from tracepaper.replay.backtest.build import Replay, build, configuration

@@ -11,14 +11,14 @@ from typing import Final
 
 import msgspec
 
-from tracepaper.daemon.config import restore
-from tracepaper.daemon.describing import continues, started
+from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.ports import Predictor
 from tracepaper.daemon.engine.runner import drive
-from tracepaper.daemon.outside import Listener, Outside
-from tracepaper.daemon.recovery import restore_engine
+from tracepaper.daemon.session.open import restore_engine
+from tracepaper.daemon.session.outside import Listener, Outside
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor, no_model
+from tracepaper.daemon.session.run_record import continues, started
 from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.scan import ScanPredictor

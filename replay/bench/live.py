@@ -14,12 +14,12 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from tracepaper.daemon.building import build_engine, needs_forecaster, resolved
-from tracepaper.daemon.config import Config, load
-from tracepaper.daemon.describing import describe_run, started
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.ports import Predictor
-from tracepaper.daemon.models import load_forecaster
+from tracepaper.daemon.session.build import build_engine, needs_forecaster, resolved
+from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.predictor import BarHistory, Worker, WorkerPredictor, no_model
+from tracepaper.daemon.session.run_record import describe_run, started
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.bench.machine import machine_line

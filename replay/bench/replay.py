@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tracepaper.daemon.config import load
+from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.archive.decimals import IntArray
 from tracepaper.replay.backtest.build import Replay, build

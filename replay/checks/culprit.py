@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from tracepaper.daemon.building import build_engine, code_version
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.session.build import build_engine, code_version
 from tracepaper.replay.backtest.recorded import (
     Recorded,
     RecordedPredictor,

@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.config import Config
-from tracepaper.daemon.outside import Outside
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.session.outside import Outside
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.replay.checks.processes import (

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from tracepaper.daemon.config import restore
+from tracepaper.daemon.config.loading import restore
 from tracepaper.replay.backtest.agreement import answers_agree, measures_agree
 from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.replay.checks.compare import Difference, decision_differences, forecast_differences

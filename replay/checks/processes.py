@@ -24,20 +24,20 @@ from typing import Any, Concatenate, Final, ParamSpec, Self
 import msgspec
 import numpy as np
 
-from tracepaper.daemon import outside
-from tracepaper.daemon.building import (
+from tracepaper.daemon.clock import leap_clocks
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session import outside
+from tracepaper.daemon.session.build import (
     build_engine,
     code_version,
     libraries,
     needs_forecaster,
     warmup_bars,
 )
-from tracepaper.daemon.clock import leap_clocks
-from tracepaper.daemon.config import Config
-from tracepaper.daemon.describing import started
-from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.models import load_forecaster
-from tracepaper.daemon.outside import Outside
+from tracepaper.daemon.session.models import load_forecaster
+from tracepaper.daemon.session.outside import Outside
+from tracepaper.daemon.session.run_record import started
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.instruments import recorded_instruments
 from tracepaper.replay.backtest.build import Replay, build

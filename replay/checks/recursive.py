@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tracepaper.daemon.config import Config
+from tracepaper.daemon.config.loading import Config
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.backtest.agreement import TOLERANCE, answers_agree, numbers_agree
 from tracepaper.replay.backtest.build import build

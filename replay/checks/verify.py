@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tracepaper.daemon.building import strategy_sha256
-from tracepaper.daemon.describing import OF_THE_PLACE, started
+from tracepaper.daemon.session.build import strategy_sha256
+from tracepaper.daemon.session.run_record import OF_THE_PLACE, started
 from tracepaper.replay.backtest.recorded import (
     Recorded,
     RecordedPredictor,

@@ -205,7 +205,7 @@ def fetch(
     from dataclasses import asdict
 
     from tracepaper.daemon.bybit.instruments import INTERVALS
-    from tracepaper.daemon.config import load
+    from tracepaper.daemon.config.loading import load
     from tracepaper.replay.archive.fetch import Order, fetch_order
     from tracepaper.replay.archive.times import instant
     from tracepaper.strategies.errors import ConfigInvalid

@@ -30,9 +30,9 @@ def demo(
     json: JsonOption = False,
 ) -> None:
     """Serve real candles over the Bybit protocol on loopback, trade them on paper, sum up."""
-    from tracepaper.daemon.leaving import end_early_in_order
+    from tracepaper.daemon.session.shutdown import exit_zero_on_signals
 
-    end_early_in_order()
+    exit_zero_on_signals()
     from tracepaper.replay.demonstration import Demonstration, perform
 
     perform(

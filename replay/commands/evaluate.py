@@ -27,7 +27,7 @@ def evaluate(
     The baselines are fitted on the bars before the card's training end, so --data needs candles
     of both. Errors come from resampling whole calendar days.
     """
-    from tracepaper.daemon.terminal import Terminal
+    from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.samples import DEFAULT_CHECKPOINT
     from tracepaper.replay.training.pipeline import Material, evaluated, split_of, use_threads
     from tracepaper.replay.training.show import figure_tables, gate_table

@@ -12,7 +12,7 @@ from tracepaper.daemon.commands.options import ConfigOption, JsonOption
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracepaper.daemon.config import Config
+    from tracepaper.daemon.config.loading import Config
     from tracepaper.replay.archive import Candles
     from tracepaper.replay.checks.lookahead import Finding
 
@@ -93,9 +93,9 @@ def recursive(
     """Start later: after the stated warm-up nothing may differ; exit 1 if something does."""
     from dataclasses import asdict
 
-    from tracepaper.daemon.building import needs_forecaster, warmup_bars
     from tracepaper.daemon.commands.options import print_json
-    from tracepaper.daemon.models import load_forecaster
+    from tracepaper.daemon.session.build import needs_forecaster, warmup_bars
+    from tracepaper.daemon.session.models import load_forecaster
     from tracepaper.replay.checks.recursive import recursive as check
     from tracepaper.strategies.errors import ConfigInvalid
 

@@ -43,7 +43,7 @@ def report(
 ) -> None:
     """Report how a run did, what it cost, what its gates refused, and where it looked."""
     from tracepaper.daemon.commands.options import print_json
-    from tracepaper.daemon.terminal import Terminal
+    from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.report.document import build_report
     from tracepaper.replay.report.terminal import as_document, show
     from tracepaper.strategies.errors import ConfigInvalid

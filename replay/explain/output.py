@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from tracepaper.daemon.commands.options import print_json
-from tracepaper.daemon.terminal import Terminal
+from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.explain.stored import StoredDecision, flips_of, locate, read_stored
 from tracepaper.replay.explain.terminal import show_stored
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from tracepaper.daemon.config import restore
-from tracepaper.daemon.models import default_checkpoint, forecaster_of
+from tracepaper.daemon.config.loading import restore
+from tracepaper.daemon.session.models import default_checkpoint, forecaster_of
 from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.storage import checkpoints
 from tracepaper.storage.encode import gate_horizon

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tracepaper.daemon.models import forecaster_of
+from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.report.attention_charts import INTENSITY
 from tracepaper.replay.report.charts import Figure, axis, layout, rounded
 from tracepaper.replay.report.html import Markup, table

@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.daemon.building import terms_for
-from tracepaper.daemon.config import Config, restore
+from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.execution import ExecutionCosts
+from tracepaper.daemon.session.build import terms_for
 from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.models import default_checkpoint
+from tracepaper.daemon.session.models import default_checkpoint
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.lock import InstanceLock
 
@@ -131,8 +131,8 @@ def test_a_configuration_that_cannot_be_used_ends_with_two(
 
 def test_the_zone_of_the_machine_changes_no_verdict(tmp_path: Path) -> None:
     code = (
-        "from tracepaper.daemon.checkup import examine\n"
-        "from tracepaper.daemon.config import Config\n"
+        "from tracepaper.daemon.session.diagnostics import examine\n"
+        "from tracepaper.daemon.config.loading import Config\n"
         "from pathlib import Path\n"
         "found = examine(Config(), Path('run.db'))\n"
         "print(next(one.verdict for one in found if one.check == 'times'))\n"

@@ -15,11 +15,10 @@ from builders import MINUTE, START_MS, bar, decision, forecast, run, step
 from fakes import ManualClock
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.http.client import ask
+from tracepaper.daemon.http.client import ask, token_file, write_token
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import HttpServer
-from tracepaper.daemon.http.token import token_file, write_token
 from tracepaper.storage.lock import InstanceLock
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types import CommandKind

@@ -11,10 +11,10 @@ from fakes import FixedForecaster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracepaper.daemon.building import build_engine
-from tracepaper.daemon.config import load
+from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.types import (
     Action,
     Bar,

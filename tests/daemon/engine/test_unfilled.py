@@ -13,13 +13,13 @@ import pytest
 from builders import MINUTE, START_MS, bar, instrument, quote
 from campaign_engine import Refuted, examined
 
-from tracepaper.daemon.building import build_engine
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.config import load
+from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.account import Portfolio
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.instrument_state import InstrumentState
 from tracepaper.daemon.engine.orders import UNCHANGED, Broker, Sent
+from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.strategy import Outlook, Strategy
 from tracepaper.strategies.types import (
     Action,

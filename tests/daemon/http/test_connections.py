@@ -13,9 +13,9 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from tracepaper.daemon import log
 from tracepaper.daemon.http.connections import ConnectionLimits
 from tracepaper.daemon.http.server import HttpServer
+from tracepaper.daemon.terminal import log
 from tracepaper.strategies.types import CommandKind
 
 pytestmark = pytest.mark.usefixtures("lines_on_stderr")

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracepaper.daemon.config import load
-from tracepaper.daemon.config_sections import INTERVAL_MS
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.sections import INTERVAL_MS
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay

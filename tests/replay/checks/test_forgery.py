@@ -17,8 +17,8 @@ from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from forging import DIGESTS, rechain
 
-from tracepaper.daemon.config import load
-from tracepaper.daemon.models import forecaster_of
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded

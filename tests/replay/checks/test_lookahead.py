@@ -17,7 +17,7 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.config import Config, load
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks import lookahead as lookahead_module
 from tracepaper.replay.checks.lookahead import Finding, Limits, lookahead

@@ -11,7 +11,7 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
-from tracepaper.daemon.config import Config, load
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks.recursive import Finding, recursive
 from tracepaper.strategies.errors import DataInvalid

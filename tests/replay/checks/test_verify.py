@@ -24,7 +24,7 @@ from exchange_client import walk_rows
 from forging import rechain
 from rich.console import Console
 
-from tracepaper.daemon.config import Config, load
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded

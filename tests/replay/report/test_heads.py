@@ -5,7 +5,7 @@ import sqlite3
 import numpy as np
 import pytest
 
-from tracepaper.daemon.models import forecaster_of
+from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.heads import Heads, flow_picture, group_names, heads_chart, read_heads
 from tracepaper.storage import checkpoints

@@ -1,0 +1,273 @@
+"""One frozen, checked ``Config``: a TOML file, environment variables and keyword overrides.
+
+Later wins: defaults, what the data say, the file, ``TRACEPAPER_SECTION__KEY``, the command
+line. Whatever cannot be used is refused by ``ConfigInvalid`` with one sentence that names where
+it stands and what is allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from tracepaper.daemon.config.sections import (
+    AccountRules,
+    Exchange,
+    Execution,
+    GateRules,
+    Http,
+    Log,
+    Market,
+    Model,
+    RegimeRules,
+    Risk,
+    Sizing,
+    Storage,
+    Strategy,
+)
+from tracepaper.daemon.config.values import allowed, canonical
+from tracepaper.strategies.errors import ConfigInvalid
+
+DEFAULT_FILE: Final = "tracepaper.toml"
+PREFIX: Final = "TRACEPAPER_"
+HASHED_SECTIONS: Final = (
+    "market",
+    "strategy",
+    "model",
+    "gate",
+    "regime",
+    "sizing",
+    "execution",
+    "risk",
+    "account",
+)
+"""What decides a run; hosts, ports, log and storage do not."""
+
+DATA: Final = "the data"
+ENVIRONMENT: Final = "the environment"
+
+Tables = dict[str, dict[str, Any]]
+Origins = dict[tuple[str, str], str]
+"""The source of each key that is not at its default, by section and key."""
+
+
+class Config(BaseModel):
+    """Everything that can be configured. Constructing it reads nothing but its arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    market: Market = Field(default_factory=Market)
+    exchange: Exchange = Field(default_factory=Exchange)
+    strategy: Strategy = Field(default_factory=Strategy)
+    model: Model = Field(default_factory=Model)
+    gate: GateRules = Field(default_factory=GateRules)
+    regime: RegimeRules = Field(default_factory=RegimeRules)
+    sizing: Sizing = Field(default_factory=Sizing)
+    execution: Execution = Field(default_factory=Execution)
+    risk: Risk = Field(default_factory=Risk)
+    account: AccountRules = Field(default_factory=AccountRules)
+    storage: Storage = Field(default_factory=Storage)
+    http: Http = Field(default_factory=Http)
+    log: Log = Field(default_factory=Log)
+
+    def document(self) -> dict[str, dict[str, object]]:
+        """Return every section as plain values; exact numbers become their shortest text."""
+        return {
+            name: {key: canonical(value) for key, value in table.items()}
+            for name, table in self.model_dump().items()
+        }
+
+    def canonical_json(self) -> str:
+        """Return the whole configuration as JSON that is equal for equal configurations."""
+        return _json(self.document())
+
+    def sha256(self) -> str:
+        """Return the hash of the sections that decide a run."""
+        document = self.document()
+        tables = {name: document[name] for name in HASHED_SECTIONS}
+        # Waits of the wall are compared with market time at this pace, so it decides as well.
+        tables["exchange"] = {"time_scale": document["exchange"]["time_scale"]}
+        decisive = _json(tables)
+        return hashlib.sha256(decisive.encode()).hexdigest()
+
+
+class _Environment(Config, BaseSettings):
+    """The same fields as environment variables; read by ``load``, never constructed."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", env_ignore_empty=True, enable_decoding=False
+    )
+
+
+SECTIONS: Final[dict[str, type[BaseModel]]] = {
+    name: field.annotation
+    for name, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
+
+
+Sections = Mapping[str, Mapping[str, Any]]
+NOTHING: Final[Sections] = MappingProxyType({})
+
+
+def load(
+    path: Path | None = None, overrides: Sections = NOTHING, *, data: Sections = NOTHING
+) -> Config:
+    """Read the configuration; raise ``ConfigInvalid`` where it cannot be used.
+
+    *path* defaults to ``tracepaper.toml`` in the working directory, where there is one.
+    *overrides* maps a section to its keys, as the file does, and wins over everything; *data*
+    does the same for what the data themselves say, and wins over the defaults alone.
+    """
+    return load_with_origins(path, overrides, data=data)[0]
+
+
+def load_with_origins(
+    path: Path | None = None, overrides: Sections = NOTHING, *, data: Sections = NOTHING
+) -> tuple[Config, Origins]:
+    """Read the configuration as ``load`` does; say as well which source set each key."""
+    if path is None and Path(DEFAULT_FILE).is_file():
+        path = Path(DEFAULT_FILE)
+    sources: list[tuple[str, Sections]] = []
+    if path is not None:
+        sources.append((str(path), _read(path)))
+    sources.append((ENVIRONMENT, _environment()))
+    sources.append(("the command line", overrides))
+    config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
+    if path is not None and ":" in config.strategy.name:
+        _find_beside(path)
+    return config, origins
+
+
+def restore(text: str) -> Config:
+    """Return the configuration that ``canonical_json`` wrote, as a run keeps it."""
+    try:
+        tables = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigInvalid(f"The stored configuration is not JSON: {error}.") from None
+    stored = "the stored configuration"
+    return _merge([(stored, tables)], stored)[0]
+
+
+def _find_beside(path: Path) -> None:
+    """Let a strategy be imported from the folder of its configuration file, after all else."""
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigInvalid(
+            f"There is no configuration at {path}; write one with `tracepaper config init {path}`."
+        ) from None
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{path} cannot be read ({error.strerror}); name a TOML file."
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigInvalid(f"{path} is not UTF-8 text; save it as UTF-8.") from None
+    except (ValueError, RecursionError) as error:  # also more digits than a number may have
+        raise ConfigInvalid(f"{path} is not TOML: {error}; correct that line.") from None
+
+
+def _environment() -> Tables:
+    """Return what ``TRACEPAPER_SECTION__KEY`` says; refuse a section that does not exist."""
+    for name in os.environ:
+        section, separator, _ = name.upper().removeprefix(PREFIX).partition("__")
+        if name.upper().startswith(PREFIX) and separator and section.lower() not in SECTIONS:
+            raise ConfigInvalid(
+                f"{name} names no section of the configuration"
+                f"{_nearest(section.lower(), SECTIONS)}; correct or unset it."
+            )
+    return EnvSettingsSource(_Environment)()
+
+
+def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Origins]:
+    """Lay the sources over one another, check the result, and name the source of a fault.
+
+    A fault that no single key causes is *file*'s.
+    """
+    merged: Tables = {}
+    origins: Origins = {}
+    for origin, tables in sources:
+        if not isinstance(tables, Mapping):
+            raise ConfigInvalid(f"{origin} is not a table of sections; write [section] and keys.")
+        for section, table in tables.items():
+            if section not in SECTIONS:
+                raise ConfigInvalid(_unknown(origin, section))
+            if not isinstance(table, Mapping):
+                raise ConfigInvalid(
+                    f"{origin}: {section} is a section; write [{section}] and its keys below it."
+                )
+            for key, value in table.items():
+                merged.setdefault(section, {})[key] = value
+                origins[section, key] = (
+                    f"{PREFIX}{section}__{key}".upper() if origin == ENVIRONMENT else origin
+                )
+    try:
+        return Config.model_validate(merged), origins
+    except ValidationError as error:
+        raise ConfigInvalid(_sentence(error, origins, file)) from None
+
+
+def _unknown(origin: str, section: str) -> str:
+    """Name a section that does not exist; a bare key of some section is the usual slip."""
+    homes = [name for name, model in SECTIONS.items() if section in model.model_fields]
+    if homes:
+        return f"{origin}: {section} stands outside its section; put it below [{homes[0]}]."
+    return f"{origin}: there is no section [{section}]{_nearest(section, SECTIONS)}; correct it."
+
+
+def _sentence(error: ValidationError, origins: Origins, file: str) -> str:
+    """Say the first fault in one sentence: where it stands, what it is, what is allowed."""
+    first = error.errors()[0]
+    section, key = str(first["loc"][0]), str(first["loc"][1]) if len(first["loc"]) > 1 else ""
+    origin = origins.get((section, key), file)
+    if first["type"] == "extra_forbidden":
+        return f"{origin}: [{section}] has no key {key!r}{_suggest(section, key)}; correct it."
+    reason = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return f"{origin}: {reason}."
+    if first["type"] not in {"value_error", "type_error"}:
+        field = SECTIONS[section].model_fields[key]
+        words = allowed(field.annotation, field.metadata)
+        if first["type"] == "string_pattern_mismatch":
+            words = (field.description or words).rstrip(".")
+        reason = f"write {words}"
+    return f"{origin}: [{section}] {key} = {_shown(first['input'])} cannot be used; {reason}."
+
+
+def _suggest(section: str, key: str) -> str:
+    """Name the nearest key of this section, else the section that has exactly this key."""
+    homes = [name for name, model in SECTIONS.items() if key in model.model_fields]
+    return f", but [{homes[0]}] has" if homes else _nearest(key, SECTIONS[section].model_fields)
+
+
+def _nearest(name: str, known: Mapping[str, object]) -> str:
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; the nearest is {near[0]!r}" if near else f" (it knows {', '.join(known)})"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - one line
+
+
+def _json(document: object) -> str:
+    return json.dumps(
+        document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str
+    )

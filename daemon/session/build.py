@@ -1,0 +1,261 @@
+"""From a configuration to an engine: the same for a live run and for a replay."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.sections import Execution
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.execution import ExecutionCosts
+from tracepaper.daemon.engine.state import EngineSettings
+from tracepaper.daemon.session.user_source import class_sha256
+from tracepaper.daemon.session.user_strategy import user_class, user_strategy
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.gates import GateEvaluator, threshold_of
+from tracepaper.strategies.market import check_money, scaled
+from tracepaper.strategies.regime import RegimeBounds
+from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
+from tracepaper.strategies.strategy import (
+    AttentionStrategy,
+    Forecaster,
+    Persistence,
+    SmaCross,
+    Strategy,
+    declared_gates,
+    remembered,
+)
+from tracepaper.strategies.types import (
+    MONEY_DECIMALS,
+    Calibration,
+    Category,
+    FillModel,
+    Gate,
+    Instrument,
+    Regime,
+)
+
+TAKER_FEES: Final = {Category.LINEAR: Decimal("0.00055"), Category.SPOT: Decimal("0.001")}
+"""Bybit's base rates for takers without VIP level."""
+
+
+def needs_forecaster(config: Config) -> bool:
+    """Return whether the configured strategy trades a model's forecasts."""
+    if config.strategy.name == "attention":
+        return True
+    return ":" in config.strategy.name and user_class(config.strategy.name).needs_forecast
+
+
+def strategies_for(config: Config, forecaster: Forecaster | None) -> Callable[[], Strategy]:
+    """Return what makes one instrument's strategy object; raise ``ConfigInvalid`` if it cannot."""
+    chosen = config.strategy
+    match chosen.name:
+        case "sma_cross":
+            return lambda: SmaCross(fast=chosen.fast, slow=chosen.slow, long_only=chosen.long_only)
+        case "persistence":
+            return Persistence
+        case "attention":
+            if forecaster is None:
+                raise ConfigInvalid("strategy.name 'attention' needs a model; name a checkpoint.")
+            context, index = forecaster.context, horizon_index(config, forecaster)
+            return lambda: AttentionStrategy(
+                context=context, horizon=config.gate.horizon, horizon_index=index
+            )
+        case name:
+            user_class(name)  # refused at once where it is none
+            return lambda: _user_strategy(name, dict(chosen.options), forecaster)
+
+
+def strategy_sha256(config: Config) -> str:
+    """Return the id of a user's class, by its sources; empty where the strategy is one of ours."""
+    name = config.strategy.name
+    return class_sha256(user_class(name)) if ":" in name else ""
+
+
+def _user_strategy(
+    name: str, options: dict[str, object], forecaster: Forecaster | None
+) -> Strategy:
+    strategy = user_strategy(user_class(name), options, known_as=name)
+    if strategy.needs_forecast and forecaster is not None:
+        strategy.warmup = max(strategy.warmup, forecaster.context)
+    return strategy
+
+
+def horizon_index(config: Config, forecaster: Forecaster | None) -> int:
+    """Return which of the model's horizons the gates speak of."""
+    if forecaster is None:
+        return 0
+    if config.gate.horizon not in forecaster.horizons:
+        known = ", ".join(map(str, forecaster.horizons))
+        raise ConfigInvalid(
+            f"gate.horizon {config.gate.horizon} is no horizon of the model; choose from {known}."
+        )
+    return forecaster.horizons.index(config.gate.horizon)
+
+
+def terms_for(config: Config) -> ExecutionCosts:
+    """Return the trading costs of the configuration, with the category's fee as the default."""
+    execution: Execution = config.execution
+    fee = execution.taker_fee
+    return ExecutionCosts.of(
+        taker_fee=TAKER_FEES[Category(config.market.category)] if fee is None else fee,
+        slippage_bp=execution.slippage_bp,
+        spread_bp=execution.spread_bp,
+    )
+
+
+def risk_limits(config: Config) -> dict[Gate, float]:
+    """Return the configured limits; one that is absent is not a gate."""
+    risk = config.risk
+    limits = {
+        Gate.RISK_NOTIONAL: risk.max_notional,
+        Gate.RISK_DRAWDOWN: risk.max_drawdown,
+        Gate.RISK_DAILY_LOSS: risk.max_daily_loss,
+        Gate.RISK_DAILY_TRADES: risk.max_daily_trades,
+    }
+    return {gate: float(limit) for gate, limit in limits.items() if limit is not None}
+
+
+def _thresholds(
+    config: Config, gates: set[Gate], warmup: int, calibration: Calibration | None
+) -> dict[Gate, float]:
+    """Return each declared gate's threshold; the card is asked only for gates that are declared."""
+    given, interval_ms = config.gate, config.market.interval_ms
+    thresholds: dict[Gate, float] = {
+        Gate.OPERATOR: 1.0,
+        Gate.WARM: float(warmup),
+        Gate.LATE: float(interval_ms if given.late_ms is None else given.late_ms),
+        Gate.GAP: 0.0,
+        Gate.PLAUSIBLE: float(given.plausible),
+        Gate.STALE: float(interval_ms if given.stale_ms is None else given.stale_ms),
+        Gate.DEADLINE: 1.0,
+        Gate.FINITE: 1.0,
+        Gate.REGIME: 1.0,
+        **risk_limits(config),
+    }
+    written = {
+        Gate.CONFIDENCE: (given.confidence, "confidence"),
+        Gate.COLLAPSED: (given.collapse, "collapsed"),
+        Gate.SHIFTED: (given.shift, "shift"),
+        Gate.DIRECTION: (given.direction, "direction"),
+        Gate.EDGE: (given.edge, "edge"),
+    }
+    for gate, (text, measure) in written.items():
+        if gate in gates:
+            thresholds[gate] = threshold_of(str(text), measure, calibration)
+    return thresholds
+
+
+def _bounds(config: Config, calibration: Calibration | None) -> RegimeBounds:
+    rules = config.regime
+    return RegimeBounds.between(
+        mean_reversion=threshold_of(str(rules.mean_reversion), "recent_mass", calibration),
+        momentum=threshold_of(str(rules.momentum), "recent_mass", calibration),
+        hysteresis=float(rules.hysteresis),
+    )
+
+
+def _sizer(config: Config, instrument: Instrument, index: int) -> Sizer:
+    given = config.sizing
+    fixed = given.mode == "fixed"
+    return Sizer(
+        Sizing(
+            mode=SizingMode(given.mode),
+            quantity=scaled(given.quantity, instrument.quantity_decimals, name="sizing.quantity")
+            if fixed
+            else 0,
+            notional=check_money(
+                scaled(given.notional, MONEY_DECIMALS, name="sizing.notional"),
+                name="sizing.notional",
+            ),
+            scale=float(given.scale),
+            target_volatility=float(given.target_volatility),
+            rebalance=float(given.rebalance),
+        ),
+        instrument,
+        horizon_index=index,
+    )
+
+
+def build_engine(
+    config: Config,
+    instruments: Sequence[Instrument],
+    *,
+    execution: FillModel,
+    period_start_ms: int,
+    forecaster: Forecaster | None,
+) -> Engine:
+    """Put an engine together; raise ``ConfigInvalid`` where the configuration cannot serve."""
+    calibration = None if forecaster is None else forecaster.calibration
+    index = horizon_index(config, forecaster)
+    make = strategies_for(config, forecaster)
+    strategies = {item.id: make() for item in instruments}
+    limits = risk_limits(config)
+    benches = {}
+    for key, strategy in strategies.items():
+        gates = declared_gates(strategy, by_quotes=execution is FillModel.QUOTE, risk=limits)
+        thresholds = _thresholds(config, gates, strategy.warmup, calibration)
+        benches[key] = GateEvaluator(frozenset(gates), thresholds)
+    judged = any(Gate.REGIME in bench.gate_set.gates for bench in benches.values())
+    slope = 1.0 if calibration is None else calibration.slope.get(config.gate.horizon, 1.0)
+    settings = EngineSettings(
+        execution=execution,
+        terms=terms_for(config),
+        interval_ms=config.market.interval_ms,
+        cash=check_money(
+            scaled(config.account.cash, MONEY_DECIMALS, name="account.cash"), name="account.cash"
+        ),
+        period_start_ms=period_start_ms,
+        latency_ms=config.execution.latency_ms,
+        fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
+        flat_on_refusal=config.gate.on_refusal == "flat",
+        horizon_index=index,
+        slope=slope,
+        regimes=frozenset(Regime(name) for name in config.gate.regimes),
+        bounds=_bounds(config, calibration) if judged else None,
+        risk=limits,
+    )
+    sizers = {item.id: _sizer(config, item, index) for item in instruments}
+    return Engine(instruments, strategies, sizers, benches, settings)
+
+
+def resolved(config: Config, execution: FillModel) -> Config:
+    """Return *config* with the execution model that the run will use instead of ``auto``."""
+    chosen = config.execution.model_copy(update={"model": execution.value})
+    return config.model_copy(update={"execution": chosen})
+
+
+def warmup_bars(config: Config, forecaster: Forecaster | None) -> int:
+    """Return how many bars before its first decision the configured strategy wants."""
+    return remembered(strategies_for(config, forecaster)())
+
+
+@cache
+def libraries() -> str:
+    """Return the versions of what computes besides torch, as JSON with sorted keys."""
+    found = {
+        "machine": platform.machine(),
+        "numpy": importlib.metadata.version("numpy"),
+        "python": platform.python_version(),
+    }
+    return json.dumps(found, sort_keys=True)
+
+
+@cache
+def code_version() -> str:
+    """Return the installed version with a hash of our own sources, so that an edit shows."""
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parent.parent
+    for package in ("daemon", "replay", "storage", "strategies"):
+        for source in sorted((root / package).rglob("*.py")):
+            digest.update(str(source.relative_to(root)).encode())
+            digest.update(source.read_bytes())
+    return f"{importlib.metadata.version('tracepaper')}+{digest.hexdigest()[:12]}"

@@ -1,0 +1,304 @@
+"""The only live module that names concrete classes: ``Daemon`` puts a run together and keeps it.
+
+One start is: lock the database, ask the exchange for its time and filters, build the engine, go on
+with the run that belongs to this configuration or open a new one, then drive the feed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from tracepaper.daemon.bybit.feed import LiveFeed
+from tracepaper.daemon.bybit.instruments import floor_open_ms
+from tracepaper.daemon.bybit.maintenance import ServerTimeReader
+from tracepaper.daemon.bybit.queue import FeedStart
+from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.daemon.bybit.retry import Cooldown
+from tracepaper.daemon.bybit.websocket import FeedSettings, StreamSettings
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.ports import Clock, Predictor
+from tracepaper.daemon.engine.runner import drive
+from tracepaper.daemon.http.client import token_file, write_token
+from tracepaper.daemon.http.metrics import registry_of
+from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.daemon.http.server import HttpServer
+from tracepaper.daemon.session.build import needs_forecaster, resolved, warmup_bars
+from tracepaper.daemon.session.models import load_forecaster, warnings_for
+from tracepaper.daemon.session.open import Opened, Opening, filters_for, open_run, was_served
+from tracepaper.daemon.session.outside import Listener
+from tracepaper.daemon.session.predictor import Worker, WorkerPredictor, no_model
+from tracepaper.daemon.session.preflight import preflight_engine, refuse_size
+from tracepaper.daemon.session.supervisor import Supervisor
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.strategy import Forecaster
+from tracepaper.strategies.types import (
+    Category,
+    Command,
+    CommandKind,
+    Event,
+    FillModel,
+    Instrument,
+    InstrumentChange,
+    ModelChange,
+    Run,
+    RunKind,
+    Step,
+)
+
+BLOCKED: Final = "another process holds the database's write lock"
+BLOCKED_SAID_EVERY_S: Final = 60.0
+BLOCKED_DECLARED_S: Final = 30.0
+
+log = structlog.get_logger("daemon")
+
+Watch = Callable[[Step], bool]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the owner of a daemon hears: the run once it is open, then every stored step.
+
+    ``watch`` ends the daemon in good order by returning False.
+    """
+
+    opened: Callable[[Run], None] = lambda _run: None
+    watch: Watch = lambda _step: True
+
+
+class Daemon:
+    """One live (or demo) run, from its start to its orderly end."""
+
+    def __init__(
+        self,
+        config: Config,
+        database: Path,
+        *,
+        kind: RunKind,
+        hooks: Hooks | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        model = config.execution.model
+        execution = FillModel.NEXT_OPEN if model == "next_open" else FillModel.QUOTE
+        self._config = resolved(config, execution)
+        self._execution = execution
+        self._database = database
+        self._kind = kind
+        self._hooks = hooks or Hooks()
+        self._clock = clock or SystemClock(config.exchange.time_scale)
+        self._rng = random.Random()  # noqa: S311 - jitter between retries, nothing that is kept
+        self._supervisor = Supervisor(clock=self._clock, pulse=self._pulse)
+        self._commands: dict[int, asyncio.Future[int]] = {}
+        self._worker = Worker("model")
+        self._progress: Callable[[], object] = object
+        self._blocked_said_s = -math.inf
+
+    async def run(self) -> None:
+        """Run until the watch, a signal or a fatal error ends it; what is stored is whole.
+
+        Raises ``ConfigInvalid``, ``AuditUnwritable`` and the other fatal errors as they are.
+        """
+        audit = SqlAuditLog.open(self._database)
+        audit.waiting = self._say_blocked
+        try:
+            await self._supervisor.run({"daemon": lambda: self._serve(audit)}, essential="daemon")
+        finally:
+            audit.close()
+
+    def stop(self) -> None:
+        """Begin an orderly stop."""
+        self._supervisor.stop()
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether the model still works on something nobody waits for any more."""
+        return self._worker.is_busy
+
+    def _say_blocked(self) -> None:
+        """Wait on purpose: another process has the database locked. Said once a minute."""
+        self._supervisor.declare("database", BLOCKED_DECLARED_S)
+        now_s = self._clock.network_s()
+        if now_s - self._blocked_said_s >= BLOCKED_SAID_EVERY_S:
+            self._blocked_said_s = now_s
+            log.warning(BLOCKED, file=str(self._database), advice="end its transaction")
+
+    def _pulse(self) -> object:
+        """Return what changes while the daemon works: steps, requests, frames."""
+        return self._progress()
+
+    async def _serve(self, audit: SqlAuditLog) -> None:
+        config, clock = self._config, self._clock
+        forecaster = None
+        if needs_forecaster(config):
+            forecaster = await asyncio.to_thread(load_forecaster, config, beside=self._database)
+        preflight_engine(config, forecaster)  # what is wrong here is said before the network is
+        cooldown = Cooldown(clock=clock, waiting=self._supervisor.declare)
+        settings = RestSettings.of(config.exchange)
+        async with RestClient(settings, clock=clock, rng=self._rng, cooldown=cooldown) as rest:
+            rest.is_proven = is_served = was_served(config, self._kind, self._database)
+            time = ServerTimeReader(rest, clock, time_scale=config.exchange.time_scale)
+            server_ms = await time.first()
+            clock.synchronise(server_ms)
+            category = Category(config.market.category)
+            instruments = [
+                filters_for(config, await rest.instrument(category, symbol))
+                for symbol in config.market.symbols
+            ]
+            # Address, category and symbols are right: from here on, what fails is the network.
+            rest.is_proven = True
+            if not is_served:
+                await self._refuse_sizes(instruments, rest)
+            opened = open_run(
+                Opening(
+                    config=config,
+                    kind=self._kind,
+                    execution=self._execution,
+                    database=self._database,
+                    instruments=tuple(instruments),
+                    forecaster=forecaster,
+                    period_start_ms=floor_open_ms(server_ms, config.market.interval_ms),
+                    wall_ms=clock.wall_ms(),
+                    warnings=() if forecaster is None else warnings_for(config),
+                    is_served=is_served,
+                ),
+                audit,
+            )
+            try:
+                await self._drive(opened, forecaster, rest, audit)
+            finally:
+                audit.end(clock.wall_ms())
+
+    async def _refuse_sizes(self, instruments: Sequence[Instrument], rest: RestClient) -> None:
+        """Refuse, at the first start, a size that is no order; later it is a decision's reason."""
+        for item in instruments:
+            price = Decimal(0)
+            if self._config.sizing.mode == "fixed":
+                last = (await rest.tickers(item.category, item.symbol)).last_price
+                price = Decimal(last or 0)
+            refuse_size(self._config, item, price)
+
+    async def _drive(
+        self, opened: Opened, forecaster: Forecaster | None, rest: RestClient, audit: SqlAuditLog
+    ) -> None:
+        config, engine, run = self._config, opened.engine, opened.run
+        self._hooks.opened(run)
+        for warning in run.warnings:
+            log.warning(warning)
+        way = {"model_id": run.model_id, "backend": run.backend} if run.model_id else {}
+        told = "run goes on" if opened.resumed else "run opened"
+        log.info(told, run_id=run.run_id, sequence=engine.sequence, **way)
+        async with AsyncExitStack() as stack:
+            predictor: Predictor = no_model
+            if forecaster is not None:
+                predictor = WorkerPredictor(
+                    forecaster,
+                    opened.memory,
+                    self._worker,
+                    period_start_ms=run.period_start_ms,
+                    deadline_ms=config.model.deadline_ms,
+                )
+            feed = await stack.enter_async_context(self._feed(opened, forecaster, rest, engine))
+            monitor = Monitor(
+                run=run,
+                clock=self._clock,
+                counters=feed.counters,
+                newest=feed,
+                obstacles=lambda: (BLOCKED,) if audit.is_blocked else (),
+            )
+            monitor.halted = engine.halted
+            token = write_token(self._database)
+            stack.callback(token_file(self._database).unlink, missing_ok=True)
+            server = await stack.enter_async_context(
+                HttpServer(
+                    host=config.http.host,
+                    port=config.http.port,
+                    token=token,
+                    status=monitor.status,
+                    submit=lambda kind, note: self._submit(feed, kind, note),
+                    registry=registry_of(monitor),
+                )
+            )
+            audit.lock.publish(server.url)
+
+            self._progress = lambda: (
+                engine.sequence,
+                rest.requests,
+                sum(feed.counters.values()),
+            )
+
+            def watch(step: Step) -> bool:
+                monitor.observe(step)
+                if isinstance(step.event, ModelChange):
+                    self._supervisor.ready()
+                if (waiting := self._commands.pop(id(step.event), None)) and not waiting.done():
+                    waiting.set_result(step.sequence)
+                return self._hooks.watch(step)
+
+            heard = Listener(config.strategy.name)
+            timed = monitor.predicting(predictor), engine, monitor.committing(audit)
+            await drive(feed, *timed, watch=watch, heard=heard)
+
+    def _feed(
+        self, opened: Opened, forecaster: Forecaster | None, rest: RestClient, engine: Engine
+    ) -> LiveFeed:
+        config, clock, run = self._config, self._clock, opened.run
+        exchange = config.exchange
+        now_ms = clock.market_ms()
+        return LiveFeed(
+            rest=rest,
+            clock=clock,
+            rng=self._rng,
+            instruments=opened.instruments,
+            settings=FeedSettings(
+                interval_ms=run.interval_ms,
+                stream=StreamSettings(
+                    stream_url=exchange.stream_url,
+                    ping_s=exchange.ping_s,
+                    data_watchdog_s=exchange.data_watchdog_s,
+                    connect_timeout_s=exchange.connect_timeout_s,
+                    ban_silence_s=exchange.ban_silence_s,
+                    backoff_max_s=exchange.backoff_max_s,
+                ),
+                grace_ms=exchange.grace_ms,
+                ahead_ms=exchange.ahead_ms,
+                time_scale=exchange.time_scale,
+                certain_s=exchange.certain_s,
+                plausible=float(config.gate.plausible),
+                trades=exchange.trades,
+            ),
+            start=FeedStart(
+                period_start_ms=run.period_start_ms,
+                warmup_bars=warmup_bars(config, forecaster),
+                known=opened.known,
+                known_funding=opened.known_funding,
+                recent=opened.recent,
+                first=tuple(_announced(item, now_ms) for item in opened.instruments),
+                started=lambda: opened.started(clock.market_ms()),
+                is_served=opened.is_served,
+            ),
+            quote_from_ms=engine.quote_from_ms,
+        )
+
+    async def _submit(self, feed: LiveFeed, kind: CommandKind, note: str) -> int:
+        """Put an operator's command in line; return the sequence of the step it caused."""
+        now_ms = self._clock.market_ms()
+        command = Command(kind, note, now_ms, now_ms)
+        waiting: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._commands[id(command)] = waiting
+        await feed.submit(command)
+        return await waiting
+
+
+def _announced(instrument: Instrument, now_ms: int) -> Event:
+    return InstrumentChange(instrument, now_ms, now_ms)

@@ -1,0 +1,245 @@
+"""What ``tracepaper doctor`` looks at: each check one function, one verdict, one sentence."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import re
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from tracepaper.daemon.config.loading import Config
+from tracepaper.strategies.errors import FeedLost, TracepaperError
+
+PYTHON_OLDEST: Final = (3, 11)
+DISK_LOW_BYTES: Final = 100 * 1024**2
+DISK_SCARCE_BYTES: Final = 1024**3
+BYTES_A_BAR: Final = 600
+"""A cautious estimate for a bar with its forecast, explanation and gates."""
+CLOCK_SKEW_MS: Final = 2_000
+MEGABYTE: Final = 1024**2
+
+
+class Verdict(StrEnum):
+    """How a check ended; only ``fail`` makes the command fail."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Finding(Struct, frozen=True):
+    """One check's result: what was looked at, how it is, and what to do if it is not well."""
+
+    check: str
+    verdict: Verdict
+    detail: str
+
+
+def diagnose(config: Config, database: Path) -> Iterator[Finding]:
+    """Yield the findings that need no network; an error of ours becomes a finding."""
+    checks: list[tuple[str, Callable[[], Finding]]] = [
+        ("python", _python),
+        ("packages", _packages),
+        ("sqlite", _sqlite),
+        ("times", _times),
+        ("configuration", lambda: _configuration(config)),
+        ("database", lambda: _database(database)),
+        ("disk", lambda: _disk(database)),
+        ("attention", lambda: _attention(config)),
+        ("checkpoint", lambda: _checkpoint(config)),
+    ]
+    for name, check in checks:
+        try:
+            yield check()
+        except TracepaperError as error:
+            yield Finding(name, Verdict.FAIL, str(error))
+
+
+def _python() -> Finding:
+    verdict = Verdict.OK if sys.version_info >= PYTHON_OLDEST else Verdict.FAIL
+    return Finding(
+        "python",
+        verdict,
+        f"{platform.python_implementation()} {platform.python_version()} on {platform.system()} "
+        f"{platform.machine()}, {os.cpu_count()} cores",
+    )
+
+
+def _packages() -> Finding:
+    """Compare what is installed with the lower bounds that the package declares."""
+    wrong, found = [], []
+    for requirement in metadata.requires("tracepaper") or []:
+        if "extra ==" in requirement:
+            continue
+        name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+        bound = re.search(r">=\s*([\d.]+)", requirement)
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{name} is missing")
+            continue
+        found.append(f"{name} {version}")
+        if bound is not None and _numbers(version) < _numbers(bound[1]):
+            wrong.append(f"{name} {version} is older than {bound[1]}")
+    if wrong:
+        return Finding(
+            "packages", Verdict.FAIL, f"{'; '.join(wrong)}; install tracepaper again with pip"
+        )
+    version = metadata.version("tracepaper")
+    return Finding("packages", Verdict.OK, f"tracepaper {version} with {', '.join(found)}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version: ``2.13.0+cpu`` is (2, 13, 0)."""
+    release = re.match(r"[\d.]*\d", version)
+    return tuple(int(part) for part in release[0].split(".")) if release else ()
+
+
+def _sqlite() -> Finding:
+    from tracepaper.storage.database import sqlite_status
+
+    status = sqlite_status()
+    verdict = Verdict.OK if status.is_usable else Verdict.FAIL
+    return Finding("sqlite", verdict, f"SQLite {status.version}: {status.verdict}")
+
+
+def _times() -> Finding:
+    """Hold SQLite's conversion against ours: both must be UTC whatever the zone of the machine."""
+    moment_ms = 1_700_000_000_000
+    ours = datetime.fromtimestamp(moment_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    connection = sqlite3.connect(":memory:")
+    theirs = connection.execute("SELECT datetime(?, 'unixepoch')", (moment_ms // 1000,))
+    agree = theirs.fetchone() == (ours,)
+    connection.close()
+    zone = time.tzname[0]
+    if not agree:
+        return Finding("times", Verdict.FAIL, f"SQLite's times are not UTC under zone {zone}")
+    return Finding("times", Verdict.OK, f"UTC everywhere; the local zone ({zone}) is not used")
+
+
+def _configuration(config: Config) -> Finding:
+    market = config.market
+    return Finding(
+        "configuration",
+        Verdict.OK,
+        f"{config.strategy.name} on {', '.join(market.symbols)} ({market.category}, interval "
+        f"{market.interval}), hash {config.sha256()[:12]}",
+    )
+
+
+def _database(database: Path) -> Finding:
+    from tracepaper.storage.database import open_reader
+    from tracepaper.storage.lock import holder_of
+
+    folder = database.absolute().parent
+    if not os.access(folder, os.W_OK):
+        return Finding("database", Verdict.FAIL, f"{folder} cannot be written; mend it or use --db")
+    if not database.exists():
+        return Finding("database", Verdict.OK, f"{database} does not exist yet and can be made")
+    open_reader(database).close()
+    holder = holder_of(database)
+    used = f"in use by process {holder.pid}" if holder is not None else "not in use"
+    size = database.stat().st_size / MEGABYTE
+    return Finding("database", Verdict.OK, f"{database}, {size:,.1f} MiB, {used}")
+
+
+def _disk(database: Path) -> Finding:
+    folder = database.absolute().parent
+    if not folder.is_dir():
+        return Finding("disk", Verdict.FAIL, f"{folder} does not exist; make it or use --db")
+    free = shutil.disk_usage(folder).free
+    bars = free // BYTES_A_BAR
+    detail = f"{free / MEGABYTE:,.0f} MiB free in {folder}, room for some {bars:,} bars"
+    if free < DISK_LOW_BYTES:
+        return Finding("disk", Verdict.FAIL, f"{detail}; free some space first")
+    return Finding("disk", Verdict.WARN if free < DISK_SCARCE_BYTES else Verdict.OK, detail)
+
+
+def _attention(config: Config) -> Finding:
+    """Name the kernels there are, and what the configured checkpoint's network attends by."""
+    from tracepaper.daemon.session.models import chosen_backend
+    from tracepaper.strategies.attention import kernels
+
+    threads = f"{config.model.threads} of {os.cpu_count()} cores' threads"
+    detail = (
+        f"torch {metadata.version('torch')}, kernels on the processor: "
+        f"{', '.join(kernels.available('cpu'))}; the model attends by {chosen_backend(config)} "
+        f"(backend {config.model.backend}) on {config.model.device} with {threads}"
+    )
+    if config.model.threads > (os.cpu_count() or 1):
+        return Finding("attention", Verdict.WARN, f"{detail}; set [model] threads lower")
+    return Finding("attention", Verdict.OK, detail)
+
+
+def _checkpoint(config: Config) -> Finding:
+    from tracepaper.daemon.session.models import load_checkpoint
+
+    checkpoint = load_checkpoint(config)
+    model = checkpoint.card["model"]
+    return Finding(
+        "checkpoint",
+        Verdict.OK,
+        f"{config.model.checkpoint}: {model.get('name', 'unnamed')} {checkpoint.id}, "
+        f"interval {checkpoint.card['market'].get('interval', '?')}, SHA-256 as its card names",
+    )
+
+
+async def ask_exchange(config: Config) -> list[Finding]:
+    """Ask the configured exchange for its time and its symbols, once each."""
+    from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+    from tracepaper.daemon.bybit.retry import RestartBudget
+    from tracepaper.daemon.clock import SystemClock
+    from tracepaper.strategies.types import Category
+
+    clock = SystemClock()
+    settings = RestSettings(
+        rest_url=config.exchange.rest_url,
+        request_timeout_s=config.exchange.request_timeout_s,
+        ban_silence_s=0.0,
+        backoff_max_s=1.0,
+    )
+    budget = RestartBudget(limit=1, window_s=60.0)
+    findings = []
+    try:
+        async with RestClient(settings, clock=clock, rng=random.Random(0), budget=budget) as rest:  # noqa: S311 - jitter
+            skew_ms = await rest.server_time_ms() - clock.wall_ms()
+            verdict = Verdict.OK if abs(skew_ms) <= CLOCK_SKEW_MS else Verdict.WARN
+            detail = f"{settings.rest_url} answers; this machine's clock is {-skew_ms} ms ahead"
+            findings.append(Finding("exchange", verdict, detail))
+            for symbol in config.market.symbols:
+                one = await rest.instrument(Category(config.market.category), symbol)
+                findings.append(Finding(one.id, Verdict.OK, f"status {one.status}"))
+    except FeedLost as error:
+        findings.append(Finding("exchange", Verdict.FAIL, str(error)))
+    except TracepaperError as error:
+        findings.append(Finding("market", Verdict.FAIL, str(error)))
+    findings.append(await _ask_stream(config))
+    return findings
+
+
+async def _ask_stream(config: Config) -> Finding:
+    """Open a websocket to the configured stream and close it again."""
+    import websockets
+
+    address = f"{config.exchange.stream_url}/v5/public/{config.market.category}"
+    try:
+        async with websockets.connect(
+            address, open_timeout=config.exchange.connect_timeout_s, close_timeout=1.0
+        ):
+            return Finding("stream", Verdict.OK, f"{address} can be reached")
+    except (OSError, websockets.WebSocketException) as error:
+        return Finding(
+            "stream", Verdict.FAIL, f"{address} cannot be reached ({error}); look at the network"
+        )

@@ -1,0 +1,290 @@
+"""Which run a start goes on with: that of the same configuration, code and model, or a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from tracepaper.daemon.bybit.instruments import rescaled
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.engine.account import Portfolio
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import EngineState, decode_state
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.daemon.session.predictor import BarHistory
+from tracepaper.daemon.session.run_record import continues, describe_run, started
+from tracepaper.storage.audit import Resumed, SqlAuditLog
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.gates import YARDSTICK_BARS
+from tracepaper.strategies.strategy import Forecaster
+from tracepaper.strategies.types import (
+    Bar,
+    Confirmation,
+    FillModel,
+    Instrument,
+    ModelChange,
+    Run,
+    RunKind,
+)
+
+log = structlog.get_logger("daemon")
+
+
+class _Address(msgspec.Struct):
+    rest_url: str
+
+
+class _Market(msgspec.Struct):
+    category: str
+    symbols: list[str]
+
+
+class _Served(msgspec.Struct):
+    """What a stored configuration says of where a run's market came from."""
+
+    exchange: _Address
+    market: _Market
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a start knows before it has a run.
+
+    ``is_served`` says that a run of this database traded this market at this exchange before.
+    """
+
+    config: Config
+    kind: RunKind
+    execution: FillModel
+    database: Path
+    instruments: tuple[Instrument, ...]
+    forecaster: Forecaster | None
+    period_start_ms: int
+    wall_ms: int
+    warnings: tuple[str, ...] = ()
+    is_served: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that is open in the log, with an engine that stands where the run stands."""
+
+    run: Run
+    engine: Engine
+    instruments: tuple[Instrument, ...]
+    forecaster: Forecaster | None
+    memory: BarHistory
+    resumed: bool
+    known: Mapping[str, int | None] = field(default_factory=dict)
+    known_funding: Mapping[str, int] = field(default_factory=dict)
+    recent: Mapping[str, Sequence[Bar]] = field(default_factory=dict)
+    is_served: bool = False
+
+    def started(self, market_ms: int) -> ModelChange:
+        """Return the event of this start, naming the bars that the model is warmed with."""
+        warm_from = self.memory.warm_from() if self.forecaster is not None else ()
+        return started(self.forecaster, warm_from=warm_from, market_ms=market_ms)
+
+
+def filters_for(config: Config, instrument: Instrument) -> Instrument:
+    """Return *instrument* with the filters that ``execution.filters`` asks to enforce."""
+    if config.execution.filters != "data":
+        return instrument
+    return msgspec.structs.replace(instrument, min_quantity=0, max_quantity=0, min_notional=0)
+
+
+def was_served(config: Config, kind: RunKind, database: Path) -> bool:
+    """Return whether a run in *database* already traded this market at this exchange.
+
+    Then address, category and symbols were right once, and whatever the network says of them now
+    is waited out.
+    """
+    wanted = config.exchange.rest_url, config.market.category
+    with Reader.open(database) as reader:
+        for text in reader.configurations(kind):
+            try:
+                served = msgspec.json.decode(text, type=_Served)
+            except msgspec.MsgspecError:
+                continue  # no run of ours, or a row that was changed
+            if (served.exchange.rest_url, served.market.category) == wanted and set(
+                config.market.symbols
+            ) <= set(served.market.symbols):
+                return True
+    return False
+
+
+def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
+    """Go on with the newest run of the same kind, or open a new one that takes over its account.
+
+    Raises ``ConfigInvalid`` where another exchange's instruments are beyond what the run can hold.
+    """
+    with Reader.open(opening.database) as reader:
+        last = reader.newest(opening.kind)
+        if last is not None and continues(last, opening.config, opening.forecaster):
+            return _go_on(opening, audit, reader, last)
+        return _begin(opening, audit, reader, last)
+
+
+def _memory(opening: Opening) -> BarHistory:
+    context = 1 if opening.forecaster is None else opening.forecaster.context
+    return BarHistory([item.id for item in opening.instruments], context=context)
+
+
+def _go_on(opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run) -> Opened:
+    instruments = _rescaled(opening, run.instruments)
+    engine = _engine(opening, run.instruments, run.period_start_ms)
+    resumed = audit.resume(run.run_id)
+    memory = _memory(opening)
+    restore_engine(engine, reader, resumed, memory)
+    return Opened(
+        run=run,
+        engine=engine,
+        instruments=instruments,
+        forecaster=opening.forecaster,
+        memory=memory,
+        resumed=True,
+        known=dict(resumed.last_open_ms),
+        known_funding=resumed.last_funding_ms,
+        recent={item.id: reader.bars(run.run_id, item.id, YARDSTICK_BARS) for item in instruments},
+        is_served=opening.is_served,
+    )
+
+
+def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | None) -> Opened:
+    """Open a new run; it takes over account and orders of *parent*, where there is one."""
+    instruments = opening.instruments
+    state: bytes | None = None
+    confirmed: list[Confirmation] = []
+    if parent is not None:
+        if {item.id for item in instruments} == {item.id for item in parent.instruments}:
+            instruments = _rescaled(opening, parent.instruments)
+            state = reader.last_state(parent.run_id)
+            confirmed = reader.confirmations(parent.run_id)
+        else:
+            parent = None  # other instruments: another account
+    engine = _engine(opening, instruments, opening.period_start_ms)
+    if state is not None:
+        engine.restore(decode_state(state), next_sequence=0, confirmed=confirmed, taken_over=True)
+    run = describe_run(
+        opening.config,
+        instruments,
+        opening.forecaster,
+        kind=opening.kind,
+        started_at_ms=opening.wall_ms,
+        period_start_ms=opening.period_start_ms,
+        parent_run_id=None if state is None or parent is None else parent.run_id,
+        warnings=opening.warnings,
+    )
+    audit.begin(run, engine.gate_sets)
+    return Opened(
+        run=run,
+        engine=engine,
+        instruments=instruments,
+        forecaster=opening.forecaster,
+        memory=_memory(opening),
+        resumed=False,
+    )
+
+
+def _engine(opening: Opening, instruments: tuple[Instrument, ...], period_start_ms: int) -> Engine:
+    return build_engine(
+        opening.config,
+        instruments,
+        execution=opening.execution,
+        period_start_ms=period_start_ms,
+        forecaster=opening.forecaster,
+    )
+
+
+def _rescaled(opening: Opening, kept: tuple[Instrument, ...]) -> tuple[Instrument, ...]:
+    """Return the exchange's filters in the decimals that the run *kept*."""
+    by_id = {item.id: item for item in kept}
+    return tuple(
+        _with_decimals(item, by_id[item.id], is_served=opening.is_served)
+        for item in opening.instruments
+    )
+
+
+def _with_decimals(fresh: Instrument, kept: Instrument, *, is_served: bool) -> Instrument:
+    try:
+        return rescaled(fresh, kept)
+    except ConfigInvalid as error:
+        if not is_served:
+            raise
+        log.warning("filters kept", error=str(error))
+        return kept
+
+
+# A run goes on: the account from its last step, checked against its ledger, the bars again.
+
+
+def restore_engine(
+    engine: Engine, reader: Reader, resumed: Resumed, memory: BarHistory | None
+) -> None:
+    """Bring *engine* to where *resumed* ended, and *memory* to the bars its model needs.
+
+    Raises ``InvariantBroken`` where the stored state is not what the stored fills add up to.
+    """
+    run = resumed.run
+    if resumed.state is not None:
+        state = decode_state(resumed.state)
+        check_ledger(reader, resumed, state)
+        engine.restore(
+            state,
+            next_sequence=resumed.next_sequence,
+            confirmed=reader.confirmations(run.run_id),
+        )
+    else:
+        engine.sequence = resumed.next_sequence
+    recall_bars(engine, reader, run, memory)
+
+
+def recall_bars(engine: Engine, reader: Reader, run: Run, memory: BarHistory | None) -> None:
+    """Feed the newest bars of *run* into *engine* and *memory* again; they cause nothing."""
+    for item in run.instruments:
+        wanted = max(engine.warmup_of(item.id), 1 if memory is None else memory.context)
+        for bar in reader.bars(run.run_id, item.id, wanted):
+            engine.recall(bar)
+            if memory is not None:
+                memory.push(bar)
+
+
+def check_ledger(reader: Reader, resumed: Resumed, state: EngineState) -> None:
+    """Add up the run's own fills and compare; the account must equal its ledger.
+
+    Of a run that was pruned, from the account at the cut on.
+    """
+    run = resumed.run
+    start = reader.first_state(run.run_id)
+    if start is None:
+        return
+    opened = decode_state(start[0])
+    portfolio = Portfolio(opened.ledger.cash, {item.id: item for item in run.instruments})
+    portfolio.restore(opened.ledger.cash, opened.ledger.holdings)
+    for fill in reader.fills(run.run_id, after=start[1]):
+        portfolio.apply(fill)
+    funding = 0
+    for key, holding in state.ledger.holdings.items():
+        added = portfolio.holdings[key]
+        funding += holding.funding_paid - added.funding_paid
+        same = (
+            added.quantity == holding.quantity
+            and added.entry_notional == holding.entry_notional
+            and added.realized_pnl == holding.realized_pnl
+            and added.fees_paid == holding.fees_paid
+        )
+        if not same:
+            raise InvariantBroken(
+                f"the fills of run {run.run_id} add up to {added.quantity} of {key}, but its last "
+                f"step holds {holding.quantity}; run `tracepaper audit verify` and restore a backup"
+            )
+    if portfolio.cash - funding != state.ledger.cash:
+        raise InvariantBroken(
+            f"the fills of run {run.run_id} leave cash {portfolio.cash - funding}, but its last "
+            f"step says {state.ledger.cash}; run `tracepaper audit verify` and restore a backup"
+        )

@@ -1,0 +1,325 @@
+"""What a user's class opens beside its arguments: files, addresses, programs, by an audit hook.
+
+Python raises an audit event for each of them; what reads in native code (polars, say) raises none.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import os
+import site
+import sys
+import sysconfig
+import threading
+import zoneinfo
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+
+from tracepaper.daemon.session.user_source import INSTALLED, SUFFIXES
+
+NAMES_KEPT: Final = 200
+"""Of one class; one that opens a new file at every bar is known by then."""
+
+NATIVE_READERS: Final = (
+    "polars", "pyarrow", "duckdb", "h5py", "tables", "netCDF4", "lmdb", "lxml", "cv2", "torch",
+    "pyogrio", "rasterio", "connectorx", "fastparquet", "psycopg", "psycopg2", "MySQLdb", "pycurl",
+    "curl_cffi", "grpc", "zmq", "numba", "cffi", "_gdbm", "_dbm",
+)  # fmt: skip
+"""Packages whose compiled code opens files or addresses by itself, unseen by the hook."""
+
+_HARMLESS: Final = frozenset({os.devnull, "/dev/urandom", "/dev/random"})
+_CODE: Final = frozenset(SUFFIXES)
+_WRITING: Final = os.O_WRONLY | os.O_RDWR
+_COMPILED: Final = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+_HERE: Final = Path(__file__).resolve().parent.parent
+_ROOMS: Final = tuple(
+    f"{_HERE / room}{os.sep}" for room in ("daemon", "replay", "storage", "strategies")
+)
+
+
+class Outside(Struct, frozen=True):
+    """One thing that was opened: ``what`` is ``file``, ``address`` or ``program``."""
+
+    what: str
+    name: str
+
+
+class _Local(threading.local):
+    """Whose code runs in this thread; empty where it is ours."""
+
+    owner = ""
+    busy = False
+
+
+_local: Final = _Local()
+_opened: Final[dict[str, dict[Outside, None]]] = {}
+_folders: Final[dict[str, str]] = {}
+_watching: Final[list[int]] = []
+_claimed: Final[list[str]] = []
+_attaching: Final[set[str]] = set()
+_written: Final[set[Outside]] = set()
+
+
+class Attribution:
+    """Attributes what this thread opens meanwhile to *owner*, a strategy's name."""
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+        self._before = ""
+        watch()
+
+    def __enter__(self) -> None:
+        """Let the user's code begin."""
+        self._before, _local.owner = _local.owner, self._owner
+
+    def __exit__(self, *_error: object) -> None:
+        """Go back to who ran before."""
+        _local.owner = self._before
+
+
+def watch() -> None:
+    """Add the hook, once; Python cannot take one away again."""
+    if not _watching:
+        _watching.append(threading.get_ident())
+        sys.addaudithook(_hear)
+
+
+def belongs(owner: str, folder: Path | None) -> None:
+    """Remember the folder of *owner*'s sources: they are exempt, and known in other threads."""
+    if folder is not None:
+        _folders[owner] = str(folder)
+
+
+def claim_threads(owner: str) -> None:
+    """Attribute to *owner* whatever a thread opens in which nobody's frame is found.
+
+    For a process that has no threads of its own; a daemon's resolve names, say.
+    """
+    _claimed.append(owner)
+
+
+def opened(owner: str) -> Sequence[Outside]:
+    """Return what the class *owner* has opened in this process, in order."""
+    own = _folders.get(owner)
+    return tuple(item for item in _opened.get(owner, ()) if not _is_exempt(item, own))
+
+
+class Listener:
+    """Tells what the class *owner* has opened since it was asked last; told again in a new run."""
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+        self._heard = 0
+        self._told: set[Outside] = set()
+
+    def __call__(self) -> Sequence[Outside]:
+        """Return what is new, in order."""
+        kept = _opened.get(self._owner)
+        if kept is None or len(kept) == self._heard:
+            return ()
+        self._heard = len(kept)
+        fresh = [item for item in opened(self._owner) if item not in self._told]
+        self._told.update(fresh)
+        return fresh
+
+
+def native_readers() -> list[str]:
+    """Return what can read without an audit event: packages that are loaded, SQLite if used."""
+    return [name for name in NATIVE_READERS if name in sys.modules] + sorted(_attaching)
+
+
+def compiled_modules() -> list[str]:
+    """Return the installed modules of compiled code that are loaded, in the order of loading."""
+    folders = _installed(len(sys.path))
+    files = [(name, getattr(module, "__file__", None)) for name, module in sys.modules.items()]
+    return [
+        name
+        for name, file in files
+        if file is not None and file.endswith(_COMPILED) and file.startswith(folders)
+    ]
+
+
+# ---------------------------------------------------------------- the hook
+
+
+def _hear(event: str, arguments: tuple[Any, ...]) -> None:
+    name_of = _EVENTS.get(event)
+    if name_of is None or _local.busy:
+        return
+    _local.busy = True
+    try:
+        owner = _local.owner or _owner_of_thread()
+        if owner:
+            found = name_of(arguments)
+            if found is not None and not _by_package(event, found):
+                _keep(owner, found)
+                if event == "open" and arguments[2] & _WRITING:
+                    _written.add(found)
+    finally:
+        _local.busy = False
+
+
+def _keep(owner: str, found: Outside) -> None:
+    kept = _opened.setdefault(owner, {})
+    if len(kept) < NAMES_KEPT:
+        kept[found] = None
+
+
+def _owner_of_thread() -> str:
+    """Return whose code runs nearest in a thread that is not the first; empty where it is ours."""
+    if threading.get_ident() == _watching[0]:
+        return ""
+    frame = sys._getframe(1)  # noqa: SLF001 - the only way to a thread's own stack
+    while frame is not None:
+        file = frame.f_code.co_filename
+        for owner, folder in _folders.items():
+            if file.startswith(folder + os.sep):
+                return owner
+        if file.startswith(_ROOMS) and file != __file__:
+            return ""
+        frame = frame.f_back  # type: ignore[assignment]
+    return _claimed[-1] if _claimed else ""
+
+
+def _by_package(event: str, found: Outside) -> bool:
+    """Return whether *found* is installed, or Python's import or a package asks for its own."""
+    if found.what == "file" and (
+        found.name in _HARMLESS or found.name.startswith(_installed(len(sys.path)))
+    ):
+        return True
+    frame = sys._getframe(2)  # noqa: SLF001 - who asked for it
+    if event == "ctypes.dlopen":
+        while frame.f_back is not None and "/ctypes/" in frame.f_code.co_filename:
+            frame = frame.f_back
+        # While it is imported it asks for the process's own libraries.
+        exempt = ("<frozen importlib", *_installed(len(sys.path)))
+        return frame.f_code.co_filename.startswith(exempt)
+    if not frame.f_code.co_filename.startswith("<frozen importlib"):
+        return False
+    # It looks into folders, and writes compiled code by way of a numbered file.
+    return event != "open" or ".pyc." in Path(found.name).name
+
+
+def _file(path: object) -> Outside | None:
+    if path is None:
+        return Outside("file", os.getcwd())  # noqa: PTH109 - an audit event must not raise others
+    if isinstance(path, int):
+        try:
+            path = os.readlink(f"/proc/self/fd/{path}")  # noqa: PTH115 - likewise
+        except OSError:
+            path = f"file descriptor {path}"
+        return Outside("file", path)
+    try:
+        text = os.fsdecode(path)  # type: ignore[arg-type]
+    except TypeError:
+        text = str(path)
+    return Outside("file", os.path.realpath(text))
+
+
+def _database(arguments: tuple[Any, ...]) -> Outside | None:
+    text = os.fsdecode(arguments[0])
+    if text in ("", ":memory:"):
+        _attaching.add("sqlite3")  # its ATTACH raises no event
+        return None
+    return _file(text.removeprefix("file:").partition("?")[0])
+
+
+def _mapped(arguments: tuple[Any, ...]) -> Outside | None:
+    return None if arguments[0] < 0 else _file(arguments[0])
+
+
+def _address(address: object) -> Outside | None:
+    match address:
+        case None:
+            return None
+        case (host, port, *_):
+            return Outside("address", f"{_plain(host)}:{_plain(port)}")
+        case _:
+            return Outside("address", _plain(address))
+
+
+def _program(*words: object) -> Outside:
+    for word in words:
+        if isinstance(word, (list, tuple)) and word:
+            return Outside("program", _plain(word[0]))
+        if word:
+            return Outside("program", _plain(word))
+    return Outside("program", "a copy of this process")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (str, bytes, os.PathLike)):
+        return os.fsdecode(value)
+    return str(value)
+
+
+def _first(arguments: tuple[Any, ...]) -> Outside | None:
+    return _file(arguments[0])
+
+
+def _second(arguments: tuple[Any, ...]) -> Outside | None:
+    return _address(arguments[1])
+
+
+_EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], Outside | None]]] = {
+    **dict.fromkeys(
+        (
+            "open", "os.listdir", "os.scandir", "os.remove", "os.rename", "os.link", "os.symlink",
+            "os.truncate", "os.mkdir", "os.rmdir", "os.getxattr", "os.listxattr",
+        ),
+        _first,
+    ),
+    "builtins.input": lambda _: Outside("file", "standard input"),
+    "sqlite3.connect": _database,
+    "mmap.__new__": _mapped,
+    "sqlite3.load_extension": lambda given: _file(given[1]),
+    "ctypes.dlopen": lambda given: (
+        _program("ctypes.CDLL(None)") if given[0] is None else Outside("file", _plain(given[0]))
+    ),
+    "socket.connect": _second,
+    "socket.bind": _second,
+    "socket.sendto": _second,
+    "socket.sendmsg": _second,
+    "socket.getaddrinfo": lambda given: _address(given[:2]),
+    "socket.gethostbyname": lambda given: _address(given[0]),
+    "socket.gethostbyaddr": lambda given: _address(given[0]),
+    "socket.getnameinfo": lambda given: _address(given[0]),
+    "subprocess.Popen": lambda given: _program(given[0], given[1]),
+    "os.system": lambda given: _program(given[0]),
+    "os.exec": lambda given: _program(given[0]),
+    "os.posix_spawn": lambda given: _program(given[0]),
+    "os.spawn": lambda given: _program(given[1]),
+    "os.fork": lambda _: _program(),
+    "os.forkpty": lambda _: _program(),
+    "pty.spawn": lambda given: _program(given[0]),
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- what does not count
+
+
+def _is_exempt(item: Outside, own: str | None) -> bool:
+    """Return whether *item* is our source or the class's own; what it writes is data."""
+    path = item.name
+    if item.what != "file" or Path(path).suffix not in _CODE or item in _written:
+        return False
+    return path.startswith(_ROOMS) or (own is not None and path.startswith(own + os.sep))
+
+
+@cache
+def _installed(_entries: int) -> tuple[str, ...]:
+    """Return the folders of the standard library, of installed packages and of time zones.
+
+    They are looked for again where ``sys.path`` has another length.
+    """
+    paths = sysconfig.get_paths()
+    given = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    given += [path for path in sys.path if Path(path).name in INSTALLED]
+    given += [*site.getsitepackages(), site.getusersitepackages(), *zoneinfo.TZPATH]
+    return tuple(
+        {end for path in given for end in (path + os.sep, os.path.realpath(path) + os.sep)}
+    )

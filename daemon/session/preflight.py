@@ -1,0 +1,211 @@
+"""What a run is built of, built before the exchange is asked; and sizes that no run could have."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+import subprocess
+import sys
+from decimal import Decimal
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.values import plain
+from tracepaper.daemon.engine.orders import NOTIONAL_MOST
+from tracepaper.daemon.session.build import build_engine, needs_forecaster, resolved
+from tracepaper.daemon.session.models import load_forecaster
+from tracepaper.daemon.session.run_record import describe_run
+from tracepaper.storage.database import open_reader, sqlite_status
+from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.market import Notional, scaled, unscaled
+from tracepaper.strategies.strategy import Forecaster
+from tracepaper.strategies.types import (
+    MONEY_DECIMALS,
+    Category,
+    FillModel,
+    Instrument,
+    RunKind,
+)
+
+RECORDED: Final = "instruments_linear.json.gz"
+"""The exchange's instruments as once recorded: package data of the embedded exchange."""
+ABSURD: Final = 100
+"""So many times the largest order that was recorded is no size, whatever has changed since."""
+
+_MADE: Final = 77
+"""How a process ends that came back from the user's code, whatever that raised."""
+_MAKE: Final = f"""
+import os, pickle, sys
+try:
+    sys.path[:], name, options = pickle.load(sys.stdin.buffer)
+    from tracepaper.daemon.session.user_strategy import user_class, user_strategy
+    user_strategy(user_class(name), options, known_as=name)
+finally:
+    os._exit({_MADE})
+"""
+
+
+def preflight(config: Config, database: Path) -> None:
+    """Build all that ``run`` builds, but for what only the exchange knows.
+
+    The checkpoint is loaded, the strategy made with its options, thresholds and sizes worked
+    out; *database* is looked at, and nothing is written. Raises what the run would.
+    """
+    refuse_database(database)
+    forecaster = load_forecaster(config) if needs_forecaster(config) else None
+    preflight_engine(config, forecaster)
+
+
+def refuse_class_that_exits(config: Config) -> None:
+    """Raise where the user's class ends the process that imports and makes it.
+
+    A check would end with it, silently and as if it held; so it is done elsewhere first.
+    """
+    if ":" not in (name := config.strategy.name):
+        return
+    done = subprocess.run(  # noqa: S603 - our own interpreter and our own words
+        [sys.executable, "-B", "-c", _MAKE],
+        input=pickle.dumps((sys.path, name, config.strategy.options)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    if done.returncode != _MADE:
+        raise StrategyFailed(
+            f"{name} ends the process that imports or makes it; let it raise instead, and put what "
+            'it runs under if __name__ == "__main__".'
+        )
+
+
+def preflight_engine(config: Config, forecaster: Forecaster | None) -> None:
+    """Build engine and run over instruments that would take any size."""
+    by_open = config.execution.model == "next_open"
+    execution = FillModel.NEXT_OPEN if by_open else FillModel.QUOTE
+    config = resolved(config, execution)
+    instruments = [_stand_in(config, symbol) for symbol in config.market.symbols]
+    build_engine(config, instruments, execution=execution, period_start_ms=0, forecaster=forecaster)
+    describe_run(
+        config,
+        tuple(instruments),
+        forecaster,
+        kind=RunKind.LIVE,
+        started_at_ms=0,
+        period_start_ms=0,
+    )
+    if config.execution.filters != "data":
+        _refuse_absurd(config)
+
+
+def refuse_database(path: Path) -> None:
+    """Raise where no run could write its database at *path*; nothing is made or changed."""
+    if not (status := sqlite_status()).is_usable:
+        raise ConfigInvalid(f"SQLite {status.version} is {status.verdict}; upgrade it.")
+    if path.is_dir():
+        raise ConfigInvalid(f"{path} is a folder; name a file with storage.url or --db.")
+    if path.exists():
+        open_reader(path).close()
+    place = path.absolute() if path.exists() else _nearest(path.absolute().parent)
+    if (place.is_file() and place != path.absolute()) or not os.access(place, os.W_OK):
+        raise ConfigInvalid(
+            f"{path} cannot be made or written, because of {place}; name another place with "
+            "storage.url or --db."
+        )
+
+
+def _nearest(folder: Path) -> Path:
+    """Return *folder*, or the nearest one above it that there is."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def refuse_size(config: Config, instrument: Instrument, price: Decimal) -> None:
+    """Raise where no order of the configured size could ever be taken at about *price*.
+
+    What changes later is no fault of the configuration: then each decision says why it is left
+    unfilled.
+    """
+    sizing = config.sizing
+    if sizing.mode != "fixed":
+        if (
+            scaled(sizing.notional, MONEY_DECIMALS, name="sizing.notional")
+            < instrument.min_notional
+        ):
+            least = unscaled(instrument.min_notional, MONEY_DECIMALS)
+            raise ConfigInvalid(
+                f"sizing.notional {plain(sizing.notional)} is below {least}, the least order of "
+                f"{instrument.id}; raise it."
+            )
+        return
+    decimals = instrument.quantity_decimals
+    quantity = scaled(sizing.quantity, decimals, name="sizing.quantity")
+    smallest, largest = instrument.min_quantity, instrument.max_quantity
+    beyond = None
+    if quantity < smallest:
+        beyond = f"below {unscaled(smallest, decimals)}, the least"
+    elif largest and quantity > largest:
+        beyond = f"above {unscaled(largest, decimals)}, the largest"
+    if beyond is not None:
+        raise ConfigInvalid(
+            f"sizing.quantity {plain(sizing.quantity)} is {beyond} order of {instrument.id}; "
+            "change it."
+        )
+    check_range(instrument, price=int(price.scaleb(instrument.price_decimals)), quantity=quantity)
+
+
+def check_range(instrument: Instrument, *, price: int, quantity: int) -> None:
+    """Refuse a *quantity* that at *price* is worth more than one order may be.
+
+    Both are in the instrument's units. Money is an integer of 10⁻¹⁰ in 64 bits, and prices may
+    still rise: a quarter of what fits is the most. Raises ``ConfigInvalid``.
+    """
+    notional = Notional.of(instrument)(price, quantity)
+    if notional > NOTIONAL_MOST:
+        worth, most = (f"{money // 10**MONEY_DECIMALS:,}" for money in (notional, NOTIONAL_MOST))
+        raise ConfigInvalid(
+            f"sizing.quantity {unscaled(quantity, instrument.quantity_decimals)} of "
+            f"{instrument.id} is worth {worth} {instrument.quote_coin}, and one order may be "
+            f"worth {most}; lower it."
+        )
+
+
+def _stand_in(config: Config, symbol: str) -> Instrument:
+    """Return an instrument without limits, as fine as the configured quantity."""
+    exponent = config.sizing.quantity.normalize().as_tuple().exponent
+    decimals = max(-exponent, 0) if isinstance(exponent, int) else 0
+    category = Category(config.market.category)
+    return Instrument(category, symbol, symbol, "", 2, decimals, 8, 8, 1, 1, 0, 0, 0)
+
+
+def _refuse_absurd(config: Config) -> None:
+    """Refuse a fixed quantity far beyond the largest order that was ever recorded."""
+    if config.sizing.mode != "fixed":
+        return
+    for symbol in config.market.symbols:
+        largest = _largest_orders().get(symbol)
+        if largest is not None and config.sizing.quantity > ABSURD * largest:
+            raise ConfigInvalid(
+                f"sizing.quantity {plain(config.sizing.quantity)} is more than {ABSURD} times the "
+                f"largest order of {symbol} ({plain(largest)}); lower it."
+            )
+
+
+class _Lot(msgspec.Struct, rename="camel"):
+    max_order_qty: str
+
+
+class _Recorded(msgspec.Struct, rename="camel"):
+    lot_size_filter: _Lot
+
+
+@cache
+def _largest_orders() -> dict[str, Decimal]:
+    packed = files("tracepaper.replay.exchange").joinpath(RECORDED).read_bytes()
+    known = msgspec.json.decode(gzip.decompress(packed), type=dict[str, _Recorded])
+    return {symbol: Decimal(one.lot_size_filter.max_order_qty) for symbol, one in known.items()}

@@ -1,0 +1,178 @@
+"""Services side by side under signals and systemd's watchdog, until an orderly stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from tracepaper.daemon.engine.ports import Clock
+from tracepaper.strategies.errors import TracepaperError
+
+# The few datagrams that systemd reads: ready, alive, stopping (sd_notify(3)).
+
+MICROSECONDS: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Notifier:
+    """Where systemd listens, and how often it wants to hear; silent where it does not."""
+
+    address: str = ""
+    watchdog_s: float | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Notifier:
+        """Read ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``."""
+        microseconds = environment.get("WATCHDOG_USEC", "")
+        is_ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        wanted = is_ours and microseconds.isdigit() and int(microseconds) > 0
+        return cls(
+            environment.get("NOTIFY_SOCKET", ""),
+            int(microseconds) / MICROSECONDS if wanted else None,
+        )
+
+    def send(self, *assignments: str) -> bool:
+        """Send *assignments* such as ``READY=1``; return whether somebody could hear them."""
+        if not self.address:
+            return False
+        # A leading @ stands for the zero byte of an abstract socket.
+        address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            try:
+                message = "\n".join(assignments).encode()
+                channel.sendto(message, socket.MSG_DONTWAIT, address)
+            except OSError:
+                # Nobody there, or a full queue: the daemon goes on, and the watchdog decides.
+                return False
+        return True
+
+
+STOP_WITHIN_S: Final = 7.0
+"""Wall seconds from the first signal until the process is ended, whatever hangs."""
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+Service = Callable[[], Awaitable[None]]
+
+log = structlog.get_logger("supervisor")
+
+
+class Supervisor:
+    """Runs services side by side until one that is essential ends, one fails, or a signal comes.
+
+    *pulse* returns something that changes as long as work is done (frames read, steps stored);
+    systemd's watchdog is fed only when it changed or when a wait was declared.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        notifier: Notifier | None = None,
+        pulse: Callable[[], object] = object,
+        stop_within_s: float = STOP_WITHIN_S,
+        end_process: Callable[[int], object] = os._exit,
+    ) -> None:
+        self.stopping = asyncio.Event()
+        self._clock = clock
+        self._notifier = notifier or Notifier.from_environment()
+        self._pulse = pulse
+        self._stop_within_s = stop_within_s
+        self._end_process = end_process
+        self._waiting_until_s = 0.0
+        self._is_ready = False
+        self._deadline: threading.Timer | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def stop(self) -> None:
+        """Begin an orderly stop: services are cancelled, their ``finally`` blocks run."""
+        if self.stopping.is_set():
+            return
+        self.stopping.set()
+        self._notifier.send("STOPPING=1")
+        # A thread, for a loop that hangs could not run a timer of its own.
+        self._deadline = threading.Timer(self._stop_within_s, self._give_up)
+        self._deadline.daemon = True
+        self._deadline.start()
+        for task in self._tasks.values():
+            task.cancel()
+
+    def ready(self) -> None:
+        """Tell systemd, once, that the start is over: the run is open and its model is warm."""
+        if not self._is_ready:
+            self._is_ready = True
+            self._notifier.send("READY=1")
+
+    def declare(self, name: str, seconds: float) -> None:
+        """Declare that *name* waits on purpose for *seconds*; it counts as progress."""
+        log.debug("waiting", what=name, wait_s=round(seconds, 3))
+        self._waiting_until_s = max(self._waiting_until_s, self._clock.network_s() + seconds)
+
+    async def run(self, services: Mapping[str, Service], *, essential: str) -> None:
+        """Run *services* until *essential* returns or a signal comes; return in good order.
+
+        Raises the first ``TracepaperError`` of a service, after the others have been cancelled.
+        """
+        if self._deadline is not None:
+            self._deadline.cancel()
+            return
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.stop)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name, service in services.items():
+                    self._tasks[name] = group.create_task(self._serve(service), name=name)
+                self._tasks[essential].add_done_callback(lambda _: self.stop())
+                if self._notifier.watchdog_s:
+                    watchdog = self._feed_watchdog(self._notifier.watchdog_s)
+                    self._tasks["watchdog"] = group.create_task(watchdog, name="watchdog")
+        except BaseExceptionGroup as group_error:
+            ours, others = group_error.split(TracepaperError)
+            if ours is None or others is not None:
+                raise
+            raise _first(ours) from None
+        finally:
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+            if self._deadline is not None:
+                self._deadline.cancel()
+
+    async def _serve(self, service: Service) -> None:
+        try:
+            await service()
+        except asyncio.CancelledError:
+            # Ours: an orderly end. Another's (the group failed): let it through.
+            if not self.stopping.is_set():
+                raise
+
+    async def _feed_watchdog(self, interval_s: float) -> None:
+        """Tell systemd that we live, but only where something moves."""
+        last: object = None
+        while True:
+            pulse = self._pulse()
+            if pulse != last or self._clock.network_s() < self._waiting_until_s:
+                self._notifier.send("WATCHDOG=1")
+            else:
+                log.error("no progress", watchdog_s=interval_s)
+            last = pulse
+            await self._clock.sleep(interval_s / 3)
+
+    def _give_up(self) -> None:
+        """End the process: every acknowledged step is on the disk already."""
+        hanging = [name for name, task in self._tasks.items() if not task.done()]
+        log.error("stop took too long", hanging=hanging, limit_s=self._stop_within_s)
+        self._end_process(1)
+
+
+def _first(group: BaseExceptionGroup[TracepaperError]) -> TracepaperError:
+    """Return the first error of a group, however deep it lies."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,188 @@
+"""A user's own strategy: found, made and asked; what it does wrong ends in one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from tracepaper.daemon.session import outside
+from tracepaper.daemon.session.user_source import own_folder
+from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError
+from tracepaper.strategies.strategy import Outlook, Strategy
+from tracepaper.strategies.types import Action, Bar, Gate, Signal
+
+WARMUP_MOST: Final = 100_000
+REASON_LONGEST: Final = 200
+"""Characters of a reason; it is stored with the decision and shown in one line."""
+TWINS: Final = frozenset({"ungated"})
+
+_UNMEASURED: Final = Signal(Action.HOLD, "strength is not finite")
+
+
+def user_class(name: str) -> type[Strategy]:
+    """Return the class that ``module:Class`` names; raise ``ConfigInvalid`` where it is none.
+
+    Its module is looked for where Python looks, beside the configuration file and in the working
+    folder, in this order.
+    """
+    module_name, _, class_name = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        with _foreign(name, "when it was imported"):
+            found = getattr(importlib.import_module(module_name), class_name)
+            if isinstance(found, type):
+                outside.belongs(name, own_folder(found))
+    except StrategyFailed as error:
+        if not isinstance(error.__cause__, (ImportError, AttributeError)):
+            raise
+        raise ConfigInvalid(
+            f"strategy.name '{name}' cannot be imported ({error.__cause__}); put its file "
+            "beside the configuration, or its folder on PYTHONPATH."
+        ) from error
+    except SystemExit as error:
+        # Else a check would end silently, as if it held.
+        raise StrategyFailed(
+            f"{module_name} exits while it is imported; put what it runs under "
+            'if __name__ == "__main__".'
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise ConfigInvalid(
+            f"strategy.name '{name}' is no tracepaper.strategies.strategy.Strategy; derive from it."
+        )
+    return found
+
+
+def user_strategy(
+    made_of: type[Strategy], options: dict[str, object], *, known_as: str = ""
+) -> Strategy:
+    """Return an object of the user's class, guarded; its constructor takes *options*.
+
+    *known_as* is the name by which the configuration calls it: what it opens is kept under that.
+
+    Raises ``ConfigInvalid`` where it refuses them or declares what cannot be, and
+    ``StrategyFailed`` where it fails otherwise.
+    """
+    try:
+        with _foreign(made_of.__name__, "when it was made", known_as):
+            strategy = made_of(options)  # type: ignore[call-arg]
+    except StrategyFailed as error:
+        if not isinstance(error.__cause__, (TypeError, ValueError, KeyError)):
+            raise
+        raise ConfigInvalid(
+            f"{made_of.__name__} refused [strategy.options] ({error.__cause__}); correct them, and "
+            "let its __init__ take them as one dictionary."
+        ) from error
+    with outside.Attribution(known_as):
+        _check(strategy)
+        return _Guarded(strategy, known_as)
+
+
+class _Guarded(Strategy):
+    """Asks the user's strategy, and believes only what a strategy may answer."""
+
+    def __init__(self, strategy: Strategy, known_as: str) -> None:
+        self._strategy = strategy
+        self._name = type(strategy).__name__
+        self._observing = _foreign(self._name, "in observe", known_as)
+        self._deciding = _foreign(self._name, "in decide", known_as)
+        self.gates = frozenset(strategy.gates)
+        self.warmup = strategy.warmup
+        self.horizon = strategy.horizon
+        self.needs_forecast = strategy.needs_forecast
+        self.twins = tuple(strategy.twins)
+
+    def observe(self, bar: Bar) -> None:
+        with self._observing:
+            self._strategy.observe(bar)
+
+    def decide(self, outlook: Outlook) -> Signal:
+        with self._deciding:
+            signal = self._strategy.decide(outlook)
+        if type(signal) is not Signal or not isinstance(signal.action, Action):
+            raise StrategyFailed(
+                f"{self._name} answered {_short(signal)} in decide; return a Signal with an Action."
+            )
+        return self._believed(signal)
+
+    def _believed(self, signal: Signal) -> Signal:
+        reason, strength = signal.reason, signal.strength
+        if type(reason) is not str or len(reason) > REASON_LONGEST or not reason.isprintable():
+            raise StrategyFailed(
+                f"{self._name} gave the reason {_short(reason)}; give one line of at most "
+                f"{REASON_LONGEST} printable characters."
+            )
+        if not isinstance(strength, (int, float)):
+            raise StrategyFailed(
+                f"{self._name} gave the strength {_short(strength)}; give a number from 0 to 1."
+            )
+        if not math.isfinite(strength):
+            # The market can cause it (a division by no volatility), so it is held, not fatal.
+            return _UNMEASURED
+        if not 0 <= strength <= 1:
+            raise StrategyFailed(
+                f"{self._name} gave the strength {strength:g}; give a number from 0 to 1."
+            )
+        return signal
+
+
+class _foreign:  # noqa: N801 - read as a phrase: with _foreign(…)
+    """Turns whatever a user's code raises into ``StrategyFailed``, with file and line.
+
+    Errors of ours pass, and so do exits, which are no errors.
+    """
+
+    def __init__(self, name: str, doing: str, known_as: str = "") -> None:
+        self._name = name
+        self._doing = doing
+        self._watched = outside.Attribution(known_as or name)
+
+    def __enter__(self) -> None:
+        """Let the user's code begin."""
+        self._watched.__enter__()
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._watched.__exit__()
+        if not isinstance(error, Exception) or isinstance(error, TracepaperError):
+            return
+        frames = traceback.extract_tb(trace)
+        where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        raise StrategyFailed(
+            f"{self._name} failed {self._doing} with {type(error).__name__}: "
+            f"{_short(str(error), quoted=False)}{where}; mend it and start again."
+        ) from error
+
+
+def _check(strategy: Strategy) -> None:
+    """Refuse declarations that the engine could not keep."""
+    name = type(strategy).__name__
+    warmup, horizon = strategy.warmup, strategy.horizon
+    if type(warmup) is not int or not 1 <= warmup <= WARMUP_MOST:
+        raise ConfigInvalid(
+            f"{name}.warmup is {_short(warmup)}; give a whole number of bars from 1 to "
+            f"{WARMUP_MOST:,}."
+        )
+    if horizon is not None and (type(horizon) is not int or horizon < 1):
+        raise ConfigInvalid(
+            f"{name}.horizon is {_short(horizon)}; give a whole number of bars, or None."
+        )
+    if not all(isinstance(gate, Gate) for gate in strategy.gates):
+        raise ConfigInvalid(f"{name}.gates are {_short(strategy.gates)}; name members of Gate.")
+    if not TWINS.issuperset(strategy.twins):
+        raise ConfigInvalid(f"{name}.twins are {_short(strategy.twins)}; the one twin is ungated.")
+
+
+def _short(value: object, *, quoted: bool = True) -> str:
+    """Return *value* in at most some 80 characters of one line."""
+    text = " ".join((repr(value) if quoted else str(value)).split())
+    return text if len(text) <= 80 else text[:77] + "…"  # noqa: PLR2004 - a line's worth

@@ -1,0 +1,321 @@
+"""What people see while a run goes on: a calm live view on a terminal, log lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+from rich.console import Console
+from rich.live import Live
+
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.engine.ports import Clock
+from tracepaper.daemon.session.daemon import Hooks
+from tracepaper.daemon.terminal.console import Terminal
+from tracepaper.daemon.terminal.screen import Seen, screen
+from tracepaper.strategies.market import unscaled
+from tracepaper.strategies.types import (
+    MONEY_DECIMALS,
+    MONEY_SCALE,
+    Account,
+    Bar,
+    Command,
+    Fill,
+    Forecast,
+    Gap,
+    Gate,
+    Instrument,
+    Run,
+    Step,
+)
+
+REFRESH_S: Final = 0.2
+LOG_EVERY_S: Final = 1.0
+PACE_WINDOW_S: Final = 10.0
+
+log = structlog.get_logger("run")
+
+
+class View:
+    """A live screen if stderr is a terminal, else log lines; a context manager.
+
+    ``opened`` tells which run it is, so that its name and the change of equity can be shown.
+    """
+
+    def __init__(self, *, clock: Clock | None = None, console: Console | None = None) -> None:
+        clock = clock if clock is not None else SystemClock()
+        target = console if console is not None else Terminal(stderr=True, highlight=False)
+        is_screen = target.is_terminal and not target.is_dumb_terminal
+        self._shown = Screen(clock, target) if is_screen else Lines(clock)
+
+    def __enter__(self) -> Self:
+        self._shown.begin()
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """Draw a last time and give the terminal back."""
+        self._shown.end()
+
+    def opened(self, run: Run) -> None:
+        """Learn which run is shown."""
+        self._shown.opened(run)
+
+    def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
+        """Show one stored step; *instruments* by id say how to write its numbers."""
+        self._shown.show(step, instruments)
+
+
+class Pace:
+    """Bars per wall second over the last ten seconds."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._marks: deque[tuple[float, int]] = deque()
+        self.bars = 0
+
+    def count(self) -> None:
+        """Count one bar; remember at most ten marks a second."""
+        self.bars += 1
+        now_s = self._clock.network_s()
+        if not self._marks or now_s - self._marks[-1][0] >= PACE_WINDOW_S / 100:
+            self._marks.append((now_s, self.bars))
+        while now_s - self._marks[0][0] > PACE_WINDOW_S:
+            self._marks.popleft()
+
+    def per_second(self) -> float:
+        """Return the pace; 0 before a second mark."""
+        if not self._marks:
+            return 0.0
+        then_s, bars = self._marks[0]
+        elapsed_s = self._clock.network_s() - then_s
+        return (self.bars - bars) / elapsed_s if elapsed_s > 0 else 0.0
+
+
+class Screen:
+    """Redraws one screen at most five times a second; log lines pass above it."""
+
+    def __init__(self, clock: Clock, console: Console) -> None:
+        self._seen = Seen()
+        self._pace = Pace(clock)
+        self._clock = clock
+        self._drawn_s = -REFRESH_S
+        self._live = Live(console=console, auto_refresh=False)
+
+    def begin(self) -> None:
+        """Take the terminal."""
+        self._live.start()
+
+    def end(self) -> None:
+        """Draw a last time and give the terminal back."""
+        self._draw()
+        self._live.stop()
+
+    def opened(self, run: Run) -> None:
+        """Show the name of *run*."""
+        self._seen.open(run)
+
+    def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
+        """Take in *step*; redraw if the screen is old enough."""
+        if not self._seen.decisions and step.decision is not None:
+            self._pace = Pace(self._clock)  # the pace of warming up is another
+        self._seen.take(step, instruments)
+        if isinstance(step.event, Bar) and step.accepted:
+            self._pace.count()
+        if self._clock.network_s() - self._drawn_s >= REFRESH_S:
+            self._draw()
+
+    def _draw(self) -> None:
+        self._drawn_s = self._clock.network_s()
+        self._seen.bars_per_s = self._pace.per_second()
+        self._live.update(screen(self._seen), refresh=True)
+
+
+class Lines:
+    """Says each fill, gap and command, and a decision at most once a second."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._pace = Pace(clock)
+        self._said_s = -LOG_EVERY_S
+
+    def begin(self) -> None:
+        """Nothing to prepare."""
+
+    def end(self) -> None:
+        """Say how many bars there were."""
+        log.info("view closed", bars=self._pace.bars)
+
+    def opened(self, run: Run) -> None:
+        """Say which run began."""
+        log.info(
+            "run opened",
+            run_id=run.run_id,
+            kind=run.kind.value,
+            strategy=run.strategy,
+            model_id=run.model_id,
+            instruments=[one.id for one in run.instruments],
+            warnings=list(run.warnings),
+        )
+
+    def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
+        """Log what is worth a line."""
+        for fill in step.fills:
+            self._say_fill(step, fill, instruments[fill.instrument])
+        match step.event:
+            case Bar() as bar if step.accepted:
+                self._pace.count()
+                if self._clock.network_s() - self._said_s >= LOG_EVERY_S:
+                    self._said_s = self._clock.network_s()
+                    self._say_bar(step, bar, instruments[bar.instrument])
+            case Gap() as gap:
+                log.warning(
+                    "gap",
+                    instrument=gap.instrument,
+                    from_ms=gap.from_ms,
+                    until_ms=gap.until_ms,
+                    cause=gap.cause.value,
+                    repaired_by=gap.repaired_by or "never",
+                )
+            case Command() as command:
+                log.warning("command", kind=command.kind.value, note=command.note)
+            case _:
+                pass
+
+    def _say_fill(self, step: Step, fill: Fill, instrument: Instrument) -> None:
+        log.info(
+            "fill",
+            sequence=step.sequence,
+            instrument=fill.instrument,
+            side=fill.side.value,
+            quantity=unscaled(fill.quantity, instrument.quantity_decimals),
+            price=unscaled(fill.price, instrument.price_decimals),
+            fee=unscaled(fill.fee, MONEY_DECIMALS),
+            reason=fill.reason,
+            equity=unscaled(step.account.equity, MONEY_DECIMALS),
+        )
+
+    def _say_bar(self, step: Step, bar: Bar, instrument: Instrument) -> None:
+        facts: dict[str, object] = {
+            "sequence": step.sequence,
+            "instrument": bar.instrument,
+            "open_time_ms": bar.open_time_ms,
+            "close": unscaled(bar.close, instrument.price_decimals),
+        }
+        if isinstance(step.prediction, Forecast) and step.prediction.explanation is not None:
+            facts["confidence"] = round(step.prediction.explanation.confidence, 4)
+        if (decision := step.decision) is not None:
+            facts["action"] = decision.action.value
+            facts["refused_by"] = decision.refused_by.value if decision.refused_by else None
+            facts["unfilled"] = decision.unfilled_reason
+            facts["regime"] = decision.regime.value
+        if step.position is not None:
+            quantity = step.position.quantity
+            facts["quantity"] = unscaled(quantity, instrument.quantity_decimals)
+        facts["equity"] = unscaled(step.account.equity, MONEY_DECIMALS)
+        facts["bars_per_s"] = round(self._pace.per_second(), 1)
+        log.info("decision" if step.decision is not None else "warm-up", **facts)
+
+
+# What ``run`` and ``demo`` show while they go on, and when they end by themselves.
+
+
+class Shown:
+    """Passes every stored step on to a view, and counts the bars that were decided in time."""
+
+    def __init__(self, view: View, *, limit: int | None, until_ms: int | None) -> None:
+        self._view = view
+        self._limit = limit
+        self._until_ms = until_ms
+        self._instruments: dict[str, Instrument] = {}
+        self.decided = 0
+        self._bars = 0
+        self._allowed = 0
+        self._fills = 0
+        self._refusals: Counter[str] = Counter()
+        self._unfilled: Counter[str] = Counter()
+        self._account: Account | None = None
+        self.reached_end = False
+        self.run: Run | None = None
+
+    def opened(self, run: Run) -> None:
+        """Learn which run it is."""
+        self.run = run
+        self._view.opened(run)
+        self._instruments = {item.id: item for item in run.instruments}
+
+    def watch(self, step: Step) -> bool:
+        """Show *step*; return False once enough bars were decided, or the data have ended."""
+        self._view.show(step, self._instruments)
+        self._account = step.account
+        self._fills += len(step.fills)
+        bar = step.event
+        if isinstance(bar, Bar) and self._until_ms is not None:
+            self.reached_end = bar.close_time_ms >= self._until_ms
+        if (decision := step.decision) is not None:
+            self._bars += 1
+            self._allowed += decision.allowed
+            if decision.refused_by is not None:
+                self._refusals[decision.refused_by.value] += 1
+            elif decision.unfilled_reason is not None:
+                self._unfilled[decision.unfilled_reason] += 1
+            self.decided += decision.refused_by is not Gate.LATE
+        return not self.reached_end and (self._limit is None or self.decided < self._limit)
+
+    def farewell(self, database: Path) -> None:
+        """Say what happened since the start and what to type next; a log line off a terminal."""
+        if self.run is None or self._account is None:
+            return
+        equity = f"{self._account.equity / MONEY_SCALE:,.2f}"
+        if not sys.stdout.isatty():
+            log.info(
+                "ended",
+                run=self.run.run_id,
+                bars=self._bars,
+                allowed=self._allowed,
+                fills=self._fills,
+                refused=dict(self._refusals.most_common()),
+                unfilled=dict(self._unfilled.most_common()),
+                equity=equity,
+            )
+            return
+        told, left = (
+            ", ".join(f"{name} {count:,}" for name, count in counted.most_common(3))
+            for counted in (self._refusals, self._unfilled)
+        )
+        run_id = self.run.run_id
+        sys.stdout.write(
+            f"Run {run_id} since this start: {self._bars:,} bars decided, {self._allowed:,} "
+            f"allowed, {self._fills:,} fills; equity {equity}.\n"
+            + (f"Refused most by {told}.\n" if told else "")
+            + (f"Left unfilled: {left}.\n" if left else "")
+            + "The next start goes on with this run and this account. Next:\n"
+            f"  tracepaper report {run_id} --db {database}\n"
+            f"  tracepaper audit verify {run_id} --db {database}\n"
+            f"  tracepaper audit decisions {run_id} --db {database}\n"
+        )
+
+    def hooks(self) -> Hooks:
+        """Return the hooks of a daemon."""
+        return Hooks(opened=self.opened, watch=self.watch)
+
+
+@contextmanager
+def showing(*, limit: int | None, until_ms: int | None = None) -> Iterator[Shown]:
+    """Show a daemon's steps: a calm live view on a terminal, log lines elsewhere.
+
+    It ends after *limit* bars that were decided in time, or with the bar that closes at
+    *until_ms*, market time.
+    """
+    with View() as view:
+        yield Shown(view, limit=limit, until_ms=until_ms)

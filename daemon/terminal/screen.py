@@ -1,0 +1,269 @@
+"""The parts of the live view, each a pure function of what was last seen."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from rich.box import ROUNDED
+from rich.columns import Columns
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from tracepaper.daemon.config.loading import restore
+from tracepaper.strategies.market import scaled, unscaled
+from tracepaper.strategies.types import (
+    MONEY_DECIMALS,
+    MONEY_SCALE,
+    Action,
+    Bar,
+    Decision,
+    Forecast,
+    Gate,
+    Instrument,
+    PredictionTimeout,
+    Run,
+    Step,
+)
+from tracepaper.strategies.words import measured
+
+BLOCKS: Final = "▁▂▃▄▅▆▇█"
+BAR_CELLS: Final = 30
+PANELS_MAX: Final = 4
+CLOSES_KEPT: Final = 60
+ACTION_STYLES: Final = {
+    Action.LONG: "bold green",
+    Action.SHORT: "bold red",
+    Action.FLAT: "bold",
+    Action.HOLD: "dim",
+}
+MEASURED: Final = frozenset(
+    {Gate.CONFIDENCE, Gate.COLLAPSED, Gate.SHIFTED, Gate.DIRECTION, Gate.EDGE}
+)
+DOWN, FLAT, UP = "red", "bright_black", "green"
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the screen is drawn from; the live view keeps it up to date."""
+
+    run: Run | None = None
+    cash: int = 0  # money at the start of the account; 0 while unknown
+    horizon: int = 0  # of the forecast that is shown, in bars
+    last: Step | None = None
+    instruments: Mapping[str, Instrument] = field(default_factory=dict)
+    bars: dict[str, Step] = field(default_factory=dict)
+    closes: dict[str, deque[int]] = field(default_factory=dict)
+    decisions: int = 0
+    warming: int = 0
+    fills: int = 0
+    bars_per_s: float = 0.0
+
+    def open(self, run: Run) -> None:
+        """Remember *run*; its stored configuration names the starting cash and the horizon."""
+        config = restore(run.config)
+        self.run = run
+        self.cash = scaled(config.account.cash, MONEY_DECIMALS, name="[account] cash")
+        self.horizon = config.gate.horizon
+
+    def take(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
+        """Remember what the screen shows of *step*."""
+        self.last = step
+        self.instruments = instruments
+        self.fills += len(step.fills)
+        if isinstance(step.event, Bar) and step.accepted:
+            instrument = step.event.instrument
+            self.bars[instrument] = step
+            self.decisions += step.decision is not None
+            self.warming += step.decision is None
+            closes = self.closes.setdefault(instrument, deque(maxlen=CLOSES_KEPT))
+            closes.append(step.event.close)
+
+
+def screen(seen: Seen) -> RenderableType:
+    """Return the whole screen: one panel an instrument, and the account below."""
+    shown = list(seen.bars.items())[:PANELS_MAX]
+    parts: list[RenderableType] = [_panel(seen, name, step) for name, step in shown]
+    if len(seen.bars) > len(shown):
+        parts.append(Text(f"  and {len(seen.bars) - len(shown)} more instruments", "dim"))
+    if not shown:
+        parts.append(Text("  waiting for the first closed bar", "dim"))
+    return Group(_head(seen), *parts, _foot(seen))
+
+
+def _head(seen: Seen) -> RenderableType:
+    grid = Table.grid(expand=True)
+    grid.add_column()
+    grid.add_column(justify="right")
+    name = Text.assemble((" tracepaper", "bold"))
+    if (run := seen.run) is not None:
+        name.append(f"  {run.kind.value}", "cyan")
+        name.append(f"  {run.strategy} {run.model_id}".rstrip())
+        name.append(f"  run {run.run_id}", "dim")
+    grid.add_row(
+        name,
+        Text(
+            f"decisions {seen.decisions:,}  fills {seen.fills:,}  {seen.bars_per_s:,.1f} bars/s ",
+            "dim",
+        ),
+    )
+    return grid
+
+
+def _panel(seen: Seen, name: str, step: Step) -> RenderableType:
+    """Return what is known of one instrument: its last bar and what was decided on it."""
+    bar, instrument = step.event, seen.instruments[name]
+    assert isinstance(bar, Bar)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", width=10)
+    grid.add_column()
+    price = f"{bar.close / 10**instrument.price_decimals:,.{instrument.price_decimals}f}"
+    grid.add_row(
+        "price", Text.assemble((price, "bold"), "  ", (sparkline(seen.closes[name]), "cyan"))
+    )
+    for title, line in _thoughts(step, seen.horizon):
+        grid.add_row(title, line)
+    if step.decision is not None:
+        grid.add_row("decision", _decision(step.decision))
+        grid.add_row("gates", _gates(step.decision))
+        grid.add_row("position", _position(step, instrument))
+    else:
+        grid.add_row("warming up", Text(f"{seen.warming:,} bars taken in", "dim"))
+    closed = datetime.fromtimestamp(bar.close_time_ms / 1000, UTC)
+    return Panel(
+        grid,
+        title=f"[bold default]{instrument.symbol}[/] [default dim]{instrument.category.value}[/]",
+        title_align="left",
+        subtitle=f"[dim]closed {closed:%Y-%m-%d %H:%M} UTC[/]",
+        subtitle_align="right",
+        box=ROUNDED,
+        border_style="bright_black",
+    )
+
+
+def _thoughts(step: Step, horizon: int) -> list[tuple[str, Text]]:
+    """Return the lines on forecast and attention, as far as there are any."""
+    match step.prediction:
+        case PredictionTimeout(deadline_ms=deadline_ms):
+            return [("forecast", Text(f"none within {deadline_ms} ms", "yellow"))]
+        case Forecast() as forecast:
+            lines = [("forecast", _forecast(forecast, horizon))]
+            if forecast.explanation is not None:
+                regime = step.decision.regime.value if step.decision is not None else "–"
+                text = (
+                    f"confidence {forecast.explanation.confidence:.3f}  regime {regime}  "
+                    f"recent mass {forecast.explanation.recent_mass:.3f}"
+                )
+                lines.append(("attention", Text(text)))
+            return lines
+        case _:
+            return []
+
+
+def _forecast(forecast: Forecast, horizon: int) -> Text:
+    index = forecast.horizons.index(horizon) if horizon in forecast.horizons else 0
+    shares = (forecast.p_down[index], forecast.p_flat[index], forecast.p_up[index])
+    text = Text(
+        f"{forecast.mean_return[index]:+.3%} ± {forecast.stdev_return[index]:.3%} "
+        f"in {forecast.horizons[index]} bars  "
+    )
+    text.append(f"↓{shares[0]:.0%} ", DOWN)
+    for cells, style in zip(split(shares, BAR_CELLS), (DOWN, FLAT, UP), strict=True):
+        text.append("━" * cells, style)
+    text.append(f" ↑{shares[2]:.0%}", UP)
+    return text
+
+
+def _decision(decision: Decision) -> Text:
+    text = Text.assemble((decision.action.value, ACTION_STYLES[decision.action]))
+    if decision.refused_by is not None:
+        text.append(f"  refused by {decision.refused_by.value}", "yellow")
+    elif decision.unfilled_reason is not None:
+        text.append(f"  unfilled: {decision.unfilled_reason}", "yellow")
+    elif decision.reason:
+        text.append(f"  {decision.reason}", "dim")
+    return text
+
+
+def _gates(decision: Decision) -> RenderableType:
+    """Return every gate; those with a real measure show it beside its threshold."""
+    rows = zip(
+        decision.gate_set.gates, decision.measures, decision.gate_set.thresholds, strict=True
+    )
+    cells = []
+    for index, (gate, measure, threshold) in enumerate(rows):
+        passed = decision.passed >> index & 1
+        text = Text.assemble(("✓ ", UP) if passed else ("✗ ", DOWN))
+        text.append(gate.value, "" if passed else "bold")
+        if not passed or gate in MEASURED:
+            text.append(f" {measured(gate, measure)}/{measured(gate, threshold)}", "dim")
+        cells.append(text)
+    return Columns(cells, padding=(0, 2))
+
+
+def _position(step: Step, instrument: Instrument) -> Text:
+    position = step.position
+    if position is None or position.quantity == 0:
+        return Text("none", "dim")
+    quantity = unscaled(position.quantity, instrument.quantity_decimals)
+    size = abs(position.quantity) / 10**instrument.quantity_decimals
+    average = abs(position.entry_notional) / MONEY_SCALE / size
+    text = Text(
+        f"{_grouped(quantity)} {instrument.base_coin} at {average:,.{instrument.price_decimals}f}  "
+    )
+    return text.append_text(_signed(position.unrealized_pnl / MONEY_SCALE))
+
+
+def _foot(seen: Seen) -> RenderableType:
+    grid = Table.grid(padding=(0, 3))
+    if seen.last is None:
+        return grid
+    accounts = [("equity", seen.last.account)]
+    accounts += [(f"{twin.twin} twin", twin.account) for twin in seen.last.twins]
+    cells = []
+    for name, account in accounts:
+        text = Text.assemble((f" {name} ", "dim"), (f"{account.equity / MONEY_SCALE:,.2f} ", ""))
+        if seen.cash:
+            text.append_text(_signed((account.equity / seen.cash - 1) * 100, unit=" %"))
+        cells.append(text)
+    account = seen.last.account
+    costs = (account.fees_paid + account.funding_paid) / MONEY_SCALE
+    cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))
+    grid.add_row(*cells)
+    return grid
+
+
+def sparkline(values: Sequence[int]) -> str:
+    """Return *values* as a line of blocks, lowest to highest."""
+    if not values:
+        return ""
+    low, span = min(values), max(values) - min(values)
+    if span == 0:
+        return BLOCKS[3] * len(values)
+    return "".join(BLOCKS[(value - low) * (len(BLOCKS) - 1) // span] for value in values)
+
+
+def split(shares: Sequence[float], cells: int) -> list[int]:
+    """Return *cells* divided by *shares*, whole cells that sum to *cells*."""
+    total = sum(shares)
+    if not total > 0:
+        return [0, cells, 0][: len(shares)]
+    edges = [round(cells * part / total) for part in itertools.accumulate(shares, initial=0.0)]
+    return [after - before for before, after in itertools.pairwise(edges)]
+
+
+def _signed(amount: float, *, unit: str = "") -> Text:
+    style = UP if amount > 0 else DOWN if amount < 0 else "dim"
+    return Text(f"{amount:+,.2f}{unit}", style)
+
+
+def _grouped(text: str) -> str:
+    """Put commas between the thousands of an exact decimal text."""
+    whole, point, fraction = text.partition(".")
+    return f"{int(whole):,}{point}{fraction}" if whole not in {"-0", ""} else text

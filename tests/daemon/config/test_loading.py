@@ -1,0 +1,241 @@
+"""The configuration: sources and their order, refusals that say what to do, and the hash."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.daemon.config.loading import HASHED_SECTIONS, SECTIONS, Config, load, restore
+from tracepaper.daemon.config.sections import INTERVAL_MS, Market
+from tracepaper.daemon.config.values import plain
+from tracepaper.strategies.errors import ConfigInvalid
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "paper.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigInvalid) as caught:
+        load(written(folder, text))
+    return str(caught.value)
+
+
+def test_later_sources_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, '[market]\ninterval = "5"\n[strategy]\nfast = 7\n[http]\nport = 1')
+    monkeypatch.setenv("TRACEPAPER_STRATEGY__FAST", "8")
+    monkeypatch.setenv("TRACEPAPER_HTTP__PORT", "2")
+    config = load(path, {"http": {"port": 3}})
+    assert (config.market.interval, config.strategy.fast, config.http.port) == ("5", 8, 3)
+
+
+def test_the_working_directory_file_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load() == Config()
+    (tmp_path / "tracepaper.toml").write_text('[account]\ncash = "7"')
+    assert load().account.cash == Decimal(7)
+
+
+def test_constructing_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACEPAPER_HTTP__PORT", "2")
+    assert Config().http.port == 8787
+
+
+def test_lists_and_tables_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACEPAPER_MARKET__SYMBOLS", "BTCUSDT,ETHUSDT")
+    monkeypatch.setenv("TRACEPAPER_GATE__REGIMES", '["MIXED"]')
+    monkeypatch.setenv("TRACEPAPER_STRATEGY__OPTIONS", '{"lookback": 3}')
+    monkeypatch.setenv("TRACEPAPER_RISK__MAX_NOTIONAL", "")
+    config = load(None)
+    assert config.market.symbols == ("BTCUSDT", "ETHUSDT")
+    assert config.gate.regimes == ("MIXED",)
+    assert config.strategy.options == {"lookback": 3}
+    assert config.risk.max_notional is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[market]\nintervall = "5"', "[market] has no key 'intervall'; the nearest is 'interval'"),
+        ('[market]\ncash = "5"', "[market] has no key 'cash', but [account] has"),
+        ("[markt]\na = 1", "there is no section [markt]; the nearest is 'market'"),
+        ('cash = "1"', "cash stands outside its section; put it below [account]"),
+        ("market = 5", "market is a section; write [market]"),
+        ("[account]\ncash = 0.1", 'write it as text, "0.1"'),
+        ('[account]\ncash = "-1"', "above 0 to 461168601"),
+        ('[account]\ncash = "NaN"', "write a finite number"),
+        ('[account]\ncash = "1.12345678901"', "at most 10 decimals"),
+        ('[account]\ncash = "much"', "write a decimal number as text instead of 'much'"),
+        ('[execution]\ntaker_fee = "0.5"', "from 0 to 0.1"),
+        ('[risk]\nmax_drawdown = "2"', "above 0 to 1"),
+        ("[http]\nport = 99999", "write a whole number from 0 to 65535"),
+        ("[http]\nport = true", "not true or false"),
+        ('[http]\nhost = "0.0.0.0"', "write a loopback address"),
+        ('[market]\ninterval = "7"', "write one of 1, 3, 5, 15"),
+        ('[market]\nsymbols = ["BTC_USDT"]', "in the exchange's capitals instead of 'BTC_USDT'"),
+        ('[market]\nsymbols = ["btcusdt", "BTC/USDT"]', "name each symbol once"),
+        ('[market]\ninterval = "7m"', "1, 3, 5, 15"),
+        ('[market]\ninterval = "1M"', "1, 3, 5, 15"),
+        ('[market]\nsymbols = ["BTCUSDT", "BTCUSDT"]', "name each symbol once"),
+        ("[market]\nsymbols = []", "name 1 to 50 symbols"),
+        ("[strategy]\nfast = 100", "fast = 100 must be below slow = 100"),
+        ('[strategy]\nname = "magic"', "sma_cross or module:Class"),
+        ('[gate]\nedge = "q2"', "a quantile between 0 and 1"),
+        ("[gate]\nedge = [1]", "write a number such as"),
+        ('[gate]\nregimes = ["CALM"]', "one of MOMENTUM, MIXED, MEAN_REVERSION"),
+        ('[storage]\nurl = "postgresql://db"', "write sqlite:/// and the path"),
+        ('[storage]\nurl = "sqlite:///:memory:"', "write sqlite:/// and the path"),
+        ('[exchange]\nrest_url = "api.bybit.com"', "that starts with https://"),
+        ("[exchange]\ntime_scale = inf", "above 0 to 1000000"),
+        ('[model]\ndevice = "gpu"', "write auto, cpu, cuda or cuda:N"),
+        ("x = = 1", "is not TOML"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_sentence(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    sentence = refusal(tmp_path, text)
+    assert words in sentence
+    assert "paper.toml" in sentence
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+
+
+def test_a_fault_in_the_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACEPAPER_HTTP__PORT", "many")
+    with pytest.raises(ConfigInvalid, match=r"^TRACEPAPER_HTTP__PORT: \[http\] port"):
+        load(None)
+    monkeypatch.delenv("TRACEPAPER_HTTP__PORT")
+    monkeypatch.setenv("TRACEPAPER_MARKT__SYMBOLS", "BTCUSDT")
+    with pytest.raises(ConfigInvalid, match="TRACEPAPER_MARKT__SYMBOLS names no section"):
+        load(None)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="config init"):
+        load(tmp_path / "absent.toml")
+    with pytest.raises(ConfigInvalid, match="cannot be read"):
+        load(tmp_path)
+    binary = tmp_path / "paper.toml"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigInvalid, match="not UTF-8"):
+        load(binary)
+
+
+def test_equal_amounts_have_equal_hashes(tmp_path: Path) -> None:
+    one = load(written(tmp_path, '[sizing]\nquantity = "0.10"\n[gate]\nconfidence = "q0.50"'))
+    other = load(written(tmp_path, '[sizing]\nquantity = "0.1"'))
+    assert one.canonical_json() == other.canonical_json()
+    assert one.sha256() == other.sha256()
+
+
+def test_the_order_of_regimes_does_not_matter() -> None:
+    one = load(None, {"gate": {"regimes": ["MIXED", "MOMENTUM"]}})
+    assert one == load(None, {"gate": {"regimes": ["MOMENTUM", "MIXED"]}})
+
+
+OTHER: dict[str, dict[str, object]] = {
+    "market": {"interval": "5"},
+    "exchange": {"ping_s": 3.0},
+    "strategy": {"fast": 3},
+    "model": {"threads": 2},
+    "gate": {"edge": "2"},
+    "regime": {"hysteresis": "0.2"},
+    "sizing": {"quantity": "2"},
+    "execution": {"latency_ms": 1},
+    "risk": {"max_daily_trades": 5},
+    "account": {"cash": "5"},
+    "storage": {"keep_days": 5},
+    "http": {"port": 5},
+    "log": {"level": "debug"},
+}
+
+
+@pytest.mark.parametrize("section", sorted(SECTIONS))
+def test_the_hash_covers_what_decides_a_run_and_nothing_else(section: str) -> None:
+    changed = load(None, {section: OTHER[section]})
+    assert changed.canonical_json() != Config().canonical_json()
+    assert (changed.sha256() != Config().sha256()) is (section in HASHED_SECTIONS)
+
+
+def test_a_stored_configuration_is_restored_whole() -> None:
+    config = load(
+        None,
+        {
+            "market": {"symbols": ["SOLUSDT", "BTCUSDT"], "interval": "D"},
+            "execution": {"taker_fee": "0.00055"},
+            "strategy": {"name": "my.module:Mine", "options": {"a": [1, 2.5], "b": {"c": "d"}}},
+            "risk": {"max_drawdown": "0.25"},
+        },
+    )
+    assert restore(config.canonical_json()) == config
+    assert restore(config.canonical_json()).sha256() == config.sha256()
+
+
+def test_a_stored_configuration_that_is_damaged_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match="not JSON"):
+        restore("{")
+    with pytest.raises(ConfigInvalid, match="not a table of sections"):
+        restore("[]")
+
+
+@given(st.decimals(min_value="0.0000000001", max_value=461_168_601, places=10))
+def test_an_amount_survives_the_canonical_text(amount: Decimal) -> None:
+    config = load(None, {"account": {"cash": str(amount)}})
+    assert config.account.cash == amount
+    assert restore(config.canonical_json()).account.cash == amount
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-10, max_value=10))
+def test_plain_text_reads_back_and_is_shortest(value: Decimal) -> None:
+    text = plain(value)
+    assert Decimal(text) == value
+    assert "e" not in text.lower()
+    assert text == plain(Decimal(text + ("0" if "." in text else ".0")))
+
+
+def test_intervals_are_in_milliseconds() -> None:
+    found = {name: Market.model_validate({"interval": name}).interval_ms for name in INTERVAL_MS}
+    assert found == INTERVAL_MS
+    assert Market(interval="W").interval_ms == 7 * 24 * 3_600_000
+
+
+def test_a_configuration_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().http.port = 5
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("5", "5"),
+        ("5m", "5"),
+        ("15 min", "15"),
+        ("1h", "60"),
+        ("4H", "240"),
+        ("60m", "60"),
+        ("1d", "D"),
+        ("d", "D"),
+        ("24h", "D"),
+        ("1w", "W"),
+    ],
+)
+def test_an_interval_is_read_as_people_write_it(written: str, meant: str) -> None:
+    assert load(None, {"market": {"interval": written}}).market.interval == meant
+
+
+@pytest.mark.parametrize("written", ["btcusdt", "BTC/USDT", "btc/usdt:usdt", " BTCUSDT "])
+def test_a_symbol_is_read_as_people_write_it(written: str) -> None:
+    assert load(None, {"market": {"symbols": [written]}}).market.symbols == ("BTCUSDT",)
+    assert load(None, {"market": {"symbols": f"{written},ETHUSDT"}}).market.symbols == (
+        "BTCUSDT",
+        "ETHUSDT",
+    )

@@ -1,0 +1,100 @@
+"""The documented example: complete, true to the defaults, and what ``config init`` writes."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import SECTIONS, Config, load
+from tracepaper.daemon.config.text import UNSET, example, render
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_shipped_example_is_the_printed_one() -> None:
+    assert (ROOT / "deploy" / "config.example.toml").read_text(encoding="utf-8") == example()
+
+
+def test_the_example_is_the_default_configuration() -> None:
+    assert Config.model_validate(tomllib.loads(example())) == Config()
+
+
+def test_every_key_of_the_example_is_documented_and_every_key_is_there() -> None:
+    lines = example().splitlines()
+    for section, model in SECTIONS.items():
+        start = lines.index(f"[{section}]")
+        assert lines[start - 1].startswith("# ")
+        end = next((i for i in range(start + 1, len(lines)) if lines[i].startswith("[")), None)
+        table = lines[start + 1 : end]
+        for key, field in model.model_fields.items():
+            places = [i for i, line in enumerate(table) if line.lstrip("# ").startswith(f"{key} =")]
+            assert len(places) == 1
+            assert table[places[0] - 1].startswith("# ")
+            assert len(field.description or "") > 10
+
+
+def test_the_suggested_values_of_absent_keys_can_be_used() -> None:
+    lines = [
+        line.removeprefix("# ") if line[2:].split(" = ")[0] in UNSET else line
+        for line in example().splitlines()
+    ]
+    config = Config.model_validate(tomllib.loads("\n".join(lines)))
+    found = {key: getattr(config, s) for s, m in SECTIONS.items() for key in m.model_fields}
+    assert all(getattr(found[key], key) is not None for key in UNSET)
+
+
+def test_a_rendered_configuration_reads_back(tmp_path: Path) -> None:
+    config = load(
+        None,
+        {
+            "strategy": {"name": "a.b:C", "options": {"quote": 'say "hi"', "deep": {"x": [1]}}},
+            "risk": {"max_drawdown": "0.25"},
+            "market": {"symbols": ["SOLUSDT", "BTCUSDT"]},
+        },
+    )
+    path = tmp_path / "paper.toml"
+    path.write_text(render(config), encoding="utf-8")
+    assert load(path) == config
+
+
+def test_init_writes_what_check_and_show_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "paper.toml"
+    assert invoke(["config", "init", str(path)]) == 0
+    assert path.read_text(encoding="utf-8") == example()
+    assert invoke(["config", "check", "-c", str(path)]) == 0
+    assert Config().sha256()[:12] in capsys.readouterr().out
+    assert invoke(["config", "show", "-c", str(path)]) == 0
+    assert Config.model_validate(tomllib.loads(capsys.readouterr().out)) == Config()
+
+
+def test_json_answers_are_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "paper.toml"
+    assert invoke(["config", "init", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": str(path)}
+    assert invoke(["config", "check", "-c", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["config_sha256"] == Config().sha256()
+    assert invoke(["config", "show", "-c", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["market"]["symbols"] == ["BTCUSDT"]
+
+
+def test_init_replaces_nothing_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "paper.toml"
+    path.write_text("mine")
+    assert invoke(["config", "init", str(path)]) == 2
+    assert "add --force" in capsys.readouterr().err
+    assert path.read_text() == "mine"
+    assert invoke(["config", "init", str(path), "--force"]) == 0
+    assert invoke(["config", "init", str(tmp_path / "no" / "where.toml")]) == 2
+
+
+def test_check_refuses_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "paper.toml"
+    path.write_text("[market]\nsymbol = 'BTCUSDT'")
+    assert invoke(["config", "check", "-c", str(path)]) == 2
+    assert "the nearest is 'symbols'" in capsys.readouterr().err

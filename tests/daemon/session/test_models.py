@@ -1,0 +1,87 @@
+"""From the configuration to a model: what it may ask for, and what the run's row then says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import storage_cases as cases
+
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.sections import Market, Model
+from tracepaper.daemon.session import models
+from tracepaper.daemon.session.models import free_bytes
+from tracepaper.daemon.session.run_record import describe_run, started
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.types import RunKind
+
+# Free memory: what the machine says, what a container leaves of it, and silence elsewhere.
+
+MEMINFO = "MemTotal:       16000 kB\nMemFree:  10 kB\nMemAvailable:   8000 kB\nHugePages_Total: 0\n"
+
+
+def system(root: Path, *, limit: str | None = None) -> Path:
+    (root / "proc").mkdir()
+    (root / "proc/meminfo").write_text(MEMINFO)
+    group = root / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    if limit is not None:
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.current").write_text("900000\n")
+        (group / "memory.stat").write_text("anon 600000\ninactive_file 300000\n")
+    return root
+
+
+def test_the_machine_tells_what_is_available(tmp_path: Path) -> None:
+    assert free_bytes(system(tmp_path)) == 8_000 * 1_024
+
+
+def test_a_container_leaves_its_limit_less_what_it_cannot_drop(tmp_path: Path) -> None:
+    assert free_bytes(system(tmp_path, limit="1000000")) == 400_000
+
+
+def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path: Path) -> None:
+    assert free_bytes(system(tmp_path, limit="max")) == 8_000 * 1_024
+
+
+def test_a_container_over_its_limit_has_nothing_left(tmp_path: Path) -> None:
+    assert free_bytes(system(tmp_path, limit="500000")) == 0
+
+
+def test_a_system_that_does_not_tell_is_not_guessed_at(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path) is None
+
+
+def test_what_attends_is_on_the_run_and_in_its_start_event() -> None:
+    config = Config()
+    made = models.load_forecaster(config)
+    run = describe_run(
+        config, [cases.BTC], made, kind=RunKind.LIVE, started_at_ms=1, period_start_ms=1
+    )
+    change = started(made, warm_from=(), market_ms=1)
+    assert run.backend == change.backend == models.chosen_backend(config) == "tiles"
+
+
+def test_a_run_without_a_model_attends_by_nothing() -> None:
+    run = describe_run(
+        Config(), [cases.BTC], None, kind=RunKind.LIVE, started_at_ms=1, period_start_ms=1
+    )
+    assert run.backend == started(None, warm_from=(), market_ms=1).backend == ""
+
+
+@pytest.mark.parametrize("backend", ["flash_attn", "sdpa", "reference"])
+def test_a_backend_that_the_checkpoint_cannot_use_is_refused(backend: str) -> None:
+    config = Config(model=Model(backend=backend))
+    for ask in (models.load_forecaster, models.chosen_backend):
+        with pytest.raises(ConfigInvalid, match=f"model.backend is '{backend}', .* auto or tiles"):
+            ask(config)
+
+
+def test_memory_is_asked_for_before_a_model_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten instruments of the bundled network need more than four of them."""
+    monkeypatch.setattr(models, "free_bytes", lambda: 80 << 20)
+    market = {"symbols": ("BTCUSDT", "ETHUSDT")}
+    models.load_forecaster(Config(market=Market.model_validate(market)))
+    many = {"symbols": tuple(f"S{number}USDT" for number in range(10))}
+    with pytest.raises(AttentionInvalid, match=r"A window of 1088 bars needs .* use at most \d+"):
+        models.load_forecaster(Config(market=Market.model_validate(many)))

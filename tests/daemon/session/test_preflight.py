@@ -1,0 +1,232 @@
+"""``config check`` builds what ``run`` builds: what it accepts starts, what it refuses is said."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from builders import instrument
+from bybit_server import ScriptedServer
+from daemon_under_test import daemon, settings
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.daemon import Daemon
+from tracepaper.daemon.session.models import default_checkpoint
+from tracepaper.daemon.session.preflight import check_range, refuse_size
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.strategy import Outlook, Strategy
+from tracepaper.strategies.types import Action, ModelChange, RunKind, Signal
+
+SMA = '[strategy]\nname = "sma_cross"\n'
+OWN = f'[strategy]\nname = "{__name__}:Picky"\n'
+
+
+class Picky(Strategy):
+    """Takes one option, and no other."""
+
+    def __init__(self, options: dict[str, object]) -> None:
+        if set(options) - {"fast"}:
+            raise ValueError("it knows fast alone")
+        self.warmup = int(str(options.get("fast", 1)))
+
+    def decide(self, outlook: Outlook) -> Signal:
+        return Signal(Action.HOLD, "picky")
+
+
+def fixed(quantity: str) -> str:
+    return f'{SMA}[sizing]\nmode = "fixed"\nquantity = "{quantity}"\n'
+
+
+REFUSED = {
+    "nine million bitcoin": (fixed("9000000"), r"sizing\.quantity 9000000 is more than 100 times"),
+    "an order beyond money": (SMA + '[sizing]\nnotional = "300000000"\n', "above 0 to 230584300"),
+    "cash without room": (SMA + '[account]\ncash = "900000000"\n', "above 0 to 461168601"),
+    "a size that fills the memory": (fixed("1e999999999"), "at most 40 digits"),
+    "a threshold that fills it": (SMA + '[gate]\nedge = "1e999999999"\n', "at most 40 digits"),
+    "a whole number without end": (SMA + f"[gate]\nlate_ms = 1{'0' * 400}\n", "to 31536000000"),
+    "more digits than are read": (SMA + f"[gate]\nlate_ms = 1{'0' * 5000}\n", "is not TOML"),
+    "a hundredfold volatility": (SMA + '[sizing]\ntarget_volatility = "100"\n', "above 0 to 1"),
+    "a million of strength": (SMA + '[sizing]\nscale = "1000000"\n', "above 0 to 1000"),
+    "a fee above all": (SMA + '[execution]\ntaker_fee = "2"\n', "from 0 to 0.1"),
+    "slippage above all": (SMA + '[execution]\nslippage_bp = "5000"\n', "from 0 to 1000"),
+    "latency of a day": (SMA + "[execution]\nlatency_ms = 86400000\n", "from 0 to 600000"),
+    "no wait for a quote": (SMA + "[execution]\nfill_within_ms = 0\n", "from 100 to 86400000"),
+    "no plausible close": (SMA + '[gate]\nplausible = "0"\n', "above 0 to"),
+    "a device there is not": ('[model]\ndevice = "cuda:99"\n', r"model\.device|cuda"),
+    "a backend there is not": ('[model]\nbackend = "flash_attn"\n', r"model\.backend"),
+    "no checkpoint": ('[model]\ncheckpoint = "nowhere"\n', "nowhere"),
+    "a damaged checkpoint": ('[model]\ncheckpoint = "damaged"\n', "SHA-256"),
+    "no such horizon": ("[gate]\nhorizon = 7\n", r"gate\.horizon 7 is no horizon of the model"),
+    "no such quantile": ('[gate]\nconfidence = "q0.001"\n', "write q0.01 to q0.99"),
+    "a threshold beyond floats": ('[gate]\nedge = "1e39"\n[regime]\nmomentum = "2e41"\n', "digits"),
+    "a symbol with a space": (SMA + '[market]\nsymbols = ["BTC USDT"]\n', "BTC USDT"),
+    "no such module": ('[strategy]\nname = "nowhere:Class"\n', "cannot be imported"),
+    "no such class": (f'[strategy]\nname = "{__name__}:Nobody"\n', "cannot be imported"),
+    "a class that is no strategy": ('[strategy]\nname = "decimal:Decimal"\n', "derive from it"),
+    "options that it refuses": (OWN + "[strategy.options]\nslow = 3\n", "it knows fast alone"),
+    "a warm-up of nothing": (OWN + "[strategy.options]\nfast = 0\n", r"warmup is 0"),
+    "a database that is a folder": (SMA + '[storage]\nurl = "sqlite:///damaged"\n', "is a folder"),
+    "a stranger's database": (SMA + '[storage]\nurl = "sqlite:///words.db"\n', "words.db"),
+    "a file for a folder": (
+        SMA + '[storage]\nurl = "sqlite:///words.db/a/b.db"\n',
+        "cannot be made",
+    ),
+    "a port there is not": (SMA + '[exchange]\nrest_url = "http://host:99999"\n', "port from 1 to"),
+    "an address without end": (SMA + '[exchange]\nstream_url = "ws://[::1"\n', "names a host"),
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in a folder with a damaged checkpoint and a file of words."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(default_checkpoint(), tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    (tmp_path / "words.db").write_text("these are words and no database at all\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_could_not_start_is_refused_in_one_sentence(
+    place: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    text, words = REFUSED[case]
+    (place / "paper.toml").write_text(text)
+    before = sorted(path.name for path in place.rglob("*"))
+    assert invoke(["config", "check", "-c", "paper.toml"]) in (1, 2)
+    (sentence,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(words, sentence), sentence
+    assert sentence.endswith(".")
+    assert sorted(path.name for path in place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import os\nos._exit(0)\n",
+        (
+            "import os\nfrom tracepaper.strategies.strategy import Strategy\n"
+            "class Mine(Strategy):\n    def __init__(self, options):\n        os._exit(0)\n"
+        ),
+        "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
+    ],
+)
+def test_a_class_that_ends_its_process_does_not_end_the_check(
+    place: Path, capsys: pytest.CaptureFixture[str], body: str
+) -> None:
+    (place / "leaver.py").write_text(body)
+    (place / "paper.toml").write_text('[strategy]\nname = "leaver:Mine"\n')
+    assert invoke(["config", "check", "-c", "paper.toml"]) == 1
+    assert "leaver:Mine ends the process that imports or makes it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        SMA,
+        fixed("1500"),
+        fixed("0.0000000001"),
+        OWN + "[strategy.options]\nfast = 3\n",
+        SMA + '[storage]\nurl = "sqlite:///new/folder/run.db"\n',
+        SMA + '[market]\ncategory = "spot"\nsymbols = ["NEWCOINUSDT"]\n',
+        fixed("9000000") + '[execution]\nfilters = "data"\n',
+    ],
+)
+def test_what_can_start_is_accepted_and_nothing_is_made(
+    place: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (place / "paper.toml").write_text(text)
+    before = sorted(path.name for path in place.rglob("*"))
+    assert invoke(["config", "check", "-c", "paper.toml"]) == 0, capsys.readouterr().err
+    assert sorted(path.name for path in place.rglob("*")) == before
+
+
+def test_a_database_of_ours_is_accepted(place: Path) -> None:
+    (place / "paper.toml").write_text(SMA + '[storage]\nurl = "sqlite:///mine.db"\n')
+    assert invoke(["db", "upgrade", "--db", "mine.db"]) in (0, 1)
+    assert invoke(["config", "check", "-c", "paper.toml"]) == 0
+
+
+# ---------------------------------------------------------------- what only the exchange knows
+
+
+@pytest.mark.parametrize(
+    ("sizing", "words"),
+    [
+        ({"mode": "fixed", "quantity": "0.001"}, "below 0.01, the least order"),
+        ({"mode": "fixed", "quantity": "2"}, "above 1.5, the largest order"),
+        ({"mode": "notional", "notional": "4.9"}, "below 5, the least order"),
+        ({"mode": "tanh", "notional": "4.9"}, "below 5, the least order"),
+        ({"mode": "fixed", "quantity": "0.0105"}, "more than 3 decimals"),
+    ],
+)
+def test_a_size_that_the_exchange_never_takes_is_refused(
+    sizing: dict[str, str], words: str
+) -> None:
+    item = instrument(min_quantity=10, max_quantity=1_500, min_notional=5 * 10**10)
+    with pytest.raises(ConfigInvalid, match=words):
+        refuse_size(load(None, {"sizing": sizing}), item, Decimal(100))
+
+
+def test_sizes_at_the_limits_are_taken() -> None:
+    item = instrument(min_quantity=10, max_quantity=1_500, min_notional=5 * 10**10)
+    for quantity in ("0.01", "1.5"):
+        config = load(None, {"sizing": {"mode": "fixed", "quantity": quantity}})
+        refuse_size(config, item, Decimal(100))
+    refuse_size(load(None, {"sizing": {"notional": "5"}}), item, Decimal(100))
+
+
+def test_a_quantity_worth_more_than_an_order_may_be_is_refused() -> None:
+    one = instrument()  # two price and three quantity decimals
+    check_range(one, price=100_000_00, quantity=2_305_843)
+    with pytest.raises(ConfigInvalid, match=r"is worth 230,584,400 USDT.*worth 230,584,300"):
+        check_range(one, price=100_000_00, quantity=2_305_844)
+
+
+async def test_a_daemon_whose_size_is_no_order_leaves_no_run(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server:
+        given = settings(server, sizing={"quantity": "151"})
+        with pytest.raises(ConfigInvalid, match="above 150, the largest order of linear:BTCUSDT"):
+            await Daemon(load(None, given), database, kind=RunKind.LIVE).run()
+    with sqlite3.connect(database) as db:
+        assert db.execute("SELECT count(*) FROM runs").fetchone() == (0,)
+
+
+async def test_once_served_a_size_that_became_too_large_is_no_fault_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server:
+        async with daemon(server, database) as running:
+            await running.close_bars(1)
+
+        def refuses(*_given: object) -> None:
+            raise ConfigInvalid("asked again")
+
+        monkeypatch.setattr("tracepaper.daemon.session.daemon.refuse_size", refuses)
+        async with daemon(server, database) as running:
+            await running.until(
+                lambda: any(isinstance(s.event, ModelChange) for s in running.steps)
+            )
+
+
+async def test_what_is_wrong_here_is_said_before_the_network_is(tmp_path: Path) -> None:
+    config = load(
+        None,
+        {
+            "exchange": {"rest_url": "http://127.0.0.1:1"},
+            "strategy": {"name": f"{__name__}:Picky", "options": {"slow": 1}},
+        },
+    )
+    with pytest.raises(ConfigInvalid, match="it knows fast alone"):
+        await Daemon(config, tmp_path / "run.db", kind=RunKind.LIVE).run()

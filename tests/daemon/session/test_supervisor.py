@@ -1,0 +1,251 @@
+"""Declared waits, signals, systemd and the orderly stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fakes import JumpClock
+
+from tracepaper.daemon.session.supervisor import Notifier, Supervisor
+from tracepaper.strategies.errors import AuditUnwritable, FeedStale
+
+SILENT = Notifier()
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_the_end_of_the_essential_service_ends_the_others_in_good_order() -> None:
+    ended: list[str] = []
+
+    async def side() -> None:
+        try:
+            await forever()
+        finally:
+            ended.append("side")
+
+    async def main() -> None:
+        await asyncio.sleep(0)
+        ended.append("main")
+
+    supervisor = Supervisor(clock=JumpClock(), notifier=SILENT)
+    await supervisor.run({"main": main, "side": side}, essential="main")
+    assert ended == ["main", "side"]
+    assert supervisor.stopping.is_set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_stops_in_good_order(number: signal.Signals) -> None:
+    ended: list[str] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), number)
+        try:
+            await forever()
+        finally:
+            ended.append("main")
+
+    await Supervisor(clock=JumpClock(), notifier=SILENT).run({"main": main}, essential="main")
+    assert ended == ["main"]
+
+
+async def test_a_fatal_error_ends_all_and_comes_out_bare() -> None:
+    ended: list[str] = []
+
+    async def side() -> None:
+        try:
+            await forever()
+        finally:
+            ended.append("side")
+
+    async def main() -> None:
+        await asyncio.sleep(0)
+        raise AuditUnwritable("The disk is full; free some space.")
+
+    supervisor = Supervisor(clock=JumpClock(), notifier=SILENT)
+    with pytest.raises(AuditUnwritable, match="disk is full"):
+        await supervisor.run({"side": side, "main": main}, essential="main")
+    assert ended == ["side"]
+
+
+async def test_a_side_service_that_fails_ends_the_essential_one() -> None:
+    async def side() -> None:
+        raise FeedStale("No data came; look at the network.")
+
+    supervisor = Supervisor(clock=JumpClock(), notifier=SILENT)
+    with pytest.raises(FeedStale):
+        await supervisor.run({"side": side, "main": forever}, essential="main")
+
+
+async def test_a_bug_is_not_hidden() -> None:
+    async def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await Supervisor(clock=JumpClock(), notifier=SILENT).run({"main": main}, essential="main")
+    assert caught.group_contains(ZeroDivisionError)
+
+
+async def test_a_stop_before_the_start_starts_nothing() -> None:
+    supervisor = Supervisor(clock=JumpClock(), notifier=SILENT)
+    supervisor.stop()
+
+    async def main() -> None:
+        raise AssertionError("started")
+
+    await supervisor.run({"main": main}, essential="main")
+
+
+async def test_a_service_that_hangs_is_ended_by_the_clock() -> None:
+    ended = threading.Event()
+    codes: list[int] = []
+
+    def end_process(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    async def stubborn() -> None:
+        supervisor.stop()
+        while not ended.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                continue
+
+    supervisor = Supervisor(
+        clock=JumpClock(), notifier=SILENT, stop_within_s=0.05, end_process=end_process
+    )
+    await supervisor.run({"main": stubborn}, essential="main")
+    assert codes == [1]
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> socket.socket:
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    channel.bind(str(tmp_path / "notify"))
+    channel.setblocking(False)
+    return channel
+
+
+def heard(channel: socket.socket) -> list[str]:
+    messages = []
+    while True:
+        try:
+            messages.append(channel.recv(4096).decode())
+        except BlockingIOError:
+            return messages
+
+
+async def supervised(
+    systemd: socket.socket, pulse: Callable[[], object], wait_s: float
+) -> list[str]:
+    """Run twelve watchdog periods; return what systemd heard."""
+    clock = JumpClock()
+    notifier = Notifier(systemd.getsockname(), watchdog_s=30.0)
+    supervisor = Supervisor(clock=clock, notifier=notifier, pulse=pulse)
+    messages: list[str] = []
+
+    async def main() -> None:
+        supervisor.ready()
+        supervisor.ready()  # said once, however often it is known
+        supervisor.declare("ban", wait_s)
+        while clock.network_s() < 120:
+            messages.extend(heard(systemd))
+            await asyncio.sleep(0)
+
+    await supervisor.run({"main": main}, essential="main")
+    return messages + heard(systemd)
+
+
+async def test_systemd_hears_ready_alive_and_stopping(systemd: socket.socket) -> None:
+    counter = iter(range(1_000))
+    messages = await supervised(systemd, lambda: next(counter), wait_s=0.0)
+    assert messages.count("READY=1") == 1
+    assert messages.count("WATCHDOG=1") >= 12
+    assert messages[-1] == "STOPPING=1"
+
+
+async def test_the_watchdog_starves_where_nothing_moves(systemd: socket.socket) -> None:
+    messages = await supervised(systemd, lambda: "still", wait_s=0.0)
+    assert messages.count("WATCHDOG=1") == 1
+
+
+async def test_a_declared_wait_counts_as_progress(systemd: socket.socket) -> None:
+    messages = await supervised(systemd, lambda: "still", wait_s=600.0)
+    assert messages.count("WATCHDOG=1") >= 12
+
+
+def test_a_notifier_reads_what_systemd_sets() -> None:
+    ours = {
+        "NOTIFY_SOCKET": "/run/n",
+        "WATCHDOG_USEC": "30000000",
+        "WATCHDOG_PID": str(os.getpid()),
+    }
+    assert Notifier.from_environment(ours) == Notifier("/run/n", 30.0)
+    assert Notifier.from_environment({**ours, "WATCHDOG_PID": "1"}).watchdog_s is None
+    assert Notifier.from_environment({**ours, "WATCHDOG_USEC": "x"}).watchdog_s is None
+    assert Notifier.from_environment({}) == Notifier("", None)
+
+
+def test_a_notifier_without_a_listener_goes_on(tmp_path: Path) -> None:
+    assert not Notifier().send("READY=1")
+    assert not Notifier(str(tmp_path / "nobody")).send("READY=1")
+
+
+def test_a_listener_that_does_not_read_blocks_nobody(systemd: socket.socket) -> None:
+    notifier = Notifier(systemd.getsockname())
+    assert not all(notifier.send("WATCHDOG=1") for _ in range(10_000))
+
+
+def test_an_abstract_socket_is_reached() -> None:
+    name = f"tracepaper-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind("\0" + name)
+        assert Notifier("@" + name).send("READY=1", "STATUS=warm")
+        assert channel.recv(4096) == b"READY=1\nSTATUS=warm"
+
+
+DAEMON = """
+import asyncio
+from tracepaper.daemon.session.supervisor import Supervisor
+from tests_clock import clock
+
+async def main():
+    print("up", flush=True)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        print("closed", flush=True)
+
+asyncio.run(Supervisor(clock=clock).run({"main": main}, essential="main"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_ends_with_zero_on_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "tests_clock.py").write_text(
+        "import asyncio, types\n"
+        "clock = types.SimpleNamespace(network_s=lambda: 0.0, sleep=asyncio.sleep)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", DAEMON],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+        assert process.wait(timeout=8) == 0
+        assert process.stdout.read() == "closed\n"

@@ -1,0 +1,160 @@
+"""A user's own strategy: whatever it does wrong ends in one sentence."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import bar
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.daemon.session.user_strategy import REASON_LONGEST, user_class, user_strategy
+from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError
+from tracepaper.strategies.strategy import Outlook, Strategy
+from tracepaper.strategies.types import Action, Bar, Regime, Signal
+
+OUTLOOK = Outlook(bar(), None, Regime.UNKNOWN)
+LONG = Signal(Action.LONG, "up")
+
+
+class Answers(Strategy):
+    """Answers what its options hold."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.answer = options.get("answer", LONG)
+
+    def decide(self, outlook: Outlook) -> Signal:
+        answer: Signal = self.answer
+        return answer
+
+
+def asked(answer: object) -> Signal:
+    return user_strategy(Answers, {"answer": answer}).decide(OUTLOOK)
+
+
+def test_a_signal_passes_as_it_is() -> None:
+    assert asked(LONG) is LONG
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        "LONG",
+        Signal("LONG", "up"),  # type: ignore[arg-type]
+        Signal(Action.LONG, None),  # type: ignore[arg-type]
+        Signal(Action.LONG, "\ud800"),
+        Signal(Action.LONG, "two\nlines"),
+        Signal(Action.LONG, "x" * (REASON_LONGEST + 1)),
+        Signal(Action.LONG, "up", "1"),  # type: ignore[arg-type]
+        Signal(Action.LONG, "up", -0.5),
+        Signal(Action.LONG, "up", 1e30),
+    ],
+)
+def test_what_is_no_signal_stops_with_advice(answer: object) -> None:
+    with pytest.raises(StrategyFailed, match=r"^Answers .*; (give|return) .*\.$"):
+        asked(answer)
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf])
+def test_a_strength_that_is_not_finite_is_held(strength: float) -> None:
+    signal = asked(Signal(Action.LONG, "up", strength))
+    assert (signal.action, signal.reason) == (Action.HOLD, "strength is not finite")
+
+
+@given(st.none() | st.integers() | st.text() | st.builds(Signal, st.sampled_from(Action),
+       st.text(), st.floats()))  # fmt: skip
+def test_any_answer_is_believed_or_refused_by_an_error_of_ours(answer: object) -> None:
+    try:
+        signal = asked(answer)
+    except TracepaperError:
+        return
+    assert 0 <= signal.strength <= 1
+    signal.reason.encode()
+
+
+class Fails(Strategy):
+    """Fails where its options say."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.error: BaseException = options["error"]
+        if options.get("at_once"):
+            raise self.error
+
+    def observe(self, bar: Bar) -> None:
+        raise self.error
+
+    def decide(self, outlook: Outlook) -> Signal:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyError("zz"), AssertionError()])
+def test_what_it_raises_is_told_with_its_line(error: Exception) -> None:
+    strategy = user_strategy(Fails, {"error": error})
+    where = rf"{type(error).__name__}.* at .*test_user_strategy\.py:\d+; mend it"
+    with pytest.raises(StrategyFailed, match=f"Fails failed in decide with {where}"):
+        strategy.decide(OUTLOOK)
+    with pytest.raises(StrategyFailed, match=f"Fails failed in observe with {where}"):
+        strategy.observe(bar())
+
+
+def test_an_exit_is_no_failure() -> None:
+    with pytest.raises(SystemExit):
+        user_strategy(Fails, {"error": SystemExit(3)}).decide(OUTLOOK)
+
+
+def test_a_constructor_that_fails_is_told_apart_from_one_that_refuses_options() -> None:
+    with pytest.raises(StrategyFailed, match="Fails failed when it was made with RuntimeError"):
+        user_strategy(Fails, {"error": RuntimeError("x"), "at_once": True})
+    with pytest.raises(ConfigInvalid, match=r"Fails refused \[strategy\.options\] \('error'\)"):
+        user_strategy(Fails, {})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("warmup", 0),
+        ("warmup", "7"),
+        ("warmup", 3.5),
+        ("warmup", 10**9),
+        ("horizon", 0),
+        ("gates", ("nonsense",)),
+        ("twins", ("evil",)),
+    ],
+)
+def test_what_it_declares_must_be_possible(field: str, value: object) -> None:
+    declared = type("Declared", (Answers,), {field: value})
+    with pytest.raises(ConfigInvalid, match=rf"^Declared\.{field} "):
+        user_strategy(declared, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("this is no python", StrategyFailed, "failed when it was imported with SyntaxError"),
+        ("raise RuntimeError('x')", StrategyFailed, "imported with RuntimeError: x at .*:1;"),
+        (
+            "raise SystemExit(0)",
+            StrategyFailed,
+            "exits while it is imported; put what it runs under if",
+        ),
+        ("", ConfigInvalid, "cannot be imported .*; put its file beside the configuration"),
+        ("import nowhere_at_all", ConfigInvalid, "No module named 'nowhere_at_all'"),
+        ("Mine = 3", ConfigInvalid, "derive from it"),
+    ],
+)
+def test_a_module_that_cannot_be_used_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    error: type[TracepaperError],
+    words: str,
+) -> None:
+    name = f"mine_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(error, match=words):
+        user_class(f"{name}:Mine")
