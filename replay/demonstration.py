@@ -23,7 +23,7 @@ from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.shutdown import exit_while_model_computes
 from tracepaper.daemon.terminal import log
 from tracepaper.daemon.terminal.console import Terminal
-from tracepaper.daemon.terminal.live_view import Shown, showing
+from tracepaper.daemon.terminal.live_view import RunWatcher, live_view
 from tracepaper.replay.explain.recomputed import recompute
 from tracepaper.replay.explain.stored import read_stored
 from tracepaper.replay.explain.terminal import show_stored
@@ -91,12 +91,14 @@ def perform(wanted: Demonstration) -> None:
     with exchange_beside(wanted.data or str(DEMO_CANDLES), wanted.speed) as served:
         config = _configured(wanted, served)
         log.configure(level=config.log.level, output=config.log.format)
-        with showing(limit=wanted.bars, until_ms=served["end_ms"]) as shown:
-            daemon = Daemon(config, database, kind=RunKind.DEMO, hooks=shown.hooks())
+        with live_view(limit=wanted.bars, until_ms=served["end_ms"]) as watcher:
+            daemon = Daemon(
+                config, database, kind=RunKind.DEMO, opened=watcher.opened, watch=watcher.watch
+            )
             asyncio.run(daemon.run())
-    if shown.run is None:
+    if watcher.run is None:
         raise FeedLost("The demo was stopped before its run was open; start it again.")
-    _sum_up(wanted, shown, database)
+    _sum_up(wanted, watcher, database)
     exit_while_model_computes(daemon)
 
 
@@ -128,10 +130,10 @@ def _configured(wanted: Demonstration, served: dict[str, Any]) -> Config:
     )
 
 
-def _sum_up(wanted: Demonstration, shown: Shown, database: Path) -> None:
+def _sum_up(wanted: Demonstration, watcher: RunWatcher, database: Path) -> None:
     """Say what happened: accounts, fills, refusals, one decision, the chain, what to type next."""
-    assert shown.run is not None
-    run_id = shown.run.run_id
+    assert watcher.run is not None
+    run_id = watcher.run.run_id
     summary = summarise(database, run_id)
     with Reader.open(database) as reader:
         chain = verify_chain(reader.connection, run_id)
@@ -140,7 +142,7 @@ def _sum_up(wanted: Demonstration, shown: Shown, database: Path) -> None:
         print_json(_document(summary, database, chain, sequence))
         return
     console = Terminal()
-    if shown.reached_end:
+    if watcher.reached_end:
         console.print("The candles came to their end.")
     show(console, summary)
     if sequence is not None:

@@ -14,7 +14,7 @@ from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.session.daemon import Daemon, Hooks
+from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
@@ -162,7 +162,7 @@ async def daemon(
         config,
         database,
         kind=RunKind.LIVE,
-        hooks=Hooks(watch=watch),
+        watch=watch,
         clock=clock,
     )
     running = Running(server, asyncio.create_task(made.run()), clock)

@@ -29,14 +29,16 @@ def run(
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.daemon import Daemon
     from tracepaper.daemon.terminal import log
-    from tracepaper.daemon.terminal.live_view import showing
+    from tracepaper.daemon.terminal.live_view import live_view
     from tracepaper.strategies.types import RunKind
 
     loaded = load(config)
     log.configure(level=loaded.log.level, output=loaded.log.format)
     database = db or loaded.storage.path
-    with showing(limit=bars) as shown:
-        daemon = Daemon(loaded, database, kind=RunKind.LIVE, hooks=shown.hooks())
+    with live_view(limit=bars) as watcher:
+        daemon = Daemon(
+            loaded, database, kind=RunKind.LIVE, opened=watcher.opened, watch=watcher.watch
+        )
         asyncio.run(daemon.run())
-    shown.farewell(database)
+    watcher.farewell(database)
     exit_while_model_computes(daemon)

@@ -1,4 +1,4 @@
-"""Ask the daemon that runs on a database; its address stands in the lock file beside it."""
+"""Ask the daemon that runs on a database: its address is in the lock file, its token beside it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,56 @@ import msgspec
 from tracepaper.storage.lock import holder_of
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
 
-# The word that a command to the daemon needs, in a file that only the daemon's user can read.
+ANSWER_WITHIN_S: Final = 10.0
+
+Document = dict[str, object]
+
+
+def ask(database: Path, path: str, body: Document | None = None) -> Document:
+    """Return the daemon's answer to GET *path*, or to POST *path* with *body* and its token.
+
+    Raises ``TracepaperError`` where no daemon runs or it refuses, ``FeedLost`` where it is silent.
+    """
+    holder = holder_of(database)
+    if holder is None:
+        raise TracepaperError(
+            f"No daemon runs on {database}; start it with `tracepaper run`, or name its --db."
+        )
+    if not holder.http:
+        raise TracepaperError(
+            f"Process {holder.pid} writes {database}, but serves no status; try again in a moment."
+        )
+    token = "" if body is None else read_token(database)
+    try:
+        status, content = _exchange(holder.http, path, body, token)
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            raise TracepaperError("The daemon takes no message of this length; write a short one.")
+        document = msgspec.json.decode(content, type=Document)
+    except (OSError, HTTPException, msgspec.DecodeError) as error:
+        raise FeedLost(
+            f"The daemon (process {holder.pid}) does not answer at {holder.http} ({error}); "
+            "look at its log."
+        ) from None
+    if status != HTTPStatus.OK:
+        raise TracepaperError(str(document.get("error", f"The daemon answered {status}.")))
+    return document
+
+
+def _exchange(address: str, path: str, body: Document | None, token: str) -> tuple[int, bytes]:
+    """Return status and content. A plain connection: no proxy stands within one machine."""
+    target = urlsplit(address)
+    connection = HTTPConnection(target.hostname or "", target.port, timeout=ANSWER_WITHIN_S)
+    with closing(connection):
+        if body is None:
+            connection.request("GET", path)
+        else:
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+            connection.request("POST", path, msgspec.json.encode(body), headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+# The token that a command needs, in a file that only the user of the daemon can read.
 
 
 def token_file(database: Path) -> Path:
@@ -78,52 +127,3 @@ def _not_yours(file: Path) -> str:
     except (OSError, KeyError):
         owner = "the daemon's user"
     return f"{file} can be read by {owner} alone; give the command as that user."
-
-
-ANSWER_WITHIN_S: Final = 10.0
-
-Document = dict[str, object]
-
-
-def ask(database: Path, path: str, body: Document | None = None) -> Document:
-    """Return the daemon's answer to GET *path*, or to POST *path* with *body* and its token.
-
-    Raises ``TracepaperError`` where no daemon runs or it refuses, ``FeedLost`` where it is silent.
-    """
-    holder = holder_of(database)
-    if holder is None:
-        raise TracepaperError(
-            f"No daemon runs on {database}; start it with `tracepaper run`, or name its --db."
-        )
-    if not holder.http:
-        raise TracepaperError(
-            f"Process {holder.pid} writes {database}, but serves no status; try again in a moment."
-        )
-    token = "" if body is None else read_token(database)
-    try:
-        status, content = _exchange(holder.http, path, body, token)
-        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            raise TracepaperError("The daemon takes no message of this length; write a short one.")
-        document = msgspec.json.decode(content, type=Document)
-    except (OSError, HTTPException, msgspec.DecodeError) as error:
-        raise FeedLost(
-            f"The daemon (process {holder.pid}) does not answer at {holder.http} ({error}); "
-            "look at its log."
-        ) from None
-    if status != HTTPStatus.OK:
-        raise TracepaperError(str(document.get("error", f"The daemon answered {status}.")))
-    return document
-
-
-def _exchange(address: str, path: str, body: Document | None, token: str) -> tuple[int, bytes]:
-    """Return status and content. A plain connection: no proxy stands within one machine."""
-    target = urlsplit(address)
-    connection = HTTPConnection(target.hostname or "", target.port, timeout=ANSWER_WITHIN_S)
-    with closing(connection):
-        if body is None:
-            connection.request("GET", path)
-        else:
-            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-            connection.request("POST", path, msgspec.json.encode(body), headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()

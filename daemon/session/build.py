@@ -253,7 +253,7 @@ def libraries() -> str:
 def code_version() -> str:
     """Return the installed version with a hash of our own sources, so that an edit shows."""
     digest = hashlib.sha256()
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     for package in ("daemon", "replay", "storage", "strategies"):
         for source in sorted((root / package).rglob("*.py")):
             digest.update(str(source.relative_to(root)).encode())

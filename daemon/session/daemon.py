@@ -11,7 +11,6 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Final
@@ -63,22 +62,13 @@ BLOCKED_DECLARED_S: Final = 30.0
 
 log = structlog.get_logger("daemon")
 
-Watch = Callable[[Step], bool]
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What the owner of a daemon hears: the run once it is open, then every stored step.
-
-    ``watch`` ends the daemon in good order by returning False.
-    """
-
-    opened: Callable[[Run], None] = lambda _run: None
-    watch: Watch = lambda _step: True
-
 
 class Daemon:
-    """One live (or demo) run, from its start to its orderly end."""
+    """One live (or demo) run, from its start to its orderly end.
+
+    *opened* hears of the run once it is open, *watch* of every stored step; where *watch* returns
+    False the daemon ends in good order.
+    """
 
     def __init__(
         self,
@@ -86,7 +76,8 @@ class Daemon:
         database: Path,
         *,
         kind: RunKind,
-        hooks: Hooks | None = None,
+        opened: Callable[[Run], None] = lambda _run: None,
+        watch: Callable[[Step], bool] = lambda _step: True,
         clock: Clock | None = None,
     ) -> None:
         model = config.execution.model
@@ -95,7 +86,8 @@ class Daemon:
         self._execution = execution
         self._database = database
         self._kind = kind
-        self._hooks = hooks or Hooks()
+        self._opened = opened
+        self._watch = watch
         self._clock = clock or SystemClock(config.exchange.time_scale)
         self._rng = random.Random()  # noqa: S311 - jitter between retries, nothing that is kept
         self._supervisor = Supervisor(clock=self._clock, pulse=self._pulse)
@@ -192,7 +184,7 @@ class Daemon:
         self, opened: Opened, forecaster: Forecaster | None, rest: RestClient, audit: SqlAuditLog
     ) -> None:
         config, engine, run = self._config, opened.engine, opened.run
-        self._hooks.opened(run)
+        self._opened(run)
         for warning in run.warnings:
             log.warning(warning)
         way = {"model_id": run.model_id, "backend": run.backend} if run.model_id else {}
@@ -243,7 +235,7 @@ class Daemon:
                     self._supervisor.ready()
                 if (waiting := self._commands.pop(id(step.event), None)) and not waiting.done():
                     waiting.set_result(step.sequence)
-                return self._hooks.watch(step)
+                return self._watch(step)
 
             heard = Listener(config.strategy.name)
             timed = monitor.predicting(predictor), engine, monitor.committing(audit)

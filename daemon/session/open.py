@@ -1,4 +1,4 @@
-"""Which run a start goes on with: that of the same configuration, code and model, or a new one."""
+"""Open a run: the one of the same configuration, code and model goes on, else a new one begins."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def _with_decimals(fresh: Instrument, kept: Instrument, *, is_served: bool) -> I
         return kept
 
 
-# A run goes on: the account from its last step, checked against its ledger, the bars again.
+# How a run goes on: the account from its last step, checked against its fills; the bars again.
 
 
 def restore_engine(

@@ -35,7 +35,7 @@ _HARMLESS: Final = frozenset({os.devnull, "/dev/urandom", "/dev/random"})
 _CODE: Final = frozenset(SUFFIXES)
 _WRITING: Final = os.O_WRONLY | os.O_RDWR
 _COMPILED: Final = tuple(importlib.machinery.EXTENSION_SUFFIXES)
-_HERE: Final = Path(__file__).resolve().parent.parent
+_HERE: Final = Path(__file__).resolve().parents[2]
 _ROOMS: Final = tuple(
     f"{_HERE / room}{os.sep}" for room in ("daemon", "replay", "storage", "strategies")
 )

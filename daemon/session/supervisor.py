@@ -16,14 +16,19 @@ import structlog
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import TracepaperError
 
-# The few datagrams that systemd reads: ready, alive, stopping (sd_notify(3)).
-
 MICROSECONDS: Final = 1_000_000
+STOP_WITHIN_S: Final = 7.0
+"""Wall seconds from the first signal until the process is ended, whatever hangs."""
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+Service = Callable[[], Awaitable[None]]
+
+log = structlog.get_logger("supervisor")
 
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
-    """Where systemd listens, and how often it wants to hear; silent where it does not."""
+    """Sends systemd its datagrams: ready, alive, stopping (sd_notify(3)); silent without it."""
 
     address: str = ""
     watchdog_s: float | None = None
@@ -53,15 +58,6 @@ class Notifier:
                 # Nobody there, or a full queue: the daemon goes on, and the watchdog decides.
                 return False
         return True
-
-
-STOP_WITHIN_S: Final = 7.0
-"""Wall seconds from the first signal until the process is ended, whatever hangs."""
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-
-Service = Callable[[], Awaitable[None]]
-
-log = structlog.get_logger("supervisor")
 
 
 class Supervisor:

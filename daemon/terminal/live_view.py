@@ -16,7 +16,6 @@ from rich.live import Live
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.engine.ports import Clock
-from tracepaper.daemon.session.daemon import Hooks
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.screen import Seen, screen
 from tracepaper.strategies.market import unscaled
@@ -227,10 +226,7 @@ class Lines:
         log.info("decision" if step.decision is not None else "warm-up", **facts)
 
 
-# What ``run`` and ``demo`` show while they go on, and when they end by themselves.
-
-
-class Shown:
+class RunWatcher:
     """Passes every stored step on to a view, and counts the bars that were decided in time."""
 
     def __init__(self, view: View, *, limit: int | None, until_ms: int | None) -> None:
@@ -289,7 +285,7 @@ class Shown:
                 equity=equity,
             )
             return
-        told, left = (
+        refused, unfilled = (
             ", ".join(f"{name} {count:,}" for name, count in counted.most_common(3))
             for counted in (self._refusals, self._unfilled)
         )
@@ -297,25 +293,21 @@ class Shown:
         sys.stdout.write(
             f"Run {run_id} since this start: {self._bars:,} bars decided, {self._allowed:,} "
             f"allowed, {self._fills:,} fills; equity {equity}.\n"
-            + (f"Refused most by {told}.\n" if told else "")
-            + (f"Left unfilled: {left}.\n" if left else "")
+            + (f"Refused most by {refused}.\n" if refused else "")
+            + (f"Left unfilled: {unfilled}.\n" if unfilled else "")
             + "The next start goes on with this run and this account. Next:\n"
             f"  tracepaper report {run_id} --db {database}\n"
             f"  tracepaper audit verify {run_id} --db {database}\n"
             f"  tracepaper audit decisions {run_id} --db {database}\n"
         )
 
-    def hooks(self) -> Hooks:
-        """Return the hooks of a daemon."""
-        return Hooks(opened=self.opened, watch=self.watch)
-
 
 @contextmanager
-def showing(*, limit: int | None, until_ms: int | None = None) -> Iterator[Shown]:
+def live_view(*, limit: int | None, until_ms: int | None = None) -> Iterator[RunWatcher]:
     """Show a daemon's steps: a calm live view on a terminal, log lines elsewhere.
 
     It ends after *limit* bars that were decided in time, or with the bar that closes at
     *until_ms*, market time.
     """
     with View() as view:
-        yield Shown(view, limit=limit, until_ms=until_ms)
+        yield RunWatcher(view, limit=limit, until_ms=until_ms)

@@ -131,10 +131,10 @@ def test_a_configuration_that_cannot_be_used_ends_with_two(
 
 def test_the_zone_of_the_machine_changes_no_verdict(tmp_path: Path) -> None:
     code = (
-        "from tracepaper.daemon.session.diagnostics import examine\n"
+        "from tracepaper.daemon.session.diagnostics import diagnose\n"
         "from tracepaper.daemon.config.loading import Config\n"
         "from pathlib import Path\n"
-        "found = examine(Config(), Path('run.db'))\n"
+        "found = diagnose(Config(), Path('run.db'))\n"
         "print(next(one.verdict for one in found if one.check == 'times'))\n"
     )
     for zone in ("UTC", "Asia/Kathmandu", "America/St_Johns"):

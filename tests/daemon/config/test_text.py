@@ -12,7 +12,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import SECTIONS, Config, load
 from tracepaper.daemon.config.text import UNSET, example, render
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_shipped_example_is_the_printed_one() -> None:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tracepaper.daemon.terminal.live_view import Pace, Shown, View
+from tracepaper.daemon.terminal.live_view import Pace, RunWatcher, View
 from tracepaper.daemon.terminal.log import configure
 from tracepaper.daemon.terminal.screen import Seen, screen, sparkline, split
 from tracepaper.strategies.types import (
@@ -252,9 +252,9 @@ def _restored() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def shown() -> Shown:
+def shown() -> RunWatcher:
     configure(stream=io.StringIO())
-    found = Shown(View(), limit=None, until_ms=None)
+    found = RunWatcher(View(), limit=None, until_ms=None)
     found.opened(run(instruments=(instrument(),)))
     passing = ((Gate.OPERATOR, 1.0, 1.0, True), (Gate.EDGE, 1.4, 1.0, True))
     allowed = decision(measures=passing)
@@ -298,5 +298,5 @@ def test_elsewhere_it_is_one_log_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_end_before_any_step_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    Shown(View(), limit=None, until_ms=None).farewell(Path("mine.db"))
+    RunWatcher(View(), limit=None, until_ms=None).farewell(Path("mine.db"))
     assert terminal.getvalue() == ""
