@@ -9,20 +9,20 @@ from pathlib import Path
 from programs import ROOT
 
 TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-ROOMS = ("daemon", "replay", "storage", "strategies")
+PACKAGES = ("daemon", "replay", "storage", "strategies")
 LINES_AT_MOST = 300
 
 
 def rows() -> Counter[str]:
-    """Return every module that the tables of the rooms name, by its path."""
+    """Return every module that the tables of the packages name, by its path."""
     found: Counter[str] = Counter()
-    room = folder = ""
+    package = folder = ""
     for line in TEXT.splitlines():
         if heading := re.fullmatch(r"#{2,3} (?:(\w+)/|.*)", line):
-            room = folder = heading.group(1) or ""
+            package = folder = heading.group(1) or ""
         elif inner := re.match(r"\| \*\*`(\w+)/`\*\* \|", line):
-            folder = f"{room}/{inner.group(1)}"
-        elif room and line.startswith("| `"):
+            folder = f"{package}/{inner.group(1)}"
+        elif package and line.startswith("| `"):
             first_cell = line.split("|")[1]
             found.update(f"{folder}/{name}.py" for name in re.findall(r"`([\w/]+)`", first_cell))
     return found
@@ -31,8 +31,8 @@ def rows() -> Counter[str]:
 def modules() -> set[str]:
     return {
         path.relative_to(ROOT).as_posix()
-        for room in ROOMS
-        for path in (ROOT / room).rglob("*.py")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
         if path.name != "__init__.py"
     }
 
@@ -53,7 +53,7 @@ def test_every_file_that_the_plan_names_exists() -> None:
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
-def test_the_whole_house_tests_exist() -> None:
+def test_the_tests_that_the_plan_names_exist() -> None:
     named = set(re.findall(r"`(test_\w+)`", TEXT))
     assert "test_line" in named
     assert [name for name in sorted(named) if not (ROOT / "tests" / f"{name}.py").exists()] == []
@@ -73,6 +73,7 @@ def test_the_loop_that_the_plan_shows_is_the_loop_that_runs() -> None:
         assert line.split("#")[0].strip() in source, line
 
 
-def test_every_place_for_tests_mirrors_a_room() -> None:
+def test_every_folder_of_tests_mirrors_a_package() -> None:
     folders = {path.name for path in Path(ROOT / "tests").iterdir() if path.is_dir()}
-    assert folders - {"data", "clients", "__pycache__"} <= set(ROOMS)  # clients are other people's
+    folders -= {"data", "clients", "__pycache__"}  # clients are other people's programs
+    assert folders <= set(PACKAGES)
