@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.gates import GATES, GateKind
 from tracepaper.strategies.types import (
     BLOCK_BARS,
-    RISK_GATES,
-    TIMING_GATES,
     Bar,
     Decision,
     Explanation,
@@ -158,14 +157,18 @@ def canonical_bar(bar: Bar, instrument: Instrument) -> bytes:
     )
 
 
+def _counts(name: str) -> bool:
+    """Return whether gate *name* belongs to a decision's identity: neither timing nor risk."""
+    return not GATES[name].is_timing and GATES[name].kind is not GateKind.RISK
+
+
 class _CountedGates:
     """The gates of a set that belong to a decision's identity: neither timing nor risk."""
 
     def __init__(self, gate_set: GateSet) -> None:
-        left_out = (*TIMING_GATES, *RISK_GATES)
         gates = gate_set.gates
-        self.places = tuple(place for place, gate in enumerate(gates) if gate not in left_out)
-        names = tuple(gates[place].value for place in self.places)
+        self.places = tuple(place for place, name in enumerate(gates) if _counts(name))
+        names = tuple(gates[place] for place in self.places)
         thresholds = tuple(finite(gate_set.thresholds[place]) for place in self.places)
         self.sha256 = sha256(_encode((names, thresholds))).digest()
         self._passed: dict[int, int] = {}

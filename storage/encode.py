@@ -78,7 +78,7 @@ class GateSetPlan:
             raise InvariantBroken("A gate set needs one threshold a gate, and no gate twice.")
         self.key = key
         self.rows: tuple[Row, ...] = tuple(
-            (run_key, key, place, gate.value, threshold + 0.0)
+            (run_key, key, place, gate, threshold + 0.0)
             for place, (gate, threshold) in enumerate(zip(gates, gate_set.thresholds, strict=True))
         )
         if not all(isfinite(threshold) for threshold in gate_set.thresholds):
@@ -160,7 +160,7 @@ class Outcomes:
                 decision.action.value,
                 decision.reason,
                 int(decision.allowed),
-                None if refused_by is None else refused_by.value,
+                refused_by,
                 plan.key,
                 plan.sha256,
                 decision.passed,

@@ -14,7 +14,8 @@ from tracepaper.storage.decode import Interned, StepDecoder, StoredRows
 from tracepaper.storage.rows import SEQUENCE_LIMIT, SPARSE_TABLES, run_of, sequence_of, step_key
 from tracepaper.storage.schema import OF_A_RUN, RUN_TABLES, metadata, stored_columns
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import Confirmation, Gate, GateSet, OrderStatus, Step
+from tracepaper.strategies.gates import GATES
+from tracepaper.strategies.types import Confirmation, GateSet, OrderStatus, Step
 
 if TYPE_CHECKING:
     import sqlite3
@@ -153,13 +154,12 @@ def gate_set_rows(connection: sqlite3.Connection, run_key: int) -> dict[int, lis
 
 def gate_set_of(rows: Sequence[StoredRow]) -> GateSet:
     """Return the gate set of its rows."""
-    try:
-        return GateSet(tuple(Gate(row[3]) for row in rows), tuple(row[4] for row in rows))
-    except ValueError as error:
+    if unknown := [row[3] for row in rows if row[3] not in GATES]:
         raise DataInvalid(
-            f"A gate set names a gate that does not exist ({error}); run `tracepaper audit verify` "
-            "and restore a backup."
-        ) from error
+            f"A gate set names a gate that does not exist ({unknown[0]}); run `tracepaper audit "
+            "verify` and restore a backup."
+        )
+    return GateSet(tuple(row[3] for row in rows), tuple(row[4] for row in rows))
 
 
 def interned(connection: sqlite3.Connection, run_key: int) -> Interned:

@@ -13,15 +13,14 @@ import msgspec
 from msgspec import Struct
 
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.gates import GATES, gate_order
 from tracepaper.strategies.types import (
-    GATE_ORDER,
     Bar,
     Category,
     Command,
     Event,
     Funding,
     Gap,
-    Gate,
     Instrument,
     InstrumentChange,
     Mark,
@@ -49,20 +48,11 @@ SEQUENCE_BITS: Final = 28
 SEQUENCE_LIMIT: Final = 2**SEQUENCE_BITS
 """Steps that one run can hold: 268 million."""
 
-ANSWER_GATES: Final = (
-    Gate.DEADLINE,
-    Gate.FINITE,
-    Gate.CONFIDENCE,
-    Gate.COLLAPSED,
-    Gate.SHIFTED,
-    Gate.REGIME,
-    Gate.DIRECTION,
-    Gate.EDGE,
-)
+ANSWER_GATES: Final = tuple(name for name in gate_order() if GATES[name].of_prediction)
 """Gates that judge what the forecaster answered; their measures lie in ``answers``."""
 
-STEP_GATES: Final = tuple(gate for gate in GATE_ORDER if gate not in ANSWER_GATES)
-"""Gates that every strategy has; their measures lie in ``steps``."""
+STEP_GATES: Final = tuple(name for name in gate_order() if not GATES[name].of_prediction)
+"""Gates that judge bar, quote and account; their measures lie in ``steps``."""
 
 MEASURE_COLUMNS: Final = tuple(f"measure_{gate.replace('.', '_')}" for gate in STEP_GATES)
 """The columns of ``steps`` that hold the measures of ``STEP_GATES``."""

@@ -41,7 +41,6 @@ from tracepaper.storage.rows import (
     SEQUENCE_LIMIT,
     STEP_GATES,
 )
-from tracepaper.strategies.types import Gate
 
 if TYPE_CHECKING:
     from sqlalchemy import TextClause
@@ -76,9 +75,9 @@ def _blob(name: str, *, null: bool = False) -> Column[bytes]:
     return Column(name, LargeBinary, nullable=null)
 
 
-def _measure(gate: Gate) -> Column[float]:
+def _measure(gate: str) -> Column[float]:
     """Return the column of one gate's measure: ``measure_risk_notional``."""
-    return _real(f"measure_{gate.value.replace('.', '_')}")
+    return _real(f"measure_{gate.replace('.', '_')}")
 
 
 def _virtual(name: str, type_: type[TypeEngine[Any]], sql: str) -> Column[Any]:

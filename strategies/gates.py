@@ -1,66 +1,28 @@
-"""Each gate one function: measure, threshold, verdict; together every reason for a refusal."""
+"""Every gate, declared once: what it measures, its threshold, unit and words.
+
+A gate is one function of :class:`GateInputs` under the decorator :func:`gate`; its docstring says
+what it measures. Elsewhere a gate goes by its name. Whatever lists gates is made from ``GATES``:
+the sections ``[gate]`` and ``[risk]`` of the configuration, the columns of the record, the views,
+``explain``, the report, the live view and the quantiles on a model's card.
+"""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from enum import StrEnum
 from typing import Final
 
 from msgspec import Struct
 
-from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types import (
-    GATE_ORDER,
-    Bar,
-    Calibration,
-    Explanation,
-    Forecast,
-    Gate,
-    GateSet,
-    Regime,
-)
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types import MONEY_SCALE, Explanation, Forecast, Regime
+from tracepaper.strategies.words import NOTHING, duration, number
 
-YARDSTICK_BARS: Final = 60
-"""Bars whose ranges are the yardstick, the one that is judged among them."""
-YARDSTICK_LEAST: Final = 10
-"""Under so many bars there is no yardstick, and every close counts as plausible."""
-
-
-class Plausibility:
-    """Measures each bar of one instrument against the bars before it.
-
-    The yardstick is the median of high - low over the last 60 bars, at least one tick. All of it
-    is integers until the one division, so that equal bars give equal bits on every path.
-    """
-
-    def __init__(self) -> None:
-        self._ranges: deque[int] = deque()
-        self._sorted: list[int] = []
-        self._last: int | None = None
-
-    def copy(self) -> Plausibility:
-        """Return a second one that knows the same bars."""
-        other = Plausibility()
-        other._ranges, other._sorted, other._last = self._ranges.copy(), self._sorted[:], self._last
-        return other
-
-    def add(self, bar: Bar, tick: int) -> float:
-        """Take in *bar* and return abs(close - last close) in yardsticks; 0 under ten bars."""
-        ordered, ranges = self._sorted, self._ranges
-        if len(ranges) == YARDSTICK_BARS:
-            del ordered[bisect_left(ordered, ranges.popleft())]
-        spread = bar.high - bar.low
-        ranges.append(spread)
-        insort(ordered, spread)
-        last, self._last = self._last, bar.close
-        count = len(ordered)
-        if count < YARDSTICK_LEAST or last is None:
-            return 0.0
-        middle = count >> 1
-        doubled = ordered[middle] + ordered[middle if count & 1 else middle - 1]
-        return 2 * abs(bar.close - last) / max(doubled, 2 * tick)
+YES_OR_NO: Final = "yes or no"
+MILLISECONDS: Final = "ms"
+QUOTE_CURRENCY: Final = "quote currency"
+SHARE_OF_PEAK: Final = "share of the peak"
 
 
 class GateInputs(Struct, gc=False):
@@ -88,238 +50,407 @@ class GateInputs(Struct, gc=False):
     daily_trades: int = 0
 
 
-def _operator(seen: GateInputs) -> float | None:
+class GateKind(StrEnum):
+    """What a gate asks; a refusal is named by the first gate that fails, in this order."""
+
+    INTEGRITY = "integrity"  # may the inputs be believed? Refused, the position stays as it is
+    JUDGEMENT = (
+        "judgement"  # is the forecast worth it? Refused, ``gate.on_refusal`` says what to do
+    )
+    RISK = "risk"  # does the account allow it? Declared only where its limit is configured
+
+
+class ThresholdForm(StrEnum):
+    """How a threshold is written in the configuration, and what it means where it is absent."""
+
+    MILLISECONDS = "milliseconds"  # a whole number from 0; one interval if absent
+    NUMBER = "number"  # an exact number above 0
+    QUANTILE = "quantile"  # a number, or qX: the quantile X of the model's calibration slice
+    SHARE = "share"  # an exact number above 0, at most 1
+    COUNT = "count"  # a whole number from 1
+
+
+class ThresholdKey(Struct, frozen=True):
+    """The configuration key of a threshold; its field, check and documentation follow from it."""
+
+    name: str
+    form: ThresholdForm
+    words: str  # the documentation of the key: one sentence
+    default: str | None = None
+    example: int | str | None = None  # what a key that is absent by default could be set to
+    calibrated_as: str = ""  # its measure on a model's card, if that is not the gate's name
+
+
+class StrategyWarmup(Struct, frozen=True):
+    """The threshold is the strategy's own: its warm-up, in bars."""
+
+
+Threshold = float | ThresholdKey | StrategyWarmup
+Measure = Callable[[GateInputs], float | None]
+
+
+class Gate(Struct, frozen=True, eq=False, kw_only=True):
+    """One gate; made by :func:`gate` alone."""
+
+    name: str
+    kind: GateKind
+    words: str  # what it measures
+    unit: str  # of measure and threshold
+    measure: Measure  # None where it should exist and cannot be computed; that fails
+    threshold: Threshold
+    at_least: bool  # True: passes at or above its threshold; False: at or below it
+    of_prediction: bool  # measured on what the forecaster answered, and stored beside that
+    is_timing: bool  # what only time explains: decisions that differ in it alone are equal
+    starts_at: float  # the least value of its measure
+    is_capped: bool  # its measure stops at the threshold, so that it is never far above it
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it answers yes or no: it turns, but is never near to turning."""
+        return self.unit == YES_OR_NO
+
+    @property
+    def calibrated_as(self) -> str:
+        """Its measure's name on a model's card; empty where its threshold is no quantile."""
+        key = self.threshold
+        if not isinstance(key, ThresholdKey) or key.form is not ThresholdForm.QUANTILE:
+            return ""
+        return key.calibrated_as or self.name
+
+    @property
+    def section(self) -> str:
+        """The section of the configuration that holds its key."""
+        return "risk" if self.kind is GateKind.RISK else "gate"
+
+
+GATES: Final[dict[str, Gate]] = {}
+"""Every gate by its name."""
+
+
+def gate(
+    kind: GateKind,
+    unit: str,
+    *,
+    at_least: Threshold | None = None,
+    at_most: Threshold | None = None,
+    of_prediction: bool = False,
+    is_timing: bool = False,
+    starts_at: float = 0.0,
+    is_capped: bool = False,
+) -> Callable[[Measure], Gate]:
+    """Declare the decorated function as a gate with one threshold, *at_least* or *at_most*.
+
+    It bears the function's name, and its docstring says what it measures. Configuration and
+    storage are made from what is declared when they are imported, so it must happen before that.
+    """
+
+    def declare(measure: Measure) -> Gate:
+        threshold = at_most if at_least is None else at_least
+        name = measure.__name__
+        if kind is GateKind.RISK:
+            name = f"risk.{name.removeprefix('risk_')}"
+        if threshold is None or name in GATES:
+            raise InvariantBroken(f"Gate {name} needs one threshold and a name of its own.")
+        GATES[name] = Gate(
+            name=name,
+            kind=kind,
+            words=(measure.__doc__ or "").strip().rstrip("."),
+            unit=unit,
+            measure=measure,
+            threshold=threshold,
+            at_least=at_least is not None,
+            of_prediction=of_prediction,
+            is_timing=is_timing,
+            starts_at=starts_at,
+            is_capped=is_capped,
+        )
+        return GATES[name]
+
+    return declare
+
+
+def gate_order(*kinds: GateKind) -> tuple[str, ...]:
+    """Return the names of all gates, or of those of *kinds*, in the order in which they refuse."""
+    places = list(GateKind)
+    ordered = sorted(GATES.values(), key=lambda one: places.index(one.kind))
+    return tuple(one.name for one in ordered if not kinds or one.kind in kinds)
+
+
+# ---------------------------------------------------------------- every gate, in order
+
+
+@gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0)
+def operator(seen: GateInputs) -> float | None:
+    """Whether the operator lets it run: no after HALT and FLATTEN, yes after RESUME."""
     return 1.0 if seen.running else 0.0
 
 
-def _warm(seen: GateInputs) -> float | None:
+@gate(GateKind.INTEGRITY, "bars", at_least=StrategyWarmup(), is_capped=True)
+def warm(seen: GateInputs) -> float | None:
+    """Bars known, counted up to the strategy's warm-up."""
     return float(seen.bars)
 
 
-def _late(seen: GateInputs) -> float | None:
+@gate(
+    GateKind.INTEGRITY,
+    MILLISECONDS,
+    at_most=ThresholdKey(
+        "late_ms",
+        ThresholdForm.MILLISECONDS,
+        "Most market milliseconds from a bar's close to its decision; one interval if absent.",
+        example=60_000,
+    ),
+    is_timing=True,
+)
+def late(seen: GateInputs) -> float | None:
+    """Market time from the bar's close to its decision."""
     return float(seen.late_ms)
 
 
-def _gap(seen: GateInputs) -> float | None:
+@gate(GateKind.INTEGRITY, "bars", at_most=0.0)
+def gap(seen: GateInputs) -> float | None:
+    """Bars missing directly before this bar."""
     return float(seen.missing_bars)
 
 
-def _plausible(seen: GateInputs) -> float | None:
+@gate(
+    GateKind.INTEGRITY,
+    "usual ranges",
+    at_most=ThresholdKey(
+        "plausible",
+        ThresholdForm.NUMBER,
+        "At most this many usual ranges (median of high - low) between a close and the last one.",
+        default="100",
+    ),
+)
+def plausible(seen: GateInputs) -> float | None:
+    """Distance of the close from the last one, in median ranges of the last 60 bars."""
     return seen.plausible
 
 
-def _stale(seen: GateInputs) -> float | None:
+@gate(
+    GateKind.INTEGRITY,
+    MILLISECONDS,
+    at_most=ThresholdKey(
+        "stale_ms",
+        ThresholdForm.MILLISECONDS,
+        "Most market milliseconds of age of the newest quote; one interval if absent.",
+        example=60_000,
+    ),
+    is_timing=True,
+)
+def stale(seen: GateInputs) -> float | None:
+    """Age of the newest quote at the decision; declared only where execution is by quotes."""
     return None if seen.quote_age_ms is None else float(seen.quote_age_ms)
 
 
-def _deadline(seen: GateInputs) -> float | None:
+@gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0, of_prediction=True, is_timing=True)
+def deadline(seen: GateInputs) -> float | None:
+    """Whether the forecaster answered within model.deadline_ms."""
     return 1.0 if seen.answered else 0.0
 
 
-def _finite(seen: GateInputs) -> float | None:
+@gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0, of_prediction=True)
+def finite(seen: GateInputs) -> float | None:
+    """Whether every number of the forecast is finite and in range."""
     return None if seen.finite is None else float(seen.finite)
 
 
-def _confidence(seen: GateInputs) -> float | None:
+@gate(
+    GateKind.JUDGEMENT,
+    "of full entropy",
+    at_least=ThresholdKey(
+        "confidence",
+        ThresholdForm.QUANTILE,
+        "At least this entropy confidence.",
+        default="q0.5",
+    ),
+    of_prediction=True,
+)
+def confidence(seen: GateInputs) -> float | None:
+    """1 less the mean normalised entropy of the attention of the decided row."""
     return None if seen.explanation is None else seen.explanation.confidence
 
 
-def _collapsed(seen: GateInputs) -> float | None:
+@gate(
+    GateKind.JUDGEMENT,
+    "of full entropy",
+    at_least=ThresholdKey(
+        "collapse",
+        ThresholdForm.QUANTILE,
+        "At least this confidence above what mask and encoding alone give.",
+        default="q0.01",
+    ),
+    of_prediction=True,
+)
+def collapsed(seen: GateInputs) -> float | None:
+    """Confidence less what mask and encoding alone give."""
     if (explanation := seen.explanation) is None:
         return None
     return explanation.confidence - explanation.content_free
 
 
-def _shifted(seen: GateInputs) -> float | None:
+@gate(
+    GateKind.JUDGEMENT,
+    "JS distance",
+    at_most=ThresholdKey(
+        "shift",
+        ThresholdForm.QUANTILE,
+        "At most this distance between this bar's rollout and the last one's.",
+        default="q0.99",
+        calibrated_as="shift",
+    ),
+    of_prediction=True,
+)
+def shifted(seen: GateInputs) -> float | None:
+    """Jensen-Shannon distance of this bar's rollout from the last bar's, both by age."""
     return None if seen.explanation is None else seen.explanation.shift
 
 
-def _regime(seen: GateInputs) -> float | None:
+@gate(GateKind.JUDGEMENT, YES_OR_NO, at_least=1.0, of_prediction=True)
+def regime(seen: GateInputs) -> float | None:
+    """Whether the regime is one of gate.regimes."""
     if seen.explanation is None:
         return None
     return 1.0 if seen.regime in seen.regimes else 0.0
 
 
-def _direction(seen: GateInputs) -> float | None:
+@gate(
+    GateKind.JUDGEMENT,
+    "probability",
+    at_least=ThresholdKey(
+        "direction",
+        ThresholdForm.QUANTILE,
+        "At least this share of the likelier direction.",
+        default="q0.5",
+    ),
+    of_prediction=True,
+    starts_at=0.5,
+)
+def direction(seen: GateInputs) -> float | None:
+    """Probability of the likelier direction over that of both, at gate.horizon."""
     if (forecast := seen.forecast) is None:
         return None
     up, down = forecast.p_up[seen.horizon_index], forecast.p_down[seen.horizon_index]
     return max(up, down) / (up + down) if up + down > 0 else None
 
 
-def _edge(seen: GateInputs) -> float | None:
+@gate(
+    GateKind.JUDGEMENT,
+    "round-trip costs",
+    at_least=ThresholdKey(
+        "edge",
+        ThresholdForm.QUANTILE,
+        "At least this many round-trip costs of expected return.",
+        default="1",
+    ),
+    of_prediction=True,
+)
+def edge(seen: GateInputs) -> float | None:
+    """Calibrated mean return at gate.horizon, without its sign, in round-trip costs."""
     if seen.forecast is None or seen.round_trip_cost <= 0:
         return None
+    # Raw means are too sure: the slope fitted on the calibration slice shrinks them, and never
+    # stretches them.
     mean = seen.forecast.mean_return[seen.horizon_index] * min(1.0, seen.slope)
     return abs(mean) / seen.round_trip_cost
 
 
-def _risk_notional(seen: GateInputs) -> float | None:
-    return 0.0 if seen.reduces else seen.notional / 1e10
+@gate(
+    GateKind.RISK,
+    QUOTE_CURRENCY,
+    at_most=ThresholdKey(
+        "max_notional",
+        ThresholdForm.NUMBER,
+        "Largest position, in quote currency.",
+        example="50000",
+    ),
+)
+def risk_notional(seen: GateInputs) -> float | None:
+    """Notional of the target; 0 where it lowers the exposure, as for every limit."""
+    return 0.0 if seen.reduces else seen.notional / MONEY_SCALE
 
 
-def _risk_drawdown(seen: GateInputs) -> float | None:
+@gate(
+    GateKind.RISK,
+    SHARE_OF_PEAK,
+    at_most=ThresholdKey(
+        "max_drawdown",
+        ThresholdForm.SHARE,
+        "Largest fall of equity from its peak, as a fraction.",
+        example="0.2",
+    ),
+)
+def risk_drawdown(seen: GateInputs) -> float | None:
+    """Fall of equity from its peak."""
     return 0.0 if seen.reduces else seen.drawdown
 
 
-def _risk_daily_loss(seen: GateInputs) -> float | None:
+@gate(
+    GateKind.RISK,
+    QUOTE_CURRENCY,
+    at_most=ThresholdKey(
+        "max_daily_loss",
+        ThresholdForm.NUMBER,
+        "Largest loss in one UTC day, in quote currency.",
+        example="2000",
+    ),
+)
+def risk_daily_loss(seen: GateInputs) -> float | None:
+    """Loss since the first bar of the UTC day."""
     return 0.0 if seen.reduces else seen.daily_loss
 
 
-def _risk_daily_trades(seen: GateInputs) -> float | None:
+@gate(
+    GateKind.RISK,
+    "trades",
+    at_most=ThresholdKey(
+        "max_daily_trades",
+        ThresholdForm.COUNT,
+        "Most trades in one UTC day: orders of which at least a part was filled.",
+        example=50,
+    ),
+)
+def risk_daily_trades(seen: GateInputs) -> float | None:
+    """Trades of the UTC day, the one being judged among them."""
     return 0.0 if seen.reduces else float(seen.daily_trades)
 
 
-MEASURES: Final[dict[Gate, Callable[[GateInputs], float | None]]] = {
-    Gate.OPERATOR: _operator,
-    Gate.WARM: _warm,
-    Gate.LATE: _late,
-    Gate.GAP: _gap,
-    Gate.PLAUSIBLE: _plausible,
-    Gate.STALE: _stale,
-    Gate.DEADLINE: _deadline,
-    Gate.FINITE: _finite,
-    Gate.CONFIDENCE: _confidence,
-    Gate.COLLAPSED: _collapsed,
-    Gate.SHIFTED: _shifted,
-    Gate.REGIME: _regime,
-    Gate.DIRECTION: _direction,
-    Gate.EDGE: _edge,
-    Gate.RISK_NOTIONAL: _risk_notional,
-    Gate.RISK_DRAWDOWN: _risk_drawdown,
-    Gate.RISK_DAILY_LOSS: _risk_daily_loss,
-    Gate.RISK_DAILY_TRADES: _risk_daily_trades,
-}
-
-AT_LEAST: Final = frozenset(
-    {
-        Gate.OPERATOR,
-        Gate.WARM,
-        Gate.DEADLINE,
-        Gate.FINITE,
-        Gate.CONFIDENCE,
-        Gate.COLLAPSED,
-        Gate.REGIME,
-        Gate.DIRECTION,
-        Gate.EDGE,
-    }
-)
-"""Gates that pass at or above their threshold; the others pass at or below it."""
+# ---------------------------------------------------------------- words
 
 
-_PLAIN: Final = frozenset({Gate.OPERATOR, Gate.WARM, Gate.LATE, Gate.GAP})
-"""Gates that look at nothing but the command, the count of bars, the lateness and the hole."""
-_NOWHERE: Final = -1
+def unit_of(name: str) -> str:
+    """Return the unit of gate *name*; empty where a record names a gate that is not known here."""
+    return GATES[name].unit if name in GATES else ""
 
 
-class GateEvaluator:
-    """The gates that a strategy declared, with their thresholds, ready to judge bars."""
+def measured(name: str, value: float | None, *, signed: bool = False) -> str:
+    """Return a measure, a threshold or a margin of gate *name* as people read it.
 
-    def __init__(self, gates: frozenset[Gate], thresholds: Mapping[Gate, float]) -> None:
-        ordered = tuple(gate for gate in GATE_ORDER if gate in gates)
-        for gate in ordered:
-            if not math.isfinite(thresholds[gate]):
-                raise ConfigInvalid(f"gate.{gate.value} needs a finite threshold.")
-        self.gate_set = GateSet(ordered, tuple(float(thresholds[gate]) for gate in ordered))
-        self._tests = tuple(
-            (MEASURES[gate], float(thresholds[gate]), gate in AT_LEAST, 1 << index)
-            for index, gate in enumerate(ordered)
-        )
-        self.all_passed = (1 << len(ordered)) - 1
-        self._is_plain = (_PLAIN | {Gate.PLAUSIBLE}).issuperset(ordered)
-        self._at = ordered.index(Gate.PLAUSIBLE) if Gate.PLAUSIBLE in ordered else _NOWHERE
-        self._last_key: tuple[bool, int, int, int] | None = None
-        self._last: tuple[tuple[float | None, ...], int] = ((), 0)
-
-    def judge(self, seen: GateInputs) -> tuple[tuple[float | None, ...], int]:
-        """Return every gate's measure, and a mask whose bit i says that gate i passed.
-
-        A measure that cannot be computed (or is not finite) is null and fails. Without a model,
-        quotes and limits most bars look alike: then only what each bar measures is judged anew.
-        """
-        if not self._is_plain:
-            return self._judged(seen)
-        key = (seen.running, seen.bars, seen.late_ms, seen.missing_bars)
-        if key != self._last_key:
-            self._last_key, self._last = key, self._judged(seen)
-        elif (at := self._at) != _NOWHERE:
-            measures, passed = self._last
-            measure, bit = seen.plausible, 1 << at
-            passed = passed | bit if measure <= self._tests[at][1] else passed & ~bit
-            self._last = (*measures[:at], measure, *measures[at + 1 :]), passed
-        return self._last
-
-    def _judged(self, seen: GateInputs) -> tuple[tuple[float | None, ...], int]:
-        measures: list[float | None] = []
-        passed = 0
-        for measure_of, threshold, at_least, bit in self._tests:
-            measure = measure_of(seen)
-            if measure is not None:
-                if measure >= threshold if at_least else measure <= threshold:
-                    passed |= bit
-                elif not math.isfinite(measure):
-                    measure = None
-            measures.append(measure)
-        return tuple(measures), passed
-
-    def first_failed(self, passed: int) -> Gate | None:
-        """Return the first gate, in the fixed order, that *passed* does not hold."""
-        missing = self.all_passed & ~passed
-        if not missing:
-            return None
-        return self.gate_set.gates[(missing & -missing).bit_length() - 1]
-
-
-def threshold_of(text: str, measure: str, calibration: Calibration | None) -> float:
-    """Return a threshold written as a number, or as ``qX``: a quantile of the calibration slice.
-
-    Between the card's percentiles the quantile is interpolated; raises ``ConfigInvalid`` where
-    the text is neither, or the model's card has no such measure.
+    A duration has its unit and a share its per cent; other units are :func:`unit_beside` it.
     """
-    if not text.startswith("q"):
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise ConfigInvalid(
-                f"'{text}' is no threshold for {measure}; write a number such as 0.5, or q0.5."
-            )
-        return value
-    try:
-        share = float(text[1:])
-    except ValueError:
-        share = math.nan
-    if not 0.01 <= share <= 0.99:  # noqa: PLR2004 - the card's range
-        raise ConfigInvalid(f"'{text}' is no quantile for {measure}; write q0.01 to q0.99.")
-    quantiles = None if calibration is None else calibration.quantiles.get(measure)
-    if quantiles is None:
-        raise ConfigInvalid(
-            f"The model's card has no quantiles of {measure}; write the threshold as a number."
-        )
-    position = share * 100 - 1
-    index = min(int(position), len(quantiles) - 2)
-    rest = position - index
-    return quantiles[index] * (1 - rest) + quantiles[index + 1] * rest
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    sign = "+" if signed else ""
+    match unit_of(name):
+        case "ms":
+            return duration(value, signed=signed)
+        case "yes or no":
+            return {1.0: "yes", 0.0: "no"}.get(value, number(value)) if not signed else NOTHING
+        case "share of the peak":
+            return f"{100 * value:{sign}.1f} %"
+        case "quote currency":
+            return f"{value:{sign},.2f}"
+        case _:
+            return number(value, signed=signed)
 
 
-def is_finite_forecast(forecast: Forecast) -> bool:
-    """Return whether every number of *forecast* is finite and every probability in range."""
-    numbers = (
-        *forecast.mean_return,
-        *forecast.stdev_return,
-        *forecast.volatility,
-        *forecast.p_down,
-        *forecast.p_flat,
-        *forecast.p_up,
-    )
-    if not all(map(math.isfinite, numbers)):
-        return False
-    if min(*forecast.p_down, *forecast.p_flat, *forecast.p_up) < 0:
-        return False
-    if (explanation := forecast.explanation) is None:
-        return True
-    shift = explanation.shift
-    return math.isfinite(explanation.confidence + explanation.recent_mass) and (
-        shift is None or math.isfinite(shift)
-    )
+def unit_beside(name: str) -> str:
+    """Return what stands beside a measure of gate *name* that :func:`measured` wrote."""
+    unit = unit_of(name)
+    return {"ms": "", "yes or no": "", "share of the peak": "of the peak"}.get(unit, unit)
+
+
+def with_unit(name: str, value: float) -> str:
+    """Return a measure of gate *name* with its unit, as it is written inside a sentence."""
+    return f"{measured(name, value)} {unit_beside(name)}".rstrip()

@@ -14,8 +14,9 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.gates import YARDSTICK_BARS
-from tracepaper.strategies.types import Action, Bar, Calibration, Forecast, Gate, Regime, Signal
+from tracepaper.strategies.gate_evaluator import YARDSTICK_BARS
+from tracepaper.strategies.gates import GATES, GateKind, gate_order, plausible, stale
+from tracepaper.strategies.types import Action, Bar, Calibration, Forecast, Regime, Signal
 
 
 class Forecaster(Protocol):
@@ -61,19 +62,10 @@ class BatchedForecaster(Forecaster, Protocol):
         ...
 
 
-CORE_GATES: Final = frozenset(
-    {Gate.OPERATOR, Gate.WARM, Gate.LATE, Gate.GAP, Gate.PLAUSIBLE, Gate.STALE}
-)
-MODEL_GATES: Final = CORE_GATES | {
-    Gate.DEADLINE,
-    Gate.FINITE,
-    Gate.CONFIDENCE,
-    Gate.COLLAPSED,
-    Gate.SHIFTED,
-    Gate.REGIME,
-    Gate.DIRECTION,
-    Gate.EDGE,
-}
+MODEL_GATES: Final = frozenset(gate_order(GateKind.INTEGRITY, GateKind.JUDGEMENT))
+"""The gates of a strategy that trades forecasts; risk gates are declared by their limits."""
+CORE_GATES: Final = frozenset(name for name in MODEL_GATES if not GATES[name].of_prediction)
+"""The gates of a strategy without a model."""
 
 
 class Outlook(Struct, frozen=True, gc=False):
@@ -91,7 +83,7 @@ class Strategy(ABC):
     feeding it exactly those through :meth:`observe`.
     """
 
-    gates: frozenset[Gate] = CORE_GATES
+    gates: frozenset[str] = CORE_GATES
     warmup: int = 1  # bars that ``observe`` must have seen before ``decide`` counts
     horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
     needs_forecast: bool = False
@@ -193,16 +185,16 @@ class AttentionStrategy(Strategy):
         return Signal(Action.HOLD, "mean return and direction disagree")
 
 
-def declared_gates(strategy: Strategy, *, by_quotes: bool, risk: Mapping[Gate, float]) -> set[Gate]:
+def declared_gates(strategy: Strategy, *, by_quotes: bool, risk: Mapping[str, float]) -> set[str]:
     """Return the gates that have rows: the strategy's own and every configured risk limit."""
     gates = set(strategy.gates) | set(risk)
     if not by_quotes:
-        gates.discard(Gate.STALE)
+        gates.discard(stale.name)
     return gates
 
 
 def remembered(strategy: Strategy) -> int:
     """Return how many of the last bars decide: the strategy's own, or the yardstick of a gate."""
-    if Gate.PLAUSIBLE in strategy.gates:
+    if plausible.name in strategy.gates:
         return max(strategy.warmup, YARDSTICK_BARS)
     return strategy.warmup

@@ -348,42 +348,10 @@ class Regime(StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
-class Gate(StrEnum):
-    """Every gate, in the order in which the first failure names the refusal."""
-
-    OPERATOR = "operator"
-    WARM = "warm"
-    LATE = "late"
-    GAP = "gap"
-    PLAUSIBLE = "plausible"
-    STALE = "stale"
-    DEADLINE = "deadline"
-    FINITE = "finite"
-    CONFIDENCE = "confidence"
-    COLLAPSED = "collapsed"
-    SHIFTED = "shifted"
-    REGIME = "regime"
-    DIRECTION = "direction"
-    EDGE = "edge"
-    RISK_NOTIONAL = "risk.notional"
-    RISK_DRAWDOWN = "risk.drawdown"
-    RISK_DAILY_LOSS = "risk.daily_loss"
-    RISK_DAILY_TRADES = "risk.daily_trades"
-
-
-GATE_ORDER: Final = tuple(Gate)
-INTEGRITY_GATES: Final = GATE_ORDER[: GATE_ORDER.index(Gate.CONFIDENCE)]
-JUDGEMENT_GATES: Final = GATE_ORDER[
-    GATE_ORDER.index(Gate.CONFIDENCE) : GATE_ORDER.index(Gate.RISK_NOTIONAL)
-]
-RISK_GATES: Final = GATE_ORDER[GATE_ORDER.index(Gate.RISK_NOTIONAL) :]
-TIMING_GATES: Final = (Gate.LATE, Gate.STALE, Gate.DEADLINE)
-
-
 class GateSet(Struct, frozen=True):
     """The gates a strategy declared, in order, with their thresholds; interned by the log."""
 
-    gates: tuple[Gate, ...]
+    gates: tuple[str, ...]  # names, as ``gates.py`` declares them
     thresholds: tuple[float, ...]
 
 
@@ -416,7 +384,7 @@ class Decision(Struct, frozen=True, gc=False):
     target_quantity: int  # signed, 10^-quantity_decimals
     reason: str
     allowed: bool
-    refused_by: Gate | None
+    refused_by: str | None  # the name of the first gate that failed
     gate_set: GateSet
     measures: tuple[float | None, ...]
     passed: int

@@ -22,12 +22,12 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.daemon.engine.orders import NOTIONAL_MOST
 from tracepaper.daemon.engine.state import EngineSettings
-from tracepaper.strategies.gates import GateEvaluator
+from tracepaper.strategies.gate_evaluator import GateEvaluator
+from tracepaper.strategies.gates import GateKind, gate_order
 from tracepaper.strategies.market import Notional
 from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
 from tracepaper.strategies.strategy import CORE_GATES, Outlook, Strategy
 from tracepaper.strategies.types import (
-    INTEGRITY_GATES,
     MONEY_SCALE,
     Action,
     Bar,
@@ -39,7 +39,6 @@ from tracepaper.strategies.types import (
     Fill,
     FillModel,
     Funding,
-    Gate,
     Instrument,
     InstrumentChange,
     Order,
@@ -54,7 +53,7 @@ from tracepaper.strategies.types import (
 BARS_MOST: Final = 64
 WORTH_MOST: Final = 10**6 * MONEY_SCALE
 CASH_MOST: Final = 10**8 * MONEY_SCALE
-INTEGRITY: Final = frozenset(INTEGRITY_GATES)
+INTEGRITY: Final = frozenset(gate_order(GateKind.INTEGRITY))
 ENTRIES: Final = (Action.LONG, Action.SHORT)
 RESTING: Final = (OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FILLED)
 TOO_LATE: Final = "no quote filled it within"
@@ -118,10 +117,10 @@ def drawn(seed: int) -> Drawn:
     risk = {
         gate: limit
         for gate, limit in (
-            (Gate.RISK_NOTIONAL, worth / MONEY_SCALE * rng.choice((0.5, 1.02, 5))),
-            (Gate.RISK_DRAWDOWN, rng.choice((0.001, 0.05))),
-            (Gate.RISK_DAILY_LOSS, worth / MONEY_SCALE * 0.01),
-            (Gate.RISK_DAILY_TRADES, rng.choice((1.0, 2.0, 5.0))),
+            ("risk.notional", worth / MONEY_SCALE * rng.choice((0.5, 1.02, 5))),
+            ("risk.drawdown", rng.choice((0.001, 0.05))),
+            ("risk.daily_loss", worth / MONEY_SCALE * 0.01),
+            ("risk.daily_trades", rng.choice((1.0, 2.0, 5.0))),
         )
         if rng.random() < 0.15
     }
@@ -143,12 +142,12 @@ def drawn(seed: int) -> Drawn:
     strategy = Dice(rng)
     gates = strategy.gates | frozenset(risk)
     if not by_quotes:
-        gates -= {Gate.STALE}
+        gates -= {"stale"}
     bench = GateEvaluator(
         gates,
         {
-            Gate.OPERATOR: 1, Gate.WARM: strategy.warmup, Gate.LATE: MINUTE, Gate.GAP: 0,
-            Gate.PLAUSIBLE: 100, Gate.STALE: MINUTE, **risk,
+            "operator": 1, "warm": strategy.warmup, "late": MINUTE, "gap": 0,
+            "plausible": 100, "stale": MINUTE, **risk,
         },
     )  # fmt: skip
     key = item.id

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.digest import decision_digest
+from tracepaper.strategies.gates import gate_order
 from tracepaper.strategies.types import (
     MONEY_LIMIT,
     Account,
@@ -28,7 +29,6 @@ from tracepaper.strategies.types import (
     Funding,
     Gap,
     GapCause,
-    Gate,
     GateSet,
     InstrumentChange,
     Liquidity,
@@ -54,8 +54,8 @@ from tracepaper.strategies.types import (
 
 BTC = instrument()
 ETH = instrument("ETHUSDT", Category.SPOT, price_decimals=4, quantity_decimals=0)
-CROSS_GATES = GateSet((Gate.OPERATOR, Gate.WARM, Gate.LATE, Gate.GAP), (1.0, 100.0, 60_000.0, 0.0))
-MODEL_GATES = GateSet(tuple(Gate), tuple(0.5 + place for place in range(len(Gate))))
+CROSS_GATES = GateSet(("operator", "warm", "late", "gap"), (1.0, 100.0, 60_000.0, 0.0))
+MODEL_GATES = GateSet(gate_order(), tuple(0.5 + place for place in range(len(gate_order()))))
 START_CASH = 10**16
 ORDER_LIFE = (
     OrderStatus.NEW,
@@ -262,17 +262,17 @@ def model_forecast(number: int) -> Forecast:
 def model_decision(number: int, prediction: Prediction) -> Decision:
     """Return a decision over every gate, refused by ``confidence`` or, when late, ``deadline``."""
     is_late = isinstance(prediction, PredictionTimeout)
-    values = [0.1 * place + number for place in range(len(Gate))]
+    values = [0.1 * place + number for place in range(len(gate_order()))]
     measures: list[float | None] = list(values)
-    failed = Gate.DEADLINE if is_late else Gate.CONFIDENCE
+    failed = "deadline" if is_late else "confidence"
     if is_late:
-        for gate in (Gate.FINITE, Gate.CONFIDENCE, Gate.COLLAPSED, Gate.SHIFTED, Gate.EDGE):
-            measures[list(Gate).index(gate)] = None
-    passed = (1 << len(Gate)) - 1 & ~(1 << list(Gate).index(failed))
+        for gate in ("finite", "confidence", "collapsed", "shifted", "edge"):
+            measures[list(gate_order()).index(gate)] = None
+    passed = (1 << len(gate_order())) - 1 & ~(1 << list(gate_order()).index(failed))
     return Decision(
         Action.HOLD,
         0,
-        failed.value,
+        failed,
         allowed=False,
         refused_by=failed,
         gate_set=MODEL_GATES,
@@ -448,14 +448,14 @@ def forecasts(draw: st.DrawFn) -> Forecast:
 
 @st.composite
 def decisions(draw: st.DrawFn) -> Decision:
-    gates = tuple(draw(st.lists(st.sampled_from(Gate), min_size=1, unique=True)))
+    gates = tuple(draw(st.lists(st.sampled_from(gate_order()), min_size=1, unique=True)))
     thresholds = tuple(draw(floats) for _ in gates)
     return Decision(
         draw(st.sampled_from(Action)),
         draw(numbers),
         draw(words),
         draw(st.booleans()),
-        draw(st.none() | st.sampled_from(Gate)),
+        draw(st.none() | st.sampled_from(gate_order())),
         GateSet(gates, thresholds),
         tuple(draw(st.none() | floats) for _ in gates),
         draw(st.integers(0, (1 << len(gates)) - 1)),

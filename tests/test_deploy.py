@@ -23,7 +23,8 @@ from tracepaper.daemon.config.loading import PREFIX, SECTIONS, load
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session.supervisor import STOP_WITHIN_S
-from tracepaper.strategies.types import Gate, Position
+from tracepaper.strategies.gates import gate_order
+from tracepaper.strategies.types import Position
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -223,7 +224,7 @@ def exported() -> dict[str, set[str]]:
     """Return the labels of every sample that a daemon exports."""
     clock = ManualClock(START_MS)
     monitor = Monitor(run=run(), clock=clock, counters={"disconnects": 1}, newest=Heard())
-    made = decision(measures=((Gate.OPERATOR, 0.0, 1.0, False),))
+    made = decision(measures=(("operator", 0.0, 1.0, False),))
     monitor.observe(step(bar(), decided=made, prediction=forecast(), position=Position()))
     families = text_string_to_metric_families(generate_latest(registry_of(monitor)).decode())
     return {sample.name: set(sample.labels) for each in families for sample in each.samples}
@@ -297,7 +298,7 @@ def test_every_metric_of_ours_is_in_an_alarm_or_a_picture(exported: dict[str, se
 
 def test_label_values_that_alarms_name_exist() -> None:
     text = " ".join(expressions())
-    assert set(re.findall(r'gate="(\w+)"', text)) <= set(Gate)
+    assert set(re.findall(r'gate="(\w+)"', text)) <= set(gate_order())
     source = (ROOT / "daemon" / "bybit" / "websocket.py").read_text(encoding="utf-8")
     for counter in re.findall(r'what="(\w+)"', text):
         assert f'"{counter}"' in source

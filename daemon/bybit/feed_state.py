@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from tracepaper.strategies.gates import Plausibility
+from tracepaper.strategies.gate_evaluator import Plausibility
 from tracepaper.strategies.types import Bar, Funding, GapCause, Instrument, Mark, Quote, Source
 
 # ---------------------------------------------------------------- bars

@@ -77,8 +77,7 @@ def _instrument(name: str, facts: Document) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    from tracepaper.strategies.types import Gate
-    from tracepaper.strategies.words import measured
+    from tracepaper.strategies.gates import measured
 
     head = Text.assemble(
         (f"\n{name}", "bold"), f"  close {facts['close']}  position {facts.get('quantity', '0')}  "
@@ -90,8 +89,8 @@ def _instrument(name: str, facts: Document) -> RenderableType:
     for gate in cast("list[Document]", facts.get("gates", [])):
         mark, style = ("✓", "green") if gate["passed"] else ("✗", "red")
         measure, threshold = (cast("float | None", gate[key]) for key in ("measure", "threshold"))
-        kind = Gate(str(gate["gate"]))
+        name = str(gate["gate"])
         table.add_row(
-            f"[{style}]{mark}[/] {kind.value}", measured(kind, measure), measured(kind, threshold)
+            f"[{style}]{mark}[/] {name}", measured(name, measure), measured(name, threshold)
         )
     return Group(head, table)

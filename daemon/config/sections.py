@@ -10,7 +10,7 @@ import ipaddress
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Final, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -36,6 +37,7 @@ from tracepaper.daemon.config.values import (
     several,
     symbol_names,
 )
+from tracepaper.strategies.gates import GATES, ThresholdForm, ThresholdKey, gate_order
 
 INTERVAL_MS: Final = {
     "1": 60_000,
@@ -187,27 +189,45 @@ class Model(Section):
     """auto, or one of the attention backends that `tracepaper doctor` lists."""
 
 
-class GateRules(Section):
+_FORMS: Final[dict[ThresholdForm, Any]] = {
+    ThresholdForm.MILLISECONDS: Annotated[int, Field(ge=0, le=YEAR_MS)],
+    ThresholdForm.NUMBER: Positive,
+    ThresholdForm.QUANTILE: Threshold,
+    ThresholdForm.SHARE: Annotated[Exact, Field(gt=0, le=1)],
+    ThresholdForm.COUNT: Annotated[int, Field(ge=1, le=1_000_000)],
+}
+
+
+def _thresholds(section: str) -> type[Section]:
+    """Return the keys of *section* that the gates declare, as fields; absent ones are None."""
+    fields: dict[str, Any] = {}
+    for name in gate_order():
+        key = GATES[name].threshold
+        if isinstance(key, ThresholdKey) and GATES[name].section == section:
+            form = _FORMS[key.form]
+            default: Any = key.default
+            if key.default is not None and key.form in {ThresholdForm.NUMBER, ThresholdForm.SHARE}:
+                default = Decimal(key.default)
+            fields[key.name] = (
+                form if key.default is not None else form | None,
+                Field(default, description=key.words, examples=[key.example]),
+            )
+    made: type[Section] = create_model(f"{section.title()}Thresholds", __base__=Section, **fields)
+    return made
+
+
+if TYPE_CHECKING:  # a checker reads no fields that are made
+    GateThresholds = Section
+    RiskThresholds = Section
+else:
+    GateThresholds, RiskThresholds = _thresholds("gate"), _thresholds("risk")
+
+
+class GateRules(GateThresholds):
     """What a forecast must pass; thresholds are numbers, or qX of the model's calibration slice."""
 
-    late_ms: int | None = Field(default=None, ge=0, le=YEAR_MS)
-    """Most market milliseconds from a bar's close to its decision; one interval if absent."""
-    stale_ms: int | None = Field(default=None, ge=0, le=YEAR_MS)
-    """Most market milliseconds of age of the newest quote; one interval if absent."""
-    plausible: Positive = Decimal(100)
-    """At most this many usual ranges (median of high - low) between a close and the last one."""
-    confidence: Threshold = "q0.5"
-    """At least this entropy confidence."""
-    collapse: Threshold = "q0.01"
-    """At least this confidence above what mask and encoding alone give."""
-    shift: Threshold = "q0.99"
-    """At most this distance between this bar's rollout and the last one's."""
     regimes: Annotated[tuple[RegimeName, ...], BeforeValidator(several)] = ("MOMENTUM", "MIXED")
     """Regimes in which trading is allowed: MOMENTUM, MIXED, MEAN_REVERSION."""
-    direction: Threshold = "q0.5"
-    """At least this share of the likelier direction."""
-    edge: Threshold = "1"
-    """At least this many round-trip costs of expected return."""
     horizon: int = Field(default=30, ge=1, le=100_000)
     """Bars ahead of which direction and edge speak; the model must forecast them."""
     on_refusal: Literal["hold", "flat"] = "hold"
@@ -268,17 +288,8 @@ class Execution(Section):
     """full: the exchange's limits; data: only tick and step; auto: full where there is one."""
 
 
-class Risk(Section):
+class Risk(RiskThresholds):
     """Limits of the account; one that is absent is not a gate."""
-
-    max_notional: Positive | None = None
-    """Largest position, in quote currency."""
-    max_drawdown: Annotated[Exact, Field(gt=0, le=1)] | None = None
-    """Largest fall of equity from its peak, as a fraction."""
-    max_daily_loss: Positive | None = None
-    """Largest loss in one UTC day, in quote currency."""
-    max_daily_trades: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Most trades in one UTC day: orders of which at least a part was filled."""
 
 
 class AccountRules(Section):

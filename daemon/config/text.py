@@ -20,16 +20,10 @@ HEADER: Final = f"""\
 # `tracepaper config check` reads this file without starting anything.
 """
 UNSET: Final = {
-    "late_ms": 60_000,
-    "stale_ms": 60_000,
     "taker_fee": "0.00055",
-    "max_notional": "50000",
-    "max_drawdown": "0.2",
-    "max_daily_loss": "2000",
-    "max_daily_trades": 50,
     "keep_days": 365,
 }
-"""What a key that is absent by default could be set to."""
+"""What a key that is absent by default could be set to; those of gates are declared there."""
 
 
 def render(config: Config) -> str:
@@ -59,7 +53,9 @@ def _section(name: str, model: type[BaseModel]) -> str:
 def _value(key: str, field: FieldInfo) -> str:
     """Return the default of *field* as TOML; where there is none, a sensible value."""
     default = canonical(field.get_default(call_default_factory=True))
-    return _toml(UNSET[key] if default is None else default)
+    if default is None:
+        default = field.examples[0] if field.examples else UNSET[key]
+    return _toml(default)
 
 
 def _toml(value: object) -> str:

@@ -16,7 +16,7 @@ from tracepaper.daemon.engine.instrument_state import INTEGRITY, InstrumentState
 from tracepaper.daemon.engine.orders import FLATTEN, UNCHANGED, Sent
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import EngineSettings, EngineState
-from tracepaper.strategies.gates import GateEvaluator
+from tracepaper.strategies.gate_evaluator import GateEvaluator
 from tracepaper.strategies.sizing import Sizer
 from tracepaper.strategies.strategy import Strategy
 from tracepaper.strategies.types import (

@@ -9,20 +9,18 @@ from msgspec.structs import replace
 from tracepaper.daemon.engine.orders import Broker
 from tracepaper.daemon.engine.state import EngineSettings
 from tracepaper.storage.digest import DecisionHash, WindowHash
-from tracepaper.strategies.gates import GateEvaluator, GateInputs, Plausibility, is_finite_forecast
+from tracepaper.strategies.gate_evaluator import GateEvaluator, Plausibility, is_finite_forecast
+from tracepaper.strategies.gates import GateInputs, GateKind, gate_order, plausible
 from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.regime import next_regime
 from tracepaper.strategies.sizing import Sizer
 from tracepaper.strategies.strategy import Outlook, Strategy, remembered
 from tracepaper.strategies.types import (
-    INTEGRITY_GATES,
-    JUDGEMENT_GATES,
     Action,
     Bar,
     Category,
     Decision,
     Forecast,
-    Gate,
     Instrument,
     Prediction,
     PredictionTimeout,
@@ -31,8 +29,8 @@ from tracepaper.strategies.types import (
     Signal,
 )
 
-INTEGRITY: Final = frozenset(INTEGRITY_GATES)
-_JUDGEMENT: Final = frozenset(JUDGEMENT_GATES)
+INTEGRITY: Final = frozenset(gate_order(GateKind.INTEGRITY))
+_JUDGEMENT: Final = frozenset(gate_order(GateKind.JUDGEMENT))
 _ENTRIES: Final = frozenset({Action.LONG, Action.SHORT})
 
 
@@ -53,7 +51,7 @@ class InstrumentState:
         self.bench = bench
         self.remembered = remembered(strategy)
         self.window = WindowHash(instrument, settings.interval_ms, self.remembered)
-        self._plausibility = Plausibility() if Gate.PLAUSIBLE in bench.gate_set.gates else None
+        self._plausibility = Plausibility() if plausible.name in bench.gate_set.gates else None
         self._bounds = settings.bounds
         self._flat_on_refusal = settings.flat_on_refusal
         self.hash = DecisionHash(instrument)
@@ -114,7 +112,7 @@ class InstrumentState:
         if refused is not None:
             flat = self._flat_on_refusal and refused in _JUDGEMENT
             action = Action.FLAT if flat else Action.HOLD
-            reason = f"refused by {refused.value}"
+            reason = f"refused by {refused}"
             target = 0 if flat else wanted
         if expired and action is Action.HOLD and refused not in INTEGRITY:
             action, target, reason = Action.FLAT, 0, "horizon"

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.strategies.gates import GateInputs
-from tracepaper.strategies.types import MONEY_SCALE, Account, Gate
+from tracepaper.strategies.types import MONEY_SCALE, Account
 
 DAY_MS: Final = 86_400_000
 
@@ -27,7 +27,7 @@ class RiskState(Struct, frozen=True):
 class RiskWatch:
     """Measures drawdown, the day's loss and the day's trades, where a limit asks for them."""
 
-    def __init__(self, limits: Mapping[Gate, float]) -> None:
+    def __init__(self, limits: Mapping[str, float]) -> None:
         self.active = bool(limits)
         self.state = RiskState()
 

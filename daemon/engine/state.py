@@ -11,7 +11,7 @@ from tracepaper.daemon.engine.orders import FILL_WITHIN_MS
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.regime import RegimeBounds
-from tracepaper.strategies.types import FillModel, Gate, Regime
+from tracepaper.strategies.types import FillModel, Regime
 
 
 class EngineSettings(Struct, frozen=True):
@@ -29,7 +29,7 @@ class EngineSettings(Struct, frozen=True):
     slope: float = 1.0
     regimes: frozenset[Regime] = frozenset()
     bounds: RegimeBounds | None = None
-    risk: dict[Gate, float] = {}
+    risk: dict[str, float] = {}
 
 
 class EngineState(Struct, frozen=True):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from tracepaper.daemon.engine.ports import AuditLog, Clock, Predictor
+from tracepaper.strategies.gates import late, operator, warm
 from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
@@ -18,7 +19,6 @@ from tracepaper.strategies.types import (
     CommandKind,
     Decision,
     Event,
-    Gate,
     Instrument,
     Prediction,
     Run,
@@ -141,7 +141,7 @@ class Monitor:
 
     def _time(self, step: Step, close_ms: int) -> None:
         """Count how long after its close a bar's decision was stored, unless it came late."""
-        if step.decision is not None and step.decision.refused_by is not Gate.LATE:
+        if step.decision is not None and step.decision.refused_by != late.name:
             self.decision_s.add(max(0, self._clock.market_ms() - close_ms) / 1000)
 
     def predicting(self, predictor: Predictor) -> Predictor:
@@ -195,10 +195,10 @@ class Monitor:
     def _judge(self, decision: Decision) -> None:
         self.actions[decision.action.value] += 1
         if decision.refused_by is not None:
-            self.refusals[decision.refused_by.value] += 1
+            self.refusals[decision.refused_by] += 1
         gates = decision.gate_set.gates
-        if Gate.OPERATOR in gates:
-            self.halted = not decision.passed >> gates.index(Gate.OPERATOR) & 1
+        if operator.name in gates:
+            self.halted = not decision.passed >> gates.index(operator.name) & 1
 
     def not_ready(self) -> Sequence[str]:
         """Return why the daemon cannot decide now; nothing where it can."""
@@ -211,7 +211,7 @@ class Monitor:
             age_ms = self._clock.market_ms() - step.event.close_time_ms
             if age_ms > FRESH_INTERVALS * self.run.interval_ms:
                 reasons.append(f"the newest bar of {instrument} closed {age_ms // 1000} s ago")
-            elif step.decision is None or step.decision.refused_by is Gate.WARM:
+            elif step.decision is None or step.decision.refused_by == warm.name:
                 reasons.append(f"{instrument} is warming up")
         return reasons
 
@@ -288,7 +288,7 @@ def bar_document(step: Step, instrument: Instrument) -> Document:
         document |= {
             "action": decision.action.value,
             "allowed": decision.allowed,
-            "refused_by": decision.refused_by.value if decision.refused_by else None,
+            "refused_by": decision.refused_by,
             "reason": decision.reason,
             "regime": decision.regime.value,
             "gates": gate_documents(decision),
@@ -303,7 +303,7 @@ def gate_documents(decision: Decision) -> list[Document]:
     )
     return [
         {
-            "gate": gate.value,
+            "gate": gate,
             "measure": measure,
             "threshold": threshold,
             "passed": bool(decision.passed >> index & 1),

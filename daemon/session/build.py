@@ -20,7 +20,13 @@ from tracepaper.daemon.engine.state import EngineSettings
 from tracepaper.daemon.session.user_source import class_sha256
 from tracepaper.daemon.session.user_strategy import user_class, user_strategy
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.gates import GateEvaluator, threshold_of
+from tracepaper.strategies.gate_evaluator import (
+    GateEvaluator,
+    limits,
+    threshold_of,
+    thresholds_of,
+)
+from tracepaper.strategies.gates import regime as regime_gate
 from tracepaper.strategies.market import check_money, scaled
 from tracepaper.strategies.regime import RegimeBounds
 from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
@@ -38,7 +44,6 @@ from tracepaper.strategies.types import (
     Calibration,
     Category,
     FillModel,
-    Gate,
     Instrument,
     Regime,
 )
@@ -112,48 +117,6 @@ def terms_for(config: Config) -> ExecutionCosts:
     )
 
 
-def risk_limits(config: Config) -> dict[Gate, float]:
-    """Return the configured limits; one that is absent is not a gate."""
-    risk = config.risk
-    limits = {
-        Gate.RISK_NOTIONAL: risk.max_notional,
-        Gate.RISK_DRAWDOWN: risk.max_drawdown,
-        Gate.RISK_DAILY_LOSS: risk.max_daily_loss,
-        Gate.RISK_DAILY_TRADES: risk.max_daily_trades,
-    }
-    return {gate: float(limit) for gate, limit in limits.items() if limit is not None}
-
-
-def _thresholds(
-    config: Config, gates: set[Gate], warmup: int, calibration: Calibration | None
-) -> dict[Gate, float]:
-    """Return each declared gate's threshold; the card is asked only for gates that are declared."""
-    given, interval_ms = config.gate, config.market.interval_ms
-    thresholds: dict[Gate, float] = {
-        Gate.OPERATOR: 1.0,
-        Gate.WARM: float(warmup),
-        Gate.LATE: float(interval_ms if given.late_ms is None else given.late_ms),
-        Gate.GAP: 0.0,
-        Gate.PLAUSIBLE: float(given.plausible),
-        Gate.STALE: float(interval_ms if given.stale_ms is None else given.stale_ms),
-        Gate.DEADLINE: 1.0,
-        Gate.FINITE: 1.0,
-        Gate.REGIME: 1.0,
-        **risk_limits(config),
-    }
-    written = {
-        Gate.CONFIDENCE: (given.confidence, "confidence"),
-        Gate.COLLAPSED: (given.collapse, "collapsed"),
-        Gate.SHIFTED: (given.shift, "shift"),
-        Gate.DIRECTION: (given.direction, "direction"),
-        Gate.EDGE: (given.edge, "edge"),
-    }
-    for gate, (text, measure) in written.items():
-        if gate in gates:
-            thresholds[gate] = threshold_of(str(text), measure, calibration)
-    return thresholds
-
-
 def _bounds(config: Config, calibration: Calibration | None) -> RegimeBounds:
     rules = config.regime
     return RegimeBounds.between(
@@ -198,13 +161,20 @@ def build_engine(
     index = horizon_index(config, forecaster)
     make = strategies_for(config, forecaster)
     strategies = {item.id: make() for item in instruments}
-    limits = risk_limits(config)
+    sections = config.model_dump()
+    risk = limits(sections)
     benches = {}
     for key, strategy in strategies.items():
-        gates = declared_gates(strategy, by_quotes=execution is FillModel.QUOTE, risk=limits)
-        thresholds = _thresholds(config, gates, strategy.warmup, calibration)
+        gates = declared_gates(strategy, by_quotes=execution is FillModel.QUOTE, risk=risk)
+        thresholds = thresholds_of(
+            gates,
+            sections,
+            warmup=strategy.warmup,
+            interval_ms=config.market.interval_ms,
+            calibration=calibration,
+        )
         benches[key] = GateEvaluator(frozenset(gates), thresholds)
-    judged = any(Gate.REGIME in bench.gate_set.gates for bench in benches.values())
+    judged = any(regime_gate.name in bench.gate_set.gates for bench in benches.values())
     slope = 1.0 if calibration is None else calibration.slope.get(config.gate.horizon, 1.0)
     settings = EngineSettings(
         execution=execution,
@@ -221,7 +191,7 @@ def build_engine(
         slope=slope,
         regimes=frozenset(Regime(name) for name in config.gate.regimes),
         bounds=_bounds(config, calibration) if judged else None,
-        risk=limits,
+        risk=risk,
     )
     sizers = {item.id: _sizer(config, item, index) for item in instruments}
     return Engine(instruments, strategies, sizers, benches, settings)

@@ -41,6 +41,8 @@ from tracepaper.daemon.session.predictor import Worker, WorkerPredictor, no_mode
 from tracepaper.daemon.session.preflight import preflight_engine, refuse_size
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.gate_evaluator import configured
+from tracepaper.strategies.gates import plausible
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
     Category,
@@ -266,7 +268,7 @@ class Daemon:
                 ahead_ms=exchange.ahead_ms,
                 time_scale=exchange.time_scale,
                 certain_s=exchange.certain_s,
-                plausible=float(config.gate.plausible),
+                plausible=float(configured(plausible, config.model_dump())),
                 trades=exchange.trades,
             ),
             start=FeedStart(

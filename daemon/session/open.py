@@ -20,7 +20,7 @@ from tracepaper.daemon.session.run_record import continues, describe_run, starte
 from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.gates import YARDSTICK_BARS
+from tracepaper.strategies.gate_evaluator import YARDSTICK_BARS
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
     Bar,

@@ -13,8 +13,9 @@ from typing import Final
 from tracepaper.daemon.session import outside
 from tracepaper.daemon.session.user_source import own_folder
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError
+from tracepaper.strategies.gates import GATES, gate_order
 from tracepaper.strategies.strategy import Outlook, Strategy
-from tracepaper.strategies.types import Action, Bar, Gate, Signal
+from tracepaper.strategies.types import Action, Bar, Signal
 
 WARMUP_MOST: Final = 100_000
 REASON_LONGEST: Final = 200
@@ -176,8 +177,10 @@ def _check(strategy: Strategy) -> None:
         raise ConfigInvalid(
             f"{name}.horizon is {_short(horizon)}; give a whole number of bars, or None."
         )
-    if not all(isinstance(gate, Gate) for gate in strategy.gates):
-        raise ConfigInvalid(f"{name}.gates are {_short(strategy.gates)}; name members of Gate.")
+    if not GATES.keys() >= set(strategy.gates):
+        raise ConfigInvalid(
+            f"{name}.gates are {_short(strategy.gates)}; name gates of: {', '.join(gate_order())}."
+        )
     if not TWINS.issuperset(strategy.twins):
         raise ConfigInvalid(f"{name}.twins are {_short(strategy.twins)}; the one twin is ungated.")
 

@@ -18,6 +18,7 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.screen import Seen, screen
+from tracepaper.strategies.gates import late
 from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
@@ -28,7 +29,6 @@ from tracepaper.strategies.types import (
     Fill,
     Forecast,
     Gap,
-    Gate,
     Instrument,
     Run,
     Step,
@@ -215,7 +215,7 @@ class Lines:
             facts["confidence"] = round(step.prediction.explanation.confidence, 4)
         if (decision := step.decision) is not None:
             facts["action"] = decision.action.value
-            facts["refused_by"] = decision.refused_by.value if decision.refused_by else None
+            facts["refused_by"] = decision.refused_by
             facts["unfilled"] = decision.unfilled_reason
             facts["regime"] = decision.regime.value
         if step.position is not None:
@@ -262,10 +262,10 @@ class RunWatcher:
             self._bars += 1
             self._allowed += decision.allowed
             if decision.refused_by is not None:
-                self._refusals[decision.refused_by.value] += 1
+                self._refusals[decision.refused_by] += 1
             elif decision.unfilled_reason is not None:
                 self._unfilled[decision.unfilled_reason] += 1
-            self.decided += decision.refused_by is not Gate.LATE
+            self.decided += decision.refused_by != late.name
         return not self.reached_end and (self._limit is None or self.decided < self._limit)
 
     def farewell(self, database: Path) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracepaper.daemon.config.loading import restore
+from tracepaper.strategies.gates import GATES, measured
 from tracepaper.strategies.market import scaled, unscaled
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
@@ -25,13 +26,11 @@ from tracepaper.strategies.types import (
     Bar,
     Decision,
     Forecast,
-    Gate,
     Instrument,
     PredictionTimeout,
     Run,
     Step,
 )
-from tracepaper.strategies.words import measured
 
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 BAR_CELLS: Final = 30
@@ -43,9 +42,6 @@ ACTION_STYLES: Final = {
     Action.FLAT: "bold",
     Action.HOLD: "dim",
 }
-MEASURED: Final = frozenset(
-    {Gate.CONFIDENCE, Gate.COLLAPSED, Gate.SHIFTED, Gate.DIRECTION, Gate.EDGE}
-)
 DOWN, FLAT, UP = "red", "bright_black", "green"
 
 
@@ -183,7 +179,7 @@ def _forecast(forecast: Forecast, horizon: int) -> Text:
 def _decision(decision: Decision) -> Text:
     text = Text.assemble((decision.action.value, ACTION_STYLES[decision.action]))
     if decision.refused_by is not None:
-        text.append(f"  refused by {decision.refused_by.value}", "yellow")
+        text.append(f"  refused by {decision.refused_by}", "yellow")
     elif decision.unfilled_reason is not None:
         text.append(f"  unfilled: {decision.unfilled_reason}", "yellow")
     elif decision.reason:
@@ -200,8 +196,8 @@ def _gates(decision: Decision) -> RenderableType:
     for index, (gate, measure, threshold) in enumerate(rows):
         passed = decision.passed >> index & 1
         text = Text.assemble(("✓ ", UP) if passed else ("✗ ", DOWN))
-        text.append(gate.value, "" if passed else "bold")
-        if not passed or gate in MEASURED:
+        text.append(gate, "" if passed else "bold")
+        if not passed or GATES[gate].calibrated_as:
             text.append(f" {measured(gate, measure)}/{measured(gate, threshold)}", "dim")
         cells.append(text)
     return Columns(cells, padding=(0, 2))

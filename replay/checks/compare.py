@@ -70,7 +70,7 @@ def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[st
     for place, gate in enumerate(first.gate_set.gates):
         one, two = first.measures[place], second.measures[place]
         if one != two:
-            yield f"gate {gate.value}", shown(one), shown(two)
+            yield f"gate {gate}", shown(one), shown(two)
 
 
 def forecast_differences(first: Forecast, second: Forecast) -> Iterator[tuple[str, str, str]]:
@@ -120,7 +120,7 @@ TOLERANCES: Final[Mapping[str, float]] = {
     "answers.l1_error": SHARES,
     "answers.entropy": SHARES,
     "answers.buckets": SHARES,
-    **{f"answers.measure_{gate.value}": MEASURES for gate in ANSWER_GATES},
+    **{f"answers.measure_{gate}": MEASURES for gate in ANSWER_GATES},
 }
 """Columns whose floats another machine rounds otherwise; all else is equal everywhere."""
 

@@ -18,9 +18,9 @@ from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.replay.checks.compare import Difference, decision_differences, forecast_differences
 from tracepaper.storage.digest import scale_factor
 from tracepaper.storage.reader import Reader
+from tracepaper.strategies.gates import GATES
 from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import (
-    TIMING_GATES,
     Bar,
     Decision,
     Forecast,
@@ -184,7 +184,7 @@ def _only_timing(one: Decision, two: Decision, first: Instrument, second: Instru
     """Return the timing gate that refused one of the two and not the other, if that is all."""
     for this, that in ((one, two), (two, one)):
         refused = this.refused_by
-        if refused in TIMING_GATES and that.refused_by is not refused:
+        if refused is not None and GATES[refused].is_timing and that.refused_by != refused:
             return str(refused)
     same = _target(one, first) == _target(two, second)
     if not same and one.action == two.action == "HOLD":

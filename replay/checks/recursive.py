@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.replay.archive import Candles, slice_candles
@@ -12,9 +13,11 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.checks.compare import Difference, decision_differences
 from tracepaper.replay.checks.processes import Taken, derived, first_difference
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import RISK_GATES, Bar, Decision
+from tracepaper.strategies.gates import GateKind, gate_order
+from tracepaper.strategies.types import Bar, Decision
 
 Tell = Callable[[str], None]
+_RISK: Final = frozenset(gate_order(GateKind.RISK))
 
 
 @dataclass
@@ -79,7 +82,7 @@ def same_judgement(one: Taken, two: Taken) -> bool:
         return a is b
     if not same_wish(one, two) or not _measures_agree(a, b):
         return False
-    judged = a.refused_by not in RISK_GATES and b.refused_by not in RISK_GATES
+    judged = a.refused_by not in _RISK and b.refused_by not in _RISK
     same = (a.refused_by, a.regime) == (b.refused_by, b.regime)
     return same or not judged or _at_threshold(a, b)
 
@@ -97,7 +100,7 @@ def _measures_agree(a: Decision, b: Decision) -> bool:
     """Return whether all measures agree but those of the account's limits."""
     if a.gate_set.gates != b.gate_set.gates:
         return False
-    kept = [place for place, gate in enumerate(a.gate_set.gates) if gate not in RISK_GATES]
+    kept = [place for place, gate in enumerate(a.gate_set.gates) if gate not in _RISK]
     return numbers_agree([a.measures[at] for at in kept], [b.measures[at] for at in kept])
 
 

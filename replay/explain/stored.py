@@ -12,14 +12,12 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from tracepaper.daemon.commands.options import located
 from tracepaper.replay.report.summary import reading
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.gates import AT_LEAST
-from tracepaper.strategies.types import Gate
-from tracepaper.strategies.words import UNITS, with_unit
+from tracepaper.strategies.gates import GATES, with_unit
 
 Row = dict[str, Any]
 
@@ -103,13 +101,6 @@ def _missing(db: sqlite3.Connection, run_id: str, sequence: int) -> str:
     return f"Run {run_id} has no decision {sequence}; the nearest is {run_id}:{row['sequence']}."
 
 
-SWITCHES: Final = frozenset({Gate.OPERATOR, Gate.DEADLINE, Gate.FINITE, Gate.REGIME})
-"""Gates that answer yes or no: they turn, but are never near to turning."""
-
-LEAST: Final[Mapping[Gate, float]] = {Gate.DIRECTION: 0.5}
-"""Where a measure begins, if not at 0: shares are taken of the threshold's distance from there."""
-
-
 @dataclass(frozen=True)
 class GateMargin:
     """How far one gate was from turning; ``margin`` is null where its measure is."""
@@ -120,7 +111,7 @@ class GateMargin:
     passed: bool
     unit: str
     margin: float | None  # by how much it passed; negative where it failed
-    share: float | None  # the margin over the threshold, from ``LEAST`` on; null where that is 0
+    share: float | None  # the margin over the threshold, less where the measure begins; null if 0
 
     @property
     def is_gradual(self) -> bool:
@@ -128,8 +119,8 @@ class GateMargin:
 
         The count of bars stops at the warm-up, so a warm model is never near to being cold.
         """
-        gate = Gate(self.gate)
-        is_settled = gate in SWITCHES or (gate is Gate.WARM and self.passed)
+        gate = GATES[self.gate]
+        is_settled = gate.is_switch or (gate.is_capped and self.passed)
         return self.share is not None and not is_settled
 
 
@@ -179,15 +170,13 @@ def flips_of(stored: StoredDecision) -> Flips:
 
 def _margin(row: Mapping[str, Any]) -> GateMargin:
     """Return the margin of one row of ``v_gates``."""
-    gate, measure, threshold = Gate(row["gate"]), row["measure"], float(row["threshold"])
+    gate, measure, threshold = GATES[row["gate"]], row["measure"], float(row["threshold"])
     margin = None
     if measure is not None:
-        margin = measure - threshold if gate in AT_LEAST else threshold - measure
-    span = abs(threshold - LEAST.get(gate, 0.0))
+        margin = measure - threshold if gate.at_least else threshold - measure
+    span = abs(threshold - gate.starts_at)
     share = None if margin is None or span == 0 else margin / span
-    return GateMargin(
-        gate.value, measure, threshold, bool(row["passed"]), UNITS[gate], margin, share
-    )
+    return GateMargin(gate.name, measure, threshold, bool(row["passed"]), gate.unit, margin, share)
 
 
 def _side(decision: Mapping[str, Any]) -> Side | None:
@@ -226,7 +215,7 @@ def _allowed_sentence(nearest: GateMargin | None) -> str:
 def _shortfall(gate: GateMargin) -> str:
     if gate.margin is None:
         return "whose measure could not be computed"
-    if Gate(gate.gate) in SWITCHES:
+    if GATES[gate.gate].is_switch:
         return "which answers yes or no"
     return f"short by {_distance(gate)}"
 
@@ -234,9 +223,9 @@ def _shortfall(gate: GateMargin) -> str:
 def _distance(gate: GateMargin) -> str:
     """Return a margin in its unit and, where there is one, as a share of the threshold."""
     assert gate.margin is not None
-    distance = with_unit(Gate(gate.gate), abs(gate.margin))
+    distance = with_unit(gate.gate, abs(gate.margin))
     if gate.share is None:
         return distance
-    least = LEAST.get(Gate(gate.gate))
-    above = "" if least is None else f" above {least:g}"
+    least = GATES[gate.gate].starts_at
+    above = f" above {least:g}" if least else ""
     return f"{distance} ({abs(gate.share):.1%} of its threshold{above})"

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from tracepaper.replay.explain.stored import Flips, GateMargin, StoredDecision, flips_of
 from tracepaper.replay.report.summary import bar_of
-from tracepaper.strategies.types import Gate
-from tracepaper.strategies.words import measured, unit_beside
+from tracepaper.strategies.gates import measured, unit_beside
 
 BASIS_POINTS: Final = 1e4
 BUCKETS_SHOWN: Final = 12
@@ -74,11 +73,11 @@ def _gate_table(flips: Flips) -> Table:
     for gate in flips.gates:
         table.add_row(
             f"[bold]{gate.gate}[/]" if gate.gate == flips.nearest else gate.gate,
-            measured(Gate(gate.gate), gate.measure),
-            measured(Gate(gate.gate), gate.threshold),
-            measured(Gate(gate.gate), gate.margin, signed=True),
+            measured(gate.gate, gate.measure),
+            measured(gate.gate, gate.threshold),
+            measured(gate.gate, gate.margin, signed=True),
             _share(gate),
-            f"[dim]{unit_beside(Gate(gate.gate))}[/]",
+            f"[dim]{unit_beside(gate.gate)}[/]",
             ANSWER_MARK[gate.passed],
         )
     return table

@@ -32,8 +32,7 @@ from tracepaper.replay.report.price_charts import (
 from tracepaper.replay.report.tables import Form, Table, Value, tone, written
 from tracepaper.replay.report.terminal import counted, span
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types import Gate
-from tracepaper.strategies.words import measured
+from tracepaper.strategies.gates import measured
 
 INSTRUMENTS_MAX: Final = 4
 POLICY: Final = (
@@ -449,8 +448,8 @@ def _gates(explained: Explained) -> Markup:
     rows = [
         [
             gate["gate"],
-            measured(Gate(gate["gate"]), gate["measure"]),
-            measured(Gate(gate["gate"]), gate["threshold"]),
+            measured(gate["gate"], gate["measure"]),
+            measured(gate["gate"], gate["threshold"]),
             element("span", "passed", class_="mark")
             if gate["passed"]
             else element("span", "failed", class_="mark failed"),

@@ -28,7 +28,7 @@ from tracepaper.replay.report.record import Bars, Floats, Ints
 from tracepaper.replay.report.refusals import forward_returns
 from tracepaper.replay.report.tables import written
 from tracepaper.replay.report.trades import Trade
-from tracepaper.strategies.types import GATE_ORDER
+from tracepaper.strategies.gates import gate_order
 
 POINTS_MAX: Final = 800
 TRADES_MAX: Final = 300
@@ -158,7 +158,7 @@ def _refused(report: Report, instrument: str) -> Figure | None:
     record, decisions = report.record, report.record.decisions
     side = forward_returns(record)[0]
     own = (decisions.instrument == instrument) & (side != 0)
-    names = [gate.value for gate in GATE_ORDER]
+    names = list(gate_order())
     gates = [name for name in names if (own & (decisions.refused_by == name)).any()]
     if not gates:
         return None

@@ -167,7 +167,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
                 _rows(db, "SELECT * FROM v_gaps WHERE run_id = ? ORDER BY sequence", run_id)
             ),
             thresholds={
-                gate.value: threshold
+                gate: threshold
                 for gates in reader.gate_sets(stored.run_key)
                 for gate, threshold in zip(gates.gates, gates.thresholds, strict=True)
             },

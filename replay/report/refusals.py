@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.replay.report.record import Floats, Ints, RunRecord
-from tracepaper.strategies.types import GATE_ORDER
+from tracepaper.strategies.gates import gate_order
 
 ALLOWED: Final = "allowed"
 LEVEL: Final = 0.95
@@ -89,7 +89,7 @@ def refusals(record: RunRecord) -> list[Refusal]:
     seen = side != 0
     signals = _Signals(seen, gross, net)
     found = []
-    for name in (gate.value for gate in GATE_ORDER):
+    for name in gate_order():
         if (refused == name).any():
             found.append(_row(name, refused == name, seen, signals, record))
             seen = seen & (refused != name)

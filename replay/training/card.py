@@ -22,10 +22,12 @@ from tracepaper.replay.training.series import Source, Split, iso
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.gates import GATES, GateInputs
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types import Forecast
 
-MEASURES: Final = ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
+RECENT_MASS: Final = "recent_mass"
+"""The one measure on the card that is no gate's; the regimes' thresholds are its quantiles."""
 PERCENTS: Final = tuple(range(1, 100))
 ROUND_TRIP_COST: Final = 0.0011
 """Two taker fees of 5.5 basis points: the cost that the quantiles of ``edge`` are taken at."""
@@ -72,30 +74,26 @@ def rounded(value: float) -> float:
 
 
 def measures(forecasts: Sequence[Forecast], *, horizon: int, slope: float) -> Mapping[str, Array]:
-    """Return every gate's measure of explained *forecasts*, as the gate itself computes it.
+    """Return every calibrated gate's measure of explained *forecasts*, by its name on the card.
 
     ``edge`` is taken at ``ROUND_TRIP_COST``.
     """
+    gates = [gate for gate in GATES.values() if gate.calibrated_as]
+    names = (*(gate.calibrated_as for gate in gates), RECENT_MASS)
     rows = []
     for forecast in forecasts:
-        seen = forecast.explanation
-        if seen is None:
+        if (explanation := forecast.explanation) is None:
             raise DataInvalid("A forecast has no explanation; calibrate an explaining forecaster.")
-        at = forecast.horizons.index(horizon)
-        up, down = forecast.p_up[at], forecast.p_down[at]
-        edge = abs(forecast.mean_return[at] * min(1.0, slope)) / ROUND_TRIP_COST
-        rows.append(
-            (
-                seen.confidence,
-                seen.confidence - seen.content_free,
-                np.nan if seen.shift is None else seen.shift,
-                seen.recent_mass,
-                max(up, down) / (up + down),
-                edge,
-            )
+        seen = GateInputs(
+            forecast=forecast,
+            explanation=explanation,
+            horizon_index=forecast.horizons.index(horizon),
+            slope=slope,
+            round_trip_cost=ROUND_TRIP_COST,
         )
-    columns = np.array(rows, dtype=np.float64).reshape(-1, len(MEASURES)).T
-    return dict(zip(MEASURES, columns, strict=True))
+        rows.append((*(gate.measure(seen) for gate in gates), explanation.recent_mass))
+    columns = np.array(rows, dtype=np.float64).reshape(-1, len(names)).T
+    return dict(zip(names, columns, strict=True))
 
 
 NOTICE: Final = "For paper trading only: this model has not been shown to earn money after costs."

@@ -20,13 +20,13 @@ from tracepaper.storage.digest import (
     scale_factor,
 )
 from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.gates import gate_order
 from tracepaper.strategies.types import (
     BLOCK_BARS,
     Action,
     Bar,
     Decision,
     Forecast,
-    Gate,
     GateSet,
     Instrument,
     PredictionTimeout,
@@ -118,29 +118,29 @@ def test_late_none_and_a_forecast_differ_but_the_deadline_does_not_count() -> No
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("gate", list(Gate))
-def test_measures_count_but_for_timing_and_risk(gate: Gate) -> None:
-    place = list(Gate).index(gate)
+@pytest.mark.parametrize("gate", list(gate_order()))
+def test_measures_count_but_for_timing_and_risk(gate: str) -> None:
+    place = list(gate_order()).index(gate)
     measures = list(DECISION.measures)
     measures[place] = 123.5
     changed = digest(decision=replace(DECISION, measures=tuple(measures))) != digest()
-    left_out = gate in {Gate.LATE, Gate.STALE, Gate.DEADLINE} or gate.startswith("risk.")
+    left_out = gate in {"late", "stale", "deadline"} or gate.startswith("risk.")
     assert changed is not left_out
 
 
-@pytest.mark.parametrize("gate", list(Gate))
-def test_verdicts_count_but_for_timing_and_risk(gate: Gate) -> None:
-    flipped = DECISION.passed ^ (1 << list(Gate).index(gate))
+@pytest.mark.parametrize("gate", list(gate_order()))
+def test_verdicts_count_but_for_timing_and_risk(gate: str) -> None:
+    flipped = DECISION.passed ^ (1 << list(gate_order()).index(gate))
     changed = digest(decision=replace(DECISION, passed=flipped)) != digest()
-    left_out = gate in {Gate.LATE, Gate.STALE, Gate.DEADLINE} or gate.startswith("risk.")
+    left_out = gate in {"late", "stale", "deadline"} or gate.startswith("risk.")
     assert changed is not left_out
 
 
 def test_gates_that_do_not_count_may_be_declared_or_not() -> None:
     """Live declares ``stale``, a replay without quotes does not: the decision is the same."""
-    small = GateSet((Gate.OPERATOR, Gate.WARM, Gate.GAP), (1.0, 100.0, 0.0))
+    small = GateSet(("operator", "warm", "gap"), (1.0, 100.0, 0.0))
     large = GateSet(
-        (Gate.OPERATOR, Gate.WARM, Gate.LATE, Gate.GAP, Gate.STALE, Gate.RISK_NOTIONAL),
+        ("operator", "warm", "late", "gap", "stale", "risk.notional"),
         (1.0, 100.0, 60_000.0, 0.0, 60_000.0, 5.0),
     )
     one = Decision(Action.LONG, 5, "", True, None, small, (1.0, 120.0, 0.0), 0b111, Regime.UNKNOWN)
@@ -149,7 +149,7 @@ def test_gates_that_do_not_count_may_be_declared_or_not() -> None:
         gate_set=large,
         measures=(1.0, 120.0, 3.0, 0.0, 17.0, 1.0),
         passed=0b111111,
-        refused_by=Gate.RISK_NOTIONAL,
+        refused_by="risk.notional",
         allowed=False,
         reason="another",
     )

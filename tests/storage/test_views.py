@@ -227,7 +227,7 @@ def test_decisions_tell_forecast_and_reason(database: sqlite3.Connection) -> Non
 def test_every_gate_of_every_decision_has_one_row(database: sqlite3.Connection) -> None:
     for run_id, steps in (("rich", RICH), ("plain", PLAIN)):
         expected = [
-            (step.sequence, gate.value, measure, threshold, step.decision.passed >> place & 1)
+            (step.sequence, gate, measure, threshold, step.decision.passed >> place & 1)
             for step in steps
             if step.decision is not None
             for place, (gate, measure, threshold) in enumerate(

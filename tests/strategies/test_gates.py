@@ -8,22 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.gates import (
-    AT_LEAST,
-    MEASURES,
-    GateEvaluator,
-    GateInputs,
-    is_finite_forecast,
-    threshold_of,
-)
-from tracepaper.strategies.types import GATE_ORDER, Calibration, Gate, Regime
+from tracepaper.strategies.gate_evaluator import GateEvaluator, is_finite_forecast, threshold_of
+from tracepaper.strategies.gates import GATES, GateInputs, gate_order
+from tracepaper.strategies.types import Calibration, Regime
 
+MIXED = frozenset({Regime.MIXED})
 CALIBRATION = Calibration(
     {"confidence": tuple(index / 100 for index in range(1, 100))}, {30: 0.5}, 0.0
 )
 
 
-def judged(gate: Gate, threshold: float, seen: GateInputs) -> tuple[float | None, bool]:
+def judged(gate: str, threshold: float, seen: GateInputs) -> tuple[float | None, bool]:
     bench = GateEvaluator(frozenset({gate}), {gate: threshold})
     measures, passed = bench.judge(seen)
     assert (bench.first_failed(passed) is None) is (passed == 1)
@@ -31,30 +26,30 @@ def judged(gate: Gate, threshold: float, seen: GateInputs) -> tuple[float | None
 
 
 PASSES = {
-    Gate.OPERATOR: (1, GateInputs(running=True), GateInputs(running=False)),
-    Gate.WARM: (5, GateInputs(bars=5), GateInputs(bars=4)),
-    Gate.LATE: (60_000, GateInputs(late_ms=60_000), GateInputs(late_ms=60_001)),
-    Gate.GAP: (0, GateInputs(missing_bars=0), GateInputs(missing_bars=1)),
-    Gate.PLAUSIBLE: (100, GateInputs(plausible=100.0), GateInputs(plausible=100.1)),
-    Gate.STALE: (9, GateInputs(quote_age_ms=9), GateInputs(quote_age_ms=10)),
-    Gate.DEADLINE: (1, GateInputs(answered=True), GateInputs(answered=False)),
-    Gate.FINITE: (1, GateInputs(finite=True), GateInputs(finite=False)),
-    Gate.CONFIDENCE: (
+    "operator": (1, GateInputs(running=True), GateInputs(running=False)),
+    "warm": (5, GateInputs(bars=5), GateInputs(bars=4)),
+    "late": (60_000, GateInputs(late_ms=60_000), GateInputs(late_ms=60_001)),
+    "gap": (0, GateInputs(missing_bars=0), GateInputs(missing_bars=1)),
+    "plausible": (100, GateInputs(plausible=100.0), GateInputs(plausible=100.1)),
+    "stale": (9, GateInputs(quote_age_ms=9), GateInputs(quote_age_ms=10)),
+    "deadline": (1, GateInputs(answered=True), GateInputs(answered=False)),
+    "finite": (1, GateInputs(finite=True), GateInputs(finite=False)),
+    "confidence": (
         0.2,
         GateInputs(explanation=explanation(confidence=0.2)),
         GateInputs(explanation=explanation(confidence=0.19)),
     ),
-    Gate.COLLAPSED: (
+    "collapsed": (
         0.1,
         GateInputs(explanation=explanation(confidence=0.5, content_free=0.25)),
         GateInputs(explanation=explanation(confidence=0.3, content_free=0.25)),
     ),
-    Gate.SHIFTED: (
+    "shifted": (
         0.1,
         GateInputs(explanation=explanation(shift=0.1)),
         GateInputs(explanation=explanation(shift=0.11)),
     ),
-    Gate.REGIME: (
+    "regime": (
         1,
         GateInputs(
             explanation=explanation(), regime=Regime.MIXED, regimes=frozenset({Regime.MIXED})
@@ -63,30 +58,30 @@ PASSES = {
             explanation=explanation(), regime=Regime.MOMENTUM, regimes=frozenset({Regime.MIXED})
         ),
     ),
-    Gate.DIRECTION: (
+    "direction": (
         0.6,
         GateInputs(forecast=forecast(p_up=0.6, p_down=0.2)),
         GateInputs(forecast=forecast(p_up=0.4, p_down=0.39)),
     ),
-    Gate.EDGE: (
+    "edge": (
         1,
         GateInputs(forecast=forecast(0.004), slope=0.5, round_trip_cost=0.0011),
         GateInputs(forecast=forecast(0.002), slope=0.5, round_trip_cost=0.0011),
     ),
-    Gate.RISK_NOTIONAL: (100, GateInputs(notional=100 * 10**10), GateInputs(notional=101 * 10**10)),
-    Gate.RISK_DRAWDOWN: (0.1, GateInputs(drawdown=0.1), GateInputs(drawdown=0.2)),
-    Gate.RISK_DAILY_LOSS: (0.1, GateInputs(daily_loss=0.1), GateInputs(daily_loss=0.2)),
-    Gate.RISK_DAILY_TRADES: (3, GateInputs(daily_trades=3), GateInputs(daily_trades=4)),
+    "risk.notional": (100, GateInputs(notional=100 * 10**10), GateInputs(notional=101 * 10**10)),
+    "risk.drawdown": (0.1, GateInputs(drawdown=0.1), GateInputs(drawdown=0.2)),
+    "risk.daily_loss": (0.1, GateInputs(daily_loss=0.1), GateInputs(daily_loss=0.2)),
+    "risk.daily_trades": (3, GateInputs(daily_trades=3), GateInputs(daily_trades=4)),
 }
 
 
 def test_every_gate_has_a_measure_and_a_case_here() -> None:
-    assert set(MEASURES) == set(GATE_ORDER) == set(PASSES)
-    assert set(GATE_ORDER) > AT_LEAST
+    assert set(GATES) == set(gate_order()) == set(PASSES)
+    assert all(gate.words and gate.unit for gate in GATES.values())
 
 
-@pytest.mark.parametrize("gate", GATE_ORDER)
-def test_gate_passes_at_its_threshold_and_fails_beyond(gate: Gate) -> None:
+@pytest.mark.parametrize("gate", gate_order())
+def test_gate_passes_at_its_threshold_and_fails_beyond(gate: str) -> None:
     threshold, good, bad = PASSES[gate]
     assert judged(gate, threshold, good)[1]
     assert not judged(gate, threshold, bad)[1]
@@ -95,39 +90,39 @@ def test_gate_passes_at_its_threshold_and_fails_beyond(gate: Gate) -> None:
 @pytest.mark.parametrize(
     "gate",
     [
-        Gate.STALE,
-        Gate.FINITE,
-        Gate.CONFIDENCE,
-        Gate.COLLAPSED,
-        Gate.SHIFTED,
-        Gate.REGIME,
-        Gate.DIRECTION,
-        Gate.EDGE,
+        "stale",
+        "finite",
+        "confidence",
+        "collapsed",
+        "shifted",
+        "regime",
+        "direction",
+        "edge",
     ],
 )
-def test_a_measure_that_cannot_be_computed_is_null_and_fails(gate: Gate) -> None:
+def test_a_measure_that_cannot_be_computed_is_null_and_fails(gate: str) -> None:
     assert judged(gate, 0.0, GateInputs()) == (None, False)
 
 
 def test_a_risk_limit_never_stands_in_the_way_of_less_risk() -> None:
     seen = GateInputs(notional=10**15, drawdown=0.9, daily_loss=0.9, daily_trades=99, reduces=True)
-    for gate in (Gate.RISK_NOTIONAL, Gate.RISK_DRAWDOWN, Gate.RISK_DAILY_TRADES):
+    for gate in ("risk.notional", "risk.drawdown", "risk.daily_trades"):
         assert judged(gate, 0.0, seen) == (0.0, True)
 
 
 def test_all_gates_are_evaluated_and_the_first_in_order_names_the_refusal() -> None:
-    gates = frozenset({Gate.GAP, Gate.OPERATOR, Gate.LATE})
-    bench = GateEvaluator(gates, {Gate.OPERATOR: 1, Gate.LATE: 10, Gate.GAP: 0})
+    gates = frozenset({"gap", "operator", "late"})
+    bench = GateEvaluator(gates, {"operator": 1, "late": 10, "gap": 0})
     measures, passed = bench.judge(GateInputs(running=True, late_ms=11, missing_bars=2))
-    assert bench.gate_set.gates == (Gate.OPERATOR, Gate.LATE, Gate.GAP)
+    assert bench.gate_set.gates == ("operator", "late", "gap")
     assert measures == (1.0, 11.0, 2.0)
     assert passed == 0b001
-    assert bench.first_failed(passed) is Gate.LATE
+    assert bench.first_failed(passed) == "late"
 
 
 def test_bars_that_look_alike_are_still_judged_by_how_far_each_close_jumped() -> None:
-    gates = frozenset({Gate.OPERATOR, Gate.GAP, Gate.PLAUSIBLE})
-    bench = GateEvaluator(gates, {Gate.OPERATOR: 1, Gate.GAP: 0, Gate.PLAUSIBLE: 100})
+    gates = frozenset({"operator", "gap", "plausible"})
+    bench = GateEvaluator(gates, {"operator": 1, "gap": 0, "plausible": 100})
     seen = GateInputs()
     for jump, passed in ((1.0, 0b111), (101.0, 0b011), (100.0, 0b111), (101.0, 0b011)):
         seen.plausible = jump
@@ -136,7 +131,7 @@ def test_bars_that_look_alike_are_still_judged_by_how_far_each_close_jumped() ->
 
 def test_a_measure_that_is_not_finite_is_null_and_fails() -> None:
     seen = GateInputs(explanation=explanation(confidence=math.nan))
-    assert judged(Gate.CONFIDENCE, 0.1, seen) == (None, False)
+    assert judged("confidence", 0.1, seen) == (None, False)
 
 
 @given(st.floats(0.01, 0.99))

@@ -8,9 +8,9 @@ from statistics import median
 import pytest
 from builders import bar, bars
 
-from tracepaper.strategies.gates import YARDSTICK_BARS, YARDSTICK_LEAST, Plausibility
+from tracepaper.strategies.gate_evaluator import YARDSTICK_BARS, YARDSTICK_LEAST, Plausibility
 from tracepaper.strategies.strategy import CORE_GATES, Persistence, SmaCross, remembered
-from tracepaper.strategies.types import Bar, Gate
+from tracepaper.strategies.types import Bar
 
 TICK = 10
 
@@ -55,7 +55,7 @@ def test_ten_bars_are_the_least_that_say_what_is_usual() -> None:
 
 def test_a_strategy_remembers_what_the_gate_needs_where_it_has_the_gate() -> None:
     class Bare(Persistence):
-        gates = CORE_GATES - {Gate.PLAUSIBLE}
+        gates = CORE_GATES - {"plausible"}
 
     assert remembered(Persistence()) == YARDSTICK_BARS
     assert remembered(SmaCross(fast=20, slow=100, long_only=True)) == 100

@@ -14,7 +14,7 @@ from tracepaper.strategies.strategy import (
     Strategy,
     declared_gates,
 )
-from tracepaper.strategies.types import Action, Bar, Gate, Regime
+from tracepaper.strategies.types import Action, Bar, Regime
 
 
 def wish(strategy: Strategy, history: list[Bar]) -> Action:
@@ -75,14 +75,14 @@ def test_attention_trades_where_mean_and_probabilities_agree(
 
 def test_stale_is_a_gate_only_where_quotes_fill_and_risk_only_where_configured() -> None:
     strategy = SmaCross(fast=2, slow=5, long_only=True)
-    assert Gate.STALE not in declared_gates(strategy, by_quotes=False, risk={})
-    gates = declared_gates(strategy, by_quotes=True, risk={Gate.RISK_DRAWDOWN: 0.1})
+    assert "stale" not in declared_gates(strategy, by_quotes=False, risk={})
+    gates = declared_gates(strategy, by_quotes=True, risk={"risk.drawdown": 0.1})
     assert gates == {
-        Gate.OPERATOR,
-        Gate.WARM,
-        Gate.LATE,
-        Gate.GAP,
-        Gate.PLAUSIBLE,
-        Gate.STALE,
-        Gate.RISK_DRAWDOWN,
+        "operator",
+        "warm",
+        "late",
+        "gap",
+        "plausible",
+        "stale",
+        "risk.drawdown",
     }

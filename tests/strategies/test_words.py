@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.strategies.types import Gate
-from tracepaper.strategies.words import UNITS, duration, measured, number, with_unit
+from tracepaper.strategies.gates import gate_order, measured, with_unit
+from tracepaper.strategies.words import duration, number
 
 
 @pytest.mark.parametrize(
@@ -50,27 +50,23 @@ def test_a_number_is_written_out(value: float | None, text: str) -> None:
     assert number(value) == text
 
 
-@given(st.floats(allow_nan=False, allow_infinity=False, width=32), st.sampled_from(list(Gate)))
-def test_no_measure_is_written_with_an_exponent(value: float, gate: Gate) -> None:
+@given(st.floats(allow_nan=False, allow_infinity=False, width=32), st.sampled_from(gate_order()))
+def test_no_measure_is_written_with_an_exponent(value: float, gate: str) -> None:
     assert "e" not in measured(gate, value).replace("yes", "")
     assert "e+" not in with_unit(gate, value)
     assert "e-" not in with_unit(gate, value)
 
 
-def test_every_gate_has_a_unit() -> None:
-    assert set(UNITS) == set(Gate)
-
-
 @pytest.mark.parametrize(
     ("gate", "value", "text"),
     [
-        (Gate.LATE, 42_570.0, "42.6 s"),
-        (Gate.STALE, 250.0, "250 ms"),
-        (Gate.RISK_DRAWDOWN, 0.1234, "12.3 % of the peak"),
-        (Gate.RISK_DAILY_LOSS, 1_234.5, "1,234.50 quote currency"),
-        (Gate.WARM, 4_859.0, "4,859 bars"),
+        ("late", 42_570.0, "42.6 s"),
+        ("stale", 250.0, "250 ms"),
+        ("risk.drawdown", 0.1234, "12.3 % of the peak"),
+        ("risk.daily_loss", 1_234.5, "1,234.50 quote currency"),
+        ("warm", 4_859.0, "4,859 bars"),
     ],
 )
-def test_a_measure_is_said_with_its_unit(gate: Gate, value: float, text: str) -> None:
-    assert measured(Gate.FINITE, 1.0) == "yes"
+def test_a_measure_is_said_with_its_unit(gate: str, value: float, text: str) -> None:
+    assert measured("finite", 1.0) == "yes"
     assert with_unit(gate, value) == text

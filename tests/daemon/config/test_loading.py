@@ -58,7 +58,7 @@ def test_lists_and_tables_come_from_the_environment(monkeypatch: pytest.MonkeyPa
     assert config.market.symbols == ("BTCUSDT", "ETHUSDT")
     assert config.gate.regimes == ("MIXED",)
     assert config.strategy.options == {"lookback": 3}
-    assert config.risk.max_notional is None
+    assert config.document()["risk"]["max_notional"] is None
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 
 from tracepaper.daemon.engine.risk import DAY_MS, RiskWatch
 from tracepaper.strategies.gates import GateInputs
-from tracepaper.strategies.types import MONEY_SCALE, Account, Gate
+from tracepaper.strategies.types import MONEY_SCALE, Account
 
-LIMITS = {Gate.RISK_DRAWDOWN: 0.1}
+LIMITS = {"risk.drawdown": 0.1}
 
 
 def account(equity: int) -> Account:

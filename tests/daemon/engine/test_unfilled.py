@@ -28,7 +28,6 @@ from tracepaper.strategies.types import (
     CommandKind,
     Decision,
     FillModel,
-    Gate,
     InstrumentChange,
     OrderStatus,
     Signal,
@@ -207,7 +206,7 @@ def test_a_bar_that_a_gate_holds_sends_nothing_that_was_refused_before() -> None
     step = machine.step(late, None)
     assert unfilled([first, step]) == [CASH, None]
     assert step.decision is not None
-    assert (step.decision.refused_by, step.orders) == (Gate.LATE, ())
+    assert (step.decision.refused_by, step.orders) == ("late", ())
 
 
 def test_a_size_below_the_step_is_said() -> None:
@@ -238,7 +237,7 @@ def test_a_refusal_is_no_trade_for_any_limit_and_a_fill_is_one() -> None:
     got = closes(machine, 10_100, 10_100, 10_100, 9_900, 9_900, 9_900, 9_900)
     assert unfilled(got) == [CASH, CASH, CASH, None, None, None, None]
     refused = [step.decision.refused_by for step in got if step.decision]
-    assert refused == [None, None, None, None, None, Gate.RISK_DAILY_TRADES, Gate.RISK_DAILY_TRADES]
+    assert refused == [None, None, None, None, None, "risk.daily_trades", "risk.daily_trades"]
 
 
 def test_an_order_that_is_filled_in_parts_is_one_trade() -> None:

@@ -15,7 +15,6 @@ from tracepaper.strategies.types import (
     Command,
     CommandKind,
     Event,
-    Gate,
     Position,
     Prediction,
     Quote,
@@ -82,7 +81,7 @@ def test_an_old_bar_is_not_ready() -> None:
 
 def test_warming_up_is_not_ready() -> None:
     watched = monitor()
-    cold = ((Gate.OPERATOR, 1.0, 1.0, True), (Gate.WARM, 3.0, 100.0, False))
+    cold = (("operator", 1.0, 1.0, True), ("warm", 3.0, 100.0, False))
     watched.observe(step(bar(), decided=decision(measures=cold)))
     assert watched.not_ready() == [f"{BTC} is warming up"]
 
@@ -113,7 +112,7 @@ def test_the_operators_word_is_shown_at_once_and_after_a_restart() -> None:
         watched.observe(step(Command(kind, "", CLOSE_MS, CLOSE_MS)))
         assert watched.status()["state"] == state
     restarted = monitor()
-    halted = ((Gate.OPERATOR, 0.0, 1.0, False), (Gate.WARM, 9_000.0, 100.0, True))
+    halted = (("operator", 0.0, 1.0, False), ("warm", 9_000.0, 100.0, True))
     restarted.observe(step(bar(), decided=decision(measures=halted)))
     assert restarted.status()["state"] == "halted"
 
@@ -205,7 +204,7 @@ def test_a_blocked_database_is_a_reason_not_to_be_ready() -> None:
 def test_a_decision_is_timed_from_its_bars_close_unless_the_bar_came_late() -> None:
     watched = monitor(CLOSE_MS + 300)
     watched.observe(decided())
-    late = ((Gate.OPERATOR, 1.0, 1.0, True), (Gate.LATE, 9e6, 1.0, False))
+    late = (("operator", 1.0, 1.0, True), ("late", 9e6, 1.0, False))
     watched.observe(step(bar(index=1), decided=decision(measures=late)))
     watched.observe(step(bar(index=2)))  # decided nothing
     counts = scraped(watched, "tracepaper_decision_seconds_bucket")

@@ -26,7 +26,6 @@ from tracepaper.strategies.types import (
     CommandKind,
     Gap,
     GapCause,
-    Gate,
     Position,
     PredictionTimeout,
     Step,
@@ -116,7 +115,7 @@ def test_before_the_first_bar_the_screen_says_so() -> None:
 
 
 def test_a_late_forecast_and_a_missing_measure_are_shown() -> None:
-    rows = ((Gate.DEADLINE, 0.0, 1.0, False), (Gate.CONFIDENCE, None, 0.18, False))
+    rows = (("deadline", 0.0, 1.0, False), ("confidence", None, 0.18, False))
     shown = drawn(step(bar(), decided=decision(measures=rows), prediction=PredictionTimeout(1_000)))
     assert "none within 1000 ms" in shown
     assert "✗ confidence –/0.18" in shown
@@ -256,7 +255,7 @@ def shown() -> RunWatcher:
     configure(stream=io.StringIO())
     found = RunWatcher(View(), limit=None, until_ms=None)
     found.opened(run(instruments=(instrument(),)))
-    passing = ((Gate.OPERATOR, 1.0, 1.0, True), (Gate.EDGE, 1.4, 1.0, True))
+    passing = (("operator", 1.0, 1.0, True), ("edge", 1.4, 1.0, True))
     allowed = decision(measures=passing)
     refused = decision()
     for sequence, decided in enumerate((allowed, refused, refused)):

@@ -37,7 +37,6 @@ from tracepaper.strategies.types import (
     Action,
     Category,
     FillModel,
-    Gate,
     Liquidity,
     OrderStatus,
     Regime,
@@ -52,7 +51,7 @@ KEYS = {f"{t.name}.{c.name}" for t in metadata.sorted_tables for c in t.columns 
 ENUMERATIONS = [
     [str(member.value) for member in of]
     for of in (
-        Side, OrderStatus, Action, Gate, Regime, Liquidity, FillModel, RunKind, Category,
+        Side, OrderStatus, Action, Regime, Liquidity, FillModel, RunKind, Category,
     )
 ] + [list(EVENT_TYPES)]  # fmt: skip
 """What may stand in a column of names."""

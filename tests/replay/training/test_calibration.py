@@ -16,8 +16,7 @@ from tracepaper.replay.training.card import (
 )
 from tracepaper.replay.training.figures import probabilities
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.gates import MEASURES, GateInputs
-from tracepaper.strategies.types import Gate
+from tracepaper.strategies.gates import GATES, GateInputs
 
 RNG = np.random.default_rng(3)
 
@@ -58,13 +57,13 @@ def test_measures_are_those_of_the_gates() -> None:
         round_trip_cost=ROUND_TRIP_COST,
     )
     for gate, name in (
-        (Gate.CONFIDENCE, "confidence"),
-        (Gate.COLLAPSED, "collapsed"),
-        (Gate.SHIFTED, "shift"),
-        (Gate.DIRECTION, "direction"),
-        (Gate.EDGE, "edge"),
+        ("confidence", "confidence"),
+        ("collapsed", "collapsed"),
+        ("shifted", "shift"),
+        ("direction", "direction"),
+        ("edge", "edge"),
     ):
-        assert found[name][1] == MEASURES[gate](seen)
+        assert found[name][1] == GATES[gate].measure(seen)
     assert forecast.explanation is not None
     assert found["recent_mass"][0] == forecast.explanation.recent_mass
 

@@ -1,0 +1,226 @@
+"""The thresholds of the gates that a strategy declared, and ``GateEvaluator``: their verdict."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from tracepaper.strategies import gates
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.gates import (
+    GATES,
+    Gate,
+    GateInputs,
+    GateKind,
+    StrategyWarmup,
+    ThresholdKey,
+    gate_order,
+)
+from tracepaper.strategies.types import Bar, Calibration, Forecast, GateSet
+
+Settings = Mapping[str, Mapping[str, object]]
+"""The configuration's sections as plain values: section, key, value."""
+
+
+def limits(settings: Settings) -> dict[str, float]:
+    """Return the thresholds of the risk gates that are configured; the others are not declared."""
+    found = ((name, configured(GATES[name], settings)) for name in gate_order(GateKind.RISK))
+    return {name: float(value) for name, value in found if value is not None}
+
+
+def thresholds_of(
+    names: Collection[str],
+    settings: Settings,
+    *,
+    warmup: int,
+    interval_ms: int,
+    calibration: Calibration | None,
+) -> dict[str, float]:
+    """Return the threshold of each gate of *names*; the card is asked only for these.
+
+    Raises ``ConfigInvalid`` for a quantile that the card does not have.
+    """
+    found: dict[str, float] = {}
+    for name in names:
+        asked = GATES[name]
+        if isinstance(asked.threshold, StrategyWarmup):
+            found[name] = float(warmup)
+        elif asked.calibrated_as:
+            text = str(configured(asked, settings))
+            found[name] = threshold_of(text, asked.calibrated_as, calibration)
+        else:
+            value = configured(asked, settings)
+            found[name] = float(interval_ms if value is None else value)
+    return found
+
+
+def configured(asked: Gate, settings: Settings) -> Any:  # noqa: ANN401 - as the section holds it
+    """Return what stands in *settings* for the threshold of a gate; None where it is absent."""
+    key = asked.threshold
+    return settings[asked.section][key.name] if isinstance(key, ThresholdKey) else key
+
+
+def threshold_of(text: str, measure: str, calibration: Calibration | None) -> float:
+    """Return a threshold written as a number, or as ``qX``: a quantile of the calibration slice.
+
+    Between the card's percentiles the quantile is interpolated; raises ``ConfigInvalid`` where
+    the text is neither, or the model's card has no such measure.
+    """
+    if not text.startswith("q"):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ConfigInvalid(
+                f"'{text}' is no threshold for {measure}; write a number such as 0.5, or q0.5."
+            )
+        return value
+    try:
+        share = float(text[1:])
+    except ValueError:
+        share = math.nan
+    if not 0.01 <= share <= 0.99:  # noqa: PLR2004 - the card's range
+        raise ConfigInvalid(f"'{text}' is no quantile for {measure}; write q0.01 to q0.99.")
+    quantiles = None if calibration is None else calibration.quantiles.get(measure)
+    if quantiles is None:
+        raise ConfigInvalid(
+            f"The model's card has no quantiles of {measure}; write the threshold as a number."
+        )
+    position = share * 100 - 1
+    index = min(int(position), len(quantiles) - 2)
+    rest = position - index
+    return quantiles[index] * (1 - rest) + quantiles[index + 1] * rest
+
+
+# ---------------------------------------------------------------- verdict
+
+_PLAIN: Final = frozenset({gates.operator.name, gates.warm.name, gates.late.name, gates.gap.name})
+"""Gates that look at nothing but the command, the count of bars, the lateness and the hole."""
+_NOWHERE: Final = -1
+
+
+class GateEvaluator:
+    """The gates that a strategy declared, with their thresholds, ready to judge bars."""
+
+    def __init__(self, names: frozenset[str], thresholds: Mapping[str, float]) -> None:
+        ordered = tuple(name for name in gate_order() if name in names)
+        for name in ordered:
+            if not math.isfinite(thresholds[name]):
+                raise ConfigInvalid(f"gate.{name} needs a finite threshold.")
+        self.gate_set = GateSet(ordered, tuple(float(thresholds[name]) for name in ordered))
+        self._tests = tuple(
+            (GATES[name].measure, float(thresholds[name]), GATES[name].at_least, 1 << index)
+            for index, name in enumerate(ordered)
+        )
+        self.all_passed = (1 << len(ordered)) - 1
+        self._is_plain = (_PLAIN | {gates.plausible.name}).issuperset(ordered)
+        self._at = (
+            ordered.index(gates.plausible.name) if gates.plausible.name in ordered else _NOWHERE
+        )
+        self._last_key: tuple[bool, int, int, int] | None = None
+        self._last: tuple[tuple[float | None, ...], int] = ((), 0)
+
+    def judge(self, seen: GateInputs) -> tuple[tuple[float | None, ...], int]:
+        """Return every gate's measure, and a mask whose bit i says that gate i passed.
+
+        A measure that cannot be computed (or is not finite) is null and fails. Without a model,
+        quotes and limits most bars look alike: then only what each bar measures is judged anew.
+        """
+        if not self._is_plain:
+            return self._judged(seen)
+        key = (seen.running, seen.bars, seen.late_ms, seen.missing_bars)
+        if key != self._last_key:
+            self._last_key, self._last = key, self._judged(seen)
+        elif (at := self._at) != _NOWHERE:
+            measures, passed = self._last
+            measure, bit = seen.plausible, 1 << at
+            passed = passed | bit if measure <= self._tests[at][1] else passed & ~bit
+            self._last = (*measures[:at], measure, *measures[at + 1 :]), passed
+        return self._last
+
+    def _judged(self, seen: GateInputs) -> tuple[tuple[float | None, ...], int]:
+        measures: list[float | None] = []
+        passed = 0
+        for measure_of, threshold, at_least, bit in self._tests:
+            measure = measure_of(seen)
+            if measure is not None:
+                if measure >= threshold if at_least else measure <= threshold:
+                    passed |= bit
+                elif not math.isfinite(measure):
+                    measure = None
+            measures.append(measure)
+        return tuple(measures), passed
+
+    def first_failed(self, passed: int) -> str | None:
+        """Return the name of the first gate, in the fixed order, that *passed* does not hold."""
+        missing = self.all_passed & ~passed
+        if not missing:
+            return None
+        return self.gate_set.gates[(missing & -missing).bit_length() - 1]
+
+
+YARDSTICK_BARS: Final = 60
+"""Bars whose ranges are the yardstick, the one that is judged among them."""
+YARDSTICK_LEAST: Final = 10
+"""Under so many bars there is no yardstick, and every close counts as plausible."""
+
+
+class Plausibility:
+    """Measures each bar of one instrument against the bars before it.
+
+    The yardstick is the median of high - low over the last 60 bars, at least one tick. All of it
+    is integers until the one division, so that equal bars give equal bits on every path.
+    """
+
+    def __init__(self) -> None:
+        self._ranges: deque[int] = deque()
+        self._sorted: list[int] = []
+        self._last: int | None = None
+
+    def copy(self) -> Plausibility:
+        """Return a second one that knows the same bars."""
+        other = Plausibility()
+        other._ranges, other._sorted, other._last = self._ranges.copy(), self._sorted[:], self._last
+        return other
+
+    def add(self, bar: Bar, tick: int) -> float:
+        """Take in *bar* and return abs(close - last close) in yardsticks; 0 under ten bars."""
+        ordered, ranges = self._sorted, self._ranges
+        if len(ranges) == YARDSTICK_BARS:
+            del ordered[bisect_left(ordered, ranges.popleft())]
+        spread = bar.high - bar.low
+        ranges.append(spread)
+        insort(ordered, spread)
+        last, self._last = self._last, bar.close
+        count = len(ordered)
+        if count < YARDSTICK_LEAST or last is None:
+            return 0.0
+        middle = count >> 1
+        doubled = ordered[middle] + ordered[middle if count & 1 else middle - 1]
+        return 2 * abs(bar.close - last) / max(doubled, 2 * tick)
+
+
+def is_finite_forecast(forecast: Forecast) -> bool:
+    """Return whether every number of *forecast* is finite and every probability in range."""
+    numbers = (
+        *forecast.mean_return,
+        *forecast.stdev_return,
+        *forecast.volatility,
+        *forecast.p_down,
+        *forecast.p_flat,
+        *forecast.p_up,
+    )
+    if not all(map(math.isfinite, numbers)):
+        return False
+    if min(*forecast.p_down, *forecast.p_flat, *forecast.p_up) < 0:
+        return False
+    if (explanation := forecast.explanation) is None:
+        return True
+    shift = explanation.shift
+    return math.isfinite(explanation.confidence + explanation.recent_mass) and (
+        shift is None or math.isfinite(shift)
+    )
