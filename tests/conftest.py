@@ -30,5 +30,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 # The same examples on every machine and in every run; a campaign of chance is `--hypothesis-seed`.
-settings.register_profile("house", derandomize=True, deadline=None)
-settings.load_profile("house")
+settings.register_profile("repository", derandomize=True, deadline=None)
+settings.load_profile("repository")

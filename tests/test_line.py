@@ -1,4 +1,4 @@
-"""Fifty bars through the whole house: events in, SQLite rows out, each step as it always was."""
+"""Fifty bars through the whole program: events in, SQLite rows out, each step as it always was."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _WRITING: Final = os.O_WRONLY | os.O_RDWR
 _COMPILED: Final = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 _HERE: Final = Path(__file__).resolve().parents[2]
 _ROOMS: Final = tuple(
-    f"{_HERE / room}{os.sep}" for room in ("daemon", "replay", "storage", "strategies")
+    f"{_HERE / package}{os.sep}" for package in ("daemon", "replay", "storage", "strategies")
 )
 
 

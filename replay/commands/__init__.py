@@ -1,1 +1,1 @@
-"""The commands of the replay room, one module each."""
+"""The commands over recorded and imported data, one module each."""

@@ -31,7 +31,7 @@ AGE_EDGES: Final = (0, 16, 64, 256, 1_024, 2_048, 4_096)
 """First ages, in bars, of the groups between which the flow is summed."""
 _TILE: Final = 256
 
-Layer = tuple[Any, Any, Any]  # query, key, logsumexp: tensors, but this room imports no torch
+Layer = tuple[Any, Any, Any]  # query, key, logsumexp: tensors, but the report imports no torch
 
 
 @dataclass(frozen=True)
