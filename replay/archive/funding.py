@@ -11,10 +11,9 @@ import numpy as np
 
 from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.decimals import CellInvalidError, Decimals, IntArray, parse
-from tracepaper.replay.archive.files import read_table
-from tracepaper.replay.archive.layouts import of_one_symbol, told_symbol
+from tracepaper.replay.archive.formats import read_table
 from tracepaper.replay.archive.names import MEANINGS, TIME, split_argument
-from tracepaper.replay.archive.tables import Table
+from tracepaper.replay.archive.tables import Table, of_one_symbol, told_symbol
 from tracepaper.replay.archive.times import epoch_ms
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import MONEY_DECIMALS, Category

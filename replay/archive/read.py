@@ -21,11 +21,8 @@ from tracepaper.replay.archive.decimals import (
     parse,
     round_to_fit,
 )
-from tracepaper.replay.archive.files import is_archive, read_table
-from tracepaper.replay.archive.layouts import told_symbol, understood
+from tracepaper.replay.archive.formats import is_archive, read_table
 from tracepaper.replay.archive.names import (
-    DIGITS_OF_DAY,
-    MOMENT_OF_DAY,
     REQUIRED,
     TIME,
     ZONED,
@@ -34,8 +31,8 @@ from tracepaper.replay.archive.names import (
     meanings,
     split_argument,
 )
-from tracepaper.replay.archive.tables import Table
-from tracepaper.replay.archive.times import OFFSET, epoch_ms, iso, join_date_and_time, join_digits
+from tracepaper.replay.archive.tables import Table, told_symbol, understood
+from tracepaper.replay.archive.times import OFFSET, epoch_ms, iso
 from tracepaper.replay.archive.trades import DEFAULT_INTERVAL_MS, are_trades, to_candles
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Category
@@ -61,15 +58,16 @@ def read_candles(
     category: Category | str | None = None,
     interval_ms: int | None = None,
     strict: bool = False,
+    format_name: str | None = None,
 ) -> Candles:
     """Return the candles of one file, exactly, oldest first, each open time once.
 
     *path* may be ``SYMBOL=PATH``. The symbol comes from that, else from the file's name, else from
     its content, else from *symbol*; the category from the argument, else from the path; the
-    interval from the times. *interval_ms*
-    is wanted for trades (default a minute) and for a file of one candle. What was converted,
-    sorted or dropped is in ``Candles.notes``; with *strict* any drop is refused. An archive of
-    ``tracepaper data`` gives the one series that the arguments mean.
+    interval from the times; the kind of file from its name, else from *format_name*, a key of
+    ``FORMATS``. *interval_ms* is wanted for trades (default a minute) and for a file of one candle.
+    What was converted, sorted or dropped is in ``Candles.notes``; with *strict* a drop is refused.
+    An archive of ``tracepaper data`` gives the one series that the arguments mean.
 
     Raises ``DataInvalid`` (one sentence with file and line) where the file cannot be believed,
     and ``ConfigInvalid`` where no symbol is known.
@@ -84,7 +82,7 @@ def read_candles(
         from tracepaper.replay.archive.series import read_archive
 
         return read_archive(file, symbol=given or named, category=category, interval_ms=interval_ms)
-    table = read_table(file)
+    table = read_table(file, format_name=format_name)
     notes = _Notes()
     told, said = told_symbol(table, named, given)
     table = understood(table, told)
@@ -93,7 +91,7 @@ def read_candles(
     market = category_of(file) if category is None else Category(category)
     if are_trades(table):
         return to_candles(table, symbol, market, interval_ms or DEFAULT_INTERVAL_MS)
-    found = _found(table, symbol, notes)
+    found = _found(table, symbol)
     times = _times(table, found, notes)
     prices = _prices(table, found)
     volume = _volume(table, found["volume"], notes)
@@ -126,19 +124,25 @@ def read_many(
     category: Category | str | None = None,
     interval_ms: int | None = None,
     strict: bool = False,
+    format_name: str | None = None,
 ) -> list[Candles]:
     """Read several files and join those of one instrument (``merge_candles``)."""
     return merge_candles(
         [
             read_candles(
-                path, symbol=symbol, category=category, interval_ms=interval_ms, strict=strict
+                path,
+                symbol=symbol,
+                category=category,
+                interval_ms=interval_ms,
+                strict=strict,
+                format_name=format_name,
             )
             for path in paths
         ]
     )
 
 
-def _found(table: Table, symbol: str, notes: _Notes) -> dict[str, str]:
+def _found(table: Table, symbol: str) -> dict[str, str]:
     """Return meaning → column, or refuse the file by the columns that it lacks."""
     found = meanings(list(table.columns), symbol=symbol)
     missing = [name for name in REQUIRED if name not in found]
@@ -147,15 +151,7 @@ def _found(table: Table, symbol: str, notes: _Notes) -> dict[str, str]:
             f"{table.path} has no column {', '.join(missing)} (found "
             f"{', '.join(table.columns)}): rename its columns, or give a file of candles."
         )
-    ticks = table.columns.get("tickvol")
-    if ticks is not None and found["volume"] != "tickvol" and not _holds_volume(table, found):
-        found["volume"] = "tickvol"
-        notes.add("volume is the number of ticks, as the file's own volume is zero throughout")
     return found
-
-
-def _holds_volume(table: Table, found: dict[str, str]) -> bool:
-    return bool(_parsed(table, found["volume"], "volume").mantissa.any())
 
 
 def _parsed(table: Table, column: str, name: str) -> Decimals:
@@ -166,19 +162,8 @@ def _parsed(table: Table, column: str, name: str) -> Decimals:
 
 
 def _times(table: Table, found: dict[str, str], notes: _Notes) -> IntArray:
-    """Return open times in ms, joining MetaTrader's or Stooq's date and time."""
+    """Return open times in ms."""
     column = table.columns[found[TIME]]
-    date = table.columns.get("date")
-    clock = table.columns.get("time")
-    if date is not None and clock is not None and date.dtype.kind == clock.dtype.kind == "S":
-        first = bytes(clock[0]).decode("utf-8", "replace").strip()
-        if MOMENT_OF_DAY.fullmatch(first):
-            column = join_date_and_time(date.astype(np.bytes_), clock.astype(np.bytes_))
-        elif DIGITS_OF_DAY.fullmatch(first):
-            try:
-                column = join_digits(date.astype(np.bytes_), clock.astype(np.bytes_))
-            except CellInvalidError as error:
-                raise table.refuse(error, "the open time") from None
     zone = found[TIME] if found[TIME] in (*ZONED, "local_time") else ""
     if zone and not OFFSET.search(bytes(np.atleast_1d(column)[0])):
         raise DataInvalid(

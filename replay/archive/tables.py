@@ -1,10 +1,12 @@
-"""``Table``: a file's columns by name, and where each row stands in the file."""
+"""``Table``: a file's columns by name; and ``LAYOUTS``, how its maker wrote them.
+
+A layout is one entry of ``LAYOUTS``: what its first rows name, or what becomes of its columns.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -12,20 +14,31 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.archive.decimals import CellInvalidError, Column
+from tracepaper.replay.archive.decimals import CellInvalidError, Column, parse
 from tracepaper.replay.archive.names import (
+    FIGURES,
+    MEANINGS,
+    TIME,
     is_header,
-    joined_headers,
-    names_without_header,
+    meanings,
     normalise,
+    symbol_of,
+    symbol_text,
 )
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.replay.archive.times import join_date_and_time, join_digits
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
-DELIMITERS: Final = (b",", b";", b"\t", b"|")
-CELLS_LEAST: Final = 6
 HEADER_LINES: Final = 3
-CELL_WIDTH_MAX: Final = 256
-NEWLINE: Final = 10
+"""The most rows that name columns."""
+OHLCV: Final = (TIME, "open", "high", "low", "close", "volume")
+COINBASE: Final = (TIME, "low", "high", "open", "close", "volume")
+SECONDS_MOST: Final = 10.0**11
+GROUPED: Final = re.compile(rb"[+-]?[1-9]\d{0,2}(\.\d{3})+,\d+")
+MOMENT_OF_DAY: Final = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\.\d+)?")
+DIGITS_OF_DAY: Final = re.compile(r"\d{1,6}")
+"""``153000``, ``90000`` and ``0``: a moment without colons, of which noughts in front are lost."""
+SYMBOL_COLUMNS: Final = ("symbol", "pair", "instrument", "ticker")
+SYMBOLS_SHOWN: Final = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,153 +70,42 @@ class Table:
         )
 
 
-def read_delimited(path: Path, raw: bytes) -> Table:
-    """Return the table of delimited text; *path* names it in messages.
-
-    Raises ``DataInvalid`` for an empty file, an unknown layout, or a row of another width.
-    """
-    text = _plain(path, raw)
-    skipped, text = _skip_preamble(text)
-    if not text.strip():
-        raise DataInvalid(f"{path} is empty: give a file with candles.")
-    delimiter = _delimiter(text.split(b"\n", 1)[0])
-    if b'"' in text or b"\n\n" in text.rstrip(b"\n"):
-        return _read_by_rows(path, text, delimiter, skipped)
-    lines = text.split(b"\n", HEADER_LINES)
-    first = [_decode(path, lines[0]), *(each.decode("utf-8", "replace") for each in lines[1:])]
-    head = _head(path, [line.split(delimiter.decode()) for line in first[:HEADER_LINES]])
-    body = text[sum(len(line) + 1 for line in lines[: head.height]) :]
-    if not body.strip():
-        raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
-    body = body.rstrip(b"\n") + b"\n"
-    table = _read_in_bulk(path, body, delimiter, head.names, skipped + 1 + head.height)
-    return _as_read(table, head, delimiter)
-
-
-def _as_read(table: Table, head: _Head, delimiter: bytes) -> Table:
-    separator = delimiter.decode()
-    return replace(table, bare=not head.height, symbol=head.symbol, separator=separator)
-
-
-def _delimiter(first: bytes) -> bytes:
-    """Return what parts the cells of the first line; commas may be decimal beside another mark."""
-    counts = {mark: first.count(mark) for mark in DELIMITERS}
-    other = max(DELIMITERS[1:], key=lambda mark: counts[mark])
-    if counts[other] >= CELLS_LEAST - 1:
-        return other
-    return max(DELIMITERS, key=lambda mark: counts[mark])
-
-
-class _Head(NamedTuple):
+class Head(NamedTuple):
     """What the first rows say: the columns' names, how many rows they take, and a symbol."""
 
-    names: list[str]
-    height: int
-    symbol: str
+    names: Sequence[str]
+    height: int = 0  # 0 where the rows name nothing
+    symbol: str = ""
 
 
-def _head(path: Path, rows: Sequence[Sequence[str]]) -> _Head:
-    """Return the head of *rows*; its height is 0 where they name nothing."""
-    joined = joined_headers(rows)
-    if joined:
-        names, symbol, height = joined
-        return _Head(_distinct(path, names), height, symbol)
-    names, header = _names(path, rows[0])
-    return _Head(names, int(header), "")
+Rows = Sequence[Sequence[str]]
+"""The cells of a file's first rows, at most ``HEADER_LINES``."""
 
 
-def table_of_rows(
-    path: Path, rows: Sequence[Sequence[object]], names: Sequence[str] | None = None
-) -> Table:
-    """Return a table of *rows* of values (JSON); numbers arrive as text, None is empty."""
-    if not rows:
-        raise DataInvalid(f"{path} is empty: give a file with candles.")
-    width = len(rows[0])
-    for number, row in enumerate(rows, start=1):
-        if len(row) != width:
-            raise DataInvalid(
-                f"{path}: row {number} has {len(row)} values where the first has {width}; "
-                "correct or remove the row."
-            )
-    cells = [[_cell(value) for value in column] for column in zip(*rows, strict=True)]
-    if names is None:
-        first = [column[0].decode("utf-8", "replace") for column in cells]
-        names, header = _names(path, first)
-        if header:
-            cells = [column[1:] for column in cells]
-            return _text_table(path, names, cells, np.arange(2, len(rows) + 1), "row")
-        bare = _text_table(path, names, cells, np.arange(1, len(rows) + 1), "row")
-        return replace(bare, bare=True)
-    return _text_table(path, names, cells, np.arange(1, len(rows) + 1), "row")
+@dataclass(frozen=True)
+class Layout:
+    """How a maker writes candles, where that is no header of columns with known names.
+
+    ``head`` returns what the first rows of its files say, ``plain`` its table with columns named as
+    ``MEANINGS`` names them; both return None where the file is not of this layout.
+    """
+
+    maker: str
+    head: Callable[[Rows], Head | None] = lambda _rows: None
+    plain: Callable[[Table], Table | None] = lambda _table: None
 
 
-def _cell(value: object) -> bytes:
-    return b"" if value is None else str(value).encode()
-
-
-def _text_table(
-    path: Path,
-    names: Sequence[str],
-    cells: Sequence[Sequence[bytes]],
-    lines: npt.NDArray[np.int64],
-    unit: str,
-) -> Table:
-    if not lines.size:
-        raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
-    columns: dict[str, Column] = {}
-    for name, column in zip(names, cells, strict=True):
-        if max(map(len, column)) <= CELL_WIDTH_MAX:  # longer cells are no number of ours
-            columns[name] = np.array(column, dtype=np.bytes_)
-    return Table(path, columns, lines, unit)
-
-
-def _plain(path: Path, raw: bytes) -> bytes:
-    """Return *raw* as UTF-8 with plain newlines and no byte order mark."""
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        try:
-            raw = raw.decode("utf-16").encode()
-        except UnicodeDecodeError:
-            raise DataInvalid(f"{path} is damaged UTF-16 text: export it again.") from None
-    raw = raw.removeprefix(b"\xef\xbb\xbf")
-    if b"\0" in raw:
-        raise DataInvalid(f"{path} is not text although its name says so: check the file.")
-    if b"\r" in raw:
-        raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return raw
-
-
-def _decode(path: Path, line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError:
-        raise DataInvalid(f"{path} is not UTF-8 text: check the file.") from None
-
-
-def _skip_preamble(text: bytes) -> tuple[int, bytes]:
-    """Drop comments, blank lines and a title without any delimiter before the table."""
-    skipped = 0
-    while text:
-        line, _, rest = text.partition(b"\n")
-        titled = not any(mark in line for mark in DELIMITERS) and any(
-            mark in rest.partition(b"\n")[0] for mark in DELIMITERS
-        )
-        if line.strip() and not line.startswith(b"#") and not titled:
-            break
-        skipped, text = skipped + 1, rest
-    return skipped, text
-
-
-def _names(path: Path, cells: Sequence[str]) -> tuple[list[str], bool]:
-    """Return the column names of a first row, and whether it is a header."""
-    if is_header(cells):
-        return _distinct(path, [normalise(cell) for cell in cells]), True
-    without = names_without_header(cells)
-    if without is None:
-        raise DataInvalid(
-            f"{path} has no header and {len(cells)} columns, which is no layout of a known maker: "
-            "add a first line such as open_time,open,high,low,close,volume."
-        )
-    return without, False
+def head_of(path: Path, rows: Rows) -> Head:
+    """Return what the first *rows* of a file say; raise ``DataInvalid`` where no layout knows."""
+    for layout in LAYOUTS.values():
+        if (head := layout.head(rows)) is not None:
+            return head._replace(names=_distinct(path, head.names))
+    if is_header(rows[0]):
+        return Head(_distinct(path, [normalise(cell) for cell in rows[0]]), 1)
+    raise DataInvalid(
+        f"{path} has no header and {len(rows[0])} columns, which is no layout of a known maker: "
+        "add a first line such as open_time,open,high,low,close,volume."
+    )
 
 
 def _distinct(path: Path, names: Sequence[str]) -> list[str]:
@@ -214,64 +116,272 @@ def _distinct(path: Path, names: Sequence[str]) -> list[str]:
     return [name or f"column_{i}" for i, name in enumerate(names)]
 
 
-def _wrong_width(path: Path, line: int, found: int, wanted: int) -> DataInvalid:
-    return DataInvalid(
-        f"{path}: line {line} has {found} columns where the first has {wanted}; "
-        "correct or remove the row."
-    )
+def understood(table: Table, symbol: str | None) -> Table:
+    """Return *table* as a plain one: of *symbol* alone, with the columns that ``MEANINGS`` names.
+
+    Raises ``DataInvalid`` or ``ConfigInvalid`` where that cannot be told.
+    """
+    table = of_one_symbol(table, symbol)
+    for layout in LAYOUTS.values():
+        table = layout.plain(table) or table
+    return table
 
 
-def _read_in_bulk(
-    path: Path, body: bytes, delimiter: bytes, names: Sequence[str], start: int
-) -> Table:
-    """Cut unquoted text into columns by the places of its delimiters, without a loop a row."""
-    width = len(names)
-    buffer = np.frombuffer(body, dtype=np.uint8)
-    marks = np.flatnonzero((buffer == ord(delimiter)) | (buffer == NEWLINE))
-    ends = np.flatnonzero(buffer[marks] == NEWLINE)
-    fields = np.diff(ends, prepend=-1)
-    wrong = np.flatnonzero(fields != width)
-    if wrong.size:
-        row = int(wrong[0])
-        raise _wrong_width(path, start + row, int(fields[row]), width)
-    begins = np.concatenate((np.zeros(1, dtype=marks.dtype), marks[:-1] + 1))
-    columns: dict[str, Column] = {}
-    for place, name in enumerate(names):
-        begin, end = begins[place::width], marks[place::width]
-        length = end - begin
-        longest = int(length.max())
-        if longest > CELL_WIDTH_MAX:
-            continue
-        cells = np.zeros((fields.size, max(longest, 1)), dtype=np.uint8)
-        for offset in range(longest):
-            characters = buffer.take(begin + offset, mode="clip")
-            characters[length <= offset] = 0
-            cells[:, offset] = characters
-        columns[name] = cells.view(f"S{cells.shape[1]}").ravel()
-    return Table(path, columns, start + np.arange(fields.size))
+# ---------------------------------------------------------------- symbols
 
 
-def _read_by_rows(path: Path, text: bytes, delimiter: bytes, skipped: int) -> Table:
-    """Read quoted text, or text with blank lines, through the csv module."""
-    reader = csv.reader(io.StringIO(_decode(path, text)), delimiter=delimiter.decode())
-    rows: list[list[str]] = []
-    lines: list[int] = []
+def own_symbols(table: Table) -> tuple[str, ...]:
+    """Return the symbols that the content of *table* names, in the order of the alphabet."""
+    if table.symbol:
+        return (table.symbol,)
+    found = {name.partition("@")[2] for name in table.columns if "@" in name}
+    for name in SYMBOL_COLUMNS:
+        cells = table.columns.get(name)
+        if not found and cells is not None and cells.dtype.kind == "S":
+            texts = np.unique(cells).tolist()
+            found = {symbol_text(bytes(text).decode("utf-8", "replace")) for text in texts}
+    return tuple(sorted(found - {""}))
+
+
+def told_symbol(
+    table: Table, named: str | None, given: str | None
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return a symbol and what to say: as *named* before the path, else the file's own, or *given*.
+
+    Raises ``ConfigInvalid`` where nothing names one, where name and content differ, and where
+    *given* is another than its own: only ``SYMBOL=PATH`` gives another name, and that is said.
+    """
+    by_name = symbol_of(table.path.name)
+    held = own_symbols(table)
+    if len(held) > 1:
+        return named or given or by_name, ()
+    own = by_name or (held[0] if held else None)
+    if named:
+        if own and named != own:
+            return named, (f"what is {own}'s is named {named}, as SYMBOL=PATH says",)
+        return named, ()
+    if by_name and held and by_name != held[0]:
+        raise ConfigInvalid(
+            f"{table.path} says {by_name} by its name and {held[0]} by its content: write "
+            f"SYMBOL={table.path} to say which it is."
+        )
+    if given and own and given != own:
+        where = "by its name" if by_name else "by its content"
+        raise ConfigInvalid(
+            f"--symbol is {given}, and {table.path} holds {own} {where}: leave --symbol out, or "
+            f"write {given}={table.path} to call it so."
+        )
+    if not (own or given):
+        raise ConfigInvalid(f"{table.path} does not name its symbol: write SYMBOL={table.path}.")
+    return own or given, ()
+
+
+def of_one_symbol(table: Table, symbol: str | None) -> Table:
+    """Return the part of *table* that is *symbol*'s, where it holds several.
+
+    Raises ``ConfigInvalid`` where it holds several and *symbol* is none of them.
+    """
+    held = own_symbols(table)
+    if len(held) < 2:  # noqa: PLR2004 (one, or none that is named)
+        return table
+    if symbol not in held:
+        shown = ", ".join(held[:SYMBOLS_SHOWN]) + (" and more" if len(held) > SYMBOLS_SHOWN else "")
+        raise ConfigInvalid(
+            f"{table.path} holds {shown}: choose one by SYMBOL={table.path}, such as "
+            f"{held[0]}={table.path}."
+        )
+    note = f"{len(held) - 1} other symbols of the file left out"
+    if any("@" in name for name in table.columns):
+        columns = {
+            name.partition("@")[0]: cells
+            for name, cells in table.columns.items()
+            if "@" not in name or name.partition("@")[2] == symbol
+        }
+        return _without_empty(replace(table, columns=columns, notes=(*table.notes, note)))
+    named = next(name for name in SYMBOL_COLUMNS if name in table.columns)
+    texts = [bytes(cell).decode("utf-8", "replace") for cell in table.columns[named].tolist()]
+    mine = np.array([symbol_text(text) == symbol for text in texts], dtype=np.bool_)
+    return _rows(replace(table, notes=(*table.notes, note)), mine)
+
+
+def _without_empty(table: Table) -> Table:
+    """Return *table* without the rows in which its symbol did not trade: all figures are empty."""
+    empty = [
+        cells == b""
+        for name, cells in table.columns.items()
+        if name in FIGURES and cells.dtype.kind == "S"
+    ]
+    return _rows(table, ~np.logical_and.reduce(empty)) if empty else table
+
+
+def _rows(table: Table, mine: npt.NDArray[np.bool_]) -> Table:
+    columns = {name: cells[mine] for name, cells in table.columns.items()}
+    return replace(table, columns=columns, lines=table.lines[mine])
+
+
+# ---------------------------------------------------------------- layouts
+
+
+def _without_header(
+    names: Sequence[str], fits: Callable[[Sequence[str]], bool]
+) -> Callable[[Rows], Head | None]:
+    """Return a head of rows that name nothing, where *fits* says so of the first row's cells."""
+
+    def head(rows: Rows) -> Head | None:
+        cells = rows[0]
+        return None if is_header(cells) or not fits(cells) else Head(names[: len(cells)])
+
+    return head
+
+
+def _is_metatrader(cells: Sequence[str]) -> bool:
+    return len(cells) in range(7, 10) and MOMENT_OF_DAY.fullmatch(cells[1].strip()) is not None
+
+
+def _yfinance_head(rows: Rows) -> Head | None:
+    """Return the head of yfinance's table of one ticker or several.
+
+    It has a row of fields and one of tickers, in either order, and mostly a third that names the
+    time. Several tickers give names such as ``close@AAPL``.
+    """
+    if len(rows) < 3:  # noqa: PLR2004 (two rows of a header and one of data)
+        return None
+    kinds = [[normalise(cell) for cell in row] for row in rows[:2]]
+    fields = [len(FIGURES.intersection(row[1:])) for row in kinds]
+    if max(fields) < 4 or min(fields) > 0 or len(set(map(len, rows[:3]))) > 1:  # noqa: PLR2004
+        return None
+    place = fields.index(max(fields))
+    if kinds[1 - place][0] not in {"ticker", "tickers", ""}:
+        return None
+    time = kinds[0][0]
+    height = 2
+    if not any(cell.strip() for cell in rows[2][1:]):
+        time, height = normalise(rows[2][0]), 3
+    if time not in MEANINGS[TIME]:
+        return None
+    tickers = [symbol_text(cell) for cell in rows[1 - place][1:]]
+    if len(set(tickers)) == 1:
+        return Head([time, *kinds[place][1:]], height, tickers[0])
+    names = [f"{name}@{ticker}" for name, ticker in zip(kinds[place][1:], tickers, strict=True)]
+    return Head([time, *names], height)
+
+
+def _coinbase(table: Table) -> Table | None:
+    """Return *table* with Coinbase's rows ([time, low, high, open, close, volume]) named so.
+
+    They name no columns. Their times are in seconds, and more of their rows can be candles in that
+    order than in the usual one; where both orders fit a row, they mean the same candle.
+    """
+    if not table.bare or tuple(table.columns) != OHLCV:
+        return None
     try:
-        for row in reader:
-            if row:
-                rows.append(row)
-                lines.append(skipped + reader.line_num)
-    except csv.Error as error:
-        raise DataInvalid(
-            f"{path}: line {skipped + reader.line_num} cannot be read ({error}); correct it."
-        ) from None
-    head = _head(path, rows[:HEADER_LINES])
-    names, rows, lines = head.names, rows[head.height :], lines[head.height :]
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(names):
-            raise _wrong_width(path, line, len(row), len(names))
-    cells = [[cell.encode() for cell in column] for column in zip(*rows, strict=True)]
-    if not cells:
-        raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
-    table = _text_table(path, names, cells, np.array(lines, dtype=np.int64), "line")
-    return _as_read(table, head, delimiter)
+        times, first, second, third, fourth = (
+            table.columns[name].astype(np.float64) for name in OHLCV[:5]
+        )
+    except ValueError:  # no numbers: what follows says where
+        return None
+    usual = (second >= np.maximum(first, fourth)) & (third <= np.minimum(first, fourth))
+    theirs = (second >= np.maximum(third, fourth)) & (first <= np.minimum(third, fourth))
+    if np.any(times >= SECONDS_MOST) or theirs.sum() <= max(usual.sum(), times.size // 2):
+        return None
+    columns = dict(zip(COINBASE, table.columns.values(), strict=True))
+    note = "rows are low, high, open, close, as Coinbase orders them"
+    return replace(table, columns=columns, notes=(*table.notes, note))
+
+
+def _decimal_commas(table: Table) -> Table | None:
+    """Return *table* with the decimal commas of its figures written as points.
+
+    Raises ``DataInvalid`` where a cell has both in no known order, or the columns mix them.
+    """
+    if table.separator == ",":
+        return None
+    figures = {
+        name: cells.astype(np.bytes_)
+        for name, cells in table.columns.items()
+        if cells.dtype.kind == "S" and (name in FIGURES or name.startswith("volume"))
+    }
+    commas = {name: np.char.count(cells, b",") for name, cells in figures.items()}
+    if not any(count.any() for count in commas.values()):
+        return None
+    columns: dict[str, Column] = dict(table.columns)
+    for name, cells in figures.items():
+        points = np.char.count(cells, b".")
+        for row in np.flatnonzero((points > 0) | (commas[name] > 1)).tolist():
+            cell = bytes(cells[row])
+            if not GROUPED.fullmatch(cell):
+                what = f"is {cell.decode('utf-8', 'replace')[:40]!r} in a file of decimal commas"
+                raise table.refuse(CellInvalidError(row, what), name)
+        columns[name] = np.char.replace(np.char.replace(cells, b".", b""), b",", b".")
+    note = "figures have decimal commas, read as points"
+    return replace(table, columns=columns, notes=(*table.notes, note))
+
+
+def _date_and_time(table: Table) -> Table | None:
+    """Return *table* with the columns date and time of MetaTrader and Stooq made one.
+
+    Raises ``DataInvalid`` where a pair is no time.
+    """
+    date, clock = table.columns.get("date"), table.columns.get("time")
+    if date is None or clock is None or not date.dtype.kind == clock.dtype.kind == "S":
+        return None
+    first = bytes(clock[0]).decode("utf-8", "replace").strip()
+    if MOMENT_OF_DAY.fullmatch(first):
+        joined = join_date_and_time(date.astype(np.bytes_), clock.astype(np.bytes_))
+    elif DIGITS_OF_DAY.fullmatch(first):
+        try:
+            joined = join_digits(date.astype(np.bytes_), clock.astype(np.bytes_))
+        except CellInvalidError as error:
+            raise table.refuse(error, "the open time") from None
+    else:
+        return None
+    others = {name: cells for name, cells in table.columns.items() if name not in {"date", "time"}}
+    return replace(table, columns={TIME: joined, **others})
+
+
+def _tick_volume(table: Table) -> Table | None:
+    """Return *table* without its own volume, where that is zero and the ticks were counted."""
+    volume = meanings(list(table.columns), symbol=None).get("volume", "tickvol")
+    if "tickvol" not in table.columns or volume == "tickvol":
+        return None
+    try:
+        traded = parse(table.columns[volume]).mantissa.any()
+    except CellInvalidError as error:
+        raise table.refuse(error, "volume") from None
+    if traded:
+        return None
+    columns = {name: cells for name, cells in table.columns.items() if name != volume}
+    note = "volume is the number of ticks, as the file's own volume is zero throughout"
+    return replace(table, columns=columns, notes=(*table.notes, note))
+
+
+LAYOUTS: Final[dict[str, Layout]] = {
+    "metatrader": Layout(
+        "MetaTrader 4, without a header",
+        head=_without_header(
+            ("date", "time", "open", "high", "low", "close", "tickvol", "vol", "spread"),
+            _is_metatrader,
+        ),
+    ),
+    "binance": Layout(
+        "Binance Vision, without a header",
+        head=_without_header(
+            (*OHLCV, "close_time", "quote_volume", *(f"other_{place}" for place in range(4))),
+            lambda cells: len(cells) in {11, 12},
+        ),
+    ),
+    "ccxt": Layout(
+        "ccxt, Bybit and freqtrade, without a header",
+        head=_without_header((*OHLCV, "turnover"), lambda cells: len(cells) in {6, 7}),
+    ),
+    "funding": Layout(
+        "funding rates, without a header",
+        head=_without_header((TIME, "funding_rate"), lambda cells: len(cells) == 2),  # noqa: PLR2004
+    ),
+    "yfinance": Layout("yfinance", head=_yfinance_head),
+    "decimal-commas": Layout("decimal commas, beside another delimiter", plain=_decimal_commas),
+    "coinbase": Layout("Coinbase, without a header", plain=_coinbase),
+    "date-and-time": Layout("MetaTrader and Stooq: date and time apart", plain=_date_and_time),
+    "tick-volume": Layout("MetaTrader: ticks where volume is zero", plain=_tick_volume),
+}
+"""Every layout, in the order in which they are tried; all that fit are applied."""

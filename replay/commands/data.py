@@ -13,6 +13,7 @@ from tracepaper.daemon.commands.options import (
     database_path,
     print_json,
 )
+from tracepaper.replay.archive.formats import FORMATS, known
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Category
 
@@ -38,6 +39,14 @@ CategoryOption = Annotated[
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Refuse what would be dropped and said.")
 ]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar=f"[{'|'.join(FORMATS)}]",
+        help=f"The kind of file, where its name does not end in {known()}.",
+    ),
+]
 ArchiveOption = Annotated[
     Path | None,
     typer.Option(
@@ -52,6 +61,7 @@ def import_(
     *,
     symbol: SymbolOption = None,
     category: CategoryOption = None,
+    format_: FormatOption = None,
     strict: StrictOption = False,
     archive: ArchiveOption = None,
     config: ConfigOption = None,
@@ -64,7 +74,7 @@ def import_(
     from tracepaper.replay.archive.series import import_candles
 
     file = database_path(archive, config)
-    parts = read_many(paths, symbol=symbol, category=category, strict=strict)
+    parts = read_many(paths, symbol=symbol, category=category, strict=strict, format_name=format_)
     imported = import_candles(file, parts)
     if json:
         print_json({"archive": str(file), "series": [asdict(one) for one in imported]})
@@ -79,6 +89,7 @@ def check(
     *,
     symbol: SymbolOption = None,
     category: CategoryOption = None,
+    format_: FormatOption = None,
     strict: StrictOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -92,7 +103,11 @@ def check(
     refused = 0
     for path in paths:
         try:
-            found = quality(read_candles(path, symbol=symbol, category=category, strict=strict))
+            found = quality(
+                read_candles(
+                    path, symbol=symbol, category=category, strict=strict, format_name=format_
+                )
+            )
         except DataInvalid as error:
             refused += 1
             documents.append({"path": path, "valid": False, "error": str(error)})

@@ -1,4 +1,8 @@
-"""A path to a ``Table``: compression by magic bytes against suffix, then CSV, JSON or Arrow."""
+"""A path to a ``Table``: the kinds of candle files, one entry of ``FORMATS`` or ``PACKINGS`` each.
+
+A format that is added to ``FORMATS`` is read by every command, offered by ``data import --format``
+and listed where a file of no known kind is refused.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,28 +21,14 @@ import msgspec
 import numpy as np
 
 from tracepaper.replay.archive.decimals import Column
+from tracepaper.replay.archive.delimited import read_delimited, table_of_rows
 from tracepaper.replay.archive.names import normalise
-from tracepaper.replay.archive.tables import Table, read_delimited, table_of_rows
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.replay.archive.tables import Table
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
-MAGIC: Final = (
-    (b"\x1f\x8b", ".gz", "gzip"),
-    (b"PK\x03\x04", ".zip", "zip"),
-    (b"PAR1", ".parquet", "Parquet"),
-    (b"ARROW1", ".feather", "Feather"),
-    (b"FEA1", ".feather", "Feather"),
-    (b"\x28\xb5\x2f\xfd", ".zst", "Zstandard"),
-    (b"BZh", ".bz2", "bzip2"),
-    (b"\xfd7zXZ", ".xz", "xz"),
-)
 SQLITE_MAGIC: Final = b"SQLite format 3\0"
-TEXT_SUFFIXES: Final = (".csv", ".txt", ".tsv")
-JSON_SUFFIXES: Final = (".json",)
-PARQUET_SUFFIXES: Final = (".parquet", ".pq")
-FEATHER_SUFFIXES: Final = (".feather", ".arrow", ".ipc")
 WRAPPERS: Final = ("candles", "data", "prices")
 """Names under which a body holds its list of rows, as Coinbase's and others' do."""
-KNOWN: Final = "csv, txt, tsv, json (also .gz or .zip), parquet, feather"
 ZIP_FAULTS: Final = (
     *(EOFError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError),
     *(struct.error, zipfile.BadZipFile, zlib.error),
@@ -50,27 +42,87 @@ UNPACKED_LIMIT: Final = 4 * 2**30
 """Bytes that one file may unpack to: a year of minutes takes some 60 MB."""
 
 
-def read_table(path: Path) -> Table:
-    """Return the columns of the file at *path*.
+@dataclass(frozen=True)
+class Format:
+    """One kind of candle file: how its name and its first bytes tell it, and what reads it.
 
-    Raises ``DataInvalid`` where it is unreadable, empty, of an unknown kind or of another kind
-    than its name says.
+    ``suffixes`` end a file's name, in small letters. ``read`` gets the path, for its messages, and
+    the unpacked content, and raises ``DataInvalid``. ``magics`` are first bytes that no other kind
+    has.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    read: Callable[[Path, bytes], Table]
+    magics: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Packing:
+    """One compression: ``unpack`` returns the name and the content of the file inside.
+
+    Without ``unpack`` the file is refused by its first bytes, for its user to unpack it.
+    """
+
+    name: str
+    suffix: str
+    magic: bytes
+    unpack: Callable[[Path, bytes], tuple[str, bytes]] | None = None
+
+
+def read_table(path: Path, *, format_name: str | None = None) -> Table:
+    """Return the columns of the file at *path*, which is of the format that its name tells.
+
+    *format_name*, a key of ``FORMATS``, is wanted where the name tells none. Raises ``DataInvalid``
+    where the file is unreadable, empty, of an unknown kind or of another kind than is said.
     """
     raw = _content(path)
-    suffix = path.suffix.lower()
-    _refuse_mismatch(path, raw, suffix)
+    packing = _packing_of(path, raw)
     name = path.name.lower()
-    if suffix == ".gz":
-        name, raw = name.removesuffix(".gz"), _gunzip(path, raw)
-    elif suffix == ".zip":
-        name, raw = _unzip(path, raw)
-    if name.endswith(TEXT_SUFFIXES):
-        return read_delimited(path, raw)
-    if name.endswith(JSON_SUFFIXES):
-        return _read_json(path, raw)
-    if name.endswith((*PARQUET_SUFFIXES, *FEATHER_SUFFIXES)):
-        return _read_arrow(path, raw, feather=name.endswith(FEATHER_SUFFIXES))
-    raise DataInvalid(f"{path} has a name of no known kind: rename it to one of {KNOWN}.")
+    if packing is not None and packing.unpack is not None:
+        name, raw = packing.unpack(path, raw)
+    said = _format_of(name) if format_name is None else _format_named(format_name)
+    for one in FORMATS.values():
+        if one is not said and raw.startswith(one.magics):
+            suffix = Path(name).suffix or "nothing"
+            raise DataInvalid(
+                f"{path} is {one.name} by its first bytes and {suffix} by its name: rename it to "
+                f"end in {one.suffixes[0]}."
+            )
+    if said is None:
+        raise DataInvalid(
+            f"{path} has a name of no known kind: rename it to one of {known()}, or name its kind "
+            "with --format."
+        )
+    if said.magics and not raw.startswith(said.magics):
+        raise _not_as_named(path, said.suffixes[0])
+    return said.read(path, raw)
+
+
+def known() -> str:
+    """Return the suffixes of all formats as a message lists them."""
+    suffixes = [suffix[1:] for one in FORMATS.values() for suffix in one.suffixes]
+    packed = " or ".join(one.suffix for one in PACKINGS if one.unpack is not None)
+    return f"{', '.join(suffixes)} (also in {packed})"
+
+
+def _format_named(name: str) -> Format:
+    """Return the format *name*; raise ``ConfigInvalid`` where there is none."""
+    if name not in FORMATS:
+        raise ConfigInvalid(f"There is no format {name}; write one of {', '.join(FORMATS)}.")
+    return FORMATS[name]
+
+
+def _not_as_named(path: Path, suffix: str) -> DataInvalid:
+    return DataInvalid(
+        f"{path} is not {suffix.removeprefix('.')} although its name says so: "
+        "rename it, or fetch it again."
+    )
+
+
+def _format_of(name: str) -> Format | None:
+    """Return the format whose suffix ends *name*, if any does."""
+    return next((one for one in FORMATS.values() if name.endswith(one.suffixes)), None)
 
 
 def is_archive(path: Path) -> bool:
@@ -98,44 +150,42 @@ def _content(path: Path) -> bytes:
     return raw
 
 
-def _refuse_mismatch(path: Path, raw: bytes, suffix: str) -> None:
-    """Raise where the first bytes say another kind than the name."""
-    kinds = {".pq": ".parquet", ".arrow": ".feather", ".ipc": ".feather"}
-    expected = kinds.get(suffix, suffix)
-    packed = {magic_suffix for _, magic_suffix, _ in MAGIC}
-    for magic, magic_suffix, kind in MAGIC:
-        if raw.startswith(magic):
-            if magic_suffix != expected:
+def _packing_of(path: Path, raw: bytes) -> Packing | None:
+    """Return how *raw* is compressed; raise where its name says another thing."""
+    suffix = path.suffix.lower()
+    for one in PACKINGS:
+        if raw.startswith(one.magic):
+            if one.unpack is None:
                 raise DataInvalid(
-                    f"{path} is {kind} by its first bytes and {suffix or 'nothing'} by its name: "
-                    f"rename it to end in {magic_suffix}."
-                    if magic_suffix in {".gz", ".zip", ".parquet", ".feather"}
-                    else f"{path} is compressed with {kind}: unpack it to one of {KNOWN}."
+                    f"{path} is compressed with {one.name}: unpack it to one of {known()}."
                 )
-            return
-    if expected in packed:
-        raise DataInvalid(
-            f"{path} is not {expected.removeprefix('.')} although its name says so: "
-            "rename it, or fetch it again."
-        )
+            if suffix != one.suffix:
+                raise DataInvalid(
+                    f"{path} is {one.name} by its first bytes and {suffix or 'nothing'} by its "
+                    f"name: rename it to end in {one.suffix}."
+                )
+            return one
+        if suffix == one.suffix:
+            raise _not_as_named(path, one.suffix)
+    return None
 
 
-def _gunzip(path: Path, raw: bytes) -> bytes:
+def _gunzip(path: Path, raw: bytes) -> tuple[str, bytes]:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
-            return _bounded(path, stream.read)
+            return path.name.lower().removesuffix(".gz"), _bounded(path, stream.read)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise DataInvalid(f"{path} is damaged or cut short: fetch it again.") from None
 
 
 def _unzip(path: Path, raw: bytes) -> tuple[str, bytes]:
-    """Return name and bytes of the one data file in a zip archive."""
+    """Return name and content of the one data file in a zip archive."""
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             members = [
                 member
                 for member in archive.infolist()
-                if member.filename.lower().endswith((*TEXT_SUFFIXES, *JSON_SUFFIXES))
+                if _format_of(member.filename.lower())
                 and not member.filename.startswith("__MACOSX")
             ]
             if len(members) != 1:
@@ -242,3 +292,28 @@ def _arrow_column(pa: Any, column: Any) -> Column:  # noqa: ANN401 (pyarrow has 
         return numbers
     texts = [b"" if value is None else str(value).encode() for value in column.to_pylist()]
     return np.array(texts, dtype=np.bytes_)
+
+
+FORMATS: Final[dict[str, Format]] = {
+    "csv": Format("CSV", (".csv", ".txt", ".tsv"), read_delimited),
+    "json": Format("JSON", (".json",), _read_json),
+    "parquet": Format(
+        "Parquet", (".parquet", ".pq"), partial(_read_arrow, feather=False), (b"PAR1",)
+    ),
+    "feather": Format(
+        "Feather",
+        (".feather", ".arrow", ".ipc"),
+        partial(_read_arrow, feather=True),
+        (b"ARROW1", b"FEA1"),
+    ),
+}
+"""Every kind of candle file, by the name that ``--format`` takes."""
+
+PACKINGS: Final = (
+    Packing("gzip", ".gz", b"\x1f\x8b", _gunzip),
+    Packing("zip", ".zip", b"PK\x03\x04", _unzip),
+    Packing("Zstandard", ".zst", b"\x28\xb5\x2f\xfd"),
+    Packing("bzip2", ".bz2", b"BZh"),
+    Packing("xz", ".xz", b"\xfd7zXZ"),
+)
+"""Every compression that is known by its first bytes."""

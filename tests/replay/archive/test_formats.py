@@ -1,0 +1,120 @@
+"""A new kind of file or a new maker's layout is one entry, and is known everywhere at once."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tracepaper.replay.archive import read_candles
+from tracepaper.replay.archive.delimited import table_of_rows
+from tracepaper.replay.archive.formats import FORMATS, Format
+from tracepaper.replay.archive.tables import LAYOUTS, Head, Layout, Rows, Table
+from tracepaper.replay.commands import data
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+T0 = 1_735_689_600_000
+NAMES = ["open_time", "open", "high", "low", "close", "volume"]
+
+
+def ledger_lines(path: Path, raw: bytes) -> Table:
+    """Read ``time: open high low close volume``, one candle a line."""
+    rows = [line.replace(":", " ").split() for line in raw.decode().splitlines()[1:]]
+    return table_of_rows(path, rows, NAMES)
+
+
+@pytest.fixture
+def ledger(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Add a format by its one entry; return what a file of it holds."""
+    entry = Format("Ledger", (".ledger",), ledger_lines, (b"LEDGER",))
+    monkeypatch.setitem(FORMATS, "ledger", entry)
+    importlib.reload(data)
+    rows = [f"{T0 + 60_000 * place}: 10 12.5 9 11 {place}" for place in range(5)]
+    yield "\n".join(["LEDGER 1", *rows])
+    monkeypatch.undo()
+    importlib.reload(data)
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(data.app, list(arguments), env={"COLUMNS": "200"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.stdout
+
+
+def test_a_new_format_is_read_by_its_name_also_packed(tmp_path: Path, ledger: str) -> None:
+    plain, packed = tmp_path / "BTCUSDT_1m.ledger", tmp_path / "BTCUSDT_1m.ledger.gz"
+    plain.write_text(ledger)
+    packed.write_bytes(gzip.compress(ledger.encode()))
+    for path in (plain, packed):
+        candles = read_candles(path)
+        assert candles.open_time_ms.tolist() == [T0 + 60_000 * place for place in range(5)]
+        assert candles.high.tolist() == [125] * 5
+        assert candles.volume.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_new_format_is_offered_by_data_import_and_imported(tmp_path: Path, ledger: str) -> None:
+    path = tmp_path / "BTCUSDT_1m.saved"
+    path.write_text(ledger)
+    text = run("import", "--help")
+    assert "[csv|json|parquet|feather|ledger]" in text
+    archive = str(tmp_path / "candles.db")
+    assert "5 candles from" in run("import", str(path), "--format", "ledger", "--db", archive)
+    assert "linear:BTCUSDT, 1m: 5 candles" in run("list", "--db", archive)
+
+
+def test_the_quality_of_a_new_format_is_said(tmp_path: Path, ledger: str) -> None:
+    path = tmp_path / "BTCUSDT_1m.ledger"
+    path.write_text(ledger)
+    (found,) = json.loads(run("check", str(path), "--json"))["files"]
+    assert (found["rows"], found["zero_volume"], found["price_decimals"]) == (5, 1, 1)
+
+
+def test_what_is_refused_names_a_new_format(tmp_path: Path, ledger: str) -> None:
+    path = tmp_path / "BTCUSDT.xls"
+    path.write_text("1,2,3")
+    with pytest.raises(DataInvalid, match=r"no known kind: rename it to one of csv.*, ledger "):
+        read_candles(path)
+    path.write_text(ledger)
+    with pytest.raises(DataInvalid, match=r"is Ledger by its first bytes and \.xls by its name"):
+        read_candles(path)
+    with pytest.raises(DataInvalid, match="is Ledger by its first bytes"):
+        read_candles(path, format_name="csv")
+    path = tmp_path / "BTCUSDT.ledger"
+    path.write_text("something else")
+    with pytest.raises(DataInvalid, match="is not ledger although its name says so"):
+        read_candles(path)
+    with pytest.raises(ConfigInvalid, match="write one of csv, json, parquet, feather, ledger"):
+        read_candles(path, format_name="xls")
+
+
+def test_a_format_that_no_entry_names_is_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT.ledger"
+    path.write_text("something else")
+    with pytest.raises(DataInvalid, match="no known kind"):
+        read_candles(path)
+
+
+def kraken_head(rows: Rows) -> Head | None:
+    """Name eight columns, the sixth of which is an average price."""
+    return Head([*NAMES[:5], "vwap", "volume", "count"]) if len(rows[0]) == 8 else None
+
+
+def test_a_new_makers_layout_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "BTCUSD_1m.csv"
+    rows = [f"{T0 // 1000 + 60 * place},10,12,9,11,10.5,{place},7" for place in range(4)]
+    path.write_text("\n".join(rows) + "\n")
+    with pytest.raises(DataInvalid, match="has no header and 8 columns"):
+        read_candles(path)
+    monkeypatch.setitem(LAYOUTS, "kraken", Layout("Kraken", head=kraken_head))
+    candles = read_candles(path)
+    assert candles.close.tolist() == [11] * 4
+    assert candles.volume.tolist() == [0, 1, 2, 3]
+    path = tmp_path / "BTCUSD_1m.json"
+    path.write_text(json.dumps([[T0 + 60_000, 10, 12, 9, 11, 10.5, 3, 7]]))
+    assert read_candles(path).volume.tolist() == [3]
