@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from functools import lru_cache
 from hashlib import sha256
+from itertools import islice
 from math import isfinite
 from typing import TYPE_CHECKING, Final
 
@@ -147,6 +148,11 @@ def canonical_bar(bar: Bar, instrument: Instrument) -> bytes:
     the bar was seen are left out: archives lack them or differ in them.
     """
     price, volume, _ = _factors(instrument)
+    return _bar_text(bar, price, volume)
+
+
+def _bar_text(bar: Bar, price: int, volume: int) -> bytes:
+    """Return the text of ``canonical_bar`` where the instrument's factors are known."""
     return b"%x,%x,%x,%x,%x,%x;" % (
         bar.open_time_ms,
         bar.open * price,
@@ -272,76 +278,87 @@ def decision_digest(
 
 
 class WindowHash:
-    """The hash of the last bars of one instrument, in three levels: bar, block, window.
+    """The hash of the last *bars* bars of one instrument: of all known ones while there are fewer.
 
-    Blocks are 64 bars of absolute time. A window is hashed as, from the newest block to the
-    oldest, the block's hash where the window holds all of its 64 bars and else the hashes of
-    the bars it holds, and at last the number of bars. So it depends on the window's bars alone,
-    and a window of 16,384 bars costs a few hundred small hashes instead of 16,384.
+    The window is cut into blocks of 64 intervals of absolute time. Within a block the bars are
+    chained backwards: the tail of a bar is ``sha256(its canonical bar + the tail of the next)``,
+    and the block's last bar has no next. The window's hash is the SHA-256 over, in this order,
+
+    1. the tail of the first bar of every block but the oldest and the newest, oldest first;
+    2. the canonical bars of the newest block;
+    3. the tail of the first bar of the oldest block, of what the window holds of it (nothing where
+       that is the newest block too);
+    4. the number of bars, eight bytes big-endian.
+
+    So it depends on the window's bars alone. What comes first changes least: its state is kept and
+    copied at each bar, and is made anew only where a block enters or leaves, twice in 64 bars. The
+    oldest block loses its bars from the front, so the tails of its bars are known beforehand.
     """
 
-    def __init__(self, instrument: Instrument, interval_ms: int, capacity: int) -> None:
-        """Keep enough of the past for windows of up to *capacity* bars."""
-        self._instrument = instrument
+    def __init__(self, instrument: Instrument, interval_ms: int, bars: int) -> None:
+        """Hash windows of *bars* bars, each of *interval_ms*; raise where that is under 1."""
+        if bars < 1:
+            raise InvariantBroken(f"A window of {bars} bars holds nothing.")
+        self._price_factor, self._volume_factor, _ = _factors(instrument)
         self._block_ms = interval_ms * BLOCK_BARS
-        self._capacity = capacity
-        self._block = -1  # the block that is growing
-        self._bars = bytearray()  # hashes of its bars
-        self._hash = sha256()  # over them
-        self._earlier: deque[tuple[bytes, bytes | None]] = deque()  # bar hashes, block hash
-        self._earlier_bars = 0
+        self._bars = bars
+        self._known = 0  # bars in the window
+        self._count = bytes(8)  # the same as it is hashed
+        self._block = -1  # which block the newest bar lies in
+        self._newest: list[bytes] = []  # canonical bars of that block
+        self._earlier: deque[list[bytes]] = deque()  # tails of the bars of each block before it
+        self._left = 0  # bars of the oldest block that have left the window
+        self._state = sha256()  # over parts 1 and 2
         self._last_open_ms = -1
 
-    def add(self, bar: Bar) -> bytes:
+    def push(self, bar: Bar) -> bytes:
         """Take in the next accepted bar and return its ``canonical_bar``.
 
         Raises ``InvariantBroken`` where it is not newer than the last.
         """
-        if bar.open_time_ms <= self._last_open_ms:
-            raise InvariantBroken(f"Bar {bar.open_time_ms} came after {self._last_open_ms}.")
-        self._last_open_ms = bar.open_time_ms
-        canonical = canonical_bar(bar, self._instrument)
-        hashed = sha256(canonical).digest()
-        block = bar.open_time_ms // self._block_ms
-        if block != self._block:
-            self._close_block()
-            self._block = block
-        self._bars += hashed
-        self._hash.update(hashed)
+        open_ms = bar.open_time_ms
+        if open_ms <= self._last_open_ms:
+            raise InvariantBroken(f"Bar {open_ms} came after {self._last_open_ms}.")
+        self._last_open_ms = open_ms
+        if open_ms // self._block_ms != self._block:
+            self._open_block(open_ms // self._block_ms)
+        canonical = _bar_text(bar, self._price_factor, self._volume_factor)
+        self._newest.append(canonical)
+        self._state.update(canonical)
+        if self._known < self._bars:
+            self._known += 1
+            self._count = self._known.to_bytes(8, "big")
+        else:
+            self._left += 1
+            if self._earlier and self._left == len(self._earlier[0]):
+                self._earlier.popleft()
+                self._left = 0
+                self._begin_state()
         return canonical
 
-    def _close_block(self) -> None:
-        bars = bytes(self._bars)
-        if bars:
-            whole = len(bars) == BLOCK_BARS * HASH_BYTES
-            self._earlier.append((bars, self._hash.digest() if whole else None))
-            self._earlier_bars += len(bars) // HASH_BYTES
-        while self._earlier:
-            oldest = len(self._earlier[0][0]) // HASH_BYTES
-            if self._earlier_bars - oldest < self._capacity:
-                break
-            self._earlier.popleft()
-            self._earlier_bars -= oldest
-        self._bars = bytearray()
-        self._hash = sha256()
+    def _open_block(self, block: int) -> None:
+        """Close the newest block: chain its bars from the last to the first."""
+        self._block = block
+        if not self._newest:
+            return
+        tail, tails = b"", []
+        for canonical in reversed(self._newest):
+            tail = sha256(canonical + tail).digest()
+            tails.append(tail)
+        tails.reverse()
+        self._earlier.append(tails)
+        self._newest.clear()
+        self._begin_state()
 
-    def digest(self, bars: int) -> bytes:
-        """Return the hash of the last *bars* bars, or of all known where there are fewer."""
-        if not 0 < bars <= self._capacity:
-            raise InvariantBroken(f"A window of {bars} bars was asked of {self._capacity} kept.")
-        left = bars * HASH_BYTES
-        size = len(self._bars)
-        if size == BLOCK_BARS * HASH_BYTES and left >= size:
-            hashed = sha256(self._hash.digest())
-        elif left >= size:
-            hashed = self._hash.copy()
+    def _begin_state(self) -> None:
+        whole = [tails[0] for tails in islice(self._earlier, 1, None)]
+        self._state = sha256(b"".join((*whole, *self._newest)))
+
+    def digest(self) -> bytes:
+        """Return the hash of the window that ends with the newest bar."""
+        if self._earlier:
+            hashed = self._state.copy()
+            hashed.update(self._earlier[0][self._left] + self._count)
         else:
-            hashed = sha256(self._bars[-left:])
-        left -= min(left, size)
-        for held, whole in reversed(self._earlier):
-            if left <= 0:
-                break
-            hashed.update(whole if whole and left >= len(held) else held[-left:])
-            left -= min(left, len(held))
-        hashed.update((bars - left // HASH_BYTES).to_bytes(8, "big"))
+            hashed = sha256(b"".join(self._newest[self._left :]) + self._count)
         return hashed.digest()

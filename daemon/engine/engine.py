@@ -241,7 +241,7 @@ class Engine:
             orders=orders,
             fills=fills,
             twin_fills=twin_fills,
-            window_sha256=desk.window.digest(desk.remembered),
+            window_sha256=desk.window.digest(),
             decision_sha256=desk.hash.digest(desk.canonical, prediction, decision),
         )
 

@@ -80,7 +80,7 @@ class InstrumentState:
         self.strategy.observe(bar)
         if self._plausibility is not None:
             self.evidence.plausible = self._plausibility.add(bar, self.instrument.tick_size)
-        self.canonical = self.window.add(bar)
+        self.canonical = self.window.push(bar)
         self.last = bar
         if self.bars < self.strategy.warmup:
             self.bars += 1
