@@ -46,19 +46,21 @@ class Forecaster(Protocol):
         """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
         ...
 
+    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in one bar of each of several instruments; return their forecasts in that order.
+
+        What it returns follows from the group's members and their order, and from nothing else:
+        a group is repeated bit for bit by the same group. Another group, or ``step`` on each,
+        agrees within 1e-4 of scale, since matrix products of another size round in another
+        order. Raises ``InvariantBroken`` for two bars of one instrument, and then takes in none.
+        """
+        ...
+
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in many known bars of one instrument at once; equal to ``step`` on each within 1e-4.
 
         Only for causal networks; raises ``InvariantBroken`` elsewhere.
         """
-        ...
-
-
-class BatchedForecaster(Forecaster, Protocol):
-    """A forecaster that takes in a bar of each of several instruments in one pass."""
-
-    def step_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Take in one bar of each instrument; equal to ``step`` on each within 1e-6 of scale."""
         ...
 
 

@@ -106,5 +106,8 @@ class FixedForecaster:
             return None
         return self._answer(seen[-self.context :])
 
+    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        return [self.step(bar) for bar in bars]
+
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         return [self.step(bar) for bar in bars]

@@ -64,7 +64,7 @@ def read_heads(record: RunRecord) -> Heads:
     last = int(explained[-1])
     instrument = str(decisions.instrument[last])
     forecaster = _warmed(record, instrument, int(decisions.open_time_ms[last]))
-    positions, layers = forecaster.network.history(forecaster.state(instrument))
+    positions, layers = forecaster.history(instrument)
     window = forecaster.model.network.config.window
     time = len(positions)
     rows = list(range(max(time - ROWS, window - 1), time))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import copy
+from collections import Counter
 
 import torch
 from torch import Tensor
@@ -12,104 +11,83 @@ from tracepaper.strategies.errors import AttentionInvalid
 
 
 class TailRing:
-    """The newest rows of a stream along one dimension, always one contiguous stretch of time.
+    """One buffer of ``TailRings``: [stream, …] with time among the further dimensions."""
 
-    Rows are written behind one another; when the buffer is full, the *kept* newest move to its
-    front. With a *slack* of rows between two moves a row costs one write and, on average,
-    ``kept / slack`` copies; reading costs nothing. Before the first row there are *kept* rows
-    of zeros, so that a view of fixed shape exists from the start.
+    def __init__(self, rows: Tensor, dim: int) -> None:
+        self.rows = rows
+        self.dim = dim  # of time, counted from the last dimension
+
+    def move(self, stream: int, count: int, *, start: int, to: int) -> None:
+        """Copy *count* rows of one stream from *start* on, which may overlap, to *to*."""
+        own = self.rows[stream]
+        own.narrow(self.dim, to, count).copy_(own.narrow(self.dim, start, count).clone())
+
+
+class TailRings:
+    """The newest rows of some streams in several buffers, each stream one stretch of time.
+
+    The buffers move on together: a stream has one end in all of them. Rows are written behind the
+    newest; where there is no room left, the *kept* newest move to the front. With a *slack* of
+    rows between two moves a row costs one write and, on average, ``kept / slack`` copies; reading
+    costs nothing. Before its first row a stream has *kept* rows of zeros, so that a view of fixed
+    shape exists from the start. Raises ``AttentionInvalid`` for sizes that hold nothing.
     """
 
     def __init__(
-        self,
-        *,
-        kept: int,
-        slack: int,
-        shape: tuple[int, ...],
-        dim: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        self, *, kept: int, slack: int, streams: int = 1, device: torch.device | str = "cpu"
     ) -> None:
-        """Make a ring on *device* over rows of *shape* with time inserted at *dim*."""
         if kept < 0 or slack < 1:
             raise AttentionInvalid(
                 f"A ring that keeps {kept} rows with room for {slack} holds nothing; enlarge it."
             )
-        full = (*shape[:dim], kept + slack, *shape[dim:])
-        self._rows = torch.zeros(full, dtype=dtype, device=device)
-        self._dim = dim - len(full)  # counted from the last dimension
+        self.ends = [kept] * streams
+        """Where in the buffers the newest counted row of each stream ends."""
         self._kept = kept
-        self._end = kept
+        self._length = kept + slack
+        self._device = device
+        self._rings: list[TailRing] = []
 
-    def write(self, rows: Tensor) -> None:
-        """Put *rows* behind the newest without counting them; ``advance`` counts them.
+    def ring(
+        self, shape: tuple[int, ...], *, dim: int, dtype: torch.dtype = torch.float32
+    ) -> TailRing:
+        """Return a further buffer [stream, *shape], time inserted at *dim* of *shape*."""
+        full = (len(self.ends), *shape[:dim], self._length, *shape[dim:])
+        rows = torch.zeros(full, dtype=dtype, device=self._device)
+        self._rings.append(TailRing(rows, dim - len(shape) - 1))
+        return self._rings[-1]
 
-        Rows written and not counted are padding: the next write covers them.
+    def extend(self, streams: int) -> None:
+        """Make room for so many further *streams*: one copy of all rows."""
+        for ring in self._rings:
+            more = ring.rows.new_zeros(streams, *ring.rows.shape[1:])
+            ring.rows = torch.cat((ring.rows, more))
+        self.ends += [self._kept] * streams
+
+    def settle(self, streams: slice, count: int) -> int:
+        """Bring adjacent *streams* to one end with room for *count* rows behind it; return it.
+
+        Those that missed rows follow those that did not: in step with all, nothing moves.
         """
-        count = rows.shape[self._dim]
-        if self._end + count > self._rows.shape[self._dim]:
-            kept = self._rows.narrow(self._dim, self._end - self._kept, self._kept)
-            self._rows.narrow(self._dim, 0, self._kept).copy_(kept.clone())
-            self._end = self._kept
-        self._rows.narrow(self._dim, self._end, count).copy_(rows)
+        ends = self.ends[streams]
+        [(end, _)] = Counter(ends).most_common(1)
+        if end + count > self._length:
+            end = self._kept
+        for stream, own in enumerate(ends, streams.start):
+            if own != end:
+                for ring in self._rings:
+                    ring.move(stream, self._kept, start=own - self._kept, to=end - self._kept)
+                self.ends[stream] = end
+        return end
 
-    def advance(self, count: int) -> None:
-        """Count the first *count* of the rows just written."""
-        self._end += count
+    def advance(self, stream: int, count: int) -> None:
+        """Count the first *count* of the rows just written; those after them are padding."""
+        self.ends[stream] += count
 
-    @property
-    def end(self) -> int:
-        """Where in the buffer the newest row counted ends."""
-        return self._end
-
-    @classmethod
-    def stacked(cls, rings: Sequence[TailRing]) -> TailRing:
-        """Return a ring with one more dimension in front that holds the rows of all *rings*.
-
-        Each of *rings* lives on in its slice. Where they stand at one ``end``, the stack writes
-        and reads for all of them at once; ``follow`` then moves each of them on.
-        """
-        whole = rings[0].over(torch.stack([ring.everything() for ring in rings]))
-        for ring, rows in zip(rings, whole.everything(), strict=True):
-            ring.settle(rows)
-        return whole
-
-    def over(self, rows: Tensor) -> TailRing:
-        """Return a ring that stands where this one does, over *rows* as its buffer."""
-        made = copy(self)
-        made.settle(rows)
-        return made
-
-    def settle(self, rows: Tensor) -> None:
-        """Live on in the buffer *rows*, which holds what this ring's own does."""
-        self._rows = rows
-
-    def move(self, end: int) -> None:
-        """Move the *kept* newest rows within the buffer, so that they end at *end*."""
-        if end != self._end:
-            newest = self._rows.narrow(self._dim, self._end - self._kept, self._kept)
-            self._rows.narrow(self._dim, end - self._kept, self._kept).copy_(newest.clone())
-            self._end = end
-
-    def follow(self, other: TailRing) -> None:
-        """Stand where *other* stands, which wrote this ring's rows as well."""
-        self._end = other.end
-
-    def view(self, start: int, stop: int) -> Tensor:
-        """Return rows *start* … *stop* - 1, counted from the end of the rows counted so far.
-
-        ``view(-3, 0)`` are the newest three, ``view(-3, 2)`` has two written rows as well.
-        """
-        return self._rows.narrow(self._dim, self._end + start, stop - start)
-
-    def everything(self) -> Tensor:
-        """Return the whole buffer, for a change of all rows at once."""
-        return self._rows
-
-    def clear(self) -> None:
-        """Forget every row."""
-        self._rows.zero_()
-        self._end = self._kept
+    def clear(self, stream: int) -> None:
+        """Forget every row of *stream*."""
+        for ring in self._rings:
+            ring.rows[stream].zero_()
+        self.ends[stream] = self._kept
 
 
 class WrapRing:

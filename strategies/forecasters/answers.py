@@ -9,11 +9,20 @@ import torch
 from numpy.typing import NDArray
 
 from tracepaper.strategies.attention.blocks import recent_mass, shift
+from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.networks.heads import Outputs
 from tracepaper.strategies.networks.stream import Advance
-from tracepaper.strategies.types import Explanation, Forecast
+from tracepaper.strategies.types import Bar, Explanation, Forecast
 
 Floats = NDArray[np.float64]
+
+
+def require_one_of_each(bars: Sequence[Bar]) -> None:
+    """Raise ``InvariantBroken`` where two of *bars*, a group, are of one instrument."""
+    if len({bar.instrument for bar in bars}) < len(bars):
+        raise InvariantBroken(
+            "Two bars of one instrument cannot be stepped at once; hand over one of each."
+        )
 
 
 def forecasts(
@@ -25,7 +34,9 @@ def forecasts(
     temperature: Sequence[float],
     model_id: str,
 ) -> list[Forecast]:
-    """Return the forecast of each bar; *outputs* are [1, bar, …], *sigmas* [bar].
+    """Return the forecast of each bar, stream after stream.
+
+    *outputs* are [stream, bar, …], *sigmas* [stream * bar].
 
     A return to horizon h is the network's times ``sigma * sqrt(h)``; a NaN in *sigmas* goes
     through to the figures, and the gate refuses them. *temperature* divides the direction's
@@ -33,10 +44,10 @@ def forecasts(
     """
     root = sigmas[:, None] * np.sqrt(horizons)  # one standard deviation to the horizon
     mean, scale, dof, variance = (
-        x[0].double().numpy()
+        x.flatten(0, 1).double().numpy()
         for x in (outputs.mean, outputs.log_scale, outputs.dof, outputs.log_variance)
     )
-    logits = outputs.direction_logits[0].double()
+    logits = outputs.direction_logits.flatten(0, 1).double()
     logits = logits / logits.new_tensor(temperature)[:, None]
     p_down, p_flat, p_up = torch.softmax(logits, dim=-1).numpy().transpose(2, 0, 1)
     # The scale of a Student-t is not its standard deviation.
@@ -73,12 +84,13 @@ def explanations(
         float(moved) if has_shift else None
         for moved, has_shift in zip(shift(before, aged), known, strict=True)
     ]
-    errors = np.abs(1.0 - told.rollout.sum(axis=1, dtype=np.float64)).tolist()
-    entropy = told.confidence.flatten(1)  # [bar, layer * head]
+    rollout = told.rollout.reshape(len(aged), -1)  # [bar, buckets + 1]
+    errors = np.abs(1.0 - rollout.sum(axis=1, dtype=np.float64)).tolist()
+    entropy = told.confidence.reshape(len(aged), -1)  # [bar, layer * head]
     confidence = entropy.double().mean(1).tolist()
     heads = entropy.numpy().astype("<f4")
-    buckets = told.rollout[:, :-1].astype("<f4")
-    older = told.rollout[:, -1].tolist()
+    buckets = rollout[:, :-1].astype("<f4")
+    older = rollout[:, -1].tolist()
     return [
         Explanation(
             confidence[i], content_free, recent[i], older[i], shifts[i], errors[i],

@@ -85,7 +85,9 @@ def build(
         dtype = "bfloat16" if chosen in HALF_BACKENDS else "float32"
         model = _window_model(card, flash)
         return WindowedForecaster(model, threads=threads, backend=chosen, dtype=dtype)
-    return StreamingForecaster(_model(card, flash), path=path, threads=threads)
+    return StreamingForecaster(
+        _model(card, flash), path=path, threads=threads, instruments=instruments
+    )
 
 
 def _need(config: FlashConfig | InformerConfig, instruments: int) -> Callable[[int], int]:

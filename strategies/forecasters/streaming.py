@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tracepaper.strategies import features
 from tracepaper.strategies.attention.blocks import by_age
@@ -17,14 +18,13 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features import FeatureSchema, FeatureStream
-from tracepaper.strategies.forecasters.answers import explanations, forecasts
+from tracepaper.strategies.forecasters.answers import explanations, forecasts, require_one_of_each
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     RESIDUAL,
-    AbreastNetwork,
     Advance,
-    StateStack,
+    StreamingNetwork,
     StreamState,
 )
 from tracepaper.strategies.types import Bar, Calibration, Forecast
@@ -35,10 +35,10 @@ Ids = NDArray[np.int64]
 
 
 class InstrumentMemory:
-    """The memory of one instrument: its features' lookback and its network's rings."""
+    """What is remembered of one instrument beside its stream: the lookback of its features."""
 
-    def __init__(self, network: FlashNetwork, schema: FeatureSchema) -> None:
-        self.state = StreamState(network)
+    def __init__(self, schema: FeatureSchema, stream: int) -> None:
+        self.stream = stream  # its place in the network's state
         self.features = FeatureStream(schema)
         self.tail: list[Bar] = []  # the newest bars, as many as a feature row looks back on
         self.features_current = True  # False while only ``tail`` knows the newest bars
@@ -72,7 +72,7 @@ class InstrumentMemory:
         schema = self.features.schema
         block = features.compute(schema, features.columns([*self.tail, *bars]))
         first = max(len(self.tail), block.first)
-        positions = np.array([b.open_time_ms // b.interval_ms for b in bars], dtype=np.int64)
+        positions = _positions(bars)
         self._remember(bars)
         self.features_current = False
         rows = block.values[first:]
@@ -84,7 +84,6 @@ class InstrumentMemory:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.state.clear()
         self.features.warm([])
         self.tail = []
         self.features_current = True
@@ -124,7 +123,8 @@ class Attribution:
 class StreamingForecaster:
     """A causal-window flash network behind the ``Forecaster`` protocol, for many instruments."""
 
-    def __init__(self, model: Model, *, path: str, threads: int) -> None:
+    def __init__(self, model: Model, *, path: str, threads: int, instruments: int = 1) -> None:
+        """Answer by *model* where its weights are; *instruments* is how many are expected."""
         config = model.network.config
         self.model = model
         self.model_id = model.model_id
@@ -140,65 +140,61 @@ class StreamingForecaster:
         self.chunk_bars = CHUNK_BARS  # scan in multiples of it: a shorter part costs as much
         self.threads = threads
         self.backend = BACKEND
-        self.network = AbreastNetwork(model.network)
+        self.network = StreamingNetwork(model.network)
+        self._expected = instruments
+        self._state = StreamState(model.network, streams=0)
         self._instruments: dict[str, InstrumentMemory] = {}
-        self._stack = StateStack([])  # of the instruments that were stepped together
-        self._places: dict[str, int] = {}  # of their states in it
 
     @property
     def attended_pairs(self) -> int:
         """Pairs of query and visible key over all layers and instruments: the work done."""
-        return sum(known.state.attended_pairs for known in self._instruments.values())
+        return self._state.attended_pairs
 
-    def state(self, instrument: str) -> StreamState:
-        """Return the network's memory of *instrument*."""
-        return self._of(instrument).state
+    def history(self, instrument: str) -> tuple[Ids, list[tuple[Tensor, Tensor, Tensor]]]:
+        """Return what *instrument*'s stream attended with; see ``StreamingNetwork.history``."""
+        return self.network.history(self._state, self._of(instrument).stream)
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first) in chunks of a fixed size."""
         known = self._of(instrument)
         known.clear()
+        self._state.clear(known.stream)
         rows, _, positions = known.take_all(bars)
         for part, told in self._chunks(known, rows, positions):
-            known.aged = by_age(told.rollout[-1:], positions[part][-1:])
+            known.aged = by_age(told.rollout[0, -1:], positions[part][-1:])
 
     def step(self, bar: Bar) -> Forecast | None:
         """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
-        known = self._of(bar.instrument)
-        known.admit([bar])
-        row, sigma = known.take(bar)
-        if row is None:
-            return None
-        rows, sigmas, positions = _one_each([bar], [row], [sigma])
-        told = self.network.advance(known.state, _tensor(rows), positions, padded=False)
-        return self._forecasts(known, told, sigmas, positions)[0]
+        return self.predict_many([bar])[0]
 
-    def step_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in one bar of each of several instruments in one pass; return their forecasts.
 
-        Equal to ``step`` on each within 1e-6 of scale, for matrix products of another size round
-        in another order. The instruments may differ in age and in the bars that they have. The
-        states of those that were ever together lie side by side, so keep their set the same:
-        one more costs a copy of all. Raises ``InvariantBroken`` for two bars of one instrument.
+        Equal to ``step`` on each within 1e-4 of scale, for matrix products of another size round
+        in another order. The instruments may differ in age and in the bars that they have.
+        Raises ``InvariantBroken`` for two bars of one instrument, and for one that does not
+        follow; nothing is taken in then.
         """
-        names = [bar.instrument for bar in bars]
-        if len(set(names)) < len(names):
-            raise InvariantBroken(
-                "Two bars of one instrument cannot be stepped at once; hand over one of each."
-            )
-        if len(bars) == 1:
-            return [self.step(bars[0])]
-        for bar in bars:
-            self._of(bar.instrument).admit([bar])
-        taken = {bar.instrument: (bar, *self._of(bar.instrument).take(bar)) for bar in bars}
-        ready = {name: (bar, row, s) for name, (bar, row, s) in taken.items() if row is not None}
-        answers: dict[str, Forecast | None] = {}
-        for first, together in self._side_by_side(ready):
-            rows, sigmas, positions = _one_each(*zip(*(ready[x] for x in together), strict=True))
-            streams = self._stack.abreast(first, first + len(together))
-            told = self.network.advance_each(streams, _tensor(rows), positions)
-            answers |= self._forecasts_of_each(together, told, sigmas, positions)
-        return [answers.get(name) for name in names]
+        require_one_of_each(bars)
+        memories = [self._of(bar.instrument) for bar in bars]
+        for known, bar in zip(memories, bars, strict=True):
+            known.admit([bar])
+        taken = [known.take(bar) for known, bar in zip(memories, bars, strict=True)]
+        ready = [at for at, (row, _) in enumerate(taken) if row is not None]
+        answers: list[Forecast | None] = [None] * len(bars)
+        if not ready:
+            return answers
+        chosen = [memories[at] for at in ready]
+        rows = np.array([taken[at][0] for at in ready])
+        sigmas = _usable(rows, np.array([taken[at][1] for at in ready]))[:, None]
+        positions = _positions([bars[at] for at in ready])[:, None]
+        told = self.network.advance(
+            self._state, _tensor(rows)[:, None], positions, streams=[x.stream for x in chosen]
+        )
+        made = self._forecasts(chosen, told, sigmas, positions)
+        for at, [forecast] in zip(ready, made, strict=True):
+            answers[at] = forecast
+        return answers
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in known *bars* of one instrument; return the forecast of each.
@@ -214,7 +210,7 @@ class StreamingForecaster:
         answers: list[Forecast | None] = [None] * (len(bars) - len(rows))
         usable = _usable(rows, sigmas)
         for part, told in self._chunks(known, rows, positions):
-            answers += self._forecasts(known, told, usable[part], positions[part])
+            answers += self._forecasts([known], told, usable[None, part], positions[None, part])[0]
         return answers
 
     def explain(self, instrument: str) -> Attribution:
@@ -224,11 +220,11 @@ class StreamingForecaster:
         Raises ``InvariantBroken`` before the first decision.
         """
         known = self._of(instrument)
-        if known.state.count < self.receptive_field:
+        if self._state.counts[known.stream] < self.receptive_field:
             raise InvariantBroken(
                 f"{instrument} has no decision to explain yet; warm it with {self.context} bars."
             )
-        positions, layers = self.network.history(known.state)
+        positions, layers = self.history(instrument)
         queries, keys, logsumexps = zip(*layers, strict=True)
         rollout = rollout_rows(
             queries, keys, logsumexps, [len(positions) - 1],
@@ -239,8 +235,12 @@ class StreamingForecaster:
         return Attribution(instrument, tuple(times), tuple(weights), float(rollout.l1_error[0, 0]))
 
     def _of(self, instrument: str) -> InstrumentMemory:
+        used = len(self._instruments)
         if instrument not in self._instruments:
-            self._instruments[instrument] = InstrumentMemory(self.model.network, self.model.schema)
+            if used == len(self._state.counts):
+                # By as many as there are, so that copies stay few, but not beyond those expected.
+                self._state.extend(max(1, min(used, self._expected - used)))
+            self._instruments[instrument] = InstrumentMemory(self.model.schema, used)
         return self._instruments[instrument]
 
     def _chunks(
@@ -251,73 +251,71 @@ class StreamingForecaster:
         while done < len(rows):
             part = slice(done, done + CHUNK_BARS)
             told = self.network.advance(
-                known.state, _tensor(rows[part]), positions[part], padded=True
+                self._state,
+                _tensor(rows[part])[None],
+                positions[None, part],
+                streams=[known.stream],
+                padded=True,
             )
-            part = slice(done, done + len(told.rollout))
+            part = slice(done, done + told.rollout.shape[1])
             yield part, told
             done = part.stop
 
-    def _side_by_side(self, names: Collection[str]) -> Iterator[tuple[int, list[str]]]:
-        """Yield the stretches of the stack that *names* fill: the first place, and the names."""
-        if new := [name for name in names if name not in self._places]:
-            stacked = [*self._places, *new]
-            self._places = {name: place for place, name in enumerate(stacked)}
-            self._stack = StateStack([self._of(name).state for name in stacked])
-        ordered = sorted(names, key=self._places.__getitem__)
-        # Names without a gap between them keep their place's distance to their index.
-        for _, group in groupby(enumerate(ordered), lambda at: self._places[at[1]] - at[0]):
-            together = [name for _, name in group]
-            yield self._places[together[0]], together
-
     def _forecasts(
-        self, known: InstrumentMemory, told: Advance, sigmas: Floats, positions: Ids
-    ) -> list[Forecast | None]:
-        """Return the forecasts of the bars just taken in; None where the context is short."""
-        aged = by_age(told.rollout, positions)
-        before = np.full_like(aged[:1], np.nan) if known.aged is None else known.aged
-        made = self._answers(told, aged, np.concatenate([before, aged[:-1]]), sigmas)
-        known.aged = aged[-1:]
-        short = self.receptive_field - 1 - (known.state.count - len(made))
-        return [None if index < short else one for index, one in enumerate(made)]
+        self, memories: Sequence[InstrumentMemory], told: Advance, sigmas: Floats, positions: Ids
+    ) -> list[list[Forecast | None]]:
+        """Return the forecasts of the bars just taken in, by instrument.
 
-    def _forecasts_of_each(
-        self, names: Sequence[str], told: Advance, sigmas: Floats, positions: Ids
-    ) -> dict[str, Forecast | None]:
-        """Return the forecast of the bar just taken in of each of *names*, as ``_forecasts``."""
-        memories = [self._of(name) for name in names]
-        aged = by_age(told.rollout, positions)
-        unknown = np.full_like(aged[:1], np.nan)
-        before = [unknown if known.aged is None else known.aged for known in memories]
-        made = self._answers(told, aged, np.concatenate(before), sigmas)
+        *sigmas* and *positions* are [instrument, bars]. None stands where the context is short.
+        """
+        streams, bars, _ = told.rollout.shape
+        aged = by_age(told.rollout.reshape(streams * bars, -1), positions.ravel())
+        aged = aged.reshape(streams, bars, -1)
+        unknown = np.full_like(aged[0, :1], np.nan)
+        first = np.stack([unknown if x.aged is None else x.aged for x in memories])
+        before = np.concatenate([first, aged[:, :-1]], axis=1)
+        made = self._answers(told, aged, before, sigmas.ravel())
+        answers: list[list[Forecast | None]] = []
         for at, known in enumerate(memories):
-            known.aged = aged[at : at + 1]
-        enough = [known.state.count >= self.receptive_field for known in memories]
-        return {name: made[at] if enough[at] else None for at, name in enumerate(names)}
+            known.aged = aged[at, -1:]
+            short = self.receptive_field - 1 - (self._state.counts[known.stream] - bars)
+            own = made[at * bars : (at + 1) * bars]
+            answers.append([None if index < short else one for index, one in enumerate(own)])
+        return answers
 
     def _answers(
         self, told: Advance, aged: Floats, before: Floats, sigmas: Floats
     ) -> list[Forecast]:
-        """Return what the network said as forecasts; *before* is each bar's earlier row by age."""
+        """Return what the network said as forecasts, one instrument's bars after another's.
+
+        *aged* and *before*, each bar's row by age and that of the bar before it, are
+        [instrument, bars, cell]; *sigmas* are [instrument * bars].
+        """
         model = self.model
+        cells = aged.shape[-1]
         explained = explanations(
-            told, aged, before, content_free=model.content_free, context=self.receptive_field
+            told,
+            aged.reshape(-1, cells),
+            before.reshape(-1, cells),
+            content_free=model.content_free,
+            context=self.receptive_field,
         )
         return forecasts(
-            told.outputs, sigmas, explained, horizons=self.horizons,
-            temperature=model.temperature, model_id=model.model_id,
-        )  # fmt: skip
+            told.outputs,
+            sigmas,
+            explained,
+            horizons=self.horizons,
+            temperature=model.temperature,
+            model_id=model.model_id,
+        )
 
 
-def _one_each(
-    bars: Sequence[Bar], rows: Sequence[Rows], sigmas: Sequence[float]
-) -> tuple[Rows, Floats, Ids]:
-    """Return rows, σ where the row is usable, and positions of single *bars*."""
-    stacked = np.stack(rows)
-    positions = np.array([bar.open_time_ms // bar.interval_ms for bar in bars], dtype=np.int64)
-    return stacked, _usable(stacked, np.array(sigmas)), positions
+def _positions(bars: Sequence[Bar]) -> Ids:
+    """Return the absolute number of each bar."""
+    return np.array([bar.open_time_ms // bar.interval_ms for bar in bars], dtype=np.int64)
 
 
-def _tensor(rows: Rows) -> torch.Tensor:
+def _tensor(rows: Rows) -> Tensor:
     """Return *rows* for the network; a value that is not finite is neutral for later bars."""
     return torch.from_numpy(np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0))
 

@@ -26,7 +26,7 @@ from tracepaper.strategies.attention.probsparse import (
 from tracepaper.strategies.attention.rollout import Rollout, rollout_rows
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features import FeatureSchema, FeatureStream
-from tracepaper.strategies.forecasters.answers import forecasts
+from tracepaper.strategies.forecasters.answers import forecasts, require_one_of_each
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.heads import Outputs
 from tracepaper.strategies.networks.informer import InformerNetwork
@@ -201,6 +201,14 @@ class WindowedForecaster:
             seen.outputs, np.array([sigma]), [self._explain(window, seen)],
             horizons=self.horizons, temperature=self.model.temperature, model_id=self.model_id,
         )[0]  # fmt: skip
+
+    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in one bar of each of several instruments, one after the other, as ``step`` does.
+
+        Raises ``InvariantBroken`` for two bars of one instrument.
+        """
+        require_one_of_each(bars)
+        return [self.step(bar) for bar in bars]
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Refuse: a batched pass would let bars see their future; raise ``InvariantBroken``."""

@@ -25,6 +25,10 @@ class Outputs(NamedTuple):
     allocation: Tensor | None  # [batch, time, horizon] in [-1, 1]
     quantiles: Tensor | None  # [batch, time, horizon, quantile], ascending
 
+    def by_stream(self, streams: int) -> Outputs:
+        """Return outputs [1, stream * time, …] as [stream, time, …]: views."""
+        return Outputs._make(None if x is None else x[0].unflatten(0, (streams, -1)) for x in self)
+
     def first(self, bars: int) -> Outputs:
         """Return the outputs of the first *bars* positions."""
         kept = [None if x is None else x[:, :bars] for x in self]

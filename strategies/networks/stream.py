@@ -1,16 +1,17 @@
-"""The flash network over an endless stream: cached keys and values, entropies, exact rollout.
+"""The flash network over endless streams: cached keys and values, entropies, exact rollout.
 
-``advance`` takes one bar or a chunk of them through the network with the same lines of code. In
-each layer the new queries meet the last ``window`` cached keys in tiles; a tile's probabilities
-give the output, the entropy and the bucketed rollout
+Read top to bottom: what streams leave behind, then the network that takes in their bars. All
+tensors have the streams in front. One pass takes in a chunk of one stream, one bar of each of
+several, or anything between: to all layers but attention they are rows that do not touch each
+other; attention goes over the streams that lie side by side in memory, so that nothing is copied
+to bring them together. In each layer the new queries meet the last ``window`` cached keys in
+tiles; a tile's probabilities give the output, the entropy and the bucketed rollout
 ``R_l = ρ R_{l-1} + (1 - ρ) mean_h A_h R_{l-1}`` and are dropped.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -20,15 +21,22 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tracepaper.strategies.attention.blocks import OLDER, BlockColumns, Ids, bucket_count
-from tracepaper.strategies.attention.cache import TailRing, WrapRing
+from tracepaper.strategies.attention.cache import TailRing, TailRings, WrapRing
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.encodings import alibi_key, alibi_query
-from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork, Projected
+from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.heads import Outputs
 from tracepaper.strategies.types import BLOCK_BARS
 
+TILE_BARS: Final = 64
+"""Queries of one tile: few enough for the tile's scores to stay in the cache."""
+RESIDUAL: Final = 0.5
+"""The rollout's weight ρ of the residual stream (Abnar and Zuidema, 2020)."""
+_HIDDEN: Final = -1e30
+"""The score of a hidden key: its share is exactly 0, and 0 times it is not NaN."""
+_MASS_TOLERANCE: Final = 1e-3
 CHUNK_BARS: Final = 512
 """Bars of one pass over known bars; a shorter stretch is padded to it."""
 HISTORY_BARS_MAX: Final = 65_536
@@ -67,113 +75,151 @@ def _columns(config: FlashConfig) -> BlockColumns:
 class LayerState(NamedTuple):
     """What one layer keeps of the past: three rings that move on together."""
 
-    keys: TailRing
+    keys: TailRing  # [stream, head, time, dim]
     values: TailRing
-    rollout: TailRing
+    rollout: TailRing  # [stream, time, width]
 
-    @classmethod
-    def empty(cls, config: FlashConfig, width: int, device: torch.device) -> LayerState:
-        """Return the state before the first bar, for rollout rows of *width* columns."""
-        kept, slack = config.window - 1, _slack(config.window)
-        shape = (config.heads, config.head_dim)
-        return cls(
-            TailRing(kept=kept, slack=slack, shape=shape, dim=1, device=device),
-            TailRing(kept=kept, slack=slack, shape=shape, dim=1, device=device),
-            TailRing(kept=kept, slack=slack, shape=(width,), dim=0, device=device),
-        )
 
-    def write(self, key: Tensor, value: Tensor, rollout: Tensor) -> None:
-        """Put new rows behind the newest; ``advance`` counts them."""
-        self.keys.write(key)
-        self.values.write(value)
-        self.rollout.write(rollout)
+class Seen(NamedTuple):
+    """One layer's buffers over some adjacent streams; a pair is one head of one stream."""
 
-    def advance(self, bars: int) -> None:
-        """Count the first *bars* of the rows just written."""
-        for ring in self:
-            ring.advance(bars)
+    keys: Tensor  # [pair, time, dim]
+    values: Tensor  # [pair, time, dim]
+    rollout: Tensor  # [stream, time, width]
 
-    def fold(self, columns: list[int]) -> None:
-        """Add expired rollout *columns* to the older mass and empty them."""
-        rows = self.rollout.everything()
-        rows[:, OLDER] += rows[:, columns].sum(dim=1)
-        rows[:, columns] = 0.0
+
+class Run(NamedTuple):
+    """Streams that lie side by side in memory and in the group, brought to a common end."""
+
+    streams: slice  # in the state
+    group: slice  # among those of the pass
+    end: int  # where the new rows begin in the buffers
+    counts: Sequence[int]  # bars of each stream before this pass
 
 
 class StreamState:
-    """One instrument's memory: finite, and all that the next answer depends on."""
+    """What streams leave behind: finite, and all that their next answers depend on."""
 
-    def __init__(self, network: FlashNetwork) -> None:
+    def __init__(self, network: FlashNetwork, streams: int = 1) -> None:
         config = network.config
-        self.columns = _columns(config)
-        width = self.columns.width
-        device = network.slopes.device
-        self.layers = [LayerState.empty(config, width, device) for _ in range(config.layers)]
-        kept, slack = config.window - 1, _slack(config.window)
-        whole = torch.int64
-        self.places = TailRing(kept=kept, slack=slack, shape=(), dim=0, dtype=whole, device=device)
+        self._config = config
+        self._device = network.slopes.device
+        self.width = _columns(config).width
+        self.rings = TailRings(
+            kept=config.window - 1, slack=_slack(config.window), device=self._device, streams=0
+        )
+        self.places = self.rings.ring((), dim=0, dtype=torch.int64)
+        shape = (config.heads, config.head_dim)
+        self.layers = [
+            LayerState(
+                keys=self.rings.ring(shape, dim=1),
+                values=self.rings.ring(shape, dim=1),
+                rollout=self.rings.ring((self.width,), dim=0),
+            )
+            for _ in range(config.layers)
+        ]
+        self.columns: list[BlockColumns] = []
+        self.history: list[WrapRing] = []  # of each bar, layer, head: query, key and logsumexp
+        self.positions: list[WrapRing] = []
+        self.counts: list[int] = []  # bars taken in since the last clear
+        self.attended_pairs = 0  # pairs of query and visible key, over all layers and streams, ever
+        self._seen: dict[tuple[int, int], list[Seen]] = {}
+        self.extend(streams)
+
+    def extend(self, streams: int) -> None:
+        """Make room for so many further *streams*: one copy of the rings of all."""
+        config = self._config
         fits = config.receptive_field <= HISTORY_BARS_MAX
         capacity = config.receptive_field if fits else 1
-        # Of each bar, layer and head: query, key and logsumexp.
         shape = (config.layers, config.heads, 2 * config.head_dim + 1)
-        self.history = WrapRing(capacity=capacity, shape=shape, dtype=torch.float32, device=device)
-        self.positions = WrapRing(capacity=capacity, shape=(), dtype=whole, device=device)
-        self.count = 0  # bars taken in since the last clear
-        self.attended_pairs = 0  # pairs of query and visible key, over all layers, ever
+        self.rings.extend(streams)
+        for _ in range(streams):
+            self.columns.append(_columns(config))
+            self.history.append(
+                WrapRing(capacity=capacity, shape=shape, dtype=torch.float32, device=self._device)
+            )
+            self.positions.append(
+                WrapRing(capacity=capacity, shape=(), dtype=torch.int64, device=self._device)
+            )
+            self.counts.append(0)
+        self._seen.clear()
 
-    @property
-    def rings(self) -> list[TailRing]:
-        """The rings that a step reads and writes, the places first; all stand at one end."""
-        return [self.places, *chain.from_iterable(self.layers)]
-
-    def expire(self, block: int) -> None:
-        """Fold what a bar in *block* no longer names into the older mass."""
-        if gone := self.columns.expired(block):
-            for layer in self.layers:
-                layer.fold(gone)
-
-    def clear(self) -> None:
-        """Forget the stream; the count of pairs goes on."""
-        for ring in self.rings:
-            ring.clear()
-        for kept in (self.history, self.positions, self.columns):
+    def clear(self, stream: int = 0) -> None:
+        """Forget *stream*; the count of pairs goes on."""
+        self.rings.clear(stream)
+        for kept in (self.history[stream], self.positions[stream], self.columns[stream]):
             kept.clear()
-        self.count = 0
+        self.counts[stream] = 0
 
+    def take(self, stream: int, blocks: Ids) -> Ids:
+        """Return the rollout's columns of the leading *blocks* for which there is room.
 
-TILE_BARS: Final = 64
-"""Queries of one tile: few enough for the tile's scores to stay in the cache."""
-RESIDUAL: Final = 0.5
-"""The rollout's weight ρ of the residual stream (Abnar and Zuidema, 2020)."""
-_HIDDEN: Final = -1e30
-"""The score of a hidden key: its share is exactly 0, and 0 times it is not NaN."""
-_MASS_TOLERANCE: Final = 1e-3
+        Before that, what a bar in the first of them no longer names is added to the older mass.
+        """
+        columns = self.columns[stream]
+        if gone := columns.expired(int(blocks[0])):
+            for layer in self.layers:
+                rows = layer.rollout.rows[stream]  # [time, width]
+                rows[:, OLDER] += rows[:, gone].sum(dim=1)
+                rows[:, gone] = 0.0
+        return columns.take(blocks)
+
+    def runs(self, streams: Sequence[int], count: int) -> list[Run]:
+        """Return *streams* in their order as runs, each with room for *count* rows."""
+        runs, first = [], 0
+        for at in range(1, len(streams) + 1):
+            if at == len(streams) or streams[at] != streams[at - 1] + 1:
+                own = slice(streams[first], streams[at - 1] + 1)
+                end = self.rings.settle(own, count)
+                runs.append(Run(own, slice(first, at), end, self.counts[own]))
+                first = at
+        return runs
+
+    def seen(self, streams: slice) -> list[Seen]:
+        """Return each layer's buffers over adjacent *streams*, as views."""
+        found = self._seen.get((streams.start, streams.stop))
+        if found is None:
+            found = [
+                Seen(
+                    layer.keys.rows[streams].flatten(0, 1),
+                    layer.values.rows[streams].flatten(0, 1),
+                    layer.rollout.rows[streams],
+                )
+                for layer in self.layers
+            ]
+            self._seen[streams.start, streams.stop] = found
+        return found
+
+    def advance(self, stream: int, places: Tensor, history: Tensor) -> None:
+        """Count the bars just written to *stream*, at *places* [bars], and keep their history."""
+        self.history[stream].push(history)
+        self.positions[stream].push(places)
+        self.rings.advance(stream, len(places))
+        self.counts[stream] += len(places)
 
 
 class Advance(NamedTuple):
-    """What the network says of the bars just taken in, on the CPU: of one stream or of each."""
+    """What the network says of the bars just taken in, on the CPU."""
 
-    outputs: Outputs  # tensors [1, bars, …]
-    confidence: Tensor  # [bars, layer, head], 1 - H / ln n
-    rollout: NDArray[np.float32]  # [bars, buckets + 1]: newest block first, older last
+    outputs: Outputs  # tensors [stream, bars, …]
+    confidence: Tensor  # [stream, bars, layer, head], 1 - H / ln n
+    rollout: NDArray[np.float32]  # [stream, bars, buckets + 1]: newest block first, older last
 
 
 class _Tile(NamedTuple):
-    """What the queries of a tile, or of all tiles, got from their windows.
+    """What the queries of a tile, or of all tiles, got from their windows."""
 
-    Where several streams are abreast, each has a dimension of streams in front.
-    """
-
-    output: Tensor  # [head, tile, dim]
-    figures: Tensor  # [head, tile, 4]: mass, largest score, largest share, mean score
-    rollout: Tensor  # [tile, width]: mean_h A_h R
+    output: Tensor  # [pair, tile, dim]
+    figures: Tensor  # [pair, tile, 4]: mass, largest score, largest share, mean score
+    rollout: Tensor  # [stream, tile, width]: mean_h A_h R
 
 
-class Past(NamedTuple):
-    """What came before the new bars, in one stream or in some that are abreast."""
+class Attended(NamedTuple):
+    """What every layer attended with, for figures and history."""
 
-    places: TailRing
-    counts: Sequence[int]  # bars of each stream
+    queries: Tensor  # [layer, pair, time, dim]
+    keys: Tensor  # [layer, pair, time, dim]
+    figures: Tensor  # [layer, pair, time, 4]
 
 
 class StreamingNetwork:
@@ -195,36 +241,59 @@ class StreamingNetwork:
 
     @torch.inference_mode()
     def advance(
-        self, state: StreamState, rows: Tensor, positions: NDArray[np.int64], *, padded: bool
+        self,
+        state: StreamState,
+        rows: Tensor,
+        positions: NDArray[np.int64],
+        *,
+        streams: Sequence[int] = (0,),
+        padded: bool = False,
     ) -> Advance:
-        """Take in *rows* [bars, features] at ascending *positions* [bars]; at most CHUNK_BARS.
+        """Take in *rows* [stream, bars, features] at ascending *positions* [stream, bars].
 
-        *padded* runs the fixed shape of a chunk whatever the number of bars, so that a bar's
-        answer has the same bits whether or not others follow it. The answer covers the leading
-        bars for whose blocks there was room: all of them, unless the data are full of holes.
+        *streams* are the places in *state* of those that the rows belong to; up to CHUNK_BARS
+        bars of each. What is said of a stream depends on its own bars; its last bits depend on
+        which streams are taken in with it, and in which order, since matrix products of another
+        size round in another order. *padded* runs the fixed shape of a chunk whatever the number
+        of bars, so that a bar's answer has the same bits whether or not others follow it. The
+        answer covers the leading bars for whose blocks there was room in every stream: all of
+        them, unless the data are full of holes.
         """
         blocks = positions // BLOCK_BARS
-        state.expire(int(blocks[0]))
-        columns = state.columns.take(blocks)
-        bars = len(columns)
-        filling = (CHUNK_BARS if padded else bars) - bars
-        rows = pad(rows[:bars].to(self.device), (0, 0, 0, filling))
-        at = positions[np.arange(bars + filling).clip(max=bars - 1)]
+        columns = [state.take(stream, own) for stream, own in zip(streams, blocks, strict=True)]
+        bars = min(map(len, columns))
+        time = CHUNK_BARS if padded else bars
+        rows = pad(rows[:, :bars].to(self.device), (0, 0, 0, time - bars))
+        at = positions[:, np.arange(time).clip(max=bars - 1)]
         places = torch.from_numpy(at).to(self.device)
-        rollout = torch.zeros(bars + filling, state.columns.width, device=self.device)
-        own = torch.from_numpy(columns).to(self.device)
-        rollout[torch.arange(bars, device=self.device), own] = 1.0
-        hidden, rollout, confidence = self._layers(state, rows, places, rollout, bars)
-        state.positions.push(places[:bars])
-        state.places.advance(bars)
-        state.count += bars
+        rollout = torch.zeros(len(streams), time, state.width, device=self.device)
+        own = torch.from_numpy(np.stack([each[:bars] for each in columns])).to(self.device)
+        rollout[:, :bars].scatter_(2, own[..., None], 1.0)
+        runs = state.runs(streams, time)
+        hidden, rollout, attended = self._layers(state, runs, rows, places, rollout)
+        known = torch.tensor([state.counts[stream] for stream in streams], device=self.device)
+        visible = torch.arange(1, bars + 1, device=self.device) + known[:, None]  # [stream, bars]
+        visible = visible.clamp(max=self.config.window)
+        confidence, history = self._figures(attended, rollout[:, :bars], visible)
+        for index, stream in enumerate(streams):
+            state.advance(stream, places[index, :bars], history[index])
+        state.attended_pairs += self.config.layers * int(visible.sum())
+        outputs = self.network.read_out(hidden)  # [1, stream * time, …]
+        aged = rollout[:, :bars].cpu().numpy()
         return Advance(
-            outputs=self.network.read_out(hidden).first(bars).cpu(),
+            outputs=outputs.by_stream(len(streams)).first(bars).cpu(),
             confidence=confidence.cpu(),
-            rollout=state.columns.by_age(rollout[:bars].cpu().numpy(), blocks[:bars]),
+            rollout=np.stack(
+                [
+                    state.columns[stream].by_age(aged[index], blocks[index, :bars])
+                    for index, stream in enumerate(streams)
+                ]
+            ),
         )
 
-    def history(self, state: StreamState) -> tuple[Ids, list[tuple[Tensor, Tensor, Tensor]]]:
+    def history(
+        self, state: StreamState, stream: int = 0
+    ) -> tuple[Ids, list[tuple[Tensor, Tensor, Tensor]]]:
         """Return the positions kept, and each layer's query, key and logsumexp over them.
 
         Shapes are [1, head, time, dim] and [1, head, time]; ALiBi's bias is in the extra
@@ -235,17 +304,17 @@ class StreamingNetwork:
                 f"The receptive field of {self.config.receptive_field} bars is longer than the "
                 f"{HISTORY_BARS_MAX} kept for attribution; use the buckets of the explanation."
             )
-        positions = state.positions.unrolled()
+        positions = state.positions[stream].unrolled()
         age = (positions[-1] - positions).float()
         early = self.config.window - 1
         layers = []
-        for kept in state.history.unrolled().permute(1, 2, 0, 3)[:, None]:
+        for kept in state.history[stream].unrolled().permute(1, 2, 0, 3)[:, None]:
             query, key, logsumexp = kept.split([self.config.head_dim, self.config.head_dim, 1], -1)
             if self.config.encoding == "alibi":
                 query = alibi_query(query, age, self.network.slopes)
                 key = alibi_key(key, age)
             logsumexp = logsumexp[..., 0]
-            if state.count > len(positions) and early > 0:
+            if state.counts[stream] > len(positions) and early > 0:
                 # The windows of the oldest rows kept begin before the keys kept. Nothing asks
                 # for these rows, but their logsumexp has to be that of the keys that are here.
                 first = (query[:, :, :early], key[:, :, :early])
@@ -255,98 +324,135 @@ class StreamingNetwork:
         return ids, layers
 
     def _layers(
-        self, state: StreamState, rows: Tensor, places: Tensor, rollout: Tensor, bars: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run every layer; return the last state, rollout [bars, width] and confidences."""
-        state.places.write(places)
-        hidden, phases = self.network.enter(rows[None], places)
+        self,
+        state: StreamState,
+        runs: Sequence[Run],
+        rows: Tensor,
+        places: Tensor,
+        rollout: Tensor,
+    ) -> tuple[Tensor, Tensor, Attended]:
+        """Run every layer; return the last state [1, stream * time, dim], rollout and traces."""
+        streams = len(rows)
+        for run in runs:
+            state.places.rows[run.streams, run.end : run.end + rows.shape[1]] = places[run.group]
+        hidden, phases = self.network.enter(rows.flatten(0, 1)[None], places.flatten())
+        seen = [state.seen(run.streams) for run in runs]
         queries, keys, figures = [], [], []
-        for block, layer in zip(self.network.layers(), state.layers, strict=True):
-            projected = block.project(hidden, phases)
-            seen = self._attend(state, layer, projected, rollout)
-            hidden = block.finish(hidden, seen.output[None])
-            rollout = torch.lerp(seen.rollout, rollout, RESIDUAL)
-            layer.advance(bars)
-            queries.append(projected.query[0])
-            keys.append(projected.key[0])
-            figures.append(seen.figures)
-        visible = (torch.arange(bars, device=self.device) + state.count + 1).clamp(
-            max=self.config.window
-        )
-        state.attended_pairs += self.config.layers * int(visible.sum())
-        told = [torch.stack(x)[:, :, :bars] for x in (queries, keys, figures)]
-        confidence, history = self._figures(told, rollout[:bars], visible)
-        state.history.push(history)
-        return hidden, rollout, confidence
+        for depth, block in enumerate(self.network.layers()):
+            query, key, value = (_by_pair(x, streams) for x in block.project(hidden, phases))
+            parts = []
+            for run, kept in zip(runs, seen, strict=True):
+                pairs = slice(
+                    run.group.start * self.config.heads, run.group.stop * self.config.heads
+                )
+                past = kept[depth]
+                stop = run.end + query.shape[1]
+                past.keys[:, run.end : stop] = key[pairs]
+                past.values[:, run.end : stop] = value[pairs]
+                past.rollout[:, run.end : stop] = rollout[run.group]
+                parts.append(self._attend(state, run, past, query[pairs], alone=streams == 1))
+            tile = _joined(parts, 0)
+            hidden = block.finish(hidden, _by_head(tile.output, streams))
+            rollout = torch.lerp(tile.rollout, rollout, RESIDUAL)
+            queries.append(query)
+            keys.append(key)
+            figures.append(tile.figures)
+        return hidden, rollout, Attended(*(torch.stack(x) for x in (queries, keys, figures)))
 
     def _figures(
-        self, told: Sequence[Tensor], rollout: Tensor, visible: Tensor
+        self, attended: Attended, rollout: Tensor, visible: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Check every row's mass; return confidences [bars, layer, head] and rows of history.
+        """Check every row's mass; return confidences [stream, bars, layer, head] and history.
 
-        *told* are queries, keys and figures [layer, head, bars, …], *visible* [bars] how many
-        keys each bar sees. The confidence is 1 - H / ln n, 0 at n = 1.
+        *visible* [stream, bars] is how many keys each bar sees. The confidence is 1 - H / ln n,
+        0 at n = 1. The history is [stream, bars, layer, head, 2 dim + 1].
         """
-        queries, keys, measured = told
+        streams, bars = visible.shape
+        queries, keys, measured = (x[:, :, :bars] for x in attended)
         mass, top_score, top_share, mean_score = measured.split(1, dim=-1)
         _check(mass, "attention")
         _check(rollout.sum(-1), "the rollout")
         # The largest share is exp(largest score - logsumexp), and H = logsumexp - mean score.
         logsumexp = top_score - top_share.log()
-        visible = visible.clamp(max=self.config.window)
-        most = visible.log().clamp(min=torch.finfo(torch.float32).tiny)
-        confidence = 1.0 - (logsumexp - mean_score).squeeze(-1) / most
-        confidence = (confidence.clamp(0.0, 1.0) * (visible > 1)).permute(2, 0, 1)
-        return confidence, torch.cat((queries, keys, logsumexp), dim=-1).permute(2, 0, 1, 3)
+        most = visible.log().clamp(min=torch.finfo(torch.float32).tiny)[:, None]
+        entropy = (logsumexp - mean_score).squeeze(-1).unflatten(1, (streams, -1))
+        confidence = (1.0 - entropy / most).clamp(0.0, 1.0) * (visible > 1)[:, None]
+        # [layer, stream, head, bars] -> [stream, bars, layer, head]
+        confidence = confidence.permute(1, 3, 0, 2)
+        history = torch.cat((queries, keys, logsumexp), dim=-1).unflatten(1, (streams, -1))
+        return confidence, history.permute(1, 3, 0, 2, 4)
 
     def _attend(
-        self, state: StreamState, layer: LayerState, projected: Projected, rollout: Tensor
+        self, state: StreamState, run: Run, past: Seen, query: Tensor, *, alone: bool
     ) -> _Tile:
-        """Cache the new keys, values and rollout rows, and attend tile by tile."""
-        query, key, value = (x[0] for x in projected)  # [head, bars, dim]
-        layer.write(key, value, rollout)
-        past = Past(state.places, [state.count])
-        bars = query.shape[1]
-        if bars == 1:
-            return self._tile(past, layer, query, 0)
-        tiles = [
-            self._tile(past, layer, query[:, start : start + TILE_BARS], start)
-            for start in range(0, bars, TILE_BARS)
-        ]
-        return _Tile(*(torch.cat(x, dim=-2) for x in zip(*tiles, strict=True)))
+        """Attend with the new queries [pair, time, dim] of a run, tile by tile."""
+        places = state.places.rows[run.streams]
+        # One bar of a stream alone need not look at rows before its first one.
+        shortest = max(run.counts) if alone and query.shape[1] == 1 else self.config.window
+        parts = []
+        for start in range(0, query.shape[1], TILE_BARS):
+            begin = max(start - (self.config.window - 1), -shortest)
+            parts.append(
+                self._tile(run, past, places, query[:, start : start + TILE_BARS], start, begin)
+            )
+        return _joined(parts, 1)
 
-    def _tile(self, past: Past, layer: LayerState, query: Tensor, start: int) -> _Tile:
-        """Attend with *query* [(stream,) head, tile, dim] from *start* bars into the chunk on."""
-        bars = query.shape[-2]
-        stop = start + bars
-        begin = start - (self.config.window - 1)
-        if bars == 1:
-            begin = max(begin, -max(past.counts))
-        scores = self._scale * query @ layer.keys.view(begin, stop).mT  # [head, tile, keys]
+    def _tile(
+        self, run: Run, past: Seen, places: Tensor, query: Tensor, start: int, begin: int
+    ) -> _Tile:
+        """Attend with *query* [pair, tile, dim], *start* bars behind the run's end.
+
+        The keys begin at *begin*, counted from the same end.
+        """
+        bars = query.shape[1]
+        kept = slice(run.end + begin, run.end + start + bars)
+        scores = self._scale * query @ past.keys[:, kept].mT  # [pair, tile, keys]
+        streams = scores.unflatten(0, (len(run.counts), -1))  # [stream, head, tile, keys]
         if self.config.encoding == "alibi":
-            places = past.places.view(begin, stop)[..., None, :]
-            distance = places - places[..., start - begin :].mT  # [(stream,) tile, keys]
+            known = places[:, kept]
+            distance = known[:, None] - known[:, start - begin :, None]  # [stream, tile, keys]
             # Exact below 2^24 bars.
-            scores += self.network.slopes[:, None, None] * distance.float().unsqueeze(-3)
+            streams += self.network.slopes[:, None, None] * distance.float()[:, None]
         if bars > 1:
             scores[..., :TILE_BARS] += self._gone
             scores[..., -TILE_BARS:] += self._future
-        if min(past.counts) + begin < 0:
-            for one, count in zip(
-                scores.view(len(past.counts), -1, bars, stop - begin), past.counts, strict=True
-            ):
+        if min(run.counts) + begin < 0:
+            for one, count in zip(streams, run.counts, strict=True):
                 one[..., : max(0, -count - begin)] = _HIDDEN  # before the stream's first bar
         shares = torch.softmax(scores, dim=-1)
         top_score = scores.amax(-1, keepdim=True)
         mean_score = scores.mul_(shares).sum(-1, keepdim=True)
         figures = (shares.sum(-1, keepdim=True), top_score, shares.amax(-1, keepdim=True))
         # A mean over heads takes twice as long as their sum, divided once it is small.
-        rollout = shares.sum(-3) @ layer.rollout.view(begin, stop)
+        rollout = shares.unflatten(0, (len(run.counts), -1)).sum(1) @ past.rollout[:, kept]
         return _Tile(
-            output=shares @ layer.values.view(begin, stop),
+            output=shares @ past.values[:, kept],
             figures=torch.cat((*figures, mean_score), dim=-1),
             rollout=rollout.mul_(1.0 / self.config.heads),
         )
+
+
+def _by_pair(x: Tensor, streams: int) -> Tensor:
+    """Return [1, head, stream * time, dim] as [stream * head, time, dim]: a view of one stream."""
+    if streams == 1:
+        return x[0]
+    by_stream: Tensor = x[0].unflatten(1, (streams, -1))
+    return by_stream.transpose(0, 1).flatten(0, 1)
+
+
+def _by_head(x: Tensor, streams: int) -> Tensor:
+    """Return [stream * head, time, dim] as [1, head, stream * time, dim]: the way back."""
+    if streams == 1:
+        return x[None]
+    by_stream: Tensor = x.unflatten(0, (streams, -1))
+    return by_stream.transpose(0, 1).flatten(1, 2)[None]
+
+
+def _joined(parts: Sequence[_Tile], dim: int) -> _Tile:
+    """Return tiles one after another: along the streams (0) or along time (1)."""
+    if len(parts) == 1:
+        return parts[0]
+    return _Tile(*(torch.cat(x, dim=dim) for x in zip(*parts, strict=True)))
 
 
 def _check(mass: Tensor, name: str) -> None:
@@ -356,108 +462,3 @@ def _check(mass: Tensor, name: str) -> None:
         raise InvariantBroken(
             f"A row of {name} sums to {float(mass[wrong][0]):.4f} instead of 1; report this bug."
         )
-
-
-class Abreast(NamedTuple):
-    """Some instruments' states as one: rings with a dimension in front, and each state itself."""
-
-    states: Sequence[StreamState]
-    places: TailRing
-    layers: Sequence[LayerState]
-
-    def advance(self) -> None:
-        """Count the bar just written in every state."""
-        self.places.advance(1)
-        rings = [self.places, *chain.from_iterable(self.layers)]
-        for state in self.states:
-            for ring, whole in zip(state.rings, rings, strict=True):
-                ring.follow(whole)
-            state.count += 1
-
-
-class StateStack:
-    """States whose rings lie side by side in memory, so that one pass can serve many of them."""
-
-    def __init__(self, states: Sequence[StreamState]) -> None:
-        self.states = list(states)
-        self._rings = [
-            TailRing.stacked(rings)
-            for rings in zip(*(state.rings for state in states), strict=True)
-        ]
-
-    def abreast(self, start: int, stop: int) -> Abreast:
-        """Return the states *start* … *stop* - 1 as one, moved to a common end of their rings."""
-        states = self.states[start:stop]
-        # Those that missed bars follow those that did not: in step with all, nothing moves.
-        [(end, _)] = Counter(state.places.end for state in states).most_common(1)
-        for state in states:
-            if state.places.end != end:
-                for ring in state.rings:
-                    ring.move(end)
-        places, *rest = [ring.over(ring.everything()[start:stop]) for ring in self._rings]
-        for ring in (places, *rest):
-            ring.follow(states[0].places)
-        layers = [LayerState(*rest[at : at + 3]) for at in range(0, len(rest), 3)]
-        return Abreast(states, places, layers)
-
-
-class AbreastNetwork(StreamingNetwork):
-    """A streaming network that also takes in one bar of each of several streams at once."""
-
-    @torch.inference_mode()
-    def advance_each(self, streams: Abreast, rows: Tensor, positions: NDArray[np.int64]) -> Advance:
-        """Take in one bar of each stream: *rows* [stream, features] at *positions* [stream].
-
-        Equal to ``advance`` of one bar on each within rounding; the answer's bars are the streams.
-        """
-        states, blocks = streams.states, positions // BLOCK_BARS
-        columns = []
-        for state, block in zip(states, blocks, strict=True):
-            state.expire(int(block))
-            columns += state.columns.take(block[None]).tolist()
-        rows, device = rows.to(self.device), self.device
-        rollout = torch.zeros(len(rows), 1, states[0].columns.width, device=device)
-        own = torch.tensor(columns, device=device)
-        rollout[torch.arange(len(rows), device=device), 0, own] = 1.0
-        places = torch.from_numpy(positions).to(device)
-        hidden, rollout, told = self._layers_abreast(streams, rows, places, rollout)
-        visible = torch.tensor([state.count + 1 for state in states], device=device)
-        confidence, history = self._figures(told, rollout, visible)
-        streams.advance()
-        for at, state in enumerate(states):
-            state.history.push(history[at : at + 1])
-            state.positions.push(places[at : at + 1])
-            state.attended_pairs += self.config.layers * min(state.count, self.config.window)
-        rollout = rollout.cpu()
-        by_age = [
-            state.columns.by_age(rollout[at : at + 1].numpy(), blocks[at : at + 1])
-            for at, state in enumerate(states)
-        ]
-        outputs = self.network.read_out(hidden).cpu()
-        return Advance(outputs, confidence.cpu(), np.concatenate(by_age))
-
-    def _layers_abreast(
-        self, streams: Abreast, rows: Tensor, places: Tensor, rollout: Tensor
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Run every layer on a bar of each stream; return what ``_layers`` has at its end.
-
-        That is the last state, rollout [stream, width], and queries, keys and figures
-        [layer, head, stream, …].
-        """
-        streams.places.write(places[:, None])
-        past = Past(streams.places, [state.count for state in streams.states])
-        hidden, phases = self.network.enter(rows[None], places)
-        queries, keys, figures = [], [], []
-        for block, layer in zip(self.network.layers(), streams.layers, strict=True):
-            projected = block.project(hidden, phases)
-            # [1, head, stream, dim] -> [stream, head, 1, dim]
-            query, key, value = (x.transpose(0, 2) for x in projected)
-            layer.write(key, value, rollout)
-            seen = self._tile(past, layer, query, 0)
-            hidden = block.finish(hidden, seen.output.transpose(0, 2))
-            rollout = torch.lerp(seen.rollout, rollout, RESIDUAL)
-            layer.advance(1)
-            queries.append(projected.query[0])
-            keys.append(projected.key[0])
-            figures.append(seen.figures[:, :, 0].transpose(0, 1))
-        return hidden, rollout[:, 0], [torch.stack(x) for x in (queries, keys, figures)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -19,7 +19,14 @@ from tracepaper.strategies.attention.memory import Shape, dense_bytes, require_m
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.attention.tiles import visible_pairs
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.stream import CHUNK_BARS, Advance, StreamingNetwork, StreamState
+from tracepaper.strategies.networks.stream import (
+    CHUNK_BARS,
+    Advance,
+    Attended,
+    Run,
+    StreamingNetwork,
+    StreamState,
+)
 from tracepaper.strategies.types import BLOCK_BARS
 
 if TYPE_CHECKING:
@@ -123,28 +130,41 @@ class PlainStream(StreamingNetwork):
     """The same stream without entropies, rollout and history: what the explanation is added to."""
 
     def _layers(
-        self, state: StreamState, rows: Tensor, places: Tensor, rollout: Tensor, bars: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        hidden, phases = self.network.enter(rows[None], places)
-        for block, layer in zip(self.network.layers(), state.layers, strict=True):
+        self,
+        state: StreamState,
+        runs: Sequence[Run],
+        rows: Tensor,
+        places: Tensor,
+        rollout: Tensor,
+    ) -> tuple[Tensor, Tensor, Attended]:
+        [run] = runs
+        time = rows.shape[1]
+        hidden, phases = self.network.enter(rows, places[0])
+        for block, past in zip(self.network.layers(), state.seen(run.streams), strict=True):
             query, key, value = (part[0] for part in block.project(hidden, phases))
-            layer.keys.write(key)
-            layer.values.write(value)
+            past.keys[:, run.end : run.end + time] = key
+            past.values[:, run.end : run.end + time] = value
             parts = []
-            tile = BLOCK_BARS if len(rows) > 1 else 1
-            for start in range(0, len(rows), tile):
-                stop = start + tile
-                begin = start - (self.config.window - 1)
-                scores = self._scale * query[:, start:stop] @ layer.keys.view(begin, stop).mT
+            tile = BLOCK_BARS if time > 1 else 1
+            for start in range(0, time, tile):
+                kept = slice(run.end + start - (self.config.window - 1), run.end + start + tile)
+                scores = self._scale * query[:, start : start + tile] @ past.keys[:, kept].mT
                 if tile > 1:
                     scores[..., :tile] += self._gone
                     scores[..., -tile:] += self._future
                 shares = torch.softmax(scores, dim=-1)
-                parts.append(shares @ layer.values.view(begin, stop))
+                parts.append(shares @ past.values[:, kept])
             hidden = block.finish(hidden, torch.cat(parts, dim=-2)[None])
-            for ring in (layer.keys, layer.values):
-                ring.advance(bars)
-        return hidden, rollout, hidden.new_zeros(bars, self.config.layers, self.config.heads)
+        nothing = hidden.new_zeros(self.config.layers, self.config.heads, 0, 0)
+        return hidden, rollout, Attended(nothing, nothing, nothing)
+
+    def _figures(
+        self, attended: Attended, rollout: Tensor, visible: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        layers, heads = attended.queries.shape[:2]
+        width = 2 * self.config.head_dim + 1
+        confidence = rollout.new_zeros(*visible.shape, layers, heads)
+        return confidence, rollout.new_zeros(len(visible), 0, layers, heads, width)
 
 
 class Live:
@@ -168,7 +188,7 @@ class Live:
         at = 0 if explained else 1
         positions = np.arange(self._position, self._position + bars, dtype=np.int64)
         return self._streams[at].advance(
-            self._states[at], self._rows(bars), positions, padded=bars > 1
+            self._states[at], self._rows(bars)[None], positions[None], padded=bars > 1
         )
 
     def forward(self, bars: int) -> object:

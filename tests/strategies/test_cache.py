@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.strategies.attention.cache import TailRing, WrapRing
+from tracepaper.strategies.attention.cache import TailRings, WrapRing
 from tracepaper.strategies.errors import AttentionInvalid
 
 portions = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=40)
@@ -17,32 +17,32 @@ portions = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=40
 def test_a_tail_ring_reads_like_the_end_of_a_list(
     kept: int, portions: list[tuple[int, int]]
 ) -> None:
-    ring = TailRing(kept=kept, slack=7, shape=(2, 3), dim=1)
+    rings = TailRings(kept=kept, slack=7)
+    ring = rings.ring((2, 3), dim=1)
     known = [torch.zeros(2, 3)] * kept
     number = 0
     for counted, padding in portions:
-        rows = torch.stack(
-            [torch.full((2, 3), float(number + i + 1)) for i in range(counted + padding)]
-            or [torch.empty(2, 3)]
-        )[: counted + padding].transpose(0, 1)  # [2, rows, 3]
-        ring.write(rows)
-        seen = ring.view(-kept, counted + padding)
+        end = rings.settle(slice(0, 1), counted + padding)
         held = known[len(known) - kept :]
-        assert torch.equal(seen, torch.stack([*held, *rows.unbind(1)], 1) if seen.numel() else seen)
-        ring.advance(counted)
-        known += rows.unbind(1)[:counted]
-        number += counted
-        assert ring.view(-kept, 0).shape == (2, kept, 3)
         if kept:
-            assert torch.equal(ring.view(-kept, 0), torch.stack(known[-kept:], 1))
+            assert torch.equal(ring.rows[0, :, end - kept : end], torch.stack(held, 1))
+        for at in range(counted + padding):
+            ring.rows[0, :, end + at] = float(number + at + 1)
+        rings.advance(0, counted)
+        known += [torch.full((2, 3), float(number + at + 1)) for at in range(counted)]
+        number += counted
 
 
-def test_a_cleared_tail_ring_starts_with_zeros() -> None:
-    ring = TailRing(kept=2, slack=2, shape=(1,), dim=0)
-    ring.write(torch.ones(2, 1))
-    ring.advance(2)
-    ring.clear()
-    assert torch.equal(ring.view(-2, 0), torch.zeros(2, 1))
+def test_a_cleared_stream_starts_with_zeros_and_the_others_stay() -> None:
+    rings = TailRings(kept=2, slack=2, streams=2)
+    ring = rings.ring((1,), dim=0)
+    ring.rows[:, 2:4] = 1.0
+    for stream in range(2):
+        rings.advance(stream, 2)
+    rings.clear(0)
+    assert rings.ends == [2, 4]
+    assert ring.rows[0].eq(0.0).all()
+    assert ring.rows[1, 2:].eq(1.0).all()
 
 
 @given(capacity=st.integers(1, 9), counts=st.lists(st.integers(0, 25), max_size=12))
@@ -71,28 +71,24 @@ def test_unrolled_rows_do_not_change_when_the_ring_goes_on() -> None:
 
 def test_rings_that_hold_nothing_are_refused() -> None:
     with pytest.raises(AttentionInvalid, match="holds nothing; enlarge it"):
-        TailRing(kept=3, slack=0, shape=(), dim=0)
+        TailRings(kept=3, slack=0)
     with pytest.raises(AttentionInvalid, match="holds nothing; enlarge it"):
         WrapRing(capacity=0, shape=(), dtype=torch.float32)
 
 
-def test_stacked_rings_write_for_all_and_each_lives_on_alone() -> None:
-    rings = [TailRing(kept=3, slack=2, shape=(2,), dim=1) for _ in range(3)]
-    for number, ring in enumerate(rings):
-        for row in range(4 + number):  # the last of them has wrapped around
-            ring.write(torch.full((2, 1), 10.0 * number + row))
-            ring.advance(1)
-    before = [ring.view(-3, 0).clone() for ring in rings]
-    whole = TailRing.stacked(rings)
-    for ring, kept in zip(rings, before, strict=True):
-        ring.move(rings[0].end)
-        assert torch.equal(ring.view(-3, 0), kept)
-    pair = whole.over(whole.everything()[1:])
-    pair.follow(rings[1])
-    pair.write(torch.full((2, 2, 1), 99.0))
-    pair.advance(1)
-    for ring in rings[1:]:
-        ring.follow(pair)
-        assert ring.view(-1, 0).eq(99.0).all()
-    assert torch.equal(rings[0].view(-3, 0), before[0])
-    assert torch.equal(pair.view(-3, -1), torch.stack([kept[:, 1:] for kept in before[1:]]))
+def test_streams_of_different_ends_are_brought_to_a_common_one() -> None:
+    rings = TailRings(kept=3, slack=4, streams=1)
+    ring = rings.ring((2,), dim=1)
+    rings.extend(2)
+    wanted = []
+    for stream in range(3):
+        for row in range(4 + stream):  # the last of them has wrapped around
+            own = slice(stream, stream + 1)
+            end = rings.settle(own, 1)
+            ring.rows[stream, :, end] = 10.0 * stream + row
+            rings.advance(stream, 1)
+        wanted.append([10.0 * stream + row for row in range(1 + stream, 4 + stream)])
+    assert len(set(rings.ends)) > 1
+    end = rings.settle(slice(0, 3), 1)
+    assert rings.ends == [end] * 3
+    assert [ring.rows[stream, 0, end - 3 : end].tolist() for stream in range(3)] == wanted

@@ -55,7 +55,7 @@ def test_a_stream_makes_every_tensor_where_its_weights_are(encoding: str) -> Non
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_streams_abreast_make_every_tensor_where_their_weights_are() -> None:
+def test_streams_in_one_batch_make_every_tensor_where_their_weights_are() -> None:
     with torch.device("cpu"):
         made = models.forecaster()
     names = ("linear:BTCUSDT", "linear:ETHUSDT")
@@ -63,7 +63,7 @@ def test_streams_abreast_make_every_tensor_where_their_weights_are() -> None:
     for name in names:
         made.warm(name, bars[name][:750])
     for at in range(750, 760):
-        assert None not in made.step_many([bars[name][at] for name in names])
+        assert None not in made.predict_many([bars[name][at] for name in names])
 
 
 @pytest.mark.parametrize("kind", KINDS)

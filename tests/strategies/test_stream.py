@@ -48,13 +48,13 @@ def feed(
     while done < len(x):
         portion = portions[turn % len(portions)]
         part = slice(done, done + max(portion, 1))
-        told.append(stream.advance(state, x[part], positions[part], padded=portion > 0))
-        done += len(told[-1].rollout)
+        told.append(stream.advance(state, x[None, part], positions[None, part], padded=portion > 0))
+        done += told[-1].rollout.shape[1]
         turn += 1
     return (
         torch.cat([part.outputs.mean[0] for part in told]),
-        torch.cat([part.confidence for part in told]),
-        np.concatenate([part.rollout for part in told]),
+        torch.cat([part.confidence[0] for part in told]),
+        np.concatenate([part.rollout[0] for part in told]),
         state,
     )
 
@@ -185,7 +185,7 @@ def test_a_step_attends_its_window_and_never_runs_a_full_forward() -> None:
     stream = StreamingNetwork(net)
     with _Widest() as widest:
         for i in range(200, 300):
-            stream.advance(state, x[i : i + 1], positions[i : i + 1], padded=False)
+            stream.advance(state, x[None, i : i + 1], positions[None, i : i + 1])
     assert state.attended_pairs - before == 100 * layers * window
     # No scores but those of one query, at most: heads x window.
     assert widest.scores == net.config.heads * window
@@ -219,10 +219,10 @@ def test_a_row_that_loses_mass_stops_the_run() -> None:
     net = models.network()
     stream, state = StreamingNetwork(net), StreamState(net)
     x, positions = rows(2), np.arange(START, START + 2)
-    stream.advance(state, x[:1], positions[:1], padded=False)
-    state.layers[1].rollout.everything().mul_(0.5)
+    stream.advance(state, x[None, :1], positions[None, :1])
+    state.layers[1].rollout.rows.mul_(0.5)
     with pytest.raises(InvariantBroken, match="A row of the rollout sums to"):
-        stream.advance(state, x[1:], positions[1:], padded=False)
+        stream.advance(state, x[None, 1:], positions[None, 1:])
 
 
 def test_a_network_that_looks_ahead_cannot_stream() -> None:
@@ -233,15 +233,16 @@ def test_a_network_that_looks_ahead_cannot_stream() -> None:
 def test_a_context_too_long_to_keep_is_said_so() -> None:
     net = models.network(replace(models.SMALL, window=40_000, layers=2, dim=2, heads=1))
     stream, state = StreamingNetwork(net), StreamState(net)
-    stream.advance(state, rows(1), np.array([START]), padded=False)
+    stream.advance(state, rows(1)[None], np.array([[START]]))
     with pytest.raises(InvariantBroken, match="longer than the 65536 kept"):
         stream.history(state)
 
 
 def held_bytes(state: StreamState) -> int:
     """Return what the rings of *state* hold in memory."""
-    rows = [ring.everything() for ring in state.rings]
-    history = [state.history.everything(), state.positions.everything()]
+    rings = [state.places, *(ring for layer in state.layers for ring in layer)]
+    rows = [ring.rows for ring in rings]
+    history = [ring.everything() for ring in (*state.history, *state.positions)]
     return sum(part.numel() * part.element_size() for part in (*rows, *history))
 
 
@@ -251,6 +252,7 @@ def test_the_memory_of_a_stream_is_known_before_it_is_allocated(window: int) -> 
     held = held_bytes(StreamState(models.network(config)))
     one, two, three = (stream_bytes(config, instruments=count) for count in (1, 2, 3))
     assert three - two == two - one == held
+    assert held_bytes(StreamState(models.network(config), streams=3)) == 3 * held
     assert one > held
 
 
@@ -268,3 +270,40 @@ def test_the_longest_window_streams() -> None:
     assert (mean - wanted).abs().max() <= 1e-4 * wanted.std()
     np.testing.assert_allclose(rollout, wanted_rollout, rtol=0, atol=1e-6)
     assert state.attended_pairs == 200 * 201 // 2
+
+
+@pytest.mark.parametrize("encoding", ["rope", "alibi"])
+@pytest.mark.parametrize("portions", [[CHUNK_BARS], [0, 5, 70, 0, 200]])
+def test_chunks_of_several_streams_equal_each_alone(encoding: str, portions: list[int]) -> None:
+    """Of different ages, out of order, and with a stream between them that has no part in it."""
+    net = models.network(replace(models.SMALL, encoding=encoding, window=190))
+    ages, chosen = [300, 0, 40], (3, 0, 1)
+    x = [rows(ages[i] + 600, seed=i) for i in range(3)]
+    positions = [np.arange(START + 1000 * i, START + 1000 * i + len(x[i])) for i in range(3)]
+    alone = [feed(net, x[i], positions[i], [CHUNK_BARS]) for i in range(3)]
+    stream, state = StreamingNetwork(net), StreamState(net, streams=4)
+    for i, place in enumerate(chosen):
+        if ages[i]:
+            part = slice(0, ages[i])
+            stream.advance(
+                state, x[i][None, part], positions[i][None, part], streams=[place], padded=True
+            )
+    done = turn = 0
+    while done < 600:
+        portion = portions[turn % len(portions)]
+        part = slice(done, min(done + max(portion, 1), 600))
+        told = stream.advance(
+            state,
+            torch.stack([x[i][ages[i] :][part] for i in range(3)]),
+            np.stack([positions[i][ages[i] :][part] for i in range(3)]),
+            streams=chosen,
+            padded=portion > 0,
+        )
+        for i in range(3):
+            at = slice(ages[i] + part.start, ages[i] + part.stop)
+            scale = alone[i][0].std()
+            assert (told.outputs.mean[i] - alone[i][0][at]).abs().max() <= 1e-4 * scale
+            torch.testing.assert_close(told.confidence[i], alone[i][1][at], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(told.rollout[i], alone[i][2][at], rtol=0, atol=1e-6)
+        done, turn = part.stop, turn + 1
+    assert state.counts == [600, 640, 0, 900]

@@ -191,7 +191,7 @@ def test_the_attribution_equals_the_dense_rollout() -> None:
 
 
 def _history(made: StreamingForecaster) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    _, layers = made.network.history(made.state(NAME))
+    _, layers = made.history(NAME)
     return layers
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.forecasters.streaming import InstrumentMemory, StreamingForecaster
 from tracepaper.strategies.networks.flash import FlashConfig
-from tracepaper.strategies.strategy import BatchedForecaster
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Forecast
 
 torch.set_num_threads(1)
@@ -64,9 +64,9 @@ def warmed(ages: dict[str, int], config: FlashConfig = models.SMALL) -> Streamin
     return made
 
 
-def test_it_is_a_batched_forecaster() -> None:
-    made: BatchedForecaster = models.forecaster()
-    assert made.step_many([]) == []
+def test_a_group_of_nobody_is_answered_with_nothing() -> None:
+    made: Forecaster = models.forecaster()
+    assert made.predict_many([]) == []
 
 
 @pytest.mark.parametrize("encoding", ["rope", "alibi", "sinusoidal", "learned"])
@@ -77,7 +77,7 @@ def test_instruments_of_different_ages_are_stepped_as_if_alone(encoding: str) ->
     wanted: list[Forecast | None] = []
     for turn in range(80):
         bars = [BARS[name][AGES[name] + turn] for name in NAMES]
-        found += together.step_many(bars)
+        found += together.predict_many(bars)
         wanted += [alone.step(bar) for bar in bars]
     assert sum(x is not None for x in wanted) > 160
     assert any(x is None for x in wanted)
@@ -92,7 +92,7 @@ def test_rings_that_wrap_around_together_keep_their_windows() -> None:
     alone, together = warmed(ages, config), warmed(ages, config)
     for turn in range(600):
         bars = [BARS[name][age + turn] for name, age in ages.items()]
-        assert_equal(together.step_many(bars), [alone.step(bar) for bar in bars])
+        assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
 
 
 @settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.generate])
@@ -113,7 +113,7 @@ def test_instruments_that_miss_bars_are_stepped_as_if_alone(
     alone, together = warmed(ages, config), warmed(ages, config)
     for turn, present in enumerate(turns):
         bars = [BARS[name][700 + 30 * turn] for name in present]
-        assert_equal(together.step_many(bars), [alone.step(bar) for bar in bars])
+        assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
 
 
 def test_steps_scans_and_warms_of_one_go_between_steps_of_all() -> None:
@@ -123,7 +123,7 @@ def test_steps_scans_and_warms_of_one_go_between_steps_of_all() -> None:
 
     def step_all(at: int) -> None:
         bars = [BARS[name][at] for name in NAMES]
-        assert_equal(together.step_many(bars), [alone.step(bar) for bar in bars])
+        assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
 
     step_all(800)
     for made in (alone, together):
@@ -142,14 +142,29 @@ def test_the_answers_come_in_the_order_of_the_bars() -> None:
     alone, together = warmed(ages), warmed(ages)
     for turn, names in enumerate((NAMES, NAMES[::-1], (NAMES[2], NAMES[0]))):
         bars = [BARS[name][800 + turn] for name in names]
-        assert_equal(together.step_many(bars), [alone.step(bar) for bar in bars])
+        assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
+
+
+def test_the_bits_of_a_group_depend_on_its_members_and_their_order_alone() -> None:
+    """Not on which instruments are known beside them, nor on where these lie in memory."""
+    group = (NAMES[2], NAMES[0])
+    orders = (NAMES, group, NAMES[::-1], (NAMES[0], NAMES[1], NAMES[2]))
+    found = []
+    for order in orders:
+        made = warmed(dict.fromkeys(order, 800))
+        found.append(
+            [made.predict_many([BARS[name][at] for name in group]) for at in range(800, 840)]
+        )
+    assert found[1:] == found[:1] * 3
 
 
 def test_two_runs_have_equal_bits() -> None:
     runs = []
     for _ in range(2):
         made = warmed(dict.fromkeys(NAMES, 800))
-        runs.append([made.step_many([BARS[name][at] for name in NAMES]) for at in range(800, 830)])
+        runs.append(
+            [made.predict_many([BARS[name][at] for name in NAMES]) for at in range(800, 830)]
+        )
     assert runs[0] == runs[1]
 
 
@@ -170,7 +185,7 @@ def test_a_row_that_is_not_finite_spoils_its_own_forecast_alone(
     monkeypatch.setattr(InstrumentMemory, "take", broken)
     for at in (800, 801):
         bars = [BARS[name][at] for name in NAMES]
-        found, wanted = together.step_many(bars), [alone.step(bar) for bar in bars]
+        found, wanted = together.predict_many(bars), [alone.step(bar) for bar in bars]
         assert_equal(found[1:], wanted[1:])
         spoiled = found[0]
         assert spoiled is not None
@@ -183,8 +198,8 @@ def test_two_bars_of_one_instrument_and_bars_out_of_order_change_nothing() -> No
     alone, together = warmed(ages), warmed(ages)
     mine, theirs = BARS[NAMES[0]], BARS[NAMES[1]]
     with pytest.raises(InvariantBroken, match="Two bars of one instrument"):
-        together.step_many([mine[800], theirs[800], mine[801]])
+        together.predict_many([mine[800], theirs[800], mine[801]])
     with pytest.raises(InvariantBroken, match="does not follow the one at"):
-        together.step_many([mine[800], theirs[799]])
+        together.predict_many([mine[800], theirs[799]])
     bars = [mine[800], theirs[800]]
-    assert_equal(together.step_many(bars), [alone.step(bar) for bar in bars])
+    assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
