@@ -41,6 +41,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/mypy tests
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # The pages of docs/ and the reference of every module, into build/docs/site.
 docs: $(STAMP)

@@ -91,7 +91,7 @@ class Broken(Struct, frozen=True):
 
     def digest_with(self, table: str, other: Broken) -> bytes:
         """Return the digest the step would have with the rows of *other* in *table*."""
-        moved = [(self.step, *row[1:]) for row in other.rows(table)]
+        moved: list[tuple[Any, ...]] = [(self.step, *row[1:]) for row in other.rows(table)]
         core = moved[0] if table == "steps" else self.core
         gates = other.gate_set_sha256 if table == "steps" else self.gate_set_sha256
         event = moved[0] if table in {"bars", "events"} else self.bar or self.event

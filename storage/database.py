@@ -200,6 +200,7 @@ def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
     if path.is_dir():
         raise AuditUnwritable(f"{path} is a folder; name a file, or choose another --db.")
     is_there = path.is_file() and path.stat().st_size > 0
+    file: WatchedFile | None = None
     with ExitStack() as undo:
         if is_there:
             # Look before anything is written: a stranger's file must stay what it is.
@@ -212,7 +213,7 @@ def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
                     )
         lock = InstanceLock.acquire(path)
         undo.callback(lock.release)
-        if not is_there:
+        if file is None:
             file = WatchedFile.open(path)
             undo.callback(file.close)
         try:

@@ -171,9 +171,9 @@ class Outcomes:
         padded = (*measures, None)
         answer_measures: Row | None = None
         if plan.judges_answer:
-            answer_measures = plan.pick_answer(padded)
-            if answer_measures.count(None) == len(ANSWER_GATES):
-                answer_measures = None
+            picked = plan.pick_answer(padded)
+            if picked.count(None) < len(ANSWER_GATES):
+                answer_measures = picked
         dense = measures if is_complete and plan.is_dense else None
         return Judged(plan, known, plan.pick_step(padded), answer_measures, dense, new_set)
 

@@ -10,7 +10,7 @@ a number, which the exchange never sends, are the one thing it lets pass; they c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Final
+from typing import Annotated, Final, cast
 
 import msgspec
 from msgspec import DecodeError, Meta, Struct
@@ -67,6 +67,7 @@ def candle_layout(instrument: Instrument, interval_ms: int) -> CandleLayout:
     )
     price = Annotated[int, Meta(ge=1, le=MONEY_LIMIT)]
     amount = Annotated[int, Meta(ge=0, le=MONEY_LIMIT)]
+    numbers = msgspec.json.Decoder(tuple[price, price, price, price, amount, amount])
     return CandleLayout(
         hot=(
             instrument.id,
@@ -79,7 +80,7 @@ def candle_layout(instrument: Instrument, interval_ms: int) -> CandleLayout:
             -1 - turnover,
             _ZEROS[instrument.volume_decimals - volume],
             _ZEROS[instrument.turnover_decimals - turnover],
-            msgspec.json.Decoder(tuple[price, price, price, price, amount, amount]).decode,
+            cast("Callable[[str], _Numbers]", numbers.decode),
         ),
         price_decimals=instrument.price_decimals,
         volume_decimals=instrument.volume_decimals,

@@ -280,14 +280,15 @@ class PublicStream:
             refusal = await self._ask(connection, batch)
             if refusal is None:
                 continue
-            if len(batch) > 1:
+            topic, *others = batch
+            if others:
                 # One bad topic may have refused its neighbours: ask for each alone.
-                batches.extend((topic,) for topic in batch)
+                batches.extend((one,) for one in batch)
                 continue
-            self.refused.add(batch[0])
+            self.refused.add(topic)
             log.error(
                 "refused",
-                topic=batch[0],
+                topic=topic,
                 reason=refusal,
                 advice="correct market.symbols; asking again meanwhile",
             )

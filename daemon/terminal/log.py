@@ -22,13 +22,9 @@ HEAD: Final = ("timestamp", "level", "logger", "event")
 class _CurrentStderr(logging.StreamHandler[TextIO]):
     """Writes to what ``sys.stderr`` is now, so that a live view can print lines above itself."""
 
-    @property
-    def stream(self) -> TextIO:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, _value: TextIO) -> None:
-        """Ignore the stream of the constructor."""
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def configure(

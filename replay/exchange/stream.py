@@ -71,11 +71,11 @@ class StreamHandler:
     def _answer(self, connection: Connection, text: str) -> None:
         """Answer one request of the client."""
         try:
-            request = msgspec.json.decode(text)
+            decoded = msgspec.json.decode(text)
         except (msgspec.DecodeError, RecursionError):
-            request = None
-        operation = request.get("op") if isinstance(request, dict) else None
-        match operation:
+            decoded = None
+        request: Message = decoded if isinstance(decoded, dict) else {}
+        match operation := request.get("op"):
             case "ping":
                 _send(connection, pong(connection, request, self._hub.clock.now_ms()))
             case "subscribe" | "unsubscribe":
@@ -128,14 +128,13 @@ def pong(connection: Connection, request: Message, now_ms: int) -> Message:
     return _reply(connection, request, success=True, text="pong", operation="ping")
 
 
-def acknowledgement(connection: Connection, request: object, error: str) -> Message:
+def acknowledgement(connection: Connection, request: Message, error: str) -> Message:
     """Return the acknowledgement of *request*; it names no topic."""
-    message = request if isinstance(request, dict) else {}
-    operation = str(message.get("op", ""))
+    operation = str(request.get("op", ""))
     if error:
-        return _reply(connection, message, success=False, text=error, operation=operation)
+        return _reply(connection, request, success=False, text=error, operation=operation)
     text = operation if connection.category == "spot" else ""
-    return _reply(connection, message, success=True, text=text, operation=operation)
+    return _reply(connection, request, success=True, text=text, operation=operation)
 
 
 def _reply(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -349,7 +349,8 @@ def moves_of(
 def _rank_correlation(one: Floats, other: Floats) -> float | None:
     if len(one) == 0 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return None
-    return float(spearmanr(one, other).statistic)
+    correlation, _p_value = cast("tuple[float, float]", spearmanr(one, other))
+    return float(correlation)
 
 
 def delete(probe: Probe, told: Figures, attribution: FullAttribution) -> Deletion:

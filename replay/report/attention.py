@@ -107,10 +107,8 @@ def read_attention(reader: Reader, record: RunRecord, wanted: Collection[int]) -
         known = decisions.sequence[at] == sequences
         if not known.any() or (total is not None and entropy.shape[1] != total.size):
             continue
-        sequences, rollout, entropy, at = (
-            part[known] for part in (sequences, rollout, entropy, at)
-        )
-        entropies = entropy.sum(axis=0, dtype=np.float64)
+        sequences, rollout, at = sequences[known], rollout[known], at[known]
+        entropies = entropy[known].sum(axis=0, dtype=np.float64)
         total = entropies if total is None else total + entropies
         count += len(sequences)
         opened = decisions.open_time_ms[at]

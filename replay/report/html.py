@@ -73,7 +73,7 @@ def table(
 def figures(shown: Table) -> Markup:
     """Return a table of the report, its notes under it."""
     rows = shown.rows[: shown.shown]
-    kinds = [figure.form for figure in shown.figures]
+    kinds: list[Form] = [figure.form for figure in shown.figures]
     cells = [[_cell(value, form) for value, form in zip(row, kinds, strict=True)] for row in rows]
     heads: list[object] = [figure.title for figure in shown.figures]
     if shown.turned:

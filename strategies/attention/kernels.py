@@ -149,8 +149,9 @@ class _WindowAttention(torch.autograd.Function):
         return output, logsumexp
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of query, key and value."""
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of query, key and value; the logsumexp's own is left out."""
+        gradient, _ = grad_outputs
         query, key, value, output, logsumexp = ctx.saved_tensors
         kernel, window, scale = ctx.options
         inputs = (query, key, value)
@@ -180,8 +181,9 @@ class _SquareAttention(torch.autograd.Function):
         return result.output, result.logsumexp
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of query, key and value."""
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of query, key and value; the logsumexp's own is left out."""
+        gradient, _ = grad_outputs
         *inputs, output, logsumexp = ctx.saved_tensors
         kernel, causal, scale = ctx.options
         grads = kernel.backward(

@@ -3,6 +3,9 @@
 Imported only where triton is installed; ``TRITON_INTERPRET=1`` runs it on the CPU, slowly.
 """
 
+# Triton gives subscripts and annotations a meaning of its own.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import triton
