@@ -57,7 +57,7 @@ def document(stored: StoredDecision, full: Full | None, missing: str | None) -> 
     """Return everything about one decision as plain values; returns are log returns."""
     flips = asdict(flips_of(stored))
     margins = flips.pop("gates")
-    names = ("unit", "margin", "share")
+    names = ("unit", "words", "margin", "share")
     return {
         "run": {name: stored.run[name] for name in ("run_id", "kind", "strategy", "interval")},
         "decision": stored.decision,

@@ -110,6 +110,7 @@ class GateMargin:
     threshold: float
     passed: bool
     unit: str
+    words: str  # what it measures
     margin: float | None  # by how much it passed; negative where it failed
     share: float | None  # the margin over the threshold, less where the measure begins; null if 0
 
@@ -176,7 +177,9 @@ def _margin(row: Mapping[str, Any]) -> GateMargin:
         margin = measure - threshold if gate.at_least else threshold - measure
     span = abs(threshold - gate.starts_at)
     share = None if margin is None or span == 0 else margin / span
-    return GateMargin(gate.name, measure, threshold, bool(row["passed"]), gate.unit, margin, share)
+    return GateMargin(
+        gate.name, measure, threshold, bool(row["passed"]), gate.unit, gate.words, margin, share
+    )
 
 
 def _side(decision: Mapping[str, Any]) -> Side | None:
