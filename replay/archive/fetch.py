@@ -16,6 +16,7 @@ from tracepaper.daemon.bybit.rest import RestClient, RestSettings
 from tracepaper.daemon.bybit.retry import RestartBudget
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.engine.ports import Clock
 from tracepaper.replay.archive.candles import MONDAY_MS, WEEK_MS, Span
 from tracepaper.storage.history import History, HistoryWriter
 from tracepaper.strategies.errors import ConfigInvalid
@@ -26,7 +27,11 @@ PAGE_BARS: Final = 1_000
 
 
 class Klines(Protocol):
-    """The one call that is needed of ``daemon.bybit.rest.RestClient``."""
+    """What is needed of ``daemon.bybit.rest.RestClient``."""
+
+    async def instrument(self, category: Category, symbol: str) -> Instrument:
+        """Return the filters of *symbol*; raise ``ConfigInvalid`` where the exchange lacks it."""
+        ...
 
     async def klines(
         self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
@@ -37,7 +42,7 @@ class Klines(Protocol):
 
 @dataclass(frozen=True)
 class Fetched:
-    """What came: bars kept, and the spans that the exchange does not have."""
+    """What one pass brought: bars kept, and the spans that its answers lacked."""
 
     bars: int
     absent: tuple[Span, ...]
@@ -152,7 +157,7 @@ class Outcome:
     instrument: str
     interval_ms: int
     bars: int
-    absent: tuple[Span, ...]  # the exchange does not have these
+    absent: tuple[Span, ...]  # two answers lacked these
 
 
 async def fetch_order(config: Config, order: Order, *, quiet: bool) -> list[Outcome]:
@@ -172,22 +177,51 @@ async def fetch_order(config: Config, order: Order, *, quiet: bool) -> list[Outc
         until_ms = now_ms - exchange.final_after_ms
         if order.until_ms is not None:
             until_ms = min(until_ms, order.until_ms)
-        return [
-            await _fetch_symbol(rest, order, symbol, until_ms, quiet=quiet)
-            for symbol in order.symbols
-        ]
+        return await fetch_symbols(
+            rest, clock, order, until_ms=until_ms, certain_s=exchange.certain_s, quiet=quiet
+        )
 
 
-async def _fetch_symbol(
-    rest: RestClient, order: Order, symbol: str, until_ms: int, *, quiet: bool
+async def fetch_symbols(
+    rest: Klines, clock: Clock, order: Order, *, until_ms: int, certain_s: float, quiet: bool
+) -> list[Outcome]:
+    """Fetch what the archive lacks of each symbol; what an answer lacks is asked for twice.
+
+    One answer proves nothing: the second question comes *certain_s* (network time) or more after
+    the first, as a daemon asks for a hole.
+    """
+    first: list[tuple[Instrument, Fetched]] = []
+    for symbol in order.symbols:
+        instrument = await rest.instrument(order.category, symbol)
+        spans = wanted_spans(
+            order.archive, instrument, order.interval_ms, from_ms=order.from_ms, until_ms=until_ms
+        )
+        first.append((instrument, await _fetch_shown(rest, order, instrument, spans, quiet=quiet)))
+    if any(found.absent for _, found in first):
+        await clock.sleep(certain_s)
+    return [
+        await _asked_again(rest, order, instrument, found, quiet=quiet)
+        for instrument, found in first
+    ]
+
+
+async def _asked_again(
+    rest: Klines, order: Order, instrument: Instrument, found: Fetched, *, quiet: bool
 ) -> Outcome:
-    instrument = await rest.instrument(order.category, symbol)
-    spans = wanted_spans(
-        order.archive, instrument, order.interval_ms, from_ms=order.from_ms, until_ms=until_ms
-    )
+    """Return the outcome of a symbol once its absent spans have been asked for again."""
+    if found.absent:
+        again = await _fetch_shown(rest, order, instrument, found.absent, quiet=quiet)
+        found = Fetched(found.bars + again.bars, again.absent)
+    return Outcome(instrument.id, order.interval_ms, found.bars, found.absent)
+
+
+async def _fetch_shown(
+    rest: Klines, order: Order, instrument: Instrument, spans: Sequence[Span], *, quiet: bool
+) -> Fetched:
+    """Fetch *spans* into the archive and show how far it is."""
     with _progress(quiet=quiet) as bar:
         task = bar.add_task(instrument.id, total=_candles(spans, order.interval_ms))
-        fetched = await fetch_into(
+        return await fetch_into(
             order.archive,
             rest,
             instrument,
@@ -195,7 +229,6 @@ async def _fetch_symbol(
             spans,
             progress=lambda candles: bar.advance(task, candles),
         )
-    return Outcome(instrument.id, order.interval_ms, fetched.bars, fetched.absent)
 
 
 def _candles(spans: Sequence[Span], interval_ms: int) -> int:

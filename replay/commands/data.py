@@ -248,7 +248,11 @@ def fetch(
 def _outcome_line(one: Outcome, archive: Path) -> str:
     from tracepaper.replay.archive.quality import interval_text
 
-    lacking = f"; the exchange lacks {len(one.absent)} spans of it" if one.absent else ""
+    count = len(one.absent)
+    spans = (
+        f"{count} spans of it, asked for twice" if count > 1 else "a span of it, asked for twice"
+    )
+    lacking = f"; the exchange lacks {spans}" if count else ""
     return (
         f"{one.instrument}, {interval_text(one.interval_ms)}: {one.bars:,} candles fetched into "
         f"{archive}{lacking}"

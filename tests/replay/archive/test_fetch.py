@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.fetch import (
     Fetched,
+    Order,
     fetch,
+    fetch_symbols,
     holes,
     joined,
     lacking,
@@ -23,7 +27,7 @@ from tracepaper.replay.archive.fetch import (
 )
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types import Bar, Instrument
+from tracepaper.strategies.types import Bar, Category, Instrument
 
 spans = st.lists(st.integers(0, 80), max_size=12, unique=True).map(
     lambda cuts: [(a, b) for a, b in zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False)]
@@ -87,6 +91,9 @@ class Breaking:
         self._rest = rest
         self._left = pages_left
 
+    async def instrument(self, category: Category, symbol: str) -> Instrument:
+        return await self._rest.instrument(category, symbol)
+
     async def klines(
         self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
     ) -> list[Bar]:
@@ -134,3 +141,74 @@ async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
     assert [shelf.bars[t].close for t in sorted(shelf.bars)] == [
         value * scale for value in served.close[:2_480].tolist()
     ]
+
+
+UNTIL_MS = FIRST_MS + 100 * MINUTE
+
+
+class Forgetful:
+    """A REST client that lacks the candles of *hidden* in its first answer about them."""
+
+    def __init__(self, rest: RestClient, hidden: set[int]) -> None:
+        self._rest = rest
+        self._hidden = hidden
+        self.asked: list[Span] = []
+
+    async def instrument(self, category: Category, symbol: str) -> Instrument:
+        return await self._rest.instrument(category, symbol)
+
+    async def klines(
+        self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
+    ) -> list[Bar]:
+        self.asked.append((start_ms, end_ms))
+        page = await self._rest.klines(instrument, interval_ms, start_ms, end_ms)
+        kept = [bar for bar in page if bar.open_time_ms not in self._hidden]
+        self._hidden -= {bar.open_time_ms for bar in page}
+        return kept
+
+
+@pytest.mark.parametrize("hidden", [set(range(40, 60)), set(range(100)), set()])
+async def test_what_an_answer_lacks_is_asked_for_once_more_and_later(
+    tmp_path: Path, hidden: set[int]
+) -> None:
+    times = [FIRST_MS + i * MINUTE for i in range(120) if not 80 <= i < 85]  # a true hole
+    served = candles([(1_000, 1_010, 990, 1_005, 7)] * len(times), times_ms=times)
+    settings = ExchangeSettings(candles=(served,), manual=True, start=110)
+    archive, clock = tmp_path / "candles.db", ManualClock()
+    order = Order(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, None)
+    async with (
+        EmbeddedExchange(settings) as exchange,
+        RestClient(
+            RestSettings(rest_url=exchange.rest_url, requests_per_s=100.0),
+            clock=clock,
+            rng=random.Random(1),
+        ) as real,
+    ):
+        rest = Forgetful(real, {FIRST_MS + i * MINUTE for i in hidden})
+        (outcome,) = await fetch_symbols(
+            rest, clock, order, until_ms=UNTIL_MS, certain_s=30.0, quiet=True
+        )
+    assert clock.slept == [30.0]
+    hole = (FIRST_MS + 80 * MINUTE, FIRST_MS + 85 * MINUTE)
+    assert (outcome.bars, outcome.absent) == (95, (hole,))
+    assert read_candles(archive).open_time_ms.tolist() == [t for t in times if t < UNTIL_MS]
+    assert len(rest.asked) == (3 if hidden == set(range(40, 60)) else 2)
+
+
+async def test_a_whole_archive_is_fetched_without_a_wait(tmp_path: Path) -> None:
+    served = candles([(1_000, 1_010, 990, 1_005, 7)] * 120)
+    settings = ExchangeSettings(candles=(served,), manual=True, start=110)
+    archive, clock = tmp_path / "candles.db", ManualClock()
+    order = Order(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, None)
+    async with (
+        EmbeddedExchange(settings) as exchange,
+        RestClient(
+            RestSettings(rest_url=exchange.rest_url, requests_per_s=100.0),
+            clock=clock,
+            rng=random.Random(1),
+        ) as rest,
+    ):
+        (outcome,) = await fetch_symbols(
+            rest, clock, order, until_ms=UNTIL_MS, certain_s=30.0, quiet=True
+        )
+    assert (outcome.bars, outcome.absent, clock.slept) == (100, (), [])
