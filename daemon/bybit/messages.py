@@ -146,10 +146,14 @@ class ServerTime(Struct, rename="camel"):
     time_nano: str
 
 
-class KlinePage(Struct, rename="camel"):
-    """Result of ``/v5/market/kline``: rows of start, o, h, l, c, volume, turnover; newest first."""
+KlineRow = tuple[str, str, str, str, str, str, str]
+"""Start, open, high, low, close, volume and turnover."""
 
-    rows: list[tuple[str, str, str, str, str, str, str]] = field(name="list")
+
+class KlinePage(Struct, rename="camel"):
+    """Result of ``/v5/market/kline``, newest first; the newest row may be an open candle."""
+
+    rows: list[KlineRow] = field(name="list")
     symbol: str = ""
     category: str = ""
 
@@ -271,6 +275,22 @@ class FundingHistory(Struct, rename="camel"):
 
     rows: list[FundingRate] = field(name="list")
     category: str = ""
+
+
+def closed_candle(row: KlineRow, interval_ms: int) -> KlineCandle:
+    """Return a row of ``/v5/market/kline`` in the stream's form; its start must be digits."""
+    start, open_, high, low, close, volume, turnover = row
+    return KlineCandle(
+        start=int(start),
+        end=int(start) + interval_ms - 1,
+        open=open_,
+        close=close,
+        high=high,
+        low=low,
+        volume=volume,
+        turnover=turnover,
+        confirm=True,
+    )
 
 
 encode: Final = msgspec.json.Encoder().encode

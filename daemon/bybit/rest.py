@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Final, Self, TypeVar
 
 import aiohttp
@@ -18,19 +17,24 @@ from aiolimiter import AsyncLimiter
 from msgspec import Struct
 
 from tracepaper.daemon.bybit import messages
-from tracepaper.daemon.bybit.candles import candle_layout, rest_bar
+from tracepaper.daemon.bybit.candles import candle_reader
 from tracepaper.daemon.bybit.instruments import (
     exact,
     exact_signed,
-    floor_open_ms,
     interval_name,
     read_instruments,
 )
 from tracepaper.daemon.bybit.retry import Cooldown, RestartBudget, is_loopback, retry
 from tracepaper.daemon.config.sections import Exchange
 from tracepaper.daemon.engine.ports import Clock
-from tracepaper.strategies.errors import ConfigInvalid, FeedLost, InvariantBroken, MessageMalformed
-from tracepaper.strategies.types import MONEY_DECIMALS, Bar, Category, Funding, Instrument
+from tracepaper.strategies.errors import (
+    ConfigInvalid,
+    FeedLost,
+    FrameImpossible,
+    InvariantBroken,
+    MessageMalformed,
+)
+from tracepaper.strategies.types import MONEY_DECIMALS, Bar, Category, Funding, Instrument, Source
 
 # ---------------------------------------------------------------- bodies
 #
@@ -96,24 +100,28 @@ def read_klines(
     ``MessageMalformed`` for a page of another category, symbol, grid, time or order.
     """
     _speaks_of("candles", instrument, page.category, page.symbol)
-    opens = [exact(row[0], 0) for row in page.rows]
-    for open_ms in opens:
-        if open_ms != floor_open_ms(open_ms, interval_ms):
-            raise _stranger(f"a candle that opens at {open_ms}, off the grid of its interval")
+    read = candle_reader(instrument, interval_ms)
+    bars: list[Bar] = []
+    unread = 0
+    newer_ms = last_ms + interval_ms
+    for row in page.rows:
+        open_ms = exact(row[0], 0)
         if not first_ms - interval_ms < open_ms <= last_ms:
             raise _stranger(f"a candle at {open_ms}, where {first_ms} to {last_ms} was asked")
-    if any(newer <= older for newer, older in pairwise(opens)):
-        raise _stranger(f"candles of {instrument.id} that are not newest first")
-    layout = candle_layout(instrument, interval_ms)
-    bars = []
-    unread = 0
-    for row, open_ms in zip(page.rows, opens, strict=True):
-        if open_ms < first_ms:
-            continue
+        if open_ms >= newer_ms:
+            raise _stranger(f"candles of {instrument.id} that are not newest first")
+        newer_ms = open_ms
         try:
-            bars.append(rest_bar(row, layout))
+            bar = read(messages.closed_candle(row, interval_ms), open_ms + interval_ms, Source.REST)
+        except FrameImpossible as error:
+            if error.kind == "off_grid":
+                raise _stranger(str(error)) from error
+            unread += open_ms >= first_ms
         except MessageMalformed:
-            unread += 1
+            unread += open_ms >= first_ms
+        else:
+            if open_ms >= first_ms:
+                bars.append(bar)
     return bars, unread
 
 

@@ -16,10 +16,16 @@ from typing import Final
 from msgspec import DecodeError, Struct
 
 from tracepaper.daemon.bybit import messages
-from tracepaper.daemon.bybit.candles import EARLY_MS, candle_layout, stream_bars
-from tracepaper.daemon.bybit.instruments import exact, exact_signed, interval_name, rounded
+from tracepaper.daemon.bybit.candles import ReadCandle, candle_reader
+from tracepaper.daemon.bybit.instruments import (
+    exact,
+    exact_signed,
+    interval_name,
+    rounded,
+)
 from tracepaper.daemon.bybit.messages import (
     KlineCandle,
+    KlineFrame,
     TickerData,
     TickerFrame,
     decode_kline,
@@ -33,9 +39,12 @@ from tracepaper.strategies.types import (
     Mark,
     Quote,
     Side,
+    Source,
     Trade,
 )
 
+EARLY_MS: Final = 1_000
+"""A closing frame may be dated this long before the close; an earlier one closes nothing."""
 BOOK_LEVELS_MAX: Final = 1_000
 """Levels a side, the most that any depth of the exchange has; with more the book is dropped."""
 FUNDING_AHEAD_MS: Final = 86_400_000
@@ -48,6 +57,8 @@ _ARGUMENTS: Final = {
     "publicTrade": ("",),
 }
 """What may stand between a topic's kind and its symbol: state is kept for no other topic."""
+_ROLL: Final = 2  # candles in a frame of the roll: the closed and the new one
+_STREAM: Final = Source.STREAM
 _SIDES: Final = {"Buy": Side.BUY, "Sell": Side.SELL}
 
 
@@ -145,6 +156,18 @@ def _levels(levels: Iterable[tuple[str, str]], instrument: Instrument) -> list[t
     ]
 
 
+def _refuse_doubles(candles: list[KlineCandle], topic: str) -> None:
+    """Refuse a frame that says two things of one candle: which of them holds, REST knows."""
+    first: dict[int, KlineCandle] = {}
+    for candle in candles:
+        if first.setdefault(candle.start, candle) != candle:
+            raise FrameImpossible(
+                "double",
+                f"One frame of {topic} holds two candles at {candle.start} that differ; it was "
+                "dropped, REST fills the place.",
+            )
+
+
 def _foreign(kind: str, topic: str, named: str) -> FrameImpossible:
     """Return what refuses a frame whose data speak of another symbol than its topic."""
     return FrameImpossible(
@@ -181,13 +204,12 @@ class Wire:
         self.category = category
         self.renewals: set[str] = set()
         self._observe = observe
-        self._early = self._heard_early  # bound once: this is the hot path
         self._refused = refused
         self.counters: Counter[str] = Counter() if counters is None else counters
         self._symbols = {one.symbol: one for one in instruments if one.category is category}
         name = interval_name(interval_ms)
-        self._layouts = {
-            f"kline.{name}.{symbol}": candle_layout(one, interval_ms)
+        self._candle_readers = {
+            f"kline.{name}.{symbol}": candle_reader(one, interval_ms)
             for symbol, one in self._symbols.items()
         }
         self._tickers: dict[str, TickerData] = {}
@@ -210,12 +232,8 @@ class Wire:
             # other frames are read by the topic that their head names.
             if frame[:_SHORT_WAY] == _KLINE_BEGINS:
                 kline = decode_kline(frame)
-                if (layout := self._layouts.get(kline.topic)) is not None:
-                    bars = stream_bars(kline, layout, self._early)
-                    observe = self._observe
-                    if observe is None or observe(kline.ts):
-                        return ClosedCandles(kline.ts, bars)
-                    return self._ahead("kline", kline.ts)
+                if (read := self._candle_readers.get(kline.topic)) is not None:
+                    return self._closed_candles(kline, read)
             kind = "frame"
             head = messages.decode_head(frame)
             topic = head.topic
@@ -254,17 +272,6 @@ class Wire:
     def _believes(self, server_ms: int) -> bool:
         """Tell the owner when a frame is dated; False where that cannot be believed."""
         return self._observe is None or self._observe(server_ms)
-
-    def _heard_early(self, candle: KlineCandle, server_ms: int) -> None:
-        """Tell of a candle that says it is closed before its close, or before it began."""
-        if candle.start > server_ms + EARLY_MS:
-            self._ahead("kline", candle.start)
-            return
-        self._refuse(
-            "early.kline",
-            f"The candle at {candle.start} says that it is closed before its close; it counts as "
-            "open, and its closing frame is awaited.",
-        )
 
     def _lose(self, topic: str) -> None:
         """Forget what the frames of *topic* built, since one of them is missing now."""
@@ -314,14 +321,47 @@ class Wire:
         return self._unknown(head.op or head.type)
 
     def _kline(self, frame: bytes, _: Instrument) -> Received:
-        """Read a kline frame whose keys come in another order; another interval is a stranger."""
+        """Read a kline frame whose keys come in another order; another interval is unknown."""
         kline = decode_kline(frame)
-        if (layout := self._layouts.get(kline.topic)) is None:
+        if (read := self._candle_readers.get(kline.topic)) is None:
             return self._unknown("kline")
-        bars = stream_bars(kline, layout, self._early)
-        if not self._believes(kline.ts):
-            return self._ahead("kline", kline.ts)
-        return ClosedCandles(kline.ts, bars)
+        return self._closed_candles(kline, read)
+
+    def _closed_candles(self, frame: KlineFrame, read: ReadCandle) -> Received:
+        """Return the closed candles of *frame* as bars; a candle is parsed once, then checked.
+
+        A candle that says it is closed before its close is an open one. Raises
+        ``MessageMalformed`` where a number is not exact, ``FrameImpossible`` where a candle
+        contradicts itself, lies off the grid or stands beside another of its time.
+        """
+        bars: list[Bar] = []
+        candles, server_ms = frame.data, frame.ts
+        if len(candles) > 1 and (len(candles) > _ROLL or candles[0].start == candles[1].start):
+            _refuse_doubles(candles, frame.topic)
+        for one in candles:
+            # The exchange repeats the open candle until it closes; only a confirmed one is a fact.
+            if not one.confirm:
+                continue
+            bar = read(one, server_ms, _STREAM)
+            if one.end - EARLY_MS >= server_ms:
+                self._early(one, server_ms)
+            else:
+                bars.append(bar)
+        observe = self._observe  # not by _believes: this is the hot path
+        if observe is None or observe(server_ms):
+            return ClosedCandles(server_ms, bars)
+        return self._ahead("kline", server_ms)
+
+    def _early(self, candle: KlineCandle, server_ms: int) -> None:
+        """Tell of a candle that says it is closed before its close, or before it began."""
+        if candle.start > server_ms + EARLY_MS:
+            self._ahead("kline", candle.start)
+            return
+        self._refuse(
+            "early.kline",
+            f"The candle at {candle.start} says that it is closed before its close; it counts as "
+            "open, and its closing frame is awaited.",
+        )
 
     def _ticker(self, frame: bytes, instrument: Instrument) -> Received:
         """Merge a ticker; spot's has neither mark nor funding and yields no more than its time."""

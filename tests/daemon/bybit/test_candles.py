@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from tracepaper.daemon.bybit.candles import candle_layout, rest_bar, stream_bars
-from tracepaper.daemon.bybit.messages import KlineCandle, KlineFrame
-from tracepaper.strategies.errors import MessageMalformed
-from tracepaper.strategies.types import Instrument, Source
+from tracepaper.daemon.bybit.candles import candle_reader
+from tracepaper.daemon.bybit.messages import KlineCandle, closed_candle
+from tracepaper.strategies.errors import FrameImpossible, MessageMalformed
+from tracepaper.strategies.types import Bar, Instrument, Source
 
 MINUTE = 60_000
 START = 1_786_310_760_000
@@ -22,25 +22,31 @@ CHEAP = structs.replace(
 )
 
 
-def candle(**changes: str | int | bool) -> KlineCandle:
-    """Return a closed minute as the exchange sends it."""
-    fields: dict[str, str | int | bool] = {
-        "start": START,
-        "end": START + MINUTE - 1,
-        "open": "65119.9",
-        "close": "65114.2",
-        "high": "65119.9",
-        "low": "65114.2",
-        "volume": "3.712",
-        "turnover": "241712.1394",
-        "confirm": True,
-    }
-    return KlineCandle(**(fields | changes))  # type: ignore[arg-type]
+CLOSED = KlineCandle(
+    start=START,
+    end=START + MINUTE - 1,
+    open="65119.9",
+    close="65114.2",
+    high="65119.9",
+    low="65114.2",
+    volume="3.712",
+    turnover="241712.1394",
+    confirm=True,
+)
+"""A closed minute as the exchange sends it."""
+
+
+def candle(**changes: str | int) -> KlineCandle:
+    return structs.replace(CLOSED, **changes)
+
+
+def bar_of(one: KlineCandle, of: Instrument | None = None) -> Bar:
+    read = candle_reader(of or instrument(), MINUTE)
+    return read(one, START + MINUTE + 441, Source.STREAM)
 
 
 def read(one: KlineCandle, of: Instrument | None = None) -> tuple[int, ...]:
-    layout = candle_layout(of or instrument(), MINUTE)
-    (bar,) = stream_bars(KlineFrame("kline", [one], START + MINUTE + 441), layout)
+    bar = bar_of(one, of)
     return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover or 0)
 
 
@@ -51,28 +57,13 @@ def text(value: int, decimals: int) -> str:
 
 
 def test_a_real_closing_candle_becomes_a_bar() -> None:
-    layout = candle_layout(instrument(), MINUTE)
-    (bar,) = stream_bars(KlineFrame("kline", [candle()], START + MINUTE + 441), layout)
+    bar = bar_of(candle())
     scale = 10 ** (instrument().price_decimals - 1)
     assert (bar.open, bar.low) == (651199 * scale, 651142 * scale)
     assert bar.volume == 3712 * 10 ** (instrument().volume_decimals - 3)
     assert (bar.open_time_ms, bar.interval_ms) == (START, MINUTE)
-    assert (bar.market_ms, bar.seen_ms, bar.source) == (START + MINUTE + 441,) * 2 + (
-        Source.STREAM,
-    )
-
-
-def test_the_open_candle_is_no_bar() -> None:
-    layout = candle_layout(instrument(), MINUTE)
-    frame = KlineFrame("kline", [candle(confirm=False)], START + 30_000)
-    assert stream_bars(frame, layout) == []
-
-
-def test_both_candles_of_the_roll_are_looked_at() -> None:
-    layout = candle_layout(instrument(), MINUTE)
-    new = candle(start=START + MINUTE, end=START + 2 * MINUTE - 1, confirm=False)
-    frame = KlineFrame("kline", [candle(), new], START + MINUTE + 441)
-    assert [bar.open_time_ms for bar in stream_bars(frame, layout)] == [START]
+    assert (bar.market_ms, bar.seen_ms) == (START + MINUTE + 441,) * 2
+    assert bar.source is Source.STREAM
 
 
 @pytest.mark.parametrize("of", [instrument(), CHEAP])
@@ -148,15 +139,13 @@ def test_a_candle_that_contradicts_itself_is_refused(changes: dict[str, str | in
         read(candle(**changes))
 
 
-def test_a_rest_row_carries_its_own_close_as_time() -> None:
-    layout = candle_layout(instrument(), MINUTE)
+@pytest.mark.parametrize("length", [MINUTE, MINUTE + 1])
+def test_a_candle_off_its_grid_is_refused_as_that(length: int) -> None:
+    with pytest.raises(FrameImpossible, match="grid") as refusal:
+        read(candle(start=START + 7, end=START + 6 + length))
+    assert refusal.value.kind == "off_grid"
+
+
+def test_a_rest_row_is_read_as_the_same_candle_of_the_stream() -> None:
     row = (str(START), "65119.9", "65119.9", "65114.2", "65114.2", "3.712", "241712.1394")
-    bar = rest_bar(row, layout)
-    assert (bar.market_ms, bar.seen_ms, bar.source) == (START + MINUTE,) * 2 + (Source.REST,)
-    assert (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover) == read(candle())
-
-
-def test_a_rest_row_that_contradicts_itself_is_refused() -> None:
-    row = (str(START), "65119.9", "65110.0", "65114.2", "65114.2", "3.712", "1")
-    with pytest.raises(MessageMalformed, match="contradicts itself"):
-        rest_bar(row, candle_layout(instrument(), MINUTE))
+    assert closed_candle(row, MINUTE) == candle()

@@ -16,7 +16,7 @@ from msgspec import structs
 from tracepaper.daemon.bybit.rest import RestClient, RestSettings
 from tracepaper.daemon.bybit.retry import RestartBudget
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, MessageMalformed
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types import Category, Source
 
 HOUR = 3_600_000
 
@@ -49,6 +49,14 @@ async def test_candles_come_oldest_first_over_several_pages() -> None:
         assert [bar.open_time_ms for bar in bars] == opens
         assert len(server.asked("kline")) == 3
         assert {query["limit"] for query in server.asked("kline")} == {"1000"}
+
+
+async def test_a_candle_of_rest_carries_its_own_close_as_time() -> None:
+    async with ScriptedServer() as server, asking(server) as rest:
+        server.add_candle(START_MS)
+        server.server_ms = START_MS + 10 * MINUTE
+        (bar,) = await rest.klines(instrument(), MINUTE, START_MS, START_MS)
+        assert (bar.market_ms, bar.seen_ms, bar.source) == (START_MS + MINUTE,) * 2 + (Source.REST,)
 
 
 async def test_a_candle_is_final_only_some_time_after_its_close() -> None:

@@ -387,6 +387,23 @@ def test_an_early_candle_does_not_cost_the_closed_one_beside_it() -> None:
     assert wire.counters == {"early.kline": 1}
 
 
+@pytest.mark.parametrize(
+    ("candles", "opens"),
+    [
+        ((closed(confirm=False),), []),
+        ((closed(), moved(MINUTE, confirm=False)), [OPEN]),  # both candles of the roll
+    ],
+)
+def test_only_closed_candles_become_bars(
+    candles: tuple[dict[str, Any], ...], opens: list[int]
+) -> None:
+    wire, _, _ = believing()
+    received = wire.receive(klines(*candles))
+    assert isinstance(received, ClosedCandles)
+    assert [bar.open_time_ms for bar in received.bars] == opens
+    assert not wire.counters
+
+
 def test_weeks_start_on_mondays() -> None:
     week, monday = 7 * 24 * HOUR, 1_786_320_000_000 - 1_786_320_000_000 % (7 * 24 * HOUR)
     for days, on_grid in ((4, True), (0, False), (3, False)):
