@@ -147,11 +147,9 @@ def _has_host(url: str) -> bool:
 
 
 Exact = Annotated[Decimal, BeforeValidator(_exact)]
-NotNegative = Annotated[Exact, Field(ge=0, le=MONEY_MAX)]
 Positive = Annotated[Exact, Field(gt=0, le=MONEY_MAX)]
 Fraction = Annotated[Exact, Field(ge=0, le=1)]
 Threshold = Annotated[str, BeforeValidator(_threshold)]
-Names = Annotated[tuple[str, ...], BeforeValidator(several)]
 
 
 def canonical(value: object) -> object:
