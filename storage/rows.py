@@ -116,7 +116,7 @@ class Shape(NamedTuple):
         """Return the shape as one number; raise ``InvariantBroken`` beyond 255 rows of a kind."""
         number = self.accepted | self.other_event << 1 | self.answers << 2 | self.outcomes << 3
         for bit, count in zip(range(4, 44, 8), self[4:], strict=True):
-            if count > 255:  # noqa: PLR2004  one byte
+            if count > 255:  # one byte
                 raise InvariantBroken(f"A step holds at most 255 rows of a kind, not {count}.")
             number |= count << bit
         return number

@@ -83,7 +83,7 @@ def threshold_of(text: str, measure: str, calibration: Calibration | None) -> fl
         share = float(text[1:])
     except ValueError:
         share = math.nan
-    if not 0.01 <= share <= 0.99:  # noqa: PLR2004 - the card's range
+    if not 0.01 <= share <= 0.99:  # the card's range
         raise ConfigInvalid(f"'{text}' is no quantile for {measure}; write q0.01 to q0.99.")
     quantiles = None if calibration is None else calibration.quantiles.get(measure)
     if quantiles is None:

@@ -52,4 +52,4 @@ def visible(text: str) -> str:
 
 def _written_out(found: re.Match[str]) -> str:
     code = ord(found[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # noqa: PLR2004 - a byte
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # a byte

@@ -450,7 +450,7 @@ class RestClient:
                 f"Bybit refused GET {path} with HTTP 403 (too many requests, or an address it "
                 f"does not serve); silent for {self._settings.ban_silence_s:g} s, then again."
             )
-        if status == BUSY_STATUS or status >= 500:  # noqa: PLR2004  (HTTP's own boundary)
+        if status == BUSY_STATUS or status >= 500:  # HTTP's own boundary
             raise FeedLost(f"Bybit answered GET {path} with HTTP {status}; trying again.")
         if status != OK_STATUS:
             raise ConfigInvalid(

@@ -118,7 +118,7 @@ def _digest(text: str) -> bytes:
         digest = bytes.fromhex(text)
     except ValueError:
         digest = b""
-    if len(digest) != 32:  # noqa: PLR2004  bytes of a SHA-256
+    if len(digest) != 32:  # bytes of a SHA-256
         raise ConfigInvalid("--head takes the 64 hexadecimal digits that `audit head` prints.")
     return digest
 

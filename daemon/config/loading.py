@@ -264,7 +264,7 @@ def _nearest(name: str, known: Mapping[str, object]) -> str:
 
 def _shown(value: object) -> str:
     text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - one line
+    return text if len(text) <= 60 else f"{text[:57]}..."  # one line
 
 
 def _json(document: object) -> str:

@@ -35,7 +35,7 @@ def user_class(name: str) -> type[Strategy]:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        with _foreign(name, "when it was imported"):
+        with _ForeignCode(name, "when it was imported"):
             found = getattr(importlib.import_module(module_name), class_name)
             if isinstance(found, type):
                 outside.belongs(name, own_folder(found))
@@ -70,7 +70,7 @@ def user_strategy(
     ``StrategyFailed`` where it fails otherwise.
     """
     try:
-        with _foreign(made_of.__name__, "when it was made", known_as):
+        with _ForeignCode(made_of.__name__, "when it was made", known_as):
             strategy = made_of(options)  # type: ignore[call-arg]
     except StrategyFailed as error:
         if not isinstance(error.__cause__, (TypeError, ValueError, KeyError)):
@@ -90,8 +90,8 @@ class _Guarded(Strategy):
     def __init__(self, strategy: Strategy, known_as: str) -> None:
         self._strategy = strategy
         self._name = type(strategy).__name__
-        self._observing = _foreign(self._name, "in observe", known_as)
-        self._deciding = _foreign(self._name, "in decide", known_as)
+        self._observing = _ForeignCode(self._name, "in observe", known_as)
+        self._deciding = _ForeignCode(self._name, "in decide", known_as)
         self.gates = frozenset(strategy.gates)
         self.warmup = strategy.warmup
         self.horizon = strategy.horizon
@@ -132,7 +132,7 @@ class _Guarded(Strategy):
         return signal
 
 
-class _foreign:  # noqa: N801 - read as a phrase: with _foreign(…)
+class _ForeignCode:
     """Turns whatever a user's code raises into ``StrategyFailed``, with file and line.
 
     Errors of ours pass, and so do exits, which are no errors.
@@ -188,4 +188,4 @@ def _check(strategy: Strategy) -> None:
 def _short(value: object, *, quoted: bool = True) -> str:
     """Return *value* in at most some 80 characters of one line."""
     text = " ".join((repr(value) if quoted else str(value)).split())
-    return text if len(text) <= 80 else text[:77] + "…"  # noqa: PLR2004 - a line's worth
+    return text if len(text) <= 80 else text[:77] + "…"  # a line's worth

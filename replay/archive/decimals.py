@@ -112,7 +112,7 @@ def _scan_characters(
     odd = np.zeros(rows, dtype=np.bool_)
     for position, character in enumerate(characters):
         digit = character - np.uint8(ord("0"))  # wraps above 9 for everything else
-        is_digit = digit < 10  # noqa: PLR2004 (a digit)
+        is_digit = digit < 10
         is_dot = character == ord(".")
         plain = is_digit | (character == 0) | (is_dot & ~dotted)
         odd |= ~(plain | minus) if position == 0 else ~plain

@@ -182,7 +182,7 @@ def of_one_symbol(table: Table, symbol: str | None) -> Table:
     Raises ``ConfigInvalid`` where it holds several and *symbol* is none of them.
     """
     held = own_symbols(table)
-    if len(held) < 2:  # noqa: PLR2004 (one, or none that is named)
+    if len(held) < 2:  # one, or none that is named
         return table
     if symbol not in held:
         shown = ", ".join(held[:SYMBOLS_SHOWN]) + (" and more" if len(held) > SYMBOLS_SHOWN else "")
@@ -244,11 +244,11 @@ def _yfinance_head(rows: Rows) -> Head | None:
     It has a row of fields and one of tickers, in either order, and mostly a third that names the
     time. Several tickers give names such as ``close@AAPL``.
     """
-    if len(rows) < 3:  # noqa: PLR2004 (two rows of a header and one of data)
+    if len(rows) < 3:  # two rows of a header and one of data
         return None
     kinds = [[normalise(cell) for cell in row] for row in rows[:2]]
     fields = [len(FIGURES.intersection(row[1:])) for row in kinds]
-    if max(fields) < 4 or min(fields) > 0 or len(set(map(len, rows[:3]))) > 1:  # noqa: PLR2004
+    if max(fields) < 4 or min(fields) > 0 or len(set(map(len, rows[:3]))) > 1:
         return None
     place = fields.index(max(fields))
     if kinds[1 - place][0] not in {"ticker", "tickers", ""}:
@@ -376,7 +376,7 @@ LAYOUTS: Final[dict[str, Layout]] = {
     ),
     "funding": Layout(
         "funding rates, without a header",
-        head=_without_header((TIME, "funding_rate"), lambda cells: len(cells) == 2),  # noqa: PLR2004
+        head=_without_header((TIME, "funding_rate"), lambda cells: len(cells) == 2),
     ),
     "yfinance": Layout("yfinance", head=_yfinance_head),
     "decimal-commas": Layout("decimal commas, beside another delimiter", plain=_decimal_commas),

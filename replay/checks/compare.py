@@ -91,7 +91,7 @@ def forecast_differences(first: Forecast, second: Forecast) -> Iterator[tuple[st
 def shown(value: object) -> str:
     """Return *value* as a difference shows it; hashes and blobs by their first digits."""
     if isinstance(value, bytes):
-        return value.hex()[:24] + ("…" if len(value) > 12 else "")  # noqa: PLR2004 - 24 digits
+        return value.hex()[:24] + ("…" if len(value) > 12 else "")  # 24 digits
     return str(value)
 
 

@@ -252,7 +252,7 @@ class _Check:
 
     def _alone(self) -> None:
         """Step each of several instruments through by itself."""
-        if len(self._whole.instruments) < 2:  # noqa: PLR2004 - two can share
+        if len(self._whole.instruments) < 2:  # two can share
             return
         for item in self._whole.instruments:
             mine = [
@@ -409,7 +409,7 @@ def _is_allowed(item: Outside, allow: Sequence[str]) -> bool:
 def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[Probe]:
     """Return a probe in each of as many equal parts of the file; their order is a seeded one."""
     times = np.unique(np.concatenate([part.open_time_ms for part in candles]))
-    if times.size < 3:  # noqa: PLR2004 - a past, a probe and a future
+    if times.size < 3:  # a past, a probe and a future
         raise DataInvalid(f"{times.size} bars have no future to perturb; give more data.")
     rng = np.random.default_rng(limits.seed)
     first = min(warmup, times.size // 4)

@@ -52,7 +52,7 @@ def recursive(
     """Start at *probes* later bars; after *warmup* bars nothing but the account may differ."""
     found = Finding()
     room = len(candles) - warmup
-    if room < 2:  # noqa: PLR2004 - one bar to start later by, one to compare
+    if room < 2:  # one bar to start later by, one to compare
         raise DataInvalid(
             f"{candles.path} holds {len(candles)} bars and the warm-up alone takes {warmup}; "
             "give more data."

@@ -41,7 +41,7 @@ def replay(
     from tracepaper.replay.bench import replay as replaying
 
     if model:
-        figures = replaying.measure_model(bars if bars != 200_000 else 30_000, tell=_tell)  # noqa: PLR2004
+        figures = replaying.measure_model(bars if bars != 200_000 else 30_000, tell=_tell)
         _say("replay with the default model", figures, as_json=json)
     else:
         figures = replaying.measure(bars, rounds=rounds, tell=_tell)
@@ -108,7 +108,7 @@ def _shown(value: object) -> str:
     match value:
         case Mapping():
             return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
-        case float() if abs(value) >= 1_000:  # noqa: PLR2004 - a large figure needs no decimals
+        case float() if abs(value) >= 1_000:  # a large figure needs no decimals
             return f"{value:,.0f}"
         case float():
             return f"{value:.3g}"

@@ -214,7 +214,7 @@ def _volatility(market: SimulatedMarket, time_ms: int, days: int) -> str | None:
     step_ms = max(HOUR_MS, market.interval_ms)
     last = table.row_at(time_ms - step_ms)
     first = max(0, table.row_at(time_ms - days * DAY_MS))
-    if last - first < 2:  # noqa: PLR2004 (two returns)
+    if last - first < 2:  # two returns
         return None
     closes = table.close[first : last + 1].astype(np.float64)
     yearly = float(np.diff(np.log(closes)).std(ddof=1)) * (HOURS_A_YEAR * HOUR_MS / step_ms) ** 0.5

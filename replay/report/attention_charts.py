@@ -151,7 +151,7 @@ def confidence_chart(report: Report) -> Figure:
 def groups_chart(report: Report) -> Figure | None:
     """Return the mean rollout by age at the entries of winners and losers; None without both."""
     groups = [group for group in report.groups if group.rollout]
-    if len(groups) < 2:  # noqa: PLR2004 (a comparison takes two)
+    if len(groups) < 2:  # a comparison takes two
         return None
     styles = ({"color": ACCENT, "width": 2}, {"color": MUTED, "width": 2})
     ages = (np.arange(len(groups[0].rollout) - 1) * BLOCK_BARS).tolist()

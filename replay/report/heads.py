@@ -292,7 +292,7 @@ def _bands(flow: Floats, tops: tuple[Floats, Floats], across: tuple[float, float
         first, last = leaves[source] + FLOW_TOP, arrives[target] + FLOW_TOP
         leaves[source] += tall
         arrives[target] += tall
-        if tall >= 0.5:  # noqa: PLR2004 (half a pixel is not seen)
+        if tall >= 0.5:  # half a pixel is not seen
             made.append(
                 f'<path class="band" d="M{left:.1f} {first:.1f}C{middle:.1f} {first:.1f} '
                 f"{middle:.1f} {last:.1f} {right:.1f} {last:.1f}v{tall:.1f}C{middle:.1f} "

@@ -132,7 +132,7 @@ def cagr(growth: float, days: float) -> float | None:
 def volatility(returns: Numbers, a_year: float) -> float | None:
     """Return the annual standard deviation of *returns*, of which *a_year* make a year."""
     values = np.asarray(returns, dtype=np.float64)
-    if values.size < 2:  # noqa: PLR2004 (one degree of freedom is spent)
+    if values.size < 2:  # one degree of freedom is spent
         return None
     return float(values.std(ddof=1) * np.sqrt(a_year))
 
@@ -140,7 +140,7 @@ def volatility(returns: Numbers, a_year: float) -> float | None:
 def sharpe(returns: Numbers, a_year: float) -> float | None:
     """Return the annual Sharpe ratio without a risk-free rate; None where nothing varies."""
     values = np.asarray(returns, dtype=np.float64)
-    if values.size < 2 or float(np.ptp(values)) == 0.0:  # noqa: PLR2004
+    if values.size < 2 or float(np.ptp(values)) == 0.0:
         return None
     return float(values.mean() / values.std(ddof=1) * np.sqrt(a_year))
 
@@ -151,7 +151,7 @@ def sharpe_error(returns: Numbers) -> float | None:
     Mertens (2002): (1 - skew x SR + (kurtosis - 1) / 4 x SR^2) / (n - 1), under the root.
     """
     values = np.asarray(returns, dtype=np.float64)
-    if values.size < 3 or float(np.ptp(values)) == 0.0:  # noqa: PLR2004 (skew takes three)
+    if values.size < 3 or float(np.ptp(values)) == 0.0:  # skew takes three
         return None
     apart = (values - values.mean()) / values.std()
     ratio = float(values.mean() / values.std(ddof=1))
@@ -194,7 +194,7 @@ def sortino(returns: Numbers, a_year: float) -> float | None:
     """Return the annual Sortino ratio against zero; None where nothing was lost."""
     values = np.asarray(returns, dtype=np.float64)
     downside = np.minimum(values, 0.0)
-    if values.size < 2 or not downside.any():  # noqa: PLR2004
+    if values.size < 2 or not downside.any():
         return None
     risk = np.sqrt(np.mean(downside**2))
     return float(values.mean() / risk * np.sqrt(a_year))

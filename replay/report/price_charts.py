@@ -50,7 +50,7 @@ def drawn_trades(report: Report, instrument: str) -> list[Trade]:
 def price_chart(report: Report, instrument: str) -> Figure | None:
     """Return the price with its trades, over what each gate refused there; None where too short."""
     record, bars = report.record, report.record.bars[instrument]
-    if not record.every_bar or bars.close.size < 2:  # noqa: PLR2004 (a line takes two points)
+    if not record.every_bar or bars.close.size < 2:  # a line takes two points
         return None
     times, low, high, close = _stretches(bars, record.interval_ms)
     at, (shown,) = broken(times, close)
@@ -178,7 +178,7 @@ def _refused(report: Report, instrument: str) -> Figure | None:
 def trades_chart(report: Report) -> Figure | None:
     """Return how returns and times in the market are spread; None below two closed trades."""
     closed = report.trades[report.shown]
-    if len(closed) < 2:  # noqa: PLR2004 (a spread takes two)
+    if len(closed) < 2:  # a spread takes two
         return None
     returns = np.array([trade.return_bp for trade in closed])
     spans = np.log10(np.maximum([trade.held_ms for trade in closed], 1.0))
@@ -228,7 +228,7 @@ def _histogram(values: Floats, *, centre: bool) -> tuple[Ints, Floats, float]:
 def rolling_chart(report: Report) -> Figure | None:
     """Return the Sharpe ratio of the thirty days before each day's end; None for a shorter run."""
     times, ratio = report.rolling
-    if times.size < 2:  # noqa: PLR2004 (a line takes two points)
+    if times.size < 2:  # a line takes two points
         return None
     at, (shown,) = broken(times, ratio)
     return {
@@ -268,7 +268,7 @@ SEAM: Final = 0.6
 def trade_picture(explained: Explained) -> str:
     """Return an SVG of the price around a trade; numbers alone go into it, no text of the run."""
     times, closes = explained.times_ms.tolist(), explained.closes.tolist()
-    if len(times) < 2:  # noqa: PLR2004 (a line takes two points)
+    if len(times) < 2:  # a line takes two points
         return ""
     across = _Scale(times[0], times[-1], EDGE, WIDTH - EDGE)
     trade = explained.trade

@@ -135,7 +135,7 @@ class TradeGroup:
         _, day = np.unique([trade.left_ms // _DAY_MS for trade in self.trades], return_inverse=True)
         by_day = np.bincount(day, weights=returns - returns.mean()) / returns.size
         mean = float(returns.mean())
-        if by_day.size < 2:  # noqa: PLR2004 (one degree of freedom is spent)
+        if by_day.size < 2:  # one degree of freedom is spent
             return mean, None
         return mean, float(np.sqrt(by_day.size / (by_day.size - 1) * (by_day**2).sum()))
 
