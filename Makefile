@@ -67,9 +67,11 @@ clients: $(STAMP)
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel
 
+# What follows from the code: golden steps, the documented configuration, the page of the views.
 golden: $(STAMP)
 	$(BIN)/python -m pytest -q tests/test_line.py --rewrite-golden
-	git --no-pager diff --stat -- tests/data
+	$(BIN)/python tests/generated.py
+	git --no-pager diff --stat -- tests/data deploy docs
 
 readme: $(STAMP)
 	$(BIN)/python tests/readme.py

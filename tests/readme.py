@@ -24,11 +24,8 @@ from typing import Final
 
 from programs import ROOT, Program, environment, pointing_at
 
-from tracepaper.storage.views import documentation
-
 README: Final = ROOT / "README.md"
 DOCS: Final = ROOT / "docs"
-VIEWS: Final = DOCS / "views.md"
 SAMPLE: Final = "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 PORT: Final = "9440"
 """The port that the pages name; replaced by a free one."""
@@ -93,11 +90,6 @@ def commands(block: Block) -> list[str]:
 def pages() -> list[Path]:
     """Return every page in the order in which it is read: the README, then docs by name."""
     return [README, *sorted(DOCS.glob("*.md"))]
-
-
-def views_page() -> str:
-    """Return the text of ``docs/views.md``, which follows from the views' own definitions."""
-    return f"# The views\n\n{documentation().rstrip()}\n".replace("\n### ", "\n## ")
 
 
 @dataclass
@@ -231,7 +223,6 @@ def rewritten(text: str, outcomes: list[Outcome]) -> str:
 
 def main() -> None:
     """Rewrite the answers of every page from real runs; say which command failed, if any."""
-    VIEWS.write_text(views_page(), encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         walk = Walk(Path(folder))
         for page in pages():

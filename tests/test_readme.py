@@ -11,7 +11,6 @@ from answers import agree
 from programs import ROOT
 from readme import (
     README,
-    VIEWS,
     Block,
     Outcome,
     Walk,
@@ -19,7 +18,6 @@ from readme import (
     commands,
     pages,
     shortened,
-    views_page,
 )
 
 from tracepaper.daemon.cli import invoke
@@ -116,10 +114,6 @@ def test_the_readme_is_short_and_leads_to_every_page() -> None:
     index = (README.parent / "docs" / "index.md").read_text(encoding="utf-8")
     led_to = TEXTS[README] + index
     assert [page.name for page in TEXTS if page.name not in led_to] == ["README.md"]
-
-
-def test_the_page_of_the_views_is_what_the_views_say() -> None:
-    assert VIEWS.read_text(encoding="utf-8") == views_page(), "run `make readme`"
 
 
 @pytest.mark.parametrize(
