@@ -58,20 +58,23 @@ Tell = Callable[[str], None]
 
 @dataclass
 class Finding:
-    """What a check found: how many probes, how many steps compared, the first difference."""
+    """What a check found: how much was probed of how much, and the first difference."""
 
     check: str
-    probes: int = 0
-    compared: int = 0
+    planned: int = 0  # futures to corrupt or cut off
+    probes: int = 0  # of them done
+    compared: int = 0  # steps
     differences: list[Difference] = field(default_factory=list)
     because: str = ""  # what the first difference shows
-    bars: int = 0  # of all instruments
+    given: int = 0  # bars of all instruments
+    bars: int = 0  # of them replayed
     blind: int = 0  # of them decided while no later bar existed in the process
     warmup: int = 0
     opened: list[Outside] = field(default_factory=list)  # and not allowed
     allowed: list[Outside] = field(default_factory=list)
     depends: list[str] = field(default_factory=list)  # on the date, on the absolute price
     unproved: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)  # parts for which the time did not suffice
 
     @property
     def holds(self) -> bool:
@@ -80,10 +83,28 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """One of three: ``moved``, ``read`` or ``nothing moved``."""
+        """``moved``, ``read``, ``nothing moved``, or ``nothing moved so far`` in the time given."""
         if self.differences:
             return "moved"
-        return "read" if self.opened else "nothing moved"
+        if self.opened:
+            return "read"
+        return "nothing moved so far" if self.unfinished else "nothing moved"
+
+    def sentence(self) -> str:
+        """Say the verdict in one sentence, with how much was probed of how much."""
+        if self.differences:
+            return f"moved: {self.differences[0].sentence()}: {self.because}."
+        if self.opened:
+            names = ", ".join(f"{item.what} {item.name}" for item in self.opened)
+            return (
+                f"read: the strategy opened {names}; pass each that cannot tell the future with "
+                "--allow-reading."
+            )
+        futures = f"{self.probes} of {self.planned}" if self.unfinished else f"{self.probes}"
+        return (
+            f"{self.blind:,} of {self.given:,} bars decided without a later one, {futures} futures "
+            f"corrupted or cut off, {self.compared:,} steps compared, {self.verdict}."
+        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +155,7 @@ class _Check:
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
         fresh.patience_s = lambda: max(0.0, self._until_s - self._clock.network_s()) + GRACE_S
-        self._found = Finding("lookahead")
+        self._found = Finding("lookahead", planned=limits.probes)
         self._heard: dict[Outside, None] = {}
         self._native: set[str] = set()
         self._own = ":" in config.strategy.name
@@ -170,6 +191,7 @@ class _Check:
                     self._check_time()
                     part()
                 except (_Out, Overdue):
+                    found.unfinished.append(name)
                     found.unproved.append(f"{name}: not probed to the end, the time was over")
         self._conclude(allow)
         return found
@@ -189,7 +211,7 @@ class _Check:
         assert isinstance(said, Whole)
         self._take(said.heard)
         bars = [one.step.event for one in said.taken if isinstance(one.step.event, Bar)]
-        found.bars, found.warmup = len(bars), said.warmup
+        found.given, found.bars, found.warmup = total, len(bars), said.warmup
         if len(bars) <= said.warmup * len(said.instruments) and not stopped:
             # Nothing would move, for nothing would be decided.
             raise ConfigInvalid(
@@ -202,6 +224,7 @@ class _Check:
                 slice_candles(part, slice(0, int(np.searchsorted(part.open_time_ms, last_ms))))
                 for part in self._candles
             ]
+            found.unfinished.append("a replay of all bars")
             found.unproved.append(
                 f"the last {total - len(bars):,} of {total:,} bars: the time did not suffice"
             )
@@ -281,6 +304,7 @@ class _Check:
         """Corrupt or cut off what follows bars that are spread over the whole file."""
         found = self._found
         probes = _spread(self._candles, self._limits, self._whole.warmup)
+        found.planned = len(probes)
         with self._fresh.child(derive_probes, self._config, self._candles, self._path) as line:
             for number, probe in enumerate(probes):
                 if number:

@@ -142,22 +142,8 @@ def _first(candles: Sequence[Candles], most: int) -> list[Candles]:
 
 
 def _say(found: Finding) -> None:
-    """Say one of three things, then what was probed, what it depends on, what stays open."""
-    match found.verdict:
-        case "moved":
-            typer.echo(f"lookahead: moved: {found.differences[0].sentence()}: {found.because}.")
-        case "read":
-            names = ", ".join(f"{item.what} {item.name}" for item in found.opened)
-            typer.echo(
-                f"lookahead: read: the strategy opened {names}; pass each that cannot tell the "
-                "future with --allow-reading."
-            )
-        case _:
-            typer.echo(
-                f"lookahead: {found.blind:,} of {found.bars:,} bars decided without a later one, "
-                f"{found.probes} futures corrupted or cut off, {found.compared:,} steps compared, "
-                "nothing moved."
-            )
+    """Say the verdict with what was probed, then what it depends on, and what stays open."""
+    typer.echo(f"lookahead: {found.sentence()}")
     for sentence in found.depends:
         typer.echo(f"To know: {sentence}.")
     for sentence in found.unproved:

@@ -429,6 +429,20 @@ def test_what_the_time_does_not_suffice_for_is_said(fresh: Fresh, walk: Candles)
     assert found.blind == 0
     assert len(found.unproved) == 7
     assert all("the time was over" in sentence for sentence in found.unproved)
+    assert len(found.unfinished) == 7
+    assert found.verdict == "nothing moved so far"
+    assert found.sentence() == (
+        "0 of 160 bars decided without a later one, 0 of 12 futures corrupted or cut off, "
+        "0 steps compared, nothing moved so far."
+    )
+
+
+def test_bars_that_the_replay_did_not_reach_in_time_count_as_given(fresh: Fresh) -> None:
+    long = made_candles(walk_rows(2_000))
+    found = lookahead(configured(HONEST[0]), [long], fresh, Limits(seconds=0.0))
+    assert found.bars <= found.given == 2_000
+    assert found.verdict == "nothing moved so far"
+    assert found.sentence().startswith("0 of 2,000 bars decided without a later one")
 
 
 def test_too_little_data_is_refused_with_a_sentence(fresh: Fresh, walk: Candles) -> None:
@@ -470,6 +484,8 @@ def test_a_class_that_hangs_later_is_not_proved_to_the_end(
     found = check(observe=f"{later}\nif Mine.all > 200: {HANGS}", decide="return by(True)")
     said = "a second run in one process: not probed to the end, the time was over"
     assert said in found.unproved
+    assert found.verdict == "nothing moved so far"
+    assert f"{found.blind} of 160 bars decided" in found.sentence()
 
 
 # ---------------------------------------------------------------- the command
