@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import typer
 from programs import ROOT
 
+from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config.text import example
 from tracepaper.storage.views import documentation
 
@@ -17,8 +21,66 @@ def views_page() -> str:
     return f"# The views\n\n{documentation().rstrip()}\n".replace("\n### ", "\n## ")
 
 
+def commands_page() -> str:
+    """Return the page of the command line: every command with its arguments and options."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    entries = document["project"]["entry-points"]["tracepaper.commands"]
+    parts = [
+        "# The command line",
+        (
+            "Options that take several values are repeated. RUN is a run's id, a unique prefix of it, "
+            "`last`, or `FILE#RUN`. Exit codes are in [operations.md](operations.md), O1."
+        ),
+    ]
+    for panel, names in PANELS.items():
+        parts.append(f"## {panel}")
+        for name in names:
+            module, _, attribute = entries[name].partition(":")
+            parts += _command(f"tracepaper {name}", _typed(module, attribute))
+    return "\n\n".join(parts) + "\n"
+
+
+def _typed(module: str, attribute: str) -> Any:
+    """Return the command that an entry point names, as the library parses it."""
+    found = getattr(importlib.import_module(module), attribute)
+    if isinstance(found, typer.Typer):
+        return typer.main.get_group(found)
+    application = typer.Typer(add_completion=False)
+    application.command()(found)
+    return typer.main.get_command(application)
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    """Yield the parts of one command, or of each command of a group."""
+    if hasattr(command, "commands"):
+        for inner, one in command.commands.items():
+            yield from _command(f"{name} {inner}", one)
+        return
+    with command.make_context(name, [], resilient_parsing=True) as context:
+        yield f"### `{name}`"
+        yield " ".join((command.help or "").replace("\n\n", " ¶ ").split()).replace(" ¶ ", "\n\n")
+        rows = [_row(one, context) for one in command.params if one.name != "help"]
+        if rows:
+            yield "\n".join(["| | default | |", "|---|---|---|", *rows])
+
+
+def _row(parameter: Any, context: Any) -> str:
+    """Return the table row of one argument or option."""
+    if parameter.param_type_name == "argument":
+        shown = f"`{(parameter.metavar or parameter.name).replace('|', ' or ')}`"
+    else:
+        kind = "" if parameter.is_flag else f" {parameter.metavar or ''}"
+        shown = ", ".join(f"`{name}`" for name in parameter.opts) + kind.rstrip()
+    given = parameter.get_default(context)
+    default = "" if given in (None, False, (), []) or callable(given) else f"`{given}`"
+    if parameter.required:
+        default = "required"
+    return f"| {shown} | {default} | {' '.join((parameter.help or '').split())} |"
+
+
 GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     ROOT / "deploy" / "config.example.toml": example,
+    ROOT / "docs" / "commands.md": commands_page,
     ROOT / "docs" / "views.md": views_page,
 }
 
