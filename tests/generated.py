@@ -28,8 +28,8 @@ def commands_page() -> str:
     parts = [
         "# The command line",
         (
-            "Options that take several values are repeated. RUN is a run's id, a unique prefix of it, "
-            "`last`, or `FILE#RUN`. Exit codes are in [operations.md](operations.md), O1."
+            "Options that take several values are repeated. RUN is a run's id, a unique prefix of "
+            "it, `last`, or `FILE#RUN`. Exit codes are in [operations.md](operations.md), O1."
         ),
     ]
     for panel, names in PANELS.items():
