@@ -8,13 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from builders import instrument
-from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, kline
-from msgspec import structs
+from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section, kline
 
 from tracepaper.daemon.bybit.feed import LiveFeed
 from tracepaper.daemon.bybit.queue import FeedStart
-from tracepaper.daemon.bybit.rest import RestClient, RestSettings
-from tracepaper.daemon.bybit.websocket import FeedSettings, StreamSettings
+from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.strategies.types import Bar, Event, Gap, GapCause, Instrument
 
 BITCOIN = instrument(price_decimals=1, tick_size=1)
@@ -88,29 +86,28 @@ async def live(
     instruments: tuple[Instrument, ...] = (BITCOIN,),
     queue_limit: int = 1_000,
     time_scale: float = 1.0,
-    **stream: float,
+    **exchange: float,
 ) -> AsyncIterator[Live]:
     """Run a feed whose period starts at minute 0, as soon as it caught up."""
     clock = SteppedClock(server.server_ms)
     rng = random.Random(1)
-    rest_settings = RestSettings(rest_url=server.rest_url, requests_per_s=1_000)
+    asked = exchange_section(
+        rest_url=server.rest_url,
+        stream_url=server.stream_url,
+        time_scale=time_scale,
+        **({"connect_timeout_s": 2.0} | exchange),
+    )
     holder: list[Live] = []
     async with (
-        RestClient(rest_settings, clock=clock, rng=rng) as rest,
+        RestClient(asked, clock=clock, rng=rng, latest_ms=clock.market_ms) as rest,
         LiveFeed(
             rest=rest,
             clock=clock,
             rng=rng,
             instruments=instruments,
-            settings=FeedSettings(
-                interval_ms=MINUTE,
-                stream=structs.replace(
-                    StreamSettings(stream_url=server.stream_url, connect_timeout_s=2), **stream
-                ),
-                queue_limit=queue_limit,
-                time_scale=time_scale,
-            ),
-            start=start or FeedStart(period_start_ms=START_MS, warmup_bars=0),
+            exchange=asked,
+            queue_limit=queue_limit,
+            start=start or FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=0),
             quote_from_ms=lambda _: holder[0].quotes_from,
         ) as feed,
     ):

@@ -16,6 +16,8 @@ from typing import Any, Self
 
 from aiohttp import WSMsgType, web
 
+from tracepaper.daemon.config.sections import Exchange
+
 DEADLINE_S = 10.0
 MINUTE = 60_000
 START_MS = 1_700_000_040_000  # a whole minute
@@ -36,6 +38,11 @@ FILTERS: dict[str, Any] = {
     },
     "fundingInterval": 480,
 }
+
+
+def exchange_section(**keys: str | float) -> Exchange:
+    """Return ``[exchange]`` of a test, unchecked: the checks hold requests to 100 a second."""
+    return Exchange().model_copy(update={"requests_per_s": 10_000.0} | keys)
 
 
 async def until(condition: Callable[[], object]) -> None:

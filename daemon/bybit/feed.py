@@ -13,7 +13,7 @@ from msgspec import structs
 
 from tracepaper.daemon.bybit.backfill import Hole
 from tracepaper.daemon.bybit.feed_state import BarSequence, CloseFilter, FeedState, FundingSchedule
-from tracepaper.daemon.bybit.instruments import floor_open_ms, interval_name
+from tracepaper.daemon.bybit.instruments import floor_open_ms
 from tracepaper.daemon.bybit.maintenance import FeedMaintenance
 from tracepaper.daemon.bybit.queue import (
     BackfillPage,
@@ -26,7 +26,8 @@ from tracepaper.daemon.bybit.queue import (
 )
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.bybit.sequencer import BarSequencer
-from tracepaper.daemon.bybit.websocket import CategoryStream, FeedSettings, first_cause
+from tracepaper.daemon.bybit.websocket import CategoryStream, first_cause
+from tracepaper.daemon.config.sections import Exchange
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import (
@@ -38,6 +39,7 @@ from tracepaper.strategies.types import (
     Quote,
 )
 
+QUEUE_LIMIT: Final = 10_000
 BEHIND_WAIT_S: Final = 5.0
 """Between two looks at a server whose time lies behind what it told this run before."""
 
@@ -62,30 +64,29 @@ class LiveFeed:
         clock: Clock,
         rng: random.Random,
         instruments: Sequence[Instrument],
-        settings: FeedSettings,
+        exchange: Exchange,
         start: FeedStart,
         quote_from_ms: Callable[[str], int | None],
+        queue_limit: int = QUEUE_LIMIT,
     ) -> None:
-        interval_name(settings.interval_ms)
         self.counters: Counter[str] = Counter()
         self._clock = clock
         self._cooldown = rest.cooldown
-        self._settings = settings
+        self._exchange = exchange
         self._quote_from_ms = quote_from_ms
-        self._queue: EventQueue[Item] = EventQueue(settings.queue_limit)
-        self._states = {one.id: _feed_state(one, settings, start) for one in instruments}
+        self._queue: EventQueue[Item] = EventQueue(queue_limit)
+        self._states = {one.id: _feed_state(one, exchange, start) for one in instruments}
         self._start = start
         self._resumed = {one for one, open_ms in start.known.items() if open_ms is not None}
         self._maintenance = FeedMaintenance(
             rest=rest,
             clock=clock,
-            settings=settings,
+            exchange=exchange,
             states=self._states,
             queue=self._queue,
             counters=self.counters,
             spawn=self._spawn,
         )
-        rest.latest_ms = clock.market_ms
         self._sequencer = BarSequencer(
             rest=rest,
             clock=clock,
@@ -93,7 +94,7 @@ class LiveFeed:
             maintenance=self._maintenance,
             counters=self.counters,
             is_up=self._is_up,
-            certain_s=settings.certain_s,
+            certain_s=exchange.certain_s,
         )
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,7 +102,8 @@ class LiveFeed:
             CategoryStream(
                 category=category,
                 instruments=[one for one in instruments if one.category is category],
-                settings=settings,
+                exchange=exchange,
+                interval_ms=start.interval_ms,
                 owner=self,
                 clock=clock,
                 rng=rng,
@@ -231,7 +233,7 @@ class LiveFeed:
 
     async def _warm_up(self) -> AsyncIterator[Event]:
         """Fetch the bars before the period by REST, as far as they are final already."""
-        until_ms = floor_open_ms(self._start.period_start_ms, self._settings.interval_ms)
+        until_ms = floor_open_ms(self._start.period_start_ms, self._start.interval_ms)
         holes = [
             Hole(state, until_ms, cause=state.cause)
             for state in self._states.values()
@@ -263,7 +265,7 @@ class LiveFeed:
         """Wait for the subscriptions, then fetch by REST what closed before them."""
         for connection in self._connections:
             # Without a stream REST alone goes on, so this wait has an end.
-            await connection.answered(self._settings.stream.connect_timeout_s)
+            await connection.answered(self._exchange.connect_timeout_s)
         await self._maintenance.synchronise()
         while (behind := self._behind()) is not None:
             if not self._start.is_served:
@@ -274,7 +276,7 @@ class LiveFeed:
             await self._maintenance.synchronise()
         reached: dict[str, int] = {}
         while True:
-            until_ms = floor_open_ms(self._clock.market_ms(), self._settings.interval_ms)
+            until_ms = floor_open_ms(self._clock.market_ms(), self._start.interval_ms)
             before = dict(reached)
             holes = [Hole(state, until_ms, cause=state.cause) for state in self._states.values()]
             async for event in self._sequencer.fill(holes):
@@ -302,9 +304,9 @@ class LiveFeed:
         return any(one.is_connected for one in self._connections if one.category is category)
 
 
-def _feed_state(instrument: Instrument, settings: FeedSettings, start: FeedStart) -> FeedState:
+def _feed_state(instrument: Instrument, exchange: Exchange, start: FeedStart) -> FeedState:
     """Return the state of *instrument* as the run left it, or as a new run begins."""
-    interval_ms = settings.interval_ms
+    interval_ms = start.interval_ms
     known_ms = start.known.get(instrument.id)
     if known_ms is None:
         first_ms = floor_open_ms(start.period_start_ms, interval_ms)
@@ -320,7 +322,6 @@ def _feed_state(instrument: Instrument, settings: FeedSettings, start: FeedStart
             interval_minutes=instrument.funding_interval_minutes,
             settled_ms=start.known_funding.get(instrument.id, settled_ms),
         ),
-        grace_s=settings.grace_s,
-        certain_s=settings.certain_s,
-        close_filter=CloseFilter(settings.plausible, start.recent.get(instrument.id, ())),
+        certain_s=exchange.certain_s,
+        close_filter=CloseFilter(start.plausible, start.recent.get(instrument.id, ())),
     )

@@ -277,6 +277,8 @@ class FundingSchedule:
         return fresh
 
 
+GRACE_S: Final = 0.5
+"""A closing frame is awaited at least this long, network time, before REST is asked."""
 PATIENCE_MAX_S: Final = 30.0
 PENDING_MAX: Final = 1_000
 """Bars that wait behind a hole; REST hands a thousand on in one answer."""
@@ -292,7 +294,6 @@ class FeedState:
         *,
         sequence: BarSequence,
         funding: FundingSchedule,
-        grace_s: float,
         cause: GapCause | None = GapCause.MISSED,
         certain_s: float = 30.0,
         close_filter: CloseFilter | None = None,
@@ -311,10 +312,9 @@ class FeedState:
         self._quote_delivered: Quote | None = None
         self._mark: Mark | None = None
         self._mark_delivered: Mark | None = None
-        self._grace_s = grace_s
         self._reminded_open_ms = -1
         self._asks_s = float("inf")
-        self._patience_s = grace_s
+        self._patience_s = GRACE_S
         self.settle_at_s = 0.0  # network time of the next question for an overdue settlement
         self.settle_patience_s = 1.0
 
@@ -393,7 +393,7 @@ class FeedState:
     def is_overdue(self, *, market_ms: int, network_s: float, grace_ms: int) -> bool:
         """Return True, once for each question, when the next bar's closing frame is overdue.
 
-        Overdue is *grace_ms* of market time and ``grace_s`` of network time after its close; then
+        Overdue is *grace_ms* of market time and ``GRACE_S`` of network time after its close; then
         after twice the wait each time, up to ``PATIENCE_MAX_S``, while REST has no such bar.
         """
         close_ms = self.sequence.next_close_ms
@@ -402,7 +402,7 @@ class FeedState:
             return False
         if self._reminded_open_ms != self.sequence.next_open_ms:
             self._reminded_open_ms = self.sequence.next_open_ms
-            self._patience_s = self._grace_s
+            self._patience_s = GRACE_S
             self._asks_s = network_s + self._patience_s
         if market_ms < close_ms + grace_ms or network_s < self._asks_s:
             return False

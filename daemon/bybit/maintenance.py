@@ -14,7 +14,7 @@ from tracepaper.daemon.bybit.feed_state import PATIENCE_MAX_S, FeedState
 from tracepaper.daemon.bybit.instruments import floor_open_ms, rescaled
 from tracepaper.daemon.bybit.queue import BackfillPage, EventQueue, GapCauseNotice, Item, Submitted
 from tracepaper.daemon.bybit.rest import RestClient
-from tracepaper.daemon.bybit.websocket import FeedSettings
+from tracepaper.daemon.config.sections import Exchange
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Funding, Gap, GapCause, InstrumentChange
@@ -114,6 +114,11 @@ class ServerTimeReader:
 LAG_MS: Final = 5_000
 """A frame this far from our market time, either way, has the clock read anew."""
 LAG_RESYNC_S: Final = 1.0
+RESYNC_S: Final = 30.0
+"""Network time between two readings of the exchange's clock."""
+POLL_S: Final = 0.1
+FILTERS_MS: Final = 86_400_000
+"""Market time between two readings of an instrument's filters."""
 
 
 class FeedMaintenance:
@@ -124,7 +129,7 @@ class FeedMaintenance:
         *,
         rest: RestClient,
         clock: Clock,
-        settings: FeedSettings,
+        exchange: Exchange,
         states: Mapping[str, FeedState],
         queue: EventQueue[Item],
         counters: Counter[str],
@@ -132,16 +137,16 @@ class FeedMaintenance:
     ) -> None:
         self.is_live = False
         self._spawn = spawn
-        self._time = ServerTimeReader(rest, clock, time_scale=settings.time_scale)
+        self._time = ServerTimeReader(rest, clock, time_scale=exchange.time_scale)
         self._rest = rest
         self._clock = clock
-        self._settings = settings
+        self._exchange = exchange
         self._states = states
         self._queue = queue
         self._counters = counters
         self._lagged = asyncio.Event()
         self._synchronised_s = 0.0
-        self._ahead_ms = settings.ahead_ms * settings.time_scale
+        self._ahead_ms = exchange.ahead_ms * exchange.time_scale
         self._pushed_ms = 0.0  # how far frames have moved the clock since it was read
 
     def observe(self, server_ms: int) -> bool:
@@ -184,7 +189,7 @@ class FeedMaintenance:
         server_ms = told.server_ms
         self._synchronised_s = self._clock.network_s()
         answer_s = min(self._synchronised_s - asked_s, UNDER_WAY_S_MAX)
-        late_ms = answer_s * 1_000 * self._settings.time_scale
+        late_ms = answer_s * 1_000 * self._exchange.time_scale
         # An answer that was on its way for longer than it is behind says nothing against frames.
         if not 0 < self._clock.market_ms() - server_ms <= late_ms:
             self._clock.synchronise(server_ms)
@@ -208,24 +213,22 @@ class FeedMaintenance:
     async def run_time(self) -> None:
         """Read the exchange's clock every ``resync_s``, and soon after a frame differs from it."""
         while True:
-            await self._clock.sleep(self._settings.poll_s)
+            await self._clock.sleep(POLL_S)
             age_s = self._clock.network_s() - self._synchronised_s
-            if self.is_live and age_s >= (
-                LAG_RESYNC_S if self._lagged.is_set() else self._settings.resync_s
-            ):
+            if self.is_live and age_s >= (LAG_RESYNC_S if self._lagged.is_set() else RESYNC_S):
                 await self.synchronise()
 
     async def run_questions(self) -> None:
         """Ask REST for each bar whose closing frame is overdue."""
         while True:
-            await self._clock.sleep(self._settings.poll_s)
+            await self._clock.sleep(POLL_S)
             if not self.is_live:
                 continue
             for state in self._states.values():
                 if state.is_overdue(
                     market_ms=self._clock.market_ms(),
                     network_s=self._clock.network_s(),
-                    grace_ms=self._settings.grace_ms,
+                    grace_ms=self._exchange.grace_ms,
                 ):
                     self.ask(state)
 
@@ -255,7 +258,7 @@ class FeedMaintenance:
     async def run_settlements(self, state: FeedState) -> None:
         """Hand on settlements whose time has passed as soon as the exchange publishes them."""
         while True:
-            await self._clock.sleep(self._settings.poll_s)
+            await self._clock.sleep(POLL_S)
             if not self.is_live:
                 continue
             now_ms, now_s = self._clock.market_ms(), self._clock.network_s()
@@ -271,13 +274,13 @@ class FeedMaintenance:
         """Read the filters again once a day of market time; hand on those that changed."""
         read_ms: int | None = None
         while True:
-            await self._clock.sleep(self._settings.poll_s)
+            await self._clock.sleep(POLL_S)
             if not self.is_live:
                 continue
             now_ms = self._clock.market_ms()
             if read_ms is None or now_ms < read_ms:
                 read_ms = now_ms
-            if now_ms - read_ms < self._settings.instruments_ms:
+            if now_ms - read_ms < FILTERS_MS:
                 continue
             read_ms = now_ms
             kept = state.instrument

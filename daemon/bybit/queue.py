@@ -58,9 +58,11 @@ class FeedStart(Struct, frozen=True):
     ``first`` are handed on before all else, and
     ``started`` makes the event that follows the warm-up bars: a model is warm once it is handed on,
     and only then is anything subscribed. ``is_served`` says that this exchange served the run
-    before, so that nothing it says now is a mistake of the configuration.
+    before, so that nothing it says now is a mistake of the configuration. A close further than
+    ``plausible`` usual ranges from the last one is believed once REST repeats it.
     """
 
+    interval_ms: int
     period_start_ms: int
     warmup_bars: int
     known: Mapping[str, int | None] = {}
@@ -69,6 +71,7 @@ class FeedStart(Struct, frozen=True):
     first: tuple[Event, ...] = ()
     started: Callable[[], Event] | None = None
     is_served: bool = False
+    plausible: float = 100.0
 
 
 class BackfillPage(Struct, frozen=True):

@@ -14,7 +14,6 @@ from typing import Final, Self, TypeVar
 import aiohttp
 import msgspec
 from aiolimiter import AsyncLimiter
-from msgspec import Struct
 
 from tracepaper.daemon.bybit import messages
 from tracepaper.daemon.bybit.candles import candle_reader
@@ -184,52 +183,38 @@ OK_STATUS: Final = 200
 R = TypeVar("R")
 
 
-class RestSettings(Struct, frozen=True):
-    """Where and how patiently to ask; the keys of ``[exchange]`` under the same names."""
-
-    rest_url: str = "https://api.bybit.com"
-    requests_per_s: float = 5.0
-    request_timeout_s: float = 10.0
-    ban_silence_s: float = 600.0
-    backoff_max_s: float = 30.0
-    final_after_ms: int = 2_000
-
-    @classmethod
-    def of(cls, exchange: Exchange) -> RestSettings:
-        """Return the settings that the section ``[exchange]`` of a configuration gives."""
-        return cls(**{name: getattr(exchange, name) for name in cls.__struct_fields__})
-
-
 class RestClient:
     """One session of REST calls; an async context manager.
 
     Every method retries recoverable errors without end, unless a *budget* says when to give up
     and raise ``FeedLost`` or ``MessageMalformed``. ``ConfigInvalid`` is what a wrong symbol,
-    category or address earns, as long as this run never had an answer: once ``is_proven``, the
+    category or address earns, as long as this run never had an answer: once *is_proven*, the
     same words come from a network that fails, and are waited out like all else.
 
-    ``latest_ms`` returns the latest market time at which an answer can have been given: a server
+    *latest_ms* returns the latest market time at which an answer can have been given: a server
     that dates itself ahead must not make an open candle final.
     """
 
     def __init__(
         self,
-        settings: RestSettings,
+        exchange: Exchange,
         *,
         clock: Clock,
         rng: random.Random,
         cooldown: Cooldown | None = None,
         budget: RestartBudget | None = None,
+        is_proven: bool = False,
+        latest_ms: Callable[[], int] | None = None,
     ) -> None:
-        self._settings = settings
+        self._exchange = exchange
         self._clock = clock
         self._rng = rng
         self.cooldown = cooldown or Cooldown(clock=clock)
-        self.is_proven = False
-        self.latest_ms: Callable[[], int] | None = None
+        self._is_proven = is_proven
+        self._latest_ms = latest_ms
         self._budget = budget
         self._session: aiohttp.ClientSession | None = None
-        rate = settings.requests_per_s
+        rate = exchange.requests_per_s
         self._limiter = AsyncLimiter(rate, 1.0) if rate >= 1 else AsyncLimiter(1.0, 1.0 / rate)
         self.requests = 0
         self.malformed_rows = 0
@@ -241,8 +226,8 @@ class RestClient:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=self._settings.request_timeout_s),
-            trust_env=not is_loopback(self._settings.rest_url),
+            timeout=aiohttp.ClientTimeout(total=self._exchange.request_timeout_s),
+            trust_env=not is_loopback(self._exchange.rest_url),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self
@@ -250,6 +235,10 @@ class RestClient:
     async def __aexit__(self, *_: object) -> None:
         if self._session is not None:
             await self._session.close()
+
+    def prove(self) -> None:
+        """Learn that address, category and symbols are right: what fails now is the network."""
+        self._is_proven = True
 
     async def server_time_ms(self) -> int:
         """Return the exchange's time, UTC milliseconds, between 2010 and 2100."""
@@ -296,9 +285,9 @@ class RestClient:
                 read,
             )
             self.malformed_rows += unread
-            if self.latest_ms is not None:
-                server_ms = min(server_ms, self.latest_ms())
-            final_ms = server_ms - self._settings.final_after_ms
+            if self._latest_ms is not None:
+                server_ms = min(server_ms, self._latest_ms())
+            final_ms = server_ms - self._exchange.final_after_ms
             bars += (bar for bar in reversed(found) if bar.close_time_ms <= final_ms)
             if last_ms + 2 * interval_ms > final_ms:
                 break
@@ -406,7 +395,7 @@ class RestClient:
             try:
                 return read(*decode_result(await self._body(session, path, query), path, result))
             except ConfigInvalid as error:
-                if not self.is_proven:
+                if not self._is_proven:
                     raise
                 raise FeedLost(f"{error} (It was right before, so it is asked again.)") from error
 
@@ -415,7 +404,7 @@ class RestClient:
             clock=self._clock,
             rng=self._rng,
             name=path,
-            ceiling_s=self._settings.backoff_max_s,
+            ceiling_s=self._exchange.backoff_max_s,
             waiting=self.cooldown.waiting,
             budget=self._budget,
             complaints=self.cooldown.complaints,
@@ -429,7 +418,7 @@ class RestClient:
         await self.cooldown.over()
         self.requests += 1
         try:
-            address = self._settings.rest_url + path
+            address = self._exchange.rest_url + path
             # Where a redirect leads is not where we were told to ask.
             async with session.get(address, params=query, allow_redirects=False) as response:
                 status = response.status
@@ -442,13 +431,13 @@ class RestClient:
             ) from error
         except ValueError as error:
             raise ConfigInvalid(
-                f"{self._settings.rest_url} is no address to ask; correct exchange.rest_url."
+                f"{self._exchange.rest_url} is no address to ask; correct exchange.rest_url."
             ) from error
         if status == BANNED_STATUS:
-            self.cooldown.declare(self._settings.ban_silence_s, f"HTTP 403 on {path}")
+            self.cooldown.declare(self._exchange.ban_silence_s, f"HTTP 403 on {path}")
             raise FeedLost(
                 f"Bybit refused GET {path} with HTTP 403 (too many requests, or an address it "
-                f"does not serve); silent for {self._settings.ban_silence_s:g} s, then again."
+                f"does not serve); silent for {self._exchange.ban_silence_s:g} s, then again."
             )
         if status == BUSY_STATUS or status >= 500:  # HTTP's own boundary
             raise FeedLost(f"Bybit answered GET {path} with HTTP {status}; trying again.")

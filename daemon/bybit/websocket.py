@@ -34,6 +34,7 @@ from tracepaper.daemon.bybit.wire import (
     Unknown,
     Wire,
 )
+from tracepaper.daemon.config.sections import Exchange
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import (
     ConfigInvalid,
@@ -51,43 +52,10 @@ ARGUMENT_CHARACTERS_MAX: Final = 21_000
 """All topics of one connection together (docs/v5/websocket/wss-authentication)."""
 CLOSE_TIMEOUT_S: Final = 1.0
 FORBIDDEN_STATUS: Final = 403
+FRAME_BYTES_MAX: Final = 4 * 1024 * 1024
 RESUBSCRIBE_FIRST_S: Final = 1.0
 
 log = structlog.get_logger("bybit.stream")
-
-
-class StreamSettings(Struct, frozen=True):
-    """Where and how patiently to listen; the keys of ``[exchange]`` under the same names.
-
-    All times are seconds of network time.
-    """
-
-    stream_url: str = "wss://stream.bybit.com"
-    ping_s: float = 20.0
-    data_watchdog_s: float = 30.0
-    connect_timeout_s: float = 10.0
-    ack_timeout_s: float = 10.0
-    ban_silence_s: float = 600.0
-    backoff_max_s: float = 30.0
-    frame_bytes_max: int = 4 * 1024 * 1024
-
-
-class FeedSettings(Struct, frozen=True):
-    """How the feed keeps order; times without another word are seconds of network time."""
-
-    interval_ms: int
-    stream: StreamSettings = StreamSettings()
-    grace_ms: int = 5_000  # market time after a bar's close before REST is asked for it
-    grace_s: float = 0.5  # and at least this long in network time
-    queue_limit: int = 10_000
-    trades: bool = False
-    resync_s: float = 30.0
-    poll_s: float = 0.1
-    instruments_ms: int = 86_400_000  # market time between two readings of the filters
-    ahead_ms: int = 2_000  # network time: what is dated further ahead is refused
-    plausible: float = 100.0  # usual ranges from the last close; what is further REST repeats
-    time_scale: float = 1.0  # market time per network time
-    certain_s: float = 30.0  # between two answers without a bar that are believed
 
 
 class StreamCallbacks(Struct, frozen=True):
@@ -113,7 +81,7 @@ class PublicStream:
         *,
         category: Category,
         topics: Sequence[str],
-        settings: StreamSettings,
+        exchange: Exchange,
         handler: StreamCallbacks,
         clock: Clock,
         rng: random.Random,
@@ -127,10 +95,10 @@ class PublicStream:
         self.answered = asyncio.Event()
         self.is_connected = False
         self.refused: set[str] = set()
-        self._url = f"{settings.stream_url.rstrip('/')}/v5/public/{category.value}"
+        self._url = f"{exchange.stream_url.rstrip('/')}/v5/public/{category.value}"
         self._category = category
         self._topics = tuple(topics)
-        self._settings = settings
+        self._exchange = exchange
         self._handler = handler
         self._clock = clock
         self._rng = rng
@@ -149,7 +117,7 @@ class PublicStream:
             clock=self._clock,
             rng=self._rng,
             name=f"stream {self._category.value}",
-            ceiling_s=self._settings.backoff_max_s,
+            ceiling_s=self._exchange.backoff_max_s,
             waiting=self._cooldown.waiting,
             complaints=self._cooldown.complaints,
         )
@@ -186,7 +154,7 @@ class PublicStream:
     async def _connect(self) -> ClientConnection:
         """Return an open connection; raises ``FeedLost``, after a 403 with a silence declared."""
         await self._cooldown.over()
-        settings = self._settings
+        exchange = self._exchange
         try:
             parse_uri(self._url)
         except (InvalidURI, ValueError) as error:
@@ -197,8 +165,8 @@ class PublicStream:
             return await connect(
                 self._url,
                 compression=None,
-                max_size=settings.frame_bytes_max,
-                open_timeout=settings.connect_timeout_s,
+                max_size=FRAME_BYTES_MAX,
+                open_timeout=exchange.connect_timeout_s,
                 close_timeout=CLOSE_TIMEOUT_S,
                 ping_interval=None,  # Bybit's heartbeat is a JSON frame of our own
                 proxy=None if is_loopback(self._url) else True,
@@ -206,7 +174,7 @@ class PublicStream:
         except InvalidStatus as error:
             status = error.response.status_code
             if status == FORBIDDEN_STATUS:
-                self._cooldown.declare(settings.ban_silence_s, "HTTP 403 on the stream")
+                self._cooldown.declare(exchange.ban_silence_s, "HTTP 403 on the stream")
             raise FeedLost(
                 f"Bybit refused the {self._category.value} stream with HTTP {status}; trying "
                 "again, check exchange.stream_url if this lasts."
@@ -244,13 +212,13 @@ class PublicStream:
     async def _heartbeat(self, connection: ClientConnection) -> None:
         """Send a ping every ``ping_s``."""
         while True:
-            await self._clock.sleep(self._settings.ping_s)
+            await self._clock.sleep(self._exchange.ping_s)
             await self._send(connection, StreamRequest("ping"))
 
     async def _send(self, connection: ClientConnection, request: StreamRequest) -> None:
         """Send *request*; raises ``FeedLost`` where the connection does not take it."""
         try:
-            async with asyncio.timeout(self._settings.connect_timeout_s):
+            async with asyncio.timeout(self._exchange.connect_timeout_s):
                 await connection.send(encode(request), text=True)
         except (WebSocketException, TimeoutError) as error:
             raise FeedLost(
@@ -260,7 +228,7 @@ class PublicStream:
 
     async def _watch(self) -> None:
         """Raise ``FeedStale`` once no data came for ``data_watchdog_s``."""
-        patience_s = self._settings.data_watchdog_s
+        patience_s = self._exchange.data_watchdog_s
         while (left_s := self._data_s + patience_s - self._clock.network_s()) > 0:
             await self._clock.sleep(left_s)
         raise FeedStale(
@@ -295,7 +263,7 @@ class PublicStream:
         self.answered.set()
         wait_s = RESUBSCRIBE_FIRST_S
         while self.refused:
-            wait_s = min(2 * wait_s, self._settings.backoff_max_s)
+            wait_s = min(2 * wait_s, self._exchange.backoff_max_s)
             await self._clock.sleep(self._rng.uniform(0, wait_s))
             for topic in sorted(self.refused):
                 if await self._ask(connection, (topic,)) is None:
@@ -315,7 +283,7 @@ class PublicStream:
                     self.renew((topic,))
             await self._clock.sleep(wait_s)
             more = self._renewal_wanted.is_set()
-            wait_s = min(2 * wait_s, self._settings.backoff_max_s) if more else RESUBSCRIBE_FIRST_S
+            wait_s = min(2 * wait_s, self._exchange.backoff_max_s) if more else RESUBSCRIBE_FIRST_S
 
     async def _ask(
         self, connection: ClientConnection, topics: tuple[str, ...], operation: str = "subscribe"
@@ -327,12 +295,12 @@ class PublicStream:
         self._acks[request_id] = future
         await self._send(connection, StreamRequest(operation, request_id, list(topics)))
         try:
-            async with asyncio.timeout(self._settings.ack_timeout_s):
+            async with asyncio.timeout(self._exchange.connect_timeout_s):
                 ack = await future
         except TimeoutError as error:
             raise FeedLost(
                 f"The {self._category.value} stream did not answer a subscription within "
-                f"{self._settings.ack_timeout_s:g} s; connecting again."
+                f"{self._exchange.connect_timeout_s:g} s; connecting again."
             ) from error
         if ack.ok or "already subscribed" in ack.message.lower():
             return None
@@ -407,7 +375,8 @@ class CategoryStream:
         *,
         category: Category,
         instruments: Sequence[Instrument],
-        settings: FeedSettings,
+        exchange: Exchange,
+        interval_ms: int,
         owner: Owner,
         clock: Clock,
         rng: random.Random,
@@ -415,19 +384,19 @@ class CategoryStream:
     ) -> None:
         self.category = category
         self._instruments = tuple(instruments)
-        self._interval_ms = settings.interval_ms
+        self._interval_ms = interval_ms
         self._owner = owner
         self._logged: set[str] = set()
         self._wire = self._new_wire()
-        name = interval_name(settings.interval_ms)
+        name = interval_name(interval_ms)
         self.stream = PublicStream(
             category=category,
             topics=[
                 topic
                 for one in instruments
-                for topic in topics(category, one.symbol, interval=name, trades=settings.trades)
+                for topic in topics(category, one.symbol, interval=name, trades=exchange.trades)
             ],
-            settings=settings.stream,
+            exchange=exchange,
             handler=StreamCallbacks(self._receive, self._connected, self._lost),
             clock=clock,
             rng=rng,

@@ -21,9 +21,8 @@ from tracepaper.daemon.bybit.feed import LiveFeed
 from tracepaper.daemon.bybit.instruments import floor_open_ms
 from tracepaper.daemon.bybit.maintenance import ServerTimeReader
 from tracepaper.daemon.bybit.queue import FeedStart
-from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.bybit.retry import Cooldown
-from tracepaper.daemon.bybit.websocket import FeedSettings, StreamSettings
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
@@ -138,9 +137,15 @@ class Daemon:
             forecaster = await asyncio.to_thread(load_forecaster, config, beside=self._database)
         preflight_engine(config, forecaster)  # what is wrong here is said before the network is
         cooldown = Cooldown(clock=clock, waiting=self._supervisor.declare)
-        settings = RestSettings.of(config.exchange)
-        async with RestClient(settings, clock=clock, rng=self._rng, cooldown=cooldown) as rest:
-            rest.is_proven = is_served = was_served(config, self._kind, self._database)
+        is_served = was_served(config, self._kind, self._database)
+        async with RestClient(
+            config.exchange,
+            clock=clock,
+            rng=self._rng,
+            cooldown=cooldown,
+            is_proven=is_served,
+            latest_ms=clock.market_ms,
+        ) as rest:
             time = ServerTimeReader(rest, clock, time_scale=config.exchange.time_scale)
             server_ms = await time.first()
             clock.synchronise(server_ms)
@@ -150,7 +155,7 @@ class Daemon:
                 for symbol in config.market.symbols
             ]
             # Address, category and symbols are right: from here on, what fails is the network.
-            rest.is_proven = True
+            rest.prove()
             if not is_served:
                 await self._refuse_sizes(instruments, rest)
             opened = open_run(
@@ -247,31 +252,15 @@ class Daemon:
         self, opened: Opened, forecaster: Forecaster | None, rest: RestClient, engine: Engine
     ) -> LiveFeed:
         config, clock, run = self._config, self._clock, opened.run
-        exchange = config.exchange
         now_ms = clock.market_ms()
         return LiveFeed(
             rest=rest,
             clock=clock,
             rng=self._rng,
             instruments=opened.instruments,
-            settings=FeedSettings(
-                interval_ms=run.interval_ms,
-                stream=StreamSettings(
-                    stream_url=exchange.stream_url,
-                    ping_s=exchange.ping_s,
-                    data_watchdog_s=exchange.data_watchdog_s,
-                    connect_timeout_s=exchange.connect_timeout_s,
-                    ban_silence_s=exchange.ban_silence_s,
-                    backoff_max_s=exchange.backoff_max_s,
-                ),
-                grace_ms=exchange.grace_ms,
-                ahead_ms=exchange.ahead_ms,
-                time_scale=exchange.time_scale,
-                certain_s=exchange.certain_s,
-                plausible=float(configured(plausible, config.model_dump())),
-                trades=exchange.trades,
-            ),
+            exchange=config.exchange,
             start=FeedStart(
+                interval_ms=run.interval_ms,
                 period_start_ms=run.period_start_ms,
                 warmup_bars=warmup_bars(config, forecaster),
                 known=opened.known,
@@ -280,6 +269,7 @@ class Daemon:
                 first=tuple(_announced(item, now_ms) for item in opened.instruments),
                 started=lambda: opened.started(clock.market_ms()),
                 is_served=opened.is_served,
+                plausible=float(configured(plausible, config.model_dump())),
             ),
             quote_from_ms=engine.quote_from_ms,
         )

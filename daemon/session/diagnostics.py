@@ -198,25 +198,20 @@ def _checkpoint(config: Config) -> Finding:
 
 async def ask_exchange(config: Config) -> list[Finding]:
     """Ask the configured exchange for its time and its symbols, once each."""
-    from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+    from tracepaper.daemon.bybit.rest import RestClient
     from tracepaper.daemon.bybit.retry import RestartBudget
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.strategies.types import Category
 
     clock = SystemClock()
-    settings = RestSettings(
-        rest_url=config.exchange.rest_url,
-        request_timeout_s=config.exchange.request_timeout_s,
-        ban_silence_s=0.0,
-        backoff_max_s=1.0,
-    )
+    exchange = config.exchange.model_copy(update={"ban_silence_s": 0.0, "backoff_max_s": 1.0})
     budget = RestartBudget(limit=1, window_s=60.0)
     findings = []
     try:
-        async with RestClient(settings, clock=clock, rng=random.Random(0), budget=budget) as rest:  # noqa: S311 - jitter
+        async with RestClient(exchange, clock=clock, rng=random.Random(0), budget=budget) as rest:  # noqa: S311 - jitter
             skew_ms = await rest.server_time_ms() - clock.wall_ms()
             verdict = Verdict.OK if abs(skew_ms) <= CLOCK_SKEW_MS else Verdict.WARN
-            detail = f"{settings.rest_url} answers; this machine's clock is {-skew_ms} ms ahead"
+            detail = f"{exchange.rest_url} answers; this machine's clock is {-skew_ms} ms ahead"
             findings.append(Finding("exchange", verdict, detail))
             for symbol in config.market.symbols:
                 one = await rest.instrument(Category(config.market.category), symbol)

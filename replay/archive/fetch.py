@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tracepaper.daemon.bybit.instruments import interval_name
-from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.bybit.retry import RestartBudget
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config
@@ -168,11 +168,10 @@ async def fetch_order(config: Config, order: Order, *, quiet: bool) -> list[Outc
     """
     interval_name(order.interval_ms)
     exchange = config.exchange
-    settings = RestSettings.of(exchange)
     clock = SystemClock()
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
     jitter = random.Random(order.interval_ms)  # noqa: S311 (waits, not secrets)
-    async with RestClient(settings, clock=clock, rng=jitter, budget=budget) as rest:
+    async with RestClient(exchange, clock=clock, rng=jitter, budget=budget) as rest:
         now_ms = await rest.server_time_ms()
         until_ms = now_ms - exchange.final_after_ms
         if order.until_ms is not None:

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 from builders import instrument
-from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock
+from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section
 
 from tracepaper.daemon.bybit.backfill import Hole, fill
 from tracepaper.daemon.bybit.feed_state import BarSequence, FeedState, FundingSchedule
-from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.strategies.types import Bar, Gap, GapCause
 
 
@@ -26,14 +26,13 @@ def market(symbol: str = "BTCUSDT", *, first: int = 0) -> FeedState:
         instrument(symbol, price_decimals=1, tick_size=1),
         sequence=BarSequence(interval_ms=MINUTE, next_open_ms=at(first)),
         funding=FundingSchedule(interval_minutes=0, settled_ms=0),
-        grace_s=0.5,
     )
 
 
 @asynccontextmanager
 async def asking(server: ScriptedServer) -> AsyncIterator[tuple[RestClient, SteppedClock]]:
     clock = SteppedClock(server.server_ms)
-    settings = RestSettings(rest_url=server.rest_url, requests_per_s=1_000)
+    settings = exchange_section(rest_url=server.rest_url)
     async with RestClient(settings, clock=clock, rng=random.Random(1)) as rest:
         yield rest, clock
 

@@ -16,6 +16,7 @@ from bybit_server import (
     ScriptedServer,
     SteppedClock,
     book,
+    exchange_section,
     kline,
     ticker,
     until,
@@ -25,8 +26,7 @@ from structlog.testing import capture_logs
 
 from tracepaper.daemon.bybit.maintenance import FeedMaintenance
 from tracepaper.daemon.bybit.queue import EventQueue, FeedStart
-from tracepaper.daemon.bybit.rest import RestClient, RestSettings
-from tracepaper.daemon.bybit.websocket import FeedSettings
+from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import (
     Bar,
@@ -50,6 +50,7 @@ KINDS = ("kline", "orderbook")
 def known(minute: int) -> FeedStart:
     """Return the start of a run that holds bars up to *minute*."""
     return FeedStart(
+        interval_ms=MINUTE,
         period_start_ms=START_MS - 10 * MINUTE,
         warmup_bars=5,
         known={ID: START_MS + minute * MINUTE},
@@ -72,7 +73,7 @@ async def test_a_new_run_is_warmed_with_the_bars_before_its_period() -> None:
         for index in range(-30, 0):
             server.add_candle(START_MS + index * MINUTE)
         server.server_ms = START_MS + 2_000
-        start = FeedStart(period_start_ms=START_MS + 2_000, warmup_bars=20)
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS + 2_000, warmup_bars=20)
         async with live(server, start=start) as run:
             await until(lambda: len(run.bars()) == 20)
             await run.close_bar(0)
@@ -89,7 +90,7 @@ async def test_an_instrument_listed_late_has_no_hole_before_its_listing() -> Non
         for index in range(-3, 0):
             server.add_candle(START_MS + index * MINUTE)
         server.server_ms = START_MS + 2_000
-        start = FeedStart(period_start_ms=START_MS, warmup_bars=2_500)
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=2_500)
         async with live(server, start=start) as run:
             await run.close_bar(0)
             await until(lambda: len(run.bars()) == 4)
@@ -102,7 +103,7 @@ async def test_a_hole_in_the_warm_up_is_said() -> None:
         for index in (-5, -4, -1):
             server.add_candle(START_MS + index * MINUTE)
         server.server_ms = START_MS + 2_000
-        start = FeedStart(period_start_ms=START_MS, warmup_bars=5)
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=5)
         async with live(server, start=start) as run:
             await until(lambda: len(run.bars()) == 3)
             assert run.gaps() == [(-3, -1, GapCause.ARCHIVE, "")]
@@ -353,7 +354,7 @@ EIGHT = START_MS - START_MS % (8 * HOUR) + 8 * HOUR  # the next settlement
 
 async def test_a_settlement_comes_once_and_after_the_bar_that_closed_before_it() -> None:
     async with ScriptedServer() as server:
-        start = FeedStart(period_start_ms=EIGHT - 2 * MINUTE, warmup_bars=0)
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=EIGHT - 2 * MINUTE, warmup_bars=0)
         server.server_ms = EIGHT - 2 * MINUTE
         async with live(server, start=start, instruments=(FUNDED,)) as run:
             first = (EIGHT - START_MS) // MINUTE - 2
@@ -371,7 +372,7 @@ async def test_a_settlement_comes_once_and_after_the_bar_that_closed_before_it()
 
 async def test_a_settlement_published_late_is_asked_for_until_it_comes() -> None:
     async with ScriptedServer() as server:
-        start = FeedStart(period_start_ms=EIGHT - MINUTE, warmup_bars=0)
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=EIGHT - MINUTE, warmup_bars=0)
         server.server_ms = EIGHT - MINUTE
         async with live(server, start=start, instruments=(FUNDED,)) as run:
             await run.close_bar((EIGHT - START_MS) // MINUTE - 1)
@@ -393,6 +394,7 @@ async def test_settlements_missed_while_down_come_in_their_places() -> None:
         server.funding = [(EIGHT - 8 * HOUR, "0.0003"), (EIGHT, "0.0001")]
         server.server_ms = EIGHT + 2 * MINUTE + 5_000
         start = FeedStart(
+            interval_ms=MINUTE,
             period_start_ms=EIGHT - HOUR,
             warmup_bars=0,
             known={ID: EIGHT - 3 * MINUTE},
@@ -408,7 +410,7 @@ async def test_filters_are_read_again_daily_and_handed_on_when_they_differ() -> 
     async with ScriptedServer() as server:
         clock = SteppedClock()
         async with RestClient(
-            RestSettings(rest_url=server.rest_url), clock=clock, rng=random.Random(1)
+            exchange_section(rest_url=server.rest_url), clock=clock, rng=random.Random(1)
         ) as rest:
             kept = await rest.instrument(Category.LINEAR, "BTCUSDT")
         kept = structs.replace(kept, funding_interval_minutes=0)
@@ -473,7 +475,7 @@ async def test_several_symbols_are_merged_in_open_time_order_from_rest() -> None
             for symbol in ("BTCUSDT", "ETHUSDT"):
                 server.add_candle(START_MS + index * MINUTE, symbol=symbol)
         server.server_ms = START_MS + 2_000
-        start = FeedStart(period_start_ms=START_MS, warmup_bars=3)
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=3)
         async with live(server, start=start, instruments=(BITCOIN, ether)) as run:
             await until(lambda: len(run.bars()) == 6)
             assert run.opens() == [-3, -3, -2, -2, -1, -1]
@@ -677,9 +679,9 @@ async def test_an_answer_that_was_long_on_its_way_does_not_set_the_clock_back() 
             return answers.pop(0)
 
     maintenance = FeedMaintenance(
-        rest=SlowRest(RestSettings(), clock=clock, rng=random.Random(1)),
+        rest=SlowRest(exchange_section(), clock=clock, rng=random.Random(1)),
         clock=clock,
-        settings=FeedSettings(interval_ms=MINUTE),
+        exchange=exchange_section(),
         states={},
         queue=EventQueue(10),
         counters=Counter(),
@@ -852,7 +854,7 @@ async def test_the_warm_up_is_a_yardstick_and_its_own_closes_are_asked_again() -
         server.server_ms = START_MS + 5_000
         lies = [lying_page(server, -1, close=close) for close in ("70000", "80000")]
         truth = server.rows["BTCUSDT"]
-        start = FeedStart(period_start_ms=START_MS, warmup_bars=20)
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=20)
         whole = [
             [str(cell) for cell in truth[START_MS + index * MINUTE]] for index in range(-20, 0)
         ]

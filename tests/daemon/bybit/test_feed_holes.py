@@ -9,15 +9,22 @@ from typing import Any
 import pytest
 from aiohttp import web
 from bybit_feed import BITCOIN, Live, live
-from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, kline, until
+from bybit_server import (
+    MINUTE,
+    START_MS,
+    ScriptedServer,
+    SteppedClock,
+    exchange_section,
+    kline,
+    until,
+)
 from exchange_client import FIRST_MS, candles, serving, walk_rows
 from msgspec import structs
 
 from tracepaper.daemon.bybit.feed import LiveFeed
 from tracepaper.daemon.bybit.feed_state import PENDING_MAX
 from tracepaper.daemon.bybit.queue import FeedStart
-from tracepaper.daemon.bybit.rest import RestClient, RestSettings
-from tracepaper.daemon.bybit.websocket import FeedSettings, StreamSettings
+from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.strategies.types import Bar, Event, Gap, GapCause, Instrument, Source
 
 HOUR = 3_600_000
@@ -78,7 +85,7 @@ async def test_a_lost_closing_frame_comes_although_rest_is_wrong_at_first(
     way: str, times: int
 ) -> None:
     async with ScriptedServer() as server, live(server) as run:
-        run.rest.is_proven = True
+        run.rest.prove()
         await begin(run)
         await run.close_bar(1, stream=False)
         server.add_candle(START_MS + 2 * MINUTE)
@@ -95,7 +102,7 @@ async def test_a_lost_closing_frame_comes_although_rest_is_wrong_at_first(
 async def test_no_later_bar_shows_the_hole_and_rest_is_wrong_at_first() -> None:
     for way in WAYS:
         async with ScriptedServer() as server, live(server) as run:
-            run.rest.is_proven = True
+            run.rest.prove()
             await begin(run)
             await run.close_bar(1, stream=False)
             server.add_candle(START_MS + 2 * MINUTE)
@@ -108,7 +115,7 @@ async def test_no_later_bar_shows_the_hole_and_rest_is_wrong_at_first() -> None:
 async def test_other_instruments_go_on_while_a_hole_is_asked_for() -> None:
     pair: tuple[Instrument, ...] = (BITCOIN, ETHER)
     async with ScriptedServer() as server, live(server, instruments=pair) as run:
-        run.rest.is_proven = True
+        run.rest.prove()
         server.answer_next("kline", *(web.Response(status=404) for _ in range(1_000)))
         for index in range(6):
             await run.close_bar(index, stream=index != 1)
@@ -126,7 +133,7 @@ async def test_other_instruments_go_on_while_a_hole_is_asked_for() -> None:
 
 async def test_what_waits_is_handed_on_when_the_frame_comes_after_all() -> None:
     async with ScriptedServer() as server, live(server) as run:
-        run.rest.is_proven = True
+        run.rest.prove()
         await begin(run)
         server.answer_next("kline", *(web.Response(status=500) for _ in range(1_000)))
         await run.close_bar(1, stream=False, rest=False)
@@ -174,7 +181,7 @@ async def test_a_hole_is_not_given_up_while_no_answer_reaches_past_it() -> None:
 
 async def test_what_waits_behind_a_hole_is_bounded_and_none_of_it_is_lost() -> None:
     async with ScriptedServer() as server, live(server, queue_limit=5_000) as run:
-        run.rest.is_proven = True
+        run.rest.prove()
         await begin(run)
         server.answer_next("kline", *(web.Response(status=404) for _ in range(10_000)))
         last = PENDING_MAX + 50
@@ -194,9 +201,9 @@ async def test_a_settlement_that_nobody_answers_holds_up_no_bar() -> None:
     first = (eight - START_MS) // MINUTE - 1
     async with ScriptedServer() as server:
         server.server_ms = eight - MINUTE
-        start = FeedStart(period_start_ms=eight - MINUTE, warmup_bars=0)
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=eight - MINUTE, warmup_bars=0)
         async with live(server, start=start, instruments=(FUNDED,)) as run:
-            run.rest.is_proven = True
+            run.rest.prove()
             server.answer_next(
                 "funding/history", *(web.Response(status=451) for _ in range(10_000))
             )
@@ -319,18 +326,16 @@ async def test_the_embedded_exchange_jumps_over_a_hole_and_what_follows_is_hande
         clock = SteppedClock(now_ms)
         rng = random.Random(1)
         events: list[Event] = []
-        asked = RestSettings(rest_url=exchange.rest_url, requests_per_s=10_000)
+        asked = exchange_section(rest_url=exchange.rest_url, stream_url=exchange.stream_url)
         async with (
-            RestClient(asked, clock=clock, rng=rng) as rest,
+            RestClient(asked, clock=clock, rng=rng, latest_ms=clock.market_ms) as rest,
             LiveFeed(
                 rest=rest,
                 clock=clock,
                 rng=rng,
                 instruments=(await rest.instrument(BITCOIN.category, BITCOIN.symbol),),
-                settings=FeedSettings(
-                    interval_ms=MINUTE, stream=StreamSettings(stream_url=exchange.stream_url)
-                ),
-                start=FeedStart(period_start_ms=now_ms, warmup_bars=3),
+                exchange=asked,
+                start=FeedStart(interval_ms=MINUTE, period_start_ms=now_ms, warmup_bars=3),
                 quote_from_ms=lambda _: None,
             ) as feed,
             asyncio.TaskGroup() as group,

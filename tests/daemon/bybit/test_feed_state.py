@@ -179,7 +179,6 @@ def market() -> FeedState:
         instrument(),
         sequence=BarSequence(interval_ms=MINUTE, next_open_ms=START_MS),
         funding=FundingSchedule(interval_minutes=0, settled_ms=0),
-        grace_s=0.5,
     )
 
 

@@ -6,11 +6,11 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from bybit_server import START_MS
+from bybit_server import START_MS, exchange_section
 from fakes import ManualClock
 
 from tracepaper.daemon.bybit.maintenance import ServerTimeReader, ServerTimeReading
-from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.daemon.bybit.rest import RestClient
 
 YEAR_MS = 365 * 86_400_000
 
@@ -21,7 +21,7 @@ class TellingRest(RestClient):
     def __init__(
         self, clock: ManualClock, errors_ms: Sequence[int], *, under_way_s: float = 0.0
     ) -> None:
-        super().__init__(RestSettings(), clock=clock, rng=random.Random(1))
+        super().__init__(exchange_section(), clock=clock, rng=random.Random(1))
         self._manual = clock
         self._errors_ms = list(errors_ms)
         self._under_way_s = under_way_s

@@ -10,10 +10,18 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 from builders import instrument
-from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock, until
+from bybit_server import (
+    FILTERS,
+    MINUTE,
+    START_MS,
+    ScriptedServer,
+    SteppedClock,
+    exchange_section,
+    until,
+)
 from msgspec import structs
 
-from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.bybit.retry import RestartBudget
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, MessageMalformed
 from tracepaper.strategies.types import Category, Source
@@ -26,7 +34,7 @@ async def asking(
     server: ScriptedServer, *, tries: int | None = 0, clock: SteppedClock | None = None
 ) -> AsyncIterator[RestClient]:
     """Yield a client that gives up after *tries* failures (None: never)."""
-    settings = RestSettings(rest_url=server.rest_url, requests_per_s=1000, request_timeout_s=5)
+    settings = exchange_section(rest_url=server.rest_url, request_timeout_s=5)
     budget = None if tries is None else RestartBudget(limit=tries, window_s=1e9)
     async with RestClient(
         settings, clock=clock or SteppedClock(), rng=random.Random(1), budget=budget
@@ -224,7 +232,7 @@ async def test_a_ban_silences_every_request_for_its_whole_time() -> None:
 async def test_a_refused_connection_is_tried_again() -> None:
     async with ScriptedServer() as server:
         closed = server.rest_url
-    settings = RestSettings(rest_url=closed, requests_per_s=1000)
+    settings = exchange_section(rest_url=closed)
     budget = RestartBudget(limit=0, window_s=1e9)
     clock = SteppedClock()
     async with RestClient(settings, clock=clock, rng=random.Random(1), budget=budget) as rest:

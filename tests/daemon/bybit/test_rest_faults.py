@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 from builders import instrument
-from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock
+from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section
 from structlog.testing import capture_logs
 
-from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Category
 
@@ -170,11 +170,20 @@ CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
 
 @asynccontextmanager
 async def asking(
-    server: ScriptedServer, clock: SteppedClock, *, is_proven: bool
+    server: ScriptedServer,
+    clock: SteppedClock,
+    *,
+    is_proven: bool,
+    is_dated_by_server: bool = True,
 ) -> AsyncIterator[RestClient]:
-    settings = RestSettings(rest_url=server.rest_url, requests_per_s=10_000, ban_silence_s=1)
-    async with RestClient(settings, clock=clock, rng=random.Random(1)) as rest:
-        rest.is_proven = is_proven
+    settings = exchange_section(rest_url=server.rest_url, ban_silence_s=1)
+    async with RestClient(
+        settings,
+        clock=clock,
+        rng=random.Random(1),
+        is_proven=is_proven,
+        latest_ms=None if is_dated_by_server else clock.market_ms,
+    ) as rest:
         yield rest
 
 
@@ -288,11 +297,9 @@ async def test_bytes_that_are_no_http_are_asked_again() -> None:
     url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
     async with (
         listening,
-        RestClient(
-            RestSettings(rest_url=url, requests_per_s=10_000), clock=clock, rng=random.Random(1)
-        ) as rest,
+        RestClient(exchange_section(rest_url=url), clock=clock, rng=random.Random(1)) as rest,
     ):
-        rest.is_proven = True
+        rest.prove()
         for what in RAW:
             task = asyncio.ensure_future(rest.server_time_ms())
             await clock.run(task.done)
@@ -329,9 +336,11 @@ async def test_filters_that_cannot_be_read_are_no_mistake_of_the_symbol() -> Non
 
 async def test_a_server_that_dates_itself_ahead_makes_no_open_candle_final() -> None:
     clock = SteppedClock(START_MS + MINUTE + 30_000)
-    async with serving() as server, asking(server, clock, is_proven=True) as rest:
+    async with (
+        serving() as server,
+        asking(server, clock, is_proven=True, is_dated_by_server=False) as rest,
+    ):
         server.server_ms = START_MS + 400 * 24 * HOUR
-        rest.latest_ms = clock.market_ms
         bars = await rest.klines(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE)
         assert [bar.open_time_ms for bar in bars] == [START_MS]
 

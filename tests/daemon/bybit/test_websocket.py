@@ -9,15 +9,21 @@ from contextlib import asynccontextmanager
 
 import pytest
 from builders import instrument
-from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, kline, until
-from msgspec import structs
+from bybit_server import (
+    MINUTE,
+    START_MS,
+    ScriptedServer,
+    SteppedClock,
+    exchange_section,
+    kline,
+    until,
+)
 
 from tracepaper.daemon.bybit.retry import Cooldown
 from tracepaper.daemon.bybit.websocket import (
     ARGUMENT_CHARACTERS_MAX,
     PublicStream,
     StreamCallbacks,
-    StreamSettings,
     topics,
 )
 from tracepaper.daemon.bybit.wire import Received, Wire
@@ -78,14 +84,14 @@ class Setup:
         self.clock = SteppedClock()
         self.listener = Listener()
         self.cooldown = Cooldown(clock=self.clock)
-        self.settings = StreamSettings(stream_url=server.stream_url, ack_timeout_s=5)
+        self.exchange = exchange_section(stream_url=server.stream_url)
         self.topics = topics
 
     def stream(self) -> PublicStream:
         return PublicStream(
             category=Category.LINEAR,
             topics=self.topics,
-            settings=self.settings,
+            exchange=self.exchange,
             handler=StreamCallbacks(
                 self.listener.receive, self.listener.connect, self.listener.lost.append
             ),
@@ -97,10 +103,10 @@ class Setup:
 
 @asynccontextmanager
 async def running(
-    server: ScriptedServer, *topics: str, **settings: float
+    server: ScriptedServer, *topics: str, **keys: float
 ) -> AsyncIterator[tuple[Setup, PublicStream]]:
     setup = Setup(server, topics or ("kline.1.BTCUSDT",))
-    setup.settings = structs.replace(setup.settings, **settings)
+    setup.exchange = setup.exchange.model_copy(update=keys)
     stream = setup.stream()
     task = asyncio.create_task(stream.run())
     try:
@@ -236,7 +242,7 @@ async def test_a_renewal_that_is_refused_is_asked_for_again() -> None:
 async def test_a_missing_acknowledgement_ends_the_connection() -> None:
     async with ScriptedServer() as server:
         server.is_mute = True
-        async with running(server, ack_timeout_s=0.05) as (setup, _):
+        async with running(server, connect_timeout_s=0.05) as (setup, _):
             await until(lambda: setup.listener.lost)
             assert "did not answer a subscription" in str(setup.listener.lost[0])
 
@@ -273,7 +279,7 @@ async def test_a_refused_door_is_knocked_at_again(status: int, place: str) -> No
 async def test_an_address_that_is_none_stops_with_advice() -> None:
     async with ScriptedServer() as server:
         setup = Setup(server, ("kline.1.BTCUSDT",))
-        setup.settings = StreamSettings(stream_url="http://127.0.0.1:1")
+        setup.exchange = exchange_section(stream_url="http://127.0.0.1:1")
         with pytest.raises(ConfigInvalid, match=r"exchange\.stream_url"):
             await setup.stream().run()
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bybit_server import exchange_section
 from exchange_client import FIRST_MS, MINUTE, candles
 from fakes import ManualClock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.bybit.rest import RestClient, RestSettings
+from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.fetch import (
@@ -115,7 +116,7 @@ async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
     async with (
         EmbeddedExchange(settings) as exchange,
         RestClient(
-            RestSettings(rest_url=exchange.rest_url, requests_per_s=100.0),
+            exchange_section(rest_url=exchange.rest_url),
             clock=ManualClock(),
             rng=random.Random(1),
         ) as rest,
@@ -179,7 +180,7 @@ async def test_what_an_answer_lacks_is_asked_for_once_more_and_later(
     async with (
         EmbeddedExchange(settings) as exchange,
         RestClient(
-            RestSettings(rest_url=exchange.rest_url, requests_per_s=100.0),
+            exchange_section(rest_url=exchange.rest_url),
             clock=clock,
             rng=random.Random(1),
         ) as real,
@@ -203,7 +204,7 @@ async def test_a_whole_archive_is_fetched_without_a_wait(tmp_path: Path) -> None
     async with (
         EmbeddedExchange(settings) as exchange,
         RestClient(
-            RestSettings(rest_url=exchange.rest_url, requests_per_s=100.0),
+            exchange_section(rest_url=exchange.rest_url),
             clock=clock,
             rng=random.Random(1),
         ) as rest,
