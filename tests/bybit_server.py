@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from aiohttp import WSMsgType, web
 
-from tracepaper.daemon.config.sections import Exchange
+from tracepaper.daemon.config.sections import ExchangeSection
 
 DEADLINE_S = 10.0
 MINUTE = 60_000
@@ -40,9 +40,9 @@ FILTERS: dict[str, Any] = {
 }
 
 
-def exchange_section(**keys: str | float) -> Exchange:
+def exchange_section(**keys: str | float) -> ExchangeSection:
     """Return ``[exchange]`` of a test, unchecked: the checks hold requests to 100 a second."""
-    return Exchange().model_copy(update={"requests_per_s": 10_000.0} | keys)
+    return ExchangeSection().model_copy(update={"requests_per_s": 10_000.0} | keys)
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -46,7 +46,7 @@ from explained_runs import LAST, replayed, run_id
 from rich.console import Console
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.terminal.screen import Seen, screen
+from tracepaper.daemon.terminal.screen import ScreenState, screen
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.types import Bar
 
@@ -70,20 +70,20 @@ def main(folder: Path) -> None:
         with (folder / f"{name}.txt").open("w", encoding="utf-8") as out, redirect_stdout(out):
             assert invoke(list(words)) == 0, name
     with (folder / "screen.txt").open("w", encoding="utf-8") as out:
-        Console(file=out, width=200).print(screen(_seen(database)))
+        Console(file=out, width=200).print(screen(_state(database)))
 
 
-def _seen(database: Path) -> Seen:
-    seen = Seen()
+def _state(database: Path) -> ScreenState:
+    state = ScreenState()
     with Reader.open(database) as reader:
         stored = reader.stored_run(run_id(database))
-        seen.open(stored.run)
+        state.open(stored.run)
         instruments = {item.id: item for item in stored.run.instruments}
         for kept in reader.steps(stored.run.run_id):
             step = kept.step
             if isinstance(step.event, Bar):
-                seen.take(step, instruments)
-    return seen
+                state.observe(step, instruments)
+    return state
 
 
 if __name__ == "__main__":

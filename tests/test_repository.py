@@ -7,12 +7,21 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("daemon", "replay", "storage", "strategies")
 POINTER = re.compile(r"\b([A-Z]{4,})\.md\b|\(([A-Z]{5,})(?:,? (?:point|section))? \d")
 """A document by its file name, or by name and number in brackets: (DECISIONS 5)."""
+NAMED_TWICE = frozenset(
+    {
+        "Account", "Attention", "Explained", "Figure", "Finding", "Head", "Heads", "Judged",
+        "Order", "Probe", "Run", "Shape", "Side", "Source", "Table", "Trade",
+    }
+)  # fmt: skip
+"""Public classes that still share their name; rename one and take it out, add none."""
 
 
 def sources() -> list[Path]:
@@ -62,6 +71,24 @@ def test_no_module_sends_its_reader_to_a_document_that_is_not_here() -> None:
         if (named := named_documents(path.read_text(encoding="utf-8")) - shipped)
     }
     assert strangers == {}
+
+
+def classes_named_twice(modules: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the public classes that stand in more than one of *modules* (name, source)."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for name, source in modules:
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(name)
+    return {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_a_public_class_name_has_one_meaning() -> None:
+    planted = [("a", "class Order: ..."), ("b", "class Order: ...\nclass _Own: ...")]
+    assert classes_named_twice(planted) == {"Order": ["a", "b"]}
+    modules = [(path.relative_to(ROOT).as_posix(), path.read_text("utf-8")) for path in sources()]
+    found = classes_named_twice(modules)
+    assert {name: found[name] for name in sorted(set(found) - NAMED_TWICE)} == {}
 
 
 def test_the_numbers_of_decisions_rise_by_one() -> None:

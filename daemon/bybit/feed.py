@@ -27,7 +27,7 @@ from tracepaper.daemon.bybit.queue import (
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.bybit.sequencer import BarSequencer
 from tracepaper.daemon.bybit.websocket import CategoryStream, first_cause
-from tracepaper.daemon.config.sections import Exchange
+from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import (
@@ -64,7 +64,7 @@ class LiveFeed:
         clock: Clock,
         rng: random.Random,
         instruments: Sequence[Instrument],
-        exchange: Exchange,
+        exchange: ExchangeSection,
         start: FeedStart,
         quote_from_ms: Callable[[str], int | None],
         queue_limit: int = QUEUE_LIMIT,
@@ -304,7 +304,7 @@ class LiveFeed:
         return any(one.is_connected for one in self._connections if one.category is category)
 
 
-def _feed_state(instrument: Instrument, exchange: Exchange, start: FeedStart) -> FeedState:
+def _feed_state(instrument: Instrument, exchange: ExchangeSection, start: FeedStart) -> FeedState:
     """Return the state of *instrument* as the run left it, or as a new run begins."""
     interval_ms = start.interval_ms
     known_ms = start.known.get(instrument.id)

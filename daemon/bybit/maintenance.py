@@ -14,7 +14,7 @@ from tracepaper.daemon.bybit.feed_state import PATIENCE_MAX_S, FeedState
 from tracepaper.daemon.bybit.instruments import floor_open_ms, rescaled
 from tracepaper.daemon.bybit.queue import BackfillPage, EventQueue, GapCauseNotice, Item, Submitted
 from tracepaper.daemon.bybit.rest import RestClient
-from tracepaper.daemon.config.sections import Exchange
+from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Funding, Gap, GapCause, InstrumentChange
@@ -129,7 +129,7 @@ class FeedMaintenance:
         *,
         rest: RestClient,
         clock: Clock,
-        exchange: Exchange,
+        exchange: ExchangeSection,
         states: Mapping[str, FeedState],
         queue: EventQueue[Item],
         counters: Counter[str],

@@ -24,7 +24,7 @@ from tracepaper.daemon.bybit.instruments import (
     read_instruments,
 )
 from tracepaper.daemon.bybit.retry import Cooldown, RestartBudget, is_loopback, retry
-from tracepaper.daemon.config.sections import Exchange
+from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import (
     ConfigInvalid,
@@ -197,7 +197,7 @@ class RestClient:
 
     def __init__(
         self,
-        exchange: Exchange,
+        exchange: ExchangeSection,
         *,
         clock: Clock,
         rng: random.Random,

@@ -34,7 +34,7 @@ from tracepaper.daemon.bybit.wire import (
     Unknown,
     Wire,
 )
-from tracepaper.daemon.config.sections import Exchange
+from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import (
     ConfigInvalid,
@@ -81,7 +81,7 @@ class PublicStream:
         *,
         category: Category,
         topics: Sequence[str],
-        exchange: Exchange,
+        exchange: ExchangeSection,
         handler: StreamCallbacks,
         clock: Clock,
         rng: random.Random,
@@ -375,7 +375,7 @@ class CategoryStream:
         *,
         category: Category,
         instruments: Sequence[Instrument],
-        exchange: Exchange,
+        exchange: ExchangeSection,
         interval_ms: int,
         owner: Owner,
         clock: Clock,

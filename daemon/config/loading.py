@@ -22,19 +22,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from tracepaper.daemon.config.sections import (
-    AccountRules,
-    Exchange,
-    Execution,
-    GateRules,
-    Http,
-    Log,
-    Market,
-    Model,
-    RegimeRules,
-    Risk,
-    Sizing,
-    Storage,
-    Strategy,
+    AccountSection,
+    ExchangeSection,
+    ExecutionSection,
+    GateSection,
+    HttpSection,
+    LogSection,
+    MarketSection,
+    ModelSection,
+    RegimeSection,
+    RiskSection,
+    SizingSection,
+    StorageSection,
+    StrategySection,
 )
 from tracepaper.daemon.config.values import allowed, canonical
 from tracepaper.strategies.errors import ConfigInvalid
@@ -67,19 +67,19 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    market: Market = Field(default_factory=Market)
-    exchange: Exchange = Field(default_factory=Exchange)
-    strategy: Strategy = Field(default_factory=Strategy)
-    model: Model = Field(default_factory=Model)
-    gate: GateRules = Field(default_factory=GateRules)
-    regime: RegimeRules = Field(default_factory=RegimeRules)
-    sizing: Sizing = Field(default_factory=Sizing)
-    execution: Execution = Field(default_factory=Execution)
-    risk: Risk = Field(default_factory=Risk)
-    account: AccountRules = Field(default_factory=AccountRules)
-    storage: Storage = Field(default_factory=Storage)
-    http: Http = Field(default_factory=Http)
-    log: Log = Field(default_factory=Log)
+    market: MarketSection = Field(default_factory=MarketSection)
+    exchange: ExchangeSection = Field(default_factory=ExchangeSection)
+    strategy: StrategySection = Field(default_factory=StrategySection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    gate: GateSection = Field(default_factory=GateSection)
+    regime: RegimeSection = Field(default_factory=RegimeSection)
+    sizing: SizingSection = Field(default_factory=SizingSection)
+    execution: ExecutionSection = Field(default_factory=ExecutionSection)
+    risk: RiskSection = Field(default_factory=RiskSection)
+    account: AccountSection = Field(default_factory=AccountSection)
+    storage: StorageSection = Field(default_factory=StorageSection)
+    http: HttpSection = Field(default_factory=HttpSection)
+    log: LogSection = Field(default_factory=LogSection)
 
     def document(self) -> dict[str, dict[str, object]]:
         """Return every section as plain values; exact numbers become their shortest text."""

@@ -78,7 +78,7 @@ class Section(BaseModel):
         return value
 
 
-class Market(Section):
+class MarketSection(Section):
     """What is traded."""
 
     category: Literal["linear", "spot"] = "linear"
@@ -109,7 +109,7 @@ class Market(Section):
         return value
 
 
-class Exchange(Section):
+class ExchangeSection(Section):
     """Where the market comes from, and how patient we are with it."""
 
     rest_url: Annotated[str, address("http", "https")] = "https://api.bybit.com"
@@ -144,7 +144,7 @@ class Exchange(Section):
     """Also subscribe to public trades; they are counted and never decided on."""
 
 
-class Strategy(Section):
+class StrategySection(Section):
     """Who decides."""
 
     name: str = "attention"
@@ -168,13 +168,13 @@ class Strategy(Section):
         return value
 
     @model_validator(mode="after")
-    def _fast_below_slow(self) -> Strategy:
+    def _fast_below_slow(self) -> StrategySection:
         if self.fast >= self.slow:
             raise ValueError(f"[strategy] fast = {self.fast} must be below slow = {self.slow}")
         return self
 
 
-class Model(Section):
+class ModelSection(Section):
     """The network behind the attention strategy."""
 
     checkpoint: str = Field(default="default", min_length=1)
@@ -223,7 +223,7 @@ else:
     GateThresholds, RiskThresholds = _thresholds("gate"), _thresholds("risk")
 
 
-class GateRules(GateThresholds):
+class GateSection(GateThresholds):
     """What a forecast must pass; thresholds are numbers, or qX of the model's calibration slice."""
 
     regimes: Annotated[tuple[RegimeName, ...], BeforeValidator(several)] = ("MOMENTUM", "MIXED")
@@ -241,7 +241,7 @@ class GateRules(GateThresholds):
         return tuple(sorted(value, key=get_args(RegimeName).index))
 
 
-class RegimeRules(Section):
+class RegimeSection(Section):
     """Where attention must lie to be called recent (MOMENTUM) or distant (MEAN_REVERSION)."""
 
     momentum: Threshold = "q0.6667"
@@ -252,7 +252,7 @@ class RegimeRules(Section):
     """Share of the distance between the two that must be crossed before the regime changes."""
 
 
-class Sizing(Section):
+class SizingSection(Section):
     """From an allowed direction to a quantity."""
 
     mode: Literal["notional", "fixed", "tanh", "volatility"] = "notional"
@@ -269,7 +269,7 @@ class Sizing(Section):
     """A standing target of the same side is kept unless the new one differs by more than this."""
 
 
-class Execution(Section):
+class ExecutionSection(Section):
     """How paper orders are filled."""
 
     model: Literal["auto", "quote", "next_open"] = "auto"
@@ -288,18 +288,18 @@ class Execution(Section):
     """full: the exchange's limits; data: only tick and step; auto: full where there is one."""
 
 
-class Risk(RiskThresholds):
+class RiskSection(RiskThresholds):
     """Limits of the account; one that is absent is not a gate."""
 
 
-class AccountRules(Section):
+class AccountSection(Section):
     """The paper account."""
 
     cash: Annotated[Exact, Field(gt=0, le=CASH_MAX)] = Decimal(100_000)
     """Cash at the start, in quote currency."""
 
 
-class Storage(Section):
+class StorageSection(Section):
     """Where everything is remembered."""
 
     url: str = "sqlite:///tracepaper.db"
@@ -321,7 +321,7 @@ class Storage(Section):
         return value
 
 
-class Http(Section):
+class HttpSection(Section):
     """Health, metrics, status and commands, on this machine alone."""
 
     host: str = "127.0.0.1"
@@ -341,7 +341,7 @@ class Http(Section):
         return value
 
 
-class Log(Section):
+class LogSection(Section):
     """Structured logging on stderr; the database is the audit, this is not."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import Execution
+from tracepaper.daemon.config.sections import ExecutionSection
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.daemon.engine.state import EngineSettings
@@ -108,7 +108,7 @@ def horizon_index(config: Config, forecaster: Forecaster | None) -> int:
 
 def terms_for(config: Config) -> ExecutionCosts:
     """Return the trading costs of the configuration, with the category's fee as the default."""
-    execution: Execution = config.execution
+    execution: ExecutionSection = config.execution
     fee = execution.taker_fee
     return ExecutionCosts.of(
         taker_fee=TAKER_FEES[Category(config.market.category)] if fee is None else fee,

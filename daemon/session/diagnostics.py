@@ -39,7 +39,7 @@ class Verdict(StrEnum):
     FAIL = "fail"
 
 
-class Finding(Struct, frozen=True):
+class Diagnosis(Struct, frozen=True):
     """One check's result: what was looked at, how it is, and what to do if it is not well."""
 
     check: str
@@ -47,9 +47,9 @@ class Finding(Struct, frozen=True):
     detail: str
 
 
-def diagnose(config: Config, database: Path) -> Iterator[Finding]:
+def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
     """Yield the findings that need no network; an error of ours becomes a finding."""
-    checks: list[tuple[str, Callable[[], Finding]]] = [
+    checks: list[tuple[str, Callable[[], Diagnosis]]] = [
         ("python", _python),
         ("packages", _packages),
         ("sqlite", _sqlite),
@@ -64,12 +64,12 @@ def diagnose(config: Config, database: Path) -> Iterator[Finding]:
         try:
             yield check()
         except TracepaperError as error:
-            yield Finding(name, Verdict.FAIL, str(error))
+            yield Diagnosis(name, Verdict.FAIL, str(error))
 
 
-def _python() -> Finding:
+def _python() -> Diagnosis:
     verdict = Verdict.OK if sys.version_info >= PYTHON_OLDEST else Verdict.FAIL
-    return Finding(
+    return Diagnosis(
         "python",
         verdict,
         f"{platform.python_implementation()} {platform.python_version()} on {platform.system()} "
@@ -77,7 +77,7 @@ def _python() -> Finding:
     )
 
 
-def _packages() -> Finding:
+def _packages() -> Diagnosis:
     """Compare what is installed with the lower bounds that the package declares."""
     wrong, found = [], []
     for requirement in metadata.requires("tracepaper") or []:
@@ -94,11 +94,11 @@ def _packages() -> Finding:
         if bound is not None and _numbers(version) < _numbers(bound[1]):
             wrong.append(f"{name} {version} is older than {bound[1]}")
     if wrong:
-        return Finding(
+        return Diagnosis(
             "packages", Verdict.FAIL, f"{'; '.join(wrong)}; install tracepaper again with pip"
         )
     version = metadata.version("tracepaper")
-    return Finding("packages", Verdict.OK, f"tracepaper {version} with {', '.join(found)}")
+    return Diagnosis("packages", Verdict.OK, f"tracepaper {version} with {', '.join(found)}")
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -107,15 +107,15 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in release[0].split(".")) if release else ()
 
 
-def _sqlite() -> Finding:
+def _sqlite() -> Diagnosis:
     from tracepaper.storage.database import sqlite_status
 
     status = sqlite_status()
     verdict = Verdict.OK if status.is_usable else Verdict.FAIL
-    return Finding("sqlite", verdict, f"SQLite {status.version}: {status.verdict}")
+    return Diagnosis("sqlite", verdict, f"SQLite {status.version}: {status.verdict}")
 
 
-def _times() -> Finding:
+def _times() -> Diagnosis:
     """Hold SQLite's conversion against ours: both must be UTC whatever the zone of the machine."""
     moment_ms = 1_700_000_000_000
     ours = datetime.fromtimestamp(moment_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -125,13 +125,13 @@ def _times() -> Finding:
     connection.close()
     zone = time.tzname[0]
     if not agree:
-        return Finding("times", Verdict.FAIL, f"SQLite's times are not UTC under zone {zone}")
-    return Finding("times", Verdict.OK, f"UTC everywhere; the local zone ({zone}) is not used")
+        return Diagnosis("times", Verdict.FAIL, f"SQLite's times are not UTC under zone {zone}")
+    return Diagnosis("times", Verdict.OK, f"UTC everywhere; the local zone ({zone}) is not used")
 
 
-def _configuration(config: Config) -> Finding:
+def _configuration(config: Config) -> Diagnosis:
     market = config.market
-    return Finding(
+    return Diagnosis(
         "configuration",
         Verdict.OK,
         f"{config.strategy.name} on {', '.join(market.symbols)} ({market.category}, interval "
@@ -139,35 +139,37 @@ def _configuration(config: Config) -> Finding:
     )
 
 
-def _database(database: Path) -> Finding:
+def _database(database: Path) -> Diagnosis:
     from tracepaper.storage.database import open_reader
     from tracepaper.storage.lock import holder_of
 
     folder = database.absolute().parent
     if not os.access(folder, os.W_OK):
-        return Finding("database", Verdict.FAIL, f"{folder} cannot be written; mend it or use --db")
+        return Diagnosis(
+            "database", Verdict.FAIL, f"{folder} cannot be written; mend it or use --db"
+        )
     if not database.exists():
-        return Finding("database", Verdict.OK, f"{database} does not exist yet and can be made")
+        return Diagnosis("database", Verdict.OK, f"{database} does not exist yet and can be made")
     open_reader(database).close()
     holder = holder_of(database)
     used = f"in use by process {holder.pid}" if holder is not None else "not in use"
     size = database.stat().st_size / MEGABYTE
-    return Finding("database", Verdict.OK, f"{database}, {size:,.1f} MiB, {used}")
+    return Diagnosis("database", Verdict.OK, f"{database}, {size:,.1f} MiB, {used}")
 
 
-def _disk(database: Path) -> Finding:
+def _disk(database: Path) -> Diagnosis:
     folder = database.absolute().parent
     if not folder.is_dir():
-        return Finding("disk", Verdict.FAIL, f"{folder} does not exist; make it or use --db")
+        return Diagnosis("disk", Verdict.FAIL, f"{folder} does not exist; make it or use --db")
     free = shutil.disk_usage(folder).free
     bars = free // BYTES_A_BAR
     detail = f"{free / MEGABYTE:,.0f} MiB free in {folder}, room for some {bars:,} bars"
     if free < DISK_LOW_BYTES:
-        return Finding("disk", Verdict.FAIL, f"{detail}; free some space first")
-    return Finding("disk", Verdict.WARN if free < DISK_SCARCE_BYTES else Verdict.OK, detail)
+        return Diagnosis("disk", Verdict.FAIL, f"{detail}; free some space first")
+    return Diagnosis("disk", Verdict.WARN if free < DISK_SCARCE_BYTES else Verdict.OK, detail)
 
 
-def _attention(config: Config) -> Finding:
+def _attention(config: Config) -> Diagnosis:
     """Name the kernels there are, and what the configured checkpoint's network attends by."""
     from tracepaper.daemon.session.models import chosen_backend
     from tracepaper.strategies.attention import kernels
@@ -179,16 +181,16 @@ def _attention(config: Config) -> Finding:
         f"(backend {config.model.backend}) on {config.model.device} with {threads}"
     )
     if config.model.threads > (os.cpu_count() or 1):
-        return Finding("attention", Verdict.WARN, f"{detail}; set [model] threads lower")
-    return Finding("attention", Verdict.OK, detail)
+        return Diagnosis("attention", Verdict.WARN, f"{detail}; set [model] threads lower")
+    return Diagnosis("attention", Verdict.OK, detail)
 
 
-def _checkpoint(config: Config) -> Finding:
+def _checkpoint(config: Config) -> Diagnosis:
     from tracepaper.daemon.session.models import load_checkpoint
 
     checkpoint = load_checkpoint(config)
     model = checkpoint.card["model"]
-    return Finding(
+    return Diagnosis(
         "checkpoint",
         Verdict.OK,
         f"{config.model.checkpoint}: {model.get('name', 'unnamed')} {checkpoint.id}, "
@@ -196,7 +198,7 @@ def _checkpoint(config: Config) -> Finding:
     )
 
 
-async def ask_exchange(config: Config) -> list[Finding]:
+async def ask_exchange(config: Config) -> list[Diagnosis]:
     """Ask the configured exchange for its time and its symbols, once each."""
     from tracepaper.daemon.bybit.rest import RestClient
     from tracepaper.daemon.bybit.retry import RestartBudget
@@ -212,19 +214,19 @@ async def ask_exchange(config: Config) -> list[Finding]:
             skew_ms = await rest.server_time_ms() - clock.wall_ms()
             verdict = Verdict.OK if abs(skew_ms) <= CLOCK_SKEW_MS else Verdict.WARN
             detail = f"{exchange.rest_url} answers; this machine's clock is {-skew_ms} ms ahead"
-            findings.append(Finding("exchange", verdict, detail))
+            findings.append(Diagnosis("exchange", verdict, detail))
             for symbol in config.market.symbols:
                 one = await rest.instrument(Category(config.market.category), symbol)
-                findings.append(Finding(one.id, Verdict.OK, f"status {one.status}"))
+                findings.append(Diagnosis(one.id, Verdict.OK, f"status {one.status}"))
     except FeedLost as error:
-        findings.append(Finding("exchange", Verdict.FAIL, str(error)))
+        findings.append(Diagnosis("exchange", Verdict.FAIL, str(error)))
     except TracepaperError as error:
-        findings.append(Finding("market", Verdict.FAIL, str(error)))
+        findings.append(Diagnosis("market", Verdict.FAIL, str(error)))
     findings.append(await _ask_stream(config))
     return findings
 
 
-async def _ask_stream(config: Config) -> Finding:
+async def _ask_stream(config: Config) -> Diagnosis:
     """Open a websocket to the configured stream and close it again."""
     import websockets
 
@@ -233,8 +235,8 @@ async def _ask_stream(config: Config) -> Finding:
         async with websockets.connect(
             address, open_timeout=config.exchange.connect_timeout_s, close_timeout=1.0
         ):
-            return Finding("stream", Verdict.OK, f"{address} can be reached")
+            return Diagnosis("stream", Verdict.OK, f"{address} can be reached")
     except (OSError, websockets.WebSocketException) as error:
-        return Finding(
+        return Diagnosis(
             "stream", Verdict.FAIL, f"{address} cannot be reached ({error}); look at the network"
         )

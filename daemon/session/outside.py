@@ -64,7 +64,7 @@ _attaching: Final[set[str]] = set()
 _written: Final[set[Outside]] = set()
 
 
-class Attribution:
+class AttributedTo:
     """Attributes what this thread opens meanwhile to *owner*, a strategy's name."""
 
     def __init__(self, owner: str) -> None:

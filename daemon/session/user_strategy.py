@@ -79,7 +79,7 @@ def user_strategy(
             f"{made_of.__name__} refused [strategy.options] ({error.__cause__}); correct them, and "
             "let its __init__ take them as one dictionary."
         ) from error
-    with outside.Attribution(known_as):
+    with outside.AttributedTo(known_as):
         _check(strategy)
         return _Guarded(strategy, known_as)
 
@@ -141,7 +141,7 @@ class _ForeignCode:
     def __init__(self, name: str, doing: str, known_as: str = "") -> None:
         self._name = name
         self._doing = doing
-        self._watched = outside.Attribution(known_as or name)
+        self._watched = outside.AttributedTo(known_as or name)
 
     def __enter__(self) -> None:
         """Let the user's code begin."""

@@ -17,7 +17,7 @@ from rich.live import Live
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.daemon.terminal.console import Terminal
-from tracepaper.daemon.terminal.screen import Seen, screen
+from tracepaper.daemon.terminal.screen import ScreenState, screen
 from tracepaper.strategies.gates import late
 from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import (
@@ -41,7 +41,7 @@ PACE_WINDOW_S: Final = 10.0
 log = structlog.get_logger("run")
 
 
-class View:
+class LiveView:
     """A live screen if stderr is a terminal, else log lines; a context manager.
 
     ``opened`` tells which run it is, so that its name and the change of equity can be shown.
@@ -105,7 +105,7 @@ class Screen:
     """Redraws one screen at most five times a second; log lines pass above it."""
 
     def __init__(self, clock: Clock, console: Console) -> None:
-        self._seen = Seen()
+        self._state = ScreenState()
         self._pace = Pace(clock)
         self._clock = clock
         self._drawn_s = -REFRESH_S
@@ -122,13 +122,13 @@ class Screen:
 
     def opened(self, run: Run) -> None:
         """Show the name of *run*."""
-        self._seen.open(run)
+        self._state.open(run)
 
     def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
         """Take in *step*; redraw if the screen is old enough."""
-        if not self._seen.decisions and step.decision is not None:
+        if not self._state.decisions and step.decision is not None:
             self._pace = Pace(self._clock)  # the pace of warming up is another
-        self._seen.take(step, instruments)
+        self._state.observe(step, instruments)
         if isinstance(step.event, Bar) and step.accepted:
             self._pace.count()
         if self._clock.network_s() - self._drawn_s >= REFRESH_S:
@@ -136,8 +136,8 @@ class Screen:
 
     def _draw(self) -> None:
         self._drawn_s = self._clock.network_s()
-        self._seen.bars_per_s = self._pace.per_second()
-        self._live.update(screen(self._seen), refresh=True)
+        self._state.bars_per_s = self._pace.per_second()
+        self._live.update(screen(self._state), refresh=True)
 
 
 class Lines:
@@ -229,7 +229,7 @@ class Lines:
 class RunWatcher:
     """Passes every stored step on to a view, and counts the bars that were decided in time."""
 
-    def __init__(self, view: View, *, limit: int | None, until_ms: int | None) -> None:
+    def __init__(self, view: LiveView, *, limit: int | None, until_ms: int | None) -> None:
         self._view = view
         self._limit = limit
         self._until_ms = until_ms
@@ -309,5 +309,5 @@ def live_view(*, limit: int | None, until_ms: int | None = None) -> Iterator[Run
     It ends after *limit* bars that were decided in time, or with the bar that closes at
     *until_ms*, market time.
     """
-    with View() as view:
+    with LiveView() as view:
         yield RunWatcher(view, limit=limit, until_ms=until_ms)

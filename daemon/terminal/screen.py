@@ -46,7 +46,7 @@ DOWN, FLAT, UP = "red", "bright_black", "green"
 
 
 @dataclass(slots=True)
-class Seen:
+class ScreenState:
     """What the screen is drawn from; the live view keeps it up to date."""
 
     run: Run | None = None
@@ -68,7 +68,7 @@ class Seen:
         self.cash = scaled(config.account.cash, MONEY_DECIMALS, name="[account] cash")
         self.horizon = config.gate.horizon
 
-    def take(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
+    def observe(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
         """Remember what the screen shows of *step*."""
         self.last = step
         self.instruments = instruments
@@ -82,55 +82,56 @@ class Seen:
             closes.append(step.event.close)
 
 
-def screen(seen: Seen) -> RenderableType:
+def screen(state: ScreenState) -> RenderableType:
     """Return the whole screen: one panel an instrument, and the account below."""
-    shown = list(seen.bars.items())[:PANELS_MAX]
-    parts: list[RenderableType] = [_panel(seen, name, step) for name, step in shown]
-    if len(seen.bars) > len(shown):
-        parts.append(Text(f"  and {len(seen.bars) - len(shown)} more instruments", "dim"))
+    shown = list(state.bars.items())[:PANELS_MAX]
+    parts: list[RenderableType] = [_panel(state, name, step) for name, step in shown]
+    if len(state.bars) > len(shown):
+        parts.append(Text(f"  and {len(state.bars) - len(shown)} more instruments", "dim"))
     if not shown:
         parts.append(Text("  waiting for the first closed bar", "dim"))
-    return Group(_head(seen), *parts, _foot(seen))
+    return Group(_head(state), *parts, _foot(state))
 
 
-def _head(seen: Seen) -> RenderableType:
+def _head(state: ScreenState) -> RenderableType:
     grid = Table.grid(expand=True)
     grid.add_column()
     grid.add_column(justify="right")
     name = Text.assemble((" tracepaper", "bold"))
-    if (run := seen.run) is not None:
+    if (run := state.run) is not None:
         name.append(f"  {run.kind.value}", "cyan")
         name.append(f"  {run.strategy} {run.model_id}".rstrip())
         name.append(f"  run {run.run_id}", "dim")
     grid.add_row(
         name,
         Text(
-            f"decisions {seen.decisions:,}  fills {seen.fills:,}  {seen.bars_per_s:,.1f} bars/s ",
+            f"decisions {state.decisions:,}  fills {state.fills:,}  "
+            f"{state.bars_per_s:,.1f} bars/s ",
             "dim",
         ),
     )
     return grid
 
 
-def _panel(seen: Seen, name: str, step: Step) -> RenderableType:
+def _panel(state: ScreenState, name: str, step: Step) -> RenderableType:
     """Return what is known of one instrument: its last bar and what was decided on it."""
-    bar, instrument = step.event, seen.instruments[name]
+    bar, instrument = step.event, state.instruments[name]
     assert isinstance(bar, Bar)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", width=10)
     grid.add_column()
     price = f"{bar.close / 10**instrument.price_decimals:,.{instrument.price_decimals}f}"
     grid.add_row(
-        "price", Text.assemble((price, "bold"), "  ", (sparkline(seen.closes[name]), "cyan"))
+        "price", Text.assemble((price, "bold"), "  ", (sparkline(state.closes[name]), "cyan"))
     )
-    for title, line in _thoughts(step, seen.horizon):
+    for title, line in _thoughts(step, state.horizon):
         grid.add_row(title, line)
     if step.decision is not None:
         grid.add_row("decision", _decision(step.decision))
         grid.add_row("gates", _gates(step.decision))
         grid.add_row("position", _position(step, instrument))
     else:
-        grid.add_row("warming up", Text(f"{seen.warming:,} bars taken in", "dim"))
+        grid.add_row("warming up", Text(f"{state.warming:,} bars taken in", "dim"))
     closed = datetime.fromtimestamp(bar.close_time_ms / 1000, UTC)
     return Panel(
         grid,
@@ -216,19 +217,19 @@ def _position(step: Step, instrument: Instrument) -> Text:
     return text.append_text(_signed(position.unrealized_pnl / MONEY_SCALE))
 
 
-def _foot(seen: Seen) -> RenderableType:
+def _foot(state: ScreenState) -> RenderableType:
     grid = Table.grid(padding=(0, 3))
-    if seen.last is None:
+    if state.last is None:
         return grid
-    accounts = [("equity", seen.last.account)]
-    accounts += [(f"{twin.twin} twin", twin.account) for twin in seen.last.twins]
+    accounts = [("equity", state.last.account)]
+    accounts += [(f"{twin.twin} twin", twin.account) for twin in state.last.twins]
     cells = []
     for name, account in accounts:
         text = Text.assemble((f" {name} ", "dim"), (f"{account.equity / MONEY_SCALE:,.2f} ", ""))
-        if seen.cash:
-            text.append_text(_signed((account.equity / seen.cash - 1) * 100, unit=" %"))
+        if state.cash:
+            text.append_text(_signed((account.equity / state.cash - 1) * 100, unit=" %"))
         cells.append(text)
-    account = seen.last.account
+    account = state.last.account
     costs = (account.fees_paid + account.funding_paid) / MONEY_SCALE
     cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))
     grid.add_row(*cells)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.daemon.config.loading import HASHED_SECTIONS, SECTIONS, Config, load, restore
-from tracepaper.daemon.config.sections import INTERVAL_MS, Market
+from tracepaper.daemon.config.sections import INTERVAL_MS, MarketSection
 from tracepaper.daemon.config.values import plain
 from tracepaper.strategies.errors import ConfigInvalid
 
@@ -203,9 +203,11 @@ def test_plain_text_reads_back_and_is_shortest(value: Decimal) -> None:
 
 
 def test_intervals_are_in_milliseconds() -> None:
-    found = {name: Market.model_validate({"interval": name}).interval_ms for name in INTERVAL_MS}
+    found = {
+        name: MarketSection.model_validate({"interval": name}).interval_ms for name in INTERVAL_MS
+    }
     assert found == INTERVAL_MS
-    assert Market(interval="W").interval_ms == 7 * 24 * 3_600_000
+    assert MarketSection(interval="W").interval_ms == 7 * 24 * 3_600_000
 
 
 def test_a_configuration_is_frozen() -> None:

@@ -8,7 +8,7 @@ import pytest
 import storage_cases as cases
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import Market, Model
+from tracepaper.daemon.config.sections import MarketSection, ModelSection
 from tracepaper.daemon.session import models
 from tracepaper.daemon.session.models import free_bytes
 from tracepaper.daemon.session.run_record import describe_run, started
@@ -71,7 +71,7 @@ def test_a_run_without_a_model_attends_by_nothing() -> None:
 
 @pytest.mark.parametrize("backend", ["flash_attn", "sdpa", "reference"])
 def test_a_backend_that_the_checkpoint_cannot_use_is_refused(backend: str) -> None:
-    config = Config(model=Model(backend=backend))
+    config = Config(model=ModelSection(backend=backend))
     for ask in (models.load_forecaster, models.chosen_backend):
         with pytest.raises(ConfigInvalid, match=f"model.backend is '{backend}', .* auto or tiles"):
             ask(config)
@@ -81,7 +81,7 @@ def test_memory_is_asked_for_before_a_model_is_made(monkeypatch: pytest.MonkeyPa
     """Ten instruments of the bundled network need more than four of them."""
     monkeypatch.setattr(models, "free_bytes", lambda: 80 << 20)
     market = {"symbols": ("BTCUSDT", "ETHUSDT")}
-    models.load_forecaster(Config(market=Market.model_validate(market)))
+    models.load_forecaster(Config(market=MarketSection.model_validate(market)))
     many = {"symbols": tuple(f"S{number}USDT" for number in range(10))}
     with pytest.raises(AttentionInvalid, match=r"A window of 1088 bars needs .* use at most \d+"):
-        models.load_forecaster(Config(market=Market.model_validate(many)))
+        models.load_forecaster(Config(market=MarketSection.model_validate(many)))

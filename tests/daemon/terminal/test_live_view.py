@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tracepaper.daemon.terminal.live_view import Pace, RunWatcher, View
+from tracepaper.daemon.terminal.live_view import LiveView, Pace, RunWatcher
 from tracepaper.daemon.terminal.log import configure
-from tracepaper.daemon.terminal.screen import Seen, screen, sparkline, split
+from tracepaper.daemon.terminal.screen import ScreenState, screen, sparkline, split
 from tracepaper.strategies.types import (
     Command,
     CommandKind,
@@ -36,12 +36,12 @@ INSTRUMENTS = {"linear:BTCUSDT": instrument()}
 
 
 def drawn(*steps: Step, width: int = 120) -> str:
-    seen = Seen(bars_per_s=33.4)
-    seen.open(run())
+    state = ScreenState(bars_per_s=33.4)
+    state.open(run())
     for one in steps:
-        seen.take(one, INSTRUMENTS)
+        state.observe(one, INSTRUMENTS)
     console = Console(file=io.StringIO(), width=width)
-    console.print(screen(seen))
+    console.print(screen(state))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -87,10 +87,10 @@ def test_the_screen_fits_a_narrow_terminal() -> None:
 
 
 def test_without_a_known_run_the_screen_shows_the_bar_alone() -> None:
-    seen = Seen()
-    seen.take(full_step(), INSTRUMENTS)
+    state = ScreenState()
+    state.observe(full_step(), INSTRUMENTS)
     console = Console(file=io.StringIO(), width=100)
-    console.print(screen(seen))
+    console.print(screen(state))
     assert isinstance(console.file, io.StringIO)
     assert "100,012.00" in console.file.getvalue()
     assert "+0.01 %" not in console.file.getvalue()
@@ -99,7 +99,7 @@ def test_without_a_known_run_the_screen_shows_the_bar_alone() -> None:
 def test_the_pace_of_warming_up_is_forgotten_at_the_first_decision() -> None:
     clock, file = ManualClock(), io.StringIO()
     console = Console(file=file, force_terminal=True, width=100)
-    with View(clock=clock, console=console) as view:
+    with LiveView(clock=clock, console=console) as view:
         for one in bars(1_000):
             view.show(step(one), INSTRUMENTS)
             clock.advance(network_s=0.001)
@@ -130,11 +130,11 @@ def test_a_warm_up_bar_has_no_decision() -> None:
 def test_many_instruments_are_cut_and_counted() -> None:
     symbols = ["AUSDT", "BUSDT", "CUSDT", "DUSDT", "EUSDT", "FUSDT"]
     instruments = {f"linear:{symbol}": instrument(symbol) for symbol in symbols}
-    seen = Seen()
+    state = ScreenState()
     for name in instruments:
-        seen.take(step(bar(instrument_id=name)), instruments)
+        state.observe(step(bar(instrument_id=name)), instruments)
     console = Console(file=io.StringIO(), width=100)
-    console.print(screen(seen))
+    console.print(screen(state))
     assert isinstance(console.file, io.StringIO)
     assert "and 2 more instruments" in console.file.getvalue()
 
@@ -178,7 +178,7 @@ def test_the_pace_is_of_the_last_ten_seconds() -> None:
 def test_the_live_view_redraws_at_most_five_times_a_second_and_at_its_end() -> None:
     clock, file = ManualClock(), io.StringIO()
     console = Console(file=file, force_terminal=True, width=100)
-    with View(clock=clock, console=console) as view:
+    with LiveView(clock=clock, console=console) as view:
         view.opened(run())
         for number, one in enumerate(bars(100)):
             view.show(step(one, sequence=number, of=account(100_000 + number)), INSTRUMENTS)
@@ -202,7 +202,7 @@ def lines() -> Iterator[io.StringIO]:
 
 def test_elsewhere_each_second_has_one_decision_line(lines: io.StringIO) -> None:
     clock = ManualClock()
-    with View(clock=clock, console=Console(file=io.StringIO())) as view:
+    with LiveView(clock=clock, console=Console(file=io.StringIO())) as view:
         view.opened(run())
         for number, one in enumerate(bars(30)):
             view.show(
@@ -223,7 +223,7 @@ def test_elsewhere_each_second_has_one_decision_line(lines: io.StringIO) -> None
 def test_fills_gaps_and_commands_are_never_left_out(lines: io.StringIO) -> None:
     gap_step = step(Gap("linear:BTCUSDT", 0, 60_000, GapCause.MISSED, "", 0, 0))
     halt_step = step(Command(CommandKind.HALT, "news", 0, 0))
-    with View(clock=ManualClock(), console=Console(file=io.StringIO())) as view:
+    with LiveView(clock=ManualClock(), console=Console(file=io.StringIO())) as view:
         for shown in (full_step(1), full_step(2), full_step(3), gap_step, halt_step):
             view.show(shown, INSTRUMENTS)
     said = [json.loads(line) for line in lines.getvalue().splitlines()]
@@ -253,7 +253,7 @@ def _restored() -> Iterator[None]:
 
 def shown() -> RunWatcher:
     configure(stream=io.StringIO())
-    found = RunWatcher(View(), limit=None, until_ms=None)
+    found = RunWatcher(LiveView(), limit=None, until_ms=None)
     found.opened(run(instruments=(instrument(),)))
     passing = (("operator", 1.0, 1.0, True), ("edge", 1.4, 1.0, True))
     allowed = decision(measures=passing)
@@ -297,5 +297,5 @@ def test_elsewhere_it_is_one_log_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_end_before_any_step_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    RunWatcher(View(), limit=None, until_ms=None).farewell(Path("mine.db"))
+    RunWatcher(LiveView(), limit=None, until_ms=None).farewell(Path("mine.db"))
     assert terminal.getvalue() == ""
