@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,8 +15,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("daemon", "replay", "storage", "strategies")
-POINTER = re.compile(r"\b([A-Z]{4,})\.md\b|\(([A-Z]{5,})(?:,? (?:point|section))? \d")
-"""A document by its file name, or by name and number in brackets: (DECISIONS 5)."""
+POINTER = re.compile(
+    r"\b([A-Z]{4,})\.md\b"  # a document by its file name
+    r"|(?:\(|\b(?:see|in) )([A-Z]{5,})(?:,? (?:point|section|rule)s?)? \d+\b(?!\.\d)"  # name, number
+    r"|\b([A-Z]{5,}),? (?:point|section|rule)s? \d"
+)
+TOLD_IN = {".py", ".md", ".toml", ".yml", ".service", "Makefile", "Dockerfile"}
+PAGES = ("*.md", "*/*.md", "replay/*/*.md")
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+IN_THE_REPOSITORY = re.compile(
+    r"(?<![\w/.])((?:daemon|replay|storage|strategies|tests|deploy|docs)/[\w./-]+\.[a-z]+)\b"
+)
 NAMED_TWICE = frozenset(
     {
         "Account", "Attention", "Explained", "Figure", "Finding", "Head", "Heads", "Judged",
@@ -57,18 +68,42 @@ def test_every_module_says_in_its_first_line_what_it_is() -> None:
     assert silent == []
 
 
-def named_documents(text: str) -> set[str]:
-    return {first or second for first, second in POINTER.findall(text)} - {"SELECT"}
+def spoken(path: Path) -> str:
+    """Return what *path* tells its reader: comments and docstrings of a module, else all of it."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return text
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    words = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    literals = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Expr))
+    words += [str(node.value) for node in literals if isinstance(node, ast.Constant)]
+    return "\n".join(words)
 
 
-def test_no_module_sends_its_reader_to_a_document_that_is_not_here() -> None:
-    shipped = {path.stem for path in ROOT.glob("*.md")} | {"RUNBOOK", "FIGURES", "SOURCES"}
-    planted = "see " + "RULES" + ".md; in order (" + "POINTS 12), (" + "NOTES, section 4)"
-    assert named_documents(planted) == {"RULES", "POINTS", "NOTES"}
+def lost_pointers(path: Path, text: str) -> set[str]:
+    """Return the documents, links and files that *text*, which stands in *path*, names in vain."""
+    documents = {name for found in POINTER.findall(text) for name in found if name}
+    lost = documents - {page.stem for pages in PAGES for page in ROOT.glob(pages)}
+    lost |= {name for name in IN_THE_REPOSITORY.findall(text) if not (ROOT / name).exists()}
+    if path.suffix == ".md":
+        lost |= {name for name in LINK.findall(text) if not (path.parent / name).exists()}
+    return lost
+
+
+def test_nothing_sends_its_reader_to_a_document_that_is_not_here() -> None:
+    planted = "see RULES.md; in order (POINTS 12), (NOTES, section 4), CHANGELOG.md, BTCUSDT 1,"
+    planted += " daemon/nowhere.py, [there](deploy/nowhere.md) and daemon/clock.py"
+    expected = {"RULES", "POINTS", "NOTES", "daemon/nowhere.py", "deploy/nowhere.md"}
+    assert lost_pointers(ROOT / "README.md", planted) == expected
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     strangers = {
-        path.relative_to(ROOT).as_posix(): named
-        for path in (*sources(), *sorted((ROOT / "tests").rglob("*.py")))
-        if (named := named_documents(path.read_text(encoding="utf-8")) - shipped)
+        name: lost
+        for name in files.stdout.splitlines()
+        if Path(name).suffix in TOLD_IN or Path(name).name in TOLD_IN
+        if name not in {"CHANGELOG.md", "DECISIONS.md"}  # they tell of what once was
+        if (ROOT / name).is_file() and (lost := lost_pointers(ROOT / name, spoken(ROOT / name)))
     }
     assert strangers == {}
 
