@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("daemon", "replay", "storage", "strategies")
 POINTER = re.compile(
     r"\b([A-Z]{4,})\.md\b"  # a document by its file name
-    r"|(?:\(|\b(?:see|in) )([A-Z]{5,})(?:,? (?:point|section|rule)s?)? \d+\b(?!\.\d)"  # name, number
+    r"|(?:\(|\b(?:see|in) )([A-Z]{5,})(?:,? (?:point|section|rule)s?)? \d+\b(?!\.\d)"  # by number
     r"|\b([A-Z]{5,}),? (?:point|section|rule)s? \d"
 )
 TOLD_IN = {".py", ".md", ".toml", ".yml", ".service", "Makefile", "Dockerfile"}

@@ -1,7 +1,8 @@
 """The sections of the configuration: every key with its type, range, default and meaning.
 
-Attribute names are the keys of the file. The docstring below a field is its documentation:
-``config init`` and ``deploy/config.example.toml`` are printed from here, and so cannot differ.
+A field is all that a key takes: its name in the file, its type and range, its default (and an
+example where it is absent by default), and below it the docstring that documents it. The
+environment, ``config check``, ``config init`` and ``deploy/config.example.toml`` follow from it.
 """
 
 from __future__ import annotations
@@ -278,7 +279,9 @@ class ExecutionSection(Section):
     """Market milliseconds from decision to the first quote that may fill."""
     fill_within_ms: int = Field(default=10_000, ge=100, le=86_400_000)
     """Wall milliseconds after that: an order that no quote has filled by then is canceled."""
-    taker_fee: Annotated[Exact, Field(ge=0, le=Decimal("0.1"))] | None = None
+    taker_fee: Annotated[Exact, Field(ge=0, le=Decimal("0.1"))] | None = Field(
+        default=None, examples=["0.00055"]
+    )
     """Fraction of notional; if absent the category's: 0.00055 linear, 0.001 spot."""
     slippage_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(0)
     """Basis points paid beyond the reference price."""
@@ -304,7 +307,7 @@ class StorageSection(Section):
 
     url: str = "sqlite:///tracepaper.db"
     """An SQLite file: three slashes and a path, four for an absolute one."""
-    keep_days: int | None = Field(default=None, ge=1, le=100_000)
+    keep_days: int | None = Field(default=None, ge=1, le=100_000, examples=[365])
     """Days that `tracepaper db prune` keeps; everything if absent."""
 
     @property

@@ -19,11 +19,6 @@ HEADER: Final = f"""\
 # Money and rates are written as text, exactly. Keys that stand behind a # are absent by default.
 # `tracepaper config check` reads this file without starting anything.
 """
-UNSET: Final = {
-    "taker_fee": "0.00055",
-    "keep_days": 365,
-}
-"""What a key that is absent by default could be set to; those of gates are declared there."""
 
 
 def render(config: Config) -> str:
@@ -51,10 +46,11 @@ def _section(name: str, model: type[BaseModel]) -> str:
 
 
 def _value(key: str, field: FieldInfo) -> str:
-    """Return the default of *field* as TOML; where there is none, a sensible value."""
+    """Return the default of *field* as TOML; where there is none, its example."""
     default = canonical(field.get_default(call_default_factory=True))
     if default is None:
-        default = field.examples[0] if field.examples else UNSET[key]
+        assert field.examples, f"{key} is absent by default: give its field an example"
+        default = field.examples[0]
     return _toml(default)
 
 
