@@ -1,4 +1,7 @@
-"""The system clock: the only file of the project that reads the machine's time."""
+"""The system clock: the only file of the project that reads the machine's time.
+
+The rules are docs/time.md, T7 to T9.
+"""
 
 from __future__ import annotations
 

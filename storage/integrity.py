@@ -1,6 +1,8 @@
 """What a database must be besides its chains: whole pages, our schema, linked runs, true cards.
 
 ``audit verify`` looks at all of it; nothing here needs torch, or reads a file but the database.
+
+The rules are docs/storage.md, S10 to S13.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A file system takes every write to a file that was deleted, replaced or cut short, and nobody could
 read it back. So the writer looks before a commit, and again before it is acknowledged.
+
+The rules are docs/storage.md, S2 and S4.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A consistent copy while a daemon writes, and a prune that keeps the chain verifiable."""
+"""A consistent copy while a daemon writes, and a prune that keeps the chain verifiable.
+
+The rules are docs/storage.md, S16 and S17.
+"""
 
 from __future__ import annotations
 

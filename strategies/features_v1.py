@@ -10,6 +10,8 @@ price and on others the last close. Three stages, each of finite memory:
 A window of 256 returns needs 257 closes, and a z-score over 256 of its values 255 more:
 a row depends on exactly 512 bars. The same code serves a batch and a single bar, so both agree
 in every bit. Prices and volumes enter only as ratios, so integers of any decimals serve.
+
+The rules are docs/models.md, L3 and L4.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The thresholds of the gates that a strategy declared, and ``GateEvaluator``: their verdict."""
+"""The thresholds of the gates that a strategy declared, and ``GateEvaluator``: their verdict.
+
+The rules are docs/decisions.md, G7 to G11.
+"""
 
 from __future__ import annotations
 

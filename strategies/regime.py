@@ -1,4 +1,7 @@
-"""``Regime`` from the rollout's recent mass: a transition table with hysteresis."""
+"""``Regime`` from the rollout's recent mass: a transition table with hysteresis.
+
+The rule is docs/decisions.md, G12.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 No mode looks at the account, so that a target depends on bars and forecasts alone and two runs
 of the same bars agree on it whatever their fills were.
+
+The rules are docs/decisions.md, G19 and G20.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What a user's class is made of: its module and what that imports from its own folder, hashed."""
+"""What a user's class is made of: its module and what that imports from its own folder, hashed.
+
+The rule is docs/identity.md, I15.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A user's own strategy: found, made and asked; what it does wrong ends in one sentence."""
+"""A user's own strategy: found, made and asked; what it does wrong ends in one sentence.
+
+The rules are docs/strategies.md, U1 to U6.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The past cut off: after the stated warm-up a later start must judge and wish the same."""
+"""The past cut off: after the stated warm-up a later start must judge and wish the same.
+
+The rule is docs/strategies.md, U3.
+"""
 
 from __future__ import annotations
 

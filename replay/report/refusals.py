@@ -11,6 +11,8 @@ A gate is said to have saved, or to have cost, only where both hold at 95 %: the
 beyond its error, which counts UTC days and not signals, for those of one day share their market;
 and it lies beyond what random gates make, which refuse as many signals in the same pattern, moved
 along the run by chance.
+
+The rule is docs/decisions.md, G21.
 """
 
 from __future__ import annotations

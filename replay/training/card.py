@@ -1,6 +1,8 @@
 """The model's card: what it is, what it was learnt from, how good it is, and what it cannot do.
 
 Calibration (temperature, slopes, quantiles of every measure) comes first, then each section.
+
+The rules are docs/models.md, L7 and L14.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 The return from this close to the close *h* bars later is measured in units of σ √h, where σ is the
 volatility that the features report at this bar; the variance is that of the h one-bar returns in
 the same unit. Labels look forward and features back: they share no bar but the one decided.
+
+The rules are docs/models.md, L5 and L6.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 bucket that no row of a tile can have reached yet is not touched. Under a window a row reaches
 ``layers·(window - 1)`` bars back, so it needs no more columns than that span has buckets: they
 are used in turn, as a ring, and memory is linear in time.
+
+The rule is docs/attention.md, A11.
 """
 
 from __future__ import annotations

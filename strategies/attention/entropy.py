@@ -2,6 +2,8 @@
 
 ``H_i = lse_i - scale·q_i·(A·K)_i``: the mean score under the attention itself, which a flash kernel
 returns when the keys take the values' place. No matrix is stored.
+
+The rules are docs/attention.md, A9 and A10.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ causal passes, merged by their logsumexp; peak memory is that of a few copies of
 gradient of each part is the kernel's own, handed the *merged* output and logsumexp: it rebuilds
 ``P = exp(s - logsumexp)``, so the parts add up to the whole. A kernel that knows windows itself
 (``window_forward`` and ``window_backward``) is asked directly.
+
+The rule is docs/attention.md, A3.
 """
 
 from __future__ import annotations

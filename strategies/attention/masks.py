@@ -1,4 +1,7 @@
-"""Which keys a query may see: full, causal, or a causal window."""
+"""Which keys a query may see: full, causal, or a causal window.
+
+The rule is docs/attention.md, A2.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How much memory a context needs, and which would fit, before anything is allocated."""
+"""How much memory a context needs, and which would fit, before anything is allocated.
+
+The rule is docs/attention.md, A24.
+"""
 
 from __future__ import annotations
 

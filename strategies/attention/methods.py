@@ -7,6 +7,8 @@ that is left without weight keeps itself. Neither stores a matrix.
 Attention flow (Abnar and Zuidema, 2020, section 3) is a reference for small graphs: every bar of
 every layer is a node, ``Ã_l`` gives the capacities of the edges to the layer below, and a row's
 attribution of a bar is the maximum flow between the two. Cost grows with N³ a bar, so N is bounded.
+
+The rules are docs/attention.md, A21 to A23.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ convention. Ours makes each stage a row-stochastic map: a pooled position rests 
 proportion to the channels whose maximum they gave, and a convolved position on its taps in
 proportion to the length ``‖W_τ x_{n+τ}‖`` of what each brought. Norm and activation work position
 by position and move nothing. Say so where it is shown.
+
+The rules are docs/attention.md, A18 to A20.
 """
 
 from __future__ import annotations

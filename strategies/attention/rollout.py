@@ -3,6 +3,8 @@
 ``Ã_l = ρ·I + (1-ρ)·fuse_h A_l,h`` and ``R = Ã_L ··· Ã_1`` (Abnar and Zuidema, 2020,
 arXiv:2005.00928). A row of R is a row vector carried down through the layers, and each step is a
 product with one layer that ``products`` and ``fusion`` compute from query, key and logsumexp.
+
+The rules are docs/attention.md, A5 to A8.
 """
 
 from __future__ import annotations

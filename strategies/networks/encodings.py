@@ -4,6 +4,8 @@ A position is the absolute index of a bar, ``open_time_ms // interval_ms``, so t
 restarted today sees the same positions as one that has run for a year. RoPE and ALiBi depend
 on differences alone; sinusoidal and learned codes, which do not, take the position modulo the
 window, so that they too mean the same anywhere in an endless stream.
+
+The rule is docs/attention.md, A16.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ other; attention goes over the streams that lie side by side in memory, so that 
 to bring them together. In each layer the new queries meet the last ``window`` cached keys in
 tiles; a tile's probabilities give the output, the entropy and the bucketed rollout
 ``R_l = ρ R_{l-1} + (1 - ρ) mean_h A_h R_{l-1}`` and are dropped.
+
+The rules are docs/attention.md, A14 and A15.
 """
 
 from __future__ import annotations
