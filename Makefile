@@ -50,6 +50,7 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/tracepaper bench ingest
 	$(BIN)/tracepaper bench live
+	$(BIN)/tracepaper bench close
 	$(BIN)/tracepaper bench replay
 
 campaign: $(STAMP)

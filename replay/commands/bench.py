@@ -62,6 +62,20 @@ def live(
 
 
 @app.command()
+def close(
+    *,
+    symbols: Annotated[int, typer.Option(min=2, help="Instruments that close at once.")] = 30,
+    rounds: Annotated[int, typer.Option(min=1, help="Closes to time, each way.")] = 40,
+    json: JsonOption = False,
+) -> None:
+    """Measure the model's answer to a close of several symbols: one batch, and one by one."""
+    from tracepaper.replay.bench.close import measure
+
+    figures = measure(symbols, rounds, tell=_tell)
+    _say("close of several symbols, ms of CPU time", figures, as_json=json)
+
+
+@app.command()
 def attention(
     *,
     long: Annotated[bool, typer.Option("--long", help="Also 65,536 bars.")] = False,
