@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -19,15 +19,19 @@ from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.archive.decimals import IntArray
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, run_replay
+from tracepaper.replay.backtest.scan import CHUNK_EVENTS
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.networks.flash import FlashConfig
-from tracepaper.strategies.networks.workloads import forward_whole, whole_context
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.networks.workloads import Scan
 
 YEAR_BARS: Final = 525_600
 REACH_BARS_PER_CPU_S: Final = 50_000
 NAIVE_SAMPLE: Final = 3
+SCANS: Final = 4
+"""Chunks that the network alone scans after each chunk of events."""
 
 Tell = Callable[[str], None]
 
@@ -147,6 +151,9 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
     A year is extrapolated from *bars* after the warm-up, unless *bars* is a year; so is the
     naive route, which runs the network anew over the whole context at every bar.
     """
+    from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+    from tracepaper.strategies.networks.workloads import Scan
+
     candles = tiled(bars + 4_860)
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "bench.db"
@@ -154,15 +161,14 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
         replay = _replay(candles, "attention")
         tell(f"replaying {len(candles):,} bars")
         audit = SqlAuditLog.open(database)
-        peak = [0.0]
-
-        def watch_memory(_bars: int) -> None:
-            peak[0] = max(peak[0], resident_mb())
-
-        tally = Tally(progress=watch_memory)
+        forecaster = replay.forecaster
+        assert isinstance(forecaster, StreamingForecaster)
+        watch = _ExplainedBars(Scan(forecaster.network))
+        tally = Tally(progress=watch.observe)
         wall, began = time.perf_counter(), time.process_time()
         asyncio.run(run_replay(replay, audit, tally))
-        cpu_s, wall_s = time.process_time() - began, time.perf_counter() - wall
+        cpu_s = time.process_time() - began - watch.aside_s
+        wall_s = time.perf_counter() - wall - watch.aside_s
         audit.end(0)
         audit.close()
         size = database.stat().st_size / len(candles)
@@ -179,12 +185,60 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
         "naive_year_hours": naive_s * YEAR_BARS / 3600,
         "times_faster_than_naive": naive_s / (wall_s / len(candles)),
         "database_bytes_per_bar": size,
-        "rss_mb_peak": peak[0],
+        "rss_mb_peak": watch.peak_mb,
+        **watch.figures(),
     }
+
+
+class _ExplainedBars:
+    """What an explained bar costs in a replay, beside its network's own scan in the same run.
+
+    The cost is the CPU time from one chunk of events that is read ahead to the next: features,
+    network, forecasts, engine and log of as many bars. After each chunk the network alone scans
+    random rows; that time is left out of the replay's.
+    """
+
+    def __init__(self, scan: Scan) -> None:
+        self._scan = scan
+        self._mark: float | None = None
+        self._replayed: list[float] = []  # seconds a bar
+        self._scanned: list[float] = []
+        self.aside_s = 0.0
+        self.peak_mb = 0.0
+
+    def observe(self, bars: int) -> None:
+        """Take the time at the end of a chunk, and scan as a reference."""
+        self.peak_mb = max(self.peak_mb, resident_mb())
+        if bars % CHUNK_EVENTS or not bars:
+            return
+        began = time.process_time()
+        if self._mark is not None:
+            self._replayed.append((began - self._mark) / CHUNK_EVENTS)
+        for _ in range(SCANS):
+            before = time.process_time()
+            bars = self._scan.advance()
+            self._scanned.append((time.process_time() - before) / bars)
+        self._mark = time.process_time()
+        self.aside_s += self._mark - began
+
+    def figures(self) -> dict[str, float]:
+        """Return microseconds a bar and their ratio, medians; nothing below two whole chunks."""
+        if not self._replayed:
+            return {}
+        replayed, scanned = (1e6 * statistics.median(x) for x in (self._replayed, self._scanned))
+        return {
+            "explained_bar_us": replayed,
+            "network_scan_us": scanned,
+            "explained_bar_to_scan": replayed / scanned,
+            "reach_explained_bar_to_scan": 1.6,
+        }
 
 
 def forward_seconds(times: int) -> float:
     """Return the median wall seconds of a forward over the default network's whole context."""
+    from tracepaper.strategies.networks.flash import FlashConfig
+    from tracepaper.strategies.networks.workloads import forward_whole, whole_context
+
     network, rows = whole_context(FlashConfig())
     forward_whole(network, rows)
     taken = []

@@ -205,6 +205,27 @@ class Live:
         return torch.randn(bars, self.network.config.features, generator=generator).clamp(-5, 5)
 
 
+class Scan:
+    """A network's own scan over known bars, its rings full: no features, forecasts or record."""
+
+    def __init__(self, network: StreamingNetwork) -> None:
+        self._network = network
+        self._state = StreamState(network.network)
+        self._generator = torch.Generator().manual_seed(_SEED)
+        self._position = 0
+        while self._position < network.config.receptive_field:
+            self.advance()
+
+    def advance(self) -> int:
+        """Take in one chunk of random rows; return how many bars it holds."""
+        shape = (1, CHUNK_BARS, self._network.config.features)
+        rows = torch.randn(shape, generator=self._generator).clamp(-5, 5)
+        positions = np.arange(self._position, self._position + CHUNK_BARS, dtype=np.int64)
+        self._network.advance(self._state, rows, positions[None], padded=True)
+        self._position += CHUNK_BARS
+        return CHUNK_BARS
+
+
 def device_name(device: str) -> str | None:
     """Return the name of an accelerator, None where there is none."""
     if device == "cuda" and torch.cuda.is_available():
