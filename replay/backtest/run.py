@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import gc
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -148,6 +150,20 @@ class Tally:
         return True
 
 
+@contextmanager
+def settled_heap() -> Iterator[None]:
+    """Keep the garbage collector from what was built before the first event.
+
+    With a model that is half a million objects, and each full collection walks them all: a
+    twentieth of a replay's time.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 async def run_events(
     events: Iterable[Event],
     predict: Predictor,
@@ -160,7 +176,8 @@ async def run_events(
 ) -> None:
     """Drive known *events* into *audit*; what is recorded is whole wherever it stops."""
     log = ActingAudit(audit) if acting_only else GroupedAudit(audit)
-    await drive(KnownFeed(events), predict, engine, log, watch=tally.watch, heard=heard)
+    with settled_heap():
+        await drive(KnownFeed(events), predict, engine, log, watch=tally.watch, heard=heard)
     log.finish()
     audit.flush()
     tally.progress(tally.bars)

@@ -8,7 +8,7 @@ and comparing rows with one another would not show it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from tracepaper.daemon.session.predictor import BarHistory, warm
@@ -19,8 +19,10 @@ from tracepaper.strategies.types import Bar, Event, Forecast, ModelChange, Predi
 
 CHUNK_EVENTS: Final = 8_192
 """Events read ahead: enough for the batched pass to pay, a few megabytes of forecasts."""
-
+CHUNK_INSTRUMENTS: Final = 16
+"""Of more instruments more is read ahead, 512 bars of each: a shorter scan costs as much."""
 PROBE_EVERY_CHUNKS: Final = 16
+"""Chunks from one probe to the next; each probe takes another instrument."""
 
 
 class ScanPredictor:
@@ -47,7 +49,9 @@ class ScanPredictor:
         self._waiting: dict[str, deque[tuple[Bar, Forecast | None]]] = {
             key: deque() for key in instruments
         }
+        self._chunk_events = CHUNK_EVENTS * -(-len(self._waiting) // CHUNK_INSTRUMENTS)
         self._chunks = 0
+        self._next_probe = 1
         self.probed = 0
 
     def read_ahead(self, events: Iterable[Event]) -> Iterator[Event]:
@@ -64,7 +68,7 @@ class ScanPredictor:
                 yield event
                 continue
             chunk.append(event)
-            if len(chunk) == CHUNK_EVENTS:
+            if len(chunk) == self._chunk_events:
                 yield from self._computed(chunk)
                 chunk = []
         yield from self._computed(chunk)
@@ -101,29 +105,45 @@ class ScanPredictor:
         """Return the prediction for *event*; never waits."""
         return self.predict(event)
 
-    def _probe(self, fresh: dict[str, list[Bar]]) -> None:
-        """Compute one bar of this chunk again, from the bars up to it alone."""
+    def _probe(self, fresh: Mapping[str, Sequence[Bar]]) -> None:
+        """Compute one bar of this chunk again where a probe is due, from the bars up to it alone.
+
+        The network is the same for all instruments, so one of them is enough; each in its turn.
+        """
         self._chunks += 1
-        if (self._chunks - 1) % PROBE_EVERY_CHUNKS:
+        if self._chunks < self._next_probe:
             return
-        for key, bars in fresh.items():
-            past = [*self.memory.since(key, 0), *bars]
-            # A different place in every chunk, and never the last bar: the future must exist.
-            place = len(past) - 2 - (self._chunks * 7_919) % max(len(bars) - 1, 1)
-            context = self._forecaster.context
-            if place + 1 < context:
-                place = min(context - 1, len(past) - 2)
-            if place + 1 < context:
-                continue
-            waiting = {bar.open_time_ms: said for bar, said in self._waiting[key]}
-            expected = waiting.get(past[place].open_time_ms)
-            derived = _derived(self._prober, past[place + 1 - context : place + 1])
-            self.probed += 1
-            if not answers_agree(expected, derived):
-                raise InvariantBroken(
-                    f"the network saw later bars: its forecast of {key} at "
-                    f"{past[place].open_time_ms} differs without them"
-                )
+        keys = sorted(fresh)
+        for turn in range(len(keys)):
+            key = keys[(self.probed + turn) % len(keys)]
+            past = [*self.memory.since(key, 0), *fresh[key]]
+            place = self._place(len(past), len(fresh[key]))
+            if place is not None:
+                self._compare(key, past, place)
+                self._next_probe = self._chunks + PROBE_EVERY_CHUNKS
+                return
+
+    def _place(self, known: int, fresh: int) -> int | None:
+        """Return the bar to probe of *known* ones, the last *fresh* new; None without a context."""
+        # A different place in every chunk, and never the last bar: the future must exist.
+        place = known - 2 - (self._chunks * 7_919) % max(fresh - 1, 1)
+        context = self._forecaster.context
+        if place + 1 < context:
+            place = min(context - 1, known - 2)
+        return place if place + 1 >= context else None
+
+    def _compare(self, key: str, past: Sequence[Bar], place: int) -> None:
+        """Raise ``InvariantBroken`` unless the forecast at *place* is that of the bars up to it."""
+        waiting = {bar.open_time_ms: said for bar, said in self._waiting[key]}
+        expected = waiting.get(past[place].open_time_ms)
+        context = self._forecaster.context
+        derived = _derived(self._prober, past[place + 1 - context : place + 1])
+        self.probed += 1
+        if not answers_agree(expected, derived):
+            raise InvariantBroken(
+                f"the network saw later bars: its forecast of {key} at "
+                f"{past[place].open_time_ms} differs without them"
+            )
 
 
 def _derived(prober: Forecaster, bars: Sequence[Bar]) -> Forecast | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -53,21 +54,9 @@ def forecasts(
     # The scale of a Student-t is not its standard deviation.
     stdev = np.exp(scale) * np.sqrt(dof / (dof - 2.0)) * root
     volatility = np.exp(0.5 * variance) * root
-    table = np.stack([mean * root, stdev, p_down, p_flat, p_up, volatility], axis=1)
-    return [
-        Forecast(horizons, *_figures(row), model_id, explanation)
-        for row, explanation in zip(table.tolist(), explained, strict=True)
-    ]
-
-
-_Figure = tuple[float, ...]
-
-
-def _figures(
-    row: list[list[float]],
-) -> tuple[_Figure, _Figure, _Figure, _Figure, _Figure, _Figure]:
-    mean, stdev, p_down, p_flat, p_up, volatility = map(tuple, row)
-    return mean, stdev, p_down, p_flat, p_up, volatility
+    figures = (mean * root, stdev, p_down, p_flat, p_up, volatility)
+    columns = [map(tuple, figure.tolist()) for figure in figures]
+    return list(map(Forecast, repeat(horizons), *columns, repeat(model_id), explained))
 
 
 def explanations(
@@ -88,13 +77,20 @@ def explanations(
     errors = np.abs(1.0 - rollout.sum(axis=1, dtype=np.float64)).tolist()
     entropy = told.confidence.reshape(len(aged), -1)  # [bar, layer * head]
     confidence = entropy.double().mean(1).tolist()
-    heads = entropy.numpy().astype("<f4")
-    buckets = rollout[:, :-1].astype("<f4")
+    heads = _packed(entropy.numpy())
+    buckets = _packed(rollout[:, :-1])
     older = rollout[:, -1].tolist()
     return [
         Explanation(
             confidence[i], content_free, recent[i], older[i], shifts[i], errors[i],
-            heads[i].tobytes(), buckets[i].tobytes(),
+            heads[i], buckets[i],
         )
         for i in range(len(aged))
     ]  # fmt: skip
+
+
+def _packed(rows: NDArray[np.float32]) -> list[bytes]:
+    """Return each of *rows* [bar, number] as little-endian float32: one conversion, then slices."""
+    whole = rows.astype("<f4").tobytes()
+    size = 4 * rows.shape[1]
+    return [whole[at : at + size] for at in range(0, len(whole), size)]

@@ -51,6 +51,53 @@ def test_a_network_that_sees_later_bars_is_caught() -> None:
         answers(predictor(Peeking(says, context=CONTEXT)), bars(300))
 
 
+def test_a_probe_is_made_up_for_and_each_takes_another_instrument(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No bar of the first chunks has a whole context, so the first probe waits for one."""
+    monkeypatch.setattr(scan, "CHUNK_EVENTS", 16)
+    monkeypatch.setattr(scan, "PROBE_EVERY_CHUNKS", 4)
+    keys = [KEY, "linear:ETHUSDT"]
+    prober = FixedForecaster(says, context=CONTEXT)
+    forecaster = FixedForecaster(says, context=CONTEXT)
+    machine = ScanPredictor(forecaster, prober, keys, period_start_ms=0)
+    pairs = zip(*(bars(96, instrument_id=key) for key in keys), strict=True)
+    probed, asked = [], []
+    warm = prober.warm
+
+    def noted(instrument: str, known: Sequence[Bar]) -> None:
+        asked.append(instrument)
+        warm(instrument, known)
+
+    monkeypatch.setattr(prober, "warm", noted)
+    for number, event in enumerate(machine.read_ahead([item for pair in pairs for item in pair])):
+        machine.predict(event)
+        if number % 16 == 0:
+            probed.append(machine.probed)
+    assert probed == [0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+    assert asked == [keys[0], keys[1], keys[0]]
+
+
+def test_many_instruments_are_read_ahead_by_whole_stretches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scan, "CHUNK_EVENTS", 12)
+    monkeypatch.setattr(scan, "CHUNK_INSTRUMENTS", 2)
+    keys = [f"linear:{name}USDT" for name in "ABC"]
+    taken: list[int] = []
+
+    class Counting(FixedForecaster):
+        def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+            taken.append(len(bars))
+            return super().scan(bars)
+
+    made = Counting(says, context=CONTEXT)
+    machine = ScanPredictor(made, FixedForecaster(says, context=CONTEXT), keys, period_start_ms=0)
+    pairs = zip(*(bars(16, instrument_id=key) for key in keys), strict=True)
+    answers(machine, [item for pair in pairs for item in pair])
+    assert taken == [8] * 6
+
+
 def test_chunks_do_not_change_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     history = bars(300)
     whole = answers(predictor(FixedForecaster(says, context=CONTEXT)), history)
