@@ -21,12 +21,12 @@ from tracepaper.storage.digest import NOTHING
 from tracepaper.storage.reader import confirmed_since, latest, run_span
 from tracepaper.storage.rows import KEPT_EVENTS, sequence_of, step_key
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
+from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import Prune
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-DAY_MS: Final = 86_400_000
 _LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
 _PRUNED_UNTIL: Final = "SELECT until_sequence FROM prunes WHERE run_key = ?"
 _PRUNED: Final = "SELECT until_sequence, state, kept_sha256 FROM prunes WHERE run_key = ?"

@@ -28,6 +28,7 @@ from tracepaper.storage.columns import (
 )
 from tracepaper.storage.rows import ANSWER_GATES, SEQUENCE_BITS, STEP_GATES
 from tracepaper.storage.schema import KEPT_KINDS
+from tracepaper.strategies.market import DAY_MS, MINUTE_MS, WEEK_MS
 from tracepaper.strategies.types import BLOCK_BARS
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ _ENDED_AT: Final = (
     "(SELECT json_extract(e.content, '$.ended_at_ms') FROM events e WHERE e.kind = 'end' "
     f"AND e.step = ({_LAST_BUT_PRUNES}))"
 )
-_DAY_MS: Final = 86_400_000
 
 _IN_RUN: Final = (
     f"e.step BETWEEN r.run_key << {SEQUENCE_BITS} AND ((r.run_key + 1) << {SEQUENCE_BITS}) - 1"
@@ -78,8 +78,8 @@ V_RUNS: Final = View(
         ),
         Column(
             "interval",
-            f"CASE r.interval_ms WHEN {_DAY_MS} THEN 'D' WHEN {7 * _DAY_MS} THEN 'W' "
-            "ELSE CAST(r.interval_ms / 60000 AS TEXT) END",
+            f"CASE r.interval_ms WHEN {DAY_MS} THEN 'D' WHEN {WEEK_MS} THEN 'W' "
+            f"ELSE CAST(r.interval_ms / {MINUTE_MS} AS TEXT) END",
             "minutes of a bar, `D` or `W`, as Bybit writes it",
         ),
         Column("interval_ms", "r.interval_ms", "milliseconds of a bar", "INTEGER"),

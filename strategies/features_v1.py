@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.market import DAY_MS
 
 LOOKBACK: Final = 512
 CLIP: Final = 5.0
@@ -82,7 +83,6 @@ GAINS: Final[Array] = np.array(
 SQUARE, RANGE_SQUARE, VOLUME, SIGNED_VOLUME, ABSOLUTE, CLOSE, CLOSE_SQUARE, PRODUCT = range(8)
 BASE_ROWS: Final = 8
 
-_DAY_MS: Final = 86_400_000
 _MINUTES: Final = np.arange(1440) * (2.0 * np.pi / 1440)
 _DAYS: Final = np.arange(7) * (2.0 * np.pi / 7)
 # Tables, since the last bit of a vectorised sine may depend on its place in the vector.
@@ -215,6 +215,6 @@ def raw_rows(
 
 def _calendar(open_time_ms: NDArray[np.int64]) -> tuple[Array, ...]:
     """Return sine and cosine of the hour and of the weekday (UTC; the epoch was a Thursday)."""
-    minute = (open_time_ms % _DAY_MS) // 60_000
-    weekday = (open_time_ms // _DAY_MS) % 7
+    minute = (open_time_ms % DAY_MS) // 60_000
+    weekday = (open_time_ms // DAY_MS) % 7
     return (_HOUR[0][minute], _HOUR[1][minute], _WEEKDAY[0][weekday], _WEEKDAY[1][weekday])

@@ -1,13 +1,51 @@
-"""Exact numbers of a market: decimals as integers of 10⁻ᵏ, and the money of price and quantity."""
+"""Facts of a market: intervals, fees, and exact decimals as integers of 10⁻ᵏ.
+
+Days begin at 00:00 UTC, weeks on Monday. The names of intervals and the fees are Bybit's.
+"""
 
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Final
 
 from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_LIMIT, Instrument
+
+MINUTE_MS: Final = 60_000
+HOUR_MS: Final = 60 * MINUTE_MS
+DAY_MS: Final = 24 * HOUR_MS
+WEEK_MS: Final = 7 * DAY_MS
+_MONDAY_MS: Final = 4 * DAY_MS  # the epoch began on a Thursday
+
+INTERVALS: Final[dict[str, int]] = {
+    **{str(n): n * MINUTE_MS for n in (1, 3, 5, 15, 30, 60, 120, 240, 360, 720)},
+    "D": DAY_MS,
+    "W": WEEK_MS,
+}
+"""Bybit's intervals in milliseconds; ``M`` is missing, for a month has no fixed length."""
+INTERVAL_NAMES: Final = {length_ms: name for name, length_ms in INTERVALS.items()}
+UNITS_MS: Final = {"m": MINUTE_MS, "min": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS, "w": WEEK_MS}
+"""Units of an interval as people and files write it: ``5m``, ``4h``, ``1d``."""
+
+BASE_FEES: Final = {
+    "spot": ("0.001", "0.001"),
+    "linear": ("0.00055", "0.0002"),
+    "inverse": ("0.00055", "0.0002"),
+    "option": ("0.0003", "0.0002"),
+}
+"""Base (VIP 0) fees by category: taker and maker, fractions of the notional."""
+
+
+def interval_phase(interval_ms: int) -> int:
+    """Return the time of day, or of the week, at which candles of *interval_ms* open, in ms."""
+    return _MONDAY_MS if interval_ms % WEEK_MS == 0 else 0
+
+
+def interval_start(time_ms: int, interval_ms: int) -> int:
+    """Return the open time of the candle that is open at *time_ms*."""
+    return time_ms - (time_ms - interval_phase(interval_ms)) % interval_ms
 
 
 def divide_half_even(numerator: int, denominator: int) -> int:
@@ -36,6 +74,13 @@ def unscaled(value: int, decimals: int) -> str:
     whole, fraction = divmod(abs(value), 10**decimals)
     text = f"{fraction:0{decimals}d}".rstrip("0")
     return f"{sign}{whole}.{text}" if text else f"{sign}{whole}"
+
+
+def rescaled(value: int, decimals: int, wanted: int) -> int:
+    """Return *value* x 10^-*decimals* as an integer of 10^-*wanted*, rounded half to even."""
+    if wanted >= decimals:
+        return value * int(10 ** (wanted - decimals))
+    return divide_half_even(value, int(10 ** (decimals - wanted)))
 
 
 class Notional(Struct, frozen=True, gc=False):

@@ -6,6 +6,8 @@ import re
 from math import floor, isfinite, log10
 from typing import Final
 
+from tracepaper.strategies.market import DAY_MS, HOUR_MS
+
 NOTHING: Final = "–"
 DECIMALS_MOST: Final = 8
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -15,8 +17,8 @@ _DURATIONS: Final = (
     (999.5, 1, 0, "ms"),
     (119_950, 1_000, 1, "s"),
     (7_197_000, 60_000, 1, "min"),
-    (172_620_000, 3_600_000, 1, "h"),
-    (float("inf"), 86_400_000, 1, "days"),
+    (172_620_000, HOUR_MS, 1, "h"),
+    (float("inf"), DAY_MS, 1, "days"),
 )
 
 

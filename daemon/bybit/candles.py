@@ -15,9 +15,10 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import DecodeError, Meta
 
-from tracepaper.daemon.bybit.instruments import exact, floor_open_ms, interval_name
+from tracepaper.daemon.bybit.instruments import exact, interval_name
 from tracepaper.daemon.bybit.messages import KlineCandle
 from tracepaper.strategies.errors import FrameImpossible
+from tracepaper.strategies.market import interval_start
 from tracepaper.strategies.types import MONEY_LIMIT, Bar, Instrument, Source
 
 _ZEROS: Final = tuple("0" * count for count in range(41))
@@ -40,7 +41,7 @@ def candle_reader(instrument: Instrument, interval_ms: int) -> ReadCandle:
     interval's grid.
     """
     name, interval = instrument.id, interval_name(interval_ms)
-    grid_ms, last_ms = floor_open_ms(interval_ms, interval_ms) % interval_ms, interval_ms - 1
+    grid_ms, last_ms = interval_start(interval_ms, interval_ms) % interval_ms, interval_ms - 1
     price_decimals = instrument.price_decimals
     volume_decimals, turnover_decimals = instrument.volume_decimals, instrument.turnover_decimals
     # The decimals that a text has where the exchange leaves no zeros out, and the zeros that bring

@@ -13,7 +13,6 @@ from msgspec import structs
 
 from tracepaper.daemon.bybit.backfill import Hole
 from tracepaper.daemon.bybit.feed_state import BarSequence, CloseFilter, FeedState, FundingSchedule
-from tracepaper.daemon.bybit.instruments import floor_open_ms
 from tracepaper.daemon.bybit.maintenance import FeedMaintenance
 from tracepaper.daemon.bybit.queue import (
     BackfillPage,
@@ -30,6 +29,7 @@ from tracepaper.daemon.bybit.websocket import CategoryStream, first_cause
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.market import interval_start
 from tracepaper.strategies.types import (
     Bar,
     Event,
@@ -233,7 +233,7 @@ class LiveFeed:
 
     async def _warm_up(self) -> AsyncIterator[Event]:
         """Fetch the bars before the period by REST, as far as they are final already."""
-        until_ms = floor_open_ms(self._start.period_start_ms, self._start.interval_ms)
+        until_ms = interval_start(self._start.period_start_ms, self._start.interval_ms)
         holes = [
             Hole(state, until_ms, cause=state.cause)
             for state in self._states.values()
@@ -276,7 +276,7 @@ class LiveFeed:
             await self._maintenance.synchronise()
         reached: dict[str, int] = {}
         while True:
-            until_ms = floor_open_ms(self._clock.market_ms(), self._start.interval_ms)
+            until_ms = interval_start(self._clock.market_ms(), self._start.interval_ms)
             before = dict(reached)
             holes = [Hole(state, until_ms, cause=state.cause) for state in self._states.values()]
             async for event in self._sequencer.fill(holes):
@@ -309,7 +309,7 @@ def _feed_state(instrument: Instrument, exchange: ExchangeSection, start: FeedSt
     interval_ms = start.interval_ms
     known_ms = start.known.get(instrument.id)
     if known_ms is None:
-        first_ms = floor_open_ms(start.period_start_ms, interval_ms)
+        first_ms = interval_start(start.period_start_ms, interval_ms)
         next_open_ms = first_ms - start.warmup_bars * interval_ms
         settled_ms = start.period_start_ms
     else:

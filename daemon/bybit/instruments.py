@@ -9,6 +9,7 @@ from msgspec import structs
 
 from tracepaper.daemon.bybit.messages import InstrumentInfo
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
+from tracepaper.strategies.market import INTERVAL_NAMES, INTERVALS, divide_half_even
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_LIMIT, Category, Instrument
 
 # ---------------------------------------------------------------- decimals
@@ -63,12 +64,10 @@ def exact_signed(text: str, decimals: int) -> int:
     return exact(text, decimals)
 
 
-def _divided(text: str, decimals: int) -> tuple[int, int, int]:
-    """Return *text* in units of 10^-*decimals*, the rest, and what the rest is a part of."""
+def _finer(text: str, decimals: int) -> tuple[int, int]:
+    """Return the decimals that *text* has, at least *decimals*, and 10^-*decimals* in them."""
     finer = max(decimals, min(len(text.partition(".")[2]), DIGITS_MAX))
-    unit = POWERS[finer - decimals]
-    whole, rest = divmod(exact(text, finer), unit)
-    return whole, rest, unit
+    return finer, POWERS[finer - decimals]
 
 
 def rounded(text: str, decimals: int) -> int:
@@ -77,19 +76,20 @@ def rounded(text: str, decimals: int) -> int:
     For mark prices alone: they are averages, often finer than the tick, and nobody trades at
     them. Raises ``MessageMalformed`` as ``exact`` does.
     """
-    whole, rest, unit = _divided(text, decimals)
-    return whole + int(2 * rest > unit or (2 * rest == unit and whole % 2 == 1))
+    finer, unit = _finer(text, decimals)
+    return divide_half_even(exact(text, finer), unit)
 
 
 def floored(text: str, decimals: int) -> int:
     """Return *text* rounded down to 10^-*decimals*; for upper limits. Raises as ``exact``."""
-    return _divided(text, decimals)[0]
+    finer, unit = _finer(text, decimals)
+    return exact(text, finer) // unit
 
 
 def ceiled(text: str, decimals: int) -> int:
     """Return *text* rounded up to 10^-*decimals*; for lower limits. Raises as ``exact``."""
-    whole, rest, _ = _divided(text, decimals)
-    return whole + int(rest > 0)
+    finer, unit = _finer(text, decimals)
+    return -(-exact(text, finer) // unit)
 
 
 def decimals_needed(text: str) -> int:
@@ -104,22 +104,10 @@ def decimals_needed(text: str) -> int:
 
 # ---------------------------------------------------------------- intervals
 
-_MINUTE_MS: Final = 60_000
-_DAY_MS: Final = 1_440 * _MINUTE_MS
-_WEEK_ANCHOR_MS: Final = 4 * _DAY_MS  # weeks open on Mondays; 1970-01-05 was the first
-
-INTERVALS: Final = {
-    **{str(minutes): minutes * _MINUTE_MS for minutes in (1, 3, 5, 15, 30, 60, 120, 240, 360, 720)},
-    "D": _DAY_MS,
-    "W": 7 * _DAY_MS,
-}
-"""Name on the wire -> milliseconds. ``M`` is missing: a month has no fixed length."""
-_NAMES: Final = {length_ms: name for name, length_ms in INTERVALS.items()}
-
 
 def interval_name(interval_ms: int) -> str:
     """Return the exchange's name of *interval_ms*; raises ``ConfigInvalid`` where it has none."""
-    if (name := _NAMES.get(interval_ms)) is None:
+    if (name := INTERVAL_NAMES.get(interval_ms)) is None:
         raise ConfigInvalid(
             f"Bybit has no candles of {interval_ms} ms; set market.interval to one of "
             f"{', '.join(INTERVALS)}."
@@ -127,19 +115,10 @@ def interval_name(interval_ms: int) -> str:
     return name
 
 
-def floor_open_ms(market_ms: int, interval_ms: int) -> int:
-    """Return the open time of the candle that is open at *market_ms*."""
-    anchor_ms = _WEEK_ANCHOR_MS if interval_ms == INTERVALS["W"] else 0
-    return market_ms - (market_ms - anchor_ms) % interval_ms
-
-
 VOLUME_DECIMALS: Final = 8
 """Decimals kept of a candle's volume: its sums are finer than the quantity step on some pairs."""
 TURNOVER_DECIMALS: Final = 8
 """Decimals kept of a candle's turnover: price times quantity of linear and spot pairs."""
-TAKER_FEES: Final = {Category.LINEAR: "0.00055", Category.SPOT: "0.001"}
-"""Base (VIP 0) taker fees of the exchange's help centre; regions differ, so configure yours."""
-MAKER_FEES: Final = {Category.LINEAR: "0.0002", Category.SPOT: "0.001"}
 
 FUNDING_MINUTES_MAX: Final = 43_200
 """A month; the exchange's longest interval is eight hours."""

@@ -11,12 +11,13 @@ import structlog
 from msgspec import Struct, structs
 
 from tracepaper.daemon.bybit.feed_state import PATIENCE_MAX_S, FeedState
-from tracepaper.daemon.bybit.instruments import floor_open_ms, rescaled
+from tracepaper.daemon.bybit.instruments import rescaled
 from tracepaper.daemon.bybit.queue import BackfillPage, EventQueue, GapCauseNotice, Item, Submitted
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.market import DAY_MS, interval_start
 from tracepaper.strategies.types import Funding, Gap, GapCause, InstrumentChange
 
 # ---------------------------------------------------------------- the exchange's time
@@ -117,7 +118,7 @@ LAG_RESYNC_S: Final = 1.0
 RESYNC_S: Final = 30.0
 """Network time between two readings of the exchange's clock."""
 POLL_S: Final = 0.1
-FILTERS_MS: Final = 86_400_000
+FILTERS_MS: Final = DAY_MS
 """Market time between two readings of an instrument's filters."""
 
 
@@ -244,7 +245,7 @@ class FeedMaintenance:
     async def _question(self, state: FeedState) -> None:
         sequence = state.sequence
         from_ms = sequence.next_open_ms
-        until_ms = floor_open_ms(self._clock.market_ms(), sequence.interval_ms)
+        until_ms = interval_start(self._clock.market_ms(), sequence.interval_ms)
         bars = await self._rest.klines(
             state.instrument,
             sequence.interval_ms,

@@ -31,6 +31,7 @@ from tracepaper.daemon.bybit.messages import (
     decode_kline,
 )
 from tracepaper.strategies.errors import FrameImpossible, MessageMalformed
+from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     Bar,
@@ -47,7 +48,7 @@ EARLY_MS: Final = 1_000
 """A closing frame may be dated this long before the close; an earlier one closes nothing."""
 BOOK_LEVELS_MAX: Final = 1_000
 """Levels a side, the most that any depth of the exchange has; with more the book is dropped."""
-FUNDING_AHEAD_MS: Final = 86_400_000
+FUNDING_AHEAD_MS: Final = DAY_MS
 """The next funding is never further away; most instruments settle every four or eight hours."""
 _KLINE_BEGINS: Final = b'{"topic":"kline.'
 _SHORT_WAY: Final = len(_KLINE_BEGINS)

@@ -39,22 +39,7 @@ from tracepaper.daemon.config.values import (
     symbol_names,
 )
 from tracepaper.strategies.gates import GATES, ThresholdForm, ThresholdKey, gate_order
-
-INTERVAL_MS: Final = {
-    "1": 60_000,
-    "3": 180_000,
-    "5": 300_000,
-    "15": 900_000,
-    "30": 1_800_000,
-    "60": 3_600_000,
-    "120": 7_200_000,
-    "240": 14_400_000,
-    "360": 21_600_000,
-    "720": 43_200_000,
-    "D": 86_400_000,
-    "W": 604_800_000,
-}
-"""Bybit's interval names, in milliseconds."""
+from tracepaper.strategies.market import BASE_FEES, DAY_MS, INTERVALS
 
 YEAR_MS: Final = 31_536_000_000
 MODULE_CLASS: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
@@ -95,7 +80,7 @@ class MarketSection(Section):
     @property
     def interval_ms(self) -> int:
         """The interval in milliseconds."""
-        return INTERVAL_MS[self.interval]
+        return INTERVALS[self.interval]
 
     @field_validator("symbols")
     @classmethod
@@ -277,12 +262,14 @@ class ExecutionSection(Section):
     """quote (first quote after latency), next_open, or auto: quotes where the run has them."""
     latency_ms: int = Field(default=100, ge=0, le=600_000)
     """Market milliseconds from decision to the first quote that may fill."""
-    fill_within_ms: int = Field(default=10_000, ge=100, le=86_400_000)
+    fill_within_ms: int = Field(default=10_000, ge=100, le=DAY_MS)
     """Wall milliseconds after that: an order that no quote has filled by then is canceled."""
     taker_fee: Annotated[Exact, Field(ge=0, le=Decimal("0.1"))] | None = Field(
-        default=None, examples=["0.00055"]
+        default=None,
+        examples=[BASE_FEES["linear"][0]],
+        description="Fraction of notional; if absent the category's: "
+        f"{BASE_FEES['linear'][0]} linear, {BASE_FEES['spot'][0]} spot.",
     )
-    """Fraction of notional; if absent the category's: 0.00055 linear, 0.001 spot."""
     slippage_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(0)
     """Basis points paid beyond the reference price."""
     spread_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(0)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
+from tracepaper.strategies.market import INTERVAL_NAMES, MINUTE_MS, UNITS_MS
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_LIMIT, MONEY_SCALE
 
 MONEY_MAX: Final = MONEY_LIMIT // MONEY_SCALE
@@ -25,8 +26,6 @@ QUANTILE: Final = re.compile(r"^q(0(\.\d+)?|1(\.0+)?)$")
 SYMBOLS_MAX: Final = 50
 INTERVAL: Final = re.compile(r"(?P<count>\d{0,4}) ?(?P<unit>m|min|h|H|d|D|w|W)")
 """A count and a unit; a capital M is a month, which the product does not trade."""
-MINUTES: Final = {"m": 1, "min": 1, "h": 60, "d": 1_440, "w": 10_080}
-LONG_INTERVALS: Final = {1_440: "D", 10_080: "W"}
 
 
 def plain(value: Decimal) -> str:
@@ -103,8 +102,8 @@ def interval_name(value: object) -> object:
     match = INTERVAL.fullmatch(text)
     if match is None:
         return text
-    minutes = int(match["count"] or 1) * MINUTES[match["unit"].lower()]
-    return LONG_INTERVALS.get(minutes, str(minutes))
+    length_ms = int(match["count"] or 1) * UNITS_MS[match["unit"].lower()]
+    return INTERVAL_NAMES.get(length_ms, str(length_ms // MINUTE_MS))
 
 
 def several(value: object) -> object:

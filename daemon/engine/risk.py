@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.strategies.gates import GateInputs
+from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import MONEY_SCALE, Account
-
-DAY_MS: Final = 86_400_000
 
 
 class RiskState(Struct, frozen=True):

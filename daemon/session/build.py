@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Final
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExecutionSection
@@ -27,7 +26,7 @@ from tracepaper.strategies.gate_evaluator import (
     thresholds_of,
 )
 from tracepaper.strategies.gates import regime as regime_gate
-from tracepaper.strategies.market import check_money, scaled
+from tracepaper.strategies.market import BASE_FEES, check_money, scaled
 from tracepaper.strategies.regime import RegimeBounds
 from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
 from tracepaper.strategies.strategy import (
@@ -42,14 +41,10 @@ from tracepaper.strategies.strategy import (
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     Calibration,
-    Category,
     FillModel,
     Instrument,
     Regime,
 )
-
-TAKER_FEES: Final = {Category.LINEAR: Decimal("0.00055"), Category.SPOT: Decimal("0.001")}
-"""Bybit's base rates for takers without VIP level."""
 
 
 def needs_forecaster(config: Config) -> bool:
@@ -111,7 +106,7 @@ def terms_for(config: Config) -> ExecutionCosts:
     execution: ExecutionSection = config.execution
     fee = execution.taker_fee
     return ExecutionCosts.of(
-        taker_fee=TAKER_FEES[Category(config.market.category)] if fee is None else fee,
+        taker_fee=Decimal(BASE_FEES[config.market.category][0]) if fee is None else fee,
         slippage_bp=execution.slippage_bp,
         spread_bp=execution.spread_bp,
     )

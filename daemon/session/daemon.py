@@ -18,7 +18,6 @@ from typing import Final
 import structlog
 
 from tracepaper.daemon.bybit.feed import LiveFeed
-from tracepaper.daemon.bybit.instruments import floor_open_ms
 from tracepaper.daemon.bybit.maintenance import ServerTimeReader
 from tracepaper.daemon.bybit.queue import FeedStart
 from tracepaper.daemon.bybit.rest import RestClient
@@ -42,6 +41,7 @@ from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.gate_evaluator import configured
 from tracepaper.strategies.gates import plausible
+from tracepaper.strategies.market import interval_start
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
     Category,
@@ -166,7 +166,7 @@ class Daemon:
                     database=self._database,
                     instruments=tuple(instruments),
                     forecaster=forecaster,
-                    period_start_ms=floor_open_ms(server_ms, config.market.interval_ms),
+                    period_start_ms=interval_start(server_ms, config.market.interval_ms),
                     wall_ms=clock.wall_ms(),
                     warnings=() if forecaster is None else warnings_for(config),
                     is_served=is_served,

@@ -12,11 +12,10 @@ import numpy as np
 from tracepaper.replay.archive.decimals import INT64_MAX, CellInvalidError, Decimals, IntArray
 from tracepaper.replay.archive.times import iso
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.market import interval_phase
 from tracepaper.strategies.types import Bar, Category, Instrument, Source
 
 COLUMNS: Final = ("open", "high", "low", "close", "volume")
-WEEK_MS: Final = 604_800_000
-MONDAY_MS: Final = 4 * 86_400_000
 """The first Monday of the epoch, which began on a Thursday."""
 
 Span = tuple[int, int]
@@ -280,7 +279,7 @@ def resample(candles: Candles, interval_ms: int) -> Candles:
             f"{candles.path} has candles of {candles.interval_ms // 1000} s, which cannot make "
             f"candles of {interval_ms // 1000} s: choose a multiple."
         )
-    phase = MONDAY_MS if interval_ms % WEEK_MS == 0 else 0
+    phase = interval_phase(interval_ms)
     buckets = (candles.open_time_ms - phase) // interval_ms
     first = np.flatnonzero(np.diff(buckets, prepend=buckets[0] - 1))
     counts = np.diff(np.append(first, len(candles)))

@@ -17,9 +17,10 @@ from tracepaper.daemon.bybit.retry import RestartBudget
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.ports import Clock
-from tracepaper.replay.archive.candles import MONDAY_MS, WEEK_MS, Span
+from tracepaper.replay.archive.candles import Span
 from tracepaper.storage.history import History, HistoryWriter
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.market import interval_phase
 from tracepaper.strategies.types import Bar, Category, Instrument
 
 PAGE_BARS: Final = 1_000
@@ -270,7 +271,7 @@ def wanted_spans(
                 "start, such as --from 2025-01-01."
             )
         from_ms = stored[0][0]
-    phase_ms = MONDAY_MS if interval_ms % WEEK_MS == 0 else 0
+    phase_ms = interval_phase(interval_ms)
     return lacking(stored, whole_span(from_ms, until_ms, interval_ms, phase_ms=phase_ms))
 
 

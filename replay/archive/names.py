@@ -9,6 +9,7 @@ from typing import Final
 
 from tracepaper.daemon.config.values import symbol_name
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.market import UNITS_MS
 from tracepaper.strategies.types import Category
 
 QUOTES: Final = ("USDT", "USDC", "FDUSD", "BUSD", "PERP", "USD", "EUR", "BTC", "ETH", "BRL", "TRY")
@@ -26,7 +27,6 @@ ONE_WORD: Final = re.compile(
 INTERVAL: Final = re.compile(r"(?:^|[-_ .])(\d{1,3})(m|min|h|d|w)(?=$|[-_ .])", re.IGNORECASE)
 VENUE_ENDING: Final = re.compile(r"(\.[A-Z]{1,2}|=[A-Z])$")
 """``AAPL.US`` and ``EURUSD=X``: the venue's mark behind a symbol."""
-UNIT_MS: Final = {"m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 LINEAR_WORDS: Final = frozenset({"linear", "um", "futures", "swap", "perp", "perpetual", "usdm"})
 
 
@@ -90,7 +90,7 @@ def category_of(path: Path) -> Category:
 def interval_of(name: str) -> int | None:
     """Return the interval in milliseconds that *name* holds (``_5m_``), or None."""
     if found := INTERVAL.search(name):
-        return int(found[1]) * UNIT_MS[found[2].lower()]
+        return int(found[1]) * UNITS_MS[found[2].lower()]
     return None
 
 

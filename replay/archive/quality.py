@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracepaper.replay.archive.candles import Candles, Span
+from tracepaper.strategies.market import UNITS_MS
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def quality(candles: Candles) -> Quality:
 
 def interval_text(interval_ms: int) -> str:
     """Return *interval_ms* in the largest unit that divides it: ``5m``, ``4h``, ``1d``."""
-    for unit, length_ms in (("w", 604_800_000), ("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)):
-        if interval_ms % length_ms == 0:
-            return f"{interval_ms // length_ms}{unit}"
+    for unit in ("w", "d", "h", "m"):
+        if interval_ms % UNITS_MS[unit] == 0:
+            return f"{interval_ms // UNITS_MS[unit]}{unit}"
     return f"{interval_ms / 1000:g}s"

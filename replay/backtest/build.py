@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 
 from tracepaper.daemon.config.loading import DATA, Config, load_with_origins
-from tracepaper.daemon.config.sections import INTERVAL_MS
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, needs_forecaster, resolved, warmup_bars
 from tracepaper.daemon.session.models import load_forecaster, warnings_for
@@ -21,6 +20,7 @@ from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.market import INTERVAL_NAMES
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Category, FillModel, Instrument, Run, RunKind
 
@@ -55,9 +55,8 @@ def configuration(
         "category": first.category.value,
         "symbols": list(dict.fromkeys(part.symbol for part in candles)),
     }
-    names = {value: name for name, value in INTERVAL_MS.items()}
-    if first.interval_ms in names:
-        said["interval"] = names[first.interval_ms]
+    if first.interval_ms in INTERVAL_NAMES:
+        said["interval"] = INTERVAL_NAMES[first.interval_ms]
     overrides = {} if category is None else {"market": {"category": category}}
     config, origins = load_with_origins(file, overrides, data={"market": said})
     if ("market", "interval") not in origins:

@@ -27,9 +27,9 @@ from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import Bar, Event, Funding, Gap, Prediction, RunKind, Step
 
-DAY_MS: Final = 86_400_000
 _FIRST_BARS: Final = 2
 BREATH_EVENTS: Final = 4_096
 """Events after which the loop lets other tasks, such as a signal's, run."""

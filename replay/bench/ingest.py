@@ -23,10 +23,10 @@ from typing import Any, Final
 from tracepaper.daemon.bybit.messages import decode_kline
 from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
 from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.strategies.market import MINUTE_MS
 from tracepaper.strategies.types import Bar, Category, Instrument, Source
 
 ROUNDS: Final = 7
-MINUTE_MS: Final = 60_000
 BITCOIN: Final = Instrument(
     Category.LINEAR, "BTCUSDT", "BTC", "USDT", 1, 3, 8, 8, 1, 1, 1, 150_000, 5 * 10**10, 480
 )

@@ -38,6 +38,7 @@ from tracepaper.replay.checks.processes import (
 )
 from tracepaper.replay.checks.recursive import difference_of, same_judgement, same_wish
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
+from tracepaper.strategies.market import WEEK_MS
 from tracepaper.strategies.types import Bar
 
 WEEKS_LATER: Final = 64
@@ -321,7 +322,7 @@ class _Check:
 
     def _later(self) -> None:
         """Move the whole series in time; what then differs depends on the date."""
-        moved_ms = WEEKS_LATER * 7 * 86_400_000
+        moved_ms = WEEKS_LATER * WEEK_MS
         moved = [replace(part, open_time_ms=part.open_time_ms + moved_ms) for part in self._candles]
         self._tell_dependence(moved, "on the date", same_judgement)
 

@@ -219,11 +219,11 @@ def fetch(
     import sys
     from dataclasses import asdict
 
-    from tracepaper.daemon.bybit.instruments import INTERVALS
     from tracepaper.daemon.config.loading import load
     from tracepaper.replay.archive.fetch import Order, fetch_order
     from tracepaper.replay.archive.times import instant
     from tracepaper.strategies.errors import ConfigInvalid
+    from tracepaper.strategies.market import INTERVALS
 
     if interval not in INTERVALS:
         raise ConfigInvalid(f"--interval is {interval!r}: give one of {', '.join(INTERVALS)}.")

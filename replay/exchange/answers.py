@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, unquote, urlencode
 
 from tracepaper.replay.exchange.channels import trade_id
-from tracepaper.replay.exchange.instruments import padded, plain
+from tracepaper.replay.exchange.instruments import padded
 from tracepaper.replay.exchange.market import (
     RATE_DECIMALS,
     SimulatedMarket,
@@ -30,6 +30,7 @@ from tracepaper.replay.exchange.quotes import (
     rest_spot,
 )
 from tracepaper.replay.exchange.series import INDEX, MARK, PREMIUM, PREMIUM_DECIMALS, is_name
+from tracepaper.strategies.market import unscaled
 
 # ------------------------------------------------------------ queries
 
@@ -180,7 +181,7 @@ def _measured(venue: Venue, query: Query, now_ms: int, measure: str) -> Result |
     def text(value: int) -> str:
         if measure == PREMIUM:
             return padded(value, PREMIUM_DECIMALS)
-        return plain(value, market.listing.price_decimals)
+        return unscaled(value, market.listing.price_decimals)
 
     rows = [[str(each.start_ms), *map(text, each[1:5])] for each in candles]
     return {"symbol": market.symbol, "category": market.category.value, "list": rows}
@@ -372,7 +373,7 @@ def funding_history(venue: Venue, query: Query, now_ms: int) -> Result | Refused
     items = [
         {
             "symbol": market.symbol,
-            "fundingRate": plain(funding_rate(market, each * interval_ms), RATE_DECIMALS),
+            "fundingRate": unscaled(funding_rate(market, each * interval_ms), RATE_DECIMALS),
             "fundingRateTimestamp": str(each * interval_ms),
         }
         for each in settled

@@ -9,13 +9,14 @@ import msgspec
 
 from tracepaper.replay.exchange.faults import Fault, FaultKind
 from tracepaper.replay.exchange.series import bucket_end
+from tracepaper.strategies.market import WEEK_MS
 
 STRANGER: Final = "OTHERUSDT"
 FACTOR: Final = 1_000
 """How many times the true one an implausible close is."""
 FOREIGN_PRICE: Final = "0.5"
 PRICES: Final = ("open", "close", "high", "low", "p", "markPrice", "lastPrice")
-YEAR_MS: Final = 52 * 7 * 86_400_000
+YEAR_MS: Final = 52 * WEEK_MS
 DEEP_LEVELS: Final = 1_500
 CLOSE_COLUMN: Final = 4
 HIGH_COLUMN: Final = 2

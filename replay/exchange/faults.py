@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 
 from tracepaper.replay.exchange.path import draws, key
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.market import DAY_MS, HOUR_MS
 
 
 class FaultKind(StrEnum):
@@ -153,7 +154,7 @@ RETCODES: Final = (
     10016, 10017, 10018, 10019, 10024, 10027, 10028, 10029, 110001, 131001, 170130, 2**31,
 )  # fmt: skip
 """The retCodes that the schedule draws from."""
-LIES_MS: Final = (3_600_000, -3_600_000, 10 * 86_400_000, -10 * 86_400_000, 2**62, -(2**62))
+LIES_MS: Final = (HOUR_MS, -HOUR_MS, 10 * DAY_MS, -10 * DAY_MS, 2**62, -(2**62))
 """How far off the schedule lets the server's time be."""
 TIME_PATH: Final = "/v5/market/time"
 KLINE_PATH: Final = "/v5/market/kline"

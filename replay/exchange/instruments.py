@@ -19,6 +19,7 @@ import numpy as np
 
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.path import key
+from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import Category
 
 # ------------------------------------------------------------ decimal text
@@ -33,21 +34,6 @@ def padded(value: int, decimals: int) -> str:
         return str(value)
     digits = str(abs(value)).rjust(decimals + 1, "0")
     return f"{'-' if value < 0 else ''}{digits[:-decimals]}.{digits[-decimals:]}"
-
-
-def plain(value: int, decimals: int) -> str:
-    """Return *value* x 10⁻ᵏ without trailing zeros."""
-    text = padded(value, decimals)
-    return text.rstrip("0").rstrip(".") if decimals else text
-
-
-def rescaled(value: int, decimals: int, wanted: int) -> int:
-    """Return *value* of 10⁻ᵏ at another k, rounding half away from zero where digits are lost."""
-    factor: int = 10 ** abs(decimals - wanted)
-    if wanted >= decimals:
-        return value * factor
-    half = factor // 2
-    return (value + half) // factor if value >= 0 else -((-value + half) // factor)
 
 
 def parsed(text: str) -> tuple[int, int]:
@@ -135,7 +121,7 @@ def _with_tick_of(item: Item, candles: Candles) -> Item:
     columns = (candles.open, candles.high, candles.low, candles.close)
     if not any(np.any(column * lift % tick) for column in columns):
         return item
-    filters = item["priceFilter"] | {"tickSize": plain(1, candles.price_decimals)}
+    filters = item["priceFilter"] | {"tickSize": unscaled(1, candles.price_decimals)}
     return item | {"priceScale": str(candles.price_decimals), "priceFilter": filters}
 
 
@@ -152,8 +138,8 @@ def _derived_linear(candles: Candles) -> Item:
     base, quote = coins(candles.symbol)
     scale = candles.price_decimals
     unit, decimals = _derived_step(candles)
-    step = plain(unit, decimals)
-    most = plain(unit * 10**7, decimals)
+    step = unscaled(unit, decimals)
+    most = unscaled(unit * 10**7, decimals)
     return {
         "symbol": candles.symbol,
         "contractType": "LinearPerpetual",
@@ -166,16 +152,16 @@ def _derived_linear(candles: Candles) -> Item:
         "priceScale": str(scale),
         "leverageFilter": {"minLeverage": "1", "maxLeverage": "50.00", "leverageStep": "0.01"},
         "priceFilter": {
-            "minPrice": plain(1, scale),
-            "maxPrice": plain(int(candles.high.max()) * 100, scale),
-            "tickSize": plain(1, scale),
+            "minPrice": unscaled(1, scale),
+            "maxPrice": unscaled(int(candles.high.max()) * 100, scale),
+            "tickSize": unscaled(1, scale),
         },
         "lotSizeFilter": {
             "maxOrderQty": most,
             "minOrderQty": step,
             "qtyStep": step,
             "postOnlyMaxOrderQty": most,
-            "maxMktOrderQty": plain(unit * 10**6, decimals),
+            "maxMktOrderQty": unscaled(unit * 10**6, decimals),
             "minNotionalValue": "5",
         },
         "unifiedMarginTrade": True,
@@ -217,7 +203,7 @@ def _derived_spot(candles: Candles) -> Item:
             "maxMarketOrderQty": "500000",
             "postOnlyMaxLimitOrderSize": "1000000",
         },
-        "priceFilter": {"tickSize": plain(1, candles.price_decimals)},
+        "priceFilter": {"tickSize": unscaled(1, candles.price_decimals)},
         "riskParameters": {"priceLimitRatioX": "0.05", "priceLimitRatioY": "0.1"},
         "symbolType": "",
     }

@@ -17,20 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.exchange.instruments import Listing, list_instrument, padded, plain, rescaled
+from tracepaper.replay.exchange.instruments import Listing, list_instrument, padded
 from tracepaper.replay.exchange.path import Candle, Path, key, mix, walk
 from tracepaper.replay.exchange.series import (
-    DAY_MS,
-    HOUR_MS,
-    MINUTE_MS,
     TURNOVER_DECIMALS,
     CandleSeries,
     CandleTable,
     Marks,
-    name_of,
     typical_turnover,
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.market import (
+    DAY_MS,
+    HOUR_MS,
+    INTERVAL_NAMES,
+    MINUTE_MS,
+    rescaled,
+    unscaled,
+)
 from tracepaper.strategies.types import Category
 
 CONFIRM_DELAY_MS: Final = (100, 1_000)
@@ -73,7 +77,7 @@ class SimulatedMarket:
 
     def __init__(self, candles: Candles, *, seed: int) -> None:
         """Raise ``DataInvalid`` where *candles* are finer than a minute or of no Bybit interval."""
-        if candles.interval_ms < MINUTE_MS or name_of(candles.interval_ms) is None:
+        if candles.interval_ms < MINUTE_MS or candles.interval_ms not in INTERVAL_NAMES:
             raise DataInvalid(
                 f"{candles.path} holds candles of {candles.interval_ms // 1000} s, which is no "
                 "interval of the exchange: give 1, 3, 5, 15, 30, 60, 120, 240, 360 or 720 minutes, "
@@ -82,7 +86,7 @@ class SimulatedMarket:
         self.category: Final[Category] = candles.category
         self.symbol: Final = candles.symbol
         self.interval_ms: Final = candles.interval_ms
-        self.interval: Final = str(name_of(candles.interval_ms))
+        self.interval: Final = INTERVAL_NAMES[candles.interval_ms]
         self.listing: Final[Listing] = list_instrument(candles)
         self.seed: Final = key(seed, candles.category.value, candles.symbol)
         self.base: Final = _base_table(candles, self.listing)
@@ -279,17 +283,17 @@ class SimulatedMarket:
         """Return open, high, low, close, volume and turnover as candles write them."""
         scale = self.listing.price_decimals
         return (
-            plain(candle.open, scale),
-            plain(candle.high, scale),
-            plain(candle.low, scale),
-            plain(candle.close, scale),
-            plain(candle.volume, self.listing.size_decimals),
-            plain(candle.turnover, self.turnover_decimals),
+            unscaled(candle.open, scale),
+            unscaled(candle.high, scale),
+            unscaled(candle.low, scale),
+            unscaled(candle.close, scale),
+            unscaled(candle.volume, self.listing.size_decimals),
+            unscaled(candle.turnover, self.turnover_decimals),
         )
 
     def price_text(self, price: int) -> str:
         """Return *price* as books, trades and tickers write it: padded on linear."""
-        write = padded if self.category is Category.LINEAR else plain
+        write = padded if self.category is Category.LINEAR else unscaled
         return write(price, self.listing.price_decimals)
 
     def size_text(self, size: int, scale: int = 1) -> str:
@@ -299,7 +303,7 @@ class SimulatedMarket:
         surplus = 10 ** (decimals - listing.step_decimals)
         if self.category is Category.LINEAR and size % surplus == 0:
             return padded(size // surplus, listing.step_decimals)
-        return plain(size, decimals)
+        return unscaled(size, decimals)
 
 
 def _base_table(candles: Candles, listing: Listing) -> CandleTable:

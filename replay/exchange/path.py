@@ -17,6 +17,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tracepaper.strategies.market import MINUTE_MS
+
 # ------------------------------------------------------------ seeded noise
 #
 # Everything that the embedded exchange invents (paths, sizes, delays, identifiers) is a function of
@@ -59,7 +61,6 @@ TRADES_MIN: Final = 8
 TRADES_SPAN: Final = 17
 """A minute of typical volume has 8 to 24 trades."""
 TRADES_MOST: Final = 400
-MINUTE_MS: Final = 60_000
 DRAWS_PER_TRADE: Final = 4
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.exchange.channels import GRID_MS, Due, Frame, Pacing, encode
-from tracepaper.replay.exchange.instruments import padded, plain, rescaled
+from tracepaper.replay.exchange.instruments import padded
 from tracepaper.replay.exchange.market import (
     RATE_DECIMALS,
     SimulatedMarket,
@@ -20,7 +20,8 @@ from tracepaper.replay.exchange.market import (
     open_interest,
 )
 from tracepaper.replay.exchange.path import mix, mix_array
-from tracepaper.replay.exchange.series import DAY_MS, HOUR_MS, INDEX, MARK, MINUTE_MS
+from tracepaper.replay.exchange.series import INDEX, MARK
+from tracepaper.strategies.market import DAY_MS, HOUR_MS, MINUTE_MS, rescaled, unscaled
 from tracepaper.strategies.types import Category
 
 # ------------------------------------------------------------ order book
@@ -178,7 +179,7 @@ def linear_ticker(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, 
         "singleOpenInterest": market.size_text(half),
         "singleOpenInterestValue": value(half * last.price, sizes + scale),
         "nextFundingTime": str(next_ms) if next_ms else "",
-        "fundingRate": plain(funding_rate(market, next_ms), RATE_DECIMALS) if next_ms else "",
+        "fundingRate": unscaled(funding_rate(market, next_ms), RATE_DECIMALS) if next_ms else "",
         "bid1Price": price(quote.bid),
         "bid1Size": market.size_text(quote.bid_size),
         "ask1Price": price(quote.ask),
@@ -200,8 +201,8 @@ def spot_ticker(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, st
         "highPrice24h": price(max(day.high, now.high)),
         "lowPrice24h": price(min(day.low, now.low)),
         "prevPrice24h": price(day.price_day_ago),
-        "volume24h": plain(day.volume + now.volume, market.listing.size_decimals),
-        "turnover24h": plain(day.turnover + now.turnover, market.turnover_decimals),
+        "volume24h": unscaled(day.volume + now.volume, market.listing.size_decimals),
+        "turnover24h": unscaled(day.turnover + now.turnover, market.turnover_decimals),
         "price24hPcnt": change(last.price, day.price_day_ago, SPOT_CHANGE_DECIMALS),
         "usdIndexPrice": price(market.marks.price(INDEX, row, last.price)),
     }
@@ -229,7 +230,7 @@ def change(now: int, before: int, decimals: int) -> str:
     """Return ``now / before - 1`` as a fraction, without trailing zeros on spot."""
     scaled = (now - before) * 10**decimals
     share = scaled // before if scaled >= 0 else -(-scaled // before)
-    return padded(share, decimals) if decimals == CHANGE_DECIMALS else plain(share, decimals)
+    return padded(share, decimals) if decimals == CHANGE_DECIMALS else unscaled(share, decimals)
 
 
 def value(product: int, decimals: int) -> str:

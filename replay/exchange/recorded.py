@@ -25,8 +25,8 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.channels import Channel, Due, Frame
 from tracepaper.replay.exchange.instruments import list_instrument, parsed
 from tracepaper.replay.exchange.instruments import recorded as recorded_instruments
-from tracepaper.replay.exchange.series import MINUTE_MS
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.market import MINUTE_MS
 from tracepaper.strategies.types import Category
 
 GZIP_MAGIC: Final = b"\x1f\x8b"

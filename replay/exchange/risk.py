@@ -22,10 +22,11 @@ from tracepaper.replay.exchange.answers import (
     market_of,
 )
 from tracepaper.replay.exchange.channels import Due, Frame, Pacing, encode
-from tracepaper.replay.exchange.instruments import padded, parsed, plain
+from tracepaper.replay.exchange.instruments import padded, parsed
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.replay.exchange.path import mix
-from tracepaper.replay.exchange.series import DAY_MS, HOUR_MS, MARK, MINUTE_MS
+from tracepaper.replay.exchange.series import MARK
+from tracepaper.strategies.market import DAY_MS, HOUR_MS, MINUTE_MS, unscaled
 from tracepaper.strategies.types import Category
 
 RISK_SYMBOLS: Final = 15
@@ -88,11 +89,11 @@ def _tiers(market: SimulatedMarket) -> Iterator[Item]:
             "id": rank,
             "symbol": market.symbol,
             "riskLimitValue": str(rank * unit),
-            "maintenanceMargin": plain(maintenance, MARGIN_DECIMALS),
-            "initialMargin": plain(initial, MARGIN_DECIMALS),
+            "maintenanceMargin": unscaled(maintenance, MARGIN_DECIMALS),
+            "initialMargin": unscaled(initial, MARGIN_DECIMALS),
             "isLowestRisk": int(rank == 1),
             "maxLeverage": padded(allowed, decimals),
-            "mmDeduction": plain(deduction, MARGIN_DECIMALS) if rank > 1 else "",
+            "mmDeduction": unscaled(deduction, MARGIN_DECIMALS) if rank > 1 else "",
         }
 
 
@@ -130,7 +131,7 @@ def insurance(venue: Venue, query: Query, now_ms: int) -> Answer:
     items = []
     for coin in sorted(pools):
         if wanted in ("", coin):
-            text = plain(pool(pools[coin], day), POOL_DECIMALS)
+            text = unscaled(pool(pools[coin], day), POOL_DECIMALS)
             symbols = ",".join(market.symbol for market in pools[coin])
             items.append({"coin": coin, "symbols": symbols, "balance": text, "value": text})
     return {"updatedTime": str(day * DAY_MS), "list": items}
@@ -237,7 +238,7 @@ def insurance_pool(topic: str, markets: list[SimulatedMarket], pacing: Pacing) -
                 {
                     "coin": market.listing.item["settleCoin"],
                     "symbols": market.symbol,
-                    "balance": plain(pool([market], minute), POOL_DECIMALS),
+                    "balance": unscaled(pool([market], minute), POOL_DECIMALS),
                     "updateTime": str(minute * MINUTE_MS),
                 }
                 for market in markets

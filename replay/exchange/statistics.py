@@ -27,10 +27,11 @@ from tracepaper.replay.exchange.answers import (
     market_of,
     window_of,
 )
-from tracepaper.replay.exchange.instruments import padded, plain
+from tracepaper.replay.exchange.instruments import padded
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue, open_interest
 from tracepaper.replay.exchange.path import mix
-from tracepaper.replay.exchange.series import DAY_MS, HOUR_MS, INDEX, MINUTE_MS
+from tracepaper.replay.exchange.series import INDEX
+from tracepaper.strategies.market import BASE_FEES, DAY_MS, HOUR_MS, MINUTE_MS, unscaled
 
 PERIODS: Final = {
     "5min": 5 * MINUTE_MS,
@@ -60,13 +61,6 @@ FEES: Final = {
         ("MM", 3, "", "", "-0.000075"),
     ],
 }
-RETAIL_FEES: Final = {
-    "spot": ("0.001", "0.001"),
-    "linear": ("0.00055", "0.0002"),
-    "inverse": ("0.00055", "0.0002"),
-    "option": ("0.0003", "0.0002"),
-}
-"""Taker and maker."""
 COIN_DECIMALS: Final = 8
 
 Item = dict[str, Any]
@@ -106,8 +100,8 @@ def account_ratio(venue: Venue, query: Query, now_ms: int) -> Answer:
         bought = whole * 2 // 5 + mix(market.seed ^ time_ms) % (whole // 5)
         return {
             "symbol": market.symbol,
-            "buyRatio": plain(bought, RATIO_DECIMALS),
-            "sellRatio": plain(whole - bought, RATIO_DECIMALS),
+            "buyRatio": unscaled(bought, RATIO_DECIMALS),
+            "sellRatio": unscaled(whole - bought, RATIO_DECIMALS),
             "timestamp": str(time_ms),
         }
 
@@ -165,7 +159,7 @@ def delivery_price(venue: Venue, query: Query, now_ms: int) -> Answer:
             if row < 0:
                 continue
             price = market.marks.price(INDEX, row, int(market.base.close[row]))
-            text = plain(price, market.listing.price_decimals)
+            text = unscaled(price, market.listing.price_decimals)
             item = {"symbol": symbol, "deliveryPrice": text, "deliveryTime": str(due_ms)}
             items.append(item)
     return {"category": category, "nextPageCursor": "", "list": items}
@@ -229,7 +223,7 @@ def index_price_components(venue: Venue, query: Query, now_ms: int) -> Answer:
         return BAD_SYMBOL
     row = max(0, market.base.row_at(now_ms))
     last = market.touch(row, now_ms).price
-    text = plain(market.marks.price(INDEX, row, last), market.listing.price_decimals)
+    text = unscaled(market.marks.price(INDEX, row, last), market.listing.price_decimals)
     component = {
         "exchange": "Bybit",
         "spotPair": name,
@@ -255,7 +249,7 @@ def fee_rate(venue: Venue, query: Query, now_ms: int) -> Answer:
     category = query.get("category", "")
     if category not in CATEGORIES:
         return BAD_CATEGORY
-    taker, maker = RETAIL_FEES[category]
+    taker, maker = BASE_FEES[category]
     items = [
         {
             "symbol": symbol,

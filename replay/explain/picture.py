@@ -16,6 +16,7 @@ from tracepaper.replay.explain.stored import StoredDecision, flips_of
 from tracepaper.replay.explain.terminal import BASIS_POINTS
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import BLOCK_BARS
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _closes(database: Path, stored: StoredDecision, blocks: _Blocks) -> tuple[Fl
 
 
 def _days(times_ms: list[int] | tuple[int, ...]) -> Floats:
-    days: Floats = np.array(times_ms, dtype=np.float64) / 86_400_000
+    days: Floats = np.array(times_ms, dtype=np.float64) / DAY_MS
     return days
 
 

@@ -17,7 +17,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-DAY_MS: Final = 86_400_000
+from tracepaper.strategies.market import DAY_MS
+
 YEAR_DAYS: Final = 365
 DAYS_TO_ANNUALISE: Final = 30
 """Under so many days no figure of a year is given: it would be a daily one times luck."""

@@ -33,6 +33,7 @@ from tracepaper.replay.report.tables import Form, Table, Value, tone, written
 from tracepaper.replay.report.terminal import counted, span
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates import measured
+from tracepaper.strategies.market import MINUTE_MS
 
 INSTRUMENTS_MAX: Final = 4
 POLICY: Final = (
@@ -280,7 +281,7 @@ def heading(report: Report) -> Markup:
             element(
                 "p",
                 f"Run {record.run['run_id']}, {record.run['kind']}, bars of "
-                f"{record.interval_ms // 60_000:,} min, {span(report)}, {counted(report)}.",
+                f"{record.interval_ms // MINUTE_MS:,} min, {span(report)}, {counted(report)}.",
                 class_="lead",
             ),
             tiles,

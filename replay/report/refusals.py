@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from tracepaper.replay.report.record import Floats, Ints, RunRecord
 from tracepaper.strategies.gates import gate_order
+from tracepaper.strategies.market import DAY_MS
 
 ALLOWED: Final = "allowed"
 LEVEL: Final = 0.95
@@ -37,7 +38,6 @@ BETTER: Final = "better"
 WORSE: Final = "worse"
 NO_EVIDENCE: Final = "no evidence"
 FEW_DAYS: Final = "too few days"
-_DAY_MS: Final = 86_400_000
 
 Mask = npt.NDArray[np.bool_]
 
@@ -135,7 +135,7 @@ def _row(name: str, chosen: Mask, seen: Mask, signals: _Signals, record: RunReco
     known = seen & np.isfinite(signals.gross)
     own, gross, net = chosen[known], signals.gross[known], signals.net[known]
     horizon_ms = record.config.gate.horizon * record.interval_ms
-    length_ms = _DAY_MS * max(1, math.ceil(horizon_ms / _DAY_MS))
+    length_ms = DAY_MS * max(1, math.ceil(horizon_ms / DAY_MS))
     judged = judge(gross, own, record.decisions.open_time_ms[known] // length_ms)
     return Refusal(
         gate=name,

@@ -12,6 +12,7 @@ import numpy as np
 
 from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.replay.report.record import Ledger, Row
+from tracepaper.strategies.market import DAY_MS, divide_half_even
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_SCALE, FillModel, Instrument, Side
 
 
@@ -52,8 +53,8 @@ def round_trips(
         sign = 1 if quantity > 0 else -1
         turned = held * quantity < 0 and abs(quantity) > abs(held)
         share = abs(held) if turned else abs(quantity)
-        closing_notional = _share(notional, share, abs(quantity))
-        closing_fee = _share(fee, share, abs(quantity))
+        closing_notional = divide_half_even(notional * share, abs(quantity))
+        closing_fee = divide_half_even(fee * share, abs(quantity))
         cash -= sign * closing_notional
         paid += closing_fee
         held += quantity
@@ -66,14 +67,6 @@ def round_trips(
     return trips
 
 
-def _share(amount: int, part: int, whole: int) -> int:
-    """Return *amount* x *part* / *whole*, rounded half-even."""
-    quotient, rest = divmod(amount * part, whole)
-    twice = 2 * rest
-    return quotient + (twice > whole or (twice == whole and quotient % 2 == 1))
-
-
-_DAY_MS: Final = 86_400_000
 _QUANTITY_DECIMALS: Final = 18  # no instrument has more
 
 
@@ -124,7 +117,7 @@ class TradeGroup:
     @property
     def days(self) -> int:
         """The UTC days on which one of them was left."""
-        return len({trade.left_ms // _DAY_MS for trade in self.trades})
+        return len({trade.left_ms // DAY_MS for trade in self.trades})
 
     @property
     def mean_return(self) -> tuple[float, float | None] | None:
@@ -132,7 +125,7 @@ class TradeGroup:
         if not self.trades:
             return None
         returns = np.array([trade.return_bp for trade in self.trades]) / 1e4
-        _, day = np.unique([trade.left_ms // _DAY_MS for trade in self.trades], return_inverse=True)
+        _, day = np.unique([trade.left_ms // DAY_MS for trade in self.trades], return_inverse=True)
         by_day = np.bincount(day, weights=returns - returns.mean()) / returns.size
         mean = float(returns.mean())
         if by_day.size < 2:  # one degree of freedom is spent

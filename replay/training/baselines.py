@@ -17,12 +17,12 @@ from scipy.signal import lfilter
 from tracepaper.replay.training.samples import VARIANCE_FLOOR
 from tracepaper.replay.training.series import Segment
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.market import DAY_MS
 
 HAR_WINDOWS: Final = (5, 30, 240, 1440)
 EWMA_DECAY: Final = 0.98
 RIDGE: Final = 1e-3
 """Ridge penalty per row, in units of the features' own variance of about one."""
-DAY_BARS_MS: Final = 86_400_000
 
 
 def past_return(segment: Segment, horizon: int, *, days: int = 0) -> Array:
@@ -31,7 +31,7 @@ def past_return(segment: Segment, horizon: int, *, days: int = 0) -> Array:
     Zero where the segment does not reach back so far. With *days*, the return over the same
     clock time as the one forecast.
     """
-    lag = days * DAY_BARS_MS // segment.interval_ms
+    lag = days * DAY_MS // segment.interval_ms
     ends = np.arange(len(segment)) - lag + (horizon if days else 0)
     starts = ends - horizon
     known = (starts >= 0) & (ends < len(segment)) & (ends <= np.arange(len(segment)))

@@ -16,6 +16,7 @@ from tracepaper.replay.training import figures
 from tracepaper.replay.training.figures import Figure
 from tracepaper.replay.training.samples import NO_LABEL, VARIANCE_FLOOR, Samples
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.networks.heads import Outputs
 
 _CHUNK_ROWS: Final = 8_192  # rows answered at once; bounds memory
@@ -77,7 +78,6 @@ def _arrays(outputs: Outputs, skipped: int) -> Predictions:
     )
 
 
-DAY_MS: Final = 86_400_000
 Judge = Callable[[Array, Array, NDArray[np.int64]], Figure]
 _SEED: Final = 20_170_817  # of the random baseline
 

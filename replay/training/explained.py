@@ -15,10 +15,10 @@ from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Segment
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Forecast, Source
 
-_DAY_MS: Final = 86_400_000
 _SEED: Final = 20_170_817
 _BASIS_POINTS: Final = 1e4
 _BUSY_SHARE: Final = 0.033  # a gate as loose as 33 bars in 1,000, to compare with
@@ -123,7 +123,7 @@ def _row_columns(
     up = np.array([forecast.p_up[at] for forecast in forecasts])
     down = np.array([forecast.p_down[at] for forecast in forecasts])
     return {
-        "days": (segment.open_time_ms[rows] // _DAY_MS).astype(np.float64),
+        "days": (segment.open_time_ms[rows] // DAY_MS).astype(np.float64),
         "value": np.log(segment.close[rows + horizon] / segment.close[rows]),
         "traded": np.log(segment.close[rows + horizon] / segment.candles.open[rows + 1]),
         "mean": np.array([forecast.mean_return[at] for forecast in forecasts]),

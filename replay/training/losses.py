@@ -22,6 +22,7 @@ from torch.nn import functional
 from tracepaper.replay.training.evaluation import Predictions, predict
 from tracepaper.replay.training.samples import NO_LABEL, VARIANCE_FLOOR, Samples
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.networks.heads import Outputs
 
 TASKS: Final = ("return", "direction", "volatility")
@@ -128,7 +129,6 @@ class TaskWeights(nn.Module):
 
 # --- scores
 
-_DAY_MS = 86_400_000
 _FIT_ROWS = 20_000  # labels that the constant Student t is fitted to; more changes nothing
 
 
@@ -203,7 +203,7 @@ def head_scores(
         mine.append(_elementwise(outputs_of(found), samples, span))
         reference.append(_elementwise(answer(constant), samples, span))
         weight.append(samples.weights[span])
-        day.append(samples.segment.open_time_ms[span] // _DAY_MS)
+        day.append(samples.segment.open_time_ms[span] // DAY_MS)
     weights, days = np.concatenate(weight), np.concatenate(day)
     losses = _means(np.concatenate(mine, axis=1), weights)
     known = np.concatenate(reference, axis=1)

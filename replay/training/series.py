@@ -22,6 +22,7 @@ from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features import Columns, FeatureSchema, compute
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.market import DAY_MS
 
 
 @dataclass(frozen=True)
@@ -212,11 +213,10 @@ def by_shares(
     Raises ``ConfigInvalid`` where the data are too short for four parts.
     """
     times = np.sort(np.concatenate([segment.open_time_ms for segment in segments]))
-    day_ms = 86_400_000
     ends = []
     for share in np.cumsum(shares):
         at = int(times[min(int(share * len(times)), len(times) - 1)])
-        ends.append(at // day_ms * day_ms)
+        ends.append(at // DAY_MS * DAY_MS)
     if not times[0] < ends[0] < ends[1] < ends[2] <= times[-1]:
         raise ConfigInvalid(
             "The candles span too few days for training, validation, calibration and test;"

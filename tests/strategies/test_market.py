@@ -1,14 +1,27 @@
-"""Exact decimals."""
+"""Intervals, fees and exact decimals: each in one place."""
 
+import re
 from decimal import ROUND_HALF_EVEN, Decimal
 
 import pytest
 from builders import instrument
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import ROOT
 
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.market import Notional, check_money, divide_half_even, scaled, unscaled
+from tracepaper.strategies.market import (
+    DAY_MS,
+    INTERVAL_NAMES,
+    INTERVALS,
+    Notional,
+    check_money,
+    divide_half_even,
+    interval_start,
+    rescaled,
+    scaled,
+    unscaled,
+)
 
 WIDE = st.integers(-(10**24), 10**24)
 
@@ -56,3 +69,29 @@ def test_quantity_of_money_is_the_largest_that_fits(price: int, money: int) -> N
     notional = Notional.of(instrument(price_decimals=2, quantity_decimals=3))
     quantity = notional.quantity(money, price)
     assert notional(price, quantity) <= money < notional(price, quantity + 1)
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(0, 8), st.integers(0, 8))
+def test_rescaling_rounds_half_to_even(value: int, decimals: int, wanted: int) -> None:
+    step = Decimal(1).scaleb(-wanted)
+    exact = Decimal(value).scaleb(-decimals).quantize(step, rounding=ROUND_HALF_EVEN)
+    assert Decimal(rescaled(value, decimals, wanted)).scaleb(-wanted) == exact
+
+
+def test_every_interval_has_one_name_and_weeks_open_on_mondays() -> None:
+    assert {INTERVAL_NAMES[length] for length in INTERVALS.values()} == set(INTERVALS)
+    monday_ms = 1_748_217_600_000  # 2025-05-26
+    for name, length_ms in INTERVALS.items():
+        assert interval_start(monday_ms + length_ms - 1, length_ms) == monday_ms, name
+    assert interval_start(monday_ms - 1, INTERVALS["W"]) == monday_ms - 7 * DAY_MS
+
+
+def test_lengths_of_time_and_fees_stand_in_one_place() -> None:
+    again = re.compile(r"86_400_000|604_800_000|\"0\.00055\"")
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("daemon", "replay", "storage", "strategies")
+        for path in (ROOT / folder).rglob("*.py")
+        if again.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == {"strategies/market.py"}

@@ -15,12 +15,10 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tracepaper.daemon.bybit.instruments import (
-    INTERVALS,
     ceiled,
     decimals_needed,
     exact,
     exact_signed,
-    floor_open_ms,
     floored,
     instrument_from,
     interval_name,
@@ -30,6 +28,7 @@ from tracepaper.daemon.bybit.instruments import (
 )
 from tracepaper.daemon.bybit.messages import InstrumentInfo
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
+from tracepaper.strategies.market import INTERVALS, interval_start
 from tracepaper.strategies.types import Category, Instrument
 
 # ---------------------------------------------------------------- decimals
@@ -113,7 +112,7 @@ def test_an_interval_the_exchange_has_not_is_refused() -> None:
 
 @given(market_ms=st.integers(0, 4 * 10**12), name=st.sampled_from(sorted(INTERVALS)))
 def test_the_open_candle_contains_the_moment(market_ms: int, name: str) -> None:
-    open_ms = floor_open_ms(market_ms, INTERVALS[name])
+    open_ms = interval_start(market_ms, INTERVALS[name])
     assert open_ms <= market_ms < open_ms + INTERVALS[name]
     opened = datetime.fromtimestamp(open_ms // 1000, UTC)
     if name == "W":

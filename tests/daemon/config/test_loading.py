@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.daemon.config.loading import HASHED_SECTIONS, SECTIONS, Config, load, restore
-from tracepaper.daemon.config.sections import INTERVAL_MS, MarketSection
+from tracepaper.daemon.config.sections import MarketSection
 from tracepaper.daemon.config.values import plain
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.market import INTERVALS
 
 
 def written(folder: Path, text: str) -> Path:
@@ -204,9 +205,9 @@ def test_plain_text_reads_back_and_is_shortest(value: Decimal) -> None:
 
 def test_intervals_are_in_milliseconds() -> None:
     found = {
-        name: MarketSection.model_validate({"interval": name}).interval_ms for name in INTERVAL_MS
+        name: MarketSection.model_validate({"interval": name}).interval_ms for name in INTERVALS
     }
-    assert found == INTERVAL_MS
+    assert found == INTERVALS
     assert MarketSection(interval="W").interval_ms == 7 * 24 * 3_600_000
 
 

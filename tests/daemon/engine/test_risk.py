@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tracepaper.daemon.engine.risk import DAY_MS, RiskWatch
+from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.strategies.gates import GateInputs
+from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import MONEY_SCALE, Account
 
 LIMITS = {"risk.drawdown": 0.1}

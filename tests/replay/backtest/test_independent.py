@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.config.sections import INTERVAL_MS
 from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.market import INTERVAL_NAMES
 
 CANDLES = Path(__file__).parents[2] / "data" / "candles"
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "klines"
@@ -77,7 +77,7 @@ def test_cash_trades_and_equity_equal_an_independent_computation(
 ) -> None:
     candles = read_candles(path)
     assert candles.gaps == []
-    names = {value: name for name, value in INTERVAL_MS.items()}
+    names = INTERVAL_NAMES
     config = load(
         None,
         {

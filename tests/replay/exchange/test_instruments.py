@@ -9,16 +9,9 @@ from exchange_client import candles, walk_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.exchange.instruments import (
-    coins,
-    list_instrument,
-    padded,
-    parsed,
-    plain,
-    recorded,
-    rescaled,
-)
+from tracepaper.replay.exchange.instruments import coins, list_instrument, padded, parsed, recorded
 from tracepaper.replay.exchange.market import SimulatedMarket
+from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import Category
 
 # ------------------------------------------------------------ decimal text
@@ -39,22 +32,15 @@ def test_text_has_the_zeros_of_its_place(
     value: int, decimals: int, with_zeros: str, without: str
 ) -> None:
     assert padded(value, decimals) == with_zeros
-    assert plain(value, decimals) == without
+    assert unscaled(value, decimals) == without
 
 
 @given(st.integers(-(10**18), 10**18), st.integers(0, 11))
 def test_text_is_exact(value: int, decimals: int) -> None:
     exact = Decimal(value).scaleb(-decimals)
     assert Decimal(padded(value, decimals)) == exact
-    assert Decimal(plain(value, decimals)) == exact
+    assert Decimal(unscaled(value, decimals)) == exact
     assert parsed(padded(abs(value), decimals)) == (abs(value), decimals)
-
-
-@given(st.integers(-(10**12), 10**12), st.integers(0, 8), st.integers(0, 8))
-def test_rescaling_rounds_half_away_from_zero(value: int, decimals: int, wanted: int) -> None:
-    step = Decimal(1).scaleb(-wanted)
-    exact = Decimal(value).scaleb(-decimals).quantize(step, rounding="ROUND_HALF_UP")
-    assert Decimal(rescaled(value, decimals, wanted)).scaleb(-wanted) == exact
 
 
 ROWS = walk_rows(50)

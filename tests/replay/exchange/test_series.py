@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.replay.exchange.series import (
-    LENGTHS,
     MONTH,
     bucket_end,
     bucket_start,
     bucket_starts,
     is_coarser,
-    name_of,
 )
+from tracepaper.strategies.market import INTERVAL_NAMES, INTERVALS
 
 
 def ms(text: str) -> int:
@@ -40,7 +39,7 @@ def test_bucket_covers_its_calendar_span(interval: str, start: str, end: str) ->
     assert bucket_end(ms(start), interval) == ms(end)
 
 
-@given(st.integers(ms("2001-01-01"), ms("2040-01-01")), st.sampled_from([*LENGTHS, MONTH]))
+@given(st.integers(ms("2001-01-01"), ms("2040-01-01")), st.sampled_from([*INTERVALS, MONTH]))
 def test_every_time_lies_in_its_bucket(time_ms: int, interval: str) -> None:
     start = bucket_start(time_ms, interval)
     assert start <= time_ms < bucket_end(start, interval)
@@ -49,12 +48,12 @@ def test_every_time_lies_in_its_bucket(time_ms: int, interval: str) -> None:
 
 
 def test_only_multiples_are_coarser() -> None:
-    assert is_coarser("15", LENGTHS["5"])
-    assert is_coarser(MONTH, LENGTHS["D"])
-    assert not is_coarser("5", LENGTHS["3"])
-    assert not is_coarser("1", LENGTHS["5"])
+    assert is_coarser("15", INTERVALS["5"])
+    assert is_coarser(MONTH, INTERVALS["D"])
+    assert not is_coarser("5", INTERVALS["3"])
+    assert not is_coarser("1", INTERVALS["5"])
 
 
 def test_a_length_that_is_no_interval_has_no_name() -> None:
-    assert name_of(60_000) == "1"
-    assert name_of(120_000) is None
+    assert INTERVAL_NAMES[60_000] == "1"
+    assert 120_000 not in INTERVAL_NAMES
