@@ -179,7 +179,9 @@ _AT_ONCE: Final = (Command, ModelChange)
 class SqlAuditLog:
     """The audit log of one run in one SQLite database; implements ``ports.AuditLog``."""
 
-    def __init__(self, writer: Writer, group_steps: int = GROUP_STEPS) -> None:
+    def __init__(
+        self, writer: Writer, group_steps: int = GROUP_STEPS, *, path: Path | None = None
+    ) -> None:
         self._writer = writer
         self._connection = writer.connection
         raw = writer.connection.connection.driver_connection
@@ -200,19 +202,24 @@ class SqlAuditLog:
         }
         self._opening: list[tuple[str, list[Row]]] = []  # the rows of a run that is not stored yet
         self._has_decided = False
-        self.path: Path | None = None  # beside which the checkpoints lie
+        self._path = path  # beside which the checkpoints lie
         self._refusal = ""  # why no more steps are taken
         self._is_writable = True  # until a transaction fails
-        self.waiting: Callable[[], object] | None = None  # hears of waits, in the writer's thread
+        self._hear_wait: Callable[[], object] | None = None
         self.is_blocked = False  # by the write lock of another process
         self._is_leaving = False
 
     @classmethod
     def open(cls, path: Path, *, group_steps: int = GROUP_STEPS) -> SqlAuditLog:
         """Open or make the database *path* and take its lock; see ``database.open_writer``."""
-        log = cls(open_writer(path), group_steps)
-        log.path = path
-        return log
+        return cls(open_writer(path), group_steps, path=path)
+
+    def report_waits(self, hear: Callable[[], object]) -> None:
+        """Call *hear*, in the writer's thread, at every wait for another process's write lock.
+
+        Such a wait has then no end; without it, it lasts as long as a command may seem to hang.
+        """
+        self._hear_wait = hear
 
     @property
     def lock(self) -> InstanceLock:
@@ -271,9 +278,9 @@ class SqlAuditLog:
 
     def _model_rows(self, run: Run) -> list[tuple[str, list[Row]]]:
         """Return the row of the run's model, from the card kept beside the database, if new."""
-        if not run.model_sha256 or self.path is None:
+        if not run.model_sha256 or self._path is None:
             return []
-        if (model := kept_identity(self.path, run.model_id)) is None:
+        if (model := kept_identity(self._path, run.model_id)) is None:
             return []
         query = "SELECT count(*) FROM models WHERE model_sha256 = ?"
         if self._raw.execute(query, (model.sha256,)).fetchone() != (0,):
@@ -473,15 +480,15 @@ class SqlAuditLog:
             try:
                 self._raw.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
-                is_heard = self.waiting is not None or waits < UNHEARD_WAITS
+                is_heard = self._hear_wait is not None or waits < UNHEARD_WAITS
                 if not is_busy(error) or self._is_leaving or not is_heard:
                     raise
             else:
                 self.is_blocked = False
                 return
             self.is_blocked = True
-            if self.waiting is not None:
-                self.waiting()
+            if self._hear_wait is not None:
+                self._hear_wait()
             self._look_at_file()
 
     def _look_at_file(self) -> None:

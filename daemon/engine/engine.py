@@ -164,6 +164,10 @@ class Engine:
         self.sequence = next_sequence
         self._dirty = taken_over
 
+    def go_on_at(self, sequence: int) -> None:
+        """Let *sequence* be the next step's, in a run that has stored no state yet."""
+        self.sequence = sequence
+
     def recall(self, bar: Bar) -> None:
         """Take in a bar that the run already holds: it causes nothing, and is not a step."""
         desk = self._desks[bar.instrument]

@@ -101,6 +101,7 @@ class Monitor:
         counters: Mapping[str, int] | None = None,
         newest: Newest | None = None,
         obstacles: Callable[[], Sequence[str]] = tuple,
+        halted: bool = False,
     ) -> None:
         self.run = run
         self.counters: Mapping[str, int] = counters if counters is not None else {}
@@ -110,7 +111,7 @@ class Monitor:
         self.refusals: Counter[str] = Counter()
         self.fills = 0
         self.revisions = 0
-        self.halted = False
+        self.halted = halted
         self.bars: dict[str, Step] = {}
         self.decision_s = Histogram(DECISION_BOUNDS_S)
         self.model_s = Histogram(WORK_BOUNDS_S)

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -54,8 +54,20 @@ def needs_forecaster(config: Config) -> bool:
     return ":" in config.strategy.name and user_class(config.strategy.name).needs_forecast
 
 
-def strategies_for(config: Config, forecaster: Forecaster | None) -> Callable[[], Strategy]:
-    """Return what makes one instrument's strategy object; raise ``ConfigInvalid`` if it cannot."""
+Strategies = Mapping[str, Strategy]
+"""A strategy object for each symbol."""
+
+
+def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
+    """Return a new strategy object for each configured symbol.
+
+    A user's class is imported and made here; raises ``ConfigInvalid`` or ``StrategyFailed``.
+    """
+    make = _strategy_maker(config, forecaster)
+    return {symbol: make() for symbol in config.market.symbols}
+
+
+def _strategy_maker(config: Config, forecaster: Forecaster | None) -> Callable[[], Strategy]:
     chosen = config.strategy
     match chosen.name:
         case "sma_cross":
@@ -150,16 +162,22 @@ def build_engine(
     execution: FillModel,
     period_start_ms: int,
     forecaster: Forecaster | None,
+    strategies: Strategies | None = None,
 ) -> Engine:
-    """Put an engine together; raise ``ConfigInvalid`` where the configuration cannot serve."""
+    """Put an engine together; raise ``ConfigInvalid`` where the configuration cannot serve.
+
+    *strategies*, by symbol, have not seen a bar; new ones are made where none are given.
+    """
     calibration = None if forecaster is None else forecaster.calibration
     index = horizon_index(config, forecaster)
-    make = strategies_for(config, forecaster)
-    strategies = {item.id: make() for item in instruments}
+    make = _strategy_maker(config, forecaster)
+    by_id = {
+        item.id: make() if strategies is None else strategies[item.symbol] for item in instruments
+    }
     sections = config.model_dump()
     risk = limits(sections)
     benches = {}
-    for key, strategy in strategies.items():
+    for key, strategy in by_id.items():
         gates = declared_gates(strategy, by_quotes=execution is FillModel.QUOTE, risk=risk)
         thresholds = thresholds_of(
             gates,
@@ -189,7 +207,7 @@ def build_engine(
         risk=risk,
     )
     sizers = {item.id: _sizer(config, item, index) for item in instruments}
-    return Engine(instruments, strategies, sizers, benches, settings)
+    return Engine(instruments, by_id, sizers, benches, settings)
 
 
 def resolved(config: Config, execution: FillModel) -> Config:
@@ -198,9 +216,9 @@ def resolved(config: Config, execution: FillModel) -> Config:
     return config.model_copy(update={"execution": chosen})
 
 
-def warmup_bars(config: Config, forecaster: Forecaster | None) -> int:
-    """Return how many bars before its first decision the configured strategy wants."""
-    return remembered(strategies_for(config, forecaster)())
+def warmup_bars(strategies: Strategies) -> int:
+    """Return how many bars before their first decision *strategies* want."""
+    return max(map(remembered, strategies.values()))
 
 
 @cache

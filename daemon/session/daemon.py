@@ -31,7 +31,7 @@ from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import HttpServer
-from tracepaper.daemon.session.build import needs_forecaster, resolved, warmup_bars
+from tracepaper.daemon.session.build import needs_forecaster, resolved
 from tracepaper.daemon.session.models import load_forecaster, warnings_for
 from tracepaper.daemon.session.open import Opened, Opening, filters_for, open_run, was_served
 from tracepaper.daemon.session.outside import Listener
@@ -103,7 +103,7 @@ class Daemon:
         Raises ``ConfigInvalid``, ``AuditUnwritable`` and the other fatal errors as they are.
         """
         audit = SqlAuditLog.open(self._database)
-        audit.waiting = self._say_blocked
+        audit.report_waits(self._say_blocked)
         try:
             await self._supervisor.run({"daemon": lambda: self._serve(audit)}, essential="daemon")
         finally:
@@ -135,7 +135,8 @@ class Daemon:
         forecaster = None
         if needs_forecaster(config):
             forecaster = await asyncio.to_thread(load_forecaster, config, beside=self._database)
-        preflight_engine(config, forecaster)  # what is wrong here is said before the network is
+        # What is wrong here is said before the network is asked.
+        strategies = preflight_engine(config, forecaster)
         cooldown = Cooldown(clock=clock, waiting=self._supervisor.declare)
         is_served = was_served(config, self._kind, self._database)
         async with RestClient(
@@ -166,6 +167,7 @@ class Daemon:
                     database=self._database,
                     instruments=tuple(instruments),
                     forecaster=forecaster,
+                    strategies=strategies,
                     period_start_ms=interval_start(server_ms, config.market.interval_ms),
                     wall_ms=clock.wall_ms(),
                     warnings=() if forecaster is None else warnings_for(config),
@@ -207,15 +209,15 @@ class Daemon:
                     period_start_ms=run.period_start_ms,
                     deadline_ms=config.model.deadline_ms,
                 )
-            feed = await stack.enter_async_context(self._feed(opened, forecaster, rest, engine))
+            feed = await stack.enter_async_context(self._feed(opened, rest, engine))
             monitor = Monitor(
                 run=run,
                 clock=self._clock,
                 counters=feed.counters,
                 newest=feed,
                 obstacles=lambda: (BLOCKED,) if audit.is_blocked else (),
+                halted=engine.halted,
             )
-            monitor.halted = engine.halted
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
             server = await stack.enter_async_context(
@@ -248,9 +250,7 @@ class Daemon:
             timed = monitor.predicting(predictor), engine, monitor.committing(audit)
             await drive(feed, *timed, watch=watch, heard=heard)
 
-    def _feed(
-        self, opened: Opened, forecaster: Forecaster | None, rest: RestClient, engine: Engine
-    ) -> LiveFeed:
+    def _feed(self, opened: Opened, rest: RestClient, engine: Engine) -> LiveFeed:
         config, clock, run = self._config, self._clock, opened.run
         now_ms = clock.market_ms()
         return LiveFeed(
@@ -262,7 +262,7 @@ class Daemon:
             start=FeedStart(
                 interval_ms=run.interval_ms,
                 period_start_ms=run.period_start_ms,
-                warmup_bars=warmup_bars(config, forecaster),
+                warmup_bars=max(engine.warmup_of(item.id) for item in opened.instruments),
                 known=opened.known,
                 known_funding=opened.known_funding,
                 recent=opened.recent,

@@ -14,7 +14,7 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.account import Portfolio
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineState, decode_state
-from tracepaper.daemon.session.build import build_engine
+from tracepaper.daemon.session.build import Strategies, build_engine
 from tracepaper.daemon.session.predictor import BarHistory
 from tracepaper.daemon.session.run_record import continues, describe_run, started
 from tracepaper.storage.audit import Resumed, SqlAuditLog
@@ -55,7 +55,8 @@ class _Served(msgspec.Struct):
 class Opening:
     """What a start knows before it has a run.
 
-    ``is_served`` says that a run of this database traded this market at this exchange before.
+    ``is_served`` says that a run of this database traded this market at this exchange before;
+    ``strategies`` were made for this start already.
     """
 
     config: Config
@@ -67,6 +68,7 @@ class Opening:
     period_start_ms: int
     wall_ms: int
     warnings: tuple[str, ...] = ()
+    strategies: Strategies | None = None
     is_served: bool = False
 
 
@@ -198,6 +200,7 @@ def _engine(opening: Opening, instruments: tuple[Instrument, ...], period_start_
         execution=opening.execution,
         period_start_ms=period_start_ms,
         forecaster=opening.forecaster,
+        strategies=opening.strategies,
     )
 
 
@@ -240,7 +243,7 @@ def restore_engine(
             confirmed=reader.confirmations(run.run_id),
         )
     else:
-        engine.sequence = resumed.next_sequence
+        engine.go_on_at(resumed.next_sequence)
     recall_bars(engine, reader, run, memory)
 
 

@@ -18,7 +18,13 @@ import msgspec
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.values import plain
 from tracepaper.daemon.engine.orders import NOTIONAL_MOST
-from tracepaper.daemon.session.build import build_engine, needs_forecaster, resolved
+from tracepaper.daemon.session.build import (
+    Strategies,
+    build_engine,
+    make_strategies,
+    needs_forecaster,
+    resolved,
+)
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_record import describe_run
 from tracepaper.storage.database import open_reader, sqlite_status
@@ -83,13 +89,24 @@ def refuse_class_that_exits(config: Config) -> None:
         )
 
 
-def preflight_engine(config: Config, forecaster: Forecaster | None) -> None:
-    """Build engine and run over instruments that would take any size."""
+def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategies:
+    """Build engine and run over instruments that would take any size.
+
+    Returns the strategies that were made, for the run to use: a user's class is made once.
+    """
     by_open = config.execution.model == "next_open"
     execution = FillModel.NEXT_OPEN if by_open else FillModel.QUOTE
     config = resolved(config, execution)
     instruments = [_stand_in(config, symbol) for symbol in config.market.symbols]
-    build_engine(config, instruments, execution=execution, period_start_ms=0, forecaster=forecaster)
+    strategies = make_strategies(config, forecaster)
+    build_engine(
+        config,
+        instruments,
+        execution=execution,
+        period_start_ms=0,
+        forecaster=forecaster,
+        strategies=strategies,
+    )
     describe_run(
         config,
         tuple(instruments),
@@ -100,6 +117,7 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> None:
     )
     if config.execution.filters != "data":
         _refuse_absurd(config)
+    return strategies
 
 
 def refuse_database(path: Path) -> None:

@@ -72,9 +72,12 @@ def configure(
     root.setLevel(max(LEVELS[level], LIBRARIES))
 
 
-def _our_logger(level: int, *names: str) -> logging.Logger:
-    """Return the logger *names*, which passes lines from *level* on and not from the root's on."""
-    logger = logging.getLogger(*names)
+def _our_logger(level: int, name: str = "tracepaper") -> logging.Logger:
+    """Return the logger *name*, which passes lines from *level* on and not from the root's on.
+
+    One without a name is ours too: the root's own level would let every library through.
+    """
+    logger = logging.getLogger(name)
     logger.setLevel(level)
     return logger
 

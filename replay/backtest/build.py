@@ -11,7 +11,13 @@ import msgspec
 
 from tracepaper.daemon.config.loading import DATA, Config, load_with_origins
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.build import build_engine, needs_forecaster, resolved, warmup_bars
+from tracepaper.daemon.session.build import (
+    build_engine,
+    make_strategies,
+    needs_forecaster,
+    resolved,
+    warmup_bars,
+)
 from tracepaper.daemon.session.models import load_forecaster, warnings_for
 from tracepaper.daemon.session.preflight import refuse_size
 from tracepaper.daemon.session.run_record import describe_run
@@ -135,12 +141,13 @@ def build(  # noqa: PLR0913 - the options of a replay
     forecaster = None
     if needs_forecaster(config):
         forecaster = load_forecaster(config, beside=database, path=path)
+    strategies = make_strategies(config, forecaster)
     feed = ArchiveFeed(
         candles,
         instruments,
         from_ms=from_ms,
         until_ms=until_ms,
-        warmup_bars=warmup_bars(config, forecaster) if from_ms is not None else 0,
+        warmup_bars=warmup_bars(strategies) if from_ms is not None else 0,
         funding=funding,
     )
     engine = build_engine(
@@ -149,6 +156,7 @@ def build(  # noqa: PLR0913 - the options of a replay
         execution=FillModel.NEXT_OPEN,
         period_start_ms=feed.period_start_ms,
         forecaster=forecaster,
+        strategies=strategies,
     )
     run = describe_run(
         config,

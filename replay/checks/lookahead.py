@@ -155,7 +155,7 @@ class _Check:
         self._limits, self._path, self._tell = limits, path, tell
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
-        fresh.patience_s = lambda: max(0.0, self._until_s - self._clock.network_s()) + GRACE_S
+        fresh.limit_waits(lambda: max(0.0, self._until_s - self._clock.network_s()) + GRACE_S)
         self._found = Finding("lookahead", planned=limits.probes)
         self._heard: dict[Outside, None] = {}
         self._native: set[str] = set()

@@ -33,7 +33,6 @@ from tracepaper.daemon.session.build import (
     code_version,
     libraries,
     needs_forecaster,
-    warmup_bars,
 )
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.outside import Outside
@@ -61,12 +60,12 @@ class Fresh:
     """The server; ``with fresh.child(job, …) as line`` runs *job* in a new process of its own.
 
     *preload* are modules to import before any child is forked: slow ones that a job needs.
-    ``patience_s`` returns how long an answer is waited for; without end where it is None.
+    Answers are waited for without end, unless :meth:`limit_waits` says how long.
     """
 
     def __init__(self, *preload: str) -> None:
         self._preload = preload
-        self.patience_s: Callable[[], float] | None = None
+        self._patience_s: Callable[[], float] | None = None
 
     def __enter__(self) -> Self:
         """Start the server."""
@@ -88,6 +87,10 @@ class Fresh:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
+    def limit_waits(self, patience_s: Callable[[], float]) -> None:
+        """Wait for an answer of a later child as many seconds as *patience_s* then returns."""
+        self._patience_s = patience_s
+
     @contextmanager
     def child(self, job: Job[P], *given: P.args, **named: P.kwargs) -> Iterator[Line]:
         """Run ``job(line, *given, **named)`` in a new process; yield our end of its line."""
@@ -96,7 +99,7 @@ class Fresh:
             socket.send_fds(self._line, [b"."], [theirs.fileno()])
         with Connection(ours.detach()) as connection:
             connection.send((sys.path, job, given, named))
-            yield Line(connection, self.patience_s)
+            yield Line(connection, self._patience_s)
 
 
 class Line:
@@ -270,7 +273,7 @@ def derive_whole(line: Connection, config: Config, candles: Sequence[Candles], p
             replay.instruments,
             replay.run.period_start_ms,
             replay.config,
-            warmup_bars(replay.config, replay.forecaster),
+            max(replay.engine.warmup_of(item.id) for item in replay.instruments),
             taken,
             _heard(config),
         )

@@ -94,14 +94,14 @@ def recursive(
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import print_json
-    from tracepaper.daemon.session.build import needs_forecaster, warmup_bars
+    from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
     from tracepaper.daemon.session.models import load_forecaster
     from tracepaper.replay.checks.recursive import recursive as check
     from tracepaper.strategies.errors import ConfigInvalid
 
     given, (candles,) = _given([data], config)
     forecaster = load_forecaster(given) if needs_forecaster(given) else None
-    warmup = warmup_bars(given, forecaster)
+    warmup = warmup_bars(make_strategies(given, forecaster))
     wanted = min(len(candles), bars or 2 * warmup + 1_000)
     if wanted <= warmup:
         # Nothing would differ, for nothing would be decided.

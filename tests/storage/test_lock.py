@@ -358,7 +358,7 @@ async def test_a_foreign_write_lock_is_waited_for_without_end(tmp_path: Path) ->
             if waits == 20:
                 shell.execute("ROLLBACK")
 
-        log.waiting = waiting
+        log.report_waits(waiting)
         await log.append(STEPS[1])
     assert (waits, log.is_blocked) == (20, False)
     log.close()
@@ -375,7 +375,7 @@ async def test_a_stop_under_a_foreign_write_lock_says_what_to_do(tmp_path: Path)
         shell.execute("BEGIN IMMEDIATE")
         waits = asyncio.Event()
         loop = asyncio.get_running_loop()
-        log.waiting = lambda: loop.call_soon_threadsafe(waits.set)
+        log.report_waits(lambda: loop.call_soon_threadsafe(waits.set))
         appending = asyncio.create_task(log.append(STEPS[1]))
         await waits.wait()
         with pytest.raises(AuditUnwritable, match=r"locked\); end the transaction of the other"):

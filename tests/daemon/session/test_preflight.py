@@ -26,6 +26,10 @@ SMA = '[strategy]\nname = "sma_cross"\n'
 OWN = f'[strategy]\nname = "{__name__}:Picky"\n'
 
 
+MADE: list[Strategy] = []
+"""Every object of the class below, in the order of making."""
+
+
 class Picky(Strategy):
     """Takes one option, and no other."""
 
@@ -33,6 +37,7 @@ class Picky(Strategy):
         if set(options) - {"fast"}:
             raise ValueError("it knows fast alone")
         self.warmup = int(str(options.get("fast", 1)))
+        MADE.append(self)
 
     def decide(self, outlook: Outlook) -> Signal:
         return Signal(Action.HOLD, "picky")
@@ -230,3 +235,15 @@ async def test_what_is_wrong_here_is_said_before_the_network_is(tmp_path: Path) 
     )
     with pytest.raises(ConfigInvalid, match="it knows fast alone"):
         await Daemon(config, tmp_path / "run.db", kind=RunKind.LIVE).run()
+
+
+async def test_a_start_makes_a_users_class_once(tmp_path: Path) -> None:
+    own = {"name": f"{__name__}:Picky", "options": {"fast": 2}}
+    MADE.clear()
+    async with ScriptedServer() as server:
+        async with daemon(server, tmp_path / "run.db", strategy=own) as running:
+            await running.close_bars(3)
+        assert len(MADE) == 1
+        async with daemon(server, tmp_path / "run.db", strategy=own) as running:  # it goes on
+            await running.until(lambda: running.steps)
+        assert len(MADE) == 2
