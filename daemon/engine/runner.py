@@ -1,4 +1,4 @@
-"""``drive(feed, think, engine, audit)``: the one loop, used live and in replay."""
+"""``advance``: one event through the engine into the log; ``drive`` does it for a live feed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,27 @@ from collections.abc import Callable, Sequence
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.ports import AuditLog, Feed, Predictor
 from tracepaper.daemon.session.outside import Outside
-from tracepaper.strategies.types import Reading, Step
+from tracepaper.strategies.types import Event, Prediction, Reading, Step
+
+
+def advance(
+    engine: Engine,
+    event: Event,
+    prediction: Prediction,
+    append: Callable[[Step], object],
+    heard: Callable[[], Sequence[Outside]],
+) -> Step:
+    """Return the step that *event* causes, once it was handed to *append*.
+
+    *heard* returns what a user's class has opened since it was asked last; each of it is a step of
+    its own, after this one. Live and in replay every event goes through here.
+    """
+    step = engine.step(event, prediction)
+    append(step)
+    for item in heard():
+        reading = Reading(item.what, item.name, event.market_ms, event.seen_ms)
+        append(engine.step(reading, None))
+    return step
 
 
 async def drive(
@@ -19,17 +39,16 @@ async def drive(
     watch: Callable[[Step], bool] = lambda _step: True,
     heard: Callable[[], Sequence[Outside]] = tuple,
 ) -> None:
-    """Carry every event through the engine; stop if it cannot be recorded.
+    """Carry every event of a live feed through the engine; stop if it cannot be recorded.
 
-    *watch* sees each step once it is stored, and ends the loop by returning False. *heard* returns
-    what a user's class has opened since it was asked last; each of it is a step of its own.
+    *watch* sees each step once it is stored, and ends the loop by returning False.
     """
+    steps: list[Step] = []
     async for event in feed:
         prediction = await predictor(event)
-        step = engine.step(event, prediction)
-        await audit.append(step)
-        for item in heard():
-            reading = Reading(item.what, item.name, event.market_ms, event.seen_ms)
-            await audit.append(engine.step(reading, None))
+        step = advance(engine, event, prediction, steps.append, heard)
+        for caused in steps:
+            await audit.append(caused)
+        steps.clear()
         if not watch(step):
             return

@@ -83,10 +83,6 @@ class InlinePredictor:
             case _:
                 return None
 
-    async def __call__(self, event: Event) -> Prediction:
-        """Return the prediction for *event*; never waits."""
-        return self.predict(event)
-
 
 class Worker:
     """Runs jobs one after the other in a thread of its own, which nobody waits for at the end.

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from typing import Final
 
 import numpy as np
 
 from tracepaper.replay.archive import Candles, FundingRates, merge_candles, slice_candles
-from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.archive.candles import Span, bars_of
 from tracepaper.replay.archive.decimals import IntArray
 from tracepaper.replay.archive.times import iso
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import Event, Funding, Gap, GapCause, Instrument
+from tracepaper.strategies.types import Bar, Event, Funding, Gap, GapCause, Instrument
 
 BATCH_BARS: Final = 16_384
 """Bars built at once: enough to be fast, few enough that a year stays small in memory."""
-
-BREATH_EVENTS: Final = 4_096
-"""Events after which the asynchronous form lets other tasks, such as a signal's, run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +31,13 @@ class _Track:
     def events(self) -> Iterator[Event]:
         """Yield the events, whose times are ``times``."""
         if self.candles is not None:
-            return _bars_and_gaps(self.candles)
+            return chain.from_iterable(_batches(self.candles))
         assert self.funding is not None
         return _settlements(self.funding)
 
 
 class ArchiveFeed:
-    """Archived bars of one or more instruments, oldest first, as ``ports.Feed``.
+    """Archived bars of one or more instruments, oldest first, as events.
 
     Events are ordered by the bar's close, then by the order of *candles*; a ``Gap`` stands
     before the bar after a hole, and a ``Funding`` after the bars that close with it. An
@@ -95,33 +91,28 @@ class ArchiveFeed:
             np.arange(len(self._tracks)), [track.times.size for track in self._tracks]
         )
         order = owners[np.argsort(times, kind="stable")]
-        draws = [track.events().__next__ for track in self._tracks]
-        for start in range(0, order.size, BATCH_BARS):
-            for owner in order[start : start + BATCH_BARS].tolist():
-                yield draws[owner]()
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield the events of ``events`` to an asynchronous loop."""
-        events = self.events()
-        while batch := list(islice(events, BREATH_EVENTS)):
-            for event in batch:
-                yield event
-            await asyncio.sleep(0)
+        # As Python's numbers only a batch at a time: a year of fifty instruments is long.
+        starts = range(0, order.size, BATCH_BARS)
+        batches = (order[start : start + BATCH_BARS].tolist() for start in starts)
+        tracks = [track.events() for track in self._tracks]
+        return map(next, map(tracks.__getitem__, chain.from_iterable(batches)))
 
 
-def _bars_and_gaps(candles: Candles) -> Iterator[Event]:
+def _batches(candles: Candles) -> Iterator[Iterable[Event]]:
     """Yield bars in batches, each hole as a Gap before the bar that shows it."""
-    gaps = dict(zip((after for _, after in candles.gaps), candles.gaps, strict=True))
+    holes = dict(zip((after for _, after in candles.gaps), candles.gaps, strict=True))
     for start in range(0, len(candles), BATCH_BARS):
         bars = bars_of(slice_candles(candles, slice(start, start + BATCH_BARS)))
-        if not gaps:
-            yield from bars
-            continue
-        for bar in bars:
-            if hole := gaps.get(bar.open_time_ms):
-                at = bar.close_time_ms
-                yield Gap(bar.instrument, *hole, GapCause.ARCHIVE, "", market_ms=at, seen_ms=at)
-            yield bar
+        yield _with_gaps(bars, holes) if holes else bars
+
+
+def _with_gaps(bars: Iterable[Bar], holes: Mapping[int, Span]) -> Iterator[Event]:
+    """Yield *bars*; *holes* are by the open time of the bar after them."""
+    for bar in bars:
+        if hole := holes.get(bar.open_time_ms):
+            at = bar.close_time_ms
+            yield Gap(bar.instrument, *hole, GapCause.ARCHIVE, "", market_ms=at, seen_ms=at)
+        yield bar
 
 
 def _settlements(funding: FundingRates) -> Iterator[Event]:

@@ -145,15 +145,11 @@ class RecordedPredictor:
             return self._inline.predict(event, self._said.popleft())
         return None
 
-    async def __call__(self, event: Event) -> Prediction:
-        """Return the prediction for *event*; never waits."""
-        return self.predict(event)
-
 
 # ---------------------------------------------------------------- into a new run
 
 
-async def rerun_recorded(
+def rerun_recorded(
     spec: str, audit: SqlAuditLog, database: Path, tally: Tally, *, started_at_ms: int
 ) -> str:
     """Feed the run that *spec* (``FILE.db#RUN``) names into *audit*; return the new run's id.
@@ -182,7 +178,7 @@ async def rerun_recorded(
         audit.begin(run, recorded.engine.gate_sets)
         predictor = RecordedPredictor(recorded, prober)
         events = _made_here(predictor.events(reader, named.run_id), place)
-        await run_events(events, predictor, recorded.engine, audit, tally)
+        run_events(events, predictor.predict, recorded.engine, audit, tally)
     return run.run_id
 
 

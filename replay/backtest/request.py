@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import signal
 import sys
@@ -122,8 +121,8 @@ def _run(
 ) -> tuple[Tally, str]:
     if recorded:
         tally = Tally(stopped=stopped)
-        rerun = rerun_recorded(recorded[0], audit, database, tally, started_at_ms=clock.wall_ms())
-        return tally, reads_record(asyncio.run)(rerun)
+        rerun = reads_record(rerun_recorded)
+        return tally, rerun(recorded[0], audit, database, tally, started_at_ms=clock.wall_ms())
     load(request.config)  # a mistake in it is said before the data are read
     candles = [
         read_candles(item, symbol=request.symbol, category=request.category)
@@ -132,9 +131,8 @@ def _run(
     funding = [read_funding(path, symbol=request.symbol) for path in request.funding]
     if request.resume is not None:
         tally = Tally(stopped=stopped)
-        return tally, asyncio.run(
-            resume_replay(request.resume, candles, funding, audit, database, tally)
-        )
+        run_id = resume_replay(request.resume, candles, funding, audit, database, tally)
+        return tally, run_id
     replay = build(
         configuration(request.config, candles, category=request.category),
         candles,
@@ -148,7 +146,7 @@ def _run(
     )
     with _progress(replay, quiet=request.as_json or not sys.stderr.isatty()) as advance:
         tally = Tally(progress=advance, stopped=stopped)
-        asyncio.run(run_replay(replay, audit, tally))
+        run_replay(replay, audit, tally)
     return tally, replay.run.run_id
 
 

@@ -1,10 +1,9 @@
-"""The loop of the daemon over known events, into the database: a new replay, or one interrupted."""
+"""Known events through the engine into the database: a new replay, or an interrupted one."""
 
 from __future__ import annotations
 
-import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -15,11 +14,10 @@ import msgspec
 
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.ports import Predictor
-from tracepaper.daemon.engine.runner import drive
+from tracepaper.daemon.engine.runner import advance
 from tracepaper.daemon.session.open import restore_engine
 from tracepaper.daemon.session.outside import Listener, Outside
-from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor, no_model
+from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
 from tracepaper.daemon.session.run_record import continues, started
 from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.backtest.build import Replay, build
@@ -32,7 +30,7 @@ from tracepaper.strategies.types import Bar, Event, Funding, Gap, Prediction, Ru
 
 _FIRST_BARS: Final = 2
 BREATH_EVENTS: Final = 4_096
-"""Events after which the loop lets other tasks, such as a signal's, run."""
+"""Events after which the loop says how far it is, and asks whether it shall stop."""
 
 ACTING_ONLY: Final = (
     "only steps that traded and the last bars of each day are kept, so this run cannot be "
@@ -41,38 +39,6 @@ ACTING_ONLY: Final = (
 """The warning on a run whose log was asked to be small."""
 
 Progress = Callable[[int], None]
-
-
-class KnownFeed:
-    """Events that are all known already, as a ``Feed``: it never waits for the next one.
-
-    It takes an event only when the one before was dealt with: a source that reads ahead itself
-    (``ScanPredictor``) relies on all earlier events having been answered.
-    """
-
-    def __init__(self, events: Iterable[Event]) -> None:
-        self._events = events
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield the events in order, breathing now and then."""
-        for count, event in enumerate(self._events, start=1):
-            yield event
-            if count % BREATH_EVENTS == 0:
-                await asyncio.sleep(0)
-
-
-class GroupedAudit:
-    """An audit log whose steps are committed in groups: a replay can always be run again."""
-
-    def __init__(self, audit: SqlAuditLog) -> None:
-        self._append_now = audit.append_now
-
-    async def append(self, step: Step) -> None:
-        """Buffer *step*; every thousandth commits."""
-        self._append_now(step)
-
-    def finish(self) -> None:
-        """Nothing is held back."""
 
 
 class ActingAudit:
@@ -91,7 +57,7 @@ class ActingAudit:
         self._last: dict[str, Step] = {}
         self._decided: dict[str, int] = {}
 
-    async def append(self, step: Step) -> None:
+    def append(self, step: Step) -> None:
         """Hold *step* back until its day ends, if it may have to be kept."""
         event = step.event
         if not isinstance(event, Bar):
@@ -136,19 +102,6 @@ class Tally:
     equity: int = 0
     finished: bool = True
 
-    def watch(self, step: Step) -> bool:
-        """Count *step*; return False where the replay shall end here."""
-        if type(step.event) is Bar:
-            self.bars += 1
-            self.decisions += step.decision is not None
-        self.equity = step.account.equity
-        if step.sequence % BREATH_EVENTS == 0:
-            self.progress(self.bars)
-            if self.stopped():
-                self.finished = False
-                return False
-        return True
-
 
 @contextmanager
 def settled_heap() -> Iterator[None]:
@@ -164,9 +117,9 @@ def settled_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-async def run_events(
+def run_events(
     events: Iterable[Event],
-    predict: Predictor,
+    predict: Callable[[Event], Prediction],
     engine: Engine,
     audit: SqlAuditLog,
     tally: Tally,
@@ -174,42 +127,56 @@ async def run_events(
     acting_only: bool = False,
     heard: Callable[[], Sequence[Outside]] = tuple,
 ) -> None:
-    """Drive known *events* into *audit*; what is recorded is whole wherever it stops."""
-    log = ActingAudit(audit) if acting_only else GroupedAudit(audit)
+    """Take known *events* through *engine* into *audit*, whole wherever it stops.
+
+    Nothing is awaited: the events are there, *predict* answers in this thread, and steps are
+    committed in groups, for a replay can always be run again. An event is drawn only when the one
+    before was dealt with: a source that reads ahead (``ScanPredictor``) relies on that.
+    """
+    acting = ActingAudit(audit) if acting_only else None
+    append = audit.append_now if acting is None else acting.append
+    bars = decisions = 0
+    step = None
     with settled_heap():
-        await drive(KnownFeed(events), predict, engine, log, watch=tally.watch, heard=heard)
-    log.finish()
+        for count, event in enumerate(events, start=1):
+            step = advance(engine, event, predict(event), append, heard)
+            bars += type(event) is Bar
+            decisions += step.decision is not None
+            if count % BREATH_EVENTS == 0:
+                tally.bars, tally.decisions = bars, decisions
+                tally.progress(bars)
+                if tally.stopped():
+                    tally.finished = False
+                    break
+    if acting is not None:
+        acting.finish()
     audit.flush()
-    tally.progress(tally.bars)
+    tally.bars, tally.decisions = bars, decisions
+    tally.equity = 0 if step is None else step.account.equity
+    tally.progress(bars)
 
 
-async def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
-    """Open the run of *replay* and drive it to its end, or until it is stopped."""
+def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
+    """Open the run of *replay* and take it to its end, or until it is stopped."""
     predictor = predictor_over(replay)
     audit.begin(replay.run, replay.engine.gate_sets)
     start = started(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
-    events = predictor.ahead(chain((start,), replay.feed.events()))
-    acting_only = ACTING_ONLY in replay.run.warnings
-    await run_events(
-        events,
+    run_events(
+        predictor.ahead(chain((start,), replay.feed.events())),
         predictor.predict,
         replay.engine,
         audit,
         tally,
-        acting_only=acting_only,
+        acting_only=ACTING_ONLY in replay.run.warnings,
         heard=Listener(replay.run.strategy),
     )
 
 
 @dataclass(frozen=True)
 class ReplayPredictor:
-    """How a replay is answered: ``ahead`` wraps the events, ``predict`` answers each of them.
+    """How a replay is answered: ``ahead`` wraps the events, ``predict`` answers each of them."""
 
-    ``now`` is the same answer for callers without a loop.
-    """
-
-    predict: Predictor
-    now: Callable[[Event], Prediction]
+    predict: Callable[[Event], Prediction]
     ahead: Callable[[Iterable[Event]], Iterable[Event]]
     memory: BarHistory | None
 
@@ -218,20 +185,20 @@ def predictor_over(replay: Replay) -> ReplayPredictor:
     """Return what answers the events of *replay*: nothing, one pass, or a step for each bar."""
     forecaster, start_ms = replay.forecaster, replay.run.period_start_ms
     if forecaster is None:
-        return ReplayPredictor(no_model, lambda _event: None, lambda events: events, None)
+        return ReplayPredictor(lambda _event: None, lambda events: events, None)
     keys = [item.id for item in replay.instruments]
     if forecaster.path == "step" or not forecaster.causal:
         memory = BarHistory(keys, context=forecaster.context)
         inline = InlinePredictor(forecaster, memory, period_start_ms=start_ms)
-        return ReplayPredictor(inline, inline.predict, lambda events: events, inline.memory)
+        return ReplayPredictor(inline.predict, lambda events: events, inline.memory)
     scan = ScanPredictor(forecaster, replay.prober(), keys, period_start_ms=start_ms)
-    return ReplayPredictor(scan, scan.predict, scan.read_ahead, scan.memory)
+    return ReplayPredictor(scan.predict, scan.read_ahead, scan.memory)
 
 
 # ---------------------------------------------------------------- go on with an interrupted replay
 
 
-async def resume_replay(
+def resume_replay(
     wanted: str,
     candles: Sequence[Candles],
     funding: Sequence[FundingRates],
@@ -282,7 +249,7 @@ async def resume_replay(
     )
     events = predictor.ahead(chain((start,), rest))
     heard = Listener(run.strategy)
-    await run_events(events, predictor.predict, replay.engine, audit, tally, heard=heard)
+    run_events(events, predictor.predict, replay.engine, audit, tally, heard=heard)
     return run_id
 
 

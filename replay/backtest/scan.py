@@ -101,10 +101,6 @@ class ScanPredictor:
             raise InvariantBroken(f"the scan computed {bar.open_time_ms}, not this bar's row")
         return forecast if event.open_time_ms >= self._period_start_ms else None
 
-    async def __call__(self, event: Event) -> Prediction:
-        """Return the prediction for *event*; never waits."""
-        return self.predict(event)
-
     def _probe(self, fresh: Mapping[str, Sequence[Bar]]) -> None:
         """Compute one bar of this chunk again where a probe is due, from the bars up to it alone.
 

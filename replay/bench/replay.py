@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import tempfile
 import time
@@ -85,7 +84,7 @@ def measure(bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None
             tally = Tally(progress=lambda done, marks=marks: marks.append((done, resident_mb())))  # type: ignore[misc]
             audit = SqlAuditLog.open(database)
             began = time.process_time()
-            asyncio.run(run_replay(replay, audit, tally))
+            run_replay(replay, audit, tally)
             logged.append(time.process_time() - began)
             audit.end(0)
             audit.close()
@@ -118,9 +117,7 @@ def _acting_bytes(candles: Candles) -> float:
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "acted.db"
         audit = SqlAuditLog.open(database)
-        asyncio.run(
-            run_replay(_replay(candles, "sma_cross", warnings=(ACTING_ONLY,)), audit, Tally())
-        )
+        run_replay(_replay(candles, "sma_cross", warnings=(ACTING_ONLY,)), audit, Tally())
         audit.end(0)
         audit.close()
         return database.stat().st_size / len(candles)
@@ -166,7 +163,7 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
         watch = _ExplainedBars(Scan(forecaster.network))
         tally = Tally(progress=watch.observe)
         wall, began = time.perf_counter(), time.process_time()
-        asyncio.run(run_replay(replay, audit, tally))
+        run_replay(replay, audit, tally)
         cpu_s = time.process_time() - began - watch.aside_s
         wall_s = time.perf_counter() - wall - watch.aside_s
         audit.end(0)

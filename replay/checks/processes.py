@@ -331,7 +331,7 @@ def derived(replay: Replay) -> Iterator[Taken]:
     predictor = predictor_over(replay)
     start = started(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
     for event in predictor.ahead(chain((start,), replay.feed.events())):
-        yield _take(replay.engine, event, predictor.now(event))
+        yield _take(replay.engine, event, predictor.predict(event))
 
 
 def _take(engine: Engine, event: Event, prediction: Prediction) -> Taken:

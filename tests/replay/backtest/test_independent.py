@@ -6,7 +6,6 @@ be equal on any candle file without holes. The computation below shares no code 
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
@@ -92,7 +91,7 @@ def test_cash_trades_and_equity_equal_an_independent_computation(
     )  # fmt: skip
     database = tmp_path / "run.db"
     audit = SqlAuditLog.open(database)
-    asyncio.run(run_replay(build(config, [candles], started_at_ms=0), audit, Tally()))
+    run_replay(build(config, [candles], started_at_ms=0), audit, Tally())
     audit.close()
     cash, equity, trades = vectorised(candles, long_only=long_only)
     with sqlite3.connect(database) as db:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 import sqlite3
@@ -86,7 +85,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     replay = build(config, [given], started_at_ms=1, funding=[paid], database=path)
     log = SqlAuditLog.open(path)
-    asyncio.run(run_replay(replay, log, Tally()))
+    run_replay(replay, log, Tally())
     log.end(2)
     log.close()
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import shutil
@@ -69,7 +68,7 @@ def replayed(
     tally = Tally()
     if stop_after is not None:
         tally = Tally(stopped=lambda: tally.bars >= stop_after)
-    asyncio.run(run_replay(replay, audit, tally))
+    run_replay(replay, audit, tally)
     if tally.finished:
         audit.end(2)
     audit.close()
@@ -169,7 +168,7 @@ def test_what_cannot_be_read_is_a_sentence_and_no_agreement(
 def test_parity_of_a_run_with_its_own_record_is_whole(tmp_path: Path, run: Path) -> None:
     again = tmp_path / "again.db"
     audit = SqlAuditLog.open(again)
-    asyncio.run(rerun_recorded(f"{run}#last", audit, again, Tally(), started_at_ms=3))
+    rerun_recorded(f"{run}#last", audit, again, Tally(), started_at_ms=3)
     audit.close()
     found = compared(run, again)
     assert found.holds
@@ -289,7 +288,7 @@ def test_an_interrupted_replay_goes_on_as_if_it_never_stopped(
     with Reader.open(path) as reader:
         assert reader.ended_at_ms(reader.find("last")) is None
     audit = SqlAuditLog.open(path)
-    asyncio.run(resume_replay("last", [walk], (), audit, path, Tally()))
+    resume_replay("last", [walk], (), audit, path, Tally())
     audit.end(9)
     audit.close()
     found = compared(run, path)
@@ -319,7 +318,7 @@ def test_a_run_goes_on_after_a_prune_with_the_account_that_it_had(
     run_id = replayed(pruned, hours, stop_after=150, market=market)
     assert prune(pruned, keep_days=3, pruned_at_ms=5)[0].steps > 50
     audit = SqlAuditLog.open(pruned)
-    asyncio.run(resume_replay(run_id, [hours], (), audit, pruned, Tally()))
+    resume_replay(run_id, [hours], (), audit, pruned, Tally())
     audit.close()
     found = compared(whole, pruned)
     assert found.holds, found.differences[:3]
@@ -354,10 +353,10 @@ def test_a_models_run_that_was_interrupted_is_rederived_bit_for_bit(
     replay = build(config, [bars], started_at_ms=1, path=way, database=path)
     audit = SqlAuditLog.open(path)
     tally = Tally(stopped=lambda: tally.bars >= 400)
-    asyncio.run(run_replay(replay, audit, tally))
+    run_replay(replay, audit, tally)
     audit.close()
     audit = SqlAuditLog.open(path)
-    asyncio.run(resume_replay("last", [bars], (), audit, path, Tally()))
+    resume_replay("last", [bars], (), audit, path, Tally())
     audit.end(9)
     audit.close()
     found = verified(path)
@@ -368,7 +367,7 @@ def test_a_models_run_that_was_interrupted_is_rederived_bit_for_bit(
 def test_a_finished_replay_is_not_resumed(walk: Candles, run: Path) -> None:
     audit = SqlAuditLog.open(run)
     with pytest.raises(ConfigInvalid, match="is finished"):
-        asyncio.run(resume_replay("last", [walk], (), audit, run, Tally()))
+        resume_replay("last", [walk], (), audit, run, Tally())
     audit.close()
 
 
@@ -378,7 +377,7 @@ def test_a_run_that_kept_only_what_traded_is_whole_but_cannot_be_rederived(
     path = tmp_path / "acted.db"
     replay = build(configured(walk), [walk], started_at_ms=1, warnings=(ACTING_ONLY,))
     audit = SqlAuditLog.open(path)
-    asyncio.run(run_replay(replay, audit, Tally()))
+    run_replay(replay, audit, Tally())
     audit.close()
     with Reader.open(path) as reader, Reader.open(run) as whole:
         run_id = reader.find("last")
@@ -413,7 +412,7 @@ def test_one_pass_and_bar_by_bar_decide_alike(tmp_path: Path, explained: Path) -
     config = configured(candles, strategy={"name": "attention"})
     replay = build(config, [candles], started_at_ms=1, path="step", database=path)
     audit = SqlAuditLog.open(path)
-    asyncio.run(run_replay(replay, audit, Tally()))
+    run_replay(replay, audit, Tally())
     audit.close()
     found = compared(explained, path)
     assert not found.exact
@@ -457,7 +456,7 @@ def test_a_run_that_grows_meanwhile_is_verified_as_far_as_it_was(
 
     def grow() -> None:
         audit = SqlAuditLog.open(path)
-        asyncio.run(resume_replay(run_id, [walk], [], audit, path, Tally()))
+        resume_replay(run_id, [walk], [], audit, path, Tally())
         audit.close()
 
     with GrowingReader.open(path) as reader:
