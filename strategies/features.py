@@ -7,7 +7,7 @@ and agree in every bit. A row depends on the last ``lookback`` bars and on nothi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -23,11 +23,23 @@ _BLOCK_ROWS: Final = 16_384  # rows computed at once: bounds memory and stays in
 
 @dataclass(frozen=True, slots=True)
 class FeatureSchema:
-    """The names of the features in their order, and the bars that one row depends on."""
+    """The features of a schema in their order, and the bars that one row depends on."""
 
     schema_id: str
-    names: tuple[str, ...]
+    features: tuple[v1.Feature, ...]
     lookback: int
+    gains: Array = field(compare=False)  # [feature, 1]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the features, in their order."""
+        return tuple(feature.name for feature in self.features)
+
+    def rows(self, of: v1.FeatureInputs) -> NDArray[np.float32]:
+        """Return [feature, time] rows, scaled and clipped."""
+        rows = np.stack([feature.compute(of) for feature in self.features])
+        rows *= self.gains
+        return np.clip(rows, -v1.CLIP, v1.CLIP).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +72,19 @@ class FeatureBlock:
     first: int
 
 
-_SCHEMAS: Final = {"v1": FeatureSchema("v1", v1.NAMES, v1.LOOKBACK)}
+SETS: Final = {v1.V1.schema_id: v1.V1}
+"""Every set of features by the id of its schema."""
 
 
 def schema(schema_id: str = "v1") -> FeatureSchema:
     """Return the schema of that name; raise ``ConfigInvalid`` for an unknown one."""
-    if (found := _SCHEMAS.get(schema_id)) is None:
-        known = ", ".join(sorted(_SCHEMAS))
+    if (found := SETS.get(schema_id)) is None:
+        known = ", ".join(sorted(SETS))
         raise ConfigInvalid(
             f"No feature schema is called {shown(schema_id)}; choose one of: {known}."
         )
-    return found
+    gains = np.array([[feature.gain] for feature in found.features])
+    return FeatureSchema(schema_id, tuple(found.features), v1.LOOKBACK, gains)
 
 
 def columns(bars: Sequence[Bar]) -> Columns:
@@ -100,13 +114,15 @@ def compute(schema: FeatureSchema, columns: Columns) -> FeatureBlock:
     first = schema.lookback - 1
     for start in range(first, count, _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, count)
-        rows, scale = _block(columns, start - first, stop)
+        rows, scale = _block(schema, columns, start - first, stop)
         values[start:stop] = rows[:, first:].T
         sigma[start:stop] = scale[first:]
     return FeatureBlock(values, sigma, first)
 
 
-def _block(columns: Columns, start: int, stop: int) -> tuple[NDArray[np.float32], Array]:
+def _block(
+    schema: FeatureSchema, columns: Columns, start: int, stop: int
+) -> tuple[NDArray[np.float32], Array]:
     """Return [feature, time] float32 rows and σ of the bars from *start* until *stop*."""
     span = slice(start, stop)
     high, low, close = columns.high[span], columns.low[span], columns.close[span]
@@ -120,15 +136,15 @@ def _block(columns: Columns, start: int, stop: int) -> tuple[NDArray[np.float32]
     sigma = v1.sigma_of(sums)
     inputs = v1.standardised_inputs(high, low, sums, sigma)
     z_scores = v1.standardised(inputs, windows(inputs, add, (v1.Z_WINDOW,))[v1.Z_WINDOW])
-    rows = v1.raw_rows(
-        past_closes=np.stack([lagged(close, lag) for lag in v1.CLOSE_LAGS]),
+    of = v1.FeatureInputs(
+        past_closes={lag: lagged(close, lag) for lag in v1.CLOSE_LAGS},
         sums=sums,
         extremes=extremes,
         z_scores=z_scores,
         sigma=sigma,
         open_time_ms=columns.open_time_ms[span],
     )
-    return np.clip(rows, -v1.CLIP, v1.CLIP).astype(np.float32), sigma
+    return schema.rows(of), sigma
 
 
 class FeatureStream:
@@ -160,17 +176,15 @@ class FeatureStream:
         if self._count < self.schema.lookback:
             return None, float("nan")
         sums, extremes, inputs, input_sums, sigma = taken
-        past = [self._sums.past(lag, v1.CLOSE) for lag in v1.CLOSE_LAGS]
-        rows = v1.raw_rows(
-            past_closes=np.array(past)[:, None],
+        of = v1.FeatureInputs(
+            past_closes={lag: np.array([self._sums.past(lag, v1.CLOSE)]) for lag in v1.CLOSE_LAGS},
             sums=sums,
             extremes=extremes,
             z_scores=v1.standardised(inputs, input_sums),
             sigma=sigma,
             open_time_ms=np.array([bar.open_time_ms], dtype=np.int64),
         )
-        row = np.clip(rows, -v1.CLIP, v1.CLIP).astype(np.float32)[:, 0]
-        return row, float(sigma[0])
+        return self.schema.rows(of)[:, 0], float(sigma[0])
 
     def _take(self, bar: Bar) -> tuple[dict[int, Array], Array, Array, Array, Array]:
         """Move every window on by *bar*; return sums, extremes, z-score inputs, their sums, σ."""

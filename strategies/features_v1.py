@@ -1,11 +1,11 @@
-"""The feature schema ``v1``: thirty scale-free rows from high, low, close and volume.
+"""The feature schema ``v1``: scale-free rows from high, low, close and volume, a function each.
 
 Neither turnover nor funding, which many archives lack; no open, which on some exchanges is a
 price and on others the last close. Three stages, each of finite memory:
 
 1. ``base_rows``: what one bar (with the one before it) says by itself;
 2. window sums and extremes of those over 8 to 256 bars (``features_rolling``);
-3. ``raw_rows``: the features, three of them as z-scores over 256 bars (``standardised``).
+3. the features, one function each, three of them as z-scores over 256 bars (``standardised``).
 
 A window of 256 returns needs 257 closes, and a z-score over 256 of its values 255 more:
 a row depends on exactly 512 bars. The same code serves a batch and a single bar, so both agree
@@ -16,14 +16,14 @@ The rules are docs/models.md, L3 and L4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.market import DAY_MS, MINUTE_MS
 
 LOOKBACK: Final = 512
 CLIP: Final = 5.0
@@ -40,45 +40,6 @@ SPREAD_FLOOR: Final = 0.01
 """Least standard deviation in a z-score: a series that hardly moves is no signal."""
 TINY: Final = 1e-300
 
-NAMES: Final = (
-    *(f"return_{lag}" for lag in RETURN_LAGS),  # log return ÷ (σ √lag)
-    "realised_8",  # log of realised volatility over 8 bars ÷ σ
-    "realised_32",
-    "range_z",  # z-score of log(1 + log(high ÷ low) ÷ σ)
-    "parkinson_16",  # log of Parkinson's volatility over 16 bars ÷ σ
-    "parkinson_64",
-    "sigma_z",  # z-score of log σ
-    "volume_z",  # z-score of log(1 + volume ÷ its mean over 256 bars)
-    "volume_16",  # log(1 + mean volume over 16 bars ÷ over 256) - log 2
-    "volume_64",
-    "flow_16",  # volume of rising less of falling bars ÷ all volume
-    "flow_64",
-    "rsi_16",  # Cutler's form, from -1 to 1: net ÷ total absolute log return
-    "sigma_level",  # log(σ ÷ 0.001): a level that no window has taken out
-    "macd_16_64",  # log of mean close over 16 ÷ over 64 bars, ÷ (σ √64)
-    "bollinger_32",  # (close - mean) ÷ (2 standard deviations of the close)
-    "distance_64",  # log(close ÷ mean close) ÷ (σ √window)
-    "distance_256",
-    "channel_128",  # place of the close between the lowest low (-1) and the highest high (1)
-    "autocorrelation_64",  # Σ r(t) r(t-1) ÷ Σ r²
-    "hour_sin",
-    "hour_cos",
-    "weekday_sin",
-    "weekday_cos",
-)
-
-# Powers of two, thus exact, that bring each feature to a spread of about one before the clip.
-_GAIN: Final = {
-    2.0: ("realised_8", "flow_16", "macd_16_64", "distance_64", "distance_256", "channel_128"),
-    4.0: (
-        *("realised_32", "parkinson_16", "parkinson_64", "volume_16", "volume_64"),
-        *("flow_64", "rsi_16", "autocorrelation_64"),
-    ),
-}
-GAINS: Final[Array] = np.array(
-    [next((gain for gain, names in _GAIN.items() if name in names), 1.0) for name in NAMES]
-)
-
 # Rows of ``base_rows``.
 SQUARE, RANGE_SQUARE, VOLUME, SIGNED_VOLUME, ABSOLUTE, CLOSE, CLOSE_SQUARE, PRODUCT = range(8)
 BASE_ROWS: Final = 8
@@ -86,8 +47,8 @@ BASE_ROWS: Final = 8
 _MINUTES: Final = np.arange(1440) * (2.0 * np.pi / 1440)
 _DAYS: Final = np.arange(7) * (2.0 * np.pi / 7)
 # Tables, since the last bit of a vectorised sine may depend on its place in the vector.
-_HOUR: Final = np.stack([np.sin(_MINUTES), np.cos(_MINUTES)])
-_WEEKDAY: Final = np.stack([np.sin(_DAYS), np.cos(_DAYS)])
+_HOUR: Final[Array] = np.stack([np.sin(_MINUTES), np.cos(_MINUTES)])
+_WEEKDAY: Final[Array] = np.stack([np.sin(_DAYS), np.cos(_DAYS)])
 _PARKINSON: Final = 1.0 / (4.0 * float(np.log(2.0)))
 
 
@@ -142,79 +103,221 @@ def standardised(inputs: Array, sums: Array) -> Array:
     return z_scores
 
 
-def raw_rows(
-    *,
-    past_closes: Array,
-    sums: Mapping[int, Array],
-    extremes: Array,
-    z_scores: Array,
-    sigma: Array,
-    open_time_ms: NDArray[np.int64],
-) -> Array:
-    """Return [30, time] features before clipping, in the order of ``NAMES``.
+class FeatureInputs(NamedTuple):
+    """What features are computed from: everything known at each bar's close, as [time] rows."""
 
-    *past_closes* is [8, time], the close each of ``CLOSE_LAGS`` bars before; *extremes* is
-    [2, time]: highest high and negative lowest low of 128 bars.
-    """
-    close = sums[1][CLOSE]
-    floor = SIGMA_FLOOR * SIGMA_FLOOR
-    variance = sigma * sigma
+    past_closes: Mapping[int, Array]  # lag in bars -> close; the lags of ``CLOSE_LAGS``
+    sums: Mapping[int, Array]  # window in bars -> [8, time]: sums of ``base_rows``
+    extremes: Array  # [2, time]: highest high and negative lowest low of 128 bars
+    z_scores: Array  # [3, time]: of ``standardised``
+    sigma: Array  # the volatility of one bar
+    open_time_ms: NDArray[np.int64]
 
-    def volatility(row: int, window: int) -> Array:
-        ratio: Array = np.log(np.maximum(sums[window][row] / float(window), floor) / variance)
-        return 0.5 * ratio
+    @property
+    def close(self) -> Array:
+        """The close of each bar."""
+        close: Array = self.sums[1][CLOSE]
+        return close
 
-    def mean_close(window: int) -> Array:
-        mean: Array = sums[window][CLOSE] / float(window)
+    def mean_close(self, window: int) -> Array:
+        """Return the mean close of *window* bars."""
+        mean: Array = self.sums[window][CLOSE] / float(window)
         return mean
 
-    def relative_volume(window: int) -> Array:
-        usual = np.maximum(sums[256][VOLUME] / 256.0, TINY)
-        ratio: Array = np.log1p(sums[window][VOLUME] / float(window) / usual) - np.log(2.0)
+
+Compute = Callable[[FeatureInputs], Array]
+
+
+class Feature(NamedTuple):
+    """One feature: its name, the power of two that brings its spread to about one, its function."""
+
+    name: str
+    gain: float
+    compute: Compute
+
+
+class FeatureSet:
+    """The features of one schema, in the order in which they are added."""
+
+    def __init__(self, schema_id: str) -> None:
+        self.schema_id = schema_id
+        self.features: list[Feature] = []
+
+    def add(self, name: str, *, gain: float = 1.0) -> Callable[[Compute], Compute]:
+        """Add the decorated function, which returns one [time] row, under *name*.
+
+        A schema that a checkpoint was trained on stays as it is: features of a new one are added
+        to a set of their own.
+        """
+
+        def register(compute: Compute) -> Compute:
+            self.features.append(Feature(name, gain, compute))
+            return compute
+
+        return register
+
+
+V1: Final = FeatureSet("v1")
+
+
+def _returned(lag: int) -> Compute:
+    """Return the log return over *lag* bars ÷ (σ √lag)."""
+    root = float(np.sqrt(lag))
+    return lambda of: np.log(of.close / of.past_closes[lag]) / (of.sigma * root)
+
+
+for _lag in RETURN_LAGS:
+    V1.add(f"return_{_lag}")(_returned(_lag))
+
+
+def _volatility(row: int, window: int) -> Compute:
+    """Return the log of the volatility by *row* over *window* bars ÷ σ."""
+
+    def compute(of: FeatureInputs) -> Array:
+        variance = np.maximum(of.sums[window][row] / float(window), SIGMA_FLOOR * SIGMA_FLOOR)
+        ratio: Array = np.log(variance / (of.sigma * of.sigma))
+        return 0.5 * ratio
+
+    return compute
+
+
+V1.add("realised_8", gain=2.0)(_volatility(SQUARE, 8))
+V1.add("realised_32", gain=4.0)(_volatility(SQUARE, 32))
+
+
+@V1.add("range_z")
+def _range_z(of: FeatureInputs) -> Array:
+    """Return the z-score of log(1 + log(high ÷ low) ÷ σ)."""
+    row: Array = of.z_scores[0]
+    return row
+
+
+V1.add("parkinson_16", gain=4.0)(_volatility(RANGE_SQUARE, 16))
+V1.add("parkinson_64", gain=4.0)(_volatility(RANGE_SQUARE, 64))
+
+
+@V1.add("sigma_z")
+def _sigma_z(of: FeatureInputs) -> Array:
+    """Return the z-score of log σ."""
+    row: Array = of.z_scores[1]
+    return row
+
+
+@V1.add("volume_z")
+def _volume_z(of: FeatureInputs) -> Array:
+    """Return the z-score of log(1 + volume ÷ its mean over 256 bars)."""
+    row: Array = of.z_scores[2]
+    return row
+
+
+def _relative_volume(window: int) -> Compute:
+    """Return log(1 + mean volume over *window* ÷ over 256 bars) - log 2."""
+
+    def compute(of: FeatureInputs) -> Array:
+        usual = np.maximum(of.sums[256][VOLUME] / 256.0, TINY)
+        ratio: Array = np.log1p(of.sums[window][VOLUME] / float(window) / usual) - np.log(2.0)
         return ratio
 
-    def flow(window: int) -> Array:
-        share: Array = sums[window][SIGNED_VOLUME] / np.maximum(sums[window][VOLUME], TINY)
+    return compute
+
+
+V1.add("volume_16", gain=4.0)(_relative_volume(16))
+V1.add("volume_64", gain=4.0)(_relative_volume(64))
+
+
+def _flow(window: int) -> Compute:
+    """Return the volume of rising less of falling bars ÷ all volume."""
+
+    def compute(of: FeatureInputs) -> Array:
+        share: Array = of.sums[window][SIGNED_VOLUME] / np.maximum(of.sums[window][VOLUME], TINY)
         return share
 
-    returns = [
-        np.log(close / past_closes[i]) / (sigma * float(np.sqrt(lag)))
-        for i, lag in enumerate(RETURN_LAGS)
-    ]
-    spread_32 = sums[32][CLOSE_SQUARE] / 32.0 / (close * close) - (mean_close(32) / close) ** 2
-    deviation = np.sqrt(np.maximum(spread_32, variance))
-    height = extremes[0] + extremes[1]
-    rows: Array = np.stack(
-        [
-            *returns,
-            volatility(SQUARE, 8),
-            volatility(SQUARE, 32),
-            z_scores[0],
-            volatility(RANGE_SQUARE, 16),
-            volatility(RANGE_SQUARE, 64),
-            z_scores[1],
-            z_scores[2],
-            relative_volume(16),
-            relative_volume(64),
-            flow(16),
-            flow(64),
-            np.log(close / past_closes[-1]) / np.maximum(sums[16][ABSOLUTE], TINY),
-            np.log(sigma / SIGMA_USUAL),
-            np.log(mean_close(16) / mean_close(64)) / (sigma * 8.0),
-            (1.0 - mean_close(32) / close) / (2.0 * deviation),
-            np.log(close / mean_close(64)) / (sigma * 8.0),
-            np.log(close / mean_close(256)) / (sigma * 16.0),
-            (2.0 * (close + extremes[1]) - height) / np.maximum(height, TINY),
-            sums[64][PRODUCT] / np.maximum(sums[64][SQUARE], TINY),
-            *_calendar(open_time_ms),
-        ]
-    )
-    rows *= GAINS[:, None]
-    return rows
+    return compute
 
 
-def _calendar(open_time_ms: NDArray[np.int64]) -> tuple[Array, ...]:
-    """Return sine and cosine of the hour and of the weekday (UTC; the epoch was a Thursday)."""
-    minute = (open_time_ms % DAY_MS) // 60_000
-    weekday = (open_time_ms // DAY_MS) % 7
-    return (_HOUR[0][minute], _HOUR[1][minute], _WEEKDAY[0][weekday], _WEEKDAY[1][weekday])
+V1.add("flow_16", gain=2.0)(_flow(16))
+V1.add("flow_64", gain=4.0)(_flow(64))
+
+
+@V1.add("rsi_16", gain=4.0)
+def _rsi(of: FeatureInputs) -> Array:
+    """Return Cutler's form of the index, from -1 to 1: net ÷ total absolute log return."""
+    net: Array = np.log(of.close / of.past_closes[16]) / np.maximum(of.sums[16][ABSOLUTE], TINY)
+    return net
+
+
+@V1.add("sigma_level")
+def _sigma_level(of: FeatureInputs) -> Array:
+    """Return log(σ ÷ 0.001): a level that no window has taken out."""
+    level: Array = np.log(of.sigma / SIGMA_USUAL)
+    return level
+
+
+@V1.add("macd_16_64", gain=2.0)
+def _macd(of: FeatureInputs) -> Array:
+    """Return the log of mean close over 16 ÷ over 64 bars, ÷ (σ √64)."""
+    ratio: Array = np.log(of.mean_close(16) / of.mean_close(64)) / (of.sigma * 8.0)
+    return ratio
+
+
+@V1.add("bollinger_32")
+def _bollinger(of: FeatureInputs) -> Array:
+    """Return (close - mean) ÷ (2 standard deviations of the close)."""
+    close, mean = of.close, of.mean_close(32)
+    spread = of.sums[32][CLOSE_SQUARE] / 32.0 / (close * close) - (mean / close) ** 2
+    deviation = np.sqrt(np.maximum(spread, of.sigma * of.sigma))
+    place: Array = (1.0 - mean / close) / (2.0 * deviation)
+    return place
+
+
+def _distance(window: int) -> Compute:
+    """Return log(close ÷ mean close) ÷ (σ √window)."""
+    root = float(np.sqrt(window))
+    return lambda of: np.log(of.close / of.mean_close(window)) / (of.sigma * root)
+
+
+V1.add("distance_64", gain=2.0)(_distance(64))
+V1.add("distance_256", gain=2.0)(_distance(256))
+
+
+@V1.add("channel_128", gain=2.0)
+def _channel(of: FeatureInputs) -> Array:
+    """Return the place of the close between the lowest low (-1) and the highest high (1)."""
+    height = of.extremes[0] + of.extremes[1]
+    place: Array = (2.0 * (of.close + of.extremes[1]) - height) / np.maximum(height, TINY)
+    return place
+
+
+@V1.add("autocorrelation_64", gain=4.0)
+def _autocorrelation(of: FeatureInputs) -> Array:
+    """Return Σ r(t) r(t-1) ÷ Σ r²."""
+    share: Array = of.sums[64][PRODUCT] / np.maximum(of.sums[64][SQUARE], TINY)
+    return share
+
+
+@V1.add("hour_sin")
+def _hour_sin(of: FeatureInputs) -> Array:
+    """Return the sine of the minute of the UTC day."""
+    row: Array = _HOUR[0][of.open_time_ms % DAY_MS // MINUTE_MS]
+    return row
+
+
+@V1.add("hour_cos")
+def _hour_cos(of: FeatureInputs) -> Array:
+    """Return the cosine of the minute of the UTC day."""
+    row: Array = _HOUR[1][of.open_time_ms % DAY_MS // MINUTE_MS]
+    return row
+
+
+@V1.add("weekday_sin")
+def _weekday_sin(of: FeatureInputs) -> Array:
+    """Return the sine of the day of the week (UTC; the epoch was a Thursday)."""
+    row: Array = _WEEKDAY[0][of.open_time_ms // DAY_MS % 7]
+    return row
+
+
+@V1.add("weekday_cos")
+def _weekday_cos(of: FeatureInputs) -> Array:
+    """Return the cosine of the day of the week."""
+    row: Array = _WEEKDAY[1][of.open_time_ms // DAY_MS % 7]
+    return row

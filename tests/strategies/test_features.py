@@ -7,16 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features import (
+    SETS,
     Columns,
     FeatureStream,
     columns,
     compute,
     schema,
 )
-from tracepaper.strategies.features_v1 import NAMES, SIGMA_FLOOR
+from tracepaper.strategies.features_v1 import SIGMA_FLOOR, V1, FeatureInputs, FeatureSet
 from tracepaper.strategies.types import Bar, Source
 
 SCHEMA = schema("v1")
@@ -58,6 +60,33 @@ def test_the_schema_has_thirty_names_and_a_short_lookback() -> None:
     assert SCHEMA.schema_id == "v1"
     assert len(set(SCHEMA.names)) == len(SCHEMA.names) == 30
     assert SCHEMA.lookback < 600
+
+
+def test_a_feature_that_is_added_is_found_in_names_width_and_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wider = FeatureSet("wider")
+    wider.features.extend(V1.features)
+
+    @wider.add("sigmas_from_32", gain=0.5)
+    def from_mean(of: FeatureInputs) -> NDArray[np.float64]:
+        return (of.close / of.mean_close(32) - 1.0) / of.sigma
+
+    monkeypatch.setitem(SETS, "wider", wider)
+    found = schema("wider")
+    assert found.names == (*SCHEMA.names, "sigmas_from_32")
+    bars = walk(SCHEMA.lookback + 40, seed=4)
+    block, known = compute(found, columns(bars)), compute(SCHEMA, columns(bars))
+    assert block.values.shape == (len(bars), 31)
+    np.testing.assert_array_equal(block.values[:, :30], known.values)
+    stream = FeatureStream(found)
+    stream.warm(bars[:-1])
+    row, _ = stream.step(bars[-1])
+    assert row is not None
+    np.testing.assert_array_equal(row, block.values[-1])
+    closes = np.array([bar.close for bar in bars[-32:]], dtype=np.float64)
+    expected = 0.5 * (closes[-1] / closes.mean() - 1.0) / block.sigma[-1]
+    assert row[-1] == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_unknown_schema_is_refused_by_name() -> None:
@@ -189,7 +218,7 @@ def test_the_unit_of_a_price_does_not_matter(seed: int, decimals: int) -> None:
 
 def test_a_dead_market_says_nothing_but_the_time() -> None:
     block = compute(SCHEMA, columns(walk(600, flat=1.0)))
-    row = dict(zip(NAMES, block.values[-1].tolist(), strict=True))
+    row = dict(zip(SCHEMA.names, block.values[-1].tolist(), strict=True))
     loud = {name for name, value in row.items() if value != 0.0}
     calendar = {"hour_sin", "hour_cos", "weekday_sin", "weekday_cos"}
     # No volume is log(1 + 0) - log 2 below the usual; no move is the floor of σ.
@@ -199,7 +228,7 @@ def test_a_dead_market_says_nothing_but_the_time() -> None:
 
 def test_features_mean_what_they_are_called() -> None:
     bars = walk(900, seed=6)
-    row = dict(zip(NAMES, compute(SCHEMA, columns(bars)).values[-1].tolist(), strict=True))
+    row = dict(zip(SCHEMA.names, compute(SCHEMA, columns(bars)).values[-1].tolist(), strict=True))
     close = np.array([bar.close for bar in bars], dtype=float)
     moves = np.diff(np.log(close))
     sigma = float(np.sqrt(0.5 * np.mean(moves[-64:] ** 2) + 0.5 * np.mean(moves[-256:] ** 2)))
