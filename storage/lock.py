@@ -178,6 +178,7 @@ class _WriteAheadLog:
 
     def is_gone(self) -> bool:
         """Return whether one of the two files is not what lies at its path, or the index is cut."""
+        # The index begins with two copies of its header, without which nothing can be counted.
         if os.fstat(self._index).st_size < 2 * _INDEX_HEADER:
             return True
         return any(identity(file) != _identity_of(at) for file, at in self._files.items())

@@ -49,6 +49,7 @@ def backup(path: Path, target: Path) -> None:
         if verdict != "ok":
             where = " ".join(verdict.replace("*", "").split())
             raise DataInvalid(f"{path} is damaged ({where}); restore an older backup.")
+        # A rename can reach the disk before the content that it names.
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.rename(target)

@@ -141,6 +141,7 @@ class HttpServer:
         return _json(self._status())
 
     async def _command(self, request: web.Request) -> web.Response:
+        # A form on a page of another site cannot send this type without asking first.
         if request.content_type != "application/json":
             return _refusal(415, "Send the command as application/json.")
         try:
@@ -189,6 +190,7 @@ def _token_asked(token: str) -> Middleware:
     @web.middleware
     async def ask(request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").encode(errors="replace")
+        # Compared in constant time: how long it takes must not tell how much of it was right.
         if request.method in {"GET", "HEAD"} or hmac.compare_digest(given, expected):
             return await handler(request)
         refusal = _refusal(

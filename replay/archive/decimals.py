@@ -103,6 +103,7 @@ def _scan_characters(
 ) -> tuple[IntArray, IntArray, npt.NDArray[np.bool_]]:
     """Return value and decimals of every plain cell, and which cells are not plain."""
     rows, width = cells.size, cells.dtype.itemsize
+    # A file has many rows and few characters a cell, so it is read across all rows at once.
     characters = np.ascontiguousarray(cells.view(np.uint8).reshape(rows, width).T)
     value = np.zeros(rows, dtype=np.int64)
     places = np.zeros(rows, dtype=np.int64)
@@ -135,9 +136,11 @@ def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
     if not NUMBER.fullmatch(text):  # Decimal would take 1_000 and other alphabets' digits
         raise CellInvalidError(row, f"is not a number but {text[:40]!r}")
     sign, digits, exponent = Decimal(text).as_tuple()
+    # Before any power of ten is taken: that of 1e9999 would not end.
     if not isinstance(exponent, int) or abs(exponent) > 2 * SAFE_DIGITS:
         raise CellInvalidError(row, f"has an exponent that is out of range in {text[:40]!r}")
     mantissa = int("".join(map(str, digits)))
+    # Trailing zeros are no decimals: one 1.500 must not give a whole column three.
     while exponent < 0 and mantissa and mantissa % 10 == 0:
         mantissa, exponent = mantissa // 10, exponent + 1
     if mantissa == 0:

@@ -142,10 +142,12 @@ def _prices(
     used = 0
     for leg in range(legs):
         start, end = corners[leg], corners[min(leg + 1, len(corners) - 1)]
+        # Differences of rounded partial sums, so that the legs share out exactly *extra*.
         steps = extra * (leg + 1) // legs - extra * leg // legs
         for place in range(1, steps + 1):
             straight = (end - start) * place // ((steps + 1) * tick)
             price = start + (straight + numbers[used] % (2 * noise + 1) - noise) * tick
+            # Noise makes no new extreme: the path must give this candle again.
             prices.append(min(max(price, candle.low), candle.high))
             used += 1
         if len(corners) > 1:
@@ -161,6 +163,7 @@ def _sizes(units: int, step: int, numbers: list[int]) -> list[int]:
     whole, remainder = divmod(units, grain)
     weights = [1 + number % 15 for number in numbers]
     spare, total = whole - count, sum(weights)
+    # One grain each first, so that no size is 0; rounded partial sums deal out all the rest.
     marks = [0, *(spare * weight // total for weight in accumulate(weights))]
     sizes = [(1 + after - before) * grain for before, after in pairwise(marks)]
     sizes[-1] += remainder

@@ -154,6 +154,7 @@ def sharpe_error(returns: Numbers) -> float | None:
     values = np.asarray(returns, dtype=np.float64)
     if values.size < 3 or float(np.ptp(values)) == 0.0:  # skew takes three
         return None
+    # Skew and kurtosis are moments of these values; the ratio spends a degree of freedom.
     apart = (values - values.mean()) / values.std()
     ratio = float(values.mean() / values.std(ddof=1))
     skew, kurtosis = float(np.mean(apart**3)), float(np.mean(apart**4))
@@ -213,6 +214,7 @@ def longest_drawdown(equity: Numbers) -> int:
     under = drawdowns(equity) > 0.0
     at_peak = np.flatnonzero(~under)
     ends = np.append(at_peak, under.size)
+    # Between two peaks that are n bars apart lie n - 1 bars under the first.
     return int(np.diff(ends).max(initial=1)) - 1
 
 
@@ -222,6 +224,7 @@ def worst_drawdowns(times_ms: Numbers, equity: Numbers, most: int = 5) -> list[D
     *times_ms* has a time for every value of *equity*.
     """
     times, lost = np.asarray(times_ms, dtype=np.int64), drawdowns(equity)
+    # With an end put on both sides every stretch has two edges: its first bar, one past its last.
     edges = np.flatnonzero(np.diff(np.concatenate(([False], lost > 0, [False])).astype(np.int8)))
     found = []
     for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):

@@ -34,6 +34,7 @@ def past_return(segment: Segment, horizon: int, *, days: int = 0) -> Array:
     lag = days * DAY_MS // segment.interval_ms
     ends = np.arange(len(segment)) - lag + (horizon if days else 0)
     starts = ends - horizon
+    # A horizon longer than the lag would end after the bar: that return is the future.
     known = (starts >= 0) & (ends < len(segment)) & (ends <= np.arange(len(segment)))
     logs = np.log(segment.close)
     found = np.zeros(len(segment))
@@ -52,6 +53,7 @@ def past_variances(segment: Segment) -> Array:
     for window in HAR_WINDOWS:
         starts = np.maximum(stops - window, 0)
         rows.append((total[stops] - total[starts]) / (stops - starts))
+    # The filter begins at a usual variance: from zero it would take hundreds of bars to warm.
     start = np.full(1, squares[:60].mean() * EWMA_DECAY)
     smoothed, _ = lfilter([1 - EWMA_DECAY], [1, -EWMA_DECAY], squares, zi=start)
     scaled: Array = np.stack([*rows, smoothed]) / segment.sigma**2
@@ -91,6 +93,7 @@ def ridge(rows: Sequence[NDArray[np.floating]], values: Sequence[NDArray[np.floa
         )
         intercept[column] = total / size
         for part, value, mask in zip(rows, values, known, strict=True):
+            # Sums over a million float32 squares lose the digits that the solution needs.
             shifted = part[mask].astype(np.float64) - centre
             gram += shifted.T @ shifted / size
             moment += shifted.T @ (value[mask, column] - intercept[column]) / size
