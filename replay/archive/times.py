@@ -153,6 +153,7 @@ def _fast_iso(cells: npt.NDArray[np.bytes_]) -> IntArray | None:
             break
     width = cells.dtype.itemsize
     characters = np.ascontiguousarray(cells).view(np.uint8).reshape(cells.size, width).copy()
+    # A sign behind the date is a zone's; the date itself may be written with hyphens.
     zones = characters[:, DATE_WIDTH + 1 :]
     if width < DATE_WIDTH or _any_of(zones, b"+-Zz"):
         return None

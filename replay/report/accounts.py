@@ -120,6 +120,7 @@ def episodes(held: Floats) -> Episodes:
     """Return the stretches of *held* [bar] in which it keeps one sign, in order."""
     edges = np.flatnonzero(np.diff(np.sign(held))) + 1
     parts = [part for part in np.split(held, edges) if part.size and part[0] != 0.0]
+    # The last step of each closes it, so that a stretch can be moved anywhere as a whole.
     steps = [np.diff(part, prepend=0.0, append=0.0) for part in parts]
     offsets = [np.flatnonzero(step) for step in steps]
     counts = np.array([offset.size for offset in offsets], dtype=np.int64)
@@ -189,6 +190,7 @@ def random_twins(
         for name in parts
     }
     early = {
+        # Never so late that the stretches no longer fit behind it.
         name: min(_first_warm(record, name), record.bars[name].open.size - int(of.sizes.sum()))
         for name, of in parts.items()
     }

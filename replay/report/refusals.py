@@ -170,9 +170,11 @@ def judge(gross: Floats, chosen: Mask, days: Ints) -> Judgement:
     difference = float(means[1] - means[0])
     if min(days_here, days_there) < LEAST_DAYS:
         return Judgement(difference, None, int(days_here), None, None, 0)
+    # Each signal's own part in the error of the difference of the two means.
     pull = np.where(chosen, -(gross - means[0]) / count, (gross - means[1]) / (chosen.size - count))
     by_day = _sums(pull, days)
     effective = min(_effective(here), _effective(there))
+    # Summed by day before it is squared: signals of one day share their market.
     error = math.sqrt(by_day.size / (by_day.size - 1) * float((by_day**2).sum()))
     low, high = _random(gross, chosen, int(lengths.max()))
     outside = difference > high or difference < low
@@ -210,6 +212,7 @@ def _random(gross: Floats, chosen: Mask, day: int) -> tuple[float, float]:
     that takes it further than the longest *day* from where it was: as many refused, as clustered.
     """
     size, count = gross.size, int(np.count_nonzero(chosen))
+    # A circular correlation: entry k is the gross sum under the pattern moved on by k signals.
     moved = np.fft.irfft(
         np.fft.rfft(gross) * np.conj(np.fft.rfft(chosen.astype(np.float64))), n=size
     )

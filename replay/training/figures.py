@@ -40,6 +40,7 @@ def figure(
     """
     names, day = np.unique(days, return_inverse=True)
     daily = np.stack([np.bincount(day, row, len(names)) for row in terms], axis=1)
+    # A resample is how often each day was drawn, so all resamples together are one product.
     drawn = np.random.default_rng(seed).multinomial(
         len(names), np.full(len(names), 1.0 / len(names)), RESAMPLES
     )

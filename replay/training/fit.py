@@ -142,6 +142,7 @@ class Fit:
     def run(self, observe: Observe) -> None:
         """Fit until the steps are done or every head has stopped; raise on a non-finite loss."""
         progress, options = self.progress, self.options
+        # A resumed fit must not draw the dropout of its first steps again.
         torch.manual_seed(options.seed + progress.step)
         batches = self._chunks.stream(progress.step * options.accumulate)
         while progress.step < options.steps and self._active().any():
@@ -216,6 +217,7 @@ class Fit:
         better = scores > self._best_heads
         stopped = self._waited >= self.options.patience
         self._best_heads = np.maximum(self._best_heads, scores)
+        # What has stopped stays so: its loss no longer counts, and a late gain would be luck.
         self._waited = np.where(better & ~stopped, 0, self._waited + 1)
 
     def save(self) -> None:

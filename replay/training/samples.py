@@ -54,6 +54,7 @@ def targets(segment: Segment, horizons: Sequence[int]) -> Targets:
         scale = segment.sigma[:known] * np.sqrt(horizon)
         scaled = (logs[horizon:] - logs[:known]) / scale
         returns[:known, column] = np.clip(scaled, -RETURN_LIMIT, RETURN_LIMIT)
+        # Entry i sums the moves before bar i: this begins after the move into the bar itself.
         realised = squares[horizon + 1 :][:known] - squares[1 : known + 1]
         variance[:known, column] = np.clip(realised / scale**2, VARIANCE_FLOOR, RETURN_LIMIT**2)
     return Targets(returns, direction_of(returns), variance)
@@ -79,6 +80,7 @@ def uniqueness(labelled: NDArray[np.bool_], horizon: int) -> Array:
     starts = np.flatnonzero(labelled)
     np.add.at(alive, starts + 1, 1.0)
     np.add.at(alive, starts + 1 + horizon, -1.0)
+    # Labels that begin count up and those that end count down: the sum is how many are alive.
     share = 1.0 / np.maximum(np.cumsum(alive), 1.0)
     total = np.concatenate([[0.0], np.cumsum(share)])
     weights = np.zeros(count)
