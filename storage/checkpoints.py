@@ -153,6 +153,8 @@ def _list(values: Sequence[object], name: str) -> str:
 WEIGHTS_NAME: Final = "weights.safetensors"
 CARD_NAME: Final = "card.toml"
 DEFAULT: Final = "default"
+DEFAULT_CHECKPOINT: Final = Path(__file__).with_name("models") / DEFAULT
+"""The bundled checkpoint: package data, which ``model.checkpoint = "default"`` names."""
 _SECTIONS: Final = ("model", "architecture", "features", "market", "calibration")
 
 
@@ -170,9 +172,9 @@ class Checkpoint:
         return self.sha256[:ID_DIGITS]
 
 
-def locate(name: str, default: Path) -> Path:
-    """Return the folder that *name* means: *default* for ``default``, else a path."""
-    return default if name == DEFAULT else Path(name)
+def locate(name: str) -> Path:
+    """Return the folder that *name* means: the bundled one for ``default``, else a path."""
+    return DEFAULT_CHECKPOINT if name == DEFAULT else Path(name)
 
 
 def load(folder: Path) -> Checkpoint:

@@ -25,7 +25,7 @@ from tracepaper.daemon.config.text import render
 from tracepaper.daemon.http.client import ask, token_file
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.terminal import log as log_lines
-from tracepaper.replay.samples import DEFAULT_CHECKPOINT
+from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
 from tracepaper.storage.lock import holder_of
 from tracepaper.storage.retention import backup
 from tracepaper.strategies.errors import AuditUnwritable, CheckpointMismatch, ConfigInvalid, Fatal

@@ -54,6 +54,42 @@ def test_every_folder_with_modules_is_a_listed_package() -> None:
     assert listed == sorted(listed)
 
 
+def named_above(package: str, source: str) -> set[str]:
+    """Return the packages above *package* that *source* names in a string, docstrings apart."""
+    stacked = ("replay", "daemon", "storage", "strategies")
+    above = stacked[: stacked.index(package)]
+    tree = ast.parse(source)
+    prose = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    return {
+        other
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose
+        for other in above
+        if re.search(rf"\btracepaper[./]{other}\b", node.value)
+    }
+
+
+def test_no_package_reaches_for_files_or_modules_of_a_package_above() -> None:
+    """Imports are held by contracts, which do not see a name in a string: package data, say."""
+    planted = 'data = files("tracepaper.replay.samples")\nother = "tracepaper.storage.models"'
+    assert named_above("daemon", planted) == {"replay"}
+    assert named_above("strategies", planted) == {"replay", "storage"}
+    assert named_above("replay", planted) == set()
+    found = {
+        path.relative_to(ROOT).as_posix(): named
+        for path in sources()
+        if (package := path.relative_to(ROOT).parts[0]) in PACKAGES
+        if (named := named_above(package, path.read_text(encoding="utf-8")))
+    }
+    assert found == {}
+
+
 def test_every_folder_with_modules_has_an_init() -> None:
     missing = {path.parent for path in sources() if not (path.parent / "__init__.py").is_file()}
     assert missing == set()

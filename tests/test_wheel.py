@@ -99,8 +99,8 @@ def test_the_wheel_holds_every_file_of_the_packages(installed: Installed) -> Non
     assert {name for name in held if name.endswith(".py")} - tracked() == set()
     for needed in (
         "tracepaper/storage/migrations/versions/r0002_tables.py",
-        "tracepaper/replay/samples/default/weights.safetensors",
-        "tracepaper/replay/exchange/instruments_linear.json.gz",
+        "tracepaper/storage/models/default/weights.safetensors",
+        "tracepaper/daemon/bybit/instruments_linear.json.gz",
         "tracepaper/py.typed",
     ):
         assert needed in held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -11,6 +12,9 @@ from tracepaper.daemon.bybit.messages import InstrumentInfo
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.market import INTERVAL_NAMES, INTERVALS, divide_half_even
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_LIMIT, Category, Instrument
+
+RECORDED_INSTRUMENTS: Final = Path(__file__).with_name("instruments_linear.json.gz")
+"""Symbol → its element of GET /v5/market/instruments-info, as recorded on 2026-08-09."""
 
 # ---------------------------------------------------------------- decimals
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,16 +14,11 @@ if TYPE_CHECKING:
 _KIB: Final = 1024
 
 
-def default_checkpoint() -> Path:
-    """Return the folder of the bundled checkpoint: package data of the replay package."""
-    return Path(str(files("tracepaper.replay.samples"))) / "default"
-
-
 def load_checkpoint(config: Config, *, beside: Path | None = None) -> Checkpoint:
     """Load the configured checkpoint and keep a copy beside the database *beside*."""
     from tracepaper.storage import checkpoints
 
-    folder = checkpoints.locate(config.model.checkpoint, default_checkpoint())
+    folder = checkpoints.locate(config.model.checkpoint)
     checkpoint = checkpoints.load(folder)
     if beside is not None:
         checkpoints.keep(folder, beside)
@@ -35,7 +29,7 @@ def warnings_for(config: Config) -> tuple[str, ...]:
     """Return what a run with the configured checkpoint must say of it on its row."""
     from tracepaper.storage import checkpoints
 
-    card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint, default_checkpoint()))
+    card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
     trained, here = str(card["market"].get("interval", "")), config.market.interval
     if trained == here:
         return ()
@@ -47,7 +41,7 @@ def chosen_backend(config: Config) -> str:
     from tracepaper.storage import checkpoints
     from tracepaper.strategies.forecasters.build import choose_backend
 
-    card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint, default_checkpoint()))
+    card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
     return choose_backend(card, config.model.backend, device=_device(config))
 
 

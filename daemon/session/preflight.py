@@ -9,12 +9,12 @@ import subprocess
 import sys
 from decimal import Decimal
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from tracepaper.daemon.bybit.instruments import RECORDED_INSTRUMENTS
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.values import plain
 from tracepaper.daemon.engine.orders import NOTIONAL_MOST
@@ -39,8 +39,6 @@ from tracepaper.strategies.types import (
     RunKind,
 )
 
-RECORDED: Final = "instruments_linear.json.gz"
-"""The exchange's instruments as once recorded: package data of the embedded exchange."""
 ABSURD: Final = 100
 """So many times the largest order that was recorded is no size, whatever has changed since."""
 
@@ -224,6 +222,6 @@ class _Recorded(msgspec.Struct, rename="camel"):
 
 @cache
 def _largest_orders() -> dict[str, Decimal]:
-    packed = files("tracepaper.replay.exchange").joinpath(RECORDED).read_bytes()
+    packed = RECORDED_INSTRUMENTS.read_bytes()
     known = msgspec.json.decode(gzip.decompress(packed), type=dict[str, _Recorded])
     return {symbol: Decimal(one.lot_size_filter.max_order_qty) for symbol, one in known.items()}

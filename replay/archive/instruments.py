@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from decimal import Decimal
 from functools import cache
 from gzip import decompress
-from importlib.resources import files
 from typing import Any, Final
 
 import msgspec
 
+from tracepaper.daemon.bybit.instruments import RECORDED_INSTRUMENTS
 from tracepaper.replay.archive.candles import Candles
 from tracepaper.replay.archive.names import coins_of
 from tracepaper.strategies.types import MONEY_DECIMALS, Category, Instrument
-
-RECORDED: Final = "instruments_linear.json.gz"
-"""Symbol → its element of GET /v5/market/instruments-info, as recorded on 2026-08-09."""
 
 QUANTITY_DECIMALS: Final = {Category.LINEAR: 3, Category.SPOT: 6}
 """For symbols that were not recorded: the finest common steps of the two categories."""
@@ -81,5 +78,5 @@ def _decimals(number: Decimal) -> int:
 @cache
 def recorded_instruments() -> Mapping[str, Mapping[str, Any]]:
     """Return the recorded linear instruments by symbol."""
-    packed = files("tracepaper.replay.exchange").joinpath(RECORDED).read_bytes()
+    packed = RECORDED_INSTRUMENTS.read_bytes()
     return msgspec.json.decode(decompress(packed), type=dict[str, dict[str, Any]])

@@ -28,14 +28,13 @@ def evaluate(
     of both. Errors come from resampling whole calendar days.
     """
     from tracepaper.daemon.terminal.console import Terminal
-    from tracepaper.replay.samples import DEFAULT_CHECKPOINT
     from tracepaper.replay.training.pipeline import Material, evaluated, split_of, use_threads
     from tracepaper.replay.training.show import figure_tables, gate_table
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.forecasters.build import build
 
     use_threads(threads)
-    found = load(locate(checkpoint, DEFAULT_CHECKPOINT))
+    found = load(locate(checkpoint))
     card = found.card
     build(card, found.tensors, threads=threads)  # refuses a card that cannot be
     material = Material.read(

@@ -22,8 +22,7 @@ def models(
     json: JsonOption = False,
 ) -> None:
     """List the bundled checkpoint, those kept beside a database, and those in FOLDER."""
-    from tracepaper.replay.samples import DEFAULT_CHECKPOINT
-    from tracepaper.storage.checkpoints import CARD_NAME, kept_folder, listed
+    from tracepaper.storage.checkpoints import CARD_NAME, DEFAULT_CHECKPOINT, kept_folder, listed
 
     given = list(folders or [DEFAULT_CHECKPOINT])
     if db is not None:

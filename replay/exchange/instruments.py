@@ -11,12 +11,12 @@ from __future__ import annotations
 import gzip
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 
+from tracepaper.daemon.bybit.instruments import RECORDED_INSTRUMENTS
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.path import key
 from tracepaper.strategies.market import unscaled
@@ -42,7 +42,6 @@ def parsed(text: str) -> tuple[int, int]:
     return int(whole + fraction), len(fraction)
 
 
-RECORDED: Final = "instruments_linear.json.gz"
 SPOT_BASE_PRECISION: Final = "0.000001"
 SPOT_MIN_ORDER_AMOUNT: Final = "5"
 FUNDING_MINUTES: Final = 480
@@ -74,7 +73,7 @@ class Listing:
 @cache
 def recorded() -> dict[str, Item]:
     """Return the recorded linear instruments by symbol."""
-    packed = files("tracepaper.replay.exchange").joinpath(RECORDED).read_bytes()
+    packed = RECORDED_INSTRUMENTS.read_bytes()
     return msgspec.json.decode(gzip.decompress(packed), type=dict[str, Item])
 
 

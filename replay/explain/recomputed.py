@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from tracepaper.daemon.config.loading import restore
-from tracepaper.daemon.session.models import default_checkpoint, forecaster_of
+from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.storage import checkpoints
 from tracepaper.storage.encode import gate_horizon
@@ -136,7 +136,7 @@ def _forecast(run: Run, step: Step) -> Forecast:
 
 def _forecaster(database: Path, run: Run, model_id: str) -> Explainable:
     """Return the model that decided: kept beside the database, or else the bundled one."""
-    folder = default_checkpoint()
+    folder = checkpoints.DEFAULT_CHECKPOINT
     is_kept = checkpoints.kept_folder(database, model_id).is_dir()
     if is_kept or checkpoints.read_card(folder)["model"]["id"] != model_id:
         folder = checkpoints.find_kept(database, model_id)

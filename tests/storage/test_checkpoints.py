@@ -11,6 +11,7 @@ import torch
 
 from tracepaper.storage.checkpoints import (
     CARD_NAME,
+    DEFAULT_CHECKPOINT,
     WEIGHTS_NAME,
     dump,
     identity,
@@ -184,8 +185,8 @@ def test_a_kept_checkpoint_that_was_changed_is_refused(tmp_path: Path) -> None:
 
 
 def test_default_names_the_folder_that_was_given(tmp_path: Path) -> None:
-    assert locate("default", tmp_path) == tmp_path
-    assert locate("models/mine", tmp_path) == Path("models/mine")
+    assert locate("default") == DEFAULT_CHECKPOINT
+    assert locate("models/mine") == Path("models/mine")
 
 
 def test_listed_finds_a_checkpoint_and_those_one_level_below(tmp_path: Path) -> None:

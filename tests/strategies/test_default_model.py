@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tracepaper.replay.samples import DEFAULT_CHECKPOINT, DEMO_CANDLES
+from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
@@ -20,7 +20,7 @@ NAME = "linear:BTCUSDT"
 
 
 def forecaster() -> StreamingForecaster:
-    stored = checkpoints.load(DEFAULT_CHECKPOINT)
+    stored = checkpoints.load(checkpoints.DEFAULT_CHECKPOINT)
     made = build(stored.card, stored.tensors)
     assert isinstance(made, StreamingForecaster)
     return made

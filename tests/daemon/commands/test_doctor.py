@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.session.models import default_checkpoint
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
 from tracepaper.storage.lock import InstanceLock
 
 CANDLES = Path(__file__).parents[2] / "data" / "candles" / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
@@ -66,7 +66,7 @@ def test_people_read_one_line_a_check(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_a_swapped_checkpoint_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "mine"
-    shutil.copytree(default_checkpoint(), folder)
+    shutil.copytree(DEFAULT_CHECKPOINT, folder)
     weights = bytearray((folder / "weights.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "weights.safetensors").write_bytes(weights)

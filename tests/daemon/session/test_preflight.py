@@ -16,8 +16,8 @@ from daemon_under_test import daemon, settings
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.daemon import Daemon
-from tracepaper.daemon.session.models import default_checkpoint
 from tracepaper.daemon.session.preflight import check_range, refuse_size
+from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.strategy import Outlook, Strategy
 from tracepaper.strategies.types import Action, ModelChange, RunKind, Signal
@@ -90,7 +90,7 @@ REFUSED = {
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand in a folder with a damaged checkpoint and a file of words."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(default_checkpoint(), tmp_path / "damaged")
+    shutil.copytree(DEFAULT_CHECKPOINT, tmp_path / "damaged")
     weights = tmp_path / "damaged" / "weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1
