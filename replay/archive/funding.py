@@ -13,7 +13,7 @@ from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.decimals import CellInvalidError, Decimals, IntArray, parse
 from tracepaper.replay.archive.formats import read_table
 from tracepaper.replay.archive.names import MEANINGS, TIME, split_argument
-from tracepaper.replay.archive.tables import Table, of_one_symbol, told_symbol
+from tracepaper.replay.archive.tables import Table, of_one_symbol, symbol_of_table
 from tracepaper.replay.archive.times import epoch_ms
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import MONEY_DECIMALS, Category
@@ -48,8 +48,8 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
     """
     named, file = split_argument(path)
     table = read_table(file)
-    told, _ = told_symbol(table, named, symbol_name(symbol) if symbol else None)
-    table = of_one_symbol(table, told)
+    found, _ = symbol_of_table(table, named, symbol_name(symbol) if symbol else None)
+    table = of_one_symbol(table, found)
     times, rates = _columns(table)
     order = np.argsort(times, kind="stable")
     times, mantissa = times[order], rates.mantissa[order]
@@ -61,7 +61,7 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
     keep = np.delete(np.arange(times.size), again)
     scale = Decimal(10) ** (MONEY_DECIMALS - rates.places)
     rate = [int((Decimal(value) * scale).to_integral_value()) for value in mantissa[keep].tolist()]
-    return FundingRates(str(file), told or "", times[keep], np.array(rate, dtype=np.int64))
+    return FundingRates(str(file), found or "", times[keep], np.array(rate, dtype=np.int64))
 
 
 def _columns(table: Table) -> tuple[IntArray, Decimals]:

@@ -123,9 +123,28 @@ ZONED: Final = tuple(
 """Columns that name a time of another zone."""
 MEANINGS: Final = {
     TIME: (
-        "open_time", "opentime", "open_time_ms", "start", "start_time", "starttime", "start_at",
-        "startat", "timestamp", "time", "datetime", "date_time", "date", "ts", "unix", "t",
-        "candle_begin_time", "gmt_time", "time_utc", "open_time_utc", "timestamp_ms", "local_time",
+        "open_time",
+        "opentime",
+        "open_time_ms",
+        "start",
+        "start_time",
+        "starttime",
+        "start_at",
+        "startat",
+        "timestamp",
+        "time",
+        "datetime",
+        "date_time",
+        "date",
+        "ts",
+        "unix",
+        "t",
+        "candle_begin_time",
+        "gmt_time",
+        "time_utc",
+        "open_time_utc",
+        "timestamp_ms",
+        "local_time",
         *ZONED,
     ),
     "open": ("open", "open_price", "openprice", "o"),
@@ -134,10 +153,18 @@ MEANINGS: Final = {
     "close": ("close", "close_price", "closeprice", "c"),
     "volume": ("volume", "vol", "base_volume", "basevolume", "v", "volume_base", "tickvol"),
     "turnover": (
-        "turnover", "quote_volume", "quotevolume", "quote_asset_volume", "quoteassetvolume",
-        "asset_volume", "assetvolume", "volume_quote", "quote_vol", "amount",
+        "turnover",
+        "quote_volume",
+        "quotevolume",
+        "quote_asset_volume",
+        "quoteassetvolume",
+        "asset_volume",
+        "assetvolume",
+        "volume_quote",
+        "quote_vol",
+        "amount",
     ),
-}  # fmt: skip
+}
 """Each meaning's names, normalised, in order of preference."""
 
 FIGURES: Final = frozenset(

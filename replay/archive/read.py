@@ -31,7 +31,7 @@ from tracepaper.replay.archive.names import (
     meanings,
     split_argument,
 )
-from tracepaper.replay.archive.tables import Table, told_symbol, understood
+from tracepaper.replay.archive.tables import Table, plain_table, symbol_of_table
 from tracepaper.replay.archive.times import OFFSET, epoch_ms, iso
 from tracepaper.replay.archive.trades import DEFAULT_INTERVAL_MS, are_trades, to_candles
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -84,10 +84,10 @@ def read_candles(
         return read_archive(file, symbol=given or named, category=category, interval_ms=interval_ms)
     table = read_table(file, format_name=format_name)
     notes = _Notes()
-    told, said = told_symbol(table, named, given)
-    table = understood(table, told)
+    found_symbol, said = symbol_of_table(table, named, given)
+    table = plain_table(table, found_symbol)
     notes.add(*said, *table.notes)
-    symbol = told or ""
+    symbol = found_symbol or ""
     market = category_of(file) if category is None else Category(category)
     if are_trades(table):
         return to_candles(table, symbol, market, interval_ms or DEFAULT_INTERVAL_MS)
@@ -234,7 +234,7 @@ def _turnover(table: Table, name: str | None, notes: _Notes) -> Decimals | None:
 
 # ---------------------------------------------------------------- what candles must be
 
-Say = Callable[[str], None]
+Note = Callable[[str], None]
 OFF_GRID_SHARE_MAX: Final = 0.01
 """Above this share of odd open times the interval itself was misread."""
 
@@ -249,18 +249,18 @@ class Rows:
     volume: Decimals
     turnover: Decimals | None
 
-    def take(self, rows: IntArray) -> Rows:
+    def select(self, rows: IntArray) -> Rows:
         """Return the given rows, in the given order."""
 
-        def taken(column: Decimals) -> Decimals:
+        def selected(column: Decimals) -> Decimals:
             return Decimals(column.mantissa[rows], column.places)
 
         return Rows(
             table=replace(self.table, columns={}, lines=self.table.lines[rows]),
             times=self.times[rows],
-            prices={name: taken(column) for name, column in self.prices.items()},
-            volume=taken(self.volume),
-            turnover=taken(self.turnover) if self.turnover else None,
+            prices={name: selected(column) for name, column in self.prices.items()},
+            volume=selected(self.volume),
+            turnover=selected(self.turnover) if self.turnover else None,
         )
 
 
@@ -284,7 +284,7 @@ def _refuse(rows: Rows, bad: npt.NDArray[np.bool_], what: str) -> None:
         raise DataInvalid(f"{rows.table.place(int(where[0]))}: {what}; correct or remove the row.")
 
 
-def in_order(rows: Rows, say: Say, *, strict: bool) -> Rows:
+def in_order(rows: Rows, note: Note, *, strict: bool) -> Rows:
     """Return *rows* oldest first and each time once.
 
     A file that is merely newest first is turned; equal repetitions are dropped. Raises where
@@ -292,9 +292,9 @@ def in_order(rows: Rows, say: Say, *, strict: bool) -> Rows:
     """
     steps = np.diff(rows.times)
     if steps.size and (steps <= 0).all() and (steps < 0).any():
-        rows = rows.take(np.arange(rows.times.size)[::-1])
+        rows = rows.select(np.arange(rows.times.size)[::-1])
         steps = np.diff(rows.times)
-        say("rows are newest first, turned")
+        note("rows are newest first, turned")
     back = np.flatnonzero(steps < 0)
     if back.size:
         row = int(back[0]) + 1
@@ -319,8 +319,8 @@ def in_order(rows: Rows, say: Say, *, strict: bool) -> Rows:
         raise DataInvalid(
             f"{rows.table.place(int(again[0]))}: repeats the row before it; remove one of them."
         )
-    say(f"{again.size} equal repetitions dropped")
-    return rows.take(np.delete(np.arange(rows.times.size), again))
+    note(f"{again.size} equal repetitions dropped")
+    return rows.select(np.delete(np.arange(rows.times.size), again))
 
 
 def interval_between(rows: Rows, stated: int | None) -> int:
@@ -336,7 +336,7 @@ def interval_between(rows: Rows, stated: int | None) -> int:
     return stated
 
 
-def on_grid(rows: Rows, interval_ms: int, say: Say, *, strict: bool) -> Rows:
+def on_grid(rows: Rows, interval_ms: int, note: Note, *, strict: bool) -> Rows:
     """Return the rows whose open time lies on the file's grid.
 
     A candle that opens off the grid (a venue's restart) covers another span than its
@@ -357,5 +357,5 @@ def on_grid(rows: Rows, interval_ms: int, say: Say, *, strict: bool) -> Rows:
             f"{rows.table.place(row)}: {what}, like {off.size} of {rows.times.size} rows; give a "
             "file of one fixed interval."
         )
-    say(f"{off.size} candles off the grid dropped, the first at {rows.table.place(row)}")
-    return rows.take(np.delete(np.arange(rows.times.size), off))
+    note(f"{off.size} candles off the grid dropped, the first at {rows.table.place(row)}")
+    return rows.select(np.delete(np.arange(rows.times.size), off))

@@ -116,7 +116,7 @@ def _distinct(path: Path, names: Sequence[str]) -> list[str]:
     return [name or f"column_{i}" for i, name in enumerate(names)]
 
 
-def understood(table: Table, symbol: str | None) -> Table:
+def plain_table(table: Table, symbol: str | None) -> Table:
     """Return *table* as a plain one: of *symbol* alone, with the columns that ``MEANINGS`` names.
 
     Raises ``DataInvalid`` or ``ConfigInvalid`` where that cannot be told.
@@ -143,7 +143,7 @@ def own_symbols(table: Table) -> tuple[str, ...]:
     return tuple(sorted(found - {""}))
 
 
-def told_symbol(
+def symbol_of_table(
     table: Table, named: str | None, given: str | None
 ) -> tuple[str | None, tuple[str, ...]]:
     """Return a symbol and what to say: as *named* before the path, else the file's own, or *given*.
