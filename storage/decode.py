@@ -30,6 +30,7 @@ from tracepaper.strategies.types import (
     Liquidity,
     Order,
     OrderStatus,
+    Outcome,
     Position,
     PredictionTimeout,
     Regime,
@@ -225,16 +226,18 @@ class StepDecoder:
             measures.update(zip(ANSWER_GATES, judged, strict=True))
         gate_set = self._interned.gate_set(gate_set_key)
         return Decision(
-            Action(action),
+            Outcome(
+                Action(action),
+                reason,
+                bool(allowed),
+                refused_by,
+                gate_set,
+                passed,
+                Regime(regime),
+                unfilled,
+            ),
             core[5],
-            reason,
-            bool(allowed),
-            refused_by,
-            gate_set,
             tuple(measures.get(gate) for gate in gate_set.gates),
-            passed,
-            Regime(regime),
-            unfilled,
         )
 
     def _book(

@@ -11,9 +11,11 @@ from functools import lru_cache
 from hashlib import sha256
 from itertools import islice
 from math import isfinite
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates import GATES, GateKind
@@ -25,6 +27,7 @@ from tracepaper.strategies.types import (
     Forecast,
     GateSet,
     Instrument,
+    Outcome,
     Prediction,
     PredictionTimeout,
 )
@@ -40,6 +43,8 @@ CANONICAL_DECIMALS: Final = 18
 HASH_BYTES: Final = 32
 
 _encode = msgspec.msgpack.Encoder().encode
+_ARRAY_OF_FIVE: Final = b"\x95"
+"""What stands before the encodings of its five elements."""
 
 
 def finite(number: float | None) -> float | None:
@@ -47,6 +52,18 @@ def finite(number: float | None) -> float | None:
     if number is None or not isfinite(number):
         return None
     return number + 0.0
+
+
+def all_finite(numbers: Sequence[float | None]) -> tuple[float | None, ...]:
+    """Return each of *numbers* as ``finite`` does."""
+    try:
+        # The usual case, without a test a number: a sum is finite only if every term is.
+        added = tuple([number + 0.0 for number in numbers])  # type: ignore[operator]
+        if isfinite(sum(added)):
+            return added
+    except TypeError:  # one of them is null
+        pass
+    return tuple([finite(number) for number in numbers])
 
 
 # ---------------------------------------------------------------- the chain
@@ -174,10 +191,15 @@ class _CountedGates:
     def __init__(self, gate_set: GateSet) -> None:
         gates = gate_set.gates
         self.places = tuple(place for place, name in enumerate(gates) if _counts(name))
+        # One place alone would be picked bare, none at all not.
+        self.pick = itemgetter(*self.places) if len(self.places) > 1 else self._pick_few
         names = tuple(gates[place] for place in self.places)
         thresholds = tuple(finite(gate_set.thresholds[place]) for place in self.places)
         self.sha256 = sha256(_encode((names, thresholds))).digest()
         self._passed: dict[int, int] = {}
+
+    def _pick_few(self, measures: tuple[float | None, ...]) -> tuple[float | None, ...]:
+        return tuple(measures[place] for place in self.places)
 
     def passed(self, bits: int) -> int:
         """Return the bits of the counted gates alone, packed in their order."""
@@ -199,7 +221,7 @@ def _forecast_part(prediction: Prediction) -> object:
             return (
                 prediction.horizons,
                 *(
-                    tuple(finite(number) for number in column)
+                    all_finite(column)
                     for column in (
                         prediction.mean_return,
                         prediction.stdev_return,
@@ -234,43 +256,47 @@ class DecisionHash:
     It covers the bar, the forecast with its explanation, the gates, action and target. Left
     out is what only time or the account explains: the timing gates (late, stale, deadline),
     the risk gates, and therefore which gate refused (the gates that count show it by their
-    bits); ids, sequence, reason, source and times seen. A decision that repeats the last one is
-    the same object, and is encoded once.
+    bits); ids, sequence, reason, source and times seen. Of decisions that share outcome and
+    target everything but the measures is encoded once.
     """
 
     def __init__(self, instrument: Instrument) -> None:
         self._quantity_factor = _factors(instrument)[2]
-        self._gates: _CountedGates | None = None
         self._gate_set: GateSet | None = None
-        self._decision: Decision | None = None
-        self._judged = b""
+        self._gates = _CountedGates(GateSet((), ()))
+        self._outcome: Outcome | None = None
+        self._target = 0
+        self._gates_part = self._verdict_part = b""  # their encodings, around the measures
 
     def digest(self, canonical: bytes, prediction: Prediction, decision: Decision) -> bytes:
-        """Return the hash of *decision* on the bar whose ``canonical_bar`` is *canonical*."""
-        if decision is not self._decision:
-            self._decision, self._judged = decision, self._encoded(decision)
-        said = b"" if prediction is None else _encode(_forecast_part(prediction))
-        return sha256(canonical + self._judged + said).digest()
+        """Return the hash of *decision* on the bar whose ``canonical_bar`` is *canonical*.
 
-    def _encoded(self, decision: Decision) -> bytes:
-        if self._gates is None or decision.gate_set is not self._gate_set:
-            self._gate_set, self._gates = decision.gate_set, _CountedGates(decision.gate_set)
-        gates, measures = self._gates, decision.measures
-        return _encode(
-            (
-                gates.sha256,
-                tuple([finite(measures[place]) for place in gates.places]),
-                gates.passed(decision.passed),
-                decision.action,
-                b"%x" % (decision.target_quantity * self._quantity_factor),
-            )
-        )
+        Its measures are as the gates give them: each is finite or null, and none is -0.0.
+        """
+        if decision.outcome is not self._outcome or decision.target_quantity != self._target:
+            self._encode_verdict(decision)
+        measures = _encode(self._gates.pick(decision.measures))
+        said = b"" if prediction is None else _encode(_forecast_part(prediction))
+        parts = (canonical, self._gates_part, measures, self._verdict_part, said)
+        return sha256(b"".join(parts)).digest()
+
+    def _encode_verdict(self, decision: Decision) -> None:
+        """Encode all of *decision* but its measures, as parts of one array of five."""
+        outcome = self._outcome = decision.outcome
+        self._target = decision.target_quantity
+        if outcome.gate_set is not self._gate_set:
+            self._gate_set, self._gates = outcome.gate_set, _CountedGates(outcome.gate_set)
+            self._gates_part = _ARRAY_OF_FIVE + _encode(self._gates.sha256)
+        passed = self._gates.passed(outcome.passed)
+        target = b"%x" % (self._target * self._quantity_factor)
+        self._verdict_part = _encode(passed) + _encode(outcome.action) + _encode(target)
 
 
 def decision_digest(
     bar: Bar, prediction: Prediction, decision: Decision, instrument: Instrument
 ) -> bytes:
-    """Return the ``DecisionHash`` of one decision by itself."""
+    """Return the ``DecisionHash`` of one decision by itself, whatever its measures are."""
+    decision = replace(decision, measures=all_finite(decision.measures))
     return DecisionHash(instrument).digest(canonical_bar(bar, instrument), prediction, decision)
 
 

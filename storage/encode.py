@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.digest import Covered, finite, rows_digest
+from tracepaper.storage.digest import Covered, all_finite, finite, rows_digest
 from tracepaper.storage.rows import (
     ANSWER_GATES,
     EVENT_KINDS,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         Decision,
         Event,
         GateSet,
+        Outcome,
         Position,
         Prediction,
         Run,
@@ -123,7 +124,8 @@ class Outcomes:
     def __init__(self, run_key: int, gate_sets: Sequence[GateSet]) -> None:
         self._run_key = run_key
         self._plans: dict[GateSet, GateSetPlan] = {}
-        self._known: dict[tuple[object, ...], int] = {}
+        self._known: dict[Row, int] = {}
+        self._seen: dict[int, tuple[Outcome, GateSetPlan, int]] = {}  # by the outcome's id
         for gate_set in gate_sets:
             self._plans[gate_set] = GateSetPlan(gate_set, run_key, len(self._plans))
 
@@ -131,76 +133,73 @@ class Outcomes:
         """Return the rows of every gate set known, in the order of their keys."""
         return tuple(row for plan in self._plans.values() for row in plan.rows)
 
-    def judge(self, decision: Decision, key: int, sequence: int, born: list[SparseRow]) -> Judged:
+    def judge(self, decision: Decision, key: int, born: list[SparseRow]) -> Judged:
         """Return what *decision* stores; a new outcome is appended to *born*."""
         new_set: tuple[Row, ...] = ()
-        plan = self._plans.get(decision.gate_set)
-        if plan is None:
-            plan = GateSetPlan(decision.gate_set, self._run_key, len(self._plans))
-            self._plans[decision.gate_set] = plan
-            new_set = plan.rows
-        measures, is_complete = _stored_measures(decision, plan)
-        outcome = (
-            decision.action,
-            decision.reason,
-            decision.allowed,
-            decision.refused_by,
-            plan.key,
-            decision.passed,
-            decision.regime,
-            decision.unfilled_reason,
-        )
-        known = self._known.get(outcome)
-        if known is None:
-            known = sequence
-            self._remember(outcome, sequence)
-            refused_by = decision.refused_by
-            row: Row = (
-                key,
-                decision.action.value,
-                decision.reason,
-                int(decision.allowed),
-                refused_by,
-                plan.key,
-                plan.sha256,
-                decision.passed,
-                decision.regime.value,
-                decision.unfilled_reason,
-            )
-            born.append(("outcomes", row))
+        outcome = decision.outcome
+        seen = self._seen.get(id(outcome))
+        if seen is None:
+            plan, new_set = self._plan(outcome.gate_set)
+            seen = self._look_up(outcome, plan, key, born)
+        _, plan, known = seen
+        measures = _stored_measures(decision, plan)
         padded = (*measures, None)
         answer_measures: Row | None = None
         if plan.judges_answer:
             picked = plan.pick_answer(padded)
             if picked.count(None) < len(ANSWER_GATES):
                 answer_measures = picked
-        dense = measures if is_complete and plan.is_dense else None
+        dense = measures if plan.is_dense and None not in measures else None
         return Judged(plan, known, plan.pick_step(padded), answer_measures, dense, new_set)
+
+    def _plan(self, gate_set: GateSet) -> tuple[GateSetPlan, tuple[Row, ...]]:
+        """Return the plan of *gate_set* and, where it is met for the first time, its rows."""
+        plan = self._plans.get(gate_set)
+        if plan is not None:
+            return plan, ()
+        plan = self._plans[gate_set] = GateSetPlan(gate_set, self._run_key, len(self._plans))
+        return plan, plan.rows
+
+    def _look_up(
+        self, outcome: Outcome, plan: GateSetPlan, key: int, born: list[SparseRow]
+    ) -> tuple[Outcome, GateSetPlan, int]:
+        """Return what is known of *outcome*; a new one is appended to *born*."""
+        if outcome.passed >> plan.length:
+            raise InvariantBroken("A decision needs one bit for each of its gates.")
+        row: Row = (
+            outcome.action.value,
+            outcome.reason,
+            int(outcome.allowed),
+            outcome.refused_by,
+            plan.key,
+            plan.sha256,
+            outcome.passed,
+            outcome.regime.value,
+            outcome.unfilled_reason,
+        )
+        known = self._known.get(row)
+        if known is None:
+            if len(self._known) >= OUTCOMES_KEPT:
+                self._known.clear()
+            known = self._known[row] = sequence_of(key)
+            born.append(("outcomes", (key, *row)))
+        if len(self._seen) >= OUTCOMES_KEPT:
+            self._seen.clear()
+        # The outcome is kept with its entry: its id is its own for as long as it exists.
+        seen = self._seen[id(outcome)] = (outcome, plan, known)
+        return seen
 
     def forget(self) -> None:
         """Forget every outcome; gate sets keep their keys."""
         self._known.clear()
-
-    def _remember(self, outcome: tuple[object, ...], sequence: int) -> None:
-        if len(self._known) >= OUTCOMES_KEPT:
-            self._known.clear()
-        self._known[outcome] = sequence
+        self._seen.clear()
 
 
-def _stored_measures(decision: Decision, plan: GateSetPlan) -> tuple[Row, bool]:
-    """Return the measures as stored, and whether none of them is null."""
-    given = decision.measures
-    if len(given) != plan.length or decision.passed >> plan.length:
-        raise InvariantBroken("A decision needs one measure and one bit for each of its gates.")
-    try:
-        # The usual case, without a test a number: a sum is finite only if every term is.
-        measures = tuple([number + 0.0 for number in given])  # type: ignore[operator]
-        if isfinite(sum(measures)):
-            return measures, True
-    except TypeError:
-        pass
-    stored = tuple(finite(number) for number in given)
-    return stored, None not in stored
+def _stored_measures(decision: Decision, plan: GateSetPlan) -> Row:
+    """Return the measures as stored."""
+    if len(decision.measures) != plan.length:
+        raise InvariantBroken("A decision needs one measure for each of its gates.")
+    return all_finite(decision.measures)
 
 
 Held = tuple[int, tuple[int, int | None], str | None]
@@ -297,7 +296,7 @@ class StepEncoder:
         sparse: list[SparseRow] = []
         judged, target = NOT_JUDGED, None
         if (decision := step.decision) is not None:
-            judged = self.outcomes.judge(decision, key, sequence, sparse)
+            judged = self.outcomes.judge(decision, key, sparse)
             target = decision.target_quantity
         if step.prediction is not None or judged.answer_measures is not None:
             sparse.insert(

@@ -151,10 +151,11 @@ class GateEvaluator:
         for measure_of, threshold, at_least, bit in self._tests:
             measure = measure_of(seen)
             if measure is not None:
-                if measure >= threshold if at_least else measure <= threshold:
-                    passed |= bit
-                elif not math.isfinite(measure):
+                measure += 0.0  # -0.0 is 0.0, as it is stored and hashed
+                if not math.isfinite(measure):
                     measure = None
+                elif measure >= threshold if at_least else measure <= threshold:
+                    passed |= bit
             measures.append(measure)
         return tuple(measures), passed
 

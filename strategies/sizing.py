@@ -58,7 +58,7 @@ class Sizer:
         self._step = step
         self._notional = Notional.of(instrument)
         self._index = horizon_index
-        self._fixed = sizing.mode is SizingMode.FIXED
+        self.is_fixed = sizing.mode is SizingMode.FIXED  # the target follows from the signal alone
 
     def change(self, instrument: Instrument) -> None:
         """Take a new quantity step; a fixed quantity is rounded down to it from now on."""
@@ -75,7 +75,7 @@ class Sizer:
         action = signal.action
         if action is Action.FLAT:
             return 0
-        if self._fixed:
+        if self.is_fixed:
             size = self._sizing.quantity
             if signal.strength != 1.0:
                 size = size * int(signal.strength * _PARTS) // _PARTS

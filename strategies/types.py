@@ -372,24 +372,74 @@ class Signal(Struct, frozen=True, gc=False):
     strength: float = 1.0
 
 
-class Decision(Struct, frozen=True, gc=False):
-    """What was decided at a bar's close, and why.
+class Outcome(Struct, frozen=True, gc=False):
+    """What decisions that were judged alike have in common; the log stores it once.
 
-    ``measures[i]`` and bit i of ``passed`` belong to gate i of ``gate_set``; a null measure is
-    one that should exist and could not be computed. ``unfilled_reason`` says why the target is
-    neither reached nor ordered; the account explains it, so parity does not compare it.
+    Bit i of ``passed`` belongs to gate i of ``gate_set``. ``unfilled_reason`` says why the target
+    is neither reached nor ordered; the account explains it, so parity does not compare it.
     """
 
     action: Action
-    target_quantity: int  # signed, 10^-quantity_decimals
     reason: str
     allowed: bool
     refused_by: str | None  # the name of the first gate that failed
     gate_set: GateSet
-    measures: tuple[float | None, ...]
     passed: int
     regime: Regime
     unfilled_reason: str | None = None
+
+
+class Decision(Struct, frozen=True, gc=False):
+    """What was decided at a bar's close, and why.
+
+    ``measures[i]`` belongs to gate i of the outcome's gate set; a null measure is one that should
+    exist and could not be computed. Decisions in a row that were judged alike share one outcome:
+    whoever encodes them need not look at it again.
+    """
+
+    outcome: Outcome
+    target_quantity: int  # signed, 10^-quantity_decimals
+    measures: tuple[float | None, ...]
+
+    @property
+    def action(self) -> Action:
+        """What it asks for."""
+        return self.outcome.action
+
+    @property
+    def reason(self) -> str:
+        """Why it asks for that."""
+        return self.outcome.reason
+
+    @property
+    def allowed(self) -> bool:
+        """Whether every gate passed."""
+        return self.outcome.allowed
+
+    @property
+    def refused_by(self) -> str | None:
+        """The name of the first gate that failed."""
+        return self.outcome.refused_by
+
+    @property
+    def gate_set(self) -> GateSet:
+        """The gates that judged it, with their thresholds."""
+        return self.outcome.gate_set
+
+    @property
+    def passed(self) -> int:
+        """A mask whose bit i says that gate i passed."""
+        return self.outcome.passed
+
+    @property
+    def regime(self) -> Regime:
+        """Where the model's attention lay."""
+        return self.outcome.regime
+
+    @property
+    def unfilled_reason(self) -> str | None:
+        """Why the target is neither reached nor ordered, if so."""
+        return self.outcome.unfilled_reason
 
 
 # ---------------------------------------------------------------- orders and money

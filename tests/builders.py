@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
+
+import msgspec
 
 from tracepaper.strategies.types import (
     MONEY_SCALE,
@@ -20,6 +23,7 @@ from tracepaper.strategies.types import (
     GateSet,
     Instrument,
     Liquidity,
+    Outcome,
     Position,
     Prediction,
     Quote,
@@ -192,17 +196,23 @@ def decision(
     """Return a decision over (gate, measure, threshold, passed); the first failure refuses it."""
     gates = tuple(row[0] for row in measures)
     failed = next((row[0] for row in measures if not row[3]), None)
-    return Decision(
+    outcome = Outcome(
         action,
-        target,
         reason,
         failed is None,
         failed,
         GateSet(gates, tuple(row[2] for row in measures)),
-        tuple(row[1] for row in measures),
         sum(1 << index for index, row in enumerate(measures) if row[3]),
         regime,
     )
+    return Decision(outcome, target, tuple(row[1] for row in measures))
+
+
+def altered(decided: Decision, **fields: Any) -> Decision:
+    """Return *decided* with other *fields*, its own or its outcome's."""
+    own = {name: fields.pop(name) for name in Decision.__struct_fields__ if name in fields}
+    outcome = msgspec.structs.replace(decided.outcome, **fields)
+    return msgspec.structs.replace(decided, **{"outcome": outcome, **own})
 
 
 def account(equity: int = 100_000, *, cash: int | None = None) -> Account:

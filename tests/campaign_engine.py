@@ -127,7 +127,7 @@ def drawn(seed: int) -> Drawn:
     mode = rng.choice((SizingMode.FIXED, SizingMode.NOTIONAL))
     settings = EngineSettings(
         execution=FillModel.QUOTE if by_quotes else FillModel.NEXT_OPEN,
-        terms=ExecutionCosts(rng.choice((0, 5_500_000, 10_000_000)), rng.choice((0, 0, 3_000_000))),
+        costs=ExecutionCosts(rng.choice((0, 5_500_000, 10_000_000)), rng.choice((0, 0, 3_000_000))),
         cash=min(max(int(worth * rng.choice((0.5, 0.98, 1.0, 1.02, 3, 100))), 1), CASH_MOST),
         interval_ms=MINUTE,
         period_start_ms=START_MS + rng.choice((0, 0, 3)) * MINUTE,
@@ -367,7 +367,7 @@ class Examiner:
             ending = "a reason"
             assert said, "a bar without its reason"
             assert refusal(
-                item, self._example.settings.terms, needed,
+                item, self._example.settings.costs, needed,
                 target=target, price=bar.close, cash=step.account.cash,
             ), f"'{said}', and the order would have been taken"  # fmt: skip
         self.reasons[ending] = self.reasons.get(ending, 0) + 1
@@ -380,12 +380,12 @@ class Examiner:
         if state is None:
             return
         broker = state.brokers[self._item.id]
-        needed = broker.wanted - self._twin.quantity
+        needed = broker.target - self._twin.quantity
         near = self._item.quantity_step if self._twin.spot else 0
         if broker.order is None and abs(needed) > near:
             assert refusal(
-                self._item, self._example.settings.terms, needed,
-                target=broker.wanted, price=bar.close, cash=state.cash,
+                self._item, self._example.settings.costs, needed,
+                target=broker.target, price=bar.close, cash=state.cash,
             ), "the twin's order would have been taken"  # fmt: skip
 
 

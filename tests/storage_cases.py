@@ -36,6 +36,7 @@ from tracepaper.strategies.types import (
     ModelChange,
     Order,
     OrderStatus,
+    Outcome,
     Position,
     Prediction,
     PredictionTimeout,
@@ -153,17 +154,16 @@ def order(order_id: str, side: Side, status: OrderStatus, at_ms: int) -> Order:
 
 
 def cross_decision(number: int, *, wants_long: bool) -> Decision:
-    return Decision(
+    outcome = Outcome(
         Action.LONG if wants_long else Action.FLAT,
-        1_000 if wants_long else 0,
         "fast above slow" if wants_long else "fast below slow",
         allowed=True,
         refused_by=None,
         gate_set=CROSS_GATES,
-        measures=(1.0, float(number), 0.0, 0.0),
         passed=15,
         regime=Regime.UNKNOWN,
     )
+    return Decision(outcome, 1_000 if wants_long else 0, (1.0, float(number), 0.0, 0.0))
 
 
 def plain_steps(count: int, *, seed: int = 1) -> list[Step]:
@@ -269,17 +269,16 @@ def model_decision(number: int, prediction: Prediction) -> Decision:
         for gate in ("finite", "confidence", "collapsed", "shifted", "edge"):
             measures[list(gate_order()).index(gate)] = None
     passed = (1 << len(gate_order())) - 1 & ~(1 << list(gate_order()).index(failed))
-    return Decision(
+    outcome = Outcome(
         Action.HOLD,
-        0,
         failed,
         allowed=False,
         refused_by=failed,
         gate_set=MODEL_GATES,
-        measures=tuple(measures),
         passed=passed,
         regime=Regime.MIXED,
     )
+    return Decision(outcome, 0, tuple(measures))
 
 
 ACCOUNT = Account(START_CASH, START_CASH + 5, 0, 2, 7, -3)
@@ -450,17 +449,16 @@ def forecasts(draw: st.DrawFn) -> Forecast:
 def decisions(draw: st.DrawFn) -> Decision:
     gates = tuple(draw(st.lists(st.sampled_from(gate_order()), min_size=1, unique=True)))
     thresholds = tuple(draw(floats) for _ in gates)
-    return Decision(
+    outcome = Outcome(
         draw(st.sampled_from(Action)),
-        draw(numbers),
         draw(words),
         draw(st.booleans()),
         draw(st.none() | st.sampled_from(gate_order())),
         GateSet(gates, thresholds),
-        tuple(draw(st.none() | floats) for _ in gates),
         draw(st.integers(0, (1 << len(gates)) - 1)),
         draw(st.sampled_from(Regime)),
     )
+    return Decision(outcome, draw(numbers), tuple(draw(st.none() | floats) for _ in gates))
 
 
 any_bars = st.builds(

@@ -158,8 +158,9 @@ def compact(step: Step) -> dict[str, Any]:
     document["event"] = {"type": type(step.event).__name__, **document["event"]}
     for name in ("code_version", "torch_version", "instruction_set", "libraries"):
         document["event"].pop(name, None)
-    if document["decision"] is not None:
-        del document["decision"]["gate_set"]  # one for the whole run, held by the hash
+    if (decision := document["decision"]) is not None:
+        decision.update(decision.pop("outcome"))
+        del decision["gate_set"]  # one for the whole run, held by the hash
     return {name: value for name, value in _plain(document).items() if value not in (None, [])}
 
 

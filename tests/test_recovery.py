@@ -254,7 +254,7 @@ def test_a_run_that_was_restarted_while_it_held_something_follows_from_its_recor
     for begin, end in ((0, 90), (90, 100), (100, 120)):
         process = Process(path, config, FillModel.QUOTE)
         if begin:
-            held = process.opened.engine.state().ledger.holdings
+            held = process.opened.engine.state().account.holdings
             assert any(holding.quantity for holding in held.values())
         live(process, given[begin:end])
         process.stop()

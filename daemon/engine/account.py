@@ -31,7 +31,7 @@ from tracepaper.strategies.types import (
 )
 
 
-class Holding(Struct, gc=False):
+class Holding(Struct, gc=False, array_like=True):
     """What an account holds of one instrument; mutable, owned by its portfolio."""
 
     quantity: int = 0
@@ -41,41 +41,68 @@ class Holding(Struct, gc=False):
     funding_paid: int = 0
 
 
+class _Line:
+    """What a portfolio knows of one instrument."""
+
+    __slots__ = ("holding", "is_spot", "mark", "notional", "position")
+
+    def __init__(self, instrument: Instrument) -> None:
+        self.holding = Holding()
+        self.is_spot = instrument.category is Category.SPOT
+        self.notional = Notional.of(instrument)
+        self.mark = 0
+        self.position = Position()  # the holding, valued at the mark
+
+
 class Portfolio:
-    """One account: its cash, what it holds, and what that is worth at the newest marks."""
+    """One account: its cash, what it holds, and what that is worth at the newest marks.
+
+    Sums over all instruments are kept as they change, so that a step costs the same with one
+    instrument and with a hundred.
+    """
 
     def __init__(self, cash: int, instruments: Mapping[str, Instrument]) -> None:
         self.cash = cash
-        self.holdings = {key: Holding() for key in instruments}
-        self._spot = {key: item.category is Category.SPOT for key, item in instruments.items()}
-        self._notional = {key: Notional.of(item) for key, item in instruments.items()}
-        self._marks = dict.fromkeys(instruments, 0)
-        self._unrealized = dict.fromkeys(instruments, 0)
+        self._lines = {key: _Line(item) for key, item in instruments.items()}
+        self._realized = self._unrealized = self._fees = self._funding = 0
+        self._spot_entries = 0  # entry notional of what is held on spot
         self._account: Account | None = None
-        self._positions: dict[str, Position] = {}
+
+    @property
+    def holdings(self) -> dict[str, Holding]:
+        """What is held of each instrument."""
+        return {key: line.holding for key, line in self._lines.items()}
+
+    def held(self, instrument: str) -> int:
+        """Return the signed quantity that is held of *instrument*."""
+        return self._lines[instrument].holding.quantity
 
     def apply(self, fill: Fill) -> None:
         """Take a fill into the position, the cash and the fees."""
-        holding = self.holdings[fill.instrument]
+        line = self._lines[fill.instrument]
+        holding = line.holding
         signed = fill.quantity if fill.side is Side.BUY else -fill.quantity
-        sign = 1 if signed > 0 else -1
-        if self._spot[fill.instrument]:
+        if line.is_spot:
             self._apply_spot(holding, fill, signed)
         else:
-            realized = 0
-            opened, opened_notional = signed, sign * fill.notional
-            if holding.quantity * signed < 0:
-                closed = min(abs(signed), abs(holding.quantity))
-                share = divide_half_even(fill.notional * closed, abs(signed))
-                realized = self._close(holding, closed, -sign * share)
-                opened = sign * (abs(signed) - closed)
-                opened_notional = sign * (fill.notional - share)
-            holding.quantity += opened
-            holding.entry_notional += opened_notional
-            holding.realized_pnl += realized
-            holding.fees_paid += fill.fee
-            self.cash += realized - fill.fee
-        self._touch(fill.instrument)
+            self._apply_linear(holding, fill, signed)
+        self._value(line)
+
+    def _apply_linear(self, holding: Holding, fill: Fill, signed: int) -> None:
+        sign = 1 if signed > 0 else -1
+        realized = 0
+        opened, opened_notional = signed, sign * fill.notional
+        if holding.quantity * signed < 0:
+            closed = min(abs(signed), abs(holding.quantity))
+            share = divide_half_even(fill.notional * closed, abs(signed))
+            realized = self._close(holding, closed, -sign * share)
+            opened = sign * (abs(signed) - closed)
+            opened_notional = sign * (fill.notional - share)
+        holding.quantity += opened
+        holding.entry_notional += opened_notional
+        holding.realized_pnl += realized
+        holding.fees_paid += fill.fee
+        self.cash += realized - fill.fee
 
     def _close(self, holding: Holding, closed: int, proceeds: int) -> int:
         """Take *closed* (unsigned) out of *holding*; return the profit on *proceeds* (signed)."""
@@ -101,82 +128,75 @@ class Portfolio:
 
     def pay_funding(self, instrument: str, rate: int) -> int:
         """Settle funding of *rate* (10⁻¹⁰ of the value at the mark); return what was paid."""
-        holding = self.holdings[instrument]
-        if not holding.quantity or self._spot[instrument]:
+        line = self._lines[instrument]
+        if not line.holding.quantity or line.is_spot:
             return 0
-        value = self._notional[instrument](self._marks[instrument], holding.quantity)
-        paid = divide_half_even(value * rate, MONEY_SCALE)
-        holding.funding_paid += paid
+        paid = divide_half_even(line.notional(line.mark, line.holding.quantity) * rate, MONEY_SCALE)
+        line.holding.funding_paid += paid
         self.cash -= paid
-        self._touch(instrument)
+        self._value(line)
         return paid
 
     def mark(self, instrument: str, price: int) -> None:
         """Value *instrument* at *price* from now on."""
-        if self._marks[instrument] == price:
-            return
-        self._marks[instrument] = price
-        if self.holdings[instrument].quantity:
-            self._touch(instrument)
+        line = self._lines[instrument]
+        if line.mark != price:
+            line.mark = price
+            if line.holding.quantity:
+                self._value(line)
 
-    def _touch(self, instrument: str) -> None:
-        holding = self.holdings[instrument]
+    def _value(self, line: _Line) -> None:
+        """Value what *line* holds at its mark; add what changed to the sums."""
+        holding, before = line.holding, line.position
+        unrealized = 0
         if holding.quantity:
-            value = self._notional[instrument](self._marks[instrument], holding.quantity)
-            self._unrealized[instrument] = value - holding.entry_notional
-        else:
-            self._unrealized[instrument] = 0
+            unrealized = line.notional(line.mark, holding.quantity) - holding.entry_notional
+        line.position = Position(
+            holding.quantity,
+            holding.entry_notional,
+            holding.realized_pnl,
+            unrealized,
+            holding.fees_paid,
+            holding.funding_paid,
+        )
+        self._unrealized += unrealized - before.unrealized_pnl
+        self._realized += holding.realized_pnl - before.realized_pnl
+        self._fees += holding.fees_paid - before.fees_paid
+        self._funding += holding.funding_paid - before.funding_paid
+        if line.is_spot:
+            self._spot_entries += holding.entry_notional - before.entry_notional
         self._account = None
-        self._positions.pop(instrument, None)
 
     def position(self, instrument: str) -> Position:
         """Return the position in *instrument* at the newest mark."""
-        position = self._positions.get(instrument)
-        if position is None:
-            holding = self.holdings[instrument]
-            position = self._positions[instrument] = Position(
-                holding.quantity,
-                holding.entry_notional,
-                holding.realized_pnl,
-                self._unrealized[instrument],
-                holding.fees_paid,
-                holding.funding_paid,
-            )
-        return position
+        return self._lines[instrument].position
 
     def account(self) -> Account:
         """Return the account at the newest marks; raise where 64 bits do not hold it."""
-        if self._account is None:
-            realized = unrealized = fees = funding = held = 0
-            for key, holding in self.holdings.items():
-                realized += holding.realized_pnl
-                unrealized += self._unrealized[key]
-                fees += holding.fees_paid
-                funding += holding.funding_paid
-                if self._spot[key]:
-                    held += holding.entry_notional
-            equity = self.cash + held + unrealized
+        account = self._account
+        if account is None:
+            equity = self.cash + self._spot_entries + self._unrealized
             if abs(equity) > MONEY_LIMIT or abs(self.cash) > MONEY_LIMIT:
                 raise ConfigInvalid(
                     f"The account came to {unscaled(equity, MONEY_DECIMALS)}, beyond 922,337,203; "
                     "start a new one with less account.cash or a smaller [sizing]."
                 )
-            self._account = Account(self.cash, equity, realized, unrealized, fees, funding)
-        return self._account
+            account = self._account = Account(
+                self.cash, equity, self._realized, self._unrealized, self._fees, self._funding
+            )
+        return account
 
     def restore(self, cash: int, holdings: Mapping[str, Holding]) -> None:
         """Take over a stored account; marks follow with the bars that are fed again."""
         self.cash = cash
         for key, holding in holdings.items():
-            self.holdings[key] = holding
-            self._touch(key)
+            line = self._lines[key]
+            line.holding = holding
+            self._value(line)
         self._account = None
 
 
-# One account at work: its portfolio and a broker for each instrument, filled and submitted to.
-
-
-class AccountState(Struct, frozen=True):
+class AccountState(Struct, frozen=True, array_like=True):
     """What an account carries from step to step."""
 
     cash: int
@@ -190,7 +210,7 @@ class PaperAccount:
     def __init__(
         self,
         instruments: Mapping[str, Instrument],
-        terms: ExecutionCosts,
+        costs: ExecutionCosts,
         *,
         cash: int,
         latency_ms: int,
@@ -198,16 +218,16 @@ class PaperAccount:
     ) -> None:
         self.portfolio = Portfolio(cash, instruments)
         self.brokers = {
-            key: Broker(item, terms, latency_ms=latency_ms, fill_within_ms=fill_within_ms)
+            key: Broker(item, costs, latency_ms=latency_ms, fill_within_ms=fill_within_ms)
             for key, item in instruments.items()
         }
-        self._terms = terms
-        self._executors = {key: Executor(item, terms) for key, item in instruments.items()}
+        self._costs = costs
+        self._executors = {key: Executor(item, costs) for key, item in instruments.items()}
 
     def change(self, instrument: Instrument) -> None:
         """Take the exchange's new filters for orders and prices from now on."""
         self.brokers[instrument.id].change(instrument)
-        self._executors[instrument.id] = Executor(instrument, self._terms)
+        self._executors[instrument.id] = Executor(instrument, self._costs)
 
     def at_open(self, bar: Bar) -> tuple[Fill, Order] | None:
         """Fill the order that rests on *bar*'s instrument at its open, if there is one."""
@@ -239,7 +259,7 @@ class PaperAccount:
         by_command: bool = False,
     ) -> Sent:
         """Ask the broker of *instrument* to reach *target* from what is held."""
-        held = self.portfolio.holdings[instrument].quantity
+        held = self.portfolio.held(instrument)
         return self.brokers[instrument].submit(
             target,
             held,

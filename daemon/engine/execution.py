@@ -31,7 +31,7 @@ class ExecutionCosts(Struct, frozen=True):
 
     @classmethod
     def of(cls, *, taker_fee: Decimal, slippage_bp: Decimal, spread_bp: Decimal) -> ExecutionCosts:
-        """Return the terms of configured decimals; 1 bp is 0.0001."""
+        """Return the costs of configured decimals; 1 bp is 0.0001."""
         return cls(
             scaled(taker_fee, MONEY_DECIMALS, name="execution.taker_fee"),
             scaled(slippage_bp.scaleb(-4), MONEY_DECIMALS, name="execution.slippage_bp"),
@@ -47,11 +47,11 @@ class ExecutionCosts(Struct, frozen=True):
 class Executor:
     """Fills market orders of one instrument."""
 
-    def __init__(self, instrument: Instrument, terms: ExecutionCosts) -> None:
+    def __init__(self, instrument: Instrument, costs: ExecutionCosts) -> None:
         self._tick = instrument.tick_size
         self._notional = Notional.of(instrument)
         self._spot = instrument.category is Category.SPOT
-        self._terms = terms
+        self._costs = costs
 
     def at_open(self, order: Order, bar: Bar) -> Fill:
         """Fill all that is left of *order* at *bar*'s open, worse by half the spread and slippage.
@@ -59,7 +59,7 @@ class Executor:
         On Bybit a candle's open is the previous close, not a price that anyone traded at; on
         other venues it is the first trade. Either way the order came before it.
         """
-        price = self._worse(bar.open, order.side, self._terms.half_spread + self._terms.slippage)
+        price = self._worse(bar.open, order.side, self._costs.half_spread + self._costs.slippage)
         return self._fill(
             order,
             order.quantity - order.filled,
@@ -80,7 +80,7 @@ class Executor:
         return self._fill(
             order,
             quantity,
-            self._worse(touched, order.side, self._terms.slippage),
+            self._worse(touched, order.side, self._costs.slippage),
             reference_price=(quote.bid + quote.ask) // 2,
             model=FillModel.QUOTE,
             filled_ms=quote.market_ms,
@@ -108,7 +108,7 @@ class Executor:
         notional = self._notional(price, quantity)
         in_base = self._spot and order.side is Side.BUY
         charged = quantity if in_base else notional
-        fee = divide_half_even(charged * self._terms.taker_fee, MONEY_SCALE)
+        fee = divide_half_even(charged * self._costs.taker_fee, MONEY_SCALE)
         return Fill(
             order.order_id,
             order.instrument,

@@ -60,19 +60,19 @@ def advance(status: OrderStatus, event: OrderEvent) -> OrderStatus:
     return after
 
 
-class BrokerState(Struct, frozen=True):
+class BrokerState(Struct, frozen=True, array_like=True):
     """What a broker carries from step to step."""
 
-    wanted: int = 0
+    target: int = 0
     reason: str = ""
     confirmed_ms: int = 0
     order: Order | None = None
 
 
 class Sent(NamedTuple):
-    """What a wish came to: every order that changed, and why none could be sent where one should.
+    """What a target came to: orders that changed, and why none could be sent where one should.
 
-    A refusal is computed anew each time that the wish is repeated: it is no order and no trade.
+    A refusal is computed anew each time that the target is repeated: it is no order and no trade.
     """
 
     orders: tuple[Order, ...]
@@ -83,12 +83,12 @@ UNCHANGED: Final = Sent((), None)
 
 
 class Broker:
-    """At most one resting order: a new wish nets with it and replaces it in the same step."""
+    """At most one resting order: a new target nets with it and replaces it in the same step."""
 
     def __init__(
         self,
         instrument: Instrument,
-        terms: ExecutionCosts,
+        costs: ExecutionCosts,
         *,
         latency_ms: int,
         fill_within_ms: int = FILL_WITHIN_MS,
@@ -96,11 +96,11 @@ class Broker:
         self._instrument = instrument
         self._notional = Notional.of(instrument)
         self._spot = instrument.category is Category.SPOT
-        self._fee = terms.taker_fee
+        self._fee = costs.taker_fee
         self._latency_ms = latency_ms
         self._fill_within_ms = fill_within_ms
         self.order: Order | None = None
-        self.wanted = 0  # the target last decided, whether or not it could be reached
+        self.target = 0  # the target last decided, whether or not it could be reached
         self.reason = ""  # why it is wanted
         self.confirmed_ms = 0  # open time of the bar whose decision was last allowed
 
@@ -110,11 +110,11 @@ class Broker:
 
     def state(self) -> BrokerState:
         """Return what must survive a restart."""
-        return BrokerState(self.wanted, self.reason, self.confirmed_ms, self.order)
+        return BrokerState(self.target, self.reason, self.confirmed_ms, self.order)
 
     def restore(self, state: BrokerState) -> None:
         """Take over what survived a restart."""
-        self.wanted, self.reason = state.wanted, state.reason
+        self.target, self.reason = state.target, state.reason
         self.confirmed_ms, self.order = state.confirmed_ms, state.order
 
     def fill(self, fill: Fill) -> Order:
@@ -162,9 +162,9 @@ class Broker:
         is one order. What is refused *by_command* has no decision to say so: its order is kept,
         REJECTED.
         """
-        resting_leads_there = self.order is not None and target == self.wanted
-        if target != self.wanted:
-            self.wanted, self.reason = target, reason
+        resting_leads_there = self.order is not None and target == self.target
+        if target != self.target:
+            self.target, self.reason = target, reason
         if resting_leads_there:
             return UNCHANGED
         changed: tuple[Order, ...] = ()

@@ -12,7 +12,7 @@ from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import MONEY_SCALE, Account
 
 
-class RiskState(Struct, frozen=True):
+class RiskState(Struct, frozen=True, array_like=True):
     """What the risk gates carry: the highest equity, the running UTC day, and that of trades."""
 
     peak_equity: int = 0

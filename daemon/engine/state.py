@@ -18,7 +18,7 @@ class EngineSettings(Struct, frozen=True):
     """What the engine is told once; money in 10⁻¹⁰, times in milliseconds of market time."""
 
     execution: FillModel
-    terms: ExecutionCosts
+    costs: ExecutionCosts
     cash: int
     interval_ms: int
     period_start_ms: int
@@ -32,13 +32,13 @@ class EngineSettings(Struct, frozen=True):
     risk: dict[str, float] = {}
 
 
-class EngineState(Struct, frozen=True):
+class EngineState(Struct, frozen=True, array_like=True):
     """All that the engine carries from step to step besides the bars it can be fed again."""
 
     halted: bool
     regimes: dict[str, Regime]
     risk: RiskState
-    ledger: AccountState
+    account: AccountState
     twins: dict[str, AccountState]
 
 

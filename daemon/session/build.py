@@ -113,7 +113,7 @@ def horizon_index(config: Config, forecaster: Forecaster | None) -> int:
     return forecaster.horizons.index(config.gate.horizon)
 
 
-def terms_for(config: Config) -> ExecutionCosts:
+def costs_for(config: Config) -> ExecutionCosts:
     """Return the trading costs of the configuration, with the category's fee as the default."""
     execution: ExecutionSection = config.execution
     fee = execution.taker_fee
@@ -176,22 +176,22 @@ def build_engine(
     }
     sections = config.model_dump()
     risk = limits(sections)
-    benches = {}
+    gates = {}
     for key, strategy in by_id.items():
-        gates = declared_gates(strategy, by_quotes=execution is FillModel.QUOTE, risk=risk)
+        names = declared_gates(strategy, by_quotes=execution is FillModel.QUOTE, risk=risk)
         thresholds = thresholds_of(
-            gates,
+            names,
             sections,
             warmup=strategy.warmup,
             interval_ms=config.market.interval_ms,
             calibration=calibration,
         )
-        benches[key] = GateEvaluator(frozenset(gates), thresholds)
-    judged = any(regime_gate.name in bench.gate_set.gates for bench in benches.values())
+        gates[key] = GateEvaluator(frozenset(names), thresholds)
+    judged = any(regime_gate.name in declared.gate_set.gates for declared in gates.values())
     slope = 1.0 if calibration is None else calibration.slope.get(config.gate.horizon, 1.0)
     settings = EngineSettings(
         execution=execution,
-        terms=terms_for(config),
+        costs=costs_for(config),
         interval_ms=config.market.interval_ms,
         cash=check_money(
             scaled(config.account.cash, MONEY_DECIMALS, name="account.cash"), name="account.cash"
@@ -207,7 +207,7 @@ def build_engine(
         risk=risk,
     )
     sizers = {item.id: _sizer(config, item, index) for item in instruments}
-    return Engine(instruments, by_id, sizers, benches, settings)
+    return Engine(instruments, by_id, sizers, gates, settings)
 
 
 def resolved(config: Config, execution: FillModel) -> Config:

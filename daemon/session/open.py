@@ -267,12 +267,12 @@ def check_ledger(reader: Reader, resumed: Resumed, state: EngineState) -> None:
     if start is None:
         return
     opened = decode_state(start[0])
-    portfolio = Portfolio(opened.ledger.cash, {item.id: item for item in run.instruments})
-    portfolio.restore(opened.ledger.cash, opened.ledger.holdings)
+    portfolio = Portfolio(opened.account.cash, {item.id: item for item in run.instruments})
+    portfolio.restore(opened.account.cash, opened.account.holdings)
     for fill in reader.fills(run.run_id, after=start[1]):
         portfolio.apply(fill)
     funding = 0
-    for key, holding in state.ledger.holdings.items():
+    for key, holding in state.account.holdings.items():
         added = portfolio.holdings[key]
         funding += holding.funding_paid - added.funding_paid
         same = (
@@ -286,8 +286,8 @@ def check_ledger(reader: Reader, resumed: Resumed, state: EngineState) -> None:
                 f"the fills of run {run.run_id} add up to {added.quantity} of {key}, but its last "
                 f"step holds {holding.quantity}; run `tracepaper audit verify` and restore a backup"
             )
-    if portfolio.cash - funding != state.ledger.cash:
+    if portfolio.cash - funding != state.account.cash:
         raise InvariantBroken(
             f"the fills of run {run.run_id} leave cash {portfolio.cash - funding}, but its last "
-            f"step says {state.ledger.cash}; run `tracepaper audit verify` and restore a backup"
+            f"step says {state.account.cash}; run `tracepaper audit verify` and restore a backup"
         )

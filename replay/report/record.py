@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.execution import ExecutionCosts
-from tracepaper.daemon.session.build import terms_for
+from tracepaper.daemon.session.build import costs_for
 from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
@@ -156,7 +156,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             run=run,
             instruments=instruments,
             config=config,
-            terms=terms_for(config),
+            terms=costs_for(config),
             every_bar=ACTING_ONLY not in stored.run.warnings,
             times_ms=times,
             bars=_bars(db, run_id, decisions, int(run["interval_ms"])),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import storage_cases as cases
-from builders import START_MS
+from builders import START_MS, altered
 from msgspec.structs import replace
 
 from tracepaper.storage.audit import SqlAuditLog
@@ -475,7 +475,7 @@ def test_reasons_without_end_are_forgotten_and_stored_anew(tmp_path: Path) -> No
     steps = cases.plain_steps(len(reasons))
     for step, reason in zip(steps, reasons, strict=True):
         assert step.decision is not None
-        log.append_now(replace(step, decision=replace(step.decision, reason=reason)))
+        log.append_now(replace(step, decision=altered(step.decision, reason=reason)))
     log.close()
     with Reader.open(tmp_path / "a.db") as reader:
         (count,) = reader.connection.execute("SELECT count(*) FROM outcomes").fetchone()

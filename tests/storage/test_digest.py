@@ -29,6 +29,7 @@ from tracepaper.strategies.types import (
     Forecast,
     GateSet,
     Instrument,
+    Outcome,
     PredictionTimeout,
     Regime,
     Source,
@@ -57,7 +58,7 @@ def test_equal_numbers_of_other_decimals_give_the_same_hash() -> None:
     one = replace(cases.BTC, price_decimals=1, volume_decimals=2, quantity_decimals=0)
     bar = Bar("x", 0, 60_000, 6511420, 6511430, 6511410, 6511420, 1230, None, 1, 1, Source.REST)
     coarse = replace(bar, open=651142, high=651143, low=651141, close=651142, volume=123)
-    wanted = replace(DECISION, target_quantity=1_000)
+    wanted = builders.altered(DECISION, target_quantity=1_000)
     assert digest(bar, None, wanted, two) == digest(
         coarse, None, replace(wanted, target_quantity=1), one
     )
@@ -123,7 +124,7 @@ def test_measures_count_but_for_timing_and_risk(gate: str) -> None:
     place = list(gate_order()).index(gate)
     measures = list(DECISION.measures)
     measures[place] = 123.5
-    changed = digest(decision=replace(DECISION, measures=tuple(measures))) != digest()
+    changed = digest(decision=builders.altered(DECISION, measures=tuple(measures))) != digest()
     left_out = gate in {"late", "stale", "deadline"} or gate.startswith("risk.")
     assert changed is not left_out
 
@@ -131,7 +132,7 @@ def test_measures_count_but_for_timing_and_risk(gate: str) -> None:
 @pytest.mark.parametrize("gate", list(gate_order()))
 def test_verdicts_count_but_for_timing_and_risk(gate: str) -> None:
     flipped = DECISION.passed ^ (1 << list(gate_order()).index(gate))
-    changed = digest(decision=replace(DECISION, passed=flipped)) != digest()
+    changed = digest(decision=builders.altered(DECISION, passed=flipped)) != digest()
     left_out = gate in {"late", "stale", "deadline"} or gate.startswith("risk.")
     assert changed is not left_out
 
@@ -143,8 +144,9 @@ def test_gates_that_do_not_count_may_be_declared_or_not() -> None:
         ("operator", "warm", "late", "gap", "stale", "risk.notional"),
         (1.0, 100.0, 60_000.0, 0.0, 60_000.0, 5.0),
     )
-    one = Decision(Action.LONG, 5, "", True, None, small, (1.0, 120.0, 0.0), 0b111, Regime.UNKNOWN)
-    other = replace(
+    outcome = Outcome(Action.LONG, "", True, None, small, 0b111, Regime.UNKNOWN)
+    one = Decision(outcome, 5, (1.0, 120.0, 0.0))
+    other = builders.altered(
         one,
         gate_set=large,
         measures=(1.0, 120.0, 3.0, 0.0, 17.0, 1.0),
@@ -158,14 +160,14 @@ def test_gates_that_do_not_count_may_be_declared_or_not() -> None:
 
 def test_thresholds_count() -> None:
     moved = GateSet(DECISION.gate_set.gates, tuple(t + 1 for t in DECISION.gate_set.thresholds))
-    assert digest(decision=replace(DECISION, gate_set=moved)) != digest()
+    assert digest(decision=builders.altered(DECISION, gate_set=moved)) != digest()
 
 
 def test_action_and_target_count() -> None:
-    assert digest(decision=replace(DECISION, action=Action.FLAT)) != digest()
-    assert digest(decision=replace(DECISION, target_quantity=-1)) != digest()
-    assert digest(decision=replace(DECISION, target_quantity=1)) != digest(
-        decision=replace(DECISION, target_quantity=-1)
+    assert digest(decision=builders.altered(DECISION, action=Action.FLAT)) != digest()
+    assert digest(decision=builders.altered(DECISION, target_quantity=-1)) != digest()
+    assert digest(decision=builders.altered(DECISION, target_quantity=1)) != digest(
+        decision=builders.altered(DECISION, target_quantity=-1)
     )
 
 

@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import storage_cases as cases
+from builders import altered
 from msgspec.structs import replace
 from pyarrow import parquet
 
@@ -36,7 +37,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for place, reason in zip(decided, (ODD, ""), strict=False):
         decision = steps[place].decision
         assert decision is not None
-        steps[place] = replace(steps[place], decision=replace(decision, reason=reason))
+        steps[place] = replace(steps[place], decision=altered(decision, reason=reason))
     cases.write_run(path, steps, of=cases.run("rich"))
     cases.write_run(path, cases.plain_steps(60), of=cases.run("plain"))
     return path

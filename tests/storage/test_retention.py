@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import storage_cases as cases
-from builders import MINUTE
+from builders import MINUTE, altered
 from msgspec.structs import replace
 
 from tracepaper.storage.audit import SqlAuditLog
@@ -113,7 +113,7 @@ def test_a_prune_cuts_where_no_confirmation_is_lost(tmp_path: Path) -> None:
     quiet = [
         replace(
             step, twins=(),
-            decision=step.decision and replace(step.decision, action=Action.HOLD),
+            decision=step.decision and altered(step.decision, action=Action.HOLD),
             state=b"only" if step.sequence == 3 else None,
         )
         for step in STEPS

@@ -17,7 +17,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.account import Portfolio
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.instrument_state import InstrumentState
+from tracepaper.daemon.engine.instrument_state import InstrumentState, Intent
 from tracepaper.daemon.engine.orders import UNCHANGED, Broker, Sent
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.strategy import Outlook, Strategy
@@ -72,7 +72,7 @@ def _never(_honest: Callable[..., Any]) -> Callable[..., None]:
 
 
 def _says_nothing(_honest: Callable[..., Any]) -> Callable[..., Decision]:
-    return lambda _desk, decision, _refusal: decision
+    return lambda _state, decision, _refusal: decision
 
 
 def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
@@ -83,15 +83,13 @@ def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
     return apply
 
 
-def _only_wishes(honest: Callable[..., Sent]) -> Callable[..., Sent]:
+def _only_signals(honest: Callable[..., Sent]) -> Callable[..., Sent]:
     """Return a submit that leaves HOLD alone, as if what was refused were not wanted any more."""
 
-    def submit(
-        self: Engine, ledger: Any, seen: Any, target: int, action: Action, reason: str
-    ) -> Sent:
-        if action is Action.HOLD:
+    def submit(self: Engine, account: Any, seen: Any, intent: Intent) -> Sent:
+        if intent[0] is Action.HOLD:
             return UNCHANGED
-        return honest(self, ledger, seen, target, action, reason)
+        return honest(self, account, seen, intent)
 
     return submit
 
@@ -103,7 +101,7 @@ PLANTED = [
     (Broker, "expire", _never),
     (InstrumentState, "unfilled", _says_nothing),
     (Portfolio, "apply", _loses_a_unit),
-    (Engine, "_submit", _only_wishes),
+    (Engine, "_submit", _only_signals),
 ]
 
 

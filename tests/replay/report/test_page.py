@@ -12,6 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 import storage_cases as cases
+from builders import altered
 from msgspec.structs import replace
 from plotly.offline import get_plotlyjs
 from report_cases import build_report_of
@@ -77,7 +78,7 @@ def evil_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     steps = [
         replace(
             step,
-            decision=step.decision and replace(step.decision, reason=EVIL),
+            decision=step.decision and altered(step.decision, reason=EVIL),
             fills=tuple(replace(fill, reason=EVIL) for fill in step.fills),
         )
         for step in cases.plain_steps(120)
