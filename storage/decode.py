@@ -22,6 +22,7 @@ from tracepaper.strategies.types import (
     Action,
     Bar,
     Decision,
+    DecisionOutcome,
     Explanation,
     Fill,
     FillModel,
@@ -30,7 +31,6 @@ from tracepaper.strategies.types import (
     Liquidity,
     Order,
     OrderStatus,
-    Outcome,
     Position,
     PredictionTimeout,
     Regime,
@@ -226,7 +226,7 @@ class StepDecoder:
             measures.update(zip(ANSWER_GATES, judged, strict=True))
         gate_set = self._interned.gate_set(gate_set_key)
         return Decision(
-            Outcome(
+            DecisionOutcome(
                 Action(action),
                 reason,
                 bool(allowed),

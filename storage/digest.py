@@ -23,11 +23,11 @@ from tracepaper.strategies.types import (
     BLOCK_BARS,
     Bar,
     Decision,
+    DecisionOutcome,
     Explanation,
     Forecast,
     GateSet,
     Instrument,
-    Outcome,
     Prediction,
     PredictionTimeout,
 )
@@ -264,7 +264,7 @@ class DecisionHash:
         self._quantity_factor = _factors(instrument)[2]
         self._gate_set: GateSet | None = None
         self._gates = _CountedGates(GateSet((), ()))
-        self._outcome: Outcome | None = None
+        self._outcome: DecisionOutcome | None = None
         self._target = 0
         self._gates_part = self._verdict_part = b""  # their encodings, around the measures
 

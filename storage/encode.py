@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types import (
         Account,
         Decision,
+        DecisionOutcome,
         Event,
         GateSet,
-        Outcome,
         Position,
         Prediction,
         Run,
@@ -125,7 +125,7 @@ class Outcomes:
         self._run_key = run_key
         self._plans: dict[GateSet, GateSetPlan] = {}
         self._known: dict[Row, int] = {}
-        self._seen: dict[int, tuple[Outcome, GateSetPlan, int]] = {}  # by the outcome's id
+        self._seen: dict[int, tuple[DecisionOutcome, GateSetPlan, int]] = {}  # by the outcome's id
         for gate_set in gate_sets:
             self._plans[gate_set] = GateSetPlan(gate_set, run_key, len(self._plans))
 
@@ -161,8 +161,8 @@ class Outcomes:
         return plan, plan.rows
 
     def _look_up(
-        self, outcome: Outcome, plan: GateSetPlan, key: int, born: list[SparseRow]
-    ) -> tuple[Outcome, GateSetPlan, int]:
+        self, outcome: DecisionOutcome, plan: GateSetPlan, key: int, born: list[SparseRow]
+    ) -> tuple[DecisionOutcome, GateSetPlan, int]:
         """Return what is known of *outcome*; a new one is appended to *born*."""
         if outcome.passed >> plan.length:
             raise InvariantBroken("A decision needs one bit for each of its gates.")

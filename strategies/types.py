@@ -372,7 +372,7 @@ class Signal(Struct, frozen=True, gc=False):
     strength: float = 1.0
 
 
-class Outcome(Struct, frozen=True, gc=False):
+class DecisionOutcome(Struct, frozen=True, gc=False):
     """What decisions that were judged alike have in common; the log stores it once.
 
     Bit i of ``passed`` belongs to gate i of ``gate_set``. ``unfilled_reason`` says why the target
@@ -397,7 +397,7 @@ class Decision(Struct, frozen=True, gc=False):
     whoever encodes them need not look at it again.
     """
 
-    outcome: Outcome
+    outcome: DecisionOutcome
     target_quantity: int  # signed, 10^-quantity_decimals
     measures: tuple[float | None, ...]
 

@@ -15,6 +15,7 @@ from tracepaper.strategies.types import (
     Bar,
     Category,
     Decision,
+    DecisionOutcome,
     Event,
     Explanation,
     Fill,
@@ -23,7 +24,6 @@ from tracepaper.strategies.types import (
     GateSet,
     Instrument,
     Liquidity,
-    Outcome,
     Position,
     Prediction,
     Quote,
@@ -196,7 +196,7 @@ def decision(
     """Return a decision over (gate, measure, threshold, passed); the first failure refuses it."""
     gates = tuple(row[0] for row in measures)
     failed = next((row[0] for row in measures if not row[3]), None)
-    outcome = Outcome(
+    outcome = DecisionOutcome(
         action,
         reason,
         failed is None,

@@ -21,6 +21,7 @@ from tracepaper.strategies.types import (
     Command,
     CommandKind,
     Decision,
+    DecisionOutcome,
     Event,
     Explanation,
     Fill,
@@ -36,7 +37,6 @@ from tracepaper.strategies.types import (
     ModelChange,
     Order,
     OrderStatus,
-    Outcome,
     Position,
     Prediction,
     PredictionTimeout,
@@ -154,7 +154,7 @@ def order(order_id: str, side: Side, status: OrderStatus, at_ms: int) -> Order:
 
 
 def cross_decision(number: int, *, wants_long: bool) -> Decision:
-    outcome = Outcome(
+    outcome = DecisionOutcome(
         Action.LONG if wants_long else Action.FLAT,
         "fast above slow" if wants_long else "fast below slow",
         allowed=True,
@@ -269,7 +269,7 @@ def model_decision(number: int, prediction: Prediction) -> Decision:
         for gate in ("finite", "confidence", "collapsed", "shifted", "edge"):
             measures[list(gate_order()).index(gate)] = None
     passed = (1 << len(gate_order())) - 1 & ~(1 << list(gate_order()).index(failed))
-    outcome = Outcome(
+    outcome = DecisionOutcome(
         Action.HOLD,
         failed,
         allowed=False,
@@ -449,7 +449,7 @@ def forecasts(draw: st.DrawFn) -> Forecast:
 def decisions(draw: st.DrawFn) -> Decision:
     gates = tuple(draw(st.lists(st.sampled_from(gate_order()), min_size=1, unique=True)))
     thresholds = tuple(draw(floats) for _ in gates)
-    outcome = Outcome(
+    outcome = DecisionOutcome(
         draw(st.sampled_from(Action)),
         draw(words),
         draw(st.booleans()),

@@ -22,10 +22,10 @@ from tracepaper.strategies.types import (
     Bar,
     Category,
     Decision,
+    DecisionOutcome,
     FillModel,
     Forecast,
     Instrument,
-    Outcome,
     Prediction,
     PredictionTimeout,
     Quote,
@@ -245,7 +245,9 @@ class InstrumentState:
             return False
         return bar.open_time_ms - orders.confirmed_ms >= horizon * bar.interval_ms
 
-    def _outcome_of(self, action: Action, reason: str, refused: str | None, passed: int) -> Outcome:
+    def _outcome_of(
+        self, action: Action, reason: str, refused: str | None, passed: int
+    ) -> DecisionOutcome:
         """Return the last decision's outcome where it is the same again: it is stored once.
 
         Why a target was not filled is no part of the question: :meth:`unfilled` follows.
@@ -259,7 +261,7 @@ class InstrumentState:
             and last.regime is self.regime
         ):
             return last
-        return Outcome(
+        return DecisionOutcome(
             action, reason, refused is None, refused, self.gates.gate_set, passed, self.regime
         )
 

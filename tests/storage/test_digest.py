@@ -26,10 +26,10 @@ from tracepaper.strategies.types import (
     Action,
     Bar,
     Decision,
+    DecisionOutcome,
     Forecast,
     GateSet,
     Instrument,
-    Outcome,
     PredictionTimeout,
     Regime,
     Source,
@@ -144,7 +144,7 @@ def test_gates_that_do_not_count_may_be_declared_or_not() -> None:
         ("operator", "warm", "late", "gap", "stale", "risk.notional"),
         (1.0, 100.0, 60_000.0, 0.0, 60_000.0, 5.0),
     )
-    outcome = Outcome(Action.LONG, "", True, None, small, 0b111, Regime.UNKNOWN)
+    outcome = DecisionOutcome(Action.LONG, "", True, None, small, 0b111, Regime.UNKNOWN)
     one = Decision(outcome, 5, (1.0, 120.0, 0.0))
     other = builders.altered(
         one,
