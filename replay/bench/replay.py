@@ -6,15 +6,15 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.replay.archive import Candles, read_candles
+from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.archive.decimals import IntArray
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, run_replay
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 YEAR_BARS: Final = 525_600
 REACH_BARS_PER_CPU_S: Final = 50_000
+REACH_TIMES_PLAIN_LOOP: Final = 9.0
+REACH_FIFTY_TIMES_ONE: Final = 1.1
+SYMBOLS: Final = 50
 NAIVE_SAMPLE: Final = 3
 SCANS: Final = 4
 """Chunks that the network alone scans after each chunk of events."""
@@ -57,47 +60,63 @@ def tiled(bars: int) -> Candles:
     )
 
 
-def _replay(candles: Candles, strategy: str, *, warnings: tuple[str, ...] = ()) -> Replay:
+def _replay(parts: Sequence[Candles], strategy: str, *, warnings: tuple[str, ...] = ()) -> Replay:
+    symbols = [part.symbol for part in parts]
     sections: dict[str, dict[str, Any]] = {
-        "market": {"category": "linear", "symbols": [candles.symbol], "interval": "1"},
+        "market": {"category": "linear", "symbols": symbols, "interval": "1"},
         "strategy": {"name": strategy},
         "sizing": {"mode": "fixed", "quantity": "1"},
         "account": {"cash": "1000000"},
     }
-    return build(load(None, sections), [candles], started_at_ms=0, warnings=warnings)
+    return build(load(None, sections), parts, started_at_ms=0, warnings=warnings)
+
+
+@dataclass(frozen=True)
+class _Logged:
+    """One replay into a new database: CPU seconds, the file's bytes, and memory on the way."""
+
+    cpu_s: float
+    size: int
+    memory: list[tuple[int, float]]  # bars so far, and MB then
+
+
+def _logged(replay: Replay) -> _Logged:
+    marks: list[tuple[int, float]] = []
+    tally = Tally(progress=lambda done: marks.append((done, resident_mb())))
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder) / "bench.db"
+        audit = SqlAuditLog.open(database)
+        began = time.process_time()
+        run_replay(replay, audit, tally)
+        cpu_s = time.process_time() - began
+        audit.end(0)
+        audit.close()
+        return _Logged(cpu_s, database.stat().st_size, marks)
 
 
 def measure(bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None) -> dict[str, Any]:
     """Return the figures of a replay without a model: medians over *rounds*, on CPU time.
 
-    Each round replays the same bars into a new database, and runs a plain Python loop of the
-    same strategy, without engine or log, beside it.
+    Each round replays the same bars into a new database, and beside it as many bars of
+    ``SYMBOLS`` instruments, and a plain Python loop of the same strategy, without engine or log.
     """
     candles = tiled(bars)
-    logged, plain, sizes, memory = [], [], [], []
+    several = _several(candles)
+    alone, ratios, plain = [], [], []
     for turn in range(rounds):
-        tell(f"round {turn + 1} of {rounds}: {bars:,} bars")
-        with tempfile.TemporaryDirectory() as folder:
-            database = Path(folder) / "bench.db"
-            replay = _replay(candles, "sma_cross")
-            marks: list[tuple[int, float]] = []
-            tally = Tally(progress=lambda done, marks=marks: marks.append((done, resident_mb())))  # type: ignore[misc]
-            audit = SqlAuditLog.open(database)
-            began = time.process_time()
-            run_replay(replay, audit, tally)
-            logged.append(time.process_time() - began)
-            audit.end(0)
-            audit.close()
-            sizes.append(database.stat().st_size / bars)
-            memory.append(marks)
+        tell(f"round {turn + 1} of {rounds}: {bars:,} bars, of one symbol and of {SYMBOLS}")
+        alone.append(_logged(_replay([candles], "sma_cross")))
+        together = _logged(_replay(several, "sma_cross"))
+        bars_together = sum(len(part) for part in several)
+        ratios.append(together.cpu_s / bars_together * bars / alone[-1].cpu_s)
         closes = candles.close.tolist()
         began = time.process_time()
         _plain_loop(closes)
         plain.append(time.process_time() - began)
     tell("the same, keeping only steps that traded")
-    acted = _acting_bytes(candles)
-    seconds = statistics.median(logged)
-    quarter, last = _quarter_and_last(memory[-1])
+    acted = _logged(_replay([candles], "sma_cross", warnings=(ACTING_ONLY,))).size / bars
+    seconds = statistics.median(one.cpu_s for one in alone)
+    quarter, last = _quarter_and_last(alone[-1].memory)
     return {
         "machine": machine_line(),
         "bars": bars,
@@ -105,22 +124,23 @@ def measure(bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None
         "reach_bars_per_cpu_s": REACH_BARS_PER_CPU_S,
         "plain_loop_bars_per_cpu_s": bars / statistics.median(plain),
         "times_plain_loop": seconds / statistics.median(plain),
-        "database_bytes_per_bar": statistics.median(sizes),
+        "reach_times_plain_loop": REACH_TIMES_PLAIN_LOOP,
+        "fifty_symbols_times_one": statistics.median(ratios),
+        "reach_fifty_symbols_times_one": REACH_FIFTY_TIMES_ONE,
+        "database_bytes_per_bar": statistics.median(one.size for one in alone) / bars,
         "database_bytes_per_bar_acted": acted,
         "rss_mb_at_a_quarter": quarter,
         "rss_mb_at_the_end": last,
     }
 
 
-def _acting_bytes(candles: Candles) -> float:
-    """Return the database's size a bar where only steps that traded are kept."""
-    with tempfile.TemporaryDirectory() as folder:
-        database = Path(folder) / "acted.db"
-        audit = SqlAuditLog.open(database)
-        run_replay(_replay(candles, "sma_cross", warnings=(ACTING_ONLY,)), audit, Tally())
-        audit.end(0)
-        audit.close()
-        return database.stat().st_size / len(candles)
+def _several(candles: Candles) -> list[Candles]:
+    """Return as many bars as *candles* has, of instruments that all close at the same times."""
+    rows = slice(0, max(1, len(candles) // SYMBOLS))
+    return [
+        replace(slice_candles(candles, rows), symbol=f"S{number:02}USDT")
+        for number in range(SYMBOLS)
+    ]
 
 
 def _quarter_and_last(marks: list[tuple[int, float]]) -> tuple[float, float]:
@@ -155,7 +175,7 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "bench.db"
         tell("loading the model")
-        replay = _replay(candles, "attention")
+        replay = _replay([candles], "attention")
         tell(f"replaying {len(candles):,} bars")
         audit = SqlAuditLog.open(database)
         forecaster = replay.forecaster
