@@ -42,6 +42,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/mypy tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/vulture
 
 # The pages of docs/ and the reference of every module, into build/docs/site.
 docs: $(STAMP)

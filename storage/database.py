@@ -21,7 +21,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from tracepaper.storage.lock import InstanceLock, WatchedFile
 from tracepaper.storage.schema import SCHEMA_REVISION, UPGRADABLE, metadata
 from tracepaper.storage.views import create_views
-from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -60,17 +60,6 @@ def sqlite_status(version: tuple[int, int, int] | None = None) -> SqliteStatus:
             "write or checkpoint one file; here one connection writes and readers are read-only",
         )
     return SqliteStatus(name, is_usable=True, verdict="no known fault in the way it is used")
-
-
-def database_file(url: str) -> Path:
-    """Return the file that *storage.url* names; only ``sqlite:///PATH`` is taken."""
-    scheme, separator, path = url.partition(":///")
-    if scheme != "sqlite" or not separator or path in {"", ":memory:"} or "?" in path:
-        raise ConfigInvalid(
-            f"storage.url is {url!r}, and only an SQLite file can be used: "
-            "write sqlite:///tracepaper.db."
-        )
-    return Path(path)
 
 
 # ---------------------------------------------------------------- reading

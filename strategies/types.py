@@ -274,14 +274,6 @@ Event = (
 # ---------------------------------------------------------------- what the model says
 
 
-class Features(Struct, frozen=True, gc=False):
-    """One float32 row of the named schema, as little-endian bytes."""
-
-    values: bytes
-    schema_id: str
-    open_time_ms: int
-
-
 class Explanation(Struct, frozen=True, gc=False):
     """Where one decision looked.
 

@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from vulture import Vulture
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("daemon", "replay", "storage", "strategies")
 POINTER = re.compile(
@@ -193,6 +195,18 @@ def test_the_import_contracts_are_kept() -> None:
     program = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_may_be_unused_is_named_with_its_reason_and_is_unused() -> None:
+    settings = project()["tool"]["vulture"]  # type: ignore[index]
+    paths, allowed = [settings["paths"][:-1], settings["paths"][-1]]
+    found = Vulture(ignore_decorators=settings["ignore_decorators"])
+    found.scavenge([str(ROOT / path) for path in paths])
+    unused = {item.name for item in found.get_unused_code(min_confidence=60)}
+    tree = ast.parse((ROOT / allowed).read_text(encoding="utf-8"))
+    named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert unused - named == set(), "remove them, or give a reason in " + allowed
+    assert named - unused == set(), "these are read, or gone: take them out of " + allowed
 
 
 def test_only_the_clock_reads_the_machines_time() -> None:

@@ -29,7 +29,6 @@ class Head(Struct, gc=False):
     success: bool | None = None
     ret_msg: str = ""
     req_id: str | int = ""
-    conn_id: str = ""
 
 
 class KlineCandle(Struct, gc=False, kw_only=True):
@@ -72,7 +71,6 @@ class TickerFrame(Struct, gc=False):
     data: TickerData
     ts: int
     type: str = "snapshot"
-    cs: int = 0
 
 
 class BookData(Struct, gc=False):
@@ -82,7 +80,6 @@ class BookData(Struct, gc=False):
     b: list[tuple[str, str]]
     a: list[tuple[str, str]]
     u: int = 0
-    seq: int = 0
 
 
 class BookFrame(Struct, gc=False):
@@ -104,8 +101,6 @@ class TradeData(Struct, gc=False, rename={"time": "T", "symbol": "s", "side": "S
     v: str
     p: str
     i: str
-    BT: bool = False
-    RPI: bool = False
 
 
 class TradeFrame(Struct, gc=False):
@@ -158,20 +153,10 @@ class KlinePage(Struct, rename="camel"):
     category: str = ""
 
 
-class MarkKlines(Struct, rename="camel"):
-    """Result of ``/v5/market/mark-price-kline``: rows of start, o, h, l, c; newest first."""
-
-    rows: list[tuple[str, str, str, str, str]] = field(name="list")
-    symbol: str = ""
-    category: str = ""
-
-
 class PriceFilter(Struct, rename="camel"):
-    """The tick; spot has no price range."""
+    """The tick."""
 
     tick_size: str
-    min_price: str = ""
-    max_price: str = ""
 
 
 class LotSizeFilter(Struct, rename="camel"):
@@ -183,7 +168,6 @@ class LotSizeFilter(Struct, rename="camel"):
     qty_step: str = ""  # linear
     min_notional_value: str = ""  # linear
     base_precision: str = ""  # spot
-    quote_precision: str = ""  # spot
     min_order_amt: str = ""  # spot
     max_market_order_qty: str = ""  # spot
 
@@ -197,17 +181,7 @@ class InstrumentInfo(Struct, rename="camel"):
     quote_coin: str
     price_filter: PriceFilter
     lot_size_filter: LotSizeFilter
-    contract_type: str = ""
-    settle_coin: str = ""
     funding_interval: int = 0  # minutes; 0 on dated futures, absent on spot
-
-
-class InstrumentsInfo(Struct, rename="camel"):
-    """Result of ``/v5/market/instruments-info``; spot has no cursor key."""
-
-    rows: list[InstrumentInfo] = field(name="list")
-    category: str = ""
-    next_page_cursor: str = ""
 
 
 class TickerInfo(Struct, rename="camel"):
@@ -216,49 +190,14 @@ class TickerInfo(Struct, rename="camel"):
     symbol: str
     last_price: str = ""
     mark_price: str = ""
-    index_price: str = ""
     funding_rate: str = ""
     next_funding_time: str = ""
-    bid1_price: str = ""
-    bid1_size: str = ""
-    ask1_price: str = ""
-    ask1_size: str = ""
 
 
 class Tickers(Struct, rename="camel"):
     """Result of ``/v5/market/tickers``."""
 
     rows: list[TickerInfo] = field(name="list")
-    category: str = ""
-
-
-class OrderBook(Struct, rename="camel"):
-    """Result of ``/v5/market/orderbook``."""
-
-    s: str
-    b: list[tuple[str, str]]
-    a: list[tuple[str, str]]
-    ts: int
-    u: int = 0
-    seq: int = 0
-    cts: int = 0
-
-
-class RecentTrade(Struct, rename="camel"):
-    """One entry of ``/v5/market/recent-trade``."""
-
-    exec_id: str
-    symbol: str
-    price: str
-    size: str
-    side: str
-    time: str
-
-
-class RecentTrades(Struct, rename="camel"):
-    """Result of ``/v5/market/recent-trade``."""
-
-    rows: list[RecentTrade] = field(name="list")
     category: str = ""
 
 

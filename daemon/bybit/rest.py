@@ -219,11 +219,6 @@ class RestClient:
         self.requests = 0
         self.malformed_rows = 0
 
-    @property
-    def cooldown_until_s(self) -> float:
-        """Network time until which nothing is sent, after a ban; 0 without one."""
-        return self.cooldown.until_s
-
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=self._exchange.request_timeout_s),

@@ -311,16 +311,15 @@ def _base_table(candles: Candles, listing: Listing) -> CandleTable:
     scaled = candles.rescaled(
         price_decimals=listing.price_decimals, volume_decimals=listing.size_decimals
     )
-    rows = np.arange(len(scaled), dtype=np.int64)
     zeros = np.zeros(len(scaled), dtype=np.int64)
     columns = (scaled.open_time_ms, scaled.open, scaled.high, scaled.low, scaled.close)
     if scaled.turnover is not None:
-        return CandleTable(*columns, scaled.volume, scaled.turnover, rows)
-    table = CandleTable(*columns, scaled.volume, zeros, rows)
+        return CandleTable(*columns, scaled.volume, scaled.turnover)
+    table = CandleTable(*columns, scaled.volume, zeros)
     turnover = typical_turnover(
         table, price_decimals=listing.price_decimals, size_decimals=listing.size_decimals
     )
-    return CandleTable(*columns, scaled.volume, turnover, rows)
+    return CandleTable(*columns, scaled.volume, turnover)
 
 
 # ------------------------------------------------------------ funding

@@ -66,7 +66,7 @@ SLICE_ROWS: Final = 4_096
 
 @dataclass(frozen=True, eq=False)
 class CandleTable:
-    """Columns of one length, oldest first; ``first_row`` is where each candle's base rows begin."""
+    """Columns of one length, oldest first."""
 
     start_ms: IntArray
     open: IntArray
@@ -75,7 +75,6 @@ class CandleTable:
     close: IntArray
     volume: IntArray
     turnover: IntArray
-    first_row: IntArray
 
     def __len__(self) -> int:
         return int(self.start_ms.size)
@@ -181,7 +180,6 @@ def aggregate(base: CandleTable, interval: str) -> CandleTable:
         close=base.close[last],
         volume=np.add.reduceat(base.volume, first),
         turnover=np.add.reduceat(base.turnover, first),
-        first_row=first,
     )
 
 

@@ -137,7 +137,6 @@ class StreamingForecaster:
         self.device = str(model.network.slopes.device)
         self.dtype = "float32"
         self.causal = True
-        self.chunk_bars = CHUNK_BARS  # scan in multiples of it: a shorter part costs as much
         self.threads = threads
         self.backend = BACKEND
         self.network = StreamingNetwork(model.network)

@@ -14,7 +14,7 @@ import pytest
 import storage_cases as cases
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.database import database_file, open_reader, open_writer, sqlite_status
+from tracepaper.storage.database import open_reader, open_writer, sqlite_status
 from tracepaper.storage.lock import Holder, InstanceLock, holder_of, lock_file
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 
@@ -207,29 +207,6 @@ def test_a_folder_in_the_databases_place_is_named_in_one_line(tmp_path: Path) ->
 
 
 # ---------------------------------------------------------------- configuration, library
-
-
-def test_a_storage_url_names_a_file() -> None:
-    assert database_file("sqlite:///tracepaper.db") == Path("tracepaper.db")
-    assert database_file("sqlite:////var/lib/tracepaper/a.db") == Path("/var/lib/tracepaper/a.db")
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "postgresql://localhost/tracepaper",
-        "sqlite://",
-        "sqlite:///",
-        "sqlite:///:memory:",
-        "sqlite:///a.db?mode=ro",
-        "sqlite+aiosqlite:///a.db",
-        "tracepaper.db",
-        "",
-    ],
-)
-def test_any_other_storage_url_is_refused(url: str) -> None:
-    with pytest.raises(ConfigInvalid, match=r"sqlite:///tracepaper\.db"):
-        database_file(url)
 
 
 @pytest.mark.parametrize(

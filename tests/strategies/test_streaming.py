@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tracepaper.strategies import features
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.networks.stream import CHUNK_BARS
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Forecast
 
@@ -307,7 +306,3 @@ def test_there_is_nothing_to_explain_before_the_first_decision() -> None:
         made.explain(NAME)
     made.step(BARS[made.context - 1])
     assert len(made.explain(NAME).weights) == made.receptive_field
-
-
-def test_a_chunk_is_what_a_caller_needs_to_know() -> None:
-    assert models.forecaster().chunk_bars == CHUNK_BARS

@@ -1,0 +1,49 @@
+"""Names that nothing in the product reads, each with its reason; vulture counts them as read.
+
+A name that is not here and that nothing reads is removed, or wired to a command.
+"""
+
+# ruff: noqa: B018, F821
+# mypy: ignore-errors
+
+# Called by name: entry points, the protocols of Python and of libraries.
+doctor, demo, evaluate, parity, verify
+__getattr__, __dir__, __call__, __instancecheck__, __subclasscheck__
+collect  # prometheus_client asks for the metrics
+model_config  # pydantic
+down_revision, branch_labels, depends_on, downgrade  # Alembic
+row_factory, writeable  # attributes that sqlite3 and numpy read
+
+# Stored or received as text: every member of the enumeration can come.
+HALT, MAKER, VOLATILITY
+
+# Written whole, as documents, rows or frames of a notebook.
+state_sha256, exit_sequence, mean_exposure, mean_profit, must_pass
+twin_equity
+
+# Required of a body, so that one of another shape is refused.
+time_second, time_nano
+
+# Tables register themselves with the schema's metadata.
+archive_series, archive_bars
+
+# Statements of what is not proved, and of what a route reads, to which tests hold the code.
+TAKEN_AS_TOLD, OUTSIDE
+optional
+
+# Printed into docs/ by `make golden`.
+documentation
+
+# Counted for whoever holds the client.
+malformed_rows
+
+# The library of attention: calls for research, each held to the dense reference by tests.
+finite_layers
+mean_age, half_life, effective_bars, is_focused
+locality, event_focus, stability, collapse, feature_attribution, symbol_influence
+uniform_rollout, context_of, specialisation
+training_bytes, bucket_bytes, ring_bytes
+gradient_rollout_rows, norm_rollout_rows, value_norms, attention_flow
+active_confidence, dense_rows
+everything
+export_onnx
