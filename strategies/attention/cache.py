@@ -116,6 +116,7 @@ class WrapRing:
     def push(self, rows: Tensor) -> None:
         """Append *rows* [count, …]; the oldest leave."""
         capacity = self._rows.shape[0]
+        # Rows that others of the same push would overwrite count, and are not written.
         self._written += max(0, len(rows) - capacity)
         rows = rows[-capacity:]
         slot = self._written % capacity

@@ -86,6 +86,7 @@ def window_forward(
         past_logsumexp = past.logsumexp.unflatten(0, (batch, -1)).flip(3)
         here = logsumexp[:, 1:, :, :-1]
         merged = torch.logaddexp(here, past_logsumexp)
+        # Two parts of one softmax: each counts by its share of the normaliser of both.
         share = torch.exp(past_logsumexp - merged)[..., None].to(output.dtype)
         output[:, 1:, :, :-1] += share * (past_output - output[:, 1:, :, :-1])
         here.copy_(merged)

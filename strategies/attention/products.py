@@ -213,6 +213,7 @@ def _push_swapped(layer: Layer, weights: Tensor, mask: Mask) -> Tensor:
     keys = torch.nn.functional.pad(keys, (0, spare))
     columns = []
     for row in weights.unbind(dim=1):
+        # ln 0 is -inf, which a kernel turns into NaN where all that a key meets is.
         bias = row.clamp_min(tiny).log()[:, None] - layer.logsumexp  # [batch, head, time]
         queries = torch.cat([layer.query.to(bias.dtype), bias[..., None] / layer.scale], dim=-1)
         queries = torch.nn.functional.pad(queries, (0, spare))

@@ -236,6 +236,7 @@ def own_logsumexp(layer: Layer, mask: Mask) -> Tensor:
     rows_a_block = max(1, STRIPE_ENTRIES // (time * len(queries)))
     for block in row_blocks(time, mask, rows_a_block=rows_a_block):
         span = slice(block.key_start, block.key_stop)
+        # The operand is laid out to base 2; a logsumexp is natural everywhere.
         scores = queries[:, block.start : block.stop] @ keys_by_dim[:, :, span] / LOG2_E
         hidden = hidden_pairs(block, mask, span.start, span.stop, device=scores.device)
         if hidden is not None:

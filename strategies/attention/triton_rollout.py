@@ -69,6 +69,7 @@ def push_rows(layer: Layer, weights: Tensor, mask: Mask, *, kept: Tensor | None 
     starts = torch.arange(0, time, TILE, device=device)
     if is_causal:
         first = torch.searchsorted(place, starts)
+        # The last key of a tile is seen by queries up to a window after it.
         last = torch.searchsorted(place, starts + (TILE - 1 + window))
     else:
         first, last = torch.zeros_like(starts), torch.full_like(starts, len(place))
