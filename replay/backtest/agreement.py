@@ -13,7 +13,7 @@ TOLERANCE: Final = 1e-4
 """Of a forecast's scale, between paths, devices or thread counts: what may differ."""
 
 
-def answers_agree(first: Prediction, second: Prediction) -> bool:
+def predictions_agree(first: Prediction, second: Prediction) -> bool:
     """Return whether two answers agree to 1e-4 of their scale."""
     if not isinstance(first, Forecast) or not isinstance(second, Forecast):
         return isinstance(first, PredictionTimeout) == isinstance(second, PredictionTimeout) and (

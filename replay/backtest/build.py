@@ -57,14 +57,14 @@ def configuration(
     is not what the data hold, and says which source configured it.
     """
     first = candles[0]
-    said: dict[str, object] = {
+    from_data: dict[str, object] = {
         "category": first.category.value,
         "symbols": list(dict.fromkeys(part.symbol for part in candles)),
     }
     if first.interval_ms in INTERVAL_NAMES:
-        said["interval"] = INTERVAL_NAMES[first.interval_ms]
+        from_data["interval"] = INTERVAL_NAMES[first.interval_ms]
     overrides = {} if category is None else {"market": {"category": category}}
-    config, origins = load_with_origins(file, overrides, data={"market": said})
+    config, origins = load_with_origins(file, overrides, data={"market": from_data})
     if ("market", "interval") not in origins:
         raise ConfigInvalid(
             f"{first.path} has bars of {first.interval_ms / 60_000:g} minutes, an interval that "

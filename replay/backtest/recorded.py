@@ -81,7 +81,7 @@ def open_recorded(reader: Reader, database: Path, run_id: str) -> Recorded:
         period_start_ms=run.period_start_ms,
         forecaster=forecaster,
     )
-    _take_over(reader, run, engine)
+    _restore_parent(reader, run, engine)
     return Recorded(run, config, engine, forecaster)
 
 
@@ -94,7 +94,7 @@ def prober_of(recorded: Recorded, database: Path) -> Forecaster | None:
     return forecaster_of(kept, recorded.config, path=run.path)
 
 
-def _take_over(reader: Reader, run: Run, engine: Engine) -> None:
+def _restore_parent(reader: Reader, run: Run, engine: Engine) -> None:
     """Give *engine* the account and orders of the run's parent, as its first start did."""
     if run.parent_run_id is None:
         return
@@ -109,11 +109,10 @@ class RecordedPredictor:
 
     def __init__(self, recorded: Recorded, prober: Forecaster | None) -> None:
         run, forecaster = recorded.run, recorded.forecaster
-        self._late = PredictionTimeout(
-            recorded.config.model.deadline_ms
-        )  # which deadline is not the record's
+        # That it was late is recorded; which deadline it missed is the configuration's.
+        self._timeout = PredictionTimeout(recorded.config.model.deadline_ms)
         keys = [item.id for item in run.instruments]
-        self._said: deque[Prediction] = deque()
+        self._recorded: deque[Prediction] = deque()
         self._inline: InlinePredictor | None = None
         self._scan: ScanPredictor | None = None
         if forecaster is None:
@@ -132,9 +131,10 @@ class RecordedPredictor:
         return plain if self._scan is None else self._scan.read_ahead(plain)
 
     def _plain(self, reader: Reader, run_id: str) -> Iterator[Event]:
-        for _, _, event, said in reader.events(run_id):
+        for _, _, event, stored in reader.events(run_id):
             if self._inline is not None:
-                self._said.append(self._late if isinstance(said, PredictionTimeout) else said)
+                was_late = isinstance(stored, PredictionTimeout)
+                self._recorded.append(self._timeout if was_late else stored)
             yield event
 
     def predict(self, event: Event) -> Prediction:
@@ -142,7 +142,7 @@ class RecordedPredictor:
         if self._scan is not None:
             return self._scan.predict(event)
         if self._inline is not None:
-            return self._inline.predict(event, self._said.popleft())
+            return self._inline.predict(event, self._recorded.popleft())
         return None
 
 

@@ -75,7 +75,7 @@ def perform(request: Request) -> None:
     finally:
         audit.close()
         if not audit.is_open:  # the start failed: nothing is left behind
-            _take_back(database, kept, is_new=is_new)
+            _remove_failed_start(database, kept, is_new=is_new)
     seconds = clock.network_s() - began_s
     _say(request, database, run_id, tally, seconds)
     if not tally.finished:
@@ -99,7 +99,7 @@ def _kept(database: Path) -> set[Path]:
     return set(folder.iterdir()) if folder.is_dir() else set()
 
 
-def _take_back(database: Path, kept: set[Path], *, is_new: bool) -> None:
+def _remove_failed_start(database: Path, kept: set[Path], *, is_new: bool) -> None:
     """Remove what a start made that failed; *kept* was there before."""
     for folder in _kept(database) - kept:
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from tracepaper.daemon.session.predictor import BarHistory, warm
-from tracepaper.replay.backtest.agreement import answers_agree
+from tracepaper.replay.backtest.agreement import predictions_agree
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Event, Forecast, ModelChange, Prediction
@@ -135,7 +135,7 @@ class ScanPredictor:
         context = self._forecaster.context
         derived = _derived(self._prober, past[place + 1 - context : place + 1])
         self.probed += 1
-        if not answers_agree(expected, derived):
+        if not predictions_agree(expected, derived):
             raise InvariantBroken(
                 f"the network saw later bars: its forecast of {key} at "
                 f"{past[place].open_time_ms} differs without them"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tracepaper.daemon.config.loading import restore
-from tracepaper.replay.backtest.agreement import answers_agree, measures_agree
+from tracepaper.replay.backtest.agreement import measures_agree, predictions_agree
 from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.replay.checks.compare import Difference, decision_differences, forecast_differences
 from tracepaper.storage.digest import scale_factor
@@ -211,7 +211,7 @@ def _within_tolerance(one: Step, two: Step, first: Instrument, second: Instrumen
     )
     same &= abs(_target(a, first) - _target(b, second)) <= step
     same &= not _bar_fields(one, two, first, second)
-    return same and answers_agree(one.prediction, two.prediction) and measures_agree(a, b)
+    return same and predictions_agree(one.prediction, two.prediction) and measures_agree(a, b)
 
 
 def _bar_fields(

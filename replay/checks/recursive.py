@@ -11,7 +11,7 @@ from typing import Final
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.backtest.agreement import TOLERANCE, answers_agree, numbers_agree
+from tracepaper.replay.backtest.agreement import TOLERANCE, numbers_agree, predictions_agree
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.checks.compare import Difference, decision_differences
 from tracepaper.replay.checks.processes import Taken, derived, first_difference
@@ -96,7 +96,7 @@ def same_wish(one: Taken, two: Taken) -> bool:
     if a is None or b is None:
         return a is b
     same = a.action is b.action and abs(a.strength - b.strength) <= TOLERANCE
-    return same and answers_agree(one.step.prediction, two.step.prediction)
+    return same and predictions_agree(one.step.prediction, two.step.prediction)
 
 
 def _measures_agree(a: Decision, b: Decision) -> bool:
