@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from functools import cache
-from pathlib import Path
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExecutionSection
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.daemon.engine.state import EngineSettings
-from tracepaper.daemon.session.user_source import class_sha256
 from tracepaper.daemon.session.user_strategy import user_class, user_strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gate_evaluator import (
@@ -84,12 +77,6 @@ def _strategy_maker(config: Config, forecaster: Forecaster | None) -> Callable[[
         case name:
             user_class(name)  # refused at once where it is none
             return lambda: _user_strategy(name, dict(chosen.options), forecaster)
-
-
-def strategy_sha256(config: Config) -> str:
-    """Return the id of a user's class, by its sources; empty where the strategy is one of ours."""
-    name = config.strategy.name
-    return class_sha256(user_class(name)) if ":" in name else ""
 
 
 def _user_strategy(
@@ -219,26 +206,3 @@ def resolved(config: Config, execution: FillModel) -> Config:
 def warmup_bars(strategies: Strategies) -> int:
     """Return how many bars before their first decision *strategies* want."""
     return max(map(remembered, strategies.values()))
-
-
-@cache
-def libraries() -> str:
-    """Return the versions of what computes besides torch, as JSON with sorted keys."""
-    found = {
-        "machine": platform.machine(),
-        "numpy": importlib.metadata.version("numpy"),
-        "python": platform.python_version(),
-    }
-    return json.dumps(found, sort_keys=True)
-
-
-@cache
-def code_version() -> str:
-    """Return the installed version with a hash of our own sources, so that an edit shows."""
-    digest = hashlib.sha256()
-    root = Path(__file__).resolve().parents[2]
-    for package in ("daemon", "replay", "storage", "strategies"):
-        for source in sorted((root / package).rglob("*.py")):
-            digest.update(str(source.relative_to(root)).encode())
-            digest.update(source.read_bytes())
-    return f"{importlib.metadata.version('tracepaper')}+{digest.hexdigest()[:12]}"

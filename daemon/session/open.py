@@ -16,7 +16,7 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineState, decode_state
 from tracepaper.daemon.session.build import Strategies, build_engine
 from tracepaper.daemon.session.predictor import BarHistory
-from tracepaper.daemon.session.run_record import continues, describe_run, started
+from tracepaper.daemon.session.run_record import continues, describe_run, start_event
 from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
@@ -90,7 +90,7 @@ class Opened:
     def started(self, market_ms: int) -> ModelChange:
         """Return the event of this start, naming the bars that the model is warmed with."""
         warm_from = self.memory.warm_from() if self.forecaster is not None else ()
-        return started(self.forecaster, warm_from=warm_from, market_ms=market_ms)
+        return start_event(self.forecaster, warm_from=warm_from, market_ms=market_ms)
 
 
 def filters_for(config: Config, instrument: Instrument) -> Instrument:

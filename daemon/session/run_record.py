@@ -1,14 +1,21 @@
-"""The row a run is opened with, and which earlier run a start continues."""
+"""The row a run is opened with: what decides and computes it; and which run a start continues."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
+import platform
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import Final
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.session.build import code_version, libraries, strategy_sha256
 from tracepaper.daemon.session.models import computing
+from tracepaper.daemon.session.user_source import class_sha256
+from tracepaper.daemon.session.user_strategy import user_class
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Instrument, ModelChange, Run, RunKind
 
@@ -23,6 +30,16 @@ OF_THE_PLACE: Final = (
     "libraries",
 )
 """Fields of a run, and of each of its starts, that say where and by which code it was made."""
+NO_MODEL: Final = {
+    "model_id": "",
+    "model_sha256": "",
+    "path": "",
+    "device": "",
+    "dtype": "",
+    "threads": 0,
+    "backend": "",
+}
+"""Fields of the same two that a forecaster has under the same names, where there is none."""
 
 
 def describe_run(
@@ -37,7 +54,6 @@ def describe_run(
     warnings: Iterable[str] = (),
 ) -> Run:
     """Return the row of a new run; its id is random, so that no two databases share one."""
-    torch_version, instruction_set = computing(forecaster)
     return Run(
         run_id=secrets.token_hex(8),
         kind=kind,
@@ -48,47 +64,39 @@ def describe_run(
         interval_ms=config.market.interval_ms,
         config=config.canonical_json(),
         config_sha256=config.sha256(),
-        code_version=code_version(),
         strategy=config.strategy.name,
         strategy_sha256=strategy_sha256(config),
-        model_id="" if forecaster is None else forecaster.model_id,
-        model_sha256="" if forecaster is None else forecaster.model_sha256,
-        path="" if forecaster is None else forecaster.path,
-        device="" if forecaster is None else forecaster.device,
-        dtype="" if forecaster is None else forecaster.dtype,
-        threads=0 if forecaster is None else forecaster.threads,
-        backend="" if forecaster is None else forecaster.backend,
         warnings=tuple(warnings),
-        torch_version=torch_version,
-        instruction_set=instruction_set,
-        libraries=libraries(),
+        **_computed_by(forecaster),
     )
 
 
-def started(
+def start_event(
     forecaster: Forecaster | None,
     *,
     warm_from: tuple[tuple[str, int], ...],
     market_ms: int,
 ) -> ModelChange:
     """Return the event that says: the process started, and its model was warmed like this."""
-    torch_version, instruction_set = computing(forecaster)
     return ModelChange(
-        "" if forecaster is None else forecaster.model_id,
-        "" if forecaster is None else forecaster.model_sha256,
-        code_version(),
-        "" if forecaster is None else forecaster.path,
-        "" if forecaster is None else forecaster.device,
-        "" if forecaster is None else forecaster.dtype,
-        0 if forecaster is None else forecaster.threads,
-        warm_from,
-        market_ms,
-        market_ms,
-        backend="" if forecaster is None else forecaster.backend,
-        torch_version=torch_version,
-        instruction_set=instruction_set,
-        libraries=libraries(),
+        warm_from=warm_from, market_ms=market_ms, seen_ms=market_ms, **_computed_by(forecaster)
     )
+
+
+def _computed_by(forecaster: Forecaster | None) -> dict[str, Any]:
+    """Return the fields that say which model, code and libraries compute, and on what."""
+    torch_version, instruction_set = computing(forecaster)
+    model = {
+        name: empty if forecaster is None else getattr(forecaster, name)
+        for name, empty in NO_MODEL.items()
+    }
+    return {
+        **model,
+        "code_version": code_version(),
+        "torch_version": torch_version,
+        "instruction_set": instruction_set,
+        "libraries": libraries(),
+    }
 
 
 def continues(run: Run, config: Config, forecaster: Forecaster | None) -> bool:
@@ -99,3 +107,32 @@ def continues(run: Run, config: Config, forecaster: Forecaster | None) -> bool:
         and run.strategy_sha256 == strategy_sha256(config)
         and run.model_sha256 == ("" if forecaster is None else forecaster.model_sha256)
     )
+
+
+def strategy_sha256(config: Config) -> str:
+    """Return the id of a user's class, by its sources; empty where the strategy is one of ours."""
+    name = config.strategy.name
+    return class_sha256(user_class(name)) if ":" in name else ""
+
+
+@cache
+def libraries() -> str:
+    """Return the versions of what computes besides torch, as JSON with sorted keys."""
+    found = {
+        "machine": platform.machine(),
+        "numpy": importlib.metadata.version("numpy"),
+        "python": platform.python_version(),
+    }
+    return json.dumps(found, sort_keys=True)
+
+
+@cache
+def code_version() -> str:
+    """Return the installed version with a hash of our own sources, so that an edit shows."""
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parents[2]
+    for package in ("daemon", "replay", "storage", "strategies"):
+        for source in sorted((root / package).rglob("*.py")):
+            digest.update(str(source.relative_to(root)).encode())
+            digest.update(source.read_bytes())
+    return f"{importlib.metadata.version('tracepaper')}+{digest.hexdigest()[:12]}"

@@ -23,7 +23,7 @@ from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine, needs_forecaster
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
-from tracepaper.daemon.session.run_record import OF_THE_PLACE, started
+from tracepaper.daemon.session.run_record import OF_THE_PLACE, start_event
 from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, run_events
 from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage import checkpoints
@@ -166,7 +166,7 @@ def rerun_recorded(
             checkpoints.keep(kept, database)
             if recorded.run.path == "scan":
                 prober = forecaster_of(kept, recorded.config, path="scan")
-        here = started(recorded.forecaster, warm_from=(), market_ms=0)
+        here = start_event(recorded.forecaster, warm_from=(), market_ms=0)
         place = {name: getattr(here, name) for name in OF_THE_PLACE}
         run = msgspec.structs.replace(
             recorded.run,

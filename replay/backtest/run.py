@@ -18,7 +18,7 @@ from tracepaper.daemon.engine.runner import advance
 from tracepaper.daemon.session.open import restore_engine
 from tracepaper.daemon.session.outside import Listener, Outside
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
-from tracepaper.daemon.session.run_record import continues, started
+from tracepaper.daemon.session.run_record import continues, start_event
 from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.scan import ScanPredictor
@@ -160,7 +160,7 @@ def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
     """Open the run of *replay* and take it to its end, or until it is stopped."""
     predictor = predictor_over(replay)
     audit.begin(replay.run, replay.engine.gate_sets)
-    start = started(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
+    start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
     run_events(
         predictor.ahead(chain((start,), replay.feed.events())),
         predictor.predict,
@@ -242,7 +242,7 @@ def resume_replay(
     with Reader.open(database) as reader:
         restore_engine(replay.engine, reader, resumed, memory)
     warm_from = () if memory is None else memory.warm_from()
-    start = started(
+    start = start_event(
         replay.forecaster,
         warm_from=warm_from,
         market_ms=max(resumed.last_open_ms.values(), default=run.period_start_ms),

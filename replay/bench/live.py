@@ -19,7 +19,7 @@ from tracepaper.daemon.engine.ports import Predictor
 from tracepaper.daemon.session.build import build_engine, needs_forecaster, resolved
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.predictor import BarHistory, Worker, WorkerPredictor, no_model
-from tracepaper.daemon.session.run_record import describe_run, started
+from tracepaper.daemon.session.run_record import describe_run, start_event
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.bench.machine import machine_line
@@ -115,7 +115,7 @@ async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float
         audit.begin(run, engine.gate_sets)
         for bar in history[:context]:
             await audit.append(engine.step(bar, await predictor(bar)))
-        change = started(forecaster, warm_from=memory.warm_from(), market_ms=start_ms)
+        change = start_event(forecaster, warm_from=memory.warm_from(), market_ms=start_ms)
         await audit.append(engine.step(change, await predictor(change)))
         whole, alone = [], []
         for number, bar in enumerate(history[context:]):

@@ -15,7 +15,8 @@ import msgspec
 
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.session.build import build_engine, code_version
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.daemon.session.run_record import code_version
 from tracepaper.replay.backtest.recorded import (
     Recorded,
     RecordedPredictor,

@@ -28,15 +28,10 @@ from tracepaper.daemon.clock import leap_clocks
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session import outside
-from tracepaper.daemon.session.build import (
-    build_engine,
-    code_version,
-    libraries,
-    needs_forecaster,
-)
+from tracepaper.daemon.session.build import build_engine, needs_forecaster
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.outside import Outside
-from tracepaper.daemon.session.run_record import started
+from tracepaper.daemon.session.run_record import code_version, libraries, start_event
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.instruments import recorded_instruments
 from tracepaper.replay.backtest.build import Replay, build
@@ -329,7 +324,7 @@ def derive_probes(line: Connection, config: Config, candles: Sequence[Candles], 
 def derived(replay: Replay) -> Iterator[Taken]:
     """Yield every step of *replay*; nothing is stored."""
     predictor = predictor_over(replay)
-    start = started(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
+    start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
     for event in predictor.ahead(chain((start,), replay.feed.events())):
         yield _take(replay.engine, event, predictor.predict(event))
 

@@ -12,8 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tracepaper.daemon.session.build import strategy_sha256
-from tracepaper.daemon.session.run_record import OF_THE_PLACE, started
+from tracepaper.daemon.session.run_record import OF_THE_PLACE, start_event, strategy_sha256
 from tracepaper.replay.backtest.recorded import (
     Recorded,
     RecordedPredictor,
@@ -148,7 +147,7 @@ def verify_run(
     first_compared = 0 if sample is None else max(0, total - sample)
     predictor = RecordedPredictor(recorded, prober_of(recorded, database))
     check = RowCheck(reader, stored)
-    here = Environment.recorded(started(recorded.forecaster, warm_from=(), market_ms=0))
+    here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
     elsewhere = Environment.recorded(recorded.run).differs(here)
     _judge_run(found, reader, stored, recorded)
     if counted != total:

@@ -11,7 +11,7 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import MarketSection, ModelSection
 from tracepaper.daemon.session import models
 from tracepaper.daemon.session.models import free_bytes
-from tracepaper.daemon.session.run_record import describe_run, started
+from tracepaper.daemon.session.run_record import describe_run, start_event
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.types import RunKind
 
@@ -58,7 +58,7 @@ def test_what_attends_is_on_the_run_and_in_its_start_event() -> None:
     run = describe_run(
         config, [cases.BTC], made, kind=RunKind.LIVE, started_at_ms=1, period_start_ms=1
     )
-    change = started(made, warm_from=(), market_ms=1)
+    change = start_event(made, warm_from=(), market_ms=1)
     assert run.backend == change.backend == models.chosen_backend(config) == "tiles"
 
 
@@ -66,7 +66,7 @@ def test_a_run_without_a_model_attends_by_nothing() -> None:
     run = describe_run(
         Config(), [cases.BTC], None, kind=RunKind.LIVE, started_at_ms=1, period_start_ms=1
     )
-    assert run.backend == started(None, warm_from=(), market_ms=1).backend == ""
+    assert run.backend == start_event(None, warm_from=(), market_ms=1).backend == ""
 
 
 @pytest.mark.parametrize("backend", ["flash_attn", "sdpa", "reference"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.session.build import strategy_sha256
+from tracepaper.daemon.session.run_record import strategy_sha256
 from tracepaper.daemon.session.user_source import class_sha256
 
 MINE = """
