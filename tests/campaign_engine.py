@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 from builders import MINUTE, START_MS
 
 from tracepaper.daemon.engine.engine import Engine
@@ -295,6 +296,9 @@ class Examiner:
         """Run the whole example."""
         for event in self._example.events:
             step = self._example.engine.step(event, None)
+            if step.state is not None:
+                carried = msgspec.msgpack.encode(self._example.engine.state())
+                assert step.state == carried, "the stored state is not what the engine carries"
             if isinstance(event, Command):
                 self._own.halted = event.kind is not CommandKind.RESUME
             if isinstance(event, InstrumentChange):
@@ -379,7 +383,7 @@ class Examiner:
         state = self._example.engine.state().twins.get("ungated")
         if state is None:
             return
-        broker = state.brokers[self._item.id]
+        broker = state.books[self._item.id].orders
         needed = broker.target - self._twin.quantity
         near = self._item.quantity_step if self._twin.spot else 0
         if broker.order is None and abs(needed) > near:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 from msgspec import Struct
 
 from tracepaper.daemon.engine.execution import ExecutionCosts, Executor
@@ -72,6 +73,10 @@ class Portfolio:
     def holdings(self) -> dict[str, Holding]:
         """What is held of each instrument."""
         return {key: line.holding for key, line in self._lines.items()}
+
+    def holding(self, instrument: str) -> Holding:
+        """Return what is held of *instrument*."""
+        return self._lines[instrument].holding
 
     def held(self, instrument: str) -> int:
         """Return the signed quantity that is held of *instrument*."""
@@ -196,16 +201,30 @@ class Portfolio:
         self._account = None
 
 
+class BookState(Struct, frozen=True, array_like=True):
+    """What an account carries of one instrument from step to step."""
+
+    holding: Holding
+    orders: BrokerState
+
+
 class AccountState(Struct, frozen=True, array_like=True):
     """What an account carries from step to step."""
 
     cash: int
-    holdings: dict[str, Holding]
-    brokers: dict[str, BrokerState]
+    books: dict[str, BookState]
+
+    @property
+    def holdings(self) -> dict[str, Holding]:
+        """What is held of each instrument."""
+        return {key: book.holding for key, book in self.books.items()}
 
 
 class PaperAccount:
-    """The run's account, or the shadow account of a twin."""
+    """The run's account, or the shadow account of a twin.
+
+    All that changes what it carries goes through it, so that it can encode anew what changed alone.
+    """
 
     def __init__(
         self,
@@ -223,11 +242,15 @@ class PaperAccount:
         }
         self._costs = costs
         self._executors = {key: Executor(item, costs) for key, item in instruments.items()}
+        self._encoded = dict.fromkeys(instruments, msgspec.Raw())  # the state of each instrument
+        self._stale = set(instruments)  # those whose state has changed since
 
     def change(self, instrument: Instrument) -> None:
         """Take the exchange's new filters for orders and prices from now on."""
         self.brokers[instrument.id].change(instrument)
         self._executors[instrument.id] = Executor(instrument, self._costs)
+
+    # ------------------------------------------------------------ what changes it
 
     def at_open(self, bar: Bar) -> tuple[Fill, Order] | None:
         """Fill the order that rests on *bar*'s instrument at its open, if there is one."""
@@ -244,8 +267,28 @@ class PaperAccount:
         return None if fill is None else self._book(fill)
 
     def _book(self, fill: Fill) -> tuple[Fill, Order]:
+        self._stale.add(fill.instrument)
         self.portfolio.apply(fill)
         return fill, self.brokers[fill.instrument].fill(fill)
+
+    def expire(self, instrument: str, market_ms: int) -> Order | None:
+        """Return the order that no quote filled in time, CANCELED, if there is one."""
+        expired = self.brokers[instrument].expire(market_ms)
+        if expired is not None:
+            self._stale.add(instrument)
+        return expired
+
+    def pay_funding(self, instrument: str, rate: int) -> int:
+        """Settle funding; return what was paid: see :meth:`Portfolio.pay_funding`."""
+        paid = self.portfolio.pay_funding(instrument, rate)
+        if paid:
+            self._stale.add(instrument)
+        return paid
+
+    def confirm(self, instrument: str, open_time_ms: int) -> None:
+        """Let the position stand for another horizon from the bar at *open_time_ms* on."""
+        self.brokers[instrument].confirmed_ms = open_time_ms
+        self._stale.add(instrument)
 
     def submit(
         self,
@@ -259,6 +302,7 @@ class PaperAccount:
         by_command: bool = False,
     ) -> Sent:
         """Ask the broker of *instrument* to reach *target* from what is held."""
+        self._stale.add(instrument)
         held = self.portfolio.held(instrument)
         return self.brokers[instrument].submit(
             target,
@@ -271,13 +315,25 @@ class PaperAccount:
             by_command=by_command,
         )
 
+    # ------------------------------------------------------------ what survives a restart
+
     def state(self) -> AccountState:
         """Return what must survive a restart."""
-        brokers = {key: broker.state() for key, broker in self.brokers.items()}
-        return AccountState(self.portfolio.cash, self.portfolio.holdings, brokers)
+        holdings = self.portfolio.holdings
+        books = {key: BookState(holdings[key], one.state()) for key, one in self.brokers.items()}
+        return AccountState(self.portfolio.cash, books)
+
+    def encoded_state(self) -> tuple[int, dict[str, msgspec.Raw]]:
+        """Return what encodes as :meth:`state` does, made anew only where it has changed."""
+        for key in self._stale:
+            book = BookState(self.portfolio.holding(key), self.brokers[key].state())
+            self._encoded[key] = msgspec.Raw(msgspec.msgpack.encode(book))
+        self._stale.clear()
+        return self.portfolio.cash, self._encoded
 
     def restore(self, state: AccountState) -> None:
         """Take over what survived a restart."""
         self.portfolio.restore(state.cash, state.holdings)
-        for key, broker in state.brokers.items():
-            self.brokers[key].restore(broker)
+        for key, book in state.books.items():
+            self.brokers[key].restore(book.orders)
+        self._stale.update(self.brokers)

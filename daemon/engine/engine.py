@@ -49,6 +49,7 @@ from tracepaper.strategies.types import (
     Prune,
     Quote,
     Reading,
+    Regime,
     RunEnd,
     Signal,
     Step,
@@ -134,7 +135,7 @@ class Engine:
         """Return what must survive a restart."""
         return EngineState(
             self._halted,
-            {key: state.regime for key, state in self._states.items()},
+            self._regimes(),
             self._risk.state,
             self._account.state(),
             {name: twin.state() for name, twin in self._twins.items()},
@@ -164,7 +165,7 @@ class Engine:
             self._unsaved = True
             account = self._account if one.twin is None else self._twins[one.twin]
             if self._states[one.instrument].strategy.horizon is not None:
-                account.brokers[one.instrument].confirmed_ms = one.open_time_ms
+                account.confirm(one.instrument, one.open_time_ms)
         self.sequence = next_sequence
         self._dirty = taken_over
 
@@ -192,7 +193,7 @@ class Engine:
                 return self._finish(event, event.instrument)
             case Funding():
                 for account in self._accounts:
-                    if account.portfolio.pay_funding(event.instrument, event.rate):
+                    if account.pay_funding(event.instrument, event.rate):
                         self._dirty = True
                 return self._finish(event, event.instrument)
             case Command():
@@ -273,7 +274,7 @@ class Engine:
         if is_entry(action):
             self._unsaved = True
             if self._states[key].strategy.horizon is not None:
-                orders.confirmed_ms = bar.open_time_ms
+                account.confirm(key, bar.open_time_ms)
         before = orders.target
         if orders.order is None and target == before == account.portfolio.held(key):
             return UNCHANGED  # as at most bars
@@ -318,7 +319,7 @@ class Engine:
 
     def _expire(self, instrument: str, market_ms: int) -> tuple[Order, ...]:
         """Cancel what no quote filled in time, in every account; return the run's own order."""
-        expired = [account.brokers[instrument].expire(market_ms) for account in self._accounts]
+        expired = [account.expire(instrument, market_ms) for account in self._accounts]
         if any(expired):
             self._dirty = True
         return () if expired[0] is None else (expired[0],)
@@ -405,7 +406,7 @@ class Engine:
         sequence = self.sequence
         state: bytes | None = None
         if self._dirty or (self._unsaved and sequence % STATE_EVERY_STEPS == 0):
-            state = msgspec.msgpack.encode(self.state())
+            state = self._encoded_state()
             self._dirty = self._unsaved = False
         self.sequence = sequence + 1
         return Step(
@@ -423,6 +424,26 @@ class Engine:
             decision_sha256,
             state,
         )
+
+    def _regimes(self) -> dict[str, Regime]:
+        """Return the regimes that are known."""
+        known = ((key, state.regime) for key, state in self._states.items())
+        return {key: regime for key, regime in known if regime is not Regime.UNKNOWN}
+
+    def _encoded_state(self) -> bytes:
+        """Return the encoding of :meth:`state`, of which most instruments' part is known already.
+
+        With fifty instruments it is stored at each trade of any of them.
+        """
+        twins = {name: twin.encoded_state() for name, twin in self._twins.items()}
+        parts = (
+            self._halted,
+            self._regimes(),
+            self._risk.state,
+            self._account.encoded_state(),
+            twins,
+        )
+        return msgspec.msgpack.encode(parts)
 
     def _twin_steps(
         self, instrument: str, fills: Mapping[str, Fill], confirmed: Sequence[str]
