@@ -13,6 +13,7 @@ from programs import ROOT
 
 from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config.text import example
+from tracepaper.replay.exchange.surface import listing
 from tracepaper.storage.views import documentation
 
 
@@ -38,6 +39,30 @@ def commands_page() -> str:
             module, _, attribute = entries[name].partition(":")
             parts += _command(f"tracepaper {name}", _typed(module, attribute))
     return "\n\n".join(parts) + "\n"
+
+
+def surface_page() -> str:
+    """Return the page of the embedded exchange's routes, topics and faults."""
+    parts = ["# Routes, topics and faults of the embedded exchange"]
+    notes = {
+        "routes": "Parameters in brackets may be left out.",
+        "topics": "A client subscribes them with a symbol or coin.",
+        "faults": "In parentheses are the parameters that a fault takes beside its kind.",
+    }
+    for name, entries in listing().items():
+        parts += [
+            f"## {name.capitalize()}",
+            notes[name],
+            "| | |\n|---|---|\n"
+            + "\n".join(f"| `{each}` | {_sentence(text)} |" for each, text in entries.items()),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sentence(text: str) -> str:
+    """Return a docstring's first line or a meaning as a cell: without its verb and full stop."""
+    text = text.removeprefix("Return ").removeprefix("Send ").removesuffix(".").replace("``", "`")
+    return text[:1].lower() + text[1:]
 
 
 def _typed(module: str, attribute: str) -> Any:
@@ -81,6 +106,7 @@ def _row(parameter: Any, context: Any) -> str:
 GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     ROOT / "deploy" / "config.example.toml": example,
     ROOT / "docs" / "commands.md": commands_page,
+    ROOT / "docs" / "surface.md": surface_page,
     ROOT / "docs" / "views.md": views_page,
 }
 

@@ -48,6 +48,9 @@ def exchange(
     list_faults: Annotated[
         bool, typer.Option("--list-faults", help="Print every kind of fault, and end.")
     ] = False,
+    list_routes: Annotated[
+        bool, typer.Option("--list-routes", help="Print every REST route and topic, and end.")
+    ] = False,
 ) -> None:
     """Serve candles or recorded frames over the Bybit v5 protocol on loopback.
 
@@ -57,8 +60,8 @@ def exchange(
     Faults come by POST control_url/fault with {"kind": "http_status", "status": 503}, from a file
     (seed, every_s, kinds, and a list faults with after_s) or from a seeded schedule.
     """
-    if list_faults:
-        _print_faults()
+    if list_faults or list_routes:
+        _print(*(["routes", "topics"] if list_routes else []), *(["faults"] if list_faults else []))
         return
     import asyncio
 
@@ -84,13 +87,14 @@ def exchange(
     asyncio.run(serve(settings, until_eof=until_eof))
 
 
-def _print_faults() -> None:
-    """Print what every kind of fault does, and its parameters."""
-    from tracepaper.replay.exchange.faults import MEANING
+def _print(*parts: str) -> None:
+    """Print what each entry of *parts* of the exchange's listing is."""
+    from tracepaper.replay.exchange.surface import listing
 
-    width = max(map(len, MEANING))
-    for kind, meaning in MEANING.items():
-        typer.echo(f"{kind.value:<{width}}  {meaning}")
+    entries = {name: text for part in parts for name, text in listing()[part].items()}
+    width = max(map(len, entries))
+    for name, text in entries.items():
+        typer.echo(f"{name:<{width}}  {text}")
 
 
 def _plan(path: Path | None, seed: int, every_s: float) -> FaultPlan:

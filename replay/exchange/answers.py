@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qs, unquote, urlencode
+from typing import Any, Final
+from urllib.parse import parse_qs, urlencode
 
 from tracepaper.replay.exchange.channels import trade_id
 from tracepaper.replay.exchange.instruments import padded
@@ -29,86 +29,19 @@ from tracepaper.replay.exchange.quotes import (
     rest_linear,
     rest_spot,
 )
+from tracepaper.replay.exchange.routes import (
+    BAD_CATEGORY,
+    BAD_PARAMETER,
+    BAD_SYMBOL,
+    Limit,
+    Query,
+    Refused,
+    page_size,
+    route,
+    window_of,
+)
 from tracepaper.replay.exchange.series import INDEX, MARK, PREMIUM, PREMIUM_DECIMALS, is_name
 from tracepaper.strategies.market import unscaled
-
-# ------------------------------------------------------------ queries
-
-BAD_PARAMETER: Final = 10001
-TIME_DIGITS_MAX: Final = 18
-DERIVATIVES: Final = ("linear", "inverse")
-
-Query = Mapping[str, str]
-
-
-class Refused(NamedTuple):
-    """An error of the exchange."""
-
-    code: int
-    message: str
-
-
-class Flat(NamedTuple):
-    """An answer whose body is not the usual envelope: fields beside the result, which is a list."""
-
-    fields: dict[str, Any]
-    result: list[dict[str, Any]]
-
-
-Answer = dict[str, Any] | Flat | Refused
-"""What a route gives: the ``result``, another body, or a refusal."""
-
-
-class Limit(NamedTuple):
-    """The default and the greatest ``limit`` of an endpoint."""
-
-    default: int
-    most: int
-
-
-def page_size(query: Query, limit: Limit) -> int | Refused:
-    """Return the page size asked for, within the endpoint's own."""
-    asked = _integer(query, "limit")
-    if isinstance(asked, Refused):
-        return asked
-    if asked is None:
-        return limit.default
-    if asked < 1:
-        return Refused(BAD_PARAMETER, "params error: Limit is invalid")
-    return min(asked, limit.most)
-
-
-def window_of(
-    query: Query, limit: Limit, start: str, end: str
-) -> tuple[int | None, int | None, int] | Refused:
-    """Return start, end and page size of *query*."""
-    start_ms, end_ms = _integer(query, start), _integer(query, end)
-    size = page_size(query, limit)
-    for part in (start_ms, end_ms, size):
-        if isinstance(part, Refused):
-            return part
-    assert not isinstance(start_ms, Refused)
-    assert not isinstance(end_ms, Refused)
-    assert not isinstance(size, Refused)
-    if start_ms is not None and end_ms is not None and end_ms < start_ms:
-        return Refused(BAD_PARAMETER, f"params error: {end} must not be less than {start}")
-    return start_ms, end_ms, size
-
-
-def _integer(query: Query, name: str) -> int | Refused | None:
-    text = query.get(name, "")
-    if not text:
-        return None
-    if not text.isdecimal() or len(text) > TIME_DIGITS_MAX:
-        return Refused(BAD_PARAMETER, f"params error: {name} is invalid")
-    return int(text)
-
-
-def cursor_fields(query: Query) -> dict[str, str]:
-    """Return the fields of the cursor of *query*, which clients send encoded once or twice."""
-    fields = parse_qs(unquote(query.get("cursor", "")))
-    return {name: values[0] for name, values in fields.items()}
-
 
 CATEGORIES: Final = ("spot", "linear", "inverse", "option")
 
@@ -120,31 +53,36 @@ FULL_LIMIT: Final = Limit(1000, 1000)
 RPI_LIMIT: Final = Limit(RPI_DEPTH, RPI_DEPTH)
 TRADE_LIMIT: Final = {"linear": Limit(500, 1000), "spot": Limit(60, 60)}
 
+CANDLE_OPTIONS: Final = ("category", "start", "end", "limit")
+TIME_OPTIONS: Final = ("startTime", "endTime", "limit")
+
 Result = dict[str, Any]
-BAD_SYMBOL: Final = Refused(BAD_PARAMETER, "Not supported symbols")
-BAD_CATEGORY: Final = Refused(BAD_PARAMETER, "params error: Category is invalid")
 
 
+@route("/v5/market/time")
 def server_time(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/market/time``."""
+    """Return the server's time, in seconds and nanoseconds."""
     del venue, query
     return {"timeSecond": str(now_ms // 1000), "timeNano": str(now_ms * 1_000_000)}
 
 
+@route("/v5/system/status")
 def system_status(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/system/status``: no maintenance."""
+    """Return the maintenance of the system: none."""
     del venue, query, now_ms
     return {"list": []}
 
 
+@route("/v5/announcements/index")
 def announcements(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/announcements/index``: none."""
+    """Return the announcements: none."""
     del venue, query, now_ms
     return {"total": 0, "list": []}
 
 
+@route("/v5/market/kline", ("symbol", "interval"), CANDLE_OPTIONS)
 def kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/market/kline``: newest first, row 0 may be open; the category defaults to linear."""
+    """Return candles, newest first; row 0 may be open, and the category defaults to linear."""
     found = _candles(venue, query, now_ms)
     if isinstance(found, Refused):
         return found
@@ -153,18 +91,21 @@ def kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     return {"symbol": market.symbol, "category": market.category.value, "list": rows}
 
 
+@route("/v5/market/mark-price-kline", ("symbol", "interval"), CANDLE_OPTIONS)
 def mark_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/market/mark-price-kline``: five columns, no volume, no spot."""
+    """Return candles of the mark price: five columns, no volume, no spot."""
     return _measured(venue, query, now_ms, MARK)
 
 
+@route("/v5/market/index-price-kline", ("symbol", "interval"), CANDLE_OPTIONS)
 def index_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/market/index-price-kline``: the same of the index."""
+    """Return candles of the index price, as those of the mark."""
     return _measured(venue, query, now_ms, INDEX)
 
 
+@route("/v5/market/premium-index-price-kline", ("symbol", "interval"), CANDLE_OPTIONS)
 def premium_index_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/market/premium-index-price-kline``: linear alone, to six decimals."""
+    """Return candles of the premium: linear alone, to six decimals."""
     return _measured(venue, query, now_ms, PREMIUM)
 
 
@@ -221,8 +162,13 @@ def _candles(
     return market, candles[::-1]
 
 
+@route(
+    "/v5/market/instruments-info",
+    ("category",),
+    ("symbol", "status", "baseCoin", "limit", "cursor"),
+)
 def instruments_info(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/market/instruments-info``: pages on derivatives; spot has no cursor and no pages."""
+    """Return instruments with their filters: pages of derivatives, one list of spot."""
     del now_ms
     category = query.get("category", "")
     if category not in CATEGORIES:
@@ -259,8 +205,9 @@ def instruments_page(category: str, served: Iterable[Result], query: Query) -> R
     return {"category": category, "list": page, "nextPageCursor": cursor}
 
 
+@route("/v5/market/tickers", ("category",), ("symbol",))
 def tickers(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/market/tickers``: one symbol, or all of a category."""
+    """Return the ticker of one symbol, or all of a category."""
     category = query.get("category", "")
     if category not in CATEGORIES:
         return BAD_CATEGORY
@@ -276,13 +223,15 @@ def tickers(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     return {"category": category, "list": chosen}
 
 
+@route("/v5/market/orderbook", ("category", "symbol"), ("limit",))
 def orderbook(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/market/orderbook``."""
+    """Return the order book."""
     return _book(venue, query, now_ms, BOOK_LIMIT)
 
 
+@route("/v5/market/full_orderbook", ("category", "symbol"))
 def full_orderbook(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/market/full_orderbook``: as many levels as the stream has."""
+    """Return the order book, as many levels as the stream has."""
     query = {name: text for name, text in query.items() if name != "limit"}
     return _book(venue, query, now_ms, dict.fromkeys(("linear", "spot"), FULL_LIMIT))
 
@@ -307,8 +256,9 @@ def _book(venue: Venue, query: Query, now_ms: int, limits: Mapping[str, Limit]) 
     }
 
 
+@route("/v5/market/rpi_orderbook", ("symbol",), ("category", "limit"))
 def rpi_orderbook(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/market/rpi_orderbook``: a third text a level, the size of price-improvement orders."""
+    """Return the order book with the size of price-improvement orders at each level."""
     with_category = {"category": "linear", **query}
     answer = _book(venue, with_category, now_ms, dict.fromkeys(("linear", "spot"), RPI_LIMIT))
     if isinstance(answer, Refused):
@@ -316,8 +266,9 @@ def rpi_orderbook(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     return answer | {side: [(*level, NO_RPI) for level in answer[side]] for side in ("a", "b")}
 
 
+@route("/v5/market/recent-trade", ("category", "symbol"), ("limit",))
 def recent_trade(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/market/recent-trade``: newest first."""
+    """Return public trades, newest first."""
     market = market_of(venue, query, required=True)
     if isinstance(market, Refused):
         return market
@@ -353,8 +304,9 @@ def _execution(market: SimulatedMarket, row: int, place: int) -> Result:
     }
 
 
+@route("/v5/market/funding/history", ("category", "symbol"), TIME_OPTIONS)
 def funding_history(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """``/v5/market/funding/history``: newest first; ``startTime`` alone is an error."""
+    """Return settlements of funding, newest first; ``startTime`` alone is an error."""
     market = market_of(venue, query, required=True)
     if isinstance(market, Refused):
         return market

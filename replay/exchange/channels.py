@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
-from tracepaper.replay.exchange.corruption import FACTOR, times
-from tracepaper.replay.exchange.faults import Fault, FaultKind, Faults
-from tracepaper.replay.exchange.market import SimulatedMarket
+from tracepaper.replay.exchange.fault_kinds import Closed, CloseFault, Closing, PushFault
+from tracepaper.replay.exchange.faults import Faults
+from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.replay.exchange.path import Candle, mix
 from tracepaper.replay.exchange.series import bucket_end, bucket_start
 from tracepaper.strategies.types import Category
@@ -86,18 +86,88 @@ class Pacing:
         return max(natural_ms, int(1000 * self.speed / frames_per_s))
 
 
+@dataclass(frozen=True)
+class TopicRequest:
+    """What a client subscribes: ``{name}.{argument}.{symbol}`` of a category, and how it is fed."""
+
+    venue: Venue
+    category: str
+    topic: str
+    pacing: Pacing
+    faults: Faults
+
+    @property
+    def name(self) -> str:
+        """The kind of topic."""
+        return self.topic.partition(".")[0]
+
+    @property
+    def rest(self) -> str:
+        """What follows the name."""
+        return self.topic.partition(".")[2]
+
+    @property
+    def argument(self) -> str:
+        """What stands between the name and the symbol."""
+        return self.rest.rpartition(".")[0]
+
+    @property
+    def market(self) -> SimulatedMarket | None:
+        """The market of the symbol."""
+        return self.venue.find(self.category, self.rest.rpartition(".")[2])
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One kind of topic: its form, and what makes its channel (None where there is none)."""
+
+    form: str
+    function: Callable[[TopicRequest], Channel | None]
+
+    @property
+    def name(self) -> str:
+        """The kind's name, with which its topics begin."""
+        return self.form.partition(".")[0]
+
+    @property
+    def meaning(self) -> str:
+        """What it sends, in one line."""
+        return (self.function.__doc__ or "").partition("\n")[0]
+
+    @property
+    def is_of_one_symbol(self) -> bool:
+        """Whether its topics end in a symbol."""
+        return self.form.endswith("{symbol}")
+
+
+def topic(form: str) -> Callable[[Callable[[TopicRequest], Channel | None]], Topic]:
+    """Make the decorated function the maker of the channels of topics of *form*."""
+    return partial(Topic, form)
+
+
 # ------------------------------------------------------------ candles, trades
 
 PUSH_MS: Final = 1_000
-REVISION_DELAY_MS: Final = 700
 EARLY_CONFIRM_MS: Final = 2_000
 """A candle that says it is closed too early does so this long before its close or longer."""
 UUID_DIGITS: Final = 32
-BENT_CLOSES: Final = (
-    FaultKind.OFF_GRID,
-    FaultKind.DOUBLE_CLOSE,
-    FaultKind.IMPLAUSIBLE_CLOSE,
-)
+
+
+@topic("kline.{interval}.{symbol}")
+def kline(asked: TopicRequest) -> Channel | None:
+    """Send candles: pushes of the open one, and both at the roll."""
+    market = asked.market
+    if market is None or market.table(asked.argument) is None:
+        return None
+    return CandleChannel(asked.topic, market, asked.argument, asked.faults)
+
+
+@topic("publicTrade.{symbol}")
+def public_trade(asked: TopicRequest) -> Channel | None:
+    """Send public trades as they happen."""
+    if asked.market is None or asked.argument:
+        return None
+    return TradeChannel(asked.topic, asked.market, asked.pacing)
 
 
 class CandleChannel:
@@ -159,34 +229,35 @@ class CandleChannel:
         return [self._frame([self._element(candle, at_ms, confirm=False)], at_ms)]
 
     def _pushed(self, row: int, at_ms: int) -> list[Frame]:
-        """Return the push of the open candle, closed too early where that fault is armed."""
+        """Return the push of the open candle, as a fault changes it."""
         candle = self._market.open_candle(self._interval, row, at_ms)
+        element = self._element(candle, at_ms, confirm=False)
         left_ms = bucket_end(candle.start_ms, self._interval) - at_ms
-        early = left_ms >= EARLY_CONFIRM_MS and self._faults.take(
-            FaultKind.EARLY_CONFIRM, at_ms, self.topic
-        )
-        return [self._frame([self._element(candle, at_ms, confirm=bool(early))], at_ms)]
+        if left_ms >= EARLY_CONFIRM_MS and (
+            found := self._faults.hit(PushFault, at_ms, self.topic)
+        ):
+            kind, hit = found
+            element = kind.effect(element, hit)
+        return [self._frame([element], at_ms)]
 
     def _roll(self, row: int, end_ms: int, at_ms: int) -> list[Frame]:
-        """Return the closing frame or frames, and what the candle faults make of them."""
-        market, faults = self._market, self._faults
-        closed = market.open_candle(self._interval, row, end_ms)
-        element = self._element(closed, at_ms, confirm=True)
+        """Return the closing frame or frames, and what a fault makes of them."""
+        market = self._market
+        candle = market.open_candle(self._interval, row, end_ms)
+        element = self._element(candle, at_ms, confirm=True)
+        closed = Closed((element,))
+        if found := self._faults.hit(CloseFault, at_ms, self.topic):
+            kind, hit = found
+            write = partial(self._element, at_ms=at_ms, confirm=True)
+            listing = market.listing
+            closed = kind.effect(Closing(element, candle, listing.tick, listing.step, write), hit)
         opened = self._opened(row, end_ms, at_ms)
-        if fault := faults.take_first(BENT_CLOSES, at_ms, self.topic):
-            return [self._frame([*self._bent(element, fault), *opened], at_ms)]
-        if faults.take(FaultKind.MISSING_CLOSE, at_ms, self.topic):
-            return [self._frame(opened, at_ms)] if opened else []
-        frames: list[Frame] = []
-        if late := faults.take(FaultKind.LATE_CLOSE, at_ms, self.topic):
-            frames = self._late(closed, late, at_ms)
-            frames += [self._frame(opened, at_ms)] if opened else []
-        elif market.category is Category.LINEAR or not opened:
-            frames = [self._frame([element, *opened], at_ms)]
-        else:
-            frames = [self._frame([element], at_ms), self._frame(opened, at_ms)]
-        if faults.take(FaultKind.REVISED_CLOSE, at_ms, self.topic):
-            frames.append(self._revised(closed, at_ms + REVISION_DELAY_MS))
+        parts = [[*closed.now, *opened]]
+        if market.category is Category.SPOT:
+            parts = [[*closed.now], opened]
+        frames = [self._frame(part, at_ms) for part in parts if part]
+        for by_ms, late in closed.later:
+            frames.append(self._frame([late | {"timestamp": at_ms + by_ms}], at_ms + by_ms))
         return frames
 
     def _opened(self, row: int, end_ms: int, at_ms: int) -> list[dict[str, Any]]:
@@ -197,31 +268,6 @@ class CandleChannel:
         price = int(market.base.open[row + 1])
         candle = Candle(end_ms, price, price, price, price, 0, 0)
         return [self._element(candle, at_ms, confirm=False)]
-
-    def _late(self, closed: Candle, fault: Fault, at_ms: int) -> list[Frame]:
-        late_ms = at_ms + fault.delay_ms
-        return [self._frame([self._element(closed, late_ms, confirm=True)], late_ms)]
-
-    def _bent(self, closed: dict[str, Any], fault: Fault) -> list[dict[str, Any]]:
-        """Return what *fault* makes of the closed candle: it comes in its place."""
-        match fault.kind:
-            case FaultKind.OFF_GRID:
-                moved = {name: closed[name] + fault.delay_ms for name in ("start", "end")}
-                return [closed | moved]
-            case FaultKind.DOUBLE_CLOSE:
-                return [closed | {"close": closed["low"], "open": closed["high"]}, closed]
-            case _:
-                price = times(closed["close"], FACTOR)
-                return [closed | {"close": price, "high": price}]
-
-    def _revised(self, closed: Candle, at_ms: int) -> Frame:
-        """Return *closed* with another close and more volume, inside its own range."""
-        tick, step = self._market.listing.tick, self._market.listing.step
-        close = closed.close + tick if closed.close + tick <= closed.high else closed.close - tick
-        revised = closed._replace(
-            close=close, low=min(closed.low, close), volume=closed.volume + step
-        )
-        return self._frame([self._element(revised, at_ms, confirm=True)], at_ms)
 
     def _element(self, candle: Candle, at_ms: int, *, confirm: bool) -> dict[str, Any]:
         opened, high, low, close, volume, turnover = self._market.candle_texts(candle)

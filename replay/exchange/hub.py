@@ -13,8 +13,15 @@ from typing import Final
 from aiohttp import WSMsgType, web
 
 from tracepaper.replay.exchange.channels import Channel, Due, Frame
-from tracepaper.replay.exchange.corruption import forged, malformed
-from tracepaper.replay.exchange.faults import FORGED_BEFORE, Fault, FaultKind, Faults
+from tracepaper.replay.exchange.fault_kinds import (
+    FAULTS,
+    ConnectionFault,
+    Fault,
+    FrameFault,
+    HandshakeFault,
+    Sent,
+)
+from tracepaper.replay.exchange.faults import Faults
 
 # ------------------------------------------------------------ limits
 
@@ -118,13 +125,21 @@ class Connection:
         self.category: Final = category
         self.identity: Final = identity
         self.topics: Final[set[str]] = set()
-        self.stalled_until_s = 0.0
+        self._stalled_until_s = 0.0
         self._request = request
         self._outbox: deque[bytes] = deque()
         self._filled = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
         self.is_cut = False
+
+    def stall(self, until_s: float) -> None:
+        """Withhold data until *until_s*, machine time."""
+        self._stalled_until_s = until_s
+
+    def is_served(self, now_s: float) -> bool:
+        """Return whether data is sent to it now."""
+        return self._stalled_until_s <= now_s and not self.is_cut
 
     def send(self, body: bytes) -> None:
         """Queue *body*; a client that does not read is cut off, as the exchange would."""
@@ -184,12 +199,20 @@ class Subscription:
 class Hub:
     """Connections, subscriptions, the queue of due frames, and the faults that meet them."""
 
-    def __init__(self, clock: MarketClock, faults: Faults, find_channel: FindChannel) -> None:
+    def __init__(
+        self,
+        clock: MarketClock,
+        faults: Faults,
+        find_channel: FindChannel,
+        *,
+        is_released_by_any: bool = False,
+    ) -> None:
+        """Make a hub whose held time any topic releases, or candles alone."""
         self.clock: Final = clock
         self.faults: Final = faults
         self.connections: Final[set[Connection]] = set()
         self.frames_sent = 0
-        self.releases_on_any = False
+        self._is_released_by_any = is_released_by_any
         self._find_channel = find_channel
         self._channels: dict[Key, Channel] = {}
         self._subscriptions: dict[Key, Subscription] = {}
@@ -224,7 +247,7 @@ class Hub:
             self._schedule_next(key, self._subscriptions[key])
         self._subscriptions[key].listeners.append(connection)
         connection.topics.add(topic)
-        if self.clock.held and (topic.startswith("kline.") or self.releases_on_any):
+        if self.clock.held and (topic.startswith("kline.") or self._is_released_by_any):
             self.release()
         self.subscribed.set()
         self.apply_connection_faults()
@@ -311,53 +334,23 @@ class Hub:
     # ------------------------------------------------------------ sending
 
     def publish(self, key: Key, frame: Frame) -> None:
-        """Send *frame* to its listeners, unless a fault is armed for it."""
+        """Send *frame* to its listeners, or what a fault makes of it."""
         self.apply_connection_faults()
-        if not self._receivers(key) or self._stalls():
+        if not self._receivers(key):
             return
-        body: bytes | None = frame.body
         held_back, self._held_back = self._held_back, []
-        fault = None
-        if not self.faults.quiet:
-            fault = self.faults.take_frame_fault(self.clock.now_ms(), frame.topic)
-        if fault is not None:
-            body = self._broken(key, frame, fault)
-        if body is not None:
+        now_ms = self.clock.now_ms()
+        sent = Sent((frame.body,))
+        if found := self.faults.hit(FrameFault, now_ms, frame.topic):
+            kind, hit = found
+            sent = kind.effect(frame.body, hit)
+        for body in sent.now:
             self._deliver(key, body)
+        for by_ms, body in sent.later:
+            self.at(now_ms + by_ms, partial(self._deliver, key, body))
+        self._held_back += ((key, body) for body in sent.after_next)
         for other, late in held_back:
             self._deliver(other, late)
-
-    def _stalls(self) -> bool:
-        """Withhold data from every connection of the moment if a stall is armed."""
-        fault = self.faults.take(FaultKind.STALL, self.clock.now_ms())
-        if fault is None:
-            return False
-        until_s = asyncio.get_running_loop().time() + fault.seconds
-        for connection in self.connections:
-            connection.stalled_until_s = until_s
-        return True
-
-    def _broken(self, key: Key, frame: Frame, fault: Fault) -> bytes | None:
-        """Return what is sent now in place of *frame* under a frame fault."""
-        match fault.kind:
-            case FaultKind.DELAY:
-                at_ms = self.clock.now_ms() + fault.delay_ms
-                self.at(at_ms, partial(self._deliver, key, frame.body))
-            case FaultKind.REORDER:
-                self._held_back.append((key, frame.body))
-            case FaultKind.DUPLICATE:
-                self._deliver(key, frame.body)
-                return frame.body
-            case FaultKind.MALFORMED:
-                return malformed(frame.body, self.faults.tally[fault.kind].fired)
-            case kind if kind in FORGED_BEFORE:
-                self._deliver(key, forged(frame.body, kind, fault.ahead_ms(self.clock.speed)))
-                return frame.body
-            case FaultKind.FOREIGN_FRAME:
-                return forged(frame.body, fault.kind, 0)
-            case _:
-                pass
-        return None
 
     def _deliver(self, key: Key, body: bytes) -> None:
         for connection in self._receivers(key):
@@ -369,27 +362,30 @@ class Hub:
         if subscription is None:
             return []
         now_s = asyncio.get_running_loop().time()
-        return [
-            each
-            for each in subscription.listeners
-            if each.stalled_until_s <= now_s and not each.is_cut
-        ]
+        return [each for each in subscription.listeners if each.is_served(now_s)]
 
     # ------------------------------------------------------------ connection faults
 
     def arm(self, fault: Fault) -> None:
         """Arm *fault*, and cut the stream at once where its kind asks for that."""
         self.faults.arm(fault)
-        if fault.provoke or fault.kind is FaultKind.REFUSE:
+        if fault.provoke or isinstance(FAULTS[fault.kind], HandshakeFault):
             self.cut_all()
         self.apply_connection_faults()
 
     def apply_connection_faults(self) -> None:
-        """Cut the connections of the moment where that is armed and hits one."""
-        if not any(each.topics and not each.is_cut for each in self.connections):
-            return
-        if self.faults.take(FaultKind.DISCONNECT, self.clock.now_ms()):
-            self.cut_all()
+        """Let an armed fault act on the connections of the moment, once one of them listens."""
+        if any(each.topics and not each.is_cut for each in self.connections) and (
+            found := self.faults.hit(ConnectionFault, self.clock.now_ms())
+        ):
+            kind, hit = found
+            kind.effect(self, hit)
+
+    def stall(self, seconds: float) -> None:
+        """Withhold data from every connection of the moment."""
+        until_s = asyncio.get_running_loop().time() + seconds
+        for connection in self.connections:
+            connection.stall(until_s)
 
     def cut_all(self) -> None:
         """Cut every connection."""

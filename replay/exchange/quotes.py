@@ -9,7 +9,16 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.exchange.channels import GRID_MS, Due, Frame, Pacing, encode
+from tracepaper.replay.exchange.channels import (
+    GRID_MS,
+    Channel,
+    Due,
+    Frame,
+    Pacing,
+    TopicRequest,
+    encode,
+    topic,
+)
 from tracepaper.replay.exchange.instruments import padded
 from tracepaper.replay.exchange.market import (
     RATE_DECIMALS,
@@ -256,6 +265,27 @@ def _stale(market: SimulatedMarket, now_ms: int) -> tuple[int, int] | None:
     if not market.is_open(row, now_ms):
         return None
     return row, max(market.open_ms(row), now_ms - now_ms % GRID_MS - STALE_MS)
+
+
+@topic("tickers.{symbol}")
+def tickers(asked: TopicRequest) -> Channel | None:
+    """Send tickers: a snapshot and deltas of changed fields, on spot whole snapshots."""
+    if asked.market is None or asked.argument:
+        return None
+    return TickerChannel(asked.topic, asked.market, asked.pacing)
+
+
+@topic("orderbook.{depth}.{symbol}")
+def orderbook(asked: TopicRequest) -> Channel | None:
+    """Send the order book of depth 1, 50, 200, 1000 or rpi."""
+    market, depth = asked.market, asked.argument
+    if market is None:
+        return None
+    if depth == "rpi":
+        return BookChannel(asked.topic, market, RPI_DEPTH, asked.pacing, extra=(NO_RPI,))
+    if depth.isdecimal() and int(depth) in DEPTHS:
+        return BookChannel(asked.topic, market, int(depth), asked.pacing)
+    return None
 
 
 class TickerChannel:

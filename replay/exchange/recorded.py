@@ -25,6 +25,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.channels import Channel, Due, Frame
 from tracepaper.replay.exchange.instruments import list_instrument, parsed
 from tracepaper.replay.exchange.instruments import recorded as recorded_instruments
+from tracepaper.replay.exchange.surface import TOPICS
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.market import MINUTE_MS
 from tracepaper.strategies.types import Category
@@ -32,10 +33,6 @@ from tracepaper.strategies.types import Category
 GZIP_MAGIC: Final = b"\x1f\x8b"
 RECEIVED: Final = "recv"
 CATEGORIES: Final = ("linear", "spot", "inverse", "option")
-OF_ONE_SYMBOL: Final = (
-    *("kline", "publicTrade", "tickers", "orderbook"),
-    *("allLiquidation", "priceLimit"),
-)
 NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 SENT: Final = re.compile(rb"(\w+://\S+) (?:<->|<-|->) [0-9.]+")
 CAME: Final = re.compile(rb"([0-9]+(?:\.[0-9]+)?): (\{.*)")
@@ -96,7 +93,8 @@ class Recording:
     @property
     def symbols(self) -> list[str]:
         """The symbols of the recording, in alphabetical order."""
-        named = [topic for topic in self._topics if topic.partition(".")[0] in OF_ONE_SYMBOL]
+        kinds = {kind.name for kind in TOPICS.values() if kind.is_of_one_symbol}
+        named = [topic for topic in self._topics if topic.partition(".")[0] in kinds]
         return sorted({topic.rpartition(".")[2] for topic in named})
 
     def channel(self, category: str, topic: str) -> Channel | None:

@@ -9,33 +9,29 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from tracepaper.replay.exchange.answers import Answer, Flat, Query, Refused, instruments_page
+from tracepaper.replay.exchange.answers import instruments_page
 from tracepaper.replay.exchange.channels import encode
-from tracepaper.replay.exchange.corruption import bent, malformed_body
-from tracepaper.replay.exchange.faults import (
-    ANSWER_KINDS,
+from tracepaper.replay.exchange.fault_kinds import (
+    FORBIDDEN,
     KLINE_PATH,
-    PAGE_KINDS,
-    TIME_PATH,
-    Fault,
-    FaultKind,
-    fault_from,
+    AnswerFault,
+    BodyFault,
+    PageFault,
+    Reply,
+    TimeFault,
 )
+from tracepaper.replay.exchange.faults import fault_from
 from tracepaper.replay.exchange.hub import Hub, Limiter
 from tracepaper.replay.exchange.market import Venue
 from tracepaper.replay.exchange.recorded import Recording
+from tracepaper.replay.exchange.routes import Answer, Flat, Query, Refused
 from tracepaper.replay.exchange.surface import answer as routed_answer
+from tracepaper.replay.exchange.surface import listing
 from tracepaper.strategies.errors import ConfigInvalid
 
-TOO_MANY_VISITS: Final = Refused(10006, "Too many visits. Exceeded the API Rate Limit.")
-DEFAULT_STATUS: Final = 500
-DEFAULT_CODE: Final = 10016
 REQUESTS_PER_WINDOW: Final = 600
 REQUEST_WINDOW_S: Final = 5.0
-FORBIDDEN: Final = """<!DOCTYPE html>
-<html><head><title>403 Forbidden</title></head>
-<body><h1>403 Forbidden</h1><p>access too frequent</p></body></html>
-"""
+LOCAL_NAMES: Final = ("localhost",)
 
 
 class RestHandler:
@@ -49,34 +45,37 @@ class RestHandler:
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one request."""
-        now_ms = self._hub.clock.now_ms()
-        faults = self._hub.faults
-        fault = faults.take_first(ANSWER_KINDS, now_ms, request.path)
-        if fault is not None and fault.kind is not FaultKind.MALFORMED_BODY:
-            return await _in_place(fault, now_ms)
+        now_ms, faults = self._hub.clock.now_ms(), self._hub.faults
+        if in_place := faults.hit(AnswerFault, now_ms, request.path):
+            kind, hit = in_place
+            given: Reply | Refused = kind.effect(hit)
+            if isinstance(given, Reply):
+                return await reply(given)
+            return _json_response(_envelope(given, now_ms))
         if not self._limiter.admits(asyncio.get_running_loop().time()):
-            return forbidden()
+            return await reply(FORBIDDEN)
         answer = self.answer(request.path, request.query, now_ms)
         if isinstance(answer, dict):
-            now_ms, answer = self._bent(request.path, answer, now_ms)
+            now_ms, answer = self._disturbed(request.path, answer, now_ms)
         body = _envelope(answer, now_ms)
-        if fault is not None:
-            body = malformed_body(body, faults.tally[fault.kind].fired)
-        return web.Response(body=body, content_type="application/json")
+        if broken := faults.hit(BodyFault, now_ms, request.path):
+            breaking, hit = broken
+            body = breaking.effect(body, hit)
+        return _json_response(body)
 
-    def _bent(self, path: str, result: dict[str, Any], now_ms: int) -> tuple[int, dict[str, Any]]:
-        """Return the server's time and *result* as armed faults bend them."""
+    def _disturbed(
+        self, path: str, result: dict[str, Any], now_ms: int
+    ) -> tuple[int, dict[str, Any]]:
+        """Return the server's time and *result* as armed faults change them."""
         faults = self._hub.faults
-        if path == KLINE_PATH and result["list"]:
-            fault = faults.take_first(PAGE_KINDS, now_ms, path)
-            result = result if fault is None else bent(result, fault)
-        fault = faults.take(FaultKind.LYING_TIME, now_ms, path)
-        if fault is None:
-            return now_ms, result
-        lie_ms = now_ms + fault.delay_ms
-        if path == TIME_PATH:
-            result = {"timeSecond": str(lie_ms // 1_000), "timeNano": str(lie_ms * 1_000_000)}
-        return lie_ms, result
+        if path == KLINE_PATH and result["list"] and (page := faults.hit(PageFault, now_ms, path)):
+            kind, hit = page
+            result = dict(result)
+            result["list"] = kind.effect(result["list"], result, hit)
+        if lie := faults.hit(TimeFault, now_ms, path):
+            lying, hit = lie
+            now_ms, result = lying.effect(now_ms, path, result, hit)
+        return now_ms, result
 
     def answer(self, path: str, query: Query, now_ms: int) -> Answer:
         """Return the result of *path*, or the refusal of a route that there is not."""
@@ -87,28 +86,19 @@ class RestHandler:
         return routed_answer(self._venue, path, query, now_ms)
 
 
-def forbidden() -> web.Response:
-    """Return the ban, which comes from the network in front, as HTML."""
-    return web.Response(status=403, text=FORBIDDEN, content_type="text/html")
+async def reply(given: Reply) -> web.Response:
+    """Return *given* as a response, once its wait is over."""
+    await asyncio.sleep(given.wait_s)
+    return web.Response(
+        status=given.status,
+        text=given.text,
+        content_type=given.content_type,
+        headers={"Location": given.location} if given.location else None,
+    )
 
 
-async def _in_place(fault: Fault, now_ms: int) -> web.Response:
-    """Return what comes in place of an answer under *fault*."""
-    match fault.kind:
-        case FaultKind.HTTP_403:
-            return forbidden()
-        case FaultKind.HTTP_STATUS:
-            return web.Response(status=fault.status or DEFAULT_STATUS, text="refused")
-        case FaultKind.REDIRECT:
-            return web.Response(status=302, headers={"Location": "/v5/elsewhere"})
-        case FaultKind.HANG:
-            await asyncio.sleep(fault.seconds)
-            return web.Response(status=504, text="too late")
-        case FaultKind.RETCODE:
-            refused = Refused(fault.code or DEFAULT_CODE, "as the fault asks")
-        case _:
-            refused = TOO_MANY_VISITS
-    return web.Response(body=_envelope(refused, now_ms), content_type="application/json")
+def _json_response(body: bytes, status: int = 200) -> web.Response:
+    return web.Response(body=body, status=status, content_type="application/json")
 
 
 def _envelope(answer: Answer, now_ms: int) -> bytes:
@@ -152,9 +142,8 @@ def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) 
 #
 # ``POST /control/fault`` arms a fault (``{"kind": "drop", "topic": "kline"}``, see ``faults``),
 # ``GET /control/faults`` tells what each kind does, how often it was scheduled and fired, and when;
-# ``POST /control/release`` lets held time run; ``GET /control/status`` tells time and counts.
-
-LOCAL_NAMES: Final = ("localhost",)
+# ``GET /control/surface`` lists routes, topics and faults; ``POST /control/release`` lets held time
+# run; ``GET /control/status`` tells time and counts.
 
 
 class Control:
@@ -170,6 +159,7 @@ class Control:
             web.get("/control/faults", self.faults),
             web.post("/control/release", self.release),
             web.get("/control/status", self.status),
+            web.get("/control/surface", self.surface),
         ]
 
     async def fault(self, request: web.Request) -> web.Response:
@@ -186,6 +176,11 @@ class Control:
         """Answer the tally of each kind."""
         _refuse_foreign(request)
         return _json(self._hub.faults.report())
+
+    async def surface(self, request: web.Request) -> web.Response:
+        """Answer every route, form of topic and kind of fault, with what it is."""
+        _refuse_foreign(request)
+        return _json(listing())
 
     async def release(self, request: web.Request) -> web.Response:
         """Let held time run."""
@@ -228,4 +223,4 @@ def _is_address(text: str) -> bool:
 
 
 def _json(body: dict[str, Any], status: int = 200) -> web.Response:
-    return web.Response(body=encode(body), status=status, content_type="application/json")
+    return _json_response(encode(body), status)

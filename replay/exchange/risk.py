@@ -11,7 +11,12 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
-from tracepaper.replay.exchange.answers import (
+from tracepaper.replay.exchange.answers import market_of
+from tracepaper.replay.exchange.channels import Channel, Due, Frame, TopicRequest, encode, topic
+from tracepaper.replay.exchange.instruments import padded, parsed
+from tracepaper.replay.exchange.market import SimulatedMarket, Venue
+from tracepaper.replay.exchange.path import mix
+from tracepaper.replay.exchange.routes import (
     BAD_CATEGORY,
     BAD_SYMBOL,
     DERIVATIVES,
@@ -19,12 +24,8 @@ from tracepaper.replay.exchange.answers import (
     Query,
     Refused,
     cursor_fields,
-    market_of,
+    route,
 )
-from tracepaper.replay.exchange.channels import Due, Frame, Pacing, encode
-from tracepaper.replay.exchange.instruments import padded, parsed
-from tracepaper.replay.exchange.market import SimulatedMarket, Venue
-from tracepaper.replay.exchange.path import mix
 from tracepaper.replay.exchange.series import MARK
 from tracepaper.strategies.market import DAY_MS, HOUR_MS, MINUTE_MS, unscaled
 from tracepaper.strategies.types import Category
@@ -50,8 +51,9 @@ Body = dict[str, Any]
 Item = dict[str, Any]
 
 
+@route("/v5/market/risk-limit", ("category",), ("symbol", "cursor"))
 def risk_limit(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """``/v5/market/risk-limit``: five tiers a symbol, fifteen symbols a page."""
+    """Return risk tiers: five a symbol, fifteen symbols a page."""
     del now_ms
     category = query.get("category", "")
     if category not in DERIVATIVES:
@@ -97,8 +99,9 @@ def _tiers(market: SimulatedMarket) -> Iterator[Item]:
         }
 
 
+@route("/v5/market/price-limit", ("symbol",), ("category",))
 def price_limit(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """``/v5/market/price-limit``: the mark, or on spot the last price, more or less a share."""
+    """Return the highest bid and lowest ask: a share around the mark, on spot the last price."""
     market = market_of(venue, query)
     if isinstance(market, Refused):
         return market
@@ -123,8 +126,9 @@ def limits(market: SimulatedMarket, now_ms: int) -> dict[str, str]:
     }
 
 
+@route("/v5/market/insurance", (), ("coin",))
 def insurance(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """``/v5/market/insurance``: one invented pool for all contracts of a coin."""
+    """Return the insurance pools: one, invented, for all contracts of a coin."""
     day = now_ms // DAY_MS
     pools = coins_settled(venue)
     wanted = query.get("coin", "")
@@ -151,8 +155,9 @@ def pool(markets: list[SimulatedMarket], moment: int) -> int:
     return (POOL_LEAST + mix(markets[0].seed ^ moment) % POOL_SPAN) * 10**POOL_DECIMALS
 
 
+@route("/v5/market/adlAlert", (), ("coin",))
 def adl_alert(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """``/v5/market/adlAlert``: pools that are far from any deleveraging."""
+    """Return the alerts of pools, which are far from any deleveraging."""
     pools = coins_settled(venue)
     wanted = query.get("coin", "")
     items = [
@@ -221,14 +226,25 @@ class NoticeChannel:
         return Frame(self.topic, encode({"topic": self.topic, **self._sent, "ts": at_ms}), at_ms)
 
 
-def price_limits(topic: str, market: SimulatedMarket, pacing: Pacing) -> NoticeChannel:
-    """Return the channel of ``priceLimit.{symbol}``."""
-    gap_ms = pacing.notice_gap_ms(LIMIT_PUSH_MS)
-    return NoticeChannel(topic, market, gap_ms, lambda at_ms: {"data": limits(market, at_ms)})
+@topic("priceLimit.{symbol}")
+def price_limits(asked: TopicRequest) -> Channel | None:
+    """Send the highest bid and the lowest ask."""
+    market = asked.market
+    if market is None or asked.argument:
+        return None
+    gap_ms = asked.pacing.notice_gap_ms(LIMIT_PUSH_MS)
+    return NoticeChannel(asked.topic, market, gap_ms, lambda at_ms: {"data": limits(market, at_ms)})
 
 
-def insurance_pool(topic: str, markets: list[SimulatedMarket], pacing: Pacing) -> NoticeChannel:
-    """Return the channel of ``insurance.{coin}``; its balance moves by the minute."""
+def _settled(asked: TopicRequest) -> list[SimulatedMarket]:
+    """Return the contracts that settle in the coin asked for, on linear."""
+    return coins_settled(asked.venue).get(asked.rest, []) if asked.category == "linear" else []
+
+
+@topic("insurance.{coin}")
+def insurance_pool(asked: TopicRequest) -> Channel | None:
+    """Send the insurance pools of a coin; a balance moves by the minute."""
+    markets = _settled(asked)
 
     def build(at_ms: int) -> Body:
         minute = at_ms // MINUTE_MS
@@ -245,13 +261,15 @@ def insurance_pool(topic: str, markets: list[SimulatedMarket], pacing: Pacing) -
             ],
         }
 
-    return NoticeChannel(topic, markets[0], pacing.notice_gap_ms(POOL_PUSH_MS), build)
+    if not markets:
+        return None
+    return NoticeChannel(asked.topic, markets[0], asked.pacing.notice_gap_ms(POOL_PUSH_MS), build)
 
 
-def deleveraging_alerts(
-    topic: str, markets: list[SimulatedMarket], pacing: Pacing
-) -> NoticeChannel:
-    """Return the channel of ``adlAlert.{coin}``."""
+@topic("adlAlert.{coin}")
+def deleveraging_alerts(asked: TopicRequest) -> Channel | None:
+    """Send the alerts of deleveraging of a coin's contracts."""
+    markets = _settled(asked)
 
     def build(at_ms: int) -> Body:
         return {
@@ -266,7 +284,17 @@ def deleveraging_alerts(
             ],
         }
 
-    return NoticeChannel(topic, markets[0], pacing.notice_gap_ms(POOL_PUSH_MS), build)
+    if not markets:
+        return None
+    return NoticeChannel(asked.topic, markets[0], asked.pacing.notice_gap_ms(POOL_PUSH_MS), build)
+
+
+@topic("allLiquidation.{symbol}")
+def all_liquidations(asked: TopicRequest) -> Channel | None:
+    """Send liquidations, on linear: the extremes of bars that ran far from their open."""
+    if asked.market is None or asked.argument or asked.category != "linear":
+        return None
+    return LiquidationChannel(asked.topic, asked.market)
 
 
 class LiquidationChannel:

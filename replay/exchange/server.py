@@ -41,8 +41,9 @@ from aiohttp import web
 
 from tracepaper.daemon.http.connections import ConnectionLimits
 from tracepaper.replay.archive import Candles, read_many
-from tracepaper.replay.exchange.channels import Channel, Pacing, encode
-from tracepaper.replay.exchange.faults import Fault, FaultPlan, Faults, TimedFault, fault_from
+from tracepaper.replay.exchange.channels import Channel, Pacing, TopicRequest, encode
+from tracepaper.replay.exchange.fault_kinds import Fault
+from tracepaper.replay.exchange.faults import FaultPlan, Faults, TimedFault, fault_from
 from tracepaper.replay.exchange.hub import Hub, MarketClock
 from tracepaper.replay.exchange.market import (
     END_LINGER_MS,
@@ -116,7 +117,7 @@ class EmbeddedExchange:
             [SimulatedMarket(each, seed=settings.seed) for each in candles],
             may_be_empty=self.recording is not None,
         )
-        self.faults: Final = Faults()
+        self.faults: Final = Faults(speed=settings.speed)
         self._plan = settings.faults or FaultPlan()
         self._stack = AsyncExitStack()
         self._port = settings.port
@@ -136,8 +137,9 @@ class EmbeddedExchange:
             manual=settings.manual,
             held=settings.hold or recording is not None,
         )
-        self.hub = Hub(self.clock, self.faults, self._channel)
-        self.hub.releases_on_any = recording is not None
+        self.hub = Hub(
+            self.clock, self.faults, self._channel, is_released_by_any=recording is not None
+        )
         self._lay_timeline(start_ms)
         async with AsyncExitStack() as stack:
             await self._listen(stack)
@@ -172,7 +174,7 @@ class EmbeddedExchange:
 
     @property
     def control_url(self) -> str:
-        """The base of the control calls: ``/fault``, ``/faults``, ``/release``, ``/status``."""
+        """The base of the control calls: ``/fault``, ``/faults``, ``/surface``, ``/release``."""
         return f"{self.rest_url}/control"
 
     def announcement(self) -> dict[str, Any]:
@@ -215,7 +217,7 @@ class EmbeddedExchange:
         if self.recording:
             return self.recording.channel(category, topic)
         pacing = Pacing(self.settings.speed)
-        return find_channel(self.venue, category, topic, pacing=pacing, faults=self.faults)
+        return find_channel(TopicRequest(self.venue, category, topic, pacing, self.faults))
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         """Serve REST, stream and control calls on one port."""

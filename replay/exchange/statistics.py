@@ -12,11 +12,14 @@ from urllib.parse import quote
 
 import numpy as np
 
-from tracepaper.replay.exchange.answers import (
+from tracepaper.replay.exchange.answers import CATEGORIES, TIME_OPTIONS, market_of
+from tracepaper.replay.exchange.instruments import padded
+from tracepaper.replay.exchange.market import SimulatedMarket, Venue, open_interest
+from tracepaper.replay.exchange.path import mix
+from tracepaper.replay.exchange.routes import (
     BAD_CATEGORY,
     BAD_PARAMETER,
     BAD_SYMBOL,
-    CATEGORIES,
     DERIVATIVES,
     Answer,
     Flat,
@@ -24,12 +27,9 @@ from tracepaper.replay.exchange.answers import (
     Query,
     Refused,
     cursor_fields,
-    market_of,
+    route,
     window_of,
 )
-from tracepaper.replay.exchange.instruments import padded
-from tracepaper.replay.exchange.market import SimulatedMarket, Venue, open_interest
-from tracepaper.replay.exchange.path import mix
 from tracepaper.replay.exchange.series import INDEX
 from tracepaper.strategies.market import BASE_FEES, DAY_MS, HOUR_MS, MINUTE_MS, unscaled
 
@@ -66,8 +66,11 @@ COIN_DECIMALS: Final = 8
 Item = dict[str, Any]
 
 
+@route(
+    "/v5/market/open-interest", ("category", "symbol", "intervalTime"), (*TIME_OPTIONS, "cursor")
+)
 def open_interest_history(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """``/v5/market/open-interest``: newest first, on the grid of ``intervalTime``."""
+    """Return open interest, newest first, on the grid of ``intervalTime``."""
 
     def item(market: SimulatedMarket, time_ms: int) -> Item:
         interest = open_interest(market, time_ms)
@@ -92,8 +95,9 @@ def open_interest_history(venue: Venue, query: Query, now_ms: int) -> Answer:
     }
 
 
+@route("/v5/market/account-ratio", ("category", "symbol", "period"), (*TIME_OPTIONS, "cursor"))
 def account_ratio(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """``/v5/market/account-ratio``: invented shares of long and short accounts, together 1."""
+    """Return the shares of long and short accounts: invented, together 1."""
 
     def item(market: SimulatedMarket, time_ms: int) -> Item:
         whole = 10**RATIO_DECIMALS
@@ -146,8 +150,9 @@ def _history(
     return market, [item(market, each) for each in page], cursor
 
 
+@route("/v5/market/delivery-price", ("category",), ("symbol",))
 def delivery_price(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """``/v5/market/delivery-price``: dated futures that are over, at their last index."""
+    """Return delivery prices: dated futures that are over, at their last index."""
     category = query.get("category", "")
     if category not in CATEGORIES or category == "spot":
         return BAD_CATEGORY
@@ -165,16 +170,22 @@ def delivery_price(venue: Venue, query: Query, now_ms: int) -> Answer:
     return {"category": category, "nextPageCursor": "", "list": items}
 
 
+@route("/v5/market/new-delivery-price", ("category", "baseCoin"))
 def new_delivery_price(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """``/v5/market/new-delivery-price``: of options, which nobody serves."""
+    """Return delivery prices of options, which nobody serves."""
     del venue, now_ms
     if query.get("category", "") != "option":
         return BAD_CATEGORY
     return {"category": "option", "list": []}
 
 
+@route(
+    "/v5/market/historical-volatility",
+    ("category",),
+    ("baseCoin", "period", "startTime", "endTime"),
+)
 def historical_volatility(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """``/v5/market/historical-volatility``: hourly, of the returns of the days before, a year's.
+    """Return volatility by the hour: of the returns of the days before, a year's.
 
     Its body has the category beside a result that is a list.
     """
@@ -215,8 +226,9 @@ def _volatility(market: SimulatedMarket, time_ms: int, days: int) -> str | None:
     return f"{yearly:.8f}"
 
 
+@route("/v5/market/index-price-components", ("indexName",))
 def index_price_components(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """``/v5/market/index-price-components``: this exchange alone makes the index."""
+    """Return the components of an index, which this exchange alone makes."""
     name = query.get("indexName", "")
     market = venue.find("linear", name) or venue.find("spot", name)
     if market is None:
@@ -240,8 +252,9 @@ def index_price_components(venue: Venue, query: Query, now_ms: int) -> Answer:
     }
 
 
+@route("/v5/account/fee-rate", ("category",), ("symbol",))
 def fee_rate(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """``/v5/account/fee-rate``: the retail rates, with any key or none.
+    """Return the retail fee rates, with any key or none.
 
     It is no public route, but clients that load instruments ask for it before all else.
     """
@@ -263,8 +276,9 @@ def fee_rate(venue: Venue, query: Query, now_ms: int) -> Answer:
     return {"list": items}
 
 
+@route("/v5/asset/coin/query-info", (), ("coin",))
 def coin_info(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """``/v5/asset/coin/query-info``: the coins of the markets, none of which can be moved.
+    """Return the coins of the markets, none of which can be moved.
 
     Like the fee rates it is no public route, and asked for by clients that load instruments.
     """
@@ -297,8 +311,9 @@ def coin_info(venue: Venue, query: Query, now_ms: int) -> Answer:
     return {"rows": rows}
 
 
+@route("/v5/market/fee-group-info", ("productType",), ("groupId",))
 def fee_group_info(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """``/v5/market/fee-group-info``: all contracts in one group, for professionals alone."""
+    """Return fee groups: all contracts in one, for professionals alone."""
     if query.get("productType", "") != "contract":
         return Refused(BAD_PARAMETER, "params error: productType is invalid")
     symbols = [name for kind, name in sorted(venue.markets) if kind in DERIVATIVES]

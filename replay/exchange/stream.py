@@ -9,9 +9,10 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from tracepaper.replay.exchange.channels import encode
-from tracepaper.replay.exchange.faults import FaultKind
+from tracepaper.replay.exchange.fault_kinds import HandshakeFault
 from tracepaper.replay.exchange.hub import Connection, Hub, Limiter
 from tracepaper.replay.exchange.path import key
+from tracepaper.replay.exchange.rest import reply
 
 CATEGORIES: Final = ("linear", "spot", "inverse", "option")
 SPOT_ARGS_MAX: Final = 10
@@ -40,8 +41,9 @@ class StreamHandler:
         hub = self._hub
         if category not in CATEGORIES:
             raise web.HTTPNotFound
-        if hub.faults.take(FaultKind.REFUSE, hub.clock.now_ms()):
-            return web.Response(status=503, text="refused")
+        if refused := hub.faults.hit(HandshakeFault, hub.clock.now_ms()):
+            kind, hit = refused
+            return await reply(kind.effect(hit))
         if not self._limiter.admits(asyncio.get_running_loop().time()):
             return web.Response(status=403, text="too many connections")
         self._opened += 1

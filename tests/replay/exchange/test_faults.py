@@ -20,24 +20,24 @@ from exchange_client import (
     serving,
     walk_rows,
 )
+from generated import surface_page
 
 from tracepaper.daemon.bybit.messages import ServerTime
 from tracepaper.daemon.bybit.rest import decode_result
 from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
 from tracepaper.replay.commands.exchange import exchange as exchange_command
-from tracepaper.replay.exchange.faults import (
+from tracepaper.replay.exchange.fault_kinds import (
+    FAULTS,
     KLINE_PATH,
     LIES_MS,
-    MEANING,
-    REST_KINDS,
     RETCODES,
     STATUSES,
-    FaultKind,
-    FaultPlan,
-    fault_from,
-    plan_from,
-    read_plan,
+    Fault,
+    FrameFault,
+    RestFault,
+    Sent,
 )
+from tracepaper.replay.exchange.faults import FaultPlan, fault_from, plan_from, read_plan
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.types import Bar, Category
@@ -46,12 +46,12 @@ from tracepaper.strategies.types import Bar, Category
 
 
 def test_each_round_deals_every_kind_once_in_another_order() -> None:
-    rounds = list(islice(FaultPlan(seed=3, every_s=2.0).scheduled(), 3 * len(FaultKind)))
+    rounds = list(islice(FaultPlan(seed=3, every_s=2.0).scheduled(), 3 * len(FAULTS)))
     orders = [
-        [timed.fault.kind for timed in rounds[at : at + len(FaultKind)]]
-        for at in range(0, len(rounds), len(FaultKind))
+        [timed.fault.kind for timed in rounds[at : at + len(FAULTS)]]
+        for at in range(0, len(rounds), len(FAULTS))
     ]
-    assert all(sorted(order) == sorted(FaultKind) for order in orders)
+    assert all(sorted(order) == sorted(FAULTS) for order in orders)
     assert orders[0] != orders[1]
     assert all(1.0 <= timed.wait_s <= 3.0 for timed in rounds)
 
@@ -71,23 +71,22 @@ def test_a_plan_without_an_interval_schedules_nothing() -> None:
 def test_rest_faults_of_the_schedule_provoke_the_client() -> None:
     dealt = {
         timed.fault.kind: timed.fault
-        for timed in islice(FaultPlan(every_s=1).scheduled(), len(FaultKind))
+        for timed in islice(FaultPlan(every_s=1).scheduled(), len(FAULTS))
     }
-    assert {kind for kind, fault in dealt.items() if fault.provoke} == set(REST_KINDS)
+    of_rest = {kind.name for kind in FAULTS.values() if isinstance(kind, RestFault)}
+    assert {kind for kind, fault in dealt.items() if fault.provoke} == of_rest
 
 
 def test_the_schedule_draws_from_every_status_code_and_lie() -> None:
-    dealt = [
-        timed.fault for timed in islice(FaultPlan(every_s=1).scheduled(), 400 * len(FaultKind))
-    ]
+    dealt = [timed.fault for timed in islice(FaultPlan(every_s=1).scheduled(), 400 * len(FAULTS))]
     drawn = {
-        "status": {one.status for one in dealt if one.kind is FaultKind.HTTP_STATUS},
-        "code": {one.code for one in dealt if one.kind is FaultKind.RETCODE},
-        "lie": {(one.ms, one.topic) for one in dealt if one.kind is FaultKind.LYING_TIME},
+        "status": {one.status for one in dealt if one.kind == "http_status"},
+        "code": {one.code for one in dealt if one.kind == "retcode"},
+        "lie": {(one.ms, one.topic) for one in dealt if one.kind == "lying_time"},
     }
     lies = {(lie_ms, path) for lie_ms in LIES_MS for path in ("", KLINE_PATH)}
     assert drawn == {"status": set(STATUSES), "code": set(RETCODES), "lie": lies}
-    assert {one.topic for one in dealt if one.kind is FaultKind.DROP} == {"", "kline."}
+    assert {one.topic for one in dealt if one.kind == "drop"} == {"", "kline."}
 
 
 @pytest.mark.parametrize("suffix", ["toml", "json"])
@@ -107,10 +106,10 @@ def test_a_file_lists_faults_by_time(tmp_path: Path, suffix: str) -> None:
     }
     path.write_text(texts[suffix])
     plan = read_plan(path)
-    assert (plan.seed, plan.every_s, plan.kinds) == (4, 2.5, (FaultKind.STALL,))
+    assert (plan.seed, plan.every_s, plan.kinds) == (4, 2.5, ("stall",))
     assert [(timed.wait_s, timed.fault.kind) for timed in plan.listed] == [
-        (1.5, FaultKind.DROP),
-        (3.5, FaultKind.STALL),
+        (1.5, "drop"),
+        (3.5, "stall"),
     ]
 
 
@@ -168,7 +167,7 @@ async def disturbed_frames(kind: str, minutes: int = 3, **parameters: int) -> li
         exchange.arm(kind, topic="kline.", **parameters)
         await exchange.advance(minutes * MINUTE)
         await stream.ask("ping")
-        tally = exchange.faults.tally[FaultKind(kind)]
+        tally = exchange.faults.tally(kind)
         count = parameters.get("count", 1)
         assert (tally.scheduled, tally.fired, len(tally.times)) == (count, count, count)
         return stream.texts
@@ -271,7 +270,7 @@ async def test_a_stall_stops_data_while_pongs_go_on_and_spares_new_connections()
                 await exchange.advance(2 * MINUTE)
                 assert len(confirmed(await fresh.drain())) == 2
                 assert await stalled.drain() == []
-        assert exchange.faults.tally[FaultKind.STALL].fired == 1
+        assert exchange.faults.tally("stall").fired == 1
 
 
 async def subscribed(stream: StreamClient) -> None:
@@ -287,7 +286,7 @@ async def test_a_disconnect_cuts_every_stream_at_once() -> None:
             exchange.arm("disconnect")
             await one.until_cut()
             await other.until_cut()
-        assert exchange.faults.tally[FaultKind.DISCONNECT].fired == 1
+        assert exchange.faults.tally("disconnect").fired == 1
         async with client.stream() as again:
             await subscribed(again)
 
@@ -295,11 +294,11 @@ async def test_a_disconnect_cuts_every_stream_at_once() -> None:
 async def test_a_disconnect_without_a_client_waits_for_one() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client):
         exchange.arm("disconnect")
-        assert exchange.faults.tally[FaultKind.DISCONNECT].fired == 0
+        assert exchange.faults.tally("disconnect").fired == 0
         async with client.stream() as stream:
             await stream.socket.send_str(json.dumps({"op": "subscribe", "args": [KLINE]}))
             await stream.until_cut()
-        assert exchange.faults.tally[FaultKind.DISCONNECT].fired == 1
+        assert exchange.faults.tally("disconnect").fired == 1
 
 
 async def refused(client: Client) -> bool:
@@ -317,7 +316,7 @@ async def test_refuse_cuts_the_stream_and_turns_the_next_connections_away() -> N
             exchange.arm("refuse", count=2)
             await stream.until_cut()
         assert [await refused(client) for _ in range(3)] == [True, True, False]
-        assert exchange.faults.tally[FaultKind.REFUSE].fired == 2
+        assert exchange.faults.tally("refuse").fired == 2
 
 
 async def test_rest_faults_answer_10006_and_an_html_403() -> None:
@@ -387,7 +386,7 @@ async def test_what_it_forges_is_what_the_reader_of_the_daemon_refuses(kind: str
             now[0] = exchange.clock.now_ms()
             bars += read(wire, [json.dumps(frame) for frame in await stream.drain()])
         assert wire.counters == {FORGED[kind]: 1}
-        assert exchange.faults.tally[FaultKind(kind)].fired == 1
+        assert exchange.faults.tally(kind).fired == 1
         result = await client.result("kline", symbol="BTCUSDT", interval="1", limit=4)
         rows = {int(row[0]): row for row in result["list"][1:]}
         lost = {"off_grid", "double_close"}
@@ -409,7 +408,7 @@ async def test_data_of_another_symbol_stand_in_place_of_a_true_frame() -> None:
         read(wire, [json.dumps(frame) for frame in await stream.drain()])
         foreign = {kind for kind in wire.counters if kind.startswith("foreign.")}
         assert foreign == {"foreign.orderbook", "foreign.tickers", "foreign.publicTrade"}
-        assert exchange.faults.tally[FaultKind.FOREIGN_FRAME].fired == 3
+        assert exchange.faults.tally("foreign_frame").fired == 3
 
 
 async def test_a_book_without_bottom_makes_the_daemon_ask_for_another() -> None:
@@ -482,7 +481,7 @@ async def test_a_request_that_hangs_is_not_answered() -> None:
         with pytest.raises(TimeoutError):
             async with client.session.get(url, timeout=ClientTimeout(0.05)):
                 pass
-        assert exchange.faults.tally[FaultKind.HANG].fired == 1
+        assert exchange.faults.tally("hang").fired == 1
 
 
 async def test_rest_bodies_are_broken_in_five_ways() -> None:
@@ -529,13 +528,34 @@ async def test_pages_of_candles_are_bent_in_six_ways_each_once() -> None:
 
 
 def test_every_kind_of_fault_is_listed_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(MEANING) == set(FaultKind)
     exchange_command(list_faults=True)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(FaultKind)
-    assert all(
-        line.endswith(meaning) for line, meaning in zip(lines, MEANING.values(), strict=True)
-    )
+    assert [line.split()[0] for line in lines] == list(FAULTS)
+    for line, kind in zip(lines, FAULTS.values(), strict=True):
+        assert line.endswith(kind.meaning)
+
+
+async def test_a_fault_that_is_declared_once_is_found_everywhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meaning = "one frame is sent in capitals"
+    shout = FrameFault("shout", meaning, lambda body, _: Sent((body.upper(),)))
+    monkeypatch.setitem(FAULTS, "shout", shout)
+    assert f"| `shout` | {meaning} |" in surface_page()
+    plain = await plain_frames()
+    assert await disturbed_frames("shout") == [plain[0].upper(), *plain[1:]]
+    exchange_command(list_faults=True)
+    assert "shout  " in capsys.readouterr().out
+    dealt = {timed.fault.kind for timed in islice(FaultPlan(every_s=1).scheduled(), len(FAULTS))}
+    assert "shout" in dealt
+    assert plan_from({"faults": [{"kind": "shout"}]}).listed[0].fault == Fault("shout")
+    with pytest.raises(ConfigInvalid, match="shout"):
+        fault_from({"kind": "whisper"})
+    async with serving(candles(ROWS), start=START) as (exchange, client):
+        for path in ("faults", "surface"):
+            async with client.session.get(f"{exchange.control_url}/{path}") as response:
+                listed = await response.json()
+            assert "shout" in listed.get("faults", listed)
 
 
 async def test_an_armed_fault_that_hits_nothing_has_not_fired() -> None:
@@ -544,8 +564,8 @@ async def test_an_armed_fault_that_hits_nothing_has_not_fired() -> None:
         exchange.arm("missing_close")
         exchange.arm("drop", topic="kline.")
         await exchange.advance(3 * MINUTE)
-        for kind in (FaultKind.MISSING_CLOSE, FaultKind.DROP):
-            tally = exchange.faults.tally[kind]
+        for kind in ("missing_close", "drop"):
+            tally = exchange.faults.tally(kind)
             assert (tally.scheduled, tally.fired) == (1, 0)
 
 

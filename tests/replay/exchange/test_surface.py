@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import re
 from itertools import pairwise
@@ -13,13 +14,16 @@ import pybit.market
 import pybit.unified_trading
 import pytest
 from exchange_client import FIRST_MS, MINUTE, candles, serving, walk_rows
+from generated import surface_page
 
-from tracepaper.replay.exchange.answers import Flat, Refused
+from tracepaper.replay.commands.exchange import exchange as exchange_command
+from tracepaper.replay.exchange.channels import Topic
 from tracepaper.replay.exchange.instruments import recorded
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.replay.exchange.risk import liquidations
+from tracepaper.replay.exchange.routes import Flat, Refused, Route
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.replay.exchange.surface import ROUTES, answer
+from tracepaper.replay.exchange.surface import ROUTES, TOPICS, answer
 from tracepaper.strategies.types import Category
 
 HOUR = 60 * MINUTE
@@ -183,14 +187,12 @@ def test_every_route_has_the_documented_fields(
 
 
 def test_the_table_holds_each_route_of_pybit_once() -> None:
-    paths = [route.path for route in ROUTES]
-    assert len(set(paths)) == len(paths)
     wanted = {each.value for each in pybit.market.Market}
-    assert wanted <= set(paths)
+    assert wanted <= set(ROUTES)
     assert {f"/v5/market/{path}" for path, *_ in DOCUMENTED} == wanted
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+@pytest.mark.parametrize("route", ROUTES.values(), ids=lambda route: route.path)
 def test_a_route_without_a_parameter_that_it_needs_is_refused(route: Any) -> None:
     full = {"category": "linear", "symbol": "BTCUSDT", "interval": "1", "limit": "5"}
     full |= {"intervalTime": "1h", "period": "1h", "indexName": "BTCUSDT", "baseCoin": "BTC"}
@@ -201,7 +203,7 @@ def test_a_route_without_a_parameter_that_it_needs_is_refused(route: Any) -> Non
         assert isinstance(answer(VENUE, route.path, absent, NOW), Refused)
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+@pytest.mark.parametrize("route", ROUTES.values(), ids=lambda route: route.path)
 def test_a_category_that_nobody_serves_is_an_empty_list_or_a_refusal(route: Any) -> None:
     empty = Venue([], may_be_empty=True)
     for category in ("inverse", "option", "nonsense", "spot"):
@@ -237,6 +239,44 @@ async def test_pybit_reads_every_public_market_route() -> None:
 
 
 # ---------------------------------------------------------------- values
+
+
+async def test_a_route_and_a_topic_that_are_declared_once_are_found_everywhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def moon(_venue: Venue, query: Any, now_ms: int) -> Any:
+        """Return the phase of the moon."""
+        return {"phase": query["symbol"], "at": now_ms}
+
+    def echoed(asked: Any) -> Any:
+        """Send the trades again."""
+        return TOPICS["publicTrade"].function(
+            dataclasses.replace(asked, topic=f"publicTrade.{asked.rest}")
+        )
+
+    monkeypatch.setitem(ROUTES, "/v5/market/moon", Route("/v5/market/moon", moon, ("symbol",)))
+    monkeypatch.setitem(TOPICS, "echo", Topic("echo.{symbol}", echoed))
+    exchange_command(list_routes=True)
+    printed = capsys.readouterr().out
+    for line in (
+        r"^/v5/market/moon symbol +Return the phase of the moon\.$",
+        r"^echo\.\{symbol\} +Send the trades again\.$",
+    ):
+        assert re.search(line, printed, re.MULTILINE)
+    page = surface_page()
+    assert "| `/v5/market/moon symbol` | the phase of the moon |" in page
+    assert "| `echo.{symbol}` | the trades again |" in page
+    async with serving(candles(ROWS[:60]), start=10) as (exchange, client):
+        assert (await client.result("moon", symbol="full"))["phase"] == "full"
+        assert (await client.get("moon"))["retCode"] == 10001
+        async with client.stream() as stream:
+            assert (await stream.subscribe("echo.BTCUSDT")) is not None
+            await exchange.advance(MINUTE)
+            assert await stream.drain()
+        async with client.session.get(f"{exchange.control_url}/surface") as response:
+            listed = await response.json()
+    assert listed["routes"]["/v5/market/moon symbol"] == "Return the phase of the moon."
+    assert listed["topics"]["echo.{symbol}"] == "Send the trades again."
 
 
 def ticker(now_ms: int = NOW) -> dict[str, Any]:
