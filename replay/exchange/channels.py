@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
-from tracepaper.replay.exchange.fault_kinds import Closed, CloseFault, Closing, PushFault
+from tracepaper.replay.exchange.fault_kinds import CloseFault, CloseOutcome, Closing, PushFault
 from tracepaper.replay.exchange.faults import Faults
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.replay.exchange.path import Candle, mix
@@ -245,7 +245,7 @@ class CandleChannel:
         market = self._market
         candle = market.open_candle(self._interval, row, end_ms)
         element = self._element(candle, at_ms, confirm=True)
-        closed = Closed((element,))
+        closed = CloseOutcome((element,))
         if found := self._faults.hit(CloseFault, at_ms, self.topic):
             kind, hit = found
             write = partial(self._element, at_ms=at_ms, confirm=True)

@@ -110,7 +110,7 @@ FAULTS: Final[dict[str, FaultKind]] = {}
 """Every kind by its name."""
 
 
-class Sent(NamedTuple):
+class FrameOutcome(NamedTuple):
     """What is sent in place of a frame: now, ms of market time later, and after the next frame."""
 
     now: tuple[bytes, ...] = ()
@@ -128,14 +128,14 @@ class Closing(NamedTuple):
     write: Callable[[Candle], Message]
 
 
-class Closed(NamedTuple):
+class CloseOutcome(NamedTuple):
     """The elements of the closing frame, and those sent ms of market time later."""
 
     now: tuple[Message, ...] = ()
     later: tuple[tuple[int, Message], ...] = ()
 
 
-class Reply(NamedTuple):
+class HttpReply(NamedTuple):
     """What an HTTP call is answered with, *wait_s* machine seconds later."""
 
     status: int
@@ -158,7 +158,7 @@ class Clients(Protocol):
 
 
 class FrameFault(FaultKind):
-    """Acts on one data frame: (body, hit) -> ``Sent``."""
+    """Acts on one data frame: (body, hit) -> ``FrameOutcome``."""
 
 
 class ConnectionFault(FaultKind):
@@ -166,7 +166,7 @@ class ConnectionFault(FaultKind):
 
 
 class HandshakeFault(FaultKind):
-    """Acts on a new connection, and cuts the others when it is armed: (hit) -> ``Reply``."""
+    """Acts on a new connection, and cuts the others when it is armed: (hit) -> ``HttpReply``."""
 
 
 class PushFault(FaultKind):
@@ -174,7 +174,7 @@ class PushFault(FaultKind):
 
 
 class CloseFault(FaultKind):
-    """Acts on a candle at its close, which REST has unharmed: (closing, hit) -> ``Closed``."""
+    """Acts on a candle at its close, which REST has unharmed: (closing, hit) -> ``CloseOutcome``."""
 
 
 class RestFault(FaultKind):
@@ -184,7 +184,7 @@ class RestFault(FaultKind):
 
 
 class AnswerFault(RestFault):
-    """Stands in place of an answer: (hit) -> ``Reply`` or ``Refused``."""
+    """Stands in place of an answer: (hit) -> ``HttpReply`` or ``Refused``."""
 
 
 class BodyFault(RestFault):
@@ -208,8 +208,8 @@ def _half_at_candles(number: int) -> dict[str, Any]:
 
 
 @FrameFault.declare("drop", "one data frame is never sent (topic)", dealt=_half_at_candles)
-def _drop(_body: bytes, _hit: Hit) -> Sent:
-    return Sent()
+def _drop(_body: bytes, _hit: Hit) -> FrameOutcome:
+    return FrameOutcome()
 
 
 @FrameFault.declare(
@@ -218,20 +218,20 @@ def _drop(_body: bytes, _hit: Hit) -> Sent:
     default_ms=3_000,
     dealt=_half_at_candles,
 )
-def _delay(body: bytes, hit: Hit) -> Sent:
-    return Sent(later=((hit.fault.delay_ms, body),))
+def _delay(body: bytes, hit: Hit) -> FrameOutcome:
+    return FrameOutcome(later=((hit.fault.delay_ms, body),))
 
 
 @FrameFault.declare("duplicate", "one data frame is sent twice (topic)", dealt=_half_at_candles)
-def _duplicate(body: bytes, _hit: Hit) -> Sent:
-    return Sent((body, body))
+def _duplicate(body: bytes, _hit: Hit) -> FrameOutcome:
+    return FrameOutcome((body, body))
 
 
 @FrameFault.declare(
     "reorder", "one data frame is sent after the next one (topic)", dealt=_half_at_candles
 )
-def _reorder(body: bytes, _hit: Hit) -> Sent:
-    return Sent(after_next=(body,))
+def _reorder(body: bytes, _hit: Hit) -> FrameOutcome:
+    return FrameOutcome(after_next=(body,))
 
 
 @FrameFault.declare(
@@ -239,7 +239,7 @@ def _reorder(body: bytes, _hit: Hit) -> Sent:
     "one data frame is replaced by text that is no such frame (topic)",
     dealt=_half_at_candles,
 )
-def _malformed(body: bytes, hit: Hit) -> Sent:
+def _malformed(body: bytes, hit: Hit) -> FrameOutcome:
     """Break the frame in one of four ways, each in its turn."""
     topic = encode({"topic": msgspec.json.decode(body).get("topic")})
     broken = (
@@ -248,7 +248,7 @@ def _malformed(body: bytes, hit: Hit) -> Sent:
         body.replace(b'":"', b'":"x'),  # words where numbers belong
         b"[]",  # JSON, but no object
     )
-    return Sent((broken[hit.turn % len(broken)],))
+    return FrameOutcome((broken[hit.turn % len(broken)],))
 
 
 # ------------------------------------------------------------ connections
@@ -269,14 +269,14 @@ def _disconnect(clients: Clients, _hit: Hit) -> None:
 @HandshakeFault.declare(
     "refuse", "as disconnect, and the next count connections are refused (count)"
 )
-def _refuse(_hit: Hit) -> Reply:
-    return Reply(503, "refused")
+def _refuse(_hit: Hit) -> HttpReply:
+    return HttpReply(503, "refused")
 
 
 # ------------------------------------------------------------ REST answers: limits
 
 TOO_MANY_VISITS: Final = Refused(10006, "Too many visits. Exceeded the API Rate Limit.")
-FORBIDDEN: Final = Reply(
+FORBIDDEN: Final = HttpReply(
     403,
     """<!DOCTYPE html>
 <html><head><title>403 Forbidden</title></head>
@@ -297,7 +297,7 @@ def _too_many_visits(_hit: Hit) -> Refused:
 @AnswerFault.declare(
     "http_403", "the next count REST calls are answered with HTTP 403 and HTML (count)"
 )
-def _forbidden(_hit: Hit) -> Reply:
+def _forbidden(_hit: Hit) -> HttpReply:
     return FORBIDDEN
 
 
@@ -309,21 +309,21 @@ FACTOR: Final = 1_000
 
 
 @CloseFault.declare("missing_close", "one closed candle is never sent; REST has it (topic)")
-def _missing_close(_closing: Closing, _hit: Hit) -> Closed:
-    return Closed()
+def _missing_close(_closing: Closing, _hit: Hit) -> CloseOutcome:
+    return CloseOutcome()
 
 
 @CloseFault.declare(
     "revised_close", "one closed candle is sent again with other values, not as in REST"
 )
-def _revised_close(closing: Closing, _hit: Hit) -> Closed:
+def _revised_close(closing: Closing, _hit: Hit) -> CloseOutcome:
     """Send it again with another close and more volume, inside its own range."""
     candle, tick = closing.candle, closing.tick
     close = candle.close + tick if candle.close + tick <= candle.high else candle.close - tick
     revised = candle._replace(
         close=close, low=min(candle.low, close), volume=candle.volume + closing.step
     )
-    return Closed((closing.element,), ((REVISION_DELAY_MS, closing.write(revised)),))
+    return CloseOutcome((closing.element,), ((REVISION_DELAY_MS, closing.write(revised)),))
 
 
 @CloseFault.declare(
@@ -331,8 +331,8 @@ def _revised_close(closing: Closing, _hit: Hit) -> Closed:
     "one closed candle is sent ms of market time late (topic, ms)",
     default_ms=8_000,
 )
-def _late_close(closing: Closing, hit: Hit) -> Closed:
-    return Closed(later=((hit.fault.delay_ms, closing.element),))
+def _late_close(closing: Closing, hit: Hit) -> CloseOutcome:
+    return CloseOutcome(later=((hit.fault.delay_ms, closing.element),))
 
 
 @PushFault.declare(
@@ -347,21 +347,21 @@ def _early_confirm(element: Message, _hit: Hit) -> Message:
     "one closed candle is sent with its start off the grid by ms (ms)",
     default_ms=7_000,
 )
-def _off_grid(closing: Closing, hit: Hit) -> Closed:
+def _off_grid(closing: Closing, hit: Hit) -> CloseOutcome:
     closed, by_ms = closing.element, hit.fault.delay_ms
-    return Closed((closed | {name: closed[name] + by_ms for name in ("start", "end")},))
+    return CloseOutcome((closed | {name: closed[name] + by_ms for name in ("start", "end")},))
 
 
 @CloseFault.declare("double_close", "one closed candle is sent twice in one frame, with two closes")
-def _double_close(closing: Closing, _hit: Hit) -> Closed:
+def _double_close(closing: Closing, _hit: Hit) -> CloseOutcome:
     closed = closing.element
-    return Closed((closed | {"close": closed["low"], "open": closed["high"]}, closed))
+    return CloseOutcome((closed | {"close": closed["low"], "open": closed["high"]}, closed))
 
 
 @CloseFault.declare("implausible_close", "one closed candle is sent with 1,000 times its close")
-def _implausible_close(closing: Closing, _hit: Hit) -> Closed:
+def _implausible_close(closing: Closing, _hit: Hit) -> CloseOutcome:
     price = times(closing.element["close"], FACTOR)
-    return Closed((closing.element | {"close": price, "high": price},))
+    return CloseOutcome((closing.element | {"close": price, "high": price},))
 
 
 def times(text: str, factor: int) -> str:
@@ -399,7 +399,7 @@ AHEAD_S: Final = 3.0
 @FrameFault.declare(
     "ahead_candle", "a closed candle dated ms ahead is sent before a candle frame (ms)", aim=CANDLES
 )
-def _date_ahead(body: bytes, hit: Hit) -> Sent:
+def _date_ahead(body: bytes, hit: Hit) -> FrameOutcome:
     """Send before the frame one of twice its prices and all its dates ahead, candles closed."""
     ahead_ms = hit.fault.ms or max(AHEAD_MS, int(AHEAD_S * 1_000 * hit.speed))
     frame: Message = msgspec.json.decode(body)
@@ -421,7 +421,7 @@ def _date_ahead(body: bytes, hit: Hit) -> Sent:
         for side in ("b", "a"):
             if side in item:
                 item[side] = [[times(price, 2), size] for price, size in item[side]]
-    return Sent((encode(frame), body))
+    return FrameOutcome((encode(frame), body))
 
 
 def _items(frame: Message) -> list[Message]:
@@ -435,33 +435,33 @@ def _items(frame: Message) -> list[Message]:
     "the data of one book, ticker or trade frame name another symbol",
     aim=("orderbook.", "tickers.", "publicTrade."),
 )
-def _foreign_frame(body: bytes, _hit: Hit) -> Sent:
+def _foreign_frame(body: bytes, _hit: Hit) -> FrameOutcome:
     frame: Message = msgspec.json.decode(body)
     for item in _items(frame):
         for name in ("s", "symbol"):
             if name in item:
                 item[name] = STRANGER
-    return Sent((encode(frame),))
+    return FrameOutcome((encode(frame),))
 
 
 @FrameFault.declare(
     "crossed_book", "a book whose bid lies above its ask is sent before a book", aim="orderbook."
 )
-def _crossed_book(body: bytes, _hit: Hit) -> Sent:
+def _crossed_book(body: bytes, _hit: Hit) -> FrameOutcome:
     """Send before the frame a whole book with its sides swapped."""
     frame: Message = msgspec.json.decode(body)
     data = frame["data"]
     data["b"], data["a"] = (data["a"] or [["2", "1"]]), (data["b"] or [["1", "1"]])
-    return Sent((encode(frame | {"type": "snapshot"}), body))
+    return FrameOutcome((encode(frame | {"type": "snapshot"}), body))
 
 
 @FrameFault.declare("deep_book", "a delta of 1,500 bids is sent before a book", aim="orderbook.")
-def _deep_book(body: bytes, _hit: Hit) -> Sent:
+def _deep_book(body: bytes, _hit: Hit) -> FrameOutcome:
     """Send before the frame a delta of more bids than any book has."""
     frame: Message = msgspec.json.decode(body)
     bids = [[str(price), "1"] for price in range(1, DEEP_LEVELS + 1)]
     data = frame["data"] | {"b": bids, "a": []}
-    return Sent((encode(frame | {"data": data, "type": "delta"}), body))
+    return FrameOutcome((encode(frame | {"data": data, "type": "delta"}), body))
 
 
 # ------------------------------------------------------------ REST answers
@@ -489,8 +489,8 @@ LIES_MS: Final = (HOUR_MS, -HOUR_MS, 10 * DAY_MS, -10 * DAY_MS, 2**62, -(2**62))
     "the next count REST calls are answered by HTTP status (status, count)",
     dealt=lambda number: {"status": STATUSES[number % len(STATUSES)]},
 )
-def _http_status(hit: Hit) -> Reply:
-    return Reply(hit.fault.status or DEFAULT_STATUS, "refused")
+def _http_status(hit: Hit) -> HttpReply:
+    return HttpReply(hit.fault.status or DEFAULT_STATUS, "refused")
 
 
 @AnswerFault.declare(
@@ -505,15 +505,15 @@ def _retcode(hit: Hit) -> Refused:
 @AnswerFault.declare(
     "redirect", "one REST call is sent on, HTTP 302, to a path that there is not (topic)"
 )
-def _redirect(_hit: Hit) -> Reply:
-    return Reply(302, "", location="/v5/elsewhere")
+def _redirect(_hit: Hit) -> HttpReply:
+    return HttpReply(302, "", location="/v5/elsewhere")
 
 
 @AnswerFault.declare(
     "hang", "one REST call is not answered for seconds, then never (topic, seconds)"
 )
-def _hang(hit: Hit) -> Reply:
-    return Reply(504, "too late", wait_s=hit.fault.seconds)
+def _hang(hit: Hit) -> HttpReply:
+    return HttpReply(504, "too late", wait_s=hit.fault.seconds)
 
 
 @BodyFault.declare(

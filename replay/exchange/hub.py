@@ -18,8 +18,8 @@ from tracepaper.replay.exchange.fault_kinds import (
     ConnectionFault,
     Fault,
     FrameFault,
+    FrameOutcome,
     HandshakeFault,
-    Sent,
 )
 from tracepaper.replay.exchange.faults import Faults
 
@@ -340,7 +340,7 @@ class Hub:
             return
         held_back, self._held_back = self._held_back, []
         now_ms = self.clock.now_ms()
-        sent = Sent((frame.body,))
+        sent = FrameOutcome((frame.body,))
         if found := self.faults.hit(FrameFault, now_ms, frame.topic):
             kind, hit = found
             sent = kind.effect(frame.body, hit)

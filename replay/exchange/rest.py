@@ -16,8 +16,8 @@ from tracepaper.replay.exchange.fault_kinds import (
     KLINE_PATH,
     AnswerFault,
     BodyFault,
+    HttpReply,
     PageFault,
-    Reply,
     TimeFault,
 )
 from tracepaper.replay.exchange.faults import fault_from
@@ -48,8 +48,8 @@ class RestHandler:
         now_ms, faults = self._hub.clock.now_ms(), self._hub.faults
         if in_place := faults.hit(AnswerFault, now_ms, request.path):
             kind, hit = in_place
-            given: Reply | Refused = kind.effect(hit)
-            if isinstance(given, Reply):
+            given: HttpReply | Refused = kind.effect(hit)
+            if isinstance(given, HttpReply):
                 return await reply(given)
             return _json_response(_envelope(given, now_ms))
         if not self._limiter.admits(asyncio.get_running_loop().time()):
@@ -86,7 +86,7 @@ class RestHandler:
         return routed_answer(self._venue, path, query, now_ms)
 
 
-async def reply(given: Reply) -> web.Response:
+async def reply(given: HttpReply) -> web.Response:
     """Return *given* as a response, once its wait is over."""
     await asyncio.sleep(given.wait_s)
     return web.Response(

@@ -34,8 +34,8 @@ from tracepaper.replay.exchange.fault_kinds import (
     STATUSES,
     Fault,
     FrameFault,
+    FrameOutcome,
     RestFault,
-    Sent,
 )
 from tracepaper.replay.exchange.faults import FaultPlan, fault_from, plan_from, read_plan
 from tracepaper.replay.exchange.server import EmbeddedExchange
@@ -539,7 +539,7 @@ async def test_a_fault_that_is_declared_once_is_found_everywhere(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     meaning = "one frame is sent in capitals"
-    shout = FrameFault("shout", meaning, lambda body, _: Sent((body.upper(),)))
+    shout = FrameFault("shout", meaning, lambda body, _: FrameOutcome((body.upper(),)))
     monkeypatch.setitem(FAULTS, "shout", shout)
     assert f"| `shout` | {meaning} |" in surface_page()
     plain = await plain_frames()
