@@ -174,7 +174,7 @@ class PushFault(FaultKind):
 
 
 class CloseFault(FaultKind):
-    """Acts on a candle at its close, which REST has unharmed: (closing, hit) -> ``CloseOutcome``."""
+    """Acts on a candle at its close; REST has it unharmed: (closing, hit) -> ``CloseOutcome``."""
 
 
 class RestFault(FaultKind):
