@@ -29,7 +29,6 @@ archive_series, archive_bars
 
 # Statements of what is not proved, and of what a route reads, to which tests hold the code.
 TAKEN_AS_TOLD, OUTSIDE
-optional
 
 # Printed into docs/ by `make golden`.
 documentation
