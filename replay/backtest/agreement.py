@@ -1,70 +1,85 @@
-"""Whether two answers agree, where another path, device or thread count rounds otherwise."""
+"""When two numbers agree, where another mode, device or thread count rounds otherwise.
+
+``verify`` of a run made elsewhere, ``parity``, ``recursive``, ``lookahead`` and the probes of a
+scan all go by these bounds. All else is equal everywhere, or differs.
+"""
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
 from typing import Final
 
-from tracepaper.strategies.types import Decision, Forecast, Prediction, PredictionTimeout
+from tracepaper.strategies.types import Decision, Explanation, Forecast, Prediction
 
-TOLERANCE: Final = 1e-4
-"""Of a forecast's scale, between paths, devices or thread counts: what may differ."""
+RETURNS: Final = 1e-4
+"""Of the forecast's standard deviation at that horizon."""
+SHARES: Final = 1e-4
+"""Of 1: probabilities, masses, confidences, strengths."""
+MEASURES: Final = 1e-4
+"""Of the measure or its threshold, or of 1 where that is smaller."""
+
+RETURN_FIELDS: Final = ("mean_return", "stdev_return", "volatility")
+"""Fields of a forecast that are held to ``RETURNS``."""
+SHARE_FIELDS: Final = ("p_down", "p_flat", "p_up")
+"""Fields of a forecast that are held to ``SHARES``."""
+EXPLANATION_FIELDS: Final = (
+    *("confidence", "content_free", "recent_mass", "older_mass", "shift", "l1_error"),
+    *("entropy", "buckets"),
+)
+"""Fields of an explanation that are held to ``SHARES``; the last two are arrays of float32."""
 
 
-def predictions_agree(first: Prediction, second: Prediction) -> bool:
-    """Return whether two answers agree to 1e-4 of their scale."""
-    if not isinstance(first, Forecast) or not isinstance(second, Forecast):
-        return isinstance(first, PredictionTimeout) == isinstance(second, PredictionTimeout) and (
-            first is None
-        ) == (second is None)
-    if first.horizons != second.horizons:
-        return False
-    return all(
-        math.isfinite(a) and math.isfinite(b) and abs(a - b) <= TOLERANCE * max(scale, 1e-12)
-        for a, b, scale in _compared(first, second)
+def near(first: float | None, second: float | None, bound: float) -> bool:
+    """Return whether two numbers differ by *bound* at most; None agrees with None alone."""
+    if first is None or second is None:
+        return first is second
+    return math.isfinite(first) and math.isfinite(second) and abs(first - second) <= bound
+
+
+def near_measure(first: float | None, second: float | None) -> bool:
+    """Return whether two measures, or a measure and its threshold, agree."""
+    size = 0.0 if first is None or second is None else max(abs(first), abs(second))
+    return near(first, second, MEASURES * max(size, 1.0))
+
+
+def near_arrays(first: bytes, second: bytes) -> bool:
+    """Return whether two arrays of shares (float32) agree as far as both reach."""
+    count = min(len(first), len(second)) // 4
+    pairs = zip(
+        struct.unpack_from(f"<{count}f", first),
+        struct.unpack_from(f"<{count}f", second),
+        strict=True,
     )
-
-
-def _compared(first: Forecast, second: Forecast) -> Iterator[tuple[float, float, float]]:
-    """Yield (first, second, scale) of every number that must agree."""
-    scales = first.stdev_return
-    for name in ("mean_return", "stdev_return"):
-        yield from zip(getattr(first, name), getattr(second, name), scales, strict=True)
-    yield from zip(first.volatility, second.volatility, first.volatility, strict=True)
-    for name in ("p_down", "p_flat", "p_up"):
-        yield from (
-            (a, b, 1.0) for a, b in zip(getattr(first, name), getattr(second, name), strict=True)
-        )
-    one, two = first.explanation, second.explanation
-    if one is not None and two is not None:
-        yield one.confidence, two.confidence, 1.0
-        yield one.recent_mass, two.recent_mass, 1.0
-        count = min(len(one.buckets), len(two.buckets)) // 4
-        form = f"<{count}f"
-        yield from (
-            (a, b, 1.0)
-            for a, b in zip(
-                struct.unpack_from(form, one.buckets),
-                struct.unpack_from(form, two.buckets),
-                strict=True,
-            )
-        )
+    return all(near(one, two, SHARES) for one, two in pairs)
 
 
 def measures_agree(first: Decision, second: Decision) -> bool:
-    """Return whether every gate's measure agrees to 1e-4 of its size."""
+    """Return whether every gate's measure agrees."""
     same = first.gate_set.gates == second.gate_set.gates
-    return same and numbers_agree(first.measures, second.measures)
+    return same and all(map(near_measure, first.measures, second.measures))
 
 
-def numbers_agree(first: Sequence[float | None], second: Sequence[float | None]) -> bool:
-    """Return whether numbers agree pairwise to 1e-4 of their size; None agrees with None alone."""
-    for one, two in zip(first, second, strict=True):
-        if one is None or two is None:
-            if one is not two:
-                return False
-        elif abs(one - two) > TOLERANCE * max(abs(one), abs(two), 1.0):
+def predictions_agree(first: Prediction, second: Prediction) -> bool:
+    """Return whether two answers of a model agree in every field, within the tolerances."""
+    if not isinstance(first, Forecast) or not isinstance(second, Forecast):
+        return type(first) is type(second)
+    if first.horizons != second.horizons:
+        return False
+    bounds = [RETURNS * stdev for stdev in first.stdev_return]
+    held = [(name, bounds) for name in RETURN_FIELDS]
+    held += [(name, [SHARES] * len(bounds)) for name in SHARE_FIELDS]
+    for name, allowed in held:
+        if not all(map(near, getattr(first, name), getattr(second, name), allowed)):
+            return False
+    one, two = first.explanation, second.explanation
+    return one is None or two is None or _explanations_agree(one, two)
+
+
+def _explanations_agree(first: Explanation, second: Explanation) -> bool:
+    for name in EXPLANATION_FIELDS:
+        one, two = getattr(first, name), getattr(second, name)
+        agree = near_arrays(one, two) if isinstance(one, bytes) else near(one, two, SHARES)
+        if not agree:
             return False
     return True

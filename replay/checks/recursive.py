@@ -11,7 +11,7 @@ from typing import Final
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.backtest.agreement import TOLERANCE, numbers_agree, predictions_agree
+from tracepaper.replay.backtest.agreement import SHARES, near_measure, predictions_agree
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.checks.compare import Difference, decision_differences
 from tracepaper.replay.checks.processes import Taken, derived, first_difference
@@ -95,7 +95,7 @@ def same_wish(one: Taken, two: Taken) -> bool:
     a, b = one.signal, two.signal
     if a is None or b is None:
         return a is b
-    same = a.action is b.action and abs(a.strength - b.strength) <= TOLERANCE
+    same = a.action is b.action and abs(a.strength - b.strength) <= SHARES
     return same and predictions_agree(one.step.prediction, two.step.prediction)
 
 
@@ -104,7 +104,7 @@ def _measures_agree(a: Decision, b: Decision) -> bool:
     if a.gate_set.gates != b.gate_set.gates:
         return False
     kept = [place for place, gate in enumerate(a.gate_set.gates) if gate not in _RISK]
-    return numbers_agree([a.measures[at] for at in kept], [b.measures[at] for at in kept])
+    return all(near_measure(a.measures[at], b.measures[at]) for at in kept)
 
 
 def _at_threshold(a: Decision, b: Decision) -> bool:
@@ -113,9 +113,7 @@ def _at_threshold(a: Decision, b: Decision) -> bool:
         bit = 1 << place
         if (a.passed ^ b.passed) & bit:
             first, second = a.measures[place], b.measures[place]
-            if first is None or second is None:
-                return False
-            if abs(first - threshold) > TOLERANCE * max(abs(threshold), 1.0):
+            if first is None or second is None or not near_measure(first, threshold):
                 return False
     return True
 
