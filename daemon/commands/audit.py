@@ -63,8 +63,8 @@ def verify(
     if json:
         print_json(documents if every else documents[0])
     else:
-        for told in dict.fromkeys(_told(audited) for audited in found):
-            say(told)
+        for sentence in dict.fromkeys(_sentence(audited) for audited in found):
+            say(sentence)
         if len(known) > len(ids) and found[0].holds:
             say(f"Other runs here, {len(known) - 1}, were not walked: --all does that.")
         for warning in found[0].warnings:
@@ -88,7 +88,7 @@ def _document(path: Path, audited: Audited) -> dict[str, object]:
     }
 
 
-def _told(audited: Audited) -> str:
+def _sentence(audited: Audited) -> str:
     """Return what was found, a line or more; of the file itself the same for every run."""
     from tracepaper.storage.integrity import ADDED_SINCE, NEVER_FOUND
 

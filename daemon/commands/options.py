@@ -82,7 +82,7 @@ def database_path(db: Path | None, config: Path | None = None) -> Path:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print *text*, in which stored words may stand: no control character of it is obeyed."""
+    """Print *text*, which may hold stored words: its control characters are written as text."""
     from tracepaper.strategies.words import visible
 
     typer.echo(visible(text), err=err)

@@ -15,16 +15,16 @@ def advance(
     event: Event,
     prediction: Prediction,
     append: Callable[[Step], object],
-    heard: Callable[[], Sequence[Outside]],
+    newly_opened: Callable[[], Sequence[Outside]],
 ) -> Step:
     """Return the step that *event* causes, once it was handed to *append*.
 
-    *heard* returns what a user's class has opened since it was asked last; each of it is a step of
-    its own, after this one. Live and in replay every event goes through here.
+    *newly_opened* returns what a user's class has opened since the call before; each of it is a
+    step of its own, after this one. Live and in replay every event goes through here.
     """
     step = engine.step(event, prediction)
     append(step)
-    for item in heard():
+    for item in newly_opened():
         reading = Reading(item.what, item.name, event.market_ms, event.seen_ms)
         append(engine.step(reading, None))
     return step
@@ -37,7 +37,7 @@ async def drive(
     audit: AuditLog,
     *,
     watch: Callable[[Step], bool] = lambda _step: True,
-    heard: Callable[[], Sequence[Outside]] = tuple,
+    newly_opened: Callable[[], Sequence[Outside]] = tuple,
 ) -> None:
     """Carry every event of a live feed through the engine; stop if it cannot be recorded.
 
@@ -46,7 +46,7 @@ async def drive(
     steps: list[Step] = []
     async for event in feed:
         prediction = await predictor(event)
-        step = advance(engine, event, prediction, steps.append, heard)
+        step = advance(engine, event, prediction, steps.append, newly_opened)
         for caused in steps:
             await audit.append(caused)
         steps.clear()

@@ -78,7 +78,7 @@ def token_file(database: Path) -> Path:
 def write_token(database: Path) -> str:
     """Make a new token for the daemon of *database*, and write it where ``command`` finds it.
 
-    The file appears whole, and is nobody else's at any moment.
+    The file appears whole, and only its owner can read it at any moment.
     """
     token = secrets.token_urlsafe(32)
     file = token_file(database)

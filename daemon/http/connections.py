@@ -101,15 +101,15 @@ class ConnectionLimits:
         """Count what *loop* could not accept for want of descriptors: a hundred each second."""
         before = loop.get_exception_handler()
 
-        def handle(told: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
             error = context.get("exception")
             is_scarce = isinstance(error, OSError) and error.errno in SCARCE
             if is_scarce and "accept" in context["message"]:
                 self.count("without_descriptor")
             elif before is not None:
-                before(told, context)
+                before(loop, context)
             else:
-                told.default_exception_handler(context)
+                loop.default_exception_handler(context)
 
         loop.set_exception_handler(handle)
         self._restore_handler = lambda: loop.set_exception_handler(before)
@@ -124,7 +124,7 @@ class ConnectionLimits:
             self._counts.clear()
 
     def _pass_on(self, record: logging.LogRecord) -> bool:
-        """Count what is no HTTP; hand on the rest, which is a fault of ours."""
+        """Count what is no HTTP; hand on the rest, which is a fault of this server."""
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, HttpProcessingError | web.HTTPException | ConnectionError):
             self.count("malformed")
@@ -134,7 +134,7 @@ class ConnectionLimits:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: passes everything on to the protocol behind it, and minds the time."""
+    """One connection: passes everything on to the protocol behind it, and limits its time."""
 
     def __init__(self, limits: ConnectionLimits, inner: Callable[[], asyncio.BaseProtocol]) -> None:
         self._limits = limits

@@ -48,7 +48,7 @@ Document = dict[str, object]
 
 
 class Newest(Protocol):
-    """What a feed tells of what it heard last."""
+    """When a feed received its newest frame and quotes."""
 
     def frame_s(self) -> float | None:
         """Return the network time of the newest frame; None before the first."""
@@ -60,7 +60,7 @@ class Newest(Protocol):
 
 
 class Silent:
-    """A feed that has heard nothing."""
+    """A feed that has received nothing."""
 
     def frame_s(self) -> float | None:
         """Return None."""
@@ -89,8 +89,8 @@ class Monitor:
     """Watches the steps of one run; ``status`` and ``/metrics`` are read from it.
 
     *counters* are the feed's own (reconnections, repairs, malformed frames); the mapping is read
-    when asked, so it may go on changing. *newest* tells what the feed heard last; *obstacles*
-    returns what else keeps the daemon from deciding.
+    when asked, so it may go on changing. *newest* says when the feed last received a frame;
+    *obstacles* returns what else keeps the daemon from deciding.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Monitor:
         """Whether something beside the market keeps the daemon from deciding."""
         return bool(self._obstacles())
 
-    # ------------------------------------------------------------ what it says
+    # ------------------------------------------------------------ documents
 
     def _judge(self, decision: Decision) -> None:
         self.actions[decision.action.value] += 1

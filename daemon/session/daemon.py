@@ -34,7 +34,7 @@ from tracepaper.daemon.http.server import HttpServer
 from tracepaper.daemon.session.build import needs_forecaster, resolved
 from tracepaper.daemon.session.models import load_forecaster, warnings_for
 from tracepaper.daemon.session.open import Opened, Opening, filters_for, open_run, was_served
-from tracepaper.daemon.session.outside import Listener
+from tracepaper.daemon.session.outside import NewlyOpened
 from tracepaper.daemon.session.predictor import Worker, WorkerPredictor, no_model
 from tracepaper.daemon.session.preflight import preflight_engine, refuse_size
 from tracepaper.daemon.session.supervisor import Supervisor
@@ -67,8 +67,8 @@ log = structlog.get_logger("daemon")
 class Daemon:
     """One live (or demo) run, from its start to its orderly end.
 
-    *opened* hears of the run once it is open, *watch* of every stored step; where *watch* returns
-    False the daemon ends in good order.
+    *opened* is called with the run once it is open, *watch* with every stored step; where *watch*
+    returns False the daemon ends in good order.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class Daemon:
         self._supervisor.stop()
 
     @property
-    def is_thinking(self) -> bool:
-        """Whether the model still works on something nobody waits for any more."""
+    def is_predicting(self) -> bool:
+        """Whether the model still computes a prediction that is no longer awaited."""
         return self._worker.is_busy
 
     def _say_blocked(self) -> None:
@@ -197,8 +197,8 @@ class Daemon:
         for warning in run.warnings:
             log.warning(warning)
         way = {"model_id": run.model_id, "backend": run.backend} if run.model_id else {}
-        told = "run goes on" if opened.resumed else "run opened"
-        log.info(told, run_id=run.run_id, sequence=engine.sequence, **way)
+        event = "run goes on" if opened.resumed else "run opened"
+        log.info(event, run_id=run.run_id, sequence=engine.sequence, **way)
         async with AsyncExitStack() as stack:
             predictor: Predictor = no_model
             if forecaster is not None:
@@ -246,9 +246,9 @@ class Daemon:
                     waiting.set_result(step.sequence)
                 return self._watch(step)
 
-            heard = Listener(config.strategy.name)
+            newly_opened = NewlyOpened(config.strategy.name)
             timed = monitor.predicting(predictor), engine, monitor.committing(audit)
-            await drive(feed, *timed, watch=watch, heard=heard)
+            await drive(feed, *timed, watch=watch, newly_opened=newly_opened)
 
     def _feed(self, opened: Opened, rest: RestClient, engine: Engine) -> LiveFeed:
         config, clock, run = self._config, self._clock, opened.run

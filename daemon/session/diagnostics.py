@@ -48,7 +48,7 @@ class Diagnosis(Struct, frozen=True):
 
 
 def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
-    """Yield the findings that need no network; an error of ours becomes a finding."""
+    """Yield the diagnoses that need no network; a ``TracepaperError`` becomes one that failed."""
     checks: list[tuple[str, Callable[[], Diagnosis]]] = [
         ("python", _python),
         ("packages", _packages),
@@ -116,7 +116,7 @@ def _sqlite() -> Diagnosis:
 
 
 def _times() -> Diagnosis:
-    """Hold SQLite's conversion against ours: both must be UTC whatever the zone of the machine."""
+    """Compare SQLite's conversion of a time with Python's: both must be UTC in every zone."""
     moment_ms = 1_700_000_000_000
     ours = datetime.fromtimestamp(moment_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
     connection = sqlite3.connect(":memory:")

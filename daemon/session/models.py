@@ -87,13 +87,13 @@ def _device(config: Config) -> str:
     return "cpu" if config.model.device == "auto" else config.model.device
 
 
-# What this process could still be given, where the system tells.
+# The memory that this process could still be given.
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
-    """Return the bytes that machine and container would still give; None where neither tells.
+    """Return the bytes that machine and container would still give; None where neither says so.
 
-    Linux tells: ``MemAvailable`` of ``/proc/meminfo`` and, in a container, the limit of its
+    Linux does: ``MemAvailable`` of ``/proc/meminfo`` and, in a container, the limit of its
     control group (version 2). What either can drop at once, such as cached files, counts as free.
     """
     found = [_of_machine(root / "proc/meminfo"), _of_group(root / "sys/fs/cgroup")]

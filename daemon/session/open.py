@@ -112,7 +112,7 @@ def was_served(config: Config, kind: RunKind, database: Path) -> bool:
             try:
                 served = msgspec.json.decode(text, type=_Served)
             except msgspec.MsgspecError:
-                continue  # no run of ours, or a row that was changed
+                continue  # a configuration that no run writes: its row was changed
             if (served.exchange.rest_url, served.market.category) == wanted and set(
                 config.market.symbols
             ) <= set(served.market.symbols):

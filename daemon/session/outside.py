@@ -49,7 +49,7 @@ class Outside(Struct, frozen=True):
 
 
 class _Local(threading.local):
-    """Whose code runs in this thread; empty where it is ours."""
+    """The strategy whose code runs in this thread; empty where tracepaper's own does."""
 
     owner = ""
     busy = False
@@ -85,7 +85,7 @@ def watch() -> None:
     """Add the hook, once; Python cannot take one away again."""
     if not _watching:
         _watching.append(threading.get_ident())
-        sys.addaudithook(_hear)
+        sys.addaudithook(_on_audit_event)
 
 
 def belongs(owner: str, folder: Path | None) -> None:
@@ -95,7 +95,7 @@ def belongs(owner: str, folder: Path | None) -> None:
 
 
 def claim_threads(owner: str) -> None:
-    """Attribute to *owner* whatever a thread opens in which nobody's frame is found.
+    """Attribute to *owner* what a thread opens whose stack holds no known frame.
 
     For a process that has no threads of its own; a daemon's resolve names, say.
     """
@@ -108,22 +108,22 @@ def opened(owner: str) -> Sequence[Outside]:
     return tuple(item for item in _opened.get(owner, ()) if not _is_exempt(item, own))
 
 
-class Listener:
-    """Tells what the class *owner* has opened since it was asked last; told again in a new run."""
+class NewlyOpened:
+    """Returns, at each call, what the class *owner* has opened since the call before."""
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
-        self._heard = 0
-        self._told: set[Outside] = set()
+        self._counted = 0
+        self._returned: set[Outside] = set()
 
     def __call__(self) -> Sequence[Outside]:
         """Return what is new, in order."""
         kept = _opened.get(self._owner)
-        if kept is None or len(kept) == self._heard:
+        if kept is None or len(kept) == self._counted:
             return ()
-        self._heard = len(kept)
-        fresh = [item for item in opened(self._owner) if item not in self._told]
-        self._told.update(fresh)
+        self._counted = len(kept)
+        fresh = [item for item in opened(self._owner) if item not in self._returned]
+        self._returned.update(fresh)
         return fresh
 
 
@@ -146,7 +146,7 @@ def compiled_modules() -> list[str]:
 # ---------------------------------------------------------------- the hook
 
 
-def _hear(event: str, arguments: tuple[Any, ...]) -> None:
+def _on_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
     name_of = _EVENTS.get(event)
     if name_of is None or _local.busy:
         return
@@ -170,7 +170,7 @@ def _keep(owner: str, found: Outside) -> None:
 
 
 def _owner_of_thread() -> str:
-    """Return whose code runs nearest in a thread that is not the first; empty where it is ours."""
+    """Return whose frame lies nearest in a thread that is not the first; empty for our own."""
     if threading.get_ident() == _watching[0]:
         return ""
     frame = sys._getframe(1)  # noqa: SLF001 - the only way to a thread's own stack
@@ -303,7 +303,7 @@ _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], Outside | None]]] = {
 
 
 def _is_exempt(item: Outside, own: str | None) -> bool:
-    """Return whether *item* is our source or the class's own; what it writes is data."""
+    """Return whether *item* is a source of tracepaper or of the class; what it writes is data."""
     path = item.name
     if item.what != "file" or Path(path).suffix not in _CODE or item in _written:
         return False

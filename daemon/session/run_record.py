@@ -110,7 +110,7 @@ def continues(run: Run, config: Config, forecaster: Forecaster | None) -> bool:
 
 
 def strategy_sha256(config: Config) -> str:
-    """Return the id of a user's class, by its sources; empty where the strategy is one of ours."""
+    """Return the id of a user's class, by its sources; empty for a built-in strategy."""
     name = config.strategy.name
     return class_sha256(user_class(name)) if ":" in name else ""
 
@@ -128,7 +128,7 @@ def libraries() -> str:
 
 @cache
 def code_version() -> str:
-    """Return the installed version with a hash of our own sources, so that an edit shows."""
+    """Return the installed version with a hash of tracepaper's sources, so that an edit shows."""
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parents[2]
     for package in ("daemon", "replay", "storage", "strategies"):

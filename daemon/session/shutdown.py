@@ -1,4 +1,4 @@
-"""How ``run`` and ``demo`` leave: in good order at a signal, whatever the moment."""
+"""How ``run`` and ``demo`` end: with exit code 0 at a signal, also before a daemon is there."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def exit_zero_on_signals() -> None:
 
 
 def exit_while_model_computes(daemon: Daemon) -> None:
-    """End the process at once where the model still computes what nobody waits for.
+    """End the process at once where the model still computes a prediction that is not awaited.
 
     The database is closed. A thread inside the model cannot be cancelled, and an interpreter
     that is taken down around it may crash.
     """
-    if daemon.is_thinking:
+    if daemon.is_predicting:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -45,7 +45,7 @@ class Notifier:
         )
 
     def send(self, *assignments: str) -> bool:
-        """Send *assignments* such as ``READY=1``; return whether somebody could hear them."""
+        """Send *assignments* such as ``READY=1``; return whether they were delivered."""
         if not self.address:
             return False
         # A leading @ stands for the zero byte of an abstract socket.

@@ -88,7 +88,7 @@ def user_strategy(
 
 
 class _Guarded(Strategy):
-    """Asks the user's strategy, and believes only what a strategy may answer."""
+    """Calls the user's strategy and checks each answer before it is used."""
 
     def __init__(self, strategy: Strategy, known_as: str) -> None:
         self._strategy = strategy
@@ -138,7 +138,7 @@ class _Guarded(Strategy):
 class _ForeignCode:
     """Turns whatever a user's code raises into ``StrategyFailed``, with file and line.
 
-    Errors of ours pass, and so do exits, which are no errors.
+    Errors of tracepaper pass, and so do exits, which are no errors.
     """
 
     def __init__(self, name: str, doing: str, known_as: str = "") -> None:

@@ -1,4 +1,4 @@
-"""A console on which what was stored is only read: none of it is obeyed as a control character."""
+"""A console that shows control characters of stored text as text and executes none of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people see while a run goes on: a calm live view on a terminal, log lines elsewhere."""
+"""What a run shows while it goes on: a live view on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ log = structlog.get_logger("run")
 class LiveView:
     """A live screen if stderr is a terminal, else log lines; a context manager.
 
-    ``opened`` tells which run it is, so that its name and the change of equity can be shown.
+    ``opened`` gives it the run, so that its name and the change of equity can be shown.
     """
 
     def __init__(self, *, clock: Clock | None = None, console: Console | None = None) -> None:
@@ -304,7 +304,7 @@ class RunWatcher:
 
 @contextmanager
 def live_view(*, limit: int | None, until_ms: int | None = None) -> Iterator[RunWatcher]:
-    """Show a daemon's steps: a calm live view on a terminal, log lines elsewhere.
+    """Show a daemon's steps: a live view on a terminal, log lines elsewhere.
 
     It ends after *limit* bars that were decided in time, or with the bar that closes at
     *until_ms*, market time.

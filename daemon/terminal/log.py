@@ -15,7 +15,7 @@ from tracepaper.strategies.words import visible
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 LIBRARIES: Final = logging.WARNING
-"""Libraries speak from warnings on, whatever our own level: theirs is not the user's subject."""
+"""Lines of libraries pass from warnings on, whatever the configured level."""
 HEAD: Final = ("timestamp", "level", "logger", "event")
 
 
@@ -34,7 +34,7 @@ def configure(
     stream: TextIO | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """Send our log lines and those of libraries to *stream* (stderr), one line each.
+    """Send the log lines of tracepaper and of libraries to *stream* (stderr), one line each.
 
     *output* ``auto`` is a console on a terminal and JSON lines elsewhere. ``NO_COLOR`` is honoured.
     """
@@ -75,7 +75,7 @@ def configure(
 def _our_logger(level: int, name: str = "tracepaper") -> logging.Logger:
     """Return the logger *name*, which passes lines from *level* on and not from the root's on.
 
-    One without a name is ours too: the root's own level would let every library through.
+    Without a name it is not the root: the root's level would let every library through.
     """
     logger = logging.getLogger(name)
     logger.setLevel(level)
@@ -101,7 +101,7 @@ def _renderers(*, is_console: bool, has_colors: bool) -> list[structlog.typing.P
 def _harmless(
     _logger: object, _method: str, line: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Write control characters out, so that the terminal obeys none of what was said."""
+    """Write control characters as text, so that the terminal does not execute them."""
     return {name: visible(one) if isinstance(one, str) else one for name, one in line.items()}
 
 

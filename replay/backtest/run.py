@@ -16,7 +16,7 @@ from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.runner import advance
 from tracepaper.daemon.session.open import restore_engine
-from tracepaper.daemon.session.outside import Listener, Outside
+from tracepaper.daemon.session.outside import NewlyOpened, Outside
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
 from tracepaper.daemon.session.run_record import continues, start_event
 from tracepaper.replay.archive import Candles, FundingRates
@@ -125,7 +125,7 @@ def run_events(
     tally: Tally,
     *,
     acting_only: bool = False,
-    heard: Callable[[], Sequence[Outside]] = tuple,
+    newly_opened: Callable[[], Sequence[Outside]] = tuple,
 ) -> None:
     """Take known *events* through *engine* into *audit*, whole wherever it stops.
 
@@ -139,7 +139,7 @@ def run_events(
     step = None
     with settled_heap():
         for count, event in enumerate(events, start=1):
-            step = advance(engine, event, predict(event), append, heard)
+            step = advance(engine, event, predict(event), append, newly_opened)
             bars += type(event) is Bar
             decisions += step.decision is not None
             if count % BREATH_EVENTS == 0:
@@ -168,7 +168,7 @@ def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
         audit,
         tally,
         acting_only=ACTING_ONLY in replay.run.warnings,
-        heard=Listener(replay.run.strategy),
+        newly_opened=NewlyOpened(replay.run.strategy),
     )
 
 
@@ -248,8 +248,8 @@ def resume_replay(
         market_ms=max(resumed.last_open_ms.values(), default=run.period_start_ms),
     )
     events = predictor.ahead(chain((start,), rest))
-    heard = Listener(run.strategy)
-    run_events(events, predictor.predict, replay.engine, audit, tally, heard=heard)
+    newly_opened = NewlyOpened(run.strategy)
+    run_events(events, predictor.predict, replay.engine, audit, tally, newly_opened=newly_opened)
     return run_id
 
 
