@@ -18,14 +18,20 @@ from sqlalchemy import insert
 from sqlalchemy.dialects.sqlite import dialect
 from sqlalchemy.exc import DBAPIError
 
-from tracepaper.storage import schema
 from tracepaper.storage.checkpoints import kept_identity
+from tracepaper.storage.columns import stored_columns
 from tracepaper.storage.database import Writer, advice, is_busy, open_writer
 from tracepaper.storage.digest import NOTHING, Covered, chain_digest, opened_digest
 from tracepaper.storage.encode import StepEncoder
 from tracepaper.storage.reader import Reader, StoredRun, latest, run_span
-from tracepaper.storage.rows import Previous, instrument_row, run_row, sequence_of
-from tracepaper.storage.schema import RUN_TABLES, metadata, stored_columns
+from tracepaper.storage.rows import (
+    SPARSE_TABLES,
+    Previous,
+    instrument_row,
+    run_row,
+    sequence_of,
+)
+from tracepaper.storage.schema import metadata
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
 from tracepaper.strategies.types import (
     Account,
@@ -44,8 +50,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from tracepaper.storage.columns import Row
     from tracepaper.storage.lock import InstanceLock
-    from tracepaper.storage.rows import Row
+    from tracepaper.storage.rows import Layout
     from tracepaper.strategies.types import Prune
 
 # ---------------------------------------------------------------- where a run goes on
@@ -54,16 +61,17 @@ _LAST: Final = (
     "SELECT step, digest FROM steps WHERE step BETWEEN ? AND ? ORDER BY step DESC LIMIT 1"
 )
 _OPENED: Final = (
-    "SELECT instrument, max(open_time_ms) FROM bars WHERE step BETWEEN ? AND ? GROUP BY 1"
+    "SELECT instrument, max(open_time_ms) FROM steps "
+    "WHERE step BETWEEN ? AND ? AND open_time_ms IS NOT NULL GROUP BY 1"
 )
 _FUNDED: Final = (
     "SELECT instrument, max(market_ms) FROM events "
     "WHERE step BETWEEN ? AND ? AND kind = 'funding' GROUP BY 1"
 )
 _NAMED: Final = (
-    "SELECT instrument, max(step) FROM (SELECT step, instrument FROM bars UNION ALL "
-    "SELECT step, instrument FROM events WHERE instrument IS NOT NULL) "
-    "WHERE step BETWEEN ? AND ? GROUP BY 1"
+    "SELECT instrument, max(step) FROM (SELECT step, instrument FROM steps UNION ALL "
+    "SELECT step, instrument FROM events) "
+    "WHERE step BETWEEN ? AND ? AND instrument IS NOT NULL GROUP BY 1"
 )
 
 
@@ -195,11 +203,8 @@ class SqlAuditLog:
         self._head = b""
         self._last: Step | None = None  # the last one taken
         self._waiting = 0  # steps in the buffers below
-        self._compact: dict[tuple[str, ...], list[Row]] = {}
-        self._rows: dict[str, list[Row]] = {
-            "gate_sets": [],
-            **{table.name: [] for table in RUN_TABLES},
-        }
+        self._steps: list[tuple[Layout, list[Row]]] = []  # in their order, by layout
+        self._rows: dict[str, list[Row]] = {table: [] for table in ("gate_sets", *SPARSE_TABLES)}
         self._opening: list[tuple[str, list[Row]]] = []  # the rows of a run that is not stored yet
         self._has_decided = False
         self._path = path  # beside which the checkpoints lie
@@ -267,9 +272,9 @@ class SqlAuditLog:
 
         self._opening = [
             *self._model_rows(run),
-            (schema.runs.name, [(*opened, head, 0, head)]),
-            (schema.instruments.name, instruments),
-            (schema.gate_sets.name, list(sets)),
+            ("runs", [(*opened, head, 0, head)]),
+            ("instruments", instruments),
+            ("gate_sets", list(sets)),
         ]
         self._drop_buffers()
         self._has_decided = self._is_leaving = False
@@ -285,7 +290,7 @@ class SqlAuditLog:
         query = "SELECT count(*) FROM models WHERE model_sha256 = ?"
         if self._raw.execute(query, (model.sha256,)).fetchone() != (0,):
             return []
-        return [(schema.models.name, [tuple(model)])]
+        return [("models", [tuple(model)])]
 
     def resume(self, run_id: str) -> Resumed:
         """Go on with *run_id* where it ended.
@@ -389,7 +394,7 @@ class SqlAuditLog:
         self._refusal = f"Step {step.sequence} could not be stored; restart to resume before it."
         rows = encoder.encode(step)
         try:
-            self._head = head = chain_digest(self._head, rows.covered, rows.payload)
+            self._head = head = chain_digest(self._head, rows.covered, rows.prefix, rows.payload)
         except OverflowError as error:
             raise InvariantBroken(
                 f"A number of step {step.sequence} does not fit 64 bits; its source is wrong."
@@ -398,13 +403,10 @@ class SqlAuditLog:
         self._last = step
         self._next_sequence += 1
         buffers = self._rows
-        if rows.compact is not None:
-            if (buffer := self._compact.get(rows.compact_columns)) is None:
-                buffer = self._compact[rows.compact_columns] = []
-            buffer.append((*rows.compact, bytearray(head)))
-        else:
-            buffers["steps"].append((*rows.core, head))
-        buffers["bars" if type(step.event) is Bar else "events"].append(rows.event)
+        steps = self._steps
+        if not steps or steps[-1][0] is not rows.layout:
+            steps.append((rows.layout, []))
+        steps[-1][1].append((*rows.values, bytearray(head)))
         for table, row in rows.sparse:
             buffers[table].append(row)
         if rows.gate_set:
@@ -424,17 +426,19 @@ class SqlAuditLog:
 
     def _drop_buffers(self) -> None:
         self._waiting = 0
-        for buffer in (*self._rows.values(), *self._compact.values()):
+        self._steps.clear()
+        for buffer in self._rows.values():
             buffer.clear()
 
     # ------------------------------------------------------------ transactions
 
     def _write_buffers(self) -> None:
-        """Insert what is buffered, parents first, and move the head of the run's row."""
+        """Insert what is buffered and move the head of the run's row."""
         for table, rows in self._opening:
             self._insert(table, rows)
-        for columns, rows in self._compact.items():
-            self._insert(schema.steps.name, rows, columns)
+        # In their order, so that every page is filled before the next one is begun.
+        for layout, steps in self._steps:
+            self._insert("steps", steps, (*layout.columns, "digest"))
         for table, rows in self._rows.items():
             self._insert(table, rows)
         head = (self._next_sequence, self._head, self._run_key)

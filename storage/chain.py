@@ -17,26 +17,30 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.decode import KEPT_AT, STATE_AT
+from tracepaper.storage.decode import OUTCOME, STEP, StoredRows
 from tracepaper.storage.digest import (
     HASH_BYTES,
     Covered,
     chain_digest,
+    gates_digest,
     kept_digest,
     opened_digest,
-    rows_digest,
 )
 from tracepaper.storage.reader import Chunk, StoredRow, chunks, gate_set_rows, run_span, select
 from tracepaper.storage.rows import (
-    KEPT_EVENTS,
     KEPT_TABLES,
+    NO_GATES,
+    OPENED_AT,
     SHAPE_UNITS,
     SPARSE_TABLES,
+    At,
     Shape,
+    canonical,
+    kept_rows,
     sequence_of,
     step_key,
 )
-from tracepaper.storage.schema import RUN_TABLES, stored_columns
+from tracepaper.storage.schema import RUN_TABLES
 from tracepaper.strategies.errors import DataInvalid
 
 if TYPE_CHECKING:
@@ -49,8 +53,6 @@ if TYPE_CHECKING:
 
 SUSPECTS: Final = 16
 """Broken steps that are looked at to tell an exchange of rows from a change."""
-
-_GATE_SET_AT: Final = 5  # gate_set in an ``outcomes`` row; its hash follows
 
 
 class ChainProblem(Struct, frozen=True):
@@ -70,8 +72,6 @@ class Broken(Struct, frozen=True):
     covered: Covered  # what the link before it covers, as stored
     core: tuple[Any, ...] = ()  # its ``steps`` row, without the digest
     digest: bytes = b""
-    bar: tuple[Any, ...] | None = None
-    event: tuple[Any, ...] | None = None
     gate_set_sha256: bytes | None = None  # of its gate set, as that is stored
     sparse: Mapping[str, Sequence[tuple[Any, ...]]] = {}
 
@@ -79,14 +79,11 @@ class Broken(Struct, frozen=True):
         """Return the step's rows in *table*."""
         if table == "steps":
             return [self.core] if self.core else []
-        if table in {"bars", "events"}:
-            row = self.bar if table == "bars" else self.event
-            return [] if row is None else [row]
         return self.sparse.get(table, ())
 
     def tables(self) -> tuple[str, ...]:
         """Return the tables in which the step has rows."""
-        names = ("steps", "bars", "events", *SPARSE_TABLES)
+        names = ("steps", *SPARSE_TABLES)
         return tuple(table for table in names if self.rows(table))
 
     def digest_with(self, table: str, other: Broken) -> bytes:
@@ -94,19 +91,25 @@ class Broken(Struct, frozen=True):
         moved: list[tuple[Any, ...]] = [(self.step, *row[1:]) for row in other.rows(table)]
         core = moved[0] if table == "steps" else self.core
         gates = other.gate_set_sha256 if table == "steps" else self.gate_set_sha256
-        event = moved[0] if table in {"bars", "events"} else self.bar or self.event
         sparse = {**self.sparse, table: moved} if table in SPARSE_TABLES else self.sparse
+        rows = StoredRows(core, sparse)
         covered = self.covered.copy()
-        covered.follow(core[KEPT_AT], core[STATE_AT])
-        payload = (core, event, gates, *sparse_pairs(sparse))
-        return chain_digest(self.previous, covered.content, payload)
+        covered.follow(rows.kept_sha256, rows.state)
+        return step_digest(self.previous, covered, rows, gates)
 
 
-def sparse_pairs(
-    sparse: Mapping[str, Sequence[tuple[Any, ...]]],
-) -> list[tuple[str, tuple[Any, ...]]]:
+def sparse_pairs(rows: StoredRows) -> list[SparseRow]:
     """Return the sparse rows of a step as the chain hashes them."""
-    return [(table, row) for table in SPARSE_TABLES for row in sparse.get(table, ())]
+    return [(table, tuple(row)) for table in SPARSE_TABLES for row in rows.sparse.get(table, ())]
+
+
+def step_digest(
+    previous: bytes, covered: Covered, rows: StoredRows, gate_set_sha256: bytes | None
+) -> bytes:
+    """Return the link that the *rows* of a step give after *previous*."""
+    layouts, payload = canonical(rows.core, sparse_pairs(rows))
+    prefix = layouts + (gate_set_sha256 or NO_GATES)
+    return chain_digest(previous, covered.content, prefix, payload)
 
 
 def diagnose(broken: Broken, others: Sequence[Broken], named: str) -> ChainProblem:
@@ -125,7 +128,7 @@ def diagnose(broken: Broken, others: Sequence[Broken], named: str) -> ChainProbl
             "swapped",
             f"The rows of steps {at}{named} and {sequence} in {table} were exchanged.",
         )
-    for table, due in Shape.unpack(broken.core[1]).counts().items():
+    for table, due in Shape.unpack(broken.core[STEP.shape]).counts().items():
         found = len(broken.rows(table))
         if found != due:
             what = "missing" if found < due else "extra"
@@ -138,12 +141,13 @@ def diagnose(broken: Broken, others: Sequence[Broken], named: str) -> ChainProbl
                 f"a row was {done}.",
             )
     for outcome in broken.rows("outcomes"):
-        if outcome[_GATE_SET_AT + 1] != broken.gate_set_sha256:
+        if outcome[OUTCOME.gate_set_sha256] != broken.gate_set_sha256:
             return ChainProblem(
                 at,
                 ("gate_sets",),
                 "changed",
-                f"Gate set {outcome[_GATE_SET_AT]}, first used by step {at}{named}, was changed.",
+                f"Gate set {outcome[OUTCOME.gate_set]}, first used by step {at}{named}, was "
+                "changed.",
             )
     tables = broken.tables()
     return ChainProblem(
@@ -180,15 +184,15 @@ class ChainReport(Struct, frozen=True):
         return self.problem is None
 
 
+_CUT: Final = At("prunes")
 _RUN: Final = select("runs", "run_id = ?")
 _INSTRUMENTS: Final = select("instruments", "run_key = ?")
 _PRUNE: Final = select("prunes", "run_key = ?")
-_OPENED_AT: Final = stored_columns("runs").index("opened_digest")
 _NAMED: Final = (
     "SELECT ' (' || i.instrument_id || ' ' || "
-    "strftime('%Y-%m-%dT%H:%MZ', b.open_time_ms / 1000, 'unixepoch') || ')' "
-    "FROM bars b JOIN instruments i ON i.run_key = ? AND i.instrument = b.instrument "
-    "WHERE b.step = ?"
+    "strftime('%Y-%m-%dT%H:%MZ', s.open_time_ms / 1000, 'unixepoch') || ')' "
+    "FROM steps s JOIN instruments i ON i.run_key = ? AND i.instrument = s.instrument "
+    "WHERE s.step = ?"
 )
 _PRUNED: Final = (
     "SELECT content FROM events WHERE step BETWEEN ? AND ? AND kind = 'prune' "
@@ -197,10 +201,7 @@ _PRUNED: Final = (
 _OUTCOME_SETS: Final = (
     "SELECT step, gate_set, gate_set_sha256 FROM outcomes WHERE step BETWEEN ? AND ?"
 )
-_GATHERING: Final = tuple(
-    (table, SHAPE_UNITS[table], table in KEPT_TABLES) for table in SPARSE_TABLES
-)
-DROPPED_TABLES: Final = ("twin_steps", "answers", "bars", "steps")
+DROPPED_TABLES: Final = ("twin_steps", "answers", "states", "steps")
 """Tables of which a prune drops every row, children first."""
 
 
@@ -223,12 +224,13 @@ def _verify(connection: sqlite3.Connection, run_id: str, head: bytes | None) -> 
     row = connection.execute(_RUN, (run_id,)).fetchone()
     if row is None:
         raise DataInvalid(f"There is no run {run_id} in the database.")
-    opened, step_count, head_digest = row[_OPENED_AT:]
+    opened, step_count, head_digest = row[OPENED_AT:]
     pruned = connection.execute(_PRUNE, (row[0],)).fetchone()
     if pruned is None:
         start = _Start(0, opened, Covered())
     else:
-        start = _Start(pruned[1] + 1, pruned[3], covered_until(connection, row[0], pruned))
+        first = pruned[_CUT.until_sequence] + 1
+        start = _Start(first, pruned[_CUT.digest], covered_until(connection, row[0], pruned))
     walk = _Walk(connection, row[0], start, head)
     problem = _check_opening(connection, row)
     problem = problem or check_prune(connection, row[0], pruned)
@@ -237,7 +239,7 @@ def _verify(connection: sqlite3.Connection, run_id: str, head: bytes | None) -> 
     problem = problem or _check_gate_sets(connection, row, walk.gates)
     if problem is None and head is not None and walk.head_at is None:
         problem = _rewritten(head, pruned)
-    until = None if pruned is None else pruned[1]
+    until = None if pruned is None else pruned[_CUT.until_sequence]
     return ChainReport(run_id, walk.held, walk.previous, until, walk.head_at, problem)
 
 
@@ -266,7 +268,7 @@ class _Walk:
         self.held = 0  # links that hold
         self.head_at = self.first - 1 if head == self.previous else None
         sets = gate_set_rows(connection, run_key)
-        hashes = {key: rows_digest(rows) for key, rows in sets.items()}
+        hashes = {key: gates_digest(rows) for key, rows in sets.items()}
         query = "SELECT step, gate_set FROM outcomes WHERE step BETWEEN ? AND ?"
         outcomes = connection.execute(query, run_span(run_key))
         self.gates = {sequence_of(step): hashes.get(key) for step, key in outcomes}
@@ -299,26 +301,27 @@ class _Walk:
     def _link(self, chunk: Chunk, row: StoredRow, previous: bytes, covered: Covered) -> bytes:
         """Return the digest that the rows of the step of *row* give after *previous*.
 
-        *covered* moves on as the step's row says. Empty where that row denies its own step.
+        *covered* moves on as the step's rows say. Empty where its row denies them.
         """
-        step = row[0]
-        bar = chunk.bars.get(step)
-        rows = chunk.sparse.get(step)
-        gate_set = None if row[4] is None else self.gates.get(row[4])
-        kept, state = row[KEPT_AT], row[STATE_AT]
-        if rows is None and bar is not None:
-            if kept is not None or row[1] >> 1:
-                return b""
-            if state is not None:
-                covered.follow(None, state)
-            return chain_digest(previous, covered.content, (row[:-1], bar, gate_set))
-        event = None if bar is not None else chunk.events.get(step)
-        shape, pairs, leaves = _gathered(event, rows or {})
+        rows = chunk.rows(row)
+        pairs = sparse_pairs(rows)
+        leaves = kept_rows(pairs)
         expected = kept_digest(covered.kept, leaves) if leaves else None
-        covered.follow(kept, state)
-        if kept != expected or row[1] >> 1 != shape >> 1:
+        covered.follow(rows.kept_sha256, rows.state)
+        shape = sum(SHAPE_UNITS[table] for table, _ in pairs)
+        has_bar = row[STEP.open_time_ms] is not None
+        if (
+            rows.kept_sha256 != expected
+            or row[STEP.shape] >> 1 != shape >> 1
+            or has_bar == ("events" in rows.sparse)
+        ):
             return b""
-        return chain_digest(previous, covered.content, (row[:-1], event or bar, gate_set, *pairs))
+        return step_digest(previous, covered, rows, self._gate_set(row))
+
+    def _gate_set(self, row: StoredRow) -> bytes | None:
+        """Return the hash of the gate set that judged the step of *row*, as that is stored."""
+        outcome = row[STEP.outcome]
+        return None if outcome is None else self.gates.get(outcome)
 
     def _broken(self, chunk: Chunk, row: StoredRow, previous: bytes, covered: Covered) -> Broken:
         return Broken(
@@ -327,16 +330,15 @@ class _Walk:
             covered=covered,
             core=row[:-1],
             digest=row[-1],
-            bar=chunk.bars.get(row[0]),
-            event=chunk.events.get(row[0]),
-            gate_set_sha256=None if row[4] is None else self.gates.get(row[4]),
+            gate_set_sha256=self._gate_set(row),
             sparse=chunk.sparse.get(row[0], {}),
         )
 
     def _later_broken(self, broken: Broken) -> Iterator[Broken]:
         """Yield the broken steps after *broken*, each judged by what is stored before it."""
         previous, covered = broken.digest, broken.covered.copy()
-        covered.follow(broken.core[KEPT_AT], broken.core[STATE_AT])
+        rows = StoredRows(broken.core, broken.sparse)
+        covered.follow(rows.kept_sha256, rows.state)
         first, last = sequence_of(broken.step) + 1, self._newest("steps")
         for chunk in chunks(self._connection, self._run_key, first, last):
             for row in chunk.steps:
@@ -376,39 +378,13 @@ class _Walk:
         return -1 if step is None else sequence_of(step)
 
 
-def _gathered(
-    event: StoredRow | None, rows: Mapping[str, Sequence[StoredRow]]
-) -> tuple[int, list[SparseRow], list[SparseRow]]:
-    """Return shape, sparse rows and rows that a prune keeps, of a step with those rows."""
-    shape = 0 if event is None else 2
-    pairs: list[SparseRow] = []
-    leaves: list[SparseRow] = []
-    if event is not None and event[1] in KEPT_EVENTS:
-        leaves.append(("events", event))
-    for table, counted, is_kept in _GATHERING:
-        for row in rows.get(table, ()):
-            pair = (table, row)
-            pairs.append(pair)
-            shape += counted
-            if is_kept:
-                leaves.append(pair)
-    return shape, pairs, leaves
-
-
 def _stray_rows(chunk: Chunk) -> ChainProblem | None:
-    """Return the first row of *chunk* that belongs to no step, or a step that has no event."""
+    """Return the first row of *chunk* that belongs to no step."""
     known = {row[0] for row in chunk.steps}
-    if len(chunk.bars) + len(chunk.events) == len(known) and known.issuperset(chunk.sparse):
+    if known.issuperset(chunk.sparse):
         return None
-    strays = [(step, "bars") for step in chunk.bars if step not in known]
-    strays += [(step, "events") for step in chunk.events if step not in known or step in chunk.bars]
-    strays += [(step, next(iter(chunk.sparse[step]))) for step in chunk.sparse.keys() - known]
-    if not strays:
-        bare = sequence_of(min(known - chunk.bars.keys() - chunk.events.keys()))
-        sentence = f"Step {bare} has neither a bar nor an event: its row was removed."
-        return ChainProblem(bare, ("bars",), "missing", sentence)
-    step, table = min(strays)
-    at = sequence_of(step)
+    step = min(chunk.sparse.keys() - known)
+    table, at = next(iter(chunk.sparse[step])), sequence_of(step)
     return ChainProblem(
         at, (table,), "extra", f"A row was added to {table} at {at}: it belongs to no step."
     )
@@ -416,11 +392,11 @@ def _stray_rows(chunk: Chunk) -> ChainProblem | None:
 
 def _check_opening(connection: sqlite3.Connection, row: StoredRow) -> ChainProblem | None:
     """Check the first link: the run as opened, its instruments and the gate sets of its start."""
-    opened = row[:_OPENED_AT]
+    opened = row[:OPENED_AT]
     instruments = connection.execute(_INSTRUMENTS, (row[0],)).fetchall()
     sets = gate_set_rows(connection, row[0])
     known = [line for key in sorted(sets) if key < opened[-1] for line in sets[key]]
-    if opened_digest(opened, instruments, known) == row[_OPENED_AT]:
+    if opened_digest(opened, instruments, known) == row[OPENED_AT]:
         for place, instrument in enumerate(instruments):
             if instrument[1:3] != (place, f"{instrument[3]}:{instrument[4]}"):
                 sentence = f"Instrument {place} of the run was changed: its row contradicts itself."
@@ -483,19 +459,18 @@ def check_prune(
 
 def covered_until(connection: sqlite3.Connection, run_key: int, pruned: StoredRow) -> Covered:
     """Return what the last link that was *pruned* covers, from the rows that were kept."""
-    span = (step_key(run_key, 0), step_key(run_key, pruned[1]))
+    span = (step_key(run_key, 0), step_key(run_key, pruned[_CUT.until_sequence]))
 
-    def rows(place: int, table: str) -> Iterator[tuple[int, int, StoredRow]]:
+    def rows(place: int, table: str) -> Iterator[tuple[int, int, SparseRow]]:
         for row in connection.cursor().execute(select(table, "step BETWEEN ? AND ?"), span):
             yield row[0], place, (table, row)
 
-    tables = ("events", *(table for table in SPARSE_TABLES if table in KEPT_TABLES))
-    sources = [rows(place, table) for place, table in enumerate(tables)]
+    sources = [rows(place, table) for place, table in enumerate(("events", *KEPT_TABLES))]
     covered = Covered()
     merged = merge(*sources, key=itemgetter(0, 1))
     for _, of_step in groupby(merged, key=itemgetter(0)):
         covered.take([pair for _, _, pair in of_step], None)
-    covered.follow(None, pruned[5])
+    covered.follow(None, pruned[_CUT.state])
     return covered
 
 
@@ -503,7 +478,7 @@ def _check_gate_sets(
     connection: sqlite3.Connection, row: StoredRow, gates: Mapping[int, bytes | None]
 ) -> ChainProblem | None:
     """Check that every gate set is one that the run began with or that an outcome names."""
-    run_key, opened_gate_sets = row[0], row[_OPENED_AT - 1]
+    run_key, opened_gate_sets = row[0], row[OPENED_AT - 1]
     used = set()
     for step, gate_set, stored in connection.execute(_OUTCOME_SETS, run_span(run_key)):
         used.add(gate_set)
@@ -520,7 +495,11 @@ def _check_gate_sets(
 
 def _rewritten(head: bytes, pruned: StoredRow | None) -> ChainProblem:
     """Say that no link has the digest *head*."""
-    until = "" if pruned is None else f" (or the head is older than step {pruned[1]}, pruned since)"
+    until = (
+        ""
+        if pruned is None
+        else f" (or the head is older than step {pruned[_CUT.until_sequence]}, pruned since)"
+    )
     sentence = f"No step has the digest {head.hex()}: the chain was rewritten, or an older copy "
     sentence += f"was put back{until}."
     return ChainProblem(None, (), "rewritten", sentence)

@@ -18,13 +18,16 @@ from sqlalchemy import StaticPool, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from tracepaper.storage.columns import TABLES
 from tracepaper.storage.lock import InstanceLock, WatchedFile
-from tracepaper.storage.schema import SCHEMA_REVISION, UPGRADABLE, metadata
-from tracepaper.storage.views import create_views
+from tracepaper.storage.schema import SCHEMA_REVISION, UPGRADABLE, added, metadata
+from tracepaper.storage.views import VIEWS, create_views
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+    from tracepaper.storage.columns import Column
 
 BUSY_TIMEOUT_S: Final = 5.0
 WRITE_TIMEOUT_S: Final = 1.0
@@ -62,6 +65,17 @@ def sqlite_status(version: tuple[int, int, int] | None = None) -> SqliteStatus:
     return SqliteStatus(name, is_usable=True, verdict="no known fault in the way it is used")
 
 
+def database_file(url: str) -> Path:
+    """Return the file that *storage.url* names; only ``sqlite:///PATH`` is taken."""
+    scheme, separator, path = url.partition(":///")
+    if scheme != "sqlite" or not separator or path in {"", ":memory:"} or "?" in path:
+        raise ConfigInvalid(
+            f"storage.url is {url!r}, and only an SQLite file can be used: "
+            "write sqlite:///tracepaper.db."
+        )
+    return Path(path)
+
+
 # ---------------------------------------------------------------- reading
 
 
@@ -73,10 +87,64 @@ def open_reader(path: Path) -> sqlite3.Connection:
     connection = _connect_read_only(path)
     try:
         _check_revision(path, _revision(connection))
+        _stand_in(connection, missing_columns(connection))
     except DataInvalid:
         connection.close()
         raise
     return connection
+
+
+def lacking(connection: sqlite3.Connection, path: Path) -> dict[str, list[Column]]:
+    """Return, by table, the columns that an older version did not make in the database *path*.
+
+    Raises ``DataInvalid`` where one of them cannot be null.
+    """
+    found = missing_columns(connection)
+    for table, columns in found.items():
+        for column in columns:
+            if not column.null:
+                raise DataInvalid(
+                    f"{path} has no column {table}.{column.name}, which this version needs: "
+                    "restore a backup, or name another with --db."
+                )
+    return found
+
+
+def missing_columns(connection: sqlite3.Connection) -> dict[str, list[Column]]:
+    """Return, by table, the columns of this version that a database has not."""
+    there = set(connection.execute(_STORED_COLUMNS))
+    found = {
+        table: [column for column in columns if (table, column.name) not in there]
+        for table, columns in TABLES.items()
+    }
+    return {table: columns for table, columns in found.items() if columns}
+
+
+_STORED_COLUMNS: Final = (
+    "SELECT m.name, c.name FROM main.sqlite_schema m, pragma_table_info(m.name, 'main') c "
+    "WHERE m.type = 'table'"
+)
+
+
+def _nullable(columns: list[Column]) -> list[Column]:
+    return [column for column in columns if column.null]
+
+
+def _stand_in(connection: sqlite3.Connection, missing: dict[str, list[Column]]) -> None:
+    """Let questions find the *missing* columns as nulls, and the views of this version.
+
+    A column that cannot be null is no older version's: ``audit verify`` names it.
+    """
+    missing = {table: nulls for table, columns in missing.items() if (nulls := _nullable(columns))}
+    if not missing:
+        return
+    connection.execute("PRAGMA query_only = OFF")
+    for table, columns in missing.items():
+        listed = ", ".join(f"NULL AS {column.name}" for column in columns)
+        connection.execute(f"CREATE TEMP VIEW {table} AS SELECT *, {listed} FROM main.{table}")
+    for view in VIEWS:
+        connection.execute(view.sql.replace("CREATE VIEW", "CREATE TEMP VIEW", 1))
+    connection.execute("PRAGMA query_only = ON")
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:
@@ -167,16 +235,40 @@ class Writer(NamedTuple):
 def open_writer(path: Path) -> Writer:
     """Open *path* for writing, making database and folder where they are missing.
 
-    Raises ``ConfigInvalid`` where another process writes it, ``DataInvalid`` for another
-    schema, ``AuditUnwritable`` where the file cannot be written.
+    Columns that an older version did not make are added. Raises ``ConfigInvalid`` where another
+    process writes it, ``DataInvalid`` for another schema, ``AuditUnwritable`` where the file cannot
+    be written.
     """
     writer, revision = open_writer_of_any_schema(path)
     try:
         _check_revision(path, revision)
+        add_columns(writer.connection, path)
     except DataInvalid:
         writer.close()
         raise
+    except DBAPIError as error:
+        writer.close()
+        raise AuditUnwritable(
+            f"{path} could not be extended ({error.orig}); {advice(error)}."
+        ) from error
     return writer
+
+
+def add_columns(connection: Connection, path: Path) -> None:
+    """Add the columns that the database *path* lacks, and make its views anew where it lacks one.
+
+    The chain covers no nulls, so the rows from before have the hashes that they had.
+    """
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)
+    if not (missing := lacking(raw, path)):
+        return
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    for table, columns in missing.items():
+        for column in columns:
+            connection.exec_driver_sql(added(table, column))
+    create_views(connection)
+    connection.exec_driver_sql("COMMIT")
 
 
 def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
@@ -243,16 +335,21 @@ def _connect_writing(path: Path) -> Connection:
     return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
+def make_tables(connection: Connection) -> None:
+    """Make every table with its indexes."""
+    for table in metadata.sorted_tables:
+        connection.execute(CreateTable(table))
+        for index in table.indexes:
+            connection.execute(CreateIndex(index))
+
+
 def create(connection: Connection) -> None:
     """Make tables and views of the newest schema in one transaction.
 
     Equal to running every migration (a test compares them), in a tenth of the time.
     """
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-    for table in metadata.sorted_tables:
-        connection.execute(CreateTable(table))
-        for index in table.indexes:
-            connection.execute(CreateIndex(index))
+    make_tables(connection)
     create_views(connection)
     connection.exec_driver_sql(
         "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "

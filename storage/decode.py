@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from math import nan
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
+from msgspec import Struct
 
-from tracepaper.storage.rows import (
+from tracepaper.storage.columns import (
     ANSWER_GATES,
-    EVENT_TYPES,
-    SOURCES,
+    EXPLANATION_COLUMNS,
+    FORECAST_COLUMNS,
+    SOURCE_CODES,
     STEP_GATES,
-    Shape,
-    sequence_of,
+    TABLES,
+    measure_name,
 )
+from tracepaper.storage.rows import EVENT_TYPES, At, Shape, sequence_of
 from tracepaper.strategies.errors import DataInvalid, shown
 from tracepaper.strategies.types import (
     Account,
@@ -25,17 +30,13 @@ from tracepaper.strategies.types import (
     DecisionOutcome,
     Explanation,
     Fill,
-    FillModel,
     Forecast,
     GateSet,
-    Liquidity,
     Order,
-    OrderStatus,
     Position,
     PredictionTimeout,
     Regime,
     Run,
-    Side,
     Step,
     TwinStep,
 )
@@ -45,19 +46,66 @@ if TYPE_CHECKING:
 
     from tracepaper.strategies.types import Event, Prediction
 
-MEASURES_FROM: Final = 6  # first measure in a ``steps`` row
-MARKS_FROM: Final = MEASURES_FROM + len(STEP_GATES)  # holding, unrealized, account's, equity
-STATE_AT: Final = MARKS_FROM + 4
-KEPT_AT: Final = STATE_AT + 1  # the running hash of what a prune keeps
-ANSWER_MEASURES_FROM: Final = 19  # first measure in an ``answers`` row
+STEP: Final = At("steps")
+EVENT: Final = At("events")
+STATE: Final = At("states")
+ANSWER: Final = At("answers")
+OUTCOME: Final = At("outcomes")
+HOLDING: Final = At("holdings")
+TWIN_STEP: Final = At("twin_steps")
+TWIN_FILL: Final = At("twin_fills")
+SOURCES: Final = {code: source for source, code in SOURCE_CODES.items()}
+
+
+def _gather(table: str, names: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Return what picks the columns *names* out of a row of *table*."""
+    at = At(table)
+    return itemgetter(*(getattr(at, name) for name in names))
+
+
+_FORECAST: Final = _gather("answers", FORECAST_COLUMNS)
+_EXPLANATION: Final = _gather("answers", EXPLANATION_COLUMNS)
+_STEP_MEASURES: Final = _gather("steps", [measure_name(gate) for gate in STEP_GATES])
+_ANSWER_MEASURES: Final = _gather("answers", [measure_name(gate) for gate in ANSWER_GATES])
+_BAR_PRICES: Final = _gather("steps", ("open", "high", "low", "close", "volume", "turnover"))
+
+
+def _fields(table: str, made: type[Struct]) -> tuple[tuple[str, int, type[StrEnum] | None], ...]:
+    """Return field, place and enumeration of the columns of *table* that *made* has as fields."""
+    at = At(table)
+    return tuple(
+        (column.name, getattr(at, column.name), column.words)
+        for column in TABLES[table]
+        if column.name in made.__struct_fields__
+    )
+
+
+_ORDER: Final = _fields("orders", Order)
+_FILLS: Final = {table: _fields(table, Fill) for table in ("fills", "twin_fills")}
 
 
 class StoredRows(NamedTuple):
     """The rows of one step as read; the ``steps`` row still without its digest."""
 
     core: Sequence[Any]
-    event: Sequence[Any]
     sparse: Mapping[str, Sequence[Sequence[Any]]]
+
+    def row(self, table: str) -> Sequence[Any] | None:
+        """Return the step's first row in *table*, if it has one."""
+        found = self.sparse.get(table, ())
+        return found[0] if found else None
+
+    @property
+    def state(self) -> bytes | None:
+        """The engine's state after the step, where it changed."""
+        row = self.row("states")
+        return None if row is None else row[STATE.state]
+
+    @property
+    def kept_sha256(self) -> bytes | None:
+        """The running hash of what a prune keeps, where it changed."""
+        row = self.row("states")
+        return None if row is None else row[STATE.kept_sha256]
 
 
 class Interned(NamedTuple):
@@ -98,62 +146,72 @@ class StepDecoder:
 
     def _step(self, rows: StoredRows) -> Step:
         core = rows.core
-        shape = Shape.unpack(core[1])
-        answers = rows.sparse.get("answers", ())
-        answer_row = answers[0] if answers else None
-        holding, *own_marks = core[MARKS_FROM:STATE_AT]
-        position, account = self._book(0, holding, own_marks)
+        shape = Shape.unpack(core[STEP.shape])
+        answer_row, state_row = rows.row("answers"), rows.row("states")
+        marks = (
+            core[STEP.unrealized_pnl],
+            core[STEP.account_unrealized_pnl],
+            None if state_row is None else state_row[STATE.equity],
+        )
+        position, account = self._book(0, core[STEP.holding], marks)
         return Step(
-            sequence=sequence_of(core[0]),
-            event=self.event(rows.event, other_event=shape.other_event),
+            sequence=sequence_of(core[STEP.step]),
+            event=self._event(rows) if shape.events else self.bar(core),
             accepted=shape.accepted,
             decision=self._decision(core, answer_row),
             prediction=None if answer_row is None else self.prediction(answer_row),
             orders=tuple(self.order(row) for row in rows.sparse.get("orders", ())),
-            fills=tuple(self.fill(row[2:]) for row in rows.sparse.get("fills", ())),
+            fills=tuple(self.fill(row) for row in rows.sparse.get("fills", ())),
             position=position,
             account=account,
             twins=tuple(
                 self._twin(row, rows.sparse.get("twin_fills", ()))
                 for row in rows.sparse.get("twin_steps", ())
             ),
-            window_sha256=core[2],
-            decision_sha256=core[3],
-            state=core[STATE_AT],
+            window_sha256=core[STEP.window_sha256],
+            decision_sha256=core[STEP.decision_sha256],
+            state=rows.state,
         )
 
-    def event(self, row: Sequence[Any], *, other_event: bool) -> Event:
-        """Return the event of a ``bars`` row, or of an ``events`` row where *other_event*."""
-        if not other_event:
-            return self.bar(row)
+    def _event(self, rows: StoredRows) -> Event:
+        row = rows.row("events")
+        if row is None:
+            raise LookupError("its event is missing")
+        return self.event(row)
+
+    def event(self, row: Sequence[Any]) -> Event:
+        """Return the event of an ``events`` row; raise ``DataInvalid`` where it holds none."""
         try:
-            _, kind, place, market_ms, seen_ms, content = row
-            fields = msgspec.json.decode(content)
-            fields["market_ms"], fields["seen_ms"] = market_ms, seen_ms
+            fields = msgspec.json.decode(row[EVENT.content])
+            fields["market_ms"], fields["seen_ms"] = row[EVENT.market_ms], row[EVENT.seen_ms]
+            place = row[EVENT.instrument]
             if place is not None:
                 fields.setdefault("instrument", self._instruments[place])
-            return msgspec.convert(fields, EVENT_TYPES[kind])
+            return msgspec.convert(fields, EVENT_TYPES[row[EVENT.kind]])
         except _IMPOSSIBLE as error:
-            raise _damaged(row[0], error) from error
+            raise _damaged(row[EVENT.step], error) from error
 
     def bar(self, row: Sequence[Any]) -> Bar:
-        """Return the bar of a ``bars`` row."""
+        """Return the bar of a ``steps`` row; raise ``DataInvalid`` where it holds none."""
         try:
-            market_ms = row[2] + self._interval_ms + row[9]
-            seen_ms = market_ms + row[10]
-            instrument, source = self._instruments[row[1]], SOURCES[row[11]]
+            opened = row[STEP.open_time_ms]
+            market_ms = opened + self._interval_ms + row[STEP.market_delay_ms]
+            seen_ms = market_ms + row[STEP.seen_delay_ms]
+            instrument = self._instruments[row[STEP.instrument]]
+            source = SOURCES[row[STEP.source]]
         except _IMPOSSIBLE as error:
-            raise _damaged(row[0], error) from error
+            raise _damaged(row[STEP.step], error) from error
+        open_, high, low, close, volume, turnover = _BAR_PRICES(row)
         return Bar(
             instrument,
-            open_time_ms=row[2],
+            open_time_ms=opened,
             interval_ms=self._interval_ms,
-            open=row[3],
-            high=row[4],
-            low=row[5],
-            close=row[6],
-            volume=row[7],
-            turnover=row[8],
+            open=open_,
+            high=high,
+            low=low,
+            close=close,
+            volume=volume,
+            turnover=turnover,
             market_ms=market_ms,
             seen_ms=seen_ms,
             source=source,
@@ -162,112 +220,112 @@ class StepDecoder:
     def prediction(self, row: Sequence[Any]) -> Prediction:
         """Return what the forecaster answered, from an ``answers`` row."""
         try:
-            return self._answer(row)
+            return self._prediction(row)
         except _IMPOSSIBLE as error:
             raise _damaged(row[0], error) from error
 
-    def _answer(self, row: Sequence[Any]) -> Prediction:
-        if row[1] is not None:
-            return PredictionTimeout(row[1])
-        horizon = row[3]
+    def _prediction(self, row: Sequence[Any]) -> Prediction:
+        if row[ANSWER.late_deadline_ms] is not None:
+            return PredictionTimeout(row[ANSWER.late_deadline_ms])
+        horizon = row[ANSWER.horizon]
         if horizon is None:
             return None
-        horizons, *others = msgspec.msgpack.decode(row[10])
+        horizons, *others = msgspec.msgpack.decode(row[ANSWER.horizons])
         at = horizons.index(horizon)
-        mean, stdev, down, flat, up, volatility = (
-            tuple(_number(number) for number in (*rest[:at], row[4 + column], *rest[at:]))
-            for column, rest in enumerate(others)
-        )
-        model_id = self._model_id if row[2] is None else row[2]
-        explanation = _explanation(row[11:19])
+        columns = [
+            tuple(_number(number) for number in (*rest[:at], number_there, *rest[at:]))
+            for number_there, rest in zip(_FORECAST(row), others, strict=True)
+        ]
+        model_id = row[ANSWER.model_id]
         return Forecast(
-            tuple(horizons), mean, stdev, down, flat, up, volatility, model_id, explanation
+            tuple(horizons),
+            **dict(zip(FORECAST_COLUMNS, columns, strict=True)),
+            model_id=self._model_id if model_id is None else model_id,
+            explanation=_explanation(row),
         )
 
     def order(self, row: Sequence[Any]) -> Order:
         """Return the order of an ``orders`` row."""
-        _, _, order_id, place, side, quantity, filled, status, *rest = row
-        return Order(
-            order_id,
-            self._instruments[place],
-            Side(side),
-            quantity,
-            filled,
-            OrderStatus(status),
-            *rest,
-        )
+        return Order(**self._named(_ORDER, row))
 
-    def fill(self, columns: Sequence[Any]) -> Fill:
-        """Return the fill of a row of ``fills`` or ``twin_fills`` without its key."""
-        return Fill(
-            order_id=columns[0],
-            instrument=self._instruments[columns[1]],
-            side=Side(columns[2]),
-            quantity=columns[3],
-            price=columns[4],
-            reference_price=columns[5],
-            notional=columns[6],
-            fee=columns[7],
-            fee_base=columns[8],
-            liquidity=Liquidity(columns[9]),
-            model=FillModel(columns[10]),
-            reason=columns[11],
-            filled_ms=columns[12],
-        )
+    def fill(self, row: Sequence[Any], table: str = "fills") -> Fill:
+        """Return the fill of a row of ``fills`` or ``twin_fills``."""
+        return Fill(**self._named(_FILLS[table], row))
+
+    def _named(
+        self, fields: Sequence[tuple[str, int, type[StrEnum] | None]], row: Sequence[Any]
+    ) -> dict[str, Any]:
+        """Return the fields of an order or fill by their names."""
+        named: dict[str, Any] = {
+            name: row[at] if words is None else words(row[at]) for name, at, words in fields
+        }
+        named["instrument"] = self._instruments[named["instrument"]]
+        return named
 
     def _decision(self, core: Sequence[Any], answer_row: Sequence[Any] | None) -> Decision | None:
-        if core[4] is None:
+        if core[STEP.outcome] is None:
             return None
-        outcome = self._interned.outcome(core[4])
-        _, action, reason, allowed, refused_by, gate_set_key, _, passed, regime, unfilled = outcome
-        measures = dict(zip(STEP_GATES, core[MEASURES_FROM:MARKS_FROM], strict=True))
+        outcome = self._interned.outcome(core[STEP.outcome])
+        measures = dict(zip(STEP_GATES, _STEP_MEASURES(core), strict=True))
         if answer_row is not None:
-            judged = answer_row[ANSWER_MEASURES_FROM:]
-            measures.update(zip(ANSWER_GATES, judged, strict=True))
-        gate_set = self._interned.gate_set(gate_set_key)
+            measures.update(zip(ANSWER_GATES, _ANSWER_MEASURES(answer_row), strict=True))
+        gate_set = self._interned.gate_set(outcome[OUTCOME.gate_set])
         return Decision(
             DecisionOutcome(
-                Action(action),
-                reason,
-                bool(allowed),
-                refused_by,
+                Action(outcome[OUTCOME.action]),
+                outcome[OUTCOME.reason],
+                bool(outcome[OUTCOME.allowed]),
+                outcome[OUTCOME.refused_by],
                 gate_set,
-                passed,
-                Regime(regime),
-                unfilled,
+                outcome[OUTCOME.passed],
+                Regime(outcome[OUTCOME.regime]),
+                outcome[OUTCOME.unfilled_reason],
             ),
-            core[5],
+            core[STEP.target_quantity],
             tuple(measures.get(gate) for gate in gate_set.gates),
         )
 
     def _book(
-        self, book: int, holding: int, marked: Sequence[Any]
+        self, book: int, holding: int, marks: tuple[int | None, int | None, int | None]
     ) -> tuple[Position | None, Account]:
+        """Return position and account of a holding, at *marks*: see ``encode.Marked``."""
         row = self._interned.holding(holding, book)
-        quantity, entry_notional, realized, fees, funding, cash, *sums = row[4:]
-        unrealized, account_unrealized, equity = marked
+        unrealized, of_account, equity = marks
         position = None
-        if quantity is not None:
-            position = Position(quantity, entry_notional, realized, unrealized, fees, funding)
-        if account_unrealized is None:
-            account_unrealized = unrealized
-        if equity is None:
-            equity = cash + account_unrealized
-        account_realized, account_fees, account_funding = sums
+        if row[HOLDING.quantity] is not None:
+            position = Position(
+                row[HOLDING.quantity],
+                row[HOLDING.entry_notional],
+                row[HOLDING.realized_pnl],
+                unrealized,  # type: ignore[arg-type]  # a row without it is damaged, and found
+                row[HOLDING.fees_paid],
+                row[HOLDING.funding_paid],
+            )
+        marked = unrealized if of_account is None else of_account
+        cash = row[HOLDING.cash]
         return position, Account(
-            cash, equity, account_realized, account_unrealized, account_fees, account_funding
+            cash,
+            cash + marked if equity is None else equity,
+            row[HOLDING.account_realized_pnl],
+            marked,  # type: ignore[arg-type]
+            row[HOLDING.account_fees_paid],
+            row[HOLDING.account_funding_paid],
         )
 
     def _twin(self, row: Sequence[Any], fills: Sequence[Sequence[Any]]) -> TwinStep:
-        _, book, holding, *marked, confirmed = row
-        position, account = self._book(book, holding, marked)
-        name = self._interned.holding(holding, book)[2]
+        book, holding = row[TWIN_STEP.book], row[TWIN_STEP.holding]
+        marks = (
+            row[TWIN_STEP.unrealized_pnl],
+            row[TWIN_STEP.account_unrealized_pnl],
+            row[TWIN_STEP.equity],
+        )
+        position, account = self._book(book, holding, marks)
         return TwinStep(
-            name,
+            self._interned.holding(holding, book)[HOLDING.twin],
             position or Position(),
             account,
-            tuple(self.fill(fill[4:]) for fill in fills if fill[1] == book),
-            bool(confirmed),
+            tuple(self.fill(fill, "twin_fills") for fill in fills if fill[TWIN_FILL.book] == book),
+            bool(row[TWIN_STEP.confirmed]),
         )
 
 
@@ -276,9 +334,9 @@ def _number(stored: float | None) -> float:
     return nan if stored is None else stored
 
 
-def _explanation(columns: Sequence[Any]) -> Explanation | None:
-    """Return the explanation of an answer's columns; None where there is no entropy blob."""
-    confidence, content_free, recent, older, shift, error, entropy, buckets = columns
+def _explanation(row: Sequence[Any]) -> Explanation | None:
+    """Return the explanation of an answer's row; None where there is no entropy blob."""
+    confidence, content_free, recent, older, shift, error, entropy, buckets = _EXPLANATION(row)
     if entropy is None:
         return None
     return Explanation(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
+from tracepaper.storage.rows import layout_of
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates import GATES, GateKind
 from tracepaper.strategies.types import (
@@ -35,7 +36,8 @@ from tracepaper.strategies.types import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tracepaper.storage.rows import Row
+    from tracepaper.storage.columns import Row
+    from tracepaper.storage.rows import SparseRow
 
 CANONICAL_DECIMALS: Final = 18
 """Every price and quantity is hashed as an integer of 10⁻¹⁸, whatever its instrument's scale."""
@@ -69,14 +71,16 @@ def all_finite(numbers: Sequence[float | None]) -> tuple[float | None, ...]:
 # ---------------------------------------------------------------- the chain
 
 
-def chain_digest(previous: bytes, covered: bytes, payload: Sequence[object]) -> bytes:
-    """Return the link that follows *previous*: ``sha256(previous + covered + msgpack(payload))``.
+def chain_digest(
+    previous: bytes, covered: bytes, prefix: bytes, payload: Sequence[object]
+) -> bytes:
+    """Return ``sha256(previous + covered + prefix + msgpack(payload))``, the link after *previous*.
 
-    The payload of a step is its ``steps`` row without the digest, its event's row, the hash of
-    its gate set, and a (table, row) pair for each sparse row in the order of ``SPARSE_TABLES``.
-    *covered* is ``Covered.content`` after the step.
+    The payload of a step is all values of its rows but the digest, without nulls, and *prefix* says
+    of which columns they are (``rows.canonical``), and which gate set judged. *covered* is
+    ``Covered.content`` after the step.
     """
-    return sha256(previous + covered + _encode(payload)).digest()
+    return sha256(b"".join((previous, covered, prefix, _encode(payload)))).digest()
 
 
 NOTHING: Final = bytes(HASH_BYTES)
@@ -97,7 +101,7 @@ class Covered:
         self.state = state
         self.content = kept + state
 
-    def take(self, rows: Sequence[object], state: bytes | None) -> bytes | None:
+    def take(self, rows: Sequence[SparseRow], state: bytes | None) -> bytes | None:
         """Take in the kept *rows* and the state of a step; return ``kept`` where it changed."""
         changed = kept_digest(self.kept, rows) if rows else None
         self.follow(changed, state)
@@ -118,21 +122,29 @@ class Covered:
         return Covered(self.kept, self.state)
 
 
-def kept_digest(before: bytes, rows: Sequence[object]) -> bytes:
-    """Return the running hash after a step of which a prune keeps *rows*, (table, row) pairs."""
-    return sha256(before + _encode(rows)).digest()
+def _canonical(table: str, row: Row) -> tuple[bytes, Row]:
+    """Return what names the columns that *row* fills, and its values: nulls are not hashed."""
+    layout = layout_of(table, row)
+    return layout.sha256, layout.values(row)
+
+
+def kept_digest(before: bytes, rows: Sequence[SparseRow]) -> bytes:
+    """Return the running hash after a step of which a prune keeps *rows*."""
+    return sha256(before + _encode([_canonical(table, row) for table, row in rows])).digest()
 
 
 def opened_digest(run: Row, instruments: Iterable[Row], gate_sets: Iterable[Row]) -> bytes:
     """Return the chain's first link: the run as opened, its instruments and its gate sets."""
-    return sha256(_encode((run, tuple(instruments), tuple(gate_sets)))).digest()
+    parts = (("runs", (run,)), ("instruments", instruments), ("gate_sets", gate_sets))
+    content = [[_canonical(table, row) for row in rows] for table, rows in parts]
+    return sha256(_encode(content)).digest()
 
 
-def rows_digest(rows: Iterable[Row]) -> bytes:
-    """Return the hash of *rows* in their order, such as those of a gate set."""
+def gates_digest(rows: Iterable[Row]) -> bytes:
+    """Return the hash of the *rows* of a gate set, in their order."""
     hashed = sha256()
     for row in rows:
-        hashed.update(_encode(row))
+        hashed.update(_encode(_canonical("gate_sets", row)))
     return hashed.digest()
 
 

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 from math import isfinite
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.digest import Covered, all_finite, finite, rows_digest
-from tracepaper.storage.rows import (
+from tracepaper.storage.columns import (
     ANSWER_GATES,
-    EVENT_KINDS,
-    MEASURE_COLUMNS,
+    BAR_COLUMNS,
+    EXPLANATION_COLUMNS,
+    FORECAST_COLUMNS,
     SEQUENCE_LIMIT,
     SOURCE_CODES,
-    SPARSE_TABLES,
     STEP_GATES,
+    TABLES,
     Row,
+    Value,
+    measure_name,
+    stored_columns,
+)
+from tracepaper.storage.digest import Covered, all_finite, finite, gates_digest
+from tracepaper.storage.rows import (
+    EVENT_KINDS,
+    NO_GATES,
+    SPARSE_TABLES,
+    Layout,
     Shape,
     StepRows,
+    canonical,
     kept_rows,
+    layout,
+    layout_of,
+    layouts_sha256,
     sequence_of,
     step_key,
 )
@@ -40,6 +54,7 @@ from tracepaper.strategies.types import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tracepaper.storage.columns import Column
     from tracepaper.storage.rows import SparseRow
     from tracepaper.strategies.types import (
         Account,
@@ -53,21 +68,61 @@ if TYPE_CHECKING:
         Step,
     )
 
+_CORE: Final = stored_columns("steps")[:-1]  # all but the digest
+_MEASURES: Final = frozenset(measure_name(gate) for gate in STEP_GATES)
+_MADE: Final = {
+    "steps": (
+        "step", "shape", "window_sha256", "decision_sha256", "outcome", "target_quantity",
+        *(measure_name(gate) for gate in STEP_GATES),
+        *BAR_COLUMNS,
+        "holding", "unrealized_pnl", "account_unrealized_pnl", "digest",
+    ),
+    "answers": (
+        "step", "late_deadline_ms", "model_id", "horizon", *FORECAST_COLUMNS, "horizons",
+        *EXPLANATION_COLUMNS,
+        *(measure_name(gate) for gate in ANSWER_GATES),
+    ),
+    "outcomes": (
+        "step", "action", "reason", "allowed", "refused_by", "gate_set", "gate_set_sha256",
+        "passed", "regime", "unfilled_reason",
+    ),
+    "holdings": (
+        "step", "book", "twin", "instrument", "quantity", "entry_notional", "realized_pnl",
+        "fees_paid", "funding_paid", "cash", "account_realized_pnl", "account_fees_paid",
+        "account_funding_paid",
+    ),
+    "states": ("step", "equity", "state", "kept_sha256"),
+    "twin_steps": (
+        "step", "book", "holding", "unrealized_pnl", "account_unrealized_pnl", "equity",
+        "confirmed",
+    ),
+}  # fmt: skip
+"""The columns that are made below, in this order; any other column is read as it is defined."""
+
+
+def _others(table: str) -> tuple[Column, ...]:
+    """Return the columns of *table* that are not made here; they follow the others."""
+    columns = tuple(column for column in TABLES[table] if column.name not in _MADE[table])
+    rest = [column.name for column in TABLES[table] if column not in columns]
+    assert rest == list(_MADE[table]), f"{table} has {rest}"
+    return columns
+
+
+_EXTRA: Final = {table: _others(table) for table in _MADE}
+
+
+def _extra(table: str, stored: object) -> Sequence[Value]:
+    """Return the values of the columns of *table* that are read as they are defined."""
+    columns = _EXTRA[table]
+    return [column.value(stored) for column in columns] if columns else ()
+
+
 # ---------------------------------------------------------------- rows that are stored once
 
 OUTCOMES_KEPT: Final = 4096
 """Outcomes remembered at a time; reasons without end must not fill the memory."""
 
 NO_MEASURES: Final[Row] = (None,) * len(STEP_GATES)
-COMPACT_HEAD: Final = (
-    "step",
-    "shape",
-    "window_sha256",
-    "decision_sha256",
-    "outcome",
-    "target_quantity",
-)
-COMPACT_TAIL: Final = ("holding", "unrealized_pnl", "digest")
 
 
 class GateSetPlan:
@@ -84,7 +139,7 @@ class GateSetPlan:
         )
         if not all(isfinite(threshold) for threshold in gate_set.thresholds):
             raise InvariantBroken("A gate's threshold must be a finite number.")
-        self.sha256 = rows_digest(self.rows)
+        self.sha256 = gates_digest(self.rows)
         self.length = len(gates)
         places = {gate: place for place, gate in enumerate(gates)}
         # The last place is a null that stands behind the measures, for gates not declared.
@@ -93,29 +148,44 @@ class GateSetPlan:
         self.judges_answer = any(gate in places for gate in ANSWER_GATES)
         stored = tuple(places[gate] for gate in STEP_GATES if gate in places)
         self.is_dense = stored == tuple(range(self.length))
-        self.compact_columns = (
-            *COMPACT_HEAD,
-            *(
-                column
-                for column, gate in zip(MEASURE_COLUMNS, STEP_GATES, strict=True)
-                if gate in places
-            ),
-            *COMPACT_TAIL,
-        )
+        self._declared = frozenset(measure_name(gate) for gate in gates)
+        self._plain: dict[tuple[str, ...], tuple[Layout, bytes]] = {}
+
+    def plain(self, absent: tuple[str, ...]) -> tuple[Layout, bytes]:
+        """Return layout and prefix of a plain bar's row, whose columns *absent* are null."""
+        found = self._plain.get(absent)
+        if found is None:
+            of_row = layout(
+                "steps",
+                tuple(
+                    name not in absent and (name in self._declared or name not in _MEASURES)
+                    for name in _CORE
+                ),
+            )
+            found = self._plain[absent] = of_row, layouts_sha256((of_row,)) + self.sha256
+        return found
 
 
 class Judged(Struct, frozen=True, gc=False):
     """What a decision adds to a step's rows."""
 
-    plan: GateSetPlan | None
-    outcome: int | None
-    measures: Row  # of STEP_GATES
-    answer_measures: Row | None  # of ANSWER_GATES; None where all are null
-    dense: Row | None  # the declared measures as given, where no other column is needed
+    plan: GateSetPlan
+    outcome: int  # sequence of its row
+    measures: Row  # of the gates of the set, in their order
     gate_set: tuple[Row, ...]  # rows of a gate set met for the first time
 
+    @property
+    def step_measures(self) -> Row:
+        """The measures of ``STEP_GATES``."""
+        return self.plan.pick_step((*self.measures, None))
 
-NOT_JUDGED: Final = Judged(None, None, NO_MEASURES, None, None, ())
+    @property
+    def answer_measures(self) -> Row | None:
+        """The measures of ``ANSWER_GATES``; None where all are null."""
+        if not self.plan.judges_answer:
+            return None
+        picked = self.plan.pick_answer((*self.measures, None))
+        return None if picked.count(None) == len(ANSWER_GATES) else picked
 
 
 class Outcomes:
@@ -142,15 +212,9 @@ class Outcomes:
             plan, new_set = self._plan(outcome.gate_set)
             seen = self._look_up(outcome, plan, key, born)
         _, plan, known = seen
-        measures = _stored_measures(decision, plan)
-        padded = (*measures, None)
-        answer_measures: Row | None = None
-        if plan.judges_answer:
-            picked = plan.pick_answer(padded)
-            if picked.count(None) < len(ANSWER_GATES):
-                answer_measures = picked
-        dense = measures if plan.is_dense and None not in measures else None
-        return Judged(plan, known, plan.pick_step(padded), answer_measures, dense, new_set)
+        if len(decision.measures) != plan.length:
+            raise InvariantBroken("A decision needs one measure for each of its gates.")
+        return Judged(plan, known, all_finite(decision.measures), new_set)
 
     def _plan(self, gate_set: GateSet) -> tuple[GateSetPlan, tuple[Row, ...]]:
         """Return the plan of *gate_set* and, where it is met for the first time, its rows."""
@@ -176,6 +240,7 @@ class Outcomes:
             outcome.passed,
             outcome.regime.value,
             outcome.unfilled_reason,
+            *_extra("outcomes", outcome),
         )
         known = self._known.get(row)
         if known is None:
@@ -195,15 +260,19 @@ class Outcomes:
         self._seen.clear()
 
 
-def _stored_measures(decision: Decision, plan: GateSetPlan) -> Row:
-    """Return the measures as stored."""
-    if len(decision.measures) != plan.length:
-        raise InvariantBroken("A decision needs one measure for each of its gates.")
-    return all_finite(decision.measures)
-
-
 Held = tuple[int, tuple[int, int | None], str | None]
 """Whose holding it is: the step's key, (book, place of the instrument), the twin's name."""
+
+
+class Marked(Struct, frozen=True, gc=False):
+    """The row of a holding, and what is stored of its marks (see ``columns``)."""
+
+    holding: int  # sequence of its row
+    unrealized: int | None
+    account_unrealized: int | None
+    equity: int | None
+    position: Position | None
+    account: Account
 
 
 class Holdings:
@@ -211,28 +280,37 @@ class Holdings:
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int | None], tuple[Row, int]] = {}
+        self._last: dict[tuple[int, int | None], Marked] = {}
 
     def forget(self) -> None:
         """Forget what every book holds."""
         self._known.clear()
+        self._last.clear()
 
     def hold(
         self, held: Held, position: Position | None, account: Account, born: list[SparseRow]
-    ) -> int:
-        """Return the sequence of the row of *position* and *account*; a new one goes to *born*."""
+    ) -> Marked:
+        """Return where *position* and *account* are stored; a new row is appended to *born*."""
         key, place, twin = held
-        row: Row
-        if position is None:
-            row = (
-                twin, place[1], None, None, None, None, None,
-                account.cash, account.realized_pnl, account.fees_paid, account.funding_paid,
-            )  # fmt: skip
-        else:
-            row = (
-                twin, place[1], position.quantity, position.entry_notional,
-                position.realized_pnl, position.fees_paid, position.funding_paid,
-                account.cash, account.realized_pnl, account.fees_paid, account.funding_paid,
-            )  # fmt: skip
+        last = self._last.get(place)
+        if last is not None and last.position is position and last.account is account:
+            return last
+        row = (*_held(twin, place[1], position, account), *_extra("holdings", account))
+        sequence = self._row(key, place, row, born)
+        unrealized = None if position is None else position.unrealized_pnl
+        of_account = account.unrealized_pnl
+        marked = self._last[place] = Marked(
+            sequence,
+            unrealized,
+            None if of_account == unrealized else of_account,
+            None if account.equity == account.cash + of_account else account.equity,
+            position,
+            account,
+        )
+        return marked
+
+    def _row(self, key: int, place: tuple[int, int | None], row: Row, born: list[SparseRow]) -> int:
+        """Return the sequence under which *row* is stored; a new one is appended to *born*."""
         known = self._known.get(place)
         if known is not None and known[0] == row:
             return known[1]
@@ -242,17 +320,40 @@ class Holdings:
         return sequence
 
 
-def marks(position: Position | None, account: Account) -> tuple[int | None, int | None, int | None]:
-    """Return unrealized_pnl, account_unrealized_pnl and equity as stored (see ``schema.py``)."""
-    unrealized = None if position is None else position.unrealized_pnl
-    of_account: int | None = account.unrealized_pnl
-    equity = None if account.equity == account.cash + account.unrealized_pnl else account.equity
-    return unrealized, None if of_account == unrealized else of_account, equity
+def _held(
+    twin: str | None, instrument: int | None, position: Position | None, account: Account
+) -> Row:
+    """Return the row of a holding without its key."""
+    return (
+        twin,
+        instrument,
+        *((None,) * 5 if position is None else _OF_POSITION(position)),
+        *_OF_ACCOUNT(account),
+    )
 
+
+_OF_POSITION: Final = attrgetter(
+    "quantity", "entry_notional", "realized_pnl", "fees_paid", "funding_paid"
+)
+_OF_ACCOUNT: Final = attrgetter("cash", "realized_pnl", "fees_paid", "funding_paid")
+
+
+# ---------------------------------------------------------------- steps
 
 _TABLE_ORDER: Final = {table: place for place, table in enumerate(SPARSE_TABLES)}
-_NO_FORECAST: Final[Row] = (None,) * 9
-_NO_EXPLANATION: Final[Row] = (None,) * 8
+_NO_BAR: Final[Row] = (None,) * len(BAR_COLUMNS)
+_NO_FORECAST: Final[Row] = (None,) * (2 + len(FORECAST_COLUMNS))
+_NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
+_NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
+_OF_BAR: Final = attrgetter(*BAR_COLUMNS[1:-3])
+_OF_BAR_WITHOUT_TURNOVER: Final = attrgetter(*BAR_COLUMNS[1:-4])
+_OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
+_ABSENT: Final = {
+    (False, False): (),
+    (True, False): ("turnover",),
+    (False, True): ("account_unrealized_pnl",),
+    (True, True): ("turnover", "account_unrealized_pnl"),
+}
 
 
 class StepEncoder:
@@ -291,47 +392,93 @@ class StepEncoder:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
         key = self._first_step + sequence
         event = step.event
-        is_bar = type(event) is Bar
-        event_row, place = self._event_row(event, key)
         sparse: list[SparseRow] = []
-        judged, target = NOT_JUDGED, None
-        if (decision := step.decision) is not None:
-            judged = self.outcomes.judge(decision, key, sparse)
-            target = decision.target_quantity
-        if step.prediction is not None or judged.answer_measures is not None:
-            sparse.insert(
-                0, ("answers", self._answer_row(key, step.prediction, judged.answer_measures))
-            )
-        held = (key, (0, place), None)
-        holding = self._holdings.hold(held, step.position, step.account, sparse)
+        bar: Bar | None = None
+        place: int | None
+        if type(event) is Bar:
+            bar, place = event, self._place_of_bar(event)
+        else:
+            row, place = self._event_row(event, key)
+            sparse.append(("events", row))
+        judged: Judged | None = None
+        if step.decision is not None:
+            judged = self.outcomes.judge(step.decision, key, sparse)
+        marked = self._holdings.hold((key, (0, place), None), step.position, step.account, sparse)
+        if bar is not None and judged is not None and judged.plan.is_dense and not sparse:
+            plain = self._plain_bar(step, bar, judged, marked)
+            if plain is not None:
+                return plain
+        return self._rows(step, place, judged, marked, sparse)
+
+    def _plain_bar(self, step: Step, bar: Bar, judged: Judged, marked: Marked) -> StepRows | None:
+        """Return the rows of a step that has one row; None where it has more.
+
+        One tuple is hashed and inserted: nearly every step of a run without a model is such a bar.
+        """
+        window, decided, decision = step.window_sha256, step.decision_sha256, step.decision
+        has_more = step.prediction is not None or step.orders or step.fills or step.twins
+        if (
+            has_more or step.state is not None or marked.equity is not None or not step.accepted
+            or window is None or decided is None or marked.unrealized is None or decision is None
+            or None in judged.measures or judged.gate_set or _EXTRA["steps"]
+        ):  # fmt: skip
+            return None
+        turnover_absent, of_account = bar.turnover is None, marked.account_unrealized
+        of_row, prefix = judged.plan.plain(_ABSENT[turnover_absent, of_account is None])
+        opened, market_ms = bar.open_time_ms, bar.market_ms
+        # The driver binds a bytearray in a fraction of what bytes cost it.
+        values: Row = (
+            self._first_step + step.sequence, 1, bytearray(window), bytearray(decided),
+            judged.outcome, decision.target_quantity, *judged.measures,
+            self._places[bar.instrument], *(_OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)),
+            market_ms - opened - self._interval_ms, bar.seen_ms - market_ms,
+            SOURCE_CODES[bar.source], marked.holding, marked.unrealized,
+        )  # fmt: skip
+        if of_account is not None:
+            values = (*values, of_account)
+        return StepRows(values, of_row, (), (), self._covered.content, prefix, values)
+
+    def _rows(
+        self,
+        step: Step,
+        place: int | None,
+        judged: Judged | None,
+        marked: Marked,
+        sparse: list[SparseRow],
+    ) -> StepRows:
+        """Return the rows of any step."""
+        key, event = self._first_step + step.sequence, step.event
+        measures = None if judged is None else judged.answer_measures
+        if step.prediction is not None or measures is not None:
+            sparse.append(("answers", self._answer_row(key, step, measures)))
         if step.orders or step.fills or step.twins:
             self._add_trades(step, key, place, sparse)
-        shape = 1 if is_bar and step.accepted and not sparse else _shape(step, sparse)
-        unrealized, account_unrealized, equity = marks(step.position, step.account)
-        window, decided, state = step.window_sha256, step.decision_sha256, step.state
-        kept: bytes | None = None
-        if sparse or state is not None or not is_bar:
-            kept = self._covered.take(kept_rows(None if is_bar else event_row, sparse), state)
+        sparse.sort(key=_in_order)
+        kept = self._covered.take(kept_rows(sparse), step.state)
+        if step.state is not None or kept is not None or marked.equity is not None:
+            state_row = (key, marked.equity, step.state, kept, *_extra("states", step))
+            sparse.append(("states", state_row))
+            sparse.sort(key=_in_order)
+        bar = _NO_BAR
+        if isinstance(event, Bar):
+            bar = (
+                place, *_OF_BAR(event), event.market_ms - event.open_time_ms - self._interval_ms,
+                event.seen_ms - event.market_ms, SOURCE_CODES[event.source],
+            )  # fmt: skip
+        decision = step.decision
         core: Row = (
-            key, shape, window, decided, judged.outcome, target, *judged.measures,
-            holding, unrealized, account_unrealized, equity, state, kept,
+            key, _shape(step, sparse), step.window_sha256, step.decision_sha256,
+            None if judged is None else judged.outcome,
+            None if decision is None else decision.target_quantity,
+            *(NO_MEASURES if judged is None else judged.step_measures), *bar,
+            marked.holding, marked.unrealized, marked.account_unrealized, *_extra("steps", step),
         )  # fmt: skip
-        compact: Row | None = None
-        columns: tuple[str, ...] = ()
-        if judged.dense is not None and window and decided:
-            nothing_else = account_unrealized is None and equity is None
-            nothing_else &= state is None and kept is None
-            if nothing_else and unrealized is not None and judged.plan is not None:
-                columns = judged.plan.compact_columns
-                # The driver binds a bytearray in a fraction of what bytes or a null cost it.
-                compact = (
-                    key, shape, bytearray(window), bytearray(decided), judged.outcome, target,
-                    *judged.dense, holding, unrealized,
-                )  # fmt: skip
-        gates_sha256 = None if judged.plan is None else judged.plan.sha256
+        of_core = layout_of("steps", core)
+        layouts_hash, payload = canonical(core, sparse)
+        prefix = layouts_hash + (NO_GATES if judged is None else judged.plan.sha256)
         return StepRows(
-            core, event_row, gates_sha256, tuple(sparse), compact, columns, judged.gate_set,
-            self._covered.content,
+            of_core.values(core), of_core, tuple(sparse), () if judged is None else judged.gate_set,
+            self._covered.content, prefix, payload,
         )  # fmt: skip
 
     # ------------------------------------------------------------ events
@@ -342,21 +489,15 @@ class StepEncoder:
             raise InvariantBroken(f"{instrument} is not an instrument of this run.")
         return place
 
+    def _place_of_bar(self, bar: Bar) -> int:
+        if bar.interval_ms != self._interval_ms:
+            raise InvariantBroken(
+                f"A bar of {bar.interval_ms} ms came to a run of {self._interval_ms} ms."
+            )
+        return self._place(bar.instrument)
+
     def _event_row(self, event: Event, key: int) -> tuple[Row, int | None]:
         """Return the row of *event* and the place of its instrument in the run."""
-        if type(event) is Bar:
-            place = self._place(event.instrument)
-            if event.interval_ms != self._interval_ms:
-                raise InvariantBroken(
-                    f"A bar of {event.interval_ms} ms came to a run of {self._interval_ms} ms."
-                )
-            market_ms, seen_ms, open_time_ms = event.market_ms, event.seen_ms, event.open_time_ms
-            return (
-                key, place, open_time_ms,
-                event.open, event.high, event.low, event.close, event.volume, event.turnover,
-                market_ms - open_time_ms - self._interval_ms, seen_ms - market_ms,
-                SOURCE_CODES[event.source],
-            ), place  # fmt: skip
         content = msgspec.to_builtins(event)
         named: int | None = None
         if isinstance(event, InstrumentChange):
@@ -376,12 +517,13 @@ class StepEncoder:
                 "ones it was opened with; restart to open a new run."
             )
 
-    # ------------------------------------------------------------ answers and trades
+    # ------------------------------------------------------------ predictions and trades
 
-    def _answer_row(self, key: int, prediction: Prediction, measures: Row | None) -> Row:
+    def _answer_row(self, key: int, step: Step, measures: Row | None) -> Row:
         """Return the ``answers`` row: the forecast at the gates' horizon, the rest in one blob."""
+        prediction: Prediction = step.prediction
         deadline = model_id = None
-        forecast, explained = _NO_FORECAST[1:], _NO_EXPLANATION
+        forecast, explained = _NO_FORECAST, _NO_EXPLANATION
         match prediction:
             case PredictionTimeout():
                 deadline = prediction.deadline_ms
@@ -392,68 +534,54 @@ class StepEncoder:
             case None:
                 pass
         return (
-            key, deadline, model_id, *forecast, *explained,
-            *(measures or (None,) * len(ANSWER_GATES)),
+            key, deadline, model_id, *forecast, *explained, *(measures or _NO_ANSWER_MEASURES),
+            *_extra("answers", step),
         )  # fmt: skip
 
     def _add_trades(self, step: Step, key: int, place: int | None, sparse: list[SparseRow]) -> None:
-        """Append the rows of orders, fills and twins to *sparse*, in the order of the chain."""
+        """Append the rows of orders, fills and twins to *sparse*."""
         for ordinal, order in enumerate(step.orders):
-            sparse.append(("orders", self._order_row(order, key, ordinal)))
+            sparse.append(("orders", (key, ordinal, *self._columns("orders", order, 2))))
         for ordinal, fill in enumerate(step.fills):
-            sparse.append(("fills", (key, ordinal, *self._fill_columns(fill))))
+            sparse.append(("fills", (key, ordinal, *self._columns("fills", fill, 2))))
         for book, twin in enumerate(step.twins, start=1):
             held = (key, (book, place), twin.twin)
-            holding = self._holdings.hold(held, twin.position, twin.account, sparse)
-            marked = marks(twin.position, twin.account)
-            row = (key, book, holding, *marked, int(twin.confirmed))
+            marked = self._holdings.hold(held, twin.position, twin.account, sparse)
+            row = (
+                key, book, marked.holding, marked.unrealized, marked.account_unrealized,
+                marked.equity, int(twin.confirmed), *_extra("twin_steps", twin),
+            )  # fmt: skip
             sparse.append(("twin_steps", row))
             for ordinal, fill in enumerate(twin.fills):
-                columns = self._fill_columns(fill)
+                columns = self._columns("twin_fills", fill, 4)
                 sparse.append(("twin_fills", (key, book, ordinal, twin.twin, *columns)))
-        sparse.sort(key=lambda table_row: _TABLE_ORDER[table_row[0]])
 
-    def _order_row(self, order: Order, key: int, ordinal: int) -> Row:
-        return (
-            key, ordinal, order.order_id, self._place(order.instrument), order.side.value,
-            order.quantity, order.filled, order.status.value, order.reason,
-            order.created_ms, order.eligible_ms,
-        )  # fmt: skip
+    def _columns(self, table: str, stored: Order | Fill, first: int) -> Row:
+        """Return the columns of *table* from place *first* on, of the order or fill *stored*."""
+        return tuple(
+            [
+                self._place(stored.instrument)
+                if column.name == "instrument"
+                else column.value(stored)
+                for column in TABLES[table][first:]
+            ]
+        )
 
-    def _fill_columns(self, fill: Fill) -> Row:
-        return (
-            fill.order_id, self._place(fill.instrument), fill.side.value, fill.quantity,
-            fill.price, fill.reference_price, fill.notional, fill.fee, fill.fee_base,
-            fill.liquidity.value, fill.model.value, fill.reason, fill.filled_ms,
-        )  # fmt: skip
+
+def _in_order(row: SparseRow) -> int:
+    return _TABLE_ORDER[row[0]]
 
 
 def _shape(step: Step, sparse: list[SparseRow]) -> int:
     tables = [table for table, _ in sparse]
-    return Shape(
-        accepted=step.accepted,
-        other_event=type(step.event) is not Bar,
-        answers="answers" in tables,
-        outcomes="outcomes" in tables,
-        holdings=tables.count("holdings"),
-        orders=len(step.orders),
-        fills=len(step.fills),
-        twin_steps=len(step.twins),
-        twin_fills=tables.count("twin_fills"),
-    ).pack()
+    counts = {table: tables.count(table) for table in SPARSE_TABLES}
+    return Shape(accepted=step.accepted, **counts).pack()  # type: ignore[arg-type]
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     """Return horizon, the six columns at it, and the msgpack of all horizons and the rest."""
     horizons = forecast.horizons
-    columns = (
-        forecast.mean_return,
-        forecast.stdev_return,
-        forecast.p_down,
-        forecast.p_flat,
-        forecast.p_up,
-        forecast.volatility,
-    )
+    columns = _OF_FORECAST(forecast)
     if not horizons or any(len(column) != len(horizons) for column in columns):
         raise InvariantBroken("A forecast needs one number a horizon in every column.")
     at = horizons.index(preferred) if preferred in horizons else 0
@@ -465,16 +593,15 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
 def _explanation_columns(explanation: Explanation | None) -> Row:
     if explanation is None:
         return _NO_EXPLANATION
-    return (
-        finite(explanation.confidence),
-        finite(explanation.content_free),
-        finite(explanation.recent_mass),
-        finite(explanation.older_mass),
-        finite(explanation.shift),
-        finite(explanation.l1_error),
-        explanation.entropy,
-        explanation.buckets,
+    return tuple(
+        [
+            value if isinstance(value, bytes) else finite(value)
+            for value in _OF_EXPLANATION(explanation)
+        ]
     )
+
+
+_OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS)
 
 
 def scales(instrument: Instrument) -> tuple[int, int, int, int]:

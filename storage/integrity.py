@@ -8,6 +8,7 @@ The rules are docs/storage.md, S10 to S13.
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -16,10 +17,11 @@ from sqlalchemy import StaticPool, create_engine
 
 from tracepaper.storage.chain import ChainProblem, ChainReport, verify_chain
 from tracepaper.storage.checkpoints import ID_DIGITS, Identity
-from tracepaper.storage.database import create
+from tracepaper.storage.columns import TABLES
+from tracepaper.storage.database import create, missing_columns
 from tracepaper.storage.reader import select
 from tracepaper.storage.rows import step_key
-from tracepaper.storage.schema import SCHEMA_REVISION
+from tracepaper.storage.schema import OF_A_STEP, SCHEMA_REVISION, added, made_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +41,8 @@ _MODELS: Final = "SELECT run_id, model_id, model_sha256 FROM runs ORDER BY run_k
 _STARTED: Final = (
     "SELECT json_extract(content, '$.model_sha256') FROM events WHERE kind = 'model_change'"
 )
+
+_ITS_STEP: Final = "(SELECT 1 FROM steps s WHERE s.step = a.step)"
 
 _UNREADABLE: Final = (
     sqlite3.Error,
@@ -125,9 +129,18 @@ def _check_pages(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
     (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         yield _damaged(str(verdict))
-    for table, *_ in connection.execute("PRAGMA foreign_key_check"):
+    keys = connection.execute("PRAGMA foreign_key_check").fetchall()
+    for table in (*(str(table) for table, *_ in keys), *_orphans(connection)):
         sentence = f"A row of {table} belongs to a row that was removed."
         yield ChainProblem(None, (table,), "missing", sentence)
+
+
+def _orphans(connection: sqlite3.Connection) -> Iterator[str]:
+    """Yield the tables with a row whose step is gone: SQLite checks no key as a step is written."""
+    for table in OF_A_STEP:
+        query = f"SELECT 1 FROM {table} a WHERE NOT EXISTS {_ITS_STEP} LIMIT 1"
+        if connection.execute(query).fetchone():
+            yield table
 
 
 @cache
@@ -144,6 +157,17 @@ def expected_schema() -> dict[tuple[str, str], tuple[str, str | None]]:
 def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterator[ChainProblem]:
     """Compare tables, indexes and views with ours, to the letter."""
     ours = dict(expected_schema())
+    lacks = [
+        f"{table}.{column.name}"
+        for table, columns in missing_columns(connection).items()
+        for column in columns
+        if column.null
+    ]
+    if lacks:
+        warnings.append(
+            f"An older version made the database, without {', '.join(lacks)}: they are added, and "
+            "its views made anew, when it is opened for writing."
+        )
     for kind, name, table, sql in connection.execute(_OBJECTS):
         known = ours.pop((kind, name), None)
         if kind == "trigger":
@@ -151,7 +175,9 @@ def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterat
             yield ChainProblem(None, (str(table),), "extra", sentence)
         elif known is None:
             warnings.append(f"The {kind} {name} is not ours.")
-        elif known != (table, sql):
+        elif known == (table, sql) or (lacks and kind == "view"):
+            continue
+        elif kind != "table" or name not in TABLES or not _is_made_by_us(connection, name, sql):
             yield _redefined(kind, name)
     for kind, name in ours:
         sentence = f"The {kind} {name} is missing: {_REMEDY.get(kind, 'restore a backup')}."
@@ -160,6 +186,31 @@ def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterat
     if revisions != [(SCHEMA_REVISION,)]:
         sentence = f"The schema's version is not {SCHEMA_REVISION}: restore a backup."
         yield ChainProblem(None, ("alembic_version",), "changed", sentence)
+
+
+def _is_made_by_us(connection: sqlite3.Connection, table: str, sql: str) -> bool:
+    """Return whether *sql* is what makes *table*: at once, or by adding its last columns later."""
+    query = "SELECT name FROM pragma_table_info(?, 'main')"
+    there = [str(name) for (name,) in connection.execute(query, (table,))]
+    columns = {column.name: column for column in TABLES[table]}
+    for first in range(len(there), 0, -1):
+        made, later = there[:first], there[first:]
+        if not all(name in columns for name in there) or not all(columns[n].null for n in later):
+            return False
+        if made == [name for name in columns if name in made] and _made(table, made, later) == sql:
+            return True
+    return False
+
+
+def _made(table: str, names: list[str], later: list[str]) -> str:
+    """Return SQLite's text for *table* made with the columns *names*, to which *later* came."""
+    with closing(sqlite3.connect(":memory:")) as raw:
+        raw.execute(made_with(table, names))
+        columns = {column.name: column for column in TABLES[table]}
+        for name in later:
+            raw.execute(added(table, columns[name]))
+        (sql,) = raw.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+    return str(sql)
 
 
 _REMEDY: Final = {"view": "`tracepaper db upgrade` makes it anew"}

@@ -6,13 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
-import msgspec
 from msgspec import Struct
 
+from tracepaper.storage.columns import SEQUENCE_LIMIT, stored_columns
 from tracepaper.storage.database import open_reader
-from tracepaper.storage.decode import Interned, StepDecoder, StoredRows
-from tracepaper.storage.rows import SEQUENCE_LIMIT, SPARSE_TABLES, run_of, sequence_of, step_key
-from tracepaper.storage.schema import OF_A_RUN, RUN_TABLES, metadata, stored_columns
+from tracepaper.storage.decode import STEP, Interned, StepDecoder, StoredRows
+from tracepaper.storage.rows import OPENED_AT, SPARSE_TABLES, At, run_of, sequence_of, step_key
+from tracepaper.storage.schema import OF_A_RUN, RUN_TABLES, metadata
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates import GATES
 from tracepaper.strategies.types import Confirmation, GateSet, OrderStatus, Step
@@ -34,15 +34,15 @@ _Rows = TypeVar("_Rows", StoredRow, list[StoredRow])
 
 # The interned row of a step lies in its run, under the sequence that the step names.
 _OWN_CONFIRMED: Final = (
-    "SELECT NULL, b.instrument, max(b.open_time_ms) FROM steps s "
+    "SELECT NULL, s.instrument, max(s.open_time_ms) FROM steps s "
     f"JOIN outcomes o ON o.step = (s.step & ~{SEQUENCE_LIMIT - 1}) | s.outcome "
-    "JOIN bars b ON b.step = s.step WHERE s.step BETWEEN ? AND ? AND s.outcome IS NOT NULL "
+    "WHERE s.step BETWEEN ? AND ? AND s.outcome IS NOT NULL AND s.open_time_ms IS NOT NULL "
     "AND o.allowed AND o.action IN ('LONG', 'SHORT') GROUP BY 2"
 )
 _TWINS_CONFIRMED: Final = (
-    "SELECT h.twin, b.instrument, max(b.open_time_ms) FROM twin_steps t "
+    "SELECT h.twin, s.instrument, max(s.open_time_ms) FROM twin_steps t "
     f"JOIN holdings h ON h.step = (t.step & ~{SEQUENCE_LIMIT - 1}) | t.holding "
-    "AND h.book = t.book JOIN bars b ON b.step = t.step "
+    "AND h.book = t.book JOIN steps s ON s.step = t.step AND s.open_time_ms IS NOT NULL "
     "WHERE t.step BETWEEN ? AND ? AND t.confirmed GROUP BY 1, 2"
 )
 
@@ -59,11 +59,10 @@ def _range(table: str) -> str:
 
 
 _STEPS: Final = _range("steps")
-_BARS: Final = _range("bars")
-_EVENTS: Final = _range("events")
 _SPARSE: Final = tuple((table, _range(table)) for table in SPARSE_TABLES)
 _OUTCOME: Final = select("outcomes", "step = ?")
 _HOLDING: Final = select("holdings", "step = ? AND book = ?")
+_GATE: Final = At("gate_sets")
 _GATE_SETS: Final = select("gate_sets", "run_key = ?")
 _GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
 
@@ -73,22 +72,11 @@ class Chunk(NamedTuple):
 
     last: int  # key of the range's last step
     steps: list[StoredRow]
-    bars: dict[int, StoredRow]
-    events: dict[int, StoredRow]
     sparse: dict[int, dict[str, list[StoredRow]]]
-
-    def event(self, step: int) -> StoredRow | None:
-        """Return the event's row of *step*, if there is one."""
-        return self.bars.get(step) or self.events.get(step)
 
     def rows(self, row: StoredRow) -> StoredRows:
         """Return the rows that belong to the ``steps`` row *row*."""
-        event = self.event(row[0])
-        if event is None:
-            raise DataInvalid(
-                f"The event of step {row[0]} is missing; run `tracepaper audit verify`."
-            )
-        return StoredRows(row[:-1], event, self.sparse.get(row[0], {}))
+        return StoredRows(row[:-1], self.sparse.get(row[0], {}))
 
 
 def run_span(run_key: int) -> tuple[int, int]:
@@ -110,10 +98,10 @@ def confirmed_since(
 def latest(
     connection: sqlite3.Connection, run_key: int, column: str, until: int | None = None
 ) -> bytes | None:
-    """Return what the run's last step (up to *until*) with a value in *column* holds there."""
+    """Return the last value that a step of the run (up to *until*) has in *column* of states."""
     first, last = run_span(run_key)
     row = connection.execute(
-        f"SELECT {column} FROM steps WHERE step BETWEEN ? AND ? AND {column} IS NOT NULL "
+        f"SELECT {column} FROM states WHERE step BETWEEN ? AND ? AND {column} IS NOT NULL "
         "ORDER BY step DESC LIMIT 1",
         (first, last if until is None else step_key(run_key, until)),
     ).fetchone()
@@ -131,8 +119,6 @@ def read_chunk(connection: sqlite3.Connection, first: int, last: int) -> Chunk:
     return Chunk(
         last,
         connection.execute(_STEPS, span).fetchall(),
-        {row[0]: row for row in connection.execute(_BARS, span)},
-        {row[0]: row for row in connection.execute(_EVENTS, span)},
         sparse,
     )
 
@@ -154,12 +140,13 @@ def gate_set_rows(connection: sqlite3.Connection, run_key: int) -> dict[int, lis
 
 def gate_set_of(rows: Sequence[StoredRow]) -> GateSet:
     """Return the gate set of its rows."""
-    if unknown := [row[3] for row in rows if row[3] not in GATES]:
+    gates = tuple(row[_GATE.gate] for row in rows)
+    if unknown := [gate for gate in gates if gate not in GATES]:
         raise DataInvalid(
             f"A gate set names a gate that does not exist ({unknown[0]}); run `tracepaper audit "
             "verify` and restore a backup."
         )
-    return GateSet(tuple(row[3] for row in rows), tuple(row[4] for row in rows))
+    return GateSet(gates, tuple(row[_GATE.threshold] for row in rows))
 
 
 def interned(connection: sqlite3.Connection, run_key: int) -> Interned:
@@ -194,12 +181,6 @@ def _found(row: _Rows | None, table: str, named: int) -> _Rows:
 _RUN_BY_ID: Final = select("runs", "run_id = ?")
 _INSTRUMENTS: Final = select("instruments", "run_key = ?")
 _PRUNE: Final = select("prunes", "run_key = ?")
-_OPENED: Final = stored_columns("runs").index("opened_digest")
-_ENDED: Final = (
-    "SELECT e.content FROM events e WHERE e.kind = 'end' AND e.step = (SELECT s.step FROM steps s "
-    "WHERE s.step BETWEEN ? AND ? AND NOT EXISTS (SELECT 1 FROM events p WHERE p.step = s.step "
-    "AND p.kind = 'prune') ORDER BY s.step DESC LIMIT 1)"
-)
 _COUNTED: Final = (
     "SELECT run_key, step_count, head_digest, opened_digest FROM runs WHERE run_id = ?"
 )
@@ -328,7 +309,9 @@ class Reader:
         if row is None:
             raise DataInvalid(f"There is no run {run_id} in the database.")
         instruments = self._connection.execute(_INSTRUMENTS, (row[0],))
-        return StoredRun(row[0], run_of(row[:_OPENED], instruments), row[:_OPENED], *row[_OPENED:])
+        return StoredRun(
+            row[0], run_of(row[:OPENED_AT], instruments), row[:OPENED_AT], *row[OPENED_AT:]
+        )
 
     def damage(self, run_id: str) -> str:
         """Return one sentence where the run's row and its steps do not fit together, else ''.
@@ -362,9 +345,9 @@ class Reader:
 
     def ended_at_ms(self, run_id: str) -> int | None:
         """Return when the run ended in good order; None where it went on or was killed since."""
-        span = run_span(self.stored_run(run_id).run_key)
-        row = self._connection.execute(_ENDED, span).fetchone()
-        return None if row is None else int(msgspec.json.decode(row[0])["ended_at_ms"])
+        query = "SELECT ended_at FROM v_runs WHERE run_id = ?"
+        row = self._connection.execute(query, (run_id,)).fetchone()
+        return None if row is None or row[0] is None else int(row[0])
 
     def run(self, run_id: str) -> Run:
         """Return the run as it was opened."""
@@ -416,11 +399,10 @@ class Reader:
         for chunk in chunks(self._connection, stored.run_key, after + 1, last):
             for row in chunk.steps:
                 rows = chunk.rows(row)
-                answers = rows.sparse.get("answers")
-                prediction = decoder.prediction(answers[0]) if answers else None
-                is_other = row[0] in chunk.events
-                event = decoder.event(rows.event, other_event=is_other)
-                yield sequence_of(row[0]), bool(row[1] & 1), event, prediction
+                answer, other = rows.row("answers"), rows.row("events")
+                prediction = None if answer is None else decoder.prediction(answer)
+                event = decoder.bar(row) if other is None else decoder.event(other)
+                yield sequence_of(row[0]), bool(row[STEP.shape] & 1), event, prediction
 
     def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
         """Yield (sequence, buckets, older mass, entropy) of every explained answer, in order.
@@ -436,40 +418,35 @@ class Reader:
         while rows := cursor.fetchmany(CHUNK_STEPS):
             yield rows
 
-    def bars(self, run_id: str, instrument: str, last_n: int | None = None) -> list[Bar]:
-        """Return the accepted bars of *instrument*, oldest first; only the *last_n* if given."""
-        stored = self.stored_run(run_id)
-        ids = [known.id for known in stored.run.instruments]
-        if instrument not in ids:
-            raise DataInvalid(f"Run {run_id} has no instrument {instrument}, only {ids}.")
-        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
-        columns = ", ".join(f"b.{column}" for column in stored_columns("bars"))
-        span = run_span(stored.run_key)
-        rows = self._connection.execute(
-            f"SELECT {columns} FROM bars b JOIN steps s USING (step) "
-            "WHERE b.step BETWEEN ? AND ? AND b.instrument = ? AND s.shape & 1 "
-            "ORDER BY b.step DESC LIMIT ?",
-            (*span, ids.index(instrument), -1 if last_n is None else last_n),
-        ).fetchall()
-        return [decoder.bar(row) for row in reversed(rows)]
+    def bars(
+        self,
+        run_id: str,
+        instrument: str,
+        last_n: int | None = None,
+        *,
+        until: int | None = None,
+    ) -> list[Bar]:
+        """Return the accepted bars of *instrument*, up to step *until*, oldest first.
 
-    def bars_until(self, run_id: str, instrument: str, sequence: int, last_n: int) -> list[Bar]:
-        """Return the *last_n* accepted bars of *instrument* up to step *sequence*, oldest first.
-
-        What a decision could look back on; the bars of a long run beyond it are not read.
+        Only the *last_n* if given: what a decision could look back on; the bars of a long run
+        beyond it are not read.
         """
         stored = self.stored_run(run_id)
         ids = [known.id for known in stored.run.instruments]
         if instrument not in ids:
             raise DataInvalid(f"Run {run_id} has no instrument {instrument}, only {ids}.")
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
-        columns = ", ".join(f"b.{column}" for column in stored_columns("bars"))
-        first, _ = run_span(stored.run_key)
+        first, last = run_span(stored.run_key)
         rows = self._connection.execute(
-            f"SELECT {columns} FROM bars b JOIN steps s USING (step) "
-            "WHERE b.step BETWEEN ? AND ? AND b.instrument = ? AND s.shape & 1 "
-            "ORDER BY b.step DESC LIMIT ?",
-            (first, step_key(stored.run_key, sequence), ids.index(instrument), last_n),
+            f"SELECT {', '.join(stored_columns('steps'))} FROM steps "
+            "WHERE step BETWEEN ? AND ? AND instrument = ? AND open_time_ms IS NOT NULL "
+            "AND shape & 1 ORDER BY step DESC LIMIT ?",
+            (
+                first,
+                last if until is None else step_key(stored.run_key, until),
+                ids.index(instrument),
+                -1 if last_n is None else last_n,
+            ),
         ).fetchall()
         return [decoder.bar(row) for row in reversed(rows)]
 
@@ -547,7 +524,7 @@ class Reader:
 
     def _state(self, run_key: int, order: str) -> tuple[int, bytes] | None:
         query = (
-            "SELECT step, state FROM steps WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
+            "SELECT step, state FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
             f"ORDER BY step {order} LIMIT 1"
         )
         found: tuple[int, bytes] | None
@@ -561,4 +538,4 @@ class Reader:
         query = select("fills", "step BETWEEN ? AND ?")
         first, last = step_key(stored.run_key, after + 1), run_span(stored.run_key)[1]
         for row in self._connection.execute(query, (first, last)):
-            yield decoder.fill(row[2:])
+            yield decoder.fill(row)

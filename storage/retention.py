@@ -152,8 +152,8 @@ def _prune_run(
 def _market_times(raw: sqlite3.Connection, run_key: int) -> tuple[int, int]:
     """Return the close of the run's newest bar, twice: market time and time seen."""
     query = (
-        "SELECT max(b.open_time_ms) + r.interval_ms FROM bars b, runs r "
-        "WHERE b.step BETWEEN ? AND ? AND r.run_key = ?"
+        "SELECT max(s.open_time_ms) + r.interval_ms FROM steps s, runs r "
+        "WHERE s.step BETWEEN ? AND ? AND r.run_key = ?"
     )
     (market_ms,) = raw.execute(query, (*run_span(run_key), run_key)).fetchone()
     return market_ms, market_ms
@@ -163,16 +163,16 @@ def _prunable_until(raw: sqlite3.Connection, run_key: int, keep_ms: int) -> int:
     """Return the last sequence before the bars that are kept, or -1."""
     span = run_span(run_key)
     (newest,) = raw.execute(
-        "SELECT max(open_time_ms) FROM bars WHERE step BETWEEN ? AND ?", span
+        "SELECT max(open_time_ms) FROM steps WHERE step BETWEEN ? AND ?", span
     ).fetchone()
     if newest is None:
         return -1
     (first_kept,) = raw.execute(
-        "SELECT min(step) FROM bars WHERE step BETWEEN ? AND ? AND open_time_ms > ?",
+        "SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms > ?",
         (*span, newest - keep_ms),
     ).fetchone()
     (stored,) = raw.execute(
-        "SELECT max(step) FROM steps WHERE step BETWEEN ? AND ? AND state IS NOT NULL",
+        "SELECT max(step) FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL",
         (span[0], first_kept - 1),
     ).fetchone()
     if stored is None:

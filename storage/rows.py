@@ -1,19 +1,31 @@
 """The layout of a step's rows, shared by everything that writes or reads them; pure.
 
-A row is a tuple in the column order of its table in ``schema.py``, so that it can be inserted,
+A row is a tuple in the column order of its table in ``columns.TABLES``, so that it can be inserted,
 hashed and compared as it stands. ``steps`` rows leave out their last column, the digest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from hashlib import sha256
+from itertools import compress
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
+from tracepaper.storage.columns import (
+    OPENED_UNTIL,
+    SEQUENCE_BITS,
+    SEQUENCE_LIMIT,
+    TABLES,
+    Row,
+    Value,
+    place,
+    stored_columns,
+)
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.gates import GATES, gate_order
 from tracepaper.strategies.types import (
     Bar,
     Category,
@@ -31,34 +43,40 @@ from tracepaper.strategies.types import (
     Run,
     RunEnd,
     RunKind,
-    Source,
     Timer,
     Trade,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-Value = int | float | str | bytes | bytearray | None
-Row = tuple[Value, ...]
 SparseRow = tuple[str, Row]
 """A row and the name of its table."""
 
-SEQUENCE_BITS: Final = 28
-SEQUENCE_LIMIT: Final = 2**SEQUENCE_BITS
-"""Steps that one run can hold: 268 million."""
+SPARSE_TABLES: Final = (
+    "events",
+    "states",
+    "answers",
+    "outcomes",
+    "holdings",
+    "orders",
+    "fills",
+    "twin_steps",
+    "twin_fills",
+)
+"""The tables of which a step has rows only now and then, in the order in which it is hashed."""
 
-ANSWER_GATES: Final = tuple(name for name in gate_order() if GATES[name].of_prediction)
-"""Gates that judge what the forecaster answered; their measures lie in ``answers``."""
+KEPT_TABLES: Final = ("outcomes", "holdings", "orders", "fills", "twin_fills")
+"""Sparse tables of which a prune keeps every row: trades, and what later steps refer to."""
 
-STEP_GATES: Final = tuple(name for name in gate_order() if not GATES[name].of_prediction)
-"""Gates that judge bar, quote and account; their measures lie in ``steps``."""
-
-MEASURE_COLUMNS: Final = tuple(f"measure_{gate.replace('.', '_')}" for gate in STEP_GATES)
-"""The columns of ``steps`` that hold the measures of ``STEP_GATES``."""
-
-SOURCES: Final = tuple(Source)
-SOURCE_CODES: Final = {source: code for code, source in enumerate(SOURCES)}
+KEPT_EVENTS: Final = (
+    "funding",
+    "gap",
+    "command",
+    "instrument_change",
+    "model_change",
+    "end",
+    "prune",
+    "reading",
+)
+"""Kinds of events that a prune keeps."""
 
 EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "bar": Bar,
@@ -88,116 +106,158 @@ def sequence_of(step: int) -> int:
     return step & (SEQUENCE_LIMIT - 1)
 
 
+class At:
+    """Where each column stands in a row of a table, by its name: ``At("steps").open``."""
+
+    def __init__(self, table: str) -> None:
+        self.__dict__.update({name: at for at, name in enumerate(stored_columns(table))})
+
+    def __getattr__(self, name: str) -> int:
+        raise AttributeError(f"no column {name}")
+
+
+class Layout:
+    """Which columns of a table a row fills: what is null is neither hashed nor inserted.
+
+    So the rows of an older database, which lacks a column, have the hashes that they had.
+    """
+
+    __slots__ = ("columns", "is_whole", "present", "sha256", "table")
+
+    def __init__(self, table: str, present: tuple[bool, ...]) -> None:
+        names = stored_columns(table)
+        self.table = table
+        self.present = present
+        self.is_whole = all(present)
+        self.columns = tuple(compress(names, present))
+        self.sha256 = sha256(f"{table}({','.join(self.columns)})".encode()).digest()
+
+    def values(self, row: Sequence[Value]) -> Row:
+        """Return the values of *row* without its nulls."""
+        return tuple(row) if self.is_whole else tuple(compress(row, self.present))
+
+    def row(self, values: Sequence[Value]) -> Row:
+        """Return the row of those *values*, with its nulls."""
+        given = iter(values)
+        return tuple([next(given) if there else None for there in self.present])
+
+
+@lru_cache(maxsize=4096)
+def layout(table: str, present: tuple[bool, ...]) -> Layout:
+    """Return the one layout of *table* with the columns that are *present*."""
+    return Layout(table, present)
+
+
+def layout_of(table: str, row: Sequence[Value]) -> Layout:
+    """Return the layout of *row*, which may leave out the last columns of its table."""
+    return layout(table, tuple([value is not None for value in row]))
+
+
 class Shape(NamedTuple):
     """What a step consists of, kept in ``steps.shape`` so that a missing row has a name.
 
-    Bits 0 to 3 are the flags, then each count takes one byte. An accepted bar with nothing
+    Bits 0 to 4 are the flags, then each count takes one byte. An accepted bar with nothing
     else is 1, which SQLite stores without a byte.
     """
 
     accepted: bool
-    other_event: bool  # the event is in ``events``; in ``bars`` otherwise
+    events: bool  # the event is in ``events``; it is the bar in ``steps`` otherwise
+    states: bool
     answers: bool
     outcomes: bool
+    twin_steps: int
     holdings: int
     orders: int
     fills: int
-    twin_steps: int
     twin_fills: int
 
     @classmethod
     def unpack(cls, number: int) -> Shape:
         """Return the shape that *number* encodes."""
-        flags = (bool(number >> bit & 1) for bit in range(4))
-        counts = (number >> bit & 255 for bit in range(4, 44, 8))
+        flags = (bool(number >> bit & 1) for bit in range(5))
+        counts = (number >> bit & 255 for bit in range(5, 45, 8))
         return cls(*flags, *counts)
 
     def pack(self) -> int:
         """Return the shape as one number; raise ``InvariantBroken`` beyond 255 rows of a kind."""
-        number = self.accepted | self.other_event << 1 | self.answers << 2 | self.outcomes << 3
-        for bit, count in zip(range(4, 44, 8), self[4:], strict=True):
-            if count > 255:  # one byte
-                raise InvariantBroken(f"A step holds at most 255 rows of a kind, not {count}.")
+        number = sum(flag << bit for bit, flag in enumerate(self[:5]))
+        for bit, count in zip(range(5, 45, 8), self[5:], strict=True):
+            if count > BYTE:
+                raise InvariantBroken(f"A step holds at most {BYTE} rows of a kind, not {count}.")
             number |= count << bit
         return number
 
     def counts(self) -> dict[str, int]:
-        """Return how many rows each table holds for the step, apart from ``steps``."""
-        return {
-            "bars": int(not self.other_event),
-            "events": int(self.other_event),
-            "answers": int(self.answers),
-            "outcomes": int(self.outcomes),
-            "holdings": self.holdings,
-            "orders": self.orders,
-            "fills": self.fills,
-            "twin_steps": self.twin_steps,
-            "twin_fills": self.twin_fills,
-        }
+        """Return how many rows each sparse table holds for the step."""
+        return {table: int(getattr(self, table)) for table in SPARSE_TABLES}
 
 
+BYTE: Final = 255
 SHAPE_UNITS: Final = {
-    "answers": 1 << 2,
-    "outcomes": 1 << 3,
-    **{table: 1 << 4 + 8 * place for place, table in enumerate(
-        ("holdings", "orders", "fills", "twin_steps", "twin_fills")
-    )},
-}  # fmt: skip
+    "events": 1 << 1,
+    "states": 1 << 2,
+    "answers": 1 << 3,
+    "outcomes": 1 << 4,
+    "twin_steps": 1 << 5,
+    "holdings": 1 << 13,
+    "orders": 1 << 21,
+    "fills": 1 << 29,
+    "twin_fills": 1 << 37,
+}
 """What one row of each sparse table adds to ``steps.shape``."""
 
 
 class StepRows(Struct, frozen=True, gc=False):
     """The rows of one step, ready to be hashed and inserted."""
 
-    core: Row  # of ``steps``, without its digest
-    event: Row  # of ``bars`` or of ``events``
-    gate_set_sha256: bytes | None  # of the decision's gate set
+    values: Row  # of ``steps``, without nulls and without its digest
+    layout: Layout
     sparse: tuple[SparseRow, ...]  # in the order of ``SPARSE_TABLES``
-    compact: Row | None  # of ``steps`` without nulls and digest, where that can be
-    compact_columns: tuple[str, ...]
     gate_set: tuple[Row, ...]  # rows of a gate set met for the first time
-
     covered: bytes  # what the chain covers besides the step's own rows
+    prefix: bytes  # the hash of the rows' layouts, and the hash of the decision's gate set
+    payload: Row  # all values of its rows, which the chain hashes
 
     @property
-    def payload(self) -> tuple[object, ...]:
-        """What the chain hashes of the step itself."""
-        return (self.core, self.event, self.gate_set_sha256, *self.sparse)
+    def core(self) -> Row:
+        """The row of ``steps``, without its digest."""
+        return self.layout.row(self.values)
 
 
-SPARSE_TABLES: Final = (
-    "answers",
-    "outcomes",
-    "holdings",
-    "orders",
-    "fills",
-    "twin_steps",
-    "twin_fills",
-)
-"""The tables of which a step has rows only now and then, in the order in which it is hashed."""
-
-KEPT_TABLES: Final = ("outcomes", "holdings", "orders", "fills", "twin_fills")
-"""Sparse tables of which a prune keeps every row: trades, and what later steps refer to."""
-
-KEPT_EVENTS: Final = (
-    "funding",
-    "gap",
-    "command",
-    "instrument_change",
-    "model_change",
-    "end",
-    "prune",
-    "reading",
-)
-"""Kinds of events that a prune keeps."""
+@lru_cache(maxsize=4096)
+def layouts_sha256(layouts: tuple[Layout, ...]) -> bytes:
+    """Return the hash of the layouts of a step's rows: it says what each hashed value is."""
+    return sha256(b"".join([one.sha256 for one in layouts])).digest()
 
 
-def kept_rows(event: Row | None, sparse: Iterable[SparseRow]) -> list[SparseRow]:
-    """Return those rows of a step that a prune keeps; *event* is its row in ``events``, if any."""
-    kept = [pair for pair in sparse if pair[0] in KEPT_TABLES]
-    if event is not None and event[1] in KEPT_EVENTS:
-        kept.insert(0, ("events", event))
-    return kept
+NO_GATES: Final = bytes(32)
+"""Stands for the hash of a gate set where a step decided nothing."""
+
+
+def canonical(core: Sequence[Value], sparse: Iterable[SparseRow]) -> tuple[bytes, Row]:
+    """Return the hash of the layouts of a step's rows, and all of their values.
+
+    The key of a sparse row is left out: it is the step's own.
+    """
+    of_core = layout_of("steps", core)
+    layouts, values = [of_core], list(of_core.values(core))
+    for table, row in sparse:
+        of_row = layout_of(table, row)
+        layouts.append(of_row)
+        values += of_row.values(row)[1:]
+    return layouts_sha256(tuple(layouts)), tuple(values)
+
+
+_KIND_AT: Final = place("events", "kind")
+
+
+def kept_rows(sparse: Iterable[SparseRow]) -> list[SparseRow]:
+    """Return those of the *sparse* rows of a step that a prune keeps."""
+    return [
+        (table, row)
+        for table, row in sparse
+        if table in KEPT_TABLES or (table == "events" and row[_KIND_AT] in KEPT_EVENTS)
+    ]
 
 
 # ---------------------------------------------------------------- the run and its instruments
@@ -212,102 +272,54 @@ class Previous(NamedTuple):
 
 
 FIRST: Final = Previous()
+OPENED_AT: Final = place("runs", OPENED_UNTIL)
+"""Where the columns of ``runs`` end that never change."""
+_OF_RUN: Final = TABLES["runs"][:OPENED_AT]
 
 
 def run_row(run: Run, run_key: int, opened_gate_sets: int, previous: Previous = FIRST) -> Row:
     """Return the row of *run* as opened: the columns that never change."""
-    return (
-        run_key,
-        run.run_id,
-        run.kind.value,
-        run.started_at_ms,
-        run.parent_run_id,
-        run.period_start_ms,
-        run.interval_ms,
-        run.config,
-        run.config_sha256,
-        run.code_version,
-        run.strategy,
-        run.strategy_sha256,
-        run.model_id,
-        run.model_sha256,
-        run.path,
-        run.device,
-        run.dtype,
-        run.threads,
-        run.backend,
-        run.torch_version,
-        run.instruction_set,
-        run.libraries,
-        msgspec.json.encode(run.warnings).decode(),
-        *previous,
-        opened_gate_sets,
+    given: dict[str, Value] = {
+        "run_key": run_key,
+        "warnings": msgspec.json.encode(run.warnings).decode(),
+        "previous_run_id": previous.run_id,
+        "previous_step_count": previous.step_count,
+        "previous_head": previous.head,
+        "opened_gate_sets": opened_gate_sets,
+    }
+    return tuple(
+        [given[column.name] if column.name in given else column.value(run) for column in _OF_RUN]
     )
 
 
 def run_of(row: Sequence[Any], instruments: Iterable[Sequence[Any]]) -> Run:
     """Return the run of its row as opened and the rows of its instruments, in their order."""
+    named = dict(zip(stored_columns("runs"), row, strict=False))
     try:
-        return Run(
-            run_id=row[1],
-            kind=RunKind(row[2]),
-            started_at_ms=row[3],
-            parent_run_id=row[4],
-            period_start_ms=row[5],
-            instruments=tuple(instrument_of(instrument) for instrument in instruments),
-            interval_ms=_length(row[6]),
-            config=row[7],
-            config_sha256=row[8],
-            code_version=row[9],
-            strategy=row[10],
-            strategy_sha256=row[11],
-            model_id=row[12],
-            model_sha256=row[13],
-            path=row[14],
-            device=row[15],
-            dtype=row[16],
-            threads=row[17],
-            backend=row[18],
-            torch_version=row[19],
-            instruction_set=row[20],
-            libraries=row[21],
-            warnings=tuple(msgspec.json.decode(row[22])),
-        )
+        fields = {name: named[name] for name in Run.__struct_fields__ if name in named}
+        fields["kind"] = RunKind(named["kind"])
+        fields["interval_ms"] = _length(named["interval_ms"])
+        fields["warnings"] = tuple(msgspec.json.decode(named["warnings"]))
+        fields["instruments"] = tuple(instrument_of(instrument) for instrument in instruments)
+        return Run(**fields)
     except (ValueError, TypeError, msgspec.MsgspecError) as error:
         raise DataInvalid(
-            f"The row of run {row[1]} holds what no run has ({error}); run `tracepaper audit "
-            "verify` and restore a backup."
+            f"The row of run {named['run_id']} holds what no run has ({error}); run `tracepaper "
+            "audit verify` and restore a backup."
         ) from error
 
 
-def instrument_row(instrument: Instrument, run_key: int, place: int) -> Row:
-    """Return the row of *instrument*, the run's instrument number *place*."""
-    return (
-        run_key,
-        place,
-        instrument.id,
-        instrument.category.value,
-        instrument.symbol,
-        instrument.base_coin,
-        instrument.quote_coin,
-        instrument.price_decimals,
-        instrument.quantity_decimals,
-        instrument.volume_decimals,
-        instrument.turnover_decimals,
-        instrument.tick_size,
-        instrument.quantity_step,
-        instrument.min_quantity,
-        instrument.max_quantity,
-        instrument.min_notional,
-        instrument.funding_interval_minutes,
-        instrument.status,
-    )
+def instrument_row(instrument: Instrument, run_key: int, at: int) -> Row:
+    """Return the row of *instrument*, the run's instrument number *at*."""
+    columns = TABLES["instruments"][2:]
+    return (run_key, at, *[column.value(instrument) for column in columns])
 
 
 def instrument_of(row: Sequence[Any]) -> Instrument:
     """Return the instrument of its row."""
-    _, _, _, category, *fields = row
-    return Instrument(Category(category), *fields)
+    named = dict(zip(stored_columns("instruments"), row, strict=True))
+    fields = {name: named[name] for name in Instrument.__struct_fields__ if name in named}
+    return Instrument(**{**fields, "category": Category(named["category"])})
 
 
 def _length(interval_ms: int) -> int:

@@ -5,17 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.storage.columns import (
-    INSTRUMENT,
-    MARKET_MS,
+    ANSWER_GATES,
+    BAR_COLUMNS,
+    FORECAST_COLUMNS,
     MONEY,
     PRICE,
     QUANTITY,
-    TURNOVER,
-    VOLUME,
-    Column,
+    SEQUENCE_BITS,
+    STEP_GATES,
+    TABLES,
+    measure_name,
+)
+from tracepaper.storage.schema import KEPT_KINDS
+from tracepaper.storage.view_columns import (
+    INSTRUMENT,
+    MARKET_MS,
+    Shown,
     View,
     caused,
-    digest,
+    complete,
     exact,
     iso,
     moment,
@@ -23,11 +31,10 @@ from tracepaper.storage.columns import (
     power_of_ten,
     real,
     shared_row,
+    shown,
     source_name,
     text,
 )
-from tracepaper.storage.rows import ANSWER_GATES, SEQUENCE_BITS, STEP_GATES
-from tracepaper.storage.schema import KEPT_KINDS
 from tracepaper.strategies.market import DAY_MS, MINUTE_MS, WEEK_MS
 from tracepaper.strategies.types import BLOCK_BARS
 
@@ -55,95 +62,66 @@ _IN_RUN: Final = (
 V_RUNS: Final = View(
     "v_runs",
     "a run",
-    (
-        Column("run_id", "r.run_id", "the run"),
-        Column("kind", "r.kind", "`live`, `demo` or `replay`"),
-        *moment("started_at", "r.started_at_ms", "wall time of the start"),
-        *moment(
-            "ended_at",
-            _ENDED_AT,
-            "wall time of the end; null where it went on or was killed",
+    complete(
+        (
+            *shown("r", "runs", "run_id", "kind", "started_at_ms"),
+            *moment(
+                "ended_at",
+                _ENDED_AT,
+                "wall time of the end; null where it went on or was killed",
+            ),
+            *shown("r", "runs", "parent_run_id", "period_start_ms"),
+            Shown(
+                "instruments",
+                "(SELECT group_concat(instrument_id) FROM (SELECT i.instrument_id "
+                "FROM instruments i WHERE i.run_key = r.run_key ORDER BY i.instrument))",
+                "ids, separated by commas",
+            ),
+            Shown(
+                "interval",
+                f"CASE r.interval_ms WHEN {DAY_MS} THEN 'D' WHEN {WEEK_MS} THEN 'W' "
+                f"ELSE CAST(r.interval_ms / {MINUTE_MS} AS TEXT) END",
+                "minutes of a bar, `D` or `W`, as Bybit writes it",
+            ),
+            *shown("r", "runs", "interval_ms", "strategy", "strategy_sha256"),
+            *shown("r", "runs", "model_id", "model_sha256", "config_sha256", "config"),
+            *shown("r", "runs", "code_version", "mode", "device", "dtype", "threads", "backend"),
+            *shown("r", "runs", "torch_version", "instruction_set", "libraries", "warnings"),
+            Shown(
+                "opened",
+                "(SELECT json_group_array(json_extract(e.content, '$.name')) FROM events e "
+                f"WHERE e.kind = 'reading' AND {_IN_RUN})",
+                "JSON array: files, addresses and programs that a user's class opened",
+            ),
         ),
-        Column("parent_run_id", "r.parent_run_id", "the run whose account it took over"),
-        *moment(
-            "period_start_ms",
-            "r.period_start_ms",
-            "first open time with a decision",
-        ),
-        Column(
-            "instruments",
-            "(SELECT group_concat(instrument_id) FROM (SELECT i.instrument_id FROM instruments i "
-            "WHERE i.run_key = r.run_key ORDER BY i.instrument))",
-            "ids, separated by commas",
-        ),
-        Column(
-            "interval",
-            f"CASE r.interval_ms WHEN {DAY_MS} THEN 'D' WHEN {WEEK_MS} THEN 'W' "
-            f"ELSE CAST(r.interval_ms / {MINUTE_MS} AS TEXT) END",
-            "minutes of a bar, `D` or `W`, as Bybit writes it",
-        ),
-        Column("interval_ms", "r.interval_ms", "milliseconds of a bar", "INTEGER"),
-        Column("strategy", "r.strategy", "the strategy's name"),
-        Column(
-            "strategy_sha256",
-            "r.strategy_sha256",
-            "SHA-256 of a user's class and what it imports from its own folder; else empty",
-        ),
-        Column("model_id", "r.model_id", "the model at the start; empty without one"),
-        Column("model_sha256", "r.model_sha256", "SHA-256 of its weights and its card"),
-        Column("config_sha256", "r.config_sha256", "SHA-256 of what decides a run"),
-        Column("config", "r.config", "the whole configuration as JSON"),
-        Column("code_version", "r.code_version", "version of tracepaper"),
-        Column("path", "r.path", "`step` or `scan`"),
-        Column("device", "r.device", "where the model ran"),
-        Column("dtype", "r.dtype", "the model's number type"),
-        Column("threads", "r.threads", "threads of the model", "INTEGER"),
-        Column("backend", "r.backend", "what attended; empty without a model"),
-        Column("torch_version", "r.torch_version", "version of torch; empty without a model"),
-        Column("instruction_set", "r.instruction_set", "what torch computes with; else empty"),
-        Column("libraries", "r.libraries", "JSON: versions of what else computes"),
-        Column("warnings", "r.warnings", "JSON array of sentences"),
-        Column(
-            "opened",
-            "(SELECT json_group_array(json_extract(e.content, '$.name')) FROM events e "
-            f"WHERE e.kind = 'reading' AND {_IN_RUN})",
-            "JSON array: files, addresses and programs that a user's class opened",
-        ),
-        Column("step_count", "r.step_count", "steps stored", "INTEGER"),
-        digest("head_digest", "r.head_digest", "digest of the last step; keep a copy elsewhere"),
+        ("r", TABLES["runs"]),
     ),
     "FROM runs r",
 )
 
+_MARKET_AT: Final = "s.open_time_ms + r.interval_ms + s.market_delay_ms"
 V_BARS: Final = View(
     "v_bars",
     "a bar as the engine saw it",
-    (
-        *of_step("s"),
-        INSTRUMENT,
-        *moment("open_time_ms", "b.open_time_ms", "first millisecond of the bar"),
-        *exact("open", "b.open", PRICE, "first price"),
-        *exact("high", "b.high", PRICE, "highest price"),
-        *exact("low", "b.low", PRICE, "lowest price"),
-        *exact("close", "b.close", PRICE, "last price"),
-        *exact("volume", "b.volume", VOLUME, "volume in base"),
-        *exact("turnover", "b.turnover", TURNOVER, "volume in quote; null where not known"),
-        Column("source", source_name("b.source"), "`stream`, `rest` or `archive`"),
-        *moment(
-            "market_ms",
-            "b.open_time_ms + r.interval_ms + b.market_delay_ms",
-            "market time at which it was final",
+    complete(
+        (
+            *of_step("s"),
+            INSTRUMENT,
+            *moment("open_time_ms", "s.open_time_ms", "first millisecond of the bar"),
+            *shown("s", "steps", "open", "high", "low", "close", "volume", "turnover"),
+            Shown("source", source_name("s.source"), "`stream`, `rest` or `archive`"),
+            *moment("market_ms", _MARKET_AT, "market time at which it was final"),
+            *moment(
+                "seen_ms",
+                f"{_MARKET_AT} + s.seen_delay_ms",
+                "market time at which the engine saw it",
+            ),
+            Shown("accepted", "s.shape & 1", "0 for a revision, which changed nothing", "INTEGER"),
         ),
-        *moment(
-            "seen_ms",
-            "b.open_time_ms + r.interval_ms + b.market_delay_ms + b.seen_delay_ms",
-            "market time at which the engine saw it",
-        ),
-        Column("accepted", "s.shape & 1", "0 for a revision, which changed nothing", "INTEGER"),
+        ("s", (column for column in TABLES["steps"] if column.name in BAR_COLUMNS)),
     ),
-    "FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN bars b ON b.step = s.step "
-    "AND b.run_key = r.run_key "
-    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = b.instrument",
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.open_time_ms IS NOT NULL "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument",
 )
 
 V_GAPS: Final = View(
@@ -154,13 +132,13 @@ V_GAPS: Final = View(
         INSTRUMENT,
         *moment("from_ms", "json_extract(e.content, '$.from_ms')", "first missing open time"),
         *moment("until_ms", "json_extract(e.content, '$.until_ms')", "first open time after it"),
-        Column(
+        Shown(
             "cause",
             "json_extract(e.content, '$.cause')",
             "`disconnected`, `missed`, `down`, `overflow`, `archive`, `stale`, `jumped` or "
             "`implausible`",
         ),
-        Column(
+        Shown(
             "repaired_by",
             "json_extract(e.content, '$.repaired_by')",
             "`rest` where the bars follow; empty where they never will; `clock` where market time "
@@ -173,14 +151,13 @@ V_GAPS: Final = View(
 )
 
 _BAR_CONTENT: Final = (
-    "json_object('open_time_ms', b.open_time_ms, 'open', b.open, 'high', b.high, 'low', b.low, "
-    "'close', b.close, 'volume', b.volume, 'turnover', b.turnover, "
-    f"'source', {source_name('b.source')})"
+    "json_object('open_time_ms', s.open_time_ms, 'open', s.open, 'high', s.high, 'low', s.low, "
+    "'close', s.close, 'volume', s.volume, 'turnover', s.turnover, "
+    f"'source', {source_name('s.source')})"
 )
 
-_BAR_MARKET_MS: Final = "b.open_time_ms + r.interval_ms + b.market_delay_ms"
-_MARKET_MS: Final = f"CAST(coalesce(e.market_ms, {_BAR_MARKET_MS}) AS INTEGER)"
-_SEEN_MS: Final = f"CAST(coalesce(e.seen_ms, {_BAR_MARKET_MS} + b.seen_delay_ms) AS INTEGER)"
+_MARKET_MS: Final = f"CAST(coalesce(e.market_ms, {_MARKET_AT}) AS INTEGER)"
+_SEEN_MS: Final = f"CAST(coalesce(e.seen_ms, {_MARKET_AT} + s.seen_delay_ms) AS INTEGER)"
 # The casts give both halves the same affinity, without which SQLite sorts the union.
 _OF_STEPS: Final = ", ".join(
     (
@@ -201,25 +178,22 @@ V_EVENTS: Final = View(
     "an event that the engine consumed",
     (
         *of_step("e"),
-        Column(
+        Shown(
             "kind",
             "e.kind",
             "`bar`, `quote`, `trade`, `mark`, `funding`, `instrument_change`, `model_change`, "
             "`gap`, `command`, `timer`, `end`, `prune` or `reading`",
         ),
-        Column("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
-        *moment("market_ms", "e.market_ms", "market time of the event"),
-        *moment("seen_ms", "e.seen_ms", "market time at which the engine saw it"),
-        Column("content", "e.content", "JSON of its other fields, numbers as they are stored"),
+        Shown("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
+        *shown("e", "events", "market_ms", "seen_ms", "content"),
     ),
     # What a prune has kept has no step any more; all else is found by its step.
     f"FROM runs r JOIN events e ON e.run_key = r.run_key AND e.{KEPT_KINDS} "
     "AND NOT EXISTS (SELECT 1 FROM steps s WHERE s.step = e.step) "
     "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
     f" UNION ALL SELECT {_OF_STEPS} FROM runs r JOIN steps s ON s.run_key = r.run_key "
-    "LEFT JOIN bars b ON b.step = s.step LEFT JOIN events e ON e.step = s.step "
-    "LEFT JOIN instruments i "
-    "ON i.run_key = r.run_key AND i.instrument = coalesce(b.instrument, e.instrument)",
+    "LEFT JOIN events e ON e.step = s.step LEFT JOIN instruments i "
+    "ON i.run_key = r.run_key AND i.instrument = coalesce(s.instrument, e.instrument)",
 )
 
 RUN_VIEWS: Final = (V_RUNS, V_BARS, V_GAPS, V_EVENTS)
@@ -228,63 +202,38 @@ RUN_VIEWS: Final = (V_RUNS, V_BARS, V_GAPS, V_EVENTS)
 
 # Only a step that decided names a row of ``outcomes``, so the join leaves out all others.
 _DECIDED: Final = (
-    "FROM runs r JOIN steps s ON s.run_key = r.run_key "
-    "JOIN bars b ON b.step = s.step AND b.run_key = r.run_key "
-    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = b.instrument "
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.open_time_ms IS NOT NULL "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
     f"JOIN outcomes o ON o.step = {shared_row('s.outcome')} "
 )
+_SAID: Final = ("recent_mass", "older_mass", "shift", "l1_error")
 
 V_DECISIONS: Final = View(
     "v_decisions",
     "a decision: one for every closed bar of the run's period, refusals too",
-    (
-        *of_step("s"),
-        INSTRUMENT,
-        *moment("open_time_ms", "b.open_time_ms", "the bar that was decided"),
-        Column("action", "o.action", "`LONG`, `SHORT`, `FLAT` or `HOLD`"),
-        Column("allowed", "o.allowed", "1 if every gate passed", "INTEGER"),
-        Column("refused_by", "o.refused_by", "the first gate that failed; null if none"),
-        Column("horizon", "a.horizon", "bars; the horizon of the next six columns", "INTEGER"),
-        Column("mean_return", "a.mean_return", "expected log return, as the model gave it", "REAL"),
-        Column("stdev_return", "a.stdev_return", "its standard deviation", "REAL"),
-        Column("p_down", "a.p_down", "probability of a fall", "REAL"),
-        Column("p_flat", "a.p_flat", "probability of neither", "REAL"),
-        Column("p_up", "a.p_up", "probability of a rise", "REAL"),
-        Column("volatility", "a.volatility", "expected volatility of the return", "REAL"),
-        Column(
-            "confidence", "a.confidence", "1 less the mean normalised entropy of attention", "REAL"
+    complete(
+        (
+            *of_step("s"),
+            INSTRUMENT,
+            *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
+            *shown("o", "outcomes", "action", "allowed", "refused_by"),
+            *shown("a", "answers", "horizon", *FORECAST_COLUMNS, "confidence", "content_free"),
+            *shown("o", "outcomes", "regime"),
+            *shown("a", "answers", *_SAID),
+            *shown("s", "steps", "target_quantity"),
+            *shown("o", "outcomes", "reason", "unfilled_reason"),
+            *shown("a", "answers", "late_deadline_ms", "model_id"),
+            *shown("s", "steps", "window_sha256", "decision_sha256", "digest"),
         ),
-        Column("content_free", "a.content_free", "what mask and encoding alone would give", "REAL"),
-        Column("regime", "o.regime", "`MOMENTUM`, `MEAN_REVERSION`, `MIXED` or `UNKNOWN`"),
-        Column(
-            "recent_mass", "a.recent_mass", "rollout on the newest quarter of the context", "REAL"
-        ),
-        Column("older_mass", "a.older_mass", "rollout before the oldest bucket", "REAL"),
-        Column("shift", "a.shift", "Jensen-Shannon distance from the last bar's rollout", "REAL"),
-        Column("l1_error", "a.l1_error", "bound on what the weights miss of 1", "REAL"),
-        *exact("target_quantity", "s.target_quantity", QUANTITY, "position wanted, signed"),
-        Column("reason", "o.reason", "the strategy's reason"),
-        Column(
-            "unfilled_reason",
-            "o.unfilled_reason",
-            "why the target is neither reached nor ordered; null where it is",
-        ),
-        Column(
-            "late_deadline_ms",
-            "a.late_deadline_ms",
-            "the deadline the forecaster missed",
-            "INTEGER",
-        ),
-        Column("model_id", "coalesce(a.model_id, r.model_id)", "the model that decided"),
-        digest("window_sha256", "s.window_sha256", "hash of the bars it saw"),
-        digest("decision_sha256", "s.decision_sha256", "what parity compares"),
-        digest("digest", "s.digest", "link of the chain"),
+        ("s", (column for column in TABLES["steps"] if column.name not in BAR_COLUMNS)),
+        ("o", TABLES["outcomes"]),
+        ("a", TABLES["answers"]),
     ),
     _DECIDED + "LEFT JOIN answers a ON a.step = s.step",
 )
 
 _MEASURES: Final = " ".join(
-    f"WHEN '{gate}' THEN {table}.measure_{gate.replace('.', '_')}"
+    f"WHEN '{gate}' THEN {table}.{measure_name(gate)}"
     for table, gates in (("s", STEP_GATES), ("a", ANSWER_GATES))
     for gate in gates
 )
@@ -294,15 +243,13 @@ V_GATES: Final = View(
     "one gate's verdict on a decision",
     (
         *of_step("s"),
-        Column(
-            "ordinal", "g.ordinal", "place of the gate; the first that fails refuses", "INTEGER"
-        ),
-        Column("gate", "g.gate", "its name"),
-        Column(
+        Shown("ordinal", "g.ordinal", "place of the gate; the first that fails refuses", "INTEGER"),
+        *shown("g", "gate_sets", "gate"),
+        Shown(
             "measure", f"CASE g.gate {_MEASURES} END", "null where it could not be computed", "REAL"
         ),
-        Column("threshold", "g.threshold", "what the measure was held against", "REAL"),
-        Column("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER"),
+        *shown("g", "gate_sets", "threshold"),
+        Shown("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER"),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.outcome IS NOT NULL "
     f"JOIN outcomes o ON o.step = {shared_row('s.outcome')} "
@@ -336,11 +283,11 @@ _PLACES: Final = (
 _BLOCK_MS: Final = f"({BLOCK_BARS} * r.interval_ms)"
 _IS_BUCKET: Final = "n.key < length(a.buckets) / 4"
 _FROM_MS: Final = (
-    f"CASE WHEN {_IS_BUCKET} THEN (b.open_time_ms / {_BLOCK_MS} - n.key) * {_BLOCK_MS} END"
+    f"CASE WHEN {_IS_BUCKET} THEN (s.open_time_ms / {_BLOCK_MS} - n.key) * {_BLOCK_MS} END"
 )
 _UNTIL_MS: Final = (
-    f"CASE WHEN {_IS_BUCKET} AND n.key = 0 THEN b.open_time_ms + r.interval_ms "
-    f"ELSE (b.open_time_ms / {_BLOCK_MS} - n.key + 1) * {_BLOCK_MS} END"
+    f"CASE WHEN {_IS_BUCKET} AND n.key = 0 THEN s.open_time_ms + r.interval_ms "
+    f"ELSE (s.open_time_ms / {_BLOCK_MS} - n.key + 1) * {_BLOCK_MS} END"
 )
 
 V_EXPLANATIONS: Final = View(
@@ -348,14 +295,14 @@ V_EXPLANATIONS: Final = View(
     "where a decision looked: one bucket of 64 bars of absolute time",
     (
         *of_step("s"),
-        Column(
+        Shown(
             "bucket",
             f"CASE WHEN {_IS_BUCKET} THEN CAST(n.key AS TEXT) ELSE 'older' END",
             "0 is the newest; `older` is everything before the oldest",
         ),
         *moment("from_open_time_ms", _FROM_MS, "its first open time; null for `older`"),
         *moment("until_open_time_ms", _UNTIL_MS, "the first open time after it"),
-        Column(
+        Shown(
             "weight",
             f"CASE WHEN {_IS_BUCKET} THEN {_WEIGHT} ELSE a.older_mass END",
             "share of the rollout; a decision's weights sum to 1 within `l1_error`",
@@ -363,8 +310,8 @@ V_EXPLANATIONS: Final = View(
         ),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
-    "JOIN answers a ON a.step = s.step AND a.buckets IS NOT NULL "
-    f"JOIN bars b ON b.step = a.step JOIN {_PLACES} n",
+    "AND s.open_time_ms IS NOT NULL "
+    f"JOIN answers a ON a.step = s.step AND a.buckets IS NOT NULL JOIN {_PLACES} n",
 )
 
 DECISION_VIEWS: Final = (V_DECISIONS, V_GATES, V_EXPLANATIONS)
@@ -372,9 +319,8 @@ DECISION_VIEWS: Final = (V_DECISIONS, V_GATES, V_EXPLANATIONS)
 # ---------------------------------------------------------------- orders, fills, positions, equity
 
 _STEP_TABLES: Final = (
-    "LEFT JOIN bars b ON b.step = s.step LEFT JOIN events e ON e.step = s.step "
-    "LEFT JOIN instruments i "
-    "ON i.run_key = r.run_key AND i.instrument = coalesce(b.instrument, e.instrument)"
+    "LEFT JOIN events e ON e.step = s.step LEFT JOIN instruments i "
+    "ON i.run_key = r.run_key AND i.instrument = coalesce(s.instrument, e.instrument)"
 )
 
 # An average price is a decimal only where the division leaves no rest.
@@ -388,7 +334,7 @@ _AVERAGE_TEXT: Final = (
 )
 
 _UNREALIZED: Final = "coalesce(m.account_unrealized_pnl, m.unrealized_pnl)"
-_EQUITY: Final = f"coalesce(m.equity, h.cash + {_UNREALIZED})"
+_EQUITY: Final = f"coalesce({{}}, h.cash + {_UNREALIZED})"
 
 _POSITION_SUMS: Final = (
     ("realized_pnl", "h.realized_pnl", "profit of what was closed, before fees"),
@@ -404,31 +350,36 @@ _ACCOUNT_SUMS: Final = (
 )
 
 
-def _holding_columns(sums: tuple[tuple[str, str, str], ...], whose: str) -> tuple[Column, ...]:
-    """Return the columns of a position and its account after a step; *sums* are *whose*."""
-    return (
+def _holding_columns(
+    sums: tuple[tuple[str, str, str], ...], whose: str, equity: str
+) -> tuple[Shown, ...]:
+    """Return the columns of a position and its account after a step; *sums* are *whose*.
+
+    *equity* is where it is stored, if it does not follow from the rest.
+    """
+    listed = (
         *moment("market_ms", MARKET_MS, "market time of the step's event"),
-        Column("instrument", "i.instrument_id", "the event's; null where it has none"),
-        *exact("quantity", "h.quantity", QUANTITY, "the instrument's position, signed"),
-        Column(
-            "average_price", _AVERAGE_REAL, "entry notional by quantity; null when flat", "REAL"
-        ),
-        Column(
+        Shown("instrument", "i.instrument_id", "the event's; null where it has none"),
+        *shown("h", "holdings", "quantity"),
+        Shown("average_price", _AVERAGE_REAL, "entry notional by quantity; null when flat", "REAL"),
+        Shown(
             "average_price_text", _AVERAGE_TEXT, "exactly; null where it is no decimal of a price"
         ),
-        *exact("entry_notional", "h.entry_notional", MONEY, "what the position cost, signed"),
+        *shown("h", "holdings", "entry_notional"),
         *(
             column
             for name, sql, doc in sums
             for column in exact(name, sql, MONEY, f"{doc}; the {whose}")
         ),
-        *exact("cash", "h.cash", MONEY, "cash of the account"),
-        *exact("equity", _EQUITY, MONEY, "cash and what is held, at the mark"),
+        *shown("h", "holdings", "cash"),
+        *exact("equity", _EQUITY.format(equity), MONEY, "cash and what is held, at the mark"),
     )
+    return complete(listed, ("h", [one for one in TABLES["holdings"] if one.name != "twin"]))
 
 
 _OWN: Final = (
     "FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN steps m ON m.step = s.step "
+    "LEFT JOIN states q ON q.step = s.step "
     f"JOIN holdings h ON h.step = {shared_row('s.holding')} AND h.book = 0 "
 ) + _STEP_TABLES
 _TWIN: Final = (
@@ -440,14 +391,14 @@ _TWIN: Final = (
 V_POSITIONS: Final = View(
     "v_positions",
     "an instrument's position after a step that named it",
-    (*of_step("s"), *_holding_columns(_POSITION_SUMS, "position's")),
+    (*of_step("s"), *_holding_columns(_POSITION_SUMS, "position's", "q.equity")),
     f"{_OWN} WHERE h.quantity IS NOT NULL",
 )
 
 V_EQUITY: Final = View(
     "v_equity",
     "the account after a step",
-    (*of_step("s"), *_holding_columns(_ACCOUNT_SUMS, "account's")),
+    (*of_step("s"), *_holding_columns(_ACCOUNT_SUMS, "account's", "q.equity")),
     _OWN,
 )
 
@@ -456,29 +407,20 @@ V_TWIN_EQUITY: Final = View(
     "a shadow account after a step",
     (
         *of_step("s"),
-        Column("twin", "h.twin", "its name, such as `ungated`"),
-        *_holding_columns(_ACCOUNT_SUMS, "account's"),
+        *shown("h", "holdings", "twin"),
+        *_holding_columns(_ACCOUNT_SUMS, "account's", "m.equity"),
     ),
     _TWIN,
 )
 
 
-def _fill_columns() -> tuple[Column, ...]:
+def _fill_columns(table: str) -> tuple[Shown, ...]:
     return (
-        Column("ordinal", "f.ordinal", "place among the fills of the step", "INTEGER"),
-        Column("order_id", "f.order_id", "the order: sequence and ordinal of its birth"),
+        Shown("ordinal", "f.ordinal", "place among the fills of the step", "INTEGER"),
+        *shown("f", table, "order_id"),
         INSTRUMENT,
-        Column("side", "f.side", "`BUY` or `SELL`"),
-        *exact("quantity", "f.quantity", QUANTITY, "quantity filled"),
-        *exact("price", "f.price", PRICE, "price, with spread and slippage"),
-        *exact("reference_price", "f.reference_price", PRICE, "mid or open before them"),
-        *exact("notional", "f.notional", MONEY, "price times quantity"),
-        *exact("fee", "f.fee", MONEY, "fee in quote currency"),
-        *exact("fee_base", "f.fee_base", QUANTITY, "fee in base: a spot buy pays there"),
-        Column("liquidity", "f.liquidity", "`TAKER`: paper market orders always take"),
-        Column("model", "f.model", "filled against: `quote` or `next_open`"),
-        Column("reason", "f.reason", "why it was wanted"),
-        *moment("filled_ms", "f.filled_ms", "market time of the fill"),
+        *shown("f", table, "side", "quantity", "price", "reference_price", "notional", "fee"),
+        *shown("f", table, "fee_base", "liquidity", "model", "reason", "filled_ms"),
     )
 
 
@@ -487,11 +429,14 @@ _FILLED_BY: Final = "JOIN instruments i ON i.run_key = r.run_key AND i.instrumen
 V_FILLS: Final = View(
     "v_fills",
     "a fill of the run's account",
-    (
-        *of_step("f"),
-        *_fill_columns(),
-        Column("status", "o.status", "of its order after the step"),
-        caused("f", "fills"),
+    complete(
+        (
+            *of_step("f"),
+            *_fill_columns("fills"),
+            Shown("status", "o.status", "of its order after the step"),
+            caused("f", "fills"),
+        ),
+        ("f", TABLES["fills"]),
     ),
     f"FROM runs r JOIN fills f ON f.run_key = r.run_key {_FILLED_BY} "
     "LEFT JOIN orders o ON o.step = f.step AND o.order_id = f.order_id",
@@ -500,7 +445,10 @@ V_FILLS: Final = View(
 V_TWIN_FILLS: Final = View(
     "v_twin_fills",
     "a fill of a shadow account",
-    (*of_step("f"), Column("twin", "f.twin", "its name, such as `ungated`"), *_fill_columns()),
+    complete(
+        (*of_step("f"), *shown("f", "twin_fills", "twin"), *_fill_columns("twin_fills")),
+        ("f", TABLES["twin_fills"]),
+    ),
     f"FROM runs r JOIN twin_fills f ON f.run_key = r.run_key {_FILLED_BY}",
 )
 
@@ -520,35 +468,29 @@ _LATEST: Final = (
 V_ORDERS: Final = View(
     "v_orders",
     "an order as it stood last",
-    (
-        *of_step("o"),
-        Column("order_id", "o.order_id", "sequence and ordinal of its birth"),
-        INSTRUMENT,
-        Column("side", "o.side", "`BUY` or `SELL`"),
-        *exact("quantity", "o.quantity", QUANTITY, "quantity ordered"),
-        *exact("filled", "o.filled", QUANTITY, "quantity filled so far"),
-        Column(
-            "price",
-            f"{_MEAN_PRICE} / CAST('1e' || {PRICE} AS REAL)",
-            "mean price of its fills; null where it has none",
-            "REAL",
+    complete(
+        (
+            *of_step("o"),
+            *shown("o", "orders", "order_id"),
+            INSTRUMENT,
+            *shown("o", "orders", "side", "quantity", "filled"),
+            Shown(
+                "price",
+                f"{_MEAN_PRICE} / CAST('1e' || {PRICE} AS REAL)",
+                "mean price of its fills; null where it has none",
+                "REAL",
+            ),
+            Shown(
+                "price_text",
+                text(_ONE_PRICE, PRICE),
+                "exactly; null where its fills have several prices",
+            ),
+            *exact("fee", _of_fills("sum(f.fee)"), MONEY, "fees of its fills in quote currency"),
+            Shown("liquidity", _of_fills("max(f.liquidity)"), "of its fills"),
+            *shown("o", "orders", "reason", "status", "created_ms", "eligible_ms"),
+            caused("o", "orders"),
         ),
-        Column(
-            "price_text",
-            text(_ONE_PRICE, PRICE),
-            "exactly; null where its fills have several prices",
-        ),
-        *exact("fee", _of_fills("sum(f.fee)"), MONEY, "fees of its fills in quote currency"),
-        Column("liquidity", _of_fills("max(f.liquidity)"), "of its fills"),
-        Column("reason", "o.reason", "why it was wanted"),
-        Column("status", "o.status", "where its life stands"),
-        *moment("created_ms", "o.created_ms", "market time of its birth"),
-        *moment(
-            "eligible_ms",
-            "o.eligible_ms",
-            "market time from which a quote may fill it",
-        ),
-        caused("o", "orders"),
+        ("o", TABLES["orders"]),
     ),
     f"FROM runs r JOIN orders o ON o.run_key = r.run_key AND {_LATEST} "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = o.instrument",

@@ -160,7 +160,7 @@ class ModelChange(Struct, frozen=True, gc=False):
     model_id: str
     model_sha256: str
     code_version: str
-    path: str  # "step" or "scan"
+    mode: str  # "step", "batched" or "scan"
     device: str
     dtype: str
     threads: int
@@ -572,7 +572,7 @@ class Run(Struct, frozen=True):
     strategy_sha256: str  # of a user's class and what it imports from its own folder; else ""
     model_id: str  # "" without a model
     model_sha256: str
-    path: str
+    mode: str  # "step", "batched" or "scan"
     device: str
     dtype: str
     threads: int

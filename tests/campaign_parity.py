@@ -35,7 +35,7 @@ def piece(candles: Path, bars: int, folder: Path) -> Path:
 
 def replayed(data: Path, database: Path, path: str) -> int:
     """Replay *data* the given way; return how many bars were decided."""
-    command = [*PROGRAM, "replay", "--data", str(data), "--path", path]
+    command = [*PROGRAM, "replay", "--data", str(data), "--mode", path]
     done = subprocess.run(
         [*command, "--db", str(database), "--json"], capture_output=True, text=True, check=True
     )

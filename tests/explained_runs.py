@@ -55,7 +55,7 @@ def replayed(
     *,
     strategy: str = "attention",
     symbols: tuple[str, ...] = ("AAAUSDT",),
-    path: str = "scan",
+    mode: str = "scan",
     edge: str = "0.0001",
     log: str = "full",
     bars: int = BARS,
@@ -75,7 +75,7 @@ def replayed(
     ]
     data = tuple(str(file) for file in files)
     database = folder / "run.db"
-    perform(Request(data, config=config, path=path, database=database, log=log, as_json=True))
+    perform(Request(data, config=config, mode=mode, database=database, log=log, as_json=True))
     return database
 
 

@@ -74,7 +74,7 @@ class FixedForecaster:
 
     model_id = "0123456789ab"
     model_sha256 = "0123456789ab" + "0" * 52
-    path = "step"
+    mode = "step"
     device = "cpu"
     dtype = "float32"
     threads = 1

@@ -9,26 +9,26 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tracepaper.storage.chain import covered_until
-from tracepaper.storage.decode import KEPT_AT, STATE_AT
-from tracepaper.storage.digest import Covered, chain_digest, opened_digest, rows_digest
+from tracepaper.storage.chain import covered_until, sparse_pairs, step_digest
+from tracepaper.storage.columns import stored_columns
+from tracepaper.storage.decode import STEP, StoredRows
+from tracepaper.storage.digest import Covered, gates_digest, opened_digest
 from tracepaper.storage.reader import gate_set_rows, read_chunk, run_span, select
-from tracepaper.storage.rows import SPARSE_TABLES, kept_rows, step_key
-from tracepaper.storage.schema import metadata
+from tracepaper.storage.rows import kept_rows, step_key
 
 DIGESTS = {
     "runs.opened_digest",
     "runs.head_digest",
     "runs.previous_head",
     "steps.digest",
-    "steps.kept_sha256",
+    "states.kept_sha256",
     "outcomes.gate_set_sha256",
     "prunes.digest",
     "prunes.kept_sha256",
 }
 """What the forger recomputes, so that no edit of these is left standing."""
 
-_NAMES = [column.name for column in metadata.tables["runs"].columns if column.computed is None]
+_NAMES = stored_columns("runs")
 _OPENED_AT = _NAMES.index("opened_digest")
 _SETS_AT = _NAMES.index("opened_gate_sets")
 
@@ -52,7 +52,7 @@ def _rechain_run(
 ) -> None:
     """Give one run new hashes; *was* maps old heads to new ones."""
     sets = gate_set_rows(raw, run_key)
-    hashes = {key: rows_digest(rows) for key, rows in sets.items()}
+    hashes = {key: gates_digest(rows) for key, rows in sets.items()}
     for key, digest in hashes.items():
         raw.execute(
             "UPDATE outcomes SET gate_set_sha256 = ? WHERE gate_set = ? AND step BETWEEN ? AND ?",
@@ -90,25 +90,32 @@ def _rechain_steps(
     used = dict(raw.execute("SELECT step, gate_set FROM outcomes").fetchall())
     chunk = read_chunk(raw, first, run_span(run_key)[1])
     for row in chunk.steps:
-        step, core = row[0], list(row[:-1])
-        rows = chunk.sparse.get(step, {})
-        pairs = [(table, line) for table in SPARSE_TABLES for line in rows.get(table, [])]
-        event = None if step in chunk.bars else chunk.events.get(step)
-        leaves = kept_rows(event, pairs)
+        rows = chunk.rows(row)
+        leaves = kept_rows(sparse_pairs(rows))
+        kept = rows.kept_sha256
         if lies:
-            covered.follow(core[KEPT_AT], core[STATE_AT])
+            covered.follow(kept, rows.state)
         else:
-            core[KEPT_AT] = covered.take(leaves, core[STATE_AT])
-        outcome = None if core[4] is None else used.get(step_key(run_key, core[4]))
+            kept = covered.take(leaves, rows.state)
+            rows = _with_kept(raw, rows, kept)
+        outcome = row[STEP.outcome]
+        if outcome is not None:
+            outcome = used.get(step_key(run_key, outcome))
         gate_set = None if outcome is None else hashes.get(outcome)
-        payload = (tuple(core), chunk.event(step), gate_set, *pairs)
-        head = chain_digest(head, covered.content, payload)
+        head = step_digest(head, covered, rows, gate_set)
         was[row[-1]] = head
-        raw.execute(
-            "UPDATE steps SET kept_sha256 = ?, digest = ? WHERE step = ?",
-            (core[KEPT_AT], head, step),
-        )
+        raw.execute("UPDATE steps SET digest = ? WHERE step = ?", (head, row[STEP.step]))
     return head
+
+
+def _with_kept(raw: sqlite3.Connection, rows: StoredRows, kept: bytes | None) -> StoredRows:
+    """Store *kept* beside the step, and return its *rows* as they are then."""
+    step = rows.core[STEP.step]
+    raw.execute("UPDATE states SET kept_sha256 = ? WHERE step = ?", (kept, step))
+    if kept is not None and rows.row("states") is None:
+        raw.execute("INSERT INTO states (step, kept_sha256) VALUES (?, ?)", (step, kept))
+    found = raw.execute(select("states", "step = ?"), (step,)).fetchall()
+    return StoredRows(rows.core, {**rows.sparse, "states": found} if found else rows.sparse)
 
 
 def _retell_prune(raw: sqlite3.Connection, run_key: int, pruned: Any, kept: bytes) -> None:

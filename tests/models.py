@@ -42,6 +42,6 @@ def forecaster(
     config: FlashConfig = SMALL, *, seed: int = 1, path: str = "step", **calibration: Any
 ) -> StreamingForecaster:
     """Return the streaming forecaster of such a checkpoint, on the CPU."""
-    made = build(card(config, **calibration), network(config, seed=seed).state_dict(), path=path)
+    made = build(card(config, **calibration), network(config, seed=seed).state_dict(), mode=path)
     assert isinstance(made, StreamingForecaster)
     return made

@@ -85,7 +85,7 @@ def run(run_id: str = "r-1", **changes: object) -> Run:
         "strategy_sha256": "",
         "model_id": "",
         "model_sha256": "",
-        "path": "step",
+        "mode": "step",
         "device": "cpu",
         "dtype": "float32",
         "threads": 1,

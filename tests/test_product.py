@@ -105,7 +105,7 @@ def test_a_changed_bar_is_found_and_named(demo: Demo) -> None:
     )[0]
     with sqlite3.connect(changed) as db:
         touched = db.execute(
-            f"UPDATE bars SET low = low - 1 WHERE step & {2**28 - 1} = ?", (sequence,)
+            f"UPDATE steps SET low = low - 1 WHERE step & {2**28 - 1} = ?", (sequence,)
         )
         assert touched.rowcount == 1
     checked = run(["audit", "verify", "last", "--db", "changed.db"], demo.folder)

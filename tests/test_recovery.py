@@ -376,7 +376,10 @@ def test_tampering_is_still_found_in_a_run_whose_strategy_keeps_state(counts: Pa
         live(process, given[begin:end])
         process.stop()
     with sqlite3.connect(path) as raw:
-        raw.execute("UPDATE bars SET high = high + 1 WHERE step = (SELECT min(step) FROM bars)")
+        raw.execute(
+            "UPDATE steps SET high = high + 1 "
+            "WHERE step = (SELECT min(step) FROM steps WHERE open > 0)"
+        )
     with Reader.open(path) as reader:
         found = verify_run(reader, path, reader.find("last"))
     assert (found.holds, found.culprit) == (False, Culprit.RECORD)

@@ -15,7 +15,7 @@ WRONG: Final = [
     (["frob"], 2, "No such command"),
     (["replay"], 2, "--data"),
     (["replay", "--data", "absent.csv"], 1, "absent.csv"),
-    (["replay", "--data", "absent.csv", "--path", "jump"], 2, "scan or step"),
+    (["replay", "--data", "absent.csv", "--mode", "jump"], 2, "scan or step"),
     (["replay", "--data", "BTCUSDT=folder.csv"], 1, "folder.csv"),
     (["replay", "--data", "words.csv"], 2, "SYMBOL=words.csv"),
     (["replay", "--data", "BTCUSDT=words.csv"], 1, "words.csv"),

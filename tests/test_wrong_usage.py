@@ -106,7 +106,7 @@ CASES = [
     ("replay --data text.db#last", 1, "cannot be read as a database"),
     ("replay --data run.db#nope", 1, "There is no run nope"),
     ("replay --data BTCUSDT.csv --category futures", 2, "write linear or spot"),
-    ("replay --data BTCUSDT.csv --path sideways", 2, "write scan or step"),
+    ("replay --data BTCUSDT.csv --mode sideways", 2, "write scan or step"),
     ("replay --data BTCUSDT.csv --from 2030-01-01", 1, "choose a period inside it"),
     ("replay --data BTCUSDT.csv --resume last", 1, "holds no run yet"),
     ("replay --data BTCUSDT.csv --resume last --db run.db", 2, "is finished; start a new replay"),

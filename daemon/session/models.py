@@ -46,17 +46,17 @@ def chosen_backend(config: Config) -> str:
 
 
 def load_forecaster(
-    config: Config, *, beside: Path | None = None, path: str = "step"
+    config: Config, *, beside: Path | None = None, mode: str = "step"
 ) -> Forecaster:
-    """Return the configured model, ready to be warmed; *path* is ``step`` or ``scan``."""
-    return _built(load_checkpoint(config, beside=beside), config, path)
+    """Return the configured model, ready to be warmed; *mode* is ``step`` or ``scan``."""
+    return _built(load_checkpoint(config, beside=beside), config, mode)
 
 
-def forecaster_of(folder: Path, config: Config, *, path: str) -> Forecaster:
+def forecaster_of(folder: Path, config: Config, *, mode: str) -> Forecaster:
     """Return the model of the checkpoint in *folder*, run as *config* says."""
     from tracepaper.storage import checkpoints
 
-    return _built(checkpoints.load(folder), config, path)
+    return _built(checkpoints.load(folder), config, mode)
 
 
 def computing(forecaster: Forecaster | None) -> tuple[str, str]:
@@ -68,7 +68,7 @@ def computing(forecaster: Forecaster | None) -> tuple[str, str]:
     return build.computing()
 
 
-def _built(checkpoint: Checkpoint, config: Config, path: str) -> Forecaster:
+def _built(checkpoint: Checkpoint, config: Config, mode: str) -> Forecaster:
     from tracepaper.strategies.forecasters.build import build
 
     return build(
@@ -76,7 +76,7 @@ def _built(checkpoint: Checkpoint, config: Config, path: str) -> Forecaster:
         checkpoint.tensors,
         device=_device(config),
         threads=config.model.threads,
-        path=path,
+        mode=mode,
         backend=config.model.backend,
         instruments=len(config.market.symbols),
         free_bytes=free_bytes(),

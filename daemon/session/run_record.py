@@ -33,7 +33,7 @@ OF_THE_PLACE: Final = (
 NO_MODEL: Final = {
     "model_id": "",
     "model_sha256": "",
-    "path": "",
+    "mode": "",
     "device": "",
     "dtype": "",
     "threads": 0,

@@ -118,13 +118,13 @@ def build(  # noqa: PLR0913 - the options of a replay
     from_ms: int | None = None,
     until_ms: int | None = None,
     funding: Sequence[FundingRates] = (),
-    path: str = "scan",
+    mode: str = "scan",
     database: Path | None = None,
     warnings: tuple[str, ...] = (),
 ) -> Replay:
     """Put a backtest over *candles* together; times are UTC milliseconds of market time.
 
-    *path* is how the model goes over the bars, ``scan`` or ``step``; a checkpoint that is used
+    *mode* is how the model goes over the bars, ``scan`` or ``step``; a checkpoint that is used
     is kept beside *database*. Candles are aggregated to the configured interval. Raises
     ``ConfigInvalid`` or ``DataInvalid`` with one sentence where it cannot be done.
     """
@@ -140,7 +140,7 @@ def build(  # noqa: PLR0913 - the options of a replay
         refuse_size(config, item, Decimal(int(part.open[0])).scaleb(-part.price_decimals))
     forecaster = None
     if needs_forecaster(config):
-        forecaster = load_forecaster(config, beside=database, path=path)
+        forecaster = load_forecaster(config, beside=database, mode=mode)
     strategies = make_strategies(config, forecaster)
     feed = ArchiveFeed(
         candles,

@@ -71,7 +71,7 @@ def open_recorded(reader: Reader, database: Path, run_id: str) -> Recorded:
     forecaster = None
     if needs_forecaster(config):
         kept = checkpoints.find_kept(database, run.model_id)
-        forecaster = forecaster_of(kept, config, path=run.path)
+        forecaster = forecaster_of(kept, config, mode=run.mode)
         if forecaster.model_sha256 != run.model_sha256:
             raise DataInvalid(f"{kept} is not the checkpoint that run {run_id} used; restore it.")
     engine = build_engine(
@@ -88,10 +88,10 @@ def open_recorded(reader: Reader, database: Path, run_id: str) -> Recorded:
 def prober_of(recorded: Recorded, database: Path) -> Forecaster | None:
     """Return a second forecaster of the same checkpoint, for a run that went by one pass."""
     run = recorded.run
-    if recorded.forecaster is None or run.path != "scan":
+    if recorded.forecaster is None or run.mode != "scan":
         return None
     kept = checkpoints.find_kept(database, run.model_id)
-    return forecaster_of(kept, recorded.config, path=run.path)
+    return forecaster_of(kept, recorded.config, mode=run.mode)
 
 
 def _restore_parent(reader: Reader, run: Run, engine: Engine) -> None:
@@ -117,7 +117,7 @@ class RecordedPredictor:
         self._scan: ScanPredictor | None = None
         if forecaster is None:
             return
-        if run.path == "scan" and prober is not None:
+        if run.mode == "scan" and prober is not None:
             self._scan = ScanPredictor(
                 forecaster, prober, keys, period_start_ms=run.period_start_ms
             )
@@ -154,7 +154,7 @@ def rerun_recorded(
 ) -> str:
     """Feed the run that *spec* (``FILE.db#RUN``) names into *audit*; return the new run's id.
 
-    On the run's own path and warm-up, with its timeouts: every ``decision_sha256`` must
+    On the run's own mode and warm-up, with its timeouts: every ``decision_sha256`` must
     come out equal.
     """
     named = located(spec, None)
@@ -164,8 +164,8 @@ def rerun_recorded(
         if recorded.forecaster is not None:
             kept = checkpoints.find_kept(named.path, recorded.run.model_id)
             checkpoints.keep(kept, database)
-            if recorded.run.path == "scan":
-                prober = forecaster_of(kept, recorded.config, path="scan")
+            if recorded.run.mode == "scan":
+                prober = forecaster_of(kept, recorded.config, mode="scan")
         here = start_event(recorded.forecaster, warm_from=(), market_ms=0)
         place = {name: getattr(here, name) for name in OF_THE_PLACE}
         run = msgspec.structs.replace(

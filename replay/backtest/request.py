@@ -45,7 +45,7 @@ class Request:
     to_text: str | None = None
     resume: str | None = None
     funding: tuple[Path, ...] = ()
-    path: str = "scan"
+    mode: str = "scan"
     database: Path | None = None
     log: str = "full"
     as_json: bool = False
@@ -60,8 +60,8 @@ def perform(request: Request) -> None:
     if recorded and len(request.data) > 1:
         raise ConfigInvalid("A recorded run is replayed alone; give --data FILE.db#RUN once.")
     database = request.database or Path(f"replay-{clock.wall_ms()}.db")
-    if request.path not in ("scan", "step"):
-        raise ConfigInvalid(f"--path is {request.path!r}; write scan or step.")
+    if request.mode not in ("scan", "step"):
+        raise ConfigInvalid(f"--mode is {request.mode!r}; write scan or step.")
     if request.log not in ("full", "acted"):
         raise ConfigInvalid(f"--log is {request.log!r}; write full or acted.")
     began_s = clock.network_s()
@@ -140,7 +140,7 @@ def _run(
         from_ms=_time(request.from_text, "--from"),
         until_ms=_time(request.to_text, "--to"),
         funding=funding,
-        path=request.path,
+        mode=request.mode,
         database=database,
         warnings=(ACTING_ONLY,) if request.log == "acted" else (),
     )

@@ -187,7 +187,7 @@ def predictor_over(replay: Replay) -> ReplayPredictor:
     if forecaster is None:
         return ReplayPredictor(lambda _event: None, lambda events: events, None)
     keys = [item.id for item in replay.instruments]
-    if forecaster.path == "step" or not forecaster.causal:
+    if forecaster.mode == "step" or not forecaster.causal:
         memory = BarHistory(keys, context=forecaster.context)
         inline = InlinePredictor(forecaster, memory, period_start_ms=start_ms)
         return ReplayPredictor(inline.predict, lambda events: events, inline.memory)
@@ -227,7 +227,7 @@ def resume_replay(
         started_at_ms=run.started_at_ms,
         from_ms=None if not stored.step_count else run.period_start_ms,
         funding=funding,
-        path=run.path or "scan",
+        mode=run.mode or "scan",
         database=database,
     )
     if not continues(run, replay.config, replay.forecaster):

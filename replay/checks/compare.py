@@ -16,12 +16,25 @@ from typing import Any, Final
 
 import msgspec
 
-from tracepaper.storage.decode import KEPT_AT, MARKS_FROM, StepDecoder, StoredRows
+from tracepaper.storage.columns import (
+    ANSWER_GATES,
+    TABLES,
+    measure_name,
+    stored_columns,
+)
+from tracepaper.storage.decode import (
+    ANSWER,
+    HOLDING,
+    STATE,
+    STEP,
+    TWIN_STEP,
+    StepDecoder,
+    StoredRows,
+)
 from tracepaper.storage.digest import decision_digest
 from tracepaper.storage.encode import StepEncoder
 from tracepaper.storage.reader import Reader, StoredRun, interned
-from tracepaper.storage.rows import ANSWER_GATES, sequence_of
-from tracepaper.storage.schema import metadata, stored_columns
+from tracepaper.storage.rows import SHAPE_UNITS, sequence_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Bar, Decision, Explanation, Forecast, Step
 
@@ -120,7 +133,7 @@ TOLERANCES: Final[Mapping[str, float]] = {
     "answers.l1_error": SHARES,
     "answers.entropy": SHARES,
     "answers.buckets": SHARES,
-    **{f"answers.measure_{gate}": MEASURES for gate in ANSWER_GATES},
+    **{f"answers.{measure_name(gate)}": MEASURES for gate in ANSWER_GATES},
 }
 """Columns whose floats another machine rounds otherwise; all else is equal everywhere."""
 
@@ -128,13 +141,12 @@ Unequal = tuple[str, object, object]
 """A column, what is stored there, and what was derived."""
 
 _NAMES: Final = {
-    table: tuple(f"{table}.{column}" for column in stored_columns(table))
-    for table in metadata.tables
+    table: tuple(f"{table}.{column}" for column in stored_columns(table)) for table in TABLES
 }
-_STDEV_AT: Final = _NAMES["answers"].index("answers.stdev_return")
-_HORIZON_AT: Final = _NAMES["answers"].index("answers.horizon")
-_OUTCOME_AT: Final = 4
-_WHOLE_TABLES: Final = ("answers", "orders", "fills", "twin_fills")
+_WHOLE_TABLES: Final = ("events", "answers", "orders", "fills", "twin_fills")
+_SHAPED: Final = 1 | SHAPE_UNITS["events"] | SHAPE_UNITS["answers"]
+"""What of a step's shape is derived: whether it was accepted, its event, its answer."""
+_NO_STATE: Final = (None,) * len(_NAMES["states"])
 _RETURNS: Final = ("answers.mean_return", "answers.stdev_return", "answers.volatility")
 
 
@@ -191,22 +203,31 @@ class RowCheck:
         sparse: dict[str, list[Sequence[Any]]] = {}
         for table, row in made.sparse:
             sparse.setdefault(table, []).append(row)
-        core, event = rows.core, rows.event
-        sequence = sequence_of(core[0])
+        core = rows.core
+        sequence = sequence_of(core[STEP.step])
         yield from self._core(core, made.core)
-        yield from _row("events" if core[1] >> 1 & 1 else "bars", event, made.event)
+        yield from self._state(rows.row("states"), sparse.get("states", ()))
         for table in _WHOLE_TABLES:
             yield from _rows(table, rows.sparse.get(table, ()), sparse.get(table, ()))
-        yield from self._outcome(sequence, core[_OUTCOME_AT], rows, sparse.get("outcomes", ()))
+        yield from self._outcome(sequence, core[STEP.outcome], rows, sparse.get("outcomes", ()))
         yield from self._holdings(sequence, rows, sparse)
 
     def _core(self, stored: Sequence[Any], derived: Sequence[Any]) -> Iterator[Unequal]:
-        left_out = {1, _OUTCOME_AT, MARKS_FROM, KEPT_AT}  # shape and outcome, holding, the hash
+        left_out = {STEP.shape, STEP.outcome, STEP.holding}
         for at, (one, two) in enumerate(zip(stored, derived, strict=True)):
             if one != two and at not in left_out:
                 yield _NAMES["steps"][at], one, two
-        if (stored[1] ^ derived[1]) & 0b111:
-            yield "steps.shape", stored[1], derived[1]
+        if (stored[STEP.shape] ^ derived[STEP.shape]) & _SHAPED:
+            yield "steps.shape", stored[STEP.shape], derived[STEP.shape]
+
+    def _state(
+        self, stored: Sequence[Any] | None, derived: Sequence[Sequence[Any]]
+    ) -> Iterator[Unequal]:
+        """Compare what is stored now and then; the running hash is the chain's own."""
+        one, two = stored or _NO_STATE, derived[0] if derived else _NO_STATE
+        for at, (a, b) in enumerate(zip(one, two, strict=True)):
+            if a != b and at not in {STATE.step, STATE.kept_sha256}:
+                yield _NAMES["states"][at], a, b
 
     def _outcome(
         self,
@@ -232,11 +253,12 @@ class RowCheck:
         """Compare what each book holds, the step's own account first."""
         twins = rows.sparse.get("twin_steps", ())
         made_twins = derived.get("twin_steps", ())
-        skipped = {_NAMES["twin_steps"].index("twin_steps.holding")}
+        skipped = {TWIN_STEP.holding}
         yield from _rows("twin_steps", twins, made_twins, skipped)
-        named = {0: rows.core[MARKS_FROM], **{row[1]: row[2] for row in twins}}
+        own = {0: rows.core[STEP.holding]}
+        named = own | {row[TWIN_STEP.book]: row[TWIN_STEP.holding] for row in twins}
         for made in derived.get("holdings", ()):
-            book = made[1]
+            book = made[HOLDING.book]
             if book not in named:
                 continue  # a twin's step is missing, which was said
             at = named[book]
@@ -244,7 +266,7 @@ class RowCheck:
             row = self._named("holdings", at, sequence, read)
             yield from _row("holdings", row[1:], made[1:], first=1)
         for row in rows.sparse.get("holdings", ()):
-            if named.get(row[1]) != sequence:
+            if named.get(row[HOLDING.book]) != sequence:
                 yield "holdings.step", row[0], None
 
     def _named(
@@ -297,7 +319,7 @@ def _is_rounding(unequal: Unequal, answers: Sequence[Sequence[Any]]) -> bool:
         return False
     match name, stored, derived:
         case "answers.horizons", bytes(), bytes():
-            return _horizons_agree(stored, derived, answers[0][_HORIZON_AT])
+            return _horizons_agree(stored, derived, answers[0][ANSWER.horizon])
         case _, bytes(), bytes():
             return len(stored) == len(derived) and all(
                 _near(a, b, tolerance)
@@ -306,7 +328,7 @@ def _is_rounding(unequal: Unequal, answers: Sequence[Sequence[Any]]) -> bool:
         case _, float(), float():
             scale = 1.0
             if name in _RETURNS:
-                scale = answers[0][_STDEV_AT] or 0.0
+                scale = answers[0][ANSWER.stdev_return] or 0.0
             elif "measure" in name:
                 scale = max(abs(stored), abs(derived), 1.0)
             return _near(stored, derived, tolerance * scale)

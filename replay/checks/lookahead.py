@@ -123,7 +123,7 @@ def lookahead(
     fresh: Fresh,
     limits: Limits | None = None,
     *,
-    path: str = "scan",
+    mode: str = "scan",
     allow: Sequence[str] = (),
     tell: Tell = lambda _: None,
 ) -> Finding:
@@ -132,7 +132,7 @@ def lookahead(
     *allow* names files, folders, addresses or programs that the class may open. Raises
     ``ConfigInvalid`` where *candles* are too few to decide anything.
     """
-    return _Check(config, candles, fresh, limits or Limits(), path, tell).run(allow)
+    return _Check(config, candles, fresh, limits or Limits(), mode, tell).run(allow)
 
 
 class _Out(Exception):
@@ -148,11 +148,11 @@ class _Check:
         candles: Sequence[Candles],
         fresh: Fresh,
         limits: Limits,
-        path: str,
+        mode: str,
         tell: Tell,
     ) -> None:
         self._config, self._candles, self._fresh = config, candles, fresh
-        self._limits, self._path, self._tell = limits, path, tell
+        self._limits, self._mode, self._tell = limits, mode, tell
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
         fresh.limit_waits(lambda: max(0.0, self._until_s - self._clock.network_s()) + GRACE_S)
@@ -164,7 +164,7 @@ class _Check:
     def run(self, allow: Sequence[str]) -> Finding:
         """Do all of it, or as much as the time allows."""
         found = self._found
-        with self._fresh.child(derive_whole, self._config, self._candles, self._path) as line:
+        with self._fresh.child(derive_whole, self._config, self._candles, self._mode) as line:
             try:
                 self._whole = self._take_whole(line)
             except Overdue:
@@ -235,7 +235,7 @@ class _Check:
         whole = self._whole
         items = tuple(item for item in whole.instruments if only in (None, item.id))
         compiled = whole.heard.compiled
-        return Setup(whole.config, items, whole.period_start_ms, self._path, leaping, compiled)
+        return Setup(whole.config, items, whole.period_start_ms, self._mode, leaping, compiled)
 
     # ------------------------------------------------------------ the parts
 
@@ -306,7 +306,7 @@ class _Check:
         found = self._found
         probes = _spread(self._candles, self._limits, self._whole.warmup)
         found.planned = len(probes)
-        with self._fresh.child(derive_probes, self._config, self._candles, self._path) as line:
+        with self._fresh.child(derive_probes, self._config, self._candles, self._mode) as line:
             for number, probe in enumerate(probes):
                 if number:
                     self._check_time()
@@ -345,7 +345,7 @@ class _Check:
         self, candles: Sequence[Candles], on: str, same: Callable[[Taken, Taken], bool]
     ) -> None:
         try:
-            with self._fresh.child(derive_whole, self._config, candles, self._path) as line:
+            with self._fresh.child(derive_whole, self._config, candles, self._mode) as line:
                 while isinstance(said := line.hear(), int):
                     self._check_time()
                 assert isinstance(said, Whole)

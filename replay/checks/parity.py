@@ -118,7 +118,7 @@ def _count_holes(
 
 def _way(run: Run) -> tuple[object, ...]:
     """Return all on which the last bits of a run's forecasts depend."""
-    way = run.path, run.device, run.dtype, run.threads, run.backend, run.model_sha256
+    way = run.mode, run.device, run.dtype, run.threads, run.backend, run.model_sha256
     computed = run.torch_version, run.instruction_set, run.libraries
     return (*way, *(computed if run.model_id else ()))
 

@@ -213,7 +213,7 @@ class Setup:
     config: Config
     instruments: tuple[Instrument, ...]
     period_start_ms: int
-    path: str
+    mode: str
     leaping: bool = False  # whether this process's clocks leap
     compiled: tuple[str, ...] = ()  # what is then imported before
 
@@ -227,7 +227,7 @@ class Setup:
             leap_clocks()
         forecaster = None
         if needs_forecaster(self.config):
-            forecaster = load_forecaster(self.config, path=self.path)
+            forecaster = load_forecaster(self.config, mode=self.mode)
         return build_engine(
             self.config,
             self.instruments,
@@ -252,10 +252,10 @@ Given = tuple[Event, Prediction]
 # ---------------------------------------------------------------- jobs
 
 
-def derive_whole(line: Connection, config: Config, candles: Sequence[Candles], path: str) -> None:
+def derive_whole(line: Connection, config: Config, candles: Sequence[Candles], mode: str) -> None:
     """Derive all steps of *candles*; then, where asked to, the same once more in this process."""
     _begin(config)
-    replay = build(config, candles, started_at_ms=0, path=path)
+    replay = build(config, candles, started_at_ms=0, mode=mode)
     taken: list[Taken] = []
     for one in derived(replay):
         taken.append(one)
@@ -273,7 +273,7 @@ def derive_whole(line: Connection, config: Config, candles: Sequence[Candles], p
             _heard(config),
         )
     )
-    setup = Setup(replay.config, replay.instruments, replay.run.period_start_ms, path)
+    setup = Setup(replay.config, replay.instruments, replay.run.period_start_ms, mode)
     while (asked := line.recv()) is not None:
         if asked == "again":
             _stepped(line, setup.engine(), [(one.step.event, one.prediction) for one in taken])
@@ -302,7 +302,7 @@ def step_blindly(line: Connection, setup: Setup) -> None:
     line.send(_heard(setup.config))
 
 
-def derive_probes(line: Connection, config: Config, candles: Sequence[Candles], path: str) -> None:
+def derive_probes(line: Connection, config: Config, candles: Sequence[Candles], mode: str) -> None:
     """Compare steps with and without the future, at every probe that comes."""
     _begin(config)
     bases: dict[int, list[Step]] = {}  # of the bars from a time on, to the end
@@ -311,10 +311,10 @@ def derive_probes(line: Connection, config: Config, candles: Sequence[Candles], 
         if probe.from_ms not in bases:
             bases.clear()
             until = None if _from(candles, probe.from_ms) is candles else probe.at_ms
-            bases[probe.from_ms] = _steps(config, _window(candles, probe.from_ms, until), path)
+            bases[probe.from_ms] = _steps(config, _window(candles, probe.from_ms, until), mode)
         base = bases[probe.from_ms]
         future = _without_future(_window(candles, probe.from_ms, probe.at_ms), probe)
-        line.send(_first_moved(base, _steps(config, future, path), probe.at_ms))
+        line.send(_first_moved(base, _steps(config, future, mode), probe.at_ms))
     line.send(_heard(config))
 
 
@@ -362,8 +362,8 @@ def _stepped(line: Connection, engine: Engine, given: Iterable[Given]) -> None:
         line.send(taken[asked])
 
 
-def _steps(config: Config, candles: Sequence[Candles], path: str) -> list[Step]:
-    replay = build(config, candles, started_at_ms=0, path=path)
+def _steps(config: Config, candles: Sequence[Candles], mode: str) -> list[Step]:
+    replay = build(config, candles, started_at_ms=0, mode=mode)
     return [one.step for one in derived(replay) if isinstance(one.step.event, Bar)]
 
 

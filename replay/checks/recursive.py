@@ -37,9 +37,9 @@ class Finding:
         return not self.differences
 
 
-def derive(config: Config, candles: Candles, *, path: str) -> list[Taken]:
+def derive(config: Config, candles: Candles, *, mode: str) -> list[Taken]:
     """Return every step of a replay of *candles*; nothing is stored."""
-    replay = build(config, [candles], started_at_ms=0, path=path)
+    replay = build(config, [candles], started_at_ms=0, mode=mode)
     return [one for one in derived(replay) if isinstance(one.step.event, Bar)]
 
 
@@ -49,7 +49,7 @@ def recursive(
     *,
     probes: int,
     warmup: int,
-    path: str = "scan",
+    mode: str = "scan",
     tell: Tell = lambda _: None,
 ) -> Finding:
     """Start at *probes* later bars; after *warmup* bars nothing but the account may differ."""
@@ -60,11 +60,11 @@ def recursive(
             f"{candles.path} holds {len(candles)} bars and the warm-up alone takes {warmup}; "
             "give more data."
         )
-    whole = derive(config, candles, path=path)
+    whole = derive(config, candles, mode=mode)
     starts = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
     for number, start in enumerate(starts):
         tell(f"probe {number + 1} of {len(starts)}: starting at bar {start}")
-        steps = derive(config, slice_candles(candles, slice(start, len(candles))), path=path)
+        steps = derive(config, slice_candles(candles, slice(start, len(candles))), mode=mode)
         found.probes += 1
         for one, two in zip(whole[start + warmup :], steps[warmup:], strict=True):
             found.compared += 1

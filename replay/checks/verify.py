@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tracepaper.storage.decode import StoredRows
 
 DIFFERENCES_KEPT: Final = 100
-_OF_A_START: Final = ("model_id", "model_sha256", "path", *OF_THE_PLACE)
+_OF_A_START: Final = ("model_id", "model_sha256", "mode", *OF_THE_PLACE)
 """What a run's row and its first start both say."""
 
 _EXCHANGE: Final = "the exchange's word; nothing that was decided follows from it"
@@ -51,8 +51,8 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "instruments.min_notional": _EXCHANGE,
     "instruments.funding_interval_minutes": _EXCHANGE,
     "instruments.status": _EXCHANGE,
-    "bars.turnover": _EXCHANGE,
-    "bars.source": _EXCHANGE,
+    "steps.turnover": _EXCHANGE,
+    "steps.source": _EXCHANGE,
     "events.market_ms": _EXCHANGE,
     "events.seen_ms": _EXCHANGE,
     "events.content": "said from outside; only what a fill or a mark rests on is held to it",
@@ -62,8 +62,8 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
 may change them, and only a head kept elsewhere shows it."""
 
 OUTSIDE: Final[Mapping[str, str]] = {
-    "archive_series": "candles of no run: a run's own bars are in bars",
-    "archive_bars": "candles of no run: a run's own bars are in bars",
+    "archive_series": "candles of no run: a run's own bars are in steps",
+    "archive_bars": "candles of no run: a run's own bars are in steps",
 }
 """Tables that belong to no run's record, and why."""
 
@@ -107,7 +107,7 @@ class Environment(NamedTuple):
     def recorded(cls, at: Run | ModelChange) -> Environment:
         """Return where a run, or one of its starts, says that it was."""
         return cls(
-            at.path,
+            at.mode,
             at.device,
             at.dtype,
             at.threads,

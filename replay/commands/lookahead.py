@@ -20,7 +20,7 @@ MOST_BARS = 100_000
 DataOption = Annotated[
     str, typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH.")
 ]
-PathOption = Annotated[str, typer.Option(help="How the model goes over the bars: scan or step.")]
+ModeOption = Annotated[str, typer.Option(help="How the model goes over the bars: scan or step.")]
 
 
 def lookahead(
@@ -43,7 +43,7 @@ def lookahead(
         int | None,
         typer.Option(min=10, help=f"Bars of each file to use; by default up to {MOST_BARS:,}."),
     ] = None,
-    path: PathOption = "scan",
+    mode: ModeOption = "scan",
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -65,7 +65,7 @@ def lookahead(
             _first(candles, most),
             fresh,
             Limits(probes, seconds),
-            path=path,
+            mode=mode,
             allow=allow_reading or (),
             tell=_tell,
         )
@@ -86,7 +86,7 @@ def recursive(
     bars: Annotated[
         int | None, typer.Option(min=10, help="Bars of the data to use; by default enough.")
     ] = None,
-    path: PathOption = "scan",
+    mode: ModeOption = "scan",
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -109,7 +109,7 @@ def recursive(
             f"The strategy is warm after {warmup:,} bars, and {wanted:,} are looked at; give more."
         )
     (candles,) = _first([candles], wanted)
-    found = check(given, candles, probes=probes, warmup=warmup, path=path, tell=_tell)
+    found = check(given, candles, probes=probes, warmup=warmup, mode=mode, tell=_tell)
     if json:
         said = {"check": "recursive", **asdict(found), "holds": found.holds}
         print_json({**said, "warmup": warmup, "bars": wanted})

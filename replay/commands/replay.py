@@ -43,7 +43,7 @@ def replay(
     funding: Annotated[
         list[Path] | None, typer.Option(help="Settled funding rates: a CSV file; repeat.")
     ] = None,
-    path: Annotated[
+    mode: Annotated[
         str, typer.Option(help="How the model goes over the bars: scan (one pass) or step.")
     ] = "scan",
     log: Annotated[
@@ -75,7 +75,7 @@ def replay(
         to_text=to,
         resume=resume,
         funding=tuple(funding or ()),
-        path=path,
+        mode=mode,
         database=db,
         log=log,
         as_json=json,

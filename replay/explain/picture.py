@@ -97,8 +97,11 @@ def _closes(database: Path, stored: StoredDecision, blocks: _Blocks) -> tuple[Fl
     decision = stored.decision
     with Reader.open(database) as reader:
         run = reader.run(stored.run["run_id"])
-        bars = reader.bars_until(
-            run.run_id, decision["instrument"], decision["sequence"], BLOCK_BARS * len(blocks.start)
+        bars = reader.bars(
+            run.run_id,
+            decision["instrument"],
+            BLOCK_BARS * len(blocks.start),
+            until=decision["sequence"],
         )
     decimals = next(i.price_decimals for i in run.instruments if i.id == decision["instrument"])
     times = _days([bar.close_time_ms for bar in bars])

@@ -95,7 +95,7 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
         assert isinstance(step.event, Bar)
         instrument = step.event.instrument
         forecaster = _forecaster(database, run, forecast.model_id)
-        bars = reader.bars_until(run_id, instrument, sequence, forecaster.context)
+        bars = reader.bars(run_id, instrument, forecaster.context, until=sequence)
     if len(bars) < forecaster.context:
         raise DataInvalid(
             f"Run {run_id} holds {len(bars):,} bars up to decision {sequence}, and its model looks "
@@ -140,7 +140,7 @@ def _forecaster(database: Path, run: Run, model_id: str) -> Explainable:
     is_kept = checkpoints.kept_folder(database, model_id).is_dir()
     if is_kept or checkpoints.read_card(folder)["model"]["id"] != model_id:
         folder = checkpoints.find_kept(database, model_id)
-    found: Forecaster = forecaster_of(folder, restore(run.config), path="step")
+    found: Forecaster = forecaster_of(folder, restore(run.config), mode="step")
     if found.model_id != model_id:
         raise DataInvalid(
             f"{folder} holds the checkpoint {found.model_id}, and {model_id} decided; restore it."

@@ -96,7 +96,7 @@ def _warmed(record: RunRecord, instrument: str, open_time_ms: int) -> StreamingF
     """Return the run's model, warmed with the bars up to the one that opened at *open_time_ms*."""
     model_id = str(record.run["model_id"])
     folder = checkpoints.find_kept(record.database, model_id)
-    forecaster = forecaster_of(folder, record.config, path="step")
+    forecaster = forecaster_of(folder, record.config, mode="step")
     if not isinstance(forecaster, StreamingForecaster):
         raise DataInvalid("This model keeps no queries and keys to look into; leave --heads out.")
     with Reader.open(record.database) as reader:

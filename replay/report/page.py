@@ -371,7 +371,7 @@ def identity(report: Report) -> Markup:
     run = report.record.run
     rows = [
         (name.replace("_", " "), run[name])
-        for name in ("run_id", "code_version", "model_id", "config_sha256", "head_digest", "path")
+        for name in ("run_id", "code_version", "model_id", "config_sha256", "head_digest", "mode")
         if run[name]
     ]
     return element(

@@ -11,7 +11,7 @@ from alembic.config import Config
 from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage import migrations
-from tracepaper.storage.database import advice, no_way_up, open_writer_of_any_schema
+from tracepaper.storage.database import add_columns, advice, no_way_up, open_writer_of_any_schema
 from tracepaper.storage.schema import SCHEMA_REVISION, UPGRADABLE
 from tracepaper.storage.views import create_views
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
@@ -33,6 +33,7 @@ def upgrade(path: Path) -> tuple[str, str]:
         if revision not in {SCHEMA_REVISION, *UPGRADABLE}:
             raise DataInvalid(no_way_up(path, revision))
         migrate(writer.connection)
+        add_columns(writer.connection, path)
     except (DBAPIError, sqlite3.Error) as error:
         raise AuditUnwritable(
             f"{path} could not be upgraded and is as it was ({error}); {advice(error)} and retry."

@@ -30,7 +30,7 @@ from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Calibration
 
 AnyNetwork = TypeVar("AnyNetwork", FlashNetwork, InformerNetwork)
-PATHS: Final = ("step", "scan")
+MODES: Final = ("step", "scan")
 HALF_BACKENDS: Final = ("flash_attn", "cudnn")
 """Kernels that multiply half numbers alone: a network runs in bfloat16 where one is asked for."""
 _PROBE_BARS: Final = 64
@@ -50,7 +50,7 @@ def build(
     *,
     device: str = "cpu",
     threads: int = 1,
-    path: str = "step",
+    mode: str = "step",
     backend: str = "auto",
     instruments: int = 1,
     free_bytes: int | None = None,
@@ -60,12 +60,12 @@ def build(
     Sets PyTorch's thread count, which is part of what a run records; *backend* is chosen once,
     see ``choose_backend``. Where *free_bytes* are known, a window that could not fit for that many
     *instruments* is refused before anything is allocated, with ``AttentionInvalid``. Raises
-    ``ConfigInvalid`` for an unknown path, device, kind or feature schema, and
+    ``ConfigInvalid`` for an unknown mode, device, kind or feature schema, and
     ``CheckpointMismatch`` for tensors that are not the ones the card's architecture asks for or
     that give values that are not finite.
     """
-    if path not in PATHS:
-        raise ConfigInvalid(f"model.path is {path!r}; choose step or scan.")
+    if mode not in MODES:
+        raise ConfigInvalid(f"model.mode is {mode!r}; choose step or scan.")
     if threads < 1:
         raise ConfigInvalid(f"model.threads is {threads}; it must be at least 1.")
     chosen = choose_backend(card, backend, device=device)
@@ -86,7 +86,7 @@ def build(
         model = _window_model(card, flash)
         return WindowedForecaster(model, threads=threads, backend=chosen, dtype=dtype)
     return StreamingForecaster(
-        _model(card, flash), path=path, threads=threads, instruments=instruments
+        _model(card, flash), mode=mode, threads=threads, instruments=instruments
     )
 
 

@@ -123,7 +123,7 @@ class Attribution:
 class StreamingForecaster:
     """A causal-window flash network behind the ``Forecaster`` protocol, for many instruments."""
 
-    def __init__(self, model: Model, *, path: str, threads: int, instruments: int = 1) -> None:
+    def __init__(self, model: Model, *, mode: str, threads: int, instruments: int = 1) -> None:
         """Answer by *model* where its weights are; *instruments* is how many are expected."""
         config = model.network.config
         self.model = model
@@ -133,7 +133,7 @@ class StreamingForecaster:
         self.context = config.receptive_field + model.schema.lookback - 1
         self.horizons = config.horizons
         self.calibration = model.calibration
-        self.path = path
+        self.mode = mode
         self.device = str(model.network.slopes.device)
         self.dtype = "float32"
         self.causal = True

@@ -171,7 +171,7 @@ class WindowedForecaster:
         self.context = model.network.config.window + model.schema.lookback - 1
         self.horizons = model.network.config.horizons
         self.calibration = model.calibration
-        self.path = "step"
+        self.mode = "step"
         self._place = next(model.network.parameters()).device
         self.device = str(self._place)
         self.dtype = dtype

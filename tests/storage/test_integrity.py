@@ -73,11 +73,11 @@ def test_an_untouched_database_is_whole(path: Path) -> None:
     ("statement", "sentence"),
     [
         (
-            "CREATE TRIGGER t AFTER INSERT ON bars BEGIN DELETE FROM fills; END",
+            "CREATE TRIGGER t AFTER INSERT ON steps BEGIN DELETE FROM fills; END",
             "trigger t changes rows",
         ),
         ("DROP VIEW v_fills", "view v_fills is missing"),
-        ("DROP INDEX steps_sequence", "index steps_sequence is missing"),
+        ("DROP INDEX steps_run_sequence", "index steps_run_sequence is missing"),
         ("ALTER TABLE fills ADD COLUMN note TEXT", "table fills is not as this version"),
         ("ALTER TABLE fills RENAME COLUMN fee TO cost", "table fills is not as this version"),
     ],
@@ -123,7 +123,7 @@ def removed(path: Path, run_key: int) -> None:
     first, last = run_key << 28, (run_key + 1 << 28) - 1
     steps = (
         "twin_fills", "twin_steps", "fills", "orders", "holdings", "outcomes", "answers",
-        "events", "bars", "steps",
+        "events", "states", "steps",
     )  # fmt: skip
     done(
         path,
@@ -152,6 +152,7 @@ def test_a_run_whose_tail_was_cut_since_is_found_by_the_run_after_it(path: Path)
         path,
         f"DELETE FROM events WHERE step = {last}",
         f"DELETE FROM holdings WHERE step = {last}",
+        f"DELETE FROM states WHERE step = {last}",
         f"DELETE FROM steps WHERE step = {last}",
         "UPDATE runs SET step_count = 30, head_digest = "
         f"(SELECT digest FROM steps WHERE step = {last - 1}) WHERE run_key = 2",
@@ -246,8 +247,8 @@ def test_a_prune_that_was_never_made_by_us_is_found(long: Path, tmp_path: Path) 
     path = Path(shutil.copy(long, tmp_path / "run.db"))
     with closing(sqlite3.connect(path)) as raw:
         digest = raw.execute("SELECT digest FROM steps WHERE step & 4095 = 304").fetchone()[0]
-        kept = raw.execute("SELECT kept_sha256 FROM steps WHERE step & 4095 = 301").fetchone()[0]
-        for table in ("twin_steps", "answers", "bars", "steps"):
+        kept = raw.execute("SELECT kept_sha256 FROM states WHERE step & 4095 = 301").fetchone()[0]
+        for table in ("twin_steps", "answers", "states", "steps"):
             raw.execute(f"DELETE FROM {table} WHERE step & 4095 < 305")
         raw.execute("INSERT INTO prunes VALUES (1, 304, 5, ?, ?, NULL)", (digest, kept))
         raw.commit()

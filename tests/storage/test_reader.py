@@ -99,10 +99,10 @@ def test_bars_until_a_step_are_the_newest_that_it_could_see(path: Path) -> None:
     with Reader.open(path) as reader:
         for last in range(len(RICH)):
             seen = [step.event for step in accepted if step.sequence <= last]
-            assert reader.bars_until("abc-1", cases.BTC.id, last, 2) == seen[-2:]
-            assert reader.bars_until("abc-1", cases.BTC.id, last, 99) == seen
+            assert reader.bars("abc-1", cases.BTC.id, 2, until=last) == seen[-2:]
+            assert reader.bars("abc-1", cases.BTC.id, 99, until=last) == seen
         with pytest.raises(DataInvalid, match="no instrument linear:DOGEUSDT"):
-            reader.bars_until("abc-1", "linear:DOGEUSDT", 3, 2)
+            reader.bars("abc-1", "linear:DOGEUSDT", 2, until=3)
 
 
 def test_one_step_is_read_by_its_sequence(path: Path) -> None:

@@ -202,7 +202,7 @@ def test_nothing_is_pruned_that_is_young_enough(path: Path) -> None:
         "UPDATE prunes SET digest = zeroblob(32)",
         "UPDATE prunes SET until_sequence = 498",
         "DELETE FROM prunes",
-        "UPDATE bars SET close = close + 1 WHERE step & 4095 = 700",
+        "UPDATE steps SET close = close + 1 WHERE step & 4095 = 700",
         "DELETE FROM steps WHERE step & 4095 = 500",
     ],
 )
@@ -217,7 +217,7 @@ def test_what_is_done_to_a_pruned_run_is_found(path: Path, statement: str) -> No
 
 def test_a_broken_chain_is_not_pruned(path: Path) -> None:
     connection = sqlite3.connect(path)
-    connection.execute("UPDATE bars SET close = close + 1 WHERE step & 4095 = 7")
+    connection.execute("UPDATE steps SET close = close + 1 WHERE step & 4095 = 7")
     connection.commit()
     connection.close()
     with pytest.raises(DataInvalid, match="Step 7"):

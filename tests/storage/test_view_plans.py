@@ -17,7 +17,6 @@ NEWEST = "ORDER BY sequence DESC LIMIT 100"
 SEQUENCED = [view.name for view in VIEWS if view.name != "v_runs"]
 TIMED = ("v_decisions", "v_bars")
 
-IN_ORDER = re.compile(r"SCAN \w+ USING (COVERING )?INDEX \w+_sequence$")
 FEW = re.compile(
     r"SCAN (n VIRTUAL TABLE.*|answers|twin_steps|z( .*)?|CONSTANT ROW)$|.* RIGHT PART OF ORDER BY$"
 )
@@ -38,7 +37,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
     connection.close()
 
 
-def costly(database: sqlite3.Connection, question: str, *, in_order: bool = False) -> list[str]:
+def costly(database: sqlite3.Connection, question: str) -> list[str]:
     """Return the steps of the plan of *question* whose cost grows with a run."""
     plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {question}")]
     assert plan
@@ -48,8 +47,7 @@ def costly(database: sqlite3.Connection, question: str, *, in_order: bool = Fals
     for line in plan:
         of = WHOLE_RUN.match(line)
         is_walk = of is not None and of[1] not in walked
-        is_known = FEW.match(line) or (in_order and IN_ORDER.match(line))
-        if (COSTLY.search(line) or is_walk) and not is_known:
+        if (COSTLY.search(line) or is_walk) and not FEW.match(line):
             found.append(line)
     return found
 
@@ -59,13 +57,6 @@ def test_the_newest_rows_of_a_run_are_found_by_seeks(
     view: str, database: sqlite3.Connection
 ) -> None:
     assert costly(database, f"SELECT * FROM {view} {OF_RUN} {NEWEST}") == []
-
-
-@pytest.mark.parametrize("view", SEQUENCED)
-def test_the_newest_rows_of_all_runs_are_read_in_their_order(
-    view: str, database: sqlite3.Connection
-) -> None:
-    assert costly(database, f"SELECT * FROM {view} {NEWEST}", in_order=True) == []
 
 
 @pytest.mark.parametrize("question", [DECISIONS, TRADES, EQUITY])
@@ -91,7 +82,7 @@ def test_what_was_decided_at_a_time_is_found_by_seeks(
         f"SELECT * FROM {view} WHERE {run} instrument = 'linear:BTCUSDT' AND open_time_ms = 5"
     )
     plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {question}")]
-    assert any("INDEX bars_time (open_time_ms=?" in line for line in plan)
+    assert any("INDEX steps_time (open_time_ms=?" in line for line in plan)
     assert not any(re.match(r"SCAN [sb]\b", line) for line in plan)
 
 
@@ -99,9 +90,9 @@ def test_what_was_decided_at_a_time_is_found_by_seeks(
     ("index", "question"),
     [
         ("steps_run_sequence", f"SELECT * FROM v_equity {OF_RUN} {NEWEST}"),
-        ("steps_sequence", f"SELECT * FROM v_explanations {NEWEST}"),
+        ("steps_run_sequence", f"SELECT * FROM v_explanations {OF_RUN} {NEWEST}"),
         ("fills_run_sequence", f"SELECT * FROM v_fills {OF_RUN} {NEWEST}"),
-        ("events_sequence", f"SELECT * FROM v_events {NEWEST}"),
+        ("events_run_sequence", f"SELECT * FROM v_gaps {OF_RUN} {NEWEST}"),
         ("orders_order", f"SELECT * FROM v_orders {OF_RUN} {NEWEST}"),
         ("fills_order", f"SELECT price FROM v_orders {OF_RUN} {NEWEST}"),
     ],
@@ -109,10 +100,9 @@ def test_what_was_decided_at_a_time_is_found_by_seeks(
 def test_without_its_index_a_plan_is_refused(
     index: str, question: str, database: sqlite3.Connection
 ) -> None:
-    in_order = "run_id" not in question
-    assert costly(database, question, in_order=in_order) == []
+    assert costly(database, question) == []
     database.execute("BEGIN")
     database.execute(f"DROP INDEX {index}")
-    found = costly(database, question, in_order=in_order)
+    found = costly(database, question)
     database.execute("ROLLBACK")
     assert found

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from sqlalchemy import MetaData, create_engine
 
-from tracepaper.storage.columns import View, iso, real, text
 from tracepaper.storage.database import open_reader
+from tracepaper.storage.view_columns import View, iso, real, text
 from tracepaper.storage.views import VIEWS, documentation
 from tracepaper.strategies.types import (
     Bar,

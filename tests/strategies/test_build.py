@@ -34,9 +34,9 @@ def test_identity_and_calibration_come_from_the_card() -> None:
         quantiles={"confidence": QUANTILES}, slope={"5": 0.9, "30": 0.5, "240": 0.1},
         content_free=0.25, temperature={"5": 1.0, "30": 2.0, "240": 3.0},
     )  # fmt: skip
-    made = build(card, models.network().state_dict(), path="scan")
+    made = build(card, models.network().state_dict(), mode="scan")
     assert (made.model_id, made.model_sha256) == ("0123456789ab", "01" * 32)
-    assert made.path == "scan"
+    assert made.mode == "scan"
     assert made.calibration is not None
     assert made.calibration.slope == {5: 0.9, 30: 0.5, 240: 0.1}
     assert made.calibration.quantiles["confidence"] == tuple(QUANTILES)
@@ -59,7 +59,7 @@ def test_the_thread_count_is_set() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"path": "leap"}, "model.path is 'leap'"),
+        ({"mode": "leap"}, "model.mode is 'leap'"),
         ({"device": "tpu"}, "model.device is 'tpu'"),
         ({"threads": 0}, "model.threads is 0"),
     ],

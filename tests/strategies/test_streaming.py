@@ -56,7 +56,7 @@ def scanned() -> list[Forecast | None]:
 def test_it_is_a_forecaster() -> None:
     made: Forecaster = models.forecaster()
     assert made.causal
-    assert (made.device, made.dtype, made.path, made.threads) == ("cpu", "float32", "step", 1)
+    assert (made.device, made.dtype, made.mode, made.threads) == ("cpu", "float32", "step", 1)
     assert made.horizons == (5, 30, 240)
     assert made.context == 3 * 49 + 1 + features.schema("v1").lookback - 1
 

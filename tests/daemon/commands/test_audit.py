@@ -76,12 +76,12 @@ def test_verify_names_what_was_changed_and_exits_with_1(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     connection = sqlite3.connect(path)
-    connection.execute("UPDATE bars SET close = close + 1 WHERE step & 4095 = 33")
+    connection.execute("UPDATE steps SET close = close + 1 WHERE step & 4095 = 33")
     connection.commit()
     connection.close()
     code, out, err = typed(capsys, "audit", "verify", "plain", "--db", path)
     assert (code, err) == (1, "")
-    assert "Step 33 (linear:BTCUSDT 2023-11-14T22:47Z) was changed: its rows in steps, bars" in out
+    assert "Step 33 (linear:BTCUSDT 2023-11-14T22:47Z) was changed: its rows in steps" in out
     code, out, _ = typed(capsys, "audit", "verify", "plain", "--db", path, "--json")
     assert code == 1
     found = json.loads(out)
@@ -275,7 +275,10 @@ def test_every_run_is_checked_at_once(path: Path, capsys: pytest.CaptureFixture[
     assert (code, err) == (0, "")
     assert [line.split()[4] for line in out.splitlines() if "holds" in line] == ["rich", "plain"]
     with closing(sqlite3.connect(path)) as raw:
-        raw.execute("UPDATE bars SET close = close + 1 WHERE step = (SELECT min(step) FROM bars)")
+        raw.execute(
+            "UPDATE steps SET close = close + 1 "
+            "WHERE step = (SELECT min(step) FROM steps WHERE open > 0)"
+        )
         raw.commit()
     assert typed(capsys, "audit", "verify", "--db", path)[0] == 0  # the newest is whole
     code, out, _ = typed(capsys, "audit", "verify", "--all", "--db", path, "--json")
@@ -308,7 +311,7 @@ def test_a_trigger_and_damage_are_one_sentence(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with closing(sqlite3.connect(path)) as raw:
-        raw.execute("CREATE TRIGGER t AFTER INSERT ON bars BEGIN DELETE FROM fills; END")
+        raw.execute("CREATE TRIGGER t AFTER INSERT ON steps BEGIN DELETE FROM fills; END")
     code, out, err = typed(capsys, "audit", "verify", "--db", path)
     assert (code, err, out.count("\n")) == (1, "", 1)
     assert "trigger t changes rows" in out

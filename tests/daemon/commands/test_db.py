@@ -30,12 +30,12 @@ def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str,
 def test_upgrade_says_what_it_did(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = typed(capsys, "db", "upgrade", "--db", path)
     assert (code, err) == (0, "")
-    assert "has schema 0002 already" in out
+    assert "has schema 0003 already" in out
     code, out, _ = typed(capsys, "db", "upgrade", "--db", path, "--json")
-    assert json.loads(out) == {"database": str(path), "from": "0002", "to": "0002"}
+    assert json.loads(out) == {"database": str(path), "from": "0003", "to": "0003"}
 
 
-@pytest.mark.parametrize("revision", ["0001", "0003", "ae1027a6acf"])
+@pytest.mark.parametrize("revision", ["0002", "0004", "ae1027a6acf"])
 def test_another_schema_is_refused_alike_by_every_command(
     path: Path, capsys: pytest.CaptureFixture[str], revision: str
 ) -> None:
@@ -49,7 +49,7 @@ def test_another_schema_is_refused_alike_by_every_command(
         assert (code, out) == (1, "")
         said.add(err)
     (sentence,) = said
-    assert f"has schema {revision}, and this version reads only 0002" in sentence
+    assert f"has schema {revision}, and this version reads only 0003" in sentence
     assert "start a new" in sentence
     assert sentence.count("\n") == 1
     assert path.read_bytes() == before

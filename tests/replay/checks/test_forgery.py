@@ -26,11 +26,12 @@ from tracepaper.replay.checks.compare import RowCheck
 from tracepaper.replay.checks.verify import OUTSIDE, TAKEN_AS_TOLD, Verification, verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import kept_folder
+from tracepaper.storage.columns import stored_columns
 from tracepaper.storage.integrity import audit
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.retention import prune
-from tracepaper.storage.rows import EVENT_TYPES
-from tracepaper.storage.schema import metadata, stored_columns
+from tracepaper.storage.rows import EVENT_TYPES, SHAPE_UNITS
+from tracepaper.storage.schema import metadata
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types import (
     Action,
@@ -246,7 +247,7 @@ def unequal(path: Path, database: Path) -> set[str]:
         run_id = reader.find("last")
         recorded = open_recorded(reader, database, run_id)
         prober = forecaster_of(
-            kept_folder(database, recorded.run.model_id), recorded.config, path="scan"
+            kept_folder(database, recorded.run.model_id), recorded.config, mode="scan"
         )
         predictor, check = (
             RecordedPredictor(recorded, prober),
@@ -289,18 +290,26 @@ def test_a_forgery_that_changes_how_the_rest_is_read_is_found(
 
 
 def test_a_forged_deadline_is_found_where_a_model_was_late(tmp_path: Path) -> None:
-    run = explained_runs.replayed(tmp_path, path="step")
+    run = explained_runs.replayed(tmp_path, mode="step")
     where = "WHERE step = (SELECT max(step) FROM answers)"
     path = forged(run, tmp_path / "late.db", f"UPDATE answers SET late_deadline_ms = 7 {where}")
     assert "answers.late_deadline_ms" in unequal(path, run)
 
 
-LAST = "(SELECT max(step) FROM bars)"
+LAST = "(SELECT max(step) FROM steps WHERE open > 0)"
 GHOSTS = {
-    "a step without its bar": [f"DELETE FROM bars WHERE step = {LAST}"],
-    "a count of rows": [f"UPDATE steps SET shape = shape + 16 WHERE step = {LAST}"],
+    "a step without its bar": [f"UPDATE steps SET open_time_ms = NULL WHERE step = {LAST}"],
+    "a step with a bar and another event": [
+        (f"INSERT INTO events SELECT {LAST}, kind, instrument, market_ms, seen_ms, content "
+        "FROM events WHERE step = (SELECT min(step) FROM events)"),
+        f"UPDATE steps SET shape = shape + {SHAPE_UNITS['events']} WHERE step = {LAST}",
+    ],
+    "a count of rows": [
+        f"UPDATE steps SET shape = shape + {SHAPE_UNITS['holdings']} WHERE step = {LAST}"
+    ],
     "a count of rows beside rows": [
-        "UPDATE steps SET shape = shape + 4096 WHERE step = (SELECT max(step) FROM fills)"
+        (f"UPDATE steps SET shape = shape + {SHAPE_UNITS['orders']} "
+        "WHERE step = (SELECT max(step) FROM fills)")
     ],
     "a gate set": [("INSERT INTO gate_sets SELECT run_key, 1, 0, gate, threshold FROM gate_sets "
                    "WHERE ordinal = 0")],
@@ -308,13 +317,13 @@ GHOSTS = {
         (f"INSERT INTO outcomes SELECT {LAST}, action, reason, allowed, refused_by, gate_set, "
         "gate_set_sha256, passed, regime, unfilled_reason FROM outcomes "
         "WHERE step = (SELECT min(step) FROM outcomes)"),
-        f"UPDATE steps SET shape = shape | 8, outcome = outcome WHERE step = {LAST}",
+        f"UPDATE steps SET shape = shape | {SHAPE_UNITS['outcomes']} WHERE step = {LAST}",
     ],
     "a holding that its step does not use": [
         (f"INSERT INTO holdings SELECT {LAST}, book, twin, instrument, quantity, entry_notional, "
         "realized_pnl, fees_paid, funding_paid, cash, account_realized_pnl, account_fees_paid, "
         "account_funding_paid FROM holdings WHERE step = (SELECT min(step) FROM holdings)"),
-        f"UPDATE steps SET shape = shape + 16 WHERE step = {LAST}",
+        f"UPDATE steps SET shape = shape + {SHAPE_UNITS['holdings']} WHERE step = {LAST}",
     ],
 }  # fmt: skip
 
@@ -336,7 +345,8 @@ def test_an_outcome_cannot_be_one_of_a_later_step(plain: Path, tmp_path: Path) -
     with closing(sqlite3.connect(path)) as raw:
         one, other, named = raw.execute(
             "SELECT a.step, b.step, a.outcome FROM steps a JOIN steps b ON b.step = a.step + 1 "
-            "AND b.outcome = a.outcome AND b.shape & 8 = 0 AND a.shape & 8 = 0 LIMIT 1"
+            "AND b.outcome = a.outcome AND (a.shape | b.shape) & ? = 0 LIMIT 1",
+            (SHAPE_UNITS["outcomes"],),
         ).fetchone()
         raw.execute(
             f"INSERT INTO outcomes SELECT {other}, action, reason, allowed, refused_by, gate_set, "
@@ -345,7 +355,9 @@ def test_an_outcome_cannot_be_one_of_a_later_step(plain: Path, tmp_path: Path) -
         )
         later = other & (1 << 28) - 1
         raw.execute(f"UPDATE steps SET outcome = {later} WHERE step IN ({one}, {other})")
-        raw.execute(f"UPDATE steps SET shape = shape | 8 WHERE step = {other}")
+        raw.execute(
+            f"UPDATE steps SET shape = shape | {SHAPE_UNITS['outcomes']} WHERE step = {other}"
+        )
         raw.commit()
     rechain(path)
     assert not believed(path)
@@ -354,8 +366,8 @@ def test_an_outcome_cannot_be_one_of_a_later_step(plain: Path, tmp_path: Path) -
 def test_a_running_hash_that_lies_is_found(plain: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(plain, tmp_path / "lies.db"))
     with closing(sqlite3.connect(path)) as raw:
-        where = "WHERE step = (SELECT max(step) FROM steps WHERE kept_sha256 IS NOT NULL)"
-        raw.execute(f"UPDATE steps SET kept_sha256 = zeroblob(32) {where}")
+        where = "WHERE step = (SELECT max(step) FROM states WHERE kept_sha256 IS NOT NULL)"
+        raw.execute(f"UPDATE states SET kept_sha256 = zeroblob(32) {where}")
         raw.commit()
     rechain(path, lies=True)
     assert not audited(path)
@@ -382,8 +394,10 @@ def test_a_history_derived_anew_is_found_by_a_head_kept_elsewhere_and_by_nothing
 ) -> None:
     with Reader.open(plain) as reader:
         kept = reader.stored_run(reader.find("last")).head_digest
-    where = "WHERE step = (SELECT min(step) + 20 FROM bars)"
-    changed = forged(plain, tmp_path / "changed.db", f"UPDATE bars SET volume = volume + 1 {where}")
+    where = "WHERE step = (SELECT min(step) + 20 FROM steps WHERE open > 0)"
+    changed = forged(
+        plain, tmp_path / "changed.db", f"UPDATE steps SET volume = volume + 1 {where}"
+    )
     assert not believed(changed)
     again = derived_anew(changed, tmp_path / "again.db")
     assert believed(again)

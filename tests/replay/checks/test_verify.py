@@ -113,7 +113,10 @@ def test_a_sample_compares_only_the_last_steps(run: Path) -> None:
 
 def test_a_changed_bar_is_found_although_the_whole_chain_was_recomputed(run: Path) -> None:
     with sqlite3.connect(run) as raw:
-        raw.execute("UPDATE bars SET close = close + 1 WHERE step = (SELECT max(step) FROM bars)")
+        raw.execute(
+            "UPDATE steps SET close = close + 1 "
+            "WHERE step = (SELECT max(step) FROM steps WHERE open > 0)"
+        )
     with Reader.open(run) as reader:
         assert not verify_chain(reader.connection, reader.find("last")).holds
     rechain(run)
@@ -177,7 +180,7 @@ def test_parity_of_a_run_with_its_own_record_is_whole(tmp_path: Path, run: Path)
     assert found.fills_compared
 
 
-@pytest.mark.parametrize("column", ["path", "device", "dtype", "backend"])
+@pytest.mark.parametrize("column", ["mode", "device", "dtype", "backend"])
 def test_parity_compares_hashes_only_where_both_runs_went_the_same_way(
     tmp_path: Path, walk: Candles, run: Path, column: str
 ) -> None:
@@ -231,7 +234,7 @@ def test_parity_names_a_volume_that_differs_in_its_last_decimal(
     replayed(other, replace(candles, volume=volume))
     if not exact:
         with sqlite3.connect(other) as raw:
-            raw.execute("UPDATE runs SET path = 'another'")
+            raw.execute("UPDATE runs SET mode = 'another'")
     found = compared(run, other)
     assert (found.exact, found.differing) == (exact, 1)
     first = found.differences[0]
@@ -245,7 +248,7 @@ def test_parity_within_tolerances_still_compares_targets(
     other = tmp_path / "other.db"
     replayed(other, walk, sizing={"mode": "fixed", "quantity": "2"})
     with sqlite3.connect(other) as raw:
-        raw.execute("UPDATE runs SET path = 'another'")
+        raw.execute("UPDATE runs SET mode = 'another'")
     found = compared(run, other)
     assert found.differing > BARS // 2
     assert [one.field for one in found.differences[:1]] == ["target_quantity"]
@@ -350,7 +353,7 @@ def test_a_models_run_that_was_interrupted_is_rederived_bit_for_bit(
         regime={"momentum": "0.6", "mean_reversion": "0.3"},
     )
     path = tmp_path / "run.db"
-    replay = build(config, [bars], started_at_ms=1, path=way, database=path)
+    replay = build(config, [bars], started_at_ms=1, mode=way, database=path)
     audit = SqlAuditLog.open(path)
     tally = Tally(stopped=lambda: tally.bars >= 400)
     run_replay(replay, audit, tally)
@@ -410,7 +413,7 @@ def test_one_pass_and_bar_by_bar_decide_alike(tmp_path: Path, explained: Path) -
     path = tmp_path / "step.db"
     candles = slice_candles(read_candles(DEMO_CANDLES), slice(0, 5_100))
     config = configured(candles, strategy={"name": "attention"})
-    replay = build(config, [candles], started_at_ms=1, path="step", database=path)
+    replay = build(config, [candles], started_at_ms=1, mode="step", database=path)
     audit = SqlAuditLog.open(path)
     run_replay(replay, audit, Tally())
     audit.close()
@@ -603,7 +606,7 @@ LOST = {
     "the tail": "DELETE FROM {} WHERE step & 268435455 >= 300",
     "every step": "DELETE FROM {}",
 }
-ROWS = ("steps", "bars", "events", "answers", "outcomes", "holdings", "orders", "fills")
+ROWS = ("steps", "events", "states", "answers", "outcomes", "holdings", "orders", "fills")
 
 
 def tamper(path: Path, *statements: str) -> None:

@@ -136,7 +136,7 @@ def test_bars_that_are_all_alike_have_no_rank_correlation(bars: int) -> None:
 
 
 def test_bar_by_bar_runs_and_several_symbols_are_explained(tmp_path: Path) -> None:
-    database = explained_runs.replayed(tmp_path, symbols=("AAAUSDT", "BBBUSDT"), path="step")
+    database = explained_runs.replayed(tmp_path, symbols=("AAAUSDT", "BBBUSDT"), mode="step")
     run_id = explained_runs.run_id(database)
     with Reader.open(database) as reader:
         last = reader.stored_run(run_id).step_count - 2  # the last step is the run's end
@@ -155,7 +155,7 @@ def test_bar_by_bar_runs_and_several_symbols_are_explained(tmp_path: Path) -> No
 
 def test_a_model_that_sees_its_whole_window_is_explained(tmp_path: Path) -> None:
     classic = FlashConfig(dim=16, layers=2, heads=2, window=64, horizons=(5, 30), mask="full")
-    database = explained_runs.replayed(tmp_path, network=classic, path="step", bars=640)
+    database = explained_runs.replayed(tmp_path, network=classic, mode="step", bars=640)
     found = explain_fully(open_past(database, explained_runs.run_id(database), 640))
     assert len(found.attribution.weights) == len(found.moves.by_bar) == 64
     assert found.attribution.largest_bucket_difference < 1e-6

@@ -24,7 +24,7 @@ def test_the_flow_ends_in_the_decision_s_own_rollout(
 ) -> None:
     record = attention_report.record
     model = checkpoints.kept_folder(record.database, str(record.run["model_id"]))
-    forecaster = forecaster_of(model, record.config, path="step")
+    forecaster = forecaster_of(model, record.config, mode="step")
     assert isinstance(forecaster, StreamingForecaster)
     with Reader.open(record.database) as reader:
         bars = reader.bars(str(record.run["run_id"]), heads.instrument)

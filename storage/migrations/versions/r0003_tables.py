@@ -1,0 +1,25 @@
+"""The first schema that is upgraded from: the tables as ``columns`` defines them.
+
+A column that is added later is no revision: ``database.add_columns`` adds it. Whatever else changes
+is one, and then the tables as they were are written down here.
+"""
+
+from alembic import op
+
+from tracepaper.storage.database import make_tables
+from tracepaper.strategies.errors import DataInvalid
+
+revision = "0003"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Make the tables."""
+    make_tables(op.get_bind())
+
+
+def downgrade() -> None:
+    """Refuse: an audit log is never taken apart."""
+    raise DataInvalid("An audit log is not downgraded; restore a backup.")
