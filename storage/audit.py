@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from tracepaper.storage.columns import Row
     from tracepaper.storage.lock import InstanceLock
-    from tracepaper.storage.rows import Layout
+    from tracepaper.storage.rows import RowLayout
     from tracepaper.strategies.types import Prune
 
 # ---------------------------------------------------------------- where a run goes on
@@ -203,7 +203,7 @@ class SqlAuditLog:
         self._head = b""
         self._last: Step | None = None  # the last one taken
         self._waiting = 0  # steps in the buffers below
-        self._steps: list[tuple[Layout, list[Row]]] = []  # in their order, by layout
+        self._steps: list[tuple[RowLayout, list[Row]]] = []  # in their order, by layout
         self._rows: dict[str, list[Row]] = {table: [] for table in ("gate_sets", *SPARSE_TABLES)}
         self._opening: list[tuple[str, list[Row]]] = []  # the rows of a run that is not stored yet
         self._has_decided = False

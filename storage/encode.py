@@ -28,7 +28,7 @@ from tracepaper.storage.rows import (
     EVENT_KINDS,
     NO_GATES,
     SPARSE_TABLES,
-    Layout,
+    RowLayout,
     Shape,
     StepRows,
     canonical,
@@ -149,9 +149,9 @@ class GateSetPlan:
         stored = tuple(places[gate] for gate in STEP_GATES if gate in places)
         self.is_dense = stored == tuple(range(self.length))
         self._declared = frozenset(measure_name(gate) for gate in gates)
-        self._plain: dict[tuple[str, ...], tuple[Layout, bytes]] = {}
+        self._plain: dict[tuple[str, ...], tuple[RowLayout, bytes]] = {}
 
-    def plain(self, absent: tuple[str, ...]) -> tuple[Layout, bytes]:
+    def plain(self, absent: tuple[str, ...]) -> tuple[RowLayout, bytes]:
         """Return layout and prefix of a plain bar's row, whose columns *absent* are null."""
         found = self._plain.get(absent)
         if found is None:

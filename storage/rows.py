@@ -116,7 +116,7 @@ class At:
         raise AttributeError(f"no column {name}")
 
 
-class Layout:
+class RowLayout:
     """Which columns of a table a row fills: what is null is neither hashed nor inserted.
 
     So the rows of an older database, which lacks a column, have the hashes that they had.
@@ -143,12 +143,12 @@ class Layout:
 
 
 @lru_cache(maxsize=4096)
-def layout(table: str, present: tuple[bool, ...]) -> Layout:
+def layout(table: str, present: tuple[bool, ...]) -> RowLayout:
     """Return the one layout of *table* with the columns that are *present*."""
-    return Layout(table, present)
+    return RowLayout(table, present)
 
 
-def layout_of(table: str, row: Sequence[Value]) -> Layout:
+def layout_of(table: str, row: Sequence[Value]) -> RowLayout:
     """Return the layout of *row*, which may leave out the last columns of its table."""
     return layout(table, tuple([value is not None for value in row]))
 
@@ -211,7 +211,7 @@ class StepRows(Struct, frozen=True, gc=False):
     """The rows of one step, ready to be hashed and inserted."""
 
     values: Row  # of ``steps``, without nulls and without its digest
-    layout: Layout
+    layout: RowLayout
     sparse: tuple[SparseRow, ...]  # in the order of ``SPARSE_TABLES``
     gate_set: tuple[Row, ...]  # rows of a gate set met for the first time
     covered: bytes  # what the chain covers besides the step's own rows
@@ -225,7 +225,7 @@ class StepRows(Struct, frozen=True, gc=False):
 
 
 @lru_cache(maxsize=4096)
-def layouts_sha256(layouts: tuple[Layout, ...]) -> bytes:
+def layouts_sha256(layouts: tuple[RowLayout, ...]) -> bytes:
     """Return the hash of the layouts of a step's rows: it says what each hashed value is."""
     return sha256(b"".join([one.sha256 for one in layouts])).digest()
 

@@ -36,6 +36,7 @@ from tracepaper.storage.encode import StepEncoder
 from tracepaper.storage.reader import Reader, StoredRun, interned
 from tracepaper.storage.rows import SHAPE_UNITS, sequence_of
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.gates import GATES
 from tracepaper.strategies.types import Bar, Decision, Explanation, Forecast, Step
 
 
@@ -133,7 +134,11 @@ TOLERANCES: Final[Mapping[str, float]] = {
     "answers.l1_error": SHARES,
     "answers.entropy": SHARES,
     "answers.buckets": SHARES,
-    **{f"answers.{measure_name(gate)}": MEASURES for gate in ANSWER_GATES},
+    **{
+        f"answers.{measure_name(gate)}": MEASURES
+        for gate in ANSWER_GATES
+        if GATES[gate].of_prediction
+    },
 }
 """Columns whose floats another machine rounds otherwise; all else is equal everywhere."""
 
