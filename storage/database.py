@@ -65,17 +65,6 @@ def sqlite_status(version: tuple[int, int, int] | None = None) -> SqliteStatus:
     return SqliteStatus(name, is_usable=True, verdict="no known fault in the way it is used")
 
 
-def database_file(url: str) -> Path:
-    """Return the file that *storage.url* names; only ``sqlite:///PATH`` is taken."""
-    scheme, separator, path = url.partition(":///")
-    if scheme != "sqlite" or not separator or path in {"", ":memory:"} or "?" in path:
-        raise ConfigInvalid(
-            f"storage.url is {url!r}, and only an SQLite file can be used: "
-            "write sqlite:///tracepaper.db."
-        )
-    return Path(path)
-
-
 # ---------------------------------------------------------------- reading
 
 

@@ -177,7 +177,8 @@ class Judged(Struct, frozen=True, gc=False):
     @property
     def step_measures(self) -> Row:
         """The measures of ``STEP_GATES``."""
-        return self.plan.pick_step((*self.measures, None))
+        picked: Row = self.plan.pick_step((*self.measures, None))
+        return picked
 
     @property
     def answer_measures(self) -> Row | None:
@@ -424,13 +425,14 @@ class StepEncoder:
         ):  # fmt: skip
             return None
         turnover_absent, of_account = bar.turnover is None, marked.account_unrealized
+        prices = _OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)
         of_row, prefix = judged.plan.plain(_ABSENT[turnover_absent, of_account is None])
         opened, market_ms = bar.open_time_ms, bar.market_ms
         # The driver binds a bytearray in a fraction of what bytes cost it.
         values: Row = (
             self._first_step + step.sequence, 1, bytearray(window), bytearray(decided),
             judged.outcome, decision.target_quantity, *judged.measures,
-            self._places[bar.instrument], *(_OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)),
+            self._places[bar.instrument], *prices,
             market_ms - opened - self._interval_ms, bar.seen_ms - market_ms,
             SOURCE_CODES[bar.source], marked.holding, marked.unrealized,
         )  # fmt: skip
