@@ -7,7 +7,7 @@ A name that is not here and that nothing reads is removed, or wired to a command
 # mypy: ignore-errors
 
 # Called by name: entry points, the protocols of Python and of libraries.
-doctor, demo, evaluate, parity, verify
+doctor, demo, evaluate, models, parity, verify
 __getattr__, __dir__, __call__, __instancecheck__, __subclasscheck__
 collect  # prometheus_client asks for the metrics
 model_config  # pydantic
@@ -24,8 +24,8 @@ twin_equity
 # Required of a body, so that one of another shape is refused.
 time_second, time_nano
 
-# Tables register themselves with the schema's metadata.
-archive_series, archive_bars
+# Read by the names that the columns define.
+liquidity, twin_steps
 
 # Statements of what is not proved, and of what a route reads, to which tests hold the code.
 TAKEN_AS_TOLD, OUTSIDE
