@@ -126,6 +126,7 @@ class GateEvaluator:
         )
         self._last_key: tuple[bool, int, int, int] | None = None
         self._last: tuple[tuple[float | None, ...], int] = ((), 0)
+        self._around: tuple[tuple[float | None, ...], tuple[float | None, ...]] = ((), ())
 
     def judge(self, seen: GateInputs) -> tuple[tuple[float | None, ...], int]:
         """Return every gate's measure, and a mask whose bit i says that gate i passed.
@@ -136,13 +137,16 @@ class GateEvaluator:
         if not self._is_plain:
             return self._judged(seen)
         key = (seen.running, seen.bars, seen.late_ms, seen.missing_bars)
+        at = self._at
         if key != self._last_key:
             self._last_key, self._last = key, self._judged(seen)
-        elif (at := self._at) != _NOWHERE:
-            measures, passed = self._last
-            measure, bit = seen.plausible, 1 << at
-            passed = passed | bit if measure <= self._tests[at][1] else passed & ~bit
-            self._last = (*measures[:at], measure, *measures[at + 1 :]), passed
+            measures = self._last[0]
+            self._around = measures[:at], measures[at + 1 :]
+        elif at != _NOWHERE:
+            before, after = self._around
+            passed, bit = self._last[1], 1 << at
+            passed = passed | bit if seen.plausible <= self._tests[at][1] else passed & ~bit
+            return (*before, seen.plausible, *after), passed
         return self._last
 
     def _judged(self, seen: GateInputs) -> tuple[tuple[float | None, ...], int]:

@@ -148,14 +148,15 @@ class Portfolio:
         if line.mark != price:
             line.mark = price
             if line.holding.quantity:
-                self._value(line)
+                self._revalue(line)
 
-    def _value(self, line: _Line) -> None:
-        """Value what *line* holds at its mark; add what changed to the sums."""
-        holding, before = line.holding, line.position
+    def _revalue(self, line: _Line) -> None:
+        """Value what *line* holds at its mark."""
+        holding = line.holding
         unrealized = 0
         if holding.quantity:
             unrealized = line.notional(line.mark, holding.quantity) - holding.entry_notional
+        self._unrealized += unrealized - line.position.unrealized_pnl
         line.position = Position(
             holding.quantity,
             holding.entry_notional,
@@ -164,13 +165,17 @@ class Portfolio:
             holding.fees_paid,
             holding.funding_paid,
         )
-        self._unrealized += unrealized - before.unrealized_pnl
+        self._account = None
+
+    def _value(self, line: _Line) -> None:
+        """Value what *line* holds, now that this has changed, and add the change to the sums."""
+        holding, before = line.holding, line.position
+        self._revalue(line)
         self._realized += holding.realized_pnl - before.realized_pnl
         self._fees += holding.fees_paid - before.fees_paid
         self._funding += holding.funding_paid - before.funding_paid
         if line.is_spot:
             self._spot_entries += holding.entry_notional - before.entry_notional
-        self._account = None
 
     def position(self, instrument: str) -> Position:
         """Return the position in *instrument* at the newest mark."""

@@ -225,7 +225,9 @@ class Engine:
         if bar.open_time_ms < self._settings.period_start_ms:
             return self._finish(bar, key, filled)
 
-        prediction, is_finite = checked(prediction)
+        is_finite = None
+        if prediction is not None:
+            prediction, is_finite = checked(prediction)
         regime, risk = state.regime, self._risk.state
         decision = state.decide(
             bar, prediction, self._account, is_running=not self._halted, is_finite=is_finite
@@ -240,7 +242,7 @@ class Engine:
         confirmed = self._follow(state, bar, prediction, decision) if self._twins else ()
         return self._finish(
             bar, key, filled, sent.orders, decision, prediction, confirmed,
-            state.window_sha256(), state.decision_sha256(prediction, decision),
+            *state.hashes(prediction, decision),
         )  # fmt: skip
 
     def _follow(

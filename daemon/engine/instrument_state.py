@@ -165,13 +165,10 @@ class InstrumentState:
         assert signal is not None
         return self._intent(signal, bar, forecast, orders, None)
 
-    def window_sha256(self) -> bytes:
-        """Return the hash of the bars that the newest decision depends on."""
-        return self._window.digest()
-
-    def decision_sha256(self, prediction: Prediction, decision: Decision) -> bytes:
-        """Return the hash of *decision* on the newest bar, which parity compares."""
-        return self._decision_hash.digest(self._canonical, prediction, decision)
+    def hashes(self, prediction: Prediction, decision: Decision) -> tuple[bytes, bytes]:
+        """Return the hash of the bars that *decision* depends on, and its own for parity."""
+        decided = self._decision_hash.digest(self._canonical, prediction, decision)
+        return self._window.digest(), decided
 
     # ------------------------------------------------------------ the steps of that line
 
