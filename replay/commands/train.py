@@ -42,9 +42,9 @@ def train(
     layers: Annotated[int, typer.Option(help="Layers.")] = 4,
     dim: Annotated[int, typer.Option(help="Width.")] = 64,
     heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
-    encoding: Annotated[str, typer.Option(help="rope, alibi, sinusoidal, learned or none.")] = (
-        "rope"
-    ),
+    encoding: Annotated[
+        str, typer.Option(help="Where a bar stands in time; ? prints the names.")
+    ] = "rope",
     dropout: Annotated[float, typer.Option(help="Share of activations to drop.")] = 0.1,
     quantiles: Annotated[
         str, typer.Option(help="Quantiles of the return to learn as well, by commas.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -368,28 +369,6 @@ def flash_package() -> ModuleType | None:
     return None
 
 
-def kernel_for(backend: str, device: torch.device, dtype: torch.dtype) -> Kernel:
-    """Return the kernel of *backend* for these tensors, or raise ``AttentionInvalid``.
-
-    On CUDA the head dim is a multiple of 8 by then: ``attend`` pads it.
-    """
-    match backend, device.type:
-        case "reference", _:
-            return Reference()
-        case "chunked", _:
-            return Chunked()
-        case "cudnn", "cuda":
-            return CudaCudnn()
-        case "sdpa", "cpu":
-            return CpuFlash()
-        case "sdpa", "cuda":
-            return CudaFlash() if dtype in HALF else CudaEfficient()
-    raise AttentionInvalid(
-        f"No {backend} kernel runs on {device.type}; move the tensors to cpu or cuda, or ask for "
-        "the backend chunked."
-    )
-
-
 # --- packages: FlashAttention 2 to 4, and flex
 
 
@@ -479,3 +458,124 @@ def flex_attend(
         return output, told.lse.detach()
     output, logsumexp = _flex()(query, key, value, **options, return_lse=True)
     return output, logsumexp.detach()
+
+
+# --- the registry
+
+WholeAttention = Callable[[Tensor, Tensor, Tensor, Mask, float], tuple[Tensor, Tensor]]
+"""``(query, key, value, mask, scale) -> output, logsumexp`` for every mask, differentiable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One way to attend, known by its name wherever backends are listed, chosen or refused.
+
+    It gives square passes (``kernel``), of which windows are made, or takes every mask itself
+    (``whole``).
+    """
+
+    name: str
+    runs_on: Callable[[torch.device], bool]
+    kernel: Callable[[torch.device, torch.dtype], Kernel] | None = None
+    whole: WholeAttention | None = None
+    is_automatic: bool = False  # ``auto`` may stand for it
+    is_half: bool = False  # takes float16 and bfloat16 alone
+    is_aligned: bool = True  # on CUDA its head dim is a multiple of 8, and padded to that
+    takes_float64_on_cuda: bool = False
+
+    def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Return whether tensors of this type can be given to it on *device*."""
+        if self.is_half:
+            return dtype in HALF
+        return device.type != "cuda" or dtype != torch.float64 or self.takes_float64_on_cuda
+
+
+BACKENDS: Final[dict[str, Backend]] = {}
+"""Every backend by its name, the fastest first."""
+
+
+def register(backend: Backend) -> Backend:
+    """Make *backend* known; raise ``AttentionInvalid`` for a name that is taken."""
+    if backend.name in BACKENDS:
+        raise AttentionInvalid(f"There is an attention backend {backend.name!r} already.")
+    BACKENDS[backend.name] = backend
+    return backend
+
+
+def kernel_for(backend: str, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """Return the kernel of *backend* for these tensors, or raise ``AttentionInvalid``.
+
+    On CUDA the head dim is a multiple of 8 by then: ``attend`` pads it.
+    """
+    make = BACKENDS[backend].kernel if backend in BACKENDS else None
+    if make is None:
+        raise _no_kernel(backend, device)
+    return make(device, dtype)
+
+
+def _sdpa(device: torch.device, dtype: torch.dtype) -> Kernel:
+    if device.type == "cpu":
+        return CpuFlash()
+    if device.type == "cuda":
+        return CudaFlash() if dtype in HALF else CudaEfficient()
+    raise _no_kernel("sdpa", device)
+
+
+def _cudnn(device: torch.device, _: torch.dtype) -> Kernel:
+    if device.type != "cuda":
+        raise _no_kernel("cudnn", device)
+    return CudaCudnn()
+
+
+def _no_kernel(backend: str, device: torch.device) -> AttentionInvalid:
+    return AttentionInvalid(
+        f"No {backend} kernel runs on {device.type}; move the tensors to cpu or cuda, or ask for "
+        "the backend chunked."
+    )
+
+
+register(
+    Backend(
+        "flash_attn",
+        runs_on=lambda device: device.type == "cuda" and flash_package() is not None,
+        whole=FlashPackage.attend,
+        is_automatic=True,
+        is_half=True,
+    )
+)
+register(
+    Backend(
+        "sdpa",
+        runs_on=lambda device: device.type in ("cpu", "cuda"),
+        kernel=_sdpa,
+        is_automatic=True,
+    )
+)
+register(
+    Backend(
+        "cudnn",
+        runs_on=lambda device: device.type == "cuda" and torch.backends.cudnn.is_available(),
+        kernel=_cudnn,
+        is_half=True,
+    )
+)
+register(Backend("flex", runs_on=flex_runs, whole=flex_attend))
+register(
+    Backend(
+        "chunked",
+        runs_on=lambda _: True,
+        kernel=lambda *_: Chunked(),
+        is_automatic=True,
+        is_aligned=False,
+        takes_float64_on_cuda=True,
+    )
+)
+register(
+    Backend(
+        "reference",
+        runs_on=lambda _: True,
+        kernel=lambda *_: Reference(),
+        is_aligned=False,
+        takes_float64_on_cuda=True,
+    )
+)

@@ -22,16 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tracepaper.strategies.attention.backends import (
-    HALF,
-    FlashPackage,
-    Kernel,
-    Pass,
-    flash_package,
-    flex_attend,
-    flex_runs,
-    kernel_for,
-)
+from tracepaper.strategies.attention.backends import BACKENDS, Kernel, Pass, kernel_for
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -201,7 +192,6 @@ window_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _WindowAttention
 square_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _SquareAttention.apply
 """Differentiable ``(query, key, value, kernel, causal, scale) -> output, logsumexp``."""
 
-BACKENDS: Final = ("flash_attn", "sdpa", "cudnn", "flex", "chunked", "reference")
 _DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _ALIGNED: Final = 8
 """CUDA's kernels read the head dim in pieces of so many entries."""
@@ -218,25 +208,22 @@ class Attention(NamedTuple):
 def available(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """Return the names of the backends that can run on *device*, fastest first."""
     place = torch.device(device)
-    names = []
-    if place.type == "cuda" and flash_package() is not None:
-        names.append("flash_attn")
-    if place.type in ("cpu", "cuda"):
-        names.append("sdpa")
-    if place.type == "cuda" and torch.backends.cudnn.is_available():
-        names.append("cudnn")
-    if flex_runs(place):
-        names.append("flex")
-    return (*names, "chunked", "reference")
+    return tuple(name for name, backend in BACKENDS.items() if backend.runs_on(place))
 
 
 def choose(device: torch.device | str, dtype: torch.dtype) -> str:
     """Return the backend that ``auto`` stands for; named in the log, ``doctor`` and the audit."""
-    names = available(device)
-    if "flash_attn" in names and dtype in HALF:
-        return "flash_attn"
-    is_wide = torch.device(device).type == "cuda" and dtype == torch.float64
-    return "sdpa" if "sdpa" in names and not is_wide else "chunked"
+    place = torch.device(device)
+    return next(
+        name
+        for name in available(place)
+        if BACKENDS[name].is_automatic and BACKENDS[name].takes(place, dtype)
+    )
+
+
+def is_half(backend: str) -> bool:
+    """Return whether *backend* multiplies half numbers alone; False for ``auto``."""
+    return backend in BACKENDS and BACKENDS[backend].is_half
 
 
 def attend(
@@ -263,7 +250,7 @@ def attend(
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     mask = _simplify(mask, query.shape[2])
     spare = -query.shape[-1] % _ALIGNED
-    if query.device.type == "cuda" and spare and name not in ("chunked", "reference"):
+    if query.device.type == "cuda" and spare and BACKENDS[name].is_aligned:
         # Zeros add nothing to a product, and their columns of the output are cut off.
         query, key, value = (torch.nn.functional.pad(x, (0, spare)) for x in (query, key, value))
         output, logsumexp = _run(name, query, key, value, mask, factor)
@@ -275,10 +262,8 @@ def _run(
     name: str, query: Tensor, key: Tensor, value: Tensor, mask: Mask, factor: float
 ) -> Attention:
     """Attend by the backend *name*, tensors and mask checked."""
-    if name == "flash_attn":
-        return Attention(*FlashPackage.attend(query, key, value, mask, factor))
-    if name == "flex":
-        return Attention(*flex_attend(query, key, value, mask, factor))
+    if (whole := BACKENDS[name].whole) is not None:
+        return Attention(*whole(query, key, value, mask, factor))
     kernel = kernel_for(name, query.device, query.dtype)
     if mask.kind is MaskKind.WINDOW:
         return Attention(*window_attention(query, key, value, kernel, mask.window_bars, factor))
@@ -311,13 +296,15 @@ def resolve(backend: str, device: torch.device | str, dtype: torch.dtype) -> str
             f"The attention backend {backend} is not available on {device.type}; choose auto or "
             f"one of {', '.join(names)}."
         )
-    if backend in ("flash_attn", "cudnn") and dtype not in HALF:
+    if not BACKENDS[backend].takes(device, dtype):
+        if BACKENDS[backend].is_half:
+            raise AttentionInvalid(
+                f"{backend} takes float16 or bfloat16, not {dtype}; cast the tensors or choose "
+                "sdpa."
+            )
         raise AttentionInvalid(
-            f"{backend} takes float16 or bfloat16, not {dtype}; cast the tensors or choose sdpa."
-        )
-    if device.type == "cuda" and dtype == torch.float64 and backend in ("sdpa", "flex"):
-        raise AttentionInvalid(
-            f"{backend} takes no float64 on cuda; cast the tensors or choose auto or chunked."
+            f"{backend} takes no float64 on {device.type}; cast the tensors or choose auto or "
+            "chunked."
         )
     return backend
 

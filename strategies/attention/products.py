@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from tracepaper.strategies.attention.checks import Layer
     from tracepaper.strategies.attention.masks import Mask
 
-BACKENDS: Final = ("tiles", "compiled", "flash", "triton", "reference")
-"""Plain tiles; the same through torch.compile; the lse trick; the CUDA kernel; the oracle."""
 ROWS_A_HEAD_MAX: Final = 8
 """Up to here a product a head is cheaper than fusing the heads of each tile first."""
 
@@ -55,6 +53,31 @@ class Product(NamedTuple):
 
     fused: Tensor
     mass: Tensor
+
+
+Push = Callable[["Layer", "Tensor", "Mask", "Tensor", "Tensor | None"], Product]
+"""``(layer, weights, mask, shares, kept) -> product``, see ``push``."""
+
+
+class RolloutBackend(NamedTuple):
+    """One way to carry rows down a layer, known by its name wherever it is chosen or refused."""
+
+    name: str
+    push: Push
+    runs_on: Callable[[torch.device], bool] = lambda _: True
+    refusal: str = "choose auto"  # what to do where it cannot run
+
+
+BACKENDS: Final[dict[str, RolloutBackend]] = {}
+"""Every way by its name."""
+
+
+def register(backend: RolloutBackend) -> RolloutBackend:
+    """Make *backend* known; raise ``AttentionInvalid`` for a name that is taken."""
+    if backend.name in BACKENDS:
+        raise AttentionInvalid(f"There is a rollout backend {backend.name!r} already.")
+    BACKENDS[backend.name] = backend
+    return backend
 
 
 def choose(layer: Layer) -> str:
@@ -75,10 +98,9 @@ def check_backend(backend: str, device: torch.device) -> str:
         raise AttentionInvalid(
             f"There is no rollout backend {backend!r}; choose auto, {', '.join(BACKENDS)}."
         )
-    if backend == "triton" and not triton_rollout.runs_on(device):
+    if not BACKENDS[backend].runs_on(device):
         raise AttentionInvalid(
-            f"The triton rollout kernel cannot run on {device}; install triton and use CUDA, or "
-            "choose auto."
+            f"The {backend} rollout kernel cannot run on {device}; {BACKENDS[backend].refusal}."
         )
     return backend
 
@@ -97,23 +119,61 @@ def push(
     ``weights`` is [batch, row, time], ``shares`` [head]; ``kept`` (boolean [time]) names the only
     positions where a weight is not zero.
     """
-    if backend == "auto":
-        backend = choose(layer)
-    match backend:
-        case "tiles" | "compiled":
-            if weights.shape[1] > ROWS_A_HEAD_MAX:
-                return _push_fused(layer, weights, mask, shares=shares, kept=kept)
-            product = _push_heads(layer, weights, mask, backend=backend, kept=kept)
-        case "flash":
-            product = _push_swapped(layer, weights, mask)
-        case "triton":
-            product = triton_rollout.push_rows(layer, weights, mask, kept=kept)
-        case _:
-            query, key = layer.query.to(weights.dtype), layer.key.to(weights.dtype)
-            matrix = reference.attention_matrix(query, key, mask, scale=layer.scale)
-            product = weights[:, None] @ matrix
+    name = choose(layer) if backend == "auto" else backend
+    return BACKENDS[name].push(layer, weights, mask, shares, kept)
+
+
+def _by_head(product: Tensor, shares: Tensor) -> Product:
+    """Return each head's product [batch, head, row, time] fused, with its mass."""
     fused = torch.einsum("h,bhmt->bmt", shares, product)
     return Product(fused, product.sum(dim=-1))
+
+
+def _push_tiles(backend: str) -> Push:
+    """Return the push by tiles: a product a head for few rows, fused heads for many."""
+
+    def tiles(
+        layer: Layer, weights: Tensor, mask: Mask, shares: Tensor, kept: Tensor | None
+    ) -> Product:
+        if weights.shape[1] > ROWS_A_HEAD_MAX:
+            return _push_fused(layer, weights, mask, shares=shares, kept=kept)
+        return _by_head(_push_heads(layer, weights, mask, backend=backend, kept=kept), shares)
+
+    return tiles
+
+
+def _push_flash(
+    layer: Layer, weights: Tensor, mask: Mask, shares: Tensor, _kept: Tensor | None
+) -> Product:
+    return _by_head(_push_swapped(layer, weights, mask), shares)
+
+
+def _push_triton(
+    layer: Layer, weights: Tensor, mask: Mask, shares: Tensor, kept: Tensor | None
+) -> Product:
+    return _by_head(triton_rollout.push_rows(layer, weights, mask, kept=kept), shares)
+
+
+def _push_dense(
+    layer: Layer, weights: Tensor, mask: Mask, shares: Tensor, _kept: Tensor | None
+) -> Product:
+    query, key = layer.query.to(weights.dtype), layer.key.to(weights.dtype)
+    matrix = reference.attention_matrix(query, key, mask, scale=layer.scale)
+    return _by_head(weights[:, None] @ matrix, shares)
+
+
+register(RolloutBackend("tiles", _push_tiles("tiles")))
+register(RolloutBackend("compiled", _push_tiles("compiled")))  # the same through torch.compile
+register(RolloutBackend("flash", _push_flash))  # read off a flash kernel's logsumexp
+register(
+    RolloutBackend(
+        "triton",
+        _push_triton,
+        runs_on=triton_rollout.runs_on,
+        refusal="install triton and use CUDA, or choose auto",
+    )
+)
+register(RolloutBackend("reference", _push_dense))  # the oracle
 
 
 def _push_heads(

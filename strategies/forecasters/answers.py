@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
@@ -11,11 +12,26 @@ from numpy.typing import NDArray
 
 from tracepaper.strategies.attention.blocks import recent_mass, shift
 from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.features import FeatureSchema
+from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.heads import Outputs
 from tracepaper.strategies.networks.stream import Advance
-from tracepaper.strategies.types import Bar, Explanation, Forecast
+from tracepaper.strategies.types import Bar, Calibration, Explanation, Forecast
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a checkpoint adds to the network: identity, features and calibration."""
+
+    network: Network
+    schema: FeatureSchema
+    model_id: str
+    sha256: str
+    temperature: tuple[float, ...]  # of the direction head, one a horizon
+    content_free: float  # confidence that mask and encoding alone give
+    calibration: Calibration | None
 
 
 def require_one_of_each(bars: Sequence[Bar]) -> None:

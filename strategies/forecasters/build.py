@@ -21,18 +21,17 @@ from tracepaper.strategies.attention.memory import (
 )
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import FeatureSchema
-from tracepaper.strategies.forecasters.streaming import BACKEND, Model, StreamingForecaster
-from tracepaper.strategies.forecasters.windowed import WindowedForecaster, WindowModel
-from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.forecasters.answers import Model
+from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.networks.architecture import Architecture, Network, NetworkKind, kind_of
+from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.stream import stream_bytes
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Calibration
 
-AnyNetwork = TypeVar("AnyNetwork", FlashNetwork, InformerNetwork)
+AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 MODES: Final = ("step", "scan")
-HALF_BACKENDS: Final = ("flash_attn", "cudnn")
-"""Kernels that multiply half numbers alone: a network runs in bfloat16 where one is asked for."""
 _PROBE_BARS: Final = 64
 _QUANTILES_MAX: Final = 1_000
 _PROBE_SEED: Final = 20_240_501
@@ -70,27 +69,22 @@ def build(
         raise ConfigInvalid(f"model.threads is {threads}; it must be at least 1.")
     chosen = choose_backend(card, backend, device=device)
     torch.set_num_threads(threads)
-    config = _architecture(card)
+    kind, config = architecture(card)
     if free_bytes is not None:
         require_memory(
             _need(config, instruments), config.window, available_bytes=free_bytes, name="window"
         )
-    place = torch.device(device)
-    if isinstance(config, InformerConfig):
-        informer = _loaded(lambda: InformerNetwork(config), tensors).to(place)
-        return WindowedForecaster(_window_model(card, informer), threads=threads, backend=chosen)
-    flash = restore(card, tensors).to(place)
-    if config.mask == "full":
-        flash.backend = chosen
-        dtype = "bfloat16" if chosen in HALF_BACKENDS else "float32"
-        model = _window_model(card, flash)
-        return WindowedForecaster(model, threads=threads, backend=chosen, dtype=dtype)
-    return StreamingForecaster(
-        _model(card, flash), mode=mode, threads=threads, instruments=instruments
-    )
+    model = _model(card, _loaded(lambda: kind.make(config), tensors).to(torch.device(device)))
+    if chosen == TILES:
+        return StreamingForecaster(model, mode=mode, threads=threads, instruments=instruments)
+    dtype = "float32"
+    if isinstance(model.network, FlashNetwork):
+        model.network.backend = chosen
+        dtype = "bfloat16" if kernels.is_half(chosen) else "float32"
+    return WindowedForecaster(model, threads=threads, backend=chosen, dtype=dtype)
 
 
-def _need(config: FlashConfig | InformerConfig, instruments: int) -> Callable[[int], int]:
+def _need(config: Architecture, instruments: int) -> Callable[[int], int]:
     """Return what tells the bytes that a forecaster of such a network needs for a window."""
     if isinstance(config, FlashConfig) and config.mask == "window":
         return lambda window: stream_bytes(replace(config, window=window), instruments=instruments)
@@ -107,11 +101,11 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
     that cannot be had.
     """
     require_device(device)
-    config = _architecture(card)
-    if isinstance(config, FlashConfig) and config.mask == "full":
-        dtype = torch.bfloat16 if wanted in HALF_BACKENDS else torch.float32
+    kind, config = architecture(card)
+    own = kind.backend(config)
+    if own is None:
+        dtype = torch.bfloat16 if kernels.is_half(wanted) else torch.float32
         return kernels.resolve(wanted, device, dtype)
-    own = "probsparse" if isinstance(config, InformerConfig) else BACKEND
     if wanted not in ("auto", own):
         raise ConfigInvalid(
             f"model.backend is {wanted!r}, but this checkpoint's network attends by {own} alone; "
@@ -144,16 +138,14 @@ def require_device(device: str) -> None:
         )
 
 
-def _architecture(card: Mapping[str, Any]) -> FlashConfig | InformerConfig:
-    """Return the configuration of the network that the card describes."""
-    kind = _section(card, "model").get("kind")
-    if kind == "informer":
-        return InformerConfig.read(_section(card, "architecture"))
-    if kind != "flash":
-        raise ConfigInvalid(
-            f"The model's card names the kind {shown(kind)}; use flash or informer."
-        )
-    return FlashConfig.read(_section(card, "architecture"))
+def architecture(card: Mapping[str, Any]) -> tuple[NetworkKind, Architecture]:
+    """Return the kind and the configuration of the network that *card* describes, checked.
+
+    Raises ``ConfigInvalid`` for an unknown kind or an architecture that cannot be built.
+    """
+    kind = kind_of(_section(card, "model").get("kind"))
+    config: Architecture = kind.read(_section(card, "architecture"))
+    return kind, config
 
 
 def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlashNetwork:
@@ -193,10 +185,10 @@ def _loaded(make: Callable[[], AnyNetwork], tensors: Mapping[str, Tensor]) -> An
     return network
 
 
-def _probe(network: FlashNetwork | InformerNetwork) -> None:
+def _probe(network: Network) -> None:
     """Run bounded random features through the network and name the first layer that overflows."""
     source = torch.Generator().manual_seed(_PROBE_SEED)
-    bars = network.config.window if isinstance(network, InformerNetwork) else _PROBE_BARS
+    bars = _PROBE_BARS if network.takes_any_length else network.config.window
     rows = torch.randn(1, bars, network.config.features, generator=source)
     with torch.inference_mode():
         for name, state in network.named_states(rows.clamp(-_PROBE_CLIP, _PROBE_CLIP)):
@@ -207,7 +199,7 @@ def _probe(network: FlashNetwork | InformerNetwork) -> None:
                 )
 
 
-def _model(card: Mapping[str, Any], network: FlashNetwork) -> Model:
+def _model(card: Mapping[str, Any], network: Network) -> Model:
     identity, calibration = _section(card, "model"), _section(card, "calibration", {})
     horizons = network.config.horizons
     return Model(
@@ -219,19 +211,6 @@ def _model(card: Mapping[str, Any], network: FlashNetwork) -> Model:
         content_free=_finite(
             calibration.get("content_free", network.content_free()), "content_free"
         ),
-        calibration=_calibration(calibration, network.content_free(), horizons),
-    )
-
-
-def _window_model(card: Mapping[str, Any], network: FlashNetwork | InformerNetwork) -> WindowModel:
-    identity, calibration = _section(card, "model"), _section(card, "calibration", {})
-    horizons = network.config.horizons
-    return WindowModel(
-        network=network,
-        schema=_schema(card, network.config.features),
-        model_id=str(identity.get("id", "")),
-        sha256=str(identity.get("sha256", "")),
-        temperature=_temperature(calibration, horizons),
         calibration=_calibration(calibration, network.content_free(), horizons),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
 
 import numpy as np
 import torch
@@ -18,8 +17,13 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features import FeatureSchema, FeatureStream
-from tracepaper.strategies.forecasters.answers import explanations, forecasts, require_one_of_each
-from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.forecasters.answers import (
+    Model,
+    explanations,
+    forecasts,
+    require_one_of_each,
+)
+from tracepaper.strategies.networks.flash import TILES, FlashNetwork
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     RESIDUAL,
@@ -27,7 +31,7 @@ from tracepaper.strategies.networks.stream import (
     StreamingNetwork,
     StreamState,
 )
-from tracepaper.strategies.types import Bar, Calibration, Forecast
+from tracepaper.strategies.types import Bar, Forecast
 
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -90,23 +94,6 @@ class InstrumentMemory:
         self.aged = None
 
 
-BACKEND: Final = "tiles"
-"""What attends in a stream: each tile's scores are there, and give its explanation as well."""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What a checkpoint adds to the network: identity, features and calibration."""
-
-    network: FlashNetwork
-    schema: FeatureSchema
-    model_id: str
-    sha256: str
-    temperature: tuple[float, ...]  # of the direction head, one a horizon
-    content_free: float
-    calibration: Calibration | None
-
-
 @dataclass(frozen=True, slots=True)
 class Attribution:
     """Where the last decision looked, bar by bar (oldest first).
@@ -125,7 +112,9 @@ class StreamingForecaster:
 
     def __init__(self, model: Model, *, mode: str, threads: int, instruments: int = 1) -> None:
         """Answer by *model* where its weights are; *instruments* is how many are expected."""
-        config = model.network.config
+        network = model.network
+        assert isinstance(network, FlashNetwork), "the only kind that streams"
+        config = network.config
         self.model = model
         self.model_id = model.model_id
         self.model_sha256 = model.sha256
@@ -134,14 +123,14 @@ class StreamingForecaster:
         self.horizons = config.horizons
         self.calibration = model.calibration
         self.mode = mode
-        self.device = str(model.network.slopes.device)
+        self.device = str(network.device)
         self.dtype = "float32"
         self.causal = True
         self.threads = threads
-        self.backend = BACKEND
-        self.network = StreamingNetwork(model.network)
+        self.backend = TILES
+        self.network = StreamingNetwork(network)
         self._expected = instruments
-        self._state = StreamState(model.network, streams=0)
+        self._state = StreamState(network, streams=0)
         self._instruments: dict[str, InstrumentMemory] = {}
 
     @property
@@ -227,7 +216,7 @@ class StreamingForecaster:
         queries, keys, logsumexps = zip(*layers, strict=True)
         rollout = rollout_rows(
             queries, keys, logsumexps, [len(positions) - 1],
-            Mask.window(self.model.network.config.window), residual_weight=RESIDUAL,
+            Mask.window(self.network.config.window), residual_weight=RESIDUAL,
         )  # fmt: skip
         weights = rollout.weights[0, 0].tolist()
         times = (positions * known.interval_ms).tolist()

@@ -8,29 +8,19 @@ taken in one causal pass, and ``scan`` refuses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tracepaper.strategies.attention.blocks import bucket_count, by_age, recent_mass, shift
-from tracepaper.strategies.attention.entropy import confidence
-from tracepaper.strategies.attention.probsparse import (
-    SparseRows,
-    decided_confidence,
-    rollout_stages,
-)
-from tracepaper.strategies.attention.rollout import Rollout, rollout_rows
+from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.features import FeatureSchema, FeatureStream
-from tracepaper.strategies.forecasters.answers import forecasts, require_one_of_each
-from tracepaper.strategies.networks.flash import FlashNetwork
-from tracepaper.strategies.networks.heads import Outputs
-from tracepaper.strategies.networks.informer import InformerNetwork
-from tracepaper.strategies.types import BLOCK_BARS, Bar, Calibration, Explanation, Forecast
+from tracepaper.strategies.features import FeatureStream
+from tracepaper.strategies.forecasters.answers import Model, forecasts, require_one_of_each
+from tracepaper.strategies.networks.architecture import Look
+from tracepaper.strategies.types import BLOCK_BARS, Bar, Explanation, Forecast
 
 
 class Ring:
@@ -75,58 +65,10 @@ CONTENT_FREE: Final = 0.0
 """Neither network has a bias towards near bars, so attention without content is even."""
 
 
-@dataclass(frozen=True, slots=True)
-class WindowModel:
-    """What a checkpoint adds to a network that answers for one window."""
-
-    network: InformerNetwork | FlashNetwork
-    schema: FeatureSchema
-    model_id: str
-    sha256: str
-    temperature: tuple[float, ...]  # of the direction head, one a horizon
-    calibration: Calibration | None
-
-
-class Look(NamedTuple):
-    """What a network says of one window, and where the decided bar looked."""
-
-    outputs: Outputs  # [1, 1, ...]: of the last bar
-    rollout: Rollout  # weights [1, 1, window], oldest bar first
-    confidence: Tensor  # [layer, head]
-
-
-def look(
-    network: InformerNetwork | FlashNetwork, x: Tensor, positions: Tensor, *, half: bool = False
-) -> Look:
-    """Forecast one window *x* [1, window, features] and explain its last bar.
-
-    *positions* int64 [window] are absolute bar numbers. No attention matrix is stored.
-    """
-    if isinstance(network, InformerNetwork):
-        outputs, stages = network.trace(x, positions)
-        attended = [stage for stage in stages if isinstance(stage, SparseRows)]
-        sure = [decided_confidence(rows, rows.weights.shape[-1] - 1)[0] for rows in attended]
-        top = attended[-1].weights.shape[-1] - 1
-        return Look(outputs, rollout_stages(stages, [top]), torch.stack(sure))
-    # What explains is never rounded to half numbers: only the network runs in them.
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-        every, traces = network.trace(x, positions)
-    queries = [trace.query for trace in traces]
-    keys = [trace.key for trace in traces]
-    sums = [trace.logsumexp for trace in traces]
-    last = [x.shape[1] - 1]
-    outputs = Outputs._make(None if part is None else part[:, -1:] for part in every)
-    return Look(
-        outputs,
-        rollout_rows(queries, keys, sums, last, network.mask),
-        confidence(queries, keys, sums, last, network.mask)[0, :, :, 0],
-    )
-
-
 class _Window:
     """One instrument's newest feature rows, each with its position in its last column."""
 
-    def __init__(self, model: WindowModel) -> None:
+    def __init__(self, model: Model) -> None:
         self.features = FeatureStream(model.schema)
         self.rows = Ring(capacity=model.network.config.window, width=len(model.schema.names) + 1)
         self.last: Bar | None = None
@@ -161,9 +103,7 @@ class _Window:
 class WindowedForecaster:
     """A window network behind the ``Forecaster`` protocol, for many instruments."""
 
-    def __init__(
-        self, model: WindowModel, *, threads: int, backend: str, dtype: str = "float32"
-    ) -> None:
+    def __init__(self, model: Model, *, threads: int, backend: str, dtype: str = "float32") -> None:
         """Answer by *model* where its weights are; *dtype* bfloat16 multiplies in half numbers."""
         self.model = model
         self.model_id = model.model_id
@@ -172,7 +112,7 @@ class WindowedForecaster:
         self.horizons = model.network.config.horizons
         self.calibration = model.calibration
         self.mode = "step"
-        self._place = next(model.network.parameters()).device
+        self._place = model.network.device
         self.device = str(self._place)
         self.dtype = dtype
         self.threads = threads
@@ -234,7 +174,7 @@ class WindowedForecaster:
         x = torch.from_numpy(known[:, :-1].astype(np.float32))[None].to(self._place)
         positions = torch.from_numpy(known[:, -1].astype(np.int64)).to(self._place)
         with torch.inference_mode():
-            seen = look(self._network, x, positions, half=self.dtype == "bfloat16")
+            seen = self._network.look(x, positions, half=self.dtype == "bfloat16")
         rollout = Rollout(seen.rollout.weights.cpu(), seen.rollout.l1_error.cpu())
         return Look(seen.outputs.cpu(), rollout, seen.confidence.float().cpu())
 

@@ -11,10 +11,15 @@ The rule is docs/attention.md, A16.
 from __future__ import annotations
 
 import math
-from typing import Final
+from collections.abc import Callable
+from typing import ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from tracepaper.strategies.attention.heads import content_free_confidence
+from tracepaper.strategies.errors import ConfigInvalid
 
 _DIGITS: Final = {torch.bfloat16: (256, 3), torch.float16: (2_048, 2)}
 """Half types hold whole numbers exactly up to a base: ages are written in so many digits of it."""
@@ -113,6 +118,161 @@ def sinusoidal_table(positions: Tensor, dim: int, period: int) -> Tensor:
     """Return the code [time, dim], float32, of *positions* modulo *period* (Vaswani 2017)."""
     cosine, sine = rope_table(positions % period, dim)
     return torch.cat((sine, cosine), dim=-1)
+
+
+class Phases(NamedTuple):
+    """What the positions of a stretch of bars turn into, computed once for all layers."""
+
+    cosine: Tensor | None  # [time, head_dim / 2]: queries and keys are rotated by them
+    sine: Tensor | None
+    age: Tensor | None  # [time] float32, bars back from the last position, where scores have a bias
+
+
+class Sizes(NamedTuple):
+    """What of an architecture an encoding depends on."""
+
+    dim: int
+    heads: int
+    window: int
+
+
+class Encoding(nn.Module):
+    """Where a bar stands in time: by nothing at all, unless a kind says otherwise.
+
+    A kind adds a code to the first state, rotates queries and keys, or adds a bias to scores. A
+    bias is given twice: as it is, for tiles, and in further head dimensions, for kernels.
+    """
+
+    looks_back_only: ClassVar[bool] = False
+    """Whether it means nothing to a bar that sees later ones."""
+    has_bias: ClassVar[bool] = False
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def code(self, positions: Tensor) -> Tensor | None:
+        """Return what is added to the first state: [time, dim], None for nothing."""
+        del positions
+        return None
+
+    def phases(self, positions: Tensor) -> Phases:
+        """Return what every layer shares of int64 *positions* [time]."""
+        del positions
+        return Phases(None, None, None)
+
+    def bias(self, distance: Tensor) -> Tensor:
+        """Return what is added to the scores: [stream, head, query, key].
+
+        *distance* [stream, query, key] is in bars, negative for earlier keys.
+        """
+        return torch.zeros_like(distance, dtype=torch.float32)[:, None]
+
+    def widen_query(self, query: Tensor, age: Tensor) -> Tensor:
+        """Return *query* [..., head, time, dim] with the dimensions that carry the bias."""
+        del age
+        return query
+
+    def widen_key(self, key: Tensor, age: Tensor) -> Tensor:
+        """Return *key* [..., time, dim] with what these dimensions meet."""
+        del age
+        return key
+
+    def widen_value(self, value: Tensor) -> Tensor:
+        """Return *value* [..., time, dim] with as many further zeros."""
+        return value
+
+    def content_free(self) -> float:
+        """Return the confidence over a full window that no content gives."""
+        return 0.0
+
+
+ENCODINGS: Final[dict[str, type[Encoding]]] = {}
+"""Every encoding by the name that an architecture gives it."""
+
+
+def encoding(name: str) -> Callable[[type[Encoding]], type[Encoding]]:
+    """Register a class as the encoding *name*; raise ``ConfigInvalid`` for a name that is taken."""
+
+    def known(made: type[Encoding]) -> type[Encoding]:
+        if name in ENCODINGS:
+            raise ConfigInvalid(f"There is an encoding called {name} already.")
+        ENCODINGS[name] = made
+        return made
+
+    return known
+
+
+@encoding("rope")
+class Rope(Encoding):
+    """Rotated queries and keys (Su et al., RoFormer, 2021)."""
+
+    def phases(self, positions: Tensor) -> Phases:
+        """Return the tables of ``rope_table``."""
+        cosine, sine = rope_table(positions, self.sizes.dim // self.sizes.heads)
+        return Phases(cosine, sine, None)
+
+
+@encoding("alibi")
+class Alibi(Encoding):
+    """A bias that falls with age (Press et al., Train Short, Test Long, 2022)."""
+
+    looks_back_only = True
+    has_bias = True
+    slopes: Tensor
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes)
+        self.register_buffer("slopes", alibi_slopes(sizes.heads), persistent=False)
+
+    def phases(self, positions: Tensor) -> Phases:
+        """Return the ages of the bars."""
+        return Phases(None, None, (positions[-1] - positions).float())
+
+    def bias(self, distance: Tensor) -> Tensor:
+        """Return each head's slope times the distance; exact below 2^24 bars."""
+        return self.slopes[:, None, None] * distance.float()[:, None]
+
+    def widen_query(self, query: Tensor, age: Tensor) -> Tensor:
+        """Return what ``alibi_query`` makes of it."""
+        return alibi_query(query, age, self.slopes)
+
+    def widen_key(self, key: Tensor, age: Tensor) -> Tensor:
+        """Return what ``alibi_key`` makes of it."""
+        return alibi_key(key, age)
+
+    def widen_value(self, value: Tensor) -> Tensor:
+        """Return *value* with a zero for each further dimension."""
+        return functional.pad(value, (0, alibi_dims(value.dtype)))
+
+    def content_free(self) -> float:
+        """Return the confidence of the slopes alone: queries of zero see every key alike."""
+        return content_free_confidence(self.sizes.window, self.slopes.tolist())
+
+
+@encoding("sinusoidal")
+class Sinusoidal(Encoding):
+    """The code of ``sinusoidal_table`` (Vaswani, 2017), added to the input."""
+
+    def code(self, positions: Tensor) -> Tensor:
+        """Return the code [time, dim]."""
+        return sinusoidal_table(positions, self.sizes.dim, self.sizes.window)
+
+
+@encoding("learned")
+class Learned(Encoding):
+    """A learned code for each place in the window, added to the input."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes)
+        self.place = nn.Parameter(torch.randn(sizes.window, sizes.dim) * 0.02)
+
+    def code(self, positions: Tensor) -> Tensor:
+        """Return the code [time, dim]."""
+        return self.place[positions % self.sizes.window]
+
+
+ENCODINGS["none"] = Encoding
 
 
 class TimeOfWeek(nn.Module):

@@ -8,8 +8,8 @@ answer depends on ``layers * (window - 1) + 1`` bars: the receptive field. The s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -18,88 +18,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from tracepaper.strategies.attention.heads import content_free_confidence
+from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import ConfigInvalid, shown
-from tracepaper.strategies.networks.encodings import (
-    TimeOfWeek,
-    alibi_dims,
-    alibi_key,
-    alibi_query,
-    alibi_slopes,
-    rope_table,
-    rotate,
-    sinusoidal_table,
+from tracepaper.strategies.networks.architecture import (
+    WINDOW_MAX,
+    Look,
+    Network,
+    NetworkKind,
+    checked_section,
+    register,
 )
+from tracepaper.strategies.networks.encodings import ENCODINGS, Phases, Sizes, TimeOfWeek, rotate
 from tracepaper.strategies.networks.heads import Heads, Outputs
 
 _CHOICES: Final = {
-    "encoding": ("rope", "alibi", "sinusoidal", "learned", "none"),
     "mlp": ("gelu", "gated"),
     "norm": ("pre", "post"),
     "mask": ("window", "full"),
 }
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "interval_minutes")
 _RATES: Final = ("dropout", "stochastic_depth")
-_WINDOW_MAX: Final = 65_536
-_LIMITS: Final[dict[str, tuple[float, float]]] = {
-    "features": (1, 4_096),
-    "dim": (2, 8_192),
-    "layers": (1, 256),
-    "heads": (1, 256),
-    "window": (1, _WINDOW_MAX),
-    "interval_minutes": (1, 100_800),
-    "factor": (1, 20),
-    "mlp_ratio": (0.01, 64),
-    "horizons": (1, 1_000_000),
-    "quantiles": (0, 1),
-    "seed": (0, 2**63 - 1),
-}
-"""What a card may ask for: beyond it a number is a slip, and would fill the memory or hang."""
-_ITEMS_MAX: Final = 64
-
-
-def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a card's ``[architecture]`` for the dataclass *made_of*, as tuples.
-
-    Raises ``ConfigInvalid`` for an unknown key, a value of another kind than the default's, and
-    a number outside its limits.
-    """
-    kinds = {field.name: field.default for field in fields(made_of)}
-    if unknown := sorted(set(section) - set(kinds)):
-        raise ConfigInvalid(
-            f"architecture.{unknown[0]} is unknown; remove it or use a newer version."
-        )
-    return {name: _checked(name, value, kinds[name]) for name, value in section.items()}
-
-
-def _checked(name: str, value: object, default: object) -> object:
-    """Return *value* as the kind of *default*; raise ``ConfigInvalid`` where it is another."""
-    if isinstance(default, tuple):
-        if not isinstance(value, list | tuple) or len(value) > _ITEMS_MAX:
-            raise ConfigInvalid(
-                f"architecture.{name} must be a list of at most {_ITEMS_MAX} numbers."
-            )
-        like = 1 if name == "horizons" else 1.0
-        return tuple(_number(name, item, like) for item in value)
-    if isinstance(default, bool | str):
-        if type(value) is not type(default):
-            kind = "true or false" if isinstance(default, bool) else "text"
-            raise ConfigInvalid(f"architecture.{name} must be {kind}.")
-        return value
-    assert isinstance(default, int | float)
-    return _number(name, value, default)
-
-
-def _number(name: str, value: object, like: float) -> float:
-    """Return a number of the kind of *like* within the limits of *name*."""
-    low, high = _LIMITS.get(name, (0, 1))
-    kinds = (int,) if isinstance(like, int) else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        kind = "a whole number" if isinstance(like, int) else "a number"
-        raise ConfigInvalid(f"architecture.{name} must be {kind} from {low:g} to {high:g}.")
-    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +68,7 @@ class FlashConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, with one sentence each."""
-        for name, choices in _CHOICES.items():
+        for name, choices in ({"encoding": tuple(ENCODINGS)} | _CHOICES).items():
             if (value := getattr(self, name)) not in choices:
                 raise ConfigInvalid(
                     f"architecture.{name} is {shown(value)}; choose one of {', '.join(choices)}."
@@ -148,8 +89,8 @@ class FlashConfig:
         """Return the rules that join fields: whether each is broken, and what to do then."""
         return (
             (
-                self.window > _WINDOW_MAX,
-                f"window is {self.window}; it must be at most {_WINDOW_MAX}",
+                self.window > WINDOW_MAX,
+                f"window is {self.window}; it must be at most {WINDOW_MAX}",
             ),
             (
                 self.dim % self.heads != 0 or self.dim // self.heads % 2 != 0,
@@ -160,8 +101,8 @@ class FlashConfig:
                 "horizons must list at least one number of bars",
             ),
             (
-                self.encoding == "alibi" and self.mask == "full",
-                "encoding alibi looks back only; use the window mask or rope",
+                ENCODINGS[self.encoding].looks_back_only and self.mask == "full",
+                f"encoding {self.encoding} looks back only; use the window mask or rope",
             ),
             (
                 any(a >= b for a, b in pairwise((0.0, *self.quantiles, 1.0))),
@@ -183,14 +124,6 @@ class FlashConfig:
     def read(cls, section: dict[str, Any]) -> FlashConfig:
         """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
         return cls(**checked_section(cls, section))
-
-
-class Phases(NamedTuple):
-    """What the positions of a stretch of bars turn into, computed once for all layers."""
-
-    cosine: Tensor | None  # [time, head_dim / 2]
-    sine: Tensor | None
-    age: Tensor | None  # [time] float32, bars back from the last position (ALiBi)
 
 
 class Projected(NamedTuple):
@@ -281,10 +214,11 @@ class Block(nn.Module):
         return branch * keep / (1.0 - self.drop_rate)
 
 
-class FlashNetwork(nn.Module):
+class FlashNetwork(Network):
     """Rows of features in, one forecast a row out."""
 
-    slopes: Tensor
+    takes_any_length = True
+    config: FlashConfig
 
     def __init__(self, config: FlashConfig) -> None:
         super().__init__()
@@ -292,10 +226,8 @@ class FlashNetwork(nn.Module):
         self.backend = "auto"  # of ``attend``
         self.mask = Mask.window(config.window) if config.mask == "window" else Mask.full()
         self.embed = nn.Linear(config.features, config.dim)
-        if config.encoding == "learned":
-            self.place = nn.Parameter(torch.randn(config.window, config.dim) * 0.02)
+        self.encoding = ENCODINGS[config.encoding](Sizes(config.dim, config.heads, config.window))
         self.week = TimeOfWeek(config.dim, config.interval_minutes) if config.time_of_week else None
-        self.register_buffer("slopes", alibi_slopes(config.heads), persistent=False)
         self.blocks = nn.ModuleList(Block(config, depth) for depth in range(config.layers))
         self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
         self.heads = Heads(
@@ -334,7 +266,7 @@ class FlashNetwork(nn.Module):
     def _layer(
         self, block: Block, state: Tensor, phases: Phases, traces: list[Trace] | None
     ) -> Tensor:
-        query, key, value = self.widen(block.project(state, phases), phases.age, phases.age)
+        query, key, value = self.widen(block.project(state, phases), phases.age)
         attended, logsumexp = attend(
             query, key, value, self.mask, backend=self.backend, checked=False
         )
@@ -344,36 +276,21 @@ class FlashNetwork(nn.Module):
 
     def enter(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Phases]:
         """Return the first state [batch, time, dim] and the phases of *positions* [time]."""
-        config = self.config
         state: Tensor = self.embed(x)
-        if config.encoding == "learned":
-            state = state + self.place[positions % config.window]
-        if config.encoding == "sinusoidal":
-            code = sinusoidal_table(positions, config.dim, config.window)
+        if (code := self.encoding.code(positions)) is not None:
             state = state + code.to(state.dtype)
         if self.week is not None:
             state = state + self.week(positions)
-        return state, self.phases(positions)
+        return state, self.encoding.phases(positions)
 
-    def phases(self, positions: Tensor) -> Phases:
-        """Return the tables that every layer shares."""
-        if self.config.encoding == "rope":
-            cosine, sine = rope_table(positions, self.config.head_dim)
-            return Phases(cosine, sine, None)
-        if self.config.encoding == "alibi":
-            return Phases(None, None, (positions[-1] - positions).float())
-        return Phases(None, None, None)
-
-    def widen(
-        self, projected: Projected, query_age: Tensor | None, key_age: Tensor | None
-    ) -> Projected:
-        """Return the tensors with ALiBi's extra dimensions; unchanged for other encodings."""
-        if query_age is None or key_age is None:
+    def widen(self, projected: Projected, age: Tensor | None) -> Projected:
+        """Return the tensors with the dimensions that carry a bias by *age* [time], if there is."""
+        if age is None:
             return projected
         return Projected(
-            alibi_query(projected.query, query_age, self.slopes),
-            alibi_key(projected.key, key_age),
-            functional.pad(projected.value, (0, alibi_dims(projected.value.dtype))),
+            self.encoding.widen_query(projected.query, age),
+            self.encoding.widen_key(projected.key, age),
+            self.encoding.widen_value(projected.value),
         )
 
     def read_out(self, state: Tensor) -> Outputs:
@@ -393,9 +310,34 @@ class FlashNetwork(nn.Module):
                 yield f"heads.{name}", output
 
     def content_free(self) -> float:
-        """Return the confidence over a full window that mask and encoding alone give.
+        """Return the confidence over a full window that mask and encoding alone give."""
+        return self.encoding.content_free()
 
-        Queries of zero see every key alike, so it is 0 but for ALiBi, whose slopes stay.
-        """
-        slopes = self.slopes.tolist() if self.config.encoding == "alibi" else ()
-        return content_free_confidence(self.config.window, slopes)
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
+        """Forecast one window *x* [1, window, features] and explain its last bar."""
+        # What explains is never rounded to half numbers: only the network runs in them.
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            every, traces = self.trace(x, positions)
+        queries = [trace.query for trace in traces]
+        keys = [trace.key for trace in traces]
+        sums = [trace.logsumexp for trace in traces]
+        last = [x.shape[1] - 1]
+        outputs = Outputs._make(None if part is None else part[:, -1:] for part in every)
+        return Look(
+            outputs,
+            rollout_rows(queries, keys, sums, last, self.mask),
+            confidence(queries, keys, sums, last, self.mask)[0, :, :, 0],
+        )
+
+
+TILES: Final = "tiles"
+"""What attends in a stream: each tile's scores are there, and give its explanation as well."""
+
+register(
+    NetworkKind(
+        "flash",
+        FlashConfig.read,
+        FlashNetwork,
+        backend=lambda config: TILES if config.mask == "window" else None,
+    )
+)

@@ -21,15 +21,24 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import (
     STRIDE,
     TAPS,
+    SparseRows,
     Stage,
     attend_sparsely,
     convolution_taps,
+    decided_confidence,
     pooling_taps,
+    rollout_stages,
     sample_keys,
 )
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks.architecture import (
+    Look,
+    Network,
+    NetworkKind,
+    checked_section,
+    register,
+)
 from tracepaper.strategies.networks.encodings import TimeOfWeek, sinusoidal_table
-from tracepaper.strategies.networks.flash import checked_section
 from tracepaper.strategies.networks.heads import Heads, Outputs
 
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "factor", "interval_minutes")
@@ -158,8 +167,10 @@ class SparseBlock(nn.Module):
         return out
 
 
-class InformerNetwork(nn.Module):
+class InformerNetwork(Network):
     """A window of feature rows in, the forecast of its last bar out."""
+
+    config: InformerConfig
 
     def __init__(self, config: InformerConfig) -> None:
         super().__init__()
@@ -192,6 +203,18 @@ class InformerNetwork(nn.Module):
         stages: list[Stage] = []
         outputs = self._read_out(self._run(x, positions, stages))
         return Traced(outputs, stages)
+
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
+        """Forecast one window *x* [1, window, features] and explain its last bar.
+
+        It always runs in float32, whatever *half* asks for.
+        """
+        del half
+        outputs, stages = self.trace(x, positions)
+        attended = [stage for stage in stages if isinstance(stage, SparseRows)]
+        sure = [decided_confidence(rows, rows.weights.shape[-1] - 1)[0] for rows in attended]
+        top = attended[-1].weights.shape[-1] - 1
+        return Look(outputs, rollout_stages(stages, [top]), torch.stack(sure))
 
     def content_free(self) -> float:
         """Return the confidence without content: 0, for every key is alike."""
@@ -238,3 +261,8 @@ class InformerNetwork(nn.Module):
     def _read_out(self, state: Tensor) -> Outputs:
         outputs: Outputs = self.heads(self.norm(state[:, -1:]))
         return outputs
+
+
+register(
+    NetworkKind("informer", InformerConfig.read, InformerNetwork, backend=lambda _: "probsparse")
+)

@@ -27,7 +27,6 @@ from tracepaper.strategies.attention.cache import TailRing, TailRings, WrapRing
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.networks.encodings import alibi_key, alibi_query
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.heads import Outputs
 from tracepaper.strategies.types import BLOCK_BARS
@@ -105,7 +104,7 @@ class StreamState:
     def __init__(self, network: FlashNetwork, streams: int = 1) -> None:
         config = network.config
         self._config = config
-        self._device = network.slopes.device
+        self._device = network.device
         self.width = _columns(config).width
         self.rings = TailRings(
             kept=config.window - 1, slack=_slack(config.window), device=self._device, streams=0
@@ -237,7 +236,7 @@ class StreamingNetwork:
         self._scale = self.config.head_dim**-0.5
         # Relative to a tile, key 0 is the oldest that its first query sees. So of the first keys
         # query r no longer sees those before r, and of the last it does not yet see those after.
-        self.device = network.slopes.device
+        self.device = network.device
         square = torch.full((TILE_BARS, TILE_BARS), _HIDDEN, device=self.device)
         self._gone, self._future = square.tril(-1), square.triu(1)
 
@@ -312,9 +311,8 @@ class StreamingNetwork:
         layers = []
         for kept in state.history[stream].unrolled().permute(1, 2, 0, 3)[:, None]:
             query, key, logsumexp = kept.split([self.config.head_dim, self.config.head_dim, 1], -1)
-            if self.config.encoding == "alibi":
-                query = alibi_query(query, age, self.network.slopes)
-                key = alibi_key(key, age)
+            query = self.network.encoding.widen_query(query, age)
+            key = self.network.encoding.widen_key(key, age)
             logsumexp = logsumexp[..., 0]
             if state.counts[stream] > len(positions) and early > 0:
                 # The windows of the oldest rows kept begin before the keys kept. Nothing asks
@@ -410,11 +408,10 @@ class StreamingNetwork:
         kept = slice(run.end + begin, run.end + start + bars)
         scores = self._scale * query @ past.keys[:, kept].mT  # [pair, tile, keys]
         streams = scores.unflatten(0, (len(run.counts), -1))  # [stream, head, tile, keys]
-        if self.config.encoding == "alibi":
+        if self.network.encoding.has_bias:
             known = places[:, kept]
             distance = known[:, None] - known[:, start - begin :, None]  # [stream, tile, keys]
-            # Exact below 2^24 bars.
-            streams += self.network.slopes[:, None, None] * distance.float()[:, None]
+            streams += self.network.encoding.bias(distance)
         if bars > 1:
             scores[..., :TILE_BARS] += self._gone
             scores[..., -TILE_BARS:] += self._future

@@ -14,9 +14,10 @@ import torch
 from tracepaper.strategies import features
 from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.forecasters.answers import Model
 from tracepaper.strategies.forecasters.attributing import Probe
 from tracepaper.strategies.forecasters.build import build, require_device
-from tracepaper.strategies.forecasters.windowed import WindowedForecaster, WindowModel
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 
@@ -101,7 +102,7 @@ def test_half_numbers_forecast_what_float32_does() -> None:
 
 def windowed(kind: str, dtype: str = "float32") -> WindowedForecaster:
     with torch.device("cpu"):
-        model = WindowModel(network(kind), SCHEMA, "m", "0" * 64, (1.0, 1.0, 1.0), None)
+        model = Model(network(kind), SCHEMA, "m", "0" * 64, (1.0, 1.0, 1.0), 0.0, None)
     return WindowedForecaster(model, threads=1, backend="sdpa", dtype=dtype)
 
 

@@ -13,7 +13,8 @@ import torch
 from tracepaper.strategies import features
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.forecasters.windowed import WindowedForecaster, WindowModel, look
+from tracepaper.strategies.forecasters.answers import Model
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.strategy import Forecaster
@@ -36,7 +37,7 @@ def network(kind: str) -> InformerNetwork | FlashNetwork:
 
 
 def forecaster(kind: str) -> WindowedForecaster:
-    model = WindowModel(network(kind), SCHEMA, "m", "0" * 64, (1.0, 1.0, 1.0), None)
+    model = Model(network(kind), SCHEMA, "m", "0" * 64, (1.0, 1.0, 1.0), 0.0, None)
     return WindowedForecaster(model, threads=1, backend="sdpa")
 
 
@@ -108,7 +109,7 @@ def test_the_full_forms_row_equals_the_stored_matrices() -> None:
     x = torch.randn(1, WINDOW, 30, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(10**6, 10**6 + WINDOW)
     with torch.inference_mode():
-        seen = look(made, x, positions)
+        seen = made.look(x, positions)
         _, traces = made.trace(x, positions)
     matrices = [
         reference.attention_matrix(trace.query.double(), trace.key.double(), made.mask)

@@ -1,0 +1,195 @@
+"""What every kind of network tells and offers, and the check of a card's ``[architecture]``.
+
+A kind is registered in its own module, which need not be named anywhere else: cards, forecasters,
+``doctor`` and error messages find it here.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tracepaper.strategies.attention.rollout import Rollout
+from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.networks.heads import Outputs
+
+WINDOW_MAX: Final = 65_536
+_LIMITS: Final[dict[str, tuple[float, float]]] = {
+    "features": (1, 4_096),
+    "dim": (2, 8_192),
+    "layers": (1, 256),
+    "heads": (1, 256),
+    "window": (1, WINDOW_MAX),
+    "interval_minutes": (1, 100_800),
+    "factor": (1, 20),
+    "mlp_ratio": (0.01, 64),
+    "horizons": (1, 1_000_000),
+    "quantiles": (0, 1),
+    "seed": (0, 2**63 - 1),
+}
+"""What a card may ask for: beyond it a number is a slip, and would fill the memory or hang."""
+_ITEMS_MAX: Final = 64
+
+
+def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a card's ``[architecture]`` for the dataclass *made_of*, as tuples.
+
+    Raises ``ConfigInvalid`` for an unknown key, a value of another kind than the default's, and
+    a number outside its limits.
+    """
+    kinds = {field.name: field.default for field in fields(made_of)}
+    if unknown := sorted(set(section) - set(kinds)):
+        raise ConfigInvalid(
+            f"architecture.{unknown[0]} is unknown; remove it or use a newer version."
+        )
+    return {name: _checked(name, value, kinds[name]) for name, value in section.items()}
+
+
+def _checked(name: str, value: object, default: object) -> object:
+    """Return *value* as the kind of *default*; raise ``ConfigInvalid`` where it is another."""
+    if isinstance(default, tuple):
+        if not isinstance(value, list | tuple) or len(value) > _ITEMS_MAX:
+            raise ConfigInvalid(
+                f"architecture.{name} must be a list of at most {_ITEMS_MAX} numbers."
+            )
+        like = 1 if name == "horizons" else 1.0
+        return tuple(_number(name, item, like) for item in value)
+    if isinstance(default, bool | str):
+        if type(value) is not type(default):
+            kind = "true or false" if isinstance(default, bool) else "text"
+            raise ConfigInvalid(f"architecture.{name} must be {kind}.")
+        return value
+    assert isinstance(default, int | float)
+    return _number(name, value, default)
+
+
+def _number(name: str, value: object, like: float) -> float:
+    """Return a number of the kind of *like* within the limits of *name*."""
+    low, high = _LIMITS.get(name, (0, 1))
+    kinds = (int,) if isinstance(like, int) else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        kind = "a whole number" if isinstance(like, int) else "a number"
+        raise ConfigInvalid(f"architecture.{name} must be {kind} from {low:g} to {high:g}.")
+    return value
+
+
+class Architecture(Protocol):
+    """What every network's configuration tells, whatever else it holds."""
+
+    @property
+    def features(self) -> int:
+        """Columns of a row."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """The width of the network."""
+        ...
+
+    @property
+    def layers(self) -> int:
+        """Layers of attention."""
+        ...
+
+    @property
+    def heads(self) -> int:
+        """Heads of each layer."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Bars that one layer sees."""
+        ...
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """Bars ahead that are forecast."""
+        ...
+
+
+class Look(NamedTuple):
+    """What a network says of one window, and where the decided bar looked."""
+
+    outputs: Outputs  # [1, 1, ...]: of the last bar
+    rollout: Rollout  # weights [1, 1, window], oldest bar first
+    confidence: Tensor  # [layer, head]
+
+
+class Network(nn.Module):
+    """A network of this package: rows of features in, forecasts with their explanation out."""
+
+    config: Architecture
+    takes_any_length: ClassVar[bool] = False
+    """Whether it takes fewer rows than its window: else only whole windows."""
+
+    @abstractmethod
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
+        """Forecast one window *x* [1, window, features] and explain its last bar.
+
+        *positions* int64 [window] are absolute bar numbers; *half* multiplies in bfloat16. No
+        attention matrix is stored.
+        """
+
+    @abstractmethod
+    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield each stage's name and output for *x* [batch, time, features], first to last."""
+
+    @abstractmethod
+    def content_free(self) -> float:
+        """Return the confidence over a full window that mask and encoding alone give."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkKind:
+    """A kind of network, by the name that a card gives as ``[model] kind``."""
+
+    name: str
+    read: Callable[[dict[str, Any]], Any]
+    """A card's ``[architecture]`` → its configuration; raises ``ConfigInvalid``."""
+    make: Callable[[Any], Network]
+    """A configuration → the network, untrained."""
+    backend: Callable[[Any], str | None]
+    """What attends, by name, where it is the network's own; None where a kernel does."""
+
+
+KINDS: Final[dict[str, NetworkKind]] = {}
+"""The kinds registered so far; ask ``network_kinds`` for all."""
+
+
+def register(kind: NetworkKind) -> NetworkKind:
+    """Make *kind* known; raise ``ConfigInvalid`` for a name that is taken."""
+    if kind.name in KINDS:
+        raise ConfigInvalid(f"There is a kind of network called {kind.name} already.")
+    KINDS[kind.name] = kind
+    return kind
+
+
+def network_kinds() -> Mapping[str, NetworkKind]:
+    """Return every kind by its name, once each module of this package was imported."""
+    from tracepaper.strategies import networks
+
+    for module in iter_modules(networks.__path__):
+        import_module(f"{networks.__name__}.{module.name}")
+    return KINDS
+
+
+def kind_of(name: object) -> NetworkKind:
+    """Return the kind of that name; raise ``ConfigInvalid`` for an unknown one."""
+    known = network_kinds()
+    if not isinstance(name, str) or name not in known:
+        raise ConfigInvalid(
+            f"The model's card names the kind {shown(name)}; use {' or '.join(known)}."
+        )
+    return known[name]
