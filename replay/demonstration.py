@@ -28,7 +28,13 @@ from tracepaper.replay.explain.recomputed import recompute
 from tracepaper.replay.explain.stored import read_stored
 from tracepaper.replay.explain.terminal import show_stored
 from tracepaper.replay.explain.terminal_full import show_attribution
-from tracepaper.replay.report.summary import Summary, most_telling, program_name, show, summarise
+from tracepaper.replay.report.summary import (
+    Summary,
+    decision_to_explain,
+    program_name,
+    show,
+    summarise,
+)
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.chain import ChainReport, verify_chain
 from tracepaper.storage.reader import Reader
@@ -137,7 +143,7 @@ def _sum_up(wanted: Demonstration, watcher: RunWatcher, database: Path) -> None:
     summary = summarise(database, run_id)
     with Reader.open(database) as reader:
         chain = verify_chain(reader.connection, run_id)
-    sequence = most_telling(database, run_id)
+    sequence = decision_to_explain(database, run_id)
     if wanted.as_json:
         print_json(_document(summary, database, chain, sequence))
         return

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
 
-from tracepaper.storage.questions import ask
 from tracepaper.storage.reader import Reader, resolve
+from tracepaper.storage.run_views import RunViews
 from tracepaper.storage.views import VIEWS
 from tracepaper.strategies.errors import ConfigInvalid
 
@@ -29,20 +29,12 @@ if TYPE_CHECKING:
     import polars as pl
 
     from tracepaper.replay.report.tables import Table
+    from tracepaper.storage.view_columns import Shown
 
 Frame = TypeVar("Frame")
 Kind = Literal["text", "integer", "float", "boolean", "moment"]
+_KINDS: Final[dict[str, Kind]] = {"TEXT": "text", "INTEGER": "integer", "REAL": "float"}
 Build = Callable[[dict[str, tuple[Kind, list[Any]]]], Frame]
-
-TEXTS: Final = frozenset(
-    {
-        "run_id", "kind", "instrument", "action", "refused_by", "regime", "reason", "model_id",
-        "digest", "decision_sha256", "window_sha256", "gate", "bucket", "order_id", "side",
-        "liquidity", "model", "status", "twin", "cause", "repaired_by", "content", "source",
-    }
-)  # fmt: skip
-INTEGERS: Final = frozenset({"sequence", "ordinal", "horizon"})
-BOOLEANS: Final = frozenset({"allowed", "passed", "accepted"})
 
 
 class RunFrames(Generic[Frame]):
@@ -64,8 +56,7 @@ class RunFrames(Generic[Frame]):
     def run(self) -> dict[str, Any]:
         """The run's row: kind, instruments, interval, model, configuration, head digest."""
         with Reader.open(self.database) as reader:
-            query = "SELECT * FROM v_runs WHERE run_id = :run"
-            return ask(reader.connection, query, {"run": self.run_id}).documents()[0]
+            return RunViews(reader.connection, self.run_id).run()
 
     def decisions(self, *, first: int | None = None, last: int | None = None) -> Frame:
         """Return a row a closed bar: action, verdict, forecast at the gate's horizon, hashes."""
@@ -149,20 +140,15 @@ class RunFrames(Generic[Frame]):
 
     def _frame(self, view: str, first: int | None, last: int | None) -> Frame:
         """Return the rows of *view* between two sequences, in order."""
-        query = (
-            f"SELECT * FROM {view} WHERE run_id = :run AND sequence BETWEEN :first AND :last "  # noqa: S608
-            "ORDER BY sequence"
-        )
-        bounds = {
-            "run": self.run_id,
-            "first": 0 if first is None else first,
-            "last": 2**62 if last is None else last,
-        }
+        columns = next(known.columns for known in VIEWS if known.name == view)
+        found: list[list[Any]] = [[] for _ in columns]
         with Reader.open(self.database) as reader:
-            answered = ask(reader.connection, query, bounds)
-        rows = list(zip(*answered.rows, strict=True)) or [()] * len(answered.columns)
-        given = dict(zip(answered.columns, rows, strict=True))
-        return self._build({_renamed(name): _column(name, given) for name in answered.columns})
+            views = RunViews(reader.connection, self.run_id)
+            for batch in views.batches(view, first=first, last=last):
+                for values, part in zip(found, batch, strict=True):
+                    values.extend(part)
+        given = {column.name: values for column, values in zip(columns, found, strict=True)}
+        return self._build({_renamed(column.name): _column(column, given) for column in columns})
 
 
 @overload
@@ -206,15 +192,13 @@ def _renamed(name: str) -> str:
     return f"{name.removesuffix('_iso')}_utc" if name.endswith("_iso") else name
 
 
-def kind_of(name: str) -> Kind:
-    """Return what a view's column *name* holds, so that a frame's schema never depends on it."""
-    if name.endswith("_iso"):
+def kind_of(column: Shown) -> Kind:
+    """Return what a view's *column* holds, so that a frame's schema never depends on its rows."""
+    if column.name.endswith("_iso"):
         return "moment"
-    if name in TEXTS or name.endswith("_text"):
-        return "text"
-    if name in INTEGERS or name.endswith("_ms"):
-        return "integer"
-    return "boolean" if name in BOOLEANS else "float"
+    if column.is_flag:
+        return "boolean"
+    return _KINDS[column.kind]
 
 
 def _report_columns(table: Table) -> dict[str, tuple[Kind, list[Any]]]:
@@ -232,15 +216,14 @@ def _report_columns(table: Table) -> dict[str, tuple[Kind, list[Any]]]:
     return found
 
 
-def _column(name: str, given: dict[str, tuple[Any, ...]]) -> tuple[Kind, list[Any]]:
+def _column(column: Shown, given: dict[str, list[Any]]) -> tuple[Kind, list[Any]]:
     """Return one column; a moment is taken from the milliseconds beside its text."""
-    kind = kind_of(name)
+    kind, values = kind_of(column), given[column.name]
     if kind == "moment":
-        stem = name.removesuffix("_iso")
-        return kind, list(given[f"{stem}_ms"])
+        return kind, given[f"{column.name.removesuffix('_iso')}_ms"]
     if kind == "boolean":
-        return kind, [None if value is None else bool(value) for value in given[name]]
-    return kind, list(given[name])
+        return kind, [None if value is None else bool(value) for value in values]
+    return kind, values
 
 
 def _polars() -> Build[pl.DataFrame]:

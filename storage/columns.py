@@ -55,6 +55,8 @@ VOLUME: Final = "i.volume_decimals"
 TURNOVER: Final = "i.turnover_decimals"
 TIME: Final = "time"
 HASH: Final = "hash"
+FLAG: Final = "flag"
+"""1 or 0, which say yes or no."""
 
 SOURCE_CODES: Final = {Source.ARCHIVE: 0, Source.STREAM: 1, Source.REST: 2}
 """A bar's source as it is stored: the first two cost SQLite no byte."""
@@ -296,7 +298,7 @@ _OUTCOMES = (
     _key("step"),
     _text("action", "`LONG`, `SHORT`, `FLAT` or `HOLD`"),
     _text("reason", "the strategy's reason"),
-    _whole("allowed", "1 if every gate passed"),
+    _whole("allowed", "1 if every gate passed", FLAG),
     _text("refused_by", "the first gate that failed; null if none", null=True),
     _whole("gate_set"),
     _blob("gate_set_sha256"),

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tracepaper.storage.columns import (
+    FLAG,
     HASH,
     SEQUENCE_LIMIT,
     SOURCE_CODES,
@@ -59,6 +60,7 @@ class Shown(NamedTuple):
     sql: str
     doc: str
     kind: str = "TEXT"  # of its values: `INTEGER`, `REAL` or `TEXT`
+    is_flag: bool = False  # 1 or 0, which say yes or no
 
     @property
     def typed(self) -> str:
@@ -175,6 +177,8 @@ def _shown(alias: str, column: Column) -> tuple[Shown, ...]:
         return moment(name, sql, column.doc)
     if column.scale == HASH:
         return (digest(name, sql, column.doc),)
+    if column.scale == FLAG:
+        return (Shown(name, sql, column.doc, column.kind, is_flag=True),)
     if column.scale:
         return exact(name, sql, column.scale, column.doc)
     return (Shown(name, sql, column.doc, column.kind),)

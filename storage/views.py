@@ -116,7 +116,13 @@ V_BARS: Final = View(
                 f"{_MARKET_AT} + s.seen_delay_ms",
                 "market time at which the engine saw it",
             ),
-            Shown("accepted", "s.shape & 1", "0 for a revision, which changed nothing", "INTEGER"),
+            Shown(
+                "accepted",
+                "s.shape & 1",
+                "0 for a revision, which changed nothing",
+                "INTEGER",
+                is_flag=True,
+            ),
         ),
         ("s", (column for column in TABLES["steps"] if column.name in BAR_COLUMNS)),
     ),
@@ -249,7 +255,7 @@ V_GATES: Final = View(
             "measure", f"CASE g.gate {_MEASURES} END", "null where it could not be computed", "REAL"
         ),
         *shown("g", "gate_sets", "threshold"),
-        Shown("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER"),
+        Shown("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER", is_flag=True),
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.outcome IS NOT NULL "
     f"JOIN outcomes o ON o.step = {shared_row('s.outcome')} "

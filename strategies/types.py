@@ -555,6 +555,13 @@ class Step(Struct, frozen=True, gc=False):
     state: bytes | None  # the engine's carried state (msgpack), None when unchanged
 
 
+ACTING_ONLY: Final = (
+    "only steps that traded and the last bars of each day are kept, so this run cannot be "
+    "re-derived"
+)
+"""The warning on a run whose log was asked to be small."""
+
+
 class Run(Struct, frozen=True):
     """A run as it was opened: everything that never changes while it goes on."""
 
@@ -581,3 +588,8 @@ class Run(Struct, frozen=True):
     torch_version: str = ""  # "" without a model, as the next
     instruction_set: str = ""
     libraries: str = ""  # JSON: the version of everything else that computes
+
+    @property
+    def keeps_every_step(self) -> bool:
+        """Whether every step is in the record, not only those that traded and the ends of days."""
+        return ACTING_ONLY not in self.warnings

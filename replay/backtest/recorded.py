@@ -24,7 +24,7 @@ from tracepaper.daemon.session.build import build_engine, needs_forecaster
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
 from tracepaper.daemon.session.run_record import OF_THE_PLACE, start_event
-from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, run_events
+from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
@@ -32,6 +32,7 @@ from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
+    ACTING_ONLY,
     Event,
     FillModel,
     ModelChange,
@@ -63,7 +64,7 @@ def open_recorded(reader: Reader, database: Path, run_id: str) -> Recorded:
     run = stored.run
     if reader.pruned(stored.run_key) is not None:
         raise DataInvalid(f"Run {run_id} was pruned, so its start is gone; choose a younger run.")
-    if ACTING_ONLY in run.warnings:
+    if not run.keeps_every_step:
         raise DataInvalid(f"Run {run_id} says: {ACTING_ONLY}; replay its candles in full.")
     config = restore(run.config)
     if config.execution.model == "auto":

@@ -22,13 +22,13 @@ from tracepaper.replay.archive import read_candles, read_funding
 from tracepaper.replay.archive.times import instant
 from tracepaper.replay.backtest.build import Replay, build, configuration
 from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, resume_replay, run_replay
-from tracepaper.replay.report.summary import most_telling, program_name, show, summarise
+from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.report.summary import decision_to_explain, program_name, show, summarise
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.lock import lock_file
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.market import unscaled
-from tracepaper.strategies.types import MONEY_DECIMALS
+from tracepaper.strategies.types import ACTING_ONLY, MONEY_DECIMALS
 
 INTERRUPTED: Final = 130
 
@@ -221,7 +221,7 @@ def _say(request: Request, database: Path, run_id: str, tally: Tally, seconds: f
         )
         return
     console, program = Terminal(), program_name()
-    sequence = most_telling(database, run_id)
+    sequence = decision_to_explain(database, run_id)
     show(console, summarise(database, run_id))
     if not tally.finished:
         console.print(

@@ -26,17 +26,21 @@ from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.types import Bar, Event, Funding, Gap, Prediction, RunKind, Step
+from tracepaper.strategies.types import (
+    ACTING_ONLY,
+    Bar,
+    Event,
+    Funding,
+    Gap,
+    Prediction,
+    RunKind,
+    Step,
+)
 
 _FIRST_BARS: Final = 2
 BREATH_EVENTS: Final = 4_096
 """Events after which the loop says how far it is, and asks whether it shall stop."""
 
-ACTING_ONLY: Final = (
-    "only steps that traded and the last bars of each day are kept, so this run cannot be "
-    "re-derived"
-)
-"""The warning on a run whose log was asked to be small."""
 
 Progress = Callable[[int], None]
 
@@ -167,7 +171,7 @@ def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
         replay.engine,
         audit,
         tally,
-        acting_only=ACTING_ONLY in replay.run.warnings,
+        acting_only=not replay.run.keeps_every_step,
         newly_opened=NewlyOpened(replay.run.strategy),
     )
 
@@ -219,7 +223,7 @@ def resume_replay(
         raise ConfigInvalid(f"Run {run_id} is a {run.kind.value} run; only a replay is resumed.")
     if has_ended:
         raise ConfigInvalid(f"Run {run_id} is finished; start a new replay.")
-    if ACTING_ONLY in run.warnings:
+    if not run.keeps_every_step:
         raise ConfigInvalid(f"Run {run_id} says: {ACTING_ONLY}; start a new replay.")
     replay = build(
         restore(run.config),

@@ -17,11 +17,12 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.archive.decimals import IntArray
 from tracepaper.replay.backtest.build import Replay, build
-from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, run_replay
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.backtest.scan import CHUNK_EVENTS
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.types import ACTING_ONLY
 
 if TYPE_CHECKING:
     from tracepaper.strategies.networks.workloads import Scan

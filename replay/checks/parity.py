@@ -14,20 +14,12 @@ from typing import Final
 
 from tracepaper.daemon.config.loading import restore
 from tracepaper.replay.backtest.agreement import measures_agree, predictions_agree
-from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.replay.checks.compare import Difference, decision_differences, forecast_differences
 from tracepaper.storage.digest import scale_factor
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.gates import GATES
 from tracepaper.strategies.market import unscaled
-from tracepaper.strategies.types import (
-    Bar,
-    Decision,
-    Forecast,
-    Instrument,
-    Run,
-    Step,
-)
+from tracepaper.strategies.types import ACTING_ONLY, Bar, Decision, Forecast, Instrument, Run, Step
 
 DIFFERENCES_KEPT: Final = 20
 

@@ -17,7 +17,6 @@ from scipy.stats import spearmanr
 
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.storage import checkpoints
 from tracepaper.storage.encode import gate_horizon
 from tracepaper.storage.reader import Reader
@@ -116,7 +115,7 @@ def _forecast(run: Run, step: Step) -> Forecast:
             f"{named} asked no model, so there is nothing to recompute; choose a decision of an "
             "attention run."
         )
-    if ACTING_ONLY in run.warnings:
+    if not run.keeps_every_step:
         raise DataInvalid(
             f"{named} cannot be recomputed, for its run kept only the bars it traded on; replay "
             "it with --log full."

@@ -8,18 +8,16 @@ threshold asks beyond that).
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tracepaper.daemon.commands.options import located
-from tracepaper.replay.report.summary import reading
+from tracepaper.storage.reader import Reader
+from tracepaper.storage.run_views import Row, RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates import GATES, with_unit
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,36 +67,27 @@ def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:
 
 def read_stored(database: Path, run_id: str, sequence: int) -> StoredDecision:
     """Return what *database* holds of one decision; raise ``DataInvalid`` where it holds none."""
-    with reading(database) as db:
-        # One transaction: a prune between two reads must not leave half a decision.
-        db.execute("BEGIN")
-        decisions = _rows(db, "v_decisions", run_id, sequence)
-        if not decisions:
-            raise DataInvalid(_missing(db, run_id, sequence))
-        runs = db.execute("SELECT * FROM v_runs WHERE run_id = ?", (run_id,)).fetchall()
-        return StoredDecision(
-            dict(runs[0]),
-            decisions[0],
-            tuple(sorted(_rows(db, "v_gates", run_id, sequence), key=lambda row: row["ordinal"])),
-            tuple(_rows(db, "v_explanations", run_id, sequence)),
-        )
+    with Reader.open(database) as reader:
+        views = RunViews(reader.connection, run_id)
+        with views.snapshot():  # a prune between two reads must not leave half a decision
+            decisions = views.rows("v_decisions", sequence=sequence)
+            if not decisions:
+                raise DataInvalid(_missing(views, sequence))
+            return StoredDecision(
+                views.run(),
+                decisions[0],
+                tuple(views.rows("v_gates", sequence=sequence)),
+                tuple(views.rows("v_explanations", sequence=sequence)),
+            )
 
 
-def _rows(db: sqlite3.Connection, view: str, run_id: str, sequence: int) -> list[Row]:
-    query = f"SELECT * FROM {view} WHERE run_id = ? AND sequence = ?"  # noqa: S608 - our own names
-    return [dict(row) for row in db.execute(query, (run_id, sequence))]
-
-
-def _missing(db: sqlite3.Connection, run_id: str, sequence: int) -> str:
+def _missing(views: RunViews, sequence: int) -> str:
     """Return the sentence for a step that is no decision, with the nearest that is one."""
-    query = (
-        "SELECT sequence FROM v_decisions WHERE run_id = ? ORDER BY abs(sequence - ?), sequence"
-        " LIMIT 1"
+    if (nearest := views.nearest("v_decisions", sequence)) is None:
+        return f"Run {views.run_id} holds no decision yet; choose another run."
+    return (
+        f"Run {views.run_id} has no decision {sequence}; the nearest is {views.run_id}:{nearest}."
     )
-    row = db.execute(query, (run_id, sequence)).fetchone()
-    if row is None:
-        return f"Run {run_id} holds no decision yet; choose another run."
-    return f"Run {run_id} has no decision {sequence}; the nearest is {run_id}:{row['sequence']}."
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,6 @@ def random_twins(
 
 def _first_warm(record: RunRecord, instrument: str) -> int:
     """Return the first bar of *instrument* at which an order could be filled."""
-    own = record.decisions.instrument == instrument
+    own = record.decisions.places[instrument]
     warm = np.flatnonzero(record.decisions.refused_by[own] != "warm")
     return int(warm[0]) + 1 if warm.size else 0

@@ -118,7 +118,7 @@ def read_attention(reader: Reader, record: RunRecord, wanted: Collection[int]) -
         for name in record.bars:
             own = decisions.instrument[at] == name
             if own.any():
-                every = int(np.count_nonzero(explained & (decisions.instrument == name)))
+                every = int(np.count_nonzero(explained[decisions.places[name]]))
                 columns.setdefault(name, _Columns(every)).add(cells[own])
                 taken[name].append(at[own])
     if total is None:

@@ -82,7 +82,8 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Figure:
 def _ribbon(report: Report, heatmap: Heatmap) -> list[float | None]:
     """Return the commonest regime of each column, as a place in ``REGIMES``; null if unknown."""
     decisions = report.record.decisions
-    own = np.isfinite(decisions.confidence) & (decisions.instrument == heatmap.instrument)
+    own = decisions.places[heatmap.instrument]
+    own = own[np.isfinite(decisions.confidence[own])]
     ends = np.searchsorted(decisions.open_time_ms[own], heatmap.times_ms, side="right")
     found: list[float | None] = []
     for column in np.split(decisions.regime[own], ends[:-1]):

@@ -9,9 +9,10 @@ from typing import Final
 import numpy as np
 
 from tracepaper.replay.report.attention import Attention
-from tracepaper.replay.report.record import Floats, Ints, Row, RunRecord
+from tracepaper.replay.report.record import Floats, Ints, RunRecord
 from tracepaper.replay.report.trades import Trade
 from tracepaper.storage.reader import Reader
+from tracepaper.storage.run_views import Row, RunViews
 from tracepaper.strategies.types import BLOCK_BARS
 
 EXPLAINED_MAX: Final = 60
@@ -45,37 +46,16 @@ def explain_trades(
     reader: Reader, record: RunRecord, trades: Sequence[Trade], attention: Attention | None
 ) -> list[Explained]:
     """Return what opened each of *trades*, from the views."""
-    wanted = [trade.entry_sequence for trade in trades]
-    decisions = _by_sequence(reader, record, "v_decisions", wanted)
-    gates = _by_sequence(reader, record, "v_gates", wanted)
+    views = RunViews(reader.connection, str(record.run["run_id"]))
     found = []
     for trade in trades:
-        decided = decisions.get(trade.entry_sequence)
-        if decided:
+        # By equality: a range of sequences would go over the whole run.
+        if decided := views.rows("v_decisions", sequence=trade.entry_sequence):
             aged = None if attention is None else attention.aged.get(trade.entry_sequence)
             rollout = () if aged is None else _rollout(aged, decided[0], record.interval_ms)
             times, closes = _price(record, trade, decided[0], rollout)
-            passed = tuple(gates.get(trade.entry_sequence, ()))
-            found.append(Explained(trade, decided[0], passed, times, closes, rollout))
-    return found
-
-
-def _by_sequence(
-    reader: Reader, record: RunRecord, view: str, wanted: Sequence[int]
-) -> dict[int, list[Row]]:
-    """Return the rows of *view* at the *wanted* sequences.
-
-    Each is asked for by equality, which the index on sequences answers at once; a range of
-    sequences goes over the whole run.
-    """
-    found: dict[int, list[Row]] = {}
-    for sequence in sorted(set(wanted)):
-        cursor = reader.connection.execute(
-            f"SELECT * FROM {view} WHERE run_id = ? AND sequence = ?",  # noqa: S608
-            (record.run["run_id"], sequence),
-        )
-        names = [column[0] for column in cursor.description]
-        found[sequence] = [dict(zip(names, values, strict=True)) for values in cursor]
+            gates = tuple(views.rows("v_gates", sequence=trade.entry_sequence))
+            found.append(Explained(trade, decided[0], gates, times, closes, rollout))
     return found
 
 

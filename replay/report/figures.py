@@ -12,10 +12,10 @@ from tracepaper.replay.report.accounts import RandomTwins
 from tracepaper.replay.report.attention import Group
 from tracepaper.replay.report.document import Account, Report
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, YEAR_DAYS, Drawdown
-from tracepaper.replay.report.record import Row
 from tracepaper.replay.report.refusals import Refusal
 from tracepaper.replay.report.tables import Estimate, Figure, Form, Table, table
 from tracepaper.replay.report.trades import Trade, TradeGroup, groups_of
+from tracepaper.storage.run_views import Row
 
 LAST_TRADES: Final = 8
 GAPS_SHOWN: Final = 100

@@ -25,7 +25,7 @@ from tracepaper.replay.report.charts import (
 from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.explained import Explained
 from tracepaper.replay.report.record import Bars, Floats, Ints
-from tracepaper.replay.report.refusals import forward_returns
+from tracepaper.replay.report.refusals import sides
 from tracepaper.replay.report.tables import written
 from tracepaper.replay.report.trades import Trade
 from tracepaper.strategies.gates import gate_order
@@ -156,17 +156,16 @@ def _plain(text: str) -> str:
 def _refused(report: Report, instrument: str) -> Figure | None:
     """Return how many signals each gate refused over time, a gate a row; None without any."""
     record, decisions = report.record, report.record.decisions
-    side = forward_returns(record)[0]
-    own = (decisions.instrument == instrument) & (side != 0)
-    names = list(gate_order())
-    gates = [name for name in names if (own & (decisions.refused_by == name)).any()]
-    if not gates:
+    own = decisions.places[instrument]
+    own = own[sides(decisions)[own] != 0]
+    refused = decisions.refused_by[own]
+    refusing = set(refused.tolist())
+    if not (gates := [name for name in gate_order() if name in refusing]):
         return None
     opens = record.bars[instrument].open_time_ms
     edges = np.linspace(opens[0], opens[-1] + record.interval_ms, COLUMNS + 1)
     counts = [
-        np.histogram(decisions.open_time_ms[own & (decisions.refused_by == name)], edges)[0]
-        for name in gates
+        np.histogram(decisions.open_time_ms[own[refused == name]], edges)[0] for name in gates
     ]
     return {
         "type": "heatmap", "x": (0.5 * (edges[1:] + edges[:-1])).round().astype(np.int64).tolist(),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -14,15 +15,14 @@ import numpy.typing as npt
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.daemon.session.build import costs_for
-from tracepaper.replay.backtest.run import ACTING_ONLY
 from tracepaper.storage.reader import Reader
+from tracepaper.storage.run_views import ANY, Condition, Row, RunViews
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import MONEY_SCALE, Instrument
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Texts = npt.NDArray[np.str_]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,16 @@ class Decisions:
     recent_mass: Floats
     older_mass: Floats
     shift: Floats
+
+    @cached_property
+    def places(self) -> dict[str, Ints]:
+        """The places of each instrument's decisions, by its id: found once for the whole report."""
+        names, which = np.unique(self.instrument, return_inverse=True)
+        if names.size == 1:
+            return {str(names[0]): np.arange(which.size)}
+        order = np.argsort(which, kind="stable")
+        parts = np.split(order, np.cumsum(np.bincount(which))[:-1])
+        return dict(zip(names.tolist(), parts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -110,21 +120,22 @@ class RunRecord:
 
 # ---------------------------------------------------------------- reading
 
-_DECISIONS: Final = (
-    "SELECT sequence, instrument, open_time_ms, action, allowed, coalesce(refused_by, ''), "
-    "coalesce(unfilled_reason, ''), regime, "
-    "mean_return, p_up, p_down, confidence, content_free, recent_mass, older_mass, shift "
-    "FROM v_decisions WHERE run_id = ? ORDER BY sequence"
-)
-_BARS: Final = (
-    "SELECT sequence, instrument, open_time_ms, open, high, low, close FROM v_bars "
-    "WHERE run_id = ? AND accepted ORDER BY sequence"
-)
-_ROWS_AT_ONCE: Final = 4_096
-_SETTLED: Final = (
-    "SELECT instrument, market_ms, json_extract(content, '$.rate') FROM v_events "
-    "WHERE run_id = ? AND kind = 'funding' ORDER BY sequence"
-)
+_DECIDED: Final = {
+    "sequence": "i", "instrument": "s", "open_time_ms": "i", "action": "s", "allowed": "b",
+    "refused_by": "s", "unfilled_reason": "s", "regime": "s",
+}  # fmt: skip
+"""Columns of ``v_decisions``, and what each is read as: see ``_arrays``."""
+_PREDICTED: Final = {
+    "mean_return": "f", "p_up": "f", "p_down": "f", "confidence": "f", "content_free": "f",
+    "recent_mass": "f", "older_mass": "f", "shift": "f",
+}  # fmt: skip
+"""Those that a run without a model leaves null: it is not asked for them."""
+_CANDLES: Final = {
+    "sequence": "i", "instrument": "s", "open_time_ms": "i",
+    "open": "f", "high": "f", "low": "f", "close": "f",
+}  # fmt: skip
+_CURVE: Final = {"sequence": "i", "equity": "f", "quantity": "f"}
+_TYPES: Final[dict[str, Any]] = {"i": np.int64, "f": np.float64, "s": np.str_, "b": np.bool_}
 
 
 class _Frame(NamedTuple):
@@ -137,11 +148,10 @@ class _Frame(NamedTuple):
 
 def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
     """Return the record of *run_id*; raise ``DataInvalid`` where it has no decision yet."""
-    db = reader.connection
-    db.execute("BEGIN")  # one snapshot, though a daemon may be writing
-    try:
-        run = _rows(db, "SELECT * FROM v_runs WHERE run_id = ?", run_id)[0]
-        decisions = _decisions(db, run_id)
+    views = RunViews(reader.connection, run_id)
+    with views.snapshot():
+        run = views.run()
+        decisions = _decisions(views, predicted=bool(run["model_id"]))
         if not decisions.sequence.size:
             raise DataInvalid(
                 f"Run {run_id} has decided no bar yet; let it run on, or choose another run."
@@ -157,71 +167,75 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             instruments=instruments,
             config=config,
             terms=costs_for(config),
-            every_bar=ACTING_ONLY not in stored.run.warnings,
+            every_bar=stored.run.keeps_every_step,
             times_ms=times,
-            bars=_bars(db, run_id, decisions, int(run["interval_ms"])),
+            bars=_bars(views, decisions, int(run["interval_ms"])),
             decisions=decisions,
-            account=_account(db, run_id, frame),
-            twins=tuple(_twins(db, run_id, frame)),
-            gaps=tuple(
-                _rows(db, "SELECT * FROM v_gaps WHERE run_id = ? ORDER BY sequence", run_id)
-            ),
+            account=_account(views, frame),
+            twins=tuple(_twins(views, frame)),
+            gaps=tuple(views.rows("v_gaps")),
             thresholds={
                 gate: threshold
                 for gates in reader.gate_sets(stored.run_key)
                 for gate, threshold in zip(gates.gates, gates.thresholds, strict=True)
             },
         )
-    finally:
-        db.execute("COMMIT")
 
 
-def _rows(db: sqlite3.Connection, query: str, *parameters: object) -> list[Row]:
-    """Return the rows that *query* answers, each by the names of its columns."""
-    cursor = db.execute(query, parameters)
-    names = [column[0] for column in cursor.description]
-    return [dict(zip(names, row, strict=True)) for row in cursor]
+def _arrays(
+    views: RunViews, view: str, kinds: dict[str, str], equal: Mapping[str, Condition] = ANY
+) -> dict[str, Any]:
+    """Return columns of *view* as arrays by name; a letter of *kinds* is one's type.
 
-
-def _arrays(db: sqlite3.Connection, query: str, kinds: str, *parameters: object) -> list[Any]:
-    """Return the columns that *query* answers as arrays; a letter of *kinds* is one's type.
-
-    ``i`` int64, ``f`` float64 (NaN for null), ``s`` text, ``b`` bool. Read a few thousand rows at
-    a time: rows of Python objects take ten times the memory of the arrays.
+    ``i`` int64, ``f`` float64 (NaN for null), ``s`` text (empty for null), ``b`` bool.
     """
-    types: dict[str, Any] = {"i": np.int64, "f": np.float64, "s": np.str_, "b": np.bool_}
-    cursor = db.execute(query, parameters)
-    parts: list[list[Any]] = [[np.empty(0, dtype=types[kind])] for kind in kinds]
-    while rows := cursor.fetchmany(_ROWS_AT_ONCE):
-        for place, column in enumerate(zip(*rows, strict=True)):
-            parts[place].append(np.array(column, dtype=types[kinds[place]]))
-    return [np.concatenate(part) for part in parts]
+    parts: dict[str, list[Any]] = {
+        name: [np.empty(0, dtype=_TYPES[kind])] for name, kind in kinds.items()
+    }
+    for batch in views.batches(view, tuple(kinds), equal=equal):
+        for (name, kind), column in zip(kinds.items(), batch, strict=True):
+            values = [value or "" for value in column] if kind == "s" else column
+            parts[name].append(np.array(values, dtype=_TYPES[kind]))
+    return {name: np.concatenate(part) for name, part in parts.items()}
 
 
-def _decisions(db: sqlite3.Connection, run_id: str) -> Decisions:
-    return Decisions(*_arrays(db, _DECISIONS, "isisbsssffffffff", run_id))
+def _decisions(views: RunViews, *, predicted: bool) -> Decisions:
+    columns = _arrays(views, "v_decisions", _DECIDED | (_PREDICTED if predicted else {}))
+    if not predicted:
+        columns |= dict.fromkeys(_PREDICTED, np.full(columns["sequence"].size, np.nan))
+    columns["unfilled"] = columns.pop("unfilled_reason")
+    return Decisions(**columns)
 
 
-def _bars(
-    db: sqlite3.Connection, run_id: str, decisions: Decisions, interval_ms: int
-) -> dict[str, Bars]:
+def _bars(views: RunViews, decisions: Decisions, interval_ms: int) -> dict[str, Bars]:
     """Return the decided bars of every instrument, by its id."""
-    columns = _arrays(db, _BARS, "isiffff", run_id)
-    decided = np.isin(columns[0], decisions.sequence)
-    if np.count_nonzero(decided) != decisions.sequence.size:
+    columns = _arrays(views, "v_bars", _CANDLES, {"accepted": 1})
+    # Both are in the order of the run, so one index by sequence serves decisions and bars alike.
+    at = np.searchsorted(columns["sequence"], decisions.sequence).clip(
+        max=max(columns["sequence"].size - 1, 0)
+    )
+    if not np.array_equal(columns["sequence"][at], decisions.sequence):
         raise DataInvalid(
-            f"Run {run_id} holds decisions without their bars; run `tracepaper audit verify` and "
-            "restore a backup."
+            f"Run {views.run_id} holds decisions without their bars; run `tracepaper audit verify` "
+            "and restore a backup."
         )
-    columns = [column[decided] for column in columns]
-    settled = db.execute(_SETTLED, (run_id,)).fetchall()
+    settled = [
+        (row["instrument"], row["market_ms"], json.loads(row["content"])["rate"])
+        for row in views.rows("v_events", kind="funding")
+    ]
     found = {}
-    for name in np.unique(columns[1]).tolist():
-        own = columns[1] == name
-        sequence, _, opened, first, high, low, close = (column[own] for column in columns)
+    for name, own in decisions.places.items():
+        of = {column: values[at[own]] for column, values in columns.items()}
         rates = [row[1:] for row in settled if row[0] == name]
-        funding = _funding(opened + interval_ms, rates)
-        found[name] = Bars(sequence, opened, first, high, low, close, funding)
+        found[name] = Bars(
+            of["sequence"],
+            of["open_time_ms"],
+            of["open"],
+            of["high"],
+            of["low"],
+            of["close"],
+            _funding(of["open_time_ms"] + interval_ms, rates),
+        )
     return found
 
 
@@ -243,54 +257,42 @@ def _steps(instruments: dict[str, Instrument]) -> dict[str, float]:
     }
 
 
-def _account(db: sqlite3.Connection, run_id: str, frame: _Frame) -> Ledger:
+def _account(views: RunViews, frame: _Frame) -> Ledger:
     """Return the run's own account."""
-    query = "SELECT sequence, equity, quantity FROM v_equity WHERE run_id = ? ORDER BY sequence"
-    steps = _arrays(db, query, "iff", run_id)
-    newest = "SELECT * FROM v_equity WHERE run_id = ? AND sequence = ?"
-    last = _rows(db, newest, run_id, int(steps[0][-1]))[0]
-    fills = _rows(db, "SELECT * FROM v_fills WHERE run_id = ? ORDER BY sequence, ordinal", run_id)
-    return _ledger("this run", steps, fills, last, frame)
+    curve = _arrays(views, "v_equity", _CURVE)
+    (last,) = views.rows("v_equity", newest=1)
+    return _ledger("this run", curve, views.rows("v_fills"), last, frame)
 
 
-def _twins(db: sqlite3.Connection, run_id: str, frame: _Frame) -> list[Ledger]:
+def _twins(views: RunViews, frame: _Frame) -> list[Ledger]:
     """Return the shadow accounts of the run, by name."""
-    query = (
-        "SELECT twin, sequence, equity, quantity FROM v_twin_equity WHERE run_id = ? "
-        "ORDER BY twin, sequence"
-    )
-    names, *columns = _arrays(db, query, "siff", run_id)
-    newest = "SELECT * FROM v_twin_equity WHERE run_id = ? AND sequence = ? AND twin = ?"
-    fills = _rows(
-        db, "SELECT * FROM v_twin_fills WHERE run_id = ? ORDER BY sequence, ordinal", run_id
-    )
     found = []
-    for name in np.unique(names).tolist():
-        steps = [column[names == name] for column in columns]
-        last = _rows(db, newest, run_id, int(steps[0][-1]), name)[0]
-        own = [fill for fill in fills if fill["twin"] == name]
-        found.append(_ledger(name, steps, own, last, frame))
+    for name, _ in sorted(views.counts("v_twin_equity", "twin")):
+        curve = _arrays(views, "v_twin_equity", _CURVE, {"twin": name})
+        (last,) = views.rows("v_twin_equity", newest=1, twin=name)
+        found.append(_ledger(name, curve, views.rows("v_twin_fills", twin=name), last, frame))
     return found
 
 
 def _ledger(
     name: str,
-    steps: Sequence[Any],
+    steps: dict[str, Any],
     fills: Sequence[Row],
     last: Row,
     frame: _Frame,
 ) -> Ledger:
     """Return one account from its sequence, equity and position after each of its *steps*."""
     decisions, times_ms = frame.decisions, frame.times_ms
-    sequences, equity, quantity = steps[0], steps[1], np.nan_to_num(steps[2])
+    sequences, equity = steps["sequence"], steps["equity"]
+    quantity = np.nan_to_num(steps["quantity"])
     at = np.searchsorted(sequences, decisions.sequence, side="right") - 1
     # Several instruments close at one time: the last step of that time has the whole account.
     curve = np.empty(times_ms.size)
     curve[np.searchsorted(times_ms, decisions.open_time_ms, side="right")] = equity[at]
     before = max(int(at[0]) - 1, 0)
     held = {}
-    for instrument in np.unique(decisions.instrument).tolist():
-        own = quantity[at[decisions.instrument == instrument]]
+    for instrument, places in decisions.places.items():
+        own = quantity[at[places]]
         # Dust that spot fees leave behind cannot be sold and is no position.
         held[instrument] = np.where(np.abs(own) < (1.0 - 1e-9) * frame.steps[instrument], 0.0, own)
     return Ledger(

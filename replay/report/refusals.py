@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.report.record import Floats, Ints, RunRecord
+from tracepaper.replay.report.record import Decisions, Floats, Ints, RunRecord
 from tracepaper.strategies.gates import gate_order
 from tracepaper.strategies.market import DAY_MS
 
@@ -98,6 +98,14 @@ def refusals(record: RunRecord) -> list[Refusal]:
     return [*found, _row(ALLOWED, record.decisions.allowed, side != 0, signals, record)]
 
 
+def sides(decisions: Decisions) -> Floats:
+    """Return the side of each decision's signal: 1 up, -1 down, 0 where the forecast has none."""
+    up = (decisions.mean_return > 0) & (decisions.p_up > decisions.p_down)
+    down = (decisions.mean_return < 0) & (decisions.p_up < decisions.p_down)
+    found: Floats = up.astype(np.float64) - down
+    return found
+
+
 def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
     """Return each decision's side (1, -1, 0), and its gross and net return to the horizon.
 
@@ -105,12 +113,10 @@ def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
     within it: what came after a hole of months was not the signal's.
     """
     decisions, horizon = record.decisions, record.config.gate.horizon
-    up = (decisions.mean_return > 0) & (decisions.p_up > decisions.p_down)
-    down = (decisions.mean_return < 0) & (decisions.p_up < decisions.p_down)
-    side = up.astype(np.float64) - down
+    side = sides(decisions)
     ratio = np.full(side.size, np.nan)
     for name, bars in record.bars.items():
-        own = np.flatnonzero(decisions.instrument == name)
+        own = decisions.places[name]
         ahead = np.full(own.size, np.nan)
         reached = max(own.size - horizon - 1, 0)
         passed_ms = bars.open_time_ms[1 + horizon :] - bars.open_time_ms[:reached]

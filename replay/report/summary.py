@@ -4,44 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tracepaper.replay.backtest.run import ACTING_ONLY
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.storage.reader import Reader
+from tracepaper.storage.run_views import Row, RunViews
+from tracepaper.strategies.types import ACTING_ONLY
 from tracepaper.strategies.words import visible
 
 FILLS_SHOWN: Final = 8
 OPENED_SHOWN: Final = 5
 BAR_WIDTH: Final = 28
-
-
-@contextmanager
-def reading(database: Path) -> Iterator[sqlite3.Connection]:
-    """Open *database* for reading only; rows answer to their columns' names."""
-    if not database.is_file():
-        raise DataInvalid(f"There is no database at {database}; name one with --db.")
-    connection = sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)
-    connection.row_factory = sqlite3.Row
-    try:
-        yield connection
-    except sqlite3.DatabaseError as error:
-        raise DataInvalid(
-            f"{database} cannot be read ({error}); run `tracepaper audit verify` and restore a "
-            "backup."
-        ) from error
-    finally:
-        connection.close()
 
 
 def program_name() -> str:
@@ -56,16 +37,18 @@ def program_name() -> str:
         return str(called)
 
 
-def most_telling(database: Path, run_id: str) -> int | None:
+def decision_to_explain(database: Path, run_id: str) -> int | None:
     """Return the sequence of the last decision that opened a trade, or else the last explained."""
-    decisions = "SELECT max(sequence) FROM v_decisions WHERE run_id = ?"
-    explained = f"{decisions} AND confidence IS NOT NULL"
-    traded = f"{explained} AND allowed AND action IN ('LONG', 'SHORT')"
-    with reading(database) as db:
-        for query in (traded, explained, decisions):
-            (sequence,) = db.execute(query, (run_id,)).fetchone()
-            if sequence is not None:
-                return int(sequence)
+    with Reader.open(database) as reader:
+        views = RunViews(reader.connection, run_id)
+        explained = ("confidence",)
+        for found in (
+            views.last("v_decisions", known=explained, allowed=1, action=("LONG", "SHORT")),
+            views.last("v_decisions", known=explained),
+            views.last("v_decisions"),
+        ):
+            if found is not None:
+                return found
     return None
 
 
@@ -73,13 +56,13 @@ def most_telling(database: Path, run_id: str) -> int | None:
 class Summary:
     """The figures of a run that its end shows; money as exact text."""
 
-    run: dict[str, Any]
+    run: Row
     decisions: int
     allowed: int
     first_iso: str
     last_iso: str
-    accounts: tuple[dict[str, Any], ...]  # the run's own first, then its twins
-    fills: tuple[dict[str, Any], ...]
+    accounts: tuple[Row, ...]  # the run's own first, then its twins
+    fills: tuple[Row, ...]
     fill_count: int
     refusals: tuple[tuple[str, int], ...]
     unfilled: tuple[tuple[str, int], ...]  # why an allowed target was not ordered, and how often
@@ -91,73 +74,33 @@ class Summary:
 
 
 def summarise(database: Path, run_id: str) -> Summary:
-    """Return the figures of *run_id*."""
-    with reading(database) as db:
-        run = _one(db, "SELECT * FROM v_runs WHERE run_id = ?", run_id)
-        counts = _one(
-            db,
-            "SELECT count(*) AS decisions, coalesce(sum(allowed), 0) AS allowed,"
-            " min(open_time_iso) AS first_iso, max(open_time_iso) AS last_iso"
-            " FROM v_decisions WHERE run_id = ?",
-            run_id,
-        )
-        refusals = db.execute(
-            "SELECT refused_by, count(*) FROM v_decisions WHERE run_id = ?"
-            " AND refused_by IS NOT NULL GROUP BY refused_by ORDER BY 2 DESC",
-            (run_id,),
-        ).fetchall()
-        unfilled = db.execute(
-            "SELECT unfilled_reason, count(*) FROM v_decisions WHERE run_id = ?"
-            " AND unfilled_reason IS NOT NULL GROUP BY unfilled_reason ORDER BY 2 DESC, 1",
-            (run_id,),
-        ).fetchall()
-        fills = db.execute(
-            "SELECT * FROM v_fills WHERE run_id = ? ORDER BY sequence DESC LIMIT ?",
-            (run_id, FILLS_SHOWN),
-        ).fetchall()
-        fill_count = _one(db, "SELECT count(*) AS n FROM v_fills WHERE run_id = ?", run_id)["n"]
-        return Summary(
-            run=run,
-            decisions=counts["decisions"],
-            allowed=counts["allowed"],
-            first_iso=counts["first_iso"] or "",
-            last_iso=counts["last_iso"] or "",
-            accounts=tuple(_accounts(db, run_id)),
-            fills=tuple(dict(row) for row in reversed(fills)),
-            fill_count=fill_count,
-            refusals=tuple((str(gate), int(count)) for gate, count in refusals),
-            unfilled=tuple((str(reason), int(count)) for reason, count in unfilled),
-        )
+    """Return the figures of *run_id*; raise ``DataInvalid`` where there is no such run."""
+    with Reader.open(database) as reader:
+        views = RunViews(reader.connection, run_id)
+        with views.snapshot():
+            first_iso, last_iso = views.bounds("v_decisions", "open_time_iso")
+            return Summary(
+                run=views.run(),
+                decisions=views.count("v_decisions"),
+                allowed=views.count("v_decisions", allowed=1),
+                first_iso=first_iso or "",
+                last_iso=last_iso or "",
+                accounts=tuple(_accounts(views)),
+                fills=tuple(views.rows("v_fills", newest=FILLS_SHOWN)),
+                fill_count=views.count("v_fills"),
+                refusals=tuple(views.counts("v_decisions", "refused_by")),
+                unfilled=tuple(views.counts("v_decisions", "unfilled_reason")),
+            )
 
 
-def _one(db: sqlite3.Connection, query: str, run_id: str) -> dict[str, Any]:
-    row = db.execute(query, (run_id,)).fetchone()
-    if row is None:
-        raise DataInvalid(f"The database holds no run {run_id}; `tracepaper audit` lists them.")
-    return dict(row)
-
-
-def _accounts(db: sqlite3.Connection, run_id: str) -> Iterator[dict[str, Any]]:
+def _accounts(views: RunViews) -> Iterator[Row]:
     """Yield the newest equity row of the run's account, then of each twin."""
-    own = db.execute(
-        "SELECT * FROM v_equity WHERE run_id = ? ORDER BY sequence DESC LIMIT 1", (run_id,)
-    ).fetchone()
-    if own is not None:
-        fills = db.execute("SELECT count(*) FROM v_fills WHERE run_id = ?", (run_id,)).fetchone()
-        yield {"account": "this run", "fills": fills[0], **dict(own)}
-    names = db.execute(
-        "SELECT DISTINCT twin FROM v_twin_equity WHERE run_id = ? ORDER BY twin", (run_id,)
-    ).fetchall()
-    for (name,) in names:
-        row = db.execute(
-            "SELECT * FROM v_twin_equity WHERE run_id = ? AND twin = ?"
-            " ORDER BY sequence DESC LIMIT 1",
-            (run_id, name),
-        ).fetchone()
-        count = db.execute(
-            "SELECT count(*) FROM v_twin_fills WHERE run_id = ? AND twin = ?", (run_id, name)
-        ).fetchone()
-        yield {"account": f"{name} twin", "fills": count[0], **dict(row)}
+    for own in views.rows("v_equity", newest=1):
+        yield {"account": "this run", "fills": views.count("v_fills"), **own}
+    for name, _ in sorted(views.counts("v_twin_equity", "twin")):
+        (row,) = views.rows("v_twin_equity", newest=1, twin=name)
+        fills = views.count("v_twin_fills", twin=name)
+        yield {"account": f"{name} twin", "fills": fills, **row}
 
 
 # ---------------------------------------------------------------- for a terminal

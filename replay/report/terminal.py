@@ -150,7 +150,7 @@ def as_document(report: Report) -> dict[str, Any]:
             "sharpe": [float(value) if np.isfinite(value) else None for value in rolling],
         },
         "random_curves": [_random_document(of) for of in report.random],
-        "trades": {name: [asdict(trade) for trade in of] for name, of in report.trades.items()},
+        "trades": {name: [dict(vars(trade)) for trade in of] for name, of in report.trades.items()},
         "attention": None
         if attention is None
         else {

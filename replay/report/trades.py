@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 
 from tracepaper.daemon.engine.execution import ExecutionCosts
-from tracepaper.replay.report.record import Ledger, Row
+from tracepaper.replay.report.record import Ledger
+from tracepaper.storage.run_views import Row
 from tracepaper.strategies.market import DAY_MS, divide_half_even
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_SCALE, FillModel, Instrument, Side
 

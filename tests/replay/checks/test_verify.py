@@ -27,7 +27,7 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import ACTING_ONLY, Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.culprit import Culprit
 from tracepaper.replay.checks.parity import Parity, Source, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
@@ -39,6 +39,7 @@ from tracepaper.storage.decode import StoredRows
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.retention import prune
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types import ACTING_ONLY
 
 BARS = 400
 

@@ -9,8 +9,9 @@ from builders import instrument
 from report_cases import BTC, CANDLES, cross, report_of
 
 from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.record import Ledger, Row
+from tracepaper.replay.report.record import Ledger
 from tracepaper.replay.report.trades import trades
+from tracepaper.storage.run_views import Row
 from tracepaper.strategies.types import Category
 
 
