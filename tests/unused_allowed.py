@@ -12,7 +12,7 @@ __getattr__, __dir__, __call__, __instancecheck__, __subclasscheck__
 collect  # prometheus_client asks for the metrics
 model_config  # pydantic
 down_revision, branch_labels, depends_on, downgrade  # Alembic
-row_factory, writeable  # attributes that sqlite3 and numpy read
+writeable  # an attribute that numpy reads
 
 # Stored or received as text: every member of the enumeration can come.
 HALT, MAKER, VOLATILITY
