@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import Struct, structs
 
 from tracepaper.daemon.bybit.feed_state import (
-    PATIENCE_MAX_S,
+    REQUEST_WAIT_MAX_S,
     BarRange,
     FeedState,
     MissingRanges,
@@ -20,7 +20,7 @@ from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.types import Bar, Gap, GapCause
 
 FIRST_WAIT_S: Final = 0.5
-LISTED_S_MAX: Final = 1.0
+LISTING_WAIT_S_MAX: Final = 1.0
 """Between two answers that agree on an instrument's first candle; before it nothing is missing."""
 
 
@@ -36,32 +36,36 @@ class Hole(Struct, frozen=True):
     cause: GapCause | None
 
     @property
+    def is_open(self) -> bool:
+        """Whether anything is missing."""
+        return self.state.sequence.lacks(self.until_ms)
+
+    @property
     def is_new(self) -> bool:
         """Whether no candle of the instrument is known: it may have been listed at any time."""
         return self.cause is None and not self.state.sequence.is_begun
 
 
-async def _wait(seconds: float, rest: RestClient, clock: Clock) -> None:
-    """Wait for another answer; a declared wait."""
-    rest.cooldown.waiting("a hole in the candles", seconds)
-    await clock.sleep(seconds)
+async def _wait(seconds: float, rest: RestClient) -> None:
+    """Wait for another answer."""
+    await rest.cooldown.pause("a hole in the candles", seconds)
 
 
 async def fill(
     holes: Sequence[Hole], *, rest: RestClient, clock: Clock, certain_s: float
 ) -> AsyncIterator[Gap | Bar]:
-    """Yield the missing bars of all *holes*, merged in open-time order, each hole said as a gap.
+    """Yield the missing bars of all *holes*, merged in open-time order, each hole as a gap.
 
     A ``Gap`` repaired by ``rest`` comes before its bars, a thousand at most at a time; one that
-    is repaired by nothing says what REST lacked twice, *certain_s* apart. Each bar is accepted by
+    is repaired by nothing is what REST lacked twice, *certain_s* apart. Each bar is accepted by
     its sequence as it is yielded.
     """
-    holes = [one for one in holes if one.state.sequence.next_open_ms < one.until_ms]
+    holes = [one for one in holes if one.is_open]
     async for event in _filled(holes, rest, clock, certain_s):
         yield event
     # An instrument without any candle is as rare as an answer that wrongly says so.
     if unknown := [one for one in holes if one.is_new]:
-        await _wait(min(LISTED_S_MAX, certain_s), rest, clock)
+        await _wait(min(LISTING_WAIT_S_MAX, certain_s), rest)
         async for event in _filled(unknown, rest, clock, certain_s):
             yield event
 
@@ -75,13 +79,13 @@ async def _filled(
     first_ms = min(one.state.sequence.next_open_ms for one in holes)
     last_ms = max(one.until_ms for one in holes)
     for start_ms in range(first_ms, last_ms, window_ms):
-        asking = [
-            _Asking(one, rest, clock, certain_s).window(start_ms, start_ms + window_ms)
+        windows = [
+            _HoleReader(one, rest, clock, certain_s).window(start_ms, start_ms + window_ms)
             for one in holes
         ]
         found = [
             (when_ms, place, event)
-            for place, events in enumerate(await asyncio.gather(*asking))
+            for place, events in enumerate(await asyncio.gather(*windows))
             for when_ms, event in events
         ]
         # Sorting is stable: at one time a gap stays before its bars, and symbols in their order.
@@ -97,8 +101,8 @@ async def _filled(
                 yield structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
 
 
-class _Asking:
-    """One hole's questions."""
+class _HoleReader:
+    """Reads what REST has of one hole."""
 
     def __init__(self, hole: Hole, rest: RestClient, clock: Clock, certain_s: float) -> None:
         self._hole = hole
@@ -113,13 +117,13 @@ class _Asking:
         interval_ms = sequence.interval_ms
         from_ms = sequence.next_open_ms
         until_ms = min(end_ms, hole.until_ms)
-        ask_ms = max(from_ms, start_ms)
-        if ask_ms >= until_ms or not (bars := await self._ask(ask_ms, until_ms)):
+        request_ms = max(from_ms, start_ms)
+        if request_ms >= until_ms or not (bars := await self._request(request_ms, until_ms)):
             return []
         if hole.is_new:
-            bars = await self._listed(bars, from_ms)
+            bars = await self._from_listing(bars, from_ms)
             from_ms = bars[0].open_time_ms
-        bars = await self._verified(await self._certain(bars, from_ms))
+        bars = await self._verified(await self._close_inner_holes(bars, from_ms))
         events: list[tuple[int, Gap | Bar]] = []
         for run in bar_ranges(
             bars, from_ms=from_ms, until_ms=bars[-1].close_time_ms, interval_ms=interval_ms
@@ -129,20 +133,20 @@ class _Asking:
             events.extend((bar.close_time_ms, bar) for bar in run.bars)
         return events
 
-    async def _ask(self, from_ms: int, until_ms: int) -> list[Bar]:
+    async def _request(self, from_ms: int, until_ms: int) -> list[Bar]:
         state = self._hole.state
         return await self._rest.klines(
             state.instrument, state.sequence.interval_ms, from_ms, until_ms - 1
         )
 
     async def _wait(self, seconds: float) -> None:
-        await _wait(seconds, self._rest, self._clock)
+        await _wait(seconds, self._rest)
 
-    async def _listed(self, bars: list[Bar], from_ms: int) -> list[Bar]:
+    async def _from_listing(self, bars: list[Bar], from_ms: int) -> list[Bar]:
         """Return *bars* and those before them that a second answer has: from the listing on."""
         while (first_ms := bars[0].open_time_ms) > from_ms:
-            await self._wait(min(LISTED_S_MAX, self._certain_s))
-            again = await self._ask(from_ms, bars[0].close_time_ms)
+            await self._wait(min(LISTING_WAIT_S_MAX, self._certain_s))
+            again = await self._request(from_ms, bars[0].close_time_ms)
             if not again or again[-1].open_time_ms < first_ms:
                 continue  # it lacks the bar that we have: it says nothing of those before
             if again[0].open_time_ms == first_ms:
@@ -151,24 +155,24 @@ class _Asking:
         return bars
 
     async def _verified(self, bars: list[Bar]) -> list[Bar]:
-        """Return *bars*, each doubtful close as two answers in a row tell it."""
-        sure: dict[int, Bar] = {}
+        """Return *bars*, each implausible close as two answers in a row have it."""
+        verified: dict[int, Bar] = {}
         wait_s = FIRST_WAIT_S
-        while unsure := self._hole.state.implausible(
-            bars, lambda bar: sure.get(bar.open_time_ms) == bar
+        while unverified := self._hole.state.implausible(
+            bars, lambda bar: verified.get(bar.open_time_ms) == bar
         ):
-            again = await self._ask(unsure[0].open_time_ms, unsure[-1].close_time_ms)
-            told = {bar.open_time_ms: bar for bar in again}
-            latest = {bar.open_time_ms: told.get(bar.open_time_ms, bar) for bar in unsure}
-            agreed = [bar for bar in unsure if told.get(bar.open_time_ms) == bar]
-            sure.update((bar.open_time_ms, bar) for bar in agreed)
+            again = await self._request(unverified[0].open_time_ms, unverified[-1].close_time_ms)
+            repeated = {bar.open_time_ms: bar for bar in again}
+            latest = {bar.open_time_ms: repeated.get(bar.open_time_ms, bar) for bar in unverified}
+            agreed = [bar for bar in unverified if repeated.get(bar.open_time_ms) == bar]
+            verified.update((bar.open_time_ms, bar) for bar in agreed)
             bars = [latest.get(bar.open_time_ms, bar) for bar in bars]
-            if len(agreed) < len(unsure):
+            if len(agreed) < len(unverified):
                 await self._wait(wait_s)
-                wait_s = min(2 * wait_s, PATIENCE_MAX_S)
+                wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
         return bars
 
-    async def _certain(self, bars: list[Bar], from_ms: int) -> list[Bar]:
+    async def _close_inner_holes(self, bars: list[Bar], from_ms: int) -> list[Bar]:
         """Return *bars* with what later answers have of the holes between them."""
         interval_ms = self._hole.state.sequence.interval_ms
         missing = MissingRanges(self._certain_s)
@@ -176,23 +180,23 @@ class _Asking:
         wait_s = FIRST_WAIT_S
         while True:
             bars = [known[open_ms] for open_ms in sorted(known)]
-            lacked = lacking(bars, from_ms, interval_ms)
+            ranges = missing_ranges(bars, from_ms, interval_ms)
             now_s = self._clock.network_s()
-            missing.update(lacked, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
+            missing.update(ranges, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
             if missing.due_s() == float("inf"):
                 return bars
             await self._wait(min(wait_s, max(0.0, missing.due_s() - now_s)))
-            wait_s = min(2 * wait_s, PATIENCE_MAX_S)
-            past_ms = lacked[-1][1]
+            wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
+            past_ms = ranges[-1][1]
             again: list[Bar] = []
             while not again or again[-1].open_time_ms < past_ms:
-                again = await self._ask(lacked[0][0], past_ms + interval_ms)
+                again = await self._request(ranges[0][0], past_ms + interval_ms)
                 if not again or again[-1].open_time_ms < past_ms:
                     await self._wait(wait_s)
                 known = {**{bar.open_time_ms: bar for bar in again}, **known}
 
 
-def lacking(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[tuple[int, int]]:
+def missing_ranges(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[tuple[int, int]]:
     """Return the stretches without a bar between *from_ms* and the last of the sorted *bars*."""
     if not bars:
         return []
@@ -202,7 +206,7 @@ def lacking(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[tuple[i
 
 
 def gap(state: FeedState, run: BarRange, cause: GapCause | None) -> Gap:
-    """Return the gap that *run* is; its times seen are set as it is handed on."""
+    """Return the gap that *run* is; its times seen are set as it is delivered."""
     return Gap(
         instrument=state.instrument.id,
         from_ms=run.from_ms,

@@ -1,4 +1,4 @@
-"""The live feed: streams and REST joined into one line of events, each bar exactly once."""
+"""The live feed: streams and REST joined into one sequence of events, each bar exactly once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tracepaper.strategies.types import (
 
 QUEUE_LIMIT: Final = 10_000
 BEHIND_WAIT_S: Final = 5.0
-"""Between two looks at a server whose time lies behind what it told this run before."""
+"""Between two looks at a server whose time lies behind what this run holds."""
 
 
 class LiveFeed:
@@ -124,7 +124,7 @@ class LiveFeed:
     ) -> None:
         for task in tuple(self._tasks):
             task.cancel()
-        # The group may have cancelled us for a task's failure; only then is it told of it.
+        # The group may have cancelled us for a task's failure; only then is it passed to it.
         is_cancelled = isinstance(error, asyncio.CancelledError)
         ours = (kind, error, traceback) if is_cancelled else (None, None, None)
         try:
@@ -137,11 +137,11 @@ class LiveFeed:
         return self._events()
 
     async def submit(self, event: Event) -> None:
-        """Put *event* in line: an operator's command, a timer."""
+        """Queue *event*: an operator's command, a timer."""
         self._queue.put(Submitted(event))
 
     def stop(self) -> None:
-        """End the feed after the events that are already in line."""
+        """End the feed after the events that are already in the queue."""
         self._queue.put(Stop())
 
     # ------------------------------------------------------------ what is newest
@@ -157,15 +157,15 @@ class LiveFeed:
     # ------------------------------------------------------------ what connections bring
 
     def observe(self, server_ms: int) -> bool:
-        """Learn the time of a frame; False where it cannot be believed."""
+        """Learn the time of a frame; False where it is not accepted."""
         return self._maintenance.observe(server_ms)
 
-    def doubt_time(self) -> None:
+    def request_resync(self) -> None:
         """Have the exchange's time read anew."""
-        self._maintenance.doubt_time()
+        self._maintenance.request_resync()
 
     def enqueue(self, item: Bar | Quote | Mark) -> None:
-        """Put what a stream brought in line; a bar that finds no place is repaired by REST."""
+        """Queue what a stream brought; a bar that finds no place is repaired by REST."""
         if not isinstance(item, Bar):
             if not self._queue.try_put(item, share=0.5):
                 self.counters["overflow_quotes"] += 1
@@ -183,16 +183,14 @@ class LiveFeed:
             self._queue_gap_cause(one.id, cause)
 
     def _queue_gap_cause(self, instrument: str, cause: GapCause) -> None:
-        """Put in line that bars may be missing from here on; the first cause in line stands."""
-        state = self._states[instrument]
-        if not state.has_queued_cause:
-            state.has_queued_cause = True
+        """Queue that bars may be missing from here on; the first cause in the queue stands."""
+        if self._states[instrument].claim_gap_cause():
             self._queue.put(GapCauseNotice(instrument, cause))
 
-    # ------------------------------------------------------------ the line of events
+    # ------------------------------------------------------------ events
 
     async def _events(self) -> AsyncIterator[Event]:
-        """Hand on the warm-up, subscribe, catch up, then hand on what comes."""
+        """Yield the warm-up, subscribe, catch up, then yield what comes."""
         for event in self._start.first:
             yield event
         async for event in self._warm_up():
@@ -202,7 +200,7 @@ class LiveFeed:
         self._listen()
         async for event in self._catch_up():
             yield event
-        self._maintenance.is_live = True
+        self._maintenance.start()
         while not isinstance(item := await self._queue.get(), Stop):
             async for event in self._on_item(item):
                 yield event
@@ -210,7 +208,7 @@ class LiveFeed:
     async def _on_item(
         self, item: Bar | Quote | Mark | BackfillPage | GapCauseNotice | Submitted
     ) -> AsyncIterator[Event]:
-        """Hand on what one item of the line causes."""
+        """Yield what one item of the queue causes."""
         match item:
             case Bar():
                 async for event in self._sequencer.bar(item):
@@ -234,29 +232,24 @@ class LiveFeed:
     async def _warm_up(self) -> AsyncIterator[Event]:
         """Fetch the bars before the period by REST, as far as they are final already."""
         until_ms = interval_start(self._start.period_start_ms, self._start.interval_ms)
-        holes = [
-            Hole(state, until_ms, cause=state.cause)
-            for state in self._states.values()
-            if state.sequence.next_open_ms < until_ms
-        ]
-        if holes:
-            async for event in self._sequencer.fill(holes):
-                yield event
+        holes = [Hole(state, until_ms, cause=state.cause) for state in self._states.values()]
+        async for event in self._sequencer.fill(holes):
+            yield event
 
     def _listen(self) -> None:
         """Begin to keep connections, time and filters up."""
         for work in (
             *(connection.stream.run() for connection in self._connections),
             self._maintenance.run_time(),
-            self._maintenance.run_questions(),
-            # Each market has its own: one that the exchange does not answer holds up no other.
+            self._maintenance.run_overdue(),
+            # Each instrument has its own: one that the exchange does not answer holds up no other.
             *(self._maintenance.run_settlements(state) for state in self._states.values()),
             *(self._maintenance.run_filters(state) for state in self._states.values()),
         ):
             self._spawn(work)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        """Let *work* run beside the line until the feed ends."""
+        """Let *work* run in the background until the feed ends."""
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -270,9 +263,8 @@ class LiveFeed:
         while (behind := self._behind()) is not None:
             if not self._start.is_served:
                 raise behind
-            self._cooldown.complaints.say("time", behind, BEHIND_WAIT_S)
-            self._cooldown.waiting("time", BEHIND_WAIT_S)
-            await self._clock.sleep(BEHIND_WAIT_S)
+            self._cooldown.retry_log.failed("time", behind, BEHIND_WAIT_S)
+            await self._cooldown.pause("time", BEHIND_WAIT_S)
             await self._maintenance.synchronise()
         reached: dict[str, int] = {}
         while True:
@@ -282,7 +274,7 @@ class LiveFeed:
             async for event in self._sequencer.fill(holes):
                 yield event
             reached = {one: state.sequence.next_open_ms for one, state in self._states.items()}
-            if reached == before or min(reached.values()) >= until_ms:
+            if reached == before or not any(hole.is_open for hole in holes):
                 return
 
     def _behind(self) -> ConfigInvalid | None:
@@ -299,7 +291,7 @@ class LiveFeed:
         return None
 
     def _is_up(self, state: FeedState) -> bool:
-        """Return whether the connection of *market* stands."""
+        """Return whether the connection of the instrument stands."""
         category = state.instrument.category
         return any(one.is_connected for one in self._connections if one.category is category)
 

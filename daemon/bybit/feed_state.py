@@ -1,16 +1,18 @@
-"""What the feed knows of one instrument: its bar order, newest quote and mark, and patience."""
+"""What the feed knows of one instrument: bars in order, funding, newest quote and mark. Pure."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from msgspec import Struct, structs
 
 from tracepaper.strategies.gate_evaluator import Plausibility
 from tracepaper.strategies.types import Bar, Funding, GapCause, Instrument, Mark, Quote, Source
+
+Dated = TypeVar("Dated", Quote, Mark)
 
 # ---------------------------------------------------------------- bars
 
@@ -21,22 +23,22 @@ _Values = tuple[int, int, int, int, int, int | None]
 
 
 class Place(StrEnum):
-    """Where a bar stands against those already handed on."""
+    """Where a bar stands against those already delivered."""
 
     NEXT = "next"
     AHEAD = "ahead"  # bars before it are missing
-    REPEATED = "repeated"  # equal to what was handed on
-    REVISED = "revised"  # another value of a bar already handed on
+    REPEATED = "repeated"  # equal to what was delivered
+    REVISED = "revised"  # another value of a bar already delivered
     OLD = "old"  # too old to compare
 
 
 class BarSequence:
-    """Exactly-once order of one instrument's bars, by open time."""
+    """Exactly-once order of one instrument's bars; it alone says what is newer than the last."""
 
     def __init__(self, *, interval_ms: int, next_open_ms: int) -> None:
         self.interval_ms = interval_ms
         self.next_open_ms = next_open_ms
-        self.is_begun = False  # True once a bar was handed on
+        self.is_begun = False  # True once a bar was delivered
         self._values: OrderedDict[int, set[_Values]] = OrderedDict()
 
     @property
@@ -44,34 +46,41 @@ class BarSequence:
         """The close of the bar that comes next."""
         return self.next_open_ms + self.interval_ms
 
+    def lacks(self, until_ms: int) -> bool:
+        """Return whether a bar that opens before *until_ms* is still to come."""
+        return self.next_open_ms < until_ms
+
+    def is_new(self, bar: Bar) -> bool:
+        """Return whether *bar* opens where no bar was delivered or given up yet."""
+        return bar.open_time_ms >= self.next_open_ms
+
     def place(self, bar: Bar) -> Place:
         """Return where *bar* stands; changes nothing."""
-        if bar.open_time_ms == self.next_open_ms:
-            return Place.NEXT
-        if bar.open_time_ms > self.next_open_ms:
-            return Place.AHEAD
+        if self.is_new(bar):
+            return Place.NEXT if bar.open_time_ms == self.next_open_ms else Place.AHEAD
         if (known := self._values.get(bar.open_time_ms)) is None:
             return Place.OLD
         return Place.REPEATED if _values(bar) in known else Place.REVISED
 
     def accept(self, bar: Bar) -> None:
-        """Remember *bar* as handed on, be it new or a revision."""
+        """Remember *bar* as delivered, be it new or a revision."""
         self._values.setdefault(bar.open_time_ms, set()).add(_values(bar))
         if len(self._values) > REMEMBERED_BARS:
             self._values.popitem(last=False)
-        self.next_open_ms = max(self.next_open_ms, bar.close_time_ms)
+        self.skip(bar.close_time_ms)
         self.is_begun = True
 
     def skip(self, until_ms: int) -> None:
-        """Give up what opens before *until_ms*."""
-        self.next_open_ms = max(self.next_open_ms, until_ms)
+        """Expect nothing that opens before *until_ms* any more."""
+        if self.lacks(until_ms):
+            self.next_open_ms = until_ms
 
 
 class CloseFilter:
-    """Which closes are believed at once, and which only once REST has repeated them.
+    """Which closes are accepted at once, and which only once REST has repeated them.
 
-    A close that lies more than *most* usual ranges of a bar from the last one is doubtful; it is
-    believed where REST says the same of it after the stream, or in two answers.
+    A close that lies more than *most* usual ranges of a bar from the last one is implausible; it is
+    accepted where REST says the same of it after the stream, or in two answers.
     """
 
     def __init__(self, most: float = float("inf"), recent: Iterable[Bar] = ()) -> None:
@@ -82,7 +91,7 @@ class CloseFilter:
             self.accept(bar, 1)
 
     def accept(self, bar: Bar, tick: int) -> None:
-        """Take *bar* in, which was handed on."""
+        """Learn that *bar* was delivered."""
         self._usual.add(bar, tick)
         if self._unverified:
             self._unverified = {
@@ -90,21 +99,24 @@ class CloseFilter:
             }
 
     def implausible(
-        self, bars: Iterable[Bar], tick: int, is_sure: Callable[[Bar], bool] = lambda _bar: False
+        self,
+        bars: Iterable[Bar],
+        tick: int,
+        is_verified: Callable[[Bar], bool] = lambda _bar: False,
     ) -> list[Bar]:
-        """Return those of *bars*, the next ones, that lie too far from the last believed one."""
+        """Return those of *bars*, the next ones, that lie too far from the last accepted one."""
         usual = self._usual
         found = []
         for bar in bars:
             tried = usual.copy()
-            if tried.add(bar, tick) > self._most and not is_sure(bar):
+            if tried.add(bar, tick) > self._most and not is_verified(bar):
                 found.append(bar)
             else:
                 usual = tried
         return found
 
     def unverified(self, bars: Iterable[Bar], tick: int) -> list[Bar]:
-        """Return the doubtful ones of *bars* that nothing has repeated; they are suspects now."""
+        """Return the implausible ones of *bars* that REST has not repeated, and remember them."""
         alone = self.implausible(bars, tick, self._is_verified)
         self._unverified.update((bar.open_time_ms, _values(bar)) for bar in alone)
         return alone
@@ -158,7 +170,7 @@ def _run(stretch: Sequence[Bar]) -> BarRange:
 
 
 class _MissingRange(Struct, frozen=True):
-    """A stretch that was lacked, since when (network time), and whether that is certain."""
+    """A stretch without bars, since when (network time), and whether that is certain."""
 
     from_ms: int
     until_ms: int
@@ -167,7 +179,7 @@ class _MissingRange(Struct, frozen=True):
 
 
 class MissingRanges:
-    """What REST lacked although it has later bars.
+    """What REST lacks although it has later bars.
 
     One answer proves nothing: a stretch is certain once an answer lacks it that came *certain_s*
     or more after the first one that did.
@@ -178,14 +190,14 @@ class MissingRanges:
         self._ranges: list[_MissingRange] = []
 
     def update(
-        self, lacked: Iterable[tuple[int, int]], *, from_ms: int, until_ms: int, now_s: float
+        self, missing: Iterable[tuple[int, int]], *, from_ms: int, until_ms: int, now_s: float
     ) -> None:
-        """Learn that an answer about [*from_ms*, *until_ms*) lacks the rising *lacked* stretches.
+        """Learn that an answer about [*from_ms*, *until_ms*) lacks the rising *missing* stretches.
 
         All else of that time it has; of other times it says nothing.
         """
         found = [*self._outside(from_ms, until_ms)]
-        for start_ms, end_ms in lacked:
+        for start_ms, end_ms in missing:
             at_ms = start_ms
             for known in self._ranges:
                 first_ms, last_ms = max(known.from_ms, at_ms), min(known.until_ms, end_ms)
@@ -224,7 +236,7 @@ class MissingRanges:
         )
 
     def forget(self, before_ms: int) -> None:
-        """Forget what was lacked before *before_ms*: it was handed on or given up."""
+        """Forget what was missing before *before_ms*: it was delivered or given up."""
         self._ranges = [one for one in self._ranges if one.until_ms > before_ms]
 
 
@@ -250,7 +262,7 @@ class FundingSchedule:
             self._announced_ms = next_ms
 
     def is_overdue(self, market_ms: int) -> bool:
-        """Return whether a settlement's time has passed that was not handed on."""
+        """Return whether a settlement's time has passed that was not delivered."""
         return self._due_ms(self.settled_ms) <= market_ms
 
     def is_due_by(self, close_ms: int) -> bool:
@@ -277,11 +289,15 @@ class FundingSchedule:
         return fresh
 
 
+# ---------------------------------------------------------------- the instrument
+
 GRACE_S: Final = 0.5
 """A closing frame is awaited at least this long, network time, before REST is asked."""
-PATIENCE_MAX_S: Final = 30.0
+REQUEST_WAIT_MAX_S: Final = 30.0
+SETTLEMENT_WAIT_S: Final = 1.0
+"""Between the first two requests for an overdue settlement; doubled with each."""
 PENDING_MAX: Final = 1_000
-"""Bars that wait behind a hole; REST hands a thousand on in one answer."""
+"""Bars that wait behind a hole; REST gives a thousand in one answer."""
 REVISIONS_MAX: Final = 4
 
 
@@ -303,49 +319,65 @@ class FeedState:
         self.funding = funding
         self.cause = cause  # of the next hole; None while only warm-up bars can be missing
         self._next_cause: GapCause | None = None  # of the hole after the bars that wait
-        self.has_queued_cause = False  # a blame is in line and not yet read
-        self.is_asking = False  # REST is asked, or its answer is in line
+        self._has_queued_cause = False  # a notice of a cause is in the queue
+        self._is_requested = False  # REST is asked for bars, or its answer is in the queue
         self.pending = PendingBars()
         self.missing = MissingRanges(certain_s)
         self._close_filter = CloseFilter() if close_filter is None else close_filter
-        self._quote: Quote | None = None
-        self._quote_delivered: Quote | None = None
-        self._mark: Mark | None = None
-        self._mark_delivered: Mark | None = None
-        self._reminded_open_ms = -1
-        self._asks_s = float("inf")
-        self._patience_s = GRACE_S
-        self.settle_at_s = 0.0  # network time of the next question for an overdue settlement
-        self.settle_patience_s = 1.0
+        self._quote: NewestPrice[Quote] = NewestPrice()
+        self._mark: NewestPrice[Mark] = NewestPrice()
+        self._overdue_open_ms = -1
+        self._request_at_s = float("inf")
+        self._request_wait_s = GRACE_S
+        self._settlement_request_s = 0.0  # network time of the next one
+        self._settlement_wait_s = SETTLEMENT_WAIT_S
 
     @property
     def quote_ms(self) -> int | None:
         """The market time of the newest quote."""
-        return None if self._quote is None else self._quote.market_ms
+        return None if self._quote.value is None else self._quote.value.market_ms
 
     def accept(self, bar: Bar) -> None:
-        """Count *bar* as handed on, for the first time."""
+        """Count *bar* as delivered, for the first time."""
         self.sequence.accept(bar)
         self._close_filter.accept(bar, self.instrument.tick_size)
 
-    def implausible(self, bars: Iterable[Bar], is_sure: Callable[[Bar], bool]) -> list[Bar]:
-        """Return those of *bars*, the next ones, too far from the last that is believed or sure."""
-        return self._close_filter.implausible(bars, self.instrument.tick_size, is_sure)
+    def implausible(self, bars: Iterable[Bar], is_verified: Callable[[Bar], bool]) -> list[Bar]:
+        """Return those of *bars*, the next ones, that are too far from the last accepted one."""
+        return self._close_filter.implausible(bars, self.instrument.tick_size, is_verified)
 
     def unverified(self, bars: Iterable[Bar]) -> list[Bar]:
-        """Return those of the doubtful that REST has not repeated; each is asked about."""
+        """Return the implausible ones that REST has not repeated; each is asked about."""
         return self._close_filter.unverified(bars, self.instrument.tick_size)
+
+    def change_filters(self, instrument: Instrument) -> None:
+        """Learn new filters of the instrument."""
+        self.instrument = instrument
+
+    def claim_request(self) -> bool:
+        """Return whether REST may be asked for bars now: one request at a time."""
+        is_free, self._is_requested = not self._is_requested, True
+        return is_free
+
+    def end_request(self) -> None:
+        """Learn that the answer of REST was read from the queue."""
+        self._is_requested = False
+
+    def claim_gap_cause(self) -> bool:
+        """Return whether a notice of a cause may be queued now: the first one stands."""
+        is_free, self._has_queued_cause = not self._has_queued_cause, True
+        return is_free
 
     def set_gap_cause(self, cause: GapCause) -> None:
         """Learn why bars may be missing from here on: after those that wait, where some do."""
-        self.has_queued_cause = False
+        self._has_queued_cause = False
         if len(self.pending):
             self._next_cause = cause
         else:
             self.cause = cause
 
     def clear_gap_cause(self) -> None:
-        """Learn that a bar of the stream was handed on, so the next hole has its own cause."""
+        """Learn that a bar of the stream was delivered, so the next hole has its own cause."""
         self.cause = GapCause.MISSED
         if not len(self.pending):
             self.cause, self._next_cause = self._next_cause or GapCause.MISSED, None
@@ -354,65 +386,97 @@ class FeedState:
         """Keep *quote* if it is the newest; return whether it is an event of its own.
 
         It is one while an order rests (*from_ms* is the market time from which it may fill): the
-        first quote at or after that, then each that differs from the one handed on before.
+        first quote at or after that, then each that differs from the one delivered before.
         """
-        if self._quote is not None and quote.market_ms < self._quote.market_ms:
-            return False  # a replay of older frames right after subscribing
-        self._quote = quote
-        if from_ms is None or quote.market_ms < from_ms:
+        delivered = self._quote.delivered
+        if not self._quote.update(quote) or from_ms is None or quote.market_ms < from_ms:
             return False
-        delivered = self._quote_delivered
         if delivered is not None and delivered.market_ms >= from_ms and _same(delivered, quote):
             return False
-        self._quote_delivered = quote
+        self._quote.deliver()
         return True
 
     def update_mark(self, mark: Mark) -> None:
         """Keep *mark* if it is the newest."""
-        if self._mark is None or mark.market_ms >= self._mark.market_ms:
-            self._mark = mark
+        self._mark.update(mark)
 
     def drop_ahead(self, latest_ms: float) -> None:
         """Forget a quote or mark dated after *latest_ms*, so that later ones do not look old."""
-        if self._quote is not None and self._quote.market_ms > latest_ms:
-            self._quote = self._quote_delivered = None
-        if self._mark is not None and self._mark.market_ms > latest_ms:
-            self._mark = self._mark_delivered = None
+        self._quote.drop_ahead(latest_ms)
+        self._mark.drop_ahead(latest_ms)
 
     def undelivered(self) -> list[Quote | Mark]:
-        """Return the newest quote and mark unless they were handed on; they count as such now."""
-        events: list[Quote | Mark] = []
-        if self._quote is not None and self._quote is not self._quote_delivered:
-            self._quote_delivered = self._quote
-            events.append(self._quote)
-        if self._mark is not None and self._mark is not self._mark_delivered:
-            self._mark_delivered = self._mark
-            events.append(self._mark)
-        return events
+        """Return the newest quote and mark unless they were delivered; they count as such now."""
+        newest = (self._quote.deliver(), self._mark.deliver())
+        return [one for one in newest if one is not None]
+
+    def is_settlement_due(self, *, market_ms: int, network_s: float) -> bool:
+        """Return True, once for each request, when a settlement is overdue.
+
+        It is asked for after twice the wait each time, up to ``REQUEST_WAIT_MAX_S``.
+        """
+        if not self.funding.is_overdue(market_ms):
+            self._settlement_wait_s = SETTLEMENT_WAIT_S
+            return False
+        if network_s < self._settlement_request_s:
+            return False
+        self._settlement_request_s = network_s + self._settlement_wait_s
+        self._settlement_wait_s = min(2 * self._settlement_wait_s, REQUEST_WAIT_MAX_S)
+        return True
 
     def is_overdue(self, *, market_ms: int, network_s: float, grace_ms: int) -> bool:
         """Return True, once for each question, when the next bar's closing frame is overdue.
 
         Overdue is *grace_ms* of market time and ``GRACE_S`` of network time after its close; then
-        after twice the wait each time, up to ``PATIENCE_MAX_S``, while REST has no such bar.
+        after twice the wait each time, up to ``REQUEST_WAIT_MAX_S``, while REST has no such bar.
         """
         close_ms = self.sequence.next_close_ms
         if market_ms < close_ms:
-            self._reminded_open_ms = -1
+            self._overdue_open_ms = -1
             return False
-        if self._reminded_open_ms != self.sequence.next_open_ms:
-            self._reminded_open_ms = self.sequence.next_open_ms
-            self._patience_s = GRACE_S
-            self._asks_s = network_s + self._patience_s
-        if market_ms < close_ms + grace_ms or network_s < self._asks_s:
+        if self._overdue_open_ms != self.sequence.next_open_ms:
+            self._overdue_open_ms = self.sequence.next_open_ms
+            self._request_wait_s = GRACE_S
+            self._request_at_s = network_s + self._request_wait_s
+        if market_ms < close_ms + grace_ms or network_s < self._request_at_s:
             return False
-        self._patience_s = min(2 * self._patience_s, PATIENCE_MAX_S)
-        self._asks_s = network_s + self._patience_s
+        self._request_wait_s = min(2 * self._request_wait_s, REQUEST_WAIT_MAX_S)
+        self._request_at_s = network_s + self._request_wait_s
         return True
 
-    def ask_by(self, network_s: float) -> None:
+    def request_by(self, network_s: float) -> None:
         """Have the next question come no later than *network_s*."""
-        self._asks_s = min(self._asks_s, network_s)
+        self._request_at_s = min(self._request_at_s, network_s)
+
+
+class NewestPrice(Generic[Dated]):
+    """The newest quote or mark by market time, and the one that was delivered last."""
+
+    def __init__(self) -> None:
+        self.value: Dated | None = None
+        self.delivered: Dated | None = None
+
+    def update(self, value: Dated) -> bool:
+        """Keep *value* unless it is older than the newest; return whether it was kept.
+
+        Right after subscribing the exchange plays older frames again.
+        """
+        if self.value is not None and value.market_ms < self.value.market_ms:
+            return False
+        self.value = value
+        return True
+
+    def deliver(self) -> Dated | None:
+        """Return the newest unless it was delivered; it counts as delivered now."""
+        if self.value is self.delivered:
+            return None
+        self.delivered = self.value
+        return self.value
+
+    def drop_ahead(self, latest_ms: float) -> None:
+        """Forget the newest where it is dated after *latest_ms*."""
+        if self.value is not None and self.value.market_ms > latest_ms:
+            self.value = self.delivered = None
 
 
 class PendingBars:

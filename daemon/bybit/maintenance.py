@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 from msgspec import Struct, structs
 
-from tracepaper.daemon.bybit.feed_state import PATIENCE_MAX_S, FeedState
+from tracepaper.daemon.bybit.feed_state import FeedState
 from tracepaper.daemon.bybit.instruments import rescaled
 from tracepaper.daemon.bybit.queue import BackfillPage, EventQueue, GapCauseNotice, Item, Submitted
 from tracepaper.daemon.bybit.rest import RestClient
@@ -24,10 +24,10 @@ from tracepaper.strategies.types import Funding, Gap, GapCause, InstrumentChange
 
 FAR_S: Final = 60.0
 """A time this far, network time, from the expected one is asked for again."""
-ALIKE_S: Final = 5.0
+AGREEMENT_S: Final = 5.0
 """Answers agree that differ by no more than this, network time, beside what passed between them."""
-ANSWERS: Final = 3
-AGAIN_S: Final = 1.0
+SAMPLES: Final = 3
+RESAMPLE_S: Final = 1.0
 UNDER_WAY_S_MAX: Final = 10.0
 """An answer was under way no longer than this, however long the retries before it took."""
 
@@ -39,11 +39,11 @@ class _TimeSample(Struct, frozen=True):
 
     server_ms: int
     asked_s: float
-    heard_s: float
+    answered_s: float
 
 
 class ServerTimeReading(Struct, frozen=True):
-    """A server's time that is believed; ``is_jump`` where it is far from what was expected."""
+    """A server's time that is accepted; ``is_jump`` where it is far from what was expected."""
 
     server_ms: int
     is_jump: bool
@@ -56,60 +56,64 @@ class ServerTimeReader:
     """
 
     def __init__(
-        self, rest: RestClient, clock: Clock, *, time_scale: float = 1.0, again_s: float = AGAIN_S
+        self,
+        rest: RestClient,
+        clock: Clock,
+        *,
+        time_scale: float = 1.0,
+        resample_s: float = RESAMPLE_S,
     ) -> None:
         self._rest = rest
         self._clock = clock
         self._scale_ms = 1_000 * time_scale
-        self._again_s = again_s
+        self._resample_s = resample_s
 
     async def first(self) -> int:
         """Return the time where nothing is expected yet: two answers in a row must agree."""
-        said = await self._ask()
+        sample = await self._ask()
         again = await self._ask()
-        if not self._agree(said, again):
-            return (await self._agreed(again)).server_ms
+        if not self._agree(sample, again):
+            return (await self._confirmed(again)).server_ms
         return again.server_ms
 
     async def read(self) -> ServerTimeReading:
-        """Return the time; one far from the clock's is believed once three answers agree."""
-        said = await self._ask()
-        if self._is_near(said):
-            return ServerTimeReading(said.server_ms, is_jump=False)
-        return await self._agreed(said)
+        """Return the time; one far from the clock's is accepted once three answers agree."""
+        sample = await self._ask()
+        if self._is_near(sample):
+            return ServerTimeReading(sample.server_ms, is_jump=False)
+        return await self._confirmed(sample)
 
-    async def _agreed(self, said: _TimeSample) -> ServerTimeReading:
+    async def _confirmed(self, sample: _TimeSample) -> ServerTimeReading:
         """Return what three answers in a row say, or the first that is near the expected time."""
-        alike = 1
+        agreeing = 1
         log.warning(
             "server time doubted",
-            server_ms=said.server_ms,
+            server_ms=sample.server_ms,
             expected_ms=self._clock.market_ms(),
         )
-        while alike < ANSWERS:
-            self._rest.cooldown.waiting("server time", self._again_s)
-            await self._clock.sleep(self._again_s)
+        while agreeing < SAMPLES:
+            await self._rest.cooldown.pause("server time", self._resample_s)
             again = await self._ask()
             if self._is_near(again):
                 return ServerTimeReading(again.server_ms, is_jump=False)
-            alike = alike + 1 if self._agree(said, again) else 1
-            said = again
-        return ServerTimeReading(said.server_ms, is_jump=True)
+            agreeing = agreeing + 1 if self._agree(sample, again) else 1
+            sample = again
+        return ServerTimeReading(sample.server_ms, is_jump=True)
 
     async def _ask(self) -> _TimeSample:
         asked_s = self._clock.network_s()
         server_ms = await self._rest.server_time_ms()
-        heard_s = self._clock.network_s()
-        return _TimeSample(server_ms, max(asked_s, heard_s - UNDER_WAY_S_MAX), heard_s)
+        answered_s = self._clock.network_s()
+        return _TimeSample(server_ms, max(asked_s, answered_s - UNDER_WAY_S_MAX), answered_s)
 
-    def _is_near(self, said: _TimeSample) -> bool:
-        return abs(said.server_ms - self._clock.market_ms()) <= FAR_S * self._scale_ms
+    def _is_near(self, sample: _TimeSample) -> bool:
+        return abs(sample.server_ms - self._clock.market_ms()) <= FAR_S * self._scale_ms
 
-    def _agree(self, said: _TimeSample, again: _TimeSample) -> bool:
+    def _agree(self, sample: _TimeSample, again: _TimeSample) -> bool:
         """Return whether as much time passed between two answers as lies between their times."""
-        passed_s = (again.server_ms - said.server_ms) / self._scale_ms
-        shortest_s, longest_s = again.asked_s - said.heard_s, again.heard_s - said.asked_s
-        return shortest_s - ALIKE_S <= passed_s <= longest_s + ALIKE_S
+        passed_s = (again.server_ms - sample.server_ms) / self._scale_ms
+        shortest_s, longest_s = again.asked_s - sample.answered_s, again.answered_s - sample.asked_s
+        return shortest_s - AGREEMENT_S <= passed_s <= longest_s + AGREEMENT_S
 
 
 LAG_MS: Final = 5_000
@@ -123,7 +127,7 @@ FILTERS_MS: Final = DAY_MS
 
 
 class FeedMaintenance:
-    """Background work of a feed; ``run_*`` never return. It starts once ``is_live`` is set."""
+    """Background work of a feed; ``run_*`` never return. They work from ``start`` on."""
 
     def __init__(
         self,
@@ -136,7 +140,7 @@ class FeedMaintenance:
         counters: Counter[str],
         spawn: Callable[[Coroutine[None, None, None]], None],
     ) -> None:
-        self.is_live = False
+        self._is_live = False
         self._spawn = spawn
         self._time = ServerTimeReader(rest, clock, time_scale=exchange.time_scale)
         self._rest = rest
@@ -145,10 +149,14 @@ class FeedMaintenance:
         self._states = states
         self._queue = queue
         self._counters = counters
-        self._lagged = asyncio.Event()
+        self._resync_requested = asyncio.Event()
         self._synchronised_s = 0.0
         self._ahead_ms = exchange.ahead_ms * exchange.time_scale
-        self._pushed_ms = 0.0  # how far frames have moved the clock since it was read
+        self._frame_lead_ms = 0.0  # how far frames have moved the clock since it was read
+
+    def start(self) -> None:
+        """Begin to work: the feed has caught up."""
+        self._is_live = True
 
     def observe(self, server_ms: int) -> bool:
         """Learn the time of a frame; a large difference has the clock read anew.
@@ -160,21 +168,21 @@ class FeedMaintenance:
         """
         ahead_ms = server_ms - self._clock.market_ms()
         if abs(ahead_ms) > LAG_MS:
-            self.doubt_time()
+            self.request_resync()
         if ahead_ms <= 0:
             return True
-        if self._pushed_ms + ahead_ms > self._ahead_ms:
+        if self._frame_lead_ms + ahead_ms > self._ahead_ms:
             return False
-        self._pushed_ms += ahead_ms
+        self._frame_lead_ms += ahead_ms
         self._clock.observe(server_ms)
         return True
 
-    def doubt_time(self) -> None:
+    def request_resync(self) -> None:
         """Have the exchange's clock read anew soon."""
-        self._lagged.set()
+        self._resync_requested.set()
 
     async def settlements(self, state: FeedState, until_ms: int) -> list[Funding]:
-        """Return the new settlements of *market* up to *until_ms*, counted as handed on."""
+        """Return the new settlements up to *until_ms*, counted as delivered."""
         found = await self._rest.funding_history(
             state.instrument, state.funding.settled_ms + 1, until_ms
         )
@@ -183,22 +191,22 @@ class FeedMaintenance:
 
     async def synchronise(self) -> None:
         """Read the exchange's clock."""
-        self._lagged.clear()
+        self._resync_requested.clear()
         asked_s = self._clock.network_s()
         expected_ms = self._clock.market_ms()
-        told = await self._time.read()
-        server_ms = told.server_ms
+        reading = await self._time.read()
+        server_ms = reading.server_ms
         self._synchronised_s = self._clock.network_s()
         answer_s = min(self._synchronised_s - asked_s, UNDER_WAY_S_MAX)
         late_ms = answer_s * 1_000 * self._exchange.time_scale
         # An answer that was on its way for longer than it is behind says nothing against frames.
         if not 0 < self._clock.market_ms() - server_ms <= late_ms:
             self._clock.synchronise(server_ms)
-        self._pushed_ms = -late_ms
+        self._frame_lead_ms = -late_ms
         for state in self._states.values():
             state.drop_ahead(self._clock.market_ms() + self._ahead_ms)
         self._counters["resyncs"] += 1
-        if told.is_jump and self.is_live:
+        if reading.is_jump and self._is_live:
             self._jumped(expected_ms, server_ms)
 
     def _jumped(self, from_ms: int, until_ms: int) -> None:
@@ -212,18 +220,20 @@ class FeedMaintenance:
             self._queue.put(GapCauseNotice(one, GapCause.JUMPED))
 
     async def run_time(self) -> None:
-        """Read the exchange's clock every ``resync_s``, and soon after a frame differs from it."""
+        """Read the exchange's clock every ``RESYNC_S``, and soon after a frame differs from it."""
         while True:
             await self._clock.sleep(POLL_S)
             age_s = self._clock.network_s() - self._synchronised_s
-            if self.is_live and age_s >= (LAG_RESYNC_S if self._lagged.is_set() else RESYNC_S):
+            if self._is_live and age_s >= (
+                LAG_RESYNC_S if self._resync_requested.is_set() else RESYNC_S
+            ):
                 await self.synchronise()
 
-    async def run_questions(self) -> None:
+    async def run_overdue(self) -> None:
         """Ask REST for each bar whose closing frame is overdue."""
         while True:
             await self._clock.sleep(POLL_S)
-            if not self.is_live:
+            if not self._is_live:
                 continue
             for state in self._states.values():
                 if state.is_overdue(
@@ -231,18 +241,17 @@ class FeedMaintenance:
                     network_s=self._clock.network_s(),
                     grace_ms=self._exchange.grace_ms,
                 ):
-                    self.ask(state)
+                    self.request_bars(state)
 
-    def ask(self, state: FeedState) -> None:
-        """Ask REST for what *market* lacks, beside the line; the answer comes in line.
+    def request_bars(self, state: FeedState) -> None:
+        """Ask REST in the background for the bars that are missing; the queue brings the answer.
 
-        One question at a time: while it is tried again, other instruments go on.
+        One request at a time: while it is tried again, other instruments go on.
         """
-        if not state.is_asking:
-            state.is_asking = True
-            self._spawn(self._question(state))
+        if state.claim_request():
+            self._spawn(self._request(state))
 
-    async def _question(self, state: FeedState) -> None:
+    async def _request(self, state: FeedState) -> None:
         sequence = state.sequence
         from_ms = sequence.next_open_ms
         until_ms = interval_start(self._clock.market_ms(), sequence.interval_ms)
@@ -257,26 +266,22 @@ class FeedMaintenance:
         )
 
     async def run_settlements(self, state: FeedState) -> None:
-        """Hand on settlements whose time has passed as soon as the exchange publishes them."""
+        """Deliver settlements whose time has passed as soon as the exchange publishes them."""
         while True:
             await self._clock.sleep(POLL_S)
-            if not self.is_live:
+            if not self._is_live:
                 continue
-            now_ms, now_s = self._clock.market_ms(), self._clock.network_s()
-            if not state.funding.is_overdue(now_ms):
-                state.settle_patience_s = 1.0
-            elif now_s >= state.settle_at_s:
-                state.settle_at_s = now_s + state.settle_patience_s
-                state.settle_patience_s = min(2 * state.settle_patience_s, PATIENCE_MAX_S)
+            now_ms = self._clock.market_ms()
+            if state.is_settlement_due(market_ms=now_ms, network_s=self._clock.network_s()):
                 for funding in await self.settlements(state, now_ms):
                     self._queue.put(Submitted(funding))
 
     async def run_filters(self, state: FeedState) -> None:
-        """Read the filters again once a day of market time; hand on those that changed."""
+        """Read the filters again once a day of market time; deliver those that changed."""
         read_ms: int | None = None
         while True:
             await self._clock.sleep(POLL_S)
-            if not self.is_live:
+            if not self._is_live:
                 continue
             now_ms = self._clock.market_ms()
             if read_ms is None or now_ms < read_ms:
@@ -294,7 +299,7 @@ class FeedMaintenance:
                     log.warning("filters kept", error=str(error))
                     continue
                 if changed != kept:
-                    state.instrument = changed
+                    state.change_filters(changed)
                     now_ms = self._clock.market_ms()
                     event = InstrumentChange(changed, now_ms, now_ms)
                     self._queue.put(Submitted(event))

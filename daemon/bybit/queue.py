@@ -55,11 +55,11 @@ class FeedStart(Struct, frozen=True):
 
     ``known`` has the newest bar's open time (None or missing: none, so warm-up bars are fetched),
     ``known_funding`` the newest settlement's time, ``recent`` the bars by which closes are judged.
-    ``first`` are handed on before all else, and
-    ``started`` makes the event that follows the warm-up bars: a model is warm once it is handed on,
+    ``first`` are delivered before all else, and
+    ``started`` makes the event that follows the warm-up bars: a model is warm once it is delivered,
     and only then is anything subscribed. ``is_served`` says that this exchange served the run
     before, so that nothing it says now is a mistake of the configuration. A close further than
-    ``plausible`` usual ranges from the last one is believed once REST repeats it.
+    ``plausible`` usual ranges from the last one is accepted once REST repeats it.
     """
 
     interval_ms: int
@@ -84,14 +84,14 @@ class BackfillPage(Struct, frozen=True):
 
 
 class GapCauseNotice(Struct, frozen=True):
-    """Bars of this instrument that come after this place in the line may be missing, and why."""
+    """Bars of this instrument that come after this place in the queue may be missing, and why."""
 
     instrument: str
     cause: GapCause
 
 
 class Submitted(Struct, frozen=True):
-    """An event from outside or from a background task, handed on as it stands."""
+    """An event from outside or from a background task, delivered as it stands."""
 
     event: Event
 

@@ -37,7 +37,7 @@ from tracepaper.strategies.types import MONEY_DECIMALS, Bar, Category, Funding, 
 
 # ---------------------------------------------------------------- bodies
 #
-# An answer is believed when it names the category and symbol of the question, its times lie inside
+# An answer is accepted when it names the category and symbol of the question, its times lie inside
 # the asked range and its server time in our century. All else is ``MessageMalformed``: asked again.
 
 REGION_CODES: Final = frozenset({10009, 10024})
@@ -98,30 +98,30 @@ def read_klines(
     The candle that contains *first_ms* may come as well and is left out. Raises
     ``MessageMalformed`` for a page of another category, symbol, grid, time or order.
     """
-    _speaks_of("candles", instrument, page.category, page.symbol)
+    _check_subject("candles", instrument, page.category, page.symbol)
     read = candle_reader(instrument, interval_ms)
     bars: list[Bar] = []
-    unread = 0
+    unreadable = 0
     newer_ms = last_ms + interval_ms
     for row in page.rows:
         open_ms = exact(row[0], 0)
         if not first_ms - interval_ms < open_ms <= last_ms:
-            raise _stranger(f"a candle at {open_ms}, where {first_ms} to {last_ms} was asked")
+            raise _unrelated(f"a candle at {open_ms}, where {first_ms} to {last_ms} was asked")
         if open_ms >= newer_ms:
-            raise _stranger(f"candles of {instrument.id} that are not newest first")
+            raise _unrelated(f"candles of {instrument.id} that are not newest first")
         newer_ms = open_ms
         try:
             bar = read(messages.closed_candle(row, interval_ms), open_ms + interval_ms, Source.REST)
         except FrameImpossible as error:
             if error.kind == "off_grid":
-                raise _stranger(str(error)) from error
-            unread += open_ms >= first_ms
+                raise _unrelated(str(error)) from error
+            unreadable += open_ms >= first_ms
         except MessageMalformed:
-            unread += open_ms >= first_ms
+            unreadable += open_ms >= first_ms
         else:
             if open_ms >= first_ms:
                 bars.append(bar)
-    return bars, unread
+    return bars, unreadable
 
 
 def read_instruments_page(
@@ -130,12 +130,12 @@ def read_instruments_page(
     """Return the instruments of one page and the next page's cursor; all, or those of *symbol*."""
     found, page = read_instruments(bytes(raw), category)
     if page.category != category.value:
-        raise _stranger(f"instruments of {page.category!r}, where {category.value} was asked")
+        raise _unrelated(f"instruments of {page.category!r}, where {category.value} was asked")
     if symbol:
         if any(one.symbol != symbol for one in found):
-            raise _stranger(f"{found[0].id}, where {category.value}:{symbol} was asked")
+            raise _unrelated(f"{found[0].id}, where {category.value}:{symbol} was asked")
         if page.rows and not found:
-            raise _stranger(f"filters of {symbol} that cannot be read")
+            raise _unrelated(f"filters of {symbol} that cannot be read")
     return found, page.next_page_cursor
 
 
@@ -149,24 +149,26 @@ def read_settlements(
     """
     found = []
     for row in page.rows:
-        _speaks_of("settlements", instrument, page.category, row.symbol)
+        _check_subject("settlements", instrument, page.category, row.symbol)
         settled_ms = exact(row.funding_rate_timestamp, 0)
         rate = exact_signed(row.funding_rate, MONEY_DECIMALS)
         if not start_ms <= settled_ms <= end_ms:
-            raise _stranger(f"a settlement at {settled_ms}, where {start_ms} to {end_ms} was asked")
+            raise _unrelated(
+                f"a settlement at {settled_ms}, where {start_ms} to {end_ms} was asked"
+            )
         if abs(rate) > RATE_LIMIT:
-            raise _stranger(f"a funding rate of {row.funding_rate}")
+            raise _unrelated(f"a funding rate of {row.funding_rate}")
         found.append(Funding(instrument.id, rate, settled_ms, settled_ms))
     return found
 
 
-def _speaks_of(what: str, instrument: Instrument, category: str, symbol: str) -> None:
+def _check_subject(what: str, instrument: Instrument, category: str, symbol: str) -> None:
     """Refuse an answer about another category or symbol."""
     if (category, symbol) != (instrument.category.value, instrument.symbol):
-        raise _stranger(f"{what} of {category}:{symbol}, where {instrument.id} was asked")
+        raise _unrelated(f"{what} of {category}:{symbol}, where {instrument.id} was asked")
 
 
-def _stranger(what: str) -> MessageMalformed:
+def _unrelated(what: str) -> MessageMalformed:
     """Return the error of an answer that does not speak of what was asked."""
     return MessageMalformed(f"Bybit answered with {what}; the answer was dropped, trying again.")
 
@@ -249,7 +251,7 @@ class RestClient:
         A candle is final when the answer's server time is ``final_after_ms`` after its close.
         Rows that cannot be read (counted) are left out, so what is missing may exist: it is asked
         for again. Times of which the answer itself says that they have not come are not asked
-        for. ``seen_ms`` is the bar's close; the feed sets it on handing on.
+        for. ``seen_ms`` is the bar's close; the feed sets it on delivery.
         """
         name = interval_name(interval_ms)
         bars: list[Bar] = []
@@ -266,7 +268,7 @@ class RestClient:
                     page, instrument, interval_ms, first_ms=first_ms, last_ms=last
                 ), server_ms
 
-            found, unread, server_ms = await self._get(
+            found, unreadable, server_ms = await self._get(
                 "/v5/market/kline",
                 {
                     "category": instrument.category.value,
@@ -279,7 +281,7 @@ class RestClient:
                 messages.KlinePage,
                 read,
             )
-            self.malformed_rows += unread
+            self.malformed_rows += unreadable
             if self._latest_ms is not None:
                 server_ms = min(server_ms, self._latest_ms())
             final_ms = server_ms - self._exchange.final_after_ms
@@ -400,9 +402,9 @@ class RestClient:
             rng=self._rng,
             name=path,
             ceiling_s=self._exchange.backoff_max_s,
-            waiting=self.cooldown.waiting,
+            observer=self.cooldown.observer,
             budget=self._budget,
-            complaints=self.cooldown.complaints,
+            retry_log=self.cooldown.retry_log,
         )
 
     async def _body(
@@ -410,11 +412,11 @@ class RestClient:
     ) -> bytes:
         """Return the body of one GET; raises ``FeedLost`` or ``ConfigInvalid`` by its status."""
         await self._limiter.acquire()
-        await self.cooldown.over()
+        await self.cooldown.wait()
         self.requests += 1
         try:
             address = self._exchange.rest_url + path
-            # Where a redirect leads is not where we were told to ask.
+            # Where a redirect leads is not where the configuration points.
             async with session.get(address, params=query, allow_redirects=False) as response:
                 status = response.status
                 # A 403's body may be a web page: the status speaks first.
@@ -429,7 +431,7 @@ class RestClient:
                 f"{self._exchange.rest_url} is no address to ask; correct exchange.rest_url."
             ) from error
         if status == BANNED_STATUS:
-            self.cooldown.declare(self._exchange.ban_silence_s, f"HTTP 403 on {path}")
+            self.cooldown.start(self._exchange.ban_silence_s, f"HTTP 403 on {path}")
             raise FeedLost(
                 f"Bybit refused GET {path} with HTTP 403 (too many requests, or an address it "
                 f"does not serve); silent for {self._exchange.ban_silence_s:g} s, then again."

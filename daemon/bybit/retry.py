@@ -19,18 +19,18 @@ from tracepaper.strategies.errors import Recoverable
 
 FIRST_WAIT_S: Final = 0.5
 """Ceiling of the first full-jitter wait; it doubles with every failure in a row."""
-SAY_EVERY_S: Final = 60.0
+LOG_EVERY_S: Final = 60.0
 """A network that fails for hours is worth one line a minute."""
 
 T = TypeVar("T")
-Waiting = Callable[[str, float], None]
-"""Hears the name and the seconds of a wait."""
+WaitObserver = Callable[[str, float], None]
+"""Is called with the name and the seconds of each wait."""
 
 log = structlog.get_logger("bybit")
 
 
-def unheard(_name: str, _seconds: float) -> None:
-    """Tell nobody of a wait."""
+def ignore_wait(_name: str, _seconds: float) -> None:
+    """Ignore a wait."""
 
 
 class RestartBudget:
@@ -48,28 +48,28 @@ class RestartBudget:
         return recent <= self._limit
 
 
-class Complaints:
-    """Says what is being tried again: the first failure at once, later ones once a minute.
+class RetryLog:
+    """Logs what is tried again: the first failure at once, later ones together once a minute.
 
-    One for everything that goes to one exchange: where the network is gone, all of it fails.
+    There is one for everything that goes to one exchange: without a network all of it fails.
     """
 
-    def __init__(self, *, clock: Clock, every_s: float = SAY_EVERY_S) -> None:
+    def __init__(self, *, clock: Clock, every_s: float = LOG_EVERY_S) -> None:
         self._clock = clock
         self._every_s = every_s
-        self._said_s = float("-inf")
-        self._unsaid: Counter[str] = Counter()
+        self._logged_s = float("-inf")
+        self._unlogged: Counter[str] = Counter()
 
-    def say(self, what: str, error: Exception, wait_s: float) -> None:
+    def failed(self, what: str, error: Exception, wait_s: float) -> None:
         """Log that *what* failed and is tried again after *wait_s*, or count it for the next."""
-        self._unsaid[what] += 1
+        self._unlogged[what] += 1
         now_s = self._clock.network_s()
-        if now_s - self._said_s < self._every_s:
+        if now_s - self._logged_s < self._every_s:
             log.debug("retrying", what=what, error=str(error), wait_s=round(wait_s, 3))
             return
-        failures = dict(self._unsaid)
-        self._said_s = now_s
-        self._unsaid.clear()
+        failures = dict(self._unlogged)
+        self._logged_s = now_s
+        self._unlogged.clear()
         log.warning(
             "retrying", what=what, error=str(error), wait_s=round(wait_s, 3), failures=failures
         )
@@ -82,19 +82,19 @@ async def retry(
     rng: random.Random,
     name: str,
     ceiling_s: float,
-    waiting: Waiting = unheard,
+    observer: WaitObserver = ignore_wait,
     budget: RestartBudget | None = None,
-    complaints: Complaints | None = None,
+    retry_log: RetryLog | None = None,
 ) -> T:
     """Return what *attempt* returns; while it fails recoverably, wait and try again.
 
     Waits are full jitter: uniform between 0 and a ceiling that doubles up to *ceiling_s*, and
     begins anew after an attempt that lasted longer than *ceiling_s*. Without a *budget* there is
-    no end to it; with one, the last error is raised once the budget is spent. *waiting* hears of
-    every wait, so that it counts as progress; *complaints* may be shared, so that many that fail
-    together say so in one line a minute.
+    no end to it; with one, the last error is raised once the budget is spent. *observer* is
+    called with every wait, so that it counts as progress; *retry_log* may be shared, so that many
+    that fail together are logged in one line a minute.
     """
-    complaints = complaints or Complaints(clock=clock)
+    retry_log = retry_log or RetryLog(clock=clock)
     failures = 0
     while True:
         started_s = clock.network_s()
@@ -107,33 +107,38 @@ async def retry(
             failures = 1 if now_s - started_s > ceiling_s else failures + 1
             most_s = min(ceiling_s, FIRST_WAIT_S * 2 ** min(failures - 1, 32))
             wait_s = rng.uniform(0, most_s)
-            complaints.say(name, error, wait_s)
-            waiting(name, wait_s)
+            retry_log.failed(name, error, wait_s)
+            observer(name, wait_s)
             await clock.sleep(wait_s)
 
 
 class Cooldown:
-    """A declared wait: while it lasts nothing is sent, and the watchdog counts it as progress.
+    """The time after a ban in which nothing is sent: one for all requests of this address.
 
-    ``waiting`` hears of every wait of the connection, backoffs too; ``complaints`` says what fails.
+    ``observer`` is called with every wait of the connection, backoffs too, so that the watchdog counts
+    it as progress; ``retry_log`` says what fails.
     """
 
-    def __init__(self, *, clock: Clock, waiting: Waiting = unheard) -> None:
+    def __init__(self, *, clock: Clock, observer: WaitObserver = ignore_wait) -> None:
         self._clock = clock
-        self.waiting = waiting
-        self.complaints = Complaints(clock=clock)
-        self.until_s = 0.0  # network time
+        self.observer = observer
+        self.retry_log = RetryLog(clock=clock)
+        self.ends_s = 0.0  # network time
 
-    def declare(self, seconds: float, reason: str) -> None:
-        """Be silent for *seconds* from now; a longer silence already declared stays."""
-        self.until_s = max(self.until_s, self._clock.network_s() + seconds)
+    def start(self, seconds: float, reason: str) -> None:
+        """Send nothing for *seconds* from now; a longer cooldown under way stays."""
+        self.ends_s = max(self.ends_s, self._clock.network_s() + seconds)
         log.warning("silent", seconds=seconds, reason=reason)
 
-    async def over(self) -> None:
-        """Return when the silence is over."""
-        while (left_s := self.until_s - self._clock.network_s()) > 0:
-            self.waiting("ban silence", left_s)
-            await self._clock.sleep(left_s)
+    async def pause(self, name: str, seconds: float) -> None:
+        """Wait for *seconds* on purpose."""
+        self.observer(name, seconds)
+        await self._clock.sleep(seconds)
+
+    async def wait(self) -> None:
+        """Return when the cooldown is over."""
+        while (left_s := self.ends_s - self._clock.network_s()) > 0:
+            await self.pause("ban silence", left_s)
 
 
 def is_loopback(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""Hand bars on exactly once and in order, each after what belongs before it."""
+"""Deliver bars exactly once and in order, each after what belongs before it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final, TypeVar, assert_never
 import structlog
 from msgspec import structs
 
-from tracepaper.daemon.bybit.backfill import Hole, fill, gap, lacking
+from tracepaper.daemon.bybit.backfill import Hole, fill, gap, missing_ranges
 from tracepaper.daemon.bybit.feed_state import BarRange, FeedState, Place
 from tracepaper.daemon.bybit.maintenance import FeedMaintenance
 from tracepaper.daemon.bybit.queue import BackfillPage
@@ -30,7 +30,7 @@ T = TypeVar("T", Bar, Gap, Quote, Mark, Quote | Mark)
 class BarSequencer:
     """The order of events around bars: settlements, newest quote and mark, then the bar.
 
-    ``bar`` takes what a stream brought, ``page`` what REST answered beside the line, ``fill``
+    ``bar`` takes what a stream brought, ``page`` what REST answered in the background, ``fill``
     what REST has of given holes. A bar ahead of the sequence waits until what is missing before
     it came, or is certain never to come; other instruments go on meanwhile.
     """
@@ -55,15 +55,15 @@ class BarSequencer:
         self._certain_s = certain_s
 
     async def bar(self, bar: Bar) -> AsyncIterator[Event]:
-        """Take a bar of the stream: hand it on exactly once, in its place."""
+        """Take a bar of the stream: deliver it exactly once, in its place."""
         state = self._states[bar.instrument]
         match place := state.sequence.place(bar):
             case Place.REPEATED | Place.OLD | Place.REVISED:
-                for revision in self._again(state, bar, place):
+                for revision in self._revision(state, bar, place):
                     yield revision
                 return
             case Place.NEXT | Place.AHEAD:
-                self._begin(state, bar)
+                self._begin_at(state, bar)
                 if not state.pending.add(bar):
                     self._counters["overflow_bars"] += 1
             case _:
@@ -71,29 +71,27 @@ class BarSequencer:
         async for event in self._drain(state):
             yield event
         if len(state.pending):
-            self._maintenance.ask(state)
+            self._maintenance.request_bars(state)
 
     async def page(self, page: BackfillPage) -> AsyncIterator[Event]:
         """Take what REST answered: what closes a hole, or lacks it for certain."""
         state = self._states[page.instrument]
-        state.is_asking = False
+        state.end_request()
         sequence = state.sequence
         if page.bars:
-            self._begin(state, page.bars[0])
+            self._begin_at(state, page.bars[0])
             state.missing.update(
-                lacking(page.bars, page.from_ms, sequence.interval_ms),
+                missing_ranges(page.bars, page.from_ms, sequence.interval_ms),
                 from_ms=page.from_ms,
                 until_ms=page.bars[-1].close_time_ms,
                 now_s=page.answered_s,
             )
-        state.pending.add_missing(
-            bar for bar in page.bars if bar.open_time_ms >= sequence.next_open_ms
-        )
+        state.pending.add_missing(filter(sequence.is_new, page.bars))
         async for event in self._drain(state):
             yield event
         state.pending.trim()
         if (due_s := state.missing.due_s()) > page.answered_s:
-            state.ask_by(due_s)
+            state.request_by(due_s)
 
     async def fill(self, holes: Sequence[Hole]) -> AsyncIterator[Event]:
         """Fill *holes* from REST, each bar preceded by the settlements that belong before it."""
@@ -101,21 +99,21 @@ class BarSequencer:
         async for event in events:
             if isinstance(event, Bar):
                 state = self._states[event.instrument]
-                async for before in self._before(state, event.close_time_ms):
+                async for before in self._settlements_before(state, event.close_time_ms):
                     yield before
                 self._counters["rest_bars"] += 1
             else:
                 self._counters["repairs" if event.repaired_by else "holes"] += 1
             yield event
 
-    def _begin(self, state: FeedState, bar: Bar) -> None:
+    def _begin_at(self, state: FeedState, bar: Bar) -> None:
         """Let a new run begin with *bar* where REST had nothing: before a listing nothing is."""
         if not state.sequence.is_begun and state.cause is None:
             first_ms = state.pending.first_open_ms()
             state.sequence.skip(min(bar.open_time_ms, first_ms or bar.open_time_ms))
 
-    def _again(self, state: FeedState, bar: Bar, place: Place) -> list[Bar]:
-        """Return *bar* where it revises one that was handed on; nothing where it repeats it."""
+    def _revision(self, state: FeedState, bar: Bar, place: Place) -> list[Bar]:
+        """Return *bar* where it revises one that was delivered; nothing where it repeats it."""
         if place is not Place.REVISED:
             self._counters[f"{place.value}_bars"] += 1
             return []
@@ -124,85 +122,85 @@ class BarSequencer:
         return [structs.replace(bar, seen_ms=self._clock.market_ms())]
 
     async def _drain(self, state: FeedState) -> AsyncIterator[Event]:
-        """Hand on what waits, as far as nothing is missing before it or ever will come."""
+        """Deliver what waits, as far as nothing is missing before it or ever will come."""
         sequence = state.sequence
         while True:
-            ready, is_doubted = self._believed(state)
+            ready, is_held = self._take_plausible(state)
             for source, group in groupby(ready, key=lambda versions: versions[0].source):
                 stretch = list(group)
                 if source is Source.REST:
-                    yield self._repaired(state, stretch)
+                    yield self._repair_gap(state, stretch)
                 async for event in self._bars(state, stretch, is_last=stretch[-1] is ready[-1]):
                     yield event
                 if source is not Source.REST:
                     state.clear_gap_cause()
-            if is_doubted:
+            if is_held:
                 break
             first_ms = state.pending.first_open_ms()
             certain_ms = state.missing.certain_until(sequence.next_open_ms)
-            if first_ms is None or certain_ms <= sequence.next_open_ms:
+            if first_ms is None or not sequence.lacks(certain_ms):
                 break
             run = BarRange(sequence.next_open_ms, min(certain_ms, first_ms), ())
             sequence.skip(run.until_ms)
             self._counters["holes"] += 1
-            yield self._now(gap(state, run, self._cause(state)))
+            yield self._seen_now(gap(state, run, self._cause(state)))
         state.missing.forget(sequence.next_open_ms)
 
-    def _believed(self, state: FeedState) -> tuple[list[list[Bar]], bool]:
-        """Take out what comes next as far as it is believed; say whether a close was not.
+    def _take_plausible(self, state: FeedState) -> tuple[list[list[Bar]], bool]:
+        """Take out what comes next as far as it is plausible; say whether a close was not.
 
         A close too far from the last one leaves a hole that REST is asked about; what REST repeats
-        is believed, and what comes after it waits.
+        is accepted, and what comes after it waits.
         """
         ready = state.pending.pop_from(state.sequence.next_open_ms)
-        doubted = state.unverified(versions[0] for versions in ready)
-        if not doubted:
+        unverified = state.unverified(versions[0] for versions in ready)
+        if not unverified:
             return ready, False
-        opens = {bar.open_time_ms for bar in doubted}
+        opens = {bar.open_time_ms for bar in unverified}
         first = next(place for place, one in enumerate(ready) if one[0].open_time_ms in opens)
         state.pending.put_back(one for one in ready[first:] if one[0].open_time_ms not in opens)
-        self._counters["implausible_bars"] += len(doubted)
-        suspect = doubted[0]
+        self._counters["implausible_bars"] += len(unverified)
+        earliest = unverified[0]
         log.warning(
             "implausible",
-            instrument=suspect.instrument,
-            open_time_ms=suspect.open_time_ms,
-            source=suspect.source.value,
+            instrument=earliest.instrument,
+            open_time_ms=earliest.open_time_ms,
+            source=earliest.source.value,
             advice="REST is asked again; the gate plausible holds what it repeats",
         )
-        if suspect.source is not Source.REST:  # else it is overdue, and asked for again as such
+        if earliest.source is not Source.REST:  # else it is overdue, and asked for again as such
             state.cause = GapCause.IMPLAUSIBLE
-            self._maintenance.ask(state)
+            self._maintenance.request_bars(state)
         return ready[:first], True
 
-    def _repaired(self, state: FeedState, stretch: list[list[Bar]]) -> Gap:
+    def _repair_gap(self, state: FeedState, stretch: list[list[Bar]]) -> Gap:
         """Return the gap that the bars of REST close which follow."""
         bars = tuple(versions[0] for versions in stretch)
         run = BarRange(bars[0].open_time_ms, bars[-1].close_time_ms, bars)
         self._counters["repairs"] += 1
         self._counters["rest_bars"] += len(bars)
-        return self._now(gap(state, run, self._cause(state)))
+        return self._seen_now(gap(state, run, self._cause(state)))
 
     async def _bars(
         self, state: FeedState, stretch: list[list[Bar]], *, is_last: bool
     ) -> AsyncIterator[Event]:
-        """Hand on bars that follow one another; the newest quote belongs before the last alone."""
+        """Deliver bars that follow one another; the newest quote belongs before the last alone."""
         for versions in stretch:
             bar, *revisions = versions
-            async for before in self._before(state, bar.close_time_ms):
+            async for before in self._settlements_before(state, bar.close_time_ms):
                 yield before
             if is_last and versions is stretch[-1]:
                 for newest in state.undelivered():
-                    yield self._now(newest)
+                    yield self._seen_now(newest)
             state.accept(bar)
             if bar.source is not Source.REST:
                 self._counters["bars"] += 1
-            yield self._now(bar)
+            yield self._seen_now(bar)
             for other in revisions:
-                for revision in self._again(state, other, state.sequence.place(other)):
+                for revision in self._revision(state, other, state.sequence.place(other)):
                     yield revision
 
-    def _now(self, event: T) -> T:
+    def _seen_now(self, event: T) -> T:
         """Return *event* as seen now; a gap is also dated now."""
         now_ms = self._clock.market_ms()
         if isinstance(event, Gap):
@@ -210,12 +208,12 @@ class BarSequencer:
         return structs.replace(event, seen_ms=now_ms)
 
     def _cause(self, state: FeedState) -> GapCause:
-        """Return why bars are missing; of a new run nothing was handed on by its stream yet."""
+        """Return why bars are missing; of a new run nothing came from its stream yet."""
         if state.cause is not None:
             return state.cause
         return GapCause.MISSED if self._is_up(state) else GapCause.DISCONNECTED
 
-    async def _before(self, state: FeedState, close_ms: int) -> AsyncIterator[Funding]:
+    async def _settlements_before(self, state: FeedState, close_ms: int) -> AsyncIterator[Funding]:
         """Yield the settlements that belong before a bar that closed at *close_ms*.
 
         One that does not come soon is asked for in the background: no bar waits for it longer.

@@ -61,8 +61,8 @@ log = structlog.get_logger("bybit.stream")
 class StreamCallbacks(Struct, frozen=True):
     """What the owner of a stream does with it.
 
-    ``receive`` reads a frame (None: malformed, already counted), ``connected`` hears of each new
-    connection before its first frame, ``lost`` of each loss with its reason.
+    ``receive`` reads a frame (None: malformed, already counted), ``connected`` is called at each
+    new connection before its first frame, ``lost`` at each loss with its reason.
     """
 
     receive: Callable[[bytes], Received | None]
@@ -104,8 +104,8 @@ class PublicStream:
         self._rng = rng
         self._cooldown = cooldown
         self._requests = 0
-        self._renewals: set[str] = set()
-        self._renewal_wanted = asyncio.Event()
+        self._stale_topics: set[str] = set()
+        self._has_stale_topics = asyncio.Event()
         self._acks: dict[str, asyncio.Future[Ack]] = {}
         self._data_s = 0.0
         self.frame_s: float | None = None  # network time of the newest frame, whatever it held
@@ -118,19 +118,19 @@ class PublicStream:
             rng=self._rng,
             name=f"stream {self._category.value}",
             ceiling_s=self._exchange.backoff_max_s,
-            waiting=self._cooldown.waiting,
-            complaints=self._cooldown.complaints,
+            observer=self._cooldown.observer,
+            retry_log=self._cooldown.retry_log,
         )
 
-    def renew(self, topics: Iterable[str]) -> None:
+    def resubscribe(self, topics: Iterable[str]) -> None:
         """Have *topics* subscribed anew, since only that brings their snapshot."""
-        self._renewals.update(topics)
-        self._renewal_wanted.set()
+        self._stale_topics.update(topics)
+        self._has_stale_topics.set()
 
     async def _session(self) -> None:
         """Live through one connection; always ends by raising."""
         connection = await self._connect()
-        self._renewals.clear()
+        self._stale_topics.clear()
         self.is_connected = True
         self._data_s = self._clock.network_s()
         self._handler.connected()
@@ -140,7 +140,7 @@ class PublicStream:
                 group.create_task(self._heartbeat(connection))
                 group.create_task(self._watch())
                 group.create_task(self._subscribe(connection))
-                group.create_task(self._renew(connection))
+                group.create_task(self._resubscribe_stale(connection))
         except BaseExceptionGroup as failures:
             cause = first_cause(failures)
             if isinstance(cause, Recoverable):
@@ -152,8 +152,8 @@ class PublicStream:
             await connection.close()
 
     async def _connect(self) -> ClientConnection:
-        """Return an open connection; raises ``FeedLost``, after a 403 with a silence declared."""
-        await self._cooldown.over()
+        """Return an open connection; raises ``FeedLost``, after a 403 with a cooldown started."""
+        await self._cooldown.wait()
         exchange = self._exchange
         try:
             parse_uri(self._url)
@@ -174,7 +174,7 @@ class PublicStream:
         except InvalidStatus as error:
             status = error.response.status_code
             if status == FORBIDDEN_STATUS:
-                self._cooldown.declare(exchange.ban_silence_s, "HTTP 403 on the stream")
+                self._cooldown.start(exchange.ban_silence_s, "HTTP 403 on the stream")
             raise FeedLost(
                 f"Bybit refused the {self._category.value} stream with HTTP {status}; trying "
                 "again, check exchange.stream_url if this lasts."
@@ -269,20 +269,20 @@ class PublicStream:
                 if await self._ask(connection, (topic,)) is None:
                     self.refused.discard(topic)
 
-    async def _renew(self, connection: ClientConnection) -> None:
+    async def _resubscribe_stale(self, connection: ClientConnection) -> None:
         """Unsubscribe and subscribe the topics whose snapshot is wanted, more and more seldom."""
         wait_s = RESUBSCRIBE_FIRST_S
         while True:
-            await self._renewal_wanted.wait()
-            self._renewal_wanted.clear()
-            wanted = sorted(self._renewals.intersection(self._topics))
-            self._renewals.clear()
+            await self._has_stale_topics.wait()
+            self._has_stale_topics.clear()
+            wanted = sorted(self._stale_topics.intersection(self._topics))
+            self._stale_topics.clear()
             for topic in wanted:
                 await self._ask(connection, (topic,), operation="unsubscribe")
                 if await self._ask(connection, (topic,)) is not None:
-                    self.renew((topic,))
+                    self.resubscribe((topic,))
             await self._clock.sleep(wait_s)
-            more = self._renewal_wanted.is_set()
+            more = self._has_stale_topics.is_set()
             wait_s = min(2 * wait_s, self._exchange.backoff_max_s) if more else RESUBSCRIBE_FIRST_S
 
     async def _ask(
@@ -334,10 +334,10 @@ class Owner(Protocol):
     counters: Counter[str]
 
     def observe(self, server_ms: int) -> bool:
-        """Learn the time of a frame; False where it cannot be believed."""
+        """Learn the time of a frame; False where it is not accepted."""
         ...
 
-    def doubt_time(self) -> None:
+    def request_resync(self) -> None:
         """Learn that something is dated ahead: the exchange's time is read anew."""
         ...
 
@@ -441,14 +441,14 @@ class CategoryStream:
         self._owner.lost(self._instruments, GapCause.STALE if is_stale else GapCause.DISCONNECTED)
 
     def _receive(self, frame: bytes) -> Received | None:
-        """Read one frame and hand on what it holds; None where it was refused."""
+        """Read one frame and pass on what it holds; None where it was refused."""
         try:
             received = self._wire.receive(frame)
         except MessageMalformed:
             received = None
-        if self._wire.renewals:
-            self.stream.renew(self._wire.renewals)
-            self._wire.renewals.clear()
+        if self._wire.stale_topics:
+            self.stream.resubscribe(self._wire.stale_topics)
+            self._wire.stale_topics.clear()
         if received is None or isinstance(received, RefusedFrame):
             return None
         self._owner.counters["frames"] += 1
@@ -473,12 +473,12 @@ class CategoryStream:
             case Trades():
                 owner.counters["trades"] += len(received.trades)
             case _:
-                pass  # an acknowledgement, a pong or a stranger carries no market time
+                pass  # an acknowledgement, a pong or an unknown frame carries no market time
 
     def _refused(self, kind: str, sentence: str) -> None:
         """Log the first refusal of each kind; the counters have the rest."""
         if kind.startswith("ahead."):
-            self._owner.doubt_time()
+            self._owner.request_resync()
         if kind not in self._logged:
             self._logged.add(kind)
             log.warning("refused", kind=kind, category=self.category.value, reason=sentence)

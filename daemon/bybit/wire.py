@@ -103,7 +103,7 @@ class Ack(Struct, gc=False):
 
 
 class Pong(Struct, gc=False):
-    """The answer to a ping: the line is open, which says nothing about the data."""
+    """The answer to a ping: the connection is open, which says nothing about the data."""
 
 
 class Unknown(Struct, gc=False):
@@ -113,7 +113,7 @@ class Unknown(Struct, gc=False):
 
 
 class RefusedFrame(Struct, gc=False):
-    """A frame whose date cannot be believed; none of it was taken in."""
+    """A frame whose date is not accepted; none of it was applied."""
 
     kind: str
 
@@ -177,8 +177,8 @@ def _foreign(kind: str, topic: str, named: str) -> FrameImpossible:
     )
 
 
-def _hears_nothing(_kind: str, _sentence: str) -> None:
-    """Be told of a refusal, and do nothing about it."""
+def _ignore_refusal(_kind: str, _sentence: str) -> None:
+    """Ignore a refusal."""
 
 
 class Wire:
@@ -186,10 +186,10 @@ class Wire:
 
     ``counters`` is shared with the owner and counts what was refused or not known, as
     ``<fault>.<kind>``: the fault is ``malformed``, ``unknown``, ``ahead``, ``early``, ``off_grid``,
-    ``contradictory``, ``double``, ``foreign``, ``crossed`` or ``deep``. *observe* is told the date
-    of every frame before any of it is taken in, and says whether it can be believed; *refused*
-    hears each refusal with its sentence. ``renewals`` are the topics whose state was lost with a
-    refused frame: their owner asks for a snapshot and empties it.
+    ``contradictory``, ``double``, ``foreign``, ``crossed`` or ``deep``. *observe* is called
+    with the date of every frame before any of it is applied, and returns whether it is accepted;
+    *refused* is called with the kind and the sentence of each refusal. ``stale_topics`` are those
+    whose state was lost with a refused frame: their owner asks for a snapshot and empties the set.
     """
 
     def __init__(
@@ -200,10 +200,10 @@ class Wire:
         interval_ms: int,
         counters: Counter[str] | None = None,
         observe: Callable[[int], bool] | None = None,
-        refused: Callable[[str, str], None] = _hears_nothing,
+        refused: Callable[[str, str], None] = _ignore_refusal,
     ) -> None:
         self.category = category
-        self.renewals: set[str] = set()
+        self.stale_topics: set[str] = set()
         self._observe = observe
         self._refused = refused
         self.counters: Counter[str] = Counter() if counters is None else counters
@@ -251,7 +251,7 @@ class Wire:
                 )
             fault = refusal.kind if isinstance(refusal, FrameImpossible) else "malformed"
             self._refuse(f"{fault}.{kind}", str(refusal))
-            self._lose(topic)
+            self._invalidate(topic)
             if refusal is error:
                 raise
             raise refusal from error
@@ -270,17 +270,17 @@ class Wire:
         )
         return RefusedFrame(kind)
 
-    def _believes(self, server_ms: int) -> bool:
-        """Tell the owner when a frame is dated; False where that cannot be believed."""
+    def _accepts_date(self, server_ms: int) -> bool:
+        """Return whether the owner accepts the date of a frame."""
         return self._observe is None or self._observe(server_ms)
 
-    def _lose(self, topic: str) -> None:
+    def _invalidate(self, topic: str) -> None:
         """Forget what the frames of *topic* built, since one of them is missing now."""
         if (levels := self._books.get(topic)) is not None:
             levels.forget()
-            self.renewals.add(topic)
+            self.stale_topics.add(topic)
         if self._tickers.pop(topic, None) is not None:
-            self.renewals.add(topic)
+            self.stale_topics.add(topic)
 
     def _route(self, head: messages.Head, frame: bytes) -> Received:
         """Read *frame* by what its *head* says it is."""
@@ -303,9 +303,9 @@ class Wire:
         self.counters[f"unknown.{known}"] += 1
         return Unknown(kind[:32])
 
-    def _too_soon(self, kind: str, topic: str) -> Unknown:
+    def _before_snapshot(self, kind: str, topic: str) -> Unknown:
         """Refuse a delta that comes before any snapshot, and have one asked for."""
-        self.renewals.add(topic)
+        self.stale_topics.add(topic)
         self._refuse(
             f"unknown.{kind}",
             f"A delta of {topic[:64]} came before any snapshot; it was dropped and a snapshot is "
@@ -373,7 +373,7 @@ class Wire:
         before = self._tickers.get(ticker.topic)
         if ticker.type != "snapshot":
             if before is None:
-                return self._too_soon("tickers", ticker.topic)
+                return self._before_snapshot("tickers", ticker.topic)
             data = _merged(before, data)
         mark = rounded(data.mark_price, instrument.price_decimals) if data.mark_price else None
         result = Ticker(
@@ -385,7 +385,7 @@ class Wire:
             else None,
             next_funding_ms=self._next_funding(ticker, data),
         )
-        if not self._believes(ticker.ts):
+        if not self._accepts_date(ticker.ts):
             return self._ahead("tickers", ticker.ts)
         self._tickers[ticker.topic] = data
         return result
@@ -412,15 +412,15 @@ class Wire:
         is_snapshot = book.type == "snapshot" or book.data.u == 1
         levels = self._books.setdefault(book.topic, Levels())
         if not is_snapshot and not levels.is_known:
-            return self._too_soon("orderbook", book.topic)
+            return self._before_snapshot("orderbook", book.topic)
         sides = (_levels(book.data.b, instrument), _levels(book.data.a, instrument))
-        if not self._believes(max(book.ts, book.cts)):
+        if not self._accepts_date(max(book.ts, book.cts)):
             if not is_snapshot:
-                self._lose(book.topic)
+                self._invalidate(book.topic)
             return self._ahead("orderbook", max(book.ts, book.cts))
         levels.apply(sides, is_snapshot=is_snapshot)
         _bounded(levels.bids, levels.asks, instrument)
-        self.renewals.discard(book.topic)
+        self.stale_topics.discard(book.topic)
         if not levels.bids or not levels.asks:
             return Book(book.ts, None)
         bid, ask = max(levels.bids), min(levels.asks)
@@ -458,7 +458,7 @@ class Wire:
                     batch.ts,
                 )
             )
-        if not self._believes(newest_ms):
+        if not self._accepts_date(newest_ms):
             return self._ahead("publicTrade", newest_ms)
         return Trades(batch.ts, trades)
 

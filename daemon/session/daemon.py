@@ -137,7 +137,7 @@ class Daemon:
             forecaster = await asyncio.to_thread(load_forecaster, config, beside=self._database)
         # What is wrong here is said before the network is asked.
         strategies = preflight_engine(config, forecaster)
-        cooldown = Cooldown(clock=clock, waiting=self._supervisor.declare)
+        cooldown = Cooldown(clock=clock, observer=self._supervisor.declare)
         is_served = was_served(config, self._kind, self._database)
         async with RestClient(
             config.exchange,

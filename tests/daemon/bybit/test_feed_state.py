@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tracepaper.daemon.bybit.feed_state import (
-    PATIENCE_MAX_S,
     PENDING_MAX,
     REMEMBERED_BARS,
+    REQUEST_WAIT_MAX_S,
     BarSequence,
     FeedState,
     FundingSchedule,
@@ -276,7 +276,7 @@ def test_questions_double_their_wait_up_to_a_bound() -> None:
     asked = [at_s for at_s in seconds if overdue(one, CLOSE + 60_000, at_s)]
     waits = [after - before for before, after in itertools.pairwise(asked)]
     assert waits[:3] == [1.0, 2.0, 4.0]
-    assert max(waits) == PATIENCE_MAX_S
+    assert max(waits) == REQUEST_WAIT_MAX_S
     assert asked[0] == 0.5
 
 

@@ -218,10 +218,10 @@ async def test_a_ban_silences_every_request_for_its_whole_time() -> None:
     async with ScriptedServer() as server, asking(server, tries=None, clock=clock) as rest:
         server.answer_next("time", web.Response(status=403, text="<html>denied</html>"))
         first = asyncio.create_task(rest.server_time_ms())
-        await until(lambda: rest.cooldown.until_s > 0)
-        assert rest.cooldown.until_s == clock.network_s() + 600
+        await until(lambda: rest.cooldown.ends_s > 0)
+        assert rest.cooldown.ends_s == clock.network_s() + 600
         second = asyncio.create_task(rest.klines(instrument(), MINUTE, START_MS, START_MS))
-        banned_until_s = rest.cooldown.until_s
+        banned_until_s = rest.cooldown.ends_s
         await clock.run(lambda: clock.network_s() >= banned_until_s - 1, step_s=1)
         assert len(server.requests) == 1
         await clock.run(lambda: first.done() and second.done(), step_s=1)

@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 
 from tracepaper.daemon.bybit.retry import (
     FIRST_WAIT_S,
-    Complaints,
     Cooldown,
     RestartBudget,
+    RetryLog,
     is_loopback,
     retry,
 )
@@ -88,14 +88,14 @@ async def test_every_wait_is_told() -> None:
         rng=random.Random(1),
         name="rest",
         ceiling_s=30.0,
-        waiting=lambda name, seconds: told.append((name, seconds)),
+        observer=lambda name, seconds: told.append((name, seconds)),
     )
     assert told == [("rest", waited) for waited in clock.slept]
 
 
 async def test_failures_are_said_at_once_and_then_once_a_minute() -> None:
     clock = JumpClock()
-    complaints = Complaints(clock=clock)
+    retry_log = RetryLog(clock=clock)
     with capture_logs() as lines:
         for name in ("time", "kline"):
             await retry(
@@ -104,7 +104,7 @@ async def test_failures_are_said_at_once_and_then_once_a_minute() -> None:
                 rng=random.Random(1),
                 name=name,
                 ceiling_s=2.0,
-                complaints=complaints,
+                retry_log=retry_log,
             )
     said = [line for line in lines if line["log_level"] == "warning"]
     waited_s = sum(clock.slept)
@@ -152,24 +152,24 @@ async def test_what_is_not_recoverable_is_not_retried() -> None:
 async def test_silence_lasts_until_its_end_and_is_told() -> None:
     clock = SteppedClock()
     heard: list[tuple[str, float]] = []
-    cooldown = Cooldown(clock=clock, waiting=lambda name, seconds: heard.append((name, seconds)))
-    await cooldown.over()
-    cooldown.declare(600, "HTTP 403")
-    waiter = asyncio.create_task(cooldown.over())
+    cooldown = Cooldown(clock=clock, observer=lambda name, seconds: heard.append((name, seconds)))
+    await cooldown.wait()
+    cooldown.start(600, "HTTP 403")
+    waiter = asyncio.create_task(cooldown.wait())
     await clock.run(lambda: heard)
     assert heard[0][0] == "ban silence"
-    await clock.run(lambda: clock.network_s() > cooldown.until_s - 1, step_s=1)
+    await clock.run(lambda: clock.network_s() > cooldown.ends_s - 1, step_s=1)
     assert not waiter.done()
     await clock.run(waiter.done)
-    assert clock.network_s() >= cooldown.until_s
+    assert clock.network_s() >= cooldown.ends_s
 
 
 async def test_a_shorter_silence_does_not_cut_a_longer_one() -> None:
     cooldown = Cooldown(clock=SteppedClock())
-    cooldown.declare(600, "first")
-    until_s = cooldown.until_s
-    cooldown.declare(5, "second")
-    assert cooldown.until_s == until_s
+    cooldown.start(600, "first")
+    ends_s = cooldown.ends_s
+    cooldown.start(5, "second")
+    assert cooldown.ends_s == ends_s
 
 
 @pytest.mark.parametrize(

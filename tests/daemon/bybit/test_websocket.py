@@ -219,11 +219,11 @@ async def test_a_topic_is_renewed_by_leaving_it_and_more_and_more_seldom() -> No
             return [(one["op"], one["args"]) for one in server.received if one["op"] != "ping"][1:]
 
         both = [("unsubscribe", [TOPICS[1]]), ("subscribe", [TOPICS[1]])]
-        stream.renew((TOPICS[1], "orderbook.1.NOT.OURS"))
+        stream.resubscribe((TOPICS[1], "orderbook.1.NOT.OURS"))
         await until(lambda: asked() == both)
         began_s = setup.clock.network_s()
         for times in range(2, 5):
-            stream.renew((TOPICS[1],))
+            stream.resubscribe((TOPICS[1],))
             await setup.clock.run(lambda times=times: asked() == times * both)  # type: ignore[misc]
         assert setup.clock.network_s() - began_s >= 1 + 2 + 4
         assert setup.listener.connected == 1
@@ -233,7 +233,7 @@ async def test_a_renewal_that_is_refused_is_asked_for_again() -> None:
     async with ScriptedServer() as server, running(server, TOPICS[3]) as (setup, stream):
         await until(stream.answered.is_set)
         server.refused_topics = {TOPICS[3]}
-        stream.renew((TOPICS[3],))
+        stream.resubscribe((TOPICS[3],))
         await until(lambda: len(server.subscribed()) == 2)
         server.refused_topics.clear()
         await setup.clock.run(lambda: len(server.subscribed()) == 3)
@@ -251,12 +251,12 @@ async def test_a_ban_at_the_door_is_followed_by_silence() -> None:
     async with ScriptedServer() as server:
         server.refuse_status = 403
         async with running(server) as (setup, stream):
-            await until(lambda: setup.cooldown.until_s > 0)
-            assert setup.cooldown.until_s == setup.clock.network_s() + 600
+            await until(lambda: setup.cooldown.ends_s > 0)
+            assert setup.cooldown.ends_s == setup.clock.network_s() + 600
             server.refuse_status = 0
-            banned_until_s = setup.cooldown.until_s
+            banned_ends_s = setup.cooldown.ends_s
             await setup.clock.run(stream.answered.is_set, step_s=5)
-            assert setup.clock.network_s() >= banned_until_s
+            assert setup.clock.network_s() >= banned_ends_s
 
 
 DOORS = (

@@ -433,14 +433,14 @@ def test_a_book_never_holds_more_than_its_bound_and_asks_for_a_snapshot() -> Non
         try:
             wire.receive(book("delta", bids, []))
         except MessageMalformed:
-            assert topic in wire.renewals
+            assert topic in wire.stale_topics
         assert levels_held(wire) <= 2_000
     assert wire.counters["deep.orderbook"] == 1
     assert wire.counters["unknown.orderbook"] == 38
     received = wire.receive(book("snapshot", [["1.0", "1"]], [["2.0", "1"]]))
     assert isinstance(received, Book)
     assert received.quote is not None
-    assert not wire.renewals
+    assert not wire.stale_topics
 
 
 def test_a_refused_delta_leaves_no_half_of_itself_and_drops_the_book() -> None:
@@ -450,7 +450,7 @@ def test_a_refused_delta_leaves_no_half_of_itself_and_drops_the_book() -> None:
         with pytest.raises(MessageMalformed):
             wire.receive(book("delta", bad, []))
         assert levels_held(wire) == 0
-        assert wire.renewals == {"orderbook.1.BTCUSDT"}
+        assert wire.stale_topics == {"orderbook.1.BTCUSDT"}
         assert isinstance(wire.receive(book("delta", [["1.0", "1"]], [])), Unknown)
 
 
@@ -458,7 +458,7 @@ def test_a_delta_without_its_snapshot_has_one_asked_for() -> None:
     wire, _, told = believing()
     assert isinstance(wire.receive(book("delta", [["1.0", "1"]], [])), Unknown)
     assert isinstance(wire.receive(ticker("delta", markPrice="5")), Unknown)
-    assert wire.renewals == {"orderbook.1.BTCUSDT", "tickers.BTCUSDT"}
+    assert wire.stale_topics == {"orderbook.1.BTCUSDT", "tickers.BTCUSDT"}
     assert [kind for kind, _ in told] == ["unknown.orderbook", "unknown.tickers"]
 
 
@@ -478,7 +478,7 @@ def test_topics_that_nobody_knows_make_no_state() -> None:
         frame = book("delta", [["1.0", "1"]], []).replace(b"orderbook.1.BTCUSDT", name.encode())
         assert isinstance(wire.receive(frame), Unknown)
     assert levels_held(wire) == 0
-    assert not wire.renewals
+    assert not wire.stale_topics
 
 
 @pytest.mark.parametrize(

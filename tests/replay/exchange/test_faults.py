@@ -421,7 +421,7 @@ async def test_a_book_without_bottom_makes_the_daemon_ask_for_another() -> None:
         await exchange.advance(4_000)
         read(wire, [json.dumps(frame) for frame in await stream.drain()][:1])
         assert wire.counters == {"deep.orderbook": 1}
-        assert wire.renewals == {TOPICS[1]}
+        assert wire.stale_topics == {TOPICS[1]}
 
 
 async def test_an_implausible_close_is_a_thousand_times_the_true_one() -> None:
