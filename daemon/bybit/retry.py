@@ -115,8 +115,8 @@ async def retry(
 class Cooldown:
     """The time after a ban in which nothing is sent: one for all requests of this address.
 
-    ``observer`` is called with every wait of the connection, backoffs too, so that the watchdog counts
-    it as progress; ``retry_log`` says what fails.
+    ``observer`` is called with every wait of the connection, backoffs too, so that the watchdog
+    counts it as progress; ``retry_log`` says what fails.
     """
 
     def __init__(self, *, clock: Clock, observer: WaitObserver = ignore_wait) -> None:
