@@ -229,6 +229,8 @@ _STEPS = (
     _blob("digest", "link of the chain", HASH),
 )
 BAR_COLUMNS: Final = tuple(column.name for column in _BAR)
+BAR_COLUMNS_MADE: Final = ("instrument", "market_delay_ms", "seen_delay_ms", "source")
+"""Those that are not the bar's own fields: the first one, and the last three."""
 
 _STATES = (
     _key("step"),

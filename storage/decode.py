@@ -13,6 +13,8 @@ from msgspec import Struct
 
 from tracepaper.storage.columns import (
     ANSWER_GATES,
+    BAR_COLUMNS,
+    BAR_COLUMNS_MADE,
     EXPLANATION_COLUMNS,
     FORECAST_COLUMNS,
     SOURCE_CODES,
@@ -67,7 +69,8 @@ _FORECAST: Final = _gather("answers", FORECAST_COLUMNS)
 _EXPLANATION: Final = _gather("answers", EXPLANATION_COLUMNS)
 _STEP_MEASURES: Final = _gather("steps", [measure_name(gate) for gate in STEP_GATES])
 _ANSWER_MEASURES: Final = _gather("answers", [measure_name(gate) for gate in ANSWER_GATES])
-_BAR_PRICES: Final = _gather("steps", ("open", "high", "low", "close", "volume", "turnover"))
+_BAR_FIELDS: Final = tuple(name for name in BAR_COLUMNS if name not in BAR_COLUMNS_MADE)
+_BAR: Final = _gather("steps", _BAR_FIELDS)
 
 
 def _fields(table: str, made: type[Struct]) -> tuple[tuple[str, int, type[StrEnum] | None], ...]:
@@ -201,20 +204,13 @@ class StepDecoder:
             source = SOURCES[row[STEP.source]]
         except _IMPOSSIBLE as error:
             raise _damaged(row[STEP.step], error) from error
-        open_, high, low, close, volume, turnover = _BAR_PRICES(row)
         return Bar(
             instrument,
-            open_time_ms=opened,
             interval_ms=self._interval_ms,
-            open=open_,
-            high=high,
-            low=low,
-            close=close,
-            volume=volume,
-            turnover=turnover,
             market_ms=market_ms,
             seen_ms=seen_ms,
             source=source,
+            **dict(zip(_BAR_FIELDS, _BAR(row), strict=True)),
         )
 
     def prediction(self, row: Sequence[Any]) -> Prediction:

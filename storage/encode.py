@@ -12,6 +12,7 @@ from msgspec import Struct
 from tracepaper.storage.columns import (
     ANSWER_GATES,
     BAR_COLUMNS,
+    BAR_COLUMNS_MADE,
     EXPLANATION_COLUMNS,
     FORECAST_COLUMNS,
     SEQUENCE_LIMIT,
@@ -132,6 +133,10 @@ class GateSetPlan:
         gates = gate_set.gates
         if len(set(gates)) != len(gates) or len(gates) != len(gate_set.thresholds):
             raise InvariantBroken("A gate set needs one threshold a gate, and no gate twice.")
+        if strange := set(gates) - {*STEP_GATES, *ANSWER_GATES}:
+            raise InvariantBroken(
+                f"Gate {min(strange)} has no column: declare it before storage is imported."
+            )
         self.key = key
         self.rows: tuple[Row, ...] = tuple(
             (run_key, key, place, gate, threshold + 0.0)
@@ -346,8 +351,9 @@ _NO_BAR: Final[Row] = (None,) * len(BAR_COLUMNS)
 _NO_FORECAST: Final[Row] = (None,) * (2 + len(FORECAST_COLUMNS))
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
 _NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
-_OF_BAR: Final = attrgetter(*BAR_COLUMNS[1:-3])
-_OF_BAR_WITHOUT_TURNOVER: Final = attrgetter(*BAR_COLUMNS[1:-4])
+_BAR_FIELDS: Final = tuple(name for name in BAR_COLUMNS if name not in BAR_COLUMNS_MADE)
+_OF_BAR: Final = attrgetter(*_BAR_FIELDS)
+_OF_BAR_WITHOUT_TURNOVER: Final = attrgetter(*(n for n in _BAR_FIELDS if n != "turnover"))
 _OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
 _ABSENT: Final = {
     (False, False): (),

@@ -16,6 +16,7 @@ from forging import rechain
 from msgspec.structs import replace
 
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.columns import stored_columns
 from tracepaper.storage.integrity import Audited, audit
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.retention import prune
@@ -113,6 +114,19 @@ def test_what_others_added_is_a_warning(path: Path, statement: str) -> None:
 def test_a_row_that_belongs_to_nothing_is_found(path: Path) -> None:
     done(path, "DELETE FROM runs WHERE run_id = 'third'")
     assert "belongs to a row that was removed" in said(path)
+
+
+@pytest.mark.parametrize("table", ["states", "answers", "twin_steps"])
+def test_a_row_without_its_step_is_found_in_every_run(path: Path, table: str) -> None:
+    """SQLite holds no key of a step's rows: a row of a run that is not the one checked, too."""
+    names = ", ".join(name for name in stored_columns(table) if name != "step")
+    with closing(sqlite3.connect(path)) as raw:
+        known = raw.execute(f"SELECT min(step) FROM {table}").fetchone()[0]
+        assert raw.execute(f"PRAGMA foreign_key_list({table})").fetchall() == []
+    far = (99 << 28) + 7
+    done(path, f"INSERT INTO {table} (step, {names}) SELECT {far}, {names} FROM {table} "
+               f"WHERE step = {known}")  # fmt: skip
+    assert said(path) == f"A row of {table} belongs to a row that was removed."
 
 
 # ---------------------------------------------------------------- the links between runs

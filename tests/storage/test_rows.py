@@ -161,3 +161,13 @@ def test_a_number_beyond_64_bits_is_refused_before_it_is_stored(tmp_path: Path) 
     with pytest.raises(InvariantBroken, match="step 0"):
         log.append_now(with_huge)
     log.close()
+
+
+def test_a_gate_without_a_column_is_refused() -> None:
+    step = cases.plain_steps(1)[0]
+    assert step.decision is not None
+    gates = replace(cases.CROSS_GATES, gates=(*cases.CROSS_GATES.gates[:-1], "undeclared"))
+    outcome = replace(step.decision.outcome, gate_set=gates)
+    strange = replace(step, decision=replace(step.decision, outcome=outcome))
+    with pytest.raises(InvariantBroken, match="undeclared has no column"):
+        StepEncoder(cases.run(), 1).encode(strange)

@@ -1,0 +1,65 @@
+"""A column that is defined once is found wherever columns are: nothing else names it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import storage_cases as cases
+from programs import ROOT, environment
+
+PROGRAM = ROOT / "tests" / "new_columns_program.py"
+TABLES = ("steps", "answers", "outcomes", "holdings", "orders", "fills", "twin_fills")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return what a version with new columns finds in a database of this version."""
+    folder = tmp_path_factory.mktemp("new_columns")
+    cases.write_run(folder / "old.db", cases.rich_steps(), of=cases.run("old"))
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(folder)],
+        env=environment({}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "found.json").read_text(encoding="utf-8"))
+
+
+def test_an_older_database_is_read_as_it_is(found: Any) -> None:
+    old = found["unopened"]
+    assert old["problem"] is None
+    assert old["warnings"] == 1  # it lacks columns, and says which
+    assert old["steps"] == len(cases.rich_steps())
+    assert not any(old["values"].values())
+
+
+def test_an_older_database_that_was_opened_has_the_columns_and_is_whole(found: Any) -> None:
+    old = found["opened"]
+    assert (old["problem"], old["warnings"]) == (None, 0)
+    assert not any(old["values"].values())
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_new_column_is_written_and_shown(found: Any, table: str) -> None:
+    assert (found["new"]["problem"], found["new"]["warnings"]) == (None, 0)
+    assert found["new"]["values"][table]
+    assert found["files"][table]
+    assert found["frames"][table]
+    assert found["documented"][table]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_chain_covers_a_new_column(found: Any, table: str) -> None:
+    assert found["forged"][table] == "changed"
+
+
+def test_steps_with_new_columns_come_back(found: Any) -> None:
+    assert found["comes back"]
+    assert found["rechained"]["problem"] is None
