@@ -74,9 +74,14 @@ def write_csv(candles: Candles, folder: Path) -> Path:
     path = folder / f"bybit_linear_{candles.symbol}_1m.csv.gz"
     rows = ["open_time,open,high,low,close,volume"]
     for row in zip(
-        candles.open_time_ms.tolist(), candles.open.tolist(), candles.high.tolist(),
-        candles.low.tolist(), candles.close.tolist(), candles.volume.tolist(), strict=True,
-    ):  # fmt: skip
+        candles.open_time_ms.tolist(),
+        candles.open.tolist(),
+        candles.high.tolist(),
+        candles.low.tolist(),
+        candles.close.tolist(),
+        candles.volume.tolist(),
+        strict=True,
+    ):
         prices = ",".join(f"{price / 100:.2f}" for price in row[1:5])
         rows.append(f"{row[0]},{prices},{row[5] / 1000:.3f}")
     path.write_bytes(gzip.compress("\n".join(rows).encode(), mtime=0))

@@ -49,8 +49,13 @@ def bars_of(segment: Segment, start: int, stop: int) -> list[Bar]:
     """Return rows *start* until *stop* of a segment as bars."""
     part = segment.candles
     columns = (
-        part.open_time_ms, part.open, part.high, part.low, part.close, part.volume,
-    )  # fmt: skip
+        part.open_time_ms,
+        part.open,
+        part.high,
+        part.low,
+        part.close,
+        part.volume,
+    )
     rows = zip(*(column[start:stop].tolist() for column in columns), strict=True)
     return [
         Bar(

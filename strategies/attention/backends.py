@@ -133,9 +133,18 @@ class CudaEfficient:
         needs = [True, True, True, False]
         unused = torch.zeros((), dtype=torch.int64, device=gradient.device)  # no dropout, no seed
         grads = _ATEN._scaled_dot_product_efficient_attention_backward(
-            gradient, *inputs, None, result.output, logsumexp, unused, unused, 0.0, needs, causal,
+            gradient,
+            *inputs,
+            None,
+            result.output,
+            logsumexp,
+            unused,
+            unused,
+            0.0,
+            needs,
+            causal,
             scale=scale,
-        )  # fmt: skip
+        )
         return grads[0], grads[1], grads[2]
 
 
@@ -165,12 +174,21 @@ class CudaCudnn:
         """Return the three gradients."""
         unused = torch.zeros((), dtype=torch.int64, device=gradient.device)  # no dropout, no seed
         times = (inputs[0].shape[2], inputs[1].shape[2])
-        grads: tuple[Tensor, Tensor, Tensor] = (
-            _ATEN._scaled_dot_product_cudnn_attention_backward(
-                gradient, *inputs, result.output, result.logsumexp[..., None].contiguous(),
-                unused, unused, None, None, None, *times, 0.0, causal, scale=scale,
-            )
-        )  # fmt: skip
+        grads: tuple[Tensor, Tensor, Tensor] = _ATEN._scaled_dot_product_cudnn_attention_backward(
+            gradient,
+            *inputs,
+            result.output,
+            result.logsumexp[..., None].contiguous(),
+            unused,
+            unused,
+            None,
+            None,
+            None,
+            *times,
+            0.0,
+            causal,
+            scale=scale,
+        )
         return grads
 
 
@@ -188,9 +206,17 @@ class CudaFlash:
         """Attend over a causal window, which counts the query itself; [batch, head, time, dim]."""
         times = (query.shape[2], key.shape[2])
         output, logsumexp, *_ = _ATEN._flash_attention_forward(
-            *(x.transpose(1, 2) for x in (query, key, value)), None, None, *times, 0.0, True,
-            False, scale=scale, window_size_left=window - 1, window_size_right=0,
-        )  # fmt: skip
+            *(x.transpose(1, 2) for x in (query, key, value)),
+            None,
+            None,
+            *times,
+            0.0,
+            True,
+            False,
+            scale=scale,
+            window_size_left=window - 1,
+            window_size_right=0,
+        )
         return Pass(output.transpose(1, 2), logsumexp[..., : query.shape[2]])
 
     def window_backward(
@@ -207,9 +233,19 @@ class CudaFlash:
         times = (inputs[0].shape[2], inputs[1].shape[2])
         by_time = (x.transpose(1, 2).contiguous() for x in (gradient, *inputs, result.output))
         grads = _ATEN._flash_attention_backward(
-            *by_time, result.logsumexp.contiguous(), None, None, *times, 0.0, True, unused,
-            unused, scale=scale, window_size_left=window - 1, window_size_right=0,
-        )  # fmt: skip
+            *by_time,
+            result.logsumexp.contiguous(),
+            None,
+            None,
+            *times,
+            0.0,
+            True,
+            unused,
+            unused,
+            scale=scale,
+            window_size_left=window - 1,
+            window_size_right=0,
+        )
         query, key, value = (x.transpose(1, 2) for x in grads)
         return query, key, value
 
@@ -234,12 +270,20 @@ class CudaFlash:
         """Return the three gradients."""
         unused = torch.zeros(2, dtype=torch.uint64, device=gradient.device)  # no dropout, no seed
         times = (inputs[0].shape[2], inputs[1].shape[2])
-        grads: tuple[Tensor, Tensor, Tensor] = (
-            _ATEN._scaled_dot_product_flash_attention_backward(
-                gradient, *inputs, result.output, result.logsumexp.contiguous(),
-                None, None, *times, 0.0, causal, unused, unused, scale=scale,
-            )
-        )  # fmt: skip
+        grads: tuple[Tensor, Tensor, Tensor] = _ATEN._scaled_dot_product_flash_attention_backward(
+            gradient,
+            *inputs,
+            result.output,
+            result.logsumexp.contiguous(),
+            None,
+            None,
+            *times,
+            0.0,
+            causal,
+            unused,
+            unused,
+            scale=scale,
+        )
         return grads
 
 

@@ -11,7 +11,7 @@ The rule is docs/attention.md, A11.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
@@ -19,9 +19,8 @@ from tracepaper.strategies.attention.checks import Layer, check_layers, check_st
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.products import step_forward
 from tracepaper.strategies.attention.rollout import (
-    HeadFusion,
-    HeadWeights,
     Rollout,
+    RolloutOptions,
     check_options,
     finish,
     transition,
@@ -46,33 +45,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def rollout_buckets(  # noqa: PLR0913
+DEFAULT_OPTIONS: Final = RolloutOptions()
+
+
+def rollout_buckets(
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],
     logsumexps: Sequence[Tensor],
     mask: Mask,
+    options: RolloutOptions = DEFAULT_OPTIONS,
     *,
     bucket_bars: int = BLOCK_BARS,
     first_bucket_bars: int | None = None,
-    head_fusion: HeadFusion = "mean",
-    head_weights: HeadWeights | Tensor | None = None,
-    discard_ratio: float = 0.0,
-    residual_weight: float = 0.5,
-    start_layer: int = 0,
-    scale: float | None = None,
 ) -> Rollout:
     """Return every row's rollout by bucket: weights [batch, time, bucket], oldest bucket first.
 
-    The arguments are those of ``rollout_rows``. ``first_bucket_bars`` is the length of the oldest
+    The tensors are those of ``rollout_rows``. ``first_bucket_bars`` is the length of the oldest
     bucket where the sequence starts inside one, so that buckets can follow absolute time. Raises
     ``AttentionInvalid`` on what does not fit and when a head does not keep its mass.
     """
-    made = _rolled(
-        queries, keys, logsumexps, mask, bucket_bars=bucket_bars,
-        first_bucket_bars=first_bucket_bars, head_fusion=head_fusion, head_weights=head_weights,
-        discard_ratio=discard_ratio, residual_weight=residual_weight, start_layer=start_layer,
-        scale=scale,
-    )  # fmt: skip
+    layers = check_layers(queries, keys, logsumexps, scale=options.scale)
+    first = bucket_bars if first_bucket_bars is None else first_bucket_bars
+    made = _rolled(layers, mask, options, bucket_bars=bucket_bars, first=first)
     ring, buckets = made.values.shape[2], int(made.bucket[-1]) + 1
     if ring == buckets:
         return finish(made.values, normalise=True)
@@ -85,20 +79,15 @@ def rollout_buckets(  # noqa: PLR0913
     return finish(weights, normalise=True)
 
 
-def rollout_by_age(  # noqa: PLR0913
+def rollout_by_age(
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],
     logsumexps: Sequence[Tensor],
     mask: Mask,
+    options: RolloutOptions = DEFAULT_OPTIONS,
     *,
     bucket_bars: int = BLOCK_BARS,
     first_bucket_bars: int | None = None,
-    head_fusion: HeadFusion = "mean",
-    head_weights: HeadWeights | Tensor | None = None,
-    discard_ratio: float = 0.0,
-    residual_weight: float = 0.5,
-    start_layer: int = 0,
-    scale: float | None = None,
 ) -> Rollout:
     """Return every row's rollout by age: weights [batch, time, age], the newest bucket first.
 
@@ -111,12 +100,9 @@ def rollout_by_age(  # noqa: PLR0913
         raise AttentionInvalid(
             "A full mask looks both ways, so its rows have no age; use rollout_buckets."
         )
-    made = _rolled(
-        queries, keys, logsumexps, mask, bucket_bars=bucket_bars,
-        first_bucket_bars=first_bucket_bars, head_fusion=head_fusion, head_weights=head_weights,
-        discard_ratio=discard_ratio, residual_weight=residual_weight, start_layer=start_layer,
-        scale=scale,
-    )  # fmt: skip
+    layers = check_layers(queries, keys, logsumexps, scale=options.scale)
+    first = bucket_bars if first_bucket_bars is None else first_bucket_bars
+    made = _rolled(layers, mask, options, bucket_bars=bucket_bars, first=first)
     ring = made.values.shape[2]
     ages = torch.arange(ring, device=made.bucket.device)
     place = made.bucket[:, None] - ages  # [time, age]
@@ -131,27 +117,11 @@ class _Rolled(NamedTuple):
     bucket: Tensor  # [time] int64: the bucket that holds each bar
 
 
-def _rolled(  # noqa: PLR0913
-    queries: Sequence[Tensor],
-    keys: Sequence[Tensor],
-    logsumexps: Sequence[Tensor],
-    mask: Mask,
-    *,
-    bucket_bars: int,
-    first_bucket_bars: int | None,
-    head_fusion: HeadFusion,
-    head_weights: HeadWeights | Tensor | None,
-    discard_ratio: float,
-    residual_weight: float,
-    start_layer: int,
-    scale: float | None,
+def _rolled(
+    layers: Sequence[Layer], mask: Mask, options: RolloutOptions, *, bucket_bars: int, first: int
 ) -> _Rolled:
-    layers = check_layers(queries, keys, logsumexps, scale=scale)
-    shares = check_options(
-        layers, head_fusion=head_fusion, head_weights=head_weights, discard_ratio=discard_ratio,
-        residual_weight=residual_weight,
-    )  # fmt: skip
-    first = bucket_bars if first_bucket_bars is None else first_bucket_bars
+    """Carry every row up through the layers; the oldest bucket holds *first* bars."""
+    shares = check_options(layers, options)
     if bucket_bars < 1 or not 1 <= first <= bucket_bars:
         raise AttentionInvalid(
             f"Buckets of {bucket_bars} bars, the first of {first}, cannot be; give at least 1 bar "
@@ -160,7 +130,7 @@ def _rolled(  # noqa: PLR0913
     batch, _, time, _ = layers[0].query.shape
     lead = bucket_bars - first
     bucket = (torch.arange(time, device=layers[0].query.device) + lead) // bucket_bars
-    used = range(check_start(start_layer, len(layers)), len(layers))
+    used = range(check_start(options.start_layer, len(layers)), len(layers))
     ring = int(bucket[-1]) + 1
     if mask.kind is MaskKind.WINDOW:
         # So many consecutive bars touch one bucket more than they fill.
@@ -171,15 +141,21 @@ def _rolled(  # noqa: PLR0913
     for depth, number in enumerate(used):
         layer = restate(layers[number], mask)
         known = values.to(layer.logsumexp.dtype)
-        if head_fusion == "mean" and discard_ratio == 0.0:
+        if options.head_fusion == "mean" and options.discard_ratio == 0.0:
             reach = _reach(mask, depth, time) if is_whole_ring else None
             values = _mean_step(
-                layer, known, mask, shares=shares[number], residual_weight=residual_weight,
+                layer,
+                known,
+                mask,
+                shares=shares[number],
+                residual_weight=options.residual_weight,
                 bars=(bucket_bars, lead, reach),
-            )  # fmt: skip
+            )
         else:
-            fuse = transition(layer, mask, shares[number], head_fusion, discard_ratio)
-            values = step_forward(layer, known, mask, fuse, residual_weight=residual_weight)
+            fuse = transition(
+                layer, mask, shares[number], options.head_fusion, options.discard_ratio
+            )
+            values = step_forward(layer, known, mask, fuse, residual_weight=options.residual_weight)
     return _Rolled(values.to(layers[0].logsumexp.dtype), bucket)
 
 

@@ -111,9 +111,13 @@ def window_backward(
     grads = [x.unflatten(0, (batch, -1)) for x in own]
     if cuts.blocks > 1 and window > 1:
         past = share(
-            _newer(grad), _newer(query), _older(key), _older(value), _newer(output),
+            _newer(grad),
+            _newer(query),
+            _older(key),
+            _older(value),
+            _newer(output),
             _newer(logsumexp),
-        )  # fmt: skip
+        )
         back = [x.unflatten(0, (batch, -1)).flip(3) for x in past]
         grads[0][:, 1:, :, :-1] += back[0]
         grads[1][:, :-1, :, 1:] += back[1]

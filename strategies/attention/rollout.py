@@ -10,6 +10,7 @@ The rules are docs/attention.md, A5 to A8.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 from tracepaper.strategies.attention.checks import (
@@ -40,6 +41,23 @@ if TYPE_CHECKING:
 HeadFusion = Literal["mean", "max", "min"]
 HeadWeights = Sequence[Sequence[float]] | Sequence[float]
 FUSIONS: Final = get_args(HeadFusion)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutOptions:
+    """How layers are fused and joined; the same for chosen rows and for every row."""
+
+    head_fusion: HeadFusion = "mean"
+    head_weights: HeadWeights | Tensor | None = None
+    """Of the mean: one list, or one a layer; None weighs the heads equally."""
+    discard_ratio: float = 0.0
+    """The share of each layer's visible fused entries that is dropped, smallest first."""
+    residual_weight: float = 0.5
+    """ρ, the share of the residual stream."""
+    start_layer: int = 0
+    """The lowest layer that is taken in."""
+    scale: float | None = None
+    """That of the kernel; None is ``dim ** -0.5``."""
 
 
 class Rollout(NamedTuple):
@@ -84,10 +102,10 @@ def rollout_rows(  # noqa: PLR0913
     """
     layers = check_layers(queries, keys, logsumexps, scale=scale)
     wanted = check_rows(rows, layers[0].query.shape[2])
-    shares = check_options(
-        layers, head_fusion=head_fusion, head_weights=head_weights, discard_ratio=discard_ratio,
-        residual_weight=residual_weight, prune=prune,
-    )  # fmt: skip
+    options = RolloutOptions(
+        head_fusion, head_weights, discard_ratio, residual_weight, start_layer, scale
+    )
+    shares = check_options(layers, options, prune=prune)
     name = check_backend(backend, layers[0].query.device)
     plain = head_fusion == "mean" and discard_ratio == 0.0
     if not plain and backend not in {"auto", "tiles"}:
@@ -102,42 +120,45 @@ def rollout_rows(  # noqa: PLR0913
         own = "auto" if name == "triton" and layer is not layers[number] else name
         if plain:
             weights = _mean_step(
-                layer, weights.to(layer.logsumexp.dtype), mask, shares=shares[number],
-                residual_weight=residual_weight, prune=prune / len(used), backend=own,
-            )  # fmt: skip
+                layer,
+                weights.to(layer.logsumexp.dtype),
+                mask,
+                shares=shares[number],
+                residual_weight=residual_weight,
+                prune=prune / len(used),
+                backend=own,
+            )
         else:
             fuse = transition(layer, mask, shares[number], head_fusion, discard_ratio)
             weights = step_back(
-                layer, weights.to(layer.logsumexp.dtype), mask, fuse,
+                layer,
+                weights.to(layer.logsumexp.dtype),
+                mask,
+                fuse,
                 residual_weight=residual_weight,
-            )  # fmt: skip
+            )
     return finish(weights.to(layers[0].logsumexp.dtype), normalise=prune == 0.0)
 
 
 def check_options(
-    layers: Sequence[Layer],
-    *,
-    head_fusion: str,
-    head_weights: HeadWeights | Tensor | None,
-    discard_ratio: float,
-    residual_weight: float,
-    prune: float = 0.0,
+    layers: Sequence[Layer], options: RolloutOptions, *, prune: float = 0.0
 ) -> Tensor:
     """Return the heads' shares [layer, head]; raise ``AttentionInvalid`` on a misfit."""
-    if head_fusion not in FUSIONS:
+    fusion = options.head_fusion
+    if fusion not in FUSIONS:
         raise AttentionInvalid(
-            f"There is no head fusion {head_fusion!r}; choose one of {', '.join(FUSIONS)}."
+            f"There is no head fusion {fusion!r}; choose one of {', '.join(FUSIONS)}."
         )
-    check_share(discard_ratio, "discard_ratio", below_one=True)
-    check_share(residual_weight, "residual_weight")
+    check_share(options.discard_ratio, "discard_ratio", below_one=True)
+    check_share(options.residual_weight, "residual_weight")
     check_share(prune, "prune", below_one=True)
-    if head_fusion != "mean" and head_weights is not None:
-        raise AttentionInvalid(f"Head weights weigh a mean, not a {head_fusion}; drop them.")
-    if prune and (head_fusion != "mean" or discard_ratio):
+    if fusion != "mean" and options.head_weights is not None:
+        raise AttentionInvalid(f"Head weights weigh a mean, not a {fusion}; drop them.")
+    if prune and (fusion != "mean" or options.discard_ratio):
         raise AttentionInvalid(
             "Pruning certifies its error for the heads' mean alone; set prune to 0."
         )
-    return check_head_weights(head_weights, layers)
+    return check_head_weights(options.head_weights, layers)
 
 
 def one_hot(layer: Layer, rows: Sequence[int]) -> Tensor:
@@ -179,9 +200,13 @@ def _mean_step(
     used = weights if prune == 0.0 else without_tail(weights, prune)
     kept = (used != 0).flatten(0, 1).any(dim=0)
     product = push(
-        layer, used, mask, shares=shares.to(weights.dtype), backend=backend,
+        layer,
+        used,
+        mask,
+        shares=shares.to(weights.dtype),
+        backend=backend,
         kept=None if bool(kept.all()) else kept,
-    )  # fmt: skip
+    )
     check_mass(product.mass, used.sum(dim=-1), mass_tolerance(layer))
     return residual_weight * weights + (1.0 - residual_weight) * product.fused
 

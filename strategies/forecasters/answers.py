@@ -98,11 +98,17 @@ def explanations(
     older = rollout[:, -1].tolist()
     return [
         Explanation(
-            confidence[i], content_free, recent[i], older[i], shifts[i], errors[i],
-            heads[i], buckets[i],
+            confidence[i],
+            content_free,
+            recent[i],
+            older[i],
+            shifts[i],
+            errors[i],
+            heads[i],
+            buckets[i],
         )
         for i in range(len(aged))
-    ]  # fmt: skip
+    ]
 
 
 def _packed(rows: NDArray[np.float32]) -> list[bytes]:

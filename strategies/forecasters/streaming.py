@@ -215,9 +215,13 @@ class StreamingForecaster:
         positions, layers = self.history(instrument)
         queries, keys, logsumexps = zip(*layers, strict=True)
         rollout = rollout_rows(
-            queries, keys, logsumexps, [len(positions) - 1],
-            Mask.window(self.network.config.window), residual_weight=RESIDUAL,
-        )  # fmt: skip
+            queries,
+            keys,
+            logsumexps,
+            [len(positions) - 1],
+            Mask.window(self.network.config.window),
+            residual_weight=RESIDUAL,
+        )
         weights = rollout.weights[0, 0].tolist()
         times = (positions * known.interval_ms).tolist()
         return Attribution(instrument, tuple(times), tuple(weights), float(rollout.l1_error[0, 0]))

@@ -138,9 +138,13 @@ class WindowedForecaster:
             return None
         seen = self._look(window)
         return forecasts(
-            seen.outputs, np.array([sigma]), [self._explain(window, seen)],
-            horizons=self.horizons, temperature=self.model.temperature, model_id=self.model_id,
-        )[0]  # fmt: skip
+            seen.outputs,
+            np.array([sigma]),
+            [self._explain(window, seen)],
+            horizons=self.horizons,
+            temperature=self.model.temperature,
+            model_id=self.model_id,
+        )[0]
 
     def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in one bar of each of several instruments, one after the other, as ``step`` does.

@@ -41,9 +41,13 @@ def told(bars: int = 1) -> Explanation:
 
 def test_figures_are_scaled_by_sigma_and_the_root_of_the_horizon() -> None:
     (found,) = forecasts(
-        outputs(), np.array([0.01]), [told()], horizons=HORIZONS, temperature=(1.0, 1.0),
+        outputs(),
+        np.array([0.01]),
+        [told()],
+        horizons=HORIZONS,
+        temperature=(1.0, 1.0),
         model_id="m",
-    )  # fmt: skip
+    )
     assert found.mean_return == pytest.approx((0.5 * 0.02, -0.25 * 0.03))
     assert found.volatility == pytest.approx((0.5 * 0.02, 0.03))
     wanted = (stats.t(4.0, scale=0.02).std(), stats.t(10.0, scale=2 * 0.03).std())
@@ -55,9 +59,13 @@ def test_figures_are_scaled_by_sigma_and_the_root_of_the_horizon() -> None:
 
 def test_an_unknown_sigma_makes_every_return_unknown_and_no_odds() -> None:
     (found,) = forecasts(
-        outputs(), np.array([math.nan]), [told()], horizons=HORIZONS, temperature=(1.0, 1.0),
+        outputs(),
+        np.array([math.nan]),
+        [told()],
+        horizons=HORIZONS,
+        temperature=(1.0, 1.0),
         model_id="m",
-    )  # fmt: skip
+    )
     assert np.isnan(found.mean_return + found.stdev_return + found.volatility).all()
     assert np.isfinite(found.p_up).all()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.buckets import rollout_buckets, rollout_by_age
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.rollout import HeadFusion, rollout_rows
+from tracepaper.strategies.attention.rollout import HeadFusion, RolloutOptions, rollout_rows
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)
@@ -37,9 +37,14 @@ def test_buckets_equal_the_stored_matrices(
     fusion, ratio = options
     first = 1 + made.queries[0].shape[2] % bucket_bars
     result = rollout_buckets(
-        made.queries, made.keys, made.sums, made.mask, bucket_bars=bucket_bars,
-        first_bucket_bars=first, head_fusion=fusion, discard_ratio=ratio,
-    )  # fmt: skip
+        made.queries,
+        made.keys,
+        made.sums,
+        made.mask,
+        RolloutOptions(head_fusion=fusion, discard_ratio=ratio),
+        bucket_bars=bucket_bars,
+        first_bucket_bars=first,
+    )
     wanted = bucketed(made, bucket_bars, bucket_bars - first, fusion, ratio)
     torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-12)
 
@@ -58,13 +63,12 @@ def test_ages_are_the_buckets_counted_from_the_row(
     fusion, ratio = options
     time = made.queries[0].shape[2]
     first = 1 + time % bucket_bars
-    given_ = {
-        "bucket_bars": bucket_bars, "first_bucket_bars": first, "head_fusion": fusion,
-        "discard_ratio": ratio, "start_layer": start_layer,
-    }  # fmt: skip
-    layers = (made.queries, made.keys, made.sums, made.mask)
-    found = rollout_by_age(*layers, **given_).weights  # type: ignore[arg-type]
-    whole = rollout_buckets(*layers, **given_).weights  # type: ignore[arg-type]
+    chosen = RolloutOptions(head_fusion=fusion, discard_ratio=ratio, start_layer=start_layer)
+    given_ = (made.queries, made.keys, made.sums, made.mask, chosen)
+    found, whole = (
+        each(*given_, bucket_bars=bucket_bars, first_bucket_bars=first).weights
+        for each in (rollout_by_age, rollout_buckets)
+    )
     bucket = (torch.arange(time) + bucket_bars - first) // bucket_bars
     wanted = torch.zeros_like(found)
     for row in range(time):
@@ -110,6 +114,10 @@ def test_buckets_that_cannot_be_are_refused(bars: int, first: int | None) -> Non
     made = case(Mask.causal())
     with pytest.raises(AttentionInvalid, match="cannot be"):
         rollout_buckets(
-            made.queries, made.keys, made.sums, made.mask, bucket_bars=bars,
+            made.queries,
+            made.keys,
+            made.sums,
+            made.mask,
+            bucket_bars=bars,
             first_bucket_bars=first,
-        )  # fmt: skip
+        )

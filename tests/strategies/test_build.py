@@ -31,9 +31,11 @@ def test_the_network_is_the_one_that_was_stored() -> None:
 
 def test_identity_and_calibration_come_from_the_card() -> None:
     card = models.card(
-        quantiles={"confidence": QUANTILES}, slope={"5": 0.9, "30": 0.5, "240": 0.1},
-        content_free=0.25, temperature={"5": 1.0, "30": 2.0, "240": 3.0},
-    )  # fmt: skip
+        quantiles={"confidence": QUANTILES},
+        slope={"5": 0.9, "30": 0.5, "240": 0.1},
+        content_free=0.25,
+        temperature={"5": 1.0, "30": 2.0, "240": 3.0},
+    )
     made = build(card, models.network().state_dict(), mode="scan")
     assert (made.model_id, made.model_sha256) == ("0123456789ab", "01" * 32)
     assert made.mode == "scan"

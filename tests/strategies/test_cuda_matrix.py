@@ -62,9 +62,12 @@ def test_rollout_equals_the_cpu(rows: int, dtype: torch.dtype, dim: int, mask: M
     wide = [(query.double(), key.double()) for query, key in zip(queries, keys, strict=True)]
     sums = [attend(query, key, key, mask).logsumexp for query, key in wide]
     wanted = rollout_rows(
-        [query for query, _ in wide], [key for _, key in wide], sums,
-        range(time - rows, time), mask,
-    ).weights  # fmt: skip
+        [query for query, _ in wide],
+        [key for _, key in wide],
+        sums,
+        range(time - rows, time),
+        mask,
+    ).weights
     kind = torch.promote_types(dtype, torch.float32)
     layers = (
         [x.cuda() for x in queries],

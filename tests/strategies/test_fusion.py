@@ -78,6 +78,11 @@ def test_a_row_that_keeps_nothing_is_refused_where_no_residual_is_left() -> None
     made = case(Mask.full(), time=60, layers=1, size=4.0)
     with pytest.raises(AttentionInvalid, match="raise residual_weight or lower discard_ratio"):
         rollout_rows(
-            made.queries, made.keys, made.sums, list(range(60)), made.mask,
-            discard_ratio=0.999, residual_weight=0.0,
-        )  # fmt: skip
+            made.queries,
+            made.keys,
+            made.sums,
+            list(range(60)),
+            made.mask,
+            discard_ratio=0.999,
+            residual_weight=0.0,
+        )

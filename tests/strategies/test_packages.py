@@ -52,11 +52,18 @@ class Version2(ModuleType):
     """Returns a logsumexp, and a matrix that is empty without dropout, where they are asked for."""
 
     def flash_attn_func(
-        self, q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, *,
-        softmax_scale: float | None = None, causal: bool = False,
-        window_size: tuple[int, int] = (-1, -1), softcap: float = 0.0,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        dropout_p: float = 0.0,
+        *,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        window_size: tuple[int, int] = (-1, -1),
+        softcap: float = 0.0,
         return_attn_probs: bool = False,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         assert softmax_scale is not None
         output, logsumexp = by_matrices(q, k, v, softmax_scale, causal, window_size)
         return (output, logsumexp, None) if return_attn_probs else output
@@ -66,10 +73,16 @@ class Version3(ModuleType):
     """Later builds of version 3: two results where they are asked for."""
 
     def flash_attn_func(
-        self, q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float | None = None,
-        causal: bool = False, window_size: tuple[int, int] = (-1, -1),
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        window_size: tuple[int, int] = (-1, -1),
         return_attn_probs: bool = False,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         assert softmax_scale is not None
         output, logsumexp = by_matrices(q, k, v, softmax_scale, causal, window_size)
         return (output, logsumexp) if return_attn_probs else output
@@ -79,9 +92,15 @@ class Version3Early(ModuleType):
     """Earlier builds of version 3: always two results, and no such option."""
 
     def flash_attn_func(
-        self, q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float | None = None,
-        causal: bool = False, window_size: tuple[int, int] = (-1, -1),
-    ) -> Any:  # fmt: skip
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        window_size: tuple[int, int] = (-1, -1),
+    ) -> Any:
         assert softmax_scale is not None
         return by_matrices(q, k, v, softmax_scale, causal, window_size)
 
@@ -90,10 +109,16 @@ class Version4(ModuleType):
     """Version 4: open sides are None, and the logsumexp is None unless it is asked for."""
 
     def flash_attn_func(
-        self, q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float | None = None,
-        causal: bool = False, window_size: tuple[int | None, int | None] = (None, None),
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        window_size: tuple[int | None, int | None] = (None, None),
         return_lse: bool = False,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         assert softmax_scale is not None
         assert -1 not in window_size, "an open side is None here"
         left, right = (-1 if side is None else side for side in window_size)
@@ -105,9 +130,15 @@ class Silent(ModuleType):
     """A version that gives no logsumexp at all."""
 
     def flash_attn_func(
-        self, q: Tensor, k: Tensor, v: Tensor, *, softmax_scale: float | None = None,
-        causal: bool = False, window_size: tuple[int, int] = (-1, -1),
-    ) -> Any:  # fmt: skip
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        softmax_scale: float | None = None,
+        causal: bool = False,
+        window_size: tuple[int, int] = (-1, -1),
+    ) -> Any:
         assert softmax_scale is not None
         return by_matrices(q, k, v, softmax_scale, causal, window_size)[0]
 

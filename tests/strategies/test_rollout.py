@@ -57,9 +57,15 @@ def test_fusions_and_discarding_equal_the_stored_matrices(
         made.matrices, made.mask, head_fusion=fusion, discard_ratio=ratio, residual_weight=residual
     )
     result = rollout_rows(
-        made.queries, made.keys, made.sums, ends(made), made.mask,
-        head_fusion=fusion, discard_ratio=ratio, residual_weight=residual,
-    )  # fmt: skip
+        made.queries,
+        made.keys,
+        made.sums,
+        ends(made),
+        made.mask,
+        head_fusion=fusion,
+        discard_ratio=ratio,
+        residual_weight=residual,
+    )
     torch.testing.assert_close(result.weights, wanted[:, ends(made)], rtol=0, atol=1e-12)
 
 
@@ -82,9 +88,14 @@ def test_float32_fusions_stay_within_their_errors(mask: Mask, fusion: HeadFusion
     for ratio, limit in ((0.0, 2e-7), (0.5, 1e-5)):
         wanted = reference.rollout(made.matrices, mask, head_fusion=fusion, discard_ratio=ratio)
         result = rollout_rows(
-            made.queries, made.keys, made.sums, [0, 399], mask,
-            head_fusion=fusion, discard_ratio=ratio,
-        )  # fmt: skip
+            made.queries,
+            made.keys,
+            made.sums,
+            [0, 399],
+            mask,
+            head_fusion=fusion,
+            discard_ratio=ratio,
+        )
         assert float((result.weights - wanted[:, [0, 399]]).abs().max()) < limit
 
 

@@ -43,9 +43,13 @@ def fit(folder: Path, chosen: FitOptions = QUICK, training: list[Samples] = TRAI
     torch.set_num_threads(1)
     config = tiny()
     return Fit(
-        FlashNetwork(config), training, VALIDATION, chosen,
-        context=config.receptive_field, folder=folder,
-    )  # fmt: skip
+        FlashNetwork(config),
+        training,
+        VALIDATION,
+        chosen,
+        context=config.receptive_field,
+        folder=folder,
+    )
 
 
 def ignore(_: Progress) -> None:

@@ -30,9 +30,14 @@ def outputs(batch: int, time: int, horizons: int, *, seed: int = 0) -> Outputs:
         return torch.randn(batch, time, horizons, *more, generator=source)
 
     return Outputs(
-        mean=drawn(), log_scale=drawn() * 0.3, dof=3 + drawn().abs(), direction_logits=drawn(3),
-        log_variance=drawn() * 0.3, allocation=None, quantiles=None,
-    )  # fmt: skip
+        mean=drawn(),
+        log_scale=drawn() * 0.3,
+        dof=3 + drawn().abs(),
+        direction_logits=drawn(3),
+        log_variance=drawn() * 0.3,
+        allocation=None,
+        quantiles=None,
+    )
 
 
 @given(st.floats(-5, 5), st.floats(-1, 1), st.floats(-2, 2), st.floats(2.1, 50.0))

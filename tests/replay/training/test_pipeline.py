@@ -80,8 +80,13 @@ def test_the_card_says_what_was_done_with_what(made: Checkpoint) -> None:
 def test_the_card_carries_99_rising_quantiles_of_every_measure(made: Checkpoint) -> None:
     quantiles = made.card["calibration"]["quantiles"]
     assert set(quantiles) == {
-        "confidence", "collapsed", "shift", "recent_mass", "direction", "edge",
-    }  # fmt: skip
+        "confidence",
+        "collapsed",
+        "shift",
+        "recent_mass",
+        "direction",
+        "edge",
+    }
     for values in quantiles.values():
         assert len(values) == 99
         assert values == sorted(values)
@@ -92,8 +97,13 @@ def test_the_figures_stand_beside_every_baseline(made: Checkpoint) -> None:
     for horizon in HORIZONS:
         found = made.card["figures"][str(horizon)]
         assert set(found["ic"]) == {
-            "network", "ridge", "persistence", "reversed_persistence", "seasonal_naive", "random",
-        }  # fmt: skip
+            "network",
+            "ridge",
+            "persistence",
+            "reversed_persistence",
+            "seasonal_naive",
+            "random",
+        }
         assert set(found["qlike"]) == {"network", "har", "log_linear", "ewma"}
         assert abs(found["sign_accuracy"]["random"][0] - 0.5) < 0.05
     gates = made.card["figures"]["gates"]
@@ -190,13 +200,39 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
     data = [word for path in paths for word in ("--data", path)]
     out = folder / "by-command"
     said = run(
-        train_command, *data, "--out", str(out), "--train-until", iso(SPLIT.train_until_ms),
-        "--validate-until", iso(SPLIT.validation_until_ms),
-        "--calibrate-until", iso(SPLIT.calibration_until_ms), "--horizons", "5,30",
-        "--window", "32", "--layers", "2", "--dim", "16", "--heads", "2", "--steps", "2",
-        "--quantiles", "0.1,0.9", "--allocation",
-        "--length", "512", "--explained-bars", "1000", "--threads", "1", "--json",
-    )  # fmt: skip
+        train_command,
+        *data,
+        "--out",
+        str(out),
+        "--train-until",
+        iso(SPLIT.train_until_ms),
+        "--validate-until",
+        iso(SPLIT.validation_until_ms),
+        "--calibrate-until",
+        iso(SPLIT.calibration_until_ms),
+        "--horizons",
+        "5,30",
+        "--window",
+        "32",
+        "--layers",
+        "2",
+        "--dim",
+        "16",
+        "--heads",
+        "2",
+        "--steps",
+        "2",
+        "--quantiles",
+        "0.1,0.9",
+        "--allocation",
+        "--length",
+        "512",
+        "--explained-bars",
+        "1000",
+        "--threads",
+        "1",
+        "--json",
+    )
     trained = json.loads(said)
     assert trained["id"] == load(out).id
     assert trained["card"]["architecture"]["quantiles"] == [0.1, 0.9]
@@ -220,12 +256,41 @@ def test_several_seeds_give_several_checkpoints_and_their_spread(
 ) -> None:
     out = folder / "seeds"
     said = run(
-        train_command, "--data", paths[0], "--out", str(out), "--seed", "3", "--seed", "4",
-        "--train-until", iso(SPLIT.train_until_ms), "--validate-until",
-        iso(SPLIT.validation_until_ms), "--calibrate-until", iso(SPLIT.calibration_until_ms),
-        "--horizons", "30", "--window", "16", "--layers", "1", "--dim", "8", "--heads", "2",
-        "--steps", "1", "--length", "512", "--explained-bars", "600", "--threads", "1", "--json",
-    )  # fmt: skip
+        train_command,
+        "--data",
+        paths[0],
+        "--out",
+        str(out),
+        "--seed",
+        "3",
+        "--seed",
+        "4",
+        "--train-until",
+        iso(SPLIT.train_until_ms),
+        "--validate-until",
+        iso(SPLIT.validation_until_ms),
+        "--calibrate-until",
+        iso(SPLIT.calibration_until_ms),
+        "--horizons",
+        "30",
+        "--window",
+        "16",
+        "--layers",
+        "1",
+        "--dim",
+        "8",
+        "--heads",
+        "2",
+        "--steps",
+        "1",
+        "--length",
+        "512",
+        "--explained-bars",
+        "600",
+        "--threads",
+        "1",
+        "--json",
+    )
     document = json.loads(said)
     ids = [checkpoint["id"] for checkpoint in document["checkpoints"]]
     assert ids == [load(out / f"seed-{seed}").id for seed in (3, 4)]
