@@ -34,7 +34,7 @@ from tracepaper.storage.rows import (
     SHAPE_UNITS,
     SPARSE_TABLES,
     At,
-    Shape,
+    StepShape,
     canonical,
     kept_rows,
     sequence_of,
@@ -128,7 +128,7 @@ def diagnose(broken: Broken, others: Sequence[Broken], named: str) -> ChainProbl
             "swapped",
             f"The rows of steps {at}{named} and {sequence} in {table} were exchanged.",
         )
-    for table, due in Shape.unpack(broken.core[STEP.shape]).counts().items():
+    for table, due in StepShape.unpack(broken.core[STEP.shape]).counts().items():
         found = len(broken.rows(table))
         if found != due:
             what = "missing" if found < due else "extra"

@@ -22,7 +22,7 @@ from tracepaper.storage.columns import (
     TABLES,
     measure_name,
 )
-from tracepaper.storage.rows import EVENT_TYPES, At, Shape, sequence_of
+from tracepaper.storage.rows import EVENT_TYPES, At, StepShape, sequence_of
 from tracepaper.strategies.errors import DataInvalid, shown
 from tracepaper.strategies.types import (
     Account,
@@ -149,7 +149,7 @@ class StepDecoder:
 
     def _step(self, rows: StoredRows) -> Step:
         core = rows.core
-        shape = Shape.unpack(core[STEP.shape])
+        shape = StepShape.unpack(core[STEP.shape])
         answer_row, state_row = rows.row("answers"), rows.row("states")
         marks = (
             core[STEP.unrealized_pnl],

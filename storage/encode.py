@@ -30,8 +30,8 @@ from tracepaper.storage.rows import (
     NO_GATES,
     SPARSE_TABLES,
     RowLayout,
-    Shape,
     StepRows,
+    StepShape,
     canonical,
     kept_rows,
     layout,
@@ -583,7 +583,7 @@ def _in_order(row: SparseRow) -> int:
 def _shape(step: Step, sparse: list[SparseRow]) -> int:
     tables = [table for table, _ in sparse]
     counts = {table: tables.count(table) for table in SPARSE_TABLES}
-    return Shape(accepted=step.accepted, **counts).pack()  # type: ignore[arg-type]
+    return StepShape(accepted=step.accepted, **counts).pack()  # type: ignore[arg-type]
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:

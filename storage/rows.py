@@ -153,7 +153,7 @@ def layout_of(table: str, row: Sequence[Value]) -> RowLayout:
     return layout(table, tuple([value is not None for value in row]))
 
 
-class Shape(NamedTuple):
+class StepShape(NamedTuple):
     """What a step consists of, kept in ``steps.shape`` so that a missing row has a name.
 
     Bits 0 to 4 are the flags, then each count takes one byte. An accepted bar with nothing
@@ -172,7 +172,7 @@ class Shape(NamedTuple):
     twin_fills: int
 
     @classmethod
-    def unpack(cls, number: int) -> Shape:
+    def unpack(cls, number: int) -> StepShape:
         """Return the shape that *number* encodes."""
         flags = (bool(number >> bit & 1) for bit in range(5))
         counts = (number >> bit & 255 for bit in range(5, 45, 8))

@@ -16,7 +16,7 @@ from msgspec import Raw, Struct, field
 # ---------------------------------------------------------------- websocket, inbound
 
 
-class Head(Struct, gc=False):
+class FrameHead(Struct, gc=False):
     """What tells frames apart; ``topic`` on data, the rest on answers to our requests.
 
     A pong has ``op`` ``"ping"`` on spot and linear and ``"pong"`` on option and private streams.
@@ -233,7 +233,7 @@ def closed_candle(row: KlineRow, interval_ms: int) -> KlineCandle:
 
 
 encode: Final = msgspec.json.Encoder().encode
-decode_head: Final = msgspec.json.Decoder(Head).decode
+decode_head: Final = msgspec.json.Decoder(FrameHead).decode
 decode_kline: Final = msgspec.json.Decoder(KlineFrame).decode
 decode_ticker: Final = msgspec.json.Decoder(TickerFrame).decode
 decode_book: Final = msgspec.json.Decoder(BookFrame).decode

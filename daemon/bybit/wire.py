@@ -282,7 +282,7 @@ class Wire:
         if self._tickers.pop(topic, None) is not None:
             self.stale_topics.add(topic)
 
-    def _route(self, head: messages.Head, frame: bytes) -> Received:
+    def _route(self, head: messages.FrameHead, frame: bytes) -> Received:
         """Read *frame* by what its *head* says it is."""
         if not head.topic:
             return self._control(head)
@@ -313,7 +313,7 @@ class Wire:
         )
         return Unknown(kind)
 
-    def _control(self, head: messages.Head) -> Received:
+    def _control(self, head: messages.FrameHead) -> Received:
         """Read an acknowledgement or a pong of any category."""
         if head.op == "pong" or head.ret_msg == "pong":
             return Pong()

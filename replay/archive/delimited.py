@@ -1,4 +1,4 @@
-"""Delimited text, and rows of values, to a ``Table``: exact cells, without a loop a row."""
+"""Delimited text, and rows of values, to a ``RawTable``: exact cells, without a loop a row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.replay.archive.decimals import Column
-from tracepaper.replay.archive.tables import HEADER_LINES, Head, Table, head_of
+from tracepaper.replay.archive.tables import HEADER_LINES, RawTable, TableHead, head_of
 from tracepaper.strategies.errors import DataInvalid
 
 DELIMITERS: Final = (b",", b";", b"\t", b"|")
@@ -22,7 +22,7 @@ CELL_WIDTH_MAX: Final = 256
 NEWLINE: Final = 10
 
 
-def read_delimited(path: Path, raw: bytes) -> Table:
+def read_delimited(path: Path, raw: bytes) -> RawTable:
     """Return the table of delimited text; *path* names it in messages.
 
     Raises ``DataInvalid`` for an empty file, an unknown layout, or a row of another width.
@@ -45,7 +45,7 @@ def read_delimited(path: Path, raw: bytes) -> Table:
     return _as_read(table, head, delimiter)
 
 
-def _as_read(table: Table, head: Head, delimiter: bytes) -> Table:
+def _as_read(table: RawTable, head: TableHead, delimiter: bytes) -> RawTable:
     separator = delimiter.decode()
     return replace(table, bare=not head.height, symbol=head.symbol, separator=separator)
 
@@ -61,7 +61,7 @@ def _delimiter(first: bytes) -> bytes:
 
 def table_of_rows(
     path: Path, rows: Sequence[Sequence[object]], names: Sequence[str] | None = None
-) -> Table:
+) -> RawTable:
     """Return a table of *rows* of values (JSON); numbers arrive as text, None is empty."""
     if not rows:
         raise DataInvalid(f"{path} is empty: give a file with candles.")
@@ -97,14 +97,14 @@ def _text_table(
     cells: Sequence[Sequence[bytes]],
     lines: npt.NDArray[np.int64],
     unit: str,
-) -> Table:
+) -> RawTable:
     if not lines.size:
         raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
     columns: dict[str, Column] = {}
     for name, column in zip(names, cells, strict=True):
         if max(map(len, column)) <= CELL_WIDTH_MAX:  # longer cells are no number of ours
             columns[name] = np.array(column, dtype=np.bytes_)
-    return Table(path, columns, lines, unit)
+    return RawTable(path, columns, lines, unit)
 
 
 def _plain(path: Path, raw: bytes) -> bytes:
@@ -152,7 +152,7 @@ def _wrong_width(path: Path, line: int, found: int, wanted: int) -> DataInvalid:
 
 def _read_in_bulk(
     path: Path, body: bytes, delimiter: bytes, names: Sequence[str], start: int
-) -> Table:
+) -> RawTable:
     """Cut unquoted text into columns by the places of its delimiters, without a loop a row."""
     width = len(names)
     buffer = np.frombuffer(body, dtype=np.uint8)
@@ -177,10 +177,10 @@ def _read_in_bulk(
             characters[length <= offset] = 0
             cells[:, offset] = characters
         columns[name] = cells.view(f"S{cells.shape[1]}").ravel()
-    return Table(path, columns, start + np.arange(fields.size))
+    return RawTable(path, columns, start + np.arange(fields.size))
 
 
-def _read_by_rows(path: Path, text: bytes, delimiter: bytes, skipped: int) -> Table:
+def _read_by_rows(path: Path, text: bytes, delimiter: bytes, skipped: int) -> RawTable:
     """Read quoted text, or text with blank lines, through the csv module."""
     reader = csv.reader(io.StringIO(_decode(path, text)), delimiter=delimiter.decode())
     rows: list[list[str]] = []

@@ -140,7 +140,7 @@ FAILURES_WINDOW_S: Final = 300.0
 
 
 @dataclass(frozen=True)
-class Order:
+class FetchRequest:
     """What to fetch: UTC milliseconds, ``until_ms`` None for now, ``from_ms`` None to go on."""
 
     archive: Path
@@ -161,7 +161,7 @@ class Outcome:
     absent: tuple[Span, ...]  # two answers lacked these
 
 
-async def fetch_order(config: Config, order: Order, *, quiet: bool) -> list[Outcome]:
+async def fetch_order(config: Config, order: FetchRequest, *, quiet: bool) -> list[Outcome]:
     """Carry *order* out, one symbol after the other; progress goes to stderr unless *quiet*.
 
     Raises ``ConfigInvalid`` for a symbol or interval that the exchange lacks, ``FeedLost``
@@ -183,7 +183,7 @@ async def fetch_order(config: Config, order: Order, *, quiet: bool) -> list[Outc
 
 
 async def fetch_symbols(
-    rest: Klines, clock: Clock, order: Order, *, until_ms: int, certain_s: float, quiet: bool
+    rest: Klines, clock: Clock, order: FetchRequest, *, until_ms: int, certain_s: float, quiet: bool
 ) -> list[Outcome]:
     """Fetch what the archive lacks of each symbol; what an answer lacks is asked for twice.
 
@@ -206,7 +206,7 @@ async def fetch_symbols(
 
 
 async def _asked_again(
-    rest: Klines, order: Order, instrument: Instrument, found: Fetched, *, quiet: bool
+    rest: Klines, order: FetchRequest, instrument: Instrument, found: Fetched, *, quiet: bool
 ) -> Outcome:
     """Return the outcome of a symbol once its absent spans have been asked for again."""
     if found.absent:
@@ -216,7 +216,7 @@ async def _asked_again(
 
 
 async def _fetch_shown(
-    rest: Klines, order: Order, instrument: Instrument, spans: Sequence[Span], *, quiet: bool
+    rest: Klines, order: FetchRequest, instrument: Instrument, spans: Sequence[Span], *, quiet: bool
 ) -> Fetched:
     """Fetch *spans* into the archive and show how far it is."""
     with _progress(quiet=quiet) as bar:

@@ -1,4 +1,4 @@
-"""A path to a ``Table``: the kinds of candle files, one entry of ``FORMATS`` or ``PACKINGS`` each.
+"""A path to a ``RawTable``: the kinds of candle files, one entry of ``FORMATS`` or ``PACKINGS``.
 
 A format that is added to ``FORMATS`` is read by every command, offered by ``data import --format``
 and listed where a file of no known kind is refused.
@@ -23,7 +23,7 @@ import numpy as np
 from tracepaper.replay.archive.decimals import Column
 from tracepaper.replay.archive.delimited import read_delimited, table_of_rows
 from tracepaper.replay.archive.names import normalise
-from tracepaper.replay.archive.tables import Table
+from tracepaper.replay.archive.tables import RawTable
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 SQLITE_MAGIC: Final = b"SQLite format 3\0"
@@ -53,7 +53,7 @@ class Format:
 
     name: str
     suffixes: tuple[str, ...]
-    read: Callable[[Path, bytes], Table]
+    read: Callable[[Path, bytes], RawTable]
     magics: tuple[bytes, ...] = ()
 
 
@@ -70,7 +70,7 @@ class Packing:
     unpack: Callable[[Path, bytes], tuple[str, bytes]] | None = None
 
 
-def read_table(path: Path, *, format_name: str | None = None) -> Table:
+def read_table(path: Path, *, format_name: str | None = None) -> RawTable:
     """Return the columns of the file at *path*, which is of the format that its name tells.
 
     *format_name*, a key of ``FORMATS``, is wanted where the name tells none. Raises ``DataInvalid``
@@ -209,7 +209,7 @@ def _bounded(path: Path, read: Callable[[int], bytes]) -> bytes:
     return raw
 
 
-def _read_json(path: Path, raw: bytes) -> Table:
+def _read_json(path: Path, raw: bytes) -> RawTable:
     """Read rows of values, rows of objects, an object of columns, or a Bybit REST body."""
     try:
         # Numbers stay text, so that no decimal passes through a double.
@@ -247,7 +247,7 @@ def _unknown_json(path: Path) -> DataInvalid:
     )
 
 
-def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> Table:
+def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> RawTable:
     """Read Parquet or Feather through pyarrow, which is an optional dependency."""
     try:
         import pyarrow as pa
@@ -268,7 +268,7 @@ def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> Table:
         raise DataInvalid(f"{path} is damaged ({reason}): fetch it again.") from None
     if not found.num_rows:
         raise DataInvalid(f"{path} is empty: give a file with candles.")
-    return Table(path, columns, np.arange(1, found.num_rows + 1), "row")
+    return RawTable(path, columns, np.arange(1, found.num_rows + 1), "row")
 
 
 def _column_names(path: Path, names: Sequence[str]) -> Sequence[str]:

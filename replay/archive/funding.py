@@ -13,7 +13,7 @@ from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.decimals import CellInvalidError, Decimals, IntArray, parse
 from tracepaper.replay.archive.formats import read_table
 from tracepaper.replay.archive.names import MEANINGS, TIME, split_argument
-from tracepaper.replay.archive.tables import Table, of_one_symbol, symbol_of_table
+from tracepaper.replay.archive.tables import RawTable, of_one_symbol, symbol_of_table
 from tracepaper.replay.archive.times import epoch_ms
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import MONEY_DECIMALS, Category
@@ -64,7 +64,7 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
     return FundingRates(str(file), found or "", times[keep], np.array(rate, dtype=np.int64))
 
 
-def _columns(table: Table) -> tuple[IntArray, Decimals]:
+def _columns(table: RawTable) -> tuple[IntArray, Decimals]:
     """Return settlement times and rates, checked for sense."""
     time_name = next((name for name in TIME_NAMES if name in table.columns), None)
     rate_name = next((name for name in RATE_NAMES if name in table.columns), None)

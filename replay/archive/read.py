@@ -31,7 +31,7 @@ from tracepaper.replay.archive.names import (
     meanings,
     split_argument,
 )
-from tracepaper.replay.archive.tables import Table, plain_table, symbol_of_table
+from tracepaper.replay.archive.tables import RawTable, plain_table, symbol_of_table
 from tracepaper.replay.archive.times import OFFSET, epoch_ms, iso
 from tracepaper.replay.archive.trades import DEFAULT_INTERVAL_MS, are_trades, to_candles
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -142,7 +142,7 @@ def read_many(
     )
 
 
-def _found(table: Table, symbol: str) -> dict[str, str]:
+def _found(table: RawTable, symbol: str) -> dict[str, str]:
     """Return meaning → column, or refuse the file by the columns that it lacks."""
     found = meanings(list(table.columns), symbol=symbol)
     missing = [name for name in REQUIRED if name not in found]
@@ -154,14 +154,14 @@ def _found(table: Table, symbol: str) -> dict[str, str]:
     return found
 
 
-def _parsed(table: Table, column: str, name: str) -> Decimals:
+def _parsed(table: RawTable, column: str, name: str) -> Decimals:
     try:
         return parse(table.columns[column])
     except CellInvalidError as error:
         raise table.refuse(error, name) from None
 
 
-def _times(table: Table, found: dict[str, str], notes: _Notes) -> IntArray:
+def _times(table: RawTable, found: dict[str, str], notes: _Notes) -> IntArray:
     """Return open times in ms."""
     column = table.columns[found[TIME]]
     zone = found[TIME] if found[TIME] in (*ZONED, "local_time") else ""
@@ -180,7 +180,7 @@ def _times(table: Table, found: dict[str, str], notes: _Notes) -> IntArray:
     return times
 
 
-def _prices(table: Table, found: dict[str, str]) -> dict[str, Decimals]:
+def _prices(table: RawTable, found: dict[str, str]) -> dict[str, Decimals]:
     """Return the four price columns at one scale, the fewest decimals that hold all."""
     prices = {name: _parsed(table, found[name], name) for name in PRICES}
     places = max(column.places for column in prices.values())
@@ -198,7 +198,7 @@ def _is_empty(column: Column) -> bool:
     return column.dtype.kind == "S" and bool((column == b"").all())
 
 
-def _volume(table: Table, name: str, notes: _Notes, meaning: str = "volume") -> Decimals:
+def _volume(table: RawTable, name: str, notes: _Notes, meaning: str = "volume") -> Decimals:
     """Return the volume; a column that is empty throughout (mark prices) counts as zero."""
     column = table.columns[name]
     if _is_empty(column):
@@ -212,7 +212,7 @@ def _volume(table: Table, name: str, notes: _Notes, meaning: str = "volume") -> 
     return _rounded(table, column, notes, meaning)
 
 
-def _rounded(table: Table, column: Column, notes: _Notes, meaning: str) -> Decimals:
+def _rounded(table: RawTable, column: Column, notes: _Notes, meaning: str) -> Decimals:
     """Round a volume whose digits, left by sums of doubles, do not fit into 64 bits."""
     largest = float(np.nanmax(np.abs(column.astype(np.float64))))
     places = VOLUME_DECIMALS
@@ -226,7 +226,7 @@ def _rounded(table: Table, column: Column, notes: _Notes, meaning: str) -> Decim
     return rounded
 
 
-def _turnover(table: Table, name: str | None, notes: _Notes) -> Decimals | None:
+def _turnover(table: RawTable, name: str | None, notes: _Notes) -> Decimals | None:
     if name is None or _is_empty(table.columns[name]):
         return None
     return _volume(table, name, notes, "turnover")
@@ -243,7 +243,7 @@ OFF_GRID_SHARE_MAX: Final = 0.01
 class Rows:
     """Columns that are still rows of *table*; ``lines`` of the table name them."""
 
-    table: Table
+    table: RawTable
     times: IntArray
     prices: dict[str, Decimals]
     volume: Decimals

@@ -1,4 +1,4 @@
-"""``Table``: a file's columns by name; and ``LAYOUTS``, how its maker wrote them.
+"""``RawTable``: a file's columns by name; and ``LAYOUTS``, how its maker wrote them.
 
 A layout is one entry of ``LAYOUTS``: what its first rows name, or what becomes of its columns.
 """
@@ -42,7 +42,7 @@ SYMBOLS_SHOWN: Final = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class RawTable:
     """Rows of one file: *columns* of one length, by their names in the file.
 
     ``lines`` holds the number of each row in the file, counted from 1 in the file's own
@@ -70,7 +70,7 @@ class Table:
         )
 
 
-class Head(NamedTuple):
+class TableHead(NamedTuple):
     """What the first rows say: the columns' names, how many rows they take, and a symbol."""
 
     names: Sequence[str]
@@ -91,17 +91,17 @@ class Layout:
     """
 
     maker: str
-    head: Callable[[Rows], Head | None] = lambda _rows: None
-    plain: Callable[[Table], Table | None] = lambda _table: None
+    head: Callable[[Rows], TableHead | None] = lambda _rows: None
+    plain: Callable[[RawTable], RawTable | None] = lambda _table: None
 
 
-def head_of(path: Path, rows: Rows) -> Head:
+def head_of(path: Path, rows: Rows) -> TableHead:
     """Return what the first *rows* of a file say; raise ``DataInvalid`` where no layout knows."""
     for layout in LAYOUTS.values():
         if (head := layout.head(rows)) is not None:
             return head._replace(names=_distinct(path, head.names))
     if is_header(rows[0]):
-        return Head(_distinct(path, [normalise(cell) for cell in rows[0]]), 1)
+        return TableHead(_distinct(path, [normalise(cell) for cell in rows[0]]), 1)
     raise DataInvalid(
         f"{path} has no header and {len(rows[0])} columns, which is no layout of a known maker: "
         "add a first line such as open_time,open,high,low,close,volume."
@@ -116,7 +116,7 @@ def _distinct(path: Path, names: Sequence[str]) -> list[str]:
     return [name or f"column_{i}" for i, name in enumerate(names)]
 
 
-def plain_table(table: Table, symbol: str | None) -> Table:
+def plain_table(table: RawTable, symbol: str | None) -> RawTable:
     """Return *table* as a plain one: of *symbol* alone, with the columns that ``MEANINGS`` names.
 
     Raises ``DataInvalid`` or ``ConfigInvalid`` where that cannot be told.
@@ -130,7 +130,7 @@ def plain_table(table: Table, symbol: str | None) -> Table:
 # ---------------------------------------------------------------- symbols
 
 
-def own_symbols(table: Table) -> tuple[str, ...]:
+def own_symbols(table: RawTable) -> tuple[str, ...]:
     """Return the symbols that the content of *table* names, in the order of the alphabet."""
     if table.symbol:
         return (table.symbol,)
@@ -144,7 +144,7 @@ def own_symbols(table: Table) -> tuple[str, ...]:
 
 
 def symbol_of_table(
-    table: Table, named: str | None, given: str | None
+    table: RawTable, named: str | None, given: str | None
 ) -> tuple[str | None, tuple[str, ...]]:
     """Return a symbol and what to say: as *named* before the path, else the file's own, or *given*.
 
@@ -176,7 +176,7 @@ def symbol_of_table(
     return own or given, ()
 
 
-def of_one_symbol(table: Table, symbol: str | None) -> Table:
+def of_one_symbol(table: RawTable, symbol: str | None) -> RawTable:
     """Return the part of *table* that is *symbol*'s, where it holds several.
 
     Raises ``ConfigInvalid`` where it holds several and *symbol* is none of them.
@@ -204,7 +204,7 @@ def of_one_symbol(table: Table, symbol: str | None) -> Table:
     return _rows(replace(table, notes=(*table.notes, note)), mine)
 
 
-def _without_empty(table: Table) -> Table:
+def _without_empty(table: RawTable) -> RawTable:
     """Return *table* without the rows in which its symbol did not trade: all figures are empty."""
     empty = [
         cells == b""
@@ -214,7 +214,7 @@ def _without_empty(table: Table) -> Table:
     return _rows(table, ~np.logical_and.reduce(empty)) if empty else table
 
 
-def _rows(table: Table, mine: npt.NDArray[np.bool_]) -> Table:
+def _rows(table: RawTable, mine: npt.NDArray[np.bool_]) -> RawTable:
     columns = {name: cells[mine] for name, cells in table.columns.items()}
     return replace(table, columns=columns, lines=table.lines[mine])
 
@@ -224,12 +224,12 @@ def _rows(table: Table, mine: npt.NDArray[np.bool_]) -> Table:
 
 def _without_header(
     names: Sequence[str], fits: Callable[[Sequence[str]], bool]
-) -> Callable[[Rows], Head | None]:
+) -> Callable[[Rows], TableHead | None]:
     """Return a head of rows that name nothing, where *fits* says so of the first row's cells."""
 
-    def head(rows: Rows) -> Head | None:
+    def head(rows: Rows) -> TableHead | None:
         cells = rows[0]
-        return None if is_header(cells) or not fits(cells) else Head(names[: len(cells)])
+        return None if is_header(cells) or not fits(cells) else TableHead(names[: len(cells)])
 
     return head
 
@@ -238,7 +238,7 @@ def _is_metatrader(cells: Sequence[str]) -> bool:
     return len(cells) in range(7, 10) and MOMENT_OF_DAY.fullmatch(cells[1].strip()) is not None
 
 
-def _yfinance_head(rows: Rows) -> Head | None:
+def _yfinance_head(rows: Rows) -> TableHead | None:
     """Return the head of yfinance's table of one ticker or several.
 
     It has a row of fields and one of tickers, in either order, and mostly a third that names the
@@ -261,12 +261,12 @@ def _yfinance_head(rows: Rows) -> Head | None:
         return None
     tickers = [symbol_text(cell) for cell in rows[1 - place][1:]]
     if len(set(tickers)) == 1:
-        return Head([time, *kinds[place][1:]], height, tickers[0])
+        return TableHead([time, *kinds[place][1:]], height, tickers[0])
     names = [f"{name}@{ticker}" for name, ticker in zip(kinds[place][1:], tickers, strict=True)]
-    return Head([time, *names], height)
+    return TableHead([time, *names], height)
 
 
-def _coinbase(table: Table) -> Table | None:
+def _coinbase(table: RawTable) -> RawTable | None:
     """Return *table* with Coinbase's rows ([time, low, high, open, close, volume]) named so.
 
     They name no columns. Their times are in seconds, and more of their rows can be candles in that
@@ -289,7 +289,7 @@ def _coinbase(table: Table) -> Table | None:
     return replace(table, columns=columns, notes=(*table.notes, note))
 
 
-def _decimal_commas(table: Table) -> Table | None:
+def _decimal_commas(table: RawTable) -> RawTable | None:
     """Return *table* with the decimal commas of its figures written as points.
 
     Raises ``DataInvalid`` where a cell has both in no known order, or the columns mix them.
@@ -317,7 +317,7 @@ def _decimal_commas(table: Table) -> Table | None:
     return replace(table, columns=columns, notes=(*table.notes, note))
 
 
-def _date_and_time(table: Table) -> Table | None:
+def _date_and_time(table: RawTable) -> RawTable | None:
     """Return *table* with the columns date and time of MetaTrader and Stooq made one.
 
     Raises ``DataInvalid`` where a pair is no time.
@@ -339,7 +339,7 @@ def _date_and_time(table: Table) -> Table | None:
     return replace(table, columns={TIME: joined, **others})
 
 
-def _tick_volume(table: Table) -> Table | None:
+def _tick_volume(table: RawTable) -> RawTable | None:
     """Return *table* without its own volume, where that is zero and the ticks were counted."""
     volume = meanings(list(table.columns), symbol=None).get("volume", "tickvol")
     if "tickvol" not in table.columns or volume == "tickvol":

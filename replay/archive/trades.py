@@ -15,7 +15,7 @@ from tracepaper.replay.archive.decimals import (
     parse,
 )
 from tracepaper.replay.archive.names import MEANINGS, TIME
-from tracepaper.replay.archive.tables import Table
+from tracepaper.replay.archive.tables import RawTable
 from tracepaper.replay.archive.times import epoch_ms
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Category
@@ -24,13 +24,13 @@ DEFAULT_INTERVAL_MS: Final = 60_000
 SIZES: Final = ("size", "volume", "qty", "quantity", "amount")
 
 
-def are_trades(table: Table) -> bool:
+def are_trades(table: RawTable) -> bool:
     """Return whether *table* holds trades: a price, a size, and no candle."""
     names = table.columns
     return "price" in names and "close" not in names and any(name in names for name in SIZES)
 
 
-def to_candles(table: Table, symbol: str, category: Category, interval_ms: int) -> Candles:
+def to_candles(table: RawTable, symbol: str, category: Category, interval_ms: int) -> Candles:
     """Return the candles that the trades of *table* make.
 
     An interval without a trade becomes a flat candle of no volume at the last price, as the
@@ -74,7 +74,7 @@ def to_candles(table: Table, symbol: str, category: Category, interval_ms: int) 
     )
 
 
-def _columns(table: Table) -> tuple[IntArray, Decimals, Decimals]:
+def _columns(table: RawTable) -> tuple[IntArray, Decimals, Decimals]:
     """Return times in ms, prices and sizes, all checked."""
     time_name = next((name for name in MEANINGS[TIME] if name in table.columns), None)
     if time_name is None:
@@ -97,7 +97,7 @@ def _columns(table: Table) -> tuple[IntArray, Decimals, Decimals]:
 
 
 def _oldest_first(
-    table: Table, times: IntArray, price: Decimals, size: Decimals
+    table: RawTable, times: IntArray, price: Decimals, size: Decimals
 ) -> tuple[IntArray, Decimals, Decimals]:
     """Turn a file that is newest first (Bybit's older ones); refuse one in no order."""
     steps = np.diff(times)

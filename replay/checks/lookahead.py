@@ -22,11 +22,11 @@ from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.replay.checks.processes import (
     Fresh,
+    FutureProbe,
     Given,
     Heard,
     Line,
     Overdue,
-    Probe,
     Setup,
     Taken,
     Whole,
@@ -58,7 +58,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass
-class Finding:
+class LookaheadFinding:
     """What a check found: how much was probed of how much, and the first difference."""
 
     check: str
@@ -126,7 +126,7 @@ def lookahead(
     mode: str = "scan",
     allow: Sequence[str] = (),
     tell: Tell = lambda _: None,
-) -> Finding:
+) -> LookaheadFinding:
     """Look for whatever a decision over *candles* depends on beside its own past bars.
 
     *allow* names files, folders, addresses or programs that the class may open. Raises
@@ -156,12 +156,12 @@ class _Check:
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
         fresh.limit_waits(lambda: max(0.0, self._until_s - self._clock.network_s()) + GRACE_S)
-        self._found = Finding("lookahead", planned=limits.probes)
+        self._found = LookaheadFinding("lookahead", planned=limits.probes)
         self._heard: dict[Outside, None] = {}
         self._native: set[str] = set()
         self._own = ":" in config.strategy.name
 
-    def run(self, allow: Sequence[str]) -> Finding:
+    def run(self, allow: Sequence[str]) -> LookaheadFinding:
         """Do all of it, or as much as the time allows."""
         found = self._found
         with self._fresh.child(derive_whole, self._config, self._candles, self._mode) as line:
@@ -431,7 +431,7 @@ def _is_allowed(item: Outside, allow: Sequence[str]) -> bool:
     return False
 
 
-def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[Probe]:
+def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[FutureProbe]:
     """Return a probe in each of as many equal parts of the file; their order is a seeded one."""
     times = np.unique(np.concatenate([part.open_time_ms for part in candles]))
     if times.size < 3:  # a past, a probe and a future
@@ -448,7 +448,9 @@ def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[Pro
     back = max(2_000, 2 * warmup)
     windows = times.size > 4 * back
     probes = [
-        Probe(int(times[max(0, place - back) if windows else 0]), int(times[place]), turn % 2 == 1)
+        FutureProbe(
+            int(times[max(0, place - back) if windows else 0]), int(times[place]), turn % 2 == 1
+        )
         for turn, place in enumerate(places)
     ]
     return [probes[turn] for turn in rng.permutation(len(probes))]

@@ -55,14 +55,14 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Source:
+class ComparedRun:
     """One of the two runs: the open database and the run's id."""
 
     reader: Reader
     run_id: str
 
 
-def compare_runs(first: Source, second: Source) -> Parity:
+def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     """Compare two runs; both databases stay open for reading.
 
     A bar that only one of them decided is counted, and is a difference where both runs decided
@@ -123,7 +123,7 @@ def _scales(run: Run) -> dict[str, Instrument]:
     return {item.id: item for item in run.instruments}
 
 
-def _decided(source: Source) -> Iterator[Step]:
+def _decided(source: ComparedRun) -> Iterator[Step]:
     for stored in source.reader.steps(source.run_id):
         if stored.step.decision is not None:
             yield stored.step

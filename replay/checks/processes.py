@@ -238,7 +238,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Probe:
+class FutureProbe:
     """Everything after ``at_ms`` is cut off or corrupted; bars from ``from_ms`` on are derived."""
 
     from_ms: int
@@ -307,7 +307,7 @@ def derive_probes(line: Connection, config: Config, candles: Sequence[Candles], 
     _begin(config)
     bases: dict[int, list[Step]] = {}  # of the bars from a time on, to the end
     while (probe := line.recv()) is not None:
-        assert isinstance(probe, Probe)
+        assert isinstance(probe, FutureProbe)
         if probe.from_ms not in bases:
             bases.clear()
             until = None if _from(candles, probe.from_ms) is candles else probe.at_ms
@@ -391,7 +391,7 @@ def _window(candles: Sequence[Candles], from_ms: int, at_ms: int | None) -> Sequ
     return _cut(candles, from_ms, until)
 
 
-def _without_future(candles: Sequence[Candles], probe: Probe) -> Sequence[Candles]:
+def _without_future(candles: Sequence[Candles], probe: FutureProbe) -> Sequence[Candles]:
     if probe.cut:
         return _cut(candles, probe.from_ms, probe.at_ms)
     return [corrupted(part, part.open_time_ms > probe.at_ms) for part in candles]

@@ -24,7 +24,7 @@ _RISK: Final = frozenset(gate_order(GateKind.RISK))
 
 
 @dataclass
-class Finding:
+class RecursiveFinding:
     """What was found: how many starts, how many steps compared, the first difference."""
 
     probes: int = 0
@@ -51,9 +51,9 @@ def recursive(
     warmup: int,
     mode: str = "scan",
     tell: Tell = lambda _: None,
-) -> Finding:
+) -> RecursiveFinding:
     """Start at *probes* later bars; after *warmup* bars nothing but the account may differ."""
-    found = Finding()
+    found = RecursiveFinding()
     room = len(candles) - warmup
     if room < 2:  # one bar to start later by, one to compare
         raise DataInvalid(

@@ -220,14 +220,14 @@ def fetch(
     from dataclasses import asdict
 
     from tracepaper.daemon.config.loading import load
-    from tracepaper.replay.archive.fetch import Order, fetch_order
+    from tracepaper.replay.archive.fetch import FetchRequest, fetch_order
     from tracepaper.replay.archive.times import instant
     from tracepaper.strategies.errors import ConfigInvalid
     from tracepaper.strategies.market import INTERVALS
 
     if interval not in INTERVALS:
         raise ConfigInvalid(f"--interval is {interval!r}: give one of {', '.join(INTERVALS)}.")
-    order = Order(
+    order = FetchRequest(
         archive=database_path(archive, config),
         category=category,
         symbols=tuple(symbols),

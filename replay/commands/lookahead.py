@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tracepaper.daemon.config.loading import Config
     from tracepaper.replay.archive import Candles
-    from tracepaper.replay.checks.lookahead import Finding
+    from tracepaper.replay.checks.lookahead import LookaheadFinding
 
 MOST_BARS = 100_000
 DataOption = Annotated[
@@ -141,7 +141,7 @@ def _first(candles: Sequence[Candles], most: int) -> list[Candles]:
     return [slice_candles(part, slice(0, most)) for part in candles]
 
 
-def _say(found: Finding) -> None:
+def _say(found: LookaheadFinding) -> None:
     """Say the verdict with what was probed, then what it depends on, and what stays open."""
     typer.echo(f"lookahead: {found.sentence()}")
     for sentence in found.depends:

@@ -28,12 +28,12 @@ def parity(
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import located, print_json
-    from tracepaper.replay.checks.parity import Source, compare_runs
+    from tracepaper.replay.checks.parity import ComparedRun, compare_runs
     from tracepaper.storage.reader import Reader
 
     one, two = (located(spec, _database(spec, db)) for spec in (first, second))
     with Reader.open(one.path) as a, Reader.open(two.path) as b:
-        found = compare_runs(Source(a, one.run_id), Source(b, two.run_id))
+        found = compare_runs(ComparedRun(a, one.run_id), ComparedRun(b, two.run_id))
     if json:
         print_json({**asdict(found), "holds": found.holds})
     else:

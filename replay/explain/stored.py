@@ -115,7 +115,7 @@ class GateMargin:
 
 
 @dataclass(frozen=True)
-class Side:
+class ForecastSide:
     """Which way the forecast pointed at the gates' horizon, and how far it was from turning."""
 
     horizon: int  # bars
@@ -137,7 +137,7 @@ class Flips:
     must_pass: tuple[str, ...]
     nearest: str | None
     gates: tuple[GateMargin, ...]
-    side: Side | None
+    side: ForecastSide | None
     sentence: str
 
 
@@ -171,7 +171,7 @@ def _margin(row: Mapping[str, Any]) -> GateMargin:
     )
 
 
-def _side(decision: Mapping[str, Any]) -> Side | None:
+def _side(decision: Mapping[str, Any]) -> ForecastSide | None:
     """Return the side on which mean return and class probabilities agree, None without them."""
     mean, stdev = decision["mean_return"], decision["stdev_return"]
     up, down = decision["p_up"], decision["p_down"]
@@ -181,7 +181,7 @@ def _side(decision: Mapping[str, Any]) -> Side | None:
     side = "HOLD"
     if mean * lean > 0:
         side = "LONG" if mean > 0 else "SHORT"
-    return Side(decision["horizon"], side, mean, mean / stdev if stdev > 0 else 0.0, lean)
+    return ForecastSide(decision["horizon"], side, mean, mean / stdev if stdev > 0 else 0.0, lean)
 
 
 def _refused_sentence(failed: tuple[GateMargin, ...], nearest: GateMargin | None) -> str:

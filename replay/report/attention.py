@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.replay.report.record import Bars, Floats, Ints, RunRecord
-from tracepaper.replay.report.trades import Trade
+from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.attention.blocks import by_age
 
@@ -41,7 +41,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Attention:
+class RunAttention:
     """What a run's explanations say, read in one pass over its answers."""
 
     explained: int  # decisions with an explanation
@@ -85,7 +85,9 @@ class _Columns:
         )
 
 
-def read_attention(reader: Reader, record: RunRecord, wanted: Collection[int]) -> Attention | None:
+def read_attention(
+    reader: Reader, record: RunRecord, wanted: Collection[int]
+) -> RunAttention | None:
     """Go over the run's answers once; None where no decision has an explanation.
 
     *wanted* are the sequences whose own rollout is kept. Where the model was changed for one of
@@ -129,7 +131,7 @@ def read_attention(reader: Reader, record: RunRecord, wanted: Collection[int]) -
         bars = record.bars[name]
         rows = np.searchsorted(bars.sequence, decisions.sequence[at])
         maps.append(made.heatmap(name, decisions.confidence[at], bars, rows))
-    return Attention(count, tuple(maps), total / count, aged)
+    return RunAttention(count, tuple(maps), total / count, aged)
 
 
 def _stacked(
@@ -148,7 +150,7 @@ def _stacked(
 
 
 def winners_and_losers(
-    record: RunRecord, trades: Sequence[Trade], attention: Attention
+    record: RunRecord, trades: Sequence[ClosedTrade], attention: RunAttention
 ) -> tuple[Group, ...]:
     """Return the mean measures at the entries of trades that earned, and of those that lost."""
     known = [trade for trade in trades if trade.entry_sequence in attention.aged]
@@ -158,7 +160,9 @@ def winners_and_losers(
     )
 
 
-def _group(record: RunRecord, name: str, trades: Sequence[Trade], attention: Attention) -> Group:
+def _group(
+    record: RunRecord, name: str, trades: Sequence[ClosedTrade], attention: RunAttention
+) -> Group:
     decisions = record.decisions
     at = np.searchsorted(decisions.sequence, [trade.entry_sequence for trade in trades])
     columns = {

@@ -18,16 +18,16 @@ from tracepaper.replay.report.accounts import (
     random_twins,
 )
 from tracepaper.replay.report.attention import (
-    Attention,
     Group,
+    RunAttention,
     read_attention,
     winners_and_losers,
 )
-from tracepaper.replay.report.explained import Explained, chosen, explain_trades
+from tracepaper.replay.report.explained import ExplainedTrade, chosen, explain_trades
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord, read_record
 from tracepaper.replay.report.refusals import Refusal, refusals
-from tracepaper.replay.report.trades import Costs, Trade, costs, trades
+from tracepaper.replay.report.trades import ClosedTrade, Costs, costs, trades
 from tracepaper.storage.reader import Reader
 
 Card = dict[str, Any]
@@ -53,7 +53,7 @@ SAMPLED_SENTENCE: Final = (
 
 
 @dataclass(frozen=True)
-class Account:
+class AccountReport:
     """One account's figures; ``source`` says where it comes from."""
 
     name: str
@@ -81,24 +81,24 @@ class Report:
     record: RunRecord
     warnings: tuple[str, ...]  # of the run, and what this report cannot say of it
     sentences: tuple[str, ...]  # what a reader must know before believing any of it
-    accounts: tuple[Account, ...]  # the run's own first, buy and hold last
+    accounts: tuple[AccountReport, ...]  # the run's own first, buy and hold last
     marks_ms: Ints  # UTC ms of the curves' points
     curves: tuple[Curve, ...]
     random: tuple[RandomTwins, ...]
     monthly: tuple[tuple[int, int, float], ...]  # (year, month, return) of the run's own account
     drawdowns: tuple[Drawdown, ...]  # the worst of the run's own account
     rolling: tuple[Ints, Floats]  # closes, and the Sharpe ratio of the 30 days before each
-    trades: dict[str, tuple[Trade, ...]]  # closed, by account
+    trades: dict[str, tuple[ClosedTrade, ...]]  # closed, by account
     refusals: tuple[Refusal, ...]
     regimes: dict[str, int]  # decisions
-    attention: Attention | None
+    attention: RunAttention | None
     shown: str  # the account whose trades are grouped and explained: the first that has any
     groups: tuple[Group, ...]
-    explained: tuple[Explained, ...]
+    explained: tuple[ExplainedTrade, ...]
     heads: int  # of a layer of the run's model; 0 where its card is not at hand
 
     @property
-    def own_trades(self) -> tuple[Trade, ...]:
+    def own_trades(self) -> tuple[ClosedTrade, ...]:
         """The run's own closed trades."""
         return self.trades[self.record.account.name]
 
@@ -190,13 +190,13 @@ def _curve(name: str, equity: Floats, marks: Ints) -> Curve:
     return Curve(name, equity[marks], worst)
 
 
-def _account(record: RunRecord, ledger: Ledger, closed: Sequence[Trade]) -> Account:
+def _account(record: RunRecord, ledger: Ledger, closed: Sequence[ClosedTrade]) -> AccountReport:
     """Return the figures of an account that the run stored."""
     own = ledger is record.account
     figures = metrics.performance(
         record.times_ms, ledger.equity, record.interval_ms, every_bar=record.every_bar
     )
-    return Account(
+    return AccountReport(
         name=ledger.name,
         source="stored" if own else "stored: the same forecasts without the judgement gates",
         start=float(ledger.equity[0]),
@@ -225,8 +225,8 @@ def _held(record: RunRecord) -> list[tuple[str, str, Floats]]:
     return [*found, (BUY_AND_HOLD, f"computed: all the money, {bought}", buy_and_hold(record))]
 
 
-def _held_account(record: RunRecord, name: str, source: str, equity: Floats) -> Account:
-    return Account(
+def _held_account(record: RunRecord, name: str, source: str, equity: Floats) -> AccountReport:
+    return AccountReport(
         name=name,
         source=source,
         start=float(equity[0]),

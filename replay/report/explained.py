@@ -8,9 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.report.attention import Attention
+from tracepaper.replay.report.attention import RunAttention
 from tracepaper.replay.report.record import Floats, Ints, RunRecord
-from tracepaper.replay.report.trades import Trade
+from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
 from tracepaper.strategies.types import BLOCK_BARS
@@ -22,10 +22,10 @@ _AFTER_BARS: Final = 30
 
 
 @dataclass(frozen=True)
-class Explained:
+class ExplainedTrade:
     """A trade, the decision that opened it, its gates, the price around, and the rollout."""
 
-    trade: Trade
+    trade: ClosedTrade
     decision: Row
     gates: tuple[Row, ...]
     times_ms: Ints  # of the closes shown
@@ -33,7 +33,7 @@ class Explained:
     rollout: tuple[tuple[int, int, float], ...]  # (from_ms, until_ms, weight), oldest first
 
 
-def chosen(trades: Sequence[Trade], most: int = EXPLAINED_MAX) -> list[Trade]:
+def chosen(trades: Sequence[ClosedTrade], most: int = EXPLAINED_MAX) -> list[ClosedTrade]:
     """Return the trades to explain, by time: all, or half the best and half the worst."""
     if len(trades) <= most:
         return list(trades)
@@ -43,8 +43,8 @@ def chosen(trades: Sequence[Trade], most: int = EXPLAINED_MAX) -> list[Trade]:
 
 
 def explain_trades(
-    reader: Reader, record: RunRecord, trades: Sequence[Trade], attention: Attention | None
-) -> list[Explained]:
+    reader: Reader, record: RunRecord, trades: Sequence[ClosedTrade], attention: RunAttention | None
+) -> list[ExplainedTrade]:
     """Return what opened each of *trades*, from the views."""
     views = RunViews(reader.connection, str(record.run["run_id"]))
     found = []
@@ -55,7 +55,7 @@ def explain_trades(
             rollout = () if aged is None else _rollout(aged, decided[0], record.interval_ms)
             times, closes = _price(record, trade, decided[0], rollout)
             gates = tuple(views.rows("v_gates", sequence=trade.entry_sequence))
-            found.append(Explained(trade, decided[0], gates, times, closes, rollout))
+            found.append(ExplainedTrade(trade, decided[0], gates, times, closes, rollout))
     return found
 
 
@@ -71,7 +71,7 @@ def _rollout(aged: Floats, decision: Row, interval_ms: int) -> tuple[tuple[int, 
 
 def _price(
     record: RunRecord,
-    trade: Trade,
+    trade: ClosedTrade,
     decision: Row,
     rollout: Sequence[tuple[int, int, float]],
 ) -> tuple[Ints, Floats]:

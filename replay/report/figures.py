@@ -10,11 +10,11 @@ import numpy as np
 
 from tracepaper.replay.report.accounts import RandomTwins
 from tracepaper.replay.report.attention import Group
-from tracepaper.replay.report.document import Account, Report
+from tracepaper.replay.report.document import AccountReport, Report
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, YEAR_DAYS, Drawdown
 from tracepaper.replay.report.refusals import Refusal
 from tracepaper.replay.report.tables import Estimate, Figure, Form, Table, table
-from tracepaper.replay.report.trades import Trade, TradeGroup, groups_of
+from tracepaper.replay.report.trades import ClosedTrade, TradeGroup, groups_of
 from tracepaper.storage.run_views import Row
 
 LAST_TRADES: Final = 8
@@ -23,10 +23,10 @@ _QUANTILES: Final = ((0.0, "least"), (0.05, "5 %"), (0.25, "25 %"), (0.5, "media
                      (0.75, "75 %"), (0.95, "95 %"), (1.0, "most"))  # fmt: skip
 
 
-def _of(part: str, name: str) -> Callable[[Account], float | None]:
+def _of(part: str, name: str) -> Callable[[AccountReport], float | None]:
     """Return how to take a figure from a *part* of an account that not every account has."""
 
-    def taken(account: Account) -> float | None:
+    def taken(account: AccountReport) -> float | None:
         found: float | None = getattr(getattr(account, part), name, None)
         return found
 
@@ -34,54 +34,58 @@ def _of(part: str, name: str) -> Callable[[Account], float | None]:
 
 
 ACCOUNTS: Final = (
-    Figure[Account]("account", "account", "text", lambda of: of.name),
-    Figure[Account]("end", "end", "money", lambda of: of.end),
-    Figure[Account]("return", "return", "gain percent", lambda of: of.performance.total_return),
-    Figure[Account]("days", "days", "days", lambda of: of.performance.days),
-    Figure[Account](
+    Figure[AccountReport]("account", "account", "text", lambda of: of.name),
+    Figure[AccountReport]("end", "end", "money", lambda of: of.end),
+    Figure[AccountReport](
+        "return", "return", "gain percent", lambda of: of.performance.total_return
+    ),
+    Figure[AccountReport]("days", "days", "days", lambda of: of.performance.days),
+    Figure[AccountReport](
         "mean_day", "a day, bp ± error", "gain bp",
         lambda of: _estimate(of.performance.mean_day, of.performance.error_day),
     ),
-    Figure[Account](
+    Figure[AccountReport](
         "volatility_day", "volatility a day", "percent", lambda of: of.performance.volatility_day
     ),
-    Figure[Account]("cagr", "a year", "gain percent", lambda of: of.performance.cagr),
-    Figure[Account](
+    Figure[AccountReport]("cagr", "a year", "gain percent", lambda of: of.performance.cagr),
+    Figure[AccountReport](
         "volatility", "volatility a year", "percent", lambda of: of.performance.volatility
     ),
-    Figure[Account](
+    Figure[AccountReport](
         "sharpe", "Sharpe a year ± error", "gain ratio",
         lambda of: _estimate(of.performance.sharpe, of.performance.sharpe_error),
     ),
-    Figure[Account](
+    Figure[AccountReport](
         "probabilistic_sharpe", "chance of one above 0", "share",
         lambda of: of.performance.probabilistic_sharpe,
     ),
-    Figure[Account]("sortino", "Sortino a year", "gain ratio", lambda of: of.performance.sortino),
-    Figure[Account](
+    Figure[AccountReport](
+        "sortino", "Sortino a year", "gain ratio", lambda of: of.performance.sortino
+    ),
+    Figure[AccountReport](
         "max_drawdown", "worst drawdown", "percent", lambda of: of.performance.max_drawdown
     ),
-    Figure[Account](
+    Figure[AccountReport](
         "drawdown_bars", "longest, bars", "count", lambda of: of.performance.drawdown_bars
     ),
-    Figure[Account]("calmar", "Calmar", "gain ratio", lambda of: of.performance.calmar),
-    Figure[Account](
+    Figure[AccountReport]("calmar", "Calmar", "gain ratio", lambda of: of.performance.calmar),
+    Figure[AccountReport](
         "exposure", "time in the market", "share", _of("activity", "exposure")
     ),
-    Figure[Account](
+    Figure[AccountReport](
         "mean_exposure", "mean exposure", "percent",
         _of("activity", "mean_exposure"),
     ),
-    Figure[Account](
+    Figure[AccountReport](
         "turnover", "turnover a year", "ratio", _of("activity", "turnover")
     ),
-    Figure[Account](
+    Figure[AccountReport](
         "trades", "closed trades", "count", _of("activity", "trades")
     ),
-    Figure[Account](
+    Figure[AccountReport](
         "hit_rate", "trades won", "share", _of("activity", "hit_rate")
     ),
-    Figure[Account](
+    Figure[AccountReport](
         "profit_factor", "profit factor", "ratio",
         _of("activity", "profit_factor"),
     ),
@@ -97,13 +101,13 @@ RANDOM: Final = (
 )
 
 COSTS: Final = (
-    Figure[Account]("account", "account", "text", lambda of: of.name),
-    Figure[Account]("gross", "gross", "gain", _of("costs", "gross")),
-    Figure[Account]("fee", "fee", "money", _of("costs", "fee")),
-    Figure[Account]("spread", "spread", "money", _of("costs", "spread")),
-    Figure[Account]("slippage", "slippage", "money", _of("costs", "slippage")),
-    Figure[Account]("funding", "funding", "money", _of("costs", "funding")),
-    Figure[Account]("net", "net", "gain", _of("costs", "net")),
+    Figure[AccountReport]("account", "account", "text", lambda of: of.name),
+    Figure[AccountReport]("gross", "gross", "gain", _of("costs", "gross")),
+    Figure[AccountReport]("fee", "fee", "money", _of("costs", "fee")),
+    Figure[AccountReport]("spread", "spread", "money", _of("costs", "spread")),
+    Figure[AccountReport]("slippage", "slippage", "money", _of("costs", "slippage")),
+    Figure[AccountReport]("funding", "funding", "money", _of("costs", "funding")),
+    Figure[AccountReport]("net", "net", "gain", _of("costs", "net")),
 )
 
 MONTHS: Final = (
@@ -152,12 +156,12 @@ def _spread_figures(form: Form) -> tuple[Figure[_Spread], ...]:
 
 
 LAST: Final = (
-    Figure[Trade]("left_ms", "left", "minute", lambda of: of.left_ms),
-    Figure[Trade]("side", "side", "text", lambda of: of.side),
-    Figure[Trade]("entry_reason", "why in", "text", lambda of: of.entry_reason),
-    Figure[Trade]("exit_reason", "why out", "text", lambda of: of.exit_reason),
-    Figure[Trade]("profit", "profit", "gain", lambda of: of.profit),
-    Figure[Trade]("return", "bp", "gain bp", lambda of: of.return_bp / 1e4),
+    Figure[ClosedTrade]("left_ms", "left", "minute", lambda of: of.left_ms),
+    Figure[ClosedTrade]("side", "side", "text", lambda of: of.side),
+    Figure[ClosedTrade]("entry_reason", "why in", "text", lambda of: of.entry_reason),
+    Figure[ClosedTrade]("exit_reason", "why out", "text", lambda of: of.exit_reason),
+    Figure[ClosedTrade]("profit", "profit", "gain", lambda of: of.profit),
+    Figure[ClosedTrade]("return", "bp", "gain bp", lambda of: of.return_bp / 1e4),
 )
 
 REFUSALS: Final = (
@@ -278,7 +282,7 @@ def _entry_figure(group: Group) -> Figure[str]:
     )
 
 
-def _spreads(closed: Sequence[Trade]) -> tuple[list[_Spread], list[_Spread]]:
+def _spreads(closed: Sequence[ClosedTrade]) -> tuple[list[_Spread], list[_Spread]]:
     """Return the quantiles of return and of time held, of all, long and short trades."""
     at = [quantile for quantile, _ in _QUANTILES]
     returns, spans = [], []

@@ -35,7 +35,7 @@ Layer = tuple[Any, Any, Any]  # query, key, logsumexp: tensors, but the report i
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadReport:
     """What the heads do; layers from the lowest, ages in bars."""
 
     instrument: str
@@ -50,7 +50,7 @@ class Heads:
     rollout: Floats  # [bar] what reaches each bar through all layers, oldest first; sums to 1
 
 
-def read_heads(record: RunRecord) -> Heads:
+def read_heads(record: RunRecord) -> HeadReport:
     """Return what the heads of the run's model do at its last explained decision.
 
     Raises ``DataInvalid`` where the run has no model that keeps its queries and keys.
@@ -78,7 +78,7 @@ def read_heads(record: RunRecord) -> Heads:
         cells = np.add.reduceat(aged, edges[:-1], axis=-1) / np.diff(edges)
         maps.append(cells.transpose(0, 2, 1))
     flow, rollout = flow_down(layers, mask)
-    return Heads(
+    return HeadReport(
         instrument=instrument,
         sequence=int(decisions.sequence[last]),
         rows=len(rows),
@@ -167,7 +167,7 @@ FLOW_NODE: Final = 8
 FLOW_SIDE: Final = 110
 
 
-def heads_chart(heads: Heads) -> Figure:
+def heads_chart(heads: HeadReport) -> Figure:
     """Return a panel a head, the highest layer on top: age downwards, decisions to the right."""
     layers, count = heads.maps.shape[:2]
     shown = np.log10(np.maximum(heads.maps, 1e-7))
@@ -217,7 +217,7 @@ def heads_chart(heads: Heads) -> Figure:
     return {"data": data, "layout": layout(height, annotations=notes, **places)}
 
 
-def heads_table(heads: Heads) -> Markup:
+def heads_table(heads: HeadReport) -> Markup:
     """Return the figures behind each head's kind."""
     rows = [
         [
@@ -244,7 +244,7 @@ def heads_table(heads: Heads) -> Markup:
     return table(head, rows, texts=(1,))
 
 
-def flow_picture(heads: Heads) -> Markup:
+def flow_picture(heads: HeadReport) -> Markup:
     """Return an SVG of the decision's attention flowing through the layers, by groups of age."""
     layers, count = heads.flow.shape[:2]
     held = [np.eye(count)[0], *(layer.sum(axis=0) for layer in heads.flow)]

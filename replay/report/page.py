@@ -19,7 +19,7 @@ from tracepaper.replay.report.attention_charts import (
 )
 from tracepaper.replay.report.charts import Figure, equity_chart, refusal_chart
 from tracepaper.replay.report.document import BUY_AND_HOLD, Report
-from tracepaper.replay.report.explained import Explained
+from tracepaper.replay.report.explained import ExplainedTrade
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.html import Markup, element, figures, joined, json_in_script, table
 from tracepaper.replay.report.price_charts import (
@@ -404,7 +404,7 @@ def trades(report: Report) -> Markup:
     )
 
 
-def _trade(explained: Explained) -> Markup:
+def _trade(explained: ExplainedTrade) -> Markup:
     trade = explained.trade
     won = tone(trade.profit, "gain")
     summary = element(
@@ -424,7 +424,7 @@ def _trade(explained: Explained) -> Markup:
     )  # fmt: skip
 
 
-def _said(explained: Explained) -> Markup:
+def _said(explained: ExplainedTrade) -> Markup:
     """Return what was held, and what the decision's row says."""
     trade, decision = explained.trade, explained.decision
     said = (
@@ -443,7 +443,7 @@ def _said(explained: Explained) -> Markup:
     return element("p", said, class_="note")
 
 
-def _gates(explained: Explained) -> Markup:
+def _gates(explained: ExplainedTrade) -> Markup:
     if not explained.gates:
         return Markup("")
     rows = [

@@ -23,11 +23,11 @@ from tracepaper.replay.report.charts import (
     rounded,
 )
 from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.explained import Explained
+from tracepaper.replay.report.explained import ExplainedTrade
 from tracepaper.replay.report.record import Bars, Floats, Ints
 from tracepaper.replay.report.refusals import sides
 from tracepaper.replay.report.tables import written
-from tracepaper.replay.report.trades import Trade
+from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.strategies.gates import gate_order
 
 POINTS_MAX: Final = 800
@@ -38,7 +38,7 @@ _STRIPES: Final = [[0.0, "var(--paper)"], [0.001, "var(--heat-low)"], [0.5, "var
                    [1.0, "var(--heat-high)"]]  # fmt: skip
 
 
-def drawn_trades(report: Report, instrument: str) -> list[Trade]:
+def drawn_trades(report: Report, instrument: str) -> list[ClosedTrade]:
     """Return the trades of *instrument* that its price chart marks: all, or evenly chosen ones."""
     own = [trade for trade in report.trades[report.shown] if trade.instrument == instrument]
     if len(own) <= TRADES_MAX:
@@ -108,7 +108,7 @@ def _folded(
     return over, (np.insert(low, places, prices), np.insert(high, places, prices))
 
 
-def _marks(trades: Sequence[Trade]) -> list[Figure]:
+def _marks(trades: Sequence[ClosedTrade]) -> list[Figure]:
     """Return entries by side, and exits by what came of them."""
     found = []
     for side, symbol in (("LONG", "triangle-up"), ("SHORT", "triangle-down")):
@@ -264,7 +264,7 @@ EDGE: Final = 4
 SEAM: Final = 0.6
 
 
-def trade_picture(explained: Explained) -> str:
+def trade_picture(explained: ExplainedTrade) -> str:
     """Return an SVG of the price around a trade; numbers alone go into it, no text of the run."""
     times, closes = explained.times_ms.tolist(), explained.closes.tolist()
     if len(times) < 2:  # a line takes two points

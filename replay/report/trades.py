@@ -72,7 +72,7 @@ _QUANTITY_DECIMALS: Final = 18  # no instrument has more
 
 
 @dataclass(frozen=True)
-class Trade:
+class ClosedTrade:
     """One closed trade; prices are means over its fills, money in quote currency."""
 
     instrument: str
@@ -101,7 +101,7 @@ class TradeGroup:
     """Some closed trades: all, those of one side, or those that were left for one reason."""
 
     name: str
-    trades: tuple[Trade, ...]
+    trades: tuple[ClosedTrade, ...]
 
     @property
     def profit(self) -> float:
@@ -139,7 +139,7 @@ class TradeGroup:
         return float(np.median([trade.held_ms for trade in self.trades])) if self.trades else None
 
 
-def groups_of(closed: Sequence[Trade]) -> list[TradeGroup]:
+def groups_of(closed: Sequence[ClosedTrade]) -> list[TradeGroup]:
     """Return all of the *closed* trades, the long, the short, and those of each exit's reason."""
     sides = [
         TradeGroup(side.lower(), tuple(trade for trade in closed if trade.side == side))
@@ -169,7 +169,7 @@ class Costs:
     net: float
 
 
-def trades(ledger: Ledger, instruments: Mapping[str, Instrument]) -> list[Trade]:
+def trades(ledger: Ledger, instruments: Mapping[str, Instrument]) -> list[ClosedTrade]:
     """Return the closed trades of *ledger* in the order in which they were left."""
     found = []
     for instrument in sorted({fill["instrument"] for fill in ledger.fills}):
@@ -228,7 +228,7 @@ def _signed(fills: Sequence[Row], step: int) -> list[int]:
     return moved
 
 
-def _trade(trip: RoundTrip, fills: Sequence[Row], signed: Sequence[int]) -> Trade:
+def _trade(trip: RoundTrip, fills: Sequence[Row], signed: Sequence[int]) -> ClosedTrade:
     """Return a round trip with the prices and reasons of its fills."""
     side = 1 if trip.quantity > 0 else -1
     within = range(trip.first, trip.last + 1)
@@ -236,7 +236,7 @@ def _trade(trip: RoundTrip, fills: Sequence[Row], signed: Sequence[int]) -> Trad
     entry = _mean_price([fills[place] for place in within if signed[place] * side > 0])
     quantity = abs(trip.quantity) / 10**_QUANTITY_DECIMALS
     profit = trip.profit / MONEY_SCALE
-    return Trade(
+    return ClosedTrade(
         instrument=first["instrument"],
         side="LONG" if side > 0 else "SHORT",
         quantity=quantity,

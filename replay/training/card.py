@@ -20,7 +20,7 @@ from scipy.special import log_softmax
 
 from tracepaper.replay.training.fit import FitOptions
 from tracepaper.replay.training.samples import FLAT_BAND, VARIANCE_FLOOR
-from tracepaper.replay.training.series import Source, Split, iso
+from tracepaper.replay.training.series import Split, TrainingFile, iso
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.features_rolling import Array
@@ -129,12 +129,12 @@ def features_section(schema: FeatureSchema) -> dict[str, object]:
     }
 
 
-def market_section(interval: str, sources: Sequence[Source]) -> dict[str, object]:
+def market_section(interval: str, sources: Sequence[TrainingFile]) -> dict[str, object]:
     """Return ``[market]``: the interval by the exchange's name, and the symbols learnt from."""
     return {"interval": interval, "symbols": sorted({source.symbol for source in sources})}
 
 
-def data_section(sources: Sequence[Source]) -> dict[str, object]:
+def data_section(sources: Sequence[TrainingFile]) -> dict[str, object]:
     """Return ``[data]``: each file with its SHA-256 and its span."""
     files = [
         {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tracepaper.replay.training import baselines as base
 from tracepaper.replay.training import figures
-from tracepaper.replay.training.figures import Figure
+from tracepaper.replay.training.figures import DailyEstimate
 from tracepaper.replay.training.samples import NO_LABEL, VARIANCE_FLOOR, Samples
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.market import DAY_MS
@@ -78,7 +78,7 @@ def _arrays(outputs: Outputs, skipped: int) -> Predictions:
     )
 
 
-Judge = Callable[[Array, Array, NDArray[np.int64]], Figure]
+Judge = Callable[[Array, Array, NDArray[np.int64]], DailyEstimate]
 _SEED: Final = 20_170_817  # of the random baseline
 
 
@@ -93,7 +93,7 @@ class Baselines:
 
 
 @dataclass(frozen=True)
-class Judged:
+class HorizonForecasts:
     """One horizon's rows of one part: forecasts by name beside what happened, all over [row]."""
 
     horizon: int
@@ -155,8 +155,8 @@ def judged(
     answered: Sequence[tuple[Samples, NDArray[np.int64], Predictions]],
     fitted: Baselines,
     horizons: Sequence[int],
-) -> list[Judged]:
-    """Put forecasts, baselines and labels side by side, one ``Judged`` a horizon."""
+) -> list[HorizonForecasts]:
+    """Put forecasts, baselines and labels side by side, one ``HorizonForecasts`` a horizon."""
     generator = np.random.default_rng(_SEED)
     found = []
     every = joined([predictions for _, _, predictions in answered])
@@ -166,7 +166,7 @@ def judged(
         used = merged["weight"] > 0
         merged = {name: values[used] for name, values in merged.items()}
         found.append(
-            Judged(
+            HorizonForecasts(
                 horizon=horizon,
                 days=merged["day"].astype(np.int64),
                 value=merged["value"],
@@ -217,7 +217,7 @@ def _baseline_rows(
     }
 
 
-def report(found: Judged, *, temperature: float, slope: float) -> dict[str, Any]:
+def report(found: HorizonForecasts, *, temperature: float, slope: float) -> dict[str, Any]:
     """Return one horizon's figures, each as [value, standard error over days]."""
     days, value = found.days, found.value
     probability = figures.probabilities(found.logits, temperature)
@@ -253,7 +253,7 @@ def report(found: Judged, *, temperature: float, slope: float) -> dict[str, Any]
     }
 
 
-def _explained(forecast: Array, variance: Array, days: NDArray[np.int64]) -> Figure:
+def _explained(forecast: Array, variance: Array, days: NDArray[np.int64]) -> DailyEstimate:
     """Return R² of log variances, each about its own mean: the logarithm of a mean is biased."""
     log_v = np.log(variance)
     log_f = np.log(np.maximum(forecast, VARIANCE_FLOOR))
@@ -266,5 +266,5 @@ def _each(
     return {name: _pair(judge(forecast, value, days)) for name, forecast in forecasts.items()}
 
 
-def _pair(found: Figure) -> list[float]:
+def _pair(found: DailyEstimate) -> list[float]:
     return [round(found.value, 5), round(found.error, 5)]

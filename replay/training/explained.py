@@ -26,7 +26,7 @@ _FIXED: Final = ("value", "traded", "mean", "stdev", "margin", "volatility")
 
 
 @dataclass(frozen=True)
-class Explained:
+class ExplainedRows:
     """Rows [row] of one horizon: forecast, measures by name, and what followed.
 
     ``value`` is the log return from this close, ``traded`` that from the next bar's open, both to
@@ -83,7 +83,7 @@ def explain(
     horizon: int,
     slope: float,
     bars: int,
-) -> Explained:
+) -> ExplainedRows:
     """Forecast and explain up to *bars* labelled rows of *part*, shared equally by segments.
 
     Of each segment the earliest labelled rows are taken, after the bars that warm the model.
@@ -114,7 +114,7 @@ def explain(
     merged = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
     days, place = (merged.pop(name).astype(np.int64) for name in ("days", "place"))
     fixed = {name: merged.pop(name) for name in _FIXED}
-    return Explained(horizon=horizon, days=days, place=place, measures=merged, **fixed)
+    return ExplainedRows(horizon=horizon, days=days, place=place, measures=merged, **fixed)
 
 
 def _row_columns(
@@ -139,7 +139,7 @@ def _row_columns(
     }
 
 
-def selective(found: Explained) -> dict[str, Any]:
+def selective(found: ExplainedRows) -> dict[str, Any]:
     """Return the accuracy gained by each gate's measure at equal coverage, and their areas."""
     hit = (np.sign(found.mean) == np.sign(found.value)).astype(np.float64)
     return table(
@@ -168,7 +168,7 @@ def separate(
     return opened
 
 
-def traded(found: Explained, thresholds: Mapping[str, float]) -> dict[str, Any]:
+def traded(found: ExplainedRows, thresholds: Mapping[str, float]) -> dict[str, Any]:
     """Return what gates would have let through, and its net result in basis points a trade.
 
     A trade opens at the next bar's open, is held to the horizon, pays the taker's round trip and
@@ -188,7 +188,7 @@ def traded(found: Explained, thresholds: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def _result(found: Explained, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+def _result(found: ExplainedRows, chosen: NDArray[np.bool_]) -> dict[str, Any]:
     """Return how many bars passed, the separate trades and days of them, and their net result."""
     opened = separate(chosen, found.place, found.horizon)
     net = (np.sign(found.mean) * found.traded - ROUND_TRIP_COST)[opened] * _BASIS_POINTS

@@ -24,7 +24,7 @@ ECE_BINS: Final = 15
 COVERAGE: Final = 0.9
 
 
-class Figure(NamedTuple):
+class DailyEstimate(NamedTuple):
     """A value and its standard error over days."""
 
     value: float
@@ -33,7 +33,7 @@ class Figure(NamedTuple):
 
 def figure(
     terms: Array, days: NDArray[np.int64], combine: Callable[[Array], Array], *, seed: int = 0
-) -> Figure:
+) -> DailyEstimate:
     """Return ``combine`` of the summed [term, row] *terms*, with its error over *days* [row].
 
     ``combine`` maps sums [.., term] to values [..]; the error is that of ``RESAMPLES`` bootstraps.
@@ -45,15 +45,17 @@ def figure(
         len(names), np.full(len(names), 1.0 / len(names)), RESAMPLES
     )
     value = combine(daily.sum(axis=0)[None])
-    return Figure(float(value[0]), float(np.nanstd(combine(drawn.astype(np.float64) @ daily))))
+    return DailyEstimate(
+        float(value[0]), float(np.nanstd(combine(drawn.astype(np.float64) @ daily)))
+    )
 
 
-def mean(values: Array, days: NDArray[np.int64]) -> Figure:
+def mean(values: Array, days: NDArray[np.int64]) -> DailyEstimate:
     """Return the mean of *values*."""
     return figure(np.stack([values, np.ones_like(values)]), days, lambda s: s[:, 0] / s[:, 1])
 
 
-def correlation(first: Array, second: Array, days: NDArray[np.int64]) -> Figure:
+def correlation(first: Array, second: Array, days: NDArray[np.int64]) -> DailyEstimate:
     """Return Pearson's correlation; of forecasts and returns it is the information coefficient."""
     a, b = first - first.mean(), second - second.mean()
     terms = np.stack([np.ones_like(a), a, b, a * a, b * b, a * b])
@@ -67,25 +69,25 @@ def correlation(first: Array, second: Array, days: NDArray[np.int64]) -> Figure:
     return figure(terms, days, combine)
 
 
-def rank_correlation(first: Array, second: Array, days: NDArray[np.int64]) -> Figure:
+def rank_correlation(first: Array, second: Array, days: NDArray[np.int64]) -> DailyEstimate:
     """Return Spearman's correlation: Pearson's of the ranks."""
     return correlation(stats.rankdata(first), stats.rankdata(second), days)
 
 
-def sign_accuracy(forecast: Array, value: Array, days: NDArray[np.int64]) -> Figure:
+def sign_accuracy(forecast: Array, value: Array, days: NDArray[np.int64]) -> DailyEstimate:
     """Return the share of moved bars whose sign was forecast; half a hit where there is none."""
     moved = value != 0
     hit = np.where(forecast == 0, 0.5, np.sign(forecast) == np.sign(value))[moved]
     return mean(hit.astype(np.float64), days[moved])
 
 
-def r_squared(forecast: Array, value: Array, days: NDArray[np.int64]) -> Figure:
+def r_squared(forecast: Array, value: Array, days: NDArray[np.int64]) -> DailyEstimate:
     """Return 1 - squared error ÷ squared value: against a forecast of no move."""
     terms = np.stack([(value - forecast) ** 2, value * value])
     return figure(terms, days, lambda s: 1.0 - s[:, 0] / s[:, 1])
 
 
-def qlike(forecast: Array, variance: Array, days: NDArray[np.int64]) -> Figure:
+def qlike(forecast: Array, variance: Array, days: NDArray[np.int64]) -> DailyEstimate:
     """Return the mean of v ÷ f - log(v ÷ f) - 1 (Patton, 2011); both have the same floor."""
     ratio = np.maximum(variance, VARIANCE_FLOOR) / np.maximum(forecast, VARIANCE_FLOOR)
     return mean(ratio - np.log(ratio) - 1.0, days)
@@ -93,7 +95,7 @@ def qlike(forecast: Array, variance: Array, days: NDArray[np.int64]) -> Figure:
 
 def interval_coverage(
     location: Array, scale: Array, dof: Array, value: Array, days: NDArray[np.int64]
-) -> Figure:
+) -> DailyEstimate:
     """Return how often *value* lay in the Student t's central 90 % interval."""
     half = stats.t.ppf(0.5 + COVERAGE / 2, dof) * scale
     return mean((np.abs(value - location) <= half).astype(np.float64), days)
@@ -105,7 +107,7 @@ def probabilities(logits: NDArray[np.float32], temperature: float) -> Array:
     return found
 
 
-def brier(probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]) -> Figure:
+def brier(probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]) -> DailyEstimate:
     """Return the mean squared distance of [row, class] probabilities from what happened."""
     happened = np.eye(probability.shape[1])[classes]
     return mean(((probability - happened) ** 2).sum(axis=1), days)
@@ -113,7 +115,7 @@ def brier(probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64
 
 def calibration_error(
     probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]
-) -> Figure:
+) -> DailyEstimate:
     """Return the expected calibration error of the top class over 15 equal bins (Guo, 2017)."""
     top = probability.argmax(axis=1)
     sure = probability[np.arange(len(top)), top]
@@ -126,7 +128,9 @@ def calibration_error(
     return figure(terms, days, lambda s: np.abs(s[:, :-1]).sum(axis=1) / s[:, -1])
 
 
-def macro_f1(probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]) -> Figure:
+def macro_f1(
+    probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]
+) -> DailyEstimate:
     """Return the mean over classes of the harmonic mean of precision and recall."""
     top = probability.argmax(axis=1)
     rows = []
@@ -148,7 +152,7 @@ COVERAGES: Final = (0.5, 0.2, 0.1, 0.05)
 _AREA_COVERAGES: Final = np.linspace(0.05, 1.0, 20)
 
 
-def gained(hit: Array, measure: Array, coverage: float, days: NDArray[np.int64]) -> Figure:
+def gained(hit: Array, measure: Array, coverage: float, days: NDArray[np.int64]) -> DailyEstimate:
     """Return the accuracy of the *coverage* share with the highest *measure*, less that of all.
 
     Chance gains nothing, so this is the comparison with a random gate of equal coverage.

@@ -16,7 +16,7 @@ from tracepaper.replay.training import card as cards
 from tracepaper.replay.training.card import PERCENTS, ROUND_TRIP_COST, quantiles, slope, temperature
 from tracepaper.replay.training.evaluation import (
     Baselines,
-    Judged,
+    HorizonForecasts,
     answer,
     fit_baselines,
     judged,
@@ -25,7 +25,7 @@ from tracepaper.replay.training.evaluation import (
 from tracepaper.replay.training.explained import explain, selective, traded
 from tracepaper.replay.training.fit import Fit, FitOptions, Observe
 from tracepaper.replay.training.samples import Samples, samples_of
-from tracepaper.replay.training.series import Part, Segment, Source, Split, date_ms, load
+from tracepaper.replay.training.series import Part, Segment, Split, TrainingFile, date_ms, load
 from tracepaper.storage.checkpoints import Checkpoint, save
 from tracepaper.storage.checkpoints import load as load_checkpoint
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
@@ -38,7 +38,7 @@ from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 class Material:
     """What is learnt from: files, segments, the split, and samples by part."""
 
-    sources: Sequence[Source]
+    sources: Sequence[TrainingFile]
     segments: Sequence[Segment]
     split: Split
     schema: FeatureSchema
@@ -250,8 +250,8 @@ def evaluated(
     return {**card, "honesty": {"sentences": told}, "figures": {**figures, "gates": gates}}
 
 
-def _judge(network: nn.Module, material: Material, part: Part) -> list[Judged]:
-    """Return the network's and the baselines' forecasts of *part*, one ``Judged`` a horizon."""
+def _judge(network: nn.Module, material: Material, part: Part) -> list[HorizonForecasts]:
+    """Return the network's and the baselines' forecasts of *part*, for each horizon."""
     config = network.config
     assert isinstance(config, FlashConfig)
     answered = answer(network, material.samples(part), context=config.receptive_field)

@@ -26,7 +26,7 @@ from tracepaper.strategies.market import DAY_MS
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingFile:
     """One candle file that was learnt from, as the card lists it."""
 
     name: str
@@ -107,12 +107,12 @@ def segments_of(candles: Candles, schema: FeatureSchema) -> list[Segment]:
     return segments
 
 
-def load(paths: Sequence[str], schema: FeatureSchema) -> tuple[list[Source], list[Segment]]:
+def load(paths: Sequence[str], schema: FeatureSchema) -> tuple[list[TrainingFile], list[Segment]]:
     """Read candle files (PATH or SYMBOL=PATH) of one interval.
 
     Raises ``DataInvalid`` where intervals differ, or no file is long enough for one feature row.
     """
-    sources: list[Source] = []
+    sources: list[TrainingFile] = []
     segments: list[Segment] = []
     interval_ms = 0
     for path in paths:
@@ -125,7 +125,7 @@ def load(paths: Sequence[str], schema: FeatureSchema) -> tuple[list[Source], lis
             )
         segments += segments_of(candles, schema)
         sources.append(
-            Source(
+            TrainingFile(
                 name=Path(candles.path).name,
                 sha256=file_sha256(Path(candles.path)),
                 symbol=candles.symbol,

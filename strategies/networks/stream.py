@@ -89,7 +89,7 @@ class Seen(NamedTuple):
     rollout: Tensor  # [stream, time, width]
 
 
-class Run(NamedTuple):
+class StreamSpan(NamedTuple):
     """Streams that lie side by side in memory and in the group, brought to a common end."""
 
     streams: slice  # in the state
@@ -165,14 +165,14 @@ class StreamState:
                 rows[:, gone] = 0.0
         return columns.take(blocks)
 
-    def runs(self, streams: Sequence[int], count: int) -> list[Run]:
+    def runs(self, streams: Sequence[int], count: int) -> list[StreamSpan]:
         """Return *streams* in their order as runs, each with room for *count* rows."""
         runs, first = [], 0
         for at in range(1, len(streams) + 1):
             if at == len(streams) or streams[at] != streams[at - 1] + 1:
                 own = slice(streams[first], streams[at - 1] + 1)
                 end = self.rings.settle(own, count)
-                runs.append(Run(own, slice(first, at), end, self.counts[own]))
+                runs.append(StreamSpan(own, slice(first, at), end, self.counts[own]))
                 first = at
         return runs
 
@@ -326,7 +326,7 @@ class StreamingNetwork:
     def _layers(
         self,
         state: StreamState,
-        runs: Sequence[Run],
+        runs: Sequence[StreamSpan],
         rows: Tensor,
         places: Tensor,
         rollout: Tensor,
@@ -383,7 +383,7 @@ class StreamingNetwork:
         return confidence, history.permute(1, 3, 0, 2, 4)
 
     def _attend(
-        self, state: StreamState, run: Run, past: Seen, query: Tensor, *, alone: bool
+        self, state: StreamState, run: StreamSpan, past: Seen, query: Tensor, *, alone: bool
     ) -> _Tile:
         """Attend with the new queries [pair, time, dim] of a run, tile by tile."""
         places = state.places.rows[run.streams]
@@ -398,7 +398,7 @@ class StreamingNetwork:
         return _joined(parts, 1)
 
     def _tile(
-        self, run: Run, past: Seen, places: Tensor, query: Tensor, start: int, begin: int
+        self, run: StreamSpan, past: Seen, places: Tensor, query: Tensor, start: int, begin: int
     ) -> _Tile:
         """Attend with *query* [pair, tile, dim], *start* bars behind the run's end.
 

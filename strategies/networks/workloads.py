@@ -23,8 +23,8 @@ from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     Advance,
     Attended,
-    Run,
     StreamingNetwork,
+    StreamSpan,
     StreamState,
 )
 from tracepaper.strategies.types import BLOCK_BARS
@@ -132,7 +132,7 @@ class PlainStream(StreamingNetwork):
     def _layers(
         self,
         state: StreamState,
-        runs: Sequence[Run],
+        runs: Sequence[StreamSpan],
         rows: Tensor,
         places: Tensor,
         rollout: Tensor,

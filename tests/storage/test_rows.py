@@ -18,7 +18,7 @@ from tracepaper.storage.encode import StepEncoder
 from tracepaper.storage.reader import Reader, gate_set_of
 from tracepaper.storage.rows import (
     SPARSE_TABLES,
-    Shape,
+    StepShape,
     instrument_of,
     instrument_row,
     run_of,
@@ -121,11 +121,11 @@ def test_what_is_not_finite_is_stored_as_null_and_minus_zero_as_zero() -> None:
 
 @given(st.integers(0, 2**45 - 1))
 def test_a_shape_comes_back_from_its_number(number: int) -> None:
-    assert Shape.unpack(number).pack() == number
+    assert StepShape.unpack(number).pack() == number
 
 
 def test_a_plain_bar_has_shape_one() -> None:
-    assert Shape(True, False, False, False, False, 0, 0, 0, 0, 0).pack() == 1
+    assert StepShape(True, False, False, False, False, 0, 0, 0, 0, 0).pack() == 1
 
 
 def test_a_key_names_run_and_sequence() -> None:

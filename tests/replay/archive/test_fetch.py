@@ -17,7 +17,7 @@ from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.fetch import (
     Fetched,
-    Order,
+    FetchRequest,
     fetch,
     fetch_symbols,
     holes,
@@ -176,7 +176,7 @@ async def test_what_an_answer_lacks_is_asked_for_once_more_and_later(
     served = candles([(1_000, 1_010, 990, 1_005, 7)] * len(times), times_ms=times)
     settings = ExchangeSettings(candles=(served,), manual=True, start=110)
     archive, clock = tmp_path / "candles.db", ManualClock()
-    order = Order(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, None)
+    order = FetchRequest(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, None)
     async with (
         EmbeddedExchange(settings) as exchange,
         RestClient(
@@ -200,7 +200,7 @@ async def test_a_whole_archive_is_fetched_without_a_wait(tmp_path: Path) -> None
     served = candles([(1_000, 1_010, 990, 1_005, 7)] * 120)
     settings = ExchangeSettings(candles=(served,), manual=True, start=110)
     archive, clock = tmp_path / "candles.db", ManualClock()
-    order = Order(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, None)
+    order = FetchRequest(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, None)
     async with (
         EmbeddedExchange(settings) as exchange,
         RestClient(

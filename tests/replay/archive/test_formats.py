@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.delimited import table_of_rows
 from tracepaper.replay.archive.formats import FORMATS, Format
-from tracepaper.replay.archive.tables import LAYOUTS, Head, Layout, Rows, Table
+from tracepaper.replay.archive.tables import LAYOUTS, Layout, RawTable, Rows, TableHead
 from tracepaper.replay.commands import data
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -22,7 +22,7 @@ T0 = 1_735_689_600_000
 NAMES = ["open_time", "open", "high", "low", "close", "volume"]
 
 
-def ledger_lines(path: Path, raw: bytes) -> Table:
+def ledger_lines(path: Path, raw: bytes) -> RawTable:
     """Read ``time: open high low close volume``, one candle a line."""
     rows = [line.replace(":", " ").split() for line in raw.decode().splitlines()[1:]]
     return table_of_rows(path, rows, NAMES)
@@ -100,9 +100,9 @@ def test_a_format_that_no_entry_names_is_unknown(tmp_path: Path) -> None:
         read_candles(path)
 
 
-def kraken_head(rows: Rows) -> Head | None:
+def kraken_head(rows: Rows) -> TableHead | None:
     """Name eight columns, the sixth of which is an average price."""
-    return Head([*NAMES[:5], "vwap", "volume", "count"]) if len(rows[0]) == 8 else None
+    return TableHead([*NAMES[:5], "vwap", "volume", "count"]) if len(rows[0]) == 8 else None
 
 
 def test_a_new_makers_layout_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

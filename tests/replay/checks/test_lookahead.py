@@ -20,7 +20,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks import lookahead as lookahead_module
-from tracepaper.replay.checks.lookahead import Finding, Limits, lookahead
+from tracepaper.replay.checks.lookahead import Limits, LookaheadFinding, lookahead
 from tracepaper.replay.checks.processes import Fresh
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 
@@ -63,7 +63,7 @@ class Checks:
         self._fresh, self._walk = fresh, walk
         self.limits = FEW
 
-    def __call__(self, *candles: Candles, allow: str = "", **bodies: str) -> Finding:
+    def __call__(self, *candles: Candles, allow: str = "", **bodies: str) -> LookaheadFinding:
         name = f"own_{next(_NUMBERS)}"
         (self.folder / f"{name}.py").write_text(own.source(**bodies))
         given = candles or (self._walk,)

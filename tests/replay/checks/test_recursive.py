@@ -13,7 +13,7 @@ from exchange_client import walk_rows
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.checks.recursive import Finding, recursive
+from tracepaper.replay.checks.recursive import RecursiveFinding, recursive
 from tracepaper.strategies.errors import DataInvalid
 
 _NUMBERS = count()
@@ -31,7 +31,7 @@ def configured(name: str, **sections: dict[str, Any]) -> Config:
     return load(None, {"strategy": strategy, "sizing": fixed, **sections})
 
 
-def found(folder: Path, walk: Candles, sections: dict[str, Any], **bodies: str) -> Finding:
+def found(folder: Path, walk: Candles, sections: dict[str, Any], **bodies: str) -> RecursiveFinding:
     name = f"starts_{next(_NUMBERS)}"
     (folder / f"{name}.py").write_text(own.source(**bodies))
     with own.importable(folder):

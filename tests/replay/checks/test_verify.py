@@ -29,7 +29,7 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.culprit import Culprit
-from tracepaper.replay.checks.parity import Parity, Source, compare_runs
+from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.replay.report.summary import show, summarise
 from tracepaper.replay.samples import DEMO_CANDLES
@@ -83,7 +83,7 @@ def verified(path: Path, wanted: str = "last", **options: Any) -> Verification:
 
 def compared(first: Path, second: Path) -> Parity:
     with Reader.open(first) as one, Reader.open(second) as two:
-        return compare_runs(Source(one, one.find("last")), Source(two, two.find("last")))
+        return compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, two.find("last")))
 
 
 @pytest.fixture(scope="module")

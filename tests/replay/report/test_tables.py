@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from tracepaper.replay.report import figures
-from tracepaper.replay.report.document import Account, Report
+from tracepaper.replay.report.document import AccountReport, Report
 from tracepaper.replay.report.page import page_of
 from tracepaper.replay.report.tables import Figure, Form, Table, Value, table, tone, written
 from tracepaper.replay.report.terminal import as_document, show
@@ -24,7 +24,7 @@ def printed(report: Report) -> str:
 def test_a_figure_declared_once_is_on_the_terminal_on_the_page_and_in_json(
     cross_report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planted = Figure[Account]("planted", "planted figure", "gain", lambda of: of.end + 0.125)
+    planted = Figure[AccountReport]("planted", "planted figure", "gain", lambda of: of.end + 0.125)
     monkeypatch.setattr(figures, "ACCOUNTS", (*figures.ACCOUNTS, planted))
     end = cross_report.accounts[0].end + 0.125
     assert "planted figure" in printed(cross_report)

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.replay.training.card import ROUND_TRIP_COST
-from tracepaper.replay.training.explained import Explained, separate, traded
+from tracepaper.replay.training.explained import ExplainedRows, separate, traded
 
 ROWS = 600
 
 
-def explained(*, edge: np.ndarray, mean: float = 0.01) -> Explained:
+def explained(*, edge: np.ndarray, mean: float = 0.01) -> ExplainedRows:
     zeros = np.zeros(ROWS)
-    return Explained(
+    return ExplainedRows(
         horizon=30,
         days=np.arange(ROWS) // 60,
         place=np.arange(ROWS),
