@@ -141,7 +141,7 @@ async def stored_steps(path: Path) -> list[Step]:
         audit,
     )
     predictor = InlinePredictor(
-        forecaster, opened.memory, period_start_ms=opened.run.period_start_ms
+        forecaster, opened.history, period_start_ms=opened.run.period_start_ms
     )
     await drive(ScriptedFeed(events(opened)), LateOnce(predictor), opened.engine, audit)
     audit.end(2)

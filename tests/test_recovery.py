@@ -116,7 +116,7 @@ class Process:
             if self.forecaster is None
             else InlinePredictor(
                 self.forecaster,
-                self.opened.memory,
+                self.opened.history,
                 period_start_ms=self.opened.run.period_start_ms,
             )
         )

@@ -83,7 +83,7 @@ class Portfolio:
         return self._lines[instrument].holding.quantity
 
     def apply(self, fill: Fill) -> None:
-        """Take a fill into the position, the cash and the fees."""
+        """Book a fill on the position, the cash and the fees."""
         line = self._lines[fill.instrument]
         holding = line.holding
         signed = fill.quantity if fill.side is Side.BUY else -fill.quantity
@@ -251,7 +251,7 @@ class PaperAccount:
         self._stale = set(instruments)  # those whose state has changed since
 
     def change(self, instrument: Instrument) -> None:
-        """Take the exchange's new filters for orders and prices from now on."""
+        """Use the exchange's new filters for orders and prices from now on."""
         self.brokers[instrument.id].change(instrument)
         self._executors[instrument.id] = Executor(instrument, self._costs)
 

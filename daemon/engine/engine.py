@@ -174,7 +174,7 @@ class Engine:
         self.sequence = sequence
 
     def recall(self, bar: Bar) -> None:
-        """Take in a bar that the run already holds: it causes nothing, and is not a step."""
+        """Observe a bar that the run already holds: it causes nothing, and is not a step."""
         self._states[bar.instrument].observe(bar)
         self._mark(bar.instrument, bar.close)
 
@@ -265,7 +265,7 @@ class Engine:
         return confirmed
 
     def _submit(self, account: PaperAccount, bar: Bar, intent: Intent) -> Sent:
-        """Ask *account* for what is intended; what HOLD leaves wanted is wanted for its own reason.
+        """Ask *account* for what is intended; a target that HOLD leaves standing keeps its reason.
 
         An entry confirms the position for another horizon. The step says that in a bit: the state
         is stored for it only now and then.
@@ -359,7 +359,7 @@ class Engine:
         return self._finish(command, None, sent=orders)
 
     def _change(self, instrument: Instrument) -> None:
-        """Take the exchange's new filters: for targets, orders and prices from now on."""
+        """Use the exchange's new filters: for targets, orders and prices from now on."""
         self._states[instrument.id].change(instrument)
         for account in self._accounts:
             account.change(instrument)

@@ -69,8 +69,8 @@ class InstrumentState:
         self._risk = risk
         self._bars = 0
         self._decision: Decision | None = None  # the newest decision that was not a repetition
-        self._standing: int | None = None  # what was wanted before it
-        # Where a decision follows from the signal, the verdict and what is wanted alone.
+        self._standing: int | None = None  # the target before it
+        # Where a decision follows from the signal, the verdict and the standing target alone.
         self._repeats = (
             strategy.horizon is None
             and not strategy.needs_forecast
@@ -93,7 +93,7 @@ class InstrumentState:
         self._canonical = b""  # the newest bar, as it is hashed
 
     def change(self, instrument: Instrument) -> None:
-        """Take the exchange's new filters; decimals stay for as long as a run lasts."""
+        """Use the exchange's new filters; decimals stay for as long as a run lasts."""
         self.instrument = instrument
         self._sizer.change(instrument)
         self._standing = None  # a repeated signal may have another size now
@@ -101,7 +101,7 @@ class InstrumentState:
     # ------------------------------------------------------------ a bar, from top to bottom
 
     def observe(self, bar: Bar) -> None:
-        """Take *bar* into the strategy, the window and the count."""
+        """Show *bar* to the strategy; add it to the window, the yardstick and the count."""
         inputs, last = self._inputs, self.last_bar
         inputs.missing_bars = 0
         if last is not None:
@@ -197,7 +197,7 @@ class InstrumentState:
         return signal
 
     def _target(self, signal: Signal, bar: Bar, forecast: Forecast | None, orders: Broker) -> int:
-        """Return the quantity that *signal* asks for; HOLD asks for what is wanted already."""
+        """Return the quantity that *signal* asks for; HOLD asks for the standing target."""
         if signal.action is Action.HOLD:
             return orders.target
         return self._sizer.target(signal, bar, forecast, standing=orders.target)
@@ -236,7 +236,7 @@ class InstrumentState:
         return action, self._target(signal, bar, forecast, orders), reason
 
     def _expired(self, bar: Bar, orders: Broker) -> bool:
-        """Return whether what is wanted has outlived the horizon of its forecast."""
+        """Return whether the standing target has outlived the horizon of its forecast."""
         horizon = self.strategy.horizon
         if horizon is None or orders.target == 0:
             return False

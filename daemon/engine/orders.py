@@ -28,7 +28,7 @@ NOTIONAL_MOST: Final = MONEY_LIMIT // 4 // MONEY_SCALE * MONEY_SCALE
 """Of one order: money is an integer of 64 bits, and prices may still rise."""
 FILL_WITHIN_MS: Final = 10_000
 FLATTEN: Final = CommandKind.FLATTEN.value
-"""The reason of an order that the operator wants: it waits for a quote as long as it takes."""
+"""The reason of an order by the operator's command: it waits for a quote as long as it takes."""
 
 
 class OrderEvent(StrEnum):
@@ -101,11 +101,11 @@ class Broker:
         self._fill_within_ms = fill_within_ms
         self.order: Order | None = None
         self.target = 0  # the target last decided, whether or not it could be reached
-        self.reason = ""  # why it is wanted
+        self.reason = ""  # of the target
         self.confirmed_ms = 0  # open time of the bar whose decision was last allowed
 
     def change(self, instrument: Instrument) -> None:
-        """Take the exchange's new filters; what rests was accepted under the old ones."""
+        """Use the exchange's new filters; what rests was accepted under the old ones."""
         self._instrument = instrument
 
     def state(self) -> BrokerState:

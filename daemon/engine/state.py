@@ -1,4 +1,4 @@
-"""What the engine is told once, and what it carries from step to step."""
+"""What the engine is given once, and what it carries from step to step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tracepaper.strategies.types import FillModel, Regime
 
 
 class EngineSettings(Struct, frozen=True):
-    """What the engine is told once; money in 10⁻¹⁰, times in milliseconds of market time."""
+    """What the engine is given once; money in 10⁻¹⁰, times in milliseconds of market time."""
 
     execution: FillModel
     costs: ExecutionCosts

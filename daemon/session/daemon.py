@@ -204,7 +204,7 @@ class Daemon:
             if forecaster is not None:
                 predictor = WorkerPredictor(
                     forecaster,
-                    opened.memory,
+                    opened.history,
                     self._worker,
                     period_start_ms=run.period_start_ms,
                     deadline_ms=config.model.deadline_ms,

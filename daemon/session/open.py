@@ -80,7 +80,7 @@ class Opened:
     engine: Engine
     instruments: tuple[Instrument, ...]
     forecaster: Forecaster | None
-    memory: BarHistory
+    history: BarHistory
     resumed: bool
     known: Mapping[str, int | None] = field(default_factory=dict)
     known_funding: Mapping[str, int] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Opened:
 
     def started(self, market_ms: int) -> ModelChange:
         """Return the event of this start, naming the bars that the model is warmed with."""
-        warm_from = self.memory.warm_from() if self.forecaster is not None else ()
+        warm_from = self.history.warm_from() if self.forecaster is not None else ()
         return start_event(self.forecaster, warm_from=warm_from, market_ms=market_ms)
 
 
@@ -132,7 +132,7 @@ def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
         return _begin(opening, audit, reader, last)
 
 
-def _memory(opening: Opening) -> BarHistory:
+def _bar_history(opening: Opening) -> BarHistory:
     context = 1 if opening.forecaster is None else opening.forecaster.context
     return BarHistory([item.id for item in opening.instruments], context=context)
 
@@ -141,14 +141,14 @@ def _go_on(opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run) -> Op
     instruments = _rescaled(opening, run.instruments)
     engine = _engine(opening, run.instruments, run.period_start_ms)
     resumed = audit.resume(run.run_id)
-    memory = _memory(opening)
-    restore_engine(engine, reader, resumed, memory)
+    history = _bar_history(opening)
+    restore_engine(engine, reader, resumed, history)
     return Opened(
         run=run,
         engine=engine,
         instruments=instruments,
         forecaster=opening.forecaster,
-        memory=memory,
+        history=history,
         resumed=True,
         known=dict(resumed.last_open_ms),
         known_funding=resumed.last_funding_ms,
@@ -188,7 +188,7 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
         engine=engine,
         instruments=instruments,
         forecaster=opening.forecaster,
-        memory=_memory(opening),
+        history=_bar_history(opening),
         resumed=False,
     )
 
@@ -227,9 +227,9 @@ def _with_decimals(fresh: Instrument, kept: Instrument, *, is_served: bool) -> I
 
 
 def restore_engine(
-    engine: Engine, reader: Reader, resumed: Resumed, memory: BarHistory | None
+    engine: Engine, reader: Reader, resumed: Resumed, history: BarHistory | None
 ) -> None:
-    """Bring *engine* to where *resumed* ended, and *memory* to the bars its model needs.
+    """Bring *engine* to where *resumed* ended, and *history* to the bars its model needs.
 
     Raises ``InvariantBroken`` where the stored state is not what the stored fills add up to.
     """
@@ -244,17 +244,17 @@ def restore_engine(
         )
     else:
         engine.go_on_at(resumed.next_sequence)
-    recall_bars(engine, reader, run, memory)
+    recall_bars(engine, reader, run, history)
 
 
-def recall_bars(engine: Engine, reader: Reader, run: Run, memory: BarHistory | None) -> None:
-    """Feed the newest bars of *run* into *engine* and *memory* again; they cause nothing."""
+def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | None) -> None:
+    """Feed the newest bars of *run* into *engine* and *history* again; they cause nothing."""
     for item in run.instruments:
-        wanted = max(engine.warmup_of(item.id), 1 if memory is None else memory.context)
+        wanted = max(engine.warmup_of(item.id), 1 if history is None else history.context)
         for bar in reader.bars(run.run_id, item.id, wanted):
             engine.recall(bar)
-            if memory is not None:
-                memory.push(bar)
+            if history is not None:
+                history.push(bar)
 
 
 def check_ledger(reader: Reader, resumed: Resumed, state: EngineState) -> None:

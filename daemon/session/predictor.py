@@ -19,7 +19,7 @@ from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Event, ModelChange, Prediction, PredictionTimeout
 
-UNANSWERED_LIMIT: Final = 1_000
+PENDING_LIMIT: Final = 1_000
 """Bars that may wait for a stuck model before the run is ended."""
 
 T = TypeVar("T")
@@ -57,10 +57,12 @@ class BarHistory:
 
 
 class InlinePredictor:
-    """Answers in the caller's thread, without a deadline: for replay, where nothing waits."""
+    """Predicts in the caller's thread, without a deadline: for replay, where nothing waits."""
 
-    def __init__(self, forecaster: Forecaster, memory: BarHistory, *, period_start_ms: int) -> None:
-        self.memory = memory
+    def __init__(
+        self, forecaster: Forecaster, history: BarHistory, *, period_start_ms: int
+    ) -> None:
+        self.history = history
         self._forecaster = forecaster
         self._period_start_ms = period_start_ms
         self._started = False
@@ -70,14 +72,14 @@ class InlinePredictor:
         match event:
             case Bar():
                 # Bars before the start are only remembered: the start warms the model with them.
-                if not self.memory.push(event) or not self._started:
+                if not self.history.push(event) or not self._started:
                     return None
                 forecast = self._forecaster.step(event)
                 if event.open_time_ms < self._period_start_ms:
                     return None
                 return recorded if isinstance(recorded, PredictionTimeout) else forecast
             case ModelChange():
-                warm(self._forecaster, self.memory, event)
+                warm(self._forecaster, self.history, event)
                 self._started = True
                 return None
             case _:
@@ -143,36 +145,36 @@ def _fail(future: asyncio.Future[T], error: BaseException) -> None:
 
 
 class WorkerPredictor:
-    """Answers from one worker thread within a deadline of network time."""
+    """Predicts in one worker thread, within a deadline of network time."""
 
     def __init__(
         self,
         forecaster: Forecaster,
-        memory: BarHistory,
+        history: BarHistory,
         worker: Worker,
         *,
         period_start_ms: int,
         deadline_ms: int,
     ) -> None:
-        self._inline = InlinePredictor(forecaster, memory, period_start_ms=period_start_ms)
+        self._inline = InlinePredictor(forecaster, history, period_start_ms=period_start_ms)
         self._deadline_ms = deadline_ms
         self._worker = worker
-        self._unanswered: set[asyncio.Future[Prediction]] = set()
+        self._pending: set[asyncio.Future[Prediction]] = set()
 
     async def __call__(self, event: Event) -> Prediction:
         """Return the forecast of *event*, or a timeout where it is late."""
         if not isinstance(event, Bar | ModelChange):
             return None
-        if len(self._unanswered) >= UNANSWERED_LIMIT:
+        if len(self._pending) >= PENDING_LIMIT:
             raise InvariantBroken(
-                f"the model left {UNANSWERED_LIMIT} bars unanswered; raise model.deadline_ms or "
+                f"the model left {PENDING_LIMIT} bars unanswered; raise model.deadline_ms or "
                 "choose a smaller model"
             )
         future = self._worker.submit(self._inline.predict, event)
         if isinstance(event, ModelChange):
             return await future  # warming has no deadline: nothing is decided until it is done
-        self._unanswered.add(future)
-        future.add_done_callback(self._unanswered.discard)
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
         try:
             return await asyncio.wait_for(asyncio.shield(future), self._deadline_ms / 1000)
         except TimeoutError:
@@ -184,7 +186,7 @@ async def no_model(_event: Event) -> Prediction:
     return None
 
 
-def warm(forecaster: Forecaster, memory: BarHistory, change: ModelChange) -> None:
+def warm(forecaster: Forecaster, history: BarHistory, change: ModelChange) -> None:
     """Warm *forecaster* with the remembered bars that *change* names."""
     for instrument, open_time_ms in change.warm_from:
-        forecaster.warm(instrument, memory.since(instrument, open_time_ms))
+        forecaster.warm(instrument, history.since(instrument, open_time_ms))

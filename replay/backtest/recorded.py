@@ -123,8 +123,8 @@ class RecordedPredictor:
                 forecaster, prober, keys, period_start_ms=run.period_start_ms
             )
         else:
-            memory = BarHistory(keys, context=forecaster.context)
-            self._inline = InlinePredictor(forecaster, memory, period_start_ms=run.period_start_ms)
+            history = BarHistory(keys, context=forecaster.context)
+            self._inline = InlinePredictor(forecaster, history, period_start_ms=run.period_start_ms)
 
     def events(self, reader: Reader, run_id: str) -> Iterator[Event]:
         """Yield the recorded events in order."""

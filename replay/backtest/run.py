@@ -182,7 +182,7 @@ class ReplayPredictor:
 
     predict: Callable[[Event], Prediction]
     ahead: Callable[[Iterable[Event]], Iterable[Event]]
-    memory: BarHistory | None
+    history: BarHistory | None
 
 
 def predictor_over(replay: Replay) -> ReplayPredictor:
@@ -192,11 +192,11 @@ def predictor_over(replay: Replay) -> ReplayPredictor:
         return ReplayPredictor(lambda _event: None, lambda events: events, None)
     keys = [item.id for item in replay.instruments]
     if forecaster.mode == "step" or not forecaster.causal:
-        memory = BarHistory(keys, context=forecaster.context)
-        inline = InlinePredictor(forecaster, memory, period_start_ms=start_ms)
-        return ReplayPredictor(inline.predict, lambda events: events, inline.memory)
+        history = BarHistory(keys, context=forecaster.context)
+        inline = InlinePredictor(forecaster, history, period_start_ms=start_ms)
+        return ReplayPredictor(inline.predict, lambda events: events, inline.history)
     scan = ScanPredictor(forecaster, replay.prober(), keys, period_start_ms=start_ms)
-    return ReplayPredictor(scan.predict, scan.read_ahead, scan.memory)
+    return ReplayPredictor(scan.predict, scan.read_ahead, scan.history)
 
 
 # ---------------------------------------------------------------- go on with an interrupted replay
@@ -242,10 +242,10 @@ def resume_replay(
     resumed = audit.resume(run_id)
     rest = (event for event in replay.feed.events() if _is_new(event, resumed))
     predictor = predictor_over(replay)
-    memory = predictor.memory
+    history = predictor.history
     with Reader.open(database) as reader:
-        restore_engine(replay.engine, reader, resumed, memory)
-    warm_from = () if memory is None else memory.warm_from()
+        restore_engine(replay.engine, reader, resumed, history)
+    warm_from = () if history is None else history.warm_from()
     start = start_event(
         replay.forecaster,
         warm_from=warm_from,

@@ -45,7 +45,7 @@ class ScanPredictor:
         self._forecaster = forecaster
         self._prober = prober
         self._period_start_ms = period_start_ms
-        self.memory = BarHistory(instruments, context=forecaster.context)
+        self.history = BarHistory(instruments, context=forecaster.context)
         self._waiting: dict[str, deque[tuple[Bar, Forecast | None]]] = {
             key: deque() for key in instruments
         }
@@ -64,7 +64,7 @@ class ScanPredictor:
             if isinstance(event, ModelChange):
                 yield from self._computed(chunk)
                 chunk = []
-                warm(self._forecaster, self.memory, event)
+                warm(self._forecaster, self.history, event)
                 yield event
                 continue
             chunk.append(event)
@@ -89,12 +89,12 @@ class ScanPredictor:
         """Return whether *bar* is newer than all that was read: a revision gets no forecast."""
         if known := fresh.get(bar.instrument):
             return bar.open_time_ms > known[-1].open_time_ms
-        last = self.memory.last(bar.instrument)
+        last = self.history.last(bar.instrument)
         return last is None or bar.open_time_ms > last.open_time_ms
 
     def predict(self, event: Event) -> Prediction:
         """Return the forecast that was computed for *event*, and for no other bar."""
-        if not isinstance(event, Bar) or not self.memory.push(event):
+        if not isinstance(event, Bar) or not self.history.push(event):
             return None
         bar, forecast = self._waiting[event.instrument].popleft()
         if bar is not event:
@@ -112,7 +112,7 @@ class ScanPredictor:
         keys = sorted(fresh)
         for turn in range(len(keys)):
             key = keys[(self.probed + turn) % len(keys)]
-            past = [*self.memory.since(key, 0), *fresh[key]]
+            past = [*self.history.since(key, 0), *fresh[key]]
             place = self._place(len(past), len(fresh[key]))
             if place is not None:
                 self._compare(key, past, place)

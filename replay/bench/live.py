@@ -100,12 +100,12 @@ async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float
         started_at_ms=0,
         period_start_ms=start_ms,
     )
-    memory = BarHistory([instrument.id], context=context)
+    kept = BarHistory([instrument.id], context=context)
     predictor: Predictor = no_model
     if forecaster is not None:
         predictor = WorkerPredictor(
             forecaster,
-            memory,
+            kept,
             Worker("model"),
             period_start_ms=start_ms,
             deadline_ms=DEADLINE_MS,
@@ -115,7 +115,7 @@ async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float
         audit.begin(run, engine.gate_sets)
         for bar in history[:context]:
             await audit.append(engine.step(bar, await predictor(bar)))
-        change = start_event(forecaster, warm_from=memory.warm_from(), market_ms=start_ms)
+        change = start_event(forecaster, warm_from=kept.warm_from(), market_ms=start_ms)
         await audit.append(engine.step(change, await predictor(change)))
         whole, alone = [], []
         for number, bar in enumerate(history[context:]):

@@ -6,6 +6,7 @@ import pytest
 from builders import bar, instrument
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tracepaper.daemon.engine.account import Portfolio
 from tracepaper.daemon.engine.execution import ExecutionCosts, Executor
@@ -66,6 +67,52 @@ def test_spot_equity_is_cash_plus_base_at_the_mark(
     position, total = portfolio.position(key), portfolio.account()
     assert total.equity == total.cash + mark * position.quantity * 10**5
     assert total.cash == (START + total.realized_pnl - total.fees_paid - position.entry_notional)
+
+
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(("fill", "mark", "fund", "restart")),
+        st.integers(0, 2),
+        st.integers(-5_000, 5_000).filter(bool),
+        st.integers(1_000, 10**7),
+    ),
+    max_size=40,
+)
+
+
+@given(CHANGES)
+def test_the_account_is_the_sum_of_its_positions_however_it_came_to_them(
+    changes: list[tuple[str, int, int, int]],
+) -> None:
+    items = [
+        instrument("BTCUSDT"), instrument("ETHUSDT"), instrument("BTCUSDT", Category.SPOT)
+    ]  # fmt: skip
+    instruments = {item.id: item for item in items}
+    portfolio = Portfolio(START, instruments)
+    for kind, place, signed, price in changes:
+        item = items[place]
+        if kind == "mark":
+            portfolio.mark(item.id, price)
+        elif kind == "fund":
+            portfolio.pay_funding(item.id, signed * 10**4)
+        elif kind == "restart":
+            marks = dict.fromkeys(instruments, price)
+            portfolio, before = Portfolio(START, instruments), portfolio
+            portfolio.restore(before.cash, before.holdings)
+            for key, mark in marks.items():
+                portfolio.mark(key, mark)
+        else:
+            spot = item.category is Category.SPOT
+            wanted = max(signed, -portfolio.held(item.id)) if spot else signed
+            if wanted:
+                made = fill(wanted, price, item.category)
+                portfolio.apply(replace(made, instrument=item.id))
+        total = portfolio.account()
+        positions = {key: portfolio.position(key) for key in instruments}
+        for name in ("realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid"):
+            assert getattr(total, name) == sum(getattr(one, name) for one in positions.values())
+        on_spot = positions["spot:BTCUSDT"].entry_notional
+        assert total.equity == total.cash + total.unrealized_pnl + on_spot
 
 
 def test_a_partial_close_takes_its_share_of_the_entry() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import ROUND_HALF_EVEN, Decimal
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ from builders import START_MS, bar, bars, explanation, forecast, instrument, quo
 from fakes import FixedForecaster
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine
+from tracepaper.strategies.strategy import Outlook, SmaCross
 from tracepaper.strategies.types import (
     Action,
     Bar,
@@ -26,10 +29,12 @@ from tracepaper.strategies.types import (
     FillModel,
     Forecast,
     Instrument,
+    InstrumentChange,
     ModelChange,
     OrderStatus,
     PredictionTimeout,
     Regime,
+    Signal,
     Step,
 )
 
@@ -92,6 +97,74 @@ def answered(machine: Engine, answers: list[Any]) -> list[Step]:
         machine.step(bar(close, index=index), prediction)
         for index, (close, prediction) in enumerate(zip(closes, answers, strict=True))
     ]
+
+
+# ---------------------------------------------------------------- what repeats is reused
+
+
+class NewSignals(SmaCross):
+    """Signals as ``sma_cross`` does, each time by a new object: no bar is taken for a repetition."""
+
+    def decide(self, outlook: Outlook) -> Signal:
+        known = super().decide(outlook)
+        return Signal(known.action, known.reason, known.strength)
+
+
+def disturbed(seed: int, places: list[tuple[int, int]]) -> list[Event]:
+    """Return bars with something else at each (kind, index) of *places*."""
+    made: list[Event] = []
+    kinds = dict((index, kind) for kind, index in places)
+    for index, one in enumerate(bars(120, seed=seed)):
+        kind, at_ms = kinds.get(index), one.open_time_ms
+        match kind:
+            case 0:
+                continue  # a hole
+            case 1 | 2 | 3:
+                order = (CommandKind.HALT, CommandKind.RESUME, CommandKind.FLATTEN)[kind - 1]
+                made.append(Command(order, "", at_ms, at_ms))
+            case 4 | 5:
+                finer = instrument(quantity_step=3 if kind == 4 else 1)
+                made.append(InstrumentChange(finer, at_ms, at_ms))
+            case 6:
+                made.append(structs.replace(one, close=one.close * 3, high=one.close * 3))
+                continue  # an implausible close
+            case 7:
+                made.append(structs.replace(one, seen_ms=one.seen_ms + 10 * 60_000))
+                continue  # a late bar
+        made.append(one)
+    return made
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 9),
+    st.lists(st.tuples(st.integers(0, 7), st.integers(5, 119)), max_size=8),
+    st.booleans(),
+)
+def test_a_bar_that_repeats_the_last_decision_gives_the_step_that_deciding_anew_gives(
+    seed: int, places: list[tuple[int, int]], long_only: bool
+) -> None:
+    made = [
+        build_engine(
+            load(None, SMA),
+            [instrument()],
+            execution=FillModel.NEXT_OPEN,
+            period_start_ms=START_MS + 3 * 60_000,
+            forecaster=None,
+            strategies={"BTCUSDT": kind(fast=3, slow=7, long_only=long_only)},
+        )
+        for kind in (SmaCross, NewSignals)
+    ]
+    events = disturbed(seed, places)
+    assert steps_of(made[0], events) == steps_of(made[1], events)
+
+
+def test_decisions_that_repeat_share_one_outcome() -> None:
+    decisions = [step.decision for step in steps_of(engine(), list(bars(60))) if step.decision]
+    pairs = list(pairwise(decisions))
+    alike = [pair for pair in pairs if pair[0].outcome == pair[1].outcome]
+    assert len(alike) > 30
+    assert all(one.outcome is other.outcome for one, other in alike)
 
 
 # ---------------------------------------------------------------- against an independent account

@@ -90,24 +90,24 @@ async def test_only_bars_are_answered() -> None:
 
 def test_warm_up_bars_are_remembered_and_the_start_warms_the_model_with_them() -> None:
     forecaster = FixedForecaster(says, context=5)
-    memory = BarHistory([KEY], context=5)
-    inline = InlinePredictor(forecaster, memory, period_start_ms=START_MS + 8 * 60_000)
+    kept = BarHistory([KEY], context=5)
+    inline = InlinePredictor(forecaster, kept, period_start_ms=START_MS + 8 * 60_000)
     history = bars(12)
     for item in history[:8]:
         assert inline.predict(item) is None
     assert forecaster.warmed == []
-    inline.predict(start(memory.warm_from()))
+    inline.predict(start(kept.warm_from()))
     assert forecaster.warmed == [5]
     assert inline.predict(history[8]) == says(history[4:9])
 
 
 def test_a_warm_up_bar_after_the_start_is_taken_in_without_an_answer() -> None:
     forecaster = FixedForecaster(says, context=2)
-    memory = BarHistory([KEY], context=2)
-    inline = InlinePredictor(forecaster, memory, period_start_ms=START_MS + 3 * 60_000)
+    kept = BarHistory([KEY], context=2)
+    inline = InlinePredictor(forecaster, kept, period_start_ms=START_MS + 3 * 60_000)
     history = bars(4)
     inline.predict(history[0])
-    inline.predict(start(memory.warm_from()))
+    inline.predict(start(kept.warm_from()))
     assert [inline.predict(item) for item in history[1:3]] == [None, None]
     assert inline.predict(history[3]) == says(history[2:4])
 
@@ -132,13 +132,13 @@ def test_a_revision_does_not_reach_the_model() -> None:
 
 
 def test_memory_equals_the_tail_of_what_it_took() -> None:
-    memory = BarHistory([KEY], context=3)
+    kept = BarHistory([KEY], context=3)
     history = bars(10)
-    assert all(memory.push(item) for item in history)
-    assert not memory.push(history[4])
-    assert memory.since(KEY, 0) == history[-3:]
-    assert memory.last(KEY) == history[-1]
-    assert memory.warm_from() == ((KEY, history[-3].open_time_ms),)
+    assert all(kept.push(item) for item in history)
+    assert not kept.push(history[4])
+    assert kept.since(KEY, 0) == history[-3:]
+    assert kept.last(KEY) == history[-1]
+    assert kept.warm_from() == ((KEY, history[-3].open_time_ms),)
 
 
 async def test_an_error_of_the_model_reaches_whoever_asked() -> None:
