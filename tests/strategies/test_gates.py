@@ -120,11 +120,13 @@ def test_all_gates_are_evaluated_and_the_first_in_order_names_the_refusal() -> N
     assert bench.first_failed(passed) == "late"
 
 
-def test_bars_that_look_alike_are_still_judged_by_how_far_each_close_jumped() -> None:
+@pytest.mark.parametrize("first", [1.0, 101.0])
+def test_bars_that_look_alike_are_still_judged_by_how_far_each_close_jumped(first: float) -> None:
     gates = frozenset({"operator", "gap", "plausible"})
     bench = GateEvaluator(gates, {"operator": 1, "gap": 0, "plausible": 100})
     seen = GateInputs()
-    for jump, passed in ((1.0, 0b111), (101.0, 0b011), (100.0, 0b111), (101.0, 0b011)):
+    for jump in (first, 1.0, 101.0, 100.0, 101.0):
+        passed = 0b111 if jump <= 100 else 0b011
         seen.plausible = jump
         assert bench.judge(seen) == ((1.0, 0.0, jump), passed)
 
@@ -132,6 +134,13 @@ def test_bars_that_look_alike_are_still_judged_by_how_far_each_close_jumped() ->
 def test_a_measure_that_is_not_finite_is_null_and_fails() -> None:
     seen = GateInputs(explanation=explanation(confidence=math.nan))
     assert judged("confidence", 0.1, seen) == (None, False)
+    endless = GateInputs(explanation=explanation(confidence=math.inf))
+    assert judged("confidence", 0.1, endless) == (None, False)
+
+
+def test_a_measure_of_minus_zero_is_zero() -> None:
+    seen = GateInputs(explanation=explanation(confidence=-0.0))
+    assert math.copysign(1, judged("confidence", 0.0, seen)[0] or 0.0) == 1
 
 
 @given(st.floats(0.01, 0.99))

@@ -113,7 +113,7 @@ class NewSignals(SmaCross):
 def disturbed(seed: int, places: list[tuple[int, int]]) -> list[Event]:
     """Return bars with something else at each (kind, index) of *places*."""
     made: list[Event] = []
-    kinds = dict((index, kind) for kind, index in places)
+    kinds = {index: kind for kind, index in places}
     for index, one in enumerate(bars(120, seed=seed)):
         kind, at_ms = kinds.get(index), one.open_time_ms
         match kind:
