@@ -144,7 +144,7 @@ def drawn(seed: int) -> Drawn:
     gates = strategy.gates | frozenset(risk)
     if not by_quotes:
         gates -= {"stale"}
-    bench = GateEvaluator(
+    evaluator = GateEvaluator(
         gates,
         {
             "operator": 1, "warm": strategy.warmup, "late": MINUTE, "gap": 0,
@@ -152,7 +152,7 @@ def drawn(seed: int) -> Drawn:
         },
     )  # fmt: skip
     key = item.id
-    engine = Engine([item], {key: strategy}, {key: Sizer(sizing, item)}, {key: bench}, settings)
+    engine = Engine([item], {key: strategy}, {key: Sizer(sizing, item)}, {key: evaluator}, settings)
     return Drawn(item, settings, engine, drawn_events(rng, item, price, by_quotes=by_quotes))
 
 

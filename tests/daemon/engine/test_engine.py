@@ -103,7 +103,7 @@ def answered(machine: Engine, answers: list[Any]) -> list[Step]:
 
 
 class NewSignals(SmaCross):
-    """Signals as ``sma_cross`` does, each time by a new object: no bar is taken for a repetition."""
+    """Signals as ``sma_cross`` does, each time by a new object, so that no bar is a repetition."""
 
     def decide(self, outlook: Outlook) -> Signal:
         known = super().decide(outlook)

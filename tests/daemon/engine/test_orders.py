@@ -22,16 +22,18 @@ from tracepaper.strategies.types import Category, Order, OrderStatus, Side
 TERMS = ExecutionCosts(taker_fee=5_500_000)
 
 
-def broker(**filters: Any) -> Broker:
+def opened(**filters: Any) -> Broker:
     return Broker(instrument(**filters), TERMS, latency_ms=100)
 
 
-def sent(desk: Broker, target: int, held: int = 0, *, price: int = 10_000, **more: Any) -> Sent:
-    return desk.submit(target, held, order_id="7-0", price=price, reason="why", at_ms=1_000, **more)
+def sent(broker: Broker, target: int, held: int = 0, *, price: int = 10_000, **more: Any) -> Sent:
+    return broker.submit(
+        target, held, order_id="7-0", price=price, reason="why", at_ms=1_000, **more
+    )
 
 
-def submit(desk: Broker, target: int, held: int = 0, *, price: int = 10_000) -> tuple[Order, ...]:
-    return sent(desk, target, held, price=price).orders
+def submit(broker: Broker, target: int, held: int = 0, *, price: int = 10_000) -> tuple[Order, ...]:
+    return sent(broker, target, held, price=price).orders
 
 
 @pytest.mark.parametrize("pair", list(itertools.product(OrderStatus, OrderEvent)))
@@ -49,31 +51,31 @@ def test_an_ended_order_stays_ended() -> None:
 
 
 def test_a_reversal_is_one_order() -> None:
-    (order,) = submit(broker(), -1_000, held=1_000)
+    (order,) = submit(opened(), -1_000, held=1_000)
     assert (order.side, order.quantity, order.status) == (Side.SELL, 2_000, OrderStatus.ACCEPTED)
     assert order.eligible_ms == 1_100
 
 
 def test_a_resting_order_that_already_leads_to_the_target_is_left_alone() -> None:
-    desk = broker()
-    submit(desk, 1_000)
-    assert submit(desk, 1_000) == ()
+    broker = opened()
+    submit(broker, 1_000)
+    assert submit(broker, 1_000) == ()
 
 
 def test_a_resting_order_that_differs_is_canceled_and_replaced_in_the_same_step() -> None:
-    desk = broker()
-    submit(desk, 1_000)
-    canceled, placed = submit(desk, -500)
+    broker = opened()
+    submit(broker, 1_000)
+    canceled, placed = submit(broker, -500)
     assert canceled.status is OrderStatus.CANCELED
     assert (placed.side, placed.quantity) == (Side.SELL, 500)
 
 
-def test_a_wish_for_what_is_held_cancels_and_places_nothing() -> None:
-    desk = broker()
-    submit(desk, 1_000)
-    (canceled,) = submit(desk, 0)
+def test_a_target_of_what_is_held_cancels_and_places_nothing() -> None:
+    broker = opened()
+    submit(broker, 1_000)
+    (canceled,) = submit(broker, 0)
     assert canceled.status is OrderStatus.CANCELED
-    assert desk.order is None
+    assert broker.order is None
 
 
 @pytest.mark.parametrize(
@@ -88,11 +90,11 @@ def test_a_wish_for_what_is_held_cancels_and_places_nothing() -> None:
 def test_what_the_filters_refuse_is_no_order_and_is_refused_again(
     filters: dict[str, int], target: int, reason: str
 ) -> None:
-    desk = broker(**filters)
-    assert sent(desk, target) == Sent((), reason)
-    assert sent(desk, target) == Sent((), reason)
-    desk.change(instrument())
-    (order,) = submit(desk, target)
+    broker = opened(**filters)
+    assert sent(broker, target) == Sent((), reason)
+    assert sent(broker, target) == Sent((), reason)
+    broker.change(instrument())
+    (order,) = submit(broker, target)
     assert (order.status, order.quantity) == (OrderStatus.ACCEPTED, target)
 
 
@@ -106,106 +108,106 @@ def test_what_the_filters_refuse_is_no_order_and_is_refused_again(
     ],
 )
 def test_an_order_at_a_limit_is_taken(filters: dict[str, int], target: int, price: int) -> None:
-    (order,) = submit(broker(**filters), target, price=price)
+    (order,) = submit(opened(**filters), target, price=price)
     assert order.status is OrderStatus.ACCEPTED
 
 
 def test_a_command_that_is_refused_leaves_its_order_rejected() -> None:
-    desk = broker(min_quantity=10)
-    (order,) = sent(desk, 0, held=5, by_command=True).orders
+    broker = opened(min_quantity=10)
+    (order,) = sent(broker, 0, held=5, by_command=True).orders
     assert (order.status, order.reason) == (OrderStatus.REJECTED, "quantity below 0.01")
-    assert desk.order is None
+    assert broker.order is None
 
 
 def test_only_whole_steps_are_sent_and_the_rest_is_said() -> None:
-    desk = broker(quantity_step=10)
-    (order,) = submit(desk, 0, held=25)
+    broker = opened(quantity_step=10)
+    (order,) = submit(broker, 0, held=25)
     assert (order.side, order.quantity) == (Side.SELL, 20)
-    desk.order = None
-    assert sent(desk, 0, held=5).refusal == "what is missing is less than the step 0.01"
+    broker.order = None
+    assert sent(broker, 0, held=5).refusal == "what is missing is less than the step 0.01"
 
 
 def test_an_order_that_no_quote_filled_in_time_is_canceled_with_that_reason() -> None:
-    desk = Broker(instrument(), TERMS, latency_ms=100, fill_within_ms=2_000)
-    submit(desk, 1_000)
-    assert desk.expire(1_000 + 100 + 2_000) is None
-    canceled = desk.expire(1_000 + 100 + 2_001)
+    broker = Broker(instrument(), TERMS, latency_ms=100, fill_within_ms=2_000)
+    submit(broker, 1_000)
+    assert broker.expire(1_000 + 100 + 2_000) is None
+    canceled = broker.expire(1_000 + 100 + 2_001)
     assert canceled is not None
     assert (canceled.status, canceled.reason) == (
         OrderStatus.CANCELED,
         "no quote filled it within 2,000 ms",
     )
-    assert desk.expire(10**9) is None
-    (again,) = submit(desk, 1_000)
+    assert broker.expire(10**9) is None
+    (again,) = submit(broker, 1_000)
     assert again.status is OrderStatus.ACCEPTED
 
 
 def test_an_order_of_the_operator_waits_as_long_as_it_takes() -> None:
-    desk = broker()
-    desk.submit(0, 500, order_id="7-0", price=1, reason=FLATTEN, at_ms=0, by_command=True)
-    assert desk.expire(10**9) is None
-    assert desk.order is not None
+    broker = opened()
+    broker.submit(0, 500, order_id="7-0", price=1, reason=FLATTEN, at_ms=0, by_command=True)
+    assert broker.expire(10**9) is None
+    assert broker.order is not None
 
 
 def test_closing_is_exempt_from_the_minimum_notional() -> None:
-    (order,) = submit(broker(min_notional=5 * 10**10), 0, held=40)
+    (order,) = submit(opened(min_notional=5 * 10**10), 0, held=40)
     assert order.status is OrderStatus.ACCEPTED
 
 
 def test_a_fill_of_an_order_that_does_not_rest_is_a_bug() -> None:
-    desk = broker()
-    (order,) = submit(desk, 1_000)
+    broker = opened()
+    (order,) = submit(broker, 1_000)
     fill = Executor(instrument(), TERMS).at_open(order, bar())
-    assert desk.fill(fill).status is OrderStatus.FILLED
+    assert broker.fill(fill).status is OrderStatus.FILLED
     with pytest.raises(InvariantBroken, match="does not rest"):
-        desk.fill(fill)
+        broker.fill(fill)
 
 
 def test_a_spot_buy_is_grossed_up_so_that_the_fee_in_base_leaves_the_target() -> None:
     item = instrument(category=Category.SPOT)
-    desk = Broker(item, ExecutionCosts(taker_fee=10_000_000), latency_ms=0)
-    (order,) = submit(desk, 1_000)
+    broker = Broker(item, ExecutionCosts(taker_fee=10_000_000), latency_ms=0)
+    (order,) = submit(broker, 1_000)
     fee = order.quantity * 10_000_000 // 10**10
     assert abs(order.quantity - fee - 1_000) <= item.quantity_step
-    assert submit(desk, 1_000, held=0) == ()
+    assert submit(broker, 1_000, held=0) == ()
 
 
 def test_on_spot_a_target_within_one_step_is_reached() -> None:
-    desk = broker(category=Category.SPOT, quantity_step=5)
+    broker = opened(category=Category.SPOT, quantity_step=5)
     for held in (995, 1_005):
-        assert sent(desk, 1_000, held=held) == Sent((), None)
-    (bought,) = submit(desk, 1_000, held=994)
-    (_, sold) = submit(desk, 999, held=1_006)
+        assert sent(broker, 1_000, held=held) == Sent((), None)
+    (bought,) = submit(broker, 1_000, held=994)
+    (_, sold) = submit(broker, 999, held=1_006)
     assert (bought.side, bought.quantity) == (Side.BUY, 10)
     assert (sold.side, sold.quantity) == (Side.SELL, 5)
-    assert sent(broker(), 1_000, held=999).orders  # linear positions are exact
+    assert sent(opened(), 1_000, held=999).orders  # linear positions are exact
 
 
 def test_state_survives_a_restart() -> None:
-    desk = broker()
-    submit(desk, 1_000)
-    again = broker()
-    again.restore(desk.state())
-    assert again.state() == desk.state()
+    broker = opened()
+    submit(broker, 1_000)
+    again = opened()
+    again.restore(broker.state())
+    assert again.state() == broker.state()
     assert submit(again, 1_000) == ()
 
 
 def test_an_order_that_money_could_not_hold_is_refused_and_a_close_never_is() -> None:
-    desk = broker()
+    broker = opened()
     huge = 10**9
-    assert sent(desk, huge, price=10**8) == Sent((), "notional above 230584300")
-    (close,) = submit(desk, 0, held=huge, price=10**8)
+    assert sent(broker, huge, price=10**8) == Sent((), "notional above 230584300")
+    (close,) = submit(broker, 0, held=huge, price=10**8)
     assert close.status is OrderStatus.ACCEPTED
 
 
 def test_a_spot_buy_beyond_the_cash_is_refused_and_a_sale_is_not() -> None:
     item = instrument(category=Category.SPOT)
-    desk = Broker(item, ExecutionCosts(taker_fee=0), latency_ms=0)
+    broker = Broker(item, ExecutionCosts(taker_fee=0), latency_ms=0)
     order: dict[str, Any] = {"order_id": "1-0", "price": 10_000, "reason": "why", "at_ms": 0}
-    assert desk.submit(1_000, 0, cash=99 * 10**10, **order) == Sent((), "cash does not cover it")
-    (bought,) = desk.submit(1_000, 0, cash=100 * 10**10, **order).orders
-    (canceled,) = desk.submit(0, 0, cash=0, **order).orders
-    (sold,) = desk.submit(0, 900, cash=0, **order).orders
+    assert broker.submit(1_000, 0, cash=99 * 10**10, **order) == Sent((), "cash does not cover it")
+    (bought,) = broker.submit(1_000, 0, cash=100 * 10**10, **order).orders
+    (canceled,) = broker.submit(0, 0, cash=0, **order).orders
+    (sold,) = broker.submit(0, 900, cash=0, **order).orders
     assert [o.status for o in (bought, canceled, sold)] == [
         OrderStatus.ACCEPTED,
         OrderStatus.CANCELED,
