@@ -19,8 +19,6 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from tracepaper.daemon.session.user_source import INSTALLED, SUFFIXES
-
 NAMES_KEPT: Final = 200
 """Of one class; one that opens a new file at every bar is known by then."""
 
@@ -30,6 +28,12 @@ NATIVE_READERS: Final = (
     "curl_cffi", "grpc", "zmq", "numba", "cffi", "_gdbm", "_dbm",
 )  # fmt: skip
 """Packages whose compiled code opens files or addresses by itself, unseen by the hook."""
+
+SUFFIXES: Final = (".py", ".so", ".pyd", ".pyc")
+"""Files that hold code; a name with the first of them that exists is what Python imports."""
+
+INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
+"""Names of the folders that hold packages."""
 
 _HARMLESS: Final = frozenset({os.devnull, "/dev/urandom", "/dev/random"})
 _CODE: Final = frozenset(SUFFIXES)

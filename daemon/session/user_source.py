@@ -14,11 +14,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Final
 
-SUFFIXES: Final = (".py", ".so", ".pyd", ".pyc")
-"""Files that hold code; a name with the first of them that exists is what Python imports."""
-
-INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
-"""Names of the folders that hold packages."""
+from tracepaper.daemon.session.outside import INSTALLED, SUFFIXES
 
 _DYNAMIC: Final = frozenset({"import_module", "__import__"})
 
