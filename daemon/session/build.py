@@ -10,7 +10,7 @@ from tracepaper.daemon.config.sections import ExecutionSection
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.daemon.engine.state import EngineSettings
-from tracepaper.daemon.session.user_strategy import user_class, user_strategy
+from tracepaper.daemon.session.user_class import user_class, user_strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gate_evaluator import (
     GateEvaluator,

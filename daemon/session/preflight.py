@@ -48,7 +48,7 @@ _MAKE: Final = f"""
 import os, pickle, sys
 try:
     sys.path[:], name, options = pickle.load(sys.stdin.buffer)
-    from tracepaper.daemon.session.user_strategy import user_class, user_strategy
+    from tracepaper.daemon.session.user_class import user_class, user_strategy
     user_strategy(user_class(name), options, known_as=name)
 finally:
     os._exit({_MADE})

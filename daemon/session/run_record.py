@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.session.models import computing
-from tracepaper.daemon.session.user_source import class_sha256
-from tracepaper.daemon.session.user_strategy import user_class
+from tracepaper.daemon.session.user_class import class_sha256, user_class
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Instrument, ModelChange, Run, RunKind
 

@@ -14,7 +14,7 @@ import pytest
 from builders import bar
 
 from tracepaper.daemon.session import outside
-from tracepaper.daemon.session.user_strategy import user_class, user_strategy
+from tracepaper.daemon.session.user_class import user_class, user_strategy
 from tracepaper.strategies.strategy import Outlook
 from tracepaper.strategies.types import Regime
 
