@@ -32,6 +32,7 @@ from tracepaper.daemon.config.sections import (
     ModelSection,
     RegimeSection,
     RiskSection,
+    Section,
     SizingSection,
     StorageSection,
     StrategySection,
@@ -41,19 +42,6 @@ from tracepaper.strategies.errors import ConfigInvalid
 
 DEFAULT_FILE: Final = "tracepaper.toml"
 PREFIX: Final = "TRACEPAPER_"
-HASHED_SECTIONS: Final = (
-    "market",
-    "strategy",
-    "model",
-    "gate",
-    "regime",
-    "sizing",
-    "execution",
-    "risk",
-    "account",
-)
-"""What decides a run; hosts, ports, log and storage do not."""
-
 DATA: Final = "the data"
 ENVIRONMENT: Final = "the environment"
 
@@ -95,7 +83,7 @@ class Config(BaseModel):
     def sha256(self) -> str:
         """Return the hash of the sections that decide a run."""
         document = self.document()
-        tables = {name: document[name] for name in HASHED_SECTIONS}
+        tables = {name: document[name] for name, section in SECTIONS.items() if section.decides}
         # Waits of the wall are compared with market time at this pace, so it decides as well.
         tables["exchange"] = {"time_scale": document["exchange"]["time_scale"]}
         decisive = _json(tables)
@@ -110,10 +98,10 @@ class _Environment(Config, BaseSettings):
     )
 
 
-SECTIONS: Final[dict[str, type[BaseModel]]] = {
+SECTIONS: Final[dict[str, type[Section]]] = {
     name: field.annotation
     for name, field in Config.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
 
 

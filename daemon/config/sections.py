@@ -11,7 +11,7 @@ import ipaddress
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -49,7 +49,12 @@ RegimeName = Literal["MOMENTUM", "MIXED", "MEAN_REVERSION"]
 
 
 class Section(BaseModel):
-    """A frozen table of the file; keys that it does not know are refused."""
+    """A frozen table of the file; keys that it does not know are refused.
+
+    ``decides`` says whether its keys decide a run: they are then part of ``config_sha256``.
+    """
+
+    decides: ClassVar[bool] = True
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
@@ -97,6 +102,8 @@ class MarketSection(Section):
 
 class ExchangeSection(Section):
     """Where the market comes from, and how patient we are with it."""
+
+    decides = False
 
     rest_url: Annotated[str, address("http", "https")] = "https://api.bybit.com"
     """Base address of the REST interface; regional hosts and `tracepaper exchange` differ."""
@@ -292,6 +299,8 @@ class AccountSection(Section):
 class StorageSection(Section):
     """Where everything is remembered."""
 
+    decides = False
+
     url: str = "sqlite:///tracepaper.db"
     """An SQLite file: three slashes and a path, four for an absolute one."""
     keep_days: int | None = Field(default=None, ge=1, le=100_000, examples=[365])
@@ -314,6 +323,8 @@ class StorageSection(Section):
 class HttpSection(Section):
     """Health, metrics, status and commands, on this machine alone."""
 
+    decides = False
+
     host: str = "127.0.0.1"
     """A loopback address; reach it from elsewhere through a tunnel."""
     port: int = Field(default=8787, ge=0, le=65_535)
@@ -333,6 +344,8 @@ class HttpSection(Section):
 
 class LogSection(Section):
     """Structured logging on stderr; the database is the audit, this is not."""
+
+    decides = False
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """debug, info, warning or error."""

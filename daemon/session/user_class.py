@@ -1,6 +1,6 @@
-"""A user's own strategy: found, made and asked; what it does wrong ends in one sentence.
+"""A user's own strategy class: found, made and called under guard, and hashed by its sources.
 
-The rules are docs/strategies.md, U1 to U6.
+The rules are docs/strategies.md, U1 to U6, and of the hash docs/identity.md, I15.
 """
 
 from __future__ import annotations
@@ -198,9 +198,7 @@ def _short(value: object, *, quoted: bool = True) -> str:
     return text if len(text) <= 80 else text[:77] + "…"  # a line's worth
 
 
-# What a user's class is made of: its module and what that imports from its own folder, hashed.
-#
-# The rule is docs/identity.md, I15.
+# ---------------------------------------------------------------- what it is made of
 
 _DYNAMIC: Final = frozenset({"import_module", "__import__"})
 

@@ -1,4 +1,4 @@
-"""A user's own strategy: whatever it does wrong ends in one sentence."""
+"""A user's own class: what it does wrong ends in one sentence; its id covers its sources."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Fails(Strategy):
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyError("zz"), AssertionError()])
 def test_what_it_raises_is_told_with_its_line(error: Exception) -> None:
     strategy = user_strategy(Fails, {"error": error})
-    where = rf"{type(error).__name__}.* at .*test_user_strategy\.py:\d+; mend it"
+    where = rf"{type(error).__name__}.* at .*test_user_class\.py:\d+; mend it"
     with pytest.raises(StrategyFailed, match=f"Fails failed in decide with {where}"):
         strategy.decide(OUTLOOK)
     with pytest.raises(StrategyFailed, match=f"Fails failed in observe with {where}"):
