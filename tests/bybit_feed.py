@@ -43,6 +43,13 @@ class Live:
     def bars(self) -> list[Bar]:
         return [event for event in self.events if isinstance(event, Bar)]
 
+    def has_bars(self, count: int) -> bool:
+        return len(self.bars()) == count
+
+    def has_counted(self, name: str, count: int) -> bool:
+        """Return whether the feed's counter *name* has reached *count*."""
+        return self.feed.counters[name] >= count
+
     def opens(self) -> list[int]:
         """Return the open times handed on, in minutes since the start."""
         return [(bar.open_time_ms - START_MS) // MINUTE for bar in self.bars()]

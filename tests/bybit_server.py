@@ -45,6 +45,11 @@ def exchange_section(**keys: str | float) -> ExchangeSection:
     return ExchangeSection().model_copy(update={"requests_per_s": 10_000.0} | keys)
 
 
+def is_equal(read: Callable[[], object], wanted: object) -> Callable[[], bool]:
+    """Return the condition that *read* returns *wanted*."""
+    return lambda: read() == wanted
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Let the loop run until *condition* holds; fails after ``DEADLINE_S``."""
     async with asyncio.timeout(DEADLINE_S):

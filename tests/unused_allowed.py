@@ -33,9 +33,6 @@ TAKEN_AS_TOLD, OUTSIDE
 # Printed into docs/ by `make golden`.
 documentation
 
-# Counted for whoever holds the client.
-malformed_rows
-
 # The library of attention: calls for research, each held to the dense reference by tests.
 finite_layers
 mean_age, half_life, effective_bars, is_focused

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self, assert_never
@@ -69,7 +68,7 @@ class LiveFeed:
         quote_from_ms: Callable[[str], int | None],
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
-        self.counters: Counter[str] = Counter()
+        self.counters = rest.counters  # of streams and REST together
         self._clock = clock
         self._cooldown = rest.cooldown
         self._exchange = exchange

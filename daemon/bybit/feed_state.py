@@ -229,7 +229,7 @@ class MissingRanges:
         return at_ms
 
     def due_s(self) -> float:
-        """Return when the next answer can make a stretch certain; infinity without a doubt."""
+        """Return when the next answer can make a stretch certain; infinity where all are."""
         return min(
             (one.since_s + self._certain_s for one in self._ranges if not one.is_certain),
             default=float("inf"),

@@ -8,6 +8,7 @@ waits and no header does.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, Self, TypeVar
 
@@ -193,6 +194,8 @@ class RestClient:
     category or address earns, as long as this run never had an answer: once *is_proven*, the
     same words come from a network that fails, and are waited out like all else.
 
+    ``counters`` says how much was asked for and what could not be read.
+
     *latest_ms* returns the latest market time at which an answer can have been given: a server
     that dates itself ahead must not make an open candle final.
     """
@@ -218,8 +221,7 @@ class RestClient:
         self._session: aiohttp.ClientSession | None = None
         rate = exchange.requests_per_s
         self._limiter = AsyncLimiter(rate, 1.0) if rate >= 1 else AsyncLimiter(1.0, 1.0 / rate)
-        self.requests = 0
-        self.malformed_rows = 0
+        self.counters: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -281,7 +283,7 @@ class RestClient:
                 messages.KlinePage,
                 read,
             )
-            self.malformed_rows += unreadable
+            self.counters["malformed_rows"] += unreadable
             if self._latest_ms is not None:
                 server_ms = min(server_ms, self._latest_ms())
             final_ms = server_ms - self._exchange.final_after_ms
@@ -413,7 +415,7 @@ class RestClient:
         """Return the body of one GET; raises ``FeedLost`` or ``ConfigInvalid`` by its status."""
         await self._limiter.acquire()
         await self.cooldown.wait()
-        self.requests += 1
+        self.counters["requests"] += 1
         try:
             address = self._exchange.rest_url + path
             # Where a redirect leads is not where the configuration points.

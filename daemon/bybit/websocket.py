@@ -228,11 +228,11 @@ class PublicStream:
 
     async def _watch(self) -> None:
         """Raise ``FeedStale`` once no data came for ``data_watchdog_s``."""
-        patience_s = self._exchange.data_watchdog_s
-        while (left_s := self._data_s + patience_s - self._clock.network_s()) > 0:
+        limit_s = self._exchange.data_watchdog_s
+        while (left_s := self._data_s + limit_s - self._clock.network_s()) > 0:
             await self._clock.sleep(left_s)
         raise FeedStale(
-            f"The {self._category.value} stream sent no data for {patience_s:g} s; connecting "
+            f"The {self._category.value} stream sent no data for {limit_s:g} s; connecting "
             "again, raise exchange.data_watchdog_s if the market is that quiet."
         )
 

@@ -234,7 +234,6 @@ class Daemon:
 
             self._progress = lambda: (
                 engine.sequence,
-                rest.requests,
                 sum(feed.counters.values()),
             )
 

@@ -144,17 +144,17 @@ SPOT_CHANGE_DECIMALS: Final = 4
 VALUE_DECIMALS: Final = 2
 
 REST_LINEAR: Final = (
-    "symbol", "lastPrice", "indexPrice", "markPrice", "prevPrice24h", "price24hPcnt",
-    "highPrice24h", "lowPrice24h", "prevPrice1h", "openInterest", "openInterestValue",
-    "turnover24h", "volume24h", "fundingRate", "nextFundingTime", "predictedDeliveryPrice",
-    "basisRate", "deliveryFeeRate", "deliveryTime", "ask1Size", "bid1Price", "ask1Price",
-    "bid1Size", "basis", "preOpenPrice", "preQty", "curPreListingPhase", "fundingIntervalHour",
-    "basisRateYear", "fundingCap", "singleOpenInterest", "singleOpenInterestValue",
-)  # fmt: skip
+    *("symbol", "lastPrice", "indexPrice", "markPrice", "prevPrice24h", "price24hPcnt"),
+    *("highPrice24h", "lowPrice24h", "prevPrice1h", "openInterest", "openInterestValue"),
+    *("turnover24h", "volume24h", "fundingRate", "nextFundingTime", "predictedDeliveryPrice"),
+    *("basisRate", "deliveryFeeRate", "deliveryTime", "ask1Size", "bid1Price", "ask1Price"),
+    *("bid1Size", "basis", "preOpenPrice", "preQty", "curPreListingPhase", "fundingIntervalHour"),
+    *("basisRateYear", "fundingCap", "singleOpenInterest", "singleOpenInterestValue"),
+)
 REST_SPOT: Final = (
-    "symbol", "bid1Price", "bid1Size", "ask1Price", "ask1Size", "lastPrice", "prevPrice24h",
-    "price24hPcnt", "highPrice24h", "lowPrice24h", "turnover24h", "volume24h", "usdIndexPrice",
-)  # fmt: skip
+    *("symbol", "bid1Price", "bid1Size", "ask1Price", "ask1Size", "lastPrice", "prevPrice24h"),
+    *("price24hPcnt", "highPrice24h", "lowPrice24h", "turnover24h", "volume24h", "usdIndexPrice"),
+)
 
 
 def linear_ticker(market: SimulatedMarket, row: int, time_ms: int) -> dict[str, str]:

@@ -64,8 +64,8 @@ SHUTDOWN_S: Final = 2.0
 CONNECTIONS_MAX: Final = 1_024
 REQUEST_TIMEOUT_S: Final = 75.0
 """As long as a client may keep a connection of REST for its next request."""
-PATIENCE_S_MIN: Final = 10.0
-PATIENCE_GAPS: Final = 10.0
+FIRE_WITHIN_S_MIN: Final = 10.0
+FIRE_WITHIN_GAPS: Final = 10.0
 LOOKS_PER_GAP: Final = 4
 
 LOG = logging.getLogger(__name__)
@@ -285,9 +285,9 @@ class EmbeddedExchange:
 
     async def _until_fired(self, fault: Fault) -> None:
         """Wait until *fault* has hit, but not for ever: no client may listen to its topic."""
-        patience_s = max(PATIENCE_S_MIN, PATIENCE_GAPS * self._plan.every_s)
+        limit_s = max(FIRE_WITHIN_S_MIN, FIRE_WITHIN_GAPS * self._plan.every_s)
         loop = asyncio.get_running_loop()
-        until_s = loop.time() + patience_s
+        until_s = loop.time() + limit_s
         looks = 0
         while self.faults.pending(fault.kind) and loop.time() < until_s:
             await asyncio.sleep(self._plan.every_s / LOOKS_PER_GAP)
@@ -351,6 +351,7 @@ class _AtEnd(asyncio.Protocol):
     def __init__(self, ended: asyncio.Event) -> None:
         self._ended = ended
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - its own name
+    def connection_lost(self, exc: Exception | None) -> None:
         """Note the end."""
+        del exc
         self._ended.set()

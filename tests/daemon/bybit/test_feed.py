@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 from aiohttp import web
@@ -273,7 +274,7 @@ async def test_rest_goes_on_while_the_stream_is_refused() -> None:
             for index in range(2):
                 await run.close_bar(index, stream=False)
                 run.move_to(START_MS + (index + 1) * MINUTE + 6_000)
-                await run.expect(lambda index=index: len(run.bars()) == index + 1)  # type: ignore[misc]
+                await run.expect(partial(run.has_bars, index + 1))
             assert {bar.source for bar in run.bars()} == {Source.REST}
             assert run.feed.counters["connects"] == 0
 
@@ -443,7 +444,7 @@ async def test_filters_that_the_run_cannot_express_are_refused_and_end_nothing()
         await run.expect(lambda: run.clock.network_s() > begun_s + 1)
         for days in (1, 2):
             run.move_to(START_MS + days * 25 * HOUR)
-            await run.expect(lambda n=days: run.feed.counters["filters_refused"] >= n)  # type: ignore[misc]
+            await run.expect(partial(run.has_counted, "filters_refused", days))
         assert not [one for one in run.events if isinstance(one, InstrumentChange)]
 
 
@@ -740,7 +741,7 @@ async def test_a_fall_that_rest_repeats_enters_the_record_once() -> None:
         assert [bar.source for bar in run.bars()[11:13]] == [Source.STREAM, Source.REST]
 
 
-async def test_a_doubtful_close_waits_for_a_rest_that_fails_and_others_behind_it() -> None:
+async def test_an_implausible_close_waits_for_a_rest_that_fails_and_others_behind_it() -> None:
     async with ScriptedServer() as server, live(server) as run:
         await used_to_the_market(run)
         await run.close_bar(12, stream=False)
@@ -835,7 +836,7 @@ async def test_bars_behind_a_lie_of_rest_wait_for_the_truth_and_are_the_streams(
         assert run.feed.counters["implausible_bars"] == 1
 
 
-async def test_a_fall_that_lasts_is_seconded_in_one_answer() -> None:
+async def test_a_fall_that_lasts_is_verified_in_one_answer() -> None:
     async with ScriptedServer() as server, live(server) as run:
         await used_to_the_market(run)
         run.move_to(START_MS + 32 * MINUTE + 6_000)

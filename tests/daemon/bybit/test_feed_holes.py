@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from typing import Any
 
 import pytest
@@ -108,7 +109,7 @@ async def test_no_later_bar_shows_the_hole_and_rest_is_wrong_at_first() -> None:
             server.add_candle(START_MS + 2 * MINUTE)
             server.answer_next("kline", once_wrong(server, way))
             run.move_to(START_MS + 2 * MINUTE + 6_000)
-            await run.expect(lambda run=run: len(run.bars()) == 2)  # type: ignore[misc]
+            await run.expect(partial(run.has_bars, 2))
             assert run.opens() == [0, 1], way
 
 
@@ -254,10 +255,10 @@ async def test_one_wrong_time_moves_nothing() -> None:
                 server.server_ms = right_ms + off_ms
                 server.answer_next("time", *(server.reply(TIME) for _ in range(times)))
                 server.server_ms = right_ms
-                await run.expect(lambda before=resyncs: run.feed.counters["resyncs"] > before)  # type: ignore[misc]
+                await run.expect(partial(run.has_counted, "resyncs", resyncs + 1))
                 assert run.clock.market_ms() == right_ms
                 await run.close_bar(index)
-                await until(lambda want=index + 1: len(run.bars()) == want)  # type: ignore[misc]
+                await until(partial(run.has_bars, index + 1))
         assert not run.feed.counters["jumps"]
         assert not [event for event in run.events if isinstance(event, Gap)]
 
@@ -296,7 +297,7 @@ async def test_a_time_said_three_times_is_believed_and_what_follows_is_decided(y
         await run.expect(lambda: len(run.bars()) == 2)
         for index in range(2, 5):
             await run.close_bar(index)
-            await until(lambda want=index + 1: len(run.bars()) == want)  # type: ignore[misc]
+            await until(partial(run.has_bars, index + 1))
         assert run.opens() == [0, 1, 2, 3, 4]
         jumps = [
             event for event in run.events if isinstance(event, Gap) and event.repaired_by == "clock"

@@ -109,7 +109,7 @@ def test_a_stretch_is_certain_only_as_far_as_both_answers_lack_it() -> None:
     assert missing.certain_until(3) == 7
 
 
-def test_an_answer_about_another_time_changes_no_doubt() -> None:
+def test_an_answer_about_another_time_changes_nothing_of_it() -> None:
     missing = MissingRanges(30.0)
     missing.update([(1, 9)], from_ms=0, until_ms=10, now_s=0.0)
     missing.update([], from_ms=4, until_ms=6, now_s=10.0)
@@ -324,7 +324,7 @@ def test_revisions_of_a_bar_that_waits_are_bounded() -> None:
     assert len(revisions) < 10
 
 
-def test_a_blame_behind_bars_that_wait_is_of_the_next_hole() -> None:
+def test_a_cause_behind_bars_that_wait_is_of_the_next_hole() -> None:
     one = market()
     one.pending.add(bar())
     one.set_gap_cause(GapCause.STALE)

@@ -92,7 +92,7 @@ async def test_a_row_that_cannot_be_read_is_left_out_and_counted() -> None:
         server.server_ms = START_MS + 10 * MINUTE
         bars = await rest.klines(instrument(), MINUTE, START_MS, START_MS + MINUTE)
         assert [bar.open_time_ms for bar in bars] == [START_MS]
-        assert rest.malformed_rows == 1
+        assert rest.counters["malformed_rows"] == 1
 
 
 async def test_instruments_are_read_page_by_page_until_the_cursor_ends() -> None:
@@ -163,19 +163,19 @@ async def test_codes_that_pass_are_tried_again(code: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("status", "text"),
     [
-        {"status": 429},
-        {"status": 500, "text": "<html>"},
-        {"status": 200, "text": "<html>"},
-        {"status": 200, "text": '{"retCode":0,"result":{}}'},
-        {"status": 200, "text": '{"retCode":0,"result":[],"time":5}'},
+        (429, ""),
+        (500, "<html>"),
+        (200, "<html>"),
+        (200, '{"retCode":0,"result":{}}'),
+        (200, '{"retCode":0,"result":[],"time":5}'),
     ],
 )
-async def test_what_is_no_answer_is_tried_again(answer: dict[str, object]) -> None:
+async def test_what_is_no_answer_is_tried_again(status: int, text: str) -> None:
     clock = SteppedClock()
     async with ScriptedServer() as server, asking(server, tries=None, clock=clock) as rest:
-        server.answer_next("time", web.Response(**answer))  # type: ignore[arg-type]
+        server.answer_next("time", web.Response(status=status, text=text))
         task = asyncio.create_task(rest.server_time_ms())
         await clock.run(task.done)
         assert await task == START_MS

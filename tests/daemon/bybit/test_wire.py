@@ -239,11 +239,9 @@ OPEN = 1_786_310_760_000
 
 def closed(**changes: Any) -> dict[str, Any]:
     """Return the closed candle of the minute before ``NOW``."""
-    return {
-        "start": OPEN, "end": OPEN + MINUTE - 1, "interval": "1", "open": "5", "close": "5",
-        "high": "5", "low": "5", "volume": "1", "turnover": "5", "confirm": True,
-        "timestamp": NOW, **changes,
-    }  # fmt: skip
+    prices = dict.fromkeys(("open", "close", "high", "low", "turnover"), "5")
+    times = {"start": OPEN, "end": OPEN + MINUTE - 1, "timestamp": NOW}
+    return times | prices | {"interval": "1", "volume": "1", "confirm": True} | changes
 
 
 def moved(by_ms: int, **changes: Any) -> dict[str, Any]:

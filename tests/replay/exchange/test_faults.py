@@ -359,7 +359,7 @@ def read(wire: Wire, texts: list[str]) -> list[Bar]:
 
 
 TOPICS = (KLINE, "orderbook.1.BTCUSDT", "tickers.BTCUSDT", "publicTrade.BTCUSDT")
-FORGED = {
+FALSIFIED = {
     "early_confirm": "early.kline",
     "off_grid": "off_grid.kline",
     "double_close": "double.kline",
@@ -371,8 +371,8 @@ FORGED = {
 }
 
 
-@pytest.mark.parametrize("kind", FORGED)
-async def test_what_it_forges_is_what_the_reader_of_the_daemon_refuses(kind: str) -> None:
+@pytest.mark.parametrize("kind", FALSIFIED)
+async def test_what_it_falsifies_is_what_the_reader_of_the_daemon_refuses(kind: str) -> None:
     wire, now = reader()
     async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
         await stream.subscribe(*TOPICS)
@@ -385,7 +385,7 @@ async def test_what_it_forges_is_what_the_reader_of_the_daemon_refuses(kind: str
             await exchange.advance(5_000)
             now[0] = exchange.clock.now_ms()
             bars += read(wire, [json.dumps(frame) for frame in await stream.drain()])
-        assert wire.counters == {FORGED[kind]: 1}
+        assert wire.counters == {FALSIFIED[kind]: 1}
         assert exchange.faults.tally(kind).fired == 1
         result = await client.result("kline", symbol="BTCUSDT", interval="1", limit=4)
         rows = {int(row[0]): row for row in result["list"][1:]}
@@ -501,28 +501,28 @@ async def page(client: Client) -> Message:
     return await client.result("kline", symbol="BTCUSDT", interval="1", limit=4)
 
 
-async def test_pages_of_candles_are_bent_in_six_ways_each_once() -> None:
+async def test_pages_of_candles_are_disturbed_in_six_ways_each_once() -> None:
     async with serving(candles(ROWS), start=START) as (exchange, client):
         true = await page(client)
         starts = [int(row[0]) for row in true["list"]]
 
-        async def bent(kind: str) -> Message:
+        async def disturbed(kind: str) -> Message:
             exchange.arm(kind)
             await client.get("time")  # no page of candles, so it is not hit
             told = await page(client)
             assert await page(client) == true
             return told
 
-        assert (await bent("empty_page"))["list"] == []
-        assert (await bent("short_page"))["list"] == true["list"][2:]
-        foreign = await bent("foreign_page")
+        assert (await disturbed("empty_page"))["list"] == []
+        assert (await disturbed("short_page"))["list"] == true["list"][2:]
+        foreign = await disturbed("foreign_page")
         assert foreign["symbol"] != "BTCUSDT"
         assert {row[4] for row in foreign["list"]} == {"0.5"}
-        elsewhere = await bent("foreign_window")
+        elsewhere = await disturbed("foreign_window")
         assert max(int(row[0]) for row in elsewhere["list"]) < min(starts)
-        off = await bent("off_grid_page")
+        off = await disturbed("off_grid_page")
         assert [int(row[0]) % MINUTE for row in off["list"]] == [7_000] * 4
-        implausible = (await bent("implausible_page"))["list"]
+        implausible = (await disturbed("implausible_page"))["list"]
         assert Decimal(implausible[0][4]) == 1_000 * Decimal(true["list"][0][4])
         assert implausible[1:] == true["list"][1:]
 

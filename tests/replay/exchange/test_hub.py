@@ -73,9 +73,8 @@ def test_time_stops_at_its_end() -> None:
 
 def test_a_limiter_admits_again_when_its_window_has_passed() -> None:
     limiter = Limiter(2, 5.0)
-    assert [limiter.admits(at) for at in (0.0, 1.0, 2.0, 5.0, 5.5, 6.0)] == [
-        True, True, False, True, False, True,
-    ]  # fmt: skip
+    times = (0.0, 1.0, 2.0, 5.0, 5.5, 6.0)
+    assert [at for at in times if limiter.admits(at)] == [0.0, 1.0, 5.0, 6.0]
 
 
 # ------------------------------------------------------------ clients
@@ -90,7 +89,8 @@ async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.Monkey
     async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
         client = Client(exchange, session)
         async with client.stream() as deaf, client.stream() as listening:
-            await listening.subscribe("tickers.BTCUSDT")
+            # Liquidations are so rare that a busy machine lets none of them pile up.
+            await listening.subscribe("allLiquidation.BTCUSDT")
             await deaf.socket.send_str(request)
             async with asyncio.timeout(DEADLINE_S):
                 while len(exchange.hub.connections) < 2 or not exchange.hub.subscribed.is_set():

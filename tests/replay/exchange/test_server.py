@@ -39,10 +39,9 @@ START_WITHIN_S = 30.0
 
 
 async def start(*arguments: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", RUN, *arguments,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    pipe = asyncio.subprocess.PIPE
+    command = (sys.executable, "-c", RUN, *arguments)
+    return await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -526,9 +526,8 @@ def topics_of_pybit() -> list[str]:
     ]
     filled = {"{symbol}": "BTCUSDT", "{interval}": "1", "{depth}": "50"}
     found = []
-    for topic in named:
-        for hole, text in filled.items():
-            topic = topic.replace(hole, text)  # noqa: PLW2901
+    for name in named:
+        topic = re.sub(r"\{\w+\}", lambda hole: filled.get(hole[0], hole[0]), name)
         if "." in topic and "BTCUSDT" in topic:
             found.append(topic.replace("insurance.BTCUSDT", "insurance.USDT"))
     return found
@@ -575,7 +574,7 @@ async def test_nobody_is_liquidated_on_spot() -> None:
         assert (await stream.subscribe("priceLimit.BTCUSDT"))["success"] is True
 
 
-async def test_a_paced_topic_leaps_over_a_hole_with_the_others() -> None:
+async def test_a_paced_topic_jumps_over_a_hole_with_the_others() -> None:
     times = [FIRST_MS + place * MINUTE for place in range(100)]
     times += [times[-1] + 50_000 * MINUTE + place * MINUTE for place in range(100)]
     data = candles(TOPIC_ROWS, times_ms=times)
