@@ -63,7 +63,7 @@ _CAUSES: Final = (
 )
 """What the fields of the first differing step tell, the most telling first."""
 
-_WISHED: Final = ("action", "target_quantity", "reason", "allowed", "refused_by")
+_DECIDED: Final = ("action", "target_quantity", "reason", "allowed", "refused_by")
 _GIVEN: Final = ("event", "accepted", "window_sha256", "bars.", "events.")
 _OF_MODEL: Final = ("runs.model_id", "runs.model_sha256")
 _OF_CONFIG: Final = ("runs.config", "runs.config_sha256", "runs.strategy", "runs.interval_ms")
@@ -123,9 +123,9 @@ def blame(case: Case) -> Blame:
     """
     run = case.stored.run
     if (count := case.of_run.get("runs.step_count")) is not None:
-        said = f"its row counts {count.first} steps, and {count.second} are stored"
-        said += ": steps were removed or added, or the row was changed"
-        return Blame(Culprit.RECORD, said)
+        sentence = f"its row counts {count.first} steps, and {count.second} are stored"
+        sentence += ": steps were removed or added, or the row was changed"
+        return Blame(Culprit.RECORD, sentence)
     if run.code_version != code_version():
         made = f"the run was made by code {run.code_version}, and this is {code_version()}"
         return Blame(Culprit.CODE, f"{made}, so that a changed record looks alike", sure=False)
@@ -140,8 +140,8 @@ def _with_equal_code(case: Case) -> tuple[Culprit, str]:
     run, row = case.stored.run, case.of_run
     if row:
         return _by_row(case, row)
-    if ":" in run.strategy and (said := _by_strategy(case)):
-        return Culprit.STRATEGY, said
+    if ":" in run.strategy and (cause := _by_strategy(case)):
+        return Culprit.STRATEGY, cause
     names = " ".join(one.field for one in case.of_steps).split()
     if not case.exact and _are_judged(names):
         return Culprit.ENVIRONMENT, f"the run was made elsewhere, or {_by_fields(names)}"
@@ -166,7 +166,7 @@ def _by_row(case: Case, row: Mapping[str, Difference]) -> tuple[Culprit, str]:
 
 def _are_judged(names: Sequence[str]) -> bool:
     """Return whether the fields are those that follow from how floats are rounded."""
-    judged = any(name.startswith((*_OF_FORECAST, *_WISHED)) for name in names)
+    judged = any(name.startswith((*_OF_FORECAST, *_DECIDED)) for name in names)
     return judged and not any(name.startswith(_GIVEN) for name in names)
 
 
@@ -186,8 +186,8 @@ def _by_strategy(case: Case) -> str:
         return KEEPS_STATE
     names = [one.field for one in case.of_steps]
     opened = [event.name for event in _events(case) if isinstance(event, Reading)]
-    wished = any(name.startswith(_WISHED) for name in names)
-    if opened and wished and not any(name.startswith(_GIVEN) for name in names):
+    decided = any(name.startswith(_DECIDED) for name in names)
+    if opened and decided and not any(name.startswith(_GIVEN) for name in names):
         return (
             f"the strategy opened {', '.join(opened[:3])}, which may have changed since, or a "
             "stored decision was changed"

@@ -21,14 +21,14 @@ from tracepaper.daemon.session.outside import Outside
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.replay.checks.processes import (
-    Fresh,
+    Accesses,
+    Child,
+    DerivedStep,
+    EngineInput,
+    FreshProcesses,
     FutureProbe,
-    Given,
-    Heard,
-    Line,
     Overdue,
     Setup,
-    Taken,
     Whole,
     derive_probes,
     derive_whole,
@@ -36,7 +36,11 @@ from tracepaper.replay.checks.processes import (
     step_blindly,
     step_through,
 )
-from tracepaper.replay.checks.recursive import difference_of, same_judgement, same_wish
+from tracepaper.replay.checks.recursive import (
+    difference_of,
+    same_judgement,
+    same_signal,
+)
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.market import WEEK_MS
 from tracepaper.strategies.types import Bar
@@ -53,8 +57,6 @@ GRACE_S: Final = 10.0
 """An answer under way when the time is over is waited for this long, wall seconds."""
 MODEL: Final = "tracepaper.strategies.forecasters.build"
 """What a check of a model loads once rather than in every fresh process."""
-
-Tell = Callable[[str], None]
 
 
 @dataclass
@@ -120,22 +122,22 @@ class Limits:
 def lookahead(
     config: Config,
     candles: Sequence[Candles],
-    fresh: Fresh,
+    fresh: FreshProcesses,
     limits: Limits | None = None,
     *,
     mode: str = "scan",
     allow: Sequence[str] = (),
-    tell: Tell = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> LookaheadFinding:
     """Look for whatever a decision over *candles* depends on beside its own past bars.
 
     *allow* names files, folders, addresses or programs that the class may open. Raises
     ``ConfigInvalid`` where *candles* are too few to decide anything.
     """
-    return _Check(config, candles, fresh, limits or Limits(), mode, tell).run(allow)
+    return _Check(config, candles, fresh, limits or Limits(), mode, report).run(allow)
 
 
-class _Out(Exception):
+class _TimeOver(Exception):
     """The seconds of a check are over."""
 
 
@@ -146,38 +148,38 @@ class _Check:
         self,
         config: Config,
         candles: Sequence[Candles],
-        fresh: Fresh,
+        fresh: FreshProcesses,
         limits: Limits,
         mode: str,
-        tell: Tell,
+        report: Callable[[str], None],
     ) -> None:
         self._config, self._candles, self._fresh = config, candles, fresh
-        self._limits, self._mode, self._tell = limits, mode, tell
+        self._limits, self._mode, self._report = limits, mode, report
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
         fresh.limit_waits(lambda: max(0.0, self._until_s - self._clock.network_s()) + GRACE_S)
         self._found = LookaheadFinding("lookahead", planned=limits.probes)
-        self._heard: dict[Outside, None] = {}
+        self._opened: dict[Outside, None] = {}
         self._native: set[str] = set()
         self._own = ":" in config.strategy.name
 
     def run(self, allow: Sequence[str]) -> LookaheadFinding:
         """Do all of it, or as much as the time allows."""
         found = self._found
-        with self._fresh.child(derive_whole, self._config, self._candles, self._mode) as line:
+        with self._fresh.child(derive_whole, self._config, self._candles, self._mode) as child:
             try:
-                self._whole = self._take_whole(line)
+                self._whole = self._replay_whole(child)
             except Overdue:
                 raise StrategyFailed(
                     f"The strategy did not get through a replay within {self._limits.seconds:g} s; "
                     "see where it waits, or give more --seconds."
                 ) from None
-            self._given: list[Given] = [
-                (one.step.event, one.prediction) for one in self._whole.taken
+            self._given: list[EngineInput] = [
+                (one.step.event, one.prediction) for one in self._whole.steps
             ]
             parts: dict[str, Callable[[], None]] = {
                 "bars without a later bar in the process": self._blind,
-                "a second run in one process": lambda: self._again(line),
+                "a second run in one process": lambda: self._again(child),
                 "leaping clocks": self._leaping,
                 "each instrument alone": self._alone,
                 "corrupted and cut futures": self._futures,
@@ -187,11 +189,11 @@ class _Check:
             for name, part in parts.items():
                 if found.differences:
                     break
-                self._tell(f"lookahead: {name}")
+                self._report(f"lookahead: {name}")
                 try:
                     self._check_time()
                     part()
-                except (_Out, Overdue):
+                except (_TimeOver, Overdue):
                     found.unfinished.append(name)
                     found.unproved.append(f"{name}: not probed to the end, the time was over")
         self._conclude(allow)
@@ -199,24 +201,24 @@ class _Check:
 
     # ------------------------------------------------------------ the whole
 
-    def _take_whole(self, line: Line) -> Whole:
+    def _replay_whole(self, child: Child) -> Whole:
         """Return the replay that all else is compared with; at most a sixth of the time is its."""
         found, stopped = self._found, False
         total = sum(len(part) for part in self._candles)
         until_s = self._clock.network_s() + self._limits.seconds / 6
-        while isinstance(said := line.hear(), int):
-            self._tell(f"lookahead: {min(said, total):,} of {total:,} bars replayed")
+        while isinstance(whole := child.receive(), int):
+            self._report(f"lookahead: {min(whole, total):,} of {total:,} bars replayed")
             if self._clock.network_s() > until_s and not stopped:
                 stopped = True
-                line.tell("stop")
-        assert isinstance(said, Whole)
-        self._take(said.heard)
-        bars = [one.step.event for one in said.taken if isinstance(one.step.event, Bar)]
-        found.given, found.bars, found.warmup = total, len(bars), said.warmup
-        if len(bars) <= said.warmup * len(said.instruments) and not stopped:
+                child.send("stop")
+        assert isinstance(whole, Whole)
+        self._note_accesses(whole.accesses)
+        bars = [one.step.event for one in whole.steps if isinstance(one.step.event, Bar)]
+        found.given, found.bars, found.warmup = total, len(bars), whole.warmup
+        if len(bars) <= whole.warmup * len(whole.instruments) and not stopped:
             # Nothing would move, for nothing would be decided.
             raise ConfigInvalid(
-                f"The strategy is warm after {said.warmup:,} bars, and {len(bars):,} are looked "
+                f"The strategy is warm after {whole.warmup:,} bars, and {len(bars):,} are looked "
                 "at; give more."
             )
         if stopped:
@@ -229,25 +231,25 @@ class _Check:
             found.unproved.append(
                 f"the last {total - len(bars):,} of {total:,} bars: the time did not suffice"
             )
-        return said
+        return whole
 
     def _setup(self, *, leaping: bool = False, only: str | None = None) -> Setup:
         whole = self._whole
         items = tuple(item for item in whole.instruments if only in (None, item.id))
-        compiled = whole.heard.compiled
+        compiled = whole.accesses.compiled
         return Setup(whole.config, items, whole.period_start_ms, self._mode, leaping, compiled)
 
     # ------------------------------------------------------------ the parts
 
     def _blind(self) -> None:
         """Hand the events on one at a time; no later bar exists until a bar is decided."""
-        with self._fresh.child(step_blindly, self._setup()) as line:
-            for given, mine in zip(self._given, self._whole.taken, strict=True):
+        with self._fresh.child(step_blindly, self._setup()) as child:
+            for given, mine in zip(self._given, self._whole.steps, strict=True):
                 if self._found.blind % 200 == 0:
                     self._check_time()
                 try:
-                    same = line.ask(given) == packed(mine.step)
-                    other = None if same else line.ask("show")
+                    same = child.ask(given) == packed(mine.step)
+                    other = None if same else child.ask("show")
                 except StrategyFailed as error:
                     same, other = False, str(error)
                 if not same:
@@ -255,24 +257,24 @@ class _Check:
                     return
                 self._found.compared += 1
                 self._found.blind += isinstance(mine.step.event, Bar)
-            self._take(line.ask(None))
+            self._note_accesses(child.ask(None))
 
-    def _again(self, line: Line) -> None:
+    def _again(self, child: Child) -> None:
         """Do the same once more where it has been done before."""
-        self._compare(line, line.ask("again"), "it remembers earlier runs of its process")
+        self._compare(child, child.ask("again"), "it remembers earlier runs of its process")
 
     def _leaping(self) -> None:
         """Do the same in a process whose clocks leap at each reading."""
-        with self._fresh.child(step_through, self._setup(leaping=True), self._given) as line:
-            self._compare(line, line.hear(), _ON_CLOCK)
+        with self._fresh.child(step_through, self._setup(leaping=True), self._given) as child:
+            self._compare(child, child.receive(), _ON_CLOCK)
 
-    def _compare(self, line: Line, steps: Sequence[bytes], because: str) -> None:
-        for place, (mine, other) in enumerate(zip(self._whole.taken, steps, strict=True)):
+    def _compare(self, child: Child, steps: Sequence[bytes], because: str) -> None:
+        for place, (mine, other) in enumerate(zip(self._whole.steps, steps, strict=True)):
             self._found.compared += 1
             if packed(mine.step) != other:
-                self._moved(mine, line.ask(place), because)
+                self._moved(mine, child.ask(place), because)
                 return
-        line.tell(None)
+        child.send(None)
 
     def _alone(self) -> None:
         """Step each of several instruments through by itself."""
@@ -281,17 +283,17 @@ class _Check:
         for item in self._whole.instruments:
             mine = [
                 one
-                for one in self._whole.taken
+                for one in self._whole.steps
                 if getattr(one.step.event, "instrument", item.id) == item.id
             ]
             given = [(one.step.event, one.prediction) for one in mine]
-            with self._fresh.child(step_through, self._setup(only=item.id), given) as line:
-                steps = line.hear()
+            with self._fresh.child(step_through, self._setup(only=item.id), given) as child:
+                steps = child.receive()
                 for place, (together, alone) in enumerate(zip(mine, steps, strict=True)):
                     self._found.compared += 1
                     if packed(together.step) == alone:
                         continue
-                    other = line.ask(place)
+                    other = child.ask(place)
                     if not same_judgement(together, other):
                         self._moved(
                             together,
@@ -306,28 +308,28 @@ class _Check:
         found = self._found
         probes = _spread(self._candles, self._limits, self._whole.warmup)
         found.planned = len(probes)
-        with self._fresh.child(derive_probes, self._config, self._candles, self._mode) as line:
+        with self._fresh.child(derive_probes, self._config, self._candles, self._mode) as child:
             for number, probe in enumerate(probes):
                 if number:
                     self._check_time()
-                self._tell(f"lookahead: future {number + 1} of {len(probes)}")
-                compared, difference = line.ask(probe)
+                self._report(f"lookahead: future {number + 1} of {len(probes)}")
+                compared, difference = child.ask(probe)
                 found.probes += 1
                 found.compared += compared
                 if difference is not None:
                     found.differences.append(difference)
                     found.because = "it depends on bars that are still to come"
                     return
-            self._take(line.ask(None))
+            self._note_accesses(child.ask(None))
 
     def _later(self) -> None:
         """Move the whole series in time; what then differs depends on the date."""
         moved_ms = WEEKS_LATER * WEEK_MS
         moved = [replace(part, open_time_ms=part.open_time_ms + moved_ms) for part in self._candles]
-        self._tell_dependence(moved, "on the date", same_judgement)
+        self._compare_moved(moved, "on the date", same_judgement)
 
     def _dearer(self) -> None:
-        """Multiply all prices; whose wish then differs depends on the absolute price."""
+        """Multiply all prices; whose signal then differs depends on the absolute price."""
         moved = [
             replace(
                 part,
@@ -339,20 +341,20 @@ class _Check:
             )
             for part in self._candles
         ]
-        self._tell_dependence(moved, "on the absolute price", same_wish)
+        self._compare_moved(moved, "on the absolute price", same_signal)
 
-    def _tell_dependence(
-        self, candles: Sequence[Candles], on: str, same: Callable[[Taken, Taken], bool]
+    def _compare_moved(
+        self, candles: Sequence[Candles], on: str, same: Callable[[DerivedStep, DerivedStep], bool]
     ) -> None:
         try:
-            with self._fresh.child(derive_whole, self._config, candles, self._mode) as line:
-                while isinstance(said := line.hear(), int):
+            with self._fresh.child(derive_whole, self._config, candles, self._mode) as child:
+                while isinstance(whole := child.receive(), int):
                     self._check_time()
-                assert isinstance(said, Whole)
+                assert isinstance(whole, Whole)
         except TracepaperError as error:
             self._found.unproved.append(f"whether it depends {on}: {error}")
             return
-        for one, two in zip(self._whole.taken, said.taken, strict=False):
+        for one, two in zip(self._whole.steps, whole.steps, strict=False):
             if not same(one, two):
                 first = difference_of(one, two)
                 self._found.depends.append(
@@ -364,40 +366,40 @@ class _Check:
 
     def _check_time(self) -> None:
         if self._clock.network_s() > self._until_s:
-            raise _Out
+            raise _TimeOver
 
-    def _take(self, heard: Heard) -> None:
-        self._heard.update(dict.fromkeys(heard.opened))
-        self._native.update(heard.native)
+    def _note_accesses(self, accesses: Accesses) -> None:
+        self._opened.update(dict.fromkeys(accesses.opened))
+        self._native.update(accesses.native)
 
-    def _moved(self, mine: Taken, other: Taken | str | None, because: str) -> None:
+    def _moved(self, mine: DerivedStep, other: DerivedStep | str | None, because: str) -> None:
         """Note the first difference; what also moves in two equal runs is no function of bars."""
-        if isinstance(other, Taken):
+        if isinstance(other, DerivedStep):
             difference = difference_of(mine, other)
         else:
             event = mine.step.event
             at = (event.instrument, event.open_time_ms) if isinstance(event, Bar) else ("", 0)
             difference = Difference(*at, "the step", "made", f"refused: {other}")
         self._found.differences.append(difference)
-        self._tell("lookahead: the same once more, nothing withheld")
+        self._report("lookahead: the same once more, nothing withheld")
         given = self._given[: mine.step.sequence + LOOKED_BEYOND]
         first = self._look(given)
         if not all(self._look(given) == first for _ in range(LOOKS - 1)):
             because = f"{because}, or {_UNEQUAL}" if because == _ON_CLOCK else _UNEQUAL
         self._found.because = because
 
-    def _look(self, given: Sequence[Given]) -> list[bytes] | None:
+    def _look(self, given: Sequence[EngineInput]) -> list[bytes] | None:
         """Return the steps of a process of its own over *given*; None where it fails."""
-        with self._fresh.child(step_through, self._setup(), given) as line:
+        with self._fresh.child(step_through, self._setup(), given) as child:
             try:
-                steps: list[bytes] = line.hear()
+                steps: list[bytes] = child.receive()
             except (TracepaperError, Overdue):
                 return None
         return steps
 
     def _conclude(self, allow: Sequence[str]) -> None:
         found = self._found
-        for item in self._heard:
+        for item in self._opened:
             (found.allowed if _is_allowed(item, allow) else found.opened).append(item)
         if self._own:
             if found.blind < found.bars and not found.differences:

@@ -91,7 +91,7 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
 
 
 def _count_holes(
-    found: Parity, shared: Collection[Key], alone: Sequence[Key], told: tuple[str, str]
+    found: Parity, shared: Collection[Key], alone: Sequence[Key], words: tuple[str, str]
 ) -> None:
     """Count the bars *alone* in one run that lie between bars *shared* by both."""
     times: dict[str, list[int]] = {}
@@ -99,7 +99,7 @@ def _count_holes(
         times.setdefault(instrument, []).append(open_ms)
     spans = {instrument: (min(known), max(known)) for instrument, known in times.items()}
     holes = [
-        Difference(instrument, open_ms, "the bar", *told)
+        Difference(instrument, open_ms, "the bar", *words)
         for instrument, open_ms in alone
         if instrument in spans and spans[instrument][0] < open_ms < spans[instrument][1]
     ]

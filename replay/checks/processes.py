@@ -42,7 +42,7 @@ from tracepaper.strategies.types import Bar, Event, FillModel, Instrument, Predi
 
 P = ParamSpec("P")
 Job = Callable[Concatenate[Connection, P], None]
-"""A function of a module: it takes its end of the line first, and what it sends is the answer."""
+"""A function of a module: its first argument is the child's end of the connection."""
 
 _SERVE: Final = "from tracepaper.replay.checks.processes import serve; serve({}, {!r})"
 
@@ -51,8 +51,8 @@ class Overdue(Exception):
     """A child did not answer in time."""
 
 
-class Fresh:
-    """The server; ``with fresh.child(job, …) as line`` runs *job* in a new process of its own.
+class FreshProcesses:
+    """The server; ``with fresh.child(job, …) as child`` runs *job* in a new process of its own.
 
     *preload* are modules to import before any child is forked: slow ones that a job needs.
     Answers are waited for without end, unless :meth:`limit_waits` says how long.
@@ -64,7 +64,7 @@ class Fresh:
 
     def __enter__(self) -> Self:
         """Start the server."""
-        self._line, theirs = socket.socketpair()
+        self._requests, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own words
                 [sys.executable, "-c", _SERVE.format(theirs.fileno(), self._preload)],
@@ -77,7 +77,7 @@ class Fresh:
 
     def __exit__(self, *_error: object) -> None:
         """End the server and its children, also one that hangs."""
-        self._line.close()
+        self._requests.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -87,17 +87,17 @@ class Fresh:
         self._patience_s = patience_s
 
     @contextmanager
-    def child(self, job: Job[P], *given: P.args, **named: P.kwargs) -> Iterator[Line]:
-        """Run ``job(line, *given, **named)`` in a new process; yield our end of its line."""
+    def child(self, job: Job[P], *given: P.args, **named: P.kwargs) -> Iterator[Child]:
+        """Run ``job(connection, *given, **named)`` in a new process; yield our end of it."""
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(self._line, [b"."], [theirs.fileno()])
+            socket.send_fds(self._requests, [b"."], [theirs.fileno()])
         with Connection(ours.detach()) as connection:
             connection.send((sys.path, job, given, named))
-            yield Line(connection, self._patience_s)
+            yield Child(connection, self._patience_s)
 
 
-class Line:
+class Child:
     """Our end: what a child sends, its errors raised here."""
 
     def __init__(
@@ -106,12 +106,12 @@ class Line:
         self._connection = connection
         self._patience_s = patience_s
 
-    def tell(self, value: object) -> None:
+    def send(self, value: object) -> None:
         """Send *value* to the child."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.send(value)
 
-    def hear(self) -> Any:  # noqa: ANN401 - whatever the job sends
+    def receive(self) -> Any:  # noqa: ANN401 - whatever the job sends
         """Return what the child sends next; raise its error, or ``StrategyFailed`` if it died.
 
         Raises ``Overdue`` where nothing comes within the server's patience.
@@ -130,25 +130,25 @@ class Line:
 
     def ask(self, value: object) -> Any:  # noqa: ANN401 - whatever the job sends
         """Send *value* and return the answer."""
-        self.tell(value)
-        return self.hear()
+        self.send(value)
+        return self.receive()
 
 
 def serve(descriptor: int, preload: tuple[str, ...]) -> None:
-    """Fork a child for every socket that arrives, until the line is closed: the server's body."""
+    """Fork a child for every socket that arrives, until ours is closed: the server's body."""
     for name in ("tracepaper.replay.checks.processes", *preload):
         __import__(name)
     for kept in (code_version, libraries, recorded_instruments):
         kept()  # so that no child reads it again
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its line
-    with socket.socket(fileno=descriptor) as line:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with our socket
+    with socket.socket(fileno=descriptor) as requests:
         while True:
-            _, handed, _, _ = socket.recv_fds(line, 1, 1)
+            _, handed, _, _ = socket.recv_fds(requests, 1, 1)
             if not handed:
                 return
             if os.fork() == 0:
-                line.close()
+                requests.close()
                 _work(Connection(handed[0]))
                 os._exit(0)
             os.close(handed[0])
@@ -177,7 +177,7 @@ BEYOND_BARS: Final = 512
 
 
 @dataclass(frozen=True)
-class Heard:
+class Accesses:
     """What a child knows of the class beside its decisions."""
 
     opened: tuple[Outside, ...]
@@ -186,8 +186,8 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A step, the answer that it was given, and what the strategy wished at it."""
+class DerivedStep:
+    """A step, the prediction that it was given, and what the strategy signalled at it."""
 
     step: Step
     prediction: Prediction
@@ -202,8 +202,8 @@ class Whole:
     period_start_ms: int
     config: Config
     warmup: int
-    taken: list[Taken]
-    heard: Heard
+    steps: list[DerivedStep]
+    accesses: Accesses
 
 
 @dataclass(frozen=True)
@@ -246,67 +246,73 @@ class FutureProbe:
     cut: bool
 
 
-Given = tuple[Event, Prediction]
+EngineInput = tuple[Event, Prediction]
 
 
 # ---------------------------------------------------------------- jobs
 
 
-def derive_whole(line: Connection, config: Config, candles: Sequence[Candles], mode: str) -> None:
+def derive_whole(
+    connection: Connection, config: Config, candles: Sequence[Candles], mode: str
+) -> None:
     """Derive all steps of *candles*; then, where asked to, the same once more in this process."""
     _begin(config)
     replay = build(config, candles, started_at_ms=0, mode=mode)
-    taken: list[Taken] = []
+    steps: list[DerivedStep] = []
     for one in derived(replay):
-        taken.append(one)
-        if len(taken) % BREATH_STEPS == 0:
-            line.send(len(taken))
-            if line.poll():
+        steps.append(one)
+        if len(steps) % BREATH_STEPS == 0:
+            connection.send(len(steps))
+            if connection.poll():
                 break
-    line.send(
+    connection.send(
         Whole(
             replay.instruments,
             replay.run.period_start_ms,
             replay.config,
             max(replay.engine.warmup_of(item.id) for item in replay.instruments),
-            taken,
-            _heard(config),
+            steps,
+            _accesses(config),
         )
     )
     setup = Setup(replay.config, replay.instruments, replay.run.period_start_ms, mode)
-    while (asked := line.recv()) is not None:
+    while (asked := connection.recv()) is not None:
         if asked == "again":
-            _stepped(line, setup.engine(), [(one.step.event, one.prediction) for one in taken])
-    line.send(_heard(config))
+            _stepped(
+                connection, setup.engine(), [(one.step.event, one.prediction) for one in steps]
+            )
+    connection.send(_accesses(config))
 
 
-def step_through(line: Connection, setup: Setup, given: Sequence[Given]) -> None:
+def step_through(connection: Connection, setup: Setup, given: Sequence[EngineInput]) -> None:
     """Step through *given*, in a process that has seen nothing else."""
     _begin(setup.config)
-    _stepped(line, setup.engine(), given)
-    line.recv()
-    line.send(_heard(setup.config))
+    _stepped(connection, setup.engine(), given)
+    connection.recv()
+    connection.send(_accesses(setup.config))
 
 
-def step_blindly(line: Connection, setup: Setup) -> None:
+def step_blindly(connection: Connection, setup: Setup) -> None:
     """Step through events that come one at a time: none is in this process before its turn."""
     _begin(setup.config)
     engine = setup.engine()
-    taken: Taken | None = None
-    while (asked := line.recv()) is not None:
+    last: DerivedStep | None = None
+    while (asked := connection.recv()) is not None:
         if asked == "show":
-            line.send(taken)
+            connection.send(last)
         else:
-            taken = _take(engine, *asked)
-            line.send(packed(taken.step))
-    line.send(_heard(setup.config))
+            last = _derive_step(engine, *asked)
+            connection.send(packed(last.step))
+    connection.send(_accesses(setup.config))
 
 
-def derive_probes(line: Connection, config: Config, candles: Sequence[Candles], mode: str) -> None:
+def derive_probes(
+    connection: Connection, config: Config, candles: Sequence[Candles], mode: str
+) -> None:
     """Compare steps with and without the future, at every probe that comes."""
     _begin(config)
     bases: dict[int, list[Step]] = {}  # of the bars from a time on, to the end
-    while (probe := line.recv()) is not None:
+    while (probe := connection.recv()) is not None:
         assert isinstance(probe, FutureProbe)
         if probe.from_ms not in bases:
             bases.clear()
@@ -314,27 +320,27 @@ def derive_probes(line: Connection, config: Config, candles: Sequence[Candles], 
             bases[probe.from_ms] = _steps(config, _window(candles, probe.from_ms, until), mode)
         base = bases[probe.from_ms]
         future = _without_future(_window(candles, probe.from_ms, probe.at_ms), probe)
-        line.send(_first_moved(base, _steps(config, future, mode), probe.at_ms))
-    line.send(_heard(config))
+        connection.send(_first_moved(base, _steps(config, future, mode), probe.at_ms))
+    connection.send(_accesses(config))
 
 
 # ---------------------------------------------------------------- parts
 
 
-def derived(replay: Replay) -> Iterator[Taken]:
+def derived(replay: Replay) -> Iterator[DerivedStep]:
     """Yield every step of *replay*; nothing is stored."""
     predictor = predictor_over(replay)
     start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
     for event in predictor.ahead(chain((start,), replay.feed.events())):
-        yield _take(replay.engine, event, predictor.predict(event))
+        yield _derive_step(replay.engine, event, predictor.predict(event))
 
 
-def _take(engine: Engine, event: Event, prediction: Prediction) -> Taken:
+def _derive_step(engine: Engine, event: Event, prediction: Prediction) -> DerivedStep:
     step = engine.step(event, prediction)
     signal = None
     if isinstance(event, Bar) and step.decision is not None:
         signal = engine.signal_of(event.instrument)
-    return Taken(step, prediction, signal)
+    return DerivedStep(step, prediction, signal)
 
 
 def packed(step: Step) -> bytes:
@@ -346,20 +352,20 @@ def _begin(config: Config) -> None:
     outside.claim_threads(config.strategy.name)
 
 
-def _heard(config: Config) -> Heard:
-    return Heard(
+def _accesses(config: Config) -> Accesses:
+    return Accesses(
         tuple(outside.opened(config.strategy.name)),
         tuple(outside.native_readers()),
         tuple(outside.compiled_modules()),
     )
 
 
-def _stepped(line: Connection, engine: Engine, given: Iterable[Given]) -> None:
+def _stepped(connection: Connection, engine: Engine, given: Iterable[EngineInput]) -> None:
     """Step through *given*; show the step that is asked for until None is."""
-    taken = [_take(engine, *one) for one in given]
-    line.send([packed(one.step) for one in taken])
-    while (asked := line.recv()) is not None:
-        line.send(taken[asked])
+    steps = [_derive_step(engine, *one) for one in given]
+    connection.send([packed(one.step) for one in steps])
+    while (asked := connection.recv()) is not None:
+        connection.send(steps[asked])
 
 
 def _steps(config: Config, candles: Sequence[Candles], mode: str) -> list[Step]:

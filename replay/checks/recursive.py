@@ -1,4 +1,4 @@
-"""The past cut off: after the stated warm-up a later start must judge and wish the same.
+"""The past cut off: after the stated warm-up a later start must judge and signal the same.
 
 The rule is docs/strategies.md, U3.
 """
@@ -14,12 +14,12 @@ from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.backtest.agreement import SHARES, near_measure, predictions_agree
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.checks.compare import Difference, decision_differences
-from tracepaper.replay.checks.processes import Taken, derived, first_difference
+from tracepaper.replay.checks.processes import DerivedStep, derived, first_difference
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates import GateKind, gate_order
 from tracepaper.strategies.types import Bar, Decision
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 _RISK: Final = frozenset(gate_order(GateKind.RISK))
 
 
@@ -37,7 +37,7 @@ class RecursiveFinding:
         return not self.differences
 
 
-def derive(config: Config, candles: Candles, *, mode: str) -> list[Taken]:
+def derive(config: Config, candles: Candles, *, mode: str) -> list[DerivedStep]:
     """Return every step of a replay of *candles*; nothing is stored."""
     replay = build(config, [candles], started_at_ms=0, mode=mode)
     return [one for one in derived(replay) if isinstance(one.step.event, Bar)]
@@ -50,7 +50,7 @@ def recursive(
     probes: int,
     warmup: int,
     mode: str = "scan",
-    tell: Tell = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> RecursiveFinding:
     """Start at *probes* later bars; after *warmup* bars nothing but the account may differ."""
     found = RecursiveFinding()
@@ -63,7 +63,7 @@ def recursive(
     whole = derive(config, candles, mode=mode)
     starts = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
     for number, start in enumerate(starts):
-        tell(f"probe {number + 1} of {len(starts)}: starting at bar {start}")
+        report(f"probe {number + 1} of {len(starts)}: starting at bar {start}")
         steps = derive(config, slice_candles(candles, slice(start, len(candles))), mode=mode)
         found.probes += 1
         for one, two in zip(whole[start + warmup :], steps[warmup:], strict=True):
@@ -74,24 +74,24 @@ def recursive(
     return found
 
 
-def same_judgement(one: Taken, two: Taken) -> bool:
-    """Return whether two steps forecast, measure and wish the same, whatever was held before.
+def same_judgement(one: DerivedStep, two: DerivedStep) -> bool:
+    """Return whether two steps forecast, measure and signal the same, whatever was held before.
 
     What stands, what a limit of the account refuses and what a horizon closes are the account's;
-    the wish before all that is the strategy's alone, and HOLD is a wish like the others.
+    the signal before all that is the strategy's alone, and HOLD is a signal like the others.
     """
     a, b = one.step.decision, two.step.decision
     if a is None or b is None:
         return a is b
-    if not same_wish(one, two) or not _measures_agree(a, b):
+    if not same_signal(one, two) or not _measures_agree(a, b):
         return False
     judged = a.refused_by not in _RISK and b.refused_by not in _RISK
     same = (a.refused_by, a.regime) == (b.refused_by, b.regime)
     return same or not judged or _at_threshold(a, b)
 
 
-def same_wish(one: Taken, two: Taken) -> bool:
-    """Return whether the strategy wished the same of forecasts that agree."""
+def same_signal(one: DerivedStep, two: DerivedStep) -> bool:
+    """Return whether the strategy signalled the same of forecasts that agree."""
     a, b = one.signal, two.signal
     if a is None or b is None:
         return a is b
@@ -118,13 +118,13 @@ def _at_threshold(a: Decision, b: Decision) -> bool:
     return True
 
 
-def difference_of(one: Taken, two: Taken) -> Difference:
-    """Return the first field in which two steps differ, the wish before all others."""
+def difference_of(one: DerivedStep, two: DerivedStep) -> Difference:
+    """Return the first field in which two steps differ, the signal before all others."""
     event, a, b = one.step.event, one.signal, two.signal
     if isinstance(event, Bar) and a is not None and b is not None:
         at = event.instrument, event.open_time_ms
         if a.action is not b.action:
-            return Difference(*at, "wish", a.action, b.action)
+            return Difference(*at, "signal", a.action, b.action)
         if a.strength != b.strength:
             return Difference(*at, "strength", str(a.strength), str(b.strength))
         if one.step.decision is not None and two.step.decision is not None:

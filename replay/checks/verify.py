@@ -55,7 +55,7 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "steps.source": _EXCHANGE,
     "events.market_ms": _EXCHANGE,
     "events.seen_ms": _EXCHANGE,
-    "events.content": "said from outside; only what a fill or a mark rests on is held to it",
+    "events.content": "given from outside; only what a fill or a mark rests on is held to it",
     "prunes.state": "the steps from which it followed are gone",
 }
 """Columns that follow from nothing else in the record, and why: a forger who recomputes the chain
@@ -236,10 +236,10 @@ def _judge(
     event = stored.event
     instrument = event.instrument if isinstance(event, Bar) else ""
     opened = event.open_time_ms if isinstance(event, Bar) else event.market_ms
-    told = list(step_differences(stored, derived)) or [
+    fields = list(step_differences(stored, derived)) or [
         (name, shown(one), shown(two)) for name, one, two in compared.unequal
     ]
-    for name, one, two in told:
+    for name, one, two in fields:
         found.differences.append(
             Difference(instrument, opened, f"{name} (step {stored.sequence})", one, two)
         )

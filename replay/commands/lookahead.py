@@ -53,13 +53,13 @@ def lookahead(
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.replay.checks.lookahead import MODEL, Limits
     from tracepaper.replay.checks.lookahead import lookahead as check
-    from tracepaper.replay.checks.processes import Fresh
+    from tracepaper.replay.checks.processes import FreshProcesses
 
     given, candles = _given(data, config)
     most = bars or MOST_BARS
     left = sum(max(0, len(part) - most) for part in candles)
     preload = (MODEL,) if given.strategy.name == "attention" else ()
-    with Fresh(*preload) as fresh:
+    with FreshProcesses(*preload) as fresh:
         found = check(
             given,
             _first(candles, most),
@@ -67,14 +67,14 @@ def lookahead(
             Limits(probes, seconds),
             mode=mode,
             allow=allow_reading or (),
-            tell=_tell,
+            report=_report,
         )
     if left:
         found.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
     if json:
         print_json({**asdict(found), "verdict": found.verdict, "holds": found.holds})
     else:
-        _say(found)
+        _print(found)
     if not found.holds:
         raise typer.Exit(1)
 
@@ -109,7 +109,7 @@ def recursive(
             f"The strategy is warm after {warmup:,} bars, and {wanted:,} are looked at; give more."
         )
     (candles,) = _first([candles], wanted)
-    found = check(given, candles, probes=probes, warmup=warmup, mode=mode, tell=_tell)
+    found = check(given, candles, probes=probes, warmup=warmup, mode=mode, report=_report)
     if json:
         said = {"check": "recursive", **asdict(found), "holds": found.holds}
         print_json({**said, "warmup": warmup, "bars": wanted})
@@ -141,7 +141,7 @@ def _first(candles: Sequence[Candles], most: int) -> list[Candles]:
     return [slice_candles(part, slice(0, most)) for part in candles]
 
 
-def _say(found: LookaheadFinding) -> None:
+def _print(found: LookaheadFinding) -> None:
     """Say the verdict with what was probed, then what it depends on, and what stays open."""
     typer.echo(f"lookahead: {found.sentence()}")
     for sentence in found.depends:
@@ -150,5 +150,5 @@ def _say(found: LookaheadFinding) -> None:
         typer.echo(f"Cannot be proved: {sentence}.")
 
 
-def _tell(sentence: str) -> None:
+def _report(sentence: str) -> None:
     typer.echo(sentence, err=True)

@@ -21,7 +21,7 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks import lookahead as lookahead_module
 from tracepaper.replay.checks.lookahead import Limits, LookaheadFinding, lookahead
-from tracepaper.replay.checks.processes import Fresh
+from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 
 _NUMBERS = count()
@@ -39,8 +39,8 @@ def other() -> Candles:
 
 
 @pytest.fixture(scope="module")
-def fresh() -> Iterator[Fresh]:
-    with Fresh() as server:
+def fresh() -> Iterator[FreshProcesses]:
+    with FreshProcesses() as server:
         yield server
 
 
@@ -58,7 +58,7 @@ def configured(strategy: dict[str, Any], *candles: Candles) -> Config:
 class Checks:
     """Checks classes that are written into files of one folder."""
 
-    def __init__(self, folder: Path, fresh: Fresh, walk: Candles) -> None:
+    def __init__(self, folder: Path, fresh: FreshProcesses, walk: Candles) -> None:
         self.folder = folder
         self._fresh, self._walk = fresh, walk
         self.limits = FEW
@@ -73,7 +73,7 @@ class Checks:
 
 
 @pytest.fixture
-def check(tmp_path: Path, fresh: Fresh, walk: Candles) -> Checks:
+def check(tmp_path: Path, fresh: FreshProcesses, walk: Candles) -> Checks:
     hours = tmp_path / "hourly.csv"
     opens = walk.open_time_ms[::60].tolist()
     closes = walk.close[59::60].tolist()
@@ -134,7 +134,9 @@ FAIR: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("strategy", HONEST)
-def test_a_strategy_of_ours_passes(strategy: dict[str, Any], walk: Candles, fresh: Fresh) -> None:
+def test_a_strategy_of_ours_passes(
+    strategy: dict[str, Any], walk: Candles, fresh: FreshProcesses
+) -> None:
     found = lookahead(configured(strategy), [walk], fresh, Limits(probes=6))
     assert found.holds, found.differences
     assert found.verdict == "nothing moved"
@@ -423,7 +425,7 @@ def test_what_a_decision_depends_on_is_named_and_not_refused(
     assert f"it depends {on}, first at linear:BTCUSDT bar " in found.depends[0]
 
 
-def test_what_the_time_does_not_suffice_for_is_said(fresh: Fresh, walk: Candles) -> None:
+def test_what_the_time_does_not_suffice_for_is_said(fresh: FreshProcesses, walk: Candles) -> None:
     found = lookahead(configured(HONEST[0]), [walk], fresh, Limits(seconds=0.0))
     assert found.holds
     assert found.blind == 0
@@ -437,7 +439,7 @@ def test_what_the_time_does_not_suffice_for_is_said(fresh: Fresh, walk: Candles)
     )
 
 
-def test_bars_that_the_replay_did_not_reach_in_time_count_as_given(fresh: Fresh) -> None:
+def test_bars_that_the_replay_did_not_reach_in_time_count_as_given(fresh: FreshProcesses) -> None:
     long = made_candles(walk_rows(2_000))
     found = lookahead(configured(HONEST[0]), [long], fresh, Limits(seconds=0.0))
     assert found.bars <= found.given == 2_000
@@ -445,7 +447,7 @@ def test_bars_that_the_replay_did_not_reach_in_time_count_as_given(fresh: Fresh)
     assert found.sentence().startswith("0 of 2,000 bars decided without a later one")
 
 
-def test_too_little_data_is_refused_with_a_sentence(fresh: Fresh, walk: Candles) -> None:
+def test_too_little_data_is_refused_with_a_sentence(fresh: FreshProcesses, walk: Candles) -> None:
     far = {"name": "sma_cross", "fast": 5, "slow": 400}
     with pytest.raises(ConfigInvalid, match="warm after 400 bars, and 160 are looked at; give"):
         lookahead(configured(far), [walk], fresh, FEW)

@@ -79,7 +79,7 @@ def test_a_memory_longer_than_the_warm_up_is_found(
 ) -> None:
     said = found(tmp_path, walk, {}, **REMEMBERS[name])
     assert not said.holds
-    assert said.differences[0].field in ("wish", "strength")
+    assert said.differences[0].field in ("signal", "strength")
 
 
 FALLS = f"return by(True) if bar.close > bar.open + 350 else {HOLD}"
