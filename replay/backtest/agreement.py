@@ -8,9 +8,52 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
-from tracepaper.strategies.types import Decision, Explanation, Forecast, Prediction
+from tracepaper.strategies.types import (
+    Decision,
+    Explanation,
+    Forecast,
+    ModelChange,
+    Prediction,
+    Run,
+)
+
+
+class Environment(NamedTuple):
+    """All on which the last bits of a forecast depend."""
+
+    mode: str
+    device: str
+    dtype: str
+    threads: int
+    backend: str
+    torch_version: str
+    instruction_set: str
+    libraries: str
+
+    @classmethod
+    def recorded(cls, at: Run | ModelChange) -> Environment:
+        """Return where a run, or one of its starts, says that it was."""
+        return cls(
+            at.mode,
+            at.device,
+            at.dtype,
+            at.threads,
+            at.backend,
+            at.torch_version,
+            at.instruction_set,
+            at.libraries,
+        )
+
+    def differs(self, here: Environment) -> str:
+        """Say what is another *here*; empty where nothing is, and every bit must be equal."""
+        return ", ".join(
+            f"{name} was {was} and is {now} here"
+            for name, was, now in zip(self._fields, self, here, strict=True)
+            if was != now
+        )
+
 
 RETURNS: Final = 1e-4
 """Of the forecast's standard deviation at that horizon."""

@@ -7,8 +7,6 @@ apart: they are the chain's own, and ``audit verify`` computes them anew.
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +14,16 @@ from typing import Any, Final
 
 import msgspec
 
+from tracepaper.replay.backtest.agreement import (
+    EXPLANATION_FIELDS,
+    MEASURES,
+    RETURN_FIELDS,
+    RETURNS,
+    SHARE_FIELDS,
+    SHARES,
+    near,
+    near_arrays,
+)
 from tracepaper.storage.columns import (
     ANSWER_GATES,
     TABLES,
@@ -111,29 +119,9 @@ def shown(value: object) -> str:
 
 # ---------------------------------------------------------------- a step against stored rows
 
-RETURNS: Final = 1e-4
-"""Of the forecast's standard deviation at that horizon."""
-SHARES: Final = 1e-4
-"""Of 1: probabilities, masses, confidences."""
-MEASURES: Final = 1e-4
-"""Of the measure, or of 1 where it is smaller."""
-
 TOLERANCES: Final[Mapping[str, float]] = {
-    "answers.mean_return": RETURNS,
-    "answers.stdev_return": RETURNS,
-    "answers.volatility": RETURNS,
-    "answers.p_down": SHARES,
-    "answers.p_flat": SHARES,
-    "answers.p_up": SHARES,
-    "answers.horizons": RETURNS,
-    "answers.confidence": SHARES,
-    "answers.content_free": SHARES,
-    "answers.recent_mass": SHARES,
-    "answers.older_mass": SHARES,
-    "answers.shift": SHARES,
-    "answers.l1_error": SHARES,
-    "answers.entropy": SHARES,
-    "answers.buckets": SHARES,
+    **{f"answers.{name}": RETURNS for name in (*RETURN_FIELDS, "horizons")},
+    **{f"answers.{name}": SHARES for name in (*SHARE_FIELDS, *EXPLANATION_FIELDS)},
     **{
         f"answers.{measure_name(gate)}": MEASURES
         for gate in ANSWER_GATES
@@ -152,7 +140,6 @@ _WHOLE_TABLES: Final = ("events", "answers", "orders", "fills", "twin_fills")
 _SHAPED: Final = 1 | SHAPE_UNITS["events"] | SHAPE_UNITS["answers"]
 """What of a step's shape is derived: whether it was accepted, its event, its answer."""
 _NO_STATE: Final = (None,) * len(_NAMES["states"])
-_RETURNS: Final = ("answers.mean_return", "answers.stdev_return", "answers.volatility")
 
 
 @dataclass(frozen=True)
@@ -319,33 +306,21 @@ def _rows(
 def _is_rounding(unequal: Unequal, answers: Sequence[Sequence[Any]]) -> bool:
     """Return whether a difference lies within its column's tolerance."""
     name, stored, derived = unequal
-    tolerance = TOLERANCES.get(name)
-    if tolerance is None or not answers:
+    if name not in TOLERANCES or not answers:
         return False
-    match name, stored, derived:
-        case "answers.horizons", bytes(), bytes():
+    field = name.removeprefix("answers.")
+    if isinstance(stored, bytes) and isinstance(derived, bytes):
+        if field == "horizons":
             return _horizons_agree(stored, derived, answers[0][ANSWER.horizon])
-        case _, bytes(), bytes():
-            return len(stored) == len(derived) and all(
-                _near(a, b, tolerance)
-                for a, b in zip(_floats(stored), _floats(derived), strict=True)
-            )
-        case _, float(), float():
-            scale = 1.0
-            if name in _RETURNS:
-                scale = answers[0][ANSWER.stdev_return] or 0.0
-            elif "measure" in name:
-                scale = max(abs(stored), abs(derived), 1.0)
-            return _near(stored, derived, tolerance * scale)
-    return False
-
-
-def _near(one: float, other: float, bound: float) -> bool:
-    return math.isfinite(one) and math.isfinite(other) and abs(one - other) <= bound
-
-
-def _floats(content: bytes) -> tuple[float, ...]:
-    return struct.unpack(f"<{len(content) // 4}f", content[: len(content) // 4 * 4])
+        return len(stored) == len(derived) and near_arrays(stored, derived)
+    if not isinstance(stored, float) or not isinstance(derived, float):
+        return False
+    size = 1.0
+    if field in RETURN_FIELDS:
+        size = answers[0][ANSWER.stdev_return] or 0.0
+    elif field not in (*SHARE_FIELDS, *EXPLANATION_FIELDS):  # a measure
+        size = max(abs(stored), abs(derived), 1.0)
+    return near(stored, derived, TOLERANCES[name] * size)
 
 
 def _horizons_agree(stored: bytes, derived: bytes, horizon: int) -> bool:
@@ -357,7 +332,6 @@ def _horizons_agree(stored: bytes, derived: bytes, horizon: int) -> bool:
     for column, (a, b) in enumerate(zip(one[1:], two[1:], strict=True)):
         shares = column in (2, 3, 4)  # p_down, p_flat, p_up
         for at, (x, y) in enumerate(zip(a, b, strict=True)):
-            bound = SHARES if shares else RETURNS * (stdev[at] or 0.0)
-            if x != y and (x is None or y is None or not _near(x, y, bound)):
+            if x != y and not near(x, y, SHARES if shares else RETURNS * (stdev[at] or 0.0)):
                 return False
     return True

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tracepaper.daemon.config.loading import restore
-from tracepaper.replay.backtest.agreement import measures_agree, predictions_agree
+from tracepaper.replay.backtest.agreement import Environment, measures_agree, predictions_agree
 from tracepaper.replay.checks.compare import Difference, decision_differences, forecast_differences
 from tracepaper.storage.digest import scale_factor
 from tracepaper.storage.reader import Reader
@@ -69,7 +69,7 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     bars before and after it; a run that kept only some of its steps has no such holes.
     """
     one, two = first.reader.run(first.run_id), second.reader.run(second.run_id)
-    found = Parity(first.run_id, second.run_id, exact=_way(one) == _way(two))
+    found = Parity(first.run_id, second.run_id, exact=_exact(one, two))
     found.fills_compared = _execution(one) == _execution(two)
     others = {_key(step): step for step in _decided(second)}
     seen: set[Key] = set()
@@ -108,11 +108,12 @@ def _count_holes(
     found.differences = [*holes, *found.differences][:DIFFERENCES_KEPT]
 
 
-def _way(run: Run) -> tuple[object, ...]:
-    """Return all on which the last bits of a run's forecasts depend."""
-    way = run.mode, run.device, run.dtype, run.threads, run.backend, run.model_sha256
-    computed = run.torch_version, run.instruction_set, run.libraries
-    return (*way, *(computed if run.model_id else ()))
+def _exact(one: Run, two: Run) -> bool:
+    """Return whether every bit of the two runs' forecasts must be equal."""
+    here, there = Environment.recorded(one), Environment.recorded(two)
+    if not one.model_id:  # nothing was computed by them
+        here, there = here._replace(libraries=""), there._replace(libraries="")
+    return here == there and one.model_sha256 == two.model_sha256
 
 
 def _execution(run: Run) -> str:

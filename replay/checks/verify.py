@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from tracepaper.daemon.session.run_record import OF_THE_PLACE, start_event, strategy_sha256
+from tracepaper.replay.backtest.agreement import Environment
 from tracepaper.replay.backtest.recorded import (
     Recorded,
     RecordedPredictor,
@@ -89,41 +90,6 @@ class Verification:
     def holds(self) -> bool:
         """Whether every step follows from the record."""
         return self.differing == 0
-
-
-class Environment(NamedTuple):
-    """All on which the last bits of a forecast depend."""
-
-    mode: str
-    device: str
-    dtype: str
-    threads: int
-    backend: str
-    torch_version: str
-    instruction_set: str
-    libraries: str
-
-    @classmethod
-    def recorded(cls, at: Run | ModelChange) -> Environment:
-        """Return where a run, or one of its starts, says that it was."""
-        return cls(
-            at.mode,
-            at.device,
-            at.dtype,
-            at.threads,
-            at.backend,
-            at.torch_version,
-            at.instruction_set,
-            at.libraries,
-        )
-
-    def differs(self, here: Environment) -> str:
-        """Say what is another *here*; empty where nothing is, and every bit must be equal."""
-        return ", ".join(
-            f"{name} was {was} and is {now} here"
-            for name, was, now in zip(self._fields, self, here, strict=True)
-            if was != now
-        )
 
 
 def verify_run(
