@@ -240,10 +240,10 @@ class Engine:
             sent = self._submit(self._account, bar, intent)
             decision = state.unfilled(decision, sent.refusal)
         confirmed = self._follow(state, bar, prediction, decision) if self._twins else ()
+        window, decided = state.hashes(prediction, decision)
         return self._finish(
-            bar, key, filled, sent.orders, decision, prediction, confirmed,
-            *state.hashes(prediction, decision),
-        )  # fmt: skip
+            bar, key, filled, sent.orders, decision, prediction, confirmed, window, decided
+        )
 
     def _follow(
         self, state: InstrumentState, bar: Bar, prediction: Prediction, decision: Decision

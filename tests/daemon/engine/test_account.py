@@ -6,9 +6,10 @@ import pytest
 from builders import bar, instrument
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import msgpack
 from msgspec.structs import replace
 
-from tracepaper.daemon.engine.account import Portfolio
+from tracepaper.daemon.engine.account import AccountState, PaperAccount, Portfolio
 from tracepaper.daemon.engine.execution import ExecutionCosts, Executor
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types import Category, Fill, Order, OrderStatus, Side
@@ -113,6 +114,18 @@ def test_the_account_is_the_sum_of_its_positions_however_it_came_to_them(
             assert getattr(total, name) == sum(getattr(one, name) for one in positions.values())
         on_spot = positions["spot:BTCUSDT"].entry_notional
         assert total.equity == total.cash + total.unrealized_pnl + on_spot
+
+
+def test_a_restored_account_encodes_what_it_took_over() -> None:
+    item = instrument()
+    first, second = (
+        PaperAccount({item.id: item}, TERMS, cash=START, latency_ms=0) for _ in range(2)
+    )
+    first.submit(item.id, 5, order_id="1-0", price=10_000, reason="why", at_ms=0)
+    for one in (first, second):
+        assert msgpack.encode(one.encoded_state()) == msgpack.encode(one.state())
+    second.restore(msgpack.decode(msgpack.encode(first.state()), type=AccountState))
+    assert msgpack.encode(second.encoded_state()) == msgpack.encode(first.state())
 
 
 def test_a_partial_close_takes_its_share_of_the_entry() -> None:
