@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -209,16 +209,27 @@ GAPS: Final = (
 )
 
 
+Make = Callable[[Report], Iterable[Table]]
+TABLES: Final[list[Make]] = []
+"""What makes the tables of a report, in the order shown; each makes those it has something for."""
+
+
+def declared(make: Make) -> Make:
+    """Add the decorated function: its tables are on the terminal, the page, in JSON and frames."""
+    TABLES.append(make)
+    return make
+
+
 def tables(report: Report) -> dict[str, Table]:
     """Return the tables that *report* has something for, by their keys, in the order shown."""
-    return {made.key: made for made in _tables(report)}
+    return {made.key: made for make in TABLES for made in make(report)}
 
 
-def _tables(report: Report) -> Iterator[Table]:
-    record, closed = report.record, report.trades[report.shown]
-    yield table(
-        "accounts", "Accounts", ACCOUNTS, report.accounts, turned=True, notes=_annual(report)
-    )
+@declared
+def _performance(report: Report) -> Iterator[Table]:
+    """Yield the tables on the accounts: what they earned, against chance, and what they paid."""
+    notes = _annual(report)
+    yield table("accounts", "Accounts", ACCOUNTS, report.accounts, turned=True, notes=notes)
     if report.random:
         yield table("random_twins", "Against chance", RANDOM, report.random, notes=(_CHANCE,))
     spent = [of for of in report.accounts if of.costs is not None]
@@ -226,26 +237,28 @@ def _tables(report: Report) -> Iterator[Table]:
     yield table("months", "Months", MONTHS, report.monthly, newest=True)
     if report.drawdowns:
         yield table("drawdowns", "Worst drawdowns", DRAWDOWNS, report.drawdowns)
-    if closed:
-        whose = "" if report.shown == record.account.name else f" of {report.shown}"
-        yield table(
-            "trade_groups", f"Closed trades{whose}: by side, and by why they were left",
-            TRADE_GROUPS, groups_of(closed), notes=(_TRADES_NOTE,),
-        )  # fmt: skip
+
+
+@declared
+def _closed(report: Report) -> Iterator[Table]:
+    """Yield the tables on closed trades: by side and reason, their spread, and the last ones."""
+    if closed := report.trades[report.shown]:
+        whose = "" if report.shown == report.record.account.name else f" of {report.shown}"
+        title = f"Closed trades{whose}: by side, and by why they were left"
+        notes = (_TRADES_NOTE,)
+        yield table("trade_groups", title, TRADE_GROUPS, groups_of(closed), notes=notes)
         returns, spans = _spreads(closed)
-        yield table("trade_returns", f"Spread of returns{whose}, bp", _spread_figures("gain bp"),
-                    returns)  # fmt: skip
-        yield table("holding_times", f"Spread of holding times{whose}", _spread_figures("span"),
-                    spans)  # fmt: skip
+        title = f"Spread of returns{whose}, bp"
+        yield table("trade_returns", title, _spread_figures("gain bp"), returns)
+        title = f"Spread of holding times{whose}"
+        yield table("holding_times", title, _spread_figures("span"), spans)
     if own := report.own_trades:
         last = own[-LAST_TRADES:]
         title = f"Closed trades (the last {len(last)} of {len(own):,})"
         yield table("last_trades", title, LAST, last)
-    yield from _decided(report)
-    if record.gaps:
-        yield table("gaps", "Gaps in the data", GAPS, record.gaps, shown=GAPS_SHOWN)
 
 
+@declared
 def _decided(report: Report) -> Iterator[Table]:
     """Yield the tables on decisions: refusals, targets not ordered, regimes, entries."""
     record = report.record
@@ -271,6 +284,13 @@ def _decided(report: Report) -> Iterator[Table]:
             ),
             list(report.groups[0].means),
         )
+
+
+@declared
+def _gaps(report: Report) -> Iterator[Table]:
+    """Yield the holes in the data."""
+    if report.record.gaps:
+        yield table("gaps", "Gaps in the data", GAPS, report.record.gaps, shown=GAPS_SHOWN)
 
 
 def _entry_figure(group: Group) -> Figure[str]:

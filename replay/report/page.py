@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.archive.times import iso
 from tracepaper.replay.report.attention_charts import (
     confidence_chart,
     groups_chart,
@@ -19,20 +18,18 @@ from tracepaper.replay.report.attention_charts import (
 )
 from tracepaper.replay.report.charts import Figure, equity_chart, refusal_chart
 from tracepaper.replay.report.document import BUY_AND_HOLD, Report
-from tracepaper.replay.report.explained import ExplainedTrade
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.html import Markup, element, figures, joined, json_in_script, table
 from tracepaper.replay.report.price_charts import (
     caption,
     price_chart,
     rolling_chart,
-    trade_picture,
     trades_chart,
 )
 from tracepaper.replay.report.tables import Form, Table, Value, tone, written
 from tracepaper.replay.report.terminal import counted, span
+from tracepaper.replay.report.trade_details import trades
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.gates import measured
 from tracepaper.strategies.market import MINUTE_MS
 
 INSTRUMENTS_MAX: Final = 4
@@ -88,8 +85,8 @@ def page_of(report: Report, *, heads: bool = False) -> str:
         *(_attention(report, charts, made) if report.attention else ()),
         *_head_sections(report, charts, wanted=heads),
         _section("Trades", "trades", trades(report)),
-        _section("Gaps in the data", "gaps", figures(made["gaps"]) if "gaps" in made else
-                 element("p", "The data have no gap.", class_="note")),
+        _section("Gaps in the data", "gaps", _table(made, "gaps", "The data have no gap.")),
+        *_others(made),
         identity(report),
     )  # fmt: skip
     own = files("tracepaper.replay.report")
@@ -139,11 +136,26 @@ def _section(title: str, name: str, *content: object) -> Markup:
     return element("section", element("h2", title, id=name), *content)
 
 
+def _table(made: dict[str, Table], key: str, otherwise: str = "") -> Markup:
+    """Take a table out of *made* and return it; *otherwise* where the report has none."""
+    if (shown := made.pop(key, None)) is None:
+        return element("p", otherwise, class_="note") if otherwise else Markup("")
+    return figures(shown)
+
+
 def _titled(made: dict[str, Table], key: str) -> Markup:
-    """Return a table under its own title; nothing where the report has none."""
-    if key not in made:
-        return Markup("")
-    return joined([element("h3", made[key].title), figures(made[key])])
+    """Take a table out of *made*; return it under its own title, or nothing."""
+    return (
+        joined([element("h3", made[key].title), _table(made, key)]) if key in made else Markup("")
+    )
+
+
+def _others(made: dict[str, Table]) -> list[Markup]:
+    """Return the tables that have no place of their own on the page."""
+    for drawn in ("months", "last_trades"):  # a calendar, and every trade with its explanation
+        made.pop(drawn, None)
+    shown = [_titled(made, key) for key in tuple(made)]
+    return [_section("Others", "others", *shown)] if shown else []
 
 
 def _money(report: Report, charts: _Charts, made: dict[str, Table]) -> list[Markup]:
@@ -159,7 +171,7 @@ def _money(report: Report, charts: _Charts, made: dict[str, Table]) -> list[Mark
                 if report.record.every_bar
                 else "Return since the start, at the ends of days.",
             ),
-            figures(made["accounts"]),
+            _table(made, "accounts"),
             element("p", "; ".join(f"{of.name}: {of.source}" for of in report.accounts) + ".",
                     class_="note"),
             _titled(made, "random_twins"),
@@ -187,9 +199,7 @@ def _money(report: Report, charts: _Charts, made: dict[str, Table]) -> list[Mark
                 "Right of zero the gate kept the better signals; of the allowed, the refused were "
                 "better. Within the pale bar is what a random gate makes.",
             ),
-            figures(made["refusals"])
-            if "refusals" in made
-            else element("p", "Refusals need every bar; this run kept only some.", class_="note"),
+            _table(made, "refusals", "Refusals need every bar; this run kept only some."),
             _titled(made, "unfilled"),
         ),
     ]  # fmt: skip
@@ -225,9 +235,7 @@ def _attention(report: Report, charts: _Charts, made: dict[str, Table]) -> list[
             charts.put(confidence_chart(report), "Decisions by confidence; pale is refused."),
             element("h3", "Winners and losers"),
             charts.put(groups_chart(report), "Mean rollout at the entries, by age."),
-            figures(made["entries"])
-            if "entries" in made
-            else element("p", "There are not both winners and losers to compare.", class_="note"),
+            _table(made, "entries", "There are not both winners and losers to compare."),
             charts.put(
                 head_confidence_chart(report, report.heads),
                 "Mean confidence of every layer and head over the run.",
@@ -380,81 +388,3 @@ def identity(report: Report) -> Markup:
                 element("code", f"tracepaper verify {run['run_id']}"), ".", class_="note"),
         element("dl", *(element("dt", name) + element("dd", value) for name, value in rows)),
     )  # fmt: skip
-
-
-# ---------------------------------------------------------------- single trades, each explained
-
-
-def trades(report: Report) -> Markup:
-    """Return the closed trades, each with its explanation one click away."""
-    closed = report.trades[report.shown]
-    if not closed:
-        return element("p", "No trade was closed.", class_="note")
-    shown = len(report.explained)
-    said = f"{len(closed):,} closed trades of {report.shown}"
-    if report.shown != report.record.account.name:
-        said += ", for this run closed none"
-    if shown < len(closed):
-        said += f"; the {shown // 2} best and the {shown // 2} worst are explained here"
-    return joined(
-        [
-            element("p", f"{said}. Click one to see why it was opened and where the model looked."),
-            *(_trade(explained) for explained in report.explained),
-        ]
-    )
-
-
-def _trade(explained: ExplainedTrade) -> Markup:
-    trade = explained.trade
-    won = tone(trade.profit, "gain")
-    summary = element(
-        "summary",
-        element("span", iso(trade.entered_ms).replace("T", " ").removesuffix(":00Z")),
-        element("span", trade.side, class_="wide"),
-        element("span", f"{trade.entry_reason} → {trade.exit_reason}", class_="why wide"),
-        element("span", f"{trade.profit:+,.2f}", class_=f"number {won}"),
-        element("span", f"{trade.return_bp:+.1f} bp", class_=f"number wide {won}"),
-    )
-    return element(
-        "details",
-        summary,
-        element("div", _said(explained), Markup(trade_picture(explained)), _gates(explained),
-                class_="explained"),
-        class_="trade",
-    )  # fmt: skip
-
-
-def _said(explained: ExplainedTrade) -> Markup:
-    """Return what was held, and what the decision's row says."""
-    trade, decision = explained.trade, explained.decision
-    said = (
-        f"{trade.side} {trade.quantity:g} {trade.instrument} at {trade.entry_price:,g}, left "
-        f"{iso(trade.left_ms)} at {trade.exit_price:,g}; {trade.fees:,.2f} of fees. Opened by "
-        f"decision {trade.entry_sequence}."
-    )
-    if decision["mean_return"] is not None:
-        said += (
-            f" Expected {1e4 * decision['mean_return']:+.2f} ± "
-            f"{1e4 * decision['stdev_return']:.1f} bp over {decision['horizon']} bars; "
-            f"up {decision['p_up']:.0%}, flat {decision['p_flat']:.0%}, "
-            f"down {decision['p_down']:.0%}; regime {decision['regime']}. "
-            "Under the price: where attention flowed."
-        )
-    return element("p", said, class_="note")
-
-
-def _gates(explained: ExplainedTrade) -> Markup:
-    if not explained.gates:
-        return Markup("")
-    rows = [
-        [
-            gate["gate"],
-            measured(gate["gate"], gate["measure"]),
-            measured(gate["gate"], gate["threshold"]),
-            element("span", "passed", class_="mark")
-            if gate["passed"]
-            else element("span", "failed", class_="mark failed"),
-        ]
-        for gate in explained.gates
-    ]
-    return table(("gate", "measure", "threshold", ""), rows)

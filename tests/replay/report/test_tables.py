@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from tracepaper import open_run
 from tracepaper.replay.report import figures
 from tracepaper.replay.report.document import AccountReport, Report
 from tracepaper.replay.report.page import page_of
@@ -21,7 +23,7 @@ def printed(report: Report) -> str:
     return console.file.getvalue()
 
 
-def test_a_figure_declared_once_is_on_the_terminal_on_the_page_and_in_json(
+def test_a_figure_declared_once_is_on_the_terminal_on_the_page_in_json_and_in_a_notebook(
     cross_report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted = Figure[AccountReport]("planted", "planted figure", "gain", lambda of: of.end + 0.125)
@@ -33,6 +35,32 @@ def test_a_figure_declared_once_is_on_the_terminal_on_the_page_and_in_json(
     assert "<td>planted figure</td>" in page
     assert f"{end:+,.2f}" in page
     assert as_document(cross_report)["accounts"][0]["planted"] == end
+    frame = open_run("last", cross_report.record.database).report("accounts")
+    assert frame["planted"][0] == end
+
+
+def test_a_table_declared_once_is_in_all_four(
+    cross_report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planted(report: Report) -> Iterator[Table]:
+        days = Figure[AccountReport](
+            "seen_days", "seen days", "days", lambda of: of.performance.days
+        )
+        yield table("planted", "A planted table", (days,), report.accounts[:1])
+
+    monkeypatch.setattr(figures, "TABLES", [*figures.TABLES, planted])
+    days = cross_report.accounts[0].performance.days
+    assert "A planted table" in printed(cross_report)
+    page = page_of(cross_report)
+    assert "<h3>A planted table</h3>" in page
+    assert f"<td>{days:,.1f}</td>" in page
+    assert as_document(cross_report)["planted"] == [{"seen_days": days}]
+    frame = open_run("last", cross_report.record.database).report("planted")
+    assert frame["seen_days"].to_list() == [days]
+
+
+def test_a_page_without_others_has_no_place_for_them(cross_report: Report) -> None:
+    assert 'id="others"' not in page_of(cross_report)
 
 
 @pytest.mark.parametrize("name", ["COSTS", "TRADE_GROUPS", "DRAWDOWNS", "RANDOM", "REFUSALS"])
