@@ -222,7 +222,8 @@ class FlashNetwork(Network):
 
     def __init__(self, config: FlashConfig) -> None:
         super().__init__()
-        self.config = config
+        # Set here alone, so that a narrower type than the base's is safe.
+        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.backend = "auto"  # of ``attend``
         self.mask = Mask.window(config.window) if config.mask == "window" else Mask.full()
         self.embed = nn.Linear(config.features, config.dim)

@@ -174,7 +174,8 @@ class InformerNetwork(Network):
 
     def __init__(self, config: InformerConfig) -> None:
         super().__init__()
-        self.config = config
+        # Set here alone, so that a narrower type than the base's is safe.
+        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.embed = nn.Linear(config.features, config.dim)
         self.week = TimeOfWeek(config.dim, config.interval_minutes) if config.time_of_week else None
         self.blocks = nn.ModuleList(SparseBlock(config) for _ in range(config.layers))
