@@ -7,7 +7,9 @@ exchanged or cut off. Who rewrites the whole chain is found only by a head kept 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from heapq import merge
 from itertools import groupby, islice
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.decode import OUTCOME, STEP, StoredRows
+from tracepaper.storage.columns import stored_columns
+from tracepaper.storage.decode import OUTCOME, STATE, STEP, StoredRows
 from tracepaper.storage.digest import (
     HASH_BYTES,
     Covered,
@@ -25,8 +28,18 @@ from tracepaper.storage.digest import (
     gates_digest,
     kept_digest,
     opened_digest,
+    pack,
 )
-from tracepaper.storage.reader import Chunk, StoredRow, chunks, gate_set_rows, run_span, select
+from tracepaper.storage.reader import (
+    CHUNK_STEPS,
+    Chunk,
+    StoredRow,
+    chunks,
+    gate_set_rows,
+    read_chunk,
+    run_span,
+    select,
+)
 from tracepaper.storage.rows import (
     KEPT_TABLES,
     NO_GATES,
@@ -37,6 +50,9 @@ from tracepaper.storage.rows import (
     StepShape,
     canonical,
     kept_rows,
+    laid_row,
+    layout_of,
+    layouts_sha256,
     sequence_of,
     step_key,
 )
@@ -47,7 +63,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
-    from tracepaper.storage.rows import SparseRow
+    from tracepaper.storage.rows import LaidRow, RowLayout
 
 # ---------------------------------------------------------------- what was done to a chain
 
@@ -98,16 +114,16 @@ class Broken(Struct, frozen=True):
         return step_digest(self.previous, covered, rows, gates)
 
 
-def sparse_pairs(rows: StoredRows) -> list[SparseRow]:
-    """Return the sparse rows of a step as the chain hashes them."""
-    return [(table, tuple(row)) for table in SPARSE_TABLES for row in rows.sparse.get(table, ())]
+def laid_of(rows: StoredRows) -> list[LaidRow]:
+    """Return the sparse rows of a step in the order in which the chain hashes them."""
+    return [laid_row(table, row) for table, of in rows.sparse.items() for row in of]
 
 
 def step_digest(
     previous: bytes, covered: Covered, rows: StoredRows, gate_set_sha256: bytes | None
 ) -> bytes:
     """Return the link that the *rows* of a step give after *previous*."""
-    layouts, payload = canonical(rows.core, sparse_pairs(rows))
+    layouts, payload = canonical(rows.core, laid_of(rows))
     prefix = layouts + (gate_set_sha256 or NO_GATES)
     return chain_digest(previous, covered.content, prefix, payload)
 
@@ -251,6 +267,94 @@ class _Start(NamedTuple):
     covered: Covered  # what that link covers
 
 
+class _UnusualStep(Exception):
+    """A step does not hold, or not in the way of the usual ones."""
+
+
+SMALL_STEPS: Final = 256
+"""Steps that are looked at row by row where a quick walk over them does not succeed."""
+_HEAD: Final = "SELECT step FROM steps WHERE step BETWEEN ? AND ? AND digest = ?"
+_JOINED: Final = frozenset({"answers", "twin_steps"})
+"""Sparse tables that are read together with ``steps`` where nearly every step has rows there."""
+_REST: Final = tuple(table for table in SPARSE_TABLES if table not in _JOINED)
+_SPAN: Final = "step BETWEEN ?1 AND ?2"
+
+
+class _Usual:
+    """How the steps of one layout are read: all of their values in one row of one query."""
+
+    def __init__(self, layouts: tuple[RowLayout, ...], shape: int) -> None:
+        core, *others = layouts
+        self.layouts = layouts_sha256(layouts)
+        self.outcome_at = core.columns.index("outcome")
+        self._rows = Counter(one.table for one in others)  # rows of a step in each joined table
+        self._counts: dict[str, int] = {}  # rows of the range in hand in each of them
+        names = [f"s.{name}" for name in core.columns]
+        joins, tests = [], [f"s.shape >> 1 = {shape}", *_nulls("s", core)]
+        for number, one in enumerate(others):
+            alias = f"j{number}"
+            names += [f"{alias}.{name}" for name in one.columns[1:]]
+            on = f"{alias}.step = s.step"
+            if one.table == "twin_steps":
+                book = sum(before.table == one.table for before in others[:number]) + 1
+                on += f" AND {alias}.book = {book}"
+            joins.append(f"CROSS JOIN {one.table} {alias} ON {on}")
+            tests += _nulls(alias, one)
+        named = " ".join(joins)
+        where = f"s.{_SPAN} AND {' AND '.join(tests)}"
+        self.query = f"SELECT {', '.join(names)}, s.digest FROM steps s {named} WHERE {where}"
+        self.query += " ORDER BY s.step"
+        # A step that has unusual rows elsewhere is in neither: the walk misses it, and looks again.
+        own = " AND ".join((f"shape >> 1 = {shape}", *_nulls("steps", core)))
+        others_step = f"(SELECT step FROM steps WHERE {_SPAN} AND NOT ({own}))"
+        self._odd = {
+            table: select(table, f"{_SPAN} AND step IN {others_step}") for table in _JOINED
+        }
+        self._odd_steps = select("steps", f"{_SPAN} AND NOT ({own})")
+
+    def odd(self, connection: sqlite3.Connection, first: int, last: int) -> Chunk:
+        """Return the rows from step *first* to *last* that the query leaves out."""
+        span = (first, last)
+        self._counts = {
+            table: connection.execute(_COUNT[table], span).fetchone()[0] for table in _JOINED
+        }
+        sparse: dict[int, dict[str, list[StoredRow]]] = {}
+        for table in SPARSE_TABLES:
+            if table in _JOINED and not self._counts[table]:
+                continue
+            query = self._odd[table] if table in _JOINED else _WHOLE[table]
+            for row in connection.execute(query, span):
+                sparse.setdefault(row[0], {}).setdefault(table, []).append(row)
+        return Chunk(last, connection.execute(self._odd_steps, span).fetchall(), sparse)
+
+    def is_all(self, steps: int, odd: Chunk) -> bool:
+        """Return whether *steps* usual ones and the *odd* ones have every row that is there."""
+        if not odd.sparse.keys() <= {row[0] for row in odd.steps}:
+            return False
+        read = Counter(
+            {table: sum(len(of.get(table, ())) for of in odd.sparse.values()) for table in _JOINED}
+        )
+        return all(
+            count == steps * self._rows[table] + read[table]
+            for table, count in self._counts.items()
+        )
+
+
+_COUNT: Final = {table: f"SELECT count(*) FROM {table} WHERE {_SPAN}" for table in _JOINED}
+_WHOLE: Final = {table: select(table, _SPAN) for table in _REST}
+
+
+def _nulls(alias: str, layout: RowLayout) -> list[str]:
+    """Return the tests that the columns are null which *layout* does not fill."""
+    absent = [name for name in stored_columns(layout.table) if name not in layout.columns]
+    return [f"{alias}.{name} IS NULL" for name in absent if name != "digest"]
+
+
+@lru_cache(maxsize=64)
+def _usual_of(layouts: tuple[RowLayout, ...], shape: int) -> _Usual:
+    return _Usual(layouts, shape)
+
+
 class _Walk:
     """A walk along the links of one run."""
 
@@ -276,27 +380,119 @@ class _Walk:
     def first_problem(self, step_count: int) -> ChainProblem | None:
         """Walk until the first thing that does not hold."""
         last = max(step_count - 1, *(self._newest(table.name) for table in RUN_TABLES))
-        due = step_key(self._run_key, self.first)
-        previous, covered = self.previous, self._covered
-        for chunk in chunks(self._connection, self._run_key, self.first, last):
-            for row in chunk.steps:
-                if row[0] != due:
-                    return self._name(Broken(due, previous, covered))
-                before = covered.content
-                digest = self._link(chunk, row, previous, covered)
-                if digest != row[-1]:
-                    at = Covered(before[:HASH_BYTES], before[HASH_BYTES:])
-                    return self._name(self._broken(chunk, row, previous, at))
-                if digest == self._head:
-                    self.head_at = sequence_of(due)
-                self.previous = previous = digest
-                self.held += 1
-                due += 1
-            if due <= chunk.last:
-                return self._ended(due, step_count)
-            if (stray := _stray_rows(chunk)) is not None:
-                return stray
+        for at in range(self.first, last + 1, CHUNK_STEPS):
+            first = step_key(self._run_key, at)
+            until = step_key(self._run_key, min(at + CHUNK_STEPS - 1, last))
+            if (problem := self._problem_in(first, until, step_count)) is not None:
+                return problem
         return None
+
+    def _problem_in(self, first: int, last: int, step_count: int) -> ChainProblem | None:
+        """Walk from step *first* to *last*: quickly, else in halves, else row by row."""
+        if self._passes(first, last):
+            return None
+        if last - first < SMALL_STEPS:
+            return self._walk(read_chunk(self._connection, first, last), step_count)
+        middle = (first + last) // 2
+        problem = self._problem_in(first, middle, step_count)
+        return problem or self._problem_in(middle + 1, last, step_count)
+
+    def _walk(self, chunk: Chunk, step_count: int) -> ChainProblem | None:
+        """Walk along the links of *chunk*; return the first thing that does not hold."""
+        due = step_key(self._run_key, self.first + self.held)
+        previous, covered = self.previous, self._covered
+        for row in chunk.steps:
+            if row[0] != due:
+                return self._name(Broken(due, previous, covered))
+            before = covered.content
+            digest = self._link(chunk, row, previous, covered)
+            if digest != row[-1]:
+                at = Covered(before[:HASH_BYTES], before[HASH_BYTES:])
+                return self._name(self._broken(chunk, row, previous, at))
+            if digest == self._head:
+                self.head_at = sequence_of(due)
+            self.previous = previous = digest
+            self.held += 1
+            due += 1
+        if due <= chunk.last:
+            return self._ended(due, step_count)
+        return _stray_rows(chunk)
+
+    def _passes(self, first: int, last: int) -> bool:
+        """Walk along the links from step *first* to *last* by one query for the usual steps.
+
+        False, and nothing walked, where any of them does not hold or no step is usual.
+        """
+        usual = self._usual(first, last)
+        if usual is None:
+            return False
+        odd, covered = usual.odd(self._connection, first, last), self._covered.copy()
+        try:
+            previous = self._follow(usual, odd, range(first, last + 1), covered)
+        except _UnusualStep:
+            return False
+        if self._head is not None:
+            found = self._connection.execute(_HEAD, (first, last, self._head)).fetchone()
+            self.head_at = self.head_at if found is None else sequence_of(found[0])
+        self._covered, self.previous = covered, previous
+        self.held += last + 1 - first
+        return True
+
+    def _follow(self, usual: _Usual, odd: Chunk, steps: range, covered: Covered) -> bytes:
+        """Return the link of the last of *steps*; raise ``_UnusualStep`` where one does not hold.
+
+        *covered* moves on as the *odd* steps say: the usual ones leave it as it is.
+        """
+        unusual = {row[0]: row for row in odd.steps}
+        previous, due, outcome_at = self.previous, steps.start, usual.outcome_at
+        middles: dict[int, bytes] = {}
+        for row in self._connection.execute(usual.query, (steps.start, steps.stop - 1)):
+            if row[0] != due:
+                previous = self._follow_odd(odd, unusual, range(due, row[0]), previous, covered)
+                due = row[0]
+                middles.clear()
+            try:
+                middle = middles[row[outcome_at]]
+            except KeyError:
+                gates = self.gates.get(row[outcome_at]) or b""
+                middle = middles[row[outcome_at]] = covered.content + usual.layouts + gates
+            # ``chain_digest``, with what rarely changes put together before.
+            previous = sha256(previous + middle + pack(row[:-1])).digest()
+            if previous != row[-1]:
+                raise _UnusualStep
+            due += 1
+        previous = self._follow_odd(odd, unusual, range(due, steps.stop), previous, covered)
+        if not usual.is_all(len(steps) - len(odd.steps), odd):
+            raise _UnusualStep
+        return previous
+
+    def _follow_odd(
+        self,
+        odd: Chunk,
+        unusual: dict[int, StoredRow],
+        steps: range,
+        previous: bytes,
+        covered: Covered,
+    ) -> bytes:
+        """Return the link of the last of *steps*, which are all *unusual*, after *previous*."""
+        for step in steps:
+            row = unusual.get(step)
+            if row is None or self._link(odd, row, previous, covered) != row[-1]:
+                raise _UnusualStep
+            previous = row[-1]
+        return previous
+
+    def _usual(self, first: int, last: int) -> _Usual | None:
+        """Return how the usual steps of a range are read: like the one in its middle."""
+        middle = (first + last) // 2
+        chunk = read_chunk(self._connection, middle, middle)
+        if not chunk.steps:
+            return None
+        rows = chunk.rows(chunk.steps[0])
+        if rows.sparse.keys() - _JOINED or rows.core[STEP.outcome] is None:
+            return None
+        others = [layout for layout, _ in laid_of(rows)]
+        return _usual_of((layout_of("steps", rows.core), *others), rows.core[STEP.shape] >> 1)
 
     def _link(self, chunk: Chunk, row: StoredRow, previous: bytes, covered: Covered) -> bytes:
         """Return the digest that the rows of the step of *row* give after *previous*.
@@ -304,19 +500,24 @@ class _Walk:
         *covered* moves on as the step's rows say. Empty where its row denies them.
         """
         rows = chunk.rows(row)
-        pairs = sparse_pairs(rows)
-        leaves = kept_rows(pairs)
+        laid_rows = laid_of(rows)
+        leaves = kept_rows(laid_rows)
         expected = kept_digest(covered.kept, leaves) if leaves else None
-        covered.follow(rows.kept_sha256, rows.state)
-        shape = sum(SHAPE_UNITS[table] for table, _ in pairs)
+        states = rows.row("states")
+        kept = None if states is None else states[STATE.kept_sha256]
+        if states is not None:
+            covered.follow(kept, states[STATE.state])
+        shape = sum([SHAPE_UNITS[layout.table] for layout, _ in laid_rows])
         has_bar = row[STEP.open_time_ms] is not None
         if (
-            rows.kept_sha256 != expected
+            kept != expected
             or row[STEP.shape] >> 1 != shape >> 1
             or has_bar == ("events" in rows.sparse)
         ):
             return b""
-        return step_digest(previous, covered, rows, self._gate_set(row))
+        layouts, payload = canonical(rows.core, laid_rows)
+        prefix = layouts + (self._gate_set(row) or NO_GATES)
+        return chain_digest(previous, covered.content, prefix, payload)
 
     def _gate_set(self, row: StoredRow) -> bytes | None:
         """Return the hash of the gate set that judged the step of *row*, as that is stored."""
@@ -461,9 +662,9 @@ def covered_until(connection: sqlite3.Connection, run_key: int, pruned: StoredRo
     """Return what the last link that was *pruned* covers, from the rows that were kept."""
     span = (step_key(run_key, 0), step_key(run_key, pruned[_CUT.until_sequence]))
 
-    def rows(place: int, table: str) -> Iterator[tuple[int, int, SparseRow]]:
+    def rows(place: int, table: str) -> Iterator[tuple[int, int, LaidRow]]:
         for row in connection.cursor().execute(select(table, "step BETWEEN ? AND ?"), span):
-            yield row[0], place, (table, row)
+            yield row[0], place, laid_row(table, row)
 
     sources = [rows(place, table) for place, table in enumerate(("events", *KEPT_TABLES))]
     covered = Covered()

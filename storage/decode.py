@@ -91,7 +91,7 @@ class StoredRows(NamedTuple):
     """The rows of one step as read; the ``steps`` row still without its digest."""
 
     core: Sequence[Any]
-    sparse: Mapping[str, Sequence[Sequence[Any]]]
+    sparse: Mapping[str, Sequence[Sequence[Any]]]  # by table, in the order of ``SPARSE_TABLES``
 
     def row(self, table: str) -> Sequence[Any] | None:
         """Return the step's first row in *table*, if it has one."""

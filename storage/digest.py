@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
-from tracepaper.storage.rows import layout_of
+from tracepaper.storage.rows import laid_row
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates import GATES, GateKind
 from tracepaper.strategies.types import (
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tracepaper.storage.columns import Row
-    from tracepaper.storage.rows import SparseRow
+    from tracepaper.storage.rows import LaidRow
 
 CANONICAL_DECIMALS: Final = 18
 """Every price and quantity is hashed as an integer of 10⁻¹⁸, whatever its instrument's scale."""
 
 HASH_BYTES: Final = 32
 
-_encode = msgspec.msgpack.Encoder().encode
+pack = msgspec.msgpack.Encoder().encode
 _ARRAY_OF_FIVE: Final = b"\x95"
 """What stands before the encodings of its five elements."""
 
@@ -80,7 +80,7 @@ def chain_digest(
     of which columns they are (``rows.canonical``), and which gate set judged. *covered* is
     ``Covered.content`` after the step.
     """
-    return sha256(b"".join((previous, covered, prefix, _encode(payload)))).digest()
+    return sha256(b"".join((previous, covered, prefix, pack(payload)))).digest()
 
 
 NOTHING: Final = bytes(HASH_BYTES)
@@ -101,7 +101,7 @@ class Covered:
         self.state = state
         self.content = kept + state
 
-    def take(self, rows: Sequence[SparseRow], state: bytes | None) -> bytes | None:
+    def take(self, rows: Sequence[LaidRow], state: bytes | None) -> bytes | None:
         """Take in the kept *rows* and the state of a step; return ``kept`` where it changed."""
         changed = kept_digest(self.kept, rows) if rows else None
         self.follow(changed, state)
@@ -122,29 +122,30 @@ class Covered:
         return Covered(self.kept, self.state)
 
 
+def kept_digest(before: bytes, rows: Sequence[LaidRow]) -> bytes:
+    """Return the running hash after a step of which a prune keeps *rows*."""
+    content = pack([(layout.sha256, values) for layout, values in rows])
+    return sha256(before + content).digest()
+
+
 def _canonical(table: str, row: Row) -> tuple[bytes, Row]:
     """Return what names the columns that *row* fills, and its values: nulls are not hashed."""
-    layout = layout_of(table, row)
-    return layout.sha256, layout.values(row)
-
-
-def kept_digest(before: bytes, rows: Sequence[SparseRow]) -> bytes:
-    """Return the running hash after a step of which a prune keeps *rows*."""
-    return sha256(before + _encode([_canonical(table, row) for table, row in rows])).digest()
+    layout, values = laid_row(table, row)
+    return layout.sha256, values
 
 
 def opened_digest(run: Row, instruments: Iterable[Row], gate_sets: Iterable[Row]) -> bytes:
     """Return the chain's first link: the run as opened, its instruments and its gate sets."""
     parts = (("runs", (run,)), ("instruments", instruments), ("gate_sets", gate_sets))
     content = [[_canonical(table, row) for row in rows] for table, rows in parts]
-    return sha256(_encode(content)).digest()
+    return sha256(pack(content)).digest()
 
 
 def gates_digest(rows: Iterable[Row]) -> bytes:
     """Return the hash of the *rows* of a gate set, in their order."""
     hashed = sha256()
     for row in rows:
-        hashed.update(_encode(_canonical("gate_sets", row)))
+        hashed.update(pack(_canonical("gate_sets", row)))
     return hashed.digest()
 
 
@@ -207,7 +208,7 @@ class _CountedGates:
         self.pick = itemgetter(*self.places) if len(self.places) > 1 else self._pick_few
         names = tuple(gates[place] for place in self.places)
         thresholds = tuple(finite(gate_set.thresholds[place]) for place in self.places)
-        self.sha256 = sha256(_encode((names, thresholds))).digest()
+        self.sha256 = sha256(pack((names, thresholds))).digest()
         self._passed: dict[int, int] = {}
 
     def _pick_few(self, measures: tuple[float | None, ...]) -> tuple[float | None, ...]:
@@ -287,8 +288,8 @@ class DecisionHash:
         """
         if decision.outcome is not self._outcome or decision.target_quantity != self._target:
             self._encode_verdict(decision)
-        measures = _encode(self._gates.pick(decision.measures))
-        said = b"" if prediction is None else _encode(_forecast_part(prediction))
+        measures = pack(self._gates.pick(decision.measures))
+        said = b"" if prediction is None else pack(_forecast_part(prediction))
         parts = (canonical, self._gates_part, measures, self._verdict_part, said)
         return sha256(b"".join(parts)).digest()
 
@@ -298,10 +299,10 @@ class DecisionHash:
         self._target = decision.target_quantity
         if outcome.gate_set is not self._gate_set:
             self._gate_set, self._gates = outcome.gate_set, _CountedGates(outcome.gate_set)
-            self._gates_part = _ARRAY_OF_FIVE + _encode(self._gates.sha256)
+            self._gates_part = _ARRAY_OF_FIVE + pack(self._gates.sha256)
         passed = self._gates.passed(outcome.passed)
         target = b"%x" % (self._target * self._quantity_factor)
-        self._verdict_part = _encode(passed) + _encode(outcome.action) + _encode(target)
+        self._verdict_part = pack(passed) + pack(outcome.action) + pack(target)
 
 
 def decision_digest(

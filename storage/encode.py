@@ -34,6 +34,7 @@ from tracepaper.storage.rows import (
     StepShape,
     canonical,
     kept_rows,
+    laid,
     layout,
     layout_of,
     layouts_sha256,
@@ -462,11 +463,13 @@ class StepEncoder:
         if step.orders or step.fills or step.twins:
             self._add_trades(step, key, place, sparse)
         sparse.sort(key=_in_order)
-        kept = self._covered.take(kept_rows(sparse), step.state)
+        laid_rows = laid(sparse)
+        kept = self._covered.take(kept_rows(laid_rows), step.state)
         if step.state is not None or kept is not None or marked.equity is not None:
             state_row = (key, marked.equity, step.state, kept, *_extra("states", step))
             sparse.append(("states", state_row))
             sparse.sort(key=_in_order)
+            laid_rows = laid(sparse)
         bar = _NO_BAR
         if isinstance(event, Bar):
             bar = (
@@ -482,7 +485,7 @@ class StepEncoder:
             marked.holding, marked.unrealized, marked.account_unrealized, *_extra("steps", step),
         )  # fmt: skip
         of_core = layout_of("steps", core)
-        layouts_hash, payload = canonical(core, sparse)
+        layouts_hash, payload = canonical(core, laid_rows)
         prefix = layouts_hash + (NO_GATES if judged is None else judged.plan.sha256)
         return StepRows(
             of_core.values(core), of_core, tuple(sparse), () if judged is None else judged.gate_set,

@@ -110,7 +110,8 @@ def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None,
     """Return the first problem of the file itself, and what to warn of."""
     warnings: list[str] = []
     checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
-        lambda: _check_pages(connection),
+        lambda: check_pages(connection),
+        lambda: check_keys(connection),
         lambda: _check_schema(connection, warnings),
         lambda: _check_links(connection),
         lambda: _check_models(connection),
@@ -124,11 +125,15 @@ def _damaged(verdict: str) -> ChainProblem:
     return ChainProblem(None, (), "damaged", f"The file is damaged ({where}); restore a backup.")
 
 
-def _check_pages(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
-    """Let SQLite look at every page, and at what rows say of one another."""
+def check_pages(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
+    """Let SQLite look at every page."""
     (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         yield _damaged(str(verdict))
+
+
+def check_keys(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
+    """Look for rows that name a row which is not there."""
     keys = connection.execute("PRAGMA foreign_key_check").fetchall()
     for table in (*(str(table) for table, *_ in keys), *_orphans(connection)):
         sentence = f"A row of {table} belongs to a row that was removed."

@@ -148,9 +148,36 @@ def layout(table: str, present: tuple[bool, ...]) -> RowLayout:
     return RowLayout(table, present)
 
 
+_NULLABLE: Final = {
+    table: tuple(at for at, column in enumerate(columns) if column.null)
+    for table, columns in TABLES.items()
+}
+_LAYOUTS: Final[dict[tuple[str, int, tuple[bool, ...]], RowLayout]] = {}
+
+
 def layout_of(table: str, row: Sequence[Value]) -> RowLayout:
     """Return the layout of *row*, which may leave out the last columns of its table."""
-    return layout(table, tuple([value is not None for value in row]))
+    key = (table, len(row), tuple([row[at] is None for at in _NULLABLE[table]]))
+    found = _LAYOUTS.get(key)
+    if found is None:
+        present = tuple([value is not None for value in row])
+        found = _LAYOUTS[key] = layout(table, present)
+    return found
+
+
+LaidRow = tuple[RowLayout, Row]
+"""The layout of a row of a sparse table, and the row's values without its nulls."""
+
+
+def laid_row(table: str, row: Sequence[Value]) -> LaidRow:
+    """Return layout and values of one row."""
+    found = layout_of(table, row)
+    return found, found.values(row)
+
+
+def laid(sparse: Iterable[SparseRow]) -> list[LaidRow]:
+    """Return layouts and values of the *sparse* rows of a step."""
+    return [laid_row(table, row) for table, row in sparse]
 
 
 class StepShape(NamedTuple):
@@ -234,29 +261,29 @@ NO_GATES: Final = bytes(32)
 """Stands for the hash of a gate set where a step decided nothing."""
 
 
-def canonical(core: Sequence[Value], sparse: Iterable[SparseRow]) -> tuple[bytes, Row]:
+def canonical(core: Sequence[Value], sparse: Iterable[LaidRow]) -> tuple[bytes, Row]:
     """Return the hash of the layouts of a step's rows, and all of their values.
 
     The key of a sparse row is left out: it is the step's own.
     """
     of_core = layout_of("steps", core)
     layouts, values = [of_core], list(of_core.values(core))
-    for table, row in sparse:
-        of_row = layout_of(table, row)
+    for of_row, given in sparse:
         layouts.append(of_row)
-        values += of_row.values(row)[1:]
+        values += given[1:]
     return layouts_sha256(tuple(layouts)), tuple(values)
 
 
-_KIND_AT: Final = place("events", "kind")
+_KIND_AT: Final = place("events", "kind")  # among the values too: no null comes before it
+_KEPT: Final = frozenset(KEPT_TABLES)
 
 
-def kept_rows(sparse: Iterable[SparseRow]) -> list[SparseRow]:
+def kept_rows(sparse: Iterable[LaidRow]) -> list[LaidRow]:
     """Return those of the *sparse* rows of a step that a prune keeps."""
     return [
-        (table, row)
-        for table, row in sparse
-        if table in KEPT_TABLES or (table == "events" and row[_KIND_AT] in KEPT_EVENTS)
+        one
+        for one in sparse
+        if one[0].table in _KEPT or (one[0].table == "events" and one[1][_KIND_AT] in KEPT_EVENTS)
     ]
 
 

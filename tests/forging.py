@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tracepaper.storage.chain import covered_until, sparse_pairs, step_digest
+from tracepaper.storage.chain import covered_until, laid_of, step_digest
 from tracepaper.storage.columns import stored_columns
 from tracepaper.storage.decode import STEP, StoredRows
 from tracepaper.storage.digest import Covered, gates_digest, opened_digest
@@ -91,7 +91,7 @@ def _rechain_steps(
     chunk = read_chunk(raw, first, run_span(run_key)[1])
     for row in chunk.steps:
         rows = chunk.rows(row)
-        leaves = kept_rows(sparse_pairs(rows))
+        leaves = kept_rows(laid_of(rows))
         kept = rows.kept_sha256
         if lies:
             covered.follow(kept, rows.state)

@@ -61,7 +61,8 @@ def tiled(bars: int) -> Candles:
     )
 
 
-def _replay(parts: Sequence[Candles], strategy: str, *, warnings: tuple[str, ...] = ()) -> Replay:
+def replay_of(parts: Sequence[Candles], strategy: str, *, warnings: tuple[str, ...] = ()) -> Replay:
+    """Return a replay of *parts* by *strategy*, with money that never runs out."""
     symbols = [part.symbol for part in parts]
     sections: dict[str, dict[str, Any]] = {
         "market": {"category": "linear", "symbols": symbols, "interval": "1"},
@@ -106,8 +107,8 @@ def measure(bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None
     alone, ratios, plain = [], [], []
     for turn in range(rounds):
         tell(f"round {turn + 1} of {rounds}: {bars:,} bars, of one symbol and of {SYMBOLS}")
-        alone.append(_logged(_replay([candles], "sma_cross")))
-        together = _logged(_replay(several, "sma_cross"))
+        alone.append(_logged(replay_of([candles], "sma_cross")))
+        together = _logged(replay_of(several, "sma_cross"))
         bars_together = sum(len(part) for part in several)
         ratios.append(together.cpu_s / bars_together * bars / alone[-1].cpu_s)
         closes = candles.close.tolist()
@@ -115,7 +116,7 @@ def measure(bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None
         _plain_loop(closes)
         plain.append(time.process_time() - began)
     tell("the same, keeping only steps that traded")
-    acted = _logged(_replay([candles], "sma_cross", warnings=(ACTING_ONLY,))).size / bars
+    acted = _logged(replay_of([candles], "sma_cross", warnings=(ACTING_ONLY,))).size / bars
     seconds = statistics.median(one.cpu_s for one in alone)
     quarter, last = _quarter_and_last(alone[-1].memory)
     return {
@@ -176,7 +177,7 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "bench.db"
         tell("loading the model")
-        replay = _replay([candles], "attention")
+        replay = replay_of([candles], "attention")
         tell(f"replaying {len(candles):,} bars")
         audit = SqlAuditLog.open(database)
         forecaster = replay.forecaster

@@ -49,6 +49,21 @@ def replay(
 
 
 @app.command()
+def audit(
+    *,
+    bars: Annotated[
+        int, typer.Option(min=1_000, help="Bars of the run that is checked.")
+    ] = 100_000,
+    model: Annotated[bool, typer.Option(help="Also with the default model.")] = True,
+    json: JsonOption = False,
+) -> None:
+    """Measure the walk along a chain beside a bare read, pack and hash of the same rows."""
+    from tracepaper.replay.bench.audit import measure
+
+    _say("audit: CPU time of a check", measure(bars, model=model, tell=_tell), as_json=json)
+
+
+@app.command()
 def live(
     *,
     bars: Annotated[int, typer.Option(min=100, help="Decisions to time.")] = 1_000,
