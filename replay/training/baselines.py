@@ -6,9 +6,9 @@ baseline is fitted on the training part alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from scipy.signal import lfilter
 
 from tracepaper.replay.training.samples import VARIANCE_FLOOR
 from tracepaper.replay.training.series import Segment
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.market import DAY_MS
 
@@ -126,3 +127,101 @@ def log_variance(
 def log_rows(variances: Array) -> Array:
     """Return [time, column] logarithms of [column, time] past variances, floored."""
     return np.log(np.maximum(variances, VARIANCE_FLOOR)).T
+
+
+# --- the registry
+
+
+class Training(NamedTuple):
+    """What baselines are fitted on, a part a segment; what is not labelled is NaN."""
+
+    rows: list[NDArray[np.float32]]  # [time, feature]
+    returns: list[NDArray[np.float32]]  # [time, horizon]
+    variances: list[NDArray[np.float32]]  # [time, horizon]
+    past: list[Array]  # [5, time], of ``past_variances``
+
+
+class Asked(NamedTuple):
+    """Some bars of one segment that are to be forecast at one horizon."""
+
+    segment: Segment
+    rows: NDArray[np.int64]
+    past: Array  # [5, row], of ``past_variances``
+    horizon: int  # bars
+    column: int  # of the horizon
+
+
+Answer = Callable[[Asked], Array]
+"""What a fitted baseline says of each row: [row]."""
+
+
+class Baseline(NamedTuple):
+    """A forecast without a network that every table shows beside the network's."""
+
+    name: str
+    of: Literal["mean", "variance"]
+    fit: Callable[[Training], Answer]
+
+
+BASELINES: Final[dict[str, Baseline]] = {}
+"""Every baseline by its name, in the order of the tables."""
+
+
+def baseline(
+    name: str, *, of: Literal["mean", "variance"]
+) -> Callable[[Callable[[Training], Answer]], Callable[[Training], Answer]]:
+    """Register what fits a baseline of the scaled return's mean or of its variance.
+
+    Raises ``ConfigInvalid`` for a name that is taken.
+    """
+
+    def known(fit: Callable[[Training], Answer]) -> Callable[[Training], Answer]:
+        if name in BASELINES:
+            raise ConfigInvalid(f"There is a baseline called {name} already.")
+        BASELINES[name] = Baseline(name, of, fit)
+        return fit
+
+    return known
+
+
+@baseline("ridge", of="mean")
+def _ridge(training: Training) -> Answer:
+    fitted = ridge(training.rows, training.returns)
+    return lambda asked: fitted.predict(asked.segment.values[asked.rows])[:, asked.column]
+
+
+@baseline("persistence", of="mean")
+def _persistence(_: Training) -> Answer:
+    return lambda asked: past_return(asked.segment, asked.horizon)[asked.rows]
+
+
+@baseline("reversed_persistence", of="mean")
+def _reversed_persistence(_: Training) -> Answer:
+    return lambda asked: -past_return(asked.segment, asked.horizon)[asked.rows]
+
+
+@baseline("seasonal_naive", of="mean")
+def _seasonal_naive(_: Training) -> Answer:
+    return lambda asked: past_return(asked.segment, asked.horizon, days=1)[asked.rows]
+
+
+@baseline("har", of="variance")
+def _har(training: Training) -> Answer:
+    fitted = log_variance([log_rows(past) for past in training.past], training.variances)
+    return lambda asked: fitted.predict(log_rows(asked.past))[:, asked.column]
+
+
+@baseline("log_linear", of="variance")
+def _log_linear(training: Training) -> Answer:
+    fitted = log_variance(training.rows, training.variances)
+    return lambda asked: fitted.predict(asked.segment.values[asked.rows])[:, asked.column]
+
+
+@baseline("ewma", of="variance")
+def _ewma(training: Training) -> Answer:
+    ratios = [
+        variance / past[-1][:, None]
+        for variance, past in zip(training.variances, training.past, strict=True)
+    ]
+    factor = np.nanmean(np.concatenate(ratios), axis=0)
+    return lambda asked: asked.past[-1] * factor[asked.column]

@@ -19,6 +19,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from tracepaper.replay.training.fit import FitOptions
+from tracepaper.replay.training.losses import LOSSES
 from tracepaper.replay.training.samples import FLAT_BAND, VARIANCE_FLOOR
 from tracepaper.replay.training.series import Split, TrainingFile, iso
 from tracepaper.strategies.errors import DataInvalid
@@ -169,7 +170,7 @@ def training_section(options: FitOptions, *, best_step: int, bars: int) -> dict[
         "bars": bars,
         "flat_band": FLAT_BAND,
         "variance_floor": VARIANCE_FLOOR,
-        "losses": "Student-t NLL, cross-entropy, QLIKE",
+        "losses": ", ".join(each.title for each in LOSSES.values()),
     }
 
 

@@ -11,8 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tracepaper.replay.training import baselines as base
 from tracepaper.replay.training import figures
+from tracepaper.replay.training.baselines import (
+    BASELINES,
+    Answer,
+    Asked,
+    Training,
+    past_variances,
+)
 from tracepaper.replay.training.figures import DailyEstimate
 from tracepaper.replay.training.samples import NO_LABEL, VARIANCE_FLOOR, Samples
 from tracepaper.strategies.features_rolling import Array
@@ -83,16 +89,6 @@ _SEED: Final = 20_170_817  # of the random baseline
 
 
 @dataclass(frozen=True)
-class Baselines:
-    """Everything that is fitted on the training part."""
-
-    ridge: base.Ridge
-    har: base.LogVariance
-    log_linear: base.LogVariance
-    ewma_factor: Array
-
-
-@dataclass(frozen=True)
 class HorizonForecasts:
     """One horizon's rows of one part: forecasts by name beside what happened, all over [row]."""
 
@@ -109,24 +105,17 @@ class HorizonForecasts:
     variances: Mapping[str, Array]
 
 
-def fit_baselines(training: Sequence[Samples]) -> Baselines:
-    """Fit ridge, HAR, EWMA and the log-linear variance to the *training* samples."""
-    rows, returns, variances, past = [], [], [], []
+def fit_baselines(training: Sequence[Samples]) -> dict[str, Answer]:
+    """Fit every registered baseline to the *training* samples."""
+    known = Training([], [], [], [])
     for samples in training:
         span = slice(samples.start, samples.stop)
         unused = samples.weights[span] == 0
-        rows.append(samples.segment.values[span])
-        returns.append(np.where(unused, np.nan, samples.labels.returns[span]))
-        variances.append(np.where(unused, np.nan, samples.labels.variance[span]))
-        past.append(base.past_variances(samples.segment)[:, span])
-    ratios = [v / p[-1][:, None] for v, p in zip(variances, past, strict=True)]
-    logs = [base.log_rows(p) for p in past]
-    return Baselines(
-        ridge=base.ridge(rows, returns),
-        har=base.log_variance(logs, variances),
-        log_linear=base.log_variance(rows, variances),
-        ewma_factor=np.nanmean(np.concatenate(ratios), axis=0),
-    )
+        known.rows.append(samples.segment.values[span])
+        known.returns.append(np.where(unused, np.nan, samples.labels["returns"][span]))
+        known.variances.append(np.where(unused, np.nan, samples.labels["variance"][span]))
+        known.past.append(past_variances(samples.segment)[:, span])
+    return {name: each.fit(known) for name, each in BASELINES.items()}
 
 
 def answer(
@@ -153,7 +142,7 @@ def answer(
 
 def judged(
     answered: Sequence[tuple[Samples, NDArray[np.int64], Predictions]],
-    fitted: Baselines,
+    fitted: Mapping[str, Answer],
     horizons: Sequence[int],
 ) -> list[HorizonForecasts]:
     """Put forecasts, baselines and labels side by side, one ``HorizonForecasts`` a horizon."""
@@ -171,49 +160,46 @@ def judged(
                 days=merged["day"].astype(np.int64),
                 value=merged["value"],
                 classes=merged["class"].astype(np.int64),
-                variance=merged["variance"],
+                variance=merged["realised"],
                 mean=every.mean[used, column].astype(np.float64),
                 scale=every.scale[used, column].astype(np.float64),
                 dof=every.dof[used, column].astype(np.float64),
                 logits=every.logits[used, column],
                 means={
                     "network": every.mean[used, column].astype(np.float64),
-                    "ridge": merged["ridge"],
-                    "persistence": merged["persistence"],
-                    "reversed_persistence": -merged["persistence"],
-                    "seasonal_naive": merged["seasonal"],
+                    **{name: merged[name] for name in _named("mean")},
                     "random": generator.normal(size=int(used.sum())),
                 },
                 variances={
                     "network": every.variance[used, column].astype(np.float64),
-                    "har": merged["har"],
-                    "log_linear": merged["log_linear"],
-                    "ewma": merged["ewma"],
+                    **{name: merged[name] for name in _named("variance")},
                 },
             )
         )
     return found
 
 
+def _named(of: str) -> list[str]:
+    return [name for name, each in BASELINES.items() if each.of == of]
+
+
 def _baseline_rows(
-    samples: Samples, rows: NDArray[np.int64], fitted: Baselines, column: int, horizon: int
+    samples: Samples,
+    rows: NDArray[np.int64],
+    fitted: Mapping[str, Answer],
+    column: int,
+    horizon: int,
 ) -> dict[str, Array]:
     """Return labels and baselines of *rows* for one horizon."""
     segment, labels = samples.segment, samples.labels
-    past = base.past_variances(segment)[:, rows]
-    values = segment.values[rows]
+    asked = Asked(segment, rows, past_variances(segment)[:, rows], horizon, column)
     return {
         "weight": samples.weights[rows, column].astype(np.float64),
         "day": (segment.open_time_ms[rows] // DAY_MS).astype(np.float64),
-        "value": labels.returns[rows, column].astype(np.float64),
-        "class": labels.direction[rows, column].astype(np.float64),
-        "variance": labels.variance[rows, column].astype(np.float64),
-        "ridge": fitted.ridge.predict(values)[:, column],
-        "persistence": base.past_return(segment, horizon)[rows],
-        "seasonal": base.past_return(segment, horizon, days=1)[rows],
-        "har": fitted.har.predict(base.log_rows(past))[:, column],
-        "log_linear": fitted.log_linear.predict(values)[:, column],
-        "ewma": past[-1] * fitted.ewma_factor[column],
+        "value": labels["returns"][rows, column].astype(np.float64),
+        "class": labels["direction"][rows, column].astype(np.float64),
+        "realised": labels["variance"][rows, column].astype(np.float64),
+        **{name: answered(asked) for name, answered in fitted.items()},
     }
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tracepaper.replay.training.losses import (
-    TASKS,
+    LOSSES,
     Constants,
     TaskWeights,
     as_float32,
@@ -89,7 +89,8 @@ def loss_shares(horizons: Sequence[int], options: FitOptions) -> Array:
     """
     ratio = horizons[0] / np.asarray(horizons, dtype=np.float64)
     share = options.price_weight * ratio**options.uniqueness_power
-    return np.stack([share, share, np.ones_like(share)])
+    even = np.ones_like(share)
+    return np.stack([share if each.is_price else even for each in LOSSES.values()])
 
 
 STATE_NAME: Final = "training.pt"
@@ -133,8 +134,8 @@ class Fit:
         self._averaged = AveragedModel(
             network, multi_avg_fn=get_ema_multi_avg_fn(options.average), use_buffers=True
         )
-        self._best_heads = np.full((len(TASKS), horizons), -np.inf)
-        self._waited = np.zeros((len(TASKS), horizons), dtype=np.int64)
+        self._best_heads = np.full((len(LOSSES), horizons), -np.inf)
+        self._waited = np.zeros((len(LOSSES), horizons), dtype=np.int64)
         self._optimiser = torch.optim.AdamW(_groups(network, self._weights, options))
         self._device = next(network.parameters()).device
         self._weights.to(self._device)
@@ -187,9 +188,7 @@ class Fit:
             outputs = self._network(batch.values.to(device))
         each = elementwise(
             as_float32(outputs),
-            batch.returns.to(device),
-            batch.direction.to(device),
-            batch.variance.to(device),
+            {name: label.to(device) for name, label in batch.labels.items()},
             weights > 0,
             self._levels,
         )

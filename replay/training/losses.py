@@ -8,9 +8,9 @@ compared from one step to the next.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,42 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracepaper.replay.training.evaluation import Predictions, predict
-from tracepaper.replay.training.samples import NO_LABEL, VARIANCE_FLOOR, Samples
+from tracepaper.replay.training.samples import LABELS, NO_LABEL, VARIANCE_FLOOR, Samples
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.networks.heads import Outputs
 
-TASKS: Final = ("return", "direction", "volatility")
+Labelled = Mapping[str, Tensor]
+"""Each label's name → [batch, time, horizon]."""
+Elementwise = Callable[[Outputs, Labelled, Sequence[float]], Tensor]
+"""``(outputs, labels, levels of the quantiles) -> losses [batch, time, horizon]``."""
+
+
+class Loss(NamedTuple):
+    """What a head is trained and judged by, by its name."""
+
+    name: str
+    title: str
+    of: Elementwise
+    is_price: bool
+    """Whether it says where the price goes; of volatility each label says more."""
+
+
+LOSSES: Final[dict[str, Loss]] = {}
+"""Every loss by its name; their order is that of the axis *task*."""
+
+
+def loss(name: str, title: str, *, is_price: bool) -> Callable[[Elementwise], Elementwise]:
+    """Register a loss; raise ``ConfigInvalid`` for a name that is taken."""
+
+    def known(of: Elementwise) -> Elementwise:
+        if name in LOSSES:
+            raise ConfigInvalid(f"There is a loss called {name} already.")
+        LOSSES[name] = Loss(name, title, of, is_price)
+        return of
+
+    return known
 
 
 def student_t_nll(value: Tensor, mean: Tensor, log_scale: Tensor, dof: Tensor) -> Tensor:
@@ -62,34 +92,49 @@ def lost_utility(value: Tensor, allocation: Tensor) -> Tensor:
     return 0.5 * gain * gain - gain
 
 
-def elementwise(
-    outputs: Outputs,
-    returns: Tensor,
-    direction: Tensor,
-    variance: Tensor,
-    used: Tensor,
-    levels: Sequence[float] = (),
-) -> Tensor:
-    """Return [task, batch, time, horizon] losses; labels and *used* are [batch, time, horizon].
-
-    Quantiles (at *levels*) and allocation, where the network has them, add to the return's loss.
-    Where *used* is false a label may hold anything, and its losses mean nothing.
-    """
-    value = torch.where(used, returns, torch.zeros_like(returns))
-    realised = torch.where(used, variance, torch.ones_like(variance))
-    classes = torch.where(used, direction, torch.full_like(direction, NO_LABEL))
-    entropy = functional.cross_entropy(
-        outputs.direction_logits.flatten(0, -2),
-        classes.flatten(),
-        ignore_index=NO_LABEL,
-        reduction="none",
-    ).view(classes.shape)
+@loss("return", "Student-t NLL", is_price=True)
+def return_loss(outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> Tensor:
+    """Return the return's loss; quantiles and allocation add to it where the network has them."""
+    value = labels["returns"]
     price = student_t_nll(value, outputs.mean, outputs.log_scale, outputs.dof)
     if outputs.quantiles is not None:
         price = price + pinball(value, outputs.quantiles, levels)
     if outputs.allocation is not None:
         price = price + lost_utility(value, outputs.allocation)
-    return torch.stack([price, entropy, qlike(realised, outputs.log_variance)])
+    return price
+
+
+@loss("direction", "cross-entropy", is_price=True)
+def direction_loss(outputs: Outputs, labels: Labelled, _: Sequence[float]) -> Tensor:
+    """Return the cross-entropy of the direction."""
+    classes = labels["direction"]
+    return functional.cross_entropy(
+        outputs.direction_logits.flatten(0, -2),
+        classes.flatten(),
+        ignore_index=NO_LABEL,
+        reduction="none",
+    ).view(classes.shape)
+
+
+@loss("volatility", "QLIKE", is_price=False)
+def volatility_loss(outputs: Outputs, labels: Labelled, _: Sequence[float]) -> Tensor:
+    """Return QLIKE of the variance."""
+    return qlike(labels["variance"], outputs.log_variance)
+
+
+def elementwise(
+    outputs: Outputs, labels: Labelled, used: Tensor, levels: Sequence[float] = ()
+) -> Tensor:
+    """Return [task, batch, time, horizon] losses; labels and *used* are [batch, time, horizon].
+
+    *levels* are those of the quantiles. Where *used* is false a label may hold anything, and its
+    losses mean nothing.
+    """
+    known = {
+        name: torch.where(used, labels[name], torch.full_like(labels[name], each.missing))
+        for name, each in LABELS.items()
+    }
+    return torch.stack([each.of(outputs, known, levels) for each in LOSSES.values()])
 
 
 def as_float32(outputs: Outputs) -> Outputs:
@@ -119,7 +164,7 @@ class TaskWeights(nn.Module):
 
     def __init__(self, horizons: int, *, learned: bool) -> None:
         super().__init__()
-        self.log_variance = nn.Parameter(torch.zeros(len(TASKS), horizons), requires_grad=learned)
+        self.log_variance = nn.Parameter(torch.zeros(len(LOSSES), horizons), requires_grad=learned)
 
     def forward(self, each: Tensor, active: Tensor) -> Tensor:
         """Return the weighted sum of [task, horizon] losses over the *active* ones."""
@@ -152,13 +197,13 @@ def constants(training: Sequence[Samples], *, seed: int) -> Constants:
     for column in range(horizons):
         used = [samples.weights[:, column] > 0 for samples in training]
         pairs = list(zip(training, used, strict=True))
-        returns = np.concatenate([s.labels.returns[u, column] for s, u in pairs])
-        classes = np.concatenate([s.labels.direction[u, column] for s, u in pairs])
+        returns = np.concatenate([s.labels["returns"][u, column] for s, u in pairs])
+        classes = np.concatenate([s.labels["direction"][u, column] for s, u in pairs])
         drawn = generator.choice(returns, min(len(returns), _FIT_ROWS), replace=False)
         fitted.append(stats.t.fit(drawn.astype(np.float64)))
         counts = np.bincount(classes, minlength=3)[:3] + 1
         frequency[column] = counts / counts.sum()
-        variance[column] = np.concatenate([s.labels.variance[u, column] for s, u in pairs]).mean(
+        variance[column] = np.concatenate([s.labels["variance"][u, column] for s, u in pairs]).mean(
             dtype=np.float64
         )
     dof, location, scale = np.array(fitted).T
@@ -229,8 +274,7 @@ def outputs_of(found: Predictions) -> Outputs:
 
 def _elementwise(outputs: Outputs, samples: Samples, span: slice) -> Array:
     """Return [task, time, horizon] losses of one segment's *span*."""
-    labels = samples.labels
-    rows = labels.returns[span].shape[0]
+    rows = samples.weights[span].shape[0]
 
     def spread(part: Tensor) -> Tensor:
         return part.expand(1, rows, *part.shape[2:])
@@ -247,9 +291,7 @@ def _elementwise(outputs: Outputs, samples: Samples, span: slice) -> Array:
     with torch.inference_mode():
         each = elementwise(
             wide,
-            torch.from_numpy(labels.returns[span])[None],
-            torch.from_numpy(labels.direction[span])[None],
-            torch.from_numpy(labels.variance[span])[None],
+            {name: torch.from_numpy(x[span])[None] for name, x in samples.labels.items()},
             torch.from_numpy(samples.weights[span] > 0)[None],
         )
     found: Array = each[:, 0].double().numpy()
@@ -267,7 +309,7 @@ def _noise(each: Array, weights: NDArray[np.float32], days: NDArray[np.int64]) -
     _, day = np.unique(days, return_inverse=True)
     count = int(day.max()) + 1
     errors = np.ones(each.shape[::2])
-    for task in range(len(TASKS)):
+    for task in range(len(LOSSES)):
         for column in range(weights.shape[1]):
             total = np.bincount(day, weights[:, column], count)
             summed = np.bincount(day, weights[:, column] * each[task, :, column], count)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tracepaper.replay.training import card as cards
+from tracepaper.replay.training.baselines import Answer
 from tracepaper.replay.training.card import PERCENTS, ROUND_TRIP_COST, quantiles, slope, temperature
 from tracepaper.replay.training.evaluation import (
-    Baselines,
     HorizonForecasts,
     answer,
     fit_baselines,
@@ -58,7 +58,7 @@ class Material:
         return cls(sources, segments, split(segments), known, horizons)
 
     @cached_property
-    def baselines(self) -> Baselines:
+    def baselines(self) -> dict[str, Answer]:
         """The baselines, fitted on the training part when first asked for."""
         return fit_baselines(self.samples(Part.TRAIN))
 

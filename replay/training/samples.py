@@ -10,9 +10,9 @@ The rules are docs/models.md, L5 and L6.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.replay.training.series import Part, Segment, Split
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features_rolling import Array
 
 FLAT_BAND: Final = 0.2
@@ -32,32 +32,77 @@ RETURN_LIMIT: Final = 20.0
 DOWN, FLAT, UP, NO_LABEL = 0, 1, 2, -1
 
 
-@dataclass(frozen=True)
-class Targets:
-    """Labels over [time, horizon]; rows whose future is not known are NaN (``NO_LABEL``)."""
-
-    returns: NDArray[np.float32]
-    direction: NDArray[np.int64]
-    variance: NDArray[np.float32]
+Column = NDArray[Any]
+"""[time, ..] of float32, or int64 where a label is a class."""
+Labels = Mapping[str, Column]
+"""Each label's name → [time, horizon]; unknown futures are NaN, or ``NO_LABEL`` of a class."""
 
 
-def targets(segment: Segment, horizons: Sequence[int]) -> Targets:
-    """Return the labels of every bar of *segment* for each horizon, in bars."""
-    count = len(segment)
-    returns = np.full((count, len(horizons)), np.nan, dtype=np.float32)
-    variance = np.full((count, len(horizons)), np.nan, dtype=np.float32)
+class Label(NamedTuple):
+    """Something that is learnt at each bar, by its name."""
+
+    name: str
+    of: Callable[[Segment, int], Column]
+    """The label of every bar of a segment for a horizon, in bars: [time]."""
+    missing: float
+    """What stands for it in a batch where it is not known; no loss is taken there."""
+
+
+LABELS: Final[dict[str, Label]] = {}
+"""Every label by its name."""
+
+_OfBars = Callable[[Segment, int], Column]
+
+
+def label(name: str, *, missing: float) -> Callable[[_OfBars], _OfBars]:
+    """Register what computes a label; raise ``ConfigInvalid`` for a name that is taken."""
+
+    def known(of: _OfBars) -> _OfBars:
+        if name in LABELS:
+            raise ConfigInvalid(f"There is a label called {name} already.")
+        LABELS[name] = Label(name, of, missing)
+        return of
+
+    return known
+
+
+def targets(segment: Segment, horizons: Sequence[int]) -> dict[str, Column]:
+    """Return every registered label of every bar of *segment* for each horizon, in bars."""
+    return {
+        name: np.stack([each.of(segment, horizon) for horizon in horizons], axis=1)
+        for name, each in LABELS.items()
+    }
+
+
+@label("returns", missing=0.0)
+def scaled_return(segment: Segment, horizon: int) -> NDArray[np.float32]:
+    """Return the return to *horizon* in units of σ √h, cut at ``RETURN_LIMIT``."""
+    found = np.full(len(segment), np.nan, dtype=np.float32)
+    known = max(len(segment) - horizon, 0)
+    logs = np.log(segment.close)
+    scale = segment.sigma[:known] * np.sqrt(horizon)
+    found[:known] = np.clip((logs[horizon:] - logs[:known]) / scale, -RETURN_LIMIT, RETURN_LIMIT)
+    return found
+
+
+@label("direction", missing=NO_LABEL)
+def direction(segment: Segment, horizon: int) -> NDArray[np.int64]:
+    """Return DOWN, FLAT or UP of the scaled return."""
+    return direction_of(scaled_return(segment, horizon))
+
+
+@label("variance", missing=1.0)
+def realised_variance(segment: Segment, horizon: int) -> NDArray[np.float32]:
+    """Return the variance of the one-bar returns to *horizon* in units of σ² h, floored."""
+    found = np.full(len(segment), np.nan, dtype=np.float32)
+    known = max(len(segment) - horizon, 0)
     logs = np.log(segment.close)
     moves = np.diff(logs, prepend=logs[0])
     squares = np.concatenate([[0.0], np.cumsum(moves * moves)])
-    for column, horizon in enumerate(horizons):
-        known = max(count - horizon, 0)
-        scale = segment.sigma[:known] * np.sqrt(horizon)
-        scaled = (logs[horizon:] - logs[:known]) / scale
-        returns[:known, column] = np.clip(scaled, -RETURN_LIMIT, RETURN_LIMIT)
-        # Entry i sums the moves before bar i: this begins after the move into the bar itself.
-        realised = squares[horizon + 1 :][:known] - squares[1 : known + 1]
-        variance[:known, column] = np.clip(realised / scale**2, VARIANCE_FLOOR, RETURN_LIMIT**2)
-    return Targets(returns, direction_of(returns), variance)
+    scale = segment.sigma[:known] * np.sqrt(horizon)
+    realised = squares[horizon + 1 :][:known] - squares[1 : known + 1]
+    found[:known] = np.clip(realised / scale**2, VARIANCE_FLOOR, RETURN_LIMIT**2)
+    return found
 
 
 def direction_of(returns: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -90,12 +135,10 @@ def uniqueness(labelled: NDArray[np.bool_], horizon: int) -> Array:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors [batch, time, ..]: features, labels and sample weights by horizon."""
+    """Tensors [batch, time, ..]: features, labels by name and sample weights by horizon."""
 
     values: Tensor
-    returns: Tensor
-    direction: Tensor
-    variance: Tensor
+    labels: dict[str, Tensor]
     weights: Tensor
 
 
@@ -105,7 +148,7 @@ class Samples:
 
     segment: Segment
     horizons: tuple[int, ...]
-    labels: Targets
+    labels: Labels
     weights: NDArray[np.float32]
     start: int  # rows from start until stop may be seen
     stop: int
@@ -180,18 +223,19 @@ class Chunks:
     def _joined(self, cuts: Sequence[tuple[Samples, int, int]]) -> Batch:
         """Return the chunks at *cuts* as one batch."""
         columns = zip(*(self._chunk(*cut) for cut in cuts), strict=True)
-        return Batch(*(torch.from_numpy(np.stack(column)) for column in columns))
+        values, weights, *labels = (torch.from_numpy(np.stack(column)) for column in columns)
+        return Batch(values, dict(zip(LABELS, labels, strict=True)), weights)
 
     def _chunk(self, samples: Samples, start: int, stop: int) -> tuple[NDArray[np.generic], ...]:
         """Return one chunk's arrays, padded at the end where it is shorter than the others."""
         span = slice(start, stop)
-        labels = samples.labels
         arrays = (
             samples.segment.values[span],
-            np.nan_to_num(labels.returns[span]),
-            labels.direction[span],
-            np.nan_to_num(labels.variance[span], nan=1.0),
             samples.weights[span],
+            *(
+                np.nan_to_num(samples.labels[name][span], nan=each.missing)
+                for name, each in LABELS.items()
+            ),
         )
         missing = self._length - (stop - start)
         return tuple(np.pad(array, ((0, missing), (0, 0))) for array in arrays)

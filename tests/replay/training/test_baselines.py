@@ -70,7 +70,7 @@ def test_the_factor_makes_the_mean_ratio_one() -> None:
 
 
 def test_har_beats_a_constant_where_volatility_lasts() -> None:
-    labels = targets(KNOWN, (30,)).variance[2_000:-30].astype(float)
+    labels = targets(KNOWN, (30,))["variance"][2_000:-30].astype(float)
     rows = base.log_rows(base.past_variances(KNOWN))[2_000:-30]
     fitted = base.log_variance([rows], [labels])
 

@@ -65,7 +65,7 @@ def test_a_segment_shorter_than_a_chunk_is_padded_without_weight() -> None:
     rows = samples[0].stop - samples[0].start
     assert rows < 512
     assert batch.weights[0, rows:].abs().sum() == 0
-    for tensor in (batch.values, batch.returns, batch.variance):
+    for tensor in (batch.values, batch.labels["returns"], batch.labels["variance"]):
         assert torch.isfinite(tensor).all()
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from tracepaper.replay.training.losses import (
-    TASKS,
+    LOSSES,
     TaskWeights,
     averaged,
     elementwise,
@@ -21,6 +21,10 @@ from tracepaper.replay.training.losses import (
 )
 from tracepaper.replay.training.samples import VARIANCE_FLOOR
 from tracepaper.strategies.networks.heads import Outputs
+
+
+def labelled(returns: Tensor, direction: Tensor, variance: Tensor) -> dict[str, Tensor]:
+    return {"returns": returns, "direction": direction, "variance": variance}
 
 
 def outputs(batch: int, time: int, horizons: int, *, seed: int = 0) -> Outputs:
@@ -68,9 +72,9 @@ def test_an_unused_position_has_no_say_whatever_its_label() -> None:
     classes = torch.randint(0, 3, (1, 6, 2))
     weights = torch.ones(1, 6, 2)
     weights[:, 4:] = 0.0
-    clean = averaged(elementwise(made, returns, classes, variance, weights > 0), weights)
+    clean = averaged(elementwise(made, labelled(returns, classes, variance), weights > 0), weights)
     returns[:, 4:], variance[:, 4:], classes[:, 4:] = torch.nan, torch.nan, -1
-    dirty = averaged(elementwise(made, returns, classes, variance, weights > 0), weights)
+    dirty = averaged(elementwise(made, labelled(returns, classes, variance), weights > 0), weights)
     torch.testing.assert_close(clean, dirty, rtol=0, atol=0)
 
 
@@ -100,7 +104,8 @@ def test_extra_heads_add_to_the_loss_of_the_return_alone() -> None:
     rich = plain._replace(allocation=torch.ones(1, 4, 2), quantiles=torch.zeros(1, 4, 2, 3))
     labels = (torch.ones(1, 4, 2), torch.zeros(1, 4, 2).long(), torch.ones(1, 4, 2))
     used = torch.ones(1, 4, 2, dtype=torch.bool)
-    added = elementwise(rich, *labels, used, (0.1, 0.5, 0.9)) - elementwise(plain, *labels, used)
+    added = elementwise(rich, labelled(*labels), used, (0.1, 0.5, 0.9))
+    added = added - elementwise(plain, labelled(*labels), used)
     # Pinball of 1 above 0 is the mean level; a unit held of a unit gained loses -1 + 1/2.
     torch.testing.assert_close(added[0], torch.full((1, 4, 2), 0.5 - 0.5))
     torch.testing.assert_close(added[1:], torch.zeros(2, 1, 4, 2))
@@ -108,7 +113,7 @@ def test_extra_heads_add_to_the_loss_of_the_return_alone() -> None:
 
 def test_nothing_used_costs_nothing() -> None:
     made, empty = outputs(1, 4, 2), torch.zeros(1, 4, 2)
-    each = elementwise(made, empty, empty.long() - 1, empty + 1, empty > 0)
+    each = elementwise(made, labelled(empty, empty.long() - 1, empty + 1), empty > 0)
     assert averaged(each, empty).abs().sum() == 0.0
 
 
@@ -118,7 +123,7 @@ def test_learned_weights_lower_what_is_noisy() -> None:
     each = torch.tensor([[4.0], [1.0], [0.25]])
     for _ in range(300):
         optimiser.zero_grad()
-        weights(each, torch.ones(len(TASKS), 1)).backward()
+        weights(each, torch.ones(len(LOSSES), 1)).backward()
         optimiser.step()
     # Kendall's optimum: exp(-s) = 1 / loss.
     torch.testing.assert_close(torch.exp(weights.log_variance), each, rtol=1e-3, atol=1e-3)

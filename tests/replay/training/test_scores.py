@@ -59,8 +59,8 @@ def test_the_constants_are_those_of_the_training_labels() -> None:
     known = constants(TRAINING, seed=0)
     used = TRAINING[0].weights[:, 0] > 0
     labels = TRAINING[0].labels
-    np.testing.assert_allclose(known.variance[0], labels.variance[used, 0].mean(), rtol=1e-4)
-    up = (labels.direction[used, 0] == 2).mean()
+    np.testing.assert_allclose(known.variance[0], labels["variance"][used, 0].mean(), rtol=1e-4)
+    up = (labels["direction"][used, 0] == 2).mean()
     np.testing.assert_allclose(known.frequency[0, 2], up, atol=1e-3)
 
 

@@ -1,0 +1,129 @@
+"""A label, a loss and a baseline are one function each, registered: a fake of each is found."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import learning
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from tracepaper.replay.training import baselines, losses, samples
+from tracepaper.replay.training.baselines import Answer, Training, baseline
+from tracepaper.replay.training.card import training_section
+from tracepaper.replay.training.evaluation import answer, fit_baselines, judged, report
+from tracepaper.replay.training.fit import Fit, FitOptions, loss_shares
+from tracepaper.replay.training.losses import loss
+from tracepaper.replay.training.samples import Chunks, label, samples_of, targets
+from tracepaper.replay.training.series import Part, Segment
+from tracepaper.replay.training.show import figure_tables
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.heads import Outputs
+
+torch.set_num_threads(1)
+KNOWN = learning.segment(4 * learning.DAY_BARS)
+SPLIT = learning.split(1.5, 2.5, 3.2)
+Made = TypeVar("Made")
+
+
+@contextmanager
+def registered(known: MutableMapping[str, Made], register: Callable[[], object]) -> Iterator[None]:
+    """Register something, and forget it afterwards."""
+    before = dict(known)
+    try:
+        register()
+        yield
+    finally:
+        known.clear()
+        known.update(before)
+
+
+def crossed(segment: Segment, horizon: int) -> NDArray[np.float32]:
+    """Return whether the close went back to where it is now within the horizon: 0 or 1."""
+    found = np.full(len(segment), np.nan, dtype=np.float32)
+    for row in range(len(segment) - horizon):
+        ahead = np.sign(segment.close[row + 1 : row + 1 + horizon] - segment.close[row])
+        found[row] = float(len(set(ahead.tolist())) > 1)
+    return found
+
+
+def absolute_error(outputs: Outputs, labels: Mapping[str, Tensor], _: Sequence[float]) -> Tensor:
+    return (outputs.mean - labels["crossed"]).abs()
+
+
+def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
+    options = FitOptions(steps=2, batch=2, length=256, validate_every=1)
+    name = "test"
+    with (
+        registered(samples.LABELS, lambda: label("crossed", missing=0.5)(crossed)),
+        registered(losses.LOSSES, lambda: loss(name, "mean error", is_price=True)(absolute_error)),
+    ):
+        assert targets(KNOWN, (5, 30))["crossed"].shape == (len(KNOWN), 2)
+        training, validation = (
+            samples_of([KNOWN], learning.HORIZONS, SPLIT, part)
+            for part in (Part.TRAIN, Part.VALIDATION)
+        )
+        batch = next(Chunks(training, length=256, batch=2, seed=0).stream())
+        assert set(batch.labels["crossed"].unique().tolist()) <= {0.0, 0.5, 1.0}
+        assert loss_shares(learning.HORIZONS, options)[3].tolist() == pytest.approx(
+            loss_shares(learning.HORIZONS, options)[0].tolist()
+        )
+        torch.manual_seed(0)
+        fit = Fit(
+            FlashNetwork(learning.tiny()),
+            training,
+            validation,
+            options,
+            context=learning.tiny().receptive_field,
+            folder=tmp_path,
+        )
+        fit.run(lambda _: None)
+        assert np.array(fit.progress.scores).shape == (4, 2)
+        assert np.isfinite(fit.progress.losses).all()
+        told = training_section(options, best_step=1, bars=9)["losses"]
+        assert told == "Student-t NLL, cross-entropy, QLIKE, mean error"
+        with pytest.raises(ConfigInvalid, match="already"):
+            label("crossed", missing=0.5)(crossed)
+        with pytest.raises(ConfigInvalid, match="already"):
+            loss(name, "again", is_price=True)(absolute_error)
+
+
+def test_a_baseline_is_one_function() -> None:
+    def zero(_: Training) -> Answer:
+        return lambda asked: np.zeros(len(asked.rows))
+
+    def calm(training: Training) -> Answer:
+        level = float(np.nanmean(np.concatenate(training.variances)))
+        return lambda asked: np.full(len(asked.rows), level)
+
+    with registered(
+        baselines.BASELINES,
+        lambda: (baseline("zero", of="mean")(zero), baseline("calm", of="variance")(calm)),
+    ):
+        training, part = (
+            samples_of([KNOWN], learning.HORIZONS, SPLIT, which)
+            for which in (Part.TRAIN, Part.TEST)
+        )
+        network = FlashNetwork(learning.tiny())
+        answered = answer(network, part, context=learning.tiny().receptive_field)
+        found = judged(answered, fit_baselines(training), learning.HORIZONS)
+        figures = {str(each.horizon): report(each, temperature=1.0, slope=1.0) for each in found}
+        assert figures["5"]["sign_accuracy"]["zero"][0] == 0.5
+        assert "calm" in figures["30"]["qlike"]
+        page = io.StringIO()
+        console = Console(width=120, file=page)
+        for table in figure_tables({**figures, "gates": {}}):
+            console.print(table)
+        assert "zero" in page.getvalue()
+        assert "calm" in page.getvalue()
+        with pytest.raises(ConfigInvalid, match="already"):
+            baseline("zero", of="mean")(zero)
