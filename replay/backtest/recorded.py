@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from tracepaper.strategies.types import (
     ACTING_ONLY,
     Event,
     FillModel,
+    Instrument,
     ModelChange,
     Prediction,
     PredictionTimeout,
@@ -75,15 +76,22 @@ def open_recorded(reader: Reader, database: Path, run_id: str) -> Recorded:
         forecaster = forecaster_of(kept, config, mode=run.mode)
         if forecaster.model_sha256 != run.model_sha256:
             raise DataInvalid(f"{kept} is not the checkpoint that run {run_id} used; restore it.")
-    engine = build_engine(
+    engine = engine_of(run, config, forecaster, run.instruments)
+    _restore_parent(reader, run, engine)
+    return Recorded(run, config, engine, forecaster)
+
+
+def engine_of(
+    run: Run, config: Config, forecaster: Forecaster | None, instruments: Sequence[Instrument]
+) -> Engine:
+    """Return an engine as each start of *run* builds it, with the filters of *instruments*."""
+    return build_engine(
         config,
-        run.instruments,
+        instruments,
         execution=FillModel(config.execution.model),
         period_start_ms=run.period_start_ms,
         forecaster=forecaster,
     )
-    _restore_parent(reader, run, engine)
-    return Recorded(run, config, engine, forecaster)
 
 
 def prober_of(recorded: Recorded, database: Path) -> Forecaster | None:

@@ -164,9 +164,8 @@ def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
     """Open the run of *replay* and take it to its end, or until it is stopped."""
     predictor = predictor_over(replay)
     audit.begin(replay.run, replay.engine.gate_sets)
-    start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
     run_events(
-        predictor.ahead(chain((start,), replay.feed.events())),
+        predictor.events(replay),
         predictor.predict,
         replay.engine,
         audit,
@@ -183,6 +182,11 @@ class ReplayPredictor:
     predict: Callable[[Event], Prediction]
     ahead: Callable[[Iterable[Event]], Iterable[Event]]
     history: BarHistory | None
+
+    def events(self, replay: Replay) -> Iterable[Event]:
+        """Return the start of *replay* and all its events, ready to be predicted."""
+        start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
+        return self.ahead(chain((start,), replay.feed.events()))
 
 
 def predictor_over(replay: Replay) -> ReplayPredictor:

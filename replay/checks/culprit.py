@@ -15,11 +15,11 @@ import msgspec
 
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.session.build import build_engine
 from tracepaper.daemon.session.run_record import code_version
 from tracepaper.replay.backtest.recorded import (
     Recorded,
     RecordedPredictor,
+    engine_of,
     open_recorded,
     prober_of,
 )
@@ -28,7 +28,6 @@ from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader, StoredRun
 from tracepaper.strategies.types import (
     Bar,
-    FillModel,
     Instrument,
     InstrumentChange,
     ModelChange,
@@ -248,14 +247,8 @@ def _restarted(
     bars: dict[str, deque[Bar]],
 ) -> Engine:
     """Return the engine that a start makes: the account goes on, the strategies see bars anew."""
-    config = recorded.config
-    engine = build_engine(
-        config,
-        tuple(filters.values()),
-        execution=FillModel(config.execution.model),
-        period_start_ms=recorded.run.period_start_ms,
-        forecaster=recorded.forecaster,
-    )
+    instruments = tuple(filters.values())
+    engine = engine_of(recorded.run, recorded.config, recorded.forecaster, instruments)
     state = decode_state(msgspec.msgpack.encode(before.state()))
     engine.restore(state, next_sequence=before.sequence)
     for known in bars.values():

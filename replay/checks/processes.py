@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from multiprocessing.connection import Connection
 from typing import Any, Concatenate, Final, ParamSpec, Self
 
@@ -31,7 +30,7 @@ from tracepaper.daemon.session import outside
 from tracepaper.daemon.session.build import build_engine, needs_forecaster
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.outside import Outside
-from tracepaper.daemon.session.run_record import code_version, libraries, start_event
+from tracepaper.daemon.session.run_record import code_version, libraries
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.instruments import recorded_instruments
 from tracepaper.replay.backtest.build import Replay, build
@@ -330,8 +329,7 @@ def derive_probes(
 def derived(replay: Replay) -> Iterator[DerivedStep]:
     """Yield every step of *replay*; nothing is stored."""
     predictor = predictor_over(replay)
-    start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
-    for event in predictor.ahead(chain((start,), replay.feed.events())):
+    for event in predictor.events(replay):
         yield _derive_step(replay.engine, event, predictor.predict(event))
 
 
