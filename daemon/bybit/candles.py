@@ -118,7 +118,7 @@ def _padded(text: str, dot: int) -> str:
 
     Raises ``IndexError`` if there are more decimals than that.
     """
-    if text[dot + 1] == ".":  # one zero is left out, the usual case
+    if dot < -1 and text[dot + 1] == ".":  # one zero is left out, the usual case
         return text + "0"
     at = text.find(".")
     if at < 0:

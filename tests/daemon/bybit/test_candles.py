@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 from builders import instrument
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -20,6 +20,8 @@ START = 1_786_310_760_000
 CHEAP = structs.replace(
     instrument(), symbol="DOGEUSDT", price_decimals=5, quantity_decimals=0, volume_decimals=8
 )
+
+WHOLE = structs.replace(CHEAP, symbol="WHOLEUSDT", price_decimals=0)
 
 
 CLOSED = KlineCandle(
@@ -103,13 +105,15 @@ odd_text = st.one_of(
 )
 
 
+@pytest.mark.parametrize("of", [instrument(), WHOLE])
 @given(field=st.sampled_from(FIELDS), value=odd_text)
-def test_no_odd_text_is_ever_read_as_another_number(field: str, value: str) -> None:
+@example(field="volume", value=".5")
+def test_no_odd_text_is_ever_read_as_another_number(of: Instrument, field: str, value: str) -> None:
+    whole = dict.fromkeys(FIELDS, "65119") if of is WHOLE else {}
     try:
-        numbers = read(candle(**{field: value}))
+        numbers = read(candle(**(whole | {field: value})), of)
     except MessageMalformed:
         return
-    of = instrument()
     decimals = {"volume": of.volume_decimals, "turnover": of.turnover_decimals}
     read_as = numbers[FIELDS.index(field)]
     assert Decimal(value).scaleb(decimals.get(field, of.price_decimals)) == read_as

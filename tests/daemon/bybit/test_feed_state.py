@@ -336,7 +336,33 @@ def test_a_cause_behind_bars_that_wait_is_of_the_next_hole() -> None:
     assert causes == [GapCause.MISSED, GapCause.STALE, GapCause.MISSED]
 
 
-def test_what_one_answer_adds_is_bounded_once_it_was_handed_on() -> None:
+def test_one_request_and_one_notice_of_a_cause_are_under_way_at_a_time() -> None:
+    one = market()
+    assert [one.claim_request(), one.claim_request()] == [True, False]
+    one.end_request()
+    assert one.claim_request()
+    assert [one.claim_gap_cause(), one.claim_gap_cause()] == [True, False]
+    one.set_gap_cause(GapCause.OVERFLOW)
+    assert one.claim_gap_cause()
+
+
+def test_an_overdue_settlement_is_asked_for_after_twice_the_wait_each_time() -> None:
+    one = market()
+    one.funding = FundingSchedule(interval_minutes=480, settled_ms=0)
+    due_ms = 480 * MINUTE
+    assert not one.is_settlement_due(market_ms=due_ms - 1, network_s=0.0)
+    asked = [
+        tenth / 10
+        for tenth in range(1_000)
+        if one.is_settlement_due(market_ms=due_ms, network_s=tenth / 10)
+    ]
+    assert asked == [0, 1, 3, 7, 15, 31, 61, 91]
+    one.funding.settle([Funding("linear:BTCUSDT", 1, due_ms, due_ms)])
+    assert not one.is_settlement_due(market_ms=due_ms, network_s=200.0)
+    assert one.is_settlement_due(market_ms=2 * due_ms, network_s=200.0)
+
+
+def test_what_one_answer_adds_is_bounded_once_it_was_delivered() -> None:
     pending = PendingBars()
     opens = [START_MS + index * MINUTE for index in range(PENDING_MAX + 500)]
     pending.add_missing(structs.replace(bar(), open_time_ms=open_ms) for open_ms in opens)

@@ -66,6 +66,16 @@ async def test_a_late_client_is_sent_the_snapshot_and_every_delta_since() -> Non
         assert len(opening) > 10
 
 
+def test_the_coin_of_a_pool_is_no_symbol(tmp_path: Path) -> None:
+    frames: list[dict[str, Any]] = [
+        {"topic": topic, "data": []} for topic in ("insurance.USDT", "kline.1.BTCUSDT")
+    ]
+    lines = [json.dumps({"t": "recv", "ts": 1.5, "data": json.dumps(one)}) for one in frames]
+    path = tmp_path / "session.jsonl"
+    path.write_text("\n".join(lines))
+    assert read_recording(path).symbols == ["BTCUSDT"]
+
+
 async def test_a_topic_that_was_not_recorded_is_refused() -> None:
     async with playing() as (_, client), client.stream() as stream:
         assert (await stream.subscribe("orderbook.1.BTCUSDT"))["success"] is False
