@@ -212,10 +212,12 @@ class Engine:
                 assert_never(event)
 
     def _bar(self, bar: Bar, prediction: Prediction) -> Step:
+        """Return what the close of *bar* caused: the straight line, from top to bottom."""
         key = bar.instrument
         state = self._states[key]
         if state.last_bar is not None and bar.open_time_ms <= state.last_bar.open_time_ms:
-            return self._finish(bar, key, accepted=False)
+            return self._finish(bar, key, accepted=False)  # a revision is evidence, nothing more
+        # What rests was decided by an earlier bar; what this one decides waits for the next.
         filled = self._fill_at_open(bar)
         if state.marked:
             state.marked = False
@@ -223,7 +225,7 @@ class Engine:
             self._mark(key, bar.close)
         state.observe(bar)
         if bar.open_time_ms < self._settings.period_start_ms:
-            return self._finish(bar, key, filled)
+            return self._finish(bar, key, filled)  # it only warms up
 
         is_finite = None
         if prediction is not None:
@@ -235,6 +237,8 @@ class Engine:
         if state.regime is not regime or self._risk.state is not risk:
             self._dirty = True
         sent, outcome = UNCHANGED, decision.outcome
+        # A target that was refused by the filters or for want of cash is tried again at each bar
+        # that no gate holds, HOLD included: HOLD leaves the last target standing.
         if outcome.allowed or outcome.action is not Action.HOLD:
             intent = (outcome.action, decision.target_quantity, outcome.reason)
             sent = self._submit(self._account, bar, intent)

@@ -29,8 +29,8 @@ class RiskWatch:
         self.active = bool(limits)
         self.state = RiskState()
 
-    def measure(self, seen: GateInputs, *, account: Account, market_ms: int) -> bool:
-        """Write this bar's measures into *seen*; return whether the carried state changed.
+    def measure(self, seen: GateInputs, *, account: Account, market_ms: int) -> None:
+        """Write this bar's measures into *seen*; ``state`` is another object where it changed.
 
         Drawdown is a fraction of the highest equity; the day's loss is money, in quote currency,
         since the first bar of the UTC day; a trade is an order of which something was filled.
@@ -48,9 +48,7 @@ class RiskWatch:
         seen.daily_loss = max(after.day_equity - equity, 0) / MONEY_SCALE
         traded = after.day_trades if after.trades_day == day else 0
         seen.daily_trades = traded + 1  # the one now being judged
-        changed = after is not state
         self.state = after
-        return changed
 
     def count_trade(self, market_ms: int) -> None:
         """Count an order at its first fill, in the UTC day of that fill."""

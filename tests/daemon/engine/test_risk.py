@@ -54,9 +54,12 @@ def test_trades_are_counted_by_the_day_of_their_fill_with_the_one_being_judged()
 def test_the_carried_state_says_when_it_changed() -> None:
     watch = RiskWatch(LIMITS)
     seen = GateInputs()
-    assert watch.measure(seen, account=account(1_000), market_ms=0)
-    assert not watch.measure(seen, account=account(990), market_ms=1)
-    assert watch.measure(seen, account=account(1_001), market_ms=2)
+    states = []
+    for at_ms, equity in enumerate((1_000, 990, 1_001)):
+        watch.measure(seen, account=account(equity), market_ms=at_ms)
+        states.append(watch.state)
+    assert states[0] is states[1]
+    assert states[1] is not states[2]
 
 
 def test_without_a_limit_nothing_is_measured() -> None:
