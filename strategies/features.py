@@ -165,17 +165,17 @@ class FeatureStream:
         """Forget everything, then take in *bars* (oldest first); only the last ones matter."""
         self._forget()
         for bar in bars[-self.schema.lookback :]:
-            self._take(bar)
+            self._advance(bar)
 
     def step(self, bar: Bar) -> tuple[NDArray[np.float32] | None, float]:
         """Take in *bar*; return its row and σ, or (None, NaN) while the lookback is incomplete.
 
         Raises ``DataInvalid`` for a price that is not positive.
         """
-        taken = self._take(bar)
+        advanced = self._advance(bar)
         if self._count < self.schema.lookback:
             return None, float("nan")
-        sums, extremes, inputs, input_sums, sigma = taken
+        sums, extremes, inputs, input_sums, sigma = advanced
         of = v1.FeatureInputs(
             past_closes={lag: np.array([self._sums.past(lag, v1.CLOSE)]) for lag in v1.CLOSE_LAGS},
             sums=sums,
@@ -186,7 +186,7 @@ class FeatureStream:
         )
         return self.schema.rows(of)[:, 0], float(sigma[0])
 
-    def _take(self, bar: Bar) -> tuple[dict[int, Array], Array, Array, Array, Array]:
+    def _advance(self, bar: Bar) -> tuple[dict[int, Array], Array, Array, Array, Array]:
         """Move every window on by *bar*; return sums, extremes, z-score inputs, their sums, σ."""
         if bar.low <= 0:
             raise DataInvalid(

@@ -84,12 +84,12 @@ class Sizer:
             share = signal.strength * self._share(forecast)
             money = self._sizing.notional * int(share * _PARTS) // _PARTS
             size = self._whole_steps(self._notional.quantity(money, bar.close))
-        wished = size if action is Action.LONG else -size
-        if wished * standing > 0:
+        target = size if action is Action.LONG else -size
+        if target * standing > 0:
             band = abs(standing) * int(self._sizing.rebalance * _PARTS) // _PARTS
-            if abs(wished - standing) <= band and standing % self._step == 0:
+            if abs(target - standing) <= band and standing % self._step == 0:
                 return standing
-        return wished
+        return target
 
     def notional(self, price: int, quantity: int) -> int:
         """Return the money of *quantity* at *price*."""

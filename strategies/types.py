@@ -357,7 +357,7 @@ class Action(StrEnum):
 
 
 class Signal(Struct, frozen=True, gc=False):
-    """A strategy's wish before gates and sizing; ``strength`` in [0, 1] scales the size."""
+    """What a strategy asks for, before gates and sizing; ``strength`` in [0, 1] scales the size."""
 
     action: Action
     reason: str

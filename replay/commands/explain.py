@@ -40,6 +40,7 @@ def explain(
     json: JsonOption = False,
 ) -> None:
     """Show a decision: each gate's distance, what would have flipped it, and where it looked."""
-    from tracepaper.replay.explain.output import tell
+    from tracepaper.replay.explain.output import explain_decision
 
-    tell(decision, None if "#" in decision else database_path(db), full=full, png=png, as_json=json)
+    database = None if "#" in decision else database_path(db)
+    explain_decision(decision, database, full=full, png=png, as_json=json)

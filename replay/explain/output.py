@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from tracepaper.replay.explain.recomputed import Full
 
 
-def tell(
+def explain_decision(
     decision: str, database: Path | None, *, full: bool, png: Path | None, as_json: bool
 ) -> None:
-    """Explain *decision* (``RUN:SEQUENCE``); what was stored is told even where --full fails.
+    """Explain *decision* (``RUN:SEQUENCE``); what was stored is shown even where --full fails.
 
     Raises ``DataInvalid`` or ``CheckpointMismatch`` where what was asked for cannot be had.
     """
@@ -67,7 +67,7 @@ def document(stored: StoredDecision, full: Full | None, missing: str | None) -> 
         ],
         "flips": flips,
         "buckets": stored.buckets,
-        "silence": stored.silence,
+        "no_attribution": stored.no_attribution,
         "full": None if full is None else asdict(full),
         "full_missing": missing,
     }

@@ -59,8 +59,10 @@ def draw(database: Path, stored: StoredDecision, full: Full | None, path: Path) 
 
     Raises ``DataInvalid`` where the decision has no attribution, or its bars are gone.
     """
-    if stored.silence is not None:
-        raise DataInvalid(f"{stored.silence} There is no attribution to draw; choose another.")
+    if stored.no_attribution is not None:
+        raise DataInvalid(
+            f"{stored.no_attribution} There is no attribution to draw; choose another."
+        )
     blocks = _blocks(stored)
     times, closes = _closes(database, stored, blocks)
     ratios = (3.0, 2.0) if full is None else (3.0, 2.0, 1.4)
@@ -129,9 +131,9 @@ def _price(
     marker = {"LONG": "^", "SHORT": "v"}.get(pointed, "o")
     axes.plot(times[-1], closes[-1], marker=marker, color=colour, markersize=8, clip_on=False)
     axes.set_ylabel("close")
-    told = {"LONG": "up", "SHORT": "down"}.get(pointed, "nowhere")
+    direction = {"LONG": "up", "SHORT": "down"}.get(pointed, "nowhere")
     _caption(
-        axes, f"price; the darker, the more attention flowed there; the forecast points {told}"
+        axes, f"price; the darker, the more attention flowed there; the forecast points {direction}"
     )
     axes.yaxis.set_major_formatter("{x:,g}")
 
@@ -168,10 +170,10 @@ def _moved(axes: Axes, blocks: _Blocks, full: Full) -> None:
     axes.bar(blocks.start, added, blocks.stop - blocks.start, align="edge", color=colours)
     axes.axhline(0, color=FAINT, linewidth=0.6)
     axes.set_ylabel("bp in 64 bars")
-    own, told = (BASIS_POINTS * x for x in (moves.by_bar[-1], moves.told - moves.neutral))
+    own, every = (BASIS_POINTS * x for x in (moves.by_bar[-1], moves.forecast - moves.neutral))
     _caption(
         axes,
-        f"what moved the mean (integrated gradients): the past bars {told - own:+.2f} bp, and the "
+        f"what moved the mean (integrated gradients): the past bars {every - own:+.2f} bp, and the "
         f"decided bar itself, not drawn, {own:+.2f} bp",
     )
 
@@ -201,13 +203,13 @@ def _title(stored: StoredDecision) -> str:
     opened = datetime.fromtimestamp(decision["open_time_ms"] / 1000, tz=UTC)
     verdict = "allowed" if decision["allowed"] else f"refused by {decision['refused_by']}"
     side = flips_of(stored).side
-    told = ""
+    expected = ""
     if side is not None:
-        told = (
+        expected = (
             f"; forecast {side.mean_return * BASIS_POINTS:+.2f} bp over {side.horizon} bars, "
             f"up less down {side.lean:+.3f}"
         )
     return (
         f"{decision['instrument']} at {opened:%Y-%m-%d %H:%M} UTC: "
-        f"{decision['action']}, {verdict}{told}"
+        f"{decision['action']}, {verdict}{expected}"
     )

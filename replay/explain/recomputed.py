@@ -231,14 +231,14 @@ class BarMove:
 
 @dataclass(frozen=True)
 class Moves:
-    """Integrated gradients of the mean return; they add up to ``told - neutral`` within ``gap``.
+    """Integrated gradients of the mean return; they sum to ``forecast - neutral`` within ``gap``.
 
     ``rank_correlation`` is Spearman's between the size of the past bars' contributions and the
     rollout: how far "where it looked" and "what moved it" agree on this decision. It is None where
     either is the same for every bar.
     """
 
-    told: float
+    forecast: float
     neutral: float  # the mean return of rows that say nothing
     gap: float
     rank_correlation: float | None
@@ -294,13 +294,13 @@ def explain_fully(past: Past) -> Full:
     probe = Probe(past.forecaster, past.bars, horizon=horizon)
     if len(probe.rows) != len(attribution.weights):
         raise InvariantBroken("The probe and the attribution cover different bars; report this.")
-    told = probe.figures()
+    again = probe.figures()
     stored = Figures(forecast.mean_return[at], forecast.p_up[at] - forecast.p_down[at])
     return Full(
-        Agreement(horizon, stored, told),
+        Agreement(horizon, stored, again),
         attribution,
         moves_of(probe.contributions(), probe.rows[-1].tolist(), probe.names, attribution),
-        delete(probe, told, attribution),
+        delete(probe, again, attribution),
     )
 
 
@@ -352,8 +352,11 @@ def _rank_correlation(one: Floats, other: Floats) -> float | None:
     return float(correlation)
 
 
-def delete(probe: Probe, told: Figures, attribution: FullAttribution) -> Deletion:
-    """Make as many bars neutral by rollout, by age and by chance, and see how far *told* moves."""
+def delete(probe: Probe, whole: Figures, attribution: FullAttribution) -> Deletion:
+    """Make as many bars neutral by rollout, by age and by chance; return how far forecasts move.
+
+    *whole* is the forecast of the window without any neutral bar.
+    """
     past = len(attribution.weights) - 1
     count = max(1, round(DELETED_SHARE * past))
 
@@ -363,8 +366,8 @@ def delete(probe: Probe, told: Figures, attribution: FullAttribution) -> Deletio
             order,
             seed,
             len(bars),
-            abs(left.mean_return - told.mean_return),
-            abs(left.lean - told.lean),
+            abs(left.mean_return - whole.mean_return),
+            abs(left.lean - whole.lean),
         )
 
     chance = [

@@ -35,7 +35,7 @@ class StoredDecision:
         return self.decision["mean_return"] is not None
 
     @property
-    def silence(self) -> str | None:
+    def no_attribution(self) -> str | None:
         """Why the decision has no attribution, in one sentence; None where it has one."""
         if self.buckets:
             return None

@@ -15,7 +15,7 @@ from tracepaper.strategies.gates import measured, unit_beside
 BASIS_POINTS: Final = 1e4
 BUCKETS_SHOWN: Final = 12
 SHARE_MOST: Final = 10.0
-"""From here on a share is told as a multiple of the threshold."""
+"""From here on a share is written as a multiple of the threshold."""
 ANSWER_MARK: Final = {True: "[green]✓[/]", False: "[red]✗[/]"}
 LOOKED: Final = "where attention flowed; not why the price will move"
 
@@ -24,7 +24,7 @@ def show_stored(stored: StoredDecision) -> RenderableType:
     """Return what the rows of one decision say, and what would have flipped it."""
     flips = flips_of(stored)
     parts: list[RenderableType] = [_verdict(stored.decision), _gate_table(flips), _flip_text(flips)]
-    parts.append(Text(stored.silence) if stored.silence else _bucket_table(stored))
+    parts.append(Text(stored.no_attribution) if stored.no_attribution else _bucket_table(stored))
     return Group(*parts)
 
 
@@ -95,9 +95,11 @@ def _flip_text(flips: Flips) -> Text:
     if (side := flips.side) is None:
         return text
     pointed = {"LONG": "up", "SHORT": "down"}.get(side.side)
-    told = "The mean and the classes disagreed" if pointed is None else f"It pointed {pointed}"
+    pointed_at = (
+        "The mean and the classes disagreed" if pointed is None else f"It pointed {pointed}"
+    )
     text.append(
-        f"{told}: the mean is {side.mean_return * BASIS_POINTS:+.2f} bp from zero "
+        f"{pointed_at}: the mean is {side.mean_return * BASIS_POINTS:+.2f} bp from zero "
         f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and up less down is "
         f"{side.lean:+.3f}; the side turns where both change sign.\n"
     )

@@ -104,9 +104,9 @@ def _features(moves: Moves) -> Table:
 
 def _sums(moves: Moves) -> Text:
     return Text(
-        f"All contributions add {_points(moves.told - moves.neutral)} bp to the "
+        f"All contributions add {_points(moves.forecast - moves.neutral)} bp to the "
         f"{_points(moves.neutral)} bp that the model says of neutral rows, and so give "
-        f"{_points(moves.told)} bp, within {abs(moves.gap) * BASIS_POINTS:.1e} bp.\n"
+        f"{_points(moves.forecast)} bp, within {abs(moves.gap) * BASIS_POINTS:.1e} bp.\n"
     )
 
 
@@ -130,9 +130,9 @@ def _bars(moves: Moves) -> RenderableType:
             f"{move.weight:.4f}",
         )
     agreed = moves.rank_correlation
-    told = "none, for either is the same for every bar" if agreed is None else f"{agreed:+.2f}"
+    rank = "none, for either is the same for every bar" if agreed is None else f"{agreed:+.2f}"
     note = Text(
-        f"Rank correlation of these contributions with the rollout, over the past bars: {told}.\n"
+        f"Rank correlation of these contributions with the rollout, over the past bars: {rank}.\n"
     )
     return Group(table, note)
 

@@ -47,7 +47,7 @@ class RunAttention:
     explained: int  # decisions with an explanation
     heatmaps: tuple[Heatmap, ...]
     head_confidence: Floats  # [layer · head], the mean over all decisions, layer by layer
-    aged: dict[int, Floats]  # a wanted decision's rollout by age
+    rollout_by_age: dict[int, Floats]  # a wanted decision's rollout by age
 
 
 class _Columns:
@@ -58,14 +58,14 @@ class _Columns:
         self._seen = 0
         self._sums: Floats | None = None
 
-    def add(self, aged: Floats) -> None:
+    def add(self, rollout: Floats) -> None:
         """Take in the next decisions: [decision, cell]."""
         if self._sums is None:
-            self._sums = np.zeros((COLUMNS_MAX, aged.shape[1]))
-        places = (self._seen + np.arange(len(aged))) // self._stride
+            self._sums = np.zeros((COLUMNS_MAX, rollout.shape[1]))
+        places = (self._seen + np.arange(len(rollout))) // self._stride
         starts = np.flatnonzero(np.diff(places, prepend=-1))
-        self._sums[places[starts]] += np.add.reduceat(aged, starts)
-        self._seen += len(aged)
+        self._sums[places[starts]] += np.add.reduceat(rollout, starts)
+        self._seen += len(rollout)
 
     def heatmap(self, instrument: str, confidence: Floats, bars: Bars, rows: Ints) -> Heatmap:
         """Return the columns; what is left makes one more, shorter column.
@@ -102,7 +102,7 @@ def read_attention(
     columns: dict[str, _Columns] = {}
     total: Floats | None = None
     count = 0
-    aged: dict[int, Floats] = {}
+    ages: dict[int, Floats] = {}
     for batch in reader.explanations(str(record.run["run_id"])):
         sequences, rollout, entropy = _stacked(batch)
         at = np.searchsorted(decisions.sequence, sequences).clip(max=decisions.sequence.size - 1)
@@ -116,7 +116,7 @@ def read_attention(
         opened = decisions.open_time_ms[at]
         cells = by_age(rollout, opened // record.interval_ms)
         for place in np.flatnonzero(np.isin(sequences, chosen)).tolist():
-            aged[int(sequences[place])] = cells[place]
+            ages[int(sequences[place])] = cells[place]
         for name in record.bars:
             own = decisions.instrument[at] == name
             if own.any():
@@ -131,7 +131,7 @@ def read_attention(
         bars = record.bars[name]
         rows = np.searchsorted(bars.sequence, decisions.sequence[at])
         maps.append(made.heatmap(name, decisions.confidence[at], bars, rows))
-    return RunAttention(count, tuple(maps), total / count, aged)
+    return RunAttention(count, tuple(maps), total / count, ages)
 
 
 def _stacked(
@@ -153,7 +153,7 @@ def winners_and_losers(
     record: RunRecord, trades: Sequence[ClosedTrade], attention: RunAttention
 ) -> tuple[Group, ...]:
     """Return the mean measures at the entries of trades that earned, and of those that lost."""
-    known = [trade for trade in trades if trade.entry_sequence in attention.aged]
+    known = [trade for trade in trades if trade.entry_sequence in attention.rollout_by_age]
     return tuple(
         _group(record, name, [trade for trade in known if (trade.profit > 0) is won], attention)
         for name, won in (("winners", True), ("losers", False))
@@ -179,6 +179,6 @@ def _group(
             means[measure] = float(finite.mean())
         if finite.size > 1:
             errors[measure] = float(finite.std(ddof=1) / np.sqrt(finite.size))
-    rows = [attention.aged[trade.entry_sequence] for trade in trades]
+    rows = [attention.rollout_by_age[trade.entry_sequence] for trade in trades]
     rollout = tuple(np.mean(rows, axis=0).tolist()) if rows else ()
     return Group(name, len(trades), means, errors, rollout)

@@ -51,21 +51,23 @@ def explain_trades(
     for trade in trades:
         # By equality: a range of sequences would go over the whole run.
         if decided := views.rows("v_decisions", sequence=trade.entry_sequence):
-            aged = None if attention is None else attention.aged.get(trade.entry_sequence)
-            rollout = () if aged is None else _rollout(aged, decided[0], record.interval_ms)
+            by_age = (
+                None if attention is None else attention.rollout_by_age.get(trade.entry_sequence)
+            )
+            rollout = () if by_age is None else _rollout(by_age, decided[0], record.interval_ms)
             times, closes = _price(record, trade, decided[0], rollout)
             gates = tuple(views.rows("v_gates", sequence=trade.entry_sequence))
             found.append(ExplainedTrade(trade, decided[0], gates, times, closes, rollout))
     return found
 
 
-def _rollout(aged: Floats, decision: Row, interval_ms: int) -> tuple[tuple[int, int, float], ...]:
+def _rollout(by_age: Floats, decision: Row, interval_ms: int) -> tuple[tuple[int, int, float], ...]:
     """Return the cells of age as stretches of time, oldest first; "older" has no length."""
     end = int(decision["open_time_ms"]) + interval_ms
     cell_ms = BLOCK_BARS * interval_ms
     return tuple(
-        (end - (cell + 1) * cell_ms, end - cell * cell_ms, float(aged[cell]))
-        for cell in reversed(range(aged.size - 1))
+        (end - (cell + 1) * cell_ms, end - cell * cell_ms, float(by_age[cell]))
+        for cell in reversed(range(by_age.size - 1))
     )
 
 

@@ -74,8 +74,8 @@ def read_heads(record: RunRecord) -> HeadReport:
     for query, key, logsumexp in layers:
         weights = head_rows(query, key, logsumexp, rows, mask)[0]  # [head, row, time]
         readings.append(tuple(read_head(head, rows, min(window, time)) for head in weights))
-        aged = by_age(weights, rows)[..., : edges[-1]].numpy().astype(np.float64)
-        cells = np.add.reduceat(aged, edges[:-1], axis=-1) / np.diff(edges)
+        weights_by_age = by_age(weights, rows)[..., : edges[-1]].numpy().astype(np.float64)
+        cells = np.add.reduceat(weights_by_age, edges[:-1], axis=-1) / np.diff(edges)
         maps.append(cells.transpose(0, 2, 1))
     flow, rollout = flow_down(layers, mask)
     return HeadReport(

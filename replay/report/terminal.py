@@ -21,7 +21,7 @@ from tracepaper.replay.report.tables import Form, Table, Value, tone, written
 from tracepaper.strategies.words import visible
 
 ROWS_SHOWN: Final = 12
-ABREAST: Final = 4
+BESIDE_EACH_OTHER: Final = 4
 """Accounts beside each other; more go below."""
 STYLES: Final = {"": "", "gain": "green", "loss": "red"}
 _TEXTS: Final = ("text", "minute")
@@ -69,8 +69,8 @@ def _tables(table: Table) -> Iterator[rich_table.Table]:
     if not table.turned:
         yield _upright(table)
         return
-    for start in range(0, len(table.rows), ABREAST):
-        yield _turned(table, table.rows[start : start + ABREAST])
+    for start in range(0, len(table.rows), BESIDE_EACH_OTHER):
+        yield _turned(table, table.rows[start : start + BESIDE_EACH_OTHER])
 
 
 def _left_out(table: Table) -> str:

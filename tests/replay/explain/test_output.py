@@ -89,7 +89,7 @@ def test_json_is_one_document_with_everything(
     assert {trial["order"] for trial in full["deletion"]["trials"]} == {
         "heaviest", "newest", "random", "decided", "past",
     }  # fmt: skip
-    assert (document["full_missing"], document["silence"]) == (None, None)
+    assert (document["full_missing"], document["no_attribution"]) == (None, None)
 
 
 def test_json_without_full_is_the_stored_part(

@@ -55,7 +55,7 @@ def test_the_bars_sum_to_the_stored_buckets(full: Full) -> None:
 
 def test_contributions_add_up_by_feature_and_by_bar(full: Full) -> None:
     moves = full.moves
-    moved = moves.told - moves.neutral
+    moved = moves.forecast - moves.neutral
     by_feature = sum(move.all_bars for move in moves.features)
     assert by_feature == pytest.approx(sum(moves.by_bar))
     assert by_feature - moved == pytest.approx(moves.gap)

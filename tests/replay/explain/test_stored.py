@@ -43,7 +43,7 @@ def test_a_decision_without_a_model_says_so(database: Path) -> None:
     assert not found.has_forecast
     assert found.buckets == ()
     assert [row["ordinal"] for row in found.gates] == list(range(len(found.gates)))
-    assert found.silence == "The strategy sma_cross asks no model, so nothing looked back."
+    assert found.no_attribution == "The strategy sma_cross asks no model, so nothing looked back."
 
 
 @pytest.mark.parametrize(
@@ -64,5 +64,5 @@ def test_silence_has_a_reason(
 ) -> None:
     row = {"late_deadline_ms": None, "mean_return": None, **decision}
     found = StoredDecision({"model_id": "a1", "strategy": "attention"}, row, tuple(gates), ())
-    assert found.silence is not None
-    assert words in found.silence
+    assert found.no_attribution is not None
+    assert words in found.no_attribution

@@ -35,7 +35,7 @@ def test_a_trade_s_rollout_by_age_agrees_with_the_stored_recent_mass_and_buckets
     attention_report: Report,
 ) -> None:
     assert attention_report.attention is not None
-    aged = attention_report.attention.aged
+    aged = attention_report.attention.rollout_by_age
     assert aged
     with sqlite3.connect(attention_report.record.database) as db:
         for sequence, row in aged.items():
