@@ -154,6 +154,7 @@ _RUNS = (
     _text("instruction_set", "what torch computes with; else empty"),
     _text("libraries", "JSON: versions of what else computes"),
     _text("warnings", "JSON array of sentences"),
+    _whole("gate_horizon", "bars; of a forecast's horizons the one that gates judge by", null=True),
     _text("previous_run_id", null=True),  # the run opened before it in this database
     _whole("previous_step_count", null=True),  # of that run, at this moment
     _blob("previous_head", null=True),

@@ -383,7 +383,7 @@ class StepEncoder:
         self._first_step = step_key(run_key, 0)
         self._interval_ms = run.interval_ms
         self._model_id = run.model_id
-        self._horizon = gate_horizon(run.config)
+        self._horizon = run.gate_horizon
         self._places = {instrument.id: i for i, instrument in enumerate(run.instruments)}
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
         self._holdings = Holdings()
@@ -623,13 +623,3 @@ def scales(instrument: Instrument) -> tuple[int, int, int, int]:
         instrument.volume_decimals,
         instrument.turnover_decimals,
     )
-
-
-def gate_horizon(config: str) -> int | None:
-    """Return ``gate.horizon`` of a run's configuration, the horizon that the gates speak of."""
-    try:
-        gate = msgspec.json.decode(config).get("gate", {})
-    except (msgspec.DecodeError, AttributeError):
-        return None
-    horizon = gate.get("horizon") if isinstance(gate, dict) else None
-    return horizon if isinstance(horizon, int) else None

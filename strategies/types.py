@@ -588,6 +588,7 @@ class Run(Struct, frozen=True):
     torch_version: str = ""  # "" without a model, as the next
     instruction_set: str = ""
     libraries: str = ""  # JSON: the version of everything else that computes
+    gate_horizon: int | None = None  # bars; of a forecast's horizons the one that gates judge by
 
     @property
     def keeps_every_step(self) -> bool:

@@ -80,6 +80,7 @@ def run(run_id: str = "r-1", **changes: object) -> Run:
         "interval_ms": MINUTE,
         "config": '{"gate":{"horizon":30}}',
         "config_sha256": "ab" * 32,
+        "gate_horizon": 30,
         "code_version": "0.1.0",
         "strategy": "sma_cross",
         "strategy_sha256": "",

@@ -64,6 +64,7 @@ def describe_run(
         config=config.canonical_json(),
         config_sha256=config.sha256(),
         strategy=config.strategy.name,
+        gate_horizon=config.gate.horizon,
         strategy_sha256=strategy_sha256(config),
         warnings=tuple(warnings),
         **_computed_by(forecaster),

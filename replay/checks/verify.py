@@ -160,6 +160,7 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
         "config_sha256": config.sha256(),
         "strategy": config.strategy.name,
         "interval_ms": config.market.interval_ms,
+        "gate_horizon": config.gate.horizon,
         "model_id": "" if model is None else model.model_id,
         "model_sha256": "" if model is None else model.model_sha256,
     }

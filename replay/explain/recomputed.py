@@ -18,7 +18,6 @@ from scipy.stats import spearmanr
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.storage import checkpoints
-from tracepaper.storage.encode import gate_horizon
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.attributing import Contributions, Figures, Probe
@@ -288,7 +287,7 @@ def explain_fully(past: Past) -> Full:
     """Return all that can be recomputed of one decision; raise ``DataInvalid`` if it cannot be."""
     attribution = attribute(past)
     forecast = past.forecast
-    wanted = gate_horizon(past.run.config)
+    wanted = past.run.gate_horizon
     horizon = wanted if wanted in forecast.horizons else forecast.horizons[0]
     at = forecast.horizons.index(horizon)
     probe = Probe(past.forecaster, past.bars, horizon=horizon)
