@@ -76,7 +76,7 @@ PASSES = {
 
 
 def test_every_gate_has_a_measure_and_a_case_here() -> None:
-    assert set(GATES) == set(gate_order()) == set(PASSES)
+    assert set(GATES) == set(gate_order()) == set(PASSES), "give each gate its case in PASSES"
     assert all(gate.words and gate.unit for gate in GATES.values())
 
 
