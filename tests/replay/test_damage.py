@@ -50,8 +50,8 @@ def mistyped(raw: sqlite3.Connection, column: str, value: object) -> None:
 
 
 DAMAGE: dict[str, tuple[str, object]] = {
-    "bars for events": ("bars", "events"),
-    "steps for bars": ("steps", "bars"),
+    "steps for events": ("steps", "events"),
+    "steps for answers": ("steps", "answers"),
     "outcomes for holdings": ("outcomes", "holdings"),
     "a count that is text": ("runs.step_count", "[{"),
     "a tick that is text": ("instruments.tick_size", "{}"),
