@@ -219,25 +219,27 @@ class _ExplainedBars:
 
     def __init__(self, scan: Scan) -> None:
         self._scan = scan
-        self._mark: float | None = None
+        self._mark = 0.0
+        self._bars = 0  # at the mark
         self._replayed: list[float] = []  # seconds a bar
         self._scanned: list[float] = []
         self.aside_s = 0.0
         self.peak_mb = 0.0
 
     def observe(self, bars: int) -> None:
-        """Take the time at the end of a chunk, and scan as a reference."""
+        """Take the time once a chunk has passed, and scan as a reference."""
         self.peak_mb = max(self.peak_mb, resident_mb())
-        if bars % CHUNK_EVENTS or not bars:
+        # The events beside bars move a chunk's end by a few bars.
+        if round(bars / CHUNK_EVENTS, 2) % 1 or round(bars / CHUNK_EVENTS) == 0:
             return
         began = time.process_time()
-        if self._mark is not None:
-            self._replayed.append((began - self._mark) / CHUNK_EVENTS)
+        if self._bars:
+            self._replayed.append((began - self._mark) / (bars - self._bars))
         for _ in range(SCANS):
             before = time.process_time()
-            bars = self._scan.advance()
-            self._scanned.append((time.process_time() - before) / bars)
-        self._mark = time.process_time()
+            scanned = self._scan.advance()
+            self._scanned.append((time.process_time() - before) / scanned)
+        self._mark, self._bars = time.process_time(), bars
         self.aside_s += self._mark - began
 
     def figures(self) -> dict[str, float]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tracepaper.replay.report.record import Bars, Floats, Ints, RunRecord
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.storage.reader import Reader
-from tracepaper.strategies.attention.blocks import by_age
+from tracepaper.strategies.attention.blocks import cells_by_age
 
 COLUMNS_MAX: Final = 240
 """Columns of the heatmap over time; each is the mean of the decisions in it."""
@@ -114,7 +114,7 @@ def read_attention(
         total = entropies if total is None else total + entropies
         count += len(sequences)
         opened = decisions.open_time_ms[at]
-        cells = by_age(rollout, opened // record.interval_ms)
+        cells = cells_by_age(rollout, opened // record.interval_ms)
         for place in np.flatnonzero(np.isin(sequences, chosen)).tolist():
             ages[int(sequences[place])] = cells[place]
         for name in record.bars:

@@ -19,7 +19,7 @@ from tracepaper.replay.report.html import Markup, table
 from tracepaper.replay.report.record import Floats, Ints, RunRecord
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
-from tracepaper.strategies.attention.heads import HeadReading, by_age, head_rows, read_head
+from tracepaper.strategies.attention.heads import HeadReading, head_rows, read_head, rows_by_age
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
@@ -74,7 +74,7 @@ def read_heads(record: RunRecord) -> HeadReport:
     for query, key, logsumexp in layers:
         weights = head_rows(query, key, logsumexp, rows, mask)[0]  # [head, row, time]
         readings.append(tuple(read_head(head, rows, min(window, time)) for head in weights))
-        weights_by_age = by_age(weights, rows)[..., : edges[-1]].numpy().astype(np.float64)
+        weights_by_age = rows_by_age(weights, rows)[..., : edges[-1]].numpy().astype(np.float64)
         cells = np.add.reduceat(weights_by_age, edges[:-1], axis=-1) / np.diff(edges)
         maps.append(cells.transpose(0, 2, 1))
     flow, rollout = flow_down(layers, mask)

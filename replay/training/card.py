@@ -181,43 +181,43 @@ def versions_section() -> dict[str, object]:
 
 def sentences(figures: Mapping[str, Any], gates: Mapping[str, Any], *, horizon: int) -> list[str]:
     """Return what an honest reader must know, in words that follow from the figures."""
-    told = [NOTICE, REGIMES]
+    lines = [NOTICE, REGIMES]
     main = figures[str(horizon)]
     accuracy, error = main["sign_accuracy"]["network"]
-    told.append(
+    lines.append(
         f"At {horizon} bars it named the sign of the return in {100 * accuracy:.1f} % of untouched"
         f" bars (± {100 * error:.1f} by days); half is chance."
     )
     ours = main["qlike"]["network"][0]
     best = min((pair[0], name) for name, pair in main["qlike"].items() if name != "network")
     word = "better" if ours < best[0] else "no better"
-    told.append(
+    lines.append(
         f"Its volatility at {horizon} bars is {word} than the best baseline's"
         f" (QLIKE {ours:.3f} against {best[0]:.3f} of {best[1]})."
     )
     gained = gates["selective"]["entropy_confidence"]["gained"][2]
     noise = gates["selective"]["entropy_confidence"]["error"][2]
     verb = "beat" if gained > 2 * noise else "did not beat"
-    told.append(
+    lines.append(
         f"The entropy gate {verb} a random gate on the surest tenth of bars: accuracy changed by"
         f" {100 * gained:+.1f} points (± {100 * noise:.1f})."
     )
-    told.append(_edge(gates["traded"]["edge"]))
-    return told
+    lines.append(_edge(gates["traded"]["edge"]))
+    return lines
 
 
 def _edge(passed: Mapping[str, Any]) -> str:
     """Say what a calibrated edge above the costs let through, and how little that proves."""
     cost = 1e4 * ROUND_TRIP_COST
-    told = (
+    passing = (
         f"A calibrated edge above a round trip of {cost:.0f} basis points passed"
         f" {passed['bars_per_1000']:.1f} of 1,000 untouched bars"
     )
     if not passed["trades"]:
-        return f"{told}, and none was traded."
+        return f"{passing}, and none was traded."
     net, error = passed["net_bp"]
     return (
-        f"{told}: {passed['trades']} separate trades on {passed['days']} days, {net:+.1f} basis"
+        f"{passing}: {passed['trades']} separate trades on {passed['days']} days, {net:+.1f} basis"
         f" points each (± {error:.1f} by days) before slippage, which violent minutes have most of;"
         " so few days prove nothing."
     )

@@ -154,14 +154,14 @@ def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
     found = [load_checkpoint(folder) for folder in folders]
     every = [checkpoint.card for checkpoint in found]
     section = cards.seeds_section(every)
-    told = cards.seeds_sentence(every, horizon=int(every[0]["calibration"]["horizon"]))
+    sentences = cards.seeds_sentence(every, horizon=int(every[0]["calibration"]["horizon"]))
     return [
         save(
             folder,
             checkpoint.tensors,
             checkpoint.card
             | {
-                "honesty": {"sentences": [*checkpoint.card["honesty"]["sentences"], told]},
+                "honesty": {"sentences": [*checkpoint.card["honesty"]["sentences"], sentences]},
                 "seeds": section,
             },
         )
@@ -246,8 +246,8 @@ def evaluated(
         "selective": selective(seen),
         "traded": traded(seen, _default_thresholds(section["quantiles"])),
     }
-    told = cards.sentences(figures, gates, horizon=horizon)
-    return {**card, "honesty": {"sentences": told}, "figures": {**figures, "gates": gates}}
+    sentences = cards.sentences(figures, gates, horizon=horizon)
+    return {**card, "honesty": {"sentences": sentences}, "figures": {**figures, "gates": gates}}
 
 
 def _judge(network: nn.Module, material: Material, part: Part) -> list[HorizonForecasts]:

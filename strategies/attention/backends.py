@@ -498,8 +498,10 @@ def flex_attend(
 
     options: dict[str, Any] = {"block_mask": blocks, "scale": scale}
     if hasattr(flex, "AuxRequest"):  # PyTorch 2.9 and later
-        output, told = _flex()(query, key, value, **options, return_aux=flex.AuxRequest(lse=True))
-        return output, told.lse.detach()
+        output, auxiliary = _flex()(
+            query, key, value, **options, return_aux=flex.AuxRequest(lse=True)
+        )
+        return output, auxiliary.lse.detach()
     output, logsumexp = _flex()(query, key, value, **options, return_lse=True)
     return output, logsumexp.detach()
 

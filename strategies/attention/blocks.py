@@ -84,11 +84,11 @@ class BlockColumns:
         """
         ages = blocks[:, None] - self._block_of[None, :]
         named = (self._block_of != _FREE)[None, :] & (ages >= 0) & (ages < self.buckets)
-        aged = np.zeros((len(rows), self.buckets + 1), dtype=np.float32)
+        by_age = np.zeros((len(rows), self.buckets + 1), dtype=np.float32)
         bars, columns = np.nonzero(named)
-        aged[bars, ages[bars, columns]] = rows[bars, columns]
-        aged[:, -1] = np.where(named, 0.0, rows).sum(axis=1)
-        return aged
+        by_age[bars, ages[bars, columns]] = rows[bars, columns]
+        by_age[:, -1] = np.where(named, 0.0, rows).sum(axis=1)
+        return by_age
 
 
 # --- figures by age
@@ -97,25 +97,25 @@ Floats = NDArray[np.float64]
 _RECENT_SHARE: Final = 0.25
 
 
-def by_age(rollout: NDArray[np.float32], positions: NDArray[np.int64]) -> Floats:
+def cells_by_age(rollout: NDArray[np.float32], positions: NDArray[np.int64]) -> Floats:
     """Return *rollout* [bar, buckets + 1] over cells of 64 bars of age, the last one "older".
 
     *positions* [bar] is ``open_time_ms // interval_ms``. Cell i covers the ages 64 i … 64 i + 63.
     """
     held = ((positions % BLOCK_BARS + 1) / BLOCK_BARS)[:, None]  # share of the open block
     buckets = rollout[:, :-1].astype(np.float64)
-    aged = np.empty(rollout.shape)
-    aged[:, :-2] = held * buckets[:, :-1] + (1.0 - held) * buckets[:, 1:]
-    aged[:, 0] += (1.0 - held[:, 0]) * buckets[:, 0]  # the open block is young as a whole
-    aged[:, -2] = held[:, 0] * buckets[:, -1]
-    aged[:, -1] = rollout[:, -1]
-    return aged
+    by_age = np.empty(rollout.shape)
+    by_age[:, :-2] = held * buckets[:, :-1] + (1.0 - held) * buckets[:, 1:]
+    by_age[:, 0] += (1.0 - held[:, 0]) * buckets[:, 0]  # the open block is young as a whole
+    by_age[:, -2] = held[:, 0] * buckets[:, -1]
+    by_age[:, -1] = rollout[:, -1]
+    return by_age
 
 
-def recent_mass(aged: Floats, context: int) -> Floats:
+def recent_mass(by_age: Floats, context: int) -> Floats:
     """Return the mass [bar] of the newest quarter of *context* bars, in whole cells."""
     cells = max(1, round(context * _RECENT_SHARE / BLOCK_BARS))
-    mass: Floats = aged[:, :cells].sum(axis=1)
+    mass: Floats = by_age[:, :cells].sum(axis=1)
     return mass
 
 

@@ -52,7 +52,7 @@ class EventFocus(NamedTuple):
     is_focused: Tensor  # [..., row]
 
 
-def by_age(weights: Tensor, rows: Sequence[int]) -> Tensor:
+def rows_by_age(weights: Tensor, rows: Sequence[int]) -> Tensor:
     """Return rollout rows over age instead of time, the newest bar first: [..., row, time].
 
     *weights* is [..., row, time]; ``rows`` are the bars from which each row looks back. What is
@@ -62,34 +62,34 @@ def by_age(weights: Tensor, rows: Sequence[int]) -> Tensor:
     _require_rows(weights, rows)
     at = torch.as_tensor(list(rows), device=weights.device)[:, None]
     source = at - torch.arange(time, device=weights.device)  # [row, age]
-    aged = weights.gather(-1, source.clamp_min(0).expand_as(weights))
-    return aged.masked_fill(source < 0, 0.0)
+    by_age = weights.gather(-1, source.clamp_min(0).expand_as(weights))
+    return by_age.masked_fill(source < 0, 0.0)
 
 
-def locality(aged: Tensor) -> Locality:
+def locality(by_age: Tensor) -> Locality:
     """Return how local rows by age [..., row, age] are."""
-    ages = torch.arange(aged.shape[-1], device=aged.device, dtype=aged.dtype)
-    cumulative = aged.cumsum(dim=-1)
+    ages = torch.arange(by_age.shape[-1], device=by_age.device, dtype=by_age.dtype)
+    cumulative = by_age.cumsum(dim=-1)
     reached = cumulative >= 0.5 * cumulative[..., -1:]
-    entropy: Tensor = torch.special.entr(aged)
+    entropy: Tensor = torch.special.entr(by_age)
     return Locality(
-        (aged * ages).sum(dim=-1), reached.int().argmax(dim=-1), entropy.sum(dim=-1).exp()
+        (by_age * ages).sum(dim=-1), reached.int().argmax(dim=-1), entropy.sum(dim=-1).exp()
     )
 
 
-def event_focus(aged: Tensor, context: int) -> EventFocus:
+def event_focus(by_age: Tensor, context: int) -> EventFocus:
     """Return how much of rows by age rests on their ``EVENT_BARS`` heaviest distant bars.
 
     Distant is older than the newest quarter of *context*. A row is focused where those few bars
     hold at least ``EVENT_SHARE`` of all its mass: it looks at events, not at a stretch of time.
     """
     first = max(1, round(RECENT_SHARE * context))
-    if aged.shape[-1] < first + EVENT_BARS:
+    if by_age.shape[-1] < first + EVENT_BARS:
         raise AttentionInvalid(
-            f"A context of {context} bars has no distant part in rows of {aged.shape[-1]} bars; "
+            f"A context of {context} bars has no distant part in rows of {by_age.shape[-1]} bars; "
             "give longer rows."
         )
-    heaviest = aged[..., first:].topk(EVENT_BARS, dim=-1)
+    heaviest = by_age[..., first:].topk(EVENT_BARS, dim=-1)
     share = heaviest.values.sum(dim=-1)
     return EventFocus(share, heaviest.indices + first, share >= EVENT_SHARE)
 
@@ -315,13 +315,13 @@ def read_head(weights: Tensor, rows: Sequence[int], visible: int) -> HeadReading
     """
     if weights.ndim != _MATRIX or len(rows) < _ROWS_MIN:
         raise AttentionInvalid("A head's kind is read from at least two rows of [row, time].")
-    aged = by_age(weights, rows)[:, :visible].double()  # [row, age]
-    entropy: Tensor = torch.special.entr(aged)
+    by_age = rows_by_age(weights, rows)[:, :visible].double()  # [row, age]
+    entropy: Tensor = torch.special.entr(by_age)
     confidence = 1.0 - float(entropy.sum(dim=-1).mean()) / math.log(max(2, visible))
-    profile = aged.mean(dim=0)
+    profile = by_age.mean(dim=0)
     local_mass = float(profile[: max(1, round(LOCAL_SHARE * visible))].sum())
     period, correlation = _period(profile)
-    event_share = _event_share(weights.double(), aged)
+    event_share = _event_share(weights.double(), by_age)
     if confidence < DIFFUSE_BELOW and correlation < PERIODIC_ABOVE:
         kind = HeadKind.DIFFUSE
     elif event_share > EVENT_ABOVE:
@@ -352,11 +352,11 @@ def _period(profile: Tensor) -> tuple[int, float]:
     return (period, float(correlation[period])) if correlation[period] > 0 else (0, 0.0)
 
 
-def _event_share(weights: Tensor, aged: Tensor) -> float:
+def _event_share(weights: Tensor, by_age: Tensor) -> float:
     """Return how much more alike rows are in absolute time than by age, 0 to 1.
 
     Consecutive rows of an event-driven head agree on bars, those of a local head on ages.
     """
     in_time = 1.0 - float(divergence(weights[:-1], weights[1:]).mean())
-    in_age = 1.0 - float(divergence(aged[:-1], aged[1:]).mean())
+    in_age = 1.0 - float(divergence(by_age[:-1], by_age[1:]).mean())
     return in_time / (in_time + in_age) if in_time + in_age else 0.5

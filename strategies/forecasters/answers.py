@@ -76,22 +76,22 @@ def forecasts(
 
 
 def explanations(
-    told: Advance, aged: Floats, before: Floats, *, content_free: float, context: int
+    advanced: Advance, by_age: Floats, before: Floats, *, content_free: float, context: int
 ) -> list[Explanation]:
     """Return where each bar looked.
 
-    *aged* are the rollout rows by age, *before* the same of the bar before each, NaN at the start
+    *by_age* are the rollout rows by age, *before* the same of the bar before each, NaN at the start
     of a stream, where there is no shift; *context* is the receptive field in bars.
     """
-    recent = recent_mass(aged, context).tolist()
+    recent = recent_mass(by_age, context).tolist()
     known = ~np.isnan(before[:, -1])
     shifts = [
         float(moved) if has_shift else None
-        for moved, has_shift in zip(shift(before, aged), known, strict=True)
+        for moved, has_shift in zip(shift(before, by_age), known, strict=True)
     ]
-    rollout = told.rollout.reshape(len(aged), -1)  # [bar, buckets + 1]
+    rollout = advanced.rollout.reshape(len(by_age), -1)  # [bar, buckets + 1]
     errors = np.abs(1.0 - rollout.sum(axis=1, dtype=np.float64)).tolist()
-    entropy = told.confidence.reshape(len(aged), -1)  # [bar, layer * head]
+    entropy = advanced.confidence.reshape(len(by_age), -1)  # [bar, layer * head]
     confidence = entropy.double().mean(1).tolist()
     heads = _packed(entropy.numpy())
     buckets = _packed(rollout[:, :-1])
@@ -107,7 +107,7 @@ def explanations(
             heads[i],
             buckets[i],
         )
-        for i in range(len(aged))
+        for i in range(len(by_age))
     ]
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies import features
-from tracepaper.strategies.attention.blocks import by_age
+from tracepaper.strategies.attention.blocks import cells_by_age
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import InvariantBroken
@@ -46,7 +46,7 @@ class InstrumentMemory:
         self.features = FeatureStream(schema)
         self.tail: list[Bar] = []  # the newest bars, as many as a feature row looks back on
         self.features_current = True  # False while only ``tail`` knows the newest bars
-        self.aged: Floats | None = None  # the last bar's rollout by age
+        self.by_age: Floats | None = None  # the last bar's rollout by age
         self.interval_ms = 0
 
     def admit(self, bars: Sequence[Bar]) -> None:
@@ -91,7 +91,7 @@ class InstrumentMemory:
         self.features.warm([])
         self.tail = []
         self.features_current = True
-        self.aged = None
+        self.by_age = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +148,8 @@ class StreamingForecaster:
         known.clear()
         self._state.clear(known.stream)
         rows, _, positions = known.take_all(bars)
-        for part, told in self._chunks(known, rows, positions):
-            known.aged = by_age(told.rollout[0, -1:], positions[part][-1:])
+        for part, advanced in self._chunks(known, rows, positions):
+            known.by_age = cells_by_age(advanced.rollout[0, -1:], positions[part][-1:])
 
     def step(self, bar: Bar) -> Forecast | None:
         """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
@@ -176,10 +176,10 @@ class StreamingForecaster:
         rows = np.array([taken[at][0] for at in ready])
         sigmas = _usable(rows, np.array([taken[at][1] for at in ready]))[:, None]
         positions = _positions([bars[at] for at in ready])[:, None]
-        told = self.network.advance(
+        advanced = self.network.advance(
             self._state, _tensor(rows)[:, None], positions, streams=[x.stream for x in chosen]
         )
-        made = self._forecasts(chosen, told, sigmas, positions)
+        made = self._forecasts(chosen, advanced, sigmas, positions)
         for at, [forecast] in zip(ready, made, strict=True):
             answers[at] = forecast
         return answers
@@ -197,8 +197,10 @@ class StreamingForecaster:
         rows, sigmas, positions = known.take_all(bars)
         answers: list[Forecast | None] = [None] * (len(bars) - len(rows))
         usable = _usable(rows, sigmas)
-        for part, told in self._chunks(known, rows, positions):
-            answers += self._forecasts([known], told, usable[None, part], positions[None, part])[0]
+        for part, advanced in self._chunks(known, rows, positions):
+            answers += self._forecasts(
+                [known], advanced, usable[None, part], positions[None, part]
+            )[0]
         return answers
 
     def explain(self, instrument: str) -> Attribution:
@@ -242,58 +244,62 @@ class StreamingForecaster:
         done = 0
         while done < len(rows):
             part = slice(done, done + CHUNK_BARS)
-            told = self.network.advance(
+            advanced = self.network.advance(
                 self._state,
                 _tensor(rows[part])[None],
                 positions[None, part],
                 streams=[known.stream],
                 padded=True,
             )
-            part = slice(done, done + told.rollout.shape[1])
-            yield part, told
+            part = slice(done, done + advanced.rollout.shape[1])
+            yield part, advanced
             done = part.stop
 
     def _forecasts(
-        self, memories: Sequence[InstrumentMemory], told: Advance, sigmas: Floats, positions: Ids
+        self,
+        memories: Sequence[InstrumentMemory],
+        advanced: Advance,
+        sigmas: Floats,
+        positions: Ids,
     ) -> list[list[Forecast | None]]:
         """Return the forecasts of the bars just taken in, by instrument.
 
         *sigmas* and *positions* are [instrument, bars]. None stands where the context is short.
         """
-        streams, bars, _ = told.rollout.shape
-        aged = by_age(told.rollout.reshape(streams * bars, -1), positions.ravel())
-        aged = aged.reshape(streams, bars, -1)
-        unknown = np.full_like(aged[0, :1], np.nan)
-        first = np.stack([unknown if x.aged is None else x.aged for x in memories])
-        before = np.concatenate([first, aged[:, :-1]], axis=1)
-        made = self._answers(told, aged, before, sigmas.ravel())
+        streams, bars, _ = advanced.rollout.shape
+        by_age = cells_by_age(advanced.rollout.reshape(streams * bars, -1), positions.ravel())
+        by_age = by_age.reshape(streams, bars, -1)
+        unknown = np.full_like(by_age[0, :1], np.nan)
+        first = np.stack([unknown if x.by_age is None else x.by_age for x in memories])
+        before = np.concatenate([first, by_age[:, :-1]], axis=1)
+        made = self._answers(advanced, by_age, before, sigmas.ravel())
         answers: list[list[Forecast | None]] = []
         for at, known in enumerate(memories):
-            known.aged = aged[at, -1:]
+            known.by_age = by_age[at, -1:]
             short = self.receptive_field - 1 - (self._state.counts[known.stream] - bars)
             own = made[at * bars : (at + 1) * bars]
             answers.append([None if index < short else one for index, one in enumerate(own)])
         return answers
 
     def _answers(
-        self, told: Advance, aged: Floats, before: Floats, sigmas: Floats
+        self, advanced: Advance, by_age: Floats, before: Floats, sigmas: Floats
     ) -> list[Forecast]:
         """Return what the network said as forecasts, one instrument's bars after another's.
 
-        *aged* and *before*, each bar's row by age and that of the bar before it, are
+        *by_age* and *before*, each bar's row by age and that of the bar before it, are
         [instrument, bars, cell]; *sigmas* are [instrument * bars].
         """
         model = self.model
-        cells = aged.shape[-1]
+        cells = by_age.shape[-1]
         explained = explanations(
-            told,
-            aged.reshape(-1, cells),
+            advanced,
+            by_age.reshape(-1, cells),
             before.reshape(-1, cells),
             content_free=model.content_free,
             context=self.receptive_field,
         )
         return forecasts(
-            told.outputs,
+            advanced.outputs,
             sigmas,
             explained,
             horizons=self.horizons,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tracepaper.strategies.attention.blocks import bucket_count, by_age, recent_mass, shift
+from tracepaper.strategies.attention.blocks import bucket_count, cells_by_age, recent_mass, shift
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features import FeatureStream
@@ -72,7 +72,7 @@ class _Window:
         self.features = FeatureStream(model.schema)
         self.rows = Ring(capacity=model.network.config.window, width=len(model.schema.names) + 1)
         self.last: Bar | None = None
-        self.aged: NDArray[np.float64] | None = None  # the last bar's rollout by age
+        self.by_age: NDArray[np.float64] | None = None  # the last bar's rollout by age
 
     def take(self, bar: Bar) -> float:
         """Take in *bar* and return its σ; raise ``InvariantBroken`` if it does not follow."""
@@ -128,7 +128,7 @@ class WindowedForecaster:
             window.take(bar)
         if window.is_full and bars:
             # The shift of the next bar needs this bar's rollout.
-            window.aged = self._by_age(window, self._look(window))
+            window.by_age = self._by_age(window, self._look(window))
 
     def step(self, bar: Bar) -> Forecast | None:
         """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
@@ -184,19 +184,19 @@ class WindowedForecaster:
 
     def _by_age(self, window: _Window, seen: Look) -> NDArray[np.float64]:
         positions = window.rows.view()[:, -1].astype(np.int64)
-        return by_age(_buckets(seen.rollout, positions)[None], positions[-1:])
+        return cells_by_age(_buckets(seen.rollout, positions)[None], positions[-1:])
 
     def _explain(self, window: _Window, seen: Look) -> Explanation:
         positions = window.rows.view()[:, -1].astype(np.int64)
         row = _buckets(seen.rollout, positions)
-        aged = by_age(row[None], positions[-1:])
-        before, window.aged = window.aged, aged
+        by_age = cells_by_age(row[None], positions[-1:])
+        before, window.by_age = window.by_age, by_age
         return Explanation(
             confidence=float(seen.confidence.double().mean()),
             content_free=CONTENT_FREE,
-            recent_mass=float(recent_mass(aged, len(positions))[0]),
+            recent_mass=float(recent_mass(by_age, len(positions))[0]),
             older_mass=float(row[-1]),
-            shift=None if before is None else float(shift(before, aged)[0]),
+            shift=None if before is None else float(shift(before, by_age)[0]),
             l1_error=float(seen.rollout.l1_error[0, 0]),
             entropy=seen.confidence.numpy().astype("<f4").tobytes(),
             buckets=row[:-1].astype("<f4").tobytes(),

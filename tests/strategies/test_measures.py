@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tracepaper.strategies.attention.blocks import by_age, recent_mass, shift
+from tracepaper.strategies.attention.blocks import cells_by_age, recent_mass, shift
 
 CONTEXT = 4 * 1087 + 1
 BUCKETS = 69
@@ -37,7 +37,7 @@ def bucketed(row: NDArray[np.float64], positions: NDArray[np.int64]) -> NDArray[
 
 def test_uniform_attention_has_a_recent_mass_of_0_544() -> None:
     positions = np.arange(64 * 100, 64 * 102)
-    aged = by_age(bucketed(uniform_by_bar(), positions), positions)
+    aged = cells_by_age(bucketed(uniform_by_bar(), positions), positions)
     mass = recent_mass(aged, CONTEXT)
     assert mass[-1] == pytest.approx(0.544, abs=1e-3)  # a whole newest block: no interpolation
     np.testing.assert_allclose(mass, 0.544, atol=4e-3)
@@ -55,7 +55,7 @@ def test_recent_mass_is_whole_buckets_and_a_share_of_the_oldest(
     row = np.array([weights], dtype=np.float32)
     row /= row.sum()
     held = phase + 1
-    aged = by_age(row, np.array([6400 + phase]))
+    aged = cells_by_age(row, np.array([6400 + phase]))
     wanted = row[0, :17].sum() + (64 - held) / 64 * row[0, 17]
     assert recent_mass(aged, CONTEXT)[0] == pytest.approx(wanted, abs=1e-6)
     assert aged.sum() == pytest.approx(1.0, abs=1e-6)
@@ -75,7 +75,7 @@ def test_the_phase_of_the_bucket_explains_under_one_percent_of_both_measures() -
     for i in range(count):
         row = np.exp(-age / pace[i])
         rows[i] = bucketed(row / row.sum(), positions[i : i + 1])
-    aged = by_age(rows, positions)
+    aged = cells_by_age(rows, positions)
     for measure, phases in (
         (recent_mass(aged, CONTEXT), positions % 64),
         (shift(aged[:-1], aged[1:]), positions[1:] % 64),

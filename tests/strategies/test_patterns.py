@@ -12,7 +12,6 @@ from scipy.spatial.distance import jensenshannon
 
 from tracepaper.strategies.attention.heads import (
     EVENT_BARS,
-    by_age,
     collapse,
     content_free_confidence,
     context_of,
@@ -20,6 +19,7 @@ from tracepaper.strategies.attention.heads import (
     event_focus,
     feature_attribution,
     locality,
+    rows_by_age,
     stability,
     symbol_influence,
     uniform_rollout,
@@ -32,7 +32,7 @@ from tracepaper.strategies.errors import AttentionInvalid
 def test_rows_are_turned_from_time_to_age() -> None:
     weights = torch.tensor([[0.25, 0.75, 0.0, 0.0], [0.125, 0.25, 0.5, 0.125]])
     wanted = [[0.75, 0.25, 0.0, 0.0], [0.125, 0.5, 0.25, 0.125]]
-    assert by_age(weights, [1, 3]).tolist() == wanted
+    assert rows_by_age(weights, [1, 3]).tolist() == wanted
 
 
 def test_uniform_attention_gives_the_known_recent_mass() -> None:
@@ -49,7 +49,7 @@ def test_uniform_attention_is_what_rollout_makes_of_equal_scores() -> None:
     zeros = [torch.zeros(1, 1, time, 2, dtype=torch.float64)] * layers
     counts = torch.arange(1, time + 1).clamp_max(window).double().log()
     result = rollout_rows(zeros, zeros, [counts[None, None]] * layers, [59], Mask.window(window))
-    aged = by_age(result.weights[0], [59])[0, : context_of(Mask.window(window), layers, time)]
+    aged = rows_by_age(result.weights[0], [59])[0, : context_of(Mask.window(window), layers, time)]
     torch.testing.assert_close(aged, uniform_rollout(layers, window), rtol=0, atol=1e-14)
 
 
@@ -131,7 +131,7 @@ def test_symbol_influence_sums_each_symbols_rows() -> None:
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: by_age(torch.ones(2, 3), [1]), "one number a row"),
+        (lambda: rows_by_age(torch.ones(2, 3), [1]), "one number a row"),
         (lambda: event_focus(torch.ones(1, 9), 8), "no distant part"),
         (lambda: stability(torch.ones(1, 3)), "at least two"),
         (
