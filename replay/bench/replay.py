@@ -33,6 +33,8 @@ REACH_TIMES_PLAIN_LOOP: Final = 9.0
 REACH_FIFTY_TIMES_ONE: Final = 1.1
 SYMBOLS: Final = 50
 NAIVE_SAMPLE: Final = 3
+APART: Final = 64
+"""Events beside bars by which the end of a chunk may differ from so many bars."""
 SCANS: Final = 4
 """Chunks that the network alone scans after each chunk of events."""
 
@@ -182,7 +184,7 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
         audit = SqlAuditLog.open(database)
         forecaster = replay.forecaster
         assert isinstance(forecaster, StreamingForecaster)
-        watch = _ExplainedBars(Scan(forecaster.network))
+        watch = ExplainedBars(Scan(forecaster.network))
         tally = Tally(progress=watch.observe)
         wall, began = time.perf_counter(), time.process_time()
         run_replay(replay, audit, tally)
@@ -209,7 +211,7 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
     }
 
 
-class _ExplainedBars:
+class ExplainedBars:
     """What an explained bar costs in a replay, beside its network's own scan in the same run.
 
     The cost is the CPU time from one chunk of events that is read ahead to the next: features,
@@ -221,6 +223,7 @@ class _ExplainedBars:
         self._scan = scan
         self._mark = 0.0
         self._bars = 0  # at the mark
+        self._chunk = 0
         self._replayed: list[float] = []  # seconds a bar
         self._scanned: list[float] = []
         self.aside_s = 0.0
@@ -229,9 +232,9 @@ class _ExplainedBars:
     def observe(self, bars: int) -> None:
         """Take the time once a chunk has passed, and scan as a reference."""
         self.peak_mb = max(self.peak_mb, resident_mb())
-        # The events beside bars move a chunk's end by a few bars.
-        if round(bars / CHUNK_EVENTS, 2) % 1 or round(bars / CHUNK_EVENTS) == 0:
+        if (chunk := (bars + APART) // CHUNK_EVENTS) == self._chunk:
             return
+        self._chunk = chunk
         began = time.process_time()
         if self._bars:
             self._replayed.append((began - self._mark) / (bars - self._bars))

@@ -1,21 +1,32 @@
-"""``bench replay``: every figure is made in one run, beside its own reference."""
+"""The cost of an explained bar is taken from chunk to chunk, without what the reference takes."""
 
 from __future__ import annotations
 
-from tracepaper.replay.bench.replay import SYMBOLS, measure, tiled
+import models
+import pytest
+
+from tracepaper.replay.backtest.scan import CHUNK_EVENTS
+from tracepaper.replay.bench.replay import ExplainedBars
+from tracepaper.strategies.networks.stream import CHUNK_BARS, StreamingNetwork
+from tracepaper.strategies.networks.workloads import Scan
 
 
-def test_a_replay_is_measured_beside_the_plain_loop_and_beside_fifty_symbols() -> None:
-    told: list[str] = []
-    figures = measure(5_000, rounds=1, tell=told.append)
-    assert f"5,000 bars, of one symbol and of {SYMBOLS}" in told[0]
-    ratio = figures["plain_loop_bars_per_cpu_s"] / figures["bars_per_cpu_s"]
-    assert abs(figures["times_plain_loop"] / ratio - 1) < 1e-9
-    assert figures["fifty_symbols_times_one"] > 0
-    assert figures["database_bytes_per_bar"] > figures["database_bytes_per_bar_acted"] > 0
+def test_a_bar_is_measured_between_the_ends_of_two_chunks() -> None:
+    watch = ExplainedBars(Scan(StreamingNetwork(models.network())))
+    for bars in (0, CHUNK_EVENTS // 2 - 1, CHUNK_EVENTS - 1, CHUNK_EVENTS * 3 // 2 - 1):
+        watch.observe(bars)
+    assert watch.figures() == {}
+    assert watch.aside_s > 0
+    watch.observe(2 * CHUNK_EVENTS - 1)
+    figures = watch.figures()
+    assert figures["explained_bar_to_scan"] == pytest.approx(
+        figures["explained_bar_us"] / figures["network_scan_us"]
+    )
+    assert figures["network_scan_us"] > 0
+    assert watch.peak_mb > 0
 
 
-def test_bars_laid_end_to_end_have_no_hole() -> None:
-    candles = tiled(30_000)
-    assert len(candles) == 30_000
-    assert candles.gaps == []
+def test_a_scan_takes_whole_chunks_once_its_rings_are_full() -> None:
+    network = StreamingNetwork(models.network())
+    scan = Scan(network)
+    assert scan.advance() == CHUNK_BARS
