@@ -206,8 +206,8 @@ def _report_columns(table: Table) -> dict[str, tuple[Kind, list[Any]]]:
     found: dict[str, tuple[Kind, list[Any]]] = {}
     for place, figure in enumerate(table.figures):
         values = [row[place] for row in table.rows]
-        kind: Kind = "integer" if figure.form in ("count", "minute") else "float"
-        if figure.form == "text":
+        kind: Kind = "integer" if figure.form in ("count", "minute", "second") else "float"
+        if figure.form in ("text", "exact"):
             kind = "text"
         pairs = [value if isinstance(value, tuple) else (value, None) for value in values]
         found[figure.key] = kind, [value for value, _ in pairs]

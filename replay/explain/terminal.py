@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracepaper.replay.explain.stored import Flips, GateMargin, StoredDecision, flips_of
-from tracepaper.replay.report.summary import bar_of
+from tracepaper.replay.report.tables import bar_of
 from tracepaper.strategies.gates import measured, unit_beside
 
 BASIS_POINTS: Final = 1e4

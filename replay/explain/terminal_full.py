@@ -19,7 +19,7 @@ from tracepaper.replay.explain.recomputed import (
     Trial,
 )
 from tracepaper.replay.explain.terminal import BASIS_POINTS, LOOKED, table_of
-from tracepaper.replay.report.summary import bar_of
+from tracepaper.replay.report.tables import bar_of
 
 FEATURES_SHOWN: Final = 10
 BARS_SHOWN: Final = 8

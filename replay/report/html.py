@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Final
 
-from tracepaper.replay.report.tables import Form, Table, Value, tone, written
-
-_TEXTS: Final = ("text", "minute")
+from tracepaper.replay.report.tables import TEXTS, Form, Table, Value, tone, written
 
 
 class Markup(str):
@@ -82,7 +79,7 @@ def figures(shown: Table) -> Markup:
         ]
         cells = [[element("td", heads[place]), *(row[place] for row in cells)] for place in kept]
         heads = ["", *(row[0] for row in rows)]
-    texts = () if shown.turned else [at for at, form in enumerate(kinds) if form in _TEXTS]
+    texts = () if shown.turned else [at for at, form in enumerate(kinds) if form in TEXTS]
     left_out = len(shown.rows) - len(rows)
     more = element("p", f"and {left_out:,} more.", class_="note") if left_out else Markup("")
     notes = (element("p", note, class_="note") for note in shown.notes)
@@ -91,7 +88,7 @@ def figures(shown: Table) -> Markup:
 
 def _cell(value: Value, form: Form) -> Markup:
     """Return a value as a cell, in the colour of a gain or a loss."""
-    kinds = [*(["text"] if form in _TEXTS else []), tone(value, form)]
+    kinds = [*(["text"] if form in TEXTS else []), tone(value, form)]
     return element("td", written(value, form), class_=" ".join(filter(None, kinds)))
 
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
+from tracepaper.replay.report.tables import Figure, Table, printed, table
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
 from tracepaper.strategies.types import ACTING_ONLY
-from tracepaper.strategies.words import visible
 
 FILLS_SHOWN: Final = 8
 OPENED_SHOWN: Final = 5
-BAR_WIDTH: Final = 28
 
 
 def program_name() -> str:
@@ -105,6 +103,25 @@ def _accounts(views: RunViews) -> Iterator[Row]:
 
 # ---------------------------------------------------------------- for a terminal
 
+ACCOUNTS: Final = (
+    Figure[Row]("account", "account", "text", lambda of: of["account"]),
+    Figure[Row]("equity", "equity", "money", lambda of: of["equity"]),
+    Figure[Row]("realized_pnl", "realised", "gain", lambda of: of["realized_pnl"]),
+    Figure[Row]("unrealized_pnl", "unrealised", "gain", lambda of: of["unrealized_pnl"]),
+    Figure[Row]("fees_paid", "fees", "money", lambda of: of["fees_paid"]),
+    Figure[Row]("funding_paid", "funding", "money", lambda of: of["funding_paid"]),
+    Figure[Row]("fills", "fills", "count", lambda of: of["fills"]),
+)
+FILLS: Final = (
+    Figure[Row]("filled_ms", "time", "second", lambda of: of["filled_ms"]),
+    Figure[Row]("instrument", "instrument", "text", lambda of: of["instrument"]),
+    Figure[Row]("side", "side", "text", lambda of: of["side"]),
+    Figure[Row]("quantity", "quantity", "exact", lambda of: of["quantity_text"]),
+    Figure[Row]("price", "price", "exact", lambda of: of["price_text"]),
+    Figure[Row]("fee", "fee", "money", lambda of: of["fee"]),
+    Figure[Row]("reason", "why", "text", lambda of: of["reason"]),
+)
+
 
 def show(console: Console, summary: Summary) -> None:
     """Print the account and its twins, the newest fills, and what was refused or left unfilled."""
@@ -122,73 +139,37 @@ def show(console: Console, summary: Summary) -> None:
         shown = ", ".join(opened[:OPENED_SHOWN]) + (" and more" * (len(opened) > OPENED_SHOWN))
         text = f"The strategy opened {shown}; a decision that depends on it cannot be re-derived."
         console.print(Text(text, style="yellow"))
-    console.print(_account_table(summary))
+    for made in tables(summary):
+        console.print(printed(made))
+
+
+def tables(summary: Summary) -> Iterator[Table]:
+    """Yield the tables that *summary* has something for, in the order shown."""
+    yield table("accounts", "Accounts", ACCOUNTS, summary.accounts)
     if summary.fills:
-        console.print(_fill_table(summary))
+        several = len({fill["instrument"] for fill in summary.fills}) > 1
+        figures = [figure for figure in FILLS if several or figure.key != "instrument"]
+        title = f"Fills (the last {len(summary.fills)} of {summary.fill_count})"
+        yield table("fills", title, figures, summary.fills)
     if summary.refusals and summary.every_bar:
         title = "Refused (by the first gate that failed)"
-        console.print(_count_table(title, "gate", summary.refusals, summary.decisions))
+        yield _counted("refused_by", "gate", title, summary.refusals, summary.decisions)
     if summary.unfilled:
         title = "Unfilled (no gate refused, and no order would be taken)"
-        console.print(_count_table(title, "reason", summary.unfilled, summary.decisions))
+        yield _counted("unfilled", "reason", title, summary.unfilled, summary.decisions)
 
 
-def _account_table(summary: Summary) -> Table:
-    table = Table(title="Accounts", title_justify="left", title_style="bold", box=None)
-    for name in ("account", "equity", "realised", "unrealised", "fees", "funding", "fills"):
-        table.add_column(name, justify="left" if name == "account" else "right")
-    for row in summary.accounts:
-        table.add_row(
-            str(row["account"]),
-            f"{row['equity']:,.2f}",
-            f"{row['realized_pnl']:+,.2f}",
-            f"{row['unrealized_pnl']:+,.2f}",
-            f"{row['fees_paid']:,.2f}",
-            f"{row['funding_paid']:,.2f}",
-            str(row["fills"]),
-        )
-    return table
-
-
-def _fill_table(summary: Summary) -> Table:
-    """Return the newest fills; the instrument only where a run has several."""
-    shown = len(summary.fills)
-    title = f"Fills (the last {shown} of {summary.fill_count})"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None)
-    several = len({fill["instrument"] for fill in summary.fills}) > 1
-    names = ("time", *(("instrument",) if several else ()), "side", "quantity", "price", "fee")
-    for name in (*names, "why"):
-        table.add_column(name, justify="right" if name in ("quantity", "price", "fee") else "left")
-    for fill in summary.fills:
-        table.add_row(
-            str(fill["filled_iso"])[:19].replace("T", " "),
-            *((Text(str(fill["instrument"])),) if several else ()),
-            str(fill["side"]),
-            str(fill["quantity_text"]),
-            str(fill["price_text"]),
-            f"{fill['fee']:,.2f}",
-            Text(visible(str(fill["reason"]))),
-        )
-    return table
-
-
-def _count_table(title: str, name: str, rows: tuple[tuple[str, int], ...], of: int) -> Table:
-    """Return how many of the *of* decisions each of *rows* counts."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None)
-    table.add_column(name)
-    table.add_column("bars", justify="right")
-    table.add_column("")
-    most = max(count for _, count in rows)
-    for label, count in rows:
-        share = f"{count / of:6.1%}" if of else ""
-        table.add_row(
-            Text(visible(label)), f"{count:,}", f"[cyan]{bar_of(count / most)}[/] {share}"
-        )
-    return table
-
-
-def bar_of(share: float, width: int = BAR_WIDTH) -> str:
-    """Return a horizontal bar whose length is *share* (0 to 1) of *width* cells."""
-    eighths = round(max(0.0, min(share, 1.0)) * width * 8)
-    full, rest = divmod(eighths, 8)
-    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+def _counted(
+    key: str, name: str, title: str, counts: Sequence[tuple[str, int]], decisions: int
+) -> Table:
+    """Return how many of the *decisions* each of *counts* has."""
+    most = max(count for _, count in counts)
+    figures = (
+        Figure[tuple[str, int]](name, name, "text", lambda of: of[0]),
+        Figure[tuple[str, int]]("bars", "bars", "count", lambda of: of[1]),
+        Figure[tuple[str, int]]("of_most", "", "bar", lambda of: of[1] / most),
+        Figure[tuple[str, int]](
+            "share", "", "share", lambda of: of[1] / decisions if decisions else None
+        ),
+    )
+    return table(key, title, figures, counts)

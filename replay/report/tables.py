@@ -7,19 +7,24 @@ coloured as well, so that a loss is seen without its colour.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar
 
+from rich import table as rich_table
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
 from tracepaper.replay.archive.times import iso
-from tracepaper.strategies.words import duration
+from tracepaper.strategies.words import duration, visible
 
 T = TypeVar("T")
 Estimate = tuple[float, float | None]
 Value = str | int | float | Estimate | None
 Form = Literal[
     "text", "count", "money", "gain", "percent", "gain percent", "ratio", "gain ratio", "bp",
-    "gain bp", "share", "days", "measure", "minute", "span",
+    "gain bp", "share", "days", "measure", "minute", "second", "span", "exact", "bar",
 ]  # fmt: skip
 NONE: Final = "–"
 _PATTERNS: Final = {
@@ -28,6 +33,13 @@ _PATTERNS: Final = {
     "share": ("{:,.1f}", 100.0), "ratio": ("{:,.2f}", 1.0), "bp": ("{:,.1f}", 1e4),
     "days": ("{:,.1f}", 1.0), "measure": ("{:.4f}", 1.0), "count": ("{:,}", 1),
 }  # fmt: skip
+ROWS_SHOWN: Final = 12
+BESIDE_EACH_OTHER: Final = 4
+"""Rows of a turned table beside each other; more go below."""
+BAR_CELLS: Final = 28
+STYLES: Final = {"": "", "gain": "green", "loss": "red"}
+TEXTS: Final = ("text", "minute", "second", "bar")
+"""Forms that are written from the left."""
 _UNITS: Final = {"gain percent": "%", "percent": "%", "share": "%"}
 
 
@@ -97,12 +109,21 @@ def written(value: Value, form: Form) -> str:
         return f"{written(value[0], form).removesuffix(' %')}{error or _unit(form)}"
     if form == "text" or isinstance(value, str):
         return str(value)
-    if form == "minute":
-        return iso(int(value))[:16].replace("T", " ")
-    if form == "span":
-        return duration(float(value))
-    pattern, times = _PATTERNS[form]
-    return pattern.format(value * times) + _unit(form)
+    return _of_number(value, form)
+
+
+def _of_number(value: float, form: Form) -> str:
+    match form:
+        case "minute" | "second":
+            moment = iso(int(value))[: 16 if form == "minute" else 19]
+            return moment.replace("T", " ")
+        case "span":
+            return duration(value)
+        case "bar":
+            return bar_of(value)
+        case _:
+            pattern, times = _PATTERNS[form]
+            return pattern.format(value * times) + _unit(form)
 
 
 def tone(value: Value, form: Form) -> Literal["", "gain", "loss"]:
@@ -122,3 +143,72 @@ def _plain(form: Form) -> Form:
 
 def _unit(form: Form) -> str:
     return f" {_UNITS[form]}" if form in _UNITS else ""
+
+
+# ---------------------------------------------------------------- for a terminal
+
+
+def printed(table: Table) -> RenderableType:
+    """Return *table* for a terminal, with its title and its notes."""
+    parts: list[RenderableType] = [Text(table.title + _left_out(table), style="bold")]
+    parts += _parts(table)
+    parts += [Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in table.notes]
+    return Group(*parts)
+
+
+def bar_of(share: float, width: int = BAR_CELLS) -> str:
+    """Return a horizontal bar whose length is *share* (0 to 1) of *width* cells."""
+    eighths = round(max(0.0, min(share, 1.0)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+
+
+def _parts(table: Table) -> Iterator[rich_table.Table]:
+    """Yield *table* for a terminal; a turned one in parts that fit beside each other."""
+    if not table.turned:
+        yield _upright(table)
+        return
+    for start in range(0, len(table.rows), BESIDE_EACH_OTHER):
+        yield _turned(table, table.rows[start : start + BESIDE_EACH_OTHER])
+
+
+def _left_out(table: Table) -> str:
+    """Return which rows are shown, where not all are."""
+    most = _most(table)
+    if table.turned or len(table.rows) <= most:
+        return ""
+    return f" (the {'last' if table.newest else 'first'} {most} of {len(table.rows):,})"
+
+
+def _most(table: Table) -> int:
+    return min(ROWS_SHOWN, table.shown or ROWS_SHOWN)
+
+
+def _upright(table: Table) -> rich_table.Table:
+    places = [place for place, figure in enumerate(table.figures) if not figure.wide]
+    most = _most(table)
+    made = rich_table.Table(box=None, pad_edge=False)
+    for place in places:
+        figure = table.figures[place]
+        text = figure.form in TEXTS
+        made.add_column(figure.title, justify="left" if text else "right", no_wrap=not text)
+    for row in table.rows[-most:] if table.newest else table.rows[:most]:
+        made.add_row(*(_cell(row[place], table.figures[place].form) for place in places))
+    return made
+
+
+def _turned(table: Table, rows: tuple[tuple[Value, ...], ...]) -> rich_table.Table:
+    """Return the figures as rows, without those that no row has."""
+    made = rich_table.Table(box=None, pad_edge=False)
+    made.add_column("")
+    for row in rows:
+        made.add_column(Text(str(row[0])), justify="right")
+    for place, figure in enumerate(table.figures[1:], start=1):
+        if not figure.wide and any(row[place] is not None for row in table.rows):
+            made.add_row(figure.title, *(_cell(row[place], figure.form) for row in rows))
+    return made
+
+
+def _cell(value: Value, form: Form) -> Text:
+    style = "cyan" if form == "bar" else STYLES[tone(value, form)]
+    return Text(visible(written(value, form)), style=style)

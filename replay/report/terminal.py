@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-from rich import table as rich_table
 from rich.console import Console
 from rich.padding import Padding
 from rich.panel import Panel
@@ -17,14 +15,7 @@ from tracepaper.replay.archive.times import iso
 from tracepaper.replay.report.accounts import RandomTwins
 from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.figures import tables
-from tracepaper.replay.report.tables import Form, Table, Value, tone, written
-from tracepaper.strategies.words import visible
-
-ROWS_SHOWN: Final = 12
-BESIDE_EACH_OTHER: Final = 4
-"""Accounts beside each other; more go below."""
-STYLES: Final = {"": "", "gain": "green", "loss": "red"}
-_TEXTS: Final = ("text", "minute")
+from tracepaper.replay.report.tables import printed
 
 
 def show(console: Console, report: Report, *, notes: bool = False) -> None:
@@ -43,11 +34,7 @@ def show(console: Console, report: Report, *, notes: bool = False) -> None:
         console.print(Padding(Text(said, style="dim"), (0, 0, 0, 2)))
     for table in tables(report).values():
         console.print()
-        console.print(Text(table.title + _left_out(table), style="bold"))
-        for part in _tables(table):
-            console.print(part)
-        for note in table.notes:
-            console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
+        console.print(printed(table))
 
 
 def counted(report: Report) -> str:
@@ -62,56 +49,6 @@ def span(report: Report) -> str:
     """Return the first open and the last close."""
     record = report.record
     return f"{iso(int(record.decisions.open_time_ms.min()))} to {iso(int(record.times_ms[-1]))}"
-
-
-def _tables(table: Table) -> Iterator[rich_table.Table]:
-    """Yield *table* for a terminal; a turned one in parts that fit beside each other."""
-    if not table.turned:
-        yield _upright(table)
-        return
-    for start in range(0, len(table.rows), BESIDE_EACH_OTHER):
-        yield _turned(table, table.rows[start : start + BESIDE_EACH_OTHER])
-
-
-def _left_out(table: Table) -> str:
-    """Return which rows are shown, where not all are."""
-    most = _most(table)
-    if table.turned or len(table.rows) <= most:
-        return ""
-    return f" (the {'last' if table.newest else 'first'} {most} of {len(table.rows):,})"
-
-
-def _most(table: Table) -> int:
-    return min(ROWS_SHOWN, table.shown or ROWS_SHOWN)
-
-
-def _upright(table: Table) -> rich_table.Table:
-    places = [place for place, figure in enumerate(table.figures) if not figure.wide]
-    most = _most(table)
-    made = rich_table.Table(box=None, pad_edge=False)
-    for place in places:
-        figure = table.figures[place]
-        text = figure.form in _TEXTS
-        made.add_column(figure.title, justify="left" if text else "right", no_wrap=not text)
-    for row in table.rows[-most:] if table.newest else table.rows[:most]:
-        made.add_row(*(_cell(row[place], table.figures[place].form) for place in places))
-    return made
-
-
-def _turned(table: Table, rows: tuple[tuple[Value, ...], ...]) -> rich_table.Table:
-    """Return the figures as rows, without those that no row has."""
-    made = rich_table.Table(box=None, pad_edge=False)
-    made.add_column("")
-    for row in rows:
-        made.add_column(Text(str(row[0])), justify="right")
-    for place, figure in enumerate(table.figures[1:], start=1):
-        if not figure.wide and any(row[place] is not None for row in table.rows):
-            made.add_row(figure.title, *(_cell(row[place], figure.form) for row in rows))
-    return made
-
-
-def _cell(value: Value, form: Form) -> Text:
-    return Text(visible(written(value, form)), style=STYLES[tone(value, form)])
 
 
 def as_document(report: Report) -> dict[str, Any]:
