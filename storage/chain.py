@@ -3,6 +3,8 @@
 The check reads stored rows and nothing else. It finds rows that were changed, removed, added,
 exchanged or cut off. Who rewrites the whole chain is found only by a head kept elsewhere:
 ``tracepaper audit head`` prints it, ``tracepaper audit verify --head`` looks for it.
+
+The rules are docs/storage.md, S5 to S8.
 """
 
 from __future__ import annotations

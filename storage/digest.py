@@ -2,6 +2,8 @@
 
 A hash covers what is stored, so it can be recomputed from the database alone. ``-0.0`` is 0.0,
 booleans are integers, and what is not finite is null.
+
+The rules are docs/storage.md, S5 and S6, and docs/identity.md, I2 to I4.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Deliver bars exactly once and in order, each after what belongs before it."""
+"""Deliver bars exactly once and in order, each after what belongs before it.
+
+The rules are docs/time.md, T3 and T16 to T18.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ else. What it does not know is an ``Unknown``, never an error: the exchange may 
 that cannot be true (dated ahead, off the grid, of another symbol than its topic) is refused before
 any of it is taken in. State (ticker fields that deltas leave out, book levels) lives as long as the
 connection: make a new ``Wire`` after each reconnect.
+
+The rules are docs/time.md, T11 to T13.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Later wins: defaults, what the data say, the file, ``TRACEPAPER_SECTION__KEY``, the command
 line. Whatever cannot be used is refused by ``ConfigInvalid`` with one sentence that names where
 it stands and what is allowed.
+
+The rules are docs/configuration.md, C3 to C6.
 """
 
 from __future__ import annotations

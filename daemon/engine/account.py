@@ -3,6 +3,8 @@
 Linear: cash = start + realised - fees - funding; equity = cash + unrealised. Spot: cash is the
 quote balance, start + realised - fees - entry notional of what is held; equity = cash + base at
 the mark. A position keeps its entry notional, since an average price is no decimal.
+
+The rules are docs/money.md, M16 to M21.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 The order inside a step is fixed: fill, mark, observe, judge, decide, submit. An order is filled at
 the earliest by the event after its cause.
+
+The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Execution models: an order and a later quote or bar → a ``Fill``."""
+"""Execution models: an order and a later quote or bar → a ``Fill``.
+
+The rules are docs/money.md, M10 to M15.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Resting orders of one instrument in one account: the order state table, netting, filters."""
+"""Resting orders of one instrument in one account: the order state table, netting, filters.
+
+The rules are docs/money.md, M6 to M9.
+"""
 
 from __future__ import annotations
 

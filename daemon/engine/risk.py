@@ -1,4 +1,7 @@
-"""Limits on the account: what each risk gate measures, kept from step to step."""
+"""Limits on the account: what each risk gate measures, kept from step to step.
+
+The rules are docs/decisions.md, G15, and docs/money.md, M22.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Health, metrics, status and commands over HTTP, on loopback alone."""
+"""Health, metrics, status and commands over HTTP, on loopback alone.
+
+The rule is docs/operations.md, O6.
+"""
 
 from __future__ import annotations
 

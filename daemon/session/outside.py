@@ -1,6 +1,8 @@
 """What a user's class opens beside its arguments: files, addresses, programs, by an audit hook.
 
 Python raises an audit event for each of them; what reads in native code (polars, say) raises none.
+
+The rule is docs/identity.md, I16.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Services side by side under signals and systemd's watchdog, until an orderly stop."""
+"""Services side by side under signals and systemd's watchdog, until an orderly stop.
+
+The rules are docs/operations.md, O3 and O4.
+"""
 
 from __future__ import annotations
 

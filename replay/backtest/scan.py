@@ -3,6 +3,8 @@
 Only for networks declared causal. Each bar is handed its own row, and some bars of every run are
 computed anew from a truncated prefix: a network that peeks at later bars would differ there,
 and comparing rows with one another would not show it.
+
+The rule is docs/identity.md, I8.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 No decision may move where later bars are absent or other, where the process has seen
 nothing before, where its clocks leap or where an instrument is alone; and a user's class may open
 nothing. What peeks is named with the bar.
+
+The rules are docs/strategies.md, U8 to U11.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Decisions are aligned by instrument and open time and compared by ``decision_sha256`` where both
 runs went the same way over the same kind of device; elsewhere field by field within 1e-4. What
 only time explains (a late bar, a stale quote, a missed deadline) is counted apart.
+
+The rule is docs/identity.md, I6.
 """
 
 from __future__ import annotations

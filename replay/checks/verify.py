@@ -2,6 +2,8 @@
 
 A stored value that was changed, with the chain's digests recomputed to hide it, is still found: it
 no longer follows from the rest. What follows from nothing is listed in ``TAKEN_AS_TOLD``.
+
+The rules are docs/identity.md, I12, and docs/storage.md, S12.
 """
 
 from __future__ import annotations
