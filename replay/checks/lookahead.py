@@ -405,9 +405,8 @@ class _Check:
             (found.allowed if _is_allowed(item, allow) else found.opened).append(item)
         if self._own:
             if found.blind < found.bars and not found.differences:
-                found.unproved.append(
-                    f"{found.bars - found.blind:,} bars that were not decided blindly"
-                )
+                left = found.bars - found.blind
+                found.unproved.append(f"{left:,} bars that were not decided blindly")
             if found.allowed:
                 found.unproved.append(
                     "whether what it was allowed to open tells the future: "
@@ -427,12 +426,9 @@ _UNEQUAL: Final = (
 
 
 def _is_allowed(item: Outside, allow: Sequence[str]) -> bool:
-    for name in allow:
-        if item.name == name:
-            return True
-        if item.what == "file" and Path(item.name).is_relative_to(Path(name).resolve()):
-            return True
-    return False
+    folders = [Path(name).resolve() for name in allow]
+    inside = any(Path(item.name).is_relative_to(folder) for folder in folders)
+    return item.name in allow or (item.what == "file" and inside)
 
 
 def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[FutureProbe]:
@@ -443,18 +439,17 @@ def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[Fut
     rng = np.random.default_rng(limits.seed)
     first = min(warmup, times.size // 4)
     edges = np.linspace(first, times.size - 1, limits.probes + 1)
-    places = sorted(
-        {
-            int(rng.integers(int(low), max(int(low) + 1, int(high))))
-            for low, high in itertools.pairwise(edges)
-        }
+    drawn = (
+        rng.integers(int(low), max(int(low) + 1, int(high)))
+        for low, high in itertools.pairwise(edges)
     )
+    places = sorted({int(place) for place in drawn})
     back = max(2_000, 2 * warmup)
-    windows = times.size > 4 * back
+    if times.size <= 4 * back:
+        back = int(times.size)  # so few bars are derived from the first one on
+    starts = [max(0, place - back) for place in places]
     probes = [
-        FutureProbe(
-            int(times[max(0, place - back) if windows else 0]), int(times[place]), turn % 2 == 1
-        )
-        for turn, place in enumerate(places)
+        FutureProbe(int(times[start]), int(times[place]), cut=turn % 2 == 1)
+        for turn, (start, place) in enumerate(zip(starts, places, strict=True))
     ]
     return [probes[turn] for turn in rng.permutation(len(probes))]
