@@ -10,6 +10,7 @@ from typing import Final, Generic, TypeVar
 from msgspec import Struct, structs
 
 from tracepaper.strategies.gate_evaluator import Plausibility
+from tracepaper.strategies.market import MINUTE_MS
 from tracepaper.strategies.types import Bar, Funding, GapCause, Instrument, Mark, Quote, Source
 
 Dated = TypeVar("Dated", Quote, Mark)
@@ -251,7 +252,7 @@ class FundingSchedule:
     """
 
     def __init__(self, *, interval_minutes: int, settled_ms: int) -> None:
-        self._interval_ms = interval_minutes * 60_000
+        self._interval_ms = interval_minutes * MINUTE_MS
         self._announced_ms = 0
         self._asked_ms = settled_ms
         self.settled_ms = settled_ms  # the newest settlement that needs nothing more
@@ -375,6 +376,10 @@ class FeedState:
             self._next_cause = cause
         else:
             self.cause = cause
+
+    def reject_close(self) -> None:
+        """Learn that the next bar's close is implausible: that is why it is missing."""
+        self.cause = GapCause.IMPLAUSIBLE
 
     def clear_gap_cause(self) -> None:
         """Learn that a bar of the stream was delivered, so the next hole has its own cause."""

@@ -220,6 +220,7 @@ class RestClient:
         self._budget = budget
         self._session: aiohttp.ClientSession | None = None
         rate = exchange.requests_per_s
+        # A bucket of less than one call would never let one through.
         self._limiter = AsyncLimiter(rate, 1.0) if rate >= 1 else AsyncLimiter(1.0, 1.0 / rate)
         self.counters: Counter[str] = Counter()
 

@@ -447,8 +447,7 @@ class CategoryStream:
         except MessageMalformed:
             received = None
         if self._wire.stale_topics:
-            self.stream.resubscribe(self._wire.stale_topics)
-            self._wire.stale_topics.clear()
+            self.stream.resubscribe(self._wire.pop_stale_topics())
         if received is None or isinstance(received, RefusedFrame):
             return None
         self._owner.counters["frames"] += 1

@@ -191,7 +191,7 @@ class Wire:
     ``contradictory``, ``double``, ``foreign``, ``crossed`` or ``deep``. *observe* is called
     with the date of every frame before any of it is applied, and returns whether it is accepted;
     *refused* is called with the kind and the sentence of each refusal. ``stale_topics`` are those
-    whose state was lost with a refused frame: their owner asks for a snapshot and empties the set.
+    whose state was lost with a refused frame: their owner pops them and asks for a snapshot.
     """
 
     def __init__(
@@ -257,6 +257,11 @@ class Wire:
             if refusal is error:
                 raise
             raise refusal from error
+
+    def pop_stale_topics(self) -> set[str]:
+        """Return the topics that need a snapshot, each once."""
+        stale, self.stale_topics = self.stale_topics, set()
+        return stale
 
     def _refuse(self, what: str, sentence: str) -> None:
         """Count a refusal and tell of it."""
@@ -411,6 +416,7 @@ class Wire:
         book = messages.decode_book(frame)
         if book.data.s != instrument.symbol:
             raise _foreign("orderbook", book.topic, book.data.s)
+        # After a restart of its service the exchange numbers a whole book 1, whatever its type says.
         is_snapshot = book.type == "snapshot" or book.data.u == 1
         levels = self._books.setdefault(book.topic, Levels())
         if not is_snapshot and not levels.is_known:

@@ -174,11 +174,11 @@ def test_an_instrument_without_funding_is_never_due() -> None:
 CLOSE = START_MS + MINUTE
 
 
-def market() -> FeedState:
+def market(*, funding_minutes: int = 0) -> FeedState:
     return FeedState(
         instrument(),
         sequence=BarSequence(interval_ms=MINUTE, next_open_ms=START_MS),
-        funding=FundingSchedule(interval_minutes=0, settled_ms=0),
+        funding=FundingSchedule(interval_minutes=funding_minutes, settled_ms=0),
     )
 
 
@@ -347,8 +347,7 @@ def test_one_request_and_one_notice_of_a_cause_are_under_way_at_a_time() -> None
 
 
 def test_an_overdue_settlement_is_asked_for_after_twice_the_wait_each_time() -> None:
-    one = market()
-    one.funding = FundingSchedule(interval_minutes=480, settled_ms=0)
+    one = market(funding_minutes=480)
     due_ms = 480 * MINUTE
     assert not one.is_settlement_due(market_ms=due_ms - 1, network_s=0.0)
     asked = [
