@@ -416,7 +416,7 @@ class Wire:
         book = messages.decode_book(frame)
         if book.data.s != instrument.symbol:
             raise _foreign("orderbook", book.topic, book.data.s)
-        # After a restart of its service the exchange numbers a whole book 1, whatever its type says.
+        # After a restart of its service the exchange numbers a whole book 1, of whatever type.
         is_snapshot = book.type == "snapshot" or book.data.u == 1
         levels = self._books.setdefault(book.topic, Levels())
         if not is_snapshot and not levels.is_known:
