@@ -363,8 +363,8 @@ class SqlAuditLog:
 
     # ------------------------------------------------------------ steps
 
-    async def append(self, step: Step) -> None:
-        """Store *step* and commit it before returning, or raise ``AuditUnwritable``.
+    async def append(self, *steps: Step) -> None:
+        """Store *steps* and commit them at once before returning, or raise ``AuditUnwritable``.
 
         A warm-up bar, which decides nothing, is committed with the next step that does; and
         what comes before the start event, with that event. A command is committed at once,
@@ -372,16 +372,28 @@ class SqlAuditLog:
         """
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._append_live, step)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._append_live, *steps)
 
-    def _append_live(self, step: Step) -> None:
-        self.append_now(step)
-        kind = type(step.event)
-        if not _is_quiet(step) or kind in _AT_ONCE or (kind is not Bar and self.is_open):
+    def _append_live(self, *steps: Step) -> None:
+        self.append_now(*steps)
+        if any(self._is_urgent(step) for step in steps):
             self.flush()
 
-    def append_now(self, step: Step) -> None:
-        """Buffer *step* and commit when a group is full; raise ``AuditUnwritable`` if it cannot."""
+    def _is_urgent(self, step: Step) -> bool:
+        kind = type(step.event)
+        return not _is_quiet(step) or kind in _AT_ONCE or (kind is not Bar and self.is_open)
+
+    def append_now(self, *steps: Step) -> None:
+        """Buffer *steps* and commit when a group is full: all of them or none are stored.
+
+        Raises ``AuditUnwritable`` where that cannot be.
+        """
+        for step in steps:
+            self._buffer(step)
+        if self._waiting >= (self._group_steps if self.is_open else START_STEPS_MAX):
+            self.flush()
+
+    def _buffer(self, step: Step) -> None:
         if self._refusal:
             raise AuditUnwritable(self._refusal)
         encoder = self._encoder
@@ -413,8 +425,6 @@ class SqlAuditLog:
             buffers["gate_sets"].extend(rows.gate_set)
         self._has_decided |= not _is_quiet(step)
         self._waiting += 1
-        if self._waiting >= (self._group_steps if self.is_open else START_STEPS_MAX):
-            self.flush()
 
     def flush(self, also: Callable[[], object] = lambda: None) -> None:
         """Commit what is buffered, whole, or raise ``AuditUnwritable`` and take nothing more."""

@@ -29,6 +29,7 @@ from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types import (
     Bar,
     Category,
+    Closed,
     Command,
     Event,
     Funding,
@@ -89,6 +90,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "gap": Gap,
     "command": Command,
     "timer": Timer,
+    "closed": Closed,
     "end": RunEnd,
     "prune": Prune,
     "reading": Reading,

@@ -31,7 +31,7 @@ class Forecaster(Protocol):
     context: int  # bars of one instrument that its answer depends on, features included
     horizons: tuple[int, ...]
     calibration: Calibration | None
-    mode: str  # "step": bar by bar; "scan": known bars in one causal pass
+    mode: str  # "step": bar by bar; "batched": those of a close; "scan": one causal pass
     device: str
     dtype: str
     threads: int

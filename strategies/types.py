@@ -226,6 +226,21 @@ class Timer(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
+class Closed(Struct, frozen=True, gc=False):
+    """Some instruments' bars of one close follow at once, and are dealt with together.
+
+    The next ``bars`` events are those bars, in the order of the run's instruments. All of them are
+    filled, marked and observed before the first is decided. Market and seen time are those at
+    which the last of them had come, or the wait for the ``absent`` was over.
+    """
+
+    open_time_ms: int  # of each of the bars
+    bars: int
+    absent: tuple[str, ...]  # the run's other instruments
+    market_ms: int
+    seen_ms: int
+
+
 class RunEnd(Struct, frozen=True, gc=False):
     """The run ended in good order; market time is that of its last event."""
 
@@ -266,6 +281,7 @@ Event = (
     | Gap
     | Command
     | Timer
+    | Closed
     | RunEnd
     | Prune
     | Reading

@@ -65,8 +65,8 @@ class MemoryAudit:
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
-    async def append(self, step: Step) -> None:
-        self.steps.append(step)
+    async def append(self, *steps: Step) -> None:
+        self.steps.extend(steps)
 
 
 class FixedForecaster:

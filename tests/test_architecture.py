@@ -67,7 +67,7 @@ def test_the_loop_that_the_plan_shows_is_the_loop_that_runs() -> None:
     source = " ".join(
         (ROOT / "daemon" / "engine" / "runner.py").read_text(encoding="utf-8").split()
     )
-    shown = re.search(r"async for event in feed:.*?```", TEXT, re.DOTALL)
+    shown = re.search(r"async for unit in _gathered.*?```", TEXT, re.DOTALL)
     assert shown is not None
     for line in shown.group(0).removesuffix("```").splitlines():
         assert line.split("#")[0].strip() in source, line

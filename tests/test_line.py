@@ -117,10 +117,14 @@ class LateOnce:
 
     predictor: InlinePredictor
 
-    async def __call__(self, event: Event) -> Prediction:
+    async def predict(self, event: Event) -> Prediction:
         """Predict as the model does, but for one bar."""
         late = isinstance(event, Bar) and event.open_time_ms == START_MS + LATE_AT * MINUTE
         return self.predictor.predict(event, PredictionTimeout(1_000) if late else None)
+
+    async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
+        """Predict the bars of one close, of which a run of one instrument has none."""
+        return self.predictor.predict_close(bars)
 
 
 async def stored_steps(path: Path) -> list[Step]:

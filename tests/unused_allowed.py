@@ -8,7 +8,7 @@ A name that is not here and that nothing reads is removed, or wired to a command
 
 # Called by name: entry points, the protocols of Python and of libraries.
 doctor, demo, evaluate, models, parity, verify
-__getattr__, __dir__, __call__, __instancecheck__, __subclasscheck__
+__getattr__, __dir__, __instancecheck__, __subclasscheck__
 collect  # prometheus_client asks for the metrics
 model_config  # pydantic
 down_revision, branch_labels, depends_on, downgrade  # Alembic

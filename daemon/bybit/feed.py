@@ -11,10 +11,12 @@ from typing import Final, Self, assert_never
 from msgspec import structs
 
 from tracepaper.daemon.bybit.backfill import Hole
+from tracepaper.daemon.bybit.closes import CloseGatherer
 from tracepaper.daemon.bybit.feed_state import BarSequence, CloseFilter, FeedState, FundingSchedule
 from tracepaper.daemon.bybit.maintenance import FeedMaintenance
 from tracepaper.daemon.bybit.queue import (
     BackfillPage,
+    CloseTimeout,
     EventQueue,
     FeedStart,
     GapCauseNotice,
@@ -200,9 +202,32 @@ class LiveFeed:
         async for event in self._catch_up():
             yield event
         self._maintenance.start()
+        async for event in self._live():
+            yield event
+
+    async def _live(self) -> AsyncIterator[Event]:
+        """Hand on what comes until the end, the bars of one close together."""
+        gatherer = CloseGatherer(
+            self._states,
+            clock=self._clock,
+            is_up=self._is_up,
+            remind=lambda open_ms: self._spawn(self._end_wait(open_ms)),
+        )
+        gathers = self._start.gather_ms > 0 and len(self._states) > 1
         while not isinstance(item := await self._queue.get(), Stop):
-            async for event in self._on_item(item):
-                yield event
+            if isinstance(item, CloseTimeout):
+                for event in gatherer.expire(item.open_time_ms):
+                    yield event
+                continue
+            async for come in self._on_item(item):
+                for event in gatherer.push(come) if gathers else (come,):
+                    yield event
+        for event in gatherer.flush():
+            yield event
+
+    async def _end_wait(self, open_ms: int) -> None:
+        await self._clock.sleep(self._start.gather_ms / 1000)
+        self._queue.put(CloseTimeout(open_ms))
 
     async def _on_item(
         self, item: Bar | Quote | Mark | BackfillPage | GapCauseNotice | Submitted

@@ -59,7 +59,8 @@ class FeedStart(Struct, frozen=True):
     ``started`` makes the event that follows the warm-up bars: a model is warm once it is delivered,
     and only then is anything subscribed. ``is_served`` says that this exchange served the run
     before, so that nothing it says now is a mistake of the configuration. A close further than
-    ``plausible`` usual ranges from the last one is accepted once REST repeats it.
+    ``plausible`` usual ranges from the last one is accepted once REST repeats it. Where
+    ``gather_ms``, network time, is not 0, the bars of one close are delivered together.
     """
 
     interval_ms: int
@@ -71,6 +72,7 @@ class FeedStart(Struct, frozen=True):
     first: tuple[Event, ...] = ()
     started: Callable[[], Event] | None = None
     is_served: bool = False
+    gather_ms: int = 0
     plausible: float = 100.0
 
 
@@ -96,8 +98,14 @@ class Submitted(Struct, frozen=True):
     event: Event
 
 
+class CloseTimeout(Struct, frozen=True):
+    """The bars that opened at ``open_time_ms`` have been waited for long enough."""
+
+    open_time_ms: int
+
+
 class Stop(Struct, frozen=True):
     """The end of the feed."""
 
 
-Item = Bar | Quote | Mark | BackfillPage | GapCauseNotice | Submitted | Stop
+Item = Bar | Quote | Mark | BackfillPage | GapCauseNotice | Submitted | CloseTimeout | Stop

@@ -81,6 +81,14 @@ class MarketSection(Section):
         BeforeValidator(interval_name),
     ] = "1"
     """Candle interval by Bybit's names; 5m, 1h and 1d are read as 5, 60 and D."""
+    gather_ms: Annotated[int, Field(ge=0, le=10_000)] = 250
+    """Most milliseconds that the first bar of a close waits for those of the other symbols, to be
+    predicted and stored with them; 0 takes each bar by itself."""
+
+    @property
+    def closes_together(self) -> bool:
+        """Whether the bars of one close are dealt with together."""
+        return len(self.symbols) > 1 and self.gather_ms > 0
 
     @property
     def interval_ms(self) -> int:

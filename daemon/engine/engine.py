@@ -30,6 +30,7 @@ from tracepaper.strategies.strategy import Strategy
 from tracepaper.strategies.types import (
     Action,
     Bar,
+    Closed,
     Command,
     CommandKind,
     Confirmation,
@@ -186,7 +187,7 @@ class Engine:
         """Return all that *event* caused, given what the model predicted at it."""
         match event:
             case Bar():
-                return self._bar(event, prediction)
+                return self._decide(event, self._observe(event), prediction, event.market_ms)
             case Quote():
                 return self._quote(event)
             case Mark():
@@ -208,17 +209,32 @@ class Engine:
                 return self._finish(event, None)
             case Gap() | Trade():
                 return self._finish(event, event.instrument)
-            case Timer() | RunEnd() | Prune() | Reading():
+            case Timer() | Closed() | RunEnd() | Prune() | Reading():
                 return self._finish(event, None)
             case _:
                 assert_never(event)
 
-    def _bar(self, bar: Bar, prediction: Prediction) -> Step:
-        """Return what the close of *bar* caused: the straight line, from top to bottom."""
+    def close(
+        self, closed: Closed, bars: Sequence[Bar], predictions: Sequence[Prediction]
+    ) -> list[Step]:
+        """Return the step of *closed* and that of each of its *bars*, predicted at once.
+
+        Every bar fills, marks and is observed before the first of them is decided, so that no
+        decision depends on the place of its instrument among them.
+        """
+        steps = [self._finish(closed, None)]
+        observed = [self._observe(bar) for bar in bars]
+        for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
+            at_ms = max(bar.market_ms, closed.market_ms)
+            steps.append(self._decide(bar, filled, prediction, at_ms))
+        return steps
+
+    def _observe(self, bar: Bar) -> Filled | None:
+        """Let *bar* fill what rests, mark and be observed; None where it is not the newest."""
         key = bar.instrument
         state = self._states[key]
         if state.last_bar is not None and bar.open_time_ms <= state.last_bar.open_time_ms:
-            return self._finish(bar, key, accepted=False)  # a revision is evidence, nothing more
+            return None
         # What rests was decided by an earlier bar; what this one decides waits for the next.
         filled = self._fill_at_open(bar)
         if state.marked:
@@ -226,9 +242,16 @@ class Engine:
         else:
             self._mark(key, bar.close)
         state.observe(bar)
+        return filled
+
+    def _decide(self, bar: Bar, filled: Filled | None, prediction: Prediction, at_ms: int) -> Step:
+        """Return the step of *bar*, which was observed; orders are sent at market time *at_ms*."""
+        key = bar.instrument
+        if filled is None:
+            return self._finish(bar, key, accepted=False)  # a revision is evidence, nothing more
         if bar.open_time_ms < self._settings.period_start_ms:
             return self._finish(bar, key, filled)  # it only warms up
-
+        state = self._states[key]
         is_finite = None
         if prediction is not None:
             prediction, is_finite = checked(prediction)
@@ -243,16 +266,23 @@ class Engine:
         # that no gate holds, HOLD included: HOLD leaves the last target standing.
         if outcome.allowed or outcome.action is not Action.HOLD:
             intent = (outcome.action, decision.target_quantity, outcome.reason)
-            sent = self._submit(self._account, bar, intent)
+            sent = self._submit(self._account, bar, intent, at_ms)
             decision = state.unfilled(decision, sent.refusal)
-        confirmed = self._follow(state, bar, prediction, decision) if self._twins else ()
+        confirmed: Sequence[str] = ()
+        if self._twins:
+            confirmed = self._follow(state, bar, prediction, decision, at_ms)
         window, decided = state.hashes(prediction, decision)
         return self._finish(
             bar, key, filled, sent.orders, decision, prediction, confirmed, window, decided
         )
 
     def _follow(
-        self, state: InstrumentState, bar: Bar, prediction: Prediction, decision: Decision
+        self,
+        state: InstrumentState,
+        bar: Bar,
+        prediction: Prediction,
+        decision: Decision,
+        at_ms: int,
     ) -> list[str]:
         """Let the twins act on the signal of *decision*; return which confirmed their position.
 
@@ -265,12 +295,12 @@ class Engine:
         for name in state.strategy.twins:
             twin = self._twins[name]
             intent = state.follow(bar, forecast, twin)
-            self._submit(twin, bar, intent)
+            self._submit(twin, bar, intent, at_ms)
             if is_entry(intent[0]) and state.strategy.horizon is not None:
                 confirmed.append(name)
         return confirmed
 
-    def _submit(self, account: PaperAccount, bar: Bar, intent: Intent) -> Sent:
+    def _submit(self, account: PaperAccount, bar: Bar, intent: Intent, at_ms: int) -> Sent:
         """Ask *account* for what is intended; a target that HOLD leaves standing keeps its reason.
 
         An entry confirms the position for another horizon. The step says that in a bit: the state
@@ -292,7 +322,7 @@ class Engine:
             order_id=f"{self.sequence}-0",
             price=bar.close,
             reason=orders.reason if target == before and action is Action.HOLD else reason,
-            at_ms=bar.market_ms,
+            at_ms=at_ms,
         )
         if sent.orders or before != target:
             self._dirty = True

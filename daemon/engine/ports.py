@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from tracepaper.strategies.types import Event, Prediction, Step
+from tracepaper.strategies.types import Bar, Event, Prediction, Step
 
 
 class Clock(Protocol):
@@ -47,14 +47,18 @@ class Feed(Protocol):
 class Predictor(Protocol):
     """Where the model runs, and the only thing that may run elsewhere."""
 
-    async def __call__(self, event: Event, /) -> Prediction:
+    async def predict(self, event: Event, /) -> Prediction:
         """Return the forecast of *event*, that it timed out, or None where none is needed."""
+        ...
+
+    async def predict_close(self, bars: Sequence[Bar], /) -> Sequence[Prediction]:
+        """Return the same for each of *bars*, one of each of some instruments, at once."""
         ...
 
 
 class AuditLog(Protocol):
     """Where steps are kept; a step that could not be kept must not be acted on."""
 
-    async def append(self, step: Step) -> None:
-        """Store *step* whole, or raise ``AuditUnwritable``."""
+    async def append(self, *steps: Step) -> None:
+        """Store *steps* in one transaction, or raise ``AuditUnwritable``."""
         ...

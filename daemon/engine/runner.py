@@ -1,33 +1,110 @@
-"""``advance``: one event through the engine into the log; ``drive`` does it for a live feed."""
+"""``advance``: an event, or the bars of one close, through the engine into the log.
+
+``drive`` does it for a live feed, ``replay/backtest/run.py`` for known events.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple, Protocol
 
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.ports import AuditLog, Feed, Predictor
 from tracepaper.daemon.session.outside import Outside
-from tracepaper.strategies.types import Event, Prediction, Reading, Step
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types import Bar, Closed, Event, Prediction, Reading, Step
+
+
+class Close(NamedTuple):
+    """The bars of one close behind the event that announced them: one prediction, one commit."""
+
+    closed: Closed
+    bars: Sequence[Bar]
+
+
+Unit = Event | Close
+"""What the engine takes in at once."""
+
+
+class KnownPredictor(Protocol):
+    """What answers known events: in this thread, without a deadline."""
+
+    def predict(self, event: Event, /) -> Prediction:
+        """Return the forecast of *event*, that it timed out, or None where none is needed."""
+        ...
+
+    def predict_close(self, bars: Sequence[Bar], /) -> Sequence[Prediction]:
+        """Return the same for each of *bars*, one of each of some instruments, at once."""
+        ...
+
+
+def gathered(events: Iterable[Event]) -> Iterator[Unit]:
+    """Yield *events*, each ``Closed`` as one with the bars that follow it.
+
+    Raises ``DataInvalid`` where other events or none follow it.
+    """
+    remaining = iter(events)
+    for event in remaining:
+        if type(event) is Closed:
+            yield _close(event, list(islice(remaining, event.bars)))
+        else:
+            yield event
+
+
+def _close(closed: Closed, following: Sequence[Event]) -> Close:
+    bars = [one for one in following if isinstance(one, Bar) and _is_of(one, closed)]
+    if len(bars) < closed.bars:
+        raise DataInvalid(
+            f"{len(bars)} of the {closed.bars} bars follow that opened at {closed.open_time_ms} "
+            "and were closed together: rows are missing; restore a backup."
+        )
+    return Close(closed, bars)
+
+
+def _is_of(bar: Bar, closed: Closed) -> bool:
+    return bar.open_time_ms == closed.open_time_ms
+
+
+def events_of(unit: Unit) -> Sequence[Event]:
+    """Return the events that *unit* consists of, one for each of its steps."""
+    return (unit.closed, *unit.bars) if isinstance(unit, Close) else (unit,)
+
+
+def predictions_of(predictor: KnownPredictor, unit: Unit) -> Sequence[Prediction]:
+    """Return what *predictor* says to each of the events of *unit*."""
+    if isinstance(unit, Close):
+        return (predictor.predict(unit.closed), *predictor.predict_close(unit.bars))
+    return (predictor.predict(unit),)
+
+
+def steps_of(engine: Engine, unit: Unit, predictions: Sequence[Prediction]) -> list[Step]:
+    """Return the step of each of the events of *unit*, given what was predicted at each."""
+    if isinstance(unit, Close):
+        return engine.close(unit.closed, unit.bars, predictions[1:])
+    return [engine.step(unit, predictions[0])]
 
 
 def advance(
     engine: Engine,
-    event: Event,
-    prediction: Prediction,
-    append: Callable[[Step], object],
+    unit: Unit,
+    predictions: Sequence[Prediction],
+    append: Callable[..., object],
     newly_opened: Callable[[], Sequence[Outside]],
-) -> Step:
-    """Return the step that *event* causes, once it was handed to *append*.
+) -> list[Step]:
+    """Return the steps that *unit* causes, once they were handed to *append*.
 
     *newly_opened* returns what a user's class has opened since the call before; each of it is a
-    step of its own, after this one. Live and in replay every event goes through here.
+    step of its own, after these. Live and in replay every event goes through here.
     """
-    step = engine.step(event, prediction)
-    append(step)
-    for item in newly_opened():
-        reading = Reading(item.what, item.name, event.market_ms, event.seen_ms)
-        append(engine.step(reading, None))
-    return step
+    steps = steps_of(engine, unit, predictions)
+    if readings := newly_opened():
+        event = steps[0].event
+        said = (Reading(one.what, one.name, event.market_ms, event.seen_ms) for one in readings)
+        append(*steps, *(engine.step(reading, None) for reading in said))
+    else:
+        append(*steps)
+    return steps
 
 
 async def drive(
@@ -43,12 +120,36 @@ async def drive(
 
     *watch* sees each step once it is stored, and ends the loop by returning False.
     """
-    steps: list[Step] = []
-    async for event in feed:
-        prediction = await predictor(event)
-        step = advance(engine, event, prediction, steps.append, newly_opened)
-        for caused in steps:
-            await audit.append(caused)
-        steps.clear()
-        if not watch(step):
+    stored: tuple[Step, ...] = ()
+
+    def keep(*steps: Step) -> None:
+        nonlocal stored
+        stored = steps
+
+    async for unit in _gathered(feed):
+        predictions = await _predict(predictor, unit)
+        steps = advance(engine, unit, predictions, keep, newly_opened)
+        await audit.append(*stored)
+        if not _go_on(steps, watch):
             return
+
+
+def _go_on(steps: Sequence[Step], watch: Callable[[Step], bool]) -> bool:
+    answers = [watch(step) for step in steps]  # each of them is seen, whatever the first says
+    return all(answers)
+
+
+async def _predict(predictor: Predictor, unit: Unit) -> Sequence[Prediction]:
+    """Return what *predictor* says to each of the events of *unit*; a ``Closed`` needs nothing."""
+    if isinstance(unit, Close):
+        return (None, *await predictor.predict_close(unit.bars))
+    return (await predictor.predict(unit),)
+
+
+async def _gathered(feed: Feed) -> AsyncIterator[Unit]:
+    events = aiter(feed)
+    async for event in events:
+        if isinstance(event, Closed):
+            yield _close(event, [await anext(events) for _ in range(event.bars)])
+        else:
+            yield event

@@ -146,16 +146,8 @@ class Monitor:
             self.decision_s.add(max(0, self._clock.market_ms() - close_ms) / 1000)
 
     def predicting(self, predictor: Predictor) -> Predictor:
-        """Return *think*, timed."""
-
-        async def timed(event: Event) -> Prediction:
-            begun_s = self._clock.network_s()
-            prediction = await predictor(event)
-            if prediction is not None:
-                self.model_s.add(self._clock.network_s() - begun_s)
-            return prediction
-
-        return timed
+        """Return *predictor*, timed."""
+        return _TimedPredictor(predictor, self._clock, self.model_s)
 
     def committing(self, audit: AuditLog) -> AuditLog:
         """Return *audit*, timed."""
@@ -248,6 +240,31 @@ class Monitor:
         }
 
 
+class _TimedPredictor:
+    """A predictor whose answers are timed; the bars of one close count as one."""
+
+    def __init__(self, predictor: Predictor, clock: Clock, took_s: Histogram) -> None:
+        self._predictor = predictor
+        self._clock = clock
+        self._took_s = took_s
+
+    async def predict(self, event: Event) -> Prediction:
+        """Return what is predicted at *event*."""
+        begun_s = self._clock.network_s()
+        prediction = await self._predictor.predict(event)
+        if prediction is not None:
+            self._took_s.add(self._clock.network_s() - begun_s)
+        return prediction
+
+    async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
+        """Return what is predicted at each of *bars*."""
+        begun_s = self._clock.network_s()
+        predictions = await self._predictor.predict_close(bars)
+        if any(prediction is not None for prediction in predictions):
+            self._took_s.add(self._clock.network_s() - begun_s)
+        return predictions
+
+
 class _TimedAudit:
     """An audit log whose appends are timed."""
 
@@ -256,10 +273,10 @@ class _TimedAudit:
         self._clock = clock
         self._took_s = took_s
 
-    async def append(self, step: Step) -> None:
-        """Store *step* whole, or raise ``AuditUnwritable``."""
+    async def append(self, *steps: Step) -> None:
+        """Store *steps* in one transaction, or raise ``AuditUnwritable``."""
         begun_s = self._clock.network_s()
-        await self._audit.append(step)
+        await self._audit.append(*steps)
         self._took_s.add(self._clock.network_s() - begun_s)
 
 

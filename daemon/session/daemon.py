@@ -35,7 +35,7 @@ from tracepaper.daemon.session.build import needs_forecaster, resolved
 from tracepaper.daemon.session.models import load_forecaster, warnings_for
 from tracepaper.daemon.session.open import Opened, Opening, filters_for, open_run, was_served
 from tracepaper.daemon.session.outside import NewlyOpened
-from tracepaper.daemon.session.predictor import Worker, WorkerPredictor, no_model
+from tracepaper.daemon.session.predictor import NoModel, Worker, WorkerPredictor
 from tracepaper.daemon.session.preflight import preflight_engine, refuse_size
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.storage.audit import SqlAuditLog
@@ -200,7 +200,7 @@ class Daemon:
         event = "run goes on" if opened.resumed else "run opened"
         log.info(event, run_id=run.run_id, sequence=engine.sequence, **way)
         async with AsyncExitStack() as stack:
-            predictor: Predictor = no_model
+            predictor: Predictor = NoModel()
             if forecaster is not None:
                 predictor = WorkerPredictor(
                     forecaster,
@@ -268,6 +268,7 @@ class Daemon:
                 first=tuple(_announced(item, now_ms) for item in opened.instruments),
                 started=lambda: opened.started(clock.market_ms()),
                 is_served=opened.is_served,
+                gather_ms=config.market.gather_ms,
                 plausible=float(configured(plausible, config.model_dump())),
             ),
             quote_from_ms=engine.quote_from_ms,

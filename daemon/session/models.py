@@ -48,7 +48,12 @@ def chosen_backend(config: Config) -> str:
 def load_forecaster(
     config: Config, *, beside: Path | None = None, mode: str = "step"
 ) -> Forecaster:
-    """Return the configured model, ready to be warmed; *mode* is ``step`` or ``scan``."""
+    """Return the configured model, ready to be warmed; *mode* is ``step`` or ``scan``.
+
+    Steps are ``batched`` where the bars of one close are dealt with together.
+    """
+    if mode == "step" and config.market.closes_together:
+        mode = "batched"
     return _built(load_checkpoint(config, beside=beside), config, mode)
 
 

@@ -11,9 +11,9 @@ import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.strategy import Forecaster
@@ -84,6 +84,23 @@ class InlinePredictor:
                 return None
             case _:
                 return None
+
+    def predict_close(
+        self, bars: Sequence[Bar], recorded: Sequence[Prediction] = ()
+    ) -> list[Prediction]:
+        """Return the forecast of each of *bars*, one of each of some instruments, in one batch."""
+        newest = [bar for bar in bars if self.history.push(bar)]
+        if not newest or not self._started:
+            return [None] * len(bars)
+        forecasts = self._forecaster.predict_many(newest)
+        answers = dict(zip((bar.instrument for bar in newest), forecasts, strict=True))
+        if bars[0].open_time_ms < self._period_start_ms:
+            return [None] * len(bars)
+        predictions: list[Prediction] = [answers.get(bar.instrument) for bar in bars]
+        for place, told in enumerate(recorded):
+            if isinstance(told, PredictionTimeout):
+                predictions[place] = told
+        return predictions
 
 
 class Worker:
@@ -159,31 +176,51 @@ class WorkerPredictor:
         self._inline = InlinePredictor(forecaster, history, period_start_ms=period_start_ms)
         self._deadline_ms = deadline_ms
         self._worker = worker
-        self._pending: set[asyncio.Future[Prediction]] = set()
+        self._pending: set[asyncio.Future[Any]] = set()
 
-    async def __call__(self, event: Event) -> Prediction:
+    async def predict(self, event: Event) -> Prediction:
         """Return the forecast of *event*, or a timeout where it is late."""
-        if not isinstance(event, Bar | ModelChange):
+        if isinstance(event, ModelChange):
+            # Warming has no deadline: nothing is decided until it is done.
+            return await self._worker.submit(self._inline.predict, event)
+        if not isinstance(event, Bar):
             return None
+        return await self._within_deadline(
+            self._worker.submit(self._inline.predict, event), PredictionTimeout(self._deadline_ms)
+        )
+
+    async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
+        """Return the forecast of each of *bars*; all of them have one deadline together."""
+        return await self._within_deadline(
+            self._worker.submit(self._inline.predict_close, bars),
+            [PredictionTimeout(self._deadline_ms)] * len(bars),
+        )
+
+    async def _within_deadline(self, answer: asyncio.Future[T], late: T) -> T:
+        """Return *answer*, or *late* where it does not come in time; the work goes on."""
         if len(self._pending) >= PENDING_LIMIT:
             raise InvariantBroken(
                 f"the model left {PENDING_LIMIT} bars unanswered; raise model.deadline_ms or "
                 "choose a smaller model"
             )
-        future = self._worker.submit(self._inline.predict, event)
-        if isinstance(event, ModelChange):
-            return await future  # warming has no deadline: nothing is decided until it is done
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
+        self._pending.add(answer)
+        answer.add_done_callback(self._pending.discard)
         try:
-            return await asyncio.wait_for(asyncio.shield(future), self._deadline_ms / 1000)
+            return await asyncio.wait_for(asyncio.shield(answer), self._deadline_ms / 1000)
         except TimeoutError:
-            return PredictionTimeout(self._deadline_ms)
+            return late
 
 
-async def no_model(_event: Event) -> Prediction:
-    """Predict nothing: for strategies that need no forecast."""
-    return None
+class NoModel:
+    """Predicts nothing: for strategies that need no forecast."""
+
+    async def predict(self, _event: Event) -> Prediction:
+        """Return None."""
+        return None
+
+    async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
+        """Return None for each of *bars*."""
+        return [None] * len(bars)
 
 
 def warm(forecaster: Forecaster, history: BarHistory, change: ModelChange) -> None:

@@ -149,6 +149,7 @@ def build(  # noqa: PLR0913 - the options of a replay
         until_ms=until_ms,
         warmup_bars=warmup_bars(strategies) if from_ms is not None else 0,
         funding=funding,
+        closes_together=config.market.closes_together,
     )
     engine = build_engine(
         config,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
+from operator import attrgetter
 from typing import Final
 
 import numpy as np
@@ -14,7 +15,7 @@ from tracepaper.replay.archive.candles import Span, bars_of
 from tracepaper.replay.archive.decimals import IntArray
 from tracepaper.replay.archive.times import iso
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import Bar, Event, Funding, Gap, GapCause, Instrument
+from tracepaper.strategies.types import Bar, Closed, Event, Funding, Gap, GapCause, Instrument
 
 BATCH_BARS: Final = 16_384
 """Bars built at once: enough to be fast, few enough that a year stays small in memory."""
@@ -45,7 +46,7 @@ class ArchiveFeed:
 
     Bars that open in [*from_ms*, *until_ms*) are the period; of each instrument the last
     *warmup_bars* before it are fed first. *instruments* give the scales: at least as many
-    decimals as the candles have.
+    decimals as the candles have. With *closes_together* the bars of one close follow a ``Closed``.
 
     Raises ``DataInvalid`` where the period holds no bar, where instruments differ in interval,
     or where an instrument is coarser than its candles.
@@ -60,10 +61,12 @@ class ArchiveFeed:
         until_ms: int | None = None,
         warmup_bars: int = 0,
         funding: Sequence[FundingRates] = (),
+        closes_together: bool = False,
     ) -> None:
         joined = merge_candles(candles)
         _refuse_mixed_intervals(joined)
         known = {instrument.id: instrument for instrument in instruments}
+        self._together = tuple(known) if closes_together else ()
         parts = [_cut(_scaled(part, known), from_ms, until_ms, warmup_bars) for part in joined]
         self.candles: tuple[Candles, ...] = tuple(part for part in parts if len(part))
         starts = [_first_of_period(part, from_ms) for part in self.candles]
@@ -80,9 +83,9 @@ class ArchiveFeed:
 
     def events(self) -> Iterator[Event]:
         """Yield every event, from the start at each call; no clock and no loop are asked."""
-        if len(self._tracks) == 1:
-            return self._tracks[0].events()
-        return self._interleaved()
+        alone = len(self._tracks) == 1
+        events = self._tracks[0].events() if alone else self._interleaved()
+        return _closed_together(events, self._together) if self._together else events
 
     def _interleaved(self) -> Iterator[Event]:
         """Draw from each track in the order of all events' times, ties in track order."""
@@ -96,6 +99,30 @@ class ArchiveFeed:
         batches = (order[start : start + BATCH_BARS].tolist() for start in starts)
         tracks = [track.events() for track in self._tracks]
         return map(next, map(tracks.__getitem__, chain.from_iterable(batches)))
+
+
+def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[Event]:
+    """Yield *events*, the bars of one close together and behind the ``Closed`` that counts them.
+
+    *names* are the run's instruments. What stands between the bars of a close comes before them,
+    settlements of that time come after them.
+    """
+    for market_ms, group in groupby(events, key=attrgetter("market_ms")):
+        bars: list[Bar] = []
+        after: list[Event] = []
+        for event in group:
+            if type(event) is Bar:
+                bars.append(event)
+            elif type(event) is Funding:
+                after.append(event)
+            else:
+                yield event
+        if bars:
+            here = {bar.instrument for bar in bars}
+            absent = () if len(here) == len(names) else tuple(n for n in names if n not in here)
+            yield Closed(bars[0].open_time_ms, len(bars), absent, market_ms, market_ms)
+            yield from bars
+        yield from after
 
 
 def _batches(candles: Candles) -> Iterator[Iterable[Event]]:

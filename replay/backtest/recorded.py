@@ -33,6 +33,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
     ACTING_ONLY,
+    Bar,
     Event,
     FillModel,
     Instrument,
@@ -154,6 +155,14 @@ class RecordedPredictor:
             return self._inline.predict(event, self._recorded.popleft())
         return None
 
+    def predict_close(self, bars: Sequence[Bar]) -> list[Prediction]:
+        """Return the answers to *bars*, which must be the oldest not yet answered."""
+        if self._scan is not None:
+            return self._scan.predict_close(bars)
+        if self._inline is not None:
+            return self._inline.predict_close(bars, [self._recorded.popleft() for _ in bars])
+        return [None] * len(bars)
+
 
 # ---------------------------------------------------------------- into a new run
 
@@ -187,7 +196,7 @@ def rerun_recorded(
         audit.begin(run, recorded.engine.gate_sets)
         predictor = RecordedPredictor(recorded, prober)
         events = _made_here(predictor.events(reader, named.run_id), place)
-        run_events(events, predictor.predict, recorded.engine, audit, tally)
+        run_events(events, predictor, recorded.engine, audit, tally)
     return run.run_id
 
 

@@ -14,7 +14,12 @@ import msgspec
 
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.runner import advance
+from tracepaper.daemon.engine.runner import (
+    KnownPredictor,
+    advance,
+    gathered,
+    predictions_of,
+)
 from tracepaper.daemon.session.open import restore_engine
 from tracepaper.daemon.session.outside import NewlyOpened, Outside
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
@@ -29,6 +34,7 @@ from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import (
     ACTING_ONLY,
     Bar,
+    Closed,
     Event,
     Funding,
     Gap,
@@ -61,9 +67,15 @@ class ActingAudit:
         self._last: dict[str, Step] = {}
         self._decided: dict[str, int] = {}
 
-    def append(self, step: Step) -> None:
-        """Hold *step* back until its day ends, if it may have to be kept."""
+    def append(self, *steps: Step) -> None:
+        """Hold *steps* back until their day ends, as far as they may have to be kept."""
+        for step in steps:
+            self._consider(step)
+
+    def _consider(self, step: Step) -> None:
         event = step.event
+        if isinstance(event, Closed):
+            return  # it says what is derived together, and nothing here is
         if not isinstance(event, Bar):
             if isinstance(event, Funding) and event.instrument in self._last:
                 self._keep(self._last[event.instrument])
@@ -123,7 +135,7 @@ def settled_heap() -> Iterator[None]:
 
 def run_events(
     events: Iterable[Event],
-    predict: Callable[[Event], Prediction],
+    predictor: KnownPredictor,
     engine: Engine,
     audit: SqlAuditLog,
     tally: Tally,
@@ -133,19 +145,22 @@ def run_events(
 ) -> None:
     """Take known *events* through *engine* into *audit*, whole wherever it stops.
 
-    Nothing is awaited: the events are there, *predict* answers in this thread, and steps are
-    committed in groups, for a replay can always be run again. An event is drawn only when the one
-    before was dealt with: a source that reads ahead (``ScanPredictor``) relies on that.
+    Nothing is awaited: the events are there, *predictor* answers in this thread, and steps are
+    committed in groups, for a replay can always be run again. An event, or the bars of one close,
+    is drawn only when the one before was dealt with: what reads ahead (``ScanPredictor``) relies
+    on that.
     """
     acting = ActingAudit(audit) if acting_only else None
     append = audit.append_now if acting is None else acting.append
     bars = decisions = 0
     step = None
     with settled_heap():
-        for count, event in enumerate(events, start=1):
-            step = advance(engine, event, predict(event), append, newly_opened)
-            bars += type(event) is Bar
-            decisions += step.decision is not None
+        for count, unit in enumerate(gathered(events), start=1):
+            for step in advance(
+                engine, unit, predictions_of(predictor, unit), append, newly_opened
+            ):
+                bars += type(step.event) is Bar
+                decisions += step.decision is not None
             if count % BREATH_EVENTS == 0:
                 tally.bars, tally.decisions = bars, decisions
                 tally.progress(bars)
@@ -162,11 +177,11 @@ def run_events(
 
 def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
     """Open the run of *replay* and take it to its end, or until it is stopped."""
-    predictor = predictor_over(replay)
+    way = predictor_over(replay)
     audit.begin(replay.run, replay.engine.gate_sets)
     run_events(
-        predictor.events(replay),
-        predictor.predict,
+        way.events(replay),
+        way.predictor,
         replay.engine,
         audit,
         tally,
@@ -177,9 +192,9 @@ def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
 
 @dataclass(frozen=True)
 class ReplayPredictor:
-    """How a replay is answered: ``ahead`` wraps the events, ``predict`` answers each of them."""
+    """How a replay is answered: ``ahead`` wraps the events, ``predictor`` answers them."""
 
-    predict: Callable[[Event], Prediction]
+    predictor: KnownPredictor
     ahead: Callable[[Iterable[Event]], Iterable[Event]]
     history: BarHistory | None
 
@@ -189,18 +204,30 @@ class ReplayPredictor:
         return self.ahead(chain((start,), replay.feed.events()))
 
 
+class _NoForecasts:
+    """Predicts nothing: for strategies that need no forecast."""
+
+    def predict(self, _event: Event) -> Prediction:
+        """Return None."""
+        return None
+
+    def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
+        """Return None for each of *bars*."""
+        return (None,) * len(bars)
+
+
 def predictor_over(replay: Replay) -> ReplayPredictor:
     """Return what answers the events of *replay*: nothing, one pass, or a step for each bar."""
     forecaster, start_ms = replay.forecaster, replay.run.period_start_ms
     if forecaster is None:
-        return ReplayPredictor(lambda _event: None, lambda events: events, None)
+        return ReplayPredictor(_NoForecasts(), lambda events: events, None)
     keys = [item.id for item in replay.instruments]
-    if forecaster.mode == "step" or not forecaster.causal:
+    if forecaster.mode != "scan" or not forecaster.causal:
         history = BarHistory(keys, context=forecaster.context)
         inline = InlinePredictor(forecaster, history, period_start_ms=start_ms)
-        return ReplayPredictor(inline.predict, lambda events: events, inline.history)
+        return ReplayPredictor(inline, lambda events: events, inline.history)
     scan = ScanPredictor(forecaster, replay.prober(), keys, period_start_ms=start_ms)
-    return ReplayPredictor(scan.predict, scan.read_ahead, scan.history)
+    return ReplayPredictor(scan, scan.read_ahead, scan.history)
 
 
 # ---------------------------------------------------------------- go on with an interrupted replay
@@ -245,8 +272,8 @@ def resume_replay(
         )
     resumed = audit.resume(run_id)
     rest = (event for event in replay.feed.events() if _is_new(event, resumed))
-    predictor = predictor_over(replay)
-    history = predictor.history
+    way = predictor_over(replay)
+    history = way.history
     with Reader.open(database) as reader:
         restore_engine(replay.engine, reader, resumed, history)
     warm_from = () if history is None else history.warm_from()
@@ -255,9 +282,9 @@ def resume_replay(
         warm_from=warm_from,
         market_ms=max(resumed.last_open_ms.values(), default=run.period_start_ms),
     )
-    events = predictor.ahead(chain((start,), rest))
+    events = way.ahead(chain((start,), rest))
     newly_opened = NewlyOpened(run.strategy)
-    run_events(events, predictor.predict, replay.engine, audit, tally, newly_opened=newly_opened)
+    run_events(events, way.predictor, replay.engine, audit, tally, newly_opened=newly_opened)
     return run_id
 
 
@@ -266,6 +293,8 @@ def _is_new(event: Event, resumed: Resumed) -> bool:
     match event:
         case Bar():
             return event.open_time_ms > resumed.last_open_ms.get(event.instrument, -1)
+        case Closed():  # of its bars all are stored or none
+            return event.open_time_ms > max(resumed.last_open_ms.values(), default=-1)
         case Funding():
             return event.market_ms > resumed.last_funding_ms.get(event.instrument, -1)
         case Gap():

@@ -17,7 +17,7 @@ from tracepaper.daemon.session.predictor import BarHistory, warm
 from tracepaper.replay.backtest.agreement import predictions_agree
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.types import Bar, Event, Forecast, ModelChange, Prediction
+from tracepaper.strategies.types import Bar, Closed, Event, Forecast, ModelChange, Prediction
 
 CHUNK_EVENTS: Final = 8_192
 """Events read ahead: enough for the batched pass to pay, a few megabytes of forecasts."""
@@ -62,6 +62,7 @@ class ScanPredictor:
         A recorded start cuts the chunk: the model is warmed there as it was then.
         """
         chunk: list[Event] = []
+        due = 0  # bars of a close that is not cut in two: a probe of the later part lacks the first
         for event in events:
             if isinstance(event, ModelChange):
                 yield from self._computed(chunk)
@@ -70,7 +71,8 @@ class ScanPredictor:
                 yield event
                 continue
             chunk.append(event)
-            if len(chunk) == self._chunk_events:
+            due = event.bars if isinstance(event, Closed) else max(due - 1, 0)
+            if len(chunk) >= self._chunk_events and not due:
                 yield from self._computed(chunk)
                 chunk = []
         yield from self._computed(chunk)
@@ -102,6 +104,10 @@ class ScanPredictor:
         if bar is not event:
             raise InvariantBroken(f"the scan computed {bar.open_time_ms}, not this bar's row")
         return forecast if event.open_time_ms >= self._period_start_ms else None
+
+    def predict_close(self, bars: Sequence[Bar]) -> list[Prediction]:
+        """Return the forecast that was computed for each of *bars*."""
+        return [self.predict(bar) for bar in bars]
 
     def _probe(self, fresh: Mapping[str, Sequence[Bar]]) -> None:
         """Compute one bar of this chunk again where a probe is due, from the bars up to it alone.

@@ -18,7 +18,7 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.ports import Predictor
 from tracepaper.daemon.session.build import build_engine, needs_forecaster, resolved
 from tracepaper.daemon.session.models import load_forecaster
-from tracepaper.daemon.session.predictor import BarHistory, Worker, WorkerPredictor, no_model
+from tracepaper.daemon.session.predictor import BarHistory, NoModel, Worker, WorkerPredictor
 from tracepaper.daemon.session.run_record import describe_run, start_event
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.instruments import archive_instrument
@@ -101,7 +101,7 @@ async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float
         period_start_ms=start_ms,
     )
     kept = BarHistory([instrument.id], context=context)
-    predictor: Predictor = no_model
+    predictor: Predictor = NoModel()
     if forecaster is not None:
         predictor = WorkerPredictor(
             forecaster,
@@ -114,15 +114,15 @@ async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float
         audit = SqlAuditLog.open(Path(folder) / "bench.db")
         audit.begin(run, engine.gate_sets)
         for bar in history[:context]:
-            await audit.append(engine.step(bar, await predictor(bar)))
+            await audit.append(engine.step(bar, await predictor.predict(bar)))
         change = start_event(forecaster, warm_from=kept.warm_from(), market_ms=start_ms)
-        await audit.append(engine.step(change, await predictor(change)))
+        await audit.append(engine.step(change, await predictor.predict(change)))
         whole, alone = [], []
         for number, bar in enumerate(history[context:]):
             quote = _quote(bar)
             await audit.append(engine.step(quote, None))
             began = time.perf_counter()
-            await audit.append(engine.step(bar, await predictor(bar)))
+            await audit.append(engine.step(bar, await predictor.predict(bar)))
             middle = time.perf_counter()
             await bare.commit()
             ended = time.perf_counter()

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.runner import gathered, predictions_of, steps_of
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.run_record import code_version
 from tracepaper.replay.backtest.recorded import (
@@ -227,17 +228,18 @@ def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
     }
     filters = {item.id: item for item in recorded.run.instruments}
     starts = 0
-    for event in islice(predictor.events(case.reader, run_id), case.stored.step_count):
-        if isinstance(event, InstrumentChange):
-            filters[event.instrument.id] = event.instrument
-        elif isinstance(event, ModelChange):
+    events = islice(predictor.events(case.reader, run_id), case.stored.step_count)
+    for unit in gathered(events):
+        if isinstance(unit, InstrumentChange):
+            filters[unit.instrument.id] = unit.instrument
+        elif isinstance(unit, ModelChange):
             starts += 1
             if remade and starts > 1:
                 engine = _restarted(recorded, engine, filters, bars)
-        step = engine.step(event, predictor.predict(event))
-        if isinstance(event, Bar) and step.accepted:
-            bars[event.instrument].append(event)
-        yield step
+        for step in steps_of(engine, unit, predictions_of(predictor, unit)):
+            if isinstance(step.event, Bar) and step.accepted:
+                bars[step.event.instrument].append(step.event)
+            yield step
 
 
 def _restarted(

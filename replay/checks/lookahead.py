@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,7 @@ from tracepaper.replay.checks.processes import (
     Whole,
     derive_probes,
     derive_whole,
+    given_of,
     packed,
     step_blindly,
     step_through,
@@ -45,7 +47,7 @@ from tracepaper.replay.checks.recursive import (
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.market import WEEK_MS
-from tracepaper.strategies.types import Bar
+from tracepaper.strategies.types import Bar, Closed
 
 WEEKS_LATER: Final = 64
 """A week is no whole number of 64-bar blocks; 64 weeks are, and a date is another one."""
@@ -176,9 +178,7 @@ class _Check:
                     f"The strategy did not get through a replay within {self._limits.seconds:g} s; "
                     "see where it waits, or give more --seconds."
                 ) from None
-            self._given: list[EngineInput] = [
-                (one.step.event, one.prediction) for one in self._whole.steps
-            ]
+            self._given: list[EngineInput] = list(given_of(self._whole.steps))
             parts: dict[str, Callable[[], None]] = {
                 "bars without a later bar in the process": self._blind,
                 "a second run in one process": lambda: self._again(child),
@@ -246,19 +246,23 @@ class _Check:
     def _blind(self) -> None:
         """Hand the events on one at a time; no later bar exists until a bar is decided."""
         with self._fresh.child(step_blindly, self._setup()) as child:
-            for given, mine in zip(self._given, self._whole.steps, strict=True):
-                if self._found.blind % 200 == 0:
+            taken = iter(self._whole.steps)
+            for count, given in enumerate(self._given):
+                if count % 200 == 0:
                     self._check_time()
+                mine = list(islice(taken, len(given[1])))
                 try:
-                    same = child.ask(given) == packed(mine.step)
-                    other = None if same else child.ask("show")
+                    steps = child.ask(given)
+                    moved = _first_unequal(mine, steps)
+                    other = None if moved is None else child.ask("show")[moved]
                 except StrategyFailed as error:
-                    same, other = False, str(error)
-                if not same:
-                    self._moved(mine, other, "it depends on bars that are still to come")
+                    moved, other = 0, str(error)
+                if moved is not None:
+                    because = "it depends on bars that are still to come"
+                    self._moved(mine[moved], other, because)
                     return
-                self._found.compared += 1
-                self._found.blind += isinstance(mine.step.event, Bar)
+                self._found.compared += len(mine)
+                self._found.blind += sum(isinstance(one.step.event, Bar) for one in mine)
             self._note_accesses(child.ask(None))
 
     def _again(self, child: Child) -> None:
@@ -287,8 +291,9 @@ class _Check:
                 one
                 for one in self._whole.steps
                 if getattr(one.step.event, "instrument", item.id) == item.id
+                and not isinstance(one.step.event, Closed)
             ]
-            given = [(one.step.event, one.prediction) for one in mine]
+            given: list[EngineInput] = [(one.step.event, [one.prediction]) for one in mine]
             with self._fresh.child(step_through, self._setup(only=item.id), given) as child:
                 steps = child.receive()
                 for place, (together, alone) in enumerate(zip(mine, steps, strict=True)):
@@ -423,6 +428,12 @@ _UNEQUAL: Final = (
     "it cannot be repeated, two equal runs differ: it draws at random, or by its process, or what "
     "it reads changes"
 )
+
+
+def _first_unequal(mine: Sequence[DerivedStep], steps: Sequence[bytes]) -> int | None:
+    """Return the place of the first of *steps* that is not what it was; None without one."""
+    pairs = enumerate(zip(mine, steps, strict=True))
+    return next((place for place, (one, other) in pairs if packed(one.step) != other), None)
 
 
 def _is_allowed(item: Outside, allow: Sequence[str]) -> bool:

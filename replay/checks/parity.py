@@ -1,8 +1,10 @@
 """Parity as a number: two runs compared decision by decision, then fills and equity.
 
 Decisions are aligned by instrument and open time and compared by ``decision_sha256`` where both
-runs went the same way over the same kind of device; elsewhere field by field within 1e-4. What
-only time explains (a late bar, a stale quote, a missed deadline) is counted apart.
+runs went the same way over the same kind of device; elsewhere, and where bars were batched, whose
+groups may differ, field by field within 1e-4. Equity is compared once a close, when the last of its
+bars is decided. What only time explains (a late bar, a stale quote, a missed deadline) is counted
+apart.
 
 The rule is docs/identity.md, I6.
 """
@@ -76,6 +78,9 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     others = {_key(step): step for step in _decided(second)}
     seen: set[Key] = set()
     alone: list[Key] = []
+    agreed: dict[int, bool] = {}  # by open time: whether all bars of that close agree
+    equities: dict[int, int] = {}  # by open time: after its last bar
+    last: dict[int, Key] = {}  # by open time: the bar that was decided last
     for step in _decided(first):
         key = _key(step)
         other = others.get(key)
@@ -83,7 +88,16 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
             alone.append(key)
             continue
         seen.add(key)
-        _judge(found, step, other, key, _scales(one), _scales(two))
+        agrees = _judge(found, step, other, key, _scales(one), _scales(two))
+        agreed[key[1]] = agreed.get(key[1], True) and agrees
+        last[key[1]] = key
+        equities[key[1]] = step.account.equity
+    if found.fills_compared:
+        theirs = {key[1]: step.account.equity for key, step in others.items()}
+        for open_ms, key in last.items():
+            if agreed[open_ms] and equities[open_ms] != theirs[open_ms]:
+                found.equity_differing += 1
+                _keep(found, key, [("equity", str(equities[open_ms]), str(theirs[open_ms]))])
     missed = sorted(others.keys() - seen)
     found.only_in_first, found.only_in_second = len(alone), len(missed)
     if ACTING_ONLY not in (*one.warnings, *two.warnings):
@@ -111,7 +125,12 @@ def _count_holes(
 
 
 def _exact(one: Run, two: Run) -> bool:
-    """Return whether every bit of the two runs' forecasts must be equal."""
+    """Return whether every bit of the two runs' forecasts must be equal.
+
+    Those of a batch depend on its members, and two runs may have gathered a close differently.
+    """
+    if one.mode == "batched":
+        return False
     here, there = Environment.recorded(one), Environment.recorded(two)
     if not one.model_id:  # nothing was computed by them
         here, there = here._replace(libraries=""), there._replace(libraries="")
@@ -144,7 +163,8 @@ def _judge(
     key: Key,
     first_scales: dict[str, Instrument],
     second_scales: dict[str, Instrument],
-) -> None:
+) -> bool:
+    """Compare two steps of one bar; return whether their decisions agree."""
     assert one.decision is not None
     assert two.decision is not None
     scale = first_scales[key[0]], second_scales[key[0]]
@@ -153,20 +173,17 @@ def _judge(
         found.identical += 1
     elif timing := _only_timing(one.decision, two.decision, *scale):
         found.timing[timing] += 1
-        return
+        return False
     elif not found.exact and _within_tolerance(one, two, *scale):
         found.within_tolerance += 1
     else:
         found.differing += 1
         _keep(found, key, _fields(one, two, *scale))
-        return
-    if found.fills_compared:
-        if not _same_fills(one, two, *scale):
-            found.fills_differing += 1
-            _keep(found, key, [("fills", str(one.fills), str(two.fills))])
-        if one.account.equity != two.account.equity:
-            found.equity_differing += 1
-            _keep(found, key, [("equity", str(one.account.equity), str(two.account.equity))])
+        return False
+    if found.fills_compared and not _same_fills(one, two, *scale):
+        found.fills_differing += 1
+        _keep(found, key, [("fills", str(one.fills), str(two.fills))])
+    return True
 
 
 def _keep(found: Parity, key: Key, fields: list[tuple[str, str, str]]) -> None:

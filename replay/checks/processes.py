@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from multiprocessing.connection import Connection
 from typing import Any, Concatenate, Final, ParamSpec, Self
 
@@ -26,6 +27,13 @@ import numpy as np
 from tracepaper.daemon.clock import leap_clocks
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.runner import (
+    Unit,
+    events_of,
+    gathered,
+    predictions_of,
+    steps_of,
+)
 from tracepaper.daemon.session import outside
 from tracepaper.daemon.session.build import build_engine, needs_forecaster
 from tracepaper.daemon.session.models import load_forecaster
@@ -37,7 +45,7 @@ from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import predictor_over
 from tracepaper.replay.checks.compare import Difference, step_differences
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
-from tracepaper.strategies.types import Bar, Event, FillModel, Instrument, Prediction, Signal, Step
+from tracepaper.strategies.types import Bar, FillModel, Instrument, Prediction, Signal, Step
 
 P = ParamSpec("P")
 Job = Callable[Concatenate[Connection, P], None]
@@ -245,7 +253,8 @@ class FutureProbe:
     cut: bool
 
 
-EngineInput = tuple[Event, Prediction]
+EngineInput = tuple[Unit, Sequence[Prediction]]
+"""What an engine takes in at once, and what it is told of each event of it."""
 
 
 # ---------------------------------------------------------------- jobs
@@ -258,10 +267,12 @@ def derive_whole(
     _begin(config)
     replay = build(config, candles, started_at_ms=0, mode=mode)
     steps: list[DerivedStep] = []
-    for one in derived(replay):
-        steps.append(one)
-        if len(steps) % BREATH_STEPS == 0:
-            connection.send(len(steps))
+    said = 0
+    for together in derived(replay):
+        steps += together
+        if len(steps) >= said + BREATH_STEPS:
+            said = len(steps)
+            connection.send(said)
             if connection.poll():
                 break
     connection.send(
@@ -277,9 +288,7 @@ def derive_whole(
     setup = Setup(replay.config, replay.instruments, replay.run.period_start_ms, mode)
     while (asked := connection.recv()) is not None:
         if asked == "again":
-            _stepped(
-                connection, setup.engine(), [(one.step.event, one.prediction) for one in steps]
-            )
+            _stepped(connection, setup.engine(), list(given_of(steps)))
     connection.send(_accesses(config))
 
 
@@ -295,13 +304,13 @@ def step_blindly(connection: Connection, setup: Setup) -> None:
     """Step through events that come one at a time: none is in this process before its turn."""
     _begin(setup.config)
     engine = setup.engine()
-    last: DerivedStep | None = None
+    last: list[DerivedStep] = []
     while (asked := connection.recv()) is not None:
         if asked == "show":
             connection.send(last)
         else:
-            last = _derive_step(engine, *asked)
-            connection.send(packed(last.step))
+            last = _derive_steps(engine, *asked)
+            connection.send([packed(one.step) for one in last])
     connection.send(_accesses(setup.config))
 
 
@@ -326,19 +335,33 @@ def derive_probes(
 # ---------------------------------------------------------------- parts
 
 
-def derived(replay: Replay) -> Iterator[DerivedStep]:
-    """Yield every step of *replay*; nothing is stored."""
-    predictor = predictor_over(replay)
-    for event in predictor.events(replay):
-        yield _derive_step(replay.engine, event, predictor.predict(event))
+def derived(replay: Replay) -> Iterator[list[DerivedStep]]:
+    """Yield the steps of *replay*, those of one close together; nothing is stored."""
+    way = predictor_over(replay)
+    for unit in gathered(way.events(replay)):
+        yield _derive_steps(replay.engine, unit, predictions_of(way.predictor, unit))
 
 
-def _derive_step(engine: Engine, event: Event, prediction: Prediction) -> DerivedStep:
-    step = engine.step(event, prediction)
-    signal = None
-    if isinstance(event, Bar) and step.decision is not None:
-        signal = engine.signal_of(event.instrument)
-    return DerivedStep(step, prediction, signal)
+def given_of(taken: Sequence[DerivedStep]) -> Iterator[EngineInput]:
+    """Yield what the engine was given at *taken*."""
+    predictions = iter([one.prediction for one in taken])
+    for unit in gathered(one.step.event for one in taken):
+        yield unit, list(islice(predictions, len(events_of(unit))))
+
+
+def _derive_steps(
+    engine: Engine, unit: Unit, predictions: Sequence[Prediction]
+) -> list[DerivedStep]:
+    return [
+        DerivedStep(step, prediction, _signal_at(engine, step))
+        for step, prediction in zip(steps_of(engine, unit, predictions), predictions, strict=True)
+    ]
+
+
+def _signal_at(engine: Engine, step: Step) -> Signal | None:
+    if isinstance(step.event, Bar) and step.decision is not None:
+        return engine.signal_of(step.event.instrument)
+    return None
 
 
 def packed(step: Step) -> bytes:
@@ -360,15 +383,16 @@ def _accesses(config: Config) -> Accesses:
 
 def _stepped(connection: Connection, engine: Engine, given: Iterable[EngineInput]) -> None:
     """Step through *given*; show the step that is asked for until None is."""
-    steps = [_derive_step(engine, *one) for one in given]
-    connection.send([packed(one.step) for one in steps])
+    taken = [taken for one in given for taken in _derive_steps(engine, *one)]
+    connection.send([packed(one.step) for one in taken])
     while (asked := connection.recv()) is not None:
-        connection.send(steps[asked])
+        connection.send(taken[asked])
 
 
 def _steps(config: Config, candles: Sequence[Candles], mode: str) -> list[Step]:
     replay = build(config, candles, started_at_ms=0, mode=mode)
-    return [one.step for one in derived(replay) if isinstance(one.step.event, Bar)]
+    steps = chain.from_iterable(derived(replay))
+    return [one.step for one in steps if isinstance(one.step.event, Bar)]
 
 
 def _from(candles: Sequence[Candles], from_ms: int) -> Sequence[Candles]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final
 
 from tracepaper.daemon.config.loading import Config
@@ -40,7 +41,8 @@ class RecursiveFinding:
 def derive(config: Config, candles: Candles, *, mode: str) -> list[DerivedStep]:
     """Return every step of a replay of *candles*; nothing is stored."""
     replay = build(config, [candles], started_at_ms=0, mode=mode)
-    return [one for one in derived(replay) if isinstance(one.step.event, Bar)]
+    taken = chain.from_iterable(derived(replay))
+    return [one for one in taken if isinstance(one.step.event, Bar)]
 
 
 def recursive(

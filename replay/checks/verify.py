@@ -8,12 +8,13 @@ The rules are docs/identity.md, I12, and docs/storage.md, S12.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tracepaper.daemon.engine.runner import gathered, predictions_of, steps_of
 from tracepaper.daemon.session.run_record import OF_THE_PLACE, start_event, strategy_sha256
 from tracepaper.replay.backtest.agreement import Environment
 from tracepaper.replay.backtest.recorded import (
@@ -25,7 +26,7 @@ from tracepaper.replay.backtest.recorded import (
 from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
 from tracepaper.replay.checks.culprit import Case, Culprit, blame
 from tracepaper.storage.reader import Reader, StoredRun
-from tracepaper.strategies.types import Bar, Event, ModelChange, Run, Step
+from tracepaper.strategies.types import Bar, ModelChange, Run, Step
 
 if TYPE_CHECKING:
     from tracepaper.storage.decode import StoredRows
@@ -122,13 +123,17 @@ def verify_run(
         _differ(found, stored.run, "step_count", counted, total)
     # The run may grow meanwhile, and what it had is what is compared.
     rows = reader.rows(run_id, until=total - 1)
-    events = islice(_events(predictor, reader, run_id), total)
-    for event, (kept, _) in zip(events, rows, strict=True):
-        if isinstance(event, ModelChange):
-            elsewhere = Environment.recorded(event).differs(here)
+    events = islice(predictor.events(reader, run_id), total)
+    anew = (
+        step
+        for unit in gathered(events)
+        for step in steps_of(recorded.engine, unit, predictions_of(predictor, unit))
+    )
+    for derived, (kept, _) in zip(anew, rows, strict=True):
+        if isinstance(derived.event, ModelChange):
+            elsewhere = Environment.recorded(derived.event).differs(here)
         if elsewhere and not found.elsewhere:
             found.exact, found.elsewhere = False, elsewhere
-        derived = recorded.engine.step(event, predictor.predict(event))
         found.steps += 1
         if derived.sequence >= first_compared:
             _judge(found, check, derived, kept, exact=not elsewhere)
@@ -147,10 +152,6 @@ def verify_run(
         found.culprit, found.to_blame = blamed.culprit, blamed.named
         found.likely_cause = blamed.sentence
     return found
-
-
-def _events(predictor: RecordedPredictor, reader: Reader, run_id: str) -> Iterator[Event]:
-    return predictor.events(reader, run_id)
 
 
 def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded: Recorded) -> None:

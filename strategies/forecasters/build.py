@@ -31,7 +31,7 @@ from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Calibration
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
-MODES: Final = ("step", "scan")
+MODES: Final = ("step", "batched", "scan")
 _PROBE_BARS: Final = 64
 _QUANTILES_MAX: Final = 1_000
 _PROBE_SEED: Final = 20_240_501
@@ -64,7 +64,7 @@ def build(
     that give values that are not finite.
     """
     if mode not in MODES:
-        raise ConfigInvalid(f"model.mode is {mode!r}; choose step or scan.")
+        raise ConfigInvalid(f"model.mode is {mode!r}; choose step, batched or scan.")
     if threads < 1:
         raise ConfigInvalid(f"model.threads is {threads}; it must be at least 1.")
     chosen = choose_backend(card, backend, device=device)

@@ -86,10 +86,10 @@ def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
 def _only_signals(honest: Callable[..., Sent]) -> Callable[..., Sent]:
     """Return a submit that leaves HOLD alone, as if what was refused were not wanted any more."""
 
-    def submit(self: Engine, account: Any, seen: Any, intent: Intent) -> Sent:
+    def submit(self: Engine, account: Any, seen: Any, intent: Intent, at_ms: int) -> Sent:
         if intent[0] is Action.HOLD:
             return UNCHANGED
-        return honest(self, account, seen, intent)
+        return honest(self, account, seen, intent, at_ms)
 
     return submit
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from builders import MINUTE, START_MS, account, bar, decision, fill, forecast, instrument, run, step
 from fakes import ManualClock, MemoryAudit
 from prometheus_client.exposition import generate_latest
@@ -217,16 +219,22 @@ async def test_forecasts_and_commits_are_timed() -> None:
     watched = Monitor(run=run(), clock=clock)
     kept = MemoryAudit()
 
-    async def slow(event: Event) -> Prediction:
-        await clock.sleep(0.3)
-        return forecast() if isinstance(event, Bar) else None
+    class Slow:
+        async def predict(self, event: Event) -> Prediction:
+            await clock.sleep(0.3)
+            return forecast() if isinstance(event, Bar) else None
 
-    predictor, audit = watched.predicting(slow), watched.committing(kept)
-    assert await predictor(bar()) == forecast()
-    assert await predictor(Command(CommandKind.HALT, "", CLOSE_MS, CLOSE_MS)) is None
+        async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
+            await clock.sleep(0.5)
+            return [forecast() for _ in bars]
+
+    predictor, audit = watched.predicting(Slow()), watched.committing(kept)
+    assert await predictor.predict(bar()) == forecast()
+    assert await predictor.predict(Command(CommandKind.HALT, "", CLOSE_MS, CLOSE_MS)) is None
+    assert await predictor.predict_close([bar(), bar()]) == [forecast()] * 2
     for _ in range(3):
         await audit.append(decided())
     assert len(kept.steps) == 3
-    assert scraped(watched, "tracepaper_model_seconds_count") == {(): 1.0}
-    assert scraped(watched, "tracepaper_model_seconds_sum") == {(): 0.3}
+    assert scraped(watched, "tracepaper_model_seconds_count") == {(): 2.0}
+    assert scraped(watched, "tracepaper_model_seconds_sum") == {(): 0.8}
     assert scraped(watched, "tracepaper_commit_seconds_bucket")[("0.001",)] == 3

@@ -13,9 +13,9 @@ from fakes import FixedForecaster
 from tracepaper.daemon.session.predictor import (
     BarHistory,
     InlinePredictor,
+    NoModel,
     Worker,
     WorkerPredictor,
-    no_model,
 )
 from tracepaper.strategies.types import Bar, Forecast, ModelChange, PredictionTimeout
 
@@ -53,9 +53,9 @@ async def test_a_forecast_in_time_is_the_answer() -> None:
         period_start_ms=0,
         deadline_ms=10_000,
     )
-    await worker(start())
+    await worker.predict(start())
     (item,) = bars(1)
-    assert await worker(item) == says([item])
+    assert await worker.predict(item) == says([item])
 
 
 async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_next() -> None:
@@ -64,14 +64,14 @@ async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_nex
     worker = WorkerPredictor(
         forecaster, BarHistory([KEY], context=1), Worker("model"), period_start_ms=0, deadline_ms=50
     )
-    await worker(start())
+    await worker.predict(start())
     first, second = bars(2)
     forecaster.gate.clear()
-    assert await worker(first) == PredictionTimeout(50)
+    assert await worker.predict(first) == PredictionTimeout(50)
     forecaster.gate.set()
     prediction: object = PredictionTimeout(50)
     async with asyncio.timeout(10):
-        prediction = await worker(second)
+        prediction = await worker.predict(second)
     assert forecaster.order == [first.open_time_ms, second.open_time_ms]
     assert prediction in (says([second]), PredictionTimeout(50))
 
@@ -84,8 +84,8 @@ async def test_only_bars_are_answered() -> None:
         period_start_ms=0,
         deadline_ms=1_000,
     )
-    assert await worker(quote()) is None
-    assert await no_model(bars(1)[0]) is None
+    assert await worker.predict(quote()) is None
+    assert await NoModel().predict(bars(1)[0]) is None
 
 
 def test_warm_up_bars_are_remembered_and_the_start_warms_the_model_with_them() -> None:
@@ -152,6 +152,6 @@ async def test_an_error_of_the_model_reaches_whoever_asked() -> None:
         period_start_ms=0,
         deadline_ms=10_000,
     )
-    await worker(start())
+    await worker.predict(start())
     with pytest.raises(ZeroDivisionError):
-        await worker(bars(1)[0])
+        await worker.predict(bars(1)[0])

@@ -28,6 +28,14 @@ def test_an_event_is_drawn_only_when_the_one_before_was_dealt_with(tmp_path: Pat
     )
     predicted: list[Event] = []
 
+    class Listening:
+        def predict(self, event: Event) -> None:
+            predicted.append(event)
+
+        def predict_close(self, bars: Sequence[Bar]) -> Sequence[None]:
+            predicted.extend(bars)
+            return [None] * len(bars)
+
     def source() -> Iterator[Event]:
         for count, event in enumerate(replay.feed.events()):
             assert count == replay.engine.sequence == len(predicted)
@@ -35,7 +43,7 @@ def test_an_event_is_drawn_only_when_the_one_before_was_dealt_with(tmp_path: Pat
 
     tally = Tally()
     audit.begin(replay.run, replay.engine.gate_sets)
-    run_events(source(), predicted.append, replay.engine, audit, tally)
+    run_events(source(), Listening(), replay.engine, audit, tally)
     audit.close()
     assert (tally.bars, tally.decisions, tally.finished) == (300, 300, True)
     assert predicted == list(replay.feed.events())

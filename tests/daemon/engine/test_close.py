@@ -1,0 +1,272 @@
+"""The bars of one close in the engine: all observed before the first is decided, and repeatable."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from builders import START_MS, bars, forecast, instrument
+from fakes import FixedForecaster, MemoryAudit
+from msgspec.structs import replace
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.runner import Close, drive, gathered, predictions_of, steps_of
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.daemon.session.predictor import (
+    BarHistory,
+    InlinePredictor,
+    NoModel,
+    Worker,
+    WorkerPredictor,
+)
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types import (
+    Bar,
+    Closed,
+    Event,
+    FillModel,
+    Forecast,
+    ModelChange,
+    PredictionTimeout,
+    Quote,
+    Step,
+)
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
+KEYS = tuple(f"linear:{symbol}" for symbol in SYMBOLS)
+MINUTE = 60_000
+
+
+def engine(**sections: dict[str, Any]) -> Engine:
+    given: dict[str, dict[str, Any]] = {
+        "market": {"symbols": SYMBOLS},
+        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
+        "sizing": {"mode": "fixed", "quantity": "1"},
+        "account": {"cash": "1000000"},
+        **sections,
+    }
+    return build_engine(
+        load(None, given),
+        [instrument(symbol) for symbol in SYMBOLS],
+        execution=FillModel.NEXT_OPEN,
+        period_start_ms=0,
+        forecaster=None,
+    )
+
+
+def closes(count: int) -> list[list[Bar]]:
+    each = [bars(count, seed=place, instrument_id=key) for place, key in enumerate(KEYS)]
+    return [list(together) for together in zip(*each, strict=True)]
+
+
+def closed(together: Sequence[Bar], *, after_ms: int = 0) -> Closed:
+    at = together[0].close_time_ms + after_ms
+    absent = tuple(key for key in KEYS if key not in {bar.instrument for bar in together})
+    return Closed(together[0].open_time_ms, len(together), absent, at, at)
+
+
+def flat(count: int, order: Callable[[list[Bar]], list[Bar]] = list) -> Iterator[Event]:
+    for together in closes(count):
+        yield closed(together)
+        yield from order(together)
+
+
+def run(machine: Engine, events: Iterator[Event]) -> list[Step]:
+    return [
+        step
+        for unit in gathered(events)
+        for step in steps_of(machine, unit, [None] * (1 + len(SYMBOLS)))
+    ]
+
+
+def test_each_bar_of_a_close_has_its_own_step_behind_that_of_the_close() -> None:
+    steps = run(engine(), flat(40))
+    assert [step.sequence for step in steps] == list(range(160))
+    assert [type(step.event) for step in steps[:4]] == [Closed, Bar, Bar, Bar]
+    assert sum(step.decision is not None for step in steps) == 120
+    assert sum(len(step.fills) for step in steps) > 6
+
+
+def test_no_decision_depends_on_the_place_of_its_instrument() -> None:
+    def by_bar(steps: list[Step]) -> dict[tuple[str, int], object]:
+        return {
+            (step.event.instrument, step.event.open_time_ms): (
+                step.decision, [(fill.price, fill.fee, fill.filled_ms) for fill in step.fills],
+                [order.eligible_ms for order in step.orders], step.position,
+                step.window_sha256, step.decision_sha256,
+            )
+            for step in steps
+            if isinstance(step.event, Bar)
+        }  # fmt: skip
+
+    forwards = by_bar(run(engine(), flat(60)))
+    assert forwards == by_bar(run(engine(), flat(60, order=lambda one: one[::-1])))
+
+
+def test_all_bars_fill_and_mark_before_the_first_is_decided() -> None:
+    machine = engine()
+    before = None
+    for together in closes(60):
+        *_, third = machine.close(closed(together), together, [None] * 3)
+        assert third.position is not None
+        if third.position.quantity > 0:
+            before = together, third.account.equity
+            break
+    assert before is not None
+    later = [replace(bar, open_time_ms=bar.open_time_ms + MINUTE) for bar in before[0]]
+    later[2] = replace(later[2], low=1, close=1)  # what falls is held
+    _, first, _, third = machine.close(closed(later), later, [None] * 3)
+    assert first.account.equity == third.account.equity < before[1]
+
+
+def test_orders_are_sent_when_the_close_was_complete() -> None:
+    machine = engine(execution={"latency_ms": 100})
+    sent: list[tuple[int, int]] = []
+    for together in closes(40):
+        late = closed(together, after_ms=250)
+        for step in machine.close(late, together, [None] * 3):
+            sent += [
+                (late.market_ms, order.eligible_ms) for order in step.orders if not order.filled
+            ]
+    assert len(sent) > 6
+    assert {eligible - at for at, eligible in sent} == {100}
+
+
+def test_a_bar_that_is_not_the_newest_is_refused_in_its_place() -> None:
+    machine = engine()
+    first, second = closes(2)
+    machine.close(closed(second), second, [None] * 3)
+    mixed = [first[0], first[1]]
+    steps = machine.close(closed(mixed), mixed, [None, None])
+    assert [step.accepted for step in steps] == [True, False, False]
+
+
+def test_a_group_of_one_equals_the_bar_alone() -> None:
+    grouped, alone = engine(), engine()
+    for first, *_ in closes(30):
+        _, step = grouped.close(closed([first]), [first], [None])
+        other = alone.step(first, None)
+        assert step.decision == other.decision
+        assert step.decision_sha256 == other.decision_sha256
+
+
+# ---------------------------------------------------------------- the stream of events
+
+
+def test_a_close_whose_bars_are_missing_is_refused() -> None:
+    (together,) = closes(1)
+    cut: list[list[Event]] = [
+        [closed(together), *together[:2]],
+        [closed(together), together[0], Quote(KEYS[0], 1, 1, 2, 1, 0, 0), *together[1:]],
+        [closed(together), *together[:2], *closes(2)[1][:1]],
+        [closed(together), closed(together), *together],
+    ]
+    for events in cut:
+        with pytest.raises(DataInvalid, match="rows are missing"):
+            list(gathered(events))
+
+
+def test_what_is_not_of_a_close_stays_as_it_is() -> None:
+    (together,) = closes(1)
+    events: list[Event] = [*together, closed(together), *together]
+    assert list(gathered(events)) == [*together, Close(closed(together), together)]
+
+
+class Scripted:
+    def __init__(self, events: Sequence[Event]) -> None:
+        self._events = events
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        for event in self._events:
+            yield event
+
+
+class Transactions(MemoryAudit):
+    """Remembers which steps were appended together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.together: list[int] = []
+
+    async def append(self, *steps: Step) -> None:
+        await super().append(*steps)
+        self.together.append(len(steps))
+
+
+async def test_a_close_is_stored_in_one_transaction_and_watched_whole() -> None:
+    audit, watched = Transactions(), []
+
+    def watch(step: Step) -> bool:
+        watched.append(step)
+        return step.sequence != 5
+
+    first, second, third = closes(3)
+    events: list[Event] = [closed(first), *first, closed(second), *second, closed(third), *third]
+    await drive(Scripted(events), NoModel(), engine(), audit, watch=watch)
+    assert audit.together == [4, 4]
+    assert [step.sequence for step in watched] == list(range(8))
+
+
+# ---------------------------------------------------------------- the model
+
+
+def start() -> ModelChange:
+    return ModelChange("", "", "", "batched", "", "", 1, (), START_MS, START_MS)
+
+
+class Counting(FixedForecaster):
+    def __init__(self) -> None:
+        super().__init__(lambda seen: forecast(seen[-1].close / 1e9), context=1)
+        self.groups: list[list[str]] = []
+
+    def predict_many(self, given: Sequence[Bar]) -> list[Forecast | None]:
+        self.groups.append([bar.instrument for bar in given])
+        return super().predict_many(given)
+
+
+def test_the_model_is_asked_once_and_every_bar_gets_its_own_answer() -> None:
+    forecaster = Counting()
+    inline = InlinePredictor(forecaster, BarHistory(KEYS, context=1), period_start_ms=0)
+    inline.predict(start())
+    (together,) = closes(1)
+    (unit,) = gathered([closed(together), *together])
+    predictions = predictions_of(inline, unit)
+    assert list(predictions) == [None, *(forecast(bar.close / 1e9) for bar in together)]
+    assert forecaster.groups == [list(KEYS)]
+    again = inline.predict_close(together)  # not newer than what it knows
+    assert again == [None, None, None]
+    assert len(forecaster.groups) == 1
+
+
+def test_a_recorded_timeout_of_a_close_is_given_again() -> None:
+    inline = InlinePredictor(Counting(), BarHistory(KEYS, context=1), period_start_ms=0)
+    inline.predict(start())
+    (together,) = closes(1)
+    late = PredictionTimeout(7)
+    assert inline.predict_close(together, [late, None, late]) == [
+        late, forecast(together[1].close / 1e9), late,
+    ]  # fmt: skip
+
+
+async def test_a_close_that_is_late_is_late_for_all_of_it() -> None:
+    class Stuck(Counting):
+        def predict_many(self, given: Sequence[Bar]) -> list[Forecast | None]:
+            gate.wait(10)
+            return super().predict_many(given)
+
+    gate = threading.Event()
+    worker = WorkerPredictor(
+        Stuck(),
+        BarHistory(KEYS, context=1),
+        Worker("model"),
+        period_start_ms=0,
+        deadline_ms=30,
+    )
+    await worker.predict(start())
+    first, second = closes(2)
+    assert list(await worker.predict_close(first)) == [PredictionTimeout(30)] * 3
+    gate.set()
+    assert len(await worker.predict_close(second)) == 3

@@ -1,0 +1,197 @@
+"""Several symbols: bars of one close in one group; replayed, verified, resumed and compared."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.recorded import rerun_recorded
+from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import DataInvalid
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
+
+
+def candles(count: int) -> list[Candles]:
+    return [
+        replace(made_candles(walk_rows(count, seed=seed)), symbol=symbol)
+        for seed, symbol in enumerate(SYMBOLS)
+    ]
+
+
+def configured(**sections: dict[str, Any]) -> Config:
+    given: dict[str, dict[str, Any]] = {
+        "market": {"symbols": SYMBOLS},
+        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
+        "sizing": {"mode": "fixed", "quantity": "1"},
+        "account": {"cash": "10000000"},
+    }
+    for name, section in sections.items():
+        given[name] = {**given.get(name, {}), **section}
+    return load(None, given)
+
+
+def replayed(
+    path: Path, data: list[Candles], mode: str = "scan", **sections: dict[str, Any]
+) -> str:
+    audit = SqlAuditLog.open(path)
+    replay = build(configured(**sections), data, started_at_ms=0, mode=mode, database=path)
+    run_replay(replay, audit, Tally())
+    audit.end(1)
+    audit.close()
+    return replay.run.run_id
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(query).fetchall()
+
+
+def check(path: Path, run_id: str = "last") -> None:
+    with Reader.open(path) as reader:
+        found = reader.find(run_id)
+        assert verify_chain(reader.connection, found).holds
+        assert verify_run(reader, path, found).differences == []
+
+
+def test_each_close_is_a_group_of_steps_that_verify_derives_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    replayed(path, candles(200))
+    kinds = [kind for (kind,) in rows(path, "SELECT kind FROM v_events ORDER BY sequence")]
+    assert kinds.count("closed") == 200
+    check(path)
+
+
+def test_a_symbol_that_lacks_the_bar_is_named_absent(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    one, two, three = candles(50)
+    replayed(path, [one, two, _without(three, 20)])
+    told = rows(path, "SELECT content ->> 'absent' FROM v_events WHERE kind = 'closed'")
+    assert [absent for (absent,) in told if absent != "[]"] == ['["linear:SOLUSDT"]']
+    check(path)
+
+
+def _without(part: Candles, row: int) -> Candles:
+    import numpy as np
+
+    def cut(values: Any) -> Any:
+        return None if values is None else np.delete(values, row)
+
+    return replace(
+        part,
+        open_time_ms=cut(part.open_time_ms),
+        open=cut(part.open),
+        high=cut(part.high),
+        low=cut(part.low),
+        close=cut(part.close),
+        volume=cut(part.volume),
+        turnover=cut(part.turnover),
+    )
+
+
+def test_without_gathering_each_bar_is_by_itself_and_decides_the_same(tmp_path: Path) -> None:
+    together, alone = tmp_path / "a.db", tmp_path / "b.db"
+    data = candles(200)
+    first = replayed(together, data)
+    second = replayed(alone, data, market={"gather_ms": 0})
+    assert not rows(alone, "SELECT * FROM v_events WHERE kind = 'closed'")
+    check(alone)
+    with Reader.open(together) as one, Reader.open(alone) as two:
+        found = compare_runs(ComparedRun(one, first), ComparedRun(two, second))
+    assert found.differences == []
+    assert (found.compared, found.identical) == (600, 600)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("group_steps", [1, 2, 3, 5, 98])
+def test_a_replay_killed_anywhere_goes_on_at_a_whole_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_steps: int
+) -> None:
+    whole, running, cut = (tmp_path / f"{name}.db" for name in ("whole", "running", "cut"))
+    data = candles(120)
+    replayed(whole, data)
+    monkeypatch.setattr("tracepaper.replay.backtest.run.BREATH_EVENTS", 7)
+
+    def kill(bars: int) -> None:
+        if bars > 200:
+            for suffix in ("", "-wal"):  # what another process would find now
+                shutil.copy(f"{running}{suffix}", f"{cut}{suffix}")
+            raise Killed
+
+    audit = SqlAuditLog.open(running, group_steps=group_steps)  # of a commit, if it may be
+    replay = build(configured(), data, started_at_ms=0, database=running)
+    with pytest.raises(Killed):
+        run_replay(replay, audit, Tally(progress=kill))
+    audit.close()
+    [(steps,)] = rows(cut, "SELECT step_count FROM runs")
+    assert steps > 150
+    assert steps % 4 == 1  # the start, and whole closes
+    audit = SqlAuditLog.open(cut)
+    resume_replay("last", data, (), audit, cut, Tally())
+    audit.end(1)
+    audit.close()
+    check(cut)
+    query = (
+        "SELECT instrument, open_time_ms, decision_sha256, window_sha256 FROM v_decisions "
+        "ORDER BY open_time_ms, instrument"
+    )
+    assert rows(cut, query) == rows(whole, query)
+    query = "SELECT equity FROM v_equity ORDER BY market_ms DESC LIMIT 1"
+    assert rows(cut, query) == rows(whole, query)
+
+
+def test_a_record_that_lost_a_bar_of_a_close_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    run_id = replayed(path, candles(40))
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(
+            "UPDATE events SET content = replace(content, '\"bars\":3', '\"bars\":4') "
+            "WHERE step = (SELECT max(step) FROM events WHERE kind = 'closed')"
+        )
+        database.commit()
+    with Reader.open(path) as reader:
+        assert not verify_chain(reader.connection, run_id).holds
+        with pytest.raises(DataInvalid, match="rows are missing"):
+            verify_run(reader, path, run_id)
+
+
+def test_the_model_answers_a_close_in_one_batch_and_verify_repeats_its_bits(tmp_path: Path) -> None:
+    batched, single, scanned = (tmp_path / f"{name}.db" for name in ("b", "s", "c"))
+    data = candles(640)
+    attention: dict[str, dict[str, Any]] = {"strategy": {"name": "attention"}}
+    first = replayed(batched, data, "step", **attention)
+    second = replayed(single, data, "step", **{**attention, "market": {"gather_ms": 0}})
+    third = replayed(scanned, data, "scan", **attention)
+    modes = [rows(path, "SELECT mode FROM v_runs")[0][0] for path in (batched, single, scanned)]
+    assert modes == ["batched", "step", "scan"]
+    check(batched)
+    for path, other in ((single, second), (scanned, third)):
+        with Reader.open(batched) as one, Reader.open(path) as two:
+            found = compare_runs(ComparedRun(one, first), ComparedRun(two, other))
+        assert found.differences == []
+    again = tmp_path / "again.db"
+    audit = SqlAuditLog.open(again)
+    rerun_recorded(f"{batched}#{first}", audit, again, Tally(), started_at_ms=2)
+    audit.end(3)
+    audit.close()
+    query = "SELECT decision_sha256 FROM v_decisions ORDER BY sequence"
+    assert rows(again, query) == rows(batched, query)
