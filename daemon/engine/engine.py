@@ -172,10 +172,6 @@ class Engine:
         self.sequence = next_sequence
         self._dirty = taken_over
 
-    def go_on_at(self, sequence: int) -> None:
-        """Let *sequence* be the next step's, in a run that has stored no state yet."""
-        self.sequence = sequence
-
     def recall(self, bar: Bar) -> None:
         """Observe a bar that the run already holds: it causes nothing, and is not a step."""
         self._states[bar.instrument].observe(bar)

@@ -231,19 +231,22 @@ def restore_engine(
 ) -> None:
     """Bring *engine* to where *resumed* ended, and *history* to the bars its model needs.
 
-    Raises ``InvariantBroken`` where the stored state is not what the stored fills add up to.
+    Raises ``InvariantBroken`` where the stored state is not what the stored fills add up to, or
+    where there is none: the first step of every run stores one.
     """
     run = resumed.run
-    if resumed.state is not None:
-        state = decode_state(resumed.state)
-        check_ledger(reader, resumed, state)
-        engine.restore(
-            state,
-            next_sequence=resumed.next_sequence,
-            confirmed=reader.confirmations(run.run_id),
+    if resumed.state is None:
+        raise InvariantBroken(
+            f"run {run.run_id} has {resumed.next_sequence} steps and no stored account; run "
+            "`tracepaper audit verify` and restore a backup"
         )
-    else:
-        engine.go_on_at(resumed.next_sequence)
+    state = decode_state(resumed.state)
+    check_ledger(reader, resumed, state)
+    engine.restore(
+        state,
+        next_sequence=resumed.next_sequence,
+        confirmed=reader.confirmations(run.run_id),
+    )
     recall_bars(engine, reader, run, history)
 
 

@@ -1,15 +1,23 @@
-"""Whether an exchange served a run of a database before, whatever stands in its rows."""
+"""Which run a start goes on with, what it refuses, and whether its market was served before."""
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import storage_cases as cases
+from bybit_server import ScriptedServer
+from daemon_under_test import daemon, settings
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.http.client import ask
+from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.open import was_served
+from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types import RunKind
 
 SERVED = load(None, {"market": {"symbols": ["BTCUSDT", "ETHUSDT"]}})
@@ -33,3 +41,28 @@ def test_a_market_that_was_traded_was_served(
     assert not was_served(SERVED, RunKind.LIVE, path)  # a row that says nothing is no traceback
     cases.write_run(path, cases.plain_steps(3), of=served)
     assert was_served(load(None, {"market": sections}), RunKind.LIVE, path) is expected
+
+
+async def test_a_run_whose_account_is_gone_does_not_go_on(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server:
+        async with daemon(server, database) as running:
+            await running.close_bars(2)
+        with closing(sqlite3.connect(database, isolation_level=None)) as db:
+            db.execute("DELETE FROM states")
+        made = Daemon(load(None, settings(server)), database, kind=RunKind.LIVE)
+        with pytest.raises(InvariantBroken, match="steps and no stored account; run `tracepaper"):
+            await made.run()
+
+
+async def test_a_halt_is_seen_from_the_start_of_the_next_daemon_on(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    body: dict[str, object] = {"kind": "HALT", "note": "to see"}
+    async with ScriptedServer() as server:
+        async with daemon(server, database) as running:
+            await running.close_bars(1)
+            await asyncio.to_thread(ask, database, "/command", body)
+        async with daemon(server, database) as running:
+            await running.until(lambda: running.steps)
+            status = await asyncio.to_thread(ask, database, "/status")
+    assert status["state"] == "halted"
