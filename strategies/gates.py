@@ -431,24 +431,20 @@ def measured(name: str, value: float | None, *, signed: bool = False) -> str:
     """
     if value is None or not math.isfinite(value):
         return NOTHING
-    sign = "+" if signed else ""
-    match unit_of(name):
-        case "ms":
-            return duration(value, signed=signed)
-        case "yes or no":
-            return {1.0: "yes", 0.0: "no"}.get(value, number(value)) if not signed else NOTHING
-        case "share of the peak":
-            return f"{100 * value:{sign}.1f} %"
-        case "quote currency":
-            return f"{value:{sign},.2f}"
-        case _:
-            return number(value, signed=signed)
+    sign, unit = "+" if signed else "", unit_of(name)
+    if unit == MILLISECONDS:
+        return duration(value, signed=signed)
+    if unit == YES_OR_NO:
+        return NOTHING if signed else {1.0: "yes", 0.0: "no"}.get(value, number(value))
+    if unit == SHARE_OF_PEAK:
+        return f"{100 * value:{sign}.1f} %"
+    return f"{value:{sign},.2f}" if unit == QUOTE_CURRENCY else number(value, signed=signed)
 
 
 def unit_beside(name: str) -> str:
     """Return what stands beside a measure of gate *name* that :func:`measured` wrote."""
     unit = unit_of(name)
-    return {"ms": "", "yes or no": "", "share of the peak": "of the peak"}.get(unit, unit)
+    return {MILLISECONDS: "", YES_OR_NO: "", SHARE_OF_PEAK: "of the peak"}.get(unit, unit)
 
 
 def with_unit(name: str, value: float) -> str:

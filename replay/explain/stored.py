@@ -17,7 +17,7 @@ from tracepaper.daemon.commands.options import located
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.gates import GATES, with_unit
+from tracepaper.strategies.gates import GATES, warm, with_unit
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class StoredDecision:
                 f"The model did not answer within its {deadline:,} ms, so nothing was attributed."
             )
         for gate in self.gates:
-            if gate["gate"] == "warm" and not gate["passed"]:
+            if gate["gate"] == warm.name and not gate["passed"]:
                 return (
                     f"The model was not yet warm: {gate['measure']:,.0f} of the "
                     f"{gate['threshold']:,.0f} bars it looks back on were known."

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tracepaper.replay.report.record import Bars, Floats, Ints, Ledger, RunRecord
+from tracepaper.strategies.gates import warm
 
 RANDOM_TWINS: Final = 200
 RANDOM_SEED: Final = 1
@@ -218,5 +219,5 @@ def random_twins(
 def _first_warm(record: RunRecord, instrument: str) -> int:
     """Return the first bar of *instrument* at which an order could be filled."""
     own = record.decisions.places[instrument]
-    warm = np.flatnonzero(record.decisions.refused_by[own] != "warm")
-    return int(warm[0]) + 1 if warm.size else 0
+    known = np.flatnonzero(record.decisions.refused_by[own] != warm.name)
+    return int(known[0]) + 1 if known.size else 0

@@ -15,6 +15,7 @@ from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Segment
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.gates import GATES
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Forecast, Source
@@ -172,12 +173,13 @@ def traded(found: ExplainedRows, thresholds: Mapping[str, float]) -> dict[str, A
     """Return what gates would have let through, and its net result in basis points a trade.
 
     A trade opens at the next bar's open, is held to the horizon, pays the taker's round trip and
-    no slippage; no two overlap. ``thresholds`` are lower bounds, and an upper one for ``shift``.
+    no slippage; no two overlap. *thresholds* are by measure, bounds on the side of their gates.
     """
+    upper = {gate.calibrated_as for gate in GATES.values() if not gate.at_least}
     passed = np.ones(len(found.value), dtype=np.bool_)
     for name, threshold in thresholds.items():
         measure = found.measures[name]
-        passed &= measure <= threshold if name == "shift" else measure >= threshold
+        passed &= measure <= threshold if name in upper else measure >= threshold
     edge = found.measures["edge"] >= 1.0
     return {
         "bars": len(found.value),

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from tracepaper.replay.training import card as cards
 from tracepaper.replay.training.baselines import Answer
-from tracepaper.replay.training.card import PERCENTS, ROUND_TRIP_COST, quantiles, slope, temperature
+from tracepaper.replay.training.card import (
+    PERCENTS,
+    RECENT_MASS,
+    ROUND_TRIP_COST,
+    quantiles,
+    slope,
+    temperature,
+)
 from tracepaper.replay.training.evaluation import (
     HorizonForecasts,
     answer,
@@ -31,7 +38,10 @@ from tracepaper.storage.checkpoints import load as load_checkpoint
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import FeatureSchema, schema
 from tracepaper.strategies.forecasters.build import build, restore
+from tracepaper.strategies.gate_evaluator import threshold_of
+from tracepaper.strategies.gates import GATES, ThresholdKey, edge
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.types import Calibration
 
 
 @dataclass(frozen=True)
@@ -264,17 +274,20 @@ def _judge(network: nn.Module, material: Material, part: Part) -> list[HorizonFo
 
 
 def _default_thresholds(known: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return the default gates' thresholds: medians, and the outer percent of collapse and shift.
+    """Return the default thresholds of the calibrated gates but ``edge``, by their measures.
 
     Regimes are left out: MOMENTUM and MIXED are all but the lower third of recent mass.
     """
-    return {
-        "confidence": known["confidence"][49],
-        "direction": known["direction"][49],
-        "collapsed": known["collapsed"][0],
-        "shift": known["shift"][98],
-        "recent_mass": float(np.interp(100 / 3, PERCENTS, known["recent_mass"])),
+    calibration = Calibration({name: tuple(of) for name, of in known.items()}, {}, 0.0)
+    found = {
+        gate.calibrated_as: threshold_of(str(key.default), gate.calibrated_as, calibration)
+        for gate in GATES.values()
+        if gate.calibrated_as
+        and gate is not edge
+        and isinstance(key := gate.threshold, ThresholdKey)
     }
+    found[RECENT_MASS] = float(np.interp(100 / 3, PERCENTS, known[RECENT_MASS]))
+    return found
 
 
 def use_threads(count: int) -> None:

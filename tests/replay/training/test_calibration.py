@@ -15,10 +15,12 @@ from tracepaper.replay.training.card import (
     temperature,
 )
 from tracepaper.replay.training.figures import probabilities
+from tracepaper.replay.training.pipeline import _default_thresholds
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates import GATES, GateInputs
 
 RNG = np.random.default_rng(3)
+NAMES = ("confidence", "collapsed", "shift", "direction", "edge", "recent_mass")
 
 
 @pytest.mark.parametrize("wanted", [0.5, 1.0, 2.5])
@@ -72,3 +74,11 @@ def test_a_forecast_without_an_explanation_is_refused() -> None:
     bare = replace(builders.forecast(), explanation=None)
     with pytest.raises(DataInvalid, match="no explanation"):
         measures([bare], horizon=bare.horizons[0], slope=1.0)
+
+
+def test_the_default_thresholds_are_those_of_the_gates() -> None:
+    known = {name: [float(percent) for percent in range(1, 100)] for name in NAMES}
+    assert _default_thresholds(known) == {
+        "confidence": 50.0, "collapsed": 1.0, "shift": 99.0, "direction": 50.0,
+        "recent_mass": pytest.approx(100 / 3),
+    }  # fmt: skip
