@@ -2,7 +2,7 @@
 
     python tests/campaign_engine.py --examples 1000000
 
-An example is one seed: an instrument, an account, a strategy that wishes by dice, and up to 64
+An example is one seed: an instrument, an account, a strategy that signals by dice, and up to 64
 bars with whatever comes between them. A book of its own is kept beside the engine, from the
 orders and fills alone, and says after each step what must hold: cash and position follow from the
 fills; an allowed bar ends in a position, an order or a reason; and the reason is a true one.
@@ -61,7 +61,7 @@ TOO_LATE: Final = "no quote filled it within"
 
 
 class Dice(Strategy):
-    """Wishes by dice, mostly what it wished before; some wishes are held, some are small."""
+    """Signals by dice, mostly what it signalled before; some signals hold, some are small."""
 
     def __init__(self, rng: random.Random) -> None:
         self.gates = CORE_GATES
@@ -73,7 +73,7 @@ class Dice(Strategy):
         self._signal = Signal(Action.HOLD, "nothing yet")
 
     def decide(self, outlook: Outlook) -> Signal:
-        """Return the last wish, or a new one."""
+        """Return the last signal, or a new one."""
         rng = self._rng
         if rng.random() < self._restless:
             action = rng.choice((Action.LONG, Action.LONG, Action.SHORT, Action.FLAT, Action.HOLD))

@@ -189,7 +189,7 @@ def test_what_cash_did_not_cover_is_bought_once_it_does() -> None:
     ]
 
 
-def test_hold_leaves_the_refused_wish_standing_for_its_own_reason() -> None:
+def test_hold_leaves_the_refused_target_standing_for_its_own_reason() -> None:
     got = closes(engine("LONG", "HOLD"), 10_100, 10_090, 9_900, 9_910)
     assert unfilled(got) == [CASH, CASH, None, None]
     assert got[2].decision is not None
@@ -320,7 +320,7 @@ def test_the_operators_order_waits_and_a_refused_one_stands_rejected() -> None:
     assert (order.status, order.reason) == (OrderStatus.REJECTED, "quantity below 1000")
 
 
-def test_a_new_run_takes_the_refused_wish_over() -> None:
+def test_a_new_run_takes_the_refused_target_over() -> None:
     machine = engine("LONG")
     closes(machine, 10_100)
     again = engine("HOLD")
