@@ -6,6 +6,7 @@ light or the dark. Times are UTC milliseconds.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -81,7 +82,7 @@ def line(
 
 def rounded(values: Floats | list[float], digits: int = 6) -> list[float | None]:
     """Return *values* to so many significant digits, to keep the page small; NaN becomes null."""
-    return [float(f"{value:.{digits}g}") if value == value else None for value in values]  # noqa: PLR0124
+    return [None if math.isnan(value) else float(f"{value:.{digits}g}") for value in values]
 
 
 def equity_chart(report: Report) -> Figure:
