@@ -44,8 +44,11 @@ from tracepaper.strategies.types import (
 )
 
 _FIRST_BARS: Final = 2
-BREATH_EVENTS: Final = 4_096
-"""Events after which the loop says how far it is, and asks whether it shall stop."""
+PROGRESS_EVENTS: Final = 512
+"""Events or closes after which a replay says how far it is, and asks whether it shall stop.
+
+A model that steps bar by bar takes a second or two for them.
+"""
 
 
 Progress = Callable[[int], None]
@@ -161,7 +164,7 @@ def run_events(
             ):
                 bars += type(step.event) is Bar
                 decisions += step.decision is not None
-            if count % BREATH_EVENTS == 0:
+            if count % PROGRESS_EVENTS == 0:
                 tally.bars, tally.decisions = bars, decisions
                 tally.progress(bars)
                 if tally.stopped():

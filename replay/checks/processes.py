@@ -176,7 +176,7 @@ def _work(connection: Connection) -> None:
             connection.send(error)
 
 
-BREATH_STEPS: Final = 500
+PROGRESS_STEPS: Final = 500
 """Steps after which a job says how far it is, and hears whether it shall stop."""
 
 BEYOND_BARS: Final = 512
@@ -270,7 +270,7 @@ def derive_whole(
     said = 0
     for together in derived(replay):
         steps += together
-        if len(steps) >= said + BREATH_STEPS:
+        if len(steps) >= said + PROGRESS_STEPS:
             said = len(steps)
             connection.send(said)
             if connection.poll():

@@ -129,7 +129,7 @@ def test_a_replay_killed_anywhere_goes_on_at_a_whole_close(
     whole, running, cut = (tmp_path / f"{name}.db" for name in ("whole", "running", "cut"))
     data = candles(120)
     replayed(whole, data)
-    monkeypatch.setattr("tracepaper.replay.backtest.run.BREATH_EVENTS", 7)
+    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 7)
 
     def kill(bars: int) -> None:
         if bars > 200:

@@ -286,7 +286,7 @@ def test_an_interrupted_replay_goes_on_as_if_it_never_stopped(
 ) -> None:
     from tracepaper.replay.backtest import run as backtest
 
-    monkeypatch.setattr(backtest, "BREATH_EVENTS", 64)
+    monkeypatch.setattr(backtest, "PROGRESS_EVENTS", 64)
     path = tmp_path / "broken.db"
     replayed(path, walk, stop_after=150)
     with Reader.open(path) as reader:
@@ -314,7 +314,7 @@ def test_a_run_goes_on_after_a_prune_with_the_account_that_it_had(
 ) -> None:
     from tracepaper.replay.backtest import run as backtest
 
-    monkeypatch.setattr(backtest, "BREATH_EVENTS", 8)
+    monkeypatch.setattr(backtest, "PROGRESS_EVENTS", 8)
     hours = made_candles(walk_rows(200), interval_ms=3_600_000)
     market = {"symbols": [hours.symbol], "interval": "60", "category": hours.category.value}
     whole, pruned = tmp_path / "whole.db", tmp_path / "pruned.db"
@@ -336,7 +336,7 @@ def test_a_models_run_that_was_interrupted_is_rederived_bit_for_bit(
 ) -> None:
     from tracepaper.replay.backtest import run as backtest
 
-    monkeypatch.setattr(backtest, "BREATH_EVENTS", 64)
+    monkeypatch.setattr(backtest, "PROGRESS_EVENTS", 64)
     small = explained_runs.checkpoint(tmp_path)
     bars = learning.learnable(explained_runs.BARS, seed=1, symbol="AAAUSDT")
     config = configured(
@@ -454,7 +454,7 @@ def test_a_run_that_grows_meanwhile_is_verified_as_far_as_it_was(
 ) -> None:
     from tracepaper.replay.backtest import run as backtest
 
-    monkeypatch.setattr(backtest, "BREATH_EVENTS", 64)
+    monkeypatch.setattr(backtest, "PROGRESS_EVENTS", 64)
     path = tmp_path / "growing.db"
     run_id = replayed(path, walk, stop_after=BARS // 2)
 
