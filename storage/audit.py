@@ -401,29 +401,31 @@ class SqlAuditLog:
             raise InvariantBroken(
                 f"Step {step.sequence} came where step {self._next_sequence} was due."
             )
-        # Until the step is in the buffers: a failure in between leaves the encoder's memory
-        # ahead of the file, so nothing may follow.
-        self._refusal = f"Step {step.sequence} could not be stored; restart to resume before it."
-        rows = encoder.encode(step)
         try:
+            rows = encoder.encode(step)
             self._head = head = chain_digest(self._head, rows.covered, rows.prefix, rows.payload)
-        except OverflowError as error:
-            raise InvariantBroken(
-                f"A number of step {step.sequence} does not fit 64 bits; its source is wrong."
-            ) from error
-        self._refusal = ""
+        except BaseException as error:
+            # The encoder's memory may be ahead of the file, so nothing may follow.
+            self._refusal = (
+                f"Step {step.sequence} could not be stored; restart to resume before it."
+            )
+            if isinstance(error, OverflowError):
+                raise InvariantBroken(
+                    f"A number of step {step.sequence} does not fit 64 bits; its source is wrong."
+                ) from error
+            raise
         self._last = step
         self._next_sequence += 1
-        buffers = self._rows
         steps = self._steps
         if not steps or steps[-1][0] is not rows.layout:
             steps.append((rows.layout, []))
         steps[-1][1].append((*rows.values, bytearray(head)))
         for table, row in rows.sparse:
-            buffers[table].append(row)
+            self._rows[table].append(row)
         if rows.gate_set:
-            buffers["gate_sets"].extend(rows.gate_set)
-        self._has_decided |= not _is_quiet(step)
+            self._rows["gate_sets"].extend(rows.gate_set)
+        if not self._has_decided:
+            self._has_decided = not _is_quiet(step)
         self._waiting += 1
 
     def flush(self, also: Callable[[], object] = lambda: None) -> None:

@@ -223,6 +223,13 @@ class Outcomes:
             raise InvariantBroken("A decision needs one measure for each of its gates.")
         return Judged(plan, known, all_finite(decision.measures), new_set)
 
+    def judged_before(self, decision: Decision) -> tuple[GateSetPlan, int, Row] | None:
+        """Return plan, outcome and measures of *decision* where its outcome is known."""
+        seen = self._seen.get(id(decision.outcome))
+        if seen is None or len(decision.measures) != seen[1].length:
+            return None
+        return seen[1], seen[2], all_finite(decision.measures)
+
     def _plan(self, gate_set: GateSet) -> tuple[GateSetPlan, tuple[Row, ...]]:
         """Return the plan of *gate_set* and, where it is met for the first time, its rows."""
         plan = self._plans.get(gate_set)
@@ -278,8 +285,7 @@ class Marked(Struct, frozen=True, gc=False):
     unrealized: int | None
     account_unrealized: int | None
     equity: int | None
-    position: Position | None
-    account: Account
+    held: tuple[Row, Row]  # of position and account, what the row holds
 
 
 class Holdings:
@@ -299,22 +305,25 @@ class Holdings:
     ) -> Marked:
         """Return where *position* and *account* are stored; a new row is appended to *born*."""
         key, place, twin = held
-        last = self._last.get(place)
-        if last is not None and last.position is position and last.account is account:
-            return last
-        row = (*_held(twin, place[1], position, account), *_extra("holdings", account))
-        sequence = self._row(key, place, row, born)
-        unrealized = None if position is None else position.unrealized_pnl
-        of_account = account.unrealized_pnl
-        marked = self._last[place] = Marked(
-            sequence,
-            unrealized,
-            None if of_account == unrealized else of_account,
-            None if account.equity == account.cash + of_account else account.equity,
-            position,
-            account,
-        )
+        parts = (_NO_POSITION if position is None else _OF_POSITION(position), _OF_ACCOUNT(account))
+        row = (twin, place[1], *parts[0], *parts[1], *_extra("holdings", account))
+        marked = _marked(self._row(key, place, row, born), position, account, parts)
+        self._last[place] = marked
         return marked
+
+    def unchanged(
+        self, place: tuple[int, int | None], position: Position, account: Account
+    ) -> Marked | None:
+        """Return what ``hold`` would where it needs no new row; None where it may."""
+        last = self._last.get(place)
+        if (
+            last is None
+            or last.held[0] != _OF_POSITION(position)
+            or last.held[1] != _OF_ACCOUNT(account)
+            or _EXTRA["holdings"]
+        ):
+            return None
+        return _marked(last.holding, position, account, last.held)
 
     def _row(self, key: int, place: tuple[int, int | None], row: Row, born: list[SparseRow]) -> int:
         """Return the sequence under which *row* is stored; a new one is appended to *born*."""
@@ -327,18 +336,21 @@ class Holdings:
         return sequence
 
 
-def _held(
-    twin: str | None, instrument: int | None, position: Position | None, account: Account
-) -> Row:
-    """Return the row of a holding without its key."""
-    return (
-        twin,
-        instrument,
-        *((None,) * 5 if position is None else _OF_POSITION(position)),
-        *_OF_ACCOUNT(account),
+def _marked(
+    sequence: int, position: Position | None, account: Account, held: tuple[Row, Row]
+) -> Marked:
+    unrealized = None if position is None else position.unrealized_pnl
+    of_account, equity = account.unrealized_pnl, account.equity
+    return Marked(
+        sequence,
+        unrealized,
+        None if of_account == unrealized else of_account,
+        None if equity == account.cash + of_account else equity,
+        held,
     )
 
 
+_NO_POSITION: Final[Row] = (None,) * 5
 _OF_POSITION: Final = attrgetter(
     "quantity", "entry_notional", "realized_pnl", "fees_paid", "funding_paid"
 )
@@ -400,11 +412,13 @@ class StepEncoder:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
         key = self._first_step + sequence
         event = step.event
-        sparse: list[SparseRow] = []
-        bar: Bar | None = None
         place: int | None
+        sparse: list[SparseRow] = []
         if type(event) is Bar:
-            bar, place = event, self._place_of_bar(event)
+            place = self._place_of_bar(event)
+            plain = self._plain_bar(step, event, place)
+            if plain is not None:
+                return plain
         else:
             row, place = self._event_row(event, key)
             sparse.append(("events", row))
@@ -412,35 +426,37 @@ class StepEncoder:
         if step.decision is not None:
             judged = self.outcomes.judge(step.decision, key, sparse)
         marked = self._holdings.hold((key, (0, place), None), step.position, step.account, sparse)
-        if bar is not None and judged is not None and judged.plan.is_dense and not sparse:
-            plain = self._plain_bar(step, bar, judged, marked)
-            if plain is not None:
-                return plain
         return self._rows(step, place, judged, marked, sparse)
 
-    def _plain_bar(self, step: Step, bar: Bar, judged: Judged, marked: Marked) -> StepRows | None:
-        """Return the rows of a step that has one row; None where it has more.
+    def _plain_bar(self, step: Step, bar: Bar, place: int) -> StepRows | None:
+        """Return the rows of a step that has one row; None where it may have more.
 
         One tuple is hashed and inserted: nearly every step of a run without a model is such a bar.
         """
-        window, decided, decision = step.window_sha256, step.decision_sha256, step.decision
-        has_more = step.prediction is not None or step.orders or step.fills or step.twins
+        decision, position = step.decision, step.position
         if (
-            has_more or step.state is not None or marked.equity is not None or not step.accepted
-            or window is None or decided is None or marked.unrealized is None or decision is None
-            or None in judged.measures or judged.gate_set or _EXTRA["steps"]
+            decision is None or position is None or step.prediction is not None
+            or step.state is not None or step.orders or step.fills or step.twins
+            or not step.accepted or _EXTRA["steps"]
         ):  # fmt: skip
+            return None
+        judged = self.outcomes.judged_before(decision)
+        marked = self._holdings.unchanged((0, place), position, step.account)
+        window, decided = step.window_sha256, step.decision_sha256
+        if judged is None or marked is None or window is None or decided is None:
+            return None
+        plan, outcome, measures = judged
+        if marked.equity is not None or not plan.is_dense or None in measures:
             return None
         turnover_absent, of_account = bar.turnover is None, marked.account_unrealized
         prices = _OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)
-        of_row, prefix = judged.plan.plain(_ABSENT[turnover_absent, of_account is None])
-        opened, market_ms = bar.open_time_ms, bar.market_ms
+        of_row, prefix = plan.plain(_ABSENT[turnover_absent, of_account is None])
+        market_ms = bar.market_ms
         # The driver binds a bytearray in a fraction of what bytes cost it.
         values: Row = (
             self._first_step + step.sequence, 1, bytearray(window), bytearray(decided),
-            judged.outcome, decision.target_quantity, *judged.measures,
-            self._places[bar.instrument], *prices,
-            market_ms - opened - self._interval_ms, bar.seen_ms - market_ms,
+            outcome, decision.target_quantity, *measures, place, *prices,
+            market_ms - bar.open_time_ms - self._interval_ms, bar.seen_ms - market_ms,
             SOURCE_CODES[bar.source], marked.holding, marked.unrealized,
         )  # fmt: skip
         if of_account is not None:
