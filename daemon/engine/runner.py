@@ -89,21 +89,18 @@ def advance(
     engine: Engine,
     unit: Unit,
     predictions: Sequence[Prediction],
-    append: Callable[..., object],
     newly_opened: Callable[[], Sequence[Outside]],
 ) -> list[Step]:
-    """Return the steps that *unit* causes, once they were handed to *append*.
+    """Return the steps that *unit* causes; they are stored together or not at all.
 
     *newly_opened* returns what a user's class has opened since the call before; each of it is a
     step of its own, after these. Live and in replay every event goes through here.
     """
     steps = steps_of(engine, unit, predictions)
-    if readings := newly_opened():
-        event = steps[0].event
-        said = (Reading(one.what, one.name, event.market_ms, event.seen_ms) for one in readings)
-        append(*steps, *(engine.step(reading, None) for reading in said))
-    else:
-        append(*steps)
+    if opened := newly_opened():
+        at = steps[0].event
+        readings = [Reading(one.what, one.name, at.market_ms, at.seen_ms) for one in opened]
+        steps += [engine.step(reading, None) for reading in readings]
     return steps
 
 
@@ -120,23 +117,13 @@ async def drive(
 
     *watch* sees each step once it is stored, and ends the loop by returning False.
     """
-    stored: tuple[Step, ...] = ()
-
-    def keep(*steps: Step) -> None:
-        nonlocal stored
-        stored = steps
-
     async for unit in _gathered(feed):
         predictions = await _predict(predictor, unit)
-        steps = advance(engine, unit, predictions, keep, newly_opened)
-        await audit.append(*stored)
-        if not _go_on(steps, watch):
+        steps = advance(engine, unit, predictions, newly_opened)
+        await audit.append(*steps)
+        go_on = [watch(step) for step in steps]  # each of them is seen, whatever the first says
+        if not all(go_on):
             return
-
-
-def _go_on(steps: Sequence[Step], watch: Callable[[Step], bool]) -> bool:
-    answers = [watch(step) for step in steps]  # each of them is seen, whatever the first says
-    return all(answers)
 
 
 async def _predict(predictor: Predictor, unit: Unit) -> Sequence[Prediction]:

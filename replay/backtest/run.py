@@ -159,9 +159,9 @@ def run_events(
     step = None
     with settled_heap():
         for count, unit in enumerate(gathered(events), start=1):
-            for step in advance(
-                engine, unit, predictions_of(predictor, unit), append, newly_opened
-            ):
+            steps = advance(engine, unit, predictions_of(predictor, unit), newly_opened)
+            append(*steps)
+            for step in steps:
                 bars += type(step.event) is Bar
                 decisions += step.decision is not None
             if count % PROGRESS_EVENTS == 0:
