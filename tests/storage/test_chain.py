@@ -5,17 +5,22 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import storage_cases as cases
 from forging import rechain
+from msgspec.structs import replace
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import ChainReport, verify_chain
+from tracepaper.storage.columns import TABLES, stored_columns
+from tracepaper.storage.reader import Reader
 from tracepaper.storage.rows import SPARSE_TABLES, step_key
 from tracepaper.storage.schema import RUN_TABLES, metadata
+from tracepaper.strategies.types import Position, Step, TwinStep
 
 STEPS = cases.rich_steps()
 FIRST_BAR = len(cases.other_events())  # the bars come after one event of every other kind
@@ -383,3 +388,83 @@ def test_rows_behind_the_end_are_found(path: Path, table: str) -> None:
 def test_a_changed_head_is_found(path: Path, change: Callable[[], str]) -> None:
     tamper(path, change())
     assert not verify(path).holds
+
+
+# ---------------------------------------------------------------- many steps that are alike
+
+
+def alike() -> list[Step]:
+    """Return bars with a forecast and a twin each, of which nearly all have the same columns."""
+    return [
+        replace(
+            step,
+            prediction=cases.model_forecast(step.sequence),
+            twins=(TwinStep("ungated", step.position or Position(), step.account, ()),),
+        )
+        for step in cases.plain_steps(300)
+    ]
+
+
+ALIKE_AT = 155  # between two trades
+JOINED = ("steps", "answers", "twin_steps")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("many") / "run.db"
+    cases.write_run(path, alike(), of=cases.run())
+    return path
+
+
+def test_steps_that_are_alike_are_walked_by_one_query(many: Path) -> None:
+    with Reader.open(many) as reader:
+        asked: list[str] = []
+        reader.connection.set_trace_callback(asked.append)
+        assert verify_chain(reader.connection, "r-1").steps == 300
+    assert sum("CROSS JOIN answers" in question for question in asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [(table, column.name) for table in JOINED for column in TABLES[table] if not column.is_key],
+)
+def test_a_value_changed_in_one_of_them_is_found(
+    many: Path, tmp_path: Path, table: str, column: str
+) -> None:
+    path = Path(shutil.copy(many, tmp_path / "run.db"))
+    step = step_key(1, ALIKE_AT)
+    with closing(sqlite3.connect(path)) as raw:
+        query = f"SELECT {column} FROM {table} WHERE step = ?"
+        (value,) = raw.execute(query, (step,)).fetchone()
+        planted = another(value) if value is not None else planted_in(table, column)
+        raw.execute(f"UPDATE {table} SET {column} = ? WHERE step = ?", (planted, step))
+        raw.commit()
+    report = verify(path)
+    assert report.problem is not None
+    assert report.problem.sequence == ALIKE_AT
+
+
+def planted_in(table: str, column: str) -> object:
+    """Return a value for a column that is null."""
+    (kind,) = (one.kind for one in TABLES[table] if one.name == column)
+    return {"INTEGER": 1, "REAL": 1.0, "TEXT": "x", "BLOB": b"x"}[kind]
+
+
+@pytest.mark.parametrize("table", ["answers", "twin_steps"])
+def test_a_row_added_to_or_removed_from_one_of_them_is_found(
+    many: Path, tmp_path: Path, table: str
+) -> None:
+    step = step_key(1, ALIKE_AT)
+    statements = [f"DELETE FROM {table} WHERE step = {step}"]
+    if table == "twin_steps":
+        columns = ", ".join(name for name in stored_columns(table) if name not in ("step", "book"))
+        statements.append(
+            f"INSERT INTO twin_steps (step, book, {columns}) SELECT step, 9, {columns} "
+            f"FROM twin_steps WHERE step = {step}"
+        )
+    for number, statement in enumerate(statements):
+        path = Path(shutil.copy(many, tmp_path / f"run{number}.db"))
+        tamper(path, statement)
+        problem = verify(path).problem
+        assert problem is not None
+        assert (problem.sequence, problem.tables) == (ALIKE_AT, (table,))
