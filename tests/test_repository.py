@@ -11,6 +11,7 @@ import tokenize
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from vulture import Vulture
@@ -39,6 +40,42 @@ def project() -> dict[str, object]:
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert isinstance(document["tool"], dict)
     return document
+
+
+def imported(source: str) -> set[str]:
+    """Return the top-level packages of others that *source* imports anywhere."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names)
+
+
+def test_whatever_is_imported_or_called_by_make_check_is_a_declared_dependency() -> None:
+    """What another package happens to bring is missing on the machine where it does not."""
+    section = project()["project"]
+    assert isinstance(section, dict)
+    extras = section["optional-dependencies"]
+    declared = {
+        re.split(r"[^\w.-]", line, maxsplit=1)[0].lower().replace("_", "-")
+        for line in (*section["dependencies"], *extras["dev"])
+    }
+    makers = packages_distributions()
+    ours = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"tracepaper"}
+    files = [*sources(), *(ROOT / "tests").rglob("*.py")]
+    found = {
+        name
+        for path in files
+        if "clients" not in path.parts  # programs in environments of their own
+        for name in imported(path.read_text("utf-8"))
+    } - ours
+    tools = {"ruff", "import-linter", "mypy", "pyright", "vulture"}
+    needed = {makers.get(name, [name])[0].lower().replace("_", "-") for name in found} | tools
+    assert imported("import numpy.typing\nimport os\nfrom .a import b") == {"numpy"}
+    assert {"numpy", "scipy", "pydantic"} <= needed
+    assert {name for name in needed - declared if not name.startswith("flash-attn")} == set()
 
 
 def test_every_folder_with_modules_is_a_listed_package() -> None:
