@@ -1,56 +1,105 @@
-"""``bench close``: bars of several instruments that close at once, one batch beside one by one."""
+"""``bench close``: instruments that close at once, gathered beside one by one."""
 
 from __future__ import annotations
 
+import asyncio
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
 
 import msgspec
 
-from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.engine.runner import drive
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.archive.instruments import archive_instrument
+from tracepaper.replay.bench.live import live_config, live_parts, quote_of
 from tracepaper.replay.bench.machine import machine_line
 from tracepaper.replay.bench.replay import tiled
 from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.types import Bar
+from tracepaper.strategies.types import Bar, Closed, Event, Source
 
-WARM_BARS: Final = 1_700
-"""Enough for full windows, and so for what a step costs; forecasts follow after the context."""
+WARM_UP_CLOSES: Final = 20
+"""Closes that are decided, half of them each way, before the first that is timed."""
+REACH: Final = 0.35
 _APART: Final = 37
 """Bars by which the instruments' prices are moved against each other."""
 
 Tell = Callable[[str], None]
 
 
-def measure(symbols: int = 30, rounds: int = 40, *, tell: Tell = lambda _: None) -> dict[str, Any]:
-    """Return milliseconds of CPU time that the default model takes for one close of *symbols*.
+@dataclass
+class Spent:
+    """What closes took, in milliseconds of wall time and of the process's CPU time."""
 
-    Closes are answered in turn by one step each and by one batched step, through one forecaster;
-    medians over *rounds*. ``batched_ratio`` is the one ÷ the other.
+    wall_ms: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._began = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, cpu = self._began
+        self.wall_ms.append(1e3 * (time.perf_counter() - wall))
+        self.cpu_ms.append(1e3 * (time.process_time() - cpu))
+
+    def medians(self) -> dict[str, float]:
+        """Return the median of both times."""
+        return {"wall": statistics.median(self.wall_ms), "cpu": statistics.median(self.cpu_ms)}
+
+
+def measure(symbols: int = 30, rounds: int = 40, *, tell: Tell = lambda _: None) -> dict[str, Any]:
+    """Return milliseconds from the delivery of a close to the commit of its last decision.
+
+    One run of *symbols* with the default model takes closes in turn gathered (announced, predicted
+    in one batch, stored in one transaction) and one by one, as with ``gather_ms = 0``; medians
+    over *rounds* closes each way. ``wall_ratio`` is the one ÷ the other in wall time, waits for the
+    disk included: it is held to the reach. The same of CPU time, and of the model alone, follow.
     """
-    forecaster = load_forecaster(load(None, {}))
-    closes = closes_of(symbols, WARM_BARS + 2 * rounds)
-    tell(f"warming {symbols} instruments with {WARM_BARS:,} bars")
-    for bars in zip(*closes[:WARM_BARS], strict=True):
-        forecaster.warm(bars[0].instrument, bars)
-    tell(f"{rounds} closes of {symbols} symbols, each way")
-    spent: dict[str, list[float]] = {"single": [], "batched": []}
-    for number, close in enumerate(closes[WARM_BARS:]):
-        name = "batched" if number % 2 else "single"
-        spent[name].append(seconds(forecaster, close, batched=number % 2 == 1))
-    single, batched = (1e3 * statistics.median(values) for values in spent.values())
+    config = live_config("attention", [f"BENCH{number}USDT" for number in range(symbols)])
     return {
         "machine": machine_line(),
         "symbols": symbols,
         "rounds": rounds,
-        "single_steps_ms": single,
-        "batched_step_ms": batched,
-        "batched_ms_a_bar": batched / symbols,
-        "batched_ratio": batched / single,
-        "reach_of_the_whole_close": 0.35,
+        **compare(config, load_forecaster(config), rounds, tell=tell),
+    }
+
+
+def compare(
+    config: Config, forecaster: Forecaster, rounds: int, *, tell: Tell = lambda _: None
+) -> dict[str, Any]:
+    """Return the times of *rounds* closes each way by *forecaster*, and their ratios."""
+    symbols = config.market.symbols
+    context = forecaster.context
+    decided = context + WARM_UP_CLOSES + 2 * rounds
+    closes = closes_of(len(symbols), decided + 2 * rounds)
+    instrument = archive_instrument(tiled(context))
+    instruments = [msgspec.structs.replace(instrument, symbol=symbol) for symbol in symbols]
+    start_ms = closes[context][0].open_time_ms
+    tell(f"warming {len(symbols)} instruments with {context:,} bars")
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder) / "bench.db"
+        with live_parts(config, instruments, forecaster, database, start_ms=start_ms) as parts:
+            feed = TimedFeed(closes[:context], parts.start, closes[context:decided], tell)
+            asyncio.run(drive(feed, parts.predictor, parts.engine, parts.audit))
+    tell("the model alone")
+    whole = {name: spent.medians() for name, spent in feed.spent.items()}
+    alone = {name: spent.medians() for name, spent in model_alone(forecaster, closes[decided:])}
+    return {
+        "one_by_one_ms": whole["one_by_one"],
+        "gathered_ms": whole["gathered"],
+        "wall_ratio": whole["gathered"]["wall"] / whole["one_by_one"]["wall"],
+        "reach_of_wall_ratio": REACH,
+        "cpu_ratio": whole["gathered"]["cpu"] / whole["one_by_one"]["cpu"],
+        "model_alone_cpu_ms": {name: each["cpu"] for name, each in alone.items()},
+        "model_alone_cpu_ratio": alone["gathered"]["cpu"] / alone["one_by_one"]["cpu"],
     }
 
 
@@ -65,6 +114,7 @@ def closes_of(symbols: int, count: int) -> list[list[Bar]]:
                 open_time_ms=bars[at].open_time_ms,
                 market_ms=bars[at].market_ms,
                 seen_ms=bars[at].seen_ms,
+                source=Source.STREAM,
             )
             for number in range(symbols)
         ]
@@ -72,12 +122,62 @@ def closes_of(symbols: int, count: int) -> list[list[Bar]]:
     ]
 
 
-def seconds(forecaster: Forecaster, close: Sequence[Bar], *, batched: bool) -> float:
-    """Return the CPU seconds of one close, batched or one bar after the other."""
-    began = time.process_time()
-    if batched:
-        forecaster.predict_many(close)
-    else:
-        for bar in close:
-            forecaster.step(bar)
-    return time.process_time() - began
+def gathered(close: Sequence[Bar]) -> list[Event]:
+    """Return *close* as the feed delivers it: announced by its ``Closed``."""
+    first = close[0]
+    return [Closed(first.open_time_ms, len(close), (), first.market_ms, first.seen_ms), *close]
+
+
+class TimedFeed:
+    """Delivers closes in turn one by one and gathered; times each until its last step is stored.
+
+    The loop asks for an event once the steps of those before it are committed.
+    """
+
+    def __init__(
+        self,
+        past: Sequence[Sequence[Bar]],
+        start: Callable[[], Event],
+        closes: Sequence[Sequence[Bar]],
+        tell: Tell,
+    ) -> None:
+        self.spent: Mapping[str, Spent] = {"one_by_one": Spent(), "gathered": Spent()}
+        self._past = past
+        self._start = start
+        self._closes = closes
+        self._tell = tell
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Yield the bars before the start, the start, then quotes and bars close by close."""
+        for close in self._past:
+            for event in gathered(close):
+                yield event
+        yield self._start()
+        self._tell(f"{len(self._closes)} closes of {len(self._closes[0])} symbols")
+        warming: Mapping[str, Spent] = defaultdict(Spent)
+        for number, close in enumerate(self._closes):
+            for bar in close:
+                yield quote_of(bar)
+            name, events = "one_by_one", list[Event](close)
+            if number % 2:
+                name, events = "gathered", gathered(close)
+            spent = warming if number < WARM_UP_CLOSES else self.spent
+            with spent[name]:
+                for event in events:
+                    yield event
+
+
+def model_alone(
+    forecaster: Forecaster, closes: Sequence[Sequence[Bar]]
+) -> Iterable[tuple[str, Spent]]:
+    """Return what the model's answers to *closes* took, in turn bar by bar and batched."""
+    single, batched = Spent(), Spent()
+    for number, close in enumerate(closes):
+        if number % 2:
+            with batched:
+                forecaster.predict_many(close)
+        else:
+            with single:
+                for bar in close:
+                    forecaster.step(bar)
+    return ("one_by_one", single), ("gathered", batched)

@@ -7,14 +7,17 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
 import msgspec
 
 from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.ports import Predictor
 from tracepaper.daemon.session.build import build_engine, needs_forecaster, resolved
 from tracepaper.daemon.session.models import load_forecaster
@@ -25,7 +28,16 @@ from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.bench.machine import machine_line
 from tracepaper.replay.bench.replay import tiled
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.types import Bar, FillModel, Quote, RunKind, Source
+from tracepaper.strategies.strategy import Forecaster
+from tracepaper.strategies.types import (
+    Bar,
+    FillModel,
+    Instrument,
+    ModelChange,
+    Quote,
+    RunKind,
+    Source,
+)
 
 WARM_UP_STEPS: Final = 50
 ROW_BYTES: Final = 200
@@ -67,9 +79,10 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     return {"p50": statistics.median(values), "p90": cuts[89], "p99": cuts[98]}
 
 
-def _configured(strategy: str, symbol: str) -> Config:
+def live_config(strategy: str, symbols: Sequence[str]) -> Config:
+    """Return the configuration of a live run of *symbols* that fills by quotes."""
     sections: dict[str, dict[str, Any]] = {
-        "market": {"symbols": [symbol], "interval": "1"},
+        "market": {"symbols": list(symbols), "interval": "1"},
         "strategy": {"name": strategy},
         "sizing": {"mode": "fixed", "quantity": "1"},
         "model": {"deadline_ms": DEADLINE_MS},
@@ -77,30 +90,43 @@ def _configured(strategy: str, symbol: str) -> Config:
     return resolved(load(None, sections), FillModel.QUOTE)
 
 
-async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float]]:
-    config = _configured(strategy, "BTCUSDT")
-    forecaster = load_forecaster(config) if needs_forecaster(config) else None
-    context = 100 if forecaster is None else forecaster.context
-    candles = tiled(context + WARM_UP_STEPS + count)
-    instrument = archive_instrument(candles)
-    history = [msgspec.structs.replace(bar, source=Source.STREAM) for bar in bars_of(candles)]
-    start_ms = history[context].open_time_ms
+@dataclass(frozen=True)
+class LiveParts:
+    """What the daemon puts a run together from, the exchange apart."""
+
+    engine: Engine
+    predictor: Predictor
+    audit: SqlAuditLog
+    start: Callable[[], ModelChange]  # the event that follows the bars before the period
+
+
+@contextmanager
+def live_parts(
+    config: Config,
+    instruments: Sequence[Instrument],
+    forecaster: Forecaster | None,
+    path: Path,
+    *,
+    start_ms: int,
+) -> Iterator[LiveParts]:
+    """Yield a run whose period begins at *start_ms*, logged in the new database *path*."""
     engine = build_engine(
         config,
-        [instrument],
+        instruments,
         execution=FillModel.QUOTE,
         period_start_ms=start_ms,
         forecaster=forecaster,
     )
     run = describe_run(
         config,
-        [instrument],
+        instruments,
         forecaster,
         kind=RunKind.LIVE,
         started_at_ms=0,
         period_start_ms=start_ms,
     )
-    kept = BarHistory([instrument.id], context=context)
+    context = 0 if forecaster is None else forecaster.context
+    kept = BarHistory([one.id for one in instruments], context=context)
     predictor: Predictor = NoModel()
     if forecaster is not None:
         predictor = WorkerPredictor(
@@ -110,16 +136,43 @@ async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float
             period_start_ms=start_ms,
             deadline_ms=DEADLINE_MS,
         )
-    with tempfile.TemporaryDirectory() as folder, BareCommit(Path(folder) / "bare.db") as bare:
-        audit = SqlAuditLog.open(Path(folder) / "bench.db")
+    audit = SqlAuditLog.open(path)
+    try:
         audit.begin(run, engine.gate_sets)
+        yield LiveParts(
+            engine,
+            predictor,
+            audit,
+            lambda: start_event(forecaster, warm_from=kept.warm_from(), market_ms=start_ms),
+        )
+        audit.end(0)
+    finally:
+        audit.close()
+
+
+async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float]]:
+    config = live_config(strategy, ["BTCUSDT"])
+    forecaster = load_forecaster(config) if needs_forecaster(config) else None
+    context = 100 if forecaster is None else forecaster.context
+    candles = tiled(context + WARM_UP_STEPS + count)
+    history = [msgspec.structs.replace(bar, source=Source.STREAM) for bar in bars_of(candles)]
+    start_ms = history[context].open_time_ms
+    instruments = [archive_instrument(candles)]
+    whole, alone = [], []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        BareCommit(Path(folder) / "bare.db") as bare,
+        live_parts(
+            config, instruments, forecaster, Path(folder) / "bench.db", start_ms=start_ms
+        ) as parts,
+    ):
+        engine, predictor, audit = parts.engine, parts.predictor, parts.audit
         for bar in history[:context]:
             await audit.append(engine.step(bar, await predictor.predict(bar)))
-        change = start_event(forecaster, warm_from=kept.warm_from(), market_ms=start_ms)
+        change = parts.start()
         await audit.append(engine.step(change, await predictor.predict(change)))
-        whole, alone = [], []
         for number, bar in enumerate(history[context:]):
-            quote = _quote(bar)
+            quote = quote_of(bar)
             await audit.append(engine.step(quote, None))
             began = time.perf_counter()
             await audit.append(engine.step(bar, await predictor.predict(bar)))
@@ -129,12 +182,11 @@ async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float
             if number >= WARM_UP_STEPS:
                 whole.append((middle - began) * 1e3)
                 alone.append((ended - middle) * 1e3)
-        audit.end(0)
-        audit.close()
     return whole, alone
 
 
-def _quote(bar: Bar) -> Quote:
+def quote_of(bar: Bar) -> Quote:
+    """Return a quote of one tick around the close of *bar*, at its close."""
     at = bar.close_time_ms
     return Quote(bar.instrument, bar.close - 1, 10**6, bar.close, 10**6, at, at)
 

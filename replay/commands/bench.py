@@ -83,11 +83,11 @@ def close(
     rounds: Annotated[int, typer.Option(min=1, help="Closes to time, each way.")] = 40,
     json: JsonOption = False,
 ) -> None:
-    """Measure the model's answer to a close of several symbols: one batch, and one by one."""
+    """Measure several symbols that close at once, to the last commit: gathered and one by one."""
     from tracepaper.replay.bench.close import measure
 
     figures = measure(symbols, rounds, tell=_tell)
-    _say("close of several symbols, ms of CPU time", figures, as_json=json)
+    _say("close of several symbols, delivered to last decision committed", figures, as_json=json)
 
 
 @app.command()

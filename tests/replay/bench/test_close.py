@@ -1,8 +1,25 @@
-"""The bars of a close differ by instrument and share their times; both ways are timed."""
+"""A close is timed from its delivery until its last decision is stored, both ways in one run."""
 
 from __future__ import annotations
 
-from tracepaper.replay.bench.close import closes_of, measure
+import asyncio
+import time
+
+import models
+
+from tracepaper.replay.bench.close import (
+    WARM_UP_CLOSES,
+    Spent,
+    TimedFeed,
+    closes_of,
+    compare,
+    gathered,
+)
+from tracepaper.replay.bench.live import live_config
+from tracepaper.strategies.types import Bar, Closed, Timer
+
+MEASURES = ("collapsed", "confidence", "direction", "recent_mass", "shift")
+QUANTILES = {name: [0.01 * place for place in range(1, 100)] for name in MEASURES}
 
 
 def test_a_close_holds_a_bar_of_each_instrument_at_one_time() -> None:
@@ -16,8 +33,58 @@ def test_a_close_holds_a_bar_of_each_instrument_at_one_time() -> None:
     assert times == sorted(set(times))
 
 
-def test_the_figure_is_the_batched_step_over_the_single_ones() -> None:
-    figures = measure(2, 1)
-    assert figures["symbols"] == 2
-    assert figures["batched_ratio"] == figures["batched_step_ms"] / figures["single_steps_ms"]
-    assert figures["batched_step_ms"] > 0
+def test_a_gathered_close_is_announced_with_its_count_and_time() -> None:
+    [close] = closes_of(3, 1)
+    closed, *bars = gathered(close)
+    assert isinstance(closed, Closed)
+    assert (closed.open_time_ms, closed.bars, closed.absent) == (close[0].open_time_ms, 3, ())
+    assert bars == close
+
+
+def test_figures_are_medians_and_their_ratios_gathered_over_one_by_one() -> None:
+    config = live_config("attention", ["BENCH0USDT", "BENCH1USDT"])
+    figures = compare(config, models.forecaster(quantiles=QUANTILES), rounds=1)
+    single, batched = figures["one_by_one_ms"], figures["gathered_ms"]
+    assert min(*single.values(), *batched.values()) > 0
+    assert figures["wall_ratio"] == batched["wall"] / single["wall"]
+    assert figures["cpu_ratio"] == batched["cpu"] / single["cpu"]
+    alone = figures["model_alone_cpu_ms"]
+    assert figures["model_alone_cpu_ratio"] == alone["gathered"] / alone["one_by_one"]
+
+
+def test_a_close_takes_as_long_as_until_the_event_behind_it_is_asked_for() -> None:
+    """The loop asks for it once the last decision is committed."""
+    closes = closes_of(2, 1 + WARM_UP_CLOSES + 4)
+    start = Timer(market_ms=0, seen_ms=0)
+    feed = TimedFeed(closes[:1], lambda: start, closes[1:], lambda _: None)
+    timed_from_ms = closes[1 + WARM_UP_CLOSES][0].open_time_ms
+
+    async def consume() -> list[str]:
+        kinds = []
+        async for event in feed:
+            kinds.append(type(event).__name__)
+            is_timed = isinstance(event, Bar) and event.open_time_ms >= timed_from_ms
+            until = time.process_time() + (2e-3 if is_timed else 0)
+            while time.process_time() < until:  # as if it were decided and stored
+                pass
+        return kinds
+
+    kinds = asyncio.run(consume())
+    one_by_one, together = (
+        ["Quote", "Quote", "Bar", "Bar"],
+        ["Quote", "Quote", "Closed", "Bar", "Bar"],
+    )
+    assert kinds == [
+        "Closed",
+        "Bar",
+        "Bar",
+        "Timer",
+        *(one_by_one + together) * (WARM_UP_CLOSES // 2 + 2),
+    ]
+    for spent in feed.spent.values():
+        assert len(spent.wall_ms) == len(spent.cpu_ms) == 2
+        assert min(*spent.wall_ms, *spent.cpu_ms) >= 4.0  # two bars of 2 ms
+
+
+def test_the_time_of_several_closes_is_their_median() -> None:
+    assert Spent([1.0, 9.0, 2.0], [0.5, 0.1, 0.2]).medians() == {"wall": 2.0, "cpu": 0.2}
