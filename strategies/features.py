@@ -1,21 +1,22 @@
 """Bars to one row of features a bar; causal and of finite memory by construction.
 
-``compute`` takes a whole archive, ``FeatureStream`` one bar at a time; both run the same code
-and agree in every bit. A row depends on the last ``lookback`` bars and on nothing else.
+``compute`` takes a whole archive, ``FeatureStreams`` one bar of each of some instruments at once;
+both run the same code and agree in every bit. A row depends on the last ``lookback`` bars and on
+nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies import features_v1 as v1
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
-from tracepaper.strategies.features_rolling import Array, Windows, add, lagged, larger, windows
+from tracepaper.strategies.features_rolling import Array, Windows, lagged, windows
 from tracepaper.strategies.types import Bar
 
 _BLOCK_ROWS: Final = 16_384  # rows computed at once: bounds memory and stays in the cache
@@ -120,89 +121,135 @@ def compute(schema: FeatureSchema, columns: Columns) -> FeatureBlock:
     return FeatureBlock(values, sigma, first)
 
 
-def _block(
-    schema: FeatureSchema, columns: Columns, start: int, stop: int
-) -> tuple[NDArray[np.float32], Array]:
-    """Return [feature, time] float32 rows and σ of the bars from *start* until *stop*."""
-    span = slice(start, stop)
+class _Stages(NamedTuple):
+    """What features are made of, before their windows: [row, time] each."""
+
+    base: Array
+    extremes: Array  # highs and negative lows
+    inputs: Array  # what becomes z-scores
+    sums: dict[int, Array]  # of the base rows
+    sigma: Array
+
+
+def _stages(columns: Columns, span: slice) -> _Stages:
     high, low, close = columns.high[span], columns.low[span], columns.close[span]
     close_before = lagged(close, 1)
     return_before = lagged(np.log(close / close_before), 1)
     base = v1.base_rows(
         high, low, close, columns.volume[span], np.stack([close_before, return_before])
     )
-    sums = windows(base, add, (1, *v1.SUM_WINDOWS))
-    extremes = windows(np.stack([high, -low]), larger, (v1.CHANNEL_WINDOW,))[v1.CHANNEL_WINDOW]
+    sums = windows(base, np.add, (1, *v1.SUM_WINDOWS))
     sigma = v1.sigma_of(sums)
     inputs = v1.standardised_inputs(high, low, sums, sigma)
-    z_scores = v1.standardised(inputs, windows(inputs, add, (v1.Z_WINDOW,))[v1.Z_WINDOW])
+    return _Stages(base, np.stack([high, -low]), inputs, sums, sigma)
+
+
+def _block(
+    schema: FeatureSchema, columns: Columns, start: int, stop: int
+) -> tuple[NDArray[np.float32], Array]:
+    """Return [feature, time] float32 rows and σ of the bars from *start* until *stop*."""
+    span = slice(start, stop)
+    stages = _stages(columns, span)
+    inputs = stages.inputs
     of = v1.FeatureInputs(
-        past_closes={lag: lagged(close, lag) for lag in v1.CLOSE_LAGS},
-        sums=sums,
-        extremes=extremes,
-        z_scores=z_scores,
-        sigma=sigma,
+        past_closes={lag: lagged(columns.close[span], lag) for lag in v1.CLOSE_LAGS},
+        sums=stages.sums,
+        extremes=windows(stages.extremes, np.maximum, (v1.CHANNEL_WINDOW,))[v1.CHANNEL_WINDOW],
+        z_scores=v1.standardised(inputs, windows(inputs, np.add, (v1.Z_WINDOW,))[v1.Z_WINDOW]),
+        sigma=stages.sigma,
         open_time_ms=columns.open_time_ms[span],
     )
-    return schema.rows(of), sigma
+    return schema.rows(of), stages.sigma
 
 
-class FeatureStream:
-    """The features of one instrument, bar by bar; equal to ``compute`` in every bit."""
+class FeatureRows(NamedTuple):
+    """The features of a group's bars; NaN where the lookback is not complete."""
 
-    def __init__(self, schema: FeatureSchema) -> None:
+    values: NDArray[np.float32]  # [bar, feature]
+    sigma: Array  # [bar]
+    is_complete: NDArray[np.bool_]  # [bar]
+
+
+_CLOSE_LAGS: Final = np.array(v1.CLOSE_LAGS)
+
+
+class FeatureStreams:
+    """The features of some instruments, bar by bar; equal to ``compute`` in every bit.
+
+    A group of bars, one of each of several streams, is computed at once: to an instrument it makes
+    no difference which others are in it.
+    """
+
+    def __init__(self, schema: FeatureSchema, *, streams: int = 1) -> None:
         self.schema = schema
-        self._forget()
+        self._counts = np.zeros(streams, dtype=np.int64)
+        self._before = np.full((streams, 2), np.nan)  # close and return of the bar before
+        self._sums = Windows(v1.BASE_ROWS, np.add, 256, streams=streams)
+        self._extremes = Windows(2, np.maximum, v1.CHANNEL_WINDOW, streams=streams)
+        self._inputs = Windows(6, np.add, v1.Z_WINDOW, streams=streams)
 
-    def _forget(self) -> None:
-        self._count = 0
-        self._before = np.full((2, 1), np.nan)  # close and return of the bar before
-        self._sums = Windows(v1.BASE_ROWS, add, 256)
-        self._extremes = Windows(2, larger, v1.CHANNEL_WINDOW)
-        self._inputs = Windows(6, add, v1.Z_WINDOW)
+    def extend(self, streams: int) -> None:
+        """Make room for so many further *streams*."""
+        self._counts = np.concatenate([self._counts, np.zeros(streams, dtype=np.int64)])
+        self._before = np.concatenate([self._before, np.full((streams, 2), np.nan)])
+        for kept in (self._sums, self._extremes, self._inputs):
+            kept.extend(streams)
 
-    def warm(self, bars: Sequence[Bar]) -> None:
-        """Forget everything, then take in *bars* (oldest first); only the last ones matter."""
-        self._forget()
-        for bar in bars[-self.schema.lookback :]:
-            self._advance(bar)
+    def warm(self, stream: int, bars: Sequence[Bar]) -> None:
+        """Forget *stream*, then take in *bars* (oldest first); only the last ones matter."""
+        known = bars[-self.schema.lookback :]
+        _require_prices(known)
+        table = columns(known)
+        stages = _stages(table, slice(None))
+        self._sums.warm(stream, stages.base)
+        self._extremes.warm(stream, stages.extremes)
+        self._inputs.warm(stream, stages.inputs)
+        self._counts[stream] = len(known)
+        self._before[stream] = np.nan
+        if known:
+            self._before[stream, 0] = table.close[-1]
+        if len(known) > 1:
+            self._before[stream, 1] = np.log(table.close[-1:] / table.close[-2:-1])[0]
 
-    def step(self, bar: Bar) -> tuple[NDArray[np.float32] | None, float]:
-        """Take in *bar*; return its row and σ, or (None, NaN) while the lookback is incomplete.
+    def step(self, bars: Sequence[Bar], streams: Sequence[int] = (0,)) -> FeatureRows:
+        """Take in *bars*, one of each of *streams*, and return their features.
 
-        Raises ``DataInvalid`` for a price that is not positive.
+        Raises ``DataInvalid`` for a price that is not positive; no bar is taken in then.
         """
-        advanced = self._advance(bar)
-        if self._count < self.schema.lookback:
-            return None, float("nan")
-        sums, extremes, inputs, input_sums, sigma = advanced
+        _require_prices(bars)
+        at = np.array(streams, dtype=np.int64)
+        table = columns(bars)
+        high, low, close = table.high, table.low, table.close
+        before = np.ascontiguousarray(self._before[at].T)  # [2, bar]
+        levels = self._sums.step(at, v1.base_rows(high, low, close, table.volume, before))
+        sums = {2**place: level for place, level in enumerate(levels)}
+        extremes = self._extremes.step(at, np.stack([high, -low]))[-1]
+        sigma = v1.sigma_of(sums)
+        inputs = v1.standardised_inputs(high, low, sums, sigma)
+        input_sums = self._inputs.step(at, inputs)[-1]
+        self._before[at] = np.stack([close, np.log(close / before[0])], axis=1)
+        self._counts[at] += 1
         of = v1.FeatureInputs(
-            past_closes={lag: np.array([self._sums.past(lag, v1.CLOSE)]) for lag in v1.CLOSE_LAGS},
+            past_closes=dict(
+                zip(v1.CLOSE_LAGS, self._sums.past(at, _CLOSE_LAGS, v1.CLOSE), strict=True)
+            ),
             sums=sums,
             extremes=extremes,
             z_scores=v1.standardised(inputs, input_sums),
             sigma=sigma,
-            open_time_ms=np.array([bar.open_time_ms], dtype=np.int64),
+            open_time_ms=table.open_time_ms,
         )
-        return self.schema.rows(of)[:, 0], float(sigma[0])
+        is_complete = self._counts[at] >= self.schema.lookback
+        values = np.ascontiguousarray(self.schema.rows(of).T)
+        values[~is_complete] = np.nan
+        return FeatureRows(values, np.where(is_complete, sigma, np.nan), is_complete)
 
-    def _advance(self, bar: Bar) -> tuple[dict[int, Array], Array, Array, Array, Array]:
-        """Move every window on by *bar*; return sums, extremes, z-score inputs, their sums, σ."""
+
+def _require_prices(bars: Sequence[Bar]) -> None:
+    """Raise ``DataInvalid`` where a price of *bars* is not positive."""
+    for bar in bars:
         if bar.low <= 0:
             raise DataInvalid(
                 f"{bar.instrument} has a price of zero or less at {bar.open_time_ms};"
                 " repair the candles first."
             )
-        high, low, close, volume = np.array(
-            [[bar.high], [bar.low], [bar.close], [bar.volume]], dtype=np.float64
-        )
-        base = v1.base_rows(high, low, close, volume, self._before)
-        levels = self._sums.step(base[:, 0])
-        sums = {2**k: level[:, None] for k, level in enumerate(levels)}
-        extremes = self._extremes.step(np.concatenate([high, -low]))[-1][:, None]
-        sigma = v1.sigma_of(sums)
-        inputs = v1.standardised_inputs(high, low, sums, sigma)
-        input_sums = self._inputs.step(inputs[:, 0])[-1][:, None]
-        self._before = np.stack([close, np.log(close / self._before[0])])
-        self._count += 1
-        return sums, extremes, inputs, input_sums, sigma

@@ -8,27 +8,17 @@ sum without any rounding, so a flat market has a variance of exactly zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Combine = Callable[[Array, Array], Array]
+Ids = NDArray[np.int64]
 
 LONGEST: Final = 256
 """The longest window, in rows; also what a ring must hold to look back less than that."""
-
-
-def add(newer: Array, older: Array) -> Array:
-    """Return the sum of two adjacent windows."""
-    return np.add(newer, older)
-
-
-def larger(newer: Array, older: Array) -> Array:
-    """Return the maximum of two adjacent windows."""
-    return np.maximum(newer, older)
 
 
 def lagged(rows: Array, lag: int) -> Array:
@@ -39,10 +29,11 @@ def lagged(rows: Array, lag: int) -> Array:
     return out
 
 
-def windows(rows: Array, combine: Combine, wanted: Iterable[int]) -> dict[int, Array]:
+def windows(rows: Array, combine: np.ufunc, wanted: Iterable[int]) -> dict[int, Array]:
     """Return {window: combined rows} of [quantity, time] *rows* for the *wanted* powers of two.
 
-    The first ``window - 1`` entries of each are NaN.
+    *combine* is ``np.add`` or ``np.maximum``; the newer of two adjacent windows comes first. The
+    first ``window - 1`` entries of each are NaN.
     """
     sizes = set(wanted)
     found: dict[int, Array] = {}
@@ -57,31 +48,58 @@ def windows(rows: Array, combine: Combine, wanted: Iterable[int]) -> dict[int, A
 
 
 class Windows:
-    """The same windows, row by row: one ring for each power of two up to *longest*."""
+    """The same windows, row by row, of one or more streams of rows that each go on by themselves.
 
-    def __init__(self, quantities: int, combine: Combine, longest: int) -> None:
+    The newest 256 rows of a stream are kept with their windows of 1, 2, 4 … *longest* rows side by
+    side, so that a step reads all that it adds up at once and writes at once.
+    """
+
+    def __init__(
+        self, quantities: int, combine: np.ufunc, longest: int, *, streams: int = 1
+    ) -> None:
         self._combine = combine
-        self._count = 0
-        sizes = longest.bit_length()
-        self._rings = [np.full((LONGEST, quantities), np.nan) for _ in range(sizes)]
+        self._sizes = 2 ** np.arange(longest.bit_length())
+        self._shape = (LONGEST, len(self._sizes), quantities)
+        self._kept = np.full((streams, *self._shape), np.nan)
+        self._counts = np.zeros(streams, dtype=np.int64)
+        self._shorter = np.arange(len(self._sizes) - 1)  # the windows that longer ones are made of
 
-    def step(self, row: Array) -> list[Array]:
-        """Take in one [quantity] *row*; return its windows: entry k covers 2ᵏ rows, as [quantity].
+    def extend(self, streams: int) -> None:
+        """Make room for so many further *streams*: one copy of all."""
+        self._kept = np.concatenate([self._kept, np.full((streams, *self._shape), np.nan)])
+        self._counts = np.concatenate([self._counts, np.zeros(streams, dtype=np.int64)])
 
-        The arrays are views that stay true until the next step.
+    def warm(self, stream: int, rows: Array) -> None:
+        """Forget *stream*, then take in [quantity, time] *rows* (oldest first) at once."""
+        count = rows.shape[-1]
+        self._kept[stream] = np.nan
+        self._counts[stream] = count
+        if count:
+            found = windows(rows, self._combine, self._sizes.tolist())
+            newest = np.arange(max(0, count - LONGEST), count)
+            levels = np.stack(list(found.values()))[..., newest]  # [window, quantity, time]
+            self._kept[stream, newest % LONGEST] = levels.transpose(2, 0, 1)
+
+    def step(self, streams: Ids, rows: Array) -> Array:
+        """Take in [quantity, stream] *rows*, one of each of *streams*; return their windows.
+
+        These are [window, quantity, stream]; entry k covers 2ᵏ rows.
         """
-        at = self._count % LONGEST
-        level = row
-        out = []
-        size = 1
-        for ring in self._rings:
-            ring[at] = level
-            out.append(ring[at])
-            level = self._combine(level, ring[(self._count - size) % LONGEST])
-            size *= 2
-        self._count += 1
-        return out
+        counts = self._counts[streams]
+        # A window of 2m rows is the one of m rows now, and the one of m rows that was m rows ago.
+        slots = (counts[:, None] - self._sizes[:-1]) % LONGEST
+        older = self._kept[streams[:, None], slots, self._shorter]  # [stream, window, quantity]
+        older = np.ascontiguousarray(older.transpose(1, 2, 0))
+        levels = np.empty((len(self._sizes), *rows.shape))
+        levels[0] = rows
+        for place in range(len(older)):
+            self._combine(levels[place], older[place], out=levels[place + 1])
+        self._kept[streams, counts % LONGEST] = levels.transpose(2, 0, 1)
+        self._counts[streams] = counts + 1
+        return levels
 
-    def past(self, lag: int, quantity: int) -> float:
-        """Return *quantity* of the row that was taken in *lag* (< 256) rows before the last."""
-        return float(self._rings[0][(self._count - 1 - lag) % LONGEST, quantity])
+    def past(self, streams: Ids, lags: Ids, quantity: int) -> Array:
+        """Return *quantity* [lag, stream] as it was *lags* (< 256) rows before the last."""
+        slots = (self._counts[streams] - 1 - lags[:, None]) % LONGEST
+        found: Array = self._kept[streams, slots, 0, quantity]
+        return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +17,7 @@ from tracepaper.strategies.attention.blocks import cells_by_age
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.features import FeatureSchema, FeatureStream
+from tracepaper.strategies.features import FeatureRows, FeatureSchema, FeatureStreams
 from tracepaper.strategies.forecasters.answers import (
     Model,
     explanations,
@@ -42,16 +43,16 @@ class InstrumentMemory:
     """What is remembered of one instrument beside its stream: the lookback of its features."""
 
     def __init__(self, schema: FeatureSchema, stream: int) -> None:
-        self.stream = stream  # its place in the network's state
-        self.features = FeatureStream(schema)
-        self.tail: list[Bar] = []  # the newest bars, as many as a feature row looks back on
+        self.stream = stream  # its place in the network's state and among the features
+        self.tail: deque[Bar] = deque(maxlen=schema.lookback)  # what a feature row looks back on
         self.features_current = True  # False while only ``tail`` knows the newest bars
         self.by_age: Floats | None = None  # the last bar's rollout by age
         self.interval_ms = 0
+        self._schema = schema
 
     def admit(self, bars: Sequence[Bar]) -> None:
         """Raise ``InvariantBroken`` unless *bars* follow what is known, in order."""
-        last = self.tail[-1:]
+        last = [self.tail[-1]] if self.tail else []
         for before, bar in pairwise([*last, *bars]):
             if bar.open_time_ms <= before.open_time_ms or bar.interval_ms != before.interval_ms:
                 raise InvariantBroken(
@@ -61,36 +62,21 @@ class InstrumentMemory:
         if bars:
             self.interval_ms = bars[-1].interval_ms
 
-    def take(self, bar: Bar) -> tuple[NDArray[np.float32] | None, float]:
-        """Take in an admitted *bar*; return its feature row and σ, None while bars are missing."""
-        if not self.features_current:
-            self.features.warm(self.tail)
-            self.features_current = True
-        row, sigma = self.features.step(bar)
-        self._remember([bar])
-        return row, sigma
-
     def take_all(self, bars: Sequence[Bar]) -> tuple[Rows, Floats, Ids]:
         """Take in *bars*; return rows, σ and positions of the last of them: those with a row."""
         self.admit(bars)
-        schema = self.features.schema
-        block = features.compute(schema, features.columns([*self.tail, *bars]))
+        block = features.compute(self._schema, features.columns([*self.tail, *bars]))
         first = max(len(self.tail), block.first)
         positions = _positions(bars)
-        self._remember(bars)
+        self.tail.extend(bars)
         self.features_current = False
         rows = block.values[first:]
         return rows, block.sigma[first:], positions[len(bars) - len(rows) :]
 
-    def _remember(self, bars: Sequence[Bar]) -> None:
-        """Keep the newest bars that a feature row looks back on, the last one included."""
-        self.tail = [*self.tail, *bars][-self.features.schema.lookback :]
-
     def clear(self) -> None:
         """Forget everything."""
-        self.features.warm([])
-        self.tail = []
-        self.features_current = True
+        self.tail.clear()
+        self.features_current = False
         self.by_age = None
 
 
@@ -131,6 +117,7 @@ class StreamingForecaster:
         self.network = StreamingNetwork(network)
         self._expected = instruments
         self._state = StreamState(network, streams=0)
+        self._features = FeatureStreams(model.schema, streams=0)
         self._instruments: dict[str, InstrumentMemory] = {}
 
     @property
@@ -167,14 +154,14 @@ class StreamingForecaster:
         memories = [self._of(bar.instrument) for bar in bars]
         for known, bar in zip(memories, bars, strict=True):
             known.admit([bar])
-        taken = [known.take(bar) for known, bar in zip(memories, bars, strict=True)]
-        ready = [at for at, (row, _) in enumerate(taken) if row is not None]
+        taken = self._take(memories, bars)
+        ready = np.flatnonzero(taken.is_complete).tolist()
         answers: list[Forecast | None] = [None] * len(bars)
         if not ready:
             return answers
         chosen = [memories[at] for at in ready]
-        rows = np.array([taken[at][0] for at in ready])
-        sigmas = _usable(rows, np.array([taken[at][1] for at in ready]))[:, None]
+        rows = taken.values[ready]
+        sigmas = _usable(rows, taken.sigma[ready])[:, None]
         positions = _positions([bars[at] for at in ready])[:, None]
         advanced = self.network.advance(
             self._state, _tensor(rows)[:, None], positions, streams=[x.stream for x in chosen]
@@ -228,12 +215,25 @@ class StreamingForecaster:
         times = (positions * known.interval_ms).tolist()
         return Attribution(instrument, tuple(times), tuple(weights), float(rollout.l1_error[0, 0]))
 
+    def _take(self, memories: Sequence[InstrumentMemory], bars: Sequence[Bar]) -> FeatureRows:
+        """Take in admitted *bars*, one of each of *memories*; return their features."""
+        for known in memories:
+            if not known.features_current:
+                self._features.warm(known.stream, list(known.tail))
+                known.features_current = True
+        taken = self._features.step(bars, [known.stream for known in memories])
+        for known, bar in zip(memories, bars, strict=True):
+            known.tail.append(bar)
+        return taken
+
     def _of(self, instrument: str) -> InstrumentMemory:
         used = len(self._instruments)
         if instrument not in self._instruments:
             if used == len(self._state.counts):
                 # By as many as there are, so that copies stay few, but not beyond those expected.
-                self._state.extend(max(1, min(used, self._expected - used)))
+                more = max(1, min(used, self._expected - used))
+                self._state.extend(more)
+                self._features.extend(more)
             self._instruments[instrument] = InstrumentMemory(self.model.schema, used)
         return self._instruments[instrument]
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tracepaper.strategies.attention.blocks import bucket_count, cells_by_age, recent_mass, shift
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.features import FeatureStream
+from tracepaper.strategies.features import FeatureStreams
 from tracepaper.strategies.forecasters.answers import Model, forecasts, require_one_of_each
 from tracepaper.strategies.networks.architecture import Look
 from tracepaper.strategies.types import BLOCK_BARS, Bar, Explanation, Forecast
@@ -69,7 +69,7 @@ class _Window:
     """One instrument's newest feature rows, each with its position in its last column."""
 
     def __init__(self, model: Model) -> None:
-        self.features = FeatureStream(model.schema)
+        self.features = FeatureStreams(model.schema)
         self.rows = Ring(capacity=model.network.config.window, width=len(model.schema.names) + 1)
         self.last: Bar | None = None
         self.by_age: NDArray[np.float64] | None = None  # the last bar's rollout by age
@@ -85,14 +85,14 @@ class _Window:
                 f"{before.open_time_ms}; feed bars of one interval, oldest first."
             )
         self.last = bar
-        row, sigma = self.features.step(bar)
-        if row is None:
+        [row], [sigma], [is_complete] = self.features.step([bar])
+        if not is_complete:
             return float("nan")
         is_usable = bool(np.isfinite(row).all())
         # A value that is not finite is neutral for later bars, and this bar's forecast is refused.
         known = np.nan_to_num(row, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float64)
         self.rows.push(np.append(known, bar.open_time_ms // bar.interval_ms))
-        return sigma if is_usable else float("nan")
+        return float(sigma) if is_usable else float("nan")
 
     @property
     def is_full(self) -> bool:

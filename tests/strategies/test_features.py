@@ -13,7 +13,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features import (
     SETS,
     Columns,
-    FeatureStream,
+    FeatureStreams,
     columns,
     compute,
     schema,
@@ -79,10 +79,9 @@ def test_a_feature_that_is_added_is_found_in_names_width_and_rows(
     block, known = compute(found, columns(bars)), compute(SCHEMA, columns(bars))
     assert block.values.shape == (len(bars), 31)
     np.testing.assert_array_equal(block.values[:, :30], known.values)
-    stream = FeatureStream(found)
-    stream.warm(bars[:-1])
-    row, _ = stream.step(bars[-1])
-    assert row is not None
+    stream = FeatureStreams(found)
+    stream.warm(0, bars[:-1])
+    [row] = stream.step(bars[-1:]).values
     np.testing.assert_array_equal(row, block.values[-1])
     closes = np.array([bar.close for bar in bars[-32:]], dtype=np.float64)
     expected = 0.5 * (closes[-1] / closes.mean() - 1.0) / block.sigma[-1]
@@ -97,14 +96,14 @@ def test_an_unknown_schema_is_refused_by_name() -> None:
 def test_the_stream_equals_the_batch_in_every_bit() -> None:
     bars = walk(SCHEMA.lookback + 700, seed=1)
     block = compute(SCHEMA, columns(bars))
-    stream = FeatureStream(SCHEMA)
+    stream = FeatureStreams(SCHEMA)
     for i, bar in enumerate(bars):
-        row, sigma = stream.step(bar)
-        if i < SCHEMA.lookback - 1:
-            assert row is None
+        [row], [sigma], [is_complete] = stream.step([bar])
+        assert is_complete == (i >= SCHEMA.lookback - 1)
+        if not is_complete:
+            assert np.isnan(row).all()
             assert np.isnan(sigma)
         else:
-            assert row is not None
             assert row.dtype == np.float32
             assert row.tobytes() == block.values[i].tobytes(), i
             assert sigma == block.sigma[i]
@@ -138,14 +137,46 @@ def test_every_bar_of_the_lookback_is_needed() -> None:
 def test_a_warmed_stream_continues_as_an_endless_one() -> None:
     bars = walk(1_300, seed=4)
     block = compute(SCHEMA, columns(bars))
-    stream = FeatureStream(SCHEMA)
-    stream.step(bars[7])  # forgotten by warm
-    stream.warm(bars[:900])
+    stream = FeatureStreams(SCHEMA)
+    stream.step([bars[7]])  # forgotten by warm
+    stream.warm(0, bars[:900])
     for i in range(900, 1_300):
-        row, sigma = stream.step(bars[i])
-        assert row is not None
+        [row], [sigma], _ = stream.step([bars[i]])
         assert row.tobytes() == block.values[i].tobytes()
         assert sigma == block.sigma[i]
+
+
+@pytest.mark.parametrize("warmed", [0, 1, 2, 100, 255, 256, 257, 511, 512, 700])
+def test_a_warmed_stream_equals_one_that_took_the_bars_one_by_one(warmed: int) -> None:
+    bars = walk(warmed + 520, seed=7)
+    at_once, one_by_one = FeatureStreams(SCHEMA), FeatureStreams(SCHEMA)
+    at_once.warm(0, bars[:warmed])
+    for bar in bars[:warmed]:
+        one_by_one.step([bar])
+    for bar in bars[warmed:]:
+        found, wanted = at_once.step([bar]), one_by_one.step([bar])
+        assert [part.tobytes() for part in found] == [part.tobytes() for part in wanted]
+
+
+def test_instruments_that_are_stepped_together_do_not_touch_each_other() -> None:
+    """Whatever the group, its order and the age of its streams: every bit is the batch's."""
+    walks = [walk(1_100, seed=seed, decimals=2 + seed % 3) for seed in range(11)]
+    blocks = [compute(SCHEMA, columns(bars)) for bars in walks]
+    streams = FeatureStreams(SCHEMA, streams=4)
+    streams.extend(len(walks) - 4)
+    ages = [300 + 41 * place for place in range(len(walks))]
+    for place, age in enumerate(ages):
+        streams.warm(place, walks[place][:age])
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        group = rng.permutation(len(walks))[: rng.integers(1, len(walks) + 1)].tolist()
+        rows = streams.step([walks[place][ages[place]] for place in group], group)
+        for index, place in enumerate(group):
+            block, at = blocks[place], ages[place]
+            assert rows.is_complete[index] == (at >= block.first)
+            assert rows.values[index].tobytes() == block.values[at].tobytes()
+            assert rows.sigma[index].tobytes() == block.sigma[at].tobytes()
+            ages[place] += 1
 
 
 def test_a_batch_longer_than_a_block_equals_the_stream_at_its_seams() -> None:
@@ -257,7 +288,20 @@ def test_a_price_of_zero_is_refused() -> None:
     with pytest.raises(DataInvalid, match="zero"):
         compute(SCHEMA, columns([*bars[:3], zero]))
     with pytest.raises(DataInvalid, match="linear:BTCUSDT"):
-        FeatureStream(SCHEMA).step(zero)
+        FeatureStreams(SCHEMA).step([zero])
+
+
+def test_a_group_with_a_price_of_zero_is_not_taken_in() -> None:
+    mine, theirs = walk(560, seed=8), walk(560, seed=9)
+    block = compute(SCHEMA, columns(mine))
+    streams = FeatureStreams(SCHEMA, streams=2)
+    for bars in zip(mine[:-1], theirs[:-1], strict=True):
+        streams.step(bars, [0, 1])
+    with pytest.raises(DataInvalid, match="zero"):
+        streams.step([mine[-1], replace(theirs[-1], low=0)], [0, 1])
+    with pytest.raises(DataInvalid, match="zero"):
+        streams.warm(0, [replace(mine[0], low=0)])
+    assert streams.step(mine[-1:]).values[0].tobytes() == block.values[-1].tobytes()
 
 
 def test_no_bars_give_no_rows() -> None:

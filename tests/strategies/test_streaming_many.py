@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.forecasters.streaming import InstrumentMemory, StreamingForecaster
+from tracepaper.strategies.features import FeatureRows, FeatureStreams
+from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Forecast
@@ -173,16 +174,16 @@ def test_a_row_that_is_not_finite_spoils_its_own_forecast_alone(
 ) -> None:
     ages = dict.fromkeys(NAMES, 800)
     alone, together = warmed(ages), warmed(ages)
-    take = InstrumentMemory.take
+    step = FeatureStreams.step
 
-    def broken(self: InstrumentMemory, bar: Bar) -> tuple[NDArray[np.float32] | None, float]:
-        row, sigma = take(self, bar)
-        assert row is not None
-        if bar is BARS[NAMES[0]][800]:
-            row[3] = np.inf
-        return row, sigma
+    def broken(
+        self: FeatureStreams, bars: Sequence[Bar], streams: Sequence[int] = (0,)
+    ) -> FeatureRows:
+        rows = step(self, bars, streams)
+        rows.values[[bar is BARS[NAMES[0]][800] for bar in bars], 3] = np.inf
+        return rows
 
-    monkeypatch.setattr(InstrumentMemory, "take", broken)
+    monkeypatch.setattr(FeatureStreams, "step", broken)
     for at in (800, 801):
         bars = [BARS[name][at] for name in NAMES]
         found, wanted = together.predict_many(bars), [alone.step(bar) for bar in bars]
