@@ -64,7 +64,7 @@ class _Local(threading.local):
 _local: Final = _Local()
 _opened: Final[dict[str, dict[Outside, None]]] = {}
 _folders: Final[dict[str, str]] = {}
-_watching: Final[list[int]] = []
+_watching: Final[list[bool]] = []
 _claimed: Final[list[str]] = []
 _attaching: Final[set[str]] = set()
 _written: Final[set[Outside]] = set()
@@ -90,7 +90,7 @@ class AttributedTo:
 def watch() -> None:
     """Add the hook, once; Python cannot take one away again."""
     if not _watching:
-        _watching.append(threading.get_ident())
+        _watching.append(True)
         sys.addaudithook(_on_audit_event)
 
 
@@ -176,17 +176,20 @@ def _keep(owner: str, found: Outside) -> None:
 
 
 def _owner_of_thread() -> str:
-    """Return whose frame lies nearest in a thread that is not the first; empty for our own."""
-    if threading.get_ident() == _watching[0]:
+    """Return whose frame lies nearest in a thread beside the main one; empty for our own."""
+    if threading.get_ident() == threading.main_thread().ident:
         return ""
     frame = sys._getframe(1)  # noqa: SLF001 - the only way to a thread's own stack
     while frame is not None:
         file = frame.f_code.co_filename
-        for owner, folder in _folders.items():
-            if file.startswith(folder + os.sep):
-                return owner
-        if file.startswith(_ROOMS) and file != __file__:
-            return ""
+        # Ours and installed code may lie below the class's folder: beside a `.venv`, say.
+        if file.startswith(_ROOMS):
+            if file != __file__:
+                return ""
+        elif not file.startswith(_installed(len(sys.path))):
+            for owner, folder in _folders.items():
+                if file.startswith(folder + os.sep):
+                    return owner
         frame = frame.f_back  # type: ignore[assignment]
     return _claimed[-1] if _claimed else ""
 

@@ -113,6 +113,20 @@ def test_what_a_thread_of_the_class_opens_is_heard(data: Path) -> None:
     assert found == [("file", f"{data}/mine.csv")]
 
 
+def test_a_thread_of_ours_is_not_the_class_although_we_lie_in_its_folder(data: Path) -> None:
+    found = opened(
+        data,
+        top=(
+            f"import threading\nfrom tracepaper.daemon.session import outside\n"
+            f"outside.belongs('around', outside._HERE)\n"
+            f"def read():\n    open('{data}/mine.csv').close()"
+        ),
+        observe="t = threading.Thread(target=read)\nt.start()\nt.join()",
+    )
+    assert found == [("file", f"{data}/mine.csv")]
+    assert outside.opened("around") == ()
+
+
 def test_a_library_loaded_by_hand_is_heard(tmp_path: Path) -> None:
     found = opened(tmp_path, init="import ctypes; ctypes.CDLL('libc.so.6')")
     assert ("file", "libc.so.6") in found
