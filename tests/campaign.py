@@ -5,7 +5,8 @@
 A round starts one embedded exchange with a seeded schedule of all faults, and two daemons: one
 trades ``sma_cross`` 3/7, the other the default model. Both are killed at random moments and
 started again until the data end; then the checker reads both databases with sqlite3 and decimal
-alone, against the candle file itself. It imports nothing of ours.
+alone, against the candle files themselves. It imports nothing of ours. Every second round trades
+two symbols, whose bars are taken together.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,12 +37,14 @@ CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz
 MINUTE_MS = 60_000
 WARM_BARS = 4_900
 FEWEST_FILLS = 50
+FEWEST_CLOSES = 100  # of two symbols whose bars were taken together
 TASK_WAIT_S = 120.0
 STOP_WITHIN_S = 8.0
 WRONG_USAGE = 2
 REFUSED_STARTS_MOST = 10
 FEE = Decimal("0.00055")
 MONEY = Decimal("1e-10")
+SECOND = "ETHUSDT"
 PROGRAM = [sys.executable, "-m", "tracepaper.daemon.cli"]
 KINDS = (
     "drop", "delay", "duplicate", "reorder", "malformed", "stall", "disconnect", "refuse",
@@ -64,11 +67,15 @@ class Outcome:
     bars: int = 0
     fills: int = 0
     late: int = 0
+    closes: int = 0
     kills: int = 0
     fired: Mapping[str, int] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- the data, read by ourselves
+
+Candles = Mapping[int, tuple[Decimal, ...]]
+"""Open, high, low, close and volume by open time."""
 
 
 def candles(path: Path) -> dict[int, tuple[Decimal, ...]]:
@@ -88,14 +95,27 @@ def piece(path: Path, bars: int) -> None:
             target.write(line)
 
 
+def backwards(path: Path, target: Path) -> None:
+    """Write the candles of *path* into *target* as another market's: the same walk, backwards."""
+    with gzip.open(path, "rt", newline="") as source:
+        head, *rows = csv.reader(source)
+    with gzip.open(target, "wt", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        for (opened, *_), (_, first, high, low, last, volume) in zip(rows, rows[::-1], strict=True):
+            writer.writerow((opened, last, high, low, first, volume))
+
+
 # ---------------------------------------------------------------- the processes
 
 
-def configuration(served: Mapping[str, Any], strategy: str) -> str:
+def configuration(
+    served: Mapping[str, Any], strategy: str, symbols: Sequence[str] = ("BTCUSDT",)
+) -> str:
     """Return the TOML of a daemon that listens to the exchange *served*."""
     return f"""
 [market]
-symbols = ["BTCUSDT"]
+symbols = {json.dumps(list(symbols))}
 interval = "1"
 [exchange]
 rest_url = "{served["rest_url"]}"
@@ -122,9 +142,13 @@ level = "warning"
 
 
 @contextmanager
-def exchange(data: Path, *, speed: float, seed: int, every_s: float) -> Iterator[dict[str, Any]]:
+def exchange(
+    data: Mapping[str, Path], *, speed: float, seed: int, every_s: float
+) -> Iterator[dict[str, Any]]:
     """Run the embedded exchange with its schedule of faults."""
-    command = [*PROGRAM, "exchange", "--data", f"BTCUSDT={data}", "--start", str(WARM_BARS)]
+    command = [*PROGRAM, "exchange", "--start", str(WARM_BARS)]
+    for symbol, path in data.items():
+        command += ["--data", f"{symbol}={path}"]
     command += ["--category", "linear", "--speed", str(speed), "--seed", str(seed), "--hold"]
     command += ["--fault-seed", str(seed), "--fault-every", str(every_s), "--until-eof"]
     process = subprocess.Popen(
@@ -212,12 +236,15 @@ class Daemon:
             self.kill()
 
     def newest_ms(self) -> int:
-        """Return the open time of the newest decided bar, or 0."""
+        """Return the open time up to which every symbol's bars are decided, or 0."""
         if not self.database.exists():
             return 0
         try:
             with reading(self.database) as db:
-                (value,) = db.execute("SELECT max(open_time_ms) FROM v_decisions").fetchone()
+                (value,) = db.execute(
+                    "SELECT min(newest) FROM (SELECT max(open_time_ms) AS newest FROM v_decisions"
+                    " GROUP BY instrument)"
+                ).fetchone()
         except sqlite3.OperationalError:
             return 0  # not made yet
         return int(value or 0)
@@ -235,62 +262,104 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 # ---------------------------------------------------------------- the checker
 
 
-def check(path: Path, data: Mapping[int, tuple[Decimal, ...]], name: str) -> tuple[int, int, int]:
-    """Judge one database; return (decisions, fills, late ones) or raise ``RoundFailed``."""
+def check(path: Path, data: Mapping[str, Candles], name: str) -> Outcome:
+    """Judge one database; return what it holds or raise ``RoundFailed``."""
     with reading(path) as db:
         runs = db.execute("SELECT run_id FROM v_runs").fetchall()
         if len(runs) != 1:
             raise RoundFailed(f"{name} has {len(runs)} runs instead of one that went on")
-        decisions = db.execute(
-            "SELECT open_time_ms, refused_by FROM v_decisions ORDER BY sequence"
-        ).fetchall()
-        times = [int(opened) for opened, _ in decisions]
-        expected = [opened for opened in sorted(data) if opened >= times[0]]
-        if times != expected:
-            twice = len(times) - len(set(times))
-            missing = sorted(set(expected) - set(times))
-            raise RoundFailed(
-                f"{name} decided {len(times)} bars of {len(expected)}: {twice} twice, "
-                f"{len(missing)} never (first {missing[:3]}), in order: {times == sorted(times)}"
-            )
-        check_bars(db, data, name)
-        fills = check_account(db, name)
-    done = subprocess.run(
-        [*PROGRAM, "audit", "verify", "last", "--db", str(path)], capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise RoundFailed(f"{name}: audit verify says {done.stdout}{done.stderr}")
-    return len(times), fills, sum(refused == "late" for _, refused in decisions)
+        found = Outcome()
+        for key, candles_of_key in data.items():
+            decisions = db.execute(
+                "SELECT open_time_ms, refused_by FROM v_decisions WHERE instrument = ?"
+                " ORDER BY sequence",
+                (key,),
+            ).fetchall()
+            times = [int(opened) for opened, _ in decisions]
+            expected = [opened for opened in sorted(candles_of_key) if opened >= times[0]]
+            if times != expected:
+                twice = len(times) - len(set(times))
+                missing = sorted(set(expected) - set(times))
+                raise RoundFailed(
+                    f"{name} decided {len(times)} of {len(expected)} bars of {key}: {twice} twice, "
+                    f"{len(missing)} never (first {missing[:3]}), in order: "
+                    f"{times == sorted(times)}"
+                )
+            check_bars(db, key, candles_of_key, name)
+            found.bars += len(times)
+            found.late += sum(refused == "late" for _, refused in decisions)
+        found.closes = check_closes(db, sorted(data), name)
+        found.fills = check_account(db, sorted(data), name)
+    for verb in (["audit", "verify"], ["verify"]):
+        if verb == ["verify"] and name != "sma":
+            continue  # a model takes too long for a campaign
+        done = subprocess.run(
+            [*PROGRAM, *verb, "last", "--db", str(path)], capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise RoundFailed(f"{name}: {' '.join(verb)} says {done.stdout}{done.stderr}")
+    return found
 
 
-def check_bars(db: sqlite3.Connection, data: Mapping[int, tuple[Decimal, ...]], name: str) -> None:
+def check_bars(db: sqlite3.Connection, key: str, data: Candles, name: str) -> None:
     """Hold the bar that a decision saw against the file, whatever revisions came later."""
     rows = db.execute(
         "SELECT b.open_time_ms, b.open_text, b.high_text, b.low_text, b.close_text, b.volume_text"
-        " FROM v_decisions d JOIN v_bars b USING (run_id, sequence)"
+        " FROM v_decisions d JOIN v_bars b USING (run_id, sequence) WHERE b.instrument = ?",
+        (key,),
     )
     for opened, *texts in rows:
         if tuple(Decimal(text) for text in texts) != data[opened]:
-            raise RoundFailed(f"{name}: bar {opened} is {texts}, the file says {data[opened]}")
+            raise RoundFailed(
+                f"{name}: bar {opened} of {key} is {texts}, the file says {data[opened]}"
+            )
 
 
-def check_account(db: sqlite3.Connection, name: str) -> int:
-    """Add up fills and funding again; cash, position and equity must be what the last row says."""
-    cash, quantity, fees = Decimal(1_000_000), Decimal(0), Decimal(0)
+def check_closes(db: sqlite3.Connection, keys: Sequence[str], name: str) -> int:
+    """Hold each close to the bars behind it; return how many had more than one."""
+    events = {
+        int(sequence): (kind, instrument, json.loads(content))
+        for sequence, kind, instrument, content in db.execute(
+            "SELECT sequence, kind, instrument, content FROM v_events"
+        )
+        if kind == "closed"
+    }
+    bars = {
+        int(sequence): (instrument, int(opened), bool(accepted))
+        for sequence, instrument, opened, accepted in db.execute(
+            "SELECT sequence, instrument, open_time_ms, accepted FROM v_bars"
+        )
+    }
+    for sequence, (_, _, said) in events.items():
+        behind = [bars.get(sequence + 1 + place) for place in range(said["bars"])]
+        names = [one[0] for one in behind if one is not None]
+        is_whole = all(
+            one is not None and one[1:] == (said["open_time_ms"], True) for one in behind
+        )
+        if not is_whole or names != [key for key in keys if key not in said["absent"]]:
+            raise RoundFailed(f"{name}: behind the close {said} at {sequence} stands {behind}")
+    return sum(said["bars"] > 1 for _, _, said in events.values())
+
+
+def check_account(db: sqlite3.Connection, keys: Sequence[str], name: str) -> int:
+    """Add up fills and funding again; cash, positions and equity must be what the last rows say."""
+    cash, fees = Decimal(1_000_000), Decimal(0)
+    held = dict.fromkeys(keys, Decimal(0))
     count = 0
     seen: dict[str, Decimal] = {}
     rows = db.execute(
-        "SELECT order_id, side, quantity_text, price_text, fee_text FROM v_fills ORDER BY sequence"
+        "SELECT instrument, order_id, side, quantity_text, price_text, fee_text FROM v_fills"
+        " ORDER BY sequence"
     )
-    for order_id, side, quantity_text, price_text, fee_text in rows:
+    for key, order_id, side, quantity_text, price_text, fee_text in rows:
         amount, price, fee = Decimal(quantity_text), Decimal(price_text), Decimal(fee_text)
         notional = amount * price
         if fee != (notional * FEE).quantize(MONEY, rounding=ROUND_HALF_EVEN):
             raise RoundFailed(f"{name}: the fee of {order_id} is {fee} on {notional}")
         signed = amount if side == "BUY" else -amount
         cash -= signed * price + fee
-        quantity += signed
+        held[key] += signed
         fees += fee
         seen[order_id] = seen.get(order_id, Decimal(0)) + amount
         count += 1
@@ -305,26 +374,40 @@ def check_account(db: sqlite3.Connection, name: str) -> int:
             raise RoundFailed(f"{name}: order {order_id} was filled beyond its quantity")
         if ordered[order_id][1] == "FILLED" and filled != ordered[order_id][0]:
             raise RoundFailed(f"{name}: order {order_id} says FILLED at {filled}")
-    last = db.execute(
-        "SELECT e.equity_text, e.funding_paid_text, e.fees_paid_text, p.quantity_text"
-        " FROM v_equity e JOIN v_positions p USING (run_id, sequence)"
-        " ORDER BY sequence DESC LIMIT 1"
-    ).fetchone()
-    equity, funding, fees_paid, held = (Decimal(text) for text in last)
-    if held != quantity or fees_paid != fees:
-        raise RoundFailed(
-            f"{name}: holds {held} with fees {fees_paid}; fills say {quantity}, {fees}"
-        )
-    worth = equity - (cash - funding)
-    mark = worth / quantity if quantity else Decimal(0)
-    closes = [
+    equity, funding, fees_paid = (
         Decimal(text)
-        for (text,) in db.execute("SELECT close_text FROM v_bars ORDER BY sequence DESC LIMIT 20")
-    ]
-    if quantity == 0 and worth != 0:
-        raise RoundFailed(f"{name}: flat, but equity differs from cash by {worth}")
-    if quantity and not min(closes) * Decimal("0.98") < mark < max(closes) * Decimal("1.02"):
-        raise RoundFailed(f"{name}: equity implies a mark of {mark}, closes are {closes[:3]}")
+        for text in db.execute(
+            "SELECT equity_text, funding_paid_text, fees_paid_text FROM v_equity"
+            " ORDER BY sequence DESC LIMIT 1"
+        ).fetchone()
+    )
+    if fees_paid != fees:
+        raise RoundFailed(f"{name} has paid fees of {fees_paid}; fills say {fees}")
+    least = most = Decimal(0)  # what is held is worth, at marks near the newest closes
+    for key, quantity in held.items():
+        (text,) = db.execute(
+            "SELECT quantity_text FROM v_positions WHERE instrument = ?"
+            " ORDER BY sequence DESC LIMIT 1",
+            (key,),
+        ).fetchone()
+        if Decimal(text) != quantity:
+            raise RoundFailed(f"{name}: holds {text} of {key}; fills say {quantity}")
+        closes = [
+            Decimal(text)
+            for (text,) in db.execute(
+                "SELECT close_text FROM v_bars WHERE instrument = ?"
+                " ORDER BY sequence DESC LIMIT 20",
+                (key,),
+            )
+        ]
+        worths = [
+            quantity * min(closes) * Decimal("0.98"),
+            quantity * max(closes) * Decimal("1.02"),
+        ]
+        least, most = least + min(worths), most + max(worths)
+    worth = equity - (cash - funding)
+    if not least <= worth <= most:
+        raise RoundFailed(f"{name}: what is held is worth {worth}, not {least} to {most}")
     return count
 
 
@@ -342,26 +425,32 @@ def play(seed: int, *, bars: int, speed: float, every_s: float) -> Outcome:
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="campaign-") as place:
         folder = Path(place)
-        path = folder / "BTCUSDT_1m.csv.gz"
-        piece(path, bars)
-        data = candles(path)
-        with exchange(path, speed=speed, seed=seed, every_s=every_s) as served:
+        files = {"BTCUSDT": folder / "BTCUSDT_1m.csv.gz"}
+        piece(files["BTCUSDT"], bars)
+        if seed % 2 == 0:
+            files[SECOND] = folder / f"{SECOND}_1m.csv.gz"
+            backwards(files["BTCUSDT"], files[SECOND])
+        data = {f"linear:{symbol}": candles(path) for symbol, path in files.items()}
+        with exchange(files, speed=speed, seed=seed, every_s=every_s) as served:
             sma = 'name = "sma_cross"\nfast = 3\nslow = 7\nlong_only = false'
             daemons = [
-                Daemon(folder, "sma", configuration(served, sma)),
-                Daemon(folder, "model", configuration(served, 'name = "attention"')),
+                Daemon(folder, name, configuration(served, strategy, list(files)))
+                for name, strategy in (("sma", sma), ("model", 'name = "attention"'))
             ]
             try:
-                run_to_the_end(daemons, rng, last_ms=max(data), bars=bars, speed=speed)
+                last_ms = max(data["linear:BTCUSDT"])
+                run_to_the_end(daemons, rng, last_ms=last_ms, bars=bars, speed=speed)
                 fired = faults(served)
             finally:
                 for daemon in daemons:
                     daemon.end()
-        outcome = Outcome(kills=sum(daemon.kills for daemon in daemons), fired=fired)
-        outcome.bars, outcome.fills, outcome.late = check(daemons[0].database, data, "sma")
-        check(daemons[1].database, data, "model")
+        outcome = check(daemons[0].database, data, "sma")
+        outcome.kills, outcome.fired = sum(daemon.kills for daemon in daemons), fired
+        modelled = check(daemons[1].database, data, "model")
         if outcome.fills < FEWEST_FILLS:
             raise RoundFailed(f"sma has only {outcome.fills} fills")
+        if len(files) > 1 and (few := min(outcome.closes, modelled.closes)) < FEWEST_CLOSES:
+            raise RoundFailed(f"the bars of only {few} closes were taken together")
         for daemon in daemons:
             check_log(daemon)
         if strange := set(fired) ^ set(KINDS):
@@ -438,7 +527,7 @@ def main() -> int:
             return False
         print(
             f"round {number + 1} (seed {seed}): {outcome.bars} bars once each, {outcome.fills} "
-            f"fills, {outcome.late} late, {outcome.kills} kills, "
+            f"fills, {outcome.late} late, {outcome.closes} closes together, {outcome.kills} kills, "
             f"{sum(outcome.fired.values())} faults",
             flush=True,
         )
