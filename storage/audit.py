@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from tracepaper.storage.columns import Row
     from tracepaper.storage.lock import InstanceLock
-    from tracepaper.storage.rows import RowLayout
+    from tracepaper.storage.rows import RowLayout, StepRows
     from tracepaper.strategies.types import Prune
 
 # ---------------------------------------------------------------- where a run goes on
@@ -388,22 +388,26 @@ class SqlAuditLog:
 
         Raises ``AuditUnwritable`` where that cannot be.
         """
-        for step in steps:
-            self._buffer(step)
+        linked: list[tuple[Step, StepRows, bytes]] = []
+        head = self._head
+        for due, step in enumerate(steps, start=self._next_sequence):
+            rows, head = self._link(step, due, head)
+            linked.append((step, rows, head))
+        for step, rows, head in linked:  # now that none of them is refused
+            self._buffer(step, rows, head)
         if self._waiting >= (self._group_steps if self.is_open else START_STEPS_MAX):
             self.flush()
 
-    def _buffer(self, step: Step) -> None:
+    def _link(self, step: Step, due: int, previous: bytes) -> tuple[StepRows, bytes]:
+        """Return the rows of *step*, which is to be number *due*, and its link after *previous*."""
         if self._refusal:
             raise AuditUnwritable(self._refusal)
         encoder = self._encoder
-        if encoder is None or step.sequence != self._next_sequence:
-            raise InvariantBroken(
-                f"Step {step.sequence} came where step {self._next_sequence} was due."
-            )
+        if encoder is None or step.sequence != due:
+            raise InvariantBroken(f"Step {step.sequence} came where step {due} was due.")
         try:
             rows = encoder.encode(step)
-            self._head = head = chain_digest(self._head, rows.covered, rows.prefix, rows.payload)
+            return rows, chain_digest(previous, rows.covered, rows.prefix, rows.payload)
         except BaseException as error:
             # The encoder's memory may be ahead of the file, so nothing may follow.
             self._refusal = (
@@ -414,7 +418,9 @@ class SqlAuditLog:
                     f"A number of step {step.sequence} does not fit 64 bits; its source is wrong."
                 ) from error
             raise
-        self._last = step
+
+    def _buffer(self, step: Step, rows: StepRows, head: bytes) -> None:
+        self._last, self._head = step, head
         self._next_sequence += 1
         steps = self._steps
         if not steps or steps[-1][0] is not rows.layout:

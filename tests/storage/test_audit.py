@@ -406,6 +406,26 @@ def test_a_step_that_cannot_be_encoded_ends_the_log_but_not_what_came_before(
     assert holds(path)
 
 
+def test_of_steps_that_belong_together_none_is_stored_where_one_cannot_be(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    steps = cases.plain_steps(10)
+    log = SqlAuditLog.open(path)
+    log.begin(cases.run())
+    append_all(log, steps[:7], [])
+    last = replace(steps[9], event=replace(steps[9].event, instrument="spot:X"))
+    with pytest.raises(InvariantBroken, match="not an instrument of this run"):
+        log.append_now(*steps[7:9], last)
+    log.close()
+    assert stored(path) == steps[:7]
+    assert holds(path)
+    again = SqlAuditLog.open(path)
+    assert again.resume("r-1").next_sequence == 7
+    again.append_now(*steps[7:])
+    again.close()
+    assert stored(path) == steps
+    assert holds(path)
+
+
 @pytest.mark.parametrize("way", ["deleted", "moved", "replaced"])
 def test_a_file_that_is_taken_away_ends_the_log(tmp_path: Path, way: str) -> None:
     path = tmp_path / "a.db"
