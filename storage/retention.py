@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
 _PRUNED_UNTIL: Final = "SELECT until_sequence FROM prunes WHERE run_key = ?"
+_KIND: Final = "SELECT kind FROM events WHERE step = ?"
 _PRUNED: Final = "SELECT until_sequence, state, kept_sha256 FROM prunes WHERE run_key = ?"
 
 
@@ -182,4 +183,5 @@ def _prunable_until(raw: sqlite3.Connection, run_key: int, keep_ms: int) -> int:
     if any(True for _ in confirmed_since(raw, stored + 1, first_kept - 1)):
         # What was confirmed after the state was stored would go with the steps: cut there.
         return sequence_of(stored) if stored >= span[0] else -1
-    return sequence_of(first_kept) - 1
+    (before,) = raw.execute(_KIND, (first_kept - 1,)).fetchone() or ("",)
+    return sequence_of(first_kept) - (2 if before == "closed" else 1)

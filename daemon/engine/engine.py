@@ -104,6 +104,7 @@ class Engine:
         self._by_quotes = settings.execution is FillModel.QUOTE
         self._halted = False
         self._dirty = True  # the state has to be stored
+        self._is_within = False  # a close, of which the last step stores it
         self._unsaved = False  # a position was confirmed since it was
         self.sequence = 0
 
@@ -216,12 +217,15 @@ class Engine:
         """Return the step of *closed* and that of each of its *bars*, predicted at once.
 
         Every bar fills, marks and is observed before the first of them is decided, so that no
-        decision depends on the place of its instrument among them.
+        decision depends on the place of its instrument among them. The state is stored by the last
+        step alone: before it, the account has fills that belong to later steps.
         """
+        self._is_within = bool(bars)
         steps = [self._finish(closed, None)]
         observed = [self._observe(bar) for bar in bars]
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
             at_ms = max(bar.market_ms, closed.market_ms)
+            self._is_within = len(steps) < len(bars)
             steps.append(self._decide(bar, filled, prediction, at_ms))
         return steps
 
@@ -439,7 +443,9 @@ class Engine:
                 twins = self._twin_steps(instrument, filled.twins, confirmed)
         sequence = self.sequence
         state: bytes | None = None
-        if self._dirty or (self._unsaved and sequence % STATE_EVERY_STEPS == 0):
+        if self._unsaved and sequence % STATE_EVERY_STEPS == 0:
+            self._dirty = True
+        if self._dirty and not self._is_within:
             state = self._encoded_state()
             self._dirty = self._unsaved = False
         self.sequence = sequence + 1

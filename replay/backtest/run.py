@@ -74,6 +74,10 @@ class ActingAudit:
         """Hold *steps* back until their day ends, as far as they may have to be kept."""
         for step in steps:
             self._consider(step)
+        if any(map(_trades, steps)):
+            for step in steps:
+                if step.state is not None:  # of a close in its last step, whoever traded
+                    self._keep(step)
 
     def _consider(self, step: Step) -> None:
         event = step.event
@@ -93,7 +97,7 @@ class ActingAudit:
             self._decided[event.instrument] = self._decided.get(event.instrument, 0) + 1
             if self._decided[event.instrument] <= _FIRST_BARS:
                 self._keep(step)
-        if step.orders or step.fills or any(twin.fills for twin in step.twins):
+        if _trades(step):
             self._keep(step)
 
     def finish(self) -> None:
@@ -108,6 +112,10 @@ class ActingAudit:
 
     def _keep(self, step: Step) -> None:
         self._kept[step.sequence] = step
+
+
+def _trades(step: Step) -> bool:
+    return bool(step.orders or step.fills) or any(twin.fills for twin in step.twins)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 
 from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.session.open import restore_engine
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
@@ -23,8 +24,12 @@ from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
+from tracepaper.storage.retention import prune
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.strategy import Outlook, Strategy
+from tracepaper.strategies.types import ACTING_ONLY, Action, Signal
 
+HOUR_MS = 3_600_000
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 
 
@@ -157,6 +162,63 @@ def test_a_replay_killed_anywhere_goes_on_at_a_whole_close(
     assert rows(cut, query) == rows(whole, query)
     query = "SELECT equity FROM v_equity ORDER BY market_ms DESC LIMIT 1"
     assert rows(cut, query) == rows(whole, query)
+
+
+class Turning(Strategy):
+    """Turns every instrument at the same closes, and confirms at every other one."""
+
+    warmup = 2
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._options = options
+
+    def decide(self, outlook: Outlook) -> Signal:
+        rises = outlook.bar.open_time_ms // HOUR_MS // 20 % 2
+        return Signal(Action.LONG if rises else Action.SHORT, "it turns")
+
+
+@pytest.mark.parametrize("bars", range(41, 65, 4))
+def test_a_prune_cuts_between_closes_and_the_run_goes_on(tmp_path: Path, bars: int) -> None:
+    path = tmp_path / "a.db"
+    data = [
+        replace(made_candles(walk_rows(bars, seed=seed), interval_ms=HOUR_MS), symbol=symbol)
+        for seed, symbol in enumerate(SYMBOLS)
+    ]
+    config = configured(
+        strategy={"name": f"{__name__}:Turning"},
+        market={"interval": "60"},
+    )
+    audit = SqlAuditLog.open(path)
+    run_replay(build(config, data, started_at_ms=0, database=path), audit, Tally())
+    audit.close()
+    (pruned,) = prune(path, keep_days=1, pruned_at_ms=5)
+    until = pruned.until_sequence
+    assert until % 4 == 0  # the start, and whole closes
+    assert until > 0
+    audit = SqlAuditLog.open(path)
+    engine = build(config, data, started_at_ms=0, database=path).engine
+    with Reader.open(path) as reader:
+        resumed = audit.resume(reader.find("last"))
+        restore_engine(engine, reader, resumed, None)  # its fills give its account
+        assert verify_chain(reader.connection, resumed.run.run_id).holds
+    audit.close()
+
+
+def test_an_acting_log_keeps_the_account_of_every_close_that_traded(tmp_path: Path) -> None:
+    data, states = candles(200), []
+    for name, warnings in (("whole", ()), ("acting", (ACTING_ONLY,))):
+        path = tmp_path / f"{name}.db"
+        audit = SqlAuditLog.open(path)
+        replay = build(
+            configured(), data, started_at_ms=0, mode="scan", database=path, warnings=warnings
+        )
+        run_replay(replay, audit, Tally())
+        audit.end(1)
+        audit.close()
+        query = "SELECT state FROM states WHERE state IS NOT NULL ORDER BY step"
+        states.append(rows(path, query))
+    assert len(states[0]) > 20
+    assert states[0] == states[1]
 
 
 def test_a_record_that_lost_a_bar_of_a_close_is_refused(tmp_path: Path) -> None:
