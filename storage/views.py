@@ -16,6 +16,7 @@ from tracepaper.storage.columns import (
     TABLES,
     measure_name,
 )
+from tracepaper.storage.rows import EVENT_TYPES
 from tracepaper.storage.schema import KEPT_KINDS
 from tracepaper.storage.view_columns import (
     INSTRUMENT,
@@ -187,8 +188,8 @@ V_EVENTS: Final = View(
         Shown(
             "kind",
             "e.kind",
-            "`bar`, `quote`, `trade`, `mark`, `funding`, `instrument_change`, `model_change`, "
-            "`gap`, `command`, `timer`, `end`, `prune` or `reading`",
+            ", ".join(f"`{kind}`" for kind in list(EVENT_TYPES)[:-1])
+            + f" or `{list(EVENT_TYPES)[-1]}`",
         ),
         Shown("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
         *shown("e", "events", "market_ms", "seen_ms", "content"),

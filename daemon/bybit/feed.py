@@ -41,6 +41,8 @@ from tracepaper.strategies.types import (
 )
 
 QUEUE_LIMIT: Final = 10_000
+GATHER_INTERVALS_MOST: Final = 0.5
+"""Of market time: where the exchange's time is quick, `market.gather_ms` would be many bars."""
 BEHIND_WAIT_S: Final = 5.0
 """Between two looks at a server whose time lies behind what this run holds."""
 
@@ -226,7 +228,9 @@ class LiveFeed:
             yield event
 
     async def _end_wait(self, open_ms: int) -> None:
-        await self._clock.sleep(self._start.gather_ms / 1000)
+        interval_s = self._start.interval_ms / 1000 / self._exchange.time_scale
+        wait_s = min(self._start.gather_ms / 1000, interval_s * GATHER_INTERVALS_MOST)
+        await self._clock.sleep(wait_s)
         self._queue.put(CloseTimeout(open_ms))
 
     async def _on_item(

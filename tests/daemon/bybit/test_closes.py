@@ -59,6 +59,17 @@ async def test_who_does_not_come_in_time_is_absent_and_goes_on_alone_later() -> 
         assert told(run.events) == [(2, ["SOL"]), "BTC", "ETH", "SOL"]
 
 
+async def test_nobody_is_waited_for_longer_than_half_an_interval() -> None:
+    async with (
+        ScriptedServer() as server,
+        live(server, start=START, instruments=ALL, time_scale=1_200) as run,
+    ):
+        await close(run, 0, "ETHUSDT", "BTCUSDT")
+        begun_s = run.clock.network_s()
+        await run.expect(lambda: len(run.bars()) == 2)
+        assert 0.025 <= run.clock.network_s() - begun_s < 0.2  # an interval takes 0.05 s
+
+
 async def test_an_instrument_with_a_hole_is_not_waited_for() -> None:
     async with ScriptedServer() as server, live(server, start=START, instruments=ALL) as run:
         await close(run, 0, "BTCUSDT", "ETHUSDT", "SOLUSDT")
