@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import NamedTuple, Protocol
 
 from tracepaper.daemon.engine.engine import Engine
@@ -47,23 +46,26 @@ def gathered(events: Iterable[Event]) -> Iterator[Unit]:
     remaining = iter(events)
     for event in remaining:
         if type(event) is Closed:
-            yield _close(event, list(islice(remaining, event.bars)))
+            yield _close(event, remaining)
         else:
             yield event
 
 
-def _close(closed: Closed, following: Sequence[Event]) -> Close:
-    bars = [one for one in following if isinstance(one, Bar) and _is_of(one, closed)]
-    if len(bars) < closed.bars:
+def _close(closed: Closed, following: Iterable[Event]) -> Close:
+    """Return *closed* with the bars that it counts, drawn from *following*."""
+    bars: list[Bar] = []
+    for event in following:
+        if not isinstance(event, Bar) or event.open_time_ms != closed.open_time_ms:
+            break
+        bars.append(event)
+        if len(bars) >= closed.bars:
+            break
+    if len(bars) != closed.bars:
         raise DataInvalid(
             f"{len(bars)} of the {closed.bars} bars follow that opened at {closed.open_time_ms} "
             "and were closed together: rows are missing; restore a backup."
         )
     return Close(closed, bars)
-
-
-def _is_of(bar: Bar, closed: Closed) -> bool:
-    return bar.open_time_ms == closed.open_time_ms
 
 
 def events_of(unit: Unit) -> Sequence[Event]:

@@ -8,13 +8,13 @@ The rules are docs/identity.md, I12, and docs/storage.md, S12.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tracepaper.daemon.engine.runner import gathered, predictions_of, steps_of
+from tracepaper.daemon.engine.runner import Close, gathered, predictions_of, steps_of
 from tracepaper.daemon.session.run_record import OF_THE_PLACE, start_event, strategy_sha256
 from tracepaper.replay.backtest.agreement import Environment
 from tracepaper.replay.backtest.recorded import (
@@ -26,7 +26,7 @@ from tracepaper.replay.backtest.recorded import (
 from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
 from tracepaper.replay.checks.culprit import Case, Culprit, blame
 from tracepaper.storage.reader import Reader, StoredRun
-from tracepaper.strategies.types import Bar, ModelChange, Run, Step
+from tracepaper.strategies.types import Bar, Event, ModelChange, Run, Step
 
 if TYPE_CHECKING:
     from tracepaper.storage.decode import StoredRows
@@ -124,11 +124,7 @@ def verify_run(
     # The run may grow meanwhile, and what it had is what is compared.
     rows = reader.rows(run_id, until=total - 1)
     events = islice(predictor.events(reader, run_id), total)
-    anew = (
-        step
-        for unit in gathered(events)
-        for step in steps_of(recorded.engine, unit, predictions_of(predictor, unit))
-    )
+    anew = _derived(found, recorded, predictor, events, first_compared)
     for derived, (kept, _) in zip(anew, rows, strict=True):
         if isinstance(derived.event, ModelChange):
             elsewhere = Environment.recorded(derived.event).differs(here)
@@ -180,6 +176,36 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
     for name, one, two in wrong:
         if one != two:
             _differ(found, run, name, one, two)
+
+
+def _derived(
+    found: Verification,
+    recorded: Recorded,
+    predictor: RecordedPredictor,
+    events: Iterable[Event],
+    first_compared: int,
+) -> Iterator[Step]:
+    """Yield the steps of *events*; from *first_compared* on, judge each close."""
+    keys = [item.id for item in recorded.run.instruments]
+    for unit in gathered(events):
+        steps = steps_of(recorded.engine, unit, predictions_of(predictor, unit))
+        if isinstance(unit, Close) and steps[0].sequence >= first_compared:
+            _judge_close(found, unit, keys, steps[0].sequence)
+        yield from steps
+
+
+def _judge_close(found: Verification, close: Close, keys: Sequence[str], sequence: int) -> None:
+    """Hold what a ``Closed`` says to the bars behind it; *keys* are the run's instruments."""
+    names = [bar.instrument for bar in close.bars]
+    absent = tuple(key for key in keys if key not in names)
+    due = [key for key in keys if key in names]
+    for name, said, follows in (("absent", close.closed.absent, absent), ("bars", names, due)):
+        if said != follows:
+            at = close.closed.open_time_ms
+            found.differing += 1
+            if len(found.differences) < DIFFERENCES_KEPT:
+                what = f"event.{name} (step {sequence})"
+                found.differences.append(Difference("", at, what, str(said), str(follows)))
 
 
 def _differ(found: Verification, run: Run, column: str, stored: object, due: object) -> None:

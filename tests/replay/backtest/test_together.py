@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from forging import rechain
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.session.open import restore_engine
@@ -19,6 +20,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.culprit import Culprit
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
@@ -219,6 +221,48 @@ def test_an_acting_log_keeps_the_account_of_every_close_that_traded(tmp_path: Pa
         states.append(rows(path, query))
     assert len(states[0]) > 20
     assert states[0] == states[1]
+
+
+FORGED = {
+    "bars": ["0", "-1", "1", "2", "4", "9223372036854775807", "2.5", "NULL"],
+    "absent": ["""json('["linear:ETHUSDT"]')""", """json('["spot:ETHUSDT"]')""", "7"],
+    "open_time_ms": ["0", "-1", "json_extract(content, '$.open_time_ms') + 60000"],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, one) for key in FORGED for one in FORGED[key]])
+def test_a_forged_close_is_named_by_verify(
+    once: tuple[Path, str], tmp_path: Path, key: str, value: str
+) -> None:
+    whole, run_id = once
+    path = Path(shutil.copy(whole, tmp_path / "a.db"))
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(
+            f"UPDATE events SET content = json_set(content, '$.{key}', {value}) "
+            "WHERE step = (SELECT max(step) - 40 FROM events WHERE kind = 'closed')"
+        )
+        database.commit()
+    with Reader.open(path) as reader:
+        assert not verify_chain(reader.connection, run_id).holds
+    rechain(path)
+    with Reader.open(path) as reader:
+        assert verify_chain(reader.connection, run_id).holds
+    assert is_named(path, run_id)
+
+
+def is_named(path: Path, run_id: str) -> bool:
+    """Return whether ``verify`` says of the record that it was changed, or that it is damaged."""
+    with Reader.open(path) as reader:
+        try:
+            return verify_run(reader, path, run_id).culprit is Culprit.RECORD
+        except DataInvalid:
+            return True
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    path = tmp_path_factory.mktemp("together") / "a.db"
+    return path, replayed(path, candles(40))
 
 
 def test_a_record_that_lost_a_bar_of_a_close_is_refused(tmp_path: Path) -> None:
