@@ -9,6 +9,7 @@ The rules are docs/attention.md, A12 and A13.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -43,52 +44,56 @@ class BlockColumns:
     def __init__(self, *, buckets: int, spare: int) -> None:
         self.buckets = buckets
         width = 1 + buckets + spare
-        self._block_of = np.full(width + -width % _LANES, _FREE, dtype=np.int64)
+        # The block of each column; OLDER has none.
+        self.block_of = np.full(width + -width % _LANES, _FREE, dtype=np.int64)
 
     @property
     def width(self) -> int:
         """The number of columns, ``OLDER`` included."""
-        return len(self._block_of)
+        return len(self.block_of)
 
     def clear(self) -> None:
         """Forget every block."""
-        self._block_of[:] = _FREE
+        self.block_of[:] = _FREE
 
     def expired(self, block: int) -> list[int]:
         """Return, and free, the columns of blocks that a bar in *block* no longer names."""
-        gone = (self._block_of != _FREE) & (self._block_of <= block - self.buckets)
-        self._block_of[gone] = _FREE
+        gone = (self.block_of != _FREE) & (self.block_of <= block - self.buckets)
+        self.block_of[gone] = _FREE
         return [int(column) for column in np.flatnonzero(gone)]
 
     def take(self, blocks: Ids) -> Ids:
         """Return the columns of the leading *blocks* (ascending) for which there is room."""
         columns = np.empty(len(blocks), dtype=np.int64)
-        free = [int(c) for c in np.flatnonzero(self._block_of == _FREE) if c != OLDER]
         starts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
         for start, stop in pairwise(starts):
-            held = np.flatnonzero(self._block_of == blocks[start])
-            if len(held):
-                column = int(held[0])
-            elif free:
-                column = free.pop(0)
-                self._block_of[column] = blocks[start]
-            else:
-                return columns[:start]
-            columns[start:stop] = column
+            held = np.flatnonzero(self.block_of == blocks[start])
+            if not len(held):
+                held = np.flatnonzero(self.block_of[OLDER + 1 :] == _FREE) + OLDER + 1
+                if not len(held):
+                    return columns[:start]
+                self.block_of[held[0]] = blocks[start]
+            columns[start:stop] = held[0]
         return columns
 
-    def by_age(self, rows: NDArray[np.float32], blocks: Ids) -> NDArray[np.float32]:
-        """Return *rows* [bar, width] as [bar, buckets + 1]: newest block first, older last.
 
-        *blocks* [bar] is the block of each row's own bar.
-        """
-        ages = blocks[:, None] - self._block_of[None, :]
-        named = (self._block_of != _FREE)[None, :] & (ages >= 0) & (ages < self.buckets)
-        by_age = np.zeros((len(rows), self.buckets + 1), dtype=np.float32)
-        bars, columns = np.nonzero(named)
-        by_age[bars, ages[bars, columns]] = rows[bars, columns]
-        by_age[:, -1] = np.where(named, 0.0, rows).sum(axis=1)
-        return by_age
+def rows_by_age(
+    rows: NDArray[np.float32], blocks: Ids, columns: Sequence[BlockColumns]
+) -> NDArray[np.float32]:
+    """Return *rows* [stream, bar, width] as [stream, bar, buckets + 1]: newest first, older last.
+
+    *blocks* [stream, bar] is the block of each row's own bar; *columns* are each stream's, with as
+    many buckets.
+    """
+    buckets = columns[0].buckets
+    block_of = np.stack([own.block_of for own in columns])[:, None]  # [stream, 1, width]
+    ages = blocks[..., None] - block_of
+    named = (block_of != _FREE) & (ages >= 0) & (ages < buckets)
+    by_age = np.zeros((*blocks.shape, buckets + 1), dtype=np.float32)
+    streams, bars, _ = np.nonzero(named)
+    by_age[streams, bars, ages[named]] = rows[named]
+    by_age[..., -1] = np.where(named, 0.0, rows).sum(axis=-1)
+    return by_age
 
 
 # --- figures by age

@@ -122,7 +122,8 @@ class WrapRing:
         slot = self._written % capacity
         first = min(len(rows), capacity - slot)
         self._rows[slot : slot + first] = rows[:first]
-        self._rows[: len(rows) - first] = rows[first:]
+        if first < len(rows):
+            self._rows[: len(rows) - first] = rows[first:]
         self._written += len(rows)
 
     def everything(self) -> Tensor:

@@ -22,7 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tracepaper.strategies.attention.blocks import OLDER, BlockColumns, Ids, bucket_count
+from tracepaper.strategies.attention.blocks import (
+    OLDER,
+    BlockColumns,
+    Ids,
+    bucket_count,
+    rows_by_age,
+)
 from tracepaper.strategies.attention.cache import TailRing, TailRings, WrapRing
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
@@ -284,11 +290,8 @@ class StreamingNetwork:
         return Advance(
             outputs=outputs.by_stream(len(streams)).first(bars).cpu(),
             confidence=confidence.cpu(),
-            rollout=np.stack(
-                [
-                    state.columns[stream].by_age(aged[index], blocks[index, :bars])
-                    for index, stream in enumerate(streams)
-                ]
+            rollout=rows_by_age(
+                aged, blocks[:, :bars], [state.columns[stream] for stream in streams]
             ),
         )
 
