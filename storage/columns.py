@@ -34,6 +34,7 @@ from tracepaper.strategies.types import (
     Side,
     Source,
 )
+from tracepaper.strategies.words import any_of
 
 Value = int | float | str | bytes | bytearray | None
 Row = tuple[Value, ...]
@@ -130,7 +131,7 @@ def _measures(gates: tuple[str, ...]) -> tuple[Column, ...]:
 _RUNS = (
     _key("run_key"),
     _text("run_id", "the run"),
-    _text("kind", "`live`, `demo` or `replay`", RunKind),
+    _text("kind", any_of(RunKind), RunKind),
     Column(name="started_at_ms", doc="wall time of the start", scale=TIME, shown="started_at"),
     _text("parent_run_id", "the run whose account it took over", null=True),
     _whole("period_start_ms", "first open time with a decision", TIME),

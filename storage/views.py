@@ -37,7 +37,8 @@ from tracepaper.storage.view_columns import (
     text,
 )
 from tracepaper.strategies.market import DAY_MS, MINUTE_MS, WEEK_MS
-from tracepaper.strategies.types import BLOCK_BARS
+from tracepaper.strategies.types import BLOCK_BARS, GapCause, Source
+from tracepaper.strategies.words import any_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -110,7 +111,7 @@ V_BARS: Final = View(
             INSTRUMENT,
             *moment("open_time_ms", "s.open_time_ms", "first millisecond of the bar"),
             *shown("s", "steps", "open", "high", "low", "close", "volume", "turnover"),
-            Shown("source", source_name("s.source"), "`stream`, `rest` or `archive`"),
+            Shown("source", source_name("s.source"), any_of(Source)),
             *moment("market_ms", _MARKET_AT, "market time at which it was final"),
             *moment(
                 "seen_ms",
@@ -142,8 +143,7 @@ V_GAPS: Final = View(
         Shown(
             "cause",
             "json_extract(e.content, '$.cause')",
-            "`disconnected`, `missed`, `down`, `overflow`, `archive`, `stale`, `jumped` or "
-            "`implausible`",
+            any_of(GapCause),
         ),
         Shown(
             "repaired_by",
@@ -188,8 +188,7 @@ V_EVENTS: Final = View(
         Shown(
             "kind",
             "e.kind",
-            ", ".join(f"`{kind}`" for kind in list(EVENT_TYPES)[:-1])
-            + f" or `{list(EVENT_TYPES)[-1]}`",
+            any_of(EVENT_TYPES),
         ),
         Shown("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
         *shown("e", "events", "market_ms", "seen_ms", "content"),

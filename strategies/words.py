@@ -1,8 +1,9 @@
-"""Numbers as people read them: durations, and figures without an exponent; and visible text."""
+"""Numbers and choices as people read them, and visible text: durations, figures, names."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from math import floor, isfinite, log10
 from typing import Final
 
@@ -42,6 +43,12 @@ def duration(ms: float | None, *, signed: bool = False) -> str:
         if abs(ms) < below:
             return f"{ms / length:{'+' if signed else ''},.{decimals}f} {unit}"
     raise AssertionError  # the last limit is infinite
+
+
+def any_of(names: Iterable[str]) -> str:
+    """Return two or more *names* as a choice in Markdown: ```a`, `b` or `c```."""
+    *first, last = [f"`{name}`" for name in names]
+    return f"{', '.join(first)} or {last}"
 
 
 def visible(text: str) -> str:

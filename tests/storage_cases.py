@@ -287,7 +287,7 @@ OURS = Position(-2_000, -(10**15), 12, 3, 7, -3)
 
 
 def other_events() -> list[Event]:
-    """Return one event of every kind but the bar."""
+    """Return events of all kinds but the bar, and those that close, end and prune a run."""
     at: dict[str, Any] = {"market_ms": START_MS + 1, "seen_ms": START_MS + 2}
     return [
         InstrumentChange(BTC, **at),
