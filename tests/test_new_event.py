@@ -30,13 +30,13 @@ class Outage(Struct, frozen=True):
 
 
 def test_every_kind_has_a_name_and_comes_back_as_it_was(tmp_path: Path) -> None:
-    at: dict[str, Any] = {"market_ms": cases.START_MS + 1, "seen_ms": cases.START_MS + 2}
+    at: dict[str, Any] = {"market_ms": builders.START_MS + 1, "seen_ms": builders.START_MS + 2}
     events: list[Event] = [
         builders.bar(),
         *cases.other_events(),
-        Closed(cases.START_MS, 1, (cases.ETH.id,), **at),
-        Prune(0, cases.START_MS + 3, "00", "01", "", **at),
-        RunEnd(cases.START_MS + 3, **at),
+        Closed(builders.START_MS, 1, (cases.ETH.id,), **at),
+        Prune(0, builders.START_MS + 3, "00", "01", "", **at),
+        RunEnd(builders.START_MS + 3, **at),
     ]
     kinds = set(get_args(Event))
     assert set(rows.EVENT_TYPES.values()) == {type(event) for event in events} == kinds
@@ -52,7 +52,7 @@ def test_a_new_kind_is_stored_read_back_shown_and_audited(
 ) -> None:
     monkeypatch.setitem(cast("dict[str, Any]", rows.EVENT_TYPES), "outage", Outage)
     monkeypatch.setitem(cast("dict[Any, str]", rows.EVENT_KINDS), Outage, "outage")
-    fake: Any = Outage(cases.BTC.id, 30, cases.START_MS + 1, cases.START_MS + 2)
+    fake: Any = Outage(cases.BTC.id, 30, builders.START_MS + 1, builders.START_MS + 2)
     first = cases.undecided(0, builders.bar())
     steps = [first, cases.undecided(1, fake)]
     path = tmp_path / "events.db"
@@ -76,7 +76,7 @@ def test_the_engine_refuses_a_kind_without_a_case() -> None:
         forecaster=None,
         period_start_ms=0,
     )
-    fake: Any = Outage("linear:BTCUSDT", 30, cases.START_MS + 1, cases.START_MS + 2)
+    fake: Any = Outage("linear:BTCUSDT", 30, builders.START_MS + 1, builders.START_MS + 2)
     with pytest.raises(AssertionError, match="Expected code to be unreachable"):
         engine.step(fake, None)
 

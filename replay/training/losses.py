@@ -139,15 +139,7 @@ def elementwise(
 
 def as_float32(outputs: Outputs) -> Outputs:
     """Return *outputs* in float32, in which the losses are computed."""
-    return outputs._replace(
-        mean=outputs.mean.float(),
-        log_scale=outputs.log_scale.float(),
-        dof=outputs.dof.float(),
-        direction_logits=outputs.direction_logits.float(),
-        log_variance=outputs.log_variance.float(),
-        allocation=None if outputs.allocation is None else outputs.allocation.float(),
-        quantiles=None if outputs.quantiles is None else outputs.quantiles.float(),
-    )
+    return outputs.map(Tensor.float)
 
 
 def averaged(each: Tensor, weights: Tensor) -> Tensor:
@@ -276,18 +268,7 @@ def _elementwise(outputs: Outputs, samples: Samples, span: slice) -> Array:
     """Return [task, time, horizon] losses of one segment's *span*."""
     rows = samples.weights[span].shape[0]
 
-    def spread(part: Tensor) -> Tensor:
-        return part.expand(1, rows, *part.shape[2:])
-
-    wide = Outputs(
-        mean=spread(outputs.mean),
-        log_scale=spread(outputs.log_scale),
-        dof=spread(outputs.dof),
-        direction_logits=spread(outputs.direction_logits),
-        log_variance=spread(outputs.log_variance),
-        allocation=None,
-        quantiles=None,
-    )
+    wide = outputs.map(lambda part: part.expand(1, rows, *part.shape[2:]))
     with torch.inference_mode():
         each = elementwise(
             wide,

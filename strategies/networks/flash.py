@@ -323,7 +323,7 @@ class FlashNetwork(Network):
         keys = [trace.key for trace in traces]
         sums = [trace.logsumexp for trace in traces]
         last = [x.shape[1] - 1]
-        outputs = Outputs._make(None if part is None else part[:, -1:] for part in every)
+        outputs = every.map(lambda part: part[:, -1:])
         return Look(
             outputs,
             rollout_rows(queries, keys, sums, last, self.mask),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import torch
@@ -25,46 +26,21 @@ class Outputs(NamedTuple):
     allocation: Tensor | None  # [batch, time, horizon] in [-1, 1]
     quantiles: Tensor | None  # [batch, time, horizon, quantile], ascending
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
+        """Return *change* of every head that the network has."""
+        return Outputs._make(None if x is None else change(x) for x in self)
+
     def by_stream(self, streams: int) -> Outputs:
         """Return outputs [1, stream * time, …] as [stream, time, …]: views."""
-        return Outputs._make(None if x is None else x[0].unflatten(0, (streams, -1)) for x in self)
+        return self.map(lambda x: x[0].unflatten(0, (streams, -1)))
 
     def first(self, bars: int) -> Outputs:
         """Return the outputs of the first *bars* positions."""
-        kept = [None if x is None else x[:, :bars] for x in self]
-        return Outputs._make(kept)
+        return self.map(lambda x: x[:, :bars])
 
     def cpu(self) -> Outputs:
         """Return the outputs on the CPU, without a copy where they are there."""
-        return Outputs._make(None if x is None else x.cpu() for x in self)
-
-
-class Heads(nn.Module):
-    """One linear layer over the last state; its slices become ``Outputs``."""
-
-    def __init__(self, dim: int, horizons: int, quantiles: int, *, allocation: bool) -> None:
-        super().__init__()
-        self.widths = [1, 1, 1, DIRECTIONS, 1, int(allocation), quantiles]
-        self.horizons = horizons
-        self.project = nn.Linear(dim, horizons * sum(self.widths))
-        # Start at "nothing is known": mean 0, scale and variance 1, even odds.
-        nn.init.normal_(self.project.weight, std=0.01)
-        nn.init.zeros_(self.project.bias)
-
-    def forward(self, state: Tensor) -> Outputs:
-        """Map *state* [batch, time, dim] to the outputs."""
-        raw: Tensor = self.project(state)
-        raw = raw.unflatten(-1, (self.horizons, -1))  # [batch, time, horizon, width]
-        mean, scale, dof, direction, variance, allocation, quantiles = raw.split(self.widths, -1)
-        return Outputs(
-            mean=mean.squeeze(-1),
-            log_scale=_bounded(scale.squeeze(-1)),
-            dof=DOF_MIN + functional.softplus(dof.squeeze(-1) + 2.0),
-            direction_logits=direction,
-            log_variance=_bounded(variance.squeeze(-1)),
-            allocation=torch.tanh(allocation.squeeze(-1)) if self.widths[5] else None,
-            quantiles=_ascending(quantiles) if self.widths[6] else None,
-        )
+        return self.map(Tensor.cpu)
 
 
 def _bounded(raw: Tensor) -> Tensor:
@@ -76,3 +52,45 @@ def _ascending(raw: Tensor) -> Tensor:
     """Return quantiles that cannot cross: a lowest one and positive steps."""
     steps = functional.softplus(raw[..., 1:])
     return torch.cat((raw[..., :1], raw[..., :1] + steps.cumsum(-1)), dim=-1)
+
+
+class Head(NamedTuple):
+    """How wide a head is at each horizon, and what its raw numbers [..., width] become."""
+
+    width: Callable[[int, bool], int]
+    """Of the number of quantiles, and of whether there is an allocation; 0 where it is absent."""
+    of: Callable[[Tensor], Tensor]
+
+
+HEADS: Final[dict[str, Head]] = {
+    "mean": Head(lambda *_: 1, lambda raw: raw.squeeze(-1)),
+    "log_scale": Head(lambda *_: 1, lambda raw: _bounded(raw.squeeze(-1))),
+    "dof": Head(lambda *_: 1, lambda raw: DOF_MIN + functional.softplus(raw.squeeze(-1) + 2.0)),
+    "direction_logits": Head(lambda *_: DIRECTIONS, lambda raw: raw),
+    "log_variance": Head(lambda *_: 1, lambda raw: _bounded(raw.squeeze(-1))),
+    "allocation": Head(
+        lambda _, allocation: int(allocation), lambda raw: torch.tanh(raw.squeeze(-1))
+    ),
+    "quantiles": Head(lambda quantiles, _: quantiles, _ascending),
+}
+"""Every field of ``Outputs``, in its order, which is that of the projection's columns."""
+
+
+class Heads(nn.Module):
+    """One linear layer over the last state; its slices become ``Outputs``."""
+
+    def __init__(self, dim: int, horizons: int, quantiles: int, *, allocation: bool) -> None:
+        super().__init__()
+        self.widths = [head.width(quantiles, allocation) for head in HEADS.values()]
+        self.horizons = horizons
+        self.project = nn.Linear(dim, horizons * sum(self.widths))
+        # Start at "nothing is known": mean 0, scale and variance 1, even odds.
+        nn.init.normal_(self.project.weight, std=0.01)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, state: Tensor) -> Outputs:
+        """Map *state* [batch, time, dim] to the outputs."""
+        raw: Tensor = self.project(state)
+        raw = raw.unflatten(-1, (self.horizons, -1))  # [batch, time, horizon, width]
+        slices = zip(HEADS.values(), raw.split(self.widths, -1), strict=True)
+        return Outputs._make(head.of(part) if part.shape[-1] else None for head, part in slices)

@@ -5,6 +5,7 @@ Each fake is registered here and taken out again; nothing else is told of it.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,10 +28,10 @@ from tracepaper.strategies.attention.products import RolloutBackend
 from tracepaper.strategies.attention.rollout import Rollout, rollout_rows
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build, choose_backend
-from tracepaper.strategies.networks import architecture, encodings
+from tracepaper.strategies.networks import architecture, encodings, heads
 from tracepaper.strategies.networks.architecture import Look, Network, NetworkKind
 from tracepaper.strategies.networks.encodings import Encoding
-from tracepaper.strategies.networks.heads import Heads
+from tracepaper.strategies.networks.heads import HEADS, Head, Heads, Outputs
 
 Made = TypeVar("Made")
 
@@ -112,6 +113,23 @@ def test_an_encoding_is_one_class(capsys: pytest.CaptureFixture[str], tmp_path: 
         words = ["train", "--data", "none.csv", "--out", str(tmp_path), "--encoding", "?"]
         assert invoke(words) != 0
         assert "none, recent" in capsys.readouterr().err
+
+
+def test_a_head_is_a_field_and_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tuple(HEADS) == Outputs._fields
+    wider: Any = namedtuple("wider", (*Outputs._fields, "skew"))  # type: ignore[misc]  # noqa: PYI024 - made of another
+    for name in ("map", "by_stream", "first", "cpu"):
+        setattr(wider, name, getattr(Outputs, name))
+    monkeypatch.setattr(heads, "Outputs", wider)
+    monkeypatch.setitem(HEADS, "skew", Head(lambda *_: 2, lambda raw: raw.sum(-1)))
+    torch.manual_seed(1)
+    network = models.network(replace(models.SMALL, allocation=False))
+    rows = torch.randn(1, 40, models.SMALL.features)
+    whole: Any = network(rows)
+    assert whole.skew.shape == whole.mean.shape
+    assert whole.allocation is None
+    assert network.heads.widths[-1] == 2
+    assert whole.map(torch.neg).first(3).skew.equal(-whole.skew[:, :3])
 
 
 @dataclass(frozen=True)
