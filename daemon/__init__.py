@@ -1,1 +1,1 @@
-"""The engine, and the shell around it."""
+"""The engine, and the process around it."""

@@ -57,23 +57,23 @@ class SystemClock:
         await asyncio.sleep(max(0.0, seconds))
 
 
-LEAP_S = 7_123_457.891
+JUMP_S = 7_123_457.891
 """More than 82 days: the hour, the day of the week and of the month, the month are all others."""
 
-LEAPS = 997
-"""Leaps before it starts anew: far fewer years than a date can hold."""
+JUMPS = 997
+"""Jumps before it starts anew: far fewer years than a date can hold."""
 
 
-def leap_clocks() -> None:
-    """Let every clock that Python code of this process reads leap ahead at each reading.
+def jump_clocks() -> None:
+    """Let every clock that Python code of this process reads jump ahead at each reading.
 
     A class whose decisions depend on the machine's time then decides otherwise. What native code
-    reads (``numpy.datetime64('now')``, say) does not leap.
+    reads (``numpy.datetime64('now')``, say) does not jump.
     """
     readings = itertools.count(1)
 
     def ahead() -> float:
-        return next(readings) % LEAPS * LEAP_S
+        return next(readings) % JUMPS * JUMP_S
 
     for name in ("time", "monotonic", "perf_counter", "clock_gettime"):
         _replace(time, name, lambda read, *given: read(*given) + ahead())

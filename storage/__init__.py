@@ -1,1 +1,1 @@
-"""What we remember: the audit log, the archive, checkpoints."""
+"""The record: the audit log, the archive of bars, checkpoints."""

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------- what was done to a chain
 
-SUSPECTS: Final = 16
+CANDIDATES_MOST: Final = 16
 """Broken steps that are looked at to tell an exchange of rows from a change."""
 
 
@@ -552,7 +552,7 @@ class _Walk:
 
     def _name(self, broken: Broken) -> ChainProblem:
         """Say what was done to *broken*."""
-        others = list(islice(self._later_broken(broken), SUSPECTS)) if broken.core else []
+        others = list(islice(self._later_broken(broken), CANDIDATES_MOST)) if broken.core else []
         named = self._connection.execute(_NAMED, (self._run_key, broken.step)).fetchone()
         return diagnose(broken, others, named[0] if named else "")
 

@@ -180,13 +180,13 @@ def _check_revision(path: Path, revision: str | None) -> None:
 
 def no_way_up(path: Path, revision: str) -> str:
     """Say what to do with a database whose schema this version can neither read nor upgrade."""
-    told = f"{path} has schema {revision}, and this version reads only {SCHEMA_REVISION}"
+    schema = f"{path} has schema {revision}, and this version reads only {SCHEMA_REVISION}"
     if revision.isdigit() and revision < SCHEMA_REVISION:
         return (
-            f"{told}, to which nothing leads from there: keep the file for the version that made "
+            f"{schema}, to which nothing leads from there: keep the file for the version that made "
             "it, and start a new one with --db."
         )
-    return f"{told}: install the tracepaper that made it, or start a new file with --db."
+    return f"{schema}: install the tracepaper that made it, or start a new file with --db."
 
 
 # ---------------------------------------------------------------- writing

@@ -1,1 +1,1 @@
-"""What we think: pure, no I/O, no clock."""
+"""Forecasts and judgements: pure, no I/O, no clock."""

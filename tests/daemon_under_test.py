@@ -128,7 +128,7 @@ def settings(server: ScriptedServer, **sections: Mapping[str, Any]) -> dict[str,
         "exchange": {
             "rest_url": server.rest_url,
             "stream_url": server.stream_url,
-            "ban_silence_s": 0.2,
+            "ban_cooldown_s": 0.2,
             "data_watchdog_s": 5.0,
             "requests_per_s": 100.0,
             "backoff_max_s": 0.1,

@@ -191,7 +191,7 @@ def test_the_runbook_covers_the_bad_days() -> None:
         "## restore",
         "## halt",
         "disk is full",
-        "ban_silence_s",
+        "ban_cooldown_s",
         "checkpoint is refused",
         "## move to another machine",
         "kept elsewhere",

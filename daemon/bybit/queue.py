@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class EventQueue(Generic[T]):
-    """First in, first out; what may be dropped is offered, what may not is insisted on.
+    """First in, first out; ``try_put`` takes what may be dropped, ``put`` what may not.
 
-    ``offer`` refuses beyond a share of the limit, so that quotes, which are many and soon
-    replaced, can never take the place of bars. ``insist`` always succeeds: its callers are few
+    ``try_put`` refuses beyond a share of the limit, so that quotes, which are many and soon
+    replaced, can never take the place of bars. ``put`` always succeeds: its callers are few
     by their nature (one reminder an instrument, operators' commands).
     """
 

@@ -1,4 +1,4 @@
-"""Bybit's public REST calls: paced, retried without end, silent after a ban.
+"""Bybit's public REST calls: paced, retried without end, with a cooldown after a ban.
 
 Source: docs/v5/market, docs/v5/error, docs/v5/rate-limit. An error is usually HTTP 200 with
 another ``retCode``; the rate-limit headers may be absent or senseless, so full jitter decides the
@@ -434,10 +434,10 @@ class RestClient:
                 f"{self._exchange.rest_url} is no address to ask; correct exchange.rest_url."
             ) from error
         if status == BANNED_STATUS:
-            self.cooldown.start(self._exchange.ban_silence_s, f"HTTP 403 on {path}")
+            self.cooldown.start(self._exchange.ban_cooldown_s, f"HTTP 403 on {path}")
             raise FeedLost(
                 f"Bybit refused GET {path} with HTTP 403 (too many requests, or an address it "
-                f"does not serve); silent for {self._exchange.ban_silence_s:g} s, then again."
+                f"does not serve); a cooldown of {self._exchange.ban_cooldown_s:g} s, then again."
             )
         if status == BUSY_STATUS or status >= 500:  # HTTP's own boundary
             raise FeedLost(f"Bybit answered GET {path} with HTTP {status}; trying again.")

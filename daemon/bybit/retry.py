@@ -128,7 +128,7 @@ class Cooldown:
     def start(self, seconds: float, reason: str) -> None:
         """Send nothing for *seconds* from now; a longer cooldown under way stays."""
         self.ends_s = max(self.ends_s, self._clock.network_s() + seconds)
-        log.warning("silent", seconds=seconds, reason=reason)
+        log.warning("cooldown", seconds=seconds, reason=reason)
 
     async def pause(self, name: str, seconds: float) -> None:
         """Wait for *seconds* on purpose."""
@@ -138,7 +138,7 @@ class Cooldown:
     async def wait(self) -> None:
         """Return when the cooldown is over."""
         while (left_s := self.ends_s - self._clock.network_s()) > 0:
-            await self.pause("ban silence", left_s)
+            await self.pause("ban cooldown", left_s)
 
 
 def is_loopback(url: str) -> bool:

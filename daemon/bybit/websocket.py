@@ -174,7 +174,7 @@ class PublicStream:
         except InvalidStatus as error:
             status = error.response.status_code
             if status == FORBIDDEN_STATUS:
-                self._cooldown.start(exchange.ban_silence_s, "HTTP 403 on the stream")
+                self._cooldown.start(exchange.ban_cooldown_s, "HTTP 403 on the stream")
             raise FeedLost(
                 f"Bybit refused the {self._category.value} stream with HTTP {status}; trying "
                 "again, check exchange.stream_url if this lasts."

@@ -127,8 +127,8 @@ class ExchangeSection(Section):
     """What is dated further ahead than this, network time, is refused and moves no clock."""
     certain_s: float = Field(default=30.0, ge=0, le=3_600)
     """A candle that REST lacks is asked for this long, wall seconds, before it is given up."""
-    ban_silence_s: float = Field(default=600.0, ge=0, le=86_400)
-    """Silence, wall seconds, after the exchange refused our address."""
+    ban_cooldown_s: float = Field(default=600.0, ge=0, le=86_400)
+    """No question for so long, wall seconds, after the exchange refused our address."""
     data_watchdog_s: float = Field(default=30.0, gt=0, le=86_400)
     """A stream without data for this many wall seconds is taken for dead."""
     ping_s: float = Field(default=20.0, gt=0, le=600)

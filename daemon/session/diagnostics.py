@@ -206,7 +206,7 @@ async def ask_exchange(config: Config) -> list[Diagnosis]:
     from tracepaper.strategies.types import Category
 
     clock = SystemClock()
-    exchange = config.exchange.model_copy(update={"ban_silence_s": 0.0, "backoff_max_s": 1.0})
+    exchange = config.exchange.model_copy(update={"ban_cooldown_s": 0.0, "backoff_max_s": 1.0})
     budget = RestartBudget(limit=1, window_s=60.0)
     findings = []
     try:

@@ -97,9 +97,9 @@ class InlinePredictor:
         if bars[0].open_time_ms < self._period_start_ms:
             return [None] * len(bars)
         predictions: list[Prediction] = [answers.get(bar.instrument) for bar in bars]
-        for place, told in enumerate(recorded):
-            if isinstance(told, PredictionTimeout):
-                predictions[place] = told
+        for place, given in enumerate(recorded):
+            if isinstance(given, PredictionTimeout):
+                predictions[place] = given
         return predictions
 
 

@@ -1,7 +1,7 @@
 """The future perturbed: what a decision may not depend on.
 
 No decision may move where later bars are absent or other, where the process has seen
-nothing before, where its clocks leap or where an instrument is alone; and a user's class may open
+nothing before, where its clocks jump or where an instrument is alone; and a user's class may open
 nothing. What peeks is named with the bar.
 
 The rules are docs/strategies.md, U8 to U11.
@@ -75,7 +75,7 @@ class LookaheadFinding:
     because: str = ""  # what the first difference shows
     given: int = 0  # bars of all instruments
     bars: int = 0  # of them replayed
-    blind: int = 0  # of them decided while no later bar existed in the process
+    without_later: int = 0  # of them decided while no later bar existed in the process
     warmup: int = 0
     opened: list[Outside] = field(default_factory=list)  # and not allowed
     allowed: list[Outside] = field(default_factory=list)
@@ -109,8 +109,9 @@ class LookaheadFinding:
             )
         futures = f"{self.probes} of {self.planned}" if self.unfinished else f"{self.probes}"
         return (
-            f"{self.blind:,} of {self.given:,} bars decided without a later one, {futures} futures "
-            f"corrupted or cut off, {self.compared:,} steps compared, {self.verdict}."
+            f"{self.without_later:,} of {self.given:,} bars decided without a later one, "
+            f"{futures} futures corrupted or cut off, {self.compared:,} steps compared, "
+            f"{self.verdict}."
         )
 
 
@@ -180,9 +181,9 @@ class _Check:
                 ) from None
             self._given: list[EngineInput] = list(given_of(self._whole.steps))
             parts: dict[str, Callable[[], None]] = {
-                "bars without a later bar in the process": self._blind,
+                "bars without a later bar in the process": self._without_later,
                 "a second run in one process": lambda: self._again(child),
-                "leaping clocks": self._leaping,
+                "jumping clocks": self._jumping,
                 "each instrument alone": self._alone,
                 "corrupted and cut futures": self._futures,
                 f"the series {WEEKS_LATER} weeks later": self._later,
@@ -235,15 +236,15 @@ class _Check:
             )
         return whole
 
-    def _setup(self, *, leaping: bool = False, only: str | None = None) -> Setup:
+    def _setup(self, *, jumping: bool = False, only: str | None = None) -> Setup:
         whole = self._whole
         items = tuple(item for item in whole.instruments if only in (None, item.id))
         compiled = whole.accesses.compiled
-        return Setup(whole.config, items, whole.period_start_ms, self._mode, leaping, compiled)
+        return Setup(whole.config, items, whole.period_start_ms, self._mode, jumping, compiled)
 
     # ------------------------------------------------------------ the parts
 
-    def _blind(self) -> None:
+    def _without_later(self) -> None:
         """Hand the events on one at a time; no later bar exists until a bar is decided."""
         with self._fresh.child(step_blindly, self._setup()) as child:
             taken = iter(self._whole.steps)
@@ -262,16 +263,16 @@ class _Check:
                     self._moved(mine[moved], other, because)
                     return
                 self._found.compared += len(mine)
-                self._found.blind += sum(isinstance(one.step.event, Bar) for one in mine)
+                self._found.without_later += sum(isinstance(one.step.event, Bar) for one in mine)
             self._note_accesses(child.ask(None))
 
     def _again(self, child: Child) -> None:
         """Do the same once more where it has been done before."""
         self._compare(child, child.ask("again"), "it remembers earlier runs of its process")
 
-    def _leaping(self) -> None:
-        """Do the same in a process whose clocks leap at each reading."""
-        with self._fresh.child(step_through, self._setup(leaping=True), self._given) as child:
+    def _jumping(self) -> None:
+        """Do the same in a process whose clocks jump at each reading."""
+        with self._fresh.child(step_through, self._setup(jumping=True), self._given) as child:
             self._compare(child, child.receive(), _ON_CLOCK)
 
     def _compare(self, child: Child, steps: Sequence[bytes], because: str) -> None:
@@ -409,8 +410,8 @@ class _Check:
         for item in self._opened:
             (found.allowed if _is_allowed(item, allow) else found.opened).append(item)
         if self._own:
-            if found.blind < found.bars and not found.differences:
-                left = found.bars - found.blind
+            if found.without_later < found.bars and not found.differences:
+                left = found.bars - found.without_later
                 found.unproved.append(f"{left:,} bars that were not decided blindly")
             if found.allowed:
                 found.unproved.append(

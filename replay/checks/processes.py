@@ -24,7 +24,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self
 import msgspec
 import numpy as np
 
-from tracepaper.daemon.clock import leap_clocks
+from tracepaper.daemon.clock import jump_clocks
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.runner import (
@@ -189,7 +189,7 @@ class Accesses:
 
     opened: tuple[Outside, ...]
     native: tuple[str, ...]
-    compiled: tuple[str, ...]  # installed modules that must be loaded before clocks leap
+    compiled: tuple[str, ...]  # installed modules that must be loaded before clocks jump
 
 
 @dataclass(frozen=True)
@@ -221,17 +221,17 @@ class Setup:
     instruments: tuple[Instrument, ...]
     period_start_ms: int
     mode: str
-    leaping: bool = False  # whether this process's clocks leap
+    jumping: bool = False  # whether this process's clocks jump
     compiled: tuple[str, ...] = ()  # what is then imported before
 
     def engine(self) -> Engine:
         """Return the engine of the whole replay, as it stood before its first event."""
-        if self.leaping:
+        if self.jumping:
             # Compiled code measures the types of dates while it is loaded, and dies of ours.
             for name in self.compiled:
                 with contextlib.suppress(ImportError):
                     importlib.import_module(name)
-            leap_clocks()
+            jump_clocks()
         forecaster = None
         if needs_forecaster(self.config):
             forecaster = load_forecaster(self.config, mode=self.mode)

@@ -325,7 +325,7 @@ def moves_of(
     newest = len(by_bar) - 1
     largest = np.argsort(-np.abs(by_bar), kind="stable")[:HEAVIEST].tolist()
     return Moves(
-        found.told,
+        found.forecast,
         found.neutral,
         found.gap,
         _rank_correlation(np.abs(by_bar[:-1]), np.array(attribution.weights[:-1])),

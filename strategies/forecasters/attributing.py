@@ -42,13 +42,13 @@ class Contributions:
     """How much each number of each row adds to the mean return (integrated gradients)."""
 
     mean_return: Floats  # [bar, feature], log return; oldest bar first
-    told: float  # the mean return of the rows as they are
+    forecast: float  # the mean return of the rows as they are
     neutral: float  # the mean return of neutral rows: where the path starts
 
     @property
     def gap(self) -> float:
         """What the contributions miss of ``told - neutral``; 0 where the integral is exact."""
-        return float(self.mean_return.sum()) - (self.told - self.neutral)
+        return float(self.mean_return.sum()) - (self.forecast - self.neutral)
 
 
 class Probe:

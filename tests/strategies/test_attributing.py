@@ -116,7 +116,7 @@ def test_the_probe_says_what_a_windowed_forecaster_says(make: object) -> None:
 
 def test_more_nodes_close_the_gap(probe: Probe) -> None:
     coarse, fine = probe.contributions(2), probe.contributions(32)
-    moved = abs(fine.told - fine.neutral)
+    moved = abs(fine.forecast - fine.neutral)
     assert abs(fine.gap) < 1e-4 * moved
     assert abs(fine.gap) < abs(coarse.gap)
 
@@ -125,7 +125,7 @@ def test_contributions_have_one_number_a_bar_and_feature(probe: Probe) -> None:
     found = probe.contributions()
     assert found.mean_return.shape == probe.rows.shape == (148, len(probe.names))
     assert np.isfinite(found.mean_return).all()
-    assert found.told == probe.figures().mean_return
+    assert found.forecast == probe.figures().mean_return
 
 
 def test_neutral_rows_say_the_same_whatever_the_bars_were() -> None:

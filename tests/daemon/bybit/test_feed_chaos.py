@@ -12,7 +12,7 @@ from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker, 
 from tracepaper.strategies.types import Bar, Gap
 
 BARS = 25
-DEEDS = ("send", "send", "drop", "twice", "revise", "late", "malformed", "cut", "lost")
+FAULTS = ("send", "send", "drop", "twice", "revise", "late", "malformed", "cut", "lost")
 
 
 async def misbehave(run: Live, rng: random.Random) -> tuple[set[int], int]:
@@ -22,28 +22,28 @@ async def misbehave(run: Live, rng: random.Random) -> tuple[set[int], int]:
     held: list[int] = []
     for index in range(BARS):
         open_ms = START_MS + index * MINUTE
-        deed = rng.choice(DEEDS) if 0 < index < BARS - 1 else "send"
-        if deed == "cut":
+        fault = rng.choice(FAULTS) if 0 < index < BARS - 1 else "send"
+        if fault == "cut":
             await run.server.drop()
-        await run.close_bar(index, stream=False, rest=deed != "lost")
-        if deed == "lost":
+        await run.close_bar(index, stream=False, rest=fault != "lost")
+        if fault == "lost":
             holes.add(index)
-        if deed in ("send", "twice", "revise"):
+        if fault in ("send", "twice", "revise"):
             await run.server.send(kline(open_ms))
-        if deed == "twice":
+        if fault == "twice":
             await run.server.send(kline(open_ms))
-        if deed == "revise":
+        if fault == "revise":
             await run.server.send(kline(open_ms, "101.5"), kline(open_ms, "101.5"))
             revisions += 1
-        if deed == "malformed":
+        if fault == "malformed":
             await run.server.send(kline(open_ms, "-1"), b'{"topic":"kline.1.BTCUSDT"')
         at_ms = run.clock.market_ms()
         await run.server.send(book(at_ms, size=str(index + 1)), ticker(at_ms))
         for late in held:
             await run.server.send(kline(START_MS + late * MINUTE))
-        held = [index] if deed == "late" else []
+        held = [index] if fault == "late" else []
         run.clock.advance(network_s=rng.uniform(0, 0.2))
-        if deed == "cut":
+        if fault == "cut":
             await run.expect(lambda: run.server.sockets)
             await until(lambda: run.feed.counters["connects"] == run.server.connections)
     return holes, revisions

@@ -176,7 +176,7 @@ async def asking(
     is_proven: bool,
     is_dated_by_server: bool = True,
 ) -> AsyncIterator[RestClient]:
-    settings = exchange_section(rest_url=server.rest_url, ban_silence_s=1)
+    settings = exchange_section(rest_url=server.rest_url, ban_cooldown_s=1)
     async with RestClient(
         settings,
         clock=clock,

@@ -157,7 +157,7 @@ async def test_silence_lasts_until_its_end_and_is_told() -> None:
     cooldown.start(600, "HTTP 403")
     waiter = asyncio.create_task(cooldown.wait())
     await clock.run(lambda: heard)
-    assert heard[0][0] == "ban silence"
+    assert heard[0][0] == "ban cooldown"
     await clock.run(lambda: clock.network_s() > cooldown.ends_s - 1, step_s=1)
     assert not waiter.done()
     await clock.run(waiter.done)

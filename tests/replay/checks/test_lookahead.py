@@ -140,7 +140,7 @@ def test_a_strategy_of_ours_passes(
     found = lookahead(configured(strategy), [walk], fresh, Limits(probes=6))
     assert found.holds, found.differences
     assert found.verdict == "nothing moved"
-    assert (found.probes, found.bars, found.blind) == (6, 160, 160)
+    assert (found.probes, found.bars, found.without_later) == (6, 160, 160)
     assert found.compared > 3 * 160
     assert found.depends == found.unproved == []
 
@@ -150,7 +150,7 @@ def test_an_honest_class_passes(check: Checks, name: str) -> None:
     (check.folder / "own_helper.py").write_text("def rises(bar):\n    return bar.close > bar.open")
     found = check(**FAIR[name])
     assert found.holds, (found.differences, found.because, found.opened)
-    assert found.blind == found.bars == 160
+    assert found.without_later == found.bars == 160
     assert found.depends == []
     unheard = {
         "polars without a file": "polars",
@@ -166,7 +166,7 @@ def test_two_instruments_of_an_honest_class_pass(
 ) -> None:
     found = check(walk, other, decide="return by(bar.close > bar.open)")
     assert found.holds, (found.differences, found.because)
-    assert found.blind == found.bars == 320
+    assert found.without_later == found.bars == 320
 
 
 # ---------------------------------------------------------------- what is read
@@ -428,7 +428,7 @@ def test_what_a_decision_depends_on_is_named_and_not_refused(
 def test_what_the_time_does_not_suffice_for_is_said(fresh: FreshProcesses, walk: Candles) -> None:
     found = lookahead(configured(HONEST[0]), [walk], fresh, Limits(seconds=0.0))
     assert found.holds
-    assert found.blind == 0
+    assert found.without_later == 0
     assert len(found.unproved) == 7
     assert all("the time was over" in sentence for sentence in found.unproved)
     assert len(found.unfinished) == 7
@@ -487,7 +487,7 @@ def test_a_class_that_hangs_later_is_not_proved_to_the_end(
     said = "a second run in one process: not probed to the end, the time was over"
     assert said in found.unproved
     assert found.verdict == "nothing moved so far"
-    assert f"{found.blind} of 160 bars decided" in found.sentence()
+    assert f"{found.without_later} of 160 bars decided" in found.sentence()
 
 
 # ---------------------------------------------------------------- the command
@@ -532,7 +532,7 @@ def test_the_command_says_as_json_what_was_allowed_over_all_data(
     assert invoke(["lookahead", "-c", "peeking.toml", *BOTH, *allowed]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["verdict"], said["holds"], said["probes"]) == ("nothing moved", True, 1)
-    assert said["bars"] == said["blind"] == 320
+    assert said["bars"] == said["without_later"] == 320
     assert said["allowed"] == [{"what": "file", "name": str(folder / "BTCUSDT.csv")}]
     assert "whether what it was allowed to open tells the future" in said["unproved"][0]
 
