@@ -199,7 +199,9 @@ class SqlAuditLog:
         self._thread: ThreadPoolExecutor | None = None
         self._encoder: StepEncoder | None = None
         self._run_key = 0
-        self._next_sequence = 0
+        self._due = 0  # sequence of the next step to take
+        self._taken: list[Sequence[Step]] = []  # not encoded yet; what belongs together, together
+        self._next_sequence = 0  # of the next step to encode
         self._head = b""
         self._last: Step | None = None  # the last one taken
         self._waiting = 0  # steps in the buffers below
@@ -239,6 +241,7 @@ class SqlAuditLog:
     @property
     def head(self) -> bytes:
         """The digest of the last step appended, or of the opened run."""
+        self._encode_taken()
         return self._head
 
     # ------------------------------------------------------------ runs
@@ -278,7 +281,8 @@ class SqlAuditLog:
         ]
         self._drop_buffers()
         self._has_decided = self._is_leaving = False
-        self._encoder, self._run_key, self._next_sequence, self._head = encoder, run_key, 0, head
+        self._encoder, self._run_key, self._head = encoder, run_key, head
+        self._due = self._next_sequence = 0
         self._last = None
 
     def _model_rows(self, run: Run) -> list[tuple[str, list[Row]]]:
@@ -306,7 +310,7 @@ class SqlAuditLog:
         covered = resumed.covered
         self._encoder = StepEncoder(resumed.run, resumed.run_key, resumed.gate_sets, covered)
         self._run_key, self._head = resumed.run_key, resumed.head
-        self._next_sequence = resumed.next_sequence
+        self._due = self._next_sequence = resumed.next_sequence
         self._last = resumed.last
         return resumed
 
@@ -330,7 +334,7 @@ class SqlAuditLog:
             raise InvariantBroken("A run without a step has nothing to note.")
         self.append_now(
             Step(
-                self._next_sequence,
+                self._due,
                 event,
                 accepted=True,
                 decision=None,
@@ -388,23 +392,40 @@ class SqlAuditLog:
 
         Raises ``AuditUnwritable`` where that cannot be.
         """
-        linked: list[tuple[Step, StepRows, bytes]] = []
-        head = self._head
-        for due, step in enumerate(steps, start=self._next_sequence):
-            rows, head = self._link(step, due, head)
-            linked.append((step, rows, head))
-        for step, rows, head in linked:  # now that none of them is refused
-            self._buffer(step, rows, head)
-        if self._waiting >= (self._group_steps if self.is_open else START_STEPS_MAX):
-            self.flush()
-
-    def _link(self, step: Step, due: int, previous: bytes) -> tuple[StepRows, bytes]:
-        """Return the rows of *step*, which is to be number *due*, and its link after *previous*."""
         if self._refusal:
             raise AuditUnwritable(self._refusal)
+        for due, step in enumerate(steps, start=self._due):
+            if self._encoder is None or step.sequence != due:
+                raise InvariantBroken(f"Step {step.sequence} came where step {due} was due.")
+        self._taken.append(steps)
+        self._due += len(steps)
+        self._last = steps[-1]
+        if not self._has_decided:
+            self._has_decided = not all(map(_is_quiet, steps))
+        waiting = self._due - self._next_sequence + self._waiting
+        if waiting >= (self._group_steps if self.is_open else START_STEPS_MAX):
+            self.flush()
+
+    def _encode_taken(self) -> None:
+        """Bring what was taken into the buffers.
+
+        A whole group at once, not each step as it comes: the processor's caches then hold either
+        the engine or the encoder, which saves a replay a tenth of its time.
+        """
+        taken, self._taken = self._taken, []
+        for steps in taken:
+            linked: list[tuple[StepRows, bytes]] = []
+            head = self._head
+            for step in steps:
+                rows, head = self._link(step, head)
+                linked.append((rows, head))
+            for rows, head in linked:  # now that none of them is refused
+                self._buffer(rows, head)
+
+    def _link(self, step: Step, previous: bytes) -> tuple[StepRows, bytes]:
+        """Return the rows of *step* and its link after *previous*."""
         encoder = self._encoder
-        if encoder is None or step.sequence != due:
-            raise InvariantBroken(f"Step {step.sequence} came where step {due} was due.")
+        assert encoder is not None
         try:
             rows = encoder.encode(step)
             return rows, chain_digest(previous, rows.covered, rows.prefix, rows.payload)
@@ -419,8 +440,8 @@ class SqlAuditLog:
                 ) from error
             raise
 
-    def _buffer(self, step: Step, rows: StepRows, head: bytes) -> None:
-        self._last, self._head = step, head
+    def _buffer(self, rows: StepRows, head: bytes) -> None:
+        self._head = head
         self._next_sequence += 1
         steps = self._steps
         if not steps or steps[-1][0] is not rows.layout:
@@ -430,12 +451,11 @@ class SqlAuditLog:
             self._rows[table].append(row)
         if rows.gate_set:
             self._rows["gate_sets"].extend(rows.gate_set)
-        if not self._has_decided:
-            self._has_decided = not _is_quiet(step)
         self._waiting += 1
 
     def flush(self, also: Callable[[], object] = lambda: None) -> None:
         """Commit what is buffered, whole, or raise ``AuditUnwritable`` and take nothing more."""
+        self._encode_taken()
         if not self._waiting:
             return
         self._execute(self._write_buffers, also)
@@ -444,6 +464,7 @@ class SqlAuditLog:
 
     def _drop_buffers(self) -> None:
         self._waiting = 0
+        self._taken.clear()
         self._steps.clear()
         for buffer in self._rows.values():
             buffer.clear()

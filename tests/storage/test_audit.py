@@ -397,8 +397,9 @@ def test_a_step_that_cannot_be_encoded_ends_the_log_but_not_what_came_before(
     log = SqlAuditLog.open(path)
     log.begin(cases.run())
     append_all(log, steps[:7], [])
+    log.append_now(replace(steps[7], event=replace(steps[7].event, instrument="spot:X")))
     with pytest.raises(InvariantBroken, match="not an instrument of this run"):
-        log.append_now(replace(steps[7], event=replace(steps[7].event, instrument="spot:X")))
+        log.flush()
     with pytest.raises(AuditUnwritable, match="Step 7 could not be stored"):
         log.append_now(steps[7])
     log.close()
