@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from urllib.parse import quote
 
 from sqlalchemy import StaticPool, create_engine
@@ -81,6 +81,28 @@ def open_reader(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+class ReadOnly:
+    """What reads over a connection of its own: a context manager that closes it."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open the database *path* read-only; raise ``DataInvalid`` where that cannot be."""
+        return cls(open_reader(path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
 
 
 def lacking(connection: sqlite3.Connection, path: Path) -> dict[str, list[Column]]:

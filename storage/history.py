@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 import msgspec
 from msgspec.structs import replace
 
-from tracepaper.storage.database import advice, open_reader, open_writer
+from tracepaper.storage.database import ReadOnly, advice, open_writer
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 from tracepaper.strategies.types import Bar, Instrument, Source
 
@@ -47,26 +47,8 @@ class _Found(NamedTuple):
     instrument: Instrument
 
 
-class History:
+class History(ReadOnly):
     """An archive open for reading."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open the archive *path* read-only; raise ``DataInvalid`` where that cannot be."""
-        return cls(open_reader(path))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
 
     def series(self) -> list[Series]:
         """Return what the archive holds, by instrument and interval."""

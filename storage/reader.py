@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from msgspec import Struct
 
 from tracepaper.storage.columns import SEQUENCE_LIMIT, stored_columns
-from tracepaper.storage.database import open_reader
+from tracepaper.storage.database import ReadOnly
 from tracepaper.storage.decode import STEP, Interned, StepDecoder, StoredRows
 from tracepaper.storage.rows import OPENED_AT, SPARSE_TABLES, At, run_of, sequence_of, step_key
 from tracepaper.storage.schema import OF_A_RUN, RUN_TABLES, metadata
@@ -244,31 +244,13 @@ def resolve(path: Path | None, spec: str) -> Located:
         return Located(database, run_id, reader.damage(run_id))
 
 
-class Reader:
+class Reader(ReadOnly):
     """A database open for reading; closes what it opened."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open the database *path* read-only; raise ``DataInvalid`` where that cannot be."""
-        return cls(open_reader(path))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def connection(self) -> sqlite3.Connection:
         """The read-only connection."""
         return self._connection
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
 
     # ------------------------------------------------------------ runs
 

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 from tracepaper.strategies.types import Bar, Calibration, Event, Forecast, Step
+
+Made = TypeVar("Made")
+
+
+@contextmanager
+def registered(known: MutableMapping[str, Made], register: Callable[[], object]) -> Iterator[None]:
+    """Register something, and forget it afterwards."""
+    before = dict(known)
+    try:
+        register()
+        yield
+    finally:
+        known.clear()
+        known.update(before)
 
 
 class ManualClock:

@@ -31,6 +31,7 @@ from tracepaper.strategies.types import (
     Run,
     Step,
 )
+from tracepaper.strategies.words import NOTHING
 
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 BAR_CELLS: Final = 30
@@ -152,7 +153,7 @@ def _thoughts(step: Step, horizon: int) -> list[tuple[str, Text]]:
         case Forecast() as forecast:
             lines = [("forecast", _forecast(forecast, horizon))]
             if forecast.explanation is not None:
-                regime = step.decision.regime.value if step.decision is not None else "–"
+                regime = step.decision.regime.value if step.decision is not None else NOTHING
                 text = (
                     f"confidence {forecast.explanation.confidence:.3f}  regime {regime}  "
                     f"recent mass {forecast.explanation.recent_mass:.3f}"

@@ -13,7 +13,7 @@ from tracepaper.replay.report.attention import Group
 from tracepaper.replay.report.document import AccountReport, Report
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, YEAR_DAYS, Drawdown
 from tracepaper.replay.report.refusals import Refusal
-from tracepaper.replay.report.tables import Estimate, Figure, Form, Table, table
+from tracepaper.replay.report.tables import Estimate, Figure, Form, Table, of_view, table
 from tracepaper.replay.report.trades import ClosedTrade, TradeGroup, groups_of
 from tracepaper.storage.run_views import Row
 
@@ -201,10 +201,10 @@ REGIMES: Final = (
 )
 
 GAPS: Final = (
-    Figure[Row]("instrument", "instrument", "text", lambda of: of["instrument"]),
-    Figure[Row]("from_ms", "from", "minute", lambda of: of["from_ms"]),
-    Figure[Row]("until_ms", "until", "minute", lambda of: of["until_ms"]),
-    Figure[Row]("cause", "cause", "text", lambda of: of["cause"]),
+    of_view("instrument", "instrument", "text"),
+    of_view("from_ms", "from", "minute"),
+    of_view("until_ms", "until", "minute"),
+    of_view("cause", "cause", "text"),
     Figure[Row]("repaired_by", "repaired by", "text", lambda of: of["repaired_by"] or "nothing"),
 )
 

@@ -24,6 +24,7 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.stream import RESIDUAL
+from tracepaper.strategies.words import NOTHING
 
 ROWS: Final = 40
 CELLS: Final = 40
@@ -225,7 +226,7 @@ def heads_table(heads: HeadReport) -> Markup:
             reading.kind.value,
             f"{reading.confidence:.4f}",
             f"{reading.local_mass:.1%}",
-            f"{reading.period_bars:,}" if reading.period_bars else "–",
+            f"{reading.period_bars:,}" if reading.period_bars else NOTHING,
             f"{reading.period_correlation:.2f}",
             f"{reading.event_share:.2f}",
         ]

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from tracepaper.replay.report.tables import Figure, Table, printed, table
+from tracepaper.replay.report.tables import Figure, Table, of_view, printed, table
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
 from tracepaper.strategies.types import ACTING_ONLY
@@ -104,22 +104,22 @@ def _accounts(views: RunViews) -> Iterator[Row]:
 # ---------------------------------------------------------------- for a terminal
 
 ACCOUNTS: Final = (
-    Figure[Row]("account", "account", "text", lambda of: of["account"]),
-    Figure[Row]("equity", "equity", "money", lambda of: of["equity"]),
-    Figure[Row]("realized_pnl", "realised", "gain", lambda of: of["realized_pnl"]),
-    Figure[Row]("unrealized_pnl", "unrealised", "gain", lambda of: of["unrealized_pnl"]),
-    Figure[Row]("fees_paid", "fees", "money", lambda of: of["fees_paid"]),
-    Figure[Row]("funding_paid", "funding", "money", lambda of: of["funding_paid"]),
-    Figure[Row]("fills", "fills", "count", lambda of: of["fills"]),
+    of_view("account", "account", "text"),
+    of_view("equity", "equity", "money"),
+    of_view("realized_pnl", "realised", "gain"),
+    of_view("unrealized_pnl", "unrealised", "gain"),
+    of_view("fees_paid", "fees", "money"),
+    of_view("funding_paid", "funding", "money"),
+    of_view("fills", "fills", "count"),
 )
 FILLS: Final = (
-    Figure[Row]("filled_ms", "time", "second", lambda of: of["filled_ms"]),
-    Figure[Row]("instrument", "instrument", "text", lambda of: of["instrument"]),
-    Figure[Row]("side", "side", "text", lambda of: of["side"]),
-    Figure[Row]("quantity", "quantity", "exact", lambda of: of["quantity_text"]),
-    Figure[Row]("price", "price", "exact", lambda of: of["price_text"]),
-    Figure[Row]("fee", "fee", "money", lambda of: of["fee"]),
-    Figure[Row]("reason", "why", "text", lambda of: of["reason"]),
+    of_view("filled_ms", "time", "second"),
+    of_view("instrument", "instrument", "text"),
+    of_view("side", "side", "text"),
+    of_view("quantity", "quantity", "exact", "quantity_text"),
+    of_view("price", "price", "exact", "price_text"),
+    of_view("fee", "fee", "money"),
+    of_view("reason", "why", "text"),
 )
 
 

@@ -17,7 +17,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from tracepaper.replay.archive.times import iso
-from tracepaper.strategies.words import duration, visible
+from tracepaper.storage.run_views import Row
+from tracepaper.strategies.words import NOTHING, duration, visible
 
 T = TypeVar("T")
 Estimate = tuple[float, float | None]
@@ -26,7 +27,6 @@ Form = Literal[
     "text", "count", "money", "gain", "percent", "gain percent", "ratio", "gain ratio", "bp",
     "gain bp", "share", "days", "measure", "minute", "second", "span", "exact", "bar",
 ]  # fmt: skip
-NONE: Final = "–"
 _PATTERNS: Final = {
     "gain": ("{:+,.2f}", 1.0), "gain percent": ("{:+,.2f}", 100.0), "gain ratio": ("{:+,.2f}", 1.0),
     "gain bp": ("{:+,.1f}", 1e4), "money": ("{:,.2f}", 1.0), "percent": ("{:,.2f}", 100.0),
@@ -56,6 +56,12 @@ class Figure(Generic[T]):
     form: Form
     of: Callable[[T], Value]
     wide: bool = False
+
+
+def of_view(key: str, title: str, form: Form, column: str = "") -> Figure[Row]:
+    """Return the figure that a view's row holds in *column*; by default in that called *key*."""
+    name = column or key
+    return Figure(key, title, form, lambda row: row[name])
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def table(
 def written(value: Value, form: Form) -> str:
     """Return *value* for people; a dash where there is none."""
     if value is None or value == "":
-        return NONE
+        return NOTHING
     if isinstance(value, tuple):
         error = "" if value[1] is None else f" ± {written(value[1], _plain(form))}"
         return f"{written(value[0], form).removesuffix(' %')}{error or _unit(form)}"

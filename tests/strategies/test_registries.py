@@ -6,16 +6,16 @@ Each fake is registered here and taken out again; nothing else is told of it.
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import builders
 import models
 import pytest
 import torch
+from fakes import registered
 from torch import Tensor, nn
 
 from tracepaper.daemon.cli import invoke
@@ -32,20 +32,6 @@ from tracepaper.strategies.networks import architecture, encodings, heads
 from tracepaper.strategies.networks.architecture import Look, Network, NetworkKind
 from tracepaper.strategies.networks.encodings import Encoding
 from tracepaper.strategies.networks.heads import HEADS, Head, Heads, Outputs
-
-Made = TypeVar("Made")
-
-
-@contextmanager
-def registered(known: MutableMapping[str, Made], register: Callable[[], object]) -> Iterator[None]:
-    """Register something, and forget it afterwards."""
-    before = dict(known)
-    try:
-        register()
-        yield
-    finally:
-        known.clear()
-        known.update(before)
 
 
 def tensors(time: int = 40) -> tuple[Tensor, Tensor, Tensor]:

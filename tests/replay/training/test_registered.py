@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import learning
 import numpy as np
 import pytest
 import torch
+from fakes import registered
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
@@ -32,19 +31,6 @@ from tracepaper.strategies.networks.heads import Outputs
 torch.set_num_threads(1)
 KNOWN = learning.segment(4 * learning.DAY_BARS)
 SPLIT = learning.split(1.5, 2.5, 3.2)
-Made = TypeVar("Made")
-
-
-@contextmanager
-def registered(known: MutableMapping[str, Made], register: Callable[[], object]) -> Iterator[None]:
-    """Register something, and forget it afterwards."""
-    before = dict(known)
-    try:
-        register()
-        yield
-    finally:
-        known.clear()
-        known.update(before)
 
 
 def crossed(segment: Segment, horizon: int) -> NDArray[np.float32]:
