@@ -116,7 +116,7 @@ class Walk:
                     yield self._run(block, after if answers else None)
                 elif name := _file_name(block):
                     (self.folder / name).write_text(self._local(block.text), encoding="utf-8")
-            yield from self._stopped("")
+            yield from self._stopped(None)
         finally:
             for program in [program for _, program in self.programs]:
                 program.kill()
@@ -169,8 +169,8 @@ class Walk:
         words = shlex.split(self._local(command))
         return Program(words, self.folder, name=name, extra=extra)
 
-    def _stopped(self, section: str) -> Iterator[Outcome]:
-        """Stop the programs of earlier sections; yield how each ended."""
+    def _stopped(self, section: str | None) -> Iterator[Outcome]:
+        """Stop the programs of other sections than *section*; yield how each ended."""
         for started_in, program in list(self.programs):
             if started_in != section:
                 self.programs.remove((started_in, program))

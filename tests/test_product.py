@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from programs import BIN, Ended, Program, environment, pointing_at, run
+from programs import BIN, ROOT, Ended, Program, environment, pointing_at, run
 
 from tracepaper.replay.samples import DEMO_CANDLES
 
@@ -277,7 +277,7 @@ def test_lookahead_aggregates_candles_as_a_replay_does(tmp_path: Path) -> None:
 
 
 def test_a_corrupt_checkpoint_is_refused_by_its_hash(tmp_path: Path) -> None:
-    shutil.copytree(DEMO_CANDLES.parent / "default", tmp_path / "model")
+    shutil.copytree(ROOT / "storage" / "models" / "default", tmp_path / "model")
     weights = tmp_path / "model" / "weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

@@ -81,7 +81,7 @@ def read_table(path: Path, *, format_name: str | None = None) -> RawTable:
     name = path.name.lower()
     if packing is not None and packing.unpack is not None:
         name, raw = packing.unpack(path, raw)
-    said = _format_of(name) if format_name is None else _format_named(format_name)
+    said = _format_of(name) if format_name is None else format_named(format_name)
     for one in FORMATS.values():
         if one is not said and raw.startswith(one.magics):
             suffix = Path(name).suffix or "nothing"
@@ -106,7 +106,7 @@ def known() -> str:
     return f"{', '.join(suffixes)} (also in {packed})"
 
 
-def _format_named(name: str) -> Format:
+def format_named(name: str) -> Format:
     """Return the format *name*; raise ``ConfigInvalid`` where there is none."""
     if name not in FORMATS:
         raise ConfigInvalid(f"There is no format {name}; write one of {', '.join(FORMATS)}.")

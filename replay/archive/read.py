@@ -21,7 +21,7 @@ from tracepaper.replay.archive.decimals import (
     parse,
     round_to_fit,
 )
-from tracepaper.replay.archive.formats import is_archive, read_table
+from tracepaper.replay.archive.formats import format_named, is_archive, read_table
 from tracepaper.replay.archive.names import (
     REQUIRED,
     TIME,
@@ -72,6 +72,8 @@ def read_candles(
     Raises ``DataInvalid`` (one sentence with file and line) where the file cannot be believed,
     and ``ConfigInvalid`` where no symbol is known.
     """
+    if format_name is not None:
+        format_named(format_name)  # a mistake in it is said before the file is looked at
     if category is not None and category not in tuple(Category):
         raise ConfigInvalid(f"The category is {category!r}; write linear or spot.")
     named, file = split_argument(path)

@@ -13,7 +13,6 @@ from tracepaper.daemon.commands.options import (
     database_path,
     print_json,
 )
-from tracepaper.replay.archive.formats import FORMATS, known
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Category
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Import, check, list and fetch candles.")
 
 GAPS_SHOWN: Final = 5
+
 
 PathsArgument = Annotated[
     list[str],
@@ -43,8 +43,8 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
-        metavar=f"[{'|'.join(FORMATS)}]",
-        help=f"The kind of file, where its name does not end in {known()}.",
+        metavar="NAME",
+        help="The kind of file, where its name does not end in it; ? lists all there are.",
     ),
 ]
 ArchiveOption = Annotated[

@@ -61,8 +61,8 @@ def test_a_new_format_is_read_by_its_name_also_packed(tmp_path: Path, ledger: st
 def test_a_new_format_is_offered_by_data_import_and_imported(tmp_path: Path, ledger: str) -> None:
     path = tmp_path / "BTCUSDT_1m.saved"
     path.write_text(ledger)
-    text = run("import", "--help")
-    assert f"[{'|'.join(FORMATS)}]" in "".join(text.split()).replace("│", "")
+    with pytest.raises(ConfigInvalid, match=f"write one of {', '.join(FORMATS)}"):
+        read_candles(path, format_name="?")
     archive = str(tmp_path / "candles.db")
     assert "5 candles from" in run("import", str(path), "--format", "ledger", "--db", archive)
     assert "linear:BTCUSDT, 1m: 5 candles" in run("list", "--db", archive)
