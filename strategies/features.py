@@ -38,7 +38,7 @@ class FeatureSchema:
 
     def rows(self, of: v1.FeatureInputs) -> NDArray[np.float32]:
         """Return [feature, time] rows, scaled and clipped."""
-        rows = np.stack([feature.compute(of) for feature in self.features])
+        rows: Array = np.array([feature.compute(of) for feature in self.features])
         rows *= self.gains
         return np.clip(rows, -v1.CLIP, v1.CLIP).astype(np.float32)
 
@@ -136,12 +136,12 @@ def _stages(columns: Columns, span: slice) -> _Stages:
     close_before = lagged(close, 1)
     return_before = lagged(np.log(close / close_before), 1)
     base = v1.base_rows(
-        high, low, close, columns.volume[span], np.stack([close_before, return_before])
+        high, low, close, columns.volume[span], np.array([close_before, return_before])
     )
     sums = windows(base, np.add, (1, *v1.SUM_WINDOWS))
     sigma = v1.sigma_of(sums)
     inputs = v1.standardised_inputs(high, low, sums, sigma)
-    return _Stages(base, np.stack([high, -low]), inputs, sums, sigma)
+    return _Stages(base, np.array([high, -low]), inputs, sums, sigma)
 
 
 def _block(
@@ -223,11 +223,11 @@ class FeatureStreams:
         before = np.ascontiguousarray(self._before[at].T)  # [2, bar]
         levels = self._sums.step(at, v1.base_rows(high, low, close, table.volume, before))
         sums = {2**place: level for place, level in enumerate(levels)}
-        extremes = self._extremes.step(at, np.stack([high, -low]))[-1]
+        extremes = self._extremes.step(at, np.array([high, -low]))[-1]
         sigma = v1.sigma_of(sums)
         inputs = v1.standardised_inputs(high, low, sums, sigma)
         input_sums = self._inputs.step(at, inputs)[-1]
-        self._before[at] = np.stack([close, np.log(close / before[0])], axis=1)
+        self._before[at] = np.array([close, np.log(close / before[0])]).T
         self._counts[at] += 1
         of = v1.FeatureInputs(
             past_closes=dict(
@@ -241,8 +241,10 @@ class FeatureStreams:
         )
         is_complete = self._counts[at] >= self.schema.lookback
         values = np.ascontiguousarray(self.schema.rows(of).T)
-        values[~is_complete] = np.nan
-        return FeatureRows(values, np.where(is_complete, sigma, np.nan), is_complete)
+        if not is_complete.all():
+            values[~is_complete] = np.nan
+            sigma = np.where(is_complete, sigma, np.nan)
+        return FeatureRows(values, sigma, is_complete)
 
 
 def _require_prices(bars: Sequence[Bar]) -> None:

@@ -47,8 +47,8 @@ BASE_ROWS: Final = 8
 _MINUTES: Final = np.arange(1440) * (2.0 * np.pi / 1440)
 _DAYS: Final = np.arange(7) * (2.0 * np.pi / 7)
 # Tables, since the last bit of a vectorised sine may depend on its place in the vector.
-_HOUR: Final[Array] = np.stack([np.sin(_MINUTES), np.cos(_MINUTES)])
-_WEEKDAY: Final[Array] = np.stack([np.sin(_DAYS), np.cos(_DAYS)])
+_HOUR: Final[Array] = np.array([np.sin(_MINUTES), np.cos(_MINUTES)])
+_WEEKDAY: Final[Array] = np.array([np.sin(_DAYS), np.cos(_DAYS)])
 _PARKINSON: Final = 1.0 / (4.0 * float(np.log(2.0)))
 
 
@@ -60,7 +60,7 @@ def base_rows(high: Array, low: Array, close: Array, volume: Array, before: Arra
     """
     returned = np.log(close / before[0])
     spread = np.log(high / low)
-    return np.stack(
+    return np.array(
         [
             returned * returned,
             spread * spread * _PARKINSON,
@@ -84,7 +84,7 @@ def sigma_of(sums: Mapping[int, Array]) -> Array:
 def standardised_inputs(high: Array, low: Array, sums: Mapping[int, Array], sigma: Array) -> Array:
     """Return [6, time]: the three rows that become z-scores, and their squares."""
     volume, mean = sums[1][VOLUME], sums[256][VOLUME] / 256.0
-    rows = np.stack(
+    rows = np.array(
         [
             np.log1p(np.log(high / low) / sigma),
             np.log(sigma),
