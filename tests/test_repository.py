@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import re
 import subprocess
 import sys
@@ -29,6 +30,22 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 IN_THE_REPOSITORY = re.compile(
     r"(?<![\w/.])((?:daemon|replay|storage|strategies|tests|deploy|docs)/[\w./-]+\.[a-z]+)\b"
 )
+
+
+def tracked() -> list[str]:
+    """Return the files of the repository, relative to its root."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    return [os.fsdecode(name) for name in done.stdout.split(b"\0")[:-1]]
+
+
+def strange(names: Iterable[str]) -> list[str]:
+    """Return those of *names* that hold anything but letters, digits and ``._-/``."""
+    return [name for name in names if re.fullmatch(r"[A-Za-z0-9._/-]+", name) is None]
+
+
+def test_no_file_has_a_name_that_a_shell_would_have_to_quote() -> None:
+    assert strange(["docs/a-b.md", ".ci/run", "A-\udcf1 9].", "a b"]) == ["A-\udcf1 9].", "a b"]
+    assert strange(tracked()) == [], "a test or a program left it behind: remove it"
 
 
 def sources() -> list[Path]:
@@ -163,12 +180,9 @@ def test_nothing_sends_its_reader_to_a_document_that_is_not_here() -> None:
     planted += " daemon/nowhere.py, [there](deploy/nowhere.md) and daemon/clock.py"
     expected = {"RULES", "POINTS", "NOTES", "daemon/nowhere.py", "deploy/nowhere.md"}
     assert lost_pointers(ROOT / "README.md", planted) == expected
-    files = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
     strangers = {
         name: lost
-        for name in files.stdout.splitlines()
+        for name in tracked()
         if Path(name).suffix in TOLD_IN or Path(name).name in TOLD_IN
         if name not in {"CHANGELOG.md", "DECISIONS.md"}  # they tell of what once was
         if (ROOT / name).is_file() and (lost := lost_pointers(ROOT / name, spoken(ROOT / name)))
