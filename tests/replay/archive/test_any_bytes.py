@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import feather, parquet
 
 from tracepaper.replay.archive import read_candles, read_funding
+from tracepaper.replay.archive.formats import FORMATS
 from tracepaper.strategies.errors import TracepaperError
 
 T0 = 1_735_689_600_000
@@ -76,6 +77,20 @@ def test_the_unharmed_files_are_read() -> None:
 @settings(deadline=None)
 def test_random_bytes_are_refused_in_our_own_words(name: str, content: bytes) -> None:
     survive(name, content)
+
+
+STARTS = sorted(
+    {(one.suffixes[0], magic) for one in FORMATS.values() for magic in one.magics or (b"",)}
+)
+TEXTS = [b"", b"\n", TEXT, TEXT[:-9], b"one two three\n", b"{}\n[1, 2]\n"]
+
+
+@given(st.sampled_from(STARTS), st.sampled_from(TEXTS) | st.binary(max_size=300))
+@settings(deadline=None)
+def test_the_reader_of_every_format_refuses_what_it_cannot_read_in_our_own_words(
+    start: tuple[str, bytes], content: bytes
+) -> None:
+    survive(start[0], start[1] + content)
 
 
 @given(
