@@ -102,6 +102,7 @@ class Gate(Struct, frozen=True, eq=False, kw_only=True):
     of_prediction: bool  # measured on what the forecaster answered, and stored beside that
     is_timing: bool  # what only time explains: decisions that differ in it alone are equal
     starts_at: float  # the least value of its measure
+    of_quotes: bool  # measured on quotes, and declared only where they fill orders
     is_capped: bool  # its measure stops at the threshold, so that it is never far above it
 
     @property
@@ -127,7 +128,7 @@ GATES: Final[dict[str, Gate]] = {}
 """Every gate by its name."""
 
 
-def gate(
+def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
     kind: GateKind,
     unit: str,
     *,
@@ -135,20 +136,22 @@ def gate(
     at_most: Threshold | None = None,
     of_prediction: bool = False,
     is_timing: bool = False,
+    of_quotes: bool = False,
     starts_at: float = 0.0,
     is_capped: bool = False,
 ) -> Callable[[Measure], Gate]:
     """Declare the decorated function as a gate with one threshold, *at_least* or *at_most*.
 
-    It bears the function's name, and its docstring says what it measures. Configuration and
+    It bears the function's name, and its docstring says what it measures. A gate of risk measures 0
+    where the target lowers the exposure, whatever its function says. Configuration and
     storage are made from what is declared when they are imported, so it must happen before that.
     """
 
     def declare(measure: Measure) -> Gate:
         threshold = at_most if at_least is None else at_least
-        name = measure.__name__
+        name, measured_as = measure.__name__, measure
         if kind is GateKind.RISK:
-            name = f"risk.{name.removeprefix('risk_')}"
+            name, measured_as = f"risk.{name.removeprefix('risk_')}", _of_more_risk(measure)
         if threshold is None or name in GATES:
             raise InvariantBroken(f"Gate {name} needs one threshold and a name of its own.")
         GATES[name] = Gate(
@@ -156,17 +159,27 @@ def gate(
             kind=kind,
             words=(measure.__doc__ or "").strip().rstrip("."),
             unit=unit,
-            measure=measure,
+            measure=measured_as,
             threshold=threshold,
             at_least=at_least is not None,
             of_prediction=of_prediction,
             is_timing=is_timing,
+            of_quotes=of_quotes,
             starts_at=starts_at,
             is_capped=is_capped,
         )
         return GATES[name]
 
     return declare
+
+
+def _of_more_risk(measure: Measure) -> Measure:
+    """Return *measure* as a risk gate has it: 0 where the target lowers the exposure."""
+
+    def measured_as(seen: GateInputs) -> float | None:
+        return 0.0 if seen.reduces else measure(seen)
+
+    return measured_as
 
 
 def gate_order(*kinds: GateKind) -> tuple[str, ...]:
@@ -238,6 +251,7 @@ def plausible(seen: GateInputs) -> float | None:
         example=60_000,
     ),
     is_timing=True,
+    of_quotes=True,
 )
 def stale(seen: GateInputs) -> float | None:
     """Age of the newest quote at the decision; declared only where execution is by quotes."""
@@ -368,7 +382,7 @@ def edge(seen: GateInputs) -> float | None:
 )
 def risk_notional(seen: GateInputs) -> float | None:
     """Notional of the target; 0 where it lowers the exposure, as for every limit."""
-    return 0.0 if seen.reduces else seen.notional / MONEY_SCALE
+    return seen.notional / MONEY_SCALE
 
 
 @gate(
@@ -383,7 +397,7 @@ def risk_notional(seen: GateInputs) -> float | None:
 )
 def risk_drawdown(seen: GateInputs) -> float | None:
     """Fall of equity from its peak."""
-    return 0.0 if seen.reduces else seen.drawdown
+    return seen.drawdown
 
 
 @gate(
@@ -398,7 +412,7 @@ def risk_drawdown(seen: GateInputs) -> float | None:
 )
 def risk_daily_loss(seen: GateInputs) -> float | None:
     """Loss since the first bar of the UTC day."""
-    return 0.0 if seen.reduces else seen.daily_loss
+    return seen.daily_loss
 
 
 @gate(
@@ -413,7 +427,7 @@ def risk_daily_loss(seen: GateInputs) -> float | None:
 )
 def risk_daily_trades(seen: GateInputs) -> float | None:
     """Trades of the UTC day, the one being judged among them."""
-    return 0.0 if seen.reduces else float(seen.daily_trades)
+    return float(seen.daily_trades)
 
 
 # ---------------------------------------------------------------- words

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gate_evaluator import YARDSTICK_BARS
-from tracepaper.strategies.gates import GATES, GateKind, gate_order, plausible, stale
+from tracepaper.strategies.gates import GATES, GateKind, gate_order, plausible
 from tracepaper.strategies.types import Action, Bar, Calibration, Forecast, Regime, Signal
 
 
@@ -190,9 +190,7 @@ class AttentionStrategy(Strategy):
 def declared_gates(strategy: Strategy, *, by_quotes: bool, risk: Mapping[str, float]) -> set[str]:
     """Return the gates that have rows: the strategy's own and every configured risk limit."""
     gates = set(strategy.gates) | set(risk)
-    if not by_quotes:
-        gates.discard(stale.name)
-    return gates
+    return {name for name in gates if by_quotes or not GATES[name].of_quotes}
 
 
 def remembered(strategy: Strategy) -> int:

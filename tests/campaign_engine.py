@@ -19,15 +19,16 @@ from typing import Final
 import msgspec
 from builders import MINUTE, START_MS
 
+from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.daemon.engine.orders import NOTIONAL_MOST
 from tracepaper.daemon.engine.state import EngineSettings
-from tracepaper.strategies.gate_evaluator import GateEvaluator
+from tracepaper.strategies.gate_evaluator import GateEvaluator, thresholds_of
 from tracepaper.strategies.gates import GateKind, gate_order
 from tracepaper.strategies.market import Notional
 from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
-from tracepaper.strategies.strategy import CORE_GATES, Outlook, Strategy
+from tracepaper.strategies.strategy import CORE_GATES, Outlook, Strategy, declared_gates
 from tracepaper.strategies.types import (
     MONEY_SCALE,
     Action,
@@ -52,6 +53,7 @@ from tracepaper.strategies.types import (
 )
 
 BARS_MOST: Final = 64
+DEFAULTS: Final = Config().model_dump()
 WORTH_MOST: Final = 10**6 * MONEY_SCALE
 CASH_MOST: Final = 10**8 * MONEY_SCALE
 INTEGRITY: Final = frozenset(gate_order(GateKind.INTEGRITY))
@@ -141,16 +143,11 @@ def drawn(seed: int) -> Drawn:
         mode, quantity=quantity, notional=max(worth, 1), rebalance=rng.choice((0.0, 0.25))
     )
     strategy = Dice(rng)
-    gates = strategy.gates | frozenset(risk)
-    if not by_quotes:
-        gates -= {"stale"}
-    evaluator = GateEvaluator(
-        gates,
-        {
-            "operator": 1, "warm": strategy.warmup, "late": MINUTE, "gap": 0,
-            "plausible": 100, "stale": MINUTE, **risk,
-        },
-    )  # fmt: skip
+    gates = declared_gates(strategy, by_quotes=by_quotes, risk=risk)
+    usual = thresholds_of(
+        gates - risk.keys(), DEFAULTS, warmup=strategy.warmup, interval_ms=MINUTE, calibration=None
+    )
+    evaluator = GateEvaluator(frozenset(gates), usual | risk)
     key = item.id
     engine = Engine([item], {key: strategy}, {key: Sizer(sizing, item)}, {key: evaluator}, settings)
     return Drawn(item, settings, engine, drawn_events(rng, item, price, by_quotes=by_quotes))

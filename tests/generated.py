@@ -15,6 +15,14 @@ from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config.text import example
 from tracepaper.replay.exchange.surface import listing
 from tracepaper.storage.views import documentation
+from tracepaper.strategies.gates import (
+    GATES,
+    Gate,
+    StrategyWarmup,
+    ThresholdForm,
+    ThresholdKey,
+    gate_order,
+)
 
 
 def views_page() -> str:
@@ -57,6 +65,33 @@ def surface_page() -> str:
             + "\n".join(f"| `{each}` | {_sentence(text)} |" for each, text in entries.items()),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def decisions_page() -> str:
+    """Return the page of the gates, with the table that its text surrounds."""
+    page = ROOT / "docs" / "decisions.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition("| gate |")
+    _, blank, after = rest.partition("\n\n")
+    rows = "\n".join(_gate_row(GATES[name]) for name in gate_order())
+    head = "| gate | kind | measure | unit | passes | key, default |\n|---|---|---|---|---|---|"
+    return f"{before}{head}\n{rows}{blank}{after}"
+
+
+def _gate_row(gate: Gate) -> str:
+    """Return the row of *gate* in docs/decisions.md, G7."""
+    sign, threshold, key = "≥" if gate.at_least else "≤", gate.threshold, ""
+    if isinstance(threshold, ThresholdKey):
+        usual = threshold.default
+        if usual is None and threshold.form is ThresholdForm.MILLISECONDS:
+            usual = "one interval"
+        key = f"`{gate.section}.{threshold.name}`" + (f", {usual}" if usual else "")
+    elif isinstance(threshold, StrategyWarmup):
+        key = "the strategy's warm-up"
+    elif gate.is_switch:
+        sign = "yes"
+    else:
+        sign = f"{sign} {threshold:g}"
+    return f"| `{gate.name}` | {gate.kind} | {gate.words} | {gate.unit} | {sign} | {key} |"
 
 
 def _sentence(text: str) -> str:
@@ -106,6 +141,7 @@ def _row(parameter: Any, context: Any) -> str:
 GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     ROOT / "deploy" / "config.example.toml": example,
     ROOT / "docs" / "commands.md": commands_page,
+    ROOT / "docs" / "decisions.md": decisions_page,
     ROOT / "docs" / "surface.md": surface_page,
     ROOT / "docs" / "views.md": views_page,
 }

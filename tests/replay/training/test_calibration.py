@@ -20,7 +20,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates import GATES, GateInputs
 
 RNG = np.random.default_rng(3)
-NAMES = ("confidence", "collapsed", "shift", "direction", "edge", "recent_mass")
+NAMES = (*(gate.calibrated_as for gate in GATES.values() if gate.calibrated_as), "recent_mass")
 
 
 @pytest.mark.parametrize("wanted", [0.5, 1.0, 2.5])
@@ -78,7 +78,10 @@ def test_a_forecast_without_an_explanation_is_refused() -> None:
 
 def test_the_default_thresholds_are_those_of_the_gates() -> None:
     known = {name: [float(percent) for percent in range(1, 100)] for name in NAMES}
-    assert _default_thresholds(known) == {
+    expected = {
         "confidence": 50.0, "collapsed": 1.0, "shift": 99.0, "direction": 50.0,
         "recent_mass": pytest.approx(100 / 3),
     }  # fmt: skip
+    found = _default_thresholds(known)
+    assert {name: found[name] for name in expected} == expected
+    assert found.keys() == set(NAMES) - {"edge"}
