@@ -90,7 +90,8 @@ def test_nothing_is_cut_off_on_a_terminal_of_eighty_columns(
 ) -> None:
     for report in (cross_report, attention_report):
         lines = printed(report).splitlines()
-        assert not [line for line in lines if "…" in line]
+        cut = [line for line in lines if "…" in line]
+        assert not cut, "give the figure that has no room wide=True: JSON and the page show it"
 
 
 @pytest.mark.parametrize(
