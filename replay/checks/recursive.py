@@ -5,10 +5,12 @@ The rule is docs/strategies.md, U3.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final
+
+import numpy as np
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.replay.archive import Candles, slice_candles
@@ -38,42 +40,70 @@ class RecursiveFinding:
         return not self.differences
 
 
-def derive(config: Config, candles: Candles, *, mode: str) -> list[DerivedStep]:
+def derive(config: Config, candles: Sequence[Candles], *, mode: str) -> list[DerivedStep]:
     """Return every step of a replay of *candles*; nothing is stored."""
-    replay = build(config, [candles], started_at_ms=0, mode=mode)
+    replay = build(config, candles, started_at_ms=0, mode=mode)
     taken = chain.from_iterable(derived(replay))
     return [one for one in taken if isinstance(one.step.event, Bar)]
 
 
+def _from_on(steps: Sequence[DerivedStep], from_ms: Mapping[str, int]) -> list[DerivedStep]:
+    """Return the *steps* of bars that open at the time *from_ms* of their instrument or later."""
+    return [
+        one
+        for one in steps
+        if isinstance(event := one.step.event, Bar)
+        and event.open_time_ms >= from_ms[event.instrument]
+    ]
+
+
 def recursive(
     config: Config,
-    candles: Candles,
+    candles: Sequence[Candles],
     *,
     probes: int,
     warmup: int,
     mode: str = "scan",
     report: Callable[[str], None] = lambda _: None,
 ) -> RecursiveFinding:
-    """Start at *probes* later bars; after *warmup* bars nothing but the account may differ."""
+    """Start at *probes* later bars; after *warmup* bars nothing but the account may differ.
+
+    Of several instruments all start at the time of a bar of the first one.
+    """
     found = RecursiveFinding()
-    room = len(candles) - warmup
-    if room < 2:  # one bar to start later by, one to compare
+    for part in candles:
+        if len(part) - warmup < 2:  # one bar to start later by, one to compare
+            raise DataInvalid(
+                f"{part.path} holds {len(part)} bars and the warm-up alone takes {warmup}; "
+                "give more data."
+            )
+    times = candles[0].open_time_ms
+    last_ms = min(int(part.open_time_ms[-warmup - 1]) for part in candles)
+    room = int(np.searchsorted(times, last_ms, side="right"))
+    if room < 2:
         raise DataInvalid(
-            f"{candles.path} holds {len(candles)} bars and the warm-up alone takes {warmup}; "
-            "give more data."
+            f"After the first bar of {candles[0].path} too few bars of the others follow for the "
+            f"warm-up of {warmup}; give candles of one time."
         )
     whole = derive(config, candles, mode=mode)
     starts = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
     for number, start in enumerate(starts):
         report(f"probe {number + 1} of {len(starts)}: starting at bar {start}")
-        steps = derive(config, slice_candles(candles, slice(start, len(candles))), mode=mode)
+        later = [_cut(part, int(times[start])) for part in candles]
+        warm = {part.instrument: int(part.open_time_ms[warmup]) for part in later}
+        steps = derive(config, later, mode=mode)
         found.probes += 1
-        for one, two in zip(whole[start + warmup :], steps[warmup:], strict=True):
+        for one, two in zip(_from_on(whole, warm), _from_on(steps, warm), strict=True):
             found.compared += 1
             if not same_judgement(one, two):
                 found.differences.append(difference_of(one, two))
                 return found
     return found
+
+
+def _cut(candles: Candles, open_ms: int) -> Candles:
+    row = int(np.searchsorted(candles.open_time_ms, open_ms))
+    return slice_candles(candles, slice(row, len(candles)))
 
 
 def same_judgement(one: DerivedStep, two: DerivedStep) -> bool:

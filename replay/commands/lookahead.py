@@ -18,16 +18,14 @@ if TYPE_CHECKING:
 
 MOST_BARS = 100_000
 DataOption = Annotated[
-    str, typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH.")
+    list[str],
+    typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat."),
 ]
 ModeOption = Annotated[str, typer.Option(help="How the model goes over the bars: scan or step.")]
 
 
 def lookahead(
-    data: Annotated[
-        list[str],
-        typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat."),
-    ],
+    data: DataOption,
     *,
     probes: Annotated[int, typer.Option(min=1, help="Futures to corrupt or cut off.")] = 12,
     seconds: Annotated[
@@ -99,16 +97,16 @@ def recursive(
     from tracepaper.replay.checks.recursive import recursive as check
     from tracepaper.strategies.errors import ConfigInvalid
 
-    given, (candles,) = _given([data], config)
+    given, candles = _given(data, config)
     forecaster = load_forecaster(given) if needs_forecaster(given) else None
     warmup = warmup_bars(make_strategies(given, forecaster))
-    wanted = min(len(candles), bars or 2 * warmup + 1_000)
+    wanted = min(*map(len, candles), bars or 2 * warmup + 1_000)
     if wanted <= warmup:
         # Nothing would differ, for nothing would be decided.
         raise ConfigInvalid(
             f"The strategy is warm after {warmup:,} bars, and {wanted:,} are looked at; give more."
         )
-    (candles,) = _first([candles], wanted)
+    candles = _first(candles, wanted)
     found = check(given, candles, probes=probes, warmup=warmup, mode=mode, report=_report)
     if json:
         said = {"check": "recursive", **asdict(found), "holds": found.holds}

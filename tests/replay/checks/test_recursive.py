@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def found(folder: Path, walk: Candles, sections: dict[str, Any], **bodies: str) 
     name = f"starts_{next(_NUMBERS)}"
     (folder / f"{name}.py").write_text(own.source(**bodies))
     with own.importable(folder):
-        return recursive(configured(f"{name}:Mine", **sections), walk, probes=4, warmup=60)
+        return recursive(configured(f"{name}:Mine", **sections), [walk], probes=4, warmup=60)
 
 
 REMEMBERS: dict[str, dict[str, str]] = {
@@ -118,9 +119,37 @@ def test_what_the_account_alone_explains_is_no_difference(
 
 @pytest.mark.parametrize("name", ["sma_cross", "persistence"])
 def test_a_strategy_of_ours_passes(walk: Candles, name: str) -> None:
-    assert recursive(configured(name), walk, probes=4, warmup=60).holds
+    assert recursive(configured(name), [walk], probes=4, warmup=60).holds
+
+
+@pytest.fixture(scope="module")
+def walks(walk: Candles) -> list[Candles]:
+    """Return the candles of two symbols, of which the second begins and ends earlier."""
+    other = replace(made_candles(walk_rows(320, seed=2)), symbol="ETHUSDT")
+    shifted = other.open_time_ms - 40 * other.interval_ms
+    return [walk, replace(other, open_time_ms=shifted)]
+
+
+SYMBOLS = {"market": {"symbols": ["BTCUSDT", "ETHUSDT"]}}
+
+
+def test_several_symbols_start_later_at_one_time(tmp_path: Path, walks: list[Candles]) -> None:
+    said = recursive(configured("sma_cross", **SYMBOLS), walks, probes=4, warmup=60)
+    assert said.holds
+    assert (said.probes, said.compared > 400) == (4, True)
+    (tmp_path / "counts.py").write_text(own.source(**REMEMBERS["a count of all bars"]))
+    with own.importable(tmp_path):
+        config = configured("counts:Mine", **SYMBOLS)
+        assert not recursive(config, walks, probes=4, warmup=60).holds
+
+
+def test_symbols_that_have_no_time_in_common_are_refused(walks: list[Candles]) -> None:
+    one, two = walks
+    later = replace(one, open_time_ms=one.open_time_ms + 10**9)
+    with pytest.raises(DataInvalid, match="of one time"):
+        recursive(configured("sma_cross", **SYMBOLS), [later, two], probes=4, warmup=60)
 
 
 def test_too_little_data_is_refused_with_a_sentence(walk: Candles) -> None:
     with pytest.raises(DataInvalid, match="give more data"):
-        recursive(configured("persistence"), walk, probes=1, warmup=300)
+        recursive(configured("persistence"), [walk], probes=1, warmup=300)
