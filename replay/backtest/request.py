@@ -223,15 +223,15 @@ def _say(request: Request, database: Path, run_id: str, tally: Tally, seconds: f
     console, program = Terminal(), program_name()
     sequence = decision_to_explain(database, run_id)
     show(console, summarise(database, run_id))
+    is_whole = request.log == "full"
     if not tally.finished:
-        console.print(
-            f"Interrupted; `tracepaper replay --resume {run_id} …` goes on.", markup=False
-        )
+        way = f"`tracepaper replay --resume {run_id} …` goes on" if is_whole else "start it anew"
+        console.print(f"Interrupted; {way}.", markup=False)
     console.print(
         f"{tally.bars:,} bars in {seconds:,.1f} s. Next:\n"
         f"  {program} audit verify last --db {database}\n"
-        f"  {program} verify last --db {database}\n"
-        f"  {program} explain last:{0 if sequence is None else sequence} --db {database}",
+        + (f"  {program} verify last --db {database}\n" if is_whole else "")
+        + f"  {program} explain last:{0 if sequence is None else sequence} --db {database}",
         soft_wrap=True,
         markup=False,
     )

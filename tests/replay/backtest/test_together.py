@@ -19,10 +19,12 @@ from tracepaper.daemon.session.open import restore_engine
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
+from tracepaper.replay.backtest.request import Request, perform
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.culprit import Culprit
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
@@ -221,6 +223,26 @@ def test_an_acting_log_keeps_the_account_of_every_close_that_traded(tmp_path: Pa
         states.append(rows(path, query))
     assert len(states[0]) > 20
     assert states[0] == states[1]
+
+
+def test_what_an_acting_log_does_not_allow_is_not_advised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "sma.toml"
+    config.write_text('[strategy]\nname = "sma_cross"\n[sizing]\nquantity = "0.001"\n')
+    for log, is_advised in (("full", True), ("acted", False)):
+        perform(
+            Request(
+                (str(DEMO_CANDLES),),
+                config,
+                to_text="2025-05-26T08:30",
+                database=tmp_path / f"{log}.db",
+                log=log,
+            )
+        )
+        words = [line.split()[1:] for line in capsys.readouterr().out.splitlines()]
+        assert ["audit", "verify", "last"] in [line[:3] for line in words]
+        assert (["verify", "last"] in [line[:2] for line in words]) is is_advised
 
 
 FORGED = {
