@@ -125,7 +125,7 @@ def step_digest(
     previous: bytes, covered: Covered, rows: StoredRows, gate_set_sha256: bytes | None
 ) -> bytes:
     """Return the link that the *rows* of a step give after *previous*."""
-    layouts, payload = canonical(rows.core, laid_of(rows))
+    layouts, payload = canonical(laid_row("steps", rows.core), laid_of(rows))
     prefix = layouts + (gate_set_sha256 or NO_GATES)
     return chain_digest(previous, covered.content, prefix, payload)
 
@@ -517,7 +517,7 @@ class _Walk:
             or has_bar == ("events" in rows.sparse)
         ):
             return b""
-        layouts, payload = canonical(rows.core, laid_rows)
+        layouts, payload = canonical(laid_row("steps", rows.core), laid_rows)
         prefix = layouts + (self._gate_set(row) or NO_GATES)
         return chain_digest(previous, covered.content, prefix, payload)
 

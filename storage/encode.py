@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import isfinite
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Final
@@ -493,18 +494,20 @@ class StepEncoder:
                 event.seen_ms - event.market_ms, SOURCE_CODES[event.source],
             )  # fmt: skip
         decision = step.decision
+        shape = _shape(tuple([table for table, _ in sparse]), accepted=step.accepted)
         core: Row = (
-            key, _shape(step, sparse), step.window_sha256, step.decision_sha256,
+            key, shape, step.window_sha256, step.decision_sha256,
             None if judged is None else judged.outcome,
             None if decision is None else decision.target_quantity,
             *(NO_MEASURES if judged is None else judged.step_measures), *bar,
             marked.holding, marked.unrealized, marked.account_unrealized, *_extra("steps", step),
         )  # fmt: skip
         of_core = layout_of("steps", core)
-        layouts_hash, payload = canonical(core, laid_rows)
+        values = of_core.values(core)
+        layouts_hash, payload = canonical((of_core, values), laid_rows)
         prefix = layouts_hash + (NO_GATES if judged is None else judged.plan.sha256)
         return StepRows(
-            of_core.values(core), of_core, tuple(sparse), () if judged is None else judged.gate_set,
+            values, of_core, tuple(sparse), () if judged is None else judged.gate_set,
             self._covered.content, prefix, payload,
         )  # fmt: skip
 
@@ -599,10 +602,11 @@ def _in_order(row: SparseRow) -> int:
     return _TABLE_ORDER[row[0]]
 
 
-def _shape(step: Step, sparse: list[SparseRow]) -> int:
-    tables = [table for table, _ in sparse]
+@lru_cache(maxsize=4096)
+def _shape(tables: tuple[str, ...], *, accepted: bool) -> int:
+    """Return the shape of a step that has one row in each of the sparse *tables*."""
     counts = {table: tables.count(table) for table in SPARSE_TABLES}
-    return StepShape(accepted=step.accepted, **counts).pack()  # type: ignore[arg-type]
+    return StepShape(accepted=accepted, **counts).pack()  # type: ignore[arg-type]
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
@@ -612,9 +616,10 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     if not horizons or any(len(column) != len(horizons) for column in columns):
         raise InvariantBroken("A forecast needs one number a horizon in every column.")
     at = horizons.index(preferred) if preferred in horizons else 0
-    others = [[finite(number) for i, number in enumerate(c) if i != at] for c in columns]
+    stored = [all_finite(column) for column in columns]
+    others = [column[:at] + column[at + 1 :] for column in stored]
     content = msgspec.msgpack.encode((horizons, *others))
-    return (horizons[at], *(finite(column[at]) for column in columns), content)
+    return (horizons[at], *[column[at] for column in stored], content)
 
 
 def _explanation_columns(explanation: Explanation | None) -> Row:

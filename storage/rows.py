@@ -263,13 +263,12 @@ NO_GATES: Final = bytes(32)
 """Stands for the hash of a gate set where a step decided nothing."""
 
 
-def canonical(core: Sequence[Value], sparse: Iterable[LaidRow]) -> tuple[bytes, Row]:
+def canonical(core: LaidRow, sparse: Iterable[LaidRow]) -> tuple[bytes, Row]:
     """Return the hash of the layouts of a step's rows, and all of their values.
 
     The key of a sparse row is left out: it is the step's own.
     """
-    of_core = layout_of("steps", core)
-    layouts, values = [of_core], list(of_core.values(core))
+    layouts, values = [core[0]], list(core[1])
     for of_row, given in sparse:
         layouts.append(of_row)
         values += given[1:]
