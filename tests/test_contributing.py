@@ -1,0 +1,74 @@
+"""CONTRIBUTING.md tells the truth: its examples use names that stand where it sends its reader."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+from importlib import import_module
+
+import pytest
+from programs import ROOT
+
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PLACES = {
+    "A gate": ("strategies.gates",),
+    "A column": ("storage.columns",),
+    "A figure or a table of the report": ("replay.report.figures",),
+    "A key of the configuration": ("daemon.config.sections",),
+    "A kind of candle file": ("replay.archive.formats",),
+    "A route, a topic or a fault of the exchange": (
+        "replay.exchange.answers",
+        "replay.exchange.fault_kinds",
+    ),
+    "A feature, a label, a loss, a baseline": ("strategies.features_v1", "replay.training.losses"),
+    "A backend, an encoding, a network": (
+        "strategies.attention.backends",
+        "strategies.networks.encodings",
+    ),
+}
+NEWCOMERS = {"V2", "my_kernel", "read_lines_of_json"}
+"""What the reader is to write himself."""
+
+
+def used(source: str) -> set[str]:
+    """Return the global names that *source* reads and does not make."""
+    nodes = list(ast.walk(ast.parse(source)))
+    made = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    made |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    made |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    return {node.id for node in names} - made - set(dir(builtins))
+
+
+def sections() -> dict[str, str]:
+    """Return the Python examples of each heading."""
+    parts = re.split(r"^### (.+)$", TEXT, flags=re.MULTILINE)[1:]
+    found = dict(zip(parts[::2], parts[1::2], strict=True))
+    return {
+        heading: "\n".join(re.findall(r"```python\n(.*?)```", part, re.DOTALL))
+        for heading, part in found.items()
+        if "```python" in part
+    }
+
+
+def test_every_example_has_a_place() -> None:
+    assert set(sections()) == set(PLACES)
+
+
+@pytest.mark.parametrize("heading", PLACES)
+def test_an_example_uses_names_that_are_there(heading: str) -> None:
+    modules = [import_module(f"tracepaper.{place}") for place in PLACES[heading]]
+    there = {name for module in modules for name in vars(module)} | NEWCOMERS
+    assert used(sections()[heading]) - there == set()
+
+
+def test_a_name_that_is_gone_would_be_found() -> None:
+    assert used("x: int = gone(lambda y: y)\ndef f(z: Lost) -> None: ...") == {"gone", "Lost"}
+
+
+def test_every_file_and_test_of_the_table_exists() -> None:
+    rows = [line for line in TEXT.splitlines() if line.startswith("| a ")]
+    named = {name for row in rows for name in re.findall(r"`([\w/]+/[\w.]*)`", row)}
+    assert "strategies/gates.py" in named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
