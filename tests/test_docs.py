@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -90,6 +91,22 @@ def test_the_table_of_the_gates_has_each_in_the_order_in_which_they_refuse() -> 
     assert "| ≤ | `gate.late_ms`, one interval |" in table
     assert "| ≥ | `gate.confidence`, q0.5 |" in table
     assert "| bars | ≤ 0 |  |" in table
+
+
+def test_what_no_command_shows_of_attention_is_a_documented_call() -> None:
+    allowed = (ROOT / "tests" / "unused_allowed.py").read_text("utf-8")
+    library = set(re.findall(r"^\w[\w, ]*$", allowed.split("# The library")[1], re.MULTILINE))
+    calls = {name for line in library for name in re.findall(r"\w+", line)}
+    documented: set[str] = set()
+    for names, module in re.findall(
+        r"^\| (`.*?`) \| `([\w.]+)` \|", PAGES["attention.md"], re.MULTILINE
+    ):
+        there = import_module(f"tracepaper.strategies.{module}")
+        listed = re.findall(r"`(\w+)`", names)
+        owners = [there, *(value for value in vars(there).values() if isinstance(value, type))]
+        assert [name for name in listed if not any(hasattr(one, name) for one in owners)] == []
+        documented |= set(listed)
+    assert calls - documented == {"everything"}, "name them in docs/attention.md, As calls"
 
 
 def test_a_broken_link_or_reference_is_an_error(tmp_path: Path) -> None:
