@@ -53,7 +53,7 @@ def thresholds_of(
             found[name] = float(warmup)
         elif asked.calibrated_as:
             text = str(configured(asked, settings))
-            found[name] = threshold_of(text, asked.calibrated_as, calibration)
+            found[name] = threshold_of(text, asked.calibrated_as, calibration, key=key_of(asked))
         else:
             value = configured(asked, settings)
             found[name] = float(interval_ms if value is None else value)
@@ -66,9 +66,16 @@ def configured(asked: Gate, settings: Settings) -> Any:  # noqa: ANN401 - as the
     return settings[asked.section][key.name] if isinstance(key, ThresholdKey) else key
 
 
-def threshold_of(text: str, measure: str, calibration: Calibration | None) -> float:
+def key_of(asked: Gate) -> str:
+    """Return the key of the threshold as people write it, ``gate.shift``; else the gate's name."""
+    key = asked.threshold
+    return f"{asked.section}.{key.name}" if isinstance(key, ThresholdKey) else asked.name
+
+
+def threshold_of(text: str, measure: str, calibration: Calibration | None, *, key: str) -> float:
     """Return a threshold written as a number, or as ``qX``: a quantile of the calibration slice.
 
+    *measure* is its name on the card, *key* that of the configuration, for the messages.
     Between the card's percentiles the quantile is interpolated; raises ``ConfigInvalid`` where
     the text is neither, or the model's card has no such measure.
     """
@@ -79,7 +86,7 @@ def threshold_of(text: str, measure: str, calibration: Calibration | None) -> fl
             value = math.nan
         if not math.isfinite(value):
             raise ConfigInvalid(
-                f"'{text}' is no threshold for {measure}; write a number such as 0.5, or q0.5."
+                f"{key} = '{text}' is no threshold; write a number such as 0.5, or q0.5."
             )
         return value
     try:
@@ -87,11 +94,12 @@ def threshold_of(text: str, measure: str, calibration: Calibration | None) -> fl
     except ValueError:
         share = math.nan
     if not 0.01 <= share <= 0.99:  # the card's range
-        raise ConfigInvalid(f"'{text}' is no quantile for {measure}; write q0.01 to q0.99.")
+        raise ConfigInvalid(f"{key} = '{text}' is no quantile; write q0.01 to q0.99.")
     quantiles = None if calibration is None else calibration.quantiles.get(measure)
     if quantiles is None:
         raise ConfigInvalid(
-            f"The model's card has no quantiles of {measure}; write the threshold as a number."
+            f"{key} = '{text}' is a quantile, and the model's card has no quantiles of {measure}; "
+            "write a number, or use a model whose card has them."
         )
     position = share * 100 - 1
     index = min(int(position), len(quantiles) - 2)

@@ -114,8 +114,12 @@ def costs_for(config: Config) -> ExecutionCosts:
 def _bounds(config: Config, calibration: Calibration | None) -> RegimeBounds:
     rules = config.regime
     return RegimeBounds.between(
-        mean_reversion=threshold_of(str(rules.mean_reversion), "recent_mass", calibration),
-        momentum=threshold_of(str(rules.momentum), "recent_mass", calibration),
+        mean_reversion=threshold_of(
+            str(rules.mean_reversion), "recent_mass", calibration, key="regime.mean_reversion"
+        ),
+        momentum=threshold_of(
+            str(rules.momentum), "recent_mass", calibration, key="regime.momentum"
+        ),
         hysteresis=float(rules.hysteresis),
     )
 

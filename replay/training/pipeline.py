@@ -38,7 +38,7 @@ from tracepaper.storage.checkpoints import load as load_checkpoint
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import FeatureSchema, schema
 from tracepaper.strategies.forecasters.build import build, restore
-from tracepaper.strategies.gate_evaluator import threshold_of
+from tracepaper.strategies.gate_evaluator import key_of, threshold_of
 from tracepaper.strategies.gates import GATES, ThresholdKey, edge
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.types import Calibration
@@ -280,7 +280,9 @@ def _default_thresholds(known: Mapping[str, Sequence[float]]) -> dict[str, float
     """
     calibration = Calibration({name: tuple(of) for name, of in known.items()}, {}, 0.0)
     found = {
-        gate.calibrated_as: threshold_of(str(key.default), gate.calibrated_as, calibration)
+        gate.calibrated_as: threshold_of(
+            str(key.default), gate.calibrated_as, calibration, key=key_of(gate)
+        )
         for gate in GATES.values()
         if gate.calibrated_as
         and gate is not edge

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.gate_evaluator import GateEvaluator, is_finite_forecast, threshold_of
+from tracepaper.strategies.gate_evaluator import (
+    GateEvaluator,
+    is_finite_forecast,
+    key_of,
+    threshold_of,
+)
 from tracepaper.strategies.gates import GATES, GateInputs, gate_order
 from tracepaper.strategies.types import Calibration, Regime
 
@@ -86,10 +91,11 @@ def is_of_what_may_be_absent(seen: GateInputs) -> bool:
 def test_every_gate_says_what_it_measures_and_has_a_case_here(gate: str) -> None:
     assert GATES[gate].words, f"give the function of {gate} a docstring: what it measures"
     assert GATES[gate].unit, f"give {gate} a unit, or YES_OR_NO"
-    assert gate in PASSES, (
-        f"add to PASSES, in tests/strategies/test_gates.py: "
-        f'"{gate}": (a threshold, GateInputs(that pass at it), GateInputs(that fail))'
-    )
+    if gate not in PASSES:
+        pytest.fail(
+            "add to PASSES, in tests/strategies/test_gates.py: "
+            f'"{gate}": (a threshold, GateInputs(that pass at it), GateInputs(that fail)),'
+        )
 
 
 def test_every_case_here_is_of_a_gate() -> None:
@@ -152,18 +158,19 @@ def test_a_measure_of_minus_zero_is_zero() -> None:
 
 @given(st.floats(0.01, 0.99))
 def test_a_quantile_is_interpolated_between_percentiles(share: float) -> None:
-    assert threshold_of(f"q{share}", "confidence", CALIBRATION) == pytest.approx(share)
+    found = threshold_of(f"q{share}", "confidence", CALIBRATION, key="gate.confidence")
+    assert found == pytest.approx(share)
 
 
 @pytest.mark.parametrize("text", ["q", "q2", "q0", "nan", "high", "q0.5.1"])
 def test_a_threshold_that_is_neither_number_nor_quantile_is_refused(text: str) -> None:
-    with pytest.raises(ConfigInvalid, match="write"):
-        threshold_of(text, "confidence", CALIBRATION)
+    with pytest.raises(ConfigInvalid, match=rf"gate\.collapse = '{text}' is no .*write"):
+        threshold_of(text, "collapsed", CALIBRATION, key=key_of(GATES["collapsed"]))
 
 
 def test_a_quantile_that_the_card_lacks_is_refused() -> None:
-    with pytest.raises(ConfigInvalid, match="no quantiles of shift"):
-        threshold_of("q0.5", "shift", CALIBRATION)
+    with pytest.raises(ConfigInvalid, match=r"gate\.shift = 'q0.5' .* no quantiles of shift"):
+        threshold_of("q0.5", "shift", CALIBRATION, key=key_of(GATES["shifted"]))
 
 
 def test_a_forecast_with_one_bad_number_is_not_finite() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.strategy import (
+    CORE_GATES,
     AttentionStrategy,
     Outlook,
     Persistence,
@@ -77,12 +78,6 @@ def test_stale_is_a_gate_only_where_quotes_fill_and_risk_only_where_configured()
     strategy = SmaCross(fast=2, slow=5, long_only=True)
     assert "stale" not in declared_gates(strategy, by_quotes=False, risk={})
     gates = declared_gates(strategy, by_quotes=True, risk={"risk.drawdown": 0.1})
-    assert gates == {
-        "operator",
-        "warm",
-        "late",
-        "gap",
-        "plausible",
-        "stale",
-        "risk.drawdown",
-    }
+    assert gates == CORE_GATES | {"risk.drawdown"}
+    assert {"operator", "warm", "late", "gap", "plausible", "stale"} <= CORE_GATES
+    assert CORE_GATES.isdisjoint({"deadline", "finite", "confidence", "edge", "risk.drawdown"})

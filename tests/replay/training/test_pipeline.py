@@ -118,7 +118,7 @@ def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
     assert len(forecasts) == 201
     assert forecasts[0].model_id == made.id
     # The median of the calibration slice is near the median of other bars of one market.
-    threshold = threshold_of("q0.5", "confidence", forecaster.calibration)
+    threshold = threshold_of("q0.5", "confidence", forecaster.calibration, key="gate.confidence")
     seen = [f.explanation.confidence for f in forecasts if f.explanation is not None]
     assert 0.02 < float(np.mean(np.array(seen) >= threshold)) < 0.98
 
