@@ -79,6 +79,8 @@ def test_whatever_is_imported_or_called_by_make_check_is_a_declared_dependency()
         re.split(r"[^\w.-]", line, maxsplit=1)[0].lower().replace("_", "-")
         for line in (*section["dependencies"], *extras["dev"])
     }
+    for lines in (section["dependencies"], *extras.values()):
+        assert len(lines) == len(set(lines)), "one line a package"
     makers = packages_distributions()
     ours = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"tracepaper"}
     files = [*sources(), *(ROOT / "tests").rglob("*.py")]
