@@ -41,5 +41,4 @@ uniform_rollout, context_of, specialisation
 training_bytes, bucket_bytes, ring_bytes
 gradient_rollout_rows, norm_rollout_rows, value_norms, attention_flow
 active_confidence, dense_rows
-everything
 export_onnx

@@ -106,37 +106,33 @@ class WrapRing:
     ) -> None:
         if capacity < 1:
             raise AttentionInvalid(f"A ring of {capacity} rows holds nothing; enlarge it.")
-        self._rows = torch.zeros((capacity, *shape), dtype=dtype, device=device)
+        self.rows = torch.zeros((capacity, *shape), dtype=dtype, device=device)
         self._written = 0
 
     def __len__(self) -> int:
         """Return how many rows it holds."""
-        return min(self._written, self._rows.shape[0])
+        return min(self._written, self.rows.shape[0])
 
     def push(self, rows: Tensor) -> None:
         """Append *rows* [count, …]; the oldest leave."""
-        capacity = self._rows.shape[0]
+        capacity = self.rows.shape[0]
         # Rows that others of the same push would overwrite count, and are not written.
         self._written += max(0, len(rows) - capacity)
         rows = rows[-capacity:]
         slot = self._written % capacity
         first = min(len(rows), capacity - slot)
-        self._rows[slot : slot + first] = rows[:first]
+        self.rows[slot : slot + first] = rows[:first]
         if first < len(rows):
-            self._rows[: len(rows) - first] = rows[first:]
+            self.rows[: len(rows) - first] = rows[first:]
         self._written += len(rows)
-
-    def everything(self) -> Tensor:
-        """Return the whole buffer, in the order in which it was written."""
-        return self._rows
 
     def unrolled(self) -> Tensor:
         """Return a copy of the rows held, oldest first."""
-        capacity = self._rows.shape[0]
+        capacity = self.rows.shape[0]
         if self._written <= capacity:
-            return self._rows[: self._written].clone()
+            return self.rows[: self._written].clone()
         slot = self._written % capacity
-        return torch.cat((self._rows[slot:], self._rows[:slot]))
+        return torch.cat((self.rows[slot:], self.rows[:slot]))
 
     def clear(self) -> None:
         """Forget every row."""

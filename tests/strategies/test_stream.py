@@ -242,7 +242,7 @@ def held_bytes(state: StreamState) -> int:
     """Return what the rings of *state* hold in memory."""
     rings = [state.places, *(ring for layer in state.layers for ring in layer)]
     rows = [ring.rows for ring in rings]
-    history = [ring.everything() for ring in (*state.history, *state.positions)]
+    history = [ring.rows for ring in (*state.history, *state.positions)]
     return sum(part.numel() * part.element_size() for part in (*rows, *history))
 
 
