@@ -6,7 +6,7 @@ RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test dev check docs bench campaign clients wheel golden readme clean
+.PHONY: demo test dev check docs bench campaign clients peers wheel golden readme clean
 
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo --bars 2000
@@ -65,6 +65,10 @@ campaign: $(STAMP)
 # Each client gets an environment of its own under $(VENV)/clients; this needs the network once.
 clients: $(STAMP)
 	$(BIN)/python -m pytest -q -m clients -p no:cacheprovider tests/clients
+
+# Other backtesters on the same candles and orders, each in an environment of its own.
+peers: $(STAMP)
+	$(BIN)/python -m pytest -q -m peers -p no:cacheprovider tests/peers
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

@@ -23,7 +23,7 @@ GROUP: Final = "tracepaper.commands"
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 PANELS: Final = {
-    "Trade on paper": ("demo", "run", "replay"),
+    "Trade on paper": ("demo", "run", "replay", "sweep"),
     "Check": ("verify", "parity", "lookahead", "recursive"),
     "Understand": ("explain", "report"),
     "Learn": ("train", "evaluate", "models"),

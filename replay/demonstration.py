@@ -188,6 +188,7 @@ def _document(
         "accounts": summary.accounts,
         "refusals": dict(summary.refusals),
         "unfilled": dict(summary.unfilled),
+        "rejected": dict(summary.rejected),
         "explained_sequence": sequence,
         "chain": {"holds": chain.holds, "steps": chain.steps},
     }

@@ -1,7 +1,7 @@
 """A run's record as frames for a notebook: ``from tracepaper.replay import open_run``.
 
     run = open_run("last", "tracepaper.db")
-    run.decisions()                          # a polars frame; frames="pandas" gives the other
+    run.decisions()                          # a polars frame; frames="pandas" or "numpy"
     run.explanations(first=6_000, last=6_100)
     run.report("refusals")                   # a table of the report, its figures as numbers
     run.columns("decisions")                 # what every column means, with its unit
@@ -14,6 +14,7 @@ fractions; ``x_text`` holds ``x`` exactly.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,21 @@ Frame = TypeVar("Frame")
 Kind = Literal["text", "integer", "float", "boolean", "moment"]
 _KINDS: Final[dict[str, Kind]] = {"TEXT": "text", "INTEGER": "integer", "REAL": "float"}
 Build = Callable[[dict[str, tuple[Kind, list[Any]]]], Frame]
+
+
+class NumpyFrame(dict[str, Any]):
+    """Columns of one length as numpy arrays by their names: a frame without a library of frames.
+
+    What may be missing is NaN among numbers, NaT among moments and None among texts.
+    """
+
+    @property
+    def height(self) -> int:
+        """How many rows there are."""
+        return len(next(iter(self.values()), ()))
+
+    def __repr__(self) -> str:
+        return f"<{self.height:,} rows of {', '.join(self)}>"
 
 
 class RunFrames(Generic[Frame]):
@@ -70,6 +86,10 @@ class RunFrames(Generic[Frame]):
         """Return a row a 64-bar block and decision: the share of attention that flowed there."""
         return self._frame("v_explanations", first, last)
 
+    def notes(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return a row a number or text that the strategy noted at a decision."""
+        return self._frame("v_notes", first, last)
+
     def bars(self, *, first: int | None = None, last: int | None = None) -> Frame:
         """Return the bars as the engine saw them, warm-up and revisions included."""
         return self._frame("v_bars", first, last)
@@ -89,6 +109,10 @@ class RunFrames(Generic[Frame]):
     def equity(self, *, first: int | None = None, last: int | None = None) -> Frame:
         """Return the run's own account after each step."""
         return self._frame("v_equity", first, last)
+
+    def ledger(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return every movement of the account's cash, with the cash after it."""
+        return self._frame("v_ledger", first, last)
 
     def twin_fills(self, *, first: int | None = None, last: int | None = None) -> Frame:
         """Return the fills of the run's shadow accounts, by ``twin``."""
@@ -138,6 +162,10 @@ class RunFrames(Generic[Frame]):
             }
         )
 
+    def build(self, columns: dict[str, tuple[Kind, list[Any]]]) -> Frame:
+        """Return *columns*, each with the kind of its values, as a frame of this run's library."""
+        return self._build(columns)
+
     def _frame(self, view: str, first: int | None, last: int | None) -> Frame:
         """Return the rows of *view* between two sequences, in order."""
         columns = next(known.columns for known in VIEWS if known.name == view)
@@ -163,20 +191,26 @@ def open_run(
 ) -> RunFrames[pd.DataFrame]: ...
 
 
+@overload
+def open_run(
+    run: str = ..., database: str | Path | None = ..., *, frames: Literal["numpy"]
+) -> RunFrames[NumpyFrame]: ...
+
+
 def open_run(
     run: str = "last",
     database: str | Path | None = None,
     *,
-    frames: Literal["polars", "pandas"] = "polars",
+    frames: Literal["polars", "pandas", "numpy"] = "polars",
 ) -> RunFrames[Any]:
     """Open a run to ask it for frames: an id, a unique prefix, ``last``, or ``FILE#RUN``.
 
     Without *database* or ``FILE#`` the configuration's database is meant. Raises ``DataInvalid``
     where there is no such run, and ``ConfigInvalid`` where the library of *frames* is missing.
     """
-    if frames not in {"polars", "pandas"}:
-        raise ConfigInvalid(f"There are no {frames} frames; write polars or pandas.")
-    build = _polars() if frames == "polars" else _pandas()
+    if frames not in _LIBRARIES:
+        raise ConfigInvalid(f"There are no {frames} frames; write polars, pandas or numpy.")
+    build = _LIBRARIES[frames]()
     if database is None and "#" not in run:
         from tracepaper.daemon.config.loading import load
 
@@ -274,3 +308,37 @@ def _pandas() -> Build[pd.DataFrame]:
         )
 
     return build
+
+
+def _numpy() -> Build[NumpyFrame]:
+    import numpy as np
+
+    def array(kind: Kind, values: list[Any]) -> Any:  # noqa: ANN401 - an array of any type
+        if kind == "moment":
+            return np.array(["NaT" if value is None else value for value in values], "M8[ms]")
+        if kind == "float":
+            return np.array(values, np.float64)
+        if kind == "text" or (kind == "boolean" and None in values):
+            return np.array(values, dtype=object)
+        if kind == "boolean":
+            return np.array(values, np.bool_)
+        return np.array(values, np.float64 if None in values else np.int64)
+
+    return lambda columns: NumpyFrame({name: array(*column) for name, column in columns.items()})
+
+
+def frame_of(columns: dict[str, tuple[Kind, list[Any]]]) -> Any:  # noqa: ANN401 - of either
+    """Return *columns*, each with the kind of its values, as a frame that is to be had."""
+    return _LIBRARIES[best_frames()]()(columns)
+
+
+def best_frames() -> Literal["polars", "numpy"]:
+    """Return the frames that are to be had without asking: polars where it is installed."""
+    return "polars" if importlib.util.find_spec("polars") else "numpy"
+
+
+_LIBRARIES: Final[dict[str, Callable[[], Build[Any]]]] = {
+    "polars": _polars,
+    "pandas": _pandas,
+    "numpy": _numpy,
+}

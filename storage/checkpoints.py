@@ -279,6 +279,20 @@ def keep(folder: Path, database: Path) -> Path:
     return kept
 
 
+def keep_card(card: Card, known: Identity, database: Path) -> Path:
+    """Keep beside *database* the *card* of a model that is no checkpoint; return its folder.
+
+    *known* is the identity of *card*, which names the hash of what stands for its weights.
+    """
+    folder = kept_folder(database, known.id)
+    if not (folder / CARD_NAME).is_file():
+        named = {"id": known.id, "sha256": known.sha256}
+        folder.mkdir(parents=True, exist_ok=True)
+        text = dump({**card, "model": {**_section(card, "model"), **named}})
+        _write(folder / CARD_NAME, text.encode())
+    return folder
+
+
 def kept_folder(database: Path, model_id: str) -> Path:
     """Return where a checkpoint that *database* used is kept."""
     return database.with_name(database.name + ".checkpoints") / model_id

@@ -22,13 +22,18 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, json
 
 from tracepaper.strategies.gates import GATES, Gate, GateKind, gate_order
 from tracepaper.strategies.types import (
+    Action,
     Category,
+    Decision,
     FillModel,
+    LedgerKind,
     Liquidity,
+    OrderKind,
+    OrderRole,
     OrderStatus,
     RunKind,
     Side,
@@ -104,8 +109,45 @@ def _text(
     return Column(name=name, kind=TEXT, doc=doc, words=words, null=null)
 
 
+def _usual(name: str, doc: str, usual: StrEnum) -> Column:
+    """Return a column of text in which null stands for the word that is *usual*."""
+
+    def read(stored: object) -> Value:
+        value: StrEnum = getattr(stored, name)
+        return None if value is usual else value.value
+
+    return Column(
+        name=name,
+        kind=TEXT,
+        doc=doc,
+        words=type(usual),
+        null=True,
+        read=read,
+        sql=f"coalesce({{t}}.{name}, '{usual.value}')",
+    )
+
+
+def _claim(name: str, doc: str) -> Column:
+    """Return a column that says yes or no, and stores nothing for no."""
+    return Column(
+        name=name,
+        doc=doc,
+        scale=FLAG,
+        null=True,
+        read=lambda stored: 1 if getattr(stored, name) else None,
+        sql=f"coalesce({{t}}.{name}, 0)",
+    )
+
+
 def _blob(name: str, doc: str = "", scale: str = "", *, null: bool = False) -> Column:
     return Column(name=name, kind=BLOB, doc=doc, scale=scale, null=null)
+
+
+def _note_text(decision: Decision | None) -> str | None:
+    """Return the JSON of what the strategy noted at *decision*, in its order."""
+    if decision is None or decision.note is None:
+        return None
+    return json.encode(decision.note).decode()
 
 
 def _is_usual(gate: Gate) -> bool:
@@ -156,6 +198,16 @@ _RUNS = (
     _text("libraries", "JSON: versions of what else computes"),
     _text("warnings", "JSON array of sentences"),
     _whole("gate_horizon", "bars; of a forecast's horizons the one that gates judge by", null=True),
+    _text("calendar", "whose sessions are counted; null where every interval is", null=True),
+    _text("calendar_version", "of the package that computed the sessions", null=True),
+    _text("calendar_sha256", "SHA-256 of the sessions", null=True),
+    _blob("sessions", null=True),  # see ``strategies/calendar.py``
+    Column(
+        name="sees_account",
+        doc="1 where decisions depend on the run's fills",
+        null=True,
+        read=lambda run: 1 if run.sees_account else None,
+    ),
     _text("previous_run_id", null=True),  # the run opened before it in this database
     _whole("previous_step_count", null=True),  # of that run, at this moment
     _blob("previous_head", null=True),
@@ -192,6 +244,15 @@ _INSTRUMENTS = (
     _whole("min_notional"),
     _whole("funding_interval_minutes"),
     _text("status"),
+    Column(name="max_leverage", null=True, read=lambda instrument: instrument.max_leverage or None),
+    Column(
+        name="risk_tiers",
+        kind=TEXT,
+        null=True,
+        read=lambda instrument: (
+            json.encode(instrument.risk_tiers).decode() if instrument.risk_tiers else None
+        ),
+    ),
 )
 
 _GATE_SETS = (
@@ -277,6 +338,9 @@ _ANSWERS = (
     _blob("entropy", null=True),  # little-endian float32, layer-major
     _blob("buckets", null=True),  # little-endian float32, newest first
     *_measures(ANSWER_GATES),
+    # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
+    # costs a decision without a note nothing.
+    Column(name="note", kind=TEXT, null=True, read=lambda step: _note_text(step.decision)),
 )
 FORECAST_COLUMNS: Final = (
     "mean_return",
@@ -300,7 +364,7 @@ EXPLANATION_COLUMNS: Final = (
 
 _OUTCOMES = (
     _key("step"),
-    _text("action", "`LONG`, `SHORT`, `FLAT` or `HOLD`"),
+    _text("action", any_of(Action)),
     _text("reason", "the strategy's reason"),
     _whole("allowed", "1 if every gate passed", FLAG),
     _text("refused_by", "the first gate that failed; null if none", null=True),
@@ -329,6 +393,7 @@ _HOLDINGS = (
     _whole("account_realized_pnl"),
     _whole("account_fees_paid"),
     _whole("account_funding_paid"),
+    _whole("margin", "what the position binds and can lose; null without margin", MONEY, null=True),
 )
 
 _ORDERS = (
@@ -343,6 +408,35 @@ _ORDERS = (
     _text("reason", "why it was wanted"),
     _whole("created_ms", "market time of its birth", TIME),
     _whole("eligible_ms", "market time from which a quote may fill it", TIME),
+    # From here on null is what a market order by signal has: it stores none of them.
+    _usual("kind", any_of(OrderKind), OrderKind.MARKET),
+    _usual("role", f"what it is for: {any_of(OrderRole)}", OrderRole.SIGNAL),
+    Column(
+        name="price",
+        doc="price of a limit; null without one",
+        scale=PRICE,
+        null=True,
+        shown="limit_price",
+    ),
+    Column(
+        name="trigger",
+        doc="price at whose touch a stop begins to work; null without one",
+        scale=PRICE,
+        null=True,
+        shown="trigger_price",
+    ),
+    _claim("post_only", "1 if it may add liquidity alone"),
+    _claim("reduce_only", "1 if it may close alone, and never open or turn"),
+    _whole("until_ms", "good till that market time; null: until it is canceled", TIME, null=True),
+    Column(
+        name="tag",
+        kind=TEXT,
+        doc="the strategy's own name for it; empty without one",
+        null=True,
+        read=lambda order: order.tag or None,
+        sql="coalesce({t}.tag, '')",
+    ),
+    _claim("triggered", "1 once its trigger was touched"),
 )
 
 _FILLED = (
@@ -355,10 +449,24 @@ _FILLED = (
     _whole("notional", "price times quantity", MONEY),
     _whole("fee", "fee in quote currency", MONEY),
     _whole("fee_base", "fee in base: a spot buy pays there", QUANTITY),
-    _text("liquidity", "`TAKER`: paper market orders always take", Liquidity),
-    _text("model", "filled against: `quote` or `next_open`", FillModel),
+    _text("liquidity", "`TAKER`, or `MAKER` where the order had rested", Liquidity),
+    _text("model", f"filled against: {any_of(FillModel)}", FillModel),
     _text("reason", "why it was wanted"),
     _whole("filled_ms", "market time of the fill", TIME),
+    _claim(
+        "while_down", "1 inside a bar whose quotes nobody heard, the daemon being down or cut off"
+    ),
+)
+
+_LEDGER = (
+    _key("step"),
+    _key("ordinal"),
+    _text("kind", any_of(LedgerKind), LedgerKind),
+    _whole("instrument", null=True),
+    _whole("amount", "what moved, positive where cash grew", MONEY),
+    _whole("balance", "cash after it", MONEY),
+    _text("order_id", "the order that moved it; null where none did", null=True),
+    _whole("market_ms", "market time of the step's event", TIME),
 )
 
 _TWIN_STEPS = (
@@ -419,6 +527,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         _text("twin", "its name, such as `ungated`"),
         *_FILLED,
     ),
+    "ledger": _LEDGER,
     "prunes": _PRUNES,
     "archive_series": _ARCHIVE_SERIES,
     "archive_bars": _ARCHIVE_BARS,

@@ -20,12 +20,12 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tracepaper.storage.columns import TABLES
 from tracepaper.storage.lock import InstanceLock, WatchedFile
-from tracepaper.storage.schema import SCHEMA_REVISION, UPGRADABLE, added, metadata
+from tracepaper.storage.schema import ADDED_TABLES, SCHEMA_REVISION, UPGRADABLE, added, metadata
 from tracepaper.storage.views import VIEWS, create_views
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Table
 
     from tracepaper.storage.columns import Column
 
@@ -112,6 +112,8 @@ def lacking(connection: sqlite3.Connection, path: Path) -> dict[str, list[Column
     """
     found = missing_columns(connection)
     for table, columns in found.items():
+        if is_added(table, columns):
+            continue
         for column in columns:
             if not column.null:
                 raise DataInvalid(
@@ -141,15 +143,25 @@ def _nullable(columns: list[Column]) -> list[Column]:
     return [column for column in columns if column.null]
 
 
+def is_added(table: str, missing: list[Column]) -> bool:
+    """Return whether all of *table* is *missing*, since an older version did not know it."""
+    return table in ADDED_TABLES and len(missing) == len(TABLES[table])
+
+
 def _stand_in(connection: sqlite3.Connection, missing: dict[str, list[Column]]) -> None:
     """Let questions find the *missing* columns as nulls, and the views of this version.
 
     A column that cannot be null is no older version's: ``audit verify`` names it.
     """
+    made = [table for table, columns in missing.items() if is_added(table, columns)]
     missing = {table: nulls for table, columns in missing.items() if (nulls := _nullable(columns))}
-    if not missing:
+    if not missing and not made:
         return
     connection.execute("PRAGMA query_only = OFF")
+    for table in made:
+        missing.pop(table, None)
+        listed = ", ".join(f"NULL AS {column.name}" for column in metadata.tables[table].columns)
+        connection.execute(f"CREATE TEMP VIEW {table} AS SELECT {listed} WHERE 0")
     for table, columns in missing.items():
         listed = ", ".join(f"NULL AS {column.name}" for column in columns)
         connection.execute(f"CREATE TEMP VIEW {table} AS SELECT *, {listed} FROM main.{table}")
@@ -276,6 +288,9 @@ def add_columns(connection: Connection, path: Path) -> None:
         return
     connection.exec_driver_sql("BEGIN IMMEDIATE")
     for table, columns in missing.items():
+        if is_added(table, columns):
+            _make_table(connection, metadata.tables[table])
+            continue
         for column in columns:
             connection.exec_driver_sql(added(table, column))
     create_views(connection)
@@ -349,9 +364,13 @@ def _connect_writing(path: Path) -> Connection:
 def make_tables(connection: Connection) -> None:
     """Make every table with its indexes."""
     for table in metadata.sorted_tables:
-        connection.execute(CreateTable(table))
-        for index in table.indexes:
-            connection.execute(CreateIndex(index))
+        _make_table(connection, table)
+
+
+def _make_table(connection: Connection, table: Table) -> None:
+    connection.execute(CreateTable(table))
+    for index in table.indexes:
+        connection.execute(CreateIndex(index))
 
 
 def create(connection: Connection) -> None:

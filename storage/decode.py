@@ -16,6 +16,7 @@ from tracepaper.storage.columns import (
     BAR_COLUMNS,
     BAR_COLUMNS_MADE,
     EXPLANATION_COLUMNS,
+    FLAG,
     FORECAST_COLUMNS,
     SOURCE_CODES,
     STEP_GATES,
@@ -34,6 +35,8 @@ from tracepaper.strategies.types import (
     Fill,
     Forecast,
     GateSet,
+    LedgerEntry,
+    LedgerKind,
     Order,
     Position,
     PredictionTimeout,
@@ -56,6 +59,7 @@ OUTCOME: Final = At("outcomes")
 HOLDING: Final = At("holdings")
 TWIN_STEP: Final = At("twin_steps")
 TWIN_FILL: Final = At("twin_fills")
+LEDGER: Final = At("ledger")
 SOURCES: Final = {code: source for source, code in SOURCE_CODES.items()}
 
 
@@ -69,15 +73,20 @@ _FORECAST: Final = _gather("answers", FORECAST_COLUMNS)
 _EXPLANATION: Final = _gather("answers", EXPLANATION_COLUMNS)
 _STEP_MEASURES: Final = _gather("steps", [measure_name(gate) for gate in STEP_GATES])
 _ANSWER_MEASURES: Final = _gather("answers", [measure_name(gate) for gate in ANSWER_GATES])
+_FINITE: Final[int] = getattr(ANSWER, measure_name("finite"))
 _BAR_FIELDS: Final = tuple(name for name in BAR_COLUMNS if name not in BAR_COLUMNS_MADE)
 _BAR: Final = _gather("steps", _BAR_FIELDS)
 
 
-def _fields(table: str, made: type[Struct]) -> tuple[tuple[str, int, type[StrEnum] | None], ...]:
-    """Return field, place and enumeration of the columns of *table* that *made* has as fields."""
+_Field = tuple[str, int, type[StrEnum] | type[bool] | None]
+"""Name, place in the row, and the type of a value that is neither number nor plain text."""
+
+
+def _fields(table: str, made: type[Struct]) -> tuple[_Field, ...]:
+    """Return the fields of *made* that are columns of *table*."""
     at = At(table)
     return tuple(
-        (column.name, getattr(at, column.name), column.words)
+        (column.name, getattr(at, column.name), bool if column.scale == FLAG else column.words)
         for column in TABLES[table]
         if column.name in made.__struct_fields__
     )
@@ -174,6 +183,7 @@ class StepDecoder:
             window_sha256=core[STEP.window_sha256],
             decision_sha256=core[STEP.decision_sha256],
             state=rows.state,
+            ledger=tuple(self._entry(row) for row in rows.sparse.get("ledger", ())),
         )
 
     def _event(self, rows: StoredRows) -> Event:
@@ -202,6 +212,9 @@ class StepDecoder:
             seen_ms = market_ms + row[STEP.seen_delay_ms]
             instrument = self._instruments[row[STEP.instrument]]
             source = SOURCES[row[STEP.source]]
+            values = _BAR(row)
+            if None in values[:-1]:  # the last is the turnover, which may be unknown
+                raise ValueError("a bar without a number")
         except _IMPOSSIBLE as error:
             raise _damaged(row[STEP.step], error) from error
         return Bar(
@@ -210,7 +223,7 @@ class StepDecoder:
             market_ms=market_ms,
             seen_ms=seen_ms,
             source=source,
-            **dict(zip(_BAR_FIELDS, _BAR(row), strict=True)),
+            **dict(zip(_BAR_FIELDS, values, strict=True)),
         )
 
     def prediction(self, row: Sequence[Any]) -> Prediction:
@@ -219,6 +232,14 @@ class StepDecoder:
             return self._prediction(row)
         except _IMPOSSIBLE as error:
             raise _damaged(row[0], error) from error
+
+    def given(self, row: Sequence[Any]) -> Prediction:
+        """Return what the engine was given: as :meth:`prediction`, but for numbers of no use.
+
+        A forecast that was not finite is stored without them; here it has none that are.
+        """
+        is_missing = row[ANSWER.horizon] is None and row[ANSWER.late_deadline_ms] is None
+        return _NOT_FINITE if is_missing and row[_FINITE] == 0 else self.prediction(row)
 
     def _prediction(self, row: Sequence[Any]) -> Prediction:
         if row[ANSWER.late_deadline_ms] is not None:
@@ -229,7 +250,9 @@ class StepDecoder:
         horizons, *others = msgspec.msgpack.decode(row[ANSWER.horizons])
         at = horizons.index(horizon)
         columns = [
-            tuple(_number(number) for number in (*rest[:at], number_there, *rest[at:]))
+            ()
+            if rest is None
+            else tuple(_number(number) for number in (*rest[:at], number_there, *rest[at:]))
             for number_there, rest in zip(_FORECAST(row), others, strict=True)
         ]
         model_id = row[ANSWER.model_id]
@@ -248,22 +271,37 @@ class StepDecoder:
         """Return the fill of a row of ``fills`` or ``twin_fills``."""
         return Fill(**self._named(_FILLS[table], row))
 
-    def _named(
-        self, fields: Sequence[tuple[str, int, type[StrEnum] | None]], row: Sequence[Any]
-    ) -> dict[str, Any]:
-        """Return the fields of an order or fill by their names."""
+    def _named(self, fields: Sequence[_Field], row: Sequence[Any]) -> dict[str, Any]:
+        """Return the fields of an order or fill by their names; null is a field's default."""
         named: dict[str, Any] = {
-            name: row[at] if words is None else words(row[at]) for name, at, words in fields
+            name: row[at] if made is None else made(row[at])
+            for name, at, made in fields
+            if row[at] is not None
         }
         named["instrument"] = self._instruments[named["instrument"]]
         return named
+
+    def _entry(self, row: Sequence[Any]) -> LedgerEntry:
+        place = row[LEDGER.instrument]
+        return LedgerEntry(
+            LedgerKind(row[LEDGER.kind]),
+            row[LEDGER.amount],
+            row[LEDGER.balance],
+            None if place is None else self._instruments[place],
+            row[LEDGER.order_id],
+        )
 
     def _decision(self, core: Sequence[Any], answer_row: Sequence[Any] | None) -> Decision | None:
         if core[STEP.outcome] is None:
             return None
         outcome = self._interned.outcome(core[STEP.outcome])
         measures = dict(zip(STEP_GATES, _STEP_MEASURES(core), strict=True))
+        note = None
         if answer_row is not None:
+            if answer_row[ANSWER.note] is not None:
+                note = msgspec.json.decode(
+                    answer_row[ANSWER.note], type=dict[str, float | str | None]
+                )
             measures.update(zip(ANSWER_GATES, _ANSWER_MEASURES(answer_row), strict=True))
         gate_set = self._interned.gate_set(outcome[OUTCOME.gate_set])
         return Decision(
@@ -279,6 +317,7 @@ class StepDecoder:
             ),
             core[STEP.target_quantity],
             tuple(measures.get(gate) for gate in gate_set.gates),
+            note,
         )
 
     def _book(
@@ -296,6 +335,7 @@ class StepDecoder:
                 unrealized,  # type: ignore[arg-type]  # a row without it is damaged, and found
                 row[HOLDING.fees_paid],
                 row[HOLDING.funding_paid],
+                row[HOLDING.margin] or 0,
             )
         marked = unrealized if of_account is None else of_account
         cash = row[HOLDING.cash]
@@ -325,6 +365,9 @@ class StepDecoder:
         )
 
 
+_NOT_FINITE: Final = Forecast((1,), *((nan,),) * 6, model_id="")
+
+
 def _number(stored: float | None) -> float:
     """Return a number that was stored as null where it was not finite."""
     return nan if stored is None else stored
@@ -335,13 +378,4 @@ def _explanation(row: Sequence[Any]) -> Explanation | None:
     confidence, content_free, recent, older, shift, error, entropy, buckets = _EXPLANATION(row)
     if entropy is None:
         return None
-    return Explanation(
-        _number(confidence),
-        _number(content_free),
-        _number(recent),
-        _number(older),
-        shift,
-        _number(error),
-        entropy,
-        buckets,
-    )
+    return Explanation(confidence, content_free, recent, older, shift, error, entropy, buckets)

@@ -9,6 +9,7 @@ The rules are docs/storage.md, S5 and S6, and docs/identity.md, I2 to I4.
 from __future__ import annotations
 
 from collections import deque
+from decimal import Decimal
 from functools import lru_cache
 from hashlib import sha256
 from itertools import islice
@@ -22,6 +23,7 @@ from msgspec.structs import replace
 from tracepaper.storage.rows import laid_row
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates import GATES, GateKind
+from tracepaper.strategies.signals import Cancel, OrderRequest
 from tracepaper.strategies.types import (
     BLOCK_BARS,
     Bar,
@@ -265,6 +267,27 @@ def _explanation_part(explanation: Explanation | None) -> object:
     )
 
 
+def _request_part(request: OrderRequest | Cancel) -> tuple[object, ...]:
+    """Return what of *request* is hashed: all but its reason, numbers without trailing zeros."""
+    if isinstance(request, Cancel):
+        return ("cancel", request.tag)
+    numbers = (request.quantity, request.price, request.trigger)
+    return (
+        request.kind.value,
+        request.side.value,
+        *(None if one is None else str(Decimal(str(one)).normalize()) for one in numbers),
+        request.post_only,
+        request.reduce_only,
+        request.until,
+        request.tag,
+    )
+
+
+def requests_sha256(requests: Sequence[OrderRequest | Cancel]) -> str:
+    """Return the hash of a list of orders, in hexadecimal."""
+    return sha256(pack([_request_part(one) for one in requests])).hexdigest()
+
+
 class DecisionHash:
     """What parity compares, ``v_decisions.decision_sha256``, for the decisions of one instrument.
 
@@ -280,18 +303,27 @@ class DecisionHash:
         self._gate_set: GateSet | None = None
         self._gates = _CountedGates(GateSet((), ()))
         self._outcome: DecisionOutcome | None = None
-        self._target = 0
+        self._target: int | None = 0
         self._gates_part = self._verdict_part = b""  # their encodings, around the measures
 
-    def digest(self, canonical: bytes, prediction: Prediction, decision: Decision) -> bytes:
+    def digest(
+        self,
+        canonical: bytes,
+        prediction: Prediction,
+        decision: Decision,
+        requests: Sequence[OrderRequest | Cancel] = (),
+    ) -> bytes:
         """Return the hash of *decision* on the bar whose ``canonical_bar`` is *canonical*.
 
-        Its measures are as the gates give them: each is finite or null, and none is -0.0.
+        *requests* are the orders of a decision that is a list. Its measures are as the gates give
+        them: each is finite or null, and none is -0.0.
         """
         if decision.outcome is not self._outcome or decision.target_quantity != self._target:
             self._encode_verdict(decision)
         measures = pack(self._gates.pick(decision.measures))
         said = b"" if prediction is None else pack(_forecast_part(prediction))
+        if requests:
+            said += pack([_request_part(one) for one in requests])
         parts = (canonical, self._gates_part, measures, self._verdict_part, said)
         return sha256(b"".join(parts)).digest()
 
@@ -303,7 +335,7 @@ class DecisionHash:
             self._gate_set, self._gates = outcome.gate_set, _CountedGates(outcome.gate_set)
             self._gates_part = _ARRAY_OF_FIVE + pack(self._gates.sha256)
         passed = self._gates.passed(outcome.passed)
-        target = b"%x" % (self._target * self._quantity_factor)
+        target = None if self._target is None else b"%x" % (self._target * self._quantity_factor)
         self._verdict_part = pack(passed) + pack(outcome.action) + pack(target)
 
 

@@ -50,6 +50,7 @@ from tracepaper.strategies.types import (
     Forecast,
     Instrument,
     InstrumentChange,
+    LedgerEntry,
     Order,
     PredictionTimeout,
 )
@@ -92,9 +93,12 @@ _MADE: Final = {
     "holdings": (
         "step", "book", "twin", "instrument", "quantity", "entry_notional", "realized_pnl",
         "fees_paid", "funding_paid", "cash", "account_realized_pnl", "account_fees_paid",
-        "account_funding_paid",
+        "account_funding_paid", "margin",
     ),
     "states": ("step", "equity", "state", "kept_sha256"),
+    "ledger": (
+        "step", "ordinal", "kind", "instrument", "amount", "balance", "order_id", "market_ms",
+    ),
     "twin_steps": (
         "step", "book", "holding", "unrealized_pnl", "account_unrealized_pnl", "equity",
         "confirmed",
@@ -287,6 +291,8 @@ class Marked(Struct, frozen=True, gc=False):
     account_unrealized: int | None
     equity: int | None
     held: tuple[Row, Row]  # of position and account, what the row holds
+    position: Position | None
+    account: Account
 
 
 class Holdings:
@@ -307,7 +313,8 @@ class Holdings:
         """Return where *position* and *account* are stored; a new row is appended to *born*."""
         key, place, twin = held
         parts = (_NO_POSITION if position is None else _OF_POSITION(position), _OF_ACCOUNT(account))
-        row = (twin, place[1], *parts[0], *parts[1], *_extra("holdings", account))
+        margin = None if position is None else position.margin or None
+        row = (twin, place[1], *parts[0], *parts[1], margin, *_extra("holdings", account))
         marked = _marked(self._row(key, place, row, born), position, account, parts)
         self._last[place] = marked
         return marked
@@ -317,14 +324,14 @@ class Holdings:
     ) -> Marked | None:
         """Return what ``hold`` would where it needs no new row; None where it may."""
         last = self._last.get(place)
-        if (
-            last is None
-            or last.held[0] != _OF_POSITION(position)
-            or last.held[1] != _OF_ACCOUNT(account)
-            or _EXTRA["holdings"]
-        ):
+        if last is None or _EXTRA["holdings"]:
             return None
-        return _marked(last.holding, position, account, last.held)
+        if last.position is position and last.account is account:  # as while nothing is held
+            return last
+        if last.held[0] != _OF_POSITION(position) or last.held[1] != _OF_ACCOUNT(account):
+            return None
+        marked = self._last[place] = _marked(last.holding, position, account, last.held)
+        return marked
 
     def _row(self, key: int, place: tuple[int, int | None], row: Row, born: list[SparseRow]) -> int:
         """Return the sequence under which *row* is stored; a new one is appended to *born*."""
@@ -348,6 +355,8 @@ def _marked(
         None if of_account == unrealized else of_account,
         None if equity == account.cash + of_account else equity,
         held,
+        position,
+        account,
     )
 
 
@@ -436,9 +445,11 @@ class StepEncoder:
         """
         decision, position = step.decision, step.position
         if (
-            decision is None or position is None or step.prediction is not None
+            decision is None or decision.note is not None or position is None
+            or step.prediction is not None
             or step.state is not None or step.orders or step.fills or step.twins
-            or not step.accepted or _EXTRA["steps"]
+            or not step.accepted or step.ledger or _EXTRA["steps"]
+            or decision.target_quantity is None
         ):  # fmt: skip
             return None
         judged = self.outcomes.judged_before(decision)
@@ -475,10 +486,13 @@ class StepEncoder:
         """Return the rows of any step."""
         key, event = self._first_step + step.sequence, step.event
         measures = None if judged is None else judged.answer_measures
-        if step.prediction is not None or measures is not None:
+        noted = step.decision is not None and step.decision.note is not None
+        if noted or step.prediction is not None or measures is not None:
             sparse.append(("answers", self._answer_row(key, step, measures)))
         if step.orders or step.fills or step.twins:
             self._add_trades(step, key, place, sparse)
+        for ordinal, entry in enumerate(step.ledger):
+            sparse.append(("ledger", self._ledger_row(key, ordinal, entry, event.market_ms)))
         sparse.sort(key=_in_order)
         laid_rows = laid(sparse)
         kept = self._covered.take(kept_rows(laid_rows), step.state)
@@ -586,6 +600,11 @@ class StepEncoder:
                 columns = self._columns("twin_fills", fill, 4)
                 sparse.append(("twin_fills", (key, book, ordinal, twin.twin, *columns)))
 
+    def _ledger_row(self, key: int, ordinal: int, entry: LedgerEntry, market_ms: int) -> Row:
+        place = None if entry.instrument is None else self._place(entry.instrument)
+        moved = (entry.kind.value, place, entry.amount, entry.balance, entry.order_id, market_ms)
+        return (key, ordinal, *moved, *_extra("ledger", entry))
+
     def _columns(self, table: str, stored: Order | Fill, first: int) -> Row:
         """Return the columns of *table* from place *first* on, of the order or fill *stored*."""
         return tuple(
@@ -613,13 +632,14 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     """Return horizon, the six columns at it, and the msgpack of all horizons and the rest."""
     horizons = forecast.horizons
     columns = _OF_FORECAST(forecast)
-    if not horizons or any(len(column) != len(horizons) for column in columns):
-        raise InvariantBroken("A forecast needs one number a horizon in every column.")
+    if not horizons or any(column and len(column) != len(horizons) for column in columns):
+        raise InvariantBroken("A forecast needs one number a horizon in every column it gives.")
     at = horizons.index(preferred) if preferred in horizons else 0
     stored = [all_finite(column) for column in columns]
-    others = [column[:at] + column[at + 1 :] for column in stored]
+    # A column that the model does not give is null in both places.
+    others = [column[:at] + column[at + 1 :] if column else None for column in stored]
     content = msgspec.msgpack.encode((horizons, *others))
-    return (horizons[at], *[column[at] for column in stored], content)
+    return (horizons[at], *[column[at] if column else None for column in stored], content)
 
 
 def _explanation_columns(explanation: Explanation | None) -> Row:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import MsgspecError, Struct
 from sqlalchemy import StaticPool, create_engine
@@ -18,10 +19,13 @@ from sqlalchemy import StaticPool, create_engine
 from tracepaper.storage.chain import ChainProblem, ChainReport, verify_chain
 from tracepaper.storage.checkpoints import ID_DIGITS, Identity
 from tracepaper.storage.columns import TABLES
-from tracepaper.storage.database import create, missing_columns
-from tracepaper.storage.reader import select
-from tracepaper.storage.rows import step_key
+from tracepaper.storage.database import create, is_added, missing_columns
+from tracepaper.storage.reader import run_span, select
+from tracepaper.storage.rows import sequence_of, step_key
 from tracepaper.storage.schema import OF_A_STEP, SCHEMA_REVISION, added, made_with
+from tracepaper.storage.view_columns import shared_row
+from tracepaper.strategies.market import unscaled
+from tracepaper.strategies.types import MONEY_DECIMALS, LedgerKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -41,6 +45,18 @@ _MODELS: Final = "SELECT run_id, model_id, model_sha256 FROM runs ORDER BY run_k
 _STARTED: Final = (
     "SELECT json_extract(content, '$.model_sha256') FROM events WHERE kind = 'model_change'"
 )
+
+_MOVED: Final = (
+    "SELECT step, amount, balance, kind FROM ledger WHERE step BETWEEN ? AND ? "
+    "ORDER BY step, ordinal"
+)
+_OTHER_CASH: Final = (
+    "SELECT s.step, h.cash FROM steps s JOIN holdings h "
+    f"ON h.step = {shared_row('s.holding')} AND h.book = 0 "
+    "WHERE s.step BETWEEN ? AND ? AND h.cash <> ? ORDER BY s.step LIMIT 1"
+)
+_OPENINGS: Final = frozenset({LedgerKind.OPENED.value, LedgerKind.TAKEN_OVER.value})
+_RUN_KEY: Final = "SELECT run_key FROM runs WHERE run_id = ?"
 
 _ITS_STEP: Final = "(SELECT 1 FROM steps s WHERE s.step = a.step)"
 
@@ -99,7 +115,7 @@ def audit_runs(
         if problem is None:
             try:
                 chain = verify_chain(connection, run_id, head=head)
-                of_run = chain.problem
+                of_run = chain.problem or check_cash(connection, run_id)
             except _UNREADABLE as error:
                 of_run = _damaged(str(error))
         found.append(Audited(chain, of_run, warnings))
@@ -118,6 +134,41 @@ def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None,
     )
     problem = next((found for check in checks for found in check()), None)
     return problem, tuple(warnings)
+
+
+def check_cash(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
+    """Return the first step of *run_id* whose cash is not what its ledger adds up to.
+
+    Of a run that an older version recorded there is no ledger.
+    """
+    (run_key,) = connection.execute(_RUN_KEY, (run_id,)).fetchone()
+    first, last = run_span(run_key)
+    moved = connection.execute(_MOVED, (first, last)).fetchall()
+    added = 0
+    if moved and moved[0][3] not in _OPENINGS:  # an older version opened the run
+        added = moved[0][2] - moved[0][1]
+    entries: list[tuple[Any, ...]] = [*moved, (last + 1,)]
+    for (step, amount, balance, _), (following, *_) in pairwise(entries):
+        added += amount
+        if balance != added:
+            return _unbalanced(step, added, f"the entry there says {_money(balance)}", "ledger")
+        if step == following:
+            continue
+        other = connection.execute(_OTHER_CASH, (step, following - 1, added)).fetchone()
+        if other is not None:
+            said = f"the account's cash there is {_money(other[1])}"
+            return _unbalanced(other[0], added, said, "ledger", "holdings")
+    return None
+
+
+def _money(amount: int) -> str:
+    return unscaled(amount, MONEY_DECIMALS)
+
+
+def _unbalanced(step: int, added: int, said: str, *tables: str) -> ChainProblem:
+    at = sequence_of(step)
+    sentence = f"The ledger adds up to {_money(added)} at step {at}, and {said}: one of the two "
+    return ChainProblem(at, tables, "changed", sentence + "was changed.")
 
 
 def _damaged(verdict: str) -> ChainProblem:
@@ -162,11 +213,16 @@ def expected_schema() -> dict[tuple[str, str], tuple[str, str | None]]:
 def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterator[ChainProblem]:
     """Compare tables, indexes and views with ours, to the letter."""
     ours = dict(expected_schema())
+    missing = missing_columns(connection)
+    younger = [table for table, columns in missing.items() if is_added(table, columns)]
     lacks = [
-        f"{table}.{column.name}"
-        for table, columns in missing_columns(connection).items()
-        for column in columns
-        if column.null
+        *younger,
+        *(
+            f"{table}.{column.name}"
+            for table, columns in missing.items()
+            for column in columns
+            if column.null and table not in younger
+        ),
     ]
     if lacks:
         warnings.append(
@@ -184,7 +240,9 @@ def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterat
             continue
         elif kind != "table" or name not in TABLES or not _is_made_by_us(connection, name, sql):
             yield _redefined(kind, name)
-    for kind, name in ours:
+    for (kind, name), (table, _) in ours.items():
+        if table in younger or (younger and kind == "view"):
+            continue
         sentence = f"The {kind} {name} is missing: {_REMEDY.get(kind, 'restore a backup')}."
         yield ChainProblem(None, (name,), "missing", sentence)
     revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()

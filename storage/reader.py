@@ -15,13 +15,29 @@ from tracepaper.storage.rows import OPENED_AT, SPARSE_TABLES, At, run_of, sequen
 from tracepaper.storage.schema import OF_A_RUN, RUN_TABLES, metadata
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates import GATES
-from tracepaper.strategies.types import Confirmation, GateSet, OrderStatus, Step
+from tracepaper.strategies.types import (
+    Confirmation,
+    FrameBar,
+    GateSet,
+    OrderStatus,
+    SinceDecided,
+    Step,
+)
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Sequence
 
-    from tracepaper.strategies.types import Bar, Event, Fill, Order, Prediction, Run, RunKind
+    from tracepaper.strategies.types import (
+        Bar,
+        DecisionOutcome,
+        Event,
+        Fill,
+        Order,
+        Prediction,
+        Run,
+        RunKind,
+    )
 
 # ---------------------------------------------------------------- stored rows, in chunks of steps
 
@@ -44,6 +60,11 @@ _TWINS_CONFIRMED: Final = (
     f"JOIN holdings h ON h.step = (t.step & ~{SEQUENCE_LIMIT - 1}) | t.holding "
     "AND h.book = t.book JOIN steps s ON s.step = t.step AND s.open_time_ms IS NOT NULL "
     "WHERE t.step BETWEEN ? AND ? AND t.confirmed GROUP BY 1, 2"
+)
+
+_DECIDED: Final = (
+    "SELECT instrument, max(step) FROM steps "
+    "WHERE step BETWEEN ? AND ? AND outcome IS NOT NULL GROUP BY 1"
 )
 
 
@@ -190,6 +211,9 @@ _FOUND: Final = (
     "(SELECT digest FROM prunes WHERE run_key = :run_key) "
     "FROM steps WHERE step BETWEEN :first AND :last"
 )
+_BALANCE: Final = (
+    "SELECT balance FROM ledger WHERE step BETWEEN ? AND ? ORDER BY step DESC, ordinal DESC LIMIT 1"
+)
 _OPEN: Final = (OrderStatus.NEW, OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FILLED)
 
 
@@ -325,6 +349,12 @@ class Reader(ReadOnly):
             "not that of its last step: run `tracepaper audit verify` before you believe this."
         )
 
+    def balance(self, run_id: str) -> int | None:
+        """Return what the ledger of *run_id* says was left; None where it has none."""
+        span = run_span(self.stored_run(run_id).run_key)
+        row = self._connection.execute(_BALANCE, span).fetchone()
+        return None if row is None else int(row[0])
+
     def ended_at_ms(self, run_id: str) -> int | None:
         """Return when the run ended in good order; None where it went on or was killed since."""
         query = "SELECT ended_at FROM v_runs WHERE run_id = ?"
@@ -374,7 +404,10 @@ class Reader(ReadOnly):
                 yield chunk.rows(row), row[-1]
 
     def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Prediction]]:
-        """Yield (sequence, accepted, event, answer) in order, as the engine was given them."""
+        """Yield (sequence, accepted, event, answer) in order, as the engine was given them.
+
+        Of a forecast that was refused for its numbers only that is stored: it is not finite here.
+        """
         stored = self.stored_run(run_id)
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
         last = self._last_sequence(stored.run_key)
@@ -382,7 +415,7 @@ class Reader(ReadOnly):
             for row in chunk.steps:
                 rows = chunk.rows(row)
                 answer, other = rows.row("answers"), rows.row("events")
-                prediction = None if answer is None else decoder.prediction(answer)
+                prediction = None if answer is None else decoder.given(answer)
                 event = decoder.bar(row) if other is None else decoder.event(other)
                 yield sequence_of(row[0]), bool(row[STEP.shape] & 1), event, prediction
 
@@ -431,6 +464,19 @@ class Reader(ReadOnly):
             ),
         ).fetchall()
         return [decoder.bar(row) for row in reversed(rows)]
+
+    def frame_bars(self, run_id: str) -> list[FrameBar]:
+        """Return the accepted candles of higher frames that did not come of the run's bars."""
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        rows = self._connection.execute(
+            f"SELECT {', '.join(f'e.{name}' for name in stored_columns('events'))} FROM events e "
+            "LEFT JOIN steps s ON s.step = e.step WHERE e.step BETWEEN ? AND ? "
+            "AND e.kind = 'frame_bar' AND coalesce(s.shape & 1, 1) ORDER BY e.step",
+            run_span(stored.run_key),
+        )
+        events = (decoder.event(row) for row in rows)
+        return [event for event in events if isinstance(event, FrameBar)]
 
     def open_orders(self, run_id: str) -> tuple[Order, ...]:
         """Return the orders that still rest after the last step, in the order of their births."""
@@ -495,6 +541,12 @@ class Reader(ReadOnly):
         pruned = self.pruned(run_key)
         return None if pruned is None else pruned.state
 
+    def steps_since_state(self, run_id: str) -> Iterator[Step]:
+        """Yield the steps from the one that stored the newest state on."""
+        row = self._state(self.stored_run(run_id).run_key, "DESC")
+        after = -1 if row is None else sequence_of(row[0]) - 1
+        return (one.step for one in self.steps(run_id, after=after))
+
     def confirmations(self, run_id: str) -> list[Confirmation]:
         """Return the last confirmation of each position since the newest state was stored."""
         stored = self.stored_run(run_id)
@@ -503,6 +555,22 @@ class Reader(ReadOnly):
         since = confirmed_since(self._connection, first if row is None else row[0] + 1, last)
         instruments = stored.run.instruments
         return [Confirmation(twin, instruments[place].id, time) for twin, place, time in since]
+
+    def since_decided(self, run_id: str) -> dict[str, SinceDecided]:
+        """Return what became of the last decision on each instrument, and its fills since."""
+        stored = self.stored_run(run_id)
+        steps = dict(self._connection.execute(_DECIDED, run_span(stored.run_key)).fetchall())
+        found: dict[str, SinceDecided] = {}
+        for place, item in enumerate(stored.run.instruments):
+            decided = sequence_of(steps[place]) if place in steps else -1
+            outcome: DecisionOutcome | None = None
+            if decided >= 0 and (decision := self.step(run_id, decided).step.decision) is not None:
+                outcome = decision.outcome
+            own = tuple(
+                fill for fill in self.fills(run_id, after=decided) if fill.instrument == item.id
+            )
+            found[item.id] = SinceDecided(outcome, own)
+        return found
 
     def _state(self, run_key: int, order: str) -> tuple[int, bytes] | None:
         query = (

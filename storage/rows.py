@@ -6,6 +6,7 @@ hashed and compared as it stands. ``steps`` rows leave out their last column, th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
@@ -25,13 +26,14 @@ from tracepaper.storage.columns import (
     place,
     stored_columns,
 )
-from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import (
     Bar,
     Category,
     Closed,
     Command,
     Event,
+    FrameBar,
     Funding,
     Gap,
     Instrument,
@@ -41,6 +43,7 @@ from tracepaper.strategies.types import (
     Prune,
     Quote,
     Reading,
+    RiskTier,
     Run,
     RunEnd,
     RunKind,
@@ -61,10 +64,11 @@ SPARSE_TABLES: Final = (
     "fills",
     "twin_steps",
     "twin_fills",
+    "ledger",
 )
 """The tables of which a step has rows only now and then, in the order in which it is hashed."""
 
-KEPT_TABLES: Final = ("outcomes", "holdings", "orders", "fills", "twin_fills")
+KEPT_TABLES: Final = ("outcomes", "holdings", "orders", "fills", "twin_fills", "ledger")
 """Sparse tables of which a prune keeps every row: trades, and what later steps refer to."""
 
 KEPT_EVENTS: Final = (
@@ -91,6 +95,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "command": Command,
     "timer": Timer,
     "closed": Closed,
+    "frame_bar": FrameBar,
     "end": RunEnd,
     "prune": Prune,
     "reading": Reading,
@@ -185,8 +190,8 @@ def laid(sparse: Iterable[SparseRow]) -> list[LaidRow]:
 class StepShape(NamedTuple):
     """What a step consists of, kept in ``steps.shape`` so that a missing row has a name.
 
-    Bits 0 to 4 are the flags, then each count takes one byte. An accepted bar with nothing
-    else is 1, which SQLite stores without a byte.
+    Bits 0 to 4 are the flags, then each count takes one byte, whose 255 says 255 or more. An
+    accepted bar with nothing else is 1, which SQLite stores without a byte.
     """
 
     accepted: bool
@@ -199,25 +204,24 @@ class StepShape(NamedTuple):
     orders: int
     fills: int
     twin_fills: int
+    ledger: int
 
     @classmethod
     def unpack(cls, number: int) -> StepShape:
         """Return the shape that *number* encodes."""
         flags = (bool(number >> bit & 1) for bit in range(5))
-        counts = (number >> bit & 255 for bit in range(5, 45, 8))
+        counts = (number >> bit & 255 for bit in range(5, 53, 8))
         return cls(*flags, *counts)
 
     def pack(self) -> int:
-        """Return the shape as one number; raise ``InvariantBroken`` beyond 255 rows of a kind."""
+        """Return the shape as one number."""
         number = sum(flag << bit for bit, flag in enumerate(self[:5]))
-        for bit, count in zip(range(5, 45, 8), self[5:], strict=True):
-            if count > BYTE:
-                raise InvariantBroken(f"A step holds at most {BYTE} rows of a kind, not {count}.")
-            number |= count << bit
+        for bit, count in zip(range(5, 53, 8), self[5:], strict=True):
+            number |= min(count, BYTE) << bit
         return number
 
     def counts(self) -> dict[str, int]:
-        """Return how many rows each sparse table holds for the step."""
+        """Return how many rows each sparse table holds for the step; 255 is 255 or more."""
         return {table: int(getattr(self, table)) for table in SPARSE_TABLES}
 
 
@@ -232,8 +236,17 @@ SHAPE_UNITS: Final = {
     "orders": 1 << 21,
     "fills": 1 << 29,
     "twin_fills": 1 << 37,
+    "ledger": 1 << 45,
 }
-"""What one row of each sparse table adds to ``steps.shape``."""
+"""What one row of each sparse table adds to ``steps.shape``, up to 255 of them."""
+
+
+def shape_of(tables: Sequence[str]) -> int:
+    """Return the shape of rows in these sparse *tables*, each named once a row, without flags."""
+    if len(tables) <= BYTE:
+        return sum([SHAPE_UNITS[table] for table in tables])
+    counts = Counter(tables)
+    return sum([min(count, BYTE) * SHAPE_UNITS[table] for table, count in counts.items()])
 
 
 class StepRows(Struct, frozen=True, gc=False):
@@ -326,6 +339,7 @@ def run_of(row: Sequence[Any], instruments: Iterable[Sequence[Any]]) -> Run:
     try:
         fields = {name: named[name] for name in Run.__struct_fields__ if name in named}
         fields["kind"] = RunKind(named["kind"])
+        fields["sees_account"] = bool(named.get("sees_account"))
         fields["interval_ms"] = _length(named["interval_ms"])
         fields["warnings"] = tuple(msgspec.json.decode(named["warnings"]))
         fields["instruments"] = tuple(instrument_of(instrument) for instrument in instruments)
@@ -346,7 +360,11 @@ def instrument_row(instrument: Instrument, run_key: int, at: int) -> Row:
 def instrument_of(row: Sequence[Any]) -> Instrument:
     """Return the instrument of its row."""
     named = dict(zip(stored_columns("instruments"), row, strict=True))
-    fields = {name: named[name] for name in Instrument.__struct_fields__ if name in named}
+    fields = {
+        name: named[name] for name in Instrument.__struct_fields__ if named.get(name) is not None
+    }
+    if "risk_tiers" in fields:
+        fields["risk_tiers"] = msgspec.json.decode(fields["risk_tiers"], type=tuple[RiskTier, ...])
     return Instrument(**{**fields, "category": Category(named["category"])})
 
 

@@ -96,13 +96,13 @@ class RunViews:
         found = self._connection.execute(f"SELECT count(*) FROM {view} {where}", values)
         return int(found.fetchone()[0])
 
-    def counts(self, view: str, by: str) -> list[tuple[str, int]]:
+    def counts(self, view: str, by: str, **equal: Condition) -> list[tuple[str, int]]:
         """Return how often each value of column *by* stands in *view*, the most frequent first.
 
-        Nulls are left out.
+        Nulls are left out, and so are rows in which the columns *equal* are not what they say.
         """
         self._check(view, (by,))
-        where, values = self._where(view, {})
+        where, values = self._where(view, equal)
         query = (
             f"SELECT {by}, count(*) FROM {view} {where} AND {by} IS NOT NULL "
             f"GROUP BY {by} ORDER BY 2 DESC, 1"

@@ -48,6 +48,9 @@ _TYPES: Final[dict[str, Any]] = {
     "TEXT": Text,
     "BLOB": LargeBinary,
 }
+ADDED_TABLES: Final = frozenset({"ledger"})
+"""Tables that the first schema has not: they are made when an older database is opened for writing,
+and stand empty where one is read."""
 _WITH_ROWID: Final = frozenset(
     {"runs", "steps", "events", "states", "answers", "outcomes", "archive_series"}
 )
@@ -88,6 +91,7 @@ VIRTUAL: Final = {
     "orders": ("run_key", "sequence", "birth"),
     "fills": ("run_key", "sequence", "birth"),
     "twin_fills": ("run_key", "sequence", "birth"),
+    "ledger": ("run_key", "sequence"),
 }
 """The generated columns of each table that has some."""
 
@@ -138,6 +142,7 @@ _newest_first("events", text_clause(KEPT_KINDS))
 _newest_first("orders")
 _newest_first("fills")
 _newest_first("twin_fills")
+_newest_first("ledger")
 
 _steps, _events = metadata.tables["steps"].c, metadata.tables["events"].c
 # So that the decision at a time is found without reading those before it: 17 bytes a bar.

@@ -320,7 +320,29 @@ V_EXPLANATIONS: Final = View(
     f"JOIN answers a ON a.step = s.step AND a.buckets IS NOT NULL JOIN {_PLACES} n",
 )
 
-DECISION_VIEWS: Final = (V_DECISIONS, V_GATES, V_EXPLANATIONS)
+V_NOTES: Final = View(
+    "v_notes",
+    "a number or a text that the strategy noted at a decision",
+    (
+        *of_step("s"),
+        INSTRUMENT,
+        *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
+        Shown("name", "CAST(n.key AS TEXT)", "the strategy's name for it"),
+        Shown(
+            "number",
+            "CASE WHEN n.type IN ('real', 'integer') THEN n.value END",
+            "null where it is a text, or was not finite",
+            "REAL",
+        ),
+        Shown("text", "CASE n.type WHEN 'text' THEN n.value END", "null where it is a number"),
+    ),
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
+    "AND s.open_time_ms IS NOT NULL JOIN answers a ON a.step = s.step AND a.note IS NOT NULL "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
+    "JOIN json_each(a.note) n",
+)
+
+DECISION_VIEWS: Final = (V_DECISIONS, V_GATES, V_EXPLANATIONS, V_NOTES)
 
 # ---------------------------------------------------------------- orders, fills, positions, equity
 
@@ -394,10 +416,25 @@ _TWIN: Final = (
     f"JOIN holdings h ON h.step = {shared_row('m.holding')} AND h.book = m.book "
 ) + _STEP_TABLES
 
+_LIQUIDATED_AT: Final = (
+    "CASE WHEN h.margin IS NOT NULL THEN (SELECT o.trigger FROM orders o "
+    "WHERE o.run_key = s.run_key AND o.sequence <= s.sequence AND o.instrument = i.instrument "
+    "AND o.role = 'LIQUIDATION' ORDER BY o.sequence DESC, o.ordinal DESC LIMIT 1) END"
+)
+
 V_POSITIONS: Final = View(
     "v_positions",
     "an instrument's position after a step that named it",
-    (*of_step("s"), *_holding_columns(_POSITION_SUMS, "position's", "q.equity")),
+    (
+        *of_step("s"),
+        *_holding_columns(_POSITION_SUMS, "position's", "q.equity"),
+        *exact(
+            "liquidation_price",
+            _LIQUIDATED_AT,
+            PRICE,
+            "mark price at which it is liquidated; null without margin",
+        ),
+    ),
     f"{_OWN} WHERE h.quantity IS NOT NULL",
 )
 
@@ -502,9 +539,27 @@ V_ORDERS: Final = View(
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = o.instrument",
 )
 
+V_LEDGER: Final = View(
+    "v_ledger",
+    "a movement of the account's cash; its rows add up to the cash at every step",
+    complete(
+        (
+            *of_step("l"),
+            Shown("ordinal", "l.ordinal", "place among the movements of the step", "INTEGER"),
+            *shown("l", "ledger", "market_ms"),
+            Shown("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
+            *shown("l", "ledger", "kind", "amount", "balance", "order_id"),
+        ),
+        ("l", TABLES["ledger"]),
+    ),
+    "FROM runs r JOIN ledger l ON l.run_key = r.run_key "
+    "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = l.instrument",
+)
+
 ACCOUNT_VIEWS: Final = (
     V_ORDERS,
     V_FILLS,
+    V_LEDGER,
     V_POSITIONS,
     V_EQUITY,
     V_TWIN_FILLS,

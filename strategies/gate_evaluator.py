@@ -30,8 +30,14 @@ Settings = Mapping[str, Mapping[str, object]]
 
 def limits(settings: Settings) -> dict[str, float]:
     """Return the thresholds of the risk gates that are configured; the others are not declared."""
-    found = ((name, configured(GATES[name], settings)) for name in gate_order(GateKind.RISK))
-    return {name: float(value) for name, value in found if value is not None}
+    asked = ((name, configured(GATES[name], settings)) for name in gate_order(GateKind.RISK))
+    found = {name: float(value) for name, value in asked if value is not None}
+    latches = settings["risk"]["on_breach"] != "refuse"
+    return {
+        name: value
+        for name, value in found.items()
+        if not (causes := GATES[name].only_with) or (latches and found.keys() & causes)
+    }
 
 
 def thresholds_of(
@@ -52,12 +58,20 @@ def thresholds_of(
         if isinstance(asked.threshold, StrategyWarmup):
             found[name] = float(warmup)
         elif asked.calibrated_as:
-            text = str(configured(asked, settings))
+            text = _calibrated(asked, str(configured(asked, settings)), calibration)
             found[name] = threshold_of(text, asked.calibrated_as, calibration, key=key_of(asked))
         else:
             value = configured(asked, settings)
             found[name] = float(interval_ms if value is None else value)
     return found
+
+
+def _calibrated(asked: Gate, text: str, calibration: Calibration | None) -> str:
+    """Return *text*, or the number that stands for a default where there is no calibration."""
+    key = asked.threshold
+    if calibration is None and isinstance(key, ThresholdKey) and text == key.default:
+        return key.uncalibrated or text
+    return text
 
 
 def configured(asked: Gate, settings: Settings) -> Any:  # noqa: ANN401 - as the section holds it
@@ -99,7 +113,7 @@ def threshold_of(text: str, measure: str, calibration: Calibration | None, *, ke
     if quantiles is None:
         raise ConfigInvalid(
             f"{key} = '{text}' is a quantile, and the model's card has no quantiles of {measure}; "
-            "write a number, or use a model whose card has them."
+            "write a number, or use a model whose card (of a class: its calibration) has them."
         )
     position = share * 100 - 1
     index = min(int(position), len(quantiles) - 2)
@@ -196,11 +210,13 @@ class Plausibility:
         self._ranges: deque[int] = deque()
         self._sorted: list[int] = []
         self._last: int | None = None
+        self._doubled_median = 0  # of the newest bars, once there are enough of them
 
     def copy(self) -> Plausibility:
         """Return a second one that knows the same bars."""
         other = Plausibility()
         other._ranges, other._sorted, other._last = self._ranges.copy(), self._sorted[:], self._last
+        other._doubled_median = self._doubled_median
         return other
 
     def add(self, bar: Bar, tick: int) -> float:
@@ -217,7 +233,19 @@ class Plausibility:
             return 0.0
         middle = count >> 1
         doubled = ordered[middle] + ordered[middle if count & 1 else middle - 1]
+        self._doubled_median = doubled
         return 2 * abs(bar.close - last) / max(doubled, 2 * tick)
+
+    def range_bp(self) -> float | None:
+        """Return the median range in basis points of the newest close; None under ten bars."""
+        last = self._last
+        if len(self._sorted) < YARDSTICK_LEAST or not last:
+            return None
+        return 5_000 * self._doubled_median / last
+
+
+_WHOLE: Final = 1 + 1e-6
+"""The most that a probability may be, rounded in single precision."""
 
 
 def is_finite_forecast(forecast: Forecast) -> bool:
@@ -232,11 +260,16 @@ def is_finite_forecast(forecast: Forecast) -> bool:
     )
     if not all(map(math.isfinite, numbers)):
         return False
-    if min(*forecast.p_down, *forecast.p_flat, *forecast.p_up) < 0:
+    shares = (*forecast.p_down, *forecast.p_flat, *forecast.p_up)
+    if shares and not 0 <= min(shares) <= max(shares) <= _WHOLE:
+        return False
+    spreads = (*forecast.stdev_return, *forecast.volatility)
+    if spreads and min(spreads) <= 0:
         return False
     if (explanation := forecast.explanation) is None:
         return True
-    shift = explanation.shift
-    return math.isfinite(explanation.confidence + explanation.recent_mass) and (
-        shift is None or math.isfinite(shift)
-    )
+    given = (
+        explanation.confidence, explanation.content_free, explanation.recent_mass,
+        explanation.shift,
+    )  # fmt: skip
+    return all(one is None or math.isfinite(one) for one in given)

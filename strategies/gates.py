@@ -9,7 +9,7 @@ the sections ``[gate]`` and ``[risk]`` of the configuration, the columns of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import StrEnum
 from typing import Final
 
@@ -23,6 +23,7 @@ YES_OR_NO: Final = "yes or no"
 MILLISECONDS: Final = "ms"
 QUOTE_CURRENCY: Final = "quote currency"
 SHARE_OF_PEAK: Final = "share of the peak"
+BASIS_POINTS: Final = "basis points"
 
 
 class GateInputs(Struct, gc=False):
@@ -48,6 +49,15 @@ class GateInputs(Struct, gc=False):
     drawdown: float = 0.0
     daily_loss: float = 0.0
     daily_trades: int = 0
+    is_tradable: bool = True
+    gross: int = 0
+    equity: int = 0
+    is_breached: bool = False
+    since_stop: int = 0
+    losing_streak: int = 0
+    hourly_orders: int = 0
+    spread_bp: float | None = None
+    range_bp: float | None = None
 
 
 class GateKind(StrEnum):
@@ -77,6 +87,7 @@ class ThresholdKey(Struct, frozen=True):
     form: ThresholdForm
     words: str  # the documentation of the key: one sentence
     default: str | None = None
+    uncalibrated: str = ""  # stands for a default qX where the model has no calibration
     example: int | str | None = None  # what a key that is absent by default could be set to
     calibrated_as: str = ""  # its measure on a model's card, if that is not the gate's name
 
@@ -104,6 +115,8 @@ class Gate(Struct, frozen=True, eq=False, kw_only=True):
     starts_at: float  # the least value of its measure
     of_quotes: bool  # measured on quotes, and declared only where they fill orders
     is_capped: bool  # its measure stops at the threshold, so that it is never far above it
+    only_with: tuple[str, ...]  # a limit that exists only where one of these is configured
+    needs: frozenset[str]  # of ``MEASURES``: a model that does not give them has no such gate
 
     @property
     def is_switch(self) -> bool:
@@ -124,6 +137,12 @@ class Gate(Struct, frozen=True, eq=False, kw_only=True):
         return "risk" if self.kind is GateKind.RISK else "gate"
 
 
+MEASURES: Final = frozenset({
+    "mean_return", "stdev_return", "probabilities", "volatility",
+    "confidence", "content_free", "recent_mass", "shift",
+})  # fmt: skip
+"""What a model can give beside the bare fact that it answered; one of ours gives all of it."""
+
 GATES: Final[dict[str, Gate]] = {}
 """Every gate by its name."""
 
@@ -139,21 +158,26 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
     of_quotes: bool = False,
     starts_at: float = 0.0,
     is_capped: bool = False,
+    only_with: tuple[str, ...] = (),
+    needs: Collection[str] = (),
 ) -> Callable[[Measure], Gate]:
     """Declare the decorated function as a gate with one threshold, *at_least* or *at_most*.
 
-    It bears the function's name, and its docstring says what it measures. A gate of risk measures 0
-    where the target lowers the exposure, whatever its function says. Configuration and
-    storage are made from what is declared when they are imported, so it must happen before that.
+    It bears the function's name, and its docstring says what it measures. A gate of risk with a
+    most measures 0 where the target lowers the exposure, whatever its function says. Configuration
+    and storage are made from what is declared when they are imported, so it must happen before.
     """
 
     def declare(measure: Measure) -> Gate:
         threshold = at_most if at_least is None else at_least
         name, measured_as = measure.__name__, measure
         if kind is GateKind.RISK:
-            name, measured_as = f"risk.{name.removeprefix('risk_')}", _of_more_risk(measure)
+            name = f"risk.{name.removeprefix('risk_')}"
+            measured_as = measure if at_most is None else _of_more_risk(measure)
         if threshold is None or name in GATES:
             raise InvariantBroken(f"Gate {name} needs one threshold and a name of its own.")
+        if not MEASURES.issuperset(needs):
+            raise InvariantBroken(f"Gate {name} needs {sorted(needs)}, not all of them measures.")
         GATES[name] = Gate(
             name=name,
             kind=kind,
@@ -167,6 +191,8 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
             of_quotes=of_quotes,
             starts_at=starts_at,
             is_capped=is_capped,
+            only_with=only_with,
+            needs=frozenset(needs),
         )
         return GATES[name]
 
@@ -258,6 +284,12 @@ def stale(seen: GateInputs) -> float | None:
     return None if seen.quote_age_ms is None else float(seen.quote_age_ms)
 
 
+@gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0, is_timing=True, of_quotes=True)
+def tradable(seen: GateInputs) -> float | None:
+    """Whether the exchange lets the symbol trade; declared only where execution is by quotes."""
+    return 1.0 if seen.is_tradable else 0.0
+
+
 @gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0, of_prediction=True, is_timing=True)
 def deadline(seen: GateInputs) -> float | None:
     """Whether the forecaster answered within model.deadline_ms."""
@@ -278,8 +310,10 @@ def finite(seen: GateInputs) -> float | None:
         ThresholdForm.QUANTILE,
         "At least this entropy confidence.",
         default="q0.5",
+        uncalibrated="0",
     ),
     of_prediction=True,
+    needs={"confidence"},
 )
 def confidence(seen: GateInputs) -> float | None:
     """1 less the mean normalised entropy of the attention of the decided row."""
@@ -294,12 +328,15 @@ def confidence(seen: GateInputs) -> float | None:
         ThresholdForm.QUANTILE,
         "At least this confidence above what mask and encoding alone give.",
         default="q0.01",
+        uncalibrated="0",
     ),
     of_prediction=True,
+    needs={"confidence", "content_free"},
 )
 def collapsed(seen: GateInputs) -> float | None:
     """Confidence less what mask and encoding alone give."""
-    if (explanation := seen.explanation) is None:
+    explanation = seen.explanation
+    if explanation is None or explanation.confidence is None or explanation.content_free is None:
         return None
     return explanation.confidence - explanation.content_free
 
@@ -312,19 +349,21 @@ def collapsed(seen: GateInputs) -> float | None:
         ThresholdForm.QUANTILE,
         "At most this distance between this bar's rollout and the last one's.",
         default="q0.99",
+        uncalibrated="1",
         calibrated_as="shift",
     ),
     of_prediction=True,
+    needs={"shift"},
 )
 def shifted(seen: GateInputs) -> float | None:
     """Jensen-Shannon distance of this bar's rollout from the last bar's, both by age."""
     return None if seen.explanation is None else seen.explanation.shift
 
 
-@gate(GateKind.JUDGEMENT, YES_OR_NO, at_least=1.0, of_prediction=True)
+@gate(GateKind.JUDGEMENT, YES_OR_NO, at_least=1.0, of_prediction=True, needs={"recent_mass"})
 def regime(seen: GateInputs) -> float | None:
     """Whether the regime is one of gate.regimes."""
-    if seen.explanation is None:
+    if seen.explanation is None or seen.explanation.recent_mass is None:
         return None
     return 1.0 if seen.regime in seen.regimes else 0.0
 
@@ -337,9 +376,11 @@ def regime(seen: GateInputs) -> float | None:
         ThresholdForm.QUANTILE,
         "At least this share of the likelier direction.",
         default="q0.5",
+        uncalibrated="0.5",
     ),
     of_prediction=True,
     starts_at=0.5,
+    needs={"probabilities"},
 )
 def direction(seen: GateInputs) -> float | None:
     """Probability of the likelier direction over that of both, at gate.horizon."""
@@ -359,6 +400,7 @@ def direction(seen: GateInputs) -> float | None:
         default="1",
     ),
     of_prediction=True,
+    needs={"mean_return"},
 )
 def edge(seen: GateInputs) -> float | None:
     """Calibrated mean return at gate.horizon, without its sign, in round-trip costs."""
@@ -428,6 +470,119 @@ def risk_daily_loss(seen: GateInputs) -> float | None:
 def risk_daily_trades(seen: GateInputs) -> float | None:
     """Trades of the UTC day, the one being judged among them."""
     return float(seen.daily_trades)
+
+
+@gate(GateKind.RISK, YES_OR_NO, at_most=0.0, only_with=("risk.drawdown", "risk.daily_loss"))
+def risk_halt(seen: GateInputs) -> float | None:
+    """Whether drawdown or daily loss went beyond its limit since the operator last said RESUME."""
+    return 1.0 if seen.is_breached else 0.0
+
+
+@gate(
+    GateKind.RISK,
+    QUOTE_CURRENCY,
+    at_most=ThresholdKey(
+        "max_exposure",
+        ThresholdForm.NUMBER,
+        "Largest sum of all positions without their signs, in quote currency.",
+        example="200000",
+    ),
+)
+def risk_exposure(seen: GateInputs) -> float | None:
+    """Notional of the target and of all other positions, without their signs."""
+    return seen.gross / MONEY_SCALE
+
+
+@gate(
+    GateKind.RISK,
+    "times equity",
+    at_most=ThresholdKey(
+        "max_leverage",
+        ThresholdForm.NUMBER,
+        "Largest sum of all positions without their signs, in multiples of equity.",
+        example="2",
+    ),
+)
+def risk_leverage(seen: GateInputs) -> float | None:
+    """Notional of the target and of all other positions over equity; none without equity."""
+    return seen.gross / seen.equity if seen.equity > 0 else None
+
+
+@gate(
+    GateKind.RISK,
+    "bars",
+    at_least=ThresholdKey(
+        "cooldown",
+        ThresholdForm.COUNT,
+        "Bars of a symbol without new exposure after one of its stops was filled.",
+        example=30,
+    ),
+    is_capped=True,
+)
+def risk_cooldown(seen: GateInputs) -> float | None:
+    """Bars since a stop of this symbol was filled, counted up to the limit."""
+    return float(seen.since_stop)
+
+
+@gate(
+    GateKind.RISK,
+    "losses",
+    at_most=ThresholdKey(
+        "max_losing_streak",
+        ThresholdForm.COUNT,
+        "So many losses in a row in one UTC day end new exposure until the next day.",
+        example=5,
+    ),
+)
+def risk_losing_streak(seen: GateInputs) -> float | None:
+    """Positions closed with a loss after costs in a row in the UTC day, the next one counted."""
+    return float(seen.losing_streak + 1)
+
+
+@gate(
+    GateKind.RISK,
+    "orders",
+    at_most=ThresholdKey(
+        "max_hourly_orders",
+        ThresholdForm.COUNT,
+        "Most orders sent in one clock hour.",
+        example=20,
+    ),
+)
+def risk_hourly_orders(seen: GateInputs) -> float | None:
+    """Orders of the clock hour, the one being judged among them."""
+    return float(seen.hourly_orders)
+
+
+@gate(
+    GateKind.RISK,
+    BASIS_POINTS,
+    at_most=ThresholdKey(
+        "max_spread_bp",
+        ThresholdForm.NUMBER,
+        "Widest spread of the newest quote, in basis points of its middle.",
+        example="5",
+    ),
+    of_quotes=True,
+)
+def risk_spread(seen: GateInputs) -> float | None:
+    """Ask less bid of the newest quote over their middle."""
+    return seen.spread_bp
+
+
+@gate(
+    GateKind.RISK,
+    BASIS_POINTS,
+    at_most=ThresholdKey(
+        "max_range_bp",
+        ThresholdForm.NUMBER,
+        "Largest usual range of a bar (median of high - low over 60 bars), in basis points.",
+        example="50",
+    ),
+)
+def risk_volatility(seen: GateInputs) -> float | None:
+    """Median of high - low over the last 60 bars, in basis points of the close."""
+    return seen.range_bp
 
 
 # ---------------------------------------------------------------- words

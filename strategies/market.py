@@ -34,8 +34,12 @@ BASE_FEES: Final = {
     "linear": ("0.00055", "0.0002"),
     "inverse": ("0.00055", "0.0002"),
     "option": ("0.0003", "0.0002"),
+    "stock": ("0.0005", "0.0005"),
 }
-"""Base (VIP 0) fees by category: taker and maker, fractions of the notional."""
+"""Fees by category: taker and maker, fractions of the notional; Bybit's base (VIP 0) ones.
+
+Of shares there is no common rate: five basis points stand for commission and fees of an exchange.
+"""
 
 
 def interval_phase(interval_ms: int) -> int:
@@ -74,6 +78,18 @@ def unscaled(value: int, decimals: int) -> str:
     whole, fraction = divmod(abs(value), 10**decimals)
     text = f"{fraction:0{decimals}d}".rstrip("0")
     return f"{sign}{whole}.{text}" if text else f"{sign}{whole}"
+
+
+def to_tick(price: float, instrument: Instrument) -> float:
+    """Return the nearest price to *price* that *instrument* can be ordered at."""
+    unit, tick = float(10**instrument.price_decimals), instrument.tick_size
+    return round(price * unit / tick) * tick / unit
+
+
+def to_step(quantity: float, instrument: Instrument) -> float:
+    """Return the nearest quantity to *quantity*, in base, that *instrument* can be ordered in."""
+    unit, step = float(10**instrument.quantity_decimals), instrument.quantity_step
+    return round(quantity * unit / step) * step / unit
 
 
 def rescaled(value: int, decimals: int, wanted: int) -> int:

@@ -1,33 +1,39 @@
-"""How much: a signal becomes a target quantity in whole steps (fixed, notional, tanh, volatility).
+"""How much: a signal becomes a target quantity in whole steps.
 
-No mode looks at the account, so that a target depends on bars and forecasts alone and two runs
-of the same bars agree on it whatever their fills were.
+Modes that take a share of equity see the account, and so do portfolio caps: their targets follow
+from fills as well as from bars and forecasts. All others depend on bars and forecasts alone, so
+that two runs of the same bars agree on them whatever their fills were.
 
-The rules are docs/decisions.md, G19 and G20.
+The rules are docs/decisions.md, G19, G20 and G27 to G30.
 """
 
 from __future__ import annotations
 
 import math
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.market import Notional, unscaled
-from tracepaper.strategies.types import Action, Bar, Forecast, Instrument, Signal
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.types import Action, Bar, Forecast, Instrument
+from tracepaper.strategies.volatility import VolatilityKind, WindowedVolatility
 
 _PARTS: Final = 1_000_000_000  # a float share becomes an integer of billionths, once
 
 
 class SizingMode(StrEnum):
-    """How a signal becomes a quantity."""
+    """How a signal becomes a quantity; a full position is ``notional`` or a share of equity."""
 
     FIXED = "fixed"  # a quantity
     NOTIONAL = "notional"  # a quantity worth `notional` at the close
-    TANH = "tanh"  # notional x tanh(scale x expected return / its deviation)
-    VOLATILITY = "volatility"  # notional x target volatility / forecast volatility, at most whole
+    EQUITY = "equity"  # a quantity worth `fraction` of equity
+    ALLOCATION = "allocation"  # the symbol's weight of `fraction` of equity
+    TANH = "tanh"  # full x tanh(scale x calibrated return / its deviation)
+    VOLATILITY = "volatility"  # full x target volatility / expected volatility, at most whole
+    KELLY = "kelly"  # equity x `kelly` x calibrated return / variance, at most `fraction` of it
 
 
 class Sizing(Struct, frozen=True):
@@ -39,6 +45,27 @@ class Sizing(Struct, frozen=True):
     scale: float = 1.0
     target_volatility: float = 0.01
     rebalance: float = 0.25  # a standing target of the same side moves only by more than this share
+    of_equity: bool = False  # tanh and volatility: a full position is ``fraction`` of equity
+    fraction: float = 1.0
+    weight: float = 1.0  # of the symbol, for allocation
+    kelly: float = 0.25
+    slope: float = 1.0  # shrinks the model's mean return, as the card's calibration found
+    estimate: VolatilityKind | None = None  # None: the model's own forecast
+    lookback: int = 660  # bars of the estimate
+    horizon: int = 30  # bars that ``target_volatility`` speaks of
+    max_position: int = 0  # money, of this symbol; 0 where there is no cap
+    max_gross: float = 0.0  # of all symbols, in multiples of equity; 0 where there is no cap
+
+
+class SizingAccount(NamedTuple):
+    """What sizing may know of the account, in money."""
+
+    equity: int
+    others: int  # notional of all other symbols' positions or targets, without their signs
+
+
+NO_ACCOUNT: Final = SizingAccount(0, 0)
+_OF_EQUITY: Final = frozenset({SizingMode.EQUITY, SizingMode.ALLOCATION, SizingMode.KELLY})
 
 
 class Sizer:
@@ -52,39 +79,75 @@ class Sizer:
                 f"sizing.quantity {unscaled(sizing.quantity, decimals)} is no positive multiple of "
                 f"the step {unscaled(step, decimals)} of {instrument.id}; change it."
             )
-        if sizing.mode is not SizingMode.FIXED and sizing.notional <= 0:
+        of_equity = sizing.mode in _OF_EQUITY or sizing.of_equity
+        if sizing.mode is not SizingMode.FIXED and not of_equity and sizing.notional <= 0:
             raise ConfigInvalid("sizing.notional must be above 0.")
         self._sizing = sizing
         self._step = step
         self._notional = Notional.of(instrument)
         self._index = horizon_index
-        self.is_fixed = sizing.mode is SizingMode.FIXED  # the target follows from the signal alone
+        self._of_equity = of_equity
+        self._estimate: WindowedVolatility | None = None
+        if sizing.mode is SizingMode.VOLATILITY and sizing.estimate is not None:
+            self._estimate = WindowedVolatility(sizing.estimate, sizing.lookback)
+        self._is_capped = sizing.max_position > 0 or sizing.max_gross > 0
+        self.sees_account = of_equity or sizing.max_gross > 0
+        """Whether targets depend on equity, and so on fills."""
+        self.follows_signal = sizing.mode is SizingMode.FIXED and not self._is_capped
+        """Whether the target follows from the signal alone."""
+
+    @property
+    def bars(self) -> int:
+        """Bars that a size depends on; 0 where it needs none but the newest."""
+        return 0 if self._estimate is None else self._estimate.bars
 
     def change(self, instrument: Instrument) -> None:
         """Take a new quantity step; a fixed quantity is rounded down to it from now on."""
         self._step = instrument.quantity_step
 
+    def observe(self, bar: Bar) -> None:
+        """Take in a closed bar, for an estimate of volatility."""
+        if self._estimate is not None:
+            self._estimate.add(bar.close)
+
     def target(
-        self, signal: Signal, bar: Bar, forecast: Forecast | None, *, standing: int = 0
+        self,
+        signal: Signal,
+        bar: Bar,
+        forecast: Forecast | None,
+        *,
+        standing: int = 0,
+        account: SizingAccount = NO_ACCOUNT,
     ) -> int:
         """Return the signed quantity that *signal* (LONG, SHORT or FLAT) asks to hold.
 
         *standing* is the target last decided: one of the same side stays unless the new one
         differs by more than ``rebalance``, or every move of the price would be traded after.
+        *account* is looked at where :attr:`sees_account` says so.
         """
-        action = signal.action
+        action, sizing = signal.action, self._sizing
         if action is Action.FLAT:
             return 0
-        if self.is_fixed:
-            size = self._sizing.quantity
+        if sizing.mode is SizingMode.FIXED:
+            size = sizing.quantity
             if signal.strength != 1.0:
                 size = size * int(signal.strength * _PARTS) // _PARTS
             size = self._whole_steps(size)
         else:
             share = signal.strength * self._share(forecast)
-            money = self._sizing.notional * int(share * _PARTS) // _PARTS
+            money = self._full(account.equity) * int(share * _PARTS) // _PARTS
             size = self._whole_steps(self._notional.quantity(money, bar.close))
-        target = size if action is Action.LONG else -size
+        if self._is_capped:
+            size = min(size, self._cap(bar.close, account))
+        return self._kept(size if action is Action.LONG else -size, standing)
+
+    def held(self, price: int, cash: int, exposure: float, *, standing: int) -> int:
+        """Return the quantity that *exposure*, a multiple of *cash*, buys at *price*."""
+        money = cash * int(exposure * _PARTS) // _PARTS
+        return self._kept(self._whole_steps(self._notional.quantity(money, price)), standing)
+
+    def _kept(self, target: int, standing: int) -> int:
+        """Return *standing* where *target* is of its side and near it, else *target*."""
         if target * standing > 0:
             band = abs(standing) * int(self._sizing.rebalance * _PARTS) // _PARTS
             if abs(target - standing) <= band and standing % self._step == 0:
@@ -98,16 +161,47 @@ class Sizer:
     def _whole_steps(self, quantity: int) -> int:
         return quantity - quantity % self._step
 
+    def _full(self, equity: int) -> int:
+        """Return the money of a full position."""
+        sizing = self._sizing
+        if not self._of_equity:
+            return sizing.notional
+        share = sizing.fraction
+        if sizing.mode is SizingMode.ALLOCATION:
+            share *= sizing.weight
+        return max(equity, 0) * int(share * _PARTS) // _PARTS
+
+    def _cap(self, price: int, account: SizingAccount) -> int:
+        """Return the largest quantity that the caps allow."""
+        sizing = self._sizing
+        money = sizing.max_position
+        if sizing.max_gross > 0:
+            gross = max(account.equity, 0) * int(sizing.max_gross * _PARTS) // _PARTS
+            left = max(gross - account.others, 0)
+            money = min(money, left) if money else left
+        return self._whole_steps(self._notional.quantity(money, price))
+
     def _share(self, forecast: Forecast | None) -> float:
-        """Return the share of the whole notional, in [0, 1]; 0 where nothing can be computed."""
-        mode = self._sizing.mode
-        if mode is SizingMode.NOTIONAL:
+        """Return the share of a full position, in [0, 1]; 0 where nothing can be computed."""
+        sizing = self._sizing
+        mode = sizing.mode
+        if mode in {SizingMode.NOTIONAL, SizingMode.EQUITY, SizingMode.ALLOCATION}:
             return 1.0
-        if forecast is None:
-            return 0.0
-        if mode is SizingMode.TANH:
-            strength = abs(forecast.mean_return[self._index]) / forecast.stdev_return[self._index]
-            share = math.tanh(self._sizing.scale * strength)
-        else:
-            share = self._sizing.target_volatility / forecast.volatility[self._index]
+        share = 0.0
+        if mode is SizingMode.VOLATILITY:
+            if expected := self._volatility(forecast):
+                share = sizing.target_volatility / expected
+        elif forecast is not None:
+            mean = abs(forecast.mean_return[self._index]) * sizing.slope
+            deviation = forecast.stdev_return[self._index]
+            if mode is SizingMode.TANH:
+                share = math.tanh(sizing.scale * mean / deviation)
+            elif sizing.fraction > 0:
+                share = sizing.kelly * mean / deviation**2 / sizing.fraction
         return min(share, 1.0) if math.isfinite(share) and share > 0 else 0.0
+
+    def _volatility(self, forecast: Forecast | None) -> float | None:
+        """Return the expected deviation of the return to the horizon; None where none is known."""
+        if self._estimate is not None:
+            return self._estimate.of_bars(self._sizing.horizon)
+        return None if forecast is None else forecast.volatility[self._index]

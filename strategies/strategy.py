@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 from msgspec import Struct
 
+from tracepaper.strategies.declared_state import Declaring
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gate_evaluator import YARDSTICK_BARS
-from tracepaper.strategies.gates import GATES, GateKind, gate_order, plausible
-from tracepaper.strategies.types import Action, Bar, Calibration, Forecast, Regime, Signal
+from tracepaper.strategies.gates import GATES, MEASURES, GateKind, gate_order, plausible
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Orders, Signal
+from tracepaper.strategies.types import Action, Bar, Calibration, Forecast
 
 
 class Forecaster(Protocol):
@@ -37,6 +41,8 @@ class Forecaster(Protocol):
     threads: int
     backend: str  # what attends, chosen once when it was built: "tiles" for a stream
     causal: bool  # True where ``scan`` may serve it
+    measures: frozenset[str]  # of ``gates.MEASURES``: what it gives; other gates are not declared
+    is_outside: bool  # True where a service answers, which cannot be asked again: see the record
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first) in fixed-size chunks."""
@@ -70,33 +76,46 @@ CORE_GATES: Final = frozenset(name for name in MODEL_GATES if not GATES[name].of
 """The gates of a strategy without a model."""
 
 
-class Outlook(Struct, frozen=True, gc=False):
-    """What a strategy may know when it decides: the closed bar, the forecast, the regime."""
+class FreshState:
+    """Gives an object the ``State`` that its class declares, as that begins, when it is read."""
 
-    bar: Bar
-    forecast: Forecast | None
-    regime: Regime
+    def __get__(self, made: Declaring | None, of: type[Declaring]) -> object:
+        """Return the state of *made*, whose class is *of*: a new one, which it then has."""
+        if made is None:
+            return self
+        if of.State is None:
+            raise AttributeError(f"{of.__name__} declares no State")
+        made.state = of.State()
+        return made.state
 
 
 class Strategy(ABC):
     """One instrument's strategy; the engine makes one object an instrument.
 
-    Its state must depend on the last ``warmup`` bars alone: after a restart it is rebuilt by
-    feeding it exactly those through :meth:`observe`.
+    What it keeps must depend on the last ``warmup`` bars alone: after a restart it is rebuilt by
+    feeding it exactly those through :meth:`observe`. Whatever else it has to remember belongs into
+    ``self.state``, an instance of the class's ``State``, which the engine stores where it changed.
     """
 
+    State: type[Struct] | None = None
+
     gates: frozenset[str] = CORE_GATES
-    warmup: int = 1  # bars that ``observe`` must have seen before ``decide`` counts
+    warmup: int = 1  # bars that are known wherever ``decide`` is asked; those of ``now.history``
+    sees_account: bool = False  # ``now.account`` is given: decisions then depend on fills
+    reads_history: bool = True  # False spares the engine keeping bars for ``now.history``
+    frames: tuple[str, ...] = ()  # higher time frames for ``now.frame``: ("60", "D")
+    frames_warmup: Mapping[str, int] = MappingProxyType({})  # their bars, where not ``warmup``
     horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
     needs_forecast: bool = False
     twins: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
+    state: Any = FreshState()  # an instance of State
 
     def observe(self, bar: Bar) -> None:  # noqa: B027 - a strategy without memory needs none
-        """Take in a closed bar; called once for every bar, warm-up included, in order."""
+        """Take in a closed bar in integers; called once for every bar, warm-up included."""
 
     @abstractmethod
-    def decide(self, outlook: Outlook) -> Signal:
-        """Return what to hold from now on; called after ``observe`` of the same bar."""
+    def decide(self, now: Outlook) -> Signal | Orders:
+        """Return what to hold, or what to order; called after ``observe`` of the same bar."""
 
 
 class SmaCross(Strategy):
@@ -104,6 +123,8 @@ class SmaCross(Strategy):
 
     The two averages are compared as exact integer sums, strictly.
     """
+
+    reads_history = False
 
     def __init__(self, *, fast: int, slow: int, long_only: bool) -> None:
         if not 1 <= fast < slow:
@@ -131,7 +152,7 @@ class SmaCross(Strategy):
         self._fast_sum += close
         self._slow_sum += close
 
-    def decide(self, outlook: Outlook) -> Signal:  # noqa: ARG002 - the sums hold the bar already
+    def decide(self, now: Outlook) -> Signal:  # noqa: ARG002 - the sums hold the bar already
         """Compare fast_sum / fast with slow_sum / slow without dividing."""
         if len(self._closes) < self._slow:
             return self._early
@@ -143,6 +164,7 @@ class Persistence(Strategy):
     """The last bar's direction goes on: the baseline that any forecast must beat."""
 
     warmup = 2
+    reads_history = False
 
     def __init__(self) -> None:
         self._last: int | None = None
@@ -153,7 +175,7 @@ class Persistence(Strategy):
         self._change = 0 if self._last is None else bar.close - self._last
         self._last = bar.close
 
-    def decide(self, outlook: Outlook) -> Signal:  # noqa: ARG002 - the change holds the bar already
+    def decide(self, now: Outlook) -> Signal:  # noqa: ARG002 - the change holds the bar already
         """Follow the sign of the last change."""
         if self._change > 0:
             return Signal(Action.LONG, "the last bar rose")
@@ -167,19 +189,40 @@ class AttentionStrategy(Strategy):
 
     gates = MODEL_GATES
     needs_forecast = True
+    reads_history = False
     twins = ("ungated",)
 
-    def __init__(self, *, context: int, horizon: int, horizon_index: int) -> None:
+    def __init__(
+        self,
+        *,
+        context: int,
+        horizon: int,
+        horizon_index: int,
+        measures: Collection[str] = MEASURES,
+    ) -> None:
+        if not {"mean_return", "probabilities"} & set(measures):
+            raise ConfigInvalid(
+                "strategy.name 'attention' needs mean_return or probabilities of the model; let "
+                "its class give and declare one of them."
+            )
         self.warmup = context
         self.horizon = horizon
         self._index = horizon_index
+        self._has_mean = "mean_return" in measures
+        self._has_lean = "probabilities" in measures
 
-    def decide(self, outlook: Outlook) -> Signal:
-        """Go with the sign on which the mean return and the class probabilities agree."""
-        if (forecast := outlook.forecast) is None:
+    def decide(self, now: Outlook) -> Signal:
+        """Go with the sign on which the mean return and the class probabilities agree.
+
+        Of a model that gives only one of them, with the sign of that.
+        """
+        if (forecast := now.forecast) is None:
             return Signal(Action.HOLD, "no forecast")
-        mean = forecast.mean_return[self._index]
-        lean = forecast.p_up[self._index] - forecast.p_down[self._index]
+        index = self._index
+        lean = forecast.p_up[index] - forecast.p_down[index] if self._has_lean else None
+        mean = forecast.mean_return[index] if self._has_mean else lean
+        assert mean is not None  # one of the two is given
+        lean = mean if lean is None else lean
         if mean > 0 and lean > 0:
             return Signal(Action.LONG, "forecast up")
         if mean < 0 and lean < 0:
@@ -187,10 +230,23 @@ class AttentionStrategy(Strategy):
         return Signal(Action.HOLD, "mean return and direction disagree")
 
 
-def declared_gates(strategy: Strategy, *, by_quotes: bool, risk: Mapping[str, float]) -> set[str]:
-    """Return the gates that have rows: the strategy's own and every configured risk limit."""
+def declared_gates(
+    strategy: Strategy,
+    *,
+    by_quotes: bool,
+    risk: Mapping[str, float],
+    measures: frozenset[str] = MEASURES,
+) -> set[str]:
+    """Return the gates that have rows: the strategy's own and every configured risk limit.
+
+    Gates of *measures* that the model does not give are not declared.
+    """
     gates = set(strategy.gates) | set(risk)
-    return {name for name in gates if by_quotes or not GATES[name].of_quotes}
+    return {
+        name
+        for name in gates
+        if (by_quotes or not GATES[name].of_quotes) and GATES[name].needs <= measures
+    }
 
 
 def remembered(strategy: Strategy) -> int:

@@ -21,10 +21,20 @@ BLOCK_BARS: Final = 64
 
 
 class Category(StrEnum):
-    """A Bybit product category; symbols are unique only within one."""
+    """A Bybit product category, or stock; symbols are unique only within one."""
 
     LINEAR = "linear"
     SPOT = "spot"
+    STOCK = "stock"  # shares, from candle files alone
+
+    @property
+    def is_cash(self) -> bool:
+        """Whether what is bought is paid in full and owned, so that nothing is sold short."""
+        return self is not Category.LINEAR
+
+
+EXCHANGE_CATEGORIES: Final = (Category.LINEAR, Category.SPOT)
+"""The categories that Bybit serves, and that a daemon can trade."""
 
 
 class Source(StrEnum):
@@ -50,6 +60,18 @@ class RunKind(StrEnum):
     REPLAY = "replay"
 
 
+LEVERAGE_DECIMALS: Final = 2
+
+
+class RiskTier(Struct, frozen=True, gc=False):
+    """What the exchange asks of a position up to a size: the larger, the less leverage."""
+
+    limit: int  # money: notional of the position; 0 where there is no limit
+    maintenance: int  # maintenance margin, 10⁻¹⁰ of the notional
+    max_leverage: int  # 10⁻²
+    deduction: int  # money, off the maintenance margin
+
+
 class Instrument(Struct, frozen=True, gc=False):
     """One tradable symbol: its scales and its filters, as the exchange publishes them."""
 
@@ -68,6 +90,8 @@ class Instrument(Struct, frozen=True, gc=False):
     min_notional: int  # money; 0 where there is no limit
     funding_interval_minutes: int = 0  # 0 where there is no funding
     status: str = "Trading"
+    max_leverage: int = 0  # 10⁻²; 0 where it is not known
+    risk_tiers: tuple[RiskTier, ...] = ()  # smallest first; empty where they are not known
 
     @property
     def id(self) -> str:
@@ -184,10 +208,17 @@ class GapCause(StrEnum):
     STALE = "stale"  # silent stream
     IMPLAUSIBLE = "implausible"  # a close too far from the last one, which REST was asked about
     JUMPED = "jumped"  # the exchange's time jumped, or this machine slept
+    FUNDING = "funding"  # no bar: a settlement of funding that never came
+
+
+BY_REST: Final = "rest"
+"""How a gap is repaired whose bars follow it."""
 
 
 class Gap(Struct, frozen=True, gc=False):
     """A hole ``from_ms`` (first missing open time) until ``until_ms`` (exclusive), and its repair.
+
+    A settlement that is missing was due at ``from_ms``, the next one at ``until_ms``.
 
     ``repaired_by`` is ``rest`` where the bars follow, and empty where they never will. It is
     ``clock`` where market time itself was set from one of the two times to the other.
@@ -241,6 +272,25 @@ class Closed(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
+class FrameBar(Struct, frozen=True, gc=False):
+    """A closed candle of a higher time frame, from where the run's own bars do not reach.
+
+    It is accepted where they say nothing of it, or the same; market time is its close.
+    """
+
+    instrument: str
+    open_time_ms: int
+    interval_ms: int
+    open: int
+    high: int
+    low: int
+    close: int
+    volume: int
+    source: Source
+    market_ms: int
+    seen_ms: int
+
+
 class RunEnd(Struct, frozen=True, gc=False):
     """The run ended in good order; market time is that of its last event."""
 
@@ -282,6 +332,7 @@ Event = (
     | Command
     | Timer
     | Closed
+    | FrameBar
     | RunEnd
     | Prune
     | Reading
@@ -298,20 +349,25 @@ class Explanation(Struct, frozen=True, gc=False):
     ``older_mass`` is everything before the oldest bucket; all of it sums to 1 within
     ``l1_error``. ``entropy`` holds the confidence of each layer and head (layer-major,
     little-endian float32). Where the attention went, not why the price will move.
+
+    A model of a user's own fills in the measures that it gives; the others are None, and empty.
     """
 
-    confidence: float
-    content_free: float
-    recent_mass: float
-    older_mass: float
+    confidence: float | None
+    content_free: float | None
+    recent_mass: float | None
+    older_mass: float | None
     shift: float | None  # Jensen–Shannon distance from the last bar's row, by age
-    l1_error: float
+    l1_error: float | None
     entropy: bytes
     buckets: bytes
 
 
 class Forecast(Struct, frozen=True, gc=False):
-    """What the model expects, one entry per horizon (in bars); returns are log returns."""
+    """What the model expects, one entry per horizon (in bars); returns are log returns.
+
+    A column that a model of a user's own does not give is empty.
+    """
 
     horizons: tuple[int, ...]
     mean_return: tuple[float, ...]  # raw; the card's slope calibrates it at the gate
@@ -370,14 +426,7 @@ class Action(StrEnum):
     SHORT = "SHORT"
     FLAT = "FLAT"
     HOLD = "HOLD"
-
-
-class Signal(Struct, frozen=True, gc=False):
-    """What a strategy asks for, before gates and sizing; ``strength`` in [0, 1] scales the size."""
-
-    action: Action
-    reason: str
-    strength: float = 1.0
+    ORDERS = "ORDERS"  # a list of orders of the strategy's own, without a target
 
 
 class DecisionOutcome(Struct, frozen=True, gc=False):
@@ -397,7 +446,7 @@ class DecisionOutcome(Struct, frozen=True, gc=False):
     unfilled_reason: str | None = None
 
 
-class Decision(Struct, frozen=True, gc=False):
+class Decision(Struct, frozen=True, gc=False, omit_defaults=True):
     """What was decided at a bar's close, and why.
 
     ``measures[i]`` belongs to gate i of the outcome's gate set; a null measure is one that should
@@ -406,8 +455,9 @@ class Decision(Struct, frozen=True, gc=False):
     """
 
     outcome: DecisionOutcome
-    target_quantity: int  # signed, 10^-quantity_decimals
+    target_quantity: int | None  # signed, 10^-quantity_decimals; None for a list of orders
     measures: tuple[float | None, ...]
+    note: dict[str, float | str | None] | None = None  # the strategy's; null: it was not finite
 
     @property
     def action(self) -> Action:
@@ -464,6 +514,28 @@ class OrderStatus(StrEnum):
     REJECTED = "REJECTED"
 
 
+class OrderKind(StrEnum):
+    """How an order is to be filled."""
+
+    MARKET = "MARKET"
+    LIMIT = "LIMIT"
+    STOP = "STOP"  # a market order once its trigger is touched
+    STOP_LIMIT = "STOP_LIMIT"  # a limit order once its trigger is touched
+
+
+class OrderRole(StrEnum):
+    """What an order is for."""
+
+    SIGNAL = "SIGNAL"
+    LIST = "LIST"
+    STOP = "STOP"
+    TARGET = "TARGET"
+    TRAILING = "TRAILING"
+    UNTIL = "UNTIL"
+    COMMAND = "COMMAND"
+    LIQUIDATION = "LIQUIDATION"
+
+
 class Liquidity(StrEnum):
     """Who waited: paper market orders always take."""
 
@@ -476,10 +548,15 @@ class FillModel(StrEnum):
 
     QUOTE = "quote"
     NEXT_OPEN = "next_open"
+    BAR_PATH = "bar_path"
+    LIQUIDATION = "liquidation"
 
 
-class Order(Struct, frozen=True, gc=False):
-    """A market order as it stands after a step. Its id is ``sequence-ordinal`` of its birth."""
+class Order(Struct, frozen=True, gc=False, omit_defaults=True):
+    """An order as it stands after a step. Its id is ``sequence-ordinal`` of its birth.
+
+    What has a default is that of a market order by signal, which stores none of it.
+    """
 
     order_id: str
     instrument: str
@@ -490,9 +567,18 @@ class Order(Struct, frozen=True, gc=False):
     reason: str
     created_ms: int
     eligible_ms: int  # market time from which a quote may fill it
+    kind: OrderKind = OrderKind.MARKET
+    role: OrderRole = OrderRole.SIGNAL
+    price: int | None = None  # of LIMIT and STOP_LIMIT
+    trigger: int | None = None  # of STOP and STOP_LIMIT
+    post_only: bool = False
+    reduce_only: bool = False
+    until_ms: int | None = None  # good till that market time; None: until it is canceled
+    tag: str = ""
+    triggered: bool = False  # its trigger was touched
 
 
-class Fill(Struct, frozen=True, gc=False):
+class Fill(Struct, frozen=True, gc=False, omit_defaults=True):
     """An execution. ``reference_price`` is the mid or the bar's open before spread and slippage."""
 
     order_id: str
@@ -508,6 +594,7 @@ class Fill(Struct, frozen=True, gc=False):
     model: FillModel
     reason: str
     filled_ms: int
+    while_down: bool = False  # inside a bar whose quotes nobody heard
 
 
 class Position(Struct, frozen=True, gc=False):
@@ -519,6 +606,7 @@ class Position(Struct, frozen=True, gc=False):
     unrealized_pnl: int = 0
     fees_paid: int = 0
     funding_paid: int = 0
+    margin: int = 0  # what an isolated position binds, and can lose; 0 without margin
 
 
 class Account(Struct, frozen=True, gc=False):
@@ -532,12 +620,42 @@ class Account(Struct, frozen=True, gc=False):
     funding_paid: int
 
 
+class LedgerKind(StrEnum):
+    """Why cash moved."""
+
+    OPENED = "opened"  # the account's first cash
+    TAKEN_OVER = "taken_over"  # the cash of the run whose account it took over
+    REALIZED = "realized"  # profit of what was closed, before fees
+    FEE = "fee"
+    LIQUIDATION_FEE = "liquidation_fee"
+    FUNDING = "funding"
+    BOUGHT = "bought"  # on spot, and of shares
+    SOLD = "sold"  # on spot, and of shares
+
+
+class LedgerEntry(Struct, frozen=True, gc=False):
+    """One movement of the account's cash; all of them add up to it at every step."""
+
+    kind: LedgerKind
+    amount: int  # money, positive where cash grows
+    balance: int  # cash after it
+    instrument: str | None = None
+    order_id: str | None = None
+
+
 class Confirmation(Struct, frozen=True, gc=False):
     """A bar confirmed an account's position for another horizon; ``twin`` None is the run's own."""
 
     twin: str | None
     instrument: str
     open_time_ms: int
+
+
+class SinceDecided(Struct, frozen=True, gc=False):
+    """What a start must know of an instrument besides the carried state."""
+
+    verdict: DecisionOutcome | None  # what became of its last decision; None before the first
+    fills: tuple[Fill, ...]  # of the run's own account, after the step of that decision
 
 
 class TwinStep(Struct, frozen=True, gc=False):
@@ -558,7 +676,7 @@ class Step(Struct, frozen=True, gc=False):
 
     sequence: int
     event: Event
-    accepted: bool  # False for a revision of a bar already accepted: evidence, changes nothing
+    accepted: bool  # False for a revision of a bar, or a settlement twice: evidence, no change
     decision: Decision | None
     prediction: Prediction
     orders: tuple[Order, ...]  # orders born or changed in this step, as they stand after it
@@ -569,6 +687,7 @@ class Step(Struct, frozen=True, gc=False):
     window_sha256: bytes | None
     decision_sha256: bytes | None
     state: bytes | None  # the engine's carried state (msgpack), None when unchanged
+    ledger: tuple[LedgerEntry, ...] = ()  # what moved the account's cash since the step before
 
 
 ACTING_ONLY: Final = (
@@ -605,6 +724,11 @@ class Run(Struct, frozen=True):
     instruction_set: str = ""
     libraries: str = ""  # JSON: the version of everything else that computes
     gate_horizon: int | None = None  # bars; of a forecast's horizons the one that gates judge by
+    calendar: str | None = None  # whose sessions are traded; None where every interval is
+    calendar_version: str | None = None  # of what computed the sessions, once
+    calendar_sha256: str | None = None  # of the sessions
+    sessions: bytes | None = None  # the sessions themselves: see ``strategies/calendar.py``
+    sees_account: bool = False  # its decisions depend on its fills
 
     @property
     def keeps_every_step(self) -> bool:

@@ -2,8 +2,9 @@
 
     python tests/campaign.py --rounds 100
 
-A round starts one embedded exchange with a seeded schedule of all faults, and two daemons: one
-trades ``sma_cross`` 3/7, the other the default model. Both are killed at random moments and
+A round starts one embedded exchange with a seeded schedule of all faults, and three daemons: one
+trades ``sma_cross`` 3/7, one a strategy with declared state, notes and a stop, the last the default
+model. All are killed at random moments and
 started again until the data end; then the checker reads both databases with sqlite3 and decimal
 alone, against the candle files themselves. It imports nothing of ours. Every second round trades
 two symbols, whose bars are taken together.
@@ -37,6 +38,7 @@ CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz
 MINUTE_MS = 60_000
 WARM_BARS = 4_900
 FEWEST_FILLS = 50
+FEWEST_STOPS = 3  # of the strategy with a stop, armed or filled
 FEWEST_CLOSES = 100  # of two symbols whose bars were taken together
 TASK_WAIT_S = 120.0
 STOP_WITHIN_S = 8.0
@@ -45,6 +47,8 @@ REFUSED_STARTS_MOST = 10
 FEE = Decimal("0.00055")
 MONEY = Decimal("1e-10")
 SECOND = "ETHUSDT"
+STOPPED = """name = "tracepaper.strategies.examples.rsi_reversion:RsiReversion"
+options = { bars = 4, low = 40, high = 55, stop = 0.05 }"""
 PROGRAM = [sys.executable, "-m", "tracepaper.daemon.cli"]
 KINDS = (
     "drop", "delay", "duplicate", "reorder", "malformed", "stall", "disconnect", "refuse",
@@ -291,8 +295,8 @@ def check(path: Path, data: Mapping[str, Candles], name: str) -> Outcome:
         found.closes = check_closes(db, sorted(data), name)
         found.fills = check_account(db, sorted(data), name)
     for verb in (["audit", "verify"], ["verify"]):
-        if verb == ["verify"] and name != "sma":
-            continue  # a model takes too long for a campaign
+        if verb == ["verify"] and name == "model":
+            continue  # it takes too long for a campaign
         done = subprocess.run(
             [*PROGRAM, *verb, "last", "--db", str(path)], capture_output=True, text=True,
             check=False,
@@ -411,6 +415,39 @@ def check_account(db: sqlite3.Connection, keys: Sequence[str], name: str) -> int
     return count
 
 
+def check_stops(path: Path, name: str) -> None:
+    """Hold every stop to the closes while it stood, and the fills while it was down to missed bars.
+
+    A stop that a close went through is filled by the next quote, or on the path of a missed bar: it
+    never stands for two closes beyond it.
+    """
+    with reading(path) as db:
+        stops = db.execute(
+            "SELECT instrument, order_id, trigger_price_text, status, sequence"
+            " FROM v_orders WHERE role = 'STOP' AND side = 'SELL'"
+        ).fetchall()
+        if len(stops) < FEWEST_STOPS:
+            raise RoundFailed(f"{name} armed only {len(stops)} stops")
+        for key, order_id, trigger, status, last in stops:
+            born = int(order_id.partition("-")[0])
+            end = 2**60 if status in {"NEW", "ACCEPTED"} else last
+            beyond = db.execute(
+                "SELECT count(*) FROM v_bars WHERE instrument = ? AND accepted AND sequence > ?"
+                " AND sequence < ? AND CAST(close_text AS REAL) < CAST(? AS REAL)",
+                (key, born, end, trigger),
+            ).fetchone()[0]
+            if beyond > 1:
+                raise RoundFailed(
+                    f"{name}: stop {order_id} at {trigger} stood for {beyond} closes beyond it"
+                )
+        strange = db.execute(
+            "SELECT count(*) FROM v_fills WHERE while_down AND model <> 'bar_path'"
+            " AND reason NOT IN ('until', 'FLATTEN')"
+        ).fetchone()[0]
+        if strange:
+            raise RoundFailed(f"{name}: {strange} fills while it was down are not of a bar's path")
+
+
 def check_log(daemon: Daemon) -> None:
     """Look for tracebacks: what goes wrong is said in sentences."""
     if "Traceback (most recent call last)" in daemon.log.read_text(errors="replace"):
@@ -435,7 +472,11 @@ def play(seed: int, *, bars: int, speed: float, every_s: float) -> Outcome:
             sma = 'name = "sma_cross"\nfast = 3\nslow = 7\nlong_only = false'
             daemons = [
                 Daemon(folder, name, configuration(served, strategy, list(files)))
-                for name, strategy in (("sma", sma), ("model", 'name = "attention"'))
+                for name, strategy in (
+                    ("sma", sma),
+                    ("stopped", STOPPED),
+                    ("model", 'name = "attention"'),
+                )
             ]
             try:
                 last_ms = max(data["linear:BTCUSDT"])
@@ -446,11 +487,17 @@ def play(seed: int, *, bars: int, speed: float, every_s: float) -> Outcome:
                     daemon.end()
         outcome = check(daemons[0].database, data, "sma")
         outcome.kills, outcome.fired = sum(daemon.kills for daemon in daemons), fired
-        modelled = check(daemons[1].database, data, "model")
+        stopped = check(daemons[1].database, data, "stopped")
+        check_stops(daemons[1].database, "stopped")
+        modelled = check(daemons[2].database, data, "model")
         if outcome.fills < FEWEST_FILLS:
             raise RoundFailed(f"sma has only {outcome.fills} fills")
         # The model is too slow for the speed, and takes many bars by REST: alone.
-        for name, found, fewest in (("sma", outcome, FEWEST_CLOSES), ("model", modelled, 1)):
+        for name, found, fewest in (
+            ("sma", outcome, FEWEST_CLOSES),
+            ("stopped", stopped, FEWEST_CLOSES),
+            ("model", modelled, 1),
+        ):
             if len(files) > 1 and found.closes < fewest:
                 raise RoundFailed(f"{name} took the bars of only {found.closes} closes together")
         for daemon in daemons:

@@ -22,13 +22,15 @@ from builders import MINUTE, START_MS
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.execution import ExecutionCosts
-from tracepaper.daemon.engine.orders import NOTIONAL_MOST
+from tracepaper.daemon.engine.filters import NOTIONAL_MOST
 from tracepaper.daemon.engine.state import EngineSettings
 from tracepaper.strategies.gate_evaluator import GateEvaluator, thresholds_of
 from tracepaper.strategies.gates import GateKind, gate_order
 from tracepaper.strategies.market import Notional
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Signal
 from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
-from tracepaper.strategies.strategy import CORE_GATES, Outlook, Strategy, declared_gates
+from tracepaper.strategies.strategy import CORE_GATES, Strategy, declared_gates
 from tracepaper.strategies.types import (
     MONEY_SCALE,
     Action,
@@ -47,7 +49,6 @@ from tracepaper.strategies.types import (
     OrderStatus,
     Quote,
     Side,
-    Signal,
     Source,
     Step,
 )
@@ -74,7 +75,7 @@ class Dice(Strategy):
         self._restless = rng.choice((0.05, 0.3, 0.8))
         self._signal = Signal(Action.HOLD, "nothing yet")
 
-    def decide(self, outlook: Outlook) -> Signal:
+    def decide(self, now: Outlook) -> Signal:
         """Return the last signal, or a new one."""
         rng = self._rng
         if rng.random() < self._restless:
@@ -287,6 +288,7 @@ class Examiner:
         self._twin = Book(spot, example.settings.cash)
         self._mark = 0
         self._funding = 0
+        self._ledger = 0
         self.reasons: dict[str, int] = {}
 
     def examine(self) -> None:
@@ -336,7 +338,12 @@ class Examiner:
             assert twin.position.quantity == self._twin.quantity, "the twin's position"
 
     def _accounted(self, step: Step) -> None:
-        """Cash and position are what the fills say, to the last unit."""
+        """Cash and position are what the fills say, to the last unit, and what the ledger says."""
+        for moved in step.ledger:
+            assert moved.amount, "an entry that moves nothing"
+            self._ledger += moved.amount
+            assert moved.balance == self._ledger, "the balance beside an entry"
+        assert step.account.cash == self._ledger, "the ledger does not add up to the cash"
         if step.position is None:
             return
         position, account, own = step.position, step.account, self._own
@@ -350,6 +357,7 @@ class Examiner:
         """Hold an allowed bar to its end: a position, an order or a reason, and a true one."""
         own, item = self._own, self._item
         target = decision.target_quantity
+        assert target is not None
         near = item.quantity_step if own.spot else 0
         needed = target - own.quantity
         said = decision.unfilled_reason

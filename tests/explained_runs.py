@@ -75,7 +75,7 @@ def replayed(
     ]
     data = tuple(str(file) for file in files)
     database = folder / "run.db"
-    perform(Request(data, config=config, mode=mode, database=database, log=log, as_json=True))
+    perform(Request(data, config=config, mode=mode, database=database, log=log), as_json=True)
     return database
 
 

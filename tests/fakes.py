@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mutable
 from contextlib import contextmanager
 from typing import TypeVar
 
+from tracepaper.strategies.gates import MEASURES
 from tracepaper.strategies.types import Bar, Calibration, Event, Forecast, Step
 
 Made = TypeVar("Made")
@@ -96,6 +97,8 @@ class FixedForecaster:
     threads = 1
     backend = "none"
     causal = True
+    measures = MEASURES
+    is_outside = False
     horizons: tuple[int, ...] = (30,)
 
     def __init__(

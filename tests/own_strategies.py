@@ -9,7 +9,8 @@ from pathlib import Path
 
 HEAD = """
 from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action, Signal
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.types import Action
 
 def by(rises):
     return Signal(Action.LONG if rises else Action.FLAT, "as it says")
@@ -17,14 +18,19 @@ def by(rises):
 
 
 def source(
-    *, top: str = "", init: str = "pass", observe: str = "pass", decide: str = "return by(True)"
+    *,
+    top: str = "",
+    head: str = "pass",
+    init: str = "pass",
+    observe: str = "pass",
+    decide: str = "return by(True)",
 ) -> str:
-    """Return a module with a class ``Mine``, whose methods have these bodies."""
+    """Return a module with a class ``Mine``; *head* stands in it, its methods have these bodies."""
     return (
-        f"{top}\n{HEAD}\n\nclass Mine(Strategy):\n"
+        f"{top}\n{HEAD}\n\nclass Mine(Strategy):\n    {head}\n"
         f"    def __init__(self, options):\n{_body(init)}\n"
         f"    def observe(self, bar):\n{_body(observe)}\n"
-        f"    def decide(self, outlook):\n        bar = outlook.bar\n{_body(decide)}\n"
+        f"    def decide(self, now):\n        bar = now.exact\n{_body(decide)}\n"
     )
 
 

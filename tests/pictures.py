@@ -1,7 +1,8 @@
-"""Draws the README's pictures from what the demo really prints: `python tests/pictures.py`.
+"""Draws the README's pictures from what the program really shows: `python tests/pictures.py`.
 
 The demo runs on a pseudo-terminal. `deploy/live.svg` is a frame of its live view,
-`deploy/demo.svg` the beginning of what it prints at its end.
+`deploy/demo.svg` the beginning of what it prints at its end. `deploy/chart.svg` is what
+`tracepaper report --chart` draws of an example.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ import termios
 from pathlib import Path
 from typing import Final
 
-from programs import ROOT, environment
+from programs import ROOT, environment, run
 from rich.console import Console
 from rich.text import Text
 
 LIVE, ENDED = ROOT / "deploy" / "live.svg", ROOT / "deploy" / "demo.svg"
+CHART: Final = ROOT / "deploy" / "chart.svg"
+EXAMPLE: Final = ROOT / "strategies" / "examples" / "rsi_reversion.toml"
+CANDLES: Final = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 COMMAND: Final = ("tracepaper", "demo", "--bars", "600", "--speed", "1200")
 WIDTH, HEIGHT = 100, 50
 ENDED_UNTIL: Final = "Where it looked"
@@ -88,6 +92,19 @@ def main() -> None:
     lines = ended.splitlines()
     last = next(place for place, line in enumerate(lines) if ENDED_UNTIL in line)
     draw("\n".join(lines[:last]), ENDED, f"{title}: at its end")
+    with tempfile.TemporaryDirectory() as folder:
+        chart(Path(folder))
+
+
+def chart(folder: Path) -> None:
+    """Draw the chart of the example that the README shows."""
+    for command in (
+        ["replay", "-c", str(EXAMPLE), "--data", str(CANDLES), "--db", "rsi.db"],
+        ["report", "last", "--db", "rsi.db", "--chart", str(CHART), "--last", "600"],
+    ):
+        ended = run(command, folder)
+        if ended.code != 0:
+            sys.exit(ended.err)
 
 
 if __name__ == "__main__":

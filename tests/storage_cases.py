@@ -27,15 +27,20 @@ from tracepaper.strategies.types import (
     Fill,
     FillModel,
     Forecast,
+    FrameBar,
     Funding,
     Gap,
     GapCause,
     GateSet,
     InstrumentChange,
+    LedgerEntry,
+    LedgerKind,
     Liquidity,
     Mark,
     ModelChange,
     Order,
+    OrderKind,
+    OrderRole,
     OrderStatus,
     Position,
     Prediction,
@@ -112,6 +117,7 @@ def decided(
     fills: tuple[Fill, ...] = (),
     twins: tuple[TwinStep, ...] = (),
     state: bytes | None = None,
+    ledger: tuple[LedgerEntry, ...] = (),
 ) -> Step:
     of = BTC if event.instrument == BTC.id else ETH
     return Step(
@@ -128,6 +134,23 @@ def decided(
         window_sha256=hashed(f"window {number}"),
         decision_sha256=decision_digest(event, prediction, decision, of),
         state=state,
+        ledger=ledger,
+    )
+
+
+OPENED = LedgerEntry(LedgerKind.OPENED, START_CASH, START_CASH)
+
+
+def moved(fill: Fill, before: Position, after: Position, cash: int) -> tuple[LedgerEntry, ...]:
+    """Return what *fill*, which led from one position to another, moved; *cash* is left."""
+    fee = LedgerEntry(LedgerKind.FEE, -fill.fee, cash, fill.instrument, fill.order_id)
+    profit = after.realized_pnl - before.realized_pnl
+    if not profit:
+        return (fee,)
+    left = cash + fill.fee
+    return (
+        LedgerEntry(LedgerKind.REALIZED, profit, left, fill.instrument, fill.order_id),
+        fee,
     )
 
 
@@ -177,6 +200,7 @@ def plain_steps(count: int, *, seed: int = 1) -> list[Step]:
         wants_long = (number // 10) % 2 == 1
         fills: tuple[Fill, ...] = ()
         orders: tuple[Order, ...] = ()
+        ledger: tuple[LedgerEntry, ...] = () if number else (OPENED,)
         if resting is not None:
             fill = market_fill(resting.order_id, resting.side, event.open, event.open_time_ms)
             fills = (fill,)
@@ -184,7 +208,9 @@ def plain_steps(count: int, *, seed: int = 1) -> list[Step]:
                 order(resting.order_id, resting.side, OrderStatus.FILLED, event.open_time_ms),
             )
             resting = None
+            before = position
             position, cash = _filled(position, fill, cash)
+            ledger = moved(fill, before, position, cash)
         if wants_long != (position.quantity > 0):
             side = Side.BUY if wants_long else Side.SELL
             resting = order(f"{number}-0", side, OrderStatus.ACCEPTED, event.close_time_ms)
@@ -205,6 +231,7 @@ def plain_steps(count: int, *, seed: int = 1) -> list[Step]:
                 orders=orders,
                 fills=fills,
                 state=f"state {number}".encode() if orders else None,
+                ledger=ledger,
             )
         )
     return made
@@ -279,7 +306,8 @@ def model_decision(number: int, prediction: Prediction) -> Decision:
         passed=passed,
         regime=Regime.MIXED,
     )
-    return Decision(outcome, 0, tuple(measures))
+    note: dict[str, float | str | None] = {"rsi": 27.3, "why": 'it\'s "low"', "ratio": None}
+    return Decision(outcome, 0, tuple(measures), note if number % 2 else None)
 
 
 ACCOUNT = Account(START_CASH, START_CASH + 5, 0, 2, 7, -3)
@@ -301,6 +329,7 @@ def other_events() -> list[Event]:
         Command(CommandKind.HALT, "lunch, it's 'noon'", **at),
         Timer(**at),
         Reading("file", "/data/BTCUSDT.csv", **at),
+        FrameBar(BTC.id, START_MS, 60 * MINUTE, 4, 6, 3, 5, 7, Source.REST, **at),
     ]
 
 
@@ -320,6 +349,7 @@ def undecided(number: int, event: Event, *, accepted: bool = True) -> Step:
         window_sha256=None,
         decision_sha256=None,
         state=b"opened" if is_first else None,
+        ledger=(OPENED,) if is_first else (),
     )
 
 
@@ -328,6 +358,8 @@ def explained_step(number: int, index: int) -> Step:
     twin_fill = market_fill("7-1", Side.BUY, 10_000, START_MS)
     twin = TwinStep("ungated", Position(1_000, 10**14, 0, 9, 5, 0), ACCOUNT, (twin_fill,))
     quiet = TwinStep("random", Position(), Account(1, 1, 0, 0, 0, 0), ())
+    bought = LedgerEntry(LedgerKind.BOUGHT, -5, START_CASH - 5, ETH.id, "7-0")
+    sold = LedgerEntry(LedgerKind.SOLD, 5, START_CASH, ETH.id, "7-0")
     prediction: Prediction = PredictionTimeout(1_000) if index == 2 else model_forecast(number)
     return decided(
         number,
@@ -339,6 +371,7 @@ def explained_step(number: int, index: int) -> Step:
         orders=(order("7-0", Side.SELL, ORDER_LIFE[index], START_MS),) if index else (),
         fills=(market_fill("7-0", Side.SELL, 10_000, START_MS),) if index == 3 else (),
         twins=(twin, quiet) if index % 2 else (quiet,),
+        ledger=(bought, sold) if index == 3 else (),
     )
 
 
@@ -415,15 +448,24 @@ orders = st.builds(
     words,
     times,
     times,
+    st.sampled_from(OrderKind),
+    st.sampled_from(OrderRole),
+    st.none() | counts,
+    st.none() | counts,
+    st.booleans(),
+    st.booleans(),
+    st.none() | times,
+    words,
+    st.booleans(),
 )
 explanations = st.builds(
     Explanation,
-    floats,
-    floats,
-    floats,
-    floats,
     st.none() | floats,
-    floats,
+    st.none() | floats,
+    st.none() | floats,
+    st.none() | floats,
+    st.none() | floats,
+    st.none() | floats,
     st.binary(max_size=16),
     st.binary(max_size=16),
 )
@@ -432,7 +474,8 @@ explanations = st.builds(
 @st.composite
 def forecasts(draw: st.DrawFn) -> Forecast:
     horizons = draw(st.lists(st.integers(1, 500), min_size=1, max_size=4, unique=True))
-    column = st.lists(floats, min_size=len(horizons), max_size=len(horizons)).map(tuple)
+    given = st.lists(floats, min_size=len(horizons), max_size=len(horizons)).map(tuple)
+    column = given | st.just(())  # what a model of a user's own does not give
     return Forecast(
         tuple(horizons),
         draw(column),
@@ -444,6 +487,9 @@ def forecasts(draw: st.DrawFn) -> Forecast:
         draw(words),
         draw(st.none() | explanations),
     )
+
+
+notes = st.none() | st.dictionaries(words, floats | words | st.none(), max_size=16)
 
 
 @st.composite
@@ -459,7 +505,8 @@ def decisions(draw: st.DrawFn) -> Decision:
         draw(st.integers(0, (1 << len(gates)) - 1)),
         draw(st.sampled_from(Regime)),
     )
-    return Decision(outcome, draw(numbers), tuple(draw(st.none() | floats) for _ in gates))
+    measures = tuple(draw(st.none() | floats) for _ in gates)
+    return Decision(outcome, draw(st.none() | numbers), measures, draw(notes))
 
 
 any_bars = st.builds(
@@ -519,6 +566,17 @@ steps = st.builds(
     window_sha256=st.none() | hashes,
     decision_sha256=st.none() | hashes,
     state=st.none() | st.binary(max_size=8),
+    ledger=st.lists(
+        st.builds(
+            LedgerEntry,
+            st.sampled_from(LedgerKind),
+            numbers,
+            numbers,
+            st.none() | ids,
+            st.none() | words,
+        ),
+        max_size=2,
+    ).map(tuple),
 )
 
 

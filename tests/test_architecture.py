@@ -10,7 +10,7 @@ from programs import ROOT
 
 TEXT = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 PACKAGES = ("daemon", "replay", "storage", "strategies")
-LINES_AT_MOST = 300
+LINES_AT_MOST = 330
 
 
 def rows() -> Counter[str]:
@@ -75,5 +75,5 @@ def test_the_loop_that_the_plan_shows_is_the_loop_that_runs() -> None:
 
 def test_every_folder_of_tests_mirrors_a_package() -> None:
     folders = {path.name for path in Path(ROOT / "tests").iterdir() if path.is_dir()}
-    folders -= {"data", "clients", "__pycache__"}  # clients are other people's programs
+    folders -= {"data", "clients", "peers", "__pycache__"}  # two are other people's programs
     assert folders <= set(PACKAGES)

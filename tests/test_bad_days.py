@@ -430,7 +430,7 @@ from tracepaper.strategies.strategy import Strategy
 class Unmakeable(Strategy):
     def __init__(self, options):
         raise RuntimeError("no")
-    def decide(self, outlook):
+    def decide(self, now):
         raise AssertionError
 
 class Unwarmable(Strategy):
@@ -439,7 +439,7 @@ class Unwarmable(Strategy):
         pass
     def observe(self, bar):
         raise RuntimeError("no")
-    def decide(self, outlook):
+    def decide(self, now):
         raise AssertionError
 """
 

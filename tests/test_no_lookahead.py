@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.strategy import Outlook, Strategy
-from tracepaper.strategies.types import Action, Bar, FillModel, Signal, Step
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action, Bar, FillModel, Step
 
 
 class Leaky(Strategy):
@@ -26,9 +28,9 @@ class Leaky(Strategy):
     def __init__(self, options: dict[str, object]) -> None:
         self._options = options
 
-    def decide(self, outlook: Outlook) -> Signal:
-        later = [b for b in type(self).future if b.open_time_ms > outlook.bar.open_time_ms]
-        if later and later[0].close > outlook.bar.close:
+    def decide(self, now: Outlook) -> Signal:
+        later = [b for b in type(self).future if b.open_time_ms > now.exact.open_time_ms]
+        if later and later[0].close > now.exact.close:
             return Signal(Action.LONG, "it will rise")
         return Signal(Action.FLAT, "it will not")
 

@@ -218,8 +218,10 @@ def test_sigterm_ends_a_daemon_within_eight_seconds(tmp_path: Path) -> None:
 INTERRUPTED: Final = '''
 """A strategy that presses Ctrl-C on its own process at a bar named by the environment."""
 import os, signal
-from tracepaper.strategies.strategy import Outlook, Strategy
-from tracepaper.strategies.types import Action, Bar, Signal
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.types import Action, Bar
 
 class Restless(Strategy):
     warmup = 2
@@ -232,9 +234,9 @@ class Restless(Strategy):
         if str(bar.open_time_ms) == os.environ.get("PRESS_CTRL_C_AT"):
             os.kill(os.getpid(), signal.SIGINT)
 
-    def decide(self, outlook: Outlook) -> Signal:
-        before, now = self._closes
-        return Signal(Action.LONG if now > before else Action.SHORT, "the last bar")
+    def decide(self, now: Outlook) -> Signal:
+        before, last = self._closes
+        return Signal(Action.LONG if last > before else Action.SHORT, "the last bar")
 '''
 
 

@@ -118,7 +118,11 @@ def test_the_readme_is_short_and_leads_to_every_page() -> None:
 
 @pytest.mark.parametrize(
     ("picture", "words"),
-    [("live", ("BTCUSDT", "confidence", "direction")), ("demo", ("Accounts", "Refused", "edge"))],
+    [
+        ("live", ("BTCUSDT", "confidence", "direction")),
+        ("demo", ("Accounts", "Refused", "edge")),
+        ("chart", ("linear:BTCUSDT: RsiReversion", "rsi", "stroke-dasharray: 1")),
+    ],
 )
 def test_the_pictures_are_of_the_program(picture: str, words: tuple[str, ...]) -> None:
     drawn = (ROOT / "deploy" / f"{picture}.svg").read_text(encoding="utf-8")

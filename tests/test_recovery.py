@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -288,13 +289,14 @@ def test_a_changed_configuration_opens_a_new_run_that_takes_over_the_account(
 
 COUNTS = """
 from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action, Signal
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.types import Action
 
 class Counts(Strategy):
     def __init__(self, options):
         self._held = 0
 
-    def decide(self, outlook):
+    def decide(self, now):
         self._held = (self._held + 1) % 9
         return Signal(Action.LONG if self._held < 5 else Action.FLAT, "counted")
 """
@@ -332,14 +334,15 @@ def test_a_changed_class_opens_a_new_run_that_takes_over_the_account(counts: Pat
 
 SINCE = """
 from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action, Signal
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.types import Action
 
 class Counts(Strategy):
     def __init__(self, options):
         self._since = None
 
-    def decide(self, outlook):
-        if self._since is None and outlook.bar.open_time_ms // 60_000 % 7 == 0:
+    def decide(self, now):
+        if self._since is None and now.exact.open_time_ms // 60_000 % 7 == 0:
             self._since = 0
         if self._since is None:
             return Signal(Action.FLAT, "waits")
@@ -365,6 +368,45 @@ def test_state_that_no_bar_rebuilds_is_called_that_after_a_restart(
         found = verify_run(reader, path, reader.find("last"))
     assert (found.holds, found.culprit) == (False, Culprit.STRATEGY)
     assert found.likely_cause == KEEPS_STATE
+
+
+LOOKS_BACK = """
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action
+
+class Counts(Strategy):
+    warmup = 9
+    def __init__(self, options):
+        pass
+
+    def decide(self, now):
+        before = now.history.close[:-1].mean()
+        last = now.verdict
+        turn = last is None or last.reason[0] != "a"
+        reason = f"{'a' if turn else 'b'} {len(now.history)} {before:.3f}"
+        return Signal(Action.LONG if now.close > before or turn else Action.FLAT, reason)
+"""
+
+
+def test_history_and_the_last_verdict_are_the_same_after_a_restart(counts: Path) -> None:
+    counts.write_text(LOOKS_BACK)
+    given = events(60, quotes=True)
+    config = configured("counts:Counts", FillModel.QUOTE)
+    reasons = []
+    for name, cuts in (("whole.db", [0, 120]), ("cut.db", [0, 54, 88, 90, 120])):
+        path = counts.with_name(name)
+        for begin, end in pairwise(cuts):
+            process = Process(path, config, FillModel.QUOTE)
+            live(process, given[begin:end])
+            process.stop()
+        with Reader.open(path) as reader:
+            run = reader.find("last")
+            steps = [one.step for one in reader.steps(run)]
+            assert verify_run(reader, path, run).holds
+        reasons.append([step.decision.reason for step in steps if step.decision is not None])
+    assert reasons[0] == reasons[1]
+    assert {reason[0] for reason in reasons[0]} >= {"a", "b"}
 
 
 def test_tampering_is_still_found_in_a_run_whose_strategy_keeps_state(counts: Path) -> None:

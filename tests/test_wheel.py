@@ -20,7 +20,7 @@ from programs import ROOT
 pytestmark = pytest.mark.slow
 
 PARTS: Final = ("__init__.py", "py.typed", "daemon", "replay", "storage", "strategies")
-SHIPPED: Final = {".py", ".gz", ".toml", ".typed", ".safetensors", ".md", ".css", ".js"}
+SHIPPED: Final = {".py", ".gz", ".toml", ".txt", ".typed", ".safetensors", ".md", ".css", ".js"}
 """Kinds of files that belong into the wheel; what is compiled or cached does not."""
 
 

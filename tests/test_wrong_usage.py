@@ -105,7 +105,7 @@ CASES = [
     ("replay --data nothing.csv --db new.db", 1, "does not exist: check the path"),
     ("replay --data text.db#last", 1, "cannot be read as a database"),
     ("replay --data run.db#nope", 1, "There is no run nope"),
-    ("replay --data BTCUSDT.csv --category futures", 2, "write linear or spot"),
+    ("replay --data BTCUSDT.csv --category futures", 2, "write one of linear, spot, stock"),
     ("replay --data BTCUSDT.csv --mode sideways", 2, "write scan or step"),
     ("replay --data BTCUSDT.csv --from 2030-01-01", 1, "choose a period inside it"),
     ("replay --data BTCUSDT.csv --resume last", 1, "holds no run yet"),
@@ -179,7 +179,7 @@ class Fails(Strategy):
         pass
     def observe(self, bar):
         raise RuntimeError("no")
-    def decide(self, outlook):
+    def decide(self, now):
         raise AssertionError
 """
 

@@ -9,13 +9,18 @@ A name that is not here and that nothing reads is removed, or wired to a command
 # Called by name: entry points, the protocols of Python and of libraries.
 doctor, demo, evaluate, models, parity, verify
 __getattr__, __dir__, __instancecheck__, __subclasscheck__
+_repr_html_  # notebooks
+best_run  # of a sweep, from Python
 collect  # prometheus_client asks for the metrics
 model_config  # pydantic
 down_revision, branch_labels, depends_on, downgrade  # Alembic
 writeable  # an attribute that numpy reads
 
+# Read and derived from by classes of users' own, and classes for them to copy from.
+deadline_s, BoostedTree, Trend, Grid, RsiReversion, unrealised
+
 # Stored or received as text: every member of the enumeration can come.
-HALT, MAKER, VOLATILITY
+HALT
 
 # Written whole, as documents, rows or frames of a notebook.
 state_sha256, exit_sequence, mean_exposure, mean_profit, must_pass
@@ -25,7 +30,7 @@ twin_equity
 time_second, time_nano
 
 # Read by the names that the columns define.
-liquidity, twin_steps
+twin_steps
 
 # Statements of what is not proved, and of what a route reads, to which tests hold the code.
 TAKEN_AS_TOLD, OUTSIDE

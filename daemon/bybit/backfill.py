@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from typing import Final, NamedTuple, TypeVar
 
 from msgspec import Struct, structs
 
@@ -17,7 +17,9 @@ from tracepaper.daemon.bybit.feed_state import (
 )
 from tracepaper.daemon.bybit.rest import CANDLES_MAX, RestClient
 from tracepaper.daemon.engine.ports import Clock
-from tracepaper.strategies.types import Bar, Gap, GapCause
+from tracepaper.strategies.types import BY_REST, Bar, Gap, GapCause
+
+T = TypeVar("T")
 
 FIRST_WAIT_S: Final = 0.5
 LISTING_WAIT_S_MAX: Final = 1.0
@@ -52,26 +54,57 @@ async def _wait(seconds: float, rest: RestClient) -> None:
 
 
 async def fill(
-    holes: Sequence[Hole], *, rest: RestClient, clock: Clock, certain_s: float
+    holes: Sequence[Hole],
+    *,
+    rest: RestClient,
+    clock: Clock,
+    certain_s: float,
+    patience_s: float | None = None,
+    unanswered: set[str] | None = None,
 ) -> AsyncIterator[Gap | Bar]:
     """Yield the missing bars of all *holes*, merged in open-time order, each hole as a gap.
 
     A ``Gap`` repaired by ``rest`` comes before its bars, a thousand at most at a time; one that
     is repaired by nothing is what REST lacked twice, *certain_s* apart. Each bar is accepted by
-    its sequence as it is yielded.
+    its sequence as it is yielded. An instrument that is not answered within *patience_s* of network
+    time after another one was stays open, and is added to *unanswered*: it holds up no other.
     """
     holes = [one for one in holes if one.is_open]
-    async for event in _filled(holes, rest, clock, certain_s):
+    patience = Patience(patience_s, set() if unanswered is None else unanswered)
+    async for event in _filled(holes, rest, clock, certain_s, patience):
         yield event
+    holes = [one for one in holes if one.state.instrument.id not in patience.unanswered]
     # An instrument without any candle is as rare as an answer that wrongly says so.
     if unknown := [one for one in holes if one.is_new]:
         await _wait(min(LISTING_WAIT_S_MAX, certain_s), rest)
-        async for event in _filled(unknown, rest, clock, certain_s):
+        async for event in _filled(unknown, rest, clock, certain_s, patience):
             yield event
 
 
+class Patience(NamedTuple):
+    """How long the last of several answers is waited for after the first; None: without end."""
+
+    seconds: float | None
+    unanswered: set[str]  # instruments that were given up
+
+    async def answers(self, asked: Mapping[str, Coroutine[None, None, T]]) -> dict[str, T]:
+        """Return what each of *asked* answers, by instrument; those given up are left out."""
+        tasks = {key: asyncio.ensure_future(one) for key, one in asked.items()}
+        try:
+            if tasks and self.seconds is not None:
+                await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(tasks.values(), timeout=self.seconds)
+                late = {key for key, task in tasks.items() if not task.done()}
+                self.unanswered.update(late)
+                return {key: await task for key, task in tasks.items() if key not in late}
+            return dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
+        finally:
+            for task in tasks.values():
+                task.cancel()
+
+
 async def _filled(
-    holes: Sequence[Hole], rest: RestClient, clock: Clock, certain_s: float
+    holes: Sequence[Hole], rest: RestClient, clock: Clock, certain_s: float, patience: Patience
 ) -> AsyncIterator[Gap | Bar]:
     if not holes:
         return
@@ -79,14 +112,18 @@ async def _filled(
     first_ms = min(one.state.sequence.next_open_ms for one in holes)
     last_ms = max(one.until_ms for one in holes)
     for start_ms in range(first_ms, last_ms, window_ms):
-        windows = [
-            _HoleReader(one, rest, clock, certain_s).window(start_ms, start_ms + window_ms)
+        windows = {
+            one.state.instrument.id: _HoleReader(one, rest, clock, certain_s).window(
+                start_ms, start_ms + window_ms
+            )
             for one in holes
-        ]
+            if one.state.instrument.id not in patience.unanswered
+        }
+        answers = await patience.answers(windows)
         found = [
             (when_ms, place, event)
-            for place, events in enumerate(await asyncio.gather(*windows))
-            for when_ms, event in events
+            for place, one in enumerate(holes)
+            for when_ms, event in answers.get(one.state.instrument.id, ())
         ]
         # Sorting is stable: at one time a gap stays before its bars, and symbols in their order.
         for _, place, event in sorted(found, key=lambda entry: entry[:2]):
@@ -212,7 +249,7 @@ def gap(state: FeedState, run: BarRange, cause: GapCause | None) -> Gap:
         from_ms=run.from_ms,
         until_ms=run.until_ms,
         cause=GapCause.ARCHIVE if cause is None else cause,
-        repaired_by="rest" if run.bars else "",
+        repaired_by=BY_REST if run.bars else "",
         market_ms=0,
         seen_ms=0,
     )

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from types import TracebackType
 from typing import Final, Self, assert_never
 
+import structlog
 from msgspec import structs
 
 from tracepaper.daemon.bybit.backfill import Hole
@@ -30,10 +31,12 @@ from tracepaper.daemon.bybit.websocket import CategoryStream, first_cause
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.frames import frame_bar_of
 from tracepaper.strategies.market import interval_start
 from tracepaper.strategies.types import (
     Bar,
     Event,
+    FrameBar,
     GapCause,
     Instrument,
     Mark,
@@ -43,6 +46,8 @@ from tracepaper.strategies.types import (
 QUEUE_LIMIT: Final = 10_000
 GATHER_INTERVALS_MOST: Final = 0.5
 """Of market time: where the exchange's time is quick, `market.gather_ms` would be many bars."""
+log = structlog.get_logger("bybit.feed")
+
 BEHIND_WAIT_S: Final = 5.0
 """Between two looks at a server whose time lies behind what this run holds."""
 
@@ -55,12 +60,14 @@ class LiveFeed:
         async with LiveFeed(...) as feed:
             async for event in feed: ...
 
-    ``quote_from_ms`` tells for an instrument the market time from which quotes matter, None while
-    no order rests. ``counters`` says what happened, for /metrics. Raises ``ConfigInvalid`` where
-    the exchange and the run do not belong together; everything recoverable is waited out.
+    ``quote_from_ms`` tells for a quote the market time from which quotes such as it matter, None
+    while it can change no order; ``liquidates`` whether a mark price takes a position away, and is
+    an event at once. ``counters`` says what happened, for /metrics. Raises
+    ``ConfigInvalid`` where the exchange and the run do not belong together; everything recoverable
+    is waited out.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a feed is joined of
         self,
         *,
         rest: RestClient,
@@ -69,17 +76,21 @@ class LiveFeed:
         instruments: Sequence[Instrument],
         exchange: ExchangeSection,
         start: FeedStart,
-        quote_from_ms: Callable[[str], int | None],
+        quote_from_ms: Callable[[Quote], int | None],
+        liquidates: Callable[[Mark], bool] = lambda _: False,
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
         self.counters = rest.counters  # of streams and REST together
         self._clock = clock
+        self._rest = rest
         self._cooldown = rest.cooldown
         self._exchange = exchange
         self._quote_from_ms = quote_from_ms
+        self._liquidates = liquidates
         self._queue: EventQueue[Item] = EventQueue(queue_limit)
         self._states = {one.id: _feed_state(one, exchange, start) for one in instruments}
         self._start = start
+        self._unanswered: set[str] = set()
         self._resumed = {one for one, open_ms in start.known.items() if open_ms is not None}
         self._maintenance = FeedMaintenance(
             rest=rest,
@@ -198,6 +209,8 @@ class LiveFeed:
             yield event
         async for event in self._warm_up():
             yield event
+        async for frame_bar in self._frames():
+            yield frame_bar
         if self._start.started is not None:
             yield self._start.started()
         self._listen()
@@ -241,12 +254,9 @@ class LiveFeed:
             case Bar():
                 async for event in self._sequencer.bar(item):
                     yield event
-            case Quote():
-                state = self._states[item.instrument]
-                if state.update_quote(item, self._quote_from_ms(item.instrument)):
+            case Quote() | Mark():
+                if self._is_event(item):
                     yield structs.replace(item, seen_ms=self._clock.market_ms())
-            case Mark():
-                self._states[item.instrument].update_mark(item)
             case BackfillPage():
                 async for event in self._sequencer.page(item):
                     yield event
@@ -257,12 +267,79 @@ class LiveFeed:
             case _:
                 assert_never(item)
 
+    def _is_event(self, item: Quote | Mark) -> bool:
+        """Keep *item*; return whether it is an event at once, and not before the next bar alone."""
+        state = self._states[item.instrument]
+        if isinstance(item, Quote):
+            return state.update_quote(item, self._quote_from_ms(item))
+        return state.update_mark(item, matters=self._liquidates(item))
+
     async def _warm_up(self) -> AsyncIterator[Event]:
         """Fetch the bars before the period by REST, as far as they are final already."""
         until_ms = interval_start(self._start.period_start_ms, self._start.interval_ms)
-        holes = [Hole(state, until_ms, cause=state.cause) for state in self._states.values()]
-        async for event in self._sequencer.fill(holes):
+        async for event in self._filled(until_ms):
             yield event
+
+    def _holes(self, until_ms: int) -> list[Hole]:
+        """Return what is missing until *until_ms* of the instruments that REST answers."""
+        return [
+            Hole(state, until_ms, cause=state.cause)
+            for key, state in self._states.items()
+            if key not in self._unanswered
+        ]
+
+    async def _filled(self, until_ms: int) -> AsyncIterator[Event]:
+        """Fill what is missing until *until_ms*, as far as REST answers.
+
+        Once this exchange served a run, an instrument that it does not answer for holds up no
+        other: the background goes on asking.
+        """
+        is_patient = not self._start.is_served
+        exchange = self._exchange
+        known = len(self._unanswered)
+        events = self._sequencer.fill(
+            self._holes(until_ms),
+            patience_s=None if is_patient else exchange.certain_s + exchange.connect_timeout_s,
+            unanswered=self._unanswered,
+        )
+        async for event in events:
+            yield event
+        if len(self._unanswered) > known:
+            log.warning(
+                "unanswered",
+                instruments=sorted(self._unanswered),
+                advice="REST does not answer for them; other symbols go on",
+            )
+
+    async def _frames(self) -> AsyncIterator[FrameBar]:
+        """Fetch the closed candles of higher frames that the warm-up bars do not reach."""
+        lacking = self._start.lacking_frames
+        ranges = [
+            one
+            for key in self._states
+            for one in lacking(self._next_ms(key))
+            if one.instrument == key
+        ]
+        for wanted in ranges:
+            if wanted.instrument in self._unanswered:
+                continue
+            instrument = self._states[wanted.instrument].instrument
+            found = await self._rest.klines(
+                instrument, wanted.interval_ms, wanted.from_ms, wanted.until_ms - 1
+            )
+            now_ms = self._clock.market_ms()
+            self.counters["frame_bars"] += len(found)
+            for bar in found:
+                yield frame_bar_of(bar, seen_ms=now_ms)
+
+    def _next_ms(self, instrument: str) -> int:
+        """Return when the bar opens that *instrument* is decided on next.
+
+        Long after the period began, where a run goes on: a prune may have dropped what was before.
+        """
+        known_ms = self._start.known.get(instrument)
+        next_ms = 0 if known_ms is None else known_ms + self._start.interval_ms
+        return max(next_ms, self._start.period_start_ms)
 
     def _listen(self) -> None:
         """Begin to keep connections, time and filters up."""
@@ -298,9 +375,9 @@ class LiveFeed:
         while True:
             until_ms = interval_start(self._clock.market_ms(), self._start.interval_ms)
             before = dict(reached)
-            holes = [Hole(state, until_ms, cause=state.cause) for state in self._states.values()]
-            async for event in self._sequencer.fill(holes):
+            async for event in self._filled(until_ms):
                 yield event
+            holes = self._holes(until_ms)
             reached = {one: state.sequence.next_open_ms for one, state in self._states.items()}
             if reached == before or not any(hole.is_open for hole in holes):
                 return

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final, Generic, TypeVar
 
 from msgspec import Struct, structs
 
 from tracepaper.strategies.gate_evaluator import Plausibility
 from tracepaper.strategies.market import MINUTE_MS
-from tracepaper.strategies.types import Bar, Funding, GapCause, Instrument, Mark, Quote, Source
+from tracepaper.strategies.types import (
+    Bar,
+    Funding,
+    Gap,
+    GapCause,
+    Instrument,
+    Mark,
+    Quote,
+    Source,
+)
 
 Dated = TypeVar("Dated", Quote, Mark)
 
@@ -270,7 +280,7 @@ class FundingSchedule:
         """Return whether a settlement at or before *close_ms* was neither found nor asked for."""
         return self._due_ms(self._asked_ms) <= close_ms
 
-    def _due_ms(self, after_ms: int) -> float:
+    def _due_ms(self, after_ms: float) -> float:
         """Return the first settlement after *after_ms*; infinity where there is no funding."""
         if not self._interval_ms:
             return float("inf")
@@ -281,13 +291,40 @@ class FundingSchedule:
         """Note that everything up to *until_ms* was asked for once."""
         self._asked_ms = max(self._asked_ms, until_ms)
 
-    def settle(self, settlements: Iterable[Funding]) -> list[Funding]:
-        """Return those of *settlements* (oldest first) that are new, and count them as done."""
-        fresh = [one for one in settlements if one.market_ms > self.settled_ms]
-        if fresh:
-            self.settled_ms = fresh[-1].market_ms
-            self.asked(self.settled_ms)
-        return fresh
+    def change(self, interval_minutes: int) -> None:
+        """Use the exchange's new interval from the next settlement on."""
+        self._interval_ms = interval_minutes * MINUTE_MS
+
+    def settle(self, settlements: Iterable[Funding]) -> list[Funding | Gap]:
+        """Return those of *settlements* (oldest first) that are new, and count them as done.
+
+        Before one that is not the next stands a ``Gap`` for each that was due earlier: the exchange
+        publishes settlements in their order, so those never come.
+        """
+        found: list[Funding | Gap] = []
+        for one in settlements:
+            if one.market_ms > self.settled_ms:
+                found += self._missed(one)
+                found.append(one)
+                self.settled_ms = one.market_ms
+        self.asked(self.settled_ms)
+        return found
+
+    def _missed(self, found: Funding) -> list[Gap]:
+        """Return a gap for each settlement due before *found* that the exchange did not call off.
+
+        Where the ticker announced *found* as the next one, the interval has become longer.
+        """
+        at_ms = found.market_ms
+        dues = []
+        due_ms = self._due_ms(self.settled_ms)
+        while due_ms < at_ms and self._announced_ms != at_ms:
+            dues.append(int(due_ms))
+            due_ms = self._due_ms(due_ms)
+        return [
+            Gap(found.instrument, due, until, GapCause.FUNDING, "", at_ms, at_ms)
+            for due, until in pairwise([*dues, at_ms])
+        ]
 
 
 # ---------------------------------------------------------------- the instrument
@@ -352,8 +389,9 @@ class FeedState:
         return self._close_filter.unverified(bars, self.instrument.tick_size)
 
     def change_filters(self, instrument: Instrument) -> None:
-        """Learn new filters of the instrument."""
+        """Learn new filters of the instrument, and how often its funding is settled."""
         self.instrument = instrument
+        self.funding.change(instrument.funding_interval_minutes)
 
     def claim_request(self) -> bool:
         """Return whether REST may be asked for bars now: one request at a time."""
@@ -401,9 +439,15 @@ class FeedState:
         self._quote.deliver()
         return True
 
-    def update_mark(self, mark: Mark) -> None:
-        """Keep *mark* if it is the newest."""
-        self._mark.update(mark)
+    def update_mark(self, mark: Mark, *, matters: bool = False) -> bool:
+        """Keep *mark* if it is the newest; return whether it is an event of its own: it *matters*.
+
+        The others are handed on before a bar alone.
+        """
+        if not self._mark.update(mark) or not matters:
+            return False
+        self._mark.deliver()
+        return True
 
     def drop_ahead(self, latest_ms: float) -> None:
         """Forget a quote or mark dated after *latest_ms*, so that later ones do not look old."""

@@ -8,10 +8,18 @@ from typing import Final
 import msgspec
 from msgspec import structs
 
-from tracepaper.daemon.bybit.messages import InstrumentInfo
+from tracepaper.daemon.bybit.messages import InstrumentInfo, LeverageFilter, RiskLimit
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.market import INTERVAL_NAMES, INTERVALS, divide_half_even
-from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_LIMIT, Category, Instrument
+from tracepaper.strategies.types import (
+    LEVERAGE_DECIMALS,
+    MONEY_DECIMALS,
+    MONEY_LIMIT,
+    MONEY_SCALE,
+    Category,
+    Instrument,
+    RiskTier,
+)
 
 RECORDED_INSTRUMENTS: Final = Path(__file__).with_name("instruments_linear.json.gz")
 """Symbol → its element of GET /v5/market/instruments-info, as recorded on 2026-08-09."""
@@ -175,6 +183,7 @@ def instrument_from(
         min_notional=exact(notional or "0", MONEY_DECIMALS),
         funding_interval_minutes=info.funding_interval,
         status=info.status,
+        max_leverage=_leverage(info.leverage_filter),
     )
     if instrument.tick_size < 1 or instrument.quantity_step < 1:
         raise MessageMalformed(
@@ -187,6 +196,42 @@ def instrument_from(
             "minutes; it was left out, ask for another symbol."
         )
     return instrument
+
+
+def _leverage(limits: LeverageFilter | None) -> int:
+    """Return the greatest leverage in 10⁻²; 0 where the exchange names none."""
+    return floored((limits and limits.max_leverage) or "0", LEVERAGE_DECIMALS)
+
+
+def _bounded(text: str) -> int:
+    """Return *text* as money; what 64 bits do not hold is beyond every position here."""
+    whole = text.partition(".")[0]
+    return MONEY_LIMIT if len(whole) > len("922337203") - 1 else exact(text, MONEY_DECIMALS)
+
+
+def risk_tier(row: RiskLimit) -> RiskTier:
+    """Return the tier of a risk-limit *row*; raise ``MessageMalformed`` where it is none.
+
+    Margins are fractions, or percent as in the exchange's manual: the initial margin is one divided
+    by the greatest leverage, or a hundred.
+    """
+    leverage = floored(row.max_leverage, LEVERAGE_DECIMALS)
+    initial = floored(row.initial_margin, MONEY_DECIMALS)
+    maintenance = floored(row.maintenance_margin, MONEY_DECIMALS)
+    if initial * leverage > 10 * MONEY_SCALE * 10**LEVERAGE_DECIMALS:
+        initial, maintenance = initial // 100, maintenance // 100
+    tier = RiskTier(
+        _bounded(row.risk_limit_value),
+        maintenance,
+        leverage,
+        _bounded(row.mm_deduction or "0"),
+    )
+    if not (tier.limit and leverage and 0 < maintenance <= initial):
+        raise MessageMalformed(
+            f"Bybit answered with a risk tier of {row.symbol} that is none (maintenance margin "
+            f"{row.maintenance_margin} of {row.initial_margin}); the answer was dropped."
+        )
+    return tier
 
 
 def rescaled(fresh: Instrument, kept: Instrument) -> Instrument:
@@ -206,6 +251,7 @@ def rescaled(fresh: Instrument, kept: Instrument) -> Instrument:
         )
     changed = structs.replace(
         fresh,
+        risk_tiers=fresh.risk_tiers or kept.risk_tiers,
         price_decimals=kept.price_decimals,
         quantity_decimals=kept.quantity_decimals,
         volume_decimals=kept.volume_decimals,
@@ -222,6 +268,15 @@ def rescaled(fresh: Instrument, kept: Instrument) -> Instrument:
             "start a new run in a new database."
         )
     return changed
+
+
+CLOSED: Final = "Closed"
+"""The exchange's status of an instrument that is traded no more."""
+
+
+def closed(instrument: Instrument) -> Instrument:
+    """Return *instrument* as one that the exchange lists no more."""
+    return structs.replace(instrument, status=CLOSED)
 
 
 def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument], InstrumentsPage]:

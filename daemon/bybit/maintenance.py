@@ -11,14 +11,14 @@ import structlog
 from msgspec import Struct, structs
 
 from tracepaper.daemon.bybit.feed_state import FeedState
-from tracepaper.daemon.bybit.instruments import rescaled
+from tracepaper.daemon.bybit.instruments import closed, rescaled
 from tracepaper.daemon.bybit.queue import BackfillPage, EventQueue, GapCauseNotice, Item, Submitted
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.engine.ports import Clock
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.market import DAY_MS, interval_start
-from tracepaper.strategies.types import Funding, Gap, GapCause, InstrumentChange
+from tracepaper.strategies.types import Funding, Gap, GapCause, Instrument, InstrumentChange
 
 # ---------------------------------------------------------------- the exchange's time
 
@@ -124,6 +124,14 @@ RESYNC_S: Final = 30.0
 POLL_S: Final = 0.1
 FILTERS_MS: Final = DAY_MS
 """Market time between two readings of an instrument's filters."""
+SILENT_BARS: Final = 3
+"""After so many bars that did not come an instrument may be halted: its filters are read anew."""
+FILTERS_AGAIN_S: Final = 60.0
+"""Network time between two such readings."""
+
+
+ANSWERS: Final = 2
+"""So many answers in a row without an instrument mean that it is gone."""
 
 
 class FeedMaintenance:
@@ -181,13 +189,21 @@ class FeedMaintenance:
         """Have the exchange's clock read anew soon."""
         self._resync_requested.set()
 
-    async def settlements(self, state: FeedState, until_ms: int) -> list[Funding]:
-        """Return the new settlements up to *until_ms*, counted as delivered."""
+    async def settlements(self, state: FeedState, until_ms: int) -> list[Funding | Gap]:
+        """Return the new settlements up to *until_ms*, counted as delivered, and what is missing.
+
+        They are due at each symbol's own interval.
+        """
         found = await self._rest.funding_history(
             state.instrument, state.funding.settled_ms + 1, until_ms
         )
         now_ms = self._clock.market_ms()
-        return [structs.replace(one, seen_ms=now_ms) for one in state.funding.settle(found)]
+        new = state.funding.settle(found)
+        missed = [one.from_ms for one in new if isinstance(one, Gap)]
+        if missed:
+            self._counters["settlements_missed"] += len(missed)
+            log.warning("settlements missed", instrument=state.instrument.id, due_ms=missed)
+        return [structs.replace(one, seen_ms=now_ms) for one in new]
 
     async def synchronise(self) -> None:
         """Read the exchange's clock."""
@@ -273,12 +289,27 @@ class FeedMaintenance:
                 continue
             now_ms = self._clock.market_ms()
             if state.is_settlement_due(market_ms=now_ms, network_s=self._clock.network_s()):
-                for funding in await self.settlements(state, now_ms):
-                    self._queue.put(Submitted(funding))
+                for settled in await self.settlements(state, now_ms):
+                    self._queue.put(Submitted(settled))
+
+    async def _filters(self, kept: Instrument) -> list[Instrument]:
+        """Return the filters of *kept* as the exchange has them; closed where it has none.
+
+        One empty answer proves nothing.
+        """
+        for _ in range(ANSWERS):
+            if found := await self._rest.instruments(kept.category, kept.symbol):
+                return found
+            await self._rest.cooldown.pause("filters", self._exchange.certain_s)
+        return [closed(kept)]
 
     async def run_filters(self, state: FeedState) -> None:
-        """Read the filters again once a day of market time; deliver those that changed."""
+        """Read the filters again once a day of market time; deliver those that changed.
+
+        More often while bars do not come: the exchange may have closed the instrument.
+        """
         read_ms: int | None = None
+        read_s = self._clock.network_s()
         while True:
             await self._clock.sleep(POLL_S)
             if not self._is_live:
@@ -286,11 +317,16 @@ class FeedMaintenance:
             now_ms = self._clock.market_ms()
             if read_ms is None or now_ms < read_ms:
                 read_ms = now_ms
-            if now_ms - read_ms < FILTERS_MS:
+            now_s = self._clock.network_s()
+            silent_ms = now_ms - state.sequence.next_close_ms
+            is_silent = silent_ms > SILENT_BARS * state.sequence.interval_ms
+            if now_ms - read_ms < FILTERS_MS and not (
+                is_silent and now_s - read_s >= FILTERS_AGAIN_S
+            ):
                 continue
-            read_ms = now_ms
+            read_ms, read_s = now_ms, now_s
             kept = state.instrument
-            for fresh in await self._rest.instruments(kept.category, kept.symbol):
+            for fresh in await self._filters(kept):
                 try:
                     changed = rescaled(fresh, kept)
                 except ConfigInvalid as error:
@@ -299,6 +335,14 @@ class FeedMaintenance:
                     log.warning("filters kept", error=str(error))
                     continue
                 if changed != kept:
+                    if changed.status != kept.status:
+                        log.warning(
+                            "instrument status",
+                            instrument=kept.id,
+                            was=kept.status,
+                            now=changed.status,
+                            advice="its orders wait; other symbols go on",
+                        )
                     state.change_filters(changed)
                     now_ms = self._clock.market_ms()
                     event = InstrumentChange(changed, now_ms, now_ms)

@@ -172,6 +172,12 @@ class LotSizeFilter(Struct, rename="camel"):
     max_market_order_qty: str = ""  # spot
 
 
+class LeverageFilter(Struct, rename="camel"):
+    """How much of a position may be credit; spot has none."""
+
+    max_leverage: str = ""
+
+
 class InstrumentInfo(Struct, rename="camel"):
     """One entry of ``/v5/market/instruments-info``, linear or spot."""
 
@@ -182,6 +188,25 @@ class InstrumentInfo(Struct, rename="camel"):
     price_filter: PriceFilter
     lot_size_filter: LotSizeFilter
     funding_interval: int = 0  # minutes; 0 on dated futures, absent on spot
+    leverage_filter: LeverageFilter | None = None
+
+
+class RiskLimit(Struct, rename="camel"):
+    """One tier of ``/v5/market/risk-limit``; the deduction is empty text on the first."""
+
+    symbol: str
+    risk_limit_value: str
+    maintenance_margin: str
+    initial_margin: str
+    max_leverage: str
+    mm_deduction: str = ""
+
+
+class RiskLimits(Struct, rename="camel"):
+    """Result of ``/v5/market/risk-limit``."""
+
+    rows: list[RiskLimit] = field(name="list")
+    category: str = ""
 
 
 class TickerInfo(Struct, rename="camel"):

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
+from tracepaper.strategies.frames import FrameRange
 from tracepaper.strategies.types import Bar, Event, GapCause, Mark, Quote
 
 T = TypeVar("T")
@@ -50,6 +51,11 @@ class EventQueue(Generic[T]):
         return self._items.popleft()
 
 
+def no_frames(_market_ms: int) -> Sequence[FrameRange]:
+    """Return that no candles of higher frames are wanted."""
+    return ()
+
+
 class FeedStart(Struct, frozen=True):
     """What the run already holds, by instrument id.
 
@@ -61,6 +67,8 @@ class FeedStart(Struct, frozen=True):
     before, so that nothing it says now is a mistake of the configuration. A close further than
     ``plausible`` usual ranges from the last one is accepted once REST repeats it. Where
     ``gather_ms``, network time, is not 0, the bars of one close are delivered together.
+    ``lacking_frames`` is asked, once the warm-up bars are delivered, for the candles of higher
+    frames that they do not reach.
     """
 
     interval_ms: int
@@ -73,6 +81,7 @@ class FeedStart(Struct, frozen=True):
     started: Callable[[], Event] | None = None
     is_served: bool = False
     gather_ms: int = 0
+    lacking_frames: Callable[[int], Sequence[FrameRange]] = no_frames
     plausible: float = 100.0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Final, Self, TypeVar
 
 import aiohttp
@@ -23,6 +24,7 @@ from tracepaper.daemon.bybit.instruments import (
     exact_signed,
     interval_name,
     read_instruments,
+    risk_tier,
 )
 from tracepaper.daemon.bybit.retry import Cooldown, RestartBudget, is_loopback, retry
 from tracepaper.daemon.config.sections import ExchangeSection
@@ -34,7 +36,15 @@ from tracepaper.strategies.errors import (
     InvariantBroken,
     MessageMalformed,
 )
-from tracepaper.strategies.types import MONEY_DECIMALS, Bar, Category, Funding, Instrument, Source
+from tracepaper.strategies.types import (
+    MONEY_DECIMALS,
+    Bar,
+    Category,
+    Funding,
+    Instrument,
+    RiskTier,
+    Source,
+)
 
 # ---------------------------------------------------------------- bodies
 #
@@ -330,6 +340,17 @@ class RestClient:
 
         query = {"category": category.value, "limit": str(CANDLES_MAX), "symbol": symbol}
         return await self._get("/v5/market/instruments-info", query, msgspec.Raw, read)
+
+    async def risk_tiers(self, instrument: Instrument) -> tuple[RiskTier, ...]:
+        """Return the risk tiers of *instrument*, the smallest first; none where there are none."""
+
+        def read(page: messages.RiskLimits, _: int) -> tuple[RiskTier, ...]:
+            for row in page.rows:
+                _check_subject("risk tiers", instrument, page.category, row.symbol)
+            return tuple(sorted(map(risk_tier, page.rows), key=attrgetter("limit")))
+
+        query = {"category": instrument.category.value, "symbol": instrument.symbol}
+        return await self._get("/v5/market/risk-limit", query, messages.RiskLimits, read)
 
     async def funding_history(
         self, instrument: Instrument, start_ms: int, end_ms: int

@@ -96,9 +96,21 @@ class BarSequencer:
         if (due_s := state.missing.due_s()) > page.answered_s:
             state.request_by(due_s)
 
-    async def fill(self, holes: Sequence[Hole]) -> AsyncIterator[Event]:
-        """Fill *holes* from REST, each bar preceded by the settlements that belong before it."""
-        events = fill(holes, rest=self._rest, clock=self._clock, certain_s=self._certain_s)
+    async def fill(
+        self, holes: Sequence[Hole], *, patience_s: float | None, unanswered: set[str]
+    ) -> AsyncIterator[Event]:
+        """Fill *holes* from REST, each bar preceded by the settlements that belong before it.
+
+        An instrument that is not answered in time is added to *unanswered*.
+        """
+        events = fill(
+            holes,
+            rest=self._rest,
+            clock=self._clock,
+            certain_s=self._certain_s,
+            patience_s=patience_s,
+            unanswered=unanswered,
+        )
         async for event in events:
             if isinstance(event, Bar):
                 state = self._states[event.instrument]
@@ -216,7 +228,9 @@ class BarSequencer:
             return state.cause
         return GapCause.MISSED if self._is_up(state) else GapCause.DISCONNECTED
 
-    async def _settlements_before(self, state: FeedState, close_ms: int) -> AsyncIterator[Funding]:
+    async def _settlements_before(
+        self, state: FeedState, close_ms: int
+    ) -> AsyncIterator[Funding | Gap]:
         """Yield the settlements that belong before a bar that closed at *close_ms*.
 
         One that does not come soon is asked for in the background: no bar waits for it longer.

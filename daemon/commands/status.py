@@ -41,6 +41,7 @@ def _parts(document: Document) -> list[RenderableType]:
     state, reasons = document["state"], cast("list[str]", document["not_ready"])
     head = Text.assemble(
         (f"{state}", "bold green" if state == "running" else "bold yellow"),
+        "" if document["halted_by"] is None else f" by {document['halted_by']}",
         f"  run {document['run_id']} ({document['kind']}), process {document['pid']}, ",
         f"{document['strategy']} {document['model_id']}".rstrip(),
     )

@@ -20,13 +20,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from tracepaper.daemon.config.sections import (
     AccountSection,
     ExchangeSection,
     ExecutionSection,
+    FeaturesSection,
     GateSection,
     HttpSection,
     LogSection,
@@ -46,6 +47,8 @@ DEFAULT_FILE: Final = "tracepaper.toml"
 PREFIX: Final = "TRACEPAPER_"
 DATA: Final = "the data"
 ENVIRONMENT: Final = "the environment"
+GIVEN: Final = "the configuration that was given"
+COMMAND_LINE: Final = "the command line"
 
 Tables = dict[str, dict[str, Any]]
 Origins = dict[tuple[str, str], str]
@@ -61,6 +64,7 @@ class Config(BaseModel):
     exchange: ExchangeSection = Field(default_factory=ExchangeSection)
     strategy: StrategySection = Field(default_factory=StrategySection)
     model: ModelSection = Field(default_factory=ModelSection)
+    features: FeaturesSection = Field(default_factory=FeaturesSection)
     gate: GateSection = Field(default_factory=GateSection)
     regime: RegimeSection = Field(default_factory=RegimeSection)
     sizing: SizingSection = Field(default_factory=SizingSection)
@@ -70,6 +74,19 @@ class Config(BaseModel):
     storage: StorageSection = Field(default_factory=StorageSection)
     http: HttpSection = Field(default_factory=HttpSection)
     log: LogSection = Field(default_factory=LogSection)
+
+    _folder: Path | None = PrivateAttr(default=None)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the file that it was read from; known where [model] files are named."""
+        return self._folder
+
+    def beside(self, folder: Path) -> Config:
+        """Return the same configuration, as one read from a file in *folder*."""
+        found = self.model_copy()
+        found._folder = folder  # noqa: SLF001 - its own class
+        return found
 
     def document(self) -> dict[str, dict[str, object]]:
         """Return every section as plain values; exact numbers become their shortest text."""
@@ -112,32 +129,52 @@ NOTHING: Final[Sections] = MappingProxyType({})
 
 
 def load(
-    path: Path | None = None, overrides: Sections = NOTHING, *, data: Sections = NOTHING
+    given: Path | Sections | None = None,
+    overrides: Sections = NOTHING,
+    *,
+    data: Sections = NOTHING,
+    caller: str = COMMAND_LINE,
 ) -> Config:
     """Read the configuration; raise ``ConfigInvalid`` where it cannot be used.
 
-    *path* defaults to ``tracepaper.toml`` in the working directory, where there is one.
-    *overrides* maps a section to its keys, as the file does, and wins over everything; *data*
-    does the same for what the data themselves say, and wins over the defaults alone.
+    *given* is a file, by default ``tracepaper.toml`` in the working directory where there is
+    one, or sections and their keys: these stand in place of a file, and over the environment.
+    *overrides* maps a section to its keys in the same way and wins over everything; *data* does
+    so for what the data themselves say, and wins over the defaults alone. Who set *overrides* is
+    named *caller* in an error.
     """
-    return load_with_origins(path, overrides, data=data)[0]
+    return load_with_origins(given, overrides, data=data, caller=caller)[0]
 
 
 def load_with_origins(
-    path: Path | None = None, overrides: Sections = NOTHING, *, data: Sections = NOTHING
+    given: Path | Sections | None = None,
+    overrides: Sections = NOTHING,
+    *,
+    data: Sections = NOTHING,
+    caller: str = COMMAND_LINE,
 ) -> tuple[Config, Origins]:
     """Read the configuration as ``load`` does; say as well which source set each key."""
-    if path is None and Path(DEFAULT_FILE).is_file():
-        path = Path(DEFAULT_FILE)
+    if given is None and Path(DEFAULT_FILE).is_file():
+        given = Path(DEFAULT_FILE)
     sources: list[tuple[str, Sections]] = []
-    if path is not None:
-        sources.append((str(path), _read(path)))
+    if isinstance(given, Path):
+        sources.append((str(given), _read(given)))
     sources.append((ENVIRONMENT, _environment()))
-    sources.append(("the command line", overrides))
+    if given is not None and not isinstance(given, Path):
+        sources.append((GIVEN, given))
+    sources.append((caller, overrides))
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
-    if path is not None and ":" in config.strategy.name:
-        _find_beside(path)
+    if isinstance(given, Path) and own_classes(config):
+        _find_beside(given)
+        if config.model.files:
+            config = config.beside(given.resolve().parent)
     return config, origins
+
+
+def own_classes(config: Config) -> tuple[str, ...]:
+    """Return the names of the user's own classes and functions that *config* names."""
+    named = (config.strategy.name, config.model.own_class, config.features.own_schema or "")
+    return tuple(name for name in named if ":" in name)
 
 
 def restore(text: str) -> Config:
@@ -151,7 +188,7 @@ def restore(text: str) -> Config:
 
 
 def _find_beside(path: Path) -> None:
-    """Let a strategy be imported from the folder of its configuration file, after all else."""
+    """Let a class be imported from the folder of its configuration file, after all else."""
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
@@ -226,7 +263,8 @@ def _sentence(error: ValidationError, origins: Origins, file: str) -> str:
     """Say the first fault in one sentence: where it stands, what it is, what is allowed."""
     first = error.errors()[0]
     section, key = str(first["loc"][0]), str(first["loc"][1]) if len(first["loc"]) > 1 else ""
-    origin = origins.get((section, key), file)
+    of_section = [origin for (name, _), origin in origins.items() if name == section]
+    origin = origins.get((section, key), of_section[-1] if of_section and not key else file)
     if first["type"] == "extra_forbidden":
         return f"{origin}: [{section}] has no key {key!r}{_suggest(section, key)}; correct it."
     reason = first["msg"].removeprefix("Value error, ")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import warnings
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args
@@ -44,6 +45,9 @@ from tracepaper.strategies.market import BASE_FEES, DAY_MS, INTERVALS
 YEAR_MS: Final = 31_536_000_000
 MODULE_CLASS: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 SQLITE: Final = "sqlite:///"
+STOCK: Final = "stock"
+_SYMBOL: Final = re.compile(r"^[A-Z0-9][A-Z0-9-]{1,39}$")
+_SHARE: Final = re.compile(r"^[A-Z0-9][A-Z0-9.-]{0,39}$")
 
 RegimeName = Literal["MOMENTUM", "MIXED", "MEAN_REVERSION"]
 
@@ -72,8 +76,16 @@ class Section(BaseModel):
 class MarketSection(Section):
     """What is traded."""
 
-    category: Literal["linear", "spot"] = "linear"
-    """Bybit product category."""
+    asset: Literal["crypto", "stock"] = "crypto"
+    """crypto of Bybit, live and in replay, or stock: shares, from candle files alone."""
+    category: Literal["linear", "spot", "stock"] = "linear"
+    """Bybit product category; stock where asset is stock."""
+    calendar: str | None = Field(default=None, pattern=r"^[A-Za-z0-9/_-]{2,20}$", examples=["XNAS"])
+    """Exchange whose sessions are counted, by its ISO 10383 code; every interval if absent."""
+    fractional: bool = False
+    """Whether a thousandth of a share can be held; else whole shares alone."""
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3,5}$")
+    """Quote currency of shares; that of crypto is part of its symbol."""
     symbols: Annotated[tuple[str, ...], BeforeValidator(symbol_names)] = ("BTCUSDT",)
     """Symbols of that category, up to 50; BTC/USDT and btcusdt are read as BTCUSDT."""
     interval: Annotated[
@@ -97,15 +109,36 @@ class MarketSection(Section):
 
     @field_validator("symbols")
     @classmethod
-    def _symbols(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _symbols(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if not 1 <= len(value) <= SYMBOLS_MAX:
             raise ValueError(f"name 1 to {SYMBOLS_MAX} symbols")
+        form = _SHARE if info.data.get("asset") == STOCK else _SYMBOL
         for symbol in value:
-            if not re.match(r"^[A-Z0-9][A-Z0-9-]{1,39}$", symbol):
+            if not form.match(symbol):
                 raise ValueError(f"write symbols in the exchange's capitals instead of {symbol!r}")
         if len(set(value)) < len(value):
             raise ValueError("name each symbol once")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asset_and_category(cls, given: object) -> object:
+        """Take the one from the other where only one of them says that shares are traded."""
+        if isinstance(given, dict):
+            if given.get("asset") == STOCK and given.get("category") is None:
+                return {**given, "category": STOCK}
+            if given.get("category") == STOCK and given.get("asset") is None:
+                return {**given, "asset": STOCK}
+        return given
+
+    @model_validator(mode="after")
+    def _shares_alone(self) -> MarketSection:
+        if (self.asset == STOCK) is not (self.category == STOCK):
+            raise ValueError(
+                f'asset = "{self.asset}" does not go with category = "{self.category}"; leave the '
+                "category of shares out"
+            )
+        return self
 
 
 class ExchangeSection(Section):
@@ -160,6 +193,10 @@ class StrategySection(Section):
         default_factory=dict
     )
     """Handed to your own class as it stands."""
+    twins: Annotated[
+        tuple[Literal["ungated", "random_gate", "buy_and_hold"], ...], BeforeValidator(several)
+    ] = ()
+    """Shadow accounts beside the strategy's own ones: ungated, random_gate, buy_and_hold."""
 
     @field_validator("name")
     @classmethod
@@ -175,9 +212,46 @@ class StrategySection(Section):
         return self
 
 
-class ModelSection(Section):
-    """The network behind the attention strategy."""
+def _with_key(name: str, key: str, pattern: str, example: str, words: str) -> type[Section]:
+    """Return the base of a section with a *key* that is a word of Python's, or of pydantic's."""
+    field = Field(None, pattern=pattern, examples=[example], description=words)
+    fields: dict[str, Any] = {key: (str | None, field)}
+    with warnings.catch_warnings():
+        # A field of this name hides a deprecated method of the library's, which nothing calls.
+        warnings.filterwarnings("ignore", message="Field name .* shadows an attribute")
+        made: type[Section] = create_model(name, __base__=Section, **fields)
+    return made
 
+
+if TYPE_CHECKING:  # a checker reads no fields that are made
+    ModelClass = Section
+    FeatureSchemaName = Section
+else:
+    ModelClass = _with_key(
+        "ModelClass",
+        "class",
+        MODULE_CLASS.pattern,
+        "tree:Tree",
+        "A model of your own, as module:Class; a checkpoint if absent.",
+    )
+    FeatureSchemaName = _with_key(
+        "FeatureSchemaName",
+        "schema",
+        rf"^v1$|{MODULE_CLASS.pattern}",
+        "tree:features",
+        "v1, or a function of your own as module:function; if absent, what the class declares.",
+    )
+
+
+class ModelSection(ModelClass):
+    """The model whose forecasts are traded: a checkpoint, or a class of your own."""
+
+    options: Annotated[dict[str, object], BeforeValidator(json_object)] = Field(
+        default_factory=dict
+    )
+    """Handed to your own class as it stands."""
+    files: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
+    """Files that your own class reads, relative to this file; their content is part of its id."""
     checkpoint: str = Field(default="default", min_length=1)
     """default for the bundled one, or the folder of a checkpoint."""
     deadline_ms: int = Field(default=1_000, ge=1, le=600_000)
@@ -188,6 +262,34 @@ class ModelSection(Section):
     """Threads of the model; decisions are bit-equal only on an equal number."""
     backend: str = Field(default="auto", pattern=r"^[a-z][a-z0-9_]*$")
     """auto, or one of the attention backends that `tracepaper doctor` lists."""
+
+    @property
+    def own_class(self) -> str:
+        """The name of a user's own class; empty for a checkpoint."""
+        return getattr(self, "class") or ""
+
+    @field_validator("files")
+    @classmethod
+    def _files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value) or not all(value):
+            raise ValueError("name each file once")
+        return value
+
+    @model_validator(mode="after")
+    def _of_a_class(self) -> ModelSection:
+        if (self.options or self.files) and not self.own_class:
+            raise ValueError("[model] options and files are a class's; name it with [model] class")
+        return self
+
+
+class FeaturesSection(FeatureSchemaName):
+    """What a model of your own sees of each bar; a checkpoint's features are on its card."""
+
+    @property
+    def own_schema(self) -> str | None:
+        """The schema that is named here, if one is."""
+        named: str | None = self.__dict__["schema"]
+        return named
 
 
 _FORMS: Final[dict[ThresholdForm, Any]] = {
@@ -256,18 +358,54 @@ class RegimeSection(Section):
 class SizingSection(Section):
     """From an allowed direction to a quantity."""
 
-    mode: Literal["notional", "fixed", "tanh", "volatility"] = "notional"
-    """notional, fixed (quantity), tanh (of the expected return) or volatility (a target)."""
+    mode: Literal["notional", "fixed", "equity", "allocation", "tanh", "volatility", "kelly"] = (
+        "notional"
+    )
+    """notional, fixed (quantity), equity (a fraction of it), allocation (weights by symbol), tanh
+    (of the expected return), volatility (a target) or kelly (capped)."""
     quantity: Positive = Decimal(1)
     """Quantity in base coin for fixed."""
     notional: Annotated[Exact, Field(gt=0, le=NOTIONAL_MAX)] = Decimal(10_000)
     """Quote currency of a full position for notional, tanh and volatility."""
+    basis: Literal["notional", "equity"] = "notional"
+    """What a full position of tanh and volatility is: notional, or fraction of equity."""
+    fraction: Annotated[Exact, Field(gt=0, le=100)] = Decimal(1)
+    """Share of equity in a full position for equity, allocation and basis = equity; kelly's cap."""
+    weights: Annotated[
+        dict[str, Annotated[Exact, Field(ge=0, le=1)]], BeforeValidator(json_object)
+    ] = Field(default_factory=dict)
+    """Share of each symbol for allocation; equal shares if absent."""
     scale: Annotated[Exact, Field(gt=0, le=1_000)] = Decimal(1)
     """Strength of tanh: expected return in standard deviations is multiplied by it."""
+    kelly: Annotated[Exact, Field(gt=0, le=1)] = Decimal("0.25")
+    """Share of the Kelly bet (calibrated mean over variance) that kelly takes."""
     target_volatility: Annotated[Exact, Field(gt=0, le=1)] = Decimal("0.01")
     """Wanted standard deviation of the position's return to the horizon, as a fraction."""
+    volatility: Literal["forecast", "ewma", "har"] = "forecast"
+    """Where volatility is expected from: the model's forecast, or closed bars without a model."""
+    lookback: int = Field(default=660, ge=22, le=50_000)
+    """Bars that ewma and har look at; har's horizons are 1/22, 5/22 and all of them."""
+    max_position: Annotated[Exact, Field(gt=0, le=NOTIONAL_MAX)] | None = Field(
+        default=None,
+        examples=[20_000],
+        description="Largest position of a symbol in quote currency: a larger target is cut to it.",
+    )
+    max_gross: Annotated[Exact, Field(gt=0, le=100)] | None = Field(
+        default=None,
+        examples=[2],
+        description="Largest sum of all positions in multiples of equity: a target is cut to it.",
+    )
     rebalance: Fraction = Decimal("0.25")
     """A standing target of the same side is kept unless the new one differs by more than this."""
+
+
+class SymbolFees(Section):
+    """The fees of one symbol; what is absent is that of all."""
+
+    taker: Annotated[Exact, Field(ge=0, le=Decimal("0.1"))] | None = None
+    """Fraction of notional where an order takes."""
+    maker: Annotated[Exact, Field(ge=Decimal("-0.01"), le=Decimal("0.1"))] | None = None
+    """The same where a limit had rested."""
 
 
 class ExecutionSection(Section):
@@ -277,16 +415,43 @@ class ExecutionSection(Section):
     """quote (first quote after latency), next_open, or auto: quotes where the run has them."""
     latency_ms: int = Field(default=100, ge=0, le=600_000)
     """Market milliseconds from decision to the first quote that may fill."""
+    latency_jitter_ms: int = Field(default=0, ge=0, le=60_000)
+    """Mean milliseconds of an exponential draw on top of latency_ms, one for each order."""
+    seed: int = Field(default=0, ge=0, le=2**53)
+    """What the draws follow from, with the instrument, the bar and the order's number."""
     fill_within_ms: int = Field(default=10_000, ge=100, le=DAY_MS)
     """Wall milliseconds after that: an order that no quote has filled by then is canceled."""
     taker_fee: Annotated[Exact, Field(ge=0, le=Decimal("0.1"))] | None = Field(
         default=None,
         examples=[BASE_FEES["linear"][0]],
         description="Fraction of notional; if absent the category's: "
-        f"{BASE_FEES['linear'][0]} linear, {BASE_FEES['spot'][0]} spot.",
+        f"{BASE_FEES['linear'][0]} linear, {BASE_FEES['spot'][0]} spot, "
+        f"{BASE_FEES['stock'][0]} stock.",
     )
+    maker_fee: Annotated[Exact, Field(ge=Decimal("-0.01"), le=Decimal("0.1"))] | None = Field(
+        default=None,
+        examples=[BASE_FEES["linear"][1]],
+        description="The same where a limit had rested, negative for a rebate; if absent "
+        f"{BASE_FEES['linear'][1]} linear, {BASE_FEES['spot'][1]} spot.",
+    )
+    fee_per_share: Annotated[Exact, Field(ge=0, le=1_000)] | None = Field(
+        default=None, examples=["0.005"]
+    )
+    """Fee of a share in its currency, instead of taker_fee; only where asset is stock."""
+    fee_minimum: Annotated[Exact, Field(ge=0, le=1_000_000)] = Decimal(0)
+    """Least fee of an order, in its currency; only where asset is stock."""
+    fees: Annotated[dict[str, SymbolFees], BeforeValidator(json_object)] = Field(
+        default_factory=dict
+    )
+    """Other fees of single symbols: WIFUSDT = {taker = "0.0011", maker = "0.0004"}."""
     slippage_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(0)
     """Basis points paid beyond the reference price."""
+    spread_slippage: Annotated[Exact, Field(ge=0, le=100)] = Decimal(0)
+    """Mean true ranges of the last 60 bars that a taker pays beyond that."""
+    beyond_best: Literal["wait", "impact"] = "wait"
+    """wait: what a quote's size does not cover waits for the next quote; impact: it pays for it."""
+    impact_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(1)
+    """Basis points that impact moves the price for each further multiple of the shown size."""
     spread_bp: Annotated[Exact, Field(ge=0, le=1_000)] = Decimal(0)
     """Whole spread in basis points for next_open; half of it is paid a side."""
     filters: Literal["auto", "full", "data"] = "auto"
@@ -296,12 +461,20 @@ class ExecutionSection(Section):
 class RiskSection(RiskThresholds):
     """Limits of the account; one that is absent is not a gate."""
 
+    on_breach: Literal["halt", "flatten", "refuse"] = "halt"
+    """What a drawdown or a daily loss beyond its limit does: no new exposure until RESUME, the same
+    and what is held is closed, or no new exposure while it lasts."""
+
 
 class AccountSection(Section):
     """The paper account."""
 
     cash: Annotated[Exact, Field(gt=0, le=CASH_MAX)] = Decimal(100_000)
     """Cash at the start, in quote currency."""
+    margin: Literal["none", "isolated"] = "none"
+    """Of linear positions: none (limited by [risk] alone) or isolated, with liquidation."""
+    leverage: Annotated[Exact, Field(ge=1, le=200)] = Decimal(1)
+    """Of isolated positions; at most what the risk tier of the position's size allows."""
 
 
 class StorageSection(Section):

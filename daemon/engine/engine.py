@@ -9,22 +9,32 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple, TypeVar, assert_never
+from typing import Final, NamedTuple, assert_never
 
 import msgspec
+from msgspec.structs import replace
 
 from tracepaper.daemon.engine.account import PaperAccount
+from tracepaper.daemon.engine.execution import TrueRange
 from tracepaper.daemon.engine.instrument_state import (
     INTEGRITY,
+    JUDGEMENT,
     InstrumentState,
     Intent,
     checked,
     is_entry,
 )
-from tracepaper.daemon.engine.orders import FLATTEN, UNCHANGED, Sent
+from tracepaper.daemon.engine.matching import Met, matters_from, touched
+from tracepaper.daemon.engine.orders import FLATTEN, UNCHANGED, Latency, Sent
+from tracepaper.daemon.engine.protection import DayRange, Plan
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import EngineSettings, EngineState
+from tracepaper.daemon.engine.twins import BUY_AND_HOLD, COUNTED, RANDOM_GATE, TwinBasis
+from tracepaper.strategies.declared_state import DeclaredState
+from tracepaper.strategies.frames import FrameRange, Row
 from tracepaper.strategies.gate_evaluator import GateEvaluator
+from tracepaper.strategies.portfolio import NOT_NAMED, PortfolioMember, portfolio_of
+from tracepaper.strategies.signals import Orders, Signal
 from tracepaper.strategies.sizing import Sizer
 from tracepaper.strategies.strategy import Strategy
 from tracepaper.strategies.types import (
@@ -39,11 +49,13 @@ from tracepaper.strategies.types import (
     Fill,
     FillModel,
     Forecast,
+    FrameBar,
     Funding,
     Gap,
     GateSet,
     Instrument,
     InstrumentChange,
+    LedgerEntry,
     Mark,
     ModelChange,
     Order,
@@ -54,7 +66,7 @@ from tracepaper.strategies.types import (
     Reading,
     Regime,
     RunEnd,
-    Signal,
+    SinceDecided,
     Step,
     Timer,
     Trade,
@@ -64,7 +76,8 @@ from tracepaper.strategies.types import (
 STATE_EVERY_STEPS: Final = 1_024
 """A confirmed position alone has the state stored this often: a prune cuts where it was."""
 
-E = TypeVar("E", Bar, Quote)
+OF_THE_RUN: Final = ""
+"""Stands where an instrument does, for the state that a portfolio strategy declares."""
 
 
 class Filled(NamedTuple):
@@ -72,7 +85,16 @@ class Filled(NamedTuple):
 
     fills: tuple[Fill, ...] = ()
     orders: tuple[Order, ...] = ()
-    twins: Mapping[str, Fill] = {}
+    twins: Mapping[str, tuple[Fill, ...]] = {}
+
+    def followed_by(self, later: Filled) -> Filled:
+        """Return what both did, one after the other, in one step."""
+        if later is NOTHING_FILLED:
+            return self
+        orders = {order.order_id: order for order in (*self.orders, *later.orders)}
+        names = {*self.twins, *later.twins}
+        twins = {name: self.twins.get(name, ()) + later.twins.get(name, ()) for name in names}
+        return Filled(self.fills + later.fills, tuple(orders.values()), twins)
 
 
 NOTHING_FILLED: Final = Filled()
@@ -90,23 +112,72 @@ class Engine:
         settings: EngineSettings,
     ) -> None:
         self._settings = settings
-        self._risk = RiskWatch(settings.risk)
+        self._risk = RiskWatch(settings.risk, flattens=settings.flatten_on_breach)
+        self._portfolio = portfolio_of(strategies.values())
+        # One object has one state, whose owner is the run.
+        owners = {key: DeclaredState.of(strategy) for key, strategy in strategies.items()}
+        if self._portfolio is not None:
+            owners = {OF_THE_RUN: DeclaredState.of(self._portfolio)}
+        self._declared = {key: one for key, one in owners.items() if one is not None}
+        self._declared_by_all = self._declared.get(OF_THE_RUN)
         self._states = {
             item.id: InstrumentState(
-                item, strategies[item.id], sizers[item.id], gates[item.id], settings, self._risk
+                item,
+                strategies[item.id],
+                sizers[item.id],
+                gates[item.id],
+                settings,
+                self._risk,
+                self._declared_by_all or self._declared.get(item.id),
             )
             for item in instruments
         }
-        self._account = _account(instruments, settings)
+        # What moves prices by their range is fed only where it is asked for.
+        self._ranges = {item.id: TrueRange() for item in instruments if settings.costs.ranges}
+        self._day_ranges = {item.id: DayRange(settings.interval_ms) for item in instruments}
+        self._period_start_ms = settings.period_start_ms
+        self._is_on_margin = settings.leverage is not None
+        self._account = self._new_account(instruments, keeps_ledger=True)
+        seen = [key for key, strategy in strategies.items() if strategy.sees_account]
+        self._account.portfolio.fills = {key: [] for key in seen}
+        self.sees_account = bool(seen) or any(sizer.sees_account for sizer in sizers.values())
+        """Whether decisions depend on fills: of a strategy that sees the account, or by size."""
         names = {name for strategy in strategies.values() for name in strategy.twins}
-        self._twins = {name: _account(instruments, settings) for name in sorted(names)}
+        self._twins = {name: self._new_account(instruments) for name in sorted(names)}
+        self._bases: dict[str, TwinBasis] = {}
+        if not COUNTED.isdisjoint(names):
+            self._bases = {item.id: TwinBasis() for item in instruments}
         self._accounts = (self._account, *self._twins.values())
+        self._portfolios = tuple(account.portfolio for account in self._accounts)
+        # Of each instrument that of every account: at most bars nothing rests in any of them.
+        self._brokers = {
+            item.id: tuple(account.brokers[item.id] for account in self._accounts)
+            for item in instruments
+        }
         self._by_quotes = settings.execution is FillModel.QUOTE
+        self._settled: dict[str, int] = {}
         self._halted = False
         self._dirty = True  # the state has to be stored
         self._is_within = False  # a close, of which the last step stores it
         self._unsaved = False  # a position was confirmed since it was
         self.sequence = 0
+
+    def _new_account(
+        self, instruments: Sequence[Instrument], *, keeps_ledger: bool = False
+    ) -> PaperAccount:
+        """Return a new account as the settings open it."""
+        settings = self._settings
+        return PaperAccount(
+            {item.id: item for item in instruments},
+            settings.costs,
+            costs_of=settings.costs_of,
+            leverage=settings.leverage,
+            cash=settings.cash,
+            latency=Latency(settings.latency_ms, settings.latency_jitter_ms, settings.seed),
+            fill_within_ms=settings.fill_within_ms,
+            ranges=self._ranges,
+            keeps_ledger=keeps_ledger,
+        )
 
     # ------------------------------------------------------------ seams
 
@@ -120,20 +191,76 @@ class Engine:
         """Whether the operator halted trading."""
         return self._halted
 
-    def signal_of(self, instrument: str) -> Signal | None:
+    @property
+    def breach(self) -> str:
+        """The limit that halts new exposure until the operator says RESUME; empty if none."""
+        return self._risk.state.breach
+
+    @property
+    def is_portfolio(self) -> bool:
+        """Whether one strategy decides for all instruments of a close."""
+        return self._portfolio is not None
+
+    def signal_of(self, instrument: str) -> Signal | Orders | None:
         """Return the newest signal of *instrument*'s strategy, before gates and account."""
         return self._states[instrument].signal
 
+    @property
+    def since_decided(self) -> dict[str, SinceDecided]:
+        """What became of the last decision on each instrument, and the fills since."""
+        fills = self._account.portfolio.fills
+        return {
+            key: SinceDecided(state.verdict, tuple(fills.get(key, ())))
+            for key, state in self._states.items()
+        }
+
+    def strategy_of(self, instrument: str) -> Strategy:
+        """Return the object that decides on *instrument*."""
+        return self._states[instrument].strategy
+
     def warmup_of(self, instrument: str) -> int:
         """Return how many of the last bars decide on *instrument*."""
-        return self._states[instrument].remembered
+        return self._states[instrument].reach
 
-    def quote_from_ms(self, instrument: str) -> int | None:
-        """Return the market time from which a quote can fill an order, or None if none rests."""
+    def bars_before(self, start_ms: int) -> int:
+        """Return how many bars of each instrument a new run wants before its period."""
+        return max(state.bars_before(start_ms) for state in self._states.values())
+
+    def lacking_frames(self, now_ms: int) -> list[FrameRange]:
+        """Return which candles of higher frames the known bars do not reach at *now_ms*."""
+        return [one for state in self._states.values() for one in state.lacking_frames(now_ms)]
+
+    def frames_of(self, instrument: str) -> tuple[tuple[int, int, Row | None], ...]:
+        """Return of each frame its length, how many bars are wanted, and the newest handed on."""
+        return self._states[instrument].newest_frames
+
+    def range_bars_of(self, instrument: str) -> int:
+        """Return how many of the last bars decide the range of a day of *instrument*."""
+        return self._day_ranges[instrument].bars + 1
+
+    def quote_from_ms(self, quote: Quote) -> int | None:
+        """Return the market time from which quotes such as *quote* can change an order.
+
+        None where none rests that this one could change.
+        """
         if not self._by_quotes:
             return None
-        orders = [account.brokers[instrument].order for account in self._accounts]
-        return min((order.eligible_ms for order in orders if order is not None), default=None)
+        key = quote.instrument
+        times = [
+            from_ms
+            for account in self._accounts
+            for order in account.brokers[key].orders
+            if (from_ms := matters_from(order, quote, account.brokers[key].trail)) is not None
+        ]
+        due = [account.protectors[key].matters_from(quote) for account in self._accounts]
+        return min(times + [from_ms for from_ms in due if from_ms is not None], default=None)
+
+    def liquidates(self, mark: Mark) -> bool:
+        """Return whether *mark* takes a position away, of the run's account or a twin's."""
+        if not self._is_on_margin:
+            return False
+        bounds = (account.brokers[mark.instrument].liquidation for account in self._accounts)
+        return any(order is not None and touched(order, mark.price) for order in bounds)
 
     def state(self) -> EngineState:
         """Return what must survive a restart."""
@@ -143,7 +270,51 @@ class Engine:
             self._risk.state,
             self._account.state(),
             {name: twin.state() for name, twin in self._twins.items()},
+            dict(self._settled),
+            dict(self._bases),
+            self.declared(),
         )
+
+    @property
+    def counts_itself(self) -> bool:
+        """Whether a twin depends on what the run did at each bar: see :meth:`count`."""
+        return bool(self._bases)
+
+    def count(self, step: Step) -> None:
+        """Add what *step* did to what the twins depend on; nothing but a decided bar counts.
+
+        A start does this for the steps behind the stored state.
+        """
+        bar, decision, position = step.event, step.decision, step.position
+        if not isinstance(bar, Bar) or decision is None or position is None:
+            return
+        before = self._bases[bar.instrument]
+        value = self._states[bar.instrument].value_of(bar.close, position.quantity)
+        judged = decision.refused_by not in INTEGRITY
+        equity = step.account.equity
+        self._bases[bar.instrument] = TwinBasis(
+            before.bars + 1,
+            before.judged + judged,
+            before.passed + (judged and decision.refused_by not in JUDGEMENT),
+            before.exposure + (value / equity if equity > 0 else 0.0),
+        )
+        self._unsaved = True
+
+    def declared(self) -> dict[str, bytes]:
+        """Return what the strategies declared as their state, encoded, by instrument.
+
+        That of a portfolio stands once, under no instrument.
+        """
+        return {key: declared.encoded for key, declared in self._declared.items()}
+
+    def hand_back(self, declared: Mapping[str, bytes]) -> None:
+        """Give the strategies the *declared* state that a step stored, as :meth:`declared` says.
+
+        Raises ``ConfigInvalid`` where one of them declares another kind of state now.
+        """
+        for key, encoded in declared.items():
+            if key in self._declared:
+                self._declared[key].hand_back(encoded)
 
     def restore(
         self,
@@ -151,32 +322,55 @@ class Engine:
         *,
         next_sequence: int,
         confirmed: Iterable[Confirmation] = (),
+        since: Mapping[str, SinceDecided] = {},
         taken_over: bool = False,
     ) -> None:
         """Take over the state of a run's last step; the bars come by :meth:`recall`.
 
         *confirmed* are the positions that were confirmed after that state was stored, oldest
-        first. *taken_over* says that it is another run's: the first step then stores it anew.
+        first. *since* is what became of each instrument's last decision in this run.
+        *taken_over* says that it is another run's: the first step then stores it anew.
         """
         self._halted = state.halted
         for key, regime in state.regimes.items():
             self._states[key].regime = regime
         self._risk.state = state.risk
-        self._account.restore(state.account)
+        self._account.restore(state.account, taken_over=taken_over)
+        self._settled = dict(state.settled)
+        if self._bases and not taken_over:
+            self._bases.update(state.bases)
         for name, twin in state.twins.items():
-            self._twins[name].restore(twin)
+            if name in self._twins:  # another run may have had other ones
+                self._twins[name].restore(twin)
+        self.hand_back(state.declared)
         for one in confirmed:
             self._unsaved = True
-            account = self._account if one.twin is None else self._twins[one.twin]
-            if self._states[one.instrument].strategy.horizon is not None:
+            account = self._account if one.twin is None else self._twins.get(one.twin)
+            if account is not None and self._states[one.instrument].strategy.horizon is not None:
                 account.confirm(one.instrument, one.open_time_ms)
+        fills = self._account.portfolio.fills
+        for key, known in since.items():
+            self._states[key].restore(known.verdict)
+            if key in fills:
+                fills[key] = list(known.fills)
         self.sequence = next_sequence
         self._dirty = taken_over
 
     def recall(self, bar: Bar) -> None:
         """Observe a bar that the run already holds: it causes nothing, and is not a step."""
-        self._states[bar.instrument].observe(bar)
+        self._states[bar.instrument].recall(bar)
+        self._day_ranges[bar.instrument].push(bar)
+        if self._ranges:
+            self._ranges[bar.instrument].push(bar)
         self._mark(bar.instrument, bar.close)
+
+    def recall_frame(self, bar: FrameBar) -> None:
+        """Take in a candle of a higher frame that the run already holds."""
+        self._states[bar.instrument].take(bar)
+
+    def recall_range(self, bar: Bar) -> None:
+        """Take in a bar before those of :meth:`recall`: the range of a day reaches further back."""
+        self._day_ranges[bar.instrument].push(bar)
 
     # ------------------------------------------------------------ one step
 
@@ -184,18 +378,21 @@ class Engine:
         """Return all that *event* caused, given what the model predicted at it."""
         match event:
             case Bar():
-                return self._decide(event, self._observe(event), prediction, event.market_ms)
+                filled = self._observe(event, self.sequence)
+                if self._portfolio is not None:
+                    self._ask_all([event], [filled], [prediction])
+                return self._decide(event, filled, prediction, event.market_ms)
             case Quote():
                 return self._quote(event)
             case Mark():
                 self._states[event.instrument].marked = True
                 self._mark(event.instrument, event.price)
-                return self._finish(event, event.instrument)
+                taken = self._liquidate(
+                    event.instrument, event.price, event.market_ms, self.sequence
+                )
+                return self._finish(event, event.instrument, taken)
             case Funding():
-                for account in self._accounts:
-                    if account.pay_funding(event.instrument, event.rate):
-                        self._dirty = True
-                return self._finish(event, event.instrument)
+                return self._settle(event)
             case Command():
                 return self._command(event)
             case ModelChange():
@@ -205,7 +402,11 @@ class Engine:
                 self._change(event.instrument)
                 return self._finish(event, None)
             case Gap() | Trade():
+                self._states[event.instrument].miss(event)
                 return self._finish(event, event.instrument)
+            case FrameBar():
+                is_part = self._states[event.instrument].take(event)
+                return self._finish(event, event.instrument, accepted=is_part)
             case Timer() | Closed() | RunEnd() | Prune() | Reading():
                 return self._finish(event, None)
             case _:
@@ -222,34 +423,95 @@ class Engine:
         """
         self._is_within = bool(bars)
         steps = [self._finish(closed, None)]
-        observed = [self._observe(bar) for bar in bars]
+        first = self.sequence
+        observed = [self._observe(bar, first + place) for place, bar in enumerate(bars)]
+        if self._portfolio is not None:
+            self._ask_all(bars, observed, predictions)
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
             at_ms = max(bar.market_ms, closed.market_ms)
             self._is_within = len(steps) < len(bars)
             steps.append(self._decide(bar, filled, prediction, at_ms))
         return steps
 
-    def _observe(self, bar: Bar) -> Filled | None:
-        """Let *bar* fill what rests, mark and be observed; None where it is not the newest."""
+    def _observe(self, bar: Bar, sequence: int) -> Filled | None:
+        """Let *bar* fill what rests, mark and be observed; None where it is not the newest.
+
+        Its step will be number *sequence*.
+        """
         key = bar.instrument
         state = self._states[key]
         if state.last_bar is not None and bar.open_time_ms <= state.last_bar.open_time_ms:
             return None
         # What rests was decided by an earlier bar; what this one decides waits for the next.
-        filled = self._fill_at_open(bar)
+        filled = NOTHING_FILLED
+        if self._by_quotes:
+            filled = self._fill_missed(bar, sequence)
+        else:
+            for broker in self._brokers[key]:
+                if broker.order is not None or broker.others or broker.is_guarded:
+                    filled = self._fill(bar, sequence)
+                    break
         if state.marked:
             state.marked = False
         else:
             self._mark(key, bar.close)
-        state.observe(bar)
+            if self._is_on_margin:
+                taken = self._liquidate(key, bar.close, bar.close_time_ms, sequence)
+                filled = filled.followed_by(taken)
+        if bar.open_time_ms < self._period_start_ms:
+            state.recall(bar)
+        else:
+            state.observe(bar)
+        self._day_ranges[key].push(bar)
+        if self._ranges:
+            self._ranges[key].push(bar)
         return filled
 
-    def _decide(self, bar: Bar, filled: Filled | None, prediction: Prediction, at_ms: int) -> Step:
+    def _ask_all(
+        self,
+        bars: Sequence[Bar],
+        observed: Sequence[Filled | None],
+        predictions: Sequence[Prediction],
+    ) -> None:
+        """Ask the portfolio about *bars*, and learn whether its state changed since the last."""
+        self._ask(bars, observed, predictions)
+        if self._declared_by_all is not None and self._declared_by_all.changed():
+            self._dirty = True
+
+    def _ask(
+        self,
+        bars: Sequence[Bar],
+        observed: Sequence[Filled | None],
+        predictions: Sequence[Prediction],
+    ) -> None:
+        """Ask the portfolio once for all of *bars* that are to be decided and warm."""
+        assert self._portfolio is not None
+        asked = {}
+        for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
+            if filled is None or bar.open_time_ms < self._period_start_ms:
+                continue
+            state = self._states[bar.instrument]
+            regime = state.regime
+            said, is_finite = checked(prediction)
+            seen = state.ask_with(bar, said, self._account, is_finite=is_finite)
+            self._dirty |= state.regime is not regime
+            if state.is_warm:
+                asked[state.instrument.symbol] = state, seen
+        if not asked:
+            return
+        answers = self._portfolio.decide({symbol: seen for symbol, (_, seen) in asked.items()})
+        for symbol, (state, _) in asked.items():
+            assert isinstance(state.strategy, PortfolioMember)
+            state.strategy.answer = answers.get(symbol, NOT_NAMED)
+
+    def _decide(  # noqa: C901 - one line from top to bottom; a call costs what it would save
+        self, bar: Bar, filled: Filled | None, prediction: Prediction, at_ms: int
+    ) -> Step:
         """Return the step of *bar*, which was observed; orders are sent at market time *at_ms*."""
         key = bar.instrument
         if filled is None:
             return self._finish(bar, key, accepted=False)  # a revision is evidence, nothing more
-        if bar.open_time_ms < self._settings.period_start_ms:
+        if bar.open_time_ms < self._period_start_ms:
             return self._finish(bar, key, filled)  # it only warms up
         state = self._states[key]
         is_finite = None
@@ -261,20 +523,38 @@ class Engine:
         )
         if state.regime is not regime or self._risk.state is not risk:
             self._dirty = True
+        for broker in self._brokers[key]:
+            if broker.is_guarded:
+                self._tell_protectors(key, state.signal)
+                break
         sent, outcome = UNCHANGED, decision.outcome
         # A target that was refused by the filters or for want of cash is tried again at each bar
         # that no gate holds, HOLD included: HOLD leaves the last target standing.
-        if outcome.allowed or outcome.action is not Action.HOLD:
-            intent = (outcome.action, decision.target_quantity, outcome.reason)
-            sent = self._submit(self._account, bar, intent, at_ms)
+        target = decision.target_quantity
+        if target is None:
+            sent = self._send(self._account, bar, state.allowed_orders, at_ms)
+        elif outcome.allowed or outcome.action is not Action.HOLD:
+            intent = (outcome.action, target, outcome.reason)
+            sent = self._submit(self._account, bar, intent, at_ms, state.signal)
             decision = state.unfilled(decision, sent.refusal)
+        if sent.orders and self._risk.active:
+            self._risk.count_orders(sent.orders, at_ms)
         confirmed: Sequence[str] = ()
         if self._twins:
             confirmed = self._follow(state, bar, prediction, decision, at_ms)
         window, decided = state.hashes(prediction, decision)
-        return self._finish(
+        step = self._finish(
             bar, key, filled, sent.orders, decision, prediction, confirmed, window, decided
         )
+        if self._bases:
+            self.count(step)  # from the next bar on
+        return step
+
+    def _tell_protectors(self, key: str, signal: Signal | Orders | None) -> None:
+        """Let whoever waits for another signal on instrument *key* learn the newest one."""
+        if isinstance(signal, Signal):
+            for account in self._accounts:
+                self._dirty |= account.saw(key, signal.action)
 
     def _follow(
         self,
@@ -284,7 +564,7 @@ class Engine:
         decision: Decision,
         at_ms: int,
     ) -> list[str]:
-        """Let the twins act on the signal of *decision*; return which confirmed their position.
+        """Let the twins act at a *decision*; return which of them confirmed their position.
 
         They skip the judgement gates and the limits; inputs that could not be believed bind them.
         """
@@ -294,95 +574,170 @@ class Engine:
         forecast = prediction if isinstance(prediction, Forecast) else None
         for name in state.strategy.twins:
             twin = self._twins[name]
-            intent = state.follow(bar, forecast, twin)
-            self._submit(twin, bar, intent, at_ms)
+            passes = name != RANDOM_GATE or self._bases[bar.instrument].passes(
+                bar.instrument, bar.open_time_ms
+            )
+            if name == BUY_AND_HOLD:
+                intent = state.hold(bar, twin, self._bases[bar.instrument].usual_exposure)
+            elif isinstance(state.signal, Orders):
+                if passes:
+                    self._send(twin, bar, state.signal, at_ms)
+                continue
+            else:
+                intent = state.follow(bar, forecast, twin, None if passes else RANDOM_GATE)
+            self._submit(twin, bar, intent, at_ms, None if name == BUY_AND_HOLD else state.signal)
             if is_entry(intent[0]) and state.strategy.horizon is not None:
                 confirmed.append(name)
         return confirmed
 
-    def _submit(self, account: PaperAccount, bar: Bar, intent: Intent, at_ms: int) -> Sent:
+    def _submit(
+        self,
+        account: PaperAccount,
+        bar: Bar,
+        intent: Intent,
+        at_ms: int,
+        signal: Signal | Orders | None,
+    ) -> Sent:
         """Ask *account* for what is intended; a target that HOLD leaves standing keeps its reason.
 
-        An entry confirms the position for another horizon. The step says that in a bit: the state
-        is stored for it only now and then.
+        What it enters is protected as *signal*, which asks for it, says. An entry confirms the
+        position for another horizon. The step says that in a bit: the state is stored for it only
+        now and then.
         """
         action, target, reason = intent
         key = bar.instrument
         orders = account.brokers[key]
-        if is_entry(action):
+        plan: Plan | None = None
+        if action is Action.LONG or action is Action.SHORT:
+            state = self._states[key]
+            if (orders.is_guarded or state.wants_protection) and isinstance(signal, Signal):
+                planned = account.plan(signal, bar, at_ms, self._day_ranges[key])
+                if isinstance(planned, str):
+                    return Sent((), planned)
+                plan = planned
             self._unsaved = True
-            if self._states[key].strategy.horizon is not None:
+            if state.strategy.horizon is not None:
                 account.confirm(key, bar.open_time_ms)
         before = orders.target
         if orders.order is None and target == before == account.portfolio.held(key):
-            return UNCHANGED  # as at most bars
-        sent = account.submit(
-            key,
-            target,
-            order_id=f"{self.sequence}-0",
-            price=bar.close,
-            reason=orders.reason if target == before and action is Action.HOLD else reason,
-            at_ms=at_ms,
-        )
-        if sent.orders or before != target:
-            self._dirty = True
-        return sent
-
-    def _fill_at_open(self, bar: Bar) -> Filled:
-        """Let what rests meet the open of *bar*; quotes fill it where there are quotes."""
-        if self._by_quotes:
-            return Filled(orders=self._expire(bar.instrument, bar.market_ms))
-        for account in self._accounts:
-            if account.brokers[bar.instrument].order is not None:
-                return self._fill(PaperAccount.at_open, bar)
-        return NOTHING_FILLED
-
-    def _fill(
-        self, against: Callable[[PaperAccount, E], tuple[Fill, Order] | None], event: E
-    ) -> Filled:
-        """Let the resting orders of every account meet *event*."""
-        fills: tuple[Fill, ...] = ()
-        orders: tuple[Order, ...] = ()
-        twin_fills = {}
-        if (filled := against(self._account, event)) is not None:
-            fills, orders = (filled[0],), (filled[1],)
-            self._dirty = True
-            if self._risk.active and filled[0].quantity == filled[1].filled:
-                self._risk.count_trade(filled[0].filled_ms)
-        for name, twin in self._twins.items():
-            if (filled := against(twin, event)) is not None:
-                twin_fills[name] = filled[0]
+            sent = UNCHANGED  # as at most bars
+        else:
+            sent = account.submit(
+                key,
+                target,
+                order_id=orders.next_id(self.sequence),
+                price=bar.close,
+                reason=orders.reason if target == before and action is Action.HOLD else reason,
+                at_ms=at_ms,
+                opened_ms=bar.open_time_ms,
+            )
+            if sent.orders or before != target:
                 self._dirty = True
-        return Filled(fills, orders, twin_fills)
+        changed: tuple[Order, ...] = ()
+        if plan is not None and target and (sent.refusal is None or account.portfolio.held(key)):
+            changed = account.protect(plan, bar, sequence=self.sequence, at_ms=at_ms)
+            self._dirty = True
+        elif orders.is_guarded and action is Action.FLAT and target == 0 and sent.refusal is None:
+            changed = account.release(key, f"the signal is {action.value}")
+            self._dirty |= bool(changed)
+        return sent._replace(orders=_as_they_stand(sent.orders, changed)) if changed else sent
+
+    def _send(self, account: PaperAccount, bar: Bar, orders: Orders, at_ms: int) -> Sent:
+        """Ask *account* for a list of orders; what it refuses is among them, REJECTED."""
+        changed = account.send(orders, bar, sequence=self.sequence, at_ms=at_ms)
+        if changed:
+            self._dirty = True
+        return Sent(changed, None)
+
+    def _fill_missed(self, bar: Bar, sequence: int) -> Filled:
+        """Let what rests meet *bar* where its quotes were missed; else end whose time is over."""
+        key = bar.instrument
+        expired = Filled(orders=self._expire(key, bar.market_ms))
+        if bar.open_time_ms >= self._states[key].missed_until_ms:
+            return expired
+        filled = self._fill(bar, sequence, while_down=True)
+        return filled._replace(orders=_as_they_stand(expired.orders, filled.orders))
+
+    def _fill(self, event: Bar | Quote, sequence: int, *, while_down: bool = False) -> Filled:
+        """Let the resting orders of every account meet *event*; *while_down* marks their fills."""
+        return self._met(
+            lambda account: account.meet(event, sequence, is_missed=while_down),
+            while_down=while_down,
+        )
+
+    def _liquidate(self, instrument: str, mark: int, at_ms: int, sequence: int) -> Filled:
+        """Liquidate in every account what *mark* has reached the liquidation price of."""
+        if not self._is_on_margin:
+            return NOTHING_FILLED
+        return self._met(lambda account: account.at_mark(instrument, mark, sequence, at_ms))
+
+    def _met(self, meet: Callable[[PaperAccount], Met], *, while_down: bool = False) -> Filled:
+        """Return what one event did to every account."""
+        met = meet(self._account)
+        if met.orders:
+            self._dirty = True
+            if self._risk.active:
+                for one in met.booked:
+                    self._risk.count_fill(*one)
+        twin_fills = {}
+        for name, twin in self._twins.items():
+            of_twin = meet(twin)
+            if of_twin.orders:
+                self._dirty = True
+            if of_twin.fills:
+                twin_fills[name] = _marked(of_twin.fills, while_down=while_down)
+        if not met.orders and not twin_fills:
+            return NOTHING_FILLED
+        return Filled(_marked(met.fills, while_down=while_down), met.orders, twin_fills)
 
     def _expire(self, instrument: str, market_ms: int) -> tuple[Order, ...]:
-        """Cancel what no quote filled in time, in every account; return the run's own order."""
+        """Cancel what no quote filled in time, in every account; return the run's own orders."""
         expired = [account.expire(instrument, market_ms) for account in self._accounts]
         if any(expired):
             self._dirty = True
-        return () if expired[0] is None else (expired[0],)
+        return expired[0]
 
     def _quote(self, quote: Quote) -> Step:
         self._states[quote.instrument].quote = quote
         if not self._by_quotes:
             return self._finish(quote, quote.instrument)
-        expired = self._expire(quote.instrument, quote.market_ms)
-        filled = self._fill(PaperAccount.at_quote, quote)
-        return self._finish(
-            quote, quote.instrument, filled._replace(orders=expired + filled.orders)
-        )
+        return self._finish(quote, quote.instrument, self._fill(quote, self.sequence))
+
+    def _settle(self, funding: Funding) -> Step:
+        """Book a settlement once: one that is not newer than the last is recorded, no more."""
+        key = funding.instrument
+        if funding.market_ms <= self._settled.get(key, -1):
+            return self._finish(funding, key, accepted=False)
+        self._settled[key] = funding.market_ms
+        self._dirty = True
+        for account in self._accounts:
+            account.pay_funding(key, funding.rate)
+        bounds = [a.secure(key, self.sequence, funding.market_ms) for a in self._accounts]
+        return self._finish(funding, key, sent=bounds[0])
 
     def _command(self, command: Command) -> Step:
-        """HALT holds everything, RESUME lifts it, FLATTEN halts and closes what is held."""
+        """HALT holds everything, RESUME lifts it, FLATTEN halts and closes what is held.
+
+        Of the orders by list, HALT cancels those that could open a position, FLATTEN all, and
+        protection with them.
+        """
         halted = command.kind is not CommandKind.RESUME
+        flattens = command.kind is CommandKind.FLATTEN
         self._dirty |= halted is not self._halted
         self._halted = halted
+        if command.kind is CommandKind.RESUME and self._risk.state.breach:
+            self._risk.resume()
+            self._dirty = True
         orders: tuple[Order, ...] = ()
-        if command.kind is CommandKind.FLATTEN:
+        for key in self._states if halted else ():
+            orders += self._account.withdraw(key, command.kind.value, opening_only=not flattens)
+            self._dirty |= bool(orders)
+        if flattens:
             for ordinal, (key, state) in enumerate(self._states.items()):
                 if state.last_bar is None:
                     continue
                 self._dirty = True
+                orders += self._account.release(key, FLATTEN)
                 orders += self._account.submit(
                     key,
                     0,
@@ -405,7 +760,7 @@ class Engine:
     def _forget_passing(self) -> None:
         """Drop what a restart drops, so that a replay of the record does the same here."""
         for state in self._states.values():
-            state.quote, state.marked = None, False
+            state.quote, state.marked, state.missed_until_ms = None, False, 0
         self._mark_at_closes()
 
     def _mark_at_closes(self) -> None:
@@ -414,8 +769,8 @@ class Engine:
                 self._mark(key, state.last_bar.close)
 
     def _mark(self, instrument: str, price: int) -> None:
-        for account in self._accounts:
-            account.portfolio.mark(instrument, price)
+        for portfolio in self._portfolios:
+            portfolio.mark(instrument, price)
 
     # ------------------------------------------------------------ the record
 
@@ -443,19 +798,25 @@ class Engine:
                 twins = self._twin_steps(instrument, filled.twins, confirmed)
         sequence = self.sequence
         state: bytes | None = None
+        if self._declared and type(event) is Bar and self._has_changed(event.instrument):
+            self._dirty = True
         if self._unsaved and sequence % STATE_EVERY_STEPS == 0:
             self._dirty = True
         if self._dirty and not self._is_within:
             state = self._encoded_state()
             self._dirty = self._unsaved = False
         self.sequence = sequence + 1
+        ledger: tuple[LedgerEntry, ...] = ()
+        if moved := portfolio.ledger:
+            ledger = tuple(moved)
+            moved.clear()
         return Step(
             sequence,
             event,
             accepted,
             decision,
             prediction,
-            filled.orders + sent,
+            _as_they_stand(filled.orders, sent) if sent else filled.orders,
             filled.fills,
             position,
             portfolio.account(),
@@ -463,7 +824,13 @@ class Engine:
             window_sha256,
             decision_sha256,
             state,
+            ledger,
         )
+
+    def _has_changed(self, instrument: str) -> bool:
+        """Return whether the state of *instrument*'s own object changed at its last bar."""
+        declared = self._declared.get(instrument)
+        return declared is not None and declared.changed()
 
     def _regimes(self) -> dict[str, Regime]:
         """Return the regimes that are known."""
@@ -482,30 +849,34 @@ class Engine:
             self._risk.state,
             self._account.encoded_state(),
             twins,
+            self._settled,
+            self._bases,
+            self.declared(),
         )
         return msgspec.msgpack.encode(parts)
 
     def _twin_steps(
-        self, instrument: str, fills: Mapping[str, Fill], confirmed: Sequence[str]
+        self, instrument: str, fills: Mapping[str, tuple[Fill, ...]], confirmed: Sequence[str]
     ) -> tuple[TwinStep, ...]:
         return tuple(
             TwinStep(
                 name,
                 twin.portfolio.position(instrument),
                 twin.portfolio.account(),
-                (fills[name],) if name in fills else (),
+                fills.get(name, ()),
                 name in confirmed,
             )
             for name, twin in self._twins.items()
         )
 
 
-def _account(instruments: Sequence[Instrument], settings: EngineSettings) -> PaperAccount:
-    """Return a new account as *settings* open it."""
-    return PaperAccount(
-        {item.id: item for item in instruments},
-        settings.costs,
-        cash=settings.cash,
-        latency_ms=settings.latency_ms,
-        fill_within_ms=settings.fill_within_ms,
-    )
+def _marked(fills: Sequence[Fill], *, while_down: bool) -> tuple[Fill, ...]:
+    """Return *fills*, marked where they happened *while_down*."""
+    return tuple(replace(one, while_down=True) for one in fills) if while_down else tuple(fills)
+
+
+def _as_they_stand(before: tuple[Order, ...], after: tuple[Order, ...]) -> tuple[Order, ...]:
+    """Return each order once, as it stood *after* where it changed again."""
+    if not before:
+        return after
+    return tuple({order.order_id: order for order in (*before, *after)}.values())

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from hashlib import sha256
 from typing import Final
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.engine.account import PaperAccount
+from tracepaper.daemon.engine.execution import RANGE_BARS
 from tracepaper.daemon.engine.orders import Broker
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import EngineSettings
+from tracepaper.daemon.engine.twins import RANDOM_GATE
 from tracepaper.storage.digest import DecisionHash, WindowHash
+from tracepaper.strategies.account_view import AccountView, account_view
+from tracepaper.strategies.declared_state import DeclaredState
+from tracepaper.strategies.frames import (
+    FrameRange,
+    HigherBars,
+    Row,
+    frame_bars,
+    open_frames_ms,
+)
 from tracepaper.strategies.gate_evaluator import GateEvaluator, Plausibility, is_finite_forecast
 from tracepaper.strategies.gates import GateInputs, GateKind, gate_order, plausible
-from tracepaper.strategies.market import unscaled
+from tracepaper.strategies.market import DAY_MS, interval_start, unscaled
+from tracepaper.strategies.outlook import BarRecord, Outlook, Sight
+from tracepaper.strategies.portfolio import PortfolioMember
 from tracepaper.strategies.regime import next_regime
-from tracepaper.strategies.sizing import Sizer
-from tracepaper.strategies.strategy import Outlook, Strategy, remembered
+from tracepaper.strategies.signals import Cancel, Note, OrderRequest, Orders, Signal, is_protected
+from tracepaper.strategies.sizing import NO_ACCOUNT, Sizer, SizingAccount
+from tracepaper.strategies.splits import WATCHED_SESSIONS, SplitWatch
+from tracepaper.strategies.strategy import Strategy, remembered
 from tracepaper.strategies.types import (
+    BY_REST,
     Action,
     Bar,
     Category,
@@ -25,16 +44,24 @@ from tracepaper.strategies.types import (
     DecisionOutcome,
     FillModel,
     Forecast,
+    FrameBar,
+    Gap,
     Instrument,
     Prediction,
     PredictionTimeout,
     Quote,
     Regime,
-    Signal,
+    Side,
+    Trade,
 )
 
+_NO_ORDERS: Final = Orders((), "")
 INTEGRITY: Final = frozenset(gate_order(GateKind.INTEGRITY))
-_JUDGEMENT: Final = frozenset(gate_order(GateKind.JUDGEMENT))
+TRADING: Final = "Trading"
+"""The exchange's status of a symbol whose orders it takes."""
+JUDGEMENT: Final = frozenset(gate_order(GateKind.JUDGEMENT))
+
+_COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 
 Intent = tuple[Action, int, str]
 """What an account is asked for: the action, the target quantity and the reason."""
@@ -47,6 +74,56 @@ class InstrumentState:
     account; a twin's account follows the same signal by :meth:`follow`.
     """
 
+    # By slots: of more than thirty attributes a dictionary is slower at every access.
+    __slots__ = (
+        "_bars",
+        "_bounds",
+        "_by_quotes",
+        "_calendar",
+        "_canonical",
+        "_cash",
+        "_decision",
+        "_decision_hash",
+        "_flat_on_refusal",
+        "_frames",
+        "_inputs",
+        "_interval_ms",
+        "_keeps_bars",
+        "_knows_bars",
+        "_looks_at_bar_alone",
+        "_never_short",
+        "_outlook",
+        "_plausibility",
+        "_reads_history",
+        "_record",
+        "_repeats",
+        "_restored",
+        "_risk",
+        "_round_trip",
+        "_sees_account",
+        "_share_fee",
+        "_sight",
+        "_sizer",
+        "_splits",
+        "_standing",
+        "_warmup",
+        "_window",
+        "allowed_orders",
+        "declared",
+        "gates",
+        "instrument",
+        "last_bar",
+        "marked",
+        "missed_until_ms",
+        "quote",
+        "reach",
+        "regime",
+        "remembered",
+        "signal",
+        "strategy",
+        "wants_protection",
+    )
+
     def __init__(
         self,
         instrument: Instrument,
@@ -55,48 +132,137 @@ class InstrumentState:
         gates: GateEvaluator,
         settings: EngineSettings,
         risk: RiskWatch,
+        declared: DeclaredState | None,
     ) -> None:
         self.instrument = instrument
         self.strategy = strategy
         self.gates = gates
-        self.remembered = remembered(strategy)
+        self.declared = declared  # of this instrument alone, or of the portfolio
+        self._splits = SplitWatch() if instrument.category is Category.STOCK else None
+        self.remembered = max(
+            remembered(strategy),
+            sizer.bars,
+            0 if self._splits is None else watched_bars(settings),
+        )
+        if settings.costs.ranges:
+            self.remembered = max(self.remembered, RANGE_BARS + 1)
+        wanted = frame_bars(strategy)
+        base_ms = settings.interval_ms
+        sessions = None if settings.calendar is None else settings.calendar.sessions
+        self._frames = {
+            name: HigherBars(instrument, name, base_ms, count, sessions)
+            for name, count in wanted.items()
+        }
+        reach = (frame.reach for frame in self._frames.values())
+        self.reach = max(self.remembered, *reach) if wanted else self.remembered
         self.last_bar: Bar | None = None
         self.quote: Quote | None = None
-        self.marked = False  # by a mark price, since the last bar
+        # Marked by a mark price since the last bar; bars before that time came without quotes.
+        self.marked, self.missed_until_ms = False, 0
         self.regime = Regime.UNKNOWN
-        self.signal: Signal | None = None  # the newest, whatever became of it
+        self.signal: Signal | Orders | None = None  # the newest, whatever became of it
+        self.wants_protection = False  # it asks for a stop, a target or a time limit
+        self.allowed_orders = _NO_ORDERS  # what gates let through of the newest list
+        self._outlook: Outlook | None = None  # what a portfolio was asked about this close with
+        self._record = BarRecord(instrument, strategy.warmup)
+        self._sight = Sight.of(instrument, self._record)
+        self._reads_history = strategy.reads_history
+        self._sees_account = strategy.sees_account
         self._sizer = sizer
         self._risk = risk
-        self._bars = 0
+        self._bars, self._knows_bars = 0, False  # as many as the strategy looks back on
+        self._warmup = max(strategy.warmup, sizer.bars)
+        self._keeps_bars = sizer.bars > 0 or strategy.reads_history or bool(self._frames)
+        # Where ``_look`` would look at nothing but the bar and the last verdict.
+        self._looks_at_bar_alone = not (
+            strategy.needs_forecast
+            or strategy.sees_account
+            or self._frames
+            or isinstance(strategy, PortfolioMember)
+        )
         self._decision: Decision | None = None  # the newest decision that was not a repetition
+        self._restored: DecisionOutcome | None = None  # of the last decision before a start
         self._standing: int | None = None  # the target before it
         # Where a decision follows from the signal, the verdict and the standing target alone.
         self._repeats = (
             strategy.horizon is None
             and not strategy.needs_forecast
-            and sizer.is_fixed
+            and sizer.follows_signal
             and not risk.active
         )
         self._inputs = GateInputs(
             horizon_index=settings.horizon_index,
             slope=settings.slope,
-            round_trip_cost=settings.costs.round_trip,
+            round_trip_cost=settings.costs_for(instrument.id).round_trip,
             regimes=settings.regimes,
         )
         self._plausibility = Plausibility() if plausible.name in gates.gate_set.gates else None
         self._by_quotes = settings.execution is FillModel.QUOTE
-        self._is_spot = instrument.category is Category.SPOT
-        self._bounds = settings.bounds
+        # What a refused SHORT says: nothing is sold short that is paid for in full.
+        category = instrument.category
+        self._never_short = category.value if category.is_cash else ""
+        self._calendar = settings.calendar
+        costs = settings.costs_for(instrument.id)
+        self._round_trip, self._share_fee = costs.round_trip, costs.per_share_of(instrument)
+        self._cash, self._bounds = settings.cash, settings.bounds
         self._flat_on_refusal = settings.flat_on_refusal
         self._window = WindowHash(instrument, settings.interval_ms, self.remembered)
         self._decision_hash = DecisionHash(instrument)
         self._canonical = b""  # the newest bar, as it is hashed
+        self._interval_ms = settings.interval_ms
+
+    def miss(self, event: Gap | Trade) -> None:
+        """Learn which bars come late, by REST, perhaps without the quotes that went with them."""
+        if isinstance(event, Gap) and event.repaired_by == BY_REST:
+            self.missed_until_ms = event.until_ms
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters; decimals stay for as long as a run lasts."""
         self.instrument = instrument
+        self._sight = replace(self._sight, instrument=instrument)
         self._sizer.change(instrument)
         self._standing = None  # a repeated signal may have another size now
+
+    @property
+    def verdict(self) -> DecisionOutcome | None:
+        """What became of the newest decision, those before a start of the same run included."""
+        return self._restored if self._decision is None else self._decision.outcome
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the last bars are known that the strategy looks back on."""
+        return self._knows_bars and (
+            not self._frames or all(frame.is_warm for frame in self._frames.values())
+        )
+
+    def bars_before(self, start_ms: int) -> int:
+        """Return how many bars a new run wants before *start_ms*; its frames' older ones come."""
+        from_ms = open_frames_ms(self._frames, start_ms)
+        return max(self.remembered, (start_ms - from_ms) // self._interval_ms)
+
+    def take(self, bar: FrameBar) -> bool:
+        """Take in a candle of a higher frame; return whether it is part of that frame."""
+        for frame in self._frames.values():
+            if frame.length_ms == bar.interval_ms:
+                return frame.take(bar)
+        return False
+
+    def lacking_frames(self, now_ms: int) -> Iterator[FrameRange]:
+        """Yield which candles of each frame are still wanted at *now_ms*."""
+        for frame in self._frames.values():
+            if (wanted := frame.lacking(now_ms)) is not None:
+                yield wanted
+
+    @property
+    def newest_frames(self) -> tuple[tuple[int, int, Row | None], ...]:
+        """Of each frame its length, how many bars are wanted, and the newest handed on."""
+        return tuple(
+            (frame.length_ms, frame.wanted, frame.bars.newest) for frame in self._frames.values()
+        )
+
+    def restore(self, verdict: DecisionOutcome | None) -> None:
+        """Take over what became of the last decision before a start."""
+        self._restored = verdict
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
@@ -105,15 +271,58 @@ class InstrumentState:
         inputs, last = self._inputs, self.last_bar
         inputs.missing_bars = 0
         if last is not None:
+            # As ``_bars_between`` says it, without the call.
             gap_ms = bar.open_time_ms - last.open_time_ms
-            inputs.missing_bars = gap_ms // bar.interval_ms - 1
+            if self._calendar is None:
+                inputs.missing_bars = gap_ms // bar.interval_ms - 1
+            else:
+                inputs.missing_bars = self._bars_between(last.open_time_ms, bar) - 1
         if self._plausibility is not None:
             inputs.plausible = self._plausibility.add(bar, self.instrument.tick_size)
+            if self._splits is not None and self._is_split(self._splits, bar):
+                inputs.plausible = math.nan  # in usual ranges of other shares it means nothing
+        if self._keeps_bars:
+            self._keep(bar)
         self.strategy.observe(bar)
         self._canonical = self._window.push(bar)
         self.last_bar = bar
-        if self._bars < self.strategy.warmup:
+        if self._bars < self._warmup:
             self._bars += 1
+            self._knows_bars = self._bars >= self.strategy.warmup
+
+    def _keep(self, bar: Bar) -> None:
+        """Show *bar* to what sizes by bars, to ``now.history`` and to higher frames."""
+        if self._sizer.bars:
+            self._sizer.observe(bar)
+        if self._reads_history:
+            self._record.append(bar)
+        for frame in self._frames.values():
+            frame.add(bar)
+
+    def ask_with(
+        self, bar: Bar, prediction: Prediction, account: PaperAccount, *, is_finite: bool | None
+    ) -> Outlook:
+        """Return what a portfolio is asked about the close of *bar* with, before :meth:`decide`."""
+        self._outlook = self._look(bar, prediction, account, is_finite=is_finite)
+        return self._outlook
+
+    def _is_split(self, splits: SplitWatch, bar: Bar) -> bool:
+        """Return whether *bar* shows a split that was not adjusted."""
+        open_ms, calendar = bar.open_time_ms, self._calendar
+        day = open_ms // DAY_MS if calendar is None else calendar.day_of(open_ms)
+        return splits.add(day, open_ms, (bar.open, bar.close), bar.volume) is not None
+
+    def _bars_between(self, open_ms: int, bar: Bar) -> int:
+        """Return how many bars *bar* is after the one that opened at *open_ms*."""
+        if self._calendar is not None:
+            return self._calendar.between(open_ms, bar.open_time_ms)
+        return (bar.open_time_ms - open_ms) // bar.interval_ms
+
+    def recall(self, bar: Bar) -> None:
+        """Observe a bar that only warms up: what is declared stays as it is."""
+        self.observe(bar)
+        if self.declared is not None:
+            self.declared.hand_back(self.declared.encoded)
 
     def decide(
         self,
@@ -132,43 +341,116 @@ class InstrumentState:
         inputs = self._inputs
         inputs.running = is_running
         inputs.bars = self._bars
+        if self._frames and not self.is_warm:
+            inputs.bars = min(self._bars, self._warmup - 1)  # what a frame lacks is lacking too
         inputs.late_ms = max(bar.seen_ms - bar.open_time_ms - bar.interval_ms, 0)
         if self._by_quotes:
             inputs.quote_age_ms = self._quote_age_ms(bar)
-        forecast = prediction if isinstance(prediction, Forecast) else None
-        if self.strategy.needs_forecast:
-            inputs.finite = is_finite
-            self._consider(prediction, forecast)
-        signal, before = self._signal(bar, forecast), self.signal
+            inputs.is_tradable = self.instrument.status == TRADING
+        if self._looks_at_bar_alone:
+            last = self._decision
+            verdict = self._restored if last is None else last.outcome
+            forecast = prediction if isinstance(prediction, Forecast) else None
+            outlook = Outlook(bar, forecast, self.regime, verdict, None, self._sight)
+        else:
+            asked, self._outlook = self._outlook, None
+            outlook = asked or self._look(bar, prediction, account, is_finite=is_finite)
+            forecast = outlook.forecast
+        signal, before = self._signal(outlook), self.signal
         standing, self._standing, self.signal = self._standing, orders.target, signal
+        if not isinstance(signal, Signal):  # the usual class is quickly told
+            return self._decide_list(signal, bar, account)
+        if signal is not before:
+            self.wants_protection = is_protected(signal)
         if self._risk.active:
-            self._measure_risk(bar, self._target(signal, bar, forecast, orders), account)
+            self._measure_risk(bar, self._target(signal, bar, forecast, account), account)
         measures, passed = self.gates.judge(inputs)
         last = self._decision
         if (
             self._repeats
             and signal is before
+            and signal.note is None
             and orders.target == standing
             and last is not None
             and passed == last.outcome.passed
         ):
             return Decision(last.outcome, last.target_quantity, measures)
         refused = self.gates.first_failed(passed)
-        action, target, reason = self._intent(signal, bar, forecast, orders, refused)
+        action, target, reason = self._intent(signal, bar, forecast, account, refused)
+        if self._risk.closes_all and refused not in INTEGRITY:
+            action, target, reason = Action.FLAT, 0, f"halted by {self._risk.state.breach}"
         outcome = self._outcome_of(action, reason, refused, passed)
-        last = self._decision = Decision(outcome, target, measures)
+        last = self._decision = Decision(outcome, target, measures, _kept(signal.note))
         return last
 
-    def follow(self, bar: Bar, forecast: Forecast | None, account: PaperAccount) -> Intent:
-        """Return what *account* is asked for by the newest signal, as if every gate had passed."""
-        orders, signal = account.brokers[bar.instrument], self.signal
-        assert signal is not None
-        return self._intent(signal, bar, forecast, orders, None)
+    def follow(
+        self, bar: Bar, forecast: Forecast | None, account: PaperAccount, refused: str | None
+    ) -> Intent:
+        """Return what *account* is asked for by the newest signal, as if every gate had passed.
+
+        *refused* names a gate of the twin's own that did not.
+        """
+        signal = self.signal
+        assert isinstance(signal, Signal)
+        return self._intent(signal, bar, forecast, account, refused)
+
+    def hold(self, bar: Bar, account: PaperAccount, exposure: float) -> Intent:
+        """Return what a twin is asked for that holds *exposure* of its first cash, long.
+
+        A standing quantity stays unless the new one differs by more than ``sizing.rebalance``.
+        """
+        standing = account.brokers[bar.instrument].target
+        target = self._sizer.held(bar.close, self._cash, exposure, standing=standing)
+        if target == 0:
+            return Action.HOLD, standing, "nothing was held so far"
+        return Action.LONG, target, "buy and hold"
+
+    def value_of(self, price: int, quantity: int) -> int:
+        """Return the money of *quantity*, without its sign, at *price*."""
+        return self._sizer.notional(price, abs(quantity))
 
     def hashes(self, prediction: Prediction, decision: Decision) -> tuple[bytes, bytes]:
         """Return the hash of the bars that *decision* depends on, and its own for parity."""
-        decided = self._decision_hash.digest(self._canonical, prediction, decision)
-        return self._window.digest(), decided
+        requests = self.allowed_orders.requests if decision.target_quantity is None else ()
+        decided = self._decision_hash.digest(self._canonical, prediction, decision, requests)
+        window = self._window.digest()
+        if self._frames:
+            parts = (frame.bars.sha256 for frame in self._frames.values())
+            window = sha256(window + b"".join(parts)).digest()
+        return window, decided
+
+    def _decide_list(self, orders: Orders, bar: Bar, account: PaperAccount) -> Decision:
+        """Return what is decided where the strategy asks for a list of orders.
+
+        What a gate refuses that is not of integrity still lets through what can only reduce.
+        """
+        broker, inputs = account.brokers[bar.instrument], self._inputs
+        if self._risk.active:
+            reach, reduces = broker.reach(orders.requests, account.portfolio.held(bar.instrument))
+            self._measure_risk(bar, reach, account, reduces=reduces)
+        measures, passed = self.gates.judge(inputs)
+        refused = self.gates.first_failed(passed)
+        if refused is not None:
+            kept = () if refused in INTEGRITY else filter(self._reduces, orders.requests)
+            orders = replace(orders, requests=tuple(kept))
+        self.allowed_orders = orders
+        action, reason = Action.ORDERS, orders.reason
+        target: int | None = None
+        if refused is not None:
+            reason = f"refused by {refused}"
+            is_flat = self._flat_on_refusal and refused in JUDGEMENT
+            if is_flat or self._risk.closes_all or not orders.requests:
+                asked = Signal(Action.HOLD, reason)
+                action, target, reason = self._intent(asked, bar, None, account, refused)
+        outcome = self._outcome_of(action, reason, refused, passed)
+        last = self._decision = Decision(outcome, target, measures, _kept(orders.note))
+        return last
+
+    def _reduces(self, request: OrderRequest | Cancel) -> bool:
+        """Return whether *request* can only bring the position down, or takes an order back."""
+        if isinstance(request, Cancel) or request.reduce_only:
+            return True
+        return bool(self._never_short) and request.side is Side.SELL
 
     # ------------------------------------------------------------ the steps of that line
 
@@ -185,37 +467,105 @@ class InstrumentState:
         inputs.answered = not isinstance(prediction, PredictionTimeout)
         inputs.forecast = forecast
         explanation = inputs.explanation = None if forecast is None else forecast.explanation
-        if explanation is not None and self._bounds is not None:
-            self.regime = next_regime(self.regime, explanation.recent_mass, self._bounds)
+        mass = None if explanation is None else explanation.recent_mass
+        if mass is not None and self._bounds is not None:
+            self.regime = next_regime(self.regime, mass, self._bounds)
         inputs.regime = self.regime
 
-    def _signal(self, bar: Bar, forecast: Forecast | None) -> Signal:
-        """Return the strategy's signal; on spot nothing can be sold short: SHORT becomes FLAT."""
-        signal = self.strategy.decide(Outlook(bar, forecast, self.regime))
-        if self._is_spot and signal.action is Action.SHORT:
-            return Signal(Action.FLAT, "spot")
+    def _look(
+        self, bar: Bar, prediction: Prediction, account: PaperAccount, *, is_finite: bool | None
+    ) -> Outlook:
+        """Return what the strategy may know at the close of *bar*; the regime follows it."""
+        forecast = prediction if isinstance(prediction, Forecast) else None
+        if self.strategy.needs_forecast:
+            self._inputs.finite = is_finite
+            if self._share_fee:
+                costs = self._round_trip + 2 * self._share_fee / bar.close
+                self._inputs.round_trip_cost = costs
+            self._consider(prediction, forecast)
+        last = self._decision
+        verdict = self._restored if last is None else last.outcome
+        seen = self._seen_of(account, bar) if self._sees_account else None
+        if not self._frames:
+            return Outlook(bar, forecast, self.regime, verdict, seen, self._sight)
+        frames = {name: frame.bars for name, frame in self._frames.items()}
+        return Outlook(bar, forecast, self.regime, verdict, seen, self._sight, frames)
+
+    def _seen_of(self, account: PaperAccount, bar: Bar) -> AccountView:
+        """Return what the strategy sees of *account*; its fills are no news after that.
+
+        *bar* has filled, marked and been observed. No other bar of its close is decided yet, or
+        what was decided changed nothing that is shown here.
+        """
+        key, portfolio = bar.instrument, account.portfolio
+        opened_ms = portfolio.holding(key).opened_ms
+        if self._calendar is None:
+            opened_ms = interval_start(opened_ms, bar.interval_ms)
+        fills, portfolio.fills[key] = portfolio.fills[key], []
+        return account_view(
+            self.instrument,
+            position=portfolio.position(key),
+            opened_ms=portfolio.holding(key).opened_ms,
+            bars_held=self._bars_between(opened_ms, bar) + 1,
+            orders=account.brokers[key].orders,
+            fills=fills,
+            account=portfolio.account(),
+        )
+
+    def _signal(self, now: Outlook) -> Signal | Orders:
+        """Return the strategy's answer, HOLD while it is cold.
+
+        What is paid in full is not sold short: that is FLAT.
+        """
+        is_warm = self.is_warm if self._frames else self._knows_bars
+        signal = self.strategy.decide(now) if is_warm else _COLD
+        if self._never_short and isinstance(signal, Signal) and signal.action is Action.SHORT:
+            return Signal(Action.FLAT, self._never_short, note=signal.note)
         return signal
 
-    def _target(self, signal: Signal, bar: Bar, forecast: Forecast | None, orders: Broker) -> int:
+    def _target(
+        self, signal: Signal, bar: Bar, forecast: Forecast | None, account: PaperAccount
+    ) -> int:
         """Return the quantity that *signal* asks for; HOLD asks for the standing target."""
+        standing = account.brokers[bar.instrument].target
         if signal.action is Action.HOLD:
-            return orders.target
-        return self._sizer.target(signal, bar, forecast, standing=orders.target)
+            return standing
+        known = NO_ACCOUNT
+        if self._sizer.sees_account:
+            equity = account.portfolio.account().equity
+            known = SizingAccount(equity, account.gross_of_others(bar.instrument))
+        return self._sizer.target(signal, bar, forecast, standing=standing, account=known)
 
-    def _measure_risk(self, bar: Bar, target: int, account: PaperAccount) -> None:
+    def _measure_risk(
+        self, bar: Bar, target: int, account: PaperAccount, *, reduces: bool | None = None
+    ) -> None:
         """Measure what the risk gates judge, now that the target is known."""
         inputs, portfolio = self._inputs, account.portfolio
         held = portfolio.held(bar.instrument)
-        inputs.reduces = abs(target) <= abs(held) and target * held >= 0
+        if reduces is None:
+            reduces = abs(target) <= abs(held) and target * held >= 0
+        inputs.reduces = reduces
         inputs.notional = self._sizer.notional(bar.close, abs(target))
-        self._risk.measure(inputs, account=portfolio.account(), market_ms=bar.market_ms)
+        if self._risk.sees_gross:
+            inputs.gross = inputs.notional + account.gross_of_others(bar.instrument)
+        if self._by_quotes and (quote := self.quote) is not None:
+            inputs.spread_bp = 20_000 * (quote.ask - quote.bid) / (quote.ask + quote.bid)
+        if self._plausibility is not None:
+            inputs.range_bp = self._plausibility.range_bp()
+        self._risk.measure(
+            inputs,
+            account=portfolio.account(),
+            market_ms=bar.market_ms,
+            instrument=bar.instrument,
+            interval_ms=bar.interval_ms,
+        )
 
     def _intent(
         self,
         signal: Signal,
         bar: Bar,
         forecast: Forecast | None,
-        orders: Broker,
+        account: PaperAccount,
         refused: str | None,
     ) -> Intent:
         """Return what becomes of *signal* in an account where gate *refused* failed first.
@@ -224,8 +574,10 @@ class InstrumentState:
         configured. What outlived its horizon is closed wherever the inputs could be believed.
         """
         action, reason = signal.action, signal.reason
+        orders = account.brokers[bar.instrument]
         if refused is not None:
-            is_flat = self._flat_on_refusal and refused in _JUDGEMENT
+            is_judged = refused in JUDGEMENT or refused == RANDOM_GATE
+            is_flat = self._flat_on_refusal and is_judged
             action, reason = Action.FLAT if is_flat else Action.HOLD, f"refused by {refused}"
         if action is Action.HOLD:
             if refused not in INTEGRITY and self._expired(bar, orders):
@@ -233,14 +585,14 @@ class InstrumentState:
             return action, orders.target, reason
         if action is Action.FLAT:
             return action, 0, reason
-        return action, self._target(signal, bar, forecast, orders), reason
+        return action, self._target(signal, bar, forecast, account), reason
 
     def _expired(self, bar: Bar, orders: Broker) -> bool:
         """Return whether the standing target has outlived the horizon of its forecast."""
         horizon = self.strategy.horizon
-        if horizon is None or orders.target == 0:
+        if horizon is None or orders.target == 0 or not orders.confirmed_ms:
             return False
-        return bar.open_time_ms - orders.confirmed_ms >= horizon * bar.interval_ms
+        return self._bars_between(orders.confirmed_ms, bar) >= horizon
 
     def _outcome_of(
         self, action: Action, reason: str, refused: str | None, passed: int
@@ -275,6 +627,11 @@ class InstrumentState:
         return decision
 
 
+def _kept(note: Note | None) -> dict[str, float | str | None] | None:
+    """Return *note* as a decision keeps it."""
+    return None if note is None else dict(note)
+
+
 def is_entry(action: Action) -> bool:
     """Return whether *action* asks for a position, and so confirms one for another horizon."""
     return action is Action.LONG or action is Action.SHORT
@@ -290,3 +647,10 @@ def checked(prediction: Prediction) -> tuple[Prediction, bool | None]:
     if is_finite_forecast(prediction):
         return prediction, True
     return None, False
+
+
+def watched_bars(settings: EngineSettings) -> int:
+    """Return how many bars hold the sessions that a ``SplitWatch`` depends on."""
+    if settings.calendar is not None:
+        return WATCHED_SESSIONS * settings.calendar.bars_a_day
+    return WATCHED_SESSIONS * max(DAY_MS // settings.interval_ms, 1)

@@ -1,38 +1,95 @@
 """Limits on the account: what each risk gate measures, kept from step to step.
 
-The rules are docs/decisions.md, G15, and docs/money.md, M22.
+The rules are docs/decisions.md, G15 and G22 to G26, and docs/money.md, M22.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.strategies.gates import GateInputs
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.types import MONEY_SCALE, Account
+from tracepaper.strategies.gates import (
+    GateInputs,
+    risk_cooldown,
+    risk_daily_loss,
+    risk_drawdown,
+    risk_exposure,
+    risk_hourly_orders,
+    risk_leverage,
+    risk_losing_streak,
+)
+from tracepaper.strategies.market import DAY_MS, HOUR_MS
+from tracepaper.strategies.types import (
+    MONEY_SCALE,
+    Account,
+    Fill,
+    Order,
+    OrderRole,
+    OrderStatus,
+    Position,
+)
+
+STOPS: Final = frozenset({OrderRole.STOP, OrderRole.TRAILING, OrderRole.LIQUIDATION})
+"""Roles of the orders whose fill begins a cooldown."""
+
+
+_SENT: Final = frozenset({OrderStatus.NEW, OrderStatus.ACCEPTED})
 
 
 class RiskState(Struct, frozen=True, array_like=True):
-    """What the risk gates carry: the highest equity, the running UTC day, and that of trades."""
+    """What the risk gates carry from step to step; times are those of fills and of orders."""
 
     peak_equity: int = 0
     day: int = -1
     day_equity: int = 0
     trades_day: int = -1
     day_trades: int = 0
+    breach: str = ""  # the limit that halts new exposure until the operator says RESUME
+    hour: int = -1
+    hour_orders: int = 0
+    streak_day: int = -1
+    streak: int = 0
+    stopped_ms: dict[str, int] = {}  # by instrument: the fill of its newest stop
+    opened_at: dict[str, int] = {}  # by instrument: its profit after costs when it was last flat
 
 
 class RiskWatch:
-    """Measures drawdown, the day's loss and the day's trades, where a limit asks for them."""
+    """Measures what the configured limits ask for, and remembers a breach."""
 
-    def __init__(self, limits: Mapping[str, float]) -> None:
+    def __init__(self, limits: Mapping[str, float], *, flattens: bool = False) -> None:
+        """Take the *limits* by gate; with *flattens* a breach closes what is held."""
         self.active = bool(limits)
+        self.sees_gross = not limits.keys().isdisjoint({risk_exposure.name, risk_leverage.name})
         self.state = RiskState()
+        self._drawdown_most = limits.get(risk_drawdown.name)
+        self._loss_most = limits.get(risk_daily_loss.name)
+        self._cooldown = int(limits.get(risk_cooldown.name, 0))
+        self._counts_orders = risk_hourly_orders.name in limits
+        self._counts_losses = risk_losing_streak.name in limits
+        self._flattens = flattens
 
-    def measure(self, seen: GateInputs, *, account: Account, market_ms: int) -> None:
+    @property
+    def closes_all(self) -> bool:
+        """Whether what is held is to be closed, since a limit was breached."""
+        return self._flattens and bool(self.state.breach)
+
+    def resume(self) -> None:
+        """Lift a breach by the operator's word: peak and day begin anew with the next bar."""
+        if self.state.breach:
+            self.state = replace(self.state, breach="", peak_equity=0, day=-1)
+
+    def measure(
+        self,
+        seen: GateInputs,
+        *,
+        account: Account,
+        market_ms: int,
+        instrument: str = "",
+        interval_ms: int = 1,
+    ) -> None:
         """Write this bar's measures into *seen*; ``state`` is another object where it changed.
 
         Drawdown is a fraction of the highest equity; the day's loss is money, in quote currency,
@@ -47,14 +104,82 @@ class RiskWatch:
             after = replace(state, peak_equity=equity)
         else:
             after = state
+        seen.equity = equity
         seen.drawdown = 1 - equity / after.peak_equity if after.peak_equity > 0 else 0.0
         seen.daily_loss = max(after.day_equity - equity, 0) / MONEY_SCALE
-        traded = after.day_trades if after.trades_day == day else 0
-        seen.daily_trades = traded + 1  # the one now being judged
+        seen.daily_trades = 1 + (after.day_trades if after.trades_day == day else 0)
+        seen.hourly_orders = 1 + (after.hour_orders if after.hour == market_ms // HOUR_MS else 0)
+        seen.losing_streak = after.streak if after.streak_day == day else 0
+        if self._cooldown:
+            seen.since_stop = self._since_stop(seen, instrument, market_ms, interval_ms)
+        if not after.breach and (breach := self._breach(seen)):
+            after = replace(after, breach=breach)
+        seen.is_breached = bool(after.breach)
         self.state = after
 
-    def count_trade(self, market_ms: int) -> None:
-        """Count an order at its first fill, in the UTC day of that fill."""
+    def _breach(self, seen: GateInputs) -> str:
+        """Return the limit that equity went beyond, whatever the target is; empty if none."""
+        if self._drawdown_most is not None and seen.drawdown > self._drawdown_most:
+            return risk_drawdown.name
+        if self._loss_most is not None and seen.daily_loss > self._loss_most:
+            return risk_daily_loss.name
+        return ""
+
+    def _since_stop(
+        self, seen: GateInputs, instrument: str, market_ms: int, interval_ms: int
+    ) -> int:
+        """Return the whole bars since the newest stop, at most the limit; less exposure passes."""
+        stopped_ms = self.state.stopped_ms.get(instrument)
+        if stopped_ms is None or seen.reduces:
+            return self._cooldown
+        return min((market_ms - stopped_ms) // interval_ms, self._cooldown)
+
+    # ------------------------------------------------------------ what is counted
+
+    def count_orders(self, orders: Sequence[Order], market_ms: int) -> None:
+        """Count those of *orders* that were sent, in the clock hour of their birth."""
+        sent = sum(order.status in _SENT for order in orders)
+        if not self._counts_orders or not sent:
+            return
+        state, hour = self.state, market_ms // HOUR_MS
+        before = state.hour_orders if state.hour == hour else 0
+        self.state = replace(state, hour=hour, hour_orders=before + sent)
+
+    def _count_trade(self, market_ms: int) -> None:
         state, day = self.state, market_ms // DAY_MS
         traded = state.day_trades if state.trades_day == day else 0
         self.state = replace(state, trades_day=day, day_trades=traded + 1)
+
+    def count_fill(self, fill: Fill, order: Order, before: Position, after: Position) -> None:
+        """Count what *fill* of *order* means: a trade, a stop, a position closed with a loss.
+
+        A trade counts at its first fill, in the UTC day of that fill. *before* and *after* are the
+        positions around it. A loss is after fees and funding.
+        """
+        if fill.quantity == order.filled:
+            self._count_trade(fill.filled_ms)
+        key = fill.instrument
+        if self._cooldown and order.role in STOPS:
+            stopped = {**self.state.stopped_ms, key: fill.filled_ms}
+            self.state = replace(self.state, stopped_ms=stopped)
+        if not self._counts_losses:
+            return
+        opened_at = self.state.opened_at
+        if before.quantity == 0:
+            opened_at = {**opened_at, key: _earned(before)}
+            self.state = replace(self.state, opened_at=opened_at)
+        elif after.quantity == 0 or (after.quantity > 0) != (before.quantity > 0):
+            earned = _earned(after) - opened_at.get(key, 0)
+            state, day = self.state, fill.filled_ms // DAY_MS
+            streak = state.streak if state.streak_day == day else 0
+            self.state = replace(
+                state,
+                streak_day=day,
+                streak=streak + 1 if earned < 0 else 0,
+                opened_at={**opened_at, key: _earned(after)},
+            )
+
+
+def _earned(position: Position) -> int:
+    """Return what a position has brought so far after costs."""
+    return position.realized_pnl - position.fees_paid - position.funding_paid

@@ -9,6 +9,8 @@ from tracepaper.daemon.engine.account import AccountState
 from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.daemon.engine.orders import FILL_WITHIN_MS
 from tracepaper.daemon.engine.risk import RiskState
+from tracepaper.daemon.engine.twins import TwinBasis
+from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.regime import RegimeBounds
 from tracepaper.strategies.types import FillModel, Regime
@@ -30,6 +32,17 @@ class EngineSettings(Struct, frozen=True):
     regimes: frozenset[Regime] = frozenset()
     bounds: RegimeBounds | None = None
     risk: dict[str, float] = {}
+    flatten_on_breach: bool = False
+    calendar: Calendar | None = None  # whose session bars are counted; None: every interval
+    latency_jitter_ms: int = 0  # mean of an exponential draw on top of latency_ms
+    seed: int = 0  # of every draw
+    costs_of: dict[str, ExecutionCosts] = {}  # of the instruments that have others, by id
+
+    leverage: int | None = None  # 10⁻² of isolated linear positions; None: no margin
+
+    def costs_for(self, instrument: str) -> ExecutionCosts:
+        """Return what trading *instrument* costs."""
+        return self.costs_of.get(instrument, self.costs)
 
 
 class EngineState(Struct, frozen=True, array_like=True):
@@ -40,6 +53,9 @@ class EngineState(Struct, frozen=True, array_like=True):
     risk: RiskState
     account: AccountState
     twins: dict[str, AccountState]
+    settled: dict[str, int] = {}  # market time of each instrument's newest settlement
+    bases: dict[str, TwinBasis] = {}  # of each instrument, where a twin depends on it
+    declared: dict[str, bytes] = {}  # by instrument, "" of a portfolio: their ``State``
 
 
 def decode_state(state: bytes) -> EngineState:

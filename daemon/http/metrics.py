@@ -60,7 +60,8 @@ class MonitorCollector(Collector):
             },
         )
         yield _gauge("ready", "1 while decisions can be made.", float(not monitor.not_ready()))
-        yield _gauge("halted", "1 after HALT or FLATTEN, until RESUME.", float(monitor.halted))
+        halted = "1 after HALT, FLATTEN or the breach of a limit, until RESUME."
+        yield _gauge("halted", halted, float(monitor.halted_by is not None))
         blocked = "1 while another process holds the database's write lock."
         yield _gauge("database_blocked", blocked, float(monitor.is_obstructed))
         yield from _ages(monitor)
@@ -106,7 +107,8 @@ def _bars(monitor: Monitor) -> Iterable[Metric]:
         if step.position is not None:
             quantity = step.position.quantity / 10**scale.quantity_decimals
             positions.add_metric([name], quantity)
-        if (explanation := getattr(prediction, "explanation", None)) is not None:
+        explanation = getattr(prediction, "explanation", None)
+        if explanation is not None and explanation.confidence is not None:
             confidences.add_metric([name], explanation.confidence)
     return (prices, times, positions, confidences)
 

@@ -90,6 +90,7 @@ class Monitor:
 
     *counters* are the feed's own (reconnections, repairs, malformed frames); the mapping is read
     when asked, so it may go on changing. *newest* says when the feed last received a frame;
+    *breach* returns the limit that halts new exposure, if one was breached;
     *obstacles* returns what else keeps the daemon from deciding.
     """
 
@@ -102,6 +103,7 @@ class Monitor:
         newest: Newest | None = None,
         obstacles: Callable[[], Sequence[str]] = tuple,
         halted: bool = False,
+        breach: Callable[[], str] = str,
     ) -> None:
         self.run = run
         self.counters: Mapping[str, int] = counters if counters is not None else {}
@@ -120,6 +122,7 @@ class Monitor:
         self._clock = clock
         self._newest = newest or Silent()
         self._obstacles = obstacles
+        self._breach = breach
         self._instruments = {one.id: one for one in run.instruments}
 
     def observe(self, step: Step) -> None:
@@ -183,6 +186,11 @@ class Monitor:
         """Whether something beside the market keeps the daemon from deciding."""
         return bool(self._obstacles())
 
+    @property
+    def halted_by(self) -> str | None:
+        """What keeps it from new exposure until RESUME: ``operator``, a limit, or None."""
+        return operator.name if self.halted else self._breach() or None
+
     # ------------------------------------------------------------ documents
 
     def _judge(self, decision: Decision) -> None:
@@ -212,7 +220,8 @@ class Monitor:
         """Return the whole state as plain values; money, prices and quantities as exact text."""
         run, last, reasons = self.run, self.last, self.not_ready()
         return {
-            "state": "halted" if self.halted else "running",
+            "state": "running" if self.halted_by is None else "halted",
+            "halted_by": self.halted_by,
             "ready": not reasons,
             "not_ready": list(reasons),
             "run_id": run.run_id,

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from typing import Final
+
+from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import ExecutionSection
+from tracepaper.daemon.config.sections import STOCK, ExecutionSection
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.execution import ExecutionCosts
+from tracepaper.daemon.engine.execution import RANGE_BARS, ExecutionCosts
+from tracepaper.daemon.engine.margin import tiers_of
 from tracepaper.daemon.engine.state import EngineSettings
-from tracepaper.daemon.session.user_class import user_class, user_strategy
+from tracepaper.daemon.session.user_class import make_own, user_class
+from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.strategies.calendar import Calendar, Sessions
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.frames import frame_bars, frames_reach, refuse_frames
 from tracepaper.strategies.gate_evaluator import (
     GateEvaluator,
     limits,
     threshold_of,
     thresholds_of,
 )
+from tracepaper.strategies.gates import MEASURES, plausible, risk_volatility
 from tracepaper.strategies.gates import regime as regime_gate
-from tracepaper.strategies.market import BASE_FEES, check_money, scaled
+from tracepaper.strategies.market import BASE_FEES, check_money, scaled, unscaled
+from tracepaper.strategies.portfolio import portfolio_of
 from tracepaper.strategies.regime import RegimeBounds
 from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
 from tracepaper.strategies.strategy import (
@@ -32,12 +41,15 @@ from tracepaper.strategies.strategy import (
     remembered,
 )
 from tracepaper.strategies.types import (
+    LEVERAGE_DECIMALS,
     MONEY_DECIMALS,
     Calibration,
+    Category,
     FillModel,
     Instrument,
     Regime,
 )
+from tracepaper.strategies.volatility import VolatilityKind
 
 
 def needs_forecaster(config: Config) -> bool:
@@ -52,40 +64,52 @@ Strategies = Mapping[str, Strategy]
 
 
 def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
-    """Return a new strategy object for each configured symbol.
+    """Return a new strategy object for each configured symbol, with the twins that are asked for.
 
-    A user's class is imported and made here; raises ``ConfigInvalid`` or ``StrategyFailed``.
+    Those of a portfolio strategy are members of one object. A user's class is imported and made
+    here; raises ``ConfigInvalid`` or ``StrategyFailed``.
     """
-    make = _strategy_maker(config, forecaster)
-    return {symbol: make() for symbol in config.market.symbols}
+    strategies = _made(config, forecaster)
+    for strategy in strategies.values():
+        strategy.twins = tuple(dict.fromkeys((*strategy.twins, *config.strategy.twins)))
+    return strategies
 
 
-def _strategy_maker(config: Config, forecaster: Forecaster | None) -> Callable[[], Strategy]:
-    chosen = config.strategy
+def _made(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
+    chosen, symbols = config.strategy, config.market.symbols
     match chosen.name:
         case "sma_cross":
-            return lambda: SmaCross(fast=chosen.fast, slow=chosen.slow, long_only=chosen.long_only)
+            fast, slow, long_only = chosen.fast, chosen.slow, chosen.long_only
+            return {
+                symbol: SmaCross(fast=fast, slow=slow, long_only=long_only) for symbol in symbols
+            }
         case "persistence":
-            return Persistence
+            return {symbol: Persistence() for symbol in symbols}
         case "attention":
             if forecaster is None:
                 raise ConfigInvalid("strategy.name 'attention' needs a model; name a checkpoint.")
             context, index = forecaster.context, horizon_index(config, forecaster)
-            return lambda: AttentionStrategy(
-                context=context, horizon=config.gate.horizon, horizon_index=index
-            )
+            return {
+                symbol: AttentionStrategy(
+                    context=context,
+                    horizon=config.gate.horizon,
+                    horizon_index=index,
+                    measures=forecaster.measures,
+                )
+                for symbol in symbols
+            }
         case name:
-            user_class(name)  # refused at once where it is none
-            return lambda: _user_strategy(name, dict(chosen.options), forecaster)
-
-
-def _user_strategy(
-    name: str, options: dict[str, object], forecaster: Forecaster | None
-) -> Strategy:
-    strategy = user_strategy(user_class(name), options, known_as=name)
-    if strategy.needs_forecast and forecaster is not None:
-        strategy.warmup = max(strategy.warmup, forecaster.context)
-    return strategy
+            strategies = make_own(name, dict(chosen.options), symbols)
+    if len(symbols) > 1 and not config.market.closes_together and portfolio_of(strategies.values()):
+        raise ConfigInvalid(
+            f"{name} decides for all symbols of a close at once, and market.gather_ms = 0 decides "
+            "each bar alone; set it to 250, say."
+        )
+    if forecaster is not None:
+        for strategy in strategies.values():
+            if strategy.needs_forecast:
+                strategy.warmup = max(strategy.warmup, forecaster.context)
+    return strategies
 
 
 def horizon_index(config: Config, forecaster: Forecaster | None) -> int:
@@ -100,14 +124,97 @@ def horizon_index(config: Config, forecaster: Forecaster | None) -> int:
     return forecaster.horizons.index(config.gate.horizon)
 
 
+def _refuse_what_shares_have(config: Config) -> None:
+    """Refuse keys of shares where crypto is traded: they would change nothing."""
+    if config.market.asset == STOCK:
+        return
+    given = {
+        "market.calendar": config.market.calendar is not None,
+        "market.fractional": config.market.fractional,
+        "execution.fee_per_share": config.execution.fee_per_share is not None,
+        "execution.fee_minimum": bool(config.execution.fee_minimum),
+    }
+    for key, is_given in given.items():
+        if is_given:
+            raise ConfigInvalid(
+                f'{key} is for shares; take it out, or set market.asset to "stock".'
+            )
+
+
+def leverage_of(config: Config, instruments: Sequence[Instrument]) -> int | None:
+    """Return the leverage of isolated positions as an integer of 10⁻²; None without margin.
+
+    Raises ``ConfigInvalid`` where it is above what an instrument allows the smallest position.
+    """
+    if config.account.margin == "none" or config.market.category != Category.LINEAR.value:
+        return None
+    leverage = scaled(config.account.leverage, LEVERAGE_DECIMALS, name="account.leverage")
+    for item in instruments:
+        most = tiers_of(item)[0].max_leverage
+        if leverage > most:
+            raise ConfigInvalid(
+                f"account.leverage {config.account.leverage} is above "
+                f"{unscaled(most, LEVERAGE_DECIMALS)}, the most that {item.id} allows; lower it."
+            )
+    return leverage
+
+
+def margin_warnings(config: Config, instruments: Sequence[Instrument]) -> tuple[str, ...]:
+    """Return what must be said of a run on margin whose risk tiers are not known."""
+    if config.account.margin == "none" or config.market.category != Category.LINEAR.value:
+        return ()
+    found = []
+    for item in instruments:
+        if not item.risk_tiers:
+            rate = unscaled(tiers_of(item)[0].maintenance, MONEY_DECIMALS - 2)
+            found.append(
+                f"one tier assumed: the risk tiers of {item.id} are not known, so its maintenance "
+                f"margin is {rate} % of any position"
+            )
+    return tuple(found)
+
+
+def fees_of_symbols(config: Config) -> dict[str, ExecutionCosts]:
+    """Return the trading costs of the symbols that have fees of their own.
+
+    Raises ``ConfigInvalid`` where a symbol is named that is not traded.
+    """
+    general = costs_for(config)
+    found = {}
+    for symbol, fees in config.execution.fees.items():
+        if symbol not in config.market.symbols:
+            raise ConfigInvalid(
+                f"execution.fees names {symbol}, which is not traded; add it to market.symbols or "
+                "take it out."
+            )
+        changed = {
+            f"{side}_fee": scaled(fee, MONEY_DECIMALS, name=f"execution.fees.{symbol}.{side}")
+            for side, fee in (("taker", fees.taker), ("maker", fees.maker))
+            if fee is not None
+        }
+        found[symbol] = replace(general, **changed)
+    return found
+
+
 def costs_for(config: Config) -> ExecutionCosts:
-    """Return the trading costs of the configuration, with the category's fee as the default."""
+    """Return the trading costs of the configuration, with the category's fees as the default."""
     execution: ExecutionSection = config.execution
-    fee = execution.taker_fee
+    fee, per_share = execution.taker_fee, execution.fee_per_share
+    if fee is None:
+        # A fee by the share takes the place of one by the notional, unless both are written.
+        fee = Decimal(BASE_FEES[config.market.category][0] if per_share is None else 0)
+    maker = execution.maker_fee
+    if maker is None:
+        maker = Decimal(BASE_FEES[config.market.category][1] if per_share is None else 0)
     return ExecutionCosts.of(
-        taker_fee=Decimal(BASE_FEES[config.market.category][0]) if fee is None else fee,
+        taker_fee=fee,
+        maker_fee=maker,
+        per_share=per_share or Decimal(0),
+        minimum=execution.fee_minimum,
         slippage_bp=execution.slippage_bp,
         spread_bp=execution.spread_bp,
+        spread_slippage=execution.spread_slippage,
+        impact_bp=execution.impact_bp if execution.beyond_best == "impact" else None,
     )
 
 
@@ -124,12 +231,49 @@ def _bounds(config: Config, calibration: Calibration | None) -> RegimeBounds:
     )
 
 
-def _sizer(config: Config, instrument: Instrument, index: int) -> Sizer:
+def _weight(config: Config, symbol: str) -> float:
+    """Return the share of *symbol* for allocation: its weight, or an equal one without weights."""
+    weights = config.sizing.weights
+    for named in weights:
+        if named not in config.market.symbols:
+            raise ConfigInvalid(
+                f"sizing.weights names {named}, and market.symbols has "
+                f"{', '.join(config.market.symbols)}; correct one of them."
+            )
+    if not weights:
+        return 1 / len(config.market.symbols)
+    return float(weights.get(symbol, 0))
+
+
+def _cap(most: Decimal | None) -> int:
+    """Return the largest position in money; 0 where there is no cap."""
+    return 0 if most is None else scaled(most, MONEY_DECIMALS, name="sizing.max_position")
+
+
+def sizing_bars(config: Config) -> int:
+    """Return how many bars a size depends on; 0 where it needs none but the newest."""
+    given = config.sizing
+    if given.mode != "volatility" or given.volatility == "forecast":
+        return 0
+    return given.lookback + 1
+
+
+def _sizer(config: Config, instrument: Instrument, index: int, slope: float) -> Sizer:
     given = config.sizing
     fixed = given.mode == "fixed"
     return Sizer(
         Sizing(
             mode=SizingMode(given.mode),
+            of_equity=given.basis == "equity",
+            fraction=float(given.fraction),
+            weight=_weight(config, instrument.symbol),
+            kelly=float(given.kelly),
+            slope=min(slope, 1.0),
+            estimate=None if given.volatility == "forecast" else VolatilityKind(given.volatility),
+            lookback=given.lookback,
+            horizon=config.gate.horizon,
+            max_position=_cap(given.max_position),
+            max_gross=float(given.max_gross or 0),
             quantity=scaled(given.quantity, instrument.quantity_decimals, name="sizing.quantity")
             if fixed
             else 0,
@@ -154,41 +298,65 @@ def build_engine(
     period_start_ms: int,
     forecaster: Forecaster | None,
     strategies: Strategies | None = None,
+    sessions: Sessions | None = None,
 ) -> Engine:
     """Put an engine together; raise ``ConfigInvalid`` where the configuration cannot serve.
 
-    *strategies*, by symbol, have not seen a bar; new ones are made where none are given.
+    *strategies*, by symbol, have not seen a bar; new ones are made where none are given. Bars are
+    counted by *sessions* where the configuration names a calendar.
     """
+    _refuse_what_shares_have(config)
     calibration = None if forecaster is None else forecaster.calibration
+    measures = MEASURES if forecaster is None else forecaster.measures
+    if isinstance(forecaster, UserForecaster):
+        forecaster.scale(instruments)
+    _refuse_sizing(config, forecaster)
     index = horizon_index(config, forecaster)
-    make = _strategy_maker(config, forecaster)
-    by_id = {
-        item.id: make() if strategies is None else strategies[item.symbol] for item in instruments
-    }
+    if strategies is None:
+        strategies = make_strategies(config, forecaster)
+    by_id = {item.id: strategies[item.symbol] for item in instruments}
+    for strategy in by_id.values():
+        refuse_frames(config.strategy.name, strategy.frames, config.market.interval_ms)
     sections = config.model_dump()
     risk = limits(sections)
     gates = {}
     for key, strategy in by_id.items():
-        names = declared_gates(strategy, by_quotes=execution is FillModel.QUOTE, risk=risk)
+        by_quotes = execution is FillModel.QUOTE
+        names = declared_gates(strategy, by_quotes=by_quotes, risk=risk, measures=measures)
         thresholds = thresholds_of(
             names,
             sections,
-            warmup=strategy.warmup,
+            warmup=max(strategy.warmup, sizing_bars(config)),
             interval_ms=config.market.interval_ms,
             calibration=calibration,
         )
         gates[key] = GateEvaluator(frozenset(names), thresholds)
+    if risk_volatility.name in risk:
+        for strategy in by_id.values():
+            if plausible.name not in strategy.gates:
+                raise ConfigInvalid(
+                    "risk.max_range_bp is measured with the gate plausible, which "
+                    f"{config.strategy.name} does not declare; add it to its gates."
+                )
     judged = any(regime_gate.name in declared.gate_set.gates for declared in gates.values())
     slope = 1.0 if calibration is None else calibration.slope.get(config.gate.horizon, 1.0)
+    of_symbol = fees_of_symbols(config)
+    leverage = leverage_of(config, instruments)
     settings = EngineSettings(
         execution=execution,
+        leverage=leverage,
         costs=costs_for(config),
+        costs_of={
+            item.id: of_symbol[item.symbol] for item in instruments if item.symbol in of_symbol
+        },
         interval_ms=config.market.interval_ms,
         cash=check_money(
             scaled(config.account.cash, MONEY_DECIMALS, name="account.cash"), name="account.cash"
         ),
         period_start_ms=period_start_ms,
         latency_ms=config.execution.latency_ms,
+        latency_jitter_ms=config.execution.latency_jitter_ms,
+        seed=config.execution.seed,
         fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
         flat_on_refusal=config.gate.on_refusal == "flat",
         horizon_index=index,
@@ -196,9 +364,30 @@ def build_engine(
         regimes=frozenset(Regime(name) for name in config.gate.regimes),
         bounds=_bounds(config, calibration) if judged else None,
         risk=risk,
+        flatten_on_breach=config.risk.on_breach == "flatten",
+        calendar=None if sessions is None else Calendar(sessions, config.market.interval_ms),
     )
-    sizers = {item.id: _sizer(config, item, index) for item in instruments}
+    sizers = {item.id: _sizer(config, item, index, slope) for item in instruments}
     return Engine(instruments, by_id, sizers, gates, settings)
+
+
+def _refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:
+    """Raise where the sizing needs of the model what it does not give."""
+    wanted = _SIZED_BY.get(config.sizing.mode, frozenset())
+    if config.sizing.mode == "volatility" and config.sizing.volatility == "forecast":
+        wanted = frozenset({"volatility"})
+    if forecaster is not None and (missing := sorted(wanted - forecaster.measures)):
+        raise ConfigInvalid(
+            f"sizing.mode '{config.sizing.mode}' needs {' and '.join(missing)} of the model, which "
+            "does not give it; choose another mode, or sizing.volatility ewma."
+        )
+
+
+_SIZED_BY: Final = {
+    "tanh": frozenset({"mean_return", "stdev_return"}),
+    "kelly": frozenset({"mean_return", "stdev_return"}),
+}
+"""What a mode of sizing takes from the forecast."""
 
 
 def resolved(config: Config, execution: FillModel) -> Config:
@@ -207,6 +396,20 @@ def resolved(config: Config, execution: FillModel) -> Config:
     return config.model_copy(update={"execution": chosen})
 
 
-def warmup_bars(strategies: Strategies) -> int:
-    """Return how many bars before their first decision *strategies* want."""
-    return max(map(remembered, strategies.values()))
+def warmup_bars(
+    strategies: Strategies,
+    config: Config,
+    *,
+    sessions: Sessions | None = None,
+    makes_frames: bool = True,
+) -> int:
+    """Return how many bars before their first decision *strategies*, sizes and costs want.
+
+    Those that higher frames are made of are among them, unless candles of these come of elsewhere;
+    with *sessions* they are fewer.
+    """
+    ranged = RANGE_BARS + 1 if config.execution.spread_slippage else 0
+    wanted = [frame_bars(strategy) for strategy in strategies.values()]
+    base_ms = config.market.interval_ms
+    reach = [frames_reach(bars, base_ms, sessions) for bars in wanted if makes_frames]
+    return max(ranged, sizing_bars(config), *reach, *map(remembered, strategies.values()))

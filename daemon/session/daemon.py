@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from msgspec.structs import replace
 
 from tracepaper.daemon.bybit.feed import LiveFeed
+from tracepaper.daemon.bybit.instruments import closed
 from tracepaper.daemon.bybit.maintenance import ServerTimeReader
 from tracepaper.daemon.bybit.queue import FeedStart
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.bybit.retry import Cooldown
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.ports import Clock, Predictor
 from tracepaper.daemon.engine.runner import drive
@@ -31,12 +33,19 @@ from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import HttpServer
-from tracepaper.daemon.session.build import needs_forecaster, resolved
+from tracepaper.daemon.session.build import margin_warnings, needs_forecaster, resolved
 from tracepaper.daemon.session.models import load_forecaster, warnings_for
-from tracepaper.daemon.session.open import Opened, Opening, filters_for, open_run, was_served
+from tracepaper.daemon.session.open import (
+    Opened,
+    Opening,
+    filters_for,
+    last_instruments,
+    open_run,
+    was_served,
+)
 from tracepaper.daemon.session.outside import NewlyOpened
 from tracepaper.daemon.session.predictor import NoModel, Worker, WorkerPredictor
-from tracepaper.daemon.session.preflight import preflight_engine, refuse_size
+from tracepaper.daemon.session.preflight import preflight_engine, refuse_shares, refuse_size
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.gate_evaluator import configured
@@ -49,6 +58,7 @@ from tracepaper.strategies.types import (
     CommandKind,
     Event,
     FillModel,
+    FrameBar,
     Instrument,
     InstrumentChange,
     ModelChange,
@@ -102,6 +112,7 @@ class Daemon:
 
         Raises ``ConfigInvalid``, ``AuditUnwritable`` and the other fatal errors as they are.
         """
+        refuse_shares(self._config)
         audit = SqlAuditLog.open(self._database)
         audit.report_waits(self._say_blocked)
         try:
@@ -152,9 +163,13 @@ class Daemon:
             clock.synchronise(server_ms)
             category = Category(config.market.category)
             instruments = [
-                filters_for(config, await rest.instrument(category, symbol))
-                for symbol in config.market.symbols
+                filters_for(config, one)
+                for one in await self._listed(rest, category, is_served=is_served)
             ]
+            if config.account.margin == "isolated" and category is Category.LINEAR:
+                instruments = [
+                    replace(item, risk_tiers=await rest.risk_tiers(item)) for item in instruments
+                ]
             # Address, category and symbols are right: from here on, what fails is the network.
             rest.prove()
             if not is_served:
@@ -170,7 +185,10 @@ class Daemon:
                     strategies=strategies,
                     period_start_ms=interval_start(server_ms, config.market.interval_ms),
                     wall_ms=clock.wall_ms(),
-                    warnings=() if forecaster is None else warnings_for(config),
+                    warnings=(
+                        *(() if forecaster is None else warnings_for(config)),
+                        *margin_warnings(config, instruments),
+                    ),
                     is_served=is_served,
                 ),
                 audit,
@@ -179,6 +197,31 @@ class Daemon:
                 await self._drive(opened, forecaster, rest, audit)
             finally:
                 audit.end(clock.wall_ms())
+
+    async def _listed(
+        self, rest: RestClient, category: Category, *, is_served: bool
+    ) -> list[Instrument]:
+        """Return the configured instruments as the exchange lists them.
+
+        One that an earlier run traded here and that is gone is closed; the others go on.
+        """
+        symbols = self._config.market.symbols
+        if not is_served:
+            return [await rest.instrument(category, symbol) for symbol in symbols]
+        kept = last_instruments(self._database, self._kind)
+        listed = {one.symbol: one for one in await rest.instruments(category)}
+        found: list[Instrument] = []
+        for symbol in symbols:
+            one = listed.get(symbol)
+            if one is None and (known := kept.get(symbol)) is not None:
+                log.warning(
+                    "instrument gone",
+                    instrument=known.id,
+                    advice="the exchange lists it no more; other symbols go on",
+                )
+                one = closed(known)
+            found.append(await rest.instrument(category, symbol) if one is None else one)
+        return found
 
     async def _refuse_sizes(self, instruments: Sequence[Instrument], rest: RestClient) -> None:
         """Refuse, at the first start, a size that is no order; later it is a decision's reason."""
@@ -217,6 +260,7 @@ class Daemon:
                 newest=feed,
                 obstacles=lambda: (BLOCKED,) if audit.is_blocked else (),
                 halted=engine.halted,
+                breach=lambda: engine.breach,
             )
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
@@ -239,13 +283,15 @@ class Daemon:
 
             def watch(step: Step) -> bool:
                 monitor.observe(step)
+                if isinstance(step.event, FrameBar) and not step.accepted:
+                    _say_contradiction(step.event)
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
                 if (waiting := self._commands.pop(id(step.event), None)) and not waiting.done():
                     waiting.set_result(step.sequence)
                 return self._watch(step)
 
-            newly_opened = NewlyOpened(config.strategy.name)
+            newly_opened = NewlyOpened(*own_classes(config))
             timed = monitor.predicting(predictor), engine, monitor.committing(audit)
             await drive(feed, *timed, watch=watch, newly_opened=newly_opened)
 
@@ -261,7 +307,8 @@ class Daemon:
             start=FeedStart(
                 interval_ms=run.interval_ms,
                 period_start_ms=run.period_start_ms,
-                warmup_bars=max(engine.warmup_of(item.id) for item in opened.instruments),
+                warmup_bars=engine.bars_before(run.period_start_ms),
+                lacking_frames=engine.lacking_frames,
                 known=opened.known,
                 known_funding=opened.known_funding,
                 recent=opened.recent,
@@ -272,6 +319,7 @@ class Daemon:
                 plausible=float(configured(plausible, config.model_dump())),
             ),
             quote_from_ms=engine.quote_from_ms,
+            liquidates=engine.liquidates,
         )
 
     async def _submit(self, feed: LiveFeed, kind: CommandKind, note: str) -> int:
@@ -282,6 +330,17 @@ class Daemon:
         self._commands[id(command)] = waiting
         await feed.submit(command)
         return await waiting
+
+
+def _say_contradiction(bar: FrameBar) -> None:
+    """Say that the exchange's candle of a higher frame is not what the run's bars add up to."""
+    log.warning(
+        "frame contradicted",
+        instrument=bar.instrument,
+        interval_ms=bar.interval_ms,
+        open_time_ms=bar.open_time_ms,
+        advice="the run's own bars have the word; the candle is in v_events, not accepted",
+    )
 
 
 def _announced(instrument: Instrument, now_ms: int) -> Event:

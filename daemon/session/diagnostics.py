@@ -57,9 +57,14 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
         ("configuration", lambda: _configuration(config)),
         ("database", lambda: _database(database)),
         ("disk", lambda: _disk(database)),
-        ("attention", lambda: _attention(config)),
-        ("checkpoint", lambda: _checkpoint(config)),
     ]
+    if config.model.own_class:
+        checks.append(("model", lambda: _own_model(config)))
+    else:
+        checks += [
+            ("attention", lambda: _attention(config)),
+            ("checkpoint", lambda: _checkpoint(config)),
+        ]
     for name, check in checks:
         try:
             yield check()
@@ -196,6 +201,15 @@ def _checkpoint(config: Config) -> Diagnosis:
         f"{config.model.checkpoint}: {model.get('name', 'unnamed')} {checkpoint.id}, "
         f"interval {checkpoint.card['market'].get('interval', '?')}, SHA-256 as its card names",
     )
+
+
+def _own_model(config: Config) -> Diagnosis:
+    from tracepaper.daemon.session.user_model import load_model
+
+    model = load_model(config)
+    given = ", ".join(sorted(model.measures))
+    detail = f"{config.model.own_class} {model.model_id}: {given}, from {model.context} bars"
+    return Diagnosis("model", Verdict.OK, detail)
 
 
 async def ask_exchange(config: Config) -> list[Diagnosis]:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.session.user_model import UserForecaster, load_model
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.strategy import Forecaster
 
 if TYPE_CHECKING:
@@ -26,8 +28,11 @@ def load_checkpoint(config: Config, *, beside: Path | None = None) -> Checkpoint
 
 
 def warnings_for(config: Config) -> tuple[str, ...]:
-    """Return what a run with the configured checkpoint must say of it on its row."""
+    """Return what a run with the configured model must say of it on its row."""
     from tracepaper.storage import checkpoints
+
+    if config.model.own_class:
+        return ()
 
     card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
     trained, here = str(card["market"].get("interval", "")), config.market.interval
@@ -50,11 +55,42 @@ def load_forecaster(
 ) -> Forecaster:
     """Return the configured model, ready to be warmed; *mode* is ``step`` or ``scan``.
 
-    Steps are ``batched`` where the bars of one close are dealt with together.
+    Steps are ``batched`` where the bars of one close are dealt with together. What the model is,
+    is kept beside the database *beside*.
     """
+    if config.model.own_class:
+        model = load_model(config, mode=mode)
+        if beside is not None:
+            _keep_card(model, beside)
+        return model
     if mode == "step" and config.market.closes_together:
         mode = "batched"
     return _built(load_checkpoint(config, beside=beside), config, mode)
+
+
+def recorded_forecaster(
+    config: Config, database: Path, model_id: str, *, mode: str, into: Path | None = None
+) -> Forecaster:
+    """Return the model that a run of *database* used, to be asked again; keep it beside *into*.
+
+    A checkpoint is the one that was kept; a user's class is made as it is now, so its hash may be
+    another. Raises ``CheckpointMismatch`` where the checkpoint is gone.
+    """
+    from tracepaper.storage import checkpoints
+
+    if config.model.own_class:
+        return load_forecaster(config, beside=into, mode=mode)
+    kept = checkpoints.find_kept(database, model_id)
+    if into is not None:
+        checkpoints.keep(kept, into)
+    return forecaster_of(kept, config, mode=mode)
+
+
+def _keep_card(model: UserForecaster, database: Path) -> None:
+    """Keep what is known of a user's class where a checkpoint would be kept: its card."""
+    from tracepaper.storage import checkpoints
+
+    checkpoints.keep_card(model.card, model.identity, database)
 
 
 def forecaster_of(folder: Path, config: Config, *, mode: str) -> Forecaster:
@@ -65,8 +101,8 @@ def forecaster_of(folder: Path, config: Config, *, mode: str) -> Forecaster:
 
 
 def computing(forecaster: Forecaster | None) -> tuple[str, str]:
-    """Return torch's version and instruction set; both empty without a model."""
-    if forecaster is None:
+    """Return torch's version and instruction set; both empty without a checkpoint."""
+    if forecaster is None or isinstance(forecaster, UserForecaster):
         return "", ""
     from tracepaper.strategies.forecasters import build
 
@@ -76,6 +112,12 @@ def computing(forecaster: Forecaster | None) -> tuple[str, str]:
 def _built(checkpoint: Checkpoint, config: Config, mode: str) -> Forecaster:
     from tracepaper.strategies.forecasters.build import build
 
+    asked, own = config.features.own_schema, checkpoint.card["features"].get("schema_id")
+    if asked not in (None, own):
+        raise ConfigInvalid(
+            f"[features] schema = '{asked}' is for a class of your own, and the checkpoint sees "
+            f"{own}; leave it out, or name a class with [model] class."
+        )
     return build(
         checkpoint.card,
         checkpoint.tensors,

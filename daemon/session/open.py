@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -16,7 +18,12 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineState, decode_state
 from tracepaper.daemon.session.build import Strategies, build_engine
 from tracepaper.daemon.session.predictor import BarHistory
-from tracepaper.daemon.session.run_record import continues, describe_run, start_event
+from tracepaper.daemon.session.run_record import (
+    continues,
+    describe_run,
+    start_event,
+    strategy_sha256,
+)
 from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
@@ -120,6 +127,13 @@ def was_served(config: Config, kind: RunKind, database: Path) -> bool:
     return False
 
 
+def last_instruments(database: Path, kind: RunKind) -> dict[str, Instrument]:
+    """Return the instruments of the newest run of *kind* in *database*, by symbol."""
+    with Reader.open(database) as reader:
+        last = reader.newest(kind)
+    return {} if last is None else {item.symbol: item for item in last.instruments}
+
+
 def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
     """Go on with the newest run of the same kind, or open a new one that takes over its account.
 
@@ -160,18 +174,18 @@ def _go_on(opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run) -> Op
 def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | None) -> Opened:
     """Open a new run; it takes over account and orders of *parent*, where there is one."""
     instruments = opening.instruments
-    state: bytes | None = None
+    state: EngineState | None = None
     confirmed: list[Confirmation] = []
     if parent is not None:
         if {item.id for item in instruments} == {item.id for item in parent.instruments}:
             instruments = _rescaled(opening, parent.instruments)
-            state = reader.last_state(parent.run_id)
+            state = _taken_over(reader.last_state(parent.run_id), parent, opening.config)
             confirmed = reader.confirmations(parent.run_id)
         else:
             parent = None  # other instruments: another account
     engine = _engine(opening, instruments, opening.period_start_ms)
     if state is not None:
-        engine.restore(decode_state(state), next_sequence=0, confirmed=confirmed, taken_over=True)
+        engine.restore(state, next_sequence=0, confirmed=confirmed, taken_over=True)
     run = describe_run(
         opening.config,
         instruments,
@@ -181,6 +195,7 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
         period_start_ms=opening.period_start_ms,
         parent_run_id=None if state is None or parent is None else parent.run_id,
         warnings=opening.warnings,
+        sees_account=engine.sees_account,
     )
     audit.begin(run, engine.gate_sets)
     return Opened(
@@ -191,6 +206,16 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
         history=_bar_history(opening),
         resumed=False,
     )
+
+
+def _taken_over(stored: bytes | None, parent: Run, config: Config) -> EngineState | None:
+    """Return the state that a new run begins with; what another strategy declared is left out."""
+    if stored is None:
+        return None
+    state = decode_state(stored)
+    if (parent.strategy, parent.strategy_sha256) != (config.strategy.name, strategy_sha256(config)):
+        state = msgspec.structs.replace(state, declared={})
+    return state
 
 
 def _engine(opening: Opening, instruments: tuple[Instrument, ...], period_start_ms: int) -> Engine:
@@ -246,18 +271,32 @@ def restore_engine(
         state,
         next_sequence=resumed.next_sequence,
         confirmed=reader.confirmations(run.run_id),
+        since=reader.since_decided(run.run_id),
     )
+    if engine.counts_itself:
+        for step in reader.steps_since_state(run.run_id):
+            engine.count(step)
     recall_bars(engine, reader, run, history)
 
 
 def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | None) -> None:
-    """Feed the newest bars of *run* into *engine* and *history* again; they cause nothing."""
+    """Feed the newest bars of *run* into *engine* and *history* again; they cause nothing.
+
+    In the order of their times, as they came: a portfolio strategy sees those of all instruments.
+    """
+    for frame_bar in reader.frame_bars(run.run_id):
+        engine.recall_frame(frame_bar)
+    known = []
     for item in run.instruments:
         wanted = max(engine.warmup_of(item.id), 1 if history is None else history.context)
-        for bar in reader.bars(run.run_id, item.id, wanted):
-            engine.recall(bar)
-            if history is not None:
-                history.push(bar)
+        bars = reader.bars(run.run_id, item.id, max(wanted, engine.range_bars_of(item.id)))
+        for bar in bars[:-wanted]:
+            engine.recall_range(bar)
+        known.append(bars[-wanted:])
+    for bar in heapq.merge(*known, key=attrgetter("open_time_ms")):
+        engine.recall(bar)
+        if history is not None:
+            history.push(bar)
 
 
 def check_ledger(reader: Reader, resumed: Resumed, state: EngineState) -> None:
@@ -293,4 +332,10 @@ def check_ledger(reader: Reader, resumed: Resumed, state: EngineState) -> None:
         raise InvariantBroken(
             f"the fills of run {run.run_id} leave cash {portfolio.cash - funding}, but its last "
             f"step says {state.account.cash}; run `tracepaper audit verify` and restore a backup"
+        )
+    left = reader.balance(run.run_id)
+    if left is not None and left != state.account.cash:
+        raise InvariantBroken(
+            f"the ledger of run {run.run_id} leaves cash {left}, but its last step says "
+            f"{state.account.cash}; run `tracepaper audit verify` and restore a backup"
         )

@@ -8,15 +8,18 @@ The rule is docs/identity.md, I16.
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.metadata
 import os
 import site
 import sys
 import sysconfig
 import threading
+import zipfile
 import zoneinfo
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 from msgspec import Struct
@@ -40,6 +43,9 @@ INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 _HARMLESS: Final = frozenset({os.devnull, "/dev/urandom", "/dev/random"})
 _CODE: Final = frozenset(SUFFIXES)
 _WRITING: Final = os.O_WRONLY | os.O_RDWR
+_METADATA: Final = frozenset(
+    str(path) for path in Path(importlib.metadata.__file__).parent.glob("*.py")
+)
 _COMPILED: Final = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 _HERE: Final = Path(__file__).resolve().parents[2]
 _ROOMS: Final = tuple(
@@ -68,6 +74,7 @@ _watching: Final[list[bool]] = []
 _claimed: Final[list[str]] = []
 _attaching: Final[set[str]] = set()
 _written: Final[set[Outside]] = set()
+_declared: Final[set[str]] = set()
 
 
 class AttributedTo:
@@ -100,6 +107,11 @@ def belongs(owner: str, folder: Path | None) -> None:
         _folders[owner] = str(folder)
 
 
+def declare(paths: Iterable[Path]) -> None:
+    """Exempt *paths*: files that the configuration names, whose content is part of an id."""
+    _declared.update(str(path) for path in paths)
+
+
 def claim_threads(owner: str) -> None:
     """Attribute to *owner* what a thread opens whose stack holds no known frame.
 
@@ -115,20 +127,24 @@ def opened(owner: str) -> Sequence[Outside]:
 
 
 class NewlyOpened:
-    """Returns, at each call, what the class *owner* has opened since the call before."""
+    """Returns, at each call, what the classes *owners* have opened since the call before."""
 
-    def __init__(self, owner: str) -> None:
-        self._owner = owner
+    def __init__(self, *owners: str) -> None:
+        self._owners = owners
         self._counted = 0
         self._returned: set[Outside] = set()
 
     def __call__(self) -> Sequence[Outside]:
         """Return what is new, in order."""
-        kept = _opened.get(self._owner)
-        if kept is None or len(kept) == self._counted:
+        count = 0
+        for owner in self._owners:
+            if (kept := _opened.get(owner)) is not None:
+                count += len(kept)
+        if count == self._counted:
             return ()
-        self._counted = len(kept)
-        fresh = [item for item in opened(self._owner) if item not in self._returned]
+        self._counted = count
+        found = [item for owner in self._owners for item in opened(owner)]
+        fresh = [item for item in dict.fromkeys(found) if item not in self._returned]
         self._returned.update(fresh)
         return fresh
 
@@ -207,10 +223,24 @@ def _by_package(event: str, found: Outside) -> bool:
         # While it is imported it asks for the process's own libraries.
         exempt = ("<frozen importlib", *_installed(len(sys.path)))
         return frame.f_code.co_filename.startswith(exempt)
+    if _asks_for_versions(frame):
+        return True
     if not frame.f_code.co_filename.startswith("<frozen importlib"):
         return False
     # It looks into folders, and writes compiled code by way of a numbered file.
     return event != "open" or ".pyc." in Path(found.name).name
+
+
+def _asks_for_versions(frame: FrameType | None) -> bool:
+    """Return whether a package's version is looked for: it lists every folder of ``sys.path``."""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file in _METADATA:
+            return True
+        if file != zipfile.__file__:  # some of the folders may be archives
+            return False
+        frame = frame.f_back
+    return False
 
 
 def _file(path: object) -> Outside | None:
@@ -314,6 +344,8 @@ _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], Outside | None]]] = {
 def _is_exempt(item: Outside, own: str | None) -> bool:
     """Return whether *item* is a source of tracepaper or of the class; what it writes is data."""
     path = item.name
+    if path in _declared and item not in _written:
+        return True
     if item.what != "file" or Path(path).suffix not in _CODE or item in _written:
         return False
     return path.startswith(_ROOMS) or (own is not None and path.startswith(own + os.sep))

@@ -16,8 +16,9 @@ import msgspec
 
 from tracepaper.daemon.bybit.instruments import RECORDED_INSTRUMENTS
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.sections import STOCK
 from tracepaper.daemon.config.values import plain
-from tracepaper.daemon.engine.orders import NOTIONAL_MOST
+from tracepaper.daemon.engine.filters import NOTIONAL_MOST
 from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,
@@ -47,9 +48,12 @@ _MADE: Final = 77
 _MAKE: Final = f"""
 import os, pickle, sys
 try:
-    sys.path[:], name, options = pickle.load(sys.stdin.buffer)
-    from tracepaper.daemon.session.user_class import user_class, user_strategy
-    user_strategy(user_class(name), options, known_as=name)
+    sys.path[:], config, name = pickle.load(sys.stdin.buffer)
+    from tracepaper.daemon.session import user_class, user_model
+    if name == config.strategy.name:
+        user_class.make_own(name, config.strategy.options, config.market.symbols)
+    else:
+        user_model.load_model(config)
 finally:
     os._exit({_MADE})
 """
@@ -67,15 +71,19 @@ def preflight(config: Config, database: Path) -> None:
 
 
 def refuse_class_that_exits(config: Config) -> None:
-    """Raise where the user's class ends the process that imports and makes it.
+    """Raise where a class of the user's ends the process that imports and makes it.
 
     A check would end with it, silently and as if it held; so it is done elsewhere first.
     """
-    if ":" not in (name := config.strategy.name):
-        return
+    for name in (config.strategy.name, config.model.own_class):
+        if ":" in name:
+            _refuse_exit(config, name)
+
+
+def _refuse_exit(config: Config, name: str) -> None:
     done = subprocess.run(  # noqa: S603 - our own interpreter and our own words
         [sys.executable, "-B", "-c", _MAKE],
-        input=pickle.dumps((sys.path, name, config.strategy.options)),
+        input=pickle.dumps((sys.path, config, name)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         check=False,
@@ -84,6 +92,15 @@ def refuse_class_that_exits(config: Config) -> None:
         raise StrategyFailed(
             f"{name} ends the process that imports or makes it; let it raise instead, and put what "
             'it runs under if __name__ == "__main__".'
+        )
+
+
+def refuse_shares(config: Config) -> None:
+    """Raise where shares are to be traded live: they come from candle files alone."""
+    if config.market.asset == STOCK:
+        raise ConfigInvalid(
+            'market.asset = "stock" has no exchange here; trade its candle files by `tracepaper '
+            "replay --data FILE`, or leave the key out."
         )
 
 

@@ -15,6 +15,9 @@ from typing import Any, Final
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.session.models import computing
 from tracepaper.daemon.session.user_class import class_sha256, user_class
+from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.strategies.calendar import Sessions, unpacked
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Instrument, ModelChange, Run, RunKind
 
@@ -41,7 +44,7 @@ NO_MODEL: Final = {
 """Fields of the same two that a forecaster has under the same names, where there is none."""
 
 
-def describe_run(
+def describe_run(  # noqa: PLR0913 - the fields of a run
     config: Config,
     instruments: Sequence[Instrument],
     forecaster: Forecaster | None,
@@ -51,6 +54,8 @@ def describe_run(
     period_start_ms: int,
     parent_run_id: str | None = None,
     warnings: Iterable[str] = (),
+    sessions: Sessions | None = None,
+    sees_account: bool = False,
 ) -> Run:
     """Return the row of a new run; its id is random, so that no two databases share one."""
     return Run(
@@ -67,8 +72,39 @@ def describe_run(
         gate_horizon=config.gate.horizon,
         strategy_sha256=strategy_sha256(config),
         warnings=tuple(warnings),
+        sees_account=sees_account,
         **_computed_by(forecaster),
+        **_counted_by(sessions),
     )
+
+
+def _counted_by(sessions: Sessions | None) -> dict[str, Any]:
+    """Return the fields that say which sessions are counted, and keep them."""
+    if sessions is None:
+        return {}
+    return {
+        "calendar": sessions.name,
+        "calendar_version": sessions.version,
+        "calendar_sha256": sessions.sha256,
+        "sessions": sessions.packed(),
+    }
+
+
+def sessions_of(run: Run) -> Sessions | None:
+    """Return the sessions that *run* was opened with; None where every interval is counted.
+
+    Raises ``DataInvalid`` where they are not those that it names.
+    """
+    if run.sessions is None:
+        return None
+    sessions = unpacked(run.sessions)
+    named = run.calendar, run.calendar_version, run.calendar_sha256
+    if named != (sessions.name, sessions.version, sessions.sha256):
+        raise DataInvalid(
+            f"The sessions stored with run {run.run_id} are not those that it names; restore a "
+            "backup."
+        )
+    return sessions
 
 
 def start_event(
@@ -95,7 +131,7 @@ def _computed_by(forecaster: Forecaster | None) -> dict[str, Any]:
         "code_version": code_version(),
         "torch_version": torch_version,
         "instruction_set": instruction_set,
-        "libraries": libraries(),
+        "libraries": _libraries_with(forecaster),
     }
 
 
@@ -113,6 +149,13 @@ def strategy_sha256(config: Config) -> str:
     """Return the id of a user's class, by its sources; empty for a built-in strategy."""
     name = config.strategy.name
     return class_sha256(user_class(name)) if ":" in name else ""
+
+
+def _libraries_with(forecaster: Forecaster | None) -> str:
+    """Return ``libraries`` with those that a user's own model imports."""
+    if not isinstance(forecaster, UserForecaster) or not forecaster.libraries:
+        return libraries()
+    return json.dumps({**json.loads(libraries()), **forecaster.libraries}, sort_keys=True)
 
 
 @cache

@@ -8,49 +8,161 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import importlib.metadata
 import inspect
 import math
+import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType, TracebackType
-from typing import Final
+from typing import Final, TypeVar, cast
 
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tracepaper.daemon.engine.twins import TWINS
 from tracepaper.daemon.session import outside
 from tracepaper.daemon.session.outside import INSTALLED, SUFFIXES
+from tracepaper.strategies.declared_state import check_declared
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.gates import GATES, gate_order
-from tracepaper.strategies.strategy import Outlook, Strategy
-from tracepaper.strategies.types import Action, Bar, Signal
+from tracepaper.strategies.market import INTERVALS
+from tracepaper.strategies.model import FeatureFunction
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.portfolio import PortfolioMember, PortfolioStrategy
+from tracepaper.strategies.signals import (
+    Cancel,
+    OrderRequest,
+    Orders,
+    Percent,
+    Signal,
+    Volatility,
+    is_protected,
+)
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import MONEY_LIMIT, Action, Bar, OrderKind, Side
 
 WARMUP_MOST: Final = 100_000
+REQUESTS_MOST: Final = 200
+"""Requests of one list of orders."""
+TAG_LONGEST: Final = 40
+"""Characters of an order's tag."""
 REASON_LONGEST: Final = 200
 """Characters of a reason; it is stored with the decision and shown in one line."""
-TWINS: Final = frozenset({"ungated"})
+NOTES_MOST: Final = 16
+NOTE_NAME_LONGEST: Final = 40
 
+MEND: Final = "; mend it and start again."
+"""How the sentence of a failure ends."""
+
+_GIVEN: Final = {
+    "account": "it is None unless the class declares sees_account = True",
+    "forecast": "it is None unless the class declares needs_forecast = True and the model answered",
+    "explanation": "it is None unless the class declares needs_forecast = True and the model says",
+    "verdict": "it is None before the first decision of a run",
+}
+"""What may be None of an outlook, and when."""
+
+Code = type | FunctionType
+"""A user's class, or function."""
+
+_BY_PLACE: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _UNMEASURED: Final = Signal(Action.HOLD, "strength is not finite")
 
+Own = TypeVar("Own", Strategy, PortfolioStrategy)
+OwnClass = type[Strategy] | type[PortfolioStrategy]
+"""What a configuration may name: one object an instrument, or one for all of them."""
 
-def user_class(name: str) -> type[Strategy]:
-    """Return the class that ``module:Class`` names; raise ``ConfigInvalid`` where it is none.
+_objects: Final[ContextVar[Mapping[str, type]]] = ContextVar("_objects", default={})  # noqa: B039
+"""Classes that were handed over as objects, by the names that their runs store; never changed."""
+
+
+@contextmanager
+def known_class(made_of: type | None) -> Iterator[str]:
+    """Let :func:`user_class` find *made_of* by its name meanwhile, in this thread; yield the name.
+
+    The name is ``module:Class``, whether or not it can be imported (:func:`is_importable`).
+    """
+    if made_of is None:
+        yield ""
+        return
+    name = f"{made_of.__module__}:{made_of.__name__}"
+    before = _objects.set({**_objects.get(), name: made_of})
+    try:
+        yield name
+    finally:
+        _objects.reset(before)
+
+
+def is_importable(made_of: type) -> bool:
+    """Return whether another process finds *made_of* by ``module:Class``."""
+    module = sys.modules.get(made_of.__module__)
+    if made_of.__module__ == "__main__" or getattr(module, made_of.__name__, None) is not made_of:
+        return False
+    outermost = made_of.__module__.partition(".")[0]
+    finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+    return any(find(outermost, None) for find in finders if find is not None)
+
+
+def has_source(made_of: type) -> bool:
+    """Return whether Python still has the source of *made_of*, in a file or as it was typed."""
+    try:
+        inspect.getsource(made_of)
+    except (OSError, TypeError):
+        return False
+    return True
+
+
+def user_class(name: str) -> OwnClass:
+    """Return the strategy that ``module:Class`` names; raise ``ConfigInvalid`` where it is none."""
+    found = imported(name, key="strategy.name")
+    if not (isinstance(found, type) and issubclass(found, (Strategy, PortfolioStrategy))):
+        raise ConfigInvalid(
+            f"strategy.name '{name}' is no tracepaper.strategies.strategy.Strategy; derive from "
+            "it, or from tracepaper.strategies.portfolio.PortfolioStrategy."
+        )
+    return found
+
+
+def imported(name: str, *, key: str) -> object:
+    """Return what ``module:Name``, which stands at *key* of the configuration, names.
 
     Its module is looked for where Python looks, beside the configuration file and in the working
-    folder, in this order.
+    folder, in this order. A class that was handed over as an object (:func:`known_class`) is
+    itself. Raises ``ConfigInvalid`` where there is no such name, and ``StrategyFailed`` where its
+    module fails.
     """
+    if (handed := _objects.get().get(name)) is not None:
+        outside.belongs(name, own_folder(handed))
+        return handed
     module_name, _, class_name = name.partition(":")
+    if module_name == "__main__" and not hasattr(sys.modules["__main__"], class_name):
+        raise ConfigInvalid(
+            f"The class of {key} '{name}' was typed in a session or a script that is not "
+            "here; put it into a module of its own and name it module:Class."
+        )
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        with _ForeignCode(name, "when it was imported"):
-            found = getattr(importlib.import_module(module_name), class_name)
-            if isinstance(found, type):
-                outside.belongs(name, own_folder(found))
+        with ForeignCode(name, "when it was imported"):
+            found: object = getattr(importlib.import_module(module_name), class_name)
+            if (made_of := _code_of(found)) is not None:
+                outside.belongs(name, own_folder(made_of))
     except StrategyFailed as error:
         if not isinstance(error.__cause__, (ImportError, AttributeError)):
             raise
+        if isinstance(error.__cause__, AttributeError) and module_name in sys.modules:
+            raise ConfigInvalid(
+                f"{key} '{name}': {error.__cause__}; correct the name after the colon."
+            ) from error
         raise ConfigInvalid(
-            f"strategy.name '{name}' cannot be imported ({error.__cause__}); put its file "
+            f"{key} '{name}' cannot be imported ({error.__cause__}); put its file "
             "beside the configuration, or its folder on PYTHONPATH."
         ) from error
     except SystemExit as error:
@@ -59,11 +171,26 @@ def user_class(name: str) -> type[Strategy]:
             f"{module_name} exits while it is imported; put what it runs under "
             'if __name__ == "__main__".'
         ) from error
-    if not (isinstance(found, type) and issubclass(found, Strategy)):
-        raise ConfigInvalid(
-            f"strategy.name '{name}' is no tracepaper.strategies.strategy.Strategy; derive from it."
-        )
     return found
+
+
+def _code_of(found: object) -> Code | None:
+    """Return the class or function whose sources *found* is made of."""
+    if isinstance(found, FeatureFunction):
+        found = found.function
+    return found if isinstance(found, type | FunctionType) else None
+
+
+def make_own(name: str, options: dict[str, object], symbols: Sequence[str]) -> dict[str, Strategy]:
+    """Return guarded objects of the user's class *name*, by symbol.
+
+    Of a portfolio strategy there is one object, and each symbol has a member of it.
+    """
+    made_of = user_class(name)
+    if issubclass(made_of, PortfolioStrategy):
+        portfolio = user_portfolio(made_of, options, symbols, known_as=name)
+        return {symbol: PortfolioMember(portfolio) for symbol in symbols}
+    return {symbol: user_strategy(made_of, dict(options), known_as=name) for symbol in symbols}
 
 
 def user_strategy(
@@ -71,63 +198,158 @@ def user_strategy(
 ) -> Strategy:
     """Return an object of the user's class, guarded; its constructor takes *options*.
 
-    *known_as* is the name by which the configuration calls it: what it opens is kept under that.
+    They are handed over as one dictionary, or as keywords, or not at all, as the constructor asks
+    (docs/strategies.md, U1). *known_as* is the name by which the configuration calls it: what it
+    opens is kept under that.
 
     Raises ``ConfigInvalid`` where it refuses them or declares what cannot be, and
     ``StrategyFailed`` where it fails otherwise.
     """
-    try:
-        with _ForeignCode(made_of.__name__, "when it was made", known_as):
-            strategy = made_of(options)  # type: ignore[call-arg]
-    except StrategyFailed as error:
-        if not isinstance(error.__cause__, (TypeError, ValueError, KeyError)):
-            raise
-        raise ConfigInvalid(
-            f"{made_of.__name__} refused [strategy.options] ({error.__cause__}); correct them, and "
-            "let its __init__ take them as one dictionary."
-        ) from error
+    with ForeignCode(made_of.__name__, "when its State was made", known_as):
+        check_declared(made_of.__name__, made_of.State)
+    strategy = _made(made_of, options, known_as)
     with outside.AttributedTo(known_as):
         _check(strategy)
         return _Guarded(strategy, known_as)
 
 
-class _Guarded(Strategy):
-    """Calls the user's strategy and checks each answer before it is used."""
+def user_portfolio(
+    made_of: type[PortfolioStrategy],
+    options: dict[str, object],
+    symbols: Sequence[str],
+    *,
+    known_as: str = "",
+) -> PortfolioStrategy:
+    """Return the one object of the user's portfolio class over *symbols*, guarded as above."""
+    with ForeignCode(made_of.__name__, "when its State was made", known_as):
+        check_declared(made_of.__name__, made_of.State)
+    portfolio = _made(made_of, options, known_as)
+    with outside.AttributedTo(known_as):
+        _check(portfolio)
+        portfolio.symbols = tuple(symbols)
+        return _GuardedPortfolio(portfolio, known_as)
 
-    def __init__(self, strategy: Strategy, known_as: str) -> None:
-        self._strategy = strategy
-        self._name = type(strategy).__name__
-        self._observing = _ForeignCode(self._name, "in observe", known_as)
-        self._deciding = _ForeignCode(self._name, "in decide", known_as)
-        self.gates = frozenset(strategy.gates)
-        self.warmup = strategy.warmup
-        self.horizon = strategy.horizon
-        self.needs_forecast = strategy.needs_forecast
-        self.twins = tuple(strategy.twins)
 
-    def observe(self, bar: Bar) -> None:
-        with self._observing:
-            self._strategy.observe(bar)
+def _made(made_of: type[Own], options: dict[str, object], known_as: str) -> Own:
+    _check_decide(made_of)
+    try:
+        with ForeignCode(made_of.__name__, "when it was made", known_as):
+            strategy = _called(made_of, options)
+    except StrategyFailed as error:
+        if not isinstance(error.__cause__, (TypeError, ValueError, KeyError)):
+            raise
+        raise ConfigInvalid(
+            f"{made_of.__name__} refused [strategy.options] ({error.__cause__}); correct them, and "
+            "let its __init__ take them as one dictionary, or by their names."
+        ) from error
+    return strategy
 
-    def decide(self, outlook: Outlook) -> Signal:
-        with self._deciding:
-            signal = self._strategy.decide(outlook)
-        if type(signal) is not Signal or not isinstance(signal.action, Action):
+
+def _check_decide(made_of: OwnClass) -> None:
+    """Refuse a class without a ``decide`` that can be called with an outlook."""
+    if inspect.isabstract(made_of):
+        raise ConfigInvalid(f"{made_of.__name__} has no decide; give it def decide(self, now).")
+    try:
+        asked = inspect.signature(made_of.decide)
+    except ValueError:  # compiled code says nothing
+        return
+    try:
+        asked.bind(None, None)
+    except TypeError as error:
+        raise ConfigInvalid(
+            f"{made_of.__name__} has decide{asked}; let it be decide(self, now)."
+        ) from error
+
+
+def _called(made_of: type[Own], options: dict[str, object]) -> Own:
+    """Call the constructor as it asks for its options.
+
+    A first argument ``options``, or a single one without a default that the options do not name,
+    is the dictionary; else every option is an argument of its name.
+    """
+    try:
+        asked = list(inspect.signature(made_of).parameters.values())
+    except (TypeError, ValueError):  # a constructor in compiled code says nothing
+        asked = []
+    by_place = [one for one in asked if one.kind in _BY_PLACE]
+    needed = [one for one in by_place if one.default is one.empty]
+    make = cast("Callable[..., Own]", made_of)
+    if by_place and by_place[0].name == "options":
+        return make(options)
+    if len(needed) == 1 and needed[0] is by_place[0] and needed[0].name not in options:
+        return make(options)
+    return make(**options)
+
+
+def unguarded(strategy: Strategy) -> Strategy | PortfolioStrategy:
+    """Return the user's own object behind *strategy*; a built-in strategy as it is."""
+    given = strategy.portfolio if isinstance(strategy, PortfolioMember) else strategy
+    return given.guarded if isinstance(given, (_Guarded, _GuardedPortfolio)) else given
+
+
+class _Checks:
+    """Checks each answer of a user's class before it is used."""
+
+    _name: str
+
+    def _copy_declared(self, declared: Strategy | PortfolioStrategy) -> None:
+        """Declare what the user's class declares."""
+        self.gates = frozenset(declared.gates)
+        self.warmup = declared.warmup
+        self.sees_account = declared.sees_account
+        self.reads_history = declared.reads_history
+        self.frames = tuple(declared.frames)
+        self.frames_warmup: Mapping[str, int] = dict(declared.frames_warmup)
+        self.horizon = declared.horizon
+        self.needs_forecast = declared.needs_forecast
+        self.twins = tuple(declared.twins)
+        self.State = declared.State
+
+    def _checked(self, answer: object) -> Signal | Orders:
+        if type(answer) is Orders:
+            return self._checked_orders(answer)
+        if type(answer) is not Signal or not _is_for_signals(answer.action):
             raise StrategyFailed(
-                f"{self._name} answered {_short(signal)} in decide; return a Signal with an Action."
+                f"{self._name} answered {short(answer)} in decide; return a Signal with an "
+                "Action, or Orders."
             )
-        return self._believed(signal)
+        return self._believed(answer)
+
+    def _checked_orders(self, orders: Orders) -> Orders:
+        """Return *orders* if they have the right types; what they say, the broker judges."""
+        self._check_text("reason", orders.reason, REASON_LONGEST)
+        requests = orders.requests
+        if type(requests) is not tuple or len(requests) > REQUESTS_MOST:
+            raise StrategyFailed(
+                f"{self._name} gave the orders {short(requests)}; give a tuple of at most "
+                f"{REQUESTS_MOST} requests."
+            )
+        for request in requests:
+            if type(request) is Cancel:
+                self._check_text("tag", request.tag, TAG_LONGEST)
+            elif type(request) is not OrderRequest or not _is_well_typed(request):
+                raise StrategyFailed(
+                    f"{self._name} ordered {short(request)}; use buy(), sell() or Cancel() with "
+                    "numbers, and times in whole milliseconds."
+                )
+            else:
+                self._check_text("tag", request.tag, TAG_LONGEST)
+                self._check_text("reason", request.reason, REASON_LONGEST)
+        return orders if orders.note is None else replace(orders, note=self._noted(orders.note))
+
+    def _check_text(self, what: str, text: object, longest: int) -> None:
+        if type(text) is not str or len(text) > longest or not text.isprintable():
+            raise StrategyFailed(
+                f"{self._name} gave the {what} {short(text)}; give one line of at most "
+                f"{longest} printable characters."
+            )
 
     def _believed(self, signal: Signal) -> Signal:
         reason, strength = signal.reason, signal.strength
-        if type(reason) is not str or len(reason) > REASON_LONGEST or not reason.isprintable():
-            raise StrategyFailed(
-                f"{self._name} gave the reason {_short(reason)}; give one line of at most "
-                f"{REASON_LONGEST} printable characters."
-            )
+        self._check_text("reason", reason, REASON_LONGEST)
         if not isinstance(strength, (int, float)):
             raise StrategyFailed(
-                f"{self._name} gave the strength {_short(strength)}; give a number from 0 to 1."
+                f"{self._name} gave the strength {short(strength)}; give a number from 0 to 1."
             )
         if not math.isfinite(strength):
             # The market can cause it (a division by no volatility), so it is held, not fatal.
@@ -136,10 +358,186 @@ class _Guarded(Strategy):
             raise StrategyFailed(
                 f"{self._name} gave the strength {strength:g}; give a number from 0 to 1."
             )
-        return signal
+        if is_protected(signal) or signal.reenter is not False:
+            self._check_protection(signal)
+        if signal.note is None:
+            return signal
+        return replace(signal, note=self._noted(signal.note))
+
+    def _check_protection(self, signal: Signal) -> None:
+        """Refuse protection of other types than a signal has; what it says, the engine judges."""
+        for name in ("stop", "target", "trailing"):
+            asked = getattr(signal, name)
+            if asked is None:
+                continue
+            number = asked
+            if isinstance(asked, Percent):
+                number = asked.value
+            elif isinstance(asked, Volatility):
+                number = asked.multiple
+            if type(number) is bool or not isinstance(number, Real) or not _is_float(number):
+                raise StrategyFailed(
+                    f"{self._name} gave the {name} {short(asked)}; give a price, Percent(2) or "
+                    "Volatility(2)."
+                )
+        until = signal.until
+        if until is not None and (type(until) is not int or until > MONEY_LIMIT):
+            raise StrategyFailed(
+                f"{self._name} gave until {short(signal.until)}; give whole milliseconds of market "
+                "time, as now.time has them."
+            )
+        if type(signal.reenter) is not bool:
+            raise StrategyFailed(
+                f"{self._name} gave reenter {short(signal.reenter)}; give True or False."
+            )
+
+    def _noted(self, note: object) -> dict[str, float | str | None]:
+        """Return *note* as it is stored: a copy, numbers as floats, null where not finite."""
+        if not isinstance(note, Mapping) or len(note) > NOTES_MOST:
+            raise StrategyFailed(
+                f"{self._name} gave the note {short(note)}; give a dictionary of at most "
+                f"{NOTES_MOST} entries."
+            )
+        return {
+            self._note_name(name): self._note_value(name, value) for name, value in note.items()
+        }
+
+    def _note_name(self, name: object) -> str:
+        if type(name) is str and name.isidentifier() and len(name) <= NOTE_NAME_LONGEST:
+            return name
+        raise StrategyFailed(
+            f"{self._name} named a note {short(name)}; give an identifier of at most "
+            f"{NOTE_NAME_LONGEST} characters."
+        )
+
+    def _note_value(self, name: object, value: object) -> float | str | None:
+        if isinstance(value, Real):
+            try:
+                number = float(value)
+            except OverflowError:
+                return None
+            # The market can cause it, as a division by no volatility; null says so.
+            return number + 0.0 if math.isfinite(number) else None
+        if type(value) is str and len(value) <= REASON_LONGEST and value.isprintable():
+            return value
+        raise StrategyFailed(
+            f"{self._name} noted {short(value)} as {short(name)}; give a number, or one line of "
+            f"at most {REASON_LONGEST} printable characters."
+        )
 
 
-class _ForeignCode:
+class _Guarded(_Checks, Strategy):
+    """Calls the user's strategy and checks each answer before it is used."""
+
+    def __init__(self, strategy: Strategy, known_as: str) -> None:
+        self.guarded = strategy
+        self._name = type(strategy).__name__
+        self._observing = ForeignCode(self._name, "in observe", known_as)
+        self._deciding = ForeignCode(self._name, "in decide", known_as)
+        self._observes = type(strategy).observe is not Strategy.observe
+        self._copy_declared(strategy)
+
+    @property
+    def state(self) -> Struct:
+        state: Struct = self.guarded.state
+        return state
+
+    @state.setter
+    def state(self, given: Struct) -> None:
+        self.guarded.state = given
+
+    def observe(self, bar: Bar) -> None:
+        if self._observes:
+            with self._observing:
+                self.guarded.observe(bar)
+
+    def decide(self, now: Outlook) -> Signal | Orders:
+        with self._deciding:
+            signal = self.guarded.decide(now)
+        return self._checked(signal)
+
+
+class _GuardedPortfolio(_Checks, PortfolioStrategy):
+    """Calls the user's portfolio strategy and checks each part of its answers."""
+
+    def __init__(self, portfolio: PortfolioStrategy, known_as: str) -> None:
+        self.guarded = portfolio
+        self._name = type(portfolio).__name__
+        self._observing = ForeignCode(self._name, "in observe", known_as)
+        self._deciding = ForeignCode(self._name, "in decide", known_as)
+        self._copy_declared(portfolio)
+        self.symbols = portfolio.symbols
+
+    @property
+    def state(self) -> Struct:
+        state: Struct = self.guarded.state
+        return state
+
+    @state.setter
+    def state(self, given: Struct) -> None:
+        self.guarded.state = given
+
+    def observe(self, bar: Bar) -> None:
+        with self._observing:
+            self.guarded.observe(bar)
+
+    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal | Orders]:
+        with self._deciding:
+            answers = self.guarded.decide(now)
+            # What a user's mapping does is the user's code as well.
+            given = dict(answers) if isinstance(answers, Mapping) else None
+        if given is None:
+            raise StrategyFailed(
+                f"{self._name} answered {short(answers)} in decide; return a mapping from symbols "
+                "to signals."
+            )
+        for symbol in given:
+            if symbol not in self.symbols:
+                raise StrategyFailed(
+                    f"{self._name} answered for {short(symbol)} in decide, which the run does not "
+                    f"trade; name symbols of: {', '.join(self.symbols)}."
+                )
+        return {symbol: self._checked(signal) for symbol, signal in given.items()}
+
+
+def _is_for_signals(action: object) -> bool:
+    return isinstance(action, Action) and action is not Action.ORDERS
+
+
+def _is_well_typed(request: OrderRequest) -> bool:
+    """Return whether the fields of *request* have the types that they are declared with."""
+    numbers = (request.quantity, request.price, request.trigger)
+    return (
+        isinstance(request.side, Side)
+        and isinstance(request.kind, OrderKind)
+        and request.quantity is not None
+        and all(one is None or _is_number(one) for one in numbers)
+        and type(request.post_only) is bool
+        and type(request.reduce_only) is bool
+        and (request.until is None or _is_time(request.until))
+    )
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, Decimal):
+        return not value.is_snan()
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_float(number: Real) -> bool:
+    """Return whether *number* is not too large for a float; one that is infinite is none too."""
+    try:
+        float(number)
+    except OverflowError:
+        return False
+    return True
+
+
+def _is_time(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MONEY_LIMIT
+
+
+class ForeignCode:
     """Turns whatever a user's code raises into ``StrategyFailed``, with file and line.
 
     Errors of tracepaper pass, and so do exits, which are no errors.
@@ -165,34 +563,65 @@ class _ForeignCode:
             return
         frames = traceback.extract_tb(trace)
         where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        hint = _not_given(error, frames[-1].line or "") if frames else ""
         raise StrategyFailed(
             f"{self._name} failed {self._doing} with {type(error).__name__}: "
-            f"{_short(str(error), quoted=False)}{where}; mend it and start again."
+            f"{short(str(error), quoted=False)}{where}{hint or MEND}"
         ) from error
 
 
-def _check(strategy: Strategy) -> None:
+def _not_given(error: Exception, line: str) -> str:
+    """Return what was not given where *line* took an attribute of it; empty where another."""
+    if not isinstance(error, AttributeError) or error.obj is not None:
+        return ""
+    for given, when in _GIVEN.items():
+        if re.search(rf"\b{given}\.{re.escape(error.name or '')}\b", line):
+            return f"; now.{given} was read: {when}."
+    return ""
+
+
+def _check(strategy: Strategy | PortfolioStrategy) -> None:
     """Refuse declarations that the engine could not keep."""
     name = type(strategy).__name__
     warmup, horizon = strategy.warmup, strategy.horizon
     if type(warmup) is not int or not 1 <= warmup <= WARMUP_MOST:
         raise ConfigInvalid(
-            f"{name}.warmup is {_short(warmup)}; give a whole number of bars from 1 to "
+            f"{name}.warmup is {short(warmup)}; give a whole number of bars from 1 to "
             f"{WARMUP_MOST:,}."
         )
     if horizon is not None and (type(horizon) is not int or horizon < 1):
         raise ConfigInvalid(
-            f"{name}.horizon is {_short(horizon)}; give a whole number of bars, or None."
+            f"{name}.horizon is {short(horizon)}; give a whole number of bars, or None."
         )
+    if not isinstance(strategy.frames, tuple) or not INTERVALS.keys() >= set(strategy.frames):
+        raise ConfigInvalid(
+            f"{name}.frames are {short(strategy.frames)}; give a tuple of intervals of: "
+            f"{', '.join(INTERVALS)}."
+        )
+    counts = strategy.frames_warmup
+    if not isinstance(counts, Mapping) or not set(strategy.frames) >= counts.keys():
+        raise ConfigInvalid(
+            f"{name}.frames_warmup is {short(counts)}; give a mapping from declared frames to bars."
+        )
+    if any(type(count) is not int or not 1 <= count <= WARMUP_MOST for count in counts.values()):
+        raise ConfigInvalid(
+            f"{name}.frames_warmup is {short(counts)}; give whole numbers of bars from 1 to "
+            f"{WARMUP_MOST:,}."
+        )
+    for flag in ("needs_forecast", "sees_account", "reads_history"):
+        if type(declared := getattr(strategy, flag)) is not bool:
+            raise ConfigInvalid(f"{name}.{flag} is {short(declared)}; give True or False.")
     if not GATES.keys() >= set(strategy.gates):
         raise ConfigInvalid(
-            f"{name}.gates are {_short(strategy.gates)}; name gates of: {', '.join(gate_order())}."
+            f"{name}.gates are {short(strategy.gates)}; name gates of: {', '.join(gate_order())}."
         )
-    if not TWINS.issuperset(strategy.twins):
-        raise ConfigInvalid(f"{name}.twins are {_short(strategy.twins)}; the one twin is ungated.")
+    if not TWINS.keys() >= set(strategy.twins):
+        raise ConfigInvalid(
+            f"{name}.twins are {short(strategy.twins)}; name twins of: {', '.join(TWINS)}."
+        )
 
 
-def _short(value: object, *, quoted: bool = True) -> str:
+def short(value: object, *, quoted: bool = True) -> str:
     """Return *value* in at most some 80 characters of one line."""
     text = " ".join((repr(value) if quoted else str(value)).split())
     return text if len(text) <= 80 else text[:77] + "…"  # a line's worth
@@ -203,7 +632,7 @@ def _short(value: object, *, quoted: bool = True) -> str:
 _DYNAMIC: Final = frozenset({"import_module", "__import__"})
 
 
-def class_sha256(made_of: type) -> str:
+def class_sha256(made_of: Code) -> str:
     """Return the id of *made_of*: the SHA-256 of every source file of its own that it is made of.
 
     A class that was typed (in a notebook, or after ``python -c``) is hashed by its source, and
@@ -222,8 +651,8 @@ def class_sha256(made_of: type) -> str:
     return digest.hexdigest()
 
 
-def own_folder(made_of: type) -> Path | None:
-    """Return the folder in which the class's own code lies; None where it was typed.
+def own_folder(made_of: Code) -> Path | None:
+    """Return the folder in which its own code lies; None where it was typed.
 
     Of a package it is the folder that holds the outermost package.
     """
@@ -274,6 +703,31 @@ def _imported(path: Path, root: Path) -> Iterator[Path]:
             yield from _existing(folder / "__init__", folder)
 
 
+def packages_of(made_of: type) -> list[str]:
+    """Return the names of the installed packages that the class's own sources import."""
+    root = own_folder(made_of)
+    if root is None:
+        return []
+    names: set[str] = set()
+    for path in own_sources(Path(inspect.getfile(made_of)).resolve(), root):
+        if path.suffix == ".py":
+            names |= {one[0] for one in _names(ast.parse(path.read_bytes()), ()) if one}
+    own = {path.stem for path in root.iterdir()} if root.name not in INSTALLED else set()
+    return sorted(names - sys.stdlib_module_names - own - {"tracepaper"})
+
+
+def versions_of(made_of: type) -> dict[str, str]:
+    """Return the versions of the installed packages that the class's own sources import."""
+    found = {}
+    for name in packages_of(made_of):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            for package in importlib.metadata.packages_distributions().get(name, ()):
+                found[package] = importlib.metadata.version(package)
+    return found
+
+
 def _existing(*stems: Path) -> Iterator[Path]:
     for stem in stems:
         for suffix in SUFFIXES:
@@ -303,9 +757,14 @@ def _names(tree: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str, ..
                 pass
 
 
-def _typed_source(made_of: type) -> bytes:
-    """Return what is known of a typed class and of the typed classes that it derives from."""
+def _typed_source(made_of: Code) -> bytes:
+    """Return what is known of a typed function, or class and those that it derives from."""
     parts: list[bytes] = []
+    if isinstance(made_of, FunctionType):
+        try:
+            return inspect.getsource(made_of).encode()
+        except (OSError, TypeError):
+            return b"\0".join(_codes([made_of]))
     for part in made_of.__mro__:
         if own_folder(part) is None and part.__module__ not in sys.builtin_module_names:
             try:

@@ -211,8 +211,8 @@ class Lines:
             "open_time_ms": bar.open_time_ms,
             "close": unscaled(bar.close, instrument.price_decimals),
         }
-        if isinstance(step.prediction, Forecast) and step.prediction.explanation is not None:
-            facts["confidence"] = round(step.prediction.explanation.confidence, 4)
+        if isinstance(step.prediction, Forecast) and (said := step.prediction.explanation):
+            facts["confidence"] = None if said.confidence is None else round(said.confidence, 4)
         if (decision := step.decision) is not None:
             facts["action"] = decision.action.value
             facts["refused_by"] = decision.refused_by

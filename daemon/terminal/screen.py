@@ -17,13 +17,15 @@ from rich.table import Table
 from rich.text import Text
 
 from tracepaper.daemon.config.loading import restore
-from tracepaper.strategies.gates import GATES, measured
+from tracepaper.strategies.gates import GATES, measured, operator, risk_halt
 from tracepaper.strategies.market import scaled, unscaled
 from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     MONEY_SCALE,
     Action,
     Bar,
+    Command,
+    CommandKind,
     Decision,
     Forecast,
     Instrument,
@@ -43,6 +45,7 @@ ACTION_STYLES: Final = {
     Action.FLAT: "bold",
     Action.HOLD: "dim",
 }
+_HALTING: Final = frozenset({operator.name, risk_halt.name})
 DOWN, FLAT, UP = "red", "bright_black", "green"
 
 
@@ -61,6 +64,7 @@ class ScreenState:
     warming: int = 0
     fills: int = 0
     bars_per_s: float = 0.0
+    halted_by: str = ""  # what keeps it from new exposure until RESUME, as far as it was seen
 
     def open(self, run: Run) -> None:
         """Remember *run*; its stored configuration names the starting cash and the horizon."""
@@ -74,6 +78,11 @@ class ScreenState:
         self.last = step
         self.instruments = instruments
         self.fills += len(step.fills)
+        if isinstance(step.event, Command):
+            is_resumed = step.event.kind is CommandKind.RESUME
+            self.halted_by = "" if is_resumed else operator.name
+        elif step.decision is not None and step.decision.refused_by in _HALTING:
+            self.halted_by = step.decision.refused_by or ""
         if isinstance(step.event, Bar) and step.accepted:
             instrument = step.event.instrument
             self.bars[instrument] = step
@@ -103,6 +112,8 @@ def _head(state: ScreenState) -> RenderableType:
         name.append(f"  {run.kind.value}", "cyan")
         name.append(f"  {run.strategy} {run.model_id}".rstrip())
         name.append(f"  run {run.run_id}", "dim")
+    if state.halted_by:
+        name.append(f"  halted by {state.halted_by}", "bold yellow")
     grid.add_row(
         name,
         Text(
@@ -152,11 +163,11 @@ def _thoughts(step: Step, horizon: int) -> list[tuple[str, Text]]:
             return [("forecast", Text(f"none within {deadline_ms} ms", "yellow"))]
         case Forecast() as forecast:
             lines = [("forecast", _forecast(forecast, horizon))]
-            if forecast.explanation is not None:
+            if (explanation := forecast.explanation) is not None:
                 regime = step.decision.regime.value if step.decision is not None else NOTHING
                 text = (
-                    f"confidence {forecast.explanation.confidence:.3f}  regime {regime}  "
-                    f"recent mass {forecast.explanation.recent_mass:.3f}"
+                    f"confidence {_share(explanation.confidence)}  regime {regime}  "
+                    f"recent mass {_share(explanation.recent_mass)}"
                 )
                 lines.append(("attention", Text(text)))
             return lines
@@ -164,13 +175,19 @@ def _thoughts(step: Step, horizon: int) -> list[tuple[str, Text]]:
             return []
 
 
+def _share(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}"
+
+
 def _forecast(forecast: Forecast, horizon: int) -> Text:
     index = forecast.horizons.index(horizon) if horizon in forecast.horizons else 0
+    text = Text(f"in {forecast.horizons[index]} bars  ")
+    if forecast.mean_return:
+        spread = f" ± {forecast.stdev_return[index]:.3%}" if forecast.stdev_return else ""
+        text = Text(f"{forecast.mean_return[index]:+.3%}{spread} {text.plain}")
+    if not forecast.p_up:
+        return text
     shares = (forecast.p_down[index], forecast.p_flat[index], forecast.p_up[index])
-    text = Text(
-        f"{forecast.mean_return[index]:+.3%} ± {forecast.stdev_return[index]:.3%} "
-        f"in {forecast.horizons[index]} bars  "
-    )
     text.append(f"↓{shares[0]:.0%} ", DOWN)
     for cells, style in zip(split(shares, BAR_CELLS), (DOWN, FLAT, UP), strict=True):
         text.append("━" * cells, style)

@@ -11,8 +11,9 @@ import numpy as np
 
 from tracepaper.replay.archive.decimals import INT64_MAX, CellInvalidError, Decimals, IntArray
 from tracepaper.replay.archive.times import iso
+from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.market import interval_phase
+from tracepaper.strategies.market import WEEK_MS, interval_phase
 from tracepaper.strategies.types import Bar, Category, Instrument, Source
 
 COLUMNS: Final = ("open", "high", "low", "close", "volume")
@@ -47,6 +48,8 @@ class Candles:
     volume: IntArray
     turnover: IntArray | None
     notes: tuple[str, ...] = ()
+    calendar: Calendar | None = None
+    """The sessions of which these are bars; None where every interval is one."""
 
     def __len__(self) -> int:
         return int(self.open_time_ms.size)
@@ -59,16 +62,43 @@ class Candles:
     @property
     def until_ms(self) -> int:
         """The first millisecond after the last candle."""
-        return int(self.open_time_ms[-1]) + self.interval_ms
+        return int(self.closes_ms[-1])
+
+    @property
+    def closes_ms(self) -> IntArray:
+        """The first millisecond after each candle."""
+        if self.calendar is not None:
+            return self.calendar.closes_of(self.open_time_ms)
+        return self.open_time_ms + self.interval_ms
+
+    @property
+    def steps(self) -> IntArray:
+        """How many bars each candle is after the one before it: 1 without a hole."""
+        if self.calendar is not None:
+            return np.diff(self.calendar.places(self.open_time_ms))
+        return -(-np.diff(self.open_time_ms) // self.interval_ms)
 
     @property
     def gaps(self) -> list[Span]:
         """Holes as (first missing open time, open time of the candle after it)."""
-        after = np.flatnonzero(np.diff(self.open_time_ms) != self.interval_ms)
-        return [
-            (int(self.open_time_ms[row]) + self.interval_ms, int(self.open_time_ms[row + 1]))
-            for row in after.tolist()
-        ]
+        after = np.flatnonzero(self.steps != 1)
+        missing = self.open_time_ms[after] + self.interval_ms
+        if (calendar := self.calendar) is not None:
+            missing = calendar.opens[calendar.places(self.open_time_ms[after]) + 1]
+        return list(zip(missing.tolist(), self.open_time_ms[after + 1].tolist(), strict=True))
+
+    @property
+    def missing(self) -> int:
+        """How many candles the holes lack."""
+        return int((self.steps - 1).sum())
+
+    def later(self, weeks: int) -> Candles:
+        """Return the same candles *weeks* weeks later, and their sessions with them."""
+        calendar = self.calendar
+        if calendar is not None:
+            calendar = Calendar(calendar.sessions.later(weeks), self.interval_ms)
+        times = self.open_time_ms + weeks * WEEK_MS
+        return replace(self, open_time_ms=times, calendar=calendar)
 
     def rescaled(
         self,
@@ -114,7 +144,7 @@ class Candles:
 def bars_of(candles: Candles) -> list[Bar]:
     """Return *candles* as bars of an archive, with the candles' own decimals."""
     times = candles.open_time_ms
-    closes = (times + candles.interval_ms).tolist()
+    closes = candles.closes_ms.tolist()
     turnover = repeat(None) if candles.turnover is None else candles.turnover.tolist()
     return list(
         map(
@@ -238,7 +268,7 @@ def _aligned(candles: Candles, other: Candles) -> Candles:
 def _refuse_contradiction(first: Candles, second: Candles) -> None:
     """Raise where the same candle has two values; both parts have the same decimals."""
     phase = (second.open_time_ms[0] - first.open_time_ms[0]) % first.interval_ms
-    if phase:
+    if phase and first.calendar is None and second.calendar is None:
         raise DataInvalid(
             f"{first.path} and {second.path} open their candles of {first.symbol} at different "
             "instants: give files of one grid."
@@ -265,7 +295,8 @@ def _refuse_contradiction(first: Candles, second: Candles) -> None:
 def resample(candles: Candles, interval_ms: int) -> Candles:
     """Return *candles* aggregated to *interval_ms*, a multiple of their own interval.
 
-    Days begin at 00:00 UTC, weeks on Monday. A coarse candle is made only of all its parts: one
+    Days begin at 00:00 UTC, weeks on Monday; with a calendar they, and all others, are made of
+    session bars. A coarse candle is made only of all its parts: one
     that lacks any, at either end or by a hole, is dropped and said, so that a hole stays a hole.
     Volume and turnover are exact sums.
 
@@ -279,12 +310,22 @@ def resample(candles: Candles, interval_ms: int) -> Candles:
             f"{candles.path} has candles of {candles.interval_ms // 1000} s, which cannot make "
             f"candles of {interval_ms // 1000} s: choose a multiple."
         )
+    coarse = None
     phase = interval_phase(interval_ms)
-    buckets = (candles.open_time_ms - phase) // interval_ms
+    if candles.calendar is None:
+        buckets = (candles.open_time_ms - phase) // interval_ms
+        due = np.array([interval_ms // candles.interval_ms])
+    else:
+        coarse = Calendar(candles.calendar.sessions, interval_ms)
+        buckets = coarse.places(candles.open_time_ms)
+        due = np.bincount(coarse.places(candles.calendar.opens), minlength=len(coarse))
     first = np.flatnonzero(np.diff(buckets, prepend=buckets[0] - 1))
     counts = np.diff(np.append(first, len(candles)))
-    starts = buckets[first] * interval_ms + phase
-    whole = np.flatnonzero(counts == interval_ms // candles.interval_ms)
+    if coarse is None:
+        starts = buckets[first] * interval_ms + phase
+    else:
+        starts = coarse.opens[buckets[first]]
+    whole = np.flatnonzero(counts == (due if coarse is None else due[buckets[first]]))
     if not whole.size:
         raise DataInvalid(
             f"{candles.path} covers no whole candle of {interval_ms // 1000} s: give more data."
@@ -298,6 +339,7 @@ def resample(candles: Candles, interval_ms: int) -> Candles:
     return replace(
         candles,
         interval_ms=interval_ms,
+        calendar=coarse,
         open_time_ms=starts[whole],
         open=candles.open[first[whole]],
         high=np.maximum.reduceat(candles.high, first)[whole],

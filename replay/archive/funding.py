@@ -40,6 +40,42 @@ class FundingRates:
         return int(self.time_ms.size)
 
 
+NEIGHBOURS: Final = 4
+"""A settlement's interval is the median of the distances to so many neighbours either way."""
+
+
+def missing_settlements(rates: FundingRates, from_ms: int, until_ms: int) -> list[tuple[int, int]]:
+    """Return when settlements after *from_ms* and up to *until_ms* were due that *rates* lack.
+
+    Each stands beside the time of the next one that was due. The interval is that of the
+    settlements around it, since exchanges change it; of a single settlement there is none.
+    """
+    times = rates.time_ms
+    if times.size < 2:
+        return []
+    steps = np.diff(times)
+    around = [
+        int(np.sort(part)[(part.size - 1) // 2])
+        for part in (
+            steps[max(place - NEIGHBOURS, 0) : place + NEIGHBOURS + 1]
+            for place in range(steps.size)
+        )
+    ]
+    dues: list[int] = []
+    first, last = int(times[0]), int(times[-1])
+    if first > from_ms:
+        dues += range(first - (first - from_ms - 1) // around[0] * around[0], first, around[0])
+    for at, step, interval in zip(times.tolist(), steps.tolist(), around, strict=False):
+        dues += [at + place * interval for place in range(1, round(step / interval))]
+    dues += range(last + around[-1], until_ms + 1, around[-1])
+    following = np.searchsorted(times, dues, side="right")
+    return [
+        (due, int(times[place]) if place < times.size else due + around[-1])
+        for due, place in zip(dues, following.tolist(), strict=True)
+        if from_ms < due <= until_ms
+    ]
+
+
 def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates:
     """Return the settlements in a file with a time and a funding rate, as rates not percent.
 

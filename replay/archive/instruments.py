@@ -15,14 +15,20 @@ from tracepaper.replay.archive.candles import Candles
 from tracepaper.replay.archive.names import coins_of
 from tracepaper.strategies.types import MONEY_DECIMALS, Category, Instrument
 
-QUANTITY_DECIMALS: Final = {Category.LINEAR: 3, Category.SPOT: 6}
-"""For symbols that were not recorded: the finest common steps of the two categories."""
+QUANTITY_DECIMALS: Final = {Category.LINEAR: 3, Category.SPOT: 6, Category.STOCK: 0}
+"""For symbols that were not recorded: the finest common steps of a category; whole shares."""
+FRACTION_DECIMALS: Final = 3
+"""Of shares that are held in parts."""
 
 FUNDING_MINUTES: Final = 480
 
 
-def archive_instrument(candles: Candles) -> Instrument:
+def archive_instrument(
+    candles: Candles, *, fractional: bool = False, currency: str = "USD"
+) -> Instrument:
     """Return the instrument under which *candles* are replayed.
+
+    Of shares *fractional* allows parts, and *currency* is what they are paid in.
 
     The tick is the finer of the data's and the recorded one, for real old candles are finer
     than today's tick. The quantity step is the recorded one, and never above 1. There is no
@@ -34,9 +40,12 @@ def archive_instrument(candles: Candles) -> Instrument:
     )
     price_decimals = candles.price_decimals
     tick = Decimal(1).scaleb(-price_decimals)
+    is_stock = candles.category is Category.STOCK
     quantity_decimals = QUANTITY_DECIMALS[candles.category]
+    if is_stock and fractional:
+        quantity_decimals = FRACTION_DECIMALS
     step = Decimal(1).scaleb(-quantity_decimals)
-    base, quote = coins_of(candles.symbol)
+    base, quote = (candles.symbol, currency) if is_stock else coins_of(candles.symbol)
     funding = FUNDING_MINUTES if candles.category is Category.LINEAR else 0
     if recorded is not None:
         base, quote = str(recorded["baseCoin"]), str(recorded["quoteCoin"])

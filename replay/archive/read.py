@@ -31,6 +31,12 @@ from tracepaper.replay.archive.names import (
     meanings,
     split_argument,
 )
+from tracepaper.replay.archive.sessions import (
+    SessionsFor,
+    common_sessions,
+    counted_by,
+    in_sessions,
+)
 from tracepaper.replay.archive.tables import RawTable, plain_table, symbol_of_table
 from tracepaper.replay.archive.times import OFFSET, epoch_ms, iso
 from tracepaper.replay.archive.trades import DEFAULT_INTERVAL_MS, are_trades, to_candles
@@ -59,13 +65,15 @@ def read_candles(
     interval_ms: int | None = None,
     strict: bool = False,
     format_name: str | None = None,
+    sessions_for: SessionsFor | None = None,
 ) -> Candles:
     """Return the candles of one file, exactly, oldest first, each open time once.
 
     *path* may be ``SYMBOL=PATH``. The symbol comes from that, else from the file's name, else from
     its content, else from *symbol*; the category from the argument, else from the path; the
     interval from the times; the kind of file from its name, else from *format_name*, a key of
-    ``FORMATS``. *interval_ms* is wanted for trades (default a minute) and for a file of one candle.
+    ``FORMATS``. With *sessions_for* they are laid upon an exchange's sessions (``in_sessions``).
+    *interval_ms* is wanted for trades (default a minute) and for a file of one candle.
     What was converted, sorted or dropped is in ``Candles.notes``; with *strict* a drop is refused.
     An archive of ``tracepaper data`` gives the one series that the arguments mean.
 
@@ -75,7 +83,7 @@ def read_candles(
     if format_name is not None:
         format_named(format_name)  # a mistake in it is said before the file is looked at
     if category is not None and category not in tuple(Category):
-        raise ConfigInvalid(f"The category is {category!r}; write linear or spot.")
+        raise ConfigInvalid(f"The category is {category!r}; write linear, spot or stock.")
     named, file = split_argument(path)
     given = symbol_name(symbol) if symbol else None
     if given and named and given != named:
@@ -83,16 +91,54 @@ def read_candles(
     if is_archive(file):
         from tracepaper.replay.archive.series import read_archive
 
-        return read_archive(file, symbol=given or named, category=category, interval_ms=interval_ms)
+        held = read_archive(file, symbol=given or named, category=category, interval_ms=interval_ms)
+        return held if sessions_for is None else in_sessions(held, sessions_for)
     table = read_table(file, format_name=format_name)
     notes = _Notes()
     found_symbol, said = symbol_of_table(table, named, given)
-    table = plain_table(table, found_symbol)
-    notes.add(*said, *table.notes)
-    symbol = found_symbol or ""
+    notes.add(*said)
     market = category_of(file) if category is None else Category(category)
+    return _candles(
+        table,
+        found_symbol,
+        market,
+        notes,
+        interval_ms=interval_ms,
+        strict=strict,
+        sessions_for=sessions_for,
+    )
+
+
+def candles_of_table(
+    table: RawTable,
+    *,
+    symbol: str | None = None,
+    category: Category = Category.LINEAR,
+    sessions_for: SessionsFor | None = None,
+) -> Candles:
+    """Return the candles of *table*, which came from no file, as ``read_candles`` does.
+
+    The symbol is what its content names, else *symbol*.
+    """
+    found, said = symbol_of_table(table, None, symbol_name(symbol) if symbol else None)
+    return _candles(table, found, category, _Notes(list(said)), sessions_for=sessions_for)
+
+
+def _candles(
+    table: RawTable,
+    symbol: str | None,
+    category: Category,
+    notes: _Notes,
+    *,
+    interval_ms: int | None = None,
+    strict: bool = False,
+    sessions_for: SessionsFor | None = None,
+) -> Candles:
+    table = plain_table(table, symbol)
+    notes.add(*table.notes)
+    symbol = symbol or ""
     if are_trades(table):
-        return to_candles(table, symbol, market, interval_ms or DEFAULT_INTERVAL_MS)
+        return to_candles(table, symbol, category, interval_ms or DEFAULT_INTERVAL_MS)
     found = _found(table, symbol)
     times = _times(table, found, notes)
     prices = _prices(table, found)
@@ -101,22 +147,29 @@ def read_candles(
     rows = Rows(table, times, prices, volume, turnover)
     refuse_impossible(rows)
     rows = in_order(rows, notes.add, strict=strict)
-    step = interval_between(rows, interval_ms or interval_of(file.name))
-    rows = on_grid(rows, step, notes.add, strict=strict)
-    return Candles(
-        path=str(file),
-        category=market,
+    stated = interval_ms or interval_of(table.path.name)
+    # Bars of sessions do not all have one length: what a file says of them is believed first.
+    step = stated if sessions_for is not None and stated else interval_between(rows, stated)
+    if sessions_for is None:
+        rows = on_grid(rows, step, notes.add, strict=strict)
+    candles = Candles(
+        path=str(table.path),
+        category=category,
         symbol=symbol,
         interval_ms=step,
         price_decimals=prices["open"].places,
         volume_decimals=volume.places,
         turnover_decimals=turnover.places if turnover else 0,
         open_time_ms=rows.times,
-        **{name: rows.prices[name].mantissa for name in PRICES},
+        open=rows.prices["open"].mantissa,
+        high=rows.prices["high"].mantissa,
+        low=rows.prices["low"].mantissa,
+        close=rows.prices["close"].mantissa,
         volume=rows.volume.mantissa,
         turnover=rows.turnover.mantissa if rows.turnover else None,
         notes=tuple(notes.sentences),
     )
+    return candles if sessions_for is None else in_sessions(candles, sessions_for)
 
 
 def read_many(
@@ -127,21 +180,25 @@ def read_many(
     interval_ms: int | None = None,
     strict: bool = False,
     format_name: str | None = None,
+    sessions_for: SessionsFor | None = None,
 ) -> list[Candles]:
     """Read several files and join those of one instrument (``merge_candles``)."""
-    return merge_candles(
-        [
-            read_candles(
-                path,
-                symbol=symbol,
-                category=category,
-                interval_ms=interval_ms,
-                strict=strict,
-                format_name=format_name,
-            )
-            for path in paths
-        ]
-    )
+    parts = [
+        read_candles(
+            path,
+            symbol=symbol,
+            category=category,
+            interval_ms=interval_ms,
+            strict=strict,
+            format_name=format_name,
+            sessions_for=sessions_for,
+        )
+        for path in paths
+    ]
+    if sessions_for is not None:
+        sessions = common_sessions(parts, sessions_for)
+        parts = [counted_by(part, sessions) for part in parts]
+    return merge_candles(parts)
 
 
 def _found(table: RawTable, symbol: str) -> dict[str, str]:
@@ -357,7 +414,7 @@ def on_grid(rows: Rows, interval_ms: int, note: Note, *, strict: bool) -> Rows:
     if off.size > OFF_GRID_SHARE_MAX * rows.times.size:
         raise DataInvalid(
             f"{rows.table.place(row)}: {what}, like {off.size} of {rows.times.size} rows; give a "
-            "file of one fixed interval."
+            "file of one fixed interval, or name the calendar of its exchange."
         )
     note(f"{off.size} candles off the grid dropped, the first at {rows.table.place(row)}")
     return rows.select(np.delete(np.arange(rows.times.size), off))

@@ -30,6 +30,7 @@ MINUTE_DIGITS: Final = 4
 SECOND_DIGITS: Final = 6
 DATE_WIDTH: Final = len("2025-01-31")
 ZONE_NAME: Final = re.compile(r" (?:UTC|GMT)([+-]\d\d:?\d\d)?$")
+ZONELESS: Final = "times are text without a zone, read as UTC"
 UTC_ENDINGS: Final = (b"Z", b"+00:00", b" GMT+0000", b"+0000", b" UTC", b" GMT", b"+00")
 
 
@@ -141,7 +142,7 @@ def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray,
     broken = np.flatnonzero(microseconds % 1000)
     if whole and broken.size:
         raise CellInvalidError(int(broken[0]), "is not a whole millisecond")
-    notes = () if zoned else ("times are text without a zone, read as UTC",)
+    notes = () if zoned else (ZONELESS,)
     return microseconds // 1000, notes
 
 

@@ -109,14 +109,18 @@ def predictions_agree(first: Prediction, second: Prediction) -> bool:
         return type(first) is type(second)
     if first.horizons != second.horizons:
         return False
-    bounds = [RETURNS * stdev for stdev in first.stdev_return]
-    held = [(name, bounds) for name in RETURN_FIELDS]
-    held += [(name, [SHARES] * len(bounds)) for name in SHARE_FIELDS]
-    for name, allowed in held:
-        if not all(map(near, getattr(first, name), getattr(second, name), allowed)):
+    for name in (*RETURN_FIELDS, *SHARE_FIELDS):
+        one, two = getattr(first, name), getattr(second, name)
+        if len(one) != len(two):
             return False
-    one, two = first.explanation, second.explanation
-    return one is None or two is None or _explanations_agree(one, two)
+        bounds = [SHARES] * len(one)
+        if name in RETURN_FIELDS:
+            # A model that gives no deviation is held to its own numbers.
+            bounds = [RETURNS * size for size in first.stdev_return or map(abs, one)]
+        if not all(map(near, one, two, bounds)):
+            return False
+    explained, other = first.explanation, second.explanation
+    return explained is None or other is None or _explanations_agree(explained, other)
 
 
 def _explanations_agree(first: Explanation, second: Explanation) -> bool:

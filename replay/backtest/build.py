@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 
-from tracepaper.daemon.config.loading import DATA, Config, load_with_origins
+from tracepaper.daemon.config.loading import (
+    COMMAND_LINE,
+    DATA,
+    NOTHING,
+    Config,
+    Sections,
+    load_with_origins,
+)
+from tracepaper.daemon.config.sections import STOCK, MarketSection
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
+    Strategies,
     build_engine,
     make_strategies,
+    margin_warnings,
     needs_forecaster,
     resolved,
     warmup_bars,
@@ -21,11 +32,21 @@ from tracepaper.daemon.session.build import (
 from tracepaper.daemon.session.models import load_forecaster, warnings_for
 from tracepaper.daemon.session.preflight import refuse_size
 from tracepaper.daemon.session.run_record import describe_run
-from tracepaper.replay.archive import Candles, FundingRates
-from tracepaper.replay.archive.candles import resample
+from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.replay.archive import Candles, FundingRates, read_candles
+from tracepaper.replay.archive.candles import merge_candles, resample
 from tracepaper.replay.archive.instruments import archive_instrument
+from tracepaper.replay.archive.quality import split_sentences
+from tracepaper.replay.archive.sessions import (
+    SessionsFor,
+    common_sessions,
+    counted_by,
+    in_sessions,
+    sessions_named,
+)
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.frames import frame_bars
 from tracepaper.strategies.market import INTERVAL_NAMES
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Category, FillModel, Instrument, Run, RunKind
@@ -43,16 +64,59 @@ class Replay:
     config: Config
 
     def prober(self) -> Forecaster:
-        """Return a second, fresh forecaster of the same checkpoint."""
-        return load_forecaster(self.config)
+        """Return a second, fresh forecaster of the same model."""
+        found = load_forecaster(self.config)
+        if isinstance(found, UserForecaster):
+            found.scale(self.instruments)
+        return found
+
+
+def sessions_of(market: MarketSection) -> SessionsFor | None:
+    """Return the sessions of *market*; None where every interval counts."""
+    if market.asset != STOCK or market.calendar is None:
+        return None
+    return sessions_named(market.calendar)
+
+
+def read_market(
+    market: MarketSection,
+    given: Sequence[str | Candles],
+    *,
+    symbol: str | None = None,
+    category: str | None = None,
+    sessions_for: SessionsFor | None = None,
+) -> list[Candles]:
+    """Return the candles of each of *given*, paths or candles, as *market* says how to read them.
+
+    Shares are laid upon the sessions of its calendar, or of *sessions_for* where that is given.
+    Raises as ``read_candles`` does.
+    """
+    if market.asset == STOCK:
+        category = Category.STOCK
+        sessions_for = sessions_for or sessions_of(market)
+    candles = [
+        read_candles(item, symbol=symbol, category=category, sessions_for=sessions_for)
+        if isinstance(item, str)
+        else item
+        for item in given
+    ]
+    if sessions_for is None:
+        return candles
+    sessions = common_sessions(candles, sessions_for)
+    return [counted_by(part, sessions) for part in candles]
 
 
 def configuration(
-    file: Path | None, candles: Sequence[Candles], *, category: str | None = None
+    given: Path | Sections | None,
+    candles: Sequence[Candles],
+    overrides: Sections = NOTHING,
+    *,
+    category: str | None = None,
+    caller: str = COMMAND_LINE,
 ) -> Config:
-    """Return the configuration for *candles*.
+    """Return the configuration for *candles*, from a file or sections and what wins over them.
 
-    Symbols, category and interval come from the data where neither *file*, the environment nor
+    Symbols, category and interval come from the data where neither these, the environment nor
     the command line (*category*) names them. Raises ``ConfigInvalid`` where what is configured
     is not what the data hold, and says which source configured it.
     """
@@ -63,8 +127,10 @@ def configuration(
     }
     if first.interval_ms in INTERVAL_NAMES:
         from_data["interval"] = INTERVAL_NAMES[first.interval_ms]
-    overrides = {} if category is None else {"market": {"category": category}}
-    config, origins = load_with_origins(file, overrides, data={"market": from_data})
+    if category is not None:
+        market = {**overrides.get("market", {}), "category": category}
+        overrides = {**overrides, "market": market}
+    config, origins = load_with_origins(given, overrides, data={"market": from_data}, caller=caller)
     if ("market", "interval") not in origins:
         raise ConfigInvalid(
             f"{first.path} has bars of {first.interval_ms / 60_000:g} minutes, an interval that "
@@ -105,9 +171,10 @@ def _fitted(candles: Candles, config: Config) -> Candles:
 
     A file's name says only what it was recorded from; the configuration says what is traded.
     """
-    return resample(
-        replace(candles, category=Category(config.market.category)), config.market.interval_ms
-    )
+    market = config.market
+    if market.asset == STOCK and market.calendar is not None and candles.calendar is None:
+        candles = in_sessions(candles, sessions_named(market.calendar))
+    return resample(replace(candles, category=Category(market.category)), market.interval_ms)
 
 
 def build(  # noqa: PLR0913 - the options of a replay
@@ -121,11 +188,13 @@ def build(  # noqa: PLR0913 - the options of a replay
     mode: str = "scan",
     database: Path | None = None,
     warnings: tuple[str, ...] = (),
+    frames: Sequence[Candles] = (),
 ) -> Replay:
     """Put a backtest over *candles* together; times are UTC milliseconds of market time.
 
     *mode* is how the model goes over the bars, ``scan`` or ``step``; a checkpoint that is used
-    is kept beside *database*. Candles are aggregated to the configured interval. Raises
+    is kept beside *database*. Candles are aggregated to the configured interval; *frames* are
+    candles of higher time frames from before them. Raises
     ``ConfigInvalid`` or ``DataInvalid`` with one sentence where it cannot be done.
     """
     if config.execution.model == "quote":
@@ -134,7 +203,8 @@ def build(  # noqa: PLR0913 - the options of a replay
         )
     config = resolved(config, FillModel.NEXT_OPEN)
     candles = [_fitted(part, config) for part in candles]
-    instruments = _instruments(candles)
+    frames = [replace(part, category=Category(config.market.category)) for part in frames]
+    instruments = _instruments([*candles, *frames], config.market)
     for part in candles:
         (item,) = (item for item in instruments if item.symbol == part.symbol)
         refuse_size(config, item, Decimal(int(part.open[0])).scaleb(-part.price_decimals))
@@ -147,9 +217,10 @@ def build(  # noqa: PLR0913 - the options of a replay
         instruments,
         from_ms=from_ms,
         until_ms=until_ms,
-        warmup_bars=warmup_bars(strategies) if from_ms is not None else 0,
+        warmup_bars=warmup_bars(strategies, config) if from_ms is not None else 0,
         funding=funding,
         closes_together=config.market.closes_together,
+        frames=_frames(config, strategies, frames),
     )
     engine = build_engine(
         config,
@@ -158,6 +229,7 @@ def build(  # noqa: PLR0913 - the options of a replay
         period_start_ms=feed.period_start_ms,
         forecaster=forecaster,
         strategies=strategies,
+        sessions=feed.sessions,
     )
     run = describe_run(
         config,
@@ -166,16 +238,54 @@ def build(  # noqa: PLR0913 - the options of a replay
         kind=RunKind.REPLAY,
         started_at_ms=started_at_ms,
         period_start_ms=feed.period_start_ms,
-        warnings=(*warnings, *(() if forecaster is None else warnings_for(config))),
+        warnings=(
+            *warnings,
+            *chain.from_iterable(map(split_sentences, feed.candles)),
+            *(() if forecaster is None else warnings_for(config)),
+            *margin_warnings(config, instruments),
+        ),
+        sessions=feed.sessions,
+        sees_account=engine.sees_account,
     )
     return Replay(run, feed, engine, forecaster, instruments, config)
 
 
-def _instruments(candles: Sequence[Candles]) -> tuple[Instrument, ...]:
+def _frames(
+    config: Config, strategies: Strategies, frames: Sequence[Candles]
+) -> list[tuple[Candles, int]]:
+    """Return candles of higher frames and how many bars are handed on; refuse what nobody asks."""
+    wanted: dict[str, int] = {}
+    for strategy in strategies.values():
+        wanted |= frame_bars(strategy)
+    if frames and config.market.calendar is not None:
+        raise ConfigInvalid(
+            f"{frames[0].path} cannot be used with market.calendar, whose frames are made of the "
+            "run's own session bars; give bars from further back."
+        )
+    for part in frames:
+        if part.symbol not in config.market.symbols:
+            raise ConfigInvalid(
+                f"{part.path} holds {part.symbol}, which the run does not trade; leave it out."
+            )
+        if INTERVAL_NAMES.get(part.interval_ms) not in wanted:
+            raise ConfigInvalid(
+                f"{part.path} holds candles of {part.interval_ms // 60_000} minutes, and "
+                f"{config.strategy.name} declares "
+                f"{'frames ' + ', '.join(wanted) if wanted else 'no frames'}; leave it out, or add "
+                "the frame."
+            )
+    return [
+        (part, wanted[INTERVAL_NAMES[length_ms]])
+        for length_ms in sorted({part.interval_ms for part in frames})
+        for part in merge_candles([one for one in frames if one.interval_ms == length_ms])
+    ]
+
+
+def _instruments(candles: Sequence[Candles], market: MarketSection) -> tuple[Instrument, ...]:
     """Return one instrument a symbol, with the finest decimals of all its files."""
     found: dict[str, Instrument] = {}
     for part in candles:
-        made = archive_instrument(part)
+        made = archive_instrument(part, fractional=market.fractional, currency=market.currency)
         known = found.get(made.id)
         if known is None or made.price_decimals > known.price_decimals:
             found[made.id] = made if known is None else _finest(made, known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, groupby
 from operator import attrgetter
 from typing import Final
@@ -11,10 +11,14 @@ from typing import Final
 import numpy as np
 
 from tracepaper.replay.archive import Candles, FundingRates, merge_candles, slice_candles
-from tracepaper.replay.archive.candles import Span, bars_of
+from tracepaper.replay.archive.candles import Span, bars_of, resample
 from tracepaper.replay.archive.decimals import IntArray
+from tracepaper.replay.archive.funding import missing_settlements
 from tracepaper.replay.archive.times import iso
+from tracepaper.strategies.calendar import Sessions
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.frames import frame_bar_of
+from tracepaper.strategies.market import interval_start
 from tracepaper.strategies.types import Bar, Closed, Event, Funding, Gap, GapCause, Instrument
 
 BATCH_BARS: Final = 16_384
@@ -28,13 +32,18 @@ class _Track:
     times: IntArray
     candles: Candles | None
     funding: FundingRates | None
+    missing: Mapping[int, int] = field(default_factory=dict)  # settlements due: the next one's time
+    is_frame: bool = False  # the candles are those of a higher frame
 
     def events(self) -> Iterator[Event]:
         """Yield the events, whose times are ``times``."""
+        if self.is_frame:
+            assert self.candles is not None
+            return (frame_bar_of(bar, seen_ms=bar.close_time_ms) for bar in bars_of(self.candles))
         if self.candles is not None:
             return chain.from_iterable(_batches(self.candles))
         assert self.funding is not None
-        return _settlements(self.funding)
+        return _settlements(self.funding, self.missing, self.times)
 
 
 class ArchiveFeed:
@@ -42,14 +51,19 @@ class ArchiveFeed:
 
     Events are ordered by the bar's close, then by the order of *candles*; a ``Gap`` stands
     before the bar after a hole, and a ``Funding`` after the bars that close with it. An
-    archive's bar is seen at its close: ``market_ms = seen_ms = close_time_ms``.
+    archive's bar is seen at its close, which with a calendar is that of its session at the latest:
+    ``market_ms = seen_ms``.
 
     Bars that open in [*from_ms*, *until_ms*) are the period; of each instrument the last
     *warmup_bars* before it are fed first. *instruments* give the scales: at least as many
     decimals as the candles have. With *closes_together* the bars of one close follow a ``Closed``.
 
+    *frames* are candles of higher frames, and how many of each are handed on. Those that the bars
+    above do not reach come before the bar that closes with them.
+
     Raises ``DataInvalid`` where the period holds no bar, where instruments differ in interval,
-    or where an instrument is coarser than its candles.
+    where an instrument is coarser than its candles, or where a candle of a higher frame says
+    otherwise than the bars that it is made of.
     """
 
     def __init__(
@@ -62,8 +76,11 @@ class ArchiveFeed:
         warmup_bars: int = 0,
         funding: Sequence[FundingRates] = (),
         closes_together: bool = False,
+        frames: Sequence[tuple[Candles, int]] = (),
     ) -> None:
         joined = merge_candles(candles)
+        self.sessions: Sessions | None = _sessions_of(joined)
+        """The sessions by which the bars are counted; None where every interval is one."""
         _refuse_mixed_intervals(joined)
         known = {instrument.id: instrument for instrument in instruments}
         self._together = tuple(known) if closes_together else ()
@@ -78,7 +95,13 @@ class ArchiveFeed:
         )
         """Bars that open before this are warm-up."""
         self.bar_count: int = sum(len(part) for part in self.candles)
-        self._tracks = [_Track(_times_of(part), part, None) for part in self.candles]
+        whole = {part.instrument: _scaled(part, known) for part in joined}
+        higher = [(_scaled(part, known), wanted) for part, wanted in frames]
+        for part, _ in higher:
+            refuse_contradiction(part, whole[part.instrument])
+        # Before the bars: what closed with a bar is known when it is decided.
+        self._tracks = _frame_tracks(higher, self.candles)
+        self._tracks += [_Track(_times_of(part), part, None) for part in self.candles]
         self._tracks += _funding_tracks(self.candles, funding, self.period_start_ms)
 
     def events(self) -> Iterator[Event]:
@@ -137,20 +160,27 @@ def _with_gaps(bars: Iterable[Bar], holes: Mapping[int, Span]) -> Iterator[Event
     """Yield *bars*; *holes* are by the open time of the bar after them."""
     for bar in bars:
         if hole := holes.get(bar.open_time_ms):
-            at = bar.close_time_ms
+            at = bar.market_ms
             yield Gap(bar.instrument, *hole, GapCause.ARCHIVE, "", market_ms=at, seen_ms=at)
         yield bar
 
 
-def _settlements(funding: FundingRates) -> Iterator[Event]:
-    for at, rate in zip(funding.time_ms.tolist(), funding.rate.tolist(), strict=True):
-        yield Funding(funding.instrument, rate, market_ms=at, seen_ms=at)
+def _settlements(
+    funding: FundingRates, missing: Mapping[int, int], times_ms: IntArray
+) -> Iterator[Event]:
+    """Yield the settlements, and a gap where one was due and is not in the file."""
+    rates = dict(zip(funding.time_ms.tolist(), funding.rate.tolist(), strict=True))
+    for at in times_ms.tolist():
+        if at in rates:
+            yield Funding(funding.instrument, rates[at], market_ms=at, seen_ms=at)
+        else:
+            yield Gap(funding.instrument, at, missing[at], GapCause.FUNDING, "", at, at)
 
 
 def _times_of(candles: Candles) -> IntArray:
     """Return the time of every bar and gap of *candles*, in order: the close of its bar."""
-    closes = candles.open_time_ms + candles.interval_ms
-    after_hole = np.flatnonzero(np.diff(candles.open_time_ms) != candles.interval_ms) + 1
+    closes = candles.closes_ms
+    after_hole = np.flatnonzero(candles.steps != 1) + 1
     return np.insert(closes, after_hole, closes[after_hole])
 
 
@@ -195,6 +225,41 @@ def _first_of_period(candles: Candles, from_ms: int | None) -> int | None:
     return int(times[row]) if row < len(candles) else None
 
 
+def _frame_tracks(
+    higher: Sequence[tuple[Candles, int]], candles: Sequence[Candles]
+) -> list[_Track]:
+    """Return the candles of higher frames that the instrument's own bars do not reach."""
+    first_ms = {part.instrument: int(part.open_time_ms[0]) for part in candles}
+    tracks: list[_Track] = []
+    for part, wanted in higher:
+        if (begun_ms := first_ms.get(part.instrument)) is None:
+            continue
+        length_ms = part.interval_ms
+        from_ms = interval_start(begun_ms, length_ms) - wanted * length_ms
+        inside = (part.open_time_ms >= from_ms) & (part.open_time_ms < begun_ms)
+        if inside.any():
+            cut = slice_candles(part, np.flatnonzero(inside))
+            tracks.append(_Track(cut.open_time_ms + length_ms, cut, None, is_frame=True))
+    return tracks
+
+
+def refuse_contradiction(higher: Candles, bars: Candles) -> None:
+    """Refuse candles of a higher frame that say otherwise than *bars*, of which they are made."""
+    first_ms = interval_start(int(bars.open_time_ms[0]), higher.interval_ms)
+    if bars.until_ms - first_ms < 2 * higher.interval_ms:
+        return  # no candle of the frame is whole for certain
+    made = resample(bars, higher.interval_ms)
+    _, one, two = np.intersect1d(higher.open_time_ms, made.open_time_ms, return_indices=True)
+    for name in ("open", "high", "low", "close", "volume"):
+        said, sums = getattr(higher, name)[one], getattr(made, name)[two]
+        if (wrong := np.flatnonzero(said != sums)).size:
+            at = iso(int(higher.open_time_ms[one][wrong[0]]))
+            raise DataInvalid(
+                f"{higher.path} contradicts {bars.path} in {name} of the {higher.symbol} candle of "
+                f"{at} that its bars add up to: leave it out, or mend one of them."
+            )
+
+
 def _funding_tracks(
     candles: Sequence[Candles], funding: Sequence[FundingRates], from_ms: int
 ) -> list[_Track]:
@@ -209,8 +274,27 @@ def _funding_tracks(
                 cut = FundingRates(
                     rates.path, rates.symbol, rates.time_ms[inside], rates.rate[inside]
                 )
-                tracks.append(_Track(cut.time_ms, None, cut))
+                first_ms = max(from_ms, int(part.open_time_ms[0]))
+                missing = dict(missing_settlements(rates, first_ms, part.until_ms))
+                times = np.union1d(cut.time_ms, np.array([*missing], dtype=np.int64))
+                tracks.append(_Track(times, None, cut, missing))
     return tracks
+
+
+def _sessions_of(candles: Sequence[Candles]) -> Sessions | None:
+    """Return the sessions that all of *candles* are counted by."""
+    first = candles[0].calendar if candles else None
+    for part in candles:
+        if (part.calendar is None) is not (first is None) or (
+            first is not None
+            and part.calendar is not None
+            and part.calendar.sessions != first.sessions
+        ):
+            raise DataInvalid(
+                f"{candles[0].path} and {part.path} are counted by different sessions: read them "
+                "together, by one calendar."
+            )
+    return None if first is None else first.sessions
 
 
 def _refuse_mixed_intervals(candles: Sequence[Candles]) -> None:

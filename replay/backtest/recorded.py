@@ -21,9 +21,10 @@ from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine, needs_forecaster
-from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.daemon.session.models import recorded_forecaster
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
-from tracepaper.daemon.session.run_record import OF_THE_PLACE, start_event
+from tracepaper.daemon.session.run_record import OF_THE_PLACE, sessions_of, start_event
+from tracepaper.daemon.session.user_model import UserForecaster, refuse_other_model
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage import checkpoints
@@ -73,9 +74,11 @@ def open_recorded(reader: Reader, database: Path, run_id: str) -> Recorded:
         raise ConfigInvalid(f"Run {run_id} does not say how its orders were filled.")
     forecaster = None
     if needs_forecaster(config):
-        kept = checkpoints.find_kept(database, run.model_id)
-        forecaster = forecaster_of(kept, config, mode=run.mode)
-        if forecaster.model_sha256 != run.model_sha256:
+        forecaster = recorded_forecaster(config, database, run.model_id, mode=run.mode)
+        if isinstance(forecaster, UserForecaster):
+            refuse_other_model(forecaster, run.model_sha256, run_id)
+        elif forecaster.model_sha256 != run.model_sha256:
+            kept = checkpoints.find_kept(database, run.model_id)
             raise DataInvalid(f"{kept} is not the checkpoint that run {run_id} used; restore it.")
     engine = engine_of(run, config, forecaster, run.instruments)
     _restore_parent(reader, run, engine)
@@ -92,6 +95,7 @@ def engine_of(
         execution=FillModel(config.execution.model),
         period_start_ms=run.period_start_ms,
         forecaster=forecaster,
+        sessions=sessions_of(run),
     )
 
 
@@ -100,8 +104,16 @@ def prober_of(recorded: Recorded, database: Path) -> Forecaster | None:
     run = recorded.run
     if recorded.forecaster is None or run.mode != "scan":
         return None
-    kept = checkpoints.find_kept(database, run.model_id)
-    return forecaster_of(kept, recorded.config, mode=run.mode)
+    return _made_again(recorded, database)
+
+
+def _made_again(recorded: Recorded, database: Path, *, into: Path | None = None) -> Forecaster:
+    """Return the run's model made once more; what it is, is kept beside *into*."""
+    run = recorded.run
+    found = recorded_forecaster(recorded.config, database, run.model_id, mode=run.mode, into=into)
+    if isinstance(found, UserForecaster):
+        found.scale(run.instruments)
+    return found
 
 
 def _restore_parent(reader: Reader, run: Run, engine: Engine) -> None:
@@ -125,7 +137,9 @@ class RecordedPredictor:
         self._recorded: deque[Prediction] = deque()
         self._inline: InlinePredictor | None = None
         self._scan: ScanPredictor | None = None
-        if forecaster is None:
+        self.taken = 0  # answers of an outside service, which are taken from the record
+        self._is_outside = forecaster is not None and forecaster.is_outside
+        if forecaster is None or self._is_outside:
             return
         if run.mode == "scan" and prober is not None:
             self._scan = ScanPredictor(
@@ -142,9 +156,10 @@ class RecordedPredictor:
 
     def _plain(self, reader: Reader, run_id: str) -> Iterator[Event]:
         for _, _, event, stored in reader.events(run_id):
-            if self._inline is not None:
+            if self._inline is not None or self._is_outside:
                 was_late = isinstance(stored, PredictionTimeout)
                 self._recorded.append(self._timeout if was_late else stored)
+                self.taken += self._is_outside and stored is not None
             yield event
 
     def predict(self, event: Event) -> Prediction:
@@ -153,7 +168,7 @@ class RecordedPredictor:
             return self._scan.predict(event)
         if self._inline is not None:
             return self._inline.predict(event, self._recorded.popleft())
-        return None
+        return self._recorded.popleft() if self._is_outside else None
 
     def predict_close(self, bars: Sequence[Bar]) -> list[Prediction]:
         """Return the answers to *bars*, which must be the oldest not yet answered."""
@@ -161,6 +176,8 @@ class RecordedPredictor:
             return self._scan.predict_close(bars)
         if self._inline is not None:
             return self._inline.predict_close(bars, [self._recorded.popleft() for _ in bars])
+        if self._is_outside:
+            return [self._recorded.popleft() for _ in bars]
         return [None] * len(bars)
 
 
@@ -180,10 +197,7 @@ def rerun_recorded(
         recorded = open_recorded(reader, named.path, named.run_id)
         prober = None
         if recorded.forecaster is not None:
-            kept = checkpoints.find_kept(named.path, recorded.run.model_id)
-            checkpoints.keep(kept, database)
-            if recorded.run.mode == "scan":
-                prober = forecaster_of(kept, recorded.config, mode="scan")
+            prober = _made_again(recorded, named.path, into=database)
         here = start_event(recorded.forecaster, warm_from=(), market_ms=0)
         place = {name: getattr(here, name) for name in OF_THE_PLACE}
         run = msgspec.structs.replace(

@@ -1,4 +1,7 @@
-"""What ``tracepaper replay`` does: choose data and configuration, run, say what happened."""
+"""What ``tracepaper replay`` and ``tracepaper.backtest`` do: choose data and configuration, run.
+
+``carry_out`` is the one way in which both make a run; ``perform`` is the command around it.
+"""
 
 from __future__ import annotations
 
@@ -6,57 +9,104 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import reads_record
-from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.loading import COMMAND_LINE, Sections, load
 from tracepaper.daemon.terminal.console import Terminal
-from tracepaper.replay.archive import read_candles, read_funding
+from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
 from tracepaper.replay.archive.times import instant
-from tracepaper.replay.backtest.build import Replay, build, configuration
+from tracepaper.replay.backtest.build import Replay, build, configuration, read_market
 from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import (
+    Progress,
+    Tally,
+    resume_replay,
+    run_replay,
+    sessions_before,
+)
 from tracepaper.replay.report.summary import decision_to_explain, program_name, show, summarise
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.lock import lock_file
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.market import unscaled
-from tracepaper.strategies.types import ACTING_ONLY, MONEY_DECIMALS
+from tracepaper.strategies.types import ACTING_ONLY, MONEY_DECIMALS, Step
 
 INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True)
 class Request:
-    """The options of one ``tracepaper replay``."""
+    """The options of one replay; *overrides* are keys of the configuration that win over all."""
 
-    data: tuple[str, ...]
-    config: Path | None = None
+    data: tuple[str | Candles, ...]
+    config: Path | Sections | None = None
+    overrides: Sections = field(default_factory=dict)
+    caller: str = COMMAND_LINE  # who set them, in an error
     symbol: str | None = None
     category: str | None = None
     from_text: str | None = None
     to_text: str | None = None
     resume: str | None = None
-    funding: tuple[Path, ...] = ()
+    funding: tuple[Path | FundingRates, ...] = ()
+    frames: tuple[str | Candles, ...] = ()
     mode: str = "scan"
     database: Path | None = None
     log: str = "full"
-    as_json: bool = False
+    warnings: tuple[str, ...] = ()
 
 
-def perform(request: Request) -> None:
-    """Carry *request* out; raise ``typer.Exit`` 130 where Ctrl-C ended it early."""
+@dataclass(frozen=True)
+class Made:
+    """The run that a request made."""
+
+    database: Path
+    run_id: str
+    tally: Tally
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on: shows how far a replay is, is asked whether it shall stop, sees every step."""
+
+    progress: Callable[[Replay], AbstractContextManager[Progress]] = lambda _replay: nullcontext(
+        lambda _bars: None
+    )
+    stopped: Callable[[], bool] = lambda: False
+    observe: Callable[[Step], None] | None = None
+
+
+def perform(request: Request, *, as_json: bool = False) -> None:
+    """Carry *request* out and print it; raise ``typer.Exit`` 130 where Ctrl-C ended it early."""
     import typer
 
+    quiet = as_json or not sys.stderr.isatty()
+    with _interruptible() as stopped:
+        made = carry_out(request, Watch(partial(_progress, quiet=quiet), stopped))
+    _say(request, made, as_json=as_json)
+    if not made.tally.finished:
+        raise typer.Exit(INTERRUPTED)
+
+
+def carry_out(request: Request, watch: Watch | None = None) -> Made:
+    """Make the run of *request*; leave nothing behind where its start fails.
+
+    Reads no signal and awaits nothing, so it may be called in any thread and inside a running
+    event loop. Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, in one sentence.
+    """
+    watch = watch or Watch()
     clock = SystemClock()
-    recorded = [item for item in request.data if names_a_run(item)]
+    recorded = [item for item in request.data if isinstance(item, str) and names_a_run(item)]
     if recorded and len(request.data) > 1:
         raise ConfigInvalid("A recorded run is replayed alone; give --data FILE.db#RUN once.")
     database = request.database or Path(f"replay-{clock.wall_ms()}.db")
@@ -68,18 +118,14 @@ def perform(request: Request) -> None:
     is_new, kept = not database.exists(), _kept(database)
     audit = SqlAuditLog.open(database)
     try:
-        with _interruptible() as stopped:
-            tally, run_id = _run(request, recorded, audit, database, clock, stopped)
+        tally, run_id = _run(request, recorded, audit, database, clock, watch)
         if tally.finished:
             audit.end(clock.wall_ms())
     finally:
         audit.close()
         if not audit.is_open:  # the start failed: nothing is left behind
             _remove_failed_start(database, kept, is_new=is_new)
-    seconds = clock.network_s() - began_s
-    _say(request, database, run_id, tally, seconds)
-    if not tally.finished:
-        raise typer.Exit(INTERRUPTED)
+    return Made(database, run_id, tally, clock.network_s() - began_s)
 
 
 def names_a_run(item: str) -> bool:
@@ -117,24 +163,48 @@ def _run(
     audit: SqlAuditLog,
     database: Path,
     clock: SystemClock,
-    stopped: Callable[[], bool],
+    watch: Watch,
 ) -> tuple[Tally, str]:
     if recorded:
-        tally = Tally(stopped=stopped)
+        tally = Tally(stopped=watch.stopped)
         rerun = reads_record(rerun_recorded)
         return tally, rerun(recorded[0], audit, database, tally, started_at_ms=clock.wall_ms())
-    load(request.config)  # a mistake in it is said before the data are read
-    candles = [
-        read_candles(item, symbol=request.symbol, category=request.category)
-        for item in request.data
+    asked = dict(request.overrides)
+    if request.category is not None:
+        asked["market"] = {**asked.get("market", {}), "category": request.category}
+    # A mistake in it is said before the data are read.
+    given = load(request.config, asked, caller=request.caller)
+    candles = read_market(
+        given.market,
+        request.data,
+        symbol=request.symbol,
+        category=request.category,
+        sessions_for=None if request.resume is None else sessions_before(database, request.resume),
+    )
+    funding = [
+        read_funding(item, symbol=request.symbol) if isinstance(item, Path) else item
+        for item in request.funding
     ]
-    funding = [read_funding(path, symbol=request.symbol) for path in request.funding]
+    frames = [
+        read_candles(item, symbol=request.symbol, category=request.category)
+        if isinstance(item, str)
+        else item
+        for item in request.frames
+    ]
     if request.resume is not None:
-        tally = Tally(stopped=stopped)
-        run_id = resume_replay(request.resume, candles, funding, audit, database, tally)
+        tally = Tally(stopped=watch.stopped)
+        run_id = resume_replay(
+            request.resume, candles, funding, audit, database, tally, frames=frames
+        )
         return tally, run_id
     replay = build(
-        configuration(request.config, candles, category=request.category),
+        configuration(
+            request.config,
+            candles,
+            request.overrides,
+            category=request.category,
+            caller=request.caller,
+        ),
         candles,
         started_at_ms=clock.wall_ms(),
         from_ms=_time(request.from_text, "--from"),
@@ -142,10 +212,11 @@ def _run(
         funding=funding,
         mode=request.mode,
         database=database,
-        warnings=(ACTING_ONLY,) if request.log == "acted" else (),
+        warnings=(*request.warnings, *((ACTING_ONLY,) if request.log == "acted" else ())),
+        frames=frames,
     )
-    with _progress(replay, quiet=request.as_json or not sys.stderr.isatty()) as advance:
-        tally = Tally(progress=advance, stopped=stopped)
+    with watch.progress(replay) as advance:
+        tally = Tally(progress=advance, stopped=watch.stopped, observe=watch.observe)
         run_replay(replay, audit, tally)
     return tally, replay.run.run_id
 
@@ -180,7 +251,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _progress(replay: Replay, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+def _progress(replay: Replay, *, quiet: bool) -> Iterator[Progress]:
     """Show bars, bars a second and the time left on a terminal; nothing elsewhere."""
     if quiet:
         yield lambda _bars: None
@@ -192,7 +263,7 @@ def _progress(replay: Replay, *, quiet: bool) -> Iterator[Callable[[int], None]]
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("replaying", total=replay.feed.bar_count, rate="")
 
         def advance(bars: int) -> None:
@@ -203,10 +274,11 @@ def _progress(replay: Replay, *, quiet: bool) -> Iterator[Callable[[int], None]]
         yield advance
 
 
-def _say(request: Request, database: Path, run_id: str, tally: Tally, seconds: float) -> None:
+def _say(request: Request, made: Made, *, as_json: bool) -> None:
     from tracepaper.daemon.commands.options import print_json
 
-    if request.as_json:
+    database, run_id, tally, seconds = made.database, made.run_id, made.tally, made.seconds
+    if as_json:
         print_json(
             {
                 "run_id": run_id,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from tracepaper.daemon.config.loading import restore
+from tracepaper.daemon.config.loading import own_classes, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.runner import (
     KnownPredictor,
@@ -23,19 +24,22 @@ from tracepaper.daemon.engine.runner import (
 from tracepaper.daemon.session.open import restore_engine
 from tracepaper.daemon.session.outside import NewlyOpened, Outside
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
-from tracepaper.daemon.session.run_record import continues, start_event
+from tracepaper.daemon.session.run_record import continues, sessions_of, start_event
 from tracepaper.replay.archive import Candles, FundingRates
+from tracepaper.replay.archive.sessions import SessionsFor, reaching
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.reader import Reader
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.calendar import Calendar
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import (
     ACTING_ONLY,
     Bar,
     Closed,
     Event,
+    FrameBar,
     Funding,
     Gap,
     Prediction,
@@ -58,12 +62,14 @@ class ActingAudit:
     """Keeps only steps in which something was traded, and what figures by day are made of.
 
     That is: every instrument's first two decided bars (buy and hold buys at the second open), its
-    last of each UTC day and before a settlement, and every event that is no bar. Steps are numbered
-    anew, so that the chain over what is kept has no holes; what is left cannot be re-derived.
+    last of each day (UTC, or of the calendar) and before a settlement, and every event that is no
+    bar. Steps are numbered anew, so that the chain over what is kept has no holes; what is left
+    cannot be re-derived.
     """
 
-    def __init__(self, audit: SqlAuditLog) -> None:
+    def __init__(self, audit: SqlAuditLog, calendar: Calendar | None) -> None:
         self._append_now = audit.append_now
+        self._calendar = calendar
         self._next = 0
         self._day = -1
         self._kept: dict[int, Step] = {}  # of this day, by their own sequence
@@ -88,7 +94,9 @@ class ActingAudit:
                 self._keep(self._last[event.instrument])
             self._keep(step)
             return
-        day = (event.open_time_ms + event.interval_ms - 1) // DAY_MS
+        day = (event.market_ms - 1) // DAY_MS
+        if self._calendar is not None:
+            day = self._calendar.day_of(event.open_time_ms)
         if day > self._day:
             self.finish()
             self._day = day
@@ -115,7 +123,7 @@ class ActingAudit:
 
 
 def _trades(step: Step) -> bool:
-    return bool(step.orders or step.fills) or any(twin.fills for twin in step.twins)
+    return bool(step.orders or step.fills or step.ledger) or any(twin.fills for twin in step.twins)
 
 
 @dataclass
@@ -124,6 +132,7 @@ class Tally:
 
     progress: Progress = lambda _bars: None
     stopped: Callable[[], bool] = lambda: False
+    observe: Callable[[Step], None] | None = None  # is shown every step, kept or not
     bars: int = 0
     decisions: int = 0
     equity: int = 0
@@ -152,6 +161,7 @@ def run_events(
     tally: Tally,
     *,
     acting_only: bool = False,
+    calendar: Calendar | None = None,
     newly_opened: Callable[[], Sequence[Outside]] = tuple,
 ) -> None:
     """Take known *events* through *engine* into *audit*, whole wherever it stops.
@@ -161,8 +171,9 @@ def run_events(
     is drawn only when the one before was dealt with: what reads ahead (``ScanPredictor``) relies
     on that.
     """
-    acting = ActingAudit(audit) if acting_only else None
+    acting = ActingAudit(audit, calendar) if acting_only else None
     append = audit.append_now if acting is None else acting.append
+    observe = tally.observe
     bars = decisions = 0
     step = None
     with settled_heap():
@@ -172,6 +183,8 @@ def run_events(
             for step in steps:
                 bars += type(step.event) is Bar
                 decisions += step.decision is not None
+                if observe is not None:
+                    observe(step)
             if count % PROGRESS_EVENTS == 0:
                 tally.bars, tally.decisions = bars, decisions
                 tally.progress(bars)
@@ -197,7 +210,8 @@ def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
         audit,
         tally,
         acting_only=not replay.run.keeps_every_step,
-        newly_opened=NewlyOpened(replay.run.strategy),
+        calendar=replay.feed.candles[0].calendar,
+        newly_opened=NewlyOpened(*own_classes(replay.config)),
     )
 
 
@@ -244,6 +258,16 @@ def predictor_over(replay: Replay) -> ReplayPredictor:
 # ---------------------------------------------------------------- go on with an interrupted replay
 
 
+def sessions_before(database: Path, wanted: str) -> SessionsFor | None:
+    """Return what gives the sessions that the run *wanted* was opened with, whatever is asked.
+
+    The package that computed them may say something else by now. None where it counts intervals.
+    """
+    with Reader.open(database) as reader:
+        sessions = sessions_of(reader.stored_run(reader.find(wanted)).run)
+    return None if sessions is None else partial(reaching, sessions)
+
+
 def resume_replay(
     wanted: str,
     candles: Sequence[Candles],
@@ -251,6 +275,8 @@ def resume_replay(
     audit: SqlAuditLog,
     database: Path,
     tally: Tally,
+    *,
+    frames: Sequence[Candles] = (),
 ) -> str:
     """Go on with the replay *wanted* over the same candles; return its run id.
 
@@ -275,14 +301,18 @@ def resume_replay(
         funding=funding,
         mode=run.mode or "scan",
         database=database,
+        frames=frames,
     )
     if not continues(run, replay.config, replay.forecaster):
         raise ConfigInvalid(
             f"Run {run_id} was made by {run.code_version} with another configuration, strategy, "
             "code or checkpoint; start a new replay."
         )
+    _refuse_short(replay, database, run_id)
     resumed = audit.resume(run_id)
-    rest = (event for event in replay.feed.events() if _is_new(event, resumed))
+    with Reader.open(database) as reader:
+        held = {_frame_key(one) for one in reader.frame_bars(run_id)}
+    rest = (event for event in replay.feed.events() if _is_new(event, resumed, held))
     way = predictor_over(replay)
     history = way.history
     with Reader.open(database) as reader:
@@ -294,18 +324,41 @@ def resume_replay(
         market_ms=max(resumed.last_open_ms.values(), default=run.period_start_ms),
     )
     events = way.ahead(chain((start,), rest))
-    newly_opened = NewlyOpened(run.strategy)
+    newly_opened = NewlyOpened(*own_classes(replay.config))
     run_events(events, way.predictor, replay.engine, audit, tally, newly_opened=newly_opened)
     return run_id
 
 
-def _is_new(event: Event, resumed: Resumed) -> bool:
-    """Return whether *event* comes after what the run already holds."""
+def _refuse_short(replay: Replay, database: Path, run_id: str) -> None:
+    """Refuse to go on where a prune left fewer bars than decide: it would decide otherwise."""
+    context = 0 if replay.forecaster is None else replay.forecaster.context
+    with Reader.open(database) as reader:
+        if reader.pruned(reader.stored_run(run_id).run_key) is None:
+            return
+        for item in replay.instruments:
+            wanted = max(replay.engine.warmup_of(item.id), context)
+            held = len(reader.bars(run_id, item.id, wanted))
+            if held < wanted:
+                raise DataInvalid(
+                    f"Run {run_id} was pruned to {held:,} bars of {item.id}, and its decisions "
+                    f"depend on {wanted:,}; start a new replay."
+                )
+
+
+def _frame_key(bar: FrameBar) -> tuple[str, int, int]:
+    """Return what makes two candles of a higher frame the same one."""
+    return bar.instrument, bar.interval_ms, bar.open_time_ms
+
+
+def _is_new(event: Event, resumed: Resumed, frame_bars: Collection[tuple[str, int, int]]) -> bool:
+    """Return whether *event* comes after what the run already holds, *frame_bars* included."""
     match event:
         case Bar():
             return event.open_time_ms > resumed.last_open_ms.get(event.instrument, -1)
         case Closed():  # of its bars all are stored or none
             return event.open_time_ms > max(resumed.last_open_ms.values(), default=-1)
+        case FrameBar():
+            return _frame_key(event) not in frame_bars
         case Funding():
             return event.market_ms > resumed.last_funding_ms.get(event.instrument, -1)
         case Gap():

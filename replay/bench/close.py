@@ -16,6 +16,7 @@ import msgspec
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.runner import drive
+from tracepaper.daemon.session.build import needs_forecaster
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.instruments import archive_instrument
@@ -28,6 +29,12 @@ from tracepaper.strategies.types import Bar, Closed, Event, Source
 WARM_UP_CLOSES: Final = 20
 """Closes that are decided, half of them each way, before the first that is timed."""
 REACH: Final = 0.35
+REACH_LIVE_MS: Final = 500.0
+"""After the last bar of a close of fifty symbols all of its decisions are committed."""
+LIVE_CLOSES_LEAST: Final = 100
+"""Fewer closes have no hundredth that is the slowest."""
+SLOW_BARS: Final = 100
+"""Bars of warm-up of the strategy without a model."""
 _APART: Final = 37
 """Bars by which the instruments' prices are moved against each other."""
 
@@ -76,19 +83,10 @@ def compare(
     config: Config, forecaster: Forecaster, rounds: int, *, tell: Tell = lambda _: None
 ) -> dict[str, Any]:
     """Return the times of *rounds* closes each way by *forecaster*, and their ratios."""
-    symbols = config.market.symbols
     context = forecaster.context
     decided = context + WARM_UP_CLOSES + 2 * rounds
-    closes = closes_of(len(symbols), decided + 2 * rounds)
-    instrument = archive_instrument(tiled(context))
-    instruments = [msgspec.structs.replace(instrument, symbol=symbol) for symbol in symbols]
-    start_ms = closes[context][0].open_time_ms
-    tell(f"warming {len(symbols)} instruments with {context:,} bars")
-    with tempfile.TemporaryDirectory() as folder:
-        database = Path(folder) / "bench.db"
-        with live_parts(config, instruments, forecaster, database, start_ms=start_ms) as parts:
-            feed = TimedFeed(closes[:context], parts.start, closes[context:decided], tell)
-            asyncio.run(drive(feed, parts.predictor, parts.engine, parts.audit))
+    closes = closes_of(len(config.market.symbols), decided + 2 * rounds)
+    feed = _timed(config, forecaster, closes[:decided], context, tell=tell)
     tell("the model alone")
     whole = {name: spent.medians() for name, spent in feed.spent.items()}
     alone = {name: spent.medians() for name, spent in model_alone(forecaster, closes[decided:])}
@@ -101,6 +99,56 @@ def compare(
         "model_alone_cpu_ms": {name: each["cpu"] for name, each in alone.items()},
         "model_alone_cpu_ratio": alone["gathered"]["cpu"] / alone["one_by_one"]["cpu"],
     }
+
+
+def measure_live(
+    symbols: int, closes: int, *, model: bool = True, tell: Tell = lambda _: None
+) -> dict[str, Any]:
+    """Return milliseconds of wall time from the last bar of a close to its last commit.
+
+    Each of *closes* is one of *symbols* instruments that fill by quotes, as live: a quote of each,
+    then their bars behind the ``Closed`` that gathered them, decided and committed together.
+    """
+    figures: dict[str, Any] = {"machine": machine_line(), "symbols": symbols, "closes": closes}
+    for name, strategy in (("without_model", "sma_cross"), ("with_model", "attention")):
+        if strategy == "attention" and not model:
+            continue
+        config = live_config(strategy, [f"BENCH{number}USDT" for number in range(symbols)])
+        forecaster = load_forecaster(config) if needs_forecaster(config) else None
+        context = SLOW_BARS if forecaster is None else forecaster.context
+        given = closes_of(symbols, context + WARM_UP_CLOSES + closes)
+        feed = _timed(config, forecaster, given, context, only="gathered", tell=tell)
+        wall_ms = sorted(feed.spent["gathered"].wall_ms)
+        figures[f"{name}_ms"] = {
+            "median": statistics.median(wall_ms),
+            "p99": statistics.quantiles(wall_ms, n=100)[98],
+            "longest": wall_ms[-1],
+        }
+    figures["reach_ms"] = REACH_LIVE_MS
+    return figures
+
+
+def _timed(
+    config: Config,
+    forecaster: Forecaster | None,
+    closes: Sequence[Sequence[Bar]],
+    context: int,
+    *,
+    only: str = "",
+    tell: Tell,
+) -> TimedFeed:
+    """Return the feed that took *closes* through a run; the first *context* of them warm it."""
+    symbols = config.market.symbols
+    instrument = archive_instrument(tiled(context))
+    instruments = [msgspec.structs.replace(instrument, symbol=symbol) for symbol in symbols]
+    start_ms = closes[context][0].open_time_ms
+    tell(f"warming {len(symbols)} instruments with {context:,} bars")
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder) / "bench.db"
+        with live_parts(config, instruments, forecaster, database, start_ms=start_ms) as parts:
+            feed = TimedFeed(closes[:context], parts.start, closes[context:], tell, only=only)
+            asyncio.run(drive(feed, parts.predictor, parts.engine, parts.audit))
+    return feed
 
 
 def closes_of(symbols: int, count: int) -> list[list[Bar]]:
@@ -140,12 +188,15 @@ class TimedFeed:
         start: Callable[[], Event],
         closes: Sequence[Sequence[Bar]],
         tell: Tell,
+        *,
+        only: str = "",
     ) -> None:
         self.spent: Mapping[str, Spent] = {"one_by_one": Spent(), "gathered": Spent()}
         self._past = past
         self._start = start
         self._closes = closes
         self._tell = tell
+        self._only = only  # the one way in which closes are delivered; in turn without it
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield the bars before the start, the start, then quotes and bars close by close."""
@@ -159,7 +210,7 @@ class TimedFeed:
             for bar in close:
                 yield quote_of(bar)
             name, events = "one_by_one", list[Event](close)
-            if number % 2:
+            if self._only == "gathered" or (not self._only and number % 2):
                 name, events = "gathered", gathered(close)
             spent = warming if number < WARM_UP_CLOSES else self.spent
             with spent[name]:

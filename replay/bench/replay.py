@@ -22,13 +22,18 @@ from tracepaper.replay.backtest.scan import CHUNK_EVENTS
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.types import ACTING_ONLY
+from tracepaper.strategies.indicators import rsi
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Percent, Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import ACTING_ONLY, Action
 
 if TYPE_CHECKING:
     from tracepaper.strategies.networks.workloads import Scan
 
 YEAR_BARS: Final = 525_600
 REACH_BARS_PER_CPU_S: Final = 50_000
+REACH_WRITTEN_BARS_PER_CPU_S: Final = 25_000
 REACH_TIMES_PLAIN_LOOP: Final = 9.0
 REACH_FIFTY_TIMES_ONE: Final = 1.1
 SYMBOLS: Final = 50
@@ -39,6 +44,25 @@ SCANS: Final = 4
 """Chunks that the network alone scans after each chunk of events."""
 
 Tell = Callable[[str], None]
+
+
+class Reversion(Strategy):
+    """What a user writes: an indicator of ``now.history``, a stop, and a note at every bar."""
+
+    warmup = 100
+
+    def __init__(self, _options: dict[str, Any]) -> None:
+        """Take no options."""
+
+    def decide(self, now: Outlook) -> Signal:
+        """Buy what has fallen, and sell it when it has risen."""
+        strength = float(rsi(now.history.close, 14, window=100)[-1])
+        note = {"rsi": strength}
+        if strength < 30:
+            return Signal(Action.LONG, "it has fallen", stop=Percent(2.0), note=note)
+        if strength > 60:
+            return Signal(Action.FLAT, "it has risen", note=note)
+        return Signal(Action.HOLD, "between the two", note=note)
 
 
 def tiled(bars: int) -> Candles:
@@ -102,17 +126,20 @@ def measure(bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None
     """Return the figures of a replay without a model: medians over *rounds*, on CPU time.
 
     Each round replays the same bars into a new database, and beside it as many bars of
-    ``SYMBOLS`` instruments, and a plain Python loop of the same strategy, without engine or log.
+    ``SYMBOLS`` instruments, as many by a class as users write them, and a plain Python loop of the
+    same strategy, without engine or log.
     """
     candles = tiled(bars)
     several = _several(candles)
-    alone, ratios, plain = [], [], []
+    alone, ratios, plain, written = [], [], [], []
     for turn in range(rounds):
         tell(f"round {turn + 1} of {rounds}: {bars:,} bars, of one symbol and of {SYMBOLS}")
         alone.append(_logged(replay_of([candles], "sma_cross")))
         together = _logged(replay_of(several, "sma_cross"))
         bars_together = sum(len(part) for part in several)
         ratios.append(together.cpu_s / bars_together * bars / alone[-1].cpu_s)
+        own = replay_of([candles], f"{__name__}:{Reversion.__name__}")
+        written.append(bars / _logged(own).cpu_s)
         closes = candles.close.tolist()
         began = time.process_time()
         _plain_loop(closes)
@@ -126,6 +153,8 @@ def measure(bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None
         "bars": bars,
         "bars_per_cpu_s": bars / seconds,
         "reach_bars_per_cpu_s": REACH_BARS_PER_CPU_S,
+        "history_stop_notes_bars_per_cpu_s": statistics.median(written),
+        "reach_history_stop_notes_bars_per_cpu_s": REACH_WRITTEN_BARS_PER_CPU_S,
         "plain_loop_bars_per_cpu_s": bars / statistics.median(plain),
         "times_plain_loop": seconds / statistics.median(plain),
         "reach_times_plain_loop": REACH_TIMES_PLAIN_LOOP,

@@ -86,6 +86,7 @@ def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[st
         one, two = getattr(first, name), getattr(second, name)
         if one != two:
             yield name, shown(one), shown(two)
+    yield from _note_differences(first.note or {}, second.note or {})
     if first.gate_set != second.gate_set:
         yield "gate set", shown(first.gate_set), shown(second.gate_set)
         return
@@ -93,6 +94,15 @@ def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[st
         one, two = first.measures[place], second.measures[place]
         if one != two:
             yield f"gate {gate}", shown(one), shown(two)
+
+
+def _note_differences(
+    first: Mapping[str, object], second: Mapping[str, object]
+) -> Iterator[tuple[str, str, str]]:
+    for name in dict.fromkeys((*first, *second)):
+        one, two = first.get(name, "absent"), second.get(name, "absent")
+        if one != two:
+            yield f"note {name}", shown(one), shown(two)
 
 
 def forecast_differences(first: Forecast, second: Forecast) -> Iterator[tuple[str, str, str]]:
@@ -136,7 +146,7 @@ Unequal = tuple[str, object, object]
 _NAMES: Final = {
     table: tuple(f"{table}.{column}" for column in stored_columns(table)) for table in TABLES
 }
-_WHOLE_TABLES: Final = ("events", "answers", "orders", "fills", "twin_fills")
+_WHOLE_TABLES: Final = ("events", "answers", "orders", "fills", "twin_fills", "ledger")
 _SHAPED: Final = 1 | SHAPE_UNITS["events"] | SHAPE_UNITS["answers"]
 """What of a step's shape is derived: whether it was accepted, its event, its answer."""
 _NO_STATE: Final = (None,) * len(_NAMES["states"])
@@ -317,7 +327,8 @@ def _is_rounding(unequal: Unequal, answers: Sequence[Sequence[Any]]) -> bool:
         return False
     size = 1.0
     if field in RETURN_FIELDS:
-        size = answers[0][ANSWER.stdev_return] or 0.0
+        size = answers[0][ANSWER.stdev_return]
+        size = abs(stored) if size is None else size
     elif field not in (*SHARE_FIELDS, *EXPLANATION_FIELDS):  # a measure
         size = max(abs(stored), abs(derived), 1.0)
     return near(stored, derived, TOLERANCES[name] * size)
@@ -330,8 +341,13 @@ def _horizons_agree(stored: bytes, derived: bytes, horizon: int) -> bool:
         return False
     stdev = one[2]
     for column, (a, b) in enumerate(zip(one[1:], two[1:], strict=True)):
+        if a is None or b is None:
+            if a is not b:
+                return False
+            continue
         shares = column in (2, 3, 4)  # p_down, p_flat, p_up
         for at, (x, y) in enumerate(zip(a, b, strict=True)):
-            if x != y and not near(x, y, SHARES if shares else RETURNS * (stdev[at] or 0.0)):
+            size = abs(x or 0.0) if stdev is None else stdev[at] or 0.0
+            if x != y and not near(x, y, SHARES if shares else RETURNS * size):
                 return False
     return True

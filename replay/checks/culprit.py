@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -29,6 +31,7 @@ from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader, StoredRun
 from tracepaper.strategies.types import (
     Bar,
+    FrameBar,
     Instrument,
     InstrumentChange,
     ModelChange,
@@ -58,7 +61,7 @@ _CAUSES: Final = (
     ("a stored bar was changed", ("window_sha256",)),
     (
         "a stored fill, order or account value was changed",
-        ("account", "position", "fills", "orders", "twins", "state"),
+        ("account", "position", "fills", "orders", "ledger", "twins", "state"),
     ),
 )
 """What the fields of the first differing step tell, the most telling first."""
@@ -224,10 +227,12 @@ def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
     predictor = RecordedPredictor(recorded, prober_of(recorded, case.database))
     engine = recorded.engine
     bars: dict[str, deque[Bar]] = {
-        item.id: deque(maxlen=engine.warmup_of(item.id)) for item in recorded.run.instruments
+        item.id: deque(maxlen=max(engine.warmup_of(item.id), engine.range_bars_of(item.id)))
+        for item in recorded.run.instruments
     }
     filters = {item.id: item for item in recorded.run.instruments}
     starts = 0
+    frame_bars: list[FrameBar] = []
     events = islice(predictor.events(case.reader, run_id), case.stored.step_count)
     for unit in gathered(events):
         if isinstance(unit, InstrumentChange):
@@ -235,10 +240,12 @@ def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
         elif isinstance(unit, ModelChange):
             starts += 1
             if remade and starts > 1:
-                engine = _restarted(recorded, engine, filters, bars)
+                engine = _restarted(recorded, engine, filters, bars, frame_bars)
         for step in steps_of(engine, unit, predictions_of(predictor, unit)):
             if isinstance(step.event, Bar) and step.accepted:
                 bars[step.event.instrument].append(step.event)
+            elif isinstance(step.event, FrameBar) and step.accepted:
+                frame_bars.append(step.event)
             yield step
 
 
@@ -247,13 +254,21 @@ def _restarted(
     before: Engine,
     filters: dict[str, Instrument],
     bars: dict[str, deque[Bar]],
+    frame_bars: Sequence[FrameBar],
 ) -> Engine:
     """Return the engine that a start makes: the account goes on, the strategies see bars anew."""
     instruments = tuple(filters.values())
     engine = engine_of(recorded.run, recorded.config, recorded.forecaster, instruments)
     state = decode_state(msgspec.msgpack.encode(before.state()))
-    engine.restore(state, next_sequence=before.sequence)
-    for known in bars.values():
-        for bar in known:
-            engine.recall(bar)
+    engine.restore(state, next_sequence=before.sequence, since=before.since_decided)
+    for frame_bar in frame_bars:
+        engine.recall_frame(frame_bar)
+    observed = []
+    for key, known in bars.items():
+        early = max(len(known) - engine.warmup_of(key), 0)
+        for bar in islice(known, early):
+            engine.recall_range(bar)
+        observed.append(islice(known, early, None))
+    for bar in heapq.merge(*observed, key=attrgetter("open_time_ms")):
+        engine.recall(bar)
     return engine

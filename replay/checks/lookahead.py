@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -19,15 +20,17 @@ from typing import Final
 import numpy as np
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.session.outside import Outside
 from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.replay.checks.processes import (
     Accesses,
     Child,
     DerivedStep,
     EngineInput,
+    Files,
     FreshProcesses,
     FutureProbe,
     Overdue,
@@ -45,9 +48,12 @@ from tracepaper.replay.checks.recursive import (
     same_judgement,
     same_signal,
 )
+from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
-from tracepaper.strategies.market import WEEK_MS
-from tracepaper.strategies.types import Bar, Closed
+from tracepaper.strategies.frames import Row
+from tracepaper.strategies.market import INTERVAL_NAMES, interval_phase
+from tracepaper.strategies.signals import Orders, Signal
+from tracepaper.strategies.types import Action, Bar, Closed, Instrument
 
 WEEKS_LATER: Final = 64
 """A week is no whole number of 64-bar blocks; 64 weeks are, and a date is another one."""
@@ -57,6 +63,7 @@ LOOKS: Final = 4
 """Equal runs, each in a process of its own, before what moved is believed to be no chance."""
 LOOKED_BEYOND: Final = 16
 """Steps after the first that moved: one coin may fall alike in all of them, not so many."""
+_PRICES: Final = ("open", "high", "low", "close")
 GRACE_S: Final = 10.0
 """An answer under way when the time is over is waited for this long, wall seconds."""
 MODEL: Final = "tracepaper.strategies.forecasters.build"
@@ -133,13 +140,16 @@ def lookahead(
     mode: str = "scan",
     allow: Sequence[str] = (),
     report: Callable[[str], None] = lambda _: None,
+    frames: Sequence[Candles] = (),
 ) -> LookaheadFinding:
     """Look for whatever a decision over *candles* depends on beside its own past bars.
 
+    *frames* are candles of higher time frames from before them.
     *allow* names files, folders, addresses or programs that the class may open. Raises
     ``ConfigInvalid`` where *candles* are too few to decide anything.
     """
-    return _Check(config, candles, fresh, limits or Limits(), mode, report).run(allow)
+    files = Files(candles, frames)
+    return _Check(config, files, fresh, limits or Limits(), mode, report).run(allow)
 
 
 class _TimeOver(Exception):
@@ -152,26 +162,29 @@ class _Check:
     def __init__(
         self,
         config: Config,
-        candles: Sequence[Candles],
+        files: Files,
         fresh: FreshProcesses,
         limits: Limits,
         mode: str,
         report: Callable[[str], None],
     ) -> None:
-        self._config, self._candles, self._fresh = config, candles, fresh
-        self._limits, self._mode, self._report = limits, mode, report
+        self._config, self._fresh = config, fresh
+        self._candles, self._frame_candles = files
+        # What a user's model says is derived again bar by bar, so that all of it is bit-equal.
+        self._mode = "step" if config.model.own_class else mode
+        self._limits, self._report = limits, report
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
         fresh.limit_waits(lambda: max(0.0, self._until_s - self._clock.network_s()) + GRACE_S)
         self._found = LookaheadFinding("lookahead", planned=limits.probes)
         self._opened: dict[Outside, None] = {}
         self._native: set[str] = set()
-        self._own = ":" in config.strategy.name
+        self._own = bool(own_classes(config))
 
     def run(self, allow: Sequence[str]) -> LookaheadFinding:
         """Do all of it, or as much as the time allows."""
         found = self._found
-        with self._fresh.child(derive_whole, self._config, self._candles, self._mode) as child:
+        with self._fresh.child(derive_whole, self._config, self._files(), self._mode) as child:
             try:
                 self._whole = self._replay_whole(child)
             except Overdue:
@@ -182,6 +195,8 @@ class _Check:
             self._given: list[EngineInput] = list(given_of(self._whole.steps))
             parts: dict[str, Callable[[], None]] = {
                 "bars without a later bar in the process": self._without_later,
+                "bars of higher frames": self._frames,
+                "the symbols in another order": self._reordered,
                 "a second run in one process": lambda: self._again(child),
                 "jumping clocks": self._jumping,
                 "each instrument alone": self._alone,
@@ -236,11 +251,22 @@ class _Check:
             )
         return whole
 
+    def _files(self) -> Files:
+        return Files(self._candles, self._frame_candles)
+
     def _setup(self, *, jumping: bool = False, only: str | None = None) -> Setup:
         whole = self._whole
         items = tuple(item for item in whole.instruments if only in (None, item.id))
         compiled = whole.accesses.compiled
-        return Setup(whole.config, items, whole.period_start_ms, self._mode, jumping, compiled)
+        return Setup(
+            whole.config,
+            items,
+            whole.period_start_ms,
+            self._mode,
+            whole.sessions,
+            jumping,
+            compiled,
+        )
 
     # ------------------------------------------------------------ the parts
 
@@ -283,9 +309,69 @@ class _Check:
                 return
         child.send(None)
 
+    def _frames(self) -> None:
+        """Hold the bars of higher frames to those that had closed, added up from the whole file."""
+        if not any(one.frames for one in self._whole.steps):
+            return
+        scales = {item.id: item for item in self._whole.instruments}
+        closed = {
+            part.instrument: _ClosedFrames(
+                part,
+                scales[part.instrument],
+                [one for one in self._frame_candles if one.symbol == part.symbol],
+            )
+            for part in self._candles
+        }
+        for one in self._whole.steps:
+            event = one.step.event
+            if not isinstance(event, Bar) or not one.frames:
+                continue
+            self._found.compared += 1
+            for length_ms, wanted, newest in one.frames:
+                due = closed[event.instrument].newest(length_ms, wanted, event)
+                if newest == due:
+                    continue
+                self._found.differences.append(
+                    Difference(
+                        event.instrument,
+                        event.open_time_ms,
+                        f"the newest bar of the frame {INTERVAL_NAMES[length_ms]}",
+                        _frame_shown(newest),
+                        _frame_shown(due),
+                    )
+                )
+                self._found.because = (
+                    "a bar of a higher frame was handed on that had not closed, or is not what its "
+                    "bars add up to"
+                )
+                return
+
+    def _reordered(self) -> None:
+        """Hand on the bars of each close in the opposite order of their symbols."""
+        if len(self._whole.instruments) < 2:  # two have an order
+            return
+        reverse = Files(self._candles[::-1], self._frame_candles)
+        with self._fresh.child(derive_whole, self._config, reverse, self._mode) as child:
+            while isinstance(whole := child.receive(), int):
+                self._check_time()
+            assert isinstance(whole, Whole)
+        others = {_bar_of(one): one for one in whole.steps}
+        for mine in self._whole.steps:
+            if (at := _bar_of(mine)) is None:
+                continue
+            self._found.compared += 1
+            if not same_judgement(mine, others[at]):
+                self._moved(
+                    mine,
+                    others[at],
+                    "it depends on the order of the symbols within a close: what they share "
+                    "changes while they are decided; let one PortfolioStrategy decide for all",
+                )
+                return
+
     def _alone(self) -> None:
-        """Step each of several instruments through by itself."""
-        if len(self._whole.instruments) < 2:  # two can share
+        """Step each of several instruments through by itself; a portfolio decides for all."""
+        if len(self._whole.instruments) < 2 or self._whole.is_portfolio:  # two can share
             return
         for item in self._whole.instruments:
             mine = [
@@ -307,7 +393,7 @@ class _Check:
                             together,
                             other,
                             f"{item.id} is decided otherwise without the other instruments: its "
-                            "objects share something",
+                            "objects share something; let one PortfolioStrategy decide for all",
                         )
                         return
 
@@ -316,7 +402,7 @@ class _Check:
         found = self._found
         probes = _spread(self._candles, self._limits, self._whole.warmup)
         found.planned = len(probes)
-        with self._fresh.child(derive_probes, self._config, self._candles, self._mode) as child:
+        with self._fresh.child(derive_probes, self._config, self._files(), self._mode) as child:
             for number, probe in enumerate(probes):
                 if number:
                     self._check_time()
@@ -332,30 +418,21 @@ class _Check:
 
     def _later(self) -> None:
         """Move the whole series in time; what then differs depends on the date."""
-        moved_ms = WEEKS_LATER * WEEK_MS
-        moved = [replace(part, open_time_ms=part.open_time_ms + moved_ms) for part in self._candles]
-        self._compare_moved(moved, "on the date", same_judgement)
+        self._compare_moved(lambda part: part.later(WEEKS_LATER), "on the date", same_judgement)
 
     def _dearer(self) -> None:
         """Multiply all prices; whose signal then differs depends on the absolute price."""
-        moved = [
-            replace(
-                part,
-                **{
-                    name: getattr(part, name) * PRICE_FACTOR
-                    for name in ("open", "high", "low", "close")
-                },
-                turnover=None if part.turnover is None else part.turnover * PRICE_FACTOR,
-            )
-            for part in self._candles
-        ]
-        self._compare_moved(moved, "on the absolute price", same_signal)
+        self._compare_moved(_dearer, "on the absolute price", same_signal)
 
     def _compare_moved(
-        self, candles: Sequence[Candles], on: str, same: Callable[[DerivedStep, DerivedStep], bool]
+        self,
+        move: Callable[[Candles], Candles],
+        on: str,
+        same: Callable[[DerivedStep, DerivedStep], bool],
     ) -> None:
+        moved = Files([*map(move, self._candles)], [*map(move, self._frame_candles)])
         try:
-            with self._fresh.child(derive_whole, self._config, candles, self._mode) as child:
+            with self._fresh.child(derive_whole, self._config, moved, self._mode) as child:
                 while isinstance(whole := child.receive(), int):
                     self._check_time()
                 assert isinstance(whole, Whole)
@@ -410,6 +487,11 @@ class _Check:
         for item in self._opened:
             (found.allowed if _is_allowed(item, allow) else found.opened).append(item)
         if self._own:
+            signals = [one.signal for one in self._whole.steps if one.signal is not None]
+            if signals and all(_only_holds(signal) for signal in signals):
+                found.unproved.append(
+                    f"anything of what it would do: it signalled HOLD at all {len(signals):,} bars"
+                )
             if found.without_later < found.bars and not found.differences:
                 left = found.bars - found.without_later
                 found.unproved.append(f"{left:,} bars that were not decided blindly")
@@ -435,6 +517,83 @@ def _first_unequal(mine: Sequence[DerivedStep], steps: Sequence[bytes]) -> int |
     """Return the place of the first of *steps* that is not what it was; None without one."""
     pairs = enumerate(zip(mine, steps, strict=True))
     return next((place for place, (one, other) in pairs if packed(one.step) != other), None)
+
+
+class _ClosedFrames:
+    """The whole bars of higher frames that one file of candles adds up to, and those before it."""
+
+    def __init__(self, candles: Candles, instrument: Instrument, frames: Sequence[Candles]) -> None:
+        self._candles, *self._before = [
+            part.rescaled(
+                price_decimals=instrument.price_decimals,
+                volume_decimals=instrument.volume_decimals,
+                turnover_decimals=instrument.turnover_decimals,
+            )
+            for part in (candles, *frames)
+        ]
+        self._made: dict[int, list[Row]] = {}
+        self._at: dict[int, int] = {}
+        self._calendars: dict[int, Calendar] = {}
+
+    def newest(self, length_ms: int, wanted: int, bar: Bar) -> Row | None:
+        """Return the newest bar of the last *wanted* intervals that had closed with *bar*.
+
+        Asked in the order of time.
+        """
+        if length_ms not in self._made:
+            self._made[length_ms], self._at[length_ms] = self._whole(length_ms), 0
+        rows, at = self._made[length_ms], self._at[length_ms]
+        while at < len(rows) and rows[at][2] <= bar.market_ms:
+            at += 1
+        self._at[length_ms] = at
+        place, closes_ms = self._grid(length_ms, bar.open_time_ms)
+        end = place + (closes_ms <= bar.market_ms)
+        return rows[at - 1] if at and rows[at - 1][0] >= end - wanted else None
+
+    def _grid(self, length_ms: int, open_ms: int) -> tuple[int, int]:
+        """Return place and close of the frame's bar in which a bar that opens then lies."""
+        if (calendar := self._candles.calendar) is not None:
+            if length_ms not in self._calendars:
+                self._calendars[length_ms] = Calendar(calendar.sessions, length_ms)
+            grid = self._calendars[length_ms]
+            return grid.place(open_ms), int(grid.closes[grid.place(open_ms)])
+        phase_ms = interval_phase(length_ms)
+        place = (open_ms - phase_ms) // length_ms
+        return place, (place + 1) * length_ms + phase_ms
+
+    def _whole(self, length_ms: int) -> list[Row]:
+        first_ms = int(self._candles.open_time_ms[0])
+        before = [part for part in self._before if part.interval_ms == length_ms]
+        known = [row for part in before for row in self._rows(part) if row[1] < first_ms]
+        with suppress(DataInvalid):  # not one is whole
+            known += self._rows(resample(self._candles, length_ms))
+        return sorted({row[0]: row for row in known}.values())
+
+    def _rows(self, made: Candles) -> list[Row]:
+        times = (made.open_time_ms, made.closes_ms)
+        columns = (*times, made.open, made.high, made.low, made.close, made.volume)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [(self._grid(made.interval_ms, row[0])[0], *row) for row in rows]
+
+
+def _dearer(part: Candles) -> Candles:
+    prices = {name: getattr(part, name) * PRICE_FACTOR for name in _PRICES}
+    turnover = None if part.turnover is None else part.turnover * PRICE_FACTOR
+    return replace(part, **prices, turnover=turnover)
+
+
+def _frame_shown(row: Row | None) -> str:
+    return "none" if row is None else f"that of {row[1]} with close {row[6]} and volume {row[7]}"
+
+
+def _bar_of(one: DerivedStep) -> tuple[str, int] | None:
+    """Return which bar a step decided, or took in: it happens once in a replay."""
+    event = one.step.event
+    return (event.instrument, event.open_time_ms) if isinstance(event, Bar) else None
+
+
+def _only_holds(signal: Signal | Orders) -> bool:
+    return isinstance(signal, Signal) and signal.action is Action.HOLD
 
 
 def _is_allowed(item: Outside, allow: Sequence[str]) -> bool:

@@ -4,16 +4,17 @@ Decisions are aligned by instrument and open time and compared by ``decision_sha
 runs went the same way over the same kind of device; elsewhere, and where bars were batched, whose
 groups may differ, field by field within 1e-4. Equity is compared once a close, when the last of its
 bars is decided. What only time explains (a late bar, a stale quote, a missed deadline) is counted
-apart.
+apart. Runs whose decisions depend on fills are compared, where these were filled by other models,
+up to the first fill that differs.
 
 The rule is docs/identity.md, I6.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Final
 
 from tracepaper.daemon.config.loading import restore
@@ -45,17 +46,20 @@ class Parity:
     only_in_first: int = 0
     only_in_second: int = 0
     missing: int = 0  # of those: between the first and the last bar that both runs decided
-    timing: Counter[str] = field(default_factory=Counter)
+    timing: dict[str, int] = field(default_factory=dict)  # how many differ only in time, by gate
     differing: int = 0
     fills_compared: bool = False
     fills_differing: int = 0
     equity_differing: int = 0
+    first_fill: str = ""  # the first that differs, where decisions depend on fills
+    after_first_fill: int = 0  # decisions that may differ for it, and are not compared
     differences: list[Difference] = field(default_factory=list)
 
     @property
     def holds(self) -> bool:
-        """Whether everything that was compared agrees, apart from what only time explains."""
-        return not (self.differing or self.missing or self.fills_differing or self.equity_differing)
+        """Whether something was compared and agrees, apart from what only time explains."""
+        differs = self.differing or self.missing or self.fills_differing or self.equity_differing
+        return self.compared > 0 and not differs
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     one, two = first.reader.run(first.run_id), second.reader.run(second.run_id)
     found = Parity(first.run_id, second.run_id, exact=_exact(one, two))
     found.fills_compared = _execution(one) == _execution(two)
+    dependent = (one.sees_account or two.sees_account) and not found.fills_compared
+    after = _after_first_fill(found, first, second) if dependent else frozenset()
     others = {_key(step): step for step in _decided(second)}
     seen: set[Key] = set()
     alone: list[Key] = []
@@ -88,6 +94,9 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
             alone.append(key)
             continue
         seen.add(key)
+        if key in after:
+            found.after_first_fill += 1
+            continue
         agrees = _judge(found, step, other, key, _scales(one), _scales(two))
         agreed[key[1]] = agreed.get(key[1], True) and agrees
         last[key[1]] = key
@@ -104,6 +113,64 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
         _count_holes(found, seen, alone, ("decided", "missing"))
         _count_holes(found, seen, missed, ("missing", "decided"))
     return found
+
+
+def _after_first_fill(found: Parity, first: ComparedRun, second: ComparedRun) -> frozenset[Key]:
+    """Name the first fill that differs; return the bars that either run decided knowing it.
+
+    Fills are compared one by one for each instrument. A fill is known to the decisions of its own
+    step and of all later ones, of every instrument, for all of them share one account.
+    """
+    ours, theirs = _filled(first), _filled(second)
+    apart: list[tuple[int, str]] = []
+    known_from: list[list[int]] = [[], []]
+    for key in sorted(ours.keys() | theirs.keys()):
+        for one, two in zip_longest(ours.get(key, ()), theirs.get(key, ())):
+            if one is not None and two is not None and one[1:] == two[1:]:
+                continue
+            for side, filled in enumerate((one, two)):
+                known_from[side] += [] if filled is None else [filled[0]]
+            at_ms = min(filled[1] for filled in (one, two) if filled is not None)
+            told = f"{_fill_text(one)} in the first and {_fill_text(two)} in the second"
+            apart.append((at_ms, f"{key} at {at_ms}: {told}"))
+            break
+    if not apart:
+        return frozenset()
+    found.first_fill = min(apart)[1]
+    bars: set[Key] = set()
+    for run, sequences in zip((first, second), known_from, strict=True):
+        if sequences:
+            start = min(sequences)
+            bars.update(_key(step) for step in _decided(run) if step.sequence >= start)
+    return frozenset(bars)
+
+
+_Filled = tuple[int, int, str, str, str]
+"""The sequence of its step, its time, side, and exact quantity and price of a fill."""
+
+
+def _filled(source: ComparedRun) -> dict[str, list[_Filled]]:
+    """Return the fills of the run's own account, by instrument, in order."""
+    scales = _scales(source.reader.run(source.run_id))
+    found: dict[str, list[_Filled]] = {}
+    for stored in source.reader.steps(source.run_id):
+        for fill in stored.step.fills:
+            item = scales[fill.instrument]
+            found.setdefault(fill.instrument, []).append(
+                (
+                    stored.step.sequence,
+                    fill.filled_ms,
+                    fill.side.value,
+                    unscaled(fill.quantity, item.quantity_decimals),
+                    unscaled(fill.price, item.price_decimals),
+                )
+            )
+    return found
+
+
+def _fill_text(filled: _Filled | None) -> str:
+    """Return one fill as the sentence about a difference says it."""
+    return "none" if filled is None else f"{filled[2]} {filled[3]} at {filled[4]}"
 
 
 def _count_holes(
@@ -172,7 +239,7 @@ def _judge(
     if one.decision_sha256 == two.decision_sha256:
         found.identical += 1
     elif timing := _only_timing(one.decision, two.decision, *scale):
-        found.timing[timing] += 1
+        found.timing[timing] = found.timing.get(timing, 0) + 1
         return False
     elif not found.exact and _within_tolerance(one, two, *scale):
         found.within_tolerance += 1
@@ -204,9 +271,15 @@ def _only_timing(one: Decision, two: Decision, first: Instrument, second: Instru
     return ""
 
 
-def _target(decision: Decision, scale: Instrument) -> int:
+def _target(decision: Decision, scale: Instrument) -> int | None:
     """Return the target at the one scale on which runs of other decimals meet."""
+    if decision.target_quantity is None:
+        return None
     return decision.target_quantity * scale_factor(scale.quantity_decimals)
+
+
+def _target_text(target: int | None, scale: Instrument) -> str:
+    return "a list of orders" if target is None else unscaled(target, scale.quantity_decimals)
 
 
 def _within_tolerance(one: Step, two: Step, first: Instrument, second: Instrument) -> bool:
@@ -221,7 +294,10 @@ def _within_tolerance(one: Step, two: Step, first: Instrument, second: Instrumen
     step = max(
         item.quantity_step * scale_factor(item.quantity_decimals) for item in (first, second)
     )
-    same &= abs(_target(a, first) - _target(b, second)) <= step
+    wanted, other = _target(a, first), _target(b, second)
+    if wanted is None or other is None:
+        return False  # lists of orders are the same or they are not, and these were not
+    same &= abs(wanted - other) <= step
     same &= not _bar_fields(one, two, first, second)
     return same and predictions_agree(one.prediction, two.prediction) and measures_agree(a, b)
 
@@ -255,11 +331,9 @@ def _fields(
             if name != "target_quantity":
                 found.append((name, mine, theirs))
             elif _target(a, first) != _target(b, second):
-                texts = (
-                    unscaled(a.target_quantity, first.quantity_decimals),
-                    unscaled(b.target_quantity, second.quantity_decimals),
-                )
-                found.append((name, *texts))
+                wanted = ((a, first), (b, second))
+                texts = [_target_text(one.target_quantity, of) for one, of in wanted]
+                found.append((name, texts[0], texts[1]))
     return found or [("decision_sha256", str(one.decision_sha256), str(two.decision_sha256))]
 
 

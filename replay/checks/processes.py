@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from multiprocessing.connection import Connection
-from typing import Any, Concatenate, Final, ParamSpec, Self
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Self
 
 import msgspec
 import numpy as np
 
 from tracepaper.daemon.clock import jump_clocks
-from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.runner import (
     Unit,
@@ -38,14 +38,20 @@ from tracepaper.daemon.session import outside
 from tracepaper.daemon.session.build import build_engine, needs_forecaster
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.outside import Outside
+from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
 from tracepaper.daemon.session.run_record import code_version, libraries
+from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.instruments import recorded_instruments
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import predictor_over
 from tracepaper.replay.checks.compare import Difference, step_differences
+from tracepaper.strategies.calendar import Sessions
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
-from tracepaper.strategies.types import Bar, FillModel, Instrument, Prediction, Signal, Step
+from tracepaper.strategies.frames import Row
+from tracepaper.strategies.signals import Orders, Signal
+from tracepaper.strategies.strategy import remembered
+from tracepaper.strategies.types import Bar, FillModel, Instrument, Prediction, Step
 
 P = ParamSpec("P")
 Job = Callable[Concatenate[Connection, P], None]
@@ -113,6 +119,10 @@ class Child:
         self._connection = connection
         self._patience_s = patience_s
 
+    def fileno(self) -> int:
+        """Return our end, so that several children can be waited for at once."""
+        return self._connection.fileno()
+
     def send(self, value: object) -> None:
         """Send *value* to the child."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -143,8 +153,10 @@ class Child:
 
 def serve(descriptor: int, preload: tuple[str, ...]) -> None:
     """Fork a child for every socket that arrives, until ours is closed: the server's body."""
-    for name in ("tracepaper.replay.checks.processes", *preload):
-        __import__(name)
+    __import__("tracepaper.replay.checks.processes")
+    for name in preload:
+        with contextlib.suppress(ImportError):  # a class may do without it
+            __import__(name)
     for kept in (code_version, libraries, recorded_instruments):
         kept()  # so that no child reads it again
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -198,7 +210,9 @@ class DerivedStep:
 
     step: Step
     prediction: Prediction
-    signal: Signal | None
+    signal: Signal | Orders | None
+    frames: tuple[tuple[int, int, Row | None], ...] = ()
+    """Of each higher frame its length, how many bars are wanted, and the newest handed on."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +225,22 @@ class Whole:
     warmup: int
     steps: list[DerivedStep]
     accesses: Accesses
+    is_portfolio: bool  # one object decides for all instruments
+    sessions: Sessions | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """An engine, and a user's own model where there is one that can be asked again."""
+
+    engine: Engine
+    model: InlinePredictor | None
+
+    def derive(self, unit: Unit, predictions: Sequence[Prediction]) -> list[DerivedStep]:
+        """Return the steps of *unit*; *predictions* are what was said where no model is asked."""
+        if self.model is not None:
+            predictions = predictions_of(self.model, unit)
+        return derive_steps(self.engine, unit, predictions)
 
 
 @dataclass(frozen=True)
@@ -221,11 +251,15 @@ class Setup:
     instruments: tuple[Instrument, ...]
     period_start_ms: int
     mode: str
+    sessions: Sessions | None
     jumping: bool = False  # whether this process's clocks jump
     compiled: tuple[str, ...] = ()  # what is then imported before
 
-    def engine(self) -> Engine:
-        """Return the engine of the whole replay, as it stood before its first event."""
+    def machine(self) -> Machine:
+        """Return the engine of the whole replay, as it stood before its first event.
+
+        A user's own model comes with it: what it says is derived again as well.
+        """
         if self.jumping:
             # Compiled code measures the types of dates while it is loaded, and dies of ours.
             for name in self.compiled:
@@ -235,13 +269,19 @@ class Setup:
         forecaster = None
         if needs_forecaster(self.config):
             forecaster = load_forecaster(self.config, mode=self.mode)
-        return build_engine(
+        engine = build_engine(
             self.config,
             self.instruments,
             execution=FillModel.NEXT_OPEN,
             period_start_ms=self.period_start_ms,
             forecaster=forecaster,
+            sessions=self.sessions,
         )
+        if not isinstance(forecaster, UserForecaster) or forecaster.is_outside:
+            return Machine(engine, None)
+        history = BarHistory([item.id for item in self.instruments], context=forecaster.context)
+        start_ms = self.period_start_ms
+        return Machine(engine, InlinePredictor(forecaster, history, period_start_ms=start_ms))
 
 
 @dataclass(frozen=True)
@@ -253,6 +293,13 @@ class FutureProbe:
     cut: bool
 
 
+class Files(NamedTuple):
+    """What a check replays."""
+
+    candles: Sequence[Candles]
+    frames: Sequence[Candles] = ()  # of higher time frames, from before *candles*
+
+
 EngineInput = tuple[Unit, Sequence[Prediction]]
 """What an engine takes in at once, and what it is told of each event of it."""
 
@@ -260,12 +307,10 @@ EngineInput = tuple[Unit, Sequence[Prediction]]
 # ---------------------------------------------------------------- jobs
 
 
-def derive_whole(
-    connection: Connection, config: Config, candles: Sequence[Candles], mode: str
-) -> None:
-    """Derive all steps of *candles*; then, where asked to, the same once more in this process."""
+def derive_whole(connection: Connection, config: Config, files: Files, mode: str) -> None:
+    """Derive all steps of *files*; then, where asked to, the same once more in this process."""
     _begin(config)
-    replay = build(config, candles, started_at_ms=0, mode=mode)
+    replay = _replay(config, files, mode)
     steps: list[DerivedStep] = []
     said = 0
     for together in derived(replay):
@@ -280,22 +325,25 @@ def derive_whole(
             replay.instruments,
             replay.run.period_start_ms,
             replay.config,
-            max(replay.engine.warmup_of(item.id) for item in replay.instruments),
+            max(_warmup(replay.engine, item.id, files) for item in replay.instruments),
             steps,
             _accesses(config),
+            replay.engine.is_portfolio,
+            replay.feed.sessions,
         )
     )
-    setup = Setup(replay.config, replay.instruments, replay.run.period_start_ms, mode)
+    start_ms = replay.run.period_start_ms
+    setup = Setup(replay.config, replay.instruments, start_ms, mode, replay.feed.sessions)
     while (asked := connection.recv()) is not None:
         if asked == "again":
-            _stepped(connection, setup.engine(), list(given_of(steps)))
+            _stepped(connection, setup.machine(), list(given_of(steps)))
     connection.send(_accesses(config))
 
 
 def step_through(connection: Connection, setup: Setup, given: Sequence[EngineInput]) -> None:
     """Step through *given*, in a process that has seen nothing else."""
     _begin(setup.config)
-    _stepped(connection, setup.engine(), given)
+    _stepped(connection, setup.machine(), given)
     connection.recv()
     connection.send(_accesses(setup.config))
 
@@ -303,32 +351,33 @@ def step_through(connection: Connection, setup: Setup, given: Sequence[EngineInp
 def step_blindly(connection: Connection, setup: Setup) -> None:
     """Step through events that come one at a time: none is in this process before its turn."""
     _begin(setup.config)
-    engine = setup.engine()
+    machine = setup.machine()
     last: list[DerivedStep] = []
     while (asked := connection.recv()) is not None:
         if asked == "show":
             connection.send(last)
         else:
-            last = _derive_steps(engine, *asked)
+            last = machine.derive(*asked)
             connection.send([packed(one.step) for one in last])
     connection.send(_accesses(setup.config))
 
 
-def derive_probes(
-    connection: Connection, config: Config, candles: Sequence[Candles], mode: str
-) -> None:
+def derive_probes(connection: Connection, config: Config, files: Files, mode: str) -> None:
     """Compare steps with and without the future, at every probe that comes."""
     _begin(config)
+    candles = files.candles
     bases: dict[int, list[Step]] = {}  # of the bars from a time on, to the end
     while (probe := connection.recv()) is not None:
         assert isinstance(probe, FutureProbe)
         if probe.from_ms not in bases:
             bases.clear()
             until = None if _from(candles, probe.from_ms) is candles else probe.at_ms
-            bases[probe.from_ms] = _steps(config, _window(candles, probe.from_ms, until), mode)
+            window = Files(_window(candles, probe.from_ms, until), files.frames)
+            bases[probe.from_ms] = _steps(config, window, mode)
         base = bases[probe.from_ms]
         future = _without_future(_window(candles, probe.from_ms, probe.at_ms), probe)
-        connection.send(_first_moved(base, _steps(config, future, mode), probe.at_ms))
+        steps = _steps(config, Files(future, files.frames), mode)
+        connection.send(_first_moved(base, steps, probe.at_ms))
     connection.send(_accesses(config))
 
 
@@ -339,7 +388,7 @@ def derived(replay: Replay) -> Iterator[list[DerivedStep]]:
     """Yield the steps of *replay*, those of one close together; nothing is stored."""
     way = predictor_over(replay)
     for unit in gathered(way.events(replay)):
-        yield _derive_steps(replay.engine, unit, predictions_of(way.predictor, unit))
+        yield derive_steps(replay.engine, unit, predictions_of(way.predictor, unit))
 
 
 def given_of(taken: Sequence[DerivedStep]) -> Iterator[EngineInput]:
@@ -349,19 +398,31 @@ def given_of(taken: Sequence[DerivedStep]) -> Iterator[EngineInput]:
         yield unit, list(islice(predictions, len(events_of(unit))))
 
 
-def _derive_steps(
+def derive_steps(
     engine: Engine, unit: Unit, predictions: Sequence[Prediction]
 ) -> list[DerivedStep]:
+    """Return the steps of *unit*, with what was predicted and signalled at each."""
     return [
-        DerivedStep(step, prediction, _signal_at(engine, step))
+        DerivedStep(
+            step,
+            prediction,
+            _signal_at(engine, step),
+            _frames_at(engine, step),
+        )
         for step, prediction in zip(steps_of(engine, unit, predictions), predictions, strict=True)
     ]
 
 
-def _signal_at(engine: Engine, step: Step) -> Signal | None:
+def _signal_at(engine: Engine, step: Step) -> Signal | Orders | None:
     if isinstance(step.event, Bar) and step.decision is not None:
         return engine.signal_of(step.event.instrument)
     return None
+
+
+def _frames_at(engine: Engine, step: Step) -> tuple[tuple[int, int, Row | None], ...]:
+    if isinstance(step.event, Bar) and step.decision is not None:
+        return engine.frames_of(step.event.instrument)
+    return ()
 
 
 def packed(step: Step) -> bytes:
@@ -370,28 +431,57 @@ def packed(step: Step) -> bytes:
 
 
 def _begin(config: Config) -> None:
-    outside.claim_threads(config.strategy.name)
+    for owner in _owners(config):
+        outside.claim_threads(owner)
+
+
+def _owners(config: Config) -> tuple[str, ...]:
+    """Return the names under which it is kept what the user's classes open."""
+    return own_classes(config) or (config.strategy.name,)
 
 
 def _accesses(config: Config) -> Accesses:
     return Accesses(
-        tuple(outside.opened(config.strategy.name)),
+        tuple(dict.fromkeys(item for name in _owners(config) for item in outside.opened(name))),
         tuple(outside.native_readers()),
         tuple(outside.compiled_modules()),
     )
 
 
-def _stepped(connection: Connection, engine: Engine, given: Iterable[EngineInput]) -> None:
+def _stepped(connection: Connection, machine: Machine, given: Iterable[EngineInput]) -> None:
     """Step through *given*; show the step that is asked for until None is."""
-    taken = [taken for one in given for taken in _derive_steps(engine, *one)]
+    taken = [taken for one in given for taken in machine.derive(*one)]
     connection.send([packed(one.step) for one in taken])
     while (asked := connection.recv()) is not None:
         connection.send(taken[asked])
 
 
-def _steps(config: Config, candles: Sequence[Candles], mode: str) -> list[Step]:
-    replay = build(config, candles, started_at_ms=0, mode=mode)
-    steps = chain.from_iterable(derived(replay))
+def _replay(config: Config, files: Files, mode: str) -> Replay:
+    """Return the replay of *files*, warmed by the candles of frames that begin before its bars.
+
+    Later ones say what the bars add up to, and would tell a bar of the future.
+    """
+    first_ms = {part.symbol: int(part.open_time_ms[0]) for part in files.candles}
+    frames = [
+        slice_candles(
+            part, slice(0, int(np.searchsorted(part.open_time_ms, first_ms[part.symbol])))
+        )
+        for part in files.frames
+        if part.symbol in first_ms
+    ]
+    kept = [part for part in frames if len(part)]
+    return build(config, files.candles, started_at_ms=0, mode=mode, frames=kept)
+
+
+def _warmup(engine: Engine, instrument: str, files: Files) -> int:
+    """Return how many bars are wanted before the first decision: frames may come of files."""
+    if files.frames:
+        return remembered(engine.strategy_of(instrument))
+    return engine.warmup_of(instrument)
+
+
+def _steps(config: Config, files: Files, mode: str) -> list[Step]:
+    steps = chain.from_iterable(derived(_replay(config, files, mode)))
     return [one.step for one in steps if isinstance(one.step.event, Bar)]
 
 

@@ -5,24 +5,43 @@ The rule is docs/strategies.md, U3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Final
+from multiprocessing.connection import Connection
+from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.runner import Unit, events_of, gathered, predictions_of
+from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.session import outside
 from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.backtest.agreement import SHARES, near_measure, predictions_agree
-from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.run import predictor_over
 from tracepaper.replay.checks.compare import Difference, decision_differences
-from tracepaper.replay.checks.processes import DerivedStep, derived, first_difference
+from tracepaper.replay.checks.memory import memory_of, unlike
+from tracepaper.replay.checks.processes import (
+    DerivedStep,
+    FreshProcesses,
+    derive_steps,
+    derived,
+    first_difference,
+)
+from tracepaper.storage.digest import requests_sha256
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates import GateKind, gate_order
-from tracepaper.strategies.types import Bar, Decision
+from tracepaper.strategies.signals import Orders, Signal
+from tracepaper.strategies.types import Bar, Decision, FrameBar, Prediction, SinceDecided
 
-Report = Callable[[str], None]
+NAMED_MOST: Final = 3
+"""Of what differs in memory, the shortest are named."""
 _RISK: Final = frozenset(gate_order(GateKind.RISK))
 
 
@@ -33,42 +52,202 @@ class RecursiveFinding:
     probes: int = 0
     compared: int = 0
     differences: list[Difference] = field(default_factory=list)
+    undeclared: list[str] = field(default_factory=list)  # what two objects remember otherwise
 
     @property
     def holds(self) -> bool:
         """Whether nothing differs."""
         return not self.differences
 
+    def sentence(self) -> str:
+        """Say the first difference, and what it comes from."""
+        first = self.differences[0].sentence()
+        if not self.undeclared:
+            return f"{first}."
+        named = ", ".join(self.undeclared[:NAMED_MOST])
+        return (
+            f"{first}: it keeps what its warm-up bars do not rebuild and its State does not "
+            f"declare, {named}."
+        )
 
-def derive(config: Config, candles: Sequence[Candles], *, mode: str) -> list[DerivedStep]:
-    """Return every step of a replay of *candles*; nothing is stored."""
-    replay = build(config, candles, started_at_ms=0, mode=mode)
-    taken = chain.from_iterable(derived(replay))
-    return [one for one in taken if isinstance(one.step.event, Bar)]
+
+@dataclass(frozen=True)
+class Standing:
+    """What a run stored by the step before a later start: the engine's state, encoded, and more."""
+
+    state: bytes
+    sequence: int  # of the next step
+    since: Mapping[str, SinceDecided]
+    frame_bars: Sequence[FrameBar]  # the candles of higher frames that it took in
 
 
-def _from_on(steps: Sequence[DerivedStep], from_ms: Mapping[str, int]) -> list[DerivedStep]:
-    """Return the *steps* of bars that open at the time *from_ms* of their instrument or later."""
-    return [
-        one
-        for one in steps
-        if isinstance(event := one.step.event, Bar)
-        and event.open_time_ms >= from_ms[event.instrument]
-    ]
+@dataclass(frozen=True)
+class Start:
+    """Where a derivation begins: the bars before warm it up, and it goes on with what stood."""
+
+    from_ms: int | None = None  # first open time of its period; None: of its bars
+    standing: Standing | None = None  # of the full run there
+    frame_bars: Sequence[FrameBar] = ()  # all that the full run took in, later ones included
+
+
+class _Setting(NamedTuple):
+    """What every derivation of a check is made of."""
+
+    config: Config
+    candles: Sequence[Candles]
+    mode: str
+    frames: Sequence[Candles]
+
+
+def derive_whole(connection: Connection, setting: _Setting, starts: Sequence[int]) -> None:
+    """Send the decided steps of all bars, and what stood before the bars of each of *starts*."""
+    replay = _replay(setting, Start())
+    waiting, standing = list(starts), []
+    frame_bars: list[FrameBar] = []
+    steps: list[DerivedStep] = []
+    for unit, predictions in _units(replay):
+        while waiting and _open_ms_of(unit) >= waiting[0]:
+            standing.append(_standing(replay.engine, frame_bars))
+            waiting.pop(0)
+        together = derive_steps(replay.engine, unit, predictions)
+        if isinstance(unit, FrameBar) and together[0].step.accepted:
+            frame_bars.append(unit)
+        steps += together
+    connection.send(([one for one in steps if _is_decided(one)], standing, frame_bars))
+
+
+def derive_from(connection: Connection, setting: _Setting, start: Start) -> None:
+    """Send the decided steps of all bars of the period that begins at *start*."""
+    found = chain.from_iterable(_derived_from(_replay(setting, start), setting, start))
+    connection.send([one for one in found if _is_decided(one)])
+
+
+def derive_memory(
+    connection: Connection, setting: _Setting, start: Start, instrument: str, at_ms: int
+) -> None:
+    """Send what the strategy of *instrument* remembers after its bar that opened at *at_ms*."""
+    replay = _replay(setting, start)
+    for together in _derived_from(replay, setting, start):
+        events = [one.step.event for one in together]
+        if any(isinstance(event, Bar) and event.open_time_ms == at_ms for event in events):
+            break
+    connection.send(memory_of(replay.engine.strategy_of(instrument)))
+
+
+def _replay(setting: _Setting, start: Start) -> Replay:
+    outside.claim_threads(setting.config.strategy.name)
+    config, candles, mode, frames = setting
+    return build(config, candles, started_at_ms=0, mode=mode, from_ms=start.from_ms, frames=frames)
+
+
+def _units(replay: Replay) -> Iterator[tuple[Unit, Sequence[Prediction]]]:
+    """Yield all that *replay* is given, and what is predicted at it."""
+    way = predictor_over(replay)
+    for unit in gathered(way.events(replay)):
+        yield unit, predictions_of(way.predictor, unit)
+
+
+def _derived_from(replay: Replay, setting: _Setting, start: Start) -> Iterator[list[DerivedStep]]:
+    """Yield the steps of *replay* from *start* on, those of one close together.
+
+    As a restart does it: what stood is restored, then the bars before are seen again.
+    """
+    if start.standing is None:
+        return derived(replay)
+    return _resumed(replay, setting, start, start.standing)
+
+
+def _resumed(
+    replay: Replay, setting: _Setting, start: Start, standing: Standing
+) -> Iterator[list[DerivedStep]]:
+    engine = replay.engine
+    state = decode_state(standing.state)
+    engine.restore(state, next_sequence=standing.sequence, since=standing.since)
+    for frame_bar in standing.frame_bars:
+        engine.recall_frame(frame_bar)
+    for bar in _earlier(replay, setting.candles):
+        engine.recall_range(bar)
+    before: list[Bar] | None = []
+    for unit, predictions in _units(replay):
+        if isinstance(unit, FrameBar):
+            # Of others the full run knew by then, or has bars of its own for them.
+            if unit in start.frame_bars and unit not in standing.frame_bars:
+                yield derive_steps(engine, unit, predictions)
+            continue
+        if before is not None:
+            if _open_ms_of(unit) < replay.run.period_start_ms:
+                before += [event for event in events_of(unit) if isinstance(event, Bar)]
+                continue
+            _recall(engine, before)
+            before = None
+        yield derive_steps(engine, unit, predictions)
+
+
+def _recall(engine: Engine, before: Sequence[Bar]) -> None:
+    """Let *engine* see as many of the bars *before* again as a start does, in their order."""
+    left = Counter(bar.instrument for bar in before)
+    for bar in before:
+        is_early = left[bar.instrument] > engine.warmup_of(bar.instrument)
+        left[bar.instrument] -= 1
+        if is_early:
+            engine.recall_range(bar)
+        else:
+            engine.recall(bar)
+
+
+def _earlier(replay: Replay, candles: Sequence[Candles]) -> Iterator[Bar]:
+    """Yield the bars before those of *replay* that decide the range of a day."""
+    items = {item.symbol: item for item in replay.instruments}
+    first_ms = {part.symbol: int(part.open_time_ms[0]) for part in replay.feed.candles}
+    for part in candles:
+        item = items[part.symbol]
+        end = int(np.searchsorted(part.open_time_ms, first_ms[part.symbol]))
+        most = replay.engine.range_bars_of(item.id)
+        kept = slice_candles(part, slice(max(0, end - most), end))
+        yield from bars_of(
+            replace(kept, category=item.category).rescaled(
+                price_decimals=item.price_decimals, volume_decimals=item.volume_decimals
+            )
+        )
+
+
+def _standing(engine: Engine, frame_bars: Sequence[FrameBar]) -> Standing:
+    state = msgspec.msgpack.encode(engine.state())
+    return Standing(state, engine.sequence, engine.since_decided, tuple(frame_bars))
+
+
+def _open_ms_of(unit: Unit) -> int:
+    """Return when the bars of *unit* opened; -1 where it has none."""
+    times = [event.open_time_ms for event in events_of(unit) if isinstance(event, Bar)]
+    return max(times, default=-1)
+
+
+def _is_decided(one: DerivedStep) -> bool:
+    return isinstance(one.step.event, Bar) and one.step.decision is not None
+
+
+def _open_ms(one: DerivedStep) -> int:
+    assert isinstance(one.step.event, Bar)
+    return one.step.event.open_time_ms
 
 
 def recursive(
     config: Config,
     candles: Sequence[Candles],
+    fresh: FreshProcesses,
     *,
     probes: int,
     warmup: int,
     mode: str = "scan",
     report: Callable[[str], None] = lambda _: None,
+    frames: Sequence[Candles] = (),
 ) -> RecursiveFinding:
-    """Start at *probes* later bars; after *warmup* bars nothing but the account may differ.
+    """Start at *probes* later bars, each time in a process that has seen nothing.
 
-    Of several instruments all start at the time of a bar of the first one.
+    After *warmup* bars, and given what the full run's last step stored, its account and declared
+    state, nothing may differ. *frames* are candles of higher time frames from before *candles*;
+    a later start is handed those that the full run took in. Of several instruments all start at
+    the time of a bar of the first.
     """
     found = RecursiveFinding()
     for part in candles:
@@ -85,25 +264,48 @@ def recursive(
             f"After the first bar of {candles[0].path} too few bars of the others follow for the "
             f"warm-up of {warmup}; give candles of one time."
         )
-    whole = derive(config, candles, mode=mode)
-    starts = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
-    for number, start in enumerate(starts):
-        report(f"probe {number + 1} of {len(starts)}: starting at bar {start}")
-        later = [_cut(part, int(times[start])) for part in candles]
-        warm = {part.instrument: int(part.open_time_ms[warmup]) for part in later}
-        steps = derive(config, later, mode=mode)
+    setting = _Setting(config, candles, mode, frames)
+    rows = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
+    starts = [
+        max(int(part.open_time_ms[_row(part, int(times[row])) + warmup]) for part in candles)
+        for row in rows
+    ]
+    with fresh.child(derive_whole, setting, starts) as child:
+        whole, standing, frame_bars = child.receive()
+    for number, (from_ms, stood) in enumerate(zip(starts, standing, strict=True)):
+        report(f"probe {number + 1} of {len(starts)}: starting at bar {rows[number] + warmup}")
+        begun = Start(from_ms, stood, frame_bars)
+        with fresh.child(derive_from, setting, begun) as child:
+            steps = child.receive()
         found.probes += 1
-        for one, two in zip(_from_on(whole, warm), _from_on(steps, warm), strict=True):
+        same_period = [one for one in whole if _open_ms(one) >= from_ms]
+        for one, two in zip(same_period, steps, strict=True):
             found.compared += 1
             if not same_judgement(one, two):
                 found.differences.append(difference_of(one, two))
+                found.undeclared = _undeclared(fresh, setting, (Start(), begun), one)
                 return found
     return found
 
 
-def _cut(candles: Candles, open_ms: int) -> Candles:
-    row = int(np.searchsorted(candles.open_time_ms, open_ms))
-    return slice_candles(candles, slice(row, len(candles)))
+def _undeclared(
+    fresh: FreshProcesses, setting: _Setting, starts: Sequence[Start], at: DerivedStep
+) -> list[str]:
+    """Return the names of what two derivations remember otherwise after the bar of *at*."""
+    event = at.step.event
+    assert isinstance(event, Bar)
+    memories: list[dict[str, str]] = []
+    for start in starts:
+        key = event.instrument, event.open_time_ms
+        with fresh.child(derive_memory, setting, start, *key) as child:
+            memories.append(child.receive())
+    one, two = memories
+    return unlike(one, two)
+
+
+def _row(candles: Candles, open_ms: int) -> int:
+    """Return the row of the first candle that opens at *open_ms* or later."""
+    return int(np.searchsorted(candles.open_time_ms, open_ms))
 
 
 def same_judgement(one: DerivedStep, two: DerivedStep) -> bool:
@@ -115,7 +317,7 @@ def same_judgement(one: DerivedStep, two: DerivedStep) -> bool:
     a, b = one.step.decision, two.step.decision
     if a is None or b is None:
         return a is b
-    if not same_signal(one, two) or not _measures_agree(a, b):
+    if not same_signal(one, two) or not _measures_agree(a, b) or not _notes_agree(one, two):
         return False
     judged = a.refused_by not in _RISK and b.refused_by not in _RISK
     same = (a.refused_by, a.regime) == (b.refused_by, b.regime)
@@ -127,8 +329,25 @@ def same_signal(one: DerivedStep, two: DerivedStep) -> bool:
     a, b = one.signal, two.signal
     if a is None or b is None:
         return a is b
+    if isinstance(a, Orders) or isinstance(b, Orders):
+        return a == b and predictions_agree(one.step.prediction, two.step.prediction)
     same = a.action is b.action and abs(a.strength - b.strength) <= SHARES
     return same and predictions_agree(one.step.prediction, two.step.prediction)
+
+
+def _notes_agree(one: DerivedStep, two: DerivedStep) -> bool:
+    """Return whether the strategy noted the same: exactly, or of forecasts within 1e-4."""
+    a, b = one.step.decision, two.step.decision
+    assert a is not None
+    assert b is not None
+    if a.note == b.note or a.note is None or b.note is None or one.step.prediction is None:
+        return a.note == b.note
+    return list(a.note) == list(b.note) and all(
+        near_measure(first, second)
+        if not isinstance(first, str) and not isinstance(second, str)
+        else first == second
+        for first, second in zip(a.note.values(), b.note.values(), strict=True)
+    )
 
 
 def _measures_agree(a: Decision, b: Decision) -> bool:
@@ -150,11 +369,20 @@ def _at_threshold(a: Decision, b: Decision) -> bool:
     return True
 
 
+def _shown(signal: Signal | Orders) -> str:
+    """Return *signal* in a few words."""
+    if isinstance(signal, Signal):
+        return signal.action.value
+    return f"{len(signal.requests)} requests, SHA-256 {requests_sha256(signal.requests)[:12]}"
+
+
 def difference_of(one: DerivedStep, two: DerivedStep) -> Difference:
     """Return the first field in which two steps differ, the signal before all others."""
     event, a, b = one.step.event, one.signal, two.signal
     if isinstance(event, Bar) and a is not None and b is not None:
         at = event.instrument, event.open_time_ms
+        if isinstance(a, Orders) or isinstance(b, Orders):
+            return Difference(*at, "signal", _shown(a), _shown(b))
         if a.action is not b.action:
             return Difference(*at, "signal", a.action, b.action)
         if a.strength != b.strength:

@@ -42,7 +42,7 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "runs.run_id": _NAME,
     "runs.kind": "who fed the run, which leaves no other trace",
     "runs.started_at_ms": "the machine's clock, which no decision reads",
-    "runs.parent_run_id": _NAME,
+    "runs.parent_run_id": "another run's name: that there was one shows in the ledger",
     "runs.period_start_ms": "it may move to wherever no bar lies in between",
     "runs.config": "its sections that decide nothing: exchange, storage, http, log",
     "runs.warnings": "what the start had to say",
@@ -55,6 +55,8 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "instruments.min_notional": _EXCHANGE,
     "instruments.funding_interval_minutes": _EXCHANGE,
     "instruments.status": _EXCHANGE,
+    "instruments.max_leverage": _EXCHANGE,
+    "instruments.risk_tiers": _EXCHANGE,
     "steps.turnover": _EXCHANGE,
     "steps.source": _EXCHANGE,
     "events.market_ms": _EXCHANGE,
@@ -83,6 +85,7 @@ class Verification:
     tolerated: int = 0  # decisions whose floats differ within their tolerances alone
     differing: int = 0
     exact: bool = True  # whether every bit was promised, and so every bit was compared
+    taken: int = 0  # answers of an outside service, which are taken from the record
     elsewhere: str = ""  # why it was not: what is another here than when the run was made
     differences: list[Difference] = field(default_factory=list)
     culprit: Culprit | None = None
@@ -135,6 +138,7 @@ def verify_run(
             _judge(found, check, derived, kept, exact=not elsewhere)
         if found.steps % 4_096 == 0:
             progress(found.steps)
+    found.taken = predictor.taken
     if found.differences:
         case = Case(
             reader,
@@ -160,9 +164,13 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
         "strategy": config.strategy.name,
         "interval_ms": config.market.interval_ms,
         "gate_horizon": config.gate.horizon,
+        "calendar": config.market.calendar,
+        "sees_account": recorded.engine.sees_account,
         "model_id": "" if model is None else model.model_id,
         "model_sha256": "" if model is None else model.model_sha256,
     }
+    if config.market.calendar is None:
+        due |= {"calendar_version": None, "calendar_sha256": None}
     first = next(
         (event for _, _, event, _ in reader.events(run.run_id) if isinstance(event, ModelChange)),
         None,

@@ -49,6 +49,19 @@ def replay(
 
 
 @app.command()
+def sweep(
+    *,
+    bars: Annotated[int, typer.Option(min=2_000, help="Bars of each of its 100 runs.")] = 12_000,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one a core.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure a sweep of 100 runs beside the sum of its runs."""
+    from tracepaper.replay.bench.sweep import measure
+
+    _say("sweep of 100 runs, CPU time", measure(bars, jobs=jobs, tell=_tell), as_json=json)
+
+
+@app.command()
 def audit(
     *,
     bars: Annotated[
@@ -67,12 +80,21 @@ def audit(
 def live(
     *,
     bars: Annotated[int, typer.Option(min=100, help="Decisions to time.")] = 1_000,
+    symbols: Annotated[
+        int, typer.Option(min=1, help="Symbols that close at once, in one daemon.")
+    ] = 1,
     model: Annotated[bool, typer.Option(help="Also with the default model.")] = True,
     json: JsonOption = False,
 ) -> None:
-    """Measure milliseconds from a parsed bar to its committed decision."""
+    """Measure milliseconds from a parsed bar, or the last of a close, to what is committed."""
+    from tracepaper.replay.bench.close import LIVE_CLOSES_LEAST, measure_live
     from tracepaper.replay.bench.live import measure
 
+    if symbols > 1:
+        closes = max(bars // symbols, LIVE_CLOSES_LEAST)
+        figures = measure_live(symbols, closes, model=model, tell=_tell)
+        _say("close of several symbols, last bar to last decision committed", figures, as_json=json)
+        return
     _say("live step, ms of wall time", measure(bars, model=model, tell=_tell), as_json=json)
 
 

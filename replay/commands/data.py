@@ -39,6 +39,10 @@ CategoryOption = Annotated[
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Refuse what would be dropped and said.")
 ]
+CalendarOption = Annotated[
+    str | None,
+    typer.Option("--calendar", metavar="CODE", help="Shares: the exchange, such as XNAS."),
+]
 FormatOption = Annotated[
     str | None,
     typer.Option(
@@ -63,6 +67,7 @@ def import_(
     category: CategoryOption = None,
     format_: FormatOption = None,
     strict: StrictOption = False,
+    calendar: CalendarOption = None,
     archive: ArchiveOption = None,
     config: ConfigOption = None,
     json: JsonOption = False,
@@ -72,9 +77,17 @@ def import_(
 
     from tracepaper.replay.archive import read_many
     from tracepaper.replay.archive.series import import_candles
+    from tracepaper.replay.archive.sessions import sessions_named
 
     file = database_path(archive, config)
-    parts = read_many(paths, symbol=symbol, category=category, strict=strict, format_name=format_)
+    parts = read_many(
+        paths,
+        symbol=symbol,
+        category=category if calendar is None else Category.STOCK,
+        strict=strict,
+        format_name=format_,
+        sessions_for=None if calendar is None else sessions_named(calendar),
+    )
     imported = import_candles(file, parts)
     if json:
         print_json({"archive": str(file), "series": [asdict(one) for one in imported]})
@@ -91,6 +104,7 @@ def check(
     category: CategoryOption = None,
     format_: FormatOption = None,
     strict: StrictOption = False,
+    calendar: CalendarOption = None,
     json: JsonOption = False,
 ) -> None:
     """Read candle files, and say for each what it holds or why it cannot be believed."""
@@ -98,14 +112,21 @@ def check(
 
     from tracepaper.replay.archive import read_candles
     from tracepaper.replay.archive.quality import quality
+    from tracepaper.replay.archive.sessions import sessions_named
 
+    sessions_for = None if calendar is None else sessions_named(calendar)
     documents: list[dict[str, object]] = []
     refused = 0
     for path in paths:
         try:
             found = quality(
                 read_candles(
-                    path, symbol=symbol, category=category, strict=strict, format_name=format_
+                    path,
+                    symbol=symbol,
+                    category=category if calendar is None else Category.STOCK,
+                    strict=strict,
+                    format_name=format_,
+                    sessions_for=sessions_for,
                 )
             )
         except DataInvalid as error:
@@ -132,6 +153,8 @@ def _lines(found: Quality) -> list[str]:
     if len(found.gaps) > GAPS_SHOWN:
         gaps.append(f"and {len(found.gaps) - GAPS_SHOWN} more")
     span = f"{found.rows:,} candles that open from {iso(found.first_ms)} to {iso(found.last_ms)}"
+    if found.sessions is not None:
+        span += f", {found.sessions:,} sessions of {found.calendar}"
     scales = f"prices to {_unit(found.price_decimals)}, volume to {_unit(found.volume_decimals)}"
     holes = f"{len(found.gaps)} holes, {found.missing:,} candles missing"
     lines = [
@@ -143,7 +166,7 @@ def _lines(found: Quality) -> list[str]:
     ]
     if found.open_is_previous_close is not None:
         lines.append(f"  {found.open_is_previous_close:.1%} open at the close before")
-    return lines + [f"  {note}" for note in found.notes]
+    return lines + [f"  {note}" for note in (*found.notes, *found.splits)]
 
 
 def _unit(decimals: int | None) -> str:

@@ -1,21 +1,24 @@
-"""``tracepaper evaluate``: judge a checkpoint on untouched time, beside every baseline."""
+"""``tracepaper evaluate``: judge a model on untouched time, beside every baseline."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from tracepaper.daemon.commands.options import JsonOption, print_json
+from tracepaper.daemon.commands.options import ConfigOption, JsonOption, print_json
 from tracepaper.replay.commands.train import DataOption, ThreadsOption
 
 
 def evaluate(
     data: DataOption,
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="A folder, or default.")
+        str, typer.Argument(metavar="CHECKPOINT", help="A folder, default, or module:Class.")
     ] = "default",
     *,
+    config: ConfigOption = None,
     explained_bars: Annotated[
         int, typer.Option(min=500, help="Bars to explain, for the gates.")
     ] = 120_000,
@@ -25,11 +28,15 @@ def evaluate(
     """Judge a checkpoint on the bars after its card's calibration, beside every baseline.
 
     The baselines are fitted on the bars before the card's training end, so --data needs candles
-    of both. Errors come from resampling whole calendar days.
+    of both. Errors come from resampling whole calendar days. A class of one's own is judged after
+    its trained_until, with the options, files and features of the configuration.
     """
-    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.daemon.config.sections import MODULE_CLASS
+
+    if MODULE_CLASS.match(checkpoint):
+        _evaluate_class(checkpoint, data, config, as_json=json)
+        return
     from tracepaper.replay.training.pipeline import Material, evaluated, split_of, use_threads
-    from tracepaper.replay.training.show import figure_tables, gate_table
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.forecasters.build import build
 
@@ -53,8 +60,34 @@ def evaluate(
             }
         )
         return
+    _show(judged["figures"], judged["honesty"]["sentences"])
+
+
+def _evaluate_class(name: str, data: list[str], file: Path | None, *, as_json: bool) -> None:
+    """Judge the user's class *name*, as *file* configures it."""
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.session.user_model import load_model
+    from tracepaper.replay.training.own import evaluate_own, split_at
+    from tracepaper.replay.training.pipeline import Material
+
+    given = load(file, {"model": {"class": name}})
+    forecaster = load_model(given, mode="scan")
+    material = Material.read(
+        data, lambda segments: split_at(segments, forecaster), forecaster.horizons
+    )
+    figures, sentences = evaluate_own(forecaster, material, horizon=given.gate.horizon)
+    if as_json:
+        print_json({"id": forecaster.model_id, "figures": figures, "sentences": sentences})
+    else:
+        _show(figures, sentences)
+
+
+def _show(figures: Mapping[str, Any], sentences: Sequence[str]) -> None:
+    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.training.show import figure_tables, gate_table
+
     console = Terminal()
-    for table in (*figure_tables(judged["figures"]), gate_table(judged["figures"]["gates"])):
+    for table in (*figure_tables(figures), gate_table(figures["gates"])):
         console.print(table)
-    for sentence in judged["honesty"]["sentences"]:
+    for sentence in sentences:
         console.print(f"• {sentence}", markup=False)

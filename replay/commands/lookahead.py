@@ -21,6 +21,12 @@ DataOption = Annotated[
     list[str],
     typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat."),
 ]
+FrameOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH", help="Candles of a higher time frame, from before the data; repeat."
+    ),
+]
 ModeOption = Annotated[str, typer.Option(help="How the model goes over the bars: scan or step.")]
 
 
@@ -41,6 +47,7 @@ def lookahead(
         int | None,
         typer.Option(min=10, help=f"Bars of each file to use; by default up to {MOST_BARS:,}."),
     ] = None,
+    frame_data: FrameOption = None,
     mode: ModeOption = "scan",
     config: ConfigOption = None,
     json: JsonOption = False,
@@ -49,15 +56,14 @@ def lookahead(
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import print_json
-    from tracepaper.replay.checks.lookahead import MODEL, Limits
+    from tracepaper.replay.checks.lookahead import Limits
     from tracepaper.replay.checks.lookahead import lookahead as check
     from tracepaper.replay.checks.processes import FreshProcesses
 
     given, candles = _given(data, config)
     most = bars or MOST_BARS
     left = sum(max(0, len(part) - most) for part in candles)
-    preload = (MODEL,) if given.strategy.name == "attention" else ()
-    with FreshProcesses(*preload) as fresh:
+    with FreshProcesses(*_preloaded(given)) as fresh:
         found = check(
             given,
             _first(candles, most),
@@ -66,6 +72,7 @@ def lookahead(
             mode=mode,
             allow=allow_reading or (),
             report=_report,
+            frames=_frames(frame_data),
         )
     if left:
         found.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
@@ -84,6 +91,7 @@ def recursive(
     bars: Annotated[
         int | None, typer.Option(min=10, help="Bars of the data to use; by default enough.")
     ] = None,
+    frame_data: FrameOption = None,
     mode: ModeOption = "scan",
     config: ConfigOption = None,
     json: JsonOption = False,
@@ -94,12 +102,17 @@ def recursive(
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
     from tracepaper.daemon.session.models import load_forecaster
+    from tracepaper.replay.checks.lookahead import MODEL
+    from tracepaper.replay.checks.processes import FreshProcesses
     from tracepaper.replay.checks.recursive import recursive as check
     from tracepaper.strategies.errors import ConfigInvalid
 
     given, candles = _given(data, config)
     forecaster = load_forecaster(given) if needs_forecaster(given) else None
-    warmup = warmup_bars(make_strategies(given, forecaster))
+    strategies = make_strategies(given, forecaster)
+    frames = _frames(frame_data)
+    sessions = None if candles[0].calendar is None else candles[0].calendar.sessions
+    warmup = warmup_bars(strategies, given, sessions=sessions, makes_frames=not frames)
     wanted = min(*map(len, candles), bars or 2 * warmup + 1_000)
     if wanted <= warmup:
         # Nothing would differ, for nothing would be decided.
@@ -107,7 +120,17 @@ def recursive(
             f"The strategy is warm after {warmup:,} bars, and {wanted:,} are looked at; give more."
         )
     candles = _first(candles, wanted)
-    found = check(given, candles, probes=probes, warmup=warmup, mode=mode, report=_report)
+    with FreshProcesses(*((MODEL,) if forecaster is not None else ())) as fresh:
+        found = check(
+            given,
+            candles,
+            fresh,
+            probes=probes,
+            warmup=warmup,
+            mode=mode,
+            report=_report,
+            frames=frames,
+        )
     if json:
         said = {"check": "recursive", **asdict(found), "holds": found.holds}
         print_json({**said, "warmup": warmup, "bars": wanted})
@@ -117,20 +140,37 @@ def recursive(
             "compared, nothing moved."
         )
     else:
-        typer.echo(f"recursive: {found.differences[0].sentence()}.")
+        typer.echo(f"recursive: {found.sentence()}")
     if not found.holds:
         raise typer.Exit(1)
 
 
+def _preloaded(given: Config) -> list[str]:
+    """Return the slow packages that the model needs, to be loaded once for all processes."""
+    from tracepaper.daemon.session.user_class import packages_of
+    from tracepaper.daemon.session.user_model import model_class
+    from tracepaper.replay.checks.lookahead import MODEL
+
+    if name := given.model.own_class:
+        return packages_of(model_class(name))
+    return [MODEL] if given.strategy.name == "attention" else []
+
+
 def _given(data: Sequence[str], file: Path | None) -> tuple[Config, list[Candles]]:
     """Return the configuration for *data*, and their candles aggregated to its interval."""
-    from tracepaper.replay.archive import read_candles
+    from tracepaper.daemon.config.loading import load
     from tracepaper.replay.archive.candles import resample
-    from tracepaper.replay.backtest.build import configuration
+    from tracepaper.replay.backtest.build import configuration, read_market
 
-    candles = [read_candles(item) for item in data]
+    candles = read_market(load(file).market, data)
     given = configuration(file, candles)
     return given, [resample(part, given.market.interval_ms) for part in candles]
+
+
+def _frames(paths: Sequence[str] | None) -> list[Candles]:
+    from tracepaper.replay.archive import read_candles
+
+    return [read_candles(path) for path in paths or ()]
 
 
 def _first(candles: Sequence[Candles], most: int) -> list[Candles]:

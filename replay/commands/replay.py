@@ -43,6 +43,13 @@ def replay(
     funding: Annotated[
         list[Path] | None, typer.Option(help="Settled funding rates: a CSV file; repeat.")
     ] = None,
+    frame_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Candles of a higher time frame, from before the data; repeat.",
+        ),
+    ] = None,
     mode: Annotated[
         str, typer.Option(help="How the model goes over the bars: scan (one pass) or step.")
     ] = "scan",
@@ -75,9 +82,9 @@ def replay(
         to_text=to,
         resume=resume,
         funding=tuple(funding or ()),
+        frames=tuple(frame_data or ()),
         mode=mode,
         database=db,
         log=log,
-        as_json=json,
     )
-    perform(request)
+    perform(request, as_json=json)

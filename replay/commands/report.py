@@ -34,6 +34,15 @@ def report(
         bool,
         typer.Option("--heads", help="With --html: what each head does, by the run's own model."),
     ] = False,
+    chart: Annotated[
+        Path | None,
+        typer.Option(
+            "--chart", metavar="FILE", help="Draw the price with its trades into a .png or .svg."
+        ),
+    ] = None,
+    last: Annotated[
+        int, typer.Option("--last", min=2, help="With --chart: how many bars, the newest.")
+    ] = 1_000,
     notes: Annotated[
         bool, typer.Option("--notes", help="Unfold what to know before believing any of it.")
     ] = False,
@@ -50,6 +59,10 @@ def report(
 
     if heads and html is None:
         raise ConfigInvalid("--heads draws pictures; say where with --html FILE.")
+    if chart is not None:
+        from tracepaper.replay.report.picture import check
+
+        check(chart)
     named = located(run, None if "#" in run else database_path(db, config))
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:
         made = build_report(named.path, named.run_id, progress=progress)
@@ -57,12 +70,18 @@ def report(
         from tracepaper.replay.report.page import write_page
 
         write_page(made, html, heads=heads)
+    if chart is not None:
+        from tracepaper.replay.report.picture import draw
+
+        draw(made, chart, last=last)
     if json:
         print_json(as_document(made))
         return
     show(Terminal(), made, notes=notes)
     if html is not None:
         typer.echo(f"The page is {html}.")
+    if chart is not None:
+        typer.echo(f"The chart is {chart}.")
 
 
 @contextmanager

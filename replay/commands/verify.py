@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -15,6 +15,14 @@ from tracepaper.daemon.commands.options import (
     reads_record,
     say,
 )
+from tracepaper.strategies.market import unscaled
+from tracepaper.strategies.types import MONEY_DECIMALS
+
+if TYPE_CHECKING:
+    from tracepaper.replay.checks.funding import FundingCheck
+
+SHOWN: Final = 10
+"""Differences of a kind that are said."""
 
 
 @reads_record
@@ -24,6 +32,10 @@ def verify(
     sample: Annotated[
         int | None, typer.Option(min=1, help="Compare only the last so many steps.")
     ] = None,
+    funding: Annotated[
+        list[Path] | None,
+        typer.Option(help="A published history that the settlements must equal; repeat."),
+    ] = None,
     db: DatabaseOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -31,21 +43,32 @@ def verify(
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import print_json
+    from tracepaper.replay.archive import read_funding
+    from tracepaper.replay.checks.funding import check_funding
     from tracepaper.replay.checks.verify import verify_run
     from tracepaper.storage.reader import Reader, resolve
 
     database: Path | None = None if "#" in run else database_path(db)
     located = resolve(database, run)
     with Reader.open(located.path) as reader:
+        histories = [read_funding(path) for path in funding or ()]
+        settled = [check_funding(reader, located.run_id, rates) for rates in histories]
         found = verify_run(reader, located.path, located.run_id, sample=sample)
+    holds = found.holds and all(one.holds for one in settled)
     if json:
-        print_json({**asdict(found), "holds": found.holds})
+        compared = [{**asdict(one), "holds": one.holds} for one in settled]
+        print_json({**asdict(found), "funding": compared, "holds": holds})
     elif found.holds:
         rounding = f", {found.tolerated:,} of them within their tolerances" * bool(found.tolerated)
         say(
             f"{found.agreed + found.tolerated:,} of {found.decisions:,} decisions follow from the "
             f"record of run {found.run_id} ({found.steps:,} steps){rounding}."
         )
+        if found.taken:
+            say(
+                f"{found.taken:,} answers of an outside service are taken from the record: nothing "
+                "here says what it would answer now."
+            )
         if sys.stdout.isatty():
             say("The links of its chain are another check: `tracepaper audit verify`.")
         if found.elsewhere:
@@ -55,10 +78,29 @@ def verify(
             f"Run {found.run_id} does not follow from its record ({found.to_blame} is to "
             f"blame): {found.likely_cause}."
         )
-        for difference in found.differences[:10]:
+        for difference in found.differences[:SHOWN]:
             say(
                 f"  {difference.instrument} {difference.field}: stored {difference.first}, "
                 f"derived {difference.second}"
             )
-    if not found.holds:
+    if not json:
+        for one in settled:
+            _say_funding(one)
+    if not holds:
         raise typer.Exit(1)
+
+
+def _say_funding(one: FundingCheck) -> None:
+    """Say how the settlements of one instrument agree with what was published."""
+    from tracepaper.replay.archive.times import iso
+
+    say(
+        f"{one.booked:,} of {one.published:,} published settlements of {one.instrument} were "
+        "booked at the published rate."
+    )
+    for at, booked, published in one.differing[:SHOWN]:
+        rates = (unscaled(rate, MONEY_DECIMALS) for rate in (booked, published))
+        say(f"  {iso(at)}: booked at {next(rates)}, published at {next(rates)}")
+    for what, times in (("not booked", one.missing), ("not published", one.unpublished)):
+        for at in times[:SHOWN]:
+            say(f"  {iso(at)}: {what}")

@@ -28,7 +28,7 @@ from tracepaper.replay.exchange.instruments import recorded as recorded_instrume
 from tracepaper.replay.exchange.surface import TOPICS
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.market import MINUTE_MS
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types import EXCHANGE_CATEGORIES, Category
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 RECEIVED: Final = "recv"
@@ -181,7 +181,7 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
         raise DataInvalid(
             f"{path} holds frames of {' and '.join(sorted(found))}: choose one by --category."
         )
-    if not found <= set(Category):
+    if not found <= set(EXCHANGE_CATEGORIES):
         raise DataInvalid(f"{path} holds frames of {found.pop()}: give linear or spot ones.")
     if not frames:
         raise DataInvalid(f"{path} holds no received frame with a topic: give another session.")

@@ -61,6 +61,10 @@ def document(stored: StoredDecision, full: Full | None, missing: str | None) -> 
     return {
         "run": {name: stored.run[name] for name in ("run_id", "kind", "strategy", "interval")},
         "decision": stored.decision,
+        "notes": {
+            row["name"]: row["number"] if row["text"] is None else row["text"]
+            for row in stored.notes
+        },
         "gates": [
             {**row, **{name: margin[name] for name in names}}
             for row, margin in zip(stored.gates, margins, strict=True)

@@ -134,11 +134,17 @@ def _forecast(run: Run, step: Step) -> Forecast:
 
 def _forecaster(database: Path, run: Run, model_id: str) -> Explainable:
     """Return the model that decided: kept beside the database, or else the bundled one."""
+    config = restore(run.config)
+    if config.model.own_class:
+        raise DataInvalid(
+            f"The model {config.model.own_class} is a class of a user's own, which does not say "
+            "where it looked; leave --full out, and see its gates and its forecast."
+        )
     folder = checkpoints.DEFAULT_CHECKPOINT
     is_kept = checkpoints.kept_folder(database, model_id).is_dir()
     if is_kept or checkpoints.read_card(folder)["model"]["id"] != model_id:
         folder = checkpoints.find_kept(database, model_id)
-    found: Forecaster = forecaster_of(folder, restore(run.config), mode="step")
+    found: Forecaster = forecaster_of(folder, config, mode="step")
     if found.model_id != model_id:
         raise DataInvalid(
             f"{folder} holds the checkpoint {found.model_id}, and {model_id} decided; restore it."
@@ -178,7 +184,7 @@ def _attribution(past: Past) -> Attribution:
 
 def _difference(stored: Explanation | None, found: Attribution, decided: Bar) -> float:
     """Return the largest difference between a stored bucket and the sum of its bars' weights."""
-    if stored is None:
+    if stored is None or stored.older_mass is None:
         return 0.0
     kept = np.append(np.frombuffer(stored.buckets, "<f4").astype(np.float64), stored.older_mass)
     blocks = np.array(found.open_time_ms) // (decided.interval_ms * BLOCK_BARS)

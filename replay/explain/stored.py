@@ -28,11 +28,12 @@ class StoredDecision:
     decision: Row  # of ``v_decisions``
     gates: tuple[Row, ...]  # of ``v_gates``, in the order in which they judge
     buckets: tuple[Row, ...]  # of ``v_explanations``, newest first; none without a forecast
+    notes: tuple[Row, ...] = ()  # of ``v_notes``, as the strategy wrote them
 
     @property
     def has_forecast(self) -> bool:
         """Whether a model answered for this bar."""
-        return self.decision["mean_return"] is not None
+        return self.decision["horizon"] is not None
 
     @property
     def no_attribution(self) -> str | None:
@@ -52,7 +53,7 @@ class StoredDecision:
                     f"{gate['threshold']:,.0f} bars it looks back on were known."
                 )
         if self.has_forecast:
-            return "This model gives forecasts without an attribution."
+            return "This model gives forecasts without an explanation of where it looked."
         return "The model gave no forecast for this bar, so nothing was attributed."
 
 
@@ -78,6 +79,7 @@ def read_stored(database: Path, run_id: str, sequence: int) -> StoredDecision:
                 decisions[0],
                 tuple(views.rows("v_gates", sequence=sequence)),
                 tuple(views.rows("v_explanations", sequence=sequence)),
+                tuple(views.rows("v_notes", sequence=sequence)),
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
@@ -24,6 +25,8 @@ def show_stored(stored: StoredDecision) -> RenderableType:
     """Return what the rows of one decision say, and what would have flipped it."""
     flips = flips_of(stored)
     parts: list[RenderableType] = [_verdict(stored.decision), _gate_table(flips), _flip_text(flips)]
+    if stored.notes:
+        parts.insert(1, _notes(stored.notes))
     parts.append(Text(stored.no_attribution) if stored.no_attribution else _bucket_table(stored))
     return Group(*parts)
 
@@ -47,14 +50,38 @@ def _verdict(decision: dict[str, Any]) -> Text:
             f"unfilled: {unfilled}; {decision['target_quantity_text']} is wanted and no order "
             "for it would be taken\n"
         )
-    if decision["mean_return"] is not None:
-        text.append(
-            f"expected return {decision['mean_return'] * BASIS_POINTS:+.2f} bp ± "
-            f"{decision['stdev_return'] * BASIS_POINTS:.1f} bp over {decision['horizon']} bars; "
-            f"down {decision['p_down']:.2f}, flat {decision['p_flat']:.2f}, "
-            f"up {decision['p_up']:.2f}; regime {decision['regime']}\n"
-        )
+    if decision["horizon"] is not None:
+        text.append(f"{_forecast(decision)}\n")
     return text
+
+
+def _forecast(decision: Mapping[str, Any]) -> str:
+    """Return what the model said at the gates' horizon, as far as it gives it."""
+    parts = []
+    if (mean := decision["mean_return"]) is not None:
+        stdev = decision["stdev_return"]
+        spread = "" if stdev is None else f" ± {stdev * BASIS_POINTS:.1f} bp"
+        parts.append(
+            f"expected return {mean * BASIS_POINTS:+.2f} bp{spread} over {decision['horizon']} bars"
+        )
+    if decision["p_up"] is not None:
+        parts.append(
+            f"down {decision['p_down']:.2f}, flat {decision['p_flat']:.2f}, "
+            f"up {decision['p_up']:.2f}"
+        )
+    return "; ".join([*parts, f"regime {decision['regime']}"])
+
+
+def _notes(rows: Sequence[dict[str, Any]]) -> Text:
+    """Return what the strategy noted at the decision, in its order."""
+    said = [f"{row['name']} {_noted(row)}" for row in rows]
+    return Text(f"The strategy noted: {', '.join(said)}.\n")
+
+
+def _noted(row: dict[str, Any]) -> str:
+    if row["text"] is not None:
+        return f"“{row['text']}”"
+    return "no finite number" if row["number"] is None else f"{row['number']:,.6g}"
 
 
 def _gate_table(flips: Flips) -> Table:

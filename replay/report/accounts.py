@@ -68,7 +68,7 @@ def exposures(record: RunRecord, ledger: Ledger) -> tuple[Floats, Floats]:
     net, every = np.zeros((2, record.times_ms.size))
     for name, held in ledger.held.items():
         bars = record.bars[name]
-        closes_ms = bars.open_time_ms + record.interval_ms
+        closes_ms = record.closes_of(bars.open_time_ms)
         at = np.searchsorted(closes_ms, record.times_ms, side="right") - 1
         notional = np.where(at >= 0, (held * bars.close)[at.clip(min=0)], 0.0)
         net += notional
@@ -98,7 +98,7 @@ def buy_and_hold(record: RunRecord, share: float = 1.0) -> Floats:
 
 def over_times(record: RunRecord, bars: Bars, earned: Floats) -> Floats:
     """Return the sum of *earned* up to the start and then to each of the record's times."""
-    known = np.searchsorted(bars.open_time_ms + record.interval_ms, record.times_ms, side="right")
+    known = np.searchsorted(record.closes_of(bars.open_time_ms), record.times_ms, side="right")
     summed = np.concatenate(([0.0], earned.cumsum()))
     return np.concatenate(([0.0], summed[known]))
 
@@ -187,7 +187,7 @@ def random_twins(
     times = np.concatenate((record.times_ms[:1] - 1, record.times_ms))
     wanted = times[np.append(marks, record.times_ms.size)]
     known = {
-        name: np.searchsorted(record.bars[name].open_time_ms + record.interval_ms, wanted, "right")
+        name: np.searchsorted(record.closes_of(record.bars[name].open_time_ms), wanted, "right")
         for name in parts
     }
     early = {

@@ -15,6 +15,7 @@ from tracepaper.replay.report.accounts import exposures
 from tracepaper.replay.report.document import BUY_AND_HOLD, Report
 from tracepaper.replay.report.record import Floats, Ints
 from tracepaper.replay.report.refusals import BETTER, COST, SAVED, WORSE
+from tracepaper.strategies.calendar import Calendar
 
 Figure = dict[str, Any]
 ACCENT: Final = "var(--accent)"
@@ -57,12 +58,15 @@ def layout(height: int, **more: object) -> Figure:
     }
 
 
-def broken(times: Ints, *columns: Floats) -> tuple[list[int], list[Floats]]:
+def broken(
+    times: Ints, *columns: Floats, calendar: Calendar | None = None
+) -> tuple[list[int], list[Floats]]:
     """Return *times* and *columns* with a missing value in every hole, so that no line crosses it.
 
-    A hole is a step of more than five usual ones.
+    A hole is a step of more than five usual ones; with a *calendar* a step is in session bars, so
+    that a night is none.
     """
-    steps = np.diff(times)
+    steps = np.diff(times if calendar is None else calendar.places(times - 1))
     if not steps.size:
         return times.tolist(), list(columns)
     holes = np.flatnonzero(steps > 5 * np.median(steps)) + 1
@@ -113,7 +117,9 @@ def equity_chart(report: Report) -> Figure:
         if curve.name == own:
             style = {"color": ACCENT, "width": 2.2}
         change = 100 * (curve.equity / curve.equity[0] - 1)
-        at, (change, lost) = broken(report.marks_ms, change, -100 * curve.drawdown)
+        at, (change, lost) = broken(
+            report.marks_ms, change, -100 * curve.drawdown, calendar=report.record.calendar
+        )
         data.append(
             line(
                 at, scale(change), curve.name, style, customdata=rounded(change),

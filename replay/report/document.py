@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tracepaper.daemon.engine.twins import TWINS
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.accounts import (
     RandomTwins,
@@ -124,7 +125,7 @@ def build_report(
     progress("drawing random twins")
     card = _card(record)
     times, marks = _times(record), _marks(record)
-    held = _held(record)
+    held = held_alike(record)
     names, counts = np.unique(record.decisions.regime, return_counts=True)
     own = record.account.equity
     return Report(
@@ -132,7 +133,7 @@ def build_report(
         warnings=_warnings(record),
         sentences=_sentences(record, card),
         accounts=(
-            *(_account(record, of, closed[of.name]) for of in ledgers),
+            *(account_report(record, of, closed[of.name]) for of in ledgers),
             *(_held_account(record, *of) for of in held),
         ),
         marks_ms=times[marks],
@@ -143,7 +144,7 @@ def build_report(
         random=tuple(_random(record, ledgers, marks)),
         monthly=tuple(metrics.monthly_returns(_within(record), own)),
         drawdowns=tuple(metrics.worst_drawdowns(times, own)) if record.every_bar else (),
-        rolling=metrics.rolling_sharpe(record.times_ms, own, record.interval_ms),
+        rolling=metrics.rolling_sharpe(record.times_ms, own, record.interval_ms, record.calendar),
         trades=closed,
         refusals=tuple(refusals(record)),
         regimes=dict(zip(names.tolist(), counts.tolist(), strict=True)),
@@ -180,7 +181,7 @@ def _marks(record: RunRecord) -> Ints:
     size = record.times_ms.size + 1
     places = np.arange(size)
     if not record.every_bar:
-        places = np.concatenate(([0], metrics.day_ends(record.times_ms) + 1))
+        places = np.concatenate(([0], metrics.day_ends(record.times_ms, record.calendar) + 1))
     chosen = np.linspace(0, places.size - 1, min(places.size, MARKS_MAX)).round().astype(np.int64)
     return places[np.unique(chosen)]
 
@@ -190,15 +191,21 @@ def _curve(name: str, equity: Floats, marks: Ints) -> Curve:
     return Curve(name, equity[marks], worst)
 
 
-def _account(record: RunRecord, ledger: Ledger, closed: Sequence[ClosedTrade]) -> AccountReport:
+def account_report(
+    record: RunRecord, ledger: Ledger, closed: Sequence[ClosedTrade]
+) -> AccountReport:
     """Return the figures of an account that the run stored."""
     own = ledger is record.account
     figures = metrics.performance(
-        record.times_ms, ledger.equity, record.interval_ms, every_bar=record.every_bar
+        record.times_ms,
+        ledger.equity,
+        record.interval_ms,
+        record.calendar,
+        every_bar=record.every_bar,
     )
     return AccountReport(
         name=ledger.name,
-        source="stored" if own else "stored: the same forecasts without the judgement gates",
+        source="stored" if own else f"stored: {TWINS[ledger.name]}",
         start=float(ledger.equity[0]),
         end=float(ledger.equity[-1]),
         performance=figures,
@@ -208,12 +215,13 @@ def _account(record: RunRecord, ledger: Ledger, closed: Sequence[ClosedTrade]) -
             equity=ledger.equity,
             profits=[trade.profit for trade in closed],
             days=figures.days,
+            year_days=metrics.year_days(record.calendar),
         ),
         costs=costs(ledger, record.terms),
     )
 
 
-def _held(record: RunRecord) -> list[tuple[str, str, Floats]]:
+def held_alike(record: RunRecord) -> list[tuple[str, str, Floats]]:
     """Return buy and hold as (name, source, equity): at the run's own exposure, and in full."""
     bought = "bought at the second open at the run's costs, not sold"
     found = []
@@ -232,7 +240,11 @@ def _held_account(record: RunRecord, name: str, source: str, equity: Floats) -> 
         start=float(equity[0]),
         end=float(equity[-1]),
         performance=metrics.performance(
-            record.times_ms, equity, record.interval_ms, every_bar=record.every_bar
+            record.times_ms,
+            equity,
+            record.interval_ms,
+            record.calendar,
+            every_bar=record.every_bar,
         ),
         activity=None,
         costs=None,
@@ -258,17 +270,27 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
     found = [PAPER_SENTENCE]
     if record.gaps:
         lost = sum(
-            row["until_ms"] - row["from_ms"] for row in record.gaps if not row["repaired_by"]
+            int(record.bars_between(np.array(row["from_ms"]), np.array(row["until_ms"])))
+            for row in record.gaps
+            if not row["repaired_by"]
         )
         found.append(
-            f"The data have {len(record.gaps):,} gaps; {lost // record.interval_ms:,} bars never "
+            f"The data have {len(record.gaps):,} gaps; {lost:,} bars never "
             "came, and annual figures do not count them."
         )
+    settled = record.settlements
+    if settled.missing:
+        found.append(
+            f"{len(settled.missing):,} settlements of funding never came, {settled.missing_held:,} "
+            "of them while a position was held: what they would have moved is in no account."
+        )
+    if settled.twice:
+        found.append(f"{settled.twice:,} settlements came twice and were booked once.")
     if record.run["ended_at"] is None:
         found.append("The run has not ended; this is how it stood when the report was made.")
     if record.run["kind"] != "live":
         found.append(OPENS_SENTENCE)
-    if record.run["model_id"]:
+    if record.run["model_id"] and not record.config.model.own_class:
         found += [*_card_sentences(card), REGIMES_SENTENCE, ROLLOUT_SENTENCE]
     return tuple(found)
 

@@ -84,7 +84,7 @@ def _price(
     if not record.every_bar:
         return np.empty(0, dtype=np.int64), np.empty(0)
     bars = record.bars[trade.instrument]
-    closes_ms = bars.open_time_ms + record.interval_ms
+    closes_ms = record.closes_of(bars.open_time_ms)
     back_ms = (
         rollout[0][0]
         if rollout

@@ -11,9 +11,10 @@ import numpy as np
 from tracepaper.replay.report.accounts import RandomTwins
 from tracepaper.replay.report.attention import Group
 from tracepaper.replay.report.document import AccountReport, Report
-from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, YEAR_DAYS, Drawdown
+from tracepaper.replay.report.makers import Aftermath, aftermaths
+from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, YEAR_DAYS, Drawdown, year_days
 from tracepaper.replay.report.refusals import Refusal
-from tracepaper.replay.report.tables import Estimate, Figure, Form, Table, of_view, table
+from tracepaper.replay.report.tables import Estimate, Figure, Form, Table, by_cause, of_view, table
 from tracepaper.replay.report.trades import ClosedTrade, TradeGroup, groups_of
 from tracepaper.storage.run_views import Row
 
@@ -130,6 +131,16 @@ TRADE_GROUPS: Final = (
     Figure[TradeGroup]("mean_return", "bp each ± error", "gain bp", lambda of: of.mean_return),
     Figure[TradeGroup]("profit", "profit", "gain", lambda of: of.profit),
     Figure[TradeGroup]("median_held_ms", "held, median", "span", lambda of: of.held_ms),
+)
+
+
+MAKERS: Final = (
+    Figure[Aftermath]("after", "after", "text", lambda of: of.name),
+    Figure[Aftermath]("count", "fills", "count", lambda of: of.moved.size),
+    Figure[Aftermath]("mean", "bp ± error", "gain bp", lambda of: of.mean),
+    Figure[Aftermath]("against", "against", "share", lambda of: of.against),
+    Figure[Aftermath]("mean_for", "bp where for", "gain bp", lambda of: of.mean_for),
+    Figure[Aftermath]("mean_against", "bp where against", "gain bp", lambda of: of.mean_against),
 )
 
 
@@ -252,6 +263,9 @@ def _closed(report: Report) -> Iterator[Table]:
         yield table("trade_returns", title, _spread_figures("gain bp"), returns)
         title = f"Spread of holding times{whose}"
         yield table("holding_times", title, _spread_figures("span"), spans)
+    if made := aftermaths(report.record):
+        title = "After fills as maker: the close against their price"
+        yield table("makers", title, MAKERS, made, notes=(_MAKERS_NOTE,))
     if own := report.own_trades:
         last = own[-LAST_TRADES:]
         title = f"Closed trades (the last {len(last)} of {len(own):,})"
@@ -269,7 +283,7 @@ def _decided(report: Report) -> Iterator[Table]:
     del reasons[""]
     if reasons and record.every_bar:
         title = "Unfilled (no gate refused, and no order would be taken)"
-        yield table("unfilled", title, UNFILLED, reasons.most_common())
+        yield table("unfilled", title, UNFILLED, by_cause(reasons.items()))
     if report.attention is not None:
         every = sum(report.regimes.values())
         rows = [(name, count, count / every) for name, count in report.regimes.items()]
@@ -334,6 +348,12 @@ _COSTS_NOTE: Final = (
 _TRADES_NOTE: Final = "After fees, before funding; the error counts the days on which they ended."
 
 
+_MAKERS_NOTE: Final = (
+    "Positive where the price went on for who had waited. Below zero after one bar is adverse "
+    "selection: orders were filled because the market was about to go through them."
+)
+
+
 def _annual(report: Report) -> tuple[str, ...]:
     """Return what the figures by day and by year are made of, and why some are not there."""
     record, own = report.record, report.accounts[0].performance
@@ -342,7 +362,9 @@ def _annual(report: Report) -> tuple[str, ...]:
     if own.days < DAYS_TO_ANNUALISE:
         said += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."
     else:
-        said += f"A year has {YEAR_DAYS} days; no risk-free rate."
+        calendar = record.calendar
+        days = f"{YEAR_DAYS} days" if calendar is None else f"{year_days(calendar):.1f} sessions"
+        said += f"A year has {days}; no risk-free rate."
     gone = [
         of.name for of in report.accounts if of.performance.mean_day is None and record.every_bar
     ]

@@ -96,6 +96,8 @@ def read_heads(record: RunRecord) -> HeadReport:
 def _warmed(record: RunRecord, instrument: str, open_time_ms: int) -> StreamingForecaster:
     """Return the run's model, warmed with the bars up to the one that opened at *open_time_ms*."""
     model_id = str(record.run["model_id"])
+    if record.config.model.own_class:
+        raise DataInvalid("A class of a user's own has no heads to look into; leave --heads out.")
     folder = checkpoints.find_kept(record.database, model_id)
     forecaster = forecaster_of(folder, record.config, mode="step")
     if not isinstance(forecaster, StreamingForecaster):

@@ -1,7 +1,8 @@
 """Performance figures from arrays alone: equity, positions, traded notional, trade profits.
 
 What is said of returns is said by UTC day: the mean day with its standard error, and, from thirty
-days on, annual figures that take a year of 365 days, as these markets never close. A figure that
+days on, annual figures that take a year of 365 days, as these markets never close. Where the run
+has a calendar, a day is a session, and a year has as many as the exchange's. A figure that
 is not defined (no loss to divide by, a single day) is None. The definitions are those of
 empyrical, with which the tests compare: sample standard deviation (one degree of freedom less), no
 risk-free rate, downside measured against zero over all days.
@@ -17,6 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.market import DAY_MS
 
 YEAR_DAYS: Final = 365
@@ -74,36 +76,51 @@ class Activity:
     mean_profit: float | None  # of a closed trade, in money
 
 
-def days_in_year(interval_ms: int) -> float:
-    """Return how many returns by day (or by bar, where a bar is longer) a year of 365 days has."""
-    return YEAR_DAYS * DAY_MS / max(interval_ms, DAY_MS)
+def year_days(calendar: Calendar | None = None) -> float:
+    """Return how many days a year has: 365, or the sessions of *calendar*."""
+    return YEAR_DAYS if calendar is None else calendar.sessions.a_year
 
 
-def day_ends(times_ms: Numbers) -> npt.NDArray[np.int64]:
-    """Return the places of the last close of each UTC day; midnight ends the day before."""
-    days = (np.asarray(times_ms, dtype=np.int64) - 1) // DAY_MS
+def days_in_year(interval_ms: int, calendar: Calendar | None = None) -> float:
+    """Return how many returns by day (or by bar, where a bar is longer) a year has."""
+    return year_days(calendar) / _days_a_bar(interval_ms, calendar)
+
+
+def _days_a_bar(interval_ms: int, calendar: Calendar | None) -> float:
+    """Return how many days a bar holds, at least one."""
+    if calendar is None:
+        return max(interval_ms, DAY_MS) / DAY_MS
+    return max(1.0, len(set(calendar.sessions.days)) / len(calendar))
+
+
+def day_ends(times_ms: Numbers, calendar: Calendar | None = None) -> npt.NDArray[np.int64]:
+    """Return the places of the last close of each day; midnight ends the UTC day before."""
+    times = np.asarray(times_ms, dtype=np.int64)
+    days = (times - 1) // DAY_MS if calendar is None else calendar.days_at(times)
     return np.append(np.flatnonzero(np.diff(days)), days.size - 1) if days.size else days
 
 
-def days_of(times_ms: Numbers, interval_ms: int) -> float:
-    """Return how many days the bars that close at *times_ms* cover: the calendar's, holes left out.
+def days_of(times_ms: Numbers, interval_ms: int, calendar: Calendar | None = None) -> float:
+    """Return how many days the bars that close at *times_ms* cover, holes left out.
 
-    The first and the last day count by their part only where that makes fewer.
+    The first and the last UTC day count by their part only where that makes fewer.
     """
     values = np.asarray(times_ms, dtype=np.int64)
     if not values.size:
         return 0.0
+    if calendar is not None:
+        return day_ends(values, calendar).size * _days_a_bar(interval_ms, calendar)
     span = float(values[-1] - values[0] + interval_ms) / DAY_MS
     return min(day_ends(values).size * max(1.0, interval_ms / DAY_MS), span)
 
 
-def daily_returns(times_ms: Numbers, equity: Numbers) -> Floats:
-    """Return the simple return of each UTC day of *equity*, which has its start before all times.
+def daily_returns(times_ms: Numbers, equity: Numbers, calendar: Calendar | None = None) -> Floats:
+    """Return the simple return of each day of *equity*, which has its start before all times.
 
     Empty where the equity was gone: a return on nothing means nothing.
     """
     values = np.asarray(equity, dtype=np.float64)
-    ends = np.concatenate((values[:1], values[1:][day_ends(times_ms)]))
+    ends = np.concatenate((values[:1], values[1:][day_ends(times_ms, calendar)]))
     return bar_returns(ends) if (ends > 0).all() else np.empty(0)
 
 
@@ -119,14 +136,17 @@ def total_return(equity: Numbers) -> float:
     return float(values[-1] / values[0] - 1.0) if values.size > 1 else 0.0
 
 
-def cagr(growth: float, days: float) -> float | None:
-    """Return the compound annual growth of a factor *growth* over *days*; -1 if nothing is left."""
+def cagr(growth: float, days: float, year: float = YEAR_DAYS) -> float | None:
+    """Return the compound annual growth of a factor *growth* over *days* of a *year*.
+
+    It is -1 if nothing is left.
+    """
     if growth <= 0:
         return -1.0
     if days <= 0:
         return None
     with np.errstate(over="ignore"):
-        annual = float(np.exp(np.log(growth) * YEAR_DAYS / days) - 1.0)
+        annual = float(np.exp(np.log(growth) * year / days) - 1.0)
     return annual if np.isfinite(annual) else None
 
 
@@ -158,8 +178,44 @@ def sharpe_error(returns: Numbers) -> float | None:
     apart = (values - values.mean()) / values.std()
     ratio = float(values.mean() / values.std(ddof=1))
     skew, kurtosis = float(np.mean(apart**3)), float(np.mean(apart**4))
-    variance = (1.0 - skew * ratio + (kurtosis - 1.0) / 4.0 * ratio**2) / (values.size - 1)
+    return ratio_error(ratio, count=values.size, skew=skew, kurtosis=kurtosis)
+
+
+def ratio_error(ratio: float, *, count: int, skew: float, kurtosis: float) -> float:
+    """Return the standard error of a Sharpe *ratio* of *count* returns with these moments.
+
+    *kurtosis* is that which is 3 for normal returns. Where a long tail leaves nothing under the
+    root it is 0.
+    """
+    variance = (1.0 - skew * ratio + (kurtosis - 1.0) / 4.0 * ratio**2) / (count - 1)
     return float(np.sqrt(max(variance, 0.0)))
+
+
+def best_by_chance(trials: int, variance: float) -> float:
+    """Return the Sharpe ratio that the best of *trials* without skill is expected to reach.
+
+    *variance* is that of the trials' ratios, in the same unit of time. Bailey and Lopez de Prado
+    (2014), "The deflated Sharpe ratio": with g the Euler-Mascheroni constant and Z the inverse of
+    the normal distribution, sqrt(V) x ((1 - g) Z(1 - 1/N) + g Z(1 - 1/(N e))). 0 for one trial.
+    """
+    if trials < 2 or variance <= 0:
+        return 0.0
+    inverse = NormalDist().inv_cdf
+    high = inverse(1.0 - 1.0 / trials)
+    higher = inverse(1.0 - 1.0 / (trials * np.e))
+    return float(np.sqrt(variance) * ((1.0 - np.euler_gamma) * high + np.euler_gamma * higher))
+
+
+def deflated_sharpe(returns: Numbers, *, trials: int, variance: float) -> float | None:
+    """Return the probability that the true Sharpe ratio of *returns*, the best found, is no luck.
+
+    That is: that it lies above what the best of *trials* without skill is expected to reach, whose
+    ratios of one of *returns* have this *variance*. Same source; None where nothing varies.
+    """
+    ratio, error = sharpe(returns, 1.0), sharpe_error(returns)
+    if ratio is None or not error:
+        return None
+    return NormalDist().cdf((ratio - best_by_chance(trials, variance)) / error)
 
 
 def probabilistic_sharpe(returns: Numbers) -> float | None:
@@ -174,14 +230,19 @@ def probabilistic_sharpe(returns: Numbers) -> float | None:
 
 
 def rolling_sharpe(
-    times_ms: Numbers, equity: Numbers, interval_ms: int, *, days: int = DAYS_TO_ANNUALISE
+    times_ms: Numbers,
+    equity: Numbers,
+    interval_ms: int,
+    calendar: Calendar | None = None,
+    *,
+    days: int = DAYS_TO_ANNUALISE,
 ) -> tuple[npt.NDArray[np.int64], Floats]:
     """Return the closes at which *days* days with bars end, and their annual Sharpe ratio.
 
     It is NaN where nothing varied; a shorter curve has none.
     """
-    returns = daily_returns(times_ms, equity)
-    ends = np.asarray(times_ms, dtype=np.int64)[day_ends(times_ms)]
+    returns = daily_returns(times_ms, equity, calendar)
+    ends = np.asarray(times_ms, dtype=np.int64)[day_ends(times_ms, calendar)]
     if returns.size < days:
         return np.empty(0, dtype=np.int64), np.empty(0)
     windows = np.lib.stride_tricks.sliding_window_view(returns, days)
@@ -189,7 +250,7 @@ def rolling_sharpe(
     varied = spread > 0
     ratio = np.full(spread.size, np.nan)
     ratio[varied] = windows.mean(axis=1)[varied] / spread[varied]
-    return ends[days - 1 :], ratio * np.sqrt(days_in_year(interval_ms))
+    return ends[days - 1 :], ratio * np.sqrt(days_in_year(interval_ms, calendar))
 
 
 def sortino(returns: Numbers, a_year: float) -> float | None:
@@ -237,21 +298,26 @@ def worst_drawdowns(times_ms: Numbers, equity: Numbers, most: int = 5) -> list[D
 
 
 def performance(
-    times_ms: Numbers, equity: Numbers, interval_ms: int, *, every_bar: bool = True
+    times_ms: Numbers,
+    equity: Numbers,
+    interval_ms: int,
+    calendar: Calendar | None = None,
+    *,
+    every_bar: bool = True,
 ) -> Performance:
     """Return the figures of an equity curve: a value before any trade, then one at each time.
 
-    *times_ms* are closes. Without *every_bar* they are those of some bars, the last of each UTC
-    day among them.
+    *times_ms* are closes. Without *every_bar* they are those of some bars, the last of each day
+    among them. A day is one of UTC, or a session of *calendar*.
     """
     values = np.asarray(equity, dtype=np.float64)
-    days = days_of(times_ms, interval_ms)
-    returns = daily_returns(times_ms, values)
+    days = days_of(times_ms, interval_ms, calendar)
+    returns = daily_returns(times_ms, values, calendar)
     spread = float(returns.std(ddof=1)) if returns.size > 1 else None
-    a_year = days_in_year(interval_ms)
+    a_year = days_in_year(interval_ms, calendar)
     annual = returns if days >= DAYS_TO_ANNUALISE else np.empty(0)
     earned = total_return(values)
-    growth = cagr(1.0 + earned, days) if days >= DAYS_TO_ANNUALISE else None
+    growth = cagr(1.0 + earned, days, year_days(calendar)) if days >= DAYS_TO_ANNUALISE else None
     worst = float(drawdowns(values).max(initial=0.0)) if every_bar else None
     error = sharpe_error(annual)
     return Performance(
@@ -279,13 +345,15 @@ def exposure(quantities: Numbers) -> float | None:
     return float(np.count_nonzero(values) / values.size) if values.size else None
 
 
-def turnover(notionals: Numbers, equity: Numbers, days: float) -> float | None:
+def turnover(
+    notionals: Numbers, equity: Numbers, days: float, year: float = YEAR_DAYS
+) -> float | None:
     """Return the notional traded a year in multiples of the mean equity; None under 30 days."""
     values = np.asarray(equity, dtype=np.float64)
     if days < DAYS_TO_ANNUALISE or values.mean() <= 0:
         return None
     traded = float(np.abs(np.asarray(notionals, dtype=np.float64)).sum())
-    return traded / float(values.mean()) * YEAR_DAYS / days
+    return traded / float(values.mean()) * year / days
 
 
 def hit_rate(profits: Numbers) -> float | None:
@@ -302,7 +370,13 @@ def profit_factor(profits: Numbers) -> float | None:
 
 
 def activity(
-    *, exposures: Numbers | None, notionals: Numbers, equity: Numbers, profits: Numbers, days: float
+    *,
+    exposures: Numbers | None,
+    notionals: Numbers,
+    equity: Numbers,
+    profits: Numbers,
+    days: float,
+    year_days: float = YEAR_DAYS,
 ) -> Activity:
     """Return how much was traded.
 
@@ -316,7 +390,7 @@ def activity(
     return Activity(
         exposure=None if held is None else exposure(held),
         mean_exposure=mean if mean is not None and np.isfinite(mean) else None,
-        turnover=None if held is None else turnover(notionals, equity, days),
+        turnover=None if held is None else turnover(notionals, equity, days, year_days),
         trades=values.size,
         hit_rate=hit_rate(values),
         profit_factor=profit_factor(values),

@@ -39,7 +39,7 @@ POLICY: Final = (
 """The browser itself refuses every request that the page could make."""
 
 
-class _Charts:
+class Charts:
     """The charts of a page, by the id of the element that each is drawn in."""
 
     def __init__(self) -> None:
@@ -64,7 +64,11 @@ def write_page(report: Report, path: Path, *, heads: bool = False) -> None:
 
     *heads* adds what each head does, recomputed by the run's own model.
     """
-    page = page_of(report, heads=heads)
+    write_text(page_of(report, heads=heads), path)
+
+
+def write_text(page: str, path: Path) -> None:
+    """Write *page*; raise ``ConfigInvalid`` where *path* cannot be written."""
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -75,8 +79,8 @@ def write_page(report: Report, path: Path, *, heads: bool = False) -> None:
 
 def page_of(report: Report, *, heads: bool = False) -> str:
     """Return the whole page as text; raise ``ConfigInvalid`` where plotly is missing."""
-    library, made = _plotly(), tables(report)
-    charts = _Charts()
+    made = tables(report)
+    charts = Charts()
     body = element(
         "main",
         element("header", heading(report), _navigation(report),
@@ -89,17 +93,26 @@ def page_of(report: Report, *, heads: bool = False) -> str:
         *_others(made),
         identity(report),
     )  # fmt: skip
+    return whole_page(f"tracepaper · run {report.record.run['run_id']}", body, charts.figures)
+
+
+def whole_page(title: str, body: Markup, figures: dict[str, Figure]) -> str:
+    """Return a page of *body* with *figures* drawn in the elements whose ids are their names.
+
+    It needs a ``button.theme``. Raises ``ConfigInvalid`` where plotly is missing.
+    """
+    library = _plotly()
     own = files("tracepaper.replay.report")
     head = joined(
         [
             Markup('<meta charset="utf-8">'),
             Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
             Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            element("title", f"tracepaper · run {report.record.run['run_id']}"),
+            element("title", title),
             element("style", Markup(own.joinpath("page.css").read_text(encoding="utf-8"))),
         ]
     )
-    drawn = element("script", json_in_script(charts.figures), id="figures", type="application/json")
+    drawn = element("script", json_in_script(figures), id="figures", type="application/json")
     script = element("script", Markup(own.joinpath("page.js").read_text(encoding="utf-8")))
     parts = (
         body,
@@ -158,7 +171,7 @@ def _others(made: dict[str, Table]) -> list[Markup]:
     return [_section("Others", "others", *shown)] if shown else []
 
 
-def _money(report: Report, charts: _Charts, made: dict[str, Table]) -> list[Markup]:
+def _money(report: Report, charts: Charts, made: dict[str, Table]) -> list[Markup]:
     """Return the sections on money, trades and refusals."""
     shown = list(report.record.bars)[:INSTRUMENTS_MAX]
     return [
@@ -205,7 +218,7 @@ def _money(report: Report, charts: _Charts, made: dict[str, Table]) -> list[Mark
     ]  # fmt: skip
 
 
-def _attention(report: Report, charts: _Charts, made: dict[str, Table]) -> list[Markup]:
+def _attention(report: Report, charts: Charts, made: dict[str, Table]) -> list[Markup]:
     """Return the sections on attention."""
     assert report.attention is not None
     maps = report.attention.heatmaps
@@ -244,7 +257,7 @@ def _attention(report: Report, charts: _Charts, made: dict[str, Table]) -> list[
     ]  # fmt: skip
 
 
-def _head_sections(report: Report, charts: _Charts, *, wanted: bool) -> list[Markup]:
+def _head_sections(report: Report, charts: Charts, *, wanted: bool) -> list[Markup]:
     """Return what each head does, where that is *wanted*."""
     if not wanted:
         return []

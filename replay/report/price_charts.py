@@ -27,10 +27,12 @@ from tracepaper.replay.report.record import Bars, Floats, Ints
 from tracepaper.replay.report.refusals import sides
 from tracepaper.replay.report.tables import written
 from tracepaper.replay.report.trades import ClosedTrade
+from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.gates import gate_order
 
 POINTS_MAX: Final = 800
 TRADES_MAX: Final = 300
+NOTES_DRAWN: Final = 6
 COLUMNS: Final = 200
 BINS: Final = 40
 _STRIPES: Final = [[0.0, "var(--paper)"], [0.001, "var(--heat-low)"], [0.5, "var(--heat-mid)"],
@@ -51,9 +53,9 @@ def price_chart(report: Report, instrument: str) -> Figure | None:
     record, bars = report.record, report.record.bars[instrument]
     if not record.every_bar or bars.close.size < 2:  # a line takes two points
         return None
-    times, low, high, close = _stretches(bars, record.interval_ms)
-    at, (shown,) = broken(times, close)
-    over, (low, high) = _folded(times, low, high, close)
+    times, low, high, close = _stretches(bars, record.closes_of(bars.open_time_ms))
+    at, (shown,) = broken(times, close, calendar=record.calendar)
+    over, (low, high) = _folded(times, low, high, close, record.calendar)
     data = [
         line(over, low, "", {"width": 0}, hoverinfo="skip", showlegend=False),
         line(over, high, "low to high", {"width": 0}, fill="tonexty", fillcolor=SOFT,
@@ -68,6 +70,11 @@ def price_chart(report: Report, instrument: str) -> Figure | None:
         data.append({**stripes, "yaxis": "y2"})
         more["yaxis2"] = axis(domain=[0.0, room - 0.06], showgrid=False, automargin=True,
                               autorange="reversed")  # fmt: skip
+    noted = _noted(report, instrument)
+    data += noted
+    if any(trace.get("yaxis") == "y3" for trace in noted):
+        more["yaxis3"] = axis("noted", domain=[room, room + 0.2])
+        room += 0.25
     return {
         "data": data,
         "layout": layout(
@@ -80,13 +87,13 @@ def price_chart(report: Report, instrument: str) -> Figure | None:
     }
 
 
-def _stretches(bars: Bars, interval_ms: int) -> tuple[Ints, Floats, Floats, Floats]:
+def _stretches(bars: Bars, closes_ms: Ints) -> tuple[Ints, Floats, Floats, Floats]:
     """Return closes' times, lowest, highest and last price of even stretches of bars."""
     size = bars.close.size
     starts = np.linspace(0, size, min(size, POINTS_MAX), endpoint=False).astype(np.int64)
     ends = np.append(starts[1:], size) - 1
     return (
-        bars.open_time_ms[ends] + interval_ms,
+        closes_ms[ends],
         np.minimum.reduceat(bars.low, starts),
         np.maximum.reduceat(bars.high, starts),
         bars.close[ends],
@@ -94,10 +101,10 @@ def _stretches(bars: Bars, interval_ms: int) -> tuple[Ints, Floats, Floats, Floa
 
 
 def _folded(
-    times: Ints, low: Floats, high: Floats, close: Floats
+    times: Ints, low: Floats, high: Floats, close: Floats, calendar: Calendar | None
 ) -> tuple[list[int], tuple[Floats, Floats]]:
     """Return the band between *low* and *high* folded to nothing over every hole."""
-    _, (shown,) = broken(times, close)
+    _, (shown,) = broken(times, close, calendar=calendar)
     holes = np.flatnonzero(np.isnan(shown))
     holes -= np.arange(holes.size)  # places in times of the first point after each
     edges = np.concatenate((times[holes - 1] + 1, times[holes] - 1))
@@ -145,6 +152,35 @@ def _points(
         "text": [_plain(text) for text in said], "marker": marker,
         "hovertemplate": "%{text}<br>%{y} at %{x}<extra></extra>",
     }  # fmt: skip
+
+
+def _noted(report: Report, instrument: str) -> list[Figure]:
+    """Return what the strategy noted: numbers as lines, texts as points where they change.
+
+    A number that moves where the price does is drawn over it, any other one below it.
+    """
+    record = report.record
+    bars, notes = record.bars[instrument], record.notes.get(instrument, {})
+    low, high = bars.low.min(), bars.high.max()
+    found: list[Figure] = []
+    for name, noted in list(notes.items())[:NOTES_DRAWN]:
+        times = noted.open_time_ms + record.interval_ms
+        known = ~np.isnan(noted.number)
+        if known.any():
+            chosen = np.unique(np.linspace(0, times.size - 1, POINTS_MAX).round().astype(np.int64))
+            at, (shown,) = broken(times[chosen], noted.number[chosen])
+            over = {} if low <= np.median(noted.number[known]) <= high else {"yaxis": "y3"}
+            style = {"width": 1, "dash": "dot"}
+            found.append(line(at, shown, name, style, hovertemplate=f"{name} %{{y}}", **over))
+        said = np.flatnonzero(noted.text != "")
+        said = said[np.append(True, noted.text[said][1:] != noted.text[said][:-1])[: said.size]]
+        if said.size:
+            said = said[:: -(-said.size // TRADES_MAX)]
+            prices = bars.close[np.searchsorted(bars.open_time_ms, noted.open_time_ms[said])]
+            marker = {"symbol": "line-ns-open", "size": 9, "color": MUTED}
+            texts = noted.text[said].tolist()
+            found.append(_points(name, times[said].tolist(), prices.tolist(), texts, marker))
+    return found
 
 
 def _plain(text: str) -> str:
@@ -228,7 +264,7 @@ def rolling_chart(report: Report) -> Figure | None:
     times, ratio = report.rolling
     if times.size < 2:  # a line takes two points
         return None
-    at, (shown,) = broken(times, ratio)
+    at, (shown,) = broken(times, ratio, calendar=report.record.calendar)
     return {
         "data": [
             line(at, shown, "Sharpe of 30 days", {"color": ACCENT, "width": 1.6},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,10 +17,13 @@ import numpy.typing as npt
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.daemon.session.build import costs_for
+from tracepaper.daemon.session.run_record import sessions_of
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import ANY, Condition, Row, RunViews
+from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import MONEY_SCALE, Instrument
+from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.types import MONEY_SCALE, GapCause, Instrument, Side
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -88,6 +93,33 @@ class Ledger:
     realized_pnl: float
     unrealized_pnl: float
 
+    def holds(self, instrument: str, at_ms: int) -> bool:
+        """Return whether fills before *at_ms* left a position in *instrument*."""
+        held = Decimal(0)
+        for fill in self.fills:
+            if fill["instrument"] == instrument and fill["filled_ms"] <= at_ms:
+                quantity = Decimal(fill["quantity_text"])
+                held += quantity if fill["side"] == Side.BUY else -quantity
+        return held != 0
+
+
+@dataclass(frozen=True)
+class Settlements:
+    """Funding that was not booked as it was due, by the run's own account."""
+
+    missing: tuple[Row, ...] = ()  # gaps in the settlements
+    missing_held: int = 0  # of those, how many were due while a position was held
+    twice: int = 0  # settlements that came again, and were booked once
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What the strategy noted under one name at bars of one instrument, oldest first."""
+
+    open_time_ms: Ints
+    number: Floats  # NaN where it is a text, or was not finite
+    text: Texts  # empty where it is a number
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -105,7 +137,10 @@ class RunRecord:
     account: Ledger
     twins: tuple[Ledger, ...]
     gaps: tuple[Row, ...]
+    settlements: Settlements
     thresholds: dict[str, float]  # of every gate, as they were last
+    calendar: Calendar | None  # whose sessions are counted; None where every interval is
+    notes: dict[str, dict[str, Noted]]  # by instrument and name
 
     @property
     def interval_ms(self) -> int:
@@ -114,8 +149,40 @@ class RunRecord:
 
     @property
     def cost_rate(self) -> float:
-        """What one fill costs by configuration, as a fraction of its notional."""
-        return self.terms.round_trip / 2
+        """What one fill costs by configuration, as a fraction of its notional.
+
+        A fee by the share is one of the median open; a least fee is left out.
+        """
+        rate = self.terms.round_trip / 2
+        if self.terms.per_share:
+            opens = np.concatenate([bars.open for bars in self.bars.values()])
+            rate += self.terms.per_share / MONEY_SCALE / float(np.median(opens))
+        return rate
+
+    def closes_of(self, opens_ms: Ints) -> Ints:
+        """Return when the bars that open at *opens_ms* close."""
+        return _closes(opens_ms, self.interval_ms, self.calendar)
+
+    def bars_between(self, first_ms: Ints, second_ms: Ints) -> Ints:
+        """Return how many bars the opens *second_ms* are after the opens *first_ms*."""
+        if self.calendar is None:
+            return (second_ms - first_ms) // self.interval_ms
+        return self.calendar.places(second_ms) - self.calendar.places(first_ms)
+
+    def spans_of(self, opens_ms: Ints, bars: int) -> Ints:
+        """Return the number of the span of whole days, at least *bars* long, each open lies in."""
+        if self.calendar is None:
+            length_ms = DAY_MS * max(1, math.ceil(bars * self.interval_ms / DAY_MS))
+            return opens_ms // length_ms
+        places = self.calendar.places(opens_ms)
+        days = np.unique(self.calendar.days, return_inverse=True)[1]
+        length = max(1, math.ceil(bars * (int(days[-1]) + 1) / len(self.calendar)))
+        spans: Ints = days[places] // length
+        return spans
+
+
+def _closes(opens_ms: Ints, interval_ms: int, calendar: Calendar | None) -> Ints:
+    return opens_ms + interval_ms if calendar is None else calendar.closes_of(opens_ms)
 
 
 # ---------------------------------------------------------------- reading
@@ -134,6 +201,7 @@ _CANDLES: Final = {
     "sequence": "i", "instrument": "s", "open_time_ms": "i",
     "open": "f", "high": "f", "low": "f", "close": "f",
 }  # fmt: skip
+_NOTED: Final = {"instrument": "s", "open_time_ms": "i", "name": "s", "number": "f", "text": "s"}
 _CURVE: Final = {"sequence": "i", "equity": "f", "quantity": "f"}
 _TYPES: Final[dict[str, Any]] = {"i": np.int64, "f": np.float64, "s": np.str_, "b": np.bool_}
 
@@ -156,11 +224,15 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             raise DataInvalid(
                 f"Run {run_id} has decided no bar yet; let it run on, or choose another run."
             )
-        times = np.unique(decisions.open_time_ms) + int(run["interval_ms"])
-        config = restore(run["config"])
         stored = reader.stored_run(run_id)
+        sessions, interval_ms = sessions_of(stored.run), stored.run.interval_ms
+        calendar = None if sessions is None else Calendar(sessions, interval_ms)
+        times = _closes(np.unique(decisions.open_time_ms), interval_ms, calendar)
+        config = restore(run["config"])
         instruments = {known.id: known for known in stored.run.instruments}
-        frame = _Frame(decisions, times, _steps(instruments))
+        frame = _Frame(decisions, times, quantity_steps(instruments))
+        account, settled = _account(views, frame), views.rows("v_events", kind="funding")
+        gaps = views.rows("v_gaps")
         return RunRecord(
             database=database,
             run=run,
@@ -169,17 +241,32 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             terms=costs_for(config),
             every_bar=stored.run.keeps_every_step,
             times_ms=times,
-            bars=_bars(views, decisions, int(run["interval_ms"])),
+            bars=_bars(views, decisions, interval_ms, calendar, settled),
             decisions=decisions,
-            account=_account(views, frame),
+            calendar=calendar,
+            account=account,
             twins=tuple(_twins(views, frame)),
-            gaps=tuple(views.rows("v_gaps")),
+            gaps=tuple(row for row in gaps if row["cause"] != GapCause.FUNDING),
+            settlements=_settlements(gaps, settled, account),
             thresholds={
                 gate: threshold
                 for gates in reader.gate_sets(stored.run_key)
                 for gate, threshold in zip(gates.gates, gates.thresholds, strict=True)
             },
+            notes=_notes(views),
         )
+
+
+def _notes(views: RunViews) -> dict[str, dict[str, Noted]]:
+    """Return what the strategy noted, by instrument and name, each in the order of its first."""
+    columns = _arrays(views, "v_notes", _NOTED)
+    found: dict[str, dict[str, Noted]] = {}
+    keys = zip(columns["instrument"].tolist(), columns["name"].tolist(), strict=True)
+    for instrument, name in dict.fromkeys(keys):
+        at = (columns["instrument"] == instrument) & (columns["name"] == name)
+        of = {column: columns[column][at] for column in ("open_time_ms", "number", "text")}
+        found.setdefault(instrument, {})[name] = Noted(**of)
+    return found
 
 
 def _arrays(
@@ -207,7 +294,21 @@ def _decisions(views: RunViews, *, predicted: bool) -> Decisions:
     return Decisions(**columns)
 
 
-def _bars(views: RunViews, decisions: Decisions, interval_ms: int) -> dict[str, Bars]:
+def _settlements(gaps: Sequence[Row], settled: Sequence[Row], account: Ledger) -> Settlements:
+    """Return what is missing of the settlements, and how many came twice."""
+    missing = tuple(row for row in gaps if row["cause"] == GapCause.FUNDING)
+    held = sum(account.holds(row["instrument"], row["from_ms"]) for row in missing)
+    known = {(row["instrument"], row["market_ms"]) for row in settled}
+    return Settlements(missing, held, len(settled) - len(known))
+
+
+def _bars(
+    views: RunViews,
+    decisions: Decisions,
+    interval_ms: int,
+    calendar: Calendar | None,
+    settlements: Sequence[Row],
+) -> dict[str, Bars]:
     """Return the decided bars of every instrument, by its id."""
     columns = _arrays(views, "v_bars", _CANDLES, {"accepted": 1})
     # Both are in the order of the run, so one index by sequence serves decisions and bars alike.
@@ -219,14 +320,14 @@ def _bars(views: RunViews, decisions: Decisions, interval_ms: int) -> dict[str, 
             f"Run {views.run_id} holds decisions without their bars; run `tracepaper audit verify` "
             "and restore a backup."
         )
-    settled = [
-        (row["instrument"], row["market_ms"], json.loads(row["content"])["rate"])
-        for row in views.rows("v_events", kind="funding")
-    ]
+    rates_of: dict[tuple[str, int], int] = {}
+    for row in settlements:  # one that comes twice is booked once
+        rate = json.loads(row["content"])["rate"]
+        rates_of.setdefault((row["instrument"], row["market_ms"]), rate)
     found = {}
     for name, own in decisions.places.items():
         of = {column: values[at[own]] for column, values in columns.items()}
-        rates = [row[1:] for row in settled if row[0] == name]
+        rates = [(at, rate) for (of_name, at), rate in rates_of.items() if of_name == name]
         found[name] = Bars(
             of["sequence"],
             of["open_time_ms"],
@@ -234,12 +335,12 @@ def _bars(views: RunViews, decisions: Decisions, interval_ms: int) -> dict[str, 
             of["high"],
             of["low"],
             of["close"],
-            _funding(of["open_time_ms"] + interval_ms, rates),
+            funding_in_bars(_closes(of["open_time_ms"], interval_ms, calendar), rates),
         )
     return found
 
 
-def _funding(closes_ms: Ints, settled: Sequence[tuple[int, int]]) -> Floats:
+def funding_in_bars(closes_ms: Ints, settled: Sequence[tuple[int, int]]) -> Floats:
     """Return the rates that were settled within each bar; those after the last are left out."""
     rates = np.zeros(closes_ms.size)
     for market_ms, rate in settled:
@@ -249,12 +350,17 @@ def _funding(closes_ms: Ints, settled: Sequence[tuple[int, int]]) -> Floats:
     return rates
 
 
-def _steps(instruments: dict[str, Instrument]) -> dict[str, float]:
+def quantity_steps(instruments: dict[str, Instrument]) -> dict[str, float]:
     """Return every instrument's quantity step as a quantity."""
     return {
         name: known.quantity_step / 10**known.quantity_decimals
         for name, known in instruments.items()
     }
+
+
+def without_dust(held: Floats, step: float) -> Floats:
+    """Return *held* without what spot fees leave behind, under a *step*: it cannot be sold."""
+    return np.where(np.abs(held) < (1.0 - 1e-9) * step, 0.0, held)
 
 
 def _account(views: RunViews, frame: _Frame) -> Ledger:
@@ -293,8 +399,7 @@ def _ledger(
     held = {}
     for instrument, places in decisions.places.items():
         own = quantity[at[places]]
-        # Dust that spot fees leave behind cannot be sold and is no position.
-        held[instrument] = np.where(np.abs(own) < (1.0 - 1e-9) * frame.steps[instrument], 0.0, own)
+        held[instrument] = without_dust(own, frame.steps[instrument])
     return Ledger(
         name=name,
         equity=np.concatenate((equity[before : before + 1], curve)),

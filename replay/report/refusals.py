@@ -26,7 +26,6 @@ import numpy.typing as npt
 
 from tracepaper.replay.report.record import Decisions, Floats, Ints, RunRecord
 from tracepaper.strategies.gates import gate_order
-from tracepaper.strategies.market import DAY_MS
 
 ALLOWED: Final = "allowed"
 LEVEL: Final = 0.95
@@ -99,9 +98,13 @@ def refusals(record: RunRecord) -> list[Refusal]:
 
 
 def sides(decisions: Decisions) -> Floats:
-    """Return the side of each decision's signal: 1 up, -1 down, 0 where the forecast has none."""
-    up = (decisions.mean_return > 0) & (decisions.p_up > decisions.p_down)
-    down = (decisions.mean_return < 0) & (decisions.p_up < decisions.p_down)
+    """Return the side of each decision's signal: 1 up, -1 down, 0 where the forecast has none.
+
+    A model that gives a mean return alone, or probabilities alone, has the side of that.
+    """
+    mean, lean = decisions.mean_return, decisions.p_up - decisions.p_down
+    mean, lean = np.where(np.isnan(mean), lean, mean), np.where(np.isnan(lean), mean, lean)
+    up, down = (mean > 0) & (lean > 0), (mean < 0) & (lean < 0)
     found: Floats = up.astype(np.float64) - down
     return found
 
@@ -119,8 +122,8 @@ def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
         own = decisions.places[name]
         ahead = np.full(own.size, np.nan)
         reached = max(own.size - horizon - 1, 0)
-        passed_ms = bars.open_time_ms[1 + horizon :] - bars.open_time_ms[:reached]
-        whole = passed_ms == (1 + horizon) * record.interval_ms
+        opens = bars.open_time_ms
+        whole = record.bars_between(opens[:reached], opens[1 + horizon :]) == 1 + horizon
         made = bars.open[1 + horizon :] / bars.open[1 : 1 + reached]
         ahead[:reached] = np.where(whole, made, np.nan)
         ratio[own] = ahead
@@ -140,9 +143,8 @@ def _row(name: str, chosen: Mask, seen: Mask, signals: _Signals, record: RunReco
     """Return the figures of the *chosen* decisions among the signals that their gate has *seen*."""
     known = seen & np.isfinite(signals.gross)
     own, gross, net = chosen[known], signals.gross[known], signals.net[known]
-    horizon_ms = record.config.gate.horizon * record.interval_ms
-    length_ms = DAY_MS * max(1, math.ceil(horizon_ms / DAY_MS))
-    judged = judge(gross, own, record.decisions.open_time_ms[known] // length_ms)
+    spans = record.spans_of(record.decisions.open_time_ms[known], record.config.gate.horizon)
+    judged = judge(gross, own, spans)
     return Refusal(
         gate=name,
         decisions=int(np.count_nonzero(chosen)),

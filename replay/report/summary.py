@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from tracepaper.replay.report.tables import Figure, Table, of_view, printed, table
+from tracepaper.replay.report.tables import Figure, Table, by_cause, of_view, printed, table
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
 from tracepaper.strategies.types import ACTING_ONLY
@@ -64,6 +64,7 @@ class Summary:
     fill_count: int
     refusals: tuple[tuple[str, int], ...]
     unfilled: tuple[tuple[str, int], ...]  # why an allowed target was not ordered, and how often
+    rejected: tuple[tuple[str, int], ...]  # why an order was refused on its arrival
 
     @property
     def every_bar(self) -> bool:
@@ -87,7 +88,8 @@ def summarise(database: Path, run_id: str) -> Summary:
                 fills=tuple(views.rows("v_fills", newest=FILLS_SHOWN)),
                 fill_count=views.count("v_fills"),
                 refusals=tuple(views.counts("v_decisions", "refused_by")),
-                unfilled=tuple(views.counts("v_decisions", "unfilled_reason")),
+                unfilled=tuple(by_cause(views.counts("v_decisions", "unfilled_reason"))),
+                rejected=tuple(by_cause(views.counts("v_orders", "reason", status="REJECTED"))),
             )
 
 
@@ -120,6 +122,10 @@ FILLS: Final = (
     of_view("price", "price", "exact", "price_text"),
     of_view("fee", "fee", "money"),
     of_view("reason", "why", "text"),
+)
+REJECTED: Final = (
+    Figure[tuple[str, int]]("reason", "reason", "text", lambda of: of[0]),
+    Figure[tuple[str, int]]("orders", "orders", "count", lambda of: of[1]),
 )
 
 
@@ -157,6 +163,9 @@ def tables(summary: Summary) -> Iterator[Table]:
     if summary.unfilled:
         title = "Unfilled (no gate refused, and no order would be taken)"
         yield _counted("unfilled", "reason", title, summary.unfilled, summary.decisions)
+    if summary.rejected:
+        title = "Rejected orders (refused when they came, by the rules of the venue)"
+        yield table("rejected", title, REJECTED, summary.rejected)
 
 
 def _counted(

@@ -7,6 +7,8 @@ coloured as well, so that a loss is seen without its colour.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -40,7 +42,32 @@ BAR_CELLS: Final = 28
 STYLES: Final = {"": "", "gain": "green", "loss": "red"}
 TEXTS: Final = ("text", "minute", "second", "bar")
 """Forms that are written from the left."""
+_NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_LEVELS: Final = (  # sentences of the engine: what follows a number of its own is kept
+    (re.compile(rf"^((?:trailing )?stop|target)(?: at| by) {_NUMBER}(?= is |$)"), r"\1"),
+    (re.compile(rf"( x ATR\(1d\)) {_NUMBER}(?= is |$)"), r"\1"),
+    (re.compile(rf"(?<= the close) {_NUMBER}$"), ""),
+    (re.compile(rf"^(quantity|price|trigger) {_NUMBER}(?= is )"), r"\1"),
+)
 _UNITS: Final = {"gain percent": "%", "percent": "%", "share": "%"}
+
+
+def cause(reason: str) -> str:
+    """Return *reason* without the prices and quantities that the engine wrote into it.
+
+    ``stop at 109293.4`` and ``stop at 109210.7`` are one cause; a strategy's own words stay.
+    """
+    for pattern, kept in _LEVELS:
+        reason = pattern.sub(kept, reason)
+    return reason
+
+
+def by_cause(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return how often each cause of the reasons in *counts* stands there, most frequent first."""
+    found = Counter[str]()
+    for reason, count in counts:
+        found[cause(reason)] += count
+    return found.most_common()
 
 
 @dataclass(frozen=True)

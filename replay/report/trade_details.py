@@ -60,14 +60,17 @@ def _said(explained: ExplainedTrade) -> Markup:
         f"{iso(trade.left_ms)} at {trade.exit_price:,g}; {trade.fees:,.2f} of fees. Opened by "
         f"decision {trade.entry_sequence}."
     )
-    if decision["mean_return"] is not None:
+    if (mean := decision["mean_return"]) is not None:
+        stdev = decision["stdev_return"]
+        spread = "" if stdev is None else f" ± {1e4 * stdev:.1f}"
+        said += f" Expected {1e4 * mean:+.2f}{spread} bp over {decision['horizon']} bars."
+    if decision["p_up"] is not None:
         said += (
-            f" Expected {1e4 * decision['mean_return']:+.2f} ± "
-            f"{1e4 * decision['stdev_return']:.1f} bp over {decision['horizon']} bars; "
-            f"up {decision['p_up']:.0%}, flat {decision['p_flat']:.0%}, "
-            f"down {decision['p_down']:.0%}; regime {decision['regime']}. "
-            "Under the price: where attention flowed."
+            f" Up {decision['p_up']:.0%}, flat {decision['p_flat']:.0%}, "
+            f"down {decision['p_down']:.0%} over {decision['horizon']} bars."
         )
+    if decision["recent_mass"] is not None:
+        said += f" Regime {decision['regime']}. Under the price: where attention flowed."
     return element("p", said, class_="note")
 
 

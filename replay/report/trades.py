@@ -12,6 +12,7 @@ import numpy as np
 
 from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.replay.report.record import Ledger
+from tracepaper.replay.report.tables import cause
 from tracepaper.storage.run_views import Row
 from tracepaper.strategies.market import DAY_MS, divide_half_even
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_SCALE, FillModel, Instrument, Side
@@ -140,15 +141,15 @@ class TradeGroup:
 
 
 def groups_of(closed: Sequence[ClosedTrade]) -> list[TradeGroup]:
-    """Return all of the *closed* trades, the long, the short, and those of each exit's reason."""
+    """Return all of the *closed* trades, the long, the short, and those of each exit's cause."""
     sides = [
         TradeGroup(side.lower(), tuple(trade for trade in closed if trade.side == side))
         for side in ("LONG", "SHORT")
     ]
-    reasons = Counter(trade.exit_reason for trade in closed)
+    causes = Counter(cause(trade.exit_reason) for trade in closed)
     exits = [
-        TradeGroup(f"left: {reason}", tuple(t for t in closed if t.exit_reason == reason))
-        for reason, _ in reasons.most_common()
+        TradeGroup(f"left: {why}", tuple(t for t in closed if cause(t.exit_reason) == why))
+        for why, _ in causes.most_common()
     ]
     return [TradeGroup("all", tuple(closed)), *sides, *exits]
 
@@ -199,13 +200,19 @@ def costs(ledger: Ledger, terms: ExecutionCosts) -> Costs:
     return Costs(ledger.fees_paid, spread, slippage, ledger.funding_paid, gross, net)
 
 
+_OF_BARS: Final = (FillModel.NEXT_OPEN, FillModel.BAR_PATH)
+
+
 def _slippage_share(fill: Row, terms: ExecutionCosts) -> float:
     """Return which part of a fill's distance from its reference is slippage; the rest is spread."""
-    if not terms.slippage:
+    if not (terms.slippage or terms.ranges or terms.impact):
         return 0.0
-    if fill["model"] == FillModel.NEXT_OPEN:
-        return terms.slippage / (terms.slippage + terms.half_spread)
     distance = abs(fill["price"] - fill["reference_price"])
+    if fill["model"] in _OF_BARS:
+        if not terms.ranges:
+            return terms.slippage / (terms.slippage + terms.half_spread)
+        spread = fill["reference_price"] * terms.half_spread / MONEY_SCALE
+        return max(0.0, 1.0 - spread / distance) if distance else 0.0
     moved = fill["price"] * terms.slippage / (MONEY_SCALE + terms.slippage)
     return min(1.0, moved / distance) if distance else 0.0
 

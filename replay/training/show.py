@@ -84,12 +84,13 @@ def figure_tables(figures: Mapping[str, Any]) -> list[Table]:
         table.add_column("value", justify="right")
         table.add_column("± by days", justify="right")
         for key, name in _FIGURES.items():
-            for forecaster, (value, error) in found[key].items():
+            for forecaster, (value, error) in found.get(key, {}).items():
                 table.add_row(name, forecaster.replace("_", " "), f"{value:.4f}", f"{error:.4f}")
                 name = ""  # noqa: PLW2901 - the figure's name stands once
             table.add_section()
-        table.add_row("interval", "90 % coverage", *_texts(found["coverage_90"]))
-        for name, pair in found["direction"].items():
+        if (covered := found.get("coverage_90")) is not None:
+            table.add_row("interval", "90 % coverage", *_texts(covered))
+        for name, pair in found.get("direction", {}).items():
             table.add_row("direction", name, *_texts(pair))
         tables.append(table)
     return tables

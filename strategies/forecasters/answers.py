@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class TrainedModel:
     """What a checkpoint adds to the network: identity, features and calibration."""
 
     network: Network

@@ -21,7 +21,7 @@ from tracepaper.strategies.attention.memory import (
 )
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import FeatureSchema
-from tracepaper.strategies.forecasters.answers import Model
+from tracepaper.strategies.forecasters.answers import TrainedModel
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.architecture import Architecture, Network, NetworkKind, kind_of
@@ -199,10 +199,10 @@ def _probe(network: Network) -> None:
                 )
 
 
-def _model(card: Mapping[str, Any], network: Network) -> Model:
+def _model(card: Mapping[str, Any], network: Network) -> TrainedModel:
     identity, calibration = _section(card, "model"), _section(card, "calibration", {})
     horizons = network.config.horizons
-    return Model(
+    return TrainedModel(
         network=network,
         schema=_schema(card, network.config.features),
         model_id=str(identity.get("id", "")),

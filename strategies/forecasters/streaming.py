@@ -19,11 +19,12 @@ from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features import FeatureRows, FeatureSchema, FeatureStreams
 from tracepaper.strategies.forecasters.answers import (
-    Model,
+    TrainedModel,
     explanations,
     forecasts,
     require_one_of_each,
 )
+from tracepaper.strategies.gates import MEASURES
 from tracepaper.strategies.networks.flash import TILES, FlashNetwork
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
@@ -96,7 +97,9 @@ class Attribution:
 class StreamingForecaster:
     """A causal-window flash network behind the ``Forecaster`` protocol, for many instruments."""
 
-    def __init__(self, model: Model, *, mode: str, threads: int, instruments: int = 1) -> None:
+    def __init__(
+        self, model: TrainedModel, *, mode: str, threads: int, instruments: int = 1
+    ) -> None:
         """Answer by *model* where its weights are; *instruments* is how many are expected."""
         network = model.network
         assert isinstance(network, FlashNetwork), "the only kind that streams"
@@ -112,6 +115,8 @@ class StreamingForecaster:
         self.device = str(network.device)
         self.dtype = "float32"
         self.causal = True
+        self.measures = MEASURES
+        self.is_outside = False
         self.threads = threads
         self.backend = TILES
         self.network = StreamingNetwork(network)

@@ -18,7 +18,8 @@ from tracepaper.strategies.attention.blocks import bucket_count, cells_by_age, r
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features import FeatureStreams
-from tracepaper.strategies.forecasters.answers import Model, forecasts, require_one_of_each
+from tracepaper.strategies.forecasters.answers import TrainedModel, forecasts, require_one_of_each
+from tracepaper.strategies.gates import MEASURES
 from tracepaper.strategies.networks.architecture import Look
 from tracepaper.strategies.types import BLOCK_BARS, Bar, Explanation, Forecast
 
@@ -68,7 +69,7 @@ CONTENT_FREE: Final = 0.0
 class _Window:
     """One instrument's newest feature rows, each with its position in its last column."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: TrainedModel) -> None:
         self.features = FeatureStreams(model.schema)
         self.rows = Ring(capacity=model.network.config.window, width=len(model.schema.names) + 1)
         self.last: Bar | None = None
@@ -103,7 +104,9 @@ class _Window:
 class WindowedForecaster:
     """A window network behind the ``Forecaster`` protocol, for many instruments."""
 
-    def __init__(self, model: Model, *, threads: int, backend: str, dtype: str = "float32") -> None:
+    def __init__(
+        self, model: TrainedModel, *, threads: int, backend: str, dtype: str = "float32"
+    ) -> None:
         """Answer by *model* where its weights are; *dtype* bfloat16 multiplies in half numbers."""
         self.model = model
         self.model_id = model.model_id
@@ -118,6 +121,8 @@ class WindowedForecaster:
         self.threads = threads
         self.backend = backend
         self.causal = False
+        self.measures = MEASURES
+        self.is_outside = False
         self._network = model.network.eval()
         self._windows: dict[str, _Window] = {}
 

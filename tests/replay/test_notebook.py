@@ -131,7 +131,7 @@ def test_a_missing_library_names_what_to_install(
 
 
 def test_other_frames_are_refused(database: Path) -> None:
-    with pytest.raises(ConfigInvalid, match="write polars or pandas"):
+    with pytest.raises(ConfigInvalid, match="write polars, pandas or numpy"):
         open_run("last", database, frames="arrow")  # type: ignore[call-overload]
 
 

@@ -179,7 +179,9 @@ def test_a_changed_run_is_found(path: Path, table: str, column: str) -> None:
     connection = sqlite3.connect(path)
     query = f"SELECT {column} FROM {table} WHERE run_key = 2"
     (value,) = connection.execute(query).fetchone()
-    changed = "r-0" if value is None else another(value)
+    fresh = {int: 1, str: "r-0", bytes: b"r-0"}
+    kind = metadata.tables[table].columns[column].type.python_type
+    changed = fresh[kind] if value is None else another(value)
     connection.execute(f"UPDATE {table} SET {column} = ? WHERE run_key = 2", (changed,))
     connection.commit()
     connection.close()

@@ -125,7 +125,7 @@ def test_measures_count_but_for_timing_and_risk(gate: str) -> None:
     measures = list(DECISION.measures)
     measures[place] = 123.5
     changed = digest(decision=builders.altered(DECISION, measures=tuple(measures))) != digest()
-    left_out = gate in {"late", "stale", "deadline"} or gate.startswith("risk.")
+    left_out = gate in {"late", "stale", "tradable", "deadline"} or gate.startswith("risk.")
     assert changed is not left_out
 
 
@@ -133,7 +133,7 @@ def test_measures_count_but_for_timing_and_risk(gate: str) -> None:
 def test_verdicts_count_but_for_timing_and_risk(gate: str) -> None:
     flipped = DECISION.passed ^ (1 << list(gate_order()).index(gate))
     changed = digest(decision=builders.altered(DECISION, passed=flipped)) != digest()
-    left_out = gate in {"late", "stale", "deadline"} or gate.startswith("risk.")
+    left_out = gate in {"late", "stale", "tradable", "deadline"} or gate.startswith("risk.")
     assert changed is not left_out
 
 

@@ -15,9 +15,10 @@ from tracepaper.storage.questions import ask
 from tracepaper.storage.reader import Located, Reader, resolve
 from tracepaper.storage.retention import prune
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.types import Bar
+from tracepaper.strategies.types import Bar, Forecast
 
 RICH = cases.rich_steps()
+EXPLAINED = next(step.sequence for step in RICH if isinstance(step.prediction, Forecast))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_a_reader_follows_a_run_that_goes_on(tmp_path: Path) -> None:
     "question",
     [
         "SELECT count(*) FROM v_decisions",
-        "SELECT weight FROM v_explanations WHERE sequence = 11",
+        f"SELECT weight FROM v_explanations WHERE sequence = {EXPLAINED}",
         "SELECT * FROM v_orders",
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 5) SELECT * FROM n",
         "SELECT value FROM json_each('[1,2]')",

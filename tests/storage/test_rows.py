@@ -125,7 +125,7 @@ def test_a_shape_comes_back_from_its_number(number: int) -> None:
 
 
 def test_a_plain_bar_has_shape_one() -> None:
-    assert StepShape(True, False, False, False, False, 0, 0, 0, 0, 0).pack() == 1
+    assert StepShape(True, False, False, False, False, 0, 0, 0, 0, 0, 0).pack() == 1
 
 
 def test_a_key_names_run_and_sequence() -> None:

@@ -42,6 +42,7 @@ PLAIN = cases.plain_steps(120)
 RICH = cases.rich_steps()
 
 PROMISED = {
+    "v_ledger": "run_id sequence ordinal market_ms instrument kind amount balance order_id",
     "v_runs": "run_id kind started_at ended_at instruments interval model_id model_sha256 "
     "config_sha256 code_version head_digest",
     "v_bars": "run_id sequence instrument open_time_ms open high low close volume turnover "
@@ -51,6 +52,7 @@ PROMISED = {
     "target_quantity reason model_id window_sha256 decision_sha256 digest",
     "v_gates": "run_id sequence gate measure threshold passed",
     "v_explanations": "run_id sequence bucket from_open_time_ms until_open_time_ms weight",
+    "v_notes": "run_id sequence open_time_ms instrument name number text",
     "v_orders": "run_id sequence order_id side quantity price fee liquidity reason status "
     "decision_sequence",
     "v_fills": "run_id sequence order_id side quantity price fee liquidity reason status "
@@ -505,3 +507,18 @@ def test_pandas_and_polars_read_every_view(view: View, tmp_path: Path) -> None:
     for column in view.columns:
         if frame[column.name].null_count() < len(rows):
             assert frame.schema[column.name] == polars[column.kind], column.name
+
+
+def test_a_note_is_a_row_for_each_number_and_text_in_its_order(
+    database: sqlite3.Connection,
+) -> None:
+    found = of_run(database, "v_notes", "rich")
+    step = next(step for step in RICH if step.decision is not None and step.decision.note)
+    rows = [row for row in found if row["sequence"] == step.sequence]
+    assert [(row["name"], row["number"], row["text"]) for row in rows] == [
+        ("rsi", 27.3, None),
+        ("why", None, 'it\'s "low"'),
+        ("ratio", None, None),
+    ]
+    assert {row["open_time_ms"] for row in rows} == {step.event.open_time_ms}  # type: ignore[union-attr]
+    assert of_run(database, "v_notes", "plain") == []

@@ -78,12 +78,28 @@ PASSES = {
     "risk.drawdown": (0.1, GateInputs(drawdown=0.1), GateInputs(drawdown=0.2)),
     "risk.daily_loss": (0.1, GateInputs(daily_loss=0.1), GateInputs(daily_loss=0.2)),
     "risk.daily_trades": (3, GateInputs(daily_trades=3), GateInputs(daily_trades=4)),
+    "tradable": (1, GateInputs(is_tradable=True), GateInputs(is_tradable=False)),
+    "risk.halt": (0, GateInputs(is_breached=False), GateInputs(is_breached=True)),
+    "risk.exposure": (100, GateInputs(gross=100 * 10**10), GateInputs(gross=101 * 10**10)),
+    "risk.leverage": (2, GateInputs(gross=20, equity=10), GateInputs(gross=21, equity=10)),
+    "risk.cooldown": (3, GateInputs(since_stop=3), GateInputs(since_stop=2)),
+    "risk.losing_streak": (3, GateInputs(losing_streak=2), GateInputs(losing_streak=3)),
+    "risk.hourly_orders": (3, GateInputs(hourly_orders=3), GateInputs(hourly_orders=4)),
+    "risk.spread": (5, GateInputs(spread_bp=5), GateInputs(spread_bp=5.1)),
+    "risk.volatility": (50, GateInputs(range_bp=50), GateInputs(range_bp=51)),
 }
 
 
 def is_of_what_may_be_absent(seen: GateInputs) -> bool:
-    """Return whether *seen* holds a forecast, its explanation, its check or a quote."""
-    answered = (seen.forecast, seen.explanation, seen.finite, seen.quote_age_ms)
+    """Return whether *seen* holds a forecast, its explanation, its check, a quote or a range."""
+    answered = (
+        seen.forecast,
+        seen.explanation,
+        seen.finite,
+        seen.quote_age_ms,
+        seen.spread_bp,
+        seen.range_bp,
+    )
     return any(value is not None for value in answered)
 
 
@@ -116,7 +132,9 @@ def test_a_measure_that_cannot_be_computed_is_null_and_fails(gate: str) -> None:
     assert judged(gate, 0.0, GateInputs()) == (None, False)
 
 
-@pytest.mark.parametrize("gate", [gate for gate in PASSES if gate.startswith("risk.")])
+@pytest.mark.parametrize(
+    "gate", [gate for gate in PASSES if gate.startswith("risk.") and not GATES[gate].at_least]
+)
 def test_a_risk_limit_never_stands_in_the_way_of_less_risk(gate: str) -> None:
     threshold, _, bad = PASSES[gate]
     assert not judged(gate, threshold, bad)[1]

@@ -20,6 +20,8 @@ from tracepaper.strategies.market import (
     interval_start,
     rescaled,
     scaled,
+    to_step,
+    to_tick,
     unscaled,
 )
 
@@ -95,3 +97,17 @@ def test_lengths_of_time_and_fees_stand_in_one_place() -> None:
         if again.search(path.read_text(encoding="utf-8"))
     }
     assert found == {"strategies/market.py"}
+
+
+@given(st.floats(0.001, 1e7), st.sampled_from([(2, 10), (1, 1), (4, 25), (0, 5)]))
+def test_a_price_or_quantity_goes_to_the_nearest_that_can_be_ordered(
+    wanted: float, scale: tuple[int, int]
+) -> None:
+    decimals, unit = scale
+    item = instrument(
+        price_decimals=decimals, tick_size=unit, quantity_decimals=decimals, quantity_step=unit
+    )
+    size = unit / 10**decimals
+    for made in (to_tick(wanted, item), to_step(wanted, item)):
+        assert abs(made - wanted) <= size / 2 * (1 + 1e-6)
+        assert Decimal(repr(made)).scaleb(decimals) % unit == 0

@@ -91,6 +91,8 @@ def test_an_encoding_is_one_class(capsys: pytest.CaptureFixture[str], tmp_path: 
         assert plain is not None
         assert own.explanation is not None
         assert plain.explanation is not None
+        assert own.explanation.recent_mass is not None
+        assert plain.explanation.recent_mass is not None
         assert own.explanation.recent_mass > plain.explanation.recent_mass
         with pytest.raises(ConfigInvalid, match=r"choose one of rope, .*recent"):
             replace(config, encoding="?")

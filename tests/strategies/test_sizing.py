@@ -2,14 +2,17 @@
 
 from decimal import Decimal
 
+import numpy as np
 import pytest
 from builders import bar, forecast, instrument
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
-from tracepaper.strategies.types import Action, Signal
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.sizing import Sizer, Sizing, SizingAccount, SizingMode
+from tracepaper.strategies.types import MONEY_SCALE, Action
+from tracepaper.strategies.volatility import VolatilityKind, WindowedVolatility
 
 LONG, SHORT, FLAT = (Signal(action, "x") for action in (Action.LONG, Action.SHORT, Action.FLAT))
 ITEM = instrument(quantity_step=5)
@@ -83,3 +86,115 @@ def test_no_forecast_asks_for_more_than_the_whole_notional() -> None:
     for mode in (SizingMode.TANH, SizingMode.VOLATILITY):
         sizer = Sizer(Sizing(mode, notional=10**15, scale=1e9, target_volatility=1.0), ITEM)
         assert sizer.target(LONG, bar(), forecast()) == whole
+
+
+# ---------------------------------------------------------------- what sees the account
+
+
+def rich(equity: int, others: int = 0) -> SizingAccount:
+    return SizingAccount(equity * MONEY_SCALE, others * MONEY_SCALE)
+
+
+def test_a_fraction_of_equity_follows_equity() -> None:
+    sizer = Sizer(Sizing(SizingMode.EQUITY, fraction=0.5), ITEM)
+    assert sizer.sees_account
+    sizes = [sizer.target(LONG, bar(10_000), None, account=rich(equity)) for equity in (1_000, 400)]
+    assert sizes == [5_000, 2_000]  # 500 and 200 of a price of 100, in thousandths
+    assert sizer.target(LONG, bar(10_000), None, account=rich(-5)) == 0
+
+
+def test_an_allocation_takes_its_weight_of_the_fraction() -> None:
+    sizer = Sizer(Sizing(SizingMode.ALLOCATION, fraction=2.0, weight=0.25), ITEM)
+    assert sizer.target(SHORT, bar(10_000), None, account=rich(1_000)) == -5_000
+
+
+def test_kelly_is_the_calibrated_mean_over_the_variance_and_capped() -> None:
+    said = forecast()
+    mean, deviation = said.mean_return[0], said.stdev_return[0]
+    sizing = Sizing(SizingMode.KELLY, kelly=0.1, slope=0.5, fraction=3.0)
+    whole = 0.1 * 0.5 * abs(mean) / deviation**2 * 1_000
+    wanted = min(whole, 3_000)
+    size = Sizer(sizing, ITEM).target(LONG, bar(10_000), said, account=rich(1_000))
+    assert size == pytest.approx(wanted * 10, abs=5)
+    bold = Sizer(Sizing(SizingMode.KELLY, kelly=1.0, fraction=0.01), ITEM)
+    assert bold.target(LONG, bar(10_000), said, account=rich(1_000)) <= 100
+    assert bold.target(LONG, bar(10_000), None, account=rich(1_000)) == 0
+
+
+def test_the_calibrated_slope_shrinks_tanh() -> None:
+    sizes = [
+        Sizer(Sizing(SizingMode.TANH, notional=10**15, slope=slope), ITEM).target(
+            LONG, bar(), forecast()
+        )
+        for slope in (1.0, 0.5)
+    ]
+    assert 0 < sizes[1] < sizes[0]
+
+
+def test_caps_cut_every_mode() -> None:
+    sizing = Sizing(SizingMode.FIXED, quantity=50_000, max_position=200 * MONEY_SCALE)
+    sizer = Sizer(sizing, ITEM)
+    assert not sizer.follows_signal
+    assert not sizer.sees_account
+    assert sizer.target(SHORT, bar(10_000), None) == -2_000
+    gross = Sizer(Sizing(SizingMode.NOTIONAL, notional=10**15, max_gross=1.5), ITEM)
+    assert gross.sees_account
+    assert gross.target(LONG, bar(10_000), None, account=rich(1_000, 1_400)) == 1_000
+    assert gross.target(LONG, bar(10_000), None, account=rich(1_000, 1_600)) == 0
+
+
+# ---------------------------------------------------------------- volatility from closed bars
+
+
+@given(
+    st.sampled_from(list(VolatilityKind)),
+    st.integers(22, 90),
+    st.lists(st.integers(900, 1_100), min_size=92, max_size=140),
+)
+def test_an_estimate_depends_on_its_window_alone(
+    kind: VolatilityKind, window: int, closes: list[int]
+) -> None:
+    long, short = WindowedVolatility(kind, window), WindowedVolatility(kind, window)
+    for close in closes:
+        long.add(close)
+    for close in closes[-short.bars :]:
+        short.add(close)
+    assert long.of_bars(30) == short.of_bars(30), "to the last bit"
+
+
+def test_both_estimates_are_what_their_sources_say() -> None:
+    rng = np.random.default_rng(7)
+    closes = np.rint(1e6 * np.exp(np.cumsum(rng.normal(0, 0.001, 300)))).astype(int)
+    returns = np.diff(closes) / closes[:-1]
+    window = 110
+    estimates = {kind: WindowedVolatility(kind, window) for kind in VolatilityKind}
+    for close in closes.tolist():
+        for estimate in estimates.values():
+            estimate.add(close)
+    weights = 0.5 ** (np.arange(window) * 5 / window)
+    newest_first = returns[::-1][:window] ** 2
+    ewma = np.sqrt(np.average(newest_first, weights=weights) * 30)
+    har = np.sqrt(np.mean([np.mean(newest_first[:span]) for span in (5, 25, 110)]) * 30)
+    assert estimates[VolatilityKind.EWMA].of_bars(30) == pytest.approx(ewma, rel=1e-6)
+    assert estimates[VolatilityKind.HAR].of_bars(30) == pytest.approx(har, rel=1e-6)
+
+
+def test_a_target_volatility_works_without_a_model_once_its_window_is_full() -> None:
+    sizing = Sizing(
+        SizingMode.VOLATILITY,
+        notional=10**15,
+        target_volatility=0.001,
+        estimate=VolatilityKind.EWMA,
+        lookback=22,
+    )
+    sizer = Sizer(sizing, ITEM)
+    sizes = []
+    for index in range(sizer.bars + 1):
+        sizer.observe(bar(10_000 + 50 * (index % 2)))
+        sizes.append(sizer.target(LONG, bar(10_000), None))
+    assert sizes[: sizer.bars - 1] == [0] * (sizer.bars - 1)
+    assert sizes[-1] > 0
+    calm = Sizer(sizing, ITEM)
+    for index in range(calm.bars):
+        calm.observe(bar(10_000 + 5 * (index % 2)))
+    assert calm.target(LONG, bar(10_000), None) > sizes[-1]

@@ -1,15 +1,16 @@
 """Strategies: what they wish for, and that their memory is as short as they say."""
 
 import pytest
-from builders import bar, bars, forecast
+from builders import bar, bars, forecast, instrument
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Signal
 from tracepaper.strategies.strategy import (
     CORE_GATES,
     AttentionStrategy,
-    Outlook,
     Persistence,
     SmaCross,
     Strategy,
@@ -21,7 +22,9 @@ from tracepaper.strategies.types import Action, Bar, Regime
 def wish(strategy: Strategy, history: list[Bar]) -> Action:
     for item in history:
         strategy.observe(item)
-    return strategy.decide(Outlook(history[-1], None, Regime.UNKNOWN)).action
+    answer = strategy.decide(Outlook.of(history, instrument()))
+    assert isinstance(answer, Signal)
+    return answer.action
 
 
 @given(st.lists(st.integers(1, 1_000), min_size=5, max_size=40))
@@ -71,7 +74,12 @@ def test_attention_trades_where_mean_and_probabilities_agree(
 ) -> None:
     strategy = AttentionStrategy(context=3, horizon=30, horizon_index=0)
     said = forecast(mean, p_up=p_up, p_down=p_down)
-    assert strategy.decide(Outlook(bar(), said, Regime.MIXED)).action is expected
+    assert (
+        strategy.decide(
+            Outlook.of([bar()], instrument(), forecast=said, regime=Regime.MIXED)
+        ).action
+        is expected
+    )
 
 
 def test_stale_is_a_gate_only_where_quotes_fill_and_risk_only_where_configured() -> None:

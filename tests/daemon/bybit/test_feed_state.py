@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from builders import MINUTE, START_MS, bar, bars, instrument
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from tracepaper.daemon.bybit.feed_state import (
     Place,
     bar_ranges,
 )
-from tracepaper.strategies.types import Funding, GapCause, Mark, Quote
+from tracepaper.strategies.types import Funding, Gap, GapCause, Mark, Quote
 
 # ---------------------------------------------------------------- bars
 
@@ -165,6 +166,43 @@ def test_asking_is_remembered_but_does_not_settle() -> None:
     assert funding.is_overdue(16 * HOUR)
 
 
+def missed(hour: int, *, until: int, found: int) -> Gap:
+    times = (hour * HOUR, until * HOUR)
+    return Gap("linear:BTCUSDT", *times, GapCause.FUNDING, "", found * HOUR, found * HOUR)
+
+
+def test_a_settlement_that_never_came_is_a_gap_before_the_next_one() -> None:
+    funding = schedule()
+    assert funding.settle([settlement(32)]) == [
+        missed(16, until=24, found=32),
+        missed(24, until=32, found=32),
+        settlement(32),
+    ]
+    assert funding.settle([settlement(40)]) == [settlement(40)]
+
+
+def test_a_settlement_that_was_announced_later_is_not_missed() -> None:
+    funding = schedule()
+    funding.announce(24 * HOUR)  # the interval has become longer
+    assert funding.settle([settlement(24)]) == [settlement(24)]
+
+
+@pytest.mark.parametrize("hours", [1, 2, 4])
+def test_each_symbol_has_its_own_interval_also_after_a_change_of_it(hours: int) -> None:
+    one = market(funding_minutes=480)
+    one.funding.settle([settlement(8)])
+    assert not one.funding.is_overdue((8 + hours) * HOUR)
+    one.change_filters(structs.replace(one.instrument, funding_interval_minutes=60 * hours))
+    assert one.funding.is_overdue((8 + hours) * HOUR)
+    assert not one.funding.is_overdue((8 + hours) * HOUR - 1)
+    due = [settlement(8 + hours), settlement(8 + 2 * hours), settlement(8 + 4 * hours)]
+    assert one.funding.settle(due) == [
+        *due[:2],
+        missed(8 + 3 * hours, until=8 + 4 * hours, found=8 + 4 * hours),
+        due[2],
+    ]
+
+
 def test_an_instrument_without_funding_is_never_due() -> None:
     funding = FundingSchedule(interval_minutes=0, settled_ms=0)
     assert not funding.is_overdue(10**15)
@@ -191,6 +229,15 @@ def test_quotes_wait_for_a_bar_while_no_order_rests() -> None:
     assert not one.update_quote(quote(1), None)
     assert not one.update_quote(quote(2), None)
     assert one.undelivered() == [quote(2)]
+    assert one.undelivered() == []
+
+
+def test_a_mark_price_that_liquidates_is_an_event_at_once_and_only_then() -> None:
+    one = market()
+    calm, deadly, late = (Mark("linear:BTCUSDT", price, price, price) for price in (5, 6, 4))
+    assert not one.update_mark(calm)
+    assert one.update_mark(deadly, matters=True)
+    assert not one.update_mark(late, matters=True)
     assert one.undelivered() == []
 
 

@@ -24,12 +24,13 @@ from tracepaper.daemon.bybit.instruments import (
     interval_name,
     read_instruments,
     rescaled,
+    risk_tier,
     rounded,
 )
-from tracepaper.daemon.bybit.messages import InstrumentInfo
+from tracepaper.daemon.bybit.messages import InstrumentInfo, RiskLimit
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.market import INTERVALS, interval_start
-from tracepaper.strategies.types import Category, Instrument
+from tracepaper.strategies.types import MONEY_LIMIT, MONEY_SCALE, Category, Instrument, RiskTier
 
 # ---------------------------------------------------------------- decimals
 
@@ -219,3 +220,53 @@ def test_a_finer_tick_than_the_run_keeps_ends_it() -> None:
     kept = instrument(price_decimals=1)
     with pytest.raises(ConfigInvalid, match="finer steps"):
         rescaled(structs.replace(kept, price_decimals=2), kept)
+
+
+# ---------------------------------------------------------------- risk tiers
+
+
+def limits(**changed: str) -> RiskLimit:
+    given = {
+        "symbol": "BTCUSDT",
+        "risk_limit_value": "2000000",
+        "maintenance_margin": "0.005",
+        "initial_margin": "0.01",
+        "max_leverage": "100.00",
+        "mm_deduction": "",
+    }
+    return RiskLimit(**{**given, **changed})
+
+
+def test_a_risk_tier_is_read_in_fractions_and_in_percent_as_the_manual_has_it() -> None:
+    tier = RiskTier(2_000_000 * MONEY_SCALE, 50_000_000, 10_000, 0)
+    assert risk_tier(limits()) == tier
+    assert risk_tier(limits(maintenance_margin="0.5", initial_margin="1")) == tier
+    low = limits(
+        maintenance_margin="0.05", initial_margin="0.1", max_leverage="10.00", mm_deduction="12.5"
+    )
+    assert risk_tier(low) == RiskTier(tier.limit, 500_000_000, 1_000, 125 * MONEY_SCALE // 10)
+
+
+def test_a_limit_beyond_every_position_is_no_limit_that_is_reached() -> None:
+    assert risk_tier(limits(risk_limit_value="3000000000")).limit == MONEY_LIMIT
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"maintenance_margin": "0"},
+        {"maintenance_margin": "0.02"},
+        {"max_leverage": "0"},
+        {"risk_limit_value": "0"},
+        {"initial_margin": "NaN"},
+        {"mm_deduction": "-1"},
+    ],
+)
+def test_a_tier_that_is_none_is_refused(changed: dict[str, str]) -> None:
+    with pytest.raises(MessageMalformed):
+        risk_tier(limits(**changed))
+
+
+def test_new_filters_keep_the_tiers_that_were_read_at_the_start() -> None:
+    kept = structs.replace(instrument(), risk_tiers=(risk_tier(limits()),))
+    assert rescaled(instrument(), kept).risk_tiers == kept.risk_tiers

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.engine.account import AccountState, PaperAccount, Portfolio
 from tracepaper.daemon.engine.execution import ExecutionCosts, Executor
+from tracepaper.daemon.engine.orders import Latency
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types import Category, Fill, Order, OrderStatus, Side
 
@@ -119,7 +120,7 @@ def test_the_account_is_the_sum_of_its_positions_however_it_came_to_them(
 def test_a_restored_account_encodes_what_it_took_over() -> None:
     item = instrument()
     first, second = (
-        PaperAccount({item.id: item}, TERMS, cash=START, latency_ms=0) for _ in range(2)
+        PaperAccount({item.id: item}, TERMS, cash=START, latency=Latency(0)) for _ in range(2)
     )
     first.submit(item.id, 5, order_id="1-0", price=10_000, reason="why", at_ms=0)
     for one in (first, second):

@@ -17,7 +17,9 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.strategy import Outlook, SmaCross
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import SmaCross
 from tracepaper.strategies.types import (
     Action,
     Bar,
@@ -34,7 +36,6 @@ from tracepaper.strategies.types import (
     OrderStatus,
     PredictionTimeout,
     Regime,
-    Signal,
     Step,
 )
 
@@ -105,8 +106,8 @@ def answered(machine: Engine, answers: list[Any]) -> list[Step]:
 class NewSignals(SmaCross):
     """Signals as ``sma_cross`` does, each time by a new object, so that no bar is a repetition."""
 
-    def decide(self, outlook: Outlook) -> Signal:
-        known = super().decide(outlook)
+    def decide(self, now: Outlook) -> Signal:
+        known = super().decide(now)
         return Signal(known.action, known.reason, known.strength)
 
 
@@ -338,12 +339,12 @@ def test_a_quote_fills_only_after_the_latency() -> None:
         if step.orders:
             break
     order = step.orders[0]
-    eligible = machine.quote_from_ms("linear:BTCUSDT")
+    eligible = machine.quote_from_ms(quote())
     assert eligible == order.eligible_ms == item.market_ms + 100
     assert machine.step(quote(at_ms=eligible - 1), None).fills == ()
     (fill,) = machine.step(quote(9_000, 9_010, at_ms=eligible), None).fills
     assert fill.price == (9_010 if order.side == "BUY" else 9_000)
-    assert machine.quote_from_ms("linear:BTCUSDT") is None
+    assert machine.quote_from_ms(quote()) is None
 
 
 def test_a_thin_quote_fills_in_part_and_the_rest_waits() -> None:

@@ -3,13 +3,27 @@
 from decimal import Decimal
 
 import pytest
-from builders import bar, instrument, quote
+from builders import bar, bars, instrument, quote
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from tracepaper.daemon.engine.execution import ExecutionCosts, Executor
+from tracepaper.daemon.engine.execution import (
+    RANGE_BARS,
+    ExecutionCosts,
+    Executor,
+    TrueRange,
+)
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types import Category, FillModel, Order, OrderStatus, Side
+from tracepaper.strategies.types import (
+    MONEY_SCALE,
+    Category,
+    FillModel,
+    Order,
+    OrderKind,
+    OrderStatus,
+    Side,
+)
 
 FEE = ExecutionCosts.of(taker_fee=Decimal("0.00055"), slippage_bp=Decimal(0), spread_bp=Decimal(0))
 
@@ -46,8 +60,8 @@ def test_costs_never_favour_the_order(price: int, rate: int, side: Side) -> None
 def test_a_quote_fills_at_the_far_side_up_to_its_size() -> None:
     executor = Executor(instrument(), FEE)
     seen = quote(10_000, 10_020, size=400)
-    buy = executor.at_quote(order(), seen)
-    sell = executor.at_quote(order(Side.SELL, filled=900), seen)
+    buy = executor.at_quote(order(), seen, 400)
+    sell = executor.at_quote(order(Side.SELL, filled=900), seen, 400)
     assert buy is not None
     assert sell is not None
     assert (buy.price, buy.quantity, buy.reference_price) == (10_020, 400, 10_010)
@@ -55,7 +69,7 @@ def test_a_quote_fills_at_the_far_side_up_to_its_size() -> None:
 
 
 def test_a_quote_without_size_fills_nothing() -> None:
-    assert Executor(instrument(), FEE).at_quote(order(), quote(size=0)) is None
+    assert Executor(instrument(), FEE).at_quote(order(), quote(size=0), 0) is None
 
 
 def test_a_spot_buy_pays_its_fee_in_base() -> None:
@@ -76,3 +90,41 @@ def test_round_trip_is_twice_what_one_side_costs() -> None:
 def test_a_fee_beyond_ten_decimals_is_refused() -> None:
     with pytest.raises(ConfigInvalid, match=r"execution\.taker_fee"):
         ExecutionCosts.of(taker_fee=Decimal("1e-11"), slippage_bp=Decimal(0), spread_bp=Decimal(0))
+
+
+def test_a_takers_price_moves_by_shares_of_the_true_range_and_a_makers_does_not() -> None:
+    """The formula of docs/money.md, M14: k times the mean true range over the last close."""
+    ranges = TrueRange()
+    costs = ExecutionCosts(0, ranges=MONEY_SCALE // 2)
+    executor = Executor(instrument(), costs, ranges)
+    assert executor.at_open(order(), bar(open_=10_000)).price == 10_000
+    ranges.push(bar(10_000, high=10_100, low=9_900))  # 200, without a close before it
+    ranges.push(bar(10_500, open_=10_500, high=10_600, low=10_400))  # 600: from the close before
+    assert ranges.rate == 400 * MONEY_SCALE // 10_500
+    assert executor.at_open(order(), bar(open_=10_500)).price == 10_700
+    assert executor.at_open(order(Side.SELL), bar(open_=10_500)).price == 10_300
+    limit = structs.replace(order(), price=10_000, kind=OrderKind.LIMIT)
+    assert executor.made(limit, 10_000, 5, FillModel.QUOTE, 0).price == 10_000
+
+
+def test_the_true_range_is_that_of_the_last_sixty_bars() -> None:
+    whole, late = TrueRange(), TrueRange()
+    history = bars(200, seed=3)
+    for index, one in enumerate(history):
+        whole.push(one)
+        if index >= len(history) - RANGE_BARS - 1:
+            late.push(one)
+    assert whole.rate == late.rate > 0
+
+
+def test_impact_is_paid_on_the_whole_order_and_a_limit_pays_none() -> None:
+    executor = Executor(instrument(tick_size=1), ExecutionCosts(0, impact=10**7))  # 10 bp
+    seen = quote(99_990, 100_000, size=400)
+    fill = executor.at_quote(order(), seen, 400)
+    assert fill is not None
+    assert (fill.quantity, fill.price) == (1_000, 100_150)  # 1.5 multiples beyond the first
+    limit = structs.replace(order(), price=100_000, kind=OrderKind.LIMIT)
+    part = executor.at_quote(limit, seen, 400)
+    assert part is not None
+    assert (part.quantity, part.price) == (400, 100_000)
+    assert executor.at_quote(order(), seen, 0) is None

@@ -6,10 +6,22 @@ import pytest
 
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.strategies.gates import GateInputs
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.types import MONEY_SCALE, Account
+from tracepaper.strategies.market import DAY_MS, HOUR_MS, MINUTE_MS
+from tracepaper.strategies.types import (
+    MONEY_SCALE,
+    Account,
+    Fill,
+    FillModel,
+    Liquidity,
+    Order,
+    OrderRole,
+    OrderStatus,
+    Position,
+    Side,
+)
 
 LIMITS = {"risk.drawdown": 0.1}
+KEY = "linear:BTCUSDT"
 
 
 def account(equity: int) -> Account:
@@ -20,6 +32,23 @@ def measured(watch: RiskWatch, equity: int, market_ms: int = 0) -> GateInputs:
     seen = GateInputs()
     watch.measure(seen, account=account(equity), market_ms=market_ms)
     return seen
+
+
+def order(
+    *, filled: int = 5, role: OrderRole = OrderRole.SIGNAL, status: OrderStatus = OrderStatus.FILLED
+) -> Order:
+    return Order("1-0", KEY, Side.BUY, 5, filled, status, "x", 0, 0, role=role)
+
+
+def trade(watch: RiskWatch, at_ms: int) -> None:
+    """Count an order's only fill."""
+    watch.count_fill(fill(at_ms), order(), Position(), Position(quantity=5))
+
+
+def fill(at_ms: int) -> Fill:
+    return Fill(
+        "1-0", KEY, Side.BUY, 5, 1, 1, 1, 0, 0, Liquidity.TAKER, FillModel.QUOTE, "x", at_ms
+    )
 
 
 def test_drawdown_is_a_fraction_of_the_highest_equity() -> None:
@@ -42,11 +71,11 @@ def test_the_days_loss_is_money_and_begins_anew_each_utc_day() -> None:
 def test_trades_are_counted_by_the_day_of_their_fill_with_the_one_being_judged() -> None:
     watch = RiskWatch(LIMITS)
     assert measured(watch, 1_000).daily_trades == 1
-    watch.count_trade(DAY_MS - 1)
+    trade(watch, DAY_MS - 1)
     assert measured(watch, 1_000).daily_trades == 2
-    watch.count_trade(DAY_MS)  # filled before the first bar of its day has closed
+    trade(watch, DAY_MS)  # filled before the first bar of its day has closed
     assert measured(watch, 1_000, DAY_MS).daily_trades == 2
-    watch.count_trade(DAY_MS)
+    trade(watch, DAY_MS)
     assert measured(watch, 1_000, DAY_MS).daily_trades == 3
     assert measured(watch, 1_000, 2 * DAY_MS).daily_trades == 1
 
@@ -64,3 +93,100 @@ def test_the_carried_state_says_when_it_changed() -> None:
 
 def test_without_a_limit_nothing_is_measured() -> None:
     assert not RiskWatch({}).active
+
+
+# ---------------------------------------------------------------- a breach
+
+
+@pytest.mark.parametrize(
+    ("limits", "equities", "breach"),
+    [
+        ({"risk.drawdown": 0.1}, (1_000, 899), "risk.drawdown"),
+        ({"risk.drawdown": 0.1}, (1_000, 900), ""),
+        ({"risk.daily_loss": 50.0}, (1_000, 949), "risk.daily_loss"),
+        ({"risk.daily_loss": 50.0}, (1_000, 950), ""),
+        ({"risk.notional": 50.0}, (1_000, 1), ""),
+    ],
+)
+def test_equity_beyond_a_limit_is_a_breach_until_the_operator_resumes(
+    limits: dict[str, float], equities: tuple[int, ...], breach: str
+) -> None:
+    watch = RiskWatch(limits)
+    for at, equity in enumerate(equities):
+        seen = measured(watch, equity, at)
+    assert watch.state.breach == breach
+    assert seen.is_breached is bool(breach)
+    recovered = measured(watch, 5_000, 10)
+    assert recovered.is_breached is bool(breach), "a breach outlasts what caused it"
+    if breach:
+        watch.resume()
+        fresh = measured(watch, 500, 11)
+        assert not fresh.is_breached
+        assert (fresh.drawdown, fresh.daily_loss) == (0, 0), "peak and day begin anew"
+
+
+def test_only_a_breach_that_flattens_closes_what_is_held() -> None:
+    for flattens in (False, True):
+        watch = RiskWatch(LIMITS, flattens=flattens)
+        assert not watch.closes_all
+        measured(watch, 1_000)
+        measured(watch, 1)
+        assert watch.closes_all is flattens
+
+
+# ---------------------------------------------------------------- what is counted
+
+
+def test_orders_are_counted_by_the_clock_hour_with_the_one_being_judged() -> None:
+    watch = RiskWatch({"risk.hourly_orders": 3.0})
+    assert measured(watch, 1_000).hourly_orders == 1
+    sent = [order(status=OrderStatus.ACCEPTED), order(status=OrderStatus.CANCELED)]
+    watch.count_orders(sent, HOUR_MS - 1)
+    assert measured(watch, 1_000, HOUR_MS - 1).hourly_orders == 2
+    assert measured(watch, 1_000, HOUR_MS).hourly_orders == 1
+
+
+def test_a_cooldown_begins_with_a_stop_and_not_with_another_fill() -> None:
+    watch = RiskWatch({"risk.cooldown": 3.0})
+
+    def since(at_ms: int, *, reduces: bool = False) -> int:
+        seen = GateInputs(reduces=reduces)
+        watch.measure(
+            seen,
+            account=account(1),
+            market_ms=at_ms,
+            instrument=KEY,
+            interval_ms=MINUTE_MS,
+        )
+        return seen.since_stop
+
+    assert since(0) == 3, "there was none yet"
+    for role in (OrderRole.SIGNAL, OrderRole.TARGET):
+        watch.count_fill(fill(0), order(role=role), Position(quantity=-5), Position())
+    assert since(0) == 3
+    watch.count_fill(fill(0), order(role=OrderRole.STOP), Position(quantity=-5), Position())
+    assert [since(at * MINUTE_MS) for at in (0, 1, 3, 4)] == [0, 1, 3, 3]
+    assert since(0, reduces=True) == 3, "nothing stands in the way of an exit"
+
+
+def test_a_losing_streak_counts_closed_positions_after_costs_in_their_day() -> None:
+    watch = RiskWatch({"risk.losing_streak": 2.0})
+    earned = 0
+
+    def trip(profit: int, at_ms: int = 0) -> int:
+        nonlocal earned
+        flat = Position(realized_pnl=earned)
+        held = Position(quantity=5, realized_pnl=earned, fees_paid=1)
+        watch.count_fill(fill(at_ms), order(), flat, held)
+        half = Position(quantity=2, realized_pnl=earned - 50, fees_paid=1)
+        watch.count_fill(fill(at_ms), order(filled=9), held, half)
+        earned += profit
+        watch.count_fill(fill(at_ms), order(), half, Position(realized_pnl=earned, fees_paid=2))
+        earned -= 2  # what the fees took, said as less profit
+        return measured(watch, 1_000, at_ms).losing_streak
+
+    assert trip(-5) == 1
+    assert trip(1) == 2, "a profit that the fees eat is a loss"
+    assert trip(10) == 0
+    assert trip(-5) == 1
+    assert trip(-5, DAY_MS) == 1, "the streak of another day is over"

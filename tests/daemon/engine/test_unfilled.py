@@ -17,10 +17,13 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.account import Portfolio
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.filters import Filters
 from tracepaper.daemon.engine.instrument_state import InstrumentState, Intent
 from tracepaper.daemon.engine.orders import UNCHANGED, Broker, Sent
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.strategy import Outlook, Strategy
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
 from tracepaper.strategies.types import (
     Action,
     Category,
@@ -30,7 +33,6 @@ from tracepaper.strategies.types import (
     FillModel,
     InstrumentChange,
     OrderStatus,
-    Signal,
     Step,
 )
 
@@ -71,6 +73,10 @@ def _never(_honest: Callable[..., Any]) -> Callable[..., None]:
     return lambda *_given, **_named: None
 
 
+def _nothing(_honest: Callable[..., Any]) -> Callable[..., tuple[()]]:
+    return lambda *_given, **_named: ()
+
+
 def _says_nothing(_honest: Callable[..., Any]) -> Callable[..., Decision]:
     return lambda _state, decision, _refusal: decision
 
@@ -86,19 +92,19 @@ def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
 def _only_signals(honest: Callable[..., Sent]) -> Callable[..., Sent]:
     """Return a submit that leaves HOLD alone, as if what was refused were not wanted any more."""
 
-    def submit(self: Engine, account: Any, seen: Any, intent: Intent, at_ms: int) -> Sent:
+    def submit(self: Engine, account: Any, seen: Any, intent: Intent, *given: Any) -> Sent:
         if intent[0] is Action.HOLD:
             return UNCHANGED
-        return honest(self, account, seen, intent, at_ms)
+        return honest(self, account, seen, intent, *given)
 
     return submit
 
 
 PLANTED = [
     (Broker, "submit", _done_once_refused),
-    (Broker, "_refusal", _refuses_all),
-    (Broker, "_refusal", _never),
-    (Broker, "expire", _never),
+    (Filters, "refusal", _refuses_all),
+    (Filters, "refusal", _never),
+    (Broker, "expire", _nothing),
     (InstrumentState, "unfilled", _says_nothing),
     (Portfolio, "apply", _loses_a_unit),
     (Engine, "_submit", _only_signals),
@@ -137,7 +143,7 @@ class Wants(Strategy):
     def __init__(self, options: dict[str, Any]) -> None:
         self._actions = [Action(name) for name in options["actions"]]
 
-    def decide(self, outlook: Outlook) -> Signal:
+    def decide(self, now: Outlook) -> Signal:
         action = self._actions.pop(0) if len(self._actions) > 1 else self._actions[0]
         return Signal(action, f"wants {action.value}")
 
@@ -284,7 +290,8 @@ def test_a_quote_fills_up_to_the_last_millisecond_and_cancels_from_the_next(
     assert bool(step.fills) is fills
     (order,) = step.orders
     assert order.status is (OrderStatus.FILLED if fills else OrderStatus.CANCELED)
-    assert machine.quote_from_ms("spot:BTCUSDT") is None  # nor does the twin's order rest
+    seen = quote(instrument_id="spot:BTCUSDT")
+    assert machine.quote_from_ms(seen) is None  # nor does the twin's order rest
 
 
 def test_the_wait_for_a_quote_is_wall_time_at_the_markets_pace() -> None:

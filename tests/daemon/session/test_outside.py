@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import own_strategies as own
 import pytest
-from builders import bar
+from builders import bar, instrument
 
 from tracepaper.daemon.session import outside
-from tracepaper.daemon.session.user_class import user_class, user_strategy
-from tracepaper.strategies.strategy import Outlook
-from tracepaper.strategies.types import Regime
+from tracepaper.daemon.session.user_class import make_own, user_class
+from tracepaper.strategies.outlook import Outlook
 
 _NUMBERS = count()
 
@@ -26,9 +25,9 @@ def opened(folder: Path, **bodies: str) -> list[tuple[str, str]]:
     name = f"heard_{next(_NUMBERS)}"
     (folder / f"{name}.py").write_text(own.source(**bodies))
     with own.importable(folder):
-        strategy = user_strategy(user_class(f"{name}:Mine"), {}, known_as=f"{name}:Mine")
+        strategy = make_own(f"{name}:Mine", {}, ["BTCUSDT"])["BTCUSDT"]
         strategy.observe(bar())
-        strategy.decide(Outlook(bar(), None, Regime.UNKNOWN))
+        strategy.decide(Outlook.of([bar()], instrument()))
     return [(item.what, item.name) for item in outside.opened(f"{name}:Mine")]
 
 
@@ -163,7 +162,7 @@ def test_what_we_open_ourselves_is_not_the_class(data: Path) -> None:
     name = "quiet"
     (data / "quiet.py").write_text(own.source())
     with own.importable(data):
-        user_strategy(user_class("quiet:Mine"), {}, known_as="quiet:Mine").observe(bar())
+        make_own("quiet:Mine", {}, ["BTCUSDT"])["BTCUSDT"].observe(bar())
         (data / "mine.csv").read_text()
     assert outside.opened(f"{name}:Mine") == ()
 

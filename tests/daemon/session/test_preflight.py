@@ -19,8 +19,10 @@ from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.preflight import check_range, refuse_size
 from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.strategy import Outlook, Strategy
-from tracepaper.strategies.types import Action, ModelChange, RunKind, Signal
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action, ModelChange, RunKind
 
 SMA = '[strategy]\nname = "sma_cross"\n'
 OWN = f'[strategy]\nname = "{__name__}:Picky"\n'
@@ -39,7 +41,7 @@ class Picky(Strategy):
         self.warmup = int(str(options.get("fast", 1)))
         MADE.append(self)
 
-    def decide(self, outlook: Outlook) -> Signal:
+    def decide(self, now: Outlook) -> Signal:
         return Signal(Action.HOLD, "picky")
 
 
@@ -71,8 +73,8 @@ REFUSED = {
     "a threshold beyond floats": ('[gate]\nedge = "1e39"\n[regime]\nmomentum = "2e41"\n', "digits"),
     "a symbol with a space": (SMA + '[market]\nsymbols = ["BTC USDT"]\n', "BTC USDT"),
     "no such module": ('[strategy]\nname = "nowhere:Class"\n', "cannot be imported"),
-    "no such class": (f'[strategy]\nname = "{__name__}:Nobody"\n', "cannot be imported"),
-    "a class that is no strategy": ('[strategy]\nname = "decimal:Decimal"\n', "derive from it"),
+    "no such class": (f'[strategy]\nname = "{__name__}:Nobody"\n', "correct the name after the colon"),
+    "a class that is no strategy": ('[strategy]\nname = "decimal:Decimal"\n', "derive from"),
     "options that it refuses": (OWN + "[strategy.options]\nslow = 3\n", "it knows fast alone"),
     "a warm-up of nothing": (OWN + "[strategy.options]\nfast = 0\n", r"warmup is 0"),
     "a database that is a folder": (SMA + '[storage]\nurl = "sqlite:///damaged"\n', "is a folder"),

@@ -6,11 +6,13 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from builders import bar
+from builders import bar, instrument
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,11 +25,15 @@ from tracepaper.daemon.session.user_class import (
     user_strategy,
 )
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError
-from tracepaper.strategies.strategy import Outlook, Strategy
-from tracepaper.strategies.types import Action, Bar, Regime, Signal
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Cancel, Orders, Percent, Signal, Volatility, buy
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action, Bar
 
-OUTLOOK = Outlook(bar(), None, Regime.UNKNOWN)
+OUTLOOK = Outlook.of([bar()], instrument())
 LONG = Signal(Action.LONG, "up")
+DOWN = Signal(Action.FLAT, "down")
+SIGNALS = [action for action in Action if action is not Action.ORDERS]
 
 
 class Answers(Strategy):
@@ -36,13 +42,15 @@ class Answers(Strategy):
     def __init__(self, options: dict[str, Any]) -> None:
         self.answer = options.get("answer", LONG)
 
-    def decide(self, outlook: Outlook) -> Signal:
+    def decide(self, now: Outlook) -> Signal:
         answer: Signal = self.answer
         return answer
 
 
 def asked(answer: object) -> Signal:
-    return user_strategy(Answers, {"answer": answer}).decide(OUTLOOK)
+    signal = user_strategy(Answers, {"answer": answer}).decide(OUTLOOK)
+    assert isinstance(signal, Signal)
+    return signal
 
 
 def test_a_signal_passes_as_it_is() -> None:
@@ -69,13 +77,112 @@ def test_what_is_no_signal_stops_with_advice(answer: object) -> None:
         asked(answer)
 
 
+@pytest.mark.parametrize(
+    "orders",
+    [
+        Orders([buy(1)], "a list"),  # type: ignore[arg-type]
+        Orders(("buy",), "a word"),  # type: ignore[arg-type]
+        Orders((buy("1"),), "text"),  # type: ignore[arg-type]
+        Orders((buy(True),), "a bool"),
+        Orders((buy(None),), "nothing"),  # type: ignore[arg-type]
+        Orders((buy(1, limit="9"),), "text"),  # type: ignore[arg-type]
+        Orders((buy(1, until=1.5),), "half a time"),  # type: ignore[arg-type]
+        Orders((buy(1, post_only=1),), "a number"),  # type: ignore[arg-type]
+        Orders((buy(1, tag="x" * 41),), "a long tag"),
+        Orders((buy(1, reason="two\nlines"),), "two lines"),
+        Orders((Cancel(7),), "a number"),  # type: ignore[arg-type]
+        Orders((buy(1),), 7),  # type: ignore[arg-type]
+        Orders((buy(1),) * 201, "too many"),
+        Signal(Action.ORDERS, "no list"),
+    ],
+)
+def test_orders_of_wrong_types_stop_with_advice(orders: object) -> None:
+    with pytest.raises(StrategyFailed, match=r"^Answers .*; (give|return|use) .*\.$"):
+        user_strategy(Answers, {"answer": orders}).decide(OUTLOOK)
+
+
+@pytest.mark.parametrize("quantity", [math.nan, -1, 0, 10**400, Decimal("1e-30"), np.float64(2)])
+def test_orders_of_right_types_pass_whatever_their_numbers_are(quantity: float) -> None:
+    orders = Orders((buy(quantity, limit=math.inf, tag="a"), Cancel("b")), "as it comes")
+    assert user_strategy(Answers, {"answer": orders}).decide(OUTLOOK) is orders
+
+
 @pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf])
 def test_a_strength_that_is_not_finite_is_held(strength: float) -> None:
     signal = asked(Signal(Action.LONG, "up", strength))
     assert (signal.action, signal.reason) == (Action.HOLD, "strength is not finite")
 
 
-@given(st.none() | st.integers() | st.text() | st.builds(Signal, st.sampled_from(Action),
+@pytest.mark.parametrize(
+    "asked_for",
+    [
+        {"stop": "64000"},
+        {"stop": True},
+        {"target": Percent("2")},  # type: ignore[arg-type]
+        {"trailing": Volatility(None)},  # type: ignore[arg-type]
+        {"trailing": 1j},
+        {"until": 1.5},
+        {"until": True},
+        {"reenter": 1},
+        {"reenter": None},
+    ],
+)
+def test_protection_of_another_type_stops_with_advice(asked_for: dict[str, Any]) -> None:
+    with pytest.raises(StrategyFailed, match=r"^Answers gave .*; give .*\.$"):
+        asked(Signal(Action.LONG, "up", **asked_for))
+
+
+def test_protection_passes_as_it_is() -> None:
+    given = Signal(Action.LONG, "up", 1.0, 3, Percent(2), Volatility(1.5), 5, reenter=True)
+    assert asked(given) is given
+    unknown = Signal(Action.LONG, "up", stop=math.nan)  # the market can cause it
+    assert asked(unknown) is unknown
+
+
+def noted(note: Any) -> Any:
+    return asked(Signal(Action.LONG, "up", note=note)).note
+
+
+def test_a_note_is_kept_as_it_is_stored() -> None:
+    given: dict[str, Any] = {
+        "rsi": 27.3, "bars": 3, "why": "low", "low": np.float32(0.5), "least": -0.0, "yes": True,
+        "no": None,
+    }  # fmt: skip
+    given |= {"nan": math.nan, "inf": -math.inf, "much": 10**400}
+    kept = noted({name: value for name, value in given.items() if name != "no"})
+    assert kept == {
+        "rsi": 27.3, "bars": 3.0, "why": "low", "low": 0.5, "least": 0.0, "yes": 1.0,
+        "nan": None, "inf": None, "much": None,
+    }  # fmt: skip
+    assert {type(value) for value in kept.values()} == {float, str, type(None)}
+    assert math.copysign(1, kept["least"]) == 1
+    assert noted({}) == {}
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        {f"name_{number}": 1.0 for number in range(17)},
+        [("rsi", 27.3)],
+        "rsi",
+        {"two words": 1.0},
+        {"": 1.0},
+        {7: 1.0},
+        {"x" * 41: 1.0},
+        {"why": "x" * (REASON_LONGEST + 1)},
+        {"why": "two\nlines"},
+        {"why": ["low"]},
+        {"why": b"low"},
+        {"no": None},
+        {"one": 1j},
+    ],
+)
+def test_a_bad_note_stops_with_advice(note: Any) -> None:
+    with pytest.raises(StrategyFailed, match=r"^Answers (gave|named|noted) .*; give .*\.$"):
+        noted(note)
+
+
+@given(st.none() | st.integers() | st.text() | st.builds(Signal, st.sampled_from(SIGNALS),
        st.text(), st.floats()))  # fmt: skip
 def test_any_answer_is_believed_or_refused_by_an_error_of_ours(answer: object) -> None:
     try:
@@ -97,7 +204,7 @@ class Fails(Strategy):
     def observe(self, bar: Bar) -> None:
         raise self.error
 
-    def decide(self, outlook: Outlook) -> Signal:
+    def decide(self, now: Outlook) -> Signal:
         raise self.error
 
 
@@ -133,6 +240,8 @@ def test_a_constructor_that_fails_is_told_apart_from_one_that_refuses_options() 
         ("horizon", 0),
         ("gates", ("nonsense",)),
         ("twins", ("evil",)),
+        ("sees_account", "yes"),
+        ("reads_history", 1),
     ],
 )
 def test_what_it_declares_must_be_possible(field: str, value: object) -> None:
@@ -151,9 +260,9 @@ def test_what_it_declares_must_be_possible(field: str, value: object) -> None:
             StrategyFailed,
             "exits while it is imported; put what it runs under if",
         ),
-        ("", ConfigInvalid, "cannot be imported .*; put its file beside the configuration"),
+        ("", ConfigInvalid, "has no attribute .Mine.; correct the name after the colon"),
         ("import nowhere_at_all", ConfigInvalid, "No module named 'nowhere_at_all'"),
-        ("Mine = 3", ConfigInvalid, "derive from it"),
+        ("Mine = 3", ConfigInvalid, "derive from"),
     ],
 )
 def test_a_module_that_cannot_be_used_is_named(
@@ -178,7 +287,7 @@ from pack import inner
 from tracepaper.strategies.strategy import Strategy
 
 class Mine(Strategy):
-    def decide(self, outlook):
+    def decide(self, now):
         import late
         return importlib.import_module("named")
 """
@@ -268,3 +377,67 @@ def test_a_typed_class_is_told_by_its_code(other: str) -> None:
 
 def test_a_strategy_of_ours_needs_no_id() -> None:
     assert strategy_sha256(load(None, {"strategy": {"name": "persistence"}})) == ""
+
+
+class NoDecide(Strategy):
+    """Forgot it."""
+
+
+class Frames(Strategy):
+    """Takes what another program gives."""
+
+    def decide(self, dataframe: object, metadata: object) -> Signal:  # type: ignore[override]
+        return LONG
+
+
+class Blind(Strategy):
+    """Reads an account that it did not ask for."""
+
+    def decide(self, now: Outlook) -> Signal:
+        return LONG if now.account.equity else DOWN  # type: ignore[union-attr]
+
+
+class Unasked(Strategy):
+    """Reads a forecast that it did not ask for."""
+
+    def decide(self, now: Outlook) -> Signal:
+        return LONG if now.forecast.horizons else DOWN  # type: ignore[union-attr]
+
+
+class Misspelt(Strategy):
+    """Reads what an outlook never has."""
+
+    def decide(self, now: Outlook) -> Signal:
+        return LONG if now.acount else DOWN  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("made_of", "told"),
+    [
+        (NoDecide, r"NoDecide has no decide; give it def decide\(self, now\)\."),
+        (Frames, r"Frames has decide\(self, .*metadata.*; let it be decide\(self, now\)\."),
+    ],
+)
+def test_a_decide_that_takes_no_outlook_is_refused(made_of: type[Strategy], told: str) -> None:
+    with pytest.raises(ConfigInvalid, match=told):
+        user_strategy(made_of, {})
+
+
+@pytest.mark.parametrize(
+    ("made_of", "told"),
+    [
+        (Blind, "now.account was read: it is None unless the class declares sees_account = True."),
+        (Unasked, "now.forecast was read: it is None unless .* needs_forecast = True"),
+        (Misspelt, "no attribute 'acount' .*; mend it and start again."),
+    ],
+)
+def test_what_was_not_asked_for_is_named(made_of: type[Strategy], told: str) -> None:
+    with pytest.raises(StrategyFailed, match=told):
+        user_strategy(made_of, {}).decide(OUTLOOK)
+
+
+def test_a_name_that_its_module_lacks_is_told_apart_from_a_module_that_is_not_found() -> None:
+    with pytest.raises(ConfigInvalid, match="has no attribute 'Anwsers'; correct the name after"):
+        user_class(f"{__name__}:Anwsers")
+    with pytest.raises(ConfigInvalid, match=r"No module named .nowhere.*; put its file beside"):
+        user_class("nowhere:Answers")

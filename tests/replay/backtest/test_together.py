@@ -30,8 +30,10 @@ from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.retention import prune
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.strategy import Outlook, Strategy
-from tracepaper.strategies.types import ACTING_ONLY, Action, Signal
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import ACTING_ONLY, Action
 
 HOUR_MS = 3_600_000
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
@@ -176,8 +178,8 @@ class Turning(Strategy):
     def __init__(self, options: dict[str, object]) -> None:
         self._options = options
 
-    def decide(self, outlook: Outlook) -> Signal:
-        rises = outlook.bar.open_time_ms // HOUR_MS // 20 % 2
+    def decide(self, now: Outlook) -> Signal:
+        rises = now.exact.open_time_ms // HOUR_MS // 20 % 2
         return Signal(Action.LONG if rises else Action.SHORT, "it turns")
 
 

@@ -14,6 +14,7 @@ from tracepaper.replay.bench.close import (
     closes_of,
     compare,
     gathered,
+    measure_live,
 )
 from tracepaper.replay.bench.live import live_config
 from tracepaper.strategies.types import Bar, Closed, Timer
@@ -50,6 +51,14 @@ def test_figures_are_medians_and_their_ratios_gathered_over_one_by_one() -> None
     assert figures["cpu_ratio"] == batched["cpu"] / single["cpu"]
     alone = figures["model_alone_cpu_ms"]
     assert figures["model_alone_cpu_ratio"] == alone["gathered"] / alone["one_by_one"]
+
+
+def test_a_close_of_several_symbols_is_timed_to_its_last_commit() -> None:
+    figures = measure_live(3, 10, model=False)
+    assert (figures["symbols"], figures["closes"], figures["reach_ms"]) == (3, 10, 500.0)
+    times = figures["without_model_ms"]
+    assert 0 < times["median"] <= times["longest"]
+    assert times["median"] <= times["p99"]
 
 
 def test_a_close_takes_as_long_as_until_the_event_behind_it_is_asked_for() -> None:

@@ -6,7 +6,7 @@ import models
 import pytest
 
 from tracepaper.replay.backtest.scan import CHUNK_EVENTS
-from tracepaper.replay.bench.replay import ExplainedBars
+from tracepaper.replay.bench.replay import ExplainedBars, Reversion, measure, replay_of, tiled
 from tracepaper.strategies.networks.stream import CHUNK_BARS, StreamingNetwork
 from tracepaper.strategies.networks.workloads import Scan
 
@@ -24,6 +24,14 @@ def test_a_bar_is_measured_between_the_ends_of_two_chunks() -> None:
     )
     assert figures["network_scan_us"] > 0
     assert watch.peak_mb > 0
+
+
+def test_a_class_as_users_write_them_trades_and_is_measured() -> None:
+    figures = measure(3_000, rounds=1)
+    assert figures["history_stop_notes_bars_per_cpu_s"] > 1_000
+    replay = replay_of([tiled(2_000)], f"{Reversion.__module__}:Reversion")
+    steps = [replay.engine.step(event, None) for event in replay.feed.events()]
+    assert sum(len(step.fills) for step in steps) > 4
 
 
 def test_a_scan_takes_whole_chunks_once_its_rings_are_full() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import struct
@@ -15,7 +16,9 @@ import pytest
 from forging import rechain
 from sqlalchemy import REAL
 
+from tracepaper.daemon.cli import invoke
 from tracepaper.replay.checks.compare import TOLERANCES, Compared, RowCheck
+from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.digest import decision_digest
 from tracepaper.storage.reader import Reader
@@ -164,3 +167,34 @@ def test_only_floats_have_a_tolerance() -> None:
         table, column = name.split(".")
         kind = metadata.tables[table].c[column].type
         assert isinstance(kind, REAL) or column in ("horizons", "entropy", "buckets")
+
+
+# ---------------------------------------------------------------- parity in words and numbers
+
+
+def test_two_runs_without_a_common_bar_are_no_parity(run: Path, tmp_path: Path) -> None:
+    elsewhere = copied(
+        run, tmp_path / "a.db", "UPDATE instruments SET symbol = 'X', instrument_id = 'linear:X'"
+    )
+    with Reader.open(run) as one, Reader.open(elsewhere) as two:
+        first, second = (ComparedRun(each, each.find("last")) for each in (one, two))
+        found = compare_runs(first, second)
+        assert (found.compared, found.holds) == (0, False)
+        assert compare_runs(first, first).holds
+
+
+def test_what_differs_only_in_time_is_counted_by_its_gate_in_json(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = tmp_path / "late.db"
+    shutil.copy(run, late)
+    with closing(sqlite3.connect(late)) as raw:
+        ((outcome,),) = raw.execute("SELECT max(outcome) FROM steps").fetchall()
+        raw.execute(
+            "UPDATE outcomes SET action = 'HOLD', reason = 'refused by late', allowed = 0, "
+            f"refused_by = 'late', passed = passed & ~4 WHERE step & ((1 << 28) - 1) = {outcome}"
+        )
+        raw.execute(f"UPDATE steps SET decision_sha256 = zeroblob(32) WHERE outcome = {outcome}")
+        raw.commit()
+    assert invoke(["parity", f"{run}#last", f"{late}#last", "--json"]) in {0, 1}
+    assert json.loads(capsys.readouterr().out)["timing"]["late"] > 0

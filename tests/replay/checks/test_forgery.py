@@ -15,8 +15,10 @@ import pytest
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from forging import DIGESTS, rechain
+from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.build import build
@@ -61,7 +63,10 @@ CUNNING = {
     "runs.period_start_ms": "period_start_ms - 1",
     "runs.warnings": """'["all is well"]'""",
     "instruments.max_quantity": "1000000000000",
-    "events.content": "replace(content, 'archive', 'missed') WHERE kind = 'gap'",
+    "instruments.risk_tiers": (
+        """'[{"limit":1,"maintenance":1,"max_leverage":1,"deduction":0}]'"""
+    ),
+    "events.content": "replace(content, 'archive', 'missed') WHERE content LIKE '%archive%'",
 }
 """Edits that are chosen to pass: a column that is listed must have one."""
 
@@ -228,7 +233,28 @@ def test_a_forgery_in_any_column_is_found_but_for_those_that_are_listed(
                 forged(path, tmp_path / "forged.db", statement, hide=column not in DIGESTS)
             ):
                 passed.add(column)
-    assert passed == set(TAKEN_AS_TOLD)
+    # The run has no parent, and one that is made up shows in its ledger.
+    assert passed == set(TAKEN_AS_TOLD) - {"runs.parent_run_id"}
+
+
+def test_a_parent_may_have_another_name_and_cannot_be_denied(plain: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(plain, tmp_path / "two.db"))
+    with Reader.open(path) as reader:
+        parent = reader.find("last")
+        recorded, state = open_recorded(reader, path, parent), reader.last_state(parent)
+        events = [event for _, _, event, _ in reader.events(parent)]
+    assert state is not None
+    recorded.engine.restore(decode_state(state), next_sequence=0, taken_over=True)
+    log = SqlAuditLog.open(path)
+    child = replace(recorded.run, run_id="child", parent_run_id=parent)
+    log.begin(child, recorded.engine.gate_sets)
+    for event in events[:-1]:
+        log.append_now(recorded.engine.step(event, None))
+    log.close()
+    assert believed(path)
+    change = "UPDATE runs SET parent_run_id = {} WHERE run_id = 'child'"
+    assert believed(forged(path, tmp_path / "named.db", change.format("'another'")))
+    assert not believed(forged(path, tmp_path / "denied.db", change.format("NULL")))
 
 
 OF_A_MODEL = ("answers", "twin_steps", "twin_fills")
@@ -320,9 +346,8 @@ GHOSTS = {
         f"UPDATE steps SET shape = shape | {SHAPE_UNITS['outcomes']} WHERE step = {LAST}",
     ],
     "a holding that its step does not use": [
-        (f"INSERT INTO holdings SELECT {LAST}, book, twin, instrument, quantity, entry_notional, "
-        "realized_pnl, fees_paid, funding_paid, cash, account_realized_pnl, account_fees_paid, "
-        "account_funding_paid FROM holdings WHERE step = (SELECT min(step) FROM holdings)"),
+        (f"INSERT INTO holdings SELECT {LAST}, {', '.join(stored_columns('holdings')[1:])} "
+        "FROM holdings WHERE step = (SELECT min(step) FROM holdings)"),
         f"UPDATE steps SET shape = shape + {SHAPE_UNITS['holdings']} WHERE step = {LAST}",
     ],
 }  # fmt: skip

@@ -129,6 +129,16 @@ FAIR: dict[str, dict[str, str]] = {
         "top": "import random",
         "decide": "return by(random.Random(bar.close > bar.open).random() < 0.5)",
     },
+    "history": {
+        "init": "self.warmup = 9",
+        "decide": "return by(now.close > now.history.close.mean())",
+    },
+    "a kept view of history and its base": {
+        "top": "import numpy as np",
+        "init": "self.warmup, self.kept = 9, None",
+        "decide": "before, self.kept = self.kept, now.history.close\n"
+        "return by(before is None or now.close > np.frombuffer(before.base)[-1])",
+    },
     "printing": {"decide": "print(bar.close)\nreturn by(bar.close > bar.open)"},
 }
 
@@ -159,6 +169,17 @@ def test_an_honest_class_passes(check: Checks, name: str) -> None:
     }
     said = [f"what {unheard[name]} opened: native code is not heard"] if name in unheard else []
     assert found.unproved == said
+
+
+@pytest.mark.parametrize(
+    "writes",
+    ["now.history.close[-1] = 0", "now.history.close.setflags(write=True)", "now.close = 0"],
+)
+def test_a_class_that_writes_into_what_it_sees_is_ended_in_a_sentence(
+    check: Checks, writes: str
+) -> None:
+    with pytest.raises(StrategyFailed, match=r"^Mine failed in decide with .* mend it"):
+        check(decide=f"{writes}\nreturn by(True)")
 
 
 def test_two_instruments_of_an_honest_class_pass(
@@ -309,6 +330,21 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
             "return by(bool(found) and bar.close > max(found, key=len).close.mean())",
         },
     ),
+    "a note of a bar to come": (
+        FUTURE,
+        {
+            "top": "import sys",
+            "decide": WALK + "after = 0 if candles is None else int(candles.close[-1])\n"
+            "return Signal(Action.HOLD, 'so', note={'after': after})",
+        },
+    ),
+    "a note of the time": (
+        CLOCK,
+        {
+            "top": "import time",
+            "decide": "return Signal(Action.HOLD, 'so', note={'day': time.time() // 86_400})",
+        },
+    ),
     "the second": (CLOCK, {"top": "import time", "decide": "return by(time.time() % 60 < 30)"}),
     "the hour": (
         CLOCK,
@@ -403,7 +439,81 @@ def test_objects_that_share_one_state_are_told_apart_from_memory(
         observe="self.before, type(self).last = type(self).last, bar.close",
         decide="return by(self.before % 1_000 > bar.close % 1_000)",
     )
-    assert found.because.endswith("its objects share something")
+    assert "order of the symbols" in found.because
+
+
+def test_an_object_that_two_instruments_read_alike_is_shared_as_well(
+    check: Checks, walk: Candles, other: Candles
+) -> None:
+    found = check(
+        walk,
+        other,
+        top="LAST = {}",
+        observe="LAST[bar.instrument] = bar.close",
+        decide="return by(sum(LAST.values()) % 1_000 > 500)",
+    )
+    assert "its objects share something; let one PortfolioStrategy decide" in found.because
+
+
+PAIR_BY_GLOBAL = {
+    "top": "LAST = {}",
+    "decide": "LAST[bar.instrument] = bar\n"
+    "other = LAST.get('linear:ETHUSDT' if 'BTC' in bar.instrument else 'linear:BTCUSDT')\n"
+    "if other is None or other.open_time_ms != bar.open_time_ms:\n"
+    "    return Signal(Action.HOLD, 'the other has not closed')\n"
+    "return by(other.close % 1_000 > bar.close % 1_000)",
+}
+
+
+def test_a_pair_over_a_module_global_depends_on_the_order_of_its_symbols(
+    check: Checks, walk: Candles, other: Candles
+) -> None:
+    found = check(walk, other, **PAIR_BY_GLOBAL)
+    assert found.verdict == "moved"
+    assert found.because.startswith("it depends on the order of the symbols within a close")
+    assert found.because.endswith("let one PortfolioStrategy decide for all")
+
+
+def test_a_class_that_only_holds_is_said_to_prove_nothing(check: Checks) -> None:
+    found = check(decide="return Signal(Action.HOLD, 'the other symbol is unknown')")
+    assert found.holds
+    assert found.unproved == ["anything of what it would do: it signalled HOLD at all 160 bars"]
+
+
+PORTFOLIO = """
+from tracepaper.strategies.portfolio import PortfolioStrategy
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.types import Action
+
+class Mine(PortfolioStrategy):
+    def __init__(self, options):
+        pass
+
+    def decide(self, now):
+        first = {first}
+        said = [Signal(Action.LONG, "up"), Signal(Action.SHORT, "down")]
+        if now[first].exact.close % 2:
+            said.reverse()
+        return {{symbol: said[symbol == first] for symbol in now}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "because"),
+    [
+        ("min(now)", ""),
+        ("next(iter(now))", "the order of the symbols within a close"),
+    ],
+)
+def test_a_portfolio_may_not_depend_on_the_order_in_which_its_symbols_come(
+    tmp_path: Path, fresh: FreshProcesses, walk: Candles, other: Candles, first: str, because: str
+) -> None:
+    (tmp_path / "own_portfolio.py").write_text(PORTFOLIO.format(first=first))
+    config = configured({"name": "own_portfolio:Mine"}, walk, other)
+    with own.importable(tmp_path):
+        found = lookahead(config, [walk, other], fresh, FEW)
+    assert found.holds is (not because)
+    assert because in found.because
 
 
 # ---------------------------------------------------------------- what is said
@@ -429,9 +539,9 @@ def test_what_the_time_does_not_suffice_for_is_said(fresh: FreshProcesses, walk:
     found = lookahead(configured(HONEST[0]), [walk], fresh, Limits(seconds=0.0))
     assert found.holds
     assert found.without_later == 0
-    assert len(found.unproved) == 7
+    assert len(found.unproved) == 9
     assert all("the time was over" in sentence for sentence in found.unproved)
-    assert len(found.unfinished) == 7
+    assert len(found.unfinished) == 9
     assert found.verdict == "nothing moved so far"
     assert found.sentence() == (
         "0 of 160 bars decided without a later one, 0 of 12 futures corrupted or cut off, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ from exchange_client import walk_rows
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.checks.recursive import RecursiveFinding, recursive
 from tracepaper.strategies.errors import DataInvalid
 
@@ -26,17 +28,35 @@ def walk() -> Candles:
     return made_candles(walk_rows(300))
 
 
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[FreshProcesses]:
+    with FreshProcesses() as server:
+        yield server
+
+
 def configured(name: str, **sections: dict[str, Any]) -> Config:
     fixed = {"mode": "fixed", "quantity": "1"}
     strategy = {"name": name, "fast": 5, "slow": 20}
     return load(None, {"strategy": strategy, "sizing": fixed, **sections})
 
 
-def found(folder: Path, walk: Candles, sections: dict[str, Any], **bodies: str) -> RecursiveFinding:
-    name = f"starts_{next(_NUMBERS)}"
-    (folder / f"{name}.py").write_text(own.source(**bodies))
-    with own.importable(folder):
-        return recursive(configured(f"{name}:Mine", **sections), [walk], probes=4, warmup=60)
+class Starts:
+    """Checks classes that are written into files of one folder."""
+
+    def __init__(self, folder: Path, fresh: FreshProcesses, walk: Candles) -> None:
+        self._folder, self._fresh, self._walk = folder, fresh, walk
+
+    def __call__(self, sections: dict[str, Any], **bodies: str) -> RecursiveFinding:
+        name = f"starts_{next(_NUMBERS)}"
+        (self._folder / f"{name}.py").write_text(own.source(**bodies))
+        config = configured(f"{name}:Mine", **sections)
+        with own.importable(self._folder):
+            return recursive(config, [self._walk], self._fresh, probes=4, warmup=60)
+
+
+@pytest.fixture
+def found(tmp_path: Path, fresh: FreshProcesses, walk: Candles) -> Starts:
+    return Starts(tmp_path, fresh, walk)
 
 
 REMEMBERS: dict[str, dict[str, str]] = {
@@ -75,12 +95,234 @@ REMEMBERS: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("name", REMEMBERS)
-def test_a_memory_longer_than_the_warm_up_is_found(
-    tmp_path: Path, walk: Candles, name: str
-) -> None:
-    said = found(tmp_path, walk, {}, **REMEMBERS[name])
+def test_a_memory_longer_than_the_warm_up_is_found(found: Starts, name: str) -> None:
+    said = found({}, **REMEMBERS[name])
     assert not said.holds
     assert said.differences[0].field in ("signal", "strength")
+
+
+SEVENTH = "return by(self.state.count % 7 < 3)"
+BY_COUNT = "return by({} % 7 < 3)"
+UNDECLARED: dict[str, tuple[str, dict[str, str]]] = {
+    "an attribute": (
+        "self.count (",
+        {
+            "init": "self.count = 0",
+            "observe": "self.count += 1",
+            "decide": BY_COUNT.format("self.count"),
+        },
+    ),
+    "an attribute of an object that it holds": (
+        "self.kept.total (",
+        {
+            "top": "class Kept:\n    __slots__ = ('total',)",
+            "init": "self.kept = Kept()\nself.kept.total = 0",
+            "observe": "self.kept.total += 1",
+            "decide": BY_COUNT.format("self.kept.total"),
+        },
+    ),
+    "a counter beside the declared one": (
+        "self.other (",
+        {
+            "top": "from msgspec import Struct\nclass Memory(Struct):\n    count: int = 0",
+            "head": "State = Memory",
+            "init": "self.other = 0",
+            "observe": "self.state.count += 1\nself.other += 1",
+            "decide": BY_COUNT.format("(self.state.count + self.other)"),
+        },
+    ),
+    "a module's global": (
+        "COUNT of module",
+        {
+            "top": "COUNT = 0",
+            "observe": "global COUNT\nCOUNT += 1",
+            "decide": BY_COUNT.format("COUNT"),
+        },
+    ),
+    "a global that is set once": (
+        "SEEN of module",
+        {
+            "top": "SEEN = []",
+            "observe": "SEEN[:] = [True] if bar.close > bar.open + 385 else SEEN",
+            "decide": "return by(bool(SEEN))",
+        },
+    ),
+    "a class's attribute": (
+        "Mine.count (",
+        {
+            "head": "count = 0",
+            "observe": "Mine.count += 1",
+            "decide": BY_COUNT.format("Mine.count"),
+        },
+    ),
+    "a closure": (
+        "which counted of module",
+        {
+            "top": "def counter():\n    n = [0]\n    def count():\n        n[0] += 1\n"
+            "        return n[0]\n    return count\ncounted = counter()",
+            "decide": BY_COUNT.format("counted()"),
+        },
+    ),
+    "a closure that it holds": (
+        "self.counted",
+        {
+            "top": "def counter():\n    n = 0\n    def count():\n        nonlocal n\n"
+            "        n += 1\n        return n\n    return count",
+            "init": "self.counted = counter()",
+            "decide": BY_COUNT.format("self.counted()"),
+        },
+    ),
+    "a default argument": (
+        "a default of",
+        {
+            "top": "def count(n=[0]):\n    n[0] += 1\n    return n[0]",
+            "decide": BY_COUNT.format("count()"),
+        },
+    ),
+    "a function's attribute": (
+        "count of module",
+        {
+            "top": "def count():\n    count.n += 1\n    return count.n\ncount.n = 0",
+            "decide": BY_COUNT.format("count()"),
+        },
+    ),
+    "a count that is only noted": (
+        "self.count (",
+        {
+            "init": "self.count = 0",
+            "observe": "self.count += 1",
+            "decide": "return Signal(Action.HOLD, 'so', note={'count': self.count})",
+        },
+    ),
+    "an iterator": (
+        "self.numbers (",
+        {
+            "top": "import itertools",
+            "init": "self.numbers = itertools.count()",
+            "decide": BY_COUNT.format("next(self.numbers)"),
+        },
+    ),
+    "a window that decide alone fills": (
+        "self.closes",
+        {
+            "top": "from collections import deque",
+            "init": "self.closes = deque(maxlen=20)\nself.warmup = 20",
+            "decide": "self.closes.append(bar.close)\n"
+            "return by(bar.close > sum(self.closes) / len(self.closes))",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNDECLARED)
+def test_state_that_is_not_declared_is_found_and_named(found: Starts, name: str) -> None:
+    named, bodies = UNDECLARED[name]
+    said = found({}, **bodies)
+    assert not said.holds
+    assert named in said.sentence()
+    assert "its State does not declare" in said.sentence()
+
+
+def test_state_that_is_declared_is_handed_to_a_later_start(found: Starts) -> None:
+    said = found(
+        {},
+        top="from msgspec import Struct\nclass Memory(Struct):\n    count: int = 0",
+        head="State = Memory",
+        observe="self.state.count += 1",
+        decide=SEVENTH,
+    )
+    assert said.holds, said.sentence()
+    assert said.compared > 100
+
+
+ENTRIES = (
+    "held = now.account.position\n"
+    "if held.quantity and held.bars_held == 1:\n    ENTRIES += 1\n"
+    "return by(not held.quantity or held.bars_held < 3 + ENTRIES % 5)"
+)
+SEEN: dict[str, dict[str, str]] = {
+    "bars held": {"decide": "return by(now.account.position.bars_held < 7)"},
+    "equity, cash, orders and verdict": {
+        "decide": (
+            "seen = now.account\n"
+            "note = {'equity': seen.equity, 'cash': seen.cash, 'fills': len(seen.fills)}\n"
+            "note |= {'last': 'none' if now.verdict is None else now.verdict.reason}\n"
+            "return Signal(by(seen.position.bars_held < 7).action, 'as it stands', note=note)"
+        )
+    },
+    "a trailing stop and its fill": {
+        "decide": (
+            "seen = now.account.position\n"
+            "note = {'entry': seen.entry_price or 0.0, 'orders': len(now.account.orders)}\n"
+            "return Signal(Action.LONG, 'again', trailing=60.0, reenter=True, note=note)"
+        )
+    },
+    "a count of entries, declared": {
+        "top": "from msgspec import Struct\nclass Memory(Struct):\n    count: int = 0",
+        "decide": ENTRIES.replace("ENTRIES", "self.state.count"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_what_sees_the_account_starts_later_with_the_account_that_stood(
+    found: Starts, name: str
+) -> None:
+    bodies = SEEN[name]
+    state = "; State = Memory" if "top" in bodies else ""
+    said = found({}, **{**bodies, "head": f"sees_account = True{state}"})
+    assert said.holds, said.differences
+    assert said.compared > 100
+
+
+RANGE_OF_A_DAY = (
+    "from tracepaper.strategies.signals import Volatility\n"
+    "seen = now.account\n"
+    "note = {'entry': seen.position.entry_price or 0.0, 'equity': seen.equity}\n"
+    "return Signal(Action.LONG, 'again', stop=Volatility(0.7), reenter=True, note=note)"
+)
+
+
+def test_a_later_start_knows_the_range_of_a_day_before_its_warm_up(
+    tmp_path: Path, fresh: FreshProcesses
+) -> None:
+    quarters = made_candles(walk_rows(300), interval_ms=900_000)  # 96 a day, and 60 warm up
+    text = own.source(head="sees_account = True", decide=RANGE_OF_A_DAY)
+    (tmp_path / "ranged.py").write_text(text)
+    with own.importable(tmp_path):
+        config = configured("ranged:Mine", market={"symbols": ["BTCUSDT"], "interval": "15"})
+        said = recursive(config, [quarters], fresh, probes=4, warmup=60)
+    assert said.holds, said.differences
+
+
+UNDECLARED_WITH_ACCOUNT: dict[str, tuple[str, dict[str, str]]] = {
+    "a count of entries": (
+        "self.entries (",
+        {"init": "self.entries = 0", "decide": ENTRIES.replace("ENTRIES", "self.entries")},
+    ),
+    "the best price of the position that is held": (
+        "self.best (",
+        {
+            "init": "self.best = 0.0",
+            "decide": (
+                "held = now.account.position\n"
+                "self.best = max(self.best, now.close) if held.quantity else 0.0\n"
+                "return by(now.close > self.best - 100)"
+            ),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNDECLARED_WITH_ACCOUNT)
+def test_what_is_remembered_of_the_account_and_not_declared_is_named(
+    found: Starts, name: str
+) -> None:
+    named, bodies = UNDECLARED_WITH_ACCOUNT[name]
+    said = found({}, **{**bodies, "head": "sees_account = True"})
+    assert not said.holds
+    assert named in said.sentence()
+    assert "its State does not declare" in said.sentence()
 
 
 FALLS = f"return by(True) if bar.close > bar.open + 350 else {HOLD}"
@@ -107,19 +349,17 @@ FAIR: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", FAIR)
-def test_what_the_account_alone_explains_is_no_difference(
-    tmp_path: Path, walk: Candles, name: str
-) -> None:
+def test_what_the_account_alone_explains_is_no_difference(found: Starts, name: str) -> None:
     sections, bodies = FAIR[name]
-    said = found(tmp_path, walk, sections, **bodies)
+    said = found(sections, **bodies)
     assert said.holds, said.differences
     assert said.probes == 4
     assert said.compared > 100
 
 
 @pytest.mark.parametrize("name", ["sma_cross", "persistence"])
-def test_a_strategy_of_ours_passes(walk: Candles, name: str) -> None:
-    assert recursive(configured(name), [walk], probes=4, warmup=60).holds
+def test_a_strategy_of_ours_passes(walk: Candles, fresh: FreshProcesses, name: str) -> None:
+    assert recursive(configured(name), [walk], fresh, probes=4, warmup=60).holds
 
 
 @pytest.fixture(scope="module")
@@ -133,23 +373,27 @@ def walks(walk: Candles) -> list[Candles]:
 SYMBOLS = {"market": {"symbols": ["BTCUSDT", "ETHUSDT"]}}
 
 
-def test_several_symbols_start_later_at_one_time(tmp_path: Path, walks: list[Candles]) -> None:
-    said = recursive(configured("sma_cross", **SYMBOLS), walks, probes=4, warmup=60)
+def test_several_symbols_start_later_at_one_time(
+    tmp_path: Path, walks: list[Candles], fresh: FreshProcesses
+) -> None:
+    said = recursive(configured("sma_cross", **SYMBOLS), walks, fresh, probes=4, warmup=60)
     assert said.holds
     assert (said.probes, said.compared > 400) == (4, True)
     (tmp_path / "counts.py").write_text(own.source(**REMEMBERS["a count of all bars"]))
     with own.importable(tmp_path):
         config = configured("counts:Mine", **SYMBOLS)
-        assert not recursive(config, walks, probes=4, warmup=60).holds
+        assert not recursive(config, walks, fresh, probes=4, warmup=60).holds
 
 
-def test_symbols_that_have_no_time_in_common_are_refused(walks: list[Candles]) -> None:
+def test_symbols_that_have_no_time_in_common_are_refused(
+    walks: list[Candles], fresh: FreshProcesses
+) -> None:
     one, two = walks
     later = replace(one, open_time_ms=one.open_time_ms + 10**9)
     with pytest.raises(DataInvalid, match="of one time"):
-        recursive(configured("sma_cross", **SYMBOLS), [later, two], probes=4, warmup=60)
+        recursive(configured("sma_cross", **SYMBOLS), [later, two], fresh, probes=4, warmup=60)
 
 
-def test_too_little_data_is_refused_with_a_sentence(walk: Candles) -> None:
+def test_too_little_data_is_refused_with_a_sentence(walk: Candles, fresh: FreshProcesses) -> None:
     with pytest.raises(DataInvalid, match="give more data"):
-        recursive(configured("persistence"), [walk], probes=1, warmup=300)
+        recursive(configured("persistence"), [walk], fresh, probes=1, warmup=300)

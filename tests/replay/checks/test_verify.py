@@ -330,6 +330,24 @@ def test_a_run_goes_on_after_a_prune_with_the_account_that_it_had(
     assert found.equity_differing == 0
 
 
+def test_a_run_that_was_pruned_to_fewer_bars_than_decide_does_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tracepaper.replay.backtest import run as backtest
+
+    monkeypatch.setattr(backtest, "PROGRESS_EVENTS", 8)
+    hours = made_candles(walk_rows(200), interval_ms=3_600_000)
+    market = {"symbols": [hours.symbol], "interval": "60", "category": hours.category.value}
+    path = tmp_path / "short.db"
+    costs = {"spread_slippage": "0.5"}  # which counts in the ranges of 60 bars
+    run_id = replayed(path, hours, stop_after=150, market=market, execution=costs)
+    prune(path, keep_days=1, pruned_at_ms=5)
+    audit = SqlAuditLog.open(path)
+    with pytest.raises(DataInvalid, match=r"pruned to 26 bars .* depend on 61; start a new replay"):
+        resume_replay(run_id, [hours], (), audit, path, Tally())
+    audit.close()
+
+
 @pytest.mark.parametrize("way", ["scan", "step"])
 def test_a_models_run_that_was_interrupted_is_rederived_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str

@@ -9,7 +9,7 @@ import pytest
 from exchange_client import FIRST_MS, MINUTE, Message, candles, serving, walk_rows
 
 from tracepaper.replay.exchange.path import FIRST_TRADE_MS
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types import EXCHANGE_CATEGORIES, Category
 
 ROWS = walk_rows(60, seed=3)
 START = 10
@@ -81,7 +81,7 @@ async def test_every_closed_candle_is_the_data_and_what_rest_says() -> None:
             assert Decimal(element["volume"]) == Decimal(volume) / 1000
 
 
-@pytest.mark.parametrize("category", Category)
+@pytest.mark.parametrize("category", EXCHANGE_CATEGORIES)
 @pytest.mark.parametrize("speed", [1.0, 2_000.0])
 async def test_streamed_trades_of_each_bar_aggregate_to_its_candle(
     category: Category, speed: float

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from exchange_client import MINUTE, Message, candles, serving, walk_rows
 
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types import EXCHANGE_CATEGORIES, Category
 
 ROWS = walk_rows(60, seed=4)
 START = 10
@@ -104,7 +104,7 @@ async def test_depth_one_repeats_an_unchanged_book_after_three_seconds_with_the_
         assert repeats > 3
 
 
-@pytest.mark.parametrize("category", Category)
+@pytest.mark.parametrize("category", EXCHANGE_CATEGORIES)
 async def test_the_touch_is_never_crossed_and_trades_print_at_it(category: Category) -> None:
     data = candles([row for row in ROWS if row[4]], category=category)
     async with (

@@ -55,14 +55,14 @@ def test_a_decision_without_a_model_says_so(database: Path) -> None:
             [{"gate": "warm", "passed": 0, "measure": 100.0, "threshold": 4_860.0}],
             "not yet warm: 100 of the 4,860 bars",
         ),
-        ({"mean_return": 0.1}, [], "forecasts without an attribution"),
+        ({"horizon": 10}, [], "forecasts without an explanation"),
         ({}, [], "gave no forecast for this bar"),
     ],
 )
 def test_silence_has_a_reason(
     decision: dict[str, Any], gates: list[dict[str, Any]], words: str
 ) -> None:
-    row = {"late_deadline_ms": None, "mean_return": None, **decision}
+    row = {"late_deadline_ms": None, "horizon": None, **decision}
     found = StoredDecision({"model_id": "a1", "strategy": "attention"}, row, tuple(gates), ())
     assert found.no_attribution is not None
     assert words in found.no_attribution

@@ -1,0 +1,383 @@
+"""Stop, target, trailing stop and time limit of a position: from a signal to protective orders.
+
+A signal that passed its gates leaves a :class:`Plan` in each account that follows it. The plan is
+armed in the event of its entry's fill, and again with every later fill; the broker keeps its orders
+sized to the position. What is left when they close it is the side that has to wait.
+
+The rules are docs/protection.md, E8 to E17.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import isfinite
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tracepaper.daemon.engine.orders import PROTECTIVE, Broker
+from tracepaper.strategies.market import DAY_MS, divide_half_even, unscaled
+from tracepaper.strategies.signals import Distance, Percent, Signal, Volatility
+from tracepaper.strategies.types import (
+    MONEY_SCALE,
+    Action,
+    Bar,
+    Instrument,
+    Order,
+    OrderRole,
+    Quote,
+)
+
+RANGE_BARS_LEAST: Final = 14
+"""Bars of the mean true range where a day holds fewer: the length that is usual for it."""
+NO_VOLATILITY: Final = "no volatility yet"
+_PRICE_MOST: Final = 2**53
+
+
+class DayRange:
+    """The mean true range of the bars of a day, which is what ``Volatility`` counts in.
+
+    A bar's true range is the largest of high less low and the distances of both from the close
+    before it. So the last bars of a day and the one before them decide it, and a start that is
+    shown those again comes to the same number. Nothing is added up before it is asked for.
+    """
+
+    def __init__(self, interval_ms: int) -> None:
+        self.bars = max(DAY_MS // interval_ms, RANGE_BARS_LEAST)
+        self._recent: deque[Bar] = deque(maxlen=self.bars + 1)
+        self._ranges: deque[int] | None = None  # once it was asked for
+        self._sum = 0
+        self.push: Callable[[Bar], None] = self._recent.append
+        """Take in the next closed bar."""
+
+    def _push(self, bar: Bar) -> None:
+        """Take in the next closed bar, and its range."""
+        recent = self._recent
+        assert self._ranges is not None
+        if recent:
+            if len(self._ranges) == self.bars:
+                self._sum -= self._ranges[0]
+            self._add(recent[-1], bar)
+        recent.append(bar)
+
+    def mean(self) -> int | None:
+        """Return it in units of the price; None while fewer bars are known."""
+        if len(self._recent) <= self.bars:
+            return None
+        if self._ranges is None:
+            self._ranges = deque(maxlen=self.bars)
+            self.push = self._push
+            bars = list(self._recent)
+            for before, bar in pairwise(bars):
+                self._add(before, bar)
+        return divide_half_even(self._sum, self.bars)
+
+    def _add(self, before: Bar, bar: Bar) -> None:
+        assert self._ranges is not None
+        width = max(bar.high, before.close) - min(bar.low, before.close)
+        self._ranges.append(width)
+        self._sum += width
+
+
+class Level(Struct, frozen=True, array_like=True):
+    """Where a protective order stands: at a price, or so far from the entry price."""
+
+    value: int  # a price or a distance in units of the price; or 10⁻¹⁰ of the entry price
+    is_price: bool
+    is_share: bool
+    words: str  # the order's reason
+
+    def distance(self, entry: int) -> int:
+        """Return how far from the price *entry* it is."""
+        return divide_half_even(entry * self.value, MONEY_SCALE) if self.is_share else self.value
+
+    def at(self, entry: int, direction: int) -> int:
+        """Return the price; *direction* is 1 above the entry and -1 below it."""
+        return self.value if self.is_price else entry + direction * self.distance(entry)
+
+
+class Plan(Struct, frozen=True, array_like=True):
+    """What protects a position of one side, once there is one."""
+
+    sign: int  # 1 for long, -1 for short
+    stop: Level | None = None
+    target: Level | None = None
+    trailing: Level | None = None
+    until_ms: int | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it protects nothing."""
+        return (self.stop, self.target, self.trailing, self.until_ms) == (None,) * 4
+
+
+class ProtectionState(Struct, frozen=True, array_like=True):
+    """What is carried of the protection of one instrument in one account."""
+
+    plan: Plan | None = None
+    trail: int = 0  # how far the trailing stop that is armed follows; 0 where none is
+    closed: int = 0  # the side that protection closed and that waits for another signal; or 0
+    closed_by: str = ""  # the reason of the order that did
+
+
+class Planner:
+    """Turns what a signal asks for into a plan in one instrument's integers, or says why not."""
+
+    def __init__(self, instrument: Instrument) -> None:
+        self._decimals = instrument.price_decimals
+        self._tick = instrument.tick_size
+
+    def plan(self, signal: Signal, price: int, at_ms: int, day_range: DayRange) -> Plan | str:
+        """Return the plan of *signal*, decided at the close *price*; or why there is none.
+
+        A stop has to lie where the position loses, a target where it gains.
+        """
+        sign = 1 if signal.action is Action.LONG else -1
+        if signal.until is not None and signal.until <= at_ms:
+            return "until is over already"
+        levels: dict[str, Level | None] = {}
+        for name, asked, direction in (
+            ("stop", signal.stop, -sign),
+            ("target", signal.target, sign),
+            ("trailing", signal.trailing, -sign),
+        ):
+            level = None if asked is None else self._level(name, asked, day_range)
+            if isinstance(level, str):
+                return level
+            if level is not None and (refusal := self._refusal(level, price, direction)):
+                return refusal
+            levels[name] = level
+        return Plan(sign, **levels, until_ms=signal.until)
+
+    def _level(self, name: str, asked: Distance, day_range: DayRange) -> Level | str:
+        """Return where *asked* is, or why it is nowhere."""
+        known = {"trailing": "trailing stop"}.get(name, name)
+        number = _number(asked)
+        mean = day_range.mean() if isinstance(asked, Volatility) and isfinite(number) else 0
+        if not isfinite(number) or mean is None:
+            return NO_VOLATILITY if mean is None else f"{known} is not a finite number"
+        if isinstance(asked, Percent):
+            rate = round(min(number, 1e6) / 100 * MONEY_SCALE)
+            return Level(rate, is_price=False, is_share=True, words=f"{known} {number:g} %")
+        if isinstance(asked, Volatility):
+            words = f"{known} {number:g} x ATR(1d) {unscaled(mean, self._decimals)}"
+            distance = round(min(number * mean, 2.0 * _PRICE_MOST))
+            return Level(distance, is_price=False, is_share=False, words=words)
+        units = round(min(number * 10**self._decimals, 2.0 * _PRICE_MOST))
+        is_price = name != "trailing"
+        units = self.whole(units) if is_price else units
+        words = f"{known} {'at' if is_price else 'by'} {unscaled(units, self._decimals)}"
+        return Level(units, is_price=is_price, is_share=False, words=words)
+
+    def _refusal(self, level: Level, price: int, direction: int) -> str | None:
+        """Return why *level* cannot protect an entry at *price*; it belongs in that *direction*."""
+        at = level.at(price, direction)
+        if direction * (at - price) < self._tick:
+            side = "above" if direction > 0 else "below"
+            return f"{level.words} is not {side} the close {unscaled(price, self._decimals)}"
+        if at < self._tick or at > _PRICE_MOST:
+            return f"{level.words} is no price"
+        return None
+
+    def whole(self, price: int) -> int:
+        """Return *price* at the nearest whole tick."""
+        return max(divide_half_even(price, self._tick), 1) * self._tick
+
+
+class Protector:
+    """The protection of one instrument in one account."""
+
+    def __init__(self, broker: Broker, instrument: Instrument) -> None:
+        self._broker = broker
+        self.planner = Planner(instrument)
+        self._state = ProtectionState()
+
+    def change(self, instrument: Instrument) -> None:
+        """Use the exchange's new filters for what is armed from now on."""
+        self.planner = Planner(instrument)
+
+    @property
+    def state(self) -> ProtectionState:
+        """What must survive a restart."""
+        return self._state
+
+    @state.setter
+    def state(self, state: ProtectionState) -> None:
+        self._state = state
+        self._broker.trail = state.trail
+        self._broker.is_guarded = state.plan is not None or state.closed != 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is a plan, for a position or for an entry that rests."""
+        return self._state.plan is not None
+
+    def matters_from(self, quote: Quote) -> int | None:
+        """Return the market time from which *quote* closes a position whose time is over."""
+        plan = self._state.plan
+        if plan is None or plan.until_ms is None or quote.market_ms < plan.until_ms:
+            return None
+        return plan.until_ms
+
+    # ------------------------------------------------------------ the same signal waits
+
+    def saw(self, action: Action) -> bool:
+        """Learn what the strategy signals; return whether that ends a wait."""
+        closed = self._state.closed
+        if not closed or (action is not Action.FLAT and _sign(action) * closed >= 0):
+            return False
+        self.state = replace(self._state, closed=0, closed_by="")
+        return True
+
+    def refusal(self, signal: Signal) -> str | None:
+        """Return why *signal*, an entry, has to wait for another one before it; None if not."""
+        if not self._state.closed or signal.reenter or _sign(signal.action) != self._state.closed:
+            return None
+        return f"closed by its {self._state.closed_by}; it enters again after another signal"
+
+    # ------------------------------------------------------------ arming
+
+    def follow(
+        self, plan: Plan, held: int, entry: int, price: int, *, sequence: int, at_ms: int
+    ) -> tuple[Order, ...]:
+        """Protect by *plan* what is *held* since *entry* or will be; it replaces the plan before.
+
+        What the plan does not name is taken away, but a trailing stop follows on. *price* is the
+        newest close.
+        """
+        before = self._state.plan
+        changed: tuple[Order, ...] = ()
+        if before is not None and before.sign != plan.sign:
+            changed = self.release("another side is wanted")
+        elif before is not None and plan.trailing is None and before.trailing is not None:
+            plan = replace(plan, trailing=before.trailing)
+        self.state = replace(
+            self._state, plan=None if plan.is_empty else plan, closed=0, closed_by=""
+        )
+        if held * plan.sign > 0:
+            repeated = before is not None and before.trailing != plan.trailing
+            basis = price if repeated else entry
+            changed += self._arm(plan, held, entry, basis, sequence=sequence, at_ms=at_ms)
+        return changed
+
+    def after(
+        self,
+        filled: Sequence[Order],
+        held: int,
+        entry: int,
+        *,
+        sequence: int,
+        at_ms: int,
+    ) -> tuple[Order, ...]:
+        """Return the orders that change because those of *filled* were, which left *held*."""
+        plan = self._state.plan
+        if plan is None:
+            return ()
+        closing = next((order for order in filled if order.role in PROTECTIVE), None)
+        if closing is not None:
+            self.state = replace(self._state, closed=plan.sign, closed_by=closing.reason)
+        if not self._broker.closable(held) and all(
+            order.role is not OrderRole.SIGNAL for order in filled
+        ):
+            return self.release("the position is closed")
+        if held * plan.sign <= 0 or all(order.role is not OrderRole.SIGNAL for order in filled):
+            return ()
+        return self._arm(plan, held, entry, entry, sequence=sequence, at_ms=at_ms)
+
+    def release(self, reason: str) -> tuple[Order, ...]:
+        """Protect nothing any more; return the orders that this cancels."""
+        if self._state.plan is None:
+            return ()
+        self.state = replace(self._state, plan=None)
+        self._set_trail(0)
+        return self._broker.disarm(reason)
+
+    def close_if_due(self, market_ms: int, held: int, *, sequence: int) -> tuple[Order, ...]:
+        """Return the order that closes what is *held* where its time is over."""
+        plan = self._state.plan
+        if plan is None or plan.until_ms is None or market_ms < plan.until_ms:
+            return ()
+        if held * plan.sign <= 0 or not self._broker.closable(held):
+            if self._broker.order is None:  # it was never entered
+                self.state = replace(self._state, plan=None)
+            return ()
+        return self._broker.arm(
+            OrderRole.UNTIL, held, sequence=sequence, at_ms=market_ms, reason="until"
+        )
+
+    def _arm(
+        self, plan: Plan, held: int, entry: int, basis: int, *, sequence: int, at_ms: int
+    ) -> tuple[Order, ...]:
+        """Arm all of *plan* for what is *held*; a trailing stop begins at the price *basis*."""
+        if not self._broker.closable(held):
+            return ()
+        changed: tuple[Order, ...] = ()
+        unwanted = [OrderRole.UNTIL] if plan.until_ms is None else []
+        if plan.stop is None:
+            unwanted.append(OrderRole.STOP)
+        else:
+            changed += self._broker.arm(
+                OrderRole.STOP,
+                held,
+                sequence=sequence,
+                at_ms=at_ms,
+                reason=plan.stop.words,
+                trigger=self._whole(plan.stop.at(entry, -plan.sign)),
+            )
+        if plan.target is None:
+            unwanted.append(OrderRole.TARGET)
+        else:
+            changed += self._broker.arm(
+                OrderRole.TARGET,
+                held,
+                sequence=sequence,
+                at_ms=at_ms,
+                reason=plan.target.words,
+                price=self._whole(plan.target.at(entry, plan.sign)),
+            )
+        if plan.trailing is not None:
+            distance = self._whole(plan.trailing.distance(entry))
+            self._set_trail(distance)
+            changed += self._broker.arm(
+                OrderRole.TRAILING,
+                held,
+                sequence=sequence,
+                at_ms=at_ms,
+                reason=plan.trailing.words,
+                trigger=self._tightest(plan.sign, self._whole(basis - plan.sign * distance)),
+            )
+        if unwanted:
+            changed += self._broker.disarm("the signal no longer asks for it", unwanted)
+        return changed
+
+    def _tightest(self, sign: int, trigger: int) -> int:
+        """Return *trigger*, or where the trailing stop stands already if that is tighter."""
+        armed = self._broker.armed(OrderRole.TRAILING)
+        if armed is None or armed.trigger is None:
+            return trigger
+        return max(armed.trigger, trigger) if sign > 0 else min(armed.trigger, trigger)
+
+    def _whole(self, price: int) -> int:
+        return self.planner.whole(price)
+
+    def _set_trail(self, distance: int) -> None:
+        if self._state.trail != distance:
+            self.state = replace(self._state, trail=distance)
+
+
+def _number(asked: Distance) -> float:
+    """Return the number in *asked*."""
+    match asked:
+        case Percent(value=number) | Volatility(multiple=number):
+            return number
+        case number:
+            return number
+
+
+def _sign(action: Action) -> int:
+    if action is Action.LONG:
+        return 1
+    return -1 if action is Action.SHORT else 0

@@ -1,0 +1,541 @@
+"""A user's own model behind the ``Forecaster`` protocol: made, fed and asked under guard, hashed.
+
+The rules are docs/own_models.md, N1 to N10, and of its id docs/identity.md, I14.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from types import FunctionType
+from typing import Any, Final
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.session import outside
+from tracepaper.daemon.session.user_class import (
+    MEND,
+    ForeignCode,
+    class_sha256,
+    imported,
+    own_folder,
+    short,
+    versions_of,
+)
+from tracepaper.storage.checkpoints import Identity, identity
+from tracepaper.strategies import features
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBroken, StrategyFailed
+from tracepaper.strategies.features import FeatureSchema, FeatureStreams
+from tracepaper.strategies.gates import MEASURES
+from tracepaper.strategies.model import (
+    AnswerMalformed,
+    FeatureFunction,
+    Floats,
+    Model,
+    ModelInput,
+    PastBars,
+    forecast_of,
+    forecasts_of,
+)
+from tracepaper.strategies.types import Bar, Calibration, Forecast, Instrument
+
+CONTEXT_MOST: Final = 100_000
+CLASS: Final = "class"
+"""The kind of model on the card of a user's own class."""
+QUANTILES: Final = 99
+
+log = structlog.get_logger("model")
+
+Schema = FeatureSchema | FeatureFunction | None
+Rows = NDArray[np.float32]
+
+
+def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
+    """Return the model that ``[model] class`` names, made with its options and files.
+
+    Raises ``ConfigInvalid`` where it cannot be found, refuses its options or declares what cannot
+    be, and ``StrategyFailed`` where it fails otherwise.
+    """
+    name = config.model.own_class
+    made_of = model_class(name)
+    options = dict(config.model.options)
+    files = _files(config, made_of)
+    outside.declare(files.values())
+    try:
+        with ForeignCode(made_of.__name__, "when it was made", name):
+            model = made_of(options, files)
+    except StrategyFailed as error:
+        if not isinstance(error.__cause__, (TypeError, ValueError, KeyError)):
+            raise
+        raise ConfigInvalid(
+            f"{made_of.__name__} refused [model.options] or [model] files ({error.__cause__}); "
+            "correct them, and let its __init__ take both: options, files."
+        ) from error
+    with outside.AttributedTo(name):
+        _check(model)
+        schema, schema_id = _schema(config, model)
+    sources_sha256 = _sources_sha256(made_of, schema)
+    card = {
+        "model": {"kind": CLASS, "name": name, "weights_sha256": sources_sha256},
+        "architecture": {"context": model.context, "horizons": list(model.horizons)},
+        "features": {"schema_id": schema_id},
+        "market": {},
+        "calibration": {},
+        "measures": {"given": sorted(model.measures), "outside": model.is_outside},
+        "options": {"json": json.dumps(config.document()["model"]["options"], sort_keys=True)},
+        "files": {written: _sha256(path) for written, path in files.items()},
+    }
+    known = identity(sources_sha256, card)
+    model.deadline_s = config.model.deadline_ms / 1000
+    return UserForecaster(model, schema, known, card, known_as=name, mode=mode, config=config)
+
+
+def model_class(name: str) -> type[Model]:
+    """Return the model that ``module:Class`` names; raise ``ConfigInvalid`` where it is none."""
+    found = imported(name, key="model.class")
+    if not (isinstance(found, type) and issubclass(found, Model)):
+        raise ConfigInvalid(
+            f"model.class '{name}' is no tracepaper.strategies.model.Model; derive from it."
+        )
+    return found
+
+
+def _files(config: Config, made_of: type[Model]) -> dict[str, Path]:
+    """Return the paths of ``[model] files``: beside the configuration, the class, or here."""
+    folders = [config.folder, _module_folder(made_of), Path.cwd()]
+    found = {}
+    for written in config.model.files:
+        places = [folder / written for folder in folders if folder is not None]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise ConfigInvalid(
+                f"[model] files: there is no {written} beside the configuration or its class; "
+                "put it there, or name its absolute path."
+            )
+        found[written] = path.resolve()
+    return found
+
+
+def _module_folder(made_of: type[Model]) -> Path | None:
+    """Return the folder of the file in which the class stands; None where it was typed."""
+    if own_folder(made_of) is None:
+        return None
+    return Path(inspect.getfile(made_of)).resolve().parent
+
+
+def _schema(config: Config, model: Model) -> tuple[Schema, str]:
+    """Return the features that the configuration or else the class names, and their name."""
+    named: Any = config.features.own_schema or model.features
+    if named is None:
+        return None, ""
+    if isinstance(named, str) and ":" in named:
+        named = imported(named, key="features.schema")
+        if not isinstance(named, FeatureFunction):
+            raise ConfigInvalid(
+                f"features.schema '{config.features.own_schema or model.features}' is no features; "
+                "put @feature_row(lookback=…) of tracepaper.strategies.model above the function."
+            )
+    if isinstance(named, FeatureFunction):
+        if type(named.lookback) is not int or not 1 <= named.lookback <= CONTEXT_MOST:
+            raise ConfigInvalid(
+                f"feature_row(lookback={short(named.lookback)}) is no number of bars; give a "
+                f"whole number from 1 to {CONTEXT_MOST:,}."
+            )
+        return named, f"{named.function.__module__}:{named.function.__qualname__}"
+    return features.schema(named), str(named)
+
+
+def _check(model: Model) -> None:
+    """Refuse declarations that cannot be kept."""
+    name = type(model).__name__
+    if type(model.context) is not int or not 1 <= model.context <= CONTEXT_MOST:
+        raise ConfigInvalid(
+            f"{name}.context is {short(model.context)}; give a whole number of bars from 1 to "
+            f"{CONTEXT_MOST:,}."
+        )
+    model.horizons = tuple(model.horizons)
+    if not model.horizons or any(type(one) is not int or one < 1 for one in model.horizons):
+        raise ConfigInvalid(f"{name}.horizons are {short(model.horizons)}; give whole bars.")
+    if isinstance(model.measures, str) or not model.measures or not {*model.measures} <= MEASURES:
+        raise ConfigInvalid(
+            f"{name}.measures are {short(model.measures)}; name some of: "
+            f"{', '.join(sorted(MEASURES))}."
+        )
+    if _answers_rows(model) and model.context != 1:
+        raise ConfigInvalid(
+            f"{name} answers by predict_rows and asks for a context of {model.context} rows; "
+            "implement predict instead, or set context = 1."
+        )
+    if not _answers_rows(model) and type(model).predict is Model.predict:
+        raise ConfigInvalid(f"{name} does not answer; implement predict or predict_rows.")
+    if (calibration := model.calibration) is not None:
+        _check_calibration(name, calibration)
+    if model.trained_until is not None:
+        try:
+            datetime.fromisoformat(model.trained_until)
+        except (TypeError, ValueError):
+            raise ConfigInvalid(
+                f"{name}.trained_until is {short(model.trained_until)}; write a date such as "
+                "2025-05-31."
+            ) from None
+
+
+def _check_calibration(name: str, calibration: Calibration) -> None:
+    if not isinstance(calibration, Calibration):
+        raise ConfigInvalid(f"{name}.calibration is no tracepaper.strategies.types.Calibration.")
+    for measure, values in calibration.quantiles.items():
+        rising = all(one <= two for one, two in pairwise(values))
+        if len(values) != QUANTILES or not rising or not np.isfinite(values).all():
+            raise ConfigInvalid(
+                f"{name}.calibration.quantiles[{measure!r}] must be the {QUANTILES} numbers at "
+                "1 % to 99 %, none below the one before."
+            )
+
+
+def _answers_rows(model: Model) -> bool:
+    return type(model).predict_rows is not Model.predict_rows
+
+
+def _sources_sha256(made_of: type[Model], schema: Schema) -> str:
+    """Return the hash of the sources of the class and of its features."""
+    digest = hashlib.sha256(class_sha256(made_of).encode())
+    if isinstance(schema, FeatureFunction):
+        function = schema.function
+        assert isinstance(function, FunctionType)
+        digest.update(f"{schema.lookback}\0{class_sha256(function)}".encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- what is remembered
+
+
+class _Past:
+    """The newest bars of one instrument as columns, and their newest rows of features."""
+
+    def __init__(
+        self, context: int, schema: Schema, scale: tuple[int, int], name: str, known_as: str
+    ) -> None:
+        self._context, self._schema, self._name = context, schema, name
+        self._lookback = 1 if schema is None else schema.lookback
+        self.held = context + self._lookback - 1
+        self._prices, self._volumes = 10.0 ** scale[0], 10.0 ** scale[1]
+        self.bars: deque[Bar] = deque(maxlen=self.held)
+        self._table = np.zeros((2 * self.held, 6))  # close time, open, high, low, close, volume
+        self._count = 0
+        self._rows: deque[Rows] = deque(maxlen=context)
+        self._streams: FeatureStreams | None = None
+        self._width: int | None = None
+        self._featuring = ForeignCode(name, "in its features", known_as)
+
+    def take(self, bar: Bar) -> None:
+        """Take in *bar*, which must follow the last one, and its row of features."""
+        self._follows(bar)
+        self.bars.append(bar)
+        row = (bar.close_time_ms, bar.open, bar.high, bar.low, bar.close, bar.volume)
+        at = self._count % self.held
+        # Each row stands twice, so that the newest ones are one block wherever the ring stands.
+        self._table[at] = self._table[at + self.held] = row
+        self._count += 1
+        match self._schema:
+            case FeatureSchema():
+                self._rows.append(self._stepped(self._schema, bar))
+            case FeatureFunction() if self._count >= self._lookback:
+                self._rows.append(self._computed(self._schema, self.past(self._lookback)))
+
+    def _follows(self, bar: Bar) -> None:
+        if self.bars and bar.open_time_ms <= self.bars[-1].open_time_ms:
+            raise InvariantBroken(
+                f"{bar.instrument}: the bar at {bar.open_time_ms} does not follow the one at "
+                f"{self.bars[-1].open_time_ms}; feed bars oldest first."
+            )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all bars are known on which an answer depends."""
+        return self._count >= self.held
+
+    def past(self, count: int) -> PastBars:
+        """Return the newest *count* bars as columns of their own, in prices and volumes."""
+        end = (self._count - 1) % self.held + 1 + self.held
+        return self._as_past(self._table[end - count : end])
+
+    def _as_past(self, table: Floats) -> PastBars:
+        """Return copies: whatever is done to them, no other bar is reached through them."""
+        columns = np.ascontiguousarray(table.T)
+        times = columns[0].astype(np.int64)
+        prices, volumes = columns[1:5] / self._prices, columns[5] / self._volumes
+        for array in (times, prices, volumes):
+            array.flags.writeable = False
+        opens, highs, lows, closes = prices
+        return PastBars(times, opens, highs, lows, closes, volumes)
+
+    def features(self) -> Rows:
+        """Return the newest rows [context, feature], as a copy; without columns where none are."""
+        shape = (self._context, 0 if self._schema is None else -1)
+        rows = np.array(self._rows, dtype=np.float32).reshape(shape)
+        rows.flags.writeable = False
+        return rows
+
+    def _stepped(self, schema: FeatureSchema, bar: Bar) -> Rows:
+        if self._streams is None:
+            self._streams = FeatureStreams(schema)
+            self._streams.warm(0, list(self.bars)[:-1])
+        values: Rows = self._streams.step([bar]).values[0]
+        return values
+
+    def _computed(self, schema: FeatureFunction, past: PastBars) -> Rows:
+        """Return the row of a user's function, checked; the first one is computed twice."""
+        with self._featuring:
+            answer: Any = schema(past)
+            again: Any = schema(past) if self._width is None else None
+        row = self._as_row(answer)
+        if again is not None and not np.array_equal(row, self._as_row(again), equal_nan=True):
+            raise StrategyFailed(
+                f"{self._name}: its features differ when they are computed twice from equal bars; "
+                "let them depend on the bars alone."
+            )
+        if self._width not in (None, len(row)):
+            raise StrategyFailed(
+                f"{self._name}: its features were {self._width} numbers and are {len(row)}; "
+                "return as many for each bar."
+            )
+        self._width = len(row)
+        return row
+
+    def _as_row(self, answer: object) -> Rows:
+        try:
+            row = np.asarray(answer, dtype=np.float32)
+        except (TypeError, ValueError):
+            row = np.zeros(0, dtype=np.float32)
+        if row.ndim != 1 or not len(row):
+            raise StrategyFailed(
+                f"{self._name}: its features are {short(answer)}; return a row of numbers."
+            )
+        return row
+
+    def warm(self, bars: Sequence[Bar]) -> None:
+        """Take in *bars*, of which only the last ones matter."""
+        known = bars[-self.held :]
+        if isinstance(self._schema, FeatureSchema):
+            # Rows before the context are needed by no answer: their bars are taken in at once.
+            early = max(len(known) - self._context, 0)
+            for bar in known[:early]:
+                self._remember(bar)
+            known = known[early:]
+        for bar in known:
+            self.take(bar)
+
+    def _remember(self, bar: Bar) -> None:
+        schema, self._schema = self._schema, None
+        self.take(bar)
+        self._schema = schema
+
+    def scan(self, bars: Sequence[Bar]) -> tuple[Rows, int]:
+        """Take in *bars*; return the rows of features of those of them that have a whole past.
+
+        These are the last ones; their number is that of the rows.
+        """
+        schema, before = self._schema, len(self.bars)
+        known = [*self.bars, *bars]
+        first = max(before, self.held - 1)
+        found: list[Rows] | Rows = []
+        match schema:
+            case FeatureSchema():
+                found = features.compute(schema, features.columns(known)).values[first:]
+            case FeatureFunction():
+                table = np.array(
+                    [(b.close_time_ms, b.open, b.high, b.low, b.close, b.volume) for b in known],
+                    dtype=np.float64,
+                )
+                back = self._lookback
+                found = [
+                    self._computed(schema, self._as_past(table[at + 1 - back : at + 1]))
+                    for at in range(first, len(known))
+                ]
+        for bar in bars[-self.held :] if len(bars) > self.held else bars:
+            self._remember(bar)
+        self._streams = None
+        self._rows.clear()
+        count = len(known) - first
+        rows = np.array(found, dtype=np.float32) if count > 0 else np.zeros((0, 1), np.float32)
+        return rows, max(count, 0)
+
+
+# ---------------------------------------------------------------- the forecaster
+
+
+class UserForecaster:
+    """A user's ``Model`` as a ``Forecaster``: warmed, asked under guard, and never given a future.
+
+    It keeps bars alone, so that one warmed with ``context`` bars equals one that ran for a year.
+    """
+
+    device = "cpu"
+    dtype = "float64"
+    backend = CLASS
+
+    def __init__(
+        self,
+        model: Model,
+        schema: Schema,
+        known: Identity,
+        card: Mapping[str, Any],
+        *,
+        known_as: str,
+        mode: str,
+        config: Config,
+    ) -> None:
+        self.model = model
+        self.card = card
+        self.identity = known
+        self.model_id, self.model_sha256 = known.id, known.sha256
+        self.context = model.context + (0 if schema is None else schema.lookback - 1)
+        self.horizons = tuple(model.horizons)
+        self.calibration = model.calibration
+        self.measures = frozenset(model.measures)
+        self.is_outside = bool(model.is_outside)
+        self.causal = _answers_rows(model) and not self.is_outside
+        self.mode = "scan" if mode == "scan" and self.causal else "step"
+        self.threads = config.model.threads
+        self.libraries = versions_of(type(model))
+        self._name = type(model).__name__
+        self._known_as = known_as
+        self._schema = schema
+        self._asking = ForeignCode(self._name, "in predict", known_as)
+        self._scales: dict[str, tuple[int, int]] = {}
+        self._past: dict[str, _Past] = {}
+        self._said = ""
+
+    def scale(self, instruments: Sequence[Instrument]) -> None:
+        """Learn in which units the bars of *instruments* count prices and volumes."""
+        for item in instruments:
+            self._scales[item.id] = (item.price_decimals, item.volume_decimals)
+
+    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
+        """Forget *instrument*, then take in *bars* (oldest first); the model is not asked."""
+        self._past.pop(instrument, None)
+        self._past_of(instrument).warm(bars)
+
+    def step(self, bar: Bar) -> Forecast | None:
+        """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
+        past = self._past_of(bar.instrument)
+        past.take(bar)
+        if not past.is_full:
+            return None
+        rows = past.features()
+        if not np.isfinite(rows).all():
+            return self._unusable()
+        seen = ModelInput(
+            bar.instrument,
+            bar.close_time_ms,
+            bar.interval_ms,
+            past.past(self.model.context),
+            rows,
+        )
+        found: Forecast | None = self._answered(
+            lambda: self.model.predict(seen),
+            lambda answer: forecast_of(
+                answer, horizons=self.horizons, measures=self.measures, model_id=self.model_id
+            ),
+        )
+        return found
+
+    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in one bar of each of several instruments, one after the other, as ``step`` does."""
+        if len({bar.instrument for bar in bars}) < len(bars):
+            raise InvariantBroken("Two bars of one instrument cannot be stepped at once.")
+        return [self.step(bar) for bar in bars]
+
+    def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in many known bars of one instrument; their rows are answered at once.
+
+        Raises ``InvariantBroken`` for a model that answers one bar at a time.
+        """
+        if not self.causal:
+            raise InvariantBroken(f"{self._name} answers one bar at a time.")
+        found: list[Forecast | None] = [None] * len(bars)
+        rows, count = self._past_of(bars[0].instrument).scan(bars)
+        usable = np.isfinite(rows).all(axis=1)
+        for place in range(count):
+            found[len(bars) - count + place] = self._unusable()
+        if (asked := int(usable.sum())) > 0:
+            given = rows[usable]
+            given.flags.writeable = False
+            answers = self._answered(
+                lambda: self.model.predict_rows(given),
+                lambda answer: forecasts_of(
+                    answer,
+                    asked,
+                    horizons=self.horizons,
+                    measures=self.measures,
+                    model_id=self.model_id,
+                ),
+            )
+            places = np.flatnonzero(usable) + len(bars) - count
+            for place, answer in zip(places.tolist(), answers, strict=True):
+                found[place] = answer
+        return found
+
+    def _past_of(self, instrument: str) -> _Past:
+        if (past := self._past.get(instrument)) is None:
+            if instrument not in self._scales:
+                raise InvariantBroken(f"The model was not told the units of {instrument}.")
+            scale = self._scales[instrument]
+            past = _Past(self.model.context, self._schema, scale, self._name, self._known_as)
+            self._past[instrument] = past
+        return past
+
+    def _answered(self, ask: Callable[[], object], read: Callable[[object], Any]) -> Any:  # noqa: ANN401 - what *read* returns
+        """Return what *read* makes of an answer; of a service's failure, numbers of no use.
+
+        That a service fails is the world's doing, so it refuses one bar; that code of the user's
+        own does, ends the run.
+        """
+        try:
+            with self._asking:
+                answer = ask()
+            return read(answer)
+        except AnswerMalformed as error:
+            sentence = f"{self._name} {error}."
+            if not self.is_outside:
+                raise StrategyFailed(sentence) from None
+        except StrategyFailed as error:
+            if not self.is_outside:
+                raise
+            sentence = str(error).removesuffix(MEND) + "."
+        if sentence != self._said:  # a service that stays away says so once
+            self._said = sentence
+            log.warning("no usable answer", error=sentence)
+        return self._unusable()
+
+    def _unusable(self) -> Forecast:
+        """Return a forecast that the gate ``finite`` refuses."""
+        nothing = (math.nan,) * len(self.horizons)
+        return Forecast(
+            self.horizons, nothing, nothing, nothing, nothing, nothing, nothing, self.model_id
+        )
+
+
+def refuse_other_model(forecaster: UserForecaster, sha256: str, run_id: str) -> None:
+    """Raise ``DataInvalid`` where the class is not, or reads not, what it was for run *run_id*."""
+    if forecaster.model_sha256 != sha256:
+        name = forecaster.card["model"]["name"]
+        raise DataInvalid(
+            f"The model {name}, its features, options or files were changed since run {run_id}: "
+            f"they hash to {forecaster.model_id}, the run's to {sha256[:12]}; restore them."
+        )

@@ -1,0 +1,263 @@
+"""The sessions of an exchange from ``exchange_calendars``, and candles laid upon them.
+
+The package is asked here alone, once for a file or a run; the engine is handed numbers.
+
+The rules are docs/stocks.md, K1 to K9.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from tracepaper.replay.archive.candles import Candles, slice_candles
+from tracepaper.replay.archive.decimals import IntArray
+from tracepaper.replay.archive.times import ZONELESS, iso
+from tracepaper.strategies.calendar import Anchor, Calendar, Sessions, is_whole_days
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.market import DAY_MS, MINUTE_MS, interval_start
+
+SessionsFor = Callable[[int, int], Sessions]
+"""Returns the sessions of the whole years that two UTC times, in milliseconds, lie in."""
+
+NS_A_MINUTE: Final = 60_000_000_000
+
+
+def sessions_named(name: str) -> SessionsFor:
+    """Return what gives the sessions of the calendar *name*, such as ``XNAS``.
+
+    Raises ``ConfigInvalid`` where the package is missing or has no such calendar.
+    """
+    _calendar_class(name)
+    return partial(_sessions, name)
+
+
+def _sessions(name: str, from_ms: int, until_ms: int) -> Sessions:
+    return sessions_of_years(name, _year(from_ms), _year(until_ms))
+
+
+def _year(time_ms: int) -> int:
+    return datetime.fromtimestamp(time_ms / 1000, tz=UTC).year
+
+
+def _calendar_class(name: str) -> Any:  # noqa: ANN401 - a module of an optional package
+    """Return the package, once it is known to have the calendar *name*."""
+    try:
+        import exchange_calendars
+    except ImportError:
+        raise ConfigInvalid(
+            f"market.calendar {name!r} needs the package exchange_calendars; install "
+            "tracepaper[stocks]."
+        ) from None
+    known = exchange_calendars.get_calendar_names()
+    if name not in known:
+        raise ConfigInvalid(
+            f"market.calendar {name!r} is no calendar; write one by its ISO 10383 code, such as "
+            "XNAS or XNYS."
+        )
+    return exchange_calendars
+
+
+def reaching(sessions: Sessions, from_ms: int, until_ms: int) -> Sessions:
+    """Return *sessions*, which are of whole years, where these hold both of the times.
+
+    Raises ``DataInvalid`` elsewhere.
+    """
+    first, last = sessions.opens[0] * MINUTE_MS, sessions.closes[-1] * MINUTE_MS
+    for at in (from_ms, until_ms):
+        if not _year(first) <= _year(at) <= _year(last):
+            raise DataInvalid(
+                f"The data reach to {iso(at)}, beyond the sessions that the run was opened with; "
+                "give the run's own data."
+            )
+    return sessions
+
+
+@lru_cache(maxsize=8)
+def sessions_of_years(name: str, first: int, last: int) -> Sessions:
+    """Ask the package for the sessions of the years *first* to *last*."""
+    package = _calendar_class(name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what pandas says to the package is not for us
+            known = package.get_calendar(name, start=f"{first}-01-01", end=f"{last}-12-31")
+    except ValueError as error:
+        raise DataInvalid(f"The calendar {name} does not reach to the data: {error}") from None
+    rows: list[tuple[int, int, int, int]] = []
+    columns = [
+        getattr(known, column).to_numpy(dtype="datetime64[ns]").astype(np.int64).tolist()
+        for column in ("opens", "break_starts", "break_ends", "closes")
+    ]
+    nothing = np.iinfo(np.int64).min  # how a missing break is written
+    labels = known.sessions.to_numpy(dtype="datetime64[D]").astype(np.int64).tolist()
+    for day, opened, paused, resumed, closed in zip(labels, *columns, strict=True):
+        offset = datetime.fromtimestamp(opened / 10**9, tz=known.tz).utcoffset()
+        assert offset is not None
+        ahead = int(offset.total_seconds()) // 60
+        if paused == nothing:
+            rows.append((day, opened, closed, ahead))
+        else:
+            rows += [(day, opened, paused, ahead), (day, resumed, closed, ahead)]
+    days, opens, closes, offsets = (tuple(column) for column in zip(*rows, strict=True))
+    return Sessions(
+        name=name,
+        version=str(package.__version__),
+        anchor=Anchor.CLOCK,
+        a_year=len(labels) / (last - first + 1),
+        days=days,
+        opens=tuple(at // NS_A_MINUTE for at in opens),
+        closes=tuple(at // NS_A_MINUTE for at in closes),
+        offsets=offsets,
+    )
+
+
+# ---------------------------------------------------------------- candles upon sessions
+
+
+def in_sessions(candles: Candles, sessions_for: SessionsFor) -> Candles:
+    """Return *candles*, each at the open of its session bar; others are dropped, and it is said.
+
+    A day or a week is found by its date; a shorter bar must open where a bar of the session does.
+    Times that were text without a zone are the exchange's own where more bars fit so than as UTC.
+
+    Raises ``DataInvalid`` where no bar fits, or two fit the same one.
+    """
+    times = candles.open_time_ms
+    sessions = sessions_for(int(times[0]), int(times[-1]))
+    said, notes = [], list(candles.notes)
+    if is_whole_days(candles.interval_ms):
+        calendar = Calendar(sessions, candles.interval_ms)
+        places = _by_date(times, calendar)
+        notes = [note for note in notes if note != ZONELESS]
+    else:
+        calendar, places = _by_open(times, sessions, candles.interval_ms)
+        if ZONELESS in notes:
+            own, found = _by_open(_from_local(times, sessions), sessions, candles.interval_ms)
+            if np.count_nonzero(found >= 0) > np.count_nonzero(places >= 0):
+                calendar, places = own, found
+                notes.remove(ZONELESS)
+                said.append(f"times are text without a zone, read as those of {sessions.name}")
+    kept = np.flatnonzero(places >= 0)
+    if not kept.size:
+        raise DataInvalid(
+            f"{candles.path}: no candle opens with a bar of {sessions.name}; name the calendar of "
+            "its exchange, or give the times with their offset from UTC."
+        )
+    again = np.flatnonzero(np.diff(places[kept]) <= 0)
+    if again.size:
+        one, two = (iso(int(times[kept[again[0] + more]])) for more in (0, 1))
+        raise DataInvalid(
+            f"{candles.path}: the candles of {one} and {two} are of one bar of {sessions.name}; "
+            "remove one of them."
+        )
+    lost = times.size - kept.size
+    if lost:
+        first = iso(int(times[np.flatnonzero(places < 0)[0]]))
+        what = "candle" if lost == 1 else "candles"
+        said.append(f"{lost} {what} outside the sessions of {sessions.name} dropped: {first}")
+        if lost > 1:
+            said[-1] += " first"
+    return replace(
+        slice_candles(candles, kept),
+        open_time_ms=calendar.opens[places[kept]],
+        calendar=calendar,
+        notes=(*notes, *said),
+    )
+
+
+def _by_open(times: IntArray, sessions: Sessions, interval_ms: int) -> tuple[Calendar, IntArray]:
+    """Return the calendar whose bars open where most of *times* do, and which bars those are.
+
+    The place of a time at which no bar opens is -1. Where both anchors fit alike, it is the clock.
+    """
+    calendars = [
+        Calendar(msgspec.structs.replace(sessions, anchor=anchor), interval_ms)
+        for anchor in (Anchor.CLOCK, Anchor.SESSION)
+    ]
+    found = []
+    for calendar in calendars:
+        places = calendar.places(times)
+        found.append(np.where(calendar.opens[places] == times, places, -1))
+    counts = [np.count_nonzero(places >= 0) for places in found]
+    chosen = 1 if counts[1] > counts[0] else 0
+    return calendars[chosen], found[chosen]
+
+
+def _from_local(times: IntArray, sessions: Sessions) -> IntArray:
+    """Return the UTC of *times*, which are those of the exchange's own clock."""
+    days, offsets = np.array(sessions.days), np.array(sessions.offsets)
+    at = np.searchsorted(days, times // DAY_MS).clip(max=days.size - 1)
+    utc: IntArray = times - offsets[at] * MINUTE_MS
+    return utc
+
+
+def _by_date(times: IntArray, calendar: Calendar) -> IntArray:
+    """Return which bar of *calendar*, of days or weeks, each of *times* is of; -1 for none.
+
+    A time at which a bar opens is that bar's. Else it names a date: in UTC where every time is a
+    midnight there, else on the exchange's clock.
+    """
+    at_open = calendar.places(times)
+    days = times // DAY_MS
+    if (times % DAY_MS).any():
+        sessions = calendar.sessions
+        opens = np.array(sessions.opens, dtype=np.int64) * MINUTE_MS
+        # The next session's offset: a day's midnight comes before its open.
+        near = np.searchsorted(opens, times).clip(max=opens.size - 1)
+        days = (times + np.array(sessions.offsets)[near] * MINUTE_MS) // DAY_MS
+    step = calendar.interval_ms // DAY_MS
+    phase = interval_start(0, calendar.interval_ms) // DAY_MS
+    known = (calendar.days - phase) // step
+    wanted = (days - phase) // step
+    places = np.searchsorted(known, wanted).clip(max=known.size - 1)
+    places = np.where(known[places] == wanted, places, -1)
+    return np.where(calendar.opens[at_open] == times, at_open, places)
+
+
+def common_sessions(candles: Sequence[Candles], sessions_for: SessionsFor) -> Sessions:
+    """Return the sessions by which all of *candles*, which have calendars, are counted.
+
+    Raises ``DataInvalid`` where their bars open in different ways.
+    """
+    first = candles[0]
+    anchor = _anchor(first)
+    for part in candles:
+        if _anchor(part) is not anchor:
+            raise DataInvalid(
+                f"{first.path} opens its bars by the {anchor} and {part.path} by the "
+                f"{_anchor(part)}; give files of one kind."
+            )
+    sessions = sessions_for(
+        min(int(part.open_time_ms[0]) for part in candles),
+        max(int(part.open_time_ms[-1]) for part in candles),
+    )
+    return msgspec.structs.replace(sessions, anchor=anchor)
+
+
+def _anchor(candles: Candles) -> Anchor:
+    assert candles.calendar is not None
+    return candles.calendar.sessions.anchor
+
+
+def counted_by(candles: Candles, sessions: Sessions) -> Candles:
+    """Return *candles* with the bars of *sessions*, on which all of them must lie.
+
+    Raises ``DataInvalid`` for one that does not.
+    """
+    calendar = Calendar(sessions, candles.interval_ms)
+    opens = calendar.opens[calendar.places(candles.open_time_ms)]
+    wrong = np.flatnonzero(opens != candles.open_time_ms)
+    if wrong.size:
+        at = iso(int(candles.open_time_ms[wrong[0]]))
+        raise DataInvalid(
+            f"{candles.path}: no bar of {sessions.name} opens at {at} in the sessions that the "
+            "run was opened with; give the run's own data."
+        )
+    return replace(candles, calendar=calendar)

@@ -1,0 +1,388 @@
+"""What a sweep came to: its cells, the best of them, its neighbours, and how much of it is luck."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from tracepaper.replay.notebook import Kind, frame_of
+from tracepaper.replay.python import Backtest, backtest, text_of
+from tracepaper.replay.report import metrics
+from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE
+from tracepaper.replay.sweep.cell import TEST, CellResult, overrides_of
+from tracepaper.replay.sweep.space import Axis, Point
+from tracepaper.storage.sweeps import Trials
+from tracepaper.strategies.errors import DataInvalid
+
+if TYPE_CHECKING:
+    from tracepaper.replay.sweep.run import SweepRequest
+
+BINS: Final = 8
+"""Parts of an axis without points of its own, in a heat map."""
+SHOWN_FIGURES: Final = (
+    "return", "days", "trades", "mean_day", "mean_day_error", "sharpe", "sharpe_error",
+    "max_drawdown", "exposure", "held_return", "buy_and_hold_return", "random_beaten",
+)  # fmt: skip
+"""Figures of each cell that its frame has."""
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Medians of the objective over two axes: ``values`` [rows, columns], NaN where none is."""
+
+    x: str
+    y: str  # empty where there is one axis
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    values: Any
+    best: tuple[int, int]  # (row, column) of the best cell
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The cells one step beside the best one, along one axis each."""
+
+    values: tuple[float, ...]
+    failed: int
+
+    @property
+    def median(self) -> float | None:
+        """Their median value; None where there is none."""
+        return float(np.median(self.values)) if self.values else None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Every cell of a sweep; printed, it says what is best and how much of that is luck."""
+
+    request: SweepRequest
+    cells: tuple[CellResult, ...]
+    trials: Trials  # of all sweeps on these data
+    registry: Path
+    state: Path | None
+    made: int  # runs that were made by this call; the others were made before
+
+    # ------------------------------------------------------------ what came out
+
+    @cached_property
+    def tried(self) -> tuple[CellResult, ...]:
+        """The cells of the points: the tests of windows left out."""
+        return tuple(cell for cell in self.cells if cell.part != TEST)
+
+    @cached_property
+    def best(self) -> CellResult | None:
+        """The best cell; of windows that of the last one, and None where no run succeeded."""
+        last = max((cell.span for cell in self.tried), default=0)
+        return chosen([cell for cell in self.tried if cell.span == last], maximize=self.maximize)
+
+    @property
+    def maximize(self) -> bool:
+        """Whether more of the objective is better."""
+        return self.request.maximize
+
+    @property
+    def objective(self) -> str:
+        """The objective's name."""
+        return self.request.objective_name
+
+    @property
+    def frame(self) -> Any:  # noqa: ANN401 - of whichever library there is
+        """The cells as a polars frame, else columns of numpy."""
+        cells, columns = self.cells, dict[str, tuple[Kind, list[Any]]]()
+        columns["window"] = "integer", [cell.span for cell in cells]
+        columns["part"] = "text", [cell.part for cell in cells]
+        columns["number"] = "integer", [cell.number for cell in cells]
+        for axis in self.request.axes:
+            columns[axis.name] = _kind([cell.point[axis.name] for cell in cells])
+        columns["objective"] = "float", [cell.value for cell in cells]
+        columns["error"] = "text", [cell.error or None for cell in cells]
+        for name in SHOWN_FIGURES:
+            kind: Kind = "integer" if name == "trades" else "float"
+            key = name if name not in columns else f"figure_{name}"
+            columns[key] = kind, [cell.figures.get(name) for cell in cells]
+        columns["seconds"] = "float", [cell.seconds for cell in cells]
+        return frame_of(columns)
+
+    # ------------------------------------------------------------ the best one again
+
+    def best_run(self, db: str | Path | None = None) -> Backtest:
+        """Return the best cell's run over the whole period, made again with its whole record."""
+        best = self._require_best()
+        work = self.request.work
+        given = overrides_of(work, best.point)
+        own = given.pop("strategy", {})
+        options = own.get("options", {name: own[name] for name in own if name != "name"})
+        return backtest(
+            work.made_of or work.strategy,
+            list(work.candles),
+            params=options if work.strategy is not None else None,
+            config=_laid_over(work.config, given),
+            db=db,
+            start=self.request.start,
+            end=self.request.end,
+            funding=self.request.funding,
+            frame_data=list(work.frames) or None,
+        )
+
+    @property
+    def command(self) -> str | None:
+        """The command that makes the best cell's run with its whole record; None of a frame."""
+        request, best = self.request, self.best
+        unnamed = request.paths is None or request.work.frames or request.work.made_of is not None
+        if best is None or unnamed or request.paths is None:
+            return None
+        work = request.work
+        given: dict[str, dict[str, Any]] = {}
+        if isinstance(work.config, Mapping):
+            given = {name: dict(table) for name, table in work.config.items()}
+        for name, table in overrides_of(work, best.point).items():
+            given.setdefault(name, {}).update(table)
+        words = [
+            f"TRACEPAPER_{section.upper()}__{key.upper()}={shlex.quote(_environment_text(value))}"
+            for section, table in given.items()
+            for key, value in table.items()
+        ]
+        words += ["tracepaper", "replay", *map(shlex.quote, request.paths)]
+        if isinstance(work.config, Path):
+            words += ["-c", shlex.quote(str(work.config))]
+        for option, moment in (("--from", request.start), ("--to", request.end)):
+            words += [option, moment] if moment else []
+        for path in request.funding:
+            words += ["--funding", shlex.quote(str(path))]
+        return " ".join([*words, "--db", "best.db"])
+
+    def _require_best(self) -> CellResult:
+        if self.best is None:
+            raise DataInvalid(f"No run of this sweep succeeded; the first says: {self.first_error}")
+        return self.best
+
+    @property
+    def first_error(self) -> str:
+        """The sentence of the first cell that failed; empty where none did."""
+        return next((cell.error for cell in self.cells if cell.error), "")
+
+    # ------------------------------------------------------------ how much is luck
+
+    @cached_property
+    def best_by_chance(self) -> float | None:
+        """The Sharpe ratio a day that the best of all trials without skill is expected to reach."""
+        ratios = self.trials.sharpe_day
+        if len(ratios) < 2:
+            return None
+        return metrics.best_by_chance(self.trials.number, float(np.var(ratios, ddof=1)))
+
+    @cached_property
+    def deflated_sharpe(self) -> float | None:
+        """The probability that the best cell's Sharpe ratio is not the luck of so many trials.
+
+        With the number of all trials on these data; None under thirty days, or where no two trials
+        have a ratio to differ in.
+        """
+        best, ratios = self.best, self.trials.sharpe_day
+        if best is None or len(ratios) < 2 or (best.figures["days"] or 0) < DAYS_TO_ANNUALISE:
+            return None
+        return metrics.deflated_sharpe(
+            best.daily, trials=self.trials.number, variance=float(np.var(ratios, ddof=1))
+        )
+
+    @cached_property
+    def neighbours(self) -> Neighbours | None:
+        """The cells beside the best one; None where the axes have no steps or none was tried."""
+        best = self.best
+        if best is None:
+            return None
+        beside = {
+            cell.key: cell
+            for axis in self.request.axes
+            for cell in self.tried
+            if cell.span == best.span and _is_beside(axis, best.point, cell.point)
+        }
+        if not beside:
+            return None
+        values = [cell.value for cell in beside.values() if cell.value is not None]
+        return Neighbours(tuple(values), len(beside) - len(values))
+
+    def heat(self, x: str | None = None, y: str | None = None) -> Heat | None:
+        """Return the medians of the objective over two axes; by default those that move it most.
+
+        None where fewer than two points differ.
+        """
+        moved = sorted(
+            (axis for axis in self.request.axes if len(self._places(axis)[1]) > 1),
+            key=lambda axis: -self._spread(axis),
+        )
+        named = {axis.name: axis for axis in self.request.axes}
+        for name in (x, y):
+            if name is not None and name not in named:
+                raise DataInvalid(f"The sweep has no option {name}; choose of {', '.join(named)}.")
+        wanted = [named[name] for name in (y, x) if name is not None]
+        axes = [*wanted, *(axis for axis in moved if axis not in wanted)][:2]
+        best = self.best
+        if not axes or best is None:
+            return None
+        across = axes[-1]
+        down = axes[0] if len(axes) > 1 else None
+        columns, column_names = self._places(across)
+        rows, row_names = self._places(down) if down else (np.zeros(len(self._valued), int), [""])
+        values = np.full((len(row_names), len(column_names)), np.nan)
+        worth = np.array([cell.value for cell in self._valued])
+        for row, column in {*zip(rows.tolist(), columns.tolist(), strict=True)}:
+            values[row, column] = np.median(worth[(rows == row) & (columns == column)])
+        at = next(place for place, cell in enumerate(self._valued) if cell.key == best.key)
+        return Heat(
+            across.name,
+            down.name if down else "",
+            tuple(column_names),
+            tuple(row_names),
+            values,
+            (int(rows[at]), int(columns[at])),
+        )
+
+    @cached_property
+    def _valued(self) -> list[CellResult]:
+        return [cell for cell in self.tried if cell.value is not None]
+
+    def _spread(self, axis: Axis) -> float:
+        """Return how far the medians of an axis' places lie apart."""
+        places, names = self._places(axis)
+        worth = np.array([cell.value for cell in self._valued])
+        medians = [
+            np.median(worth[places == at]) for at in range(len(names)) if (places == at).any()
+        ]
+        return float(np.ptp(medians)) if medians else 0.0
+
+    def _places(self, axis: Axis) -> tuple[Any, list[str]]:
+        """Return the place of every cell with a value along *axis*, and the places' names."""
+        held = [cell.point[axis.name] for cell in self._valued]
+        points = axis.points()
+        if points and len(points) <= max(BINS, 2 * len(set(map(repr, held)))):
+            known = [repr(point) for point in points]
+            used = sorted({known.index(repr(value)) for value in held})
+            place = {known[at]: number for number, at in enumerate(used)}
+            return (
+                np.array([place[repr(value)] for value in held], int),
+                [_short(points[at]) for at in used],
+            )
+        scale = np.log if axis.log else np.asarray
+        low, high = float(scale(axis.low)), float(scale(axis.high))
+        edges = np.linspace(low, high, BINS + 1)
+        places = np.clip(
+            np.searchsorted(edges, scale(np.array(held, float)), "right") - 1, 0, BINS - 1
+        )
+        back = np.exp if axis.log else np.asarray
+        return places, [f"{float(back(edge)):.3g}–" for edge in edges[:-1]]
+
+    # ------------------------------------------------------------ what is said
+
+    def document(self) -> dict[str, Any]:
+        """Return the sweep as plain values, as ``tracepaper sweep --json`` prints it."""
+        best, beside = self.best, self.neighbours
+        return {
+            "strategy": self.request.work.strategy,
+            "objective": self.objective,
+            "direction": "maximize" if self.maximize else "minimize",
+            "sampler": self.request.sampler,
+            "days": self.request.days,
+            "cells": [_document(cell) for cell in self.cells],
+            "failed": sum(bool(cell.error) for cell in self.cells),
+            "runs_made_now": self.made,
+            "best": None if best is None else _document(best),
+            "neighbours": None if beside is None else {
+                "values": list(beside.values), "failed": beside.failed, "median": beside.median,
+            },
+            "trials_on_these_data": self.trials.number,
+            "best_by_chance_sharpe_day": self.best_by_chance,
+            "deflated_sharpe": self.deflated_sharpe,
+            "registry": str(self.registry),
+            "state": None if self.state is None else str(self.state),
+            "command": self.command,
+        }  # fmt: skip
+
+    def report(self, *, html: str | Path) -> None:
+        """Write the sweep as one page that needs no network; plotly draws its heat map."""
+        from tracepaper.replay.sweep.page import write_sweep
+
+        write_sweep(self, Path(html))  # pyright: ignore[reportArgumentType]
+
+    def __repr__(self) -> str:
+        from tracepaper.replay.sweep.show import show_sweep
+
+        return text_of(lambda console: show_sweep(console, self))  # pyright: ignore[reportArgumentType]
+
+    def _repr_html_(self) -> str:
+        from tracepaper.replay.report.html import element
+
+        return str(element("pre", repr(self)))
+
+
+def chosen(cells: Sequence[CellResult], *, maximize: bool) -> CellResult | None:
+    """Return the cell of the best value, of equal ones the first; None where none has one."""
+    sign = 1.0 if maximize else -1.0
+    found = [cell for cell in cells if cell.value is not None]
+    return max(found, key=lambda cell: (sign * (cell.value or 0.0), -cell.number), default=None)
+
+
+def _is_beside(axis: Axis, best: Point, other: Point) -> bool:
+    """Return whether *other* is one step of *axis* from *best*, and equal elsewhere."""
+    points = [repr(point) for point in axis.points()]
+    here, there = repr(best[axis.name]), repr(other[axis.name])
+    if here not in points or there not in points:
+        return False
+    equal = all(best[name] == other[name] for name in best if name != axis.name)
+    return equal and abs(points.index(here) - points.index(there)) == 1
+
+
+def _kind(values: list[Any]) -> tuple[Kind, list[Any]]:
+    if all(type(value) is bool for value in values):
+        return "boolean", values
+    if all(type(value) is int for value in values):
+        return "integer", values
+    if all(type(value) in {int, float} for value in values):
+        return "float", values
+    return "text", [value if isinstance(value, str) else json.dumps(value) for value in values]
+
+
+def _document(cell: CellResult) -> dict[str, Any]:
+    return {
+        "window": cell.span, "part": cell.part, "number": cell.number, "point": cell.point,
+        "value": cell.value, "error": cell.error or None, "figures": cell.figures,
+        "seconds": cell.seconds,
+    }  # fmt: skip
+
+
+def _short(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _laid_over(config: Any, over: Mapping[str, Mapping[str, Any]]) -> Any:  # noqa: ANN401
+    """Return *config* with *over* on top, as sections; as it is where nothing is on top."""
+    if not over:
+        return config
+    if isinstance(config, Mapping):
+        under = {name: dict(table) for name, table in config.items()}
+    else:
+        from tracepaper.daemon.config.loading import load_with_origins
+
+        loaded, origins = load_with_origins(config)
+        document = loaded.document()
+        under = {}
+        for section, key in origins:
+            under.setdefault(section, {})[key] = document[section][key]
+    for name, table in over.items():
+        under.setdefault(name, {}).update(table)
+    return under
+
+
+def _environment_text(value: object) -> str:
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    if isinstance(value, (dict, list, tuple)):
+        return json.dumps(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

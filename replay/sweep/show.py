@@ -1,0 +1,231 @@
+"""A sweep for a terminal: the best cells, the heat map, and how much of the best is luck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE
+from tracepaper.replay.report.tables import Form, written
+from tracepaper.replay.sweep.cell import TEST, TRAIN, CellResult
+from tracepaper.replay.sweep.objectives import in_words
+from tracepaper.replay.sweep.result import Heat, Sweep
+from tracepaper.strategies.words import number
+
+CELLS_SHOWN: Final = 5
+HEAT_ROWS: Final = 16
+HEAT_COLUMNS: Final = 10
+ERRORS_SHOWN: Final = 3
+BESIDE: Final[dict[str, Form]] = {
+    "return": "gain percent",
+    "trades": "count",
+    "max_drawdown": "percent",
+    "random_beaten": "share",
+}
+"""Figures that stand beside the objective."""
+TITLES: Final = {"max_drawdown": "drawdown", "random_beaten": "beats twins"}
+
+
+def show_sweep(console: Console, sweep: Sweep) -> None:
+    """Print *sweep*."""
+    request = sweep.request
+    strategy = request.work.strategy or "the configured strategy"
+    symbols = ", ".join(dict.fromkeys(part.symbol for part in request.work.candles))
+    console.print(
+        Text(f"sweep of {strategy} on {symbols}: {_counted(sweep)}, by {sweep.objective}"),
+    )
+    if sweep.best is None:
+        console.print(Text(f"No run succeeded; the first says: {sweep.first_error}"))
+        return
+    if request.spans[0].test_ms is not None or len(request.spans) > 1:
+        console.print(_windows(sweep))
+    else:
+        console.print(_best_cells(sweep))
+    if (heat := sweep.heat()) is not None and len(heat.columns) > 1:
+        by = f"{heat.y} (down) and {heat.x} (across)" if heat.y else heat.x
+        said = f"{sweep.objective} by {by}: medians over all else, the best in brackets"
+        console.print(Text(said))
+        console.print(_heat(sweep, heat))
+    console.print(Text("How much of it is luck"))
+    for sentence in luck(sweep):
+        console.print(Padding(Text(sentence), (0, 0, 0, 2)))
+    for sentence in _errors(sweep):
+        console.print(Text(sentence))
+    if sweep.command is not None:
+        console.print(Text("The best point again, over all the data, with its whole record:"))
+        console.print(Text(sweep.command), soft_wrap=True)
+
+
+def _counted(sweep: Sweep) -> str:
+    count = len(sweep.cells)
+    failed = sum(bool(cell.error) for cell in sweep.cells)
+    said = f"{count:,} runs" + (f", {failed:,} of them failed" if failed else "")
+    return said if sweep.made == count else f"{said} ({sweep.made:,} made now)"
+
+
+def _best_cells(sweep: Sweep) -> Table:
+    names = [axis.name for axis in sweep.request.axes]
+    beside: dict[str, Form] = {key: form for key, form in BESIDE.items() if key != sweep.objective}
+    table = _table([*names, sweep.objective, *(TITLES.get(key, key) for key in beside)])
+    sign = -1.0 if sweep.maximize else 1.0
+    ranked = sorted(
+        (cell for cell in sweep.tried if cell.value is not None),
+        key=lambda cell: (sign * (cell.value or 0.0), cell.number),
+    )
+    for cell in ranked[:CELLS_SHOWN]:
+        figures = (written(cell.figures[key], form) for key, form in beside.items())
+        table.add_row(*_point(sweep, cell), in_words(cell.value, sweep.objective), *figures)
+    return table
+
+
+def _point(sweep: Sweep, cell: CellResult) -> list[str]:
+    return [_value(cell.point[axis.name]) for axis in sweep.request.axes]
+
+
+def _value(value: object) -> str:
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _windows(sweep: Sweep) -> Table:
+    """Return what each window chose, and what that came to in the time after it."""
+    names = [axis.name for axis in sweep.request.axes]
+    table = _table(["window", *names, f"{sweep.objective}: train", "test", "test return", "trades"])
+    for span in range(len(sweep.request.spans)):
+        tested = next((of for of in sweep.cells if of.key == (span, TEST, 0)), None)
+        if tested is None:
+            table.add_row(str(span + 1), *("–" for _ in names), "–", "–", "–", "–")
+            continue
+        train = next(of for of in sweep.tried if of.span == span and of.point == tested.point
+                     and of.value is not None)  # fmt: skip
+        table.add_row(
+            str(span + 1),
+            *_point(sweep, tested),
+            in_words(train.value, sweep.objective),
+            in_words(tested.value, sweep.objective),
+            written(tested.figures.get("return"), "gain percent"),
+            written(tested.figures.get("trades"), "count"),
+        )
+    return table
+
+
+def _table(names: list[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for name in names:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _heat(sweep: Sweep, heat: Heat) -> Table:
+    """Return the heat map; of a large one the part around the best."""
+    rows = _around(heat.best[0], len(heat.rows), HEAT_ROWS)
+    columns = _around(heat.best[1], len(heat.columns), HEAT_COLUMNS)
+    table = _table([heat.y, *(heat.columns[column] for column in columns)])
+    for row in rows:
+        cells = []
+        for column in columns:
+            value = float(heat.values[row, column])
+            text = (
+                "·"
+                if np.isnan(value)
+                else in_words(value, sweep.objective).removesuffix(" %").removesuffix(" bp")
+            )
+            cells.append(f"[{text}]" if (row, column) == heat.best else text)
+        table.add_row(heat.rows[row], *map(Text, cells))
+    return table
+
+
+def _around(place: int, size: int, most: int) -> range:
+    first = max(0, min(place - most // 2, size - most))
+    return range(first, min(size, first + most))
+
+
+def luck(sweep: Sweep) -> Iterator[str]:
+    """Yield the sentences that say how much of the best cell may be luck."""
+    best = sweep.best
+    assert best is not None
+    values = [
+        cell.value for cell in sweep.tried if cell.value is not None and cell.span == best.span
+    ]
+    top, middle = (in_words(of, sweep.objective) for of in (best.value, float(np.median(values))))
+    where = " of the last window" if best.part == TRAIN else ""
+    yield f"Of {len(values):,} points{where} the best reaches {top}, the median {middle}."
+    if len(values) > 1 and min(values) == max(values):
+        yield "All points came to the same: nothing in this space moved it."
+    elif (beside := sweep.neighbours) is not None:
+        if beside.median is None:
+            yield f"All {beside.failed} points one step beside it failed."
+        else:
+            failed = f" ({beside.failed} more failed)" if beside.failed else ""
+            yield (
+                f"The {len(beside.values)} points one step beside it{failed} have the median "
+                f"{in_words(beside.median, sweep.objective)}: a peak that its neighbours do not "
+                "share is chance."
+            )
+    mean, error = best.figures["mean_day"], best.figures["mean_day_error"]
+    if mean is not None and error:
+        yield (
+            f"It earns {mean * 1e4:+.1f} ± {error * 1e4:.1f} bp a day, before one counts how many "
+            "were tried."
+        )
+    beaten = best.figures["random_beaten"]
+    if beaten is not None:
+        count = len(values)
+        yield (
+            f"It beats {beaten * 100:.0f} % of its random twins; of {count:,} points without any "
+            f"timing the luckiest beats {count / (count + 1) * 100:.0f} % on average."
+        )
+    yield from _deflated(sweep, best)
+    yield from _out_of_sample(sweep)
+
+
+def _deflated(sweep: Sweep, best: CellResult) -> Iterator[str]:
+    trials = sweep.trials.number
+    yield (
+        f"Over all sweeps {trials:,} configurations were tried on these data (counted in "
+        f"{sweep.registry})."
+    )
+    days = best.figures["days"] or 0.0
+    if days < DAYS_TO_ANNUALISE:
+        yield (f"Deflated Sharpe ratio: not said of {days:.1f} days; it takes {DAYS_TO_ANNUALISE}.")
+        return
+    if sweep.best_by_chance is None:
+        yield "No two trials have a Sharpe ratio that differs, so nothing can be deflated."
+        return
+    deflated = sweep.deflated_sharpe
+    if deflated is None:
+        yield "Its Sharpe ratio has no error, so it cannot be deflated."
+        return
+    yield (
+        f"The best of so many without skill is expected to reach a Sharpe ratio of "
+        f"{sweep.best_by_chance:.3f} a day; the probability that this one's true ratio is above "
+        f"that (the deflated Sharpe ratio) is {deflated * 100:.1f} %."
+    )
+
+
+def _out_of_sample(sweep: Sweep) -> Iterator[str]:
+    tests = [cell for cell in sweep.cells if cell.part == TEST and cell.daily]
+    if not tests:
+        return
+    daily = np.array([one for cell in tests for one in cell.daily])
+    grown = float(np.prod([1.0 + (cell.figures["return"] or 0.0) for cell in tests]) - 1.0)
+    error = "" if daily.size < 2 else f" ± {daily.std(ddof=1) / daily.size**0.5 * 1e4:.1f}"
+    yield (
+        f"Out of sample, in {len(tests)} tests after their windows: {grown * 100:+.2f} % in "
+        f"{daily.size} days, {daily.mean() * 1e4:+.1f}{error} bp a day. Believe this figure."
+    )
+
+
+def _errors(sweep: Sweep) -> Iterator[str]:
+    failed = [cell for cell in sweep.cells if cell.error]
+    for cell in failed[:ERRORS_SHOWN]:
+        point = ", ".join(f"{name} = {_value(value)}" for name, value in cell.point.items())
+        yield f"Failed: {point}: {cell.error}"
+    if len(failed) > ERRORS_SHOWN:
+        yield f"and {len(failed) - ERRORS_SHOWN:,} more failed."

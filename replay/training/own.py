@@ -1,0 +1,207 @@
+"""A user's own model judged on bars after it was trained, beside every baseline.
+
+The rule is docs/own_models.md, N11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.replay.archive.instruments import archive_instrument
+from tracepaper.replay.training import figures
+from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged, report
+from tracepaper.replay.training.explained import bars_of
+from tracepaper.replay.training.pipeline import Material
+from tracepaper.replay.training.samples import Samples
+from tracepaper.replay.training.series import Part, Segment, Split, date_ms, iso
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.types import Forecast
+
+SHARE_UNJUDGED: Final = 0.8
+"""Of the bars of a model that does not say until when it was trained: the rest is judged."""
+NORMAL: Final = 1e6
+"""Degrees of freedom at which a Student-t is a normal distribution."""
+OF_MODEL: Final = "model"
+DAYS_LEAST: Final = 30
+"""Under so many days no figure proves anything."""
+
+_NEEDS: Final[Mapping[str, frozenset[str]]] = {
+    "sign_accuracy": frozenset({"mean_return"}),
+    "ic": frozenset({"mean_return"}),
+    "rank_ic": frozenset({"mean_return"}),
+    "r_squared": frozenset({"mean_return"}),
+    "qlike": frozenset({"volatility"}),
+    "log_variance_r_squared": frozenset({"volatility"}),
+    "coverage_90": frozenset({"mean_return", "stdev_return"}),
+    "direction": frozenset({"probabilities"}),
+}
+"""What of the model each figure is of; without it the baselines stand alone, or nothing does."""
+
+
+def split_at(segments: Sequence[Segment], forecaster: UserForecaster) -> Split:
+    """Return the split of which training and test are used: before and after it was trained.
+
+    The embargo is the longest horizon, so that no label of a bar before reaches into the test.
+    """
+    said = forecaster.model.trained_until
+    if said is None:
+        times = np.sort(np.concatenate([segment.open_time_ms for segment in segments]))
+        until_ms = int(times[int(SHARE_UNJUDGED * (len(times) - 1))])
+    else:
+        until_ms = date_ms(said)
+    return Split(until_ms, until_ms + 1, until_ms + 2, max(forecaster.horizons))
+
+
+def evaluate_own(
+    forecaster: UserForecaster, material: Material, *, horizon: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the figures of the test part by horizon, and sentences about them.
+
+    Raises ``ConfigInvalid`` where no bar of that part was forecast.
+    """
+    answered = []
+    for samples in material.samples(Part.TEST):
+        rows, forecasts = _answers(forecaster, samples)
+        if len(rows):
+            answered.append((samples, rows, _predictions(samples, rows, forecasts)))
+    if not answered:
+        raise ConfigInvalid(
+            f"The model forecast no bar after {iso(material.split.train_until_ms)}; give candles "
+            "of a later time."
+        )
+    found = judged(answered, material.baselines, material.horizons)
+    by_horizon = {str(one.horizon): _figures(one, forecaster) for one in found}
+    chosen = next((one for one in found if one.horizon == horizon), found[0])
+    given: dict[str, Any] = dict(by_horizon)
+    given["gates"] = {"selective": _selective(chosen, forecaster)}
+    return given, _sentences(by_horizon, chosen.horizon, forecaster, material.split)
+
+
+def _answers(
+    forecaster: UserForecaster, samples: Samples
+) -> tuple[NDArray[np.int64], list[Forecast]]:
+    """Return the labelled rows of *samples* that were forecast with finite numbers."""
+    segment = samples.segment
+    labelled = np.flatnonzero(samples.weights.any(axis=1))
+    labelled = labelled[labelled >= forecaster.context - 1]
+    if not len(labelled):
+        return labelled, []
+    start, stop = int(labelled[0]) - forecaster.context + 1, int(labelled[-1]) + 1
+    forecaster.scale([archive_instrument(segment.candles)])
+    forecaster.warm(segment.candles.instrument, [])
+    bars = bars_of(segment, start, stop)
+    said = forecaster.scan(bars) if forecaster.causal else [forecaster.step(bar) for bar in bars]
+    known = [(row, one) for row in labelled.tolist() if (one := said[row - start]) is not None]
+    usable = [(row, one) for row, one in known if _is_usable(one, forecaster)]
+    return np.array([row for row, _ in usable], dtype=np.int64), [one for _, one in usable]
+
+
+def _is_usable(forecast: Forecast, forecaster: UserForecaster) -> bool:
+    """Return whether the columns that the model gives are there and finite."""
+    columns = [getattr(forecast, name) for name in _columns(forecaster)]
+    return all(column and np.isfinite(column).all() for column in columns)
+
+
+def _columns(forecaster: UserForecaster) -> list[str]:
+    found: list[str] = [
+        name
+        for name in ("mean_return", "stdev_return", "volatility")
+        if name in forecaster.measures
+    ]
+    if "probabilities" in forecaster.measures:
+        found += ["p_down", "p_flat", "p_up"]
+    return found
+
+
+def _predictions(
+    samples: Samples, rows: NDArray[np.int64], forecasts: Sequence[Forecast]
+) -> Predictions:
+    """Return the forecasts in units of σ √h; what is not given is zero, and left out later."""
+    shape = (len(rows), len(samples.horizons))
+    root = samples.segment.sigma[rows][:, None] * np.sqrt(samples.horizons)
+
+    def column(name: str) -> Array:
+        found = np.array([getattr(one, name) for one in forecasts], dtype=np.float64)
+        return found if found.shape == shape else np.zeros(shape)
+
+    shares = np.stack([column(name) for name in ("p_down", "p_flat", "p_up")], axis=-1)
+    return Predictions(
+        mean=(column("mean_return") / root).astype(np.float32),
+        scale=(column("stdev_return") / root).astype(np.float32),
+        dof=np.full(shape, NORMAL, dtype=np.float32),
+        logits=np.log(np.maximum(shares, 1e-9)).astype(np.float32),
+        variance=((column("volatility") / root) ** 2).astype(np.float32),
+    )
+
+
+def _figures(found: HorizonForecasts, forecaster: UserForecaster) -> dict[str, Any]:
+    """Return one horizon's figures without those of what the model does not give."""
+    every = report(found, temperature=1.0, slope=1.0)
+    kept: dict[str, Any] = {"bars": every["bars"], "days": every["days"]}
+    for name, needs in _NEEDS.items():
+        figure, is_given = every[name], needs <= forecaster.measures
+        if isinstance(figure, dict) and "network" in figure:
+            figure = {key: pair for key, pair in figure.items() if key != "calibrated"}
+            own = figure.pop("network")
+            kept[name] = {OF_MODEL: own, **figure} if is_given else figure
+        elif is_given:
+            kept[name] = figure
+    return kept
+
+
+def _selective(found: HorizonForecasts, forecaster: UserForecaster) -> dict[str, Any]:
+    """Return what accuracy the surest bars gain, by the measures of the gates it has."""
+    if "mean_return" in forecaster.measures:
+        side = found.mean
+    elif "probabilities" in forecaster.measures:
+        side = (found.logits[:, 2] - found.logits[:, 0]).astype(np.float64)
+    else:
+        return {}
+    hit = np.where(side == 0, 0.5, np.sign(side) == np.sign(found.value)).astype(np.float64)
+    measures: dict[str, Array] = {}
+    if "mean_return" in forecaster.measures:
+        measures["edge"] = np.abs(found.mean)
+    if "probabilities" in forecaster.measures:
+        shares = figures.probabilities(found.logits, 1.0)
+        measures["direction"] = np.maximum(shares[:, 0], shares[:, 2]) / (
+            shares[:, 0] + shares[:, 2]
+        )
+    return figures.table(hit, measures, found.days)
+
+
+def _sentences(
+    by_horizon: Mapping[str, Mapping[str, Any]],
+    horizon: int,
+    forecaster: UserForecaster,
+    split: Split,
+) -> list[str]:
+    chosen = by_horizon[str(horizon)]
+    until = iso(split.train_until_ms)
+    if forecaster.model.trained_until is None:
+        when = (
+            f"The class does not say until when it was trained (trained_until): the bars after "
+            f"{until} were judged, and they flatter a model that saw them."
+        )
+    else:
+        when = f"Judged on bars after {until}, until which its class says that it was trained."
+    found = [when]
+    if "mean_return" in forecaster.measures:
+        value, error = chosen["sign_accuracy"][OF_MODEL]
+        found.append(
+            f"At {horizon} bars it named the sign of the return in {value:.1%} of "
+            f"{chosen['bars']:,} bars (± {100 * error:.1f} by {chosen['days']} days); half is "
+            "chance."
+        )
+    missing = sorted({"mean_return", "stdev_return", "probabilities", "volatility"})
+    if left := [name for name in missing if name not in forecaster.measures]:
+        found.append(f"It gives no {', '.join(left)}: their figures are left out.")
+    found.append("It has no attention: nothing is said of entropy, shift and regimes.")
+    if chosen["days"] < DAYS_LEAST:
+        found.append(f"So few days ({chosen['days']}) prove nothing.")
+    return found

@@ -1,0 +1,195 @@
+"""What sweeps keep: the cells of one, so that it can go on, and the registry of all trials.
+
+Both are SQLite files of their own, apart from any run's record: nothing is traded by them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+REGISTRY_VARIABLE: Final = "TRACEPAPER_TRIALS"
+BUSY_S: Final = 20.0
+_SWEEP_ID: Final = 0x74705357
+_TRIALS_ID: Final = 0x7470544C
+
+_SWEEP: Final = """
+CREATE TABLE sweep (one INTEGER PRIMARY KEY CHECK (one = 1), content TEXT NOT NULL) STRICT;
+CREATE TABLE cells (
+  span INTEGER NOT NULL, part TEXT NOT NULL, number INTEGER NOT NULL, content TEXT NOT NULL,
+  PRIMARY KEY (span, part, number)
+) STRICT;
+"""
+_TRIALS: Final = """
+CREATE TABLE trials (
+  data_sha256 TEXT NOT NULL, trial_sha256 TEXT NOT NULL, strategy TEXT NOT NULL,
+  sharpe_day REAL, days REAL, at_ms INTEGER NOT NULL,
+  PRIMARY KEY (data_sha256, trial_sha256)
+) STRICT;
+"""
+
+CellKey = tuple[int, str, int]
+"""Of one run of a sweep: its span, the part of it (whole, train or test), and its number."""
+
+
+class Trials(NamedTuple):
+    """What was tried on the same data: how often, and the Sharpe ratios a day of those with one."""
+
+    number: int
+    sharpe_day: tuple[float, ...]
+
+
+class SweepFile:
+    """The cells of one sweep in *path*, or in memory where that is None; one process at a time.
+
+    *header* says what the sweep is. A file that holds another sweep is refused with the first
+    thing that differs; one that holds this one goes on.
+    """
+
+    def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
+        self.path = path
+        wanted = json.loads(json.dumps(header))
+        self._db = _opened(path, _SWEEP_ID, "sweep", _SWEEP)
+        with _told(path):
+            # Until it is closed: two processes would make every run twice.
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._db.execute("BEGIN EXCLUSIVE")
+            row = self._db.execute("SELECT content FROM sweep").fetchone()
+            if row is None:
+                self._db.execute("INSERT INTO sweep VALUES (1, ?)", (json.dumps(wanted),))
+            self._db.commit()
+        if row is not None and (held := json.loads(row[0])) != wanted:
+            self.close()
+            other = next(name for name in wanted if held.get(name) != wanted[name])
+            raise ConfigInvalid(
+                f"{path} holds a sweep with another {other.replace('_', ' ')}; name another file, "
+                "or give what that sweep was given."
+            )
+
+    def cells(self) -> Iterator[tuple[CellKey, dict[str, Any]]]:
+        """Yield every cell that is stored, in order."""
+        rows = self._db.execute(
+            "SELECT span, part, number, content FROM cells ORDER BY span, part DESC, number"
+        )
+        for span, part, number, content in rows.fetchall():
+            yield (span, part, number), json.loads(content)
+
+    def store(self, key: CellKey, content: Mapping[str, Any]) -> None:
+        """Keep one cell, at once."""
+        with _told(self.path):
+            self._db.execute("INSERT INTO cells VALUES (?, ?, ?, ?)", (*key, json.dumps(content)))
+            self._db.commit()
+
+    def close(self) -> None:
+        """Let another process go on with it."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        """Return the file itself."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close it."""
+        self.close()
+
+
+class TrialRegistry:
+    """Every trial of every sweep, by the data it was made on; each counts once.
+
+    A trial is one configuration of one strategy, whichever sweep made it and however often.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = registry_path() if path is None else path
+        with _told(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = _opened(self.path, _TRIALS_ID, "registry of trials", _TRIALS)
+
+    def add(
+        self,
+        data_sha256: str,
+        trial_sha256: str,
+        *,
+        strategy: str,
+        sharpe_day: float | None,
+        days: float | None,
+        at_ms: int,
+    ) -> None:
+        """Count one trial, unless it was counted before."""
+        row = (data_sha256, trial_sha256, strategy, sharpe_day, days, at_ms)
+        with _told(self.path):
+            self._db.execute("INSERT OR IGNORE INTO trials VALUES (?, ?, ?, ?, ?, ?)", row)
+            self._db.commit()
+
+    def trials(self, data_sha256: str) -> Trials:
+        """Return what was tried on the data of this hash."""
+        rows = self._db.execute(
+            "SELECT sharpe_day FROM trials WHERE data_sha256 = ? ORDER BY trial_sha256",
+            (data_sha256,),
+        ).fetchall()
+        return Trials(len(rows), tuple(value for (value,) in rows if value is not None))
+
+    def __enter__(self) -> Self:
+        """Return the registry itself."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close it."""
+        self._db.close()
+
+
+def registry_path() -> Path:
+    """Return where all sweeps of this user are counted (docs/python.md, Y17)."""
+    if named := os.environ.get(REGISTRY_VARIABLE):
+        return Path(named)
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "tracepaper" / "trials.db"
+
+
+def _opened(path: Path | None, application: int, what: str, tables: str) -> sqlite3.Connection:
+    """Open *path*, make its tables where it is new, and refuse a file that is something else."""
+    with _told(path):
+        db = sqlite3.connect(":memory:" if path is None else path, timeout=BUSY_S)
+    try:
+        with _told(path):
+            db.execute("BEGIN IMMEDIATE")
+            (found,) = db.execute("PRAGMA application_id").fetchone()
+            (held,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if not held and not found:
+                for statement in tables.split(";\n"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA application_id = {application}")
+                found = application
+            db.commit()
+    except BaseException:
+        db.close()
+        raise
+    if found != application:
+        db.close()
+        raise DataInvalid(f"{path} is no {what}; name another file.")
+    return db
+
+
+@contextmanager
+def _told(path: Path | None) -> Iterator[None]:
+    """Say in one sentence why *path* cannot be used."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if "locked" in str(error):
+            raise ConfigInvalid(
+                f"{path} is in use by another sweep; wait for it, or name another file."
+            ) from None
+        raise ConfigInvalid(f"{path} cannot be used ({error}); name another file.") from None
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{path} cannot be used ({error.strerror}); name another file, or for the registry "
+            f"of trials set {REGISTRY_VARIABLE}."
+        ) from None

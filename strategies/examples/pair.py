@@ -1,0 +1,57 @@
+"""``Pair``: two prices that belong together, one bought and the other sold when they part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.portfolio import PortfolioStrategy
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.types import Action
+
+
+class Pair(PortfolioStrategy):
+    """Trade the z-score of the log price ratio of the run's first two symbols.
+
+    Above ``enter`` the first is sold and the second bought, below ``-enter`` the other way round,
+    inside ``leave`` both are closed; in between everything stays as it is. The score is that of
+    the newest close among the last ``window`` at which both had a bar, by their deviation.
+    """
+
+    def __init__(self, options: Mapping[str, float]) -> None:
+        self.warmup = int(options.get("window", 240))
+        self._enter = float(options.get("enter", 2.0))
+        self._leave = float(options.get("leave", 0.5))
+        if not self._leave < self._enter:
+            raise ValueError(f"leave {self._leave:g} must be under enter {self._enter:g}")
+
+    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal]:
+        """Answer for both, where both have closed."""
+        first, second = self.symbols[:2]
+        if not {first, second} <= now.keys():
+            return {}
+        score = _score(now[first], now[second])
+        if abs(score) > self._enter:
+            dear, cheap = (first, second) if score > 0 else (second, first)
+            return {
+                dear: Signal(Action.SHORT, "dear beside the other"),
+                cheap: Signal(Action.LONG, "cheap beside the other"),
+            }
+        if abs(score) < self._leave:
+            both = Signal(Action.FLAT, "the two belong together again")
+            return {first: both, second: both}
+        return {}
+
+
+def _score(first: Outlook, second: Outlook) -> float:
+    """Return the newest log price ratio in deviations from its mean; 0 where it never moved."""
+    one, two = first.history, second.history
+    prices, others = one.close, two.close
+    if not np.array_equal(one.time, two.time):  # a bar that one of them lacks is left out
+        _, at, there = np.intersect1d(one.time, two.time, return_indices=True)
+        prices, others = prices[at], others[there]
+    ratio = np.log(prices / others)
+    deviation = float(ratio.std())
+    return float(ratio[-1] - ratio.mean()) / deviation if deviation > 0 else 0.0

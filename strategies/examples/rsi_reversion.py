@@ -1,0 +1,72 @@
+"""``RsiReversion``: buys what fell too fast, under a stop, and pauses after losses in a row.
+
+An example of declared state, notes and protection (docs/protection.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from tracepaper.strategies.indicators import rsi
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Percent, Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action
+
+
+class Losses(Struct):
+    """What no window of bars rebuilds."""
+
+    bought_at: float = 0.0  # the close at which it signalled to buy; 0 while it is out
+    streak: int = 0  # losses in a row
+    pause: int = 0  # bars without an entry that are left
+
+
+class RsiReversion(Strategy):
+    """Long where the RSI is low, flat where it has recovered; a stop bounds each loss.
+
+    ``stop`` is in per cent of the entry price; after ``losses`` in a row nothing is bought for
+    ``pause`` bars. The losses are its own estimate, by closes and lows: it need not see the
+    account, so its decisions are the same on any account.
+    """
+
+    State = Losses
+    state: Losses
+
+    def __init__(self, options: Mapping[str, float]) -> None:
+        self._bars = int(options.get("bars", 14))
+        self._low, self._high = options.get("low", 30), options.get("high", 55)
+        self._stop = options.get("stop", 0.5)
+        self._losses, self._pause = int(options.get("losses", 3)), int(options.get("pause", 60))
+        self.warmup = 4 * self._bars
+
+    def decide(self, now: Outlook) -> Signal:
+        """Say what to hold, with the RSI as a note."""
+        strength = float(rsi(now.history.close, self._bars, window=self.warmup)[-1])
+        said = {"rsi": strength, "streak": self.state.streak}
+        self._count(now, strength)
+        if self.state.pause:
+            return Signal(Action.FLAT, "pauses after losses in a row", note=said)
+        if strength > self._high:
+            return Signal(Action.FLAT, "recovered", note=said)
+        if strength < self._low:
+            self.state.bought_at = self.state.bought_at or now.close
+            return Signal(Action.LONG, "fell too fast", stop=Percent(self._stop), note=said)
+        return Signal(Action.HOLD, "in between", note=said)
+
+    def _count(self, now: Outlook, strength: float) -> None:
+        """Count losses in a row and the bars of the pause that follows them."""
+        state = self.state
+        state.pause = max(state.pause - 1, 0)
+        if not state.bought_at:
+            return
+        stopped = now.low < state.bought_at * (1 - self._stop / 100)
+        if not stopped and strength <= self._high:
+            return
+        lost = stopped or now.close < state.bought_at
+        state.streak = state.streak + 1 if lost else 0
+        state.bought_at = 0.0
+        if state.streak >= self._losses:
+            state.streak, state.pause = 0, self._pause

@@ -1,0 +1,29 @@
+"""``Trend``: hold what stands above its average, with a size that keeps the risk even.
+
+The size is the configuration's: ``strategies/examples/trend.toml`` asks for a target volatility
+from closed bars. Neither was fitted to anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action
+
+
+class Trend(Strategy):
+    """Long while the close stands above the mean of the last ``bars`` closes, else flat."""
+
+    def __init__(self, options: Mapping[str, int]) -> None:
+        self.warmup = options.get("bars", 672)
+
+    def decide(self, now: Outlook) -> Signal:
+        """Compare the close with the mean of the history."""
+        mean = now.history.close.mean()
+        note = {"mean": float(mean)}
+        if now.close > mean:
+            return Signal(Action.LONG, "above the mean", note=note)
+        return Signal(Action.FLAT, "not above the mean", note=note)

@@ -1,0 +1,246 @@
+"""Lists of orders at the gates, before the operator, and in what a feed has to hand on."""
+
+from typing import Any
+
+import pytest
+from builders import MINUTE, bar, instrument, quote
+from msgspec.structs import replace
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.storage.digest import DecisionHash, canonical_bar
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Cancel, OrderRequest, Orders, Signal, buy, sell
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import (
+    Action,
+    Category,
+    Command,
+    CommandKind,
+    FillModel,
+    OrderRole,
+    OrderStatus,
+    Step,
+)
+
+KEY = "linear:BTCUSDT"
+
+
+class Says(Strategy):
+    """Answers what it was told to, one after the other; then it holds."""
+
+    warmup = 1
+    gates = Strategy.gates | {"direction"}
+    twins = ("ungated",)
+    answers: tuple[Orders | Signal, ...] = ()
+
+    def __init__(self) -> None:
+        self._left = list(self.answers)
+
+    def decide(self, now: Outlook) -> Orders | Signal:
+        return self._left.pop(0) if self._left else Signal(Action.HOLD, "done")
+
+
+def engine(
+    *answers: Orders | Signal,
+    execution: FillModel = FillModel.NEXT_OPEN,
+    gates: frozenset[str] = Strategy.gates,
+    **sections: dict[str, Any],
+) -> Engine:
+    made = type("Told", (Says,), {"answers": answers, "gates": gates})
+    return build_engine(
+        load(None, {"strategy": {"name": "sma_cross"}, **sections}),
+        [instrument()],
+        execution=execution,
+        period_start_ms=0,
+        forecaster=None,
+        strategies={"BTCUSDT": made()},
+    )
+
+
+def step(machine: Engine, index: int, close: int = 10_000, **more: Any) -> Step:
+    return machine.step(bar(close, index=index, **more), None)
+
+
+def listed(*requests: OrderRequest | Cancel) -> Orders:
+    return Orders(requests, "listed")
+
+
+def held_by(machine: Engine) -> int:
+    position = machine.step(bar(10_000, index=10_000), None).position
+    assert position is not None
+    return position.quantity
+
+
+def test_a_list_that_passes_is_an_orders_decision_without_a_target() -> None:
+    machine = engine(listed(buy(1), sell(1, limit=101)))
+    decided = step(machine, 0)
+    assert decided.decision is not None
+    assert (decided.decision.action, decided.decision.target_quantity) == (Action.ORDERS, None)
+    assert [order.order_id for order in decided.orders] == ["0-0", "0-1"]
+    met = step(machine, 1)
+    assert [fill.model for fill in met.fills] == [FillModel.NEXT_OPEN]
+    assert met.decision is not None
+    assert (met.decision.action, met.decision.target_quantity) == (Action.HOLD, 1_000)
+    assert step(machine, 2).orders == ()  # HOLD leaves what the list reached
+
+
+def test_judgement_refuses_entries_and_lets_through_what_only_reduces() -> None:
+    """Direction fails without a forecast: entries pass all gates, others skip judgement."""
+    gates = Strategy.gates | {"direction"}
+    entries = listed(buy(1))
+    machine = engine(entries, listed(buy(1), sell(1, reduce_only=True), Cancel("a")), gates=gates)
+    first = step(machine, 0)
+    assert first.decision is not None
+    assert (first.decision.action, first.decision.refused_by) == (Action.HOLD, "direction")
+    assert first.orders == ()
+    _plant(machine, buy(1, limit=99, tag="a"))
+    second = step(machine, 1)
+    assert second.decision is not None
+    assert (second.decision.action, second.decision.allowed) == (Action.ORDERS, False)
+    assert second.decision.reason == "refused by direction"
+    assert [order.status for order in second.orders] == [
+        OrderStatus.CANCELED,
+        OrderStatus.REJECTED,  # there is no position to reduce; the entry is not even asked for
+    ]
+
+
+def _plant(machine: Engine, request: OrderRequest) -> None:
+    """Let the order of *request* rest in *machine*, as a run that was taken over left it."""
+    (order,) = step(engine(listed(request)), 0).orders
+    state = machine.state()
+    book = state.account.books[KEY]
+    books = {KEY: replace(book, orders=replace(book.orders, others=(order,)))}
+    machine.restore(
+        replace(state, account=replace(state.account, books=books)), next_sequence=machine.sequence
+    )
+
+
+def test_the_twin_sends_the_whole_list_whatever_judgement_says() -> None:
+    machine = engine(listed(buy(1)), gates=Strategy.gates | {"direction"})
+    step(machine, 0)
+    (twin,) = step(machine, 1).twins
+    assert [fill.quantity for fill in twin.fills] == [1_000]
+    assert twin.position.quantity == 1_000
+
+
+def test_integrity_refuses_the_whole_list() -> None:
+    machine = engine(listed(buy(1)), listed(), listed(sell(1, reduce_only=True)))
+    step(machine, 0)
+    step(machine, 1)
+    machine.step(Command(CommandKind.HALT, "", 0, 0), None)
+    halted = step(machine, 2)
+    assert halted.decision is not None
+    assert (halted.decision.action, halted.decision.refused_by) == (Action.HOLD, "operator")
+    assert halted.orders == ()
+
+
+def test_a_limit_of_risk_counts_all_that_rests_and_is_asked_for() -> None:
+    rich = listed(buy(6, limit=99, tag="a"), buy(6, limit=98, tag="b"))
+    machine = engine(
+        listed(buy(6, limit=99, tag="a")), rich, listed(sell(1, reduce_only=True)),
+        risk={"max_notional": "1000"},
+    )  # fmt: skip
+    assert len(step(machine, 0).orders) == 1
+    second = step(machine, 1)
+    assert second.decision is not None
+    assert second.decision.refused_by == "risk.notional"
+    assert len(step(machine, 2).orders) == 1  # it only reduces: it is asked for, and refused
+
+
+def test_each_order_of_a_list_counts_among_those_of_the_hour() -> None:
+    two = listed(buy(1, limit=99), buy(1, limit=98))
+    machine = engine(two, two, risk={"max_hourly_orders": 2})
+    assert len(step(machine, 0).orders) == 2
+    second = step(machine, 1)
+    assert second.decision is not None
+    assert second.decision.refused_by == "risk.hourly_orders"
+
+
+def test_a_request_that_replaces_is_not_counted_twice() -> None:
+    same = listed(buy(6, limit=99, tag="a"))
+    machine = engine(same, listed(buy(6, limit=98, tag="a")), risk={"max_notional": "1000"})
+    step(machine, 0)
+    second = step(machine, 1)
+    assert second.decision is not None
+    assert second.decision.allowed
+
+
+def test_halt_takes_back_what_could_open_and_flatten_takes_back_all() -> None:
+    machine = engine(listed(buy(1)), listed(buy(1, limit=99), sell(1, limit=101, reduce_only=True)))
+    step(machine, 0)
+    step(machine, 1)
+    (opening,) = machine.step(Command(CommandKind.HALT, "", 0, 0), None).orders
+    assert (opening.price, opening.status, opening.reason) == (
+        9_900, OrderStatus.CANCELED, "HALT",
+    )  # fmt: skip
+    reducing, closing = machine.step(Command(CommandKind.FLATTEN, "", 0, 0), None).orders
+    assert (reducing.status, closing.role) == (OrderStatus.CANCELED, OrderRole.COMMAND)
+    assert held_by(machine) == 0
+
+
+def test_on_spot_a_sale_by_list_may_only_reduce() -> None:
+    made = type("Told", (Says,), {"answers": (listed(sell(1)),), "gates": Strategy.gates})
+    machine = build_engine(
+        load(None, {"strategy": {"name": "sma_cross"}, "market": {"category": "spot"}}),
+        [instrument(category=Category.SPOT)],
+        execution=FillModel.NEXT_OPEN, period_start_ms=0, forecaster=None,
+        strategies={"BTCUSDT": made()},
+    )  # fmt: skip
+    (order,) = machine.step(bar(10_000, instrument_id="spot:BTCUSDT"), None).orders
+    assert order.reduce_only
+    assert order.status is OrderStatus.REJECTED
+
+
+# ---------------------------------------------------------------- what a list is hashed by
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        buy(1.5, limit=100), sell(1, limit=100), buy(1, limit=101), buy(1, limit=100, tag="a"),
+        buy(1, limit=100, until=5), buy(1, limit=100, post_only=True), buy(1, stop=100),
+        buy(1, limit=100, reduce_only=True), Cancel(),
+    ],
+)  # fmt: skip
+def test_all_that_a_request_asks_for_counts_and_its_reason_does_not(
+    other: OrderRequest | Cancel,
+) -> None:
+    decided = step(engine(listed(buy(1))), 0).decision
+    assert decided is not None
+    canonical = canonical_bar(bar(10_000), instrument())
+
+    def digest(request: OrderRequest | Cancel) -> bytes:
+        return DecisionHash(instrument()).digest(canonical, None, decided, (request,))
+
+    one = digest(buy(1, limit=100))
+    assert digest(buy(1.0, limit=100.0, reason="another")) == one
+    assert digest(other) != one
+
+
+# ---------------------------------------------------------------- what a feed has to hand on
+
+
+def test_only_quotes_that_can_change_a_resting_limit_or_stop_are_events() -> None:
+    machine = engine(
+        listed(buy(1, limit=99), sell(1, stop=98, until=3 * MINUTE + bar().open_time_ms)),
+        execution=FillModel.QUOTE,
+        gate={"stale_ms": 10**9},
+    )
+    close = bar().close_time_ms
+    machine.step(quote(9_990, 10_000, at_ms=close - 1), None)
+    step(machine, 0)
+    arrives = quote(9_990, 10_000, at_ms=close + 100)
+    assert machine.quote_from_ms(arrives) == close + 100
+    assert {order.status for order in machine.step(arrives, None).orders} == {OrderStatus.ACCEPTED}
+
+    def matters(bid: int, ask: int, after_ms: int = 200) -> bool:
+        return machine.quote_from_ms(quote(bid, ask, at_ms=close + after_ms)) is not None
+
+    assert not matters(9_990, 10_000)
+    assert not matters(9_890, 9_900)  # at the limit, not through it
+    assert matters(9_880, 9_890)
+    assert matters(9_800, 9_900)  # the bid touches the stop
+    assert not matters(9_810, 9_900)
+    assert matters(9_990, 10_000, after_ms=2 * MINUTE)  # the stop's time is over

@@ -1,0 +1,160 @@
+"""Twins that depend on the run: a gate by chance, and as much held as the run itself held."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from builders import bars, forecast, instrument
+from fakes import FixedForecaster
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.engine.twins import TwinBasis
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.strategies.types import Action, Bar, Calibration, FillModel, Forecast, Step
+
+CALIBRATION = Calibration(
+    {
+        name: tuple(index / 100 for index in range(1, 100))
+        for name in ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
+    },
+    {30: 1.0},
+    0.0,
+)
+CASH = 1_000_000 * 10**10
+BARS = bars(600, seed=4)
+
+
+def attention(twins: list[str], on_refusal: str = "hold") -> Engine:
+    """Return an engine whose gate ``direction`` alone refuses what :func:`said` answers."""
+    gates = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "direction": "0.7"}
+    sections: dict[str, dict[str, Any]] = {
+        "strategy": {"name": "attention", "twins": twins},
+        "gate": {**gates, "edge": "0.0001", "on_refusal": on_refusal},
+        "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
+        "sizing": {"mode": "notional", "notional": "200000"},
+        "account": {"cash": "1000000"},
+    }
+    return build_engine(
+        load(None, sections),
+        [instrument()],
+        execution=FillModel.NEXT_OPEN,
+        period_start_ms=0,
+        forecaster=FixedForecaster(lambda _seen: None, calibration=CALIBRATION),
+    )
+
+
+def said() -> list[Forecast]:
+    """Return an answer for each bar: up or down, and sure enough in four of ten."""
+    rng = random.Random(2)
+    answers = []
+    for _ in BARS:
+        likely = 0.6 if rng.random() < 0.4 else 0.4
+        up = rng.random() < 0.5
+        odds = (likely, 0.2) if up else (0.2, likely)
+        answers.append(forecast(0.002 if up else -0.002, p_up=odds[0], p_down=odds[1]))
+    return answers
+
+
+def stepped(machine: Engine, first: int = 0, until: int = len(BARS)) -> list[Step]:
+    pairs = list(zip(BARS, said(), strict=True))[first:until]
+    return [machine.step(bar, answer) for bar, answer in pairs]
+
+
+def quantity(step: Step, twin: str) -> int:
+    return next(one.position.quantity for one in step.twins if one.twin == twin)
+
+
+def drawn(bar: Bar) -> float:
+    text = f"1:{bar.instrument}:{bar.open_time_ms}:0"
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+@pytest.mark.parametrize("on_refusal", ["hold", "flat"])
+def test_the_gate_by_chance_lets_through_as_often_as_the_run_s_gates_did(on_refusal: str) -> None:
+    steps = stepped(attention(["ungated", "random_gate"], on_refusal))
+    judged = passed = let_through = followed = 0
+    for step, after in itertools.pairwise(steps):
+        assert isinstance(step.event, Bar)
+        assert step.decision is not None
+        if step.decision.refused_by == "warm":
+            continue
+        passes = judged == 0 or drawn(step.event) * judged < passed
+        judged += 1
+        passed += step.decision.refused_by is None
+        let_through += passes
+        wanted = quantity(after, "ungated")  # filled at the next open, whatever was decided
+        if passes:
+            assert (quantity(after, "random_gate") > 0) is (wanted > 0)
+            followed += quantity(after, "random_gate") != quantity(step, "random_gate")
+        elif on_refusal == "flat":
+            assert quantity(after, "random_gate") == 0
+        elif quantity(after, "random_gate") != quantity(step, "random_gate"):
+            assert quantity(after, "random_gate") == 0  # it outlived its horizon
+    assert 0.3 < passed / judged < 0.5
+    assert let_through / judged == pytest.approx(passed / judged, abs=0.05)
+    assert followed > 50
+    assert {one.decision.action for one in steps if one.decision} >= {Action.LONG, Action.SHORT}
+
+
+def test_buy_and_hold_holds_what_the_run_held_so_far_in_the_mean() -> None:
+    steps = stepped(attention(["buy_and_hold"]))
+    exposures: list[float] = []
+    standing = trades = 0
+    for step, after in itertools.pairwise(steps):
+        assert isinstance(step.event, Bar)
+        assert step.decision is not None
+        assert step.position is not None
+        if step.decision.refused_by != "warm":
+            mean = sum(exposures) / len(exposures)
+            size = CASH * int(mean * 10**9) // 10**9 // (step.event.close * 10**5)
+            if size and (not standing or abs(size - standing) > standing // 4):
+                trades += 1
+                standing = size
+        assert quantity(after, "buy_and_hold") == standing
+        value = abs(step.position.quantity) * step.event.close * 10**5
+        exposures.append(value / step.account.equity)
+    assert 1 < trades < 40
+    assert standing > 0
+
+
+@pytest.mark.parametrize("cut", [40, 333, 590])
+def test_a_restart_counts_what_came_after_the_stored_state(cut: int) -> None:
+    twins = ["random_gate", "buy_and_hold"]
+    whole = stepped(attention(twins))
+    before = whole[:cut]
+    stored = max(place for place, step in enumerate(before) if step.state is not None)
+    again = attention(twins)
+    state = before[stored].state
+    assert state is not None
+    again.restore(decode_state(state), next_sequence=cut)
+    for one in BARS[max(cut - 60, 0) : cut]:
+        again.recall(one)
+    for step in before[stored:]:
+        again.count(step)
+    machine = attention(twins)
+    stepped(machine, until=cut)
+    assert again.state().bases == machine.state().bases
+    assert machine.state().bases["linear:BTCUSDT"].bars == cut
+
+
+def test_nothing_is_counted_unless_a_twin_depends_on_it() -> None:
+    machine = attention(["ungated"])
+    assert not machine.counts_itself
+    stepped(machine, until=50)
+    assert machine.state().bases == {}
+
+
+def test_chance_is_a_function_of_the_bar_alone() -> None:
+    half = TwinBasis(100, 100, 50)
+    passes = [half.passes("linear:BTCUSDT", 60_000 * minute) for minute in range(4_000)]
+    assert sum(passes) == pytest.approx(2_000, abs=130)
+    assert passes == [half.passes("linear:BTCUSDT", 60_000 * minute) for minute in range(4_000)]
+    assert passes != [half.passes("linear:ETHUSDT", 60_000 * minute) for minute in range(4_000)]
+    assert all(TwinBasis(9, 9, 9).passes("linear:BTCUSDT", minute) for minute in range(100))
+    assert not any(TwinBasis(9, 9, 0).passes("linear:BTCUSDT", minute) for minute in range(100))

@@ -1,0 +1,235 @@
+"""Several symbols and higher frames live, on the embedded exchange: decided, stored, restarted."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from several_live import MINUTE, SPEED, Live, check_record, trading
+
+from tracepaper.daemon.bybit import maintenance
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage.retention import prune
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action, Category, FrameBar, InstrumentChange
+
+SEEN: dict[int, tuple[list[int], list[float]]] = {}
+"""By time: when the quarters had closed that a question saw, and their closes."""
+
+
+class Quarters(Strategy):
+    """Long above the mean of the last quarters of an hour."""
+
+    warmup = 3
+    frames = ("15",)
+    frames_warmup = {"15": 6}  # noqa: RUF012 - as a user writes it
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._options = options
+
+    def decide(self, now: Outlook) -> Signal:
+        quarters = now.frame("15")
+        SEEN[now.time] = quarters.time.tolist(), quarters.close.tolist()
+        return Signal(
+            Action.LONG if now.close > quarters.close.mean() else Action.FLAT, "as they say"
+        )
+
+
+def walk(seed: int, symbol: str, count: int = 400) -> Candles:
+    return made_candles(walk_rows(count, seed=seed), symbol=symbol)
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(query).fetchall()
+
+
+async def test_frames_are_warmed_from_the_exchange_and_are_the_same_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    data = walk(1, "BTCUSDT")
+    served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=SPEED)
+    strategy = {"name": f"{__name__}:Quarters"}
+    sections: Mapping[str, Any] = {"strategy": strategy, "market": {"symbols": ["BTCUSDT"]}}
+    path = tmp_path / "frames.db"
+    SEEN.clear()
+    async with EmbeddedExchange(served) as exchange:
+        for bars in (5, 12):
+            async with trading(exchange, path, **sections) as live:
+                await live.listening(3)
+                for _ in range(bars):
+                    await live.close_bar({"BTCUSDT"})
+        frame_bars = [step.event for step in live.steps if isinstance(step.event, FrameBar)]
+    assert frame_bars == []  # the run's own record had them
+    taken = rows(path, "SELECT count(*) FROM v_events WHERE kind = 'frame_bar'")
+    assert taken == [(6,)]
+    assert check_record(path) == 17
+    every = data.open_time_ms[14::15] + MINUTE
+    closes = data.close[14::15] / 10
+    assert len(SEEN) == 17
+    for at, (times, values) in SEEN.items():
+        newest = int(np.searchsorted(every, at, side="right"))
+        assert times == every[newest - 6 : newest].tolist()
+        assert values == closes[newest - 6 : newest].tolist()
+
+
+HOUR = 60 * MINUTE
+
+
+class Pairs(Strategy):
+    """Looks further back on its frame than a prune keeps bars."""
+
+    warmup = 3
+    frames = ("120",)
+    frames_warmup = {"120": 20}  # noqa: RUF012 - as a user writes it
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._options = options
+
+    def decide(self, now: Outlook) -> Signal:
+        pairs = now.frame("120")
+        SEEN[now.time] = pairs.time.tolist(), pairs.close.tolist()
+        return Signal(Action.FLAT, "as they say")
+
+
+async def test_after_a_prune_frames_are_asked_for_anew_where_own_bars_are_gone(
+    tmp_path: Path,
+) -> None:
+    data = made_candles(walk_rows(200), interval_ms=HOUR)
+    served = ExchangeSettings(candles=(data,), manual=True, start=100, speed=SPEED)
+    strategy = {"name": f"{__name__}:Pairs"}
+    market = {"symbols": ["BTCUSDT"], "interval": "60"}
+    sections: Mapping[str, Any] = {"strategy": strategy, "market": market}
+    path = tmp_path / "frames.db"
+    SEEN.clear()
+    async with EmbeddedExchange(served) as exchange:
+        for bars in (36, 4):
+            async with trading(exchange, path, **sections) as live:
+                await live.listening(3)
+                for _ in range(bars):
+                    await live.close_bar({"BTCUSDT"}, HOUR)
+            if bars == 36:
+                (pruned,) = prune(path, keep_days=1, pruned_at_ms=5)
+                assert pruned.steps > 36
+    every, closes = data.open_time_ms[1::2] + HOUR, data.close[1::2] / 10
+    assert len(SEEN) == 40
+    for at, (times, values) in SEEN.items():
+        newest = int(np.searchsorted(every, at, side="right"))
+        assert times == every[newest - 20 : newest].tolist()
+        assert values == closes[newest - 20 : newest].tolist()
+
+
+FIFTY = tuple(f"S{number:02}USDT" for number in range(50))
+STALLED, HALTED, GONE = "S07USDT", "S08USDT", "S09USDT"
+OTHERS = set(FIFTY) - {STALLED, HALTED, GONE}
+
+
+def silence(exchange: EmbeddedExchange, *symbols: str) -> None:
+    """Send no more candles of *symbols*."""
+    for symbol in symbols:
+        for _ in range(200):
+            exchange.arm("drop", topic=f"kline.1.{symbol}")
+
+
+def delist(exchange: EmbeddedExchange, symbol: str) -> None:
+    """Answer no question about *symbol* any more."""
+    del exchange.venue.markets[Category.LINEAR, symbol]
+
+
+def closed_symbols(live: Live) -> set[str]:
+    """Return the symbols of which the record says that they are traded no more."""
+    events = [step.event for step in live.steps if isinstance(step.event, InstrumentChange)]
+    return {one.instrument.symbol for one in events if one.instrument.status == "Closed"}
+
+
+async def test_of_fifty_symbols_one_that_stalls_halts_or_is_gone_harms_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "FILTERS_AGAIN_S", 0.05)
+    monkeypatch.setattr(maintenance, "SILENT_BARS", 1)
+    data = tuple(walk(seed, symbol, 80) for seed, symbol in enumerate(FIFTY))
+    served = ExchangeSettings(candles=data, manual=True, start=61, speed=SPEED)
+    sections: Mapping[str, Any] = {
+        "strategy": {"name": "persistence"},
+        "market": {"symbols": FIFTY},
+        "exchange": {"certain_s": 0.1, "connect_timeout_s": 2.0},
+    }
+    path = tmp_path / "fifty.db"
+    async with EmbeddedExchange(served) as exchange:
+        async with trading(exchange, path, **sections) as live:
+            await live.listening(3 * len(FIFTY))
+            for _ in range(2):
+                await live.close_bar(set(FIFTY))
+            silence(exchange, STALLED, GONE)
+            delist(exchange, GONE)
+            exchange.venue.markets[Category.LINEAR, HALTED].listing.item["status"] = "Closed"
+            silence(exchange, HALTED)
+            for _ in range(4):
+                await live.close_bar(OTHERS)
+            changes = [
+                step.event for step in live.steps if isinstance(step.event, InstrumentChange)
+            ]
+            await live.until(
+                lambda: (
+                    {HALTED, GONE}
+                    <= {
+                        step.event.instrument.symbol
+                        for step in live.steps
+                        if isinstance(step.event, InstrumentChange)
+                        and step.event.instrument.status == "Closed"
+                    }
+                )
+            )
+            assert len(changes) >= len(FIFTY)
+        async with trading(exchange, path, **sections) as live:  # a restart asks for each of them
+            await live.listening(3 * len(OTHERS))
+            for _ in range(2):
+                await live.close_bar(OTHERS)
+    check_record(path)
+    others = f"substr(instrument, 8) NOT IN ('{STALLED}', '{HALTED}', '{GONE}')"
+    decided = rows(
+        path,
+        f"SELECT count(*), count(DISTINCT open_time_ms), sum(refused_by = 'late'), "
+        f"sum(refused_by = 'gap') FROM v_decisions WHERE {others}",
+    )
+    assert decided == [(len(OTHERS) * 8, 8, 0, 0)]
+
+
+async def test_a_pair_trades_live_and_goes_on_after_a_restart(tmp_path: Path) -> None:
+    data = (walk(1, "AAAUSDT", 120), walk(2, "BBBUSDT", 120))
+    served = ExchangeSettings(candles=data, manual=True, start=60, speed=SPEED)
+    symbols = {part.symbol for part in data}
+    sections: Mapping[str, Any] = {
+        "strategy": {
+            "name": "tracepaper.strategies.examples.pair:Pair",
+            "options": {"window": 20, "enter": 0.8},
+        },
+        "market": {"symbols": sorted(symbols)},
+    }
+    path = tmp_path / "pair.db"
+    async with EmbeddedExchange(served) as exchange:
+        for _ in range(2):
+            async with trading(exchange, path, **sections) as live:
+                await live.listening(6)
+                for _ in range(12):
+                    await live.close_bar(symbols)
+    assert check_record(path) == 48
+    opened = rows(
+        path,
+        "SELECT d.open_time_ms, group_concat(o.side, ' ') FROM v_orders o JOIN v_decisions d "
+        "ON d.run_id = o.run_id AND d.sequence = o.decision_sequence "
+        "WHERE d.action IN ('LONG', 'SHORT') GROUP BY 1",
+    )
+    assert opened
+    assert all(sorted(sides.split()) == ["BUY", "SELL"] for _, sides in opened)
+    assert rows(path, "SELECT count(DISTINCT run_id) FROM v_runs") == [(1,)]

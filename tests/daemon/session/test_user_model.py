@@ -1,0 +1,445 @@
+"""A user's own model: found, asked under guard, hashed, and continued by an equal id alone."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import bars, instrument
+from msgspec.structs import replace
+
+import tracepaper
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import Config, load, restore
+from tracepaper.daemon.session import outside
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.daemon.session.models import load_forecaster
+from tracepaper.daemon.session.user_model import UserForecaster, load_model
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
+from tracepaper.strategies.gates import MEASURES
+from tracepaper.strategies.types import Bar, FillModel, Forecast
+
+BTC = "linear:BTCUSDT"
+COUNTS = itertools.count()
+HEADER = """
+import numpy as np
+from tracepaper.strategies.model import Model, feature_row
+
+@feature_row(lookback=3)
+def features(past):
+    return [past.close[-1] / past.close[0] - 1, past.volume.sum()]
+
+class Mine(Model):
+"""
+PLAIN = """
+    features = "{module}:features"
+    def predict(self, seen):
+        return {{"mean_return": float(seen.features[-1, 0])}}
+"""
+ROWS = """
+    features = "{module}:features"
+    def predict_rows(self, rows):
+        return {{"mean_return": rows[:, 0]}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in [one for one in sys.modules if one.startswith("own_")]:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def written(folder: Path, body: str, *, header: str = HEADER) -> str:
+    """Write a module of its own with the class ``Mine`` of that body; return its name."""
+    name = f"own_{next(COUNTS)}"
+    text = header + body.format(module=name)
+    (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    return name
+
+
+def configured(module: str, folder: Path, **model: Any) -> Config:
+    """Return a configuration read from a file in *folder* that names the class."""
+    return load(None, {"model": {"class": f"{module}:Mine", **model}}).beside(folder)
+
+
+def made(folder: Path, body: str, *, mode: str = "step", **model: Any) -> UserForecaster:
+    found = load_model(configured(written(folder, body), folder, **model), mode=mode)
+    found.scale([instrument()])
+    return found
+
+
+def answers(model: UserForecaster, given: list[Bar]) -> list[Forecast | None]:
+    return [model.step(bar) for bar in given]
+
+
+def test_it_answers_once_its_whole_past_is_known(folder: Path) -> None:
+    model = made(folder, PLAIN)
+    first = answers(model, given := bars(6))
+    assert (model.context, first[:2]) == (3, [None, None])
+    change = given[2].close / given[0].close - 1
+    assert first[2] is not None
+    assert first[2].mean_return[0] == pytest.approx(change, rel=1e-6)
+    assert first[2].model_id == model.model_id
+
+
+@pytest.mark.parametrize("schema", ["{module}:features", "v1"])
+def test_warmed_stepped_and_scanned_it_answers_alike(folder: Path, schema: str) -> None:
+    body = ROWS.replace("{module}:features", schema)
+    whole = made(folder, body)
+    given = bars(560 if schema == "v1" else 40)
+    stepped = answers(whole, given)
+    warmed = made(folder, body)
+    warmed.warm(BTC, given[:-5])
+    assert [x.mean_return for x in answers(warmed, given[-5:]) if x] == [
+        x.mean_return for x in stepped[-5:] if x
+    ]
+    scanning = made(folder, body, mode="scan")
+    assert (scanning.mode, scanning.causal) == ("scan", True)
+    parts = [scanning.scan(part) for part in (given[:2], given[2:-9], given[-9:-1])]
+    found = [*itertools.chain.from_iterable(parts), scanning.step(given[-1])]
+    assert [x and x.mean_return for x in found] == [x and x.mean_return for x in stepped]
+    assert sum(x is not None for x in found) == len(given) - whole.context + 1
+
+
+def test_prices_are_prices_and_the_past_is_its_own_to_keep(folder: Path) -> None:
+    body = """
+    context = 4
+    kept = []
+    def predict(self, seen):
+        past = seen.past
+        self.kept.append(past.close)
+        for array in (past.close, past.time, seen.features):
+            try:
+                array[0] = 0
+            except ValueError:
+                continue
+            raise AssertionError("it could be written")
+        assert past.close.base is None or not past.close.base.flags.writeable
+        assert len(past.volume) == 4 and seen.time == past.time[-1]
+        return {{"mean_return": past.close[-1]}}
+"""
+    model = made(folder, body)
+    found = answers(model, given := bars(9))
+    prices = [bar.close / 10 ** instrument().price_decimals for bar in given]
+    assert [x.mean_return[0] for x in found if x] == prices[3:]
+    kept: list[Any] = model.model.kept  # type: ignore[attr-defined]
+    assert [array.tolist() for array in kept] == [prices[at : at + 4] for at in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("    pass\n", "implement predict or predict_rows"),
+        ("    context = 0\n" + PLAIN, "context is 0"),
+        ("    context = 2\n" + ROWS, "implement predict instead"),
+        ("    horizons = ()\n" + PLAIN, "give whole bars"),
+        ("    measures = 'mean_return'\n" + PLAIN, "name some of"),
+        ("    measures = ('mean',)\n" + PLAIN, "name some of"),
+        ("    trained_until = 'May'\n" + PLAIN, "write a date"),
+        (PLAIN.replace("features = ", "features = 'v9' #"), "No feature schema is called"),
+        (PLAIN.replace(":features", ":Mine"), "feature_row"),
+        ("    def __init__(self):\n        pass\n" + PLAIN, "options, files"),
+        (
+            "    from tracepaper.strategies.types import Calibration\n"
+            "    calibration = Calibration({{'direction': (1.0,)}}, {{}}, 0.0)\n" + PLAIN,
+            "99 numbers",
+        ),
+    ],
+)
+def test_a_declaration_that_cannot_be_kept_is_one_sentence(
+    folder: Path, body: str, words: str
+) -> None:
+    with pytest.raises(ConfigInvalid, match=words):
+        made(folder, body)
+
+
+def test_what_is_no_model_or_no_name_is_said(folder: Path) -> None:
+    name = written(folder, PLAIN)
+    with pytest.raises(ConfigInvalid, match=r"model.class 'nowhere:Mine' cannot be imported"):
+        load_model(configured("nowhere", folder))
+    with pytest.raises(ConfigInvalid, match=r"no tracepaper.strategies.model.Model"):
+        load_model(load(None, {"model": {"class": f"{name}:np"}}))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("    def predict(self, seen):\n        return 1 / 0\n", "ZeroDivisionError.*own_.*py:11"),
+        ("    def predict(self, seen):\n        return {{'mean': 1}}\n", "what it may give is"),
+        ("    def predict(self, seen):\n        return 'up'\n", "return a mapping"),
+    ],
+)
+def test_what_it_does_wrong_ends_in_one_sentence(folder: Path, body: str, words: str) -> None:
+    with pytest.raises(StrategyFailed, match=words):
+        answers(made(folder, body), bars(2))
+
+
+def test_features_are_held_to_be_pure_of_one_width_and_finite(folder: Path) -> None:
+    def model(function: str) -> UserForecaster:
+        header = HEADER.replace(
+            "return [past.close[-1] / past.close[0] - 1, past.volume.sum()]", function
+        )
+        name = written(folder, PLAIN, header=header)
+        found = load_model(configured(name, folder))
+        found.scale([instrument()])
+        return found
+
+    with pytest.raises(StrategyFailed, match="computed twice"):
+        answers(model("return [np.random.random()]"), bars(4))
+    growing = "global N; N = globals().get('N', 0) + 1; return [1.0] * (1 + (N > 4))"
+    with pytest.raises(StrategyFailed, match="return as many"):
+        answers(model(growing), bars(9))
+    with pytest.raises(StrategyFailed, match="return a row of numbers"):
+        answers(model("return 'high'"), bars(4))
+    [found] = [x for x in answers(model("return [np.nan]"), bars(3)) if x]
+    assert np.isnan(found.mean_return).all()
+
+
+def test_files_are_read_beside_the_configuration_and_are_part_of_the_id(folder: Path) -> None:
+    body = """
+    def __init__(self, options, files):
+        self.weight = float(files["weight.txt"].read_text()) * options.get("times", 1)
+    def predict(self, seen):
+        return {{"mean_return": self.weight}}
+"""
+    name = written(folder, body)
+    (folder / "weight.txt").write_text("0.25", encoding="utf-8")
+
+    def loaded(**options: object) -> UserForecaster:
+        given = configured(name, folder, files=["weight.txt"], options=options)
+        found = load_model(given)
+        found.scale([instrument()])
+        return found
+
+    first = loaded()
+    [found] = answers(first, bars(1))
+    assert found is not None
+    assert found.mean_return == (0.25,)
+    assert outside.opened(f"{name}:Mine") == ()  # declared, and so no secret
+    assert loaded().model_sha256 == first.model_sha256
+    assert loaded(times=2).model_sha256 != first.model_sha256
+    restored = restore(configured(name, folder, files=["weight.txt"]).canonical_json())
+    assert load_model(restored).model_sha256 == first.model_sha256
+    (folder / "weight.txt").write_text("0.5", encoding="utf-8")
+    assert loaded().model_sha256 != first.model_sha256
+    with pytest.raises(ConfigInvalid, match=r"there is no other.txt"):
+        load_model(configured(name, folder, files=["other.txt"]))
+
+
+def test_an_undeclared_file_is_noticed(folder: Path) -> None:
+    (folder / "secret.txt").write_text("1", encoding="utf-8")
+    body = """
+    def predict(self, seen):
+        return {{"mean_return": float(open("secret.txt").read())}}
+"""
+    model = made(folder, body)
+    answers(model, bars(1))
+    assert [Path(one.name).name for one in outside.opened(model.card["model"]["name"])] == [
+        "secret.txt"
+    ]
+
+
+def test_the_sources_of_class_and_features_are_part_of_the_id(folder: Path) -> None:
+    name = written(folder, PLAIN)
+    first = load_model(configured(name, folder)).model_sha256
+    path = folder / f"{name}.py"
+    path.write_text(path.read_text("utf-8").replace("volume.sum", "volume.mean"), encoding="utf-8")
+    del sys.modules[name]
+    assert load_model(configured(name, folder)).model_sha256 != first
+
+
+def test_another_schema_by_the_configuration_is_another_model(folder: Path) -> None:
+    name = written(folder, PLAIN)
+    given = {"model": {"class": f"{name}:Mine"}}
+    own = load_model(load(None, given))
+    v1 = load_model(load(None, {**given, "features": {"schema": "v1"}}))
+    assert (own.context, v1.context) == (3, 512)
+    assert own.model_id != v1.model_id
+
+
+def test_thresholds_fall_to_plain_numbers_or_ask_for_one(folder: Path) -> None:
+    body = """
+    measures = ("probabilities",)
+    def predict(self, seen):
+        return {{"p_up": 0.7}}
+"""
+    name = written(folder, body)
+
+    def gates(**overrides: Any) -> dict[str, float]:
+        given = load(None, {"model": {"class": f"{name}:Mine"}, **overrides})
+        engine = build_engine(
+            given,
+            [instrument()],
+            execution=FillModel.NEXT_OPEN,
+            period_start_ms=0,
+            forecaster=load_model(given),
+        )
+        [found] = engine.gate_sets
+        return dict(zip(found.gates, found.thresholds, strict=True))
+
+    found = gates()
+    assert found["direction"] == 0.5
+    assert not {"confidence", "edge", "regime"} & set(found)
+    with pytest.raises(ConfigInvalid, match=r"gate.direction = 'q0.7'.*write a number"):
+        gates(gate={"direction": "q0.7"})
+    assert gates(gate={"direction": "0.6"})["direction"] == 0.6
+    with pytest.raises(ConfigInvalid, match=r"sizing.mode 'tanh' needs mean_return and stdev"):
+        gates(sizing={"mode": "tanh"})
+
+
+def test_a_model_without_a_direction_cannot_be_traded_by_the_built_in_strategy(
+    folder: Path,
+) -> None:
+    body = "    measures = ('volatility',)\n    def predict(self, seen):\n        return None\n"
+    given = load(None, {"model": {"class": f"{written(folder, body)}:Mine"}})
+    with pytest.raises(ConfigInvalid, match="needs mean_return or probabilities"):
+        build_engine(
+            given,
+            [instrument()],
+            execution=FillModel.NEXT_OPEN,
+            period_start_ms=0,
+            forecaster=load_model(given),
+        )
+
+
+def test_bars_out_of_order_and_unknown_instruments_are_bugs(folder: Path) -> None:
+    model = made(folder, PLAIN)
+    first, second = bars(2)
+    model.step(second)
+    with pytest.raises(InvariantBroken, match="does not follow"):
+        model.step(first)
+    with pytest.raises(InvariantBroken, match="units of"):
+        load_model(configured(written(folder, PLAIN), folder)).step(first)
+    with pytest.raises(InvariantBroken, match="one bar at a time"):
+        model.scan([first])
+
+
+def test_a_class_that_was_typed_is_hashed_by_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    def typed(factor: int) -> UserForecaster:
+        module = ModuleType("typed_here")
+        monkeypatch.setitem(sys.modules, "typed_here", module)
+        body = HEADER + ROWS.format(module="typed_here").replace(
+            "rows[:, 0]", f"rows[:, 0] * {factor}"
+        )
+        exec(compile(body, "<typed>", "exec"), vars(module))
+        return load_model(load(None, {"model": {"class": "typed_here:Mine"}}))
+
+    first = typed(1)
+    assert first.model_sha256 == typed(1).model_sha256 != typed(2).model_sha256
+    first.scale([instrument()])
+    assert [x is not None for x in answers(first, bars(4))] == [False, False, True, True]
+
+
+def test_instruments_are_apart(folder: Path) -> None:
+    model = made(folder, PLAIN)
+    other = replace(instrument(), symbol="ETHUSDT", price_decimals=3)
+    model.scale([instrument(), other])
+    mine, theirs = bars(5), bars(5, seed=2, instrument_id=other.id)
+    pairs = [model.predict_many(pair) for pair in zip(mine, theirs, strict=True)]
+    alone = made(folder, PLAIN)
+    assert [a and a.mean_return for a, _ in pairs] == [
+        a and a.mean_return for a in answers(alone, mine)
+    ]
+    with pytest.raises(InvariantBroken, match="Two bars of one instrument"):
+        model.predict_many(mine[:2])
+
+
+def test_torch_and_onnx_serve(folder: Path) -> None:
+    """Two files of weights, read by the libraries that wrote them, give the same forecasts."""
+    import onnx
+    import torch
+    from onnx import TensorProto, helper
+
+    weight = np.array([[0.5], [0.0]], dtype=np.float32)
+    torch.save({"weight": torch.from_numpy(weight)}, folder / "weight.pt")
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["rows", "weight"], ["mean"])],
+        "linear",
+        [value("rows", TensorProto.FLOAT, [None, 2])],
+        [value("mean", TensorProto.FLOAT, [None, 1])],
+        [helper.make_tensor("weight", TensorProto.FLOAT, [2, 1], weight.ravel())],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), folder / "linear.onnx")
+    by_torch = """
+    features = "{module}:features"
+    def __init__(self, options, files):
+        import torch
+        self.weight = torch.load(files["weight.pt"])["weight"]
+    def predict_rows(self, rows):
+        import torch
+        return {{"mean_return": (torch.tensor(rows) @ self.weight).numpy()}}
+"""
+    by_onnx = """
+    features = "{module}:features"
+    def __init__(self, options, files):
+        import onnxruntime
+        self.session = onnxruntime.InferenceSession(files["linear.onnx"].read_bytes())
+    def predict_rows(self, rows):
+        return {{"mean_return": self.session.run(None, {{"rows": rows}})[0]}}
+"""
+    given = bars(6)
+    by_library = [
+        answers(made(folder, body, files=[file]), given)
+        for body, file in ((by_torch, "weight.pt"), (by_onnx, "linear.onnx"))
+    ]
+    first, second = ([x.mean_return for x in found if x] for found in by_library)
+    assert len(first) == 4
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+
+
+def test_a_checkpoint_sees_what_its_card_says() -> None:
+    with pytest.raises(ConfigInvalid, match=r"schema = 'mine:features' is for a class"):
+        load_forecaster(load(None, {"features": {"schema": "mine:features"}}))
+    assert load_forecaster(load(None, {"features": {"schema": "v1"}})).measures == MEASURES
+
+
+def test_rows_that_look_at_one_another_end_the_replay(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = """
+    features = "{module}:features"
+    def predict_rows(self, rows):
+        return {{"mean_return": rows[:, 0] - rows[:, 0].mean()}}
+"""
+    name = written(folder, body)
+    (folder / "own.toml").write_text(f'[model]\nclass = "{name}:Mine"\n', encoding="utf-8")
+    candles(folder)
+    given = ["replay", "-c", "own.toml", "--data", "BTCUSDT_1m.csv", "--db", "own.db"]
+    assert invoke(given) == 1
+    assert "the network saw later bars" in capsys.readouterr().err
+    assert invoke([*given, "--mode", "step"]) == 0
+
+
+def candles(folder: Path) -> Path:
+    """Write two hundred bars as a file of candles."""
+    lines = ["open_time,open,high,low,close,volume"]
+    lines += [
+        f"{b.open_time_ms},{b.open / 100},{b.high / 100},{b.low / 100},{b.close / 100},1"
+        for b in bars(200)
+    ]
+    path = folder / "BTCUSDT_1m.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_python_takes_a_class_that_was_typed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("typed_there")
+    monkeypatch.setitem(sys.modules, "typed_there", module)
+    body = HEADER + ROWS.format(module="typed_there")
+    exec(compile(body, "<typed>", "exec"), vars(module))
+    given = {"model": {"class": "typed_there:Mine"}, "gate": {"edge": "0.01"}}
+    found = tracepaper.backtest("attention", candles(folder), config=given)
+    means = np.array(found.decisions["mean_return"], dtype=np.float64)
+    assert (len(means), int(np.isfinite(means).sum())) == (200, 198)

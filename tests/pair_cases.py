@@ -1,0 +1,62 @@
+"""Two symbols that belong together, the pair that trades them, and a replay of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from exchange_client import candles as made_candles
+
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.storage.audit import SqlAuditLog
+
+SYMBOLS = ("AAAUSDT", "BBBUSDT")
+HOUR_MS = 3_600_000
+
+
+def cointegrated(count: int, *, seed: int = 5, interval_ms: int = 60_000) -> list[Candles]:
+    """Return two symbols that follow one random walk, each with a spread that comes back."""
+    rng = np.random.default_rng(seed)
+    common = np.cumsum(rng.normal(0, 0.0005, count))
+    spread = np.zeros(count)
+    for at in range(1, count):
+        spread[at] = 0.98 * spread[at - 1] + rng.normal(0, 0.001)
+    made = []
+    for symbol, side in zip(SYMBOLS, (0.5, -0.5), strict=True):
+        close = np.rint(100_000 * np.exp(common + side * spread)).astype(np.int64)
+        opened = np.concatenate(([100_000], close[:-1]))
+        rows = [
+            (int(o), int(max(o, c)) + 3, int(min(o, c)) - 3, int(c), 1_000)
+            for o, c in zip(opened, close, strict=True)
+        ]
+        made.append(made_candles(rows, symbol=symbol, interval_ms=interval_ms))
+    return made
+
+
+def configured(symbols: Sequence[str] = SYMBOLS, **sections: dict[str, Any]) -> Config:
+    given: dict[str, dict[str, Any]] = {
+        "market": {"symbols": list(symbols)},
+        "strategy": {
+            "name": "tracepaper.strategies.examples.pair:Pair",
+            "options": {"window": 120},
+        },
+        "sizing": {"mode": "notional", "notional": "1000"},
+        "account": {"cash": "1000000"},
+    }
+    for name, section in sections.items():
+        given[name] = {**given.get(name, {}), **section}
+    return load(None, given)
+
+
+def replayed(path: Path, config: Config, data: list[Candles], **options: Any) -> str:
+    audit = SqlAuditLog.open(path)
+    replay = build(config, data, started_at_ms=0, database=path, **options)
+    run_replay(replay, audit, Tally())
+    audit.end(1)
+    audit.close()
+    return replay.run.run_id

@@ -1,0 +1,403 @@
+"""Higher frames in a replay: derived again by verify, the same after a cut, warmed from files."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import own_strategies as own
+import pytest
+from exchange_client import FIRST_MS, walk_rows
+from exchange_client import candles as made_candles
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.session.open import restore_engine
+from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive.candles import bars_of, resample
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.recorded import rerun_recorded
+from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.lookahead import Limits, LookaheadFinding, lookahead
+from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.checks.processes import FreshProcesses
+from tracepaper.replay.checks.recursive import recursive
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.reader import Reader
+from tracepaper.storage.retention import prune
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.frames import frame_bar_of
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action
+
+MINUTE = 60_000
+SEEN: list[tuple[int, list[int], list[int]]] = []
+"""At each question: the time, and when the bars of both frames had closed."""
+
+
+class Trend(Strategy):
+    """Long while the close is above the mean of the last quarters of an hour."""
+
+    warmup = 3
+    frames = ("5", "15")
+    frames_warmup = {"15": 4}  # noqa: RUF012 - as a user writes it
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._options = options
+
+    def decide(self, now: Outlook) -> Signal:
+        fives, quarters = now.frame("5"), now.frame("15")
+        SEEN.append((now.time, fives.time.tolist(), quarters.time.tolist()))
+        above = now.close > quarters.close.mean() and fives.close[-1] > fives.open[0]
+        note = {"fives": float(fives.close.sum()), "quarters": float(quarters.close.sum())}
+        return Signal(Action.LONG if above else Action.FLAT, "as the quarters say", note=note)
+
+
+def walk(count: int = 400, *, seed: int = 1, symbol: str = "BTCUSDT") -> Candles:
+    return made_candles(walk_rows(count, seed=seed), symbol=symbol)
+
+
+def configured(*symbols: str, **sections: dict[str, Any]) -> Config:
+    given: dict[str, dict[str, Any]] = {
+        "market": {"symbols": symbols or ["BTCUSDT"]},
+        "strategy": {"name": f"{__name__}:Trend"},
+        "sizing": {"mode": "fixed", "quantity": "1"},
+        "account": {"cash": "10000000"},
+        **sections,
+    }
+    return load(None, given)
+
+
+def replayed(path: Path, config: Config, data: Sequence[Candles], **options: Any) -> str:
+    SEEN.clear()
+    audit = SqlAuditLog.open(path)
+    try:
+        replay = build(config, data, started_at_ms=0, database=path, **options)
+        run_replay(replay, audit, Tally())
+        audit.end(1)
+    finally:
+        audit.close()
+    return replay.run.run_id
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(query).fetchall()
+
+
+def check(path: Path) -> None:
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        assert verify_chain(reader.connection, run_id).holds
+        assert verify_run(reader, path, run_id).differences == []
+
+
+DECIDED = "SELECT open_time_ms, action, decision_sha256, window_sha256 FROM v_decisions ORDER BY 1"
+
+
+def test_closed_bars_of_each_frame_are_handed_on_and_verify_derives_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    replayed(path, configured(), [walk()])
+    first_ms = SEEN[0][0]
+    assert first_ms == FIRST_MS + 60 * MINUTE  # four quarters
+    for now_ms, fives, quarters in SEEN:
+        for length, wanted, times in ((5, 3, fives), (15, 4, quarters)):
+            newest = now_ms // (length * MINUTE) * length * MINUTE
+            due = [newest - place * length * MINUTE for place in reversed(range(wanted))]
+            assert times == [at for at in due if at > FIRST_MS]
+    [(cold,)] = rows(path, "SELECT count(*) FROM v_decisions WHERE refused_by = 'warm'")
+    assert cold == 59
+    assert {action for _, action, *_ in rows(path, DECIDED)} == {"LONG", "FLAT", "HOLD"}
+    check(path)
+
+
+def test_a_hole_takes_the_bar_of_the_frame_that_it_is_in(tmp_path: Path) -> None:
+    data = walk()
+    kept = np.delete(np.arange(400), 200)
+    replayed(tmp_path / "a.db", configured(), [slice_candles(data, kept)])
+    hole_ms = FIRST_MS + 200 * MINUTE
+    after = [entry for entry in SEEN if entry[0] > hole_ms + 15 * MINUTE]
+    lost = hole_ms // (15 * MINUTE) * 15 * MINUTE + 15 * MINUTE
+    assert not any(lost in quarters for _, _, quarters in after)
+    assert len(after[0][2]) == 3
+    check(tmp_path / "a.db")
+
+
+def test_a_period_is_warmed_by_as_many_bars_as_the_frames_want(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    from_ms = FIRST_MS + 187 * MINUTE
+    replayed(path, configured(), [walk()], from_ms=from_ms)
+    assert SEEN[0][0] == from_ms + MINUTE
+    assert len(SEEN[0][2]) == 4
+    assert rows(path, "SELECT count(*) FROM v_decisions WHERE refused_by = 'warm'") == [(0,)]
+    whole = tmp_path / "b.db"
+    replayed(whole, configured(), [walk()])
+    decided = {at: sha256 for at, _, sha256, _ in rows(whole, DECIDED)}
+    later = {at: sha256 for at, _, sha256, _ in rows(path, DECIDED)}
+    assert len(later) == 400 - 187
+    assert later.items() <= decided.items()
+
+
+class Killed(Exception):
+    """The process ended here."""
+
+
+def test_a_cut_replay_hands_on_the_same_bars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tracepaper.replay.backtest.run as running_module
+
+    monkeypatch.setattr(running_module, "PROGRESS_EVENTS", 32)
+    data = [walk()]
+    running, cut, through = (tmp_path / f"{name}.db" for name in ("running", "cut", "through"))
+    replayed(through, configured(), data)
+
+    def kill(bars: int) -> None:
+        if bars > 210 and not cut.exists():
+            with closing(sqlite3.connect(running)) as one, closing(sqlite3.connect(cut)) as other:
+                one.backup(other)
+            raise Killed
+
+    audit = SqlAuditLog.open(running, group_steps=7)
+    replay = build(configured(), data, started_at_ms=0, database=running)
+    with pytest.raises(Killed):
+        run_replay(replay, audit, Tally(progress=kill))
+    audit.close()
+    audit = SqlAuditLog.open(cut)
+    resume_replay("last", data, (), audit, cut, Tally())
+    audit.end(1)
+    audit.close()
+    check(cut)
+    assert rows(cut, DECIDED) == rows(through, DECIDED)
+
+
+def hours_before(data: Candles, count: int, length: int = 15) -> tuple[Candles, Candles]:
+    """Return candles of *length* minutes over *data*, and *data* from *count* minutes on."""
+    return (
+        replace(resample(data, length * MINUTE), path="higher"),
+        slice_candles(data, slice(count, len(data))),
+    )
+
+
+def test_candles_of_the_frame_warm_what_the_bars_do_not_reach(tmp_path: Path) -> None:
+    data = walk()
+    quarters, late = hours_before(data, 187)
+    fives, _ = hours_before(data, 187, 5)
+    path, whole = tmp_path / "late.db", tmp_path / "whole.db"
+    first = replayed(path, configured(), [late], frames=[quarters, fives])
+    assert SEEN[0][0] == FIRST_MS + 190 * MINUTE  # three bars of its own
+    assert len(SEEN[0][2]) == 4
+    kinds = dict(rows(path, "SELECT kind, count(*) FROM v_events GROUP BY kind"))
+    assert kinds["frame_bar"] == 4 + 1 + 3 + 1  # and the one that its first bar lies in
+    check(path)
+    replayed(whole, configured(), [data])
+    seen = {at: action for at, action, *_ in rows(whole, DECIDED)}
+    warm = [(at, action) for at, action, *_ in rows(path, DECIDED)][2:]
+    assert [(at, seen[at]) for at, _ in warm] == warm
+    again = tmp_path / "again.db"
+    audit = SqlAuditLog.open(again)
+    second = rerun_recorded(f"{path}#{first}", audit, again, Tally(), started_at_ms=0)
+    audit.end(2)
+    audit.close()
+    with Reader.open(path) as one, Reader.open(again) as two:
+        assert compare_runs(ComparedRun(one, first), ComparedRun(two, second)).holds
+
+
+class Days(Trend):
+    """Wants more bars of its frames than a prune keeps bars of its own."""
+
+    frames_warmup = {"15": 200}  # noqa: RUF012 - as a user writes it
+
+
+@pytest.mark.parametrize("name", ["Trend", "Days"])
+def test_after_a_prune_only_what_own_bars_do_not_reach_is_lacking(
+    tmp_path: Path, name: str
+) -> None:
+    path, config = tmp_path / "a.db", configured(strategy={"name": f"{__name__}:{name}"})
+    data = walk(3 * 1_440)
+    quarters, late = hours_before(data, 187)
+    late, to_come = slice_candles(late, slice(0, 4_000)), slice_candles(late, slice(4_000, None))
+    audit = SqlAuditLog.open(path)
+    replay = build(config, [late], started_at_ms=0, database=path, frames=[quarters])
+    run_replay(replay, audit, Tally())
+    audit.close()
+    before = replay.engine.frames_of("linear:BTCUSDT")
+    (pruned,) = prune(path, keep_days=1, pruned_at_ms=5)
+    assert pruned.steps > 1_000
+    audit = SqlAuditLog.open(path)
+    engine = build(config, [late], started_at_ms=0, database=path).engine
+    with Reader.open(path) as reader:
+        restore_engine(engine, reader, audit.resume(reader.find("last")), None)
+        assert verify_chain(reader.connection, reader.find("last")).holds
+    audit.close()
+    assert engine.frames_of("linear:BTCUSDT") == before
+    lacking = engine.lacking_frames(late.until_ms)
+    if name == "Trend":
+        assert lacking == []
+    else:
+        [wanted] = lacking
+        assert wanted.from_ms <= late.until_ms - 200 * 15 * MINUTE
+        for bar in bars_of(quarters):  # as the exchange says them anew
+            if wanted.from_ms <= bar.open_time_ms < wanted.until_ms:
+                engine.recall_frame(frame_bar_of(bar, seen_ms=bar.close_time_ms))
+        assert engine.lacking_frames(late.until_ms) == []
+    for bar in bars_of(to_come):
+        one, two = replay.engine.step(bar, None), engine.step(bar, None)
+        assert one.decision is not None
+        assert one.decision.note is not None
+        assert one.decision == two.decision
+        assert one.window_sha256 == two.window_sha256
+
+
+def test_candles_that_contradict_the_bars_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    data = walk()
+    quarters, late = hours_before(data, 100)
+    wrong = replace(quarters, close=quarters.close.copy())
+    wrong.close[12] += 1
+    wrong.high[12] = max(int(wrong.high[12]), int(wrong.close[12]))
+    with pytest.raises(DataInvalid, match=r"^higher contradicts builder in (high|close) of .*\.$"):
+        replayed(tmp_path / "a.db", configured(), [late], frames=[wrong])
+
+
+def test_candles_that_nobody_asked_for_are_refused(tmp_path: Path) -> None:
+    data = walk()
+    hours, _ = hours_before(data, 0, 60)
+    with pytest.raises(
+        ConfigInvalid, match=r"holds candles of 60 minutes, .* declares frames 5, 15"
+    ):
+        replayed(tmp_path / "a.db", configured(), [data], frames=[hours])
+    other, _ = hours_before(replace(data, symbol="ETHUSDT"), 0)
+    with pytest.raises(ConfigInvalid, match="holds ETHUSDT, which the run does not trade"):
+        replayed(tmp_path / "a.db", configured(), [data], frames=[other])
+
+
+def test_frames_that_the_interval_cannot_make_are_refused(tmp_path: Path) -> None:
+    config = configured(market={"symbols": ["BTCUSDT"], "interval": "15"})
+    with pytest.raises(ConfigInvalid, match=r"frames name '5', which bars of market\.interval 15"):
+        replayed(tmp_path / "a.db", config, [walk()])
+
+
+def test_frames_are_the_same_from_a_later_start_on() -> None:
+    with FreshProcesses() as fresh:
+        found = recursive(configured(), [walk()], fresh, probes=3, warmup=75)
+    assert found.holds, found.sentence()
+    assert found.compared > 300
+
+
+def looked(config: Config, data: Sequence[Candles]) -> LookaheadFinding:
+    with FreshProcesses() as fresh:
+        return lookahead(config, data, fresh, Limits(probes=2))
+
+
+EARLY = """
+from tracepaper.strategies import frames
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.types import Action
+
+_add = frames.HigherBars.add
+
+def add_early(self, bar):
+    _add(self, bar)
+    if {when}:
+        span = self._grid.span(self._place)
+        row = (self._place, *span, self._open, self._high, self._low, bar.close, self._volume)
+        rows = tuple(one for one in self._rows if one[0] < row[0]) + (row,)
+        self.bars = frames.FrameBars(rows, self.instrument)
+
+frames.HigherBars.add = add_early
+
+class Mine(Strategy):
+    frames = ("5",)
+
+    def __init__(self, options):
+        pass
+
+    def decide(self, now):
+        close = now.frame("5").close
+        return Signal(Action.LONG if close.size and close[-1] % 2 > 1 else Action.FLAT, "odd")
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "holds"),
+    [
+        ("False", True),
+        ("self._count == 1", False),  # the bar that is open, with its first part
+        ("self._count == 4", False),  # one bar too early
+    ],
+)
+def test_a_bar_that_is_handed_on_early_is_found(tmp_path: Path, when: str, holds: bool) -> None:
+    (tmp_path / "early.py").write_text(EARLY.format(when=when))
+    with own.importable(tmp_path):
+        found = looked(configured(strategy={"name": "early:Mine"}), [walk(160)])
+    assert found.holds is holds
+    assert (
+        "a bar of a higher frame was handed on that had not closed" in found.because
+    ) is not holds
+
+
+def test_candles_of_the_frame_warm_every_later_start() -> None:
+    data = walk(300)
+    quarters, late = hours_before(data, 61)
+    fives, _ = hours_before(data, 61, 5)
+    frames = [quarters, fives]
+    soon = slice_candles(late, slice(0, 24))  # starts before and after the first candle closes
+    with FreshProcesses() as fresh:
+        for part, probes in ((late, 1), (soon, 2)):
+            found = recursive(configured(), [part], fresh, probes=probes, warmup=1, frames=frames)
+            assert found.holds, found.sentence()
+            assert found.probes == probes
+            assert found.compared > 20
+
+
+@pytest.mark.parametrize(("when", "holds"), [("False", True), ("self._count == 4", False)])
+def test_lookahead_holds_candles_of_the_frame_to_their_closes(
+    tmp_path: Path, when: str, holds: bool
+) -> None:
+    (tmp_path / "early.py").write_text(EARLY.format(when=when))
+    fives, late = hours_before(walk(200), 67, 5)
+    with own.importable(tmp_path), FreshProcesses() as fresh:
+        config = configured(strategy={"name": "early:Mine"})
+        found = lookahead(config, [late], fresh, Limits(probes=4), frames=[fives])
+    assert found.holds is holds, found.sentence()
+    if holds:
+        assert found.unproved == []
+        assert found.depends == [
+            "it depends on the absolute price, first at linear:BTCUSDT bar 1735693620000"
+        ]
+
+
+def write(path: Path, data: Candles) -> None:
+    columns = (data.open_time_ms, data.open, data.high, data.low, data.close, data.volume)
+    lines = (",".join(map(str, row)) for row in zip(*map(np.ndarray.tolist, columns), strict=True))
+    path.write_text("\n".join(("open_time,open,high,low,close,volume", *lines, "")))
+
+
+def test_both_checks_take_candles_of_the_frame_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "early.py").write_text(EARLY.format(when="False"))
+    text = '[strategy]\nname = "early:Mine"\n[sizing]\nmode = "fixed"\nquantity = "1"\n'
+    (tmp_path / "run.toml").write_text(text)
+    fives, late = hours_before(walk(200), 67, 5)
+    write(tmp_path / "BTCUSDT_5m.csv", fives)
+    write(tmp_path / "BTCUSDT_1m.csv", late)
+    given = ["--data", "BTCUSDT_1m.csv", "-c", "run.toml", "--probes", "1"]
+    framed = ["--frame-data", "BTCUSDT_5m.csv", "--json"]
+    with own.importable(tmp_path):
+        assert invoke(["lookahead", *given, *framed]) == 0
+        assert json.loads(capsys.readouterr().out)["verdict"] == "nothing moved"
+        assert invoke(["recursive", *given, *framed]) == 0
+    assert json.loads(capsys.readouterr().out)["compared"] > 20

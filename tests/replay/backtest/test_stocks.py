@@ -1,0 +1,420 @@
+"""Shares from candle files: sessions are counted, stored with the run, and believed later."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from stock_files import HOUR_MS, date_alone, moment, opens, write
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.run_record import sessions_of
+from tracepaper.replay.archive import sessions as package
+from tracepaper.replay.backtest import run as running
+from tracepaper.replay.backtest.build import build, configuration, read_market
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.report.charts import broken
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.calendar import Calendar, Sessions
+from tracepaper.strategies.errors import DataInvalid
+
+SHARES = """
+[market]
+asset = "stock"
+calendar = "XNAS"
+[strategy]
+name = "sma_cross"
+fast = 3
+slow = 7
+long_only = false
+[execution]
+fee_per_share = "0.005"
+fee_minimum = "1"
+"""
+ALTERNATE = """
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action
+
+
+class Once(Strategy):
+    horizon = 8
+
+    def __init__(self, options):
+        self.bars = 0
+
+    def observe(self, bar):
+        self.bars += 1
+
+    def decide(self, outlook):
+        return Signal(Action.LONG if self.bars == 5 else Action.HOLD, "once")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shares.toml").write_text(SHARES)
+
+
+def replayed(times: Sequence[int], database: str = "run.db", config: str = "shares.toml") -> None:
+    write(Path("acme.csv"), times)
+    assert invoke(["replay", "ACME=acme.csv", "-c", config, "--db", database, "--json"]) == 0
+
+
+def asked(database: str, query: str) -> list[tuple[Any, ...]]:
+    connection = sqlite3.connect(database)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def refused(database: str = "run.db") -> list[tuple[Any, ...]]:
+    return asked(
+        database,
+        "SELECT refused_by, open_time_ms FROM v_decisions "
+        "WHERE refused_by IS NOT NULL AND refused_by <> 'warm' ORDER BY sequence",
+    )
+
+
+@pytest.mark.parametrize("interval_ms", [HOUR_MS, 24 * HOUR_MS], ids=["hours", "days"])
+def test_no_bar_is_refused_for_a_night_a_holiday_or_a_half_session(interval_ms: int) -> None:
+    replayed(times := opens("2014-10-20", "2014-12-31", interval_ms))
+    assert refused() == []
+    assert asked("run.db", "SELECT count(*) FROM v_decisions") == [(len(times),)]
+    assert asked("run.db", "SELECT count(*) FROM v_gaps") == [(0,)]
+    assert invoke(["verify", "last", "--db", "run.db"]) == 0
+
+
+@pytest.mark.parametrize("interval_ms", [HOUR_MS, 24 * HOUR_MS], ids=["hours", "days"])
+def test_the_bar_after_a_missing_half_session_is_refused(interval_ms: int) -> None:
+    times = opens("2014-10-20", "2014-12-31", interval_ms)
+    replayed([at for at in times if date_alone(at) != "2014-11-28"])
+    assert refused() == [("gap", moment("2014-12-01T09:30"))]
+    measured = "SELECT measure FROM v_gates WHERE gate = 'gap' AND NOT passed"
+    assert asked("run.db", measured) == [(4.0 if interval_ms == HOUR_MS else 1.0,)]
+    assert asked("run.db", "SELECT from_ms, until_ms FROM v_gaps") == [
+        (moment("2014-11-28T09:30"), moment("2014-12-01T09:30")),
+    ]
+
+
+def test_without_a_calendar_every_weekend_is_a_hole() -> None:
+    Path("plain.toml").write_text(SHARES.replace('calendar = "XNAS"\n', ""))
+    times = [at - at % (24 * HOUR_MS) for at in opens("2014-11-03", "2014-12-19")]
+    replayed(times, config="plain.toml")
+    assert {gate for gate, _ in refused()} == {"gap"}
+    assert len(refused()) == 6  # five weekends after the warm-up, and Thanksgiving
+
+
+def test_a_bar_is_decided_at_the_close_of_its_session() -> None:
+    replayed(opens("2014-11-03", "2014-12-05"))
+    query = "SELECT e.market_ms FROM v_equity e JOIN v_decisions d USING (sequence)"
+    (found,) = asked("run.db", f"{query} WHERE d.open_time_ms = {moment('2014-11-28T09:30')}")
+    assert found == (moment("2014-11-28T13:00"),)
+
+
+def test_a_short_signal_is_flat_and_says_why() -> None:
+    replayed(opens("2014-10-20", "2014-12-31", HOUR_MS))
+    assert asked("run.db", "SELECT count(*) FROM v_decisions WHERE action = 'SHORT'") == [(0,)]
+    assert asked("run.db", "SELECT count(*) > 20 FROM v_decisions WHERE reason = 'stock'") == [(1,)]
+    assert asked("run.db", "SELECT min(quantity) FROM v_positions") == [(0.0,)]
+
+
+def test_a_horizon_counts_session_bars() -> None:
+    Path("once_in_hours.py").write_text(ALTERNATE)
+    Path("own.toml").write_text(
+        SHARES.replace(
+            'name = "sma_cross"\nfast = 3\nslow = 7\nlong_only = false',
+            'name = "once_in_hours:Once"',
+        )
+    )
+    replayed(times := opens("2014-11-03", "2014-11-14", HOUR_MS), config="own.toml")
+    (closed,) = asked("run.db", "SELECT open_time_ms FROM v_decisions WHERE reason = 'horizon'")
+    assert closed == (times[4 + 8],)  # the ninth hour of trading, on the next day
+
+
+def test_fees_are_paid_by_the_share_in_its_currency() -> None:
+    replayed(opens("2014-10-20", "2014-12-31", HOUR_MS))
+    fills = asked("run.db", "SELECT quantity, fee, fee_base FROM v_fills")
+    assert len(fills) > 4
+    for quantity, fee, fee_base in fills:
+        assert quantity == int(quantity)
+        assert (fee, fee_base) == (max(1.0, quantity * 0.005), 0.0)
+
+
+def test_parts_of_a_share_are_traded_where_they_may_be() -> None:
+    Path("parts.toml").write_text(SHARES.replace("[strategy]", "fractional = true\n[strategy]"))
+    replayed(opens("2014-10-20", "2014-12-31", HOUR_MS), config="parts.toml")
+    quantities = [quantity for (quantity,) in asked("run.db", "SELECT quantity FROM v_fills")]
+    assert any(quantity % 1 for quantity in quantities)
+    assert all(round(quantity, 3) == quantity for quantity in quantities)
+
+
+# ---------------------------------------------------------------- what is stored
+
+
+def test_a_run_holds_the_sessions_it_was_counted_by() -> None:
+    replayed(opens("2014-10-20", "2014-12-31"))
+    with Reader.open(Path("run.db")) as reader:
+        run = reader.stored_run(reader.find("last")).run
+    sessions = sessions_of(run)
+    assert sessions is not None
+    assert sessions.name == run.calendar == "XNAS"
+    assert run.calendar_version == sessions.version
+    assert len(sessions.days) == 252  # the whole of 2014
+    shown = asked("run.db", "SELECT calendar, calendar_version, calendar_sha256 FROM v_runs")
+    assert shown == [("XNAS", sessions.version, sessions.sha256)]
+    lost = replace(sessions, days=sessions.days[:-1], opens=sessions.opens[:-1])
+    lost = replace(lost, closes=sessions.closes[:-1], offsets=sessions.offsets[:-1])
+    with pytest.raises(DataInvalid, match="are not those that it names"):
+        sessions_of(replace(run, sessions=lost.packed()))
+
+
+TRUE_SESSIONS = package.sessions_of_years
+
+
+def _without_thanksgiving(name: str, first: int, last: int) -> Sessions:
+    """Answer as a package would that has learnt that 27 November was no holiday."""
+    known = TRUE_SESSIONS(name, first, last)
+    at = known.days.index(moment("2014-11-28T00:00+00:00") // (24 * HOUR_MS))
+    return replace(
+        known,
+        days=(*known.days[:at], known.days[at] - 1, *known.days[at:]),
+        opens=(*known.opens[:at], known.opens[at] - 1_440, *known.opens[at:]),
+        closes=(*known.closes[:at], known.closes[at] - 1_440, *known.closes[at:]),
+        offsets=(*known.offsets[:at], known.offsets[at], *known.offsets[at:]),
+    )
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, *, every: int = 16) -> str:
+    """Stop a replay of ``acme.csv`` after *every* events, in ``part.db``; return its run."""
+    monkeypatch.setattr(running, "PROGRESS_EVENTS", every)
+    candles = read_market(load(Path("shares.toml")).market, ["ACME=acme.csv"])
+    replay = build(configuration(Path("shares.toml"), candles), candles, started_at_ms=0)
+    audit = SqlAuditLog.open(Path("part.db"))
+    run_replay(replay, audit, Tally(stopped=lambda: True))
+    audit.close()
+    return replay.run.run_id
+
+
+def test_a_replay_goes_on_by_its_own_sessions_whatever_the_package_says_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = opens("2014-11-03", "2014-12-31", HOUR_MS)
+    replayed(times, "whole.db")
+    run_id = interrupted(monkeypatch)
+    monkeypatch.setattr(package, "sessions_of_years", _without_thanksgiving)
+    again = ["replay", "ACME=acme.csv", "-c", "shares.toml", "--json"]
+    assert invoke([*again, "--resume", run_id, "--db", "part.db"]) == 0
+    assert asked("part.db", "SELECT count(*) FROM v_decisions") == [(len(times),)]
+    assert refused("part.db") == refused("whole.db") == []
+    query = "SELECT decision_sha256, target_quantity FROM v_decisions ORDER BY sequence"
+    assert asked("part.db", query) == asked("whole.db", query)
+    assert invoke(["verify", "last", "--db", "part.db"]) == 0
+    # A new run asks the package, and finds that the session of 27 November is missing.
+    assert invoke([*again, "--db", "new.db"]) == 0
+    assert refused("new.db") == [("gap", moment("2014-11-28T09:30"))]
+
+
+def test_data_beyond_the_run_s_own_sessions_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(Path("acme.csv"), opens("2014-11-03", "2014-12-31"))
+    run_id = interrupted(monkeypatch)
+    write(Path("acme.csv"), opens("2014-11-03", "2015-02-27"))
+    again = ["replay", "ACME=acme.csv", "-c", "shares.toml", "--db", "part.db"]
+    assert invoke([*again, "--resume", run_id]) == 1
+    assert "beyond the sessions that the run was opened with" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- what is said, and refused
+
+
+def test_a_report_counts_days_and_years_in_sessions(capsys: pytest.CaptureFixture[str]) -> None:
+    replayed(opens("2014-10-20", "2014-12-31", HOUR_MS))
+    capsys.readouterr()
+    assert invoke(["report", "last", "--db", "run.db", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["accounts"][0]
+    sessions = len(opens("2014-10-20", "2014-12-31"))
+    assert figures["days"] == sessions
+    assert figures["volatility"] == pytest.approx(figures["volatility_day"] * 252**0.5)
+    capsys.readouterr()
+    assert invoke(["report", "last", "--db", "run.db"]) == 0
+    assert "A year has 252.0 sessions" in " ".join(capsys.readouterr().out.split())
+
+
+def test_no_line_of_a_chart_is_broken_by_a_night_but_by_a_missing_session() -> None:
+    times = opens("2014-11-03", "2014-12-05", HOUR_MS)
+    sessions = package.sessions_named("XNAS")(times[0], times[-1])
+    calendar = Calendar(sessions, HOUR_MS)
+    gone = [at for at in times if date_alone(at) != "2014-11-19"]
+    for known, holes in ((times, 0), (gone, 1)):
+        closes = calendar.closes_of(np.array(known))
+        _, (shown,) = broken(closes, np.ones(closes.size), calendar=calendar)
+        assert int(np.isnan(shown).sum()) == holes
+        _, (by_time,) = broken(closes, np.ones(closes.size))
+        assert int(np.isnan(by_time).sum()) > 20
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ('[market]\nasset = "stock"\ncategory = "spot"\n', 'does not go with category = "spot"'),
+        ('[market]\ncalendar = "XNAS"\n', "market.calendar is for shares"),
+        ('[market]\nasset = "stock"\ncalendar = "NOWHERE"\n', "'NOWHERE' is no calendar"),
+        ('[execution]\nfee_per_share = "0.01"\n', "execution.fee_per_share is for shares"),
+    ],
+    ids=["category", "crypto", "calendar", "fee"],
+)
+def test_what_does_not_go_together_is_one_sentence(
+    given: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("wrong.toml").write_text(
+        given + '[strategy]\nname = "sma_cross"\n' * ("strategy" not in given)
+    )
+    write(Path("acme.csv"), opens("2014-11-03", "2014-12-31"), date_alone)
+    assert invoke(["replay", "ACMEUSDT=acme.csv", "-c", "wrong.toml", "--db", "run.db"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_shares_are_not_traded_live(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["run", "-c", "shares.toml", "--db", "live.db"]) == 2
+    assert "has no exchange here; trade its candle files by" in capsys.readouterr().err
+    assert not Path("live.db").exists()
+
+
+def test_an_archive_gives_back_shares_as_they_were_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    replayed(opens("2014-10-20", "2014-12-31", HOUR_MS))
+    called = ["data", "import", "ACME=acme.csv", "--calendar", "XNAS", "--db", "archive.db"]
+    assert invoke(called) == 0
+    assert "0 holes" in capsys.readouterr().out
+    assert invoke(["replay", "archive.db", "-c", "shares.toml", "--db", "two.db", "--json"]) == 0
+    query = "SELECT decision_sha256 FROM v_decisions ORDER BY sequence"
+    assert asked("two.db", query) == asked("run.db", query)
+
+
+def test_a_check_of_a_file_speaks_of_sessions(capsys: pytest.CaptureFixture[str]) -> None:
+    times = opens("2014-11-03", "2014-12-31", HOUR_MS)
+    write(Path("acme.csv"), [at for at in times if date_alone(at) != "2014-11-28"])
+    assert invoke(["data", "check", "ACME=acme.csv", "--calendar", "XNAS"]) == 0
+    said = capsys.readouterr().out
+    assert "41 sessions of XNAS" in said
+    assert "1 holes, 4 candles missing: 2014-11-28T14:30:00Z to 2014-12-01T14:30:00Z" in said
+
+
+def test_nothing_looks_ahead_in_sessions() -> None:
+    write(Path("acme.csv"), opens("2014-10-20", "2014-12-31", HOUR_MS))
+    assert invoke(["lookahead", "--data", "ACME=acme.csv", "-c", "shares.toml"]) == 0
+    assert invoke(["recursive", "--data", "ACME=acme.csv", "-c", "shares.toml"]) == 0
+
+
+# ---------------------------------------------------------------- splits
+
+
+def jumping(interval_ms: int, price: float, volume: float) -> int:
+    """Write ``acme.csv`` with *price* and *volume* times the others from 3 December on."""
+    times = opens("2014-11-03", "2014-12-31", interval_ms)
+    at = times.index(moment("2014-12-03T09:30"))
+    write(
+        Path("acme.csv"),
+        times,
+        prices=lambda row: price if row >= at else 7.0,
+        volumes=lambda row: volume if row >= at else 1.0,
+    )
+    assert invoke(["replay", "ACME=acme.csv", "-c", "shares.toml", "--db", "run.db", "--json"]) == 0
+    return times[at]
+
+
+NAMED = "a split of 7 for 1 on 2014-12-03 is suspected that was not adjusted; give adjusted candles"
+
+
+@pytest.mark.parametrize("interval_ms", [HOUR_MS, 24 * HOUR_MS], ids=["hours", "days"])
+def test_a_split_that_was_not_adjusted_is_named_and_its_bar_refused(
+    interval_ms: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = jumping(interval_ms, 1.0, 7.0)
+    assert refused() == [("plausible", at)]
+    measured = "SELECT measure, passed FROM v_gates WHERE gate = 'plausible' AND NOT passed"
+    assert asked("run.db", measured) == [(None, 0)]
+    ((warnings,),) = asked("run.db", "SELECT warnings FROM v_runs")
+    assert json.loads(warnings) == [f"ACME: {NAMED}"]
+    assert invoke(["verify", "last", "--db", "run.db"]) == 0
+    capsys.readouterr()
+    assert invoke(["data", "check", "ACME=acme.csv", "--calendar", "XNAS"]) == 0
+    assert f"  ACME: {NAMED}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("interval_ms", [HOUR_MS, 24 * HOUR_MS], ids=["hours", "days"])
+def test_a_crash_by_three_tenths_is_believed(interval_ms: int) -> None:
+    jumping(interval_ms, 7.0 * 0.7, 4.0)
+    assert refused() == []
+    assert asked("run.db", "SELECT warnings FROM v_runs") == [("[]",)]
+
+
+def test_a_replay_that_goes_on_suspects_the_same_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = jumping(HOUR_MS, 1.0, 7.0)
+    run_id = interrupted(monkeypatch, every=130)  # a few bars before it
+    again = ["replay", "ACME=acme.csv", "-c", "shares.toml", "--json", "--db", "part.db"]
+    assert invoke([*again, "--resume", run_id]) == 0
+    assert refused("part.db") == refused("run.db") == [("plausible", at)]
+
+
+DAYS = """
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action
+
+
+class Days(Strategy):
+    frames = ("D", "W")
+    frames_warmup = {"D": 3, "W": 1}
+
+    def __init__(self, options):
+        pass
+
+    def decide(self, now):
+        days, weeks = now.frame("D"), now.frame("W")
+        print([now.time, days.time.tolist(), weeks.time.tolist()])
+        rose = days.close[-1] > days.open[0]
+        return Signal(Action.LONG if rose else Action.FLAT, "as the days say")
+"""
+
+
+def test_days_and_weeks_are_made_of_session_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("days.py").write_text(DAYS)
+    text = SHARES.replace('"sma_cross"\nfast = 3\nslow = 7\nlong_only = false', '"days:Days"')
+    Path("days.toml").write_text(text)
+    times = opens("2014-11-03", "2014-12-19", HOUR_MS)
+    lost = times.index(moment("2014-12-10T11:00"))
+    replayed([*times[:lost], *times[lost + 1 :]], config="days.toml")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[1")]
+    seen = {at: (days, weeks) for at, days, weeks in map(json.loads, lines)}
+    friday = moment("2014-11-28T13:00")  # a half session
+    assert seen[friday][0] == [moment("2014-11-25T16:00"), moment("2014-11-26T16:00"), friday]
+    assert seen[friday][1] == [friday]
+    before = max(at for at in seen if at < friday)
+    assert seen[before][1] == [moment("2014-11-21T16:00")]
+    holed = moment("2014-12-11T16:00")  # the day before lacks an hour, and so does its week
+    assert seen[holed][0] == [moment("2014-12-09T16:00"), holed]
+    assert seen[moment("2014-12-12T16:00")][1] == []
+    assert invoke(["verify", "last", "--db", "run.db"]) == 0
+    given = ["--data", "ACME=acme.csv", "-c", "days.toml", "--probes", "2"]
+    assert invoke(["lookahead", *given]) == 0
+    capsys.readouterr()
+    assert invoke(["recursive", *given, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["compared"] > 50
+    assert said["warmup"] < 168  # a week of hours that are no sessions

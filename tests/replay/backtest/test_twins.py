@@ -1,0 +1,92 @@
+"""Twins that depend on the run: in the record, the summary and the report, and after a restart."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import ROOT
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.archive import read_candles
+from tracepaper.replay.backtest import run as running
+from tracepaper.replay.backtest.build import build, configuration
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.storage.audit import SqlAuditLog
+
+SOL = ROOT / "tests" / "data" / "candles" / "binance_um_SOLUSDT_1m_2025-05.csv.gz"
+TWINS = """
+[strategy]
+name = "sma_cross"
+fast = 3
+slow = 40
+twins = ["random_gate", "buy_and_hold"]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("twins.toml").write_text(TWINS)
+
+
+def asked(database: str, query: str) -> list[tuple[Any, ...]]:
+    connection = sqlite3.connect(database)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def replayed(database: str, *options: str) -> None:
+    called = ["replay", str(SOL), "-c", "twins.toml", "--db", database, "--json", *options]
+    assert invoke(called) == 0
+
+
+FILLED = "SELECT twin, filled_ms, side, quantity_text, price_text FROM v_twin_fills ORDER BY 1, 2"
+EQUITY = "SELECT twin, market_ms, equity_text FROM v_twin_equity ORDER BY 1, 2"
+
+
+def test_every_twin_is_in_the_record_the_summary_and_the_report(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert invoke(["replay", str(SOL), "-c", "twins.toml", "--db", "run.db"]) == 0
+    said = capsys.readouterr().out
+    assert "random_gate twin" in said
+    assert "buy_and_hold twin" in said
+    names = "SELECT DISTINCT twin FROM v_twin_fills ORDER BY 1"
+    assert asked("run.db", names) == [("buy_and_hold",), ("random_gate",)]
+    held = "SELECT count(*) FROM v_twin_fills WHERE twin = 'buy_and_hold' AND side = 'SELL'"
+    assert asked("run.db", held)[0][0] < 8  # it holds
+    assert invoke(["verify", "last", "--db", "run.db"]) == 0
+    capsys.readouterr()
+    assert invoke(["report", "last", "--db", "run.db", "--json"]) == 0
+    accounts = {one["account"]: one for one in json.loads(capsys.readouterr().out)["accounts"]}
+    assert {"buy_and_hold", "random_gate"} <= accounts.keys()
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_twins_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replayed("whole.db")
+    monkeypatch.setattr(running, "PROGRESS_EVENTS", 777)
+    candles = [read_candles(SOL)]
+    replay = build(configuration(Path("twins.toml"), candles), candles, started_at_ms=0)
+    audit = SqlAuditLog.open(Path("part.db"))
+    run_replay(replay, audit, Tally(stopped=lambda: True))
+    audit.close()
+    replayed("part.db", "--resume", replay.run.run_id)
+    assert asked("part.db", FILLED) == asked("whole.db", FILLED)
+    assert asked("part.db", EQUITY) == asked("whole.db", EQUITY)
+    assert invoke(["verify", "last", "--db", "part.db"]) == 0
+
+
+def test_a_twin_that_does_not_exist_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("twins.toml").write_text(TWINS.replace("random_gate", "lucky"))
+    assert invoke(["replay", str(SOL), "-c", "twins.toml", "--db", "run.db"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "ungated, random_gate, buy_and_hold" in error

@@ -1,0 +1,76 @@
+"""Reasons with a price of the engine's are counted by cause; refused orders are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from programs import ROOT
+
+import tracepaper
+from tracepaper import Action, Orders, Outlook, Signal, Strategy, buy
+from tracepaper.replay.report.summary import summarise, tables
+from tracepaper.replay.report.tables import by_cause, cause
+
+CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("stop at 109293.4", "stop"),
+        ("target at 109293", "target"),
+        ("trailing stop by 35", "trailing stop"),
+        ("stop 2 x ATR(1d) 35.2", "stop 2 x ATR(1d)"),
+        ("stop 0.5 %", "stop 0.5 %"),
+        ("stop at 110393 is not below the close 109300", "stop is not below the close"),
+        ("stop 2 x ATR(1d) 35 is not above the close 1", "stop 2 x ATR(1d) is not above the close"),
+        (
+            "quantity 0.12345 is no multiple of the step 0.001",
+            "quantity is no multiple of the step 0.001",
+        ),
+        ("stop at 3 bars of gain", "stop at 3 bars of gain"),
+        ("RSI 14 is below 30", "RSI 14 is below 30"),
+    ],
+)
+def test_a_cause_is_the_reason_without_the_engines_numbers(reason: str, told: str) -> None:
+    assert cause(reason) == told
+
+
+def test_causes_are_counted_together() -> None:
+    counts = [("stop at 1", 2), ("cross", 4), ("stop at 2", 3)]
+    assert by_cause(counts) == [("stop", 5), ("cross", 4)]
+
+
+class OffStep(Strategy):
+    """Orders what no step divides."""
+
+    def decide(self, now: Outlook) -> Orders:
+        return Orders((buy(0.1 + now.time % 7 / 1e5 + 1e-5),), "off the step")
+
+
+class Stopped(Strategy):
+    """Turns on every fall, under a stop at a price."""
+
+    def decide(self, now: Outlook) -> Signal:
+        if now.close >= now.open:
+            return Signal(Action.HOLD, "it rose")
+        return Signal(Action.LONG, "it fell", stop=now.close * 0.9995, reenter=True)
+
+
+def test_the_end_of_a_replay_tells_what_the_venue_refused(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    with tracepaper.backtest(OffStep, CANDLES, db=database, end="2025-05-26T08:32:00") as run:
+        told = summarise(database, run.run_id)
+    assert told.fill_count == 0
+    assert told.rejected == (("quantity is no multiple of the step 0.001", 60),)
+    (made,) = (made for made in tables(told) if made.key == "rejected")
+    assert made.title.startswith("Rejected orders")
+
+
+def test_trades_are_grouped_by_what_ended_them(tmp_path: Path) -> None:
+    with tracepaper.backtest(Stopped, CANDLES, end="2025-05-26T12:00:00") as run:
+        assert len(set(run.trades["exit_reason"])) > 2
+        document = run.report().document
+    names = [group["trades_of"] for group in document["trade_groups"]]
+    assert names == ["all", "long", "short", "left: stop"]

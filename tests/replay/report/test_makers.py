@@ -1,0 +1,74 @@
+"""What followed fills as maker: prices some bars later, for and against, with their error."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tracepaper.replay.report.document import Report
+from tracepaper.replay.report.figures import tables
+from tracepaper.replay.report.makers import Aftermath, aftermaths
+from tracepaper.replay.report.record import RunRecord
+from tracepaper.strategies.types import Liquidity, Side
+
+KEY = "linear:BTCUSDT"
+
+
+def with_fills(record: RunRecord, *fills: tuple[int, Side, float]) -> RunRecord:
+    """Return *record* with fills as maker alone: in the bar at a place, of a side, at a price."""
+    opens = record.bars[KEY].open_time_ms
+    rows = tuple(
+        {
+            "instrument": KEY, "liquidity": Liquidity.MAKER, "side": side, "price": price,
+            "filled_ms": int(opens[at]) + 1_000,
+        }
+        for at, side, price in fills
+    )  # fmt: skip
+    return replace(record, account=replace(record.account, fills=rows))
+
+
+def test_a_run_without_fills_as_maker_has_no_such_table(cross_report: Report) -> None:
+    assert aftermaths(cross_report.record) == []
+    assert "makers" not in tables(cross_report)
+
+
+def test_the_close_so_many_bars_later_is_compared_with_the_price(cross_report: Report) -> None:
+    record, bars = cross_report.record, cross_report.record.bars[KEY]
+    last = bars.close.size - 1
+    made = with_fills(
+        record, (10, Side.BUY, 100_000.0), (10, Side.SELL, 100_000.0), (last - 5, Side.BUY, 1.0)
+    )
+    one, five, thirty = aftermaths(made)
+    assert (one.name, five.name, thirty.name) == ("1 bar", "5 bars", "30 bars")
+    assert [found.moved.size for found in (one, five, thirty)] == [3, 3, 2]
+    for found, after in ((one, 1), (five, 5), (thirty, 30)):
+        change = bars.close[10 + after] / 100_000.0 - 1
+        assert found.moved[:2].tolist() == pytest.approx([change, -change])
+    assert thirty.mean is not None
+    mean, error = thirty.mean
+    assert mean == pytest.approx(0)
+    assert error is None  # they are of one day
+    assert thirty.against == 0.5
+    moved = abs(bars.close[40] / 100_000.0 - 1)
+    assert thirty.mean_for == pytest.approx(moved)
+    assert thirty.mean_against == pytest.approx(-moved)
+
+
+def test_the_error_counts_days_and_not_fills() -> None:
+    def error(days: list[int]) -> float | None:
+        moved = np.array([0.01, 0.01, -0.01, -0.01])
+        mean = Aftermath("1 bar", moved, np.array(days)).mean
+        assert mean is not None
+        return mean[1]
+
+    assert error([1, 1, 1, 1]) is None
+    assert error([1, 1, 2, 2]) == pytest.approx(0.01)
+    assert error([1, 2, 3, 4]) == pytest.approx(0.01 / np.sqrt(3))
+
+
+def test_the_table_is_part_of_the_report(cross_report: Report) -> None:
+    made = replace(cross_report, record=with_fills(cross_report.record, (10, Side.BUY, 100_000.0)))
+    rows = tables(made)["makers"].documents()
+    assert [row["count"] for row in rows] == [1, 1, 1]

@@ -1,0 +1,74 @@
+"""The chart of a run: its trades, the stops that protected them, and what was noted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tracepaper.daemon.cli import invoke
+
+ROOT = Path(__file__).parents[3]
+CANDLES = ROOT / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
+RSI = ROOT / "strategies/examples/rsi_reversion.toml"
+STOP = "stroke-dasharray: 1"  # how a dotted line is written
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    database = tmp_path_factory.mktemp("chart") / "run.db"
+    given = ["--data", str(CANDLES), "--to", "2025-05-27", "--db", str(database)]
+    assert invoke(["replay", "-c", str(RSI), *given]) == 0
+    return database
+
+
+def drawn(run: Path, name: str, *more: str) -> str:
+    file = run.parent / name
+    assert invoke(["report", "last", "--db", str(run), "--chart", str(file), *more]) == 0
+    return file.read_text("utf-8")
+
+
+def test_a_chart_shows_trades_stops_and_notes_and_is_the_same_again(run: Path) -> None:
+    first = drawn(run, "first.svg")
+    assert "linear:BTCUSDT: RsiReversion" in first
+    assert first.count(STOP) >= 3, "a stop for each trade"
+    assert ">rsi<" in first
+    assert ">streak<" in first
+    assert first == drawn(run, "second.svg")
+
+
+def test_fewer_bars_have_fewer_trades(run: Path) -> None:
+    assert drawn(run, "few.svg", "--last", "60").count(STOP) < drawn(run, "all.svg").count(STOP)
+
+
+def test_a_run_without_notes_has_one_panel(tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('[strategy]\nname = "sma_cross"\nfast = 3\nslow = 7\n')
+    database = tmp_path / "run.db"
+    given = ["--data", str(CANDLES), "--to", "2025-05-26T10:00", "--db", str(database)]
+    assert invoke(["replay", "-c", str(config), *given]) == 0
+    found = drawn(database, "plain.svg")
+    assert ">noted<" not in found
+    assert STOP not in found
+
+
+def test_a_png_is_drawn_and_anything_else_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    png = run.parent / "chart.png"
+    assert invoke(["report", "last", "--db", str(run), "--chart", str(png)]) == 0
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert invoke(["report", "last", "--db", str(run), "--chart", "chart.gif"]) == 2
+    assert "name a .png or .svg file" in capsys.readouterr().err
+
+
+def test_a_run_that_kept_only_what_traded_is_not_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = tmp_path / "run.db"
+    given = ["--data", str(CANDLES), "--to", "2025-05-26T12:00", "--db", str(database)]
+    assert invoke(["replay", "-c", str(RSI), *given, "--log", "acted"]) == 0
+    chart = ["--chart", str(tmp_path / "chart.svg")]
+    assert invoke(["report", "last", "--db", str(database), *chart]) == 1
+    assert "no two bars in a row" in capsys.readouterr().err
+    assert not (tmp_path / "chart.svg").exists()

@@ -1,0 +1,104 @@
+"""A cell's figures are those of the full log, whatever the log of its run leaves out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from stock_files import opens, write
+
+from tracepaper.replay.sweep.cell import WHOLE, Cell, make
+from tracepaper.replay.sweep.run import read_request
+from tracepaper.strategies.market import DAY_MS, HOUR_MS
+from tracepaper.strategies.signals import Orders, buy, sell
+from tracepaper.strategies.strategy import Strategy
+
+FIXED = {"sizing": {"mode": "fixed"}}
+
+
+class Lists(Strategy):
+    """Sends lists of orders."""
+
+    warmup = 2
+
+    def decide(self, now: Any) -> Orders:
+        side = buy if now.close < now.open else sell
+        return Orders((side(0.1, tag="one"),), reason="as it went")
+
+
+def figures_both_ways(
+    folder: Path, strategy: str, data: Any, config: dict[str, Any], **named: Any
+) -> tuple[Any, Any]:
+    made_of, quantity = named.pop("made_of", None), named.pop("quantity", "0.1")
+    work = read_request(
+        strategy, data, {"sizing.quantity": [quantity]}, "return",
+        config={**FIXED, **config}, made_of=made_of, **named,
+    ).work  # fmt: skip
+    cell = Cell(0, WHOLE, 0, {"sizing.quantity": quantity}, named.get("start"), None)
+    lean, full = make(work, cell), make(replace(work, kept_in=folder), cell)
+    assert (lean.error, full.error) == ("", "")
+    assert lean.daily == full.daily
+    return lean.figures, full.figures
+
+
+def test_of_one_symbol_and_of_two(candles: Path, tmp_path: Path) -> None:
+    one, whole = figures_both_ways(tmp_path, "persistence", candles, {})
+    assert one == whole
+    assert one["trades"] > 100
+    assert one["random_beaten"] is not None
+    (tmp_path / "two").mkdir()
+    both, of_both = figures_both_ways(
+        tmp_path / "two", "persistence", [str(candles), f"ETHUSDT={candles}"], {}
+    )
+    assert both == of_both
+
+
+@pytest.mark.parametrize("start", [None, 1_748_250_000_000])
+def test_of_spot_with_its_dust_and_of_a_hole(
+    candles: Path, tmp_path: Path, start: int | None
+) -> None:
+    holed = tmp_path / "BTCUSDT-1m.csv"
+    frame = pl.read_csv(candles)
+    pl.concat([frame.head(200), frame.tail(300)]).write_csv(holed)
+    found, whole = figures_both_ways(
+        tmp_path, "sma_cross", holed, {"market": {"category": "spot"}, "strategy": {"slow": 30}},
+        start=start,
+    )  # fmt: skip
+    assert found == whole
+    assert found["exposure"] > 0
+
+
+def test_of_funding_that_was_paid(days: Path, tmp_path: Path) -> None:
+    rates = tmp_path / "BTCUSDT-funding.csv"
+    times = range(1_735_689_600_000, 1_735_689_600_000 + 39 * 86_400_000, 8 * 3_600_000)
+    rows = "".join(f"{time},0.0001\n" for time in times)
+    rates.write_text(f"funding_time,funding_rate\n{rows}")
+    found, whole = figures_both_ways(tmp_path, "sma_cross", days, {}, funding=(rates,))
+    assert found == whole
+    without, _ = figures_both_ways(tmp_path / "..", "sma_cross", days, {})
+    assert found["return"] < without["return"]
+    assert found["held_return"] < without["held_return"]
+
+
+@pytest.mark.parametrize("interval_ms", [HOUR_MS, DAY_MS])
+def test_of_shares_by_sessions(tmp_path: Path, interval_ms: int) -> None:
+    shares = tmp_path / "acme.csv"
+    write(shares, opens("2014-10-20", "2014-12-31", interval_ms))
+    found, whole = figures_both_ways(
+        tmp_path, "sma_cross", f"ACME={shares}",
+        {"market": {"asset": "stock", "calendar": "XNAS"}, "strategy": {"fast": 3, "slow": 7},
+         "sizing": {"mode": "fixed"}}, quantity="10",
+    )  # fmt: skip
+    assert found == whole
+    assert found["trades"] > 1
+
+
+def test_of_lists_of_orders(candles: Path, tmp_path: Path) -> None:
+    name = f"{Lists.__module__}:Lists"
+    found, whole = figures_both_ways(tmp_path, name, candles, {}, made_of=Lists)
+    assert found == whole
+    assert found["turnover"] is None
+    assert found["exposure"] > 0

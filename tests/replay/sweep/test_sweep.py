@@ -1,0 +1,531 @@
+"""A sweep: its cells are replays, it goes on where it was, and it says how much is luck."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from own_strategies import importable
+from programs import environment, run
+
+import tracepaper
+from tracepaper import (
+    Action,
+    ConfigInvalid,
+    DataInvalid,
+    Signal,
+    Strategy,
+    StrategyFailed,
+    backtest,
+    sweep,
+)
+from tracepaper.replay.checks.processes import FreshProcesses
+from tracepaper.replay.report import metrics
+from tracepaper.replay.sweep.cell import Cell, CellResult, Work
+from tracepaper.replay.sweep.executors import InThisProcess, LocalProcesses, serve
+from tracepaper.replay.sweep.result import Sweep
+from tracepaper.replay.sweep.run import read_request
+from tracepaper.storage.sweeps import SweepFile, TrialRegistry
+
+SPACE = {"fast": [3, 5, 9], "slow": [12, 20, 40]}
+SIZED = {"sizing": {"mode": "fixed", "quantity": "0.1"}}
+
+
+def here(data: Any, space: Any = SPACE, objective: Any = "return", **named: Any) -> Sweep:
+    """Sweep in this process: what most tests are about is not where a run is made."""
+    executor = named.pop("executor", None) or InThisProcess()
+    strategy = named.pop("strategy", "sma_cross")
+    return sweep(strategy, data, space, objective, config=SIZED, executor=executor, **named)
+
+
+def values(found: Sweep) -> list[tuple[Any, ...]]:
+    """Return everything of the cells but how long they took."""
+    return [
+        (cell.key, cell.point, cell.value, cell.error, cell.figures, cell.daily, cell.config_sha256)
+        for cell in found.cells
+    ]
+
+
+@pytest.fixture(scope="module")
+def nine(candles: Path, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACEPAPER_TRIALS", str(tmp_path_factory.mktemp("nine") / "trials.db"))
+        return here(candles)
+
+
+def test_a_cell_is_the_replay_of_its_point(nine: Sweep, candles: Path) -> None:
+    assert [cell.point for cell in nine.cells[:2]] == [
+        {"fast": 3, "slow": 12},
+        {"fast": 3, "slow": 20},
+    ]
+    cell = nine.cells[4]
+    with backtest("sma_cross", candles, params=cell.point, config=SIZED) as alone:
+        assert cell.figures == alone.summary
+        assert cell.value == alone.summary["return"]
+        assert 0 <= (cell.figures["random_beaten"] or 0) <= 1
+
+
+def test_the_best_is_made_again_whole(nine: Sweep, tmp_path: Path) -> None:
+    best = nine.best
+    assert best is not None
+    assert best.value == max(cell.value or -1 for cell in nine.cells)
+    with nine.best_run() as again:
+        assert again.summary == best.figures
+        assert again.verify(sample=20).holds
+    assert nine.command is not None
+    done = subprocess.run(
+        ["bash", "-c", f"{nine.command} --json"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    said = json.loads(done.stdout)
+    assert said["equity"] == pytest.approx(best.figures["end"])
+
+
+def test_processes_find_what_this_one_finds(nine: Sweep, candles: Path) -> None:
+    processes = LocalProcesses(2)
+    assert values(here(candles, executor=processes)) == values(nine)
+    assert processes.cpu_s > 0
+
+
+def test_the_frame_has_a_row_a_cell(nine: Sweep) -> None:
+    assert nine.frame.height == 9
+    assert nine.frame["slow"].to_list() == [12, 20, 40] * 3
+    assert nine.frame["objective"].to_list() == nine.frame["return"].to_list()
+    assert nine.frame["error"].null_count() == 9
+
+
+def test_heat_and_neighbours(nine: Sweep) -> None:
+    heat = nine.heat("fast", "slow")
+    assert heat is not None
+    assert (heat.columns, heat.rows) == (("3", "5", "9"), ("12", "20", "40"))
+    for cell in nine.cells:
+        at = [12, 20, 40].index(cell.point["slow"]), [3, 5, 9].index(cell.point["fast"])
+        assert heat.values[at] == cell.value
+    assert heat.values[heat.best] == np.nanmax(heat.values)
+    beside = nine.neighbours
+    assert beside is not None
+    row, column = heat.best
+    wanted = [
+        heat.values[row + down, column + across]
+        for down, across in ((-1, 0), (1, 0), (0, -1), (0, 1))
+        if 0 <= row + down < 3 and 0 <= column + across < 3
+    ]
+    assert sorted(beside.values) == sorted(wanted)
+    with pytest.raises(DataInvalid, match="no option speed; choose of fast, slow"):
+        nine.heat("speed")
+
+
+def test_what_is_said_says_what_luck_would_do(nine: Sweep) -> None:
+    said = " ".join(repr(nine).split())
+    assert "9 runs, by return" in said
+    assert "[" in said
+    assert "of 9 points without any timing the luckiest beats 90 % on average" in said
+    assert "Over all sweeps 9 configurations were tried on these data" in said
+    assert "Deflated Sharpe ratio: not said of 0.4 days; it takes 30." in said
+    assert "points one step beside it have the median" in said
+    assert "<pre>" in nine._repr_html_()
+
+
+def test_the_page_draws_the_heat_map(nine: Sweep, tmp_path: Path) -> None:
+    nine.report(html=tmp_path / "sweep.html")
+    page = (tmp_path / "sweep.html").read_text(encoding="utf-8")
+    assert '"type":"heatmap"' in page
+    assert "How much of it is luck" in page
+    assert page.count("<tr>") == 10  # a head and nine runs
+
+
+def test_the_registry_counts_a_configuration_once_over_all_sweeps(candles: Path) -> None:
+    first = here(candles, {"fast": [3, 5], "slow": [20]})
+    again = here(candles, {"fast": [3, 5], "slow": [20]}, "mean_day")
+    more = here(candles, {"fast": [5, 7], "slow": [20]})
+    other = here(candles, {"fast": [5], "slow": [20]}, end="2025-05-26T12:00")
+    elsewhere = here({"ETHUSDT": candles}, {"fast": [5], "slow": [20]})
+    assert [of.trials.number for of in (first, again, more, other, elsewhere)] == [2, 2, 3, 3, 1]
+    assert "3 configurations were tried" in repr(more)
+
+
+def test_the_deflated_ratio_counts_every_trial(days: Path, registry: Path) -> None:
+    earlier = here(days, {"fast": [2, 4, 8], "slow": [30, 60]}, "sharpe")
+    found = here(days, {"fast": [3, 5], "slow": [30]}, "sharpe")
+    assert found.best is not None
+    daily = np.array(found.best.daily)
+    assert daily.size == 40
+    ratios = [np.mean(cell.daily) / np.std(cell.daily, ddof=1)
+              for cell in (*earlier.cells, *found.cells)]  # fmt: skip
+    with TrialRegistry(registry) as counted:
+        trials = counted.trials(found.request.data_sha256)
+    assert trials.number == 8
+    assert sorted(trials.sharpe_day) == pytest.approx(sorted(ratios))
+    wanted = metrics.deflated_sharpe(daily, trials=8, variance=float(np.var(ratios, ddof=1)))
+    assert found.deflated_sharpe == pytest.approx(wanted)
+    above_zero = metrics.probabilistic_sharpe(daily)
+    assert above_zero is not None
+    assert found.deflated_sharpe is not None
+    assert found.deflated_sharpe < above_zero
+    assert "(the deflated Sharpe ratio) is" in " ".join(repr(found).split())
+
+
+def test_windows_choose_on_train_and_report_on_test(days: Path) -> None:
+    found = here(days, {"fast": [2, 8], "slow": [30, 60]}, windows="20d/8d")
+    spans = found.request.spans
+    assert [(span.until_ms or 0) - (span.from_ms or 0) for span in spans] == [1_728_000_000] * 3
+    assert [span.until_ms for span in spans[1:]] == [span.test_ms for span in spans[:-1]]
+    tests = [cell for cell in found.cells if cell.part == "test"]
+    assert len(tests) == len(spans) == 3
+    for test in tests:
+        train = [cell for cell in found.cells if (cell.span, cell.part) == (test.span, "train")]
+        assert len(train) == 4
+        best = max(train, key=lambda cell: cell.value or -1)
+        assert test.point == best.point
+        span = spans[test.span]
+        with backtest("sma_cross", days, params=test.point, config=SIZED,
+                      start=span.until_ms, end=span.test_ms) as alone:  # fmt: skip
+            assert test.value == alone.summary["return"]
+    said = " ".join(repr(found).split())
+    assert "Out of sample, in 3 tests after their windows" in said
+    assert found.trials.number == 4  # windows of one configuration are one trial
+
+
+@pytest.mark.parametrize("windows", ["20d", "a/b", "20d/0d", (1, 2, 3), 7])
+def test_windows_that_are_none_get_one_sentence(windows: Any, days: Path) -> None:
+    with pytest.raises(ConfigInvalid, match=r"give days to train and to test, such as 90d/30d"):
+        here(days, windows=windows)
+
+
+def test_data_too_short_for_a_window_or_a_year_say_so(candles: Path, days: Path) -> None:
+    with pytest.raises(ConfigInvalid, match=r"0\.4 days, too few for one window of 2 days"):
+        here(candles, windows="2d/1d")
+    with pytest.raises(ConfigInvalid, match=r"takes 30 days; the data have 0\.4: choose return"):
+        here(candles, objective="sharpe")
+    with pytest.raises(ConfigInvalid, match=r"takes 30 days; a window trains on 20\.0"):
+        here(days, objective="sharpe", windows="20d/8d")
+
+
+# ---------------------------------------------------------------- interrupted
+
+KILLED = """
+import os, signal, sys
+from tracepaper import sweep
+from tracepaper.replay.sweep.executors import InThisProcess
+
+class Killed(InThisProcess):
+    left = 4
+    def next(self):
+        self.left -= 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().next()
+
+sweep("sma_cross", {data!r}, {space!r}, "return", config={config!r}, executor=Killed(),
+      state="state.db", **{named!r})
+"""
+
+
+@pytest.mark.parametrize(
+    "named", [{}, {"sampler": "random", "trials": 9, "seed": 5}], ids=["grid", "random"]
+)
+def test_after_a_kill_it_goes_on_and_ends_as_if_it_had_never_stopped(
+    named: dict[str, Any], candles: Path, tmp_path: Path
+) -> None:
+    space = SPACE if not named else {"fast": (2, 9), "slow": (12, 50)}
+    text = KILLED.format(data=str(candles), space=space, config=SIZED, named=named)
+    killed = subprocess.run(
+        [sys.executable, "-c", text],
+        cwd=tmp_path, env=environment({"TRACEPAPER_TRIALS": str(tmp_path / "killed.db")}),
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    told: list[tuple[int, int, float | None]] = []
+    on = here(candles, space, state=tmp_path / "state.db",
+              progress=lambda *said: told.append(said), **named)  # fmt: skip
+    assert on.made == 5
+    assert told[-1][:2] == (9, 9)
+    assert values(on) == values(here(candles, space, **named))
+    done = here(candles, space, state=tmp_path / "state.db", **named)
+    assert done.made == 0
+    assert values(done) == values(on)
+
+
+def test_a_file_of_another_sweep_or_of_something_else_is_refused(
+    candles: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state.db"
+    here(candles, {"fast": [3], "slow": [20]}, state=state)
+    with pytest.raises(ConfigInvalid, match=r"state\.db holds a sweep with another space"):
+        here(candles, {"fast": [4], "slow": [20]}, state=state)
+    run_of = tmp_path / "run.db"
+    backtest("persistence", candles, db=run_of)
+    with pytest.raises(DataInvalid, match=r"run\.db is no sweep; name another file"):
+        here(candles, {"fast": [3], "slow": [20]}, state=run_of)
+    (tmp_path / "text.db").write_text("no database at all, but long enough to be taken for one")
+    with pytest.raises(ConfigInvalid, match=r"text\.db cannot be used"):
+        here(candles, {"fast": [3], "slow": [20]}, state=tmp_path / "text.db")
+
+
+def test_two_processes_do_not_share_one_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracepaper.storage.sweeps.BUSY_S", 0.01)
+    with SweepFile(tmp_path / "state.db", {"a": 1}) as held:
+        held.store((0, "whole", 0), {"value": 1})
+        with pytest.raises(ConfigInvalid, match="is in use by another sweep"):
+            SweepFile(tmp_path / "state.db", {"a": 1})
+    with SweepFile(tmp_path / "state.db", {"a": 1}) as again:
+        assert list(again.cells()) == [((0, "whole", 0), {"value": 1})]
+
+
+def test_a_registry_that_cannot_be_written_says_what_to_set(
+    candles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRACEPAPER_TRIALS", str(tmp_path / "file" / "trials.db"))
+    with pytest.raises(ConfigInvalid, match="registry of trials set TRACEPAPER_TRIALS"):
+        here(candles, {"fast": [3], "slow": [20]})
+
+
+# ---------------------------------------------------------------- what goes wrong in one cell
+
+ODD = """
+import os
+from tracepaper import Action, Signal, Strategy
+
+
+class Odd(Strategy):
+    def __init__(self, how):
+        self.how = how
+        if how == "refuses":
+            raise ValueError("not like that")
+
+    def decide(self, now):
+        if self.how == "raises":
+            raise KeyError("lost")
+        if self.how == "blocks":
+            while True:
+                pass
+        if self.how == "exits":
+            os._exit(3)
+        if self.how == "nonsense":
+            return "up"
+        return Signal(Action.LONG if now.close > now.open else Action.FLAT, "as it went")
+"""
+WRONG = {
+    "refuses": "not like that",
+    "raises": "failed in decide with KeyError",
+    "blocks": "took longer than 4 s and was stopped",
+    "exits": "Its process ended",
+    "nonsense": "answered 'up' in decide",
+}
+
+
+def test_a_cell_that_goes_wrong_says_so_and_the_others_go_on(candles: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    with importable(tmp_path):
+        found = sweep(
+            import_module("odd").Odd,
+            candles,
+            {"how": ["fine", *WRONG, "fine too"]},
+            "return",
+            config=SIZED,
+            jobs=2,
+            limit_s=4.0,
+        )
+    cells = {cell.point["how"]: cell for cell in found.cells}
+    for how, sentence in WRONG.items():
+        assert sentence in cells[how].error, cells[how].error
+        assert cells[how].value is None
+    assert cells["fine"].value == cells["fine too"].value is not None
+    assert found.best is cells["fine"]
+    assert found.trials.number == 2
+    assert "7 runs, 5 of them failed" in repr(found)
+    assert "Failed: how = refuses: " in repr(found)
+
+
+def test_a_process_whose_sweep_was_killed_ends_by_itself(candles: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    with importable(tmp_path), FreshProcesses() as fresh:
+        work = read_request("odd:Odd", candles, {"how": ["blocks"]}, "return").work
+        with fresh.child(serve) as child:
+            assert child.receive() > 0
+            child.send((work, 1.5))
+            child.send(Cell(0, "whole", 0, {"how": "blocks"}, None, None))
+            with pytest.raises(StrategyFailed):  # its end of the line is gone
+                child.receive()
+
+
+class Typed(Strategy):
+    """A class of this module that is handed over as one that no other process has."""
+
+    def __init__(self, blocks: bool) -> None:
+        self.blocks = blocks
+
+    def decide(self, outlook: Any) -> Signal:
+        while self.blocks:
+            pass
+        return Signal(Action.LONG, "always")
+
+
+def test_a_class_that_only_this_process_has_runs_here_under_its_limit(
+    candles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Typed, "__module__", "__main__")
+    found = sweep(Typed, candles, {"blocks": [True, False]}, "return", config=SIZED, limit_s=2.0)
+    assert [bool(cell.error) for cell in found.cells] == [True, False]
+    assert "took longer than 2 s" in found.cells[0].error
+    assert found.command is None
+    with pytest.warns(UserWarning, match="keeps no source"), found.best_run() as again:
+        assert again.summary["return"] == found.cells[1].value
+
+
+def objective(of: Any) -> float:
+    """Return what the parametrised test is about, by the fast average."""
+    fast = json.loads(of.frames.run["config"])["strategy"]["fast"]
+    if fast == 3:
+        raise RuntimeError("no idea")
+    odd: dict[int, Any] = {5: math.nan, 7: "good", 9: np.float64(of.trades.height), 11: True}
+    return odd[fast]  # type: ignore[no-any-return]
+
+
+def test_an_objective_that_fails_is_recorded_in_its_cell(candles: Path) -> None:
+    found = here(candles, {"fast": [3, 5, 7, 9, 11], "slow": [20]}, objective)
+    assert [cell.error for cell in found.cells if cell.point["fast"] != 3] == [
+        "The objective returned nan; return a finite number.",
+        "The objective returned 'good'; return a number.",
+        "",
+        "The objective returned True; return a number.",
+    ]
+    assert "objective failed as the objective with RuntimeError: no idea" in found.cells[0].error
+    assert found.best is not None
+    assert found.best.value == found.best.figures["trades"]
+    assert found.trials.number == 5  # they were tried, whatever was made of them
+
+
+def test_where_every_run_fails_the_first_reason_is_said(candles: Path) -> None:
+    found = here(candles, {"fast": [30, 40], "slow": [20]})
+    assert found.best is None
+    assert "No run succeeded; the first says: the point: [strategy] fast = 30" in repr(found)
+    with pytest.raises(DataInvalid, match="No run of this sweep succeeded"):
+        found.best_run()
+
+
+@pytest.mark.parametrize(
+    ("named", "sentence"),
+    [
+        ({"space": {}}, "no option, so there is no point"),
+        ({"objective": "luck"}, "There is no figure 'luck'; choose of end, return"),
+        ({"direction": "up"}, "write maximize or minimize"),
+        ({"seed": 1.5}, "seed is 1.5; give a whole number"),
+        ({"limit_s": 0}, "limit_s is 0; give seconds above 0"),
+        ({"sampler": "cma"}, "choose grid, random, tpe"),
+        ({"data": "nowhere.csv"}, "nowhere.csv"),
+        ({"start": "2030-01-01"}, "have no bar"),
+    ],
+)
+def test_wrong_usage_is_said_before_anything_runs(
+    named: dict[str, Any], sentence: str, candles: Path
+) -> None:
+    with pytest.raises((ConfigInvalid, DataInvalid), match=sentence):
+        here(**{"data": candles, **named})
+    with pytest.raises(ConfigInvalid, match="jobs is 0"):
+        sweep("sma_cross", candles, SPACE, "return", jobs=0)
+
+
+def test_less_is_better_where_the_figure_says_so(candles: Path) -> None:
+    found = here(candles, objective="drawdown")
+    worst = [cell.figures["max_drawdown"] for cell in found.cells]
+    assert found.best is not None
+    assert found.best.value == min(of for of in worst if of is not None)
+
+
+def test_keys_of_the_configuration_are_axes_too(candles: Path) -> None:
+    found = here(candles, {"sizing.quantity": (0.1, 0.3, 0.1)}, strategy="persistence")
+    ends = [cell.figures["return"] for cell in found.cells]
+    assert len(ends) == 3
+    assert ends[2] == pytest.approx(3 * (ends[0] or 0), rel=1e-3)
+
+
+def test_tpe_draws_where_it_was_good(candles: Path) -> None:
+    named = {"sampler": "tpe", "trials": 14, "seed": 2}
+    found = here(candles, {"fast": (2, 40), "slow": [60]}, "trades", direction="minimize", **named)
+    late = [cell.point["fast"] for cell in found.cells[10:]]
+    assert np.mean(late) > 20  # fewer trades where the averages are near each other's length
+    again = here(candles, {"fast": (2, 40), "slow": [60]}, "trades", direction="minimize", **named)
+    assert values(again) == values(found)
+
+
+class Counting:
+    """Another place to make runs: what a cluster would be."""
+
+    slots = 3
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def open(self, work: Work, limit_s: float | None) -> None:
+        self._inner = InThisProcess()
+        self._inner.open(work, limit_s)
+        self._waiting: list[Cell] = []
+
+    def submit(self, cell: Cell) -> None:
+        self._waiting.append(cell)
+        self.most = max(self.most, len(self._waiting))
+
+    def next(self) -> CellResult:
+        self._inner.submit(self._waiting.pop())  # the last first: order must not matter
+        return self._inner.next()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_another_executor_takes_the_place_of_processes(nine: Sweep, candles: Path) -> None:
+    executor = Counting()
+    assert values(here(candles, executor=executor)) == values(nine)
+    assert (executor.most, executor.closed) == (3, True)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def command(folder: Path, *words: str) -> Any:
+    extra = {"TRACEPAPER_TRIALS": "trials.db", **{f"TRACEPAPER_SIZING__{key.upper()}": value
+             for key, value in SIZED["sizing"].items()}}  # fmt: skip
+    return run(("sweep", *words), folder, extra)
+
+
+def test_the_command_sweeps_and_the_same_command_goes_on(
+    nine: Sweep, candles: Path, tmp_path: Path
+) -> None:
+    words = (str(candles), "--strategy", "sma_cross", "--space", "fast=3,5,9", "--space",
+             "slow=12,20,40", "--objective", "return", "--jobs", "2")  # fmt: skip
+    first = json.loads(command(tmp_path, *words, "--json").out)
+    assert [cell["value"] for cell in first["cells"]] == [cell.value for cell in nine.cells]
+    assert (first["failed"], first["runs_made_now"], first["trials_on_these_data"]) == (0, 9, 9)
+    again = command(tmp_path, *words, "--html", "sweep.html")
+    assert "9 runs (0 made now), by return" in again.out
+    assert (tmp_path / "sweep.html").exists()
+    assert f"Its cells are in {first['state']}" in again.out
+    assert again.err == ""
+
+
+def test_the_command_fails_where_every_run_does_or_nothing_is_named(
+    candles: Path, tmp_path: Path
+) -> None:
+    failed = command(tmp_path, str(candles), "--strategy", "sma_cross", "--space", "fast=300",
+                     "--objective", "return")  # fmt: skip
+    assert failed.code == 1
+    assert "No run succeeded" in failed.out
+    wrong = command(tmp_path, str(candles), "--space", "fast=1..", "--objective", "no:where")
+    assert wrong.code == 2
+    assert "'no:where' cannot be imported" in wrong.err
+
+
+def test_sweep_is_a_name_of_the_package() -> None:
+    assert tracepaper.sweep is sweep

@@ -1,0 +1,428 @@
+"""``tracepaper.backtest``: the command's own run, from a notebook, a thread or a loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from own_strategies import importable
+from programs import ROOT, environment, run
+from stock_files import HOUR_MS, opens, write
+
+import tracepaper
+from tracepaper import Action, ConfigInvalid, DataInvalid, Signal, Strategy, StrategyFailed
+from tracepaper.daemon.session.user_class import known_class, user_class
+from tracepaper.replay import notebook
+from tracepaper.replay.archive import read_candles
+from tracepaper.replay.python import Backtest, backtest
+from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.storage.reader import Reader
+
+BARS = 1_500
+PARAMS = {"fast": 5, "slow": 20}
+SIZED = {"sizing": {"mode": "fixed", "quantity": "0.1"}}
+CSV = pl.read_csv(str(DEMO_CANDLES)).head(BARS)
+MOMENTS = pl.col("open_time").cast(pl.Datetime("ms")).alias("time")
+
+
+@pytest.fixture(scope="module")
+def candles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("candles") / "BTCUSDT-1m.csv"
+    CSV.write_csv(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(candles: Path, tmp_path_factory: pytest.TempPathFactory) -> Backtest:
+    database = tmp_path_factory.mktemp("made") / "run.db"
+    return backtest("sma_cross", candles, params=PARAMS, config=SIZED, db=database)
+
+
+class Follows(Strategy):
+    """Long after a rising bar."""
+
+    def __init__(self, least: int = 0) -> None:
+        self.warmup = 1
+        self._least, self._moved = least, 0
+
+    def observe(self, bar: Any) -> None:
+        self._moved = bar.close - bar.open
+
+    def decide(self, outlook: Any) -> Signal:
+        return Signal(Action.LONG if self._moved > self._least else Action.FLAT, "it rose or not")
+
+
+def hashes(of: Backtest) -> list[str]:
+    found: list[str] = of.decisions["decision_sha256"].to_list()
+    return found
+
+
+def test_the_command_and_the_function_decide_alike(made: Backtest, candles: Path) -> None:
+    config = made.database.parent / "sma.toml"
+    config.write_text(
+        '[strategy]\nname = "sma_cross"\nfast = 5\nslow = 20\n'
+        '[sizing]\nmode = "fixed"\nquantity = "0.1"\n'
+    )
+    other = made.database.parent / "command.db"
+    given = ("replay", "--data", str(candles), "-c", str(config), "--db", str(other), "--json")
+    said = json.loads(run(given, made.database.parent).out)
+    of_command = tracepaper.open_run(said["run_id"], other).decisions()
+    assert of_command["decision_sha256"].to_list() == hashes(made)
+    assert said["decisions"] == BARS
+    with Reader.open(other) as one, Reader.open(made.database) as two:
+        rows = [reader.run(reader.find("last")).config_sha256 for reader in (one, two)]
+    assert rows[0] == rows[1]
+
+
+def test_frames_have_the_rows_of_the_record(made: Backtest) -> None:
+    assert made.decisions.height == BARS
+    assert made.fills.height == made.orders.height > 20
+    assert made.trades.height == made.summary["trades"]
+    assert made.trades.height > 10
+    assert made.trades["left_utc"].dtype == pl.Datetime("ms", "UTC")
+    assert (made.trades["left_ms"] > made.trades["entered_ms"]).all()
+    assert made.equity["equity"][-1] == pytest.approx(made.summary["end"])
+    assert made.frames.bars().height == BARS
+
+
+def test_without_polars_frames_are_columns_of_numpy(
+    made: Backtest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracepaper.replay.python.best_frames", lambda: "numpy")
+    plain = Backtest(made.database, made.run_id)
+    assert isinstance(plain.trades, notebook.NumpyFrame)
+    assert plain.trades["profit"].tolist() == made.trades["profit"].to_list()
+    assert plain.trades["left_utc"].dtype == "M8[ms]"
+    assert plain.decisions.height == BARS
+    assert plain.decisions["allowed"].dtype == np.bool_
+    assert np.isnan(plain.decisions["mean_return"]).all()
+    assert plain.equity["equity"][-1] == made.equity["equity"][-1]
+    assert f"{BARS:,} rows of run_id, sequence" in repr(plain.decisions)
+
+
+def test_the_summary_says_what_the_report_says(made: Backtest) -> None:
+    report, found = made.report(), made.summary
+    own = report["accounts"][0]
+    assert found["return"] == own["return"]
+    assert (found["mean_day"], found["mean_day_error"]) == tuple(own["mean_day"].values())
+    assert found["sharpe"] is None  # a day and a bit
+    assert found["random_beaten"] == report["random_twins"][0]["beaten"]
+    held = {row["account"]: row["return"] for row in report["accounts"][1:]}
+    assert found["buy_and_hold_return"] == held.pop("buy and hold")
+    assert [found["held_return"]] == list(held.values())
+    assert "Paper trading only" in report.text
+    assert "closed trades" in repr(made)
+    assert "<li>" in made._repr_html_()
+    assert "<pre>" in report._repr_html_()
+
+
+def test_the_page_is_written(made: Backtest, tmp_path: Path) -> None:
+    made.report(html=tmp_path / "run.html")
+    assert made.run_id in (tmp_path / "run.html").read_text(encoding="utf-8")
+
+
+def test_a_decision_is_explained_by_its_sequence_or_from_the_end(made: Backtest) -> None:
+    last = made.decisions["sequence"][-1]
+    assert made.explain()["decision"]["sequence"] == last
+    assert made.explain(-2)["decision"]["sequence"] == last - 1
+    assert made.explain(last).text == made.explain().text
+    with pytest.raises(DataInvalid, match=r"1,500 decisions; -1501 is before the first"):
+        made.explain(-1501)
+    with pytest.raises(ConfigInvalid, match=r"1\.5 is no decision"):
+        made.explain(1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        CSV,
+        CSV.with_columns(MOMENTS).drop("open_time"),
+        CSV.to_pandas(),
+        CSV.with_columns(MOMENTS).drop("open_time").to_pandas().set_index("time"),
+        CSV.to_pandas().set_index(pd.to_datetime(CSV["open_time"].to_numpy(), unit="ms", utc=True)
+                                  .tz_convert("Asia/Tokyo")).drop(columns="open_time"),
+        {name: CSV[name].to_list() for name in CSV.columns},
+        {name: CSV[name].to_numpy() for name in CSV.columns},
+    ],
+    ids=["polars", "polars moments", "pandas", "pandas index", "pandas zone", "lists", "numpy"],
+)  # fmt: skip
+def test_a_frame_is_read_as_its_file_is(frame: Any, made: Backtest) -> None:
+    with backtest("sma_cross", {"BTCUSDT": frame}, params=PARAMS, config=SIZED) as found:
+        assert hashes(found) == hashes(made)
+
+
+def test_a_frame_of_shares_is_laid_upon_its_sessions_as_a_file_is(tmp_path: Path) -> None:
+    shares = tmp_path / "acme.csv"
+    write(shares, opens("2014-10-20", "2014-12-31", HOUR_MS))
+    config = {"market": {"asset": "stock", "calendar": "XNAS"}}
+    given: dict[str, Any] = {"params": {"fast": 3, "slow": 7}, "config": config}
+    with backtest("sma_cross", f"ACME={shares}", **given) as of_file:
+        with backtest("sma_cross", {"ACME": pl.read_csv(shares)}, **given) as of_frame:
+            assert hashes(of_frame) == hashes(of_file)
+            assert of_frame.summary == of_file.summary
+        assert of_file.decisions["refused_by"].drop_nulls().unique().to_list() == ["warm"]
+
+
+def test_a_frame_takes_the_configured_symbol(made: Backtest) -> None:
+    config = {**SIZED, "market": {"symbols": "BTCUSDT"}}
+    with backtest("sma_cross", CSV, params=PARAMS, config=config) as found:
+        assert hashes(found) == hashes(made)
+
+
+def test_candles_and_several_symbols(candles: Path) -> None:
+    one = read_candles(candles)
+    with backtest("persistence", [one, f"ETHUSDT={candles}"], config=SIZED) as found:
+        assert sorted(found.decisions["instrument"].unique()) == [
+            "linear:BTCUSDT",
+            "linear:ETHUSDT",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (CSV, "does not name its symbol"),
+        ([], "There are no data"),
+        (3, "data is 3; give a path"),
+        ({"BTCUSDT": CSV.drop("close")}, "no column close"),
+        ({"BTCUSDT": CSV.head(0)}, "is empty"),
+        ({"BTCUSDT": {"time": [1], "open": [1.0, 2.0]}}, "different lengths"),
+        ({"BTCUSDT": CSV.with_columns(high=pl.lit(1.0))}, "the frame: row 1"),
+        ({"BTCUSDT": CSV.with_columns(open=pl.lit(None, pl.Float64))}, "row 1: open is empty"),
+        ({"BTCUSDT": {**{name: [1] for name in CSV.columns}, "open": [[1, 2]]}}, "single values"),
+        ("nowhere.csv", "nowhere.csv"),
+    ],
+)
+def test_data_that_cannot_be_used_get_one_sentence(data: Any, sentence: str) -> None:
+    with pytest.raises((ConfigInvalid, DataInvalid), match=sentence):
+        backtest("sma_cross", data)
+
+
+def test_several_levels_of_columns_are_refused() -> None:
+    downloaded = pd.concat({"BTCUSDT": CSV.to_pandas()}, axis=1)
+    with pytest.raises(DataInvalid, match="several levels"):
+        backtest("sma_cross", {"BTCUSDT": downloaded})
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"strategy": "sma_cros"}, "attention, persistence, sma_cross or module:Class"),
+        ({"strategy": Follows()}, "or the class itself"),
+        ({"strategy": int}, "derive from it"),
+        ({"strategy": None, "params": {"fast": 3}}, "name it as the first argument"),
+        ({"params": {"fats": 3}}, "the call of backtest: .* no key 'fats'; the nearest is 'fast'"),
+        ({"params": {"fast": float("nan")}}, "params: .* give finite numbers"),
+        ({"params": {"fast": {3}}}, "cannot be stored; give finite numbers"),
+        ({"params": [3]}, "params is .* dictionary of options"),
+        ({"config": 3}, "config is 3; give a TOML file"),
+        ({"config": {"sizing": {"quantiti": 1}}}, "that was given: .* no key 'quantiti'"),
+        ({"config": "nowhere.toml"}, "no configuration at nowhere.toml"),
+        ({"start": "soon"}, "start is 'soon'"),
+        ({"log": "none"}, "write full or acted"),
+        ({"strategy": Follows, "params": {"most": 3}}, "refused .* 'most'"),
+        ({"strategy": "no_such_module:Mine"}, "cannot be imported"),
+        ({"strategy": "__main__:Lost"}, "typed in a session or a script that is not here"),
+    ],
+)
+def test_wrong_usage_gets_one_sentence(given: dict[str, Any], sentence: str, candles: Path) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        backtest(**{"strategy": "sma_cross", "data": candles, **given})
+
+
+def test_a_run_is_not_handed_over_as_data(made: Backtest) -> None:
+    with pytest.raises(ConfigInvalid, match="is replayed with its own strategy"):
+        backtest("sma_cross", f"{made.database}#{made.run_id}")
+
+
+def test_params_of_numpy_are_stored_as_numbers(candles: Path) -> None:
+    given = {"least": np.int64(7)}
+    with backtest(Follows, candles, params=given, config=SIZED) as found:
+        stored = json.loads(found.frames.run["config"])["strategy"]["options"]
+        assert stored == {"least": 7}
+        assert found.verify().holds
+
+
+def test_params_lie_over_the_options_that_are_configured_for_this_class(
+    candles: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "from tracepaper import Action, Signal, Strategy\n\n\nclass Own(Strategy):\n"
+        "    def __init__(self, options):\n        assert options == {'a': 1, 'b': 3}\n\n"
+        "    def decide(self, now):\n        return Signal(Action.HOLD, 'nothing')\n"
+    )
+    config = {"strategy": {"name": "own:Own", "options": {"a": 1, "b": 2}}}
+    with importable(tmp_path):
+        with backtest("own:Own", candles, params={"b": 3}, config=config, end="2025-05-26T08:00"):
+            pass
+        own = import_module("own").Own
+        with backtest(own, candles, params={"b": 3}, config=config, end="2025-05-26T08:00") as done:
+            assert done.frames.run["strategy"] == "own:Own"
+            assert json.loads(done.frames.run["warnings"]) == []
+
+
+def test_a_class_of_a_module_is_verified_by_another_process(candles: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from tracepaper import Action, Signal, Strategy\n\n\nclass Mine(Strategy):\n"
+        "    def decide(self, now):\n        return Signal(Action.LONG, 'always')\n"
+    )
+    with importable(tmp_path):
+        made_of = import_module("mine").Mine
+        backtest(made_of, candles, config=SIZED, db=tmp_path / "mine.db", end="2025-05-26T08:00")
+    checked = run(("verify", "last", "--db", "mine.db"), tmp_path)
+    assert checked.code == 0, checked
+    assert "28 of 28 decisions follow" in checked.out
+
+
+TYPED = """
+import tracepaper
+from tracepaper import Action, Signal, Strategy
+
+class Typed(Strategy):
+    def decide(self, now):
+        return Signal(Action.LONG, "always")
+
+def made(text):
+    names = {"Strategy": Strategy, "Signal": Signal, "Action": Action, "__name__": "__main__"}
+    exec(text, names)
+    return names["Typed"]
+
+text = "class Typed(Strategy):\\n def decide(self, now):\\n  return Signal(Action.FLAT, 'no')"
+for of in (Typed, made(text)):
+    run = tracepaper.backtest(of, CANDLES, end="2025-05-26T08:00", db=f"{of is Typed}.db")
+    print(run.frames.run["strategy"], run.verify().holds, run.frames.run["strategy_sha256"][:8])
+    print(run.frames.run["warnings"])
+"""
+
+
+def test_a_typed_class_runs_here_and_is_refused_elsewhere(candles: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TYPED.replace("CANDLES", repr(str(candles)))],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    first, said, second, _ = done.stdout.splitlines()
+    assert first.startswith("__main__:Typed True")
+    assert second.startswith("__main__:Typed True")
+    assert first != second  # two classes of one name have two ids
+    assert "no other process can import the class Typed" in said
+    assert "Python keeps no source of the class Typed" in done.stderr
+    elsewhere = run(("verify", "last", "--db", "True.db"), tmp_path)
+    assert elsewhere.code == 2
+    assert "typed in a session or a script that is not here; put it into a module" in elsewhere.err
+
+
+def test_two_classes_of_one_name_in_two_threads_do_not_meet(candles: Path) -> None:
+    def made_of(action: Action) -> type[Strategy]:
+        class Local(Strategy):
+            def decide(self, outlook: Any) -> Signal:
+                return Signal(action, "always")
+
+        return Local
+
+    def traded(action: Action) -> set[str]:
+        with backtest(made_of(action), candles, config=SIZED) as found:
+            assert found.verify().holds
+            return set(found.decisions["action"].unique())
+
+    with ThreadPoolExecutor(2) as pool:
+        long, short = pool.map(traded, (Action.LONG, Action.SHORT))
+    assert (long, short) == ({"LONG"}, {"SHORT"})
+
+
+def test_a_class_that_was_handed_over_is_forgotten_afterwards() -> None:
+    class Gone(Strategy):
+        def decide(self, outlook: Any) -> Signal:
+            return Signal(Action.HOLD, "nothing")
+
+    with known_class(Gone) as name:
+        assert user_class(name) is Gone
+    with pytest.raises(ConfigInvalid, match="correct the name after the colon"):
+        user_class(name)
+
+
+def test_it_runs_inside_a_running_event_loop(candles: Path, made: Backtest) -> None:
+    async def cell() -> list[str]:
+        with backtest("sma_cross", candles, params=PARAMS, config=SIZED) as found:
+            assert found.verify(sample=10).holds
+            return hashes(found)
+
+    assert asyncio.run(cell()) == hashes(made)
+
+
+def test_its_file_lives_with_the_result(candles: Path) -> None:
+    kept = backtest("persistence", candles, config=SIZED)
+    folder = kept.database.parent
+    assert kept.decisions.height == BARS
+    del kept
+    gc.collect()
+    assert not folder.exists()
+    with backtest("persistence", candles, config=SIZED) as closed:
+        folder = closed.database.parent
+        assert closed.fills.height
+    assert not folder.exists()
+    assert "closed" in repr(closed)
+    with pytest.raises(DataInvalid, match="is closed and its file removed"):
+        _ = closed.orders
+
+
+def test_a_failed_start_leaves_nothing(
+    candles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    class Fails(Strategy):
+        def decide(self, outlook: Any) -> Signal:
+            raise ValueError("of my own")
+
+    with pytest.raises(ConfigInvalid):
+        backtest("sma_cross", candles, params={"fast": 30, "slow": 3})
+    with pytest.raises(StrategyFailed, match=r"Fails failed in decide with ValueError: of my own"):
+        backtest(Fails, candles)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_period_is_bounded(candles: Path) -> None:
+    first = datetime(2025, 5, 26, 9, tzinfo=UTC)
+    with backtest("sma_cross", candles, params=PARAMS, start=first, end="2025-05-26T10:00") as of:
+        assert of.summary["bars"] == 60
+        assert of.decisions["refused_by"].null_count() == 60  # warm from the first bar on
+    with backtest("sma_cross", candles, params=PARAMS, start=date(2025, 5, 27)) as of:
+        assert of.decisions["open_time_utc"][0] == datetime(2025, 5, 27, tzinfo=UTC)
+
+
+def test_an_acted_log_says_what_it_cannot_say(candles: Path, made: Backtest) -> None:
+    with backtest("sma_cross", candles, params=PARAMS, config=SIZED, log="acted") as found:
+        assert found.summary["return"] == pytest.approx(made.summary["return"])
+        assert found.summary["random_beaten"] is None
+        assert found.summary["max_drawdown"] is None
+        assert "beats" not in repr(found)
+
+
+def test_importing_the_names_of_a_strategy_imports_no_engine() -> None:
+    asked = (
+        "import sys; from tracepaper import Action, Signal, Strategy, buy; "
+        "print([name for name in sys.modules if name.startswith(('tracepaper.daemon', "
+        "'tracepaper.replay', 'tracepaper.storage', 'sqlalchemy', 'polars', 'torch'))])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", asked],
+        capture_output=True, text=True, check=True, timeout=60, cwd=ROOT / "tests",
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"

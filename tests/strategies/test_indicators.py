@@ -1,0 +1,203 @@
+"""Indicators: TA-Lib's values on the same array; of windows, whatever lies before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import talib
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import ROOT
+
+from tracepaper.replay.archive import read_candles
+from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.strategies import indicators as ind
+from tracepaper.strategies.errors import StrategyFailed
+from tracepaper.strategies.indicators import Floats
+
+Candles = dict[str, Floats]
+Found = Floats | tuple[Floats, ...]
+HLC = ("high", "low", "close")
+CLOSE = ("close",)
+
+
+def candles(rows: int, seed: int, *, still: bool = False) -> Candles:
+    """Return columns of a walk from 100; *still* has many bars without range, change or volume."""
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(0.0, 1.0, rows)
+    reach = rng.random((2, rows))
+    volume = rng.random(rows) * 1e3
+    if still:
+        quiet = rng.random(rows) < 0.8
+        steps[quiet], reach[:, quiet], volume[quiet] = 0.0, 0.0, 0.0
+    close = 100 * np.exp(np.cumsum(steps) / 100)
+    before = np.concatenate([close[:1], close[:-1]])
+    high, low = np.maximum(before, close) + reach[0], np.minimum(before, close) - reach[1]
+    return {"high": high, "low": low, "close": close, "volume": volume}
+
+
+def parts(found: Found) -> tuple[Floats, ...]:
+    return found if isinstance(found, tuple) else (found,)
+
+
+def of(function: Callable[..., Any], *given: float) -> Callable[..., Any]:
+    """Return *function* with its last arguments given."""
+    return lambda *columns: function(*columns, *given)
+
+
+TWINS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[str, ...]]] = {
+    "sma": (ind.sma, talib.SMA, CLOSE),
+    "sma of 3": (of(ind.sma, 3), of(talib.SMA, 3), CLOSE),
+    "ema": (ind.ema, talib.EMA, CLOSE),
+    "macd": (ind.macd, talib.MACD, CLOSE),
+    "macd of others": (of(ind.macd, 5, 9, 4), of(talib.MACD, 5, 9, 4), CLOSE),
+    "stddev": (ind.stddev, talib.STDDEV, CLOSE),
+    "bbands": (ind.bbands, talib.BBANDS, CLOSE),
+    "bbands of 20": (of(ind.bbands, 20, 1.5, 3.0), of(talib.BBANDS, 20, 1.5, 3.0), CLOSE),
+    "trange": (ind.trange, talib.TRANGE, HLC),
+    "atr": (ind.atr, talib.ATR, HLC),
+    "natr": (ind.natr, talib.NATR, HLC),
+    "highest": (ind.highest, talib.MAX, CLOSE),
+    "lowest": (ind.lowest, talib.MIN, CLOSE),
+    "mom": (ind.mom, talib.MOM, CLOSE),
+    "roc": (ind.roc, talib.ROC, CLOSE),
+    "rsi": (ind.rsi, talib.RSI, CLOSE),
+    "rsi of 2": (of(ind.rsi, 2), of(talib.RSI, 2), CLOSE),
+    "stoch": (ind.stoch, talib.STOCH, HLC),
+    "willr": (ind.willr, talib.WILLR, HLC),
+    "cci": (ind.cci, talib.CCI, HLC),
+    "adx": (ind.adx, talib.ADX, HLC),
+    "adx of 3": (of(ind.adx, 3), of(talib.ADX, 3), HLC),
+    "obv": (ind.obv, talib.OBV, ("close", "volume")),
+    "linearreg": (ind.linearreg, talib.LINEARREG, CLOSE),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("rows", [1, 2, 14, 28, 35, 300])
+@pytest.mark.parametrize("still", [False, True], ids=["walk", "still"])
+def test_values_and_lookback_are_talibs(name: str, rows: int, still: bool) -> None:
+    ours, theirs, columns = TWINS[name]
+    known = candles(rows, seed=rows, still=still)
+    given_columns = [known[column] for column in columns]
+    for one, two in zip(parts(ours(*given_columns)), parts(theirs(*given_columns)), strict=True):
+        assert one.tolist() == pytest.approx(two.tolist(), rel=1e-9, abs=1e-8, nan_ok=True)
+
+
+def test_a_share_of_one_thousandth_too_much_is_seen() -> None:
+    close = candles(300, seed=1)["close"]
+    wrong = ind.ema(close, 30)[-1] + 1e-6
+    assert wrong != pytest.approx(talib.EMA(close, 30)[-1], rel=1e-9)
+
+
+PERIOD, WINDOW = 7, 30
+WINDOWED: dict[str, tuple[Callable[..., Any], tuple[str, ...], int]] = {
+    "sma": (of(ind.sma, PERIOD), CLOSE, PERIOD),
+    "ema": (lambda x: ind.ema(x, PERIOD, window=WINDOW), CLOSE, WINDOW),
+    "macd": (lambda x: ind.macd(x, 4, 7, 3, window=WINDOW), CLOSE, 2 * WINDOW - 1),
+    "rsi": (lambda x: ind.rsi(x, PERIOD, window=WINDOW), CLOSE, WINDOW),
+    "atr": (lambda high, low, close: ind.atr(high, low, close, PERIOD, window=WINDOW), HLC, WINDOW),
+    "natr": (
+        lambda high, low, close: ind.natr(high, low, close, PERIOD, window=WINDOW),
+        HLC,
+        WINDOW,
+    ),
+    "adx": (
+        lambda high, low, close: ind.adx(high, low, close, PERIOD, window=WINDOW),
+        HLC,
+        2 * WINDOW - 1,
+    ),
+    "obv": (lambda *x: ind.obv(*x, window=WINDOW), ("close", "volume"), WINDOW),
+    "stddev": (of(ind.stddev, PERIOD), CLOSE, PERIOD),
+    "zscore": (of(ind.zscore, PERIOD), CLOSE, PERIOD),
+    "bbands": (of(ind.bbands, PERIOD), CLOSE, PERIOD),
+    "donchian": (of(ind.donchian, PERIOD), ("high", "low"), PERIOD),
+    "vwap": (of(ind.vwap, PERIOD), (*HLC, "volume"), PERIOD),
+    "mom": (of(ind.mom, PERIOD), CLOSE, PERIOD + 1),
+    "roc": (of(ind.roc, PERIOD), CLOSE, PERIOD + 1),
+    "stoch": (of(ind.stoch, 5, 3, 3), HLC, 9),
+    "willr": (of(ind.willr, PERIOD), HLC, PERIOD),
+    "cci": (of(ind.cci, PERIOD), HLC, PERIOD),
+    "linearreg": (of(ind.linearreg, PERIOD), CLOSE, PERIOD),
+    "trange": (ind.trange, HLC, 2),
+}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.integers(60, 150), st.booleans())
+@pytest.mark.parametrize("name", WINDOWED)
+def test_a_windowed_value_follows_from_its_rows_and_no_others(
+    name: str, seed: int, rows: int, still: bool
+) -> None:
+    function, columns, depends_on = WINDOWED[name]
+    known = candles(rows, seed, still=still)
+    whole = parts(function(*(known[column] for column in columns)))
+    end = rows - seed % (rows - depends_on + 1)
+    for cut in (slice(end - depends_on, end), slice(0, end)):
+        some = parts(function(*(known[column][cut] for column in columns)))
+        for one, two in zip(whole, some, strict=True):
+            assert one[end - 1] == pytest.approx(two[-1], rel=1e-9, abs=1e-9, nan_ok=True)
+            assert not np.isnan(one[depends_on - 1 :]).any() or name in {"zscore", "vwap"}
+
+
+@given(st.integers(0, 10_000), st.integers(20, 200), st.integers(2, 19))
+@settings(max_examples=60, deadline=None)
+def test_a_windowed_ema_is_as_near_to_the_endless_one_as_it_says(
+    seed: int, window: int, period: int
+) -> None:
+    close = candles(400, seed)["close"]
+    endless, windowed = ind.ema(close, period), ind.ema(close, period, window=window)
+    bound = (1 - 2 / (period + 1)) ** (window - period) * np.ptp(close)
+    assert np.nanmax(np.abs(endless - windowed)) <= bound + 1e-9
+
+
+def test_how_far_windows_of_ten_periods_are_from_talib_on_the_bundled_candles() -> None:
+    """The figures of docs/strategies.md."""
+    known = read_candles(DEMO_CANDLES)
+    high, low, close = (
+        column / 10**known.price_decimals for column in (known.high, known.low, known.close)
+    )
+    apart = {
+        "rsi": ind.rsi(close, 14, window=140) - talib.RSI(close, 14),
+        "atr": (ind.atr(high, low, close, 14, window=140) / talib.ATR(high, low, close, 14) - 1),
+        "adx": ind.adx(high, low, close, 14, window=140) - talib.ADX(high, low, close, 14),
+        "ema": ind.ema(close, 14, window=140) / talib.EMA(close, 14) - 1,
+    }
+    worst = {name: float(np.nanmax(np.abs(found))) for name, found in apart.items()}
+    assert 0.0085 < worst["rsi"] < 0.0091
+    assert 0.0055 < worst["adx"] < 0.0060
+    assert 0.00015 < worst["atr"] < 0.00018
+    assert worst["ema"] < 3e-11
+
+
+def test_what_talib_lacks_is_what_it_says() -> None:
+    known = candles(40, seed=5)
+    close = known["close"]
+    last = close[-10:]
+    assert ind.zscore(close, 10)[-1] == pytest.approx((last[-1] - last.mean()) / last.std())
+    assert np.isnan(ind.zscore(np.full(20, 3.3), 10)).all()
+    upper, middle, lower = ind.donchian(known["high"], known["low"], 10)
+    assert (upper[-1], lower[-1]) == (known["high"][-10:].max(), known["low"][-10:].min())
+    assert middle[-1] == (upper[-1] + lower[-1]) / 2
+    typical = (known["high"] + known["low"] + close) / 3
+    mean = np.average(typical[-10:], weights=known["volume"][-10:])
+    columns = known["high"], known["low"], close
+    assert ind.vwap(*columns, known["volume"], 10)[-1] == pytest.approx(mean)
+    assert np.isnan(ind.vwap(*columns, np.zeros(40), 10)).all()
+
+
+def test_every_indicator_is_named_in_the_docs_and_compared() -> None:
+    page = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
+    tried = {name.split()[0] for name in (*TWINS, *WINDOWED)}
+    assert [name for name in ind.__all__ if f"`{name}`" not in page or name not in tried] == []
+
+
+def test_a_period_or_window_that_cannot_be_is_refused_in_a_sentence() -> None:
+    close = candles(40, seed=5)["close"]
+    with pytest.raises(StrategyFailed, match="period of 0 is too short; give 1 or more"):
+        ind.sma(close, 0)
+    with pytest.raises(StrategyFailed, match="window of 10 rows is too short for its period"):
+        ind.ema(close, 14, window=10)

@@ -1,0 +1,88 @@
+"""Splits that were not adjusted: each ratio is found, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tracepaper.strategies.splits import (
+    RATIOS,
+    SESSIONS_LEAST,
+    WATCHED_SESSIONS,
+    SplitWatch,
+    SuspectedSplit,
+)
+
+Bar = tuple[int, int, int, int]  # day, open, close, volume
+
+
+def found(bars: list[Bar]) -> list[SuspectedSplit]:
+    watch = SplitWatch()
+    seen = (watch.add(day, day, (open_, close), volume) for day, open_, close, volume in bars)
+    return [split for split in seen if split is not None]
+
+
+def sessions(count: int, price: int, volume: int, *, first: int = 0) -> list[Bar]:
+    return [(first + day, price, price, volume) for day in range(count)]
+
+
+BOTH_WAYS = [*RATIOS, *((old, new) for new, old in RATIOS)]
+
+
+@pytest.mark.parametrize(("new", "old"), BOTH_WAYS, ids=str)
+@pytest.mark.parametrize("night", [0.975, 1.0, 1.025])
+def test_each_ratio_is_found_after_any_usual_night(new: int, old: int, night: float) -> None:
+    before = sessions(6, 60_000, 10_000)
+    after = sessions(6, round(60_000 * old / new * night), 10_000 * new // old, first=6)
+    assert found(before + after) == [SuspectedSplit(6, new, old)]
+
+
+@pytest.mark.parametrize("fall", [0.3, 0.2, 1 / 3, 0.5, 0.6])
+def test_a_crash_is_none(fall: float) -> None:
+    # Ten times as many shares change hands, at whatever is left of the price.
+    before = sessions(6, 60_000, 10_000)
+    after = sessions(1, round(60_000 * (1 - fall)), 100_000, first=6)
+    assert found(before + after) == []
+
+
+def test_a_fall_by_three_tenths_is_none_at_any_volume() -> None:
+    before = sessions(6, 60_000, 10_000)
+    for volume in range(1_000, 100_000, 1_000):
+        assert found(before + sessions(1, 42_000, volume, first=6)) == []
+
+
+def test_within_a_session_and_at_the_beginning_nothing_is_suspected() -> None:
+    before = sessions(6, 60_000, 10_000)
+    assert found([*before, (5, 30_000, 30_000, 20_000)]) == []
+    few = sessions(SESSIONS_LEAST, 60_000, 10_000)
+    assert found(few + sessions(1, 30_000, 20_000, first=9)) == []
+    enough = sessions(SESSIONS_LEAST + 1, 60_000, 10_000)
+    assert found(enough + sessions(1, 30_000, 20_000, first=9)) == [SuspectedSplit(9, 2, 1)]
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_what_it_says_depends_on_the_sessions_that_it_names(data: st.DataObject) -> None:
+    bars: list[Bar] = []
+    for day in range(data.draw(st.integers(WATCHED_SESSIONS, 14))):
+        for _ in range(data.draw(st.integers(1, 3))):
+            price = data.draw(st.sampled_from([30_000, 60_000, 61_000]))
+            bars.append((day, price, price, data.draw(st.sampled_from([10_000, 20_000, 90_000]))))
+    last = bars[-1][0]
+    begin = data.draw(st.integers(0, 2))  # the oldest session may be cut
+    late = [bar for bar in bars if bar[0] > last - WATCHED_SESSIONS]
+    oldest = [bar for bar in late if bar[0] == late[0][0]]
+    late = late[min(begin, len(oldest) - 1) :]
+    assert [one for one in found(late) if one.open_time_ms == last] == [
+        one for one in found(bars) if one.open_time_ms == last
+    ]
+
+
+def test_fewer_sessions_would_say_something_else() -> None:
+    volumes = [10_000, 90_000, 90_000, 90_000, 10_000, 10_000]
+    bars = [(day, 60_000, 60_000, volume) for day, volume in enumerate(volumes)]
+    bars.append((6, 30_000, 30_000, 20_000))
+    assert len(bars) == WATCHED_SESSIONS
+    assert found(bars) == []
+    assert found(bars[2:]) == [SuspectedSplit(6, 2, 1)]

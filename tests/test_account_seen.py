@@ -1,0 +1,293 @@
+"""What a strategy sees of its account: as it stood before the decision, and after any restart."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import START_MS, bar, instrument, quote
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_recovery import Process, configured, events, live
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.account import Portfolio
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.account_view import AccountView
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.portfolio import PortfolioStrategy
+from tracepaper.strategies.signals import Orders, Signal, buy
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import (
+    Action,
+    Closed,
+    Fill,
+    FillModel,
+    Liquidity,
+    OrderKind,
+    OrderRole,
+    Side,
+)
+
+SEEN: list[AccountView | None] = []
+MINUTE = 60_000
+
+
+class Looks(Strategy):
+    """Keeps what it sees; answers what it is told to, bar by bar."""
+
+    sees_account = True
+    gates = frozenset({"operator", "warm"})
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._answers = iter(options["answers"])
+
+    def decide(self, now: Outlook) -> Signal | Orders:
+        SEEN.append(now.account)
+        answer = next(self._answers)
+        return answer if isinstance(answer, Orders) else Signal(Action(answer), "told")
+
+
+class Blind(Looks):
+    """The same without declaring it."""
+
+    sees_account = False
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    yield
+    SEEN.clear()
+
+
+def engine(*answers: object, name: str = "Looks", by: FillModel = FillModel.NEXT_OPEN) -> Engine:
+    sections: dict[str, dict[str, Any]] = {
+        "strategy": {"name": f"{__name__}:{name}", "options": {"answers": answers}},
+        "sizing": {"mode": "fixed", "quantity": "2"},
+        "execution": {"slippage_bp": "0", "spread_bp": "0"},
+    }
+    return build_engine(
+        load(None, sections), [instrument()], execution=by, period_start_ms=0, forecaster=None
+    )
+
+
+def test_what_filled_at_the_open_of_the_bar_is_seen_at_its_close_and_once() -> None:
+    machine = engine("LONG", "HOLD", "HOLD")
+    steps = [
+        machine.step(bar(10_000 + 100 * at, index=at, open_=10_000 + 100 * at - 50), None)
+        for at in range(3)
+    ]
+    before, filled, later = SEEN
+    assert before is not None and filled is not None and later is not None  # noqa: PT018
+    assert (before.position.quantity, before.position.entry_price) == (0, None)
+    assert (before.position.opened_at, before.position.bars_held) == (None, 0)
+    assert (before.orders, before.fills) == ((), ())
+    assert before.equity == before.cash == 100_000
+    assert filled.position.quantity == 2
+    assert filled.position.entry_price == 100.5  # the open of the second bar
+    assert filled.position.opened_at == START_MS + MINUTE
+    assert (filled.position.bars_held, later.position.bars_held) == (1, 2)
+    assert filled.position.unrealised == 1.0
+    assert (filled.position.exact, filled.exact) == (steps[1].position, steps[1].account)
+    assert filled.equity == pytest.approx(filled.cash + 1)
+    (fill,) = filled.fills
+    assert (fill.side, fill.quantity, fill.price) == (Side.BUY, 2, 100.5)
+    assert (fill.time, fill.exact) == (START_MS + MINUTE, steps[1].fills[0])
+    assert fill.fee == pytest.approx(2 * 100.5 * 0.00055)
+    assert later.fills == ()
+
+
+def test_what_rests_is_seen_and_a_fill_between_two_closes_too() -> None:
+    listed = Orders((buy(1, limit=99.5, tag="low"),), "listed")
+    machine = engine(listed, "HOLD", "HOLD", by=FillModel.QUOTE)
+    machine.step(bar(10_000), None)
+    machine.step(bar(10_000, index=1), None)
+    at_ms = START_MS + 2 * MINUTE + 30_000
+    machine.step(quote(9_930, 9_940, at_ms=at_ms), None)
+    machine.step(bar(9_950, index=2), None)
+    first, resting, filled = SEEN
+    assert first is not None and resting is not None and filled is not None  # noqa: PT018
+    (order,) = resting.orders
+    assert (order.side, order.kind, order.role) == (Side.BUY, OrderKind.LIMIT, OrderRole.LIST)
+    assert (order.quantity, order.price, order.trigger) == (1, 99.5, None)
+    assert (order.tag, order.exact.order_id) == ("low", "0-0")
+    assert (filled.orders, [fill.quantity for fill in filled.fills]) == ((), [1])
+    assert (filled.position.opened_at, filled.position.bars_held) == (at_ms, 1)
+
+
+def test_a_strategy_that_does_not_declare_it_sees_nothing() -> None:
+    machine = engine("LONG", "HOLD", name="Blind")
+    for at in range(2):
+        machine.step(bar(10_000, index=at), None)
+    assert SEEN == [None, None]
+    assert not machine.sees_account
+    assert engine("LONG").sees_account
+
+
+class LooksAtAll(PortfolioStrategy):
+    """Keeps what it sees of each symbol, and buys all of them."""
+
+    sees_account = True
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        pass
+
+    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal]:
+        SEEN.extend(seen.account for seen in now.values())
+        return dict.fromkeys(now, Signal(Action.LONG, "all"))
+
+
+@pytest.mark.parametrize("name", ["Looks", "LooksAtAll"])
+def test_all_instruments_of_a_close_see_the_same_account(name: str) -> None:
+    symbols = ("BTCUSDT", "ETHUSDT")
+    sections: dict[str, dict[str, Any]] = {
+        "market": {"symbols": symbols},
+        "strategy": {"name": f"{__name__}:{name}", "options": {"answers": ["LONG"] * 3}},
+        "sizing": {"mode": "fixed", "quantity": "2"},
+    }
+    machine = build_engine(
+        load(None, sections),
+        [instrument(symbol) for symbol in symbols],
+        execution=FillModel.NEXT_OPEN,
+        period_start_ms=0,
+        forecaster=None,
+    )
+    for index in range(3):
+        known = [
+            bar(10_000 + 70 * index * place, index=index, instrument_id=f"linear:{symbol}")
+            for place, symbol in enumerate(symbols, 1)
+        ]
+        at_ms = known[0].close_time_ms
+        closed = Closed(known[0].open_time_ms, 2, (), at_ms, at_ms)
+        steps = machine.close(closed, known, [None, None])
+        one, two = SEEN[-2:]
+        assert one is not None and two is not None  # noqa: PT018
+        assert one.exact == two.exact == steps[-1].account
+        assert [len(seen.fills) for seen in (one, two)] == [int(index == 1)] * 2
+    held = [seen.position.unrealised for seen in SEEN[-2:] if seen is not None]
+    assert held[0] != held[1] != 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-3, 3).filter(bool), min_size=1, max_size=12))
+def test_a_position_is_as_old_as_the_fill_that_opened_or_turned_it(changes: list[int]) -> None:
+    portfolio = Portfolio(10**18, {"linear:BTCUSDT": instrument()})
+    held, opened = 0, 0
+    for at, change in enumerate(changes, 1):
+        after = held + change
+        if after == 0:
+            opened = 0
+        elif held * after <= 0:
+            opened = at
+        held = after
+        portfolio.apply(
+            Fill(
+                "0-0", "linear:BTCUSDT", Side.BUY if change > 0 else Side.SELL, abs(change), 100,
+                100, abs(change) * 10**7, 0, 0, Liquidity.TAKER, FillModel.QUOTE, "", at,
+            )
+        )  # fmt: skip
+        assert portfolio.holding("linear:BTCUSDT").opened_ms == opened
+
+
+# ---------------------------------------------------------------- restarts and other models
+
+SEES = """
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action
+
+class Seer(Strategy):
+    sees_account = True
+    gates = frozenset({"operator", "warm"})
+
+    def __init__(self, options):
+        pass
+
+    def decide(self, now):
+        seen = now.account
+        held = seen.position
+        told = [held.quantity, held.entry_price, held.opened_at, held.bars_held]
+        told += [len(seen.orders), [fill.time for fill in seen.fills], seen.equity]
+        if held.quantity == 0:
+            action = Action.LONG
+        else:
+            patience = 2 + round(held.entry_price * 100) % 3
+            action = Action.FLAT if held.bars_held > patience else Action.HOLD
+        return Signal(action, " ".join(map(str, told)))
+"""
+
+
+@pytest.fixture
+def seer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "seer.py").write_text(SEES)
+    yield tmp_path
+    sys.modules.pop("seer", None)
+
+
+def ran(path: Path, model: FillModel, cuts: list[int], **sections: dict[str, Any]) -> list[str]:
+    """Run the class with a restart at each of *cuts*; return the reasons of its decisions."""
+    given = events(60, quotes=model is FillModel.QUOTE)
+    config = configured("seer:Seer", model, **sections)
+    for begin, end in pairwise(cuts):
+        process = Process(path, config, model)
+        live(process, given[begin:end])
+        process.stop()
+    with Reader.open(path) as reader:
+        run = reader.find("last")
+        assert reader.run(run).sees_account
+        assert verify_run(reader, path, run).holds
+        steps = [one.step for one in reader.steps(run)]
+    return [step.decision.reason for step in steps if step.decision is not None]
+
+
+def test_what_is_seen_is_the_same_after_a_restart_at_any_place(seer: Path) -> None:
+    whole = ran(seer / "whole.db", FillModel.QUOTE, [0, 120])
+    assert any("[1" in reason for reason in whole), "fills are seen"
+    cuts = [0, *range(41, 61, 2), 90, 120]
+    assert ran(seer / "cut.db", FillModel.QUOTE, cuts) == whole
+
+
+def parity_of(first: Path, second: Path) -> Parity:
+    with Reader.open(first) as one, Reader.open(second) as two:
+        return compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, two.find("last")))
+
+
+def test_parity_with_another_model_ends_at_the_first_fill_that_differs(seer: Path) -> None:
+    first, second = seer / "quotes.db", seer / "opens.db"
+    ran(first, FillModel.QUOTE, [0, 120])
+    ran(second, FillModel.NEXT_OPEN, [0, 60])
+    found = parity_of(first, second)
+    assert found.holds
+    assert found.first_fill.startswith("linear:BTCUSDT at ")
+    assert " in the first and BUY 1 at " in found.first_fill
+    assert found.compared > 0
+    assert found.compared == found.identical
+    assert found.after_first_fill > 20
+    for path in (first, second):
+        with sqlite3.connect(path) as raw:
+            raw.execute("UPDATE runs SET sees_account = NULL")
+    forged = parity_of(first, second)
+    assert not forged.holds, "compared in full, they differ"
+    with Reader.open(first) as reader:
+        untrue = verify_run(reader, first, reader.find("last"))
+    assert not untrue.holds, "the run's row denies what its class declares"
+
+
+def test_parity_with_the_same_model_compares_every_decision(seer: Path) -> None:
+    first, second = seer / "one.db", seer / "two.db"
+    ran(first, FillModel.NEXT_OPEN, [0, 60])
+    ran(second, FillModel.NEXT_OPEN, [0, 60])
+    found = parity_of(first, second)
+    assert (found.holds, found.first_fill, found.after_first_fill) == (True, "", 0)
+    assert found.compared == found.identical > 40

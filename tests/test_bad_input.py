@@ -1,0 +1,126 @@
+"""What a class of a user's own may answer, however odd: one sentence, or a record that holds."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from forging import rechain
+
+import tracepaper
+from tracepaper import Action, Cancel, Orders, Outlook, Percent, Signal, Strategy, buy
+from tracepaper.replay.python import Backtest
+from tracepaper.storage.integrity import audit
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import DataInvalid, StrategyFailed
+
+MINUTE = 60_000
+CONFIG: dict[str, Any] = {
+    "market": {"symbols": ["BTCUSDT"], "interval": "1", "category": "linear"},
+    "sizing": {"mode": "fixed", "quantity": "0.005"},
+    "account": {"cash": "100000"},
+}
+
+
+def candles(count: int = 8) -> dict[str, Any]:
+    """Return candles that go up and down by a tenth of a percent."""
+    closes = 30_000.0 + 30.0 * (np.arange(count) % 4)
+    return {
+        "open_time": 1_700_000_040_000 + MINUTE * np.arange(count),
+        "open": np.concatenate([closes[:1], closes[:-1]]),
+        "high": closes + 130.0,
+        "low": closes - 130.0,
+        "close": closes,
+        "volume": np.full(count, 7.0),
+    }
+
+
+def answered(answer: Callable[[Outlook], object], db: Path | None = None) -> Backtest:
+    """Return the run of a class that answers so."""
+
+    class Odd(Strategy):
+        def decide(self, now: Outlook) -> Any:
+            return answer(now)
+
+    return tracepaper.backtest(Odd, candles(), config=CONFIG, db=db)
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether the chain of the newest run in *path* holds."""
+    with Reader.open(path) as reader:
+        return audit(reader.connection, reader.find("last")).holds
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda _: Signal(Action.LONG, "x", stop=10**400), "gave the stop 1000"),
+        (lambda _: Signal(Action.LONG, "x", stop=Percent(10**400)), "gave the stop Percent"),
+        (lambda _: Signal(Action.LONG, "x", until=10**30), "gave until 1000"),
+        (lambda _: Orders((buy(Decimal("sNaN")),), "x"), "ordered OrderRequest"),
+    ],
+)
+def test_a_number_that_nothing_can_hold_is_one_sentence(
+    answer: Callable[[Outlook], object], said: str
+) -> None:
+    with pytest.raises(StrategyFailed, match=said) as raised:
+        answered(answer)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_time_before_all_time_refuses_the_entry() -> None:
+    run = answered(lambda _: Signal(Action.LONG, "x", until=-(10**30)))
+    assert len(run.orders) == 0
+
+
+def grid(now: Outlook) -> Orders:
+    """Take back all orders and send 150 others: 300 rows of orders, some with fills."""
+    lower = (buy(0.001, limit=round(now.close - 1 - i / 10, 1)) for i in range(150))
+    return Orders((Cancel(), *lower), "grid")
+
+
+def test_a_step_of_more_rows_than_its_shape_counts_is_recorded_and_held_to_its_hash(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "many.db"
+    run = answered(grid, path)
+    assert run.verify().holds
+    assert is_whole(path)
+    with closing(sqlite3.connect(path)) as raw:
+        (step, most), *_ = raw.execute(
+            "SELECT step, count(*) FROM orders GROUP BY step ORDER BY 2 DESC"
+        ).fetchall()
+    assert most > 256  # one row less, and its shape is what it was
+    assert not is_whole(without(path, "orders", step))
+
+
+def without(path: Path, table: str, step: int) -> Path:
+    """Return a copy of the database without the last row of *step* in *table*."""
+    copy = path.with_name("without.db")
+    shutil.copy(path, copy)
+    with closing(sqlite3.connect(copy)) as raw:
+        last = f"(SELECT max(ordinal) FROM {table} WHERE step = {step})"
+        raw.execute(f"DELETE FROM {table} WHERE step = {step} AND ordinal = {last}")
+        raw.commit()
+    return copy
+
+
+@pytest.mark.parametrize("column", ["open", "high", "low", "close", "volume"])
+def test_a_bar_without_a_number_is_one_sentence_of_verify(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "bar.db"
+    run = answered(lambda _: Signal(Action.LONG, "x", stop=Percent(0.1)), path)
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("PRAGMA foreign_keys = OFF")
+        last = "(SELECT max(step) FROM steps WHERE open > 0)"
+        raw.execute(f"UPDATE steps SET {column} = NULL WHERE step = {last}")
+        raw.commit()
+    rechain(path)
+    with pytest.raises(DataInvalid, match=r"holds what no step can hold .* restore a backup"):
+        run.verify()

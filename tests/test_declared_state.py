@@ -1,0 +1,257 @@
+"""Declared state: stored where it changed, handed back at every start, or refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from test_recovery import Process, configured, essence, events, live
+
+from tracepaper.daemon.session.user_class import make_own, user_portfolio, user_strategy
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.declared_state import DeclaredState
+from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.portfolio import PortfolioMember, PortfolioStrategy
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import FillModel
+
+COUNTS = """
+from msgspec import Struct
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.types import Action
+
+class Memory(Struct):
+    held: int = 0
+    seen: int = 0
+    closes: list[int] = []
+
+class Counts(Strategy):
+    State = Memory
+
+    def __init__(self, options):
+        self.state.held = 0
+
+    def observe(self, bar):
+        self.state.seen += 1
+
+    def decide(self, outlook):
+        self.state.held = (self.state.held + 1) % 9
+        self.state.closes = [*self.state.closes[-2:], self.state.seen]
+        return Signal(Action.LONG if self.state.held < 5 else Action.FLAT, "counted")
+"""
+
+OF_ALL = (
+    COUNTS.replace("strategy import Strategy", "portfolio import PortfolioStrategy")
+    .replace("(Strategy)", "(PortfolioStrategy)")
+    .replace("return Signal(", "return dict.fromkeys(outlook, Signal(")
+    .replace('"counted")', '"counted"))')
+)
+"""The same as one object for all instruments."""
+
+
+@pytest.fixture(params=[COUNTS, OF_ALL], ids=["of one", "of all"])
+def counts(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "counts.py").write_text(request.param)
+    yield tmp_path / "counts.py"
+    sys.modules.pop("counts", None)
+
+
+CONFIG = configured("counts:Counts", FillModel.QUOTE)
+
+
+def declared(process: Process) -> Any:
+    (encoded,) = process.opened.engine.state().declared.values()
+    return msgspec.msgpack.decode(encoded)
+
+
+def test_declared_state_survives_a_restart_after_any_bar(counts: Path) -> None:
+    given = events(60, quotes=True)
+    whole = Process(counts.with_name("whole.db"), CONFIG, FillModel.QUOTE)
+    live(whole, given)
+    whole.stop()
+    for cut in range(28, len(given), 18):
+        path = counts.with_name(f"cut-{cut}.db")
+        first = Process(path, CONFIG, FillModel.QUOTE)
+        live(first, given[:cut])
+        first.stop()
+        second = Process(path, CONFIG, FillModel.QUOTE)
+        assert declared(second) == declared(first)
+        live(second, given[cut:])
+        second.stop()
+        assert essence(second.steps) == essence(whole.steps)[cut:]
+        assert declared(second) == declared(whole)
+        with Reader.open(path) as reader:
+            assert verify_run(reader, path, reader.find("last")).differences == []
+
+
+def test_it_is_stored_in_the_step_in_which_it_changed(counts: Path) -> None:
+    process = Process(counts.with_name("run.db"), CONFIG, FillModel.QUOTE)
+    live(process, events(30, quotes=True))
+    process.stop()
+    for step in process.steps:
+        decided = step.decision is not None
+        assert (step.state is not None) >= decided  # it changes at each decision
+    assert declared(process)["seen"] == 18  # bars that only warm up leave it as it was
+
+
+def test_a_new_run_of_the_same_class_takes_it_over_and_of_another_begins_anew(
+    counts: Path,
+) -> None:
+    path = counts.with_name("run.db")
+    first = Process(path, CONFIG, FillModel.QUOTE)
+    live(first, events(30, quotes=True))
+    first.stop()
+    other = configured("counts:Counts", FillModel.QUOTE, gate={"late_ms": 30_000})
+    second = Process(path, other, FillModel.QUOTE)
+    assert not second.opened.resumed
+    assert declared(second) == declared(first)
+    live(second, events(40, quotes=True)[60:])
+    second.stop()
+    with Reader.open(path) as reader:
+        assert verify_run(reader, path, reader.find("last")).differences == []
+    counts.write_text(counts.read_text().replace("% 9", "% 8"))
+    sys.modules.pop("counts")
+    third = Process(path, CONFIG, FillModel.QUOTE)
+    third.stop()
+    assert third.opened.run.parent_run_id == second.opened.run.run_id
+    assert declared(third) == {"held": 0, "seen": 0, "closes": []}
+
+
+def test_what_does_not_decode_into_a_changed_state_is_one_sentence(counts: Path) -> None:
+    strategy = make_own("counts:Counts", {}, ["BTCUSDT"])["BTCUSDT"]
+    owner = strategy.portfolio if isinstance(strategy, PortfolioMember) else strategy
+    kept = DeclaredState.of(owner)
+    assert kept is not None
+    with pytest.raises(ConfigInvalid, match=r"^What a step stored is no Memory.*; open a new run"):
+        kept.hand_back(msgspec.msgpack.encode({"held": "five"}))
+
+
+class Plain:
+    """No Struct."""
+
+
+class Needs(msgspec.Struct):
+    value: int
+
+
+class Holds(msgspec.Struct):
+    value: Plain = Plain()
+
+
+class Sets(msgspec.Struct):
+    names: dict[str, list[set[str]]] = {}
+
+
+class Raises(msgspec.Struct):
+    value: int = 0
+
+    def __post_init__(self) -> None:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("kind", [Plain, 5, Needs, Holds, Sets])
+def test_a_state_that_could_not_be_stored_is_refused(kind: Any) -> None:
+    class Mine(Strategy):
+        State = kind
+
+        def decide(self, outlook: object) -> Any: ...
+
+    class All(PortfolioStrategy):
+        State = kind
+
+        def decide(self, now: object) -> Any: ...
+
+    with pytest.raises(ConfigInvalid, match=r"^Mine\.State .*; declare a msgspec Struct"):
+        user_strategy(Mine, {})
+    with pytest.raises(ConfigInvalid, match=r"^All\.State .*; declare a msgspec Struct"):
+        user_portfolio(All, {}, ("BTCUSDT",))
+
+
+def test_a_state_that_raises_when_it_is_made_is_the_class_s_failure() -> None:
+    class Mine(Strategy):
+        State = Raises
+
+        def decide(self, outlook: object) -> Any: ...
+
+    with pytest.raises(StrategyFailed, match="Mine failed when its State was made with ZeroDiv"):
+        user_strategy(Mine, {})
+
+
+class Loose(msgspec.Struct):
+    count: int = 0
+    anything: Any = None
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        Loose(count="many"),  # type: ignore[arg-type]
+        Loose(count=2.5),  # type: ignore[arg-type]
+        Loose(count=2**70),
+        Loose(anything=(1, 2)),
+        Loose(anything={1, 2}),
+        Loose(anything=object()),
+        Loose(anything=Plain),
+        Needs(3),
+        7,
+    ],
+)
+def test_a_state_that_a_restart_would_read_otherwise_stops_the_run(held: Any) -> None:
+    class Mine(Strategy):
+        State = Loose
+
+        def __init__(self, options: object) -> None: ...
+
+        def decide(self, outlook: object) -> Any: ...
+
+    strategy = user_strategy(Mine, {})
+    kept = DeclaredState.of(strategy)
+    assert kept is not None
+    strategy.state = held
+    with pytest.raises(StrategyFailed, match=r"(keep it a|let its fields hold)"):
+        kept.changed()
+
+
+class Inner(msgspec.Struct):
+    level: float = float("nan")
+
+
+class Outer(msgspec.Struct):
+    inner: Inner = msgspec.field(default_factory=Inner)
+    by_name: dict[str, tuple[int, float]] = {}
+
+
+def test_numbers_that_are_not_finite_and_nested_structs_are_kept() -> None:
+    class Mine(Strategy):
+        State = Outer
+
+        def __init__(self, options: object) -> None: ...
+
+        def decide(self, outlook: object) -> Any: ...
+
+    strategy = user_strategy(Mine, {})
+    kept = DeclaredState.of(strategy)
+    assert kept is not None
+    assert not kept.changed()
+    strategy.state.by_name["a"] = (1, 2.0)
+    assert kept.changed()
+    assert not kept.changed()
+    strategy.state.by_name.clear()
+    kept.hand_back(kept.encoded)
+    assert strategy.state.by_name == {"a": (1, 2.0)}
+
+
+def test_a_class_without_state_stores_none(tmp_path: Path) -> None:
+    process = Process(tmp_path / "a.db", configured("sma_cross", FillModel.QUOTE), FillModel.QUOTE)
+    process.stop()
+    assert process.opened.engine.state().declared == {}

@@ -1,0 +1,101 @@
+"""The strategies that ship: replayed, verified, and live on the embedded exchange, alike."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+from programs import ROOT, run
+
+CANDLES: Final = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
+LIVE_BARS: Final = 150
+LIVE_UNTIL: Final = "2025-05-30"  # the exchange begins at its bar 4,900, on 29 May
+
+
+class Example(NamedTuple):
+    """One example: its file, and how it is changed so that the bundled minutes suffice."""
+
+    file: str
+    settings: dict[str, str]
+
+
+EXAMPLES: Final = [
+    Example(
+        "rsi_reversion",
+        {"TRACEPAPER_STRATEGY__OPTIONS": '{"bars": 4, "low": 40, "high": 55, "stop": 1.0}'},
+    ),
+    Example(
+        "grid",
+        {
+            "TRACEPAPER_STRATEGY__OPTIONS": json.dumps(
+                {"bars": 20, "levels": 3, "spacing": 0.02, "quantity": 0.01}
+            ),
+        },
+    ),
+    Example(
+        "trend",
+        {
+            "TRACEPAPER_MARKET__CATEGORY": "linear",
+            "TRACEPAPER_MARKET__INTERVAL": "1",
+            "TRACEPAPER_SIZING__BASIS": "notional",
+            "TRACEPAPER_SIZING__REBALANCE": "0",  # or a late bar moves the targets after it
+            "TRACEPAPER_STRATEGY__OPTIONS": '{"bars": 60}',
+            "TRACEPAPER_SIZING__LOOKBACK": "66",
+            "TRACEPAPER_SIZING__TARGET_VOLATILITY": "0.002",
+        },
+    ),
+]
+
+
+def said(command: list[str], folder: Path, settings: dict[str, str]) -> Any:
+    ended = run([*command, "--json"], folder, settings)
+    assert ended.code == 0, ended.err[-2000:]
+    return json.loads(ended.out)
+
+
+def config_of(example: Example) -> str:
+    return str(ROOT / "strategies" / "examples" / f"{example.file}.toml")
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.file)
+def test_an_example_trades_in_replay_and_follows_from_its_record(
+    example: Example, tmp_path: Path
+) -> None:
+    given = ["-c", config_of(example), "--data", str(CANDLES)]
+    done = said(
+        ["replay", *given, "--db", "past.db", "--to", "2025-05-27"], tmp_path, example.settings
+    )
+    with sqlite3.connect(tmp_path / "past.db") as database:
+        ((fills,),) = database.execute("SELECT count(*) FROM v_fills").fetchall()
+    assert fills > 2
+    verified = said(["verify", "last", "--db", "past.db"], tmp_path, {})
+    assert verified["agreed"] == done["decisions"]
+    probed = run(
+        ["lookahead", *given, "--probes", "2", "--bars", "600"], tmp_path, example.settings
+    )
+    assert probed.code == 0, probed.out + probed.err
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.file)
+def test_an_example_decides_live_as_it_does_on_the_candles(
+    example: Example, tmp_path: Path
+) -> None:
+    given = ["-c", config_of(example)]
+    demo = ["demo", *given, "--bars", str(LIVE_BARS), "--speed", "1200", "--db", "live.db"]
+    live = said(demo, tmp_path, example.settings)
+    assert live["decisions"] >= LIVE_BARS
+    assert said(["verify", "last", "--db", "live.db"], tmp_path, {})["holds"]
+    replay = ["replay", *given, "--data", str(CANDLES), "--db", "past.db", "--to", LIVE_UNTIL]
+    said(replay, tmp_path, example.settings)
+    compared = run(["parity", "live.db#last", "past.db#last", "--json"], tmp_path)
+    assert compared.out, compared.err
+    found = json.loads(compared.out)
+    assert compared.code == 0, compared.out
+    assert found["compared"] + sum(found["timing"].values()) >= LIVE_BARS
+    with sqlite3.connect(tmp_path / "live.db") as database:
+        counted = dict(database.execute("SELECT role, count(*) FROM v_orders GROUP BY 1"))
+    assert sum(counted.values()) >= 2
+    assert (counted.get("STOP", 0) >= 2) is (example.file == "rsi_reversion")

@@ -1,0 +1,431 @@
+"""A model of a user's own, as its users hold it: in a replay, live, restarted, and as a service."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from bybit_server import MINUTE, START_MS, ScriptedServer
+from daemon_under_test import daemon, price
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from own_strategies import importable
+from programs import ROOT, run
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load
+from tracepaper.replay.checks.lookahead import Limits, LookaheadFinding, lookahead
+from tracepaper.replay.checks.processes import FreshProcesses
+from tracepaper.replay.checks.verify import Verification, verify_run
+from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types import ModelChange, Step
+
+SAMPLE: Final = str(ROOT / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz")
+EXAMPLES: Final = ROOT / "strategies" / "examples"
+TREE: Final = (EXAMPLES / "boosted_tree.toml").read_text("utf-8") + '[gate]\nedge = "0.2"\n'
+
+
+def rows(database: Path, query: str) -> list[Any]:
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
+        return db.execute(query).fetchall()
+
+
+def verified(database: Path) -> Verification:
+    with Reader.open(database) as reader:
+        run_id = reader.find("last")
+        assert verify_chain(reader.connection, run_id).holds
+        return verify_run(reader, database, run_id)
+
+
+# ---------------------------------------------------------------- the boosted tree that ships
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Replay a part of the sample with the example's trees, and run them live within it."""
+    found = tmp_path_factory.mktemp("tree")
+    (found / "tree.toml").write_text(TREE, encoding="utf-8")
+    span = ["--from", "2025-05-29T12:00", "--to", "2025-05-30T06:00"]
+    replayed = run(
+        ["replay", "-c", "tree.toml", "--data", SAMPLE, *span, "--db", "replay.db", "--json"], found
+    )
+    assert replayed.code == 0, replayed.err
+    options = ["--bars", "24", "--speed", "1200", "--db", "live.db", "--json"]
+    live = run(["demo", "-c", "tree.toml", *options], found)
+    assert live.code == 0, live.err[-2000:]
+    return found
+
+
+def test_the_trees_trade_through_the_gates_of_what_they_give(folder: Path) -> None:
+    counted = dict(rows(folder / "replay.db", "SELECT gate, count(*) FROM v_gates GROUP BY gate"))
+    assert {"deadline", "finite", "edge"} <= set(counted)
+    assert not {"confidence", "collapsed", "shifted", "regime", "direction"} & set(counted)
+    [(allowed, given, columns)] = rows(
+        folder / "replay.db",
+        "SELECT sum(allowed), count(mean_return), count(p_up) + count(stdev_return) "
+        "+ count(confidence) FROM v_decisions",
+    )
+    assert allowed > 100
+    assert (given, columns) == (1_080, 0)
+    assert rows(folder / "replay.db", "SELECT count(*) > 5 FROM v_fills") == [(1,)]
+
+
+def test_live_and_replayed_the_trees_decide_alike(folder: Path) -> None:
+    compared = run(["parity", "live.db#last", "replay.db#last", "--json"], folder)
+    assert compared.code == 0, f"{compared.out}{compared.err}"
+    found = json.loads(compared.out)
+    # A slow machine may have decided some of them late.
+    assert found["compared"] == found["identical"] + sum(found["timing"].values()) >= 24
+    assert found["identical"] > 0
+
+
+@pytest.mark.parametrize("database", ["replay.db", "live.db"])
+def test_every_decision_of_the_trees_follows_from_the_record(folder: Path, database: str) -> None:
+    found = verified(folder / database)
+    assert (found.differences, found.agreed, found.taken) == ([], found.decisions, 0)
+    checked = run(["audit", "verify", "last", "--db", database], folder)
+    assert (checked.code, "holds" in checked.out) == (0, True), checked.out  # its card as well
+
+
+def test_a_replay_of_the_record_decides_alike(folder: Path) -> None:
+    again = run(["replay", "--data", "replay.db#last", "--db", "again.db", "--json"], folder)
+    assert again.code == 0, again.err
+    decided = "SELECT hex(decision_sha256) FROM v_decisions ORDER BY sequence"
+    assert rows(folder / "again.db", decided) == rows(folder / "replay.db", decided)
+    assert run(["audit", "verify", "last", "--db", "again.db"], folder).code == 0
+
+
+def test_explain_says_that_there_is_no_more_to_explain(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["explain", "last:900", "--db", str(folder / "replay.db")]
+    assert invoke(given) == 0
+    shown = capsys.readouterr().out
+    assert "expected return" in shown
+    assert "without an explanation" in shown
+    assert invoke([*given, "--full"]) == 1
+    assert "class of a user's own" in capsys.readouterr().err
+
+
+def test_report_and_doctor_know_a_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = folder / "run.html"
+    assert invoke(["report", "last", "--db", str(folder / "replay.db"), "--html", str(page)]) == 0
+    assert "MOMENTUM" not in page.read_text("utf-8")
+    capsys.readouterr()
+    invoke(["doctor", "-c", str(EXAMPLES / "boosted_tree.toml")])
+    assert "mean_return, from 512 bars" in capsys.readouterr().out
+    invoke(["models", str(folder / "replay.db.checkpoints")])
+    assert "boosted_tree:BoostedTree" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- looked at with suspicion
+
+MINE: Final = """
+from tracepaper.strategies.model import Model, feature_row
+{top}
+@feature_row(lookback=4)
+def features(past):
+    {features}
+    return [past.close[-1] / past.close[0] - 1.0]
+
+class Mine(Model):
+    features = "{module}:features"
+    def __init__(self, options, files):
+        {init}
+    def predict(self, seen):
+        {predict}
+        return {{"mean_return": float(seen.features[-1, 0])}}
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[FreshProcesses]:
+    with FreshProcesses() as server:
+        yield server
+
+
+def checked(
+    folder: Path, fresh: FreshProcesses, module: str, bodies: Mapping[str, str]
+) -> LookaheadFinding:
+    """Write a model with these bodies, and return what lookahead finds of it."""
+    parts = dict.fromkeys(("features", "init", "predict"), "pass") | {"top": ""} | {**bodies}
+    (folder / f"{module}.py").write_text(MINE.format(module=module, **parts), encoding="utf-8")
+    (folder / f"{module}.py.csv").write_text("1", encoding="utf-8")
+    given: dict[str, dict[str, Any]] = {
+        "model": {"class": f"{module}:Mine"},
+        "sizing": {"mode": "fixed", "quantity": "1"},
+        "gate": {"edge": "0.01"},
+        "market": {"symbols": ["BTCUSDT"]},
+    }
+    with importable(folder):
+        candles = made_candles(walk_rows(100))
+        return lookahead(load(None, given), [candles], fresh, Limits(probes=2))
+
+
+def test_an_honest_model_passes(tmp_path: Path, fresh: FreshProcesses) -> None:
+    found = checked(tmp_path, fresh, "honest", {})
+    assert (found.verdict, found.without_later) == ("nothing moved", 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "bodies", "verdict", "because"),
+    [
+        (
+            "clock",
+            {
+                "top": "import time",
+                "predict": 'return {"mean_return": time.time() % 1.0}',
+            },
+            "moved",
+            "",
+        ),
+        (
+            "draws",
+            {
+                "top": "import random",
+                "predict": 'return {"mean_return": random.random()}',
+            },
+            "moved",
+            "cannot be repeated",
+        ),
+        (
+            "keeps",
+            {
+                "top": "seen_before = []",
+                "predict": "seen_before.append(1)\n"
+                '        return {"mean_return": len(seen_before) % 7 - 3}',
+            },
+            "moved",
+            "",
+        ),
+        (
+            "peeks",
+            {
+                "top": "import gc\nfrom tracepaper.strategies.types import Bar",
+                "predict": "bars = [one for one in gc.get_objects() if isinstance(one, list)]\n"
+                "        bars = [bar for one in bars for bar in one if isinstance(bar, Bar)]\n"
+                "        last = max(bars, key=lambda bar: bar.open_time_ms, default=None)\n"
+                "        rises = last is not None and last.close_time_ms > seen.time\n"
+                '        return {"mean_return": 1.0 if rises else -1.0}',
+            },
+            "moved",
+            "still to come",
+        ),
+        (
+            "reads",
+            {"features": "open(__file__ + '.csv').read()"},
+            "read",
+            "",
+        ),
+    ],
+)
+def test_what_a_model_or_its_features_depend_on_is_found(
+    tmp_path: Path,
+    fresh: FreshProcesses,
+    name: str,
+    bodies: dict[str, str],
+    verdict: str,
+    because: str,
+) -> None:
+    found = checked(tmp_path, fresh, f"dishonest_{name}", bodies)
+    assert found.verdict == verdict, found
+    assert because in found.because
+
+
+# ---------------------------------------------------------------- an outside service
+
+OUTSIDE: Final = """
+import json
+from urllib.request import urlopen
+from tracepaper.strategies.model import Model
+
+class Mine(Model):
+    is_outside = True
+    measures = ("mean_return", "probabilities")
+    context = 2
+    def __init__(self, options, files):
+        self.url = options["url"]
+    def predict(self, seen):
+        change = float(seen.past.close[-1] - seen.past.close[0])
+        # The test's service hangs for as long as the test wants, so no time limit is given.
+        with urlopen(f"{self.url}/{change}") as answer:
+            return json.load(answer)
+"""
+
+
+class Service:
+    """An HTTP service on loopback that answers, hangs, talks nonsense or hangs up."""
+
+    def __init__(self) -> None:
+        self.mood = "well"
+        self.asked = 0
+        self.released = threading.Event()
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                service.asked += 1
+                mood = service.mood
+                if mood == "hangs":
+                    service.released.wait(30)
+                if mood == "hangs up":
+                    return
+                change = float(self.path[1:])
+                said: object = {"mean_return": change / 100, "p_up": 0.7 if change > 0 else 0.2}
+                if mood == "of another shape":
+                    said = {"mean_return": [1.0, 2.0], "p_up": 0.5}
+                body = b"<html>" if mood == "nonsense" else json.dumps(said).encode()
+                if mood == "NaN":
+                    body = b'{"mean_return": NaN, "p_up": 0.5}'
+                self.send_response(500 if mood == "fails" else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def die(self) -> None:
+        self.released.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(10)
+
+
+@contextmanager
+def service() -> Iterator[Service]:
+    found = Service()
+    try:
+        yield found
+    finally:
+        found.die()
+
+
+MOODS: Final = ("hangs", "nonsense", "NaN", "of another shape", "fails", "hangs up", "dead")
+
+
+def refusals(database: Path) -> list[str | None]:
+    return [name for (name,) in rows(database, "SELECT refused_by FROM v_decisions ORDER BY 1")]
+
+
+async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_without_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "outside_model.py").write_text(OUTSIDE, encoding="utf-8")
+    database = tmp_path / "run.db"
+    with importable(tmp_path), service() as asked:
+        sections: dict[str, dict[str, Any]] = {
+            "strategy": {"name": "attention"},
+            "model": {
+                "class": "outside_model:Mine",
+                "options": {"url": asked.url},
+                "deadline_ms": 400,
+            },
+            "gate": {"edge": "0.01", "plausible": "10000"},
+        }
+        async with ScriptedServer() as server, daemon(server, database, **sections) as running:
+            await running.close_bars(4)
+            for mood in MOODS:
+                asked.mood = mood
+                if mood == "dead":
+                    asked.die()
+                await running.close_bars(1)
+                asked.mood = "well"
+                asked.released.set()
+                if mood != "dead":
+                    await running.close_bars(2)
+        count = asked.asked
+        late = "SELECT count(*) FROM v_decisions WHERE late_deadline_ms = 400"
+        assert rows(database, late) == [(1,)]
+        known = "SELECT count(*) FROM v_decisions WHERE mean_return IS NOT NULL"
+        assert rows(database, known)[0][0] >= 4 - 1 + 2 * (len(MOODS) - 1) - 1
+        assert refusals(database).count("deadline") == 1
+        assert refusals(database).count("finite") == len(MOODS) - 1
+        assert rows(database, "SELECT count(*) > 0 FROM v_fills") == [(1,)]
+        found = verified(database)
+        assert (found.differences, found.agreed) == ([], found.decisions)
+        assert found.taken >= found.decisions - 1
+        assert asked.asked == count  # a check asks nobody
+        opened = rows(database, "SELECT opened FROM v_runs")[0][0]
+        assert asked.url.removeprefix("http://") in json.loads(opened)
+
+
+async def test_a_changed_answer_of_a_service_is_found_by_the_chain_alone(tmp_path: Path) -> None:
+    (tmp_path / "outside_other.py").write_text(OUTSIDE, encoding="utf-8")
+    database = tmp_path / "run.db"
+    with importable(tmp_path), service() as asked:
+        sections: dict[str, dict[str, Any]] = {
+            "strategy": {"name": "attention"},
+            "model": {"class": "outside_other:Mine", "options": {"url": asked.url}},
+        }
+        async with ScriptedServer() as server, daemon(server, database, **sections) as running:
+            await running.close_bars(6)
+        with closing(sqlite3.connect(database)) as db, db:
+            touched = db.execute("UPDATE answers SET p_up = 0.3, p_down = 0.7 WHERE p_up = 0.2")
+            assert touched.rowcount > 0
+        with Reader.open(database) as reader:
+            run_id = reader.find("last")
+            assert not verify_chain(reader.connection, run_id).holds
+            # What follows from the answers, such as the measure of direction, still tells.
+            assert not verify_run(reader, database, run_id).holds
+
+
+# ---------------------------------------------------------------- what goes on, and what does not
+
+
+async def test_an_equal_model_goes_on_and_another_opens_a_run(tmp_path: Path) -> None:
+    module, database = tmp_path / "going_on.py", tmp_path / "run.db"
+    parts = dict.fromkeys(("features", "init", "predict"), "pass")
+    text = MINE.format(module="going_on", top="", **parts)
+    sections: dict[str, dict[str, Any]] = {
+        "strategy": {"name": "attention"},
+        "model": {"class": "going_on:Mine"},
+        "gate": {"edge": "0.01"},
+    }
+    runs = "SELECT count(*) FROM v_runs"
+
+    def is_start(step: Step) -> bool:
+        return isinstance(step.event, ModelChange)
+
+    async def started(server: ScriptedServer, minute: int, decided: int) -> None:
+        """Start a daemon, and let it decide what closed while none was running."""
+        for at in range(minute, minute + 2 * (minute > 0)):
+            server.add_candle(START_MS + at * MINUTE, price(at))
+            server.server_ms = START_MS + (at + 1) * MINUTE + 3_000
+        with importable(tmp_path):
+            async with daemon(server, database, **sections) as running:
+                if not minute:
+                    await running.close_bars(8)
+                await running.until(lambda: running.decided() >= decided)
+                await running.until(lambda: any(map(is_start, running.steps)))
+
+    async with ScriptedServer() as server:
+        module.write_text(text, encoding="utf-8")
+        await started(server, 0, decided=8)
+        await started(server, 8, decided=2)
+        assert rows(database, runs) == [(1,)]
+        with importable(tmp_path):
+            found = verified(database)
+            assert (found.differences, found.agreed) == ([], 10)
+        module.write_text(text.replace("- 1.0", "- 1.001"), encoding="utf-8")
+        await started(server, 10, decided=0)
+    assert rows(database, runs) == [(2,)]
+    (first, _), (_, parent) = rows(database, "SELECT run_id, parent_run_id FROM v_runs")
+    assert parent == first
+    changed = pytest.raises(DataInvalid, match=r"model going_on:Mine, its features.* were changed")
+    with importable(tmp_path), Reader.open(database) as reader, changed:
+        verify_run(reader, database, first)
