@@ -42,6 +42,7 @@ from tracepaper.daemon.config.sections import (
 )
 from tracepaper.daemon.config.values import allowed, canonical
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types import Category
 
 DEFAULT_FILE: Final = "tracepaper.toml"
 PREFIX: Final = "TRACEPAPER_"
@@ -164,6 +165,7 @@ def load_with_origins(
         sources.append((GIVEN, given))
     sources.append((caller, overrides))
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
+    _refuse_margin(config, origins)
     if isinstance(given, Path) and own_classes(config):
         _find_beside(given)
         if config.model.files:
@@ -185,6 +187,17 @@ def restore(text: str) -> Config:
         raise ConfigInvalid(f"The stored configuration is not JSON: {error}.") from None
     stored = "the stored configuration"
     return _merge([(stored, tables)], stored)[0]
+
+
+def _refuse_margin(config: Config, origins: Origins) -> None:
+    """Refuse isolated margin of what is paid in full; a stored run that says so is still read."""
+    category = config.market.category
+    if config.account.margin != "none" and category != Category.LINEAR.value:
+        raise ConfigInvalid(
+            f'{origins["account", "margin"]}: [account] margin = "{config.account.margin}" is for '
+            f'linear positions, and category "{category}" is paid in full; take it out, or set '
+            'market.category to "linear".'
+        )
 
 
 def _find_beside(path: Path) -> None:

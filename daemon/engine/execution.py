@@ -131,6 +131,7 @@ class Executor:
         self, instrument: Instrument, costs: ExecutionCosts, ranges: TrueRange | None = None
     ) -> None:
         self.tick = instrument.tick_size
+        self.step = instrument.quantity_step
         self.notional = Notional.of(instrument)
         self._spot = instrument.category is Category.SPOT
         self._decimals = instrument.quantity_decimals
@@ -222,6 +223,18 @@ class Executor:
             reference_price=mark,
             model=FillModel.LIQUIDATION,
             filled_ms=filled_ms,
+        )
+
+    def part(self, order: Order, fill: Fill, quantity: int) -> Fill:
+        """Return *fill* of *order* as it is for less, at the same price."""
+        return self._fill(
+            order,
+            quantity,
+            fill.price,
+            reference_price=fill.reference_price,
+            model=fill.model,
+            filled_ms=fill.filled_ms,
+            liquidity=fill.liquidity,
         )
 
     # ------------------------------------------------------------ prices and fees

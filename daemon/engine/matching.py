@@ -282,10 +282,15 @@ class _Market:
         """Book *fill* of *order*; return False where the account could not bear it."""
         if self._is_beyond_bankruptcy(order, fill):
             return False
-        buys_by_list = order.role is OrderRole.LIST and order.side is Side.BUY
-        if self._is_cash and buys_by_list and fill.notional + fill.fee > self._purse.cash:
-            self._end(order, NO_CASH)
-            return False
+        is_short_of_cash = False
+        if self._is_cash and fill.side is Side.BUY and _cost(fill) > self._purse.cash:
+            affordable = None
+            if order.role is not OrderRole.LIST:
+                affordable = self._affordable(order, fill)
+            if affordable is None:
+                self._end(order, NO_CASH)
+                return False
+            fill, is_short_of_cash = affordable, True
         if (refusal := self._purse.refusal(fill)) is not None:
             self._end(order, refusal)
             return False
@@ -295,7 +300,20 @@ class _Market:
         self.trades.fills.append(fill)
         self.trades.booked.append(Booked(fill, changed[0], before, self._purse.position))
         self.trades.note(*changed)
+        if is_short_of_cash:
+            self._end(changed[0], NO_CASH)
         return True
+
+    def _affordable(self, order: Order, fill: Fill) -> Fill | None:
+        """Return as much of *fill*, a buy of *order*, as cash covers in whole steps, if any."""
+        cash, step = max(self._purse.cash, 0), self._executor.step
+        less = fill
+        while (cost := _cost(less)) > cash:
+            quantity = less.quantity * cash // cost // step * step
+            if quantity == 0:
+                return None
+            less = self._executor.part(order, fill, quantity)
+        return less
 
     def _is_beyond_bankruptcy(self, order: Order, fill: Fill) -> bool:
         """Return whether the position was liquidated instead: *fill* would lose more than it has.
@@ -316,6 +334,11 @@ class _Market:
 
 
 # ---------------------------------------------------------------- an order and a price
+
+
+def _cost(fill: Fill) -> int:
+    """Return the cash that *fill*, a buy that is paid in full, takes."""
+    return fill.notional + fill.fee
 
 
 def _is_limit(order: Order) -> bool:

@@ -97,6 +97,10 @@ def test_lists_and_tables_come_from_the_environment(monkeypatch: pytest.MonkeyPa
         ('[exchange]\nrest_url = "api.bybit.com"', "that starts with https://"),
         ("[exchange]\ntime_scale = inf", "above 0 to 1000000"),
         ('[model]\ndevice = "gpu"', "write auto, cpu, cuda or cuda:N"),
+        (
+            '[market]\ncategory = "spot"\n[account]\nmargin = "isolated"',
+            'margin = "isolated" is for linear positions, and category "spot" is paid in full',
+        ),
         ("x = = 1", "is not TOML"),
     ],
 )

@@ -106,6 +106,14 @@ def test_a_buy_needs_cash_for_its_fee_as_well() -> None:
     assert order(paper, 999, 100_00, 2) is None
 
 
+def test_a_gap_leaves_a_buy_of_shares_with_what_cash_covers_with_its_fee() -> None:
+    paper = account(costs(minimum="1"))
+    assert order(paper, 999, 100_00, 1) is None
+    met = paper.meet(bar(125_00, open_=125_00, instrument_id=KEY), 1)
+    assert [fill.quantity for fill in met.fills] == [799]  # 800 leave nothing for the fee
+    assert money(paper.portfolio.cash) == 100_000 - 799 * 125 - 1
+
+
 def test_the_first_part_of_an_order_pays_the_least_fee() -> None:
     terms = costs(per_share="0.005", minimum="1")
     assert [terms.fee(50, 0, 0, is_first=first) for first in (True, False)] == [
