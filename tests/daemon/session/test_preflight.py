@@ -73,7 +73,10 @@ REFUSED = {
     "a threshold beyond floats": ('[gate]\nedge = "1e39"\n[regime]\nmomentum = "2e41"\n', "digits"),
     "a symbol with a space": (SMA + '[market]\nsymbols = ["BTC USDT"]\n', "BTC USDT"),
     "no such module": ('[strategy]\nname = "nowhere:Class"\n', "cannot be imported"),
-    "no such class": (f'[strategy]\nname = "{__name__}:Nobody"\n', "correct the name after the colon"),
+    "no such class": (
+        f'[strategy]\nname = "{__name__}:Nobody"\n',
+        "correct the name after the colon",
+    ),
     "a class that is no strategy": ('[strategy]\nname = "decimal:Decimal"\n', "derive from"),
     "options that it refuses": (OWN + "[strategy.options]\nslow = 3\n", "it knows fast alone"),
     "a warm-up of nothing": (OWN + "[strategy.options]\nfast = 0\n", r"warmup is 0"),
