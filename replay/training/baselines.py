@@ -18,9 +18,10 @@ from tracepaper.replay.training.samples import VARIANCE_FLOOR
 from tracepaper.replay.training.series import Segment
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.market import DAY_MS, HOUR_MS, MINUTE_MS
 
-HAR_WINDOWS: Final = (5, 30, 240, 1440)
+HAR_TIMES: Final = (5 * MINUTE_MS, 30 * MINUTE_MS, 4 * HOUR_MS, DAY_MS, 5 * DAY_MS, 20 * DAY_MS)
+"""Windows of past variance, milliseconds; one that is shorter than a bar is that bar's."""
 EWMA_DECAY: Final = 0.98
 RIDGE: Final = 1e-3
 """Ridge penalty per row, in units of the features' own variance of about one."""
@@ -44,14 +45,19 @@ def past_return(segment: Segment, horizon: int, *, days: int = 0) -> Array:
     return np.nan_to_num(found)
 
 
+def har_windows(interval_ms: int) -> tuple[int, ...]:
+    """Return ``HAR_TIMES`` in bars of *interval_ms*, a bar at least."""
+    return tuple(max(time_ms // interval_ms, 1) for time_ms in HAR_TIMES)
+
+
 def past_variances(segment: Segment) -> Array:
-    """Return [5, time]: mean squared return over each of ``HAR_WINDOWS``, and EWMA, ÷ σ²."""
+    """Return [window + 1, time]: mean squared return over ``HAR_TIMES``, and EWMA, ÷ σ²."""
     logs = np.log(segment.close)
     squares = np.diff(logs, prepend=logs[0]) ** 2
     total = np.concatenate([[0.0], np.cumsum(squares)])
     stops = np.arange(1, len(squares) + 1)
     rows = []
-    for window in HAR_WINDOWS:
+    for window in har_windows(segment.interval_ms):
         starts = np.maximum(stops - window, 0)
         rows.append((total[stops] - total[starts]) / (stops - starts))
     # The filter begins at a usual variance: from zero it would take hundreds of bars to warm.
@@ -138,7 +144,7 @@ class Training(NamedTuple):
     rows: list[NDArray[np.float32]]  # [time, feature]
     returns: list[NDArray[np.float32]]  # [time, horizon]
     variances: list[NDArray[np.float32]]  # [time, horizon]
-    past: list[Array]  # [5, time], of ``past_variances``
+    past: list[Array]  # [window + 1, time], of ``past_variances``
 
 
 class Asked(NamedTuple):
@@ -146,7 +152,7 @@ class Asked(NamedTuple):
 
     segment: Segment
     rows: NDArray[np.int64]
-    past: Array  # [5, row], of ``past_variances``
+    past: Array  # [window + 1, row], of ``past_variances``
     horizon: int  # bars
     column: int  # of the horizon
 

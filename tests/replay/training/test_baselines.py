@@ -31,8 +31,16 @@ def test_past_variances_are_means_of_squares() -> None:
     found = base.past_variances(KNOWN)
     squares = np.diff(np.log(KNOWN.close)) ** 2
     t = 1_800
-    for row, window in enumerate(base.HAR_WINDOWS):
+    for row, window in enumerate((5, 30, 240, 1440)):
         assert found[row, t] == pytest.approx(squares[t - window : t].mean() / KNOWN.sigma[t] ** 2)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "windows"),
+    [(15, (1, 2, 16, 96, 480, 1_920)), (60, (1, 1, 4, 24, 120, 480)), (1440, (1, 1, 1, 1, 5, 20))],
+)
+def test_windows_of_past_variance_are_times(minutes: int, windows: tuple[int, ...]) -> None:
+    assert base.har_windows(minutes * 60_000) == windows
 
 
 @pytest.mark.parametrize("days", [0, 1])
