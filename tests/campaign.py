@@ -416,36 +416,51 @@ def check_account(db: sqlite3.Connection, keys: Sequence[str], name: str) -> int
 
 
 def check_stops(path: Path, name: str) -> None:
-    """Hold every stop to the closes while it stood, and the fills while it was down to missed bars.
+    """Hold every stop to the bars after it, and the fills while it was down to missed bars.
 
-    A stop that a close went through is filled by the next quote, or on the path of a missed bar: it
-    never stands for two closes beyond it.
+    A stop that a close went through is filled by the next quote: it never stands for two closes
+    beyond it. On the path of a bar of REST, whose quotes were missed, it is filled at once. What
+    closed before it was armed says nothing of it, however late REST brought that.
     """
     with reading(path) as db:
         stops = db.execute(
-            "SELECT instrument, order_id, trigger_price_text, status, sequence"
-            " FROM v_orders WHERE role = 'STOP' AND side = 'SELL'"
+            "SELECT o.instrument, o.order_id, o.trigger_price_text, o.status, o.sequence,"
+            " e.market_ms FROM v_orders o JOIN v_events e ON e.run_id = o.run_id"
+            " AND e.sequence = CAST(o.order_id AS INTEGER)"
+            " WHERE o.role = 'STOP' AND o.side = 'SELL'"
         ).fetchall()
         if len(stops) < FEWEST_STOPS:
             raise RoundFailed(f"{name} armed only {len(stops)} stops")
-        for key, order_id, trigger, status, last in stops:
+        for key, order_id, trigger, status, last, armed_ms in stops:
             born = int(order_id.partition("-")[0])
             end = 2**60 if status in {"NEW", "ACCEPTED"} else last
-            beyond = db.execute(
-                "SELECT count(*) FROM v_bars WHERE instrument = ? AND accepted AND sequence > ?"
-                " AND sequence < ? AND CAST(close_text AS REAL) < CAST(? AS REAL)",
-                (key, born, end, trigger),
-            ).fetchone()[0]
-            if beyond > 1:
-                raise RoundFailed(
-                    f"{name}: stop {order_id} at {trigger} stood for {beyond} closes beyond it"
-                )
+            bars = db.execute(
+                "SELECT open_time_ms, low_text, close_text, source FROM v_bars"
+                " WHERE instrument = ? AND accepted AND sequence > ? AND sequence < ?",
+                (key, born, end),
+            ).fetchall()
+            if left := stood_beyond(bars, Decimal(trigger), int(armed_ms)):
+                raise RoundFailed(f"{name}: stop {order_id} at {trigger} stood for {left}")
         strange = db.execute(
             "SELECT count(*) FROM v_fills WHERE while_down AND model <> 'bar_path'"
             " AND reason NOT IN ('until', 'FLATTEN')"
         ).fetchone()[0]
         if strange:
             raise RoundFailed(f"{name}: {strange} fills while it was down are not of a bar's path")
+
+
+def stood_beyond(bars: Sequence[tuple[int, str, str, str]], trigger: Decimal, armed_ms: int) -> str:
+    """Return what a stop below the market stood for that it may not, in words; empty if nothing.
+
+    *bars* are those that came while it rested: open time, low, close and source.
+    """
+    closes = missed = 0
+    for open_ms, low, close, source in bars:
+        closes += open_ms + MINUTE_MS > armed_ms and Decimal(close) < trigger
+        missed += source == "rest" and open_ms >= armed_ms and Decimal(low) <= trigger
+    if closes > 1:
+        return f"{closes} closes beyond it"
+    return f"{missed} missed bars that went through it" if missed else ""
 
 
 def check_log(daemon: Daemon) -> None:

@@ -1,0 +1,164 @@
+"""The campaign's judgement of stops: what it must find is planted, what is right it lets pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import campaign
+import pytest
+from builders import MINUTE, START_MS, bar, instrument, quote
+from storage_cases import run, write_run
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine import matching
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import (
+    Action,
+    Bar,
+    Event,
+    FillModel,
+    Gap,
+    GapCause,
+    OrderRole,
+    OrderStatus,
+    Source,
+    Step,
+)
+
+BITCOIN, ETHER = instrument(), instrument("ETHUSDT")
+KEY = ETHER.id
+
+
+class Enters(Strategy):
+    """Buys ether under a stop at 98 at the first bar, and holds."""
+
+    gates = frozenset({"operator"})
+
+    def decide(self, now: Outlook) -> Signal:
+        if now.symbol == "ETHUSDT" and now.exact.open_time_ms == START_MS:
+            return Signal(Action.LONG, "up", stop=98.0)
+        return Signal(Action.HOLD, "nothing")
+
+
+def recorded(database: Path, events: list[Event]) -> list[Step]:
+    """Run *events* of two symbols by quotes, into *database*."""
+    items = (BITCOIN, ETHER)
+    given: dict[str, dict[str, Any]] = {
+        "market": {"symbols": [one.symbol for one in items]},
+        "sizing": {"mode": "fixed", "quantity": "1"},
+        "account": {"cash": "1000000"},
+        "execution": {"model": "quote", "latency_ms": 0},
+        "exchange": {"time_scale": 1_200.0},
+    }
+    engine = build_engine(
+        load(None, given),
+        items,
+        execution=FillModel.QUOTE,
+        period_start_ms=0,
+        forecaster=None,
+        strategies={one.symbol: Enters() for one in items},
+    )
+    steps = [engine.step(event, None) for event in events]
+    write_run(database, steps, of=run(instruments=items, strategy="enters"))
+    return steps
+
+
+def at(index: int, *prices: int, source: Source = Source.STREAM) -> Bar:
+    """Return ether's bar number *index* with those open, high, low and close."""
+    open_, high, low, close = prices
+    return bar(
+        close, index=index, open_=open_, high=high, low=low, source=source, instrument_id=KEY
+    )
+
+
+def asked(bid: int, minute: float) -> Event:
+    return quote(bid, bid + 10, at_ms=START_MS + int(minute * MINUTE), instrument_id=KEY)
+
+
+def hole(first: int, last: int) -> Gap:
+    now_ms = START_MS + 60 * MINUTE
+    times = START_MS + first * MINUTE, START_MS + last * MINUTE
+    return Gap(KEY, *times, GapCause.DISCONNECTED, "rest", now_ms, now_ms)
+
+
+def stops(steps: list[Step]) -> list[tuple[OrderStatus, int]]:
+    """Return the status of each stop and the step after which it has it."""
+    last = {
+        order.order_id: (order.status, step.sequence)
+        for step in steps
+        for order in step.orders
+        if order.role is OrderRole.STOP
+    }
+    return list(last.values())
+
+
+FELL = (9_700, 9_750, 9_650, 9_700)
+FLAT = (10_000, 10_000, 10_000, 10_000)
+DIPPED = (10_000, 10_000, 9_700, 10_000)
+BEGIN: list[Event] = [at(0, *FLAT)]
+LATE_BARS: list[Event] = [
+    *BEGIN,
+    asked(10_000, 6.4),  # behind the hole: it fills the entry, and the stop is armed
+    hole(1, 6),
+    *(at(index, *FELL, source=Source.REST) for index in range(1, 6)),
+    at(6, *FLAT),
+]
+CLOSES: list[Event] = [
+    *BEGIN,
+    asked(10_000, 1.1),
+    at(1, *FLAT),
+    *(one for index in (2, 3) for one in (asked(9_700, index + 0.5), at(index, *FELL))),
+    at(4, *FLAT),
+]
+MISSED: list[Event] = [
+    *BEGIN,
+    asked(10_000, 1.1),
+    at(1, *FLAT),
+    hole(2, 3),
+    at(2, *DIPPED, source=Source.REST),
+    at(3, *FLAT),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_stop_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "FEWEST_STOPS", 1)
+
+
+def test_bars_that_closed_before_the_stop_was_armed_neither_meet_nor_blame_it(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "late.db"
+    steps = recorded(database, [*LATE_BARS, asked(9_790, 7.1), at(7, *FELL)])
+    assert stops(steps) == [(OrderStatus.FILLED, len(steps) - 2)], "the first quote through it"
+    campaign.check_stops(database, "stopped")
+
+
+@pytest.mark.parametrize(
+    ("events", "met_in", "said"),
+    [
+        pytest.param(CLOSES, 3, "2 closes beyond it", id="quotes"),
+        pytest.param(MISSED, 4, "1 missed bars that went through it", id="a missed bar"),
+        pytest.param(
+            [*LATE_BARS, asked(9_700, 7.1), at(7, *FELL), asked(9_710, 8.1), at(8, *FELL)],
+            9,
+            "2 closes beyond it",
+            id="after late bars",
+        ),
+    ],
+)
+def test_a_stop_that_is_skipped_is_found(
+    events: list[Event], met_in: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = recorded(tmp_path / "right.db", events)
+    assert stops(steps) == [(OrderStatus.FILLED, met_in)]
+    campaign.check_stops(tmp_path / "right.db", "stopped")
+    monkeypatch.setattr(matching, "touched", lambda *_: False)
+    skipped = recorded(tmp_path / "skipped.db", events)
+    assert [status for status, _ in stops(skipped)] == [OrderStatus.ACCEPTED]
+    with pytest.raises(campaign.RoundFailed, match=f"stop 1-0 at 98.00 stood for {said}"):
+        campaign.check_stops(tmp_path / "skipped.db", "stopped")
