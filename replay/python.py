@@ -36,6 +36,7 @@ from tracepaper.replay.archive.times import instant, iso
 from tracepaper.replay.backtest.build import sessions_of
 from tracepaper.replay.backtest.request import Made, Request, carry_out, names_a_run
 from tracepaper.replay.notebook import RunFrames, best_frames, open_run
+from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.replay.report.headline import Headline, headline
 from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.report.trades import ClosedTrade, trades
@@ -220,20 +221,33 @@ class Backtest:
     def _closed(self) -> list[ClosedTrade]:
         return trades(self._record.account, self._record.instruments)
 
-    def report(self, *, html: str | Path | None = None) -> Text:
+    def report(
+        self,
+        *,
+        html: str | Path | None = None,
+        chart: str | Path | None = None,
+        last: int = BARS_DRAWN,
+    ) -> Text:
         """Return the report: ``document`` as ``tracepaper report --json``, printed as its text.
 
-        With *html* the page is written there as well.
+        With *html* the page is written there as well; with *chart*, a .png or .svg, the price of
+        the newest *last* bars with its trades, as by ``--chart FILE --last N``. Raises
+        ``ConfigInvalid`` where either cannot be written, ``DataInvalid`` without two bars to draw.
         """
         from tracepaper.replay.report.document import build_report
+        from tracepaper.replay.report.picture import check, draw
         from tracepaper.replay.report.terminal import as_document, show
 
         self._require_open()
+        if chart is not None:
+            check(Path(chart), last)
         made = build_report(self.database, self.run_id)
         if html is not None:
             from tracepaper.replay.report.page import write_page
 
             write_page(made, Path(html))
+        if chart is not None:
+            draw(made, Path(chart), last=last)
         return Text(text_of(lambda console: show(console, made)), as_document(made))
 
     def explain(self, sequence: int = -1) -> Text:

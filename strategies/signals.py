@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from typing import TypedDict, Unpack
 
 from msgspec import Struct
 
@@ -85,55 +86,45 @@ class Orders(Struct, frozen=True):
     note: Note | None = None
 
 
+class OrderTerms(TypedDict, total=False):
+    """What else an order may say than its quantity and its prices; see ``OrderRequest``."""
+
+    post_only: bool
+    reduce_only: bool
+    until: int | None
+    tag: str
+    reason: str
+
+
 def buy(
     quantity: float | Decimal,
     limit: float | None = None,
     stop: float | None = None,
-    *,
-    post_only: bool = False,
-    reduce_only: bool = False,
-    until: int | None = None,
-    tag: str = "",
-    reason: str = "",
+    **terms: Unpack[OrderTerms],
 ) -> OrderRequest:
     """Return the request to buy *quantity*: at the market, or as *limit* and *stop* say."""
-    return OrderRequest(
-        side=Side.BUY,
-        quantity=quantity,
-        kind=_kind(limit, stop),
-        price=limit,
-        trigger=stop,
-        post_only=post_only,
-        reduce_only=reduce_only,
-        until=until,
-        tag=tag,
-        reason=reason,
-    )
+    return _requested(Side.BUY, quantity, limit, stop, terms)
 
 
 def sell(
     quantity: float | Decimal,
     limit: float | None = None,
     stop: float | None = None,
-    *,
-    post_only: bool = False,
-    reduce_only: bool = False,
-    until: int | None = None,
-    tag: str = "",
-    reason: str = "",
+    **terms: Unpack[OrderTerms],
 ) -> OrderRequest:
     """Return the request to sell *quantity*: at the market, or as *limit* and *stop* say."""
+    return _requested(Side.SELL, quantity, limit, stop, terms)
+
+
+def _requested(
+    side: Side,
+    quantity: float | Decimal,
+    limit: float | None,
+    stop: float | None,
+    terms: OrderTerms,
+) -> OrderRequest:
     return OrderRequest(
-        side=Side.SELL,
-        quantity=quantity,
-        kind=_kind(limit, stop),
-        price=limit,
-        trigger=stop,
-        post_only=post_only,
-        reduce_only=reduce_only,
-        until=until,
-        tag=tag,
-        reason=reason,
+        side=side, quantity=quantity, kind=_kind(limit, stop), price=limit, trigger=stop, **terms
     )
 
 

@@ -78,7 +78,7 @@ CASES = [
     ("verify last --db foreign.db", 1, "not a tracepaper database; name another"),
     ("db upgrade --db foreign.db", 1, "not a tracepaper database; name another"),
     ("parity last nothing.db#last --db run.db", 1, "There is no database nothing.db"),
-    ("explain last --db run.db", 2, "write RUN:SEQUENCE"),
+    ("explain last:first --db run.db", 2, "write RUN:SEQUENCE"),
     ("explain last:-1 --db run.db", 2, "write RUN:SEQUENCE"),
     ("explain last:² --db run.db", 2, "write RUN:SEQUENCE"),
     ("explain last:99999999999999999999999 --db run.db", 2, "write RUN:SEQUENCE"),

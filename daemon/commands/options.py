@@ -31,6 +31,32 @@ JsonOption = Annotated[
     typer.Option("--json", help="Print one JSON document on stdout and nothing else."),
 ]
 
+CandlesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PATH]...", help="Candles, as by --data."),
+]
+SymbolOption = Annotated[
+    str | None, typer.Option("--symbol", help="The symbol of files whose name does not say it.")
+]
+FromOption = Annotated[
+    str | None, typer.Option("--from", metavar="T", help="First bar: ISO time or UTC ms.")
+]
+ToOption = Annotated[
+    str | None, typer.Option("--to", metavar="T", help="End, exclusive: ISO time or UTC ms.")
+]
+FundingOption = Annotated[
+    list[Path] | None,
+    typer.Option("--funding", help="Settled funding rates: a CSV file; repeat."),
+]
+FrameDataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--frame-data",
+        metavar="PATH",
+        help="Candles of a higher time frame, from before the data; repeat.",
+    ),
+]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

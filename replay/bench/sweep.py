@@ -13,7 +13,8 @@ from tracepaper.replay.bench.machine import machine_line
 from tracepaper.replay.bench.replay import tiled
 from tracepaper.replay.sweep.cell import WHOLE, Cell, Work, make, overrides_of
 from tracepaper.replay.sweep.executors import LocalProcesses
-from tracepaper.replay.sweep.run import carry_out_sweep, read_request
+from tracepaper.replay.sweep.request import read_request
+from tracepaper.replay.sweep.run import carry_out_sweep
 from tracepaper.replay.sweep.space import grid
 
 REACH_TIMES_RUNS: Final = 1.2

@@ -20,7 +20,8 @@ def explain(
     decision: Annotated[
         str,
         typer.Argument(
-            metavar="RUN:SEQUENCE", help="Which decision; RUN may be last, a prefix or FILE#RUN."
+            metavar="RUN[:SEQUENCE]",
+            help="Which decision, by default the last; RUN may be last, a prefix or FILE#RUN.",
         ),
     ],
     *,

@@ -7,14 +7,20 @@ from typing import Annotated
 
 import typer
 
-from tracepaper.daemon.commands.options import ConfigOption, JsonOption
+from tracepaper.daemon.commands.options import (
+    CandlesArgument,
+    ConfigOption,
+    FrameDataOption,
+    FromOption,
+    FundingOption,
+    JsonOption,
+    SymbolOption,
+    ToOption,
+)
 
 
 def replay(
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[PATH]...", help="Candles, as by --data."),
-    ] = None,
+    files: CandlesArgument = None,
     *,
     data: Annotated[
         list[str] | None,
@@ -25,31 +31,17 @@ def replay(
         ),
     ] = None,
     config: ConfigOption = None,
-    symbol: Annotated[
-        str | None, typer.Option(help="The symbol of files whose name does not say it.")
-    ] = None,
+    symbol: SymbolOption = None,
     category: Annotated[
         str | None, typer.Option(help="linear or spot, where the file's name does not say it.")
     ] = None,
-    from_: Annotated[
-        str | None, typer.Option("--from", metavar="T", help="First bar: ISO time or UTC ms.")
-    ] = None,
-    to: Annotated[
-        str | None, typer.Option("--to", metavar="T", help="End, exclusive: ISO time or UTC ms.")
-    ] = None,
+    from_: FromOption = None,
+    to: ToOption = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with an interrupted replay.")
     ] = None,
-    funding: Annotated[
-        list[Path] | None, typer.Option(help="Settled funding rates: a CSV file; repeat.")
-    ] = None,
-    frame_data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATH",
-            help="Candles of a higher time frame, from before the data; repeat.",
-        ),
-    ] = None,
+    funding: FundingOption = None,
+    frame_data: FrameDataOption = None,
     mode: Annotated[
         str, typer.Option(help="How the model goes over the bars: scan (one pass) or step.")
     ] = "scan",

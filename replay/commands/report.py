@@ -18,6 +18,7 @@ from tracepaper.daemon.commands.options import (
     located,
     reads_record,
 )
+from tracepaper.replay.report import BARS_DRAWN
 
 
 @reads_record
@@ -42,7 +43,7 @@ def report(
     ] = None,
     last: Annotated[
         int, typer.Option("--last", min=2, help="With --chart: how many bars, the newest.")
-    ] = 1_000,
+    ] = BARS_DRAWN,
     notes: Annotated[
         bool, typer.Option("--notes", help="Unfold what to know before believing any of it.")
     ] = False,
@@ -62,7 +63,7 @@ def report(
     if chart is not None:
         from tracepaper.replay.report.picture import check
 
-        check(chart)
+        check(chart, last)
     named = located(run, None if "#" in run else database_path(db, config))
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:
         made = build_report(named.path, named.run_id, progress=progress)

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from tracepaper.daemon.commands.options import ConfigOption, JsonOption
+from tracepaper.daemon.commands.options import (
+    CandlesArgument,
+    ConfigOption,
+    FrameDataOption,
+    FromOption,
+    FundingOption,
+    JsonOption,
+    SymbolOption,
+    ToOption,
+)
 
 if TYPE_CHECKING:
     from tracepaper.replay.python import Backtest
@@ -18,10 +27,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[PATH]...", help="Candles, as by --data."),
-    ] = None,
+    files: CandlesArgument = None,
     *,
     space: Annotated[
         list[str],
@@ -65,22 +71,11 @@ def sweep(
             metavar="FILE", help="Where its cells are kept; by default a name of what is swept."
         ),
     ] = None,
-    from_: Annotated[
-        str | None, typer.Option("--from", metavar="T", help="First bar: ISO time or UTC ms.")
-    ] = None,
-    to: Annotated[
-        str | None, typer.Option("--to", metavar="T", help="End, exclusive: ISO time or UTC ms.")
-    ] = None,
-    symbol: Annotated[
-        str | None, typer.Option(help="The symbol of files whose name does not say it.")
-    ] = None,
-    funding: Annotated[
-        list[Path] | None, typer.Option(help="Settled funding rates: a CSV file; repeat.")
-    ] = None,
-    frame_data: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATH", help="Candles of higher time frames; repeat."),
-    ] = None,
+    from_: FromOption = None,
+    to: ToOption = None,
+    symbol: SymbolOption = None,
+    funding: FundingOption = None,
+    frame_data: FrameDataOption = None,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write one page that needs no network."),
@@ -94,12 +89,8 @@ def sweep(
     """
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.terminal.console import Terminal
-    from tracepaper.replay.sweep.run import (
-        carry_out_sweep,
-        executor_for,
-        read_request,
-        state_beside,
-    )
+    from tracepaper.replay.sweep.request import read_request, state_beside
+    from tracepaper.replay.sweep.run import carry_out_sweep, executor_for
     from tracepaper.replay.sweep.show import show_sweep
     from tracepaper.replay.sweep.space import axis_of_text
     from tracepaper.strategies.errors import ConfigInvalid

@@ -12,6 +12,7 @@ from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.explain.stored import StoredDecision, flips_of, locate, read_stored
 from tracepaper.replay.explain.terminal import show_stored
+from tracepaper.replay.report.listed import listed
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def document(stored: StoredDecision, full: Full | None, missing: str | None) -> 
             row["name"]: row["number"] if row["text"] is None else row["text"]
             for row in stored.notes
         },
+        "orders": listed(stored.orders, title="").documents(),
         "gates": [
             {**row, **{name: margin[name] for name in names}}
             for row, margin in zip(stored.gates, margins, strict=True)

@@ -11,13 +11,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tracepaper.daemon.commands.options import located
+from tracepaper.replay.report.listed import of_decision
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates import GATES, warm, with_unit
+from tracepaper.strategies.types import Action
+
+_LAST: Final = "last"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class StoredDecision:
     gates: tuple[Row, ...]  # of ``v_gates``, in the order in which they judge
     buckets: tuple[Row, ...]  # of ``v_explanations``, newest first; none without a forecast
     notes: tuple[Row, ...] = ()  # of ``v_notes``, as the strategy wrote them
+    orders: tuple[Row, ...] = ()  # of ``v_orders``: what its list sent or canceled
 
     @property
     def has_forecast(self) -> bool:
@@ -58,12 +63,32 @@ class StoredDecision:
 
 
 def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:
-    """Return (database, run id, sequence) of ``RUN:SEQUENCE``, where RUN may be ``FILE#RUN``."""
+    """Return (database, run id, sequence) of ``RUN:SEQUENCE``, where RUN may be ``FILE#RUN``.
+
+    ``RUN`` alone and ``RUN:last`` are the run's last decision.
+    """
     run, separator, sequence = decision.rpartition(":")
-    if not re.fullmatch(r"[0-9]{1,18}", sequence) or not separator:
-        raise ConfigInvalid(f"{decision!r} is no decision; write RUN:SEQUENCE, say last:6000.")
+    if not separator or sequence == _LAST:
+        named = located(run if separator else decision, database)
+        return named.path, named.run_id, last_decision(named.path, named.run_id)
+    if not re.fullmatch(r"[0-9]{1,18}", sequence):
+        raise ConfigInvalid(
+            f"{decision!r} is no decision; write RUN:SEQUENCE, say last:6000, or last for the "
+            "newest."
+        )
     named = located(run, database)
     return named.path, named.run_id, int(sequence)
+
+
+def last_decision(database: Path, run_id: str) -> int:
+    """Return the sequence of the run's last decision; raise ``DataInvalid`` without one."""
+    with Reader.open(database) as reader:
+        views = RunViews(reader.connection, run_id)
+        with views.snapshot():
+            newest = views.rows("v_decisions", newest=1)
+            if not newest:
+                raise DataInvalid(_missing(views, 0))
+            return int(newest[0]["sequence"])
 
 
 def read_stored(database: Path, run_id: str, sequence: int) -> StoredDecision:
@@ -80,6 +105,9 @@ def read_stored(database: Path, run_id: str, sequence: int) -> StoredDecision:
                 tuple(views.rows("v_gates", sequence=sequence)),
                 tuple(views.rows("v_explanations", sequence=sequence)),
                 tuple(views.rows("v_notes", sequence=sequence)),
+                of_decision(reader, views, sequence)
+                if decisions[0]["action"] == Action.ORDERS
+                else (),
             )
 
 

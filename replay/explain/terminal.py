@@ -10,14 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 from tracepaper.replay.explain.stored import Flips, GateMargin, StoredDecision, flips_of
-from tracepaper.replay.report.tables import bar_of
+from tracepaper.replay.report.listed import listed
+from tracepaper.replay.report.tables import bar_of, printed
 from tracepaper.strategies.gates import measured, unit_beside
+from tracepaper.strategies.types import Action
 
 BASIS_POINTS: Final = 1e4
 BUCKETS_SHOWN: Final = 12
 SHARE_MOST: Final = 10.0
 """From here on a share is written as a multiple of the threshold."""
 ANSWER_MARK: Final = {True: "[green]✓[/]", False: "[red]✗[/]"}
+ORDERS_TITLE: Final = "Orders of the list, and what became of each"
 LOOKED: Final = "where attention flowed; not why the price will move"
 
 
@@ -27,6 +30,8 @@ def show_stored(stored: StoredDecision) -> RenderableType:
     parts: list[RenderableType] = [_verdict(stored.decision), _gate_table(flips), _flip_text(flips)]
     if stored.notes:
         parts.insert(1, _notes(stored.notes))
+    if stored.decision["action"] == Action.ORDERS:
+        parts.insert(1, _orders(stored))
     parts.append(Text(stored.no_attribution) if stored.no_attribution else _bucket_table(stored))
     return Group(*parts)
 
@@ -76,6 +81,13 @@ def _notes(rows: Sequence[dict[str, Any]]) -> Text:
     """Return what the strategy noted at the decision, in its order."""
     said = [f"{row['name']} {_noted(row)}" for row in rows]
     return Text(f"The strategy noted: {', '.join(said)}.\n")
+
+
+def _orders(stored: StoredDecision) -> RenderableType:
+    """Return the orders of a list, and what became of each."""
+    if not stored.orders:
+        return Text("Its list changed no order.\n")
+    return Group(printed(listed(stored.orders, title=ORDERS_TITLE)), Text())
 
 
 def _noted(row: dict[str, Any]) -> str:

@@ -25,11 +25,13 @@ from tracepaper.replay.report.attention import (
     winners_and_losers,
 )
 from tracepaper.replay.report.explained import ExplainedTrade, chosen, explain_trades
+from tracepaper.replay.report.listed import newest as newest_listed
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord, read_record
 from tracepaper.replay.report.refusals import Refusal, refusals
 from tracepaper.replay.report.trades import ClosedTrade, Costs, costs, trades
 from tracepaper.storage.reader import Reader
+from tracepaper.storage.run_views import Row, RunViews
 
 Card = dict[str, Any]
 OPENED_SHOWN: Final = 3
@@ -96,6 +98,7 @@ class Report:
     shown: str  # the account whose trades are grouped and explained: the first that has any
     groups: tuple[Group, ...]
     explained: tuple[ExplainedTrade, ...]
+    listed: tuple[Row, ...]  # of ``v_orders``: the newest that the strategy sent by list
     heads: int  # of a layer of the run's model; 0 where its card is not at hand
 
     @property
@@ -122,6 +125,7 @@ def build_report(
         attention = read_attention(reader, record, wanted) if record.every_bar else None
         grouped = next((name for name, of in closed.items() if of), record.account.name)
         explained = explain_trades(reader, record, chosen(closed[grouped]), attention)
+        listed = newest_listed(RunViews(reader.connection, run_id))
     progress("drawing random twins")
     card = _card(record)
     times, marks = _times(record), _marks(record)
@@ -152,6 +156,7 @@ def build_report(
         shown=grouped,
         groups=winners_and_losers(record, closed[grouped], attention) if attention else (),
         explained=tuple(explained),
+        listed=listed,
         heads=int(card.get("architecture", {}).get("heads", 0)),
     )
 

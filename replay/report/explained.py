@@ -9,11 +9,12 @@ from typing import Final
 import numpy as np
 
 from tracepaper.replay.report.attention import RunAttention
+from tracepaper.replay.report.listed import of_decision
 from tracepaper.replay.report.record import Floats, Ints, RunRecord
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
-from tracepaper.strategies.types import BLOCK_BARS
+from tracepaper.strategies.types import BLOCK_BARS, Action
 
 EXPLAINED_MAX: Final = 60
 POINTS_MAX: Final = 160
@@ -31,6 +32,7 @@ class ExplainedTrade:
     times_ms: Ints  # of the closes shown
     closes: Floats
     rollout: tuple[tuple[int, int, float], ...]  # (from_ms, until_ms, weight), oldest first
+    orders: tuple[Row, ...]  # of ``v_orders``: what a list of that decision sent or canceled
 
 
 def chosen(trades: Sequence[ClosedTrade], most: int = EXPLAINED_MAX) -> list[ClosedTrade]:
@@ -57,7 +59,9 @@ def explain_trades(
             rollout = () if by_age is None else _rollout(by_age, decided[0], record.interval_ms)
             times, closes = _price(record, trade, decided[0], rollout)
             gates = tuple(views.rows("v_gates", sequence=trade.entry_sequence))
-            found.append(ExplainedTrade(trade, decided[0], gates, times, closes, rollout))
+            by_list = decided[0]["action"] == Action.ORDERS
+            orders = of_decision(reader, views, trade.entry_sequence) if by_list else ()
+            found.append(ExplainedTrade(trade, decided[0], gates, times, closes, rollout, orders))
     return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from tracepaper.replay.report.accounts import RandomTwins
 from tracepaper.replay.report.attention import Group
 from tracepaper.replay.report.document import AccountReport, Report
+from tracepaper.replay.report.listed import listed
 from tracepaper.replay.report.makers import Aftermath, aftermaths
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, YEAR_DAYS, Drawdown, year_days
 from tracepaper.replay.report.refusals import Refusal
@@ -298,6 +299,14 @@ def _decided(report: Report) -> Iterator[Table]:
             ),
             list(report.groups[0].means),
         )
+
+
+@declared
+def _listed(report: Report) -> Iterator[Table]:
+    """Yield the orders that the strategy sent by list."""
+    if report.listed:
+        title = "Orders by list, and what became of each"
+        yield listed(report.listed, title=title, shown=LAST_TRADES)
 
 
 @declared

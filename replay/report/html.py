@@ -69,7 +69,8 @@ def table(
 
 def figures(shown: Table) -> Markup:
     """Return a table of the report, its notes under it."""
-    rows = shown.rows[: shown.shown]
+    most = len(shown.rows) if shown.shown is None else shown.shown
+    rows = shown.rows[-most:] if shown.newest else shown.rows[:most]
     kinds: list[Form] = [figure.form for figure in shown.figures]
     cells = [[_cell(value, form) for value, form in zip(row, kinds, strict=True)] for row in rows]
     heads: list[object] = [figure.title for figure in shown.figures]

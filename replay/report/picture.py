@@ -13,7 +13,7 @@ from tracepaper.replay.report.price_charts import drawn_trades
 from tracepaper.replay.report.record import Floats, Ints
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import RunViews
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import OrderRole
 
@@ -37,10 +37,13 @@ LEVELS: Final = {
 }
 """Roles of the orders whose prices are drawn while their trade was open, with their colours."""
 DPI: Final = 130
+BARS_LEAST: Final = 2  # a line takes two points
 
 
-def check(path: Path) -> None:
-    """Raise ``ConfigInvalid`` where no picture can be written to *path*."""
+def check(path: Path, last: int) -> None:
+    """Raise ``ConfigInvalid`` where no picture of *last* bars can be written to *path*."""
+    if type(last) is not int or last < BARS_LEAST:
+        raise ConfigInvalid(f"last is {shown(last)}; give a number of bars, at least {BARS_LEAST}.")
     if path.suffix.lower() not in KINDS:
         raise ConfigInvalid(f"{path} is no picture; name a .png or .svg file.")
     if find_spec("matplotlib") is None:
@@ -55,7 +58,7 @@ def draw(report: Report, path: Path, *, last: int) -> None:
     record = report.record
     instrument = next(iter(record.bars))
     bars = record.bars[instrument]
-    if not record.every_bar or bars.close.size < 2:  # a line takes two points
+    if not record.every_bar or bars.close.size < BARS_LEAST:
         raise DataInvalid(f"Run {record.run['run_id']} holds no two bars in a row to draw.")
     times = record.closes_of(bars.open_time_ms)[-last:]
     close = bars.close[-last:]
@@ -88,7 +91,12 @@ def draw(report: Report, path: Path, *, last: int) -> None:
     with import_module("matplotlib").rc_context(
         {"svg.hashsalt": "tracepaper", "svg.fonttype": "none"}
     ):
-        figure.savefig(path, format=kind, dpi=DPI, metadata=undated)
+        try:
+            figure.savefig(path, format=kind, dpi=DPI, metadata=undated)
+        except OSError as error:
+            raise ConfigInvalid(
+                f"The chart cannot be written to {path}: {error.strerror}; choose another file."
+            ) from error
 
 
 def _price(axes: Axes, times: Ints, close: Floats) -> None:

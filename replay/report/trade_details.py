@@ -8,7 +8,8 @@ from typing import Final
 from tracepaper.replay.archive.times import iso
 from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.explained import ExplainedTrade
-from tracepaper.replay.report.html import Markup, element, joined, table
+from tracepaper.replay.report.html import Markup, element, figures, joined, table
+from tracepaper.replay.report.listed import listed
 from tracepaper.replay.report.tables import tone
 from tracepaper.strategies.gates import measured
 
@@ -46,8 +47,8 @@ def _trade(explained: ExplainedTrade) -> Markup:
     return element(
         "details",
         summary,
-        element("div", _said(explained), Markup(trade_picture(explained)), _gates(explained),
-                class_="explained"),
+        element("div", _said(explained), _orders(explained),
+                Markup(trade_picture(explained)), _gates(explained), class_="explained"),
         class_="trade",
     )  # fmt: skip
 
@@ -72,6 +73,10 @@ def _said(explained: ExplainedTrade) -> Markup:
     if decision["recent_mass"] is not None:
         said += f" Regime {decision['regime']}. Under the price: where attention flowed."
     return element("p", said, class_="note")
+
+
+def _orders(explained: ExplainedTrade) -> Markup:
+    return figures(listed(explained.orders, title="")) if explained.orders else Markup("")
 
 
 def _gates(explained: ExplainedTrade) -> Markup:

@@ -11,18 +11,18 @@ from tracepaper.replay.report.charts import ACCENT, MUTED, axis, layout
 from tracepaper.replay.report.html import Markup, element, joined, table
 from tracepaper.replay.report.page import Charts, whole_page, write_text
 from tracepaper.replay.sweep.objectives import in_words
-from tracepaper.replay.sweep.result import Heat, Sweep
+from tracepaper.replay.sweep.result import Heat, SweepResult
 from tracepaper.replay.sweep.show import luck
 
 CELL_PX = 34
 
 
-def write_sweep(sweep: Sweep, path: Path) -> None:
+def write_sweep(sweep: SweepResult, path: Path) -> None:
     """Write the page; raise ``ConfigInvalid`` where that cannot be."""
     write_text(page_of_sweep(sweep), path)
 
 
-def page_of_sweep(sweep: Sweep) -> str:
+def page_of_sweep(sweep: SweepResult) -> str:
     """Return the whole page as text."""
     charts, name = Charts(), sweep.request.work.strategy or "the configured strategy"
     button = element("button", "light / dark", class_="theme", type="button")
@@ -44,7 +44,7 @@ def page_of_sweep(sweep: Sweep) -> str:
     return whole_page(f"tracepaper · sweep of {name}", body, charts.figures)
 
 
-def _cells(sweep: Sweep) -> Markup:
+def _cells(sweep: SweepResult) -> Markup:
     names = [axis.name for axis in sweep.request.axes]
     heads = ["window", "part", *names, sweep.objective, "return", "trades", "beats twins", "error"]
     rows = [
@@ -63,7 +63,7 @@ def _cells(sweep: Sweep) -> Markup:
     return table(heads, rows, texts=(1, len(heads) - 1))
 
 
-def _heat_chart(sweep: Sweep, heat: Heat) -> dict[str, Any]:
+def _heat_chart(sweep: SweepResult, heat: Heat) -> dict[str, Any]:
     values = [[None if np.isnan(one) else float(one) for one in row] for row in heat.values]
     texts = [
         ["" if one is None else in_words(one, sweep.objective) for one in row] for row in values

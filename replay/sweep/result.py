@@ -8,21 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from tracepaper.replay.notebook import Kind, frame_of
-from tracepaper.replay.python import Backtest, backtest, text_of
+from tracepaper.replay.python import Backtest, backtest
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE
 from tracepaper.replay.sweep.cell import TEST, CellResult, overrides_of
+from tracepaper.replay.sweep.request import SweepRequest
 from tracepaper.replay.sweep.space import Axis, Point
 from tracepaper.storage.sweeps import Trials
 from tracepaper.strategies.errors import DataInvalid
-
-if TYPE_CHECKING:
-    from tracepaper.replay.sweep.run import SweepRequest
 
 BINS: Final = 8
 """Parts of an axis without points of its own, in a heat map."""
@@ -59,8 +57,8 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """Every cell of a sweep; printed, it says what is best and how much of that is luck."""
+class SweepResult:
+    """Every cell of a sweep, the best of them, and what is known of luck."""
 
     request: SweepRequest
     cells: tuple[CellResult, ...]
@@ -304,22 +302,6 @@ class Sweep:
             "state": None if self.state is None else str(self.state),
             "command": self.command,
         }  # fmt: skip
-
-    def report(self, *, html: str | Path) -> None:
-        """Write the sweep as one page that needs no network; plotly draws its heat map."""
-        from tracepaper.replay.sweep.page import write_sweep
-
-        write_sweep(self, Path(html))  # pyright: ignore[reportArgumentType]
-
-    def __repr__(self) -> str:
-        from tracepaper.replay.sweep.show import show_sweep
-
-        return text_of(lambda console: show_sweep(console, self))  # pyright: ignore[reportArgumentType]
-
-    def _repr_html_(self) -> str:
-        from tracepaper.replay.report.html import element
-
-        return str(element("pre", repr(self)))
 
 
 def chosen(cells: Sequence[CellResult], *, maximize: bool) -> CellResult | None:

@@ -16,7 +16,7 @@ from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE
 from tracepaper.replay.report.tables import Form, written
 from tracepaper.replay.sweep.cell import TEST, TRAIN, CellResult
 from tracepaper.replay.sweep.objectives import in_words
-from tracepaper.replay.sweep.result import Heat, Sweep
+from tracepaper.replay.sweep.result import Heat, SweepResult
 from tracepaper.strategies.words import number
 
 CELLS_SHOWN: Final = 5
@@ -33,7 +33,7 @@ BESIDE: Final[dict[str, Form]] = {
 TITLES: Final = {"max_drawdown": "drawdown", "random_beaten": "beats twins"}
 
 
-def show_sweep(console: Console, sweep: Sweep) -> None:
+def show_sweep(console: Console, sweep: SweepResult) -> None:
     """Print *sweep*."""
     request = sweep.request
     strategy = request.work.strategy or "the configured strategy"
@@ -63,14 +63,14 @@ def show_sweep(console: Console, sweep: Sweep) -> None:
         console.print(Text(sweep.command), soft_wrap=True)
 
 
-def _counted(sweep: Sweep) -> str:
+def _counted(sweep: SweepResult) -> str:
     count = len(sweep.cells)
     failed = sum(bool(cell.error) for cell in sweep.cells)
     said = f"{count:,} runs" + (f", {failed:,} of them failed" if failed else "")
     return said if sweep.made == count else f"{said} ({sweep.made:,} made now)"
 
 
-def _best_cells(sweep: Sweep) -> Table:
+def _best_cells(sweep: SweepResult) -> Table:
     names = [axis.name for axis in sweep.request.axes]
     beside: dict[str, Form] = {key: form for key, form in BESIDE.items() if key != sweep.objective}
     table = _table([*names, sweep.objective, *(TITLES.get(key, key) for key in beside)])
@@ -85,7 +85,7 @@ def _best_cells(sweep: Sweep) -> Table:
     return table
 
 
-def _point(sweep: Sweep, cell: CellResult) -> list[str]:
+def _point(sweep: SweepResult, cell: CellResult) -> list[str]:
     return [_value(cell.point[axis.name]) for axis in sweep.request.axes]
 
 
@@ -93,7 +93,7 @@ def _value(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def _windows(sweep: Sweep) -> Table:
+def _windows(sweep: SweepResult) -> Table:
     """Return what each window chose, and what that came to in the time after it."""
     names = [axis.name for axis in sweep.request.axes]
     table = _table(["window", *names, f"{sweep.objective}: train", "test", "test return", "trades"])
@@ -122,7 +122,7 @@ def _table(names: list[str]) -> Table:
     return table
 
 
-def _heat(sweep: Sweep, heat: Heat) -> Table:
+def _heat(sweep: SweepResult, heat: Heat) -> Table:
     """Return the heat map; of a large one the part around the best."""
     rows = _around(heat.best[0], len(heat.rows), HEAT_ROWS)
     columns = _around(heat.best[1], len(heat.columns), HEAT_COLUMNS)
@@ -146,7 +146,7 @@ def _around(place: int, size: int, most: int) -> range:
     return range(first, min(size, first + most))
 
 
-def luck(sweep: Sweep) -> Iterator[str]:
+def luck(sweep: SweepResult) -> Iterator[str]:
     """Yield the sentences that say how much of the best cell may be luck."""
     best = sweep.best
     assert best is not None
@@ -185,7 +185,7 @@ def luck(sweep: Sweep) -> Iterator[str]:
     yield from _out_of_sample(sweep)
 
 
-def _deflated(sweep: Sweep, best: CellResult) -> Iterator[str]:
+def _deflated(sweep: SweepResult, best: CellResult) -> Iterator[str]:
     trials = sweep.trials.number
     yield (
         f"Over all sweeps {trials:,} configurations were tried on these data (counted in "
@@ -209,7 +209,7 @@ def _deflated(sweep: Sweep, best: CellResult) -> Iterator[str]:
     )
 
 
-def _out_of_sample(sweep: Sweep) -> Iterator[str]:
+def _out_of_sample(sweep: SweepResult) -> Iterator[str]:
     tests = [cell for cell in sweep.cells if cell.part == TEST and cell.daily]
     if not tests:
         return
@@ -222,7 +222,7 @@ def _out_of_sample(sweep: Sweep) -> Iterator[str]:
     )
 
 
-def _errors(sweep: Sweep) -> Iterator[str]:
+def _errors(sweep: SweepResult) -> Iterator[str]:
     failed = [cell for cell in sweep.cells if cell.error]
     for cell in failed[:ERRORS_SHOWN]:
         point = ", ".join(f"{name} = {_value(value)}" for name, value in cell.point.items())

@@ -133,6 +133,31 @@ def test_the_page_is_written(made: Backtest, tmp_path: Path) -> None:
     assert made.run_id in (tmp_path / "run.html").read_text(encoding="utf-8")
 
 
+def test_the_chart_is_that_of_the_command(made: Backtest, tmp_path: Path) -> None:
+    of_call, of_command = tmp_path / "call.svg", tmp_path / "command.svg"
+    assert "closed trades" in made.report(chart=of_call, last=300).text.lower()
+    given = ("report", "last", "--db", str(made.database), "--chart", str(of_command))
+    assert run((*given, "--last", "300"), tmp_path).code == 0
+    assert of_call.read_bytes() == of_command.read_bytes()
+    made.report(chart=tmp_path / "all.svg")
+    assert len((tmp_path / "all.svg").read_bytes()) > len(of_call.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"chart": "run.gif"}, "name a .png or .svg file"),
+        ({"chart": "run.svg", "last": 1}, "last is 1; give a number of bars, at least 2"),
+        ({"chart": "nowhere/run.svg"}, "cannot be written to .*; choose another file"),
+    ],
+)
+def test_a_chart_that_cannot_be_drawn_gets_one_sentence(
+    given: dict[str, Any], sentence: str, made: Backtest, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        made.report(**{**given, "chart": tmp_path / given["chart"]})
+
+
 def test_a_decision_is_explained_by_its_sequence_or_from_the_end(made: Backtest) -> None:
     last = made.decisions["sequence"][-1]
     assert made.explain()["decision"]["sequence"] == last

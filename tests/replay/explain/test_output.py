@@ -9,6 +9,7 @@ from typing import Any
 
 import explained_runs
 import pytest
+import storage_cases as cases
 from explained_runs import CONTEXT, LAST
 
 from tracepaper.daemon.cli import invoke
@@ -187,5 +188,25 @@ def test_a_decision_that_does_not_exist_is_refused(
 ) -> None:
     assert explain(database, 99_999) == 1
     assert "the nearest is" in said(capsys)[1]
-    assert invoke(["explain", "last", "--db", str(database)]) == 2
+    assert invoke(["explain", "last:x", "--db", str(database)]) == 2
     assert "write RUN:SEQUENCE" in said(capsys)[1]
+
+
+@pytest.mark.parametrize("named", ["last", "last:last", "{run}", "{file}#last"])
+def test_a_run_alone_is_its_last_decision(
+    named: str, modelless: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = named.format(run=explained_runs.run_id(modelless), file=modelless)
+    where = [] if "#" in given else ["--db", str(modelless)]
+    assert invoke(["explain", given, "--json", *where]) == 0
+    document, _ = told(capsys)
+    assert document["decision"]["sequence"] == 60
+
+
+def test_the_last_of_a_run_that_decided_nothing_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "opened.db"
+    cases.write_run(path, cases.rich_steps()[:1], of=cases.run("rich"))
+    assert invoke(["explain", "last", "--db", str(path)]) == 1
+    assert "holds no decision yet" in said(capsys)[1]

@@ -26,7 +26,7 @@ def test_a_decision_is_found_by_last_by_prefix_and_by_file(database: Path) -> No
     assert locate(f"{database}#last:40", None) == wanted
 
 
-@pytest.mark.parametrize("text", ["last", "last:", "last:x", "last:-1", "last:²", ":"])
+@pytest.mark.parametrize("text", ["last:", "last:x", "last:-1", "last:²", ":"])
 def test_a_name_that_is_no_decision_is_refused(database: Path, text: str) -> None:
     with pytest.raises(ConfigInvalid, match="write RUN:SEQUENCE"):
         locate(text, database)

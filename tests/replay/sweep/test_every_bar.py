@@ -11,7 +11,7 @@ import pytest
 from stock_files import opens, write
 
 from tracepaper.replay.sweep.cell import WHOLE, Cell, make
-from tracepaper.replay.sweep.run import read_request
+from tracepaper.replay.sweep.request import read_request
 from tracepaper.strategies.market import DAY_MS, HOUR_MS
 from tracepaper.strategies.signals import Orders, buy, sell
 from tracepaper.strategies.strategy import Strategy

@@ -31,8 +31,8 @@ from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.cell import Cell, CellResult, Work
 from tracepaper.replay.sweep.executors import InThisProcess, LocalProcesses, serve
-from tracepaper.replay.sweep.result import Sweep
-from tracepaper.replay.sweep.run import read_request
+from tracepaper.replay.sweep.request import read_request
+from tracepaper.replay.sweep.run import Sweep
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry
 
 SPACE = {"fast": [3, 5, 9], "slow": [12, 20, 40]}

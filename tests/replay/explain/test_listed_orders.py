@@ -1,0 +1,106 @@
+"""The orders of a decision by list: what each asked for and became, in explain and report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tracepaper import Action, Cancel, Orders, Signal, Strategy, buy, sell
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.python import Backtest, backtest
+
+START_MS = 1_748_246_400_000
+BARS = 12
+FIRST, SECOND = 4, 7  # bars that answer with a list
+CANDLES = {
+    "open_time": [START_MS + 60_000 * at for at in range(BARS)],
+    "open": [100.0] * BARS,
+    "high": [101.0] * BARS,
+    "low": [99.0] * BARS,
+    "close": [100.5] * BARS,
+    "volume": [1_000.0] * BARS,
+}
+
+
+class Lists(Strategy):
+    """Two lists; all else waits."""
+
+    warmup = 1
+
+    def decide(self, now: Any) -> Signal | Orders:
+        at = (now.time - START_MS) // 60_000
+        if at == FIRST:
+            waits = buy(3, limit=50.0, tag="far")
+            return Orders((buy(2, limit=99.5), waits, sell(1, reduce_only=True)), "first")
+        if at == SECOND:
+            return Orders((Cancel("far"), buy(1, stop=150.0, tag="up")), "second")
+        return Signal(Action.HOLD, "waits")
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Backtest]:
+    with backtest(Lists, {"AAAUSDT": CANDLES}) as run:
+        yield run
+
+
+def decided(made: Backtest, reason: str) -> int:
+    rows = made.decisions.to_dicts()
+    (sequence,) = (row["sequence"] for row in rows if row["reason"] == reason)
+    return int(sequence)
+
+
+def became(document: Any) -> list[tuple[str, str, str | None, str]]:
+    return [(of["side"], of["kind"], of["price"], of["became"]) for of in document["orders"]]
+
+
+def test_explain_lists_what_a_list_sent_and_canceled(made: Backtest) -> None:
+    first = made.explain(decided(made, "first"))
+    assert became(first.document) == [
+        ("BUY", "LIMIT", "99.5", "filled at 99.5 as maker"),
+        ("BUY", "LIMIT", "50.0", "canceled by the strategy"),
+        ("SELL", "MARKET", None,
+         "rejected: it may only reduce, and there is no position for it to close"),
+    ]  # fmt: skip
+    for words in ("Orders of the list", "filled at 99.5 as maker", "rejected: it may only"):
+        assert words in first.text
+    second = made.explain(decided(made, "second"))
+    assert became(second.document) == [
+        ("BUY", "LIMIT", "50.0", "canceled by the strategy"),
+        ("BUY", "STOP", None, "rests"),
+    ]
+    assert second["orders"][1]["trigger"] == "150.0"
+    assert [of["quantity"] for of in second["orders"]] == ["3.000", "1.000"]
+
+
+def test_a_decision_by_signal_lists_none(made: Backtest) -> None:
+    waits = made.explain()
+    assert waits["orders"] == []
+    assert "Orders of the list" not in waits.text
+
+
+def test_the_report_lists_them_for_terminal_json_and_page(made: Backtest, tmp_path: Any) -> None:
+    page = tmp_path / "run.html"
+    report = made.report(html=page)
+    assert [of[3] for of in became(report)] == [
+        "filled at 99.5 as maker",
+        "canceled by the strategy",
+        "rejected: it may only reduce, and there is no position for it to close",
+        "rests",
+    ]
+    assert {of["decision"] for of in report["orders"]} == {
+        decided(made, "first"),
+        decided(made, "second"),
+    }
+    assert "Orders by list, and what became of each" in report.text
+    assert "filled at 99.5 as maker" in page.read_text(encoding="utf-8")
+
+
+def test_the_command_prints_them(made: Backtest, capsys: pytest.CaptureFixture[str]) -> None:
+    named = f"last:{decided(made, 'first')}"
+    assert invoke(["explain", named, "--db", str(made.database), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["orders"] == made.explain(
+        decided(made, "first")
+    )["orders"]  # fmt: skip
