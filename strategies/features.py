@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies import features_v1 as v1
+from tracepaper.strategies import features_v2 as v2
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
-from tracepaper.strategies.features_rolling import Array, Windows, lagged, windows
+from tracepaper.strategies.features_recipe import AnySet, FeatureParts, FeatureRecipe
+from tracepaper.strategies.features_rolling import Array, Ids, Wanted, Window, Windows, lagged
 from tracepaper.strategies.types import Bar
 
 _BLOCK_ROWS: Final = 16_384  # rows computed at once: bounds memory and stays in the cache
@@ -27,20 +29,9 @@ class FeatureSchema:
     """The features of a schema in their order, and the bars that one row depends on."""
 
     schema_id: str
-    features: tuple[v1.Feature, ...]
+    names: tuple[str, ...]
     lookback: int
-    gains: Array = field(compare=False)  # [feature, 1]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the features, in their order."""
-        return tuple(feature.name for feature in self.features)
-
-    def rows(self, of: v1.FeatureInputs) -> NDArray[np.float32]:
-        """Return [feature, time] rows, scaled and clipped."""
-        rows: Array = np.array([feature.compute(of) for feature in self.features])
-        rows *= self.gains
-        return np.clip(rows, -v1.CLIP, v1.CLIP).astype(np.float32)
+    recipe: FeatureRecipe = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +64,7 @@ class FeatureBlock:
     first: int
 
 
-SETS: Final = {v1.V1.schema_id: v1.V1}
+SETS: Final[dict[str, AnySet]] = {v1.V1.schema_id: v1.V1, **v2.SETS}
 """Every set of features by the id of its schema."""
 
 
@@ -84,8 +75,8 @@ def schema(schema_id: str = "v1") -> FeatureSchema:
         raise ConfigInvalid(
             f"No feature schema is called {shown(schema_id)}; choose one of: {known}."
         )
-    gains = np.array([[feature.gain] for feature in found.features])
-    return FeatureSchema(schema_id, tuple(found.features), v1.LOOKBACK, gains)
+    recipe = found.recipe()
+    return FeatureSchema(schema_id, recipe.names, recipe.lookback, recipe)
 
 
 def columns(bars: Sequence[Bar]) -> Columns:
@@ -127,20 +118,20 @@ class _Stages(NamedTuple):
     base: Array
     extremes: Array  # highs and negative lows
     inputs: Array  # what becomes z-scores
-    sums: dict[int, Array]  # of the base rows
+    sums: dict[Window, Array]  # of the base rows
     sigma: Array
 
 
-def _stages(columns: Columns, span: slice) -> _Stages:
+def _stages(recipe: FeatureRecipe, columns: Columns, span: slice) -> _Stages:
     high, low, close = columns.high[span], columns.low[span], columns.close[span]
     close_before = lagged(close, 1)
     return_before = lagged(np.log(close / close_before), 1)
-    base = v1.base_rows(
+    base = recipe.base_rows(
         high, low, close, columns.volume[span], np.array([close_before, return_before])
     )
-    sums = windows(base, np.add, (1, *v1.SUM_WINDOWS))
-    sigma = v1.sigma_of(sums)
-    inputs = v1.standardised_inputs(high, low, sums, sigma)
+    sums = recipe.sums.of(base, np.add)
+    sigma = recipe.sigma_of(sums)
+    inputs = recipe.standardised_inputs(high, low, sums, sigma)
     return _Stages(base, np.array([high, -low]), inputs, sums, sigma)
 
 
@@ -148,18 +139,19 @@ def _block(
     schema: FeatureSchema, columns: Columns, start: int, stop: int
 ) -> tuple[NDArray[np.float32], Array]:
     """Return [feature, time] float32 rows and σ of the bars from *start* until *stop*."""
-    span = slice(start, stop)
-    stages = _stages(columns, span)
-    inputs = stages.inputs
-    of = v1.FeatureInputs(
-        past_closes={lag: lagged(columns.close[span], lag) for lag in v1.CLOSE_LAGS},
+    span, recipe = slice(start, stop), schema.recipe
+    stages = _stages(recipe, columns, span)
+    made = FeatureParts(
+        past_closes=[lagged(columns.close[span], lag) for lag in recipe.close_lags],
         sums=stages.sums,
-        extremes=windows(stages.extremes, np.maximum, (v1.CHANNEL_WINDOW,))[v1.CHANNEL_WINDOW],
-        z_scores=v1.standardised(inputs, windows(inputs, np.add, (v1.Z_WINDOW,))[v1.Z_WINDOW]),
+        far=recipe.far.of(stages.base[: recipe.far_rows], np.add),
+        extremes=recipe.channel.of(stages.extremes, np.maximum),
+        inputs=stages.inputs,
+        input_sums=recipe.z_scores.of(stages.inputs, np.add),
         sigma=stages.sigma,
         open_time_ms=columns.open_time_ms[span],
     )
-    return schema.rows(of), stages.sigma
+    return recipe.rows(made), stages.sigma
 
 
 class FeatureRows(NamedTuple):
@@ -168,9 +160,6 @@ class FeatureRows(NamedTuple):
     values: NDArray[np.float32]  # [bar, feature]
     sigma: Array  # [bar]
     is_complete: NDArray[np.bool_]  # [bar]
-
-
-_CLOSE_LAGS: Final = np.array(v1.CLOSE_LAGS)
 
 
 class FeatureStreams:
@@ -182,17 +171,21 @@ class FeatureStreams:
 
     def __init__(self, schema: FeatureSchema, *, streams: int = 1) -> None:
         self.schema = schema
+        recipe = schema.recipe
         self._counts = np.zeros(streams, dtype=np.int64)
         self._before = np.full((streams, 2), np.nan)  # close and return of the bar before
-        self._sums = Windows(v1.BASE_ROWS, np.add, 256, streams=streams)
-        self._extremes = Windows(2, np.maximum, v1.CHANNEL_WINDOW, streams=streams)
-        self._inputs = Windows(6, np.add, v1.Z_WINDOW, streams=streams)
+        self._lags = np.array(recipe.close_lags)
+        reach = max(recipe.sums.rows, *(lag + 1 for lag in recipe.close_lags))
+        self._sums = _ring(recipe.base, recipe.sums, np.add, streams, rows=reach)
+        self._far = _ring(recipe.far_rows, recipe.far, np.add, streams)
+        self._extremes = _ring(2, recipe.channel, np.maximum, streams)
+        self._inputs = _ring(6, recipe.z_scores, np.add, streams)
 
     def extend(self, streams: int) -> None:
         """Make room for so many further *streams*."""
         self._counts = np.concatenate([self._counts, np.zeros(streams, dtype=np.int64)])
         self._before = np.concatenate([self._before, np.full((streams, 2), np.nan)])
-        for kept in (self._sums, self._extremes, self._inputs):
+        for kept in (self._sums, self._far, self._extremes, self._inputs):
             kept.extend(streams)
 
     def warm(self, stream: int, bars: Sequence[Bar]) -> None:
@@ -200,8 +193,9 @@ class FeatureStreams:
         known = bars[-self.schema.lookback :]
         _require_prices(known)
         table = columns(known)
-        stages = _stages(table, slice(None))
+        stages = _stages(self.schema.recipe, table, slice(None))
         self._sums.warm(stream, stages.base)
+        self._far.warm(stream, stages.base[: self.schema.recipe.far_rows])
         self._extremes.warm(stream, stages.extremes)
         self._inputs.warm(stream, stages.inputs)
         self._counts[stream] = len(known)
@@ -221,30 +215,42 @@ class FeatureStreams:
         table = columns(bars)
         high, low, close = table.high, table.low, table.close
         before = np.ascontiguousarray(self._before[at].T)  # [2, bar]
-        levels = self._sums.step(at, v1.base_rows(high, low, close, table.volume, before))
-        sums = {2**place: level for place, level in enumerate(levels)}
-        extremes = self._extremes.step(at, np.array([high, -low]))[-1]
-        sigma = v1.sigma_of(sums)
-        inputs = v1.standardised_inputs(high, low, sums, sigma)
-        input_sums = self._inputs.step(at, inputs)[-1]
+        recipe = self.schema.recipe
+        base = recipe.base_rows(high, low, close, table.volume, before)
+        sums = self._sums.read(at, recipe.sums, self._sums.step(at, base))
+        sigma = recipe.sigma_of(sums)
+        inputs = recipe.standardised_inputs(high, low, sums, sigma)
         self._before[at] = np.array([close, np.log(close / before[0])]).T
         self._counts[at] += 1
-        of = v1.FeatureInputs(
-            past_closes=dict(
-                zip(v1.CLOSE_LAGS, self._sums.past(at, _CLOSE_LAGS, v1.CLOSE), strict=True)
-            ),
+        made = FeatureParts(
+            past_closes=self._sums.past(at, self._lags, recipe.close),
             sums=sums,
-            extremes=extremes,
-            z_scores=v1.standardised(inputs, input_sums),
+            far=_step(self._far, at, recipe.far, base[: recipe.far_rows]),
+            extremes=_step(self._extremes, at, recipe.channel, np.array([high, -low])),
+            inputs=inputs,
+            input_sums=_step(self._inputs, at, recipe.z_scores, inputs),
             sigma=sigma,
             open_time_ms=table.open_time_ms,
         )
         is_complete = self._counts[at] >= self.schema.lookback
-        values = np.ascontiguousarray(self.schema.rows(of).T)
+        values = np.ascontiguousarray(recipe.rows(made).T)
         if not is_complete.all():
             values[~is_complete] = np.nan
             sigma = np.where(is_complete, sigma, np.nan)
         return FeatureRows(values, sigma, is_complete)
+
+
+def _ring(
+    quantities: int, wanted: Wanted, combine: np.ufunc, streams: int, *, rows: int = 1
+) -> Windows:
+    """Return the ring that holds what *wanted* windows are read from."""
+    most = max(wanted.rows, rows)
+    return Windows(quantities, combine, wanted.longest, streams=streams, rows=most)
+
+
+def _step(ring: Windows, at: Ids, wanted: Wanted, rows: Array) -> dict[Window, Array]:
+    """Take *rows* into *ring*, where anything is wanted of it; return that."""
+    return ring.read(at, wanted, ring.step(at, rows)) if wanted.windows else {}
 
 
 def _require_prices(bars: Sequence[Bar]) -> None:

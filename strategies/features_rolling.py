@@ -1,15 +1,16 @@
-"""Sums and maxima over the last 2ᵏ rows, equal bit for bit in a batch and row by row.
+"""Sums and maxima over the last rows, equal bit for bit in a batch and row by row.
 
 A running total never forgets its rounding errors, so its memory is endless. Here a window of
-2m rows is the sum of two windows of m rows, the older one added to the newer one: every value
-depends on exactly 2m rows, in one fixed order of additions, however the rows arrive. Equal rows
-sum without any rounding, so a flat market has a variance of exactly zero.
+2m rows is the sum of two windows of m rows, the older one added to the newer one, and a window of
+any other length that of its powers of two, the largest newest: every value depends on exactly the
+rows of its window, in one fixed order of additions, however the rows arrive. Rows of zero sum to
+exactly zero, so a flat market has no variance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,29 @@ Array = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 LONGEST: Final = 256
-"""The longest window, in rows; also what a ring must hold to look back less than that."""
+"""The rows that a ring holds unless it is asked for more; it looks back less than that."""
+
+
+class Window(NamedTuple):
+    """So many rows, of which the newest came *lag* rows ago."""
+
+    size: int
+    lag: int = 0
+
+    @property
+    def reach(self) -> int:
+        """How many rows it takes to know it."""
+        return self.size + self.lag
+
+    @property
+    def parts(self) -> list[Window]:
+        """The windows of powers of two that it is made of, the newest and largest first."""
+        found, lag = [], self.lag
+        for place in reversed(range(self.size.bit_length())):
+            if self.size >> place & 1:
+                found.append(Window(1 << place, lag))
+                lag += 1 << place
+        return found
 
 
 def lagged(rows: Array, lag: int) -> Array:
@@ -30,36 +53,91 @@ def lagged(rows: Array, lag: int) -> Array:
 
 
 def windows(rows: Array, combine: np.ufunc, wanted: Iterable[int]) -> dict[int, Array]:
-    """Return {window: combined rows} of [quantity, time] *rows* for the *wanted* powers of two.
+    """Return {window: combined rows} of [quantity, time] *rows* for the *wanted* lengths.
 
     *combine* is ``np.add`` or ``np.maximum``; the newer of two adjacent windows comes first. The
     first ``window - 1`` entries of each are NaN.
     """
-    sizes = set(wanted)
-    found: dict[int, Array] = {}
+    sizes = sorted(set(wanted))
+    if not sizes:
+        return {}
+    parts = {size: Window(size).parts for size in sizes}
+    needed = {part.size for made_of in parts.values() for part in made_of}
+    levels: dict[int, Array] = {}
     size, level = 1, rows
     while True:
-        if size in sizes:
-            found[size] = level
-        if size >= max(sizes):
-            return found
+        if size in needed:
+            levels[size] = level
+        if size >= max(needed):
+            break
         level = combine(level, lagged(level, size))
         size *= 2
+    found: dict[int, Array] = {}
+    for size in sizes:
+        first, *others = parts[size]
+        total = levels[first.size]
+        for part in others:
+            total = combine(total, lagged(levels[part.size], part.lag))
+        found[size] = total
+    return found
+
+
+class Wanted:
+    """Which *windows* are read at each step: those of a power of two as they are, others in parts.
+
+    ``lags`` and ``levels`` say where a ring holds the n-th parts of the others that have one.
+    """
+
+    def __init__(self, windows: Iterable[Window]) -> None:
+        parts = {window: window.parts for window in windows}
+        self.rows = max((window.reach for window in parts), default=1)
+        self.longest = max((window.size for window in parts), default=1)
+        whole = [window for window, made_of in parts.items() if made_of == [window]]
+        self.whole = {window: window.size.bit_length() - 1 for window in whole if not window.lag}
+        others = [window for window in parts if window not in self.whole]
+        self.others = tuple(sorted(others, key=lambda window: -len(parts[window])))
+        self.lags: list[Ids] = []
+        self.levels: list[Ids] = []
+        for nth in range(max((len(parts[window]) for window in others), default=0)):
+            those = [parts[window][nth] for window in self.others if len(parts[window]) > nth]
+            self.lags.append(np.array([part.lag for part in those]))
+            self.levels.append(np.array([part.size.bit_length() - 1 for part in those]))
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """All of them."""
+        return (*self.whole, *self.others)
+
+    def of(self, rows: Array, combine: np.ufunc) -> dict[Window, Array]:
+        """Return the windows of [quantity, time] *rows*."""
+        found = windows(rows, combine, {window.size for window in self.windows})
+        return {
+            window: lagged(found[window.size], window.lag) if window.lag else found[window.size]
+            for window in self.windows
+        }
 
 
 class Windows:
     """The same windows, row by row, of one or more streams of rows that each go on by themselves.
 
-    The newest 256 rows of a stream are kept with their windows of 1, 2, 4 … *longest* rows side by
-    side, so that a step reads all that it adds up at once and writes at once.
+    The newest 256 rows of a stream, or as many *rows* as are asked for, are kept with their
+    windows of 1, 2, 4 … *longest* rows side by side, so that a step reads all that it adds up at
+    once and writes at once.
     """
 
     def __init__(
-        self, quantities: int, combine: np.ufunc, longest: int, *, streams: int = 1
+        self,
+        quantities: int,
+        combine: np.ufunc,
+        longest: int,
+        *,
+        streams: int = 1,
+        rows: int = LONGEST,
     ) -> None:
         self._combine = combine
+        self._rows = max(LONGEST, 1 << (rows - 1).bit_length())
         self._sizes = 2 ** np.arange(longest.bit_length())
-        self._shape = (LONGEST, len(self._sizes), quantities)
+        self._shape = (self._rows, len(self._sizes), quantities)
         self._kept = np.full((streams, *self._shape), np.nan)
         self._counts = np.zeros(streams, dtype=np.int64)
         self._shorter = np.arange(len(self._sizes) - 1)  # the windows that longer ones are made of
@@ -76,9 +154,9 @@ class Windows:
         self._counts[stream] = count
         if count:
             found = windows(rows, self._combine, self._sizes.tolist())
-            newest = np.arange(max(0, count - LONGEST), count)
+            newest = np.arange(max(0, count - self._rows), count)
             levels = np.stack(list(found.values()))[..., newest]  # [window, quantity, time]
-            self._kept[stream, newest % LONGEST] = levels.transpose(2, 0, 1)
+            self._kept[stream, newest % self._rows] = levels.transpose(2, 0, 1)
 
     def step(self, streams: Ids, rows: Array) -> Array:
         """Take in [quantity, stream] *rows*, one of each of *streams*; return their windows.
@@ -87,19 +165,33 @@ class Windows:
         """
         counts = self._counts[streams]
         # A window of 2m rows is the one of m rows now, and the one of m rows that was m rows ago.
-        slots = (counts[:, None] - self._sizes[:-1]) % LONGEST
+        slots = (counts[:, None] - self._sizes[:-1]) % self._rows
         older = self._kept[streams[:, None], slots, self._shorter]  # [stream, window, quantity]
         older = np.ascontiguousarray(older.transpose(1, 2, 0))
         levels = np.empty((len(self._sizes), *rows.shape))
         levels[0] = rows
         for place in range(len(older)):
             self._combine(levels[place], older[place], out=levels[place + 1])
-        self._kept[streams, counts % LONGEST] = levels.transpose(2, 0, 1)
+        self._kept[streams, counts % self._rows] = levels.transpose(2, 0, 1)
         self._counts[streams] = counts + 1
         return levels
 
+    def read(self, streams: Ids, wanted: Wanted, levels: Array) -> dict[Window, Array]:
+        """Return the *wanted* windows, [quantity, stream] each, of the *levels* of a last step."""
+        found = {window: levels[place] for window, place in wanted.whole.items()}
+        if not wanted.others:
+            return found
+        newest = self._counts[streams, None] - 1
+        total = np.empty((len(streams), len(wanted.others), self._shape[2]))
+        for nth, (lags, places) in enumerate(zip(wanted.lags, wanted.levels, strict=True)):
+            part = self._kept[streams[:, None], (newest - lags) % self._rows, places]
+            known = total[:, : len(lags)]
+            known[...] = self._combine(known, part) if nth else part
+        others = np.ascontiguousarray(total.transpose(1, 2, 0))
+        return found | dict(zip(wanted.others, others, strict=True))
+
     def past(self, streams: Ids, lags: Ids, quantity: int) -> Array:
-        """Return *quantity* [lag, stream] as it was *lags* (< 256) rows before the last."""
-        slots = (self._counts[streams] - 1 - lags[:, None]) % LONGEST
+        """Return *quantity* [lag, stream] as it was *lags* rows before the last, of those kept."""
+        slots = (self._counts[streams] - 1 - lags[:, None]) % self._rows
         found: Array = self._kept[streams, slots, 0, quantity]
         return found

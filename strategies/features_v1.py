@@ -22,7 +22,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features_recipe import FeatureParts
+from tracepaper.strategies.features_rolling import Array, Wanted, Window
 from tracepaper.strategies.market import DAY_MS, MINUTE_MS
 
 LOOKBACK: Final = 512
@@ -47,8 +48,8 @@ BASE_ROWS: Final = 8
 _MINUTES: Final = np.arange(1440) * (2.0 * np.pi / 1440)
 _DAYS: Final = np.arange(7) * (2.0 * np.pi / 7)
 # Tables, since the last bit of a vectorised sine may depend on its place in the vector.
-_HOUR: Final[Array] = np.array([np.sin(_MINUTES), np.cos(_MINUTES)])
-_WEEKDAY: Final[Array] = np.array([np.sin(_DAYS), np.cos(_DAYS)])
+HOUR: Final[Array] = np.array([np.sin(_MINUTES), np.cos(_MINUTES)])
+WEEKDAY: Final[Array] = np.array([np.sin(_DAYS), np.cos(_DAYS)])
 _PARKINSON: Final = 1.0 / (4.0 * float(np.log(2.0)))
 
 
@@ -94,10 +95,10 @@ def standardised_inputs(high: Array, low: Array, sums: Mapping[int, Array], sigm
     return np.concatenate([rows, rows * rows])
 
 
-def standardised(inputs: Array, sums: Array) -> Array:
-    """Return [3, time] z-scores of the newest rows of *inputs* within their 256-bar *sums*."""
-    mean = sums[:3] / Z_WINDOW
-    variance = sums[3:] / Z_WINDOW - mean * mean
+def standardised(inputs: Array, sums: Array, size: int = Z_WINDOW) -> Array:
+    """Return [3, time] z-scores of the newest rows of *inputs* within their *sums* of *size*."""
+    mean = sums[:3] / size
+    variance = sums[3:] / size - mean * mean
     spread = np.sqrt(np.maximum(variance, SPREAD_FLOOR * SPREAD_FLOOR))
     z_scores: Array = (inputs[:3] - mean) / spread
     return z_scores
@@ -155,6 +156,62 @@ class FeatureSet:
             return compute
 
         return register
+
+    def recipe(self) -> V1Recipe:
+        """Return them as they are computed."""
+        return V1Recipe(tuple(self.features))
+
+
+class V1Recipe:
+    """*features* of the windows of ``v1``; a ``features_recipe.FeatureRecipe``."""
+
+    lookback = LOOKBACK
+    base = BASE_ROWS
+    close = CLOSE
+    close_lags: tuple[int, ...] = CLOSE_LAGS
+    sums = Wanted(Window(size) for size in (1, *SUM_WINDOWS))
+    far = Wanted(())
+    far_rows = 0
+    channel = Wanted([Window(CHANNEL_WINDOW)])
+    z_scores = Wanted([Window(Z_WINDOW)])
+    base_rows = staticmethod(base_rows)
+
+    def __init__(self, features: tuple[Feature, ...]) -> None:
+        self.features = features
+        self.gains = np.array([[feature.gain] for feature in features])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the features, in their order."""
+        return tuple(feature.name for feature in self.features)
+
+    def sigma_of(self, sums: Mapping[Window, Array]) -> Array:
+        """Return ``sigma_of`` the windows."""
+        return sigma_of(_by_size(sums))
+
+    def standardised_inputs(
+        self, high: Array, low: Array, sums: Mapping[Window, Array], sigma: Array
+    ) -> Array:
+        """Return ``standardised_inputs`` of the windows."""
+        return standardised_inputs(high, low, _by_size(sums), sigma)
+
+    def rows(self, made: FeatureParts) -> NDArray[np.float32]:
+        """Return [feature, time] rows, scaled and clipped."""
+        of = FeatureInputs(
+            past_closes=dict(zip(CLOSE_LAGS, made.past_closes, strict=True)),
+            sums=_by_size(made.sums),
+            extremes=made.extremes[Window(CHANNEL_WINDOW)],
+            z_scores=standardised(made.inputs, made.input_sums[Window(Z_WINDOW)]),
+            sigma=made.sigma,
+            open_time_ms=made.open_time_ms,
+        )
+        rows: Array = np.array([feature.compute(of) for feature in self.features])
+        rows *= self.gains
+        return np.clip(rows, -CLIP, CLIP).astype(np.float32)
+
+
+def _by_size(sums: Mapping[Window, Array]) -> dict[int, Array]:
+    return {window.size: rows for window, rows in sums.items()}
 
 
 V1: Final = FeatureSet("v1")
@@ -298,26 +355,26 @@ def _autocorrelation(of: FeatureInputs) -> Array:
 @V1.add("hour_sin")
 def _hour_sin(of: FeatureInputs) -> Array:
     """Return the sine of the minute of the UTC day."""
-    row: Array = _HOUR[0][of.open_time_ms % DAY_MS // MINUTE_MS]
+    row: Array = HOUR[0][of.open_time_ms % DAY_MS // MINUTE_MS]
     return row
 
 
 @V1.add("hour_cos")
 def _hour_cos(of: FeatureInputs) -> Array:
     """Return the cosine of the minute of the UTC day."""
-    row: Array = _HOUR[1][of.open_time_ms % DAY_MS // MINUTE_MS]
+    row: Array = HOUR[1][of.open_time_ms % DAY_MS // MINUTE_MS]
     return row
 
 
 @V1.add("weekday_sin")
 def _weekday_sin(of: FeatureInputs) -> Array:
     """Return the sine of the day of the week (UTC; the epoch was a Thursday)."""
-    row: Array = _WEEKDAY[0][of.open_time_ms // DAY_MS % 7]
+    row: Array = WEEKDAY[0][of.open_time_ms // DAY_MS % 7]
     return row
 
 
 @V1.add("weekday_cos")
 def _weekday_cos(of: FeatureInputs) -> Array:
     """Return the cosine of the day of the week."""
-    row: Array = _WEEKDAY[1][of.open_time_ms // DAY_MS % 7]
+    row: Array = WEEKDAY[1][of.open_time_ms // DAY_MS % 7]
     return row

@@ -21,13 +21,13 @@ PLACES = {
         "replay.exchange.answers",
         "replay.exchange.fault_kinds",
     ),
-    "A feature, a label, a loss, a baseline": ("strategies.features_v1", "replay.training.losses"),
+    "A feature, a label, a loss, a baseline": ("strategies.features_v2", "replay.training.losses"),
     "A backend, an encoding, a network": (
         "strategies.attention.backends",
         "strategies.networks.encodings",
     ),
 }
-NEWCOMERS = {"V2", "my_kernel"}
+NEWCOMERS = {"V3", "my_kernel"}
 """What the reader is to write himself."""
 
 

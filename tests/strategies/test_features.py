@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from numpy.typing import NDArray
+from walks import MINUTE_MS, START_MS, walk
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features import (
@@ -19,41 +20,8 @@ from tracepaper.strategies.features import (
     schema,
 )
 from tracepaper.strategies.features_v1 import SIGMA_FLOOR, V1, FeatureInputs, FeatureSet
-from tracepaper.strategies.types import Bar, Source
 
 SCHEMA = schema("v1")
-MINUTE_MS = 60_000
-START_MS = 1_746_400_320_000
-
-
-def walk(count: int, *, seed: int = 0, decimals: int = 2, flat: float = 0.1) -> list[Bar]:
-    """Return a heavy-tailed walk; *flat* of its minutes neither move nor trade."""
-    rng = np.random.default_rng(seed)
-    moves = rng.standard_t(3, count) * 5e-4 * (rng.random(count) > flat)
-    close = np.round(65_000 * 100 * np.exp(np.cumsum(moves))).astype(int)
-    scale = 10 ** (decimals - 2)
-    bars = []
-    for i in range(count):
-        before = int(close[max(i - 1, 0)])
-        now, moved = int(close[i]), moves[i] != 0
-        wick = int(rng.integers(0, 500)) if moved else 0
-        bars.append(
-            Bar(
-                instrument="linear:BTCUSDT",
-                open_time_ms=START_MS + i * MINUTE_MS,
-                interval_ms=MINUTE_MS,
-                open=before * scale,
-                high=(max(before, now) + wick) * scale,
-                low=(min(before, now) - wick) * scale,
-                close=now * scale,
-                volume=int(rng.integers(1, 10**7)) if moved else 0,
-                turnover=None,
-                market_ms=0,
-                seen_ms=0,
-                source=Source.ARCHIVE,
-            )
-        )
-    return bars
 
 
 def test_the_schema_has_thirty_names_and_a_short_lookback() -> None:
