@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from bisect import bisect_right
 from enum import StrEnum
 from functools import cached_property
 
@@ -172,6 +173,14 @@ class Calendar:
     def day_of(self, open_ms: int) -> int:
         """Return the exchange's day of the bar that opens at *open_ms*."""
         return int(self.days[self.place(open_ms)])
+
+    def day_at(self, at_ms: int) -> int:
+        """Return the exchange's day of the session under way at *at_ms*, or else the last before.
+
+        A session ends where the next begins: its close belongs to it, the next one's open does not.
+        """
+        known = self.sessions
+        return known.days[max(bisect_right(known.opens, at_ms // MINUTE_MS) - 1, 0)]
 
     def days_at(self, closes_ms: Times) -> Times:
         """Return the exchange's day in which the bar lies that closes at each of *closes_ms*."""

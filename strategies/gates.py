@@ -448,12 +448,12 @@ def risk_drawdown(seen: GateInputs) -> float | None:
     at_most=ThresholdKey(
         "max_daily_loss",
         ThresholdForm.NUMBER,
-        "Largest loss in one UTC day, in quote currency.",
+        "Largest loss in one day, in quote currency: a UTC day, or a session of market.calendar.",
         example="2000",
     ),
 )
 def risk_daily_loss(seen: GateInputs) -> float | None:
-    """Loss since the first bar of the UTC day."""
+    """Loss since the first bar of the day: of UTC, or the session with a calendar."""
     return seen.daily_loss
 
 
@@ -463,12 +463,12 @@ def risk_daily_loss(seen: GateInputs) -> float | None:
     at_most=ThresholdKey(
         "max_daily_trades",
         ThresholdForm.COUNT,
-        "Most trades in one UTC day: orders of which at least a part was filled.",
+        "Most trades in one day (or session): orders of which at least a part was filled.",
         example=50,
     ),
 )
 def risk_daily_trades(seen: GateInputs) -> float | None:
-    """Trades of the UTC day, the one being judged among them."""
+    """Trades of the day, or the session, the one being judged among them."""
     return float(seen.daily_trades)
 
 
@@ -530,12 +530,12 @@ def risk_cooldown(seen: GateInputs) -> float | None:
     at_most=ThresholdKey(
         "max_losing_streak",
         ThresholdForm.COUNT,
-        "So many losses in a row in one UTC day end new exposure until the next day.",
+        "So many losses in a row in one day (or session) end new exposure until the next.",
         example=5,
     ),
 )
 def risk_losing_streak(seen: GateInputs) -> float | None:
-    """Positions closed with a loss after costs in a row in the UTC day, the next one counted."""
+    """Positions closed with a loss after costs in a row in the day, the next one counted."""
     return float(seen.losing_streak + 1)
 
 

@@ -33,6 +33,7 @@ class SizingMode(StrEnum):
     ALLOCATION = "allocation"  # the symbol's weight of `fraction` of equity
     TANH = "tanh"  # full x tanh(scale x calibrated return / its deviation)
     VOLATILITY = "volatility"  # full x target volatility / expected volatility, at most whole
+    RISK = "risk"  # what loses `risk` of equity between the close and the stop
     KELLY = "kelly"  # equity x `kelly` x calibrated return / variance, at most `fraction` of it
 
 
@@ -49,6 +50,7 @@ class Sizing(Struct, frozen=True):
     fraction: float = 1.0
     weight: float = 1.0  # of the symbol, for allocation
     kelly: float = 0.25
+    risk: float = 0.01  # share of equity between the close and the stop
     slope: float = 1.0  # shrinks the model's mean return, as the card's calibration found
     estimate: VolatilityKind | None = None  # None: the model's own forecast
     lookback: int = 660  # bars of the estimate
@@ -62,10 +64,17 @@ class SizingAccount(NamedTuple):
 
     equity: int
     others: int  # notional of all other symbols' positions or targets, without their signs
+    stop: int = 0  # from the close to the nearest stop, in units of the price; 0 without one
 
 
 NO_ACCOUNT: Final = SizingAccount(0, 0)
-_OF_EQUITY: Final = frozenset({SizingMode.EQUITY, SizingMode.ALLOCATION, SizingMode.KELLY})
+_OF_EQUITY: Final = frozenset(
+    {SizingMode.EQUITY, SizingMode.ALLOCATION, SizingMode.KELLY, SizingMode.RISK}
+)
+NO_STOP: Final = (
+    "sizing.mode 'risk' needs a stop to size by, and this signal gives none; add stop= or "
+    "trailing= to it, or choose another mode"
+)
 
 
 class Sizer:
@@ -95,6 +104,8 @@ class Sizer:
         """Whether targets depend on equity, and so on fills."""
         self.follows_signal = sizing.mode is SizingMode.FIXED and not self._is_capped
         """Whether the target follows from the signal alone."""
+        self.by_stop = sizing.mode is SizingMode.RISK
+        """Whether the distance to the stop decides."""
 
     @property
     def bars(self) -> int:
@@ -128,6 +139,8 @@ class Sizer:
         action, sizing = signal.action, self._sizing
         if action is Action.FLAT:
             return 0
+        if self.by_stop:
+            return self._by_stop(signal, bar, standing, account)
         if sizing.mode is SizingMode.FIXED:
             size = sizing.quantity
             if signal.strength != 1.0:
@@ -140,6 +153,28 @@ class Sizer:
         if self._is_capped:
             size = min(size, self._cap(bar.close, account))
         return self._kept(size if action is Action.LONG else -size, standing)
+
+    def refusal(self, signal: Signal) -> str | None:
+        """Return why an entry by *signal* has no size; None where it has one, or is no entry."""
+        if self.by_stop and signal.stop is None and signal.trailing is None:
+            return NO_STOP
+        return None
+
+    def _by_stop(self, signal: Signal, bar: Bar, standing: int, account: SizingAccount) -> int:
+        """Return the quantity that loses the configured share of equity at the stop.
+
+        The entry decides it: sized anew at each bar, a position would grow as the price comes near
+        its stop. Without a stop *standing* stays, and :meth:`refusal` says why.
+        """
+        side = 1 if signal.action is Action.LONG else -1
+        if standing * side > 0 or account.stop <= 0:
+            return standing
+        share = int(self._sizing.risk * signal.strength * _PARTS)
+        money = max(account.equity, 0) * share // _PARTS
+        size = self._whole_steps(self._notional.quantity(money, account.stop))
+        if self._is_capped:
+            size = min(size, self._cap(bar.close, account))
+        return side * size
 
     def held(self, price: int, cash: int, exposure: float, *, standing: int) -> int:
         """Return the quantity that *exposure*, a multiple of *cash*, buys at *price*."""

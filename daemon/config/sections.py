@@ -358,11 +358,11 @@ class RegimeSection(Section):
 class SizingSection(Section):
     """From an allowed direction to a quantity."""
 
-    mode: Literal["notional", "fixed", "equity", "allocation", "tanh", "volatility", "kelly"] = (
-        "notional"
-    )
+    mode: Literal[
+        "notional", "fixed", "equity", "allocation", "tanh", "volatility", "kelly", "risk"
+    ] = "notional"
     """notional, fixed (quantity), equity (a fraction of it), allocation (weights by symbol), tanh
-    (of the expected return), volatility (a target) or kelly (capped)."""
+    (of the expected return), volatility (a target), kelly (capped) or risk (by the stop)."""
     quantity: Positive = Decimal(1)
     """Quantity in base coin for fixed."""
     notional: Annotated[Exact, Field(gt=0, le=NOTIONAL_MAX)] = Decimal(10_000)
@@ -379,6 +379,8 @@ class SizingSection(Section):
     """Strength of tanh: expected return in standard deviations is multiplied by it."""
     kelly: Annotated[Exact, Field(gt=0, le=1)] = Decimal("0.25")
     """Share of the Kelly bet (calibrated mean over variance) that kelly takes."""
+    risk: Annotated[Exact, Field(gt=0, le=1)] = Decimal("0.01")
+    """Share of equity that mode risk would lose from the close that decided to the stop."""
     target_volatility: Annotated[Exact, Field(gt=0, le=1)] = Decimal("0.01")
     """Wanted standard deviation of the position's return to the horizon, as a fraction."""
     volatility: Literal["forecast", "ewma", "har"] = "forecast"

@@ -112,7 +112,9 @@ class Engine:
         settings: EngineSettings,
     ) -> None:
         self._settings = settings
-        self._risk = RiskWatch(settings.risk, flattens=settings.flatten_on_breach)
+        self._risk = RiskWatch(
+            settings.risk, flattens=settings.flatten_on_breach, calendar=settings.calendar
+        )
         self._portfolio = portfolio_of(strategies.values())
         # One object has one state, whose owner is the run.
         owners = {key: DeclaredState.of(strategy) for key, strategy in strategies.items()}
@@ -120,6 +122,7 @@ class Engine:
             owners = {OF_THE_RUN: DeclaredState.of(self._portfolio)}
         self._declared = {key: one for key, one in owners.items() if one is not None}
         self._declared_by_all = self._declared.get(OF_THE_RUN)
+        self._day_ranges = {item.id: DayRange(settings.interval_ms) for item in instruments}
         self._states = {
             item.id: InstrumentState(
                 item,
@@ -129,12 +132,12 @@ class Engine:
                 settings,
                 self._risk,
                 self._declared_by_all or self._declared.get(item.id),
+                self._day_ranges[item.id],
             )
             for item in instruments
         }
         # What moves prices by their range is fed only where it is asked for.
         self._ranges = {item.id: TrueRange() for item in instruments if settings.costs.ranges}
-        self._day_ranges = {item.id: DayRange(settings.interval_ms) for item in instruments}
         self._period_start_ms = settings.period_start_ms
         self._is_on_margin = settings.leverage is not None
         self._account = self._new_account(instruments, keeps_ledger=True)
@@ -610,6 +613,8 @@ class Engine:
         plan: Plan | None = None
         if action is Action.LONG or action is Action.SHORT:
             state = self._states[key]
+            if (refusal := state.size_refusal(signal)) is not None:
+                return Sent((), refusal)
             if (orders.is_guarded or state.wants_protection) and isinstance(signal, Signal):
                 planned = account.plan(signal, bar, at_ms, self._day_ranges[key])
                 if isinstance(planned, str):

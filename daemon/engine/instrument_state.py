@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.engine.account import PaperAccount
 from tracepaper.daemon.engine.execution import RANGE_BARS
 from tracepaper.daemon.engine.orders import Broker
+from tracepaper.daemon.engine.protection import DayRange
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import EngineSettings
 from tracepaper.daemon.engine.twins import RANDOM_GATE
@@ -82,6 +83,7 @@ class InstrumentState:
         "_calendar",
         "_canonical",
         "_cash",
+        "_day_range",
         "_decision",
         "_decision_hash",
         "_flat_on_refusal",
@@ -133,6 +135,7 @@ class InstrumentState:
         settings: EngineSettings,
         risk: RiskWatch,
         declared: DeclaredState | None,
+        day_range: DayRange,
     ) -> None:
         self.instrument = instrument
         self.strategy = strategy
@@ -168,7 +171,8 @@ class InstrumentState:
         self._sight = Sight.of(instrument, self._record)
         self._reads_history = strategy.reads_history
         self._sees_account = strategy.sees_account
-        self._sizer = sizer
+        # The range of a day is for distances in volatility; the engine feeds it.
+        self._sizer, self._day_range = sizer, day_range
         self._risk = risk
         self._bars, self._knows_bars = 0, False  # as many as the strategy looks back on
         self._warmup = max(strategy.warmup, sizer.bars)
@@ -383,6 +387,12 @@ class InstrumentState:
         last = self._decision = Decision(outcome, target, measures, _kept(signal.note))
         return last
 
+    def size_refusal(self, signal: Signal | Orders | None) -> str | None:
+        """Return why *signal*, an entry, has no size: sizing by the stop needs one."""
+        if self._sizer.by_stop and isinstance(signal, Signal):
+            return self._sizer.refusal(signal)
+        return None
+
     def follow(
         self, bar: Bar, forecast: Forecast | None, account: PaperAccount, refused: str | None
     ) -> Intent:
@@ -515,12 +525,13 @@ class InstrumentState:
     def _signal(self, now: Outlook) -> Signal | Orders:
         """Return the strategy's answer, HOLD while it is cold.
 
-        What is paid in full is not sold short: that is FLAT.
+        What is paid in full is not sold short: that is FLAT, and its reason follows the category.
         """
         is_warm = self.is_warm if self._frames else self._knows_bars
         signal = self.strategy.decide(now) if is_warm else _COLD
         if self._never_short and isinstance(signal, Signal) and signal.action is Action.SHORT:
-            return Signal(Action.FLAT, self._never_short, note=signal.note)
+            reason = f"{self._never_short}: {signal.reason}"
+            return Signal(Action.FLAT, reason, note=signal.note)
         return signal
 
     def _target(
@@ -534,6 +545,9 @@ class InstrumentState:
         if self._sizer.sees_account:
             equity = account.portfolio.account().equity
             known = SizingAccount(equity, account.gross_of_others(bar.instrument))
+            if self._sizer.by_stop:
+                planner = account.protectors[bar.instrument].planner
+                known = known._replace(stop=planner.distance(signal, bar.close, self._day_range))
         return self._sizer.target(signal, bar, forecast, standing=standing, account=known)
 
     def _measure_risk(

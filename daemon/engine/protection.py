@@ -152,6 +152,19 @@ class Planner:
             levels[name] = level
         return Plan(sign, **levels, until_ms=signal.until)
 
+    def distance(self, signal: Signal, price: int, day_range: DayRange) -> int:
+        """Return how far from *price* the nearest stop of *signal* is, in units of the price.
+
+        0 where it gives none, or none that could protect the position.
+        """
+        direction = -1 if signal.action is Action.LONG else 1
+        found = []
+        for name, asked in (("stop", signal.stop), ("trailing", signal.trailing)):
+            level = None if asked is None else self._level(name, asked, day_range)
+            if isinstance(level, Level):
+                found.append(direction * (level.at(price, direction) - price))
+        return max(min(found, default=0), 0)
+
     def _level(self, name: str, asked: Distance, day_range: DayRange) -> Level | str:
         """Return where *asked* is, or why it is nowhere."""
         known = {"trailing": "trailing stop"}.get(name, name)

@@ -11,6 +11,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.gates import (
     GateInputs,
     risk_cooldown,
@@ -59,8 +60,18 @@ class RiskState(Struct, frozen=True, array_like=True):
 class RiskWatch:
     """Measures what the configured limits ask for, and remembers a breach."""
 
-    def __init__(self, limits: Mapping[str, float], *, flattens: bool = False) -> None:
-        """Take the *limits* by gate; with *flattens* a breach closes what is held."""
+    def __init__(
+        self,
+        limits: Mapping[str, float],
+        *,
+        flattens: bool = False,
+        calendar: Calendar | None = None,
+    ) -> None:
+        """Take the *limits* by gate; with *flattens* a breach closes what is held.
+
+        A day is a session of *calendar*, from its open to the next one's; without one, of UTC.
+        """
+        self._day_at = _utc_day if calendar is None else calendar.day_at
         self.active = bool(limits)
         self.sees_gross = not limits.keys().isdisjoint({risk_exposure.name, risk_leverage.name})
         self.state = RiskState()
@@ -93,10 +104,10 @@ class RiskWatch:
         """Write this bar's measures into *seen*; ``state`` is another object where it changed.
 
         Drawdown is a fraction of the highest equity; the day's loss is money, in quote currency,
-        since the first bar of the UTC day; a trade is an order of which something was filled.
+        since the first bar of the day; a trade is an order of which something was filled.
         """
         state, equity = self.state, account.equity
-        day = market_ms // DAY_MS
+        day = self._day_at(market_ms)
         if day != state.day:
             peak = max(state.peak_equity, equity)
             after = replace(state, peak_equity=peak, day=day, day_equity=equity)
@@ -146,14 +157,14 @@ class RiskWatch:
         self.state = replace(state, hour=hour, hour_orders=before + sent)
 
     def _count_trade(self, market_ms: int) -> None:
-        state, day = self.state, market_ms // DAY_MS
+        state, day = self.state, self._day_at(market_ms)
         traded = state.day_trades if state.trades_day == day else 0
         self.state = replace(state, trades_day=day, day_trades=traded + 1)
 
     def count_fill(self, fill: Fill, order: Order, before: Position, after: Position) -> None:
         """Count what *fill* of *order* means: a trade, a stop, a position closed with a loss.
 
-        A trade counts at its first fill, in the UTC day of that fill. *before* and *after* are the
+        A trade counts at its first fill, in the day of that fill. *before* and *after* are the
         positions around it. A loss is after fees and funding.
         """
         if fill.quantity == order.filled:
@@ -170,7 +181,7 @@ class RiskWatch:
             self.state = replace(self.state, opened_at=opened_at)
         elif after.quantity == 0 or (after.quantity > 0) != (before.quantity > 0):
             earned = _earned(after) - opened_at.get(key, 0)
-            state, day = self.state, fill.filled_ms // DAY_MS
+            state, day = self.state, self._day_at(fill.filled_ms)
             streak = state.streak if state.streak_day == day else 0
             self.state = replace(
                 state,
@@ -178,6 +189,10 @@ class RiskWatch:
                 streak=streak + 1 if earned < 0 else 0,
                 opened_at={**opened_at, key: _earned(after)},
             )
+
+
+def _utc_day(at_ms: int) -> int:
+    return at_ms // DAY_MS
 
 
 def _earned(position: Position) -> int:

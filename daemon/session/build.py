@@ -268,6 +268,7 @@ def _sizer(config: Config, instrument: Instrument, index: int, slope: float) -> 
             fraction=float(given.fraction),
             weight=_weight(config, instrument.symbol),
             kelly=float(given.kelly),
+            risk=float(given.risk),
             slope=min(slope, 1.0),
             estimate=None if given.volatility == "forecast" else VolatilityKind(given.volatility),
             lookback=given.lookback,
@@ -373,6 +374,11 @@ def build_engine(
 
 def _refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:
     """Raise where the sizing needs of the model what it does not give."""
+    if config.sizing.mode == "risk" and ":" not in config.strategy.name:
+        raise ConfigInvalid(
+            f"sizing.mode 'risk' sizes by the stop of each signal, and {config.strategy.name} "
+            "gives none; choose another mode, or a class of your own whose signals have a stop."
+        )
     wanted = _SIZED_BY.get(config.sizing.mode, frozenset())
     if config.sizing.mode == "volatility" and config.sizing.volatility == "forecast":
         wanted = frozenset({"volatility"})

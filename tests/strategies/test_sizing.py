@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.market import Notional
 from tracepaper.strategies.signals import Signal
 from tracepaper.strategies.sizing import Sizer, Sizing, SizingAccount, SizingMode
 from tracepaper.strategies.types import MONEY_SCALE, Action
@@ -198,3 +199,56 @@ def test_a_target_volatility_works_without_a_model_once_its_window_is_full() -> 
     for index in range(calm.bars):
         calm.observe(bar(10_000 + 5 * (index % 2)))
     assert calm.target(LONG, bar(10_000), None) > sizes[-1]
+
+
+# ---------------------------------------------------------------- by the stop
+
+
+def risking(share: float = 0.01, **more: float) -> Sizer:
+    return Sizer(Sizing(SizingMode.RISK, risk=share, **more), ITEM)  # type: ignore[arg-type]
+
+
+@given(
+    equity=st.integers(1, 10**6),
+    stop=st.integers(1, 10**6),
+    share=st.floats(0.001, 1.0),
+    strength=st.floats(0.0, 1.0),
+)
+def test_the_stop_loses_the_share_of_equity_and_misses_less_than_a_step(
+    equity: int, stop: int, share: float, strength: float
+) -> None:
+    account = rich(equity)._replace(stop=stop)
+    signal = Signal(Action.LONG, "up", strength=strength, stop=1.0)
+    size = risking(share).target(signal, bar(), None, account=account)
+    lost, wanted = Notional.of(ITEM)(stop, size), account.equity * share * strength
+    assert lost <= wanted * (1 + 1e-9)
+    missed = Notional.of(ITEM)(stop, ITEM.quantity_step) + account.equity * 2e-9
+    assert wanted - lost <= missed * (1 + 1e-9)
+
+
+def test_a_short_is_the_other_side_and_the_entry_decides() -> None:
+    account = rich(10_000)._replace(stop=500)
+    short = Signal(Action.SHORT, "down", stop=1.0)
+    size = risking().target(short, bar(), None, account=account)
+    assert size < 0
+    nearer = account._replace(stop=50)
+    assert risking().target(short, bar(), None, standing=size, account=nearer) == size
+    turned = risking().target(LONG, bar(), None, standing=size, account=nearer)
+    assert turned == pytest.approx(-10 * size, rel=0.01)
+
+
+def test_a_cap_bounds_what_a_near_stop_asks_for() -> None:
+    account = rich(10_000)._replace(stop=1)
+    signal = Signal(Action.LONG, "up", stop=1.0)
+    free = risking().target(signal, bar(), None, account=account)
+    capped = risking(max_position=1_000 * MONEY_SCALE).target(signal, bar(), None, account=account)
+    assert 0 < Notional.of(ITEM)(bar().close, capped) <= 1_000 * MONEY_SCALE
+    assert capped < free
+
+
+def test_a_signal_without_a_stop_keeps_what_stands_and_is_refused() -> None:
+    assert risking().target(LONG, bar(), None, standing=3, account=rich(10_000)) == 3
+    assert "this signal gives none" in str(risking().refusal(LONG))
+    for given_one in ({"stop": 1.0}, {"trailing": 1.0}):
+        assert risking().refusal(Signal(Action.LONG, "up", **given_one)) is None  # type: ignore[arg-type]
+    assert Sizer(Sizing(SizingMode.FIXED, quantity=1_000), ITEM).refusal(LONG) is None

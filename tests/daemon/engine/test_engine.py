@@ -323,7 +323,7 @@ def test_spot_never_sells_short() -> None:
     history: list[Event] = list(bars(80, instrument_id=item.id))
     got = steps_of(engine(item=item, strategy=strategy, market={"category": "spot"}), history)
     flat = [s.decision for s in got if s.decision and s.decision.action is Action.FLAT]
-    assert {decision.reason for decision in flat} == {"spot"}
+    assert {decision.reason for decision in flat} == {"spot: fast average not above slow"}
     assert all(step.position and step.position.quantity >= 0 for step in got)
 
 

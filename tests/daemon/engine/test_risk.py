@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tracepaper.daemon.engine.risk import RiskWatch
+from tracepaper.strategies.calendar import Anchor, Calendar, Sessions
 from tracepaper.strategies.gates import GateInputs
 from tracepaper.strategies.market import DAY_MS, HOUR_MS, MINUTE_MS
 from tracepaper.strategies.types import (
@@ -190,3 +191,42 @@ def test_a_losing_streak_counts_closed_positions_after_costs_in_their_day() -> N
     assert trip(10) == 0
     assert trip(-5) == 1
     assert trip(-5, DAY_MS) == 1, "the streak of another day is over"
+
+
+# ---------------------------------------------------------------- sessions for days
+
+# Two sessions that straddle UTC midnight, of the exchange's days 10 and 11: 18:00 to 4:00 and on.
+EVENING = 18 * HOUR_MS
+OVERNIGHT = Calendar(
+    Sessions(
+        "MADE", "1", Anchor.CLOCK, 250.0, (10, 11),
+        tuple((day * DAY_MS + EVENING) // MINUTE_MS for day in (9, 10)),
+        tuple((day * DAY_MS + EVENING + 10 * HOUR_MS) // MINUTE_MS for day in (9, 10)), (0, 0),
+    ),
+    HOUR_MS,
+)  # fmt: skip
+FIRST, SECOND = 9 * DAY_MS + EVENING, 10 * DAY_MS + EVENING
+
+
+def test_with_a_calendar_the_days_loss_is_that_of_the_session() -> None:
+    watch = RiskWatch(LIMITS, calendar=OVERNIGHT)
+    measured(watch, 1_000, FIRST + HOUR_MS)
+    after_midnight = FIRST + 8 * HOUR_MS
+    assert after_midnight // DAY_MS > FIRST // DAY_MS
+    assert measured(watch, 900, after_midnight).daily_loss == 100
+    assert measured(watch, 890, FIRST + 10 * HOUR_MS).daily_loss == 110, "its close is its own"
+    assert measured(watch, 880, SECOND - 1).daily_loss == 120, "until the next one opens"
+    assert measured(watch, 870, SECOND).daily_loss == 0
+    assert measured(RiskWatch(LIMITS), 900, after_midnight).daily_loss == 0
+
+
+def test_with_a_calendar_trades_and_losses_in_a_row_count_by_session() -> None:
+    watch = RiskWatch({**LIMITS, "risk.losing_streak": 2.0}, calendar=OVERNIGHT)
+    opened, closed = Position(quantity=5), Position(realized_pnl=-7)
+    for at_ms in (FIRST + HOUR_MS, FIRST + 7 * HOUR_MS):  # before and after midnight
+        watch.count_fill(fill(at_ms), order(), Position(), opened)
+        watch.count_fill(fill(at_ms + 1), order(), opened, closed)
+    seen = measured(watch, 1_000, FIRST + 8 * HOUR_MS)
+    assert (seen.daily_trades, seen.losing_streak) == (5, 2)
+    seen = measured(watch, 1_000, SECOND + HOUR_MS)
+    assert (seen.daily_trades, seen.losing_streak) == (1, 0)

@@ -125,7 +125,9 @@ def test_a_bar_is_decided_at_the_close_of_its_session() -> None:
 def test_a_short_signal_is_flat_and_says_why() -> None:
     replayed(opens("2014-10-20", "2014-12-31", HOUR_MS))
     assert asked("run.db", "SELECT count(*) FROM v_decisions WHERE action = 'SHORT'") == [(0,)]
-    assert asked("run.db", "SELECT count(*) > 20 FROM v_decisions WHERE reason = 'stock'") == [(1,)]
+    assert asked(
+        "run.db", "SELECT count(*) > 20 FROM v_decisions WHERE reason LIKE 'stock: %'"
+    ) == [(1,)]
     assert asked("run.db", "SELECT min(quantity) FROM v_positions") == [(0.0,)]
 
 

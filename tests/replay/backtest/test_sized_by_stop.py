@@ -1,0 +1,112 @@
+"""``[sizing] mode = "risk"``: what an entry loses at its stop is the configured share of equity."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+
+from tracepaper import Action, ConfigInvalid, Percent, Signal, Strategy, Volatility
+from tracepaper.replay.python import Backtest, backtest
+
+START_MS = 1_748_246_400_000
+FREE = {"taker_fee": "0", "maker_fee": "0"}
+SIZED: dict[str, Any] = {
+    "sizing": {"mode": "risk", "risk": "0.02"},
+    "account": {"cash": "10000"},
+    "execution": FREE,
+}
+ENTRY = 3
+
+
+def candles(*closes: float) -> dict[str, list[float]]:
+    """Return minutes that open where the one before closed, and touch nothing else."""
+    opens = [closes[0], *closes[:-1]]
+    return {
+        "open_time": [START_MS + 60_000 * at for at in range(len(closes))],
+        "open": opens,
+        "high": [max(pair) for pair in zip(opens, closes, strict=True)],
+        "low": [min(pair) for pair in zip(opens, closes, strict=True)],
+        "close": list(closes),
+        "volume": [1_000.0] * len(closes),
+    }
+
+
+class Enters(Strategy):
+    """Enters once at the fourth bar, protected as its options say."""
+
+    warmup = 1
+    side: ClassVar[Action] = Action.LONG
+
+    def __init__(self, **protection: float) -> None:
+        self._protection: dict[str, Any] = dict(protection)
+        if "percent" in protection:
+            self._protection = {"stop": Percent(protection["percent"])}
+        if "volatility" in protection:
+            self._protection = {"stop": Volatility(protection["volatility"])}
+
+    def decide(self, now: Any) -> Signal:
+        if now.time < START_MS + 60_000 * (ENTRY + 1):
+            return Signal(Action.HOLD, "waits")
+        return Signal(self.side, "enters", **self._protection)
+
+
+class Sells(Enters):
+    """The same, short."""
+
+    side = Action.SHORT
+
+
+FALLING = candles(100, 100, 100, 100, 100, 97, 94, 91, 88)
+RISING = candles(100, 100, 100, 100, 100, 103, 106, 109, 112)
+
+
+def made(of: type[Strategy], data: Any, **params: float) -> Backtest:
+    return backtest(of, {"AAAUSDT": data}, params=params, config=SIZED)
+
+
+@pytest.mark.parametrize(
+    ("of", "data", "params", "quantity"),
+    [
+        (Enters, FALLING, {"stop": 95.0}, 40.0),
+        (Enters, FALLING, {"percent": 4}, 50.0),
+        (Enters, FALLING, {"trailing": 8.0}, 25.0),
+        (Enters, FALLING, {"stop": 90.0, "trailing": 4.0}, 50.0),
+        (Sells, RISING, {"stop": 104.0}, 50.0),
+    ],
+)
+def test_an_entry_loses_the_share_of_equity_at_its_stop(
+    of: type[Strategy], data: Any, params: dict[str, float], quantity: float
+) -> None:
+    with made(of, data, **params) as run:
+        (trade,) = run.trades.to_dicts()
+        assert trade["quantity"] == quantity
+        assert "stop" in trade["exit_reason"]
+        assert trade["profit"] == pytest.approx(-200.0)  # 2 % of 10,000
+        assert run.verify().holds
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({}, "needs a stop to size by, and this signal gives none"),
+        ({"stop": 101.0}, "is not below the close"),
+        ({"volatility": 2.0}, "no volatility yet"),
+    ],
+)
+def test_an_entry_without_a_distance_is_not_sent_and_says_why(
+    params: dict[str, float], reason: str
+) -> None:
+    with made(Enters, FALLING, **params) as run:
+        assert run.fills.height == run.orders.height == 0
+        last = run.decisions.to_dicts()[ENTRY + 1]
+        assert last["action"] == "LONG"
+        assert reason in last["unfilled_reason"]
+        assert reason in run.explain().text.replace("\n", " ")
+
+
+def test_a_strategy_that_never_gives_a_stop_is_refused_at_the_start() -> None:
+    with pytest.raises(
+        ConfigInvalid, match="sizes by the stop of each signal, and sma_cross gives"
+    ):
+        backtest("sma_cross", {"AAAUSDT": FALLING}, params={"fast": 1, "slow": 2}, config=SIZED)
