@@ -509,13 +509,31 @@ class PaperAccount:
             trades.note(*self._due(key, event.market_ms, sequence))
             self._add(key, trades, self._met(matching.at_quote, event), sequence, event.market_ms)
         else:
+            newer = broker.rewind() if is_missed and broker.unmoved else {}
             trades.note(*self.expire(key, event.close_time_ms - 1, unfilled=False))
             trades.note(*self._due(key, event.open_time_ms, sequence))
             opened = self._met(at_open, event)
             self._add(key, trades, opened, sequence, event.open_time_ms)
             on_path = self._met(matching.on_path, event)
             self._add(key, trades, on_path, sequence, event.close_time_ms)
+            if newer:
+                resumed = broker.resume(newer, event.open_time_ms)
+                changed = {order.order_id for order in trades.orders}
+                trades.note(*(order for order in resumed if order.order_id in changed))
+                self._stale.add(key)
         return trades
+
+    def heard(self, instrument: str) -> bool:
+        """Learn that a bar of *instrument* closed whose quotes came; return whether that matters.
+
+        No bar before it is missed any more, so what quotes moved stands as they left it.
+        """
+        broker = self.brokers[instrument]
+        if not broker.unmoved:
+            return False
+        broker.unmoved = ()
+        self._stale.add(instrument)
+        return True
 
     def _due(self, instrument: str, market_ms: int, sequence: int) -> tuple[Order, ...]:
         """Return the order that closes a position whose time is over."""

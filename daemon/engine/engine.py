@@ -659,6 +659,8 @@ class Engine:
         key = bar.instrument
         expired = Filled(orders=self._expire(key, bar.market_ms))
         if bar.open_time_ms >= self._states[key].missed_until_ms:
+            for account in self._accounts:
+                self._dirty |= account.heard(key)
             return expired
         filled = self._fill(bar, sequence, while_down=True)
         return filled._replace(orders=_as_they_stand(expired.orders, filled.orders))

@@ -112,11 +112,13 @@ class _Market:
         self._purse = purse
         self._is_cash = is_cash
         self._younger: set[str] = set()  # than the bar that passes: ids of orders
+        self._is_quote = False  # what passes
 
     # ------------------------------------------------------------ quotes
 
     def at_quote(self, quote: Quote) -> None:
         """Let every order that has reached the exchange meet *quote*; its sizes are shared."""
+        self._is_quote = True
         left = {Side.BUY: quote.ask_size, Side.SELL: quote.bid_size}
         for seen in self._broker.orders:
             order = self._broker.resting(seen.order_id)  # a fill before it may have changed it
@@ -260,7 +262,7 @@ class _Market:
             tick = self._executor.tick
             trigger = moved // tick * tick if order.side is Side.SELL else -(-moved // tick) * tick
             if trigger != order.trigger:
-                self._noted(after(order, OrderEvent.REPLACE, trigger=trigger))
+                self._moved(order, after(order, OrderEvent.REPLACE, trigger=trigger))
 
     def _accepted(self, order: Order) -> Order:
         """Return *order* as one that has reached the exchange."""
@@ -269,7 +271,14 @@ class _Market:
         return self._noted(after(order, OrderEvent.ACCEPT))
 
     def _triggered(self, order: Order) -> Order:
-        return self._noted(after(order, OrderEvent.TRIGGER, triggered=True))
+        return self._moved(order, after(order, OrderEvent.TRIGGER, triggered=True))
+
+    def _moved(self, order: Order, moved: Order) -> Order:
+        """Take *order* as it was *moved* or triggered; a quote may be newer than bars to come."""
+        if not self._is_quote:
+            return self._noted(moved)
+        self.trades.note(self._broker.move(order, moved))
+        return moved
 
     def _noted(self, order: Order) -> Order:
         self.trades.note(self._broker.note(order))

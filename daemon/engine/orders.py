@@ -16,7 +16,7 @@ The rules are docs/money.md, M6 to M9, and docs/orders.md, B1 and B2.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from hashlib import sha256
 from math import log
@@ -126,6 +126,7 @@ class BrokerState(Struct, frozen=True, array_like=True):
     confirmed_ms: int = 0
     order: Order | None = None
     others: tuple[Order, ...] = ()
+    unmoved: tuple[Order, ...] = ()
 
 
 class Sent(NamedTuple):
@@ -172,6 +173,8 @@ class Broker:
         self._fill_within_ms = fill_within_ms
         self.order: Order | None = None
         self.others: tuple[Order, ...] = ()
+        # Those that quotes moved or triggered, as they stood at the newest bar that was not missed.
+        self.unmoved: tuple[Order, ...] = ()
         self.trail = 0  # how far the trailing stop follows the price; 0 where none is armed
         self.is_guarded = False  # protection is planned, or a side waits for another signal
         self.target = 0  # the target last decided, whether or not it could be reached
@@ -202,12 +205,15 @@ class Broker:
 
     def state(self) -> BrokerState:
         """Return what must survive a restart."""
-        return BrokerState(self.target, self.reason, self.confirmed_ms, self.order, self.others)
+        return BrokerState(
+            self.target, self.reason, self.confirmed_ms, self.order, self.others, self.unmoved
+        )
 
     def restore(self, state: BrokerState) -> None:
         """Take over what survived a restart."""
         self.target, self.reason = state.target, state.reason
         self.confirmed_ms, self.order, self.others = state.confirmed_ms, state.order, state.others
+        self.unmoved = state.unmoved
 
     def next_id(self, sequence: int, first: int = 0) -> str:
         """Return the id of the next order that step *sequence* bears for this instrument.
@@ -235,7 +241,43 @@ class Broker:
         else:
             kept = [one if one.order_id != order.order_id else order for one in self.others]
             self.others = tuple(one for one in kept if one.status not in _ENDED)
+        if self.unmoved:
+            self.unmoved = tuple(one for one in self.unmoved if one.order_id != order.order_id)
         return order
+
+    def move(self, order: Order, moved: Order) -> Order:
+        """Take *order* as a quote *moved* or triggered it; what it was is kept: :meth:`rewind`."""
+        first = next((one for one in self.unmoved if one.order_id == order.order_id), order)
+        self.note(moved)
+        self.unmoved += (first,)
+        return moved
+
+    def rewind(self) -> dict[str, Order]:
+        """Let all stand as they did before quotes moved them; return those, as they are, by id.
+
+        A bar that was missed may come after quotes that are newer than it.
+        """
+        old = {one.order_id: one for one in self.unmoved}
+        newer = {one.order_id: one for one in self.others if one.order_id in old}
+        self.others = tuple(old.get(one.order_id, one) for one in self.others)
+        self.unmoved = ()
+        return newer
+
+    def resume(self, newer: Mapping[str, Order], opened_ms: int) -> tuple[Order, ...]:
+        """Undo :meth:`rewind` after the bar that opened at *opened_ms*; return what still rests.
+
+        A trailing stop stands where the bar or the quotes have moved it, whichever is tighter.
+        """
+        resumed = []
+        for order in self.others:
+            if (later := newer.get(order.order_id)) is None:
+                continue
+            later = replace(later, quantity=order.quantity, trigger=_tighter(order, later))
+            self.note(later)
+            resumed.append(later)
+            if order.created_ms <= opened_ms:  # else the bar told nothing of it
+                self.unmoved += (order,)
+        return tuple(resumed)
 
     def end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> Order:
         """Return *order* as it ends by *event*, for that *reason*."""
@@ -629,6 +671,14 @@ class Broker:
 _ENDED: Final = frozenset({OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED})
 _OF_A_MOMENT: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
 """Roles whose market orders are given up where no quote fills them in time."""
+
+
+def _tighter(one: Order, other: Order) -> int | None:
+    """Return the trigger of *one* or of *other*, two states of an order, that is met first."""
+    if one.trigger is None or other.trigger is None:
+        return other.trigger
+    tightest = max if one.side is Side.SELL else min
+    return tightest(one.trigger, other.trigger)
 
 
 def _urgency(order: Order) -> int:

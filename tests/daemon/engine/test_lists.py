@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from builders import START_MS, bar, instrument, quote
+from msgspec.structs import replace
 
 from tracepaper.daemon.engine.account import PaperAccount
 from tracepaper.daemon.engine.execution import ExecutionCosts
@@ -259,6 +260,20 @@ def test_a_stop_limit_becomes_a_limit_where_it_is_touched() -> None:
     assert desk.quote(9_850, 9_860).fills == []
     (fill,) = desk.quote(9_860, 9_870).fills
     assert (fill.price, fill.liquidity) == (9_850, Liquidity.MAKER)
+
+
+def test_a_stop_limit_that_a_quote_triggered_takes_no_price_of_a_missed_bar_before_that() -> None:
+    for is_missed, prices in ((True, [10_500]), (False, [10_000])):
+        desk = Desk()
+        desk.send(buy(1, stop=105, limit=105.5))
+        desk.quote(9_990, 10_000)
+        desk.quote(10_560, 10_570, after_ms=40_000)  # it is a limit now, and not reached
+        (resting,) = desk.resting
+        assert resting.triggered
+        # The bar of those quotes comes late: it opened at 100, before they did.
+        late = desk.next_bar(10_000, 10_570, 10_000, 10_560)
+        met = desk.account.meet(replace(late, open_time_ms=START_MS + 60_000), is_missed=is_missed)
+        assert [fill.price for fill in met.fills] == prices
 
 
 def test_orders_of_one_side_share_the_size_of_a_quote() -> None:

@@ -576,6 +576,82 @@ def test_a_missed_bar_meets_nothing_that_came_to_rest_after_it_had_opened() -> N
     assert held(steps[-1]) == 1_000, "its low may have been before the entry"
 
 
+def trailed(*events: Event, cut: int = 0) -> list[Step]:
+    """Enter in bar 1 under a stop that trails by 1; at 105, in minute 5, it has moved to 104.
+
+    The bars from 2 on were missed and come after that; a restart comes after step *cut*.
+    """
+    events = (
+        *flat_bars(1), asked(10_000, 1), bar(10_000, index=1), asked(10_500, 4.5 * 60),
+        gap(2, 6, GapCause.DISCONNECTED), *events,
+    )  # fmt: skip
+    said = {0: long(trailing=1.0)}
+    engine, steps = at_quotes(said, list(events[: cut or None]))
+    if cut:
+        known, state = steps, engine.state()
+        engine = machine(said, execution=FillModel.QUOTE)
+        engine.restore(state, next_sequence=cut)
+        for step in known:
+            if isinstance(step.event, Bar):
+                engine.recall(step.event)
+        steps = [*known, *taken(engine, list(events[cut:]))]
+    return steps
+
+
+ROSE = [
+    missed(index, low, low + 90, low, low + 90)
+    for index, low in ((2, 10_000), (3, 10_100), (4, 10_200), (5, 10_300))
+]
+
+
+@pytest.mark.parametrize("cut", [0, 4])
+def test_a_trailing_stop_meets_a_missed_bar_where_it_stood_before_newer_quotes(cut: int) -> None:
+    steps = trailed(*ROSE, asked(10_410, 5 * 60), asked(10_390, 5 * 60 + 1), cut=cut)
+    assert [fill.filled_ms for fill in fills(steps)[1:]] == [steps[-1].event.market_ms]
+    (stop,) = of_role(steps, OrderRole.TRAILING)
+    assert stop.trigger == 10_400, "where the quote had moved it"
+
+
+@pytest.mark.parametrize("cut", [0, 4])
+def test_a_missed_bar_fires_a_trailing_stop_that_newer_quotes_moved_away(cut: int) -> None:
+    steps = trailed(ROSE[0], missed(3, 10_100, 10_100, 9_900, 10_100), *ROSE[2:], cut=cut)
+    (fill,) = fills(steps)[1:]
+    assert (fill.price, fill.while_down) == (10_000, True), "1 below that bar's open"
+
+
+def test_a_trailing_stop_stands_after_the_bars_as_tight_as_they_left_it() -> None:
+    steps = trailed(*ROSE[:3], missed(5, 10_650, 10_700, 10_650, 10_680), bar(10_680, index=6))
+    (stop,) = of_role(steps, OrderRole.TRAILING)
+    assert stop.trigger == 10_600
+
+
+def test_a_trailing_stop_armed_inside_a_missed_bar_meets_the_next_where_quotes_moved_it() -> None:
+    _, steps = at_quotes(
+        {0: long(trailing=1.0)},
+        [
+            *flat_bars(1),
+            asked(10_000, 1),
+            asked(10_300, 2),
+            gap(1, 3, GapCause.MISSED),
+            missed(1, 10_000, 10_300, 10_000, 10_210),
+            missed(2, 10_190, 10_190, 10_190, 10_190),
+        ],
+    )
+    (fill,) = fills(steps)[1:]
+    assert (fill.price, fill.while_down) == (10_190, True)
+
+
+def test_what_quotes_moved_stays_once_a_bar_came_whose_quotes_were_seen() -> None:
+    steps = trailed()[:-1]
+    engine, steps = at_quotes({0: long(trailing=1.0)}, [step.event for step in steps])
+    assert engine.state().account.books[KEY].orders.unmoved
+    heard = engine.step(path(2, 10_000, 10_500, 10_000, 10_450), None)
+    assert heard.state is not None
+    assert not engine.state().account.books[KEY].orders.unmoved
+    later = [gap(3, 4), missed(3, 10_390, 10_390, 10_390, 10_390)]
+    assert [fill.price for fill in fills(taken(engine, later))] == [10_390]
+
+
 # ---------------------------------------------------------------- twins and state
 
 
