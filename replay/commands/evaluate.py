@@ -37,8 +37,9 @@ def evaluate(
         _evaluate_class(checkpoint, data, config, as_json=json)
         return
     from tracepaper.replay.training.pipeline import Material, evaluated, split_of, use_threads
+    from tracepaper.replay.training.rowwise import evaluated_rows
     from tracepaper.storage.checkpoints import load, locate
-    from tracepaper.strategies.forecasters.build import build
+    from tracepaper.strategies.forecasters.build import build, row_kind
 
     use_threads(threads)
     found = load(locate(checkpoint))
@@ -50,7 +51,10 @@ def evaluate(
         tuple(card["architecture"]["horizons"]),
         card["features"]["schema_id"],
     )
-    judged = evaluated(card, found.tensors, material, bars=explained_bars)
+    if row_kind(card) is None:
+        judged = evaluated(card, found.tensors, material, bars=explained_bars)
+    else:
+        judged = evaluated_rows(card, found.tensors, material)
     if json:
         print_json(
             {

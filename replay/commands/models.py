@@ -43,9 +43,10 @@ def _lines(place: Path, card: dict[str, Any]) -> list[str]:
     layers, window = architecture.get("layers"), architecture.get("window")
     whole = isinstance(layers, int) and isinstance(window, int)
     horizons = architecture.get("horizons")
+    kind = f"{model.get('kind')!s:.20}"
     facts = (
-        f"{model.get('kind')}: {shown(layers)} layers, window {shown(window)}",
-        f"context {layers * (window - 1) + 1} bars" if whole else "context unknown",
+        f"{kind}: {shown(layers)} layers, window {shown(window)}" if layers else kind,
+        f"context {layers * (window - 1) + 1} bars" if whole else _lookback(card),
         f"horizons {', '.join(map(str, horizons[:16])) if isinstance(horizons, list) else '?'}",
         f"interval {card['market'].get('interval')!s:.20}",
         f"features {card['features'].get('schema_id')!s:.40}",
@@ -56,3 +57,10 @@ def _lines(place: Path, card: dict[str, Any]) -> list[str]:
         f"  {'; '.join(facts)}",
         *(f"  {sentence}" for sentence in card.get("honesty", {}).get("sentences", [])),
     ]
+
+
+def _lookback(card: dict[str, Any]) -> str:
+    """Return how far the rows look back of a model that sees one row."""
+    bars = card["features"].get("lookback")
+    one_row = isinstance(bars, int) and "window" not in card["architecture"]
+    return f"context {bars} bars" if one_row else "context unknown"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tracepaper.replay.training.pipeline import Material, Recipe
+    from tracepaper.replay.training.rowwise import RowRecipe
     from tracepaper.replay.training.series import Segment, Split
     from tracepaper.storage.checkpoints import Checkpoint
 
@@ -22,6 +23,9 @@ DataOption = Annotated[
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")]
 
+NETWORK = "flash"
+"""What is trained unless --network names a model of one bar's features."""
+
 SHARES = (0.65, 0.1, 0.1)
 """Of all bars: training, validation and calibration; the rest stays untouched for the figures."""
 
@@ -30,6 +34,9 @@ def train(
     data: DataOption,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the checkpoint goes.")],
     *,
+    network: Annotated[
+        str, typer.Option(help="flash, or a model of one bar's features: tree, glm.")
+    ] = NETWORK,
     name: Annotated[str, typer.Option(help="Its name on the card.")] = "",
     train_until: Annotated[str | None, typer.Option(help="Date; see below.")] = None,
     validate_until: Annotated[str | None, typer.Option(help="Date; see below.")] = None,
@@ -77,10 +84,13 @@ def train(
     three dates, or none for shares of 65, 10 and 10 % of the bars.
     """
     from tracepaper.daemon.clock import SystemClock
+    from tracepaper.replay.training.boosting import BoostingOptions
     from tracepaper.replay.training.fit import FitOptions
     from tracepaper.replay.training.pipeline import Material, Recipe, compare_seeds, use_threads
+    from tracepaper.replay.training.rowwise import RowRecipe
     from tracepaper.strategies.networks.flash import FlashConfig
 
+    _refuse_unknown(network)
     use_threads(threads)
     ahead = _numbers(horizons)
     config = FlashConfig(
@@ -100,6 +110,18 @@ def train(
     folders = [out] if len(seeds) == 1 else [out / f"seed-{number}" for number in seeds]
     made: list[Checkpoint] = []
     for number, folder in zip(seeds, folders, strict=True):
+        created = SystemClock().wall_ms()
+        if network != NETWORK:
+            known_as = name or out.name
+            gates = (gate_horizon, created, explained_bars)
+            made.append(
+                _fit_rows(
+                    material,
+                    RowRecipe(known_as, network, *gates, BoostingOptions(seed=number), threads),
+                    folder,
+                )
+            )
+            continue
         options = FitOptions(
             steps=steps,
             batch=batch,
@@ -109,12 +131,11 @@ def train(
             learned_weights=learned_weights,
             seed=number,
         )
-        created = SystemClock().wall_ms()
         recipe = Recipe(
             name or out.name, config, options, gate_horizon, created, explained_bars, device
         )
         made.append(_fit(material, recipe, folder, resume=resume))
-    if len(seeds) > 1:
+    if len(seeds) > 1 and network == NETWORK:
         made = compare_seeds(folders)
     documents = [
         {"folder": str(folder), "id": found.id, "card": found.card}
@@ -133,6 +154,22 @@ def _fit(material: Material, recipe: Recipe, folder: Path, *, resume: bool) -> C
 
     with FitView(recipe.options.steps) as view:
         return fit(material, recipe, folder, observe=view.observe, say=view.say, resume=resume)
+
+
+def _fit_rows(material: Material, recipe: RowRecipe, folder: Path) -> Checkpoint:
+    from rich.console import Console
+
+    from tracepaper.replay.training.rowwise import train_rows
+
+    return train_rows(material, recipe, folder, say=Console(stderr=True).print)
+
+
+def _refuse_unknown(network: str) -> None:
+    from tracepaper.strategies.errors import ConfigInvalid
+    from tracepaper.strategies.forecasters.row_models import ROW_KINDS
+
+    if network not in (known := (NETWORK, *ROW_KINDS)):
+        raise ConfigInvalid(f"--network is {network!r}; choose one of: {', '.join(known)}.")
 
 
 def _print(folder: Path, found: Checkpoint) -> None:

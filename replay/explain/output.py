@@ -16,6 +16,7 @@ from tracepaper.replay.report.listed import listed
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 
 if TYPE_CHECKING:
+    from tracepaper.replay.explain.by_feature import ByFeature
     from tracepaper.replay.explain.recomputed import Full
 
 
@@ -32,7 +33,7 @@ def explain_decision(
         from tracepaper.replay.explain.picture import require_plotting
 
         require_plotting()
-    found: Full | None = None
+    found: Full | ByFeature | None = None
     missing: DataInvalid | CheckpointMismatch | None = None
     if full:
         try:
@@ -46,15 +47,18 @@ def explain_decision(
     if missing is not None:
         raise missing
     if png is not None:
+        from tracepaper.replay.explain.by_feature import ByFeature
         from tracepaper.replay.explain.picture import draw
 
-        draw(path, stored, found, png)
+        draw(path, stored, None if isinstance(found, ByFeature) else found, png)
         Console(stderr=True, soft_wrap=True).print(
             f"The picture is {png}.", highlight=False, markup=False
         )
 
 
-def document(stored: StoredDecision, full: Full | None, missing: str | None) -> dict[str, Any]:
+def document(
+    stored: StoredDecision, full: Full | ByFeature | None, missing: str | None
+) -> dict[str, Any]:
     """Return everything about one decision as plain values; returns are log returns."""
     flips = asdict(flips_of(stored))
     margins = flips.pop("gates")
@@ -79,18 +83,22 @@ def document(stored: StoredDecision, full: Full | None, missing: str | None) -> 
     }
 
 
-def _recomputed(path: Path, run_id: str, sequence: int) -> Full:
-    from tracepaper.replay.explain.recomputed import explain_fully, open_past
+def _recomputed(path: Path, run_id: str, sequence: int) -> Full | ByFeature:
+    from tracepaper.replay.explain.by_feature import by_feature, of_rows
+    from tracepaper.replay.explain.recomputed import explain_fully, open_any, open_past
 
     # On anything but a terminal the status prints nothing.
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):
+        if (rows := of_rows(open_any(path, run_id, sequence))) is not None:
+            return by_feature(rows)
         return explain_fully(open_past(path, run_id, sequence))
 
 
-def _print(stored: StoredDecision, full: Full | None) -> None:
+def _print(stored: StoredDecision, full: Full | ByFeature | None) -> None:
     console = Terminal()
     console.print(show_stored(stored))
     if full is not None:
-        from tracepaper.replay.explain.terminal_full import show_full
+        from tracepaper.replay.explain.by_feature import ByFeature
+        from tracepaper.replay.explain.terminal_full import show_by_feature, show_full
 
-        console.print(show_full(full))
+        console.print(show_by_feature(full) if isinstance(full, ByFeature) else show_full(full))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, Generic, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,13 +40,16 @@ HEAVIEST: Final = 16
 Explainable = StreamingForecaster | WindowedForecaster
 
 
+Kind = TypeVar("Kind", bound=Forecaster)
+
+
 @dataclass(frozen=True)
-class Past:
+class PastOf(Generic[Kind]):
     """What one decision was made of: its own model, and the bars that the model looks back on."""
 
     run: Run
     sequence: int
-    forecaster: Explainable
+    forecaster: Kind
     forecast: Forecast  # as it was stored
     bars: tuple[Bar, ...]  # oldest first; the last one is the decided bar
     price_decimals: int
@@ -55,6 +58,16 @@ class Past:
     def decided(self) -> Bar:
         """The bar whose close was decided."""
         return self.bars[-1]
+
+    @property
+    def horizon_index(self) -> int:
+        """The place of the gates' horizon in the forecast; the first one where it has none."""
+        wanted = self.run.gate_horizon
+        return self.forecast.horizons.index(wanted) if wanted in self.forecast.horizons else 0
+
+
+Past = PastOf[Explainable]
+"""A decision of a network that attends."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +94,20 @@ class FullAttribution:
 
 
 def open_past(database: Path, run_id: str, sequence: int) -> Past:
+    """Return what the decision was made of, with its network warmed up to it.
+
+    Raises ``DataInvalid`` as ``open_any``, and for a model without attention.
+    """
+    found = open_any(database, run_id, sequence)
+    if not isinstance(forecaster := found.forecaster, StreamingForecaster | WindowedForecaster):
+        raise DataInvalid(f"The model {forecaster.model_id} keeps nothing to look back through.")
+    return PastOf(found.run, sequence, forecaster, found.forecast, found.bars, found.price_decimals)
+
+
+def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
     """Return what the decision was made of, with its model warmed up to it.
 
-    Raises ``DataInvalid`` where the decision has no attribution, the run no longer has the bars,
+    Raises ``DataInvalid`` where the decision has no forecast, the run no longer has the bars,
     or the model's checkpoint is gone.
     """
     with Reader.open(database) as reader:
@@ -101,7 +125,7 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
         )
     forecaster.warm(instrument, bars)
     decimals = next(item.price_decimals for item in run.instruments if item.id == instrument)
-    return Past(run, sequence, forecaster, forecast, tuple(bars), decimals)
+    return PastOf(run, sequence, forecaster, forecast, tuple(bars), decimals)
 
 
 def _forecast(run: Run, step: Step) -> Forecast:
@@ -132,7 +156,7 @@ def _forecast(run: Run, step: Step) -> Forecast:
     return step.prediction
 
 
-def _forecaster(database: Path, run: Run, model_id: str) -> Explainable:
+def _forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
     """Return the model that decided: kept beside the database, or else the bundled one."""
     config = restore(run.config)
     if config.model.own_class:
@@ -149,8 +173,6 @@ def _forecaster(database: Path, run: Run, model_id: str) -> Explainable:
         raise DataInvalid(
             f"{folder} holds the checkpoint {found.model_id}, and {model_id} decided; restore it."
         )
-    if not isinstance(found, StreamingForecaster | WindowedForecaster):
-        raise DataInvalid(f"The model {model_id} keeps nothing to look back through.")
     return found
 
 
@@ -293,9 +315,8 @@ def explain_fully(past: Past) -> Full:
     """Return all that can be recomputed of one decision; raise ``DataInvalid`` if it cannot be."""
     attribution = attribute(past)
     forecast = past.forecast
-    wanted = past.run.gate_horizon
-    horizon = wanted if wanted in forecast.horizons else forecast.horizons[0]
-    at = forecast.horizons.index(horizon)
+    at = past.horizon_index
+    horizon = forecast.horizons[at]
     probe = Probe(past.forecaster, past.bars, horizon=horizon)
     if len(probe.rows) != len(attribution.weights):
         raise InvariantBroken("The probe and the attribution cover different bars; report this.")

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracepaper.replay.archive.times import iso
+from tracepaper.replay.explain.by_feature import ByFeature
 from tracepaper.replay.explain.recomputed import (
     HEAVIEST,
     Agreement,
@@ -36,6 +37,35 @@ def show_full(full: Full) -> RenderableType:
         _bars(full.moves),
         _deletions(full.deletion),
     )
+
+
+def show_by_feature(found: ByFeature) -> RenderableType:
+    """Return a table of the features that added most to mean and volatility."""
+    table = table_of(
+        f"Added by each feature, over {found.horizon} bars",
+        (("feature", False), ("value", True), ("mean, bp", True), ("volatility ×", True)),
+    )
+    table.add_row(
+        "the usual bar",
+        "",
+        f"{BASIS_POINTS * found.mean_base:+.3f}",
+        f"{found.volatility_base:.3g}",
+    )
+    for one in found.features[:FEATURES_SHOWN]:
+        table.add_row(
+            one.feature,
+            f"{one.value:+.3f}",
+            f"{BASIS_POINTS * one.mean_return:+.3f}",
+            f"{one.volatility:.4f}",
+        )
+    rest = len(found.features) - FEATURES_SHOWN
+    note = Text(
+        f"With {max(rest, 0)} further features the means sum to "
+        f"{BASIS_POINTS * found.mean_return:+.3f} bp and the factors multiply to a volatility of "
+        f"{BASIS_POINTS * found.volatility:.2f} bp; what was stored differs by at most "
+        f"{found.gap:.1e}.\n"
+    )
+    return Group(table, note)
 
 
 def show_attribution(found: FullAttribution) -> RenderableType:

@@ -5,7 +5,7 @@ The rule is docs/own_models.md, N11.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -76,10 +76,10 @@ def evaluate_own(
             "of a later time."
         )
     found = judged(answered, material.baselines, material.horizons)
-    by_horizon = {str(one.horizon): _figures(one, forecaster) for one in found}
+    by_horizon = {str(one.horizon): figures_of(one, forecaster.measures) for one in found}
     chosen = next((one for one in found if one.horizon == horizon), found[0])
     given: dict[str, Any] = dict(by_horizon)
-    given["gates"] = {"selective": _selective(chosen, forecaster)}
+    given["gates"] = {"selective": selective_of(chosen, forecaster.measures)}
     return given, _sentences(by_horizon, chosen.horizon, forecaster, material.split)
 
 
@@ -140,12 +140,12 @@ def _predictions(
     )
 
 
-def _figures(found: HorizonForecasts, forecaster: UserForecaster) -> dict[str, Any]:
-    """Return one horizon's figures without those of what the model does not give."""
+def figures_of(found: HorizonForecasts, measures: Collection[str]) -> dict[str, Any]:
+    """Return one horizon's figures without those of what is not among a model's *measures*."""
     every = report(found, temperature=1.0, slope=1.0)
     kept: dict[str, Any] = {"bars": every["bars"], "days": every["days"]}
     for name, needs in _NEEDS.items():
-        figure, is_given = every[name], needs <= forecaster.measures
+        figure, is_given = every[name], needs.issubset(measures)
         if isinstance(figure, dict) and "network" in figure:
             figure = {key: pair for key, pair in figure.items() if key != "calibrated"}
             own = figure.pop("network")
@@ -155,19 +155,19 @@ def _figures(found: HorizonForecasts, forecaster: UserForecaster) -> dict[str, A
     return kept
 
 
-def _selective(found: HorizonForecasts, forecaster: UserForecaster) -> dict[str, Any]:
-    """Return what accuracy the surest bars gain, by the measures of the gates it has."""
-    if "mean_return" in forecaster.measures:
+def selective_of(found: HorizonForecasts, given: Collection[str]) -> dict[str, Any]:
+    """Return what accuracy the surest bars gain, by the gates of the measures that are *given*."""
+    if "mean_return" in given:
         side = found.mean
-    elif "probabilities" in forecaster.measures:
+    elif "probabilities" in given:
         side = (found.logits[:, 2] - found.logits[:, 0]).astype(np.float64)
     else:
         return {}
     hit = np.where(side == 0, 0.5, np.sign(side) == np.sign(found.value)).astype(np.float64)
     measures: dict[str, Array] = {}
-    if "mean_return" in forecaster.measures:
+    if "mean_return" in given:
         measures["edge"] = np.abs(found.mean)
-    if "probabilities" in forecaster.measures:
+    if "probabilities" in given:
         shares = figures.probabilities(found.logits, 1.0)
         measures["direction"] = np.maximum(shares[:, 0], shares[:, 2]) / (
             shares[:, 0] + shares[:, 2]

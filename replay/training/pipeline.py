@@ -188,7 +188,7 @@ def first_card(material: Material, recipe: Recipe, *, best_step: int) -> dict[st
         "model": cards.model_section(recipe.name, recipe.created_ms),
         "architecture": cards.architecture_section(config),
         "features": cards.features_section(material.schema),
-        "market": cards.market_section(_interval_name(minutes), material.sources),
+        "market": cards.market_section(interval_name(minutes), material.sources),
         "training": cards.training_section(recipe.options, best_step=best_step, bars=bars),
         "calibration": {
             "content_free": FlashNetwork(config).content_free(),
@@ -306,6 +306,6 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _interval_name(minutes: int) -> str:
+def interval_name(minutes: int) -> str:
     """Return the exchange's name of an interval: minutes, or D and W."""
     return {1440: "D", 10_080: "W"}.get(minutes, str(minutes))

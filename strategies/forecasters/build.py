@@ -22,6 +22,8 @@ from tracepaper.strategies.attention.memory import (
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.forecasters.answers import TrainedModel
+from tracepaper.strategies.forecasters.row_models import ROW_KINDS, RowKind
+from tracepaper.strategies.forecasters.rowwise import RowForecaster, TrainedRows
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.architecture import Architecture, Network, NetworkKind, kind_of
@@ -34,6 +36,7 @@ AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 MODES: Final = ("step", "batched", "scan")
 _PROBE_BARS: Final = 64
 _QUANTILES_MAX: Final = 1_000
+_HORIZON_MAX: Final = 1_000_000
 _PROBE_SEED: Final = 20_240_501
 _PROBE_CLIP: Final = 5.0  # features are clipped there
 
@@ -69,6 +72,8 @@ def build(
         raise ConfigInvalid(f"model.threads is {threads}; it must be at least 1.")
     chosen = choose_backend(card, backend, device=device)
     torch.set_num_threads(threads)
+    if (rows := row_kind(card)) is not None:
+        return RowForecaster(trained_rows(card, tensors, rows), mode=mode, threads=threads)
     kind, config = architecture(card)
     if free_bytes is not None:
         require_memory(
@@ -101,11 +106,18 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
     that cannot be had.
     """
     require_device(device)
+    if (rows := row_kind(card)) is not None:
+        return _own_backend(wanted, rows.name)
     kind, config = architecture(card)
     own = kind.backend(config)
     if own is None:
         dtype = torch.bfloat16 if kernels.is_half(wanted) else torch.float32
         return kernels.resolve(wanted, device, dtype)
+    return _own_backend(wanted, own)
+
+
+def _own_backend(wanted: str, own: str) -> str:
+    """Return *own*, the only backend that a checkpoint has; refuse where another is *wanted*."""
     if wanted not in ("auto", own):
         raise ConfigInvalid(
             f"model.backend is {wanted!r}, but this checkpoint's network attends by {own} alone; "
@@ -146,6 +158,44 @@ def architecture(card: Mapping[str, Any]) -> tuple[NetworkKind, Architecture]:
     kind = kind_of(_section(card, "model").get("kind"))
     config: Architecture = kind.read(_section(card, "architecture"))
     return kind, config
+
+
+def row_kind(card: Mapping[str, Any]) -> RowKind | None:
+    """Return the kind of row model that *card* describes; None where it is a network's."""
+    return ROW_KINDS.get(str(_section(card, "model").get("kind")))
+
+
+def trained_rows(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: RowKind
+) -> TrainedRows:
+    """Return the row model of *card* with its arrays read and checked.
+
+    Raises ``ConfigInvalid`` for an unknown feature schema, and ``CheckpointMismatch`` for arrays or
+    a calibration that do not fit the card.
+    """
+    identity, calibration = _section(card, "model"), _section(card, "calibration", {})
+    horizons = _section(card, "architecture").get("horizons")
+    if not (
+        isinstance(horizons, list | tuple)
+        and 0 < len(horizons) <= _QUANTILES_MAX
+        and all(type(one) is int and 1 <= one <= _HORIZON_MAX for one in horizons)
+    ):
+        raise CheckpointMismatch(
+            "The card's architecture.horizons must list whole bars; use the card that was written."
+        )
+    schema = _known_schema(card)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    ahead = tuple(horizons)
+    return TrainedRows(
+        kind=kind,
+        model=kind.read(arrays, len(schema.names), len(ahead)),
+        schema=schema,
+        horizons=ahead,
+        model_id=str(identity.get("id", "")),
+        sha256=str(identity.get("sha256", "")),
+        spread=_per_horizon(calibration.get("spread", 1.0), ahead),
+        calibration=_calibration(calibration, 0.0, ahead),
+    )
 
 
 def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlashNetwork:
@@ -216,13 +266,17 @@ def _model(card: Mapping[str, Any], network: Network) -> TrainedModel:
 
 
 def _schema(card: Mapping[str, Any], columns: int) -> FeatureSchema:
-    schema = features.schema(str(_section(card, "features").get("schema_id")))
+    schema = _known_schema(card)
     if len(schema.names) != columns:
         raise CheckpointMismatch(
             f"The features {schema.schema_id} have {len(schema.names)} columns, but the network "
             f"takes {columns}; use the checkpoint that the card belongs to."
         )
     return schema
+
+
+def _known_schema(card: Mapping[str, Any]) -> FeatureSchema:
+    return features.schema(str(_section(card, "features").get("schema_id")))
 
 
 def _calibration(

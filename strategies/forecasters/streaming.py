@@ -81,6 +81,20 @@ class InstrumentMemory:
         self.by_age = None
 
 
+def take_rows(
+    streams: FeatureStreams, memories: Sequence[InstrumentMemory], bars: Sequence[Bar]
+) -> FeatureRows:
+    """Take in admitted *bars*, one of each of *memories*; return their features."""
+    for known in memories:
+        if not known.features_current:
+            streams.warm(known.stream, list(known.tail))
+            known.features_current = True
+    taken = streams.step(bars, [known.stream for known in memories])
+    for known, bar in zip(memories, bars, strict=True):
+        known.tail.append(bar)
+    return taken
+
+
 @dataclass(frozen=True, slots=True)
 class Attribution:
     """Where the last decision looked, bar by bar (oldest first).
@@ -159,7 +173,7 @@ class StreamingForecaster:
         memories = [self._of(bar.instrument) for bar in bars]
         for known, bar in zip(memories, bars, strict=True):
             known.admit([bar])
-        taken = self._take(memories, bars)
+        taken = take_rows(self._features, memories, bars)
         ready = np.flatnonzero(taken.is_complete).tolist()
         answers: list[Forecast | None] = [None] * len(bars)
         if not ready:
@@ -219,17 +233,6 @@ class StreamingForecaster:
         weights = rollout.weights[0, 0].tolist()
         times = (positions * known.interval_ms).tolist()
         return Attribution(instrument, tuple(times), tuple(weights), float(rollout.l1_error[0, 0]))
-
-    def _take(self, memories: Sequence[InstrumentMemory], bars: Sequence[Bar]) -> FeatureRows:
-        """Take in admitted *bars*, one of each of *memories*; return their features."""
-        for known in memories:
-            if not known.features_current:
-                self._features.warm(known.stream, list(known.tail))
-                known.features_current = True
-        taken = self._features.step(bars, [known.stream for known in memories])
-        for known, bar in zip(memories, bars, strict=True):
-            known.tail.append(bar)
-        return taken
 
     def _of(self, instrument: str) -> InstrumentMemory:
         used = len(self._instruments)

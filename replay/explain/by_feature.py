@@ -1,0 +1,74 @@
+"""What each feature of the decided bar added to what a tree or a glm said: exact, not estimated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tracepaper.replay.explain.recomputed import PastOf
+from tracepaper.strategies.forecasters.rowwise import RowForecaster
+from tracepaper.strategies.strategy import Forecaster
+
+
+@dataclass(frozen=True)
+class FeatureAdded:
+    """What one feature added: to the mean (log return), and as a factor of the volatility."""
+
+    feature: str
+    value: float  # of the decided bar
+    mean_return: float
+    volatility: float
+
+
+@dataclass(frozen=True)
+class ByFeature:
+    """Contributions at the gates' horizon, those that change the volatility most first.
+
+    ``mean_base`` and all means sum to ``mean_return``, ``volatility_base`` (in σ √h, as the labels
+    are) times all factors and σ √h is ``volatility``; ``gap`` is the largest difference from what
+    was stored.
+    """
+
+    horizon: int  # bars
+    mean_return: float
+    mean_base: float
+    volatility: float
+    volatility_base: float
+    gap: float
+    features: tuple[FeatureAdded, ...]
+
+
+def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
+    """Return *past* where a model of one row decided; None for any other."""
+    if not isinstance(past.forecaster, RowForecaster):
+        return None
+    return PastOf(**{**vars(past), "forecaster": past.forecaster})
+
+
+def by_feature(past: PastOf[RowForecaster]) -> ByFeature:
+    """Return what each feature added to the forecast, computed from the stored bars."""
+    found = past.forecaster.explain(past.decided.instrument)
+    at = past.horizon_index
+    horizon = past.forecast.horizons[at]
+    root = found.sigma * float(np.sqrt(horizon))
+    mean, log_variance = found.added.mean[at] * root, found.added.log_variance[at]
+    mean_base = float(found.added.mean_base[at]) * root
+    volatility_base = float(np.exp(0.5 * found.added.log_variance_base[at]))
+    whole_mean = mean_base + float(mean.sum())
+    volatility = volatility_base * float(np.exp(0.5 * log_variance.sum())) * root
+    names = past.forecaster.trained.schema.names
+    columns = (names, found.row.tolist(), mean.tolist(), np.exp(0.5 * log_variance).tolist())
+    features = [FeatureAdded(*column) for column in zip(*columns, strict=True)]
+    return ByFeature(
+        horizon=horizon,
+        mean_return=whole_mean,
+        mean_base=mean_base,
+        volatility=volatility,
+        volatility_base=volatility_base,
+        gap=max(
+            abs(whole_mean - past.forecast.mean_return[at]),
+            abs(volatility - past.forecast.volatility[at]),
+        ),
+        features=tuple(sorted(features, key=lambda one: -abs(np.log(one.volatility)))),
+    )

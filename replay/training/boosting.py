@@ -1,0 +1,203 @@
+"""Boosted trees fitted by LightGBM, an ensemble a horizon, and handed over as plain arrays.
+
+The variance is fitted by gamma loss with a log link, which equals QLIKE up to constants; the mean
+by squares, with fewer and smaller trees: there is little to find. LightGBM is imported here and
+nowhere else of the product, and only when trees are fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.forecasters.trees import LEAVES_MOST, Trees, joined
+
+Floats = NDArray[np.float64]
+
+_DECISION_DEFAULT_LEFT: Final = 2  # the bits of LightGBM's ``decision_type``
+_DECISION_CATEGORICAL: Final = 1
+_MISSING_ZERO, _MISSING_NAN = 1, 2  # its third and fourth bit
+
+
+@dataclass(frozen=True)
+class BoostingOptions:
+    """How ensembles are fitted; the seed fixes them, whatever the number of threads."""
+
+    rounds: int = 300
+    patience: int = 20  # rounds without a better validation score
+    learning_rate: float = 0.1
+    leaves: int = 31
+    mean_leaves: int = 7
+    mean_learning_rate: float = 0.03
+    rows_least: int = 200  # of a leaf; fewer where there are few rows
+    bins: int = 63
+    column_share: float = 0.8
+    l2: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse trees that cannot be scored."""
+        for name, given in (("leaves", self.leaves), ("mean_leaves", self.mean_leaves)):
+            if not 2 <= given <= LEAVES_MOST:
+                raise ConfigInvalid(f"{name} is {given}; choose 2 to {LEAVES_MOST} a tree.")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Labelled rows: [row, column] inputs, and [row, horizon] values and weights.
+
+    A weight of zero says that the row has no label for that horizon.
+    """
+
+    rows: NDArray[np.floating[Any]]
+    values: NDArray[np.floating[Any]]
+    weights: NDArray[np.floating[Any]]
+
+
+def import_lightgbm() -> ModuleType:
+    """Return LightGBM; raise ``ConfigInvalid`` that says what is missing where it is not there."""
+    try:
+        import lightgbm
+    except ImportError:
+        raise ConfigInvalid(
+            "Trees are fitted by LightGBM, which is not installed; install tracepaper[train]."
+        ) from None
+    except OSError as error:
+        raise ConfigInvalid(
+            f"LightGBM needs a library of the system that is missing ({error}); install OpenMP's, "
+            "called libgomp1 by Debian, or fit on another machine: running trees needs neither."
+        ) from None
+    return lightgbm
+
+
+def boost(
+    training: Table, validation: Table, options: BoostingOptions, *, of: str, threads: int
+) -> Trees:
+    """Return one ensemble a horizon of ``"variance"`` (log) or ``"mean"``, stopped early.
+
+    Raises ``DataInvalid`` where a horizon has no row to learn from or to stop by.
+    """
+    return joined(
+        [
+            _ensemble(training, validation, horizon, options, of=of, threads=threads)
+            for horizon in range(training.values.shape[1])
+        ]
+    )
+
+
+def _ensemble(
+    training: Table,
+    validation: Table,
+    horizon: int,
+    options: BoostingOptions,
+    *,
+    of: str,
+    threads: int,
+) -> Trees:
+    lightgbm = import_lightgbm()
+    sets: list[Any] = []
+    for name, table in (("training", training), ("validation", validation)):
+        known = table.weights[:, horizon] > 0
+        if not known.any():
+            raise DataInvalid(f"The {name} part has no label; move the split's dates.")
+        sets.append(
+            lightgbm.Dataset(
+                table.rows[known],
+                table.values[known, horizon],
+                weight=table.weights[known, horizon],
+                params=_parameters(options, of=of, count=len(training.rows), threads=threads),
+                reference=sets[0] if sets else None,
+                free_raw_data=True,
+            )
+        )
+    booster = lightgbm.train(
+        _parameters(options, of=of, count=len(training.rows), threads=threads),
+        sets[0],
+        options.rounds,
+        valid_sets=[sets[1]],
+        callbacks=[lightgbm.early_stopping(options.patience, verbose=False)],
+    )
+    return trees_of(booster.model_to_string(num_iteration=booster.best_iteration))
+
+
+def _parameters(options: BoostingOptions, *, of: str, count: int, threads: int) -> dict[str, Any]:
+    is_variance = of == "variance"
+    return {
+        "objective": "gamma" if is_variance else "regression",
+        "boost_from_average": is_variance,
+        "num_leaves": options.leaves if is_variance else options.mean_leaves,
+        "learning_rate": options.learning_rate if is_variance else options.mean_learning_rate,
+        "min_data_in_leaf": max(min(options.rows_least, count // 50), 1),
+        "max_bin": options.bins,
+        "feature_fraction": options.column_share,
+        "lambda_l2": options.l2,
+        "seed": options.seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": threads,
+        "verbosity": -1,
+    }
+
+
+def trees_of(text: str) -> Trees:
+    """Return a LightGBM model, as it writes itself, as one ensemble.
+
+    Raises ``ConfigInvalid`` for categorical columns, linear leaves, zeros that stand for missing
+    values, and trees of more than 64 leaves.
+    """
+    blocks = [_lines(block) for block in text.split("\nTree=")[1:]]
+    parts = [_tree(block) for block in blocks]
+    if not parts:
+        raise ConfigInvalid("The LightGBM model has no tree; train it for one round at least.")
+    leaves = [len(part["value"]) for part in parts]
+    return Trees(
+        **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
+        leaves=np.array(leaves, dtype=np.int32),
+        trees=np.array([len(parts)], dtype=np.int32),
+    )
+
+
+def _lines(block: str) -> dict[str, str]:
+    """Return the ``name=value`` lines of one tree."""
+    lines = (line.partition("=") for line in block.split("\n\n", 1)[0].splitlines())
+    return {name: value for name, _, value in lines}
+
+
+def _tree(block: dict[str, str]) -> dict[str, NDArray[Any]]:
+    """Return one tree's part of the arrays of ``Trees``, by their names."""
+
+    def column(name: str) -> Floats:
+        return np.array(block.get(name, "").split(), dtype=np.float64)
+
+    value = column("leaf_value")
+    decision = column("decision_type").astype(np.int64)
+    missing = decision >> 2
+    if (
+        len(value) > LEAVES_MOST
+        or block.get("is_linear") == "1"
+        or (decision & _DECISION_CATEGORICAL).any()
+        or (missing == _MISSING_ZERO).any()
+    ):
+        raise ConfigInvalid(
+            f"A tree has more than {LEAVES_MOST} leaves, categorical columns, linear leaves or "
+            "zeros that stand for missing values; train without them."
+        )
+    rows = column("leaf_count")
+    return {
+        "feature": column("split_feature").astype(np.int32),
+        # An endless threshold lets all that is known go left; stored numbers are finite.
+        "threshold": np.minimum(column("threshold"), np.finfo(np.float64).max),
+        "left": column("left_child").astype(np.int32),
+        "right": column("right_child").astype(np.int32),
+        "default_left": (decision & _DECISION_DEFAULT_LEFT > 0).astype(np.uint8),
+        "nan_is_missing": (missing == _MISSING_NAN).astype(np.uint8),
+        "node_rows": column("internal_count").astype(np.int64),
+        "value": value,
+        # A tree that found nothing to split does not say how many rows it saw.
+        "leaf_rows": (rows if rows.sum() > 0 else np.ones(len(value))).astype(np.int64),
+    }

@@ -1,0 +1,277 @@
+"""Row models, from material to a checkpoint: fitted, calibrated, judged beside every baseline.
+
+A kind is one entry of ``FITS``. What it needs of the networks' pipeline is the material, the card's
+sections and the figures; no network is trained.
+
+The rules are docs/models.md, L7, L8 and L22 to L24.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import norm
+from torch import Tensor
+
+from tracepaper.replay.training import baselines
+from tracepaper.replay.training import card as cards
+from tracepaper.replay.training.boosting import BoostingOptions, Table, boost
+from tracepaper.replay.training.card import PERCENTS, ROUND_TRIP_COST, quantiles, rounded, slope
+from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged
+from tracepaper.replay.training.explained import bars_of
+from tracepaper.replay.training.figures import COVERAGE
+from tracepaper.replay.training.glm import RIDGE, fit_gamma
+from tracepaper.replay.training.own import NORMAL, OF_MODEL, figures_of, selective_of
+from tracepaper.replay.training.pipeline import Material, Say, interval_name
+from tracepaper.replay.training.samples import VARIANCE_FLOOR, Samples
+from tracepaper.replay.training.series import Part
+from tracepaper.storage.checkpoints import Checkpoint, save
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.forecasters.build import row_kind, trained_rows
+from tracepaper.strategies.forecasters.row_models import GlmModel, RowModel
+from tracepaper.strategies.forecasters.rowwise import ROW_MEASURES, RowForecaster, TrainedRows
+from tracepaper.strategies.forecasters.trees import joined
+from tracepaper.strategies.gates import GATES, GateInputs
+
+
+@dataclass(frozen=True)
+class RowRecipe:
+    """Everything that is chosen before a row model is fitted."""
+
+    name: str
+    kind: str  # of ``ROW_KINDS``
+    horizon: int  # of the gates
+    created_ms: int
+    explained_bars: int  # of the calibration part, for the quantiles of the gates
+    options: BoostingOptions
+    threads: int = 1
+
+
+Fitted = tuple[dict[str, NDArray[Any]], dict[str, Any]]
+"""A row model's arrays, and the card's ``[training]``."""
+
+
+def table_of(samples: Sequence[Samples], label: str) -> Table:
+    """Return every labelled row of *samples* with its label of that name."""
+    parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
+    for each in samples:
+        rows = np.flatnonzero(each.weights.any(axis=1))
+        values = np.nan_to_num(each.labels[label][rows], nan=1.0)
+        parts.append((each.segment.values[rows], values, each.weights[rows]))
+    return Table(*(np.concatenate([part[at] for part in parts]) for at in range(3)))
+
+
+def fit_tree(material: Material, recipe: RowRecipe) -> Fitted:
+    """Boost an ensemble a horizon for the variance and one for the mean, stopped early."""
+    training, validation = (material.samples(part) for part in (Part.TRAIN, Part.VALIDATION))
+    parts = [
+        boost(
+            table_of(training, label),
+            table_of(validation, label),
+            recipe.options,
+            of=of,
+            threads=recipe.threads,
+        )
+        for of, label in (("variance", "variance"), ("mean", "returns"))
+    ]
+    counts = [part.trees.tolist() for part in parts]
+    section = {**asdict(recipe.options), "variance_trees": counts[0], "mean_trees": counts[1]}
+    return joined(parts).arrays(), section
+
+
+def fit_glm(material: Material, recipe: RowRecipe) -> Fitted:
+    """Fit a gamma regression a horizon for the variance, and a ridge for the mean."""
+    del recipe  # nothing about it is chosen
+    training = material.samples(Part.TRAIN)
+    variance, returned = (table_of(training, label) for label in ("variance", "returns"))
+    fits = [
+        fit_gamma([variance.rows], [variance.values[:, at]], [variance.weights[:, at]])
+        for at in range(len(material.horizons))
+    ]
+    means = baselines.ridge(
+        [returned.rows], [np.where(returned.weights > 0, returned.values, np.nan)]
+    )
+    centre = means.centre
+    arrays = {
+        "centre": centre,
+        "log_variance_weights": np.stack([fit.weights for fit in fits]),
+        "mean_weights": np.ascontiguousarray(means.weights.T),
+        "log_variance_base": np.array(
+            [fit.base + fit.weights @ (centre - fit.centre) for fit in fits]
+        ),
+        "mean_base": means.intercept,
+    }
+    assert set(arrays) == {"centre", *GlmModel.NAMES}
+    return arrays, {"variance_ridge": RIDGE, "mean_ridge": baselines.RIDGE}
+
+
+FITS: Final[Mapping[str, Callable[[Material, RowRecipe], Fitted]]] = {
+    "tree": fit_tree,
+    "glm": fit_glm,
+}
+"""What fits each of ``ROW_KINDS``."""
+
+
+def train_rows(material: Material, recipe: RowRecipe, folder: Path, *, say: Say) -> Checkpoint:
+    """Fit, calibrate, judge and write a row model into *folder*; return it.
+
+    Raises ``ConfigInvalid`` where the horizon of the gates is none of the model's.
+    """
+    if recipe.horizon not in material.horizons:
+        raise ConfigInvalid(
+            f"The gates' horizon of {recipe.horizon} bars is none of the model's "
+            f"{list(material.horizons)}; choose one of these."
+        )
+    say(f"Fitting the {recipe.kind}.")
+    arrays, options = FITS[recipe.kind](material, recipe)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    say("Calibrating.")
+    card = _calibrated(_first_card(material, recipe, options), tensors, material, recipe)
+    say("Judging on untouched time.")
+    return save(folder, tensors, evaluated_rows(card, tensors, material))
+
+
+def _first_card(
+    material: Material, recipe: RowRecipe, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the card of an uncalibrated model."""
+    minutes = material.segments[0].interval_ms // 60_000
+    bars = sum(int(s.weights.any(axis=1).sum()) for s in material.samples(Part.TRAIN))
+    return {
+        "model": {**cards.model_section(recipe.name, recipe.created_ms), "kind": recipe.kind},
+        "architecture": {"horizons": list(material.horizons)},
+        "features": cards.features_section(material.schema),
+        "market": cards.market_section(interval_name(minutes), material.sources),
+        "training": {**options, "bars": bars, "variance_floor": VARIANCE_FLOOR},
+        "calibration": {"horizon": recipe.horizon},
+        "split": cards.split_section(material.split),
+        "data": cards.data_section(material.sources),
+        "versions": cards.versions_section(),
+    }
+
+
+def _calibrated(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material, recipe: RowRecipe
+) -> dict[str, Any]:
+    """Return *card* with slopes, spreads and quantiles of the calibration slice."""
+    found = _judge(card, tensors, material, Part.CALIBRATION)
+    slopes = {str(j.horizon): slope(j.mean, j.value) for j in found}
+    spreads = {str(j.horizon): spread(j) for j in found}
+    section = {**card["calibration"], "slope": slopes, "spread": spreads}
+    trained = _trained({**card, "calibration": section}, tensors)
+    seen = _measures(
+        trained,
+        material.samples(Part.CALIBRATION),
+        horizon=recipe.horizon,
+        slope=slopes[str(recipe.horizon)],
+        bars=recipe.explained_bars,
+    )
+    section |= {
+        "round_trip_cost": ROUND_TRIP_COST,
+        "percents": [PERCENTS[0], PERCENTS[-1]],
+        "quantiles": {name: list(quantiles(values)) for name, values in seen.items()},
+    }
+    return {**card, "calibration": section}
+
+
+def spread(found: HorizonForecasts) -> float:
+    """Return standard deviation ÷ root of the forecast variance that covers 90 % of returns."""
+    missed = np.abs(found.value - found.mean) / np.sqrt(found.variances["network"])
+    return rounded(float(np.quantile(missed, COVERAGE) / norm.ppf(0.5 + COVERAGE / 2)))
+
+
+def _measures(
+    trained: TrainedRows, part: Sequence[Samples], *, horizon: int, slope: float, bars: int
+) -> dict[str, Array]:
+    """Return each calibrated gate's measure of up to *bars* bars, of the gates that it has."""
+    gates = [g for g in GATES.values() if g.calibrated_as and g.needs <= ROW_MEASURES]
+    forecaster = RowForecaster(trained, mode="scan", threads=1)
+    share = max(bars // len(part), 1)
+    found: dict[str, list[float]] = {gate.calibrated_as: [] for gate in gates}
+    for samples in part:
+        rows = np.flatnonzero(samples.weights.any(axis=1))[:share]
+        start = max(int(rows[0]) - forecaster.context + 1, 0)
+        forecaster.warm(samples.segment.candles.instrument, [])
+        said = forecaster.scan(bars_of(samples.segment, start, int(rows[-1]) + 1))
+        seen = GateInputs(
+            horizon_index=trained.horizons.index(horizon),
+            slope=slope,
+            round_trip_cost=ROUND_TRIP_COST,
+        )
+        for row in rows.tolist():
+            seen.forecast = said[row - start]
+            for gate in gates:
+                if (value := gate.measure(seen)) is not None:
+                    found[gate.calibrated_as].append(float(value))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def evaluated_rows(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material
+) -> dict[str, Any]:
+    """Return *card* with the figures of the test part and the sentences that follow from them."""
+    found = _judge(card, tensors, material, Part.TEST)
+    section = card["calibration"]
+    scaled = [replace(one, scale=one.scale * section["spread"][str(one.horizon)]) for one in found]
+    figures: dict[str, Any] = {str(one.horizon): figures_of(one, ROW_MEASURES) for one in scaled}
+    horizon = int(section["horizon"])
+    chosen = next(one for one in scaled if one.horizon == horizon)
+    sentences = _sentences(figures, horizon=horizon)
+    figures["gates"] = {"selective": selective_of(chosen, ROW_MEASURES)}
+    return {**card, "honesty": {"sentences": sentences}, "figures": figures}
+
+
+def _judge(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material, part: Part
+) -> list[HorizonForecasts]:
+    """Return the model's and the baselines' forecasts of *part*, for each horizon."""
+    model = _trained(card, tensors).model
+    answered = []
+    for samples in material.samples(part):
+        rows = np.flatnonzero(samples.weights.any(axis=1))
+        answered.append((samples, rows, _predictions(model, samples.segment.values[rows])))
+    return judged(answered, material.baselines, material.horizons)
+
+
+def _predictions(model: RowModel, rows: NDArray[np.float32]) -> Predictions:
+    """Return what *model* says of *rows*; its scale is the root of the variance."""
+    mean, log_variance = model.answer(rows)
+    return Predictions(
+        mean=mean.astype(np.float32),
+        scale=np.exp(0.5 * log_variance).astype(np.float32),
+        dof=np.full(mean.shape, NORMAL, dtype=np.float32),
+        logits=np.zeros((*mean.shape, 3), dtype=np.float32),  # it names no probabilities
+        variance=np.exp(log_variance).astype(np.float32),
+    )
+
+
+def _trained(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainedRows:
+    kind = row_kind(card)
+    assert kind is not None, "asked for row models alone"
+    return trained_rows(card, tensors, kind)
+
+
+def _sentences(figures: Mapping[str, Any], *, horizon: int) -> list[str]:
+    """Return what an honest reader must know, in words that follow from the figures."""
+    main = figures[str(horizon)]
+    accuracy, error = main["sign_accuracy"][OF_MODEL]
+    ours = main["qlike"][OF_MODEL]
+    best = min((pair[0], name) for name, pair in main["qlike"].items() if name != OF_MODEL)
+    word = "better" if ours[0] < best[0] else "no better"
+    sign = (
+        f"At {horizon} bars it named the sign of the return in {100 * accuracy:.1f} % of untouched"
+        f" bars (± {100 * error:.1f} by days); half is chance."
+    )
+    volatility = (
+        f"Its volatility at {horizon} bars is {word} than the best baseline's"
+        f" (QLIKE {ours[0]:.3f} against {best[0]:.3f} of {best[1].replace('_', ' ')})."
+    )
+    attention = "It has no attention, so the gates of entropy, shift and regime are not declared."
+    return [cards.NOTICE, sign, volatility, attention]

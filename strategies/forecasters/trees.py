@@ -1,0 +1,263 @@
+"""Boosted trees as plain arrays: their scores, exact and the same for one row or a million.
+
+A tree is not walked. Each of its at most 64 leaves is a bit; a node whose row goes right clears
+the leaves on its left, and the lowest bit that is left is the leaf (QuickScorer, Lucchese et al.,
+SIGIR 2015). What all nodes of one feature clear depends only on how many of that feature's
+thresholds the value exceeds, so it stands in a table: a row costs one look-up a feature for all
+trees together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.strategies.errors import CheckpointMismatch
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+LEAVES_MOST: Final = 64
+"""Leaves of a tree: the bits of a word."""
+_BLOCK_ROWS: Final = 256  # rows scored at once; their words stay in the cache
+_TYPES: Final[Mapping[str, type[np.generic]]] = {
+    "feature": np.int32,
+    "threshold": np.float64,
+    "left": np.int32,
+    "right": np.int32,
+    "default_left": np.uint8,
+    "nan_is_missing": np.uint8,
+    "node_rows": np.int64,
+    "value": np.float64,
+    "leaf_rows": np.int64,
+    "leaves": np.int32,
+    "trees": np.int32,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Trees:
+    """Ensembles of trees, tree after tree; the score of an ensemble is the sum of its trees.
+
+    Nodes are [node], numbered from 0 in each tree, whose root is 0; a child below zero is the leaf
+    ``~child``. A row goes left where its feature is at most the threshold. NaN goes the default
+    way where it is missing, and counts as zero elsewhere.
+    """
+
+    feature: NDArray[np.int32]
+    threshold: Floats
+    left: NDArray[np.int32]
+    right: NDArray[np.int32]
+    default_left: NDArray[np.uint8]
+    nan_is_missing: NDArray[np.uint8]
+    node_rows: Ints  # rows of the training part that reached the node
+    value: Floats  # [leaf]
+    leaf_rows: Ints  # [leaf]
+    leaves: NDArray[np.int32]  # [tree]: one more than its nodes
+    trees: NDArray[np.int32]  # [ensemble]
+
+    @classmethod
+    def read(cls, arrays: Mapping[str, NDArray[Any]], *, features: int) -> Self:
+        """Return the trees of stored *arrays* over rows of so many *features*, checked.
+
+        Raises ``CheckpointMismatch`` for anything that is no set of whole trees.
+        """
+        if set(arrays) != set(_TYPES):
+            wrong = min(set(arrays) ^ set(_TYPES))
+            raise _malformed(f"the array {wrong} is missing or unknown")
+        for name, kind in _TYPES.items():
+            if arrays[name].dtype != kind or arrays[name].ndim != 1:
+                raise _malformed(f"the array {name} is no row of {np.dtype(kind).name}")
+        found = cls(**{name: np.ascontiguousarray(arrays[name]) for name in _TYPES})
+        found.check(features)
+        return found
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what ``read`` takes."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def check(self, features: int) -> None:
+        """Raise ``CheckpointMismatch`` unless every tree is whole and names known features."""
+        if not len(self.trees) or int(self.trees.min()) < 1:
+            raise _malformed("an ensemble has no tree")
+        if int(self.trees.sum(dtype=np.int64)) != len(self.leaves):
+            raise _malformed("the ensembles and the trees do not add up")
+        if int(self.leaves.min()) < 1 or int(self.leaves.max()) > LEAVES_MOST:
+            raise _malformed(f"a tree has not 1 to {LEAVES_MOST} leaves")
+        leaves = int(self.leaves.sum(dtype=np.int64))
+        nodes = leaves - len(self.leaves)
+        sizes = {len(getattr(self, name)) for name in tuple(_TYPES)[:7]}
+        if sizes != {nodes} or {len(self.value), len(self.leaf_rows)} != {leaves}:
+            raise _malformed("the arrays differ in length")
+        if nodes and not (int(self.feature.min()) >= 0 and int(self.feature.max()) < features):
+            raise _malformed(f"a node asks for a feature beyond the {features} of a row")
+        if not (np.isfinite(self.threshold).all() and np.isfinite(self.value).all()):
+            raise _malformed("a threshold or a leaf is not finite")
+        if int(self.leaf_rows.min()) < 0 or (nodes and int(self.node_rows.min()) < 1):
+            raise _malformed("a node was reached by no row")
+
+    @property
+    def node_starts(self) -> Ints:
+        """The place of each tree's first node: [tree]."""
+        return np.cumsum(self.leaves - 1, dtype=np.int64) - (self.leaves - 1)
+
+    @property
+    def leaf_starts(self) -> Ints:
+        """The place of each tree's first leaf: [tree]."""
+        return np.cumsum(self.leaves, dtype=np.int64) - self.leaves
+
+    @property
+    def ensemble_starts(self) -> Ints:
+        """The place of each ensemble's first tree: [ensemble]."""
+        return np.cumsum(self.trees, dtype=np.int64) - self.trees
+
+    def goes_left(self, rows: Floats) -> NDArray[np.bool_]:
+        """Return [row, node]: whether each row, were it at the node, would go left."""
+        seen = rows[:, self.feature]
+        unknown = np.isnan(seen)
+        left = np.where(unknown, 0.0, seen) <= self.threshold
+        return np.where(unknown & (self.nan_is_missing > 0), self.default_left > 0, left)
+
+
+def joined(parts: Sequence[Trees]) -> Trees:
+    """Return the ensembles of *parts* one after another."""
+    return Trees(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in _TYPES})
+
+
+def ordered_leaves(trees: Trees, tree: int) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """Return a tree's leaves from left to right, and [(first, split, end)] of each node.
+
+    A node's own leaves are those from *first* until *end* in that order, the left ones until
+    *split*. Raises ``CheckpointMismatch`` where a node or leaf is not reached exactly once.
+    """
+    count = int(trees.leaves[tree]) - 1
+    start = int(trees.node_starts[tree])
+    left = trees.left[start : start + count].tolist()
+    right = trees.right[start : start + count].tolist()
+    order: list[int] = []
+    spans: dict[int, tuple[int, int, int]] = {}
+    first: dict[int, int] = {}
+    split: dict[int, int] = {}
+    pending = [(0 if count else ~0, "enter")]
+    while pending:
+        node, stage = pending.pop()
+        if node < 0:
+            order.append(~node)
+        elif stage == "enter":
+            if node >= count or node in first or len(first) > count:
+                raise _malformed("a node is reached twice or is not there")
+            first[node] = len(order)
+            pending += [(node, "leave"), (right[node], "enter"), (node, "cross")]
+            pending.append((left[node], "enter"))
+        elif stage == "cross":
+            split[node] = len(order)
+        else:
+            spans[node] = (first[node], split[node], len(order))
+    if sorted(order) != list(range(count + 1)) or len(spans) != count:
+        raise _malformed("a leaf or a node is not reached exactly once")
+    return order, [spans[node] for node in range(count)]
+
+
+class Scorer:
+    """The raw scores of ``Trees``; a row is answered alike, bit for bit, in any company.
+
+    One row costs about 20 µs for 400 trees, one of many half of that.
+    """
+
+    def __init__(self, trees: Trees) -> None:
+        """Make the tables; raise ``CheckpointMismatch`` for trees that are not whole."""
+        self.trees = trees
+        self._ensembles = trees.ensemble_starts
+        self._leaf_starts = trees.leaf_starts
+        word = np.uint32 if int(trees.leaves.max()) <= 32 else np.uint64
+        self._word = np.dtype(word)
+        ordered = [ordered_leaves(trees, tree) for tree in range(len(trees.leaves))]
+        self._values = np.concatenate(
+            [
+                trees.value[start : start + len(order)][order]
+                for start, (order, _) in zip(self._leaf_starts.tolist(), ordered, strict=True)
+            ]
+        )
+        spans = [span for _, every in ordered for span in every]
+        self._tabulate(np.array(spans, dtype=np.int64).reshape(-1, 3))
+
+    def scores(self, rows: NDArray[np.floating]) -> Floats:
+        """Return [row, ensemble] raw scores of [row, feature] *rows*."""
+        wide = np.asarray(rows, dtype=np.float64)
+        if len(wide) == 1:
+            return self._one(wide[0])
+        found = np.empty((len(wide), len(self._ensembles)))
+        for start in range(0, len(wide), _BLOCK_ROWS):
+            part = wide[start : start + _BLOCK_ROWS]
+            found[start : start + len(part)] = self._block(part)
+        return found
+
+    def _tabulate(self, spans: Ints) -> None:
+        """Make, a feature after another, the leaves that are left below each of its thresholds."""
+        trees, word = self.trees, self._word.type
+        full = np.iinfo(word).max
+        of_tree = np.repeat(np.arange(len(trees.leaves)), trees.leaves - 1)
+        kept = np.array(
+            [full ^ (((1 << (split - first)) - 1) << first) for first, split, _ in spans.tolist()],
+            dtype=word,
+        )
+        nan_right = ~trees.goes_left(np.full((1, _columns(trees)), np.nan))[0]
+        self._features = np.unique(trees.feature).astype(np.int64)
+        tables, thresholds = [np.full((1, len(trees.leaves)), full, dtype=word)], []
+        for feature in self._features.tolist():
+            at = np.flatnonzero(trees.feature == feature)
+            known, place = np.unique(trees.threshold[at], return_inverse=True)
+            table = np.full((len(known) + 2, len(trees.leaves)), full, dtype=word)
+            np.bitwise_and.at(table, (place + 1, of_tree[at]), kept[at])
+            table[:-1] = np.bitwise_and.accumulate(table[:-1], axis=0)
+            lost = at[nan_right[at]]
+            np.bitwise_and.at(table[-1], of_tree[lost], kept[lost])
+            tables.append(table)
+            thresholds.append(known)
+        self._table = np.concatenate(tables)
+        sizes = np.array([len(known) + 2 for known in thresholds], dtype=np.int64)
+        self._first = 1 + np.cumsum(sizes) - sizes
+        self._of_nan = self._first + sizes - 1
+        self._thresholds = np.full((len(thresholds), max(map(len, thresholds), default=0)), np.inf)
+        for row, known in zip(self._thresholds, thresholds, strict=True):
+            row[: len(known)] = known
+
+    def _one(self, row: Floats) -> Floats:
+        """Return [1, ensemble] of one row, by fewer and smaller calls than a block takes."""
+        seen = row.take(self._features)
+        at = np.add.reduce(seen[:, None] > self._thresholds, axis=1, dtype=np.int64) + self._first
+        if seen @ seen != seen @ seen:  # there is a NaN
+            at = np.where(np.isnan(seen), self._of_nan, at)
+        left = np.bitwise_and.reduce(self._table.take(at, axis=0), axis=0)
+        return self._sums(left[None])
+
+    def _block(self, rows: Floats) -> Floats:
+        left = np.repeat(self._table[:1], len(rows), axis=0)  # [row, tree]
+        for column, known in enumerate(self._thresholds):
+            seen = rows[:, self._features[column]]
+            at = np.searchsorted(known, seen) + self._first[column]
+            left &= self._table[np.where(np.isnan(seen), self._of_nan[column], at)]
+        return self._sums(left)
+
+    def _sums(self, left: NDArray[Any]) -> Floats:
+        """Return [row, ensemble] from the leaves that no feature has cleared: [row, tree]."""
+        # The lowest bit that is set: as many zeros stand below it as leaves lie to its left.
+        leaf = self._leaf_starts + np.bitwise_count((left - self._word.type(1)) & ~left)
+        found: Floats = np.add.reduceat(self._values.take(leaf), self._ensembles, axis=1)
+        return found
+
+
+def _columns(trees: Trees) -> int:
+    """Return how many features a row must have at least."""
+    return int(trees.feature.max(initial=-1)) + 1
+
+
+def _malformed(what: str) -> CheckpointMismatch:
+    return CheckpointMismatch(
+        f"The checkpoint's trees cannot be read: {what}; restore it from where it came, or train "
+        "it again."
+    )
