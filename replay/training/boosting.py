@@ -48,7 +48,7 @@ class BoostingOptions:
 
 
 @dataclass(frozen=True)
-class Table:
+class LabelledRows:
     """Labelled rows: [row, column] inputs, and [row, horizon] values and weights.
 
     A weight of zero says that the row has no label for that horizon.
@@ -76,7 +76,12 @@ def import_lightgbm() -> ModuleType:
 
 
 def boost(
-    training: Table, validation: Table, options: BoostingOptions, *, of: str, threads: int
+    training: LabelledRows,
+    validation: LabelledRows,
+    options: BoostingOptions,
+    *,
+    of: str,
+    threads: int,
 ) -> Trees:
     """Return one ensemble a horizon of ``"variance"`` (log) or ``"mean"``, stopped early.
 
@@ -91,8 +96,8 @@ def boost(
 
 
 def _ensemble(
-    training: Table,
-    validation: Table,
+    training: LabelledRows,
+    validation: LabelledRows,
     horizon: int,
     options: BoostingOptions,
     *,

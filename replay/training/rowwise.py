@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tracepaper.replay.training import baselines
 from tracepaper.replay.training import card as cards
-from tracepaper.replay.training.boosting import BoostingOptions, Table, boost
+from tracepaper.replay.training.boosting import BoostingOptions, LabelledRows, boost
 from tracepaper.replay.training.card import PERCENTS, ROUND_TRIP_COST, quantiles, rounded, slope
 from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged
 from tracepaper.replay.training.explained import bars_of
@@ -58,14 +58,14 @@ Fitted = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 """A row model's arrays, and the card's ``[training]``."""
 
 
-def table_of(samples: Sequence[Samples], label: str) -> Table:
+def table_of(samples: Sequence[Samples], label: str) -> LabelledRows:
     """Return every labelled row of *samples* with its label of that name."""
     parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
     for each in samples:
         rows = np.flatnonzero(each.weights.any(axis=1))
         values = np.nan_to_num(each.labels[label][rows], nan=1.0)
         parts.append((each.segment.values[rows], values, each.weights[rows]))
-    return Table(*(np.concatenate([part[at] for part in parts]) for at in range(3)))
+    return LabelledRows(*(np.concatenate([part[at] for part in parts]) for at in range(3)))
 
 
 def fit_tree(material: Material, recipe: RowRecipe) -> Fitted:

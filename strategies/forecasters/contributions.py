@@ -25,7 +25,7 @@ from tracepaper.strategies.forecasters.trees import Floats, Ints, Trees, ordered
 _BLOCK_NUMBERS: Final = 4_000_000  # row times leaf times feature of a path, computed at once
 
 
-class Contributions(NamedTuple):
+class ShapleyValues(NamedTuple):
     """What features add to the scores; with ``base`` they sum to the scores, to rounding."""
 
     by_feature: Floats  # [row, ensemble, feature]
@@ -44,7 +44,7 @@ class _Paths(NamedTuple):
     share: Floats  # [slot]: of the training rows that took the path at all its nodes
 
 
-def contributions(trees: Trees, rows: NDArray[np.floating]) -> Contributions:
+def contributions(trees: Trees, rows: NDArray[np.floating]) -> ShapleyValues:
     """Return what each feature of [row, feature] *rows* adds to the score of each ensemble."""
     wide = np.asarray(rows, dtype=np.float64)
     paths = _paths(trees)
@@ -64,7 +64,7 @@ def contributions(trees: Trees, rows: NDArray[np.floating]) -> Contributions:
     reached = trees.leaf_rows / np.repeat(total, trees.leaves)
     base: Floats = np.zeros(len(trees.trees))
     np.add.at(base, of_leaf, reached * trees.value)
-    return Contributions(found, base)
+    return ShapleyValues(found, base)
 
 
 def _added(trees: Trees, paths: _Paths, rows: Floats, longest: int) -> Floats:

@@ -12,7 +12,7 @@ import pytest
 
 from tracepaper.replay.training.boosting import (
     BoostingOptions,
-    Table,
+    LabelledRows,
     boost,
     import_lightgbm,
     trees_of,
@@ -23,11 +23,11 @@ from tracepaper.strategies.forecasters.trees import Scorer
 TINY = BoostingOptions(rounds=30, leaves=6, patience=4)
 
 
-def table(seed: int, count: int = 2_000) -> Table:
+def table(seed: int, count: int = 2_000) -> LabelledRows:
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(count, 4)).astype(np.float32)
     spread = np.exp(0.6 * rows[:, :2])
-    return Table(rows, spread * rng.gamma(2.0, 0.5, (count, 2)), np.ones((count, 2)))
+    return LabelledRows(rows, spread * rng.gamma(2.0, 0.5, (count, 2)), np.ones((count, 2)))
 
 
 def test_the_fit_is_the_same_for_any_number_of_threads_and_finds_the_variance() -> None:
@@ -42,7 +42,7 @@ def test_the_fit_is_the_same_for_any_number_of_threads_and_finds_the_variance() 
 
 def test_it_stops_early_where_there_is_nothing_to_find() -> None:
     noise = np.random.default_rng(3).normal(size=(2_000, 1))
-    one, other = (Table(t.rows, noise, np.ones_like(noise)) for t in (table(4), table(5)))
+    one, other = (LabelledRows(t.rows, noise, np.ones_like(noise)) for t in (table(4), table(5)))
     assert boost(one, other, TINY, of="mean", threads=1).trees[0] < TINY.rounds
 
 
@@ -50,10 +50,10 @@ def test_rows_of_no_weight_are_not_learnt_from() -> None:
     known = table(6)
     wild = np.where(np.arange(2_000)[:, None] % 2, known.values, 1e6)
     weights = np.where(np.arange(2_000)[:, None] % 2, known.weights, 0.0)
-    found = boost(Table(known.rows, wild, weights), known, TINY, of="variance", threads=1)
+    found = boost(LabelledRows(known.rows, wild, weights), known, TINY, of="variance", threads=1)
     assert Scorer(found).scores(known.rows).max() < np.log(1e3)
     with pytest.raises(DataInvalid, match="The validation part has no label"):
-        boost(known, Table(known.rows, wild, 0 * weights), TINY, of="variance", threads=1)
+        boost(known, LabelledRows(known.rows, wild, 0 * weights), TINY, of="variance", threads=1)
 
 
 @pytest.mark.parametrize(
