@@ -61,15 +61,27 @@ def _parts(document: Document) -> list[RenderableType]:
 def _accounts(document: Document) -> RenderableType:
     from rich.table import Table
 
+    from tracepaper.strategies.words import NOTHING
+
     table = Table(box=None, pad_edge=False, header_style="dim")
-    columns = ("equity", "cash", "realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid")
+    columns = ["equity", "cash", "realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid"]
+    if "margin_used" in cast("Document", document["account"]):
+        columns.append("margin_used")
     table.add_column("account")
     for column in columns:
-        table.add_column(column.removesuffix("_paid").replace("_pnl", ""), justify="right")
+        table.add_column(
+            column.removesuffix("_paid").removesuffix("_pnl").replace("_", " "), justify="right"
+        )
     accounts = {"run": document["account"], **cast("Document", document["twins"])}
     for name, account in accounts.items():
         facts = cast("dict[str, str]", account)
-        table.add_row(name, *(f"{Decimal(facts[column]):,.2f}" for column in columns))
+        table.add_row(
+            name,
+            *(
+                f"{Decimal(facts[column]):,.2f}" if column in facts else NOTHING
+                for column in columns
+            ),
+        )
     return table
 
 
@@ -83,6 +95,11 @@ def _instrument(name: str, facts: Document) -> RenderableType:
     head = Text.assemble(
         (f"\n{name}", "bold"), f"  close {facts['close']}  position {facts.get('quantity', '0')}  "
     )
+    if "margin" in facts:
+        head.append(
+            f"margin {Decimal(str(facts['margin'])):,.2f} at {facts['leverage']} x, liquidated at "
+            f"{facts['liquidation_price']}  "
+        )
     head.append(f"{facts.get('action', 'no decision yet')} {facts.get('reason', '')}".rstrip())
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("gate", "measure", "threshold"):

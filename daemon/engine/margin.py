@@ -17,6 +17,7 @@ from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     MONEY_SCALE,
     Instrument,
+    Position,
     RiskTier,
 )
 
@@ -42,6 +43,14 @@ class Bounds(NamedTuple):
     liquidation: int
     bankruptcy: int
     reason: str
+
+
+class MarginUse(NamedTuple):
+    """What a position on margin binds (money), at which leverage (10⁻²), and where it ends."""
+
+    margin: int
+    leverage: int
+    liquidation: int  # the mark price at which it is liquidated
 
 
 class MarginRules:
@@ -104,6 +113,13 @@ class MarginRules:
             self._price(lost_at, quantity, up=is_long),
             reason,
         )
+
+    def use_of(self, position: Position | None) -> MarginUse | None:
+        """Return what *position* binds and where it is liquidated; None where it binds nothing."""
+        if position is None or not position.margin or not position.quantity:
+            return None
+        bounds = self.bounds(position.entry_notional, position.quantity, position.margin)
+        return MarginUse(position.margin, self._leverage, bounds.liquidation)
 
     def _price(self, notional: int, quantity: int, *, up: bool) -> int:
         """Return the whole tick at which *quantity* is worth *notional*, at least one."""

@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
+from tracepaper.daemon.engine.margin import MarginRules
 from tracepaper.daemon.engine.ports import AuditLog, Clock, Predictor
 from tracepaper.strategies.gates import late, operator, warm
 from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import (
+    LEVERAGE_DECIMALS,
     MONEY_DECIMALS,
     Account,
     Bar,
@@ -91,7 +93,8 @@ class Monitor:
     *counters* are the feed's own (reconnections, repairs, malformed frames); the mapping is read
     when asked, so it may go on changing. *newest* says when the feed last received a frame;
     *breach* returns the limit that halts new exposure, if one was breached;
-    *obstacles* returns what else keeps the daemon from deciding.
+    *obstacles* returns what else keeps the daemon from deciding; *margin* has the rules of each
+    instrument that trades on margin.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Monitor:
         obstacles: Callable[[], Sequence[str]] = tuple,
         halted: bool = False,
         breach: Callable[[], str] = str,
+        margin: Mapping[str, MarginRules] | None = None,
     ) -> None:
         self.run = run
         self.counters: Mapping[str, int] = counters if counters is not None else {}
@@ -123,6 +127,7 @@ class Monitor:
         self._newest = newest or Silent()
         self._obstacles = obstacles
         self._breach = breach
+        self._margin = margin or {}
         self._instruments = {one.id: one for one in run.instruments}
 
     def observe(self, step: Step) -> None:
@@ -239,13 +244,33 @@ class Monitor:
             "refusals": dict(self.refusals),
             "revisions": self.revisions,
             "fills": self.fills,
-            "account": account_document(last.account) if last is not None else None,
+            "account": self._account_document(last) if last is not None else None,
             "twins": {t.twin: account_document(t.account) for t in last.twins} if last else {},
             "instruments": {
                 name: bar_document(step, self._instruments[name])
+                | self._margin_document(name, step)
                 for name, step in self.bars.items()
             },
             "counters": dict(self.counters),
+        }
+
+    def _account_document(self, last: Step) -> Document:
+        """Return the run's own account; on margin also what all its positions bind."""
+        document = account_document(last.account)
+        if self._margin:
+            used = sum(one.position.margin for one in self.bars.values() if one.position)
+            document["margin_used"] = unscaled(used, MONEY_DECIMALS)
+        return document
+
+    def _margin_document(self, name: str, step: Step) -> Document:
+        """Return what the position of *name* binds, and where it is liquidated, if it is held."""
+        rules = self._margin.get(name)
+        if rules is None or (used := rules.use_of(step.position)) is None:
+            return {}
+        return {
+            "margin": unscaled(used.margin, MONEY_DECIMALS),
+            "leverage": unscaled(used.leverage, LEVERAGE_DECIMALS),
+            "liquidation_price": unscaled(used.liquidation, self._instruments[name].price_decimals),
         }
 
 

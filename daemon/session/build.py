@@ -12,7 +12,7 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import STOCK, ExecutionSection
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.execution import RANGE_BARS, ExecutionCosts
-from tracepaper.daemon.engine.margin import tiers_of
+from tracepaper.daemon.engine.margin import MarginRules, tiers_of
 from tracepaper.daemon.engine.state import EngineSettings
 from tracepaper.daemon.session.user_class import make_own, user_class
 from tracepaper.daemon.session.user_model import UserForecaster
@@ -157,6 +157,18 @@ def leverage_of(config: Config, instruments: Sequence[Instrument]) -> int | None
                 f"{unscaled(most, LEVERAGE_DECIMALS)}, the most that {item.id} allows; lower it."
             )
     return leverage
+
+
+def margin_rules(config: Config, instruments: Sequence[Instrument]) -> dict[str, MarginRules]:
+    """Return the rules of each instrument's margin, by its id; none without margin."""
+    leverage = leverage_of(config, instruments)
+    if leverage is None:
+        return {}
+    usual, of_symbol = costs_for(config), fees_of_symbols(config)
+    return {
+        item.id: MarginRules(item, leverage, of_symbol.get(item.symbol, usual).taker_fee)
+        for item in instruments
+    }
 
 
 def margin_warnings(config: Config, instruments: Sequence[Instrument]) -> tuple[str, ...]:

@@ -33,7 +33,12 @@ from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import HttpServer
-from tracepaper.daemon.session.build import margin_warnings, needs_forecaster, resolved
+from tracepaper.daemon.session.build import (
+    margin_rules,
+    margin_warnings,
+    needs_forecaster,
+    resolved,
+)
 from tracepaper.daemon.session.models import load_forecaster, warnings_for
 from tracepaper.daemon.session.open import (
     Opened,
@@ -261,6 +266,7 @@ class Daemon:
                 obstacles=lambda: (BLOCKED,) if audit.is_blocked else (),
                 halted=engine.halted,
                 breach=lambda: engine.breach,
+                margin=margin_rules(config, run.instruments),
             )
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)

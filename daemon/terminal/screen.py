@@ -17,9 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tracepaper.daemon.config.loading import restore
+from tracepaper.daemon.engine.margin import MarginRules, MarginUse
+from tracepaper.daemon.session.build import margin_rules
 from tracepaper.strategies.gates import GATES, measured, operator, risk_halt
 from tracepaper.strategies.market import scaled, unscaled
 from tracepaper.strategies.types import (
+    LEVERAGE_DECIMALS,
     MONEY_DECIMALS,
     MONEY_SCALE,
     Action,
@@ -64,6 +67,7 @@ class ScreenState:
     warming: int = 0
     fills: int = 0
     bars_per_s: float = 0.0
+    margin: Mapping[str, MarginRules] = field(default_factory=dict)  # where it trades on margin
     halted_by: str = ""  # what keeps it from new exposure until RESUME, as far as it was seen
 
     def open(self, run: Run) -> None:
@@ -72,6 +76,7 @@ class ScreenState:
         self.run = run
         self.cash = scaled(config.account.cash, MONEY_DECIMALS, name="[account] cash")
         self.horizon = config.gate.horizon
+        self.margin = margin_rules(config, run.instruments)
 
     def observe(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
         """Remember what the screen shows of *step*."""
@@ -142,6 +147,8 @@ def _panel(state: ScreenState, name: str, step: Step) -> RenderableType:
         grid.add_row("decision", _decision(step.decision))
         grid.add_row("gates", _gates(step.decision))
         grid.add_row("position", _position(step, instrument))
+        if (rules := state.margin.get(name)) and (used := rules.use_of(step.position)):
+            grid.add_row("margin", _margin(used, instrument))
     else:
         grid.add_row("warming up", Text(f"{state.warming:,} bars taken in", "dim"))
     closed = datetime.fromtimestamp(bar.close_time_ms / 1000, UTC)
@@ -235,6 +242,14 @@ def _position(step: Step, instrument: Instrument) -> Text:
     return text.append_text(_signed(position.unrealized_pnl / MONEY_SCALE))
 
 
+def _margin(used: MarginUse, instrument: Instrument) -> Text:
+    at = used.liquidation / 10**instrument.price_decimals
+    return Text(
+        f"{used.margin / MONEY_SCALE:,.2f} at {unscaled(used.leverage, LEVERAGE_DECIMALS)} x, "
+        f"liquidated at {at:,.{instrument.price_decimals}f}"
+    )
+
+
 def _foot(state: ScreenState) -> RenderableType:
     grid = Table.grid(padding=(0, 3))
     if state.last is None:
@@ -249,6 +264,9 @@ def _foot(state: ScreenState) -> RenderableType:
         cells.append(text)
     account = state.last.account
     costs = (account.fees_paid + account.funding_paid) / MONEY_SCALE
+    if state.margin:
+        bound = sum(one.position.margin for one in state.bars.values() if one.position)
+        cells.append(Text(f"margin used {bound / MONEY_SCALE:,.2f}", "dim"))
     cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))
     grid.add_row(*cells)
     return grid

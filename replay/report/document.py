@@ -56,6 +56,15 @@ SAMPLED_SENTENCE: Final = (
 
 
 @dataclass(frozen=True)
+class MarginHeld:
+    """What an account's positions bind at its end, and where each is liquidated."""
+
+    used: float
+    leverage: float
+    liquidation: str  # a price, or one a symbol
+
+
+@dataclass(frozen=True)
 class AccountReport:
     """One account's figures; ``source`` says where it comes from."""
 
@@ -66,6 +75,7 @@ class AccountReport:
     performance: Performance
     activity: Activity | None  # None where no fills are known
     costs: Costs | None
+    margin: MarginHeld | None = None  # None where nothing is held on margin
 
 
 @dataclass(frozen=True)
@@ -223,6 +233,21 @@ def account_report(
             year_days=metrics.year_days(record.calendar),
         ),
         costs=costs(ledger, record.terms),
+        margin=_margin(record) if own else None,
+    )
+
+
+def _margin(record: RunRecord) -> MarginHeld | None:
+    """Return what the run's own positions bind at its end."""
+    if not (held := record.margins):
+        return None
+    prices = [(row["instrument"], row["liquidation_price_text"]) for row in held]
+    return MarginHeld(
+        used=sum(row["margin"] for row in held),
+        leverage=float(record.config.account.leverage),
+        liquidation=prices[0][1]
+        if len(prices) == 1
+        else ", ".join(f"{record.instruments[name].symbol} {price}" for name, price in prices),
     )
 
 

@@ -91,6 +91,12 @@ ACCOUNTS: Final = (
         "profit_factor", "profit factor", "ratio",
         _of("activity", "profit_factor"),
     ),
+    Figure[AccountReport]("margin_used", "margin used", "money", _of("margin", "used")),
+    Figure[AccountReport]("leverage", "leverage", "ratio", _of("margin", "leverage")),
+    Figure[AccountReport](
+        "liquidation_price", "liquidated at", "text",
+        lambda of: None if of.margin is None else of.margin.liquidation,
+    ),
 )  # fmt: skip
 
 RANDOM: Final = (

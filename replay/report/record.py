@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -141,6 +141,7 @@ class RunRecord:
     thresholds: dict[str, float]  # of every gate, as they were last
     calendar: Calendar | None  # whose sessions are counted; None where every interval is
     notes: dict[str, dict[str, Noted]]  # by instrument and name
+    margins: tuple[Row, ...]  # of ``v_positions``: what is held on margin at the end
 
     @property
     def interval_ms(self) -> int:
@@ -254,7 +255,16 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
                 for gate, threshold in zip(gates.gates, gates.thresholds, strict=True)
             },
             notes=_notes(views),
+            margins=tuple(_margins(views, instruments)),
         )
+
+
+def _margins(views: RunViews, instruments: Iterable[str]) -> Iterator[Row]:
+    """Yield the last position of each instrument that is held on margin."""
+    for instrument in instruments:
+        for row in views.rows("v_positions", newest=1, instrument=instrument):
+            if row["margin"] is not None:
+                yield row
 
 
 def _notes(views: RunViews) -> dict[str, dict[str, Noted]]:

@@ -17,7 +17,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.margin import MarginRules
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.session.build import build_engine, margin_warnings
+from tracepaper.daemon.session.build import build_engine, margin_rules, margin_warnings
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.outlook import Outlook
 from tracepaper.strategies.signals import Orders, Signal, buy, sell
@@ -394,3 +394,42 @@ def test_money_laws_hold_over_random_orders_markets_settlements_and_restarts(see
             machine = engine(Dice(seed), **terms)
             machine.restore(decode_state(step.state), next_sequence=step.sequence + 1)
             machine.recall(last)
+
+
+# ---------------------------------------------------------------- as it is shown
+
+
+def test_what_is_shown_of_a_position_is_what_its_own_order_says() -> None:
+    short = Signal(Action.SHORT, "now")
+    machine = engine(Says(LONG, HOLD, HOLD, short, HOLD, FLAT), cash="100000", quantity="13.7")
+    rules = MarginRules(item(), 1_000, FEE)
+    triggers: list[int | None] = []
+    for at, close in enumerate((100_000, 100_010, 99_000, 98_777, 99_020, 98_900, 98_800, 98_700)):
+        step = machine.step(bar(close, index=at), None)
+        for one in step.orders:
+            if one.role is OrderRole.LIQUIDATION:
+                ended = one.status in {OrderStatus.FILLED, OrderStatus.CANCELED}
+                triggers.append(None if ended else one.trigger)
+        shown = rules.use_of(step.position)
+        assert (None if shown is None else shown.liquidation) == (triggers or [None])[-1]
+        if shown is not None:
+            assert (shown.margin, shown.leverage) == (margin_of(step), 1_000)
+        paid = machine.step(Funding(KEY, 10**6, *(bar(close, index=at).close_time_ms,) * 2), None)
+        moved = [one.trigger for one in paid.orders if one.role is OrderRole.LIQUIDATION]
+        triggers += moved
+    assert len({*triggers} - {None}) >= 2
+    assert triggers[-1] is None
+
+
+def test_rules_are_those_of_the_configured_fees_and_leverage() -> None:
+    config = load(
+        None,
+        {
+            "execution": {"fees": {"BTCUSDT": {"taker": "0.001"}}},
+            "account": {"margin": "isolated", "leverage": "5"},
+        },
+    )
+    position = entered(engine(Says(LONG))).position
+    found = margin_rules(config, [item()])[KEY].use_of(position)
+    assert found == MarginRules(item(), 500, 10**7).use_of(position)
+    assert margin_rules(load(None, {"account": {"margin": "none"}}), [item()]) == {}

@@ -9,9 +9,12 @@ from fakes import ManualClock, MemoryAudit
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tracepaper.daemon.engine.margin import MarginRules
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import (
+    MONEY_SCALE,
     Action,
     Bar,
     Command,
@@ -73,6 +76,30 @@ def test_a_decided_bar_makes_it_ready_with_exact_amounts() -> None:
         "threshold": 1.0,
         "passed": False,
     }
+
+
+def test_on_margin_it_says_what_is_bound_and_where_it_ends() -> None:
+    rules = {BTC: MarginRules(instrument(), 1_000, 5_500_000)}
+    watched = Monitor(run=run(), clock=ManualClock(CLOSE_MS), margin=rules)
+    held = Position(1_500, 150 * MONEY_SCALE, margin=15 * MONEY_SCALE)  # 1.5 at 100
+    watched.observe(step(bar(), decided=decision(), position=held))
+    status = watched.status()
+    assert status["account"]["margin_used"] == "15"  # type: ignore[index]
+    facts = status["instruments"][BTC]  # type: ignore[index]
+    shown = {name: facts[name] for name in ("margin", "leverage", "liquidation_price")}
+    expected = rules[BTC].bounds(held.entry_notional, held.quantity, held.margin).liquidation
+    assert shown == {
+        "margin": "15",
+        "leverage": "10",
+        "liquidation_price": unscaled(expected, instrument().price_decimals),
+    }
+    watched.observe(step(bar(index=1), sequence=8, decided=decision(), position=Position()))
+    flat = watched.status()
+    assert flat["account"]["margin_used"] == "0"  # type: ignore[index]
+    assert "margin" not in flat["instruments"][BTC]  # type: ignore[index]
+    plain = monitor()
+    plain.observe(decided())
+    assert "margin_used" not in plain.status()["account"]  # type: ignore[operator]
 
 
 def test_an_old_bar_is_not_ready() -> None:

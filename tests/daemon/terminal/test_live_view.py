@@ -16,12 +16,14 @@ from builders import account, bar, bars, decision, fill, forecast, instrument, r
 from fakes import ManualClock
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from rich.console import Console
 
 from tracepaper.daemon.terminal.live_view import LiveView, Pace, RunWatcher
 from tracepaper.daemon.terminal.log import configure
 from tracepaper.daemon.terminal.screen import ScreenState, screen, sparkline, split
 from tracepaper.strategies.types import (
+    MONEY_SCALE,
     Command,
     CommandKind,
     Gap,
@@ -80,6 +82,23 @@ def test_the_screen_shows_what_was_decided_and_why() -> None:
         "closed 2023-11-14 22:15 UTC",
     ):
         assert words in shown
+
+
+def test_on_margin_the_screen_says_what_is_bound_and_where_it_ends() -> None:
+    config = json.dumps({"account": {"margin": "isolated", "leverage": "10"}})
+    state = ScreenState()
+    state.open(structs.replace(run(), config=config))
+    held = Position(1_500, 150 * MONEY_SCALE, margin=15 * MONEY_SCALE)
+    state.observe(step(bar(), decided=decision(), position=held), INSTRUMENTS)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(screen(state))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    price = state.margin["linear:BTCUSDT"].use_of(held)
+    assert price is not None
+    assert f"15.00 at 10 x, liquidated at {price.liquidation / 100:,.2f}" in shown
+    assert "margin used 15.00" in shown
+    assert "margin" not in drawn(full_step())
 
 
 def test_the_screen_fits_a_narrow_terminal() -> None:
