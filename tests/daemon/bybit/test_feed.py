@@ -608,6 +608,8 @@ async def test_what_is_ahead_is_measured_in_network_time() -> None:
         run.clock.synchronise(first_ms)
         await server.send(book(first_ms + 120_001))
         await until(lambda: run.feed.counters["ahead.orderbook"])
+        assert run.feed.counters["ahead.orderbook"] == 1
+        assert run.clock.market_ms() == first_ms, "what is refused moves no clock"
 
 
 async def test_a_closing_frame_off_its_grid_is_replaced_by_rest() -> None:

@@ -26,7 +26,7 @@ from tracepaper.daemon.bybit.feed import LiveFeed
 from tracepaper.daemon.bybit.feed_state import PENDING_MAX
 from tracepaper.daemon.bybit.queue import FeedStart
 from tracepaper.daemon.bybit.rest import RestClient
-from tracepaper.strategies.types import Bar, Event, Gap, GapCause, Instrument, Source
+from tracepaper.strategies.types import Bar, Event, Funding, Gap, GapCause, Instrument, Source
 
 HOUR = 3_600_000
 ETHER = structs.replace(BITCOIN, symbol="ETHUSDT", base_coin="ETH")
@@ -212,8 +212,14 @@ async def test_a_settlement_that_nobody_answers_holds_up_no_bar() -> None:
                 await run.close_bar(index)
             await until(lambda: len(run.bars()) == 3)
             server.answers["funding/history"].clear()
+            assert not any(isinstance(event, Funding) for event in run.events)
             server.funding.append((eight, "0.0001"))
             await run.expect(lambda: len(run.events) == 4)
+            last = run.events[-1]
+            assert isinstance(last, Funding)
+            assert (last.market_ms, last.rate) == (eight, 10**6)
+            assert run.opens() == [first, first + 1, first + 2]
+            assert run.gaps() == []
 
 
 # ---------------------------------------------------------------- the exchange's time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -132,6 +133,9 @@ async def test_frames_are_handed_on_as_bytes() -> None:
         await until(stream.answered.is_set)
         await server.send(kline(START_MS))
         await until(lambda: any(b"kline.1" in frame for frame in setup.listener.frames))
+        (frame,) = [one for one in setup.listener.frames if b"kline.1" in one]
+        assert isinstance(frame, bytes)
+        assert json.loads(frame) == kline(START_MS)
 
 
 async def test_pings_are_sent_on_their_beat() -> None:
@@ -141,6 +145,8 @@ async def test_pings_are_sent_on_their_beat() -> None:
             setup.clock.advance(network_s=20)
             await server.send(kline(START_MS + beat * MINUTE))
             await until(is_equal(server.pings, beat))
+        assert not setup.listener.lost
+        assert setup.listener.connected == 1
 
 
 async def test_pongs_do_not_keep_a_silent_stream_alive() -> None:
@@ -239,6 +245,8 @@ async def test_a_renewal_that_is_refused_is_asked_for_again() -> None:
         await until(lambda: len(server.subscribed()) == 2)
         server.refused_topics.clear()
         await setup.clock.run(lambda: len(server.subscribed()) == 3)
+        assert server.subscribed() == [TOPICS[3]] * 3
+        assert not setup.listener.lost
 
 
 async def test_a_missing_acknowledgement_ends_the_connection() -> None:

@@ -107,7 +107,9 @@ async def test_one_byte_at_a_time_does_not_buy_time() -> None:
 
         dripping = asyncio.create_task(drip())
         await ended(connection)
+        assert not dripping.done(), "it was ended in the middle of its request"
         dripping.cancel()
+        assert await answers(server)
 
 
 async def test_an_answer_that_nobody_reads_is_not_kept() -> None:

@@ -193,6 +193,14 @@ def test_sizes_at_the_limits_are_taken() -> None:
         config = load(None, {"sizing": {"mode": "fixed", "quantity": quantity}})
         refuse_size(config, item, Decimal(100))
     refuse_size(load(None, {"sizing": {"notional": "5"}}), item, Decimal(100))
+    beyond: tuple[dict[str, str], ...] = (
+        {"mode": "fixed", "quantity": "0.009"},
+        {"mode": "fixed", "quantity": "1.501"},
+        {"notional": "4.99"},
+    )
+    for sizing in beyond:
+        with pytest.raises(ConfigInvalid, match="sizing"):
+            refuse_size(load(None, {"sizing": sizing}), item, Decimal(100))
 
 
 def test_a_quantity_worth_more_than_an_order_may_be_is_refused() -> None:
@@ -228,6 +236,8 @@ async def test_once_served_a_size_that_became_too_large_is_no_fault_of_the_confi
             await running.until(
                 lambda: any(isinstance(s.event, ModelChange) for s in running.steps)
             )
+    with sqlite3.connect(database) as db:
+        assert db.execute("SELECT count(*) FROM runs").fetchone() == (1,), "it went on with its run"
 
 
 async def test_what_is_wrong_here_is_said_before_the_network_is(tmp_path: Path) -> None:
