@@ -102,6 +102,10 @@ class RunFrames(Generic[Frame]):
         """Return the fills of the run's own account."""
         return self._frame("v_fills", first, last)
 
+    def trades(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the closed round trips: entry, exit, gross, costs, funding, net, bars held."""
+        return self._frame("v_trades", first, last)
+
     def positions(self, *, first: int | None = None, last: int | None = None) -> Frame:
         """Return the position of an instrument after each step that named it."""
         return self._frame("v_positions", first, last)

@@ -18,6 +18,7 @@ from tracepaper.storage.columns import (
 )
 from tracepaper.storage.rows import EVENT_TYPES
 from tracepaper.storage.schema import KEPT_KINDS
+from tracepaper.storage.trade_view import V_TRADES
 from tracepaper.storage.view_columns import (
     INSTRUMENT,
     MARKET_MS,
@@ -559,6 +560,7 @@ V_LEDGER: Final = View(
 ACCOUNT_VIEWS: Final = (
     V_ORDERS,
     V_FILLS,
+    V_TRADES,
     V_LEDGER,
     V_POSITIONS,
     V_EQUITY,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -240,7 +241,19 @@ def _trade(trip: RoundTrip, fills: Sequence[Row], signed: Sequence[int]) -> Clos
     side = 1 if trip.quantity > 0 else -1
     within = range(trip.first, trip.last + 1)
     first, last = fills[trip.first], fills[trip.last]
-    entry = _mean_price([fills[place] for place in within if signed[place] * side > 0])
+    before, held = [0], list(accumulate(signed))
+    before += held
+    # Of a fill that turned the position only the part of this trade counts.
+    entry = _mean_price(
+        (fills[place], min(abs(signed[place]), abs(held[place])))
+        for place in within
+        if signed[place] * side > 0
+    )
+    leave = _mean_price(
+        (fills[place], min(abs(signed[place]), abs(before[place])))
+        for place in within
+        if signed[place] * side < 0
+    )
     quantity = abs(trip.quantity) / 10**_QUANTITY_DECIMALS
     profit = trip.profit / MONEY_SCALE
     return ClosedTrade(
@@ -250,7 +263,7 @@ def _trade(trip: RoundTrip, fills: Sequence[Row], signed: Sequence[int]) -> Clos
         entered_ms=first["filled_ms"],
         left_ms=last["filled_ms"],
         entry_price=entry,
-        exit_price=_mean_price([fills[place] for place in within if signed[place] * side < 0]),
+        exit_price=leave,
         profit=profit,
         fees=trip.fees / MONEY_SCALE,
         return_bp=1e4 * profit / (entry * quantity),
@@ -261,10 +274,12 @@ def _trade(trip: RoundTrip, fills: Sequence[Row], signed: Sequence[int]) -> Clos
     )
 
 
-def _mean_price(fills: Sequence[Row]) -> float:
-    """Return the mean price of *fills* by quantity."""
-    quantity = sum(fill["quantity"] for fill in fills)
-    return float(sum(fill["price"] * fill["quantity"] for fill in fills) / quantity)
+def _mean_price(fills: Iterable[tuple[Row, int]]) -> float:
+    """Return the mean price of *fills* by the quantity that stands beside each."""
+    weighed = [(fill["price"], quantity) for fill, quantity in fills]
+    return float(sum(price * quantity for price, quantity in weighed)) / sum(
+        quantity for _, quantity in weighed
+    )
 
 
 def _decided_at(fill: Row) -> int:

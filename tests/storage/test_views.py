@@ -52,6 +52,8 @@ PROMISED = {
     "target_quantity reason model_id window_sha256 decision_sha256 digest",
     "v_gates": "run_id sequence gate measure threshold passed",
     "v_explanations": "run_id sequence bucket from_open_time_ms until_open_time_ms weight",
+    "v_trades": "run_id sequence instrument side quantity opened_ms closed_ms entry_price "
+    "exit_price gross costs fees funding net bars_held entry_reason exit_reason",
     "v_notes": "run_id sequence open_time_ms instrument name number text",
     "v_orders": "run_id sequence order_id side quantity price fee liquidity reason status "
     "decision_sequence",

@@ -1,0 +1,130 @@
+"""``v_trades`` equals the report's closed trades and those of ``Backtest.trades``."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from report_cases import BTC, SOL, funding_file
+
+from tracepaper import Action, Orders, Percent, Signal, Strategy, buy, sell
+from tracepaper.replay.python import Backtest, backtest
+from tracepaper.replay.report.document import build_report
+from tracepaper.replay.samples import DEMO_CANDLES
+
+SIZED: dict[str, Any] = {"sizing": {"mode": "fixed", "quantity": "0.1"}}
+COSTLY: dict[str, Any] = {"slippage_bp": "2", "spread_bp": "1"}
+SAME = ("instrument", "side", "entry_reason", "exit_reason", "entry_sequence", "exit_sequence")
+NAMED = {"opened_ms": "entered_ms", "closed_ms": "left_ms"}
+NEAR = ("quantity", "entry_price", "exit_price", "fees")
+
+
+class Mixed(Strategy):
+    """Adds, lessens and turns by list, by market and by limits, around flat."""
+
+    warmup = 1
+    sees_account = True
+
+    def decide(self, now: Any) -> Orders | Signal:
+        chance = random.Random(now.exact.close)
+        asked = []
+        for _ in range(chance.randrange(3)):
+            order = (
+                buy if now.account.position.quantity < chance.choice((-0.02, 0.0, 0.02)) else sell
+            )
+            size = chance.choice((0.003, 0.01, 0.02))
+            near = round(now.close * chance.choice((0.9998, 1.0002)), 1)
+            asked.append(order(size, limit=chance.choice((None, near)), tag=chance.choice("ab")))
+        return Orders(tuple(asked), f"asks {len(asked)}")
+
+
+class Protected(Strategy):
+    """Goes in after each bar, under a stop that lies within the next bars."""
+
+    warmup = 1
+
+    def decide(self, now: Any) -> Signal:
+        action = Action.LONG if now.exact.close % 2 else Action.SHORT
+        return Signal(action, "in", stop=Percent(0.05), target=Percent(0.1), reenter=True)
+
+
+def rows(run: Backtest) -> list[dict[str, Any]]:
+    with closing(sqlite3.connect(run.database)) as connection:
+        connection.row_factory = sqlite3.Row
+        asked = "SELECT * FROM v_trades WHERE run_id = ? ORDER BY closed_ms, instrument"
+        return [dict(row) for row in connection.execute(asked, (run.run_id,))]
+
+
+CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "turns": ("sma_cross", BTC, {"config": {**SIZED, "execution": COSTLY}}),
+    "lists": (Mixed, BTC, {"config": {"execution": COSTLY}, "end": "2025-05-04T21:00"}),
+    "stops": (Protected, BTC, {"config": {**SIZED, "execution": COSTLY},
+                               "end": "2025-05-04T20:00"}),
+    "pair": ("persistence", [BTC, SOL], {"config": SIZED, "end": "2025-05-04T20:00"}),
+    "spot": (Protected, {"BTCUSDT": BTC}, {"config": {**SIZED, "market": {"category": "spot"}},
+                                           "end": "2025-05-04T18:00"}),
+    "acted": ("sma_cross", BTC, {"config": SIZED, "log": "acted"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CASES)
+def run(request: pytest.FixtureRequest) -> Iterator[Backtest]:
+    strategy, data, more = CASES[request.param]
+    params = {"fast": 5, "slow": 20} if strategy == "sma_cross" else None
+    with backtest(strategy, data, params=params, **more) as made:
+        made.case = request.param  # type: ignore[attr-defined]
+        yield made
+
+
+def test_the_view_has_the_trades_of_the_report_and_of_the_result(run: Backtest) -> None:
+    found, own = rows(run), run.trades.to_dicts()
+    reported = [vars(one) for one in build_report(run.database, run.run_id).own_trades]
+    assert len(found) == len(own) == len(reported) > 5
+    for of_view, of_run, of_report in zip(found, own, reported, strict=True):
+        for other in (of_run, of_report):
+            assert {name: of_view[name] for name in SAME} == {name: other[name] for name in SAME}
+            for name, theirs in NAMED.items():
+                assert of_view[name] == other[theirs]
+            for name in NEAR:
+                assert of_view[name] == pytest.approx(other[name], rel=1e-9)
+            assert of_view["net"] + of_view["funding"] == pytest.approx(other["profit"], abs=1e-6)
+
+
+def test_what_it_earned_is_gross_less_costs_and_funding(run: Backtest) -> None:
+    for row in rows(run):
+        left = row["gross"] - row["costs"] - row["funding"]
+        assert row["net"] == pytest.approx(left, abs=1e-9)
+        assert row["costs"] >= row["fees"] - 1e-6 >= -1e-6
+        if run.case == "acted":  # type: ignore[attr-defined]
+            assert row["bars_held"] is None
+        else:
+            assert row["bars_held"] == row["closed_ms"] // 60_000 - row["opened_ms"] // 60_000
+
+
+def test_funding_is_that_of_the_time_it_was_held(tmp_path: Any) -> None:
+    class Held(Strategy):
+        warmup = 1
+
+        def decide(self, now: Any) -> Signal:
+            side = Action.LONG if now.time // 36_000_000 % 2 else Action.SHORT
+            return Signal(side, f"{side.value} for ten hours")
+
+    files = (funding_file(tmp_path),)
+    with backtest(Held, DEMO_CANDLES, config=SIZED, funding=files, end="2025-05-29") as run:
+        found = rows(run)
+        assert len(found) > 4
+        held = {row["opened_ms"]: row["funding"] for row in found}
+        with closing(sqlite3.connect(run.database)) as connection:
+            for row in found:
+                asked = (
+                    "SELECT -sum(amount) FROM v_ledger WHERE kind = 'funding' "
+                    "AND market_ms > ? AND market_ms <= ?"
+                )
+                span = (row["opened_ms"], row["closed_ms"])
+                ((paid,),) = connection.execute(asked, span).fetchall()
+                assert row["funding"] == pytest.approx(paid or 0.0, abs=1e-9)
+        assert sum(value != 0 for value in held.values()) >= 3
