@@ -20,8 +20,9 @@ def evaluate(
     *,
     config: ConfigOption = None,
     explained_bars: Annotated[
-        int, typer.Option(min=500, help="Bars to explain, for the gates.")
-    ] = 120_000,
+        int | None,
+        typer.Option(min=500, help="Bars to explain, for the gates; what takes minutes."),
+    ] = None,
     threads: ThreadsOption = 2,
     json: JsonOption = False,
 ) -> None:

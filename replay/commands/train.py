@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tracepaper.daemon.commands.options import JsonOption, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from tracepaper.replay.training.pipeline import Material, Recipe
-    from tracepaper.replay.training.rowwise import RowRecipe
+    from tracepaper.replay.training.pipeline import Material
+    from tracepaper.replay.training.recipe import Recipe
     from tracepaper.replay.training.series import Segment, Split
     from tracepaper.storage.checkpoints import Checkpoint
 
@@ -23,125 +23,190 @@ DataOption = Annotated[
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")]
 
-NETWORK = "flash"
-"""What is trained unless --network names a model of one bar's features."""
-
 SHARES = (0.65, 0.1, 0.1)
 """Of all bars: training, validation and calibration; the rest stays untouched for the figures."""
 
 
 def train(
-    data: DataOption,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the checkpoint goes.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat for more."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the checkpoint goes.")
+    ] = None,
     *,
     network: Annotated[
-        str, typer.Option(help="flash, or a model of one bar's features: tree, glm.")
-    ] = NETWORK,
-    name: Annotated[str, typer.Option(help="Its name on the card.")] = "",
+        str | None, typer.Option(help="Its kind; ? prints all. By default flash.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML of all that is chosen, or a checkpoint's card."),
+    ] = None,
+    print_recipe: Annotated[
+        bool, typer.Option("--print-recipe", help="Print it, whole, and train nothing.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Its name on the card.")] = None,
     train_until: Annotated[str | None, typer.Option(help="Date; see below.")] = None,
     validate_until: Annotated[str | None, typer.Option(help="Date; see below.")] = None,
     calibrate_until: Annotated[
         str | None, typer.Option(help="Date; all after it stays untouched for the figures.")
     ] = None,
-    horizons: Annotated[str, typer.Option(help="Bars ahead, by commas.")] = "5,30,240",
-    gate_horizon: Annotated[int, typer.Option(help="The one that the gates judge.")] = 30,
-    window: Annotated[int, typer.Option(help="Bars that one layer sees.")] = 1088,
-    layers: Annotated[int, typer.Option(help="Layers.")] = 4,
-    dim: Annotated[int, typer.Option(help="Width.")] = 64,
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = 4,
+    horizons: Annotated[str | None, typer.Option(help="Bars ahead, by commas.")] = None,
+    gate_horizon: Annotated[
+        int | None, typer.Option(help="The one that the gates judge; the middle one.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Bars that one layer sees.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Width.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
     encoding: Annotated[
-        str, typer.Option(help="Where a bar stands in time; ? prints the names.")
-    ] = "rope",
-    dropout: Annotated[float, typer.Option(help="Share of activations to drop.")] = 0.1,
+        str | None, typer.Option(help="Where a bar stands in time; ? prints the names.")
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="flash: window, or causal or full over whole windows.")
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="flash: pre or post.")] = None,
+    factor: Annotated[int | None, typer.Option(help="informer: queries and keys chosen.")] = None,
+    distil: Annotated[
+        bool | None, typer.Option(help="informer: halve time between layers.")
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="Share of activations to drop.")] = None,
+    checkpointing: Annotated[
+        bool | None, typer.Option(help="flash: compute activations twice, to save memory.")
+    ] = None,
     quantiles: Annotated[
-        str, typer.Option(help="Quantiles of the return to learn as well, by commas.")
-    ] = "",
+        str | None, typer.Option(help="Quantiles of the return to learn as well, by commas.")
+    ] = None,
     allocation: Annotated[
-        bool, typer.Option("--allocation", help="Learn a position from -1 to 1 as well.")
-    ] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = 400,
-    length: Annotated[int, typer.Option(min=64, help="Bars of a chunk.")] = 4_352,
-    batch: Annotated[int, typer.Option(min=1, help="Chunks of a batch.")] = 2,
-    accumulate: Annotated[int, typer.Option(min=1, help="Batches of a step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 8e-4,
+        bool | None, typer.Option(help="Learn a position from -1 to 1 as well.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.")] = None,
+    length: Annotated[int | None, typer.Option(min=64, help="Bars of a chunk.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Chunks of a batch.")] = None,
+    windows: Annotated[
+        int | None, typer.Option(help="Windows of a batch, of a network of whole windows.")
+    ] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Batches of a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Its peak.")] = None,
     learned_weights: Annotated[
-        bool, typer.Option("--learned-weights", help="Learn the weights of the losses.")
-    ] = False,
+        bool | None, typer.Option(help="Learn the weights of the losses.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of products: auto, float32 or bfloat16.")
+    ] = None,
     seed: Annotated[
         list[int] | None, typer.Option(help="Repeat for several checkpoints, FOLDER/seed-N.")
     ] = None,
     explained_bars: Annotated[
-        int, typer.Option(min=500, help="Bars of calibration and test to explain.")
-    ] = 120_000,
-    threads: ThreadsOption = 2,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+        int | None, typer.Option(min=500, help="Bars of calibration and test to explain.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Take up an unfinished fit.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Fit a network on candles, judge it on untouched time, and write it with its card.
 
-    The calendar is cut once for all files: training, validation, calibration, untouched. Give the
-    three dates, or none for shares of 65, 10 and 10 % of the bars.
+    Options lie over the recipe, the recipe over the network's own defaults, which --print-recipe
+    shows. The calendar is cut once for all files: training, validation, calibration, untouched.
+    Give the three dates, or none for shares of 65, 10 and 10 % of the bars.
     """
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.training.boosting import BoostingOptions
-    from tracepaper.replay.training.fit import FitOptions
-    from tracepaper.replay.training.pipeline import Material, Recipe, compare_seeds, use_threads
-    from tracepaper.replay.training.rowwise import RowRecipe
-    from tracepaper.strategies.networks.flash import FlashConfig
+    given: dict[str, dict[str, Any]] = {
+        "model": {"kind": network, "name": name},
+        "architecture": {
+            "horizons": None if horizons is None else _numbers(horizons),
+            "window": window,
+            "layers": layers,
+            "dim": dim,
+            "heads": heads,
+            "encoding": encoding,
+            "mask": mask,
+            "norm": norm,
+            "factor": factor,
+            "distil": distil,
+            "dropout": dropout,
+            "checkpointing": checkpointing,
+            "quantiles": None if quantiles is None else _shares(quantiles),
+            "allocation": allocation,
+        },
+        "training": {
+            "steps": steps,
+            "length": length,
+            "batch": batch,
+            "windows": windows,
+            "accumulate": accumulate,
+            "learning_rate": learning_rate,
+            "learned_weights": learned_weights,
+            "precision": precision,
+            "explained_bars": explained_bars,
+            "threads": threads,
+            "device": device,
+        },
+        "calibration": {"horizon": gate_horizon},
+        "split": {**_dates(train_until, validate_until, calibrate_until)},
+    }
+    chosen = _recipes(recipe, given, seed)
+    if print_recipe:
+        typer.echo(chosen[0].text(), nl=False)
+        return
+    _train(chosen, *_required(data, out), resume=resume, as_json=json)
 
-    _refuse_unknown(network)
-    use_threads(threads)
-    ahead = _numbers(horizons)
-    config = FlashConfig(
-        dim=dim,
-        layers=layers,
-        heads=heads,
-        window=window,
-        horizons=ahead,
-        encoding=encoding,
-        dropout=dropout,
-        quantiles=_shares(quantiles),
-        allocation=allocation,
-    )
-    split = _split(train_until, validate_until, calibrate_until, max(ahead))
-    material = Material.read(data, split, ahead)
-    seeds = seed or [0]
-    folders = [out] if len(seeds) == 1 else [out / f"seed-{number}" for number in seeds]
-    made: list[Checkpoint] = []
-    for number, folder in zip(seeds, folders, strict=True):
-        created = SystemClock().wall_ms()
-        if network != NETWORK:
-            known_as = name or out.name
-            gates = (gate_horizon, created, explained_bars)
-            made.append(
-                _fit_rows(
-                    material,
-                    RowRecipe(known_as, network, *gates, BoostingOptions(seed=number), threads),
-                    folder,
-                )
-            )
-            continue
-        options = FitOptions(
-            steps=steps,
-            batch=batch,
-            length=length,
-            accumulate=accumulate,
-            learning_rate=learning_rate,
-            learned_weights=learned_weights,
-            seed=number,
-        )
-        recipe = Recipe(
-            name or out.name, config, options, gate_horizon, created, explained_bars, device
-        )
-        made.append(_fit(material, recipe, folder, resume=resume))
-    if len(seeds) > 1 and network == NETWORK:
+
+def _required(data: list[str] | None, out: Path | None) -> tuple[list[str], Path]:
+    """Return both; raise ``ConfigInvalid`` where one is missing."""
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    if not data or out is None:
+        missing = "--out FOLDER" if data else "--data PATH"
+        raise ConfigInvalid(f"{missing} is missing; give it, or --print-recipe alone.")
+    return data, out
+
+
+def _recipes(
+    file: Path | None, given: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] | None
+) -> list[Recipe]:
+    """Return the recipe of each seed: what is *given*, over *file*, over the defaults."""
+    from tracepaper.replay.training.recipe import Recipe, over, read_recipe
+
+    document = {} if file is None else read_recipe(file)
+    said = {
+        name: {key: value for key, value in section.items() if value is not None}
+        for name, section in given.items()
+    }
+    document = over(document, {name: section for name, section in said.items() if section})
+    if not seeds:
+        return [Recipe.of(document)]
+    return [Recipe.of(over(document, {"training": {"seed": seed}})) for seed in seeds]
+
+
+def _train(
+    recipes: Sequence[Recipe], data: list[str], out: Path, *, resume: bool, as_json: bool
+) -> None:
+    """Train and write a checkpoint of each recipe; they differ in their seeds alone."""
+    from tracepaper.replay.training.pipeline import Material, compare_seeds, use_threads
+
+    first = recipes[0]
+    use_threads(first.threads)
+    horizons = first.config.horizons
+    split = _split(first.split or {}, max(horizons))
+    material = Material.read(data, split, horizons, first.schema_id)
+    folders = [out]
+    if len(recipes) > 1:
+        folders = [out / f"seed-{recipe.options.seed}" for recipe in recipes]
+    made = [
+        _fit(material, recipe, folder, resume=resume)
+        for recipe, folder in zip(recipes, folders, strict=True)
+    ]
+    if len(recipes) > 1:
         made = compare_seeds(folders)
     documents = [
         {"folder": str(folder), "id": found.id, "card": found.card}
         for folder, found in zip(folders, made, strict=True)
     ]
-    if json:
+    if as_json:
         print_json(documents[0] if len(documents) == 1 else {"checkpoints": documents})
         return
     for folder, found in zip(folders, made, strict=True):
@@ -149,27 +214,20 @@ def train(
 
 
 def _fit(material: Material, recipe: Recipe, folder: Path, *, resume: bool) -> Checkpoint:
+    from tracepaper.daemon.clock import SystemClock
     from tracepaper.replay.training.pipeline import train as fit
     from tracepaper.replay.training.show import FitView
 
     with FitView(recipe.options.steps) as view:
-        return fit(material, recipe, folder, observe=view.observe, say=view.say, resume=resume)
-
-
-def _fit_rows(material: Material, recipe: RowRecipe, folder: Path) -> Checkpoint:
-    from rich.console import Console
-
-    from tracepaper.replay.training.rowwise import train_rows
-
-    return train_rows(material, recipe, folder, say=Console(stderr=True).print)
-
-
-def _refuse_unknown(network: str) -> None:
-    from tracepaper.strategies.errors import ConfigInvalid
-    from tracepaper.strategies.forecasters.row_models import ROW_KINDS
-
-    if network not in (known := (NETWORK, *ROW_KINDS)):
-        raise ConfigInvalid(f"--network is {network!r}; choose one of: {', '.join(known)}.")
+        return fit(
+            material,
+            recipe,
+            folder,
+            created_ms=SystemClock().wall_ms(),
+            observe=view.observe,
+            say=view.say,
+            resume=resume,
+        )
 
 
 def _print(folder: Path, found: Checkpoint) -> None:
@@ -199,21 +257,32 @@ def _shares(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def _split(
-    train_until: str | None,
-    validate_until: str | None,
-    calibrate_until: str | None,
-    embargo_bars: int,
-) -> Callable[[Sequence[Segment]], Split]:
-    from tracepaper.replay.training.series import Split, by_shares, date_ms
+def _dates(
+    train_until: str | None, validate_until: str | None, calibrate_until: str | None
+) -> dict[str, str]:
+    """Return the dates by the keys of a card; raise ``ConfigInvalid`` for some without others."""
     from tracepaper.strategies.errors import ConfigInvalid
 
-    dates = [text for text in (train_until, validate_until, calibrate_until) if text is not None]
-    if not dates:
-        return lambda segments: by_shares(segments, embargo_bars=embargo_bars, shares=SHARES)
-    if len(dates) < len(SHARES):
+    names = ("train_until", "validation_until", "calibration_until")
+    dates = dict(zip(names, (train_until, validate_until, calibrate_until), strict=True))
+    said = {name: date for name, date in dates.items() if date is not None}
+    if said and len(said) < len(names):
         raise ConfigInvalid(
             "Give all three of --train-until, --validate-until and --calibrate-until, or none."
         )
-    first, second, third = map(date_ms, dates)
-    return lambda _: Split(first, second, third, embargo_bars)
+    return said
+
+
+def _split(
+    section: Mapping[str, Any], longest_horizon: int
+) -> Callable[[Sequence[Segment]], Split]:
+    from tracepaper.replay.training.series import Split, by_shares, date_ms
+
+    embargo = int(section.get("embargo_bars", longest_horizon))
+    if "train_until" not in section:
+        return lambda segments: by_shares(segments, embargo_bars=embargo, shares=SHARES)
+    first, second, third = (
+        date_ms(str(section.get(name)))
+        for name in ("train_until", "validation_until", "calibration_until")
+    )
+    return lambda _: Split(first, second, third, embargo)

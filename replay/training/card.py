@@ -7,8 +7,7 @@ The rules are docs/models.md, L7 and L14.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from statistics import fmean, stdev
 from typing import Any, Final
@@ -18,15 +17,15 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from tracepaper.replay.training.fit import FitOptions
+from tracepaper.replay.training.fit import Progress
 from tracepaper.replay.training.losses import LOSSES
+from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.samples import FLAT_BAND, VARIANCE_FLOOR
 from tracepaper.replay.training.series import Split, TrainingFile, iso
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.gates import GATES, GateInputs
-from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types import Forecast
 
 RECENT_MASS: Final = "recent_mass"
@@ -76,16 +75,20 @@ def rounded(value: float) -> float:
     return float(f"{value:.7g}")
 
 
-def measures(forecasts: Sequence[Forecast], *, horizon: int, slope: float) -> Mapping[str, Array]:
-    """Return every calibrated gate's measure of explained *forecasts*, by its name on the card.
+def measures(
+    forecasts: Sequence[Forecast], *, given: Collection[str], horizon: int, slope: float
+) -> Mapping[str, Array]:
+    """Return the measure of every calibrated gate that needs what is *given*, by its card's name.
 
-    ``edge`` is taken at ``ROUND_TRIP_COST``.
+    *given* are the measures of the forecaster; ``edge`` is taken at ``ROUND_TRIP_COST``.
     """
-    gates = [gate for gate in GATES.values() if gate.calibrated_as]
-    names = (*(gate.calibrated_as for gate in gates), RECENT_MASS)
+    gates = [gate for gate in GATES.values() if gate.calibrated_as and gate.needs <= set(given)]
+    names = [gate.calibrated_as for gate in gates]
+    names += [RECENT_MASS] if RECENT_MASS in given else []
     rows = []
     for forecast in forecasts:
-        if (explanation := forecast.explanation) is None:
+        explanation = forecast.explanation
+        if explanation is None and RECENT_MASS in given:
             raise DataInvalid("A forecast has no explanation; calibrate an explaining forecaster.")
         seen = GateInputs(
             forecast=forecast,
@@ -94,7 +97,10 @@ def measures(forecasts: Sequence[Forecast], *, horizon: int, slope: float) -> Ma
             slope=slope,
             round_trip_cost=ROUND_TRIP_COST,
         )
-        rows.append((*(gate.measure(seen) for gate in gates), explanation.recent_mass))
+        row = [gate.measure(seen) for gate in gates]
+        if explanation is not None:
+            row.append(explanation.recent_mass)
+        rows.append(row)
     columns = np.array(rows, dtype=np.float64).reshape(-1, len(names)).T
     return dict(zip(names, columns, strict=True))
 
@@ -104,21 +110,14 @@ REGIMES: Final = (
     "MOMENTUM and MEAN_REVERSION say that attention lies on recent or on distant bars; the names"
     " are the literature's and predict no momentum in returns."
 )
+NO_ATTENTION: Final = "It has no attention: nothing is said of entropy, shift and regimes."
 _OVER_SEEDS: Final = ("sign_accuracy", "ic", "rank_ic", "r_squared", "qlike")
 _LIBRARIES: Final = ("torch", "numpy", "scipy", "safetensors", "tracepaper")
 
 
-def model_section(name: str, created_ms: int) -> dict[str, object]:
+def model_section(kind: str, name: str, created_ms: int) -> dict[str, object]:
     """Return ``[model]``; the store adds id and SHA-256."""
-    return {"kind": "flash", "name": name, "created": iso(created_ms), "notice": NOTICE}
-
-
-def architecture_section(config: FlashConfig) -> dict[str, object]:
-    """Return ``[architecture]``: every field of the configuration."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in asdict(config).items()
-    }
+    return {"kind": kind, "name": name, "created": iso(created_ms), "notice": NOTICE}
 
 
 def features_section(schema: FeatureSchema) -> dict[str, object]:
@@ -162,11 +161,13 @@ def split_section(split: Split) -> dict[str, object]:
     }
 
 
-def training_section(options: FitOptions, *, best_step: int, bars: int) -> dict[str, object]:
-    """Return ``[training]``: what repeats this fit."""
+def training_section(recipe: Recipe, progress: Progress, *, bars: int) -> dict[str, object]:
+    """Return ``[training]``: what repeats this fit, and how it went."""
+    chosen: dict[str, object] = recipe.document()["training"]
     return {
-        **asdict(options),
-        "best_step": best_step,
+        **chosen,
+        "best_step": progress.best_step,
+        "last_step": progress.step,
         "bars": bars,
         "flat_band": FLAT_BAND,
         "variance_floor": VARIANCE_FLOOR,
@@ -181,7 +182,8 @@ def versions_section() -> dict[str, object]:
 
 def sentences(figures: Mapping[str, Any], gates: Mapping[str, Any], *, horizon: int) -> list[str]:
     """Return what an honest reader must know, in words that follow from the figures."""
-    lines = [NOTICE, REGIMES]
+    surest = gates["selective"].get("entropy_confidence")
+    lines = [NOTICE, NO_ATTENTION if surest is None else REGIMES]
     main = figures[str(horizon)]
     accuracy, error = main["sign_accuracy"]["network"]
     lines.append(
@@ -195,13 +197,13 @@ def sentences(figures: Mapping[str, Any], gates: Mapping[str, Any], *, horizon: 
         f"Its volatility at {horizon} bars is {word} than the best baseline's"
         f" (QLIKE {ours:.3f} against {best[0]:.3f} of {best[1]})."
     )
-    gained = gates["selective"]["entropy_confidence"]["gained"][2]
-    noise = gates["selective"]["entropy_confidence"]["error"][2]
-    verb = "beat" if gained > 2 * noise else "did not beat"
-    lines.append(
-        f"The entropy gate {verb} a random gate on the surest tenth of bars: accuracy changed by"
-        f" {100 * gained:+.1f} points (± {100 * noise:.1f})."
-    )
+    if surest is not None:
+        gained, noise = surest["gained"][2], surest["error"][2]
+        verb = "beat" if gained > 2 * noise else "did not beat"
+        lines.append(
+            f"The entropy gate {verb} a random gate on the surest tenth of bars: accuracy changed"
+            f" by {100 * gained:+.1f} points (± {100 * noise:.1f})."
+        )
     lines.append(_edge(gates["traded"]["edge"]))
     return lines
 

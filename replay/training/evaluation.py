@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.baselines import (
@@ -20,12 +20,23 @@ from tracepaper.replay.training.baselines import (
     past_variances,
 )
 from tracepaper.replay.training.figures import DailyEstimate
-from tracepaper.replay.training.samples import NO_LABEL, VARIANCE_FLOOR, Samples
+from tracepaper.replay.training.samples import (
+    NO_LABEL,
+    VARIANCE_FLOOR,
+    Samples,
+    first_position,
+)
+from tracepaper.replay.training.series import Segment
+from tracepaper.replay.training.windows import windowed_rows
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.heads import Outputs
 
 _CHUNK_ROWS: Final = 8_192  # rows answered at once; bounds memory
+WINDOWS_JUDGED: Final = 20_000
+"""Bars of a part that a network of whole windows is judged on: each costs a pass."""
 
 
 @dataclass(frozen=True)
@@ -49,30 +60,61 @@ def joined(parts: list[Predictions]) -> Predictions:
     return Predictions(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
 
-def predict(
-    network: nn.Module, values: NDArray[np.float32], *, start: int, stop: int, context: int
-) -> Predictions:
-    """Return the outputs of rows *start* until *stop* of [time, feature] *values*.
+def predict(network: Network, segment: Segment, rows: NDArray[np.int64]) -> Predictions:
+    """Return the outputs at *rows* (ascending) of *segment*, which has features there.
 
-    Every row sees the *context* rows that end at it, or all there are; leaves the network in
-    evaluation mode.
+    Each row sees the receptive field that ends at it, or all there is of it; before that a network
+    of whole windows is given zeros, which are neutral. Leaves it in evaluation mode.
     """
     network.eval()
-    parts = []
-    device = next(network.parameters()).device
+    if not len(rows):
+        raise DataInvalid("There is no bar to forecast; give longer candles.")
+    answered = _by_row if network.answers_every_row else _by_window
     with torch.inference_mode():
-        for first in range(start, stop, _CHUNK_ROWS):
-            last = min(first + _CHUNK_ROWS, stop)
-            seen = max(first - context + 1, 0)
-            rows = torch.from_numpy(values[seen:last]).to(device)[None]
-            outputs: Outputs = network(rows)
-            parts.append(_arrays(outputs, first - seen))
-    return joined(parts)
+        return joined([_arrays(outputs) for outputs in answered(network, segment, rows)])
 
 
-def _arrays(outputs: Outputs, skipped: int) -> Predictions:
+def _by_row(network: Network, segment: Segment, rows: NDArray[np.int64]) -> Iterator[Outputs]:
+    """Yield the outputs of chunks of *rows*, each of one pass over all bars between."""
+    place = network.device
+    for first in range(int(rows[0]), int(rows[-1]) + 1, _CHUNK_ROWS):
+        chosen = rows[(rows >= first) & (rows < first + _CHUNK_ROWS)]
+        if not len(chosen):
+            continue
+        seen = max(first - network.config.receptive_field + 1, segment.first)
+        x = torch.from_numpy(segment.values[seen : int(chosen[-1]) + 1]).to(place)[None]
+        positions = first_position(segment, seen) + torch.arange(x.shape[1], device=place)
+        outputs: Outputs = network(x, positions)
+        at = torch.from_numpy(chosen - seen).to(place)
+        yield Outputs._make(None if part is None else part[0, at] for part in outputs)
+
+
+def _by_window(network: Network, segment: Segment, rows: NDArray[np.int64]) -> Iterator[Outputs]:
+    """Yield the outputs of batches of *rows*, each of its own window."""
+    window, place = network.config.window, network.device
+    batch = max(_CHUNK_ROWS // window, 1)
+    for start in range(0, len(rows), batch):
+        chosen = rows[start : start + batch].tolist()
+        x = np.zeros((len(chosen), window, segment.values.shape[1]), dtype=np.float32)
+        for own, row in zip(x, chosen, strict=True):
+            known = segment.values[max(row - window + 1, segment.first) : row + 1]
+            own[window - len(known) :] = known
+        firsts = torch.tensor([first_position(segment, row) - window + 1 for row in chosen])
+        positions = firsts[:, None] + torch.arange(window)
+        outputs: Outputs = network(torch.from_numpy(x).to(place), positions.to(place))
+        yield outputs.map(lambda part: part[:, -1])
+
+
+def thinned(rows: NDArray[np.int64], total: int, network: Network) -> NDArray[np.int64]:
+    """Return *rows*, of *total* in a part; evenly fewer where each costs a whole window."""
+    if network.answers_every_row:
+        return rows
+    return rows[:: -(-total // WINDOWS_JUDGED)]
+
+
+def _arrays(outputs: Outputs) -> Predictions:
     def array(tensor: Tensor) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = tensor[0, skipped:].float().cpu().numpy()
+        found: NDArray[np.float32] = tensor.float().cpu().numpy()
         return found
 
     return Predictions(
@@ -119,24 +161,19 @@ def fit_baselines(training: Sequence[Samples]) -> dict[str, Answer]:
 
 
 def answer(
-    network: nn.Module, part: Sequence[Samples], *, context: int
+    network: Network, part: Sequence[Samples]
 ) -> list[tuple[Samples, NDArray[np.int64], Predictions]]:
-    """Return (samples, rows, predictions) of every segment's labelled rows with a full context."""
+    """Return (samples, rows, predictions) of every segment's labelled rows with a full context.
+
+    Of a network that takes a pass for each row no more than ``WINDOWS_JUDGED``, evenly spread.
+    """
+    context = network.config.receptive_field
+    labelled = [windowed_rows(samples, context) for samples in part]
+    total = sum(map(len, labelled))
     found = []
-    for samples in part:
-        rows = np.flatnonzero(samples.weights.any(axis=1))
-        rows = rows[rows >= samples.segment.first + context - 1]
-        if not len(rows):
-            continue
-        start, stop, offset = int(rows[0]), int(rows[-1]) + 1, samples.segment.first
-        predictions = predict(
-            network,
-            samples.segment.values[offset:],
-            start=start - offset,
-            stop=stop - offset,
-            context=context,
-        )
-        found.append((samples, rows, predictions.rows(rows - start)))
+    for samples, every in zip(part, labelled, strict=True):
+        if len(rows := thinned(every, total, network)):
+            found.append((samples, rows, predict(network, samples.segment, rows)))
     return found
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -100,12 +101,16 @@ def explain(
             continue
         start, stop = int(labelled[0]) - forecaster.context + 1, int(labelled[-1]) + 1
         forecaster.warm(samples.segment.candles.instrument, [])
-        answers = forecaster.scan(bars_of(samples.segment, start, stop))
+        known_bars = bars_of(samples.segment, start, stop)
+        scan = forecaster.scan if forecaster.causal else partial(map, forecaster.step)
+        answers = list(scan(known_bars))
         chosen = [answers[row - start] for row in labelled.tolist()]
         known = [forecast for forecast in chosen if forecast is not None]
         if len(known) != len(chosen):
             raise DataInvalid("A bar with a full context has no forecast; check the checkpoint.")
-        columns = _row_columns(samples.segment, labelled, known, horizon, slope)
+        columns = _row_columns(
+            samples.segment, labelled, known, forecaster.measures, horizon=horizon, slope=slope
+        )
         apart = rows[-1]["place"][-1] + horizon + 1 if rows else 0.0
         rows.append(columns | {"place": labelled - labelled[0] + apart})
     if not rows:
@@ -122,6 +127,8 @@ def _row_columns(
     segment: Segment,
     rows: NDArray[np.int64],
     forecasts: Sequence[Forecast],
+    given: Collection[str],
+    *,
     horizon: int,
     slope: float,
 ) -> dict[str, Array]:
@@ -136,17 +143,18 @@ def _row_columns(
         "stdev": np.array([forecast.stdev_return[at] for forecast in forecasts]),
         "margin": np.abs(up - down) / (up + down),
         "volatility": np.array([forecast.volatility[at] for forecast in forecasts]),
-        **measures(forecasts, horizon=horizon, slope=slope),
+        **measures(forecasts, given=given, horizon=horizon, slope=slope),
     }
 
 
 def selective(found: ExplainedRows) -> dict[str, Any]:
     """Return the accuracy gained by each gate's measure at equal coverage, and their areas."""
     hit = (np.sign(found.mean) == np.sign(found.value)).astype(np.float64)
+    entropy = found.measures.get("confidence")
     return table(
         hit,
         {
-            "entropy_confidence": found.measures["confidence"],
+            **({} if entropy is None else {"entropy_confidence": entropy}),
             "margin": found.margin,
             "mean_over_stdev": np.abs(found.mean) / found.stdev,
             "predicted_calm": -found.volatility,

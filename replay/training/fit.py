@@ -3,15 +3,15 @@
 A head here is one (task, horizon) pair. Its validation gain over the best constant answer is
 measured in units of that loss's noise (``scores``), so that the longest horizon weighs no more
 than any other. A head that has stopped improving no longer pulls at the trunk. Judged and kept are
-weights averaged over the last steps, those of the best mean over heads.
+weights averaged over the last steps, those of the best mean over heads. A network that answers
+every row learns from long chunks, any other from single windows.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import pickle
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tracepaper.replay.training import state as states
 from tracepaper.replay.training.losses import (
     LOSSES,
     Constants,
@@ -32,17 +33,23 @@ from tracepaper.replay.training.losses import (
     head_scores,
 )
 from tracepaper.replay.training.samples import Batch, Chunks, Samples
-from tracepaper.strategies.errors import CheckpointMismatch, InvariantBroken
+from tracepaper.replay.training.windows import Windows
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.networks.architecture import Network
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How long and how to fit; ``accumulate`` batches make one step of the optimiser."""
+    """How long and how to fit; ``accumulate`` batches make one step of the optimiser.
+
+    A batch is *batch* chunks of *length* bars, or *windows* single windows.
+    """
 
     steps: int = 400
     batch: int = 2
     length: int = 4_352
+    windows: int = 64
     accumulate: int = 1
     learning_rate: float = 8e-4
     weight_decay: float = 0.1
@@ -54,7 +61,32 @@ class FitOptions:
     learned_weights: bool = False
     price_weight: float = 0.5  # of return and direction, where volatility has 1
     uniqueness_power: float = 0.5  # and these by (first horizon ÷ horizon) ** power
+    precision: str = "auto"  # of products: bfloat16 on CUDA, float32 on the CPU; or one of both
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be fitted with, with one sentence each."""
+        for name in _COUNTS:
+            if (value := getattr(self, name)) < 1:
+                raise ConfigInvalid(f"training.{name} is {value}; it must be at least 1.")
+        for name in _SHARES:
+            if not 0.0 <= (value := getattr(self, name)) < 1.0:
+                raise ConfigInvalid(
+                    f"training.{name} is {value}; it must be at least 0 and below 1."
+                )
+        if not 0.0 < self.learning_rate < math.inf or not self.clip > 0.0:
+            raise ConfigInvalid("training.learning_rate and training.clip must be above 0.")
+        if self.precision not in PRECISIONS:
+            raise ConfigInvalid(
+                f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}."
+            )
+
+
+_COUNTS: Final = (
+    "steps", "batch", "length", "windows", "accumulate", "validate_every", "patience"
+)  # fmt: skip
+_SHARES: Final = ("warm_up", "average")
+PRECISIONS: Final = ("auto", "float32", "bfloat16")
 
 
 @dataclass
@@ -63,6 +95,7 @@ class Progress:
 
     step: int = 0
     steps: int = 0
+    bars: int = 0  # labelled bars that were learnt from, those of every epoch counted
     training_loss: float = math.nan
     losses: list[list[float]] = field(default_factory=list)  # validation, [task][horizon]
     scores: list[list[float]] = field(default_factory=list)  # gains in units of noise
@@ -70,6 +103,7 @@ class Progress:
     best_score: float = -math.inf
     validated: bool = False
     improved: bool = False
+    stopped: str = ""  # why it ended before its time, in words; empty where it did not
 
 
 def learning_rate(step: int, options: FitOptions) -> float:
@@ -93,27 +127,25 @@ def loss_shares(horizons: Sequence[int], options: FitOptions) -> Array:
     return np.stack([share if each.is_price else even for each in LOSSES.values()])
 
 
-STATE_NAME: Final = "training.pt"
-
-
 Observe = Callable[[Progress], None]
 
 
 class Fit:
     """One fitting of *network*; ``run`` goes from the last saved state to the end.
 
-    ``best`` holds the weights of the best mean score so far.
+    ``best`` holds the weights of the best mean score so far. *about* says what is fitted to what: a
+    state of something else is not taken up.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         training: Sequence[Samples],
         validation: Sequence[Samples],
         options: FitOptions,
         *,
-        context: int,
         folder: Path,
+        about: Mapping[str, Any],
         levels: tuple[float, ...] = (),
     ) -> None:
         self.options = options
@@ -121,13 +153,11 @@ class Fit:
         self.best: dict[str, Tensor] = {}
         self._network = network
         self._validation = validation
-        self._context = context
-        self._folder = folder
+        self._path = folder / states.STATE_NAME
+        self._about = {"options": asdict(options), **about}
         self._levels = levels
         self._constant: Constants = constants(training, seed=options.seed)
-        self._chunks = Chunks(
-            training, length=options.length, batch=options.batch, seed=options.seed
-        )
+        self._batches = batches_for(network, training, options)
         horizons = training[0].weights.shape[1]
         self._weights = TaskWeights(horizons, learned=options.learned_weights)
         self._shares = loss_shares(training[0].horizons, options)
@@ -137,17 +167,26 @@ class Fit:
         self._best_heads = np.full((len(LOSSES), horizons), -np.inf)
         self._waited = np.zeros((len(LOSSES), horizons), dtype=np.int64)
         self._optimiser = torch.optim.AdamW(_groups(network, self._weights, options))
-        self._device = next(network.parameters()).device
+        self._device = network.device
         self._weights.to(self._device)
+        self._random: dict[str, Tensor] = {}
 
     def run(self, observe: Observe) -> None:
-        """Fit until the steps are done or every head has stopped; raise on a non-finite loss."""
+        """Fit until the steps are done or every head has stopped.
+
+        Where a loss or a gradient is not finite it stops and says so in ``progress.stopped``; the
+        weights of that step are thrown away. Raises ``InvariantBroken`` if none were good before.
+        """
         progress, options = self.progress, self.options
-        # A resumed fit must not draw the dropout of its first steps again.
-        torch.manual_seed(options.seed + progress.step)
-        batches = self._chunks.stream(progress.step * options.accumulate)
+        self._draw_on()
+        batches = self._batches.stream(progress.step * options.accumulate)
         while progress.step < options.steps and self._active().any():
-            progress.training_loss = self._step(batches)
+            loss = self._step(batches)
+            if not math.isfinite(loss):
+                self._stop(loss)
+                observe(progress)
+                return
+            progress.training_loss = loss
             progress.step += 1
             last = progress.step == options.steps
             progress.validated = last or progress.step % options.validate_every == 0
@@ -156,36 +195,56 @@ class Fit:
                 self.save()
             observe(progress)
 
+    def _draw_on(self) -> None:
+        """Draw dropout from where the saved state left off, or from the seed."""
+        if "cpu" not in self._random:
+            torch.manual_seed(self.options.seed)
+            return
+        torch.set_rng_state(self._random["cpu"])
+        if "cuda" in self._random and self._device.type == "cuda":
+            torch.cuda.set_rng_state(self._random["cuda"], self._device)
+
+    def _stop(self, loss: float) -> None:
+        step, best = self.progress.step + 1, self.progress.best_step
+        reason = f"The training loss or its gradient was not finite ({loss}) at step {step}"
+        if not self.best:
+            raise InvariantBroken(f"{reason}, and no weights were good before; lower the rate.")
+        self.progress.stopped = f"{reason}; kept are the weights of step {best}."
+
     def _step(self, batches: Iterator[Batch]) -> float:
-        """Make one step of the optimiser; return its mean loss over active heads."""
+        """Make one step of the optimiser; return its mean loss over active heads.
+
+        Where that or the gradient is not finite the weights stay as they were.
+        """
         self._network.train()
         rate = learning_rate(self.progress.step, self.options)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         active = torch.from_numpy(self._active() * self._shares).float().to(self._device)
         self._optimiser.zero_grad(set_to_none=True)
-        total = 0.0
+        total, bars = 0.0, 0
         for _ in range(self.options.accumulate):
-            each = self._losses(next(batches))
+            batch = next(batches)
+            bars += int((batch.weights > 0).any(-1).sum())
+            each = self._losses(batch)
             loss = self._weights(each, active) / self.options.accumulate
             loss.backward()
             total += float((each.detach() * active).sum() / active.sum())
-        if not math.isfinite(total):
-            raise InvariantBroken(
-                f"The training loss became {total} at step {self.progress.step};"
-                " lower --learning-rate."
-            )
-        nn.utils.clip_grad_norm_(self._network.parameters(), self.options.clip)
+        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.options.clip)
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            return math.nan if math.isfinite(total) else total
         self._optimiser.step()
         self._averaged.update_parameters(self._network)
+        self.progress.bars += bars
         return total / self.options.accumulate
 
     def _losses(self, batch: Batch) -> Tensor:
-        """Return [task, horizon] losses of one batch; bfloat16 on CUDA, float32 on the CPU."""
+        """Return [task, horizon] losses of one batch; weights and losses are float32."""
         device = self._device
         weights = batch.weights.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            outputs = self._network(batch.values.to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
+            outputs = self._network(batch.values.to(device), batch.positions.to(device))
+        outputs = outputs.map(lambda part: part[:, -weights.shape[1] :])  # a window's last bar
         each = elementwise(
             as_float32(outputs),
             {name: label.to(device) for name, label in batch.labels.items()},
@@ -194,13 +253,21 @@ class Fit:
         )
         return averaged(each, weights)
 
+    @property
+    def _is_half(self) -> bool:
+        """Whether products are taken in bfloat16."""
+        if self.options.precision == "auto":
+            return self._device.type == "cuda"
+        return self.options.precision == "bfloat16"
+
     def _active(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         return np.asarray(self._waited < self.options.patience)
 
     def _validate(self) -> None:
         """Score every head, stop those that no longer improve, keep the best weights."""
         judged = self._averaged.module
-        losses, scores = head_scores(judged, self._validation, self._constant, self._context)
+        assert isinstance(judged, Network)
+        losses, scores = head_scores(judged, self._validation, self._constant)
         self._learn(scores)
         mean = float(scores.mean())
         progress = self.progress
@@ -220,50 +287,65 @@ class Fit:
         self._waited = np.where(better & ~stopped, 0, self._waited + 1)
 
     def save(self) -> None:
-        """Write the whole state beside the checkpoint, by a rename, so that it is never half."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "options": asdict(self.options),
+        """Write the whole state beside the checkpoint; see ``state.write``."""
+        optimiser = self._optimiser.state_dict()["state"]
+        moments = {f"{at}/{name}": t for at, own in optimiser.items() for name, t in own.items()}
+        random = {"cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self._device)
+        tensors = {
+            **states.under("network", self._network.state_dict()),
+            **states.under("averaged", self._averaged.state_dict()),
+            **states.under("best", self.best),
+            **states.under("weights", self._weights.state_dict()),
+            **states.under("optimiser", moments),
+            **states.under("random", random),
+        }
+        facts = {
+            "about": self._about,
             "progress": asdict(self.progress),
-            "network": self._network.state_dict(),
-            "averaged": self._averaged.state_dict(),
-            "best": self.best,
-            "weights": self._weights.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
             "best_heads": self._best_heads.tolist(),
             "waited": self._waited.tolist(),
         }
-        part = self._folder / (STATE_NAME + ".part")
-        torch.save(state, part)
-        part.replace(self._folder / STATE_NAME)
+        states.write(self._path, tensors, facts)
 
     def resume(self) -> bool:
-        """Take up the state in the folder, if there is one; raise where its options differ."""
-        path = self._folder / STATE_NAME
-        if not path.exists():
+        """Take up the state in the folder, if there is one; raise where it is of another fit."""
+        if not self._path.exists():
             return False
-        try:
-            # Anything but the archive that ``save`` writes would be taken for an old pickle.
-            state = torch.load(path, weights_only=True) if zipfile.is_zipfile(path) else {}
-        except (pickle.UnpicklingError, RuntimeError):
-            state = {}
-        if "options" not in state:
-            raise CheckpointMismatch(
-                f"{path} is not the state of a fit; delete it and start again."
-            )
-        if state["options"] != asdict(self.options):
-            raise CheckpointMismatch(
-                f"{path.name} was written with other options; repeat those, or delete it."
-            )
-        self.progress = Progress(**state["progress"])
-        self.best = state["best"]
-        self._network.load_state_dict(state["network"])
-        self._averaged.load_state_dict(state["averaged"])
-        self._weights.load_state_dict(state["weights"])
-        self._optimiser.load_state_dict(state["optimiser"])
-        self._best_heads = np.array(state["best_heads"])
-        self._waited = np.array(state["waited"])
+        tensors, facts = states.read(self._path)
+        # What is compared went through JSON, in which tuples are lists.
+        wanted = json.loads(json.dumps(self._about))
+        for name in sorted({*wanted, *facts["about"]}):
+            if facts["about"].get(name) != wanted.get(name):
+                raise CheckpointMismatch(
+                    f"{self._path} was written with other {name}; repeat those, or delete it."
+                )
+        self.progress = Progress(**facts["progress"])
+        self.best = states.of("best", tensors)
+        self._network.load_state_dict(states.of("network", tensors))
+        self._averaged.load_state_dict(states.of("averaged", tensors))
+        self._weights.load_state_dict(states.of("weights", tensors))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in states.of("optimiser", tensors).items():
+            at, _, kind = name.partition("/")
+            moments.setdefault(int(at), {})[kind] = tensor
+        groups = self._optimiser.state_dict()["param_groups"]
+        self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self._best_heads = np.array(facts["best_heads"])
+        self._waited = np.array(facts["waited"])
+        self._random = states.of("random", tensors)
         return True
+
+
+def batches_for(
+    network: Network, training: Sequence[Samples], options: FitOptions
+) -> Chunks | Windows:
+    """Return what *network* learns from: chunks if it answers every row, else single windows."""
+    if network.answers_every_row:
+        return Chunks(training, length=options.length, batch=options.batch, seed=options.seed)
+    window = network.config.window
+    return Windows(training, window=window, batch=options.windows, seed=options.seed)
 
 
 def _groups(network: nn.Module, weights: TaskWeights, options: FitOptions) -> list[dict[str, Any]]:

@@ -19,11 +19,12 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracepaper.replay.training.evaluation import Predictions, predict
+from tracepaper.replay.training.evaluation import Predictions, predict, thinned
 from tracepaper.replay.training.samples import LABELS, NO_LABEL, VARIANCE_FLOOR, Samples
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.heads import Outputs
 
 Labelled = Mapping[str, Tensor]
@@ -220,27 +221,22 @@ def answer(found: Constants) -> Outputs:
 
 
 def head_scores(
-    network: nn.Module, validation: Sequence[Samples], constant: Constants, context: int
+    network: Network, validation: Sequence[Samples], constant: Constants
 ) -> tuple[Array, Array]:
     """Return [task, horizon] mean losses, and their gains over *constant* in units of its noise.
 
     Days are calendar days across all segments, since they share one market.
     """
     mine, reference, weight, day = [], [], [], []
-    for samples in validation:
-        rows = np.flatnonzero(samples.weights.any(axis=1))
-        span = slice(int(rows[0]), int(rows[-1]) + 1)
-        found = predict(
-            network,
-            samples.segment.values[samples.start :],
-            start=span.start - samples.start,
-            stop=span.stop - samples.start,
-            context=context,
-        )
-        mine.append(_elementwise(outputs_of(found), samples, span))
-        reference.append(_elementwise(answer(constant), samples, span))
-        weight.append(samples.weights[span])
-        day.append(samples.segment.open_time_ms[span] // DAY_MS)
+    labelled = [np.flatnonzero(samples.weights.any(axis=1)) for samples in validation]
+    total = sum(map(len, labelled))
+    for samples, every in zip(validation, labelled, strict=True):
+        rows = thinned(every, total, network)
+        found = predict(network, samples.segment, rows)
+        mine.append(_elementwise(outputs_of(found), samples, rows))
+        reference.append(_elementwise(answer(constant), samples, rows))
+        weight.append(samples.weights[rows])
+        day.append(samples.segment.open_time_ms[rows] // DAY_MS)
     weights, days = np.concatenate(weight), np.concatenate(day)
     losses = _means(np.concatenate(mine, axis=1), weights)
     known = np.concatenate(reference, axis=1)
@@ -264,16 +260,14 @@ def outputs_of(found: Predictions) -> Outputs:
     )
 
 
-def _elementwise(outputs: Outputs, samples: Samples, span: slice) -> Array:
-    """Return [task, time, horizon] losses of one segment's *span*."""
-    rows = samples.weights[span].shape[0]
-
-    wide = outputs.map(lambda part: part.expand(1, rows, *part.shape[2:]))
+def _elementwise(outputs: Outputs, samples: Samples, rows: NDArray[np.int64]) -> Array:
+    """Return [task, row, horizon] losses of one segment's *rows*."""
+    wide = outputs.map(lambda part: part.expand(1, len(rows), *part.shape[2:]))
     with torch.inference_mode():
         each = elementwise(
             wide,
-            {name: torch.from_numpy(x[span])[None] for name, x in samples.labels.items()},
-            torch.from_numpy(samples.weights[span] > 0)[None],
+            {name: torch.from_numpy(x[rows])[None] for name, x in samples.labels.items()},
+            torch.from_numpy(samples.weights[rows] > 0)[None],
         )
     found: Array = each[:, 0].double().numpy()
     return found

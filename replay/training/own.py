@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.training import figures
+from tracepaper.replay.training.card import NO_ATTENTION
 from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged, report
 from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.pipeline import Material
@@ -201,7 +202,7 @@ def _sentences(
     missing = sorted({"mean_return", "stdev_return", "probabilities", "volatility"})
     if left := [name for name in missing if name not in forecaster.measures]:
         found.append(f"It gives no {', '.join(left)}: their figures are left out.")
-    found.append("It has no attention: nothing is said of entropy, shift and regimes.")
+    found.append(NO_ATTENTION)
     if chosen["days"] < DAYS_LEAST:
         found.append(f"So few days ({chosen['days']}) prove nothing.")
     return found

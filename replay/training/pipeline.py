@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracepaper.replay.training import card as cards
 from tracepaper.replay.training.baselines import Answer
@@ -30,7 +30,8 @@ from tracepaper.replay.training.evaluation import (
     report,
 )
 from tracepaper.replay.training.explained import explain, selective, traded
-from tracepaper.replay.training.fit import Fit, FitOptions, Observe
+from tracepaper.replay.training.fit import Fit, Observe, Progress
+from tracepaper.replay.training.recipe import Recipe, command, explained, listed
 from tracepaper.replay.training.samples import Samples, samples_of
 from tracepaper.replay.training.series import Part, Segment, Split, TrainingFile, date_ms, load
 from tracepaper.storage.checkpoints import Checkpoint, save
@@ -40,7 +41,7 @@ from tracepaper.strategies.features import FeatureSchema, schema
 from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.gate_evaluator import key_of, threshold_of
 from tracepaper.strategies.gates import GATES, ThresholdKey, edge
-from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.types import Calibration
 
 
@@ -77,19 +78,6 @@ class Material:
         return samples_of(self.segments, self.horizons, self.split, part)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that is chosen before training starts."""
-
-    name: str
-    config: FlashConfig
-    options: FitOptions
-    horizon: int  # of the gates
-    created_ms: int
-    explained_bars: int  # of the calibration and of the test part, to explain
-    device: str = "cpu"
-
-
 def split_of(card: Mapping[str, Any]) -> Split:
     """Return the split that a card names; raise ``CheckpointMismatch`` where it names none."""
     try:
@@ -111,34 +99,53 @@ Say = Callable[[str], None]
 
 
 def train(
-    material: Material, recipe: Recipe, folder: Path, *, observe: Observe, say: Say, resume: bool
+    material: Material,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    created_ms: int,
+    observe: Observe,
+    say: Say,
+    resume: bool,
 ) -> Checkpoint:
     """Fit, calibrate, judge and write a checkpoint into *folder*; return it.
 
-    The state of an unfinished fit lies beside it, in ``<folder>.training``. Raises
-    ``ConfigInvalid`` where the horizon of the gates is none of the network's.
+    The state of an unfinished fit lies beside it, in ``<folder>.training``.
     """
-    if recipe.horizon not in recipe.config.horizons:
-        raise ConfigInvalid(
-            f"The gates' horizon of {recipe.horizon} bars is none of the network's"
-            f" {list(recipe.config.horizons)}; choose one of these."
-        )
+    recipe = recipe.fitted_to(material.schema, material.segments[0].interval_ms)
+    config = recipe.config
     torch.manual_seed(recipe.options.seed)
-    network = FlashNetwork(recipe.config).to(_device(recipe.device))
-    training = material.samples(Part.TRAIN)
+    network = recipe.kind.make(config).to(_device(recipe.device))
+    if not resume:
+        say(
+            f"{recipe.kind.name}: {sum(p.numel() for p in network.parameters()):,} weights; an"
+            f" answer depends on {config.receptive_field:,} rows of features."
+        )
     fit = Fit(
         network,
-        training,
+        material.samples(Part.TRAIN),
         material.samples(Part.VALIDATION),
         recipe.options,
-        context=recipe.config.receptive_field,
         folder=folder.with_name(folder.name + ".training"),
-        levels=recipe.config.quantiles,
+        about=_about(material, recipe),
+        levels=getattr(config, "quantiles", ()),
     )
     if resume and fit.resume():
         say(f"Taking up the fit at step {fit.progress.step}.")
     fit.run(observe)
-    return finish(material, recipe, fit.best, folder, best_step=fit.progress.best_step, say=say)
+    if fit.progress.stopped:
+        say(fit.progress.stopped)
+    return finish(material, recipe, fit.best, folder, fit.progress, created_ms=created_ms, say=say)
+
+
+def _about(material: Material, recipe: Recipe) -> dict[str, Any]:
+    """Return what a fit is of, beside its options: the network, the candles and their split."""
+    return {
+        "network": {"kind": recipe.kind.name, **listed(recipe.config)},
+        "candles": [source.sha256 for source in material.sources],
+        "split": cards.split_section(material.split),
+        "features": recipe.schema_id,
+    }
 
 
 def finish(
@@ -146,16 +153,21 @@ def finish(
     recipe: Recipe,
     weights: Mapping[str, Tensor],
     folder: Path,
+    progress: Progress,
     *,
-    best_step: int,
+    created_ms: int,
     say: Say,
 ) -> Checkpoint:
     """Calibrate and judge *weights* and write them with their card into *folder*."""
     say("Calibrating.")
-    card = first_card(material, recipe, best_step=best_step)
-    card = calibrated(card, weights, material, recipe)
+    card = first_card(material, recipe, progress, name=recipe.name or folder.name, at=created_ms)
+    bars = recipe.bars_explained(restore(card, weights))
+    card = calibrated(card, weights, material, bars=bars)
     say("Judging on untouched time.")
-    card = evaluated(card, weights, material, bars=recipe.explained_bars)
+    card = evaluated(card, weights, material, bars=bars)
+    if progress.stopped:
+        sentences = [*card["honesty"]["sentences"], progress.stopped]
+        card = {**card, "honesty": {"sentences": sentences}}
     return save(folder, weights, card)
 
 
@@ -179,19 +191,21 @@ def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
     ]
 
 
-def first_card(material: Material, recipe: Recipe, *, best_step: int) -> dict[str, Any]:
-    """Return the card of an uncalibrated model."""
-    config = recipe.config
+def first_card(
+    material: Material, recipe: Recipe, progress: Progress, *, name: str, at: int
+) -> dict[str, Any]:
+    """Return the card of an uncalibrated model, made *at* UTC milliseconds."""
     minutes = material.segments[0].interval_ms // 60_000
     bars = sum(int(s.weights.any(axis=1).sum()) for s in material.samples(Part.TRAIN))
     return {
-        "model": cards.model_section(recipe.name, recipe.created_ms),
-        "architecture": cards.architecture_section(config),
+        "model": cards.model_section(recipe.kind.name, name, at),
+        "architecture": listed(recipe.config),
         "features": cards.features_section(material.schema),
         "market": cards.market_section(interval_name(minutes), material.sources),
-        "training": cards.training_section(recipe.options, best_step=best_step, bars=bars),
+        "training": cards.training_section(recipe, progress, bars=bars)
+        | {"command": command(material.sources)},
         "calibration": {
-            "content_free": FlashNetwork(config).content_free(),
+            "content_free": recipe.kind.make(recipe.config).content_free(),
             "horizon": recipe.horizon,
         },
         "split": cards.split_section(material.split),
@@ -201,25 +215,22 @@ def first_card(material: Material, recipe: Recipe, *, best_step: int) -> dict[st
 
 
 def calibrated(
-    card: Mapping[str, Any], weights: Mapping[str, Tensor], material: Material, recipe: Recipe
+    card: Mapping[str, Any], weights: Mapping[str, Tensor], material: Material, *, bars: int
 ) -> dict[str, Any]:
     """Return *card* with temperature, slopes and quantiles of the calibration slice."""
-    part = material.samples(Part.CALIBRATION)
-    network = restore(card, weights)
-    found = _judge(network, material, Part.CALIBRATION)
+    found = _judge(restore(card, weights), material, Part.CALIBRATION)
+    horizon = int(card["calibration"]["horizon"])
     section = {
         **card["calibration"],
         "temperature": {str(j.horizon): temperature(j.logits, j.classes) for j in found},
         "slope": {str(j.horizon): slope(j.mean, j.value) for j in found},
     }
-    column = material.horizons.index(recipe.horizon)
-    forecaster = build({**card, "calibration": section}, weights, threads=torch.get_num_threads())
     seen = explain(
-        forecaster,
-        part,
-        horizon=recipe.horizon,
-        slope=section["slope"][str(found[column].horizon)],
-        bars=recipe.explained_bars,
+        build({**card, "calibration": section}, weights, threads=torch.get_num_threads()),
+        material.samples(Part.CALIBRATION),
+        horizon=horizon,
+        slope=section["slope"][str(horizon)],
+        bars=bars,
     )
     section |= {
         "bars": len(seen.value),
@@ -231,11 +242,19 @@ def calibrated(
 
 
 def evaluated(
-    card: Mapping[str, Any], weights: Mapping[str, Tensor], material: Material, *, bars: int
+    card: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    material: Material,
+    *,
+    bars: int | None = None,
 ) -> dict[str, Any]:
-    """Return *card* with the figures of the test part and the sentences that follow from them."""
+    """Return *card* with the figures of the test part and the sentences that follow from them.
+
+    *bars* of it are explained; by default as many as can be in minutes.
+    """
     section = card["calibration"]
-    found = _judge(restore(card, weights), material, Part.TEST)
+    network = restore(card, weights)
+    found = _judge(network, material, Part.TEST)
     figures = {
         str(j.horizon): report(
             j,
@@ -250,7 +269,7 @@ def evaluated(
         material.samples(Part.TEST),
         horizon=horizon,
         slope=section["slope"][str(horizon)],
-        bars=bars,
+        bars=explained(network) if bars is None else bars,
     )
     gates = {
         "selective": selective(seen),
@@ -260,15 +279,13 @@ def evaluated(
     return {**card, "honesty": {"sentences": sentences}, "figures": {**figures, "gates": gates}}
 
 
-def _judge(network: nn.Module, material: Material, part: Part) -> list[HorizonForecasts]:
+def _judge(network: Network, material: Material, part: Part) -> list[HorizonForecasts]:
     """Return the network's and the baselines' forecasts of *part*, for each horizon."""
-    config = network.config
-    assert isinstance(config, FlashConfig)
-    answered = answer(network, material.samples(part), context=config.receptive_field)
+    answered = answer(network, material.samples(part))
     if not answered:
         raise ConfigInvalid(
-            f"The {part.value} part has no bar with {config.receptive_field} bars before it;"
-            " move the split's dates or narrow the window."
+            f"The {part.value} part has no bar with {network.config.receptive_field} bars before "
+            "it; move the split's dates or narrow the window."
         )
     return judged(answered, material.baselines, material.horizons)
 
@@ -284,11 +301,12 @@ def _default_thresholds(known: Mapping[str, Sequence[float]]) -> dict[str, float
             str(key.default), gate.calibrated_as, calibration, key=key_of(gate)
         )
         for gate in GATES.values()
-        if gate.calibrated_as
+        if gate.calibrated_as in known
         and gate is not edge
         and isinstance(key := gate.threshold, ThresholdKey)
     }
-    found[RECENT_MASS] = float(np.interp(100 / 3, PERCENTS, known[RECENT_MASS]))
+    if RECENT_MASS in known:
+        found[RECENT_MASS] = float(np.interp(100 / 3, PERCENTS, known[RECENT_MASS]))
     return found
 
 

@@ -135,11 +135,15 @@ def uniqueness(labelled: NDArray[np.bool_], horizon: int) -> Array:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors [batch, time, ..]: features, labels by name and sample weights by horizon."""
+    """Tensors [batch, time, ..]: features, labels by name and sample weights by horizon.
+
+    ``positions`` int64 [batch, time] are absolute bar numbers, ``open_time_ms // interval_ms``.
+    """
 
     values: Tensor
     labels: dict[str, Tensor]
     weights: Tensor
+    positions: Tensor
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,11 @@ def samples_of(
     return found
 
 
+def first_position(segment: Segment, row: int) -> int:
+    """Return the absolute number of the bar at *row*; those after it follow one by one."""
+    return int(segment.open_time_ms[row]) // segment.interval_ms
+
+
 class Chunks:
     """Batches of chunks of *length* bars; each epoch cuts every segment at another phase.
 
@@ -224,7 +233,11 @@ class Chunks:
         """Return the chunks at *cuts* as one batch."""
         columns = zip(*(self._chunk(*cut) for cut in cuts), strict=True)
         values, weights, *labels = (torch.from_numpy(np.stack(column)) for column in columns)
-        return Batch(values, dict(zip(LABELS, labels, strict=True)), weights)
+        ahead = torch.arange(self._length)
+        positions = [first_position(samples.segment, start) + ahead for samples, start, _ in cuts]
+        return Batch(
+            values, dict(zip(LABELS, labels, strict=True)), weights, torch.stack(positions)
+        )
 
     def _chunk(self, samples: Samples, start: int, stop: int) -> tuple[NDArray[np.generic], ...]:
         """Return one chunk's arrays, padded at the end where it is shorter than the others."""

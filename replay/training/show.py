@@ -18,6 +18,7 @@ from rich.table import Table
 
 from tracepaper.replay.training.figures import COVERAGES
 from tracepaper.replay.training.fit import Progress as FitProgress
+from tracepaper.strategies.words import duration
 
 _FIGURES: Final = {
     "sign_accuracy": "sign accuracy",
@@ -45,6 +46,7 @@ class FitView:
             disable=not self.console.is_terminal,
         )
         self._task = self._bar.add_task("training", total=steps, loss="")
+        self._begun: tuple[int, int, float] | None = None  # step, bars, seconds at the first step
 
     def __enter__(self) -> Self:
         """Start the bar."""
@@ -60,16 +62,33 @@ class FitView:
         self.console.print(sentence)
 
     def observe(self, progress: FitProgress) -> None:
-        """Move the bar on; after a validation print its score."""
+        """Move the bar on; after a validation print its score, the speed and the time left."""
+        speed = self._pace(progress)
         self._bar.update(
-            self._task, completed=progress.step, loss=f"loss {progress.training_loss:.4f}"
+            self._task,
+            completed=progress.step,
+            loss=f"loss {progress.training_loss:.4f}{speed}",
         )
         if progress.validated:
             score = sum(map(sum, progress.scores)) / max(sum(map(len, progress.scores)), 1)
             best = ", the best so far" if progress.improved else ""
             self.console.print(
-                f"step {progress.step} of {progress.steps}: validation score {score:.3f}{best}"
+                f"step {progress.step} of {progress.steps}: loss {progress.training_loss:.4f},"
+                f" validation score {score:.3f}{best}{speed}"
             )
+
+    def _pace(self, progress: FitProgress) -> str:
+        """Return bars a second since the first step that was seen, and the time left, in words."""
+        now = self._bar.tasks[0].elapsed or 0.0
+        self._begun = self._begun or (progress.step, progress.bars, now)
+        steps, bars, elapsed = (
+            after - before
+            for after, before in zip((progress.step, progress.bars, now), self._begun, strict=True)
+        )
+        if not steps or not elapsed:
+            return ""
+        left = round(elapsed / steps * (progress.steps - progress.step))
+        return f"; {bars / elapsed:,.0f} bars/s, {duration(1000 * left)} left"
 
 
 def figure_tables(figures: Mapping[str, Any]) -> list[Table]:

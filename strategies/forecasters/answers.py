@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -45,7 +45,7 @@ def require_one_of_each(bars: Sequence[Bar]) -> None:
 def forecasts(
     outputs: Outputs,
     sigmas: Floats,
-    explained: Sequence[Explanation],
+    explained: Iterable[Explanation | None],
     *,
     horizons: tuple[int, ...],
     temperature: Sequence[float],

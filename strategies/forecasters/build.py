@@ -22,6 +22,7 @@ from tracepaper.strategies.attention.memory import (
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.forecasters.answers import TrainedModel
+from tracepaper.strategies.forecasters.plain import PlainForecaster
 from tracepaper.strategies.forecasters.row_models import ROW_KINDS, RowKind
 from tracepaper.strategies.forecasters.rowwise import RowForecaster, TrainedRows
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
@@ -82,6 +83,8 @@ def build(
     model = _model(card, _loaded(lambda: kind.make(config), tensors).to(torch.device(device)))
     if chosen == TILES:
         return StreamingForecaster(model, mode=mode, threads=threads, instruments=instruments)
+    if not model.network.has_attention:
+        return PlainForecaster(model, mode=mode, threads=threads, backend=chosen)
     dtype = "float32"
     if isinstance(model.network, FlashNetwork):
         model.network.backend = chosen
@@ -93,7 +96,8 @@ def _need(config: Architecture, instruments: int) -> Callable[[int], int]:
     """Return what tells the bytes that a forecaster of such a network needs for a window."""
     if isinstance(config, FlashConfig) and config.mask == "window":
         return lambda window: stream_bytes(replace(config, window=window), instruments=instruments)
-    shape = Shape(config.layers, config.heads, config.dim)
+    # A network without attention counts as one head: what it holds is less.
+    shape = Shape(config.layers, getattr(config, "heads", 1), config.dim)
     return lambda window: forward_bytes(shape, window) + rollout_bytes(shape, window)
 
 
@@ -198,10 +202,10 @@ def trained_rows(
     )
 
 
-def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FlashNetwork:
-    """Return the flash network of *card* with *tensors* as its weights, checked and probed."""
-    config = FlashConfig.read(_section(card, "architecture"))
-    return _loaded(lambda: FlashNetwork(config), tensors)
+def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Network:
+    """Return the network of *card* with *tensors* as its weights, checked and probed."""
+    kind, config = architecture(card)
+    return _loaded(lambda: kind.make(config), tensors)
 
 
 def _loaded(make: Callable[[], AnyNetwork], tensors: Mapping[str, Tensor]) -> AnyNetwork:

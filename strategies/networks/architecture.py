@@ -7,8 +7,9 @@ A kind is registered in its own module, which need not be named anywhere else: c
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tracepaper.strategies.attention.rollout import Rollout
-from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, shown
 from tracepaper.strategies.networks.heads import Outputs
 
 WINDOW_MAX: Final = 65_536
@@ -47,9 +48,16 @@ def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str,
     kinds = {field.name: field.default for field in fields(made_of)}
     if unknown := sorted(set(section) - set(kinds)):
         raise ConfigInvalid(
-            f"architecture.{unknown[0]} is unknown; remove it or use a newer version."
+            f"architecture.{unknown[0]} is unknown{nearest(unknown[0], kinds)}; remove it or use a "
+            "newer version."
         )
     return {name: _checked(name, value, kinds[name]) for name, value in section.items()}
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Return words that name what of *known* is like *name*; all of it where nothing is."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f", the nearest is {near[0]}" if near else f" (known are {', '.join(known)})"
 
 
 def _checked(name: str, value: object, default: object) -> object:
@@ -95,17 +103,17 @@ class Architecture(Protocol):
 
     @property
     def layers(self) -> int:
-        """Layers of attention."""
-        ...
-
-    @property
-    def heads(self) -> int:
-        """Heads of each layer."""
+        """Layers, of attention or of another kind."""
         ...
 
     @property
     def window(self) -> int:
         """Bars that one layer sees."""
+        ...
+
+    @property
+    def receptive_field(self) -> int:
+        """How many rows one answer depends on."""
         ...
 
     @property
@@ -128,14 +136,25 @@ class Network(nn.Module):
     config: Architecture
     takes_any_length: ClassVar[bool] = False
     """Whether it takes fewer rows than its window: else only whole windows."""
+    has_attention: ClassVar[bool] = True
+    """Whether ``look`` tells where it looked; without it no gate of entropy, shift or regime is."""
 
-    @abstractmethod
+    @property
+    def answers_every_row(self) -> bool:
+        """Whether one pass answers each of many rows as the rows before it alone would.
+
+        Elsewhere a pass is one window, and what it says of the last row is the only answer.
+        """
+        return False
+
     def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
         """Forecast one window *x* [1, window, features] and explain its last bar.
 
         *positions* int64 [window] are absolute bar numbers; *half* multiplies in bfloat16. No
-        attention matrix is stored.
+        attention matrix is stored. Raises ``InvariantBroken`` of a network without attention.
         """
+        del x, positions, half
+        raise InvariantBroken(f"{type(self).__name__} has no attention; ask it for its forecast.")
 
     @abstractmethod
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -162,6 +181,8 @@ class NetworkKind:
     """A configuration → the network, untrained."""
     backend: Callable[[Any], str | None]
     """What attends, by name, where it is the network's own; None where a kernel does."""
+    words: str = ""
+    """What it is, for ``tracepaper train``: a few words."""
 
 
 KINDS: Final[dict[str, NetworkKind]] = {}

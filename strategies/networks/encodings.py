@@ -31,13 +31,13 @@ _MINUTES_PER_WEEK: Final = 7 * 24 * 60
 
 
 def rope_table(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines [time, dim / 2], float32, of int64 *positions* [time].
+    """Return the cosines and sines [.., time, dim / 2], float32, of int64 *positions* [.., time].
 
     Angles are float64: at bar 525,600 float32 angles are off by 0.05 rad.
     Source: Su et al., RoFormer, 2021.
     """
     exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim
-    angles = positions.to(torch.float64)[:, None] * _ROPE_BASE**-exponents
+    angles = positions.to(torch.float64)[..., None] * _ROPE_BASE**-exponents
     return angles.cos().float(), angles.sin().float()
 
 
@@ -115,7 +115,7 @@ def _pieces(value: Tensor, dtype: torch.dtype) -> list[Tensor]:
 
 
 def sinusoidal_table(positions: Tensor, dim: int, period: int) -> Tensor:
-    """Return the code [time, dim], float32, of *positions* modulo *period* (Vaswani 2017)."""
+    """Return the code [.., time, dim], float32, of *positions* modulo *period* (Vaswani 2017)."""
     cosine, sine = rope_table(positions % period, dim)
     return torch.cat((sine, cosine), dim=-1)
 
@@ -152,7 +152,7 @@ class Encoding(nn.Module):
         self.sizes = sizes
 
     def code(self, positions: Tensor) -> Tensor | None:
-        """Return what is added to the first state: [time, dim], None for nothing."""
+        """Return what is added to the first state: [.., time, dim], None for nothing."""
         del positions
         return None
 
@@ -284,11 +284,11 @@ class TimeOfWeek(nn.Module):
         self.project = nn.Linear(2 * len(_WEEK_HARMONICS), dim, bias=False)
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Return the code [time, dim] of int64 *positions* [time]."""
+        """Return the code [.., time, dim] of int64 *positions* [.., time]."""
         phase = positions.to(torch.float64) / self.bars_per_week
         phase = phase - phase.floor()
         harmonics = torch.tensor(_WEEK_HARMONICS, dtype=torch.float64, device=positions.device)
-        angles = (2.0 * math.pi) * phase[:, None] * harmonics
+        angles = (2.0 * math.pi) * phase[..., None] * harmonics
         code = torch.cat((angles.sin(), angles.cos()), dim=-1).to(self.project.weight.dtype)
         out: Tensor = self.project(code)
         return out

@@ -3,12 +3,13 @@
 Read top to bottom: configuration, a block, the network. Each bar sees itself and the ``window - 1``
 bars before it in every layer, so a new bar can be computed from cached keys and values, and the
 answer depends on ``layers * (window - 1) + 1`` bars: the receptive field. The same code with
-``mask = "full"`` is the classic form over a window that ends now.
+``mask = "full"`` is the classic form over a window that ends now, and with ``mask = "causal"`` that
+of a decoder, in which no bar of that window sees a later one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -37,9 +38,14 @@ from tracepaper.strategies.networks.heads import Heads, Outputs
 _CHOICES: Final = {
     "mlp": ("gelu", "gated"),
     "norm": ("pre", "post"),
-    "mask": ("window", "full"),
+    "mask": ("window", "causal", "full"),
 }
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "interval_minutes")
+_MASKS: Final[dict[str, Callable[[int], Mask]]] = {
+    "window": Mask.window,
+    "causal": lambda _: Mask.causal(),
+    "full": lambda _: Mask.full(),
+}
 _RATES: Final = ("dropout", "stochastic_depth")
 
 
@@ -225,7 +231,7 @@ class FlashNetwork(Network):
         # Set here alone, so that a narrower type than the base's is safe.
         self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.backend = "auto"  # of ``attend``
-        self.mask = Mask.window(config.window) if config.mask == "window" else Mask.full()
+        self.mask = _MASKS[config.mask](config.window)
         self.embed = nn.Linear(config.features, config.dim)
         self.encoding = ENCODINGS[config.encoding](Sizes(config.dim, config.heads, config.window))
         self.week = TimeOfWeek(config.dim, config.interval_minutes) if config.time_of_week else None
@@ -238,8 +244,16 @@ class FlashNetwork(Network):
             allocation=config.allocation,
         )
 
+    @property
+    def answers_every_row(self) -> bool:
+        """Whether its mask is a causal window of each row."""
+        return self.config.mask == "window"
+
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
-        """Forecast every row of *x* [batch, time, features] at int64 *positions* [time]."""
+        """Forecast every row of *x* [batch, time, features] at int64 *positions*.
+
+        These are [time], or [batch, time] of consecutive bars.
+        """
         return self.read_out(self._run(x, positions, None))
 
     def trace(self, x: Tensor, positions: Tensor | None = None) -> tuple[Outputs, list[Trace]]:
@@ -276,13 +290,14 @@ class FlashNetwork(Network):
         return block.finish(state, attended[..., : self.config.head_dim])
 
     def enter(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Phases]:
-        """Return the first state [batch, time, dim] and the phases of *positions* [time]."""
+        """Return the first state [batch, time, dim] and the phases of *positions* [.., time]."""
         state: Tensor = self.embed(x)
         if (code := self.encoding.code(positions)) is not None:
             state = state + code.to(state.dtype)
         if self.week is not None:
             state = state + self.week(positions)
-        return state, self.encoding.phases(positions)
+        # Differences alone matter to phases, and those of consecutive bars are alike in every row.
+        return state, self.encoding.phases(positions if positions.ndim == 1 else positions[0])
 
     def widen(self, projected: Projected, age: Tensor | None) -> Projected:
         """Return the tensors with the dimensions that carry a bias by *age* [time], if there is."""
@@ -340,5 +355,6 @@ register(
         FlashConfig.read,
         FlashNetwork,
         backend=lambda config: TILES if config.mask == "window" else None,
+        words="a transformer over a causal window, streaming; or over whole windows",
     )
 )

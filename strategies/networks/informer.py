@@ -194,7 +194,7 @@ class InformerNetwork(Network):
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
         """Forecast the last bar of each window *x* [batch, window, features]: [batch, 1, ...].
 
-        *positions* [window] are absolute bar numbers, for the time of the week. Raises
+        *positions* [.., window] are absolute bar numbers, for the time of the week. Raises
         ``AttentionInvalid`` on a window of another length.
         """
         return self._read_out(self._run(x, positions, None))
@@ -265,5 +265,11 @@ class InformerNetwork(Network):
 
 
 register(
-    NetworkKind("informer", InformerConfig.read, InformerNetwork, backend=lambda _: "probsparse")
+    NetworkKind(
+        "informer",
+        InformerConfig.read,
+        InformerNetwork,
+        backend=lambda _: "probsparse",
+        words="ProbSparse attention and distilling over one window",
+    )
 )

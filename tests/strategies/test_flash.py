@@ -206,7 +206,7 @@ def test_a_configuration_survives_its_card() -> None:
         ({"encoding": "rotary"}, "architecture.encoding is 'rotary'"),
         ({"mlp": "relu"}, "choose one of gelu, gated"),
         ({"norm": "rms"}, "choose one of pre, post"),
-        ({"mask": "causal"}, "choose one of window, full"),
+        ({"mask": "sparse"}, "choose one of window, causal, full"),
         ({"layers": 0}, "architecture.layers is 0"),
         ({"window": 0}, "architecture.window is 0"),
         ({"window": 70_000}, "at most 65536"),

@@ -127,9 +127,12 @@ class EchoConfig:
     features: int = 30
     dim: int = 8
     layers: int = 1
-    heads: int = 1
     window: int = 20
     horizons: tuple[int, ...] = (5, 30)
+
+    @property
+    def receptive_field(self) -> int:
+        return self.window
 
 
 class Echo(Network):
@@ -163,7 +166,7 @@ def test_a_network_is_one_module() -> None:
     card = models.card()
     card["model"]["kind"], card["architecture"] = "echo", {"window": 30}
     weights = Echo(EchoConfig(window=30)).state_dict()
-    with pytest.raises(ConfigInvalid, match="names the kind 'echo'; use flash or informer"):
+    with pytest.raises(ConfigInvalid, match="names the kind 'echo'; use flash or informer or lstm"):
         build(card, weights)
     with registered(architecture.KINDS, lambda: architecture.register(made)):
         with pytest.raises(ConfigInvalid, match=r"architecture\.depth is unknown"):
@@ -177,5 +180,5 @@ def test_a_network_is_one_module() -> None:
         assert last is not None
         assert last.explanation is not None
         assert last.explanation.recent_mass == 1.0
-        with pytest.raises(ConfigInvalid, match="use flash or informer or echo"):
+        with pytest.raises(ConfigInvalid, match="use flash or informer or lstm or echo"):
             architecture.kind_of("choir")

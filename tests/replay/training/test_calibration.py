@@ -17,7 +17,8 @@ from tracepaper.replay.training.card import (
 from tracepaper.replay.training.figures import probabilities
 from tracepaper.replay.training.pipeline import _default_thresholds
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.gates import GATES, GateInputs
+from tracepaper.strategies.gates import GATES, MEASURES, GateInputs
+from tracepaper.strategies.model import EXPLAINED
 
 RNG = np.random.default_rng(3)
 NAMES = (*(gate.calibrated_as for gate in GATES.values() if gate.calibrated_as), "recent_mass")
@@ -50,7 +51,7 @@ def test_measures_are_those_of_the_gates() -> None:
     forecast = builders.forecast(explained=builders.explanation())
     horizon = forecast.horizons[-1]
     at = forecast.horizons.index(horizon)
-    found = measures([forecast, forecast], horizon=horizon, slope=0.4)
+    found = measures([forecast, forecast], given=MEASURES, horizon=horizon, slope=0.4)
     seen = GateInputs(
         forecast=forecast,
         explanation=forecast.explanation,
@@ -73,7 +74,10 @@ def test_measures_are_those_of_the_gates() -> None:
 def test_a_forecast_without_an_explanation_is_refused() -> None:
     bare = replace(builders.forecast(), explanation=None)
     with pytest.raises(DataInvalid, match="no explanation"):
-        measures([bare], horizon=bare.horizons[0], slope=1.0)
+        measures([bare], given=MEASURES, horizon=bare.horizons[0], slope=1.0)
+    plain = MEASURES - set(EXPLAINED)
+    found = measures([bare], given=plain, horizon=bare.horizons[0], slope=1.0)
+    assert set(found) == {"direction", "edge"}
 
 
 def test_the_default_thresholds_are_those_of_the_gates() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from tracepaper.replay.commands.evaluate import evaluate
 from tracepaper.replay.commands.models import models
 from tracepaper.replay.commands.train import train as train_command
 from tracepaper.replay.training.explained import bars_of
-from tracepaper.replay.training.fit import FitOptions, Progress
-from tracepaper.replay.training.pipeline import Material, Recipe, split_of, train
+from tracepaper.replay.training.fit import FitOptions, Observe, Progress
+from tracepaper.replay.training.pipeline import Material, Say, split_of, train
+from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import Part, iso
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.gate_evaluator import threshold_of
 from tracepaper.strategies.gates import GATES
+from tracepaper.strategies.networks.architecture import kind_of
 
 DAYS = 8
 SPLIT = split(4, 5, 6.5)
@@ -37,6 +40,29 @@ OPTIONS = FitOptions(
 
 def quiet(_: object) -> None:
     """Say nothing."""
+
+
+RECIPE = Recipe(kind_of("flash"), tiny(), OPTIONS, 30, name="tiny", explained_bars=2_000)
+
+
+def trained(
+    material: Material,
+    folder: Path,
+    recipe: Recipe = RECIPE,
+    *,
+    observe: Observe = quiet,
+    say: Say = quiet,
+    resume: bool = False,
+) -> Checkpoint:
+    return train(
+        material,
+        recipe,
+        folder,
+        created_ms=1_700_000_000_000,
+        observe=observe,
+        say=say,
+        resume=resume,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +85,7 @@ def made(folder: Path, paths: list[str]) -> Checkpoint:
     """Return a checkpoint trained on them."""
     torch.set_num_threads(1)
     material = Material.read(paths, lambda _: SPLIT, HORIZONS)
-    recipe = Recipe("tiny", tiny(), OPTIONS, 30, 1_700_000_000_000, 2_000)
-    return train(material, recipe, folder / "tiny", observe=quiet, say=quiet, resume=False)
+    return trained(material, folder / "tiny")
 
 
 def test_the_card_says_what_was_done_with_what(made: Checkpoint) -> None:
@@ -127,7 +152,6 @@ def test_an_unfinished_training_is_taken_up(
     made: Checkpoint, folder: Path, paths: list[str]
 ) -> None:
     material = Material.read(paths, lambda _: SPLIT, HORIZONS)
-    recipe = Recipe("tiny", tiny(), OPTIONS, 30, 1_700_000_000_000, 2_000)
 
     class CutOffError(Exception):
         pass
@@ -139,18 +163,16 @@ def test_an_unfinished_training_is_taken_up(
     target = folder / "cut"
     said: list[str] = []
     with pytest.raises(CutOffError):
-        train(material, recipe, target, observe=cut, say=quiet, resume=False)
+        trained(material, target, observe=cut)
     assert not target.exists()
-    rest = train(material, recipe, target, observe=quiet, say=said.append, resume=True)
+    rest = trained(material, target, say=said.append, resume=True)
     assert said[0] == "Taking up the fit at step 3."
     assert rest.sha256 == made.sha256
 
 
-def test_a_horizon_that_the_network_lacks_is_refused(folder: Path, paths: list[str]) -> None:
-    material = Material.read(paths[:1], lambda _: SPLIT, HORIZONS)
-    recipe = Recipe("tiny", tiny(), OPTIONS, 7, 0, 1_000)
+def test_a_horizon_that_the_network_lacks_is_refused() -> None:
     with pytest.raises(ConfigInvalid, match="none of the network's"):
-        train(material, recipe, folder / "x", observe=quiet, say=quiet, resume=False)
+        replace(RECIPE, horizon=7)
 
 
 def test_no_label_of_the_untouched_part_was_seen_before(paths: list[str]) -> None:

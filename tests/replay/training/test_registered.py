@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import learning
@@ -21,6 +22,7 @@ from tracepaper.replay.training.card import training_section
 from tracepaper.replay.training.evaluation import answer, fit_baselines, judged, report
 from tracepaper.replay.training.fit import Fit, FitOptions, loss_shares
 from tracepaper.replay.training.losses import loss
+from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.samples import Chunks, label, samples_of, targets
 from tracepaper.replay.training.series import Part, Segment
 from tracepaper.replay.training.show import figure_tables
@@ -69,13 +71,14 @@ def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
             training,
             validation,
             options,
-            context=learning.tiny().receptive_field,
             folder=tmp_path,
+            about={},
         )
         fit.run(lambda _: None)
         assert np.array(fit.progress.scores).shape == (4, 2)
         assert np.isfinite(fit.progress.losses).all()
-        told = training_section(options, best_step=1, bars=9)["losses"]
+        recipe = replace(Recipe.of({}), options=options)
+        told = training_section(recipe, fit.progress, bars=9)["losses"]
         assert told == "Student-t NLL, cross-entropy, QLIKE, mean error"
         with pytest.raises(ConfigInvalid, match="already"):
             label("crossed", missing=0.5)(crossed)
@@ -100,7 +103,7 @@ def test_a_baseline_is_one_function() -> None:
             for which in (Part.TRAIN, Part.TEST)
         )
         network = FlashNetwork(learning.tiny())
-        answered = answer(network, part, context=learning.tiny().receptive_field)
+        answered = answer(network, part)
         found = judged(answered, fit_baselines(training), learning.HORIZONS)
         figures = {str(each.horizon): report(each, temperature=1.0, slope=1.0) for each in found}
         assert figures["5"]["sign_accuracy"]["zero"][0] == 0.5

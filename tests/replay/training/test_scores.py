@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from learning import DAY_BARS, HORIZONS, segment, split, tiny
 
@@ -10,6 +11,7 @@ from tracepaper.replay.training.evaluation import predict
 from tracepaper.replay.training.losses import answer, constants, head_scores
 from tracepaper.replay.training.samples import samples_of
 from tracepaper.replay.training.series import Part
+from tracepaper.strategies.networks.architecture import kind_of
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.heads import Outputs
 
@@ -42,7 +44,7 @@ class Fixed(FlashNetwork):
 
 def test_the_constant_answer_scores_nothing() -> None:
     known = constants(TRAINING, seed=0)
-    _, scores = head_scores(Fixed(answer(known)), VALIDATION, known, context=10)
+    _, scores = head_scores(Fixed(answer(known)), VALIDATION, known)
     np.testing.assert_allclose(scores, 0.0, atol=1e-3)
 
 
@@ -50,7 +52,7 @@ def test_a_worse_constant_scores_below_zero_on_its_head_alone() -> None:
     known = constants(TRAINING, seed=0)
     told = answer(known)
     worse = told._replace(log_variance=told.log_variance + 1.5)
-    _, scores = head_scores(Fixed(worse), VALIDATION, known, context=10)
+    _, scores = head_scores(Fixed(worse), VALIDATION, known)
     assert (scores[2] < 0).all()
     np.testing.assert_allclose(scores[:2], 0.0, atol=1e-3)
 
@@ -67,11 +69,24 @@ def test_the_constants_are_those_of_the_training_labels() -> None:
 def test_predictions_do_not_depend_on_where_they_start() -> None:
     torch.manual_seed(0)
     network = FlashNetwork(tiny())
-    values = SEGMENTS[0].values[SEGMENTS[0].first :]
-    context = tiny().receptive_field
-    whole = predict(network, values, start=0, stop=600, context=context)
-    part = predict(network, values, start=300, stop=600, context=context)
-    np.testing.assert_allclose(part.mean, whole.mean[300:], atol=1e-5)
-    np.testing.assert_allclose(part.variance, whole.variance[300:], rtol=1e-4)
-    short = predict(network, values, start=300, stop=600, context=context - 20)
-    assert np.abs(short.mean[0] - whole.mean[300]).max() > 1e-6
+    known = SEGMENTS[0]
+    whole = predict(network, known, np.arange(known.first, known.first + 600))
+    part = predict(network, known, np.arange(known.first + 300, known.first + 600, 7))
+    np.testing.assert_allclose(part.mean, whole.mean[300::7], atol=1e-5)
+    np.testing.assert_allclose(part.variance, whole.variance[300::7], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["informer", "lstm", "flash"])
+def test_a_window_is_answered_alone_as_in_company(kind: str) -> None:
+    torch.manual_seed(0)
+    section = {"dim": 16, "window": 40, "horizons": [5, 30]}
+    known = kind_of(kind)
+    network = known.make(known.read(section | ({"mask": "causal"} if kind == "flash" else {})))
+    assert not network.answers_every_row
+    rows = np.arange(SEGMENTS[0].first, SEGMENTS[0].first + 500, 3)
+    every = predict(network, SEGMENTS[0], rows)
+    for at in (0, 20, 166):
+        alone = predict(network, SEGMENTS[0], rows[[at]])
+        np.testing.assert_allclose(every.mean[at], alone.mean[0], atol=1e-5)
+    moved = predict(network, SEGMENTS[0], rows[[20]] - 1)
+    assert np.abs(moved.mean[0] - every.mean[20]).max() > 1e-6

@@ -1,0 +1,229 @@
+"""Everything that is chosen before training starts, as TOML and back.
+
+A recipe has the form of a card: ``[model]``, ``[architecture]``, ``[training]``, ``[calibration]``
+and ``[split]``, with what is chosen and nothing that follows. A card is a recipe with its results,
+so it can be handed in as one: what follows from training is then left aside.
+
+The rules are docs/models.md, L18 to L21.
+"""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+from tracepaper.replay.training.fit import FitOptions
+from tracepaper.replay.training.series import TrainingFile
+from tracepaper.storage.checkpoints import dump
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features import FeatureSchema
+from tracepaper.strategies.market import MINUTE_MS
+from tracepaper.strategies.networks.architecture import (
+    Architecture,
+    Network,
+    NetworkKind,
+    kind_of,
+    nearest,
+    network_kinds,
+)
+
+Document = Mapping[str, Any]
+
+_SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "model": ("kind", "name"),
+    "architecture": (),
+    "training": (
+        *(field.name for field in fields(FitOptions)),
+        "threads", "device", "explained_bars",
+    ),
+    "calibration": ("horizon",),
+    "features": ("schema_id",),
+    "split": ("train_until", "validation_until", "calibration_until", "embargo_bars"),
+}  # fmt: skip
+"""The keys of each section that are chosen; those of the architecture are the network's own."""
+EXPLAINED_BARS: Final = 120_000
+EXPLAINED_WINDOWS: Final = 12_000
+"""Bars of calibration and test to explain, where each costs a pass over its window."""
+SCHEMA: Final = "v1"
+DROPOUT: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, how, and on what device; *split* may be left to the data."""
+
+    kind: NetworkKind
+    config: Architecture
+    options: FitOptions
+    horizon: int  # of the gates
+    name: str = ""
+    schema_id: str = SCHEMA
+    explained_bars: int | None = None  # None: as many as the network can explain in minutes
+    device: str = "cpu"
+    threads: int = 2
+    split: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a horizon of the gates that the network does not forecast."""
+        if self.horizon not in self.config.horizons:
+            raise ConfigInvalid(
+                f"The gates' horizon of {self.horizon} bars is none of the network's"
+                f" {list(self.config.horizons)}; choose one of these."
+            )
+
+    @classmethod
+    def of(cls, document: Document) -> Self:
+        """Read a recipe or a card; raise ``ConfigInvalid`` for a key or a value it cannot have."""
+        chosen = _chosen(document)
+        model, training = chosen["model"], dict(chosen["training"])
+        kind = _kind(model.get("kind", "flash"))
+        config = _architecture(kind, chosen["architecture"])
+        own = {name: training.pop(name) for name in _SECTIONS["training"][-3:] if name in training}
+        horizon = chosen["calibration"].get("horizon", config.horizons[len(config.horizons) // 2])
+        return cls(
+            kind,
+            config,
+            FitOptions(**_typed(training)),
+            _whole("calibration.horizon", horizon),
+            name=str(model.get("name", "")),
+            schema_id=str(chosen["features"].get("schema_id", SCHEMA)),
+            explained_bars=own.get("explained_bars"),
+            device=str(own.get("device", "cpu")),
+            threads=_whole("training.threads", own.get("threads", 2)),
+            split=chosen["split"] or None,
+        )
+
+    def fitted_to(self, schema: FeatureSchema, interval_ms: int) -> Self:
+        """Return it with a network for rows of that *schema* and bars of that length."""
+        known = {"features": len(schema.names), "interval_minutes": interval_ms // MINUTE_MS}
+        section = listed(self.config)
+        own = {name: value for name, value in known.items() if name in section}
+        return replace(self, config=self.kind.read({**section, **own}))
+
+    def document(self) -> dict[str, Any]:
+        """Return it as the sections of a file, every key with its value."""
+        training = asdict(self.options) | {"threads": self.threads, "device": self.device}
+        if self.explained_bars is not None:
+            training["explained_bars"] = self.explained_bars
+        found: dict[str, Any] = {
+            "model": {"kind": self.kind.name, "name": self.name},
+            "architecture": listed(self.config),
+            "features": {"schema_id": self.schema_id},
+            "training": training,
+            "calibration": {"horizon": self.horizon},
+        }
+        return found if self.split is None else {**found, "split": dict(self.split)}
+
+    def text(self) -> str:
+        """Return it as TOML, which ``read_recipe`` reads back to an equal recipe."""
+        return dump(self.document())
+
+    def bars_explained(self, network: Network) -> int:
+        """Return how many bars of calibration and test are explained."""
+        return explained(network) if self.explained_bars is None else self.explained_bars
+
+
+def explained(network: Network) -> int:
+    """Return how many bars can be explained in minutes."""
+    return EXPLAINED_BARS if network.answers_every_row else EXPLAINED_WINDOWS
+
+
+def listed(config: Architecture) -> dict[str, Any]:
+    """Return every field of an architecture, tuples as lists, as a card holds it."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}  # type: ignore[arg-type]
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Return the document in a TOML file; raise ``ConfigInvalid`` where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigInvalid(f"--recipe {path} cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"--recipe {path} is not TOML ({error}); mend it.") from None
+
+
+def over(document: Document, given: Document) -> dict[str, Any]:
+    """Return *document* with the sections of *given* laid over it, key by key."""
+    names = dict.fromkeys((*document, *given))
+    return {
+        name: {**document.get(name, {}), **given[name]} if name in given else document[name]
+        for name in names
+    }
+
+
+def command(sources: Sequence[TrainingFile]) -> str:
+    """Return the command that makes a checkpoint again from its card and the same candles."""
+    names = [
+        source.name if source.symbol in source.name else f"{source.symbol}={source.name}"
+        for source in sources
+    ]
+    words = [word for name in names for word in ("--data", name)]
+    return shlex.join(["tracepaper", "train", "--recipe", "card.toml", *words, "--out", "FOLDER"])
+
+
+def _architecture(kind: NetworkKind, section: Document) -> Architecture:
+    """Return the configuration; where no dropout is named, the one that networks are trained with.
+
+    A card that names none was made without, so it is no default of the network's own.
+    """
+    config: Architecture = kind.read(dict(section))
+    if "dropout" in section or not hasattr(config, "dropout"):
+        return config
+    return kind.read({**section, "dropout": DROPOUT})  # type: ignore[no-any-return]
+
+
+def _kind(name: object) -> NetworkKind:
+    known = network_kinds()
+    if name not in known:
+        every = "; ".join(f"{kind.name}, {kind.words}" for kind in known.values())
+        raise ConfigInvalid(f"There is no network called {name!r}; choose one of {every}.")
+    return kind_of(name)
+
+
+def _chosen(document: Document) -> dict[str, dict[str, Any]]:
+    """Return what is chosen, section by section; refuse by name what is none of it."""
+    is_card = "weights_sha256" in document.get("model", {})
+    if (unknown := sorted(set(document) - set(_SECTIONS))) and not is_card:
+        raise ConfigInvalid(
+            f"A recipe has no section [{unknown[0]}]{nearest(unknown[0], _SECTIONS)}; mend it."
+        )
+    found: dict[str, dict[str, Any]] = {}
+    for name, keys in _SECTIONS.items():
+        section = document.get(name, {})
+        if not isinstance(section, Mapping):
+            raise ConfigInvalid(f"[{name}] of the recipe is no table; write it as one.")
+        if keys and not is_card and (unknown := sorted(set(section) - set(keys))):
+            raise ConfigInvalid(
+                f"The recipe's {name}.{unknown[0]} is unknown{nearest(unknown[0], keys)}; mend it."
+            )
+        found[name] = {key: v for key, v in section.items() if not keys or key in keys}
+    return found
+
+
+def _typed(training: Document) -> dict[str, Any]:
+    """Return the values of ``[training]`` in the kinds of their defaults."""
+    found = {}
+    for field in fields(FitOptions):
+        if field.name not in training:
+            continue
+        value, default = training[field.name], field.default
+        assert default is not MISSING
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(default):
+            kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+            raise ConfigInvalid(f"training.{field.name} must be {kind[type(default)]}.")
+        found[field.name] = value
+    return found
+
+
+def _whole(name: str, value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ConfigInvalid(f"{name} is {value!r}; it must be a whole number of at least 1.")
+    return value

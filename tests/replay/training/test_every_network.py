@@ -1,0 +1,120 @@
+"""Every kind of network, from candles by one command to a run that is verified."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from learning import DAY_BARS, START_MS, learnable, write_csv
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.training.recipe import Recipe
+from tracepaper.replay.training.series import iso
+from tracepaper.storage.checkpoints import load
+from tracepaper.strategies.networks.architecture import network_kinds
+
+DAYS = 6
+WINDOW = 24
+FORMS = {
+    "flash": {"kind": "flash", "layers": 2},
+    "classic": {"kind": "flash", "mask": "full", "time_of_week": True},
+    "decoder": {"kind": "flash", "mask": "causal", "encoding": "alibi", "norm": "post"},
+    "informer": {"kind": "informer", "layers": 2, "factor": 2},
+    "lstm": {"kind": "lstm", "quantiles": [0.1, 0.9], "allocation": True},
+}
+"""Small forms of the networks, by a name; every kind is among them."""
+
+
+@pytest.fixture(scope="module")
+def candles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(learnable(DAYS * DAY_BARS), tmp_path_factory.mktemp("candles"))
+
+
+def recipe(form: dict[str, Any], folder: Path) -> Path:
+    """Write a recipe of few and small steps; return its path."""
+    network = {key: value for key, value in form.items() if key != "kind"}
+    days = [START_MS + day * 86_400_000 for day in (3, 4, 5)]
+    section = {"dim": 8, "window": WINDOW, "horizons": [5, 30], "layers": 1} | network
+    if form["kind"] != "lstm":
+        section["heads"] = 2
+    made = Recipe.of(
+        {
+            "model": {"kind": form["kind"]},
+            "architecture": section,
+            "training": {
+                "steps": 4, "validate_every": 2, "length": 256, "windows": 16, "threads": 1,
+                "explained_bars": 500,
+            },
+            "split": {
+                "train_until": iso(days[0]),
+                "validation_until": iso(days[1]),
+                "calibration_until": iso(days[2]),
+            },
+        }
+    )  # fmt: skip
+    path = folder / "recipe.toml"
+    path.write_text(made.text(), encoding="utf-8")
+    assert Recipe.of(tomllib.loads(made.text())) == made
+    return path
+
+
+def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    """Run a command; return the JSON document that it prints."""
+    code = invoke([str(word) for word in words])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    return json.loads(said.out)
+
+
+def test_every_kind_has_a_form_here() -> None:
+    assert {form["kind"] for form in FORMS.values()} == set(network_kinds())
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_network_is_trained_replayed_and_verified(
+    name: str, candles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    form, out = FORMS[name], tmp_path / name
+    words = ("--recipe", recipe(form, tmp_path), "--data", candles, "--out", out)
+    card = answered(capsys, "train", *words, "--json")["card"]
+    assert card["model"]["kind"] == form["kind"]
+    for key, value in form.items():
+        assert key == "kind" or card["architecture"][key] == value
+
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[strategy]\nname = "attention"\n[model]\ncheckpoint = "{out}"\nthreads = 1\n'
+        '[gate]\nhorizon = 30\ndirection = "0.3"\nedge = "0.001"\n',
+        encoding="utf-8",
+    )
+    part = tmp_path / "linear_AAAUSDT_1m.csv"
+    write_csv(learnable(620), tmp_path).rename(part.with_suffix(".csv.gz"))
+    database = tmp_path / "run.db"
+    run = ("replay", part.with_suffix(".csv.gz"), "-c", config, "--db", database, "--log", "full")
+    made = answered(capsys, *run, "--json")
+    assert made["decisions"] > 0
+    assert answered(capsys, "verify", "last", "--db", database, "--json")["identical"]
+    seen = answered(
+        capsys, "lookahead", part.with_suffix(".csv.gz"), "-c", config, "--probes", 1, "--json"
+    )
+    assert seen == {}
+
+
+def test_the_command_of_a_card_makes_the_same_weights_again(
+    candles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again = tmp_path / "first", tmp_path / "again"
+    words = ("train", "--recipe", recipe(FORMS["lstm"], tmp_path), "--data", candles)
+    answered(capsys, *words, "--out", first, "--json")
+    card = load(first).card
+    command = card["training"]["command"].split()
+    assert command[:4] == ["tracepaper", "train", "--recipe", "card.toml"]
+    assert command[5] == candles.name
+    command[3], command[5], command[-1] = str(first / "card.toml"), str(candles), str(again)
+    answered(capsys, *command[1:], "--json")
+    found = load(again).card
+    assert found["model"]["weights_sha256"] == card["model"]["weights_sha256"]
+    assert found["figures"] == card["figures"]
