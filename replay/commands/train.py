@@ -54,6 +54,7 @@ def train(
     calibrate_until: Annotated[
         str | None, typer.Option(help="Date; all after it stays untouched for the figures.")
     ] = None,
+    schema: Annotated[str | None, typer.Option(help="Of the features, v1 by default.")] = None,
     horizons: Annotated[str | None, typer.Option(help="Bars ahead, by commas.")] = None,
     gate_horizon: Annotated[
         int | None, typer.Option(help="The one that the gates judge; the middle one.")
@@ -145,6 +146,7 @@ def train(
             "threads": threads,
             "device": device,
         },
+        "features": {"schema_id": schema},
         "calibration": {"horizon": gate_horizon},
         "split": {**_dates(train_until, validate_until, calibrate_until)},
     }

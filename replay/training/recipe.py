@@ -4,7 +4,7 @@ A recipe has the form of a card: ``[model]``, ``[architecture]``, ``[training]``
 and ``[split]``, with what is chosen and nothing that follows. A card is a recipe with its results,
 so it can be handed in as one: what follows from training is then left aside.
 
-The rules are docs/models.md, L18 to L21.
+The rules are docs/models.md, L25 to L27.
 """
 
 from __future__ import annotations

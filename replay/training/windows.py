@@ -4,7 +4,7 @@ Every labelled bar is a sample whose window ends at it. An epoch visits all of t
 drawn from the seed, so that a step is an even subsample of the time that is learnt from. A window
 is a view of its segment's rows until its batch is stacked: overlapping ones share them.
 
-The rule is docs/models.md, L18.
+The rule is docs/models.md, L25.
 """
 
 from __future__ import annotations

@@ -11,14 +11,22 @@ import pytest
 from learning import DAY_BARS, START_MS, learnable, write_csv
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load as load_config
+from tracepaper.replay.archive import read_candles
+from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
+from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import iso
 from tracepaper.storage.checkpoints import load
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.features import schema
 from tracepaper.strategies.networks.architecture import network_kinds
+from tracepaper.strategies.types import Forecast
 
 DAYS = 6
 WINDOW = 24
-FORMS = {
+BARS = 2 * WINDOW + schema("v1").lookback + 20
+FORMS: dict[str, dict[str, Any]] = {
     "flash": {"kind": "flash", "layers": 2},
     "classic": {"kind": "flash", "mask": "full", "time_of_week": True},
     "decoder": {"kind": "flash", "mask": "causal", "encoding": "alibi", "norm": "post"},
@@ -73,34 +81,53 @@ def test_every_kind_has_a_form_here() -> None:
     assert {form["kind"] for form in FORMS.values()} == set(network_kinds())
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_a_network_is_trained_replayed_and_verified(
-    name: str, candles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    form, out = FORMS[name], tmp_path / name
-    words = ("--recipe", recipe(form, tmp_path), "--data", candles, "--out", out)
+def prepared(
+    name: str, candles: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[Path, Path]:
+    """Train the form *name*; return a configuration that trades by it, and candles to trade."""
+    form, out = FORMS[name], folder / name
+    words = ("--recipe", recipe(form, folder), "--data", candles, "--out", out)
     card = answered(capsys, "train", *words, "--json")["card"]
     assert card["model"]["kind"] == form["kind"]
     for key, value in form.items():
         assert key == "kind" or card["architecture"][key] == value
-
-    config = tmp_path / "config.toml"
+    config = folder / "config.toml"
     config.write_text(
-        f'[strategy]\nname = "attention"\n[model]\ncheckpoint = "{out}"\nthreads = 1\n'
+        f'[market]\nsymbols = ["AAAUSDT"]\n[strategy]\nname = "attention"\n'
+        f'[model]\ncheckpoint = "{out}"\nthreads = 1\n'
         '[gate]\nhorizon = 30\ndirection = "0.3"\nedge = "0.001"\n',
         encoding="utf-8",
     )
-    part = tmp_path / "linear_AAAUSDT_1m.csv"
-    write_csv(learnable(620), tmp_path).rename(part.with_suffix(".csv.gz"))
+    return config, write_csv(learnable(BARS), folder)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_network_is_trained_replayed_and_verified(
+    name: str, candles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, path = prepared(name, candles, tmp_path, capsys)
     database = tmp_path / "run.db"
-    run = ("replay", part.with_suffix(".csv.gz"), "-c", config, "--db", database, "--log", "full")
-    made = answered(capsys, *run, "--json")
-    assert made["decisions"] > 0
-    assert answered(capsys, "verify", "last", "--db", database, "--json")["identical"]
-    seen = answered(
-        capsys, "lookahead", part.with_suffix(".csv.gz"), "-c", config, "--probes", 1, "--json"
-    )
-    assert seen == {}
+    run = ("replay", path, "-c", config, "--db", database, "--log", "full", "--json")
+    assert answered(capsys, *run)["decisions"] == BARS
+    assert answered(capsys, "verify", "last", "--db", database, "--json")["exact"]
+    with Reader.open(database) as reader:
+        forecast = reader.step(reader.find("last"), BARS).step.prediction
+    assert isinstance(forecast, Forecast)
+    assert (forecast.explanation is None) == (FORMS[name]["kind"] == "lstm")
+
+
+@pytest.mark.parametrize(
+    "name", ["lstm", *(pytest.param(name, marks=pytest.mark.slow) for name in FORMS)]
+)
+def test_no_future_moves_a_network_that_was_trained(
+    name: str, candles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, path = prepared(name, candles, tmp_path, capsys)
+    with FreshProcesses(MODEL) as fresh:
+        given = read_candles(str(path))
+        found = lookahead(load_config(config), [given], fresh, Limits(probes=1))
+    assert found.verdict == "nothing moved"
+    assert found.probes == 1
 
 
 def test_the_command_of_a_card_makes_the_same_weights_again(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,11 +15,13 @@ import pytest
 import torch
 from learning import DAY_BARS, HORIZONS, segment, split, tiny
 
+from tracepaper.replay.training import state as states
 from tracepaper.replay.training.fit import Fit, FitOptions, Progress, learning_rate
 from tracepaper.replay.training.samples import Samples, samples_of
 from tracepaper.replay.training.series import Part
 from tracepaper.replay.training.state import STATE_NAME
 from tracepaper.strategies.errors import CheckpointMismatch, InvariantBroken
+from tracepaper.strategies.networks.architecture import Network, kind_of
 from tracepaper.strategies.networks.flash import FlashNetwork
 
 SPLIT = split(3, 4, 5)
@@ -39,17 +43,30 @@ def options(**changed: Any) -> FitOptions:
     return replace(QUICK, **changed)
 
 
-def fit(folder: Path, chosen: FitOptions = QUICK, training: list[Samples] = TRAINING) -> Fit:
+def network(kind: str) -> Network:
+    if kind == "flash":
+        return FlashNetwork(replace(tiny(), dropout=0.1))
+    known = kind_of(kind)
+    section = {"dim": 8, "layers": 2, "window": 24, "horizons": HORIZONS, "dropout": 0.1}
+    return known.make(known.read(section))
+
+
+def fit(
+    folder: Path,
+    chosen: FitOptions = QUICK,
+    training: list[Samples] = TRAINING,
+    *,
+    kind: str = "flash",
+) -> Fit:
     torch.manual_seed(chosen.seed)
     torch.set_num_threads(1)
-    config = tiny()
     return Fit(
-        FlashNetwork(config),
+        network(kind),
         training,
         VALIDATION,
         chosen,
         folder=folder,
-        about={},
+        about={"kind": kind},
     )
 
 
@@ -77,26 +94,47 @@ def test_a_seed_repeats_in_every_bit_and_another_does_not(tmp_path: Path) -> Non
     assert not torch.equal(runs[0], runs[2])
 
 
-def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    whole = fit(tmp_path / "whole")
-    whole.run(ignore)
+class CutOffError(Exception):
+    pass
 
-    class CutOffError(Exception):
-        pass
+
+@pytest.mark.parametrize("kind", ["flash", "informer", "lstm"])
+def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, kind: str) -> None:
+    whole = fit(tmp_path / "whole", kind=kind)
+    whole.run(ignore)
 
     def cut(progress: Progress) -> None:
         if progress.step == 5:
             raise CutOffError
 
     with pytest.raises(CutOffError):
-        fit(tmp_path / "cut").run(cut)
-    rest = fit(tmp_path / "cut")
+        fit(tmp_path / "cut", kind=kind).run(cut)
+    rest = fit(tmp_path / "cut", kind=kind)
     assert rest.resume()
     assert rest.progress.step == 4  # the last validation
     rest.run(ignore)
     assert rest.progress.scores == whole.progress.scores
+    assert rest.progress.bars == whole.progress.bars
     for name, tensor in whole.best.items():
         assert torch.equal(rest.best[name], tensor)
+
+
+def test_a_process_killed_while_it_saves_leaves_a_whole_state(tmp_path: Path) -> None:
+    made = fit(tmp_path)
+    made.save()
+    before = states.read(tmp_path / STATE_NAME)
+    program = (
+        "import os, sys; from pathlib import Path; import torch;"
+        "from tracepaper.replay.training import state;"
+        "state.os.fsync = lambda _: os.kill(os.getpid(), 9);"
+        "state.write(Path(sys.argv[1]), {'a': torch.ones(9)}, {})"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path / STATE_NAME)]
+    assert subprocess.run(words, check=False).returncode == -9
+    assert (tmp_path / (STATE_NAME + ".part")).exists()
+    after = states.read(tmp_path / STATE_NAME)
+    assert after[1] == before[1]
+    assert fit(tmp_path).resume()
 
 
 def test_nothing_to_take_up_is_no_error(tmp_path: Path) -> None:
@@ -109,10 +147,27 @@ def test_a_state_of_other_options_is_refused(tmp_path: Path) -> None:
         fit(tmp_path, options(learning_rate=1e-4)).resume()
 
 
-def test_a_state_that_is_no_state_is_refused(tmp_path: Path) -> None:
-    (tmp_path / STATE_NAME).write_bytes(b"half")
+@pytest.mark.parametrize("at", [0, 100, -9])
+def test_a_state_that_is_no_whole_state_is_refused(tmp_path: Path, at: int) -> None:
+    path = tmp_path / STATE_NAME
+    path.write_bytes(b"half")
     with pytest.raises(CheckpointMismatch, match="delete it"):
         fit(tmp_path).resume()
+    fit(tmp_path).save()
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointMismatch, match="delete it"):
+        fit(tmp_path).resume()
+    torch.save({"options": {}}, path)
+    with pytest.raises(CheckpointMismatch, match="delete it"):
+        fit(tmp_path).resume()
+
+
+def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path).save()
+    with pytest.raises(CheckpointMismatch, match="written with other kind"):
+        fit(tmp_path, kind="lstm").resume()
 
 
 def test_heads_that_no_longer_improve_end_the_fit(tmp_path: Path) -> None:
@@ -125,6 +180,37 @@ def test_a_loss_that_is_not_finite_ends_the_fit(tmp_path: Path) -> None:
     made = fit(tmp_path, options(learning_rate=1e30))
     with pytest.raises(InvariantBroken, match="step 2, and no weights were good before"):
         made.run(ignore)
+
+
+def test_the_best_weights_outlive_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    made = fit(tmp_path)
+    seen: list[Progress] = []
+
+    def spoil(progress: Progress) -> None:
+        seen.append(replace(progress))
+        if progress.step == 5:
+            with torch.no_grad():
+                next(made._network.parameters()).fill_(math.nan)  # noqa: SLF001 - as overflow would
+
+    made.run(spoil)
+    assert made.progress.step == 5
+    assert "not finite (nan) at step 6; kept are the weights of step 4" in made.progress.stopped
+    assert seen[-1].stopped
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in made.best.values())
+    assert fit(tmp_path).resume()  # what was saved before is whole
+
+
+@pytest.mark.parametrize("kind", ["flash", "informer", "lstm"])
+def test_products_in_bfloat16_leave_the_weights_float32(tmp_path: Path, kind: str) -> None:
+    plain, half = (
+        fit(tmp_path / precision, options(steps=2, precision=precision), kind=kind)
+        for precision in ("float32", "bfloat16")
+    )
+    for made in (plain, half):
+        made.run(ignore)
+    assert all(tensor.dtype is torch.float32 for tensor in half.best.values())
+    assert half.progress.training_loss != plain.progress.training_loss
+    assert half.progress.training_loss == pytest.approx(plain.progress.training_loss, rel=0.05)
 
 
 def test_the_rate_rises_then_falls_to_a_hundredth() -> None:
