@@ -33,7 +33,7 @@ from tracepaper.replay.training.losses import (
     head_scores,
 )
 from tracepaper.replay.training.samples import Batch, Chunks, Samples
-from tracepaper.replay.training.windows import Windows
+from tracepaper.replay.training.windows import SingleWindows
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.networks.architecture import Network
@@ -340,12 +340,12 @@ class Fit:
 
 def batches_for(
     network: Network, training: Sequence[Samples], options: FitOptions
-) -> Chunks | Windows:
+) -> Chunks | SingleWindows:
     """Return what *network* learns from: chunks if it answers every row, else single windows."""
     if network.answers_every_row:
         return Chunks(training, length=options.length, batch=options.batch, seed=options.seed)
     window = network.config.window
-    return Windows(training, window=window, batch=options.windows, seed=options.seed)
+    return SingleWindows(training, window=window, batch=options.windows, seed=options.seed)
 
 
 def _groups(network: nn.Module, weights: TaskWeights, options: FitOptions) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from tracepaper.strategies.errors import DataInvalid
 Ids = NDArray[np.int64]
 
 
-class Windows:
+class SingleWindows:
     """Batches of *batch* windows of *window* rows; an epoch holds every labelled bar once.
 
     Raises ``DataInvalid`` where no labelled bar has a whole window before it.

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from tracepaper.strategies.forecasters.answers import TrainedModel, forecasts, require_one_of_each
-from tracepaper.strategies.forecasters.windowed import Window
+from tracepaper.strategies.forecasters.windowed import FeatureWindow
 from tracepaper.strategies.gates import MEASURES
 from tracepaper.strategies.model import EXPLAINED
 from tracepaper.strategies.types import Bar, Forecast
@@ -43,11 +43,11 @@ class PlainForecaster:
         self.measures = MEASURES - frozenset(EXPLAINED)
         self.is_outside = False
         self._network = model.network.eval()
-        self._windows: dict[str, Window] = {}
+        self._windows: dict[str, FeatureWindow] = {}
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
-        window = self._windows[instrument] = Window(self.model)
+        window = self._windows[instrument] = FeatureWindow(self.model)
         for bar in bars[-self.context :]:
             window.take(bar)
 
@@ -78,7 +78,7 @@ class PlainForecaster:
         sigmas: list[float] = []
         places: list[int] = []
         for place, bar in enumerate(bars):
-            window = self._windows.setdefault(bar.instrument, Window(self.model))
+            window = self._windows.setdefault(bar.instrument, FeatureWindow(self.model))
             sigma = window.take(bar)
             if window.is_full:
                 rows.append(window.rows.view()[:, :-1].astype(np.float32))

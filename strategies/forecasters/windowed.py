@@ -66,7 +66,7 @@ CONTENT_FREE: Final = 0.0
 """Neither network has a bias towards near bars, so attention without content is even."""
 
 
-class Window:
+class FeatureWindow:
     """One instrument's newest feature rows, each with its position in its last column."""
 
     def __init__(self, model: TrainedModel) -> None:
@@ -124,11 +124,11 @@ class WindowedForecaster:
         self.measures = MEASURES
         self.is_outside = False
         self._network = model.network.eval()
-        self._windows: dict[str, Window] = {}
+        self._windows: dict[str, FeatureWindow] = {}
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
-        window = self._windows[instrument] = Window(self.model)
+        window = self._windows[instrument] = FeatureWindow(self.model)
         for bar in bars[-self.context :]:
             window.take(bar)
         if window.is_full and bars:
@@ -137,7 +137,7 @@ class WindowedForecaster:
 
     def step(self, bar: Bar) -> Forecast | None:
         """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
-        window = self._windows.setdefault(bar.instrument, Window(self.model))
+        window = self._windows.setdefault(bar.instrument, FeatureWindow(self.model))
         sigma = window.take(bar)
         if not window.is_full:
             return None
@@ -178,7 +178,7 @@ class WindowedForecaster:
             )
         return self._look(window).rollout
 
-    def _look(self, window: Window) -> Look:
+    def _look(self, window: FeatureWindow) -> Look:
         known = window.rows.view()
         x = torch.from_numpy(known[:, :-1].astype(np.float32))[None].to(self._place)
         positions = torch.from_numpy(known[:, -1].astype(np.int64)).to(self._place)
@@ -187,11 +187,11 @@ class WindowedForecaster:
         rollout = Rollout(seen.rollout.weights.cpu(), seen.rollout.l1_error.cpu())
         return Look(seen.outputs.cpu(), rollout, seen.confidence.float().cpu())
 
-    def _by_age(self, window: Window, seen: Look) -> NDArray[np.float64]:
+    def _by_age(self, window: FeatureWindow, seen: Look) -> NDArray[np.float64]:
         positions = window.rows.view()[:, -1].astype(np.int64)
         return cells_by_age(_buckets(seen.rollout, positions)[None], positions[-1:])
 
-    def _explain(self, window: Window, seen: Look) -> Explanation:
+    def _explain(self, window: FeatureWindow, seen: Look) -> Explanation:
         positions = window.rows.view()[:, -1].astype(np.int64)
         row = _buckets(seen.rollout, positions)
         by_age = cells_by_age(row[None], positions[-1:])

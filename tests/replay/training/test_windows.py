@@ -10,7 +10,7 @@ from learning import DAY_BARS, HORIZONS, MINUTE_MS, segment, split
 
 from tracepaper.replay.training.samples import Samples, samples_of
 from tracepaper.replay.training.series import Part
-from tracepaper.replay.training.windows import Windows
+from tracepaper.replay.training.windows import SingleWindows
 from tracepaper.strategies.errors import DataInvalid
 
 WINDOW = 20
@@ -18,8 +18,8 @@ SEGMENTS = [segment(DAY_BARS), segment(900, seed=1, symbol="BBBUSDT", start=100)
 TRAINING = samples_of(SEGMENTS, HORIZONS, split(1, 2, 3), Part.TRAIN)
 
 
-def made(batch: int = 64, seed: int = 0) -> Windows:
-    return Windows(TRAINING, window=WINDOW, batch=batch, seed=seed)
+def made(batch: int = 64, seed: int = 0) -> SingleWindows:
+    return SingleWindows(TRAINING, window=WINDOW, batch=batch, seed=seed)
 
 
 def row_of(samples: Samples, position: int) -> int:
@@ -66,4 +66,4 @@ def test_a_stream_goes_on_where_it_was_left() -> None:
 
 def test_a_window_longer_than_any_segment_is_refused() -> None:
     with pytest.raises(DataInvalid, match="smaller --window"):
-        Windows(TRAINING, window=2_000, batch=1, seed=0)
+        SingleWindows(TRAINING, window=2_000, batch=1, seed=0)
