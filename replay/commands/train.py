@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
     from tracepaper.replay.training.pipeline import Material
     from tracepaper.replay.training.recipe import Recipe
+    from tracepaper.replay.training.rowwise import RowRecipe
     from tracepaper.replay.training.series import Segment, Split
     from tracepaper.storage.checkpoints import Checkpoint
+
+    AnyRecipe = Recipe | RowRecipe
 
 DataOption = Annotated[
     list[str],
@@ -154,7 +157,15 @@ def train(
     if print_recipe:
         typer.echo(chosen[0].text(), nl=False)
         return
-    _train(chosen, *_required(data, out), resume=resume, as_json=json)
+    made = _train(chosen, *_required(data, out), resume=resume)
+    documents = [
+        {"folder": str(folder), "id": found.id, "card": found.card} for folder, found in made
+    ]
+    if json:
+        print_json(documents[0] if len(documents) == 1 else {"checkpoints": documents})
+        return
+    for folder, found in made:
+        _print(folder, found)
 
 
 def _required(data: list[str] | None, out: Path | None) -> tuple[list[str], Path]:
@@ -169,9 +180,9 @@ def _required(data: list[str] | None, out: Path | None) -> tuple[list[str], Path
 
 def _recipes(
     file: Path | None, given: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] | None
-) -> list[Recipe]:
+) -> list[AnyRecipe]:
     """Return the recipe of each seed: what is *given*, over *file*, over the defaults."""
-    from tracepaper.replay.training.recipe import Recipe, over, read_recipe
+    from tracepaper.replay.training.recipe import over, read_recipe
 
     document = {} if file is None else read_recipe(file)
     said = {
@@ -180,19 +191,33 @@ def _recipes(
     }
     document = over(document, {name: section for name, section in said.items() if section})
     if not seeds:
-        return [Recipe.of(document)]
-    return [Recipe.of(over(document, {"training": {"seed": seed}})) for seed in seeds]
+        return [_recipe(document)]
+    return [_recipe(over(document, {"training": {"seed": seed}})) for seed in seeds]
+
+
+def _recipe(document: Mapping[str, Any]) -> AnyRecipe:
+    """Return the recipe of a network, or of a model of one bar's features."""
+    from tracepaper.daemon.clock import SystemClock
+    from tracepaper.replay.training.recipe import Recipe
+    from tracepaper.replay.training.rowwise import RowRecipe
+    from tracepaper.strategies.forecasters.row_models import ROW_KINDS
+
+    model = document.get("model")
+    if isinstance(model, dict) and model.get("kind") in ROW_KINDS:
+        return RowRecipe.of(document, created_ms=SystemClock().wall_ms())
+    return Recipe.of(document)
 
 
 def _train(
-    recipes: Sequence[Recipe], data: list[str], out: Path, *, resume: bool, as_json: bool
-) -> None:
+    recipes: Sequence[AnyRecipe], data: list[str], out: Path, *, resume: bool
+) -> list[tuple[Path, Checkpoint]]:
     """Train and write a checkpoint of each recipe; they differ in their seeds alone."""
     from tracepaper.replay.training.pipeline import Material, compare_seeds, use_threads
+    from tracepaper.replay.training.recipe import Recipe
 
     first = recipes[0]
     use_threads(first.threads)
-    horizons = first.config.horizons
+    horizons = first.config.horizons if isinstance(first, Recipe) else first.horizons
     split = _split(first.split or {}, max(horizons))
     material = Material.read(data, split, horizons, first.schema_id)
     folders = [out]
@@ -200,19 +225,13 @@ def _train(
         folders = [out / f"seed-{recipe.options.seed}" for recipe in recipes]
     made = [
         _fit(material, recipe, folder, resume=resume)
+        if isinstance(recipe, Recipe)
+        else _fit_rows(material, recipe, folder)
         for recipe, folder in zip(recipes, folders, strict=True)
     ]
-    if len(recipes) > 1:
+    if len(recipes) > 1 and isinstance(first, Recipe):
         made = compare_seeds(folders)
-    documents = [
-        {"folder": str(folder), "id": found.id, "card": found.card}
-        for folder, found in zip(folders, made, strict=True)
-    ]
-    if as_json:
-        print_json(documents[0] if len(documents) == 1 else {"checkpoints": documents})
-        return
-    for folder, found in zip(folders, made, strict=True):
-        _print(folder, found)
+    return list(zip(folders, made, strict=True))
 
 
 def _fit(material: Material, recipe: Recipe, folder: Path, *, resume: bool) -> Checkpoint:
@@ -230,6 +249,17 @@ def _fit(material: Material, recipe: Recipe, folder: Path, *, resume: bool) -> C
             say=view.say,
             resume=resume,
         )
+
+
+def _fit_rows(material: Material, recipe: RowRecipe, folder: Path) -> Checkpoint:
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from tracepaper.replay.training.rowwise import train_rows
+
+    named = replace(recipe, name=recipe.name or folder.name)
+    return train_rows(material, named, folder, say=Console(stderr=True).print)
 
 
 def _print(folder: Path, found: Checkpoint) -> None:

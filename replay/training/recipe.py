@@ -14,13 +14,15 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
+from tracepaper.replay.training.boosting import BoostingOptions
 from tracepaper.replay.training.fit import FitOptions
 from tracepaper.replay.training.series import TrainingFile
 from tracepaper.storage.checkpoints import dump
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import FeatureSchema
+from tracepaper.strategies.forecasters.row_models import ROW_KINDS
 from tracepaper.strategies.market import MINUTE_MS
 from tracepaper.strategies.networks.architecture import (
     Architecture,
@@ -36,20 +38,19 @@ Document = Mapping[str, Any]
 _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "model": ("kind", "name"),
     "architecture": (),
-    "training": (
-        *(field.name for field in fields(FitOptions)),
-        "threads", "device", "explained_bars",
-    ),
+    "training": ("threads", "device", "explained_bars"),
     "calibration": ("horizon",),
     "features": ("schema_id",),
     "split": ("train_until", "validation_until", "calibration_until", "embargo_bars"),
-}  # fmt: skip
-"""The keys of each section that are chosen; those of the architecture are the network's own."""
+}
+"""The keys of each section that are chosen; to those of training come what fits is fitted with."""
 EXPLAINED_BARS: Final = 120_000
 EXPLAINED_WINDOWS: Final = 12_000
 """Bars of calibration and test to explain, where each costs a pass over its window."""
 SCHEMA: Final = "v1"
 DROPOUT: Final = 0.1
+THREADS: Final = 2
+DEFAULT_KIND: Final = "flash"
 
 
 @dataclass(frozen=True)
@@ -78,22 +79,21 @@ class Recipe:
     @classmethod
     def of(cls, document: Document) -> Self:
         """Read a recipe or a card; raise ``ConfigInvalid`` for a key or a value it cannot have."""
-        chosen = _chosen(document)
-        model, training = chosen["model"], dict(chosen["training"])
-        kind = _kind(model.get("kind", "flash"))
+        chosen = chosen_of(document, FitOptions)
+        model, own = chosen["model"], own_training(chosen["training"])
+        kind = _kind(model.get("kind", DEFAULT_KIND))
         config = _architecture(kind, chosen["architecture"])
-        own = {name: training.pop(name) for name in _SECTIONS["training"][-3:] if name in training}
-        horizon = chosen["calibration"].get("horizon", config.horizons[len(config.horizons) // 2])
+        horizon = chosen["calibration"].get("horizon", middle(config.horizons))
         return cls(
             kind,
             config,
-            FitOptions(**_typed(training)),
-            _whole("calibration.horizon", horizon),
+            typed(FitOptions, chosen["training"]),
+            whole("calibration.horizon", horizon),
             name=str(model.get("name", "")),
             schema_id=str(chosen["features"].get("schema_id", SCHEMA)),
             explained_bars=own.get("explained_bars"),
             device=str(own.get("device", "cpu")),
-            threads=_whole("training.threads", own.get("threads", 2)),
+            threads=whole("training.threads", own.get("threads", THREADS)),
             split=chosen["split"] or None,
         )
 
@@ -181,20 +181,28 @@ def _architecture(kind: NetworkKind, section: Document) -> Architecture:
 def _kind(name: object) -> NetworkKind:
     known = network_kinds()
     if name not in known:
-        every = "; ".join(f"{kind.name}, {kind.words}" for kind in known.values())
-        raise ConfigInvalid(f"There is no network called {name!r}; choose one of {every}.")
+        every = [f"{kind.name}, {kind.words}" for kind in known.values()]
+        every += [f"{row}, of one bar's features" for row in ROW_KINDS]
+        raise ConfigInvalid(
+            f"There is no network called {name!r}; choose one of: {'; '.join(every)}."
+        )
     return kind_of(name)
 
 
-def _chosen(document: Document) -> dict[str, dict[str, Any]]:
-    """Return what is chosen, section by section; refuse by name what is none of it."""
+def chosen_of(document: Document, options: type[Any]) -> dict[str, dict[str, Any]]:
+    """Return what is chosen, section by section, where *options* is what fits are fitted with.
+
+    Raises ``ConfigInvalid`` for a section or a key that is none of it; what a card holds besides is
+    left aside.
+    """
     is_card = "weights_sha256" in document.get("model", {})
     if (unknown := sorted(set(document) - set(_SECTIONS))) and not is_card:
         raise ConfigInvalid(
             f"A recipe has no section [{unknown[0]}]{nearest(unknown[0], _SECTIONS)}; mend it."
         )
     found: dict[str, dict[str, Any]] = {}
-    for name, keys in _SECTIONS.items():
+    sections = {**_SECTIONS, "training": (*_SECTIONS["training"], *_names(options))}
+    for name, keys in sections.items():
         section = document.get(name, {})
         if not isinstance(section, Mapping):
             raise ConfigInvalid(f"[{name}] of the recipe is no table; write it as one.")
@@ -206,10 +214,22 @@ def _chosen(document: Document) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _typed(training: Document) -> dict[str, Any]:
-    """Return the values of ``[training]`` in the kinds of their defaults."""
-    found = {}
-    for field in fields(FitOptions):
+def _names(options: type[Any]) -> list[str]:
+    return [field.name for field in fields(options)]
+
+
+def own_training(training: Document) -> dict[str, Any]:
+    """Return the keys of ``[training]`` that are not what fits are fitted with."""
+    return {name: training[name] for name in _SECTIONS["training"] if name in training}
+
+
+AnyOptions = TypeVar("AnyOptions", FitOptions, BoostingOptions)
+
+
+def typed(options: type[AnyOptions], training: Document) -> AnyOptions:
+    """Return *options* of ``[training]``; raise ``ConfigInvalid`` for a value of another kind."""
+    found: dict[str, Any] = {}
+    for field in fields(options):
         if field.name not in training:
             continue
         value, default = training[field.name], field.default
@@ -220,10 +240,16 @@ def _typed(training: Document) -> dict[str, Any]:
             kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
             raise ConfigInvalid(f"training.{field.name} must be {kind[type(default)]}.")
         found[field.name] = value
-    return found
+    return options(**found)
 
 
-def _whole(name: str, value: object) -> int:
+def middle(horizons: Sequence[int]) -> int:
+    """Return the horizon that the gates judge unless another is named."""
+    return horizons[len(horizons) // 2]
+
+
+def whole(name: str, value: object) -> int:
+    """Return *value*; raise ``ConfigInvalid`` unless it is a whole number of at least 1."""
     if type(value) is not int or value < 1:
         raise ConfigInvalid(f"{name} is {value!r}; it must be a whole number of at least 1.")
     return value

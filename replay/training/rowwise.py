@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -29,9 +29,20 @@ from tracepaper.replay.training.figures import COVERAGE
 from tracepaper.replay.training.glm import RIDGE, fit_gamma
 from tracepaper.replay.training.own import NORMAL, OF_MODEL, figures_of, selective_of
 from tracepaper.replay.training.pipeline import Material, Say, interval_name
+from tracepaper.replay.training.recipe import (
+    EXPLAINED_BARS,
+    SCHEMA,
+    THREADS,
+    chosen_of,
+    command,
+    middle,
+    own_training,
+    typed,
+    whole,
+)
 from tracepaper.replay.training.samples import VARIANCE_FLOOR, Samples
 from tracepaper.replay.training.series import Part
-from tracepaper.storage.checkpoints import Checkpoint, save
+from tracepaper.storage.checkpoints import Checkpoint, dump, save
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.forecasters.build import row_kind, trained_rows
@@ -39,6 +50,8 @@ from tracepaper.strategies.forecasters.row_models import GlmModel, RowModel
 from tracepaper.strategies.forecasters.rowwise import ROW_MEASURES, RowForecaster, TrainedRows
 from tracepaper.strategies.forecasters.trees import joined
 from tracepaper.strategies.gates import GATES, GateInputs
+
+HORIZONS: Final = (5, 30, 240)
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,45 @@ class RowRecipe:
     explained_bars: int  # of the calibration part, for the quantiles of the gates
     options: BoostingOptions
     threads: int = 1
+    schema_id: str = SCHEMA
+    horizons: tuple[int, ...] = HORIZONS
+    split: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any], *, created_ms: int) -> Self:
+        """Read a recipe or a card, as ``Recipe.of`` does; its architecture is its horizons."""
+        chosen = chosen_of(document, BoostingOptions)
+        model, architecture = chosen["model"], chosen["architecture"]
+        own = own_training(chosen["training"])
+        for key in sorted(set(architecture) - {"horizons"}):
+            raise ConfigInvalid(f"A {model['kind']} has no architecture.{key}; leave it out.")
+        horizons = tuple(architecture.get("horizons", HORIZONS))
+        return cls(
+            name=str(model.get("name", "")),
+            kind=str(model["kind"]),
+            horizon=whole(
+                "calibration.horizon", chosen["calibration"].get("horizon", middle(horizons))
+            ),
+            created_ms=created_ms,
+            explained_bars=own.get("explained_bars") or EXPLAINED_BARS,
+            options=typed(BoostingOptions, chosen["training"]),
+            threads=whole("training.threads", own.get("threads", THREADS)),
+            schema_id=str(chosen["features"].get("schema_id", SCHEMA)),
+            horizons=tuple(whole("architecture.horizons", one) for one in horizons),
+            split=chosen["split"] or None,
+        )
+
+    def text(self) -> str:
+        """Return it as TOML, which ``of`` reads back."""
+        training = {"threads": self.threads, "explained_bars": self.explained_bars}
+        found: dict[str, Any] = {
+            "model": {"kind": self.kind, "name": self.name},
+            "architecture": {"horizons": list(self.horizons)},
+            "features": {"schema_id": self.schema_id},
+            "training": {**asdict(self.options), **training},
+            "calibration": {"horizon": self.horizon},
+        }
+        return dump(found if self.split is None else {**found, "split": dict(self.split)})
 
 
 Fitted = tuple[dict[str, NDArray[Any]], dict[str, Any]]
@@ -145,11 +197,18 @@ def _first_card(
     minutes = material.segments[0].interval_ms // 60_000
     bars = sum(int(s.weights.any(axis=1).sum()) for s in material.samples(Part.TRAIN))
     return {
-        "model": {**cards.model_section(recipe.name, recipe.created_ms), "kind": recipe.kind},
+        "model": cards.model_section(recipe.kind, recipe.name, recipe.created_ms),
         "architecture": {"horizons": list(material.horizons)},
         "features": cards.features_section(material.schema),
         "market": cards.market_section(interval_name(minutes), material.sources),
-        "training": {**options, "bars": bars, "variance_floor": VARIANCE_FLOOR},
+        "training": {
+            **options,
+            "threads": recipe.threads,
+            "explained_bars": recipe.explained_bars,
+            "bars": bars,
+            "variance_floor": VARIANCE_FLOOR,
+            "command": command(material.sources),
+        },
         "calibration": {"horizon": recipe.horizon},
         "split": cards.split_section(material.split),
         "data": cards.data_section(material.sources),

@@ -3,6 +3,8 @@
 It is a safetensors file whose metadata hold the facts as JSON beside a hash of both, written beside
 its place, synced and renamed: a process that is killed at any moment leaves the state before or the
 state after. Nothing in it can run when it is read.
+
+The rule is docs/models.md, L28.
 """
 
 from __future__ import annotations

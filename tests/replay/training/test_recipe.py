@@ -10,6 +10,7 @@ import pytest
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.training.recipe import Recipe, over, read_recipe
+from tracepaper.replay.training.rowwise import RowRecipe
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import schema
 from tracepaper.strategies.networks.architecture import network_kinds
@@ -46,7 +47,7 @@ def test_options_lie_over_the_recipe_and_a_card_is_one(
 @pytest.mark.parametrize(
     ("document", "sentence"),
     [
-        ({"model": {"kind": "flush"}}, "no network called 'flush'; choose one of flash, a trans"),
+        ({"model": {"kind": "flush"}}, "no network called 'flush'; choose one of: flash, a trans"),
         ({"trainning": {}}, r"no section \[trainning\], the nearest is training"),
         ({"training": {"step": 3}}, "training.step is unknown, the nearest is steps"),
         ({"training": {"steps": "3"}}, "training.steps must be a whole number"),
@@ -64,6 +65,17 @@ def test_options_lie_over_the_recipe_and_a_card_is_one(
 def test_what_a_recipe_cannot_mean_is_refused(document: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigInvalid, match=sentence):
         Recipe.of(document)
+
+
+def test_a_row_model_has_a_recipe_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--network", "tree", "--seed", "4", "--horizons", "5,15", "--print-recipe"]
+    assert invoke(words) == 0
+    said = tomllib.loads(capsys.readouterr().out)
+    made = RowRecipe.of(said, created_ms=0)
+    assert (made.kind, made.horizons, made.horizon, made.options.seed) == ("tree", (5, 15), 15, 4)
+    assert tomllib.loads(made.text()) == said
+    assert invoke([*words, "--layers", "3"]) != 0
+    assert "A tree has no architecture.layers" in capsys.readouterr().err
 
 
 def test_a_network_is_made_for_its_rows_and_its_interval() -> None:
