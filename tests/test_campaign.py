@@ -1,7 +1,8 @@
-"""The campaign's judgement of stops: what it must find is planted, what is right it lets pass."""
+"""The campaign's judgement: what it must find is planted, and what is right it lets pass."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,22 @@ def test_a_stop_that_is_skipped_is_found(
     assert [status for status, _ in stops(skipped)] == [OrderStatus.ACCEPTED]
     with pytest.raises(campaign.RoundFailed, match=f"stop 1-0 at 98.00 stood for {said}"):
         campaign.check_stops(tmp_path / "skipped.db", "stopped")
+
+
+@pytest.mark.parametrize(
+    ("name", "closes", "live", "is_found"),
+    [
+        ("sma", 99, 3_000, True),
+        ("sma", 100, 3_000, False),
+        ("stopped", 0, 0, True),
+        ("model", 0, 499, False),
+        ("model", 0, 500, True),
+        ("model", 1, 500, False),
+    ],
+)
+def test_closes_that_are_not_taken_together_are_found(
+    name: str, closes: int, live: int, *, is_found: bool
+) -> None:
+    found = campaign.Outcome(closes=closes, live=live)
+    with pytest.raises(campaign.RoundFailed) if is_found else nullcontext():
+        campaign.check_together(found, name)
