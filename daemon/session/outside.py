@@ -123,7 +123,9 @@ def claim_threads(owner: str) -> None:
 def opened(owner: str) -> Sequence[Outside]:
     """Return what the class *owner* has opened in this process, in order."""
     own = _folders.get(owner)
-    return tuple(item for item in _opened.get(owner, ()) if not _is_exempt(item, own))
+    # Copied at once: another thread of the same class may add to it meanwhile.
+    kept = tuple(_opened.get(owner, ()))
+    return tuple(item for item in kept if not _is_exempt(item, own))
 
 
 class NewlyOpened:

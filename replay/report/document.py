@@ -252,10 +252,13 @@ def _margin(record: RunRecord) -> MarginHeld | None:
 
 
 def held_alike(record: RunRecord) -> list[tuple[str, str, Floats]]:
-    """Return buy and hold as (name, source, equity): at the run's own exposure, and in full."""
+    """Return buy and hold as (name, source, equity): at the run's own exposure, and in full.
+
+    Where the run has the twin that holds its exposure so far, that one alone stands for the first.
+    """
     bought = "bought at the second open at the run's costs, not sold"
     found = []
-    if record.every_bar:
+    if record.every_bar and record.held_twin is None:
         share = float(np.mean(exposures(record, record.account)[1]))
         if np.isfinite(share) and share > 0:
             source = f"computed: the run's mean exposure, {share:.2%} of the start, {bought}"

@@ -91,6 +91,9 @@ ACCOUNTS: Final = (
         "profit_factor", "profit factor", "ratio",
         _of("activity", "profit_factor"),
     ),
+)  # fmt: skip
+
+MARGIN: Final = (
     Figure[AccountReport]("margin_used", "margin used", "money", _of("margin", "used")),
     Figure[AccountReport]("leverage", "leverage", "ratio", _of("margin", "leverage")),
     Figure[AccountReport](
@@ -247,7 +250,9 @@ def tables(report: Report) -> dict[str, Table]:
 def _performance(report: Report) -> Iterator[Table]:
     """Yield the tables on the accounts: what they earned, against chance, and what they paid."""
     notes = _annual(report)
-    yield table("accounts", "Accounts", ACCOUNTS, report.accounts, turned=True, notes=notes)
+    yield table(
+        "accounts", "Accounts", (*ACCOUNTS, *MARGIN), report.accounts, turned=True, notes=notes
+    )
     if report.random:
         yield table("random_twins", "Against chance", RANDOM, report.random, notes=(_CHANCE,))
     spent = [of for of in report.accounts if of.costs is not None]

@@ -24,9 +24,9 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
 
     They have the keys of ``tracepaper report --json``; an estimate ``x`` has its standard error by
     day beside it as ``x_error``. To them come ``bars``; ``held_return``, of buying and holding the
-    run's own mean exposure; ``buy_and_hold_return``, of all the money; and ``random_beaten``, the
-    share of ``random_twins`` that ended with less (docs/python.md, Y7). What a run is too short
-    for, or did not do, is None.
+    run's own mean exposure (where the run has the twin ``buy_and_hold``, what that one did);
+    ``buy_and_hold_return``, of all the money; and ``random_beaten``, the share of ``random_twins``
+    that ended with less (docs/python.md, Y7). What a run is too short for, or did not do, is None.
     """
     account = account_report(record, record.account, closed)
     found: Headline = {"bars": account.performance.bars}
@@ -41,7 +41,10 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
                 found[f"{figure.key}_error"] = None
     held = {name: metrics.total_return(equity) for name, _, equity in held_alike(record)}
     found["buy_and_hold_return"] = held.pop(BUY_AND_HOLD)
-    found["held_return"] = next(iter(held.values()), None)
+    twin = record.held_twin
+    found["held_return"] = (
+        next(iter(held.values()), None) if twin is None else metrics.total_return(twin.equity)
+    )
     drawn = random_twins(record, record.account, _LAST) if record.every_bar else None
     found["random_twins"] = RANDOM_TWINS if drawn else 0
     found["random_beaten"] = drawn.beaten if drawn else None

@@ -316,10 +316,19 @@ def _tiles(report: Report) -> list[tuple[str, Value, Form]]:
     """Return the figures that matter first: name, value, form."""
     own = report.accounts[0]
     figures, done, spent = own.performance, own.activity, own.costs
-    held = [of for of in report.accounts if of.name.startswith("held at")]
+    twin = report.record.held_twin
+    alike = "held at" if twin is None else twin.name
+    held = [of for of in report.accounts if of.name.startswith(alike)]
     found: list[tuple[str, Value, Form]] = [
         ("return", figures.total_return, "gain percent"),
-        *((f"buy and hold, {of.name}", of.performance.total_return, "gain percent") for of in held),
+        *(
+            (
+                f"buy and hold, {'held as so far' if twin else of.name}",
+                of.performance.total_return,
+                "gain percent",
+            )
+            for of in held
+        ),
     ]
     whole = report.accounts[-1]
     assert whole.name == BUY_AND_HOLD

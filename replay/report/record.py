@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.execution import ExecutionCosts
+from tracepaper.daemon.engine.twins import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
 from tracepaper.daemon.session.run_record import sessions_of
 from tracepaper.storage.reader import Reader
@@ -147,6 +148,11 @@ class RunRecord:
     def interval_ms(self) -> int:
         """The length of a bar."""
         return int(self.run["interval_ms"])
+
+    @property
+    def held_twin(self) -> Ledger | None:
+        """The twin that bought and held the run's exposure so far, if the run has it."""
+        return next((twin for twin in self.twins if twin.name == BUY_AND_HOLD), None)
 
     @property
     def cost_rate(self) -> float:

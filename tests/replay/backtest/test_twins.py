@@ -15,6 +15,7 @@ from tracepaper.replay.archive import read_candles
 from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.build import build, configuration
 from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.python import backtest
 from tracepaper.storage.audit import SqlAuditLog
 
 SOL = ROOT / "tests" / "data" / "candles" / "binance_um_SOLUSDT_1m_2025-05.csv.gz"
@@ -90,3 +91,25 @@ def test_a_twin_that_does_not_exist_is_one_sentence(capsys: pytest.CaptureFixtur
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "ungated, random_gate, buy_and_hold" in error
+
+
+def test_buy_and_hold_at_equal_exposure_is_one_number() -> None:
+    config: dict[str, Any] = {"strategy": {"twins": ["buy_and_hold"]}}
+    params = {"fast": 3, "slow": 40}
+    end = "2025-05-05T00:00"
+    with backtest("sma_cross", SOL, params=params, config=config, end=end) as with_it:
+        rows = {row["account"]: row for row in with_it.report()["accounts"]}
+        assert set(rows) == {"this run", "buy_and_hold", "buy and hold"}
+        held = rows["buy_and_hold"]
+        assert with_it.summary["held_return"] == held["return"] != rows["buy and hold"]["return"]
+        page = Path("run.html")
+        with_it.report(html=page)
+        assert "buy and hold, held as so far" in page.read_text(encoding="utf-8")
+        ((last,),) = asked(
+            str(with_it.database), "SELECT equity FROM v_twin_equity ORDER BY sequence DESC LIMIT 1"
+        )
+        assert held["end"] == pytest.approx(last)
+    with backtest("sma_cross", SOL, params=params, end=end) as without:
+        names = [row["account"] for row in without.report()["accounts"]]
+        assert len(names) == 3
+        assert names[1].startswith("held at ")

@@ -11,6 +11,8 @@ import pytest
 from report_cases import BTC, cross, replayed
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.replay.python import Backtest
+from tracepaper.replay.sweep.objectives import FIGURES
 
 MARGIN = '\nmargin = "isolated"\nleverage = "10"\n'
 
@@ -35,6 +37,10 @@ def test_the_account_says_margin_leverage_and_liquidation_price(
         price,
     )
     assert all(of["margin_used"] is None for of in others)
+    with closing(sqlite3.connect(database)) as connection:
+        ((run_id,),) = connection.execute("SELECT run_id FROM v_runs").fetchall()
+    assert Backtest(database, run_id).summary["end"] == own["end"]
+    assert "liquidation_price" not in FIGURES, "no sweep is judged by it"
     assert invoke(["report", "--db", str(database)]) == 0
     shown = capsys.readouterr().out
     assert ("liquidated at" in shown) is held
