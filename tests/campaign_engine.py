@@ -1,11 +1,14 @@
 """The engine alone, over drawn configurations, markets and sizes: no bar without its reason.
 
-    python tests/campaign_engine.py --examples 1000000
+    python tests/campaign_engine.py --examples 1000000 --laws 300
 
 An example is one seed: an instrument, an account, a strategy that signals by dice, and up to 64
 bars with whatever comes between them. A book of its own is kept beside the engine, from the
 orders and fills alone, and says after each step what must hold: cash and position follow from the
 fills; an allowed bar ends in a position, an order or a reason; and the reason is a true one.
+
+The state machine of ``engine_laws`` follows, in each of its worlds, with as many examples as
+``--laws`` says: what breaks a law is shrunk to the fewest rules and printed.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Final
 
 import msgspec
 from builders import MINUTE, START_MS
+from engine_laws import MET, WORLDS, examine
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
@@ -413,6 +417,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=1_000_000)
     parser.add_argument("--from-seed", type=int, default=0)
+    parser.add_argument("--laws", type=int, default=300, help="of the state machine, by world")
     given = parser.parse_args()
     began, ends = time.perf_counter(), dict[str, int]()
     for seed in range(given.from_seed, given.from_seed + given.examples):
@@ -420,6 +425,11 @@ def main() -> None:
             ends[ending] = ends.get(ending, 0) + count
     told = ", ".join(f"{count:,} in {ending}" for ending, count in sorted(ends.items()))
     print(f"{given.examples:,} examples in {time.perf_counter() - began:.0f} s: {told}.")
+    for world in WORLDS if given.laws else ():
+        began = time.perf_counter()
+        examine(world, examples=given.laws, steps=50, shrinks=True)
+        print(f"{world.name}: {given.laws:,} in {time.perf_counter() - began:.0f} s.")
+    print(", ".join(f"{count:,} {name}" for name, count in sorted(MET.items())))
 
 
 if __name__ == "__main__":

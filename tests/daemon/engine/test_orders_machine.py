@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from builders import START_MS, bar, instrument, quote
+from engine_laws import ENDED, reached
 from msgspec import msgpack
 
 from tracepaper.daemon.engine import matching
 from tracepaper.daemon.engine.account import AccountState, PaperAccount
 from tracepaper.daemon.engine.execution import ExecutionCosts
-from tracepaper.daemon.engine.orders import NEXT, PROTECTIVE, Broker, BrokerState, Latency
+from tracepaper.daemon.engine.orders import PROTECTIVE, Broker, BrokerState, Latency
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.signals import Cancel, OrderRequest, Orders
 from tracepaper.strategies.types import (
@@ -35,15 +36,6 @@ CASH = 20_000 * 10**10
 COSTS = ExecutionCosts(
     taker_fee=5_500_000, slippage=2_000_000, half_spread=1_000_000, maker_fee=-1_000_000
 )
-ENDED = {OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED}
-
-
-def reached(start: OrderStatus, end: OrderStatus) -> bool:
-    """Return whether the table leads from *start* to *end* in some steps, or none."""
-    found = {start}
-    while more := {NEXT[pair] for pair in NEXT if pair[0] in found} - found:
-        found |= more
-    return end in found
 
 
 class Machine:

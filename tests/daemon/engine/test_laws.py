@@ -1,0 +1,101 @@
+"""The laws of the engine in a short profile, and that they refuse an engine that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from engine_laws import WORLDS, World, examine
+
+from tracepaper.daemon.engine import matching
+from tracepaper.daemon.engine.account import PaperAccount, Portfolio
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.filters import Filters
+from tracepaper.daemon.engine.orders import Broker, BrokerState, Latency
+from tracepaper.daemon.engine.protection import Protector
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types import Fill, Order
+
+MARGIN_BY_QUOTES, TWO_BY_QUOTES, MARGIN_BY_BARS, _, SPOT_BY_QUOTES, SPOT_BY_BARS = WORLDS
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=[world.name for world in WORLDS])
+def test_the_laws_hold_whatever_comes(world: World) -> None:
+    examine(world, examples=5, steps=25)
+
+
+# ---------------------------------------------------------------- the machine says no
+
+
+def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
+    def apply(self: Portfolio, fill: Fill) -> None:
+        honest(self, fill)
+        self.cash -= 1
+
+    return apply
+
+
+def _only_beyond(honest: Callable[..., bool]) -> Callable[..., bool]:
+    def touched(order: Order, far: int) -> bool:
+        return honest(order, far) and far != order.trigger
+
+    return touched
+
+
+def _forgets(_honest: Callable[..., None]) -> Callable[..., None]:
+    def restore(self: Broker, state: BrokerState) -> None:
+        self.target, self.order = state.target, state.order
+
+    return restore
+
+
+def _at_once(_honest: Callable[..., int]) -> Callable[..., int]:
+    return lambda *_named: 0
+
+
+def _loosest(_honest: Callable[..., int]) -> Callable[..., int]:
+    return lambda _self, _sign, trigger: trigger
+
+
+def _free(_honest: Callable[..., int]) -> Callable[..., int]:
+    return lambda _fill: 0
+
+
+def _nothing(_honest: Callable[..., Any]) -> Callable[..., tuple[()]]:
+    return lambda *_given, **_named: ()
+
+
+def _never(_honest: Callable[..., Any]) -> Callable[..., None]:
+    return lambda *_given, **_named: None
+
+
+def _no_mark(_honest: Callable[..., Any]) -> Callable[..., matching.Met]:
+    return lambda *_given, **_named: matching.Met()
+
+
+PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
+    (SPOT_BY_BARS, Portfolio, "apply", _loses_a_unit),
+    (MARGIN_BY_BARS, matching, "touched", _only_beyond),
+    (TWO_BY_QUOTES, Broker, "restore", _forgets),
+    (MARGIN_BY_QUOTES, Latency, "of", _at_once),
+    (MARGIN_BY_QUOTES, Broker, "_resized", _nothing),
+    (MARGIN_BY_QUOTES, Protector, "_tightest", _loosest),
+    (SPOT_BY_BARS, matching, "_cost", _free),
+    (SPOT_BY_BARS, Filters, "refusal", _never),
+    (TWO_BY_QUOTES, PaperAccount, "at_mark", _no_mark),
+    (TWO_BY_QUOTES, Engine, "_forget_passing", _never),
+]
+
+
+@pytest.mark.parametrize(
+    ("world", "where", "name", "plant"),
+    PLANTED,
+    ids=[f"{one[2]}{one[3].__name__}" for one in PLANTED],
+)
+def test_the_laws_refute_an_engine_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, world: World, where: Any, name: str, plant: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(where, name, plant(getattr(where, name)))
+    with pytest.raises((AssertionError, InvariantBroken, ExceptionGroup)):
+        examine(world, examples=60, steps=25)

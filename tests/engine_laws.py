@@ -1,0 +1,732 @@
+"""The laws of the engine: whatever comes, in whatever order, and whenever it is killed.
+
+A Hypothesis state machine drives the real engine and the real log over drawn bars, quotes, marks,
+settlements, filters, risk tiers, commands, missed intervals and kills. Beside it stands an engine
+that is never killed and is shown the same events, an account kept in decimals (``own_ledger``) and
+every order as the steps told of it. What a strategy says at a bar is drawn from the bar's volume,
+so that the record alone says it again.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import hypothesis.strategies as st
+from builders import MINUTE, START_MS, instrument
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from msgspec import msgpack
+from msgspec.structs import replace
+from own_ledger import OwnLedger
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.orders import NEXT, PROTECTIVE
+from tracepaper.daemon.session.build import build_engine, resolved
+from tracepaper.daemon.session.open import Opened, Opening, open_run
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.integrity import audit
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.types import (
+    MONEY_SCALE,
+    Bar,
+    Category,
+    Closed,
+    Command,
+    CommandKind,
+    Event,
+    Fill,
+    FillModel,
+    Funding,
+    Gap,
+    GapCause,
+    InstrumentChange,
+    Liquidity,
+    Mark,
+    Order,
+    OrderRole,
+    OrderStatus,
+    Quote,
+    RiskTier,
+    RunKind,
+    Side,
+    Source,
+    Step,
+)
+
+IN_MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where databases lie that live for a second: a disk would be waited for at each commit."""
+ENDED: Final = {OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED}
+DECIDED: Final = {OrderRole.SIGNAL, OrderRole.LIST}
+SYMBOLS: Final = ("BTCUSDT", "ETHUSDT")
+TIERS: Final = (
+    RiskTier(2_000 * MONEY_SCALE, 50_000_000, 10_000, 0),
+    RiskTier(20_000 * MONEY_SCALE, 100_000_000, 2_500, 10 * MONEY_SCALE),
+    RiskTier(0, 200_000_000, 1_000, 210 * MONEY_SCALE),
+)
+"""0.5 % to 2,000 at 100 times, 1 % to 20,000 at 25 times, then 2 % at 10 times."""
+SAYINGS: Final = 2**20
+"""Volumes of bars, each of which tells the strategy something else."""
+
+
+class World(NamedTuple):
+    """What is traded, how it is paid and what fills it."""
+
+    category: Category
+    symbols: int
+    model: FillModel
+    leverage: str | None = None
+    cash: str = "3000"
+
+    @property
+    def name(self) -> str:
+        """What the world is called in a report."""
+        paid = "no margin" if self.leverage is None else "isolated"
+        return f"{self.category} x {self.symbols}, {self.model}, {paid}"
+
+
+WORLDS: Final = (
+    World(Category.LINEAR, 1, FillModel.QUOTE, "10"),
+    World(Category.LINEAR, 2, FillModel.QUOTE, "20", "1000"),
+    World(Category.LINEAR, 2, FillModel.NEXT_OPEN, "20", "1000"),
+    World(Category.LINEAR, 1, FillModel.NEXT_OPEN, None),
+    World(Category.SPOT, 2, FillModel.QUOTE, None, "600"),
+    World(Category.SPOT, 1, FillModel.NEXT_OPEN, None, "202"),
+)
+
+
+def reached(start: OrderStatus, end: OrderStatus) -> bool:
+    """Return whether the table of the orders leads from *start* to *end* in some steps, or none."""
+    found = {start}
+    while more := {NEXT[pair] for pair in NEXT if pair[0] in found} - found:
+        found |= more
+    return end in found
+
+
+def sign_of(side: Side) -> int:
+    """Return 1 for a buy and -1 for a sale."""
+    return 1 if side is Side.BUY else -1
+
+
+# ---------------------------------------------------------------- the engine, its log and its end
+
+
+class Lives:
+    """A run on one database: started, killed after any step, and started again."""
+
+    def __init__(self, world: World, path: Path) -> None:
+        self.world, self.path = world, path
+        names = SYMBOLS[: world.symbols]
+        tiers = () if world.leverage is None else TIERS
+        self.items = {
+            item.id: item
+            for item in (
+                replace(
+                    instrument(
+                        name, world.category, quantity_step=2, min_quantity=4, max_quantity=8_000,
+                        min_notional=5 * MONEY_SCALE,
+                    ),
+                    risk_tiers=tiers,
+                )
+                for name in names
+            )
+        }  # fmt: skip
+        account = {"cash": world.cash}
+        if world.leverage is not None:
+            account |= {"margin": "isolated", "leverage": world.leverage}
+        given: dict[str, dict[str, Any]] = {
+            "market": {"category": world.category.value, "symbols": list(names)},
+            "strategy": {"name": "told_strategy:Told"},
+            "sizing": {"mode": "equity", "fraction": "0.998"}
+            if world.category.is_cash  # nearly all cash: a gap or slippage asks for more
+            else {"mode": "fixed", "quantity": "2"},
+            "gate": {"stale_ms": 300_000},
+            "execution": {"slippage_bp": "2", "latency_jitter_ms": 50, "spread_bp": "2"},
+            "account": account,
+        }
+        self.config = resolved(load({}, given), world.model)
+        self.start()
+
+    def start(self) -> None:
+        """Do what a start does: open the run of the database, or a new one."""
+        self.log = SqlAuditLog.open(self.path)
+        opening = Opening(
+            config=self.config,
+            kind=RunKind.LIVE,
+            execution=self.world.model,
+            database=self.path,
+            instruments=tuple(self.items.values()),
+            forecaster=None,
+            period_start_ms=START_MS,
+            wall_ms=1,
+            is_served=True,
+        )
+        self.opened: Opened = open_run(opening, self.log)
+        self.engine: Engine = self.opened.engine
+
+    def started(self, at_ms: int) -> list[Event]:
+        """Return the events of a start: the exchange's filters, and the start itself."""
+        changes = [InstrumentChange(item, at_ms, at_ms) for item in self.opened.instruments]
+        return [*changes, self.opened.started(at_ms)]
+
+    def kill(self) -> None:
+        """Throw the engine away, and what it has in no step that is committed."""
+        self.log.close()
+        self.start()
+
+    def unkilled(self) -> Engine:
+        """Return an engine as the first start made it."""
+        return build_engine(
+            self.config,
+            self.opened.run.instruments,
+            execution=self.world.model,
+            period_start_ms=self.opened.run.period_start_ms,
+            forecaster=None,
+        )
+
+
+# ---------------------------------------------------------------- what must hold
+
+
+class Book:
+    """The orders and the account as the steps tell of them, and what must hold after each step."""
+
+    def __init__(self, lives: Lives) -> None:
+        world = lives.world
+        self.lives, self.world = lives, world
+        leverage = None if world.leverage is None else Decimal(world.leverage)
+        self.own = OwnLedger(Decimal(world.cash), leverage=leverage)
+        self.known: dict[str, Order] = {}
+        self.filled: Counter[str] = Counter()
+        self.items = dict(lives.items)
+        self.ledger = 0
+        self.missed_until = dict.fromkeys(lives.items, 0)
+        self.halted = False
+        self.settled: dict[str, int] = {}
+        self.marks: dict[str, int] = {}
+        self.entered: set[str] = set()  # instruments held by signal: orders by list are bare (E11)
+        self.met: Counter[str] = Counter()
+
+    def learn(self, step: Step) -> None:
+        """Take *step* in, and hold it to every law."""
+        event, before = step.event, dict(self.known)
+        if isinstance(event, InstrumentChange):
+            self.items[event.instrument.id] = event.instrument
+            self.entered.discard(event.instrument.id)  # what was dust may be a whole step now
+        if isinstance(event, Gap):
+            self.missed_until[event.instrument] = event.until_ms
+        if isinstance(event, Command):
+            self.halted = event.kind is not CommandKind.RESUME
+        if isinstance(event, Funding):
+            self._settle(step, event)
+        self.met[type(event).__name__] += 1
+        ids = [order.order_id for order in step.orders]
+        assert len(set(ids)) == len(ids), "an order is shown once a step"
+        now = {order.order_id: order for order in step.orders}
+        for fill in step.fills:
+            self._fill(fill, now[fill.order_id], before.get(fill.order_id), event)
+        for order in step.orders:
+            self._order(order, before.get(order.order_id), step)
+        if isinstance(event, Quote):
+            self._shown(step, event)
+        self._stops(before, event)
+        self._account(step)
+
+    def _settle(self, step: Step, event: Funding) -> None:
+        newest = self.settled.get(event.instrument, -1)
+        assert step.accepted is (event.market_ms > newest), "a settlement is booked once"
+        if step.accepted:
+            self.settled[event.instrument] = event.market_ms
+            mark = Decimal(self.marks.get(event.instrument, 0)).scaleb(-2)
+            if self.world.category is Category.LINEAR:
+                self.own.funding(event.instrument, mark, Decimal(event.rate).scaleb(-10))
+
+    # ------------------------------------------------------------ fills
+
+    def _fill(self, fill: Fill, order: Order, before: Order | None, event: Event) -> None:
+        sign, key = sign_of(fill.side), fill.instrument
+        self.filled[fill.order_id] += fill.quantity
+        self.met[f"{order.role} filled"] += 1
+        self.met["while down"] += fill.while_down
+        assert fill.quantity > 0
+        assert fill.side is order.side
+        assert before is None or before.status not in ENDED, "a fill of what had ended"
+        assert fill.price > 0
+        assert fill.price % self.items[key].tick_size == 0, "a price between two ticks"
+        born = int(order.order_id.partition("-")[0])
+        assert order.role not in DECIDED or before is not None, f"{born} filled by its own cause"
+        assert fill.filled_ms >= order.created_ms or order.role not in DECIDED, "before its cause"
+        if fill.model is FillModel.LIQUIDATION:
+            self._liquidated(fill, order, event)
+        elif isinstance(event, Quote):
+            self._at_quote(fill, order, event)
+        else:
+            assert isinstance(event, Bar), f"a {type(event).__name__} filled an order"
+            self._in_bar(fill, order, event)
+        if order.price is not None and order.role is not OrderRole.LIQUIDATION:
+            assert sign * (order.price - fill.price) >= 0, "worse than its limit"
+        self._book(fill, order)
+
+    def _book(self, fill: Fill, order: Order) -> None:
+        quantity, price = Decimal(fill.quantity).scaleb(-3), Decimal(fill.price).scaleb(-2)
+        fee = Decimal(fill.fee).scaleb(-10)
+        held = self.own.of(fill.instrument)
+        before, cash, margin = held.quantity, self.own.cash, held.margin
+        if self.world.category is Category.LINEAR:
+            taken = fill.model is FillModel.LIQUIDATION
+            signed = sign_of(fill.side) * quantity
+            self.own.linear(fill.instrument, signed, price, fee, taken=taken)
+            assert not taken or cash - self.own.cash <= margin, "more than its margin was lost"
+        elif fill.side is Side.BUY:
+            of_base = Decimal(fill.fee_base).scaleb(-3)
+            self.own.bought(fill.instrument, quantity, price, of_base)
+        else:
+            self.own.sold(fill.instrument, quantity, price, fee)
+        if order.role is OrderRole.SIGNAL:
+            self.entered.add(fill.instrument)
+        elif held.quantity * before <= 0 or order.role in PROTECTIVE:
+            self.entered.discard(fill.instrument)
+        if order.reduce_only:
+            assert abs(held.quantity) < abs(before), "what may only reduce opened"
+            assert held.quantity * before >= 0, "what may only reduce turned the position"
+
+    def _liquidated(self, fill: Fill, order: Order, event: Event) -> None:
+        """Assert that the mark reached it, or that an order would have closed beyond it (M32)."""
+        assert order.role is OrderRole.LIQUIDATION
+        assert order.trigger is not None
+        assert fill.price == order.price
+        sign, far = sign_of(fill.side), fill.reference_price
+        if isinstance(event, Quote):
+            far = event.ask if sign > 0 else event.bid
+        slipped = far + sign * (far // 500 + 10)
+        is_beyond = sign * (slipped - fill.price) > 0
+        assert sign * (fill.reference_price - order.trigger) >= 0 or is_beyond, "too early"
+
+    def _at_quote(self, fill: Fill, order: Order, quote: Quote) -> None:
+        far = quote.ask if fill.side is Side.BUY else quote.bid
+        assert fill.model is FillModel.QUOTE
+        assert fill.filled_ms == quote.market_ms >= order.eligible_ms, "filled before its cause"
+        if fill.liquidity is Liquidity.MAKER:
+            assert fill.price == order.price
+            assert sign_of(fill.side) * (fill.price - far) > 0, "not through its price"
+        else:
+            assert sign_of(fill.side) * (fill.price - far) >= 0, "better than the quote"
+
+    def _in_bar(self, fill: Fill, order: Order, bar: Bar) -> None:
+        missed = self._is_missed(bar)
+        assert fill.while_down is missed, "marked where quotes came, or not where none came"
+        assert missed or self.world.model is FillModel.NEXT_OPEN, "a bar filled, and quotes came"
+        assert bar.open_time_ms <= fill.filled_ms < bar.close_time_ms
+        assert bar.low <= fill.reference_price <= bar.high, "outside the bar"
+        sign, slack = sign_of(fill.side), fill.reference_price // 500 + 10
+        if fill.liquidity is Liquidity.MAKER:
+            assert order.price is not None
+            assert fill.price == fill.reference_price
+            assert bar.low < order.price if sign > 0 else bar.high > order.price, "not through"
+        else:
+            assert 0 <= sign * (fill.price - fill.reference_price) <= slack, "not what was met"
+
+    def _is_missed(self, bar: Bar) -> bool:
+        quotes = self.world.model is FillModel.QUOTE
+        return quotes and bar.open_time_ms < self.missed_until[bar.instrument]
+
+    def _shown(self, step: Step, quote: Quote) -> None:
+        """No more is filled than the quote shows, but of what the exchange itself closes."""
+        for side, size in ((Side.BUY, quote.ask_size), (Side.SELL, quote.bid_size)):
+            taken = sum(
+                fill.quantity
+                for fill in step.fills
+                if fill.side is side and fill.model is not FillModel.LIQUIDATION
+            )
+            assert taken <= size, "more than the quote showed"
+
+    # ------------------------------------------------------------ orders
+
+    def _order(self, order: Order, before: Order | None, step: Step) -> None:
+        start = OrderStatus.NEW if before is None else before.status
+        assert before is None or before.status not in ENDED, "an ended order changed"
+        assert reached(start, order.status), f"{start} to {order.status}"
+        assert order.filled == self.filled[order.order_id] <= order.quantity
+        if order.status is not OrderStatus.REJECTED:
+            assert (order.filled == order.quantity) is (order.status is OrderStatus.FILLED)
+        assert order.reason, "an order without its reason"
+        assert order.eligible_ms >= order.created_ms
+        self.met[f"{order.kind} {order.status}"] += 1
+        self.known[order.order_id] = order
+        if order.status is not OrderStatus.REJECTED and before is None:
+            self._born(order, step)
+        if before is not None and order.role is OrderRole.TRAILING and order.trigger is not None:
+            assert before.trigger is not None
+            assert sign_of(order.side) * (before.trigger - order.trigger) >= 0, "it loosened"
+
+    def _born(self, order: Order, step: Step) -> None:
+        item = self.items[order.instrument]
+        assert order.quantity > 0
+        assert order.quantity % item.quantity_step == 0, "no whole step"
+        for price in (order.price, order.trigger):
+            assert price is None or (price > 0 and price % item.tick_size == 0), "between two ticks"
+        if order.role in DECIDED:
+            assert item.min_quantity <= order.quantity <= item.max_quantity, "beyond the filters"
+            assert not self.halted, "an order was sent while halted"
+            assert type(step.event) is Bar
+            assert order.eligible_ms >= order.created_ms + 100, "sooner than the latency"
+
+    def _stops(self, before: dict[str, Order], event: Event) -> None:
+        """No stop that rested is still waiting where the market touched it."""
+        if not isinstance(event, (Bar, Quote)):
+            return
+        for order in before.values():
+            if (
+                order.instrument == event.instrument
+                and order.status not in ENDED
+                and order.trigger is not None
+                and not order.triggered
+                and order.role is not OrderRole.LIQUIDATION
+                and self._touches(order, event, order.trigger)
+            ):
+                now = self.known[order.order_id]
+                assert now.triggered or now.status in ENDED, f"skipped: {order.role} {order.kind}"
+                self.met["a stop was met"] += 1
+
+    def _touches(self, order: Order, event: Bar | Quote, trigger: int) -> bool:
+        buys = order.side is Side.BUY
+        if isinstance(event, Quote):
+            best = event.ask if buys else event.bid
+            if event.market_ms < order.eligible_ms:
+                return False
+        else:
+            runs = self.world.model is FillModel.NEXT_OPEN or self._is_missed(event)
+            if not runs or (order.role not in DECIDED and order.created_ms > event.open_time_ms):
+                return False
+            best = event.high if buys else event.low
+        return best >= trigger if buys else best <= trigger
+
+    # ------------------------------------------------------------ the account
+
+    def _account(self, step: Step) -> None:
+        for moved in step.ledger:
+            assert moved.amount, "an entry that moves nothing"
+            self.ledger += moved.amount
+            assert moved.balance == self.ledger, "the balance beside an entry"
+        if isinstance(step.event, Closed) or not step.accepted:
+            return
+        assert step.account.cash == self.ledger, "the ledger does not add up to the cash"
+
+    def settle_up(self, engine: Engine, event: Event) -> None:
+        """Hold the account of *engine* to the own one, and what rests to what was shown."""
+        state = engine.state().account
+        assert state.cash == self.own.cash.scaleb(10) == self.ledger, "cash"
+        for key, book in state.books.items():
+            own, holding = self.own.of(key), book.holding
+            assert holding.quantity == own.quantity.scaleb(3), "position and fills"
+            assert holding.entry_notional == own.entry.scaleb(10), "entry"
+            assert holding.margin == own.margin.scaleb(10), "margin"
+            orders = book.orders
+            resting = {one.order_id: one for one in (orders.order, *orders.others) if one}
+            shown = {
+                name: one
+                for name, one in self.known.items()
+                if one.instrument == key and one.status not in ENDED
+            }
+            assert resting == shown, "what rests is not what was shown"
+            self._protected(key, book)
+        if self.world.category.is_cash:
+            assert state.cash >= 0, "more was paid than there was"
+            assert all(one.quantity >= 0 for one in self.own.held.values()), "spot went short"
+        if self.world.leverage is not None:
+            assert self.own.available >= Decimal("-1e-9"), "more is bound than is there"
+            self._solvent(engine, event)
+
+    def _solvent(self, engine: Engine, event: Event) -> None:
+        """Liquidated before its loss is more than its margin, and so before negative equity."""
+        if isinstance(event, (Bar, Mark)):
+            position = engine._account.portfolio.position(event.instrument)  # noqa: SLF001
+            assert position.margin + position.unrealized_pnl >= 0, "a position below nothing"
+
+    def _protected(self, key: str, book: Any) -> None:
+        """Assert that what is held under a plan has its orders, none larger than it."""
+        held, plan = book.holding.quantity, book.protection.plan
+        whole = abs(held) // self.items[key].quantity_step * self.items[key].quantity_step
+        for order in book.orders.others:
+            if order.reduce_only:
+                assert sign_of(order.side) * held < 0, "it would open"
+                assert order.quantity - order.filled <= abs(held), "it would turn the position"
+        if key in self.entered and plan is not None and plan.sign * held > 0 and whole:
+            roles = {one.role: one for one in book.orders.others if one.role in PROTECTIVE}
+            for role, wanted in (
+                (OrderRole.STOP, plan.stop),
+                (OrderRole.TARGET, plan.target),
+                (OrderRole.TRAILING, plan.trailing),
+            ):
+                assert (wanted is None) or role in roles, f"held without its {role}"
+
+
+# ---------------------------------------------------------------- the machine
+
+
+class Laws(RuleBasedStateMachine):
+    """Everything that can come, in any order; a kill may come after any step."""
+
+    world: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        world = self.world
+        self.folder = Path(tempfile.mkdtemp(prefix="laws", dir=IN_MEMORY))
+        self.lives = Lives(world, self.folder / "run.db")
+        self.plain = self.lives.unkilled()
+        self.book = Book(self.lives)
+        self.keys = tuple(self.lives.items)
+        self.index = 0
+        self.at_ms = START_MS
+        self.close = dict.fromkeys(self.keys, 10_000)
+        self.hashes: list[str] = []
+        self.is_whole = False  # whether the last event broke no law
+        for event in self.lives.started(START_MS):
+            self.feed(event)
+        self.lives.log.flush()  # a start that is over is stored
+
+    # ------------------------------------------------------------ one event, in both lives
+
+    def feed(self, event: Event, bars: Sequence[Bar] = ()) -> None:
+        """Show *event*, and the *bars* of a close behind it, to both engines; hold the laws."""
+        self.is_whole = False
+        both = [self._steps(engine, event, bars) for engine in (self.lives.engine, self.plain)]
+        self.lives.log.append_now(*both[0])
+        for step, plain in zip(*both, strict=True):
+            assert replace(step, state=None) == replace(plain, state=None), "a kill left its mark"
+            if step.decision_sha256 is not None:
+                self.hashes.append(step.decision_sha256.hex())
+            self.book.learn(step)
+            self._mark(step)
+        self.book.settle_up(self.lives.engine, both[0][-1].event)
+        self.is_whole = True
+
+    def _mark(self, step: Step) -> None:
+        for key in self.keys:
+            portfolio = self.plain._account.portfolio  # noqa: SLF001
+            self.book.marks[key] = portfolio._lines[key].mark  # noqa: SLF001
+        assert step.account.equity == self._equity() or not isinstance(step.event, Quote)
+
+    def _equity(self) -> int:
+        marks = {key: Decimal(mark).scaleb(-2) for key, mark in self.book.marks.items()}
+        if self.world.category is Category.LINEAR:
+            return int(self.book.own.equity(marks).scaleb(10))
+        held = sum(
+            (one.quantity * marks[key] for key, one in self.book.own.held.items()), Decimal(0)
+        )
+        return int((self.book.own.cash + held).scaleb(10))
+
+    @staticmethod
+    def _steps(engine: Engine, event: Event, bars: Sequence[Bar]) -> list[Step]:
+        if isinstance(event, Closed):
+            return engine.close(event, bars, [None] * len(bars))
+        return [engine.step(event, None)]
+
+    # ------------------------------------------------------------ rules
+
+    def _bar(self, key: str, seed: int, wild: int, said: int) -> Bar:
+        """Return the next bar of *key*: a path of whole ticks around the last close."""
+        rng = random.Random(f"{seed} {key}")
+        swing = self.close[key] * wild // 10_000
+        opened = self.close[key] + rng.choice((0, 0, 0, 1, -1)) * rng.randint(0, swing)
+        prices = [max((opened + move) // 10 * 10, 1_000) for move in
+                  (0, *(rng.randint(-swing, swing) for _ in range(3)))]  # fmt: skip
+        start = START_MS + self.index * MINUTE
+        end = start + MINUTE
+        path = prices[0], max(prices), min(prices), prices[-1]
+        self.close[key] = prices[-1]
+        return Bar(key, start, MINUTE, *path, said, None, end, end, Source.STREAM)
+
+    @rule(
+        seed=st.integers(0, 2**16),
+        wild=st.sampled_from((100, 10, 300, 3_000)),
+        said=st.lists(st.integers(1, SAYINGS), min_size=1, max_size=5),
+        size=st.sampled_from((10**6, 600, 40)),
+    )
+    def bars(self, seed: int, wild: int, said: list[int], size: int) -> None:
+        """Close some bars, each of all symbols at once, with quotes before and after."""
+        for told in said:
+            made = [
+                self._bar(key, seed + told, wild, told + place)
+                for place, key in enumerate(self.keys)
+            ]
+            self.index += 1
+            end = made[0].close_time_ms
+            if self.world.model is FillModel.QUOTE:
+                for one in made:
+                    self._show(one.instrument, one.close, one.close + 10, (size, size), end - 700)
+            self.at_ms = end
+            if len(made) == 1:
+                self.feed(made[0])
+            else:
+                self.feed(Closed(made[0].open_time_ms, len(made), (), end, end), made)
+            if self.world.model is FillModel.QUOTE:
+                key = self.keys[told % len(self.keys)]
+                bid = self.close[key] - 10 * (told % 3)
+                self._show(key, bid, bid + 10, (size, size), end + 160 + told % 2_000)
+
+    def _show(self, key: str, bid: int, ask: int, sizes: tuple[int, int], at_ms: int) -> None:
+        self.at_ms = max(self.at_ms, at_ms)
+        self.feed(Quote(key, bid, sizes[0], ask, sizes[1], self.at_ms, self.at_ms))
+
+    @precondition(lambda self: self.world.model is FillModel.QUOTE)
+    @rule(
+        which=st.integers(0, 1),
+        moved=st.sampled_from((0, 0, 1, -1, 3, -3, 12, -12, 90, -90)),
+        spread=st.sampled_from((1, 1, 2, 30)),
+        sizes=st.tuples(*[st.sampled_from((0, 40, 600, 10**6))] * 2),
+        later=st.sampled_from((0, 60, 160, 700, 11_000)),
+    )
+    def quote(
+        self, which: int, moved: int, spread: int, sizes: tuple[int, int], later: int
+    ) -> None:
+        """Show a quote: thin, wide, empty, at the same time as the last one or much later."""
+        key = self.keys[which % len(self.keys)]
+        self._later(later)
+        bid = max(self.close[key] // 10 * 10 + 10 * moved, 500)
+        ask = bid + 10 * spread
+        self._show(key, bid, ask, sizes, self.at_ms)
+        self.close[key] = bid
+
+    @rule(which=st.integers(0, 1), moved=st.sampled_from((0, 2, -2, 40, -40, 400, -400)))
+    def mark(self, which: int, moved: int) -> None:
+        """Show a mark price, near the market or far from it."""
+        key = self.keys[which % len(self.keys)]
+        self._later(10)
+        self.feed(Mark(key, max(self.close[key] + moved, 100), self.at_ms, self.at_ms))
+
+    @rule(which=st.integers(0, 1), rate=st.integers(-10, 10), again=st.booleans())
+    def settlement(self, which: int, rate: int, *, again: bool) -> None:
+        """Settle funding, sometimes twice, sometimes ten percent."""
+        key = self.keys[which % len(self.keys)]
+        self._later(20)
+        paid = Funding(key, rate * 100_000_000, self.at_ms, self.at_ms)
+        self.feed(paid)
+        if again:
+            self.feed(paid)
+
+    @rule(which=st.integers(0, 1), step=st.sampled_from((2, 2, 10)), strict=st.booleans())
+    def filters(self, which: int, step: int, *, strict: bool) -> None:
+        """Change the exchange's step, limits and risk tiers."""
+        key = self.keys[which % len(self.keys)]
+        item = replace(
+            self.lives.items[key],
+            quantity_step=step,
+            min_quantity=10 * step if strict else 2 * step,
+            max_quantity=500 * step if strict else 8_000,
+        )
+        if self.world.leverage is not None:
+            item = replace(item, risk_tiers=TIERS[1:] if strict else TIERS)
+        self.lives.items[key] = item
+        self.feed(InstrumentChange(item, self.at_ms, self.at_ms))
+
+    @rule(kind=st.sampled_from((CommandKind.RESUME, CommandKind.HALT, CommandKind.FLATTEN)))
+    def operator(self, kind: CommandKind) -> None:
+        """Let the operator resume, halt or flatten."""
+        self._later(5)
+        self.feed(Command(kind, "", self.at_ms, self.at_ms))
+        if kind is not CommandKind.RESUME and self.at_ms % 2:
+            self.bars(seed=1, wild=300, said=[self.at_ms % SAYINGS, 7], size=600)
+            self.feed(Command(CommandKind.RESUME, "", self.at_ms, self.at_ms))
+
+    @rule(seed=st.integers(0, 2**16), count=st.integers(1, 3), said=st.integers(1, SAYINGS))
+    def missed(self, seed: int, count: int, said: int) -> None:
+        """Miss the quotes of some bars, which then come one by one, late, by REST."""
+        first = START_MS + self.index * MINUTE
+        until = first + count * MINUTE
+        for key in self.keys:
+            self.feed(Gap(key, first, until, GapCause.DOWN, "rest", until, until))
+        for number in range(count):
+            for key in self.keys:
+                late = self._bar(key, seed + number, 200, said)
+                self.feed(replace(late, source=Source.REST, seen_ms=until))
+            self.index += 1
+        self.at_ms = until
+
+    @rule(torn=st.booleans(), said=st.integers(1, SAYINGS))
+    def kill(self, *, torn: bool, said: int) -> None:
+        """Throw the engine away, one step that was not committed with it, and start again."""
+        before = self._carried(self.lives.engine)
+        if torn:
+            close = dict(self.close)
+            lost = self._bar(self.keys[0], said, 300, said)
+            self._steps(self.lives.engine, lost, ())
+            self.close = close
+        self.lives.kill()
+        assert self.lives.opened.resumed
+        assert self._carried(self.lives.engine) == before, "a start stands elsewhere"
+        for event in self.lives.started(self.at_ms):
+            self.feed(event)
+        self.book.missed_until = dict.fromkeys(self.keys, 0)
+        self.book.met["a kill"] += 1
+
+    def _later(self, by_ms: int) -> None:
+        """Let time pass, inside the bar that is open."""
+        self.at_ms = min(self.at_ms + by_ms, START_MS + (self.index + 1) * MINUTE - 1)
+
+    @staticmethod
+    def _carried(engine: Engine) -> bytes:
+        return msgpack.encode(engine.state())
+
+    # ------------------------------------------------------------ the end
+
+    def teardown(self) -> None:
+        """Close the log, hold the record to the laws of the storage, and derive it anew."""
+        try:
+            if self.is_whole:
+                self._derive()
+        finally:
+            with suppress(Exception):
+                self.lives.log.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            MET.update(self.book.met)
+
+    def _derive(self) -> None:
+        self.lives.log.end(2)
+        self.lives.log.close()
+        with Reader.open(self.lives.path) as reader:
+            run_id = self.lives.opened.run.run_id
+            assert audit(reader.connection, run_id).holds, "the chain or the ledger broke"
+            stored = reader.connection.execute(
+                "SELECT decision_sha256 FROM v_decisions ORDER BY sequence"
+            ).fetchall()
+            assert [one for (one,) in stored] == self.hashes, "other decisions were stored"
+            found = verify_run(reader, self.lives.path, run_id)
+            assert found.differences == [], found.differences[:1]
+
+
+MET: Final[Counter[str]] = Counter()
+"""What the examples so far have met, by name: a law about what never comes says nothing."""
+
+
+def examine(world: World, examples: int, steps: int, *, shrinks: bool = False) -> None:
+    """Run *examples* of up to *steps* rules in *world*; raise with one that breaks a law.
+
+    They are the same in every run. With *shrinks* it is a smallest one, which takes minutes.
+    """
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink) if shrinks else (Phase.generate,),
+    )
+    run_state_machine_as_test(type("Laws", (Laws,), {"world": world}), settings=chosen)
