@@ -36,6 +36,7 @@ _OF_A_START: Final = ("model_id", "model_sha256", "mode", *OF_THE_PLACE)
 """What a run's row and its first start both say."""
 
 _EXCHANGE: Final = "the exchange's word; nothing that was decided follows from it"
+_SESSIONS: Final = "all three together: sessions of days on which no bar lies"
 _NAME: Final = "a name that nothing else in the run repeats"
 
 TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
@@ -46,6 +47,9 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "runs.period_start_ms": "it may move to wherever no bar lies in between",
     "runs.config": "its sections that decide nothing: exchange, storage, http, log",
     "runs.warnings": "what the start had to say",
+    "runs.calendar_version": _SESSIONS,
+    "runs.calendar_sha256": _SESSIONS,
+    "runs.sessions": _SESSIONS,
     "instruments.base_coin": _EXCHANGE,
     "instruments.quote_coin": _EXCHANGE,
     "instruments.turnover_decimals": _EXCHANGE,

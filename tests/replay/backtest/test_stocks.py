@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forging import rechain
 from msgspec.structs import replace
 from stock_files import HOUR_MS, date_alone, moment, opens, write
 
@@ -25,6 +28,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.calendar import Calendar, Sessions
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.market import DAY_MS
 
 SHARES = """
 [market]
@@ -179,6 +183,46 @@ def test_a_run_holds_the_sessions_it_was_counted_by() -> None:
     lost = replace(lost, closes=sessions.closes[:-1], offsets=sessions.offsets[:-1])
     with pytest.raises(DataInvalid, match="are not those that it names"):
         sessions_of(replace(run, sessions=lost.packed()))
+
+
+def without(sessions: Sessions, place: int) -> Sessions:
+    """Return *sessions* without the one at *place*."""
+    kept = {
+        name: tuple(one for at, one in enumerate(getattr(sessions, name)) if at != place)
+        for name in ("days", "opens", "closes", "offsets")
+    }
+    return replace(sessions, **kept)
+
+
+def forged_sessions(sessions: Sessions, *names: str) -> bool:
+    """Write what *sessions* say into the run's columns *names*; return whether it is believed."""
+    columns = {
+        "sessions": sessions.packed(),
+        "calendar_version": sessions.version,
+        "calendar_sha256": sessions.sha256,
+    }
+    shutil.copy("run.db", "forged.db")
+    with closing(sqlite3.connect("forged.db")) as raw:
+        for name in names or columns:
+            raw.execute(f"UPDATE runs SET {name} = ?", (columns[name],))
+        raw.commit()
+    rechain(Path("forged.db"))
+    assert invoke(["audit", "verify", "--db", "forged.db"]) == 0
+    return invoke(["verify", "last", "--db", "forged.db"]) == 0
+
+
+def test_forged_sessions_are_found_where_a_bar_contradicts_them() -> None:
+    """The others follow from nothing: docs/storage.md, S12, lists them."""
+    replayed(opens("2014-10-20", "2014-11-20"))
+    with Reader.open(Path("run.db")) as reader:
+        true = sessions_of(reader.stored_run(reader.find("last")).run)
+    assert true is not None
+    named = replace(true, version="0")
+    for column in ("sessions", "calendar_version", "calendar_sha256"):
+        assert not forged_sessions(named, column)
+    traded = true.days.index(moment("2014-11-05T00:00") // DAY_MS)
+    assert not forged_sessions(without(true, traded))
+    assert forged_sessions(without(named, 0)), "no bar lies in January"
 
 
 TRUE_SESSIONS = package.sessions_of_years
