@@ -433,7 +433,7 @@ class _Guarded(_Checks, Strategy):
         self.guarded = strategy
         self._name = type(strategy).__name__
         self._observing = ForeignCode(self._name, "in observe", known_as)
-        self._deciding = ForeignCode(self._name, "in decide", known_as)
+        self._deciding = ForeignCode(self._name, "in decide", known_as, may_exit=False)
         self._observes = type(strategy).observe is not Strategy.observe
         self._copy_declared(strategy)
 
@@ -464,7 +464,7 @@ class _GuardedPortfolio(_Checks, PortfolioStrategy):
         self.guarded = portfolio
         self._name = type(portfolio).__name__
         self._observing = ForeignCode(self._name, "in observe", known_as)
-        self._deciding = ForeignCode(self._name, "in decide", known_as)
+        self._deciding = ForeignCode(self._name, "in decide", known_as, may_exit=False)
         self._copy_declared(portfolio)
         self.symbols = portfolio.symbols
 
@@ -540,12 +540,14 @@ def _is_time(value: object) -> bool:
 class ForeignCode:
     """Turns whatever a user's code raises into ``StrategyFailed``, with file and line.
 
-    Errors of tracepaper pass, and so do exits, which are no errors.
+    Errors of tracepaper pass, and Ctrl-C does; so do exits, which a signal may have asked for,
+    unless *may_exit* is false.
     """
 
-    def __init__(self, name: str, doing: str, known_as: str = "") -> None:
+    def __init__(self, name: str, doing: str, known_as: str = "", *, may_exit: bool = True) -> None:
         self._name = name
         self._doing = doing
+        self._passing = BaseException if may_exit else KeyboardInterrupt
         self._watched = outside.AttributedTo(known_as or name)
 
     def __enter__(self) -> None:
@@ -559,7 +561,9 @@ class ForeignCode:
         trace: TracebackType | None,
     ) -> None:
         self._watched.__exit__()
-        if not isinstance(error, Exception) or isinstance(error, TracepaperError):
+        if error is None or isinstance(error, TracepaperError):
+            return
+        if not isinstance(error, Exception) and isinstance(error, self._passing):
             return
         frames = traceback.extract_tb(trace)
         where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -218,9 +219,17 @@ def test_what_it_raises_is_told_with_its_line(error: Exception) -> None:
         strategy.observe(bar())
 
 
-def test_an_exit_is_no_failure() -> None:
+@pytest.mark.parametrize("error", [SystemExit(0), CancelledError(), GeneratorExit()])
+def test_a_decision_that_exits_is_a_failure_and_not_an_orderly_end(error: BaseException) -> None:
+    with pytest.raises(StrategyFailed, match=f"failed in decide with {type(error).__name__}"):
+        user_strategy(Fails, {"error": error}).decide(OUTLOOK)
+
+
+def test_an_exit_while_bars_are_recalled_and_an_interrupt_are_no_failures() -> None:
     with pytest.raises(SystemExit):
-        user_strategy(Fails, {"error": SystemExit(3)}).decide(OUTLOOK)
+        user_strategy(Fails, {"error": SystemExit(3)}).observe(bar())
+    with pytest.raises(KeyboardInterrupt):
+        user_strategy(Fails, {"error": KeyboardInterrupt()}).decide(OUTLOOK)
 
 
 def test_a_constructor_that_fails_is_told_apart_from_one_that_refuses_options() -> None:
