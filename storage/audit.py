@@ -403,7 +403,7 @@ class SqlAuditLog:
         if not self._has_decided:
             self._has_decided = not all(map(_is_quiet, steps))
         waiting = self._due - self._next_sequence + self._waiting
-        if waiting >= (self._group_steps if self.is_open else START_STEPS_MAX):
+        if waiting >= self._group_steps and (self.is_open or waiting >= START_STEPS_MAX):
             self.flush()
 
     def _encode_taken(self) -> None:
@@ -479,11 +479,13 @@ class SqlAuditLog:
         for layout, steps in self._steps:
             self._insert("steps", steps, (*layout.columns, "digest"))
         for table, rows in self._rows.items():
-            self._insert(table, rows)
+            if rows:
+                columns, filled = _filled(table, rows)
+                self._insert(table, filled, columns)
         head = (self._next_sequence, self._head, self._run_key)
         self._raw.execute(_UPDATE_HEAD, head)
 
-    def _insert(self, table: str, rows: list[Row], columns: tuple[str, ...] = ()) -> None:
+    def _insert(self, table: str, rows: Sequence[Row], columns: tuple[str, ...] = ()) -> None:
         if rows:
             self._connection.exec_driver_sql(insert_sql(table, columns), rows)
 
@@ -549,6 +551,17 @@ class SqlAuditLog:
     def _in_writer(self, work: Callable[[], Result]) -> Result:
         """Run *work* after all that the writer thread still has to do."""
         return work() if self._thread is None else self._thread.submit(work).result()
+
+
+def _filled(table: str, rows: Sequence[Row]) -> tuple[tuple[str, ...], Sequence[Row]]:
+    """Return the columns of *table* that any of *rows* fills, and of the rows no others.
+
+    Binding a null costs as much as a number, and most columns of some tables are null.
+    """
+    values = list(zip(*rows, strict=True))
+    present = [column.count(None) < len(rows) for column in values]
+    columns = tuple(itertools.compress(stored_columns(table), present))
+    return columns, list(zip(*itertools.compress(values, present), strict=True))
 
 
 def _is_quiet(step: Step) -> bool:

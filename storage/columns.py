@@ -143,11 +143,14 @@ def _blob(name: str, doc: str = "", scale: str = "", *, null: bool = False) -> C
     return Column(name=name, kind=BLOB, doc=doc, scale=scale, null=null)
 
 
+_to_json: Final = json.Encoder().encode
+
+
 def _note_text(decision: Decision | None) -> str | None:
     """Return the JSON of what the strategy noted at *decision*, in its order."""
     if decision is None or decision.note is None:
         return None
-    return json.encode(decision.note).decode()
+    return _to_json(decision.note).decode()
 
 
 def _is_usual(gate: Gate) -> bool:

@@ -160,11 +160,14 @@ class GateSetPlan:
         stored = tuple(places[gate] for gate in STEP_GATES if gate in places)
         self.is_dense = stored == tuple(range(self.length))
         self._declared = frozenset(measure_name(gate) for gate in gates)
-        self._plain: dict[tuple[str, ...], tuple[RowLayout, bytes]] = {}
+        self._plain: dict[tuple[tuple[str, ...], bool], tuple[RowLayout, bytes]] = {}
 
-    def plain(self, absent: tuple[str, ...]) -> tuple[RowLayout, bytes]:
-        """Return layout and prefix of a plain bar's row, whose columns *absent* are null."""
-        found = self._plain.get(absent)
+    def plain(self, absent: tuple[str, ...], *, noted: bool) -> tuple[RowLayout, bytes]:
+        """Return layout and prefix of a plain bar's row, whose columns *absent* are null.
+
+        One that is *noted* has a row in ``answers``, which fills all of ``_EXTRA`` and no more.
+        """
+        found = self._plain.get((absent, noted))
         if found is None:
             of_row = layout(
                 "steps",
@@ -173,7 +176,8 @@ class GateSetPlan:
                     for name in _CORE
                 ),
             )
-            found = self._plain[absent] = of_row, layouts_sha256((of_row,)) + self.sha256
+            layouts = (of_row, _OF_NOTE) if noted else (of_row,)
+            found = self._plain[absent, noted] = of_row, layouts_sha256(layouts) + self.sha256
         return found
 
 
@@ -200,6 +204,10 @@ class Judged(Struct, frozen=True, gc=False):
         return None if picked.count(None) == len(ANSWER_GATES) else picked
 
 
+Seen = tuple["DecisionOutcome", GateSetPlan, int]
+"""An outcome, the plan of its gate set, and the sequence of its row."""
+
+
 class Outcomes:
     """Interns gate sets and outcomes of one run."""
 
@@ -207,7 +215,8 @@ class Outcomes:
         self._run_key = run_key
         self._plans: dict[GateSet, GateSetPlan] = {}
         self._known: dict[Row, int] = {}
-        self._seen: dict[int, tuple[DecisionOutcome, GateSetPlan, int]] = {}  # by the outcome's id
+        self._seen: dict[int, Seen] = {}  # by the outcome's id
+        self._last: Seen | None = None  # of the outcome that was asked for last
         for gate_set in gate_sets:
             self._plans[gate_set] = GateSetPlan(gate_set, run_key, len(self._plans))
 
@@ -230,7 +239,10 @@ class Outcomes:
 
     def judged_before(self, decision: Decision) -> tuple[GateSetPlan, int, Row] | None:
         """Return plan, outcome and measures of *decision* where its outcome is known."""
-        seen = self._seen.get(id(decision.outcome))
+        seen = self._last
+        if seen is None or seen[0] is not decision.outcome:
+            # Every call of ``id`` is an audit event, which a hook in Python hears.
+            seen = self._last = self._seen.get(id(decision.outcome))
         if seen is None or len(decision.measures) != seen[1].length:
             return None
         return seen[1], seen[2], all_finite(decision.measures)
@@ -245,7 +257,7 @@ class Outcomes:
 
     def _look_up(
         self, outcome: DecisionOutcome, plan: GateSetPlan, key: int, born: list[SparseRow]
-    ) -> tuple[DecisionOutcome, GateSetPlan, int]:
+    ) -> Seen:
         """Return what is known of *outcome*; a new one is appended to *born*."""
         if outcome.passed >> plan.length:
             raise InvariantBroken("A decision needs one bit for each of its gates.")
@@ -269,6 +281,7 @@ class Outcomes:
             born.append(("outcomes", (key, *row)))
         if len(self._seen) >= OUTCOMES_KEPT:
             self._seen.clear()
+            self._last = None
         # The outcome is kept with its entry: its id is its own for as long as it exists.
         seen = self._seen[id(outcome)] = (outcome, plan, known)
         return seen
@@ -277,6 +290,7 @@ class Outcomes:
         """Forget every outcome; gate sets keep their keys."""
         self._known.clear()
         self._seen.clear()
+        self._last = None
 
 
 Held = tuple[int, tuple[int, int | None], str | None]
@@ -374,6 +388,10 @@ _NO_BAR: Final[Row] = (None,) * len(BAR_COLUMNS)
 _NO_FORECAST: Final[Row] = (None,) * (2 + len(FORECAST_COLUMNS))
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
 _NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
+_NO_ANSWER: Final[Row] = (None,) * (len(_MADE["answers"]) - 1)  # all but the key
+_OF_NOTE: Final = layout(
+    "answers", (True, *(False,) * len(_NO_ANSWER), *(True,) * len(_EXTRA["answers"]))
+)
 _BAR_FIELDS: Final = tuple(name for name in BAR_COLUMNS if name not in BAR_COLUMNS_MADE)
 _OF_BAR: Final = attrgetter(*_BAR_FIELDS)
 _OF_BAR_WITHOUT_TURNOVER: Final = attrgetter(*(n for n in _BAR_FIELDS if n != "turnover"))
@@ -439,41 +457,46 @@ class StepEncoder:
         return self._rows(step, place, judged, marked, sparse)
 
     def _plain_bar(self, step: Step, bar: Bar, place: int) -> StepRows | None:
-        """Return the rows of a step that has one row; None where it may have more.
+        """Return the rows of a step that has one row, and its note; None where it may have more.
 
         One tuple is hashed and inserted: nearly every step of a run without a model is such a bar.
         """
         decision, position = step.decision, step.position
         if (
-            decision is None or decision.note is not None or position is None
-            or step.prediction is not None
+            decision is None or position is None or step.prediction is not None
             or step.state is not None or step.orders or step.fills or step.twins
             or not step.accepted or step.ledger or _EXTRA["steps"]
             or decision.target_quantity is None
         ):  # fmt: skip
             return None
+        noted = () if decision.note is None else _extra("answers", step)
         judged = self.outcomes.judged_before(decision)
         marked = self._holdings.unchanged((0, place), position, step.account)
         window, decided = step.window_sha256, step.decision_sha256
         if judged is None or marked is None or window is None or decided is None:
             return None
         plan, outcome, measures = judged
-        if marked.equity is not None or not plan.is_dense or None in measures:
+        if marked.equity is not None or not plan.is_dense or None in measures or None in noted:
             return None
         turnover_absent, of_account = bar.turnover is None, marked.account_unrealized
         prices = _OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)
-        of_row, prefix = plan.plain(_ABSENT[turnover_absent, of_account is None])
-        market_ms = bar.market_ms
+        absent = _ABSENT[turnover_absent, of_account is None]
+        of_row, prefix = plan.plain(absent, noted=bool(noted))
+        key, market_ms = self._first_step + step.sequence, bar.market_ms
         # The driver binds a bytearray in a fraction of what bytes cost it.
         values: Row = (
-            self._first_step + step.sequence, 1, bytearray(window), bytearray(decided),
+            key, _NOTED if noted else _BARE, bytearray(window), bytearray(decided),
             outcome, decision.target_quantity, *measures, place, *prices,
             market_ms - bar.open_time_ms - self._interval_ms, bar.seen_ms - market_ms,
             SOURCE_CODES[bar.source], marked.holding, marked.unrealized,
         )  # fmt: skip
         if of_account is not None:
             values = (*values, of_account)
-        return StepRows(values, of_row, (), (), self._covered.content, prefix, values)
+        covered = self._covered.content
+        if not noted:
+            return StepRows(values, of_row, (), (), covered, prefix, values)
+        answer = ("answers", (key, *_NO_ANSWER, *noted))
+        return StepRows(values, of_row, (answer,), (), covered, prefix, (*values, *noted))
 
     def _rows(
         self,
@@ -626,6 +649,10 @@ def _shape(tables: tuple[str, ...], *, accepted: bool) -> int:
     """Return the shape of a step that has one row in each of the sparse *tables*."""
     counts = {table: tables.count(table) for table in SPARSE_TABLES}
     return StepShape(accepted=accepted, **counts).pack()  # type: ignore[arg-type]
+
+
+_BARE: Final = _shape((), accepted=True)
+_NOTED: Final = _shape(("answers",), accepted=True)
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:

@@ -299,7 +299,8 @@ def _deviations(values: Floats, period: int) -> Floats:
 
 def _led(values: Floats, size: int) -> Floats:
     """Return *values* behind as much NaN as makes *size* rows."""
-    led = np.full(size, np.nan)
+    led = np.empty(size)
+    led.fill(np.nan)
     if values.size:
         led[size - values.size :] = values
     return led
@@ -307,8 +308,11 @@ def _led(values: Floats, size: int) -> Floats:
 
 def _ratio(above: Floats, below: Floats, otherwise: float) -> Floats:
     """Return *above* / *below*, and *otherwise* where *below* is nothing."""
+    nothing = np.abs(below) < _NOTHING
+    if not np.count_nonzero(nothing):
+        return above / below
     found = np.full(above.shape, otherwise)
-    np.divide(above, below, out=found, where=~(np.abs(below) < _NOTHING))
+    np.divide(above, below, out=found, where=~nothing)
     return found
 
 

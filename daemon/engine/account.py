@@ -495,6 +495,12 @@ class PaperAccount:
         if not self.waits(key):
             return _NOTHING_MET
         broker = self.brokers[key]
+        if (
+            isinstance(event, Bar)
+            and not self.protectors[key].is_timed
+            and matching.passes(broker, event)
+        ):
+            return _NOTHING_MET
         at_open = partial(matching.at_open, is_missed=True) if is_missed else matching.at_open
         if (
             isinstance(event, Bar)

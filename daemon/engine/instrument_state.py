@@ -64,6 +64,9 @@ JUDGEMENT: Final = frozenset(gate_order(GateKind.JUDGEMENT))
 
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 
+OUTCOMES_KEPT: Final = 64
+"""Outcomes remembered at a time; reasons without end must not fill the memory."""
+
 Intent = tuple[Action, int, str]
 """What an account is asked for: the action, the target quantity and the reason."""
 
@@ -94,6 +97,7 @@ class InstrumentState:
         "_knows_bars",
         "_looks_at_bar_alone",
         "_never_short",
+        "_outcomes",
         "_outlook",
         "_plausibility",
         "_reads_history",
@@ -169,8 +173,7 @@ class InstrumentState:
         self._outlook: Outlook | None = None  # what a portfolio was asked about this close with
         self._record = BarRecord(instrument, strategy.warmup)
         self._sight = Sight.of(instrument, self._record)
-        self._reads_history = strategy.reads_history
-        self._sees_account = strategy.sees_account
+        self._reads_history, self._sees_account = strategy.reads_history, strategy.sees_account
         # The range of a day is for distances in volatility; the engine feeds it.
         self._sizer, self._day_range = sizer, day_range
         self._risk = risk
@@ -185,6 +188,8 @@ class InstrumentState:
             or isinstance(strategy, PortfolioMember)
         )
         self._decision: Decision | None = None  # the newest decision that was not a repetition
+        # Outcomes of decisions so far: what comes again is the same object, and is stored quickly.
+        self._outcomes: dict[tuple[Action, str, int, Regime], DecisionOutcome] = {}
         self._restored: DecisionOutcome | None = None  # of the last decision before a start
         self._standing: int | None = None  # the target before it
         # Where a decision follows from the signal, the verdict and the standing target alone.
@@ -611,7 +616,7 @@ class InstrumentState:
     def _outcome_of(
         self, action: Action, reason: str, refused: str | None, passed: int
     ) -> DecisionOutcome:
-        """Return the last decision's outcome where it is the same again: it is stored once.
+        """Return the outcome, of those so far where it comes again: it is stored once.
 
         Why a target was not filled is no part of the question: :meth:`unfilled` follows.
         """
@@ -624,9 +629,15 @@ class InstrumentState:
             and last.regime is self.regime
         ):
             return last
-        return DecisionOutcome(
-            action, reason, refused is None, refused, self.gates.gate_set, passed, self.regime
-        )
+        key = action, reason, passed, self.regime
+        outcome = self._outcomes.get(key)
+        if outcome is None:
+            if len(self._outcomes) >= OUTCOMES_KEPT:
+                self._outcomes.clear()
+            outcome = self._outcomes[key] = DecisionOutcome(
+                action, reason, refused is None, refused, self.gates.gate_set, passed, self.regime
+            )
+        return outcome
 
     def unfilled(self, decision: Decision, refusal: str | None) -> Decision:
         """Return *decision* with the reason why its target is neither reached nor ordered."""

@@ -523,6 +523,21 @@ def matters_from(order: Order, quote: Quote, trail: int = 0) -> int | None:
     return order.eligible_ms if not _is_limit(order) or _is_through(order, far) else None
 
 
+def passes(broker: Broker, bar: Bar) -> bool:
+    """Return whether *bar* leaves all that rests as it is, as at most bars under a stop.
+
+    What has a time at which it ends may end inside any bar.
+    """
+    if broker.order is not None:
+        return False
+    for order in broker.others:
+        if order.kind is OrderKind.MARKET or order.until_ms is not None:
+            return False
+        if _may_meet(order, bar, broker.trail):
+            return False
+    return True
+
+
 def _may_meet(order: Order, bar: Bar, trail: int) -> bool:
     """Return whether *bar* can change *order*: it has to arrive, or is reached."""
     if order.kind is OrderKind.MARKET:

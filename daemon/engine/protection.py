@@ -228,6 +228,11 @@ class Protector:
         """Whether there is a plan, for a position or for an entry that rests."""
         return self._state.plan is not None
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether the plan ends at a time."""
+        return self._state.plan is not None and self._state.plan.until_ms is not None
+
     def matters_from(self, quote: Quote) -> int | None:
         """Return the market time from which *quote* closes a position whose time is over."""
         plan = self._state.plan

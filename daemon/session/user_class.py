@@ -393,7 +393,7 @@ class _Checks:
 
     def _noted(self, note: object) -> dict[str, float | str | None]:
         """Return *note* as it is stored: a copy, numbers as floats, null where not finite."""
-        if not isinstance(note, Mapping) or len(note) > NOTES_MOST:
+        if not isinstance(note, (dict, Mapping)) or len(note) > NOTES_MOST:
             raise StrategyFailed(
                 f"{self._name} gave the note {short(note)}; give a dictionary of at most "
                 f"{NOTES_MOST} entries."
@@ -411,7 +411,7 @@ class _Checks:
         )
 
     def _note_value(self, name: object, value: object) -> float | str | None:
-        if isinstance(value, Real):
+        if type(value) is float or isinstance(value, Real):  # the usual type is quickly told
             try:
                 number = float(value)
             except OverflowError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 import storage_cases as cases
@@ -18,6 +19,7 @@ from tracepaper.storage.encode import StepEncoder
 from tracepaper.storage.reader import Reader, gate_set_of
 from tracepaper.storage.rows import (
     SPARSE_TABLES,
+    StepRows,
     StepShape,
     instrument_of,
     instrument_row,
@@ -27,7 +29,14 @@ from tracepaper.storage.rows import (
     step_key,
 )
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.types import GateSet, InstrumentChange, Step
+from tracepaper.strategies.types import (
+    Action,
+    Bar,
+    DecisionOutcome,
+    GateSet,
+    InstrumentChange,
+    Step,
+)
 
 
 def through_rows(steps: list[Step]) -> list[Step]:
@@ -122,6 +131,59 @@ def test_what_is_not_finite_is_stored_as_null_and_minus_zero_as_zero() -> None:
 @given(st.integers(0, 2**45 - 1))
 def test_a_shape_comes_back_from_its_number(number: int) -> None:
     assert StepShape.unpack(number).pack() == number
+
+
+class Watched(StepEncoder):
+    """Counts the steps that go the short way, and lets none go where it is closed."""
+
+    noted = bare = 0
+    is_closed = False
+
+    def _plain_bar(self, step: Step, bar: Bar, place: int) -> StepRows | None:
+        rows = None if self.is_closed else super()._plain_bar(step, bar, place)
+        if rows is not None:
+            self.noted += bool(rows.sparse)
+            self.bare += not rows.sparse
+        return rows
+
+
+def repeating(seed: int, notes: list[Any]) -> list[Step]:
+    """Return a replay whose decisions share their outcomes, as an engine's do, with *notes*."""
+    outcomes: dict[Action, DecisionOutcome] = {}
+    steps = []
+    for step, note in zip(cases.plain_steps(len(notes), seed=seed), notes, strict=True):
+        decision, bar = step.decision, step.event
+        assert decision is not None
+        assert isinstance(bar, Bar)
+        outcome = outcomes.setdefault(decision.outcome.action, decision.outcome)
+        turnover = None if step.sequence % 3 else bar.turnover
+        steps.append(
+            replace(
+                step,
+                decision=replace(decision, outcome=outcome, note=note),
+                event=replace(bar, turnover=turnover),
+            )
+        )
+    return steps
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 99), st.lists(cases.notes, min_size=24, max_size=24))
+def test_a_step_has_the_same_rows_on_the_short_way_and_on_the_long_one(
+    seed: int, notes: list[Any]
+) -> None:
+    short, long = Watched(cases.run(), 3), Watched(cases.run(), 3)
+    long.is_closed = True
+    for step in repeating(seed, notes):
+        assert short.encode(step) == long.encode(step)
+
+
+def test_most_plain_bars_go_the_short_way_with_and_without_a_note() -> None:
+    encoder = Watched(cases.run(), 3)
+    for step in repeating(1, [{"rsi": 27.3}, {}, None] * 20):
+        encoder.encode(step)
+    assert encoder.noted >= 30
+    assert encoder.bare >= 15
 
 
 def test_a_plain_bar_has_shape_one() -> None:

@@ -173,6 +173,23 @@ def test_how_far_windows_of_ten_periods_are_from_talib_on_the_bundled_candles() 
     assert worst["ema"] < 3e-11
 
 
+@given(st.lists(st.floats(1e-3, 1e6), min_size=2, max_size=20), st.data())
+def test_a_ratio_is_the_same_with_and_without_a_zero_beside_it(
+    rows: list[float], data: st.DataObject
+) -> None:
+    at = data.draw(st.integers(0, len(rows)))
+    with_zero = [*rows[:at], 0.0, *rows[at:]]
+    changes = np.array(rows, float)[1:] - np.array(rows, float)[:-1]
+    expected = 100 * (changes / np.array(rows, float)[:-1])
+    assert ind.roc(np.array(rows), 1)[1:].tolist() == expected.tolist()
+    found = ind.roc(np.array(with_zero), 1)
+    kept = [place for place in range(1, len(with_zero)) if place not in {at, at + 1}]
+    of_rows = [place - (place > at) for place in kept]
+    assert found[kept].tolist() == expected[[place - 1 for place in of_rows]].tolist()
+    if at < len(rows):
+        assert found[at + 1] == 0.0
+
+
 def test_what_talib_lacks_is_what_it_says() -> None:
     known = candles(40, seed=5)
     close = known["close"]

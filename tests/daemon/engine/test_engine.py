@@ -168,6 +168,42 @@ def test_decisions_that_repeat_share_one_outcome() -> None:
     assert all(one.outcome is other.outcome for one, other in alike)
 
 
+class Reasons(SmaCross):
+    """Holds for a reason of its own at each bar, but for one that comes back."""
+
+    def decide(self, now: Outlook) -> Signal:
+        number = (now.exact.open_time_ms - START_MS) // 60_000
+        return Signal(Action.HOLD, f"bar {number}" if 10 < number < 110 else f"turn {number % 2}")
+
+
+def test_an_outcome_that_comes_again_is_the_same_and_few_are_remembered() -> None:
+    made = build_engine(
+        load(None, SMA),
+        [instrument()],
+        execution=FillModel.NEXT_OPEN,
+        period_start_ms=START_MS,
+        forecaster=None,
+        strategies={"BTCUSDT": Reasons(fast=3, slow=7, long_only=True)},
+    )
+    outcomes = [step.decision.outcome for step in steps_of(made, list(bars(120))) if step.decision]
+    assert [one.reason for one in outcomes[8:12]] == ["turn 0", "turn 1", "turn 0", "bar 11"]
+    assert outcomes[8] is outcomes[10]
+    assert outcomes[8] == outcomes[110] is outcomes[112]
+    assert outcomes[110] is not outcomes[8], "forgotten among so many"
+
+
+def test_an_outcome_comes_again_only_where_the_same_gates_passed() -> None:
+    made = list(bars(60))
+    late = structs.replace(made[41], seen_ms=made[41].seen_ms + 10 * 60_000)
+    at_ms = made[40].open_time_ms
+    halt = Command(CommandKind.HALT, "", at_ms, at_ms)
+    steps = steps_of(engine(), [*made[:40], halt, made[40], late, made[42]])
+    on_time, too_late, again = (one.decision.outcome for one in steps[-3:] if one.decision)
+    assert on_time.reason == too_late.reason == again.reason == "refused by operator"
+    assert on_time.passed != too_late.passed
+    assert on_time is again
+
+
 # ---------------------------------------------------------------- against an independent account
 
 

@@ -3,13 +3,14 @@
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from builders import START_MS, bar, instrument, quote
 from engine_laws import ENDED, reached
 from msgspec import msgpack
+from msgspec.structs import replace
 
 from tracepaper.daemon.engine import matching
 from tracepaper.daemon.engine.account import AccountState, PaperAccount
@@ -308,6 +309,74 @@ def test_whatever_is_ordered_the_account_and_the_table_hold(
         "LIMIT REJECTED", "a kill with orders",
     }  # fmt: skip
     assert wanted - met.keys() == set(), "the examples do not reach everything"
+
+
+# ---------------------------------------------------------------- bars that pass
+
+
+PASSES = matching.passes
+
+
+class Recorded(Machine):
+    """Keeps what each step changed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(Category.LINEAR, FillModel.NEXT_OPEN, seed)
+        self.steps: list[tuple[int, tuple[Order, ...]]] = []
+
+    def _learn(self, changed: tuple[Order, ...], fills: Any) -> None:
+        self.steps.append((self.sequence, changed))
+        super()._learn(changed, fills)
+
+
+def compared(passes: Callable[[Broker, Bar], bool]) -> int:
+    """Play seeds with *passes* and in full; return how many bars passed orders that rest."""
+    passed = 0
+
+    def counted(broker: Broker, seen: Bar) -> bool:
+        nonlocal passed
+        is_passed = passes(broker, seen)
+        passed += is_passed
+        return is_passed
+
+    for seed in range(150):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(matching, "passes", counted)
+            short = Recorded(seed)
+            short.play(STEPS)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(matching, "passes", lambda *_: False)
+            full = Recorded(seed)
+            full.play(STEPS)
+        assert short.steps == full.steps
+        assert short.account.state() == full.account.state()
+    return passed
+
+
+def test_a_bar_that_passes_all_that_rests_would_have_changed_nothing() -> None:
+    assert compared(PASSES) > 50
+
+
+UNSEEN: list[Callable[[Order], Order | None]] = [
+    lambda order: None if order.kind is OrderKind.MARKET else order,
+    lambda order: replace(order, until_ms=None),
+    lambda order: replace(order, trigger=None),
+    lambda order: replace(order, price=None),
+]
+
+
+@pytest.mark.parametrize("seen_as", UNSEEN)
+def test_a_bar_that_is_let_pass_wrongly_is_found(
+    seen_as: Callable[[Order], Order | None],
+) -> None:
+    def careless(broker: Broker, seen: Bar) -> bool:
+        told = Broker.__new__(Broker)
+        told.order, told.trail = broker.order, broker.trail
+        told.others = tuple(one for order in broker.others if (one := seen_as(order)) is not None)
+        return PASSES(told, seen)
+
+    with pytest.raises((AssertionError, InvariantBroken)):
+        compared(careless)
 
 
 # ---------------------------------------------------------------- the machine says no

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine import matching
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.protection import NO_VOLATILITY, DayRange
 from tracepaper.daemon.engine.state import decode_state
@@ -433,6 +434,31 @@ def test_a_trailing_stop_never_loosens_and_a_stop_is_never_skipped(
                 assert stop.trigger is not None
                 assert not triggers or sign * (stop.trigger - triggers[-1]) >= 0
                 triggers.append(stop.trigger)
+
+
+plans = st.builds(
+    Signal,
+    st.sampled_from([Action.LONG, Action.SHORT, Action.HOLD]),
+    st.just("go"),
+    stop=st.none() | st.builds(Percent, st.floats(0.2, 5)),
+    target=st.none() | st.builds(Percent, st.floats(0.2, 5)),
+    trailing=st.none() | st.builds(Percent, st.floats(0.1, 3)),
+    until=st.none() | st.integers(START_MS, START_MS + 40 * MINUTE),
+    reenter=st.booleans(),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 10_000), st.dictionaries(st.integers(0, 38), plans, max_size=8))
+def test_bars_that_pass_protection_leave_what_going_through_them_would(
+    seed: int, said: dict[int, Signal]
+) -> None:
+    events = list(bars(40, seed=seed))
+    short = taken(machine(said, twins=("ungated",)), events)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(matching, "passes", lambda *_: False)
+        full = taken(machine(said, twins=("ungated",)), events)
+    assert short == full
 
 
 # ---------------------------------------------------------------- quotes
