@@ -139,6 +139,30 @@ def attention(
         (console if console.is_terminal else Console(width=WIDE_COLUMNS)).print(render(figures))
 
 
+@app.command()
+def ett(
+    *,
+    data: Annotated[Path, typer.Option(metavar="CSV", help="A date column, columns of numbers.")],
+    network: Annotated[str, typer.Option(help="flash, informer, lstm, ridge or tree.")] = "flash",
+    horizon: Annotated[int, typer.Option(min=1, help="Rows ahead: 24, 48, 96 or 168.")] = 24,
+    univariate: Annotated[
+        bool, typer.Option("--univariate", help="The last column alone.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and sampled keys.")] = 0,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes at most; the network's own number.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure a network on the protocol of the ETT benchmarks, beside ridge and a naive answer."""
+    from tracepaper.replay.bench.ett import measure
+
+    figures = measure(
+        data, network, horizon=horizon, univariate=univariate, seed=seed, epochs=epochs, tell=_tell
+    )
+    _say("ett: errors in standard deviations of the training part", figures, as_json=json)
+
+
 def _tell(sentence: str) -> None:
     typer.echo(sentence, err=True)
 

@@ -5,8 +5,9 @@ Zhou et al. (2021), Informer, arXiv:2012.07436. Each query samples some keys; th
 ``u = factor · ceil(ln N)`` queries attend to every key. The attention matrix is then u real rows
 and uniform rows, so its rollout and its entropies are exact in O(u·N).
 
-Two points differ from the code that the paper came with: the sampled keys follow from a seed, so
-that a decision can be recomputed, and a lazy causal row is a true average of what it sees, in
+Three points differ from the code that the paper came with: the sampled keys follow from a seed, so
+that a decision can be recomputed, the score subtracts the mean of the sample (``score`` chooses
+theirs), and a lazy causal row is a true average of what it sees, in
 its output and in its attention alike. Ranking the whole sequence looks ahead: under a causal mask
 one future bar changes earlier rows, so nothing here may serve a batched pass.
 
@@ -24,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import torch
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FACTOR: Final = 5
+Score = Literal["sample_mean", "published"]
+"""What is taken from a query's largest sampled product: their mean, or their sum ÷ all keys."""
 _AXES: Final = 4
 _SAMPLED_ROWS: Final = 512
 """Rows whose sampled keys are gathered at once: the gather is the largest array here."""
@@ -83,12 +86,14 @@ def attend_sparsely(
     *,
     factor: int = FACTOR,
     always: Sequence[int] = (),
+    score: Score = "sample_mean",
 ) -> SparseAttention:
     """Return ProbSparse attention of [batch, head, time, dim] tensors; differentiable.
 
     *samples* are ``sample_keys`` of the same time and mask. The rows in *always* attend whatever
     their spread, so that the row being decided has an attention of its own. Ties in spread go to
-    the earlier row. Raises ``AttentionInvalid`` on shapes that do not fit.
+    the earlier row. *score* "published" is that of the paper's code, ``max - sum / time``. Raises
+    ``AttentionInvalid`` on shapes that do not fit.
     """
     _check_mask(mask)
     if query.ndim != _AXES or not query.shape == key.shape == value.shape:
@@ -102,7 +107,7 @@ def attend_sparsely(
             f"The key samples are for {samples.shape[0]} bars, the sequence holds {time}; draw "
             "them with sample_keys for this length."
         )
-    spread = _spread(query, key, samples)
+    spread = _spread(query, key, samples, score)
     if always:
         spread[:, :, list(always)] = torch.inf
     order = spread.sort(dim=-1, descending=True, stable=True).indices
@@ -187,16 +192,17 @@ def _top(time: int, factor: int) -> int:
     return min(time, max(1, factor * math.ceil(math.log(time))))
 
 
-def _spread(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
-    """Return ``max - mean`` of each query's sampled products: [batch, head, time], no gradient."""
+def _spread(query: Tensor, key: Tensor, samples: Tensor, score: Score) -> Tensor:
+    """Return how much each query's sampled products spread: [batch, head, time], no gradient."""
     samples = samples.to(query.device)
+    divisor = samples.shape[1] if score == "sample_mean" else key.shape[2]
     parts = []
     with torch.no_grad():
         for start in range(0, query.shape[2], _SAMPLED_ROWS):
             chosen = key[:, :, samples[start : start + _SAMPLED_ROWS]]  # [b, h, row, sample, dim]
             rows = query[:, :, start : start + _SAMPLED_ROWS, :, None]  # [b, h, row, dim, 1]
             products = (chosen @ rows)[..., 0]
-            parts.append(products.amax(dim=-1) - products.mean(dim=-1))
+            parts.append(products.amax(dim=-1) - products.sum(dim=-1) / divisor)
         return torch.cat(parts, dim=-1)
 
 

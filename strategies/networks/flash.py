@@ -261,6 +261,13 @@ class FlashNetwork(Network):
         traces: list[Trace] = []
         return self.read_out(self._run(x, positions, traces)), traces
 
+    def states(self, x: Tensor) -> Tensor:
+        """Return the last layer's states of *x* [batch, time, features]: [batch, time, dim].
+
+        They are those before the last norm, so how large a row is still shows in them.
+        """
+        return self._run(x, None, None)
+
     def _run(self, x: Tensor, positions: Tensor | None, traces: list[Trace] | None) -> Tensor:
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)

@@ -1,0 +1,231 @@
+"""Fit a network that forecasts many steps at once: AdamW, warm-up and cosine, averaged weights.
+
+The loss is the mean squared error in standard deviations of the training part. Judged after each
+epoch and kept are the averaged weights, those of the best validation error; the test part is not
+looked at. All of it runs on the CPU, in one thread of the process from then on: these networks
+are too small for two, and a seed gives one result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+
+from tracepaper.replay.training.direct_data import Answer, Fitted, Rows, Task, Values, errors
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.networks.direct import DirectConfig, DirectFlash, DirectLstm
+from tracepaper.strategies.networks.published_informer import (
+    PublishedInformer,
+    PublishedInformerConfig,
+)
+
+
+@dataclass(frozen=True)
+class DirectOptions:
+    """How to fit: passes over the training part, windows a step, and when to stop."""
+
+    epochs: int = 3
+    batch: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 1.0
+    warm_up: int = 100
+    clip: float = 1.0
+    average: float = 0.998  # decay of the averaged weights
+    patience: int = 2
+    seed: int = 0
+
+
+class DirectRecipe(NamedTuple):
+    """A network for a task, untrained, how many rows it reads, and how it is fitted."""
+
+    make: Callable[[], nn.Module]
+    window: int
+    options: DirectOptions
+    members: int = 1
+    """Networks that are fitted from seeds of their own, and whose answers are averaged."""
+
+
+def recipes(task: Task, seed: int = 0) -> dict[str, DirectRecipe]:
+    """Return the recipe of every network by its name; *seed* draws weights, order and keys."""
+    days, horizon = task.day_rows, task.horizon
+    direct = DirectConfig(window=14 * days, horizon=horizon, patch=days)
+    read = max(2 * days, horizon)
+    informer = PublishedInformerConfig(
+        variables=task.values.shape[1],
+        window=read,
+        horizon=horizon,
+        start=read,
+        dim=64,
+        heads=4,
+        hidden=256,
+        dropout=0.1,
+        seed=seed,
+    )
+    return {
+        "flash": DirectRecipe(
+            lambda: DirectFlash(direct), direct.window, DirectOptions(seed=seed), 3
+        ),
+        "lstm": DirectRecipe(lambda: DirectLstm(direct), direct.window, DirectOptions(seed=seed)),
+        "informer": DirectRecipe(
+            lambda: PublishedInformer(informer),
+            informer.window,
+            DirectOptions(epochs=5, weight_decay=1e-2, seed=seed),
+        ),
+    }
+
+
+class Epoch(NamedTuple):
+    """What is known after one pass, for the caller's ``observe``."""
+
+    member: int
+    number: int
+    epochs: int
+    training_mse: float
+    validation_mse: float
+
+
+def fit(task: Task, recipe: DirectRecipe, observe: Callable[[Epoch], None]) -> Fitted:
+    """Fit the networks of *recipe* to *task*; what answers is the mean of their answers.
+
+    Raises ``ConfigInvalid`` when no window fits the training part, ``DataInvalid`` on a loss that
+    is not finite.
+    """
+    torch.set_num_threads(1)
+    feed = _Feed(task, recipe.window)
+    made = [_fit_one(task, recipe, feed, member, observe) for member in range(recipe.members)]
+    answers = [_answer(each.network, feed) for each in made]
+    parameters = sum(part.numel() for each in made for part in each.network.parameters())
+    kept = ", ".join(f"{each.epoch} ({each.validation_mse:.4f})" for each in made)
+
+    def answer(origins: Rows) -> Values:
+        found: Values = np.mean([each(origins) for each in answers], axis=0)
+        return found
+
+    return Fitted(answer, parameters, f"epoch {kept} by validation MSE")
+
+
+class _Kept(NamedTuple):
+    network: nn.Module
+    epoch: int
+    validation_mse: float
+
+
+def _fit_one(
+    task: Task, recipe: DirectRecipe, feed: _Feed, member: int, observe: Callable[[Epoch], None]
+) -> _Kept:
+    """Fit one network and return it with its best averaged weights."""
+    options = recipe.options
+    origins = torch.from_numpy(task.origins(task.training, recipe.window))
+    steps = len(origins) // options.batch
+    if steps < 1:
+        raise ConfigInvalid(
+            f"The training part holds {len(origins)} windows of {recipe.window} rows and horizon "
+            f"{task.horizon}; give more rows or a shorter horizon."
+        )
+    torch.manual_seed(options.seed * recipe.members + member)
+    fitting = _Fitting(recipe.make(), options, steps)
+    best = _Kept(fitting.averaged.module, 0, math.inf)
+    for number in range(1, options.epochs + 1):
+        training = sum(fitting.step(feed(chosen)) for chosen in _batches(origins, options.batch))
+        answer = _answer(fitting.averaged.module, feed)
+        found = errors(task, task.origins(task.validation, recipe.window), answer).mse
+        if not math.isfinite(training + found):
+            raise DataInvalid(f"The loss of epoch {number} is not finite; check the file.")
+        observe(Epoch(member + 1, number, options.epochs, training / steps, found))
+        if found < best.validation_mse:
+            best = _Kept(deepcopy(fitting.averaged.module), number, found)
+        elif number - best.epoch >= options.patience:
+            break
+    return best
+
+
+class _Fitting:
+    """A network on its way: optimiser, rate and averaged weights."""
+
+    def __init__(self, network: nn.Module, options: DirectOptions, epoch_steps: int) -> None:
+        self.averaged = AveragedModel(
+            network, avg_fn=partial(_averaged, decay=options.average), use_buffers=True
+        )
+        self._network = network
+        self._clip = options.clip
+        self._optimiser = torch.optim.AdamW(
+            network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+        steps = epoch_steps * options.epochs
+        self._rate = torch.optim.lr_scheduler.LambdaLR(
+            self._optimiser, lambda step: _share(step, options.warm_up, steps)
+        )
+
+    def step(self, batch: _Batch) -> float:
+        """Take one step and return its loss."""
+        self._network.train()
+        loss = functional.mse_loss(self._network(batch.seen, batch.marks), batch.answers)
+        self._optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._network.parameters(), self._clip)
+        self._optimiser.step()
+        self._rate.step()
+        self.averaged.update_parameters(self._network)
+        return float(loss.detach())
+
+
+class _Batch(NamedTuple):
+    seen: Tensor  # [window, row, variable]
+    marks: Tensor  # [window, row + horizon, mark]
+    answers: Tensor  # [window, horizon, variable]
+
+
+class _Feed:
+    """Origins → their windows as tensors."""
+
+    def __init__(self, task: Task, window: int) -> None:
+        self._values = torch.from_numpy(task.values).float()
+        self._marks = torch.from_numpy(task.marks).float()
+        self._seen = torch.arange(-window, 0)
+        self._ahead = torch.arange(task.horizon)
+
+    def __call__(self, origins: Tensor) -> _Batch:
+        at = origins[:, None]
+        both = torch.cat((self._seen, self._ahead))
+        seen, answers = self._values[at + self._seen], self._values[at + self._ahead]
+        return _Batch(seen, self._marks[at + both], answers)
+
+
+def _batches(origins: Tensor, size: int) -> Iterator[Tensor]:
+    """Yield *origins* in random order, whole batches alone."""
+    order = origins[torch.randperm(len(origins))]
+    yield from order[: len(order) // size * size].split(size)
+
+
+def _averaged(average: Tensor, current: Tensor, count: Tensor | int, *, decay: float) -> Tensor:
+    """Return the moving average after *count* others: short at first, so that it does not lag."""
+    if not current.is_floating_point():
+        return current  # whole numbers, such as sampled keys, have no average
+    return average.lerp(current, 1.0 - min(decay, (int(count) + 1) / (int(count) + 10)))
+
+
+def _share(step: int, warm_up: int, steps: int) -> float:
+    """Return the share of the peak rate at *step*: a straight warm-up, then a cosine to zero."""
+    warm = min(1.0, (step + 1) / max(warm_up, 1))
+    return warm * 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
+
+
+def _answer(network: nn.Module, feed: _Feed) -> Answer:
+    def answer(origins: Rows) -> Values:
+        network.eval()
+        batch = feed(torch.from_numpy(origins))
+        with torch.inference_mode():
+            found: Values = network(batch.seen, batch.marks).double().numpy()
+        return found
+
+    return answer
