@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,17 @@ from tracepaper.daemon.terminal import log as log_lines
 from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
 from tracepaper.storage.lock import holder_of
 from tracepaper.storage.retention import backup
-from tracepaper.strategies.errors import AuditUnwritable, CheckpointMismatch, ConfigInvalid, Fatal
+from tracepaper.strategies.errors import (
+    AuditUnwritable,
+    CheckpointMismatch,
+    ConfigInvalid,
+    Fatal,
+    StrategyFailed,
+)
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Percent, Signal
+from tracepaper.strategies.strategy import Strategy
 from tracepaper.strategies.types import (
     Action,
     Bar,
@@ -547,3 +557,60 @@ async def test_a_daemon_killed_at_any_step_goes_on_with_nothing_lost(tmp_path: P
     with closing(sqlite3.connect(database)) as db:
         assert db.execute("SELECT count(*) FROM v_runs").fetchone() == (1,)
         assert db.execute("SELECT count(*) FROM v_fills").fetchone()[0] >= 1
+
+
+class Guarded(Strategy):
+    """Long under a stop, or ends the process where it is told to."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._exits_at = options.get("exits_at")
+        self._asked = 0
+
+    def decide(self, now: Outlook) -> Signal:
+        self._asked += 1
+        if self._asked == self._exits_at:
+            sys.exit(0)
+        return Signal(Action.LONG, "up", stop=Percent(1), reenter=True)
+
+
+async def test_a_stop_waits_out_minutes_of_broken_books_and_meets_the_first_true_quote(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "run.db"
+    strategy = {"name": f"{__name__}:Guarded"}
+    async with ScriptedServer() as server, daemon(server, database, strategy=strategy) as running:
+        await running.until(lambda: server.sockets and server.subscribed())
+        for minute in range(5):
+            open_ms = START_MS + minute * MINUTE
+            running.pass_bars(1)
+            end, broken = open_ms + MINUTE, [("50.0", "40.0", "1"), ("0", "0", "0")]
+            if minute == 0:
+                await server.send(book(end - 500, "107.9", "108.0"), kline(open_ms, "108.0"))
+                await running.until(lambda: running.decided() >= 1)
+                await server.send(book(end + 500, "107.9", "108.0"))
+                await running.until(lambda: any(step.fills for step in running.steps))
+                continue
+            frames = [book(end - 500 + 10 * at, *one) for at, one in enumerate(broken)]
+            await server.send(*frames, kline(open_ms, price(minute)))
+            await running.until(lambda: running.decided() >= running.minute)
+        assert sum(len(step.fills) for step in running.steps) == 1
+        await server.send(book(START_MS + 5 * MINUTE + 900, "103.0", "103.1"))
+        await running.until(lambda: sum(len(step.fills) for step in running.steps) == 2)
+    check_record(database, bars=5)
+    with closing(sqlite3.connect(database)) as db:
+        taken = db.execute("SELECT side, price, reason FROM v_fills ORDER BY sequence").fetchall()
+    assert taken == [("BUY", 108.0, "up"), ("SELL", 103.0, "stop 1 %")]
+
+
+async def test_a_class_that_exits_ends_the_daemon_with_a_sentence_and_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "run.db"
+    strategy = {"name": f"{__name__}:Guarded", "options": {"exits_at": 4}}
+    with pytest.raises(StrategyFailed, match="Guarded failed in decide with SystemExit: 0 at "):
+        async with (
+            ScriptedServer() as server,
+            daemon(server, database, strategy=strategy) as running,
+        ):
+            await running.close_bars(5)
+    check_record(database, bars=3)
