@@ -277,9 +277,9 @@ def _trade(trip: RoundTrip, fills: Sequence[Row], signed: Sequence[int]) -> Clos
 def _mean_price(fills: Iterable[tuple[Row, int]]) -> float:
     """Return the mean price of *fills* by the quantity that stands beside each."""
     weighed = [(fill["price"], quantity) for fill, quantity in fills]
-    return float(sum(price * quantity for price, quantity in weighed)) / sum(
-        quantity for _, quantity in weighed
-    )
+    first = float(weighed[0][0])  # so that fills at one price have that price, to the last bit
+    moved = sum((price - first) * quantity for price, quantity in weighed)
+    return first + float(moved) / sum(quantity for _, quantity in weighed)
 
 
 def _decided_at(fill: Row) -> int:
