@@ -5,6 +5,7 @@ Days begin at 00:00 UTC, weeks on Monday. The names of intervals and the fees ar
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Final
 
@@ -40,6 +41,44 @@ BASE_FEES: Final = {
 
 Of shares there is no common rate: five basis points stand for commission and fees of an exchange.
 """
+
+
+_TIME: Final = re.compile(r"(?P<count>\d{1,5}) ?(?P<unit>min|m|h|d|w)", re.IGNORECASE)
+
+
+def time_of(text: str) -> int | None:
+    """Return the milliseconds of a time such as ``30m``, ``4h`` or ``1d``; None for no time."""
+    found = _TIME.fullmatch(text.strip())
+    return None if found is None else int(found["count"]) * UNITS_MS[found["unit"].lower()]
+
+
+def interval_text(interval_ms: int) -> str:
+    """Return *interval_ms* in the largest unit that divides it: ``5m``, ``4h``, ``1d``."""
+    for unit in ("w", "d", "h", "m"):
+        if interval_ms % UNITS_MS[unit] == 0:
+            return f"{interval_ms // UNITS_MS[unit]}{unit}"
+    return f"{interval_ms / 1000:g}s"
+
+
+def bars_in(text: str, interval_ms: int, *, name: str) -> int:
+    """Return how many bars of *interval_ms* the time or the number *text* is.
+
+    Raises ``ConfigInvalid``, which says *name*, for what is neither, or no whole number of bars.
+    """
+    if text.strip().isdecimal() and int(text) > 0:
+        return int(text)
+    length_ms = time_of(text)
+    if not length_ms:
+        raise ConfigInvalid(
+            f"{name} = {text!r} is neither a time nor bars; write one such as 30m, 4h, 1d or 30."
+        )
+    if length_ms % interval_ms:
+        a_bar = interval_text(interval_ms)
+        raise ConfigInvalid(
+            f"{name} = {text!r} is no whole number of bars of {a_bar}; write a multiple of "
+            f"{a_bar}, or bars."
+        )
+    return length_ms // interval_ms
 
 
 def interval_phase(interval_ms: int) -> int:

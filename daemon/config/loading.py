@@ -40,8 +40,9 @@ from tracepaper.daemon.config.sections import (
     StorageSection,
     StrategySection,
 )
-from tracepaper.daemon.config.values import allowed, canonical
+from tracepaper.daemon.config.values import allowed, canonical, interval_name
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.market import DAY_MS, INTERVALS, bars_in, time_of
 from tracepaper.strategies.types import Category
 
 DEFAULT_FILE: Final = "tracepaper.toml"
@@ -258,10 +259,31 @@ def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Orig
                 origins[section, key] = (
                     f"{PREFIX}{section}__{key}".upper() if origin == ENVIRONMENT else origin
                 )
+    _horizon_in_bars(merged, origins)
     try:
         return Config.model_validate(merged), origins
     except ValidationError as error:
         raise ConfigInvalid(_sentence(error, origins, file)) from None
+
+
+def _horizon_in_bars(merged: Tables, origins: Origins) -> None:
+    """Put the bars of the interval in place of a time that gate.horizon is given as.
+
+    Whatever is not right with the interval is left for the sections to say.
+    """
+    given = merged.get("gate", {}).get("horizon")
+    if not isinstance(given, str) or time_of(given) is None:
+        return
+    market = merged.get("market", {})
+    interval = interval_name(market.get("interval", MarketSection.model_fields["interval"].default))
+    name = f"{origins['gate', 'horizon']}: [gate] horizon"
+    if market.get("calendar") and (time_of(given) or 0) % DAY_MS == 0:
+        raise ConfigInvalid(
+            f"{name} = {given!r} is days, which a calendar of sessions counts in bars of its own; "
+            "write bars, or hours."
+        )
+    if interval in INTERVALS:
+        merged["gate"]["horizon"] = bars_in(given, INTERVALS[str(interval)], name=name)
 
 
 def _unknown(origin: str, section: str) -> str:

@@ -332,7 +332,8 @@ class GateSection(GateThresholds):
     regimes: Annotated[tuple[RegimeName, ...], BeforeValidator(several)] = ("MOMENTUM", "MIXED")
     """Regimes in which trading is allowed: MOMENTUM, MIXED, MEAN_REVERSION."""
     horizon: int = Field(default=30, ge=1, le=100_000)
-    """Bars ahead of which direction and edge speak; the model must forecast them."""
+    """Bars, or a time such as "30m", ahead of which direction and edge speak; the model must
+    forecast them."""
     on_refusal: Literal["hold", "flat"] = "hold"
     """What a refused judgement does to an open position."""
 

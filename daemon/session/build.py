@@ -27,7 +27,13 @@ from tracepaper.strategies.gate_evaluator import (
 )
 from tracepaper.strategies.gates import MEASURES, plausible, risk_volatility
 from tracepaper.strategies.gates import regime as regime_gate
-from tracepaper.strategies.market import BASE_FEES, check_money, scaled, unscaled
+from tracepaper.strategies.market import (
+    BASE_FEES,
+    check_money,
+    interval_text,
+    scaled,
+    unscaled,
+)
 from tracepaper.strategies.portfolio import portfolio_of
 from tracepaper.strategies.regime import RegimeBounds
 from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
@@ -117,7 +123,10 @@ def horizon_index(config: Config, forecaster: Forecaster | None) -> int:
     if forecaster is None:
         return 0
     if config.gate.horizon not in forecaster.horizons:
-        known = ", ".join(map(str, forecaster.horizons))
+        length_ms = config.market.interval_ms
+        known = ", ".join(
+            f"{bars} ({interval_text(bars * length_ms)})" for bars in forecaster.horizons
+        )
         raise ConfigInvalid(
             f"gate.horizon {config.gate.horizon} is no horizon of the model; choose from {known}."
         )

@@ -9,7 +9,7 @@ import numpy as np
 from tracepaper.replay.archive.candles import Candles, Span
 from tracepaper.replay.archive.times import iso
 from tracepaper.strategies.calendar import Calendar
-from tracepaper.strategies.market import DAY_MS, UNITS_MS
+from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.splits import SplitWatch, SuspectedSplit
 from tracepaper.strategies.types import Category
 
@@ -105,11 +105,3 @@ def _sentence(symbol: str, split: SuspectedSplit) -> str:
         f"{symbol}: a split of {split.new} for {split.old} on {day} is suspected that was not "
         "adjusted; give adjusted candles"
     )
-
-
-def interval_text(interval_ms: int) -> str:
-    """Return *interval_ms* in the largest unit that divides it: ``5m``, ``4h``, ``1d``."""
-    for unit in ("w", "d", "h", "m"):
-        if interval_ms % UNITS_MS[unit] == 0:
-            return f"{interval_ms // UNITS_MS[unit]}{unit}"
-    return f"{interval_ms / 1000:g}s"

@@ -146,8 +146,8 @@ def check(
 
 def _lines(found: Quality) -> list[str]:
     """Return the report of one file for people."""
-    from tracepaper.replay.archive.quality import interval_text
     from tracepaper.replay.archive.times import iso
+    from tracepaper.strategies.market import interval_text
 
     gaps = [f"{iso(start)} to {iso(until)}" for start, until in found.gaps[:GAPS_SHOWN]]
     if len(found.gaps) > GAPS_SHOWN:
@@ -178,8 +178,8 @@ def _unit(decimals: int | None) -> str:
 
 def _import_lines(one: Imported, archive: Path) -> list[str]:
     """Return the report of one imported series for people."""
-    from tracepaper.replay.archive.quality import interval_text
     from tracepaper.replay.archive.times import iso
+    from tracepaper.strategies.market import interval_text
 
     known = f", {one.known:,} were there already" if one.known else ""
     span = f"{one.added:,} candles from {iso(one.from_ms)} until {iso(one.until_ms)}"
@@ -211,8 +211,8 @@ def list_(
 
 
 def _held_line(one: Held) -> str:
-    from tracepaper.replay.archive.quality import interval_text
     from tracepaper.replay.archive.times import iso
+    from tracepaper.strategies.market import interval_text
 
     missing = sum(until - start for start, until in one.gaps) // one.interval_ms
     return (
@@ -269,7 +269,7 @@ def fetch(
 
 
 def _outcome_line(one: Outcome, archive: Path) -> str:
-    from tracepaper.replay.archive.quality import interval_text
+    from tracepaper.strategies.market import interval_text
 
     count = len(one.absent)
     spans = (

@@ -249,3 +249,40 @@ def test_a_symbol_is_read_as_people_write_it(written: str) -> None:
         "BTCUSDT",
         "ETHUSDT",
     )
+
+
+@pytest.mark.parametrize(
+    ("interval", "horizon", "bars"),
+    [("1", "30m", 30), ("15m", "4h", 16), ("1h", "1d", 24), ("5", "12", 12), ("D", "1w", 7)],
+)
+def test_a_horizon_is_bars_or_a_time(interval: str, horizon: str, bars: int) -> None:
+    given = load({"market": {"interval": interval}, "gate": {"horizon": horizon}})
+    in_bars = load({"market": {"interval": interval}, "gate": {"horizon": bars}})
+    assert given.gate.horizon == bars
+    assert given.sha256() == in_bars.sha256()
+
+
+def test_a_time_that_is_a_horizon_follows_the_interval_of_a_later_source(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRACEPAPER_GATE__HORIZON", "1h")
+    assert load().gate.horizon == 60
+    assert load(None, {"market": {"interval": "15"}}).gate.horizon == 4
+    assert load(None, data={"market": {"interval": "30"}}).gate.horizon == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('interval = "15"\n[gate]\nhorizon = "20m"', "no whole number of bars of 15m"),
+        ('calendar = "XNAS"\n[gate]\nhorizon = "1d"', "calendar of sessions"),
+        ('interval = "5"\n[gate]\nhorizon = "soon"', "whole number"),
+        ('interval = "7"\n[gate]\nhorizon = "30m"', r"interval = "),
+    ],
+)
+def test_a_horizon_that_is_no_number_of_bars_is_refused(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    said = refusal(tmp_path, f"[market]\n{text}\n")
+    assert sentence in said
+    assert str(tmp_path) in said
