@@ -96,14 +96,26 @@ def columns(bars: Sequence[Bar]) -> Columns:
     )
 
 
-def compute(schema: FeatureSchema, columns: Columns) -> FeatureBlock:
-    """Return the features of every bar of *columns*; raise ``DataInvalid`` for a price <= 0."""
+def compute(
+    schema: FeatureSchema,
+    columns: Columns,
+    *,
+    values: NDArray[np.float32] | None = None,
+    sigma: Array | None = None,
+) -> FeatureBlock:
+    """Return the features of every bar of *columns*; raise ``DataInvalid`` for a price <= 0.
+
+    Where *values* [time, feature] and *sigma* [time] are given, they are filled.
+    """
     count = len(columns)
     if count and not (columns.low > 0).all():
         raise DataInvalid("A price is zero, negative or missing; repair the candles first.")
-    values = np.full((count, len(schema.names)), np.nan, dtype=np.float32)
-    sigma = np.full(count, np.nan)
     first = schema.lookback - 1
+    if values is None:
+        values = np.empty((count, len(schema.names)), dtype=np.float32)
+    if sigma is None:
+        sigma = np.empty(count)
+    values[:first], sigma[:first] = np.nan, np.nan
     for start in range(first, count, _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, count)
         rows, scale = _block(schema, columns, start - first, stop)

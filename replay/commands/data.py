@@ -1,4 +1,4 @@
-"""``tracepaper data import|check|list|fetch``: candle archives."""
+"""``tracepaper data import|check|list|fetch|describe``: candle archives, and what they teach."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Category
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tracepaper.replay.archive.fetch import Outcome
     from tracepaper.replay.archive.quality import Quality
     from tracepaper.replay.archive.series import Held, Imported
+    from tracepaper.replay.training.series import Segment, Split
 
 app = typer.Typer(help="Import, check, list and fetch candles.")
 
@@ -188,6 +191,73 @@ def _import_lines(one: Imported, archive: Path) -> list[str]:
         f"  {one.gaps} holes in {one.source}",
         *(f"  {note}" for note in one.notes),
     ]
+
+
+@app.command()
+def describe(
+    paths: PathsArgument,
+    *,
+    horizons: Annotated[str, typer.Option(help="Times or bars ahead, by commas.")] = "5m,30m,4h",
+    features: Annotated[
+        str, typer.Option(help="A schema, or v2 or tree for that of the interval.")
+    ] = "v2",
+    intervals: Annotated[
+        str | None,
+        typer.Option("--interval", help="Of the model, then others to learn from: 15m,5m,1h."),
+    ] = None,
+    calendar: CalendarOption = None,
+    train_until: Annotated[str | None, typer.Option(help="Date; give all three or none.")] = None,
+    validate_until: Annotated[str | None, typer.Option(help="Date.")] = None,
+    calibrate_until: Annotated[str | None, typer.Option(help="Date.")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where features and labels are kept; ~/.cache."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what a training would learn from: bars, parts of the calendar, independent labels.
+
+    Features and labels are computed and kept, so that a training finds them; the most memory that
+    this took is printed too.
+    """
+    from tracepaper.replay.bench.machine import most_resident_mb
+    from tracepaper.replay.training.array_cache import ArrayCache, default_folder
+    from tracepaper.replay.training.described import described, lines
+    from tracepaper.replay.training.material import Material, ahead, intervals_of
+
+    dates = [train_until, validate_until, calibrate_until]
+    material = Material.read(
+        paths,
+        lambda segments: _split(dates, segments, max(ahead(horizons, segments[0]))),
+        horizons,
+        features,
+        intervals=intervals_of(intervals),
+        calendar=calendar,
+        arrays=ArrayCache(cache or default_folder()),
+    )
+    found = described(material)
+    memory = round(most_resident_mb())
+    if json:
+        print_json({**found, "most_resident_mb": memory})
+        return
+    typer.echo("\n".join([*lines(found), f"at most {memory:,} MB of memory"]))
+
+
+def _split(dates: list[str | None], segments: Sequence[Segment], embargo_bars: int) -> Split:
+    """Return the split of three dates, or of a training's shares where there are none."""
+    from tracepaper.replay.commands.train import SHARES
+    from tracepaper.replay.training.series import Split, by_shares, date_ms
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    given = [date_ms(date) for date in dates if date is not None]
+    if not given:
+        return by_shares(segments, embargo_bars=embargo_bars, shares=SHARES)
+    if len(given) < len(dates):
+        raise ConfigInvalid(
+            "Give all three of --train-until, --validate-until and --calibrate-until, or none."
+        )
+    first, second, third = given
+    return Split(first, second, third, embargo_bars)
 
 
 @app.command("list")

@@ -37,7 +37,8 @@ def evaluate(
     if MODULE_CLASS.match(checkpoint):
         _evaluate_class(checkpoint, data, config, as_json=json)
         return
-    from tracepaper.replay.training.pipeline import Material, evaluated, split_of, use_threads
+    from tracepaper.replay.training.material import Material
+    from tracepaper.replay.training.pipeline import evaluated, split_of, use_threads
     from tracepaper.replay.training.rowwise import evaluated_rows
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.forecasters.build import build, row_kind
@@ -72,8 +73,8 @@ def _evaluate_class(name: str, data: list[str], file: Path | None, *, as_json: b
     """Judge the user's class *name*, as *file* configures it."""
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.user_model import load_model
+    from tracepaper.replay.training.material import Material
     from tracepaper.replay.training.own import evaluate_own, split_at
-    from tracepaper.replay.training.pipeline import Material
 
     given = load(file, {"model": {"class": name}})
     forecaster = load_model(given, mode="scan")

@@ -12,7 +12,7 @@ from tracepaper.daemon.commands.options import JsonOption, print_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from tracepaper.replay.training.pipeline import Material
+    from tracepaper.replay.training.material import Material
     from tracepaper.replay.training.recipe import Recipe
     from tracepaper.replay.training.rowwise import RowRecipe
     from tracepaper.replay.training.series import Segment, Split
@@ -212,7 +212,8 @@ def _train(
     recipes: Sequence[AnyRecipe], data: list[str], out: Path, *, resume: bool
 ) -> list[tuple[Path, Checkpoint]]:
     """Train and write a checkpoint of each recipe; they differ in their seeds alone."""
-    from tracepaper.replay.training.pipeline import Material, compare_seeds, use_threads
+    from tracepaper.replay.training.material import Material
+    from tracepaper.replay.training.pipeline import compare_seeds, use_threads
     from tracepaper.replay.training.recipe import Recipe
 
     first = recipes[0]

@@ -33,7 +33,7 @@ def past_return(segment: Segment, horizon: int, *, days: int = 0) -> Array:
     Zero where the segment does not reach back so far. With *days*, the return over the same
     clock time as the one forecast.
     """
-    lag = days * DAY_MS // segment.interval_ms
+    lag = days * segment.bars_a_day
     ends = np.arange(len(segment)) - lag + (horizon if days else 0)
     starts = ends - horizon
     # A horizon longer than the lag would end after the bar: that return is the future.

@@ -26,6 +26,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.gates import GATES, GateInputs
+from tracepaper.strategies.market import interval_text
 from tracepaper.strategies.types import Forecast
 
 RECENT_MASS: Final = "recent_mass"
@@ -141,6 +142,7 @@ def data_section(sources: Sequence[TrainingFile]) -> dict[str, object]:
             "name": source.name,
             "sha256": source.sha256,
             "symbol": source.symbol,
+            "interval": interval_text(source.interval_ms),
             "bars": source.bars,
             "from": iso(source.from_ms),
             "until": iso(source.until_ms),

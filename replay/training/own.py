@@ -17,7 +17,7 @@ from tracepaper.replay.training import figures
 from tracepaper.replay.training.card import NO_ATTENTION
 from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged, report
 from tracepaper.replay.training.explained import bars_of
-from tracepaper.replay.training.pipeline import Material
+from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Part, Segment, Split, date_ms, iso
 from tracepaper.strategies.errors import ConfigInvalid

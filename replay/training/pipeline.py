@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tracepaper.replay.training import card as cards
-from tracepaper.replay.training.baselines import Answer
 from tracepaper.replay.training.card import (
     PERCENTS,
     RECENT_MASS,
@@ -25,57 +22,22 @@ from tracepaper.replay.training.card import (
 from tracepaper.replay.training.evaluation import (
     HorizonForecasts,
     answer,
-    fit_baselines,
     judged,
     report,
 )
 from tracepaper.replay.training.explained import explain, selective, traded
 from tracepaper.replay.training.fit import Fit, Observe, Progress
+from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.recipe import Recipe, command, explained, listed
-from tracepaper.replay.training.samples import Samples, samples_of
-from tracepaper.replay.training.series import Part, Segment, Split, TrainingFile, date_ms, load
+from tracepaper.replay.training.series import Part, Split, date_ms
 from tracepaper.storage.checkpoints import Checkpoint, save
 from tracepaper.storage.checkpoints import load as load_checkpoint
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
-from tracepaper.strategies.features import FeatureSchema, schema
 from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.gate_evaluator import key_of, threshold_of
 from tracepaper.strategies.gates import GATES, ThresholdKey, edge
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.types import Calibration
-
-
-@dataclass(frozen=True)
-class Material:
-    """What is learnt from: files, segments, the split, and samples by part."""
-
-    sources: Sequence[TrainingFile]
-    segments: Sequence[Segment]
-    split: Split
-    schema: FeatureSchema
-    horizons: tuple[int, ...]
-
-    @classmethod
-    def read(
-        cls,
-        paths: Sequence[str],
-        split: Callable[[Sequence[Segment]], Split],
-        horizons: tuple[int, ...],
-        schema_id: str = "v1",
-    ) -> Material:
-        """Load *paths* and split their calendar."""
-        known = schema(schema_id)
-        sources, segments = load(paths, known)
-        return cls(sources, segments, split(segments), known, horizons)
-
-    @cached_property
-    def baselines(self) -> dict[str, Answer]:
-        """The baselines, fitted on the training part when first asked for."""
-        return fit_baselines(self.samples(Part.TRAIN))
-
-    def samples(self, part: Part) -> list[Samples]:
-        """Return the samples of one part."""
-        return samples_of(self.segments, self.horizons, self.split, part)
 
 
 def split_of(card: Mapping[str, Any]) -> Split:

@@ -27,8 +27,9 @@ from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions,
 from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.figures import COVERAGE
 from tracepaper.replay.training.glm import RIDGE, fit_gamma
+from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.own import NORMAL, OF_MODEL, figures_of, selective_of
-from tracepaper.replay.training.pipeline import Material, Say, interval_name
+from tracepaper.replay.training.pipeline import Say, interval_name
 from tracepaper.replay.training.recipe import (
     EXPLAINED_BARS,
     SCHEMA,

@@ -159,9 +159,30 @@ class Samples:
 
 
 def samples_of(
-    segments: Sequence[Segment], horizons: Sequence[int], split: Split, part: Part
+    segments: Sequence[Segment],
+    horizons: Sequence[int],
+    split: Split,
+    part: Part,
+    labels: Callable[[Segment, Sequence[int]], Labels] = targets,
 ) -> list[Samples]:
-    """Return the labelled samples of *part*, weighted by uniqueness to a mean of one."""
+    """Return the labelled samples of *part*, weighted by uniqueness to a mean of one.
+
+    Raises ``DataInvalid`` where there is none.
+    """
+    found = samples_in(segments, horizons, split, part, labels)
+    if not found:
+        raise DataInvalid(f"The {part.value} part holds no labelled bar; move the split's dates.")
+    return found
+
+
+def samples_in(
+    segments: Sequence[Segment],
+    horizons: Sequence[int],
+    split: Split,
+    part: Part,
+    labels: Callable[[Segment, Sequence[int]], Labels] = targets,
+) -> list[Samples]:
+    """Return the labelled samples of *part*, if there are any; *labels* are those of a segment."""
     found = []
     for segment in segments:
         mask = split.labelled(segment, horizons, part)
@@ -176,14 +197,12 @@ def samples_of(
             Samples(
                 segment,
                 tuple(horizons),
-                targets(segment, horizons),
+                labels(segment, horizons),
                 weights,
                 segment.first,
                 int(rows[-1]) + 1,
             )
         )
-    if not found:
-        raise DataInvalid(f"The {part.value} part holds no labelled bar; move the split's dates.")
     return found
 
 

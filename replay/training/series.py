@@ -1,4 +1,4 @@
-"""Candle files as segments without holes, ready to learn from, and the calendar's split of them.
+"""Candles as segments without holes, ready to learn from, and the calendar's split of them.
 
 Cut file by file, the untouched span of one file lies inside the training span of another, and
 markets move together; so the four parts are spans of the calendar that hold for every file. They
@@ -12,17 +12,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cache as cache_once
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.archive import Candles, read_candles, slice_candles
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.training.array_cache import ArrayCache, Shaped, code_key
+from tracepaper.strategies import (
+    features,
+    features_recipe,
+    features_rolling,
+    features_v1,
+    features_v2,
+)
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import Columns, FeatureSchema, compute
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.market import DAY_MS
+
+IN_MEMORY: Final = ArrayCache(None)
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,9 @@ class TrainingFile:
     bars: int
     from_ms: int
     until_ms: int
+    interval_ms: int
+    known_already: int = 0
+    """Bars, of the interval that is learnt, that an earlier file held as well."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,13 @@ class Segment:
     @property
     def close_time_ms(self) -> NDArray[np.int64]:
         """The first millisecond after each bar."""
-        return self.open_time_ms + self.interval_ms
+        return self.candles.closes_ms
+
+    @property
+    def bars_a_day(self) -> int:
+        """How many bars a day has; with a calendar, a day of sessions."""
+        calendar = self.candles.calendar
+        return DAY_MS // self.interval_ms if calendar is None else calendar.bars_a_day
 
 
 def file_sha256(path: Path) -> str:
@@ -92,9 +113,15 @@ def columns_of(candles: Candles) -> Columns:
     )
 
 
-def segments_of(candles: Candles, schema: FeatureSchema) -> list[Segment]:
-    """Cut *candles* at every hole; parts too short for a single feature row are left out."""
-    cuts = np.flatnonzero(np.diff(candles.open_time_ms) != candles.interval_ms) + 1
+def segments_of(
+    candles: Candles, schema: FeatureSchema, cache: ArrayCache = IN_MEMORY
+) -> list[Segment]:
+    """Cut *candles* at every hole; parts too short for a single feature row are left out.
+
+    With a calendar the night between two sessions is no hole. Features are taken from *cache*, or
+    put there.
+    """
+    cuts = np.flatnonzero(candles.steps != 1) + 1
     bounds = [0, *cuts.tolist(), len(candles)]
     segments = []
     for start, stop in pairwise(bounds):
@@ -102,43 +129,43 @@ def segments_of(candles: Candles, schema: FeatureSchema) -> list[Segment]:
             continue
         part = slice_candles(candles, slice(start, stop))
         columns = columns_of(part)
-        block = compute(schema, columns)
-        segments.append(Segment(part, columns.close, block.values, block.sigma, block.first))
+        known = _features(part, columns, schema, cache)
+        segments.append(
+            Segment(part, columns.close, known["values"], known["sigma"], schema.lookback - 1)
+        )
     return segments
 
 
-def load(paths: Sequence[str], schema: FeatureSchema) -> tuple[list[TrainingFile], list[Segment]]:
-    """Read candle files (PATH or SYMBOL=PATH) of one interval.
+def _features(
+    candles: Candles, columns: Columns, schema: FeatureSchema, cache: ArrayCache
+) -> dict[str, NDArray[Any]]:
+    """Return ``values`` and ``sigma`` of every bar."""
+    wanted = {
+        "values": Shaped((len(columns), len(schema.names)), "<f4"),
+        "sigma": Shaped((len(columns),), "<f8"),
+    }
 
-    Raises ``DataInvalid`` where intervals differ, or no file is long enough for one feature row.
-    """
-    sources: list[TrainingFile] = []
-    segments: list[Segment] = []
-    interval_ms = 0
-    for path in paths:
-        candles = read_candles(path)
-        interval_ms = interval_ms or candles.interval_ms
-        if candles.interval_ms != interval_ms:
-            raise DataInvalid(
-                f"{candles.path} has bars of {candles.interval_ms // 60_000} minutes and the files"
-                f" before it of {interval_ms // 60_000}; train on one interval at a time."
-            )
-        segments += segments_of(candles, schema)
-        sources.append(
-            TrainingFile(
-                name=Path(candles.path).name,
-                sha256=file_sha256(Path(candles.path)),
-                symbol=candles.symbol,
-                bars=len(candles),
-                from_ms=int(candles.open_time_ms[0]),
-                until_ms=int(candles.open_time_ms[-1]) + candles.interval_ms,
-            )
-        )
-    if not segments:
-        raise DataInvalid(
-            f"No file holds {schema.lookback} bars without a hole; give --data longer candles."
-        )
-    return sources, segments
+    def fill(arrays: dict[str, NDArray[Any]]) -> None:
+        compute(schema, columns, values=arrays["values"], sigma=arrays["sigma"])
+
+    if cache.folder is None:
+        return cache.get("", wanted, fill)
+    said = f"{schema.schema_id} {schema.lookback} {schema.names}"
+    key = hashlib.sha256(candles_key(candles) + _code_of_features() + said.encode()).hexdigest()
+    return cache.get(f"features-{key[:32]}", wanted, fill)
+
+
+def candles_key(candles: Candles) -> bytes:
+    """Return a hash of all that is learnt from *candles*."""
+    digest = hashlib.sha256(f"{candles.interval_ms}".encode())
+    for name in ("open_time_ms", "high", "low", "close", "volume"):
+        digest.update(np.ascontiguousarray(getattr(candles, name)).data)
+    return digest.digest()
+
+
+@cache_once
+def _code_of_features() -> bytes:
+    return code_key((features, features_recipe, features_rolling, features_v1, features_v2))
 
 
 # --- the split

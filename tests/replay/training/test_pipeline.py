@@ -21,11 +21,12 @@ from tracepaper.replay.commands.models import models
 from tracepaper.replay.commands.train import train as train_command
 from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.fit import FitOptions, Observe, Progress
-from tracepaper.replay.training.pipeline import Material, Say, split_of, train
+from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.pipeline import Say, split_of, train
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import Part, iso
 from tracepaper.storage.checkpoints import Checkpoint, load
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.gate_evaluator import threshold_of
 from tracepaper.strategies.gates import GATES
@@ -189,16 +190,6 @@ def test_no_label_of_the_untouched_part_was_seen_before(paths: list[str]) -> Non
     )
     assert last_seen <= SPLIT.calibration_until_ms
     assert first_judged >= SPLIT.calibration_until_ms + 30 * 60_000
-
-
-def test_files_of_two_intervals_are_refused(folder: Path, paths: list[str]) -> None:
-    text = "open_time,open,high,low,close,volume\n" + "\n".join(
-        f"{1_700_000_000_000 + i * 300_000},1,2,1,2,3" for i in range(700)
-    )
-    other = folder / "bybit_linear_CCCUSDT_5m.csv"
-    other.write_text(text)
-    with pytest.raises(DataInvalid, match="one interval at a time"):
-        Material.read([paths[0], str(other)], lambda _: SPLIT, HORIZONS)
 
 
 def test_a_card_without_a_split_cannot_be_judged() -> None:

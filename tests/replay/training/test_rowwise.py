@@ -12,7 +12,7 @@ from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
 from tracepaper.daemon import cli
 from tracepaper.replay.training.boosting import BoostingOptions
 from tracepaper.replay.training.explained import bars_of
-from tracepaper.replay.training.pipeline import Material
+from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.rowwise import RowRecipe, evaluated_rows, table_of, train_rows
 from tracepaper.replay.training.series import Part
 from tracepaper.storage.checkpoints import Checkpoint, load, save

@@ -1,20 +1,20 @@
-"""Segments end at every hole, and a file's bytes name it."""
+"""Segments end at every hole; with a calendar, at none that is a night."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
-import pytest
-from learning import learnable, write_csv
+import stock_files
+from learning import learnable
 
-from tracepaper.replay.archive import slice_candles
-from tracepaper.replay.training.series import file_sha256, load, segments_of
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.training.files import read_files
+from tracepaper.replay.training.series import segments_of
 from tracepaper.strategies.features import schema
 
 SCHEMA = schema("v1")
+HALF_HOUR = 30 * 60_000
 
 
 def test_a_hole_ends_a_segment_and_no_feature_looks_over_it() -> None:
@@ -33,15 +33,28 @@ def test_a_part_too_short_for_a_row_is_left_out() -> None:
     assert [len(segment) for segment in segments] == [688]
 
 
-def test_a_source_is_named_by_its_bytes(tmp_path: Path) -> None:
-    path = write_csv(learnable(700), tmp_path)
-    sources, segments = load([f"ZZZUSDT={path}"], SCHEMA)
-    assert sources[0].sha256 == hashlib.sha256(path.read_bytes()).hexdigest() == file_sha256(path)
-    assert (sources[0].name, sources[0].symbol, sources[0].bars) == (path.name, "ZZZUSDT", 700)
-    assert sources[0].until_ms - sources[0].from_ms == 700 * 60_000
-    assert len(segments) == 1
+def test_a_night_between_sessions_is_no_hole_and_a_missing_bar_is(tmp_path: Path) -> None:
+    times = stock_files.opens("2015-03-02", "2015-04-30", HALF_HOUR)
+    [whole] = shares(stock_files.write(tmp_path / "nasdaq_AAA_30m.csv", times))
+    [segment] = segments_of(whole, schema("v2-30m"))
+    assert len(segment) == len(times)
+    assert segment.bars_a_day == 13
+    closes = segment.close_time_ms
+    assert closes[12] - segment.open_time_ms[0] == 13 * HALF_HOUR
+    night = int(segment.open_time_ms[13] - closes[12])
+    assert night > 15 * HALF_HOUR
+    del times[300]
+    [holed] = shares(stock_files.write(tmp_path / "nasdaq_BBB_30m.csv", times))
+    assert [len(one) for one in segments_of(holed, schema("v2-30m"))] == [300, len(times) - 300]
 
 
-def test_too_few_candles_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataInvalid, match="512 bars without a hole"):
-        load([str(write_csv(learnable(400), tmp_path))], SCHEMA)
+def test_hours_of_sessions_are_made_of_their_bars(tmp_path: Path) -> None:
+    times = stock_files.opens("2015-03-02", "2015-03-31", HALF_HOUR)
+    path = str(stock_files.write(tmp_path / "nasdaq_AAA_30m.csv", times))
+    [hours] = read_files([f"AAA={path}"], (2 * HALF_HOUR,), calendar="XNAS").candles[2 * HALF_HOUR]
+    assert hours.missing == 0
+    assert len(hours) == 7 * len(times) // 13
+
+
+def shares(path: Path) -> list[Candles]:
+    return read_files([f"AAA={path}"], calendar="XNAS").candles[HALF_HOUR]

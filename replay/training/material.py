@@ -1,0 +1,249 @@
+"""``Material``: what a training learns from, of several symbols and intervals, split in time.
+
+Horizons are times. At the interval that a model is made for they are bars of that; bars of other
+intervals are learnt from as well where a horizon is a whole number of them, in training alone: a
+model is stopped, calibrated and judged at its own interval.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.replay.training.array_cache import ArrayCache, Shaped, code_key
+from tracepaper.replay.training.baselines import Answer
+from tracepaper.replay.training.evaluation import fit_baselines
+from tracepaper.replay.training.files import read_files
+from tracepaper.replay.training.samples import (
+    LABELS,
+    NO_LABEL,
+    Labels,
+    Samples,
+    samples_in,
+    samples_of,
+    targets,
+)
+from tracepaper.replay.training.series import (
+    IN_MEMORY,
+    Part,
+    Segment,
+    Split,
+    TrainingFile,
+    candles_key,
+    segments_of,
+)
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.features import FeatureSchema, schema
+from tracepaper.strategies.features_v2 import REACHES
+from tracepaper.strategies.market import DAY_MS, INTERVALS, bars_in, interval_text, time_of
+
+FAMILIES: Final = ("v2", "tree")
+"""Schemas that are known by this and an interval, such as ``v2-15m``."""
+
+Horizons = tuple[int, ...] | str
+"""Bars, or text with bars and times by commas, such as ``5m,30m,4h``."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is learnt from: files, segments, the split, and samples by part.
+
+    ``segments`` are bars of the interval that a model is made for, ``others`` of further ones,
+    which only training sees. ``horizons`` are bars of the first.
+    """
+
+    sources: Sequence[TrainingFile]
+    segments: Sequence[Segment]
+    split: Split
+    schema: FeatureSchema
+    horizons: tuple[int, ...]
+    others: Sequence[Segment] = ()
+    arrays: ArrayCache = field(default=IN_MEMORY, compare=False)
+
+    @classmethod
+    def read(
+        cls,
+        paths: Sequence[str],
+        split: Callable[[Sequence[Segment]], Split],
+        horizons: Horizons,
+        schema_id: str = "v1",
+        *,
+        intervals: Sequence[int] = (),
+        calendar: str | None = None,
+        arrays: ArrayCache = IN_MEMORY,
+    ) -> Material:
+        """Load *paths* and split their calendar.
+
+        *schema_id* names a schema, or a family of which the interval's is taken. The model is made
+        for the first of *intervals*, in milliseconds; without any, for that of the schema's name or
+        else of the first file. Features and labels are kept in *arrays*. Raises ``ConfigInvalid``
+        and ``DataInvalid`` for what cannot be learnt from.
+        """
+        own = _interval_of(schema_id)
+        wanted = tuple(intervals) or ((own,) if own else ())
+        files = read_files(paths, wanted, calendar=calendar)
+        schemas = _schemas(schema_id, tuple(files.candles))
+        segments = {
+            interval_ms: [
+                segment
+                for candles in series
+                for segment in segments_of(candles, schemas[interval_ms], arrays)
+            ]
+            for interval_ms, series in files.candles.items()
+        }
+        main_ms, *further = files.candles
+        if not segments[main_ms]:
+            raise DataInvalid(
+                f"No file holds {schemas[main_ms].lookback} bars without a hole; give --data longer"
+                " candles."
+            )
+        bars = ahead(horizons, segments[main_ms][0])
+        for interval_ms in further:
+            _refuse_part_bars(bars, main_ms, interval_ms)
+        return cls(
+            files.sources,
+            segments[main_ms],
+            split(segments[main_ms]),
+            schemas[main_ms],
+            bars,
+            [segment for interval_ms in further for segment in segments[interval_ms]],
+            arrays,
+        )
+
+    @property
+    def interval_ms(self) -> int:
+        """The interval that a model is made for."""
+        return self.segments[0].interval_ms
+
+    @property
+    def intervals(self) -> tuple[int, ...]:
+        """Every interval that is learnt from, the model's first."""
+        every = (*self.segments, *self.others)
+        return tuple(dict.fromkeys(segment.interval_ms for segment in every))
+
+    @cached_property
+    def baselines(self) -> dict[str, Answer]:
+        """The baselines, fitted on the training part when first asked for."""
+        return fit_baselines(self.samples(Part.TRAIN))
+
+    def horizons_at(self, interval_ms: int) -> tuple[int, ...]:
+        """Return the horizons in bars of one of ``intervals``."""
+        return tuple(bars * self.interval_ms // interval_ms for bars in self.horizons)
+
+    def samples(self, part: Part) -> list[Samples]:
+        """Return the samples of one part; of training, those of every interval."""
+        found = samples_of(self.segments, self.horizons, self.split, part, self._labels)
+        if part is Part.TRAIN:
+            for segment in self.others:
+                horizons = self.horizons_at(segment.interval_ms)
+                found += samples_in([segment], horizons, self.split, part, self._labels)
+        return found
+
+    def _labels(self, segment: Segment, horizons: Sequence[int]) -> Labels:
+        """Return the labels of *segment*, computed once for all parts."""
+        if self.arrays.folder is None:
+            return targets(segment, horizons)
+        shape = (len(segment), len(horizons))
+        kinds = {
+            name: "<i8" if each.missing == NO_LABEL else "<f4" for name, each in LABELS.items()
+        }
+        wanted = {name: Shaped(shape, kind) for name, kind in kinds.items()}
+
+        def fill(arrays: dict[str, NDArray[Any]]) -> None:
+            for name, column in targets(segment, horizons).items():
+                arrays[name][...] = column
+
+        # σ is the unit of labels, so the schema is part of what they follow from.
+        digest = hashlib.sha256(candles_key(segment.candles) + _code_of_labels(tuple(LABELS)))
+        digest.update(np.ascontiguousarray(segment.sigma).data)
+        digest.update(f"{tuple(horizons)} {sorted(wanted.items())}".encode())
+        return self.arrays.get(f"labels-{digest.hexdigest()[:32]}", wanted, fill)
+
+
+@cache
+def _code_of_labels(names: tuple[str, ...]) -> bytes:
+    """Return a hash of the modules in which the labels *names* are defined."""
+    return code_key(sys.modules[LABELS[name].of.__module__] for name in names)
+
+
+# --- intervals and horizons
+
+
+def _interval_of(schema_id: str) -> int:
+    """Return the interval, in milliseconds, that a schema's name ends in; 0 for none."""
+    family, _, text = schema_id.partition("-")
+    reach = REACHES.get(text) if family in FAMILIES else None
+    return 0 if reach is None else reach.interval_ms
+
+
+def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSchema]:
+    """Return the schema of each interval; raise ``ConfigInvalid`` where one is of another."""
+    family, own = schema_id.partition("-")[0], _interval_of(schema_id)
+    if own and own != intervals[0]:
+        raise ConfigInvalid(
+            f"The schema {schema_id} is of another interval than bars of "
+            f"{interval_text(intervals[0])}; choose {family}-{interval_text(intervals[0])}."
+        )
+    if family in FAMILIES:
+        return {one: schema(f"{family}-{interval_text(one)}") for one in intervals}
+    if len(intervals) > 1:
+        raise ConfigInvalid(
+            f"The windows of the schema {schema_id} are bars, which mean another time at each "
+            "interval; learn from several intervals with v2 or tree."
+        )
+    return {intervals[0]: schema(schema_id)}
+
+
+def intervals_of(text: str | None) -> tuple[int, ...]:
+    """Return the intervals that *text* names by commas, in milliseconds.
+
+    Raises ``ConfigInvalid`` for what is no interval.
+    """
+    found = []
+    for part in text.split(",") if text else ():
+        length_ms = time_of(part) or INTERVALS.get(part.strip(), 0)
+        if not length_ms:
+            raise ConfigInvalid(f"--interval is {text!r}; write intervals by commas: 15m,5m,1h.")
+        found.append(length_ms)
+    return tuple(dict.fromkeys(found))
+
+
+def in_bars(
+    horizons: Horizons, interval_ms: int, *, bars_a_day: int | None = None
+) -> tuple[int, ...]:
+    """Return *horizons* in bars, rising; whole days are *bars_a_day*, where sessions are counted.
+
+    Raises ``ConfigInvalid`` for what is no whole number of bars, or none at all.
+    """
+    if not isinstance(horizons, str):
+        return tuple(sorted(horizons))
+    found = set()
+    for text in horizons.split(","):
+        length_ms = time_of(text)
+        if bars_a_day and length_ms and length_ms % DAY_MS == 0:
+            found.add(length_ms // DAY_MS * bars_a_day)
+        else:
+            found.add(bars_in(text, interval_ms, name="--horizons"))
+    return tuple(sorted(found))
+
+
+def ahead(horizons: Horizons, segment: Segment) -> tuple[int, ...]:
+    """Return *horizons* in bars of *segment*."""
+    return in_bars(horizons, segment.interval_ms, bars_a_day=segment.bars_a_day)
+
+
+def _refuse_part_bars(horizons: Sequence[int], main_ms: int, interval_ms: int) -> None:
+    """Raise ``ConfigInvalid`` where a horizon is no whole number of bars of another interval."""
+    for bars in horizons:
+        if bars * main_ms % interval_ms:
+            raise ConfigInvalid(
+                f"A horizon of {interval_text(bars * main_ms)} is no whole number of bars of "
+                f"{interval_text(interval_ms)}; leave that interval out, or give longer horizons."
+            )
