@@ -56,16 +56,15 @@ class ArrayCache:
         self.folder = folder
 
     def get(self, key: str, wanted: Mapping[str, Shaped], fill: Fill) -> Arrays:
-        """Return the arrays of *key*, read-only; where they are not kept, *fill* makes them.
+        """Return the arrays of *key*; where they are not kept, *fill* makes them.
 
+        What is written into them stays with the caller (torch takes no array that refuses it).
         What is kept and is not as *wanted* is made again. Raises ``ConfigInvalid`` where the
         folder cannot be written.
         """
         if self.folder is None:
             arrays = {name: np.empty(one.shape, one.dtype) for name, one in wanted.items()}
             fill(arrays)
-            for array in arrays.values():
-                array.flags.writeable = False
             return arrays
         place = self.folder / key
         found = _mapped(place, wanted)
@@ -124,7 +123,7 @@ def _mapped(place: Path, wanted: Mapping[str, Shaped]) -> Arrays | None:
     found: Arrays = {}
     for name, one in wanted.items():
         try:
-            array = np.load(place / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            array = np.load(place / f"{name}.npy", mmap_mode="c", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
         if array.shape != one.shape or array.dtype != np.dtype(one.dtype):

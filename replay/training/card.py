@@ -130,9 +130,15 @@ def features_section(schema: FeatureSchema) -> dict[str, object]:
     }
 
 
-def market_section(interval: str, sources: Sequence[TrainingFile]) -> dict[str, object]:
-    """Return ``[market]``: the interval by the exchange's name, and the symbols learnt from."""
-    return {"interval": interval, "symbols": sorted({source.symbol for source in sources})}
+def market_section(
+    interval: str, sources: Sequence[TrainingFile], times: Sequence[str]
+) -> dict[str, object]:
+    """Return ``[market]``: the interval by the exchange's name, the symbols learnt from, horizons.
+
+    *times* are the horizons as ``5m``; in bars they stand in ``[architecture]``.
+    """
+    symbols = sorted({source.symbol for source in sources})
+    return {"interval": interval, "symbols": symbols, "horizons": list(times)}
 
 
 def data_section(sources: Sequence[TrainingFile]) -> dict[str, object]:

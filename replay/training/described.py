@@ -20,7 +20,6 @@ from tracepaper.strategies.market import DAY_MS, interval_text
 
 def described(material: Material) -> dict[str, Any]:
     """Return what *material* holds; computes features, labels and the baselines' inputs."""
-    main_ms = material.interval_ms
     return {
         "files": [
             asdict(source)
@@ -38,7 +37,8 @@ def described(material: Material) -> dict[str, Any]:
         },
         "intervals": [_interval(material, interval_ms) for interval_ms in material.intervals],
         "horizons": [
-            {"bars": bars, "time": interval_text(bars * main_ms)} for bars in material.horizons
+            {"bars": bars, "time": time}
+            for bars, time in zip(material.horizons, material.times, strict=True)
         ],
         "parts": {part.value: _part(material, part) for part in Part},
     }

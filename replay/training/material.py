@@ -3,6 +3,8 @@
 Horizons are times. At the interval that a model is made for they are bars of that; bars of other
 intervals are learnt from as well where a horizon is a whole number of them, in training alone: a
 model is stopped, calibrated and judged at its own interval.
+
+The rules are docs/models.md, L32 to L34.
 """
 
 from __future__ import annotations
@@ -127,6 +129,11 @@ class Material:
         """Every interval that is learnt from, the model's first."""
         every = (*self.segments, *self.others)
         return tuple(dict.fromkeys(segment.interval_ms for segment in every))
+
+    @property
+    def times(self) -> tuple[str, ...]:
+        """The horizons as times, such as ``30m``; with a calendar, times of trading."""
+        return tuple(interval_text(bars * self.interval_ms) for bars in self.horizons)
 
     @cached_property
     def baselines(self) -> dict[str, Answer]:

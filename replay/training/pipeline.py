@@ -163,7 +163,7 @@ def first_card(
         "model": cards.model_section(recipe.kind.name, name, at),
         "architecture": listed(recipe.config),
         "features": cards.features_section(material.schema),
-        "market": cards.market_section(interval_name(minutes), material.sources),
+        "market": cards.market_section(interval_name(minutes), material.sources, material.times),
         "training": cards.training_section(recipe, progress, bars=bars)
         | {"command": command(material.sources)},
         "calibration": {

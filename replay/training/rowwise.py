@@ -201,7 +201,7 @@ def _first_card(
         "model": cards.model_section(recipe.kind, recipe.name, recipe.created_ms),
         "architecture": {"horizons": list(material.horizons)},
         "features": cards.features_section(material.schema),
-        "market": cards.market_section(interval_name(minutes), material.sources),
+        "market": cards.market_section(interval_name(minutes), material.sources, material.times),
         "training": {
             **options,
             "threads": recipe.threads,

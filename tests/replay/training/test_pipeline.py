@@ -95,7 +95,8 @@ def test_the_card_says_what_was_done_with_what(made: Checkpoint) -> None:
     assert card["model"]["id"] == made.id
     assert card["architecture"]["horizons"] == list(HORIZONS)
     assert card["features"]["schema_id"] == "v1"
-    assert card["market"] == {"interval": "1", "symbols": ["AAAUSDT", "BBBUSDT"]}
+    symbols, horizons = ["AAAUSDT", "BBBUSDT"], ["5m", "30m"]
+    assert card["market"] == {"interval": "1", "symbols": symbols, "horizons": horizons}
     assert [file["bars"] for file in card["data"]["files"]] == [DAYS * DAY_BARS] * 2
     assert all(len(file["sha256"]) == 64 for file in card["data"]["files"])
     assert card["split"]["train_until"] == iso(SPLIT.train_until_ms)
