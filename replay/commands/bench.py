@@ -62,6 +62,19 @@ def sweep(
 
 
 @app.command()
+def train(
+    *,
+    bars: Annotated[int, typer.Option(min=6_000, help="Bars that are learnt from.")] = 20_000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time, each way.")] = 4,
+    json: JsonOption = False,
+) -> None:
+    """Measure bars learnt from a CPU second: long chunks beside one window a sample."""
+    from tracepaper.replay.bench.train import measure
+
+    _say("training, CPU time", measure(bars, steps=steps, tell=_tell), as_json=json)
+
+
+@app.command()
 def audit(
     *,
     bars: Annotated[

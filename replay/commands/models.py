@@ -46,7 +46,7 @@ def _lines(place: Path, card: dict[str, Any]) -> list[str]:
     kind = f"{model.get('kind')!s:.20}"
     facts = (
         f"{kind}: {shown(layers)} layers, window {shown(window)}" if layers else kind,
-        f"context {layers * (window - 1) + 1} bars" if whole else _lookback(card),
+        f"context {_rows(architecture)} bars" if whole else _lookback(card),
         f"horizons {', '.join(map(str, horizons[:16])) if isinstance(horizons, list) else '?'}",
         f"interval {card['market'].get('interval')!s:.20}",
         f"features {card['features'].get('schema_id')!s:.40}",
@@ -57,6 +57,12 @@ def _lines(place: Path, card: dict[str, Any]) -> list[str]:
         f"  {'; '.join(facts)}",
         *(f"  {sentence}" for sentence in card.get("honesty", {}).get("sentences", [])),
     ]
+
+
+def _rows(architecture: dict[str, Any]) -> int:
+    """Return how many rows an answer depends on: layers of a sliding window reach further back."""
+    layers, window = int(architecture["layers"]), int(architecture["window"])
+    return layers * (window - 1) + 1 if architecture.get("mask") == "window" else window
 
 
 def _lookback(card: dict[str, Any]) -> str:

@@ -344,7 +344,7 @@ def batches_for(
     """Return what *network* learns from: chunks if it answers every row, else single windows."""
     if network.answers_every_row:
         return Chunks(training, length=options.length, batch=options.batch, seed=options.seed)
-    window = network.config.window
+    window = network.config.receptive_field
     return SingleWindows(training, window=window, batch=options.windows, seed=options.seed)
 
 

@@ -46,6 +46,8 @@ Score = Literal["sample_mean", "published"]
 _AXES: Final = 4
 _SAMPLED_ROWS: Final = 512
 """Rows whose sampled keys are gathered at once: the gather is the largest array here."""
+_DENSE_RATIO: Final = 32
+"""Up to so many keys for each that a query samples, the product with all of them is the faster."""
 _TOLERANCE: Final = 1e-4
 
 
@@ -122,6 +124,19 @@ def attend_sparsely(
     return SparseAttention(output, SparseRows(active, weights.detach(), mask))
 
 
+def attend_rows(query: Tensor, key: Tensor, value: Tensor, rows: Sequence[int]) -> SparseAttention:
+    """Return the attention of *rows* alone over all of a sequence: [batch, head, row, dim].
+
+    It is what ``attend_sparsely`` gives them where they always attend, under the full mask. All
+    other rows count as lazy, whatever they would have been.
+    """
+    active = torch.tensor(list(rows), device=query.device).expand(*query.shape[:2], -1)
+    chosen = query[:, :, list(rows)]
+    scores = chosen @ key.transpose(2, 3) * query.shape[3] ** -0.5
+    weights = scores.softmax(dim=-1)  # [batch, head, row, time]
+    return SparseAttention(weights @ value, SparseRows(active, weights.detach(), Mask.full()))
+
+
 def push_sparse(rows: SparseRows, weights: Tensor, *, shares: Tensor | None = None) -> Product:
     """Return ``Σ_h shares_h wᵀA_h`` for row weights [batch, row, time]: O(u·N), exact.
 
@@ -168,8 +183,14 @@ def active_confidence(rows: SparseRows) -> Tensor:
 def decided_confidence(rows: SparseRows, row: int) -> Tensor:
     """Return the confidence of one row [batch, head]; 0 where it was lazy in that head."""
     time = rows.weights.shape[-1]
-    counts = visible_counts(time, rows.mask, [row])
-    return row_confidence(sparse_entropy(rows)[..., [row]], counts)[..., 0]
+    counts = visible_counts(time, rows.mask, [row]).to(rows.weights.device)
+    is_row = rows.active == row  # [batch, head, u]
+    at = is_row.to(torch.uint8).argmax(dim=-1, keepdim=True)
+    own = rows.weights.take_along_dim(at[..., None], dim=2)  # [batch, head, 1, time]
+    entropy = torch.special.entr(own).sum(dim=-1)  # [batch, head, 1]
+    lazy = counts.to(entropy.dtype).log()
+    known = torch.where(is_row.any(dim=-1, keepdim=True), entropy, lazy)
+    return row_confidence(known, counts)[..., 0]
 
 
 def dense_rows(rows: SparseRows) -> Tensor:
@@ -195,15 +216,28 @@ def _top(time: int, factor: int) -> int:
 def _spread(query: Tensor, key: Tensor, samples: Tensor, score: Score) -> Tensor:
     """Return how much each query's sampled products spread: [batch, head, time], no gradient."""
     samples = samples.to(query.device)
-    divisor = samples.shape[1] if score == "sample_mean" else key.shape[2]
+    time, count = samples.shape
+    divisor = count if score == "sample_mean" else key.shape[2]
+    products = _chosen_of_all if time <= _DENSE_RATIO * count else _chosen_keys
     parts = []
     with torch.no_grad():
-        for start in range(0, query.shape[2], _SAMPLED_ROWS):
-            chosen = key[:, :, samples[start : start + _SAMPLED_ROWS]]  # [b, h, row, sample, dim]
-            rows = query[:, :, start : start + _SAMPLED_ROWS, :, None]  # [b, h, row, dim, 1]
-            products = (chosen @ rows)[..., 0]
-            parts.append(products.amax(dim=-1) - products.sum(dim=-1) / divisor)
+        for start in range(0, time, _SAMPLED_ROWS):
+            span = slice(start, start + _SAMPLED_ROWS)
+            sampled = products(query[:, :, span], key, samples[span])  # [batch, head, row, sample]
+            parts.append(sampled.amax(dim=-1) - sampled.sum(dim=-1) / divisor)
         return torch.cat(parts, dim=-1)
+
+
+def _chosen_of_all(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
+    """Return the sampled products out of all: one matrix product costs less than a short gather."""
+    every = query @ key.transpose(2, 3)  # [batch, head, row, time]
+    return every.gather(3, samples.expand(*every.shape[:2], -1, -1))
+
+
+def _chosen_keys(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
+    """Return the sampled products alone, of keys that are gathered first."""
+    chosen = key[:, :, samples]  # [batch, head, row, sample, dim]
+    return (chosen @ query[..., None])[..., 0]
 
 
 def _mean_value(value: Tensor, mask: Mask) -> Tensor:
@@ -243,24 +277,35 @@ Stage = SparseRows | Taps
 """One stage of an encoder, in forward order: attention with its residual, or a map of time."""
 
 
-def convolution_taps(x: Tensor, weight: Tensor) -> Taps:
+def convolution_taps(products: Tensor) -> Taps:
     """Return on which bars a padded convolution of three taps rests.
 
-    *x* is its input [batch, time, channel], *weight* the kernel [out, channel, TAPS] as
-    ``torch.nn.Conv1d`` stores it. A position that nothing reaches keeps itself.
+    *products* [batch, bar, tap, channel] are what each bar brings through each tap, the terms of
+    the convolution. A position that nothing reaches keeps itself.
     """
-    x, weight = x.detach(), weight.detach()
-    lengths = torch.stack(
-        [torch.linalg.vector_norm(x @ weight[:, :, tap].T, dim=-1) for tap in range(TAPS)], dim=-1
-    )  # [batch, bar, tap]: what each bar brings through each tap
+    lengths = torch.linalg.vector_norm(products.detach(), dim=-1)  # [batch, bar, tap]
     padded = torch.nn.functional.pad(lengths, (0, 0, 1, 1))
-    time = x.shape[1]
+    time = lengths.shape[1]
     shares = torch.stack([padded[:, tap : tap + time, tap] for tap in range(TAPS)], dim=-1)
     totals = shares.sum(dim=-1, keepdim=True)
     itself = torch.zeros_like(shares)
     itself[..., 1] = 1.0
     tiny = torch.finfo(shares.dtype).tiny
     return Taps(torch.where(totals > 0, shares / totals.clamp_min(tiny), itself), 1, time)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the padded convolution of three taps [batch, bar, out], and its terms.
+
+    *x* is [batch, bar, channel], *weight* [out, channel, TAPS] as ``torch.nn.Conv1d`` stores it;
+    the terms [batch, bar, tap, out] are what ``convolution_taps`` explains it by.
+    """
+    taps = weight.permute(2, 0, 1).flatten(0, 1)  # [tap * out, channel]
+    products = (x @ taps.T).unflatten(-1, (TAPS, -1))
+    mixed = products[:, :, 1] + bias
+    later = torch.nn.functional.pad(products[:, :-1, 0], (0, 0, 1, 0))
+    earlier = torch.nn.functional.pad(products[:, 1:, 2], (0, 0, 0, 1))
+    return mixed + later + earlier, products
 
 
 def pooling_taps(chosen: Tensor, time: int) -> Taps:
@@ -271,7 +316,8 @@ def pooling_taps(chosen: Tensor, time: int) -> Taps:
     """
     first = STRIDE * torch.arange(chosen.shape[2], device=chosen.device) - 1
     tap = chosen - first  # [batch, channel, row], 0 to TAPS - 1
-    shares = torch.nn.functional.one_hot(tap, TAPS).double().mean(dim=1)
+    counts = [(tap == place).sum(dim=1) for place in range(TAPS)]
+    shares = torch.stack(counts, dim=-1).double() / chosen.shape[1]
     return Taps(shares, STRIDE, time)
 
 

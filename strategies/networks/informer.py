@@ -23,8 +23,10 @@ from tracepaper.strategies.attention.probsparse import (
     TAPS,
     SparseRows,
     Stage,
+    attend_rows,
     attend_sparsely,
     convolution_taps,
+    convolve,
     decided_confidence,
     pooling_taps,
     rollout_stages,
@@ -118,18 +120,21 @@ class Distilling(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv1d(dim, dim, TAPS, padding=1)
+        self.convolution = nn.Conv1d(dim, dim, TAPS)  # holds the weights, as it starts them
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, stages: list[Stage] | None = None) -> Tensor:
         """Map [batch, time, dim] to [batch, (time + 1) // 2, dim]; add its maps to *stages*."""
-        mixed = self.convolution(x.transpose(1, 2)).transpose(1, 2)  # [batch, time, dim]
+        # A product a tap instead of the convolution: its terms are what explains it.
+        bias = self.convolution.bias
+        assert bias is not None
+        mixed, products = convolve(x, self.convolution.weight, bias)
         active = functional.elu(self.norm(mixed)).transpose(1, 2)  # [batch, dim, time]
         pooled, chosen = functional.max_pool1d_with_indices(
             active, [TAPS], stride=[STRIDE], padding=[1], return_indices=True
         )
         if stages is not None:
-            stages.append(convolution_taps(x, self.convolution.weight))
+            stages.append(convolution_taps(products))
             stages.append(pooling_taps(chosen, x.shape[1]))
         return pooled.transpose(1, 2)
 
@@ -152,15 +157,35 @@ class SparseBlock(nn.Module):
 
     def forward(self, x: Tensor, samples: Tensor, stages: list[Stage] | None = None) -> Tensor:
         """Map [batch, time, dim] to the same; the last row always attends."""
-        mixed = self.project_in(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
-        # [batch, time, head, dim] -> [batch, head, time, dim]
-        query, key, value = (part.transpose(1, 2) for part in mixed.unbind(2))
+        query, key, value = self._project(x)
         attended = attend_sparsely(
             query, key, value, Mask.full(), samples, factor=self.factor, always=[x.shape[1] - 1]
         )
         if stages is not None:
             stages.append(attended.rows)
-        joined = attended.output.transpose(1, 2).flatten(2)  # [batch, time, head * dim]
+        return self._finish(x, attended.output)
+
+    def decide(self, x: Tensor, stages: list[Stage] | None = None) -> Tensor:
+        """Return the last row of ``forward``, [batch, 1, dim]: the only one that is read out.
+
+        That row always attends, so no query has to be ranked.
+        """
+        query, key, value = self._project(x)
+        attended = attend_rows(query, key, value, [x.shape[1] - 1])
+        if stages is not None:
+            stages.append(attended.rows)
+        return self._finish(x[:, -1:], attended.output)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values [batch, head, time, dim]."""
+        mixed = self.project_in(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
+        # [batch, time, head, dim] -> [batch, head, time, dim]
+        query, key, value = (part.transpose(1, 2) for part in mixed.unbind(2))
+        return query, key, value
+
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Return the layer's output for rows *x* and *attended* [batch, head, time, dim]."""
+        joined = attended.transpose(1, 2).flatten(2)  # [batch, time, head * dim]
         x = x + self.dropout(self.project_out(joined))
         hidden = functional.gelu(self.rise(self.mlp_norm(x)))
         out: Tensor = x + self.dropout(self.fall(hidden))
@@ -181,7 +206,7 @@ class InformerNetwork(Network):
         self.blocks = nn.ModuleList(SparseBlock(config) for _ in range(config.layers))
         halvings = config.layers - 1 if config.distil else 0
         self.distillings = nn.ModuleList(Distilling(config.dim) for _ in range(halvings))
-        for depth, time in enumerate(config.lengths):
+        for depth, time in enumerate(config.lengths[:-1]):
             keys = sample_keys(time, Mask.full(), factor=config.factor, seed=config.seed + depth)
             self.register_buffer(_SAMPLED.format(depth=depth), keys, persistent=False)
         code = sinusoidal_table(torch.arange(config.window), config.dim, config.window)
@@ -252,12 +277,17 @@ class InformerNetwork(Network):
         return state
 
     def _layer(self, depth: int, state: Tensor, stages: list[Stage] | None) -> Tensor:
-        """Run block *depth*, and halve time before it unless it is the first."""
+        """Run block *depth*, and halve time before it unless it is the first.
+
+        Of the last block only the decided bar is computed.
+        """
         if depth and self.config.distil:
             state = self.distillings[depth - 1](state, stages)
-        samples = self.get_buffer(_SAMPLED.format(depth=depth))
-        out: Tensor = self.blocks[depth](state, samples, stages)
-        return out
+        block = self.blocks[depth]
+        assert isinstance(block, SparseBlock)
+        if depth == self.config.layers - 1:
+            return block.decide(state, stages)
+        return block(state, self.get_buffer(_SAMPLED.format(depth=depth)), stages)  # type: ignore[no-any-return]
 
     def _read_out(self, state: Tensor) -> Outputs:
         outputs: Outputs = self.heads(self.norm(state[:, -1:]))

@@ -13,6 +13,7 @@ from tracepaper.strategies.attention.probsparse import (
     Taps,
     attend_sparsely,
     convolution_taps,
+    convolve,
     dense_rows,
     pooling_taps,
     push_taps,
@@ -41,8 +42,10 @@ def made_taps(time: int, seed: int = 0) -> tuple[Taps, Taps]:
     x = torch.randn(2, time, 6, generator=generator, dtype=torch.float64)
     weight = torch.randn(5, 6, 3, generator=generator, dtype=torch.float64)
     mixed = torch.nn.functional.conv1d(x.transpose(1, 2), weight, padding=1)
+    again, products = convolve(x, weight, torch.zeros(5, dtype=torch.float64))
+    torch.testing.assert_close(again, mixed.transpose(1, 2))
     _, chosen = torch.nn.functional.max_pool1d(mixed, 3, stride=2, padding=1, return_indices=True)
-    return convolution_taps(x, weight), pooling_taps(chosen, time)
+    return convolution_taps(products), pooling_taps(chosen, time)
 
 
 @pytest.mark.parametrize("time", [1, 2, 3, 10, 11])
@@ -58,14 +61,15 @@ def test_both_maps_are_row_stochastic_and_pushed_exactly(time: int) -> None:
 def test_the_convolution_rests_on_the_length_of_what_each_bar_brings() -> None:
     x = torch.tensor([[[3.0], [0.0], [4.0]]])
     weight = torch.tensor([[[1.0, 2.0, 1.0]]])  # one channel in, one out
-    shares = dense(convolution_taps(x, weight))[0]
+    shares = dense(convolution_taps(convolve(x, weight, torch.zeros(1))[1]))[0]
     assert shares[0].tolist() == [1.0, 0.0, 0.0]
     assert shares[1].tolist() == pytest.approx([3 / 7, 0.0, 4 / 7])
     assert shares[2].tolist() == [0.0, 0.0, 1.0]
 
 
 def test_a_position_that_nothing_reaches_keeps_itself() -> None:
-    shares = dense(convolution_taps(torch.zeros(1, 3, 2), torch.ones(2, 2, 3)))[0]
+    _, products = convolve(torch.zeros(1, 3, 2), torch.ones(2, 2, 3), torch.zeros(2))
+    shares = dense(convolution_taps(products))[0]
     assert torch.equal(shares, torch.eye(3, dtype=torch.float64))
 
 

@@ -7,7 +7,15 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from tracepaper.strategies.attention.probsparse import SparseRows, Taps, rollout_stages
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.probsparse import (
+    SparseRows,
+    Stage,
+    Taps,
+    decided_confidence,
+    rollout_stages,
+    sample_keys,
+)
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 
@@ -56,6 +64,34 @@ def test_the_decided_row_attends_in_every_layer_and_head() -> None:
         if isinstance(stage, SparseRows):
             last = stage.weights.shape[-1] - 1
             assert bool((stage.active == last).any(dim=-1).all())
+
+
+@pytest.mark.parametrize("distil", [True, False])
+def test_the_last_layer_is_computed_of_the_decided_bar_alone(distil: bool) -> None:
+    config = InformerConfig(**(asdict(SMALL) | {"distil": distil}))
+    made = network(config).double()
+    x = window(config).double()
+    stages: list[Stage] = []
+    state = made._enter(x, None)  # noqa: SLF001 - layer by layer
+    for depth in range(config.layers - 1):
+        state = made._layer(depth, state, stages)  # noqa: SLF001
+    if distil:
+        state = made.distillings[-1](state, stages)
+    keys = sample_keys(config.lengths[-1], Mask.full(), factor=config.factor, seed=9)
+    whole = made.blocks[-1](state, keys, stages)  # every row, ranked
+    outputs, seen = made.trace(x)
+    wanted = made.heads(made.norm(whole[:, -1:]))
+    torch.testing.assert_close(outputs.mean, wanted.mean, rtol=0, atol=1e-12)
+    top = [config.lengths[-1] - 1]
+    torch.testing.assert_close(
+        rollout_stages(seen, top).weights, rollout_stages(stages, top).weights, rtol=0, atol=1e-6
+    )
+    ranked, alone = stages[-1], seen[-1]
+    assert isinstance(ranked, SparseRows)
+    assert isinstance(alone, SparseRows)
+    torch.testing.assert_close(
+        decided_confidence(ranked, top[0]), decided_confidence(alone, top[0]), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("distil", [True, False])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tracepaper.strategies.attention import probsparse
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import (
     SparseAttention,
@@ -49,6 +50,30 @@ def test_the_output_is_the_dense_matrix_times_the_values(
     wanted = dense_rows(made.rows) @ value
     torch.testing.assert_close(made.output, wanted, rtol=0, atol=1e-12)
     torch.testing.assert_close(dense_rows(made.rows).sum(-1), wanted.new_ones(2, 2, time))
+
+
+@pytest.mark.parametrize("ratio", [0, 10**9])
+def test_queries_are_ranked_alike_by_all_products_and_by_gathered_keys(
+    ratio: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probsparse, "_DENSE_RATIO", ratio)
+    for mask in MASKS:
+        query, key, _ = draw(70)
+        samples = sample_keys(70, mask, factor=2, seed=7)
+        found = attended(70, mask).rows.active
+        products = torch.einsum("bhnd,bhmd->bhnm", query, key)
+        sampled = torch.stack([products[:, :, n, samples[n]] for n in range(70)], dim=2)
+        spread = sampled.amax(-1) - sampled.mean(-1)
+        wanted = spread.sort(dim=-1, descending=True, stable=True).indices
+        assert torch.equal(found, wanted[..., : found.shape[-1]])
+
+
+def test_a_row_that_was_lazy_has_the_entropy_of_all_it_sees() -> None:
+    made = attended(60, Mask.full())
+    every = sparse_entropy(made.rows)
+    for row in (0, 17, 59):
+        wanted = 1.0 - every[..., row] / math.log(60)
+        torch.testing.assert_close(decided_confidence(made.rows, row), wanted, rtol=0, atol=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
