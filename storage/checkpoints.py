@@ -19,7 +19,10 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 
@@ -234,10 +237,47 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def save(folder: Path, tensors: Mapping[str, torch.Tensor], card: Card) -> Checkpoint:
+def sha256_of(content: bytes) -> str:
+    """Return the SHA-256 of *content* in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+class Beside(NamedTuple):
+    """A file of arrays beside the weights, and what it says of itself."""
+
+    arrays: dict[str, NDArray[Any]]
+    metadata: dict[str, str]
+
+
+def read_beside(folder: Path, name: str, sha256: str) -> Beside:
+    """Read a file of arrays in *folder*; raise ``CheckpointMismatch`` unless that is its hash."""
+    from safetensors import SafetensorError, safe_open
+
+    place = folder / name
+    if (found := sha256_of(_bytes(place))) != sha256:
+        raise CheckpointMismatch(
+            f"{place} has SHA-256 {found[:ID_DIGITS]}… and the card names {sha256[:ID_DIGITS]}…; "
+            "restore the file from where it came."
+        )
+    try:
+        with safe_open(place, "np") as file:
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            return Beside(arrays, dict(file.metadata() or {}))
+    except SafetensorError as error:
+        raise CheckpointMismatch(f"{place} is no safetensors file ({error}); restore it.") from None
+
+
+def save(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    card: Card,
+    *,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+) -> Checkpoint:
     """Write a checkpoint whole, in place of an older one; return it as it reads back.
 
-    ``[model] id``, ``sha256`` and ``weights_sha256`` are filled in. The folder is written beside
+    ``[model] id``, ``sha256`` and ``weights_sha256`` are filled in; files *beside* the weights are
+    written by their names. The folder is written beside
     its place and renamed, so that a reader finds the old one, the new one or, for an instant, none.
     """
     from safetensors.torch import save as tensor_bytes
@@ -255,6 +295,8 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], card: Card) -> Check
     try:
         _write(part / WEIGHTS_NAME, weights)
         _write(part / CARD_NAME, text.encode())
+        for name, content in beside.items():
+            _write(part / name, content)
         part.chmod(0o755)
         _put(part, folder)
     finally:

@@ -28,15 +28,17 @@ def evaluate(
 ) -> None:
     """Judge a checkpoint on the bars after its card's calibration, beside every baseline.
 
-    The baselines are fitted on the bars before the card's training end, so --data needs candles
-    of both. Errors come from resampling whole calendar days. A class of one's own is judged after
-    its trained_until, with the options, files and features of the configuration.
+    The baselines are those beside the checkpoint; where an older one has none, they are fitted on
+    the bars before its training end, so --data needs candles of both. Errors come from resampling
+    whole calendar days. A class of one's own is judged after its trained_until, with the options,
+    files and features of the configuration.
     """
     from tracepaper.daemon.config.sections import MODULE_CLASS
 
     if MODULE_CLASS.match(checkpoint):
         _evaluate_class(checkpoint, data, config, as_json=json)
         return
+    from tracepaper.replay.training.fitted import stored_baselines
     from tracepaper.replay.training.material import Material
     from tracepaper.replay.training.pipeline import evaluated, split_of, use_threads
     from tracepaper.replay.training.rowwise import evaluated_rows
@@ -44,7 +46,8 @@ def evaluate(
     from tracepaper.strategies.forecasters.build import build, row_kind
 
     use_threads(threads)
-    found = load(locate(checkpoint))
+    folder = locate(checkpoint)
+    found = load(folder)
     card = found.card
     build(card, found.tensors, threads=threads)  # refuses a card that cannot be
     material = Material.read(
@@ -52,6 +55,7 @@ def evaluate(
         lambda _: split_of(card),
         tuple(card["architecture"]["horizons"]),
         card["features"]["schema_id"],
+        stored=stored_baselines(folder, card),
     )
     if row_kind(card) is None:
         judged = evaluated(card, found.tensors, material, bars=explained_bars)

@@ -77,14 +77,15 @@ def import_lightgbm() -> ModuleType:
 
 def boost(
     training: LabelledRows,
-    validation: LabelledRows,
+    validation: LabelledRows | None,
     options: BoostingOptions,
     *,
     of: str,
     threads: int,
 ) -> Trees:
-    """Return one ensemble a horizon of ``"variance"`` (log) or ``"mean"``, stopped early.
+    """Return one ensemble a horizon of ``"variance"`` (log) or ``"mean"``.
 
+    It is stopped early by *validation*; without that, it has all of its rounds.
     Raises ``DataInvalid`` where a horizon has no row to learn from or to stop by.
     """
     return joined(
@@ -97,7 +98,7 @@ def boost(
 
 def _ensemble(
     training: LabelledRows,
-    validation: LabelledRows,
+    validation: LabelledRows | None,
     horizon: int,
     options: BoostingOptions,
     *,
@@ -107,6 +108,8 @@ def _ensemble(
     lightgbm = import_lightgbm()
     sets: list[Any] = []
     for name, table in (("training", training), ("validation", validation)):
+        if table is None:
+            continue
         known = table.weights[:, horizon] > 0
         if not known.any():
             raise DataInvalid(f"The {name} part has no label; move the split's dates.")
@@ -124,10 +127,11 @@ def _ensemble(
         _parameters(options, of=of, count=len(training.rows), threads=threads),
         sets[0],
         options.rounds,
-        valid_sets=[sets[1]],
-        callbacks=[lightgbm.early_stopping(options.patience, verbose=False)],
+        valid_sets=sets[1:],
+        callbacks=[lightgbm.early_stopping(options.patience, verbose=False)] if sets[1:] else [],
     )
-    return trees_of(booster.model_to_string(num_iteration=booster.best_iteration))
+    # Without a validation set there is no best iteration: all are kept.
+    return trees_of(booster.model_to_string(num_iteration=booster.best_iteration or None))
 
 
 def _parameters(options: BoostingOptions, *, of: str, count: int, threads: int) -> dict[str, Any]:

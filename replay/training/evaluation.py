@@ -12,13 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.replay.training import figures
-from tracepaper.replay.training.baselines import (
-    BASELINES,
-    Answer,
-    Asked,
-    Training,
-    past_variances,
-)
+from tracepaper.replay.training.baselines import BASELINES, Answer, Asked, past_variances
 from tracepaper.replay.training.figures import DailyEstimate
 from tracepaper.replay.training.samples import (
     NO_LABEL,
@@ -147,19 +141,6 @@ class HorizonForecasts:
     variances: Mapping[str, Array]
 
 
-def fit_baselines(training: Sequence[Samples]) -> dict[str, Answer]:
-    """Fit every registered baseline to the *training* samples."""
-    known = Training([], [], [], [])
-    for samples in training:
-        span = slice(samples.start, samples.stop)
-        unused = samples.weights[span] == 0
-        known.rows.append(samples.segment.values[span])
-        known.returns.append(np.where(unused, np.nan, samples.labels["returns"][span]))
-        known.variances.append(np.where(unused, np.nan, samples.labels["variance"][span]))
-        known.past.append(past_variances(samples.segment)[:, span])
-    return {name: each.fit(known) for name, each in BASELINES.items()}
-
-
 def answer(
     network: Network, part: Sequence[Samples]
 ) -> list[tuple[Samples, NDArray[np.int64], Predictions]]:
@@ -204,20 +185,20 @@ def judged(
                 logits=every.logits[used, column],
                 means={
                     "network": every.mean[used, column].astype(np.float64),
-                    **{name: merged[name] for name in _named("mean")},
+                    **{name: merged[name] for name in _named("mean", fitted)},
                     "random": generator.normal(size=int(used.sum())),
                 },
                 variances={
                     "network": every.variance[used, column].astype(np.float64),
-                    **{name: merged[name] for name in _named("variance")},
+                    **{name: merged[name] for name in _named("variance", fitted)},
                 },
             )
         )
     return found
 
 
-def _named(of: str) -> list[str]:
-    return [name for name, each in BASELINES.items() if each.of == of]
+def _named(of: str, fitted: Mapping[str, Answer]) -> list[str]:
+    return [name for name in fitted if BASELINES[name].of == of]
 
 
 def _baseline_rows(

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.training.array_cache import ArrayCache, Shaped, code_key
 from tracepaper.replay.training.baselines import Answer
-from tracepaper.replay.training.evaluation import fit_baselines
 from tracepaper.replay.training.files import read_files
+from tracepaper.replay.training.fitted import Fitted, answers, fit_baselines
 from tracepaper.replay.training.samples import (
     LABELS,
     NO_LABEL,
@@ -68,6 +68,8 @@ class Material:
     horizons: tuple[int, ...]
     others: Sequence[Segment] = ()
     arrays: ArrayCache = field(default=IN_MEMORY, compare=False)
+    stored: Fitted | None = None
+    """Baselines that were fitted before; None fits them on the training part."""
 
     @classmethod
     def read(
@@ -80,8 +82,9 @@ class Material:
         intervals: Sequence[int] = (),
         calendar: str | None = None,
         arrays: ArrayCache = IN_MEMORY,
+        stored: Fitted | None = None,
     ) -> Material:
-        """Load *paths* and split their calendar.
+        """Load *paths* and split their calendar; *stored* are baselines that were fitted before.
 
         *schema_id* names a schema, or a family of which the interval's is taken. The model is made
         for the first of *intervals*, in milliseconds; without any, for that of the schema's name or
@@ -117,6 +120,7 @@ class Material:
             bars,
             [segment for interval_ms in further for segment in segments[interval_ms]],
             arrays,
+            stored,
         )
 
     @property
@@ -136,9 +140,14 @@ class Material:
         return tuple(interval_text(bars * self.interval_ms) for bars in self.horizons)
 
     @cached_property
+    def fitted(self) -> Fitted:
+        """The baselines as arrays, fitted on the training part when first asked for."""
+        return fit_baselines(self.samples(Part.TRAIN)) if self.stored is None else self.stored
+
+    @cached_property
     def baselines(self) -> dict[str, Answer]:
-        """The baselines, fitted on the training part when first asked for."""
-        return fit_baselines(self.samples(Part.TRAIN))
+        """What the baselines answer."""
+        return answers(self.fitted)
 
     def horizons_at(self, interval_ms: int) -> tuple[int, ...]:
         """Return the horizons in bars of one of ``intervals``."""

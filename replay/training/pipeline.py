@@ -27,6 +27,7 @@ from tracepaper.replay.training.evaluation import (
 )
 from tracepaper.replay.training.explained import explain, selective, traded
 from tracepaper.replay.training.fit import Fit, Observe, Progress
+from tracepaper.replay.training.fitted import FILE_NAME, save_judged
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.recipe import Recipe, command, explained, listed
 from tracepaper.replay.training.series import Part, Split, date_ms
@@ -130,7 +131,7 @@ def finish(
     if progress.stopped:
         sentences = [*card["honesty"]["sentences"], progress.stopped]
         card = {**card, "honesty": {"sentences": sentences}}
-    return save(folder, weights, card)
+    return save_judged(folder, weights, card, material.fitted)
 
 
 def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
@@ -148,6 +149,7 @@ def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
                 "honesty": {"sentences": [*checkpoint.card["honesty"]["sentences"], sentences]},
                 "seeds": section,
             },
+            beside={FILE_NAME: (folder / FILE_NAME).read_bytes()},
         )
         for folder, checkpoint in zip(folders, found, strict=True)
     ]

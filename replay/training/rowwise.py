@@ -26,6 +26,7 @@ from tracepaper.replay.training.card import PERCENTS, ROUND_TRIP_COST, quantiles
 from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged
 from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.figures import COVERAGE
+from tracepaper.replay.training.fitted import save_judged
 from tracepaper.replay.training.glm import RIDGE, fit_gamma
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.own import NORMAL, OF_MODEL, figures_of, selective_of
@@ -43,7 +44,7 @@ from tracepaper.replay.training.recipe import (
 )
 from tracepaper.replay.training.samples import VARIANCE_FLOOR, Samples
 from tracepaper.replay.training.series import Part
-from tracepaper.storage.checkpoints import Checkpoint, dump, save
+from tracepaper.storage.checkpoints import Checkpoint, dump
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.forecasters.build import row_kind, trained_rows
@@ -107,7 +108,7 @@ class RowRecipe:
         return dump(found if self.split is None else {**found, "split": dict(self.split)})
 
 
-Fitted = tuple[dict[str, NDArray[Any]], dict[str, Any]]
+FittedRows = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 """A row model's arrays, and the card's ``[training]``."""
 
 
@@ -121,7 +122,7 @@ def table_of(samples: Sequence[Samples], label: str) -> LabelledRows:
     return LabelledRows(*(np.concatenate([part[at] for part in parts]) for at in range(3)))
 
 
-def fit_tree(material: Material, recipe: RowRecipe) -> Fitted:
+def fit_tree(material: Material, recipe: RowRecipe) -> FittedRows:
     """Boost an ensemble a horizon for the variance and one for the mean, stopped early."""
     training, validation = (material.samples(part) for part in (Part.TRAIN, Part.VALIDATION))
     parts = [
@@ -139,7 +140,7 @@ def fit_tree(material: Material, recipe: RowRecipe) -> Fitted:
     return joined(parts).arrays(), section
 
 
-def fit_glm(material: Material, recipe: RowRecipe) -> Fitted:
+def fit_glm(material: Material, recipe: RowRecipe) -> FittedRows:
     """Fit a gamma regression a horizon for the variance, and a ridge for the mean."""
     del recipe  # nothing about it is chosen
     training = material.samples(Part.TRAIN)
@@ -165,7 +166,7 @@ def fit_glm(material: Material, recipe: RowRecipe) -> Fitted:
     return arrays, {"variance_ridge": RIDGE, "mean_ridge": baselines.RIDGE}
 
 
-FITS: Final[Mapping[str, Callable[[Material, RowRecipe], Fitted]]] = {
+FITS: Final[Mapping[str, Callable[[Material, RowRecipe], FittedRows]]] = {
     "tree": fit_tree,
     "glm": fit_glm,
 }
@@ -188,7 +189,8 @@ def train_rows(material: Material, recipe: RowRecipe, folder: Path, *, say: Say)
     say("Calibrating.")
     card = _calibrated(_first_card(material, recipe, options), tensors, material, recipe)
     say("Judging on untouched time.")
-    return save(folder, tensors, evaluated_rows(card, tensors, material))
+    card = evaluated_rows(card, tensors, material)
+    return save_judged(folder, tensors, card, material.fitted)
 
 
 def _first_card(

@@ -115,6 +115,17 @@ class Trees:
         """The place of each ensemble's first tree: [ensemble]."""
         return np.cumsum(self.trees, dtype=np.int64) - self.trees
 
+    def ensemble(self, at: int) -> Self:
+        """Return the ensemble at that place alone."""
+        first = int(self.ensemble_starts[at])
+        trees = slice(first, first + int(self.trees[at]))
+        before = int(self.leaves[:first].sum(dtype=np.int64))
+        count = int(self.leaves[trees].sum(dtype=np.int64))
+        leaves = slice(before, before + count)
+        nodes = slice(before - first, before - first + count - int(self.trees[at]))
+        cut = {"value": leaves, "leaf_rows": leaves, "leaves": trees, "trees": slice(at, at + 1)}
+        return type(self)(**{name: getattr(self, name)[cut.get(name, nodes)] for name in _TYPES})
+
     def goes_left(self, rows: Floats) -> NDArray[np.bool_]:
         """Return [row, node]: whether each row, were it at the node, would go left."""
         seen = rows[:, self.feature]

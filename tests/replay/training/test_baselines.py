@@ -43,6 +43,22 @@ def test_windows_of_past_variance_are_times(minutes: int, windows: tuple[int, ..
     assert base.har_windows(minutes * 60_000) == windows
 
 
+@pytest.mark.parametrize("horizon", [5, 30])
+def test_seasonal_variance_is_what_followed_at_the_same_time_of_earlier_days(horizon: int) -> None:
+    long = segment(6 * DAY_BARS + 200)
+    found = base.seasonal_variances(long, horizon)
+    squares = np.diff(np.log(long.close), prepend=np.log(long.close[:1])) ** 2
+    t = 5 * DAY_BARS + 100
+    days = [
+        squares[t - back * DAY_BARS + 1 :][:horizon].mean() / long.sigma[t] ** 2
+        for back in range(1, 6)
+    ]
+    assert found[0, t] == pytest.approx(days[0])
+    assert found[1, t] == pytest.approx(np.mean(days))
+    assert np.isnan(found[1, t - DAY_BARS])  # five days are not known
+    assert np.isnan(base.seasonal_variances(long, DAY_BARS + 1)).all()
+
+
 @pytest.mark.parametrize("days", [0, 1])
 def test_no_baseline_sees_the_future(days: int) -> None:
     changed = segment(2 * DAY_BARS)
@@ -51,6 +67,8 @@ def test_no_baseline_sees_the_future(days: int) -> None:
         before = base.past_return(KNOWN, horizon, days=days)
         after = base.past_return(changed, horizon, days=days)
         np.testing.assert_array_equal(before[:2_001], after[:2_001])
+        known, other = (base.seasonal_variances(each, horizon) for each in (KNOWN, changed))
+        np.testing.assert_array_equal(known[:, :2_001], other[:, :2_001])
     np.testing.assert_array_equal(
         base.past_variances(KNOWN)[:, 600:2_001], base.past_variances(changed)[:, 600:2_001]
     )

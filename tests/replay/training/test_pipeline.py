@@ -127,7 +127,9 @@ def test_the_figures_stand_beside_every_baseline(made: Checkpoint) -> None:
             "seasonal_naive",
             "random",
         }
-        assert set(found["qlike"]) == {"network", "har", "log_linear", "ewma"}
+        assert set(found["qlike"]) == {
+            *("network", "har", "log_linear", "ewma", "gamma_glm", "tree", "tree_seasonal")
+        }
         assert abs(found["sign_accuracy"]["random"][0] - 0.5) < 0.05
     gates = made.card["figures"]["gates"]
     assert "entropy_confidence" in gates["selective"]

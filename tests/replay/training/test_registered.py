@@ -17,10 +17,11 @@ from rich.console import Console
 from torch import Tensor
 
 from tracepaper.replay.training import baselines, losses, samples
-from tracepaper.replay.training.baselines import Answer, Training, baseline
+from tracepaper.replay.training.baselines import Answer, Arrays, Training, baseline
 from tracepaper.replay.training.card import training_section
-from tracepaper.replay.training.evaluation import answer, fit_baselines, judged, report
+from tracepaper.replay.training.evaluation import answer, judged, report
 from tracepaper.replay.training.fit import Fit, FitOptions, loss_shares
+from tracepaper.replay.training.fitted import answers, fit_baselines
 from tracepaper.replay.training.losses import loss
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.samples import Chunks, label, samples_of, targets
@@ -87,16 +88,21 @@ def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
 
 
 def test_a_baseline_is_one_function() -> None:
-    def zero(_: Training) -> Answer:
+    def zero(_: Arrays) -> Answer:
         return lambda asked: np.zeros(len(asked.rows))
 
-    def calm(training: Training) -> Answer:
-        level = float(np.nanmean(np.concatenate(training.variances)))
-        return lambda asked: np.full(len(asked.rows), level)
+    def level(training: Training) -> Arrays:
+        return {"level": np.nanmean(np.concatenate(training.variances), axis=0)}
+
+    def calm(fitted: Arrays) -> Answer:
+        return lambda asked: np.full(len(asked.rows), fitted["level"][asked.column])
 
     with registered(
         baselines.BASELINES,
-        lambda: (baseline("zero", of="mean")(zero), baseline("calm", of="variance")(calm)),
+        lambda: (
+            baseline("zero", of="mean")(zero),
+            baseline("calm", of="variance", fit=level)(calm),
+        ),
     ):
         training, part = (
             samples_of([KNOWN], learning.HORIZONS, SPLIT, which)
@@ -104,7 +110,7 @@ def test_a_baseline_is_one_function() -> None:
         )
         network = FlashNetwork(learning.tiny())
         answered = answer(network, part)
-        found = judged(answered, fit_baselines(training), learning.HORIZONS)
+        found = judged(answered, answers(fit_baselines(training)), learning.HORIZONS)
         figures = {str(each.horizon): report(each, temperature=1.0, slope=1.0) for each in found}
         assert figures["5"]["sign_accuracy"]["zero"][0] == 0.5
         assert "calm" in figures["30"]["qlike"]
