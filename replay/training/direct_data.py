@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.strategies.errors import DataInvalid, shown
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.market import DAY_MS
 
 CHUNK: Final = 512
@@ -132,13 +132,19 @@ def read_table(path: Path) -> SeriesTable:
 def prepare(path: Path, table: SeriesTable, *, horizon: int, univariate: bool = False) -> Task:
     """Return the task of *table*; *univariate* keeps its last column alone.
 
-    Raises ``DataInvalid`` when the file is too short or a column never moves in training.
+    Raises ``DataInvalid`` when the file is too short or a column never moves in training,
+    ``ConfigInvalid`` when the horizon is longer than a part.
     """
     stops = np.cumsum(MONTHS) * MONTH_DAYS * table.day_rows
     if len(table.values) < stops[-1]:
         raise DataInvalid(
             f"{path} holds {len(table.values):,} rows; the protocol needs {stops[-1]:,}, which are "
             f"{sum(MONTHS)} months of {MONTH_DAYS} days: give a longer file."
+        )
+    if horizon > (least := min(MONTHS) * MONTH_DAYS * table.day_rows):
+        raise ConfigInvalid(
+            f"The horizon of {horizon:,} rows is longer than the {least:,} rows of the validation "
+            "and the test part; give a shorter one."
         )
     values = table.values[: stops[-1], -1:] if univariate else table.values[: stops[-1]]
     training = values[: stops[0]]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from tracepaper.strategies.networks.published_informer import (
     PublishedInformer,
     PublishedInformerConfig,
 )
+
+_INFORMER_ROWS: Final = 96
+"""Rows that the Informer reads at most, unless it answers more: its time goes by their square."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def recipes(task: Task, seed: int = 0) -> dict[str, DirectRecipe]:
     """Return the recipe of every network by its name; *seed* draws weights, order and keys."""
     days, horizon = task.day_rows, task.horizon
     direct = DirectConfig(window=14 * days, horizon=horizon, patch=days)
-    read = max(2 * days, horizon)
+    read = max(min(2 * days, _INFORMER_ROWS), horizon)
     informer = PublishedInformerConfig(
         variables=task.values.shape[1],
         window=read,
@@ -73,7 +76,7 @@ def recipes(task: Task, seed: int = 0) -> dict[str, DirectRecipe]:
     )
     return {
         "flash": DirectRecipe(
-            lambda: DirectFlash(direct), direct.window, DirectOptions(seed=seed), 3
+            lambda: DirectFlash(direct), direct.window, DirectOptions(epochs=2, seed=seed), 3
         ),
         "lstm": DirectRecipe(lambda: DirectLstm(direct), direct.window, DirectOptions(seed=seed)),
         "informer": DirectRecipe(

@@ -32,11 +32,11 @@ class DirectConfig:
     window: int = 336
     horizon: int = 24
     patch: int = 24
-    dim: int = 64
+    dim: int = 128
     layers: int = 2
     heads: int = 4
-    dropout: float = 0.3
-    head_dropout: float = 0.3
+    dropout: float = 0.4
+    head_dropout: float = 0.4
     mask: str = "full"
 
     def __post_init__(self) -> None:

@@ -300,6 +300,9 @@ def test_a_loss_that_is_not_finite_ends_the_fit() -> None:
 
 
 def test_a_horizon_without_a_window_is_refused() -> None:
+    assert prepare(ANYWHERE, series(), horizon=480).origins(task().test, 0).tolist() == [1_920]
+    with pytest.raises(ConfigInvalid, match="481 rows is longer than the 480 rows"):
+        prepare(ANYWHERE, series(), horizon=481)
     with pytest.raises(ConfigInvalid, match="shorter"):
         fit(replace(task(), horizon=1_430), TINIES["flash"], ignore)
     with pytest.raises(ConfigInvalid, match="shorter"):
