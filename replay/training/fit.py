@@ -161,9 +161,8 @@ class Fit:
         horizons = training[0].weights.shape[1]
         self._weights = TaskWeights(horizons, learned=options.learned_weights)
         self._shares = loss_shares(training[0].horizons, options)
-        self._averaged = AveragedModel(
-            network, multi_avg_fn=get_ema_multi_avg_fn(options.average), use_buffers=True
-        )
+        # Buffers are copied: an average would truncate those that hold whole numbers.
+        self._averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.average))
         self._best_heads = np.full((len(LOSSES), horizons), -np.inf)
         self._waited = np.zeros((len(LOSSES), horizons), dtype=np.int64)
         self._optimiser = torch.optim.AdamW(_groups(network, self._weights, options))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from learning import DAY_BARS, HORIZONS, segment, split, tiny
 
+from tracepaper.replay.training import fit as fits
 from tracepaper.replay.training import state as states
 from tracepaper.replay.training.fit import Fit, FitOptions, Progress, learning_rate
 from tracepaper.replay.training.samples import Samples, samples_of
@@ -211,6 +212,25 @@ def test_products_in_bfloat16_leave_the_weights_float32(tmp_path: Path, kind: st
     assert all(tensor.dtype is torch.float32 for tensor in half.best.values())
     assert half.progress.training_loss != plain.progress.training_loss
     assert half.progress.training_loss == pytest.approx(plain.progress.training_loss, rel=0.05)
+
+
+def test_averaging_the_weights_leaves_what_is_no_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[torch.nn.Module] = []
+    scores = fits.head_scores
+
+    def observed(module: Any, *rest: Any) -> Any:
+        judged.append(module)
+        return scores(module, *rest)
+
+    monkeypatch.setattr(fits, "head_scores", observed)
+    fit(tmp_path, options(average=0.9), kind="informer").run(ignore)
+    # The keys that each query samples are whole numbers: an average would truncate them.
+    expected = dict(network("informer").named_buffers())
+    assert any(not tensor.is_floating_point() for tensor in expected.values())
+    for name, tensor in judged[-1].named_buffers():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_the_rate_rises_then_falls_to_a_hundredth() -> None:
