@@ -39,7 +39,7 @@ def evaluate(
         _evaluate_class(checkpoint, data, config, as_json=json)
         return
     from tracepaper.replay.training.fitted import stored_baselines
-    from tracepaper.replay.training.material import Material
+    from tracepaper.replay.training.material import Material, reading
     from tracepaper.replay.training.pipeline import evaluated, split_of, use_threads
     from tracepaper.replay.training.rowwise import evaluated_rows
     from tracepaper.storage.checkpoints import load, locate
@@ -56,6 +56,7 @@ def evaluate(
         tuple(card["architecture"]["horizons"]),
         card["features"]["schema_id"],
         stored=stored_baselines(folder, card),
+        **reading(card["features"]),
     )
     if row_kind(card) is None:
         judged = evaluated(card, found.tensors, material, bars=explained_bars)

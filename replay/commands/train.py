@@ -57,10 +57,24 @@ def train(
     calibrate_until: Annotated[
         str | None, typer.Option(help="Date; all after it stays untouched for the figures.")
     ] = None,
-    schema: Annotated[str | None, typer.Option(help="Of the features, v1 by default.")] = None,
-    horizons: Annotated[str | None, typer.Option(help="Bars ahead, by commas.")] = None,
+    schema: Annotated[
+        str | None, typer.Option(help="Of the features: v1, or v2 or tree for the interval's.")
+    ] = None,
+    interval: Annotated[
+        str | None, typer.Option(help="The model's, then others to learn from: 15m,5m,1h.")
+    ] = None,
+    calendar: Annotated[
+        str | None, typer.Option(metavar="CODE", help="Shares: the exchange, such as XNAS.")
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where features and labels are kept; ~/.cache."),
+    ] = None,
+    horizons: Annotated[
+        str | None, typer.Option(help="Bars or times ahead, by commas: 5m,30m,4h.")
+    ] = None,
     gate_horizon: Annotated[
-        int | None, typer.Option(help="The one that the gates judge; the middle one.")
+        str | None, typer.Option(help="The one that the gates judge; the middle one.")
     ] = None,
     window: Annotated[int | None, typer.Option(help="Bars that one layer sees.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers.")] = None,
@@ -121,7 +135,7 @@ def train(
     given: dict[str, dict[str, Any]] = {
         "model": {"kind": network, "name": name},
         "architecture": {
-            "horizons": None if horizons is None else _numbers(horizons),
+            "horizons": horizons,
             "window": window,
             "layers": layers,
             "dim": dim,
@@ -149,7 +163,11 @@ def train(
             "threads": threads,
             "device": device,
         },
-        "features": {"schema_id": schema},
+        "features": {
+            "schema_id": schema,
+            "intervals": None if interval is None else interval.split(","),
+            "calendar": calendar,
+        },
         "calibration": {"horizon": gate_horizon},
         "split": {**_dates(train_until, validate_until, calibrate_until)},
     }
@@ -157,7 +175,7 @@ def train(
     if print_recipe:
         typer.echo(chosen[0].text(), nl=False)
         return
-    made = _train(chosen, *_required(data, out), resume=resume)
+    made = _train(chosen, *_required(data, out), cache, resume=resume)
     documents = [
         {"folder": str(folder), "id": found.id, "card": found.card} for folder, found in made
     ]
@@ -182,7 +200,7 @@ def _recipes(
     file: Path | None, given: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] | None
 ) -> list[AnyRecipe]:
     """Return the recipe of each seed: what is *given*, over *file*, over the defaults."""
-    from tracepaper.replay.training.recipe import over, read_recipe
+    from tracepaper.replay.training.recipe import over, read_recipe, with_bars
 
     document = {} if file is None else read_recipe(file)
     said = {
@@ -190,6 +208,7 @@ def _recipes(
         for name, section in given.items()
     }
     document = over(document, {name: section for name, section in said.items() if section})
+    document = dict(with_bars(document))
     if not seeds:
         return [_recipe(document)]
     return [_recipe(over(document, {"training": {"seed": seed}})) for seed in seeds]
@@ -209,10 +228,11 @@ def _recipe(document: Mapping[str, Any]) -> AnyRecipe:
 
 
 def _train(
-    recipes: Sequence[AnyRecipe], data: list[str], out: Path, *, resume: bool
+    recipes: Sequence[AnyRecipe], data: list[str], out: Path, cache: Path | None, *, resume: bool
 ) -> list[tuple[Path, Checkpoint]]:
     """Train and write a checkpoint of each recipe; they differ in their seeds alone."""
-    from tracepaper.replay.training.material import Material
+    from tracepaper.replay.training.array_cache import ArrayCache, default_folder
+    from tracepaper.replay.training.material import Material, intervals_of
     from tracepaper.replay.training.pipeline import compare_seeds, use_threads
     from tracepaper.replay.training.recipe import Recipe
 
@@ -220,7 +240,15 @@ def _train(
     use_threads(first.threads)
     horizons = first.config.horizons if isinstance(first, Recipe) else first.horizons
     split = _split(first.split or {}, max(horizons))
-    material = Material.read(data, split, horizons, first.schema_id)
+    material = Material.read(
+        data,
+        split,
+        horizons,
+        first.schema_id,
+        intervals=intervals_of(first.intervals),
+        calendar=first.calendar,
+        arrays=ArrayCache(cache or default_folder()),
+    )
     folders = [out]
     if len(recipes) > 1:
         folders = [out / f"seed-{recipe.options.seed}" for recipe in recipes]
@@ -268,15 +296,6 @@ def _print(folder: Path, found: Checkpoint) -> None:
     for sentence in found.card["honesty"]["sentences"]:
         typer.echo(f"  {sentence}")
     typer.echo(f"Use it: model.checkpoint = {str(folder)!r}, or tracepaper models {folder}.")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    from tracepaper.strategies.errors import ConfigInvalid
-
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise ConfigInvalid(f"--horizons is {text!r}; write bars by commas, such as 5,30,240.")
-    return tuple(sorted(int(part) for part in parts))
 
 
 def _shares(text: str) -> tuple[float, ...]:

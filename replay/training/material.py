@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,6 +135,17 @@ class Material:
         return tuple(dict.fromkeys(segment.interval_ms for segment in every))
 
     @property
+    def read_as(self) -> dict[str, Any]:
+        """How the files were read, as a card keeps it: what ``reading`` gives back."""
+        calendar = self.segments[0].candles.calendar
+        named: dict[str, Any] = {}
+        if calendar is not None:
+            named["calendar"] = calendar.sessions.name
+        if self.others:
+            named |= {"intervals": [interval_text(one) for one in self.intervals]}
+        return named
+
+    @property
     def times(self) -> tuple[str, ...]:
         """The horizons as times, such as ``30m``; with a calendar, times of trading."""
         return tuple(interval_text(bars * self.interval_ms) for bars in self.horizons)
@@ -192,6 +203,29 @@ def _code_of_labels(names: tuple[str, ...]) -> bytes:
 # --- intervals and horizons
 
 
+class ReadAs(TypedDict):
+    """How files are read, for ``Material.read``."""
+
+    intervals: tuple[int, ...]
+    calendar: str | None
+
+
+def reading(features: Mapping[str, Any]) -> ReadAs:
+    """Return how the files were read that a card with this ``[features]`` was made from.
+
+    Raises ``ConfigInvalid`` for an interval that is none.
+    """
+    return {
+        "intervals": intervals_of(features.get("intervals", ())),
+        "calendar": features.get("calendar"),
+    }
+
+
+def own_interval(schema_id: str, intervals: Sequence[int]) -> int:
+    """Return the interval that a model is made for; 0 where only the data say."""
+    return intervals[0] if intervals else _interval_of(schema_id)
+
+
 def _interval_of(schema_id: str) -> int:
     """Return the interval, in milliseconds, that a schema's name ends in; 0 for none."""
     family, _, text = schema_id.partition("-")
@@ -217,16 +251,17 @@ def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSch
     return {intervals[0]: schema(schema_id)}
 
 
-def intervals_of(text: str | None) -> tuple[int, ...]:
-    """Return the intervals that *text* names by commas, in milliseconds.
+def intervals_of(texts: str | Iterable[str] | None) -> tuple[int, ...]:
+    """Return the intervals that *texts* name, one by one or by commas, in milliseconds.
 
     Raises ``ConfigInvalid`` for what is no interval.
     """
+    parts = texts.split(",") if isinstance(texts, str) else (texts or ())
     found = []
-    for part in text.split(",") if text else ():
+    for part in parts:
         length_ms = time_of(part) or INTERVALS.get(part.strip(), 0)
         if not length_ms:
-            raise ConfigInvalid(f"--interval is {text!r}; write intervals by commas: 15m,5m,1h.")
+            raise ConfigInvalid(f"--interval {part!r} is none; write some by commas: 15m,5m,1h.")
         found.append(length_ms)
     return tuple(dict.fromkeys(found))
 

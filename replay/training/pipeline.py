@@ -164,7 +164,7 @@ def first_card(
     return {
         "model": cards.model_section(recipe.kind.name, name, at),
         "architecture": listed(recipe.config),
-        "features": cards.features_section(material.schema),
+        "features": cards.features_section(material.schema) | material.read_as,
         "market": cards.market_section(interval_name(minutes), material.sources, material.times),
         "training": cards.training_section(recipe, progress, bars=bars)
         | {"command": command(material.sources)},

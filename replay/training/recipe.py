@@ -18,12 +18,13 @@ from typing import Any, Final, Self, TypeVar
 
 from tracepaper.replay.training.boosting import BoostingOptions
 from tracepaper.replay.training.fit import FitOptions
+from tracepaper.replay.training.material import in_bars, intervals_of, own_interval
 from tracepaper.replay.training.series import TrainingFile
 from tracepaper.storage.checkpoints import dump
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.forecasters.row_models import ROW_KINDS
-from tracepaper.strategies.market import MINUTE_MS
+from tracepaper.strategies.market import MINUTE_MS, time_of
 from tracepaper.strategies.networks.architecture import (
     Architecture,
     Network,
@@ -40,7 +41,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "architecture": (),
     "training": ("threads", "device", "explained_bars"),
     "calibration": ("horizon",),
-    "features": ("schema_id",),
+    "features": ("schema_id", "intervals", "calendar"),
     "split": ("train_until", "validation_until", "calibration_until", "embargo_bars"),
 }
 """The keys of each section that are chosen; to those of training come what fits is fitted with."""
@@ -63,6 +64,8 @@ class Recipe:
     horizon: int  # of the gates
     name: str = ""
     schema_id: str = SCHEMA
+    intervals: tuple[str, ...] = ()  # the model's, then others to learn from
+    calendar: str | None = None
     explained_bars: int | None = None  # None: as many as the network can explain in minutes
     device: str = "cpu"
     threads: int = 2
@@ -91,6 +94,8 @@ class Recipe:
             whole("calibration.horizon", horizon),
             name=str(model.get("name", "")),
             schema_id=str(chosen["features"].get("schema_id", SCHEMA)),
+            intervals=tuple(chosen["features"].get("intervals", ())),
+            calendar=chosen["features"].get("calendar"),
             explained_bars=own.get("explained_bars"),
             device=str(own.get("device", "cpu")),
             threads=whole("training.threads", own.get("threads", THREADS)),
@@ -112,7 +117,7 @@ class Recipe:
         found: dict[str, Any] = {
             "model": {"kind": self.kind.name, "name": self.name},
             "architecture": listed(self.config),
-            "features": {"schema_id": self.schema_id},
+            "features": features_of(self.schema_id, self.intervals, self.calendar),
             "training": training,
             "calibration": {"horizon": self.horizon},
         }
@@ -136,6 +141,45 @@ def listed(config: Architecture) -> dict[str, Any]:
     """Return every field of an architecture, tuples as lists, as a card holds it."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}  # type: ignore[arg-type]
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def features_of(schema_id: str, intervals: Sequence[str], calendar: str | None) -> dict[str, Any]:
+    """Return ``[features]`` of a recipe; intervals and calendar only where they are chosen."""
+    found: dict[str, Any] = {"schema_id": schema_id}
+    if intervals:
+        found["intervals"] = list(intervals)
+    return found if calendar is None else {**found, "calendar": calendar}
+
+
+def with_bars(document: Document) -> Document:
+    """Return *document* with horizons in bars, where they are text with times or bars.
+
+    Raises ``ConfigInvalid`` where times are given and no interval is named.
+    """
+    architecture, calibration = document.get("architecture", {}), document.get("calibration", {})
+    given, of_gates = architecture.get("horizons"), calibration.get("horizon")
+    if not isinstance(given, str) and not isinstance(of_gates, str):
+        return document
+    features = document.get("features", {})
+    interval_ms = own_interval(
+        str(features.get("schema_id", SCHEMA)), intervals_of(features.get("intervals", ()))
+    )
+    if not interval_ms and any(time_of(text) for text in f"{given},{of_gates}".split(",")):
+        raise ConfigInvalid(
+            "Horizons that are times need the interval: give --interval, such as 15m, or a schema"
+            " that names one, such as v2-15m."
+        )
+    if features.get("calendar") and "d" in f"{given},{of_gates or ''}".lower():
+        raise ConfigInvalid(
+            "A calendar of sessions counts days in bars of its own; give --horizons in bars, or"
+            " hours."
+        )
+    if isinstance(given, str):
+        document = over(document, {"architecture": {"horizons": in_bars(given, interval_ms or 1)}})
+    if isinstance(of_gates, str):
+        bars = in_bars(of_gates, interval_ms or 1)[0]
+        document = over(document, {"calibration": {"horizon": bars}})
+    return document
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

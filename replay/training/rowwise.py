@@ -37,6 +37,7 @@ from tracepaper.replay.training.recipe import (
     THREADS,
     chosen_of,
     command,
+    features_of,
     middle,
     own_training,
     typed,
@@ -69,6 +70,8 @@ class RowRecipe:
     threads: int = 1
     schema_id: str = SCHEMA
     horizons: tuple[int, ...] = HORIZONS
+    intervals: tuple[str, ...] = ()  # the model's, then others to learn from
+    calendar: str | None = None
     split: Mapping[str, Any] | None = None
 
     @classmethod
@@ -92,6 +95,8 @@ class RowRecipe:
             threads=whole("training.threads", own.get("threads", THREADS)),
             schema_id=str(chosen["features"].get("schema_id", SCHEMA)),
             horizons=tuple(whole("architecture.horizons", one) for one in horizons),
+            intervals=tuple(chosen["features"].get("intervals", ())),
+            calendar=chosen["features"].get("calendar"),
             split=chosen["split"] or None,
         )
 
@@ -101,7 +106,7 @@ class RowRecipe:
         found: dict[str, Any] = {
             "model": {"kind": self.kind, "name": self.name},
             "architecture": {"horizons": list(self.horizons)},
-            "features": {"schema_id": self.schema_id},
+            "features": features_of(self.schema_id, self.intervals, self.calendar),
             "training": {**asdict(self.options), **training},
             "calibration": {"horizon": self.horizon},
         }
@@ -202,7 +207,7 @@ def _first_card(
     return {
         "model": cards.model_section(recipe.kind, recipe.name, recipe.created_ms),
         "architecture": {"horizons": list(material.horizons)},
-        "features": cards.features_section(material.schema),
+        "features": cards.features_section(material.schema) | material.read_as,
         "market": cards.market_section(interval_name(minutes), material.sources, material.times),
         "training": {
             **options,

@@ -11,7 +11,8 @@ from learning import DAY_BARS, MINUTE_MS, learnable, split, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.training.array_cache import ArrayCache
-from tracepaper.replay.training.material import Material, in_bars, intervals_of
+from tracepaper.replay.training.material import Material, in_bars, intervals_of, reading
+from tracepaper.replay.training.recipe import Recipe, read_recipe, with_bars
 from tracepaper.replay.training.samples import targets
 from tracepaper.replay.training.series import Part
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -155,7 +156,7 @@ def test_horizons_and_intervals_are_read_from_text() -> None:
     assert in_bars((30, 5), MINUTE_MS) == (5, 30)
     assert intervals_of("15m,5,1h,15") == (FIFTEEN, FIVE, HOUR)
     assert intervals_of("D") == (24 * HOUR,)
-    with pytest.raises(ConfigInvalid, match="write intervals by commas"):
+    with pytest.raises(ConfigInvalid, match="'often' is none; write some by commas"):
         intervals_of("15m,often")
 
 
@@ -184,3 +185,53 @@ def test_a_material_is_described(
     assert found["most_resident_mb"] > 0
     assert invoke(command) == 0
     assert "2d: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("features", "given", "bars"),
+    [
+        ({"schema_id": "v2", "intervals": ["15m", "5m"]}, "1h,4h", (4, 16)),
+        ({"schema_id": "v2-1h"}, "1d,4h", (4, 24)),
+        ({}, "5,30", (5, 30)),
+        ({"intervals": ["5m"], "calendar": "XNAS"}, "1h", (12,)),
+    ],
+)
+def test_a_recipe_may_say_horizons_as_times(
+    features: dict[str, object], given: str, bars: tuple[int, ...]
+) -> None:
+    found = with_bars({"features": features, "architecture": {"horizons": given}})
+    assert found["architecture"]["horizons"] == bars
+    of_gates = with_bars(
+        {"features": features, "calibration": {"horizon": given.split(",", maxsplit=1)[0]}}
+    )
+    assert of_gates["calibration"]["horizon"] in bars
+
+
+@pytest.mark.parametrize(
+    ("features", "sentence"),
+    [({}, "give --interval"), ({"intervals": ["5m"], "calendar": "XNAS"}, "counts days in bars")],
+)
+def test_a_recipe_of_times_needs_their_bars(features: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        with_bars({"features": features, "architecture": {"horizons": "1h,1d"}})
+
+
+def test_a_network_is_trained_on_two_intervals_by_one_command(
+    paths: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its card is a recipe, and says how to read the files again."""
+    out = tmp_path / "made"
+    command = ["train", "--data", paths[0], "--out", str(out), "--cache", str(tmp_path / "kept")]
+    command += ["--schema", "v2", "--interval", "15m,5m", "--horizons", "30m,1h", "--steps", "1"]
+    command += ["--gate-horizon", "1h", "--window", "8", "--layers", "1", "--dim", "8"]
+    command += ["--heads", "2", "--length", "64", "--explained-bars", "500"]
+    command += ["--train-until", "2023-11-23", "--validate-until", "2023-11-26"]
+    assert invoke([*command, "--calibrate-until", "2023-11-29", "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)["card"]
+    assert card["features"]["schema_id"] == "v2-15m"
+    assert card["market"]["horizons"] == ["30m", "1h"]
+    assert (card["architecture"]["horizons"], card["calibration"]["horizon"]) == ([2, 4], 4)
+    assert reading(card["features"]) == {"intervals": (FIFTEEN, FIVE), "calendar": None}
+    recipe = Recipe.of(read_recipe(out / "card.toml"))
+    assert (recipe.schema_id, recipe.intervals) == ("v2-15m", ("15m", "5m"))
+    assert list((tmp_path / "kept").iterdir())
