@@ -100,7 +100,10 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
     """
     found = open_any(database, run_id, sequence)
     if not isinstance(forecaster := found.forecaster, StreamingForecaster | WindowedForecaster):
-        raise DataInvalid(f"The model {forecaster.model_id} keeps nothing to look back through.")
+        raise DataInvalid(
+            f"The model {forecaster.model_id} has no attention to look back through; leave --full "
+            "out, and see its gates and its forecast."
+        )
     return PastOf(found.run, sequence, forecaster, found.forecast, found.bars, found.price_decimals)
 
 

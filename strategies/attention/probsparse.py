@@ -46,6 +46,7 @@ Score = Literal["sample_mean", "published"]
 _AXES: Final = 4
 _SAMPLED_ROWS: Final = 512
 """Rows whose sampled keys are gathered at once: the gather is the largest array here."""
+_SAMPLED_ROWS_LEAST: Final = 16
 _DENSE_RATIO: Final = 32
 """Up to so many keys for each that a query samples, the product with all of them is the faster."""
 _TOLERANCE: Final = 1e-4
@@ -218,11 +219,13 @@ def _spread(query: Tensor, key: Tensor, samples: Tensor, score: Score) -> Tensor
     samples = samples.to(query.device)
     time, count = samples.shape
     divisor = count if score == "sample_mean" else key.shape[2]
-    products = _chosen_of_all if time <= _DENSE_RATIO * count else _chosen_keys
+    products = _chosen_of_all if key.shape[2] <= _DENSE_RATIO * count else _chosen_keys
+    # Of a batch of windows fewer rows are ranked at once: all of their products are held.
+    step = max(_SAMPLED_ROWS // query.shape[0], _SAMPLED_ROWS_LEAST)
     parts = []
     with torch.no_grad():
-        for start in range(0, time, _SAMPLED_ROWS):
-            span = slice(start, start + _SAMPLED_ROWS)
+        for start in range(0, time, step):
+            span = slice(start, start + step)
             sampled = products(query[:, :, span], key, samples[span])  # [batch, head, row, sample]
             parts.append(sampled.amax(dim=-1) - sampled.sum(dim=-1) / divisor)
         return torch.cat(parts, dim=-1)

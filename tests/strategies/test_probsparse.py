@@ -68,6 +68,20 @@ def test_queries_are_ranked_alike_by_all_products_and_by_gathered_keys(
         assert torch.equal(found, wanted[..., : found.shape[-1]])
 
 
+def test_windows_are_ranked_together_as_alone() -> None:
+    drawn = torch.Generator().manual_seed(2)
+    query, key, value = torch.randn(3, 40, 2, 70, 8, generator=drawn).double()
+    samples = sample_keys(70, Mask.full(), factor=2, seed=7)
+
+    def active(part: slice) -> Tensor:
+        given = (query[part], key[part], value[part], Mask.full(), samples)
+        return attend_sparsely(*given, factor=2).rows.active
+
+    every = active(slice(None))
+    for at in (0, 17, 39):
+        assert torch.equal(every[[at]], active(slice(at, at + 1)))
+
+
 def test_a_row_that_was_lazy_has_the_entropy_of_all_it_sees() -> None:
     made = attended(60, Mask.full())
     every = sparse_entropy(made.rows)

@@ -8,9 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from tracepaper.replay.training.card import (
+    NO_ATTENTION,
     ROUND_TRIP_COST,
     measures,
     quantiles,
+    sentences,
     slope,
     temperature,
 )
@@ -89,3 +91,16 @@ def test_the_default_thresholds_are_those_of_the_gates() -> None:
     found = _default_thresholds(known)
     assert {name: found[name] for name in expected} == expected
     assert found.keys() == set(NAMES) - {"edge"}
+
+
+@pytest.mark.parametrize(("error", "verb"), [(0.01, "beat"), (0.05, "did not"), (0.0, "did not")])
+def test_a_gain_without_an_error_beats_nothing(error: float, verb: str) -> None:
+    main = {"sign_accuracy": {"network": [0.5, 0.1]}, "qlike": {"network": [1, 0], "har": [2, 0]}}
+    surest = {"gained": [0.0, 0.0, 0.06], "error": [0.0, 0.0, error]}
+    passed = {"bars_per_1000": 0.0, "trades": 0, "days": 0}
+    gates = {"selective": {"entropy_confidence": surest}, "traded": {"edge": passed}}
+    said = sentences({"30": main}, gates, horizon=30)
+    assert any(f"The entropy gate {verb}" in sentence for sentence in said)
+    bare = sentences({"30": main}, {**gates, "selective": {}}, horizon=30)
+    assert not any("entropy gate" in sentence for sentence in bare)
+    assert NO_ATTENTION in bare
