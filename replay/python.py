@@ -256,7 +256,7 @@ class Backtest:
         A negative one counts from the last decision back: -1 is the last. Raises ``DataInvalid``
         where there is no such decision.
         """
-        from tracepaper.replay.explain.output import document
+        from tracepaper.replay.explain.output import Recomputed, document
         from tracepaper.replay.explain.stored import read_stored
         from tracepaper.replay.explain.terminal import show_stored
 
@@ -264,7 +264,8 @@ class Backtest:
         stored = read_stored(self.database, self.run_id, self._sequence(sequence))
         shown_stored = show_stored(stored)
         return Text(
-            text_of(lambda console: console.print(shown_stored)), document(stored, None, None)
+            text_of(lambda console: console.print(shown_stored)),
+            document(stored, Recomputed(), None),
         )
 
     def _sequence(self, given: int) -> int:

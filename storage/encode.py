@@ -82,7 +82,7 @@ _MADE: Final = {
         "holding", "unrealized_pnl", "account_unrealized_pnl", "digest",
     ),
     "answers": (
-        "step", "late_deadline_ms", "model_id", "horizon", *FORECAST_COLUMNS, "horizons",
+        "step", "late_deadline_ms", "model_id", "horizon", *FORECAST_COLUMNS, "horizons", "halves",
         *EXPLANATION_COLUMNS,
         *(measure_name(gate) for gate in ANSWER_GATES),
     ),
@@ -385,7 +385,7 @@ _OF_ACCOUNT: Final = attrgetter("cash", "realized_pnl", "fees_paid", "funding_pa
 
 _TABLE_ORDER: Final = {table: place for place, table in enumerate(SPARSE_TABLES)}
 _NO_BAR: Final[Row] = (None,) * len(BAR_COLUMNS)
-_NO_FORECAST: Final[Row] = (None,) * (2 + len(FORECAST_COLUMNS))
+_NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
 _NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
 _NO_ANSWER: Final[Row] = (None,) * (len(_MADE["answers"]) - 1)  # all but the key
@@ -656,7 +656,7 @@ _NOTED: Final = _shape(("answers",), accepted=True)
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
-    """Return horizon, the six columns at it, and the msgpack of all horizons and the rest."""
+    """Return horizon, the six columns at it, the msgpack of all others, and the halves."""
     horizons = forecast.horizons
     columns = _OF_FORECAST(forecast)
     if not horizons or any(column and len(column) != len(horizons) for column in columns):
@@ -666,7 +666,8 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     # A column that the model does not give is null in both places.
     others = [column[:at] + column[at + 1 :] if column else None for column in stored]
     content = msgspec.msgpack.encode((horizons, *others))
-    return (horizons[at], *[column[at] if column else None for column in stored], content)
+    of_one = [column[at] if column else None for column in stored]
+    return (horizons[at], *of_one, content, forecast.halves or None)
 
 
 def _explanation_columns(explanation: Explanation | None) -> Row:

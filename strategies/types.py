@@ -378,6 +378,9 @@ class Forecast(Struct, frozen=True, gc=False):
     volatility: tuple[float, ...]  # expected standard deviation of the return to the horizon
     model_id: str
     explanation: Explanation | None = None
+    halves: bytes = b""
+    """Of an ensemble: mean return and volatility at each horizon of the network, and then of the
+    row model, as little-endian float32; empty where one model answered."""
 
 
 class PredictionTimeout(Struct, frozen=True, gc=False):

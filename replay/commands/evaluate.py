@@ -38,12 +38,13 @@ def evaluate(
     if MODULE_CLASS.match(checkpoint):
         _evaluate_class(checkpoint, data, config, as_json=json)
         return
+    from tracepaper.replay.training.ensemble import evaluated_ensemble
     from tracepaper.replay.training.fitted import stored_baselines
     from tracepaper.replay.training.material import Material, reading
     from tracepaper.replay.training.pipeline import evaluated, split_of, use_threads
     from tracepaper.replay.training.rowwise import evaluated_rows
     from tracepaper.storage.checkpoints import load, locate
-    from tracepaper.strategies.forecasters.build import build, row_kind
+    from tracepaper.strategies.forecasters.build import build, is_ensemble, row_kind
 
     use_threads(threads)
     folder = locate(checkpoint)
@@ -58,7 +59,9 @@ def evaluate(
         stored=stored_baselines(folder, card),
         **reading(card["features"]),
     )
-    if row_kind(card) is None:
+    if is_ensemble(card):
+        judged = evaluated_ensemble(card, found.tensors, material)
+    elif row_kind(card) is None:
         judged = evaluated(card, found.tensors, material, bars=explained_bars)
     else:
         judged = evaluated_rows(card, found.tensors, material)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 
 from tracepaper.replay.explain.recomputed import PastOf
+from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster, halves
 from tracepaper.strategies.forecasters.rowwise import RowForecaster
 from tracepaper.strategies.strategy import Forecaster
 
@@ -40,10 +42,19 @@ class ByFeature:
 
 
 def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
-    """Return *past* where a model of one row decided; None for any other."""
-    if not isinstance(past.forecaster, RowForecaster):
+    """Return *past* of the model of one row that decided, or that was one half; None for others.
+
+    Of an ensemble its forecast is what that half said.
+    """
+    forecaster, forecast = past.forecaster, past.forecast
+    if isinstance(forecaster, EnsembleForecaster):
+        forecaster = forecaster.rows
+        forecaster.warm(past.decided.instrument, past.bars)
+        mean, volatility = (tuple(column) for column in halves(forecast)[1].tolist())
+        forecast = replace(forecast, mean_return=mean, volatility=volatility)
+    if not isinstance(forecaster, RowForecaster):
         return None
-    return PastOf(**{**vars(past), "forecaster": past.forecaster})
+    return PastOf(**{**vars(past), "forecaster": forecaster, "forecast": forecast})
 
 
 def by_feature(past: PastOf[RowForecaster]) -> ByFeature:

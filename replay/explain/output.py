@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from tracepaper.replay.explain.recomputed import Full
 
 
+class Recomputed(NamedTuple):
+    """What the model said again: where a network looked, what a tree's or a glm's features added.
+
+    An ensemble says both, and a decision of which nothing was asked again neither.
+    """
+
+    full: Full | None = None
+    by_feature: ByFeature | None = None
+
+
 def explain_decision(
     decision: str, database: Path | None, *, full: bool, png: Path | None, as_json: bool
 ) -> None:
@@ -33,7 +43,7 @@ def explain_decision(
         from tracepaper.replay.explain.picture import require_plotting
 
         require_plotting()
-    found: Full | ByFeature | None = None
+    found = Recomputed()
     missing: DataInvalid | CheckpointMismatch | None = None
     if full:
         try:
@@ -47,18 +57,15 @@ def explain_decision(
     if missing is not None:
         raise missing
     if png is not None:
-        from tracepaper.replay.explain.by_feature import ByFeature
         from tracepaper.replay.explain.picture import draw
 
-        draw(path, stored, None if isinstance(found, ByFeature) else found, png)
+        draw(path, stored, found.full, png)
         Console(stderr=True, soft_wrap=True).print(
             f"The picture is {png}.", highlight=False, markup=False
         )
 
 
-def document(
-    stored: StoredDecision, full: Full | ByFeature | None, missing: str | None
-) -> dict[str, Any]:
+def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> dict[str, Any]:
     """Return everything about one decision as plain values; returns are log returns."""
     flips = asdict(flips_of(stored))
     margins = flips.pop("gates")
@@ -78,27 +85,34 @@ def document(
         "flips": flips,
         "buckets": stored.buckets,
         "no_attribution": stored.no_attribution,
-        "full": None if full is None else asdict(full),
+        "full": None if found.full is None else asdict(found.full),
+        "by_feature": None if found.by_feature is None else asdict(found.by_feature),
         "full_missing": missing,
     }
 
 
-def _recomputed(path: Path, run_id: str, sequence: int) -> Full | ByFeature:
+def _recomputed(path: Path, run_id: str, sequence: int) -> Recomputed:
     from tracepaper.replay.explain.by_feature import by_feature, of_rows
     from tracepaper.replay.explain.recomputed import explain_fully, open_any, open_past
+    from tracepaper.strategies.forecasters.rowwise import RowForecaster
 
     # On anything but a terminal the status prints nothing.
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):
-        if (rows := of_rows(open_any(path, run_id, sequence))) is not None:
-            return by_feature(rows)
-        return explain_fully(open_past(path, run_id, sequence))
+        past = open_any(path, run_id, sequence)
+        rows = of_rows(past)
+        added = None if rows is None else by_feature(rows)
+        if isinstance(past.forecaster, RowForecaster):
+            return Recomputed(None, added)
+        return Recomputed(explain_fully(open_past(path, run_id, sequence)), added)
 
 
-def _print(stored: StoredDecision, full: Full | ByFeature | None) -> None:
+def _print(stored: StoredDecision, found: Recomputed) -> None:
     console = Terminal()
     console.print(show_stored(stored))
-    if full is not None:
-        from tracepaper.replay.explain.by_feature import ByFeature
+    if found != Recomputed():
         from tracepaper.replay.explain.terminal_full import show_by_feature, show_full
 
-        console.print(show_by_feature(full) if isinstance(full, ByFeature) else show_full(full))
+        if found.full is not None:
+            console.print(show_full(found.full))
+        if found.by_feature is not None:
+            console.print(show_by_feature(found.by_feature))

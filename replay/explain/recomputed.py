@@ -21,6 +21,7 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.attributing import Contributions, Figures, Probe
+from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster
 from tracepaper.strategies.forecasters.streaming import Attribution, StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.strategy import Forecaster
@@ -99,7 +100,10 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
     Raises ``DataInvalid`` as ``open_any``, and for a model without attention.
     """
     found = open_any(database, run_id, sequence)
-    if not isinstance(forecaster := found.forecaster, StreamingForecaster | WindowedForecaster):
+    forecaster = found.forecaster
+    if isinstance(forecaster, EnsembleForecaster):
+        forecaster = forecaster.network
+    if not isinstance(forecaster, StreamingForecaster | WindowedForecaster):
         raise DataInvalid(
             f"The model {forecaster.model_id} has no attention to look back through; leave --full "
             "out, and see its gates and its forecast."

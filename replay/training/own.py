@@ -70,7 +70,7 @@ def evaluate_own(
     for samples in material.samples(Part.TEST):
         rows, forecasts = _answers(forecaster, samples)
         if len(rows):
-            answered.append((samples, rows, _predictions(samples, rows, forecasts)))
+            answered.append((samples, rows, predictions_of(samples, rows, forecasts)))
     if not answered:
         raise ConfigInvalid(
             f"The model forecast no bar after {iso(material.split.train_until_ms)}; give candles "
@@ -120,7 +120,7 @@ def _columns(forecaster: UserForecaster) -> list[str]:
     return found
 
 
-def _predictions(
+def predictions_of(
     samples: Samples, rows: NDArray[np.int64], forecasts: Sequence[Forecast]
 ) -> Predictions:
     """Return the forecasts in units of σ √h; what is not given is zero, and left out later."""

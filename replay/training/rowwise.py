@@ -8,7 +8,7 @@ The rules are docs/models.md, L7, L8 and L22 to L24.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -54,6 +54,9 @@ from tracepaper.strategies.forecasters.rowwise import ROW_MEASURES, RowForecaste
 from tracepaper.strategies.forecasters.trees import joined
 from tracepaper.strategies.gates import GATES, GateInputs
 
+WITHOUT_ATTENTION: Final = (
+    "It has no attention, so the gates of entropy, shift and regime are not declared."
+)
 HORIZONS: Final = (5, 30, 240)
 
 
@@ -290,7 +293,7 @@ def evaluated_rows(
     figures: dict[str, Any] = {str(one.horizon): figures_of(one, ROW_MEASURES) for one in scaled}
     horizon = int(section["horizon"])
     chosen = next(one for one in scaled if one.horizon == horizon)
-    sentences = _sentences(figures, horizon=horizon)
+    sentences = [*judged_sentences(figures, horizon=horizon), WITHOUT_ATTENTION]
     figures["gates"] = {"selective": selective_of(chosen, ROW_MEASURES)}
     return {**card, "honesty": {"sentences": sentences}, "figures": figures}
 
@@ -325,12 +328,17 @@ def _trained(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainedR
     return trained_rows(card, tensors, kind)
 
 
-def _sentences(figures: Mapping[str, Any], *, horizon: int) -> list[str]:
-    """Return what an honest reader must know, in words that follow from the figures."""
+def judged_sentences(
+    figures: Mapping[str, Any], *, horizon: int, halves: Collection[str] = ()
+) -> list[str]:
+    """Return what an honest reader must know, in words that follow from the figures.
+
+    *halves* are names of the tables that are no baselines.
+    """
     main = figures[str(horizon)]
     accuracy, error = main["sign_accuracy"][OF_MODEL]
-    ours = main["qlike"][OF_MODEL]
-    best = min((pair[0], name) for name, pair in main["qlike"].items() if name != OF_MODEL)
+    ours, known = main["qlike"][OF_MODEL], {OF_MODEL, *halves}
+    best = min((pair[0], name) for name, pair in main["qlike"].items() if name not in known)
     word = "better" if ours[0] < best[0] else "no better"
     sign = (
         f"At {horizon} bars it named the sign of the return in {100 * accuracy:.1f} % of untouched"
@@ -340,5 +348,4 @@ def _sentences(figures: Mapping[str, Any], *, horizon: int) -> list[str]:
         f"Its volatility at {horizon} bars is {word} than the best baseline's"
         f" (QLIKE {ours[0]:.3f} against {best[0]:.3f} of {best[1].replace('_', ' ')})."
     )
-    attention = "It has no attention, so the gates of entropy, shift and regime are not declared."
-    return [cards.NOTICE, sign, volatility, attention]
+    return [cards.NOTICE, sign, volatility]

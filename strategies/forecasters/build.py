@@ -22,6 +22,7 @@ from tracepaper.strategies.attention.memory import (
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.forecasters.answers import TrainedModel
+from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster
 from tracepaper.strategies.forecasters.plain import PlainForecaster
 from tracepaper.strategies.forecasters.row_models import ROW_KINDS, RowKind
 from tracepaper.strategies.forecasters.rowwise import RowForecaster, TrainedRows
@@ -34,6 +35,8 @@ from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Calibration
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
+ENSEMBLE: Final = "ensemble"
+"""The kind of checkpoint that holds a network and a row model."""
 MODES: Final = ("step", "batched", "scan")
 _PROBE_BARS: Final = 64
 _QUANTILES_MAX: Final = 1_000
@@ -73,6 +76,21 @@ def build(
         raise ConfigInvalid(f"model.threads is {threads}; it must be at least 1.")
     chosen = choose_backend(card, backend, device=device)
     torch.set_num_threads(threads)
+    if is_ensemble(card):
+        return _ensemble(
+            card,
+            tensors,
+            lambda part, own: build(
+                part,
+                own,
+                device=device,
+                threads=threads,
+                mode=mode,
+                backend=backend,
+                instruments=instruments,
+                free_bytes=free_bytes,
+            ),
+        )
     if (rows := row_kind(card)) is not None:
         return RowForecaster(trained_rows(card, tensors, rows), mode=mode, threads=threads)
     kind, config = architecture(card)
@@ -110,6 +128,8 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
     that cannot be had.
     """
     require_device(device)
+    if is_ensemble(card):
+        return choose_backend(_part(card, "network"), wanted, device=device)
     if (rows := row_kind(card)) is not None:
         return _own_backend(wanted, rows.name)
     kind, config = architecture(card)
@@ -162,6 +182,42 @@ def architecture(card: Mapping[str, Any]) -> tuple[NetworkKind, Architecture]:
     kind = kind_of(_section(card, "model").get("kind"))
     config: Architecture = kind.read(_section(card, "architecture"))
     return kind, config
+
+
+def is_ensemble(card: Mapping[str, Any]) -> bool:
+    """Return whether *card* is of a network and a row model together."""
+    return bool(_section(card, "model").get("kind") == ENSEMBLE)
+
+
+def _part(card: Mapping[str, Any], half: str) -> dict[str, Any]:
+    """Return the card of one half of an ensemble, under the identity of the whole."""
+    part = _section(_section(card, "parts"), half)
+    identity = {key: _section(card, "model").get(key, "") for key in ("id", "sha256")}
+    return {**part, "model": {**_section(part, "model"), **identity}}
+
+
+def _ensemble(
+    card: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    build_half: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Forecaster],
+) -> EnsembleForecaster:
+    """Return the forecaster of both halves, each built of its own part of card and tensors."""
+    halves: list[Forecaster] = []
+    for half in ("network", "rows"):
+        own = {
+            name.removeprefix(f"{half}."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(f"{half}.")
+        }
+        halves.append(build_half(_part(card, half), own))
+    network, rows = halves
+    if not isinstance(network, StreamingForecaster) or not isinstance(rows, RowForecaster):
+        raise CheckpointMismatch(
+            "An ensemble is a flash network with its causal window and a tree or a glm; combine "
+            "two such checkpoints."
+        )
+    shares = _section(card, "ensemble").get("network_share")
+    return EnsembleForecaster(network, rows, _per_horizon(shares, network.horizons))
 
 
 def row_kind(card: Mapping[str, Any]) -> RowKind | None:

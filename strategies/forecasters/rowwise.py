@@ -97,7 +97,7 @@ class RowForecaster:
         ready = np.flatnonzero(taken.is_complete).tolist()
         answers: list[Forecast | None] = [None] * len(bars)
         if ready:
-            said = self._forecasts(taken.values[ready], taken.sigma[ready])
+            said = self.forecasts(taken.values[ready], taken.sigma[ready])
             for at, forecast in zip(ready, said, strict=True):
                 answers[at] = forecast
         return answers
@@ -108,7 +108,7 @@ class RowForecaster:
             return []
         rows, sigmas, _ = self._of(bars[0].instrument).take_all(bars)
         answers: list[Forecast | None] = [None] * (len(bars) - len(rows))
-        return [*answers, *self._forecasts(rows, sigmas)] if len(rows) else answers
+        return [*answers, *self.forecasts(rows, sigmas)] if len(rows) else answers
 
     def explain(self, instrument: str) -> RowAdded:
         """Return what each feature of the last bar added to what was said of it.
@@ -131,8 +131,8 @@ class RowForecaster:
             self._instruments[instrument] = InstrumentMemory(self.trained.schema, used)
         return self._instruments[instrument]
 
-    def _forecasts(self, rows: NDArray[np.float32], sigmas: Floats) -> list[Forecast]:
-        """Return the forecast of each row; figures are NaN where a feature is not finite."""
+    def forecasts(self, rows: NDArray[np.float32], sigmas: Floats) -> list[Forecast]:
+        """Return the forecast of each of *rows*; NaN where a feature is not finite."""
         usable = np.isfinite(rows).all(axis=1)
         mean, log_variance = self.trained.model.answer(rows)
         root = np.where(usable, sigmas, np.nan)[:, None] * self._roots

@@ -138,6 +138,8 @@ class StreamingForecaster:
         self._state = StreamState(network, streams=0)
         self._features = FeatureStreams(model.schema, streams=0)
         self._instruments: dict[str, InstrumentMemory] = {}
+        self.newest = FeatureRows(np.empty((0, 0), np.float32), np.empty(0), np.empty(0, np.bool_))
+        """The rows of the last call: of each bar of a group, of the last bars of a scan."""
 
     @property
     def attended_pairs(self) -> int:
@@ -173,7 +175,7 @@ class StreamingForecaster:
         memories = [self._of(bar.instrument) for bar in bars]
         for known, bar in zip(memories, bars, strict=True):
             known.admit([bar])
-        taken = take_rows(self._features, memories, bars)
+        taken = self.newest = take_rows(self._features, memories, bars)
         ready = np.flatnonzero(taken.is_complete).tolist()
         answers: list[Forecast | None] = [None] * len(bars)
         if not ready:
@@ -201,6 +203,7 @@ class StreamingForecaster:
             return []
         known = self._of(bars[0].instrument)
         rows, sigmas, positions = known.take_all(bars)
+        self.newest = FeatureRows(rows, sigmas, np.ones(len(rows), np.bool_))
         answers: list[Forecast | None] = [None] * (len(bars) - len(rows))
         usable = _usable(rows, sigmas)
         for part, advanced in self._chunks(known, rows, positions):

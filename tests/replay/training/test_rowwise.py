@@ -170,7 +170,7 @@ def test_it_is_replayed_verified_and_taken_apart(
     invoke("verify", "last", "--db", str(database))
     told = json.loads(invoke("explain", "last:600", "--full", "--json", "--db", str(database)))
     assert {gate["gate"] for gate in told["gates"]}.isdisjoint({"collapse", "regime", "direction"})
-    full = told["full"]
+    full = told["by_feature"]
     assert full["gap"] < 1e-15
     means = [one["mean_return"] for one in full["features"]]
     assert full["mean_base"] + sum(means) == pytest.approx(full["mean_return"])
