@@ -18,6 +18,7 @@ from learning import DAY_BARS, HORIZONS, segment, split, tiny
 from tracepaper.replay.training import fit as fits
 from tracepaper.replay.training import state as states
 from tracepaper.replay.training.fit import Fit, FitOptions, Progress, learning_rate
+from tracepaper.replay.training.losses import head_scores
 from tracepaper.replay.training.samples import Samples, samples_of
 from tracepaper.replay.training.series import Part
 from tracepaper.replay.training.state import STATE_NAME
@@ -218,11 +219,10 @@ def test_averaging_the_weights_leaves_what_is_no_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[torch.nn.Module] = []
-    scores = fits.head_scores
 
     def observed(module: Any, *rest: Any) -> Any:
         judged.append(module)
-        return scores(module, *rest)
+        return head_scores(module, *rest)
 
     monkeypatch.setattr(fits, "head_scores", observed)
     fit(tmp_path, options(average=0.9), kind="informer").run(ignore)
