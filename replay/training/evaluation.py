@@ -54,18 +54,26 @@ def joined(parts: list[Predictions]) -> Predictions:
     return Predictions(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
 
-def predict(network: Network, segment: Segment, rows: NDArray[np.int64]) -> Predictions:
+def predict(
+    network: Network, segment: Segment, rows: NDArray[np.int64], *, dropout: bool = False
+) -> Predictions:
     """Return the outputs at *rows* (ascending) of *segment*, which has features there.
 
     Each row sees the receptive field that ends at it, or all there is of it; before that a network
-    of whole windows is given zeros, which are neutral. Leaves it in evaluation mode.
+    of whole windows is given zeros, which are neutral. With *dropout* it drops as in training, by
+    PyTorch's seed. Leaves it in evaluation mode.
     """
     network.eval()
     if not len(rows):
         raise DataInvalid("There is no bar to forecast; give longer candles.")
     answered = _by_row if network.answers_every_row else _by_window
-    with torch.inference_mode():
-        return joined([_arrays(outputs) for outputs in answered(network, segment, rows)])
+    try:
+        for module in network.dropping() if dropout else ():
+            module.train()
+        with torch.inference_mode():
+            return joined([_arrays(outputs) for outputs in answered(network, segment, rows)])
+    finally:
+        network.eval()
 
 
 def _by_row(network: Network, segment: Segment, rows: NDArray[np.int64]) -> Iterator[Outputs]:

@@ -88,9 +88,15 @@ def r_squared(forecast: Array, value: Array, days: NDArray[np.int64]) -> DailyEs
 
 
 def qlike(forecast: Array, variance: Array, days: NDArray[np.int64]) -> DailyEstimate:
-    """Return the mean of v ÷ f - log(v ÷ f) - 1 (Patton, 2011); both have the same floor."""
+    """Return the mean of ``qlike_of``."""
+    return mean(qlike_of(forecast, variance), days)
+
+
+def qlike_of(forecast: Array, variance: Array) -> Array:
+    """Return v ÷ f - log(v ÷ f) - 1 of each row (Patton, 2011); both have the same floor."""
     ratio = np.maximum(variance, VARIANCE_FLOOR) / np.maximum(forecast, VARIANCE_FLOOR)
-    return mean(ratio - np.log(ratio) - 1.0, days)
+    loss: Array = ratio - np.log(ratio) - 1.0
+    return loss
 
 
 def interval_coverage(

@@ -306,11 +306,11 @@ def _judge(
     answered = []
     for samples in material.samples(part):
         rows = np.flatnonzero(samples.weights.any(axis=1))
-        answered.append((samples, rows, _predictions(model, samples.segment.values[rows])))
+        answered.append((samples, rows, predictions(model, samples.segment.values[rows])))
     return judged(answered, material.baselines, material.horizons)
 
 
-def _predictions(model: RowModel, rows: NDArray[np.float32]) -> Predictions:
+def predictions(model: RowModel, rows: NDArray[np.float32]) -> Predictions:
     """Return what *model* says of *rows*; its scale is the root of the variance."""
     mean, log_variance = model.answer(rows)
     return Predictions(

@@ -164,10 +164,20 @@ class Network(nn.Module):
     def content_free(self) -> float:
         """Return the confidence over a full window that mask and encoding alone give."""
 
+    def dropping(self) -> list[nn.Module]:
+        """Return the modules that drop numbers at random while training; empty where none does."""
+        kinds = (nn.Dropout, nn.LSTM)
+        return [one for one in self.modules() if isinstance(one, kinds) and _rate(one) > 0]
+
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
         return next(self.parameters()).device
+
+
+def _rate(module: nn.Dropout | nn.LSTM) -> float:
+    """Return the share of numbers that *module* drops while training."""
+    return module.p if isinstance(module, nn.Dropout) else module.dropout
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,7 +252,12 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
         run(evaluate, str(out), *data, "--explained-bars", "1000", "--threads", "1", "--json")
     )
     assert judged["figures"] == trained["card"]["figures"]
-    told = run(evaluate, str(out), *data, "--explained-bars", "1000", "--threads", "1")
+    assert judged["findings"] == []
+    examined = ["--explanations", "3", "--ablation", "4", "--attributions", "1", "--intervals"]
+    few = ["--explained-bars", "1000", "--threads", "1"]
+    told = run(evaluate, str(out), *data, *few, *examined)
+    for title in ("Deletion and insertion", "Context ablation", "Rank correlation", "Intervals of"):
+        assert title in told
     assert "reversed persistence" in told
     assert "entropy confidence" in told
     assert all(sentence[:40] in told for sentence in judged["sentences"])

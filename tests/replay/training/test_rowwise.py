@@ -180,6 +180,32 @@ def test_it_is_replayed_verified_and_taken_apart(
     assert "context 512 bars" in invoke("models", str(folder / "tree"))
 
 
+def test_a_row_model_is_examined_by_column_and_interval(
+    made: dict[str, Checkpoint],
+    folder: Path,
+    candles: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["--permutation", "300", "--attributions", "1", "--intervals", "--json"]
+    assert cli.invoke(["evaluate", str(folder / "glm"), "--data", candles, *asked]) == 0
+    told = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert list(told) == [
+        "permutation",
+        "attributions",
+        "contributions",
+        "intervals",
+        "interval_days",
+    ]
+    assert told["permutation"]["rows"][0]["QLIKE 30m"][0] > 0
+    covered = {row["interval"]: row["coverage"][0] for row in told["intervals"]["rows"]}
+    figures = made["glm"].card["figures"]["30"]
+    assert covered["own"] == pytest.approx(figures["coverage_90"][0], abs=1e-4)
+    assert cli.invoke(["evaluate", str(folder / "glm"), "--data", candles, "--ablation", "5"]) != 0
+    assert "leave --ablation out" in capsys.readouterr().err
+    assert cli.invoke(["evaluate", "any:Model", "--data", candles, "--ablation", "5"]) != 0
+    assert "which a class does not show" in capsys.readouterr().err
+
+
 def test_changed_trees_are_refused(made: dict[str, Checkpoint], tmp_path: Path) -> None:
     tensors = dict(made["tree"].tensors)
     tensors["feature"] = tensors["feature"] + 30
