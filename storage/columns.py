@@ -381,6 +381,8 @@ _OUTCOMES = (
         "why the target is neither reached nor ordered; null where it is",
         null=True,
     ),
+    _whole("regime_cell", "of the card's own regimes, from 1; null where it has none", null=True),
+    _real("size_factor", "of the size, by confidence in the volatility; null where not asked for"),
 )
 
 _HOLDINGS = (

@@ -315,6 +315,8 @@ class StepDecoder:
                 outcome[OUTCOME.passed],
                 Regime(outcome[OUTCOME.regime]),
                 outcome[OUTCOME.unfilled_reason],
+                outcome[OUTCOME.regime_cell],
+                outcome[OUTCOME.size_factor],
             ),
             core[STEP.target_quantity],
             tuple(measures.get(gate) for gate in gate_set.gates),

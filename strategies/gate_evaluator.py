@@ -13,8 +13,11 @@ from typing import Any, Final
 
 from tracepaper.strategies import gates
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.fitted import CALIBRATED, ENTROPY, MARGIN, FittedConfidence
 from tracepaper.strategies.gates import (
+    AUTO,
     GATES,
+    MILDEST,
     Gate,
     GateInputs,
     GateKind,
@@ -67,11 +70,46 @@ def thresholds_of(
 
 
 def _calibrated(asked: Gate, text: str, calibration: Calibration | None) -> str:
-    """Return *text*, or the number that stands for a default where there is no calibration."""
+    """Return *text*, or what stands for a default: see ``ThresholdKey``."""
     key = asked.threshold
-    if calibration is None and isinstance(key, ThresholdKey) and text == key.default:
+    if not isinstance(key, ThresholdKey) or text not in (AUTO, key.default):
+        return text
+    if calibration is None:
         return key.uncalibrated or text
-    return text
+    if text != AUTO:
+        return text
+    fitted = calibration.confidence
+    return MILDEST if fitted is not None and not fitted.strict else key.strict or str(key.default)
+
+
+def fitted_for(settings: Settings, calibration: Calibration | None) -> FittedConfidence | None:
+    """Return the card's fitted confidence; None where it has none at ``gate.horizon``."""
+    found = None if calibration is None else calibration.confidence
+    return found if found is not None and found.horizon == settings["gate"]["horizon"] else None
+
+
+def confidence_by(
+    settings: Settings, calibration: Calibration | None, measures: Collection[str]
+) -> str:
+    """Return which confidence gates are to compare: ``gate.confidence_by``, or the card's choice.
+
+    Raises ``ConfigInvalid`` where one is named that the model, giving *measures*, does not have.
+    """
+    asked, fitted = str(settings["gate"]["confidence_by"]), fitted_for(settings, calibration)
+    if asked == AUTO:
+        return ENTROPY if fitted is None else fitted.chosen
+    if asked == CALIBRATED and fitted is None:
+        raise ConfigInvalid(
+            "gate.confidence_by is 'calibrated', and the model's card has no fitted confidence at "
+            f"gate.horizon {settings['gate']['horizon']}; train it again, or choose entropy or "
+            "margin."
+        )
+    if asked == MARGIN and "probabilities" not in measures:
+        raise ConfigInvalid(
+            "gate.confidence_by is 'margin', and the model gives no probabilities; choose entropy "
+            "or auto."
+        )
+    return asked
 
 
 def configured(asked: Gate, settings: Settings) -> Any:  # noqa: ANN401 - as the section holds it

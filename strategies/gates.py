@@ -15,7 +15,9 @@ from typing import Final
 
 from msgspec import Struct
 
+from tracepaper.strategies.confidence import margin, sign_confidence
 from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.fitted import CALIBRATED, ENTROPY, MARGIN, FittedConfidence
 from tracepaper.strategies.types import MONEY_SCALE, Explanation, Forecast, Regime
 from tracepaper.strategies.words import NOTHING, duration, number
 
@@ -24,6 +26,9 @@ MILLISECONDS: Final = "ms"
 QUOTE_CURRENCY: Final = "quote currency"
 SHARE_OF_PEAK: Final = "share of the peak"
 BASIS_POINTS: Final = "basis points"
+AUTO: Final = "auto"
+"""A threshold that the model's card decides: strict where it has earned it, else the mildest."""
+MILDEST: Final = "q0.01"
 
 
 class GateInputs(Struct, gc=False):
@@ -41,6 +46,7 @@ class GateInputs(Struct, gc=False):
     explanation: Explanation | None = None
     horizon_index: int = 0
     slope: float = 1.0
+    fitted: FittedConfidence | None = None
     round_trip_cost: float = 0.0
     regime: Regime = Regime.UNKNOWN
     regimes: frozenset[Regime] = frozenset()
@@ -90,6 +96,7 @@ class ThresholdKey(Struct, frozen=True):
     uncalibrated: str = ""  # stands for a default qX where the model has no calibration
     example: int | str | None = None  # what a key that is absent by default could be set to
     calibrated_as: str = ""  # its measure on a model's card, if that is not the gate's name
+    strict: str = ""  # of a default ``auto``: what the card must have earned
 
 
 class StrategyWarmup(Struct, frozen=True):
@@ -117,6 +124,7 @@ class Gate(Struct, frozen=True, eq=False, kw_only=True):
     is_capped: bool  # its measure stops at the threshold, so that it is never far above it
     only_with: tuple[str, ...]  # a limit that exists only where one of these is configured
     needs: frozenset[str]  # of ``MEASURES``: a model that does not give them has no such gate
+    chosen_by: str  # of ``CONFIDENCES`` (``fitted``): the ``gate.confidence_by`` that declares it
 
     @property
     def is_switch(self) -> bool:
@@ -160,6 +168,7 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
     is_capped: bool = False,
     only_with: tuple[str, ...] = (),
     needs: Collection[str] = (),
+    chosen_by: str = "",
 ) -> Callable[[Measure], Gate]:
     """Declare the decorated function as a gate with one threshold, *at_least* or *at_most*.
 
@@ -193,6 +202,7 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
             is_capped=is_capped,
             only_with=only_with,
             needs=frozenset(needs),
+            chosen_by=chosen_by,
         )
         return GATES[name]
 
@@ -302,22 +312,59 @@ def finite(seen: GateInputs) -> float | None:
     return None if seen.finite is None else float(seen.finite)
 
 
+def _confidence_key(measure: str) -> ThresholdKey:
+    """Return the one key of the three confidences, whose *measure* the card has quantiles of."""
+    return ThresholdKey(
+        "confidence",
+        ThresholdForm.QUANTILE,
+        "At least this confidence, of gate.confidence_by; auto is q0.5, or q0.01 where the card "
+        "says that it has not earned that.",
+        default=AUTO,
+        uncalibrated="0",
+        calibrated_as=measure,
+        strict="q0.5",
+    )
+
+
 @gate(
     GateKind.JUDGEMENT,
     "of full entropy",
-    at_least=ThresholdKey(
-        "confidence",
-        ThresholdForm.QUANTILE,
-        "At least this entropy confidence.",
-        default="q0.5",
-        uncalibrated="0",
-    ),
+    at_least=_confidence_key("confidence"),
     of_prediction=True,
     needs={"confidence"},
+    chosen_by=ENTROPY,
 )
 def confidence(seen: GateInputs) -> float | None:
     """1 less the mean normalised entropy of the attention of the decided row."""
     return None if seen.explanation is None else seen.explanation.confidence
+
+
+@gate(
+    GateKind.JUDGEMENT,
+    "probability",
+    at_least=_confidence_key("confidence_calibrated"),
+    of_prediction=True,
+    needs={"mean_return", "stdev_return", "probabilities"},
+    chosen_by=CALIBRATED,
+)
+def confidence_calibrated(seen: GateInputs) -> float | None:
+    """Probability, fitted on the calibration slice, that the sign at gate.horizon is right."""
+    if seen.forecast is None or seen.fitted is None:
+        return None
+    return sign_confidence(seen.fitted, seen.forecast, seen.horizon_index)
+
+
+@gate(
+    GateKind.JUDGEMENT,
+    "of both",
+    at_least=_confidence_key("confidence_margin"),
+    of_prediction=True,
+    needs={"probabilities"},
+    chosen_by=MARGIN,
+)
+def confidence_margin(seen: GateInputs) -> float | None:
+    """Distance of the two directions' probabilities over their sum, at gate.horizon."""
+    return None if seen.forecast is None else margin(seen.forecast, seen.horizon_index)
 
 
 @gate(

@@ -14,8 +14,11 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from tracepaper.strategies.confidence import size_factor
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.fitted import FittedConfidence
 from tracepaper.strategies.market import Notional, unscaled
 from tracepaper.strategies.signals import Signal
 from tracepaper.strategies.types import Action, Bar, Forecast, Instrument
@@ -57,6 +60,7 @@ class Sizing(Struct, frozen=True):
     horizon: int = 30  # bars that ``target_volatility`` speaks of
     max_position: int = 0  # money, of this symbol; 0 where there is no cap
     max_gross: float = 0.0  # of all symbols, in multiples of equity; 0 where there is no cap
+    confidence: FittedConfidence | None = None  # sizes are multiplied by what it says
 
 
 class SizingAccount(NamedTuple):
@@ -102,7 +106,9 @@ class Sizer:
         self._is_capped = sizing.max_position > 0 or sizing.max_gross > 0
         self.sees_account = of_equity or sizing.max_gross > 0
         """Whether targets depend on equity, and so on fills."""
-        self.follows_signal = sizing.mode is SizingMode.FIXED and not self._is_capped
+        self.follows_signal = (
+            sizing.mode is SizingMode.FIXED and not self._is_capped and sizing.confidence is None
+        )
         """Whether the target follows from the signal alone."""
         self.by_stop = sizing.mode is SizingMode.RISK
         """Whether the distance to the stop decides."""
@@ -139,6 +145,8 @@ class Sizer:
         action, sizing = signal.action, self._sizing
         if action is Action.FLAT:
             return 0
+        if (factor := self.factor(forecast)) is not None:
+            signal = replace(signal, strength=signal.strength * factor)
         if self.by_stop:
             return self._by_stop(signal, bar, standing, account)
         if sizing.mode is SizingMode.FIXED:
@@ -153,6 +161,12 @@ class Sizer:
         if self._is_capped:
             size = min(size, self._cap(bar.close, account))
         return self._kept(size if action is Action.LONG else -size, standing)
+
+    def factor(self, forecast: Forecast | None) -> float | None:
+        """Return what confidence multiplies a size by, in (0, 1]; None where that is not asked."""
+        if (fitted := self._sizing.confidence) is None:
+            return None
+        return size_factor(fitted, forecast, self._index)
 
     def refusal(self, signal: Signal) -> str | None:
         """Return why an entry by *signal* has no size; None where it has one, or is no entry."""

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from tracepaper.strategies.declared_state import Declaring
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.fitted import ENTROPY
 from tracepaper.strategies.gate_evaluator import YARDSTICK_BARS
 from tracepaper.strategies.gates import GATES, MEASURES, GateKind, gate_order, plausible
 from tracepaper.strategies.outlook import Outlook
@@ -236,12 +237,17 @@ def declared_gates(
     by_quotes: bool,
     risk: Mapping[str, float],
     measures: frozenset[str] = MEASURES,
+    confidence_by: str = ENTROPY,
 ) -> set[str]:
     """Return the gates that have rows: the strategy's own and every configured risk limit.
 
-    Gates of *measures* that the model does not give are not declared.
+    Gates of *measures* that the model does not give are not declared. Who names one of the
+    confidences has the one that *confidence_by* chooses.
     """
     gates = set(strategy.gates) | set(risk)
+    if any(GATES[name].chosen_by for name in gates):
+        gates = {name for name in gates if not GATES[name].chosen_by}
+        gates |= {name for name, one in GATES.items() if one.chosen_by == confidence_by}
     return {
         name
         for name in gates

@@ -13,6 +13,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from tracepaper.strategies.fitted import FittedConfidence, GateCoverage, RegimeCells
+
 MONEY_DECIMALS: Final = 10
 MONEY_SCALE: Final = 10**MONEY_DECIMALS
 MONEY_LIMIT: Final = 2**63 - 1
@@ -398,6 +400,9 @@ class Calibration(Struct, frozen=True):
     quantiles: dict[str, tuple[float, ...]]  # measure -> its 1 % … 99 % quantiles (99 values)
     slope: dict[int, float]  # horizon -> realised on predicted mean
     content_free: float
+    confidence: FittedConfidence | None = None
+    cells: RegimeCells | None = None
+    coverage: tuple[GateCoverage, ...] = ()  # of all judgement gates together
 
 
 # ---------------------------------------------------------------- judgement
@@ -447,6 +452,8 @@ class DecisionOutcome(Struct, frozen=True, gc=False):
     passed: int
     regime: Regime
     unfilled_reason: str | None = None
+    regime_cell: int | None = None  # of the card's own regimes, from 1; None where it has none
+    size_factor: float | None = None  # by confidence in the volatility; None where not asked for
 
 
 class Decision(Struct, frozen=True, gc=False, omit_defaults=True):

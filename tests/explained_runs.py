@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import learning
 import models
@@ -42,9 +43,9 @@ mean_reversion = "0.3"
 """
 
 
-def checkpoint(folder: Path, config: FlashConfig = SMALL) -> Path:
+def checkpoint(folder: Path, config: FlashConfig = SMALL, **calibration: Any) -> Path:
     """Write a small network's checkpoint and return its folder."""
-    card = models.card(config, temperature=1.0, content_free=0.0)
+    card = models.card(config, temperature=1.0, content_free=0.0, **calibration)
     card["model"] = {"kind": "flash", "name": "small"}
     checkpoints.save(folder / "small", models.network(config).state_dict(), card)
     return folder / "small"
@@ -60,13 +61,19 @@ def replayed(
     log: str = "full",
     bars: int = BARS,
     network: FlashConfig = SMALL,
+    further: str = "",
+    **calibration: Any,
 ) -> Path:
-    """Replay learnable minutes into a new database in *folder*; return it."""
+    """Replay learnable minutes into a new database in *folder*; return it.
+
+    *further* are lines of the configuration's last section, ``[regime]``, and sections after it;
+    *calibration* is what the card's has besides.
+    """
     config = folder / "config.toml"
     names = ", ".join(f'"{symbol}"' for symbol in symbols)
-    small = checkpoint(folder, network)
+    small = checkpoint(folder, network, **calibration)
     config.write_text(
-        _CONFIG.format(symbols=names, strategy=strategy, checkpoint=small, edge=edge),
+        _CONFIG.format(symbols=names, strategy=strategy, checkpoint=small, edge=edge) + further,
         encoding="utf-8",
     )
     files = [

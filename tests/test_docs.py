@@ -89,7 +89,7 @@ def test_the_table_of_the_gates_has_each_in_the_order_in_which_they_refuse() -> 
     assert named == list(gate_order()), "run `make golden`"
     assert "| `late` | integrity |" in table
     assert "| ≤ | `gate.late_ms`, one interval |" in table
-    assert "| ≥ | `gate.confidence`, q0.5 |" in table
+    assert "| ≥ | `gate.confidence`, auto |" in table
     assert "| bars | ≤ 0 |  |" in table
 
 

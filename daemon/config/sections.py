@@ -334,6 +334,9 @@ class GateSection(GateThresholds):
     horizon: int = Field(default=30, ge=1, le=100_000)
     """Bars, or a time such as "30m", ahead of which direction and edge speak; the model must
     forecast them."""
+    confidence_by: Literal["auto", "entropy", "calibrated", "margin"] = "auto"
+    """What the gate of confidence compares: the entropy of attention, the fitted probability that
+    the sign is right, the margin of the directions, or auto: what the model's card chose."""
     on_refusal: Literal["hold", "flat"] = "hold"
     """What a refused judgement does to an open position."""
 
@@ -398,6 +401,8 @@ class SizingSection(Section):
         examples=[2],
         description="Largest sum of all positions in multiples of equity: a target is cut to it.",
     )
+    by_confidence: bool = False
+    """Whether a size shrinks where the model's card expects its volatility to be far off."""
     rebalance: Fraction = Decimal("0.25")
     """A standing target of the same side is kept unless the new one differs by more than this."""
 

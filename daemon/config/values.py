@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
+from tracepaper.strategies.gates import AUTO
 from tracepaper.strategies.market import INTERVAL_NAMES, MINUTE_MS, UNITS_MS
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_LIMIT, MONEY_SCALE
 
@@ -56,9 +57,11 @@ def _exact(value: object) -> object:
 
 
 def _threshold(value: object) -> object:
-    """Read a threshold: a number, or ``qX`` for the quantile X of the calibration slice."""
+    """Read a threshold: a number, ``qX`` for the quantile X of the calibration slice, or auto."""
     text = repr(value) if isinstance(value, int | float) else value
     text = text.strip() if isinstance(text, str) else ""
+    if text == AUTO:
+        return text
     if text.startswith("q"):
         if not QUANTILE.match(text) or not 0 < Decimal(text[1:]) < 1:
             raise ValueError('write a quantile between 0 and 1, such as "q0.5"')

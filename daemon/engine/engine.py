@@ -139,6 +139,7 @@ class Engine:
         # What moves prices by their range is fed only where it is asked for.
         self._ranges = {item.id: TrueRange() for item in instruments if settings.costs.ranges}
         self._period_start_ms = settings.period_start_ms
+        self._passing = settings.passing
         self._is_on_margin = settings.leverage is not None
         self._account = self._new_account(instruments, keeps_ledger=True)
         seen = [key for key, strategy in strategies.items() if strategy.sees_account]
@@ -276,7 +277,14 @@ class Engine:
             dict(self._settled),
             dict(self._bases),
             self.declared(),
+            self._cells(),
         )
+
+    @property
+    def random_shares(self) -> list[float]:
+        """The shares of bars, as a card counted them, that ``random_gate`` twins let through."""
+        followed = (key for key, one in self._states.items() if RANDOM_GATE in one.strategy.twins)
+        return [self._passing[key] for key in followed if key in self._passing]
 
     @property
     def counts_itself(self) -> bool:
@@ -337,6 +345,8 @@ class Engine:
         self._halted = state.halted
         for key, regime in state.regimes.items():
             self._states[key].regime = regime
+        for key, cell in state.cells.items():
+            self._states[key].cell = cell
         self._risk.state = state.risk
         self._account.restore(state.account, taken_over=taken_over)
         self._settled = dict(state.settled)
@@ -494,10 +504,10 @@ class Engine:
             if filled is None or bar.open_time_ms < self._period_start_ms:
                 continue
             state = self._states[bar.instrument]
-            regime = state.regime
+            regime, cell = state.regime, state.cell
             said, is_finite = checked(prediction)
             seen = state.ask_with(bar, said, self._account, is_finite=is_finite)
-            self._dirty |= state.regime is not regime
+            self._dirty |= state.regime is not regime or state.cell != cell
             if state.is_warm:
                 asked[state.instrument.symbol] = state, seen
         if not asked:
@@ -520,11 +530,11 @@ class Engine:
         is_finite = None
         if prediction is not None:
             prediction, is_finite = checked(prediction)
-        regime, risk = state.regime, self._risk.state
+        regime, cell, risk = state.regime, state.cell, self._risk.state
         decision = state.decide(
             bar, prediction, self._account, is_running=not self._halted, is_finite=is_finite
         )
-        if state.regime is not regime or self._risk.state is not risk:
+        if state.regime is not regime or state.cell != cell or self._risk.state is not risk:
             self._dirty = True
         for broker in self._brokers[key]:
             if broker.is_guarded:
@@ -578,7 +588,7 @@ class Engine:
         for name in state.strategy.twins:
             twin = self._twins[name]
             passes = name != RANDOM_GATE or self._bases[bar.instrument].passes(
-                bar.instrument, bar.open_time_ms
+                bar.instrument, bar.open_time_ms, self._passing.get(bar.instrument)
             )
             if name == BUY_AND_HOLD:
                 intent = state.hold(bar, twin, self._bases[bar.instrument].usual_exposure)
@@ -860,7 +870,14 @@ class Engine:
             self._bases,
             self.declared(),
         )
+        if cells := self._cells():
+            return msgspec.msgpack.encode((*parts, cells))
         return msgspec.msgpack.encode(parts)
+
+    def _cells(self) -> dict[str, int]:
+        """Return the cells of the card's own regimes that are known."""
+        known = ((key, state.cell) for key, state in self._states.items())
+        return {key: cell for key, cell in known if cell is not None}
 
     def _twin_steps(
         self, instrument: str, fills: Mapping[str, tuple[Fill, ...]], confirmed: Sequence[str]

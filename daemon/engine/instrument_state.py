@@ -65,8 +65,11 @@ JUDGEMENT: Final = frozenset(gate_order(GateKind.JUDGEMENT))
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 
 OUTCOMES_KEPT: Final = 64
+_NO_CELL: int | None = None
 """Outcomes remembered at a time; reasons without end must not fill the memory."""
 
+OutcomeKey = tuple[Action, str, int, Regime, int | None, float | None]
+"""Action, reason, gates passed, regime, cell and factor: what outcomes are told apart by."""
 Intent = tuple[Action, int, str]
 """What an account is asked for: the action, the target quantity and the reason."""
 
@@ -86,6 +89,7 @@ class InstrumentState:
         "_calendar",
         "_canonical",
         "_cash",
+        "_cells",
         "_day_range",
         "_decision",
         "_decision_hash",
@@ -115,6 +119,7 @@ class InstrumentState:
         "_warmup",
         "_window",
         "allowed_orders",
+        "cell",
         "declared",
         "gates",
         "instrument",
@@ -166,7 +171,7 @@ class InstrumentState:
         self.quote: Quote | None = None
         # Marked by a mark price since the last bar; bars before that time came without quotes.
         self.marked, self.missed_until_ms = False, 0
-        self.regime = Regime.UNKNOWN
+        self.regime, self.cell = Regime.UNKNOWN, _NO_CELL
         self.signal: Signal | Orders | None = None  # the newest, whatever became of it
         self.wants_protection = False  # it asks for a stop, a target or a time limit
         self.allowed_orders = _NO_ORDERS  # what gates let through of the newest list
@@ -189,7 +194,7 @@ class InstrumentState:
         )
         self._decision: Decision | None = None  # the newest decision that was not a repetition
         # Outcomes of decisions so far: what comes again is the same object, and is stored quickly.
-        self._outcomes: dict[tuple[Action, str, int, Regime], DecisionOutcome] = {}
+        self._outcomes: dict[OutcomeKey, DecisionOutcome] = {}
         self._restored: DecisionOutcome | None = None  # of the last decision before a start
         self._standing: int | None = None  # the target before it
         # Where a decision follows from the signal, the verdict and the standing target alone.
@@ -204,6 +209,7 @@ class InstrumentState:
             slope=settings.slope,
             round_trip_cost=settings.costs_for(instrument.id).round_trip,
             regimes=settings.regimes,
+            fitted=settings.fitted,
         )
         self._plausibility = Plausibility() if plausible.name in gates.gate_set.gates else None
         self._by_quotes = settings.execution is FillModel.QUOTE
@@ -213,8 +219,8 @@ class InstrumentState:
         self._calendar = settings.calendar
         costs = settings.costs_for(instrument.id)
         self._round_trip, self._share_fee = costs.round_trip, costs.per_share_of(instrument)
-        self._cash, self._bounds = settings.cash, settings.bounds
-        self._flat_on_refusal = settings.flat_on_refusal
+        self._cash, self._flat_on_refusal = settings.cash, settings.flat_on_refusal
+        self._bounds, self._cells = settings.bounds, (settings.cells, settings.hysteresis)
         self._window = WindowHash(instrument, settings.interval_ms, self.remembered)
         self._decision_hash = DecisionHash(instrument)
         self._canonical = b""  # the newest bar, as it is hashed
@@ -388,7 +394,8 @@ class InstrumentState:
         action, target, reason = self._intent(signal, bar, forecast, account, refused)
         if self._risk.closes_all and refused not in INTEGRITY:
             action, target, reason = Action.FLAT, 0, f"halted by {self._risk.state.breach}"
-        outcome = self._outcome_of(action, reason, refused, passed)
+        factor = self._sizer.factor(forecast) if is_entry(action) else None
+        outcome = self._outcome_of(action, reason, refused, passed, factor)
         last = self._decision = Decision(outcome, target, measures, _kept(signal.note))
         return last
 
@@ -485,6 +492,10 @@ class InstrumentState:
         mass = None if explanation is None else explanation.recent_mass
         if mass is not None and self._bounds is not None:
             self.regime = next_regime(self.regime, mass, self._bounds)
+        cells, hysteresis = self._cells
+        if explanation is not None and cells is not None:
+            seen = [getattr(explanation, name) for name in cells.names]
+            self.cell = cells.next_cell(self.cell, seen, hysteresis)
         inputs.regime = self.regime
 
     def _look(
@@ -614,7 +625,12 @@ class InstrumentState:
         return self._bars_between(orders.confirmed_ms, bar) >= horizon
 
     def _outcome_of(
-        self, action: Action, reason: str, refused: str | None, passed: int
+        self,
+        action: Action,
+        reason: str,
+        refused: str | None,
+        passed: int,
+        factor: float | None = None,
     ) -> DecisionOutcome:
         """Return the outcome, of those so far where it comes again: it is stored once.
 
@@ -627,16 +643,19 @@ class InstrumentState:
             and last.action is action
             and last.reason == reason
             and last.regime is self.regime
+            and last.regime_cell == self.cell
+            and last.size_factor == factor
         ):
             return last
-        key = action, reason, passed, self.regime
+        key = action, reason, passed, self.regime, self.cell, factor
         outcome = self._outcomes.get(key)
         if outcome is None:
             if len(self._outcomes) >= OUTCOMES_KEPT:
                 self._outcomes.clear()
             outcome = self._outcomes[key] = DecisionOutcome(
-                action, reason, refused is None, refused, self.gates.gate_set, passed, self.regime
-            )
+                action, reason, refused is None, refused, self.gates.gate_set, passed, self.regime,
+                regime_cell=self.cell, size_factor=factor,
+            )  # fmt: skip
         return outcome
 
     def unfilled(self, decision: Decision, refusal: str | None) -> Decision:

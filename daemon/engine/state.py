@@ -12,6 +12,7 @@ from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.daemon.engine.twins import TwinBasis
 from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.fitted import FittedConfidence, RegimeCells
 from tracepaper.strategies.regime import RegimeBounds
 from tracepaper.strategies.types import FillModel, Regime
 
@@ -31,6 +32,10 @@ class EngineSettings(Struct, frozen=True):
     slope: float = 1.0
     regimes: frozenset[Regime] = frozenset()
     bounds: RegimeBounds | None = None
+    cells: RegimeCells | None = None  # the card's own regimes
+    hysteresis: float = 0.1  # by which a cell is left late
+    fitted: FittedConfidence | None = None
+    passing: dict[str, float] = {}  # of an instrument's gates, by id, as its card counted them
     risk: dict[str, float] = {}
     flatten_on_breach: bool = False
     calendar: Calendar | None = None  # whose session bars are counted; None: every interval
@@ -56,6 +61,7 @@ class EngineState(Struct, frozen=True, array_like=True):
     settled: dict[str, int] = {}  # market time of each instrument's newest settlement
     bases: dict[str, TwinBasis] = {}  # of each instrument, where a twin depends on it
     declared: dict[str, bytes] = {}  # by instrument, "" of a portfolio: their ``State``
+    cells: dict[str, int] = {}  # by instrument, of the card's own regimes
 
 
 def decode_state(state: bytes) -> EngineState:

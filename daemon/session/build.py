@@ -9,7 +9,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import STOCK, ExecutionSection
+from tracepaper.daemon.config.sections import STOCK, ExecutionSection, GateSection, RegimeSection
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.execution import RANGE_BARS, ExecutionCosts
 from tracepaper.daemon.engine.margin import MarginRules, tiers_of
@@ -18,14 +18,17 @@ from tracepaper.daemon.session.user_class import make_own, user_class
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.strategies.calendar import Calendar, Sessions
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.fitted import FittedConfidence, share_of
 from tracepaper.strategies.frames import frame_bars, frames_reach, refuse_frames
 from tracepaper.strategies.gate_evaluator import (
     GateEvaluator,
+    confidence_by,
+    fitted_for,
     limits,
     threshold_of,
     thresholds_of,
 )
-from tracepaper.strategies.gates import MEASURES, plausible, risk_volatility
+from tracepaper.strategies.gates import GATES, MEASURES, GateKind, plausible, risk_volatility
 from tracepaper.strategies.gates import regime as regime_gate
 from tracepaper.strategies.market import (
     BASE_FEES,
@@ -279,7 +282,13 @@ def sizing_bars(config: Config) -> int:
     return given.lookback + 1
 
 
-def _sizer(config: Config, instrument: Instrument, index: int, slope: float) -> Sizer:
+def _sizer(
+    config: Config,
+    instrument: Instrument,
+    index: int,
+    slope: float,
+    confidence: FittedConfidence | None,
+) -> Sizer:
     given = config.sizing
     fixed = given.mode == "fixed"
     return Sizer(
@@ -306,6 +315,7 @@ def _sizer(config: Config, instrument: Instrument, index: int, slope: float) -> 
             scale=float(given.scale),
             target_volatility=float(given.target_volatility),
             rebalance=float(given.rebalance),
+            confidence=confidence if given.by_confidence else None,
         ),
         instrument,
         horizon_index=index,
@@ -341,10 +351,15 @@ def build_engine(
         refuse_frames(config.strategy.name, strategy.frames, config.market.interval_ms)
     sections = config.model_dump()
     risk = limits(sections)
+    fitted = fitted_for(sections, calibration)
+    _refuse_by_confidence(config, fitted)
+    chosen = confidence_by(sections, calibration, measures)
     gates = {}
     for key, strategy in by_id.items():
         by_quotes = execution is FillModel.QUOTE
-        names = declared_gates(strategy, by_quotes=by_quotes, risk=risk, measures=measures)
+        names = declared_gates(
+            strategy, by_quotes=by_quotes, risk=risk, measures=measures, confidence_by=chosen
+        )
         thresholds = thresholds_of(
             names,
             sections,
@@ -385,12 +400,51 @@ def build_engine(
         slope=slope,
         regimes=frozenset(Regime(name) for name in config.gate.regimes),
         bounds=_bounds(config, calibration) if judged else None,
+        cells=None if calibration is None else calibration.cells,
+        hysteresis=float(config.regime.hysteresis),
+        fitted=fitted,
+        passing=_passing(config, gates, calibration),
         risk=risk,
         flatten_on_breach=config.risk.on_breach == "flatten",
         calendar=None if sessions is None else Calendar(sessions, config.market.interval_ms),
     )
-    sizers = {item.id: _sizer(config, item, index, slope) for item in instruments}
+    sizers = {item.id: _sizer(config, item, index, slope, fitted) for item in instruments}
     return Engine(instruments, by_id, sizers, gates, settings)
+
+
+def _passing(
+    config: Config, gates: Mapping[str, GateEvaluator], calibration: Calibration | None
+) -> dict[str, float]:
+    """Return the coverage that the card counted for an instrument's very gates, where it did."""
+    usual = GateSection()
+    regimes = config.gate.regimes == usual.regimes and config.regime == RegimeSection()
+    if calibration is None or not regimes:
+        return {}
+    found = {}
+    for key, evaluator in gates.items():
+        pairs = zip(evaluator.gate_set.gates, evaluator.gate_set.thresholds, strict=True)
+        judging = {name: at for name, at in pairs if GATES[name].kind is GateKind.JUDGEMENT}
+        if (share := share_of(calibration.coverage, judging)) is not None:
+            found[key] = share
+    return found
+
+
+def _refuse_by_confidence(config: Config, fitted: FittedConfidence | None) -> None:
+    """Raise where sizes are to follow a confidence that the model's card does not have."""
+    if config.sizing.by_confidence and fitted is None:
+        raise ConfigInvalid(
+            "sizing.by_confidence needs a model whose card has a fitted confidence at gate.horizon "
+            f"{config.gate.horizon}; train it again, or take the key out."
+        )
+
+
+def coverage_warnings(engine: Engine) -> tuple[str, ...]:
+    """Return what a run must say of its random_gate twins that pass with their card's coverage."""
+    shares = sorted(set(engine.random_shares))
+    if not shares:
+        return ()
+    text = " and ".join(f"{100 * share:.2f} %" for share in shares)
+    return (f"random_gate lets {text} of the bars through: the calibration slice's coverage",)
 
 
 def _refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:

@@ -16,7 +16,7 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.account import Portfolio
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineState, decode_state
-from tracepaper.daemon.session.build import Strategies, build_engine
+from tracepaper.daemon.session.build import Strategies, build_engine, coverage_warnings
 from tracepaper.daemon.session.predictor import BarHistory
 from tracepaper.daemon.session.run_record import (
     continues,
@@ -194,7 +194,7 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
         started_at_ms=opening.wall_ms,
         period_start_ms=opening.period_start_ms,
         parent_run_id=None if state is None or parent is None else parent.run_id,
-        warnings=opening.warnings,
+        warnings=(*opening.warnings, *coverage_warnings(engine)),
         sees_account=engine.sees_account,
     )
     audit.begin(run, engine.gate_sets)

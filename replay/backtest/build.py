@@ -23,6 +23,7 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,
+    coverage_warnings,
     make_strategies,
     margin_warnings,
     needs_forecaster,
@@ -243,6 +244,7 @@ def build(  # noqa: PLR0913 - the options of a replay
             *chain.from_iterable(map(split_sentences, feed.candles)),
             *(() if forecaster is None else warnings_for(config)),
             *margin_warnings(config, instruments),
+            *coverage_warnings(engine),
         ),
         sessions=feed.sessions,
         sees_account=engine.sees_account,

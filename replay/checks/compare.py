@@ -86,6 +86,10 @@ def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[st
         one, two = getattr(first, name), getattr(second, name)
         if one != two:
             yield name, shown(one), shown(two)
+    for name in ("regime_cell", "size_factor"):
+        one, two = getattr(first.outcome, name), getattr(second.outcome, name)
+        if one != two:
+            yield name, shown(one), shown(two)
     yield from _note_differences(first.note or {}, second.note or {})
     if first.gate_set != second.gate_set:
         yield "gate set", shown(first.gate_set), shown(second.gate_set)

@@ -74,7 +74,12 @@ def _forecast(decision: Mapping[str, Any]) -> str:
             f"down {decision['p_down']:.2f}, flat {decision['p_flat']:.2f}, "
             f"up {decision['p_up']:.2f}"
         )
-    return "; ".join([*parts, f"regime {decision['regime']}"])
+    parts.append(f"regime {decision['regime']}")
+    if (cell := decision["regime_cell"]) is not None:
+        parts.append(f"the card's regime {cell}")
+    if (factor := decision["size_factor"]) is not None:
+        parts.append(f"sized {factor:.3f} by confidence in its volatility")
+    return "; ".join(parts)
 
 
 def _notes(rows: Sequence[dict[str, Any]]) -> Text:

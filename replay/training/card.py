@@ -25,6 +25,7 @@ from tracepaper.replay.training.series import Split, TrainingFile, iso
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.fitted import CALIBRATED, FittedConfidence
 from tracepaper.strategies.gates import GATES, GateInputs
 from tracepaper.strategies.market import interval_text
 from tracepaper.strategies.types import Forecast
@@ -77,13 +78,25 @@ def rounded(value: float) -> float:
 
 
 def measures(
-    forecasts: Sequence[Forecast], *, given: Collection[str], horizon: int, slope: float
+    forecasts: Sequence[Forecast],
+    *,
+    given: Collection[str],
+    horizon: int,
+    slope: float,
+    fitted: FittedConfidence | None = None,
 ) -> Mapping[str, Array]:
     """Return the measure of every calibrated gate that needs what is *given*, by its card's name.
 
-    *given* are the measures of the forecaster; ``edge`` is taken at ``ROUND_TRIP_COST``.
+    *given* are the measures of the forecaster; ``edge`` is taken at ``ROUND_TRIP_COST``. The fitted
+    confidence has a measure where one is *fitted*.
     """
-    gates = [gate for gate in GATES.values() if gate.calibrated_as and gate.needs <= set(given)]
+    gates = [
+        gate
+        for gate in GATES.values()
+        if gate.calibrated_as
+        and gate.needs <= set(given)
+        and (fitted is not None or gate.chosen_by != CALIBRATED)
+    ]
     names = [gate.calibrated_as for gate in gates]
     names += [RECENT_MASS] if RECENT_MASS in given else []
     rows = []
@@ -96,6 +109,7 @@ def measures(
             explanation=explanation,
             horizon_index=forecast.horizons.index(horizon),
             slope=slope,
+            fitted=fitted,
             round_trip_cost=ROUND_TRIP_COST,
         )
         row = [gate.measure(seen) for gate in gates]

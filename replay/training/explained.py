@@ -14,8 +14,10 @@ from tracepaper.replay.training.card import ROUND_TRIP_COST, measures
 from tracepaper.replay.training.figures import mean, table, top
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Segment
+from tracepaper.strategies.confidence import names_for, values_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.fitted import FittedConfidence
 from tracepaper.strategies.gates import GATES
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.strategy import Forecaster
@@ -24,7 +26,8 @@ from tracepaper.strategies.types import Bar, Forecast, Source
 _SEED: Final = 20_170_817
 _BASIS_POINTS: Final = 1e4
 _BUSY_SHARE: Final = 0.033  # a gate as loose as 33 bars in 1,000, to compare with
-_FIXED: Final = ("value", "traded", "mean", "stdev", "margin", "volatility")
+_FIXED: Final = ("value", "traded", "mean", "stdev", "margin", "volatility", "realised")
+_INPUT: Final = "input."
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class ExplainedRows:
     margin: Array
     volatility: Array
     measures: Mapping[str, Array]
+    opened_ms: NDArray[np.int64]  # of the bar
+    until_ms: NDArray[np.int64]  # the open of the bar that ends its label
+    realised: Array  # variance of the one-bar returns to the horizon, summed
+    inputs: Mapping[str, Array]  # of a fitted confidence; NaN where one is not known
 
 
 def bars_of(segment: Segment, start: int, stop: int) -> list[Bar]:
@@ -93,6 +100,7 @@ def explain(
     """
     share = max(bars // len(part), 1)
     rows: list[dict[str, Array]] = []
+    fitted = None if forecaster.calibration is None else forecaster.calibration.confidence
     for samples in part:
         column = samples.horizons.index(horizon)
         labelled = np.flatnonzero(samples.weights[:, column] > 0)
@@ -109,8 +117,9 @@ def explain(
         if len(known) != len(chosen):
             raise DataInvalid("A bar with a full context has no forecast; check the checkpoint.")
         columns = _row_columns(
-            samples.segment, labelled, known, forecaster.measures, horizon=horizon, slope=slope
-        )
+            samples.segment, labelled, known, forecaster.measures, horizon=horizon, slope=slope,
+            fitted=fitted if fitted is not None and fitted.horizon == horizon else None,
+        )  # fmt: skip
         apart = rows[-1]["place"][-1] + horizon + 1 if rows else 0.0
         rows.append(columns | {"place": labelled - labelled[0] + apart})
     if not rows:
@@ -118,9 +127,20 @@ def explain(
             f"No segment holds {forecaster.context} bars before a labelled one; give more data."
         )
     merged = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
-    days, place = (merged.pop(name).astype(np.int64) for name in ("days", "place"))
+    whole = ("days", "place", "opened_ms", "until_ms")
+    days, place, opened_ms, until_ms = (merged.pop(name).astype(np.int64) for name in whole)
     fixed = {name: merged.pop(name) for name in _FIXED}
-    return ExplainedRows(horizon=horizon, days=days, place=place, measures=merged, **fixed)
+    names = [name for name in merged if name.startswith(_INPUT)]
+    return ExplainedRows(
+        horizon=horizon,
+        days=days,
+        place=place,
+        opened_ms=opened_ms,
+        until_ms=until_ms,
+        inputs={name.removeprefix(_INPUT): merged.pop(name) for name in names},
+        measures=merged,
+        **fixed,
+    )
 
 
 def _row_columns(
@@ -131,11 +151,20 @@ def _row_columns(
     *,
     horizon: int,
     slope: float,
+    fitted: FittedConfidence | None,
 ) -> dict[str, Array]:
     at = forecasts[0].horizons.index(horizon)
     up = np.array([forecast.p_up[at] for forecast in forecasts])
     down = np.array([forecast.p_down[at] for forecast in forecasts])
+    names = names_for(forecasts[0])
+    seen = np.array([values_of(names, one, at) for one in forecasts], dtype=np.float64)
+    moves = np.diff(np.log(segment.close), prepend=np.log(segment.close[0]))
+    squares = np.cumsum(moves * moves)
     return {
+        "opened_ms": segment.open_time_ms[rows].astype(np.float64),
+        "until_ms": segment.open_time_ms[rows + horizon].astype(np.float64),
+        "realised": squares[rows + horizon] - squares[rows],
+        **{f"{_INPUT}{name}": seen[:, place] for place, name in enumerate(names)},
         "days": (segment.open_time_ms[rows] // DAY_MS).astype(np.float64),
         "value": np.log(segment.close[rows + horizon] / segment.close[rows]),
         "traded": np.log(segment.close[rows + horizon] / segment.candles.open[rows + 1]),
@@ -143,7 +172,7 @@ def _row_columns(
         "stdev": np.array([forecast.stdev_return[at] for forecast in forecasts]),
         "margin": np.abs(up - down) / (up + down),
         "volatility": np.array([forecast.volatility[at] for forecast in forecasts]),
-        **measures(forecasts, given=given, horizon=horizon, slope=slope),
+        **measures(forecasts, given=given, horizon=horizon, slope=slope, fitted=fitted),
     }
 
 

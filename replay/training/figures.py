@@ -198,3 +198,32 @@ def table(
             "area": round(area(hit, measure), 5),
         }
     return found
+
+
+def area_gained(outcome: Array, measure: Array, days: NDArray[np.int64]) -> DailyEstimate:
+    """Return how much better the *outcome* of the surest is than that of all, over all coverages.
+
+    Chance gains nothing. Rows of equal *measure* share their ranks; the error is for those ranks.
+    """
+    weight = _rank_weights(measure)
+    terms = np.stack([outcome * weight, weight, outcome, np.ones_like(outcome)])
+    return figure(terms, days, lambda s: s[:, 0] / s[:, 1] - s[:, 2] / s[:, 3])
+
+
+def area_gained_more(
+    outcome: Array, first: Array, second: Array, days: NDArray[np.int64]
+) -> DailyEstimate:
+    """Return how much more the measure *first* gains than *second*, on the same days."""
+    one, two = _rank_weights(first), _rank_weights(second)
+    terms = np.stack([outcome * one, one, outcome * two, two])
+    return figure(terms, days, lambda s: s[:, 0] / s[:, 1] - s[:, 2] / s[:, 3])
+
+
+def _rank_weights(measure: Array) -> Array:
+    """Return in how many of the coverages 1/n … 1 a row is answered, each divided by its rows."""
+    order = np.argsort(-measure, kind="stable")
+    weight = np.empty(len(measure))
+    weight[order] = np.cumsum(1.0 / np.arange(len(measure), 0, -1.0))[::-1]
+    _, tied = np.unique(measure, return_inverse=True)
+    shared: Array = (np.bincount(tied, weight) / np.bincount(tied))[tied]
+    return shared

@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tracepaper.replay.training import card as cards
 from tracepaper.replay.training.card import (
     PERCENTS,
-    RECENT_MASS,
     ROUND_TRIP_COST,
     quantiles,
     slope,
@@ -28,6 +26,11 @@ from tracepaper.replay.training.evaluation import (
 from tracepaper.replay.training.explained import explain, selective, traded
 from tracepaper.replay.training.fit import Fit, Observe, Progress
 from tracepaper.replay.training.fitted import FILE_NAME, save_judged
+from tracepaper.replay.training.judgement import (
+    default_thresholds,
+    judged_section,
+    judgement_section,
+)
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.recipe import Recipe, command, explained, listed
 from tracepaper.replay.training.series import Part, Split, date_ms
@@ -35,10 +38,7 @@ from tracepaper.storage.checkpoints import Checkpoint, save
 from tracepaper.storage.checkpoints import load as load_checkpoint
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.forecasters.build import build, restore
-from tracepaper.strategies.gate_evaluator import key_of, threshold_of
-from tracepaper.strategies.gates import GATES, ThresholdKey, edge
 from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.types import Calibration
 
 
 def split_of(card: Mapping[str, Any]) -> Split:
@@ -202,7 +202,7 @@ def calibrated(
         "percents": [PERCENTS[0], PERCENTS[-1]],
         "quantiles": {name: list(quantiles(values)) for name, values in seen.measures.items()},
     }
-    return {**card, "calibration": section}
+    return {**card, "calibration": section | judgement_section(seen, section["quantiles"])}
 
 
 def evaluated(
@@ -235,12 +235,19 @@ def evaluated(
         slope=section["slope"][str(horizon)],
         bars=explained(network) if bars is None else bars,
     )
+    section, judged_gates, said = judged_section(seen, section)
     gates = {
         "selective": selective(seen),
-        "traded": traded(seen, _default_thresholds(section["quantiles"])),
+        "traded": traded(seen, default_thresholds(section)),
+        **judged_gates,
     }
-    sentences = cards.sentences(figures, gates, horizon=horizon)
-    return {**card, "honesty": {"sentences": sentences}, "figures": {**figures, "gates": gates}}
+    sentences = [*cards.sentences(figures, gates, horizon=horizon), *said]
+    return {
+        **card,
+        "calibration": section,
+        "honesty": {"sentences": sentences},
+        "figures": {**figures, "gates": gates},
+    }
 
 
 def _judge(network: Network, material: Material, part: Part) -> list[HorizonForecasts]:
@@ -252,26 +259,6 @@ def _judge(network: Network, material: Material, part: Part) -> list[HorizonFore
             "it; move the split's dates or narrow the window."
         )
     return judged(answered, material.baselines, material.horizons)
-
-
-def _default_thresholds(known: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return the default thresholds of the calibrated gates but ``edge``, by their measures.
-
-    Regimes are left out: MOMENTUM and MIXED are all but the lower third of recent mass.
-    """
-    calibration = Calibration({name: tuple(of) for name, of in known.items()}, {}, 0.0)
-    found = {
-        gate.calibrated_as: threshold_of(
-            str(key.default), gate.calibrated_as, calibration, key=key_of(gate)
-        )
-        for gate in GATES.values()
-        if gate.calibrated_as in known
-        and gate is not edge
-        and isinstance(key := gate.threshold, ThresholdKey)
-    }
-    if RECENT_MASS in known:
-        found[RECENT_MASS] = float(np.interp(100 / 3, PERCENTS, known[RECENT_MASS]))
-    return found
 
 
 def use_threads(count: int) -> None:

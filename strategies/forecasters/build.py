@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import isfinite
 from typing import Any, Final, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -19,8 +20,10 @@ from tracepaper.strategies.attention.memory import (
     require_memory,
     rollout_bytes,
 )
+from tracepaper.strategies.confidence import is_known
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import FeatureSchema
+from tracepaper.strategies.fitted import FittedConfidence, GateCoverage, RegimeCells
 from tracepaper.strategies.forecasters.answers import TrainedModel
 from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster
 from tracepaper.strategies.forecasters.plain import PlainForecaster
@@ -35,6 +38,7 @@ from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Calibration
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
+AnyFit = TypeVar("AnyFit")
 ENSEMBLE: Final = "ensemble"
 """The kind of checkpoint that holds a network and a row model."""
 MODES: Final = ("step", "batched", "scan")
@@ -352,7 +356,35 @@ def _calibration(
         quantiles={name: _ascending(name, values) for name, values in quantiles.items()},
         slope=dict(zip(horizons, slopes, strict=True)),
         content_free=_finite(section.get("content_free", content_free), "content_free"),
+        confidence=_confidence(section),
+        cells=_fitted(section, "regimes", RegimeCells),
+        coverage=_fitted(section, "coverage", tuple[GateCoverage, ...]) or (),
     )
+
+
+def _confidence(section: Mapping[str, Any]) -> FittedConfidence | None:
+    """Return the fitted confidence of a card; raise for inputs that nothing here reads."""
+    found = _fitted(section, "confidence", FittedConfidence)
+    if found is not None:
+        for name in (*found.sign.names, *found.volatility.names):
+            if not is_known(name):
+                raise CheckpointMismatch(
+                    f"The card's calibration.confidence names the input {shown(name)}, which this "
+                    "version does not read; train it again."
+                )
+    return found
+
+
+def _fitted(section: Mapping[str, Any], name: str, kind: type[AnyFit]) -> AnyFit | None:
+    """Return what the card fitted under *name*, checked; None where it has none."""
+    if name not in section:
+        return None
+    try:
+        return msgspec.convert(section[name], kind)
+    except msgspec.ValidationError as error:
+        raise CheckpointMismatch(
+            f"The card's calibration.{name} cannot be read ({shown(error)}); train it again."
+        ) from None
 
 
 def _ascending(name: str, values: object) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.fitted import FittedConfidence, LinearScore
 from tracepaper.strategies.gate_evaluator import (
     GateEvaluator,
     is_finite_forecast,
@@ -21,6 +22,16 @@ from tracepaper.strategies.types import Calibration, Regime
 MIXED = frozenset({Regime.MIXED})
 CALIBRATION = Calibration(
     {"confidence": tuple(index / 100 for index in range(1, 100))}, {30: 0.5}, 0.0
+)
+
+FITTED = FittedConfidence(
+    horizon=30,
+    chosen="calibrated",
+    strict=True,
+    sign=LinearScore(("mean_over_stdev",), (0.5,), (0.5,), (1.0,), 0.0),
+    volatility=LinearScore((), (), (), (), 0.0),
+    edges=(),
+    spread=(1.0,),
 )
 
 
@@ -44,6 +55,16 @@ PASSES = {
         0.2,
         GateInputs(explanation=explanation(confidence=0.2)),
         GateInputs(explanation=explanation(confidence=0.19)),
+    ),
+    "confidence_calibrated": (
+        0.5,
+        GateInputs(forecast=forecast(0.004), fitted=FITTED),
+        GateInputs(forecast=forecast(0.001), fitted=FITTED),
+    ),
+    "confidence_margin": (
+        0.4,
+        GateInputs(forecast=forecast(p_up=0.6, p_down=0.2)),
+        GateInputs(forecast=forecast(p_up=0.4, p_down=0.3)),
     ),
     "collapsed": (
         0.1,

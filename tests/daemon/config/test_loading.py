@@ -136,7 +136,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_equal_amounts_have_equal_hashes(tmp_path: Path) -> None:
-    one = load(written(tmp_path, '[sizing]\nquantity = "0.10"\n[gate]\nconfidence = "q0.50"'))
+    one = load(written(tmp_path, '[sizing]\nquantity = "0.10"\n[gate]\nshift = "q0.990"'))
     other = load(written(tmp_path, '[sizing]\nquantity = "0.1"'))
     assert one.canonical_json() == other.canonical_json()
     assert one.sha256() == other.sha256()

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from builders import bars, forecast, instrument
 from fakes import FixedForecaster
+from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.engine.twins import TwinBasis
-from tracepaper.daemon.session.build import build_engine
+from tracepaper.daemon.session.build import build_engine, coverage_warnings
+from tracepaper.strategies.fitted import GateCoverage
 from tracepaper.strategies.types import Action, Bar, Calibration, FillModel, Forecast, Step
 
 CALIBRATION = Calibration(
@@ -30,7 +32,13 @@ CASH = 1_000_000 * 10**10
 BARS = bars(600, seed=4)
 
 
-def attention(twins: list[str], on_refusal: str = "hold") -> Engine:
+def attention(
+    twins: list[str],
+    on_refusal: str = "hold",
+    *,
+    calibration: Calibration = CALIBRATION,
+    usual_regimes: bool = False,
+) -> Engine:
     """Return an engine whose gate ``direction`` alone refuses what :func:`said` answers."""
     gates = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "direction": "0.7"}
     sections: dict[str, dict[str, Any]] = {
@@ -40,12 +48,14 @@ def attention(twins: list[str], on_refusal: str = "hold") -> Engine:
         "sizing": {"mode": "notional", "notional": "200000"},
         "account": {"cash": "1000000"},
     }
+    if usual_regimes:
+        del sections["regime"]
     return build_engine(
         load(None, sections),
         [instrument()],
         execution=FillModel.NEXT_OPEN,
         period_start_ms=0,
-        forecaster=FixedForecaster(lambda _seen: None, calibration=CALIBRATION),
+        forecaster=FixedForecaster(lambda _seen: None, calibration=calibration),
     )
 
 
@@ -158,3 +168,23 @@ def test_chance_is_a_function_of_the_bar_alone() -> None:
     assert passes != [half.passes("linear:ETHUSDT", 60_000 * minute) for minute in range(4_000)]
     assert all(TwinBasis(9, 9, 9).passes("linear:BTCUSDT", minute) for minute in range(100))
     assert not any(TwinBasis(9, 9, 0).passes("linear:BTCUSDT", minute) for minute in range(100))
+
+
+def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> None:
+    gates = {
+        "confidence": 0.1, "collapsed": 0.0, "shifted": 0.5, "regime": 1.0, "direction": 0.7,
+        "edge": 0.0001,
+    }  # fmt: skip
+    counted = GateCoverage(0.25, gates)
+    basis = TwinBasis(judged=9, passed=9)
+    passed = [basis.passes(bar.instrument, bar.open_time_ms, 0.25) for bar in BARS]
+    assert passed == [drawn(bar) < 0.25 for bar in BARS]
+    known = replace(CALIBRATION, coverage=(counted,))
+    other = attention(["random_gate"], calibration=known)
+    assert other.random_shares == []  # its regimes have thresholds of their own
+    found = attention(["random_gate"], calibration=known, usual_regimes=True)
+    assert found.random_shares == [0.25]
+    assert coverage_warnings(found) == (
+        "random_gate lets 25.00 % of the bars through: the calibration slice's coverage",
+    )
+    assert coverage_warnings(attention(["random_gate"])) == ()

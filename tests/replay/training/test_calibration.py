@@ -17,7 +17,7 @@ from tracepaper.replay.training.card import (
     temperature,
 )
 from tracepaper.replay.training.figures import probabilities
-from tracepaper.replay.training.pipeline import _default_thresholds
+from tracepaper.replay.training.judgement import default_thresholds
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates import GATES, MEASURES, GateInputs
 from tracepaper.strategies.model import EXPLAINED
@@ -79,18 +79,22 @@ def test_a_forecast_without_an_explanation_is_refused() -> None:
         measures([bare], given=MEASURES, horizon=bare.horizons[0], slope=1.0)
     plain = MEASURES - set(EXPLAINED)
     found = measures([bare], given=plain, horizon=bare.horizons[0], slope=1.0)
-    assert set(found) == {"direction", "edge"}
+    assert set(found) == {"confidence_margin", "direction", "edge"}
 
 
 def test_the_default_thresholds_are_those_of_the_gates() -> None:
     known = {name: [float(percent) for percent in range(1, 100)] for name in NAMES}
     expected = {
         "confidence": 50.0, "collapsed": 1.0, "shift": 99.0, "direction": 50.0,
-        "recent_mass": pytest.approx(100 / 3),
+        "recent_mass": pytest.approx(33.33),
     }  # fmt: skip
-    found = _default_thresholds(known)
+    found = default_thresholds({"quantiles": known})
     assert {name: found[name] for name in expected} == expected
-    assert found.keys() == set(NAMES) - {"edge"}
+    assert found.keys() == set(NAMES) - {"edge", "confidence_calibrated", "confidence_margin"}
+    mild = {"confidence": {"chosen": "margin", "strict": False}, "quantiles": known}
+    found = default_thresholds(mild)
+    assert found["confidence_margin"] == 1.0
+    assert "confidence" not in found
 
 
 @pytest.mark.parametrize(("error", "verb"), [(0.01, "beat"), (0.05, "did not"), (0.0, "did not")])

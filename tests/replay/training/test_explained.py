@@ -25,6 +25,10 @@ def explained(*, edge: np.ndarray, mean: float = 0.01) -> ExplainedRows:
         stdev=zeros + 1,
         margin=zeros,
         volatility=zeros + 1,
+        opened_ms=np.arange(ROWS) * 60_000,
+        until_ms=(np.arange(ROWS) + 30) * 60_000,
+        realised=zeros + 1,
+        inputs={},
         measures={"edge": edge, "shift": zeros + 0.5, "confidence": zeros + 0.5},
     )
 

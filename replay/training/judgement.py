@@ -1,0 +1,181 @@
+"""What a card says of the judgement gates: confidence, regimes, and what they let through together.
+
+The rules are docs/decisions.md, G18 and G32 to G36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.daemon.config.sections import GateSection, RegimeSection
+from tracepaper.replay.training import regimes
+from tracepaper.replay.training.card import RECENT_MASS, quantiles, rounded
+from tracepaper.replay.training.confidence import (
+    ablation,
+    fit_confidence,
+    judge_spans,
+    scored,
+    sentence,
+)
+from tracepaper.replay.training.explained import ExplainedRows
+from tracepaper.replay.training.regimes import fit_cells, judge_cells
+from tracepaper.strategies.fitted import CONFIDENCES, ENTROPY, FittedConfidence, RegimeCells
+from tracepaper.strategies.gate_evaluator import key_of, threshold_of
+from tracepaper.strategies.gates import (
+    AUTO,
+    GATES,
+    MILDEST,
+    Gate,
+    ThresholdKey,
+    confidence_calibrated,
+    edge,
+    regime,
+)
+from tracepaper.strategies.regime import RegimeBounds, next_regime
+from tracepaper.strategies.types import Calibration, Regime
+
+HYSTERESIS: Final = float(RegimeSection().hysteresis)
+
+
+def judgement_section(found: ExplainedRows, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``[calibration]`` says of the gates, of the calibration slice's rows *found*.
+
+    *known* are the quantiles so far; those that come back hold the fitted confidence's as well.
+    """
+    fitted, evidence = fit_confidence(found)
+    section: dict[str, Any] = {"quantiles": dict(known)}
+    measures = dict(found.measures)
+    if fitted is not None:
+        name = confidence_calibrated.calibrated_as
+        measures[name] = scored(fitted.sign, found.inputs)
+        section["quantiles"][name] = list(quantiles(measures[name]))
+        section |= {"confidence": msgspec.to_builtins(fitted), "cross_fitted": evidence}
+    if (cells := fit_cells(found)) is not None:
+        section["regimes"] = msgspec.to_builtins(cells)
+    section["coverage"] = _coverage(found, measures, section)
+    return section
+
+
+def judged_section(
+    found: ExplainedRows, section: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Return ``[calibration]`` with its verdict, the figures of *found*, and what they say.
+
+    *found* are untouched rows; what they are not asked for is left as it was.
+    """
+    judged, figures, said = dict(section), {}, []
+    if "confidence" in section:
+        fitted = msgspec.convert(section["confidence"], FittedConfidence)
+        strict, evidence = judge_spans(found, fitted)
+        fitted = msgspec.structs.replace(fitted, strict=strict)
+        judged["confidence"] = msgspec.to_builtins(fitted)
+        figures["confidence"] = evidence
+        said += [sentence(fitted, evidence), ablation(section["cross_fitted"])]
+    if "regimes" in section:
+        cells = msgspec.convert(section["regimes"], RegimeCells)
+        figures["regimes"] = judge_cells(found, cells, HYSTERESIS)
+        said.append(regimes.sentence(figures["regimes"]))
+    return judged, figures, said
+
+
+def default_thresholds(section: Mapping[str, Any]) -> dict[str, float]:
+    """Return the default thresholds of the calibrated gates but ``edge``, by their measures.
+
+    Of the confidences only the chosen one's, as strict as *section* says that it has earned.
+    Regimes are left out: MOMENTUM and MIXED are all but the lower third of recent mass.
+    """
+    known, fitted = section["quantiles"], section.get("confidence")
+    strict = fitted is None or bool(fitted["strict"])
+    found = {
+        gate.calibrated_as: value
+        for gate, value in _defaults(section, strict=strict).items()
+        if gate.calibrated_as
+    }
+    if RECENT_MASS in known:
+        found[RECENT_MASS] = _quantile(str(RegimeSection().mean_reversion), RECENT_MASS, known)
+    return found
+
+
+def _defaults(section: Mapping[str, Any], *, strict: bool) -> dict[Gate, float]:
+    """Return the default threshold of each calibrated gate but ``edge`` that a run declares."""
+    known, fitted = section["quantiles"], section.get("confidence")
+    chosen = ENTROPY if fitted is None else fitted["chosen"]
+    found = {}
+    for gate in GATES.values():
+        key = gate.threshold
+        if gate.calibrated_as not in known or gate is edge or not isinstance(key, ThresholdKey):
+            continue
+        if gate.chosen_by in CONFIDENCES and gate.chosen_by != chosen:
+            continue
+        text = str(key.default)
+        if text == AUTO:
+            text = key.strict if strict else MILDEST
+        found[gate] = _quantile(text, gate.calibrated_as, known, key=key_of(gate))
+    return found
+
+
+def _quantile(text: str, name: str, known: Mapping[str, Any], *, key: str = "") -> float:
+    calibration = Calibration({name: tuple(of) for name, of in known.items()}, {}, 0.0)
+    return threshold_of(text, name, calibration, key=key or name)
+
+
+def _coverage(
+    found: ExplainedRows, measures: Mapping[str, NDArray[np.float64]], section: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the share of rows that pass every judgement gate: by strict, by mildest confidence.
+
+    ``edge`` is taken at the card's round trip; the regime follows the rows with its hysteresis.
+    Nothing is counted where recent mass does not move, which no run by default thresholds takes.
+    """
+    usual = None
+    if RECENT_MASS in measures:
+        usual = _in_usual_regimes(found, section["quantiles"])
+        if usual is None:
+            return []
+    every = []
+    for strict in (True, False):
+        passed = np.ones(len(found.value), dtype=np.bool_)
+        thresholds = {}
+        for gate, threshold in _defaults(section, strict=strict).items():
+            values = measures[gate.calibrated_as]
+            passed &= values >= threshold if gate.at_least else values <= threshold
+            thresholds[gate.name] = threshold
+        if edge.calibrated_as in measures:
+            thresholds[edge.name] = float(str(_key(edge).default))
+            passed &= measures[edge.calibrated_as] >= thresholds[edge.name]
+        if usual is not None:
+            passed &= usual
+            thresholds[regime.name] = 1.0
+        every.append({"share": rounded(float(passed.mean())), "thresholds": thresholds})
+    return every
+
+
+def _key(gate: Gate) -> ThresholdKey:
+    key = gate.threshold
+    assert isinstance(key, ThresholdKey)
+    return key
+
+
+def _in_usual_regimes(found: ExplainedRows, known: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+    """Return which rows lie in one of the default ``gate.regimes``; None where they coincide."""
+    rules = RegimeSection()
+    low = _quantile(str(rules.mean_reversion), RECENT_MASS, known)
+    high = _quantile(str(rules.momentum), RECENT_MASS, known)
+    if low >= high:
+        return None
+    bounds = RegimeBounds.between(mean_reversion=low, momentum=high, hysteresis=HYSTERESIS)
+    usual, now = GateSection().regimes, Regime.UNKNOWN
+    inside = np.zeros(len(found.value), dtype=np.bool_)
+    before = None
+    rows = zip(found.place.tolist(), found.measures[RECENT_MASS].tolist(), strict=True)
+    for row, (place, mass) in enumerate(rows):
+        if before is not None and place != before + 1:
+            now = Regime.UNKNOWN
+        now, before = next_regime(now, mass, bounds), place
+        inside[row] = now.value in usual
+    return inside
