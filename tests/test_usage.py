@@ -26,7 +26,7 @@ WRONG: Final = [
     (["verify", "last", "--db", "absent.db"], 1, "absent.db"),
     (["parity", "absent.db#last", "absent.db#last"], 1, "absent.db"),
     (["explain", "last:1", "--db", "words.csv"], 1, "words.csv"),
-    (["explain", "last"], 2, "SEQUENCE"),
+    (["explain", "last"], 1, "--db"),
     (["audit", "verify", "last", "--db", "absent.db"], 1, "absent.db"),
     (["audit", "sql", "DROP TABLE bars", "--db", "empty.db"], 1, "empty.db"),
     (["audit", "head", "--db", "words.csv"], 1, "words.csv"),
