@@ -231,6 +231,7 @@ def _train(
     recipes: Sequence[AnyRecipe], data: list[str], out: Path, cache: Path | None, *, resume: bool
 ) -> list[tuple[Path, Checkpoint]]:
     """Train and write a checkpoint of each recipe; they differ in their seeds alone."""
+    from tracepaper.replay.judging.spans import opened_by_training
     from tracepaper.replay.training.array_cache import ArrayCache, default_folder
     from tracepaper.replay.training.material import Material, intervals_of
     from tracepaper.replay.training.pipeline import compare_seeds, use_threads
@@ -260,6 +261,9 @@ def _train(
     ]
     if len(recipes) > 1 and isinstance(first, Recipe):
         made = compare_seeds(folders)
+    for folder, found in zip(folders, made, strict=True):
+        if said := opened_by_training(folder, found, material):
+            typer.echo(said, err=True)
     return list(zip(folders, made, strict=True))
 
 

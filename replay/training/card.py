@@ -126,7 +126,6 @@ REGIMES: Final = (
     " are the literature's and predict no momentum in returns."
 )
 NO_ATTENTION: Final = "It has no attention: nothing is said of entropy, shift and regimes."
-_OVER_SEEDS: Final = ("sign_accuracy", "ic", "rank_ic", "r_squared", "qlike")
 _LIBRARIES: Final = ("torch", "numpy", "scipy", "safetensors", "tracepaper")
 
 
@@ -212,13 +211,7 @@ def sentences(figures: Mapping[str, Any], gates: Mapping[str, Any], *, horizon: 
         f"At {horizon} bars it named the sign of the return in {100 * accuracy:.1f} % of untouched"
         f" bars (± {100 * error:.1f} by days); half is chance."
     )
-    ours = main["qlike"]["network"][0]
-    best = min((pair[0], name) for name, pair in main["qlike"].items() if name != "network")
-    word = "better" if ours < best[0] else "no better"
-    lines.append(
-        f"Its volatility at {horizon} bars is {word} than the best baseline's"
-        f" (QLIKE {ours:.3f} against {best[0]:.3f} of {best[1]})."
-    )
+    lines += volatility_sentence(main["qlike"], "network", horizon)
     if surest is not None:
         gained, noise = surest["gained"][2], surest["error"][2]
         # One day has no error by days, and proves nothing.
@@ -231,8 +224,28 @@ def sentences(figures: Mapping[str, Any], gates: Mapping[str, Any], *, horizon: 
     return lines
 
 
+def volatility_sentence(
+    qlike: Mapping[str, Sequence[float]], own: str, horizon: int, halves: Collection[str] = ()
+) -> list[str]:
+    """Say how the volatility of the forecaster *own* compares; nothing where nothing else is.
+
+    *halves* are no others.
+    """
+    ours = qlike[own][0]
+    others = [(pair[0], name) for name, pair in qlike.items() if name not in {own, *halves}]
+    if not others:
+        return []
+    best = min(others)
+    word = "better" if ours < best[0] else "no better"
+    said = (
+        f"Its volatility at {horizon} bars is {word} than the best baseline's"
+        f" (QLIKE {ours:.3f} against {best[0]:.3f} of {best[1].replace('_', ' ')})."
+    )
+    return [said]
+
+
 def _edge(passed: Mapping[str, Any]) -> str:
-    """Say what a calibrated edge above the costs let through, and how little that proves."""
+    """Say what a calibrated edge above the costs let through."""
     cost = 1e4 * ROUND_TRIP_COST
     passing = (
         f"A calibrated edge above a round trip of {cost:.0f} basis points passed"
@@ -240,11 +253,9 @@ def _edge(passed: Mapping[str, Any]) -> str:
     )
     if not passed["trades"]:
         return f"{passing}, and none was traded."
-    net, error = passed["net_bp"]
     return (
-        f"{passing}: {passed['trades']} separate trades on {passed['days']} days, {net:+.1f} basis"
-        f" points each (± {error:.1f} by days) before slippage, which violent minutes have most of;"
-        " so few days prove nothing."
+        f"{passing}: {passed['trades']} separate trades on {passed['days']} days. What they made is"
+        " said beside a second untouched span alone: tracepaper evaluate --spans."
     )
 
 
@@ -260,21 +271,35 @@ def seeds_section(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "edge_net_bp": [_net(card) for card in cards],
     }
     for horizon in (key for key in cards[0]["figures"] if key != "gates"):
-        section[horizon] = {}
-        for name in _OVER_SEEDS:
-            values = [float(card["figures"][horizon][name]["network"][0]) for card in cards]
-            section[horizon][name] = [round(fmean(values), 5), round(stdev(values), 5)]
+        every = [_own_figures(card["figures"][horizon]) for card in cards]
+        section[horizon] = {
+            name: [round(fmean(values), 5), round(stdev(values), 5)]
+            for name in every[0]
+            if (values := [own[name] for own in every])
+        }
     return section
+
+
+def _own_figures(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return every figure of the network itself at one horizon, by its name."""
+    own: dict[str, float] = {}
+    for name, figure in found.items():
+        if isinstance(figure, Mapping) and "network" in figure:
+            own[name] = float(figure["network"][0])
+        elif isinstance(figure, Mapping):
+            own |= {f"{name}_{key}": float(pair[0]) for key, pair in figure.items()}
+        elif isinstance(figure, Sequence):
+            own[name] = float(figure[0])
+    return own
 
 
 def seeds_sentence(cards: Sequence[Mapping[str, Any]], *, horizon: int) -> str:
     """Say what other seeds of the same training reached."""
     accuracies = [card["figures"][str(horizon)]["sign_accuracy"]["network"][0] for card in cards]
     signs = ", ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
-    nets = ", ".join(f"{net[0]:+.1f}" if net else "none" for net in map(_net, cards))
     return (
-        f"From {len(cards)} seeds the sign accuracy at {horizon} bars was {signs} %, and the trades"
-        f" of a calibrated edge made {nets} basis points each: what separates seeds is luck."
+        f"From {len(cards)} seeds the sign accuracy at {horizon} bars was {signs} %: what separates"
+        " seeds is luck."
     )
 
 

@@ -20,7 +20,7 @@ from tracepaper.replay.training import card as cards
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.card import rounded
 from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged
-from tracepaper.replay.training.explained import bars_of
+from tracepaper.replay.training.explained import JudgedPart, bars_of
 from tracepaper.replay.training.figures import DailyEstimate
 from tracepaper.replay.training.fitted import save_judged, stored_baselines
 from tracepaper.replay.training.material import Material
@@ -146,6 +146,14 @@ def evaluated_ensemble(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material
 ) -> dict[str, Any]:
     """Return *card* with the figures of the test part, each half's volatility among them."""
+    found = judge_ensemble(card, tensors, material)
+    return {**card, "honesty": {"sentences": found.sentences}, "figures": found.figures}
+
+
+def judge_ensemble(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material
+) -> JudgedPart:
+    """Return what the mix said of the test part, and its figures."""
     found = _judge(card, tensors, material, Part.TEST)
     told: dict[str, Any] = {str(one.horizon): figures_of(one, MEASURES) for one in found}
     horizon = int(card["calibration"]["horizon"])
@@ -158,7 +166,7 @@ def evaluated_ensemble(
         "the better half."
     )
     told["gates"] = {"selective": selective_of(chosen, MEASURES)}
-    return {**card, "honesty": {"sentences": sentences}, "figures": told}
+    return JudgedPart(found, frozenset(MEASURES), told, sentences)
 
 
 def _judge(

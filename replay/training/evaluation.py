@@ -137,6 +137,7 @@ class HorizonForecasts:
     """One horizon's rows of one part: forecasts by name beside what happened, all over [row]."""
 
     horizon: int
+    keys: NDArray[np.int64]  # of the bars, as ``Segment.keys``
     days: NDArray[np.int64]
     value: Array
     classes: NDArray[np.int64]
@@ -183,6 +184,7 @@ def judged(
         found.append(
             HorizonForecasts(
                 horizon=horizon,
+                keys=merged["key"],
                 days=merged["day"].astype(np.int64),
                 value=merged["value"],
                 classes=merged["class"].astype(np.int64),
@@ -215,11 +217,12 @@ def _baseline_rows(
     fitted: Mapping[str, Answer],
     column: int,
     horizon: int,
-) -> dict[str, Array]:
+) -> dict[str, NDArray[Any]]:
     """Return labels and baselines of *rows* for one horizon."""
     segment, labels = samples.segment, samples.labels
     asked = Asked(segment, rows, past_variances(segment)[:, rows], horizon, column)
     return {
+        "key": segment.keys[rows],
         "weight": samples.weights[rows, column].astype(np.float64),
         "day": (segment.open_time_ms[rows] // DAY_MS).astype(np.float64),
         "value": labels["returns"][rows, column].astype(np.float64),
@@ -243,8 +246,11 @@ def report(found: HorizonForecasts, *, temperature: float, slope: float) -> dict
         "r_squared": {
             "network": _pair(figures.r_squared(found.mean, value, days)),
             "calibrated": _pair(figures.r_squared(slope * found.mean, value, days)),
-            "ridge": _pair(figures.r_squared(found.means["ridge"], value, days)),
-            "persistence": _pair(figures.r_squared(found.means["persistence"], value, days)),
+            **{
+                name: _pair(figures.r_squared(found.means[name], value, days))
+                for name in ("ridge", "persistence")
+                if name in found.means
+            },
         },
         "qlike": _each(figures.qlike, found.variances, found.variance, days),
         "log_variance_r_squared": {

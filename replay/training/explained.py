@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.training.card import ROUND_TRIP_COST, measures
+from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.figures import mean, table, top
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Segment
@@ -30,15 +31,29 @@ _FIXED: Final = ("value", "traded", "mean", "stdev", "margin", "volatility", "re
 _INPUT: Final = "input."
 
 
+class JudgedPart(NamedTuple):
+    """What a model said of one part beside what happened, and what is said of it."""
+
+    forecasts: list[HorizonForecasts]
+    given: frozenset[str]  # the measures of the model
+    figures: dict[str, Any]  # by horizon, and those of gates
+    sentences: list[str]
+    explained: ExplainedRows | None = None
+    rules: Mapping[str, NDArray[np.bool_]] = {}  # of trading, over the rows of ``explained``
+    calibration: Mapping[str, Any] = {}  # the card's section, with the verdict of this part
+
+
 @dataclass(frozen=True)
 class ExplainedRows:
     """Rows [row] of one horizon: forecast, measures by name, and what followed.
 
     ``value`` is the log return from this close, ``traded`` that from the next bar's open, both to
     the close *horizon* bars ahead; ``place`` numbers the bars, further apart between segments.
+    ``keys`` are those of ``Segment.keys``.
     """
 
     horizon: int
+    keys: NDArray[np.int64]
     days: NDArray[np.int64]
     place: NDArray[np.int64]
     value: Array
@@ -99,7 +114,7 @@ def explain(
     Raises ``DataInvalid`` where no segment is long enough.
     """
     share = max(bars // len(part), 1)
-    rows: list[dict[str, Array]] = []
+    rows: list[dict[str, NDArray[Any]]] = []
     fitted = None if forecaster.calibration is None else forecaster.calibration.confidence
     for samples in part:
         column = samples.horizons.index(horizon)
@@ -121,7 +136,8 @@ def explain(
             fitted=fitted if fitted is not None and fitted.horizon == horizon else None,
         )  # fmt: skip
         apart = rows[-1]["place"][-1] + horizon + 1 if rows else 0.0
-        rows.append(columns | {"place": labelled - labelled[0] + apart})
+        keys = samples.segment.keys[labelled]
+        rows.append(columns | {"keys": keys, "place": labelled - labelled[0] + apart})
     if not rows:
         raise DataInvalid(
             f"No segment holds {forecaster.context} bars before a labelled one; give more data."
@@ -129,10 +145,12 @@ def explain(
     merged = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
     whole = ("days", "place", "opened_ms", "until_ms")
     days, place, opened_ms, until_ms = (merged.pop(name).astype(np.int64) for name in whole)
+    keys = merged.pop("keys")
     fixed = {name: merged.pop(name) for name in _FIXED}
     names = [name for name in merged if name.startswith(_INPUT)]
     return ExplainedRows(
         horizon=horizon,
+        keys=keys,
         days=days,
         place=place,
         opened_ms=opened_ms,
@@ -212,6 +230,12 @@ def traded(found: ExplainedRows, thresholds: Mapping[str, float]) -> dict[str, A
     A trade opens at the next bar's open, is held to the horizon, pays the taker's round trip and
     no slippage; no two overlap. *thresholds* are by measure, bounds on the side of their gates.
     """
+    rules = passing(found, thresholds)
+    return {"bars": len(found.value)} | {name: _result(found, rows) for name, rows in rules.items()}
+
+
+def passing(found: ExplainedRows, thresholds: Mapping[str, float]) -> dict[str, NDArray[np.bool_]]:
+    """Return [row] for each rule of trading: none, the largest edges, edge, and all gates."""
     upper = {gate.calibrated_as for gate in GATES.values() if not gate.at_least}
     passed = np.ones(len(found.value), dtype=np.bool_)
     for name, threshold in thresholds.items():
@@ -219,18 +243,31 @@ def traded(found: ExplainedRows, thresholds: Mapping[str, float]) -> dict[str, A
         passed &= measure <= threshold if name in upper else measure >= threshold
     edge = found.measures["edge"] >= 1.0
     return {
-        "bars": len(found.value),
-        "ungated": _result(found, np.ones_like(edge)),
-        "largest_edges": _result(found, top(found.measures["edge"], _BUSY_SHARE)),
-        "edge": _result(found, edge),
-        "all_gates": _result(found, passed & edge),
+        "ungated": np.ones_like(edge),
+        "largest_edges": top(found.measures["edge"], _BUSY_SHARE),
+        "edge": edge,
+        "all_gates": passed & edge,
     }
+
+
+def daily_net(found: ExplainedRows, chosen: NDArray[np.bool_]) -> Array:
+    """Return the net log return of each day that was judged, 0 where none of *chosen* traded."""
+    opened = separate(chosen, found.place, found.horizon)
+    names, day = np.unique(found.days, return_inverse=True)
+    earned = np.bincount(day[opened], _net(found)[opened], len(names))
+    return earned.astype(np.float64)
+
+
+def _net(found: ExplainedRows) -> Array:
+    """Return what a trade at each row makes, after the round trip."""
+    net: Array = np.sign(found.mean) * found.traded - ROUND_TRIP_COST
+    return net
 
 
 def _result(found: ExplainedRows, chosen: NDArray[np.bool_]) -> dict[str, Any]:
     """Return how many bars passed, the separate trades and days of them, and their net result."""
     opened = separate(chosen, found.place, found.horizon)
-    net = (np.sign(found.mean) * found.traded - ROUND_TRIP_COST)[opened] * _BASIS_POINTS
+    net = _net(found)[opened] * _BASIS_POINTS
     days = found.days[opened]
     result: dict[str, Any] = {
         "bars_per_1000": round(1000 * float(chosen.mean()), 3),

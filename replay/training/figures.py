@@ -38,12 +38,23 @@ def figure(
 
     ``combine`` maps sums [.., term] to values [..]; the error is that of ``RESAMPLES`` bootstraps.
     """
-    names, day = np.unique(days, return_inverse=True)
-    daily = np.stack([np.bincount(day, row, len(names)) for row in terms], axis=1)
+    daily = daily_sums(terms, days, np.unique(days))
+    return bootstrapped(daily, combine, seed=seed)
+
+
+def daily_sums(terms: Array, days: NDArray[np.int64], names: NDArray[np.int64]) -> Array:
+    """Return [day, term]: the sums of [term, row] *terms* over each of the days *names*, rising."""
+    day = np.searchsorted(names, days)
+    return np.stack([np.bincount(day, row, len(names)) for row in terms], axis=1)
+
+
+def bootstrapped(
+    daily: Array, combine: Callable[[Array], Array], *, seed: int = 0
+) -> DailyEstimate:
+    """Return ``combine`` of [day, term] *daily* summed over days, with its error over them."""
     # A resample is how often each day was drawn, so all resamples together are one product.
-    drawn = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1.0 / len(names)), RESAMPLES
-    )
+    count = len(daily)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), RESAMPLES)
     value = combine(daily.sum(axis=0)[None])
     return DailyEstimate(
         float(value[0]), float(np.nanstd(combine(drawn.astype(np.float64) @ daily)))
@@ -103,8 +114,14 @@ def interval_coverage(
     location: Array, scale: Array, dof: Array, value: Array, days: NDArray[np.int64]
 ) -> DailyEstimate:
     """Return how often *value* lay in the Student t's central 90 % interval."""
-    half = stats.t.ppf(0.5 + COVERAGE / 2, dof) * scale
-    return mean((np.abs(value - location) <= half).astype(np.float64), days)
+    return mean(inside(location, scale, dof, value, COVERAGE), days)
+
+
+def inside(location: Array, scale: Array, dof: Array, value: Array, share: float) -> Array:
+    """Return 1 where *value* lay in the Student t's central interval of that *share*, else 0."""
+    half = stats.t.ppf(0.5 + share / 2, dof) * scale
+    found: Array = (np.abs(value - location) <= half).astype(np.float64)
+    return found
 
 
 def probabilities(logits: NDArray[np.float32], temperature: float) -> Array:

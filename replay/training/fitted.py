@@ -18,6 +18,7 @@ from tracepaper.replay.training.baselines import (
     Answer,
     Arrays,
     Training,
+    nothing,
     past_variances,
 )
 from tracepaper.replay.training.boosting import import_lightgbm
@@ -54,6 +55,11 @@ def fit_baselines(training: Sequence[Samples]) -> Fitted:
         for name, each in BASELINES.items()
         if has_lightgbm or not each.needs_lightgbm
     }
+
+
+def unfitted() -> Fitted:
+    """Return the baselines that nothing is fitted of, for candles without a bar of the training."""
+    return {name: {} for name, each in BASELINES.items() if each.fit is nothing}
 
 
 def _has_lightgbm() -> bool:

@@ -35,6 +35,7 @@ from tracepaper.replay.training.samples import (
 from tracepaper.replay.training.series import (
     IN_MEMORY,
     Part,
+    Parts,
     Segment,
     Split,
     TrainingFile,
@@ -150,6 +151,11 @@ class Material:
         """The horizons as times, such as ``30m``; with a calendar, times of trading."""
         return tuple(interval_text(bars * self.interval_ms) for bars in self.horizons)
 
+    @property
+    def parts(self) -> Parts:
+        """What says which bars are in which part."""
+        return self.split
+
     @cached_property
     def fitted(self) -> Fitted:
         """The baselines as arrays, fitted on the training part when first asked for."""
@@ -166,11 +172,11 @@ class Material:
 
     def samples(self, part: Part) -> list[Samples]:
         """Return the samples of one part; of training, those of every interval."""
-        found = samples_of(self.segments, self.horizons, self.split, part, self._labels)
+        found = samples_of(self.segments, self.horizons, self.parts, part, self._labels)
         if part is Part.TRAIN:
             for segment in self.others:
                 horizons = self.horizons_at(segment.interval_ms)
-                found += samples_in([segment], horizons, self.split, part, self._labels)
+                found += samples_in([segment], horizons, self.parts, part, self._labels)
         return found
 
     def _labels(self, segment: Segment, horizons: Sequence[int]) -> Labels:

@@ -16,7 +16,7 @@ from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.card import NO_ATTENTION
 from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged, report
-from tracepaper.replay.training.explained import bars_of
+from tracepaper.replay.training.explained import JudgedPart, bars_of
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Part, Segment, Split, date_ms, iso
@@ -59,10 +59,8 @@ def split_at(segments: Sequence[Segment], forecaster: UserForecaster) -> Split:
     return Split(until_ms, until_ms + 1, until_ms + 2, max(forecaster.horizons))
 
 
-def evaluate_own(
-    forecaster: UserForecaster, material: Material, *, horizon: int
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the figures of the test part by horizon, and sentences about them.
+def evaluate_own(forecaster: UserForecaster, material: Material, *, horizon: int) -> JudgedPart:
+    """Return what a class said of the test part, its figures by horizon, and sentences about them.
 
     Raises ``ConfigInvalid`` where no bar of that part was forecast.
     """
@@ -81,7 +79,8 @@ def evaluate_own(
     chosen = next((one for one in found if one.horizon == horizon), found[0])
     given: dict[str, Any] = dict(by_horizon)
     given["gates"] = {"selective": selective_of(chosen, forecaster.measures)}
-    return given, _sentences(by_horizon, chosen.horizon, forecaster, material.split)
+    sentences = _sentences(by_horizon, chosen.horizon, forecaster, material.split)
+    return JudgedPart(found, frozenset(forecaster.measures), given, sentences)
 
 
 def _answers(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from tracepaper.replay.training.evaluation import (
     judged,
     report,
 )
-from tracepaper.replay.training.explained import explain, selective, traded
+from tracepaper.replay.training.explained import JudgedPart, explain, passing, selective, traded
 from tracepaper.replay.training.fit import Fit, Observe, Progress
 from tracepaper.replay.training.fitted import FILE_NAME, save_judged
 from tracepaper.replay.training.judgement import (
@@ -76,6 +78,15 @@ def train(
     The state of an unfinished fit lies beside it, in ``<folder>.training``.
     """
     recipe = recipe.fitted_to(material.schema, material.segments[0].interval_ms)
+    state = folder.with_name(folder.name + ".training")
+    fit = fit_network(material, recipe, state, observe=observe, say=say, resume=resume)
+    return finish(material, recipe, fit.best, folder, fit.progress, created_ms=created_ms, say=say)
+
+
+def fit_network(
+    material: Material, recipe: Recipe, folder: Path, *, observe: Observe, say: Say, resume: bool
+) -> Fit:
+    """Fit the network of *recipe*, whose state lies in *folder*."""
     config = recipe.config
     torch.manual_seed(recipe.options.seed)
     network = recipe.kind.make(config).to(_device(recipe.device))
@@ -89,7 +100,7 @@ def train(
         material.samples(Part.TRAIN),
         material.samples(Part.VALIDATION),
         recipe.options,
-        folder=folder.with_name(folder.name + ".training"),
+        folder=folder,
         about=_about(material, recipe),
         levels=getattr(config, "quantiles", ()),
     )
@@ -98,7 +109,7 @@ def train(
     fit.run(observe)
     if fit.progress.stopped:
         say(fit.progress.stopped)
-    return finish(material, recipe, fit.best, folder, fit.progress, created_ms=created_ms, say=say)
+    return fit
 
 
 def _about(material: Material, recipe: Recipe) -> dict[str, Any]:
@@ -182,7 +193,7 @@ def calibrated(
     card: Mapping[str, Any], weights: Mapping[str, Tensor], material: Material, *, bars: int
 ) -> dict[str, Any]:
     """Return *card* with temperature, slopes and quantiles of the calibration slice."""
-    found = _judge(restore(card, weights), material, Part.CALIBRATION)
+    found = judge_part(restore(card, weights), material, Part.CALIBRATION)
     horizon = int(card["calibration"]["horizon"])
     section = {
         **card["calibration"],
@@ -216,9 +227,26 @@ def evaluated(
 
     *bars* of it are explained; by default as many as can be in minutes.
     """
+    found = judge(card, weights, material, bars=bars)
+    return {
+        **card,
+        "calibration": found.calibration,
+        "honesty": {"sentences": found.sentences},
+        "figures": found.figures,
+    }
+
+
+def judge(
+    card: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    material: Material,
+    *,
+    bars: int | None = None,
+) -> JudgedPart:
+    """Return what the network said of the test part, calibrated by its card, and its figures."""
     section = card["calibration"]
     network = restore(card, weights)
-    found = _judge(network, material, Part.TEST)
+    found = judge_part(network, material, Part.TEST)
     figures = {
         str(j.horizon): report(
             j,
@@ -236,21 +264,33 @@ def evaluated(
         bars=explained(network) if bars is None else bars,
     )
     section, judged_gates, said = judged_section(seen, section)
+    thresholds = default_thresholds(section)
     gates = {
         "selective": selective(seen),
-        "traded": traded(seen, default_thresholds(section)),
+        "traded": traded(seen, thresholds),
         **judged_gates,
     }
-    sentences = [*cards.sentences(figures, gates, horizon=horizon), *said]
-    return {
-        **card,
-        "calibration": section,
-        "honesty": {"sentences": sentences},
-        "figures": {**figures, "gates": gates},
-    }
+    return JudgedPart(
+        [_cooled(one, section["temperature"][str(one.horizon)]) for one in found],
+        ALL_MEASURES,
+        {**figures, "gates": gates},
+        [*cards.sentences(figures, gates, horizon=horizon), *said],
+        seen,
+        passing(seen, thresholds),
+        section,
+    )
 
 
-def _judge(network: Network, material: Material, part: Part) -> list[HorizonForecasts]:
+ALL_MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility", "probabilities"})
+"""What every network gives."""
+
+
+def _cooled(found: HorizonForecasts, temperature: float) -> HorizonForecasts:
+    """Return *found* with logits whose softmax is calibrated."""
+    return replace(found, logits=(found.logits / temperature).astype(np.float32))
+
+
+def judge_part(network: Network, material: Material, part: Part) -> list[HorizonForecasts]:
     """Return the network's and the baselines' forecasts of *part*, for each horizon."""
     answered = answer(network, material.samples(part))
     if not answered:

@@ -24,7 +24,7 @@ from tracepaper.replay.training import card as cards
 from tracepaper.replay.training.boosting import BoostingOptions, LabelledRows, boost
 from tracepaper.replay.training.card import PERCENTS, ROUND_TRIP_COST, quantiles, rounded, slope
 from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged
-from tracepaper.replay.training.explained import bars_of
+from tracepaper.replay.training.explained import JudgedPart, bars_of
 from tracepaper.replay.training.figures import COVERAGE
 from tracepaper.replay.training.fitted import save_judged
 from tracepaper.replay.training.glm import RIDGE, fit_gamma
@@ -192,13 +192,18 @@ def train_rows(material: Material, recipe: RowRecipe, folder: Path, *, say: Say)
             f"{list(material.horizons)}; choose one of these."
         )
     say(f"Fitting the {recipe.kind}.")
-    arrays, options = FITS[recipe.kind](material, recipe)
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors, options = fit_rows(material, recipe)
     say("Calibrating.")
     card = _calibrated(_first_card(material, recipe, options), tensors, material, recipe)
     say("Judging on untouched time.")
     card = evaluated_rows(card, tensors, material)
     return save_judged(folder, tensors, card, material.fitted)
+
+
+def fit_rows(material: Material, recipe: RowRecipe) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a row model fitted to *material*, and the card's ``[training]``."""
+    arrays, options = FITS[recipe.kind](material, recipe)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}, options
 
 
 def _first_card(
@@ -231,7 +236,7 @@ def _calibrated(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material, recipe: RowRecipe
 ) -> dict[str, Any]:
     """Return *card* with slopes, spreads and quantiles of the calibration slice."""
-    found = _judge(card, tensors, material, Part.CALIBRATION)
+    found = judge_row_part(card, tensors, material, Part.CALIBRATION)
     slopes = {str(j.horizon): slope(j.mean, j.value) for j in found}
     spreads = {str(j.horizon): spread(j) for j in found}
     section = {**card["calibration"], "slope": slopes, "spread": spreads}
@@ -287,7 +292,15 @@ def evaluated_rows(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material
 ) -> dict[str, Any]:
     """Return *card* with the figures of the test part and the sentences that follow from them."""
-    found = _judge(card, tensors, material, Part.TEST)
+    found = judge_rows(card, tensors, material)
+    return {**card, "honesty": {"sentences": found.sentences}, "figures": found.figures}
+
+
+def judge_rows(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material
+) -> JudgedPart:
+    """Return what a row model said of the test part, its spread calibrated, and its figures."""
+    found = judge_row_part(card, tensors, material, Part.TEST)
     section = card["calibration"]
     scaled = [replace(one, scale=one.scale * section["spread"][str(one.horizon)]) for one in found]
     figures: dict[str, Any] = {str(one.horizon): figures_of(one, ROW_MEASURES) for one in scaled}
@@ -295,10 +308,10 @@ def evaluated_rows(
     chosen = next(one for one in scaled if one.horizon == horizon)
     sentences = [*judged_sentences(figures, horizon=horizon), WITHOUT_ATTENTION]
     figures["gates"] = {"selective": selective_of(chosen, ROW_MEASURES)}
-    return {**card, "honesty": {"sentences": sentences}, "figures": figures}
+    return JudgedPart(scaled, ROW_MEASURES, figures, sentences)
 
 
-def _judge(
+def judge_row_part(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material, part: Part
 ) -> list[HorizonForecasts]:
     """Return the model's and the baselines' forecasts of *part*, for each horizon."""
@@ -337,15 +350,9 @@ def judged_sentences(
     """
     main = figures[str(horizon)]
     accuracy, error = main["sign_accuracy"][OF_MODEL]
-    ours, known = main["qlike"][OF_MODEL], {OF_MODEL, *halves}
-    best = min((pair[0], name) for name, pair in main["qlike"].items() if name not in known)
-    word = "better" if ours[0] < best[0] else "no better"
     sign = (
         f"At {horizon} bars it named the sign of the return in {100 * accuracy:.1f} % of untouched"
         f" bars (± {100 * error:.1f} by days); half is chance."
     )
-    volatility = (
-        f"Its volatility at {horizon} bars is {word} than the best baseline's"
-        f" (QLIKE {ours[0]:.3f} against {best[0]:.3f} of {best[1].replace('_', ' ')})."
-    )
-    return [cards.NOTICE, sign, volatility]
+    volatility = cards.volatility_sentence(main["qlike"], OF_MODEL, horizon, halves)
+    return [cards.NOTICE, sign, *volatility]

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.replay.training.series import Part, Segment, Split
+from tracepaper.replay.training.series import Part, Parts, Segment
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features_rolling import Array
 
@@ -161,7 +161,7 @@ class Samples:
 def samples_of(
     segments: Sequence[Segment],
     horizons: Sequence[int],
-    split: Split,
+    split: Parts,
     part: Part,
     labels: Callable[[Segment, Sequence[int]], Labels] = targets,
 ) -> list[Samples]:
@@ -178,7 +178,7 @@ def samples_of(
 def samples_in(
     segments: Sequence[Segment],
     horizons: Sequence[int],
-    split: Split,
+    split: Parts,
     part: Part,
     labels: Callable[[Segment, Sequence[int]], Labels] = targets,
 ) -> list[Samples]:

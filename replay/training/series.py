@@ -15,7 +15,8 @@ from enum import StrEnum
 from functools import cache as cache_once
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,13 @@ class Segment:
     def close_time_ms(self) -> NDArray[np.int64]:
         """The first millisecond after each bar."""
         return self.candles.closes_ms
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """Each bar's own number, across symbols: its place in time beside its symbol's checksum."""
+        symbol = crc32(self.candles.symbol.encode())
+        found: NDArray[np.int64] = (self.open_time_ms // self.interval_ms << 32) + symbol
+        return found
 
     @property
     def bars_a_day(self) -> int:
@@ -184,6 +192,8 @@ class Part(StrEnum):
 class Split:
     """Where each part ends (exclusive, UTC milliseconds); the test part runs to the data's end.
 
+    Unless a span of it is asked for by ``test_from_ms`` and ``test_until_ms``, beside the parts.
+
     ``embargo_bars`` at the start of every later part belong to none: their features overlap
     with labels of the part before.
     """
@@ -192,6 +202,8 @@ class Split:
     validation_until_ms: int
     calibration_until_ms: int
     embargo_bars: int
+    test_from_ms: int = -(2**62)
+    test_until_ms: int = 2**62
 
     def __post_init__(self) -> None:
         """Refuse parts that are not in order."""
@@ -212,7 +224,7 @@ class Split:
             case Part.CALIBRATION:
                 return self.validation_until_ms, self.calibration_until_ms
             case Part.TEST:
-                return self.calibration_until_ms, 2**62
+                return self.calibration_until_ms, self.test_until_ms
 
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
         """Return [time, horizon]: the bar lies in *part*, past its embargo, and so does its label.
@@ -224,12 +236,21 @@ class Split:
             start += self.embargo_bars * segment.interval_ms
         closed = segment.close_time_ms
         inside = closed >= start
+        if part is Part.TEST:
+            inside &= segment.open_time_ms >= self.test_from_ms
         inside[: segment.first] = False
         mask = np.zeros((len(segment), len(horizons)), dtype=np.bool_)
         for column, horizon in enumerate(horizons):
             known = max(len(segment) - horizon, 0)
             mask[:known, column] = inside[:known] & (closed[horizon:] <= stop)
         return mask
+
+
+class Parts(Protocol):
+    """What says which bars are in which part: a ``Split``, or a fold of one."""
+
+    def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
+        """Return [time, horizon]: the bar lies in *part*, and so does its label."""
 
 
 def by_shares(

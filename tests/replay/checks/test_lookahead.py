@@ -565,7 +565,10 @@ def test_too_little_data_is_refused_with_a_sentence(fresh: FreshProcesses, walk:
 
 @pytest.mark.parametrize(
     ("decide", "words"),
-    [("raise ValueError('no')", "failed in decide"), ("exit(3)", "ended the process")],
+    [
+        ("raise ValueError('no')", "failed in decide"),
+        ("exit(3)", "failed in decide with SystemExit"),
+    ],
 )
 def test_a_class_that_fails_ends_the_check_with_its_sentence(
     check: Checks, decide: str, words: str

@@ -48,6 +48,7 @@ def rows(
     places = np.arange(ROWS)
     return ExplainedRows(
         horizon=horizon,
+        keys=places,
         days=places // (ROWS // DAYS),
         place=places,
         value=right * size,

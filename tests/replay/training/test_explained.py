@@ -17,6 +17,7 @@ def explained(*, edge: np.ndarray, mean: float = 0.01) -> ExplainedRows:
     zeros = np.zeros(ROWS)
     return ExplainedRows(
         horizon=30,
+        keys=np.arange(ROWS),
         days=np.arange(ROWS) // 60,
         place=np.arange(ROWS),
         value=zeros,

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from tracepaper.replay.commands.evaluate import evaluate
 from tracepaper.replay.commands.models import models
 from tracepaper.replay.commands.train import train as train_command
+from tracepaper.replay.judging.spans import read_openings
 from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.fit import FitOptions, Observe, Progress
 from tracepaper.replay.training.material import Material
@@ -261,6 +262,9 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
     assert "reversed persistence" in told
     assert "entropy confidence" in told
     assert all(sentence[:40] in told for sentence in judged["sentences"])
+    openings = read_openings(folder / "openings.toml")
+    assert {one.model for one in openings} == {trained["id"]}
+    assert judged["spans"][0]["openings"] == 1
     listed = json.loads(run(models, str(folder), "--json"))
     assert str(out) in [model["folder"] for model in listed["models"]]
     text = run(models, str(out))

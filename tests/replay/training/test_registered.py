@@ -16,17 +16,22 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
+from tracepaper.replay.judging.figures import tables_of
+from tracepaper.replay.judging.judgement import SpanJudgement
+from tracepaper.replay.judging.output import show_tables
+from tracepaper.replay.judging.spans import WHOLE
 from tracepaper.replay.training import baselines, losses, samples
 from tracepaper.replay.training.baselines import Answer, Arrays, Training, baseline
 from tracepaper.replay.training.card import training_section
 from tracepaper.replay.training.evaluation import answer, judged, report
+from tracepaper.replay.training.explained import JudgedPart
 from tracepaper.replay.training.fit import Fit, FitOptions, loss_shares
 from tracepaper.replay.training.fitted import answers, fit_baselines
 from tracepaper.replay.training.losses import loss
+from tracepaper.replay.training.pipeline import ALL_MEASURES
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.samples import Chunks, label, samples_of, targets
 from tracepaper.replay.training.series import Part, Segment
-from tracepaper.replay.training.show import figure_tables
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.heads import Outputs
@@ -115,9 +120,10 @@ def test_a_baseline_is_one_function() -> None:
         assert figures["5"]["sign_accuracy"]["zero"][0] == 0.5
         assert "calm" in figures["30"]["qlike"]
         page = io.StringIO()
-        console = Console(width=120, file=page)
-        for table in figure_tables({**figures, "gates": {}}):
-            console.print(table)
+        known = JudgedPart(found, ALL_MEASURES, {**figures, "gates": {}}, [])
+        show_tables(
+            Console(width=160, file=page), tables_of(SpanJudgement(WHOLE, (), known, {}, ()))
+        )
         assert "zero" in page.getvalue()
         assert "calm" in page.getvalue()
         with pytest.raises(ConfigInvalid, match="already"):

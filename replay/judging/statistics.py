@@ -1,0 +1,178 @@
+"""What separates a better forecast from luck: differences by day, many candidates, many trials.
+
+Every error is that of whole calendar days drawn anew. A comparison is of the same bars; one of
+several candidates is corrected by Holm's method, a selection by the probability of overfitting.
+Sharpe ratios are ``report.metrics``'.
+
+The rules are docs/models.md, L45 and L46.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from tracepaper.replay.training.figures import DailyEstimate, bootstrapped, mean
+from tracepaper.strategies.features_rolling import Array
+
+LEVEL: Final = 0.05
+"""A difference is credible below it."""
+COVERAGES: Final = np.linspace(0.05, 1.0, 20)
+"""Of the risk–coverage curve."""
+_SEED: Final = 20_170_817  # of ties
+
+
+class DayDifference(NamedTuple):
+    """A difference with its standard error over days, and how likely chance alone makes it."""
+
+    value: float
+    error: float
+    days: int
+    p: float  # two-sided; 1 where it cannot be said
+
+    @property
+    def pair(self) -> tuple[float, float]:
+        """Value and error."""
+        return self.value, self.error
+
+
+def compared(found: DailyEstimate, days: int) -> DayDifference:
+    """Return *found*, of so many days, against zero, by Student's t of the days less one.
+
+    The bootstrap's error is that of the days at hand, so it is widened by √(n ÷ (n - 1)).
+    """
+    if days < 2 or not np.isfinite(found.error) or found.error <= 0:
+        return DayDifference(found.value, found.error, days, 1.0)
+    error = found.error * (days / (days - 1)) ** 0.5
+    p = 2.0 * float(stats.t.sf(abs(found.value) / error, days - 1))
+    return DayDifference(found.value, error, days, p)
+
+
+def difference(first: Array, second: Array, days: NDArray[np.int64]) -> DayDifference:
+    """Return the mean of *first* less *second*, bar by bar, over [row]."""
+    return compared(mean(first - second, days), len(np.unique(days)))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return the p-values *values* corrected for their number (Holm, 1979), in their order."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    found, least = [0.0] * len(values), 0.0
+    for rank, place in enumerate(order):
+        least = max(least, min(1.0, (len(values) - rank) * values[place]))
+        found[place] = least
+    return found
+
+
+def corrected(every: Mapping[str, DayDifference]) -> dict[str, DayDifference]:
+    """Return *every* comparison with its p-value corrected for the number of candidates."""
+    values = holm([each.p for each in every.values()])
+    return {name: each._replace(p=p) for (name, each), p in zip(every.items(), values, strict=True)}
+
+
+def verdict(found: DayDifference, *, is_less_better: bool = True) -> str:
+    """Return ``better``, ``worse``, or ``level`` where chance explains the difference."""
+    if not found.p < LEVEL:
+        return "level"
+    return "better" if (found.value < 0) == is_less_better else "worse"
+
+
+# --- selective prediction
+
+
+class Ranked(NamedTuple):
+    """Bars of one horizon: what each costs if it is answered, how sure it was, and its day."""
+
+    risk: Array
+    measure: Array  # higher is surer; NaN leaves a bar out
+    days: NDArray[np.int64]
+
+
+class RiskCurve(NamedTuple):
+    """Mean risk of the surest shares ``COVERAGES``, less that of a random gate of equal coverage.
+
+    ``area`` is the mean of ``excess``; below zero the measure helps.
+    """
+
+    risk: float  # of all bars, which a random gate keeps
+    excess: Array
+    area: DayDifference
+    bars: int
+
+
+def risk_curve(parts: Sequence[Ranked]) -> RiskCurve | None:
+    """Return the curve pooled over *parts*, each ranked by itself; None where no bar is ranked.
+
+    The surest bars are those of the whole part, ties in drawn order. Days are drawn for all parts
+    together, since horizons share their market.
+    """
+    known = [_known(part) for part in parts]
+    known = [part for part in known if len(part.risk)]
+    if not known:
+        return None
+    names = np.unique(np.concatenate([part.days for part in known]))
+    daily = np.concatenate([_bucketed(part, names) for part in known], axis=1)
+    size = len(COVERAGES)
+
+    def excess(sums: Array) -> Array:
+        """Return [.., coverage] of sums [.., part × (risk, count) × bucket]."""
+        totals = sums.reshape(len(sums), len(known), 2, size).cumsum(axis=-1)
+        risk = totals[:, :, 0] / np.maximum(totals[:, :, 1], 1.0)
+        found: Array = (risk - risk[:, :, -1:]).mean(axis=1)
+        return found
+
+    area = bootstrapped(daily, lambda sums: excess(sums).mean(axis=1))
+    return RiskCurve(
+        float(np.mean([part.risk.mean() for part in known])),
+        excess(daily.sum(axis=0)[None])[0],
+        compared(area, len(names)),
+        sum(len(part.risk) for part in known),
+    )
+
+
+def _known(part: Ranked) -> Ranked:
+    finite = np.isfinite(part.measure) & np.isfinite(part.risk)
+    return Ranked(part.risk[finite], part.measure[finite], part.days[finite])
+
+
+def _bucketed(part: Ranked, names: NDArray[np.int64]) -> Array:
+    """Return [day, 2 × coverage]: risk, then bars, that each step of coverage adds."""
+    count = len(part.risk)
+    drawn = np.random.default_rng(_SEED).random(count)
+    place = np.empty(count, dtype=np.int64)
+    place[np.lexsort((drawn, -part.measure))] = np.arange(count)
+    # The last step holds what is left, whatever rounding did.
+    steps = np.round(COVERAGES[:-1] * count).astype(np.int64)
+    size = len(COVERAGES)
+    cell = np.searchsorted(names, part.days) * size
+    cell += np.searchsorted(steps, place, side="right")
+    sums = [np.bincount(cell, of, len(names) * size) for of in (part.risk, np.ones(count))]
+    return np.concatenate([each.reshape(len(names), size) for each in sums], axis=1)
+
+
+# --- selection
+
+
+def overfitting(scores: Array) -> float | None:
+    """Return the probability that the best of [group, candidate] *scores* is no better elsewhere.
+
+    Lower scores are better. Of every half of the groups the best candidate is taken, and ranked on
+    the other half: the share of halves where it is in the worse half of the candidates (Bailey,
+    Borwein, López de Prado and Zhu, 2015). None for fewer than two candidates or four groups; of an
+    odd number of groups the last is left out.
+    """
+    groups, candidates = scores.shape
+    groups -= groups % 2
+    if groups < 4 or candidates < 2:
+        return None
+    lost, halves = 0.0, list(itertools.combinations(range(groups), groups // 2))
+    for half in halves:
+        other = [group for group in range(groups) if group not in half]
+        best = int(scores[list(half)].mean(axis=0).argmin())
+        rank = stats.rankdata(-scores[other].mean(axis=0))[best] / (candidates + 1)
+        lost += 1.0 if rank < 0.5 else 0.5 if rank == 0.5 else 0.0
+    return lost / len(halves)

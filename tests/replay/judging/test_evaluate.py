@@ -1,0 +1,285 @@
+"""``evaluate`` on spans and folds; a figure of trading stands beside a second span alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learning import DAY_BARS, HORIZONS, START_MS, learnable, split, tiny, write_csv
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.judging.figures import (
+    ACROSS,
+    SHOWN,
+    confidence_areas,
+    shown,
+    tables_across,
+    tables_of,
+)
+from tracepaper.replay.judging.judgement import (
+    MEASURES,
+    RISKS,
+    SpanJudgement,
+    judge_checkpoint,
+    measure,
+)
+from tracepaper.replay.judging.output import as_document
+from tracepaper.replay.judging.spans import FILE_NAME, NamedSpan, read_openings
+from tracepaper.replay.training.fit import FitOptions
+from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.pipeline import train
+from tracepaper.replay.training.recipe import Recipe
+from tracepaper.replay.training.rowwise import RowRecipe, train_rows
+from tracepaper.replay.training.series import iso
+from tracepaper.storage.checkpoints import Checkpoint, load
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.architecture import kind_of
+
+DAY_MS = DAY_BARS * 60_000
+SPLIT = split(4, 4.6, 5.3)
+SPANS = [
+    NamedSpan("A", START_MS + 6 * DAY_MS, START_MS + 8 * DAY_MS),
+    NamedSpan("B", START_MS + 8 * DAY_MS, START_MS + 10 * DAY_MS),
+]
+AS_TEXT = ",".join(
+    f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
+)
+
+
+def quiet(_: object) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def candles(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_csv(learnable(10 * DAY_BARS), tmp_path_factory.mktemp("candles")))
+
+
+@pytest.fixture(scope="module")
+def material(candles: str) -> Material:
+    return Material.read([candles], lambda _: SPLIT, HORIZONS)
+
+
+@pytest.fixture(scope="module")
+def glm(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "glm"
+    recipe = RowRecipe.of(
+        {
+            "model": {"kind": "glm", "name": "glm"},
+            "architecture": {"horizons": list(HORIZONS)},
+            "training": {"explained_bars": 300},
+        },
+        created_ms=1_700_000_000_000,
+    )
+    train_rows(material, recipe, folder, say=quiet)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def network(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    torch.set_num_threads(1)
+    options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
+    recipe = Recipe(kind_of("flash"), tiny(), options, 30, name="tiny", explained_bars=600)
+    return train(
+        material,
+        recipe,
+        tmp_path_factory.mktemp("models") / "tiny",
+        created_ms=1_700_000_000_000,
+        observe=quiet,
+        say=quiet,
+        resume=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def judgements(network: Checkpoint, material: Material) -> list[SpanJudgement]:
+    return [
+        judge_checkpoint(network.card, network.tensors, material, span, bars=700) for span in SPANS
+    ]
+
+
+def test_spans_are_judged_each_by_itself_and_counted(
+    glm: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    words = ["evaluate", str(glm), "--data", candles, "--spans", AS_TEXT]
+    assert invoke([*words, "--json", "--html", str(page)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [span["name"] for span in found["spans"]] == ["A", "B"]
+    assert [span["days"] for span in found["spans"]] == [2, 2]
+    for span, wanted in zip(found["spans"], SPANS, strict=True):
+        assert (span["from_ms"], span["until_ms"]) == wanted[1:]
+        assert span["openings"] == 1
+        rows = span["tables"]["paired_qlike_5"]["rows"]
+        assert {row["baseline"] for row in rows} >= {"har", "ewma", "log linear"}
+        assert set(rows[0]) == {"baseline", "difference", "p", "verdict"}
+        assert set(rows[0]["difference"]) == {"value", "error"}
+        known = {r["forecaster"]: r["5"]["value"] for r in span["tables"]["qlike"]["rows"]}
+        for row in rows:
+            less = known["model"] - known[row["baseline"]]
+            assert row["difference"]["value"] == pytest.approx(less, abs=2e-5)
+        nine = next(r for r in span["tables"]["intervals"]["rows"] if r["interval"] == "90 %")
+        assert list(nine["5"].values()) == pytest.approx(
+            span["figures"]["5"]["coverage_90"], abs=1e-5
+        )
+    first, second = (span["tables"]["qlike"]["rows"] for span in found["spans"])
+    assert first != second
+    assert [one.recipe for one in read_openings(glm.parent / FILE_NAME)] == [found["recipe"]] * 2
+    text = page.read_text(encoding="utf-8")
+    assert text.count("QLIKE by day:") == 2
+    assert "http://" not in text.split("<script")[0]
+
+
+def test_the_terminal_says_what_the_document_says(
+    glm: Path, candles: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["evaluate", str(glm), "--data", candles, "--from", iso(SPANS[1][1] or 0)]) == 0
+    said = capsys.readouterr().out
+    assert "the model less each baseline" in said
+    assert "how many recipes were judged" in said
+    assert "basis points each" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--from", "2023-11-15"], "begins before 2023-11-20"),
+        (["--from", "2030-01-01"], "no bar of the span"),
+        (["--folds", "walk:2", "--from", "2023-11-15"], "and no span"),
+        (["--folds", "combinatorial:40/2"], "cannot be cut"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_in_one_sentence(
+    glm: Path, candles: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["evaluate", str(glm), "--data", candles, *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
+def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
+    glm: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted = read_openings(glm.parent / FILE_NAME)
+    words = ["evaluate", str(glm), "--data", candles, "--html", str(tmp_path / "folds.html")]
+    assert invoke([*words, "--folds", "combinatorial:4/2", "--json"]) == 0
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    own = {row["forecaster"]: row for row in tables["folds_qlike"]["rows"]}
+    assert set(own) >= {"model", "har", "gamma glm"}
+    # A glm is the gamma regression that is a baseline: fitted on the same bars, the same.
+    assert own["model"]["5"]["value"] == pytest.approx(own["gamma glm"]["5"]["value"], rel=1e-3)
+    assert own["gamma glm"]["5_verdict"] == "level"
+    luck = tables["overfitting_qlike"]["rows"]
+    assert [row["paths"] for row in luck] == [3, 3]
+    assert all(0.0 <= row["mean"] <= row["most"] <= 1.0 for row in luck)
+    assert read_openings(glm.parent / FILE_NAME) == counted
+
+
+def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
+    network: Checkpoint, material: Material, candles: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tracepaper.replay.judging.refits import refit, tables
+
+    found = refit(network.card, material, "walk:1", say=quiet)
+    kept = {table.key: table.documents() for table in tables(found)}
+    assert kept["folds_qlike"][0]["forecaster"] == "model"
+    for text in ("combinatorial:4/2", "walk:4"):
+        with pytest.raises(ConfigInvalid, match="at most 3 times"):
+            refit(network.card, material, text, say=quiet)
+
+
+def test_trades_are_shown_beside_a_second_span_alone(judgements: list[SpanJudgement]) -> None:
+    (alone,) = [t for t in tables_across(judgements[:1]) if t.key == "trades"]
+    assert alone.rows == ()
+    assert "give a second untouched one" in alone.notes[0]
+    (both,) = [t for t in tables_across(judgements) if t.key == "trades"]
+    rows = both.documents()
+    assert [row["span"] for row in rows[:2]] == ["A", "B"]
+    traded = [row for row in rows if row["trades"]]
+    assert traded
+    for row in traded:
+        assert row["days"] >= 1
+        assert set(row["net"]) == {"value", "error"}
+    # Under thirty days no ratio is said.
+    assert {row["deflated_sharpe"] for row in rows} == {None}
+
+
+def test_a_result_that_turns_is_not_repeated(judgements: list[SpanJudgement]) -> None:
+    def with_net(one: SpanJudgement, net: list[float]) -> SpanJudgement:
+        rule = {"bars_per_1000": 1.0, "trades": 9, "days": 2, "net_bp": net}
+        traded = {"bars": 9, **dict.fromkeys(one.judged.rules, rule)}
+        gates = {**one.judged.figures["gates"], "traded": traded}
+        return replace(
+            one, judged=one.judged._replace(figures={**one.judged.figures, "gates": gates})
+        )
+
+    def verdicts(first: list[float], second: list[float]) -> set[Any]:
+        pair = [with_net(one, net) for one, net in zip(judgements, (first, second), strict=True)]
+        (made,) = [t for t in tables_across(pair) if t.key == "trades"]
+        return {row["repeated"] for row in made.documents()}
+
+    assert verdicts([39.3, 13.5], [-1.6, 12.0]) == {"no"}
+    assert verdicts([39.3, 13.5], [30.0, 12.0]) == {"yes"}
+    assert verdicts([39.3, 13.5], [-30.0, 12.0]) == {"no"}
+
+
+def test_a_planted_measure_is_found_on_every_span_and_noise_is_not(
+    judgements: list[SpanJudgement],
+) -> None:
+    rng = np.random.default_rng(3)
+    _, _, risk = RISKS["sign"]
+    try:
+        measure("oracle")(lambda _, found: rng.random(len(found.days)) - risk(found))
+        measure("noise")(lambda _, found: np.sin(1e6 * found.value))
+        with pytest.raises(ConfigInvalid, match="already"):
+            measure("noise")(lambda _, found: found.value)
+        areas = confidence_areas(judgements[0])["sign"]
+        assert areas["oracle"].value < -0.1
+        assert abs(areas["noise"].value) < 0.05
+        (table,) = [t for t in tables_across(judgements) if t.key == "confidence_spans"]
+        assert {"oracle", "noise", "entropy"} <= {row["measure"] for row in table.documents()}
+    finally:
+        for name in ("oracle", "noise"):
+            del MEASURES[name]
+
+
+def test_one_function_adds_a_figure_to_terminal_document_and_page(
+    judgements: list[SpanJudgement],
+) -> None:
+    from tracepaper.replay.report.tables import Figure, table
+
+    one = judgements[0]
+    try:
+
+        @shown("planted")
+        def planted(judgement: SpanJudgement) -> list[Any]:
+            column: Figure[SpanJudgement] = Figure("days", "days", "count", lambda of: of.days)
+            return [table("planted", "Planted", [column], [judgement])]
+
+        with pytest.raises(ConfigInvalid, match="already"):
+            shown("planted")(planted)
+        document = as_document("id", "recipe", judgements)
+        assert document["spans"][0]["tables"]["planted"]["rows"] == [{"days": one.days}]
+    finally:
+        del SHOWN["planted"]
+    assert "planted" not in {t.key for t in tables_of(one)}
+    assert set(ACROSS) == {"confidence_spans", "trades", "spans"}
+
+
+def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, candles: str) -> None:
+    from tracepaper.replay.training.fitted import stored_baselines
+
+    found = load(glm)
+    whole = Material.read([candles], lambda _: SPLIT, HORIZONS)
+    later = replace(whole, split=split(0.1, 0.2, 0.3), stored=None)
+    assert judge_checkpoint(found.card, found.tensors, later, SPANS[0]).missing
+    kept = replace(later, stored=stored_baselines(glm, found.card))
+    judged = judge_checkpoint(found.card, found.tensors, kept, SPANS[0])
+    assert judged.missing == ()
+    assert "har" in judged.horizons[0].variances
