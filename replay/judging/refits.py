@@ -57,7 +57,7 @@ class FoldMaterial(Material):
 
 @dataclass(frozen=True)
 class Refits:
-    """The forecasts of each fold's test, [fold][horizon]; *combination* is (groups, tests)."""
+    """The forecasts of each fold's test, by fold and horizon; *combination* is (groups, tests)."""
 
     text: str
     folds: Sequence[Fold]

@@ -46,7 +46,9 @@ class NamedSpan(NamedTuple):
 
     @property
     def text(self) -> str:
-        """It in words: its name, and from when until when."""
+        """It in words: its name, and from when until when where that is said."""
+        if self.from_ms is None and self.until_ms is None:
+            return self.name
         start = "" if self.from_ms is None else _date(self.from_ms)
         return f"{self.name} {start}:{self.until}".strip()
 

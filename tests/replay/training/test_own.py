@@ -105,4 +105,4 @@ def test_a_model_trained_on_all_of_it_has_nothing_to_be_judged_on(
     (tmp_path / "oracle_late.py").write_text(text, encoding="utf-8")
     with importable(tmp_path):
         assert invoke(["evaluate", "oracle_late:Mine", "--data", str(waves)]) != 0
-    assert "test part holds no labelled bar" in capsys.readouterr().err
+    assert "no bar of the span untouched whose outcome is known" in capsys.readouterr().err
