@@ -19,7 +19,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Final
 
-import msgspec
 from builders import MINUTE, START_MS
 from engine_laws import MET, WORLDS, examine
 
@@ -27,7 +26,7 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.daemon.engine.filters import NOTIONAL_MOST
-from tracepaper.daemon.engine.state import EngineSettings
+from tracepaper.daemon.engine.state import EngineSettings, decode_state
 from tracepaper.strategies.gate_evaluator import GateEvaluator, thresholds_of
 from tracepaper.strategies.gates import GateKind, gate_order
 from tracepaper.strategies.market import Notional
@@ -300,8 +299,8 @@ class Examiner:
         for event in self._example.events:
             step = self._example.engine.step(event, None)
             if step.state is not None:
-                carried = msgspec.msgpack.encode(self._example.engine.state())
-                assert step.state == carried, "the stored state is not what the engine carries"
+                carried = self._example.engine.state()
+                assert decode_state(step.state) == carried, "stored is not what the engine carries"
             if isinstance(event, Command):
                 self._own.halted = event.kind is not CommandKind.RESUME
             if isinstance(event, InstrumentChange):

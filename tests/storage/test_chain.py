@@ -152,7 +152,10 @@ def test_a_changed_column_is_found_and_named(path: Path, table: str, column: str
         (step,) = connection.execute(
             f"SELECT min(step) FROM {table} WHERE step >= ?", (key(0),)
         ).fetchone()
-        value = 0
+        (kind,) = connection.execute(
+            "SELECT type FROM pragma_table_info(?) WHERE name = ?", (table, column)
+        ).fetchone()
+        value = b"" if kind == "BLOB" else 0
     changed = another(value)
     connection.execute("PRAGMA foreign_keys = OFF")
     connection.execute(f"UPDATE {table} SET {column} = ? WHERE step = ?", (changed, step))

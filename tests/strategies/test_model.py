@@ -113,7 +113,7 @@ def test_a_gate_is_declared_where_the_model_gives_what_it_needs() -> None:
     assert names >= {"operator", "deadline", "finite", "edge"}
     assert not names & {"confidence", "collapsed", "shifted", "regime", "direction"}
     every = declared_gates(model, by_quotes=True, risk={})
-    assert every == set(model.gates)
+    assert every == set(model.gates) - {"confidence_calibrated", "confidence_margin"}
     plain = SmaCross(fast=1, slow=2, long_only=True)
     assert declared_gates(plain, by_quotes=True, risk={}, measures=frozenset()) == plain.gates
 

@@ -343,7 +343,7 @@ GHOSTS = {
                    "WHERE ordinal = 0")],
     "an outcome that its step does not use": [
         (f"INSERT INTO outcomes SELECT {LAST}, action, reason, allowed, refused_by, gate_set, "
-        "gate_set_sha256, passed, regime, unfilled_reason FROM outcomes "
+        "gate_set_sha256, passed, regime, unfilled_reason, regime_cell, size_factor FROM outcomes "
         "WHERE step = (SELECT min(step) FROM outcomes)"),
         f"UPDATE steps SET shape = shape | {SHAPE_UNITS['outcomes']} WHERE step = {LAST}",
     ],
@@ -377,8 +377,8 @@ def test_an_outcome_cannot_be_one_of_a_later_step(plain: Path, tmp_path: Path) -
         ).fetchone()
         raw.execute(
             f"INSERT INTO outcomes SELECT {other}, action, reason, allowed, refused_by, gate_set, "
-            "gate_set_sha256, passed, regime, unfilled_reason FROM outcomes "
-            f"WHERE step = {(one >> 28 << 28) + named}"
+            "gate_set_sha256, passed, regime, unfilled_reason, regime_cell, size_factor "
+            f"FROM outcomes WHERE step = {(one >> 28 << 28) + named}"
         )
         later = other & (1 << 28) - 1
         raw.execute(f"UPDATE steps SET outcome = {later} WHERE step IN ({one}, {other})")
