@@ -34,10 +34,12 @@ class FeatureRecipe(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the features, in their order."""
+        ...
 
     @property
     def lookback(self) -> int:
         """The bars that one row depends on."""
+        ...
 
     base: int  # rows of ``base_rows``
     close: int  # which of them is the close
@@ -52,17 +54,21 @@ class FeatureRecipe(Protocol):
         self, high: Array, low: Array, close: Array, volume: Array, before: Array
     ) -> Array:
         """Return what each bar says; *before* is [2, time]: close and return before it."""
+        ...
 
     def sigma_of(self, sums: Mapping[Window, Array]) -> Array:
         """Return the volatility of one bar, which scales targets and forecasts."""
+        ...
 
     def standardised_inputs(
         self, high: Array, low: Array, sums: Mapping[Window, Array], sigma: Array
     ) -> Array:
         """Return the three rows that become z-scores, and their squares."""
+        ...
 
     def rows(self, made: FeatureParts) -> NDArray[np.float32]:
         """Return [feature, time] rows, scaled and clipped."""
+        ...
 
 
 class AnySet(Protocol):
@@ -72,3 +78,4 @@ class AnySet(Protocol):
 
     def recipe(self) -> FeatureRecipe:
         """Return them as they are computed."""
+        ...

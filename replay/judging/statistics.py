@@ -151,7 +151,8 @@ def _bucketed(part: Ranked, names: NDArray[np.int64]) -> Array:
     cell = np.searchsorted(names, part.days) * size
     cell += np.searchsorted(steps, place, side="right")
     sums = [np.bincount(cell, of, len(names) * size) for of in (part.risk, np.ones(count))]
-    return np.concatenate([each.reshape(len(names), size) for each in sums], axis=1)
+    tables = [each.reshape(len(names), size).astype(np.float64) for each in sums]
+    return np.concatenate(tables, axis=1)
 
 
 # --- selection

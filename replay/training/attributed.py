@@ -8,7 +8,7 @@ gradients, KernelSHAP and LIME give. A tree or a glm is compared by its own exac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -101,12 +101,13 @@ def methods(*, is_smooth: bool) -> Mapping[str, Callable[[Answer, int], Array]]:
         return _array(found)
 
     def shapley(answer: Answer, groups: int) -> Array:
-        made = KernelShap(answer)
+        made: Any = KernelShap(answer)  # captum's type asks for its own models
         made.interpretable_model = WeightedLinear()
         return asked(made, groups)
 
     def local(answer: Answer, groups: int) -> Array:
-        return asked(Lime(answer, interpretable_model=WeightedLinear()), groups)
+        surrogate: Any = WeightedLinear()
+        return asked(Lime(answer, interpretable_model=surrogate), groups)
 
     smooth = {"integrated gradients": path} if is_smooth else {}
     return {**smooth, "KernelSHAP": shapley, "LIME": local}

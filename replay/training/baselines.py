@@ -376,7 +376,7 @@ def _tree(fitted: Arrays) -> Answer:
 
 def _wide(values: NDArray[np.float32], past: Array, seasonal: Array) -> Array:
     """Return [row, column]: features, log past variances and log seasonal ones, NaN if unknown."""
-    return np.column_stack([values, log_rows(past), log_rows(seasonal)])
+    return np.column_stack([values.astype(np.float64), log_rows(past), log_rows(seasonal)])
 
 
 def _fit_tree_seasonal(training: Training) -> Arrays:

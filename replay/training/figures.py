@@ -45,7 +45,8 @@ def figure(
 def daily_sums(terms: Array, days: NDArray[np.int64], names: NDArray[np.int64]) -> Array:
     """Return [day, term]: the sums of [term, row] *terms* over each of the days *names*, rising."""
     day = np.searchsorted(names, days)
-    return np.stack([np.bincount(day, row, len(names)) for row in terms], axis=1)
+    sums = [np.bincount(day, row, len(names)).astype(np.float64) for row in terms]
+    return np.stack(sums, axis=1)
 
 
 def bootstrapped(

@@ -242,7 +242,7 @@ def _interval_of(schema_id: str) -> int:
 def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSchema]:
     """Return the schema of each interval; raise ``ConfigInvalid`` where one is of another."""
     family, own = schema_id.partition("-")[0], _interval_of(schema_id)
-    if own and own != intervals[0]:
+    if own and own not in intervals[:1]:
         raise ConfigInvalid(
             f"The schema {schema_id} is of another interval than bars of "
             f"{interval_text(intervals[0])}; choose {family}-{interval_text(intervals[0])}."
@@ -254,7 +254,7 @@ def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSch
             f"The windows of the schema {schema_id} are bars, which mean another time at each "
             "interval; learn from several intervals with v2 or tree."
         )
-    return {intervals[0]: schema(schema_id)}
+    return dict.fromkeys(intervals, schema(schema_id))
 
 
 def intervals_of(texts: str | Iterable[str] | None) -> tuple[int, ...]:

@@ -251,6 +251,7 @@ class Parts(Protocol):
 
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
         """Return [time, horizon]: the bar lies in *part*, and so does its label."""
+        ...
 
 
 def by_shares(

@@ -54,7 +54,7 @@ class SingleWindows:
 
     def _joined(self, chosen: Ids) -> Batch:
         """Return the samples at *chosen* as one batch, each labelled at its last row alone."""
-        pairs = [(self._samples[self._of[at]], int(self._rows[at])) for at in chosen]
+        pairs = [(self._samples[int(self._of[at])], int(self._rows[at])) for at in chosen]
         values = np.stack([window_of(s.segment.values, row, self._window) for s, row in pairs])
         firsts = [first_position(s.segment, row) - self._window + 1 for s, row in pairs]
         labels = {

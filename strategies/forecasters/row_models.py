@@ -118,7 +118,7 @@ class GlmModel:
 
     def added(self, row: NDArray[np.floating]) -> Added:
         """Return weight times distance from the mean of the training rows, exact by definition."""
-        shifted = row - self._centre
+        shifted: Floats = row.astype(np.float64) - self._centre
         return Added(
             self._mean * shifted,
             self._mean_base,
