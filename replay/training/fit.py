@@ -225,10 +225,7 @@ class Fit:
         for _ in range(self.options.accumulate):
             batch = next(batches)
             bars += int((batch.weights > 0).any(-1).sum())
-            each = self._losses(batch)
-            loss = self._weights(each, active) / self.options.accumulate
-            loss.backward()
-            total += float((each.detach() * active).sum() / active.sum())
+            total += self._learn_from(batch, active)
         norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.options.clip)
         if not (math.isfinite(total) and math.isfinite(norm)):
             return math.nan if math.isfinite(total) else total
@@ -237,8 +234,34 @@ class Fit:
         self.progress.bars += bars
         return total / self.options.accumulate
 
-    def _losses(self, batch: Batch) -> Tensor:
-        """Return [task, horizon] losses of one batch; weights and losses are float32."""
+    def _learn_from(self, batch: Batch, active: Tensor) -> float:
+        """Add the gradient of one batch; return its mean loss over *active* heads.
+
+        A batch is learnt from in pieces where the network asks for that: their gradients add up
+        to the whole batch's.
+        """
+        pieces = self._pieces(batch)
+        whole = batch.weights.sum((0, 1)).to(self._device)  # [horizon]
+        total = 0.0
+        for piece in pieces:
+            each = self._losses(piece, whole)
+            # A learnt weight adds a term of its own to each piece: a share of it is one piece's.
+            loss = self._weights(each * len(pieces), active) / len(pieces)
+            (loss / self.options.accumulate).backward()
+            total += float((each.detach() * active).sum() / active.sum())
+        return total
+
+    def _pieces(self, batch: Batch) -> list[Batch]:
+        rows = self._network.rows_a_pass
+        if rows is None or self._device.type != "cpu":
+            return [batch]
+        return batch.pieces(max(rows // batch.values.shape[1], 1))
+
+    def _losses(self, batch: Batch, whole: Tensor) -> Tensor:
+        """Return [task, horizon] losses of one batch, a piece of one whose weights are *whole*.
+
+        Weights and losses are float32.
+        """
         device = self._device
         weights = batch.weights.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
@@ -250,7 +273,7 @@ class Fit:
             weights > 0,
             self._levels,
         )
-        return averaged(each, weights)
+        return averaged(each, weights, whole)
 
     @property
     def _is_half(self) -> bool:

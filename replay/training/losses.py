@@ -143,10 +143,15 @@ def as_float32(outputs: Outputs) -> Outputs:
     return outputs.map(Tensor.float)
 
 
-def averaged(each: Tensor, weights: Tensor) -> Tensor:
-    """Return [task, horizon] means of [task, batch, time, horizon] losses by *weights*."""
-    total = torch.clamp(weights.sum((0, 1)), min=1e-9)  # [horizon]
-    return (each * weights).sum((1, 2)) / total
+def averaged(each: Tensor, weights: Tensor, total: Tensor | None = None) -> Tensor:
+    """Return [task, horizon] means of [task, batch, time, horizon] losses by *weights*.
+
+    *total* [horizon] are the weights of a whole batch, of which these are a piece: the results
+    of its pieces add up to the whole batch's.
+    """
+    if total is None:
+        total = weights.sum((0, 1))
+    return (each * weights).sum((1, 2)) / torch.clamp(total, min=1e-9)
 
 
 class TaskWeights(nn.Module):

@@ -145,6 +145,15 @@ class Batch:
     weights: Tensor
     positions: Tensor
 
+    def pieces(self, size: int) -> list[Batch]:
+        """Return it cut into batches of at most *size* each: views."""
+        labels = [
+            dict(zip(self.labels, parts, strict=True))
+            for parts in zip(*(label.split(size) for label in self.labels.values()), strict=True)
+        ]
+        kept = (self.values.split(size), labels, self.weights.split(size))
+        return [Batch(*parts) for parts in zip(*kept, self.positions.split(size), strict=True)]
+
 
 @dataclass(frozen=True)
 class Samples:

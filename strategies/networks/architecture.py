@@ -138,6 +138,11 @@ class Network(nn.Module):
     """Whether it takes fewer rows than its window: else only whole windows."""
     has_attention: ClassVar[bool] = True
     """Whether ``look`` tells where it looked; without it no gate of entropy, shift or regime is."""
+    rows_a_pass: ClassVar[int | None] = None
+    """Rows of single windows that one pass learns from on the CPU; None for a whole batch.
+
+    What a pass keeps for the gradient then fits the caches, and its memory is used again.
+    """
 
     @property
     def answers_every_row(self) -> bool:

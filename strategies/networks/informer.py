@@ -196,6 +196,7 @@ class InformerNetwork(Network):
     """A window of feature rows in, the forecast of its last bar out."""
 
     config: InformerConfig
+    rows_a_pass = 4_096
 
     def __init__(self, config: InformerConfig) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ from tracepaper.replay.training.state import STATE_NAME
 from tracepaper.strategies.errors import CheckpointMismatch, InvariantBroken
 from tracepaper.strategies.networks.architecture import Network, kind_of
 from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.informer import InformerNetwork
 
 SPLIT = split(3, 4, 5)
 SEGMENTS = [segment(4 * DAY_BARS)]
@@ -45,11 +46,11 @@ def options(**changed: Any) -> FitOptions:
     return replace(QUICK, **changed)
 
 
-def network(kind: str) -> Network:
+def network(kind: str, dropout: float = 0.1) -> Network:
     if kind == "flash":
-        return FlashNetwork(replace(tiny(), dropout=0.1))
+        return FlashNetwork(replace(tiny(), dropout=dropout))
     known = kind_of(kind)
-    section = {"dim": 8, "layers": 2, "window": 24, "horizons": HORIZONS, "dropout": 0.1}
+    section = {"dim": 8, "layers": 2, "window": 24, "horizons": HORIZONS, "dropout": dropout}
     return known.make(known.read(section))
 
 
@@ -59,11 +60,12 @@ def fit(
     training: list[Samples] = TRAINING,
     *,
     kind: str = "flash",
+    dropout: float = 0.1,
 ) -> Fit:
     torch.manual_seed(chosen.seed)
     torch.set_num_threads(1)
     return Fit(
-        network(kind),
+        network(kind, dropout),
         training,
         VALIDATION,
         chosen,
@@ -246,3 +248,23 @@ def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
     made.run(ignore)
     assert made.progress.step == 2
     assert math.isfinite(made.progress.training_loss)
+
+
+def test_a_batch_learnt_from_in_pieces_has_the_gradient_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = options(steps=1, windows=16, learned_weights=True, clip=1e9)
+    found = []
+    for rows in (None, 5 * 24):  # windows of 24 rows: pieces of 5, 5, 5 and 1
+        monkeypatch.setattr(InformerNetwork, "rows_a_pass", rows)
+        made = fit(tmp_path / str(rows), chosen, kind="informer", dropout=0.0)
+        made.run(ignore)
+        # After one step a first moment is a tenth of the gradient, those of the losses' own too.
+        moments = states.of("optimiser", states.read(tmp_path / str(rows) / STATE_NAME)[0])
+        found.append((made.progress.training_loss, moments))
+    (whole, ours), (pieced, theirs) = found
+    assert pieced == pytest.approx(whole, rel=1e-6)
+    firsts = [name for name in ours if name.endswith("exp_avg")]
+    assert len(firsts) > 20
+    for name in firsts:
+        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-4, atol=1e-7)
