@@ -452,6 +452,30 @@ def weekday_cos(of: Known) -> Array:
     return row
 
 
+CYCLES: Final = ("15m", "1h", "3h", "4h", "6h", "8h", "12h")
+"""Parts of the day at whose turns markets move; together they follow how a day goes."""
+
+
+def _turn(text: str, function: np.ufunc) -> Callable[[Known], Array]:
+    """Return the column of *function* of how far the cycle *text* has gone at a bar's start."""
+    minutes = span_of(text).size * UNITS_MS[text[-1]] // MINUTE_MS
+    table: Array = function(np.arange(minutes) * (2.0 * np.pi / minutes))
+
+    def turned(of: Known) -> Array:
+        """Return sine or cosine of a part of the UTC day; zeros for less than two bars of it."""
+        if minutes * MINUTE_MS < 2 * of.reach.interval_ms:
+            return np.zeros_like(of.sigma)
+        row: Array = table[of.open_time_ms // MINUTE_MS % minutes]
+        return row
+
+    return turned
+
+
+for _text in CYCLES:
+    column(f"cycle_{_text}_sin")(_turn(_text, np.sin))
+    column(f"cycle_{_text}_cos")(_turn(_text, np.cos))
+
+
 @column("har", "1h", "4h", "1d", "5d", "20d", "60d", kind=FAR, to=FURTHER)
 def har(of: Known, window: Window) -> Array:
     """Return the log of realised volatility ÷ σ, over longer times than ``realised``."""

@@ -22,7 +22,7 @@ from tracepaper.strategies.features import (
 )
 from tracepaper.strategies.features_rolling import Window
 from tracepaper.strategies.features_v1 import SIGMA_FLOOR
-from tracepaper.strategies.features_v2 import COLUMNS, FURTHER, REACHES, SETS
+from tracepaper.strategies.features_v2 import COLUMNS, CYCLES, FURTHER, REACHES, SETS
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import Bar
 
@@ -212,6 +212,20 @@ def test_what_has_no_room_is_zero_and_the_interval_says_so() -> None:
     levels = [row_of(f"v2-{text}")["interval"] for text in ("1m", "15m", "1h", "1d")]
     assert levels == sorted(levels)
     assert levels[1] == 0.0
+
+
+@pytest.mark.parametrize(("text", "absent"), [("1m", ()), ("15m", ("15m",)), ("1h", ("15m", "1h"))])
+def test_a_turn_of_the_day_follows_the_clock_and_needs_two_bars(
+    text: str, absent: tuple[str, ...]
+) -> None:
+    found, bars, block = known(f"v2-{text}")
+    minutes = np.array([bar.open_time_ms for bar in bars[-MORE:]]) / MINUTE_MS
+    for turn in CYCLES:
+        period = int(turn[:-1]) * (60 if turn[-1] == "h" else 1)
+        angle = 2.0 * np.pi * (minutes % period) / period
+        for name, wanted in (("sin", np.sin(angle)), ("cos", np.cos(angle))):
+            row = block.values[-MORE:, found.names.index(f"cycle_{turn}_{name}")]
+            np.testing.assert_allclose(row, 0.0 if turn in absent else wanted, atol=1e-6)
 
 
 def test_an_interval_without_a_schema_is_refused_by_name() -> None:

@@ -82,9 +82,9 @@ def test_a_network_is_made_for_its_rows_and_its_interval() -> None:
     made = Recipe.of({"architecture": {"time_of_week": True}})
     fitted = made.fitted_to(schema("v2-15m"), 900_000)
     section = fitted.document()["architecture"]
-    assert (section["features"], section["interval_minutes"]) == (64, 15)
+    assert (section["features"], section["interval_minutes"]) == (78, 15)
     plain = Recipe.of({"model": {"kind": "lstm"}}).fitted_to(schema("v2-15m"), 900_000)
-    assert plain.document()["architecture"]["features"] == 64
+    assert plain.document()["architecture"]["features"] == 78
 
 
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
