@@ -39,6 +39,7 @@ from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.autograd.function import FunctionCtx
 
 FACTOR: Final = 5
 Score = Literal["sample_mean", "published"]
@@ -111,18 +112,20 @@ def attend_sparsely(
             "them with sample_keys for this length."
         )
     spread = _spread(query, key, samples, score)
-    if always:
-        spread[:, :, list(always)] = torch.inf
+    for row in always:
+        spread[:, :, row] = torch.inf
     order = spread.sort(dim=-1, descending=True, stable=True).indices
     active = order[..., : _top(time, factor)]  # [batch, head, u]
     at = active[..., None].expand(-1, -1, -1, query.shape[3])
-    scores = query.gather(2, at) @ key.transpose(2, 3) * query.shape[3] ** -0.5
+    scores = (query.gather(2, at) * query.shape[3] ** -0.5) @ key.transpose(2, 3)
     if mask.kind is MaskKind.CAUSAL:
         ahead = torch.arange(time, device=query.device) > active[..., None]
         scores = scores.masked_fill(ahead, -torch.inf)
     weights = scores.softmax(dim=-1)  # [batch, head, u, time]
-    output = _mean_value(value, mask).scatter(2, at, weights @ value)
-    return SparseAttention(output, SparseRows(active, weights.detach(), mask))
+    # Laid out as [batch, time, head, dim], in which a layer joins its heads.
+    lazy = _mean_value(value, mask).transpose(1, 2)
+    output = lazy.scatter(1, at.transpose(1, 2), (weights @ value).transpose(1, 2))
+    return SparseAttention(output.transpose(1, 2), SparseRows(active, weights.detach(), mask))
 
 
 def attend_rows(query: Tensor, key: Tensor, value: Tensor, rows: Sequence[int]) -> SparseAttention:
@@ -132,8 +135,8 @@ def attend_rows(query: Tensor, key: Tensor, value: Tensor, rows: Sequence[int]) 
     other rows count as lazy, whatever they would have been.
     """
     active = torch.tensor(list(rows), device=query.device).expand(*query.shape[:2], -1)
-    chosen = query[:, :, list(rows)]
-    scores = chosen @ key.transpose(2, 3) * query.shape[3] ** -0.5
+    chosen = query[:, :, list(rows)] * query.shape[3] ** -0.5
+    scores = chosen @ key.transpose(2, 3)
     weights = scores.softmax(dim=-1)  # [batch, head, row, time]
     return SparseAttention(weights @ value, SparseRows(active, weights.detach(), Mask.full()))
 
@@ -220,15 +223,22 @@ def _spread(query: Tensor, key: Tensor, samples: Tensor, score: Score) -> Tensor
     time, count = samples.shape
     divisor = count if score == "sample_mean" else key.shape[2]
     products = _chosen_of_all if key.shape[2] <= _DENSE_RATIO * count else _chosen_keys
-    # Of a batch of windows fewer rows are ranked at once: all of their products are held.
-    step = max(_SAMPLED_ROWS // query.shape[0], _SAMPLED_ROWS_LEAST)
-    parts = []
+    windows, heads = query.shape[:2]
+    # On the CPU the products of one tile stay in the cache; a device wants them all at once.
+    at_once = windows if query.device.type != "cpu" else 1
+    step = max(_SAMPLED_ROWS // at_once, _SAMPLED_ROWS_LEAST)
     with torch.no_grad():
-        for start in range(0, time, step):
-            span = slice(start, start + step)
-            sampled = products(query[:, :, span], key, samples[span])  # [batch, head, row, sample]
-            parts.append(sampled.amax(dim=-1) - sampled.sum(dim=-1) / divisor)
-        return torch.cat(parts, dim=-1)
+        spread = query.new_empty(windows, heads, time)
+        for window in range(0, windows, at_once):
+            own = slice(window, window + at_once)
+            for start in range(0, time, step):
+                rows = slice(start, start + step)
+                sampled = products(
+                    query[own, :, rows], key[own], samples[rows]
+                )  # [.., row, sample]
+                mean = sampled.sum(dim=-1) / divisor
+                torch.sub(sampled.amax(dim=-1), mean, out=spread[own, :, rows])
+        return spread
 
 
 def _chosen_of_all(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
@@ -305,10 +315,32 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """
     taps = weight.permute(2, 0, 1).flatten(0, 1)  # [tap * out, channel]
     products = (x @ taps.T).unflatten(-1, (TAPS, -1))
-    mixed = products[:, :, 1] + bias
-    later = torch.nn.functional.pad(products[:, :-1, 0], (0, 0, 1, 0))
-    earlier = torch.nn.functional.pad(products[:, 1:, 2], (0, 0, 0, 1))
-    return mixed + later + earlier, products
+    mixed: Tensor = _SumOfTaps.apply(products)  # type: ignore[no-untyped-call]
+    return mixed + bias, products
+
+
+class _SumOfTaps(torch.autograd.Function):
+    """The sum of what reaches each bar: slices alone would fill whole arrays with zeros."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, products: Tensor) -> Tensor:
+        """Map the terms [batch, bar, tap, out] to [batch, bar, out]."""
+        del ctx
+        mixed = products[:, :, 1].clone()
+        mixed[:, 1:] += products[:, :-1, 0]
+        mixed[:, :-1] += products[:, 1:, 2]
+        return mixed
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *above: Tensor) -> Tensor:
+        """Map the gradient of the sums to that of the terms."""
+        del ctx
+        [own] = above
+        terms = own.new_zeros(own.shape[0], own.shape[1], TAPS, own.shape[2])
+        terms[:, :-1, 0] = own[:, 1:]
+        terms[:, :, 1] = own
+        terms[:, 1:, 2] = own[:, :-1]
+        return terms
 
 
 def pooling_taps(chosen: Tensor, time: int) -> Taps:

@@ -179,8 +179,8 @@ class SparseBlock(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values [batch, head, time, dim]."""
         mixed = self.project_in(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
-        # [batch, time, head, dim] -> [batch, head, time, dim]
-        query, key, value = (part.transpose(1, 2) for part in mixed.unbind(2))
+        # [batch, time, 3, head, dim] -> [3, batch, head, time, dim], copied once for all products
+        query, key, value = mixed.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         return query, key, value
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:

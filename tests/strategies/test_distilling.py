@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import (
@@ -65,6 +66,19 @@ def test_the_convolution_rests_on_the_length_of_what_each_bar_brings() -> None:
     assert shares[0].tolist() == [1.0, 0.0, 0.0]
     assert shares[1].tolist() == pytest.approx([3 / 7, 0.0, 4 / 7])
     assert shares[2].tolist() == [0.0, 0.0, 1.0]
+
+
+def test_the_convolution_and_its_gradient_are_those_of_torch() -> None:
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((2, 7, 4), (5, 4, 3), (5,))  # input, weight, bias
+    made = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    given = [tensor.clone().requires_grad_() for tensor in made]
+    x, weight, bias = given
+    one = convolve(x, weight, bias)[0]
+    other = functional.conv1d(x.mT, weight, bias, padding=1).mT
+    found = [[mixed, *torch.autograd.grad(mixed.sin().sum(), given)] for mixed in (one, other)]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 def test_a_position_that_nothing_reaches_keeps_itself() -> None:
