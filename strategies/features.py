@@ -8,7 +8,7 @@ nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -50,6 +50,18 @@ class Columns:
         """Return the number of bars."""
         return len(self.open_time_ms)
 
+    def first(self, count: int) -> Columns:
+        """Return the first *count* bars."""
+        return replace(
+            self,
+            open_time_ms=self.open_time_ms[:count],
+            open=self.open[:count],
+            high=self.high[:count],
+            low=self.low[:count],
+            close=self.close[:count],
+            volume=self.volume[:count],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureBlock:
@@ -77,6 +89,22 @@ def schema(schema_id: str = "v1") -> FeatureSchema:
         )
     recipe = found.recipe()
     return FeatureSchema(schema_id, recipe.names, recipe.lookback, recipe)
+
+
+def wider(one: FeatureSchema, other: FeatureSchema) -> FeatureSchema:
+    """Return the wider of two schemas, of which the other is the first columns, in every bit.
+
+    Raises ``ConfigInvalid`` where neither is a part of the other.
+    """
+    if one.schema_id == other.schema_id:
+        return one
+    narrow, wide = sorted((one, other), key=lambda schema: len(schema.names))
+    if not v2.is_part(narrow.recipe, wide.recipe):
+        raise ConfigInvalid(
+            f"The features {shown(narrow.schema_id)} are no part of {shown(wide.schema_id)}; "
+            "choose two of one interval, such as v2-1m and tree-1m, or the same for both."
+        )
+    return wide
 
 
 def columns(bars: Sequence[Bar]) -> Columns:
@@ -122,6 +150,22 @@ def compute(
         values[start:stop] = rows[:, first:].T
         sigma[start:stop] = scale[first:]
     return FeatureBlock(values, sigma, first)
+
+
+def compute_part(schema: FeatureSchema, part: FeatureSchema, columns: Columns) -> FeatureBlock:
+    """Return the features of *schema* from the first bar on of which those of *part* are known.
+
+    The columns of *part* are the first of *schema* (see ``wider``). Before the lookback of *schema*
+    is complete, further columns are NaN.
+    """
+    found = compute(schema, columns)
+    if part.lookback >= schema.lookback:
+        return found
+    early = compute(part, columns.first(found.first))
+    known = slice(early.first, found.first)
+    found.values[known, : len(part.names)] = early.values[known]
+    found.sigma[known] = early.sigma[known]
+    return FeatureBlock(found.values, found.sigma, early.first)
 
 
 class _Stages(NamedTuple):
@@ -171,18 +215,26 @@ class FeatureRows(NamedTuple):
 
     values: NDArray[np.float32]  # [bar, feature]
     sigma: Array  # [bar]
-    is_complete: NDArray[np.bool_]  # [bar]
+    bars: Ids  # [bar]: how many are known up to it, itself one; at most the lookback
+
+    def complete(self, schema: FeatureSchema) -> NDArray[np.bool_]:
+        """Return [bar]: whether the row's columns of *schema* are known."""
+        return self.bars >= schema.lookback
 
 
 class FeatureStreams:
     """The features of some instruments, bar by bar; equal to ``compute`` in every bit.
 
     A group of bars, one of each of several streams, is computed at once: to an instrument it makes
-    no difference which others are in it.
+    no difference which others are in it. Where the first columns of a row are another schema's
+    (*part*), a row is given from the bar on of which those are known.
     """
 
-    def __init__(self, schema: FeatureSchema, *, streams: int = 1) -> None:
+    def __init__(
+        self, schema: FeatureSchema, *, streams: int = 1, part: FeatureSchema | None = None
+    ) -> None:
         self.schema = schema
+        self._part = part or schema
         recipe = schema.recipe
         self._counts = np.zeros(streams, dtype=np.int64)
         self._before = np.full((streams, 2), np.nan)  # close and return of the bar before
@@ -244,12 +296,13 @@ class FeatureStreams:
             sigma=sigma,
             open_time_ms=table.open_time_ms,
         )
-        is_complete = self._counts[at] >= self.schema.lookback
         values = np.ascontiguousarray(recipe.rows(made).T)
-        if not is_complete.all():
-            values[~is_complete] = np.nan
-            sigma = np.where(is_complete, sigma, np.nan)
-        return FeatureRows(values, sigma, is_complete)
+        found = FeatureRows(values, sigma, np.minimum(self._counts[at], self.schema.lookback))
+        is_known = found.complete(self._part)
+        if not is_known.all():
+            values[~is_known] = np.nan
+            return found._replace(sigma=np.where(is_known, sigma, np.nan))
+        return found
 
 
 def _ring(

@@ -518,6 +518,7 @@ class V2Recipe:
 
     def __init__(self, reach: Reach, columns: tuple[FeatureColumn, ...]) -> None:
         self.reach = reach
+        self.columns = columns
         self.names = tuple(column.name for column in columns)
         self._gains = np.array([[column.gain] for column in columns])
         room = [(at, column, column.windows(reach)) for at, column in enumerate(columns)]
@@ -586,6 +587,16 @@ class V2Recipe:
             sigma=made.sigma,
             open_time_ms=made.open_time_ms,
         )
+
+
+def is_part(narrow: object, wide: object) -> bool:
+    """Return whether *narrow* is a recipe whose columns are the first of *wide*, in every bit."""
+    return (
+        isinstance(narrow, V2Recipe)
+        and isinstance(wide, V2Recipe)
+        and narrow.reach == wide.reach
+        and narrow.columns == wide.columns[: len(narrow.columns)]
+    )
 
 
 def _log_volatility(

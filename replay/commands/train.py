@@ -12,13 +12,15 @@ from tracepaper.daemon.commands.options import JsonOption, print_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from tracepaper.replay.training.ensemble import EnsembleRecipe
     from tracepaper.replay.training.material import Material
     from tracepaper.replay.training.recipe import Recipe
     from tracepaper.replay.training.rowwise import RowRecipe
     from tracepaper.replay.training.series import Segment, Split
     from tracepaper.storage.checkpoints import Checkpoint
+    from tracepaper.strategies.errors import ConfigInvalid
 
-    AnyRecipe = Recipe | RowRecipe
+    AnyRecipe = Recipe | RowRecipe | EnsembleRecipe
 
 DataOption = Annotated[
     list[str],
@@ -42,7 +44,22 @@ def train(
     ] = None,
     *,
     network: Annotated[
-        str | None, typer.Option(help="Its kind; ? prints all. By default flash.")
+        str | None,
+        typer.Option(
+            help="Its kind; ? prints all. By default flash. Or a FOLDER, beside --with FOLDER."
+        ),
+    ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            "--with",
+            metavar="KIND|FOLDER",
+            help="An ensemble: fit a tree or a glm as well, or take the one in FOLDER.",
+        ),
+    ] = None,
+    beside_schema: Annotated[
+        str | None,
+        typer.Option("--with-schema", help="Features of --with, such as tree-1m beside v2-1m."),
     ] = None,
     recipe: Annotated[
         Path | None,
@@ -170,16 +187,44 @@ def train(
         },
         "calibration": {"horizon": gate_horizon},
         "split": {**_dates(train_until, validate_until, calibrate_until)},
+        "ensemble": {"kind": beside, "schema_id": beside_schema},
     }
-    chosen = _recipes(recipe, given, seed)
+    trained = [_is_checkpoint(one) for one in (network, beside)]
+    if any(trained):
+        if not all(trained) or recipe is not None or print_recipe or seed:
+            raise _half_trained()
+        made = [_combine(given, *_required(data, out), cache, threads=threads)]
+    else:
+        made = _made(
+            recipe, given, seed, data, out, cache, print_recipe=print_recipe, resume=resume
+        )
+    _tell(made, as_json=json)
+
+
+def _made(
+    recipe: Path | None,
+    given: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int] | None,
+    data: list[str] | None,
+    out: Path | None,
+    cache: Path | None,
+    *,
+    print_recipe: bool,
+    resume: bool,
+) -> list[tuple[Path, Checkpoint]]:
+    """Train by the recipe of each seed; none where the recipe is printed instead."""
+    chosen = _recipes(recipe, given, seeds)
     if print_recipe:
         typer.echo(chosen[0].text(), nl=False)
-        return
-    made = _train(chosen, *_required(data, out), cache, resume=resume)
+        return []
+    return _train(chosen, *_required(data, out), cache, resume=resume)
+
+
+def _tell(made: Sequence[tuple[Path, Checkpoint]], *, as_json: bool) -> None:
     documents = [
         {"folder": str(folder), "id": found.id, "card": found.card} for folder, found in made
     ]
-    if json:
+    if as_json and documents:
         print_json(documents[0] if len(documents) == 1 else {"checkpoints": documents})
         return
     for folder, found in made:
@@ -200,9 +245,10 @@ def _recipes(
     file: Path | None, given: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] | None
 ) -> list[AnyRecipe]:
     """Return the recipe of each seed: what is *given*, over *file*, over the defaults."""
+    from tracepaper.replay.training.ensemble import recipe_document
     from tracepaper.replay.training.recipe import over, read_recipe, with_bars
 
-    document = {} if file is None else read_recipe(file)
+    document = {} if file is None else recipe_document(read_recipe(file))
     said = {
         name: {key: value for key, value in section.items() if value is not None}
         for name, section in given.items()
@@ -215,12 +261,15 @@ def _recipes(
 
 
 def _recipe(document: Mapping[str, Any]) -> AnyRecipe:
-    """Return the recipe of a network, or of a model of one bar's features."""
+    """Return the recipe of a network, of a model of one bar's features, or of both together."""
     from tracepaper.daemon.clock import SystemClock
+    from tracepaper.replay.training.ensemble import EnsembleRecipe, is_recipe
     from tracepaper.replay.training.recipe import Recipe
     from tracepaper.replay.training.rowwise import RowRecipe
     from tracepaper.strategies.forecasters.row_models import ROW_KINDS
 
+    if is_recipe(document):
+        return EnsembleRecipe.of(document, created_ms=SystemClock().wall_ms())
     model = document.get("model")
     if isinstance(model, dict) and model.get("kind") in ROW_KINDS:
         return RowRecipe.of(document, created_ms=SystemClock().wall_ms())
@@ -233,33 +282,44 @@ def _train(
     """Train and write a checkpoint of each recipe; they differ in their seeds alone."""
     from tracepaper.replay.judging.spans import opened_by_training
     from tracepaper.replay.training.array_cache import ArrayCache, default_folder
+    from tracepaper.replay.training.ensemble import EnsembleRecipe
     from tracepaper.replay.training.material import Material, intervals_of
     from tracepaper.replay.training.pipeline import compare_seeds, use_threads
     from tracepaper.replay.training.recipe import Recipe
+    from tracepaper.replay.training.rowwise import RowRecipe
 
     first = recipes[0]
     use_threads(first.threads)
     horizons = first.config.horizons if isinstance(first, Recipe) else first.horizons
     split = _split(first.split or {}, max(horizons))
-    material = Material.read(
-        data,
-        split,
-        horizons,
-        first.schema_id,
-        intervals=intervals_of(first.intervals),
-        calendar=first.calendar,
-        arrays=ArrayCache(cache or default_folder()),
-    )
+
+    def read(schema_id: str, split: Callable[[Sequence[Segment]], Split]) -> Material:
+        return Material.read(
+            data,
+            split,
+            horizons,
+            schema_id,
+            intervals=intervals_of(first.intervals),
+            calendar=first.calendar,
+            arrays=ArrayCache(cache or default_folder()),
+        )
+
+    own = material = read(first.schema_id, split)
+    if isinstance(first, EnsembleRecipe):
+        wide = first.wide(own.interval_ms)
+        material = own if wide == own.schema.schema_id else read(wide, lambda _: own.split)
     folders = [out]
     if len(recipes) > 1:
         folders = [out / f"seed-{recipe.options.seed}" for recipe in recipes]
     made = [
         _fit(material, recipe, folder, resume=resume)
         if isinstance(recipe, Recipe)
+        else _fit_both(material, own, recipe, folder, resume=resume)
+        if isinstance(recipe, EnsembleRecipe)
         else _fit_rows(material, recipe, folder)
         for recipe, folder in zip(recipes, folders, strict=True)
     ]
-    if len(recipes) > 1 and isinstance(first, Recipe):
+    if len(recipes) > 1 and not isinstance(first, RowRecipe):
         made = compare_seeds(folders)
     for folder, found in zip(folders, made, strict=True):
         if said := opened_by_training(folder, found, material):
@@ -282,6 +342,83 @@ def _fit(material: Material, recipe: Recipe, folder: Path, *, resume: bool) -> C
             say=view.say,
             resume=resume,
         )
+
+
+def _fit_both(
+    material: Material, own: Material, recipe: EnsembleRecipe, folder: Path, *, resume: bool
+) -> Checkpoint:
+    from tracepaper.daemon.clock import SystemClock
+    from tracepaper.replay.training.ensemble import train_ensemble
+    from tracepaper.replay.training.show import FitView
+
+    with FitView(recipe.options.steps) as view:
+        return train_ensemble(
+            material,
+            own,
+            recipe,
+            folder,
+            created_ms=SystemClock().wall_ms(),
+            observe=view.observe,
+            say=view.say,
+            resume=resume,
+        )
+
+
+def _is_checkpoint(given: str | None) -> bool:
+    """Return whether *given* is a folder with a checkpoint, and no kind of one."""
+    from tracepaper.storage.checkpoints import CARD_NAME
+
+    return given is not None and (Path(given) / CARD_NAME).is_file()
+
+
+def _half_trained() -> ConfigInvalid:
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    return ConfigInvalid(
+        "Halves that are trained are two folders, --network FOLDER --with FOLDER, and nothing "
+        "about them is chosen but --name and --threads; leave the other options out."
+    )
+
+
+def _combine(
+    given: Mapping[str, Mapping[str, Any]],
+    data: list[str],
+    out: Path,
+    cache: Path | None,
+    *,
+    threads: int | None,
+) -> tuple[Path, Checkpoint]:
+    """Combine the halves in two folders; return where the ensemble lies, and itself."""
+    from rich.console import Console
+
+    from tracepaper.daemon.clock import SystemClock
+    from tracepaper.replay.judging.spans import opened_by_training
+    from tracepaper.replay.training.array_cache import ArrayCache, default_folder
+    from tracepaper.replay.training.ensemble import combine, read_halves
+    from tracepaper.replay.training.pipeline import use_threads
+    from tracepaper.replay.training.recipe import THREADS
+
+    kept = {("model", "kind"), ("model", "name"), ("ensemble", "kind")}
+    kept |= {("training", "threads"), ("training", "explained_bars")}
+    for section, options in given.items():
+        if any(v is not None and (section, name) not in kept for name, v in options.items()):
+            raise _half_trained()
+    use_threads(threads or THREADS)
+    folders = (Path(given["model"]["kind"]), Path(given["ensemble"]["kind"]))
+    network, rows, material = read_halves(*folders, data, ArrayCache(cache or default_folder()))
+    found = combine(
+        network,
+        rows,
+        material,
+        out,
+        created_ms=SystemClock().wall_ms(),
+        name=given["model"]["name"] or out.name,
+        say=Console(stderr=True).print,
+        bars=given["training"]["explained_bars"],
+    )
+    if said := opened_by_training(out, found, material):
+        typer.echo(said, err=True)
+    return out, found
 
 
 def _fit_rows(material: Material, recipe: RowRecipe, folder: Path) -> Checkpoint:

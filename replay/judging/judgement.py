@@ -91,7 +91,7 @@ def judge_checkpoint(
     """
     material, missing = _with_baselines(_within(material, span))
     if is_ensemble(card):
-        found = judge_ensemble(card, tensors, material)
+        found = judge_ensemble(card, tensors, material, bars=bars)
     elif row_kind(card) is None:
         found = judge(card, tensors, material, bars=bars)
     else:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from tracepaper.replay.training.ensemble import EnsembleRecipe
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.rowwise import RowRecipe
@@ -129,13 +130,15 @@ def recipe_hash(card: Mapping[str, Any]) -> str:
     Seed, name, threads and device are left out: repeats of one recipe are one candidate.
     """
     if is_ensemble(card):
-        both = " ".join(recipe_hash(part) for part in card["parts"].values())
-        return hashlib.sha256(both.encode()).hexdigest()[:12]
-    kind = row_kind(card)
-    if kind is None:
-        chosen = Recipe.of(card).document()
-    else:
-        chosen = tomllib.loads(RowRecipe.of(card, created_ms=0).text())
+        both = EnsembleRecipe.of(card, created_ms=0)
+        hashes = f"{_hash(both.network.document())} {_hash(tomllib.loads(both.rows.text()))}"
+        return hashlib.sha256(hashes.encode()).hexdigest()[:12]
+    if row_kind(card) is None:
+        return _hash(Recipe.of(card).document())
+    return _hash(tomllib.loads(RowRecipe.of(card, created_ms=0).text()))
+
+
+def _hash(chosen: Mapping[str, Any]) -> str:
     training = {name: v for name, v in chosen["training"].items() if name not in _LUCK}
     document = {**chosen, "training": training, "model": {"kind": chosen["model"]["kind"]}}
     text = json.dumps(document, sort_keys=True, default=str)

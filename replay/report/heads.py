@@ -22,6 +22,7 @@ from tracepaper.storage.reader import Reader
 from tracepaper.strategies.attention.heads import HeadReading, head_rows, read_head, rows_by_age
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.stream import RESIDUAL
 from tracepaper.strategies.words import NOTHING
@@ -100,7 +101,8 @@ def _warmed(record: RunRecord, instrument: str, open_time_ms: int) -> StreamingF
         raise DataInvalid("A class of a user's own has no heads to look into; leave --heads out.")
     folder = checkpoints.find_kept(record.database, model_id)
     forecaster = forecaster_of(folder, record.config, mode="step")
-    if not isinstance(forecaster, StreamingForecaster):
+    asked = forecaster.network if isinstance(forecaster, EnsembleForecaster) else forecaster
+    if not isinstance(asked, StreamingForecaster):
         raise DataInvalid("This model keeps no queries and keys to look into; leave --heads out.")
     with Reader.open(record.database) as reader:
         bars = reader.bars(str(record.run["run_id"]), instrument)
@@ -111,7 +113,7 @@ def _warmed(record: RunRecord, instrument: str, open_time_ms: int) -> StreamingF
             f"{forecaster.context}; leave --heads out."
         )
     forecaster.warm(instrument, past)
-    return forecaster
+    return asked
 
 
 def flow_down(layers: Sequence[Layer], mask: Mask) -> tuple[Floats, Floats]:

@@ -201,17 +201,27 @@ def versions_section() -> dict[str, object]:
     return {library: version(library) for library in _LIBRARIES}
 
 
-def sentences(figures: Mapping[str, Any], gates: Mapping[str, Any], *, horizon: int) -> list[str]:
-    """Return what an honest reader must know, in words that follow from the figures."""
+def sentences(
+    figures: Mapping[str, Any],
+    gates: Mapping[str, Any],
+    *,
+    horizon: int,
+    own: str = "network",
+    halves: Collection[str] = (),
+) -> list[str]:
+    """Return what an honest reader must know, in words that follow from the figures.
+
+    *own* is what the figures call the model; *halves* are names among them that are no baselines.
+    """
     surest = gates["selective"].get("entropy_confidence")
     lines = [NOTICE, NO_ATTENTION if surest is None else REGIMES]
     main = figures[str(horizon)]
-    accuracy, error = main["sign_accuracy"]["network"]
+    accuracy, error = main["sign_accuracy"][own]
     lines.append(
         f"At {horizon} bars it named the sign of the return in {100 * accuracy:.1f} % of untouched"
         f" bars (± {100 * error:.1f} by days); half is chance."
     )
-    lines += volatility_sentence(main["qlike"], "network", horizon)
+    lines += volatility_sentence(main["qlike"], own, horizon, halves)
     if surest is not None:
         gained, noise = surest["gained"][2], surest["error"][2]
         # One day has no error by days, and proves nothing.
@@ -284,8 +294,8 @@ def _own_figures(found: Mapping[str, Any]) -> dict[str, float]:
     """Return every figure of the network itself at one horizon, by its name."""
     own: dict[str, float] = {}
     for name, figure in found.items():
-        if isinstance(figure, Mapping) and "network" in figure:
-            own[name] = float(figure["network"][0])
+        if isinstance(figure, Mapping) and (pair := _of_model(figure)) is not None:
+            own[name] = float(pair[0])
         elif isinstance(figure, Mapping):
             own |= {f"{name}_{key}": float(pair[0]) for key, pair in figure.items()}
         elif isinstance(figure, Sequence):
@@ -293,9 +303,16 @@ def _own_figures(found: Mapping[str, Any]) -> dict[str, float]:
     return own
 
 
+def _of_model(figure: Mapping[str, Any]) -> Sequence[float] | None:
+    """Return the figure of the judged model itself: of a network, or of any other."""
+    found: Sequence[float] | None = figure.get("network", figure.get("model"))
+    return found
+
+
 def seeds_sentence(cards: Sequence[Mapping[str, Any]], *, horizon: int) -> str:
     """Say what other seeds of the same training reached."""
-    accuracies = [card["figures"][str(horizon)]["sign_accuracy"]["network"][0] for card in cards]
+    pairs = [_of_model(card["figures"][str(horizon)]["sign_accuracy"]) for card in cards]
+    accuracies = [pair[0] for pair in pairs if pair is not None]
     signs = ", ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
     return (
         f"From {len(cards)} seeds the sign accuracy at {horizon} bars was {signs} %: what separates"

@@ -60,7 +60,8 @@ def predict(
     """Return the outputs at *rows* (ascending) of *segment*, which has features there.
 
     Each row sees the receptive field that ends at it, or all there is of it; before that a network
-    of whole windows is given zeros, which are neutral. With *dropout* it drops as in training, by
+    of whole windows is given zeros, which are neutral. It takes the first columns of the features,
+    as many as it has. With *dropout* it drops as in training, by
     PyTorch's seed. Leaves it in evaluation mode.
     """
     network.eval()
@@ -84,7 +85,8 @@ def _by_row(network: Network, segment: Segment, rows: NDArray[np.int64]) -> Iter
         if not len(chosen):
             continue
         seen = max(first - network.config.receptive_field + 1, segment.first)
-        x = torch.from_numpy(segment.values[seen : int(chosen[-1]) + 1]).to(place)[None]
+        own = segment.values[seen : int(chosen[-1]) + 1, : network.config.features]
+        x = torch.from_numpy(own).to(place)[None]
         positions = first_position(segment, seen) + torch.arange(x.shape[1], device=place)
         outputs: Outputs = network(x, positions)
         at = torch.from_numpy(chosen - seen).to(place)
@@ -97,9 +99,10 @@ def _by_window(network: Network, segment: Segment, rows: NDArray[np.int64]) -> I
     batch = max(_CHUNK_ROWS // window, 1)
     for start in range(0, len(rows), batch):
         chosen = rows[start : start + batch].tolist()
-        x = np.zeros((len(chosen), window, segment.values.shape[1]), dtype=np.float32)
+        columns = network.config.features
+        x = np.zeros((len(chosen), window, columns), dtype=np.float32)
         for own, row in zip(x, chosen, strict=True):
-            known = segment.values[max(row - window + 1, segment.first) : row + 1]
+            known = segment.values[max(row - window + 1, segment.first) : row + 1, :columns]
             own[window - len(known) :] = known
         firsts = torch.tensor([first_position(segment, row) - window + 1 for row in chosen])
         positions = firsts[:, None] + torch.arange(window)

@@ -239,6 +239,21 @@ def _interval_of(schema_id: str) -> int:
     return 0 if reach is None else reach.interval_ms
 
 
+def full_id(schema_id: str, interval_ms: int) -> str:
+    """Return the id of a schema, of a family such as ``v2`` that of bars of *interval_ms*.
+
+    Raises ``ConfigInvalid`` for a family where no interval is known.
+    """
+    if schema_id not in FAMILIES:
+        return schema_id
+    if not interval_ms:
+        raise ConfigInvalid(
+            f"Features {schema_id} need an interval: give --interval, such as 15m, or {schema_id}"
+            "-15m."
+        )
+    return f"{schema_id}-{interval_text(interval_ms)}"
+
+
 def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSchema]:
     """Return the schema of each interval; raise ``ConfigInvalid`` where one is of another."""
     family, own = schema_id.partition("-")[0], _interval_of(schema_id)
@@ -248,7 +263,7 @@ def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSch
             f"{interval_text(intervals[0])}; choose {family}-{interval_text(intervals[0])}."
         )
     if family in FAMILIES:
-        return {one: schema(f"{family}-{interval_text(one)}") for one in intervals}
+        return {one: schema(full_id(family, one)) for one in intervals}
     if len(intervals) > 1:
         raise ConfigInvalid(
             f"The windows of the schema {schema_id} are bars, which mean another time at each "

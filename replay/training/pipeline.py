@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.replay.training import card as cards
@@ -25,7 +26,14 @@ from tracepaper.replay.training.evaluation import (
     judged,
     report,
 )
-from tracepaper.replay.training.explained import JudgedPart, explain, passing, selective, traded
+from tracepaper.replay.training.explained import (
+    ExplainedRows,
+    JudgedPart,
+    explain,
+    passing,
+    selective,
+    traded,
+)
 from tracepaper.replay.training.fit import Fit, Observe, Progress
 from tracepaper.replay.training.fitted import FILE_NAME, save_judged
 from tracepaper.replay.training.judgement import (
@@ -193,15 +201,31 @@ def calibrated(
     card: Mapping[str, Any], weights: Mapping[str, Tensor], material: Material, *, bars: int
 ) -> dict[str, Any]:
     """Return *card* with temperature, slopes and quantiles of the calibration slice."""
-    found = judge_part(restore(card, weights), material, Part.CALIBRATION)
-    horizon = int(card["calibration"]["horizon"])
-    section = {
+    card = {**card, "calibration": scales_of(card, restore(card, weights), material)}
+    return {**card, "calibration": gates_calibrated(card, weights, material, bars=bars)}
+
+
+def scales_of(card: Mapping[str, Any], network: Network, material: Material) -> dict[str, Any]:
+    """Return ``[calibration]`` of *card* with temperature and slopes of the calibration slice."""
+    found = judge_part(network, material, Part.CALIBRATION)
+    return {
         **card["calibration"],
         "temperature": {str(j.horizon): temperature(j.logits, j.classes) for j in found},
         "slope": {str(j.horizon): slope(j.mean, j.value) for j in found},
     }
+
+
+def gates_calibrated(
+    card: Mapping[str, Any], weights: Mapping[str, Tensor], material: Material, *, bars: int
+) -> dict[str, Any]:
+    """Return ``[calibration]`` of *card* with what gates need: quantiles, confidence, regimes.
+
+    Of what the forecaster of *card* says of the calibration slice, explained bar by bar.
+    """
+    section = dict(card["calibration"])
+    horizon = int(section["horizon"])
     seen = explain(
-        build({**card, "calibration": section}, weights, threads=torch.get_num_threads()),
+        build(card, weights, threads=torch.get_num_threads()),
         material.samples(Part.CALIBRATION),
         horizon=horizon,
         slope=section["slope"][str(horizon)],
@@ -213,7 +237,7 @@ def calibrated(
         "percents": [PERCENTS[0], PERCENTS[-1]],
         "quantiles": {name: list(quantiles(values)) for name, values in seen.measures.items()},
     }
-    return {**card, "calibration": section | judgement_section(seen, section["quantiles"])}
+    return section | judgement_section(seen, section["quantiles"])
 
 
 def evaluated(
@@ -255,37 +279,52 @@ def judge(
         )
         for j in found
     }
+    gates = judged_gates(card, weights, material, bars=explained(network) if bars is None else bars)
     horizon = int(section["horizon"])
+    return JudgedPart(
+        [cooled(one, section["temperature"][str(one.horizon)]) for one in found],
+        ALL_MEASURES,
+        {**figures, "gates": gates.figures},
+        [*cards.sentences(figures, gates.figures, horizon=horizon), *gates.sentences],
+        gates.explained,
+        gates.rules,
+        gates.calibration,
+    )
+
+
+class JudgedGates(NamedTuple):
+    """What the gates of a model would have done on untouched time, as in ``JudgedPart``."""
+
+    explained: ExplainedRows
+    rules: Mapping[str, NDArray[np.bool_]]
+    calibration: dict[str, Any]
+    figures: dict[str, Any]
+    sentences: list[str]
+
+
+def judged_gates(
+    card: Mapping[str, Any], weights: Mapping[str, Tensor], material: Material, *, bars: int
+) -> JudgedGates:
+    """Return what the gates by *card* make of the test part, of which *bars* are explained."""
+    horizon = int(card["calibration"]["horizon"])
     seen = explain(
         build(card, weights, threads=torch.get_num_threads()),
         material.samples(Part.TEST),
         horizon=horizon,
-        slope=section["slope"][str(horizon)],
-        bars=explained(network) if bars is None else bars,
+        slope=card["calibration"]["slope"][str(horizon)],
+        bars=bars,
     )
-    section, judged_gates, said = judged_section(seen, section)
+    section, found, said = judged_section(seen, card["calibration"])
     thresholds = default_thresholds(section)
-    gates = {
-        "selective": selective(seen),
-        "traded": traded(seen, thresholds),
-        **judged_gates,
-    }
-    return JudgedPart(
-        [_cooled(one, section["temperature"][str(one.horizon)]) for one in found],
-        ALL_MEASURES,
-        {**figures, "gates": gates},
-        [*cards.sentences(figures, gates, horizon=horizon), *said],
-        seen,
-        passing(seen, thresholds),
-        section,
-    )
+    every = {"selective": selective(seen), "traded": traded(seen, thresholds), **found}
+    return JudgedGates(seen, passing(seen, thresholds), section, every, said)
 
 
 ALL_MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility", "probabilities"})
 """What every network gives."""
 
 
-def _cooled(found: HorizonForecasts, temperature: float) -> HorizonForecasts:
+def cooled(found: HorizonForecasts, temperature: float) -> HorizonForecasts:
     """Return *found* with logits whose softmax is calibrated."""
     return replace(found, logits=(found.logits / temperature).astype(np.float32))
 

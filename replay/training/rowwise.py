@@ -194,7 +194,7 @@ def train_rows(material: Material, recipe: RowRecipe, folder: Path, *, say: Say)
     say(f"Fitting the {recipe.kind}.")
     tensors, options = fit_rows(material, recipe)
     say("Calibrating.")
-    card = _calibrated(_first_card(material, recipe, options), tensors, material, recipe)
+    card = _calibrated(row_card(material, recipe, options), tensors, material, recipe)
     say("Judging on untouched time.")
     card = evaluated_rows(card, tensors, material)
     return save_judged(folder, tensors, card, material.fitted)
@@ -206,9 +206,7 @@ def fit_rows(material: Material, recipe: RowRecipe) -> tuple[dict[str, Tensor], 
     return {name: torch.from_numpy(array) for name, array in arrays.items()}, options
 
 
-def _first_card(
-    material: Material, recipe: RowRecipe, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def row_card(material: Material, recipe: RowRecipe, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the card of an uncalibrated model."""
     minutes = material.segments[0].interval_ms // 60_000
     bars = sum(int(s.weights.any(axis=1).sum()) for s in material.samples(Part.TRAIN))
@@ -236,16 +234,13 @@ def _calibrated(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material, recipe: RowRecipe
 ) -> dict[str, Any]:
     """Return *card* with slopes, spreads and quantiles of the calibration slice."""
-    found = judge_row_part(card, tensors, material, Part.CALIBRATION)
-    slopes = {str(j.horizon): slope(j.mean, j.value) for j in found}
-    spreads = {str(j.horizon): spread(j) for j in found}
-    section = {**card["calibration"], "slope": slopes, "spread": spreads}
+    section = row_scales(card, tensors, material)
     trained = _trained({**card, "calibration": section}, tensors)
     seen = _measures(
         trained,
         material.samples(Part.CALIBRATION),
         horizon=recipe.horizon,
-        slope=slopes[str(recipe.horizon)],
+        slope=section["slope"][str(recipe.horizon)],
         bars=recipe.explained_bars,
     )
     section |= {
@@ -254,6 +249,18 @@ def _calibrated(
         "quantiles": {name: list(quantiles(values)) for name, values in seen.items()},
     }
     return {**card, "calibration": section}
+
+
+def row_scales(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material
+) -> dict[str, Any]:
+    """Return ``[calibration]`` of *card* with slopes and spreads of the calibration slice."""
+    found = judge_row_part(card, tensors, material, Part.CALIBRATION)
+    return {
+        **card["calibration"],
+        "slope": {str(j.horizon): slope(j.mean, j.value) for j in found},
+        "spread": {str(j.horizon): spread(j) for j in found},
+    }
 
 
 def spread(found: HorizonForecasts) -> float:

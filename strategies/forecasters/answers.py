@@ -32,6 +32,12 @@ class TrainedModel:
     temperature: tuple[float, ...]  # of the direction head, one a horizon
     content_free: float  # confidence that mask and encoding alone give
     calibration: Calibration | None
+    wide: FeatureSchema | None = None
+
+    @property
+    def computed(self) -> FeatureSchema:
+        """The schema that is computed, of which the network's own is the first columns."""
+        return self.wide or self.schema
 
 
 def require_one_of_each(bars: Sequence[Bar]) -> None:

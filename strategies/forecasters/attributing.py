@@ -66,7 +66,7 @@ class Probe:
         *,
         horizon: int,
     ) -> None:
-        """Take the last ``forecaster.context`` of *bars*; the last one is the decided bar.
+        """Take those of *bars* that the network's rows depend on; the last is the decided bar.
 
         Raises ``DataInvalid`` where they are too few or the decided bar's row is not finite.
         """
@@ -75,7 +75,7 @@ class Probe:
             raise DataInvalid(
                 f"The model looks back on {forecaster.context} bars, not {len(bars)}; give more."
             )
-        known = bars[-forecaster.context :]
+        known = bars[-(forecaster.receptive_field + model.schema.lookback - 1) :]
         block = features.compute(model.schema, features.columns(known))
         sigma = float(block.sigma[-1])
         if not (math.isfinite(sigma) and bool(np.isfinite(block.values[-1]).all())):

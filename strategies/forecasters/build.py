@@ -25,7 +25,7 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, show
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.fitted import FittedConfidence, GateCoverage, RegimeCells
 from tracepaper.strategies.forecasters.answers import TrainedModel
-from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster
+from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster, NetworkForecaster
 from tracepaper.strategies.forecasters.plain import PlainForecaster
 from tracepaper.strategies.forecasters.row_models import ROW_KINDS, RowKind
 from tracepaper.strategies.forecasters.rowwise import RowForecaster, TrainedRows
@@ -90,7 +90,7 @@ def build(
                 device=device,
                 threads=threads,
                 mode=mode,
-                backend=backend,
+                backend="auto" if row_kind(part) else backend,
                 instruments=instruments,
                 free_bytes=free_bytes,
             ),
@@ -133,7 +133,7 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
     """
     require_device(device)
     if is_ensemble(card):
-        return choose_backend(_part(card, "network"), wanted, device=device)
+        return choose_backend(part_of(card, "network"), wanted, device=device)
     if (rows := row_kind(card)) is not None:
         return _own_backend(wanted, rows.name)
     kind, config = architecture(card)
@@ -193,11 +193,27 @@ def is_ensemble(card: Mapping[str, Any]) -> bool:
     return bool(_section(card, "model").get("kind") == ENSEMBLE)
 
 
-def _part(card: Mapping[str, Any], half: str) -> dict[str, Any]:
+COMPUTED: Final = "computed_by"
+"""The key of ``[features]`` that names the wider schema by which a network's rows are computed."""
+HALVES: Final = ("network", "rows")
+"""The parts of an ensemble's card, and what the names of its tensors begin with."""
+
+
+def part_of(card: Mapping[str, Any], half: str) -> dict[str, Any]:
     """Return the card of one half of an ensemble, under the identity of the whole."""
     part = _section(_section(card, "parts"), half)
     identity = {key: _section(card, "model").get(key, "") for key in ("id", "sha256")}
     return {**part, "model": {**_section(part, "model"), **identity}}
+
+
+def tensors_of(tensors: Mapping[str, Tensor], half: str) -> dict[str, Tensor]:
+    """Return the tensors of one half of an ensemble, by the names that it was saved with."""
+    start = f"{half}."
+    return {
+        name.removeprefix(start): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(start)
+    }
 
 
 def _ensemble(
@@ -206,22 +222,27 @@ def _ensemble(
     build_half: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Forecaster],
 ) -> EnsembleForecaster:
     """Return the forecaster of both halves, each built of its own part of card and tensors."""
-    halves: list[Forecaster] = []
-    for half in ("network", "rows"):
-        own = {
-            name.removeprefix(f"{half}."): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(f"{half}.")
-        }
-        halves.append(build_half(_part(card, half), own))
-    network, rows = halves
-    if not isinstance(network, StreamingForecaster) or not isinstance(rows, RowForecaster):
+    cards = [part_of(card, half) for half in HALVES]
+    if row_kind(cards[0]) is not None or row_kind(cards[1]) is None:
         raise CheckpointMismatch(
-            "An ensemble is a flash network with its causal window and a tree or a glm; combine "
-            "two such checkpoints."
+            "An ensemble is a network and a tree or a glm; combine two such checkpoints."
         )
-    shares = _section(card, "ensemble").get("network_share")
-    return EnsembleForecaster(network, rows, _per_horizon(shares, network.horizons))
+    wide = features.wider(*map(_known_schema, cards))
+    cards[0]["features"] = {**_section(cards[0], "features"), COMPUTED: wide.schema_id}
+    network, rows = (
+        build_half(part, tensors_of(tensors, half))
+        for part, half in zip(cards, HALVES, strict=True)
+    )
+    assert isinstance(network, NetworkForecaster)
+    assert isinstance(rows, RowForecaster)
+    section = _section(card, "calibration")
+    return EnsembleForecaster(
+        network,
+        rows,
+        _per_horizon(_section(card, "ensemble").get("network_share"), network.horizons),
+        spread=_per_horizon(section.get("spread"), network.horizons),
+        calibration=_calibration(section, network.model.network.content_free(), network.horizons),
+    )
 
 
 def row_kind(card: Mapping[str, Any]) -> RowKind | None:
@@ -316,9 +337,11 @@ def _probe(network: Network) -> None:
 def _model(card: Mapping[str, Any], network: Network) -> TrainedModel:
     identity, calibration = _section(card, "model"), _section(card, "calibration", {})
     horizons = network.config.horizons
+    schema = _schema(card, network.config.features)
+    computed = _section(card, "features").get(COMPUTED, schema.schema_id)
     return TrainedModel(
         network=network,
-        schema=_schema(card, network.config.features),
+        schema=schema,
         model_id=str(identity.get("id", "")),
         sha256=str(identity.get("sha256", "")),
         temperature=_temperature(calibration, horizons),
@@ -326,6 +349,7 @@ def _model(card: Mapping[str, Any], network: Network) -> TrainedModel:
             calibration.get("content_free", network.content_free()), "content_free"
         ),
         calibration=_calibration(calibration, network.content_free(), horizons),
+        wide=features.wider(schema, features.schema(str(computed))),
     )
 
 

@@ -1,8 +1,11 @@
-"""The ensemble: a streaming network and a row model, whose volatilities are one geometric mean.
+"""The ensemble: a network and a row model, whose volatilities are one geometric mean.
 
-Mean, odds and explanation are the network's, so its measures and its calibration hold. The row
-model answers by the very features that the network was given: a bar's are computed once. What each
-half said stands in every forecast (``Forecast.halves``).
+Mean, odds and explanation are the network's; the spread of the return is the mixed volatility times
+the factor of the calibration slice. A bar's features are computed once, by the wider of both
+halves' schemas; each half takes its own columns, which are the first. What each half said stands in
+every forecast (``Forecast.halves``).
+
+The rules are docs/models.md, L36 to L37 and L49.
 """
 
 from __future__ import annotations
@@ -13,48 +16,60 @@ from math import exp, log
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.attention.rollout import Rollout
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features import FeatureRows
+from tracepaper.strategies.forecasters.plain import PlainForecaster
 from tracepaper.strategies.forecasters.rowwise import RowForecaster
 from tracepaper.strategies.forecasters.streaming import Attribution, StreamingForecaster
-from tracepaper.strategies.types import Bar, Forecast
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.types import Bar, Calibration, Forecast
 
 Floats = NDArray[np.float64]
+NetworkForecaster = StreamingForecaster | WindowedForecaster | PlainForecaster
+"""What answers for the half that is a network."""
 
 
 class EnsembleForecaster:
     """Both halves behind the ``Forecaster`` protocol, for many instruments."""
 
     def __init__(
-        self, network: StreamingForecaster, rows: RowForecaster, shares: Sequence[float]
+        self,
+        network: NetworkForecaster,
+        rows: RowForecaster,
+        shares: Sequence[float],
+        *,
+        spread: Sequence[float],
+        calibration: Calibration | None,
     ) -> None:
         """Mix by *shares*, one a horizon: of the network in the logarithm of the variance.
 
-        Raises ``ConfigInvalid`` for halves of other features or horizons, and for shares that are
-        none.
+        *network* computes the wider of both halves' features. *spread* is, by horizon, the standard
+        deviation of the return ÷ the mixed volatility; *calibration* is that of the whole. Raises
+        ``ConfigInvalid`` for halves of other horizons, and for shares that are none.
         """
-        if (network.model.schema, network.horizons) != (rows.trained.schema, rows.horizons):
+        if network.horizons != rows.horizons:
             raise ConfigInvalid(
-                "The halves of an ensemble must see the same features and speak of the same "
-                "horizons; train both with the same --schema and --horizons."
+                "The halves of an ensemble must speak of the same horizons; train both with the "
+                "same --horizons."
             )
         if len(shares) != len(network.horizons) or not all(0 <= one <= 1 for one in shares):
             raise ConfigInvalid(
                 "An ensemble needs one share from 0 to 1 for each horizon; fit it again."
             )
         self.network, self.rows = network, rows
-        self.shares = tuple(shares)
+        self.shares, self.spread = tuple(shares), tuple(spread)
         self.model_id = network.model_id
         self.model_sha256 = network.model_sha256
         self.context = network.context
         self.horizons = network.horizons
-        self.calibration = network.calibration
+        self.calibration = calibration
         self.mode = network.mode
         self.device = network.device
         self.dtype = network.dtype
         self.threads = network.threads
         self.backend = network.backend
-        self.causal = True
+        self.causal = network.causal
         self.measures = network.measures
         self.is_outside = False
 
@@ -71,7 +86,10 @@ class EnsembleForecaster:
         return list(self._mixed(self.network.predict_many(bars), self.network.newest))
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Take in many known bars of one instrument, as the network does."""
+        """Take in many known bars of one instrument, as the network does.
+
+        Raises ``InvariantBroken`` where the network is not causal.
+        """
         said = self.network.scan(bars)
         if not bars:
             return said
@@ -79,21 +97,32 @@ class EnsembleForecaster:
         unknown = len(said) - len(found.values)
         return [*said[:unknown], *self._mixed(said[unknown:], found)]
 
-    def explain(self, instrument: str) -> Attribution:
+    def explain(self, instrument: str) -> Attribution | Rollout:
         """Return where the network looked at *instrument*'s last decision, bar by bar."""
+        if isinstance(self.network, PlainForecaster):
+            raise InvariantBroken(
+                f"The network of {self.model_id} has no attention, so there is nowhere it looked; "
+                "ask its features."
+            )
         return self.network.explain(instrument)
 
     def _mixed(
         self, said: Sequence[Forecast | None], seen: FeatureRows
     ) -> Iterator[Forecast | None]:
-        """Yield each forecast of the network mixed with the row model's; *seen* are its rows."""
-        ready = [at for at, forecast in enumerate(said) if forecast is not None]
-        rows = iter(self.rows.forecasts(seen.values[ready], seen.sigma[ready])) if ready else None
-        for forecast in said:
-            if forecast is None or rows is None:
-                yield None
-            else:
-                yield self._one(forecast, next(rows))
+        """Yield each forecast of the network mixed with the row model's; *seen* are its rows.
+
+        None where a half lacks its history: the row model's is longer where its features are.
+        """
+        schema = self.rows.trained.schema
+        whole = seen.complete(schema).tolist()
+        ready = [at for at, one in enumerate(said) if one is not None and whole[at]]
+        if not ready:
+            yield from [None] * len(said)
+            return
+        own = seen.values[ready, : len(schema.names)]
+        rows = iter(self.rows.forecasts(own, seen.sigma[ready]))
+        for at, forecast in enumerate(said):
+            yield None if forecast is None or not whole[at] else self._one(forecast, next(rows))
 
     def _one(self, network: Forecast, rows: Forecast) -> Forecast:
         volatility = tuple(
@@ -106,7 +135,7 @@ class EnsembleForecaster:
         return Forecast(
             network.horizons,
             network.mean_return,
-            network.stdev_return,
+            tuple(spread * one for spread, one in zip(self.spread, volatility, strict=True)),
             network.p_down,
             network.p_flat,
             network.p_up,

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tracepaper.strategies.features import FeatureRows
 from tracepaper.strategies.forecasters.answers import TrainedModel, forecasts, require_one_of_each
-from tracepaper.strategies.forecasters.windowed import FeatureWindow
+from tracepaper.strategies.forecasters.streaming import NO_ROWS, bars_needed
+from tracepaper.strategies.forecasters.windowed import FeatureWindow, rows_together
 from tracepaper.strategies.gates import MEASURES
 from tracepaper.strategies.model import EXPLAINED
 from tracepaper.strategies.types import Bar, Forecast
@@ -31,7 +33,7 @@ class PlainForecaster:
         self.model = model
         self.model_id = model.model_id
         self.model_sha256 = model.sha256
-        self.context = model.network.config.window + model.schema.lookback - 1
+        self.context = bars_needed(model.network.config.window, model.schema, model.computed)
         self.horizons = model.network.config.horizons
         self.calibration = model.calibration
         self.mode = mode
@@ -44,6 +46,8 @@ class PlainForecaster:
         self.is_outside = False
         self._network = model.network.eval()
         self._windows: dict[str, FeatureWindow] = {}
+        self.newest = NO_ROWS
+        """The rows of the last call, of each bar."""
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
@@ -65,25 +69,30 @@ class PlainForecaster:
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in known bars of one instrument; their windows are answered many at once."""
-        starts = range(0, len(bars), _WINDOWS_AT_ONCE)
-        return [
-            forecast
-            for start in starts
-            for forecast in self._answered(bars[start : start + _WINDOWS_AT_ONCE])
-        ]
+        found: list[Forecast | None] = []
+        seen: list[FeatureRows] = []
+        for start in range(0, len(bars), _WINDOWS_AT_ONCE):
+            found += self._answered(bars[start : start + _WINDOWS_AT_ONCE])
+            seen.append(self.newest)
+        self.newest = rows_together(seen)
+        return found
 
     def _answered(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in *bars*, in order, and answer those whose window is full."""
+        seen: list[FeatureRows] = []
         rows: list[NDArray[np.float32]] = []
         sigmas: list[float] = []
         places: list[int] = []
         for place, bar in enumerate(bars):
-            window = self._windows.setdefault(bar.instrument, FeatureWindow(self.model))
+            if (window := self._windows.get(bar.instrument)) is None:
+                window = self._windows[bar.instrument] = FeatureWindow(self.model)
             sigma = window.take(bar)
+            seen.append(window.newest)
             if window.is_full:
                 rows.append(window.rows.view()[:, :-1].astype(np.float32))
                 sigmas.append(sigma)
                 places.append(place)
+        self.newest = rows_together(seen)
         found: list[Forecast | None] = [None] * len(bars)
         if rows:
             for place, forecast in zip(places, self._said(rows, sigmas), strict=True):

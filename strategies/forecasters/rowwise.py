@@ -94,7 +94,7 @@ class RowForecaster:
         for known, bar in zip(memories, bars, strict=True):
             known.admit([bar])
         taken = take_rows(self._features, memories, bars)
-        ready = np.flatnonzero(taken.is_complete).tolist()
+        ready = np.flatnonzero(taken.complete(self.trained.schema)).tolist()
         answers: list[Forecast | None] = [None] * len(bars)
         if ready:
             said = self.forecasts(taken.values[ready], taken.sigma[ready])
@@ -106,9 +106,10 @@ class RowForecaster:
         """Take in known *bars* of one instrument; equal to ``step`` on each in every bit."""
         if not bars:
             return []
-        rows, sigmas, _ = self._of(bars[0].instrument).take_all(bars)
-        answers: list[Forecast | None] = [None] * (len(bars) - len(rows))
-        return [*answers, *self.forecasts(rows, sigmas)] if len(rows) else answers
+        taken, _ = self._of(bars[0].instrument).take_all(bars)
+        found = len(taken.values)
+        answers: list[Forecast | None] = [None] * (len(bars) - found)
+        return [*answers, *self.forecasts(taken.values, taken.sigma)] if found else answers
 
     def explain(self, instrument: str) -> RowAdded:
         """Return what each feature of the last bar added to what was said of it.
@@ -121,8 +122,9 @@ class RowForecaster:
                 f"{instrument} has no decision to explain yet; warm it with {self.context} bars."
             )
         fresh = InstrumentMemory(self.trained.schema, 0)
-        [row], [sigma], _ = fresh.take_all(list(known.tail))
-        return RowAdded(row, float(sigma), self.trained.model.added(row))
+        taken, _ = fresh.take_all(list(known.tail))
+        row = taken.values[-1]
+        return RowAdded(row, float(taken.sigma[-1]), self.trained.model.added(row))
 
     def _of(self, instrument: str) -> InstrumentMemory:
         if instrument not in self._instruments:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import torch
@@ -40,16 +41,31 @@ Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 
+NO_ROWS: Final = FeatureRows(np.empty((0, 0), np.float32), np.empty(0), np.empty(0, np.int64))
+"""The rows of a call that nothing has made yet."""
+
+
+def bars_needed(rows: int, own: FeatureSchema, seen: FeatureSchema) -> int:
+    """Return the bars on which an answer by *rows* rows of *own* and one row of *seen* depends.
+
+    *seen* is *own*, or a wider schema of which only the newest row is needed whole.
+    """
+    return max(rows + own.lookback - 1, seen.lookback)
+
+
 class InstrumentMemory:
     """What is remembered of one instrument beside its stream: the lookback of its features."""
 
-    def __init__(self, schema: FeatureSchema, stream: int) -> None:
+    def __init__(
+        self, schema: FeatureSchema, stream: int, *, part: FeatureSchema | None = None
+    ) -> None:
         self.stream = stream  # its place in the network's state and among the features
         self.tail: deque[Bar] = deque(maxlen=schema.lookback)  # what a feature row looks back on
         self.features_current = True  # False while only ``tail`` knows the newest bars
         self.by_age: Floats | None = None  # the last bar's rollout by age
         self.interval_ms = 0
         self._schema = schema
+        self._part = part or schema  # whose columns a row needs to be given
 
     def admit(self, bars: Sequence[Bar]) -> None:
         """Raise ``InvariantBroken`` unless *bars* follow what is known, in order."""
@@ -63,16 +79,26 @@ class InstrumentMemory:
         if bars:
             self.interval_ms = bars[-1].interval_ms
 
-    def take_all(self, bars: Sequence[Bar]) -> tuple[Rows, Floats, Ids]:
-        """Take in *bars*; return rows, σ and positions of the last of them: those with a row."""
+    def take_all(self, bars: Sequence[Bar]) -> tuple[FeatureRows, Ids]:
+        """Take in *bars*; return rows and positions of the last of them: those with a row."""
         self.admit(bars)
-        block = features.compute(self._schema, features.columns([*self.tail, *bars]))
-        first = max(len(self.tail), block.first)
+        known = len(self.tail)
+        columns = features.columns([*self.tail, *bars])
+        if known < self._schema.lookback - 1:
+            block = features.compute_part(self._schema, self._part, columns)
+        else:
+            block = features.compute(self._schema, columns)
+        first = max(known, block.first)
         positions = _positions(bars)
         self.tail.extend(bars)
         self.features_current = False
-        rows = block.values[first:]
-        return rows, block.sigma[first:], positions[len(bars) - len(rows) :]
+        count = np.arange(first + 1, known + len(bars) + 1)
+        rows = FeatureRows(
+            block.values[first:],
+            block.sigma[first:],
+            np.minimum(count, self._schema.lookback),
+        )
+        return rows, positions[len(bars) - len(rows.values) :]
 
     def clear(self) -> None:
         """Forget everything."""
@@ -112,7 +138,12 @@ class StreamingForecaster:
     """A causal-window flash network behind the ``Forecaster`` protocol, for many instruments."""
 
     def __init__(
-        self, model: TrainedModel, *, mode: str, threads: int, instruments: int = 1
+        self,
+        model: TrainedModel,
+        *,
+        mode: str,
+        threads: int,
+        instruments: int = 1,
     ) -> None:
         """Answer by *model* where its weights are; *instruments* is how many are expected."""
         network = model.network
@@ -122,7 +153,7 @@ class StreamingForecaster:
         self.model_id = model.model_id
         self.model_sha256 = model.sha256
         self.receptive_field = config.receptive_field
-        self.context = config.receptive_field + model.schema.lookback - 1
+        self.context = bars_needed(self.receptive_field, model.schema, model.computed)
         self.horizons = config.horizons
         self.calibration = model.calibration
         self.mode = mode
@@ -136,9 +167,9 @@ class StreamingForecaster:
         self.network = StreamingNetwork(network)
         self._expected = instruments
         self._state = StreamState(network, streams=0)
-        self._features = FeatureStreams(model.schema, streams=0)
+        self._features = FeatureStreams(model.computed, streams=0, part=model.schema)
         self._instruments: dict[str, InstrumentMemory] = {}
-        self.newest = FeatureRows(np.empty((0, 0), np.float32), np.empty(0), np.empty(0, np.bool_))
+        self.newest = NO_ROWS
         """The rows of the last call: of each bar of a group, of the last bars of a scan."""
 
     @property
@@ -155,8 +186,8 @@ class StreamingForecaster:
         known = self._of(instrument)
         known.clear()
         self._state.clear(known.stream)
-        rows, _, positions = known.take_all(bars)
-        for part, advanced in self._chunks(known, rows, positions):
+        taken, positions = known.take_all(bars)
+        for part, advanced in self._chunks(known, self._own(taken.values), positions):
             known.by_age = cells_by_age(advanced.rollout[0, -1:], positions[part][-1:])
 
     def step(self, bar: Bar) -> Forecast | None:
@@ -176,12 +207,12 @@ class StreamingForecaster:
         for known, bar in zip(memories, bars, strict=True):
             known.admit([bar])
         taken = self.newest = take_rows(self._features, memories, bars)
-        ready = np.flatnonzero(taken.is_complete).tolist()
+        ready = np.flatnonzero(taken.complete(self.model.schema)).tolist()
         answers: list[Forecast | None] = [None] * len(bars)
         if not ready:
             return answers
         chosen = [memories[at] for at in ready]
-        rows = taken.values[ready]
+        rows = self._own(taken.values[ready])
         sigmas = _usable(rows, taken.sigma[ready])[:, None]
         positions = _positions([bars[at] for at in ready])[:, None]
         advanced = self.network.advance(
@@ -202,10 +233,11 @@ class StreamingForecaster:
         if not bars:
             return []
         known = self._of(bars[0].instrument)
-        rows, sigmas, positions = known.take_all(bars)
-        self.newest = FeatureRows(rows, sigmas, np.ones(len(rows), np.bool_))
+        taken, positions = known.take_all(bars)
+        self.newest = taken
+        rows = self._own(taken.values)
         answers: list[Forecast | None] = [None] * (len(bars) - len(rows))
-        usable = _usable(rows, sigmas)
+        usable = _usable(rows, taken.sigma)
         for part, advanced in self._chunks(known, rows, positions):
             answers += self._forecasts(
                 [known], advanced, usable[None, part], positions[None, part]
@@ -245,8 +277,14 @@ class StreamingForecaster:
                 more = max(1, min(used, self._expected - used))
                 self._state.extend(more)
                 self._features.extend(more)
-            self._instruments[instrument] = InstrumentMemory(self.model.schema, used)
+            self._instruments[instrument] = InstrumentMemory(
+                self.model.computed, used, part=self.model.schema
+            )
         return self._instruments[instrument]
+
+    def _own(self, rows: Rows) -> Rows:
+        """Return the columns of the model's own schema."""
+        return rows[:, : len(self.model.schema.names)]
 
     def _chunks(
         self, known: InstrumentMemory, rows: Rows, positions: Ids

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from tracepaper.strategies.attention.blocks import bucket_count, cells_by_age, recent_mass, shift
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.features import FeatureStreams
+from tracepaper.strategies.features import FeatureRows, FeatureStreams
 from tracepaper.strategies.forecasters.answers import TrainedModel, forecasts, require_one_of_each
+from tracepaper.strategies.forecasters.streaming import NO_ROWS, bars_needed
 from tracepaper.strategies.gates import MEASURES
 from tracepaper.strategies.networks.architecture import Look
 from tracepaper.strategies.types import BLOCK_BARS, Bar, Explanation, Forecast
@@ -70,8 +71,10 @@ class FeatureWindow:
     """One instrument's newest feature rows, each with its position in its last column."""
 
     def __init__(self, model: TrainedModel) -> None:
-        self.features = FeatureStreams(model.schema)
+        self.features = FeatureStreams(model.computed, part=model.schema)
         self.rows = Ring(capacity=model.network.config.window, width=len(model.schema.names) + 1)
+        self.newest = NO_ROWS  # of the last bar, whole
+        self._schema = model.schema
         self.last: Bar | None = None
         self.by_age: NDArray[np.float64] | None = None  # the last bar's rollout by age
 
@@ -86,9 +89,10 @@ class FeatureWindow:
                 f"{before.open_time_ms}; feed bars of one interval, oldest first."
             )
         self.last = bar
-        [row], [sigma], [is_complete] = self.features.step([bar])
-        if not is_complete:
+        self.newest = self.features.step([bar])
+        if not self.newest.complete(self._schema)[0]:
             return float("nan")
+        row, sigma = self.newest.values[0, : len(self._schema.names)], self.newest.sigma[0]
         is_usable = bool(np.isfinite(row).all())
         # A value that is not finite is neutral for later bars, and this bar's forecast is refused.
         known = np.nan_to_num(row, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float64)
@@ -111,7 +115,8 @@ class WindowedForecaster:
         self.model = model
         self.model_id = model.model_id
         self.model_sha256 = model.sha256
-        self.context = model.network.config.window + model.schema.lookback - 1
+        self.receptive_field = model.network.config.window
+        self.context = bars_needed(self.receptive_field, model.schema, model.computed)
         self.horizons = model.network.config.horizons
         self.calibration = model.calibration
         self.mode = "step"
@@ -125,6 +130,8 @@ class WindowedForecaster:
         self.is_outside = False
         self._network = model.network.eval()
         self._windows: dict[str, FeatureWindow] = {}
+        self.newest = NO_ROWS
+        """The rows of the last call, of each bar."""
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
@@ -137,8 +144,10 @@ class WindowedForecaster:
 
     def step(self, bar: Bar) -> Forecast | None:
         """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
-        window = self._windows.setdefault(bar.instrument, FeatureWindow(self.model))
+        if (window := self._windows.get(bar.instrument)) is None:
+            window = self._windows[bar.instrument] = FeatureWindow(self.model)
         sigma = window.take(bar)
+        self.newest = window.newest
         if not window.is_full:
             return None
         seen = self._look(window)
@@ -157,7 +166,9 @@ class WindowedForecaster:
         Raises ``InvariantBroken`` for two bars of one instrument.
         """
         require_one_of_each(bars)
-        return [self.step(bar) for bar in bars]
+        found = [self.step(bar) for bar in bars]
+        self.newest = rows_together([self._windows[bar.instrument].newest for bar in bars])
+        return found
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Refuse: a batched pass would let bars see their future; raise ``InvariantBroken``."""
@@ -206,6 +217,13 @@ class WindowedForecaster:
             entropy=seen.confidence.numpy().astype("<f4").tobytes(),
             buckets=row[:-1].astype("<f4").tobytes(),
         )
+
+
+def rows_together(parts: Sequence[FeatureRows]) -> FeatureRows:
+    """Return the rows of some bars as those of one group."""
+    if not parts:
+        return NO_ROWS
+    return FeatureRows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _buckets(rollout: Rollout, positions: NDArray[np.int64]) -> NDArray[np.float32]:

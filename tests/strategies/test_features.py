@@ -66,9 +66,9 @@ def test_the_stream_equals_the_batch_in_every_bit() -> None:
     block = compute(SCHEMA, columns(bars))
     stream = FeatureStreams(SCHEMA)
     for i, bar in enumerate(bars):
-        [row], [sigma], [is_complete] = stream.step([bar])
-        assert is_complete == (i >= SCHEMA.lookback - 1)
-        if not is_complete:
+        [row], [sigma], [known] = stream.step([bar])
+        assert known == min(i + 1, SCHEMA.lookback)
+        if known < SCHEMA.lookback:
             assert np.isnan(row).all()
             assert np.isnan(sigma)
         else:
@@ -141,7 +141,7 @@ def test_instruments_that_are_stepped_together_do_not_touch_each_other() -> None
         rows = streams.step([walks[place][ages[place]] for place in group], group)
         for index, place in enumerate(group):
             block, at = blocks[place], ages[place]
-            assert rows.is_complete[index] == (at >= block.first)
+            assert rows.complete(SCHEMA)[index] == (at >= block.first)
             assert rows.values[index].tobytes() == block.values[at].tobytes()
             assert rows.sigma[index].tobytes() == block.sigma[at].tobytes()
             ages[place] += 1

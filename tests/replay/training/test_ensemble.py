@@ -12,7 +12,7 @@ from learning import DAY_BARS, HORIZONS, learnable, split, tiny, write_csv
 
 from tracepaper.daemon import cli
 from tracepaper.replay.training.boosting import BoostingOptions
-from tracepaper.replay.training.ensemble import combine, network_share
+from tracepaper.replay.training.ensemble import combine, network_share, read_halves
 from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.fit import FitOptions
 from tracepaper.replay.training.material import Material
@@ -68,14 +68,13 @@ def made(folder: Path, candles: str, material: Material) -> Checkpoint:
     )
     trees = BoostingOptions(rounds=15, patience=5, leaves=7, learning_rate=0.3)
     train_rows(material, RowRecipe("t", "tree", 30, AT_MS, 300, trees), folder / "tree", say=quiet)
-    return combine(
-        folder / "net",
-        folder / "tree",
-        [candles],
-        folder / "both",
-        created_ms=AT_MS,
-        name="both",
-    )
+    return both(folder / "net", folder / "tree", candles, folder / "both")
+
+
+def both(network: Path, rows: Path, candles: str, folder: Path) -> Checkpoint:
+    """Combine the checkpoints in two folders."""
+    one, other, material = read_halves(network, rows, [candles])
+    return combine(one, other, material, folder, created_ms=AT_MS, name="x", say=quiet, bars=500)
 
 
 def test_the_share_is_the_minimum_of_qlike_and_its_gain_is_told_by_day() -> None:
@@ -117,12 +116,12 @@ def test_it_mixes_what_both_halves_say_and_keeps_it(
     made: Checkpoint, folder: Path, material: Material
 ) -> None:
     bars = bars_of(material.segments[0], 0, 640)
-    both = ensemble_of(made)
+    mix = ensemble_of(made)
     network, tree = (
         build(found.card, found.tensors) for found in (load(folder / "net"), load(folder / "tree"))
     )
     for bar in bars:
-        mixed, one, other = (each.step(bar) for each in (both, network, tree))
+        mixed, one, other = (each.step(bar) for each in (mix, network, tree))
         if mixed is None:
             assert one is None
             continue
@@ -131,7 +130,7 @@ def test_it_mixes_what_both_halves_say_and_keeps_it(
         assert mixed.mean_return == one.mean_return
         assert mixed.explanation == one.explanation
         assert mixed.model_id == made.id
-        shares = np.array(both.shares)
+        shares = np.array(mix.shares)
         logs = shares * np.log(one.volatility) + (1 - shares) * np.log(other.volatility)
         assert mixed.volatility == pytest.approx(np.exp(logs), rel=1e-12)
         said = halves(mixed)
@@ -144,13 +143,22 @@ def test_it_mixes_what_both_halves_say_and_keeps_it(
     assert last is not None
     assert stepped is not None
     assert last.volatility == pytest.approx(stepped.volatility, rel=1e-4)
-    assert [one is None for one in scanned] == [at < both.context - 1 for at in range(640)]
+    assert [one is None for one in scanned] == [at < mix.context - 1 for at in range(640)]
 
 
 def test_its_card_shows_both_halves_and_is_repeated_by_evaluate(
     made: Checkpoint, folder: Path, candles: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.invoke(["evaluate", str(folder / "both"), "--data", candles, "--json"]) == cli.DONE
+    words = (
+        "evaluate",
+        str(folder / "both"),
+        "--data",
+        candles,
+        "--explained-bars",
+        "500",
+        "--json",
+    )
+    assert cli.invoke(words) == cli.DONE
     told = json.loads(capsys.readouterr().out)
     assert told["figures"] == json.loads(json.dumps(made.card["figures"]))
     qlike = told["figures"]["30"]["qlike"]
@@ -190,13 +198,13 @@ def test_a_run_stores_both_halves_and_explains_both(
 def test_halves_that_do_not_belong_together_are_refused(
     made: Checkpoint, folder: Path, candles: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointMismatch, match="a flash network with its causal window"):
-        combine(folder / "tree", folder / "net", [candles], tmp_path, created_ms=0, name="x")
+    with pytest.raises(CheckpointMismatch, match="a network and a tree or a glm"):
+        both(folder / "tree", folder / "net", candles, tmp_path)
     tree = load(folder / "tree")
     moved = {**tree.card, "split": {**tree.card["split"], "train_until": "2023-11-17T12:00:00Z"}}
     save(tmp_path / "moved", tree.tensors, moved)
     with pytest.raises(ConfigInvalid, match=r"differ in \[split\]"):
-        combine(folder / "net", tmp_path / "moved", [candles], tmp_path, created_ms=0, name="x")
+        both(folder / "net", tmp_path / "moved", candles, tmp_path)
     ensemble = {**made.card["ensemble"], "network_share": {"5": 0.5, "30": 1.5}}
     with pytest.raises(ConfigInvalid, match="one share from 0 to 1"):
         build({**made.card, "ensemble": ensemble}, made.tensors)
