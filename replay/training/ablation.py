@@ -33,7 +33,20 @@ def bars_seen(network: Network) -> dict[int, int]:
 
 
 def seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) -> Said:
-    """Return what *network* says of *decision* when it sees the last *bars* rows alone."""
+    """Return what is said of *decision* when *network* sees the last *bars* rows alone.
+
+    An ensemble's row model sees its own row whatever they are.
+    """
+    said = _network_seeing(subject, network, decision, bars)
+    if subject.mix is None:
+        return said
+    assert subject.trained is not None
+    _, rows = subject.trained.model.answer(subject.own_rows(decision.rows(1)))
+    mixed = subject.mix.log_variance(said.log_variance, rows)
+    return said._replace(log_variance=mixed.astype(np.float32))
+
+
+def _network_seeing(subject: Subject, network: Network, decision: DecidedBar, bars: int) -> Said:
     known = decision.rows(bars)
     if network.takes_any_length:
         return ask(network, known[None], decision.positions(bars))
@@ -63,13 +76,17 @@ def context_ablation(subject: Subject, count: int) -> list[Finding]:
         if network.takes_any_length
         else "all earlier rows neutral, the mean of each feature over the training part"
     )
+    beside = ""
+    if subject.mix is not None:
+        beside = " The variance is the ensemble's, whose row model sees its row as it is."
     days = len(np.unique(days_of(decisions)))
     return [
         Finding(
             "ablation",
             f"Context ablation, {len(decisions)} decisions of {days} days",
-            f"The network sees the last part of its window alone: {how}. Differences are from the"
-            " whole window on the same decisions; a QLIKE above it and a sign below it are losses.",
+            f"The network sees the last part of its window alone: {how}.{beside} Differences are"
+            " from the whole window on the same decisions; a QLIKE above it and a sign below it are"
+            " losses.",
             rows,
         )
     ]

@@ -8,6 +8,7 @@ gradients, KernelSHAP and LIME give. A tree or a glm is compared by its own exac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +17,15 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from tracepaper.replay.training.findings import Cell, Finding, paired
-from tracepaper.replay.training.subject import TARGETS, DecidedBar, Ids, Subject, answer_of, days_of
+from tracepaper.replay.training.subject import (
+    TARGETS,
+    DecidedBar,
+    Ids,
+    Subject,
+    answer_of,
+    days_of,
+    looked,
+)
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.forecasters.attributing import PATH_NODES
@@ -128,12 +137,9 @@ def network_games(subject: Subject, network: Network, decision: DecidedBar) -> l
     """Return, for each of ``TARGETS``, a network's decision as a function of blocks of bars."""
     count = network.config.receptive_field
     of_bar, positions = blocks(count), decision.positions(count)
-    neutral, window = torch.from_numpy(subject.neutral), torch.from_numpy(decision.rows(count))
-    place = network.device
-    with torch.inference_mode():
-        rollout = network.look(window[None].to(place), positions.to(place)).rollout
-    weights: Array = rollout.weights[0, 0].double().cpu().numpy()
-    ours = np.bincount(of_bar, weights).astype(np.float64)
+    rows = decision.rows(count)
+    neutral, window = torch.from_numpy(subject.neutral), torch.from_numpy(rows)
+    ours = np.bincount(of_bar, looked(network, rows, positions)).astype(np.float64)
     group = torch.from_numpy(of_bar)
 
     def game(target: str) -> Answer:
@@ -150,7 +156,7 @@ def network_games(subject: Subject, network: Network, decision: DecidedBar) -> l
 
 def row_games(subject: Subject, trained: TrainedRows, decision: DecidedBar) -> list[Game]:
     """Return, for each of ``TARGETS``, a row model's decision as a function of its features."""
-    row, neutral = decision.rows(1)[0], subject.neutral
+    row, neutral = (subject.own_rows(of) for of in (decision.rows(1)[0], subject.neutral))
     added = trained.model.added(row)
     own = (added.log_variance[subject.column], added.mean[subject.column])
 
@@ -175,31 +181,53 @@ def agreement(ours: Array, theirs: Array) -> float:
 
 
 def attributions(subject: Subject, count: int) -> list[Finding]:
-    """Return rank correlations over *count* decisions, and what features add to a row model."""
+    """Return rank correlations over *count* decisions, and what features add to a row model.
+
+    Of an ensemble both halves are compared, each by its own.
+    """
     network, trained = subject.network, subject.trained
     if network is not None and not network.has_attention:
-        raise ConfigInvalid(
-            "--attributions compares with a rollout, and this network has no attention; leave it"
-            " out."
-        )
-    known = methods(is_smooth=network is not None)
+        if trained is None:
+            raise ConfigInvalid(
+                "--attributions compares with a rollout, and this network has no attention; leave"
+                " it out."
+            )
+        network = None
+    known = {True: methods(is_smooth=True), False: methods(is_smooth=False)}
     decisions = subject.decisions(count)
+    found = []
+    if network is not None:
+        of_network = network
+        agreed, _ = _compared(
+            lambda one: network_games(subject, of_network, one), decisions, known[True]
+        )
+        found.append(_agreements(agreed, decisions, of_rows=False))
+    if trained is not None:
+        agreed, own = _compared(
+            lambda one: row_games(subject, trained, one), decisions, known[False]
+        )
+        name = "attributions_rows" if network is not None else "attributions"
+        found.append(replace(_agreements(agreed, decisions, of_rows=True), name=name))
+        found.append(_added(trained, own, decisions))
+    return found
+
+
+def _compared(
+    games: Callable[[DecidedBar], list[Game]],
+    decisions: Sequence[DecidedBar],
+    known: Mapping[str, Callable[[Answer, int], Array]],
+) -> tuple[dict[tuple[str, str], list[float]], dict[str, list[Array]]]:
+    """Return the agreement at each decision by target and *known* method, and ours by target."""
     torch.manual_seed(_SEED)
     agreed: dict[tuple[str, str], list[float]] = {}
     own: dict[str, list[Array]] = {target: [] for target in TARGETS}
     for decision in decisions:
-        if network is not None:
-            games = network_games(subject, network, decision)
-        else:
-            assert trained is not None
-            games = row_games(subject, trained, decision)
-        for target, game in zip(TARGETS, games, strict=True):
+        for target, game in zip(TARGETS, games(decision), strict=True):
             own[target].append(game.ours)
             for name, method in known.items():
                 theirs = method(game.answer, len(game.ours))
                 agreed.setdefault((target, name), []).append(agreement(game.ours, theirs))
-    found = [_agreements(agreed, decisions, of_rows=network is None)]
-    return found if network is not None else [*found, _added(subject, own, decisions)]
+    return agreed, own
 
 
 def _agreements(
@@ -222,13 +250,13 @@ def _agreements(
 
 
 def _added(
-    subject: Subject, own: Mapping[str, Sequence[Array]], decisions: Sequence[DecidedBar]
+    trained: TrainedRows, own: Mapping[str, Sequence[Array]], decisions: Sequence[DecidedBar]
 ) -> Finding:
     """Return the mean size of each feature's exact contribution."""
     days = days_of(decisions)
     sizes = {target: np.abs(np.stack(each)) for target, each in own.items()}
     order = np.argsort(-sizes[TARGETS[0]].mean(axis=0), kind="stable").tolist()
-    names = subject.material.schema.names
+    names = trained.schema.names
     rows: list[dict[str, Cell]] = [
         {"feature": names[at], **{target: paired(of[:, at], days) for target, of in sizes.items()}}
         for at in order

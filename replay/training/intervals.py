@@ -121,8 +121,9 @@ def intervals(subject: Subject) -> list[Finding]:
     left = ""
     if subject.network is not None and (dropped := _dropout(subject, subject.network, test)):
         mean, half = (part[bars.labelled] for part in dropped)
-        covered["MC dropout"] = (np.abs(bars.value - mean) <= half).astype(np.float64)
-        halves["MC dropout"] = half
+        name = "MC dropout" if subject.mix is None else "MC dropout of the network"
+        covered[name] = (np.abs(bars.value - mean) <= half).astype(np.float64)
+        halves[name] = half
     else:
         left = " The model was trained without dropout, so it has no MC dropout interval."
     return [

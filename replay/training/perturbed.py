@@ -23,6 +23,7 @@ from tracepaper.replay.training.subject import (
     answer_of,
     ask,
     days_of,
+    looked,
 )
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.forecasters.attributing import integrated_gradients
@@ -60,13 +61,10 @@ def orders(
     both = tuple(range(len(TARGETS)))
     found = [BarOrder("recency", np.arange(count)[::-1], both)]
     found += [BarOrder(RANDOM, generator.permutation(count), both) for _ in range(DRAWS)]
-    window, positions = torch.from_numpy(decision.rows(count)), decision.positions(count)
+    rows, positions = decision.rows(count), decision.positions(count)
+    window = torch.from_numpy(rows)
     if network.has_attention:
-        place = network.device
-        with torch.inference_mode():
-            rollout = network.look(window[None].to(place), positions.to(place)).rollout
-        weights = rollout.weights[0, 0].double().cpu().numpy()
-        found.insert(0, BarOrder("rollout", ranked(weights), both))
+        found.insert(0, BarOrder("rollout", ranked(looked(network, rows, positions)), both))
     neutral = torch.from_numpy(subject.neutral)
     for at, target in enumerate(TARGETS):
         answer = answer_of(network, positions, target, subject.column)
@@ -109,10 +107,12 @@ def perturbations(subject: Subject, count: int) -> list[Finding]:
         for key, several in drawn.items():
             found.setdefault(key, []).append(np.mean(several, axis=0))
     measured = {key: np.stack(each) for key, each in found.items()}  # [decision, side, share]
-    return [_areas(measured, decisions), _points(measured, decisions)]
+    return [_areas(subject, measured, decisions), _points(measured, decisions)]
 
 
-def _areas(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]) -> Finding:
+def _areas(
+    subject: Subject, measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]
+) -> Finding:
     """Return the areas of every order, beside their differences from random and recency."""
     days = days_of(decisions)
     count = len(np.unique(days))
@@ -128,7 +128,8 @@ def _areas(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBa
         rows.append(row)
     return Finding(
         "explanations",
-        f"Deletion and insertion of bars, {len(decisions)} decisions of {count} days",
+        f"Deletion and insertion of bars{subject.of_network}, {len(decisions)} decisions of "
+        f"{count} days",
         "A neutral row is the mean of each feature over the training part. Areas are means over"
         f" 1/64 to 1/2 of the window; random is the mean of {DRAWS} draws. An order that finds"
         " what matters has more deletion than random, and less insertion.",

@@ -23,7 +23,15 @@ from tracepaper.replay.training.series import Part, Segment
 from tracepaper.replay.training.windows import windowed_rows
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.forecasters.build import is_ensemble, restore, row_kind, trained_rows
+from tracepaper.strategies.forecasters.build import (
+    HALVES,
+    is_ensemble,
+    part_of,
+    restore,
+    row_kind,
+    tensors_of,
+    trained_rows,
+)
 from tracepaper.strategies.forecasters.rowwise import TrainedRows
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.networks.architecture import Network
@@ -58,24 +66,42 @@ class DecidedBar(NamedTuple):
         return torch.arange(first, first + count)
 
 
+class Mix(NamedTuple):
+    """How an ensemble answers of its halves, [horizon] each: see ``forecasters.ensemble``."""
+
+    shares: Array
+    spread: Array
+
+    def log_variance(self, network: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the ensemble's of both halves' log variances [.., horizon]."""
+        found: NDArray[Any] = self.shares * network + (1.0 - self.shares) * rows
+        return found
+
+
 @dataclass(frozen=True)
 class Subject:
-    """A network, or a model of one row of features, and what it is examined on."""
+    """A network, or a model of one row of features, or both, and what it is examined on."""
 
     material: Material
     horizon: int
     """Bars ahead, that of the gates."""
     network: Network | None = None
     trained: TrainedRows | None = None
+    mix: Mix | None = None
+    """Of an ensemble, which has both."""
 
     @classmethod
     def of(cls, card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material) -> Self:
-        """Return that of *card* and *tensors*; raise ``ConfigInvalid`` for an ensemble."""
+        """Return that of *card* and *tensors*; an ensemble's halves are those in its checkpoint."""
         if is_ensemble(card):
-            raise ConfigInvalid(
-                "An ensemble is examined by its halves; give the folder of its network, or of its"
-                " tree or glm."
+            one, other = (
+                cls.of(part_of(card, half), tensors_of(tensors, half), material) for half in HALVES
             )
+            shares, spread = (
+                np.array([card[section][key][str(h)] for h in material.horizons])
+                for section, key in (("ensemble", "network_share"), ("calibration", "spread"))
+            )
+            return replace(one, trained=other.trained, mix=Mix(shares, spread))
         horizon, kind = int(card["calibration"]["horizon"]), row_kind(card)
         if kind is None:
             return cls(material, horizon, network=restore(card, tensors).eval())
@@ -85,6 +111,11 @@ class Subject:
     def column(self) -> int:
         """The place of ``horizon`` among the model's."""
         return self.material.horizons.index(self.horizon)
+
+    @property
+    def of_network(self) -> str:
+        """What a title says where an ensemble's network alone is examined."""
+        return "" if self.mix is None else " (the ensemble's network)"
 
     def need_network(self, option: str) -> Network:
         """Return the network; raise ``ConfigInvalid`` where the model sees one row alone."""
@@ -97,12 +128,22 @@ class Subject:
 
     def predict(self, segment: Segment, rows: Ids) -> Predictions:
         """Return what it says of *rows* of *segment*, as ``Predictions``."""
-        if self.network is not None:
+        if self.trained is None:
+            assert self.network is not None
             return predict(self.network, segment, rows)
+        own = predictions(self.trained.model, self.own_rows(segment.values[rows]))
+        if self.network is None:
+            return replace(own, scale=own.scale * np.array(self.trained.spread, dtype=np.float32))
+        assert self.mix is not None
+        said = predict(self.network, segment, rows)
+        mixed = self.mix.log_variance(np.log(said.variance), np.log(own.variance))
+        scale = (np.exp(0.5 * mixed) * self.mix.spread).astype(np.float32)
+        return replace(said, variance=np.exp(mixed).astype(np.float32), scale=scale, dof=own.dof)
+
+    def own_rows(self, rows: Rows) -> Rows:
+        """Return the columns of *rows* [.., feature] that the row model sees: the first."""
         assert self.trained is not None
-        found = predictions(self.trained.model, segment.values[rows])
-        scale = found.scale * np.array(self.trained.spread, dtype=np.float32)
-        return replace(found, scale=scale)
+        return rows[..., : len(self.trained.schema.names)]
 
     def labelled(self, part: Part, at_most: int | None = None) -> list[tuple[Samples, Ids]]:
         """Return the labelled rows of *part* with a whole context, by segment.
@@ -167,13 +208,17 @@ class Said(NamedTuple):
 
 
 def ask(network: Network, windows: Rows, positions: Tensor) -> Said:
-    """Ask *network* about *windows* [window, bar, feature], all at int64 *positions* [bar]."""
+    """Ask *network* about *windows* [window, bar, feature], all at int64 *positions* [bar].
+
+    Its features are the first of those.
+    """
     step = max(_ROWS_AT_ONCE // windows.shape[1], 1)
     place = positions.to(network.device)
     parts = []
+    own = windows[..., : network.config.features]
     with torch.inference_mode():
         for start in range(0, len(windows), step):
-            x = torch.from_numpy(windows[start : start + step]).to(network.device)
+            x = torch.from_numpy(own[start : start + step]).to(network.device)
             said = network(x, place)
             parts.append(
                 [part[:, -1].float().cpu().numpy() for part in (said.mean, said.log_variance)]
@@ -188,11 +233,21 @@ def answer_of(
     place = positions.to(network.device)
 
     def answer(windows: Tensor) -> Tensor:
-        said = network(windows.to(network.device), place)
+        own = windows[..., : network.config.features]
+        said = network(own.to(network.device), place)
         chosen: Tensor = said.log_variance if target == TARGETS[0] else said.mean
         return chosen[:, -1, column]
 
     return answer
+
+
+def looked(network: Network, window: Rows, positions: Tensor) -> Array:
+    """Return where *network* looks in one *window* [bar, feature]: the rollout's weights [bar]."""
+    x = torch.from_numpy(window[None, :, : network.config.features])
+    with torch.inference_mode():
+        rollout = network.look(x.to(network.device), positions.to(network.device)).rollout
+    found: Array = rollout.weights[0, 0].double().cpu().numpy()
+    return found
 
 
 def days_of(decisions: Sequence[DecidedBar]) -> Ids:

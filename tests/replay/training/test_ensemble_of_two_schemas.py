@@ -259,3 +259,18 @@ def test_a_run_is_derived_again_and_shows_both_halves(
     )
     assert told["by_feature"]["gap"] < 1e-8
     assert len(told["by_feature"]["features"]) == len(WIDE.names)
+
+
+def test_the_checkpoint_is_examined_with_both_of_its_halves(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--explanations", "2", "--ablation", "4", "--permutation", "40", "--intervals")
+    words = ("evaluate", str(folder / "both"), "--data", data(folder), "--explained-bars", "500")
+    assert cli.invoke([*words, *asked, "--threads", "1", "--json"]) == cli.DONE
+    told = json.loads(capsys.readouterr().out)
+    found = {one["name"]: one for one in told["findings"]}
+    assert "the ensemble's network" in found["explanations"]["title"]
+    seen = {row["feature"] for row in found["permutation"]["rows"]}
+    assert seen & set(WIDE.names[len(NARROW.names) :])  # what the tree alone sees
+    own = next(row for row in found["intervals"]["rows"] if row["interval"] == "own")
+    assert own["coverage"][0] == pytest.approx(told["figures"]["8"]["coverage_90"][0], abs=1e-4)

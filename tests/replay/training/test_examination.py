@@ -23,11 +23,10 @@ from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.permuted import feature_permutation
 from tracepaper.replay.training.samples import targets
 from tracepaper.replay.training.series import Part, Segment
-from tracepaper.replay.training.subject import Subject
+from tracepaper.replay.training.subject import Mix, Subject
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import schema
-from tracepaper.strategies.forecasters.build import ENSEMBLE
 from tracepaper.strategies.forecasters.row_models import ROW_KINDS, GlmModel
 from tracepaper.strategies.forecasters.rowwise import TrainedRows
 from tracepaper.strategies.networks.architecture import Look, Network
@@ -343,10 +342,37 @@ def test_what_is_not_asked_for_is_not_examined(material: Material) -> None:
     assert found.on_terminal().row_count == len(found.rows)
 
 
-def test_an_ensemble_is_examined_by_its_halves(material: Material) -> None:
-    card = {"model": {"kind": ENSEMBLE}, "calibration": {"horizon": HORIZON}}
-    with pytest.raises(ConfigInvalid, match="by its halves"):
-        Subject.of(card, {}, material)
+def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Material) -> None:
+    """The planted network depends on old bars, the glm on column 1 of its own row alone."""
+    count = len(leaking.schema.names)
+    arrays: dict[str, Any] = {}
+    arrays |= {name: np.zeros((2, count)) for name in ("log_variance_weights", "mean_weights")}
+    arrays["log_variance_weights"][:, 1] = 1.0
+    arrays |= {name: np.zeros(2) for name in ("log_variance_base", "mean_base")}
+    arrays["centre"] = np.zeros(count)
+    model = GlmModel(arrays, count, 2)
+    rows = TrainedRows(ROW_KINDS["glm"], model, leaking.schema, HORIZONS, "", "", (1.0, 1.0), None)
+
+    def mixed(share: float) -> Subject:
+        mix = Mix(np.full(2, share), np.ones(2))
+        return Subject(leaking, HORIZON, knowing(), rows, mix)
+
+    alone = Subject(leaking, HORIZON, knowing())
+    [of_network] = context_ablation(alone, 40)
+    [all_network], [no_network] = (context_ablation(mixed(share), 40) for share in (1.0, 0.0))
+    assert all_network.rows == of_network.rows
+    assert any(value(row["QLIKE - whole"]) != 0 for row in all_network.rows)
+    assert all(value(row["QLIKE - whole"]) == 0 for row in no_network.rows)
+    [permuted_rows] = feature_permutation(mixed(0.0), 400)
+    used = [row["feature"] for row in permuted_rows.rows if value(row["QLIKE 30m"]) != 0]
+    assert leaking.schema.names[1] in used
+    assert leaking.schema.names[0] not in used
+    [permuted_network] = feature_permutation(mixed(1.0), 400)
+    used = [row["feature"] for row in permuted_network.rows if value(row["QLIKE 30m"]) != 0]
+    assert leaking.schema.names[0] in used
+    assert leaking.schema.names[1] not in used
+    found = {one.name for one in attributed.attributions(mixed(0.5), 2)}
+    assert found == {"attributions", "attributions_rows", "contributions"}
 
 
 def test_the_neutral_row_is_the_mean_of_the_training_part_fitted_or_read(
