@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -469,13 +470,17 @@ def _dates(
 def _split(
     section: Mapping[str, Any], longest_horizon: int
 ) -> Callable[[Sequence[Segment]], Split]:
+    from tracepaper.replay.training.pipeline import second_span
     from tracepaper.replay.training.series import Split, by_shares, date_ms
 
+    second = second_span(section)
     embargo = int(section.get("embargo_bars", longest_horizon))
     if "train_until" not in section:
-        return lambda segments: by_shares(segments, embargo_bars=embargo, shares=SHARES)
-    first, second, third = (
+        return lambda segments: replace(
+            by_shares(segments, embargo_bars=embargo, shares=SHARES), second_span_ms=second
+        )
+    first, last, third = (
         date_ms(str(section.get(name)))
         for name in ("train_until", "validation_until", "calibration_until")
     )
-    return lambda _: Split(first, second, third, embargo)
+    return lambda _: Split(first, last, third, embargo, second_span_ms=second)

@@ -172,7 +172,13 @@ def data_section(sources: Sequence[TrainingFile]) -> dict[str, object]:
 
 
 def split_section(split: Split) -> dict[str, object]:
-    """Return ``[split]``: where each part of the calendar ends, and the embargo after it."""
+    """Return ``[split]``: where each part of the calendar ends, and how untouched time is cut."""
+    second = split.second_span_ms
+    return parts_section(split) | ({} if second is None else {"second_span": iso(second)})
+
+
+def parts_section(split: Split) -> dict[str, object]:
+    """Return of ``[split]`` what a fit depends on: its parts, and the embargo after each."""
     return {
         "train_until": iso(split.train_until_ms),
         "validation_until": iso(split.validation_until_ms),

@@ -39,6 +39,7 @@ from tracepaper.strategies.fitted import (
     FittedConfidence,
     LinearScore,
 )
+from tracepaper.strategies.market import DAY_MS
 
 Rows = NDArray[np.bool_]
 FOLDS: Final = 5
@@ -262,17 +263,22 @@ def _widening(rows: KnownRows, sure: Array) -> tuple[tuple[float, ...], tuple[fl
     return tuple(edges.tolist()), tuple(rounded(max(float(one), 1e-3)) for one in falling)
 
 
-def judge_spans(found: ExplainedRows, fitted: FittedConfidence) -> tuple[bool, dict[str, Any]]:
+def judge_spans(
+    found: ExplainedRows, fitted: FittedConfidence, second_span_ms: int | None = None
+) -> tuple[bool, dict[str, Any]]:
     """Return whether the chosen confidence has earned a strict threshold, and what shows it.
 
-    The untouched rows are cut in two at half of their days: each half is one span. A gain over a
-    random gate of equal coverage must be credible in both, corrected by Holm over the candidates.
+    The untouched rows are two spans, of which the second begins on the UTC day of *second_span_ms*,
+    or at half of their days. A gain over a random gate of equal coverage must be credible in both,
+    corrected by Holm over the candidates.
     """
     rows = outcomes(found)
     days = np.unique(rows.days)
     if len(days) < 2:
         return False, {}
-    middle = days[len(days) // 2]
+    middle = days[len(days) // 2] if second_span_ms is None else second_span_ms // DAY_MS
+    if not days[0] < middle <= days[-1]:
+        return False, {}  # all of them in one span: nothing is repeated
     parts = (rows.part(rows.days < middle), rows.part(rows.days >= middle))
     spans = [_span(part, fitted) for part in parts]
     return all(span["holm"][fitted.chosen] < LEVEL for span in spans), {"spans": spans}

@@ -62,7 +62,7 @@ def judgement_section(found: ExplainedRows, known: Mapping[str, Any]) -> dict[st
 
 
 def judged_section(
-    found: ExplainedRows, section: Mapping[str, Any]
+    found: ExplainedRows, section: Mapping[str, Any], *, second_span_ms: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Return ``[calibration]`` with its verdict, the figures of *found*, and what they say.
 
@@ -71,7 +71,7 @@ def judged_section(
     judged, figures, said = dict(section), {}, []
     if "confidence" in section:
         fitted = msgspec.convert(section["confidence"], FittedConfidence)
-        strict, evidence = judge_spans(found, fitted)
+        strict, evidence = judge_spans(found, fitted, second_span_ms)
         fitted = msgspec.structs.replace(fitted, strict=strict)
         judged["confidence"] = msgspec.to_builtins(fitted)
         figures["confidence"] = evidence

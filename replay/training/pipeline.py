@@ -51,6 +51,11 @@ from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.networks.architecture import Network
 
 
+def second_span(section: Mapping[str, Any]) -> int | None:
+    """Return where the second span of untouched time begins; None where ``[split]`` is silent."""
+    return date_ms(str(section["second_span"])) if "second_span" in section else None
+
+
 def split_of(card: Mapping[str, Any]) -> Split:
     """Return the split that a card names; raise ``CheckpointMismatch`` where it names none."""
     try:
@@ -60,6 +65,7 @@ def split_of(card: Mapping[str, Any]) -> Split:
             validation_until_ms=date_ms(section["validation_until"]),
             calibration_until_ms=date_ms(section["calibration_until"]),
             embargo_bars=int(section["embargo_bars"]),
+            second_span_ms=second_span(section),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointMismatch(
@@ -125,7 +131,7 @@ def _about(material: Material, recipe: Recipe) -> dict[str, Any]:
     return {
         "network": {"kind": recipe.kind.name, **listed(recipe.config)},
         "candles": [source.sha256 for source in material.sources],
-        "split": cards.split_section(material.split),
+        "split": cards.parts_section(material.split),
         "features": recipe.schema_id,
     }
 
@@ -314,7 +320,9 @@ def judged_gates(
         slope=card["calibration"]["slope"][str(horizon)],
         bars=bars,
     )
-    section, found, said = judged_section(seen, card["calibration"])
+    section, found, said = judged_section(
+        seen, card["calibration"], second_span_ms=material.split.second_span_ms
+    )
     thresholds = default_thresholds(section)
     every = {"selective": selective(seen), "traded": traded(seen, thresholds), **found}
     return JudgedGates(seen, passing(seen, thresholds), section, every, said)

@@ -42,7 +42,13 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "training": ("threads", "device", "explained_bars"),
     "calibration": ("horizon",),
     "features": ("schema_id", "intervals", "calendar"),
-    "split": ("train_until", "validation_until", "calibration_until", "embargo_bars"),
+    "split": (
+        "train_until",
+        "validation_until",
+        "calibration_until",
+        "embargo_bars",
+        "second_span",
+    ),
 }
 """The keys of each section that are chosen; to those of training come what fits is fitted with."""
 EXPLAINED_BARS: Final = 120_000

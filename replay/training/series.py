@@ -195,7 +195,8 @@ class Split:
     Unless a span of it is asked for by ``test_from_ms`` and ``test_until_ms``, beside the parts.
 
     ``embargo_bars`` at the start of every later part belong to none: their features overlap
-    with labels of the part before.
+    with labels of the part before. The test part is two spans to the verdict on confidence, of
+    which the second begins at ``second_span_ms``; None is half of the days.
     """
 
     train_until_ms: int
@@ -204,6 +205,7 @@ class Split:
     embargo_bars: int
     test_from_ms: int = -(2**62)
     test_until_ms: int = 2**62
+    second_span_ms: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse parts that are not in order."""
@@ -212,6 +214,11 @@ class Split:
             raise ConfigInvalid(
                 "The split must end training before validation and validation before"
                 " calibration; put the three dates in that order."
+            )
+        if self.second_span_ms is not None and self.second_span_ms <= ends[2]:
+            raise ConfigInvalid(
+                "split.second_span must lie in the untouched time, after calibration; give a later"
+                " date, or leave it out for half of the days."
             )
 
     def span(self, part: Part) -> tuple[int, int]:

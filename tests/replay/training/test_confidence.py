@@ -101,6 +101,17 @@ def test_a_confidence_that_tells_nothing_refuses_next_to_nothing_and_says_so() -
     assert said.endswith("by default (q0.01).")
 
 
+def test_the_second_span_begins_where_the_split_says() -> None:
+    fitted, _ = fit_confidence(rows(sure_by="entropy_0", gain=1.0))
+    assert fitted is not None
+    untouched = rows(sure_by="entropy_0", gain=1.0, seed=1)
+    days = np.unique(untouched.days)
+    _, said = judge_spans(untouched, fitted, int(days[DAYS // 4]) * 86_400_000)
+    assert [span["days"] for span in said["spans"]] == [DAYS // 4, DAYS - DAYS // 4]
+    for outside in (days[0], days[-1] + 1):  # one span repeats nothing
+        assert judge_spans(untouched, fitted, int(outside) * 86_400_000) == (False, {})
+
+
 def test_worth_on_one_span_alone_is_not_worth() -> None:
     fitted = fitted_to(rows(sure_by="entropy_0", gain=1.0))
     good, chance = rows(sure_by="entropy_0", gain=1.0, seed=1), rows(seed=1)

@@ -78,3 +78,10 @@ def test_dates_are_read_as_utc_and_written_back() -> None:
     assert date_ms("2024-06-01T00:00:00+02:00") == date_ms("2024-05-31T22:00:00Z")
     with pytest.raises(ConfigInvalid, match="no date"):
         date_ms("soon")
+
+
+def test_a_second_span_before_the_untouched_time_is_refused() -> None:
+    for second in (2, 3):
+        with pytest.raises(ConfigInvalid, match="second_span must lie in the untouched time"):
+            Split(1, 2, 3, 0, second_span_ms=second)
+    assert Split(1, 2, 3, 0, second_span_ms=4).second_span_ms == 4
