@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,11 +22,12 @@ from tracepaper.replay.backtest.scan import CHUNK_EVENTS
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.indicators import rsi
 from tracepaper.strategies.outlook import Outlook
 from tracepaper.strategies.signals import Percent, Signal
 from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import ACTING_ONLY, Action
+from tracepaper.strategies.types import ACTING_ONLY, Action, Forecast, Step
 
 if TYPE_CHECKING:
     from tracepaper.strategies.networks.workloads import Scan
@@ -36,10 +37,13 @@ REACH_BARS_PER_CPU_S: Final = 50_000
 REACH_WRITTEN_BARS_PER_CPU_S: Final = 25_000
 REACH_TIMES_PLAIN_LOOP: Final = 9.0
 REACH_FIFTY_TIMES_ONE: Final = 1.1
+REACH_WINDOWED_BAR_MS: Final = 4.0
 SYMBOLS: Final = 50
 NAIVE_SAMPLE: Final = 3
 APART: Final = 64
 """Events beside bars by which the end of a chunk may differ from so many bars."""
+BESIDE: Final = 4
+"""Bars after which the networks run alone, where each bar takes a whole window."""
 SCANS: Final = 4
 """Chunks that the network alone scans after each chunk of events."""
 
@@ -87,14 +91,24 @@ def tiled(bars: int) -> Candles:
     )
 
 
-def replay_of(parts: Sequence[Candles], strategy: str, *, warnings: tuple[str, ...] = ()) -> Replay:
-    """Return a replay of *parts* by *strategy*, with money that never runs out."""
+def replay_of(
+    parts: Sequence[Candles],
+    strategy: str,
+    *,
+    warnings: tuple[str, ...] = (),
+    checkpoint: Path | None = None,
+) -> Replay:
+    """Return a replay of *parts* by *strategy*, with money that never runs out.
+
+    *checkpoint* is the folder of the model, by default the one that is shipped.
+    """
     symbols = [part.symbol for part in parts]
     sections: dict[str, dict[str, Any]] = {
         "market": {"category": "linear", "symbols": symbols, "interval": "1"},
         "strategy": {"name": strategy},
         "sizing": {"mode": "fixed", "quantity": "1"},
         "account": {"cash": "1000000"},
+        "model": {} if checkpoint is None else {"checkpoint": str(checkpoint)},
     }
     return build(load(None, sections), parts, started_at_ms=0, warnings=warnings)
 
@@ -238,6 +252,84 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
         "rss_mb_peak": watch.peak_mb,
         **watch.figures(),
     }
+
+
+def measure_windows(
+    checkpoint: Path, bars: int = 600, *, tell: Tell = lambda _: None
+) -> dict[str, Any]:
+    """Return what a bar of the windowed model in *checkpoint* costs in a replay, logged in full.
+
+    Beside it, in the same run, its network alone and full attention of the same size. Raises
+    ``ConfigInvalid`` of a model that streams or has no attention.
+    """
+    from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+    from tracepaper.strategies.networks.workloads import WholeWindow
+
+    tell("loading the model")
+    replay = replay_of([tiled(1)], "attention", checkpoint=checkpoint)
+    forecaster = replay.forecaster
+    if not isinstance(forecaster, WindowedForecaster):
+        raise ConfigInvalid(
+            f"{checkpoint} is no model of whole windows; measure the default one with --model."
+        )
+    watch = WindowedBars(WholeWindow(forecaster.model.network).routes())
+    candles = tiled(bars + forecaster.context)
+    replay = replay_of([candles], "attention", checkpoint=checkpoint)
+    tell(f"replaying {len(candles):,} bars")
+    with tempfile.TemporaryDirectory() as folder:
+        audit = SqlAuditLog.open(Path(folder) / "bench.db")
+        run_replay(replay, audit, Tally(observe=watch.observe))
+        audit.end(0)
+        audit.close()
+    config = forecaster.model.network.config
+    return {
+        "machine": machine_line(),
+        "network": f"{config.layers} layers, window {config.window}, width {config.dim}, "
+        f"{config.features} features",
+        "bars": bars,
+        **watch.figures(),
+        "reach_bar_ms": REACH_WINDOWED_BAR_MS,
+    }
+
+
+class WindowedBars:
+    """What a bar of a network of whole windows costs in a replay, beside the network alone.
+
+    The cost is the CPU time from one step with a forecast to the next: features, network,
+    explanation, forecast, engine and log. After every ``BESIDE``-th bar each of *routes* runs
+    once; that time is left out.
+    """
+
+    def __init__(self, routes: Mapping[str, Callable[[], object]]) -> None:
+        self._mark: float | None = None
+        self._spent: list[float] = []  # seconds, of each bar
+        self._routes = routes
+        self._beside: dict[str, list[float]] = {name: [] for name in routes}
+
+    def observe(self, step: Step) -> None:
+        """Take the time of the bar that *step* ends, and now and then that of the routes."""
+        now = time.process_time()
+        if not isinstance(step.prediction, Forecast):
+            return
+        if self._mark is not None:
+            self._spent.append(now - self._mark)
+        if len(self._spent) % BESIDE == 0:
+            for name, route in self._routes.items():
+                before = time.process_time()
+                route()
+                self._beside[name].append(time.process_time() - before)
+        self._mark = time.process_time()
+
+    def figures(self) -> dict[str, float]:
+        """Return milliseconds, medians, and the bar's ratio to each route's."""
+        bar = 1e3 * statistics.median(self._spent)
+        beside = {name: 1e3 * statistics.median(taken) for name, taken in self._beside.items()}
+        return {
+            "bar_ms": bar,
+            "bar_ms_mean": 1e3 * statistics.mean(self._spent),
+            **{f"{name}_ms": taken for name, taken in beside.items()},
+            **{f"bar_to_{name}": bar / taken for name, taken in beside.items()},
+        }
 
 
 class ExplainedBars:

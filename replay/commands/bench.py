@@ -35,12 +35,20 @@ def replay(
     model: Annotated[
         bool, typer.Option("--model", help="With the default model, every bar explained.")
     ] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="With this model of whole windows.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure bars a CPU second with every decision stored and chained."""
     from tracepaper.replay.bench import replay as replaying
 
-    if model:
+    if checkpoint is not None:
+        figures = replaying.measure_windows(
+            checkpoint, bars if bars != 200_000 else 600, tell=_tell
+        )
+        _say("replay with a model of whole windows, CPU time", figures, as_json=json)
+    elif model:
         figures = replaying.measure_model(bars if bars != 200_000 else 30_000, tell=_tell)
         _say("replay with the default model", figures, as_json=json)
     else:

@@ -83,8 +83,10 @@ def _one_row(layer: Layer, mask: Mask, row: int) -> Tensor:
 
 def visible_counts(time: int, mask: Mask, rows: Sequence[int] | Tensor | None = None) -> Tensor:
     """Return how many keys each row (of all, or the chosen ones) sees: int64 [row]."""
-    wanted = range(time) if rows is None else check_rows(rows, time)
-    at = torch.tensor(list(wanted), dtype=torch.int64, device="cpu")
+    if rows is None:
+        at = torch.arange(time, device="cpu")
+    else:
+        at = torch.tensor(list(check_rows(rows, time)), dtype=torch.int64, device="cpu")
     match mask.kind:
         case MaskKind.FULL:
             return torch.full_like(at, time)

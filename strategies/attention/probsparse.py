@@ -23,7 +23,7 @@ The rules are docs/attention.md, A18 to A20.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -114,8 +114,7 @@ def attend_sparsely(
     spread = _spread(query, key, samples, score)
     for row in always:
         spread[:, :, row] = torch.inf
-    order = spread.sort(dim=-1, descending=True, stable=True).indices
-    active = order[..., : _top(time, factor)]  # [batch, head, u]
+    active = _largest(spread, _top(time, factor))  # [batch, head, u]
     at = active[..., None].expand(-1, -1, -1, query.shape[3])
     scores = (query.gather(2, at) * query.shape[3] ** -0.5) @ key.transpose(2, 3)
     if mask.kind is MaskKind.CAUSAL:
@@ -160,7 +159,7 @@ def push_sparse(rows: SparseRows, weights: Tensor, *, shares: Tensor | None = No
     mass = pushed.sum(dim=-1)
     check_mass(mass, weights.sum(dim=-1), _TOLERANCE)
     if shares is None:
-        shares = pushed.new_full((heads,), 1.0 / heads)
+        return Product(pushed.mean(dim=1), mass)
     return Product(torch.einsum("h,bhmt->bmt", shares.to(weights.dtype), pushed), mass)
 
 
@@ -188,12 +187,10 @@ def decided_confidence(rows: SparseRows, row: int) -> Tensor:
     """Return the confidence of one row [batch, head]; 0 where it was lazy in that head."""
     time = rows.weights.shape[-1]
     counts = visible_counts(time, rows.mask, [row]).to(rows.weights.device)
-    is_row = rows.active == row  # [batch, head, u]
-    at = is_row.to(torch.uint8).argmax(dim=-1, keepdim=True)
-    own = rows.weights.take_along_dim(at[..., None], dim=2)  # [batch, head, 1, time]
-    entropy = torch.special.entr(own).sum(dim=-1)  # [batch, head, 1]
-    lazy = counts.to(entropy.dtype).log()
-    known = torch.where(is_row.any(dim=-1, keepdim=True), entropy, lazy)
+    is_row = (rows.active == row).to(rows.weights.dtype)[:, :, None]  # [batch, head, 1, u]
+    own = is_row @ rows.weights  # [batch, head, 1, time], zeros where the row was lazy
+    lazy = (1.0 - is_row.sum(dim=-1)) * counts.to(own.dtype).log()
+    known = torch.special.entr(own).sum(dim=-1) + lazy  # [batch, head, 1]
     return row_confidence(known, counts)[..., 0]
 
 
@@ -239,6 +236,19 @@ def _spread(query: Tensor, key: Tensor, samples: Tensor, score: Score) -> Tensor
                 mean = sampled.sum(dim=-1) / divisor
                 torch.sub(sampled.amax(dim=-1), mean, out=spread[own, :, rows])
         return spread
+
+
+def _largest(spread: Tensor, count: int) -> Tensor:
+    """Return the *count* rows of the largest spread [batch, head, count], the largest first.
+
+    The last places go to the earlier ones of rows with one spread.
+    """
+    if spread.device.type == "cpu":
+        found = spread.topk(count, dim=-1)
+        # Most often no row that was left out ties with the last one: then no sort is needed.
+        if bool(((spread >= found.values[..., -1:]).sum(dim=-1) == count).all()):
+            return found.indices
+    return spread.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
 def _chosen_of_all(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
@@ -315,8 +325,18 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """
     taps = weight.permute(2, 0, 1).flatten(0, 1)  # [tap * out, channel]
     products = (x @ taps.T).unflatten(-1, (TAPS, -1))
-    mixed: Tensor = _SumOfTaps.apply(products)  # type: ignore[no-untyped-call]
-    return mixed + bias, products
+    summed: Callable[[Tensor], Tensor] = _sum_of_taps
+    if products.requires_grad:
+        summed = _SumOfTaps.apply
+    return summed(products) + bias, products
+
+
+def _sum_of_taps(products: Tensor) -> Tensor:
+    """Map the terms [batch, bar, tap, out] of a convolution to its sums [batch, bar, out]."""
+    mixed = products[:, :, 1].clone()
+    mixed[:, 1:] += products[:, :-1, 0]
+    mixed[:, :-1] += products[:, 1:, 2]
+    return mixed
 
 
 class _SumOfTaps(torch.autograd.Function):
@@ -324,12 +344,9 @@ class _SumOfTaps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, products: Tensor) -> Tensor:
-        """Map the terms [batch, bar, tap, out] to [batch, bar, out]."""
+        """Map the terms to their sums."""
         del ctx
-        mixed = products[:, :, 1].clone()
-        mixed[:, 1:] += products[:, :-1, 0]
-        mixed[:, :-1] += products[:, 1:, 2]
-        return mixed
+        return _sum_of_taps(products)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *above: Tensor) -> Tensor:
@@ -351,8 +368,9 @@ def pooling_taps(chosen: Tensor, time: int) -> Taps:
     """
     first = STRIDE * torch.arange(chosen.shape[2], device=chosen.device) - 1
     tap = chosen - first  # [batch, channel, row], 0 to TAPS - 1
-    counts = [(tap == place).sum(dim=1) for place in range(TAPS)]
-    shares = torch.stack(counts, dim=-1).double() / chosen.shape[1]
+    earlier, later = ((tap == place).sum(dim=1) for place in (0, 2))
+    counts = torch.stack((earlier, chosen.shape[1] - earlier - later, later), dim=-1)
+    shares = counts.double() / chosen.shape[1]
     return Taps(shares, STRIDE, time)
 
 

@@ -18,7 +18,10 @@ from tracepaper.strategies.attention.masks import MaskKind
 from tracepaper.strategies.attention.memory import Shape, dense_bytes, require_memory
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.attention.tiles import visible_pairs
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.informer import InformerConfig
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     Advance,
@@ -224,6 +227,43 @@ class Scan:
         self._network.advance(self._state, rows, positions[None], padded=True)
         self._position += CHUNK_BARS
         return CHUNK_BARS
+
+
+class WholeWindow:
+    """A network of whole windows over one of random rows, beside full attention of its size."""
+
+    def __init__(self, network: Network) -> None:
+        """Raise ``ConfigInvalid`` of a network without attention, or one that streams."""
+        config = network.config
+        if network.answers_every_row or not network.has_attention:
+            raise ConfigInvalid(
+                "This is no network of whole windows with attention; give an informer's checkpoint."
+            )
+        assert isinstance(config, InformerConfig | FlashConfig)
+        kept = ("features", "dim", "layers", "heads", "window", "horizons", "mlp_ratio")
+        size = {name: getattr(config, name) for name in kept}
+        dense = FlashNetwork(FlashConfig(**size, encoding="sinusoidal", mask="full"))
+        self._networks = {"network": network.eval(), "dense": dense.eval()}
+        generator = torch.Generator().manual_seed(_SEED)
+        self._rows = torch.randn(1, config.window, config.features, generator=generator)
+        self._rows.clamp_(-5, 5)
+        self._positions = torch.arange(config.window)
+
+    def routes(self) -> dict[str, Route]:
+        """Return what can be run by its name: each network alone, and with its explanation."""
+        found: dict[str, Route] = {}
+        for name, network in self._networks.items():
+            found[f"{name}_forward"] = lambda own=network: self._run(own)  # type: ignore[misc]
+            found[f"{name}_explained"] = lambda own=network: self._look(own)  # type: ignore[misc]
+        return found
+
+    def _run(self, network: Network) -> object:
+        with torch.inference_mode():
+            return network(self._rows, self._positions)
+
+    def _look(self, network: Network) -> object:
+        with torch.inference_mode():
+            return network.look(self._rows, self._positions)
 
 
 def device_name(device: str) -> str | None:

@@ -141,6 +141,16 @@ def test_the_decided_row_always_attends() -> None:
     assert float(decided_confidence(lazy.rows, 63).max()) < 1e-12
 
 
+def test_the_last_places_go_to_the_earlier_of_rows_that_choose_alike() -> None:
+    query, key, value = draw(64)
+    query[:, :, :61] = 0.0  # spread nothing; only the last three choose
+    samples = sample_keys(64, Mask.full(), factor=2, seed=7)
+    made = attend_sparsely(query, key, value, Mask.full(), samples, factor=2, always=[63])
+    for active in made.rows.active.flatten(0, 1).tolist():
+        assert active[0] == 63
+        assert sorted(active) == [0, 1, 2, 3, 4, 5, 6, 61, 62, 63]
+
+
 def test_active_confidence_leaves_the_lazy_rows_out() -> None:
     made = attended(300, Mask.full(), size=2.0)
     entropy = torch.special.entr(dense_rows(made.rows)).sum(dim=-1)
