@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tracepaper.daemon.config.loading import Sections, load, load_with_origins
-from tracepaper.daemon.config.sections import STOCK
+from tracepaper.daemon.config.sections import BUILT_IN, STOCK
 from tracepaper.daemon.session.user_class import has_source, is_importable, known_class
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.frames import candles_of_frame, is_frame
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from tracepaper.replay.notebook import Kind
 
 CALLER: Final = "the call of backtest"
-BUILT_IN: Final = frozenset({"attention", "persistence", "sma_cross"})
 WIDTH: Final = 100
 """Characters of a line in texts that are returned."""
 TYPED: Final = (

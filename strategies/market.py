@@ -18,6 +18,7 @@ MINUTE_MS: Final = 60_000
 HOUR_MS: Final = 60 * MINUTE_MS
 DAY_MS: Final = 24 * HOUR_MS
 WEEK_MS: Final = 7 * DAY_MS
+YEAR_MS: Final = 365 * DAY_MS
 _MONDAY_MS: Final = 4 * DAY_MS  # the epoch began on a Thursday
 
 INTERVALS: Final[dict[str, int]] = {

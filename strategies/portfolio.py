@@ -39,6 +39,7 @@ class PortfolioStrategy(ABC):
     frames_warmup: Mapping[str, int] = MappingProxyType({})  # their bars, where not ``warmup``
     horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
     needs_forecast: bool = False
+    exits_freely: bool = False  # judgement gates never hold up a FLAT: it is not the model's
     twins: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
     symbols: tuple[str, ...] = ()  # the run's, in their order; set before the first bar
     state: Any = FreshState()  # an instance of State
@@ -70,6 +71,7 @@ class PortfolioMember(Strategy):
         self.frames_warmup = portfolio.frames_warmup
         self.horizon = portfolio.horizon
         self.needs_forecast = portfolio.needs_forecast
+        self.exits_freely = portfolio.exits_freely
         self.twins = portfolio.twins
         self.answer: Signal | Orders = NOT_NAMED
 

@@ -108,6 +108,7 @@ class Strategy(ABC):
     frames_warmup: Mapping[str, int] = MappingProxyType({})  # their bars, where not ``warmup``
     horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
     needs_forecast: bool = False
+    exits_freely: bool = False  # judgement gates never hold up a FLAT: it is not the model's
     twins: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
     state: Any = FreshState()  # an instance of State
 

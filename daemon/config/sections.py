@@ -40,12 +40,24 @@ from tracepaper.daemon.config.values import (
     symbol_names,
 )
 from tracepaper.strategies.gates import GATES, ThresholdForm, ThresholdKey, gate_order
-from tracepaper.strategies.market import BASE_FEES, DAY_MS, INTERVALS
+from tracepaper.strategies.market import (
+    BASE_FEES,
+    DAY_MS,
+    INTERVALS,
+    YEAR_MS,
+    interval_text,
+    time_of,
+)
 
-YEAR_MS: Final = 31_536_000_000
 MODULE_CLASS: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 SQLITE: Final = "sqlite:///"
 STOCK: Final = "stock"
+BUILT_IN: Final = ("attention", "trend", "persistence", "sma_cross")
+"""Strategies by name; any other is a class of the user's."""
+WINDOWS_MAX: Final = 8
+"""Of a trend: each is a note of every decision."""
+NO_MODEL: Final = "none"
+"""The checkpoint of a run without a model."""
 _SYMBOL: Final = re.compile(r"^[A-Z0-9][A-Z0-9-]{1,39}$")
 _SHARE: Final = re.compile(r"^[A-Z0-9][A-Z0-9.-]{0,39}$")
 
@@ -182,13 +194,27 @@ class StrategySection(Section):
     """Who decides."""
 
     name: str = "attention"
-    """attention, persistence, sma_cross, or a class of your own as module:Class."""
+    """attention (direction from the model), trend (from closed hours; the model's volatility sizes
+    it), persistence, sma_cross, or a class of your own as module:Class."""
     fast: int = Field(default=20, ge=1, le=100_000)
     """Bars in the fast average of sma_cross."""
     slow: int = Field(default=100, ge=2, le=100_000)
     """Bars in the slow average of sma_cross; no target before so many closes are known."""
     long_only: bool = True
-    """sma_cross goes flat instead of short."""
+    """sma_cross and trend go flat instead of short."""
+    trend_windows: Annotated[tuple[str, ...], BeforeValidator(several)] = (
+        "8d",
+        "16d",
+        "32d",
+        "64d",
+    )
+    """Times over which trend compares a closed hour with the mean: 1 to 8 of them."""
+    trend_volatility: Annotated[Exact, Field(gt=0, le=10)] = Decimal("0.4")
+    """Annual volatility that trend gives a full position: its size is this over the expected
+    volatility, at most whole."""
+    trend_sized_by: Literal["auto", "forecast", "ewma", "constant"] = "auto"
+    """What trend expects volatility by: the model's forecast at gate.horizon, ewma of closed hours,
+    auto (the forecast where a model gives one, else ewma), or constant: whole whatever it is."""
     options: Annotated[dict[str, object], BeforeValidator(json_object)] = Field(
         default_factory=dict
     )
@@ -201,9 +227,19 @@ class StrategySection(Section):
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
-        if value not in {"attention", "persistence", "sma_cross"} and not MODULE_CLASS.match(value):
-            raise ValueError("write attention, persistence, sma_cross or module:Class")
+        if value not in BUILT_IN and not MODULE_CLASS.match(value):
+            raise ValueError(f"write {', '.join(BUILT_IN)} or module:Class")
         return value
+
+    @field_validator("trend_windows")
+    @classmethod
+    def _windows(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        found = {time_of(text) for text in value}
+        if None in found or 0 in found or len(found) < len(value):
+            raise ValueError("write different times such as 12h, 8d or 2w")
+        if not 1 <= len(found) <= WINDOWS_MAX:
+            raise ValueError(f"write 1 to {WINDOWS_MAX} times")
+        return tuple(interval_text(length_ms) for length_ms in sorted(filter(None, found)))
 
     @model_validator(mode="after")
     def _fast_below_slow(self) -> StrategySection:
@@ -253,7 +289,7 @@ class ModelSection(ModelClass):
     files: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
     """Files that your own class reads, relative to this file; their content is part of its id."""
     checkpoint: str = Field(default="default", min_length=1)
-    """default for the bundled one, or the folder of a checkpoint."""
+    """default for the bundled one, the folder of a checkpoint, or none, for what goes without."""
     deadline_ms: int = Field(default=1_000, ge=1, le=600_000)
     """Wall milliseconds for one forecast; later answers are dropped and the bar is held."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -267,6 +303,11 @@ class ModelSection(ModelClass):
     def own_class(self) -> str:
         """The name of a user's own class; empty for a checkpoint."""
         return getattr(self, "class") or ""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is a model at all."""
+        return bool(self.own_class) or self.checkpoint != NO_MODEL
 
     @field_validator("files")
     @classmethod

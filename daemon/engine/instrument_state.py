@@ -601,12 +601,15 @@ class InstrumentState:
         """Return what becomes of *signal* in an account where gate *refused* failed first.
 
         Refused by an integrity gate, everything stays as it is; refused by judgement, as
-        configured. What outlived its horizon is closed wherever the inputs could be believed.
+        configured, but an exit that is not the model's goes on. What outlived its horizon is
+        closed wherever the inputs could be believed.
         """
         action, reason = signal.action, signal.reason
         orders = account.brokers[bar.instrument]
         if refused is not None:
             is_judged = refused in JUDGEMENT or refused == RANDOM_GATE
+            if is_judged and action is Action.FLAT and self.strategy.exits_freely:
+                return action, 0, reason
             is_flat = self._flat_on_refusal and is_judged
             action, reason = Action.FLAT if is_flat else Action.HOLD, f"refused by {refused}"
         if action is Action.HOLD:

@@ -32,9 +32,11 @@ from tracepaper.strategies.gates import GATES, MEASURES, GateKind, plausible, ri
 from tracepaper.strategies.gates import regime as regime_gate
 from tracepaper.strategies.market import (
     BASE_FEES,
+    HOUR_MS,
     check_money,
     interval_text,
     scaled,
+    time_of,
     unscaled,
 )
 from tracepaper.strategies.portfolio import portfolio_of
@@ -49,6 +51,7 @@ from tracepaper.strategies.strategy import (
     declared_gates,
     remembered,
 )
+from tracepaper.strategies.trend import TREND, ForecastVolatility, SizedBy, TrendStrategy
 from tracepaper.strategies.types import (
     LEVERAGE_DECIMALS,
     MONEY_DECIMALS,
@@ -62,10 +65,19 @@ from tracepaper.strategies.volatility import VolatilityKind
 
 
 def needs_forecaster(config: Config) -> bool:
-    """Return whether the configured strategy trades a model's forecasts."""
-    if config.strategy.name == "attention":
-        return True
-    return ":" in config.strategy.name and user_class(config.strategy.name).needs_forecast
+    """Return whether the configured strategy is given a model's forecasts.
+
+    Raises ``ConfigInvalid`` where it needs one and there is no model.
+    """
+    name, has_model = config.strategy.name, config.model.is_given
+    if name == TREND:
+        return has_model  # or it sizes by what has closed, and nothing is judged
+    needed = name == "attention" or (":" in name and user_class(name).needs_forecast)
+    if needed and not has_model:
+        raise ConfigInvalid(
+            f"strategy.name '{name}' needs a model, and model.checkpoint is none; name one."
+        )
+    return needed
 
 
 Strategies = Mapping[str, Strategy]
@@ -94,6 +106,8 @@ def _made(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
             }
         case "persistence":
             return {symbol: Persistence() for symbol in symbols}
+        case "trend":
+            return {symbol: _trend(config, forecaster) for symbol in symbols}
         case "attention":
             if forecaster is None:
                 raise ConfigInvalid("strategy.name 'attention' needs a model; name a checkpoint.")
@@ -119,6 +133,33 @@ def _made(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
             if strategy.needs_forecast:
                 strategy.warmup = max(strategy.warmup, forecaster.context)
     return strategies
+
+
+def _trend(config: Config, forecaster: Forecaster | None) -> TrendStrategy:
+    """Return the trend of one symbol; sized by closes where the model gives no volatility."""
+    chosen, interval_ms = config.strategy, config.market.interval_ms
+    given = None
+    if forecaster is not None and "volatility" in forecaster.measures:
+        bars = config.gate.horizon * interval_ms / max(interval_ms, HOUR_MS)
+        given = ForecastVolatility(horizon_index(config, forecaster), bars)
+    if chosen.trend_sized_by == "auto":
+        sized_by = SizedBy.EWMA if given is None else SizedBy.FORECAST
+    else:
+        sized_by = SizedBy(chosen.trend_sized_by)
+    if config.sizing.mode == "volatility" and sized_by is not SizedBy.CONSTANT:
+        raise ConfigInvalid(
+            "sizing.mode 'volatility' would size a trend by volatility a second time; choose "
+            "another mode, or strategy.trend_sized_by constant."
+        )
+    return TrendStrategy(
+        windows_ms=[length for text in chosen.trend_windows if (length := time_of(text))],
+        interval_ms=interval_ms,
+        long_only=chosen.long_only,
+        target_volatility=float(chosen.trend_volatility),
+        sized_by=sized_by,
+        volatility=given,
+        context=None if forecaster is None else forecaster.context,
+    )
 
 
 def horizon_index(config: Config, forecaster: Forecaster | None) -> int:

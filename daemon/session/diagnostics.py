@@ -60,7 +60,7 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
     ]
     if config.model.own_class:
         checks.append(("model", lambda: _own_model(config)))
-    else:
+    elif config.model.is_given:
         checks += [
             ("attention", lambda: _attention(config)),
             ("checkpoint", lambda: _checkpoint(config)),

@@ -302,6 +302,7 @@ class _Checks:
         self.frames_warmup: Mapping[str, int] = dict(declared.frames_warmup)
         self.horizon = declared.horizon
         self.needs_forecast = declared.needs_forecast
+        self.exits_freely = declared.exits_freely
         self.twins = tuple(declared.twins)
         self.State = declared.State
 
@@ -612,7 +613,7 @@ def _check(strategy: Strategy | PortfolioStrategy) -> None:
             f"{name}.frames_warmup is {short(counts)}; give whole numbers of bars from 1 to "
             f"{WARMUP_MOST:,}."
         )
-    for flag in ("needs_forecast", "sees_account", "reads_history"):
+    for flag in ("needs_forecast", "exits_freely", "sees_account", "reads_history"):
         if type(declared := getattr(strategy, flag)) is not bool:
             raise ConfigInvalid(f"{name}.{flag} is {short(declared)}; give True or False.")
     if not GATES.keys() >= set(strategy.gates):

@@ -147,13 +147,14 @@ def recursive(
 
 def _preloaded(given: Config) -> list[str]:
     """Return the slow packages that the model needs, to be loaded once for all processes."""
+    from tracepaper.daemon.session.build import needs_forecaster
     from tracepaper.daemon.session.user_class import packages_of
     from tracepaper.daemon.session.user_model import model_class
     from tracepaper.replay.checks.lookahead import MODEL
 
     if name := given.model.own_class:
         return packages_of(model_class(name))
-    return [MODEL] if given.strategy.name == "attention" else []
+    return [MODEL] if needs_forecaster(given) else []
 
 
 def _given(data: Sequence[str], file: Path | None) -> tuple[Config, list[Candles]]:

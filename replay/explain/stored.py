@@ -19,6 +19,7 @@ from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates import GATES, warm, with_unit
+from tracepaper.strategies.trend import TREND
 from tracepaper.strategies.types import Action
 
 _LAST: Final = "last"
@@ -39,6 +40,25 @@ class StoredDecision:
     def has_forecast(self) -> bool:
         """Whether a model answered for this bar."""
         return self.decision["horizon"] is not None
+
+    @property
+    def trend(self) -> str | None:
+        """What the strategy trend decided by, in a sentence or two; None of other strategies."""
+        if self.run["strategy"] != TREND:
+            return None
+        noted = {row["name"]: row["number"] for row in self.notes}
+        if TREND not in noted:
+            return "The trend is decided where an hour closes; elsewhere the target stays."
+        sized = ""
+        if (expected := noted.get("volatility")) is not None:
+            sized = f" times min(1, {noted['target_volatility']:.1%} ÷ {expected:.1%} a year)"
+        said = (
+            f"The trend is {noted[TREND]:+.4f}, the mean of its distances, each cut at 1 and at 0"
+        )
+        said += f"; of a full position it asks for that{sized}: {noted['size']:+.4f}."
+        return (
+            f"{said} The forecast's own direction decides nothing." if self.has_forecast else said
+        )
 
     @property
     def no_attribution(self) -> str | None:

@@ -27,7 +27,8 @@ LOOKED: Final = "where attention flowed; not why the price will move"
 def show_stored(stored: StoredDecision) -> RenderableType:
     """Return what the rows of one decision say, and what would have flipped it."""
     flips = flips_of(stored)
-    parts: list[RenderableType] = [_verdict(stored.decision), _gate_table(flips), _flip_text(flips)]
+    parts: list[RenderableType] = [_verdict(stored.decision), _gate_table(flips)]
+    parts.append(_flip_text(flips, stored.trend))
     if stored.notes:
         parts.insert(1, _notes(stored.notes))
     if stored.decision["action"] == Action.ORDERS:
@@ -134,8 +135,11 @@ def _share(gate: GateMargin) -> str:
     return f"{gate.share:+.1%}" if abs(gate.share) < SHARE_MOST else f"{gate.share:+,.0f} ×"
 
 
-def _flip_text(flips: Flips) -> Text:
+def _flip_text(flips: Flips, trend: str | None) -> Text:
+    """Return what would have flipped the verdict, and where the direction came from."""
     text = Text(f"{flips.sentence}\n")
+    if trend is not None:
+        return text.append(f"{trend}\n")
     if (side := flips.side) is None:
         return text
     pointed = {"LONG": "up", "SHORT": "down"}.get(side.side)

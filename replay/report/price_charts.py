@@ -192,7 +192,7 @@ def _refused(report: Report, instrument: str) -> Figure | None:
     """Return how many signals each gate refused over time, a gate a row; None without any."""
     record, decisions = report.record, report.record.decisions
     own = decisions.places[instrument]
-    own = own[sides(decisions)[own] != 0]
+    own = own[sides(record)[own] != 0]
     refused = decisions.refused_by[own]
     refusing = set(refused.tolist())
     if not (gates := [name for name in gate_order() if name in refusing]):

@@ -1,11 +1,11 @@
 """What each gate refused, held against the signals that it let pass, and against chance.
 
 A signal is a forecast whose mean return and class probabilities agree on a side, as the attention
-strategy asks. It is entered at the next bar's open and left at the open one horizon later: a
-forward return, each signal for itself. Refused and other signals pay the same costs, so the gross
-returns are compared: where every signal loses its fee, a gate that refuses at random would seem to
-save it. A gate sees only what the gates before it let pass, so what those refused is left out: else
-it would be credited with their choice.
+strategy asks; of the strategy trend it is the trend's. It is entered at the next bar's open and
+left at the open one horizon later: a forward return, each signal for itself. Refused and other
+signals pay the same costs, so the gross returns are compared: where every signal loses its fee, a
+gate that refuses at random would seem to save it. A gate sees only what the gates before it let
+pass, so what those refused is left out: else it would be credited with their choice.
 
 A gate is said to have saved, or to have cost, only where both hold at 95 %: the difference lies
 beyond its error, which counts UTC days and not signals, for those of one day share their market;
@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from tracepaper.replay.report.record import Decisions, Floats, Ints, RunRecord
 from tracepaper.strategies.gates import gate_order
+from tracepaper.strategies.trend import TREND
 
 ALLOWED: Final = "allowed"
 LEVEL: Final = 0.95
@@ -97,8 +98,25 @@ def refusals(record: RunRecord) -> list[Refusal]:
     return [*found, _row(ALLOWED, record.decisions.allowed, side != 0, signals, record)]
 
 
-def sides(decisions: Decisions) -> Floats:
-    """Return the side of each decision's signal: 1 up, -1 down, 0 where the forecast has none.
+def sides(record: RunRecord) -> Floats:
+    """Return the side of each decision's signal: 1 up, -1 down, 0 where there is none."""
+    if record.config.strategy.name == TREND:
+        return _trend_sides(record)
+    return _forecast_sides(record.decisions)
+
+
+def _trend_sides(record: RunRecord) -> Floats:
+    """Return the side of the trend, which the strategy noted wherever it decided."""
+    found = np.zeros(record.decisions.sequence.size)
+    for instrument, noted in record.notes.items():
+        own = record.decisions.places[instrument]
+        at = np.searchsorted(record.decisions.open_time_ms[own], noted[TREND].open_time_ms)
+        found[own[at]] = np.sign(noted[TREND].number)
+    return found
+
+
+def _forecast_sides(decisions: Decisions) -> Floats:
+    """Return the side of each decision's forecast.
 
     A model that gives a mean return alone, or probabilities alone, has the side of that.
     """
@@ -116,7 +134,7 @@ def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
     within it: what came after a hole of months was not the signal's.
     """
     decisions, horizon = record.decisions, record.config.gate.horizon
-    side = sides(decisions)
+    side = sides(record)
     ratio = np.full(side.size, np.nan)
     for name, bars in record.bars.items():
         own = decisions.places[name]

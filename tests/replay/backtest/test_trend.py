@@ -1,0 +1,207 @@
+"""The strategy trend in a replay: derived again, cut and resumed, warmed from files, explained."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import pytest
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from report_cases import build_report_of
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.processes import FreshProcesses
+from tracepaper.replay.checks.recursive import recursive
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid
+
+QUARTER = 15 * 60_000
+HOUR = 4 * QUARTER
+DECIDED = "SELECT open_time_ms, action, decision_sha256, window_sha256 FROM v_decisions ORDER BY 1"
+NOTED = """SELECT open_time_ms + :interval, name, number FROM v_notes
+           WHERE open_time_ms + :interval > :warm_ms ORDER BY 1, name"""
+
+
+def walk(count: int = 600, *, seed: int = 1) -> Candles:
+    return made_candles(walk_rows(count, seed=seed), interval_ms=QUARTER)
+
+
+def configured(interval: str = "15", **sections: dict[str, Any]) -> Config:
+    given: dict[str, dict[str, Any]] = {
+        "market": {"symbols": ["BTCUSDT"], "interval": interval},
+        "strategy": {"name": "trend", "trend_windows": ["4h", "12h", "1d"]},
+        "model": {"checkpoint": "none"},
+        "sizing": {"mode": "equity"},
+        "account": {"cash": "10000000"},
+        **sections,
+    }
+    return load(None, given)
+
+
+def replayed(path: Path, config: Config, data: Sequence[Candles], **options: Any) -> str:
+    audit = SqlAuditLog.open(path)
+    try:
+        replay = build(config, data, started_at_ms=0, database=path, **options)
+        run_replay(replay, audit, Tally())
+        audit.end(1)
+    finally:
+        audit.close()
+    return replay.run.run_id
+
+
+def rows(path: Path, query: str, **values: Any) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(query, values).fetchall()
+
+
+def check(path: Path) -> None:
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        assert verify_chain(reader.connection, run_id).holds
+        assert verify_run(reader, path, run_id).differences == []
+
+
+def test_quarters_and_hours_of_one_market_are_one_trend(tmp_path: Path) -> None:
+    quarters = walk()
+    first_ms = int(quarters.open_time_ms[0])
+    replayed(tmp_path / "quarters.db", configured(), [quarters])
+    replayed(tmp_path / "hours.db", configured("60"), [resample(quarters, HOUR)])
+    warm_ms = first_ms + 25 * HOUR
+    one = rows(tmp_path / "quarters.db", NOTED, interval=QUARTER, warm_ms=warm_ms)
+    two = rows(tmp_path / "hours.db", NOTED, interval=HOUR, warm_ms=warm_ms)
+    assert one == two
+    assert len({at for at, *_ in one}) > 100
+    check(tmp_path / "quarters.db")
+    check(tmp_path / "hours.db")
+
+
+class Killed(Exception):
+    """The process ended here."""
+
+
+def test_a_cut_replay_decides_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tracepaper.replay.backtest.run as running_module
+
+    monkeypatch.setattr(running_module, "PROGRESS_EVENTS", 32)
+    data = [walk()]
+    running, cut, through = (tmp_path / f"{name}.db" for name in ("running", "cut", "through"))
+    replayed(through, configured(), data)
+
+    def kill(bars: int) -> None:
+        if bars > 310 and not cut.exists():
+            with closing(sqlite3.connect(running)) as one, closing(sqlite3.connect(cut)) as other:
+                one.backup(other)
+            raise Killed
+
+    audit = SqlAuditLog.open(running, group_steps=7)
+    replay = build(configured(), data, started_at_ms=0, database=running)
+    with pytest.raises(Killed):
+        run_replay(replay, audit, Tally(progress=kill))
+    audit.close()
+    audit = SqlAuditLog.open(cut)
+    resume_replay("last", data, (), audit, cut, Tally())
+    audit.end(1)
+    audit.close()
+    check(cut)
+    assert rows(cut, DECIDED) == rows(through, DECIDED)
+    fills = "SELECT side, quantity_text, price_text FROM v_fills ORDER BY sequence"
+    assert rows(cut, fills) == rows(through, fills)
+    assert len(rows(cut, fills)) > 20
+
+
+def test_hours_from_a_file_warm_it_and_change_no_later_decision(tmp_path: Path) -> None:
+    data = walk()
+    hours = replace(resample(data, HOUR), path="hours")
+    late = slice_candles(data, slice(203, len(data)))
+    cold, warm, whole = (tmp_path / f"{name}.db" for name in ("cold", "warm", "whole"))
+    replayed(cold, configured(), [late])
+    replayed(warm, configured(), [late], frames=[hours])
+    replayed(whole, configured(), [data])
+    noted = "SELECT open_time_ms, name, number FROM v_notes ORDER BY 1, 2"
+    first_ms = int(late.open_time_ms[0])
+    slow, quick, all_along = (rows(path, noted) for path in (cold, warm, whole))
+    assert slow[0][0] >= first_ms + 23 * HOUR
+    assert quick[0][0] < first_ms + HOUR
+    assert quick == [row for row in all_along if row[0] >= quick[0][0]]
+    check(warm)
+    reasons = rows(cold, "SELECT DISTINCT action, reason FROM v_decisions WHERE refused_by='warm'")
+    assert reasons == [("HOLD", "refused by warm")]
+
+
+def test_nothing_that_it_decides_depends_on_the_future_or_on_an_older_past() -> None:
+    data = walk(260)
+    config = configured(strategy={"name": "trend", "trend_windows": ["2h", "6h"]})
+    with FreshProcesses() as fresh:
+        found = lookahead(config, [data], fresh, Limits(probes=2))
+        assert found.holds, found.sentence()
+        later = recursive(config, [data], fresh, probes=2, warmup=32)
+    assert later.holds, later.sentence()
+    assert later.compared > 200
+
+
+def test_the_report_judges_the_trends_own_side(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    config = configured(
+        strategy={"name": "trend", "trend_windows": ["4h"], "long_only": False},
+        gate={"horizon": 8},
+    )
+    run_id = replayed(path, config, [walk()])
+    report = build_report_of(path, run_id)
+    sides = dict(rows(path, "SELECT open_time_ms, number FROM v_notes WHERE name = 'trend'"))
+    opens = dict(rows(path, "SELECT open_time_ms, open FROM v_bars"))
+    gross = [
+        np.sign(trend) * (opens[at + 9 * QUARTER] / opens[at + QUARTER] - 1)
+        for at, trend in sides.items()
+        if trend and at + 9 * QUARTER in opens
+    ]
+    (row,) = [row for row in report.refusals if row.gate == "allowed"]
+    assert row.measured == len(gross) > 100
+    assert row.gross_bp == pytest.approx(1e4 * mean(map(float, gross)))
+
+
+def test_explain_says_what_the_trend_was_made_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    replayed(tmp_path / "a.db", configured(), [walk(300)])
+    ((sequence, at),) = rows(
+        tmp_path / "a.db",
+        "SELECT sequence, open_time_ms FROM v_decisions WHERE action = 'LONG' LIMIT 1",
+    )
+    noted = dict(rows(tmp_path / "a.db", "SELECT name, number FROM v_notes WHERE sequence = :n",
+                      n=sequence))  # fmt: skip
+    capsys.readouterr()
+    assert invoke(["explain", f"last:{sequence}", "--db", "a.db"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "The strategy noted: trend_4h" in text
+    assert f"The trend is {noted['trend']:+.4f}, the mean of its distances" in text
+    assert f"40.0% ÷ {noted['volatility']:.1%} a year): {noted['size']:+.4f}." in text
+    assert noted["size"] == noted["trend"] * min(1, 0.4 / noted["volatility"])
+    assert invoke(["explain", f"last:{sequence + 1}", "--db", "a.db", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["notes"] == {}
+    assert said["decision"]["reason"] == "no hour has closed"
+    assert (at + QUARTER) % HOUR == 0
+
+
+def test_windows_that_the_interval_cannot_make_are_refused(tmp_path: Path) -> None:
+    data = resample(walk(), 4 * HOUR)
+    with pytest.raises(ConfigInvalid, match="has 4h, and closes of 4h make windows of 8h to"):
+        build(configured("240"), [data], started_at_ms=0, database=tmp_path / "a.db")

@@ -1,0 +1,292 @@
+"""The trend: what it votes, how large it is, when it decides, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import MINUTE, bar, bars, explanation, forecast, instrument
+from fakes import FixedForecaster
+from msgspec.structs import replace
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.build import build_engine, make_strategies, needs_forecaster
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.trend import ClosesVolatility, SizedBy, TrendStrategy
+from tracepaper.strategies.types import Action, Bar, Calibration, FillModel, Forecast, Step
+from tracepaper.strategies.volatility import VolatilityKind, WindowedVolatility
+
+HOUR = 60 * MINUTE
+YEAR = 365 * 24 * HOUR
+CALIBRATION = Calibration(
+    {
+        name: tuple(index / 100 for index in range(1, 100))
+        for name in ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
+    },
+    {30: 1.0},
+    0.0,
+)
+GATES = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "horizon": 30}
+REGIME = {"momentum": "0.5", "mean_reversion": "0.3"}
+
+
+def hourly(closes: list[int]) -> list[Bar]:
+    return [bar(close, index=index, interval_ms=HOUR) for index, close in enumerate(closes)]
+
+
+def trend(**options: Any) -> TrendStrategy:
+    given: dict[str, Any] = {
+        "windows_ms": [2 * HOUR, 4 * HOUR, 8 * HOUR],
+        "interval_ms": HOUR,
+        "long_only": True,
+        "target_volatility": 0.4,
+        "sized_by": SizedBy.EWMA,
+    }
+    return TrendStrategy(**(given | options))
+
+
+def said(strategy: TrendStrategy, history: list[Bar]) -> Signal:
+    answer = strategy.decide(Outlook.of(history[-strategy.warmup :], instrument()))
+    assert isinstance(answer, Signal)
+    return answer
+
+
+def dense(closes: list[int], windows: list[int], *, long_only: bool, target: float) -> float:
+    """Return the signed size, by definition, in floats."""
+    last = np.array(closes[-max(windows) :], dtype=float)
+    moves = np.floor((last[1:] - last[:-1]) * 1e9 / last[:-1]) / 1e9
+    ages = np.arange(moves.size)[::-1]
+    weights = np.round(2.0 ** (24 - ages / (moves.size / 5)))
+    deviation = math.sqrt((weights * moves**2).sum() / weights.sum())
+    votes = []
+    for window in windows:
+        part = last[-window:]
+        away = (part[-1] / part.mean() - 1) / (deviation * math.sqrt(window / 3))
+        votes.append(min(max(away, 0.0 if long_only else -1.0), 1.0))
+    return float(np.mean(votes) * min(target / (deviation * math.sqrt(YEAR / HOUR)), 1.0))
+
+
+@pytest.mark.parametrize("long_only", [True, False])
+def test_direction_and_size_are_what_the_closes_say(long_only: bool) -> None:
+    closes = [one.close for one in bars(200, seed=3)]
+    history = hourly(closes)
+    strategy = trend(long_only=long_only, target_volatility=0.1)
+    found = set()
+    for end in range(8, 200):
+        answer = said(strategy, history[:end])
+        wanted = dense(closes[:end], [2, 4, 8], long_only=long_only, target=0.1)
+        sign = {Action.LONG: 1, Action.SHORT: -1, Action.FLAT: 0}[answer.action]
+        size = sign * answer.strength if sign else 0.0
+        assert size == pytest.approx(wanted, abs=1e-9)
+        assert answer.note is not None
+        assert answer.note["size"] == pytest.approx(wanted, abs=1e-9)
+        found.add(answer.action)
+    assert found == {Action.LONG, Action.FLAT if long_only else Action.SHORT}
+
+
+def test_what_it_decides_is_noted() -> None:
+    history = hourly([1_000_000 + 1_000 * place for place in range(8)])
+    answer = said(trend(), history)
+    assert answer.note is not None
+    assert list(answer.note) == [
+        "trend_2h", "trend_4h", "trend_8h", "trend", "volatility", "target_volatility", "size",
+    ]  # fmt: skip
+    volatility, size = answer.note["volatility"], answer.note["size"]
+    assert isinstance(volatility, float)
+    assert isinstance(size, float)
+    assert (answer.action, answer.reason, answer.strength) == (Action.LONG, "trend up", size)
+    assert 0.09 < volatility < 0.1  # a tenth of a percent an hour
+
+
+def test_a_rising_volatility_makes_a_smaller_position() -> None:
+    calm = [1_000_000 + 400 * place for place in range(8)]
+    wild = [1_000_000 + 400 * place + 60_000 * (place % 2) for place in range(10)][2:]
+    sizes = [said(trend(), hourly(closes)).strength for closes in (calm, wild)]
+    assert sizes[0] > 3 * sizes[1] > 0
+    constant = trend(sized_by=SizedBy.CONSTANT)
+    note = said(constant, hourly(wild)).note
+    assert note is not None
+    assert "volatility" not in note
+    assert note["size"] == note["trend"]
+
+
+def test_constant_prices_are_held() -> None:
+    answer = said(trend(), hourly([1_000_000] * 8))
+    assert (answer.action, answer.reason) == (Action.HOLD, "no volatility is known")
+
+
+def test_a_volatility_that_grows_by_closes_equals_one_made_anew() -> None:
+    closes = np.array([one.close for one in bars(60, seed=2)])
+    times = np.arange(60) * HOUR
+    grown = ClosesVolatility()
+    for end in (*range(10, 20), 25, *range(26, 40)):
+        window = slice(end - 9 if end < 30 else end - 7, end)
+        fresh = WindowedVolatility(VolatilityKind.EWMA, closes[window].size - 1)
+        for close in closes[window].tolist():
+            fresh.add(close)
+        assert grown.of_close(closes[window], times[window]) == fresh.of_bars(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"windows_ms": [HOUR, 8 * HOUR]}, "has 1h, and closes of 1h make windows of 2h to"),
+        ({"windows_ms": [20_001 * HOUR]}, "has 20001h, and"),
+        ({"windows_ms": [24 * HOUR], "interval_ms": 24 * HOUR}, "closes of 1d make windows of 2d"),
+        ({"sized_by": SizedBy.FORECAST}, "needs a model that gives volatility"),
+    ],
+)
+def test_windows_and_sizes_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigInvalid, match=words):
+        trend(**options)
+
+
+# ---------------------------------------------------------------- configured
+
+
+def configured(**sections: dict[str, Any]) -> Any:
+    strategy = {"name": "trend", "trend_windows": ["2h", "4h"], **sections.pop("strategy", {})}
+    return load(None, {"strategy": strategy, **sections})
+
+
+@pytest.mark.parametrize(
+    "windows", [[], ["8"], ["0h"], ["1d", "24h"], [f"{n}d" for n in range(1, 10)]]
+)
+def test_only_times_are_windows(windows: list[str]) -> None:
+    with pytest.raises(
+        ConfigInvalid, match=r"trend_windows = .* write (different times such as|1 to 8 times)"
+    ):
+        configured(strategy={"trend_windows": windows})
+
+
+def test_windows_are_read_as_times_in_order() -> None:
+    config = configured(strategy={"trend_windows": "48h, 1d"})
+    assert config.strategy.trend_windows == ("1d", "2d")
+
+
+def test_what_needs_a_model_is_refused_without_one() -> None:
+    config = load(None, {"strategy": {"name": "attention"}, "model": {"checkpoint": "none"}})
+    with pytest.raises(ConfigInvalid, match=r"'attention' needs a model, and model\.checkpoint is"):
+        needs_forecaster(config)
+
+
+def test_a_size_by_volatility_is_not_made_smaller_twice() -> None:
+    config = configured(model={"checkpoint": "none"}, sizing={"mode": "volatility"})
+    with pytest.raises(ConfigInvalid, match="volatility a second time"):
+        make_strategies(config, None)
+
+
+def model(volatility: float | None = 0.005, *, confidence: float = 0.2) -> FixedForecaster:
+    """Return a model that always says the same, or nothing."""
+    answer = forecast(explained=explanation(confidence=confidence))
+    told = None if volatility is None else replace(answer, volatility=(volatility,))
+    return FixedForecaster(lambda _seen: told, calibration=CALIBRATION)
+
+
+def engine(forecaster: FixedForecaster | None, **sections: dict[str, Any]) -> Engine:
+    config = configured(
+        sizing={"mode": "equity"},
+        account={"cash": "1000000"},
+        gate=GATES,
+        regime=REGIME,
+        model={"checkpoint": "default" if forecaster else "none"},
+        **sections,
+    )
+    return build_engine(
+        config,
+        [instrument()],
+        execution=FillModel.NEXT_OPEN,
+        period_start_ms=0,
+        forecaster=forecaster,
+    )
+
+
+def stepped(machine: Engine, history: list[Bar], answer: Forecast | None = None) -> list[Step]:
+    return [machine.step(one, answer) for one in history]
+
+
+def notes(step: Step) -> dict[str, float | str | None]:
+    assert step.decision is not None
+    assert step.decision.note is not None
+    return step.decision.note
+
+
+def test_minutes_are_decided_on_closed_hours_and_held_in_between() -> None:
+    history = bars(6 * 60 + 30)
+    steps = stepped(engine(None), history)
+    for one, step in zip(history, steps, strict=True):
+        assert step.decision is not None
+        outcome = step.decision.outcome
+        closed_ms = one.open_time_ms + MINUTE
+        if outcome.refused_by == "warm":
+            assert outcome.action is Action.HOLD
+        elif closed_ms % HOUR:
+            assert (outcome.action, outcome.reason) == (Action.HOLD, "no hour has closed")
+            assert step.decision.note is None
+        else:
+            assert outcome.reason in {"trend up", "no trend up"}
+            assert step.decision.note is not None
+    warm = [s for s in steps if s.decision and s.decision.outcome.refused_by == "warm"]
+    hours = [s for s in steps if s.decision and s.decision.note is not None]
+    assert len(warm) >= 4 * 60 - 1
+    assert len(hours) >= 2
+
+
+def test_an_hour_with_a_hole_decides_nothing() -> None:
+    history = bars(7 * 60)
+    whole = stepped(engine(None), history)
+    last = max(at for at, step in enumerate(whole) if step.decision and step.decision.note)
+    holed = stepped(engine(None), history[: last - 10] + history[last - 9 :])[last - 1]
+    assert holed.decision is not None
+    assert holed.decision.outcome.reason == "no hour has closed"
+
+
+def test_the_models_volatility_sizes_and_its_gates_judge_without_its_direction() -> None:
+    forecaster = model(0.005)
+    machine = engine(forecaster, strategy={"trend_volatility": "0.1"})
+    steps = stepped(machine, bars(7 * 60), forecaster._answer([]))  # noqa: SLF001 - a fake
+    last = next(s for s in reversed(steps) if s.decision and s.decision.note)
+    assert last.decision is not None
+    gates = set(last.decision.outcome.gate_set.gates)
+    assert {"confidence", "collapsed", "shifted", "regime", "deadline", "finite"} <= gates
+    assert not {"direction", "edge"} & gates
+    # Half an hour's deviation of 0.5 % is one of a year by the root of the half-hours in it.
+    annual = 0.005 * math.sqrt(2 * 24 * 365)
+    assert notes(last)["volatility"] == pytest.approx(annual)
+    trend_ = notes(last)["trend"]
+    assert isinstance(trend_, float)
+    assert notes(last)["size"] == pytest.approx(trend_ * 0.1 / annual)
+
+
+def test_without_an_answer_of_the_model_nothing_is_decided() -> None:
+    steps = stepped(engine(model(None)), bars(7 * 60))
+    assert not [s for s in steps if s.decision and s.decision.note]
+    assert {s.decision.outcome.action for s in steps if s.decision} == {Action.HOLD}
+
+
+def test_the_gates_hold_up_entries_and_never_an_exit() -> None:
+    closes = [1_000_000 + 700 * place for place in range(8 * 60)]
+    closes += [closes[-1] - 1_000 * place for place in range(3 * 60)]
+    history = [bar(close, index=at, high=close + 500) for at, close in enumerate(closes)]
+    sure, unsure = (model(confidence=it)._answer([]) for it in (0.2, 0.01))  # noqa: SLF001
+    machine = engine(model(), strategy={"twins": ["random_gate"]})
+    entered = stepped(machine, history[: 8 * 60], sure)
+    assert entered[-1].account is not None
+    held = entered[-1].position
+    assert held is not None
+    assert held.quantity > 0
+    left = stepped(machine, history[8 * 60 :], unsure)
+    out = next(s for s in left if s.decision and s.decision.outcome.action is Action.FLAT)
+    assert out.decision is not None
+    assert out.decision.outcome.refused_by == "confidence"
+    assert out.decision.outcome.reason == "no trend up"
+    assert left[-1].position is not None
+    assert left[-1].position.quantity == 0
+    # Refused all along, it is never entered.
+    refused = stepped(engine(model()), history, unsure)
+    assert {s.decision.target_quantity for s in refused if s.decision} == {0}
