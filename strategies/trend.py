@@ -127,7 +127,6 @@ class TrendStrategy(Strategy):
     ) -> None:
         """Take what a model gives of *volatility* and its *context*, where one is to gate."""
         bar_ms = max(HOUR_MS, interval_ms)
-        self._bar_ms = bar_ms
         for window_ms in windows_ms:
             if not LEAST_CLOSES * bar_ms <= window_ms <= MOST_CLOSES * bar_ms:
                 raise ConfigInvalid(

@@ -53,6 +53,7 @@ def configuration() -> Config:
         load(
             None,
             {
+                "strategy": {"name": "attention"},
                 "gate": {"confidence": "q0.5", "collapse": "0", "shift": "1", "edge": "1"},
                 "regime": {"momentum": "0.6", "mean_reversion": "0.3"},
                 "sizing": {"mode": "notional", "notional": "5000"},
