@@ -44,7 +44,7 @@ def _lines(place: Path, card: dict[str, Any]) -> list[str]:
     whole = isinstance(layers, int) and isinstance(window, int)
     horizons = architecture.get("horizons")
     kind = f"{model.get('kind')!s:.20}"
-    facts = (
+    facts: tuple[str, ...] = (
         f"{kind}: {shown(layers)} layers, window {shown(window)}" if layers else kind,
         f"context {_rows(architecture)} bars" if whole else _lookback(card),
         f"horizons {', '.join(map(str, horizons[:16])) if isinstance(horizons, list) else '?'}",
@@ -52,11 +52,26 @@ def _lines(place: Path, card: dict[str, Any]) -> list[str]:
         f"features {card['features'].get('schema_id')!s:.40}",
         f"made {model.get('created', 'at an unknown time')}",
     )
+    if shares := _shares(card):
+        facts = (*facts, f"the network's share of the log variance {shares}")
     return [
         f"{model.get('id', '')}  {model.get('name', '')}  ({place})",
         f"  {'; '.join(facts)}",
         *(f"  {sentence}" for sentence in card.get("honesty", {}).get("sentences", [])),
     ]
+
+
+def _shares(card: dict[str, Any]) -> str:
+    """Return the network's share in an ensemble by horizon; empty for other models."""
+    section = card.get("ensemble")
+    shares = section.get("network_share") if isinstance(section, dict) else None
+    if not isinstance(shares, dict):
+        return ""
+    return ", ".join(
+        f"{share:.2f} at {key!s:.10}"
+        for key, share in list(shares.items())[:16]
+        if isinstance(share, int | float)
+    )
 
 
 def _rows(architecture: dict[str, Any]) -> int:

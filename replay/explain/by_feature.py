@@ -39,6 +39,7 @@ class ByFeature:
     volatility_base: float
     gap: float
     features: tuple[FeatureAdded, ...]
+    share: float | None = None  # of an ensemble's log variance: this model's, the network the rest
 
 
 def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
@@ -57,8 +58,18 @@ def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
     return PastOf(**{**vars(past), "forecaster": forecaster, "forecast": forecast})
 
 
-def by_feature(past: PastOf[RowForecaster]) -> ByFeature:
-    """Return what each feature added to the forecast, computed from the stored bars."""
+def share_of_rows(past: PastOf[Forecaster]) -> float | None:
+    """Return the row model's share of an ensemble's log variance; None for any other model."""
+    if not isinstance(past.forecaster, EnsembleForecaster):
+        return None
+    return 1.0 - past.forecaster.shares[past.horizon_index]
+
+
+def by_feature(past: PastOf[RowForecaster], *, share: float | None = None) -> ByFeature:
+    """Return what each feature added to the forecast, computed from the stored bars.
+
+    *share* is that of an ensemble, where the model is a half.
+    """
     found = past.forecaster.explain(past.decided.instrument)
     at = past.horizon_index
     horizon = past.forecast.horizons[at]
@@ -82,4 +93,5 @@ def by_feature(past: PastOf[RowForecaster]) -> ByFeature:
             abs(volatility - past.forecast.volatility[at]),
         ),
         features=tuple(sorted(features, key=lambda one: -abs(np.log(one.volatility)))),
+        share=share,
     )

@@ -92,7 +92,7 @@ def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> 
 
 
 def _recomputed(path: Path, run_id: str, sequence: int) -> Recomputed:
-    from tracepaper.replay.explain.by_feature import by_feature, of_rows
+    from tracepaper.replay.explain.by_feature import by_feature, of_rows, share_of_rows
     from tracepaper.replay.explain.recomputed import explain_fully, open_any, open_past
     from tracepaper.strategies.forecasters.rowwise import RowForecaster
 
@@ -100,7 +100,7 @@ def _recomputed(path: Path, run_id: str, sequence: int) -> Recomputed:
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):
         past = open_any(path, run_id, sequence)
         rows = of_rows(past)
-        added = None if rows is None else by_feature(rows)
+        added = None if rows is None else by_feature(rows, share=share_of_rows(past))
         if isinstance(past.forecaster, RowForecaster):
             return Recomputed(None, added)
         return Recomputed(explain_fully(open_past(path, run_id, sequence)), added)

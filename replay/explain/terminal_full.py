@@ -65,6 +65,11 @@ def show_by_feature(found: ByFeature) -> RenderableType:
         f"{BASIS_POINTS * found.volatility:.2f} bp; what was stored differs by at most "
         f"{found.gap:.1e}.\n"
     )
+    if found.share is not None:
+        note.append(
+            f"These are of the ensemble's row model, which has {found.share:.2f} of the log "
+            f"variance; the network has {1 - found.share:.2f}, and the mean.\n"
+        )
     return Group(table, note)
 
 

@@ -11,7 +11,6 @@ The rules are docs/models.md, L36 to L37 and L49.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import exp, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +58,7 @@ class EnsembleForecaster:
             )
         self.network, self.rows = network, rows
         self.shares, self.spread = tuple(shares), tuple(spread)
+        self._shares, self._spread = np.array(self.shares), np.array(self.spread)
         self.model_id = network.model_id
         self.model_sha256 = network.model_sha256
         self.context = network.context
@@ -83,7 +83,7 @@ class EnsembleForecaster:
 
     def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in one bar of each of several instruments, as the network does."""
-        return list(self._mixed(self.network.predict_many(bars), self.network.newest))
+        return self._mixed(self.network.predict_many(bars), self.network.newest)
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in many known bars of one instrument, as the network does.
@@ -106,44 +106,51 @@ class EnsembleForecaster:
             )
         return self.network.explain(instrument)
 
-    def _mixed(
-        self, said: Sequence[Forecast | None], seen: FeatureRows
-    ) -> Iterator[Forecast | None]:
-        """Yield each forecast of the network mixed with the row model's; *seen* are its rows.
+    def _mixed(self, said: Sequence[Forecast | None], seen: FeatureRows) -> list[Forecast | None]:
+        """Return each forecast of the network mixed with the row model's; *seen* are its rows.
 
         None where a half lacks its history: the row model's is longer where its features are.
         """
         schema = self.rows.trained.schema
         whole = seen.complete(schema).tolist()
         ready = [at for at, one in enumerate(said) if one is not None and whole[at]]
+        found: list[Forecast | None] = [None] * len(said)
         if not ready:
-            yield from [None] * len(said)
-            return
+            return found
         own = seen.values[ready, : len(schema.names)]
-        rows = iter(self.rows.forecasts(own, seen.sigma[ready]))
-        for at, forecast in enumerate(said):
-            yield None if forecast is None or not whole[at] else self._one(forecast, next(rows))
+        network = [one for at in ready if (one := said[at]) is not None]
+        mixed = self._of_halves(network, *self.rows.figures(own, seen.sigma[ready]))
+        for at, one in zip(ready, mixed, strict=True):
+            found[at] = one
+        return found
 
-    def _one(self, network: Forecast, rows: Forecast) -> Forecast:
-        volatility = tuple(
-            exp(share * log(one) + (1.0 - share) * log(other))
-            for share, one, other in zip(
-                self.shares, network.volatility, rows.volatility, strict=True
+    def _of_halves(
+        self, network: Sequence[Forecast], mean: Floats, volatility: Floats
+    ) -> Iterator[Forecast]:
+        """Yield the forecasts of *network* with the row model's *mean* and *volatility* mixed in.
+
+        These are [row, horizon].
+        """
+        own = np.array([one.volatility for one in network])
+        logs = self._shares * np.log(own) + (1.0 - self._shares) * np.log(volatility)
+        mixed = np.exp(logs)
+        said = np.empty((len(network), 4, len(self.horizons)), dtype="<f4")
+        said[:, 0], said[:, 1] = [one.mean_return for one in network], own
+        said[:, 2], said[:, 3] = mean, volatility
+        columns = ((mixed * self._spread).tolist(), mixed.tolist(), said)
+        for one, stdev, both, halves_of in zip(network, *columns, strict=True):
+            yield Forecast(
+                one.horizons,
+                one.mean_return,
+                tuple(stdev),
+                one.p_down,
+                one.p_flat,
+                one.p_up,
+                tuple(both),
+                one.model_id,
+                one.explanation,
+                halves_of.tobytes(),
             )
-        )
-        said = (network.mean_return, network.volatility, rows.mean_return, rows.volatility)
-        return Forecast(
-            network.horizons,
-            network.mean_return,
-            tuple(spread * one for spread, one in zip(self.spread, volatility, strict=True)),
-            network.p_down,
-            network.p_flat,
-            network.p_up,
-            volatility,
-            network.model_id,
-            network.explanation,
-            np.array(said, dtype="<f4").tobytes(),
-        )
 
 
 def halves(forecast: Forecast) -> Floats:

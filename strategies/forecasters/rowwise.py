@@ -133,14 +133,19 @@ class RowForecaster:
             self._instruments[instrument] = InstrumentMemory(self.trained.schema, used)
         return self._instruments[instrument]
 
+    def figures(self, rows: NDArray[np.float32], sigmas: Floats) -> tuple[Floats, Floats]:
+        """Return mean return and volatility, [row, horizon] each; NaN as in ``forecasts``."""
+        mean, log_variance = self.trained.model.answer(rows)
+        root = sigmas[:, None] * self._roots
+        if not (finite := np.isfinite(rows)).all():
+            root[~finite.all(axis=1)] = np.nan
+        return mean * root, np.exp(0.5 * log_variance) * root
+
     def forecasts(self, rows: NDArray[np.float32], sigmas: Floats) -> list[Forecast]:
         """Return the forecast of each of *rows*; NaN where a feature is not finite."""
-        usable = np.isfinite(rows).all(axis=1)
-        mean, log_variance = self.trained.model.answer(rows)
-        root = np.where(usable, sigmas, np.nan)[:, None] * self._roots
-        volatility = np.exp(0.5 * log_variance) * root
-        figures = (mean * root, volatility * self._spread)
-        columns = [map(tuple, figure.tolist()) for figure in (*figures, volatility)]
+        mean, volatility = self.figures(rows, sigmas)
+        every = (mean, volatility * self._spread, volatility)
+        columns = [map(tuple, figure.tolist()) for figure in every]
         nothing = repeat(())
         return list(
             map(

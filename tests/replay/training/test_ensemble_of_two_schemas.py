@@ -259,6 +259,12 @@ def test_a_run_is_derived_again_and_shows_both_halves(
     )
     assert told["by_feature"]["gap"] < 1e-8
     assert len(told["by_feature"]["features"]) == len(WIDE.names)
+    share = made.card["ensemble"]["network_share"]["8"]
+    assert told["by_feature"]["share"] == pytest.approx(1 - share)
+    full = invoke("explain", "last:500", "--full", "--db", database)
+    assert f"the network has {share:.2f}, and the mean" in " ".join(full.split())
+    shown = invoke("models", str(folder / "both"))
+    assert f"{share:.2f} at 8" in shown
 
 
 def test_the_checkpoint_is_examined_with_both_of_its_halves(
