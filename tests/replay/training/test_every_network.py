@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +83,26 @@ def test_every_kind_has_a_form_here() -> None:
     assert {form["kind"] for form in FORMS.values()} == set(network_kinds())
 
 
-def prepared(
-    name: str, candles: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> tuple[Path, Path]:
-    """Train the form *name*; return a configuration that trades by it, and candles to trade."""
-    form, out = FORMS[name], folder / name
-    words = ("--recipe", recipe(form, folder), "--data", candles, "--out", out)
-    card = answered(capsys, "train", *words, "--json")["card"]
-    assert card["model"]["kind"] == form["kind"]
-    for key, value in form.items():
-        assert key == "kind" or card["architecture"][key] == value
+@pytest.fixture(scope="module")
+def trained(candles: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return what trains a form by its name, once for all tests, into the folder it returns."""
+
+    @cache
+    def of(name: str) -> Path:
+        form, folder = FORMS[name], tmp_path_factory.mktemp(name)
+        words = ("--recipe", recipe(form, folder), "--data", candles, "--out", folder / name)
+        assert invoke([str(word) for word in ("train", *words)]) == 0
+        card = load(folder / name).card
+        assert card["model"]["kind"] == form["kind"]
+        for key, value in form.items():
+            assert key == "kind" or card["architecture"][key] == value
+        return folder / name
+
+    return of
+
+
+def prepared(out: Path, folder: Path) -> tuple[Path, Path]:
+    """Return a configuration that trades by the checkpoint *out*, and candles to trade."""
     config = folder / "config.toml"
     config.write_text(
         f'[market]\nsymbols = ["AAAUSDT"]\n[strategy]\nname = "attention"\n'
@@ -103,9 +115,13 @@ def prepared(
 
 @pytest.mark.parametrize("name", FORMS)
 def test_a_network_is_trained_replayed_and_verified(
-    name: str, candles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    trained: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config, path = prepared(name, candles, tmp_path, capsys)
+    config, path = prepared(trained(name), tmp_path)
+    capsys.readouterr()
     database = tmp_path / "run.db"
     run = ("replay", path, "-c", config, "--db", database, "--log", "full", "--json")
     assert answered(capsys, *run)["decisions"] == BARS
@@ -119,9 +135,9 @@ def test_a_network_is_trained_replayed_and_verified(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lstm", "informer"])
 def test_no_future_moves_a_network_that_was_trained(
-    name: str, candles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    config, path = prepared(name, candles, tmp_path, capsys)
+    config, path = prepared(trained(name), tmp_path)
     with FreshProcesses(MODEL) as fresh:
         given = read_candles(str(path))
         found = lookahead(load_config(config), [given], fresh, Limits(probes=1))
