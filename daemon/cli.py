@@ -26,7 +26,7 @@ PANELS: Final = {
     "Trade on paper": ("demo", "run", "replay", "sweep"),
     "Check": ("verify", "parity", "lookahead", "recursive"),
     "Understand": ("explain", "report"),
-    "Learn": ("train", "evaluate", "models"),
+    "Learn": ("train", "evaluate", "retrain", "models"),
     "Records and candles": ("audit", "exchange", "data", "bench"),
     "Operate": ("status", "command", "db", "config", "doctor"),
 }

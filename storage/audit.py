@@ -41,6 +41,7 @@ from tracepaper.strategies.types import (
     ModelChange,
     Order,
     Position,
+    Retrained,
     Run,
     RunEnd,
     Step,
@@ -180,7 +181,7 @@ def insert_sql(table: str, columns: tuple[str, ...] = ()) -> str:
     return str(statement.compile(dialect=dialect(paramstyle="qmark"), column_keys=list(names)))
 
 
-_AT_ONCE: Final = (Command, ModelChange)
+_AT_ONCE: Final = (Command, ModelChange, Retrained)
 """Events that are committed before anything else happens, though they neither decide nor trade."""
 
 
@@ -208,6 +209,7 @@ class SqlAuditLog:
         self._steps: list[tuple[RowLayout, list[Row]]] = []  # in their order, by layout
         self._rows: dict[str, list[Row]] = {table: [] for table in ("gate_sets", *SPARSE_TABLES)}
         self._opening: list[tuple[str, list[Row]]] = []  # the rows of a run that is not stored yet
+        self._models: dict[str, Row] = {}  # rows of models that are not stored yet, by their hash
         self._has_decided = False
         self._path = path  # beside which the checkpoints lie
         self._refusal = ""  # why no more steps are taken
@@ -274,27 +276,26 @@ class SqlAuditLog:
         head = opened_digest(opened, instruments, sets)
 
         self._opening = [
-            *self._model_rows(run),
             ("runs", [(*opened, head, 0, head)]),
             ("instruments", instruments),
             ("gate_sets", list(sets)),
         ]
         self._drop_buffers()
+        self._add_model(run.model_id, run.model_sha256)
         self._has_decided = self._is_leaving = False
         self._encoder, self._run_key, self._head = encoder, run_key, head
         self._due = self._next_sequence = 0
         self._last = None
 
-    def _model_rows(self, run: Run) -> list[tuple[str, list[Row]]]:
-        """Return the row of the run's model, from the card kept beside the database, if new."""
-        if not run.model_sha256 or self._path is None:
-            return []
-        if (model := kept_identity(self._path, run.model_id)) is None:
-            return []
+    def _add_model(self, model_id: str, sha256: str) -> None:
+        """Take the row of a model, from the card kept beside the database, if it is new."""
+        if not sha256 or self._path is None or sha256 in self._models:
+            return
+        if (model := kept_identity(self._path, model_id)) is None:
+            return
         query = "SELECT count(*) FROM models WHERE model_sha256 = ?"
-        if self._raw.execute(query, (model.sha256,)).fetchone() != (0,):
-            return []
-        return [("models", [tuple(model)])]
+        if self._raw.execute(query, (model.sha256,)).fetchone() == (0,):
+            self._models[model.sha256] = tuple(model)
 
     def resume(self, run_id: str) -> Resumed:
         """Go on with *run_id* where it ended.
@@ -397,6 +398,8 @@ class SqlAuditLog:
         for due, step in enumerate(steps, start=self._due):
             if self._encoder is None or step.sequence != due:
                 raise InvariantBroken(f"Step {step.sequence} came where step {due} was due.")
+            if type(step.event) is ModelChange:
+                self._add_model(step.event.model_id, step.event.model_sha256)
         self._taken.append(steps)
         self._due += len(steps)
         self._last = steps[-1]
@@ -464,6 +467,7 @@ class SqlAuditLog:
 
     def _drop_buffers(self) -> None:
         self._waiting = 0
+        self._models.clear()
         self._taken.clear()
         self._steps.clear()
         for buffer in self._rows.values():
@@ -473,6 +477,7 @@ class SqlAuditLog:
 
     def _write_buffers(self) -> None:
         """Insert what is buffered and move the head of the run's row."""
+        self._insert("models", list(self._models.values()))
         for table, rows in self._opening:
             self._insert(table, rows)
         # In their order, so that every page is filled before the next one is begun.

@@ -330,7 +330,13 @@ def _check_models(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
         elif model_id != sha256[:ID_DIGITS]:
             sentence = f"Run {run_id} names model {model_id} by another's hash."
             yield ChainProblem(None, ("runs",), "changed", sentence)
-    if known - used and (known - used) - set(_promoted(connection)):
+    promoted = set(_promoted(connection)) - used - {"", None}
+    for sha256 in sorted(promoted - known):
+        sentence = (
+            f"The card of model {sha256[:ID_DIGITS]}, which a run was changed to, is missing."
+        )
+        yield ChainProblem(None, ("models",), "missing", sentence)
+    if known - used - promoted:
         yield ChainProblem(None, ("models",), "extra", "A card was added: no run used its model.")
 
 

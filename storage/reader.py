@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from tracepaper.storage.columns import SEQUENCE_LIMIT, stored_columns
@@ -20,13 +21,15 @@ from tracepaper.strategies.types import (
     FrameBar,
     GateSet,
     OrderStatus,
+    Retrained,
+    RetrainOutcome,
     SinceDecided,
     Step,
 )
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from tracepaper.strategies.types import (
         Bar,
@@ -86,6 +89,29 @@ _HOLDING: Final = select("holdings", "step = ? AND book = ?")
 _GATE: Final = At("gate_sets")
 _GATE_SETS: Final = select("gate_sets", "run_key = ?")
 _GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
+
+_EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
+_NAMING_MODELS: Final = (
+    "SELECT kind, content FROM events WHERE kind IN ('model_change', 'retrained')"
+)
+
+
+class _NamesModel(Struct):
+    """What an event of one of these kinds says of models."""
+
+    model_sha256: str = ""
+    candidate_sha256: str = ""
+    outcome: str = ""
+
+
+class RunModels(NamedTuple):
+    """Which model decided last, and with which the run goes on, by their hashes.
+
+    They differ where the process ended between a promotion and the change to its model.
+    """
+
+    deciding: str
+    next: str
 
 
 class Chunk(NamedTuple):
@@ -518,6 +544,47 @@ class Reader(ReadOnly):
         query = "SELECT run_id FROM runs WHERE kind = ? ORDER BY run_key DESC LIMIT 1"
         row = self._connection.execute(query, (kind.value,)).fetchone()
         return None if row is None else self.run(row[0])
+
+    def models(self, run_id: str) -> RunModels:
+        """Return the hashes of the model that decided last in *run_id*, and of the next one."""
+        stored = self.stored_run(run_id)
+        query = f"{_NAMING_MODELS} AND step BETWEEN ? AND ? ORDER BY step DESC"
+        promoted = ""
+        for kind, content in self._connection.execute(query, run_span(stored.run_key)):
+            named = msgspec.json.decode(content, type=_NamesModel)
+            if kind == "model_change":
+                return RunModels(named.model_sha256, promoted or named.model_sha256)
+            if named.outcome == RetrainOutcome.PROMOTED:
+                promoted = promoted or named.candidate_sha256
+        own = stored.run.model_sha256
+        return RunModels(own, promoted or own)
+
+    def promoted(self, run_id: str) -> list[str]:
+        """Return the hashes of the models that were promoted in *run_id*, oldest first."""
+        query = f"{_NAMING_MODELS} AND kind = 'retrained' AND step BETWEEN ? AND ? ORDER BY step"
+        span = run_span(self.stored_run(run_id).run_key)
+        rows = self._connection.execute(query, span).fetchall()
+        said = [msgspec.json.decode(content, type=_NamesModel) for _, content in rows]
+        return [one.candidate_sha256 for one in said if one.outcome == RetrainOutcome.PROMOTED]
+
+    def retrainings(self, kind: RunKind, symbols: Collection[str]) -> list[tuple[str, Retrained]]:
+        """Return (run, event) of each retraining in runs of *kind* on those *symbols*, in order."""
+        found: list[tuple[str, Retrained]] = []
+        runs = self._connection.execute(
+            "SELECT run_id FROM runs WHERE kind = ? ORDER BY run_key", (kind.value,)
+        ).fetchall()
+        for (run_id,) in runs:
+            stored = self.stored_run(run_id)
+            if {item.symbol for item in stored.run.instruments} != set(symbols):
+                continue
+            decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+            rows = self._connection.execute(
+                f"{_EVENTS} WHERE kind = 'retrained' AND step BETWEEN ? AND ? ORDER BY step",
+                run_span(stored.run_key),
+            )
+            events = (decoder.event(row) for row in rows)
+            found += [(run_id, event) for event in events if isinstance(event, Retrained)]
+        return found
 
     def configurations(self, kind: RunKind) -> list[str]:
         """Return the configuration, as JSON, of every run of *kind*."""

@@ -43,6 +43,7 @@ from tracepaper.strategies.types import (
     Prune,
     Quote,
     Reading,
+    Retrained,
     RiskTier,
     Run,
     RunEnd,
@@ -80,6 +81,7 @@ KEPT_EVENTS: Final = (
     "end",
     "prune",
     "reading",
+    "retrained",
 )
 """Kinds of events that a prune keeps."""
 
@@ -99,6 +101,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "end": RunEnd,
     "prune": Prune,
     "reading": Reading,
+    "retrained": Retrained,
 }
 EVENT_KINDS: Final = {type_: kind for kind, type_ in EVENT_TYPES.items()}
 

@@ -122,6 +122,12 @@ class Sizer:
         """Take a new quantity step; a fixed quantity is rounded down to it from now on."""
         self._step = instrument.quantity_step
 
+    def change_model(self, slope: float, confidence: FittedConfidence | None) -> None:
+        """Size by another model's calibration; *confidence* counts where sizes follow one."""
+        if self._sizing.confidence is None:
+            confidence = None
+        self._sizing = replace(self._sizing, slope=slope, confidence=confidence)
+
     def observe(self, bar: Bar) -> None:
         """Take in a closed bar, for an estimate of volatility."""
         if self._estimate is not None:

@@ -180,7 +180,9 @@ class ModelChange(Struct, frozen=True, gc=False):
     """The process (re)started, and its model was warmed with bars that the run already holds.
 
     A replay of the recorded run warms its own model at the same place with the same bars.
-    ``warm_from`` names the first bar per instrument; (instrument, open_time_ms) pairs.
+    ``warm_from`` names the first bar per instrument; (instrument, open_time_ms) pairs. With another
+    model and no such bar it is a promotion: that model was warmed aside, from the ``Retrained``
+    event on.
     """
 
     model_id: str
@@ -197,6 +199,43 @@ class ModelChange(Struct, frozen=True, gc=False):
     torch_version: str = ""
     instruction_set: str = ""
     libraries: str = ""
+
+
+class RetrainOutcome(StrEnum):
+    """What became of a retraining."""
+
+    PROMOTED = "promoted"  # judged, and credibly better: it decides from the next change on
+    REFUSED = "refused"  # judged, and not credibly better
+    SKIPPED = "skipped"  # nothing was judged: too few bars, or a model that cannot stand in
+    FAILED = "failed"  # the training, or what a promotion needs, broke off
+
+
+class Retrained(Struct, frozen=True, gc=False):
+    """A model was trained in service and judged beside the running one, or could not be.
+
+    The slice is that of the bars on which both were judged. Where none was, its times and ``test``
+    are 0 and the figures None. The rules are docs/operations.md, O11 to O19.
+    """
+
+    outcome: RetrainOutcome
+    reason: str
+    configured_sha256: str  # of the model that ``[model] checkpoint`` names
+    running_sha256: str
+    candidate_sha256: str  # empty where none was made
+    recipe: str  # the hash of all that was chosen for it; empty where none was made
+    began_ms: int
+    from_ms: int
+    until_ms: int
+    horizon: int  # bars
+    bars: int
+    days: int
+    difference: float | None  # mean QLIKE of the candidate less that of the running model
+    error: float | None  # of it, over days
+    p: float | None  # that chance alone makes the candidate so much better
+    test: int  # which judgement of the market in this database it was, from 1 on
+    level: float | None  # the share of retrain.alpha that this test could spend
+    market_ms: int
+    seen_ms: int
 
 
 class GapCause(StrEnum):
@@ -338,6 +377,7 @@ Event = (
     | RunEnd
     | Prune
     | Reading
+    | Retrained
 )
 
 # ---------------------------------------------------------------- what the model says

@@ -34,6 +34,7 @@ from tracepaper.daemon.config.sections import (
     MarketSection,
     ModelSection,
     RegimeSection,
+    RetrainSection,
     RiskSection,
     Section,
     SizingSection,
@@ -66,6 +67,7 @@ class Config(BaseModel):
     exchange: ExchangeSection = Field(default_factory=ExchangeSection)
     strategy: StrategySection = Field(default_factory=StrategySection)
     model: ModelSection = Field(default_factory=ModelSection)
+    retrain: RetrainSection = Field(default_factory=RetrainSection)
     features: FeaturesSection = Field(default_factory=FeaturesSection)
     gate: GateSection = Field(default_factory=GateSection)
     regime: RegimeSection = Field(default_factory=RegimeSection)
@@ -107,6 +109,8 @@ class Config(BaseModel):
         tables = {name: document[name] for name, section in SECTIONS.items() if section.decides}
         # Waits of the wall are compared with market time at this pace, so it decides as well.
         tables["exchange"] = {"time_scale": document["exchange"]["time_scale"]}
+        # When the next model is trained decides no bar: each change of a model is an event.
+        del tables["model"]["retrain"]
         decisive = _json(tables)
         return hashlib.sha256(decisive.encode()).hexdigest()
 

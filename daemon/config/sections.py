@@ -29,6 +29,7 @@ from tracepaper.daemon.config.values import (
     CASH_MAX,
     NOTIONAL_MAX,
     SYMBOLS_MAX,
+    Duration,
     Exact,
     Fraction,
     Positive,
@@ -298,6 +299,8 @@ class ModelSection(ModelClass):
     """Threads of the model; decisions are bit-equal only on an equal number."""
     backend: str = Field(default="auto", pattern=r"^[a-z][a-z0-9_]*$")
     """auto, or one of the attention backends that `tracepaper doctor` lists."""
+    retrain: Duration | None = Field(default=None, examples=["7d"])
+    """Market time from one retraining in service to the next, by [retrain]; never if absent."""
 
     @property
     def own_class(self) -> str:
@@ -320,7 +323,45 @@ class ModelSection(ModelClass):
     def _of_a_class(self) -> ModelSection:
         if (self.options or self.files) and not self.own_class:
             raise ValueError("[model] options and files are a class's; name it with [model] class")
+        if self.retrain is not None and self.own_class:
+            raise ValueError(
+                "[model] retrain trains checkpoints, and [model] class names a class of your own; "
+                "leave one of them out"
+            )
         return self
+
+
+class RetrainSection(Section):
+    """How a model is trained in service, where [model] retrain says when."""
+
+    decides = False
+
+    at: str | None = Field(default=None, pattern=r"^([01]\d|2[0-3]):[0-5]\d$", examples=["03:30"])
+    """UTC time of day, such as 03:30, from which on a retraining that is due begins."""
+    recipe: str | None = Field(default=None, min_length=1, examples=["recipe.toml"])
+    """Recipe of `tracepaper train`; if absent the running model's own card."""
+    data: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
+    """Archives or files of candles to learn from beside the database's own bars."""
+    judge: Duration = "28d"
+    """The newest market time, which is kept untouched: both models are judged on it."""
+    min_days: int = Field(default=14, ge=2, le=3_650)
+    """Fewer judged days prove nothing: nothing is promoted, and no error is spent."""
+    min_bars: int = Field(default=20_000, ge=100, le=100_000_000)
+    """Bars of each symbol before the judged time; with fewer nothing is trained."""
+    alpha: Annotated[Exact, Field(gt=0, le=Decimal("0.5"))] = Decimal("0.05")
+    """Chance of ever promoting a model that is no better, over all judgements together."""
+    threads: int = Field(default=1, ge=1, le=256)
+    """Threads of the training process."""
+    nice: int = Field(default=19, ge=0, le=19)
+    """Its niceness; at 19 it runs only where the machine is idle (SCHED_IDLE)."""
+    time_limit: Duration = "6h"
+    """Wall time after which the training is ended, and has failed."""
+    memory_mb: int | None = Field(default=None, ge=256, le=4_000_000, examples=[1_500])
+    """Memory that it may allocate; without a limit of its own if absent."""
+    keep: int = Field(default=3, ge=0, le=1_000)
+    """Refused candidates that are kept; promoted ones are kept beside the database for ever."""
+    folder: str | None = Field(default=None, min_length=1, examples=["/var/lib/tracepaper/retrain"])
+    """Where it works; if absent beside the database, in its name with .retrain."""
 
 
 class FeaturesSection(FeatureSchemaName):

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from tracepaper.strategies.gates import AUTO
-from tracepaper.strategies.market import INTERVAL_NAMES, MINUTE_MS, UNITS_MS
+from tracepaper.strategies.market import INTERVAL_NAMES, MINUTE_MS, UNITS_MS, time_of
 from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_LIMIT, MONEY_SCALE
 
 MONEY_MAX: Final = MONEY_LIMIT // MONEY_SCALE
@@ -126,6 +126,13 @@ def json_object(value: object) -> object:
         raise ValueError('write a JSON object such as {"fast": 3}') from None
 
 
+def _duration(value: object) -> object:
+    """Read a length of time such as ``7d``: a count and a unit from minutes to weeks."""
+    if not isinstance(value, str) or not time_of(value):
+        raise ValueError('write a time such as "6h" or "7d"')
+    return value.strip()
+
+
 def address(*schemes: str) -> AfterValidator:
     """Accept an address of one of *schemes*, without its trailing slash."""
 
@@ -148,6 +155,7 @@ def _has_host(url: str) -> bool:
         return False
 
 
+Duration = Annotated[str, BeforeValidator(_duration)]
 Exact = Annotated[Decimal, BeforeValidator(_exact)]
 Positive = Annotated[Exact, Field(gt=0, le=MONEY_MAX)]
 Fraction = Annotated[Exact, Field(ge=0, le=1)]

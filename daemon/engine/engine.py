@@ -28,7 +28,7 @@ from tracepaper.daemon.engine.matching import Met, matters_from, touched
 from tracepaper.daemon.engine.orders import FLATTEN, UNCHANGED, Latency, Sent
 from tracepaper.daemon.engine.protection import DayRange, Plan
 from tracepaper.daemon.engine.risk import RiskWatch
-from tracepaper.daemon.engine.state import EngineSettings, EngineState
+from tracepaper.daemon.engine.state import EngineSettings, EngineState, ModelTerms
 from tracepaper.daemon.engine.twins import BUY_AND_HOLD, COUNTED, RANDOM_GATE, TwinBasis
 from tracepaper.strategies.declared_state import DeclaredState
 from tracepaper.strategies.frames import FrameRange, Row
@@ -65,6 +65,7 @@ from tracepaper.strategies.types import (
     Quote,
     Reading,
     Regime,
+    Retrained,
     RunEnd,
     SinceDecided,
     Step,
@@ -140,6 +141,7 @@ class Engine:
         self._ranges = {item.id: TrueRange() for item in instruments if settings.costs.ranges}
         self._period_start_ms = settings.period_start_ms
         self._passing = settings.passing
+        self._prepared: dict[str, ModelTerms] = {}  # by the model's hash
         self._is_on_margin = settings.leverage is not None
         self._account = self._new_account(instruments, keeps_ledger=True)
         seen = [key for key, strategy in strategies.items() if strategy.sees_account]
@@ -409,7 +411,7 @@ class Engine:
             case Command():
                 return self._command(event)
             case ModelChange():
-                self._forget_passing()
+                self._start(event)
                 return self._finish(event, None)
             case InstrumentChange():
                 self._change(event.instrument)
@@ -420,7 +422,7 @@ class Engine:
             case FrameBar():
                 is_part = self._states[event.instrument].take(event)
                 return self._finish(event, event.instrument, accepted=is_part)
-            case Timer() | Closed() | RunEnd() | Prune() | Reading():
+            case Timer() | Closed() | RunEnd() | Prune() | Reading() | Retrained():
                 return self._finish(event, None)
             case _:
                 assert_never(event)
@@ -773,6 +775,21 @@ class Engine:
             account.change(instrument)
         # A restart begins with filters, and knows no marks: the record must value it alike.
         self._mark_at_closes()
+
+    def prepare(self, model_sha256: str, terms: ModelTerms) -> None:
+        """Keep the *terms* of a model for the change to it, which is an event."""
+        self._prepared[model_sha256] = terms
+
+    def _start(self, change: ModelChange) -> None:
+        """Go on after a start, or with another model: a promotion drops nothing of the market."""
+        terms = self._prepared.pop(change.model_sha256, None)
+        if terms is None or change.warm_from:
+            self._forget_passing()
+        if terms is not None:
+            for state in self._states.values():
+                state.change_model(terms)
+            self._passing = terms.passing
+            self._dirty = True  # the regimes are others
 
     def _forget_passing(self) -> None:
         """Drop what a restart drops, so that a replay of the record does the same here."""

@@ -14,7 +14,7 @@ from tracepaper.daemon.engine.execution import RANGE_BARS
 from tracepaper.daemon.engine.orders import Broker
 from tracepaper.daemon.engine.protection import DayRange
 from tracepaper.daemon.engine.risk import RiskWatch
-from tracepaper.daemon.engine.state import EngineSettings
+from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
 from tracepaper.daemon.engine.twins import RANDOM_GATE
 from tracepaper.storage.digest import DecisionHash, WindowHash
 from tracepaper.strategies.account_view import AccountView, account_view
@@ -225,6 +225,20 @@ class InstrumentState:
         self._decision_hash = DecisionHash(instrument)
         self._canonical = b""  # the newest bar, as it is hashed
         self._interval_ms = settings.interval_ms
+
+    def change_model(self, terms: ModelTerms) -> None:
+        """Judge and size by another model's card from now on.
+
+        Its regimes have other bounds, so what the old model's attention said is forgotten.
+        """
+        self._restored, self._decision = self.verdict, None
+        self._outcomes = {}
+        self.gates = terms.gates[self.instrument.id]
+        self._inputs.horizon_index, self._inputs.slope = terms.horizon_index, terms.slope
+        self._inputs.fitted = terms.fitted
+        self._bounds, self._cells = terms.bounds, (terms.cells, self._cells[1])
+        self.regime, self.cell = Regime.UNKNOWN, _NO_CELL
+        self._sizer.change_model(terms.sizing_slope, terms.fitted)
 
     def miss(self, event: Gap | Trade) -> None:
         """Learn which bars come late, by REST, perhaps without the quotes that went with them."""

@@ -13,6 +13,7 @@ from tracepaper.daemon.engine.twins import TwinBasis
 from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.fitted import FittedConfidence, RegimeCells
+from tracepaper.strategies.gate_evaluator import GateEvaluator
 from tracepaper.strategies.regime import RegimeBounds
 from tracepaper.strategies.types import FillModel, Regime
 
@@ -48,6 +49,23 @@ class EngineSettings(Struct, frozen=True):
     def costs_for(self, instrument: str) -> ExecutionCosts:
         """Return what trading *instrument* costs."""
         return self.costs_of.get(instrument, self.costs)
+
+
+class ModelTerms(Struct, frozen=True):
+    """All of the engine's settings that a model's card decides: what a promotion changes."""
+
+    gates: dict[str, GateEvaluator]  # by instrument
+    horizon_index: int
+    slope: float
+    bounds: RegimeBounds | None
+    cells: RegimeCells | None
+    fitted: FittedConfidence | None
+    passing: dict[str, float]
+
+    @property
+    def sizing_slope(self) -> float:
+        """The slope by which sizes are scaled: a card's may shrink a mean and not raise it."""
+        return min(self.slope, 1.0)
 
 
 class EngineState(Struct, frozen=True, array_like=True):

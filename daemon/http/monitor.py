@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
+import msgspec
+
 from tracepaper.daemon.engine.margin import MarginRules
 from tracepaper.daemon.engine.ports import AuditLog, Clock, Predictor
 from tracepaper.strategies.gates import late, operator, warm
@@ -22,7 +24,10 @@ from tracepaper.strategies.types import (
     Decision,
     Event,
     Instrument,
+    ModelChange,
     Prediction,
+    Retrained,
+    RetrainOutcome,
     Run,
     Step,
 )
@@ -61,6 +66,15 @@ class Newest(Protocol):
         ...
 
 
+class Retraining(Protocol):
+    """How the retraining of a run's model stands."""
+
+    is_training: bool
+    due_ms: int  # market time
+    last: Retrained | None
+    outcomes: dict[RetrainOutcome, int]
+
+
 class Silent:
     """A feed that has received nothing."""
 
@@ -94,7 +108,7 @@ class Monitor:
     when asked, so it may go on changing. *newest* says when the feed last received a frame;
     *breach* returns the limit that halts new exposure, if one was breached;
     *obstacles* returns what else keeps the daemon from deciding; *margin* has the rules of each
-    instrument that trades on margin.
+    instrument that trades on margin. ``retraining`` is set where the model is retrained.
     """
 
     def __init__(
@@ -128,6 +142,8 @@ class Monitor:
         self._obstacles = obstacles
         self._breach = breach
         self._margin = margin or {}
+        self.model_id = run.model_id
+        self.retraining: Retraining | None = None
         self._instruments = {one.id: one for one in run.instruments}
 
     def observe(self, step: Step) -> None:
@@ -139,6 +155,8 @@ class Monitor:
         match step.event:
             case Command(kind=kind):
                 self.halted = kind is not CommandKind.RESUME
+            case ModelChange(model_id=model_id):
+                self.model_id = model_id
             case Bar(instrument=instrument):
                 if step.accepted:
                     self.bars[instrument] = step
@@ -236,7 +254,8 @@ class Monitor:
             "started_at_ms": run.started_at_ms,
             "market_ms": self._clock.market_ms(),
             "strategy": run.strategy,
-            "model_id": run.model_id,
+            "model_id": self.model_id,
+            "retraining": self._retraining_document(),
             "sequence": last.sequence if last is not None else None,
             "bars": self.events["Bar"],
             "decisions": self.actions.total(),
@@ -252,6 +271,18 @@ class Monitor:
                 for name, step in self.bars.items()
             },
             "counters": dict(self.counters),
+        }
+
+    def _retraining_document(self) -> Document | None:
+        """Return how retraining stands; None where [model] retrain is absent."""
+        if (of := self.retraining) is None:
+            return None
+        last = of.last
+        return {
+            "training": of.is_training,
+            "due_ms": of.due_ms,
+            "outcomes": {outcome.value: count for outcome, count in of.outcomes.items()},
+            "last": None if last is None else msgspec.to_builtins(last),
         }
 
     def _account_document(self, last: Step) -> Document:

@@ -13,7 +13,7 @@ from tracepaper.daemon.config.sections import STOCK, ExecutionSection, GateSecti
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.execution import RANGE_BARS, ExecutionCosts
 from tracepaper.daemon.engine.margin import MarginRules, tiers_of
-from tracepaper.daemon.engine.state import EngineSettings
+from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
 from tracepaper.daemon.session.user_class import make_own, user_class
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.strategies.calendar import Calendar, Sessions
@@ -60,6 +60,7 @@ from tracepaper.strategies.types import (
     FillModel,
     Instrument,
     Regime,
+    Run,
 )
 from tracepaper.strategies.volatility import VolatilityKind
 
@@ -323,13 +324,7 @@ def sizing_bars(config: Config) -> int:
     return given.lookback + 1
 
 
-def _sizer(
-    config: Config,
-    instrument: Instrument,
-    index: int,
-    slope: float,
-    confidence: FittedConfidence | None,
-) -> Sizer:
+def _sizer(config: Config, instrument: Instrument, terms: ModelTerms) -> Sizer:
     given = config.sizing
     fixed = given.mode == "fixed"
     return Sizer(
@@ -340,7 +335,7 @@ def _sizer(
             weight=_weight(config, instrument.symbol),
             kelly=float(given.kelly),
             risk=float(given.risk),
-            slope=min(slope, 1.0),
+            slope=terms.sizing_slope,
             estimate=None if given.volatility == "forecast" else VolatilityKind(given.volatility),
             lookback=given.lookback,
             horizon=config.gate.horizon,
@@ -356,10 +351,10 @@ def _sizer(
             scale=float(given.scale),
             target_volatility=float(given.target_volatility),
             rebalance=float(given.rebalance),
-            confidence=confidence if given.by_confidence else None,
+            confidence=terms.fitted if given.by_confidence else None,
         ),
         instrument,
-        horizon_index=index,
+        horizon_index=terms.horizon_index,
     )
 
 
@@ -379,36 +374,17 @@ def build_engine(
     counted by *sessions* where the configuration names a calendar.
     """
     _refuse_what_shares_have(config)
-    calibration = None if forecaster is None else forecaster.calibration
-    measures = MEASURES if forecaster is None else forecaster.measures
     if isinstance(forecaster, UserForecaster):
         forecaster.scale(instruments)
     _refuse_sizing(config, forecaster)
-    index = horizon_index(config, forecaster)
     if strategies is None:
+        horizon_index(config, forecaster)
         strategies = make_strategies(config, forecaster)
     by_id = {item.id: strategies[item.symbol] for item in instruments}
     for strategy in by_id.values():
         refuse_frames(config.strategy.name, strategy.frames, config.market.interval_ms)
-    sections = config.model_dump()
-    risk = limits(sections)
-    fitted = fitted_for(sections, calibration)
-    _refuse_by_confidence(config, fitted)
-    chosen = confidence_by(sections, calibration, measures)
-    gates = {}
-    for key, strategy in by_id.items():
-        by_quotes = execution is FillModel.QUOTE
-        names = declared_gates(
-            strategy, by_quotes=by_quotes, risk=risk, measures=measures, confidence_by=chosen
-        )
-        thresholds = thresholds_of(
-            names,
-            sections,
-            warmup=max(strategy.warmup, sizing_bars(config)),
-            interval_ms=config.market.interval_ms,
-            calibration=calibration,
-        )
-        gates[key] = GateEvaluator(frozenset(names), thresholds)
+    risk = limits(config.model_dump())
+    terms = model_terms(config, by_id, forecaster, execution=execution)
     if risk_volatility.name in risk:
         for strategy in by_id.values():
             if plausible.name not in strategy.gates:
@@ -416,8 +392,6 @@ def build_engine(
                     "risk.max_range_bp is measured with the gate plausible, which "
                     f"{config.strategy.name} does not declare; add it to its gates."
                 )
-    judged = any(regime_gate.name in declared.gate_set.gates for declared in gates.values())
-    slope = 1.0 if calibration is None else calibration.slope.get(config.gate.horizon, 1.0)
     of_symbol = fees_of_symbols(config)
     leverage = leverage_of(config, instruments)
     settings = EngineSettings(
@@ -437,20 +411,71 @@ def build_engine(
         seed=config.execution.seed,
         fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
         flat_on_refusal=config.gate.on_refusal == "flat",
-        horizon_index=index,
-        slope=slope,
+        horizon_index=terms.horizon_index,
+        slope=terms.slope,
         regimes=frozenset(Regime(name) for name in config.gate.regimes),
-        bounds=_bounds(config, calibration) if judged else None,
-        cells=None if calibration is None else calibration.cells,
+        bounds=terms.bounds,
+        cells=terms.cells,
         hysteresis=float(config.regime.hysteresis),
-        fitted=fitted,
-        passing=_passing(config, gates, calibration),
+        fitted=terms.fitted,
+        passing=terms.passing,
         risk=risk,
         flatten_on_breach=config.risk.on_breach == "flatten",
         calendar=None if sessions is None else Calendar(sessions, config.market.interval_ms),
     )
-    sizers = {item.id: _sizer(config, item, index, slope, fitted) for item in instruments}
-    return Engine(instruments, by_id, sizers, gates, settings)
+    sizers = {item.id: _sizer(config, item, terms) for item in instruments}
+    return Engine(instruments, by_id, sizers, terms.gates, settings)
+
+
+def model_terms(
+    config: Config, by_id: Strategies, forecaster: Forecaster | None, *, execution: FillModel
+) -> ModelTerms:
+    """Return what the model's card decides for *by_id*, the strategies by instrument.
+
+    Raises ``ConfigInvalid`` where the configuration asks for what the card does not have.
+    """
+    calibration = None if forecaster is None else forecaster.calibration
+    measures = MEASURES if forecaster is None else forecaster.measures
+    sections = config.model_dump()
+    fitted = fitted_for(sections, calibration)
+    _refuse_by_confidence(config, fitted)
+    chosen, risk = confidence_by(sections, calibration, measures), limits(sections)
+    gates = {}
+    for key, strategy in by_id.items():
+        by_quotes = execution is FillModel.QUOTE
+        names = declared_gates(
+            strategy, by_quotes=by_quotes, risk=risk, measures=measures, confidence_by=chosen
+        )
+        thresholds = thresholds_of(
+            names,
+            sections,
+            warmup=max(strategy.warmup, sizing_bars(config)),
+            interval_ms=config.market.interval_ms,
+            calibration=calibration,
+        )
+        gates[key] = GateEvaluator(frozenset(names), thresholds)
+    judged = any(regime_gate.name in declared.gate_set.gates for declared in gates.values())
+    return ModelTerms(
+        gates=gates,
+        horizon_index=horizon_index(config, forecaster),
+        slope=1.0 if calibration is None else calibration.slope.get(config.gate.horizon, 1.0),
+        bounds=_bounds(config, calibration) if judged else None,
+        cells=None if calibration is None else calibration.cells,
+        fitted=fitted,
+        passing=_passing(config, gates, calibration),
+    )
+
+
+def terms_for(
+    config: Config, engine: Engine, forecaster: Forecaster | None, run: Run
+) -> ModelTerms:
+    """Return what another model's card decides for the strategies of *engine*, which made *run*.
+
+    Raises ``ConfigInvalid`` where the configuration asks for what the card does not have.
+    """
+    by_id = {item.id: engine.strategy_of(item.id) for item in run.instruments}
+    execution = FillModel(config.execution.model)
+    return model_terms(config, by_id, forecaster, execution=execution)
 
 
 def _passing(

@@ -39,7 +39,11 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     resolved,
 )
-from tracepaper.daemon.session.models import load_forecaster, warnings_for
+from tracepaper.daemon.session.models import (
+    load_forecaster,
+    recorded_forecaster,
+    warnings_for,
+)
 from tracepaper.daemon.session.open import (
     Opened,
     Opening,
@@ -51,7 +55,10 @@ from tracepaper.daemon.session.open import (
 from tracepaper.daemon.session.outside import NewlyOpened
 from tracepaper.daemon.session.predictor import NoModel, Worker, WorkerPredictor
 from tracepaper.daemon.session.preflight import preflight_engine, refuse_shares, refuse_size
+from tracepaper.daemon.session.promotion import promoted_for
+from tracepaper.daemon.session.retrain import Retrainer, Service
 from tracepaper.daemon.session.supervisor import Supervisor
+from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.gate_evaluator import configured
 from tracepaper.strategies.gates import plausible
@@ -107,7 +114,8 @@ class Daemon:
         self._clock = clock or SystemClock(config.exchange.time_scale)
         self._rng = random.Random()  # noqa: S311 - jitter between retries, nothing that is kept
         self._supervisor = Supervisor(clock=self._clock, pulse=self._pulse)
-        self._commands: dict[int, asyncio.Future[int]] = {}
+        self._configured_sha256 = ""  # of the model that [model] checkpoint names
+        self._submitted: dict[int, asyncio.Future[int]] = {}
         self._worker = Worker("model")
         self._progress: Callable[[], object] = object
         self._blocked_said_s = -math.inf
@@ -151,6 +159,8 @@ class Daemon:
         forecaster = None
         if needs_forecaster(config):
             forecaster = await asyncio.to_thread(load_forecaster, config, beside=self._database)
+            self._configured_sha256 = forecaster.model_sha256
+            forecaster = await asyncio.to_thread(self._newest_model, forecaster)
         # What is wrong here is said before the network is asked.
         strategies = preflight_engine(config, forecaster)
         cooldown = Cooldown(clock=clock, observer=self._supervisor.declare)
@@ -192,6 +202,7 @@ class Daemon:
                     wall_ms=clock.wall_ms(),
                     warnings=(
                         *(() if forecaster is None else warnings_for(config)),
+                        *_promotion_warnings(forecaster, self._configured_sha256),
                         *margin_warnings(config, instruments),
                     ),
                     is_served=is_served,
@@ -202,6 +213,19 @@ class Daemon:
                 await self._drive(opened, forecaster, rest, audit)
             finally:
                 audit.end(clock.wall_ms())
+
+    def _newest_model(self, configured: Forecaster) -> Forecaster:
+        """Return the model that was promoted in place of *configured*, or that itself."""
+        config = self._config
+        if config.model.retrain is None:
+            return configured
+        sha256 = promoted_for(
+            self._database, self._kind, config.market.symbols, configured.model_sha256
+        )
+        if not sha256:
+            return configured
+        model_id = sha256[: checkpoints.ID_DIGITS]
+        return recorded_forecaster(config, self._database, model_id, mode=configured.mode)
 
     async def _listed(
         self, rest: RestClient, category: Category, *, is_served: bool
@@ -244,20 +268,14 @@ class Daemon:
         self._opened(run)
         for warning in run.warnings:
             log.warning(warning)
-        way = {"model_id": run.model_id, "backend": run.backend} if run.model_id else {}
+        way = {}
+        if forecaster is not None:
+            way = {"model_id": forecaster.model_id, "backend": forecaster.backend}
         event = "run goes on" if opened.resumed else "run opened"
         log.info(event, run_id=run.run_id, sequence=engine.sequence, **way)
         async with AsyncExitStack() as stack:
-            predictor: Predictor = NoModel()
-            if forecaster is not None:
-                predictor = WorkerPredictor(
-                    forecaster,
-                    opened.history,
-                    self._worker,
-                    period_start_ms=run.period_start_ms,
-                    deadline_ms=config.model.deadline_ms,
-                )
             feed = await stack.enter_async_context(self._feed(opened, rest, engine))
+            predictor, retrainer = self._answering(opened, forecaster, feed)
             monitor = Monitor(
                 run=run,
                 clock=self._clock,
@@ -268,6 +286,7 @@ class Daemon:
                 breach=lambda: engine.breach,
                 margin=margin_rules(config, run.instruments),
             )
+            monitor.retraining = retrainer
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
             server = await stack.enter_async_context(
@@ -276,7 +295,7 @@ class Daemon:
                     port=config.http.port,
                     token=token,
                     status=monitor.status,
-                    submit=lambda kind, note: self._submit(feed, kind, note),
+                    submit=lambda kind, note: self._command(feed, kind, note),
                     registry=registry_of(monitor),
                 )
             )
@@ -293,13 +312,43 @@ class Daemon:
                     _say_contradiction(step.event)
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
-                if (waiting := self._commands.pop(id(step.event), None)) and not waiting.done():
+                if retrainer is not None:
+                    retrainer.observe(step)
+                if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
                     waiting.set_result(step.sequence)
                 return self._watch(step)
 
             newly_opened = NewlyOpened(*own_classes(config))
             timed = monitor.predicting(predictor), engine, monitor.committing(audit)
+            if retrainer is not None:
+                await stack.enter_async_context(retrainer.at_work(self._supervisor.stop))
             await drive(feed, *timed, watch=watch, newly_opened=newly_opened)
+
+    def _answering(
+        self, opened: Opened, forecaster: Forecaster | None, feed: LiveFeed
+    ) -> tuple[Predictor, Retrainer | None]:
+        """Return what predicts, and what retrains it where that is asked for."""
+        if forecaster is None:
+            return NoModel(), None
+        config, clock = self._config, self._clock
+        predictor = WorkerPredictor(
+            forecaster,
+            opened.history,
+            self._worker,
+            period_start_ms=opened.run.period_start_ms,
+            deadline_ms=config.model.deadline_ms,
+        )
+        if config.model.retrain is None:
+            return predictor, None
+        retrainer = Retrainer(
+            config,
+            self._database,
+            opened.run,
+            Service(opened.engine, predictor, lambda event: self._submit(feed, event), clock),
+            running=forecaster,
+            configured_sha256=self._configured_sha256,
+        )
+        return predictor, retrainer
 
     def _feed(self, opened: Opened, rest: RestClient, engine: Engine) -> LiveFeed:
         config, clock, run = self._config, self._clock, opened.run
@@ -328,13 +377,16 @@ class Daemon:
             liquidates=engine.liquidates,
         )
 
-    async def _submit(self, feed: LiveFeed, kind: CommandKind, note: str) -> int:
+    async def _command(self, feed: LiveFeed, kind: CommandKind, note: str) -> int:
         """Put an operator's command in line; return the sequence of the step it caused."""
         now_ms = self._clock.market_ms()
-        command = Command(kind, note, now_ms, now_ms)
+        return await self._submit(feed, Command(kind, note, now_ms, now_ms))
+
+    async def _submit(self, feed: LiveFeed, event: Event) -> int:
+        """Put *event* in line; return the sequence of its step once that is stored."""
         waiting: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._commands[id(command)] = waiting
-        await feed.submit(command)
+        self._submitted[id(event)] = waiting
+        await feed.submit(event)
         return await waiting
 
 
@@ -347,6 +399,14 @@ def _say_contradiction(bar: FrameBar) -> None:
         open_time_ms=bar.open_time_ms,
         advice="the run's own bars have the word; the candle is in v_events, not accepted",
     )
+
+
+def _promotion_warnings(forecaster: Forecaster | None, configured_sha256: str) -> tuple[str, ...]:
+    """Return what a new run must say of a model that is not the configured one."""
+    if forecaster is None or forecaster.model_sha256 == configured_sha256:
+        return ()
+    configured = configured_sha256[: checkpoints.ID_DIGITS]
+    return (f"the model {forecaster.model_id} was promoted in service in place of {configured}",)
 
 
 def _announced(instrument: Instrument, now_ms: int) -> Event:

@@ -16,7 +16,7 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.account import Portfolio
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineState, decode_state
-from tracepaper.daemon.session.build import Strategies, build_engine, coverage_warnings
+from tracepaper.daemon.session.build import Strategies, build_engine, coverage_warnings, terms_for
 from tracepaper.daemon.session.predictor import BarHistory
 from tracepaper.daemon.session.run_record import (
     continues,
@@ -25,7 +25,7 @@ from tracepaper.daemon.session.run_record import (
     strategy_sha256,
 )
 from tracepaper.storage.audit import Resumed, SqlAuditLog
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.reader import Reader, RunModels
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.gate_evaluator import YARDSTICK_BARS
 from tracepaper.strategies.strategy import Forecaster
@@ -141,8 +141,10 @@ def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
     """
     with Reader.open(opening.database) as reader:
         last = reader.newest(opening.kind)
-        if last is not None and continues(last, opening.config, opening.forecaster):
-            return _go_on(opening, audit, reader, last)
+        if last is not None:
+            own = reader.models(last.run_id)
+            if continues(last, opening.config, opening.forecaster, model_sha256=own.next):
+                return _go_on(opening, audit, reader, last, own)
         return _begin(opening, audit, reader, last)
 
 
@@ -151,9 +153,14 @@ def _bar_history(opening: Opening) -> BarHistory:
     return BarHistory([item.id for item in opening.instruments], context=context)
 
 
-def _go_on(opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run) -> Opened:
+def _go_on(
+    opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run, models: RunModels
+) -> Opened:
     instruments = _rescaled(opening, run.instruments)
     engine = _engine(opening, run.instruments, run.period_start_ms)
+    if models.next != models.deciding:
+        # Promoted, and cut off before the change: the start event is the change.
+        engine.prepare(models.next, terms_for(opening.config, engine, opening.forecaster, run))
     resumed = audit.resume(run.run_id)
     history = _bar_history(opening)
     restore_engine(engine, reader, resumed, history)

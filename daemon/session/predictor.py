@@ -11,13 +11,21 @@ import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.types import Bar, Event, ModelChange, Prediction, PredictionTimeout
+from tracepaper.strategies.types import (
+    Bar,
+    Event,
+    ModelChange,
+    Prediction,
+    PredictionTimeout,
+    Retrained,
+    RetrainOutcome,
+)
 
 PENDING_LIMIT: Final = 1_000
 """Bars that may wait for a stuck model before the run is ended."""
@@ -51,9 +59,41 @@ class BarHistory:
         """Return the first remembered bar of each instrument that has one."""
         return tuple((key, bars[0].open_time_ms) for key, bars in self._bars.items() if bars)
 
+    def known(self) -> dict[str, list[Bar]]:
+        """Return the remembered bars of each instrument."""
+        return {key: list(bars) for key, bars in self._bars.items() if bars}
+
     def since(self, instrument: str, open_time_ms: int) -> list[Bar]:
         """Return the remembered bars of *instrument* from *open_time_ms* on."""
         return [bar for bar in self._bars[instrument] if bar.open_time_ms >= open_time_ms]
+
+
+class Aside:
+    """A model that is warmed beside the running one, with the bars known at ``Retrained``.
+
+    Live that is done in a thread of its own while bars go on to be answered; those are stepped
+    behind it in the groups in which they came, so that a replay of the record gets the same bits.
+    """
+
+    def __init__(self, forecaster: Forecaster, known: Mapping[str, Sequence[Bar]]) -> None:
+        self.forecaster = forecaster
+        self.since: list[Bar | Sequence[Bar]] = []
+        self._known: Mapping[str, Sequence[Bar]] | None = known
+
+    def warm(self) -> None:
+        """Warm the model with the bars known at the event, once."""
+        known, self._known = self._known or {}, None
+        for instrument, bars in known.items():
+            self.forecaster.warm(instrument, bars)
+
+    def catch_up(self) -> None:
+        """Step the model through the bars since."""
+        self.warm()
+        for bars in self.since:
+            if isinstance(bars, Bar):
+                self.forecaster.step(bars)
+            else:
+                self.forecaster.predict_many(bars)
 
 
 class InlinePredictor:
@@ -63,9 +103,20 @@ class InlinePredictor:
         self, forecaster: Forecaster, history: BarHistory, *, period_start_ms: int
     ) -> None:
         self.history = history
+        self.aside: Aside | None = None  # the model that is being warmed to take over
         self._forecaster = forecaster
+        self._prepared: dict[str, Forecaster] = {}
         self._period_start_ms = period_start_ms
         self._started = False
+
+    @property
+    def forecaster(self) -> Forecaster:
+        """The model that answers now."""
+        return self._forecaster
+
+    def prepare(self, forecaster: Forecaster) -> None:
+        """Keep another model for the change to it, which is an event."""
+        self._prepared[forecaster.model_sha256] = forecaster
 
     def predict(self, event: Event, recorded: Prediction = None) -> Prediction:
         """Return the forecast of *event*; a recorded timeout stays one."""
@@ -74,16 +125,33 @@ class InlinePredictor:
                 # Bars before the start are only remembered: the start warms the model with them.
                 if not self.history.push(event) or not self._started:
                     return None
+                if self.aside is not None:
+                    self.aside.since.append(event)
                 forecast = self._forecaster.step(event)
                 if event.open_time_ms < self._period_start_ms:
                     return None
                 return recorded if isinstance(recorded, PredictionTimeout) else forecast
+            case Retrained(outcome=RetrainOutcome.PROMOTED):
+                if (candidate := self._prepared.get(event.candidate_sha256)) is not None:
+                    self.aside = Aside(candidate, self.history.known())
+                return None
             case ModelChange():
-                warm(self._forecaster, self.history, event)
-                self._started = True
+                self._change(event)
                 return None
             case _:
                 return None
+
+    def _change(self, change: ModelChange) -> None:
+        """Warm the model of a start, or go over to one that was warmed aside."""
+        candidate, aside = self._prepared.pop(change.model_sha256, None), self.aside
+        self.aside = None
+        if candidate is not None:
+            self._forecaster = candidate
+            if aside is not None and aside.forecaster is candidate and not change.warm_from:
+                aside.catch_up()
+                return
+        warm(self._forecaster, self.history, change)
+        self._started = True
 
     def predict_close(
         self, bars: Sequence[Bar], recorded: Sequence[Prediction] = ()
@@ -92,6 +160,8 @@ class InlinePredictor:
         newest = [bar for bar in bars if self.history.push(bar)]
         if not newest or not self._started:
             return [None] * len(bars)
+        if self.aside is not None:
+            self.aside.since.append(newest)
         forecasts = self._forecaster.predict_many(newest)
         answers = dict(zip((bar.instrument for bar in newest), forecasts, strict=True))
         if bars[0].open_time_ms < self._period_start_ms:
@@ -178,9 +248,18 @@ class WorkerPredictor:
         self._worker = worker
         self._pending: set[asyncio.Future[Any]] = set()
 
+    def prepare(self, forecaster: Forecaster) -> None:
+        """Keep another model for the change to it, which is an event."""
+        self._inline.prepare(forecaster)
+
+    async def warm_aside(self, worker: Worker) -> None:
+        """Warm the promoted model by *worker*; bars go on to be answered by the one before."""
+        if (aside := self._inline.aside) is not None:
+            await worker.submit(aside.warm)
+
     async def predict(self, event: Event) -> Prediction:
         """Return the forecast of *event*, or a timeout where it is late."""
-        if isinstance(event, ModelChange):
+        if isinstance(event, ModelChange | Retrained):
             # Warming has no deadline: nothing is decided until it is done.
             return await self._worker.submit(self._inline.predict, event)
         if not isinstance(event, Bar):

@@ -104,11 +104,28 @@ def refuse_shares(config: Config) -> None:
         )
 
 
+def _refuse_retraining(config: Config, forecaster: Forecaster | None) -> None:
+    """Raise where a model is to be retrained and there is none, or a file is missing for it."""
+    if config.model.retrain is None:
+        return
+    if forecaster is None:
+        raise ConfigInvalid(
+            f"[model] retrain trains a model, and the strategy {config.strategy.name} trades none; "
+            "take it out."
+        )
+    given = config.retrain
+    files = [*([] if given.recipe is None else [given.recipe]), *given.data]
+    for name in files:
+        if not Path(name.rpartition("=")[2]).is_file():
+            raise ConfigInvalid(f"[retrain] names {name}, which is no file; correct it.")
+
+
 def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategies:
     """Build engine and run over instruments that would take any size.
 
     Returns the strategies that were made, for the run to use: a user's class is made once.
     """
+    _refuse_retraining(config, forecaster)
     by_open = config.execution.model == "next_open"
     execution = FillModel.NEXT_OPEN if by_open else FillModel.QUOTE
     config = resolved(config, execution)

@@ -135,13 +135,18 @@ def _computed_by(forecaster: Forecaster | None) -> dict[str, Any]:
     }
 
 
-def continues(run: Run, config: Config, forecaster: Forecaster | None) -> bool:
-    """Return whether a start with *config* goes on with *run* rather than opening another."""
+def continues(
+    run: Run, config: Config, forecaster: Forecaster | None, *, model_sha256: str
+) -> bool:
+    """Return whether a start with *config* goes on with *run* rather than opening another.
+
+    *model_sha256* is of the model with which the run goes on: it may have been promoted in it.
+    """
     return (
         run.config_sha256 == config.sha256()
         and run.code_version == code_version()
         and run.strategy_sha256 == strategy_sha256(config)
-        and run.model_sha256 == ("" if forecaster is None else forecaster.model_sha256)
+        and model_sha256 == ("" if forecaster is None else forecaster.model_sha256)
     )
 
 

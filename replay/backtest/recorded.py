@@ -19,8 +19,8 @@ import msgspec
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.session.build import build_engine, needs_forecaster
+from tracepaper.daemon.engine.state import ModelTerms, decode_state
+from tracepaper.daemon.session.build import build_engine, needs_forecaster, terms_for
 from tracepaper.daemon.session.models import recorded_forecaster
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
 from tracepaper.daemon.session.run_record import OF_THE_PLACE, sessions_of, start_event
@@ -41,6 +41,8 @@ from tracepaper.strategies.types import (
     ModelChange,
     Prediction,
     PredictionTimeout,
+    Retrained,
+    RetrainOutcome,
     Run,
     RunEnd,
     RunKind,
@@ -127,10 +129,15 @@ def _restore_parent(reader: Reader, run: Run, engine: Engine) -> None:
 
 
 class RecordedPredictor:
-    """Hands out recorded events in order, and answers each by the model as it went then."""
+    """Hands out recorded events in order, and answers each by the model as it went then.
 
-    def __init__(self, recorded: Recorded, prober: Forecaster | None) -> None:
+    A model that was promoted in service is taken from where it is kept beside *database*.
+    """
+
+    def __init__(self, recorded: Recorded, prober: Forecaster | None, database: Path) -> None:
         run, forecaster = recorded.run, recorded.forecaster
+        self._of, self._database = recorded, database
+        self._promoted: dict[str, ModelTerms] = {}
         # That it was late is recorded; which deadline it missed is the configuration's.
         self._timeout = PredictionTimeout(recorded.config.model.deadline_ms)
         keys = [item.id for item in run.instruments]
@@ -154,8 +161,45 @@ class RecordedPredictor:
         plain = self._plain(reader, run_id)
         return plain if self._scan is None else self._scan.read_ahead(plain)
 
+    @property
+    def forecaster(self) -> Forecaster | None:
+        """The model that answers now."""
+        return self._of.forecaster if self._inline is None else self._inline.forecaster
+
+    def is_promotion(self, change: ModelChange) -> bool:
+        """Return whether *change*, which is not answered yet, is no start of the process."""
+        now = "" if self.forecaster is None else self.forecaster.model_sha256
+        return change.model_sha256 != now and not change.warm_from
+
+    def prepare(self, engine: Engine) -> None:
+        """Let *engine*, made anew in the midst of the run, know the model that comes next."""
+        now = "" if self.forecaster is None else self.forecaster.model_sha256
+        for sha256, terms in self._promoted.items():
+            if sha256 != now:
+                engine.prepare(sha256, terms)
+
+    def _promote(self, event: Retrained) -> None:
+        """Load the model that *event* promoted, for the change to it.
+
+        Raises ``CheckpointMismatch`` where it is gone, or another is kept in its place.
+        """
+        of, model_id = self._of, event.candidate_sha256[: checkpoints.ID_DIGITS]
+        found = recorded_forecaster(of.config, self._database, model_id, mode=of.run.mode)
+        if found.model_sha256 != event.candidate_sha256:
+            raise DataInvalid(
+                f"{checkpoints.find_kept(self._database, model_id)} is not the model that was "
+                f"promoted in run {of.run.run_id}; restore it."
+            )
+        assert self._inline is not None
+        self._inline.prepare(found)
+        terms = terms_for(of.config, of.engine, found, of.run)
+        self._promoted[found.model_sha256] = terms
+        of.engine.prepare(found.model_sha256, terms)
+
     def _plain(self, reader: Reader, run_id: str) -> Iterator[Event]:
         for _, _, event, stored in reader.events(run_id):
+            if isinstance(event, Retrained) and event.outcome is RetrainOutcome.PROMOTED:
+                self._promote(event)
             if self._inline is not None or self._is_outside:
                 was_late = isinstance(stored, PredictionTimeout)
                 self._recorded.append(self._timeout if was_late else stored)
@@ -208,7 +252,10 @@ def rerun_recorded(
             **place,
         )
         audit.begin(run, recorded.engine.gate_sets)
-        predictor = RecordedPredictor(recorded, prober)
+        predictor = RecordedPredictor(recorded, prober, named.path)
+        for sha256 in reader.promoted(named.run_id):
+            kept = checkpoints.find_kept(named.path, sha256[: checkpoints.ID_DIGITS])
+            checkpoints.keep(kept, database)
         events = _made_here(predictor.events(reader, named.run_id), place)
         run_events(events, predictor, recorded.engine, audit, tally)
     return run.run_id

@@ -303,7 +303,7 @@ def resume_replay(
         database=database,
         frames=frames,
     )
-    if not continues(run, replay.config, replay.forecaster):
+    if not continues(run, replay.config, replay.forecaster, model_sha256=run.model_sha256):
         raise ConfigInvalid(
             f"Run {run_id} was made by {run.code_version} with another configuration, strategy, "
             "code or checkpoint; start a new replay."

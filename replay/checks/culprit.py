@@ -29,6 +29,7 @@ from tracepaper.replay.backtest.recorded import (
 from tracepaper.replay.checks.compare import Difference, RowCheck
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader, StoredRun
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
     Bar,
     FrameBar,
@@ -224,7 +225,7 @@ def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
     """Derive the run anew; *remade* makes its strategies anew at every restart, as a start does."""
     run_id = case.stored.run.run_id
     recorded = open_recorded(case.reader, case.database, run_id)
-    predictor = RecordedPredictor(recorded, prober_of(recorded, case.database))
+    predictor = RecordedPredictor(recorded, prober_of(recorded, case.database), case.database)
     engine = recorded.engine
     bars: dict[str, deque[Bar]] = {
         item.id: deque(maxlen=max(engine.warmup_of(item.id), engine.range_bars_of(item.id)))
@@ -239,8 +240,11 @@ def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
             filters[unit.instrument.id] = unit.instrument
         elif isinstance(unit, ModelChange):
             starts += 1
-            if remade and starts > 1:
-                engine = _restarted(recorded, engine, filters, bars, frame_bars)
+            if remade and starts > 1 and not predictor.is_promotion(unit):
+                engine = _restarted(
+                    recorded, predictor.forecaster, engine, filters, bars, frame_bars
+                )
+                predictor.prepare(engine)
         for step in steps_of(engine, unit, predictions_of(predictor, unit)):
             if isinstance(step.event, Bar) and step.accepted:
                 bars[step.event.instrument].append(step.event)
@@ -251,6 +255,7 @@ def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
 
 def _restarted(
     recorded: Recorded,
+    forecaster: Forecaster | None,
     before: Engine,
     filters: dict[str, Instrument],
     bars: dict[str, deque[Bar]],
@@ -258,7 +263,7 @@ def _restarted(
 ) -> Engine:
     """Return the engine that a start makes: the account goes on, the strategies see bars anew."""
     instruments = tuple(filters.values())
-    engine = engine_of(recorded.run, recorded.config, recorded.forecaster, instruments)
+    engine = engine_of(recorded.run, recorded.config, forecaster, instruments)
     state = decode_state(msgspec.msgpack.encode(before.state()))
     engine.restore(state, next_sequence=before.sequence, since=before.since_decided)
     for frame_bar in frame_bars:

@@ -121,7 +121,7 @@ def verify_run(
     found = Verification(run_id)
     counted, total = reader.counted(run_id)
     first_compared = 0 if sample is None else max(0, total - sample)
-    predictor = RecordedPredictor(recorded, prober_of(recorded, database))
+    predictor = RecordedPredictor(recorded, prober_of(recorded, database), database)
     check = RowCheck(reader, stored)
     here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
     elsewhere = Environment.recorded(recorded.run).differs(here)
@@ -134,6 +134,9 @@ def verify_run(
     anew = _derived(found, recorded, predictor, events, first_compared)
     for derived, (kept, _) in zip(anew, rows, strict=True):
         if isinstance(derived.event, ModelChange):
+            here = Environment.recorded(
+                start_event(predictor.forecaster, warm_from=(), market_ms=0)
+            )
             elsewhere = Environment.recorded(derived.event).differs(here)
         if elsewhere and not found.elsewhere:
             found.exact, found.elsewhere = False, elsewhere
