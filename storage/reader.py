@@ -561,30 +561,28 @@ class Reader(ReadOnly):
 
     def promoted(self, run_id: str) -> list[str]:
         """Return the hashes of the models that were promoted in *run_id*, oldest first."""
-        query = f"{_NAMING_MODELS} AND kind = 'retrained' AND step BETWEEN ? AND ? ORDER BY step"
-        span = run_span(self.stored_run(run_id).run_key)
-        rows = self._connection.execute(query, span).fetchall()
-        said = [msgspec.json.decode(content, type=_NamesModel) for _, content in rows]
-        return [one.candidate_sha256 for one in said if one.outcome == RetrainOutcome.PROMOTED]
+        every = self.retrained(run_id)
+        return [one.candidate_sha256 for one in every if one.outcome is RetrainOutcome.PROMOTED]
 
     def retrainings(self, kind: RunKind, symbols: Collection[str]) -> list[tuple[str, Retrained]]:
         """Return (run, event) of each retraining in runs of *kind* on those *symbols*, in order."""
         found: list[tuple[str, Retrained]] = []
-        runs = self._connection.execute(
-            "SELECT run_id FROM runs WHERE kind = ? ORDER BY run_key", (kind.value,)
-        ).fetchall()
-        for (run_id,) in runs:
-            stored = self.stored_run(run_id)
-            if {item.symbol for item in stored.run.instruments} != set(symbols):
-                continue
-            decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
-            rows = self._connection.execute(
-                f"{_EVENTS} WHERE kind = 'retrained' AND step BETWEEN ? AND ? ORDER BY step",
-                run_span(stored.run_key),
-            )
-            events = (decoder.event(row) for row in rows)
-            found += [(run_id, event) for event in events if isinstance(event, Retrained)]
+        for run_id in self.run_ids():
+            run = self.run(run_id)
+            if run.kind is kind and {item.symbol for item in run.instruments} == set(symbols):
+                found += [(run_id, event) for event in self.retrained(run_id)]
         return found
+
+    def retrained(self, run_id: str) -> list[Retrained]:
+        """Return the retrainings of one run, oldest first."""
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        rows = self._connection.execute(
+            f"{_EVENTS} WHERE kind = 'retrained' AND step BETWEEN ? AND ? ORDER BY step",
+            run_span(stored.run_key),
+        )
+        events = (decoder.event(row) for row in rows)
+        return [event for event in events if isinstance(event, Retrained)]
 
     def configurations(self, kind: RunKind) -> list[str]:
         """Return the configuration, as JSON, of every run of *kind*."""

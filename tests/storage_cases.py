@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from builders import MINUTE, START_MS, bar, bars, instrument, quote
 from hypothesis import strategies as st
 
@@ -48,6 +49,8 @@ from tracepaper.strategies.types import (
     Quote,
     Reading,
     Regime,
+    Retrained,
+    RetrainOutcome,
     Run,
     RunKind,
     Side,
@@ -329,8 +332,36 @@ def other_events() -> list[Event]:
         Command(CommandKind.HALT, "lunch, it's 'noon'", **at),
         Timer(**at),
         Reading("file", "/data/BTCUSDT.csv", **at),
+        retrained(**at),
+        retrained(difference=None, error=None, p=None, level=None, **at),
         FrameBar(BTC.id, START_MS, 60 * MINUTE, 4, 6, 3, 5, 7, Source.REST, **at),
     ]
+
+
+def retrained(**changed: Any) -> Retrained:
+    """Return the event of a retraining that was judged, and refused."""
+    known = Retrained(
+        outcome=RetrainOutcome.REFUSED,
+        reason="it's no better",
+        configured_sha256="01" * 32,
+        running_sha256="02" * 32,
+        candidate_sha256="03" * 32,
+        recipe="0123456789ab",
+        began_ms=START_MS,
+        from_ms=START_MS - 100 * MINUTE,
+        until_ms=START_MS,
+        horizon=30,
+        bars=70,
+        days=1,
+        difference=0.25,
+        error=0.125,
+        p=0.75,
+        test=2,
+        level=0.05 / 6,
+        market_ms=START_MS,
+        seen_ms=START_MS,
+    )
+    return msgspec.structs.replace(known, **changed)
 
 
 def undecided(number: int, event: Event, *, accepted: bool = True) -> Step:

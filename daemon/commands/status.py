@@ -51,11 +51,28 @@ def _parts(document: Document) -> list[RenderableType]:
     )
     parts: list[RenderableType] = [head, Text(counts, "dim")]
     parts += [Text(f"not ready: {reason}", "yellow") for reason in reasons]
+    if (retraining := cast("Document | None", document["retraining"])) is not None:
+        parts.append(Text(_retraining(retraining, cast("int", document["market_ms"])), "dim"))
     if document["account"] is not None:
         parts.append(_accounts(document))
     instruments = cast("dict[str, Document]", document["instruments"])
     parts += [_instrument(name, facts) for name, facts in instruments.items()]
     return parts
+
+
+def _retraining(facts: Document, now_ms: int) -> str:
+    """Return one line on how the retraining of the model stands."""
+    from tracepaper.strategies.words import duration
+
+    last = cast("Document | None", facts["last"])
+    wait_ms = max(cast("int", facts["due_ms"]) - now_ms, 0)
+    counts = cast("dict[str, int]", facts["outcomes"])
+    parts = [
+        "a model is trained now" if facts["training"] else f"retraining in {duration(wait_ms)}",
+        ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count),
+        "" if last is None else f"last {last['outcome']}: {last['reason']}",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _accounts(document: Document) -> RenderableType:

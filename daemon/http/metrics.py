@@ -16,7 +16,7 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.daemon.http.monitor import Monitor, RetrainProgress
 from tracepaper.strategies.types import MONEY_SCALE, Account, Bar, Step
 
 ACCOUNT_HELP: Final = {
@@ -56,7 +56,7 @@ class MonitorCollector(Collector):
                 "kind": run.kind.value,
                 "version": run.code_version,
                 "strategy": run.strategy,
-                "model_id": run.model_id,
+                "model_id": monitor.model_id,
             },
         )
         yield _gauge("ready", "1 while decisions can be made.", float(not monitor.not_ready()))
@@ -72,9 +72,20 @@ class MonitorCollector(Collector):
         yield _counted("feed", "what", "What happened to the feed.", monitor.counters)
         yield _counted("fills", "", "Fills of the account.", {"": monitor.fills})
         yield _counted("revisions", "", "Bars revised after the fact.", {"": monitor.revisions})
+        if monitor.retraining is not None:
+            yield from _retraining(monitor.retraining)
         if monitor.last is not None:
             yield from _accounts(monitor.last)
         yield from _bars(monitor)
+
+
+def _retraining(of: RetrainProgress) -> Iterable[Metric]:
+    """Yield how the retraining of the model stands."""
+    counts = {outcome.value: count for outcome, count in of.outcomes.items()}
+    yield _counted("retrainings", "outcome", "Retrainings of the model, by what became.", counts)
+    yield _gauge("retraining", "1 while a model is trained.", float(of.is_training))
+    due = "UTC market time from which the next retraining begins."
+    yield _gauge("retraining_due_seconds", due, of.due_ms / 1000)
 
 
 def _accounts(step: Step) -> Iterable[Metric]:

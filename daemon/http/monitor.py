@@ -66,7 +66,7 @@ class Newest(Protocol):
         ...
 
 
-class Retraining(Protocol):
+class RetrainProgress(Protocol):
     """How the retraining of a run's model stands."""
 
     is_training: bool
@@ -143,7 +143,7 @@ class Monitor:
         self._breach = breach
         self._margin = margin or {}
         self.model_id = run.model_id
-        self.retraining: Retraining | None = None
+        self.retraining: RetrainProgress | None = None
         self._instruments = {one.id: one for one in run.instruments}
 
     def observe(self, step: Step) -> None:

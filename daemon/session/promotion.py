@@ -24,7 +24,7 @@ CANDIDATE: Final = "candidate"
 """The folder of the checkpoint that is being trained, in that in which a retraining works."""
 
 
-class Judgement(Struct, frozen=True):
+class CandidateJudgement(Struct, frozen=True):
     """What ``tracepaper retrain`` found; ``reason`` says why nothing was judged."""
 
     reason: str
@@ -63,23 +63,23 @@ def one_sided(difference: float, p: float) -> float:
     return p / 2 if difference < 0 else 1 - p / 2
 
 
-def is_better(found: Judgement, level: float) -> bool:
-    """Return whether the candidate is credibly better than the running model at *level*."""
-    return (
-        found.p is not None
-        and found.difference is not None
-        and found.difference < 0
-        and found.p < level
-    )
+def is_better(difference: float | None, p: float | None, level: float | None) -> bool:
+    """Return whether a candidate is credibly better than the running model at *level*.
+
+    *p* is one-sided; None says that nothing was judged.
+    """
+    if difference is None or p is None or level is None:
+        return False
+    return difference < 0 and p < level
 
 
-def verdict(found: Judgement, *, test: int, alpha: float) -> tuple[RetrainOutcome, str]:
+def verdict(found: CandidateJudgement, *, test: int, alpha: float) -> tuple[RetrainOutcome, str]:
     """Return what becomes of a judged candidate, and why in one sentence."""
     assert found.difference is not None
     assert found.error is not None
     assert found.p is not None
     level = level_of(alpha, test)
-    taken = is_better(found, level)
+    taken = is_better(found.difference, found.p, level)
     return RetrainOutcome.PROMOTED if taken else RetrainOutcome.REFUSED, (
         f"QLIKE {found.difference:+.5f} ± {found.error:.5f} over {found.days} days at "
         f"{found.horizon} bars: p {found.p:.2g} is {'below' if taken else 'not below'} "

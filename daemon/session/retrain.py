@@ -29,7 +29,7 @@ from tracepaper.daemon.session.build import terms_for
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.predictor import Worker, WorkerPredictor
 from tracepaper.daemon.session.promotion import (
-    Judgement,
+    CandidateJudgement,
     level_of,
     past_retrainings,
     retrain_folder,
@@ -45,6 +45,8 @@ from tracepaper.strategies.market import DAY_MS, MINUTE_MS, time_of
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Event, Retrained, RetrainOutcome, Run, Step
 
+PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "retrain")
+"""What trains and judges: the command that does the same by hand."""
 CONFIG_FILE: Final = "config.toml"
 LOG_FILE: Final = "log.txt"
 MARK_FILE: Final = "began"
@@ -200,7 +202,9 @@ class Retrainer:
         self._tests += event.level is not None
         log.info("retrained", outcome=event.outcome.value, reason=event.reason)
 
-    async def _ruled(self, found: Judgement, began_ms: int) -> tuple[Retrained, Forecaster | None]:
+    async def _ruled(
+        self, found: CandidateJudgement, began_ms: int
+    ) -> tuple[Retrained, Forecaster | None]:
         """Return the event of a judgement, and the model that is promoted by it."""
         if found.running_sha256 != self.running.model_sha256:
             raise TrainingFailed("the training judged another model than the one that decides")
@@ -224,7 +228,7 @@ class Retrainer:
             await asyncio.to_thread(self._keep_refused, Path(found.candidate))
         return self._event(outcome, reason, began_ms, found, test=test), candidate
 
-    def _load(self, found: Judgement) -> Forecaster:
+    def _load(self, found: CandidateJudgement) -> Forecaster:
         """Keep the candidate beside the database, for good, and return it, ready to be warmed."""
         kept = checkpoints.keep(Path(found.candidate), self._database)
         candidate = forecaster_of(kept, self._config, mode=self.running.mode)
@@ -251,11 +255,11 @@ class Retrainer:
         outcome: RetrainOutcome,
         reason: str,
         began_ms: int,
-        found: Judgement | None = None,
+        found: CandidateJudgement | None = None,
         *,
         test: int = 0,
     ) -> Retrained:
-        known = found or Judgement("", self.running.model_sha256)
+        known = found or CandidateJudgement("", self.running.model_sha256)
         now_ms = self._clock.market_ms()
         return Retrained(
             outcome=outcome,
@@ -281,7 +285,7 @@ class Retrainer:
 
     # ------------------------------------------------------------ the process that trains
 
-    async def _judgement(self, began_ms: int) -> Judgement:
+    async def _judgement(self, began_ms: int) -> CandidateJudgement:
         """Train and judge in a process of its own; raise ``TrainingFailed`` where that breaks off.
 
         The process ends with this one, however this one ends: it watches its standard input.
@@ -316,13 +320,13 @@ class Retrainer:
         if code:
             raise TrainingFailed(self._cause(code))
         try:
-            return msgspec.json.decode(answer, type=Judgement)
+            return msgspec.json.decode(answer, type=CandidateJudgement)
         except msgspec.MsgspecError:
             raise TrainingFailed(f"its answer is no judgement; see {LOG_FILE}") from None
 
     def _command(self) -> Sequence[str]:
         return (
-            *(sys.executable, "-m", "tracepaper.daemon.cli", "retrain", self._run.run_id),
+            *(*PROGRAM, self._run.run_id),
             *("--db", str(self._database), "--config", str(self._folder / CONFIG_FILE)),
             *("--folder", str(self._folder), "--service", "--json"),
         )

@@ -32,6 +32,7 @@ from tracepaper.strategies.types import (
     Decision,
     Forecast,
     Instrument,
+    ModelChange,
     PredictionTimeout,
     Run,
     Step,
@@ -68,12 +69,13 @@ class ScreenState:
     fills: int = 0
     bars_per_s: float = 0.0
     margin: Mapping[str, MarginRules] = field(default_factory=dict)  # where it trades on margin
+    model_id: str = ""  # of the model that decides now
     halted_by: str = ""  # what keeps it from new exposure until RESUME, as far as it was seen
 
     def open(self, run: Run) -> None:
         """Remember *run*; its stored configuration names the starting cash and the horizon."""
         config = restore(run.config)
-        self.run = run
+        self.run, self.model_id = run, run.model_id
         self.cash = scaled(config.account.cash, MONEY_DECIMALS, name="[account] cash")
         self.horizon = config.gate.horizon
         self.margin = margin_rules(config, run.instruments)
@@ -83,6 +85,8 @@ class ScreenState:
         self.last = step
         self.instruments = instruments
         self.fills += len(step.fills)
+        if isinstance(step.event, ModelChange):
+            self.model_id = step.event.model_id
         if isinstance(step.event, Command):
             is_resumed = step.event.kind is CommandKind.RESUME
             self.halted_by = "" if is_resumed else operator.name
@@ -115,7 +119,7 @@ def _head(state: ScreenState) -> RenderableType:
     name = Text.assemble((" tracepaper", "bold"))
     if (run := state.run) is not None:
         name.append(f"  {run.kind.value}", "cyan")
-        name.append(f"  {run.strategy} {run.model_id}".rstrip())
+        name.append(f"  {run.strategy} {state.model_id}".rstrip())
         name.append(f"  run {run.run_id}", "dim")
     if state.halted_by:
         name.append(f"  halted by {state.halted_by}", "bold yellow")

@@ -8,6 +8,7 @@ The rules are docs/identity.md, I12, and docs/storage.md, S12.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.daemon.engine.runner import Close, gathered, predictions_of, steps_of
+from tracepaper.daemon.session.promotion import is_better, one_sided
 from tracepaper.daemon.session.run_record import OF_THE_PLACE, start_event, strategy_sha256
 from tracepaper.replay.backtest.agreement import Environment
 from tracepaper.replay.backtest.recorded import (
@@ -26,7 +28,15 @@ from tracepaper.replay.backtest.recorded import (
 from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
 from tracepaper.replay.checks.culprit import Case, Culprit, blame
 from tracepaper.storage.reader import Reader, StoredRun
-from tracepaper.strategies.types import Bar, Event, ModelChange, Run, Step
+from tracepaper.strategies.types import (
+    Bar,
+    Event,
+    ModelChange,
+    Retrained,
+    RetrainOutcome,
+    Run,
+    Step,
+)
 
 if TYPE_CHECKING:
     from tracepaper.storage.decode import StoredRows
@@ -143,6 +153,8 @@ def verify_run(
         found.steps += 1
         if derived.sequence >= first_compared:
             _judge(found, check, derived, kept, exact=not elsewhere)
+            if isinstance(derived.event, Retrained):
+                _judge_retrained(found, derived.event, derived.sequence)
         if found.steps % 4_096 == 0:
             progress(found.steps)
     found.taken = predictor.taken
@@ -221,6 +233,31 @@ def _judge_close(found: Verification, close: Close, keys: Sequence[str], sequenc
             if len(found.differences) < DIFFERENCES_KEPT:
                 what = f"event.{name} (step {sequence})"
                 found.differences.append(Difference("", at, what, str(said), str(follows)))
+
+
+def _judge_retrained(found: Verification, event: Retrained, sequence: int) -> None:
+    """Hold what became of a retraining to its own figures: what they say is told from outside."""
+    from tracepaper.replay.judging.statistics import DayDifference, chance
+
+    due: dict[str, tuple[object, object]] = {}
+    if event.difference is not None and event.error is not None and event.p is not None:
+        said = DayDifference(event.difference, event.error, event.days, 1.0)
+        p = one_sided(event.difference, chance(said))
+        if not math.isclose(event.p, p, rel_tol=1e-6, abs_tol=1e-300):
+            due["p"] = event.p, p
+    is_taken = is_better(event.difference, event.p, event.level)
+    if (event.outcome is RetrainOutcome.PROMOTED) is not is_taken:
+        is_lost = event.outcome is RetrainOutcome.FAILED  # better, and it could not be loaded
+        if not is_lost:
+            taken = RetrainOutcome.PROMOTED if is_taken else RetrainOutcome.REFUSED
+            due["outcome"] = event.outcome.value, taken.value
+    for name, (said_, follows) in due.items():
+        found.differing += 1
+        if len(found.differences) < DIFFERENCES_KEPT:
+            what = f"event.{name} (step {sequence})"
+            found.differences.append(
+                Difference("", event.market_ms, what, str(said_), str(follows))
+            )
 
 
 def _differ(found: Verification, run: Run, column: str, stored: object, due: object) -> None:

@@ -18,8 +18,8 @@ from tracepaper.daemon.commands.options import (
 
 if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Config
-    from tracepaper.daemon.session.promotion import Judgement
-    from tracepaper.replay.training.retraining import Retraining
+    from tracepaper.daemon.session.promotion import CandidateJudgement
+    from tracepaper.replay.judging.retraining import Retraining
 
 
 def retrain(
@@ -97,7 +97,7 @@ def _asked(
         tests_of,
     )
     from tracepaper.replay.archive.times import instant
-    from tracepaper.replay.training.retraining import Retraining
+    from tracepaper.replay.judging.retraining import Retraining
     from tracepaper.storage.checkpoints import ID_DIGITS, find_kept
     from tracepaper.storage.reader import Reader
     from tracepaper.strategies.errors import ConfigInvalid
@@ -128,12 +128,12 @@ def _asked(
     return asked, number
 
 
-def _found(asked: Retraining, number: int, alpha: float) -> Judgement:
+def _found(asked: Retraining, number: int, alpha: float) -> CandidateJudgement:
     from msgspec.structs import replace
 
     from tracepaper.daemon.session.promotion import level_of
     from tracepaper.replay.commands.train import train
-    from tracepaper.replay.training.retraining import retrain as trained
+    from tracepaper.replay.judging.retraining import retrain as trained
 
     found = trained(asked, train=train, say=lambda text: typer.echo(text, err=True))
     if not found.is_judged:
@@ -141,7 +141,7 @@ def _found(asked: Retraining, number: int, alpha: float) -> Judgement:
     return replace(found, test=number, level=level_of(alpha, number))
 
 
-def _sentences(found: Judgement, alpha: float) -> list[str]:
+def _sentences(found: CandidateJudgement, alpha: float) -> list[str]:
     from tracepaper.daemon.session.promotion import verdict
 
     if not found.is_judged:

@@ -49,8 +49,15 @@ def compared(found: DailyEstimate, days: int) -> DayDifference:
     if days < 2 or not np.isfinite(found.error) or found.error <= 0:
         return DayDifference(found.value, found.error, days, 1.0)
     error = found.error * (days / (days - 1)) ** 0.5
-    p = 2.0 * float(stats.t.sf(abs(found.value) / error, days - 1))
-    return DayDifference(found.value, error, days, p)
+    said = DayDifference(found.value, error, days, 1.0)
+    return said._replace(p=chance(said))
+
+
+def chance(found: DayDifference) -> float:
+    """Return how likely chance alone makes a difference of such an error, in either direction."""
+    if found.days < 2 or not found.error > 0:
+        return 1.0
+    return 2.0 * float(stats.t.sf(abs(found.value) / found.error, found.days - 1))
 
 
 def difference(first: Array, second: Array, days: NDArray[np.int64]) -> DayDifference:

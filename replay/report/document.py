@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,8 +32,10 @@ from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord, read_record
 from tracepaper.replay.report.refusals import Refusal, refusals
 from tracepaper.replay.report.trades import ClosedTrade, Costs, costs, trades
+from tracepaper.storage.checkpoints import ID_DIGITS
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
+from tracepaper.strategies.types import Retrained, RetrainOutcome
 
 Card = dict[str, Any]
 OPENED_SHOWN: Final = 3
@@ -136,6 +140,7 @@ def build_report(
         grouped = next((name for name, of in closed.items() if of), record.account.name)
         explained = explain_trades(reader, record, chosen(closed[grouped]), attention)
         listed = newest_listed(RunViews(reader.connection, run_id))
+        retrained = reader.retrained(run_id)
     progress("drawing random twins")
     card = _card(record)
     times, marks = _times(record), _marks(record)
@@ -145,7 +150,7 @@ def build_report(
     return Report(
         record=record,
         warnings=_warnings(record),
-        sentences=_sentences(record, card),
+        sentences=(*_sentences(record, card), *_retrained_sentences(retrained)),
         accounts=(
             *(account_report(record, of, closed[of.name]) for of in ledgers),
             *(_held_account(record, *of) for of in held),
@@ -326,6 +331,23 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
     if record.run["model_id"] and not record.config.model.own_class:
         found += [*_card_sentences(card), REGIMES_SENTENCE, ROLLOUT_SENTENCE]
     return tuple(found)
+
+
+def _retrained_sentences(events: Sequence[Retrained]) -> Iterator[str]:
+    """Yield what became of the model in service, and whose the decisions are."""
+    if not events:
+        return
+    counts = Counter(event.outcome.value for event in events)
+    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    yield f"The model was retrained in service: {told}. Each is an event of the kind retrained."
+    for event in events:
+        if event.outcome is RetrainOutcome.PROMOTED:
+            at = datetime.fromtimestamp(event.market_ms / 1000, UTC)
+            yield (
+                f"From {at:%Y-%m-%d %H:%M} UTC on model {event.candidate_sha256[:ID_DIGITS]} "
+                f"decides, promoted by {event.reason}. The card is the first model's, the "
+                "thresholds are the last's."
+            )
 
 
 def _card(record: RunRecord) -> Card:

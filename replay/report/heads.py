@@ -25,6 +25,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.stream import RESIDUAL
+from tracepaper.strategies.types import Forecast
 from tracepaper.strategies.words import NOTHING
 
 ROWS: Final = 40
@@ -65,7 +66,7 @@ def read_heads(record: RunRecord) -> HeadReport:
         )
     last = int(explained[-1])
     instrument = str(decisions.instrument[last])
-    forecaster = _warmed(record, instrument, int(decisions.open_time_ms[last]))
+    forecaster = _warmed(record, instrument, last)
     positions, layers = forecaster.history(instrument)
     window = forecaster.model.network.config.window
     time = len(positions)
@@ -94,18 +95,20 @@ def read_heads(record: RunRecord) -> HeadReport:
     )
 
 
-def _warmed(record: RunRecord, instrument: str, open_time_ms: int) -> StreamingForecaster:
-    """Return the run's model, warmed with the bars up to the one that opened at *open_time_ms*."""
-    model_id = str(record.run["model_id"])
+def _warmed(record: RunRecord, instrument: str, place: int) -> StreamingForecaster:
+    """Return the model of the decision at *place*, warmed with the bars up to its own."""
+    run_id, open_time_ms = str(record.run["run_id"]), int(record.decisions.open_time_ms[place])
     if record.config.model.own_class:
         raise DataInvalid("A class of a user's own has no heads to look into; leave --heads out.")
-    folder = checkpoints.find_kept(record.database, model_id)
+    with Reader.open(record.database) as reader:
+        said = reader.step(run_id, int(record.decisions.sequence[place])).step.prediction
+        assert isinstance(said, Forecast)
+        bars = reader.bars(run_id, instrument)
+    folder = checkpoints.find_kept(record.database, said.model_id)
     forecaster = forecaster_of(folder, record.config, mode="step")
     asked = forecaster.network if isinstance(forecaster, EnsembleForecaster) else forecaster
     if not isinstance(asked, StreamingForecaster):
         raise DataInvalid("This model keeps no queries and keys to look into; leave --heads out.")
-    with Reader.open(record.database) as reader:
-        bars = reader.bars(str(record.run["run_id"]), instrument)
     past = [bar for bar in bars if bar.open_time_ms <= open_time_ms][-forecaster.context :]
     if len(past) < forecaster.context:
         raise DataInvalid(

@@ -278,7 +278,7 @@ def unequal(path: Path, database: Path) -> set[str]:
             kept_folder(database, recorded.run.model_id), recorded.config, mode="scan"
         )
         predictor, check = (
-            RecordedPredictor(recorded, prober),
+            RecordedPredictor(recorded, prober, database),
             RowCheck(reader, reader.stored_run(run_id)),
         )
         names = set()

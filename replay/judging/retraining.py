@@ -28,7 +28,7 @@ from tracepaper.daemon.session.preflight import preflight_engine
 from tracepaper.daemon.session.promotion import (
     BARS_FILE,
     CANDIDATE,
-    Judgement,
+    CandidateJudgement,
     one_sided,
     unlike,
 )
@@ -84,7 +84,7 @@ class Retraining:
     candidate: Path | None = None
 
 
-def retrain(asked: Retraining, *, train: Train, say: Say) -> Judgement:
+def retrain(asked: Retraining, *, train: Train, say: Say) -> CandidateJudgement:
     """Return the judgement of the candidate; *train* is the function of ``tracepaper train``.
 
     Raises ``DataInvalid``, ``ConfigInvalid`` or ``CheckpointMismatch`` for what cannot be read or
@@ -95,7 +95,7 @@ def retrain(asked: Retraining, *, train: Train, say: Say) -> Judgement:
         clear(asked.folder)
         paths = [*_own_bars(reader, run, asked), *asked.data]
     running = checkpoints.load(asked.running)
-    found = Judgement("", running.sha256)
+    found = CandidateJudgement("", running.sha256)
     times = _times(paths, run, asked.until_ms)
     until_ms = max(
         (int(one[-1]) + run.interval_ms for one in times.values() if len(one)), default=0
@@ -175,7 +175,7 @@ def _times(paths: Sequence[str], run: Run, until_ms: int | None) -> dict[str, Ti
     return found
 
 
-def _too_few(asked: Retraining, times: Mapping[str, Times], found: Judgement) -> str:
+def _too_few(asked: Retraining, times: Mapping[str, Times], found: CandidateJudgement) -> str:
     """Return why the bars cannot train and judge a model; empty where they may."""
     for symbol, opened_ms in times.items():
         before = int((opened_ms < found.from_ms).sum())
@@ -201,7 +201,7 @@ def _train(
     train: Train,
     paths: Sequence[str],
     times: Mapping[str, Times],
-    found: Judgement,
+    found: CandidateJudgement,
 ) -> None:
     """Train the candidate on the bars before the judged time, by the command's own function."""
     every = np.sort(np.concatenate(list(times.values())))
@@ -238,8 +238,13 @@ class _Losses(NamedTuple):
 
 
 def _judged(
-    asked: Retraining, run: Run, folder: Path, paths: Sequence[str], found: Judgement, say: Say
-) -> Judgement:
+    asked: Retraining,
+    run: Run,
+    folder: Path,
+    paths: Sequence[str],
+    found: CandidateJudgement,
+    say: Say,
+) -> CandidateJudgement:
     """Return the judgement of the checkpoint in *folder* beside the running one."""
     config = restore(run.config)
     made, horizon = checkpoints.load(folder), config.gate.horizon
@@ -300,7 +305,7 @@ def _both(config: Config, running: Path, folder: Path) -> tuple[Forecaster, Fore
     return candidate, before
 
 
-def _judged_split(split: Split, found: Judgement) -> Split:
+def _judged_split(split: Split, found: CandidateJudgement) -> Split:
     return replace(split, calibration_until_ms=found.from_ms, test_until_ms=found.until_ms)
 
 

@@ -1,0 +1,446 @@
+"""A model is trained in service, judged, and promoted within its run, or refused with the reason.
+
+The daemon is the real one; what trains is a process of its own that answers what a test planted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import models
+import msgspec
+import pytest
+from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline
+from daemon_under_test import DEADLINE_S, Running, ServersClock, daemon, price, settings
+from programs import environment
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session import retrain
+from tracepaper.daemon.session.background import ENDED
+from tracepaper.daemon.session.build import needs_forecaster
+from tracepaper.daemon.session.daemon import Daemon
+from tracepaper.daemon.session.models import load_forecaster
+from tracepaper.daemon.session.preflight import preflight_engine
+from tracepaper.daemon.session.promotion import CandidateJudgement, level_of, verdict
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.judging.statistics import DayDifference, chance
+from tracepaper.storage import checkpoints
+from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.integrity import audit
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.gates import GATES
+from tracepaper.strategies.types import ModelChange, Retrained, RetrainOutcome, RunKind, Step
+
+CONFIG = replace(models.SMALL, layers=1, window=16)
+CONTEXT = 16 + 512 - 1
+NOTHING: dict[str, Any] = {"bars": 0, "days": 0, "difference": None, "error": None, "p": None}
+ANSWERS = """
+import os, pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("--folder") + 1])
+exec((pathlib.Path(__file__).parent / "answer.py").read_text())
+"""
+
+
+def made(folder: Path, seed: int, *, window: int = 16) -> checkpoints.Checkpoint:
+    """Write a small checkpoint; another seed has other weights and other thresholds."""
+    config = replace(CONFIG, window=window)
+    named = {gate.calibrated_as for gate in GATES.values()} - {""} | {"recent_mass"}
+    card = models.card(
+        config,
+        horizon=30,
+        temperature={str(bars): 1.0 for bars in config.horizons},
+        slope={str(bars): 1.0 for bars in config.horizons},
+        content_free=0.0,
+        quantiles={name: [seed * 1e-6 * (1 + at) for at in range(99)] for name in sorted(named)},
+    )
+    card["model"] = {"kind": "flash", "name": f"seed {seed}"}
+    return checkpoints.save(folder, models.network(config, seed=seed).state_dict(), card)
+
+
+class Planted:
+    """A database, the model it is configured with, and what the training is to answer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.database = folder, folder / "run.db"
+        self.running = made(folder / "running", 1)
+        self.candidate = made(folder / "candidate", 2)
+        self.sections: dict[str, Any] = {
+            "strategy": {"name": "attention"},
+            "model": {"checkpoint": str(folder / "running"), "retrain": "10m"},
+            "gate": {"plausible": "10000"},
+        }
+
+    def answers(self, code: str) -> None:
+        (self.folder / "answer.py").write_text(code, encoding="utf-8")
+
+    def judges(self, difference_: float = -0.01, **figures: Any) -> None:
+        """Let the training answer with a judgement of the candidate, of 28 days."""
+        p = chance(DayDifference(difference_, 0.001, 28, 1.0)) / 2
+        found = CandidateJudgement(
+            reason="",
+            running_sha256=self.running.sha256,
+            candidate=str(self.folder / "candidate"),
+            candidate_sha256=self.candidate.sha256,
+            recipe="0123456789ab",
+            from_ms=START_MS - 28 * 86_400_000,
+            until_ms=START_MS,
+            horizon=30,
+            bars=40_000,
+            days=28,
+            difference=difference_,
+            error=0.001,
+            p=p if difference_ < 0 else 1 - p,
+        )
+        found = msgspec.structs.replace(found, **figures)
+        self.answers(f"print({msgspec.json.encode(found).decode()!r})")
+
+    def known_to(self, server: ScriptedServer) -> None:
+        """Have the server know the bars that the model looks back on."""
+        for before in range(1, CONTEXT + 2):
+            server.add_candle(START_MS - before * MINUTE, price(before))
+
+    def events(self) -> list[Retrained]:
+        with Reader.open(self.database) as reader:
+            return [event for _, event in reader.retrainings(RunKind.LIVE, ["BTCUSDT"])]
+
+    def outcomes(self) -> list[str]:
+        return [event.outcome.value for event in self.events()]
+
+    def rows(self, query: str) -> list[Any]:
+        with closing(sqlite3.connect(self.database)) as db:
+            return db.execute(query).fetchall()
+
+    def decided_by(self) -> list[Any]:
+        """Return how many decisions each model made, in their order."""
+        return self.rows(
+            "SELECT model_id, count(*) FROM v_decisions GROUP BY run_id, model_id "
+            "ORDER BY min(open_time_ms)"
+        )
+
+    def check(self, *, runs: int = 1) -> None:
+        """Hold the record: its chain, its cards, and every step derived again."""
+        with Reader.open(self.database) as reader:
+            names = reader.run_ids()
+            assert len(names) == runs
+            for name in names:
+                assert verify_chain(reader.connection, name).holds
+                assert audit(reader.connection, name).holds
+                found = verify_run(reader, self.database, name)
+                assert (found.differences, found.exact) == ([], True)
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
+    program = tmp_path / "program.py"
+    program.write_text(ANSWERS, encoding="utf-8")
+    monkeypatch.setattr(retrain, "PROGRAM", (sys.executable, "-S", str(program)))
+    return Planted(tmp_path)
+
+
+def has(steps: list[Step], kind: type, count: int = 1) -> bool:
+    return sum(isinstance(step.event, kind) for step in steps) >= count
+
+
+async def until_has(running: Running, kind: type, count: int = 1) -> None:
+    """Wait for so many events of a kind."""
+    await running.until(lambda: has(running.steps, kind, count))
+
+
+async def until_decided(running: Running, count: int) -> None:
+    await running.until(lambda: running.decided() >= count)
+
+
+async def decide(running: Running, start: int, count: int) -> None:
+    """Close so many minutes from minute *start* on, and await each decision."""
+    server, running.minute = running.server, start
+    await running.until(lambda: server.sockets and server.subscribed())
+    for minute in range(start, start + count):
+        before, at = running.decided(), START_MS + (minute + 1) * MINUTE
+        running.pass_bars(1)
+        close = price(minute)
+        ask = f"{float(close) + 0.1:.1f}"
+        frames = book(at - 500, close, ask), kline(at - MINUTE, close), book(at + 500, close, ask)
+        await server.send(*frames)
+        await until_decided(running, before + 1)
+
+
+# ---------------------------------------------------------------- promotion
+
+
+async def test_a_better_model_takes_over_within_its_run(planted: Planted) -> None:
+    planted.judges()
+    async with ScriptedServer() as server:
+        planted.known_to(server)
+        async with daemon(server, planted.database, **planted.sections) as running:
+            await decide(running, 0, 11)
+            await until_has(running, ModelChange, 2)
+            await decide(running, 11, 3)
+        async with daemon(server, planted.database, **planted.sections) as running:
+            await decide(running, 14, 2)
+    planted.check()
+    (event,) = planted.events()
+    assert (event.outcome, event.test) == (RetrainOutcome.PROMOTED, 1)
+    assert event.level == level_of(0.05, 1)
+    own, other = planted.running.id, planted.candidate.id
+    assert planted.decided_by() == [(own, 11), (other, 5)]
+    assert planted.rows("SELECT count(*) FROM models") == [(2,)]
+    thresholds = "SELECT count(DISTINCT threshold) FROM v_gates WHERE gate = 'direction'"
+    assert planted.rows(thresholds) == [(2,)]
+    changes = (
+        "SELECT json_extract(content, '$.model_id'), json_array_length(content, '$.warm_from') "
+        "FROM v_events WHERE kind = 'model_change' ORDER BY sequence"
+    )
+    assert planted.rows(changes) == [(own, 1), (other, 0), (other, 1)]
+
+
+async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(
+    planted: Planted,
+) -> None:
+    planted.judges()
+    seen: list[Step] = []
+
+    def watch(step: Step) -> bool:
+        """End the daemon once the promotion is stored, before the model is changed."""
+        seen.append(step)
+        return not isinstance(step.event, Retrained)
+
+    async with ScriptedServer() as server:
+        planted.known_to(server)
+        given = load(None, settings(server, **planted.sections))
+        clock = ServersClock(server)
+        cut = Daemon(given, planted.database, kind=RunKind.LIVE, watch=watch, clock=clock)
+        task = asyncio.create_task(cut.run())
+        running = Running(server, task, clock)
+        running.steps = seen
+        await decide(running, 0, 11)
+        async with asyncio.timeout(DEADLINE_S):
+            await task
+        assert not has(seen, ModelChange, 2)
+        async with daemon(server, planted.database, **planted.sections) as running:
+            await decide(running, 11, 3)
+    planted.check()
+    assert planted.decided_by() == [(planted.running.id, 11), (planted.candidate.id, 3)]
+    assert planted.outcomes() == ["promoted"]
+
+
+async def test_without_the_key_the_configured_model_decides_again(planted: Planted) -> None:
+    planted.judges()
+    off = {**planted.sections, "model": {"checkpoint": str(planted.folder / "running")}}
+    async with ScriptedServer() as server:
+        planted.known_to(server)
+        async with daemon(server, planted.database, **planted.sections) as running:
+            await decide(running, 0, 11)
+            await until_has(running, ModelChange, 2)
+            await decide(running, 11, 1)
+        async with daemon(server, planted.database, **off) as running:
+            await decide(running, 12, 2)
+        async with daemon(server, planted.database, **planted.sections) as running:
+            await decide(running, 14, 1)
+    planted.check(runs=3)
+    own, other = planted.running.id, planted.candidate.id
+    assert planted.decided_by() == [(own, 11), (other, 1), (own, 2), (other, 1)]
+    (warnings,) = planted.rows("SELECT warnings FROM v_runs")[2]
+    assert f"the model {other} was promoted in service in place of {own}" in warnings
+
+
+# ---------------------------------------------------------------- what is not promoted
+
+
+async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
+    planted: Planted,
+) -> None:
+    """One daemon, one retraining after another; each bar is decided meanwhile."""
+    away = made(planted.folder / "away", 3, window=20)
+    broken = "print('The loss is NaN.', file=sys.stderr); sys.exit(1)"
+    elsewhere: dict[str, Any] = {
+        "candidate": str(planted.folder / "away"),
+        "candidate_sha256": away.sha256,
+    }
+    cases: list[tuple[Callable[[], None], str, str]] = [
+        (lambda: planted.judges(0.0), "refused", "is not below 0.025, the share of test 1"),
+        (lambda: planted.judges(0.002), "refused", "the share of test 2"),
+        (lambda: planted.judges(-0.002), "refused", "p 0.028 is not below 0.0042, the share of"),
+        (lambda: planted.judges(reason="BTCUSDT has 3 bars", **NOTHING), "skipped", "has 3 bars"),
+        (lambda: planted.answers(broken), "failed", "ended with 1: The loss is NaN"),
+        (lambda: planted.answers("os.kill(os.getpid(), 9)"), "failed", "was ended by SIGKILL"),
+        (lambda: planted.answers("print('{}')"), "failed", "its answer is no judgement"),
+        (lambda: planted.judges(running_sha256="0" * 64), "failed", "another model than the one"),
+        (lambda: planted.judges(**elsewhere), "failed", "context 531 differs from the running"),
+        (lambda: planted.judges(candidate_sha256="0" * 64), "failed", "not the model that was"),
+        (lambda: planted.judges(candidate="nowhere"), "failed", "cannot be promoted: nowhere"),
+    ]
+    async with ScriptedServer() as server:
+        planted.known_to(server)
+        async with daemon(server, planted.database, **planted.sections) as running:
+            for number, (plant, _, _) in enumerate(cases):
+                plant()
+                await decide(running, number * 11, 11)
+                await until_has(running, Retrained, number + 1)
+                if not (planted.folder / "candidate").exists():  # it was moved: refused
+                    made(planted.folder / "candidate", 2)
+    planted.check()
+    assert [event.outcome.value for event in planted.events()] == [said for _, said, _ in cases]
+    for event, (_, _, reason) in zip(planted.events(), cases, strict=True):
+        assert reason in event.reason
+    spent = [event.test for event in planted.events()]
+    assert spent == [1, 2, 3, 0, 0, 0, 0, 0, 4, 5, 6]
+    assert planted.decided_by() == [(planted.running.id, 11 * len(cases))]
+    kept = list((planted.folder / "run.db.retrain" / retrain.REFUSED).iterdir())
+    assert len(kept) == 3
+
+
+async def test_a_folder_that_cannot_be_written_is_said_and_nothing_waits(
+    planted: Planted,
+) -> None:
+    (planted.folder / "file").write_text("", encoding="utf-8")
+    sections = {**planted.sections, "retrain": {"folder": str(planted.folder / "file" / "work")}}
+    async with ScriptedServer() as server:
+        planted.known_to(server)
+        async with daemon(server, planted.database, **sections) as running:
+            await decide(running, 0, 11)
+            await until_has(running, Retrained)
+            await decide(running, 11, 1)
+    (event,) = planted.events()
+    assert event.outcome is RetrainOutcome.FAILED
+    assert "could not begin in " in event.reason
+    assert "Not a directory" in event.reason
+
+
+async def test_it_ends_with_its_daemon_and_at_its_limit_and_the_next_start_says_so(
+    planted: Planted,
+) -> None:
+    pid = planted.folder / "pid"
+    planted.answers(f"pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)")
+    async with ScriptedServer() as server:
+        planted.known_to(server)
+        async with daemon(server, planted.database, **planted.sections) as running:
+            await decide(running, 0, 11)
+            await running.until(lambda: pid.exists() and pid.read_text())
+            await decide(running, 11, 2)  # while it trains
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
+        assert planted.events() == []
+        planted.judges()
+        async with daemon(server, planted.database, **planted.sections) as running:
+            await decide(running, 13, 1)
+            await until_has(running, Retrained)
+            await decide(running, 14, 7)
+            await until_has(running, ModelChange, 2)
+    planted.check()
+    assert planted.outcomes() == ["failed", "promoted"]
+    assert planted.events()[0].reason == "the daemon was ended while the model was trained"
+
+
+def test_what_trains_yields_and_ends_when_its_input_is_closed() -> None:
+    code = (
+        "import os, time\n"
+        "from tracepaper.daemon.config.sections import RetrainSection\n"
+        "from tracepaper.daemon.session.background import stay_behind\n"
+        "stay_behind(RetrainSection(memory_mb=512))\n"
+        "import resource\n"
+        "print(os.nice(0), os.sched_getscheduler(0) == os.SCHED_IDLE,\n"
+        "      resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline().split() == ["19", "True", "512"]
+        process.stdin.close()
+        assert process.wait(timeout=DEADLINE_S) == ENDED
+
+
+# ---------------------------------------------------------------- rules
+
+
+def test_all_judgements_together_spend_no_more_than_alpha() -> None:
+    shares = [level_of(0.05, test) for test in range(1, 10_000)]
+    assert 0.0499 < sum(shares) <= 0.05
+    assert shares == sorted(shares, reverse=True)
+    found = CandidateJudgement("", "", difference=-0.01, error=0.001, p=0.01, days=28, horizon=30)
+    assert [verdict(found, test=test, alpha=0.05)[0].value for test in (1, 2)] == [
+        "promoted",
+        "refused",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        (
+            {"strategy": {"name": "sma_cross"}, "model": {"retrain": "7d"}},
+            "the strategy sma_cross trades none; take it out",
+        ),
+        (
+            {"model": {"retrain": "7d"}, "retrain": {"recipe": "no.toml"}},
+            "[retrain] names no.toml, which is no file",
+        ),
+        (
+            {"model": {"retrain": "7d"}, "retrain": {"data": ["BTCUSDT=none.db"]}},
+            "[retrain] names BTCUSDT=none.db, which is no file",
+        ),
+    ],
+)
+def test_what_cannot_be_retrained_is_refused_before_the_run(
+    planted: Planted, sections: dict[str, Any], sentence: str
+) -> None:
+    given = {**planted.sections, **sections}
+    given["model"] = {**planted.sections["model"], **sections["model"]}
+    config = load(None, given)
+    model = load_forecaster(config) if needs_forecaster(config) else None
+    with pytest.raises(ConfigInvalid, match=re.escape(sentence)):
+        preflight_engine(config, model)
+
+
+# ---------------------------------------------------------------- the record
+
+
+async def test_a_forged_promotion_or_a_lost_model_is_found(planted: Planted) -> None:
+    planted.judges()
+    async with ScriptedServer() as server:
+        planted.known_to(server)
+        async with daemon(server, planted.database, **planted.sections) as running:
+            await decide(running, 0, 11)
+            await until_has(running, ModelChange, 2)
+            await decide(running, 11, 1)
+    with closing(sqlite3.connect(planted.database)) as db, db:
+        db.execute("DELETE FROM models WHERE model_sha256 = ?", (planted.candidate.sha256,))
+    with Reader.open(planted.database) as reader:
+        problem = audit(reader.connection, reader.find("last")).problem
+        assert problem is not None
+        assert "which a run was changed to, is missing" in problem.sentence
+    with closing(sqlite3.connect(planted.database)) as db, db:
+        db.execute(
+            "UPDATE events SET content = json_set(content, '$.difference', 0.01) "
+            "WHERE kind = 'retrained'"
+        )
+    with Reader.open(planted.database) as reader:
+        run_id = reader.find("last")
+        assert not verify_chain(reader.connection, run_id).holds
+        found = verify_run(reader, planted.database, run_id)
+        fields = [one.field.partition(" (")[0] for one in found.differences]
+        assert fields == ["event.p", "event.outcome"]
+    kept = checkpoints.kept_folder(planted.database, planted.candidate.id)
+    kept.rename(planted.folder / "elsewhere")
+    with (
+        Reader.open(planted.database) as reader,
+        pytest.raises(CheckpointMismatch, match="restore"),
+    ):
+        verify_run(reader, planted.database, run_id)
