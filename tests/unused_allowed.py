@@ -7,7 +7,7 @@ A name that is not here and that nothing reads is removed, or wired to a command
 # mypy: ignore-errors
 
 # Called by name: entry points, the protocols of Python and of libraries.
-doctor, demo, evaluate, models, parity, verify
+doctor, demo, evaluate, parity, verify
 __getattr__, __dir__, __instancecheck__, __subclasscheck__
 _repr_html_  # notebooks
 best_run  # of a sweep, from Python

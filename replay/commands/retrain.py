@@ -106,8 +106,11 @@ def _asked(
     found = located(named, database)
     with Reader.open(found.path) as reader:
         run, models = reader.run(found.run_id), reader.models(found.run_id)
-    if not models.next:
-        raise ConfigInvalid(f"Run {run.run_id} has no model to train; name a run that has one.")
+    if not models.next and against is None:
+        raise ConfigInvalid(
+            f"Run {run.run_id} has no model to train; name a run that has one, or a model to beat "
+            "by --against."
+        )
     rules = given.retrain
     symbols = [item.symbol for item in run.instruments]
     number = test or 1 + tests_of(past_retrainings(found.path, run.kind, symbols))
