@@ -323,11 +323,6 @@ class ModelSection(ModelClass):
     def _of_a_class(self) -> ModelSection:
         if (self.options or self.files) and not self.own_class:
             raise ValueError("[model] options and files are a class's; name it with [model] class")
-        if self.retrain is not None and self.own_class:
-            raise ValueError(
-                "[model] retrain trains checkpoints, and [model] class names a class of your own; "
-                "leave one of them out"
-            )
         return self
 
 

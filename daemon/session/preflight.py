@@ -108,6 +108,11 @@ def _refuse_retraining(config: Config, forecaster: Forecaster | None) -> None:
     """Raise where a model is to be retrained and there is none, or a file is missing for it."""
     if config.model.retrain is None:
         return
+    if config.model.own_class:
+        raise ConfigInvalid(
+            "[model] retrain trains checkpoints, and [model] class names a class of your own; "
+            "leave one of them out."
+        )
     if forecaster is None:
         raise ConfigInvalid(
             f"[model] retrain trains a model, and the strategy {config.strategy.name} trades none; "

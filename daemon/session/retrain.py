@@ -215,18 +215,22 @@ class Retrainer:
         candidate: Forecaster | None = None
         if outcome is RetrainOutcome.PROMOTED:
             try:
-                candidate = await self._worker.submit(self._load, found)
-                terms = terms_for(self._config, self._service.engine, candidate, self._run)
+                candidate = await self._prepared(found)
             except (CheckpointMismatch, ConfigInvalid, DataInvalid, OSError) as error:
                 # It was judged, so its share is spent all the same.
                 reason = f"{reason}; but it cannot be promoted: {_said(error)}"
-                outcome, candidate = RetrainOutcome.FAILED, None
-            else:
-                self._service.engine.prepare(candidate.model_sha256, terms)
-                self._service.predictor.prepare(candidate)
+                outcome = RetrainOutcome.FAILED
         if outcome is RetrainOutcome.REFUSED:
             await asyncio.to_thread(self._keep_refused, Path(found.candidate))
         return self._event(outcome, reason, began_ms, found, test=test), candidate
+
+    async def _prepared(self, found: CandidateJudgement) -> Forecaster:
+        """Return the candidate, which engine and predictor know from here on."""
+        candidate = await self._worker.submit(self._load, found)
+        terms = terms_for(self._config, self._service.engine, candidate, self._run)
+        self._service.engine.prepare(candidate.model_sha256, terms)
+        self._service.predictor.prepare(candidate)
+        return candidate
 
     def _load(self, found: CandidateJudgement) -> Forecaster:
         """Keep the candidate beside the database, for good, and return it, ready to be warmed."""

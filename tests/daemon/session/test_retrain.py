@@ -389,6 +389,10 @@ def test_all_judgements_together_spend_no_more_than_alpha() -> None:
             "the strategy sma_cross trades none; take it out",
         ),
         (
+            {"model": {"retrain": "7d", "class": "boosted_tree:BoostedTree"}},
+            "leave one of them out",
+        ),
+        (
             {"model": {"retrain": "7d"}, "retrain": {"recipe": "no.toml"}},
             "[retrain] names no.toml, which is no file",
         ),
@@ -404,7 +408,8 @@ def test_what_cannot_be_retrained_is_refused_before_the_run(
     given = {**planted.sections, **sections}
     given["model"] = {**planted.sections["model"], **sections["model"]}
     config = load(None, given)
-    model = load_forecaster(config) if needs_forecaster(config) else None
+    is_loaded = needs_forecaster(config) and not config.model.own_class
+    model = load_forecaster(config) if is_loaded else None
     with pytest.raises(ConfigInvalid, match=re.escape(sentence)):
         preflight_engine(config, model)
 
