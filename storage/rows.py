@@ -72,7 +72,7 @@ SPARSE_TABLES: Final = (
 KEPT_TABLES: Final = ("outcomes", "holdings", "orders", "fills", "twin_fills", "ledger")
 """Sparse tables of which a prune keeps every row: trades, and what later steps refer to."""
 
-KEPT_EVENTS: Final = (
+INDEXED_EVENTS: Final = (
     "funding",
     "gap",
     "command",
@@ -81,8 +81,9 @@ KEPT_EVENTS: Final = (
     "end",
     "prune",
     "reading",
-    "retrained",
 )
+"""Kinds of events that are found by their place in their run without reading those between."""
+KEPT_EVENTS: Final = (*INDEXED_EVENTS, "retrained")
 """Kinds of events that a prune keeps."""
 
 EVENT_TYPES: Final[Mapping[str, type[Event]]] = {

@@ -29,7 +29,7 @@ from sqlalchemy.dialects.sqlite import dialect
 from sqlalchemy.schema import CreateTable
 
 from tracepaper.storage.columns import SEQUENCE_BITS, SEQUENCE_LIMIT, TABLES
-from tracepaper.storage.rows import KEPT_EVENTS, SPARSE_TABLES
+from tracepaper.storage.rows import INDEXED_EVENTS, SPARSE_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -135,10 +135,10 @@ def _newest_first(name: str, where: TextClause | None = None) -> None:
     Index(f"{name}_run_sequence", of.run_key, of.sequence, sqlite_where=where)
 
 
-KEPT_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in KEPT_EVENTS)})"
+INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVENTS)})"
 
 _newest_first("steps")
-_newest_first("events", text_clause(KEPT_KINDS))
+_newest_first("events", text_clause(INDEXED_KINDS))
 _newest_first("orders")
 _newest_first("fills")
 _newest_first("twin_fills")

@@ -17,7 +17,7 @@ from tracepaper.storage.columns import (
     measure_name,
 )
 from tracepaper.storage.rows import EVENT_TYPES
-from tracepaper.storage.schema import KEPT_KINDS
+from tracepaper.storage.schema import INDEXED_KINDS
 from tracepaper.storage.trade_view import V_TRADES
 from tracepaper.storage.view_columns import (
     INSTRUMENT,
@@ -154,7 +154,7 @@ V_GAPS: Final = View(
         ),
         *moment("market_ms", "e.market_ms", "market time at which it was found"),
     ),
-    f"FROM runs r JOIN events e ON e.run_key = r.run_key AND e.{KEPT_KINDS} AND e.kind = 'gap' "
+    f"FROM runs r JOIN events e ON e.run_key = r.run_key AND e.{INDEXED_KINDS} AND e.kind = 'gap' "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
 )
 
@@ -195,7 +195,7 @@ V_EVENTS: Final = View(
         *shown("e", "events", "market_ms", "seen_ms", "content"),
     ),
     # What a prune has kept has no step any more; all else is found by its step.
-    f"FROM runs r JOIN events e ON e.run_key = r.run_key AND e.{KEPT_KINDS} "
+    f"FROM runs r JOIN events e ON e.run_key = r.run_key AND e.{INDEXED_KINDS} "
     "AND NOT EXISTS (SELECT 1 FROM steps s WHERE s.step = e.step) "
     "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
     f" UNION ALL SELECT {_OF_STEPS} FROM runs r JOIN steps s ON s.run_key = r.run_key "
