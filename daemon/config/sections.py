@@ -167,7 +167,7 @@ class ExchangeSection(Section):
     """Market seconds per wall second; above 1 only against the embedded exchange."""
     final_after_ms: int = Field(default=2_000, ge=0, le=600_000)
     """A candle read by REST counts as closed this long, market time, after its close."""
-    grace_ms: int = Field(default=5_000, ge=0, le=600_000)
+    grace_ms: int = Field(default=5_000, ge=0, le=DAY_MS)
     """A closing frame is awaited this long, market time, before REST is asked for the candle."""
     ahead_ms: int = Field(default=2_000, ge=100, le=600_000)
     """What is dated further ahead than this, network time, is refused and moves no clock."""

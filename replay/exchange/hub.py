@@ -108,6 +108,17 @@ class MarketClock:
             self._held = False
             self._anchor_s = self._monotonic()
 
+    def hold(self) -> None:
+        """Let time stand still until ``release``."""
+        self._anchor_ms = self.now_ms()
+        self._held = True
+
+    def set_speed(self, speed: float) -> None:
+        """Let time pass *speed* times as fast as the machine's from now on."""
+        self._anchor_ms = self.now_ms()
+        self._anchor_s = self._monotonic()
+        self.speed = speed
+
     def stop_at(self, end_ms: int) -> None:
         """Let time run to *end_ms* and no further."""
         self._end_ms = end_ms
@@ -284,6 +295,16 @@ class Hub:
     def release(self) -> None:
         """Let a held clock run."""
         self.clock.release()
+        self._woken.set()
+
+    def hold(self) -> None:
+        """Let time stand still until ``release``, or until candles are subscribed anew."""
+        self.clock.hold()
+        self._woken.set()
+
+    def set_speed(self, speed: float) -> None:
+        """Let time pass at *speed* from now on; frames are thinned as for the first speed."""
+        self.clock.set_speed(speed)
         self._woken.set()
 
     def _schedule_next(self, key: Key, subscription: Subscription) -> None:

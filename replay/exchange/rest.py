@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from aiohttp import web
@@ -32,6 +32,9 @@ from tracepaper.strategies.errors import ConfigInvalid
 REQUESTS_PER_WINDOW: Final = 600
 REQUEST_WINDOW_S: Final = 5.0
 LOCAL_NAMES: Final = ("localhost",)
+SPEED_MAX: Final = 1_000_000.0
+"""As much as `exchange.time_scale` allows."""
+WALL_TIME: Final = "Market time is the wall clock here: leave out --now to set its pace."
 
 
 class RestHandler:
@@ -143,14 +146,23 @@ def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) 
 # ``POST /control/fault`` arms a fault (``{"kind": "drop", "topic": "kline"}``, see ``faults``),
 # ``GET /control/faults`` tells what each kind does, how often it was scheduled and fired, and when;
 # ``GET /control/surface`` lists routes, topics and faults; ``POST /control/release`` lets held time
-# run; ``GET /control/status`` tells time and counts.
+# run and ``POST /control/hold`` stops it; ``POST /control/speed`` (``{"speed": 60}``) sets how fast
+# it runs; ``GET /control/status`` tells time and counts.
+
+
+class _Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Market seconds a second."""
+
+    speed: Annotated[float, msgspec.Meta(gt=0, le=SPEED_MAX)]
 
 
 class Control:
     """The handlers of ``/control``."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, *, keeps_wall_time: bool = False) -> None:
+        """Take the *hub* to control; its pace is fixed where market time is the wall clock's."""
         self._hub = hub
+        self._keeps_wall_time = keeps_wall_time
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of every control call."""
@@ -158,6 +170,8 @@ class Control:
             web.post("/control/fault", self.fault),
             web.get("/control/faults", self.faults),
             web.post("/control/release", self.release),
+            web.post("/control/hold", self.hold),
+            web.post("/control/speed", self.speed),
             web.get("/control/status", self.status),
             web.get("/control/surface", self.surface),
         ]
@@ -188,6 +202,27 @@ class Control:
         self._hub.release()
         return _json({"held": self._hub.clock.held})
 
+    async def hold(self, request: web.Request) -> web.Response:
+        """Let time stand still until it is released, or candles are subscribed anew."""
+        _refuse_foreign(request)
+        if self._keeps_wall_time:
+            return _json({"error": WALL_TIME}, status=400)
+        self._hub.hold()
+        return _json({"held": self._hub.clock.held})
+
+    async def speed(self, request: web.Request) -> web.Response:
+        """Set how fast time passes; 400 with a sentence where the body gives no such speed."""
+        _refuse_foreign(request)
+        if self._keeps_wall_time:
+            return _json({"error": WALL_TIME}, status=400)
+        try:
+            given = msgspec.json.decode(await request.read(), type=_Speed)
+        except (msgspec.DecodeError, RecursionError) as error:
+            sentence = f'This is no speed ({error}): give {{"speed": 60}}, up to {SPEED_MAX:,.0f}.'
+            return _json({"error": sentence}, status=400)
+        self._hub.set_speed(given.speed)
+        return _json({"speed": given.speed, "time": self._hub.clock.now_ms()})
+
     async def status(self, request: web.Request) -> web.Response:
         """Answer market time, whether it is held or ended, and what was sent."""
         _refuse_foreign(request)
@@ -197,6 +232,7 @@ class Control:
                 "time": hub.clock.now_ms(),
                 "held": hub.clock.held,
                 "ended": hub.clock.ended,
+                "speed": hub.clock.speed,
                 "connections": len(hub.connections),
                 "frames_sent": hub.frames_sent,
             }

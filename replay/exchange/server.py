@@ -174,7 +174,7 @@ class EmbeddedExchange:
 
     @property
     def control_url(self) -> str:
-        """The base of the control calls: ``/fault``, ``/faults``, ``/surface``, ``/release``."""
+        """The base of the control calls: ``/fault``, ``/surface``, ``/release``, ``/speed``."""
         return f"{self.rest_url}/control"
 
     def announcement(self) -> dict[str, Any]:
@@ -223,7 +223,8 @@ class EmbeddedExchange:
         """Serve REST, stream and control calls on one port."""
         limits = ConnectionLimits(most=CONNECTIONS_MAX, timeout_s=REQUEST_TIMEOUT_S)
         application = web.Application(middlewares=[limits.middleware])
-        application.add_routes(Control(self.hub).routes())
+        control = Control(self.hub, keeps_wall_time=self.settings.wall_ms is not None)
+        application.add_routes(control.routes())
         stream = StreamHandler(self.hub, self.settings.seed)
         application.router.add_get("/v5/public/{category}", stream.handle)
         rest = RestHandler(self.hub, self.venue, self.recording)

@@ -43,6 +43,23 @@ def test_held_time_stands_and_goes_on_from_where_it_stood() -> None:
     assert clock.now_ms() == 15_000
 
 
+def test_time_is_held_again_and_runs_at_another_speed() -> None:
+    seconds = Seconds()
+    clock = MarketClock(5_000, speed=10, monotonic=seconds)
+    seconds.now += 1
+    clock.set_speed(100)
+    assert clock.now_ms() == 15_000
+    assert clock.seconds_until(115_000) == 1.0
+    seconds.now += 1
+    clock.hold()
+    seconds.now += 60
+    assert (clock.now_ms(), clock.seconds_until(200_000)) == (115_000, None)
+    clock.set_speed(1_000)
+    clock.release()
+    seconds.now += 1
+    assert clock.now_ms() == 1_115_000
+
+
 def test_manual_time_moves_by_hand_alone() -> None:
     seconds = Seconds()
     clock = MarketClock(0, speed=10, monotonic=seconds, manual=True)

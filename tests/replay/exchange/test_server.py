@@ -240,6 +240,37 @@ async def test_a_control_call_releases_held_time() -> None:
                 pass
 
 
+async def test_control_calls_hold_time_and_set_its_speed() -> None:
+    settings = ExchangeSettings(candles=(candles(ROWS),), speed=1_000.0, start=20)
+    async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
+        url = exchange.control_url
+        async with session.post(f"{url}/hold") as response:
+            assert await response.json() == {"held": True}
+        held_ms = exchange.clock.now_ms()
+        async with session.post(f"{url}/speed", json={"speed": 60}) as response:
+            assert await response.json() == {"speed": 60.0, "time": held_ms}
+        async with session.get(f"{url}/status") as response:
+            status = await response.json()
+        assert (status["held"], status["speed"], status["time"]) == (True, 60.0, held_ms)
+        for body in (b'{"speed": 0}', b'{"speed": 1e9}', b'{"pace": 60}', b"[]"):
+            async with session.post(f"{url}/speed", data=body) as response:
+                assert response.status == 400
+                assert "give" in (await response.json())["error"]
+        client = Client(exchange, session)
+        async with client.stream() as stream:
+            await stream.subscribe("kline.1.BTCUSDT")  # as a daemon that starts again
+            assert not exchange.clock.held
+
+
+async def test_the_pace_of_the_wall_clock_is_not_changed() -> None:
+    settings = ExchangeSettings(candles=(candles(ROWS),), wall_ms=lambda: FIRST_MS, start=20)
+    async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
+        for call in ("hold", "speed"):
+            async with session.post(f"{exchange.control_url}/{call}", json={"speed": 2}) as answer:
+                assert answer.status == 400
+                assert "--now" in (await answer.json())["error"]
+
+
 async def test_a_seeded_schedule_makes_every_kind_fire_while_a_client_runs() -> None:
     settings = ExchangeSettings(
         candles=(candles(walk_rows(2_000)),),
