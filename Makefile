@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 .PHONY: demo test dev check docs bench campaign clients peers wheel golden readme clean
 
 demo: $(RUNTIME)
-	@$(BIN)/tracepaper demo --bars 2000
+	@$(BIN)/tracepaper demo
 
 # The tests run with an empty home and cache, so that what a first run makes or prints is tested.
 test: $(STAMP)

@@ -176,8 +176,14 @@ class Checkpoint:
 
 
 def locate(name: str) -> Path:
-    """Return the folder that *name* means: the bundled one for ``default``, else a path."""
-    return DEFAULT_CHECKPOINT if name == DEFAULT else Path(name)
+    """Return the folder that *name* means: a bundled checkpoint's, else a path."""
+    bundled = DEFAULT_CHECKPOINT.parent / name
+    return bundled if name == Path(name).name and is_checkpoint(bundled) else Path(name)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether *folder* holds a checkpoint's card."""
+    return (folder / CARD_NAME).is_file()
 
 
 def load(folder: Path) -> Checkpoint:

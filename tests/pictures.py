@@ -1,7 +1,7 @@
 """Draws the README's pictures from what the program really shows: `python tests/pictures.py`.
 
-The demo runs on a pseudo-terminal. `deploy/live.svg` is a frame of its live view,
-`deploy/demo.svg` the beginning of what it prints at its end. `deploy/chart.svg` is what
+Demos run on a pseudo-terminal. `deploy/live.svg` is a frame of the live view of one with candles of
+its own, `deploy/demo.svg` what the demo prints at its end. `deploy/chart.svg` is what
 `tracepaper report --chart` draws of an example.
 """
 
@@ -28,10 +28,14 @@ LIVE, ENDED = ROOT / "deploy" / "live.svg", ROOT / "deploy" / "demo.svg"
 CHART: Final = ROOT / "deploy" / "chart.svg"
 EXAMPLE: Final = ROOT / "strategies" / "examples" / "rsi_reversion.toml"
 CANDLES: Final = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
-COMMAND: Final = ("tracepaper", "demo", "--bars", "600", "--speed", "1200")
+RACE: Final = ("tracepaper", "demo")
+SERVED: Final = (
+    *("tracepaper", "demo", "--data", "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"),
+    *("--bars", "600", "--speed", "1200"),
+)
 WIDTH, HEIGHT = 100, 50
-ENDED_UNTIL: Final = "Where it looked"
-"""The first line of the summary that the picture leaves out: it would be three pages tall."""
+ENDS_FROM: Final = "What was earned or lost"
+"""The first line of the summary."""
 REDRAWN: Final = re.compile(r"(?:\x1b\[\?25[lh]|\r|\x1b\[1A|\x1b\[2K)+\n?")
 """What a live display writes between two frames: the cursor goes up, and lines are cleared."""
 FRAME_LINES: Final = 8
@@ -83,15 +87,16 @@ def draw(text: str, file: Path, title: str) -> None:
 
 
 def main() -> None:
-    """Run the demo and draw both pictures."""
+    """Run the demos and draw the pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        written = on_a_terminal(COMMAND, Path(folder))
-    *live, ended = frames(written)
-    title = " ".join(COMMAND)
-    draw(live[-1], LIVE, title)
-    lines = ended.splitlines()
-    last = next(place for place, line in enumerate(lines) if ENDED_UNTIL in line)
-    draw("\n".join(lines[:last]), ENDED, f"{title}: at its end")
+        (Path(folder) / "replay").mkdir()
+        (Path(folder) / "replay" / "samples").symlink_to(CANDLES.parent)
+        *_, last, _ = frames(on_a_terminal(SERVED, Path(folder)))
+        draw(last, LIVE, "tracepaper demo --data CANDLES")
+        written = on_a_terminal(RACE, Path(folder))
+    lines = frames(written)[-1].splitlines()
+    first = next(place for place, line in enumerate(lines) if ENDS_FROM in line)
+    draw("\n".join(lines[first:]), ENDED, f"{' '.join(RACE)}: at its end")
     with tempfile.TemporaryDirectory() as folder:
         chart(Path(folder))
 

@@ -32,7 +32,7 @@ PORT: Final = "9440"
 COMMAND_WITHIN_S: Final = 240.0
 
 SHORTENED: Final = (
-    (re.compile(r"--bars \d+"), "--bars 30"),
+    (re.compile(r"tracepaper demo$"), "tracepaper demo --days 1 --seconds 5"),
     (re.compile(r"-m pytest.*"), "-m pytest -q -p no:cacheprovider tests/strategies/test_ring.py"),
 )
 """What makes a Makefile's recipe short enough for a test."""

@@ -62,7 +62,8 @@ class Demo:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """Run a demo of the default model, over the real websocket on loopback."""
     folder = tmp_path_factory.mktemp("demo")
-    options = ["--bars", str(BARS), "--speed", SPEED, "--db", "demo.db", "--json"]
+    given = ["--data", str(DEMO_CANDLES), "--bars", str(BARS), "--speed", SPEED]
+    options = [*given, "--db", "demo.db", "--json"]
     return Demo(folder, run(["demo", *options], folder))
 
 

@@ -120,7 +120,7 @@ def test_the_readme_is_short_and_leads_to_every_page() -> None:
     ("picture", "words"),
     [
         ("live", ("BTCUSDT", "confidence", "direction")),
-        ("demo", ("Accounts", "Refused", "edge")),
+        ("demo", ("Accounts", "Refused")),
         ("chart", ("linear:BTCUSDT: RsiReversion", "rsi", "stroke-dasharray: 1")),
     ],
 )

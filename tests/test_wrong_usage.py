@@ -121,6 +121,9 @@ CASES = [
     ("run -c nothing.toml", 2, "config init nothing.toml"),
     ("run --bars 0", 2, "--bars"),
     ("demo --speed 0", 2, "--speed"),
+    ("demo --bars 9", 2, "--days"),
+    ("demo --days 1 --data candles.csv", 2, "--data"),
+    ("demo --model nowhere", 2, "nowhere"),
 ]
 
 

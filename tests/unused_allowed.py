@@ -20,11 +20,9 @@ representation, interpretable_model  # captum asks for them
 # Read and derived from by classes of users' own, and classes for them to copy from.
 deadline_s, BoostedTree, Trend, Grid, RsiReversion, unrealised
 
-# Stored or received as text: every member of the enumeration can come.
-HALT
 
 # Written whole, as documents, rows or frames of a notebook.
-state_sha256, exit_sequence, mean_exposure, mean_profit, must_pass
+state_sha256, exit_sequence, mean_profit, must_pass
 twin_equity
 
 # Required of a body, so that one of another shape is refused.

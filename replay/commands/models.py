@@ -21,10 +21,10 @@ def models(
     card: Annotated[bool, typer.Option("--card", help="Print the whole cards.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """List the bundled checkpoint, those kept beside a database, and those in FOLDER."""
+    """List the bundled checkpoints, those kept beside a database, and those in FOLDER."""
     from tracepaper.storage.checkpoints import CARD_NAME, DEFAULT_CHECKPOINT, kept_folder, listed
 
-    given = list(folders or [DEFAULT_CHECKPOINT])
+    given = list(folders or [DEFAULT_CHECKPOINT.parent])
     if db is not None:
         given.append(kept_folder(db, ""))
     found = list(listed(given))

@@ -186,6 +186,7 @@ def test_a_kept_checkpoint_that_was_changed_is_refused(tmp_path: Path) -> None:
 
 def test_default_names_the_folder_that_was_given(tmp_path: Path) -> None:
     assert locate("default") == DEFAULT_CHECKPOINT
+    assert locate("../models/default") == Path("../models/default")
     assert locate("models/mine") == Path("models/mine")
 
 

@@ -1,17 +1,11 @@
-"""What ``tracepaper demo`` does: an exchange beside the daemon, and at the end what happened."""
+"""A demo of candles or a configuration of the user's own: exchange, daemon, and what happened."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from rich.rule import Rule
 from rich.text import Text
@@ -24,6 +18,7 @@ from tracepaper.daemon.session.shutdown import exit_while_model_computes
 from tracepaper.daemon.terminal import log
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.live_view import RunWatcher, live_view
+from tracepaper.replay.demonstration.exchange import exchange_beside
 from tracepaper.replay.explain.recomputed import recompute
 from tracepaper.replay.explain.stored import read_stored
 from tracepaper.replay.explain.terminal import show_stored
@@ -41,8 +36,6 @@ from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid, FeedLost
 from tracepaper.strategies.types import RunKind
 
-EXCHANGE_ENDS_WITHIN_S: Final = 5.0
-
 
 @dataclass(frozen=True)
 class Demonstration:
@@ -50,51 +43,17 @@ class Demonstration:
 
     bars: int | None = None
     speed: float = 2_000.0
-    data: str | None = None
+    data: tuple[str, ...] = ()
     config: Path | None = None
     database: Path | None = None
     as_json: bool = False
-
-
-@contextmanager
-def exchange_beside(data: str, speed: float) -> Iterator[dict[str, Any]]:
-    """Run the embedded exchange in a process of its own; yield what it says it serves.
-
-    Its time stands still until candles are subscribed. It ends with us, however we end: it
-    watches the pipe that is its standard input.
-    """
-    command = [sys.executable, "-m", "tracepaper.daemon.cli", "exchange"]
-    command += ["--data", data, "--speed", str(speed), "--hold", "--until-eof"]
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(  # noqa: S603 - our own program
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for the daemon, which then ends the exchange
-        )
-        try:
-            assert process.stdout is not None
-            if not (line := process.stdout.readline()):
-                process.wait(EXCHANGE_ENDS_WITHIN_S)
-                said.seek(0)
-                raise DataInvalid(said.read().strip() or "The embedded exchange did not start.")
-            yield json.loads(line)
-        finally:
-            process.terminate()
-            try:
-                process.communicate(timeout=EXCHANGE_ENDS_WITHIN_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
 
 
 def perform(wanted: Demonstration) -> None:
     """Carry the demonstration out and print what happened; a signal ends it in good order."""
     clock = SystemClock()
     database = wanted.database or Path(f"demo-{_stamp(clock.wall_ms())}.db")
-    with exchange_beside(wanted.data or str(DEMO_CANDLES), wanted.speed) as served:
+    with exchange_beside(wanted.data or (str(DEMO_CANDLES),), wanted.speed) as served:
         config = _configured(wanted, served)
         log.configure(level=config.log.level, output=config.log.format)
         with live_view(limit=wanted.bars, until_ms=served["end_ms"]) as watcher:

@@ -1,0 +1,55 @@
+"""The embedded exchange beside a demo: a process of its own, and the calls that control it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from tracepaper.strategies.errors import DataInvalid
+
+ENDS_WITHIN_S: Final = 5.0
+
+
+@contextmanager
+def exchange_beside(
+    data: Sequence[str], speed: float, *, start: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Run the embedded exchange in a process of its own; yield what it says it serves.
+
+    Its time stands still, *start* bars into the data, until candles are subscribed. It ends with
+    us, however we end: it watches the pipe that is its standard input.
+    """
+    command = [sys.executable, "-m", "tracepaper.daemon.cli", "exchange"]
+    for path in data:
+        command += ["--data", path]
+    command += ["--speed", str(speed), "--hold", "--until-eof"]
+    if start is not None:
+        command += ["--start", str(start)]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the daemon, which then ends the exchange
+        )
+        try:
+            assert process.stdout is not None
+            if not (line := process.stdout.readline()):
+                process.wait(ENDS_WITHIN_S)
+                said.seek(0)
+                raise DataInvalid(said.read().strip() or "The embedded exchange did not start.")
+            yield json.loads(line)
+        finally:
+            process.terminate()
+            try:
+                process.communicate(timeout=ENDS_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()

@@ -1,0 +1,76 @@
+"""A demo as its viewer has it: four incidents, one run, one screen; and Ctrl-C at any moment."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import BIN, Program, run
+
+from tracepaper.replay.demonstration.show import configured
+
+pytestmark = pytest.mark.slow
+
+SHORT = ["demo", "--model", "none", "--days", "0.5", "--seconds", "3"]
+"""Without a model, so that nothing takes its time to start: what is tried is the demo."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("show")
+
+
+@pytest.fixture(scope="module")
+def said(folder: Path) -> dict[str, Any]:
+    """Return what a short demo says at its end."""
+    ended = run([*SHORT, "--db", "show.db", "--json"], folder)
+    assert ended.code == 0, ended.err[-2000:]
+    found: dict[str, Any] = json.loads(ended.out)
+    found["announced"] = ended.err
+    return found
+
+
+def test_every_incident_is_announced_and_ends_well(said: dict[str, Any]) -> None:
+    assert len(said["incidents"]) == 4
+    assert "none is missing" in said["incidents"][0]
+    assert "refused by `operator`" in said["incidents"][1]
+    assert "goes on with the same run" in said["incidents"][2]
+    assert "was changed: its rows in steps" in said["incidents"][3]
+    for number in range(1, 5):
+        assert f"Incident {number} of 4" in said["announced"]
+    assert said["processes"] == 2
+    assert said["chain"]["holds"]
+    assert said["decisions"] == 2 * 48
+
+
+def test_the_run_follows_from_its_record_and_the_changed_copy_is_gone(
+    said: dict[str, Any], folder: Path
+) -> None:
+    verified = run(["verify", "last", "--db", "show.db", "--json"], folder)
+    assert json.loads(verified.out)["agreed"] == said["decisions"]
+    assert {path.suffix for path in folder.glob("show*")} >= {".db", ".toml", ".log"}
+    assert list(folder.glob("*changed*")) == []
+    names = [account["account"] for account in said["accounts"]]
+    assert set(names) == {"this run", "random_gate", "buy_and_hold"}
+
+
+def test_ctrl_c_ends_it_with_the_summary_of_what_was_played(tmp_path: Path) -> None:
+    command = [str(BIN / "tracepaper"), "demo", "--model", "none", "--db", "show.db"]
+    program = Program(command, tmp_path, name="demo")
+    try:
+        program.wait_until(lambda: "2025-05-11: this run" in program.err)
+        ended = program.stop(signal.SIGINT)
+    finally:
+        program.kill()
+    assert ended.code == 0, ended.err[-2000:]
+    assert "What was earned or lost" in ended.out
+    assert "\x1b" not in ended.out + ended.err
+    log = (tmp_path / "show.log").read_text()
+    assert '"event": "view closed"' in log.splitlines()[-1]  # the daemon ended in good order
+
+
+def test_no_model_is_a_model_to_ask_for() -> None:
+    assert 'checkpoint = "none"' in configured("none")
