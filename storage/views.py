@@ -195,7 +195,9 @@ V_EVENTS: Final = View(
         *shown("e", "events", "market_ms", "seen_ms", "content"),
     ),
     # What a prune has kept has no step any more; all else is found by its step.
-    f"FROM runs r JOIN events e ON e.run_key = r.run_key AND e.{INDEXED_KINDS} "
+    "FROM runs r JOIN prunes p ON p.run_key = r.run_key JOIN events e "
+    f"ON e.step BETWEEN r.run_key << {SEQUENCE_BITS} "
+    f"AND (r.run_key << {SEQUENCE_BITS}) + p.until_sequence "
     "AND NOT EXISTS (SELECT 1 FROM steps s WHERE s.step = e.step) "
     "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
     f" UNION ALL SELECT {_OF_STEPS} FROM runs r JOIN steps s ON s.run_key = r.run_key "

@@ -300,7 +300,7 @@ class Retrainer:
             (self._folder / CONFIG_FILE).write_text(render(self._config), encoding="utf-8")
             with (self._folder / LOG_FILE).open("wb") as said:
                 process = await asyncio.create_subprocess_exec(
-                    *self._command(),
+                    *self._command(began_ms),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=said,
@@ -328,11 +328,11 @@ class Retrainer:
         except msgspec.MsgspecError:
             raise TrainingFailed(f"its answer is no judgement; see {LOG_FILE}") from None
 
-    def _command(self) -> Sequence[str]:
+    def _command(self, began_ms: int) -> Sequence[str]:
         return (
             *(*PROGRAM, self._run.run_id),
             *("--db", str(self._database), "--config", str(self._folder / CONFIG_FILE)),
-            *("--folder", str(self._folder), "--service", "--json"),
+            *("--folder", str(self._folder), "--to", str(began_ms), "--service", "--json"),
         )
 
     def _environment(self) -> dict[str, str]:

@@ -234,20 +234,22 @@ def test_a_prune_is_refused_while_a_daemon_has_the_database(path: Path) -> None:
 
 def test_settlements_and_gaps_survive_a_prune(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
-    early = cases.rich_steps()[:9]
-    late = [replace(step, sequence=step.sequence + 9) for step in STEPS]
+    early = [*cases.rich_steps()[:9], cases.undecided(9, cases.retrained())]
+    late = [replace(step, sequence=step.sequence + 10) for step in STEPS]
     cases.write_run(path, [*early, *late])
-    until = stored_at([*early, *late], 509)
+    until = stored_at([*early, *late], 510)
     assert prune(path, keep_days=1, pruned_at_ms=5)[0].until_sequence == until
     with Reader.open(path) as reader:
         kinds = {kind for (kind,) in reader.connection.execute("SELECT kind FROM v_events")}
         resumed = reader.connection.execute("SELECT count(*) FROM v_gaps").fetchone()
+        assert reader.retrained("r-1") == [cases.retrained()]  # which counts in every later test
     assert kinds == {
         "instrument_change",
         "model_change",
         "gap",
         "funding",
         "command",
+        "retrained",
         "bar",
         "prune",
     }
