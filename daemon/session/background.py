@@ -6,8 +6,10 @@ The rule is docs/operations.md, O14.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
+import signal
 import threading
 from pathlib import Path
 from typing import Final
@@ -21,6 +23,7 @@ ENDED: Final = 3
 _OOM_FIRST: Final = "1000"
 _MIB: Final = 1 << 20
 _STDIN: Final = 0
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def stay_behind(given: RetrainSection) -> None:
@@ -37,6 +40,9 @@ def stay_behind(given: RetrainSection) -> None:
         limit = given.memory_mb * _MIB
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    # The kernel kills it with the daemon at once; the input tells where there is no such signal.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 
 

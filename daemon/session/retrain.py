@@ -9,6 +9,7 @@ The rules are docs/operations.md, O11 to O19.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -52,6 +53,8 @@ LOG_FILE: Final = "log.txt"
 MARK_FILE: Final = "began"
 """Holds since when, in market milliseconds, a training is under way."""
 REFUSED: Final = "refused"
+END_WITHIN_S: Final = 2.0
+"""Wall seconds that the end of a killed training is awaited: an orderly stop has seven in all."""
 ANSWER_MAX: Final = 1 << 20
 """Bytes of an answer: a judgement has some hundreds."""
 _TAIL_BYTES: Final = 4_096
@@ -318,9 +321,7 @@ class Retrainer:
         except TimeoutError:
             raise TrainingFailed(f"it took longer than retrain.time_limit, {limit}") from None
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            await _end(process)
         if code:
             raise TrainingFailed(self._cause(code))
         try:
@@ -354,6 +355,21 @@ class Retrainer:
             lines = []
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
         return f"the training ended with {code}: {last.rstrip('.')}"
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill *process*, if it still runs, and wait a moment for its end.
+
+    An idle process of a busy machine is not given the time to die, so it is raised before.
+    """
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
+    process.kill()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(END_WITHIN_S):
+            await process.wait()
 
 
 def _first_start_ms(database: Path, run: Run, symbols: Sequence[str]) -> int:
