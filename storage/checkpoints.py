@@ -155,9 +155,11 @@ def _list(values: Sequence[object], name: str) -> str:
 
 WEIGHTS_NAME: Final = "weights.safetensors"
 CARD_NAME: Final = "card.toml"
+BUNDLED: Final = Path(__file__).with_name("models")
+"""The bundled checkpoints, each in the folder of its name: package data."""
 DEFAULT: Final = "default"
-DEFAULT_CHECKPOINT: Final = Path(__file__).with_name("models") / DEFAULT
-"""The bundled checkpoint: package data, which ``model.checkpoint = "default"`` names."""
+DEFAULT_CHECKPOINT: Final = BUNDLED / "flash-1m"
+"""The bundled one that ``model.checkpoint = "default"`` names."""
 _SECTIONS: Final = ("model", "architecture", "features", "market", "calibration")
 
 
@@ -175,10 +177,14 @@ class Checkpoint:
         return self.sha256[:ID_DIGITS]
 
 
+def bundled() -> dict[str, Path]:
+    """Return the folders of the bundled checkpoints by their names."""
+    return {one.name: one for one in sorted(BUNDLED.iterdir()) if is_checkpoint(one)}
+
+
 def locate(name: str) -> Path:
-    """Return the folder that *name* means: a bundled checkpoint's, else a path."""
-    bundled = DEFAULT_CHECKPOINT.parent / name
-    return bundled if name == Path(name).name and is_checkpoint(bundled) else Path(name)
+    """Return the folder that *name* means: ``default``, another bundled checkpoint, or a path."""
+    return DEFAULT_CHECKPOINT if name == DEFAULT else bundled().get(name, Path(name))
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -344,6 +350,14 @@ def keep_card(card: Card, known: Identity, database: Path) -> Path:
 def kept_folder(database: Path, model_id: str) -> Path:
     """Return where a checkpoint that *database* used is kept."""
     return database.with_name(database.name + ".checkpoints") / model_id
+
+
+def find_bundled(model_id: str) -> Path | None:
+    """Return the folder of the bundled checkpoint with that id; None where none has it."""
+    for folder in bundled().values():
+        if read_card(folder)["model"]["id"] == model_id:
+            return folder
+    return None
 
 
 def find_kept(database: Path, model_id: str) -> Path:

@@ -290,7 +290,7 @@ class ModelSection(ModelClass):
     files: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
     """Files that your own class reads, relative to this file; their content is part of its id."""
     checkpoint: str = Field(default="default", min_length=1)
-    """default for the bundled one, the folder of a checkpoint, or none, for what goes without."""
+    """default, another bundled one that `tracepaper models` lists, a folder, or none: without."""
     deadline_ms: int = Field(default=1_000, ge=1, le=600_000)
     """Wall milliseconds for one forecast; later answers are dropped and the bar is held."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")

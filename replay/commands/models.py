@@ -14,7 +14,9 @@ from tracepaper.strategies.errors import DataInvalid, shown
 def models(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FOLDER…", help="Checkpoints, or folders that hold some."),
+        typer.Argument(
+            metavar="FOLDER…", help="Bundled ones, checkpoints, folders that hold some."
+        ),
     ] = None,
     *,
     db: DatabaseOption = None,
@@ -22,9 +24,9 @@ def models(
     json: JsonOption = False,
 ) -> None:
     """List the bundled checkpoints, those kept beside a database, and those in FOLDER."""
-    from tracepaper.storage.checkpoints import CARD_NAME, DEFAULT_CHECKPOINT, kept_folder, listed
+    from tracepaper.storage.checkpoints import BUNDLED, CARD_NAME, kept_folder, listed, locate
 
-    given = list(folders or [DEFAULT_CHECKPOINT.parent])
+    given = [locate(str(folder)) for folder in folders or [BUNDLED]]
     if db is not None:
         given.append(kept_folder(db, ""))
     found = list(listed(given))

@@ -164,16 +164,17 @@ def _forecast(run: Run, step: Step) -> Forecast:
 
 
 def _forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
-    """Return the model that decided: kept beside the database, or else the bundled one."""
+    """Return the model that decided: kept beside the database, or else a bundled one."""
     config = restore(run.config)
     if config.model.own_class:
         raise DataInvalid(
             f"The model {config.model.own_class} is a class of a user's own, which does not say "
             "where it looked; leave --full out, and see its gates and its forecast."
         )
-    folder = checkpoints.DEFAULT_CHECKPOINT
-    is_kept = checkpoints.kept_folder(database, model_id).is_dir()
-    if is_kept or checkpoints.read_card(folder)["model"]["id"] != model_id:
+    folder = None
+    if not checkpoints.kept_folder(database, model_id).is_dir():
+        folder = checkpoints.find_bundled(model_id)
+    if folder is None:
         folder = checkpoints.find_kept(database, model_id)
     found: Forecaster = forecaster_of(folder, config, mode="step")
     if found.model_id != model_id:

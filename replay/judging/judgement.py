@@ -109,7 +109,8 @@ def judge_class(
 
 
 def _symbols(material: Material) -> tuple[str, ...]:
-    return tuple(sorted({segment.candles.symbol for segment in material.segments}))
+    """Return the symbols that the test part has bars of."""
+    return tuple(sorted({one.segment.candles.symbol for one in material.samples(Part.TEST)}))
 
 
 def _within(material: Material, span: NamedSpan) -> Material:

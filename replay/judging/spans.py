@@ -23,7 +23,7 @@ from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.rowwise import RowRecipe
 from tracepaper.replay.training.series import date_ms, iso
-from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT, Checkpoint, dump
+from tracepaper.storage.checkpoints import BUNDLED, Checkpoint, dump
 from tracepaper.storage.sweeps import registry_path
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.forecasters.build import is_ensemble, row_kind
@@ -147,7 +147,7 @@ def _hash(chosen: Mapping[str, Any]) -> str:
 
 def openings_path(folder: Path | None) -> Path:
     """Return the file that counts for the checkpoint in *folder*; None is a class of one's own."""
-    if folder is None or folder.resolve() == DEFAULT_CHECKPOINT.resolve():
+    if folder is None or folder.resolve().parent == BUNDLED.resolve():
         return registry_path().with_name(FILE_NAME)
     return folder.resolve().parent / FILE_NAME
 
@@ -170,7 +170,7 @@ def opened_by_training(folder: Path, found: Checkpoint, material: Material) -> s
 
     Returns a sentence where it could not be kept; else an empty text.
     """
-    symbols = tuple(sorted({one.candles.symbol for one in material.segments}))
+    symbols = tuple(sorted({one.segment.candles.symbol for one in material.samples(Part.TEST)}))
     last = max(int(one.close_time_ms[-1]) for one in material.segments)
     start = material.split.calibration_until_ms
     new = SpanOpening(recipe_hash(found.card), found.id, symbols, start, last)

@@ -13,7 +13,9 @@ from tracepaper.storage.checkpoints import (
     CARD_NAME,
     DEFAULT_CHECKPOINT,
     WEIGHTS_NAME,
+    bundled,
     dump,
+    find_bundled,
     identity,
     keep,
     kept_folder,
@@ -184,10 +186,15 @@ def test_a_kept_checkpoint_that_was_changed_is_refused(tmp_path: Path) -> None:
         keep(tmp_path / "a", tmp_path / "run.db")
 
 
-def test_default_names_the_folder_that_was_given(tmp_path: Path) -> None:
-    assert locate("default") == DEFAULT_CHECKPOINT
-    assert locate("../models/default") == Path("../models/default")
+def test_a_name_is_that_of_a_bundled_checkpoint_or_a_folder() -> None:
+    assert locate("default") == DEFAULT_CHECKPOINT == bundled()[DEFAULT_CHECKPOINT.name]
+    for name, folder in bundled().items():
+        assert locate(name) == folder
+        assert find_bundled(load(folder).card["model"]["id"]) == folder
+        assert load(folder).card["model"]["name"] == name
+    assert locate("./flash-1m") == Path("flash-1m")
     assert locate("models/mine") == Path("models/mine")
+    assert find_bundled("0" * 12) is None
 
 
 def test_listed_finds_a_checkpoint_and_those_one_level_below(tmp_path: Path) -> None:
