@@ -96,7 +96,7 @@ def judge_checkpoint(
         found = judge(card, tensors, material, bars=bars)
     else:
         found = judge_rows(card, tensors, material)
-    return SpanJudgement(span, _symbols(material), found, card, missing)
+    return SpanJudgement(span, material.symbols(Part.TEST), found, card, missing)
 
 
 def judge_class(
@@ -105,12 +105,7 @@ def judge_class(
     """Return the judgement of a user's class on *span* of the time after it was trained."""
     material, missing = _with_baselines(_within(material, span))
     found = evaluate_own(forecaster, material, horizon=horizon)
-    return SpanJudgement(span, _symbols(material), found, {}, missing)
-
-
-def _symbols(material: Material) -> tuple[str, ...]:
-    """Return the symbols that the test part has bars of."""
-    return tuple(sorted({one.segment.candles.symbol for one in material.samples(Part.TEST)}))
+    return SpanJudgement(span, material.symbols(Part.TEST), found, {}, missing)
 
 
 def _within(material: Material, span: NamedSpan) -> Material:

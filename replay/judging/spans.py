@@ -22,7 +22,7 @@ from tracepaper.replay.training.ensemble import EnsembleRecipe
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.rowwise import RowRecipe
-from tracepaper.replay.training.series import date_ms, iso
+from tracepaper.replay.training.series import Part, date_ms, iso
 from tracepaper.storage.checkpoints import BUNDLED, Checkpoint, dump
 from tracepaper.storage.sweeps import registry_path
 from tracepaper.strategies.errors import ConfigInvalid, shown
@@ -170,7 +170,7 @@ def opened_by_training(folder: Path, found: Checkpoint, material: Material) -> s
 
     Returns a sentence where it could not be kept; else an empty text.
     """
-    symbols = tuple(sorted({one.segment.candles.symbol for one in material.samples(Part.TEST)}))
+    symbols = material.symbols(Part.TEST)
     last = max(int(one.close_time_ms[-1]) for one in material.segments)
     start = material.split.calibration_until_ms
     new = SpanOpening(recipe_hash(found.card), found.id, symbols, start, last)

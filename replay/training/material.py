@@ -170,6 +170,15 @@ class Material:
         """Return the horizons in bars of one of ``intervals``."""
         return tuple(bars * self.interval_ms // interval_ms for bars in self.horizons)
 
+    def symbols(self, part: Part) -> tuple[str, ...]:
+        """Return the symbols that *part* has labelled bars of."""
+        of_part = [
+            segment.candles.symbol
+            for segment in self.segments
+            if self.parts.labelled(segment, self.horizons, part).any()
+        ]
+        return tuple(sorted(set(of_part)))
+
     def samples(self, part: Part) -> list[Samples]:
         """Return the samples of one part; of training, those of every interval."""
         found = samples_of(self.segments, self.horizons, self.parts, part, self._labels)

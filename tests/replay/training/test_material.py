@@ -64,6 +64,16 @@ def test_other_intervals_are_seen_in_training_alone(joint: Material) -> None:
     assert seen(Part.VALIDATION) == seen(Part.CALIBRATION) == seen(Part.TEST) == {FIFTEEN}
 
 
+def test_a_symbol_is_of_a_part_only_where_it_has_bars_to_judge(
+    paths: list[str], tmp_path: Path
+) -> None:
+    early = write_csv(learnable(4 * DAY_BARS, seed=2, symbol="EARLYUSDT"), tmp_path)
+    found = Material.read([*paths, str(early)], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,))
+    both = found.symbols(Part.TEST)
+    assert len(both) == 2
+    assert found.symbols(Part.TRAIN) == tuple(sorted([*both, "EARLYUSDT"]))
+
+
 def test_no_label_of_any_interval_reaches_out_of_training(joint: Material) -> None:
     for samples in joint.samples(Part.TRAIN):
         for column, bars in enumerate(samples.horizons):
