@@ -28,8 +28,8 @@ _MISSING_ZERO, _MISSING_NAN = 1, 2  # its third and fourth bit
 class BoostingOptions:
     """How ensembles are fitted; the seed fixes them, whatever the number of threads."""
 
-    rounds: int = 300
-    patience: int = 20  # rounds without a better validation score
+    rounds: int = 100
+    patience: int = 0  # rounds without a better validation score, after which it stops; 0 is never
     learning_rate: float = 0.1
     leaves: int = 31
     mean_leaves: int = 7
@@ -45,6 +45,10 @@ class BoostingOptions:
         for name, given in (("leaves", self.leaves), ("mean_leaves", self.mean_leaves)):
             if not 2 <= given <= LEAVES_MOST:
                 raise ConfigInvalid(f"{name} is {given}; choose 2 to {LEAVES_MOST} a tree.")
+        if self.patience < 0:
+            raise ConfigInvalid(
+                f"patience is {self.patience}; give rounds, or 0 to stop at no validation score."
+            )
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def boost(
 ) -> Trees:
     """Return one ensemble a horizon of ``"variance"`` (log) or ``"mean"``.
 
-    It is stopped early by *validation*; without that, it has all of its rounds.
+    It is stopped early by *validation*; without that, or patience, it has all of its rounds.
     Raises ``DataInvalid`` where a horizon has no row to learn from or to stop by.
     """
     return joined(
@@ -107,7 +111,8 @@ def _ensemble(
 ) -> Trees:
     lightgbm = import_lightgbm()
     sets: list[Any] = []
-    for name, table in (("training", training), ("validation", validation)):
+    stopped_by = validation if options.patience else None
+    for name, table in (("training", training), ("validation", stopped_by)):
         if table is None:
             continue
         known = table.weights[:, horizon] > 0
