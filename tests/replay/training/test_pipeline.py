@@ -23,6 +23,7 @@ from tracepaper.replay.judging.spans import read_openings
 from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.fit import FitOptions, Observe, Progress
 from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.fitted import stored_baselines
 from tracepaper.replay.training.pipeline import Say, split_of, train
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import Part, iso
@@ -335,9 +336,12 @@ def test_help_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_bundled_checkpoint_is_listed_and_whole() -> None:
+def test_the_bundled_checkpoints_are_listed_and_whole() -> None:
     listed = json.loads(run(models, "--json"))["models"]
-    assert len(listed) == 1
-    found = load(Path(listed[0]["folder"]))
-    assert found.card["architecture"]["window"] == 1_088
-    assert build(found.card, found.tensors, threads=1).context == 4_860
+    contexts = {}
+    for place, known in ((Path(one["folder"]), one["card"]) for one in listed):
+        found = load(place)
+        contexts[place.name] = build(found.card, found.tensors, threads=1).context
+        assert sum(one.stat().st_size for one in place.iterdir()) < 4_000_000
+        assert stored_baselines(place, known) is not None
+    assert contexts == {"flash-15m": 700, "flash-1m": 7_201, "informer-1m": 991}
