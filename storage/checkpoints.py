@@ -158,7 +158,7 @@ CARD_NAME: Final = "card.toml"
 BUNDLED: Final = Path(__file__).with_name("models")
 """The bundled checkpoints, each in the folder of its name: package data."""
 DEFAULT: Final = "default"
-DEFAULT_CHECKPOINT: Final = BUNDLED / "flash-1m"
+DEFAULT_CHECKPOINT: Final = BUNDLED / DEFAULT
 """The bundled one that ``model.checkpoint = "default"`` names."""
 _SECTIONS: Final = ("model", "architecture", "features", "market", "calibration")
 

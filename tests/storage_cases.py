@@ -322,8 +322,8 @@ def other_events() -> list[Event]:
     at: dict[str, Any] = {"market_ms": START_MS + 1, "seen_ms": START_MS + 2}
     return [
         InstrumentChange(BTC, **at),
-        ModelChange("m", "sha", "0.1", "step", "cpu", "float32", 1, ((BTC.id, 5),), **at),
-        ModelChange("m", "sha", "0.1", "scan", "cpu", "float32", 2, (), backend="tiles", **at),
+        ModelChange("m", "", "0.1", "step", "cpu", "float32", 1, ((BTC.id, 5),), **at),
+        ModelChange("m", "", "0.1", "scan", "cpu", "float32", 2, (), backend="tiles", **at),
         Gap(BTC.id, START_MS, START_MS + MINUTE, GapCause.MISSED, "rest", **at),
         quote(),
         Trade(BTC.id, "trade-1", Side.SELL, 5, 6, **at),

@@ -17,7 +17,6 @@ from tracepaper.replay.report.heads import (
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 
 
@@ -32,12 +31,11 @@ def test_the_flow_ends_in_the_decision_s_own_rollout(
     record = attention_report.record
     model = checkpoints.kept_folder(record.database, str(record.run["model_id"]))
     forecaster = forecaster_of(model, record.config, mode="step")
-    assert isinstance(forecaster, EnsembleForecaster)
-    assert isinstance(forecaster.network, StreamingForecaster)
+    assert isinstance(forecaster, StreamingForecaster)
     with Reader.open(record.database) as reader:
         bars = reader.bars(str(record.run["run_id"]), heads.instrument)
     forecaster.warm(heads.instrument, bars)
-    told = forecaster.network.explain(heads.instrument)
+    told = forecaster.explain(heads.instrument)
     assert heads.rollout == pytest.approx(np.array(told.weights), abs=1e-6)
 
 

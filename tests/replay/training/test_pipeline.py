@@ -22,8 +22,8 @@ from tracepaper.replay.commands.train import train as train_command
 from tracepaper.replay.judging.spans import read_openings
 from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.fit import FitOptions, Observe, Progress
-from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.fitted import stored_baselines
+from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.pipeline import Say, split_of, train
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import Part, iso
@@ -343,5 +343,6 @@ def test_the_bundled_checkpoints_are_listed_and_whole() -> None:
         found = load(place)
         contexts[place.name] = build(found.card, found.tensors, threads=1).context
         assert sum(one.stat().st_size for one in place.iterdir()) < 4_000_000
-        assert stored_baselines(place, known) is not None
-    assert contexts == {"flash-15m": 700, "flash-1m": 7_201, "informer-1m": 991}
+        assert place.name == "default" or stored_baselines(place, known) is not None
+    made = {"flash-15m": 700, "flash-1m": 7_201, "informer-1m": 991}
+    assert contexts == {"default": 4_860, **made}
