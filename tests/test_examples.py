@@ -104,7 +104,8 @@ def test_an_example_decides_live_as_it_does_on_the_candles(
     example: Example, tmp_path: Path
 ) -> None:
     given = config_of(example)
-    demo = ["demo", *given, "--bars", str(LIVE_BARS), "--speed", "1200", "--db", "live.db"]
+    served = given or ["--data", str(CANDLES)]
+    demo = ["demo", *served, "--bars", str(LIVE_BARS), "--speed", "1200", "--db", "live.db"]
     live = said(demo, tmp_path, example.settings)
     assert live["decisions"] >= LIVE_BARS
     assert said(["verify", "last", "--db", "live.db"], tmp_path, {})["holds"]
