@@ -21,7 +21,7 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.attributing import Contributions, Figures, Probe
-from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster
+from tracepaper.strategies.forecasters.ensemble import network_half
 from tracepaper.strategies.forecasters.streaming import Attribution, StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.strategy import Forecaster
@@ -100,9 +100,7 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
     Raises ``DataInvalid`` as ``open_any``, and for a model without attention.
     """
     found = open_any(database, run_id, sequence)
-    forecaster = found.forecaster
-    if isinstance(forecaster, EnsembleForecaster):
-        forecaster = forecaster.network
+    forecaster = network_half(found.forecaster)
     if not isinstance(forecaster, StreamingForecaster | WindowedForecaster):
         raise DataInvalid(
             f"The model {forecaster.model_id} has no attention to look back through; leave --full "

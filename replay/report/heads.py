@@ -22,7 +22,7 @@ from tracepaper.storage.reader import Reader
 from tracepaper.strategies.attention.heads import HeadReading, head_rows, read_head, rows_by_age
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster
+from tracepaper.strategies.forecasters.ensemble import network_half
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.stream import RESIDUAL
 from tracepaper.strategies.types import Forecast
@@ -106,7 +106,7 @@ def _warmed(record: RunRecord, instrument: str, place: int) -> StreamingForecast
         bars = reader.bars(run_id, instrument)
     folder = checkpoints.find_kept(record.database, said.model_id)
     forecaster = forecaster_of(folder, record.config, mode="step")
-    asked = forecaster.network if isinstance(forecaster, EnsembleForecaster) else forecaster
+    asked = network_half(forecaster)
     if not isinstance(asked, StreamingForecaster):
         raise DataInvalid("This model keeps no queries and keys to look into; leave --heads out.")
     past = [bar for bar in bars if bar.open_time_ms <= open_time_ms][-forecaster.context :]

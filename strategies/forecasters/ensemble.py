@@ -22,6 +22,7 @@ from tracepaper.strategies.forecasters.plain import PlainForecaster
 from tracepaper.strategies.forecasters.rowwise import RowForecaster
 from tracepaper.strategies.forecasters.streaming import Attribution, StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Calibration, Forecast
 
 Floats = NDArray[np.float64]
@@ -151,6 +152,11 @@ class EnsembleForecaster:
                 one.explanation,
                 halves_of.tobytes(),
             )
+
+
+def network_half(forecaster: Forecaster) -> Forecaster:
+    """Return the half of an ensemble that is a network; any other forecaster itself."""
+    return forecaster.network if isinstance(forecaster, EnsembleForecaster) else forecaster
 
 
 def halves(forecast: Forecast) -> Floats:

@@ -17,6 +17,7 @@ from tracepaper.replay.report.heads import (
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.forecasters.ensemble import network_half
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 
 
@@ -30,7 +31,7 @@ def test_the_flow_ends_in_the_decision_s_own_rollout(
 ) -> None:
     record = attention_report.record
     model = checkpoints.kept_folder(record.database, str(record.run["model_id"]))
-    forecaster = forecaster_of(model, record.config, mode="step")
+    forecaster = network_half(forecaster_of(model, record.config, mode="step"))
     assert isinstance(forecaster, StreamingForecaster)
     with Reader.open(record.database) as reader:
         bars = reader.bars(str(record.run["run_id"]), heads.instrument)
