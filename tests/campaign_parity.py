@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -37,7 +38,11 @@ def replayed(data: Path, database: Path, path: str) -> int:
     """Replay *data* the given way; return how many bars were decided."""
     command = [*PROGRAM, "replay", "--data", str(data), "--mode", path]
     done = subprocess.run(
-        [*command, "--db", str(database), "--json"], capture_output=True, text=True, check=True
+        [*command, "--db", str(database), "--json"],
+        env={**os.environ, "TRACEPAPER_STRATEGY__NAME": "attention"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return int(json.loads(done.stdout)["decisions"])
 

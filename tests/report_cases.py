@@ -17,6 +17,7 @@ SAMPLE = (
 )
 BTC = CANDLES / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
 SOL = CANDLES / "binance_um_SOLUSDT_1m_2025-05.csv.gz"
+ATTENTION = '[strategy]\nname = "attention"\n'
 CROSS = """
 [market]
 category = "{category}"

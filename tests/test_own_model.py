@@ -161,6 +161,7 @@ def checked(
     (folder / f"{module}.py").write_text(MINE.format(module=module, **parts), encoding="utf-8")
     (folder / f"{module}.py.csv").write_text("1", encoding="utf-8")
     given: dict[str, dict[str, Any]] = {
+        "strategy": {"name": "attention"},
         "model": {"class": f"{module}:Mine"},
         "sizing": {"mode": "fixed", "quantity": "1"},
         "gate": {"edge": "0.01"},

@@ -276,7 +276,8 @@ def test_thresholds_fall_to_plain_numbers_or_ask_for_one(folder: Path) -> None:
     name = written(folder, body)
 
     def gates(**overrides: Any) -> dict[str, float]:
-        given = load(None, {"model": {"class": f"{name}:Mine"}, **overrides})
+        named = {"strategy": {"name": "attention"}, "model": {"class": f"{name}:Mine"}}
+        given = load(None, {**named, **overrides})
         engine = build_engine(
             given,
             [instrument()],
@@ -301,7 +302,8 @@ def test_a_model_without_a_direction_cannot_be_traded_by_the_built_in_strategy(
     folder: Path,
 ) -> None:
     body = "    measures = ('volatility',)\n    def predict(self, seen):\n        return None\n"
-    given = load(None, {"model": {"class": f"{written(folder, body)}:Mine"}})
+    name = f"{written(folder, body)}:Mine"
+    given = load(None, {"strategy": {"name": "attention"}, "model": {"class": name}})
     with pytest.raises(ConfigInvalid, match="needs mean_return or probabilities"):
         build_engine(
             given,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from report_cases import (
+    ATTENTION,
     BTC,
     SAMPLE,
     SOL,
@@ -41,7 +42,7 @@ def pair_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 def attention_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Replay the bundled model over 1,040 minutes after its warm-up."""
     folder = tmp_path_factory.mktemp("attention")
-    return replayed(folder, "", "--data", SAMPLE, "--to", "2025-05-30T10:00:00Z")
+    return replayed(folder, ATTENTION, "--data", SAMPLE, "--to", "2025-05-30T10:00:00Z")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import storage_cases as cases
 from builders import MINUTE
-from report_cases import BTC, SAMPLE, build_report_of, cross, replayed, report_of
+from report_cases import ATTENTION, BTC, SAMPLE, build_report_of, cross, replayed, report_of
 
 from tracepaper.replay.report.document import BUY_AND_HOLD, Report, _warnings, build_report
 from tracepaper.replay.report.figures import tables
@@ -221,7 +221,7 @@ def test_a_twin_s_fills_are_kept_among_the_acting_steps(
     attention_report: Report, tmp_path: Path
 ) -> None:
     words = ("--data", SAMPLE, "--to", "2025-05-30T10:00:00Z", "--log", "acted")
-    acted = report_of(tmp_path, "", *words)
+    acted = report_of(tmp_path, ATTENTION, *words)
     (whole,), (part,) = attention_report.record.twins, acted.record.twins
     assert [fill["price_text"] for fill in part.fills] == [
         fill["price_text"] for fill in whole.fills
