@@ -158,8 +158,9 @@ CARD_NAME: Final = "card.toml"
 BUNDLED: Final = Path(__file__).with_name("models")
 """The bundled checkpoints, each in the folder of its name: package data."""
 DEFAULT: Final = "default"
-DEFAULT_CHECKPOINT: Final = BUNDLED / DEFAULT
-"""The bundled one that ``model.checkpoint = "default"`` names."""
+DEFAULT_CHECKPOINT: Final = BUNDLED / "flash-1m"
+"""The bundled one that ``model.checkpoint = "default"`` names, but at these intervals."""
+DEFAULT_BY_INTERVAL: Final = MappingProxyType({"15": "flash-15m"})
 _SECTIONS: Final = ("model", "architecture", "features", "market", "calibration")
 
 

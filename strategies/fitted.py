@@ -9,7 +9,7 @@ The rules are docs/decisions.md, G32 to G36.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -137,6 +137,7 @@ class GateCoverage(Struct, frozen=True, forbid_unknown_fields=True):
 
     share: float
     thresholds: dict[str, float]  # of those gates, by name
+    regimes: tuple[str, ...] = ("MOMENTUM", "MIXED")  # those of ``gate.regimes``; as older cards
 
     def __post_init__(self) -> None:
         """Refuse what is no share; raises ``ValueError``."""
@@ -145,9 +146,15 @@ class GateCoverage(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("a share lies between 0 and 1")
 
 
-def share_of(known: Sequence[GateCoverage], thresholds: Mapping[str, float]) -> float | None:
-    """Return the coverage of judgement gates at exactly these *thresholds*; None if not counted."""
-    return next((one.share for one in known if one.thresholds == thresholds), None)
+def share_of(
+    known: Sequence[GateCoverage], thresholds: Mapping[str, float], regimes: Collection[str]
+) -> float | None:
+    """Return the coverage of judgement gates at exactly these *thresholds*, in these *regimes*.
+
+    None where it was not counted.
+    """
+    asked = (thresholds, set(regimes))
+    return next((one.share for one in known if (one.thresholds, set(one.regimes)) == asked), None)
 
 
 def _finite(*numbers: float) -> None:

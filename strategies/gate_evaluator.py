@@ -61,7 +61,7 @@ def thresholds_of(
         if isinstance(asked.threshold, StrategyWarmup):
             found[name] = float(warmup)
         elif asked.calibrated_as:
-            text = _calibrated(asked, str(configured(asked, settings)), calibration)
+            text = _calibrated(asked, settings, calibration)
             found[name] = threshold_of(text, asked.calibrated_as, calibration, key=key_of(asked))
         else:
             value = configured(asked, settings)
@@ -69,17 +69,21 @@ def thresholds_of(
     return found
 
 
-def _calibrated(asked: Gate, text: str, calibration: Calibration | None) -> str:
-    """Return *text*, or what stands for a default: see ``ThresholdKey``."""
-    key = asked.threshold
+def _calibrated(asked: Gate, settings: Settings, calibration: Calibration | None) -> str:
+    """Return the threshold as configured, or what stands for a default: see ``ThresholdKey``.
+
+    What the card says it has earned holds for its chosen confidence, at its horizon.
+    """
+    key, text = asked.threshold, str(configured(asked, settings))
     if not isinstance(key, ThresholdKey) or text not in (AUTO, key.default):
         return text
     if calibration is None:
         return key.uncalibrated or text
     if text != AUTO:
         return text
-    fitted = calibration.confidence
-    return MILDEST if fitted is not None and not fitted.strict else key.strict or str(key.default)
+    fitted = fitted_for(settings, calibration)
+    earned = fitted is not None and fitted.strict and fitted.chosen == asked.chosen_by
+    return key.strict if earned else MILDEST
 
 
 def fitted_for(settings: Settings, calibration: Calibration | None) -> FittedConfidence | None:

@@ -317,8 +317,8 @@ def _confidence_key(measure: str) -> ThresholdKey:
     return ThresholdKey(
         "confidence",
         ThresholdForm.QUANTILE,
-        "At least this confidence, of gate.confidence_by; auto is q0.5, or q0.01 where the card "
-        "says that it has not earned that.",
+        "At least this confidence, of gate.confidence_by; auto is q0.5 where the card says that "
+        "it has earned that, else q0.01.",
         default=AUTO,
         uncalibrated="0",
         calibrated_as=measure,
@@ -422,7 +422,7 @@ def regime(seen: GateInputs) -> float | None:
         "direction",
         ThresholdForm.QUANTILE,
         "At least this share of the likelier direction.",
-        default="q0.5",
+        default="q0.01",
         uncalibrated="0.5",
     ),
     of_prediction=True,

@@ -36,7 +36,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 MINUTE_MS = 60_000
-WARM_BARS = 4_900
+WARM_BARS = 7_250
 FEWEST_FILLS = 50
 FEWEST_STOPS = 3  # of the strategy with a stop, armed or filled
 FEWEST_CLOSES = 100  # of two symbols whose bars were taken together

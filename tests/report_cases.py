@@ -17,7 +17,17 @@ SAMPLE = (
 )
 BTC = CANDLES / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
 SOL = CANDLES / "binance_um_SOLUSDT_1m_2025-05.csv.gz"
-ATTENTION = '[strategy]\nname = "attention"\n'
+STRICT = """
+[strategy]
+name = "attention"
+
+[gate]
+confidence = "q0.5"
+confidence_by = "entropy"
+direction = "q0.5"
+regimes = ["MOMENTUM", "MIXED"]
+"""
+"""Gates that refuse, so that there are refusals to report on."""
 CROSS = """
 [market]
 category = "{category}"

@@ -36,7 +36,7 @@ from tracepaper.strategies.errors import (
     Fatal,
     StrategyFailed,
 )
-from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster
 from tracepaper.strategies.outlook import Outlook
 from tracepaper.strategies.signals import Percent, Signal
 from tracepaper.strategies.strategy import Strategy
@@ -518,15 +518,15 @@ async def test_a_model_that_is_too_slow_is_held_and_nothing_is_traded(
 ) -> None:
     database = tmp_path / "run.db"
     slow = {"deadline_ms": 1}
-    quick = StreamingForecaster.step
+    quick = EnsembleForecaster.step
 
-    def laborious(forecaster: StreamingForecaster, bar: Bar) -> Forecast | None:
+    def laborious(forecaster: EnsembleForecaster, bar: Bar) -> Forecast | None:
         assert sum(range(1_000_000)) > 0  # tens of milliseconds on any machine
         return quick(forecaster, bar)
 
-    monkeypatch.setattr(StreamingForecaster, "step", laborious)
+    monkeypatch.setattr(EnsembleForecaster, "step", laborious)
     async with ScriptedServer() as server:
-        for minute in range(-4_900, 0):
+        for minute in range(-7_250, 0):
             server.add_candle(START_MS + minute * MINUTE, price(minute))
         async with daemon(server, database, model=slow, strategy={"name": "attention"}) as running:
             await running.close_bars(3)

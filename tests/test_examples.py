@@ -12,7 +12,7 @@ from programs import ROOT, run
 
 CANDLES: Final = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 LIVE_BARS: Final = 150
-LIVE_UNTIL: Final = "2025-05-30"  # the exchange begins at its bar 4,900, on 29 May
+LIVE_UNTIL: Final = "2025-06-01T02:00"  # the exchange begins with its bar 7,250, on 31 May
 
 
 class Example(NamedTuple):

@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Replay a part of the sample with the example's trees, and run them live within it."""
     found = tmp_path_factory.mktemp("tree")
     (found / "tree.toml").write_text(TREE, encoding="utf-8")
-    span = ["--from", "2025-05-29T12:00", "--to", "2025-05-30T06:00"]
+    span = ["--from", "2025-05-31T02:00", "--to", "2025-05-31T20:00"]
     replayed = run(
         ["replay", "-c", "tree.toml", "--data", SAMPLE, *span, "--db", "replay.db", "--json"], found
     )

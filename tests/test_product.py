@@ -280,7 +280,7 @@ def test_lookahead_aggregates_candles_as_a_replay_does(tmp_path: Path) -> None:
 
 
 def test_a_corrupt_checkpoint_is_refused_by_its_hash(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "storage" / "models" / "default", tmp_path / "model")
+    shutil.copytree(ROOT / "storage" / "models" / "flash-1m", tmp_path / "model")
     weights = tmp_path / "model" / "weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

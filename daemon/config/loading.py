@@ -42,13 +42,16 @@ from tracepaper.daemon.config.sections import (
     StrategySection,
 )
 from tracepaper.daemon.config.values import allowed, canonical, interval_name
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.storage import checkpoints
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.market import DAY_MS, INTERVALS, bars_in, time_of
 from tracepaper.strategies.types import Category
 
 DEFAULT_FILE: Final = "tracepaper.toml"
 PREFIX: Final = "TRACEPAPER_"
 DATA: Final = "the data"
+INTERVAL: Final = "the interval"
+CARD: Final = "the model's card"
 ENVIRONMENT: Final = "the environment"
 GIVEN: Final = "the configuration that was given"
 COMMAND_LINE: Final = "the command line"
@@ -170,12 +173,41 @@ def load_with_origins(
         sources.append((GIVEN, given))
     sources.append((caller, overrides))
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
+    config = _of_the_model(config, origins)
     _refuse_margin(config, origins)
     if isinstance(given, Path) and own_classes(config):
         _find_beside(given)
         if config.model.files:
             config = config.beside(given.resolve().parent)
     return config, origins
+
+
+def _of_the_model(config: Config, origins: Origins) -> Config:
+    """Name the checkpoint that is the default at this interval; ask its card for the horizon.
+
+    A checkpoint that cannot be read is left to what loads it.
+    """
+    if config.model.own_class or not config.model.is_given:
+        return config
+    name = config.model.checkpoint
+    own = checkpoints.DEFAULT_BY_INTERVAL.get(config.market.interval)
+    if name == checkpoints.DEFAULT and own is not None:
+        name = own
+        origins["model", "checkpoint"] = INTERVAL
+        config = config.model_copy(
+            update={"model": config.model.model_copy(update={"checkpoint": name})}
+        )
+    if ("gate", "horizon") in origins:
+        return config
+    try:
+        horizon = checkpoints.read_card(checkpoints.locate(name))["calibration"].get("horizon")
+    except CheckpointMismatch:
+        return config
+    if not isinstance(horizon, int) or horizon == config.gate.horizon:
+        return config
+    origins["gate", "horizon"] = CARD
+    gate = type(config.gate).model_validate({**config.gate.model_dump(), "horizon": horizon})
+    return config.model_copy(update={"gate": gate})
 
 
 def own_classes(config: Config) -> tuple[str, ...]:

@@ -290,7 +290,8 @@ class ModelSection(ModelClass):
     files: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
     """Files that your own class reads, relative to this file; their content is part of its id."""
     checkpoint: str = Field(default="default", min_length=1)
-    """default, another bundled one that `tracepaper models` lists, a folder, or none: without."""
+    """default (flash-15m at 15 minutes, else flash-1m), another bundled one that `tracepaper
+    models` lists, a folder, or none: without."""
     deadline_ms: int = Field(default=1_000, ge=1, le=600_000)
     """Wall milliseconds for one forecast; later answers are dropped and the bar is held."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -406,11 +407,11 @@ else:
 class GateSection(GateThresholds):
     """What a forecast must pass; thresholds are numbers, or qX of the model's calibration slice."""
 
-    regimes: Annotated[tuple[RegimeName, ...], BeforeValidator(several)] = ("MOMENTUM", "MIXED")
+    regimes: Annotated[tuple[RegimeName, ...], BeforeValidator(several)] = get_args(RegimeName)
     """Regimes in which trading is allowed: MOMENTUM, MIXED, MEAN_REVERSION."""
     horizon: int = Field(default=30, ge=1, le=100_000)
     """Bars, or a time such as "30m", ahead of which direction and edge speak; the model must
-    forecast them."""
+    forecast them. If absent, what the checkpoint's card was calibrated at."""
     confidence_by: Literal["auto", "entropy", "calibrated", "margin"] = "auto"
     """What the gate of confidence compares: the entropy of attention, the fitted probability that
     the sign is right, the margin of the directions, or auto: what the model's card chose."""

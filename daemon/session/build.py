@@ -9,7 +9,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import STOCK, ExecutionSection, GateSection, RegimeSection
+from tracepaper.daemon.config.sections import STOCK, ExecutionSection, RegimeSection
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.execution import RANGE_BARS, ExecutionCosts
 from tracepaper.daemon.engine.margin import MarginRules, tiers_of
@@ -482,15 +482,13 @@ def _passing(
     config: Config, gates: Mapping[str, GateEvaluator], calibration: Calibration | None
 ) -> dict[str, float]:
     """Return the coverage that the card counted for an instrument's very gates, where it did."""
-    usual = GateSection()
-    regimes = config.gate.regimes == usual.regimes and config.regime == RegimeSection()
-    if calibration is None or not regimes:
+    if calibration is None or config.regime != RegimeSection():
         return {}
     found = {}
     for key, evaluator in gates.items():
         pairs = zip(evaluator.gate_set.gates, evaluator.gate_set.thresholds, strict=True)
         judging = {name: at for name, at in pairs if GATES[name].kind is GateKind.JUDGEMENT}
-        if (share := share_of(calibration.coverage, judging)) is not None:
+        if (share := share_of(calibration.coverage, judging, config.gate.regimes)) is not None:
             found[key] = share
     return found
 

@@ -215,10 +215,11 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
     A year is extrapolated from *bars* after the warm-up, unless *bars* is a year; so is the
     naive route, which runs the network anew over the whole context at every bar.
     """
+    from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster
     from tracepaper.strategies.forecasters.streaming import StreamingForecaster
     from tracepaper.strategies.networks.workloads import Scan
 
-    candles = tiled(bars + 4_860)
+    candles = tiled(bars + 7_201)
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "bench.db"
         tell("loading the model")
@@ -226,8 +227,9 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
         tell(f"replaying {len(candles):,} bars")
         audit = SqlAuditLog.open(database)
         forecaster = replay.forecaster
-        assert isinstance(forecaster, StreamingForecaster)
-        watch = ExplainedBars(Scan(forecaster.network))
+        assert isinstance(forecaster, EnsembleForecaster)
+        assert isinstance(forecaster.network, StreamingForecaster)
+        watch = ExplainedBars(Scan(forecaster.network.network))
         tally = Tally(progress=watch.observe)
         wall, began = time.perf_counter(), time.process_time()
         run_replay(replay, audit, tally)

@@ -23,7 +23,9 @@ def exchange(
     speed: Annotated[float, typer.Option(help="Market seconds per second.")] = 1.0,
     start: Annotated[
         int | None,
-        typer.Option(help="Bars into the data; by default 4,900, or half of a shorter file."),
+        typer.Option(
+            help="Bars into the data; by default 7,250, or three quarters of a shorter file."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the paths inside the bars.")] = 0,
     hold: Annotated[

@@ -356,7 +356,7 @@ def open_interest(market: SimulatedMarket, time_ms: int) -> int:
 
 # ------------------------------------------------------------ all markets
 
-WARM_UP_BARS: Final = 4_900
+WARM_UP_BARS: Final = 7_250
 """Bars before the start by default: the default model's warm-up, so that REST can warm it."""
 SETTLE_MS: Final = 5_000
 """Time starts so far into its first bar, so that the bar before is final by any client's rule."""
@@ -409,7 +409,7 @@ class Venue:
 
 def start_row(symbol: str, count: int, start: int | None) -> int:
     """Return the bar, of *count* of *symbol*, into which time starts."""
-    row = min(WARM_UP_BARS, count // 2) if start is None else start
+    row = min(WARM_UP_BARS, count * 3 // 4) if start is None else start
     if not 0 <= row < count:
         raise ConfigInvalid(
             f"--start {row} lies outside the {count} bars of {symbol}: give 0 to {count - 1}."

@@ -197,7 +197,7 @@ REFUSALS: Final = (
     ),
     Figure[Refusal]("net", "net bp", "gain bp", lambda of: _fraction(of.net_bp), wide=True),
     Figure[Refusal](
-        "kept_better", "passed better by", "gain bp",
+        "kept_better", "better by", "gain bp",
         lambda of: _estimate(_fraction(of.kept_better_bp), _fraction(of.error_bp)),
     ),
     Figure[Refusal](

@@ -87,18 +87,15 @@ def default_thresholds(section: Mapping[str, Any]) -> dict[str, float]:
     """Return the default thresholds of the calibrated gates but ``edge``, by their measures.
 
     Of the confidences only the chosen one's, as strict as *section* says that it has earned.
-    Regimes are left out: MOMENTUM and MIXED are all but the lower third of recent mass.
+    Regimes are left out: by default none is refused.
     """
-    known, fitted = section["quantiles"], section.get("confidence")
-    strict = fitted is None or bool(fitted["strict"])
-    found = {
+    fitted = section.get("confidence")
+    strict = fitted is not None and bool(fitted["strict"])
+    return {
         gate.calibrated_as: value
         for gate, value in _defaults(section, strict=strict).items()
         if gate.calibrated_as
     }
-    if RECENT_MASS in known:
-        found[RECENT_MASS] = _quantile(str(RegimeSection().mean_reversion), RECENT_MASS, known)
-    return found
 
 
 def _defaults(section: Mapping[str, Any], *, strict: bool) -> dict[Gate, float]:
@@ -151,7 +148,9 @@ def _coverage(
         if usual is not None:
             passed &= usual
             thresholds[regime.name] = 1.0
-        every.append({"share": rounded(float(passed.mean())), "thresholds": thresholds})
+        share = rounded(float(passed.mean()))
+        regimes_of = list(GateSection().regimes)
+        every.append({"share": share, "thresholds": thresholds, "regimes": regimes_of})
     return every
 
 

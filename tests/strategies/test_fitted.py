@@ -90,15 +90,18 @@ def test_without_a_fit_or_at_another_horizon_it_is_entropy_and_calibrated_is_ref
 
 
 @pytest.mark.parametrize(("fitted", "threshold"), [
-    (FITTED, 0.01), (replace(FITTED, strict=True), 0.5), (None, 0.5),
+    (FITTED, 0.01), (replace(FITTED, strict=True), 0.5), (None, 0.01),
+    (replace(FITTED, strict=True, chosen="entropy"), 0.01),
+    (replace(FITTED, strict=True, horizon=5), 0.01),
 ])  # fmt: skip
 def test_the_default_threshold_is_what_the_card_has_earned(
     fitted: FittedConfidence | None, threshold: float
 ) -> None:
     def found(text: str, known: Calibration | None) -> float:
         return thresholds_of(
-            ["confidence"], settings("entropy", text), warmup=1, interval_ms=1, calibration=known
-        )["confidence"]
+            ["confidence_margin"], settings("margin", text), warmup=1, interval_ms=1,
+            calibration=known,
+        )["confidence_margin"]  # fmt: skip
 
     assert found("auto", calibration(fitted)) == pytest.approx(threshold)
     assert found("q0.5", calibration(fitted)) == pytest.approx(0.5)
@@ -134,9 +137,12 @@ def test_a_cell_is_left_only_for_one_that_is_nearer_by_the_hysteresis() -> None:
 
 def test_a_coverage_counts_for_its_very_thresholds() -> None:
     known = (GateCoverage(0.25, {"confidence": 0.5}), GateCoverage(0.75, {"confidence": 0.01}))
-    assert share_of(known, {"confidence": 0.5}) == 0.25
-    assert share_of(known, {"confidence": 0.5, "edge": 1.0}) is None
-    assert share_of((), {}) is None
+    two, every = ("MIXED", "MOMENTUM"), ("MOMENTUM", "MIXED", "MEAN_REVERSION")
+    assert share_of(known, {"confidence": 0.5}, two) == 0.25
+    assert share_of(known, {"confidence": 0.5, "edge": 1.0}, two) is None
+    assert share_of(known, {"confidence": 0.5}, every) is None
+    assert share_of((replace(known[1], regimes=every),), {"confidence": 0.01}, every) == 0.75
+    assert share_of((), {}, two) is None
 
 
 def changed(name: str, **values: object) -> dict[str, Any]:

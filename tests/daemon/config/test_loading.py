@@ -9,9 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.config.loading import SECTIONS, Config, load, restore
+from tracepaper.daemon.config.loading import (
+    CARD,
+    INTERVAL,
+    SECTIONS,
+    Config,
+    load,
+    load_with_origins,
+    restore,
+)
 from tracepaper.daemon.config.sections import MarketSection
 from tracepaper.daemon.config.values import plain
+from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.market import INTERVALS
 
@@ -287,3 +296,36 @@ def test_a_horizon_that_is_no_number_of_bars_is_refused(
     said = refusal(tmp_path, f"[market]\n{text}\n")
     assert sentence in said
     assert str(tmp_path) in said
+
+
+@pytest.mark.parametrize("name", checkpoints.bundled())
+def test_a_bundled_checkpoint_gates_at_the_horizon_of_its_card_where_none_is_set(name: str) -> None:
+    card = checkpoints.read_card(checkpoints.locate(name))
+    config, origins = load_with_origins(None, {"model": {"checkpoint": name}})
+    assert config.gate.horizon == card["calibration"]["horizon"]
+    assert origins.get(("gate", "horizon")) == (None if config.gate.horizon == 30 else CARD)
+    thirty = load(None, {"model": {"checkpoint": name}, "gate": {"horizon": 30}})
+    assert thirty.gate.horizon == 30
+    assert restore(config.canonical_json()) == config
+
+
+def test_the_default_checkpoint_is_one_of_the_interval() -> None:
+    for interval, name in checkpoints.DEFAULT_BY_INTERVAL.items():
+        card = checkpoints.read_card(checkpoints.locate(name))
+        assert card["market"]["interval"] == interval
+        config, origins = load_with_origins(None, {"market": {"interval": interval}})
+        assert config.model.checkpoint == name
+        assert origins["model", "checkpoint"] == INTERVAL
+        assert config.gate.horizon == card["calibration"]["horizon"]
+    assert load(None, {"market": {"interval": "15"}, "model": {"checkpoint": "none"}}).model == (
+        load(None, {"model": {"checkpoint": "none"}}).model
+    )
+    assert load(None).model.checkpoint == checkpoints.DEFAULT
+    one_minute = checkpoints.read_card(checkpoints.DEFAULT_CHECKPOINT)
+    assert one_minute["market"]["interval"] == load(None).market.interval
+
+
+def test_a_checkpoint_that_cannot_be_read_leaves_the_horizon(tmp_path: Path) -> None:
+    (tmp_path / "card.toml").write_text("[model]", encoding="utf-8")
+    for folder in (tmp_path, tmp_path / "absent"):
+        assert load(None, {"model": {"checkpoint": str(folder)}}).gate.horizon == 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from hashlib import sha256
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from builders import bars, forecast, instrument
@@ -13,6 +13,7 @@ from fakes import FixedForecaster
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.sections import RegimeName
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.engine.twins import TwinBasis
@@ -175,7 +176,7 @@ def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> 
         "confidence": 0.1, "collapsed": 0.0, "shifted": 0.5, "regime": 1.0, "direction": 0.7,
         "edge": 0.0001,
     }  # fmt: skip
-    counted = GateCoverage(0.25, gates)
+    counted = GateCoverage(0.25, gates, get_args(RegimeName))
     basis = TwinBasis(judged=9, passed=9)
     passed = [basis.passes(bar.instrument, bar.open_time_ms, 0.25) for bar in BARS]
     assert passed == [drawn(bar) < 0.25 for bar in BARS]

@@ -132,7 +132,7 @@ ROWS = walk_rows(60, seed=10)
 DEADLINE_S = 10.0
 
 
-@pytest.mark.parametrize(("length", "row"), [(60, 30), (2 * WARM_UP_BARS + 50, WARM_UP_BARS)])
+@pytest.mark.parametrize(("length", "row"), [(60, 45), (2 * WARM_UP_BARS + 50, WARM_UP_BARS)])
 async def test_time_starts_at_the_warm_up_or_half_of_shorter_data(length: int, row: int) -> None:
     async with serving(candles(walk_rows(length))) as (exchange, _):
         assert exchange.clock.now_ms() == FIRST_MS + row * MINUTE + SETTLE_MS
@@ -352,7 +352,7 @@ async def test_candles_are_shifted_by_whole_bars_to_the_wall_clock(start: int | 
         assert exchange.clock.now_ms() == WALL_MS
         for market in exchange.venue.markets.values():
             row = market.base.row_at(WALL_MS)
-            assert row == (len(ROWS) // 2 if start is None else start)
+            assert row == (len(ROWS) * 3 // 4 if start is None else start)
             assert market.open_ms(row) == WALL_MS // MINUTE * MINUTE
 
 

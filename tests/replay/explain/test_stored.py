@@ -52,8 +52,8 @@ def test_a_decision_without_a_model_says_so(database: Path) -> None:
         ({"late_deadline_ms": 1_000}, [], "did not answer within its 1,000 ms"),
         (
             {},
-            [{"gate": "warm", "passed": 0, "measure": 100.0, "threshold": 4_860.0}],
-            "not yet warm: 100 of the 4,860 bars",
+            [{"gate": "warm", "passed": 0, "measure": 100.0, "threshold": 7_201.0}],
+            "not yet warm: 100 of the 7,201 bars",
         ),
         ({"horizon": 10}, [], "forecasts without an explanation"),
         ({}, [], "gave no forecast for this bar"),

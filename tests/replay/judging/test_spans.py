@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,13 +94,23 @@ def test_what_comes_with_the_package_is_counted_in_the_users_state(
 
 
 def test_seeds_and_names_are_one_recipe_and_another_window_is_another() -> None:
-    card = read_card(DEFAULT_CHECKPOINT)
-    own = recipe_hash(card)
-    again = {
-        **card,
-        "model": {**card["model"], "name": "other"},
-        "training": {**card["training"], "seed": 9, "threads": 1, "explained_bars": 700},
-    }
-    assert recipe_hash(again) == own
-    wider = {**card, "architecture": {**card["architecture"], "window": 544}}
-    assert recipe_hash(wider) != own
+    own = read_card(DEFAULT_CHECKPOINT)
+    named = {**own, "model": {**own["model"], "name": "other"}}
+    assert recipe_hash(named) == recipe_hash(own)
+    luck = {"seed": 9, "threads": 1}
+    for half in ("network", "rows"):
+        assert recipe_hash(changed(own, half, "training", luck)) == recipe_hash(own)
+    for half, section, chosen in (
+        ("network", "architecture", {"window": 544}),
+        ("network", "training", {"steps": 7}),
+        ("rows", "training", {"rounds": 7}),
+    ):
+        assert recipe_hash(changed(own, half, section, chosen)) != recipe_hash(own)
+
+
+def changed(
+    card: dict[str, Any], half: str, section: str, chosen: dict[str, int]
+) -> dict[str, Any]:
+    """Return an ensemble's *card* with *chosen* in a section of one of its halves."""
+    part = {**card["parts"][half], section: {**card["parts"][half][section], **chosen}}
+    return {**card, "parts": {**card["parts"], half: part}}

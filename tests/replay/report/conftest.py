@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from report_cases import (
-    ATTENTION,
     BTC,
     SAMPLE,
     SOL,
+    STRICT,
     build_report_of,
     cross,
     funding_file,
@@ -40,9 +40,9 @@ def pair_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 @pytest.fixture(scope="session")
 def attention_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Replay the bundled model over 1,040 minutes after its warm-up."""
+    """Replay the default model over 1,040 minutes after its warm-up."""
     folder = tmp_path_factory.mktemp("attention")
-    return replayed(folder, ATTENTION, "--data", SAMPLE, "--to", "2025-05-30T10:00:00Z")
+    return replayed(folder, STRICT, "--data", SAMPLE, "--to", "2025-06-01T00:53:00Z")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import storage_cases as cases
 from builders import MINUTE
-from report_cases import ATTENTION, BTC, SAMPLE, build_report_of, cross, replayed, report_of
+from report_cases import BTC, SAMPLE, STRICT, build_report_of, cross, replayed, report_of
 
 from tracepaper.replay.report.document import BUY_AND_HOLD, Report, _warnings, build_report
 from tracepaper.replay.report.figures import tables
@@ -220,8 +220,8 @@ def test_what_needs_every_bar_is_refused_by_name_and_never_wrong(
 def test_a_twin_s_fills_are_kept_among_the_acting_steps(
     attention_report: Report, tmp_path: Path
 ) -> None:
-    words = ("--data", SAMPLE, "--to", "2025-05-30T10:00:00Z", "--log", "acted")
-    acted = report_of(tmp_path, ATTENTION, *words)
+    words = ("--data", SAMPLE, "--to", "2025-06-01T00:53:00Z", "--log", "acted")
+    acted = report_of(tmp_path, STRICT, *words)
     (whole,), (part,) = attention_report.record.twins, acted.record.twins
     assert [fill["price_text"] for fill in part.fills] == [
         fill["price_text"] for fill in whole.fills

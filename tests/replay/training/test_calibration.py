@@ -85,16 +85,17 @@ def test_a_forecast_without_an_explanation_is_refused() -> None:
 def test_the_default_thresholds_are_those_of_the_gates() -> None:
     known = {name: [float(percent) for percent in range(1, 100)] for name in NAMES}
     expected = {
-        "confidence": 50.0, "collapsed": 1.0, "shift": 99.0, "direction": 50.0,
-        "recent_mass": pytest.approx(33.33),
+        "confidence": 1.0, "collapsed": 1.0, "shift": 99.0, "direction": 1.0,
     }  # fmt: skip
     found = default_thresholds({"quantiles": known})
     assert {name: found[name] for name in expected} == expected
-    assert found.keys() == set(NAMES) - {"edge", "confidence_calibrated", "confidence_margin"}
+    assert found.keys() == expected.keys()
     mild = {"confidence": {"chosen": "margin", "strict": False}, "quantiles": known}
     found = default_thresholds(mild)
     assert found["confidence_margin"] == 1.0
     assert "confidence" not in found
+    strict = {"confidence": {"chosen": "margin", "strict": True}, "quantiles": known}
+    assert default_thresholds(strict)["confidence_margin"] == 50.0
 
 
 @pytest.mark.parametrize(("error", "verb"), [(0.01, "beat"), (0.05, "did not"), (0.0, "did not")])
