@@ -30,6 +30,8 @@ from tracepaper.strategies.forecasters.build import is_ensemble, row_kind
 
 FILE_NAME: Final = "openings.toml"
 _LUCK: Final = ("seed", "threads", "device", "explained_bars")
+_NEWER: Final = (("entropy_weight", 0.0),)
+"""Keys at values that change nothing, which older recipes do not have."""
 """Keys of ``[training]`` by which one recipe is no other."""
 
 
@@ -139,7 +141,11 @@ def recipe_hash(card: Mapping[str, Any]) -> str:
 
 
 def _hash(chosen: Mapping[str, Any]) -> str:
-    training = {name: v for name, v in chosen["training"].items() if name not in _LUCK}
+    training = {
+        name: value
+        for name, value in chosen["training"].items()
+        if name not in _LUCK and (name, value) not in _NEWER
+    }
     document = {**chosen, "training": training, "model": {"kind": chosen["model"]["kind"]}}
     text = json.dumps(document, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

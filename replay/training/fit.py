@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tracepaper.replay.training import state as states
+from tracepaper.replay.training.entropy_loss import confidence_loss, traced, trained_confidence
 from tracepaper.replay.training.losses import (
     LOSSES,
     Constants,
@@ -61,6 +62,7 @@ class FitOptions:
     learned_weights: bool = False
     price_weight: float = 0.5  # of return and direction, where volatility has 1
     uniqueness_power: float = 0.5  # and these by (first horizon ÷ horizon) ** power
+    entropy_weight: float = 0.0  # of the correlation of confidence with loss; 0 leaves it out
     precision: str = "auto"  # of products: bfloat16 on CUDA, float32 on the CPU; or one of both
     seed: int = 0
 
@@ -76,6 +78,8 @@ class FitOptions:
                 )
         if not 0.0 < self.learning_rate < math.inf or not self.clip > 0.0:
             raise ConfigInvalid("training.learning_rate and training.clip must be above 0.")
+        if not 0.0 <= self.entropy_weight < math.inf:
+            raise ConfigInvalid("training.entropy_weight must be a number of at least 0.")
         if self.precision not in PRECISIONS:
             raise ConfigInvalid(
                 f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}."
@@ -148,6 +152,8 @@ class Fit:
         about: Mapping[str, Any],
         levels: tuple[float, ...] = (),
     ) -> None:
+        if options.entropy_weight:
+            traced(network)
         self.options = options
         self.progress = Progress(steps=options.steps)
         self.best: dict[str, Tensor] = {}
@@ -244,9 +250,10 @@ class Fit:
         whole = batch.weights.sum((0, 1)).to(self._device)  # [horizon]
         total = 0.0
         for piece in pieces:
-            each = self._losses(piece, whole)
+            each, wrong_where_sure = self._losses(piece, whole)
             # A learnt weight adds a term of its own to each piece: a share of it is one piece's.
             loss = self._weights(each * len(pieces), active) / len(pieces)
+            loss = loss + self.options.entropy_weight * wrong_where_sure / len(pieces)
             (loss / self.options.accumulate).backward()
             total += float((each.detach() * active).sum() / active.sum())
         return total
@@ -257,15 +264,20 @@ class Fit:
             return [batch]
         return batch.pieces(max(rows // batch.values.shape[1], 1))
 
-    def _losses(self, batch: Batch, whole: Tensor) -> Tensor:
+    def _losses(self, batch: Batch, whole: Tensor) -> tuple[Tensor, Tensor]:
         """Return [task, horizon] losses of one batch, a piece of one whose weights are *whole*.
 
-        Weights and losses are float32.
+        Beside them the correlation of confidence with loss, zero where it has no weight. Weights
+        and losses are float32.
         """
-        device = self._device
+        device, traces = self._device, None
         weights = batch.weights.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
-            outputs = self._network(batch.values.to(device), batch.positions.to(device))
+            rows, positions = batch.values.to(device), batch.positions.to(device)
+            if self.options.entropy_weight:
+                outputs, traces = traced(self._network).trace(rows, positions)
+            else:
+                outputs = self._network(rows, positions)
         outputs = outputs.map(lambda part: part[:, -weights.shape[1] :])  # a window's last bar
         each = elementwise(
             as_float32(outputs),
@@ -273,7 +285,11 @@ class Fit:
             weights > 0,
             self._levels,
         )
-        return averaged(each, weights, whole)
+        averages = averaged(each, weights, whole)
+        if traces is None:
+            return averages, averages.new_zeros(())
+        sure = trained_confidence(traces, traced(self._network).mask)
+        return averages, confidence_loss(sure[:, -weights.shape[1] :], each, weights)
 
     @property
     def _is_half(self) -> bool:

@@ -65,6 +65,22 @@ def row_entropy(
     return entropy.clamp_min(0.0).to(given.logsumexp.dtype)
 
 
+def trained_entropy(query: Tensor, key: Tensor, logsumexp: Tensor, mask: Mask) -> Tensor:
+    """Return the entropy of every row in nats, differentiable: [batch, head, time].
+
+    A flash pass gives its logsumexp no gradient. That one is ``scale·Σ_j p_ij k_j`` for the query
+    and ``scale·Σ_i p_ij q_i`` for the keys, which two more passes carry: three in all, and three
+    backward. The value is ``row_entropy``'s.
+    """
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    mean_key = attend(query, key, key, mask, checked=False).output
+    mean_score = scale * (query * mean_key).sum(dim=-1)
+    fixed = query.detach()
+    by_key = attend(fixed, key.detach(), key, mask, checked=False).output
+    carried = scale * ((query * mean_key.detach()).sum(dim=-1) + (fixed * by_key).sum(dim=-1))
+    return logsumexp.detach() + (carried - carried.detach()) - mean_score
+
+
 def _one_row(layer: Layer, mask: Mask, row: int) -> Tensor:
     """Return the entropy of one row from its own probabilities: [batch, head]."""
     batch, heads, time, _ = layer.query.shape

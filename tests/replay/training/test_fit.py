@@ -22,7 +22,7 @@ from tracepaper.replay.training.losses import head_scores
 from tracepaper.replay.training.samples import Samples, samples_of
 from tracepaper.replay.training.series import Part
 from tracepaper.replay.training.state import STATE_NAME
-from tracepaper.strategies.errors import CheckpointMismatch, InvariantBroken
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.architecture import Network, kind_of
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.informer import InformerNetwork
@@ -268,3 +268,21 @@ def test_a_batch_learnt_from_in_pieces_has_the_gradient_of_the_whole(
     assert len(firsts) > 20
     for name in firsts:
         torch.testing.assert_close(theirs[name], ours[name], rtol=1e-4, atol=1e-7)
+
+
+def test_a_weight_of_entropy_is_learnt_by_and_repeats(tmp_path: Path) -> None:
+    weighted = options(entropy_weight=0.5)
+    losses, kept = [], []
+    for folder, chosen in ((tmp_path / "a", weighted), (tmp_path / "b", weighted)):
+        folder.mkdir()
+        made = fit(folder, chosen)
+        made.run(ignore)
+        losses.append(made.progress.training_loss)
+        kept.append(made.best["blocks.0.project_in.weight"])
+    plain = fit(tmp_path, QUICK)
+    plain.run(ignore)
+    assert losses[0] == losses[1]
+    assert torch.equal(*kept)
+    assert not torch.equal(kept[0], plain.best["blocks.0.project_in.weight"])
+    with pytest.raises(ConfigInvalid, match="entropy_weight is for"):
+        fit(tmp_path, weighted, kind="lstm")
