@@ -281,6 +281,12 @@ class HigherBars:
         end, known = self._end, self._known_from
         return end is not None and known is not None and end - known >= self.wanted
 
+    def warm_at(self, now_ms: int) -> int:
+        """Return when what is known reaches back over all intervals, if no hole comes."""
+        known = self._known_from
+        first = self._grid.place(now_ms) + 1 if known is None else known
+        return self._grid.span(first + self.wanted)[0]
+
     def add(self, bar: Bar) -> None:
         """Take in the instrument's next bar."""
         grid, open_ms = self._grid, bar.open_time_ms

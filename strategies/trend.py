@@ -46,6 +46,19 @@ _NO_FORECAST: Final = Signal(Action.HOLD, "no forecast")
 _NO_VOLATILITY: Final = Signal(Action.HOLD, "no volatility is known")
 
 
+def windows_within(windows_ms: Sequence[int], span_ms: int, bar_ms: int) -> tuple[int, ...]:
+    """Return *windows_ms*, halved together until the longest is at most half of *span_ms*.
+
+    Those of fewer than two closes of *bar_ms* are left out, but for the longest, which is not
+    halved that far: a shorter span has no trend.
+    """
+    least_ms = LEAST_CLOSES * max(HOUR_MS, bar_ms)
+    found = sorted(windows_ms)
+    while found[-1] > span_ms / 2 and found[-1] >= 2 * least_ms:
+        found = [window_ms // 2 for window_ms in found]
+    return tuple(window_ms for window_ms in found if window_ms >= least_ms)
+
+
 class SizedBy(StrEnum):
     """What the size of a trend follows."""
 

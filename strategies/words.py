@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from math import floor, isfinite, log10
 from typing import Final
 
@@ -43,6 +44,11 @@ def duration(ms: float | None, *, signed: bool = False) -> str:
         if abs(ms) < below:
             return f"{ms / length:{'+' if signed else ''},.{decimals}f} {unit}"
     raise AssertionError  # the last limit is infinite
+
+
+def minute_text(time_ms: int) -> str:
+    """Return a time, UTC milliseconds, to the minute: ``2025-05-26T07:32Z``."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%MZ")
 
 
 def any_of(names: Iterable[str]) -> str:

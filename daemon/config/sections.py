@@ -49,11 +49,14 @@ from tracepaper.strategies.market import (
     interval_text,
     time_of,
 )
+from tracepaper.strategies.trend import TREND
 
 MODULE_CLASS: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 SQLITE: Final = "sqlite:///"
 STOCK: Final = "stock"
-BUILT_IN: Final = ("attention", "trend", "persistence", "sma_cross")
+TREND_WINDOWS: Final = ("8d", "16d", "32d", "64d")
+"""Of a trend, where nobody chose others."""
+BUILT_IN: Final = ("attention", TREND, "persistence", "sma_cross")
 """Strategies by name; any other is a class of the user's."""
 WINDOWS_MAX: Final = 8
 """Of a trend: each is a note of every decision."""
@@ -194,22 +197,20 @@ class ExchangeSection(Section):
 class StrategySection(Section):
     """Who decides."""
 
-    name: str = "attention"
-    """attention (direction from the model), trend (from closed hours; the model's volatility sizes
-    it), persistence, sma_cross, or a class of your own as module:Class."""
+    name: str = TREND
+    """trend (direction from closed hours; the model's volatility sizes it), attention (direction
+    from the model), persistence, sma_cross, or a class of your own as module:Class."""
     fast: int = Field(default=20, ge=1, le=100_000)
     """Bars in the fast average of sma_cross."""
     slow: int = Field(default=100, ge=2, le=100_000)
     """Bars in the slow average of sma_cross; no target before so many closes are known."""
     long_only: bool = True
     """sma_cross and trend go flat instead of short."""
-    trend_windows: Annotated[tuple[str, ...], BeforeValidator(several)] = (
-        "8d",
-        "16d",
-        "32d",
-        "64d",
+    trend_windows: Annotated[tuple[str, ...] | None, BeforeValidator(several)] = Field(
+        default=None, examples=[TREND_WINDOWS]
     )
-    """Times over which trend compares a closed hour with the mean: 1 to 8 of them."""
+    """Times over which trend compares a closed hour with the mean, 1 to 8 of them: these if absent,
+    which a replay or sweep halves until the longest is at most half of its candles' span."""
     trend_volatility: Annotated[Exact, Field(gt=0, le=10)] = Decimal("0.4")
     """Annual volatility that trend gives a full position: its size is this over the expected
     volatility, at most whole."""
@@ -225,6 +226,11 @@ class StrategySection(Section):
     ] = ()
     """Shadow accounts beside the strategy's own ones: ungated, random_gate, buy_and_hold."""
 
+    @property
+    def windows(self) -> tuple[str, ...]:
+        """The windows of trend, shortest first."""
+        return self.trend_windows or TREND_WINDOWS
+
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
@@ -234,7 +240,9 @@ class StrategySection(Section):
 
     @field_validator("trend_windows")
     @classmethod
-    def _windows(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _windows(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is None:
+            return None
         found = {time_of(text) for text in value}
         if None in found or 0 in found or len(found) < len(value):
             raise ValueError("write different times such as 12h, 8d or 2w")

@@ -228,6 +228,13 @@ class Engine:
         """Return how many of the last bars decide on *instrument*."""
         return self._states[instrument].reach
 
+    def warm_at(self, instrument: str, now_ms: int) -> int | None:
+        """Return when *instrument* is decided on from enough bars; None where it is, at *now_ms*.
+
+        No exchange's word is in it: bars that are missing by then make it later.
+        """
+        return self._states[instrument].warm_at(now_ms)
+
     def bars_before(self, start_ms: int) -> int:
         """Return how many bars of each instrument a new run wants before its period."""
         return max(state.bars_before(start_ms) for state in self._states.values())

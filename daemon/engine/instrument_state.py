@@ -264,6 +264,14 @@ class InstrumentState:
             not self._frames or all(frame.is_warm for frame in self._frames.values())
         )
 
+    def warm_at(self, now_ms: int) -> int | None:
+        """Return when all will be known that is looked back on; None where it is, at *now_ms*."""
+        if self.is_warm and self._bars >= self._warmup:
+            return None
+        bars_ms = now_ms + (self._warmup - self._bars) * self._interval_ms
+        frames = (frame.warm_at(now_ms) for frame in self._frames.values() if not frame.is_warm)
+        return max([bars_ms, *frames])
+
     def bars_before(self, start_ms: int) -> int:
         """Return how many bars a new run wants before *start_ms*; its frames' older ones come."""
         from_ms = open_frames_ms(self._frames, start_ms)

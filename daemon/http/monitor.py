@@ -31,6 +31,7 @@ from tracepaper.strategies.types import (
     Run,
     Step,
 )
+from tracepaper.strategies.words import minute_text
 
 DECISION_BOUNDS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 WORK_BOUNDS_S: Final = (
@@ -108,7 +109,8 @@ class Monitor:
     when asked, so it may go on changing. *newest* says when the feed last received a frame;
     *breach* returns the limit that halts new exposure, if one was breached;
     *obstacles* returns what else keeps the daemon from deciding; *margin* has the rules of each
-    instrument that trades on margin. ``retraining`` is set where the model is retrained.
+    instrument that trades on margin. ``retraining`` is set where the model is retrained, and
+    ``warm_at`` to what returns until when an instrument is held for want of bars.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class Monitor:
         self._newest = newest or Silent()
         self._obstacles = obstacles
         self._breach = breach
+        self.warm_at: Callable[[str], int | None] = lambda _instrument: None
         self._margin = margin or {}
         self.model_id = run.model_id
         self.retraining: RetrainProgress | None = None
@@ -236,7 +239,9 @@ class Monitor:
             if age_ms > FRESH_INTERVALS * self.run.interval_ms:
                 reasons.append(f"the newest bar of {instrument} closed {age_ms // 1000} s ago")
             elif step.decision is None or step.decision.refused_by == warm.name:
-                reasons.append(f"{instrument} is warming up")
+                at_ms = self.warm_at(instrument)
+                until = "" if at_ms is None else f" until {minute_text(at_ms)}"
+                reasons.append(f"{instrument} is warming up{until}")
         return reasons
 
     def status(self) -> Document:

@@ -153,7 +153,7 @@ def _trend(config: Config, forecaster: Forecaster | None) -> TrendStrategy:
             "another mode, or strategy.trend_sized_by constant."
         )
     return TrendStrategy(
-        windows_ms=[length for text in chosen.trend_windows if (length := time_of(text))],
+        windows_ms=[length for text in chosen.windows if (length := time_of(text))],
         interval_ms=interval_ms,
         long_only=chosen.long_only,
         target_volatility=float(chosen.trend_volatility),
@@ -536,9 +536,10 @@ _SIZED_BY: Final = {
 
 
 def resolved(config: Config, execution: FillModel) -> Config:
-    """Return *config* with the execution model that the run will use instead of ``auto``."""
+    """Return *config* with what the run will use: its execution model, the windows of a trend."""
     chosen = config.execution.model_copy(update={"model": execution.value})
-    return config.model_copy(update={"execution": chosen})
+    strategy = config.strategy.model_copy(update={"trend_windows": config.strategy.windows})
+    return config.model_copy(update={"execution": chosen, "strategy": strategy})
 
 
 def warmup_bars(

@@ -78,6 +78,7 @@ from tracepaper.strategies.types import (
     RunKind,
     Step,
 )
+from tracepaper.strategies.words import minute_text
 
 BLOCKED: Final = "another process holds the database's write lock"
 BLOCKED_SAID_EVERY_S: Final = 60.0
@@ -287,6 +288,7 @@ class Daemon:
                 margin=margin_rules(config, run.instruments),
             )
             monitor.retraining = retrainer
+            monitor.warm_at = lambda name: engine.warm_at(name, self._clock.market_ms())
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
             server = await stack.enter_async_context(
@@ -312,6 +314,7 @@ class Daemon:
                     _say_contradiction(step.event)
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
+                    _say_warming(engine, run, step.event.market_ms)
                 if retrainer is not None:
                     retrainer.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
@@ -388,6 +391,18 @@ class Daemon:
         self._submitted[id(event)] = waiting
         await feed.submit(event)
         return await waiting
+
+
+def _say_warming(engine: Engine, run: Run, now_ms: int) -> None:
+    """Say until when each instrument is held, where the exchange has too few bars of its past."""
+    for item in run.instruments:
+        if (at_ms := engine.warm_at(item.id, now_ms)) is not None:
+            log.warning(
+                "warming up",
+                instrument=item.id,
+                until=minute_text(at_ms),
+                advice="every bar is held until then: the exchange has no more of its past",
+            )
 
 
 def _say_contradiction(bar: FrameBar) -> None:

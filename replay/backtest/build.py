@@ -48,9 +48,11 @@ from tracepaper.replay.archive.sessions import (
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.frames import frame_bars
-from tracepaper.strategies.market import INTERVAL_NAMES
+from tracepaper.strategies.market import INTERVAL_NAMES, interval_text, time_of
 from tracepaper.strategies.strategy import Forecaster
+from tracepaper.strategies.trend import TREND, windows_within
 from tracepaper.strategies.types import Category, FillModel, Instrument, Run, RunKind
+from tracepaper.strategies.words import duration
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,44 @@ def configuration(
     return config
 
 
+def span_of(candles: Sequence[Candles]) -> int:
+    """Return over how many milliseconds *candles* reach: those of the symbol with the longest.
+
+    Sessions alone are counted where they are counted by a calendar.
+    """
+    joined = merge_candles(candles)
+    return max((int(part.steps.sum()) + 1) * part.interval_ms for part in joined)
+
+
+def fit_windows(config: Config, span_ms: int) -> tuple[Config, tuple[str, ...]]:
+    """Return *config* with the windows of a trend that nobody chose halved until they fit.
+
+    The longest is then at most half of *span_ms*. The second value says so in a sentence, where
+    windows changed.
+    """
+    chosen = config.strategy
+    if chosen.name != TREND or chosen.trend_windows is not None:
+        return config, ()
+    usual = [length for text in chosen.windows if (length := time_of(text))]
+    fitting = windows_within(usual, span_ms, config.market.interval_ms)
+    if list(fitting) == usual:
+        return config, ()
+    windows = tuple(map(interval_text, fitting))
+    fitted = chosen.model_copy(update={"trend_windows": windows})
+    because = (
+        f"the candles span {duration(span_ms)}, too little for its usual"
+        if fitting[-1] < usual[-1]
+        else f"two bars of {interval_text(config.market.interval_ms)} are longer than some of its"
+    )
+    said = (
+        f"the trend is taken over {', '.join(windows)}, since {because} "
+        f"{', '.join(chosen.windows)}; set strategy.trend_windows to choose others"
+    )
+    if fitting[-1] > span_ms:
+        said += "; these candles are too few for any, so every bar is held"
+    return config.model_copy(update={"strategy": fitted}), (said,)
+
+
 def _refuse_other_symbols(config: Config, candles: Sequence[Candles], origin: str) -> None:
     """Refuse data that are not traded, and a symbol without data; name who asked for it."""
     wanted = config.market.symbols
@@ -195,13 +235,17 @@ def build(  # noqa: PLR0913 - the options of a replay
 
     *mode* is how the model goes over the bars, ``scan`` or ``step``; a checkpoint that is used
     is kept beside *database*. Candles are aggregated to the configured interval; *frames* are
-    candles of higher time frames from before them. Raises
+    candles of higher time frames from before them. A trend whose windows nobody chose is taken
+    over windows that fit the candles, unless *frames* reach back further. Raises
     ``ConfigInvalid`` or ``DataInvalid`` with one sentence where it cannot be done.
     """
     if config.execution.model == "quote":
         raise ConfigInvalid(
             "execution.model 'quote' needs quotes, which candle files lack; use next_open."
         )
+    fitted: tuple[str, ...] = ()
+    if not frames:
+        config, fitted = fit_windows(config, span_of(candles))
     config = resolved(config, FillModel.NEXT_OPEN)
     candles = [_fitted(part, config) for part in candles]
     frames = [replace(part, category=Category(config.market.category)) for part in frames]
@@ -241,6 +285,7 @@ def build(  # noqa: PLR0913 - the options of a replay
         period_start_ms=feed.period_start_ms,
         warnings=(
             *warnings,
+            *fitted,
             *chain.from_iterable(map(split_sentences, feed.candles)),
             *(() if forecaster is None else warnings_for(config)),
             *margin_warnings(config, instruments),

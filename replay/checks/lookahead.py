@@ -24,6 +24,7 @@ from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.session.outside import Outside
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.backtest.build import fit_windows, span_of
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.replay.checks.processes import (
     Accesses,
@@ -148,6 +149,8 @@ def lookahead(
     *allow* names files, folders, addresses or programs that the class may open. Raises
     ``ConfigInvalid`` where *candles* are too few to decide anything.
     """
+    if not frames:
+        config, _ = fit_windows(config, span_of(candles))  # a cut future changes them no more
     files = Files(candles, frames)
     return _Check(config, files, fresh, limits or Limits(), mode, report).run(allow)
 

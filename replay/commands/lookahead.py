@@ -63,10 +63,13 @@ def lookahead(
     given, candles = _given(data, config)
     most = bars or MOST_BARS
     left = sum(max(0, len(part) - most) for part in candles)
+    looked_at = _first(candles, most)
+    if not frame_data:
+        given = _fitted(given, looked_at)
     with FreshProcesses(*_preloaded(given)) as fresh:
         found = check(
             given,
-            _first(candles, most),
+            looked_at,
             fresh,
             Limits(probes, seconds),
             mode=mode,
@@ -108,6 +111,8 @@ def recursive(
     from tracepaper.strategies.errors import ConfigInvalid
 
     given, candles = _given(data, config)
+    if not frame_data:
+        given = _fitted(given, candles)
     forecaster = load_forecaster(given) if needs_forecaster(given) else None
     strategies = make_strategies(given, forecaster)
     frames = _frames(frame_data)
@@ -166,6 +171,16 @@ def _given(data: Sequence[str], file: Path | None) -> tuple[Config, list[Candles
     candles = read_market(load(file).market, data)
     given = configuration(file, candles)
     return given, [resample(part, given.market.interval_ms) for part in candles]
+
+
+def _fitted(given: Config, candles: Sequence[Candles]) -> Config:
+    """Return *given* with the windows that a replay of *candles* takes, and say which."""
+    from tracepaper.replay.backtest.build import fit_windows, span_of
+
+    fitted, said = fit_windows(given, span_of(candles))
+    for sentence in said:
+        _report(f"Warning: {sentence}.")
+    return fitted
 
 
 def _frames(paths: Sequence[str] | None) -> list[Candles]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from rich.rule import Rule
 from rich.text import Text
 
@@ -18,6 +19,7 @@ from tracepaper.daemon.session.shutdown import exit_while_model_computes
 from tracepaper.daemon.terminal import log
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.live_view import RunWatcher, live_view
+from tracepaper.replay.backtest.build import fit_windows
 from tracepaper.replay.demonstration.exchange import exchange_beside
 from tracepaper.replay.explain.recomputed import recompute
 from tracepaper.replay.explain.stored import read_stored
@@ -54,8 +56,10 @@ def perform(wanted: Demonstration) -> None:
     clock = SystemClock()
     database = wanted.database or Path(f"demo-{_stamp(clock.wall_ms())}.db")
     with exchange_beside(wanted.data or (str(DEMO_CANDLES),), wanted.speed) as served:
-        config = _configured(wanted, served)
+        config, said = _configured(wanted, served)
         log.configure(level=config.log.level, output=config.log.format)
+        for sentence in said:
+            structlog.get_logger("demo").warning(sentence)
         with live_view(limit=wanted.bars, until_ms=served["end_ms"]) as watcher:
             daemon = Daemon(
                 config, database, kind=RunKind.DEMO, opened=watcher.opened, watch=watcher.watch
@@ -73,9 +77,13 @@ def _stamp(wall_ms: int) -> str:
     return iso(wall_ms)[:19].replace(":", "").replace("-", "").replace("T", "-")
 
 
-def _configured(wanted: Demonstration, served: dict[str, Any]) -> Config:
-    """Return the configuration, pointed at the exchange and at what it serves."""
-    return load(
+def _configured(wanted: Demonstration, served: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
+    """Return the configuration, pointed at the exchange and at what it serves.
+
+    A trend whose windows nobody chose is taken over windows that fit what is still to come; the
+    second value says so.
+    """
+    config = load(
         wanted.config,
         {
             "market": {
@@ -93,6 +101,7 @@ def _configured(wanted: Demonstration, served: dict[str, Any]) -> Config:
             "http": {"port": 0},
         },
     )
+    return fit_windows(config, served["end_ms"] - served["start_ms"])
 
 
 def _sum_up(wanted: Demonstration, watcher: RunWatcher, database: Path) -> None:

@@ -168,7 +168,7 @@ def prologue(cast: Cast) -> Iterator[str]:
     )
     config = load(cast.files.config)
     if config.strategy.name == TREND:
-        windows = ", ".join(config.strategy.trend_windows)
+        windows = ", ".join(config.strategy.windows)
         yield (
             f"The strategy follows the trend of closed hours over {windows} (the shipped one looks "
             "at 8 to 64 days, for which a month is too short); the model's volatility sizes it and "

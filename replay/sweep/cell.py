@@ -114,14 +114,19 @@ def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
     ``section.key`` is one of the configuration, a bare name one of the strategy's params.
     """
     params = dict(work.params)
+    own = ":" in (work.strategy or "")
     sections: dict[str, dict[str, Any]] = {}
     for name, value in point.items():
         section, dot, key = name.partition(".")
-        if not dot:
+        if not dot and own:
             params[name] = value
             continue
         # A key of money is written as text; the shortest is the number that was meant.
-        sections.setdefault(section, {})[key] = str(value) if isinstance(value, float) else value
+        written = str(value) if isinstance(value, float) else value
+        if dot:
+            sections.setdefault(section, {})[key] = written
+        else:
+            params[name] = written
     if work.strategy is not None:
         sections["strategy"] = {
             **sections.get("strategy", {}),

@@ -27,6 +27,10 @@ def page_of_sweep(sweep: SweepResult) -> str:
     charts, name = Charts(), sweep.request.work.strategy or "the configured strategy"
     button = element("button", "light / dark", class_="theme", type="button")
     parts: list[Markup] = [element("header", element("h1", f"Sweep of {name}"), button)]
+    parts += [
+        element("p", f"Warning: {sentence}.", class_="warning")
+        for sentence in sweep.request.warnings
+    ]
     if (heat := sweep.heat()) is not None:
         caption = (
             f"Medians of {sweep.objective} over all other options; the ring is the best point."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ from tracepaper.daemon.session.run_record import code_version
 from tracepaper.daemon.session.user_class import class_sha256, known_class, user_class
 from tracepaper.replay.archive import Candles, read_candles, read_funding
 from tracepaper.replay.archive.times import instant
-from tracepaper.replay.backtest.build import read_market
+from tracepaper.replay.backtest.build import configuration, fit_windows, read_market, span_of
 from tracepaper.replay.python import configured, data_of, moment_of, plain_values
 from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.cell import Work
@@ -25,6 +25,7 @@ from tracepaper.replay.sweep.space import Axis, space_of
 from tracepaper.replay.sweep.spans import Span, bounds, walk
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.trend import TREND
 
 LIMIT_S: Final = 600.0
 """Seconds that one run may take unless another limit is given."""
@@ -49,6 +50,7 @@ class SweepRequest:
     end: str | None = None
     funding: tuple[Path, ...] = ()
     data_sha256: str = ""
+    warnings: tuple[str, ...] = ()  # what every run of it is told
 
     @property
     def objective_name(self) -> str:
@@ -157,7 +159,25 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
         end=until,
         funding=funding,
         data_sha256=data_sha256(candles),
+        warnings=()
+        if frame_data is not None or _chooses_windows([axis.name for axis in axes], params)
+        else _fitted(strategy, given, candles),
     )
+
+
+def _chooses_windows(axes: Iterable[str], params: Mapping[str, Any] | None) -> bool:
+    """Return whether the windows of a trend are among what is tried or given."""
+    return "trend_windows" in {*(name.rpartition(".")[2] for name in axes), *(params or {})}
+
+
+def _fitted(
+    strategy: str | None, given: Path | Sections | None, candles: Sequence[Candles]
+) -> tuple[str, ...]:
+    """Return what each run says of windows that it takes because the candles are few."""
+    named = {} if strategy is None else {"strategy": {"name": strategy}}
+    if (strategy or load(given).strategy.name) != TREND:
+        return ()
+    return fit_windows(configuration(given, candles, named), span_of(candles))[1]
 
 
 def data_sha256(candles: tuple[Candles, ...]) -> str:

@@ -288,6 +288,7 @@ class SweepResult:
             "direction": "maximize" if self.maximize else "minimize",
             "sampler": self.request.sampler,
             "days": self.request.days,
+            "warnings": list(self.request.warnings),
             "cells": [_document(cell) for cell in self.cells],
             "failed": sum(bool(cell.error) for cell in self.cells),
             "runs_made_now": self.made,

@@ -41,6 +41,8 @@ def show_sweep(console: Console, sweep: SweepResult) -> None:
     console.print(
         Text(f"sweep of {strategy} on {symbols}: {_counted(sweep)}, by {sweep.objective}"),
     )
+    for sentence in request.warnings:
+        console.print(Text(f"Warning: {sentence}."))
     if sweep.best is None:
         console.print(Text(f"No run succeeded; the first says: {sweep.first_error}"))
         return

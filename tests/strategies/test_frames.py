@@ -65,6 +65,20 @@ def whole(known: Sequence[Bar]) -> list[Row]:
     ]
 
 
+def test_it_is_warm_at_the_very_time_that_it_says() -> None:
+    frame = higher(3)
+    said = {frame.warm_at(START_MS - MINUTE)}  # before any bar the next bar of the frame is first
+    for bar in minutes(30, first=2):
+        if frame.is_warm:
+            break
+        frame.add(bar)
+        if not frame.is_warm:
+            said.add(frame.warm_at(bar.market_ms))
+    assert frame.is_warm
+    # Bars from within a frame's bar on, so the first that is whole is the second.
+    assert said == {bar.market_ms - MINUTE, START_MS + 3 * FIVE}
+
+
 def shown(frame: HigherBars) -> list[Row]:
     """Return what is handed on, from the columns that a strategy reads."""
     bars = frame.bars

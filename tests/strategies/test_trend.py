@@ -17,12 +17,13 @@ from tracepaper.daemon.session.build import build_engine, make_strategies, needs
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.outlook import Outlook
 from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.trend import ClosesVolatility, SizedBy, TrendStrategy
+from tracepaper.strategies.trend import ClosesVolatility, SizedBy, TrendStrategy, windows_within
 from tracepaper.strategies.types import Action, Bar, Calibration, FillModel, Forecast, Step
 from tracepaper.strategies.volatility import VolatilityKind, WindowedVolatility
 
 HOUR = 60 * MINUTE
-YEAR = 365 * 24 * HOUR
+DAY = 24 * HOUR
+YEAR = 365 * DAY
 CALIBRATION = Calibration(
     {
         name: tuple(index / 100 for index in range(1, 100))
@@ -144,6 +145,30 @@ def test_a_volatility_that_grows_by_closes_equals_one_made_anew() -> None:
 def test_windows_and_sizes_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigInvalid, match=words):
         trend(**options)
+
+
+@pytest.mark.parametrize(
+    ("span_ms", "bar_ms", "hours"),
+    [
+        (128 * DAY, HOUR, [192, 384, 768, 1536]),
+        (128 * DAY - 1, HOUR, [96, 192, 384, 768]),
+        (12_000 * MINUTE, MINUTE, [12, 24, 48, 96]),
+        (60 * DAY, DAY, [48, 96, 192, 384]),
+        (10 * DAY, 12 * HOUR, [24, 48, 96]),  # 12 hours are one close
+        (3_000 * DAY, 7 * DAY, [384, 768, 1536]),  # 8 days are one close
+        (20 * DAY, 7 * DAY, [384]),  # a half of it would be one close
+        (2 * HOUR, HOUR, [3]),
+        (MINUTE, MINUTE, [3]),
+    ],
+)
+def test_windows_are_halved_until_the_longest_is_half_of_the_span(
+    span_ms: int, bar_ms: int, hours: list[int]
+) -> None:
+    usual = [8 * DAY, 16 * DAY, 32 * DAY, 64 * DAY]
+    found = windows_within(usual, span_ms, bar_ms)
+    assert [window_ms / HOUR for window_ms in found] == hours
+    # What is taken can be made.
+    trend(windows_ms=found, interval_ms=bar_ms)
 
 
 # ---------------------------------------------------------------- configured

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from report_cases import build_report_of
+from report_cases import SAMPLE, build_report_of
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
@@ -31,6 +31,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.market import INTERVALS, interval_start
 
 QUARTER = 15 * 60_000
 HOUR = 4 * QUARTER
@@ -154,6 +155,109 @@ def test_nothing_that_it_decides_depends_on_the_future_or_on_an_older_past() -> 
         later = recursive(config, [data], fresh, probes=2, warmup=32)
     assert later.holds, later.sentence()
     assert later.compared > 200
+
+
+USUAL = ("8d", "16d", "32d", "64d")
+FITTING = ("9h", "18h", "36h")  # not of the usual ones: whoever says them chose them
+
+
+def windows(path: Path) -> list[str]:
+    [(config,)] = rows(path, "SELECT DISTINCT config FROM runs")
+    found: list[str] = json.loads(config)["strategy"]["trend_windows"]
+    return found
+
+
+def unsaid(**strategy: Any) -> Config:
+    return configured(strategy=strategy)
+
+
+def test_the_usual_windows_fit_the_candles_and_stay_with_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, again = tmp_path / "a.db", tmp_path / "again.db"
+    run_id = replayed(path, unsaid(), [walk()])  # 6.25 days
+    assert windows(path) == ["6h", "12h", "1d", "2d"]
+    assert rows(path, "SELECT count(*) > 10 FROM v_fills") == [(1,)]
+    check(path)
+    assert invoke(["report", run_id, "--db", str(path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Warning: the trend is taken over 6h, 12h, 1d, 2d, since the candles span 6.2 days" in said
+    )
+    assert invoke(["replay", "--data", f"{path}#{run_id}", "--db", str(again), "--json"]) == 0
+    assert windows(again) == windows(path)
+    assert rows(again, DECIDED) == rows(path, DECIDED)
+
+
+@pytest.mark.parametrize(
+    ("count", "interval", "words"),
+    [
+        (1, "15", "over 3h, since the candles span 15.0 min, too little for its usual 8d, 16d"),
+        (11, "15", "strategy.trend_windows to choose others; these candles are too few for any"),
+        (20, "W", "over 16d, 32d, 64d, since two bars of 1w are longer than some of its 8d, 16d"),
+    ],
+)
+def test_why_windows_are_others_is_said(
+    tmp_path: Path, count: int, interval: str, words: str
+) -> None:
+    path = tmp_path / "a.db"
+    length_ms = INTERVALS[interval]
+    first_ms = interval_start(1_748_244_720_000, length_ms)
+    data = made_candles(walk_rows(count), interval_ms=length_ms, first_ms=first_ms)
+    replayed(path, configured(interval, strategy={"name": "trend"}), [data])
+    [(said,)] = rows(path, "SELECT warnings FROM runs")
+    assert words in said
+    assert ("every bar is held" in said) == (count < 12)
+    check(path)
+
+
+def test_windows_follow_from_all_candles_and_not_from_the_period(tmp_path: Path) -> None:
+    data = walk()
+    middle = int(data.open_time_ms[450])
+    replayed(tmp_path / "late.db", unsaid(), [data], from_ms=middle)
+    replayed(tmp_path / "early.db", unsaid(), [data], until_ms=middle)
+    replayed(tmp_path / "two.db", unsaid(), [slice_candles(data, slice(0, 300)),
+                                             slice_candles(data, slice(300, 600))])  # fmt: skip
+    for name in ("late", "early", "two"):
+        assert windows(tmp_path / f"{name}.db") == ["6h", "12h", "1d", "2d"]
+
+
+@pytest.mark.parametrize("chosen", [USUAL, FITTING])
+def test_windows_that_somebody_chose_stay(tmp_path: Path, chosen: tuple[str, ...]) -> None:
+    path = tmp_path / "a.db"
+    replayed(path, unsaid(trend_windows=list(chosen)), [walk()])
+    assert windows(path) == list(chosen)
+    assert rows(path, "SELECT warnings FROM runs") == [("[]",)]
+
+
+def test_candles_of_a_higher_frame_and_another_strategy_leave_the_usual_windows(
+    tmp_path: Path,
+) -> None:
+    data = walk()
+    replayed(tmp_path / "a.db", unsaid(), [data], frames=[replace(resample(data, HOUR), path="h")])
+    replayed(tmp_path / "b.db", unsaid(name="sma_cross", fast=3, slow=7), [data])
+    for name in ("a", "b"):
+        assert windows(tmp_path / f"{name}.db") == list(USUAL)
+        assert rows(tmp_path / f"{name}.db", "SELECT warnings FROM runs") == [("[]",)]
+
+
+def test_a_cut_future_leaves_the_windows_of_a_check() -> None:
+    with FreshProcesses() as fresh:
+        found = lookahead(unsaid(), [walk(200)], fresh, Limits(probes=2))
+    assert found.holds, found.sentence()
+    assert found.without_later == 200
+
+
+def test_lookahead_says_the_windows_that_it_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tracepaper.toml"
+    path.write_text('[strategy]\nname = "trend"\n[model]\ncheckpoint = "none"\n')
+    given = ["--data", str(SAMPLE), "--bars", "600", "--probes", "1", "-c", str(path)]
+    assert invoke(["lookahead", *given]) == 0
+    said = capsys.readouterr()
+    assert "the trend is taken over 3h, since the candles span 10.0 h" in said.err
+    assert "600 of 600 bars decided" in said.out
 
 
 def test_the_report_judges_the_trends_own_side(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_warning_of_the_run_and_the_card_s_honest_sentences_are_shown(
     assert "The model's card: For paper trading only" in said
     assert "predicted no momentum in returns" in said
     assert "Binance" in said
-    config = '[market]\nsymbols = ["BTCUSDT"]\ninterval = "5"\n'
+    config = STRICT + '[market]\nsymbols = ["BTCUSDT"]\ninterval = "5"\n'
     other = build_report_of(replayed(tmp_path, config, "--data", BTC))
     warned = other.warnings
     assert len(warned) == 1

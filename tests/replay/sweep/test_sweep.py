@@ -529,3 +529,19 @@ def test_the_command_fails_where_every_run_does_or_nothing_is_named(
 
 def test_sweep_is_a_name_of_the_package() -> None:
     assert tracepaper.sweep is sweep
+
+
+def test_every_cell_takes_the_windows_that_fit_and_the_sweep_says_so(days: Path) -> None:
+    given: Any = {"model": {"checkpoint": "none"}}
+    space = {"trend_volatility": [0.2, 0.4]}
+    named: Any = {"config": given, "executor": InThisProcess()}
+    found = sweep(None, days, space, "return", **named)
+    assert [cell.error for cell in found.cells] == ["", ""]
+    assert all(cell.figures["trades"] for cell in found.cells)
+    [said] = found.request.warnings
+    assert said.startswith("the trend is taken over 2d, 4d, 8d, 16d, since the candles span 40.0 d")
+    assert said in repr(found).replace("\n", " ")
+    assert found.document()["warnings"] == [said]
+    chosen = {"trend_windows": [["2d", "4d"], ["8d", "16d"]]}
+    assert sweep("trend", days, chosen, "return", **named).request.warnings == ()
+    assert here(days).request.warnings == ()
