@@ -109,6 +109,12 @@ def train(
     distil: Annotated[
         bool | None, typer.Option(help="informer: halve time between layers.")
     ] = None,
+    frames: Annotated[
+        str | None, typer.Option(help="multiscale: bars that make one of each frame, by commas.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="multiscale: closed bars of each frame, by commas.")
+    ] = None,
     dropout: Annotated[float | None, typer.Option(help="Share of activations to drop.")] = None,
     checkpointing: Annotated[
         bool | None, typer.Option(help="flash: compute activations twice, to save memory.")
@@ -163,6 +169,8 @@ def train(
             "norm": norm,
             "factor": factor,
             "distil": distil,
+            "frames": None if frames is None else _wholes("--frames", frames),
+            "tokens": None if tokens is None else _wholes("--tokens", tokens),
             "dropout": dropout,
             "checkpointing": checkpointing,
             "quantiles": None if quantiles is None else _shares(quantiles),
@@ -448,6 +456,17 @@ def _shares(text: str) -> tuple[float, ...]:
     except ValueError:
         raise ConfigInvalid(
             f"--quantiles is {text!r}; write shares by commas, such as 0.05,0.5,0.95."
+        ) from None
+
+
+def _wholes(option: str, text: str) -> tuple[int, ...]:
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigInvalid(
+            f"{option} is {text!r}; write whole numbers by commas, such as 1,5,15."
         ) from None
 
 

@@ -38,6 +38,9 @@ from tracepaper.strategies.types import (
 HEAVIEST: Final = 16
 """Past bars that a table shows, and whose contributions are summed apart."""
 
+FRAME_BARS: Final = 3
+"""Bars of each time frame that a table names."""
+
 Explainable = StreamingForecaster | WindowedForecaster
 
 
@@ -72,11 +75,30 @@ Past = PastOf[Explainable]
 
 
 @dataclass(frozen=True)
+class HeavyBar:
+    """A closed bar of a time frame that the network saw as one, and the weight that it holds."""
+
+    open_time_ms: int  # of the first of its rows
+    weight: float
+
+
+@dataclass(frozen=True)
+class FrameShare:
+    """What one time frame holds of where a decision looked, and its heaviest bars."""
+
+    interval_ms: int
+    weight: float
+    bars: int
+    heaviest: tuple[HeavyBar, ...]
+
+
+@dataclass(frozen=True)
 class FullAttribution:
     """Where one decision looked, bar by bar (oldest first); weights sum to 1 within ``l1_error``.
 
     Where attention flowed, not why the price will move. ``largest_bucket_difference`` compares
-    the sums over 64-bar blocks with what was stored.
+    the sums over 64-bar blocks with what was stored. ``frames`` are those of a network that sees
+    several, the bars themselves first; the weight of such a frame's bar is shared by its rows.
     """
 
     open_time_ms: tuple[int, ...]
@@ -84,6 +106,7 @@ class FullAttribution:
     weights: tuple[float, ...]
     l1_error: float
     largest_bucket_difference: float
+    frames: tuple[FrameShare, ...] = ()
 
     def heaviest(self, count: int) -> list[int]:
         """Return the places of the *count* heaviest bars, heaviest first, the decided one not.
@@ -197,7 +220,28 @@ def attribute(past: Past) -> FullAttribution:
         found.weights,
         found.l1_error,
         _difference(past.forecast.explanation, found, past.decided),
+        _frames(past, found.open_time_ms),
     )
+
+
+def _frames(past: Past, open_time_ms: Sequence[int]) -> tuple[FrameShare, ...]:
+    """Return what each time frame holds; empty of a network that sees bars of one."""
+    if not isinstance(past.forecaster, WindowedForecaster):
+        return ()
+    parts = past.forecaster.look(past.decided.instrument).parts
+    found = []
+    for frame in sorted({part.frame for part in parts}):
+        own = [part for part in parts if part.frame == frame]
+        heaviest = sorted(own, key=lambda part: -part.share)[:FRAME_BARS]
+        found.append(
+            FrameShare(
+                frame * past.decided.interval_ms,
+                sum(part.share for part in own),
+                len(own),
+                tuple(HeavyBar(open_time_ms[part.start], part.share) for part in heaviest),
+            )
+        )
+    return tuple(found)
 
 
 def _attribution(past: Past) -> Attribution:

@@ -14,6 +14,7 @@ from tracepaper.replay.explain.recomputed import (
     HEAVIEST,
     Agreement,
     Deletion,
+    FrameShare,
     Full,
     FullAttribution,
     Moves,
@@ -21,6 +22,7 @@ from tracepaper.replay.explain.recomputed import (
 )
 from tracepaper.replay.explain.terminal import BASIS_POINTS, LOOKED, table_of
 from tracepaper.replay.report.tables import bar_of
+from tracepaper.strategies.market import interval_text
 
 FEATURES_SHOWN: Final = 10
 BARS_SHOWN: Final = 8
@@ -97,7 +99,23 @@ def show_attribution(found: FullAttribution) -> RenderableType:
         f"Weights sum to 1 within {found.l1_error:.1e}; the stored buckets differ by at most "
         f"{found.largest_bucket_difference:.1e}.\n"
     )
-    return Group(table, note)
+    return Group(table, note, *([_by_frame(found.frames)] if found.frames else []))
+
+
+def _by_frame(frames: tuple[FrameShare, ...]) -> Table:
+    table = table_of(
+        "By time frame, of closed bars",
+        (("frame", False), ("bars", True), ("weight", True), ("heaviest of them", False)),
+    )
+    for frame in frames:
+        named = (f"{iso(bar.open_time_ms)} {bar.weight:.4f}" for bar in frame.heaviest)
+        table.add_row(
+            interval_text(frame.interval_ms),
+            str(frame.bars),
+            f"{frame.weight:.4f}",
+            "  ".join(named),
+        )
+    return table
 
 
 def _agreement(found: Agreement) -> Text:

@@ -182,12 +182,19 @@ class WindowedForecaster:
 
         Raises ``InvariantBroken`` before the first decision.
         """
+        return self.look(instrument).rollout
+
+    def look(self, instrument: str) -> Look:
+        """Return what the network says of the last decision, and where it looked.
+
+        Raises ``InvariantBroken`` before the first decision.
+        """
         window = self._windows.get(instrument)
         if window is None or not window.is_full:
             raise InvariantBroken(
                 f"{instrument} has no decision to explain yet; warm it with {self.context} bars."
             )
-        return self._look(window).rollout
+        return self._look(window)
 
     def _look(self, window: FeatureWindow) -> Look:
         known = window.rows.view()
@@ -196,7 +203,7 @@ class WindowedForecaster:
         with torch.inference_mode():
             seen = self._network.look(x, positions, half=self.dtype == "bfloat16")
         rollout = Rollout(seen.rollout.weights.cpu(), seen.rollout.l1_error.cpu())
-        return Look(seen.outputs.cpu(), rollout, seen.confidence.float().cpu())
+        return Look(seen.outputs.cpu(), rollout, seen.confidence.float().cpu(), seen.parts)
 
     def _by_age(self, window: FeatureWindow, seen: Look) -> NDArray[np.float64]:
         positions = window.rows.view()[:, -1].astype(np.int64)

@@ -32,10 +32,13 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "factor": (1, 20),
     "mlp_ratio": (0.01, 64),
     "horizons": (1, 1_000_000),
+    "frames": (1, WINDOW_MAX),
+    "tokens": (1, WINDOW_MAX),
     "quantiles": (0, 1),
     "seed": (0, 2**63 - 1),
 }
 """What a card may ask for: beyond it a number is a slip, and would fill the memory or hang."""
+_WHOLE: Final = ("horizons", "frames", "tokens")
 _ITEMS_MAX: Final = 64
 
 
@@ -67,7 +70,7 @@ def _checked(name: str, value: object, default: object) -> object:
             raise ConfigInvalid(
                 f"architecture.{name} must be a list of at most {_ITEMS_MAX} numbers."
             )
-        like = 1 if name == "horizons" else 1.0
+        like = 1 if name in _WHOLE else 1.0
         return tuple(_number(name, item, like) for item in value)
     if isinstance(default, bool | str):
         if type(value) is not type(default):
@@ -122,12 +125,23 @@ class Architecture(Protocol):
         ...
 
 
+class LookedAt(NamedTuple):
+    """A share of where a bar looked: some rows that the network saw as one."""
+
+    frame: int  # bars that make one of its time frame
+    start: int  # its first row's place in the window
+    rows: int
+    share: float
+
+
 class Look(NamedTuple):
     """What a network says of one window, and where the decided bar looked."""
 
     outputs: Outputs  # [1, 1, ...]: of the last bar
     rollout: Rollout  # weights [1, 1, window], oldest bar first
     confidence: Tensor  # [layer, head]
+    parts: tuple[LookedAt, ...] = ()
+    """What it saw instead of single rows, where a network sees other than these; they sum to 1."""
 
 
 class Network(nn.Module):

@@ -275,20 +275,31 @@ class Learned(Encoding):
 ENCODINGS["none"] = Encoding
 
 
+WEEK_COLUMNS: Final = 2 * len(_WEEK_HARMONICS)
+
+
+def week_phases(positions: Tensor, interval_minutes: float) -> Tensor:
+    """Return sines and cosines [.., WEEK_COLUMNS] of the week's first harmonics, float64.
+
+    *positions* are int64 [..], absolute numbers of bars of *interval_minutes*.
+    """
+    phase = positions.to(torch.float64) / (_MINUTES_PER_WEEK / interval_minutes)
+    phase = phase - phase.floor()
+    harmonics = torch.tensor(_WEEK_HARMONICS, dtype=torch.float64, device=positions.device)
+    angles = (2.0 * math.pi) * phase[..., None] * harmonics
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
 class TimeOfWeek(nn.Module):
     """A learned linear map of the week's first harmonics, added to the input."""
 
     def __init__(self, dim: int, interval_minutes: int) -> None:
         super().__init__()
-        self.bars_per_week = _MINUTES_PER_WEEK / interval_minutes
-        self.project = nn.Linear(2 * len(_WEEK_HARMONICS), dim, bias=False)
+        self.interval_minutes = interval_minutes
+        self.project = nn.Linear(WEEK_COLUMNS, dim, bias=False)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Return the code [.., time, dim] of int64 *positions* [.., time]."""
-        phase = positions.to(torch.float64) / self.bars_per_week
-        phase = phase - phase.floor()
-        harmonics = torch.tensor(_WEEK_HARMONICS, dtype=torch.float64, device=positions.device)
-        angles = (2.0 * math.pi) * phase[..., None] * harmonics
-        code = torch.cat((angles.sin(), angles.cos()), dim=-1).to(self.project.weight.dtype)
+        code = week_phases(positions, self.interval_minutes).to(self.project.weight.dtype)
         out: Tensor = self.project(code)
         return out

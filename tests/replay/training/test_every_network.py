@@ -33,6 +33,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "classic": {"kind": "flash", "mask": "full", "time_of_week": True},
     "decoder": {"kind": "flash", "mask": "causal", "encoding": "alibi", "norm": "post"},
     "informer": {"kind": "informer", "layers": 2, "factor": 2},
+    "multiscale": {"kind": "multiscale", "frames": [1, 3, 12], "tokens": [6, 4, 2]},
     "lstm": {"kind": "lstm", "quantiles": [0.1, 0.9], "allocation": True},
 }
 """Small forms of the networks, by a name; every kind is among them."""
@@ -47,7 +48,9 @@ def recipe(form: dict[str, Any], folder: Path) -> Path:
     """Write a recipe of few and small steps; return its path."""
     network = {key: value for key, value in form.items() if key != "kind"}
     days = [START_MS + day * 86_400_000 for day in (3, 4, 5)]
-    section = {"dim": 8, "window": WINDOW, "horizons": [5, 30], "layers": 1} | network
+    section = {"dim": 8, "horizons": [5, 30], "layers": 1} | network
+    if form["kind"] != "multiscale":
+        section["window"] = WINDOW
     if form["kind"] != "lstm":
         section["heads"] = 2
     made = Recipe.of(
@@ -132,8 +135,33 @@ def test_a_network_is_trained_replayed_and_verified(
     assert (forecast.explanation is None) == (FORMS[name]["kind"] == "lstm")
 
 
+def test_a_decision_says_which_time_frame_and_which_of_its_bars(
+    trained: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, path = prepared(trained("multiscale"), tmp_path)
+    capsys.readouterr()
+    database = tmp_path / "run.db"
+    answered(capsys, "replay", path, "-c", config, "--db", database, "--log", "full", "--json")
+    asked = ("explain", f"last:{BARS}", "--db", database, "--full")
+    found = answered(capsys, *asked, "--json")["full"]["attribution"]
+    frames = found["frames"]
+    assert [(each["interval_ms"] // 60_000, each["bars"]) for each in frames] == [
+        (1, 6), (3, 4), (12, 2)
+    ]  # fmt: skip
+    assert sum(each["weight"] for each in frames) == pytest.approx(1.0, abs=1e-6)
+    assert sum(found["weights"]) == pytest.approx(1.0, abs=1e-6)
+    for each in frames:
+        opened = [bar["open_time_ms"] for bar in each["heaviest"]]
+        assert all(time % each["interval_ms"] == 0 for time in opened)
+        weights = [bar["weight"] for bar in each["heaviest"]]
+        assert weights == sorted(weights, reverse=True)
+        assert sum(weights) <= each["weight"] + 1e-9
+    assert invoke([str(word) for word in asked]) == 0
+    assert "By time frame, of closed bars" in capsys.readouterr().out
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lstm", "informer"])
+@pytest.mark.parametrize("name", ["lstm", "informer", "multiscale"])
 def test_no_future_moves_a_network_that_was_trained(
     name: str, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
