@@ -43,6 +43,5 @@ mean_age, half_life, effective_bars, is_focused
 locality, event_focus, stability, collapse, feature_attribution, symbol_influence
 uniform_rollout, context_of, specialisation
 training_bytes, bucket_bytes, ring_bytes
-gradient_rollout_rows, norm_rollout_rows, value_norms, attention_flow
 active_confidence, dense_rows
 export_onnx

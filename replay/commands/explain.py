@@ -33,6 +33,42 @@ def explain(
             "and a deletion test.",
         ),
     ] = False,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="Ask where it looked by rollout, norm, gradient or flow, beside what was stored.",
+        ),
+    ] = None,
+    fusion: Annotated[
+        str | None,
+        typer.Option("--fusion", metavar="NAME", help="Fuse the heads by mean, max or min."),
+    ] = None,
+    residual: Annotated[
+        float | None,
+        typer.Option(
+            "--residual", metavar="SHARE", help="Share of the residual stream; 0.5 is stored."
+        ),
+    ] = None,
+    start_layer: Annotated[
+        int | None,
+        typer.Option("--start-layer", metavar="N", help="Leave out the layers below layer N."),
+    ] = None,
+    discard: Annotated[
+        float | None,
+        typer.Option(
+            "--discard", metavar="SHARE", help="Drop that share of the smallest entries a layer."
+        ),
+    ] = None,
+    head_weights: Annotated[
+        str | None,
+        typer.Option(
+            "--head-weights",
+            metavar="LIST",
+            help="Weigh the heads, as 1,0,0,0, or so for each layer: 1,0/0,1.",
+        ),
+    ] = None,
     png: Annotated[
         Path | None,
         typer.Option("--png", metavar="FILE", help="Draw the price with the attribution under it."),
@@ -41,7 +77,9 @@ def explain(
     json: JsonOption = False,
 ) -> None:
     """Show a decision: each gate's distance, what would have flipped it, and where it looked."""
+    from tracepaper.replay.explain.asked import TypedMethod
     from tracepaper.replay.explain.output import explain_decision
 
+    asked = TypedMethod(method, fusion, residual, start_layer, discard, head_weights)
     database = None if "#" in decision else database_path(db)
-    explain_decision(decision, database, full=full, png=png, as_json=json)
+    explain_decision(decision, database, full=full, png=png, as_json=json, asked=asked)

@@ -13,29 +13,40 @@ from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.explain.stored import StoredDecision, flips_of, locate, read_stored
 from tracepaper.replay.explain.terminal import show_stored
 from tracepaper.replay.report.listed import listed
-from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
+from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
 
 if TYPE_CHECKING:
+    from tracepaper.replay.explain.asked import TypedMethod
     from tracepaper.replay.explain.by_feature import ByFeature
+    from tracepaper.replay.explain.by_method import ByMethod
     from tracepaper.replay.explain.recomputed import Full
 
 
 class Recomputed(NamedTuple):
     """What the model said again: where a network looked, what a tree's or a glm's features added.
 
-    An ensemble says both, and a decision of which nothing was asked again neither.
+    An ensemble says both, and a decision of which nothing was asked again neither. ``by_method``
+    is where a network looked by the method that was asked for.
     """
 
     full: Full | None = None
     by_feature: ByFeature | None = None
+    by_method: ByMethod | None = None
 
 
 def explain_decision(
-    decision: str, database: Path | None, *, full: bool, png: Path | None, as_json: bool
+    decision: str,
+    database: Path | None,
+    *,
+    full: bool,
+    png: Path | None,
+    as_json: bool,
+    asked: TypedMethod | None = None,
 ) -> None:
     """Explain *decision* (``RUN:SEQUENCE``); what was stored is shown even where --full fails.
 
-    Raises ``DataInvalid`` or ``CheckpointMismatch`` where what was asked for cannot be had.
+    *asked* is the method of one's choice. Raises ``DataInvalid``, ``AttentionInvalid`` or
+    ``CheckpointMismatch`` where what was asked for cannot be had.
     """
     path, run_id, sequence = locate(decision, database)
     stored = read_stored(path, run_id, sequence)
@@ -44,11 +55,11 @@ def explain_decision(
 
         require_plotting()
     found = Recomputed()
-    missing: DataInvalid | CheckpointMismatch | None = None
-    if full:
+    missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
+    if full or asked:
         try:
-            found = _recomputed(path, run_id, sequence)
-        except (DataInvalid, CheckpointMismatch) as error:
+            found = _recomputed(path, run_id, sequence, full=full, asked=asked)
+        except (DataInvalid, CheckpointMismatch, AttentionInvalid) as error:
             missing = error
     if as_json:
         print_json(document(stored, found, None if missing is None else str(missing)))
@@ -87,32 +98,48 @@ def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> 
         "no_attribution": stored.no_attribution,
         "full": None if found.full is None else asdict(found.full),
         "by_feature": None if found.by_feature is None else asdict(found.by_feature),
+        "by_method": None if found.by_method is None else asdict(found.by_method),
         "full_missing": missing,
     }
 
 
-def _recomputed(path: Path, run_id: str, sequence: int) -> Recomputed:
+def _recomputed(
+    path: Path, run_id: str, sequence: int, *, full: bool, asked: TypedMethod | None
+) -> Recomputed:
     from tracepaper.replay.explain.by_feature import by_feature, of_rows, share_of_rows
     from tracepaper.replay.explain.recomputed import explain_fully, open_any, open_past
     from tracepaper.strategies.forecasters.rowwise import RowForecaster
 
     # On anything but a terminal the status prints nothing.
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):
+        chosen = None
+        if asked:
+            from tracepaper.replay.explain.by_method import explain_by, way_of
+
+            chosen = explain_by(open_past(path, run_id, sequence), way_of(asked))
+        if not full:
+            return Recomputed(by_method=chosen)
         past = open_any(path, run_id, sequence)
         rows = of_rows(past)
         added = None if rows is None else by_feature(rows, share=share_of_rows(past))
         if isinstance(past.forecaster, RowForecaster):
             return Recomputed(None, added)
-        return Recomputed(explain_fully(open_past(path, run_id, sequence)), added)
+        return Recomputed(explain_fully(open_past(path, run_id, sequence)), added, chosen)
 
 
 def _print(stored: StoredDecision, found: Recomputed) -> None:
     console = Terminal()
     console.print(show_stored(stored))
     if found != Recomputed():
-        from tracepaper.replay.explain.terminal_full import show_by_feature, show_full
+        from tracepaper.replay.explain.terminal_full import (
+            show_by_feature,
+            show_by_method,
+            show_full,
+        )
 
         if found.full is not None:
             console.print(show_full(found.full))
         if found.by_feature is not None:
             console.print(show_by_feature(found.by_feature))
+        if found.by_method is not None:
+            console.print(show_by_method(found.by_method))

@@ -97,15 +97,16 @@ class FullAttribution:
     """Where one decision looked, bar by bar (oldest first); weights sum to 1 within ``l1_error``.
 
     Where attention flowed, not why the price will move. ``largest_bucket_difference`` compares
-    the sums over 64-bar blocks with what was stored. ``frames`` are those of a network that sees
-    several, the bars themselves first; the weight of such a frame's bar is shared by its rows.
+    the sums over 64-bar blocks with what was stored; None where another method was asked.
+    ``frames`` are those of a network that sees several, the bars themselves first; the weight of
+    such a frame's bar is shared by its rows.
     """
 
     open_time_ms: tuple[int, ...]
     close: tuple[float, ...]
     weights: tuple[float, ...]
     l1_error: float
-    largest_bucket_difference: float
+    largest_bucket_difference: float | None
     frames: tuple[FrameShare, ...] = ()
 
     def heaviest(self, count: int) -> list[int]:
@@ -127,7 +128,7 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
     if not isinstance(forecaster, StreamingForecaster | WindowedForecaster):
         raise DataInvalid(
             f"The model {forecaster.model_id} has no attention to look back through; leave --full "
-            "out, and see its gates and its forecast."
+            "and --method out, and see its gates and its forecast."
         )
     return PastOf(found.run, sequence, forecaster, found.forecast, found.bars, found.price_decimals)
 
@@ -405,7 +406,7 @@ def moves_of(
         found.forecast,
         found.neutral,
         found.gap,
-        _rank_correlation(np.abs(by_bar[:-1]), np.array(attribution.weights[:-1])),
+        rank_correlation(np.abs(by_bar[:-1]), np.array(attribution.weights[:-1])),
         tuple(sorted(features, key=lambda move: -abs(move.all_bars))),
         tuple(
             BarMove(
@@ -421,7 +422,8 @@ def moves_of(
     )
 
 
-def _rank_correlation(one: Floats, other: Floats) -> float | None:
+def rank_correlation(one: Floats, other: Floats) -> float | None:
+    """Return Spearman's correlation; None where either is the same everywhere."""
     if len(one) == 0 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return None
     correlation, _p_value = cast("tuple[float, float]", spearmanr(one, other))

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tracepaper.replay.archive.times import iso
 from tracepaper.replay.explain.by_feature import ByFeature
+from tracepaper.replay.explain.by_method import ByMethod
 from tracepaper.replay.explain.recomputed import (
     HEAVIEST,
     Agreement,
@@ -95,11 +96,28 @@ def show_attribution(found: FullAttribution) -> RenderableType:
             f"{weight:.4f}",
             bar,
         )
-    note = Text(
-        f"Weights sum to 1 within {found.l1_error:.1e}; the stored buckets differ by at most "
-        f"{found.largest_bucket_difference:.1e}.\n"
+    note = Text(f"Weights sum to 1 within {found.l1_error:.1e}")
+    if found.largest_bucket_difference is not None:
+        note.append(f"; the stored buckets differ by at most {found.largest_bucket_difference:.1e}")
+    frames = [_by_frame(found.frames)] if found.frames else []
+    return Group(table, note.append(".\n"), *frames)
+
+
+def show_by_method(found: ByMethod) -> RenderableType:
+    """Return the table of a method of one's choice, and how far it agrees with what was stored."""
+    given = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in found.options.items() if value
     )
-    return Group(table, note, *([_by_frame(found.frames)] if found.frames else []))
+    ranks = found.rank_correlation
+    alike = "no order to compare" if ranks is None else f"rank correlation {ranks:+.2f}"
+    return Group(
+        Text(f"By the method {found.method} ({given})"),
+        show_attribution(found.attribution),
+        Text(
+            f"Beside the rollout that was stored, over the same bars: {alike}, and "
+            f"{found.common:.0%} of the weight on the same bars.\n"
+        ),
+    )
 
 
 def _by_frame(frames: tuple[FrameShare, ...]) -> Table:

@@ -172,12 +172,21 @@ def check_head_weights(
     or a layer without weight.
     """
     like = layers[0].logsumexp
-    shape = (len(layers), like.shape[1])
+    return check_shares(head_weights, (len(layers), like.shape[1]), like=like)
+
+
+def check_shares(
+    head_weights: Sequence[Sequence[float]] | Sequence[float] | Tensor | None,
+    shape: tuple[int, int],
+    *,
+    like: Tensor,
+) -> Tensor:
+    """Return shares of *shape* [layer, head], of the type and device of *like*, as above."""
     if head_weights is None:
         return torch.full(shape, 1.0 / shape[1], dtype=like.dtype, device=like.device)
     shares = torch.as_tensor(head_weights, dtype=like.dtype, device=like.device)
     if shares.ndim == 1:
-        shares = shares.expand(len(layers), -1)
+        shares = shares.expand(shape[0], -1)
     if shares.shape != shape:
         raise AttentionInvalid(
             f"Give {shape[1]} head weights, or {shape[0]} lists of them, not {list(shares.shape)}."

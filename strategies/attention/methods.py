@@ -21,7 +21,6 @@ import torch
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import maximum_flow
 
-from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.checks import (
     Layer,
     check_head_weights,
@@ -30,9 +29,15 @@ from tracepaper.strategies.attention.checks import (
     check_share,
     check_start,
 )
-from tracepaper.strategies.attention.products import Fuse, Stripe, step_back
-from tracepaper.strategies.attention.rollout import Rollout, finish, one_hot
-from tracepaper.strategies.attention.tiles import restate
+from tracepaper.strategies.attention.masks import MaskKind
+from tracepaper.strategies.attention.products import Fuse, Stripe, fuse_heads, step_back, stripes
+from tracepaper.strategies.attention.rollout import HeadWeights, Rollout, finish, one_hot
+from tracepaper.strategies.attention.tiles import (
+    check_mass,
+    mass_tolerance,
+    own_logsumexp,
+    restate,
+)
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -70,17 +75,20 @@ def gradient_rollout_rows(  # noqa: PLR0913
         _check_companions(layers, tensors, name, axes=4)
 
     def fusion(number: int, kind: torch.dtype) -> Fuse:
-        value, gradient = values[number].to(kind), output_gradients[number].to(kind)
-
-        def fuse(stripe: Stripe) -> Tensor:
-            block = stripe.block
-            slopes = block.take(gradient[stripe.element], 1)  # [head, row, dim]
-            sensitivity = slopes @ value[stripe.element, :, stripe.keys].transpose(1, 2)
-            return stripe.entries.mul_(sensitivity).clamp_min_(0.0).mean(dim=0)
-
-        return fuse
+        return fuse_by_gradient(values[number].to(kind), output_gradients[number].to(kind))
 
     return _roll(layers, rows, mask, fusion, residual_weight, start_layer)
+
+
+def fuse_by_gradient(value: Tensor, gradient: Tensor) -> Fuse:
+    """Return the fusion ``mean_h (∇A ⊙ A)⁺``, rows normalised; both [batch, head, time, dim]."""
+
+    def fuse(stripe: Stripe) -> Tensor:
+        slopes = stripe.block.take(gradient[stripe.element], 1)  # [head, row, dim]
+        sensitivity = slopes @ value[stripe.element, :, stripe.keys].transpose(1, 2)
+        return stripe.entries.mul_(sensitivity).clamp_min_(0.0).mean(dim=0)
+
+    return _normalised(fuse)
 
 
 def norm_rollout_rows(  # noqa: PLR0913
@@ -107,15 +115,19 @@ def norm_rollout_rows(  # noqa: PLR0913
         raise AttentionInvalid("A value norm is a length and cannot be negative; give norms.")
 
     def fusion(number: int, kind: torch.dtype) -> Fuse:
-        lengths = norms[number].to(kind)
-
-        def fuse(stripe: Stripe) -> Tensor:
-            weights = lengths[stripe.element, :, stripe.keys]
-            return stripe.entries.mul_(weights[:, None]).mean(dim=0)
-
-        return fuse
+        return fuse_by_norm(norms[number].to(kind))
 
     return _roll(layers, rows, mask, fusion, residual_weight, start_layer)
+
+
+def fuse_by_norm(lengths: Tensor) -> Fuse:
+    """Return the fusion ``mean_h A_ij·‖f(x_j)‖``, rows normalised; lengths [batch, head, time]."""
+
+    def fuse(stripe: Stripe) -> Tensor:
+        weights = lengths[stripe.element, :, stripe.keys]
+        return stripe.entries.mul_(weights[:, None]).mean(dim=0)
+
+    return _normalised(fuse)
 
 
 def value_norms(value: Tensor, output_weight: Tensor) -> Tensor:
@@ -167,7 +179,7 @@ def _roll(
     for number in reversed(range(check_start(start_layer, len(layers)), len(layers))):
         layer = restate(layers[number], mask)
         kind = layer.logsumexp.dtype
-        fuse = _normalised(fusion(number, kind))
+        fuse = fusion(number, kind)
         weights = step_back(layer, weights.to(kind), mask, fuse, residual_weight=residual_weight)
     return finish(weights.to(layers[0].logsumexp.dtype), normalise=True)
 
@@ -200,16 +212,25 @@ def attention_flow(
     rows: Sequence[int] | Tensor,
     mask: Mask,
     *,
-    head_weights: Sequence[float] | None = None,
+    head_weights: HeadWeights | Tensor | None = None,
     residual_weight: float = 0.5,
+    newest: int | None = None,
 ) -> Tensor:
     """Return each row's flow from every bar, normalised to sum to 1: float64 [batch, row, time].
 
     Shapes are those of ``rollout_rows``. A reference method: raises ``AttentionInvalid`` beyond
-    ``TIME_MAX`` bars. Capacities are rounded to 1 / ``CAPACITY``.
+    ``TIME_MAX`` bars. Capacities are rounded to 1 / ``CAPACITY``. *newest* takes the last so many
+    bars of longer sequences, and rows are counted among them: where no bar sees a later one, no
+    path from a bar to another leads through an older one, so the flows are those of the whole.
     """
     layers = check_layers(queries, keys, logsumexps)
-    batch, _, time, _ = layers[0].query.shape
+    batch, _, whole, _ = layers[0].query.shape
+    time = whole if newest is None else min(newest, whole)
+    if time < whole and mask.kind is MaskKind.FULL:
+        raise AttentionInvalid(
+            f"Attention flow among the newest {time} of {whole} bars needs a mask that looks back; "
+            "use rollout."
+        )
     wanted = check_rows(rows, time)
     check_share(residual_weight, "residual_weight")
     if time > TIME_MAX:
@@ -218,16 +239,37 @@ def attention_flow(
         )
     shares = check_head_weights(head_weights, layers).double()
     identity = torch.eye(time, dtype=torch.float64)
-    mixed = []
-    for layer, share in zip(layers, shares, strict=True):
-        matrix = reference.attention_matrix(
-            layer.query.double(), layer.key.double(), mask, scale=layer.scale
-        )
-        fused = reference.fuse(matrix, "mean", share).cpu()
-        mixed.append(residual_weight * identity + (1.0 - residual_weight) * fused)
+    mixed = [
+        residual_weight * identity
+        + (1.0 - residual_weight) * _fused(layer, mask, share, time).cpu()
+        for layer, share in zip(layers, shares, strict=True)
+    ]
     stacked = torch.stack(mixed, dim=1).numpy()  # [batch, layer, time, time]
     flows = np.array([[_row_flow(graph, row) for row in wanted] for graph in stacked])
     return torch.from_numpy(flows / flows.sum(axis=-1, keepdims=True)).view(batch, -1, time)
+
+
+def _fused(layer: Layer, mask: Mask, share: Tensor, newest: int) -> Tensor:
+    """Return the heads' weighted mean among the newest bars, float64 [batch, newest, newest]."""
+    batch, _, time, _ = layer.query.shape
+    first = time - newest
+    exact = Layer(layer.query.double(), layer.key.double(), layer.logsumexp.double(), layer.scale)
+    own = own_logsumexp(exact, mask)
+    # The given one may be rounded to float32, and has to be that of these queries and keys.
+    mass = (own - exact.logsumexp).exp()
+    check_mass(mass, torch.ones_like(mass[:, 0]), mass_tolerance(layer))
+    exact = exact._replace(logsumexp=own)
+    fuse = fuse_heads("mean", share)
+    found = share.new_zeros(batch, time, time - first)
+    kept = torch.arange(time, device=share.device) >= first
+    # A row's normaliser counts the bars before the newest as well.
+    for stripe in stripes(exact, mask, kept=kept):
+        block = stripe.block
+        rows = slice(block.start, block.stop) if block.rows is None else block.rows
+        start = max(0, first - block.key_start)
+        columns = slice(max(0, block.key_start - first), max(0, block.key_stop - first))
+        found[stripe.element, rows, columns] = fuse(stripe)[:, start:]
+    return found[:, first:]
 
 
 def _row_flow(matrices: np.ndarray[tuple[int, ...], np.dtype[np.float64]], row: int) -> list[int]:

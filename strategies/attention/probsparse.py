@@ -23,18 +23,29 @@ The rules are docs/attention.md, A18 to A20.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import check_rows, check_share
+from tracepaper.strategies.attention.checks import check_rows, check_share, check_start
 from tracepaper.strategies.attention.entropy import row_confidence, visible_counts
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.products import Product
+from tracepaper.strategies.attention.products import (
+    Fuse,
+    Product,
+    Stripe,
+    mix_back,
+    rows_with_weight,
+)
 from tracepaper.strategies.attention.rollout import Rollout, finish
-from tracepaper.strategies.attention.tiles import check_mass
+from tracepaper.strategies.attention.tiles import (
+    STRIPE_ENTRIES,
+    check_mass,
+    hide_,
+    row_blocks,
+)
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -203,6 +214,27 @@ def dense_rows(rows: SparseRows) -> Tensor:
         lazy = lazy.tril()
     at = rows.active[..., None].expand(-1, -1, -1, time)
     return lazy.expand(batch, heads, time, time).scatter(2, at, rows.weights)
+
+
+def sparse_stripes(
+    rows: SparseRows, *, kept: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Iterator[Stripe]:
+    """Write out the matrices stripe by stripe, lazy rows even: for what needs whole rows."""
+    batch, heads, _, time = rows.weights.shape
+    visible = visible_counts(time, rows.mask).to(rows.weights.device, dtype)
+    rows_a_block = max(1, min(time, STRIPE_ENTRIES // (heads * time)))
+    for block in row_blocks(time, rows.mask, rows_a_block=rows_a_block, kept=kept):
+        keys = slice(block.key_start, block.key_stop)
+        lazy = (1.0 / block.take(visible, 0))[:, None]
+        places = torch.arange(time, device=lazy.device)
+        own = block.take(places, 0)  # [row]
+        for element in range(batch):
+            entries = lazy.expand(heads, -1, keys.stop - keys.start).clone()
+            hide_(entries, block, rows.mask, block.key_start)
+            found = rows.active[element][:, :, None] == own  # [head, u, row]
+            head, place, row = found.nonzero(as_tuple=True)
+            entries[head, row] = rows.weights[element, head, place, keys].to(dtype)
+            yield Stripe(element, block, entries)
 
 
 def _top(time: int, factor: int) -> int:
@@ -397,12 +429,17 @@ def rollout_stages(
     rows: Sequence[int] | Tensor,
     *,
     residual_weight: float = 0.5,
+    start_layer: int = 0,
+    fusion: Callable[[int, SparseRows], Fuse] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Rollout:
     """Return the rollout of *rows* above the last stage over all bars below the first.
 
-    Weights are [batch, row, time] in *dtype*. Raises ``AttentionInvalid`` on stages or rows that
-    do not fit, and when a stage does not keep its mass.
+    Weights are [batch, row, time] in *dtype*. *start_layer* leaves out the attention below it; the
+    maps of time stay, for they lead to the bars. *fusion* says how the heads of each layer are
+    fused, None for their mean in O(u·N); any other takes O(N²) time, some rows at once. Raises
+    ``AttentionInvalid`` on stages or rows that do not fit, and when a stage does not keep its
+    mass.
     """
     if not stages:
         raise AttentionInvalid("There is no stage to explain; give at least one.")
@@ -420,12 +457,24 @@ def rollout_stages(
         first.shape[0], len(wanted), stage_time(top)[0], dtype=dtype, device=first.device
     )
     weights[:, range(len(wanted)), wanted] = 1.0
+    layer = sum(isinstance(stage, SparseRows) for stage in stages)
+    if layer or start_layer:
+        check_start(start_layer, layer)
     for stage in reversed(stages):
         if isinstance(stage, Taps):
             weights = push_taps(stage, weights)
-        else:
+            continue
+        layer -= 1
+        if layer < start_layer:
+            continue
+        if fusion is None:
             product = push_sparse(stage, weights)
             weights = residual_weight * weights + (1.0 - residual_weight) * product.fused
+        else:
+            parts = sparse_stripes(stage, kept=rows_with_weight(weights), dtype=dtype)
+            weights = mix_back(
+                parts, weights, fusion(layer, stage), residual_weight=residual_weight
+            )
     rollout = finish(weights, normalise=True)
     lost = float((1.0 - weights.sum(dim=-1)).abs().max())
     if not lost <= torch.finfo(dtype).eps * 1e4:

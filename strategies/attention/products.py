@@ -9,7 +9,7 @@ weights need whole rows: a *stripe* is some whole rows of one batch element's ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -364,16 +364,38 @@ def discard_thresholds(layer: Layer, mask: Mask, fuse: Fuse, ratio: float) -> Te
     float64, and no copy of the matrix. Pairs that the mask hides are not candidates.
     """
     batch, _, time, _ = layer.query.shape
-    kind = layer.logsumexp.dtype
-    as_integer = torch.int32 if kind == torch.float32 else torch.int64
     candidates = visible_pairs(time, mask)
+    found = smallest_kept(
+        lambda: stripes(layer, mask),
+        fuse,
+        ratio,
+        candidates=candidates,
+        like=layer.logsumexp.new_empty(batch),
+    )
+    return found * (1.0 - tie_slack(layer))
+
+
+def smallest_kept(
+    parts: Callable[[], Iterable[Stripe]],
+    fuse: Fuse,
+    ratio: float,
+    *,
+    candidates: int,
+    like: Tensor,
+) -> Tensor:
+    """Return the k-th smallest fused entry of each batch element, k = ratio × *candidates*.
+
+    *parts* yields all stripes anew at each call; *like* [batch] says type and device. Entries
+    beyond the candidates have to be exact zeros.
+    """
+    batch, kind, device = len(like), like.dtype, like.device
+    as_integer = torch.int32 if kind == torch.float32 else torch.int64
     ranks = [int(ratio * candidates)] * batch
     prefixes = [0] * batch
-    device = layer.query.device
     for shift in range(torch.finfo(kind).bits - RADIX_BITS, -1, -RADIX_BITS):
         counts = torch.zeros(batch, 1 << RADIX_BITS, dtype=torch.int64, device=device)
         computed = 0
-        for stripe in stripes(layer, mask):
+        for stripe in parts():
             bits = fuse(stripe).view(as_integer).flatten()
             computed += bits.numel() if stripe.element == 0 else 0
             inside = bits[(bits >> shift >> RADIX_BITS) == prefixes[stripe.element]]
@@ -390,16 +412,28 @@ def discard_thresholds(layer: Layer, mask: Mask, fuse: Fuse, ratio: float) -> Te
             ranks[element] -= int(before[digit])
             prefixes[element] = (prefixes[element] << RADIX_BITS) | digit
     values = torch.tensor(prefixes, dtype=as_integer, device=device)
-    return values.view(kind) * (1.0 - tie_slack(layer))
+    return values.view(kind)
 
 
 def step_back(
     layer: Layer, weights: Tensor, mask: Mask, fuse: Fuse, *, residual_weight: float
 ) -> Tensor:
     """Return ``wᵀÃ`` with ``Ã = ρ·I + (1-ρ)·fused``, rows normalised: [batch, row, time]."""
-    kept = (weights != 0).flatten(0, 1).any(dim=0)
+    kept = rows_with_weight(weights)
+    return mix_back(stripes(layer, mask, kept=kept), weights, fuse, residual_weight=residual_weight)
+
+
+def rows_with_weight(weights: Tensor) -> Tensor:
+    """Return the boolean [time] of bars that any of *weights* [batch, row, time] asks for."""
+    return (weights != 0).flatten(0, 1).any(dim=0)
+
+
+def mix_back(
+    parts: Iterable[Stripe], weights: Tensor, fuse: Fuse, *, residual_weight: float
+) -> Tensor:
+    """Return ``wᵀÃ`` as ``step_back`` does, of the stripes that hold all rows with a weight."""
     result = torch.zeros_like(weights)
-    for stripe in stripes(layer, mask, kept=kept):
+    for stripe in parts:
         fused, totals = _mixed(stripe, fuse, residual_weight)
         block = stripe.block
         scaled = block.take(weights[stripe.element], 1) / totals  # [row, bar]

@@ -144,6 +144,17 @@ def check_options(
     layers: Sequence[Layer], options: RolloutOptions, *, prune: float = 0.0
 ) -> Tensor:
     """Return the heads' shares [layer, head]; raise ``AttentionInvalid`` on a misfit."""
+    check_plain_options(options)
+    check_share(prune, "prune", below_one=True)
+    if prune and (options.head_fusion != "mean" or options.discard_ratio):
+        raise AttentionInvalid(
+            "Pruning certifies its error for the heads' mean alone; set prune to 0."
+        )
+    return check_head_weights(options.head_weights, layers)
+
+
+def check_plain_options(options: RolloutOptions) -> None:
+    """Raise ``AttentionInvalid`` on options that no layers would fit."""
     fusion = options.head_fusion
     if fusion not in FUSIONS:
         raise AttentionInvalid(
@@ -151,14 +162,8 @@ def check_options(
         )
     check_share(options.discard_ratio, "discard_ratio", below_one=True)
     check_share(options.residual_weight, "residual_weight")
-    check_share(prune, "prune", below_one=True)
     if fusion != "mean" and options.head_weights is not None:
         raise AttentionInvalid(f"Head weights weigh a mean, not a {fusion}; drop them.")
-    if prune and (fusion != "mean" or options.discard_ratio):
-        raise AttentionInvalid(
-            "Pruning certifies its error for the heads' mean alone; set prune to 0."
-        )
-    return check_head_weights(options.head_weights, layers)
 
 
 def one_hot(layer: Layer, rows: Sequence[int]) -> Tensor:

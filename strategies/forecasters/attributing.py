@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies import features
+from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.networks.looked import Way, look_by
 from tracepaper.strategies.types import Bar
 
 Floats = NDArray[np.float64]
@@ -115,6 +117,16 @@ class Probe:
         moved = integrated_gradients(self._mean, self._rows, nodes=nodes)
         neutral = self.without(range(len(self.rows))).mean_return
         return Contributions(moved.cpu().numpy(), self.figures().mean_return, neutral)
+
+    def looked(self, way: Way) -> Rollout:
+        """Return where the decided bar looked, by *way*: weights [1, 1, bars], the newest ones.
+
+        Raises ``AttentionInvalid`` where the network cannot be asked so.
+        """
+        found = look_by(
+            self._network, self._rows[None], self._positions, way, horizon_index=self._index
+        )
+        return Rollout(found.weights.cpu(), found.l1_error.cpu())
 
     def _mean(self, rows: Tensor) -> Tensor:
         """Return the mean return [] of *rows* [bar, feature], differentiably."""

@@ -245,8 +245,18 @@ class MultiscaleNetwork(Network):
         """
         tokens, frames = self.tokens(x, positions)
         seen = self.trunk.look(tokens, torch.arange(tokens.shape[1], device=x.device), half=half)
-        weights = seen.rollout.weights[0, 0]  # [token]
-        by_bar = weights.new_zeros(x.shape[1])
+        by_bar, parts = self.shared(seen.rollout.weights[0, 0], frames)
+        rollout = Rollout(by_bar[None, None], seen.rollout.l1_error)
+        return Look(seen.outputs, rollout, seen.confidence, parts)
+
+    def shared(
+        self, weights: Tensor, frames: list[FrameTokens]
+    ) -> tuple[Tensor, tuple[LookedAt, ...]]:
+        """Return the *weights* [token] of one window shared by its rows [window], and by token.
+
+        Tokens and *frames* are those of ``tokens``.
+        """
+        by_bar = weights.new_zeros(self.config.window)
         parts: list[LookedAt] = []
         own = weights.split(self.config.tokens[::-1])
         for wide, frame, shares in zip(self.config.frames[::-1], frames[::-1], own, strict=True):
@@ -257,8 +267,7 @@ class MultiscaleNetwork(Network):
             ):
                 by_bar[start : start + rows] += each
                 parts.append(LookedAt(wide, start, rows, share))
-        rollout = Rollout(by_bar[None, None], seen.rollout.l1_error)
-        return Look(seen.outputs, rollout, seen.confidence, tuple(parts))
+        return by_bar, tuple(parts)
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for windows *x*, first to last."""

@@ -39,3 +39,10 @@ def test_flow_of_a_long_sequence_is_refused() -> None:
     made = case(Mask.causal(), time=257, layers=1)
     with pytest.raises(AttentionInvalid, match="use at most 256 or rollout"):
         attention_flow(made.queries, made.keys, made.sums, [3], made.mask)
+
+
+def test_a_logsumexp_of_other_queries_is_refused() -> None:
+    made = case(Mask.causal(), time=20, layers=1)
+    wrong = [total + 0.01 for total in made.sums]
+    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
+        attention_flow(made.queries, made.keys, wrong, [3], made.mask)

@@ -10,7 +10,7 @@ from typing import Any
 import explained_runs
 import pytest
 import storage_cases as cases
-from explained_runs import CONTEXT, LAST
+from explained_runs import CONTEXT, LAST, SMALL
 
 from tracepaper.daemon.cli import invoke
 
@@ -91,6 +91,68 @@ def test_json_is_one_document_with_everything(
         "heaviest", "newest", "random", "decided", "past",
     }  # fmt: skip
     assert (document["full_missing"], document["no_attribution"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "bars"),
+    [
+        (("--method", "norm"), SMALL.receptive_field),
+        (("--method", "gradient", "--residual", "0.2"), SMALL.receptive_field),
+        (("--method", "flow"), SMALL.receptive_field),
+        (("--fusion", "max", "--discard", "0.5"), SMALL.receptive_field),
+        (("--head-weights", "1,0/0,1", "--start-layer", "0"), SMALL.receptive_field),
+    ],
+)
+def test_another_method_is_shown_beside_the_stored_rollout(
+    options: tuple[str, ...], bars: int, database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(database, LAST, *options, "--json") == 0
+    document, _ = told(capsys)
+    found = document["by_method"]
+    weights = found["attribution"]["weights"]
+    assert found["method"] == (options[1] if options[0] == "--method" else "rollout")
+    assert (len(weights), document["full"]) == (bars, None)
+    assert sum(weights) == pytest.approx(1.0, abs=1e-5)
+    assert 0.0 < found["common"] < 0.9999
+    assert explain(database, LAST, *options) == 0
+    text, _ = said(capsys)
+    assert f"By the method {found['method']}" in text
+    assert f"and {found['common']:.0%} of the weight on the same bars" in text
+
+
+def test_the_method_as_stored_is_what_was_stored(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(database, LAST, "--method", "rollout", "--json") == 0
+    document, _ = told(capsys)
+    assert document["by_method"]["common"] == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--method", "lime"), "There is no method 'lime'; choose one of"),
+        (("--method", "norm", "--fusion", "max"), "norm takes no head fusion; leave it out"),
+        (("--fusion", "median"), "There is no head fusion 'median'; choose one of mean, max, min"),
+        (("--head-weights", "1,x"), "give one number a head"),
+        (("--head-weights", "1,0/1"), "must give each layer as many numbers"),
+        (("--head-weights", "1,0,0"), "Give 2 head weights"),
+        (("--start-layer", "2"), "leaves nothing to explain"),
+        (("--residual", "1.5"), "residual_weight must be between 0 and 1"),
+        (("--discard", "1"), "discard_ratio must be at least 0 and below 1"),
+    ],
+)
+def test_a_method_that_cannot_be_asked_is_one_sentence_after_the_stored_part(
+    options: tuple[str, ...],
+    sentence: str,
+    database: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert explain(database, LAST, *options) == 1
+    text, complaint = said(capsys)
+    assert "refused by edge" in text
+    assert sentence in complaint
+    assert complaint.count("\n") == 1
 
 
 def test_json_without_full_is_the_stored_part(

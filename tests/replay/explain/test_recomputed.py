@@ -50,6 +50,7 @@ def test_the_bars_sum_to_the_stored_buckets(full: Full) -> None:
     assert len(found.weights) == SMALL.receptive_field
     assert sum(found.weights) == pytest.approx(1.0, abs=1e-6)
     assert found.l1_error < 1e-6
+    assert found.largest_bucket_difference is not None
     assert found.largest_bucket_difference < 1e-6
 
 
@@ -146,6 +147,7 @@ def test_bar_by_bar_runs_and_several_symbols_are_explained(tmp_path: Path) -> No
         names.add(past.decided.instrument)
         assert len(past.bars) == CONTEXT
         found = explain_fully(past)
+        assert found.attribution.largest_bucket_difference is not None
         assert found.attribution.largest_bucket_difference < 1e-6
         assert found.agreement.recomputed.lean == pytest.approx(
             found.agreement.stored.lean, abs=1e-4
@@ -158,6 +160,7 @@ def test_a_model_that_sees_its_whole_window_is_explained(tmp_path: Path) -> None
     database = explained_runs.replayed(tmp_path, network=classic, mode="step", bars=640)
     found = explain_fully(open_past(database, explained_runs.run_id(database), 640))
     assert len(found.attribution.weights) == len(found.moves.by_bar) == 64
+    assert found.attribution.largest_bucket_difference is not None
     assert found.attribution.largest_bucket_difference < 1e-6
     stored, again = found.agreement.stored, found.agreement.recomputed
     assert again.mean_return == pytest.approx(stored.mean_return, rel=1e-3)
