@@ -101,6 +101,9 @@ def train(
     encoding: Annotated[
         str | None, typer.Option(help="Where a bar stands in time; ? prints the names.")
     ] = None,
+    clock: Annotated[
+        str | None, typer.Option(help="What is added of the time, by commas; ? prints the names.")
+    ] = None,
     mask: Annotated[
         str | None, typer.Option(help="flash: window, or causal or full over whole windows.")
     ] = None,
@@ -165,6 +168,7 @@ def train(
             "dim": dim,
             "heads": heads,
             "encoding": encoding,
+            "clock": None if clock is None else [name for name in clock.split(",") if name],
             "mask": mask,
             "norm": norm,
             "factor": factor,

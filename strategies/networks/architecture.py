@@ -38,6 +38,7 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "seed": (0, 2**63 - 1),
 }
 """What a card may ask for: beyond it a number is a slip, and would fill the memory or hang."""
+_TEXTS: Final = ("clock",)
 _WHOLE: Final = ("horizons", "frames", "tokens")
 _ITEMS_MAX: Final = 64
 
@@ -68,8 +69,10 @@ def _checked(name: str, value: object, default: object) -> object:
     if isinstance(default, tuple):
         if not isinstance(value, list | tuple) or len(value) > _ITEMS_MAX:
             raise ConfigInvalid(
-                f"architecture.{name} must be a list of at most {_ITEMS_MAX} numbers."
+                f"architecture.{name} must be a list of at most {_ITEMS_MAX} entries."
             )
+        if name in _TEXTS:
+            return tuple(_text(name, item) for item in value)
         like = 1 if name in _WHOLE else 1.0
         return tuple(_number(name, item, like) for item in value)
     if isinstance(default, bool | str):
@@ -79,6 +82,12 @@ def _checked(name: str, value: object, default: object) -> object:
         return value
     assert isinstance(default, int | float)
     return _number(name, value, default)
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigInvalid(f"architecture.{name} must be a list of names.")
+    return value
 
 
 def _number(name: str, value: object, like: float) -> float:

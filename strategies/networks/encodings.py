@@ -1,4 +1,4 @@
-"""Where a bar stands in time: RoPE, ALiBi, sinusoidal, learned and time-of-week encodings.
+"""Where a bar stands among others: RoPE, ALiBi, sinusoidal and learned encodings, and mixtures.
 
 A position is the absolute index of a bar, ``open_time_ms // interval_ms``, so that a network
 restarted today sees the same positions as one that has run for a year. RoPE and ALiBi depend
@@ -26,8 +26,6 @@ _DIGITS: Final = {torch.bfloat16: (256, 3), torch.float16: (2_048, 2)}
 _PIECES: Final = 3
 """A coefficient as a sum of so many half numbers keeps float32's 24 bits."""
 _ROPE_BASE: Final = 10_000.0
-_WEEK_HARMONICS: Final = (1, 2, 7, 14)  # a week, half a week, a day, half a day
-_MINUTES_PER_WEEK: Final = 7 * 24 * 60
 
 
 def rope_table(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -151,6 +149,11 @@ class Encoding(nn.Module):
         super().__init__()
         self.sizes = sizes
 
+    def enter(self, state: Tensor, positions: Tensor) -> Tensor:
+        """Return the first *state* [batch, time, dim] with what it is given of *positions*."""
+        code = self.code(positions)
+        return state if code is None else state + code.to(state.dtype)
+
     def code(self, positions: Tensor) -> Tensor | None:
         """Return what is added to the first state: [.., time, dim], None for nothing."""
         del positions
@@ -272,34 +275,48 @@ class Learned(Encoding):
         return self.place[positions % self.sizes.window]
 
 
-ENCODINGS["none"] = Encoding
+@encoding("mixture")
+class Mixture(Rope):
+    """A learned mixture of the sinusoidal and the learned code, beside rotated queries and keys.
 
-
-WEEK_COLUMNS: Final = 2 * len(_WEEK_HARMONICS)
-
-
-def week_phases(positions: Tensor, interval_minutes: float) -> Tensor:
-    """Return sines and cosines [.., WEEK_COLUMNS] of the week's first harmonics, float64.
-
-    *positions* are int64 [..], absolute numbers of bars of *interval_minutes*.
+    How much of each is told by ``shares``; they begin alike, and training moves them.
     """
-    phase = positions.to(torch.float64) / (_MINUTES_PER_WEEK / interval_minutes)
-    phase = phase - phase.floor()
-    harmonics = torch.tensor(_WEEK_HARMONICS, dtype=torch.float64, device=positions.device)
-    angles = (2.0 * math.pi) * phase[..., None] * harmonics
-    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes)
+        self.place = nn.Parameter(torch.randn(sizes.window, sizes.dim) * 0.02)
+        self.lean = nn.Parameter(torch.zeros(2))
+
+    def shares(self) -> Tensor:
+        """Return the shares [2] of the sinusoidal and of the learned code; they sum to 1."""
+        return self.lean.softmax(dim=0)
+
+    def code(self, positions: Tensor) -> Tensor:
+        """Return the mixed code [time, dim]."""
+        fixed, learned = self.shares()
+        waves = sinusoidal_table(positions, self.sizes.dim, self.sizes.window).to(self.place.dtype)
+        code: Tensor = fixed * waves + learned * self.place[positions % len(self.place)]
+        return code
 
 
-class TimeOfWeek(nn.Module):
-    """A learned linear map of the week's first harmonics, added to the input."""
+@encoding("context")
+class Contextual(Rope):
+    """A learned code that each bar takes as much of as its own features ask for.
 
-    def __init__(self, dim: int, interval_minutes: int) -> None:
-        super().__init__()
-        self.interval_minutes = interval_minutes
-        self.project = nn.Linear(WEEK_COLUMNS, dim, bias=False)
+    ``state + code · σ(W·state)``, beside rotated queries and keys: the same place in the window
+    means more in one market than in another.
+    """
 
-    def forward(self, positions: Tensor) -> Tensor:
-        """Return the code [.., time, dim] of int64 *positions* [.., time]."""
-        code = week_phases(positions, self.interval_minutes).to(self.project.weight.dtype)
-        out: Tensor = self.project(code)
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes)
+        self.place = nn.Parameter(torch.randn(sizes.window, sizes.dim) * 0.02)
+        self.ask = nn.Linear(sizes.dim, sizes.dim)
+
+    def enter(self, state: Tensor, positions: Tensor) -> Tensor:
+        """Return *state* with the code of each bar, weighed by what the bar shows."""
+        code = self.place[positions % len(self.place)].to(state.dtype)
+        out: Tensor = state + code * self.ask(state).sigmoid()
         return out
+
+
+ENCODINGS["none"] = Encoding

@@ -32,7 +32,8 @@ from tracepaper.strategies.networks.architecture import (
     checked_section,
     register,
 )
-from tracepaper.strategies.networks.encodings import ENCODINGS, Phases, Sizes, TimeOfWeek, rotate
+from tracepaper.strategies.networks.clocks import check_clocks, clock_codes
+from tracepaper.strategies.networks.encodings import ENCODINGS, Phases, Sizes, rotate
 from tracepaper.strategies.networks.heads import Heads, Outputs
 
 _CHOICES: Final = {
@@ -61,6 +62,7 @@ class FlashConfig:
     horizons: tuple[int, ...] = (5, 30, 240)
     encoding: str = "rope"
     time_of_week: bool = False
+    clock: tuple[str, ...] = ()
     interval_minutes: int = 1
     mlp: str = "gelu"
     mlp_ratio: float = 4.0
@@ -90,6 +92,7 @@ class FlashConfig:
         for broken, sentence in self._rules():
             if broken:
                 raise ConfigInvalid(f"architecture.{sentence}.")
+        check_clocks(self.clock)
 
     def _rules(self) -> tuple[tuple[bool, str], ...]:
         """Return the rules that join fields: whether each is broken, and what to do then."""
@@ -234,7 +237,12 @@ class FlashNetwork(Network):
         self.mask = _MASKS[config.mask](config.window)
         self.embed = nn.Linear(config.features, config.dim)
         self.encoding = ENCODINGS[config.encoding](Sizes(config.dim, config.heads, config.window))
-        self.week = TimeOfWeek(config.dim, config.interval_minutes) if config.time_of_week else None
+        self.week, self.clock = clock_codes(
+            config.dim,
+            config.interval_minutes,
+            time_of_week=config.time_of_week,
+            clock=config.clock,
+        )
         self.blocks = nn.ModuleList(Block(config, depth) for depth in range(config.layers))
         self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
         self.heads = Heads(
@@ -298,11 +306,10 @@ class FlashNetwork(Network):
 
     def enter(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Phases]:
         """Return the first state [batch, time, dim] and the phases of *positions* [.., time]."""
-        state: Tensor = self.embed(x)
-        if (code := self.encoding.code(positions)) is not None:
-            state = state + code.to(state.dtype)
-        if self.week is not None:
-            state = state + self.week(positions)
+        state = self.encoding.enter(self.embed(x), positions)
+        for code in (self.week, self.clock):
+            if code is not None:
+                state = state + code(positions)
         # Differences alone matter to phases, and those of consecutive bars are alike in every row.
         return state, self.encoding.phases(positions if positions.ndim == 1 else positions[0])
 

@@ -40,7 +40,8 @@ from tracepaper.strategies.networks.architecture import (
     checked_section,
     register,
 )
-from tracepaper.strategies.networks.encodings import TimeOfWeek, sinusoidal_table
+from tracepaper.strategies.networks.clocks import check_clocks, clock_codes
+from tracepaper.strategies.networks.encodings import sinusoidal_table
 from tracepaper.strategies.networks.heads import Heads, Outputs
 
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "factor", "interval_minutes")
@@ -63,6 +64,7 @@ class InformerConfig:
     factor: int = 5
     distil: bool = True
     time_of_week: bool = False
+    clock: tuple[str, ...] = ()
     interval_minutes: int = 1
     mlp_ratio: float = 4.0
     dropout: float = 0.0
@@ -88,6 +90,7 @@ class InformerConfig:
             )
         if not self.horizons or min(self.horizons) < 1:
             raise ConfigInvalid("architecture.horizons must list at least one number of bars.")
+        check_clocks(self.clock)
 
     @property
     def receptive_field(self) -> int:
@@ -203,7 +206,12 @@ class InformerNetwork(Network):
         # Set here alone, so that a narrower type than the base's is safe.
         self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.embed = nn.Linear(config.features, config.dim)
-        self.week = TimeOfWeek(config.dim, config.interval_minutes) if config.time_of_week else None
+        self.week, self.clock = clock_codes(
+            config.dim,
+            config.interval_minutes,
+            time_of_week=config.time_of_week,
+            clock=config.clock,
+        )
         self.blocks = nn.ModuleList(SparseBlock(config) for _ in range(config.layers))
         halvings = config.layers - 1 if config.distil else 0
         self.distillings = nn.ModuleList(Distilling(config.dim) for _ in range(halvings))
@@ -220,7 +228,7 @@ class InformerNetwork(Network):
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
         """Forecast the last bar of each window *x* [batch, window, features]: [batch, 1, ...].
 
-        *positions* [.., window] are absolute bar numbers, for the time of the week. Raises
+        *positions* [.., window] are absolute bar numbers, for what clocks say. Raises
         ``AttentionInvalid`` on a window of another length.
         """
         return self._read_out(self._run(x, positions, None))
@@ -271,10 +279,11 @@ class InformerNetwork(Network):
                 "or warm the window."
             )
         state: Tensor = self.embed(x) + self.get_buffer("place").to(x.dtype)
-        if self.week is not None:
-            if positions is None:
-                positions = torch.arange(x.shape[1], device=x.device)
-            state = state + self.week(positions)
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        for code in (self.week, self.clock):
+            if code is not None:
+                state = state + code(positions)
         return state
 
     def _layer(self, depth: int, state: Tensor, stages: list[Stage] | None) -> Tensor:

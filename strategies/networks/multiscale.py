@@ -1,7 +1,7 @@
 """Several time frames in one stream: the last bars of each, closed ones alone, in full attention.
 
 Each frame's bar is one token, made of the rows that it covers: their mean, the last of them and
-where its close stands in the week. Frames lie on the grid of absolute time, so an hour's token
+where its close stands in time. Frames lie on the grid of absolute time, so an hour's token
 covers a clock hour, and an hour that is not over is no token yet: its bars are seen in the frames
 below it. A thousand minutes near and thousands far cost some hundred tokens. The rollout over
 tokens says which frame and which bar was looked at; a token's weight is shared by its rows alike.
@@ -28,7 +28,7 @@ from tracepaper.strategies.networks.architecture import (
     checked_section,
     register,
 )
-from tracepaper.strategies.networks.encodings import WEEK_COLUMNS, week_phases
+from tracepaper.strategies.networks.clocks import check_clocks, clock_columns, clock_of
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.heads import Outputs
 
@@ -50,6 +50,7 @@ class MultiscaleConfig:
     frames: tuple[int, ...] = (1, 5, 15, 60, 240)
     tokens: tuple[int, ...] = (96, 48, 48, 48, 24)
     horizons: tuple[int, ...] = (5, 30, 240)
+    clock: tuple[str, ...] = ("week",)
     interval_minutes: int = 1
     mlp_ratio: float = 4.0
     dropout: float = 0.0
@@ -61,6 +62,7 @@ class MultiscaleConfig:
         for broken, sentence in self._rules():
             if broken:
                 raise ConfigInvalid(f"architecture.{sentence}.")
+        check_clocks(self.clock)
         self.trunk()
 
     def _rules(self) -> tuple[tuple[bool, str], ...]:
@@ -106,8 +108,8 @@ class MultiscaleConfig:
 
     @property
     def token_features(self) -> int:
-        """Columns of a token: mean and last row, the week at its close, and its frame."""
-        return 2 * self.features + WEEK_COLUMNS + len(self.frames)
+        """Columns of a token: mean and last row, the clocks at its close, and its frame."""
+        return 2 * self.features + clock_columns(self.clock) + len(self.frames)
 
     def trunk(self) -> FlashConfig:
         """Return the transformer over the tokens, each of which sees all others."""
@@ -229,7 +231,9 @@ class MultiscaleNetwork(Network):
             torch.cat(
                 (
                     frame.rows,
-                    week_phases(frame.close, self.config.interval_minutes).to(x.dtype),
+                    clock_of(self.config.clock, frame.close, self.config.interval_minutes).to(
+                        x.dtype
+                    ),
                     kind.expand(*frame.close.shape, -1),
                 ),
                 dim=-1,

@@ -32,6 +32,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "flash": {"kind": "flash", "layers": 2},
     "classic": {"kind": "flash", "mask": "full", "time_of_week": True},
     "decoder": {"kind": "flash", "mask": "causal", "encoding": "alibi", "norm": "post"},
+    "clocked": {"kind": "flash", "encoding": "context", "clock": ["sessions", "month", "halving"]},
     "informer": {"kind": "informer", "layers": 2, "factor": 2},
     "multiscale": {"kind": "multiscale", "frames": [1, 3, 12], "tokens": [6, 4, 2]},
     "lstm": {"kind": "lstm", "quantiles": [0.1, 0.9], "allocation": True},
