@@ -43,11 +43,11 @@ mean_reversion = "0.3"
 """
 
 
-def checkpoint(folder: Path, config: FlashConfig = SMALL, **calibration: Any) -> Path:
+def checkpoint(folder: Path, config: models.AnyConfig = SMALL, **calibration: Any) -> Path:
     """Write a small network's checkpoint and return its folder."""
     card = models.card(config, temperature=1.0, content_free=0.0, **calibration)
-    card["model"] = {"kind": "flash", "name": "small"}
-    checkpoints.save(folder / "small", models.network(config).state_dict(), card)
+    card["model"] = {"kind": models.kind_of(config), "name": "small"}
+    checkpoints.save(folder / "small", models.weights(config), card)
     return folder / "small"
 
 
@@ -60,7 +60,7 @@ def replayed(
     edge: str = "0.0001",
     log: str = "full",
     bars: int = BARS,
-    network: FlashConfig = SMALL,
+    network: models.AnyConfig = SMALL,
     further: str = "",
     **calibration: Any,
 ) -> Path:

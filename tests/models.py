@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.networks.architecture import Network, network_kinds
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.multiscale import MultiscaleConfig
+
+AnyNetwork = TypeVar("AnyNetwork", bound=Network)
+AnyConfig = FlashConfig | InformerConfig | MultiscaleConfig
 
 SMALL = FlashConfig(dim=16, layers=3, heads=2, window=50)
 """A receptive field of 148 rows."""
@@ -17,25 +24,45 @@ SMALL = FlashConfig(dim=16, layers=3, heads=2, window=50)
 
 def network(config: FlashConfig = SMALL, *, seed: int = 1) -> FlashNetwork:
     """Return a network whose every weight is random, heads included, so that all outputs move."""
+    return _moved(lambda: FlashNetwork(config), seed)
+
+
+def informer(config: InformerConfig, *, seed: int = 1) -> InformerNetwork:
+    """Return such a network that ranks its queries and halves time between its layers."""
+    return _moved(lambda: InformerNetwork(config), seed)
+
+
+def weights(config: AnyConfig) -> dict[str, torch.Tensor]:
+    """Return the tensors of such a network of any kind."""
+    kind = network_kinds()[kind_of(config)]
+    return dict(_moved(lambda: kind.make(config), 1).state_dict())
+
+
+def _moved(make: Callable[[], AnyNetwork], seed: int) -> AnyNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = FlashNetwork(config).eval()
+        made = make().eval()
         with torch.no_grad():
             for parameter in made.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return made
 
 
-def card(config: FlashConfig = SMALL, **calibration: Any) -> dict[str, Any]:
+def card(config: AnyConfig = SMALL, **calibration: Any) -> dict[str, Any]:
     """Return the card of a checkpoint, as it is read from TOML: tuples are lists."""
     architecture = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     return {
-        "model": {"kind": "flash", "id": "0123456789ab", "sha256": "01" * 32},
+        "model": {"kind": kind_of(config), "id": "0123456789ab", "sha256": "01" * 32},
         "architecture": architecture,
         "features": {"schema_id": "v1"},
         "market": {"interval": "1"},
         "calibration": calibration,
     }
+
+
+def kind_of(config: AnyConfig) -> str:
+    """Return the kind of network that *config* is of, as a card names it."""
+    return type(config).__name__.removesuffix("Config").lower()
 
 
 def forecaster(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,10 @@ from tracepaper.daemon.commands.options import (
     reads_record,
 )
 from tracepaper.replay.report import BARS_DRAWN
+
+if TYPE_CHECKING:
+    from tracepaper.replay.report.document import Report
+    from tracepaper.replay.report.heads import HeadReport
 
 
 @reads_record
@@ -33,7 +37,7 @@ def report(
     ] = None,
     heads: Annotated[
         bool,
-        typer.Option("--heads", help="With --html: what each head does, by the run's own model."),
+        typer.Option("--heads", help="Say what each head does, by the run's own model."),
     ] = False,
     chart: Annotated[
         Path | None,
@@ -56,10 +60,7 @@ def report(
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.report.document import build_report
     from tracepaper.replay.report.terminal import as_document, show
-    from tracepaper.strategies.errors import ConfigInvalid
 
-    if heads and html is None:
-        raise ConfigInvalid("--heads draws pictures; say where with --html FILE.")
     if chart is not None:
         from tracepaper.replay.report.picture import check
 
@@ -67,22 +68,31 @@ def report(
     named = located(run, None if "#" in run else database_path(db, config))
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:
         made = build_report(named.path, named.run_id, progress=progress)
+        found = _heads(made, progress) if heads else None
     if html is not None:
         from tracepaper.replay.report.page import write_page
 
-        write_page(made, html, heads=heads)
+        write_page(made, html, heads=found)
     if chart is not None:
         from tracepaper.replay.report.picture import draw
 
         draw(made, chart, last=last)
     if json:
-        print_json(as_document(made))
+        print_json(as_document(made, found))
         return
-    show(Terminal(), made, notes=notes)
+    show(Terminal(), made, notes=notes, heads=found)
     if html is not None:
         typer.echo(f"The page is {html}.")
     if chart is not None:
         typer.echo(f"The chart is {chart}.")
+
+
+def _heads(report: Report, progress: Callable[[str], None]) -> HeadReport:
+    """Return what each head of the run's model does."""
+    from tracepaper.replay.report.heads import read_heads
+
+    progress("asking the model where each head looked")
+    return read_heads(report.record)
 
 
 @contextmanager

@@ -1,40 +1,42 @@
 """What each head of a run's model does at one decision, and how attention flows down the layers.
 
-Recomputed: the run's own checkpoint is warmed with the stored bars up to the last decision that
-was explained, and its kept queries, keys and logsumexps are read. No forward pass is made for it.
+Recomputed: the run's own checkpoint is asked again, with the stored bars up to the last decision
+that was explained, where each head looked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.report.attention_charts import INTENSITY
-from tracepaper.replay.report.charts import Figure, axis, layout, rounded
-from tracepaper.replay.report.html import Markup, table
-from tracepaper.replay.report.record import Floats, Ints, RunRecord
+from tracepaper.replay.report.charts import Figure as Chart
+from tracepaper.replay.report.charts import axis, layout, rounded
+from tracepaper.replay.report.html import Markup
+from tracepaper.replay.report.record import Floats, RunRecord
+from tracepaper.replay.report.tables import Figure, Table, table
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
-from tracepaper.strategies.attention.heads import HeadReading, head_rows, read_head, rows_by_age
-from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.heads import HeadReading
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.ensemble import network_half
+from tracepaper.strategies.forecasters.looking import DECISIONS, look_into
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.networks.stream import RESIDUAL
-from tracepaper.strategies.types import Forecast
-from tracepaper.strategies.words import NOTHING
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.types import Bar, Forecast
 
-ROWS: Final = 40
 CELLS: Final = 40
 AGE_EDGES: Final = (0, 16, 64, 256, 1_024, 2_048, 4_096)
 """First ages, in bars, of the groups between which the flow is summed."""
-_TILE: Final = 256
+FLOW_NOTE: Final = (
+    "Half of what a bar holds stays with it, half passes to the bars that its layer attends to: at "
+    "the end, the decision's rollout."
+)
 
-Layer = tuple[Any, Any, Any]  # query, key, logsumexp: tensors, but the report imports no torch
+Attending = StreamingForecaster | WindowedForecaster
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class HeadReport:
 
     instrument: str
     sequence: int  # of the decision
-    rows: int  # newest bars from which the heads look back
+    half: bool  # whether the heads are those of an ensemble's network
+    decisions: int  # the newest, from which the heads look back
     window: int
     readings: tuple[tuple[HeadReading, ...], ...]  # [layer][head]
     maps: Floats  # [layer, head, cell of age, row]: mean share a bar, oldest row first
@@ -56,7 +59,7 @@ class HeadReport:
 def read_heads(record: RunRecord) -> HeadReport:
     """Return what the heads of the run's model do at its last explained decision.
 
-    Raises ``DataInvalid`` where the run has no model that keeps its queries and keys.
+    Raises ``DataInvalid`` where the run has no model that attends, or too few bars.
     """
     decisions = record.decisions
     explained = np.flatnonzero(np.isfinite(decisions.confidence))
@@ -66,37 +69,28 @@ def read_heads(record: RunRecord) -> HeadReport:
         )
     last = int(explained[-1])
     instrument = str(decisions.instrument[last])
-    forecaster = _warmed(record, instrument, last)
-    positions, layers = forecaster.history(instrument)
-    window = forecaster.model.network.config.window
-    time = len(positions)
-    rows = list(range(max(time - ROWS, window - 1), time))
-    mask = Mask.window(window)
-    readings, maps = [], []
+    forecaster, half, bars = _asked(record, instrument, last)
+    found = look_into(forecaster, bars, AGE_EDGES)
+    window = found.by_age.shape[-1]
     edges = np.unique(np.geomspace(1, window + 1, CELLS + 1).astype(np.int64)) - 1
-    for query, key, logsumexp in layers:
-        weights = head_rows(query, key, logsumexp, rows, mask)[0]  # [head, row, time]
-        readings.append(tuple(read_head(head, rows, min(window, time)) for head in weights))
-        weights_by_age = rows_by_age(weights, rows)[..., : edges[-1]].numpy().astype(np.float64)
-        cells = np.add.reduceat(weights_by_age, edges[:-1], axis=-1) / np.diff(edges)
-        maps.append(cells.transpose(0, 2, 1))
-    flow, rollout = flow_down(layers, mask)
+    cells = np.add.reduceat(found.by_age, edges[:-1], axis=-1) / np.diff(edges)
     return HeadReport(
         instrument=instrument,
         sequence=int(decisions.sequence[last]),
-        rows=len(rows),
+        half=half,
+        decisions=found.by_age.shape[2],
         window=window,
-        readings=tuple(readings),
-        maps=np.array(maps),
+        readings=found.readings,
+        maps=cells.swapaxes(2, 3),
         cell_ages=tuple(edges[:-1].tolist()),
-        flow=flow,
-        groups=group_names(time),
-        rollout=rollout,
+        flow=found.flow,
+        groups=group_names(found.rollout.size),
+        rollout=found.rollout,
     )
 
 
-def _warmed(record: RunRecord, instrument: str, place: int) -> StreamingForecaster:
-    """Return the model of the decision at *place*, warmed with the bars up to its own."""
+def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, bool, list[Bar]]:
+    """Return what attended at the decision at *place*, whether it is a half, and the bars."""
     run_id, open_time_ms = str(record.run["run_id"]), int(record.decisions.open_time_ms[place])
     if record.config.model.own_class:
         raise DataInvalid("A class of a user's own has no heads to look into; leave --heads out.")
@@ -107,44 +101,10 @@ def _warmed(record: RunRecord, instrument: str, place: int) -> StreamingForecast
     folder = checkpoints.find_kept(record.database, said.model_id)
     forecaster = forecaster_of(folder, record.config, mode="step")
     asked = network_half(forecaster)
-    if not isinstance(asked, StreamingForecaster):
-        raise DataInvalid("This model keeps no queries and keys to look into; leave --heads out.")
-    past = [bar for bar in bars if bar.open_time_ms <= open_time_ms][-forecaster.context :]
-    if len(past) < forecaster.context:
-        raise DataInvalid(
-            f"The run holds {len(past)} bars of {instrument} and its model looks back on "
-            f"{forecaster.context}; leave --heads out."
-        )
-    forecaster.warm(instrument, past)
-    return asked
-
-
-def flow_down(layers: Sequence[Layer], mask: Mask) -> tuple[Floats, Floats]:
-    """Return the flow between groups of age, a layer from the top, and what reaches each bar.
-
-    What a bar holds passes to itself by half (the residual stream) and by half to the bars that
-    the layer's mean head attends to. After all layers that is the rollout of the newest bar.
-    """
-    time = int(layers[0][0].shape[2])
-    group = np.searchsorted(AGE_EDGES, time - 1 - np.arange(time), side="right") - 1
-    count = len(group_names(time))
-    holds = np.zeros(time)
-    holds[-1] = 1.0
-    flow = np.zeros((len(layers), count, count))
-    for place, layer in enumerate(reversed(layers)):
-        passed = RESIDUAL * holds
-        np.add.at(flow[place], (group, group), RESIDUAL * holds)
-        rows = np.flatnonzero(holds)
-        for start in range(0, rows.size, _TILE):
-            tile = rows[start : start + _TILE]
-            moved = (1.0 - RESIDUAL) * holds[tile, None] * _mean_head(layer, tile, mask)
-            passed += moved.sum(axis=0)
-            by_row = np.zeros((count, time))
-            np.add.at(by_row, group[tile], moved)
-            for target in range(count):
-                flow[place, :, target] += by_row[:, group == target].sum(axis=1)
-        holds = passed
-    return flow, holds
+    if not isinstance(asked, StreamingForecaster | WindowedForecaster):
+        raise DataInvalid("This model has no attention to look into; leave --heads out.")
+    known = [bar for bar in bars if bar.open_time_ms <= open_time_ms]
+    return asked, asked is not forecaster, known[-(asked.context + DECISIONS - 1) :]
 
 
 def group_names(time: int) -> tuple[str, ...]:
@@ -154,12 +114,91 @@ def group_names(time: int) -> tuple[str, ...]:
     return tuple(f"{first}–{last}" for first, last in zip(firsts, lasts, strict=True))
 
 
-def _mean_head(layer: Layer, rows: Ints, mask: Mask) -> Floats:
-    """Return the mean of the heads' attention at *rows*: [row, time]."""
-    query, key, logsumexp = layer
-    weights = head_rows(query, key, logsumexp, rows.tolist(), mask)
-    mean: Floats = weights[0].mean(dim=0).numpy().astype(np.float64)
-    return mean
+# ---------------------------------------------------------------- tables
+
+
+class _Head(NamedTuple):
+    name: str  # layer and head
+    reading: HeadReading
+
+
+class _Level(NamedTuple):
+    name: str
+    held: Floats  # by group of age
+
+
+KINDS: Final = (
+    Figure[_Head]("head", "head", "text", lambda of: of.name),
+    Figure[_Head]("kind", "kind", "text", lambda of: of.reading.kind.value),
+    Figure[_Head]("confidence", "confidence", "measure", lambda of: of.reading.confidence),
+    Figure[_Head]("local_mass", "local mass", "share", lambda of: of.reading.local_mass),
+    Figure[_Head](
+        "period_bars", "period, bars", "count", lambda of: of.reading.period_bars or None
+    ),
+    Figure[_Head](
+        "period_correlation", "correlation", "ratio", lambda of: of.reading.period_correlation
+    ),
+    Figure[_Head]("event_share", "event share", "share", lambda of: of.reading.event_share),
+)
+
+
+def _holding(place: int, name: str) -> Figure[_Level]:
+    """Return the figure of what the group of age at *place* holds."""
+    return Figure(name, name, "share", lambda of: float(of.held[place]))
+
+
+def head_tables(heads: HeadReport) -> tuple[Table, Table]:
+    """Return the figures behind each head's kind, and what the decision holds below each layer."""
+    read = [
+        _Head(f"{layer}.{head}", reading)
+        for layer, readings in enumerate(heads.readings, start=1)
+        for head, reading in enumerate(readings, start=1)
+    ]
+    kinds = table("head_kinds", "Heads", KINDS, read, notes=(asked_of(heads),), shown=len(read))
+    levels = list(map(_Level, _levels(heads), _held(heads)))
+    figures = [
+        Figure[_Level]("level", "bars old", "text", lambda of: of.name),
+        *(_holding(place, name) for place, name in enumerate(heads.groups)),
+    ]
+    title = "How the decision's attention flows down, by the age of the bars"
+    return kinds, table("flow", title, figures, levels, notes=(FLOW_NOTE,))
+
+
+def as_document(heads: HeadReport) -> dict[str, Any]:
+    """Return what the heads do as plain values: shares are fractions, layers from the lowest."""
+    kinds, _ = head_tables(heads)
+    return {
+        "instrument": heads.instrument,
+        "sequence": heads.sequence,
+        "half_of_ensemble": heads.half,
+        "decisions": heads.decisions,
+        "window": heads.window,
+        "kinds": kinds.documents(),
+        "cell_ages": list(heads.cell_ages),
+        "maps": heads.maps.tolist(),
+        "groups": list(heads.groups),
+        "flow": heads.flow.tolist(),
+        "rollout": heads.rollout.tolist(),
+    }
+
+
+def asked_of(heads: HeadReport) -> str:
+    """Return the sentence that says what was asked again, and when."""
+    whose = "the network of the run's ensemble" if heads.half else "the run's own model"
+    return (
+        f"Recomputed by {whose} at decision {heads.sequence:,}, over its last "
+        f"{heads.decisions} bars."
+    )
+
+
+def _levels(heads: HeadReport) -> list[str]:
+    """Return what the columns of the flow are called, from the decision down."""
+    return ["the decision", *(f"below layer {at}" for at in range(len(heads.flow), 1, -1)), "bars"]
+
+
+def _held(heads: HeadReport) -> list[Floats]:
+    """Return what each group of age holds at each of these levels: it sums to 1."""
+    return [np.eye(len(heads.groups))[0], *(layer.sum(axis=0) for layer in heads.flow)]
 
 
 # ---------------------------------------------------------------- charts
@@ -175,7 +214,7 @@ FLOW_NODE: Final = 8
 FLOW_SIDE: Final = 110
 
 
-def heads_chart(heads: HeadReport) -> Figure:
+def heads_chart(heads: HeadReport) -> Chart:
     """Return a panel a head, the highest layer on top: age downwards, decisions to the right."""
     layers, count = heads.maps.shape[:2]
     shown = np.log10(np.maximum(heads.maps, 1e-7))
@@ -184,8 +223,8 @@ def heads_chart(heads: HeadReport) -> Figure:
         "type": "heatmap", "zmin": float(low), "zmax": float(high), "colorscale": INTENSITY,
         "showscale": False, "hoverinfo": "skip",
     }  # fmt: skip
-    data: list[Figure] = []
-    places: Figure = {}
+    data: list[Chart] = []
+    places: Chart = {}
     notes = []
     ticks = list(range(0, len(heads.cell_ages), 10))
     for layer in range(layers):
@@ -225,37 +264,10 @@ def heads_chart(heads: HeadReport) -> Figure:
     return {"data": data, "layout": layout(height, annotations=notes, **places)}
 
 
-def heads_table(heads: HeadReport) -> Markup:
-    """Return the figures behind each head's kind."""
-    rows = [
-        [
-            f"{layer + 1}.{head + 1}",
-            reading.kind.value,
-            f"{reading.confidence:.4f}",
-            f"{reading.local_mass:.1%}",
-            f"{reading.period_bars:,}" if reading.period_bars else NOTHING,
-            f"{reading.period_correlation:.2f}",
-            f"{reading.event_share:.2f}",
-        ]
-        for layer, readings in enumerate(heads.readings)
-        for head, reading in enumerate(readings)
-    ]
-    head = (
-        "head",
-        "kind",
-        "confidence",
-        "local mass",
-        "period, bars",
-        "correlation",
-        "event share",
-    )
-    return table(head, rows, texts=(1,))
-
-
 def flow_picture(heads: HeadReport) -> Markup:
     """Return an SVG of the decision's attention flowing through the layers, by groups of age."""
     layers, count = heads.flow.shape[:2]
-    held = [np.eye(count)[0], *(layer.sum(axis=0) for layer in heads.flow)]
+    held = _held(heads)
     room = FLOW_HEIGHT - (count - 1) * FLOW_PAD
     # Where each group starts in each column: shares stacked, the newest on top.
     tops = [
@@ -274,8 +286,10 @@ def flow_picture(heads: HeadReport) -> Markup:
         for group in range(count)
         if held[level][group] >= LEAST_SHARE
     ]
-    titles = ["the decision", *(f"below layer {layer}" for layer in range(layers, 1, -1)), "bars"]
-    words = [_word(across[level] + FLOW_NODE / 2, 14, title) for level, title in enumerate(titles)]
+    words = [
+        _word(across[level] + FLOW_NODE / 2, 14, title)
+        for level, title in enumerate(_levels(heads))
+    ]
     for group in range(count):
         share = held[-1][group]
         if share >= LEAST_SHARE:

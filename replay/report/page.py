@@ -6,7 +6,7 @@ import base64
 import gzip
 from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from tracepaper.replay.report.terminal import counted, span
 from tracepaper.replay.report.trade_details import trades
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.market import MINUTE_MS
+
+if TYPE_CHECKING:
+    from tracepaper.replay.report.heads import HeadReport
 
 INSTRUMENTS_MAX: Final = 4
 POLICY: Final = (
@@ -59,10 +62,10 @@ class Charts:
         )
 
 
-def write_page(report: Report, path: Path, *, heads: bool = False) -> None:
-    """Write the page; raise ``ConfigInvalid`` where plotly is missing or *path* cannot be written.
+def write_page(report: Report, path: Path, *, heads: HeadReport | None = None) -> None:
+    """Write the page, with what each head does where *heads* are given.
 
-    *heads* adds what each head does, recomputed by the run's own model.
+    Raises ``ConfigInvalid`` where plotly is missing or *path* cannot be written.
     """
     write_text(page_of(report, heads=heads), path)
 
@@ -77,7 +80,7 @@ def write_text(page: str, path: Path) -> None:
         ) from error
 
 
-def page_of(report: Report, *, heads: bool = False) -> str:
+def page_of(report: Report, *, heads: HeadReport | None = None) -> str:
     """Return the whole page as text; raise ``ConfigInvalid`` where plotly is missing."""
     made = tables(report)
     charts = Charts()
@@ -87,7 +90,7 @@ def page_of(report: Report, *, heads: bool = False) -> str:
                 element("button", "light / dark", class_="theme", type="button")),
         *_money(report, charts, made),
         *(_attention(report, charts, made) if report.attention else ()),
-        *_head_sections(report, charts, wanted=heads),
+        *([_head_section(heads, charts)] if heads else ()),
         _section("Trades", "trades", trades(report)),
         _section("Gaps in the data", "gaps", _table(made, "gaps", "The data have no gap.")),
         *_others(made),
@@ -257,32 +260,24 @@ def _attention(report: Report, charts: Charts, made: dict[str, Table]) -> list[M
     ]  # fmt: skip
 
 
-def _head_sections(report: Report, charts: Charts, *, wanted: bool) -> list[Markup]:
-    """Return what each head does, where that is *wanted*."""
-    if not wanted:
-        return []
-    from tracepaper.replay.report.heads import flow_picture, heads_chart, heads_table, read_heads
+def _head_section(found: HeadReport, charts: Charts) -> Markup:
+    """Return what each head does."""
+    from tracepaper.replay.report.heads import FLOW_NOTE, flow_picture, head_tables, heads_chart
 
-    found = read_heads(report.record)
-    return [
-        _section(
-            "Heads",
-            "heads",
-            element("p", f"Recomputed by the run's own model at decision {found.sequence}, over "
-                    f"its last {found.rows} bars."),
-            charts.put(
-                heads_chart(found),
-                "A panel a head: age in bars downwards (logarithmic), decisions to the right, "
-                "fuller colour is a greater share a bar (logarithmic).",
-            ),
-            heads_table(found),
-            element("h3", "What attends to what"),
-            flow_picture(found),
-            element("p", "How the last decision's attention flows down the layers, by the age of "
-                    "the bars: half of what a bar holds stays with it, half passes to the bars its "
-                    "layer attends to. The last column is the decision's rollout.", class_="note"),
-        )
-    ]  # fmt: skip
+    kinds, flow = head_tables(found)
+    return _section(
+        kinds.title,
+        "heads",
+        charts.put(
+            heads_chart(found),
+            "A panel a head: age in bars downwards (logarithmic), decisions to the right, "
+            "fuller colour is a greater share a bar (logarithmic).",
+        ),
+        figures(kinds),
+        element("h3", flow.title),
+        flow_picture(found),
+        element("p", FLOW_NOTE, class_="note"),
+    )
 
 
 # ---------------------------------------------------------------- the run and its money

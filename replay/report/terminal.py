@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -15,11 +16,19 @@ from tracepaper.replay.archive.times import iso
 from tracepaper.replay.report.accounts import RandomTwins
 from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.figures import tables
-from tracepaper.replay.report.tables import printed
+from tracepaper.replay.report.tables import Table, printed
+
+if TYPE_CHECKING:
+    from tracepaper.replay.report.heads import HeadReport
 
 
-def show(console: Console, report: Report, *, notes: bool = False) -> None:
-    """Print the report: what to know first, then its tables; *notes* unfolds what is folded."""
+def show(
+    console: Console, report: Report, *, notes: bool = False, heads: HeadReport | None = None
+) -> None:
+    """Print the report: what to know first, then its tables, those of *heads* last.
+
+    *notes* unfolds what is folded.
+    """
     record = report.record
     title = Text(f"run {record.run['run_id']} · {record.run['kind']} · {record.run['strategy']}")
     head = Text(f"{record.run['instruments']}, {counted(report)}\n{span(report)}")
@@ -32,9 +41,18 @@ def show(console: Console, report: Report, *, notes: bool = False) -> None:
     if more := len(report.sentences) - len(shown):
         said = f"{more} more to know before believing any of it: --notes"
         console.print(Padding(Text(said, style="dim"), (0, 0, 0, 2)))
-    for table in tables(report).values():
+    for table in (*tables(report).values(), *_head_tables(heads)):
         console.print()
         console.print(printed(table))
+
+
+def _head_tables(heads: HeadReport | None) -> Sequence[Table]:
+    """Return the tables of *heads*, where they were asked for."""
+    if heads is None:
+        return ()
+    from tracepaper.replay.report.heads import head_tables
+
+    return head_tables(heads)
 
 
 def counted(report: Report) -> str:
@@ -51,10 +69,11 @@ def span(report: Report) -> str:
     return f"{iso(int(record.decisions.open_time_ms.min()))} to {iso(int(record.times_ms[-1]))}"
 
 
-def as_document(report: Report) -> dict[str, Any]:
+def as_document(report: Report, heads: HeadReport | None = None) -> dict[str, Any]:
     """Return the report as plain values: shares are fractions, times UTC ms, money in quote.
 
-    Every table is a list of its rows under its key.
+    Every table is a list of its rows under its key. What *heads* do is under "heads", where they
+    were asked for.
     """
     record, attention = report.record, report.attention
     made = tables(report)
@@ -96,7 +115,17 @@ def as_document(report: Report) -> dict[str, Any]:
             "groups_of": report.shown,
             "groups": [asdict(of) for of in report.groups],
         },
+        **_head_documents(heads),
     }
+
+
+def _head_documents(heads: HeadReport | None) -> dict[str, Any]:
+    """Return what *heads* do under its key; nothing where they were not asked for."""
+    if heads is None:
+        return {}
+    from tracepaper.replay.report.heads import as_document as heads_as_document
+
+    return {"heads": heads_as_document(heads)}
 
 
 def _random_document(of: RandomTwins) -> dict[str, Any]:

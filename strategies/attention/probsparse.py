@@ -205,6 +205,17 @@ def decided_confidence(rows: SparseRows, row: int) -> Tensor:
     return row_confidence(known, counts)[..., 0]
 
 
+def decided_rows(rows: SparseRows, row: int) -> Tensor:
+    """Return how each head of one row attends [batch, head, time]; evenly where it was lazy."""
+    time = rows.weights.shape[-1]
+    is_row = (rows.active == row).to(rows.weights.dtype)[:, :, None]  # [batch, head, 1, u]
+    own = (is_row @ rows.weights)[:, :, 0]  # zeros where the row was lazy
+    seen = torch.arange(time, device=own.device) <= (
+        row if rows.mask.kind is MaskKind.CAUSAL else time
+    )
+    return own + (1.0 - is_row.sum(dim=-1)) * (seen / seen.sum()).to(own.dtype)
+
+
 def dense_rows(rows: SparseRows) -> Tensor:
     """Return the whole matrix [batch, head, time, time]: the oracle for small N."""
     batch, heads, _, time = rows.weights.shape
@@ -424,6 +435,17 @@ def stage_time(stage: Stage) -> tuple[int, int]:
     return stage.weights.shape[-1], stage.weights.shape[-1]
 
 
+def carry_stage(stage: Stage, weights: Tensor, *, residual_weight: float = 0.5) -> Tensor:
+    """Return row weights [batch, row, position] above one stage as those below it.
+
+    Raises ``AttentionInvalid`` when a head does not keep its mass.
+    """
+    if isinstance(stage, Taps):
+        return push_taps(stage, weights)
+    attended = push_sparse(stage, weights).fused
+    return residual_weight * weights + (1.0 - residual_weight) * attended
+
+
 def rollout_stages(
     stages: Sequence[Stage],
     rows: Sequence[int] | Tensor,
@@ -468,8 +490,7 @@ def rollout_stages(
         if layer < start_layer:
             continue
         if fusion is None:
-            product = push_sparse(stage, weights)
-            weights = residual_weight * weights + (1.0 - residual_weight) * product.fused
+            weights = carry_stage(stage, weights, residual_weight=residual_weight)
         else:
             parts = sparse_stripes(stage, kept=rows_with_weight(weights), dtype=dtype)
             weights = mix_back(

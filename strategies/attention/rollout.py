@@ -140,6 +140,34 @@ def rollout_rows(  # noqa: PLR0913
     return finish(weights.to(layers[0].logsumexp.dtype), normalise=prune == 0.0)
 
 
+def carry_rows(
+    query: Tensor,
+    key: Tensor,
+    logsumexp: Tensor,
+    weights: Tensor,
+    mask: Mask,
+    *,
+    residual_weight: float = 0.5,
+) -> Tensor:
+    """Return row weights [batch, row, time] above one layer as those below it, heads equal.
+
+    ``ρ·w + (1-ρ)·mean_h wᵀA_h``: one step of ``rollout_rows``, whose shapes and errors it has.
+    """
+    layers = check_layers([query], [key], [logsumexp], scale=None)
+    check_share(residual_weight, "residual_weight")
+    layer = restate(layers[0], mask)
+    carried = _mean_step(
+        layer,
+        weights.to(layer.logsumexp.dtype),
+        mask,
+        shares=check_head_weights(None, layers)[0],
+        residual_weight=residual_weight,
+        prune=0.0,
+        backend="auto",
+    )
+    return carried.to(layers[0].logsumexp.dtype)
+
+
 def check_options(
     layers: Sequence[Layer], options: RolloutOptions, *, prune: float = 0.0
 ) -> Tensor:

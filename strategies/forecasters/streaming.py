@@ -26,7 +26,8 @@ from tracepaper.strategies.forecasters.answers import (
     require_one_of_each,
 )
 from tracepaper.strategies.gates import MEASURES
-from tracepaper.strategies.networks.flash import TILES, FlashNetwork
+from tracepaper.strategies.networks.architecture import LayerLook
+from tracepaper.strategies.networks.flash import TILES, FlashNetwork, look_of
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     RESIDUAL,
@@ -250,11 +251,7 @@ class StreamingForecaster:
         One backward pass through the kept queries, keys and logsumexps; no forward pass.
         Raises ``InvariantBroken`` before the first decision.
         """
-        known = self._of(instrument)
-        if self._state.counts[known.stream] < self.receptive_field:
-            raise InvariantBroken(
-                f"{instrument} has no decision to explain yet; warm it with {self.context} bars."
-            )
+        known = self._decided(instrument)
         positions, layers = self.history(instrument)
         queries, keys, logsumexps = zip(*layers, strict=True)
         rollout = rollout_rows(
@@ -268,6 +265,24 @@ class StreamingForecaster:
         weights = rollout.weights[0, 0].tolist()
         times = (positions * known.interval_ms).tolist()
         return Attribution(instrument, tuple(times), tuple(weights), float(rollout.l1_error[0, 0]))
+
+    def look_by_layer(self, instrument: str) -> list[LayerLook]:
+        """Return what each layer did at *instrument*'s last decision, the lowest first.
+
+        No forward pass. Raises ``InvariantBroken`` before the first decision.
+        """
+        self._decided(instrument)
+        mask = Mask.window(self.network.config.window)
+        return [look_of(*layer, mask) for layer in self.history(instrument)[1]]
+
+    def _decided(self, instrument: str) -> InstrumentMemory:
+        """Return what is known of *instrument*; raise ``InvariantBroken`` before a decision."""
+        known = self._of(instrument)
+        if self._state.counts[known.stream] < self.receptive_field:
+            raise InvariantBroken(
+                f"{instrument} has no decision to explain yet; warm it with {self.context} bars."
+            )
+        return known
 
     def _of(self, instrument: str) -> InstrumentMemory:
         used = len(self._instruments)

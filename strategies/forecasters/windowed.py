@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tracepaper.strategies.attention.blocks import bucket_count, cells_by_age, recent_mass, shift
 from tracepaper.strategies.attention.rollout import Rollout
@@ -21,7 +22,7 @@ from tracepaper.strategies.features import FeatureRows, FeatureStreams
 from tracepaper.strategies.forecasters.answers import TrainedModel, forecasts, require_one_of_each
 from tracepaper.strategies.forecasters.streaming import NO_ROWS, bars_needed
 from tracepaper.strategies.gates import MEASURES
-from tracepaper.strategies.networks.architecture import Look
+from tracepaper.strategies.networks.architecture import LayerLook, Look
 from tracepaper.strategies.types import BLOCK_BARS, Bar, Explanation, Forecast
 
 
@@ -189,17 +190,34 @@ class WindowedForecaster:
 
         Raises ``InvariantBroken`` before the first decision.
         """
+        return self._look(self._decided(instrument))
+
+    def look_by_layer(self, instrument: str) -> list[LayerLook]:
+        """Return what each layer did at the last decision, the lowest first.
+
+        Raises ``InvariantBroken`` before the first decision.
+        """
+        x, positions = self._inputs(self._decided(instrument))
+        with torch.inference_mode():
+            return self._network.look_by_layer(x, positions, half=self.dtype == "bfloat16")
+
+    def _decided(self, instrument: str) -> FeatureWindow:
+        """Return the window of *instrument*; raise ``InvariantBroken`` before it is full."""
         window = self._windows.get(instrument)
         if window is None or not window.is_full:
             raise InvariantBroken(
                 f"{instrument} has no decision to explain yet; warm it with {self.context} bars."
             )
-        return self._look(window)
+        return window
 
-    def _look(self, window: FeatureWindow) -> Look:
+    def _inputs(self, window: FeatureWindow) -> tuple[Tensor, Tensor]:
+        """Return the rows [1, window, features] and their positions [window]."""
         known = window.rows.view()
         x = torch.from_numpy(known[:, :-1].astype(np.float32))[None].to(self._place)
-        positions = torch.from_numpy(known[:, -1].astype(np.int64)).to(self._place)
+        return x, torch.from_numpy(known[:, -1].astype(np.int64)).to(self._place)
+
+    def _look(self, window: FeatureWindow) -> Look:
+        x, positions = self._inputs(window)
         with torch.inference_mode():
             seen = self._network.look(x, positions, half=self.dtype == "bfloat16")
         rollout = Rollout(seen.rollout.weights.cpu(), seen.rollout.l1_error.cpu())

@@ -153,6 +153,15 @@ class Look(NamedTuple):
     """What it saw instead of single rows, where a network sees other than these; they sum to 1."""
 
 
+class LayerLook(NamedTuple):
+    """What one layer of attention did in one pass over a window."""
+
+    rows: Tensor  # [head, bar]: where each head looked from the decided bar, oldest bar first
+    age: Tensor  # [position] of what the layer gave: how many bars old its newest bar is
+    carry: Callable[[Tensor], Tensor]
+    """Row weights [row, position] on what the layer gave → on what it took in, oldest first."""
+
+
 class Network(nn.Module):
     """A network of this package: rows of features in, forecasts with their explanation out."""
 
@@ -180,6 +189,15 @@ class Network(nn.Module):
 
         *positions* int64 [window] are absolute bar numbers; *half* multiplies in bfloat16. No
         attention matrix is stored. Raises ``InvariantBroken`` of a network without attention.
+        """
+        del x, positions, half
+        raise InvariantBroken(f"{type(self).__name__} has no attention; ask it for its forecast.")
+
+    def look_by_layer(self, x: Tensor, positions: Tensor, *, half: bool = False) -> list[LayerLook]:
+        """Return what each layer of attention does with one window, the lowest first.
+
+        Arguments and errors are those of ``look``; carried down all layers, the decided bar
+        becomes its rollout.
         """
         del x, positions, half
         raise InvariantBroken(f"{type(self).__name__} has no attention; ask it for its forecast.")

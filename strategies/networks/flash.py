@@ -20,12 +20,14 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tracepaper.strategies.attention.entropy import confidence
+from tracepaper.strategies.attention.heads import head_rows
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.attention.rollout import carry_rows, rollout_rows
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks.architecture import (
     WINDOW_MAX,
+    LayerLook,
     Look,
     Network,
     NetworkKind,
@@ -358,6 +360,22 @@ class FlashNetwork(Network):
             rollout_rows(queries, keys, sums, last, self.mask),
             confidence(queries, keys, sums, last, self.mask)[0, :, :, 0],
         )
+
+    def look_by_layer(self, x: Tensor, positions: Tensor, *, half: bool = False) -> list[LayerLook]:
+        """Return what each layer does with one window *x* [1, window, features]."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            _, traces = self.trace(x, positions)
+        return [look_of(trace.query, trace.key, trace.logsumexp, self.mask) for trace in traces]
+
+
+def look_of(query: Tensor, key: Tensor, logsumexp: Tensor, mask: Mask) -> LayerLook:
+    """Return what one layer did at the last bar of one sequence, from what it attended with."""
+    time = query.shape[2]
+    return LayerLook(
+        head_rows(query, key, logsumexp, [time - 1], mask)[0, :, 0],
+        torch.arange(time - 1, -1, -1, device=query.device),
+        lambda weights: carry_rows(query, key, logsumexp, weights[None], mask)[0],
+    )
 
 
 TILES: Final = "tiles"

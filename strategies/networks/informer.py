@@ -8,8 +8,9 @@ Source: Zhou et al., 2021, arXiv:2012.07436 (the encoder).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -23,17 +24,22 @@ from tracepaper.strategies.attention.probsparse import (
     TAPS,
     SparseRows,
     Stage,
+    Taps,
     attend_rows,
     attend_sparsely,
+    carry_stage,
     convolution_taps,
     convolve,
     decided_confidence,
+    decided_rows,
     pooling_taps,
+    push_taps,
     rollout_stages,
     sample_keys,
 )
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.architecture import (
+    LayerLook,
     Look,
     Network,
     NetworkKind,
@@ -251,6 +257,28 @@ class InformerNetwork(Network):
         top = attended[-1].weights.shape[-1] - 1
         return Look(outputs, rollout_stages(stages, [top]), torch.stack(sure))
 
+    def look_by_layer(self, x: Tensor, positions: Tensor, *, half: bool = False) -> list[LayerLook]:
+        """Return what each layer does, the distilling below it taken in.
+
+        A head of a distilled layer looks at positions; they are carried to the bars on which
+        they rest (docs/attention.md, A20).
+        """
+        del half
+        found: list[LayerLook] = []
+        own: list[Stage] = []  # of the layer that comes next
+        below: list[Taps] = []
+        for stage in self.trace(x, positions).stages:
+            own.append(stage)
+            if isinstance(stage, Taps):
+                below.append(stage)
+                continue
+            rows = decided_rows(stage, stage.weights.shape[-1] - 1)  # [1, head, position]
+            for taps in reversed(below):
+                rows = push_taps(taps, rows)
+            found.append(LayerLook(rows[0], _ages(stage, self.config.window), partial(_carry, own)))
+            own = []
+        return found
+
     def content_free(self) -> float:
         """Return the confidence without content: 0, for every key is alike."""
         return 0.0
@@ -302,6 +330,20 @@ class InformerNetwork(Network):
     def _read_out(self, state: Tensor) -> Outputs:
         outputs: Outputs = self.heads(self.norm(state[:, -1:]))
         return outputs
+
+
+def _ages(rows: SparseRows, window: int) -> Tensor:
+    """Return how old the newest bar is that each position of a layer stands for."""
+    count = rows.weights.shape[-1]
+    return torch.arange(count - 1, -1, -1, device=rows.weights.device) * window // count
+
+
+def _carry(stages: Sequence[Stage], weights: Tensor) -> Tensor:
+    """Return row weights [row, position] above *stages* as those below them."""
+    carried = weights[None]
+    for stage in reversed(stages):
+        carried = carry_stage(stage, carried)
+    return carried[0]
 
 
 register(

@@ -21,6 +21,7 @@ from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.architecture import (
     WINDOW_MAX,
+    LayerLook,
     Look,
     LookedAt,
     Network,
@@ -260,18 +261,40 @@ class MultiscaleNetwork(Network):
 
         Tokens and *frames* are those of ``tokens``.
         """
-        by_bar = weights.new_zeros(self.config.window)
         parts: list[LookedAt] = []
         own = weights.split(self.config.tokens[::-1])
         for wide, frame, shares in zip(self.config.frames[::-1], frames[::-1], own, strict=True):
-            spread = shares / frame.length[0]
+            spans = (frame.start[0].tolist(), frame.length[0].tolist(), shares.tolist())
+            parts += [LookedAt(wide, *of) for of in zip(*spans, strict=True)]
+        return self._by_bar(weights[None], frames)[0], tuple(parts)
+
+    def look_by_layer(self, x: Tensor, positions: Tensor, *, half: bool = False) -> list[LayerLook]:
+        """Return what each layer does; tokens are carried to the rows that they are made of."""
+        tokens, frames = self.tokens(x, positions)
+        places = torch.arange(tokens.shape[1], device=x.device)
+        lowest, *others = self.trunk.look_by_layer(tokens, places, half=half)
+        newest = torch.cat([(of.start + of.length)[0] for of in frames[::-1]])
+        age = self.config.window - newest
+        carry = lowest.carry
+        return [
+            LayerLook(
+                self._by_bar(lowest.rows, frames),
+                age,
+                lambda weights: self._by_bar(carry(weights), frames),
+            ),
+            *(LayerLook(self._by_bar(of.rows, frames), age, of.carry) for of in others),
+        ]
+
+    def _by_bar(self, weights: Tensor, frames: list[FrameTokens]) -> Tensor:
+        """Return *weights* [row, token] shared evenly by the rows of each token: [row, window]."""
+        by_bar = weights.new_zeros(len(weights), self.config.window)
+        own = weights.split(self.config.tokens[::-1], dim=1)
+        for frame, shares in zip(frames[::-1], own, strict=True):
             first, length = frame.start[0].tolist(), frame.length[0].tolist()
-            for start, rows, each, share in zip(
-                first, length, spread, shares.tolist(), strict=True
-            ):
-                by_bar[start : start + rows] += each
-                parts.append(LookedAt(wide, start, rows, share))
-        return by_bar, tuple(parts)
+            spread = (shares / frame.length[0]).unbind(1)
+            for start, rows, each in zip(first, length, spread, strict=True):
+                by_bar[:, start : start + rows] += each[:, None]
+        return by_bar
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for windows *x*, first to last."""

@@ -65,12 +65,13 @@ def test_html_writes_one_file_and_says_where(
     assert page.read_text().startswith("<!doctype html>")
 
 
-def test_heads_without_a_page_is_wrong_usage(
+def test_heads_of_a_run_without_a_model_are_one_sentence(
     cross_database: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = typed(capsys, "report", "last", "--db", cross_database, "--heads")
-    assert (code, out) == (2, "")
-    assert "--html FILE" in err
+    assert (code, out) == (1, "")
+    assert "leave --heads out" in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_an_unknown_run_is_one_sentence(

@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import json
 import sqlite3
+from dataclasses import replace
+from pathlib import Path
 
+import explained_runs
 import numpy as np
 import pytest
+from models import AnyConfig
+from report_cases import build_report_of
 
+from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.replay.explain.recomputed import recompute
 from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.heads import (
     HeadReport,
     flow_picture,
     group_names,
+    head_tables,
     heads_chart,
     read_heads,
 )
@@ -19,6 +28,8 @@ from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.ensemble import network_half
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.networks.informer import InformerConfig
+from tracepaper.strategies.networks.multiscale import MultiscaleConfig
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +49,7 @@ def test_the_flow_ends_in_the_decision_s_own_rollout(
     forecaster.warm(heads.instrument, bars)
     told = forecaster.explain(heads.instrument)
     assert heads.rollout == pytest.approx(np.array(told.weights), abs=1e-6)
+    assert heads.half
 
 
 def test_every_layer_passes_on_all_that_reached_it(heads: HeadReport) -> None:
@@ -85,3 +97,72 @@ def test_a_run_without_a_model_says_that_there_is_nothing_to_look_into(
 ) -> None:
     with pytest.raises(DataInvalid, match="leave --heads out"):
         read_heads(cross_report.record)
+
+
+FURTHER: dict[str, AnyConfig] = {
+    "informer": InformerConfig(dim=16, layers=3, heads=2, window=70, horizons=(5, 30)),
+    "full": replace(explained_runs.SMALL, mask="full"),
+    "causal": replace(explained_runs.SMALL, mask="causal"),
+    "multiscale": MultiscaleConfig(
+        dim=16, layers=2, heads=2, frames=(1, 5, 15), tokens=(20, 8, 4), horizons=(5, 30)
+    ),
+    "one_layer": replace(explained_runs.SMALL, layers=1),
+}
+"""Networks over whole windows, and a stream whose rings hold one row with a whole window."""
+
+
+@pytest.fixture(scope="module", params=FURTHER)
+def further(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, HeadReport]:
+    config = FURTHER[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    database = explained_runs.replayed(folder, network=config, strategy="trend")
+    return database, read_heads(build_report_of(database).record)
+
+
+def test_the_heads_of_every_network_end_in_the_rollout_that_was_stored(
+    further: tuple[Path, HeadReport],
+) -> None:
+    database, heads = further
+    told = recompute(database, explained_runs.run_id(database), heads.sequence)
+    assert told.largest_bucket_difference is not None
+    assert told.largest_bucket_difference < 1e-5
+    assert heads.rollout == pytest.approx(np.array(told.weights), abs=1e-6)
+    layers, count = len(heads.readings), len(heads.groups)
+    assert heads.flow.shape == (layers, count, count)
+    assert heads.flow.sum(axis=(1, 2)) == pytest.approx(np.ones(layers), abs=1e-5)
+    widths = np.diff([*heads.cell_ages, heads.window])
+    assert (heads.maps * widths[:, None]).sum(axis=2) == pytest.approx(
+        np.ones((layers, 2, 40)), abs=1e-4
+    )
+    assert not heads.half
+
+
+def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
+    further: tuple[Path, HeadReport], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    database, heads = further
+    words = ["report", "last", "--db", str(database), "--heads"]
+    assert invoke([*words, "--html", str(tmp_path / "page.html")]) == 0
+    out = capsys.readouterr().out
+    layers = len(heads.readings)
+    assert all(f"\n{layer}.2 " in out for layer in range(1, layers + 1))
+    assert f"by the run's own model at decision {heads.sequence:,}" in out
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("layer 1, head ") == 2
+    assert '<svg class="flow"' in page
+    assert invoke([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["heads"]
+    assert [head["head"] for head in found["kinds"]] == [
+        f"{layer}.{head}" for layer in range(1, layers + 1) for head in (1, 2)
+    ]
+    assert found["rollout"] == heads.rollout.tolist()
+
+
+def test_the_table_of_the_flow_says_what_is_held_below_each_layer(heads: HeadReport) -> None:
+    _, flow = head_tables(heads)
+    assert [row[0] for row in flow.rows][:2] == ["the decision", "below layer 4"]
+    assert flow.rows[0][1:] == (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    young = heads.rollout[-16:].sum()
+    assert flow.rows[-1][1] == pytest.approx(young, abs=1e-5)

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from report_cases import build_report_of
 
 from tracepaper.replay.report.document import Report
+from tracepaper.replay.report.heads import read_heads
 from tracepaper.replay.report.html import Markup, element, json_in_script
 from tracepaper.replay.report.page import page_of, write_page
 from tracepaper.strategies.errors import ConfigInvalid
@@ -89,7 +90,7 @@ def evil_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 @pytest.fixture(scope="module")
 def attention_page(attention_report: Report) -> str:
-    return page_of(attention_report, heads=True)
+    return page_of(attention_report, heads=read_heads(attention_report.record))
 
 
 def test_the_page_is_whole_and_small(attention_page: str) -> None:
