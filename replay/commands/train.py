@@ -112,6 +112,9 @@ def train(
     distil: Annotated[
         bool | None, typer.Option(help="informer: halve time between layers.")
     ] = None,
+    feature_map: Annotated[
+        str | None, typer.Option(help="linear: elu, or random features of the softmax.")
+    ] = None,
     frames: Annotated[
         str | None, typer.Option(help="multiscale: bars that make one of each frame, by commas.")
     ] = None,
@@ -173,6 +176,7 @@ def train(
             "norm": norm,
             "factor": factor,
             "distil": distil,
+            "feature_map": feature_map,
             "frames": None if frames is None else _wholes("--frames", frames),
             "tokens": None if tokens is None else _wholes("--tokens", tokens),
             "dropout": dropout,

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from tracepaper.strategies.attention.checks import check_shares, working_type
+from tracepaper.strategies.attention.linear import rollout_linearly
 from tracepaper.strategies.attention.methods import (
     TIME_MAX,
     attention_flow,
@@ -48,6 +49,7 @@ from tracepaper.strategies.attention.rollout import (
 from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.networks.flash import FlashNetwork, Trace
 from tracepaper.strategies.networks.informer import InformerNetwork
+from tracepaper.strategies.networks.linear import LinearNetwork
 from tracepaper.strategies.networks.multiscale import MultiscaleNetwork
 
 if TYPE_CHECKING:
@@ -115,6 +117,8 @@ def look_by(
         seen = look_by(network.trunk, tokens, places, way, horizon_index=horizon_index)
         by_bar, _ = network.shared(seen.weights[0, 0], frames)
         return Rollout(by_bar[None, None], seen.l1_error)
+    if isinstance(network, LinearNetwork):
+        return _of_sums(network, x, positions, way)
     if not isinstance(network, FlashNetwork | InformerNetwork):
         raise AttentionInvalid(
             f"A {type(network).__name__} has no attention to look back through; ask its features."
@@ -126,6 +130,27 @@ def look_by(
         if isinstance(network, InformerNetwork):
             return _of_stages(cast("list[Stage]", traced), layers, slopes, way)
         return _of_traces(network, cast("list[Trace]", traced), layers, slopes, way)
+
+
+def _of_sums(network: LinearNetwork, x: Tensor, positions: Tensor, way: Way) -> Rollout:
+    """Return the rollout of linear attention: of the heads' mean, by its own sums."""
+    plain = RolloutOptions(
+        residual_weight=way.options.residual_weight, start_layer=way.options.start_layer
+    )
+    if way.method != "rollout" or way.options != plain:
+        raise AttentionInvalid(
+            "Linear attention is explained by its rollout over the heads' mean; leave all but "
+            "the residual and the start layer out."
+        )
+    with torch.inference_mode():
+        _, layers = network.trace(x, positions)
+        return rollout_linearly(
+            layers,
+            [x.shape[1] - 1],
+            network.mask,
+            residual_weight=plain.residual_weight,
+            start_layer=plain.start_layer,
+        )
 
 
 @contextmanager

@@ -34,6 +34,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "decoder": {"kind": "flash", "mask": "causal", "encoding": "alibi", "norm": "post"},
     "clocked": {"kind": "flash", "encoding": "context", "clock": ["sessions", "month", "halving"]},
     "informer": {"kind": "informer", "layers": 2, "factor": 2},
+    "linear": {"kind": "linear", "layers": 2},
+    "performer": {"kind": "linear", "mask": "full", "feature_map": "random"},
     "multiscale": {"kind": "multiscale", "frames": [1, 3, 12], "tokens": [6, 4, 2]},
     "lstm": {"kind": "lstm", "quantiles": [0.1, 0.9], "allocation": True},
 }

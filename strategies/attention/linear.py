@@ -1,0 +1,224 @@
+"""Linear attention: products of positive features in place of the softmax, and its explanation.
+
+``A_ij = φ(q_i)·φ(k_j) / Σ_j φ(q_i)·φ(k_j)`` over the visible keys is row-stochastic like any
+attention, so rollout and entropy mean the same. It is never stored: the output, a step of the
+rollout and the entropy of a row all go through sums of ``φ(k) ⊗ v`` and ``w ⊗ φ(q)``, in
+O(N · features · dim). Source: Katharopoulos et al. (2020), arXiv:2006.16236; random features that
+approximate the softmax: Choromanski et al. (2021), Performers, arXiv:2009.14794.
+
+The rule is docs/attention.md, A29.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import torch
+from torch.nn import functional
+
+from tracepaper.strategies.attention.checks import AXES, check_rows, check_share
+from tracepaper.strategies.attention.entropy import row_confidence, visible_counts
+from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.rollout import Rollout, finish
+from tracepaper.strategies.errors import AttentionInvalid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK: Final = 128
+"""Bars whose own products are computed as a square under a causal mask; all else goes by sums."""
+
+
+class LinearLayer(NamedTuple):
+    """What one layer attended with."""
+
+    query: Tensor  # φ(q) [batch, head, time, feature], positive
+    key: Tensor  # φ(k) [batch, head, time, feature], positive
+    normaliser: Tensor  # [batch, head, time]: Σ_j φ(q)·φ(k_j) over the keys that a row sees
+
+
+class LinearAttended(NamedTuple):
+    """What was read, and what explains it."""
+
+    output: Tensor  # [batch, head, time, dim]
+    layer: LinearLayer
+
+
+def elu_features(x: Tensor) -> Tensor:
+    """Return ``elu(x) + 1`` of *x* [..., dim]: positive, and as many features."""
+    features: Tensor = functional.elu(x) + 1.0
+    return features
+
+
+def draw_directions(heads: int, dim: int, features: int, *, seed: int) -> Tensor:
+    """Return random directions [head, feature, dim], orthogonal in blocks of *dim*, float32.
+
+    Their lengths are those of Gaussian vectors. Raises ``AttentionInvalid`` for a size below 1.
+    """
+    if min(heads, dim, features) < 1:
+        raise AttentionInvalid("Random features need at least one head, dimension and feature.")
+    draw = torch.Generator().manual_seed(seed)
+    blocks = -(-features // dim)
+    normal = torch.randn(heads, blocks, dim, dim, generator=draw, dtype=torch.float64)
+    found, triangle = torch.linalg.qr(normal)
+    # With the signs of the diagonal every rotation is as likely; without them the mean is off.
+    even = found * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    turned: Tensor = even.flatten(1, 2)[:, :features]
+    lengths = torch.randn(heads, features, dim, generator=draw, dtype=torch.float64).norm(dim=-1)
+    directions: Tensor = turned * lengths[..., None]
+    return directions.float()
+
+
+def random_features(query: Tensor, key: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return positive features whose products are those of softmax attention in the mean.
+
+    *query* and *key* are [batch, head, time, dim], *directions* [head, feature, dim]; the scale is
+    ``dim ** -0.5``. A factor common to all keys, and one of each query, are left out: they change
+    no row.
+    """
+    root = query.shape[-1] ** -0.25
+    exponents = [
+        (x * root) @ directions.mT.to(x.dtype) - 0.5 * (x * root).square().sum(-1, keepdim=True)
+        for x in (query, key)
+    ]
+    largest = (
+        exponents[0].amax(dim=-1, keepdim=True).detach(),
+        exponents[1].amax(dim=(-2, -1), keepdim=True).detach(),
+    )
+    found = [(each - most).exp() + 1e-6 for each, most in zip(exponents, largest, strict=True)]
+    return found[0], found[1]
+
+
+def attend_linearly(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> LinearAttended:
+    """Read *value* [batch, head, time, dim] by features of queries and keys, under *mask*.
+
+    The features [batch, head, time, feature] must be positive. Raises ``AttentionInvalid`` for a
+    window, over which sums would have to forget, and for tensors that do not fit.
+    """
+    _check(query, key, mask)
+    if value.shape[:-1] != key.shape[:-1]:
+        raise AttentionInvalid(
+            f"Values {list(value.shape)} do not fit keys {list(key.shape)}; give one a key."
+        )
+    if mask.kind is MaskKind.FULL:
+        normaliser = (query * key.sum(dim=-2, keepdim=True)).sum(dim=-1)
+        read = query @ (key.mT @ value)
+        return LinearAttended(read / normaliser[..., None], LinearLayer(query, key, normaliser))
+    # A column of ones beside the values sums the products themselves.
+    wide = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1)
+    before = wide.new_zeros(*wide.shape[:2], key.shape[-1], wide.shape[-1])
+    parts = []
+    for own in _chunks(query.shape[-2]):
+        q, k, v = query[..., own, :], key[..., own, :], wide[..., own, :]
+        parts.append(q @ before + (q @ k.mT).tril() @ v)
+        before = before + k.mT @ v
+    read = torch.cat(parts, dim=-2)
+    normaliser = read[..., -1]
+    return LinearAttended(
+        read[..., :-1] / normaliser[..., None], LinearLayer(query, key, normaliser)
+    )
+
+
+def linear_rows(layer: LinearLayer, rows: Sequence[int], mask: Mask) -> Tensor:
+    """Return the attention of chosen *rows*: [batch, head, row, time], in O(rows · N)."""
+    _check(layer.query, layer.key, mask)
+    chosen = list(check_rows(rows, layer.query.shape[-2]))
+    products = layer.query[..., chosen, :] @ layer.key.mT
+    if mask.kind is MaskKind.CAUSAL:
+        at = torch.tensor(chosen, device=products.device)[:, None]
+        later = torch.arange(products.shape[-1], device=products.device) > at
+        products = products.masked_fill(later, 0.0)
+    return products / layer.normaliser[..., chosen, None]
+
+
+def linear_confidence(layer: LinearLayer, rows: Sequence[int], mask: Mask) -> Tensor:
+    """Return ``1 - H / ln n`` of chosen *rows*: [batch, head, row]."""
+    terms: Tensor = torch.special.entr(linear_rows(layer, rows, mask))
+    visible = visible_counts(layer.query.shape[-2], mask, rows).to(terms.device)
+    return row_confidence(terms.sum(dim=-1), visible)
+
+
+def push_linearly(layer: LinearLayer, weights: Tensor, mask: Mask) -> Tensor:
+    """Return ``w · mean_h A_h`` of row vectors *weights* [batch, row, time], in O(N · features)."""
+    _check(layer.query, layer.key, mask)
+    # Each query's features, by how much of the row vector rests on it: [batch, head, row, time].
+    held = weights[:, None] / layer.normaliser[:, :, None]
+    if mask.kind is MaskKind.FULL:
+        return (((held @ layer.query) @ layer.key.mT).mean(dim=1)).to(weights.dtype)
+    after = held.new_zeros(*held.shape[:3], layer.key.shape[-1])
+    parts = []
+    for own in reversed(list(_chunks(layer.query.shape[-2]))):
+        q, k, w = layer.query[..., own, :], layer.key[..., own, :], held[..., own]
+        parts.append(after @ k.mT + w @ (q @ k.mT).tril())
+        after = after + w @ q
+    return torch.cat(parts[::-1], dim=-1).mean(dim=1).to(weights.dtype)
+
+
+def rollout_linearly(
+    layers: Sequence[LinearLayer],
+    rows: Sequence[int],
+    mask: Mask,
+    *,
+    residual_weight: float = 0.5,
+    start_layer: int = 0,
+) -> Rollout:
+    """Return the rollout of *rows* through linear layers: weights [batch, row, time].
+
+    Exact, of the matrices that the layers imply; heads are fused by their mean. Raises
+    ``AttentionInvalid`` for no layer and for options that do not fit.
+    """
+    if not 0 <= start_layer < len(layers):
+        raise AttentionInvalid(
+            f"Layer {start_layer} is none of {len(layers)}; start at one that there is."
+        )
+    check_share(residual_weight, "residual_weight")
+    batch, _, time, _ = layers[0].query.shape
+    chosen = list(check_rows(rows, time))
+    weights = layers[0].query.new_zeros(batch, len(chosen), time)
+    weights[:, range(len(chosen)), chosen] = 1.0
+    for layer in reversed(layers[start_layer:]):
+        pushed = push_linearly(layer, weights, mask)
+        weights = residual_weight * weights + (1.0 - residual_weight) * pushed
+    return finish(weights, normalise=True)
+
+
+def distance_from_softmax(
+    layer: LinearLayer,
+    query: Tensor,
+    key: Tensor,
+    rows: Sequence[int],
+    mask: Mask,
+) -> Tensor:
+    """Return how far chosen rows lie from those of softmax attention: [batch, head, row].
+
+    Half the L1 distance, from 0 to 1. *query* and *key* [batch, head, time, dim] are those that
+    the features were made of, the scale is ``dim ** -0.5``.
+    """
+    chosen = list(check_rows(rows, query.shape[-2]))
+    scores = query[..., chosen, :] @ key.mT / math.sqrt(query.shape[-1])
+    if mask.kind is MaskKind.CAUSAL:
+        at = torch.tensor(chosen, device=scores.device)[:, None]
+        scores = scores.masked_fill(
+            torch.arange(scores.shape[-1], device=scores.device) > at, -torch.inf
+        )
+    return 0.5 * (linear_rows(layer, chosen, mask) - scores.softmax(dim=-1)).abs().sum(dim=-1)
+
+
+def _chunks(time: int) -> Iterator[slice]:
+    for start in range(0, time, CHUNK):
+        yield slice(start, min(start + CHUNK, time))
+
+
+def _check(query: Tensor, key: Tensor, mask: Mask) -> None:
+    if query.ndim != AXES or query.shape != key.shape:
+        raise AttentionInvalid(
+            f"Features of queries {list(query.shape)} and keys {list(key.shape)} must both be "
+            "[batch, head, time, feature]."
+        )
+    if mask.kind is MaskKind.WINDOW:
+        raise AttentionInvalid(
+            "Linear attention sums over all that a row sees and cannot forget a window's oldest "
+            "bar; take a full or a causal mask."
+        )

@@ -1,0 +1,199 @@
+"""A transformer of linear attention over whole windows, explained as exactly as the default one.
+
+The matrices that its layers imply are row-stochastic, so the rollout says where the decided bar
+looked in O(window). Which features stand for the softmax is ``feature_map``: ``elu``, or ``random``
+ones that approximate it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.attention.linear import (
+    LinearLayer,
+    attend_linearly,
+    draw_directions,
+    elu_features,
+    linear_confidence,
+    random_features,
+    rollout_linearly,
+)
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.networks.architecture import (
+    Look,
+    Network,
+    NetworkKind,
+    checked_section,
+    register,
+)
+from tracepaper.strategies.networks.encodings import Phases
+from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.heads import Outputs
+
+_FEATURE_MAPS: Final = ("elu", "random")
+_MASKS: Final = {"full": Mask.full(), "causal": Mask.causal()}
+_OWN: Final = ("feature_map", "random_features", "seed")
+_DIRECTIONS: Final = "directions_{depth}"
+
+
+@dataclass(frozen=True, slots=True)
+class LinearConfig:
+    """The architecture; it is stored in a model's card as ``[architecture]``.
+
+    ``seed`` draws the random features: it belongs to the function that was learned.
+    """
+
+    features: int = 30
+    dim: int = 64
+    layers: int = 4
+    heads: int = 4
+    window: int = 1088
+    horizons: tuple[int, ...] = (5, 30, 240)
+    encoding: str = "rope"
+    time_of_week: bool = False
+    clock: tuple[str, ...] = ()
+    interval_minutes: int = 1
+    mlp_ratio: float = 4.0
+    norm: str = "pre"
+    mask: str = "causal"
+    feature_map: str = "elu"
+    random_features: int = 64
+    dropout: float = 0.0
+    allocation: bool = False
+    quantiles: tuple[float, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built, with one sentence each."""
+        if self.feature_map not in _FEATURE_MAPS:
+            raise ConfigInvalid(
+                f"architecture.feature_map is {shown(self.feature_map)}; choose one of "
+                f"{', '.join(_FEATURE_MAPS)}."
+            )
+        if self.mask not in _MASKS:
+            raise ConfigInvalid(
+                f"architecture.mask is {shown(self.mask)}; linear attention takes full or causal."
+            )
+        if self.encoding == "alibi":
+            raise ConfigInvalid(
+                "architecture.encoding alibi adds to scores, and linear attention has none; use "
+                "rope."
+            )
+        self.trunk()
+
+    @property
+    def receptive_field(self) -> int:
+        """How many rows one answer depends on: the whole window."""
+        return self.window
+
+    def trunk(self) -> FlashConfig:
+        """Return all of it but the attention; raise ``ConfigInvalid`` where it cannot be."""
+        return FlashConfig(**{name: v for name, v in asdict(self).items() if name not in _OWN})
+
+    @classmethod
+    def read(cls, section: dict[str, Any]) -> LinearConfig:
+        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
+        return cls(**checked_section(cls, section))
+
+
+class LinearNetwork(Network):
+    """A window of feature rows in, the forecast of its last bar out."""
+
+    config: LinearConfig
+
+    def __init__(self, config: LinearConfig) -> None:
+        super().__init__()
+        # Set here alone, so that a narrower type than the base's is safe.
+        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.mask = _MASKS[config.mask]
+        self.trunk = FlashNetwork(config.trunk())
+        if config.feature_map == "random":
+            head_dim = config.dim // config.heads
+            for depth in range(config.layers):
+                drawn = draw_directions(
+                    config.heads, head_dim, config.random_features, seed=config.seed + depth
+                )
+                self.register_buffer(_DIRECTIONS.format(depth=depth), drawn, persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
+        """Forecast the last bar of each window *x* [batch, window, features]: [batch, 1, ...].
+
+        *positions* [.., window] are absolute bar numbers.
+        """
+        return self._read_out(self._run(x, positions, None))
+
+    def trace(
+        self, x: Tensor, positions: Tensor | None = None
+    ) -> tuple[Outputs, list[LinearLayer]]:
+        """Forecast as ``forward`` does, and return what each layer attended with."""
+        layers: list[LinearLayer] = []
+        return self._read_out(self._run(x, positions, layers)), layers
+
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
+        """Forecast one window *x* [1, window, features] and explain its last bar.
+
+        It always runs in float32, whatever *half* asks for.
+        """
+        del half
+        outputs, layers = self.trace(x, positions)
+        last = [x.shape[1] - 1]
+        sure = [linear_confidence(layer, last, self.mask)[0, :, 0] for layer in layers]
+        return Look(outputs, rollout_linearly(layers, last, self.mask), torch.stack(sure))
+
+    def content_free(self) -> float:
+        """Return the confidence without content: 0, for every key is alike."""
+        return 0.0
+
+    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield each stage's name and output for *x* [batch, time, features], first to last."""
+        state, phases = self.trunk.enter(x, torch.arange(x.shape[1], device=x.device))
+        yield "embed", state
+        for depth, block in enumerate(self.trunk.layers()):
+            state, _ = self._layer(depth, block, state, phases)
+            yield f"blocks.{depth}", state
+        for name, output in self._read_out(state)._asdict().items():
+            if output is not None:
+                yield f"heads.{name}", output
+
+    def _run(self, x: Tensor, positions: Tensor | None, kept: list[LinearLayer] | None) -> Tensor:
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        state, phases = self.trunk.enter(x, positions)
+        for depth, block in enumerate(self.trunk.layers()):
+            state, layer = self._layer(depth, block, state, phases)
+            if kept is not None:
+                kept.append(layer)
+        return state
+
+    def _layer(
+        self, depth: int, block: Block, state: Tensor, phases: Phases
+    ) -> tuple[Tensor, LinearLayer]:
+        """Return the state after block *depth*, and what it attended with."""
+        query, key, value = block.project(state, phases)
+        if self.config.feature_map == "elu":
+            query, key = elu_features(query), elu_features(key)
+        else:
+            drawn = self.get_buffer(_DIRECTIONS.format(depth=depth))
+            query, key = random_features(query, key, drawn)
+        read, layer = attend_linearly(query, key, value, self.mask)
+        return block.finish(state, read), layer
+
+    def _read_out(self, state: Tensor) -> Outputs:
+        return self.trunk.read_out(state[:, -1:])
+
+
+register(
+    NetworkKind(
+        "linear",
+        LinearConfig.read,
+        LinearNetwork,
+        backend=lambda _: "sums",
+        words="linear attention over whole windows, by features of queries and keys",
+    )
+)
