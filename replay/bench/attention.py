@@ -152,6 +152,7 @@ def measure(
         "machine": _machine(threads) | workloads.versions(),
         "setting": {name: getattr(setting, name) for name in ("layers", "heads", "head_dim")},
         "attention": rows,
+        "linear": _linear(setting, sizes, tell),
         "live": _live(),
         "cuda": _cuda(sizes, tell),
     }
@@ -246,6 +247,35 @@ def _peaks(bars: int, mask: str, *, dense: bool) -> Figures:
     if dense:
         peaks["dense_bytes"] = peak_bytes("dense", mask, bars)
     return peaks
+
+
+def _linear(setting: Setting, sizes: Sequence[int], tell: Callable[[str], None]) -> list[Figures]:
+    """Measure linear attention beside the flash forward, causal, by both of its feature maps."""
+    from tracepaper.strategies.networks import workloads
+
+    rows, mask = [], Mask.causal()
+    for bars in sizes:
+        tell(f"{bars:,} bars, linear")
+        inputs = workloads.draw(setting, bars)
+        for feature_map in ("elu", "random"):
+            linear = workloads.Linear(inputs, mask, feature_map)
+            routes: dict[str, Route] = {
+                "flash": lambda: workloads.forward(inputs, mask),  # noqa: B023 - called at once
+                "linear": linear.forward,
+                "explain": linear.explain,
+            }
+            spent = interleaved(routes)
+            rows.append(
+                {
+                    "bars": bars,
+                    "features": feature_map,
+                    "forward_s": spent["linear"],
+                    "forward_ratio": spent["linear"] / spent["flash"],
+                    "explain_ratio": spent["explain"] / spent["linear"],
+                    "distance": linear.distance(),
+                }
+            )
+    return rows
 
 
 def _live() -> Figures:

@@ -43,6 +43,7 @@ def render(figures: Mapping[str, Any]) -> RenderableType:
     """Return the figures as tables."""
     parts: list[RenderableType] = [
         _attention_table(figures["attention"], _title(figures)),
+        _linear_table(figures["linear"]),
         _live_table(figures["live"]),
     ]
     if (cuda := figures["cuda"]) is not None:
@@ -86,6 +87,22 @@ def _title(figures: Mapping[str, Any]) -> str:
         f"{setting['layers']} layers of {setting['heads']} heads of {setting['head_dim']}, "
         f"{machine['threads']} thread(s), torch {machine['torch']} {machine['simd']}"
     )
+
+
+def _linear_table(rows: Sequence[Figures]) -> Table:
+    table = Table(title="Linear attention, causal")
+    for name in ("bars", "features", "forward ms", "÷ flash", "explain ÷ forward", "from softmax"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['bars']:,}",
+            row["features"],
+            f"{row['forward_s'] * 1e3:,.1f}",
+            f"{row['forward_ratio']:.2f}",
+            f"{row['explain_ratio']:.2f}",
+            f"{row['distance']:.2f}",
+        )
+    return table
 
 
 def _attention_table(rows: Sequence[Figures], title: str) -> Table:

@@ -108,6 +108,9 @@ def train(
         str | None, typer.Option(help="flash: window, or causal or full over whole windows.")
     ] = None,
     norm: Annotated[str | None, typer.Option(help="flash: pre or post.")] = None,
+    gated: Annotated[
+        bool | None, typer.Option(help="flash: each bar's state sharpens or softens its attention.")
+    ] = None,
     factor: Annotated[int | None, typer.Option(help="informer: queries and keys chosen.")] = None,
     distil: Annotated[
         bool | None, typer.Option(help="informer: halve time between layers.")
@@ -174,6 +177,7 @@ def train(
             "clock": None if clock is None else [name for name in clock.split(",") if name],
             "mask": mask,
             "norm": norm,
+            "gated": gated,
             "factor": factor,
             "distil": distil,
             "feature_map": feature_map,

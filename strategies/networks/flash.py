@@ -54,7 +54,10 @@ _RATES: Final = ("dropout", "stochastic_depth")
 
 @dataclass(frozen=True, slots=True)
 class FlashConfig:
-    """The architecture; it is stored in a model's card as ``[architecture]``."""
+    """The architecture; it is stored in a model's card as ``[architecture]``.
+
+    ``gated`` lets each bar's state, which holds its volatility, say how sharply each head attends.
+    """
 
     features: int = 30
     dim: int = 64
@@ -66,6 +69,7 @@ class FlashConfig:
     time_of_week: bool = False
     clock: tuple[str, ...] = ()
     interval_minutes: int = 1
+    gated: bool = False
     mlp: str = "gelu"
     mlp_ratio: float = 4.0
     norm: str = "pre"
@@ -185,6 +189,7 @@ class Block(nn.Module):
         self.pre = config.norm == "pre"
         self.attention_norm = nn.LayerNorm(config.dim)
         self.project_in = nn.Linear(config.dim, 3 * config.dim)
+        self.gate = nn.Linear(config.dim, config.heads) if config.gated else None
         self.project_out = nn.Linear(config.dim, config.dim)
         self.mlp_norm = nn.LayerNorm(config.dim)
         self.mlp = FeedForward(config)
@@ -194,10 +199,14 @@ class Block(nn.Module):
         # Keep the residual stream's variance independent of depth (Radford et al., 2019).
         for layer in (self.project_out, self.mlp.fall):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5 / (2 * config.layers) ** 0.5)
+        if self.gate is not None:  # every temperature begins at 1
+            nn.init.zeros_(self.gate.weight)
+            nn.init.zeros_(self.gate.bias)
 
     def project(self, x: Tensor, phases: Phases) -> Projected:
         """Return this layer's queries, keys and values of *x* [batch, time, dim]."""
-        mixed: Tensor = self.project_in(self.attention_norm(x) if self.pre else x)
+        given = self.attention_norm(x) if self.pre else x
+        mixed: Tensor = self.project_in(given)
         mixed = mixed.unflatten(-1, (3, self.heads, -1))  # [batch, time, 3, head, dim]
         if phases.cosine is None or phases.sine is None:
             query, key, value = mixed.unbind(2)
@@ -205,6 +214,8 @@ class Block(nn.Module):
             cosine, sine = phases.cosine[:, None, None], phases.sine[:, None, None]
             query, key = rotate(mixed[:, :, :2], cosine, sine).unbind(2)
             value = mixed[:, :, 2]
+        if self.gate is not None:
+            query = query * (2.0 * self.gate(given).sigmoid())[..., None]  # [batch, time, head, 1]
         # [batch, time, head, dim] -> [batch, head, time, dim]
         return Projected(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
 

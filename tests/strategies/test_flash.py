@@ -20,6 +20,8 @@ FORMS = [
     {"encoding": "sinusoidal", "norm": "post"},
     {"encoding": "learned", "mlp": "gated"},
     {"encoding": "none", "time_of_week": True},
+    {"encoding": "mixture", "clock": ("sessions", "funding")},
+    {"encoding": "context", "gated": True},
     {"allocation": True, "quantiles": (0.1, 0.5, 0.9), "heads": 4},
 ]
 
@@ -231,3 +233,23 @@ def test_an_architecture_that_cannot_be_built_is_refused(
 def test_an_unknown_key_of_a_card_is_named() -> None:
     with pytest.raises(ConfigInvalid, match=r"architecture\.wings is unknown"):
         FlashConfig.read({"wings": 2})
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_gate_begins_open_and_sharpens_or_softens_a_bars_attention(norm: str) -> None:
+    config = replace(models.SMALL, mask="full", window=20, norm=norm)
+    net, gated = FlashNetwork(config).eval(), FlashNetwork(replace(config, gated=True)).eval()
+    gated.load_state_dict(net.state_dict(), strict=False)
+    x, positions = 3 * rows(20), torch.arange(20)
+
+    def confidence(lift: float) -> float:
+        for block in gated.layers():
+            assert block.gate is not None
+            torch.nn.init.constant_(block.gate.bias, lift)
+        with torch.inference_mode():
+            return float(gated.look(x, positions).confidence.mean())
+
+    with torch.inference_mode():
+        plain = float(net.look(x, positions).confidence.mean())
+    assert confidence(0.0) == pytest.approx(plain, abs=1e-7)
+    assert confidence(-3.0) < 0.5 * plain < plain < confidence(2.0)

@@ -105,6 +105,21 @@ def test_ring_and_chunks_equal_the_matrices(
     np.testing.assert_allclose(rollout, wanted_rollout, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("portions", [[0], [CHUNK_BARS]])
+def test_a_gated_network_and_its_clocks_stream_as_the_matrices_say(portions: list[int]) -> None:
+    config = replace(models.SMALL, gated=True, clock=("sessions", "halving"), window=50)
+    net = models.network(config)
+    for block in net.layers():
+        assert block.gate is not None
+        torch.nn.init.normal_(block.gate.weight, generator=torch.Generator().manual_seed(5))
+    x, positions = rows(300), np.arange(START, START + 300)
+    mean, confidence, rollout, _ = feed(net, x, positions, portions)
+    wanted, wanted_confidence, wanted_rollout = dense(net, x, positions)
+    assert (mean - wanted).abs().max() <= 1e-4 * wanted.std()
+    torch.testing.assert_close(confidence, wanted_confidence, rtol=0, atol=2e-5, check_dtype=False)
+    np.testing.assert_allclose(rollout, wanted_rollout, rtol=0, atol=1e-6)
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     holes=st.lists(st.sampled_from([1, 1, 1, 1, 2, 70, 400, 20_000]), min_size=160, max_size=160),

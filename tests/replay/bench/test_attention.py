@@ -94,11 +94,14 @@ def test_figures_are_plain_numbers_that_can_be_shown(tmp_path: Path) -> None:
     assert json.loads(json.dumps(figures)) == figures
     assert [row["bars"] for row in figures["attention"]] == [64] * 3 + [128] * 3
     assert all(row["ours_s"] > 0 and row["dense_s"] > 0 for row in figures["attention"])
+    assert [row["features"] for row in figures["linear"]] == ["elu", "random"] * 2
+    assert all(0 < row["distance"] < 1 < 1e6 * row["forward_s"] for row in figures["linear"])
     assert figures["live"]["step_ratio"] > 0
     assert heard[0] == "64 bars, causal"
     page = io.StringIO()
     Console(width=200, file=page).print(render(figures))
     assert "explain ms" in page.getvalue()
+    assert "Linear attention, causal" in page.getvalue()
     plot(figures, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 

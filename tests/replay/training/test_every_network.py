@@ -30,7 +30,7 @@ WINDOW = 24
 BARS = 2 * WINDOW + schema("v1").lookback + 20
 FORMS: dict[str, dict[str, Any]] = {
     "flash": {"kind": "flash", "layers": 2},
-    "classic": {"kind": "flash", "mask": "full", "time_of_week": True},
+    "classic": {"kind": "flash", "mask": "full", "time_of_week": True, "gated": True},
     "decoder": {"kind": "flash", "mask": "causal", "encoding": "alibi", "norm": "post"},
     "clocked": {"kind": "flash", "encoding": "context", "clock": ["sessions", "month", "halving"]},
     "informer": {"kind": "informer", "layers": 2, "factor": 2},
