@@ -154,6 +154,9 @@ def train(
     explained_bars: Annotated[
         int | None, typer.Option(min=500, help="Bars of calibration and test to explain.")
     ] = None,
+    baselines: Annotated[
+        str | None, typer.Option(help="Fit as well, which takes minutes: lstm.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Take up an unfinished fit.")] = False,
@@ -198,6 +201,7 @@ def train(
             "learned_weights": learned_weights,
             "precision": precision,
             "explained_bars": explained_bars,
+            "baselines": None if baselines is None else baselines.split(","),
             "threads": threads,
             "device": device,
         },
@@ -304,6 +308,7 @@ def _train(
     from tracepaper.replay.judging.spans import opened_by_training
     from tracepaper.replay.training.array_cache import ArrayCache, default_folder
     from tracepaper.replay.training.ensemble import EnsembleRecipe
+    from tracepaper.replay.training.fitted import unfitted
     from tracepaper.replay.training.material import Material, intervals_of
     from tracepaper.replay.training.pipeline import compare_seeds, use_threads
     from tracepaper.replay.training.recipe import Recipe
@@ -315,7 +320,7 @@ def _train(
     split = _split(first.split or {}, max(horizons))
 
     def read(schema_id: str, split: Callable[[Sequence[Segment]], Split]) -> Material:
-        return Material.read(
+        found = Material.read(
             data,
             split,
             horizons,
@@ -324,11 +329,14 @@ def _train(
             calendar=first.calendar,
             arrays=ArrayCache(cache or default_folder()),
         )
+        return replace(found, requested=first.baselines)
 
     own = material = read(first.schema_id, split)
     if isinstance(first, EnsembleRecipe):
         wide = first.wide(own.interval_ms)
-        material = own if wide == own.schema.schema_id else read(wide, lambda _: own.split)
+        if wide != own.schema.schema_id:
+            material = read(wide, lambda _: own.split)
+            own = replace(own, stored=unfitted())  # its baselines would stand beside no figure
     folders = [out]
     if len(recipes) > 1:
         folders = [out / f"seed-{recipe.options.seed}" for recipe in recipes]

@@ -29,7 +29,7 @@ from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.forecasters.build import is_ensemble, row_kind
 
 FILE_NAME: Final = "openings.toml"
-_LUCK: Final = ("seed", "threads", "device", "explained_bars")
+_LUCK: Final = ("seed", "threads", "device", "explained_bars", "baselines")
 _NEWER: Final = (("entropy_weight", 0.0),)
 """Keys at values that change nothing, which older recipes do not have."""
 """Keys of ``[training]`` by which one recipe is no other."""

@@ -16,7 +16,7 @@ from scipy.signal import lfilter
 
 from tracepaper.replay.training.boosting import BoostingOptions, LabelledRows, boost
 from tracepaper.replay.training.glm import fit_gamma
-from tracepaper.replay.training.samples import VARIANCE_FLOOR
+from tracepaper.replay.training.samples import VARIANCE_FLOOR, Samples
 from tracepaper.replay.training.series import Segment
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
@@ -177,6 +177,12 @@ class Training(NamedTuple):
     returns: list[NDArray[np.float32]]  # [time, horizon]
     variances: list[NDArray[np.float32]]  # [time, horizon]
     past: list[Array]  # [window + 1, time], of ``past_variances``
+    samples: Sequence[Samples]  # the same as windows are drawn from
+    stopping: Sequence[Samples]  # of the validation part, for what is stopped early
+
+
+Measure = Literal["mean", "variance"]
+"""What a baseline forecasts: of the scaled return."""
 
 
 class Asked(NamedTuple):
@@ -187,6 +193,7 @@ class Asked(NamedTuple):
     past: Array  # [window + 1, row], of ``past_variances``
     horizon: int  # bars
     column: int  # of the horizon
+    of: Measure
 
     @property
     def values(self) -> NDArray[np.float32]:
@@ -204,10 +211,15 @@ class Baseline(NamedTuple):
     """A forecast without a network that every table shows beside the network's."""
 
     name: str
-    of: Literal["mean", "variance"]
+    of: Measure | Literal["both"]
     fit: Callable[[Training], Arrays]
     read: Read
     needs_lightgbm: bool  # to be fitted; answering needs nothing
+    on_request: bool  # fitted where a recipe names it alone: it takes minutes
+
+    def gives(self, of: Measure) -> bool:
+        """Return whether it forecasts the mean, or the variance."""
+        return self.of in (of, "both")
 
 
 BASELINES: Final[dict[str, Baseline]] = {}
@@ -222,19 +234,21 @@ def nothing(_: Training) -> Arrays:
 def baseline(
     name: str,
     *,
-    of: Literal["mean", "variance"],
+    of: Measure | Literal["both"],
     fit: Callable[[Training], Arrays] = nothing,
     needs_lightgbm: bool = False,
+    on_request: bool = False,
 ) -> Callable[[Read], Read]:
     """Register what answers by the arrays of *fit* for the scaled return's mean or its variance.
 
+    One of both answers what ``Asked.of`` names.
     Raises ``ConfigInvalid`` for a name that is taken.
     """
 
     def known(read: Read) -> Read:
         if name in BASELINES:
             raise ConfigInvalid(f"There is a baseline called {name} already.")
-        BASELINES[name] = Baseline(name, of, fit, read, needs_lightgbm)
+        BASELINES[name] = Baseline(name, of, fit, read, needs_lightgbm, on_request)
         return read
 
     return known

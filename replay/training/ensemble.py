@@ -165,6 +165,11 @@ class EnsembleRecipe:
         return self.network.calendar
 
     @property
+    def baselines(self) -> tuple[str, ...]:
+        """Those beside the ensemble that are fitted on request."""
+        return self.network.baselines
+
+    @property
     def split(self) -> Mapping[str, Any] | None:
         """The dates, where they are chosen."""
         return self.network.split
@@ -284,12 +289,7 @@ def combine(
     if material.schema.schema_id != wide:
         raise ConfigInvalid(f"The candles were read as {material.schema.schema_id}; read {wide}.")
     say("Combining the halves.")
-    tensors = {
-        f"{half}.{key}": tensor
-        for half, own in zip(HALVES, (network, rows), strict=True)
-        for key, tensor in own.tensors.items()
-    }
-    card = _shared(_first_card(network, rows, material, name, created_ms), tensors, material)
+    card, tensors = joined_halves(network, rows, material, name=name, created_ms=created_ms)
     section = gates_calibrated(card, tensors, material, bars=_bars(card, tensors, bars))
     say("Judging on untouched time.")
     card = evaluated_ensemble({**card, "calibration": section}, tensors, material, bars=bars)
@@ -297,6 +297,19 @@ def combine(
         sentences = [*card["honesty"]["sentences"], network.stopped]
         card = {**card, "honesty": {"sentences": sentences}}
     return save_judged(folder, tensors, card, material.fitted)
+
+
+def joined_halves(
+    network: Half, rows: Half, material: Material, *, name: str, created_ms: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return card and tensors of both halves together, shares and spread fitted, gates not yet."""
+    tensors = {
+        f"{half}.{key}": tensor
+        for half, own in zip(HALVES, (network, rows), strict=True)
+        for key, tensor in own.tensors.items()
+    }
+    card = _first_card(network, rows, material, name, created_ms)
+    return _shared(card, tensors, material), tensors
 
 
 def read_halves(
@@ -476,6 +489,19 @@ def judge_halves(
     ]
 
 
+def mixed(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material
+) -> list[HorizonForecasts]:
+    """Return what the mix says of the test part, beside its halves and the baselines."""
+    section, shares = card["calibration"], card[SECTION]["network_share"]
+    found = []
+    for one in judge_halves(card, tensors, material, Part.TEST):
+        key = str(one.horizon)
+        mix = _mixed(one, shares[key], section["spread"][key])
+        found.append(cooled(mix, section["temperature"][key]))
+    return found
+
+
 def _mixed(one: HorizonForecasts, share: float, wide: float) -> HorizonForecasts:
     """Return the ensemble's forecasts of the halves *one*; *wide* is its spread."""
     network, rows = (np.log(one.variances[half]) for half in NAMES)
@@ -516,12 +542,7 @@ def judge_ensemble(
     bars: int | None = None,
 ) -> JudgedPart:
     """Return what the mix said of the test part, and its figures; *bars* are explained."""
-    section, shares = card["calibration"], card[SECTION]["network_share"]
-    found = []
-    for one in judge_halves(card, tensors, material, Part.TEST):
-        key = str(one.horizon)
-        mixed = _mixed(one, shares[key], section["spread"][key])
-        found.append(cooled(mixed, section["temperature"][key]))
+    section, found = card["calibration"], mixed(card, tensors, material)
     told: dict[str, Any] = {}
     for one in found:
         told[str(one.horizon)] = figures_of(one, ALL_MEASURES) | {"qlike_gain": _gains(one)}

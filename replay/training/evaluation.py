@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.replay.training import figures
-from tracepaper.replay.training.baselines import BASELINES, Answer, Asked, past_variances
+from tracepaper.replay.training.baselines import BASELINES, Answer, Asked, Measure, past_variances
 from tracepaper.replay.training.figures import DailyEstimate
 from tracepaper.replay.training.samples import (
     NO_LABEL,
@@ -145,6 +145,7 @@ class HorizonForecasts:
     value: Array
     classes: NDArray[np.int64]
     variance: Array
+    unit: Array  # σ √h of each row: the log return that is one
     mean: Array
     scale: Array
     dof: Array
@@ -192,26 +193,27 @@ def judged(
                 value=merged["value"],
                 classes=merged["class"].astype(np.int64),
                 variance=merged["realised"],
+                unit=merged["unit"],
                 mean=every.mean[used, column].astype(np.float64),
                 scale=every.scale[used, column].astype(np.float64),
                 dof=every.dof[used, column].astype(np.float64),
                 logits=every.logits[used, column],
                 means={
                     "network": every.mean[used, column].astype(np.float64),
-                    **{name: merged[name] for name in _named("mean", fitted)},
+                    **{name: merged[f"mean {name}"] for name in _named("mean", fitted)},
                     "random": generator.normal(size=int(used.sum())),
                 },
                 variances={
                     "network": every.variance[used, column].astype(np.float64),
-                    **{name: merged[name] for name in _named("variance", fitted)},
+                    **{n: merged[f"variance {n}"] for n in _named("variance", fitted)},
                 },
             )
         )
     return found
 
 
-def _named(of: str, fitted: Mapping[str, Answer]) -> list[str]:
-    return [name for name in fitted if BASELINES[name].of == of]
+def _named(of: Measure, fitted: Mapping[str, Answer]) -> list[str]:
+    return [name for name in fitted if BASELINES[name].gives(of)]
 
 
 def _baseline_rows(
@@ -223,7 +225,12 @@ def _baseline_rows(
 ) -> dict[str, NDArray[Any]]:
     """Return labels and baselines of *rows* for one horizon."""
     segment, labels = samples.segment, samples.labels
-    asked = Asked(segment, rows, past_variances(segment)[:, rows], horizon, column)
+    past = past_variances(segment)[:, rows]
+    answers = {
+        f"{of} {name}": fitted[name](Asked(segment, rows, past, horizon, column, of))
+        for of in get_args(Measure)
+        for name in _named(of, fitted)
+    }
     return {
         "key": segment.keys[rows],
         "weight": samples.weights[rows, column].astype(np.float64),
@@ -231,7 +238,8 @@ def _baseline_rows(
         "value": labels["returns"][rows, column].astype(np.float64),
         "class": labels["direction"][rows, column].astype(np.float64),
         "realised": labels["variance"][rows, column].astype(np.float64),
-        **{name: answered(asked) for name, answered in fitted.items()},
+        "unit": segment.sigma[rows] * np.sqrt(horizon),
+        **answers,
     }
 
 
@@ -251,7 +259,7 @@ def report(found: HorizonForecasts, *, temperature: float, slope: float) -> dict
             "calibrated": _pair(figures.r_squared(slope * found.mean, value, days)),
             **{
                 name: _pair(figures.r_squared(found.means[name], value, days))
-                for name in ("ridge", "persistence")
+                for name in ("ridge", "persistence", "lstm")
                 if name in found.means
             },
         },

@@ -18,10 +18,12 @@ from tracepaper.replay.training.baselines import (
     Answer,
     Arrays,
     Training,
+    baseline,
     nothing,
     past_variances,
 )
 from tracepaper.replay.training.boosting import import_lightgbm
+from tracepaper.replay.training.lstm_baseline import fit_lstm, read_lstm
 from tracepaper.replay.training.samples import Samples
 from tracepaper.storage import checkpoints
 from tracepaper.storage.checkpoints import Checkpoint
@@ -35,10 +37,19 @@ NO_TREES: Final = (
 Fitted = Mapping[str, Arrays]
 """Each baseline's arrays by its name."""
 
+# Here, because a network's training knows the other baselines.
+baseline("lstm", of="both", fit=fit_lstm, on_request=True)(read_lstm)
 
-def fit_baselines(training: Sequence[Samples]) -> Fitted:
-    """Fit every registered baseline to the *training* samples; those of trees need LightGBM."""
-    known = Training([], [], [], [], [], [], [])
+
+def fit_baselines(
+    training: Sequence[Samples], stopping: Sequence[Samples] = (), requested: Sequence[str] = ()
+) -> Fitted:
+    """Fit every registered baseline to the *training* samples; those of trees need LightGBM.
+
+    Those that take minutes are fitted where they are *requested* by name; *stopping* samples end
+    their fits.
+    """
+    known = Training([], [], [], [], [], [], [], training, stopping)
     for samples in training:
         span = slice(samples.start, samples.stop)
         unused = samples.weights[span] == 0
@@ -53,8 +64,20 @@ def fit_baselines(training: Sequence[Samples]) -> Fitted:
     return {
         name: each.fit(known)
         for name, each in BASELINES.items()
-        if has_lightgbm or not each.needs_lightgbm
+        if (has_lightgbm or not each.needs_lightgbm) and (name in requested or not each.on_request)
     }
+
+
+def requested_names(names: Iterable[object]) -> tuple[str, ...]:
+    """Return *names*, each once; raise ``ConfigInvalid`` for one that is not fitted on request."""
+    known = [name for name, each in BASELINES.items() if each.on_request]
+    for name in names:
+        if name not in known:
+            raise ConfigInvalid(
+                f"training.baselines names {shown(name)}, which is not fitted on request; choose of"
+                f" {', '.join(known)}. The others stand there anyway."
+            )
+    return tuple(dict.fromkeys(map(str, names)))
 
 
 def unfitted() -> Fitted:

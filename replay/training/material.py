@@ -71,6 +71,8 @@ class Material:
     arrays: ArrayCache = field(default=IN_MEMORY, compare=False)
     stored: Fitted | None = None
     """Baselines that were fitted before; None fits them on the training part."""
+    requested: tuple[str, ...] = ()
+    """Of the baselines that are fitted on request, those that are."""
 
     @classmethod
     def read(
@@ -159,7 +161,10 @@ class Material:
     @cached_property
     def fitted(self) -> Fitted:
         """The baselines as arrays, fitted on the training part when first asked for."""
-        return fit_baselines(self.samples(Part.TRAIN)) if self.stored is None else self.stored
+        if self.stored is not None:
+            return self.stored
+        stopping = self.samples(Part.VALIDATION) if self.requested else []
+        return fit_baselines(self.samples(Part.TRAIN), stopping, self.requested)
 
     @cached_property
     def baselines(self) -> dict[str, Answer]:

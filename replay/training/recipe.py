@@ -18,6 +18,7 @@ from typing import Any, Final, Self, TypeVar
 
 from tracepaper.replay.training.boosting import BoostingOptions
 from tracepaper.replay.training.fit import FitOptions
+from tracepaper.replay.training.fitted import requested_names
 from tracepaper.replay.training.material import in_bars, intervals_of, own_interval
 from tracepaper.replay.training.series import TrainingFile
 from tracepaper.storage.checkpoints import dump
@@ -39,7 +40,7 @@ Document = Mapping[str, Any]
 _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "model": ("kind", "name"),
     "architecture": (),
-    "training": ("threads", "device", "explained_bars"),
+    "training": ("threads", "device", "explained_bars", "baselines"),
     "calibration": ("horizon",),
     "features": ("schema_id", "intervals", "calendar"),
     "split": (
@@ -76,6 +77,7 @@ class Recipe:
     device: str = "cpu"
     threads: int = 2
     split: Mapping[str, Any] | None = None
+    baselines: tuple[str, ...] = ()  # of those that are fitted on request
 
     def __post_init__(self) -> None:
         """Refuse a horizon of the gates that the network does not forecast."""
@@ -106,6 +108,7 @@ class Recipe:
             device=str(own.get("device", "cpu")),
             threads=whole("training.threads", own.get("threads", THREADS)),
             split=chosen["split"] or None,
+            baselines=requested_baselines(own),
         )
 
     def fitted_to(self, schema: FeatureSchema, interval_ms: int) -> Self:
@@ -118,6 +121,7 @@ class Recipe:
     def document(self) -> dict[str, Any]:
         """Return it as the sections of a file, every key with its value."""
         training = asdict(self.options) | {"threads": self.threads, "device": self.device}
+        training |= with_baselines(self.baselines)
         if self.explained_bars is not None:
             training["explained_bars"] = self.explained_bars
         found: dict[str, Any] = {
@@ -271,6 +275,19 @@ def _names(options: type[Any]) -> list[str]:
 def own_training(training: Document) -> dict[str, Any]:
     """Return the keys of ``[training]`` that are not what fits are fitted with."""
     return {name: training[name] for name in _SECTIONS["training"] if name in training}
+
+
+def requested_baselines(training: Document) -> tuple[str, ...]:
+    """Return what ``[training] baselines`` names; raise ``ConfigInvalid`` for what it cannot."""
+    names = training.get("baselines", [])
+    if not isinstance(names, list):
+        raise ConfigInvalid('training.baselines must be a list of names, such as ["lstm"].')
+    return requested_names(names)
+
+
+def with_baselines(names: Sequence[str]) -> dict[str, Any]:
+    """Return the key of ``[training]`` that names them; none where none is named."""
+    return {"baselines": list(names)} if names else {}
 
 
 AnyOptions = TypeVar("AnyOptions", FitOptions, BoostingOptions)

@@ -40,8 +40,10 @@ from tracepaper.replay.training.recipe import (
     features_of,
     middle,
     own_training,
+    requested_baselines,
     typed,
     whole,
+    with_baselines,
 )
 from tracepaper.replay.training.samples import VARIANCE_FLOOR, Samples
 from tracepaper.replay.training.series import Part
@@ -76,6 +78,7 @@ class RowRecipe:
     intervals: tuple[str, ...] = ()  # the model's, then others to learn from
     calendar: str | None = None
     split: Mapping[str, Any] | None = None
+    baselines: tuple[str, ...] = ()  # of those that are fitted on request
 
     @classmethod
     def of(cls, document: Mapping[str, Any], *, created_ms: int) -> Self:
@@ -101,11 +104,16 @@ class RowRecipe:
             intervals=tuple(chosen["features"].get("intervals", ())),
             calendar=chosen["features"].get("calendar"),
             split=chosen["split"] or None,
+            baselines=requested_baselines(own),
         )
 
     def text(self) -> str:
         """Return it as TOML, which ``of`` reads back."""
-        training = {"threads": self.threads, "explained_bars": self.explained_bars}
+        training = {
+            "threads": self.threads,
+            "explained_bars": self.explained_bars,
+            **with_baselines(self.baselines),
+        }
         found: dict[str, Any] = {
             "model": {"kind": self.kind, "name": self.name},
             "architecture": {"horizons": list(self.horizons)},
@@ -219,6 +227,7 @@ def row_card(material: Material, recipe: RowRecipe, options: Mapping[str, Any]) 
             **options,
             "threads": recipe.threads,
             "explained_bars": recipe.explained_bars,
+            **with_baselines(recipe.baselines),
             "bars": bars,
             "variance_floor": VARIANCE_FLOOR,
             "command": command(material.sources),
