@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -12,11 +12,14 @@ from tracepaper.daemon.commands.options import ConfigOption, JsonOption, print_j
 from tracepaper.replay.commands.train import DataOption, ThreadsOption
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from tracepaper.replay.judging.judgement import SpanJudgement
+    from tracepaper.daemon.session.user_model import UserForecaster
+    from tracepaper.replay.judging.judgement import Rival, SpanJudgement
     from tracepaper.replay.judging.spans import NamedSpan
     from tracepaper.replay.training.findings import Finding
+    from tracepaper.replay.training.fitted import Fitted
+    from tracepaper.replay.training.material import Material
     from tracepaper.storage.checkpoints import Checkpoint
 
 
@@ -35,6 +38,10 @@ def evaluate(
     spans: Annotated[
         str | None,
         typer.Option(metavar="A=DATE:DATE,B=…", help="Untouched spans, each judged by itself."),
+    ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="Another model on the same bars; repeat for more."),
     ] = None,
     folds: Annotated[
         str | None,
@@ -72,9 +79,11 @@ def evaluate(
     The baselines are those beside the checkpoint; where an older one has none, they are fitted on
     the bars before its training end, if --data has candles of both. Errors come from resampling
     whole calendar days. Each recipe that is judged on a span is counted as one opening of it. With
-    --folds the recipe is fitted anew before the untouched time instead. A class of one's own is
-    judged after its trained_until, with the options, files and features of the configuration. What
-    is asked for with a number is examined on so many decisions, evenly spread; 0 leaves it out.
+    --folds the recipe is fitted anew before the untouched time instead. With --beside each other
+    model, which may be a class, is asked about the same bars, and the differences are told by day.
+    A class of one's own is judged after its trained_until, with the options, files and features of
+    the configuration. What is asked for with a number is examined on so many decisions, evenly
+    spread; 0 leaves it out.
     """
     from tracepaper.daemon.config.sections import MODULE_CLASS
     from tracepaper.replay.judging.spans import read_spans
@@ -89,46 +98,54 @@ def evaluate(
     }
     chosen = read_spans(spans, start, end)
     is_class = MODULE_CLASS.match(checkpoint) is not None
-    if folds is not None and (is_class or spans or start or end):
+    if folds is not None and (is_class or spans or start or end or beside):
         raise ConfigInvalid(
             "--folds fits a checkpoint's recipe anew on the time before its untouched spans; give "
-            "it a checkpoint, and no span."
+            "it a checkpoint, and no span nor --beside."
         )
     if folds is not None:
         _refit(checkpoint, data, folds, html, threads=threads, as_json=json)
         return
-    findings: list[Finding] = []
     if is_class:
         _refuse_for_class(asked)
-        model_id, recipe, every = _of_class(checkpoint, data, config, chosen)
+        judged = _of_class(checkpoint, data, config, chosen)
     else:
-        model_id, recipe, every, findings = _of_checkpoint(
+        judged = _of_checkpoint(
             checkpoint, data, chosen, asked, threads=threads, bars=explained_bars
         )
-    _print(model_id, recipe, every, findings, html, as_json=json)
+    for name in beside or ():
+        judged = _with_rival(judged, name, data, config, threads=threads)
+    _print(judged, html, as_json=json)
 
 
-def _print(
-    model_id: str,
-    recipe: str,
-    every: Sequence[SpanJudgement],
-    findings: Sequence[Finding],
-    html: Path | None,
-    *,
-    as_json: bool,
-) -> None:
+class _Judged(NamedTuple):
+    """One model's judgement of every span, and the others beside it by name and id."""
+
+    model_id: str
+    recipe: str  # its hash
+    interval_ms: int
+    every: list[SpanJudgement]
+    findings: Sequence[Finding] = ()
+    beside: tuple[tuple[str, str], ...] = ()
+
+
+def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.judging.output import as_document, show, write_page
 
+    model_id, every = judged.model_id, judged.every
     if html is not None:
         write_page(model_id, every, html)
     if as_json:
-        told = [finding.document() for finding in findings]
-        print_json({**as_document(model_id, recipe, every), "findings": told})
+        told = [finding.document() for finding in judged.findings]
+        others = [{"name": name, "id": other} for name, other in judged.beside]
+        print_json(
+            {**as_document(model_id, judged.recipe, every), "findings": told, "beside": others}
+        )
         return
     console = Terminal()
     show(console, every)
-    for finding in findings:
+    for finding in judged.findings:
         console.print(finding.on_terminal())
     if html is not None:
         typer.echo(f"The page is {html}.")
@@ -155,26 +172,17 @@ def _of_checkpoint(
     *,
     threads: int,
     bars: int | None,
-) -> tuple[str, str, list[SpanJudgement], list[Finding]]:
-    """Judge a checkpoint on *spans*; return its id, its recipe's hash and the judgements."""
+) -> _Judged:
+    """Judge a checkpoint on *spans*."""
     from tracepaper.replay.judging.judgement import judge_checkpoint
     from tracepaper.replay.judging.spans import openings_path, recipe_hash
     from tracepaper.replay.training.examination import examined
     from tracepaper.replay.training.fitted import stored_baselines
-    from tracepaper.replay.training.material import Material, reading
-    from tracepaper.replay.training.pipeline import split_of
     from tracepaper.replay.training.subject import Subject
 
     folder, found = _loaded(name, threads)
     card = found.card
-    material = Material.read(
-        data,
-        lambda _: split_of(card),
-        tuple(card["architecture"]["horizons"]),
-        card["features"]["schema_id"],
-        stored=stored_baselines(folder, card),
-        **reading(card["features"]),
-    )
+    material = _material(card, data, stored=stored_baselines(folder, card))
     # First, for they refuse what cannot be had before minutes have passed.
     findings: list[Finding] = []
     if any(asked.values()):
@@ -182,7 +190,28 @@ def _of_checkpoint(
     recipe = recipe_hash(card)
     every = [judge_checkpoint(card, found.tensors, material, span, bars=bars) for span in spans]
     counted = _counted(every, openings_path(folder), recipe, found.id)
-    return found.id, recipe, counted, findings
+    return _Judged(found.id, recipe, material.interval_ms, counted, findings)
+
+
+def _material(
+    card: Mapping[str, Any],
+    data: list[str],
+    *,
+    schema_id: str | None = None,
+    stored: Fitted | None = None,
+) -> Material:
+    """Return the candles as a card reads them, by its own features or those of *schema_id*."""
+    from tracepaper.replay.training.material import Material, reading
+    from tracepaper.replay.training.pipeline import split_of
+
+    return Material.read(
+        data,
+        lambda _: split_of(card),
+        tuple(card["architecture"]["horizons"]),
+        schema_id or card["features"]["schema_id"],
+        stored=stored,
+        **reading(card["features"]),
+    )
 
 
 def _refuse_for_class(asked: Mapping[str, int]) -> None:
@@ -197,25 +226,75 @@ def _refuse_for_class(asked: Mapping[str, int]) -> None:
             )
 
 
-def _of_class(
-    name: str, data: list[str], file: Path | None, spans: Sequence[NamedSpan]
-) -> tuple[str, str, list[SpanJudgement]]:
+def _of_class(name: str, data: list[str], file: Path | None, spans: Sequence[NamedSpan]) -> _Judged:
     """Judge the user's class *name*, as *file* configures it."""
-    from tracepaper.daemon.config.loading import load
-    from tracepaper.daemon.session.user_model import load_model
     from tracepaper.replay.judging.judgement import judge_class
     from tracepaper.replay.judging.spans import openings_path
+
+    forecaster, material, horizon = _class(name, data, file)
+    every = [judge_class(forecaster, material, span, horizon=horizon) for span in spans]
+    own = forecaster.model_id
+    counted = _counted(every, openings_path(None), own, own)
+    return _Judged(own, own, material.interval_ms, counted)
+
+
+def _class(
+    name: str, data: list[str], file: Path | None, *, interval_ms: int | None = None
+) -> tuple[UserForecaster, Material, int]:
+    """Return the user's class, its candles, and the horizon of the gates."""
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.session.user_model import load_model
     from tracepaper.replay.training.material import Material
     from tracepaper.replay.training.own import split_at
 
     given = load(file, {"model": {"class": name}})
     forecaster = load_model(given, mode="scan")
     material = Material.read(
-        data, lambda segments: split_at(segments, forecaster), forecaster.horizons
+        data,
+        lambda segments: split_at(segments, forecaster),
+        forecaster.horizons,
+        intervals=() if interval_ms is None else (interval_ms,),
     )
-    every = [judge_class(forecaster, material, span, horizon=given.gate.horizon) for span in spans]
-    own = forecaster.model_id
-    return own, own, _counted(every, openings_path(None), own, own)
+    return forecaster, material, given.gate.horizon
+
+
+def _with_rival(
+    judged: _Judged, name: str, data: list[str], file: Path | None, *, threads: int
+) -> _Judged:
+    """Return *judged* with what the model *name* says of the same bars, which opens each span."""
+    from dataclasses import replace
+    from functools import partial
+
+    from tracepaper.daemon.config.sections import MODULE_CLASS
+    from tracepaper.replay.judging.beside import require_interval, rival_checkpoint, rival_class
+    from tracepaper.replay.judging.spans import openings_path, recipe_hash
+    from tracepaper.replay.training.fitted import unfitted
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    ask: Callable[[SpanJudgement], Rival]
+    if MODULE_CLASS.match(name) is not None:
+        forecaster, material, _ = _class(name, data, file, interval_ms=judged.interval_ms)
+        own = recipe = forecaster.model_id
+        path, ask = openings_path(None), partial(rival_class, name, forecaster, material)
+    else:
+        folder, found = _loaded(name, threads)
+        own, recipe, path = found.id, recipe_hash(found.card), openings_path(folder)
+        material = _material(found.card, data, stored=unfitted())
+        ask = partial(rival_checkpoint, name, found.card, found.tensors, material)
+    if own in (judged.model_id, *(other for _, other in judged.beside)):
+        raise ConfigInvalid(f"--beside {name} is a model that is judged already; leave it out.")
+    require_interval(name, material, judged.interval_ms)
+    rivals = [ask(one) for one in judged.every]
+    every = [
+        replace(one, beside=(*one.beside, rival))
+        for one, rival in zip(judged.every, rivals, strict=True)
+    ]
+    counted = _counted(every, path, recipe, own)
+    every = [
+        replace(one, openings=before.openings)
+        for one, before in zip(counted, judged.every, strict=True)
+    ]
+    return judged._replace(every=every, beside=(*judged.beside, (name, own)))
 
 
 def _counted(
@@ -240,25 +319,26 @@ def _refit(
     name: str, data: list[str], text: str, html: Path | None, *, threads: int, as_json: bool
 ) -> None:
     """Fit the recipe of a checkpoint anew on folds, and print what they say."""
+    from dataclasses import replace
+
     from rich.console import Console
 
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.judging.output import documents, show_tables, write_tables
     from tracepaper.replay.judging.refits import refit, tables
     from tracepaper.replay.judging.spans import recipe_hash
-    from tracepaper.replay.training.material import Material, reading
-    from tracepaper.replay.training.pipeline import split_of
+    from tracepaper.replay.training.recipe import requested_baselines
+    from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, part_of
 
     _, found = _loaded(name, threads)
     card: Mapping[str, Any] = found.card
-    material = Material.read(
-        data,
-        lambda _: split_of(card),
-        tuple(card["architecture"]["horizons"]),
-        card["features"]["schema_id"],
-        **reading(card["features"]),
-    )
-    made = tables(refit(card, material, text, say=Console(stderr=True).print))
+    network = part_of(card, HALVES[0]) if is_ensemble(card) else card
+    wide, own = (one["features"]["schema_id"] for one in (card, network))
+    requested = requested_baselines(network["training"])
+    material = replace(_material(card, data), requested=requested)
+    of_network = material if own == wide else _material(card, data, schema_id=own)
+    say = Console(stderr=True).print
+    made = tables(refit(card, material, text, of_network=of_network, say=say))
     if html is not None:
         write_tables(f"Folds of {found.id}", made, html)
     if as_json:

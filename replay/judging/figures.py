@@ -14,6 +14,7 @@ import numpy as np
 
 from tracepaper.replay.archive.times import iso
 from tracepaper.replay.judging import charts
+from tracepaper.replay.judging.beside import compared_with
 from tracepaper.replay.judging.judgement import LOSSES, MEASURES, OWN, RISKS, SpanJudgement
 from tracepaper.replay.judging.statistics import (
     LEVEL,
@@ -186,6 +187,26 @@ def _paired(judgement: SpanJudgement) -> Iterable[Table]:
                 yield table(name, whole, columns, found.items(), notes=[note])
 
 
+@shown("beside")
+def _beside(judgement: SpanJudgement) -> Iterable[Table]:
+    """Return the model less each other model on the same bars, a table a loss and horizon."""
+    note = (
+        "On the bars that both answer; p by Student's t over days, Holm over the models; less is "
+        f"better, and credible with p below {LEVEL}."
+    )
+    for key, (title, _, _) in LOSSES.items():
+        for one in judgement.horizons:
+            if found := compared_with(judgement, key, one.horizon):
+                whole = f"{title}, {one.horizon} bars ahead: the model less each other model"
+                columns: list[Figure[tuple[str, DayDifference]]] = [
+                    Figure("model", "model", "text", lambda row: row[0]),
+                    *_compared_columns("model", "model less the other")[1:],
+                    Figure("days", "days", "count", lambda row: row[1].days),
+                ]
+                name = f"beside_{key}_{one.horizon}"
+                yield table(name, whole, columns, found.items(), notes=[note])
+
+
 def _compared_columns(of: str, title: str) -> list[Figure[tuple[str, DayDifference]]]:
     return [
         Figure(of, of, "text", lambda row: _words(row[0])),
@@ -350,6 +371,30 @@ class _Trade(NamedTuple):
     @property
     def daily(self) -> Array:
         return self.judgement.net_by_day(self.rule)
+
+
+@across("beside_spans")
+def _beside_on_every(every: Sequence[SpanJudgement]) -> Iterable[Table]:
+    """Return against which other models the verdict is one on every span."""
+    if len(every) < 2:
+        return
+    rows = []
+    for rival in every[0].beside:
+        said: dict[str, Value] = {}
+        for key in LOSSES:
+            for one in every[0].horizons:
+                found = [compared_with(span, key, one.horizon).get(rival.name) for span in every]
+                verdicts = {verdict(each) for each in found if each is not None}
+                if None not in found:
+                    said[f"{key}_{one.horizon}"] = verdicts.pop() if len(verdicts) == 1 else "mixed"
+        rows.append(_Row(rival.name, said))
+    columns = [
+        _column(f"{key}_{one.horizon}", f"{title}, {one.horizon} bars", "text")
+        for key, (title, _, _) in LOSSES.items()
+        for one in every[0].horizons
+    ]
+    columns = [_named("model", "model"), *columns]
+    yield table("beside_spans", "The model against each other model on every span", columns, rows)
 
 
 @across("trades")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -28,28 +28,33 @@ Span = tuple[int, int]
 FIRST_SHARE: Final = 0.5
 """Of the time before the first test of a walk."""
 STOP_SHARE: Final = 0.1
-"""Of the time that is learnt from: it stops the fit, and is its end."""
+"""Of the time that is learnt from: it stops the fit, or calibrates, and is its end."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Spans of time that are learnt from, that stop the fit, and that are tested."""
+    """Spans of time that are learnt from, that stop the fit, and that are tested.
+
+    Where nothing is set aside for ``calibration``, what stops the fit is.
+    """
 
     train: tuple[Span, ...]
     validation: tuple[Span, ...]
     test: tuple[Span, ...]
     embargo_ms: int
+    calibration: tuple[Span, ...] = ()
 
     def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
         """Return [time, horizon]: bar and label lie in *part*, clear of what is held out.
 
-        Training keeps clear of validation and test, validation of the test; calibration is
-        validation. False as well where the features lack their lookback or the label its future.
+        Each part keeps clear of those after it: training, validation, calibration, test. False as
+        well where the features lack their lookback or the label its future.
         """
+        later = (*self.calibration, *self.test)
         inside, held = {
-            Part.TRAIN: (self.train, (*self.validation, *self.test)),
-            Part.VALIDATION: (self.validation, self.test),
-            Part.CALIBRATION: (self.validation, self.test),
+            Part.TRAIN: (self.train, (*self.validation, *later)),
+            Part.VALIDATION: (self.validation, later),
+            Part.CALIBRATION: (self.calibration or self.validation, self.test),
             Part.TEST: (self.test, ()),
         }[part]
         opens, closes = segment.open_time_ms, segment.close_time_ms
@@ -64,6 +69,15 @@ class Fold:
                 within &= (ends <= start) | (begins >= stop + self.embargo_ms)
             mask[rows, column] = within
         return mask
+
+
+def with_calibration(fold: Fold) -> Fold:
+    """Return *fold* whose last time before the test calibrates, and the time before stops the fit.
+
+    Each is ``STOP_SHARE`` of what is left to learn from.
+    """
+    train, validation = _stopped(fold.train)
+    return replace(fold, train=train, validation=validation, calibration=fold.validation)
 
 
 def walk_forward(

@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.judging.spans import WHOLE, NamedSpan
 from tracepaper.replay.training import figures
-from tracepaper.replay.training.ensemble import judge_ensemble
+from tracepaper.replay.training.ensemble import judge_ensemble, mixed
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.explained import JudgedPart, daily_net
 from tracepaper.replay.training.fitted import unfitted
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.own import evaluate_own
-from tracepaper.replay.training.pipeline import judge
-from tracepaper.replay.training.rowwise import judge_rows
+from tracepaper.replay.training.pipeline import ALL_MEASURES, judge, judge_part
+from tracepaper.replay.training.rowwise import judge_row_part, judge_rows
 from tracepaper.replay.training.samples import samples_in
 from tracepaper.replay.training.series import Part
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.forecasters.build import is_ensemble, row_kind
+from tracepaper.strategies.forecasters.build import is_ensemble, restore, row_kind
+from tracepaper.strategies.forecasters.rowwise import ROW_MEASURES
 from tracepaper.strategies.market import DAY_MS
 
 NO_BASELINES: Final = (
@@ -33,6 +34,15 @@ NO_BASELINES: Final = (
 )
 OWN: Final = "network"
 """The judged model among the forecasts of a horizon, whatever its kind."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What another model said of the bars of a judgement: forecasts by horizon, in bars."""
+
+    name: str
+    forecasts: Mapping[int, HorizonForecasts]
+    given: frozenset[str]  # the measures that it gives
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class SpanJudgement:
     card: Mapping[str, Any]  # empty for a class
     missing: tuple[str, ...]  # sentences about what could not be compared, or counted
     openings: int = 1  # recipes that were judged on the span, this one among them
+    beside: tuple[Rival, ...] = ()  # other models, on the same bars
 
     @property
     def horizons(self) -> Sequence[HorizonForecasts]:
@@ -89,7 +100,7 @@ def judge_checkpoint(
 
     *bars* are explained, for the gates; by default as many as can be in minutes.
     """
-    material, missing = _with_baselines(_within(material, span))
+    material, missing = _with_baselines(within(material, span))
     if is_ensemble(card):
         found = judge_ensemble(card, tensors, material, bars=bars)
     elif row_kind(card) is None:
@@ -103,12 +114,23 @@ def judge_class(
     forecaster: UserForecaster, material: Material, span: NamedSpan = WHOLE, *, horizon: int
 ) -> SpanJudgement:
     """Return the judgement of a user's class on *span* of the time after it was trained."""
-    material, missing = _with_baselines(_within(material, span))
+    material, missing = _with_baselines(within(material, span))
     found = evaluate_own(forecaster, material, horizon=horizon)
     return SpanJudgement(span, material.symbols(Part.TEST), found, {}, missing)
 
 
-def _within(material: Material, span: NamedSpan) -> Material:
+def forecasts_of(
+    card: Mapping[str, Any], tensors: Mapping[str, Any], material: Material
+) -> tuple[list[HorizonForecasts], frozenset[str]]:
+    """Return what a checkpoint says of the test part, and which measures it gives."""
+    if is_ensemble(card):
+        return mixed(card, tensors, material), ALL_MEASURES
+    if row_kind(card) is None:
+        return judge_part(restore(card, tensors), material, Part.TEST), ALL_MEASURES
+    return judge_row_part(card, tensors, material, Part.TEST), ROW_MEASURES
+
+
+def within(material: Material, span: NamedSpan) -> Material:
     """Return *material* whose test part is *span*.
 
     Raises ``ConfigInvalid`` where the span is not after all that the model saw, or has no bar.

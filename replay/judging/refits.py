@@ -16,12 +16,28 @@ from typing import Any, Final
 
 import numpy as np
 
-from tracepaper.replay.judging.folds import COMBINATORIAL, Fold, Span, asked, paths, read_folds
+from tracepaper.replay.judging.folds import (
+    COMBINATORIAL,
+    Fold,
+    Span,
+    asked,
+    paths,
+    read_folds,
+    with_calibration,
+)
 from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
 from tracepaper.replay.judging.statistics import corrected, difference, overfitting, verdict
 from tracepaper.replay.report.tables import Figure, Form, Table, Value, table
 from tracepaper.replay.training import figures
+from tracepaper.replay.training.ensemble import (
+    EnsembleRecipe,
+    fitted_network,
+    fitted_rows,
+    joined_halves,
+    mixed,
+)
 from tracepaper.replay.training.evaluation import HorizonForecasts
+from tracepaper.replay.training.fitted import Fitted, unfitted
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.own import OF_MODEL
 from tracepaper.replay.training.pipeline import Say, fit_network, judge_part
@@ -49,10 +65,10 @@ class FoldMaterial(Material):
         return self.fold
 
     @classmethod
-    def of(cls, material: Material, fold: Fold) -> FoldMaterial:
-        """Return *material* by *fold*; its baselines are fitted anew."""
+    def of(cls, material: Material, fold: Fold, stored: Fitted | None = None) -> FoldMaterial:
+        """Return *material* by *fold*; its baselines are fitted anew, unless they are *stored*."""
         known = {each.name: getattr(material, each.name) for each in fields(material)}
-        return cls(**{**known, "stored": None}, fold=fold)
+        return cls(**{**known, "stored": stored}, fold=fold)
 
 
 @dataclass(frozen=True)
@@ -65,14 +81,20 @@ class Refits:
     combination: tuple[int, int] | None
 
 
-def refit(card: Mapping[str, Any], material: Material, text: str, *, say: Say) -> Refits:
+def refit(
+    card: Mapping[str, Any],
+    material: Material,
+    text: str,
+    *,
+    of_network: Material | None = None,
+    say: Say,
+) -> Refits:
     """Fit the recipe of *card* on the folds that *text* names, of the time before the untouched.
 
-    Raises ``ConfigInvalid`` for folds that the candles, or a network, cannot have.
+    *of_network* has the features of an ensemble's network, where *material* has more. Raises
+    ``ConfigInvalid`` for folds that the candles, or a network, cannot have.
     """
     kind, numbers = asked(text)
-    if is_ensemble(card):
-        raise ConfigInvalid("An ensemble is not fitted anew on folds; give the folder of a half.")
     is_network = row_kind(card) is None
     if is_network and (kind == COMBINATORIAL or numbers[0] > REFITS_MOST):
         raise ConfigInvalid(
@@ -81,11 +103,16 @@ def refit(card: Mapping[str, Any], material: Material, text: str, *, say: Say) -
         )
     embargo_ms = material.split.embargo_bars * material.interval_ms
     folds = read_folds(text, _before(material), embargo_ms=embargo_ms)
-    fitted = _network if is_network else _rows
+    if is_ensemble(card):
+        folds = [with_calibration(fold) for fold in folds]
     found = []
     for place, fold in enumerate(folds, start=1):
         say(f"Fold {place} of {len(folds)}.")
-        found.append(fitted(card, FoldMaterial.of(material, fold), say))
+        own = FoldMaterial.of(material, fold)
+        if is_ensemble(card):
+            found.append(_ensemble(card, own, of_network or material, say))
+        else:
+            found.append((_network if is_network else _rows)(card, own, say))
     combination = (numbers[0], numbers[1]) if kind == COMBINATORIAL else None
     return Refits(text, folds, found, combination)
 
@@ -109,6 +136,31 @@ def _network(card: Mapping[str, Any], material: FoldMaterial, say: Say) -> list[
 def _rows(card: Mapping[str, Any], material: FoldMaterial, _: Say) -> list[HorizonForecasts]:
     recipe = RowRecipe.of(card, created_ms=0)
     return judge_row_part(card, fit_rows(material, recipe)[0], material, Part.TEST)
+
+
+def _ensemble(
+    card: Mapping[str, Any], material: FoldMaterial, of_network: Material, say: Say
+) -> list[HorizonForecasts]:
+    """Fit both halves, their shares on the calibration of the fold, and return what the mix says.
+
+    The halves stand beside it.
+    """
+    recipe = EnsembleRecipe.of(card, created_ms=0)
+    own = material
+    if of_network.schema.schema_id != material.schema.schema_id:
+        own = FoldMaterial.of(of_network, material.fold, unfitted())
+    with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
+        network = fitted_network(
+            own,
+            recipe.network,
+            Path(folder) / "network",
+            0,
+            observe=lambda _: None,
+            say=say,
+            resume=False,
+        )
+    rows = fitted_rows(material, recipe.rows, say=say)
+    return mixed(*joined_halves(network, rows, material, name="", created_ms=0), material)
 
 
 # --- what the folds say

@@ -194,6 +194,38 @@ def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
             refit(network.card, material, text, say=quiet)
 
 
+def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
+    network: Checkpoint, glm: Path, material: Material, tmp_path: Path
+) -> None:
+    from tracepaper.replay.judging.refits import refit, tables
+    from tracepaper.replay.training.ensemble import (
+        NAMES,
+        Half,
+        combine,
+        network_share,
+    )
+
+    halves = (Half(network.card, network.tensors), Half(load(glm).card, load(glm).tensors))
+    made = combine(
+        *halves, material, tmp_path / "both", created_ms=0, name="both", say=quiet, bars=600
+    )
+    found = refit(made.card, material, "walk:2", say=quiet)
+    assert [bool(fold.calibration) for fold in found.folds] == [True, True]
+    for fold in found.forecasts:
+        for one in fold:
+            mix, first, second = (np.log(one.variances[n]) for n in ("network", *NAMES))
+            apart = np.abs(first - second) > 0.1
+            shares = ((mix - second) / (first - second))[apart]
+            assert np.ptp(shares) < 1e-3  # one share for every bar, and not that of the test
+            best = network_share(first, second, one.variance, one.days).share
+            assert shares.mean() != pytest.approx(best, abs=1e-4)
+    kept = {table.key: table.documents() for table in tables(found)}
+    rows = {row["forecaster"] for row in kept["folds_qlike"]}
+    assert rows >= {"model", "network half", "row half", "har", "gamma glm"}
+    with pytest.raises(ConfigInvalid, match="at most 3 times"):
+        refit(made.card, material, "combinatorial:4/2", say=quiet)
+
+
 def test_trades_are_shown_beside_a_second_span_alone(judgements: list[SpanJudgement]) -> None:
     (alone,) = [t for t in tables_across(judgements[:1]) if t.key == "trades"]
     assert alone.rows == ()
@@ -269,7 +301,7 @@ def test_one_function_adds_a_figure_to_terminal_document_and_page(
     finally:
         del SHOWN["planted"]
     assert "planted" not in {t.key for t in tables_of(one)}
-    assert set(ACROSS) == {"confidence_spans", "trades", "spans"}
+    assert set(ACROSS) == {"confidence_spans", "beside_spans", "trades", "spans"}
 
 
 def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, candles: str) -> None:

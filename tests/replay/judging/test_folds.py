@@ -21,6 +21,7 @@ from tracepaper.replay.judging.folds import (
     paths,
     read_folds,
     walk_forward,
+    with_calibration,
 )
 from tracepaper.replay.training.series import Part, Segment
 from tracepaper.strategies.errors import ConfigInvalid
@@ -39,9 +40,11 @@ def leaks(fold: Fold, known: list[Segment]) -> int:
     By the definition, bar by bar: a label of bar t at horizon h spans the bars t + 1 to t + h.
     """
     found = 0
+    later = (*fold.calibration, *fold.test)
     for part, spans in (
-        (Part.TRAIN, (*fold.validation, *fold.test)),
-        (Part.VALIDATION, fold.test),
+        (Part.TRAIN, (*fold.validation, *later)),
+        (Part.VALIDATION, later),
+        (Part.CALIBRATION, fold.test),
     ):
         for one in known:
             held = np.zeros(len(one), dtype=bool)
@@ -60,6 +63,9 @@ FOLDS: dict[str, Callable[[], list[Fold]]] = {
     "walk": lambda: walk_forward(SPAN, 3, embargo_ms=EMBARGO_MS),
     "rolling": lambda: walk_forward(SPAN, 3, embargo_ms=EMBARGO_MS, is_rolling=True),
     "combinatorial": lambda: combinatorial(SPAN, 5, 2, embargo_ms=EMBARGO_MS)[::3],
+    "calibrated": lambda: [
+        with_calibration(fold) for fold in walk_forward(SPAN, 3, embargo_ms=EMBARGO_MS)
+    ],
 }
 
 
@@ -69,6 +75,19 @@ def test_no_label_that_is_learnt_touches_a_test_nor_its_embargo(kind: str) -> No
         assert leaks(fold, [KNOWN, OTHER]) == 0
         for part in (*LEARNT, Part.TEST):
             assert fold.labelled(KNOWN, HORIZONS, part).any(), part
+
+
+def test_what_calibrates_is_the_end_of_what_is_learnt_from_and_nothing_else() -> None:
+    for fold in walk_forward(SPAN, 2, embargo_ms=EMBARGO_MS):
+        made = with_calibration(fold)
+        assert (made.calibration, made.test) == (fold.validation, fold.test)
+        spans = (*made.train, *made.validation, *made.calibration)
+        assert all(one[1] == two[0] for one, two in pairwise(spans))
+        assert length(spans) == length((*fold.train, *fold.validation))
+        masks = [made.labelled(KNOWN, HORIZONS, part) for part in Part]
+        assert (np.sum(masks, axis=0) <= 1).all()  # no bar is in two parts
+        alone = fold.labelled(KNOWN, HORIZONS, Part.CALIBRATION)
+        np.testing.assert_array_equal(alone, fold.labelled(KNOWN, HORIZONS, Part.VALIDATION))
 
 
 def test_planted_leaks_are_found() -> None:
@@ -86,6 +105,16 @@ def test_planted_leaks_are_found() -> None:
         def labelled(self, segment: Segment, horizons: object, part: Part) -> np.ndarray:
             return replace(fold, embargo_ms=0).labelled(segment, HORIZONS, part)
 
+    walk = walk_forward(SPAN, 3, embargo_ms=EMBARGO_MS)[0]
+
+    class Shared(Fold):  # what calibrates stops the fit as well
+        def labelled(self, segment: Segment, horizons: object, part: Part) -> np.ndarray:
+            return walk.labelled(segment, HORIZONS, part)
+
+    made = with_calibration(walk)
+    assert leaks(made, [KNOWN]) == 0
+    shared = Shared(made.train, made.validation, made.test, EMBARGO_MS, made.calibration)
+    assert leaks(shared, [KNOWN]) > 0
     values = (fold.train, fold.validation, fold.test, fold.embargo_ms)
     assert leaks(Unpurged(*values), [KNOWN]) == 1
     assert leaks(Unembargoed(*values), [KNOWN]) > 0

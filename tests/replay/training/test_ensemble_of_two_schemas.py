@@ -280,3 +280,14 @@ def test_the_checkpoint_is_examined_with_both_of_its_halves(
     assert seen & set(WIDE.names[len(NARROW.names) :])  # what the tree alone sees
     own = next(row for row in found["intervals"]["rows"] if row["interval"] == "own")
     assert own["coverage"][0] == pytest.approx(told["figures"]["8"]["coverage_90"][0], abs=1e-4)
+
+
+def test_folds_read_each_half_by_its_own_features(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(folder / "both"), "--data", data(folder), "--threads", "1"]
+    assert cli.invoke([*words, "--folds", "walk:1", "--json"]) == cli.DONE
+    rows = json.loads(capsys.readouterr().out)["tables"]["folds_qlike"]["rows"]
+    known = {row["forecaster"]: row["2"]["value"] for row in rows}
+    assert {"model", "network half", "row half", "tree seasonal"} <= set(known)
+    assert known["model"] != known["network half"] != known["row half"]
