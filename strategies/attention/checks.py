@@ -126,7 +126,7 @@ def _check_kind(query: Tensor, key: Tensor, logsumexp: Tensor, name: str) -> Non
             f"{name} has a query of {query.dtype} and a key of {key.dtype}; give one type."
         )
     for label, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise AttentionInvalid(f"{name} has a NaN or infinite {label}; look for its source.")
 
 
@@ -202,6 +202,15 @@ def check_shares(
 
 
 # --- the guard against NaN and infinity
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether every value is finite.
+
+    A sum is cheap; it overflows for large finite values too, so only then is each looked at.
+    """
+    seen = tensor.detach()
+    return bool(torch.isfinite(seen.sum())) or bool(torch.isfinite(seen).all())
 
 
 def require_finite(tensor: Tensor, place: str) -> Tensor:

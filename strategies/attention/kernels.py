@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tracepaper.strategies.attention.backends import BACKENDS, Kernel, Pass, kernel_for
+from tracepaper.strategies.attention.checks import is_finite
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -348,8 +349,7 @@ def _validate(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> None:
 
 def _refuse_non_finite(*tensors: Tensor) -> None:
     for name, x in zip(("query", "key", "value"), tensors, strict=True):
-        # A sum is cheap; it overflows for large finite values too, so only then look closely.
-        if not torch.isfinite(x.detach().sum()) and not torch.isfinite(x.detach()).all():
+        if not is_finite(x):
             raise AttentionInvalid(
                 f"{name} holds a value that is not finite; find the layer or feature it came from."
             )
