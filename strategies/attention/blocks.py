@@ -46,6 +46,8 @@ class BlockColumns:
         width = 1 + buckets + spare
         # The block of each column; OLDER has none.
         self.block_of = np.full(width + -width % _LANES, _FREE, dtype=np.int64)
+        self._newest: tuple[int, int] | None = None  # the block last taken, and its column
+        self._expired_at: int | None = None
 
     @property
     def width(self) -> int:
@@ -55,15 +57,21 @@ class BlockColumns:
     def clear(self) -> None:
         """Forget every block."""
         self.block_of[:] = _FREE
+        self._newest = self._expired_at = None
 
     def expired(self, block: int) -> list[int]:
         """Return, and free, the columns of blocks that a bar in *block* no longer names."""
+        if block == self._expired_at:
+            return []
+        self._expired_at = block
         gone = (self.block_of != _FREE) & (self.block_of <= block - self.buckets)
         self.block_of[gone] = _FREE
         return [int(column) for column in np.flatnonzero(gone)]
 
     def take(self, blocks: Ids) -> Ids:
         """Return the columns of the leading *blocks* (ascending) for which there is room."""
+        if self._newest is not None and blocks[0] == blocks[-1] == self._newest[0]:
+            return np.full(len(blocks), self._newest[1], dtype=np.int64)
         columns = np.empty(len(blocks), dtype=np.int64)
         starts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
         for start, stop in pairwise(starts):
@@ -74,6 +82,7 @@ class BlockColumns:
                     return columns[:start]
                 self.block_of[held[0]] = blocks[start]
             columns[start:stop] = held[0]
+            self._newest = int(blocks[start]), int(held[0])
         return columns
 
 
@@ -86,12 +95,12 @@ def rows_by_age(
     many buckets.
     """
     buckets = columns[0].buckets
-    block_of = np.stack([own.block_of for own in columns])[:, None]  # [stream, 1, width]
+    block_of = np.array([own.block_of for own in columns])[:, None]  # [stream, 1, width]
     ages = blocks[..., None] - block_of
-    named = (block_of != _FREE) & (ages >= 0) & (ages < buckets)
+    named = ages.view(np.uint64) < buckets  # below 0, as where a column is free, is beyond all
     by_age = np.zeros((*blocks.shape, buckets + 1), dtype=np.float32)
-    streams, bars, _ = np.nonzero(named)
-    by_age[streams, bars, ages[named]] = rows[named]
+    first = np.arange(0, by_age.size, buckets + 1).reshape(*blocks.shape, 1)
+    by_age.reshape(-1)[first + np.where(named, ages, buckets)] = rows
     by_age[..., -1] = np.where(named, 0.0, rows).sum(axis=-1)
     return by_age
 

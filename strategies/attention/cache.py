@@ -69,7 +69,9 @@ class TailRings:
         Those that missed rows follow those that did not: in step with all, nothing moves.
         """
         ends = self.ends[streams]
-        [(end, _)] = Counter(ends).most_common(1)
+        end = ends[0]
+        if ends.count(end) < len(ends):
+            [(end, _)] = Counter(ends).most_common(1)
         if end + count > self._length:
             end = self._kept
         for stream, own in enumerate(ends, streams.start):

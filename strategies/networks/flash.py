@@ -229,8 +229,10 @@ class Block(nn.Module):
         return out
 
     def _drop(self, branch: Tensor) -> Tensor:
+        if not self.training:
+            return branch
         branch = self.dropout(branch)
-        if not self.training or self.drop_rate == 0.0:
+        if self.drop_rate == 0.0:
             return branch
         keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_rate
         return branch * keep / (1.0 - self.drop_rate)
