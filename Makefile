@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
+NATIVE := strategies/attention
+NATIVE_CC := gcc
+NATIVE_WIDTHS := avx512:-mavx512f:-mprefer-vector-width=512 avx2:-mavx2
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test dev check docs bench campaign clients peers wheel golden readme clean
+.PHONY: demo test dev check docs bench campaign clients peers native wheel golden readme clean
 
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo
@@ -69,6 +72,16 @@ clients: $(STAMP)
 # Other backtesters on the same candles and orders, each in an environment of its own.
 peers: $(STAMP)
 	$(BIN)/python -m pytest -q -m peers -p no:cacheprovider tests/peers
+
+# The compiled loops of attention, an object for each width of vectors; a wheel that is built afterwards holds them.
+native:
+	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then echo "The compiled loops of attention are for Linux on x86-64; here torch computes the same."; \
+	elif ! command -v $(NATIVE_CC) >/dev/null; then echo "$(NATIVE_CC) is not installed, so nothing is compiled; torch computes the same."; \
+	else set -e; for width in $(NATIVE_WIDTHS); do \
+		$(NATIVE_CC) -O3 -std=gnu11 -Wall -Wextra -fPIC -shared -pthread -mfma $$(echo $$width | cut -d: -f2- | tr : ' ') \
+		-DSOURCE="\"$$(sha256sum < $(NATIVE)/native.c | cut -c1-64)\"" -o $(NATIVE)/native_$${width%%:*}.so.new $(NATIVE)/native.c; \
+		mv $(NATIVE)/native_$${width%%:*}.so.new $(NATIVE)/native_$${width%%:*}.so; done; \
+	echo "The loops are in $(NATIVE); tracepaper doctor says which of them computes."; fi
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

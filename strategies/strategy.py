@@ -40,7 +40,7 @@ class Forecaster(Protocol):
     device: str
     dtype: str
     threads: int
-    backend: str  # what attends, chosen once when it was built: "tiles" for a stream
+    backend: str  # what attends, chosen once when it was built: a stream by "tiles" or loops
     causal: bool  # True where ``scan`` may serve it
     measures: frozenset[str]  # of ``gates.MEASURES``: what it gives; other gates are not declared
     is_outside: bool  # True where a service answers, which cannot be asked again: see the record

@@ -58,7 +58,8 @@ def modules() -> list[str]:
     for package in document["tool"]["setuptools"]["packages"]:
         folder = ROOT.joinpath(*package.split(".")[1:])
         found.append(package)
-        found += [f"{package}.{path.stem}" for path in folder.glob("[!_]*.py")]
+        names = (path.stem for path in folder.glob("[!_]*.py"))
+        found += [f"{package}.{name}" for name in names if name != "setup"]
     return sorted(name for name in found if ".migrations.versions" not in name)
 
 

@@ -20,7 +20,9 @@ from programs import ROOT
 pytestmark = pytest.mark.slow
 
 PARTS: Final = ("__init__.py", "py.typed", "daemon", "replay", "storage", "strategies")
-SHIPPED: Final = {".py", ".gz", ".toml", ".txt", ".typed", ".safetensors", ".md", ".css", ".js"}
+SHIPPED: Final = {
+    *(".py", ".c", ".gz", ".toml", ".txt", ".typed", ".safetensors", ".md", ".css", ".js"),
+}
 """Kinds of files that belong into the wheel; what is compiled or cached does not."""
 
 
@@ -62,16 +64,16 @@ class Installed:
         )
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Build the wheel with what is installed here, and install it alone, without a network.
+def built(folder: Path, *objects: str) -> Path:
+    """Build the wheel in *folder* with what is installed here, with *objects* beside the sources.
 
     It is built from a copy: a build folder of earlier days would hide what a fresh clone lacks.
     """
-    folder = tmp_path_factory.mktemp("wheel")
-    for name in known(*PARTS, "pyproject.toml", "README.md", "LICENSE"):
+    for name in known(*PARTS, "pyproject.toml", "setup.py", "README.md", "LICENSE"):
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / "source" / name)
+    for name in objects:
+        (folder / "source/strategies/attention" / name).write_bytes(b"compiled")
     build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
     subprocess.run(
         [sys.executable, *build, str(folder / "source")],
@@ -80,6 +82,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
         timeout=240,
     )
     (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Build the wheel and install it alone, without a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    wheel = built(folder)
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
     (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
@@ -104,6 +114,18 @@ def test_the_wheel_holds_every_file_of_the_packages(installed: Installed) -> Non
         "tracepaper/py.typed",
     ):
         assert needed in held
+
+
+def test_a_wheel_with_compiled_loops_is_one_of_this_platform(
+    installed: Installed, tmp_path: Path
+) -> None:
+    assert installed.wheel.stem.endswith("-py3-none-any")
+    wheel = built(tmp_path, "native_avx2.so")
+    assert wheel.stem.split("-")[2:4] == ["py3", "none"]
+    assert wheel.stem.split("-")[4] != "any"
+    with zipfile.ZipFile(wheel) as archive:
+        held = "tracepaper/strategies/attention/native_avx2.so"
+        assert archive.read(held) == b"compiled"
 
 
 def test_no_file_of_the_packages_is_of_a_kind_that_is_not_shipped() -> None:

@@ -177,13 +177,14 @@ def _disk(database: Path) -> Diagnosis:
 def _attention(config: Config) -> Diagnosis:
     """Name the kernels there are, and what the configured checkpoint's network attends by."""
     from tracepaper.daemon.session.models import chosen_backend
-    from tracepaper.strategies.attention import kernels
+    from tracepaper.strategies.attention import kernels, native
 
     threads = f"{config.model.threads} of {os.cpu_count()} cores' threads"
     detail = (
         f"torch {metadata.version('torch')}, kernels on the processor: "
         f"{', '.join(kernels.available('cpu'))}; the model attends by {chosen_backend(config)} "
-        f"(backend {config.model.backend}) on {config.model.device} with {threads}"
+        f"(backend {config.model.backend}) on {config.model.device} with {threads}; compiled "
+        f"loops: {', '.join(native.available()) or 'none (make native builds them)'}"
     )
     if config.model.threads > (os.cpu_count() or 1):
         return Diagnosis("attention", Verdict.WARN, f"{detail}; set [model] threads lower")

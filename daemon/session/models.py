@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -69,12 +70,19 @@ def load_forecaster(
 
 
 def recorded_forecaster(
-    config: Config, database: Path, model_id: str, *, mode: str, into: Path | None = None
+    config: Config,
+    database: Path,
+    model_id: str,
+    *,
+    mode: str,
+    backend: str = "",
+    into: Path | None = None,
 ) -> Forecaster:
     """Return the model that a run of *database* used, to be asked again; keep it beside *into*.
 
     A checkpoint is the one that was kept; a user's class is made as it is now, so its hash may be
-    another. Raises ``CheckpointMismatch`` where the checkpoint is gone.
+    another. A stream attends by *backend*, as the run says that it did, where that is here.
+    Raises ``CheckpointMismatch`` where the checkpoint is gone.
     """
     from tracepaper.storage import checkpoints
 
@@ -83,7 +91,18 @@ def recorded_forecaster(
     kept = checkpoints.find_kept(database, model_id)
     if into is not None:
         checkpoints.keep(kept, into)
-    return forecaster_of(kept, config, mode=mode)
+    return forecaster_of(kept, _attending_by(backend, config), mode=mode)
+
+
+def _attending_by(backend: str, config: Config) -> Config:
+    """Return *config* with the *backend* of a stream that a run recorded, auto where it is not."""
+    from tracepaper.strategies.attention import native
+
+    if backend not in {"tiles", *native.NAMES}:
+        return config
+    wanted = backend if backend in {"tiles", *native.available()} else "auto"
+    model = config.model.model_copy(update={"backend": wanted})
+    return config.model_copy(update={"model": model})
 
 
 def _keep_card(model: UserForecaster, database: Path) -> None:
@@ -107,6 +126,19 @@ def computing(forecaster: Forecaster | None) -> tuple[str, str]:
     from tracepaper.strategies.forecasters import build
 
     return build.computing()
+
+
+def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
+    """Return what else computes: libraries of a user's class, or the loops of a stream."""
+    if forecaster is None:
+        return {}
+    if isinstance(forecaster, UserForecaster):
+        return forecaster.libraries
+    if not forecaster.backend.startswith("native"):
+        return {}
+    from tracepaper.strategies.attention import native
+
+    return {forecaster.backend: native.found()[forecaster.backend].sha256}
 
 
 def _built(checkpoint: Checkpoint, config: Config, mode: str) -> Forecaster:

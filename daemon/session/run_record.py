@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.session.models import computing
+from tracepaper.daemon.session.models import computing, further_libraries
 from tracepaper.daemon.session.user_class import class_sha256, user_class
-from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.strategies.calendar import Sessions, unpacked
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.strategy import Forecaster
@@ -157,10 +156,10 @@ def strategy_sha256(config: Config) -> str:
 
 
 def _libraries_with(forecaster: Forecaster | None) -> str:
-    """Return ``libraries`` with those that a user's own model imports."""
-    if not isinstance(forecaster, UserForecaster) or not forecaster.libraries:
+    """Return ``libraries`` with what else computes for this forecaster."""
+    if not (further := further_libraries(forecaster)):
         return libraries()
-    return json.dumps({**json.loads(libraries()), **forecaster.libraries}, sort_keys=True)
+    return json.dumps({**json.loads(libraries()), **further}, sort_keys=True)
 
 
 @cache

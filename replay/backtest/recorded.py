@@ -76,7 +76,9 @@ def open_recorded(reader: Reader, database: Path, run_id: str) -> Recorded:
         raise ConfigInvalid(f"Run {run_id} does not say how its orders were filled.")
     forecaster = None
     if needs_forecaster(config):
-        forecaster = recorded_forecaster(config, database, run.model_id, mode=run.mode)
+        forecaster = recorded_forecaster(
+            config, database, run.model_id, mode=run.mode, backend=run.backend
+        )
         if isinstance(forecaster, UserForecaster):
             refuse_other_model(forecaster, run.model_sha256, run_id)
         elif forecaster.model_sha256 != run.model_sha256:
@@ -112,7 +114,9 @@ def prober_of(recorded: Recorded, database: Path) -> Forecaster | None:
 def _made_again(recorded: Recorded, database: Path, *, into: Path | None = None) -> Forecaster:
     """Return the run's model made once more; what it is, is kept beside *into*."""
     run = recorded.run
-    found = recorded_forecaster(recorded.config, database, run.model_id, mode=run.mode, into=into)
+    found = recorded_forecaster(
+        recorded.config, database, run.model_id, mode=run.mode, backend=run.backend, into=into
+    )
     if isinstance(found, UserForecaster):
         found.scale(run.instruments)
     return found
@@ -184,7 +188,9 @@ class RecordedPredictor:
         Raises ``CheckpointMismatch`` where it is gone, or another is kept in its place.
         """
         of, model_id = self._of, event.candidate_sha256[: checkpoints.ID_DIGITS]
-        found = recorded_forecaster(of.config, self._database, model_id, mode=of.run.mode)
+        found = recorded_forecaster(
+            of.config, self._database, model_id, mode=of.run.mode, backend=of.run.backend
+        )
         if found.model_sha256 != event.candidate_sha256:
             raise DataInvalid(
                 f"{checkpoints.find_kept(self._database, model_id)} is not the model that was "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tracepaper.strategies.attention import native
 from tracepaper.strategies.attention.checks import Layer, check_layer, check_rows
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask, MaskKind
@@ -40,16 +41,22 @@ def row_entropy(
     rows: Sequence[int] | Tensor | None = None,
     *,
     scale: float | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Return the entropy of each row in nats: [batch, head, time], or [batch, head, row].
 
-    Chosen *rows* cost O(rows · N); all rows cost one flash pass. Raises ``AttentionInvalid`` on
+    Chosen *rows* cost O(rows · N); all rows cost one flash pass, or one by *backend* where that is
+    compiled (``native``); tiles is without, auto with what there is. Raises ``AttentionInvalid`` on
     tensors or rows that do not fit, and when a row does not keep its mass.
     """
     given = check_layer(query, key, logsumexp, scale=scale)
     layer = restate(given, mask)
     time = query.shape[2]
-    if rows is None:
+    loops = native.choose(layer) if rows is None and backend == "auto" else None
+    if rows is None and (backend in native.NAMES or loops):
+        mass, entropy = native.row_masses(layer, mask, loops or backend)
+        check_mass(mass, mass.new_ones(len(mass), time), mass_tolerance(layer))
+    elif rows is None:
         kind = layer.logsumexp.dtype
         query, key = layer.query.to(kind), layer.key.to(kind)
         mean_key, own = attend(query, key, key, mask, scale=layer.scale, checked=False)

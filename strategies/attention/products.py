@@ -10,12 +10,12 @@ weights need whole rows: a *stripe* is some whole rows of one batch element's ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention import reference, triton_rollout
+from tracepaper.strategies.attention import native, reference, triton_rollout
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import MaskKind
 from tracepaper.strategies.attention.tiles import (
@@ -82,9 +82,10 @@ def register(backend: RolloutBackend) -> RolloutBackend:
 
 def choose(layer: Layer) -> str:
     """Return the backend that ``auto`` stands for with *layer*'s device, type and head dim."""
-    is_cuda = layer.query.device.type == "cuda"
-    runs = is_cuda and triton_rollout.is_available() and triton_rollout.takes(layer)
-    return "triton" if runs else "tiles"
+    if layer.query.device.type == "cuda":
+        runs = triton_rollout.is_available() and triton_rollout.takes(layer)
+        return "triton" if runs else "tiles"
+    return native.choose(layer) or "tiles"
 
 
 def check_backend(backend: str, device: torch.device) -> str:
@@ -154,6 +155,19 @@ def _push_triton(
     return _by_head(triton_rollout.push_rows(layer, weights, mask, kept=kept), shares)
 
 
+def _push_native(name: str) -> Push:
+    """Return the push by the compiled loops *name*; tiles do what they do not take."""
+
+    def loops(
+        layer: Layer, weights: Tensor, mask: Mask, shares: Tensor, kept: Tensor | None
+    ) -> Product:
+        if weights.shape[1] > ROWS_A_HEAD_MAX or native.choose(layer) is None:
+            return BACKENDS["tiles"].push(layer, weights, mask, shares, kept)
+        return _by_head(native.push_rows(layer, weights, mask, name), shares)
+
+    return loops
+
+
 def _push_dense(
     layer: Layer, weights: Tensor, mask: Mask, shares: Tensor, _kept: Tensor | None
 ) -> Product:
@@ -173,6 +187,15 @@ register(
         refusal="install triton and use CUDA, or choose auto",
     )
 )
+for own in native.NAMES:
+    register(
+        RolloutBackend(
+            own,
+            _push_native(own),
+            runs_on=partial(native.runs_on, own),
+            refusal="build it with make native, or choose auto",
+        )
+    )
 register(RolloutBackend("reference", _push_dense))  # the oracle
 
 

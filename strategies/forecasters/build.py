@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import isfinite
@@ -33,7 +33,7 @@ from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.architecture import Architecture, Network, NetworkKind, kind_of
 from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.stream import stream_bytes
+from tracepaper.strategies.networks.stream import stream_backends, stream_bytes
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Calibration
 
@@ -103,8 +103,10 @@ def build(
             _need(config, instruments), config.window, available_bytes=free_bytes, name="window"
         )
     model = _model(card, _loaded(lambda: kind.make(config), tensors).to(torch.device(device)))
-    if chosen == TILES:
-        return StreamingForecaster(model, mode=mode, threads=threads, instruments=instruments)
+    if kind.backend(config) == TILES:
+        return StreamingForecaster(
+            model, mode=mode, threads=threads, instruments=instruments, backend=chosen
+        )
     if not model.network.has_attention:
         return PlainForecaster(model, mode=mode, threads=threads, backend=chosen)
     dtype = "float32"
@@ -126,32 +128,35 @@ def _need(config: Architecture, instruments: int) -> Callable[[int], int]:
 def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
     """Return the name of what attends when *wanted* is asked for: ``auto`` or a name.
 
-    A stream attends by ``tiles`` of its own and an informer by ``probsparse``; a network over
-    whole windows by one of the kernels; ``flash_attn`` and ``cudnn`` multiply in bfloat16. Raises
-    ``ConfigInvalid`` for a device that is not there, and that or ``AttentionInvalid`` for a name
-    that cannot be had.
+    A stream attends by ``tiles`` of its own, or by compiled loops where they are built, and an
+    informer by ``probsparse``; a network over whole windows by one of the kernels; ``flash_attn``
+    and ``cudnn`` multiply in bfloat16. Raises ``ConfigInvalid`` for a device that is not there, and
+    that or ``AttentionInvalid`` for a name that cannot be had.
     """
     require_device(device)
     if is_ensemble(card):
         return choose_backend(part_of(card, "network"), wanted, device=device)
     if (rows := row_kind(card)) is not None:
-        return _own_backend(wanted, rows.name)
+        return _own_backend(wanted, (rows.name,))
     kind, config = architecture(card)
     own = kind.backend(config)
     if own is None:
         dtype = torch.bfloat16 if kernels.is_half(wanted) else torch.float32
         return kernels.resolve(wanted, device, dtype)
-    return _own_backend(wanted, own)
+    if own == TILES and isinstance(config, FlashConfig):
+        return _own_backend(wanted, stream_backends(config, device))
+    return _own_backend(wanted, (own,))
 
 
-def _own_backend(wanted: str, own: str) -> str:
-    """Return *own*, the only backend that a checkpoint has; refuse where another is *wanted*."""
-    if wanted not in ("auto", own):
+def _own_backend(wanted: str, own: Sequence[str]) -> str:
+    """Return what is *wanted* of a checkpoint's *own* backends, the first for ``auto``."""
+    if wanted != "auto" and wanted not in own:
+        names = " or ".join(reversed(own))
         raise ConfigInvalid(
-            f"model.backend is {wanted!r}, but this checkpoint's network attends by {own} alone; "
-            f"set it to auto or {own}."
+            f"model.backend is {wanted!r}, but this checkpoint's network attends by {names} alone; "
+            f"set it to auto or {names}."
         )
-    return own
+    return own[0] if wanted == "auto" else wanted
 
 
 def require_device(device: str) -> None:

@@ -145,8 +145,12 @@ class StreamingForecaster:
         mode: str,
         threads: int,
         instruments: int = 1,
+        backend: str = TILES,
     ) -> None:
-        """Answer by *model* where its weights are; *instruments* is how many are expected."""
+        """Answer by *model* where its weights are; *instruments* is how many are expected.
+
+        *backend* is one of ``stream_backends``.
+        """
         network = model.network
         assert isinstance(network, FlashNetwork), "the only kind that streams"
         config = network.config
@@ -164,8 +168,8 @@ class StreamingForecaster:
         self.measures = MEASURES
         self.is_outside = False
         self.threads = threads
-        self.backend = TILES
-        self.network = StreamingNetwork(network)
+        self.backend = backend
+        self.network = StreamingNetwork(network, backend=backend)
         self._expected = instruments
         self._state = StreamState(network, streams=0)
         self._features = FeatureStreams(model.computed, streams=0, part=model.schema)
@@ -261,6 +265,7 @@ class StreamingForecaster:
             [len(positions) - 1],
             Mask.window(self.network.config.window),
             residual_weight=RESIDUAL,
+            backend="auto" if self.device != "cpu" else self.backend,
         )
         weights = rollout.weights[0, 0].tolist()
         times = (positions * known.interval_ms).tolist()

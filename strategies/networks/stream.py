@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tracepaper.strategies.attention import native
 from tracepaper.strategies.attention.blocks import (
     OLDER,
     BlockColumns,
@@ -33,7 +34,8 @@ from tracepaper.strategies.attention.cache import TailRing, TailRings, WrapRing
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.encodings import ENCODINGS
+from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.heads import Outputs
 from tracepaper.strategies.types import BLOCK_BARS
 
@@ -53,6 +55,12 @@ HISTORY_BARS_MAX: Final = 65_536
 def _slack(window: int) -> int:
     """Return the rows between two moves of a ring: at least a chunk, else half a window."""
     return max(CHUNK_BARS, window // 2)
+
+
+def stream_backends(config: FlashConfig, device: str) -> tuple[str, ...]:
+    """Return what a stream of *config* can attend by on *device*, the fastest first."""
+    compiled = device == "cpu" and not ENCODINGS[config.encoding].has_bias
+    return (*(native.available() if compiled else ()), TILES)
 
 
 def stream_bytes(config: FlashConfig, *, instruments: int = 1) -> int:
@@ -230,15 +238,19 @@ class Attended(NamedTuple):
 
 
 class StreamingNetwork:
-    """A flash network with a causal window, ready to be fed bar by bar or in chunks."""
+    """A flash network with a causal window, ready to be fed bar by bar or in chunks.
 
-    def __init__(self, network: FlashNetwork) -> None:
+    It attends by *backend*: tiles of torch, or compiled loops of ``stream_backends``.
+    """
+
+    def __init__(self, network: FlashNetwork, *, backend: str = TILES) -> None:
         if network.config.mask != "window":
             raise ConfigInvalid(
                 "Only a network with a causal window can stream; set architecture.mask to window."
             )
         self.network = network.eval()
         self.config = network.config
+        self.backend = backend
         self._scale = self.config.head_dim**-0.5
         # Relative to a tile, key 0 is the oldest that its first query sees. So of the first keys
         # query r no longer sees those before r, and of the last it does not yet see those after.
@@ -389,6 +401,17 @@ class StreamingNetwork:
         self, state: StreamState, run: StreamSpan, past: Seen, query: Tensor, *, alone: bool
     ) -> _Tile:
         """Attend with the new queries [pair, time, dim] of a run, tile by tile."""
+        if self.backend != TILES:
+            scanned = native.scan_rows(
+                query,
+                *past,
+                end=run.end,
+                counts=run.counts,
+                window=self.config.window,
+                scale=self._scale,
+                name=self.backend,
+            )
+            return _Tile(*scanned)
         places = state.places.rows[run.streams]
         # One bar of a stream alone need not look at rows before its first one.
         shortest = max(run.counts) if alone and query.shape[1] == 1 else self.config.window

@@ -39,6 +39,7 @@ from tracepaper.strategies.networks.stream import (
     StreamingNetwork,
     StreamSpan,
     StreamState,
+    stream_backends,
 )
 from tracepaper.strategies.types import BLOCK_BARS
 
@@ -226,11 +227,17 @@ class PlainStream(StreamingNetwork):
 class Live:
     """The default network over a stream whose rings are full, with and without explanation."""
 
-    def __init__(self, config: FlashConfig | None = None) -> None:
+    def __init__(self, config: FlashConfig | None = None, *, backend: str = "auto") -> None:
+        """Take *backend*, one of ``stream_backends``; auto is the fastest of them."""
         with torch.random.fork_rng():
             torch.manual_seed(_SEED)
             self.network = FlashNetwork(config or FlashConfig()).eval()
-        self._streams = (StreamingNetwork(self.network), PlainStream(self.network))
+        if backend == "auto":
+            backend = stream_backends(self.network.config, "cpu")[0]
+        self._streams = (
+            StreamingNetwork(self.network, backend=backend),
+            PlainStream(self.network),
+        )
         self._states = tuple(StreamState(self.network) for _ in self._streams)
         self._position = 0
         field = self.network.config.receptive_field

@@ -16,7 +16,7 @@ from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, C
 from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
-from tracepaper.strategies.networks.stream import stream_bytes
+from tracepaper.strategies.networks.stream import stream_backends, stream_bytes
 
 QUANTILES = [x / 100 for x in range(1, 100)]
 
@@ -153,7 +153,7 @@ def informer() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 def test_what_attends_is_named_as_it_is() -> None:
     full = replace(models.SMALL, mask="full")
-    assert models.forecaster().backend == "tiles"
+    assert models.forecaster().backend == stream_backends(models.SMALL, "cpu")[0]
     assert build(*informer()).backend == "probsparse"
     assert build(models.card(full), models.network(full).state_dict()).backend == "sdpa"
 

@@ -12,6 +12,7 @@ from tracepaper.daemon.config.sections import MarketSection, ModelSection
 from tracepaper.daemon.session import models
 from tracepaper.daemon.session.models import free_bytes
 from tracepaper.daemon.session.run_record import describe_run, start_event
+from tracepaper.strategies.attention import native
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.types import RunKind
 
@@ -59,7 +60,8 @@ def test_what_attends_is_on_the_run_and_in_its_start_event() -> None:
         config, [cases.BTC], made, kind=RunKind.LIVE, started_at_ms=1, period_start_ms=1
     )
     change = start_event(made, warm_from=(), market_ms=1)
-    assert run.backend == change.backend == models.chosen_backend(config) == "tiles"
+    assert run.backend == change.backend == models.chosen_backend(config)
+    assert run.backend == (*native.available(), "tiles")[0]
 
 
 def test_a_run_without_a_model_attends_by_nothing() -> None:

@@ -14,6 +14,7 @@ import explained_runs
 import msgspec
 import pytest
 from forging import rechain
+from native_objects import built, loops_of
 from sqlalchemy import REAL
 
 from tracepaper.daemon.cli import invoke
@@ -23,6 +24,7 @@ from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.digest import decision_digest
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.schema import metadata
+from tracepaper.strategies.attention import native
 from tracepaper.strategies.types import Bar
 
 AT = "step = (SELECT max(step) - 3 FROM answers)"
@@ -85,6 +87,33 @@ def test_each_part_of_the_environment_counts(run: Path, tmp_path: Path, name: st
     found = verified(path, run)
     assert (found.holds, found.exact) == (True, False)
     assert name in found.elsewhere
+
+
+def test_a_run_by_loops_is_repeated_by_them_and_near_them_without(tmp_path: Path) -> None:
+    folder = built(tmp_path, "NATIVE_WIDTHS=avx2:-mavx2")
+    with loops_of(folder) as available:
+        if not available:
+            pytest.skip("this processor lacks AVX2")
+        run = explained_runs.replayed(tmp_path)
+        with closing(sqlite3.connect(run)) as raw:
+            [(backend, libraries)] = raw.execute("SELECT backend, libraries FROM runs")
+        assert backend == "native_avx2"
+        assert json.loads(libraries)["native_avx2"] == native.found()["native_avx2"].sha256
+        assert verified(run, run).exact
+    with loops_of(tmp_path / "none"):
+        found = verified(run, run)
+        assert (found.holds, found.exact) == (True, False)
+        assert found.elsewhere.startswith("backend was native_avx2 and is tiles here, libraries")
+        assert found.tolerated > 0
+
+
+def test_a_run_by_tiles_is_repeated_by_tiles_where_loops_are(tmp_path: Path) -> None:
+    folder = built(tmp_path, "NATIVE_WIDTHS=avx2:-mavx2")
+    with loops_of(tmp_path / "none"):
+        run = explained_runs.replayed(tmp_path)
+    with loops_of(folder):
+        found = verified(run, run)
+    assert (found.holds, found.exact, found.agreed) == (True, True, found.decisions)
 
 
 def test_the_last_bit_of_one_float_is_found_here_and_excused_elsewhere(

@@ -1,0 +1,203 @@
+"""Rollout, entropy and the scan of a stream by compiled loops, where ``make native`` built them.
+
+``native.c`` is one text for every width of vectors; an object for AVX-512 and one for AVX2 lie
+beside it once they are built, and each says whether this processor has its instructions. Nothing
+here is needed: torch computes the same within 1e-6. Results have the same bits at any number of
+threads, and other ones by another object, so a run names the one that computed it.
+
+The rule is docs/attention.md, A31.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import torch
+
+from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.errors import AttentionInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from tracepaper.strategies.attention.checks import Layer
+
+NAMES: Final = ("native_avx512", "native_avx2")
+"""The objects, the fastest first."""
+FOLDER: Final = Path(__file__).parent
+ID_DIGITS: Final = 12
+_P, _L, _F = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+_SIGNATURES: Final = {
+    "rollout": (*[_P] * 5, *[_L] * 7, _F, _L),
+    "entropy": (*[_P] * 4, *[_L] * 5, _F, _L),
+    "scan": (*[_P] * 9, _F, _L),
+}
+
+
+class Loops(NamedTuple):
+    """One object: its functions, and the beginning of its SHA-256, by which a run names it."""
+
+    library: ctypes.CDLL
+    sha256: str
+
+
+def opened(path: Path) -> Loops | None:
+    """Return the object at *path*; None where there is none that runs here.
+
+    That is one of other sources than those beside it, or of instructions that the processor lacks.
+    """
+    source = path.with_name("native.c")
+    if not (path.is_file() and source.is_file()):
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:  # built for another machine
+        return None
+    library.source.restype = ctypes.c_char_p
+    built_from = hashlib.sha256(source.read_bytes()).hexdigest()
+    if library.source().decode() != built_from or not library.supported():
+        return None
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, _L
+    return Loops(library, hashlib.sha256(path.read_bytes()).hexdigest()[:ID_DIGITS])
+
+
+@cache
+def found() -> dict[str, Loops]:
+    """Return the objects that are built and run here, by their names, the fastest first."""
+    loops = {name: opened(FOLDER / f"{name}.so") for name in NAMES}
+    return {name: one for name, one in loops.items() if one is not None}
+
+
+def available() -> tuple[str, ...]:
+    """Return the names of the objects that can compute here, the fastest first."""
+    return tuple(found())
+
+
+def runs_on(name: str, device: torch.device) -> bool:
+    """Return whether the object *name* is here and computes on *device*."""
+    return device.type == "cpu" and name in found()
+
+
+def takes(tensor: Tensor) -> bool:
+    """Return whether the loops can compute with *tensor*: float32 of the CPU, without gradient."""
+    is_plain = tensor.device.type == "cpu" and tensor.dtype == torch.float32
+    return is_plain and not (tensor.requires_grad and torch.is_grad_enabled())
+
+
+def choose(layer: Layer) -> str | None:
+    """Return the fastest object where there is one that takes *layer*, None where there is none."""
+    if not found() or layer.logsumexp.dtype != torch.float32:
+        return None
+    given = (layer.query, layer.key, layer.logsumexp)
+    return available()[0] if all(takes(tensor) for tensor in given) else None
+
+
+def push_rows(layer: Layer, weights: Tensor, mask: Mask, name: str) -> Tensor:
+    """Return each head's ``wᵀA`` for *weights* [batch, row, time]: [batch, head, row, time]."""
+    batch, heads, time, dim = layer.query.shape
+    rows = weights.shape[1]
+    product = weights.new_empty(batch, heads, rows, time)
+    tensors = [_plain(x) for x in (layer.query, layer.key, layer.logsumexp, weights)]
+    low, high = _distances(mask, time)
+    sizes = (batch * heads, heads, time, dim, rows, low, high)
+    _call(name, "rollout", *map(_at, (*tensors, product)), *sizes, layer.scale)
+    return product
+
+
+def row_masses(layer: Layer, mask: Mask, name: str) -> tuple[Tensor, Tensor]:
+    """Return each row's mass and entropy in nats, both [batch, head, time]."""
+    batch, heads, time, dim = layer.query.shape
+    sums = layer.logsumexp.new_empty(batch * heads, 2, time)
+    tensors = [_plain(x) for x in (layer.query, layer.key, layer.logsumexp)]
+    low, high = _distances(mask, time)
+    _call(
+        name,
+        "entropy",
+        *map(_at, (*tensors, sums)),
+        *(batch * heads, time, dim, -high, -low),
+        layer.scale,
+    )
+    mass, entropy = (part.unflatten(0, (batch, heads)) for part in sums.unbind(1))
+    return mass, entropy
+
+
+class Scanned(NamedTuple):
+    """What new rows of streams got from their windows."""
+
+    output: Tensor  # [pair, time, dim]
+    figures: Tensor  # [pair, time, 4]: mass, largest score, largest share, mean score
+    rollout: Tensor  # [stream, time, width]: mean_h A_h R
+
+
+def scan_rows(  # noqa: PLR0913
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rollout: Tensor,
+    *,
+    end: int,
+    counts: Sequence[int],
+    window: int,
+    scale: float,
+    name: str,
+) -> Scanned:
+    """Attend with new rows of streams over rings that hold their keys and values already.
+
+    *query* is [pair, time, dim], *keys* and *values* are [pair, ring, dim] and *rollout* is
+    [stream, ring, width]; the keys of the new rows begin at *end*, and *counts* are the bars that
+    each stream has before them.
+    """
+    pairs, time, dim = query.shape
+    streams, width = len(counts), rollout.shape[2]
+    if query.stride(2) != 1:
+        query = query.contiguous()
+    made = Scanned(
+        query.new_empty(pairs, time, dim),
+        query.new_empty(pairs, time, 4),
+        query.new_empty(streams, time, width),
+    )
+    sizes = (
+        *(streams, pairs // streams, time, dim, window, width, end),
+        *(query.stride(0), query.stride(1), keys.stride(0), keys.stride(1), rollout.stride(0)),
+    )
+    before = (ctypes.c_long * streams)(*counts)
+    shape = (ctypes.c_long * len(sizes))(*sizes)
+    tensors = map(_at, (query, keys, values, rollout))
+    _call(name, "scan", *tensors, before, *map(_at, made), shape, scale)
+    return made
+
+
+def _call(name: str, function: str, *arguments: object) -> None:
+    """Call *function* of the object *name* with as many threads as torch has."""
+    if name not in found():
+        raise AttentionInvalid(f"There is no {name} here; run make native, or choose auto.")
+    if getattr(found()[name].library, function)(*arguments, torch.get_num_threads()):
+        raise MemoryError(f"{name} found no memory for a tile; free some.")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return *tensor* as one stretch of float32."""
+    return tensor.to(torch.float32).contiguous()
+
+
+def _at(tensor: Tensor) -> int:
+    return tensor.data_ptr()
+
+
+def _distances(mask: Mask, time: int) -> tuple[int, int]:
+    """Return how far back a visible key is at least and at most."""
+    match mask.kind:
+        case MaskKind.FULL:
+            return -time, time
+        case MaskKind.CAUSAL:
+            return 0, time
+        case MaskKind.WINDOW:
+            return 0, min(mask.window_bars - 1, time)
