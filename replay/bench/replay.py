@@ -261,15 +261,18 @@ def measure_windows(
 ) -> dict[str, Any]:
     """Return what a bar of the windowed model in *checkpoint* costs in a replay, logged in full.
 
-    Beside it, in the same run, its network alone and full attention of the same size. Raises
-    ``ConfigInvalid`` of a model that streams or has no attention.
+    *checkpoint* is a folder or a bundled name, of a network or an ensemble with one. Beside it, in
+    the same run, the network alone and full attention of the same size. Raises ``ConfigInvalid`` of
+    a model that streams or has no attention.
     """
+    from tracepaper.strategies.forecasters.ensemble import network_half
     from tracepaper.strategies.forecasters.windowed import WindowedForecaster
     from tracepaper.strategies.networks.workloads import WholeWindow
 
     tell("loading the model")
     replay = replay_of([tiled(1)], "attention", checkpoint=checkpoint)
-    forecaster = replay.forecaster
+    assert replay.forecaster is not None
+    forecaster = network_half(replay.forecaster)
     if not isinstance(forecaster, WindowedForecaster):
         raise ConfigInvalid(
             f"{checkpoint} is no model of whole windows; measure the default one with --model."

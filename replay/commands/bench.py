@@ -36,7 +36,8 @@ def replay(
         bool, typer.Option("--model", help="With the default model, every bar explained.")
     ] = False,
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="With this model of whole windows.")
+        Path | None,
+        typer.Option(metavar="MODEL", help="With this model of whole windows, say informer-1m."),
     ] = None,
     json: JsonOption = False,
 ) -> None:

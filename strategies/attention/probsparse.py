@@ -161,12 +161,12 @@ def push_sparse(rows: SparseRows, weights: Tensor, *, shares: Tensor | None = No
     at = rows.active[:, :, None].expand(-1, -1, weights.shape[1], -1)
     probabilities = rows.weights.to(weights.dtype)
     pushed = spread.gather(3, at) @ probabilities
-    counts = visible_counts(time, rows.mask).to(weights.device, weights.dtype)
-    lazy = spread.scatter(3, at, 0.0) / counts
+    lazy = spread.scatter(3, at, 0.0)
     if rows.mask.kind is MaskKind.CAUSAL:
-        pushed = pushed + lazy.flip(3).cumsum(dim=3).flip(3)
+        counts = visible_counts(time, rows.mask).to(weights.device, weights.dtype)
+        pushed = pushed + (lazy / counts).flip(3).cumsum(dim=3).flip(3)
     else:
-        pushed = pushed + lazy.sum(dim=3, keepdim=True)
+        pushed = pushed + lazy.sum(dim=3, keepdim=True) / time
     mass = pushed.sum(dim=-1)
     check_mass(mass, weights.sum(dim=-1), _TOLERANCE)
     if shares is None:
@@ -196,24 +196,32 @@ def active_confidence(rows: SparseRows) -> Tensor:
 
 def decided_confidence(rows: SparseRows, row: int) -> Tensor:
     """Return the confidence of one row [batch, head]; 0 where it was lazy in that head."""
-    time = rows.weights.shape[-1]
-    counts = visible_counts(time, rows.mask, [row]).to(rows.weights.device)
-    is_row = (rows.active == row).to(rows.weights.dtype)[:, :, None]  # [batch, head, 1, u]
-    own = is_row @ rows.weights  # [batch, head, 1, time], zeros where the row was lazy
-    lazy = (1.0 - is_row.sum(dim=-1)) * counts.to(own.dtype).log()
-    known = torch.special.entr(own).sum(dim=-1) + lazy  # [batch, head, 1]
-    return row_confidence(known, counts)[..., 0]
+    visible = rows.mask.visible(row, rows.weights.shape[-1])
+    if visible == 1:
+        return torch.zeros_like(rows.weights[:, :, 0, 0])
+    own, is_lazy = _own_row(rows, row)
+    entropy: Tensor = torch.special.entr(own).sum(dim=-1)
+    share = (1.0 - entropy / math.log(visible)).clamp_(0.0, 1.0)
+    return share.masked_fill_(is_lazy, 0.0)
 
 
 def decided_rows(rows: SparseRows, row: int) -> Tensor:
     """Return how each head of one row attends [batch, head, time]; evenly where it was lazy."""
-    time = rows.weights.shape[-1]
-    is_row = (rows.active == row).to(rows.weights.dtype)[:, :, None]  # [batch, head, 1, u]
-    own = (is_row @ rows.weights)[:, :, 0]  # zeros where the row was lazy
-    seen = torch.arange(time, device=own.device) <= (
-        row if rows.mask.kind is MaskKind.CAUSAL else time
-    )
-    return own + (1.0 - is_row.sum(dim=-1)) * (seen / seen.sum()).to(own.dtype)
+    own, is_lazy = _own_row(rows, row)
+    visible = rows.mask.visible(row, own.shape[-1])
+    even = torch.zeros_like(own)
+    even[..., :visible] = 1.0 / visible
+    return torch.where(is_lazy[..., None], even, own)
+
+
+def _own_row(rows: SparseRows, row: int) -> tuple[Tensor, Tensor]:
+    """Return one row's attention [batch, head, time], and in which heads it was lazy.
+
+    Zeros stand where it was.
+    """
+    is_row = rows.active == row  # [batch, head, u]
+    own = is_row.to(rows.weights.dtype)[:, :, None] @ rows.weights  # [batch, head, 1, time]
+    return own[:, :, 0], ~is_row.any(dim=-1)
 
 
 def dense_rows(rows: SparseRows) -> Tensor:
@@ -350,14 +358,14 @@ def convolution_taps(products: Tensor) -> Taps:
     the convolution. A position that nothing reaches keeps itself.
     """
     lengths = torch.linalg.vector_norm(products.detach(), dim=-1)  # [batch, bar, tap]
-    padded = torch.nn.functional.pad(lengths, (0, 0, 1, 1))
-    time = lengths.shape[1]
-    shares = torch.stack([padded[:, tap : tap + time, tap] for tap in range(TAPS)], dim=-1)
+    shares = lengths.new_zeros(lengths.shape)
+    shares[:, 1:, 0] = lengths[:, :-1, 0]
+    shares[..., 1] = lengths[..., 1]
+    shares[:, :-1, 2] = lengths[:, 1:, 2]
     totals = shares.sum(dim=-1, keepdim=True)
-    itself = torch.zeros_like(shares)
-    itself[..., 1] = 1.0
-    tiny = torch.finfo(shares.dtype).tiny
-    return Taps(torch.where(totals > 0, shares / totals.clamp_min(tiny), itself), 1, time)
+    shares /= totals.clamp_min(torch.finfo(shares.dtype).tiny)
+    shares[..., 1] += totals[..., 0] == 0
+    return Taps(shares, 1, lengths.shape[1])
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
