@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import isfinite
@@ -10,7 +10,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tracepaper.strategies import features
 from tracepaper.strategies.attention import kernels
@@ -299,7 +300,7 @@ def _loaded(make: Callable[[], AnyNetwork], tensors: Mapping[str, Tensor]) -> An
 
     Shapes are compared before anything is allocated: a card may name any size.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Shapes():
         wanted = make().state_dict()
     for name, tensor in wanted.items():
         given = tensors.get(name)
@@ -323,6 +324,24 @@ def _loaded(make: Callable[[], AnyNetwork], tensors: Mapping[str, Tensor]) -> An
     network.eval()
     _probe(network)
     return network
+
+
+class _Shapes(TorchFunctionMode):
+    """Leaves tensors as they were made: to draw for one without memory imports a compiler."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Call *func*, unless it is one that starts weights."""
+        del types
+        given = {} if kwargs is None else kwargs
+        if func is nn.init.normal_:
+            return given["tensor"]
+        return func(*args, **given)
 
 
 def _probe(network: Network) -> None:

@@ -224,8 +224,11 @@ class InformerNetwork(Network):
         for depth, time in enumerate(config.lengths[:-1]):
             keys = sample_keys(time, Mask.full(), factor=config.factor, seed=config.seed + depth)
             self.register_buffer(_SAMPLED.format(depth=depth), keys, persistent=False)
-        code = sinusoidal_table(torch.arange(config.window), config.dim, config.window)
-        self.register_buffer("place", code, persistent=False)
+        place = torch.empty(config.window, config.dim)
+        # Where shapes alone are asked for, arithmetic would import PyTorch's compiler: seconds.
+        if not place.is_meta:
+            place = sinusoidal_table(torch.arange(config.window), config.dim, config.window)
+        self.register_buffer("place", place, persistent=False)
         self.norm = nn.LayerNorm(config.dim)
         self.heads = Heads(
             config.dim, len(config.horizons), len(config.quantiles), allocation=config.allocation

@@ -180,6 +180,20 @@ def test_help_imports_nothing_heavy() -> None:
     assert "doctor" in done.stdout
 
 
+def test_loading_a_bundled_model_imports_no_compiler() -> None:
+    done = python(
+        "import sys\n"
+        "from tracepaper.storage import checkpoints\n"
+        "from tracepaper.strategies.forecasters.build import build\n"
+        "for folder in checkpoints.bundled().values():\n"
+        "    found = checkpoints.load(folder)\n"
+        "    print(build(found.card, found.tensors).model_id)\n"
+        "print(sorted({'torch._dynamo', 'sympy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    assert done.stderr == "[]\n"
+    assert len(done.stdout.split()) >= 3
+
+
 def test_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
     from importlib.metadata import version
 
