@@ -348,6 +348,7 @@ class Backtest:
         if found["random_beaten"] is not None:
             share = _number(found["random_beaten"], ".0f", 100.0)
             yield f"beats {share} % of {found['random_twins']} random twins"
+        yield from (f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]"))
 
     def _repr_html_(self) -> str:
         from tracepaper.replay.report.html import element, joined

@@ -18,7 +18,7 @@ from msgspec import Struct
 from tracepaper.strategies.confidence import margin, sign_confidence
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.fitted import CALIBRATED, ENTROPY, MARGIN, FittedConfidence
-from tracepaper.strategies.types import MONEY_SCALE, Explanation, Forecast, Regime
+from tracepaper.strategies.types import MONEY_SCALE, Action, Explanation, Forecast, Regime
 from tracepaper.strategies.words import NOTHING, duration, number
 
 YES_OR_NO: Final = "yes or no"
@@ -666,3 +666,24 @@ def unit_beside(name: str) -> str:
 def with_unit(name: str, value: float) -> str:
     """Return a measure of gate *name* with its unit, as it is written inside a sentence."""
     return f"{measured(name, value)} {unit_beside(name)}".rstrip()
+
+
+def verdict(action: Action, refused_by: str | None, reason: str) -> str:
+    """Return in a few words what the gates made of a decision.
+
+    A FLAT that a gate refused went on where no judgement gate holds up an exit, and where its
+    horizon was over; with the refusal as its *reason* it is what ``gate.on_refusal`` asks for
+    (docs/decisions.md, G13 and G14).
+    """
+    if refused_by is None:
+        return "allowed"
+    if action is not Action.FLAT:
+        return refusal(refused_by)
+    if reason == refusal(refused_by):
+        return f"since {refused_by} refused"
+    return f"{refused_by} refused, which holds up no exit"
+
+
+def refusal(gate_name: str) -> str:
+    """Return the reason of a decision that gate *gate_name* refused."""
+    return f"refused by {gate_name}"

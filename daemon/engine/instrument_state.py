@@ -27,7 +27,7 @@ from tracepaper.strategies.frames import (
     open_frames_ms,
 )
 from tracepaper.strategies.gate_evaluator import GateEvaluator, Plausibility, is_finite_forecast
-from tracepaper.strategies.gates import GateInputs, GateKind, gate_order, plausible
+from tracepaper.strategies.gates import GateInputs, GateKind, gate_order, plausible, refusal
 from tracepaper.strategies.market import DAY_MS, interval_start, unscaled
 from tracepaper.strategies.outlook import BarRecord, Outlook, Sight
 from tracepaper.strategies.portfolio import PortfolioMember
@@ -481,7 +481,7 @@ class InstrumentState:
         action, reason = Action.ORDERS, orders.reason
         target: int | None = None
         if refused is not None:
-            reason = f"refused by {refused}"
+            reason = refusal(refused)
             is_flat = self._flat_on_refusal and refused in JUDGEMENT
             if is_flat or self._risk.closes_all or not orders.requests:
                 asked = Signal(Action.HOLD, reason)
@@ -633,7 +633,7 @@ class InstrumentState:
             if is_judged and action is Action.FLAT and self.strategy.exits_freely:
                 return action, 0, reason
             is_flat = self._flat_on_refusal and is_judged
-            action, reason = Action.FLAT if is_flat else Action.HOLD, f"refused by {refused}"
+            action, reason = Action.FLAT if is_flat else Action.HOLD, refusal(refused)
         if action is Action.HOLD:
             if refused not in INTEGRITY and self._expired(bar, orders):
                 return Action.FLAT, 0, "horizon"

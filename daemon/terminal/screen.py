@@ -19,7 +19,7 @@ from rich.text import Text
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.margin import MarginRules, MarginUse
 from tracepaper.daemon.session.build import margin_rules
-from tracepaper.strategies.gates import GATES, measured, operator, risk_halt
+from tracepaper.strategies.gates import GATES, measured, operator, risk_halt, verdict
 from tracepaper.strategies.market import scaled, unscaled
 from tracepaper.strategies.types import (
     LEVERAGE_DECIMALS,
@@ -209,7 +209,8 @@ def _forecast(forecast: Forecast, horizon: int) -> Text:
 def _decision(decision: Decision) -> Text:
     text = Text.assemble((decision.action.value, ACTION_STYLES[decision.action]))
     if decision.refused_by is not None:
-        text.append(f"  refused by {decision.refused_by}", "yellow")
+        found = verdict(decision.action, decision.refused_by, decision.reason)
+        text.append(f"  {found}", "yellow")
     elif decision.unfilled_reason is not None:
         text.append(f"  unfilled: {decision.unfilled_reason}", "yellow")
     elif decision.reason:

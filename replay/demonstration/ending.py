@@ -15,7 +15,7 @@ from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.demonstration.files import ShowFiles
 from tracepaper.replay.demonstration.race import Race
-from tracepaper.replay.explain.stored import StoredDecision, flips_of, read_stored
+from tracepaper.replay.explain.stored import StoredDecision, flips_of, read_stored, verdict_of
 from tracepaper.replay.report.accounts import RandomTwins, random_twins
 from tracepaper.replay.report.document import AccountReport, account_report, held_alike
 from tracepaper.replay.report.metrics import total_return
@@ -270,11 +270,10 @@ def gates_table(ending: Ending) -> Table:
 def explained(stored: StoredDecision) -> Iterator[str]:
     """Yield what one decision was, what it came from, and what would have flipped it."""
     decision = stored.decision
-    verdict = "allowed" if decision["allowed"] else f"refused by {decision['refused_by']}"
-    reason = "" if decision["reason"] == verdict else f", {decision['reason']}"
+    verdict, reason = verdict_of(decision)
     yield (
         f"{decision['instrument']} at {decision['open_time_iso'][:16]}Z: {decision['action']}, "
-        f"{verdict}{reason}; target {decision['target_quantity_text'] or 'none'}."
+        f"{verdict}{reason and f', {reason}'}; target {decision['target_quantity_text'] or 'none'}."
     )
     noted = [
         f"{row['name']} {row['number']:.4g}" for row in stored.notes if row["number"] is not None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.explain.stored import StoredDecision, flips_of
+from tracepaper.replay.explain.stored import StoredDecision, flips_of, verdict_of
 from tracepaper.replay.explain.terminal import BASIS_POINTS
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -201,7 +201,7 @@ def _finish(panels: Sequence[Axes], times: Floats) -> None:
 def _title(stored: StoredDecision) -> str:
     decision = stored.decision
     opened = datetime.fromtimestamp(decision["open_time_ms"] / 1000, tz=UTC)
-    verdict = "allowed" if decision["allowed"] else f"refused by {decision['refused_by']}"
+    verdict, _ = verdict_of(decision)
     side = flips_of(stored).side
     expected = ""
     if side is not None:

@@ -18,7 +18,7 @@ from tracepaper.replay.report.listed import of_decision
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.gates import GATES, warm, with_unit
+from tracepaper.strategies.gates import GATES, refusal, verdict, warm, with_unit
 from tracepaper.strategies.trend import TREND
 from tracepaper.strategies.types import Action
 
@@ -140,6 +140,13 @@ def _missing(views: RunViews, sequence: int) -> str:
     )
 
 
+def verdict_of(decision: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what the gates made of a row of ``v_decisions``, and its reason; "" if it is that."""
+    refused_by, reason = decision["refused_by"], decision["reason"]
+    words = verdict(Action(decision["action"]), refused_by, reason)
+    return words, "" if reason in (words, refusal(refused_by or "")) else reason
+
+
 @dataclass(frozen=True)
 class GateMargin:
     """How far one gate was from turning; ``margin`` is null where its measure is."""
@@ -204,7 +211,9 @@ def flips_of(stored: StoredDecision) -> Flips:
         None if nearest is None else nearest.gate,
         gates,
         _side(stored.decision),
-        _allowed_sentence(nearest) if allowed else _refused_sentence(failed, nearest),
+        _allowed_sentence(nearest)
+        if allowed
+        else _refused_sentence(failed, nearest) + _went_on(stored.decision),
     )
 
 
@@ -244,6 +253,12 @@ def _refused_sentence(failed: tuple[GateMargin, ...], nearest: GateMargin | None
         f"All of {names} would have had to pass; the nearest was {nearest.gate}, "
         f"{_shortfall(nearest)}."
     )
+
+
+def _went_on(decision: Mapping[str, Any]) -> str:
+    """Return what to add of an exit that its refusal did not hold up."""
+    is_exit = decision["action"] == Action.FLAT and verdict_of(decision)[1]
+    return " The FLAT went on all the same." if is_exit else ""
 
 
 def _allowed_sentence(nearest: GateMargin | None) -> str:

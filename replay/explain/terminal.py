@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tracepaper.replay.explain.stored import Flips, GateMargin, StoredDecision, flips_of
+from tracepaper.replay.explain.stored import Flips, GateMargin, StoredDecision, flips_of, verdict_of
 from tracepaper.replay.report.listed import listed
 from tracepaper.replay.report.tables import bar_of, printed
 from tracepaper.strategies.gates import measured, unit_beside
@@ -48,9 +48,8 @@ def table_of(title: str, columns: tuple[tuple[str, bool], ...]) -> Table:
 def _verdict(decision: dict[str, Any]) -> Text:
     text = Text()
     text.append(f"{decision['instrument']} at {decision['open_time_iso']}: ", style="bold")
-    verdict = "allowed" if decision["allowed"] else f"refused by {decision['refused_by']}"
-    reason = "" if decision["reason"] == verdict else f", {decision['reason']}"
-    text.append(f"{decision['action']} ({verdict}){reason}\n")
+    verdict, reason = verdict_of(decision)
+    text.append(f"{decision['action']} ({verdict}){reason and f', {reason}'}\n")
     if (unfilled := decision["unfilled_reason"]) is not None:
         text.append(
             f"unfilled: {unfilled}; {decision['target_quantity_text']} is wanted and no order "

@@ -438,6 +438,10 @@ def test_an_acted_log_says_what_it_cannot_say(candles: Path, made: Backtest) -> 
         assert found.summary["random_beaten"] is None
         assert found.summary["max_drawdown"] is None
         assert "beats" not in repr(found)
+        *_, last = repr(found).splitlines()
+        assert last.startswith("Warning: ")
+        assert last in found.report().text.replace("\n  ", " ")
+    assert "Warning" not in repr(made)
 
 
 def test_importing_the_names_of_a_strategy_imports_no_engine() -> None:

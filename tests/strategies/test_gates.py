@@ -16,8 +16,8 @@ from tracepaper.strategies.gate_evaluator import (
     key_of,
     threshold_of,
 )
-from tracepaper.strategies.gates import GATES, GateInputs, gate_order
-from tracepaper.strategies.types import Calibration, Regime
+from tracepaper.strategies.gates import GATES, GateInputs, gate_order, verdict
+from tracepaper.strategies.types import Action, Calibration, Regime
 
 MIXED = frozenset({Regime.MIXED})
 CALIBRATION = Calibration(
@@ -218,3 +218,11 @@ def test_a_forecast_with_one_bad_number_is_not_finite() -> None:
     assert not is_finite_forecast(forecast(math.inf))
     assert not is_finite_forecast(forecast(p_up=1.4, p_down=-0.4))
     assert not is_finite_forecast(forecast(explained=explanation(shift=math.nan)))
+
+
+def test_the_verdict_says_whether_a_refusal_held_anything_up() -> None:
+    assert verdict(Action.LONG, None, "trend up") == "allowed"
+    assert verdict(Action.HOLD, "edge", "refused by edge") == "refused by edge"
+    assert verdict(Action.FLAT, "edge", "refused by edge") == "since edge refused"
+    assert verdict(Action.FLAT, "edge", "no trend up") == "edge refused, which holds up no exit"
+    assert verdict(Action.FLAT, "edge", "horizon") == "edge refused, which holds up no exit"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import explained_runs
 import pytest
+from rich.console import Console
 
 from tracepaper.replay.explain.stored import StoredDecision, locate, read_stored
+from tracepaper.replay.explain.terminal import show_stored
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 
@@ -66,3 +69,25 @@ def test_silence_has_a_reason(
     found = StoredDecision({"model_id": "a1", "strategy": "attention"}, row, tuple(gates), ())
     assert found.no_attribution is not None
     assert words in found.no_attribution
+
+
+@pytest.mark.parametrize(
+    ("action", "reason", "first", "went_on"),
+    [
+        ("HOLD", "refused by edge", "HOLD (refused by edge)\n", False),
+        ("FLAT", "refused by edge", "FLAT (since edge refused)\n", False),
+        ("FLAT", "no trend up", "FLAT (edge refused, which holds up no exit), no trend up\n", True),
+    ],
+)
+def test_an_exit_that_a_gate_refused_is_said_to_have_gone_on(
+    database: Path, action: str, reason: str, first: str, *, went_on: bool
+) -> None:
+    stored = read_stored(database, explained_runs.run_id(database), 40)
+    said = {"action": action, "reason": reason, "refused_by": "edge", "allowed": False}
+    gates = tuple({**row, "passed": False} for row in stored.gates[:1])
+    asked = replace(stored, decision={**stored.decision, **said}, gates=gates)
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(show_stored(asked))
+    assert f": {first}" in shown.get()
+    assert ("The FLAT went on all the same." in shown.get()) is went_on
