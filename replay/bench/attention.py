@@ -6,94 +6,27 @@ synchronised device on CUDA), and each peak of memory comes from a process of it
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from tracepaper.replay.bench.attention_routes import (
+    Figures,
+    Route,
+    implementation,
+    interleaved,
+    mask_named,
+    other_forms,
+    peak_bytes,
+)
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from tracepaper.strategies.networks.workloads import Setting
-
-ROUTES = ("inputs", "flash", "ours", "dense")
-
-
-def mask_named(name: str) -> Mask:
-    """Return the mask called *name*: full, causal or window:BARS."""
-    if name == "full":
-        return Mask.full()
-    if name == "causal":
-        return Mask.causal()
-    kind, _, bars = name.partition(":")
-    if kind != "window" or not bars.isdigit():
-        raise ConfigInvalid(f"No mask is called {name!r}; choose full, causal or window:BARS.")
-    return Mask.window(int(bars))
-
-
-def peak_bytes(route: str, mask: str, bars: int) -> int:
-    """Return what *route* takes at its peak beyond the imports, measured in a fresh process.
-
-    Raises ``DataInvalid`` where that process fails, as when memory runs out, and
-    ``ConfigInvalid`` on a system without Linux's ``/proc``.
-    """
-    if not Path("/proc/self/clear_refs").exists():
-        raise ConfigInvalid("Peaks of memory are read from Linux's /proc; measure without memory.")
-    done = subprocess.run(  # noqa: S603 - our own module, no shell
-        [sys.executable, "-m", __name__, route, mask, str(bars)],
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    if done.returncode != 0:
-        raise DataInvalid(
-            f"Measuring {route} at {bars} bars ended with code {done.returncode}; free memory or "
-            "choose fewer bars."
-        )
-    return int(json.loads(done.stdout)["bytes"])
-
-
-def run(route: str, mask_name: str, bars: int) -> int:
-    """Take the route in this process; return its peak beyond the imports in bytes."""
-    from tracepaper.strategies.networks import workloads
-
-    if route not in ROUTES:
-        raise ConfigInvalid(f"No route is called {route!r}; choose one of {', '.join(ROUTES)}.")
-    mask = mask_named(mask_name)
-    workloads.set_threads(1)
-    small = workloads.draw(workloads.Setting(), 64)
-    workloads.explain(small, workloads.forward(small, mask), mask)
-    before = _start()
-    inputs = workloads.draw(workloads.Setting(), bars)
-    if route == "dense":
-        workloads.dense(inputs, mask)
-    elif route != "inputs":
-        sums = workloads.forward(inputs, mask)
-        if route == "ours":
-            workloads.explain(inputs, sums, mask)
-    return (_status_kib("VmHWM") - before) * 1024
-
-
-def _start() -> int:
-    """Forget the peak that the imports made; return what is held now, in KiB.
-
-    The kernel's own figures, since ``getrusage`` hands a parent's peak on to its children.
-    """
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status_kib("VmRSS")
-
-
-def _status_kib(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
 
 SIZES: Final = (512, 1_024, 2_048, 4_096, 8_192, 16_384)
 LONG: Final = 65_536
@@ -103,18 +36,11 @@ EVERY_MAX: Final = 8_192
 """Beyond, buckets of every row are kept for windows alone, by the stream."""
 WINDOW: Final = 1_088
 MASKS: Final = ("causal", f"window:{WINDOW}", "full")
-ROUNDS_MIN: Final = 3
-ROUNDS_MAX: Final = 9
-ENOUGH_S: Final = 3.0
-"""Once its rounds took this long together, a size has been measured often enough."""
 _MATRIX_SIDE: Final = 8_192
 _BATCH_BARS: Final = 4_352
 """Bars of a batched forward: a training chunk."""
 _STEPS: Final = 200
 _SCANS: Final = 8
-
-Figures = dict[str, Any]
-Route = Callable[[], object]
 
 
 def measure(
@@ -124,63 +50,48 @@ def measure(
     compiled: bool = False,
     memory: bool = True,
     threads: int = 1,
+    compare: Sequence[str] = (),
     tell: Callable[[str], None] = lambda _: None,
 ) -> Figures:
     """Return all figures as plain numbers: seconds, bytes and ratios.
 
     ``long`` adds 65,536 bars and the dense route at 8,192; ``compiled`` measures the tile that
     torch.compile makes as well (its compilation is not counted); ``memory`` starts a process for
-    each peak; *tell* hears what is being measured.
+    each peak; *compare* names a user's implementations (``attention_routes``), which are measured
+    beside the other forms of explanation; *tell* hears what is being measured. Where compiled
+    loops are built, torch is measured beside them.
     """
     from tracepaper.strategies.networks import workloads
 
+    for name in compare:
+        implementation(name)
     workloads.set_threads(threads)
     setting = workloads.Setting()
     dense_max = 2 * DENSE_MAX if long else DENSE_MAX
     rows: list[Figures] = []
+    forms: list[Figures] = []
     for bars in (*sizes, *((LONG,) if long else ())):
         for mask in MASKS:
             if bars == LONG and mask == "full":
                 continue  # twice the causal one, and minutes a round
             tell(f"{bars:,} bars, {mask}")
-            backends = ("auto", "compiled") if compiled else ("auto",)
+            backends = ("auto", *(["tiles"] * bool(workloads.loops())), *(["compiled"] * compiled))
             rows.append(_compare(setting, bars, mask, backends=backends, dense_max=dense_max))
             if memory and mask == "causal":
                 rows[-1] |= _peaks(bars, mask, dense=bars <= dense_max)
+            is_measured = memory and mask == "causal"
+            forms += other_forms(setting, bars, mask, compare, memory=is_measured)
     tell("live step and batched scan")
     return {
         "machine": _machine(threads) | workloads.versions(),
         "setting": {name: getattr(setting, name) for name in ("layers", "heads", "head_dim")},
         "attention": rows,
         "linear": _linear(setting, sizes, tell),
-        "live": _live(),
-        "cuda": _cuda(sizes, tell),
+        "forms": forms,
+        "live": _live("auto"),
+        "live_torch": _live("tiles") if workloads.loops() else None,
+        "cuda": _cuda(sizes, compare, tell),
     }
-
-
-def interleaved(
-    routes: Mapping[str, Route],
-    *,
-    clock: Callable[[], float] = time.process_time,
-    wait: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Return each route's median seconds; every round takes each route once, after a warm-up.
-
-    *wait* returns when the work that a route started is done.
-    """
-    for route in routes.values():
-        route()
-    wait()
-    spent: dict[str, list[float]] = {name: [] for name in routes}
-    for done in range(ROUNDS_MAX):
-        if done >= ROUNDS_MIN and sum(map(sum, spent.values())) > ENOUGH_S:
-            break
-        for name, route in routes.items():
-            before = clock()
-            route()
-            wait()
-            spent[name].append(clock() - before)
-    return {name: statistics.median(seconds) for name, seconds in spent.items()}
 
 
 def free_bytes() -> int:
@@ -205,9 +116,11 @@ def _compare(
     if bars <= EVERY_MAX:
         routes["every"] = lambda: workloads.explain_every(inputs, sums, mask)
     for backend in backends:
-        name = "ours" if backend == "auto" else backend
+        name = {"auto": "ours", "tiles": "torch"}.get(backend, backend)
         routes[name] = lambda chosen=backend: workloads.explain(inputs, sums, mask, chosen)  # type: ignore[misc]
     row: Figures = {"bars": bars, "mask": mask_name}
+    row["flash_flops"] = workloads.forward_operations(setting, bars, mask)
+    row["ours_flops"] = workloads.explained_operations(setting, bars, mask)
     clock = time.process_time if setting.device == "cpu" else time.perf_counter
     wait = workloads.waiter(setting.device)
     seconds = interleaved(routes, clock=clock, wait=wait)
@@ -228,7 +141,7 @@ def _compare(
 def _ratios(seconds: Mapping[str, float], *, rows: int) -> Figures:
     """Return each route's seconds, and what it costs beside the forward."""
     figures: Figures = {f"{name}_s": spent for name, spent in seconds.items()}
-    for name in ("ours", "compiled"):
+    for name in ("ours", "torch", "compiled"):
         if name in seconds:
             figures[f"{name}_ratio"] = seconds[name] / seconds["flash"]
     figures["many_ratio_a_row"] = seconds["many"] / seconds["flash"] / rows
@@ -278,12 +191,12 @@ def _linear(setting: Setting, sizes: Sequence[int], tell: Callable[[str], None])
     return rows
 
 
-def _live() -> Figures:
+def _live(backend: str) -> Figures:
     """Measure the default network's live step and its chunked scan, each with its plain form."""
     from tracepaper.strategies.networks import workloads
     from tracepaper.strategies.networks.stream import CHUNK_BARS
 
-    live = workloads.Live()
+    live = workloads.Live(backend=backend)
     spent: dict[str, list[float]] = {
         name: [] for name in ("step", "plain", "scan", "plain_scan", "forward")
     }
@@ -309,6 +222,7 @@ def _live() -> Figures:
         timed_forward()
     median = {name: statistics.median(seconds) for name, seconds in spent.items()}
     return {
+        "backend": live.backend,
         "step_s": median["step"],
         "step_p99_s": statistics.quantiles(spent["step"], n=100)[-1],
         "plain_step_s": median["plain"],
@@ -321,7 +235,9 @@ def _live() -> Figures:
     }
 
 
-def _cuda(sizes: Sequence[int], tell: Callable[[str], None]) -> Figures | None:
+def _cuda(
+    sizes: Sequence[int], compare: Sequence[str], tell: Callable[[str], None]
+) -> Figures | None:
     """Measure the same on a CUDA device, beside its matrix peak; None where there is none."""
     from tracepaper.strategies.networks import workloads
 
@@ -331,15 +247,16 @@ def _cuda(sizes: Sequence[int], tell: Callable[[str], None]) -> Figures | None:
     product, operations = workloads.matrix_product(setting, _MATRIX_SIDE)
     wait = workloads.waiter("cuda")
     seconds = interleaved({"product": product}, clock=time.perf_counter, wait=wait)["product"]
-    rows = []
+    rows, forms = [], []
     for bars in sizes:
         for mask in MASKS:
             tell(f"{name}: {bars:,} bars, {mask}")
             row = _compare(setting, bars, mask, backends=("auto",), dense_max=DENSE_MAX)
-            work = workloads.forward_operations(setting, bars, mask_named(mask))
-            row["flash_tflops"] = work / row["flash_s"] / 1e12
+            row["flash_tflops"] = row["flash_flops"] / row["flash_s"] / 1e12
             rows.append(row | workloads.device_peaks(setting, bars, mask_named(mask)))
-    return {"device": name, "matrix_tflops": operations / seconds / 1e12, "attention": rows}
+            forms += other_forms(setting, bars, mask, compare)
+    tflops = operations / seconds / 1e12
+    return {"device": name, "matrix_tflops": tflops, "attention": rows, "forms": forms}
 
 
 def _machine(threads: int) -> Figures:
@@ -349,7 +266,3 @@ def _machine(threads: int) -> Figures:
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
     }
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps({"bytes": run(sys.argv[1], sys.argv[2], int(sys.argv[3]))}))

@@ -22,6 +22,7 @@ _MIB: Final = 1 << 20
 _ROUTES: Final = {
     "flash": "flash forward",
     "ours": "explanation",
+    "torch": "explanation, torch alone",
     "compiled": "explanation, compiled",
     "dense": "stored matrices",
 }
@@ -43,12 +44,14 @@ def render(figures: Mapping[str, Any]) -> RenderableType:
     """Return the figures as tables."""
     parts: list[RenderableType] = [
         _attention_table(figures["attention"], _title(figures)),
+        *_forms_tables(figures["forms"], "other forms, CPU time"),
         _linear_table(figures["linear"]),
-        _live_table(figures["live"]),
+        *(_live_table(live) for live in (figures["live"], figures["live_torch"]) if live),
     ]
     if (cuda := figures["cuda"]) is not None:
         title = f"{cuda['device']}, matrix product {cuda['matrix_tflops']:.0f} TFLOP/s"
         parts.append(_attention_table(cuda["attention"], title))
+        parts += _forms_tables(cuda["forms"], f"other forms, {cuda['device']}")
     return Group(*parts)
 
 
@@ -107,12 +110,14 @@ def _linear_table(rows: Sequence[Figures]) -> Table:
 
 def _attention_table(rows: Sequence[Figures], title: str) -> Table:
     table = Table(title=title)
-    for name in ("bars", "mask", "flash ms", "explain ms", "÷ flash", "compiled ÷ flash"):
+    for name in ("bars", "mask", "flash ms", "explain ms", "÷ flash", "torch ÷ flash"):
         table.add_column(name, justify="right")
     for name in (
         "with every bar ÷ flash",
         "a row of 256 ÷ flash",
         "dense ÷ ours",
+        "GFLOP",
+        "+ explain",
         "flash MiB",
         "+ explain",
         "dense MiB",
@@ -125,10 +130,12 @@ def _attention_table(rows: Sequence[Figures], title: str) -> Table:
             f"{row['flash_s'] * 1e3:,.1f}",
             f"{row['ours_s'] * 1e3:,.1f}",
             _number(row, "ours_ratio", ".2f"),
-            _number(row, "compiled_ratio", ".2f"),
+            _number(row, "torch_ratio", ".2f"),
             _number(row, "every_ratio", ".2f"),
             _number(row, "many_ratio_a_row", ".4f"),
             _number(row, "dense_ratio", ".1f"),
+            f"{row['flash_flops'] / 1e9:,.1f}",
+            f"{row['ours_flops'] / 1e9:,.1f}",
             _mebibytes(row, "flash_bytes"),
             _number(row, "extra_memory_ratio", ".2f"),
             _mebibytes(row, "dense_bytes"),
@@ -136,8 +143,28 @@ def _attention_table(rows: Sequence[Figures], title: str) -> Table:
     return table
 
 
+def _forms_tables(rows: Sequence[Figures], title: str) -> list[RenderableType]:
+    """Return a table of the other forms and of what was compared; none where nothing was."""
+    table = Table(title=title)
+    for name in ("bars", "mask", "route", "ms", "÷ flash", "MiB", "GFLOP", "GFLOP/s"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['bars']:,}",
+            row["mask"],
+            row["route"],
+            f"{row['s'] * 1e3:,.1f}",
+            _number(row, "ratio", ".2f"),
+            _mebibytes(row, "bytes"),
+            f"{row['flops'] / 1e9:,.2f}",
+            f"{row['flops'] / row['s'] / 1e9:,.1f}",
+        )
+    return [table] if rows else []
+
+
 def _live_table(live: Figures) -> Table:
-    table = Table(title="the default network, live and over known bars")
+    attends = f"attending by {live['backend']}"
+    table = Table(title=f"the default network, live and over known bars, {attends}")
     for name in ("", "plain µs", "explained µs", "explained ÷ plain"):
         table.add_column(name, justify="right")
     for name, plain, explained, ratio in (

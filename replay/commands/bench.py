@@ -10,7 +10,7 @@ import typer
 
 from tracepaper.daemon.commands.options import JsonOption
 
-WIDE_COLUMNS = 140
+WIDE_COLUMNS = 168
 
 app = typer.Typer(help="Measure: figures as ratios, in one run, on CPU time.")
 
@@ -138,6 +138,16 @@ def close(
 def attention(
     *,
     long: Annotated[bool, typer.Option("--long", help="Also 65,536 bars.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch and of the loops.")] = 1,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION", help="Also your function of (inputs, mask); repeat."
+        ),
+    ] = None,
+    bars: Annotated[
+        list[int] | None, typer.Option(min=16, help="A length in place of 512 to 16,384; repeat.")
+    ] = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Also a plot.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -145,12 +155,12 @@ def attention(
     from rich.console import Console
 
     from tracepaper.daemon.commands.options import print_json
-    from tracepaper.replay.bench.attention import measure
+    from tracepaper.replay.bench.attention import SIZES, measure
     from tracepaper.replay.bench.attention_show import plot, render, require_plot
 
     if png is not None:
         require_plot()
-    figures = measure(long=long, tell=_tell)
+    figures = measure(bars or SIZES, long=long, threads=threads, compare=compare or (), tell=_tell)
     if png is not None:
         plot(figures, png)
     if json:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from tracepaper.strategies.attention import reference
+from tracepaper.strategies.attention import native, reference
 from tracepaper.strategies.attention.buckets import rollout_buckets, rollout_by_age
 from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.kernels import attend
@@ -26,6 +28,7 @@ from tracepaper.strategies.attention.linear import (
 )
 from tracepaper.strategies.attention.masks import MaskKind
 from tracepaper.strategies.attention.memory import Shape, dense_bytes, require_memory
+from tracepaper.strategies.attention.methods import gradient_rollout_rows
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.attention.tiles import visible_pairs
 from tracepaper.strategies.errors import ConfigInvalid
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 MANY_ROWS: Final = 256
 """Decisions that share one backward pass in the bench."""
 _SEED: Final = 20_240_501
+_CPU_KERNEL: Final = "_scaled_dot_product_flash_attention_for_cpu"
 
 Route = Callable[[], object]
 
@@ -122,6 +126,26 @@ def explain_every(inputs: Inputs, sums: list[Tensor], mask: Mask) -> Tensor:
     return rollout_by_age(inputs.queries, inputs.keys, sums, mask).weights
 
 
+def _rolled(inputs: Inputs, sums: list[Tensor], mask: Mask, **options: Any) -> Tensor:  # noqa: ANN401 - of rollout_rows
+    last = inputs.queries[0].shape[2] - 1
+    return rollout_rows(inputs.queries, inputs.keys, sums, [last], mask, **options).weights
+
+
+def _by_gradient(inputs: Inputs, sums: list[Tensor], mask: Mask) -> Tensor:
+    # What the gradient is costs nothing: values stand for it.
+    last = inputs.queries[0].shape[2] - 1
+    gradients = inputs.values[::-1]
+    return gradient_rollout_rows(*inputs[:2], sums, inputs.values, gradients, [last], mask).weights
+
+
+FORMS: Final[dict[str, Callable[[Inputs, list[Tensor], Mask], Tensor]]] = {
+    "max fusion": partial(_rolled, head_fusion="max"),
+    "discard": partial(_rolled, discard_ratio=0.5),
+    "gradient": _by_gradient,
+}
+"""The last row by whole rows of each layer, a form each."""
+
+
 def require_dense(setting: Setting, bars: int, *, available_bytes: int) -> None:
     """Raise ``AttentionInvalid`` where the stored matrices would not fit."""
     # The softmax holds scores and probabilities of a layer at once.
@@ -183,6 +207,18 @@ class Linear:
         return float(torch.stack(far).mean())
 
 
+def take(route: str, inputs: Inputs, mask: Mask) -> None:
+    """Take the route of that name: flash, ours, dense or a form; nothing for the inputs alone."""
+    if route == "dense":
+        dense(inputs, mask)
+    elif route != "inputs":
+        sums = forward(inputs, mask)
+        if route == "ours":
+            explain(inputs, sums, mask)
+        elif route in FORMS:
+            FORMS[route](inputs, sums, mask)
+
+
 class PlainStream(StreamingNetwork):
     """The same stream without entropies, rollout and history: what the explanation is added to."""
 
@@ -238,6 +274,7 @@ class Live:
             StreamingNetwork(self.network, backend=backend),
             PlainStream(self.network),
         )
+        self.backend = backend
         self._states = tuple(StreamState(self.network) for _ in self._streams)
         self._position = 0
         field = self.network.config.receptive_field
@@ -338,17 +375,20 @@ def waiter(device: str) -> Callable[[], None]:
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
+def device_peak(route: Route) -> int:
+    """Return the CUDA memory of *route* beyond what it started with."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    route()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def device_peaks(setting: Setting, bars: int, mask: Mask) -> dict[str, float]:
     """Return the CUDA memory of forward and explanation, beyond what each started with."""
     inputs = draw(setting, bars)
     sums = forward(inputs, mask)
-    peaks = []
-    for route in (lambda: forward(inputs, mask), lambda: explain(inputs, sums, mask)):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        route()
-        peaks.append(torch.cuda.max_memory_allocated() - before)
-    flash, ours = peaks
+    flash = device_peak(lambda: forward(inputs, mask))
+    ours = device_peak(lambda: explain(inputs, sums, mask))
     return {
         "flash_bytes": flash,
         "ours_bytes": ours,
@@ -369,9 +409,41 @@ def forward_operations(setting: Setting, bars: int, mask: Mask) -> float:
     return 4.0 * setting.layers * setting.heads * setting.head_dim * pairs
 
 
+def explained_operations(setting: Setting, bars: int, mask: Mask) -> float:
+    """Return the operations of the last row's rollout: a product over the rows that have weight."""
+    pairs, rows = 0, 1
+    reach = mask.window_bars - 1 if mask.kind is MaskKind.WINDOW else bars
+    for _ in range(setting.layers):
+        all_rows = rows * bars if mask.kind is MaskKind.FULL else visible_pairs(bars, mask)
+        earlier = 0 if mask.kind is MaskKind.FULL else visible_pairs(bars - rows, mask)
+        pairs += all_rows - earlier
+        rows = min(bars, rows + reach)
+    return 2.0 * setting.heads * setting.head_dim * pairs
+
+
+def counted(route: Route) -> int:
+    """Return the operations of *route* in products and attention kernels, as torch counts them.
+
+    Of a causal kernel it counts whole matrices.
+    """
+    kernel = getattr(torch.ops.aten, _CPU_KERNEL)  # unknown to torch's own table
+
+    def whole(query: Any, key: Any, value: Any, *_: object, **__: object) -> int:  # noqa: ANN401 - shapes
+        return int(sdpa_flop_count(query, key, value))
+
+    with FlopCounterMode(display=False, custom_mapping={kernel: whole}) as counter:
+        route()
+    return int(counter.get_total_flops())
+
+
 def set_threads(threads: int) -> None:
     """Use *threads* threads on the CPU."""
     torch.set_num_threads(threads)
+
+
+def loops() -> tuple[str, ...]:
+    """Return the compiled loops that are built here, the fastest first."""
+    return native.available()
 
 
 def versions() -> dict[str, str]:

@@ -10,16 +10,19 @@ import pytest
 import torch
 from rich.console import Console
 
-from tracepaper.replay.bench.attention import (
-    DENSE_MAX,
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.bench.attention import DENSE_MAX, measure
+from tracepaper.replay.bench.attention_routes import (
     ROUNDS_MAX,
     ROUNDS_MIN,
+    implementation,
     interleaved,
     mask_named,
-    measure,
+    other_forms,
     peak_bytes,
 )
 from tracepaper.replay.bench.attention_show import plot, render
+from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import workloads
@@ -42,6 +45,32 @@ class ScriptedClock:
             self.now += self.durations[(self.readings // 2) % len(self.durations)]
         self.readings += 1
         return self.now
+
+
+MINE = """
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def attend(inputs, mask):
+    print("mine")
+    return [scaled_dot_product_attention(*layer, is_causal=True) for layer in zip(*inputs)]
+
+
+def two(inputs, mask):
+    return inputs.queries[0] @ inputs.keys[0].mT
+
+
+NOTHING = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a module in the working folder that holds a user's implementations."""
+    (tmp_path / "my_attention.py").write_text(MINE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "my_attention"
 
 
 def test_routes_take_turns_and_the_median_is_taken() -> None:
@@ -88,9 +117,9 @@ def test_a_dense_route_that_cannot_fit_is_refused_with_the_size_that_would() -> 
         workloads.require_dense(workloads.Setting(), 4_096, available_bytes=1 << 28)
 
 
-def test_figures_are_plain_numbers_that_can_be_shown(tmp_path: Path) -> None:
+def test_figures_are_plain_numbers_that_can_be_shown(tmp_path: Path, mine: str) -> None:
     heard: list[str] = []
-    figures = measure([64, 128], memory=False, compiled=False, tell=heard.append)
+    figures = measure([64, 128], memory=False, compare=[f"{mine}:two"], tell=heard.append)
     assert json.loads(json.dumps(figures)) == figures
     assert [row["bars"] for row in figures["attention"]] == [64] * 3 + [128] * 3
     assert all(row["ours_s"] > 0 and row["dense_s"] > 0 for row in figures["attention"])
@@ -101,9 +130,66 @@ def test_figures_are_plain_numbers_that_can_be_shown(tmp_path: Path) -> None:
     page = io.StringIO()
     Console(width=200, file=page).print(render(figures))
     assert "explain ms" in page.getvalue()
+    assert "max fusion" in page.getvalue()
+    own = [row for row in figures["forms"] if row["route"] == f"{mine}:two"]
+    assert [row["flops"] for row in own] == [2 * 4 * 32 * row["bars"] ** 2 for row in own]
+    assert [row["bars"] for row in own] == [64] * 3 + [128] * 3
     assert "Linear attention, causal" in page.getvalue()
     plot(figures, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_forms_and_a_users_own_are_measured_beside_the_forward(mine: str) -> None:
+    heads, bars, dim = SETTING.heads, 90, SETTING.head_dim
+    compare = [f"{mine}:attend", f"{mine}:two"]
+    rows = {row["route"]: row for row in other_forms(SETTING, bars, "causal", compare)}
+    assert list(rows) == ["max fusion", "discard", "gradient", *compare]
+    assert all(row["s"] > 0 and row["ratio"] > 0 and row["flops"] > 0 for row in rows.values())
+    assert rows[f"{mine}:two"]["flops"] == 2 * heads * bars**2 * dim
+    assert rows[f"{mine}:attend"]["flops"] == SETTING.layers * 4 * heads * bars**2 * dim
+
+
+def test_a_users_peak_comes_from_a_process_of_its_own_too(mine: str) -> None:
+    bars = 2_048
+    assert peak_bytes(f"{mine}:two", "causal", bars) > 4 * 4 * bars**2  # one layer's matrices
+    assert peak_bytes(f"{mine}:attend", "causal", bars) < 4 * 4 * bars**2
+
+
+def test_forms_give_the_rows_that_they_are_named_after() -> None:
+    inputs, mask = workloads.draw(SETTING, 60), Mask.window(25)
+    sums = workloads.forward(inputs, mask)
+    pairs = zip(inputs.queries, inputs.keys, strict=True)
+    matrices = [reference.attention_matrix(one, other, mask) for one, other in pairs]
+    for form, options in (
+        ("max fusion", {"head_fusion": "max"}),
+        ("discard", {"discard_ratio": 0.5}),
+    ):
+        dense = reference.rollout(matrices, mask, **options)[:, -1:]
+        torch.testing.assert_close(workloads.FORMS[form](inputs, sums, mask), dense)
+    gradient = workloads.FORMS["gradient"](inputs, sums, mask)
+    torch.testing.assert_close(gradient.sum(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(7), Mask.window(90)])
+def test_operations_of_an_explanation_are_those_of_rows_that_have_weight(mask: Mask) -> None:
+    bars = 40
+    reached, pairs = torch.zeros(bars), 0
+    reached[-1] = 1
+    for _ in range(SETTING.layers):
+        seen = reference.visible(bars, mask)[reached > 0]
+        pairs += int(seen.sum())
+        reached[seen.any(0)] = 1
+    wanted = 2 * SETTING.heads * SETTING.head_dim * pairs
+    assert workloads.explained_operations(SETTING, bars, mask) == wanted
+
+
+def test_what_is_no_function_cannot_be_compared(
+    mine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigInvalid, match="is no function"):
+        implementation(f"{mine}:NOTHING")
+    assert invoke(["bench", "attention", "--compare", f"{mine}:gone"]) != 0
+    assert "gone" in capsys.readouterr().err
 
 
 def test_peaks_come_from_a_process_of_their_own() -> None:

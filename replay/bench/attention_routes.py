@@ -1,0 +1,183 @@
+"""Routes from one attention's inputs to an explanation, in turn, each peak in its own process.
+
+Beside the product's own there are other forms of explanation and a user's implementations: a
+function ``module:function`` of the inputs (their ``queries``, ``keys`` and ``values`` are lists
+with one tensor [1, head, time, dim] a layer) and the mask (``kind`` and ``window_bars``).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tracepaper.daemon.session.user_class import imported
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.networks.workloads import Inputs, Setting
+
+ROUTES: Final = ("inputs", "flash", "ours", "dense")
+FORMS_MAX: Final = 4_096
+"""Beyond, forms that need whole rows take minutes."""
+ROUNDS_MIN: Final = 3
+ROUNDS_MAX: Final = 9
+ENOUGH_S: Final = 3.0
+"""Once its rounds took this long together, a size has been measured often enough."""
+
+Figures = dict[str, Any]
+Route = Callable[[], object]
+Implementation = Callable[["Inputs", Mask], object]
+
+
+def mask_named(name: str) -> Mask:
+    """Return the mask called *name*: full, causal or window:BARS."""
+    if name == "full":
+        return Mask.full()
+    if name == "causal":
+        return Mask.causal()
+    kind, _, bars = name.partition(":")
+    if kind != "window" or not bars.isdigit():
+        raise ConfigInvalid(f"No mask is called {name!r}; choose full, causal or window:BARS.")
+    return Mask.window(int(bars))
+
+
+def implementation(name: str) -> Implementation:
+    """Return the user's function ``module:function``; raise ``ConfigInvalid`` where it is none."""
+    found = imported(name, key="--compare")
+    if not callable(found):
+        raise ConfigInvalid(f"--compare {name} is no function; name one of (inputs, mask).")
+    made: Implementation = found
+    return made
+
+
+def interleaved(
+    routes: Mapping[str, Route],
+    *,
+    clock: Callable[[], float] = time.process_time,
+    wait: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Return each route's median seconds; every round takes each route once, after a warm-up.
+
+    *wait* returns when the work that a route started is done.
+    """
+    for route in routes.values():
+        route()
+    wait()
+    spent: dict[str, list[float]] = {name: [] for name in routes}
+    for done in range(ROUNDS_MAX):
+        if done >= ROUNDS_MIN and sum(map(sum, spent.values())) > ENOUGH_S:
+            break
+        for name, route in routes.items():
+            before = clock()
+            route()
+            wait()
+            spent[name].append(clock() - before)
+    return {name: statistics.median(seconds) for name, seconds in spent.items()}
+
+
+def other_forms(
+    setting: Setting, bars: int, mask_name: str, compare: Sequence[str], *, memory: bool = False
+) -> list[Figures]:
+    """Return a row for each other form of explanation, and for each implementation in *compare*.
+
+    Seconds, ratios to the flash forward in the same rounds, floating-point operations as torch
+    counts them in its products and attention kernels and, with *memory*, the peak beyond the
+    inputs: of a process of its own on the CPU, of the device on CUDA.
+    """
+    from tracepaper.strategies.networks import workloads
+
+    mask = mask_named(mask_name)
+    inputs = workloads.draw(setting, bars)
+    sums = workloads.forward(inputs, mask)
+    routes: dict[str, Route] = {}
+    for form, explain in workloads.FORMS.items() if bars <= FORMS_MAX else ():
+        routes[form] = partial(explain, inputs, sums, mask)
+    for name in compare:
+        routes[name] = partial(implementation(name), inputs, mask)
+    on_cpu = setting.device == "cpu"
+    seconds = interleaved(
+        {"flash": lambda: workloads.forward(inputs, mask), **routes},
+        clock=time.process_time if on_cpu else time.perf_counter,
+        wait=workloads.waiter(setting.device),
+    )
+    rows = []
+    for name, route in routes.items():
+        row: Figures = {"bars": bars, "mask": mask_name, "route": name, "s": seconds[name]}
+        row |= {"ratio": seconds[name] / seconds["flash"], "flops": workloads.counted(route)}
+        if not on_cpu:
+            row["bytes"] = workloads.device_peak(route)
+        elif memory:
+            row["bytes"] = peak_bytes(name, mask_name, bars)
+        rows.append(row)
+    return rows
+
+
+def peak_bytes(route: str, mask: str, bars: int) -> int:
+    """Return what *route* takes at its peak beyond the imports, measured in a fresh process.
+
+    Raises ``DataInvalid`` where that process fails, as when memory runs out, and
+    ``ConfigInvalid`` on a system without Linux's ``/proc``.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        raise ConfigInvalid("Peaks of memory are read from Linux's /proc; measure without memory.")
+    done = subprocess.run(  # noqa: S603 - our own module, no shell
+        [sys.executable, "-m", __name__, route, mask, str(bars)],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise DataInvalid(
+            f"Measuring {route} at {bars} bars ended with code {done.returncode}; free memory or "
+            "choose fewer bars."
+        )
+    # A user's function may have printed before it.
+    return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
+
+
+def run(route: str, mask_name: str, bars: int) -> int:
+    """Take the route in this process; return its peak beyond the imports in bytes."""
+    from tracepaper.strategies.networks import workloads
+
+    known = (*ROUTES, *workloads.FORMS)
+    if route not in known and ":" not in route:
+        raise ConfigInvalid(f"No route is called {route!r}; choose one of {', '.join(known)}.")
+    mask = mask_named(mask_name)
+    workloads.set_threads(1)
+    setting = workloads.Setting()
+    small = workloads.draw(setting, 64)
+    workloads.explain(small, workloads.forward(small, mask), mask)
+    own = implementation(route) if ":" in route else None
+    before = _start()
+    inputs = workloads.draw(setting, bars)
+    if own is None:
+        workloads.take(route, inputs, mask)
+    else:
+        own(inputs, mask)
+    return (_status_kib("VmHWM") - before) * 1024
+
+
+def _start() -> int:
+    """Forget the peak that the imports made; return what is held now, in KiB.
+
+    The kernel's own figures, since ``getrusage`` hands a parent's peak on to its children.
+    """
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _status_kib("VmRSS")
+
+
+def _status_kib(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps({"bytes": run(sys.argv[1], sys.argv[2], int(sys.argv[3]))}))
