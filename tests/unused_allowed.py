@@ -18,7 +18,7 @@ writeable  # an attribute that numpy reads
 representation, interpretable_model  # captum asks for them
 
 # Read and derived from by classes of users' own, and classes for them to copy from.
-deadline_s, BoostedTree, Trend, Grid, RsiReversion, unrealised
+deadline_s, Allocation, BoostedTree, Trend, Grid, RsiReversion, unrealised
 
 
 # Written whole, as documents, rows or frames of a notebook.
@@ -39,7 +39,7 @@ documentation
 
 # The library of attention: calls for research, each held to the dense reference by tests.
 finite_layers
-mean_age, half_life, effective_bars, is_focused
+mean_age, effective_bars, is_focused
 locality, event_focus, stability, collapse, feature_attribution, symbol_influence
 uniform_rollout, context_of, specialisation
 training_bytes, bucket_bytes, ring_bytes

@@ -1,0 +1,175 @@
+"""How much of each of several assets to hold: covariance with shrinkage, and weights by a rule.
+
+``equal``, ``inverse`` (by volatility), ``minimum`` (least variance) and ``mean_variance`` (expected
+return less a price of risk and of turnover). The last two are convex programs that cvxpy solves
+(``pip install tracepaper[portfolio]``). Weights lie within [0, bound], sum to at most 1 and are
+rounded to 1e-6, below which no account would tell them apart.
+
+The rules are docs/several.md, P20 to P22.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+Array = npt.NDArray[np.float64]
+
+DECIMALS: Final = 6
+"""Weights are rounded to so many."""
+_LEAST_BARS: Final = 3
+_SOLVER: Final = "CLARABEL"
+
+
+class Rule(StrEnum):
+    """How weights are found."""
+
+    EQUAL = "equal"
+    INVERSE = "inverse"
+    MINIMUM = "minimum"
+    MEAN_VARIANCE = "mean_variance"
+
+
+SOLVED: Final = frozenset({Rule.MINIMUM, Rule.MEAN_VARIANCE})
+"""Rules that are solved as a program, which needs cvxpy."""
+
+
+def covariance(returns: Array, *, half_life: float | None = None) -> Array:
+    """Return the shrunk covariance [asset, asset] of *returns* [bar, asset], per bar.
+
+    The mean is taken as 0, as it is next to nothing beside a bar's deviation. *half_life* in bars
+    weighs newer ones more. It is shrunk towards the mean variance times the identity, by the share
+    that minimises the expected squared error: Ledoit and Wolf, A well-conditioned estimator for
+    large-dimensional covariance matrices, 2004. Raises ``DataInvalid`` for too few bars and for
+    returns that are not finite.
+    """
+    bars, assets = returns.shape
+    if bars < _LEAST_BARS or not np.isfinite(returns).all():
+        raise DataInvalid(
+            f"A covariance of {bars} bars, some of which may not be finite, says nothing; give at "
+            f"least {_LEAST_BARS} finite ones."
+        )
+    weights = np.ones(bars) if half_life is None else 0.5 ** (np.arange(bars)[::-1] / half_life)
+    weights = weights / weights.sum()
+    sample = (returns * weights[:, None]).T @ returns
+    mean = np.trace(sample) / assets
+    distance = ((sample - mean * np.eye(assets)) ** 2).sum()
+    # How much the sample itself would differ on other bars: the variance of its outer products.
+    lengths = (returns**2).sum(axis=1)
+    along = np.einsum("bi,ij,bj->b", returns, sample, returns)
+    noise = float((weights**2 * (lengths**2 - 2.0 * along + (sample**2).sum())).sum())
+    share = 1.0 if distance == 0.0 else min(1.0, noise / distance)
+    return np.asarray(share * mean * np.eye(assets) + (1.0 - share) * sample)
+
+
+def allocate(
+    rule: Rule,
+    risk: Array,
+    *,
+    expected: Array | None = None,
+    held: Array | None = None,
+    bound: float = 1.0,
+    aversion: float = 5.0,
+    cost: float = 0.0,
+) -> Array:
+    """Return the weight of each asset [asset], in [0, bound] and of a sum of at most 1.
+
+    *risk* is the covariance [asset, asset] over the time until weights are found again, *expected*
+    the returns over it, *held* the weights now. ``minimum`` spends all that *bound* lets it: least
+    ``wᵀ risk w / mean variance + cost·|w - held|``. ``mean_variance`` may hold nothing: most
+    ``expected·w - aversion/2·wᵀ risk w - cost·|w - held|``, where *cost* is the share of what is
+    traded that trading costs. Raises ``DataInvalid`` for what does not fit, and ``ConfigInvalid``
+    without cvxpy.
+    """
+    assets = len(risk)
+    held = np.zeros(assets) if held is None else held
+    if risk.shape != (assets, assets) or len(held) != assets or not np.isfinite(risk).all():
+        raise DataInvalid("Risk and weights must be finite and of as many assets; give one each.")
+    if not 0.0 < bound <= 1.0:
+        raise ConfigInvalid(f"A largest weight of {bound:g} is none; give one above 0, at most 1.")
+    match rule:
+        case Rule.EQUAL:
+            found = np.full(assets, 1.0 / assets)
+        case Rule.INVERSE:
+            found = _inverse(np.diag(risk))
+        case Rule.MINIMUM:
+            found = _solved(risk, None, held, bound, aversion=1.0, cost=cost)
+        case Rule.MEAN_VARIANCE:
+            if expected is None or len(expected) != assets or not np.isfinite(expected).all():
+                raise DataInvalid("The rule mean_variance needs a finite return for each asset.")
+            found = _solved(risk, expected, held, bound, aversion=aversion, cost=cost)
+    return rounded(np.minimum(found, bound))
+
+
+def rounded(weights: Array) -> Array:
+    """Return *weights* at six decimals, none below 0, their sum at most 1."""
+    whole = np.round(np.maximum(weights, 0.0) * 10**DECIMALS).astype(np.int64)
+    over = int(whole.sum()) - 10**DECIMALS
+    if over > 0:  # rounding up may pass 1 by some millionths: they are taken from the largest
+        whole[int(whole.argmax())] -= over
+    return whole / 10**DECIMALS
+
+
+def require_solver(rule: Rule) -> None:
+    """Raise ``ConfigInvalid`` where *rule* needs cvxpy and it is missing."""
+    if rule in SOLVED and find_spec("cvxpy") is None:
+        raise ConfigInvalid(
+            f"The rule {rule} needs cvxpy; install tracepaper[portfolio], or choose equal or "
+            "inverse."
+        )
+
+
+def _inverse(variance: Array) -> Array:
+    """Return weights by the inverse of volatility; an asset that never moved holds nothing."""
+    moved = variance > 0.0
+    if not moved.any():
+        return np.zeros(len(variance))
+    found = np.zeros(len(variance))
+    found[moved] = variance[moved] ** -0.5
+    return np.asarray(found / found.sum())
+
+
+def _solved(
+    risk: Array,
+    expected: Array | None,
+    held: Array,
+    bound: float,
+    *,
+    aversion: float,
+    cost: float,
+) -> Array:
+    """Solve the program, in units of the mean variance so that its tolerance means the same."""
+    require_solver(Rule.MINIMUM if expected is None else Rule.MEAN_VARIANCE)
+    cvxpy: Any = import_module("cvxpy")
+    assets = len(risk)
+    unit = float(np.trace(risk)) / assets
+    if unit <= 0.0:
+        raise DataInvalid("No asset has moved, so there is no risk to weigh; give more bars.")
+    weights = cvxpy.Variable(assets)
+    spread = cvxpy.quad_form(weights, cvxpy.psd_wrap(risk / unit))
+    turnover = cvxpy.norm1(weights - held)
+    limits = [weights >= 0, weights <= bound]
+    if expected is None:
+        goal = spread + cost * turnover
+        limits.append(cvxpy.sum(weights) == min(1.0, bound * assets))
+    else:
+        goal = 0.5 * aversion * spread + (cost * turnover - expected @ weights) / unit
+        limits.append(cvxpy.sum(weights) <= 1)
+    problem = cvxpy.Problem(cvxpy.Minimize(goal), limits)
+    problem.solve(solver=_SOLVER)
+    if weights.value is None:
+        raise DataInvalid(f"The weights could not be found ({problem.status}); give other bounds.")
+    return np.asarray(weights.value, dtype=np.float64)
+
+
+def returns_of(closes: Sequence[Array]) -> Array:
+    """Return log returns [bar, asset] of *closes*, one array an asset, of the same times."""
+    return np.diff(np.log(np.column_stack(closes)), axis=0)

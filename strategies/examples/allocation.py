@@ -1,0 +1,85 @@
+"""``Allocation``: all symbols of a close held together, by weights found every so many bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from msgspec import Struct
+
+from tracepaper.strategies.allocation import (
+    Rule,
+    allocate,
+    covariance,
+    require_solver,
+    returns_of,
+)
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.portfolio import PortfolioStrategy
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.types import Action
+
+_OPTIONS: Final = frozenset({"rule", "window", "every", "bound", "aversion", "cost", "lean"})
+
+
+class Allocation(PortfolioStrategy):
+    """Hold each symbol by its weight; with ``[sizing] mode = "equity"`` it is a share of equity.
+
+    ``rule`` is equal, inverse, minimum or mean_variance; risk is the shrunk covariance of the last
+    ``window`` bars. Weights are found anew at the first common close of each ``every`` bars, no
+    weight above ``bound``. The return that mean_variance expects is ``lean`` times the window's
+    mean: one month says little of the next. ``aversion`` and ``cost`` are those of ``allocate``.
+    """
+
+    class State(Struct):
+        """The weights that are held, by symbol, and the period that they were found in."""
+
+        weights: dict[str, float] = {}
+        period: int = -1
+
+    state: State
+
+    def __init__(self, options: Mapping[str, float | str]) -> None:
+        if unknown := sorted(set(options) - _OPTIONS):
+            raise ValueError(f"{unknown[0]} is no option; use {', '.join(sorted(_OPTIONS))}")
+        self._rule = Rule(str(options.get("rule", Rule.INVERSE)))
+        require_solver(self._rule)
+        self.warmup = int(options.get("window", 240)) + 1
+        self._every = int(options.get("every", 24))
+        self._bound = float(options.get("bound", 1.0))
+        self._aversion = float(options.get("aversion", 5.0))
+        self._cost = float(options.get("cost", 0.0006))
+        self._lean = float(options.get("lean", 0.1))
+
+    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal]:
+        """Answer for all symbols where all have closed; elsewhere everything stays as it is."""
+        if set(now) != set(self.symbols):
+            return {}
+        first = next(iter(now.values())).exact
+        period = first.open_time_ms // (self._every * first.interval_ms)
+        if period == self.state.period:
+            return {}
+        times = [outlook.history.time for outlook in now.values()]
+        if any(not np.array_equal(times[0], other) for other in times[1:]):
+            return {}
+        returns = returns_of([outlook.history.close for outlook in now.values()])
+        found = allocate(
+            self._rule,
+            covariance(returns) * self._every,
+            expected=self._lean * returns.mean(axis=0) * self._every,
+            held=np.array([self.state.weights.get(symbol, 0.0) for symbol in now]),
+            bound=self._bound,
+            aversion=self._aversion,
+            cost=self._cost,
+        )
+        self.state.weights = dict(zip(now, found.tolist(), strict=True))
+        self.state.period = period
+        return {symbol: _held(weight) for symbol, weight in self.state.weights.items()}
+
+
+def _held(weight: float) -> Signal:
+    note = {"weight": weight}
+    if weight == 0.0:
+        return Signal(Action.FLAT, "no weight", note=note)
+    return Signal(Action.LONG, "held by its weight", weight, note=note)

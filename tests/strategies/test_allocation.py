@@ -1,0 +1,167 @@
+"""Weights held to what defines them, not to another solver."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tracepaper.strategies import allocation
+from tracepaper.strategies.allocation import (
+    Array,
+    Rule,
+    allocate,
+    covariance,
+    require_solver,
+    returns_of,
+    rounded,
+)
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+
+def drawn(bars: int, assets: int, seed: int) -> Array:
+    source = np.random.default_rng(seed)
+    mixing = source.normal(size=(assets, assets))
+    return 0.01 * source.normal(size=(bars, assets)) @ mixing
+
+
+@settings(max_examples=25, deadline=None)
+@given(bars=st.integers(3, 60), assets=st.integers(1, 6), seed=st.integers(0, 99))
+def test_a_covariance_is_shrunk_by_the_share_of_the_published_formula(
+    bars: int, assets: int, seed: int
+) -> None:
+    returns = drawn(bars, assets, seed)
+    sample = returns.T @ returns / bars
+    mean = np.trace(sample) / assets
+    noise = sum(((np.outer(row, row) - sample) ** 2).sum() for row in returns) / bars**2
+    distance = ((sample - mean * np.eye(assets)) ** 2).sum()
+    share = min(1.0, noise / distance) if distance > 1e-30 else 1.0
+    expected = share * mean * np.eye(assets) + (1 - share) * sample
+    found = covariance(returns)
+    assert np.allclose(found, expected, rtol=1e-9, atol=1e-18)
+    assert np.linalg.eigvalsh(found).min() > 0
+
+
+def test_newer_bars_weigh_more_with_a_half_life() -> None:
+    calm, wild = 0.001 * drawn(50, 2, 1), drawn(50, 2, 1)
+    first, last = np.vstack([wild, calm]), np.vstack([calm, wild])
+    even = np.trace(covariance(first))
+    assert even == pytest.approx(np.trace(covariance(last)))
+    assert np.trace(covariance(first, half_life=5)) < 0.1 * even
+    assert np.trace(covariance(last, half_life=5)) > 1.5 * even
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    assets=st.integers(1, 5),
+    seed=st.integers(0, 200),
+    rule=st.sampled_from(list(Rule)),
+    bound=st.sampled_from([0.15, 0.5, 1.0]),
+)
+def test_weights_keep_their_limits_and_have_six_decimals(
+    assets: int, seed: int, rule: Rule, bound: float
+) -> None:
+    risk = covariance(drawn(40, assets, seed))
+    expected = 0.01 * np.random.default_rng(seed).normal(size=assets)
+    found = allocate(rule, risk, expected=expected, bound=bound)
+    assert found.min() >= 0
+    assert found.max() <= bound
+    assert found.sum() <= 1
+    assert np.array_equal(found, np.round(found, 6))
+    if rule is Rule.MINIMUM:
+        assert found.sum() == pytest.approx(min(1.0, bound * assets), abs=1e-5)
+
+
+def least(assets: int, loss: Callable[[Array], float], steps: int, *, whole: bool) -> float:
+    """Return the least loss over a grid of weights that sum to 1, or to at most 1."""
+    parts = (np.array(each) for each in itertools.product(range(steps + 1), repeat=assets))
+    return min(
+        loss(each / steps)
+        for each in parts
+        if each.sum() == steps or (not whole and each.sum() < steps)
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("cost", [0.0, 0.3])
+def test_no_grid_point_has_less_variance_and_turnover(seed: int, cost: float) -> None:
+    risk, held = covariance(drawn(30, 3, seed)), np.array([0.7, 0.1, 0.2])
+    unit = np.trace(risk) / 3
+
+    def loss(weights: Array) -> float:
+        return float(weights @ risk @ weights / unit + cost * np.abs(weights - held).sum())
+
+    found = allocate(Rule.MINIMUM, risk, held=held, cost=cost)
+    assert loss(found) <= least(3, loss, 40, whole=True) + 1e-4
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("cost", [0.0, 0.002])
+def test_no_grid_point_has_more_of_what_mean_variance_wants(seed: int, cost: float) -> None:
+    risk, held = covariance(drawn(30, 3, seed)), np.array([0.5, 0.0, 0.0])
+    expected = 0.002 * np.random.default_rng(seed).normal(size=3)
+
+    def loss(weights: Array) -> float:
+        traded = np.abs(weights - held).sum()
+        return float(2.5 * weights @ risk @ weights + cost * traded - expected @ weights)
+
+    found = allocate(
+        Rule.MEAN_VARIANCE, risk, expected=expected, held=held, aversion=5.0, cost=cost
+    )
+    assert loss(found) <= least(3, loss, 40, whole=False) + 1e-6
+
+
+def test_dear_turnover_keeps_what_is_held() -> None:
+    risk, held = covariance(drawn(60, 3, 5)), np.array([0.2, 0.3, 0.1])
+    expected = np.array([0.001, -0.001, 0.002])
+    found = allocate(Rule.MEAN_VARIANCE, risk, expected=expected, held=held, cost=1.0)
+    assert found == pytest.approx(held, abs=2e-6)
+    free = allocate(Rule.MEAN_VARIANCE, risk, expected=expected, held=held)
+    assert np.abs(free - held).sum() > 0.1
+
+
+def test_the_simple_rules_are_what_they_say() -> None:
+    risk = np.diag([0.04, 0.01, 0.0])
+    assert allocate(Rule.EQUAL, risk).tolist() == [0.333333] * 3
+    assert allocate(Rule.INVERSE, risk).tolist() == [0.333333, 0.666667, 0.0]
+    assert allocate(Rule.INVERSE, risk, bound=0.5).tolist() == [0.333333, 0.5, 0.0]
+    assert allocate(Rule.INVERSE, np.zeros((2, 2))).tolist() == [0.0, 0.0]
+
+
+def test_rounding_never_passes_one() -> None:
+    assert rounded(np.array([0.3333336, 0.3333336, 0.3333336])).sum() <= 1.0
+    assert rounded(np.array([-1e-9, 0.5])).tolist() == [0.0, 0.5]
+
+
+def test_returns_are_of_common_closes() -> None:
+    closes = [np.array([100.0, 110.0, 99.0]), np.array([10.0, 10.0, 20.0])]
+    assert np.allclose(np.exp(returns_of(closes)), [[1.1, 1.0], [0.9, 2.0]])
+
+
+def test_what_cannot_be_weighed_is_refused_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    risk = np.eye(2)
+    hostile: list[tuple[Callable[[], object], str]] = [
+        (lambda: covariance(drawn(2, 2, 0)), "at least 3 finite"),
+        (lambda: covariance(np.full((9, 2), np.nan)), "at least 3 finite"),
+        (lambda: allocate(Rule.EQUAL, np.eye(3)[:2]), "as many assets"),
+        (lambda: allocate(Rule.EQUAL, np.full((2, 2), np.inf)), "as many assets"),
+        (lambda: allocate(Rule.EQUAL, risk, held=np.zeros(3)), "as many assets"),
+        (lambda: allocate(Rule.MEAN_VARIANCE, risk), "a finite return"),
+        (lambda: allocate(Rule.MEAN_VARIANCE, risk, expected=np.array([np.nan, 0])), "a finite"),
+        (lambda: allocate(Rule.MINIMUM, np.zeros((2, 2))), "No asset has moved"),
+    ]
+    for broken, sentence in hostile:
+        with pytest.raises(DataInvalid, match=sentence):
+            broken()
+    with pytest.raises(ConfigInvalid, match="above 0, at most 1"):
+        allocate(Rule.EQUAL, risk, bound=1.5)
+    monkeypatch.setattr(allocation, "find_spec", lambda _: None)
+    require_solver(Rule.INVERSE)
+    with pytest.raises(ConfigInvalid, match=r"install tracepaper\[portfolio\]"):
+        allocate(Rule.MINIMUM, risk)
