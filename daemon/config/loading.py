@@ -41,7 +41,7 @@ from tracepaper.daemon.config.sections import (
     StorageSection,
     StrategySection,
 )
-from tracepaper.daemon.config.values import allowed, canonical, interval_name
+from tracepaper.daemon.config.values import allowed, canonical, interval_name, is_table
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.market import DAY_MS, INTERVALS, bars_in, time_of
@@ -333,16 +333,24 @@ def _unknown(origin: str, section: str) -> str:
 def _sentence(error: ValidationError, origins: Origins, file: str) -> str:
     """Say the first fault in one sentence: where it stands, what it is, what is allowed."""
     first = error.errors()[0]
-    section, key = str(first["loc"][0]), str(first["loc"][1]) if len(first["loc"]) > 1 else ""
+    section, *keys = map(str, first["loc"])
+    key = keys[0] if keys else ""
     of_section = [origin for (name, _), origin in origins.items() if name == section]
     origin = origins.get((section, key), of_section[-1] if of_section and not key else file)
+    table = SECTIONS[section].model_fields.get(key)
+    if keys[1:] and table is not None and is_table(table.annotation):
+        # A table within its section, as [model.explanation] is.
+        section, key, known = f"{section}.{key}", keys[1], table.annotation.model_fields
+        suggested = _nearest(key, known)
+    else:
+        known, suggested = SECTIONS[section].model_fields, _suggest(section, key)
     if first["type"] == "extra_forbidden":
-        return f"{origin}: [{section}] has no key {key!r}{_suggest(section, key)}; correct it."
+        return f"{origin}: [{section}] has no key {key!r}{suggested}; correct it."
     reason = first["msg"].removeprefix("Value error, ")
     if not key:
         return f"{origin}: {reason}."
     if first["type"] not in {"value_error", "type_error"}:
-        field = SECTIONS[section].model_fields[key]
+        field = known[key]
         words = allowed(field.annotation, field.metadata)
         if first["type"] == "string_pattern_mismatch":
             words = (field.description or words).rstrip(".")

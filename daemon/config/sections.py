@@ -288,6 +288,23 @@ else:
     )
 
 
+class ExplanationSection(Section):
+    """How every bar's decision is explained in the record; ``explain --method`` asks for others."""
+
+    method: Literal["rollout", "norm", "gradient", "flow"] = "rollout"
+    """rollout; norm; gradient or flow, of models over whole windows alone."""
+    fusion: Literal["mean", "max", "min"] = "mean"
+    """How rollout fuses the heads: mean, max or min."""
+    residual: Fraction = Decimal("0.5")
+    """Share of the residual stream."""
+    start_layer: int = Field(default=0, ge=0, le=255)
+    """The lowest layer that is taken in."""
+    discard: Annotated[Exact, Field(ge=0, lt=1)] = Decimal(0)
+    """Share of each layer's smallest entries that rollout drops, of models over whole windows."""
+    head_weights: str = Field(default="", pattern=r"^$|^[0-9][0-9.,]*(/[0-9][0-9.,]*)*$")
+    """1,0,0,0 to weigh the heads of rollout so, or 1,0/0,1 for each layer; all alike if empty."""
+
+
 class ModelSection(ModelClass):
     """The model whose forecasts are traded: a checkpoint, or a class of your own."""
 
@@ -310,6 +327,11 @@ class ModelSection(ModelClass):
     """auto, or one of the attention backends that `tracepaper doctor` lists."""
     retrain: Duration | None = Field(default=None, examples=["7d"])
     """Market time from one retraining in service to the next, by [retrain]; never if absent."""
+    explanation: Annotated[ExplanationSection, BeforeValidator(json_object)] = Field(
+        default_factory=ExplanationSection
+    )
+    """How every decision is explained in the record: method (rollout, norm, gradient, flow), fusion
+    (mean, max, min), residual, start_layer, discard, head_weights ("1,0,0,0")."""
 
     @property
     def own_class(self) -> str:
@@ -332,6 +354,8 @@ class ModelSection(ModelClass):
     def _of_a_class(self) -> ModelSection:
         if (self.options or self.files) and not self.own_class:
             raise ValueError("[model] options and files are a class's; name it with [model] class")
+        if self.explanation != ExplanationSection() and self.own_class:
+            raise ValueError("[model] explanation is a checkpoint's; take it out for a class")
         return self
 
 

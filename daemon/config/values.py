@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from types import NoneType, UnionType
-from typing import Annotated, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Final, Literal, TypeGuard, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from tracepaper.strategies.gates import AUTO
@@ -167,12 +167,19 @@ def canonical(value: object) -> object:
     match value:
         case Decimal():
             return plain(value)
+        case BaseModel():
+            return canonical(value.model_dump())
         case dict():
             return {str(key): canonical(item) for key, item in value.items()}
         case tuple() | list():
             return [canonical(item) for item in value]
         case _:
             return value
+
+
+def is_table(annotation: object) -> TypeGuard[type[BaseModel]]:
+    """Return whether a field of that *annotation* is a table with keys of its own."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def allowed(annotation: object, metadata: Iterable[object] = ()) -> str:
@@ -186,6 +193,8 @@ def allowed(annotation: object, metadata: Iterable[object] = ()) -> str:
         return f"one of {', '.join(arguments)}"
     if origin is tuple:
         return f"a list of {allowed(arguments[0])}"
+    if is_table(annotation):
+        return f"a table with the keys {', '.join(annotation.model_fields)}"
     return _KINDS.get(annotation, "a value of another kind") + _range(metadata)
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.sections import ExplanationSection
 from tracepaper.daemon.session.user_model import UserForecaster, load_model
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.strategy import Forecaster
 
 if TYPE_CHECKING:
     from tracepaper.storage.checkpoints import Checkpoint
+    from tracepaper.strategies.networks.looked import Way
 
 _KIB: Final = 1024
 
@@ -37,9 +39,15 @@ def warnings_for(config: Config) -> tuple[str, ...]:
 
     card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
     trained, here = str(card["market"].get("interval", "")), config.market.interval
-    if trained == here:
-        return ()
-    return (f"the checkpoint was trained on interval {trained}, and this run's is {here}",)
+    found = []
+    if trained != here:
+        found.append(f"the checkpoint was trained on interval {trained}, and this run's is {here}")
+    if config.model.explanation != ExplanationSection():
+        found.append(
+            "the checkpoint's quantiles of recent mass and shift are those of the usual rollout, "
+            "and this run is explained by another"
+        )
+    return tuple(found)
 
 
 def chosen_backend(config: Config) -> str:
@@ -159,6 +167,26 @@ def _built(checkpoint: Checkpoint, config: Config, mode: str) -> Forecaster:
         backend=config.model.backend,
         instruments=len(config.market.symbols),
         free_bytes=free_bytes(),
+        way=_way(config),
+    )
+
+
+def _way(config: Config) -> Way:
+    """Return how each bar's decision is explained; raise where head weights cannot be read."""
+    from tracepaper.strategies.attention.rollout import RolloutOptions
+    from tracepaper.strategies.networks.looked import Way, head_weights
+
+    chosen = config.model.explanation
+    return Way(
+        chosen.method,
+        RolloutOptions(
+            head_fusion=chosen.fusion,
+            head_weights=head_weights(chosen.head_weights) if chosen.head_weights else None,
+            discard_ratio=float(chosen.discard),
+            residual_weight=float(chosen.residual),
+            start_layer=chosen.start_layer,
+        ),
+        config.gate.horizon if chosen.method == "gradient" else None,
     )
 
 

@@ -48,7 +48,7 @@ def explain(
     residual: Annotated[
         float | None,
         typer.Option(
-            "--residual", metavar="SHARE", help="Share of the residual stream; 0.5 is stored."
+            "--residual", metavar="SHARE", help="Share of the residual stream, from 0 to 1."
         ),
     ] = None,
     start_layer: Annotated[

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class TypedMethod:
-    """The method as it was typed; what is not given stays as the stored rollout has it."""
+    """The method as it was typed; what is not given stays as it is stored."""
 
     method: str | None = None
     fusion: str | None = None

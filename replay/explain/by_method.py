@@ -1,8 +1,8 @@
-"""Where one decision looked by a method of one's choice, beside the rollout that was stored."""
+"""Where one decision looked by a method of one's choice, beside what was stored."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,42 +15,34 @@ from tracepaper.replay.explain.recomputed import (
     rank_correlation,
 )
 from tracepaper.strategies.attention.rollout import RolloutOptions
-from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attributing import Probe
-from tracepaper.strategies.networks.looked import Way
+from tracepaper.strategies.networks.looked import Way, head_weights
 
 
-def way_of(asked: TypedMethod) -> Way:
-    """Return the method with its options; raise ``DataInvalid`` for weights that are none."""
+def way_of(asked: TypedMethod, stored: Way) -> Way:
+    """Return the method with its options; what was not given is as *stored* has it.
+
+    The options of another method than that which was stored begin with their defaults. Raises
+    ``DataInvalid`` for weights that are none.
+    """
+    method = asked.method or stored.method
     given = {
         "head_fusion": asked.fusion,
         "residual_weight": asked.residual,
         "start_layer": asked.start_layer,
         "discard_ratio": asked.discard,
-        "head_weights": None if asked.head_weights is None else _weights(asked.head_weights),
+        "head_weights": None if asked.head_weights is None else head_weights(asked.head_weights),
     }
     options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
-    return Way(asked.method or "rollout", RolloutOptions(**options))
-
-
-def _weights(text: str) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
-    try:
-        layers = tuple(tuple(float(one) for one in layer.split(",")) for layer in text.split("/"))
-    except ValueError:
-        raise DataInvalid(
-            f"--head-weights is {text[:40]!r}; give one number a head, as 1,0,0,0, or such a list "
-            "for each layer with / between them."
-        ) from None
-    if len({len(layer) for layer in layers}) > 1:
-        raise DataInvalid("--head-weights must give each layer as many numbers; it has heads.")
-    return layers[0] if len(layers) == 1 else layers
+    base = stored.options if method == stored.method else RolloutOptions()
+    return Way(method, replace(base, **options))
 
 
 @dataclass(frozen=True)
 class ByMethod:
     """One decision by one method; the weights of its bars, oldest first, sum to 1.
 
-    ``rank_correlation`` is Spearman's with the stored rollout's weights over the same past bars,
+    ``rank_correlation`` is Spearman's with the stored explanation over the same past bars,
     ``common`` the share of the weight that both give to the same bars, over all bars.
     """
 
@@ -61,10 +53,11 @@ class ByMethod:
     common: float
 
 
-def explain_by(past: Past, way: Way) -> ByMethod:
-    """Return where the decision looked by *way*; raise ``AttentionInvalid`` where it cannot be."""
-    way.check()
+def explain_by(past: Past, asked: TypedMethod) -> ByMethod:
+    """Return where the decision looked as *asked*; raise ``AttentionInvalid`` if that cannot be."""
     horizon = past.forecast.horizons[past.horizon_index]
+    way = replace(way_of(asked, past.forecaster.way), horizon=horizon)
+    way.check()
     found = Probe(past.forecaster, past.bars, horizon=horizon).looked(way)
     usual = attribute(past)
     weights = found.weights[0, 0].double().numpy()

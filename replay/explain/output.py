@@ -114,9 +114,9 @@ def _recomputed(
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):
         chosen = None
         if asked:
-            from tracepaper.replay.explain.by_method import explain_by, way_of
+            from tracepaper.replay.explain.by_method import explain_by
 
-            chosen = explain_by(open_past(path, run_id, sequence), way_of(asked))
+            chosen = explain_by(open_past(path, run_id, sequence), asked)
         if not full:
             return Recomputed(by_method=chosen)
         past = open_any(path, run_id, sequence)

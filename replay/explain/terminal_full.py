@@ -114,7 +114,7 @@ def show_by_method(found: ByMethod) -> RenderableType:
         Text(f"By the method {found.method} ({given})"),
         show_attribution(found.attribution),
         Text(
-            f"Beside the rollout that was stored, over the same bars: {alike}, and "
+            f"Beside the explanation that was stored, over the same bars: {alike}, and "
             f"{found.common:.0%} of the weight on the same bars.\n"
         ),
     )

@@ -123,9 +123,7 @@ class Probe:
 
         Raises ``AttentionInvalid`` where the network cannot be asked so.
         """
-        found = look_by(
-            self._network, self._rows[None], self._positions, way, horizon_index=self._index
-        )
+        found = look_by(self._network, self._rows[None], self._positions, way)
         return Rollout(found.weights.cpu(), found.l1_error.cpu())
 
     def _mean(self, rows: Tensor) -> Tensor:

@@ -34,7 +34,13 @@ from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.architecture import Architecture, Network, NetworkKind, kind_of
 from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.stream import stream_backends, stream_bytes
+from tracepaper.strategies.networks.looked import Way
+from tracepaper.strategies.networks.stream import (
+    STORED,
+    by_compiled_loops,
+    stream_backends,
+    stream_bytes,
+)
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Calibration
 
@@ -55,7 +61,7 @@ def computing() -> tuple[str, str]:
     return str(torch.__version__), torch.backends.cpu.get_cpu_capability()
 
 
-def build(
+def build(  # noqa: PLR0913
     card: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     *,
@@ -65,8 +71,11 @@ def build(
     backend: str = "auto",
     instruments: int = 1,
     free_bytes: int | None = None,
+    way: Way = STORED,
 ) -> Forecaster:
     """Return the forecaster of a checkpoint, probed once with bounded random features.
+
+    *way* is how each bar's decision is explained, where it is not by the rollout that is usual.
 
     Sets PyTorch's thread count, which is part of what a run records; *backend* is chosen once,
     see ``choose_backend``. Where *free_bytes* are known, a window that could not fit for that many
@@ -94,33 +103,66 @@ def build(
                 backend="auto" if row_kind(part) else backend,
                 instruments=instruments,
                 free_bytes=free_bytes,
+                way=STORED if row_kind(part) else way,
             ),
         )
     if (rows := row_kind(card)) is not None:
+        _refuse_way(way, rows.name)
         return RowForecaster(trained_rows(card, tensors, rows), mode=mode, threads=threads)
     kind, config = architecture(card)
     if free_bytes is not None:
         require_memory(
-            _need(config, instruments), config.window, available_bytes=free_bytes, name="window"
+            _need(config, instruments, by_norm=way.method == "norm"),
+            config.window,
+            available_bytes=free_bytes,
+            name="window",
         )
     model = _model(card, _loaded(lambda: kind.make(config), tensors).to(torch.device(device)))
     if kind.backend(config) == TILES:
         return StreamingForecaster(
-            model, mode=mode, threads=threads, instruments=instruments, backend=chosen
+            model,
+            mode=mode,
+            threads=threads,
+            instruments=instruments,
+            backend=_streams_by(chosen, backend, way),
+            way=way,
         )
     if not model.network.has_attention:
+        _refuse_way(way, kind.name)
         return PlainForecaster(model, mode=mode, threads=threads, backend=chosen)
     dtype = "float32"
     if isinstance(model.network, FlashNetwork):
         model.network.backend = chosen
         dtype = "bfloat16" if kernels.is_half(chosen) else "float32"
-    return WindowedForecaster(model, threads=threads, backend=chosen, dtype=dtype)
+    return WindowedForecaster(model, threads=threads, backend=chosen, dtype=dtype, way=way)
 
 
-def _need(config: Architecture, instruments: int) -> Callable[[int], int]:
+def _streams_by(chosen: str, wanted: str, way: Way) -> str:
+    """Return what a stream attends by: *chosen*, or tiles where no compiled loop explains so."""
+    if chosen == TILES or by_compiled_loops(way):
+        return chosen
+    if wanted != "auto":
+        raise ConfigInvalid(
+            f"{wanted} explains by the plain mean of the heads alone; set model.backend to auto or "
+            f"{TILES} for another [model] explanation."
+        )
+    return TILES
+
+
+def _refuse_way(way: Way, kind: str) -> None:
+    """Raise ``ConfigInvalid`` where a *way* is asked for of a model without attention."""
+    if way != STORED:
+        raise ConfigInvalid(
+            f"A model of the kind {kind} has no attention to explain; take [model] explanation out."
+        )
+
+
+def _need(config: Architecture, instruments: int, *, by_norm: bool = False) -> Callable[[int], int]:
     """Return what tells the bytes that a forecaster of such a network needs for a window."""
     if isinstance(config, FlashConfig) and config.mask == "window":
-        return lambda window: stream_bytes(replace(config, window=window), instruments=instruments)
+        return lambda window: stream_bytes(
+            replace(config, window=window), instruments=instruments, by_norm=by_norm
+        )
     # A network without attention counts as one head: what it holds is less.
     shape = Shape(config.layers, getattr(config, "heads", 1), config.dim)
     return lambda window: forward_bytes(shape, window) + rollout_bytes(shape, window)

@@ -16,6 +16,7 @@ from torch import Tensor
 from tracepaper.strategies import features
 from tracepaper.strategies.attention.blocks import cells_by_age
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.methods import norm_rollout_rows
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features import FeatureRows, FeatureSchema, FeatureStreams
@@ -28,9 +29,10 @@ from tracepaper.strategies.forecasters.answers import (
 from tracepaper.strategies.gates import MEASURES
 from tracepaper.strategies.networks.architecture import LayerLook
 from tracepaper.strategies.networks.flash import TILES, FlashNetwork, look_of
+from tracepaper.strategies.networks.looked import Way
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
-    RESIDUAL,
+    STORED,
     Advance,
     StreamingNetwork,
     StreamState,
@@ -146,10 +148,12 @@ class StreamingForecaster:
         threads: int,
         instruments: int = 1,
         backend: str = TILES,
+        way: Way = STORED,
     ) -> None:
         """Answer by *model* where its weights are; *instruments* is how many are expected.
 
-        *backend* is one of ``stream_backends``.
+        *backend* is one of ``stream_backends``; *way* is how every bar is explained. Raises
+        ``ConfigInvalid`` for one that no stream takes.
         """
         network = model.network
         assert isinstance(network, FlashNetwork), "the only kind that streams"
@@ -169,9 +173,10 @@ class StreamingForecaster:
         self.is_outside = False
         self.threads = threads
         self.backend = backend
-        self.network = StreamingNetwork(network, backend=backend)
+        self.way = way
+        self.network = StreamingNetwork(network, way, backend=backend)
         self._expected = instruments
-        self._state = StreamState(network, streams=0)
+        self._state = StreamState(network, streams=0, by_norm=self.network.fusion.by_norm)
         self._features = FeatureStreams(model.computed, streams=0, part=model.schema)
         self._instruments: dict[str, InstrumentMemory] = {}
         self.newest = NO_ROWS
@@ -258,15 +263,22 @@ class StreamingForecaster:
         known = self._decided(instrument)
         positions, layers = self.history(instrument)
         queries, keys, logsumexps = zip(*layers, strict=True)
-        rollout = rollout_rows(
-            queries,
-            keys,
-            logsumexps,
-            [len(positions) - 1],
-            Mask.window(self.network.config.window),
-            residual_weight=RESIDUAL,
-            backend="auto" if self.device != "cpu" else self.backend,
-        )
+        last, mask = [len(positions) - 1], Mask.window(self.network.config.window)
+        options = self.way.options
+        residual, start = options.residual_weight, options.start_layer
+        if self.way.method == "norm":
+            norms = self.network.lengths(self._state, known.stream)
+            rollout = norm_rollout_rows(
+                queries, keys, logsumexps, norms, last, mask,
+                residual_weight=residual, start_layer=start,
+            )  # fmt: skip
+        else:
+            rollout = rollout_rows(
+                queries, keys, logsumexps, last, mask,
+                head_fusion=options.head_fusion, head_weights=options.head_weights,
+                residual_weight=residual, start_layer=start,
+                backend="auto" if self.device != "cpu" else self.backend,
+            )  # fmt: skip
         weights = rollout.weights[0, 0].tolist()
         times = (positions * known.interval_ms).tolist()
         return Attribution(instrument, tuple(times), tuple(weights), float(rollout.l1_error[0, 0]))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies.attention.blocks import bucket_count, cells_by_age, recent_mass, shift
+from tracepaper.strategies.attention.methods import TIME_MAX
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features import FeatureRows, FeatureStreams
@@ -23,6 +24,8 @@ from tracepaper.strategies.forecasters.answers import TrainedModel, forecasts, r
 from tracepaper.strategies.forecasters.streaming import NO_ROWS, bars_needed
 from tracepaper.strategies.gates import MEASURES
 from tracepaper.strategies.networks.architecture import LayerLook, Look
+from tracepaper.strategies.networks.looked import Way, look_by
+from tracepaper.strategies.networks.stream import STORED
 from tracepaper.strategies.types import BLOCK_BARS, Bar, Explanation, Forecast
 
 
@@ -110,10 +113,21 @@ class WindowedForecaster:
     """A window network behind the ``Forecaster`` protocol, for many instruments."""
 
     def __init__(
-        self, model: TrainedModel, *, threads: int, backend: str, dtype: str = "float32"
+        self,
+        model: TrainedModel,
+        *,
+        threads: int,
+        backend: str,
+        dtype: str = "float32",
+        way: Way = STORED,
     ) -> None:
-        """Answer by *model* where its weights are; *dtype* bfloat16 multiplies in half numbers."""
+        """Answer by *model* where its weights are; *dtype* bfloat16 multiplies in half numbers.
+
+        *way* is how each bar is explained. Raises ``ConfigInvalid`` or ``AttentionInvalid`` for a
+        way that this network cannot be asked by.
+        """
         self.model = model
+        self.way = way
         self.model_id = model.model_id
         self.model_sha256 = model.sha256
         self.receptive_field = model.network.config.window
@@ -131,6 +145,8 @@ class WindowedForecaster:
         self.is_outside = False
         self._network = model.network.eval()
         self._windows: dict[str, FeatureWindow] = {}
+        if way != STORED:
+            self._require_way()
         self.newest = NO_ROWS
         """The rows of the last call, of each bar."""
 
@@ -220,8 +236,24 @@ class WindowedForecaster:
         x, positions = self._inputs(window)
         with torch.inference_mode():
             seen = self._network.look(x, positions, half=self.dtype == "bfloat16")
+        if self.way != STORED:
+            by = look_by(self._network, x, positions, self.way)
+            seen = seen._replace(rollout=Rollout(by.weights, by.l1_error), parts=by.parts)
         rollout = Rollout(seen.rollout.weights.cpu(), seen.rollout.l1_error.cpu())
         return Look(seen.outputs.cpu(), rollout, seen.confidence.float().cpu(), seen.parts)
+
+    def _require_way(self) -> None:
+        """Ask once, of rows that say nothing: what cannot be had is said at the start."""
+        window = self.receptive_field
+        if self.way.method == "flow" and window > TIME_MAX:
+            raise ConfigInvalid(
+                f"Attention flow is stored of windows of up to {TIME_MAX} bars, and this model's "
+                f"is {window}; choose another method, and ask `explain --method flow` for one "
+                "decision."
+            )
+        rows = torch.zeros(1, window, len(self.model.schema.names), device=self._place)
+        positions = torch.arange(window, device=self._place)
+        look_by(self._network, rows, positions, self.way)
 
     def _by_age(self, window: FeatureWindow, seen: Look) -> NDArray[np.float64]:
         positions = window.rows.view()[:, -1].astype(np.int64)

@@ -46,7 +46,8 @@ from tracepaper.strategies.attention.rollout import (
     check_plain_options,
     rollout_rows,
 )
-from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.errors import AttentionInvalid, DataInvalid
+from tracepaper.strategies.networks.architecture import LookedAt
 from tracepaper.strategies.networks.flash import FlashNetwork, Trace
 from tracepaper.strategies.networks.informer import InformerNetwork
 from tracepaper.strategies.networks.linear import LinearNetwork
@@ -74,6 +75,8 @@ class Way:
 
     method: str = "rollout"
     options: RolloutOptions = field(default_factory=RolloutOptions)
+    horizon: int | None = None
+    """Bars ahead whose mean return a gradient is of; the first of a network that has no such."""
 
     def check(self) -> None:
         """Raise ``AttentionInvalid`` for no method, and for an option that it does not take."""
@@ -93,6 +96,31 @@ class Way:
                 )
 
 
+def head_weights(text: str) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
+    """Return the weights that *text* gives: a number a head, or such a list for each layer.
+
+    Numbers stand between commas, lists between slashes. Raises ``DataInvalid`` where it is none.
+    """
+    try:
+        layers = tuple(tuple(float(one) for one in layer.split(",")) for layer in text.split("/"))
+    except ValueError:
+        raise DataInvalid(
+            f"The head weights are {text[:40]!r}; give one number a head, as 1,0,0,0, or such a "
+            "list for each layer with / between them."
+        ) from None
+    if len({len(layer) for layer in layers}) > 1:
+        raise DataInvalid("Head weights must give each layer as many numbers as it has heads.")
+    return layers[0] if len(layers) == 1 else layers
+
+
+class LookedBy(NamedTuple):
+    """Where a bar looked: weights [1, 1, bars], their error [1, 1], and what it saw as one."""
+
+    weights: Tensor
+    l1_error: Tensor
+    parts: tuple[LookedAt, ...] = ()
+
+
 class _Layers(NamedTuple):
     """What each layer's projections took and gave."""
 
@@ -101,35 +129,37 @@ class _Layers(NamedTuple):
     weights: list[Tensor]  # of the projection of outputs, [model, head * dim]
 
 
-def look_by(
-    network: nn.Module, x: Tensor, positions: Tensor, way: Way, *, horizon_index: int
-) -> Rollout:
+def look_by(network: nn.Module, x: Tensor, positions: Tensor, way: Way) -> LookedBy:
     """Return where the last bar of *x* [1, window, features] looked: weights [1, 1, bars].
 
     The bars are the newest of the window, oldest first: all of them, but ``TIME_MAX`` for the flow
-    of a network that looks back only. *horizon_index* names the mean return that the gradient is
-    of. Raises ``AttentionInvalid`` for a network without attention, and for what cannot be had.
+    of a network that looks back only. Raises ``AttentionInvalid`` for a network without attention,
+    and for what cannot be had.
     """
     way.check()
     if isinstance(network, MultiscaleNetwork):
         tokens, frames = network.tokens(x, positions)
         places = torch.arange(tokens.shape[1], device=x.device)
-        seen = look_by(network.trunk, tokens, places, way, horizon_index=horizon_index)
-        by_bar, _ = network.shared(seen.weights[0, 0], frames)
-        return Rollout(by_bar[None, None], seen.l1_error)
+        seen = look_by(network.trunk, tokens, places, way)
+        by_bar, parts = network.shared(seen.weights[0, 0], frames)
+        return LookedBy(by_bar[None, None], seen.l1_error, parts)
     if isinstance(network, LinearNetwork):
-        return _of_sums(network, x, positions, way)
+        return LookedBy(*_of_sums(network, x, positions, way))
     if not isinstance(network, FlashNetwork | InformerNetwork):
         raise AttentionInvalid(
             f"A {type(network).__name__} has no attention to look back through; ask its features."
         )
     with torch.set_grad_enabled(way.method == "gradient"), _watched(network) as layers:
         outputs, traced = network.trace(x, positions)
-    slopes = _slopes(outputs, layers, horizon_index) if way.method == "gradient" else []
+    slopes = []
+    if way.method == "gradient":
+        horizons = network.config.horizons
+        index = horizons.index(way.horizon) if way.horizon in horizons else 0
+        slopes = _slopes(outputs, layers, index)
     with torch.no_grad():
         if isinstance(network, InformerNetwork):
-            return _of_stages(cast("list[Stage]", traced), layers, slopes, way)
-        return _of_traces(network, cast("list[Trace]", traced), layers, slopes, way)
+            return LookedBy(*_of_stages(cast("list[Stage]", traced), layers, slopes, way))
+        return LookedBy(*_of_traces(network, cast("list[Trace]", traced), layers, slopes, way))
 
 
 def _of_sums(network: LinearNetwork, x: Tensor, positions: Tensor, way: Way) -> Rollout:

@@ -33,16 +33,19 @@ from tracepaper.strategies.attention.blocks import (
 from tracepaper.strategies.attention.cache import TailRing, TailRings, WrapRing
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import RolloutOptions
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.encodings import ENCODINGS
 from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.heads import Outputs
+from tracepaper.strategies.networks.looked import Way
+from tracepaper.strategies.networks.stream_fusion import StreamFusion
 from tracepaper.strategies.types import BLOCK_BARS
 
 TILE_BARS: Final = 64
 """Queries of one tile: few enough for the tile's scores to stay in the cache."""
-RESIDUAL: Final = 0.5
-"""The rollout's weight ρ of the residual stream (Abnar and Zuidema, 2020)."""
+STORED: Final = Way()
+"""The explanation that is stored unless another is asked for."""
 _HIDDEN: Final = -1e30
 """The score of a hidden key: its share is exactly 0, and 0 times it is not NaN."""
 _MASS_TOLERANCE: Final = 1e-3
@@ -63,17 +66,30 @@ def stream_backends(config: FlashConfig, device: str) -> tuple[str, ...]:
     return (*(native.available() if compiled else ()), TILES)
 
 
-def stream_bytes(config: FlashConfig, *, instruments: int = 1) -> int:
+def by_compiled_loops(way: Way) -> bool:
+    """Return whether compiled loops explain by *way*: by the plain mean of the heads."""
+    plain = RolloutOptions(
+        residual_weight=way.options.residual_weight, start_layer=way.options.start_layer
+    )
+    return way.method == "rollout" and way.options == plain
+
+
+def stream_bytes(config: FlashConfig, *, instruments: int = 1, by_norm: bool = False) -> int:
     """Return the peak memory of streams of *instruments* whose rings are full, weights apart.
+
+    *by_norm* says that the norms of values are kept, for an explanation by these.
 
     It never falls as the window grows: a field too long for its history counts as the longest
     that has one.
     """
     window, dim = config.window, config.dim
+    norms = config.heads if by_norm else 0
     width = _columns(config).width
     rows = window - 1 + _slack(window)
     history = min(config.receptive_field, HISTORY_BARS_MAX)
-    kept = config.layers * (rows * (2 * dim + width) + history * (2 * dim + config.heads))
+    kept = config.layers * (
+        rows * (2 * dim + width + norms) + history * (2 * dim + config.heads + norms)
+    )
     places = 2 * (rows + history)  # of eight bytes each
     scores = 3 * config.heads * BLOCK_BARS * (window + BLOCK_BARS)  # of one tile
     moved = window * max(dim, width)  # a ring on its way to the front of its buffer
@@ -88,11 +104,12 @@ def _columns(config: FlashConfig) -> BlockColumns:
 
 
 class LayerState(NamedTuple):
-    """What one layer keeps of the past: three rings that move on together."""
+    """What one layer keeps of the past: rings that move on together."""
 
     keys: TailRing  # [stream, head, time, dim]
     values: TailRing
     rollout: TailRing  # [stream, time, width]
+    lengths: TailRing | None  # [stream, head, time], where the norms of values explain
 
 
 class Seen(NamedTuple):
@@ -101,6 +118,7 @@ class Seen(NamedTuple):
     keys: Tensor  # [pair, time, dim]
     values: Tensor  # [pair, time, dim]
     rollout: Tensor  # [stream, time, width]
+    lengths: Tensor | None  # [stream, head, time]
 
 
 class StreamSpan(NamedTuple):
@@ -115,8 +133,10 @@ class StreamSpan(NamedTuple):
 class StreamState:
     """What streams leave behind: finite, and all that their next answers depend on."""
 
-    def __init__(self, network: FlashNetwork, streams: int = 1) -> None:
+    def __init__(self, network: FlashNetwork, streams: int = 1, *, by_norm: bool = False) -> None:
+        """Keep the norms of values as well where the explanation is *by_norm*."""
         config = network.config
+        self.by_norm = by_norm
         self._config = config
         self._device = network.device
         self.width = _columns(config).width
@@ -130,11 +150,13 @@ class StreamState:
                 keys=self.rings.ring(shape, dim=1),
                 values=self.rings.ring(shape, dim=1),
                 rollout=self.rings.ring((self.width,), dim=0),
+                lengths=self.rings.ring((config.heads,), dim=1) if by_norm else None,
             )
             for _ in range(config.layers)
         ]
         self.columns: list[BlockColumns] = []
-        self.history: list[WrapRing] = []  # of each bar, layer, head: query, key and logsumexp
+        self.history: list[WrapRing] = []
+        """Of each bar, layer and head: query, key and logsumexp, and the value's norm if kept."""
         self.positions: list[WrapRing] = []
         self.counts: list[int] = []  # bars taken in since the last clear
         self.attended_pairs = 0  # pairs of query and visible key, over all layers and streams, ever
@@ -146,7 +168,7 @@ class StreamState:
         config = self._config
         fits = config.receptive_field <= HISTORY_BARS_MAX
         capacity = config.receptive_field if fits else 1
-        shape = (config.layers, config.heads, 2 * config.head_dim + 1)
+        shape = (config.layers, config.heads, 2 * config.head_dim + 1 + self.by_norm)
         self.rings.extend(streams)
         for _ in range(streams):
             self.columns.append(_columns(config))
@@ -199,6 +221,7 @@ class StreamState:
                     layer.keys.rows[streams].flatten(0, 1),
                     layer.values.rows[streams].flatten(0, 1),
                     layer.rollout.rows[streams],
+                    None if layer.lengths is None else layer.lengths.rows[streams],
                 )
                 for layer in self.layers
             ]
@@ -226,7 +249,7 @@ class _Tile(NamedTuple):
 
     output: Tensor  # [pair, tile, dim]
     figures: Tensor  # [pair, tile, 4]: mass, largest score, largest share, mean score
-    rollout: Tensor  # [stream, tile, width]: mean_h A_h R
+    rollout: Tensor  # [stream, tile, width]: mean_h A_h R, or as ``StreamFusion`` fuses
 
 
 class Attended(NamedTuple):
@@ -235,15 +258,18 @@ class Attended(NamedTuple):
     queries: Tensor  # [layer, pair, time, dim]
     keys: Tensor  # [layer, pair, time, dim]
     figures: Tensor  # [layer, pair, time, 4]
+    lengths: Tensor | None = None  # [layer, stream, head, time]
 
 
 class StreamingNetwork:
     """A flash network with a causal window, ready to be fed bar by bar or in chunks.
 
-    It attends by *backend*: tiles of torch, or compiled loops of ``stream_backends``.
+    It attends by *backend*: tiles of torch, or compiled loops of ``stream_backends``. Every bar is
+    explained by *way*, which has to be one ``by_compiled_loops`` where these attend.
     """
 
-    def __init__(self, network: FlashNetwork, *, backend: str = TILES) -> None:
+    def __init__(self, network: FlashNetwork, way: Way = STORED, *, backend: str = TILES) -> None:
+        """Raise ``ConfigInvalid`` for a network that cannot stream, or be explained so."""
         if network.config.mask != "window":
             raise ConfigInvalid(
                 "Only a network with a causal window can stream; set architecture.mask to window."
@@ -251,6 +277,9 @@ class StreamingNetwork:
         self.network = network.eval()
         self.config = network.config
         self.backend = backend
+        self.fusion = StreamFusion(
+            way, layers=self.config.layers, heads=self.config.heads, device=network.device
+        )
         self._scale = self.config.head_dim**-0.5
         # Relative to a tile, key 0 is the oldest that its first query sees. So of the first keys
         # query r no longer sees those before r, and of the last it does not yet see those after.
@@ -324,8 +353,9 @@ class StreamingNetwork:
         age = (positions[-1] - positions).float()
         early = self.config.window - 1
         layers = []
+        dim = self.config.head_dim
         for kept in state.history[stream].unrolled().permute(1, 2, 0, 3)[:, None]:
-            query, key, logsumexp = kept.split([self.config.head_dim, self.config.head_dim, 1], -1)
+            query, key, logsumexp = kept[..., : 2 * dim + 1].split([dim, dim, 1], -1)
             query = self.network.encoding.widen_query(query, age)
             key = self.network.encoding.widen_key(key, age)
             logsumexp = logsumexp[..., 0]
@@ -337,6 +367,11 @@ class StreamingNetwork:
             layers.append((query, key, logsumexp))
         ids: Ids = positions.cpu().numpy()
         return ids, layers
+
+    def lengths(self, state: StreamState, stream: int = 0) -> list[Tensor]:
+        """Return each layer's norms of values [1, head, time] over the positions kept."""
+        kept = state.history[stream].unrolled()[..., -1]  # [time, layer, head]
+        return list(kept.permute(1, 2, 0)[:, None])
 
     def _layers(
         self,
@@ -352,9 +387,13 @@ class StreamingNetwork:
             state.places.rows[run.streams, run.end : run.end + rows.shape[1]] = places[run.group]
         hidden, phases = self.network.enter(rows.flatten(0, 1)[None], places.flatten())
         seen = [state.seen(run.streams) for run in runs]
-        queries, keys, figures = [], [], []
+        queries, keys, figures, norms = [], [], [], []
         for depth, block in enumerate(self.network.layers()):
             query, key, value = (_by_pair(x, streams) for x in block.project(hidden, phases))
+            lengths = None
+            if self.fusion.by_norm:
+                lengths = self.fusion.lengths(block, value.unflatten(0, (streams, -1)))
+                norms.append(lengths)
             parts = []
             for run, kept in zip(runs, seen, strict=True):
                 pairs = slice(
@@ -365,14 +404,24 @@ class StreamingNetwork:
                 past.keys[:, run.end : stop] = key[pairs]
                 past.values[:, run.end : stop] = value[pairs]
                 past.rollout[:, run.end : stop] = rollout[run.group]
-                parts.append(self._attend(state, run, past, query[pairs], alone=streams == 1))
+                if lengths is not None and past.lengths is not None:
+                    past.lengths[:, :, run.end : stop] = lengths[run.group]
+                parts.append(
+                    self._attend(state, run, past, query[pairs], depth, alone=streams == 1)
+                )
             tile = _joined(parts, 0)
             hidden = block.finish(hidden, _by_head(tile.output, streams))
-            rollout = torch.lerp(tile.rollout, rollout, RESIDUAL)
+            rollout = self.fusion.join(depth, tile.rollout, rollout)
             queries.append(query)
             keys.append(key)
             figures.append(tile.figures)
-        return hidden, rollout, Attended(*(torch.stack(x) for x in (queries, keys, figures)))
+        attended = Attended(
+            torch.stack(queries),
+            torch.stack(keys),
+            torch.stack(figures),
+            torch.stack(norms) if norms else None,
+        )
+        return hidden, rollout, attended
 
     def _figures(
         self, attended: Attended, rollout: Tensor, visible: Tensor
@@ -380,10 +429,10 @@ class StreamingNetwork:
         """Check every row's mass; return confidences [stream, bars, layer, head] and history.
 
         *visible* [stream, bars] is how many keys each bar sees. The confidence is 1 - H / ln n,
-        0 at n = 1. The history is [stream, bars, layer, head, 2 dim + 1].
+        0 at n = 1. The history is [stream, bars, layer, head, 2 dim + 1], and the norms if kept.
         """
         streams, bars = visible.shape
-        queries, keys, measured = (x[:, :, :bars] for x in attended)
+        queries, keys, measured = (x[:, :, :bars] for x in attended[:3])
         mass, top_score, top_share, mean_score = measured.split(1, dim=-1)
         _check(mass, "attention")
         _check(rollout.sum(-1), "the rollout")
@@ -395,16 +444,27 @@ class StreamingNetwork:
         # [layer, stream, head, bars] -> [stream, bars, layer, head]
         confidence = confidence.permute(1, 3, 0, 2)
         history = torch.cat((queries, keys, logsumexp), dim=-1).unflatten(1, (streams, -1))
+        if attended.lengths is not None:
+            history = torch.cat((history, attended.lengths[:, :, :, :bars, None]), dim=-1)
         return confidence, history.permute(1, 3, 0, 2, 4)
 
     def _attend(
-        self, state: StreamState, run: StreamSpan, past: Seen, query: Tensor, *, alone: bool
+        self,
+        state: StreamState,
+        run: StreamSpan,
+        past: Seen,
+        query: Tensor,
+        depth: int,
+        *,
+        alone: bool,
     ) -> _Tile:
         """Attend with the new queries [pair, time, dim] of a run, tile by tile."""
         if self.backend != TILES:
             scanned = native.scan_rows(
                 query,
-                *past,
+                past.keys,
+                past.values,
+                past.rollout,
                 end=run.end,
                 counts=run.counts,
                 window=self.config.window,
@@ -418,13 +478,19 @@ class StreamingNetwork:
         parts = []
         for start in range(0, query.shape[1], TILE_BARS):
             begin = max(start - (self.config.window - 1), -shortest)
-            parts.append(
-                self._tile(run, past, places, query[:, start : start + TILE_BARS], start, begin)
-            )
+            tile = query[:, start : start + TILE_BARS]
+            parts.append(self._tile(run, past, places, tile, start, begin, depth))
         return _joined(parts, 1)
 
     def _tile(
-        self, run: StreamSpan, past: Seen, places: Tensor, query: Tensor, start: int, begin: int
+        self,
+        run: StreamSpan,
+        past: Seen,
+        places: Tensor,
+        query: Tensor,
+        start: int,
+        begin: int,
+        depth: int,
     ) -> _Tile:
         """Attend with *query* [pair, tile, dim], *start* bars behind the run's end.
 
@@ -448,12 +514,16 @@ class StreamingNetwork:
         top_score = scores.amax(-1, keepdim=True)
         mean_score = scores.mul_(shares).sum(-1, keepdim=True)
         figures = (shares.sum(-1, keepdim=True), top_score, shares.amax(-1, keepdim=True))
-        # A mean over heads takes twice as long as their sum, divided once it is small.
-        rollout = shares.unflatten(0, (len(run.counts), -1)).sum(1) @ past.rollout[:, kept]
+        rollout = self.fusion.of_tile(
+            depth,
+            shares.unflatten(0, (len(run.counts), -1)),
+            past.rollout[:, kept],
+            None if past.lengths is None else past.lengths[:, :, kept],
+        )
         return _Tile(
             output=shares @ past.values[:, kept],
             figures=torch.cat((*figures, mean_score), dim=-1),
-            rollout=rollout.mul_(1.0 / self.config.heads),
+            rollout=rollout,
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from tracepaper.strategies.networks.multiscale import MultiscaleConfig, Multisca
 
 torch.set_num_threads(1)
 
-TIME, HORIZON = 44, 1
+TIME, HORIZON, PLACE = 44, 30, 1
 HEADS = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
 OPTIONS = {
     "as stored": RolloutOptions(),
@@ -64,7 +66,7 @@ def window() -> Tensor:
 
 
 def looked(made: nn.Module, way: Way) -> Tensor:
-    found = look_by(made, window(), torch.arange(TIME), way, horizon_index=HORIZON)
+    found = look_by(made, window(), torch.arange(TIME), replace(way, horizon=HORIZON))
     assert float(found.l1_error.max()) < 1e-5
     return found.weights[0, 0].double()
 
@@ -179,7 +181,7 @@ def test_gradient_is_that_of_the_answer_by_every_entry_of_the_matrix() -> None:
     leaf = matrix.requires_grad_()
     state, _ = made.enter(window(), torch.arange(TIME))
     (block,) = made.layers()
-    answer = made.read_out(block.finish(state, leaf @ trace.value)).mean[0, -1, HORIZON]
+    answer = made.read_out(block.finish(state, leaf @ trace.value)).mean[0, -1, PLACE]
     (slope,) = torch.autograd.grad(answer, leaf)
     row = (slope * matrix).clamp_min(0.0).mean(dim=1)[0, -1].detach()
     wanted = 0.5 * row / row.sum()
@@ -191,7 +193,7 @@ def test_gradient_is_that_of_the_answer_by_every_entry_of_the_matrix() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_follows_the_horizon_and_sums_to_one(kind: str) -> None:
     made = network(kind)
-    one = look_by(made, window(), torch.arange(TIME), Way("gradient"), horizon_index=0)
+    one = look_by(made, window(), torch.arange(TIME), Way("gradient"))
     found = looked(made, Way("gradient"))
     assert float(found.sum()) == pytest.approx(1.0, abs=1e-6)
     assert bool((found >= 0).all())
@@ -264,9 +266,9 @@ def test_several_time_frames_share_what_their_tokens_got(method: str) -> None:
         for parameter in made.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     x, positions = window()[:, -config.window :], torch.arange(3, 3 + config.window)
-    found = look_by(made, x, positions, Way(method), horizon_index=HORIZON).weights[0, 0]
+    found = look_by(made, x, positions, Way(method, horizon=7)).weights[0, 0]
     tokens, (bars, wide) = made.tokens(x, positions)
-    inner = look_by(made.trunk, tokens, torch.arange(17), Way(method), horizon_index=HORIZON)
+    inner = look_by(made.trunk, tokens, torch.arange(17), Way(method, horizon=7))
     by_token = inner.weights[0, 0]
     wanted = torch.zeros_like(found)
     wanted[bars.start[0]] += by_token[9:]

@@ -25,10 +25,12 @@ from tracepaper.strategies.attention import native, products, reference
 from tracepaper.strategies.attention.checks import check_layers
 from tracepaper.strategies.attention.entropy import row_entropy
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.attention.rollout import RolloutOptions, rollout_rows
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build, choose_backend
 from tracepaper.strategies.networks.encodings import ENCODINGS
+from tracepaper.strategies.networks.flash import TILES
+from tracepaper.strategies.networks.looked import Way
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     Advance,
@@ -354,3 +356,21 @@ def test_a_stream_with_a_bias_is_left_to_tiles(name: str) -> None:
     assert stream_backends(models.SMALL, "cuda") == ("tiles",)
     assert stream_backends(models.SMALL, "cpu") == (*native.available(), "tiles")
     assert build(models.card(), models.network().state_dict(), backend=name).backend == name
+
+
+def test_a_stream_is_explained_by_loops_only_where_they_take_the_heads_mean(name: str) -> None:
+    card, tensors = models.card(), models.network().state_dict()
+    usual = Way("rollout", RolloutOptions(residual_weight=0.2, start_layer=1))
+    other = Way("rollout", RolloutOptions("max"))
+    assert build(card, tensors, way=other).backend == TILES
+    with pytest.raises(ConfigInvalid, match=f"{name} explains by the plain mean of the heads"):
+        build(card, tensors, backend=name, way=other)
+    assert build(card, tensors, backend=name, way=usual).backend == name
+    x = torch.randn(1, 200, 30, generator=torch.Generator().manual_seed(3))
+    positions = np.arange(29_000_017, 29_000_217)[None]
+    found = []
+    for backend in (name, TILES):
+        network = models.network()
+        stream = StreamingNetwork(network, usual, backend=backend)
+        found.append(stream.advance(StreamState(network), x, positions, padded=True).rollout)
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=NEAR)

@@ -255,7 +255,7 @@ def test_a_context_too_long_to_keep_is_said_so() -> None:
 
 def held_bytes(state: StreamState) -> int:
     """Return what the rings of *state* hold in memory."""
-    rings = [state.places, *(ring for layer in state.layers for ring in layer)]
+    rings = [state.places, *(ring for layer in state.layers for ring in layer if ring)]
     rows = [ring.rows for ring in rings]
     history = [ring.rows for ring in (*state.history, *state.positions)]
     return sum(part.numel() * part.element_size() for part in (*rows, *history))

@@ -12,11 +12,15 @@ import torch
 
 from tracepaper.strategies import features
 from tracepaper.strategies.attention import reference
-from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.answers import TrainedModel
+from tracepaper.strategies.forecasters.attributing import Probe
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.looked import Way
+from tracepaper.strategies.networks.stream import STORED
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Bar, Forecast
 
@@ -36,9 +40,9 @@ def network(kind: str) -> InformerNetwork | FlashNetwork:
     return FlashNetwork(FlashConfig(dim=16, layers=2, heads=2, window=WINDOW, mask="full"))
 
 
-def forecaster(kind: str) -> WindowedForecaster:
+def forecaster(kind: str, way: Way = STORED) -> WindowedForecaster:
     model = TrainedModel(network(kind), SCHEMA, "m", "0" * 64, (1.0, 1.0, 1.0), 0.0, None)
-    return WindowedForecaster(model, threads=1, backend="sdpa")
+    return WindowedForecaster(model, threads=1, backend="sdpa", way=way)
 
 
 def answered(made: WindowedForecaster, bars: list[Bar]) -> list[Forecast]:
@@ -170,3 +174,52 @@ def test_another_temperature_flattens_the_odds() -> None:
     assert flat is not None
     assert flat.p_up == pytest.approx((1 / 3,) * 3, abs=1e-2)
     assert flat.mean_return == sharp.mean_return
+
+
+WAYS = {
+    "norm": Way("norm"),
+    "gradient": Way("gradient", horizon=240),
+    "discard": Way("rollout", RolloutOptions("max", discard_ratio=0.4)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_explanation_is_stored_beside_the_same_forecast(kind: str, way: Way) -> None:
+    usual, other = forecaster(kind), forecaster(kind, way)
+    for made in (usual, other):
+        made.warm(NAME, BARS[:CONTEXT])
+    bars = BARS[: CONTEXT + 2]
+    one, two = (answered(made, bars[CONTEXT:])[-1] for made in (usual, other))
+    assert one.explanation is not None
+    assert two.explanation is not None
+    assert one.explanation.buckets != two.explanation.buckets
+    same = ("confidence", "entropy", "content_free")
+    assert all(getattr(one.explanation, n) == getattr(two.explanation, n) for n in same)
+    assert msgspec.structs.replace(two, explanation=one.explanation) == one
+    seen = Probe(other, bars, horizon=5).looked(way).weights[0, 0].double().numpy()
+    positions = np.array([bar.open_time_ms for bar in bars[-WINDOW:]]) // (60_000 * 64)
+    sums = np.bincount(positions[-1] - positions, weights=seen)
+    kept = np.frombuffer(two.explanation.buckets, "<f4")[: len(sums)]
+    np.testing.assert_allclose(kept, sums, rtol=0, atol=1e-6)
+    assert other.explain(NAME).weights[0, 0].tolist() == pytest.approx(seen.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "way", "sentence"),
+    [
+        ("informer", Way("flow"), "choose rollout, norm or gradient"),
+        ("full", Way("norm", RolloutOptions(start_layer=2)), "choose 0 to 1"),
+        ("full", Way("lime"), "There is no method 'lime'"),
+    ],
+)
+def test_a_way_that_cannot_be_is_refused_at_the_start(kind: str, way: Way, sentence: str) -> None:
+    with pytest.raises(AttentionInvalid, match=sentence):
+        forecaster(kind, way)
+
+
+def test_flow_is_stored_of_short_windows_alone() -> None:
+    config = FlashConfig(dim=16, layers=2, heads=2, window=300, mask="causal")
+    model = TrainedModel(FlashNetwork(config), SCHEMA, "m", "0" * 64, (1.0, 1.0, 1.0), 0.0, None)
+    with pytest.raises(ConfigInvalid, match="windows of up to 256 bars, and this model's is 300"):
+        WindowedForecaster(model, threads=1, backend="sdpa", way=Way("flow"))

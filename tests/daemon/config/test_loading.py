@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tracepaper.daemon.config.loading import (
     restore,
 )
 from tracepaper.daemon.config.sections import MarketSection
+from tracepaper.daemon.config.text import render
 from tracepaper.daemon.config.values import plain
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import ConfigInvalid
@@ -71,6 +73,26 @@ def test_lists_and_tables_come_from_the_environment(monkeypatch: pytest.MonkeyPa
     assert config.document()["risk"]["max_notional"] is None
 
 
+def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"method": "norm", "residual": "0.30"}
+    path = tmp_path / "paper.toml"
+    path.write_text('[model.explanation]\nmethod = "norm"\nresidual = "0.30"', encoding="utf-8")
+    from_file = load(path)
+    assert (from_file.model.explanation.method, from_file.model.explanation.start_layer) == (
+        "norm",
+        0,
+    )
+    assert restore(from_file.canonical_json()) == from_file
+    assert from_file.sha256() != load(None).sha256()
+    monkeypatch.setenv("TRACEPAPER_MODEL__EXPLANATION", json.dumps(given))
+    assert load(None) == from_file
+    path.write_text(render(from_file), encoding="utf-8")
+    monkeypatch.delenv("TRACEPAPER_MODEL__EXPLANATION")
+    assert load(path) == from_file
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -106,6 +128,18 @@ def test_lists_and_tables_come_from_the_environment(monkeypatch: pytest.MonkeyPa
         ('[exchange]\nrest_url = "api.bybit.com"', "that starts with https://"),
         ("[exchange]\ntime_scale = inf", "above 0 to 1000000"),
         ('[model]\ndevice = "gpu"', "write auto, cpu, cuda or cuda:N"),
+        (
+            '[model.explanation]\nmethod = "lime"',
+            '[model.explanation] method = "lime" cannot be used; write one of rollout, norm,',
+        ),
+        ('[model.explanation]\nmethd = "norm"', "has no key 'methd'; the nearest is 'method'"),
+        ("[model.explanation]\nresidual = 0.3", 'write it as text, "0.3"'),
+        ('[model.explanation]\nhead_weights = "a"', "write 1,0,0,0 to weigh the heads"),
+        ("[model]\nexplanation = 3", "write a table with the keys method, fusion, residual"),
+        (
+            '[model]\nclass = "mine:Mine"\n[model.explanation]\nmethod = "norm"',
+            "[model] explanation is a checkpoint's; take it out for a class",
+        ),
         (
             '[market]\ncategory = "spot"\n[account]\nmargin = "isolated"',
             'margin = "isolated" is for linear positions, and category "spot" is paid in full',

@@ -1,0 +1,112 @@
+"""A run that stores another explanation: kept, derived again, and what is compared with it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import explained_runs
+import pytest
+from explained_runs import LAST
+
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.explain.asked import TypedMethod
+from tracepaper.replay.explain.by_method import explain_by
+from tracepaper.replay.explain.recomputed import Past, attribute, open_past
+from tracepaper.replay.explain.stored import read_stored
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.networks.flash import FlashConfig
+from tracepaper.strategies.networks.looked import Way
+
+NORM = '[model.explanation]\nmethod = "norm"\nresidual = "0.25"\n'
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return explained_runs.replayed(tmp_path_factory.mktemp("norm"), further=NORM)
+
+
+def past(database: Path) -> Past:
+    return open_past(database, explained_runs.run_id(database), LAST)
+
+
+def test_a_run_explained_otherwise_is_derived_again(database: Path) -> None:
+    with Reader.open(database) as reader:
+        found = verify_run(reader, database, explained_runs.run_id(database))
+    assert found.holds
+    assert found.exact
+    assert found.agreed == found.decisions > 0
+
+
+def test_its_row_warns_of_quantiles_that_were_fitted_to_another(database: Path) -> None:
+    with Reader.open(database) as reader:
+        run = reader.run(explained_runs.run_id(database))
+    assert any("explained by another" in warning for warning in run.warnings)
+    kept = json.loads(run.config)["model"]["explanation"]
+    assert (kept["method"], kept["residual"]) == ("norm", "0.25")
+
+
+def test_its_decisions_are_opened_bar_by_bar_as_they_were_stored(database: Path) -> None:
+    opened = past(database)
+    assert opened.forecaster.way == Way("norm", RolloutOptions(residual_weight=0.25))
+    difference = attribute(opened).largest_bucket_difference
+    assert difference is not None
+    assert difference < 1e-6
+
+
+def test_another_method_begins_with_its_own_defaults(database: Path) -> None:
+    opened = past(database)
+    same = explain_by(opened, TypedMethod(method="norm"))
+    assert same.options["residual_weight"] == 0.25
+    assert same.common == pytest.approx(1.0, abs=1e-5)
+    usual = explain_by(opened, TypedMethod(method="rollout"))
+    assert usual.options["residual_weight"] == 0.5
+    assert usual.common < 0.99
+    with pytest.raises(DataInvalid, match="The head weights are 'a,b'"):
+        explain_by(opened, TypedMethod(method="rollout", head_weights="a,b"))
+
+
+def test_a_record_that_says_another_explanation_does_not_hold(
+    tmp_path: Path, database: Path
+) -> None:
+    """The explanation of the configuration is what verify derives: another gives other rows."""
+    run_id = explained_runs.run_id(database)
+    forged = tmp_path / "forged.db"
+    forged.write_bytes(database.read_bytes())
+    for folder in database.parent.glob("run.db.*"):
+        if folder.is_dir():
+            (tmp_path / folder.name.replace("run.db", "forged.db")).symlink_to(folder)
+    with sqlite3.connect(forged) as connection:
+        (text,) = connection.execute("SELECT config FROM runs").fetchone()
+        config = json.loads(text)
+        config["model"]["explanation"]["method"] = "rollout"
+        written = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        connection.execute("UPDATE runs SET config = ?", (written,))
+    connection.close()
+    with Reader.open(forged) as reader:
+        found = verify_run(reader, forged, run_id)
+    assert not found.holds
+    assert any("buckets" in difference.field for difference in found.differences)
+
+
+def test_a_model_over_whole_windows_stores_gradients(tmp_path: Path) -> None:
+    full = FlashConfig(dim=16, layers=2, heads=2, window=40, horizons=(5, 30), mask="full")
+    gradient = '[model.explanation]\nmethod = "gradient"\n'
+    database = explained_runs.replayed(
+        tmp_path, network=full, mode="step", bars=570, further=gradient
+    )
+    run_id = explained_runs.run_id(database)
+    with Reader.open(database) as reader:
+        found = verify_run(reader, database, run_id)
+    assert found.holds
+    assert found.decisions > 0
+    opened = open_past(database, run_id, 570)
+    assert opened.forecaster.way.method == "gradient"
+    assert opened.forecaster.way.horizon == 30
+    difference = attribute(opened).largest_bucket_difference
+    assert difference is not None
+    assert difference < 1e-6
+    assert read_stored(database, run_id, 570).buckets
