@@ -42,4 +42,4 @@ def loops_of(folder: Path) -> Iterator[tuple[str, ...]]:
         patch.setattr(native, "FOLDER", folder)
         native.found.cache_clear()
         yield native.available()
-    native.found.cache_clear()
+        native.found.cache_clear()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
+from tracepaper.strategies.attention import native
 from tracepaper.strategies.attention.checks import Layer, check_layers, check_start
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.products import step_forward
@@ -57,16 +58,18 @@ def rollout_buckets(
     *,
     bucket_bars: int = BLOCK_BARS,
     first_bucket_bars: int | None = None,
+    backend: str = "auto",
 ) -> Rollout:
     """Return every row's rollout by bucket: weights [batch, time, bucket], oldest bucket first.
 
     The tensors are those of ``rollout_rows``. ``first_bucket_bars`` is the length of the oldest
-    bucket where the sequence starts inside one, so that buckets can follow absolute time. Raises
+    bucket where the sequence starts inside one, so that buckets can follow absolute time. With
+    *backend* tiles torch computes alone, with auto compiled loops do where they are built. Raises
     ``AttentionInvalid`` on what does not fit and when a head does not keep its mass.
     """
     layers = check_layers(queries, keys, logsumexps, scale=options.scale)
     first = bucket_bars if first_bucket_bars is None else first_bucket_bars
-    made = _rolled(layers, mask, options, bucket_bars=bucket_bars, first=first)
+    made = _rolled(layers, mask, options, bucket_bars=bucket_bars, first=first, backend=backend)
     ring, buckets = made.values.shape[2], int(made.bucket[-1]) + 1
     if ring == buckets:
         return finish(made.values, normalise=True)
@@ -88,6 +91,7 @@ def rollout_by_age(
     *,
     bucket_bars: int = BLOCK_BARS,
     first_bucket_bars: int | None = None,
+    backend: str = "auto",
 ) -> Rollout:
     """Return every row's rollout by age: weights [batch, time, age], the newest bucket first.
 
@@ -102,7 +106,7 @@ def rollout_by_age(
         )
     layers = check_layers(queries, keys, logsumexps, scale=options.scale)
     first = bucket_bars if first_bucket_bars is None else first_bucket_bars
-    made = _rolled(layers, mask, options, bucket_bars=bucket_bars, first=first)
+    made = _rolled(layers, mask, options, bucket_bars=bucket_bars, first=first, backend=backend)
     ring = made.values.shape[2]
     ages = torch.arange(ring, device=made.bucket.device)
     place = made.bucket[:, None] - ages  # [time, age]
@@ -118,7 +122,13 @@ class _Rolled(NamedTuple):
 
 
 def _rolled(
-    layers: Sequence[Layer], mask: Mask, options: RolloutOptions, *, bucket_bars: int, first: int
+    layers: Sequence[Layer],
+    mask: Mask,
+    options: RolloutOptions,
+    *,
+    bucket_bars: int,
+    first: int,
+    backend: str,
 ) -> _Rolled:
     """Carry every row up through the layers; the oldest bucket holds *first* bars."""
     shares = check_options(layers, options)
@@ -150,6 +160,7 @@ def _rolled(
                 shares=shares[number],
                 residual_weight=options.residual_weight,
                 bars=(bucket_bars, lead, reach),
+                backend=backend,
             )
         else:
             fuse = transition(
@@ -187,13 +198,18 @@ def _mean_step(
     shares: Tensor,
     residual_weight: float,
     bars: tuple[int, int, int | None],
+    backend: str,
 ) -> Tensor:
     """Return ``ρ·R + (1-ρ)·Σ_h shares_h A_h·R``, a tile of all heads at a time."""
     batch, heads, time, _ = layer.query.shape
-    laid = operand(layer)
-    result = residual_weight * values
     shares = (1.0 - residual_weight) * shares.to(values.dtype)
     tolerance = mass_tolerance(layer)
+    if (loops := native.choose(layer) if backend == "auto" else None) is not None:
+        made, masses = native.bucket_rows(layer, values, mask, shares, residual_weight, loops)
+        check_mass(masses, masses.new_ones(batch, time), tolerance)
+        return made
+    laid = operand(layer)
+    result = residual_weight * values
     for block in row_blocks(time, mask, rows_a_block=tile_rows(mask)):
         rows = slice(block.start, block.stop)
         for element in range(batch):

@@ -1,4 +1,4 @@
-/* Rollout, entropy and the scan of a stream in one pass over tiles, for native.py. docs/attention.md, A31.
+/* Rollout, entropy, buckets and the scan of a stream in one pass over tiles, for native.py. docs/attention.md, A31.
  *
  * Vectors are GCC's, so one text serves every width; the object says by supported() whether this
  * processor has its instructions. Scores are to base 2. No thread's share depends on their number, so
@@ -110,8 +110,19 @@ struct job {
     float *output, *figures, *rollout;
     const long *counts;
     long heads, time, dim, rows, low, high, query_pair, query_time, key_pair, key_time, rollout_stream, end, window, width;
-    float factor;
+    float factor, residual;
 };
+
+/* Zero what is not visible: of rows 0 … held - 1, the first of them distance beyond the panel's first of count columns. */
+INLINE void hide(vec p[][VECS], long distance, long held, long count, long low, long high) {
+    ints lane;
+    EACH(i, LANES) lane[i] = i;
+    EACH(r, ROWS) EACH(v, VECS) {
+        ints away = (int)(distance + r - v * LANES) - lane;
+        ints seen = (away >= (int)low) & (away <= (int)high) & (lane < (int)(count - v * LANES));
+        p[r][v] = (vec)((ints)p[r][v] & (r < held ? seen : (ints){0}));
+    }
+}
 
 static void *workers(void *given) {
     struct job *job = given;
@@ -140,8 +151,6 @@ INLINE void sweep(const struct job *job, long item, int entropy) {
     float *panel = aligned_alloc(64, 4 * PANEL * dim + 8 * rows * PANEL * 4);
     if (!panel) { __atomic_store_n(&((struct job *)job)->failed, 1, __ATOMIC_RELAXED); return; }
     vec(*sum)[VECS] = (void *)(panel + PANEL * dim), (*part)[VECS] = sum + rows;
-    ints lane;
-    EACH(i, LANES) lane[i] = i;
     vec own[VECS];
     EACH(v, VECS) EACH(i, LANES) own[v][i] = entropy ? -LOG2_E * sums[least(at + v * LANES + i, time - 1)] : 0;
     pack(panel, (entropy ? job->query : job->key) + (start + at) * dim, dim, count, dim, job->factor);
@@ -159,11 +168,7 @@ INLINE void sweep(const struct job *job, long item, int entropy) {
             multiply(score, ROWS, met + i * dim, dim, held - 1, panel, dim);
             EACH(r, ROWS) EACH(v, VECS) p[r][v] = power(score[r][v] + own[v]);
             if (held < ROWS || i - (at + PANEL - 1) < job->low || i + ROWS - 1 - at > job->high)
-                EACH(r, ROWS) EACH(v, VECS) {
-                    ints away = (int)(i + r - at - v * LANES) - lane;
-                    ints seen = (away >= (int)job->low) & (away <= (int)job->high);
-                    p[r][v] = (vec)((ints)p[r][v] & (r < held ? seen : (ints){0}));
-                }
+                hide(p, i - at, held, count, job->low, job->high);
             if (entropy) {
                 EACH(r, ROWS) EACH(v, VECS) part[0][v] += p[r][v];
                 EACH(r, ROWS) EACH(v, VECS) part[1][v] += p[r][v] * score[r][v];
@@ -237,6 +242,70 @@ INLINE void mix_rows(float *to, long to_row, const float *share, long share_row,
     }
 }
 
+/* Mix buckets of count keys, leaving out those that are all zero: a few keys cannot have reached them. */
+static void mix_reached(float *to, const float *share, long share_row, const float *past, long count, long rows, long width) {
+    for (long at = 0; at < count; at += PANEL)
+        for (long c = 0; c < width; c += LANES) {
+            long keys = least(PANEL, count - at), columns = least(LANES, width - c), used = 0;
+            for (long j = at; !used && j < at + keys; j++)
+                for (long e = 0; e < columns; e++) used |= past[j * width + c + e] != 0;
+            if (used) mix_rows(to + c, width, share + at, share_row, past + at * width + c, width, keys, rows, columns);
+        }
+}
+
+/* Up to TILE rows of one batch element met by all their keys, for their buckets one layer up. */
+static void climb(const struct job *job, long item) {
+    long time = job->time, dim = job->dim, width = job->width, tiles = (time + TILE - 1) / TILE, one = item / tiles;
+    long start = item % tiles * TILE, rows = least(TILE, time - start), before = one * time;
+    long first = most(0, start - job->high) / PANEL * PANEL, last = least(time, start + rows - job->low);
+    float *mean = aligned_alloc(64, 4 * CHUNK * (TILE + dim));
+    if (!mean) { __atomic_store_n(&((struct job *)job)->failed, 1, __ATOMIC_RELAXED); return; }
+    float *panels = mean + TILE * CHUNK, *result = job->output + (before + start) * width;
+    for (long i = 0; i < rows * width; i++) result[i] = job->residual * job->value[(before + start) * width + i];
+    for (long at = first; at < last; at += CHUNK) {
+        long count = least(CHUNK, last - at);
+        memset(mean, 0, 4 * CHUNK * TILE);
+        for (long head = 0; head < job->heads; head++) {
+            long pair = (one * job->heads + head) * time;
+            const float *sums = job->sums + pair + start;
+            pack(panels, job->key + (pair + at) * dim, dim, count, dim, job->factor);
+            for (long r = 0; r < rows; r += ROWS) {
+                long held = least(ROWS, rows - r);
+                vec mass[ROWS];
+                EACH(i, ROWS) mass[i] = splat(0);
+                for (long key = 0; key < count; key += PANEL) {
+                    long distance = start + r - at - key;
+                    if (distance + held - 1 < job->low || distance - (PANEL - 1) > job->high) continue;
+                    vec p[ROWS][VECS];
+                    EACH(i, ROWS) EACH(v, VECS) p[i][v] = splat(-LOG2_E * sums[r + least(i, held - 1)]);
+                    multiply(p, ROWS, job->query + (pair + start + r) * dim, dim, held - 1, panels + key * dim, dim);
+                    EACH(i, ROWS) EACH(v, VECS) p[i][v] = power(p[i][v]);
+                    if (held < ROWS || count - key < PANEL || distance - (PANEL - 1) < job->low || distance + ROWS - 1 > job->high)
+                        hide(p, distance, held, count - key, job->low, job->high);
+                    EACH(i, ROWS) EACH(v, VECS) mass[i] += p[i][v];
+                    EACH(i, ROWS) EACH(v, VECS) if (i < held) {
+                        float *to = mean + (r + i) * CHUNK + key + v * LANES;
+                        store(to, load(to) + job->weights[head] * p[i][v]);
+                    }
+                }
+                for (long i = 0; i < held; i++) job->figures[pair + start + r + i] += total(mass[i]);
+            }
+        }
+        mix_reached(result, mean, CHUNK, job->value + (before + at) * width, count, rows, width);
+    }
+    free(mean);
+}
+
+/* residual · values + Σ_h shares_h A_h · values for values [batch, time, width], and each row's mass, added to masses [pair, time]. */
+long buckets(const float *query, const float *key, const float *sums, const float *shares, const float *values, float *masses,
+             float *output, const long *sizes, float residual, float scale, long threads) {
+    long batch = sizes[0], time = sizes[2], tiles = (time + TILE - 1) / TILE;
+    struct job job = {.work = climb, .items = batch * tiles, .query = query, .key = key, .sums = sums, .weights = shares,
+                      .value = values, .figures = masses, .output = output, .heads = sizes[1], .time = time, .dim = sizes[3],
+                      .width = sizes[4], .low = sizes[5], .high = sizes[6], .residual = residual, .factor = scale * LOG2_E};
+    return run(&job, threads);
+}
+
 /* Turn the scores of a row over keys first … last - 1 into shares, those outside shown … end - 1 to 0; add them to the
  * mean; write mass, largest score, largest share and mean score. */
 INLINE void soften(float *score, float *mean, float *figures, long first, long shown, long end, long last) {
@@ -302,13 +371,7 @@ static void stream(const struct job *job, long item) {
     const float *past = job->weights + one * job->rollout_stream + (job->end + oldest) * width;
     memset(result, 0, 4 * rows * width);
     if (rows == 1) mix_rows(result, width, mean, wide, past, width, count, 1, width);
-    for (long at = 0; rows > 1 && at < count; at += PANEL)
-        for (long c = 0; c < width; c += LANES) { /* a bucket that these keys cannot have reached is all zero */
-            long keys = least(PANEL, count - at), columns = least(LANES, width - c), used = 0;
-            for (long j = at; !used && j < at + keys; j++)
-                for (long e = 0; e < columns; e++) used |= past[j * width + c + e] != 0;
-            if (used) mix_rows(result + c, width, mean + at, wide, past + at * width + c, width, keys, rows, columns);
-        }
+    else mix_reached(result, mean, wide, past, count, rows, width);
     for (long i = 0; i < rows * width; i++) result[i] *= 1.0f / job->heads;
     free(mean);
 }

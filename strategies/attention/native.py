@@ -37,6 +37,7 @@ _SIGNATURES: Final = {
     "rollout": (*[_P] * 5, *[_L] * 7, _F, _L),
     "entropy": (*[_P] * 4, *[_L] * 5, _F, _L),
     "scan": (*[_P] * 9, _F, _L),
+    "buckets": (*[_P] * 8, _F, _F, _L),
 }
 
 
@@ -127,6 +128,22 @@ def row_masses(layer: Layer, mask: Mask, name: str) -> tuple[Tensor, Tensor]:
     )
     mass, entropy = (part.unflatten(0, (batch, heads)) for part in sums.unbind(1))
     return mass, entropy
+
+
+def bucket_rows(
+    layer: Layer, values: Tensor, mask: Mask, shares: Tensor, residual_weight: float, name: str
+) -> tuple[Tensor, Tensor]:
+    """Return ``ρ·R + Σ_h shares_h A_h·R`` for R = *values* [batch, time, column], and the masses.
+
+    These are each row's, [batch, head, time].
+    """
+    batch, heads, time, dim = layer.query.shape
+    result, mass = torch.empty_like(values), values.new_zeros(batch, heads, time)
+    tensors = [_plain(x) for x in (layer.query, layer.key, layer.logsumexp, shares, values)]
+    sizes = (batch, heads, time, dim, values.shape[2], *_distances(mask, time))
+    shape = (ctypes.c_long * len(sizes))(*sizes)
+    _call(name, "buckets", *map(_at, (*tensors, mass, result)), shape, residual_weight, layer.scale)
+    return result, mass
 
 
 class Scanned(NamedTuple):

@@ -22,6 +22,7 @@ from torch import Tensor
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.diagnostics import diagnose
 from tracepaper.strategies.attention import native, products, reference
+from tracepaper.strategies.attention.buckets import rollout_buckets
 from tracepaper.strategies.attention.checks import check_layers
 from tracepaper.strategies.attention.entropy import row_entropy
 from tracepaper.strategies.attention.masks import Mask
@@ -54,10 +55,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=native.NAMES)
 def name(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-    """Each object that runs here, in the place of those beside the source."""
-    with loops_of(folder) as available:
+    """Each object that runs here, alone, in the place of those beside the source."""
+    with loops_of(folder) as available, pytest.MonkeyPatch.context() as patch:
         if request.param not in available:
             pytest.skip(f"this processor lacks what {request.param} needs")
+        alone = {request.param: native.found()[request.param]}
+        patch.setattr(native, "found", lambda: alone)
         yield request.param
 
 
@@ -171,6 +174,30 @@ def test_entropy_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn
     torch.testing.assert_close(own, torchs, atol=2 * of_even(own), rtol=0.0)
 
 
+@REPEATED
+@given(drawn(), st.integers(1, 40), st.sampled_from([0.0, 0.5]))
+def test_buckets_are_those_of_torch_and_of_stored_matrices(
+    name: str, drawn: Drawn, bucket_bars: int, residual: float
+) -> None:
+    (queries, keys, sums, matrices, mask), *_ = drawn
+    heads = queries[0].shape[1]
+    options = RolloutOptions(head_weights=list(range(1, heads + 1)), residual_weight=residual)
+    assert native.available() == (name,)
+    own, torchs = (
+        rollout_buckets(
+            queries, keys, sums, mask, options, bucket_bars=bucket_bars, backend=backend
+        ).weights
+        for backend in ("auto", "tiles")
+    )
+    weights = torch.arange(1.0, heads + 1, dtype=torch.float64)
+    shares = (weights / weights.sum()).expand(len(queries), -1)
+    dense = reference.rollout(matrices, mask, residual_weight=residual, shares=shares)
+    padded = torch.nn.functional.pad(dense, (0, -dense.shape[2] % bucket_bars))
+    summed = padded.unflatten(2, (-1, bucket_bars)).sum(-1).float()
+    torch.testing.assert_close(own, torchs, atol=2 * NEAR, rtol=0.0)
+    torch.testing.assert_close(own, summed, atol=2 * NEAR, rtol=0.0)
+
+
 @pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(333)])
 def test_long_sums_stay_exact_and_threads_change_no_bit(name: str, mask: Mask) -> None:
     queries, keys, sums, matrices, _ = case(mask, time=1_501, dim=16, dtype=torch.float32)
@@ -181,12 +208,12 @@ def test_long_sums_stay_exact_and_threads_change_no_bit(name: str, mask: Mask) -
             torch.set_num_threads(threads)
             rolled = rollout_rows(queries, keys, sums, [700, 1_500], mask, backend=name).weights
             spread = row_entropy(queries[1], keys[1], sums[1], mask, backend=name)
-            found.append((rolled, spread))
+            every = rollout_buckets(queries, keys, sums, mask).weights
+            found.append((rolled, spread, every))
     finally:
         torch.set_num_threads(before)
-    for rolled, spread in found[1:]:
-        assert torch.equal(rolled, found[0][0])
-        assert torch.equal(spread, found[0][1])
+    for made_by_more in found[1:]:
+        assert all(map(torch.equal, made_by_more, found[0]))
     dense = reference.rollout(matrices, mask)[:, [700, 1_500]].float()
     torch.testing.assert_close(found[0][0], dense, atol=NEAR, rtol=0.0)
     entropy = torch.special.entr(matrices[1]).sum(-1).float()
@@ -200,6 +227,8 @@ def test_a_wrong_logsumexp_is_refused(name: str) -> None:
         rollout_rows(queries, keys, wrong, [89], mask, backend=name)
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
         row_entropy(queries[0], keys[0], wrong[0], mask, backend=name)
+    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
+        rollout_buckets(queries, keys, wrong, mask)
     far = [one - 300.0 for one in sums]  # each entry beyond float32
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
         rollout_rows(queries, keys, far, [89], mask, backend=name)
@@ -211,7 +240,7 @@ def test_auto_takes_the_fastest_and_leaves_to_torch_what_is_not_float32(name: st
         check_layers(*case(Mask.causal(), dtype=kind)[:3])[0]
         for kind in (torch.float32, torch.float64)
     )
-    assert products.choose(single) == native.available()[0]
+    assert products.choose(single) == name
     assert products.choose(double) == "tiles"
     learnt = single._replace(query=single.query.clone().requires_grad_())
     assert products.choose(learnt) == "tiles"  # a gradient flows through torch alone
