@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -28,3 +29,15 @@ class Terminal(Console):
                 yield segment
             else:
                 yield Segment(text, segment.style)
+
+
+WIDE_COLUMNS = 160
+"""Of tables in a pipe or a file: it has no width, and 80 columns would hide figures."""
+
+
+def for_tables() -> Terminal:
+    """Return a console on stdout that is as wide as its terminal, and wide where there is none."""
+    console = Terminal()
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Terminal(width=WIDE_COLUMNS)

@@ -47,6 +47,12 @@ def evaluate(
         str | None,
         typer.Option(help="Fit anew on walk:3, rolling:3 or combinatorial:6/2; opens no span."),
     ] = None,
+    instead: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="With --folds: what a change of the recipe is worth; repeat."
+        ),
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write one page that needs no network."),
@@ -104,8 +110,10 @@ def evaluate(
             "it a checkpoint, and no span nor --beside."
         )
     if folds is not None:
-        _refit(checkpoint, data, folds, html, threads=threads, as_json=json)
+        _refit(checkpoint, data, folds, instead or [], html, threads=threads, as_json=json)
         return
+    if instead:
+        raise ConfigInvalid("--instead is fitted anew on folds; give --folds walk:1 as well.")
     if is_class:
         _refuse_for_class(asked)
         judged = _of_class(checkpoint, data, config, chosen)
@@ -130,7 +138,7 @@ class _Judged(NamedTuple):
 
 
 def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
-    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.judging.output import as_document, show, write_page
 
     model_id, every = judged.model_id, judged.every
@@ -143,7 +151,7 @@ def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
             {**as_document(model_id, judged.recipe, every), "findings": told, "beside": others}
         )
         return
-    console = Terminal()
+    console = for_tables()
     show(console, every)
     for finding in judged.findings:
         console.print(finding.on_terminal())
@@ -316,14 +324,25 @@ def _counted(
 
 
 def _refit(
-    name: str, data: list[str], text: str, html: Path | None, *, threads: int, as_json: bool
+    name: str,
+    data: list[str],
+    text: str,
+    changes: Sequence[str],
+    html: Path | None,
+    *,
+    threads: int,
+    as_json: bool,
 ) -> None:
-    """Fit the recipe of a checkpoint anew on folds, and print what they say."""
+    """Fit the recipe of a checkpoint anew on folds, and print what they say.
+
+    So is the recipe with each of *changes* in turn.
+    """
     from dataclasses import replace
 
     from rich.console import Console
 
-    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.judging import instead
     from tracepaper.replay.judging.output import documents, show_tables, write_tables
     from tracepaper.replay.judging.refits import refit, tables
     from tracepaper.replay.judging.spans import recipe_hash
@@ -332,17 +351,26 @@ def _refit(
 
     _, found = _loaded(name, threads)
     card: Mapping[str, Any] = found.card
+    # First, for they refuse what cannot be had before minutes have passed.
+    cards = {change: instead.changed(card, change) for change in changes}
     network = part_of(card, HALVES[0]) if is_ensemble(card) else card
     wide, own = (one["features"]["schema_id"] for one in (card, network))
     requested = requested_baselines(network["training"])
     material = replace(_material(card, data), requested=requested)
     of_network = material if own == wide else _material(card, data, schema_id=own)
     say = Console(stderr=True).print
-    made = tables(refit(card, material, text, of_network=of_network, say=say))
+    own_folds = refit(card, material, text, of_network=of_network, say=say)
+    made = tables(own_folds)
+    if cards:
+        others = {}
+        for change, other in cards.items():
+            say(f"With {change}.")
+            others[change] = refit(other, material, text, of_network=of_network, say=say)
+        made += instead.tables(own_folds, others)
     if html is not None:
         write_tables(f"Folds of {found.id}", made, html)
     if as_json:
         document = {"id": found.id, "recipe": recipe_hash(card), "folds": text}
         print_json({**document, "tables": documents(made)})
         return
-    show_tables(Terminal(), made)
+    show_tables(for_tables(), made)

@@ -1,0 +1,147 @@
+"""What a change of a recipe is worth: found where it is planted, refused where it is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.judging import instead
+from tracepaper.replay.judging.judgement import OWN
+from tracepaper.replay.judging.refits import Refits, refit
+from tracepaper.replay.training.figures import qlike_of
+from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.pipeline import train
+from tracepaper.replay.training.recipe import Recipe
+from tracepaper.storage.checkpoints import load
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features_rolling import Array
+
+SPLIT = split(6, 7, 8)
+
+
+@pytest.fixture(scope="module")
+def candles(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_csv(learnable(9 * DAY_BARS), tmp_path_factory.mktemp("candles")))
+
+
+@pytest.fixture(scope="module")
+def material(candles: str) -> Material:
+    return Material.read([candles], lambda _: SPLIT, HORIZONS)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = Recipe.of(
+        {
+            "architecture": {
+                "dim": 8, "layers": 1, "heads": 2, "window": 16, "horizons": list(HORIZONS)
+            },
+            "training": {
+                "steps": 3, "validate_every": 3, "length": 256, "threads": 1,
+                "explained_bars": 600,
+            },
+        }
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("models") / "flash"
+    train(
+        material,
+        recipe,
+        folder,
+        created_ms=1_700_000_000_000,
+        observe=lambda _: None,
+        say=lambda _: None,
+        resume=False,
+    )
+    return folder
+
+
+def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
+    checkpoint: Path, candles: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(checkpoint), "--data", candles, "--folds", "walk:1", "--threads", "1"]
+    changes = ["clock=week,sessions", "training.steps=1"]
+    given = [word for change in changes for word in ("--instead", change)]
+    assert invoke([*words, *given, "--json"]) == 0
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    rows = tables["instead_qlike"]["rows"]
+    assert [row["change"] for row in rows] == changes
+    for row in rows:
+        assert row["days"] >= 2
+        assert row["5"]["value"] != 0.0
+        assert row["5"]["error"] > 0.0
+        assert row["5_verdict"] in {"better", "level", "worse"}
+    assert len(tables["instead_sign"]["rows"]) == len(changes)
+
+
+def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
+    checkpoint: Path, material: Material
+) -> None:
+    own = refit(load(checkpoint).card, material, "walk:1", say=lambda _: None)
+    [[first, *rest]] = own.forecasts
+    truth = {OWN: first.variance.clip(1e-3)}
+    wrong = {OWN: 8.0 * first.variances[OWN]}
+
+    def others(variances: dict[str, Array]) -> Refits:
+        changed = replace(first, variances={**first.variances, **variances})
+        return replace(own, forecasts=[[changed, *rest]])
+
+    [found, _] = instead.tables(
+        own, {"oracle": others(truth), "worse": others(wrong), "same": others({})}
+    )
+    rows = {row["change"]: row for row in found.documents()}
+    column = str(first.horizon)
+    assert rows["oracle"][f"{column}_verdict"] == "better"
+    assert rows["worse"][f"{column}_verdict"] == "worse"
+    assert rows["same"][f"{column}_verdict"] == "level"
+    assert rows["same"][column]["value"] == 0.0
+    losses = qlike_of(wrong[OWN], first.variance) - qlike_of(first.variances[OWN], first.variance)
+    assert rows["worse"][column]["value"] == pytest.approx(float(losses.mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("encoding", "is no change"),
+        ("=rope", "is no change"),
+        ("split.train_until=2024-01-01", "is no change"),
+        ("encoding=rope", "changes nothing"),
+        ("window=16", "changes nothing"),
+        ("encoding=moon", "choose one of"),
+        ("clock=moon", "choose of week"),
+        ("depth=3", "architecture.depth is unknown"),
+        ("training.stepz=3", "stepz"),
+        ("window=wide", "must be a whole number"),
+    ],
+)
+def test_what_is_no_change_is_refused_in_one_sentence(
+    checkpoint: Path, change: str, sentence: str
+) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        instead.changed(load(checkpoint).card, change)
+
+
+def test_a_change_needs_folds(
+    checkpoint: Path, candles: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(checkpoint), "--data", candles, "--instead", "encoding=none"]
+    assert invoke(words) == 2
+    assert "give --folds walk:1" in capsys.readouterr().err
+
+
+def test_a_value_is_read_as_the_recipe_writes_it(checkpoint: Path) -> None:
+    card = load(checkpoint).card
+    told = {
+        "clock=week,funding": ("clock", ["week", "funding"]),
+        "time_of_week=true": ("time_of_week", True),
+        "encoding=alibi": ("encoding", "alibi"),
+        "window=8": ("window", 8),
+        "architecture.dropout=0.3": ("dropout", 0.3),
+    }
+    for text, (key, value) in told.items():
+        assert instead.changed(card, text)["architecture"][key] == value
+    assert instead.changed(card, "training.steps=9")["training"]["steps"] == 9
