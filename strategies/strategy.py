@@ -23,6 +23,9 @@ from tracepaper.strategies.outlook import Outlook
 from tracepaper.strategies.signals import Orders, Signal
 from tracepaper.strategies.types import Action, Bar, Calibration, Forecast
 
+SCANNED_AT_ONCE: Final = 8_192
+"""Known bars of one scan, where a pass costs little: a few megabytes of forecasts."""
+
 
 class Forecaster(Protocol):
     """A model of one or more instruments, fed closed bars in order.
@@ -36,12 +39,13 @@ class Forecaster(Protocol):
     context: int  # bars of one instrument that its answer depends on, features included
     horizons: tuple[int, ...]
     calibration: Calibration | None
-    mode: str  # "step": bar by bar; "batched": those of a close; "scan": one causal pass
+    mode: str  # "step": bar by bar; "batched": those of a close; "scan": known bars together
     device: str
     dtype: str
     threads: int
     backend: str  # what attends, chosen once when it was built: a stream by "tiles" or loops
-    causal: bool  # True where ``scan`` may serve it
+    causal: bool  # no later bar moves an answer that ``scan`` gives: it may serve
+    scanned_at_once: int  # known bars that one ``scan`` is handed at most
     measures: frozenset[str]  # of ``gates.MEASURES``: what it gives; other gates are not declared
     is_outside: bool  # True where a service answers, which cannot be asked again: see the record
 
@@ -66,7 +70,7 @@ class Forecaster(Protocol):
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in many known bars of one instrument at once; equal to ``step`` on each within 1e-4.
 
-        Only for causal networks; raises ``InvariantBroken`` elsewhere.
+        Only where ``causal``; raises ``InvariantBroken`` elsewhere.
         """
         ...
 

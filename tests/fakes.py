@@ -97,6 +97,7 @@ class FixedForecaster:
     threads = 1
     backend = "none"
     causal = True
+    scanned_at_once = 8_192
     measures = MEASURES
     is_outside = False
     horizons: tuple[int, ...] = (30,)

@@ -47,6 +47,7 @@ from tracepaper.strategies.model import (
     forecast_of,
     forecasts_of,
 )
+from tracepaper.strategies.strategy import SCANNED_AT_ONCE
 from tracepaper.strategies.types import Bar, Calibration, Forecast, Instrument
 
 CONTEXT_MOST: Final = 100_000
@@ -410,6 +411,7 @@ class UserForecaster:
         self.measures = frozenset(model.measures)
         self.is_outside = bool(model.is_outside)
         self.causal = _answers_rows(model) and not self.is_outside
+        self.scanned_at_once = SCANNED_AT_ONCE
         self.mode = "scan" if mode == "scan" and self.causal else "step"
         self.threads = config.model.threads
         self.libraries = versions_of(type(model))

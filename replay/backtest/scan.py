@@ -51,7 +51,8 @@ class ScanPredictor:
         self._waiting: dict[str, deque[tuple[Bar, Forecast | None]]] = {
             key: deque() for key in instruments
         }
-        self._chunk_events = CHUNK_EVENTS * -(-len(self._waiting) // CHUNK_INSTRUMENTS)
+        at_once = min(CHUNK_EVENTS, forecaster.scanned_at_once)
+        self._chunk_events = at_once * -(-len(self._waiting) // CHUNK_INSTRUMENTS)
         self._chunks = 0
         self._next_probe = 1
         self.probed = 0
@@ -140,8 +141,9 @@ class ScanPredictor:
         """Raise ``InvariantBroken`` unless the forecast at *place* is that of the bars up to it."""
         waiting = {bar.open_time_ms: said for bar, said in self._waiting[key]}
         expected = waiting.get(past[place].open_time_ms)
-        context = self._forecaster.context
-        derived = _derived(self._prober, past[place + 1 - context : place + 1])
+        # Its context, and the bar before: the shift is held against the answer to that one.
+        first = max(place - self._forecaster.context, 0)
+        derived = _derived(self._prober, past[first : place + 1])
         self.probed += 1
         if not predictions_agree(expected, derived):
             raise InvariantBroken(

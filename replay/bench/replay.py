@@ -27,7 +27,7 @@ from tracepaper.strategies.indicators import rsi
 from tracepaper.strategies.outlook import Outlook
 from tracepaper.strategies.signals import Percent, Signal
 from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import ACTING_ONLY, Action, Forecast, Step
+from tracepaper.strategies.types import ACTING_ONLY, Action, Bar, Forecast, Step
 
 if TYPE_CHECKING:
     from tracepaper.strategies.networks.workloads import Scan
@@ -42,8 +42,8 @@ SYMBOLS: Final = 50
 NAIVE_SAMPLE: Final = 3
 APART: Final = 64
 """Events beside bars by which the end of a chunk may differ from so many bars."""
-BESIDE: Final = 4
-"""Bars after which the networks run alone, where each bar takes a whole window."""
+BESIDE: Final = 8
+"""Times that each network runs alone after a scan, where each bar takes a whole window."""
 SCANS: Final = 4
 """Chunks that the network alone scans after each chunk of events."""
 
@@ -277,8 +277,10 @@ def measure_windows(
         raise ConfigInvalid(
             f"{checkpoint} is no model of whole windows; measure the default one with --model."
         )
-    watch = WindowedBars(WholeWindow(forecaster.model.network).routes())
-    candles = tiled(bars + forecaster.context)
+    at_once = forecaster.scanned_at_once
+    watch = WindowedBars(WholeWindow(forecaster.model.network).routes(), at_once)
+    first = -(-forecaster.context // at_once) * at_once  # from there on every scan is answered
+    candles = tiled(max(first + at_once, bars + forecaster.context))
     replay = replay_of([candles], "attention", checkpoint=checkpoint)
     tell(f"replaying {len(candles):,} bars")
     with tempfile.TemporaryDirectory() as folder:
@@ -291,7 +293,7 @@ def measure_windows(
         "machine": machine_line(),
         "network": f"{config.layers} layers, window {config.window}, width {config.dim}, "
         f"{config.features} features",
-        "bars": bars,
+        "bars": len(candles) - forecaster.context,
         **watch.figures(),
         "reach_bar_ms": REACH_WINDOWED_BAR_MS,
     }
@@ -300,29 +302,30 @@ def measure_windows(
 class WindowedBars:
     """What a bar of a network of whole windows costs in a replay, beside the network alone.
 
-    The cost is the CPU time from one step with a forecast to the next: features, network,
-    explanation, forecast, engine and log. After every ``BESIDE``-th bar each of *routes* runs
-    once; that time is left out.
+    The cost is the CPU time from the end of one scan to the end of the next, of *at_once* bars:
+    features, network, explanation, forecast, engine and log. After each scan every route of
+    *routes* runs some times; that time is left out.
     """
 
-    def __init__(self, routes: Mapping[str, Callable[[], object]]) -> None:
+    def __init__(self, routes: Mapping[str, Callable[[], object]], at_once: int) -> None:
         self._mark: float | None = None
-        self._spent: list[float] = []  # seconds, of each bar
+        self._at_once = at_once
+        self._bars = 0
+        self._spent: list[float] = []  # seconds a bar, of each scan
         self._routes = routes
         self._beside: dict[str, list[float]] = {name: [] for name in routes}
 
     def observe(self, step: Step) -> None:
-        """Take the time of the bar that *step* ends, and now and then that of the routes."""
-        now = time.process_time()
-        if not isinstance(step.prediction, Forecast):
+        """Take the time where *step* is the last of a scan, and that of the routes."""
+        self._bars += isinstance(step.event, Bar)
+        if self._bars % self._at_once or not isinstance(step.prediction, Forecast):
             return
         if self._mark is not None:
-            self._spent.append(now - self._mark)
-        if len(self._spent) % BESIDE == 0:
-            for name, route in self._routes.items():
-                before = time.process_time()
-                route()
-                self._beside[name].append(time.process_time() - before)
+            self._spent.append((time.process_time() - self._mark) / self._at_once)
+        for name, route in [*self._routes.items()] * BESIDE:
+            before = time.process_time()
+            route()
+            self._beside[name].append(time.process_time() - before)
         self._mark = time.process_time()
 
     def figures(self) -> dict[str, float]:
@@ -331,7 +334,6 @@ class WindowedBars:
         beside = {name: 1e3 * statistics.median(taken) for name, taken in self._beside.items()}
         return {
             "bar_ms": bar,
-            "bar_ms_mean": 1e3 * statistics.mean(self._spent),
             **{f"{name}_ms": taken for name, taken in beside.items()},
             **{f"bar_to_{name}": bar / taken for name, taken in beside.items()},
         }

@@ -46,7 +46,7 @@ def replay(
 
     if checkpoint is not None:
         figures = replaying.measure_windows(
-            checkpoint, bars if bars != 200_000 else 600, tell=_tell
+            checkpoint, bars if bars != 200_000 else 1_500, tell=_tell
         )
         _say("replay with a model of whole windows, CPU time", figures, as_json=json)
     elif model:

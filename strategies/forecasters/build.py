@@ -134,7 +134,9 @@ def build(  # noqa: PLR0913
     if isinstance(model.network, FlashNetwork):
         model.network.backend = chosen
         dtype = "bfloat16" if kernels.is_half(chosen) else "float32"
-    return WindowedForecaster(model, threads=threads, backend=chosen, dtype=dtype, way=way)
+    return WindowedForecaster(
+        model, threads=threads, backend=chosen, dtype=dtype, way=way, mode=mode
+    )
 
 
 def _streams_by(chosen: str, wanted: str, way: Way) -> str:

@@ -71,6 +71,7 @@ class EnsembleForecaster:
         self.threads = network.threads
         self.backend = network.backend
         self.causal = network.causal
+        self.scanned_at_once = network.scanned_at_once
         self.measures = network.measures
         self.is_outside = False
 

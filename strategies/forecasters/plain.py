@@ -20,6 +20,7 @@ from tracepaper.strategies.forecasters.streaming import NO_ROWS, bars_needed
 from tracepaper.strategies.forecasters.windowed import FeatureWindow, rows_together
 from tracepaper.strategies.gates import MEASURES
 from tracepaper.strategies.model import EXPLAINED
+from tracepaper.strategies.strategy import SCANNED_AT_ONCE
 from tracepaper.strategies.types import Bar, Forecast
 
 _WINDOWS_AT_ONCE: Final = 256  # bounds memory
@@ -42,6 +43,7 @@ class PlainForecaster:
         self.threads = threads
         self.backend = backend
         self.causal = True
+        self.scanned_at_once = SCANNED_AT_ONCE
         self.measures = MEASURES - frozenset(EXPLAINED)
         self.is_outside = False
         self._network = model.network.eval()

@@ -19,6 +19,7 @@ from tracepaper.strategies.features import FeatureSchema, FeatureStreams
 from tracepaper.strategies.forecasters.answers import require_one_of_each
 from tracepaper.strategies.forecasters.row_models import Added, RowKind, RowModel
 from tracepaper.strategies.forecasters.streaming import InstrumentMemory, take_rows
+from tracepaper.strategies.strategy import SCANNED_AT_ONCE
 from tracepaper.strategies.types import Bar, Calibration, Forecast
 
 Floats = NDArray[np.float64]
@@ -66,6 +67,7 @@ class RowForecaster:
         self.threads = threads
         self.backend = trained.kind.name
         self.causal = True
+        self.scanned_at_once = SCANNED_AT_ONCE
         self.measures = ROW_MEASURES
         self.is_outside = False
         self._roots = np.sqrt(trained.horizons)

@@ -37,6 +37,7 @@ from tracepaper.strategies.networks.stream import (
     StreamingNetwork,
     StreamState,
 )
+from tracepaper.strategies.strategy import SCANNED_AT_ONCE
 from tracepaper.strategies.types import Bar, Forecast
 
 Rows = NDArray[np.float32]
@@ -169,6 +170,7 @@ class StreamingForecaster:
         self.device = str(network.device)
         self.dtype = "float32"
         self.causal = True
+        self.scanned_at_once = SCANNED_AT_ONCE
         self.measures = MEASURES
         self.is_outside = False
         self.threads = threads

@@ -1,14 +1,14 @@
 """The windowed forecaster: one whole forward pass a bar, for networks that rank or see all of it.
 
 ProbSparse ranks every query of the window and full attention lets a bar see later ones, so both
-answer for the window that ends at the decided bar and for nothing else: known bars cannot be
-taken in one causal pass, and ``scan`` refuses.
+answer for the window that ends at the decided bar and for nothing else. Of known bars the features
+alone are computed together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +21,16 @@ from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features import FeatureRows, FeatureStreams
 from tracepaper.strategies.forecasters.answers import TrainedModel, forecasts, require_one_of_each
-from tracepaper.strategies.forecasters.streaming import NO_ROWS, bars_needed
+from tracepaper.strategies.forecasters.streaming import (
+    NO_ROWS,
+    Ids,
+    InstrumentMemory,
+    bars_needed,
+    take_rows,
+)
 from tracepaper.strategies.gates import MEASURES
 from tracepaper.strategies.networks.architecture import LayerLook, Look
+from tracepaper.strategies.networks.heads import Outputs, together
 from tracepaper.strategies.networks.looked import Way, look_by
 from tracepaper.strategies.networks.stream import STORED
 from tracepaper.strategies.types import BLOCK_BARS, Bar, Explanation, Forecast
@@ -67,6 +74,8 @@ class Ring:
         return rows
 
 
+SCANNED_AT_ONCE: Final = 256
+"""Bars of one scan: its features then cost next to nothing, and its answers come within seconds."""
 CONTENT_FREE: Final = 0.0
 """Neither network has a bias towards near bars, so attention without content is even."""
 
@@ -75,38 +84,63 @@ class FeatureWindow:
     """One instrument's newest feature rows, each with its position in its last column."""
 
     def __init__(self, model: TrainedModel) -> None:
-        self.features = FeatureStreams(model.computed, part=model.schema)
         self.rows = Ring(capacity=model.network.config.window, width=len(model.schema.names) + 1)
-        self.newest = NO_ROWS  # of the last bar, whole
-        self._schema = model.schema
-        self.last: Bar | None = None
+        self.newest = NO_ROWS  # of the bars last taken in, whole
         self.by_age: NDArray[np.float64] | None = None  # the last bar's rollout by age
+        self._schema = model.schema
+        self._features = FeatureStreams(model.computed, part=model.schema)
+        self._memory = InstrumentMemory(model.computed, 0, part=model.schema)
 
     def take(self, bar: Bar) -> float:
-        """Take in *bar* and return its σ; raise ``InvariantBroken`` if it does not follow."""
-        before = self.last
-        if before is not None and (
-            bar.open_time_ms <= before.open_time_ms or bar.interval_ms != before.interval_ms
-        ):
-            raise InvariantBroken(
-                f"{bar.instrument}: the bar at {bar.open_time_ms} does not follow the one at "
-                f"{before.open_time_ms}; feed bars of one interval, oldest first."
-            )
-        self.last = bar
-        self.newest = self.features.step([bar])
-        if not self.newest.complete(self._schema)[0]:
-            return float("nan")
-        row, sigma = self.newest.values[0, : len(self._schema.names)], self.newest.sigma[0]
-        is_usable = bool(np.isfinite(row).all())
-        # A value that is not finite is neutral for later bars, and this bar's forecast is refused.
-        known = np.nan_to_num(row, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float64)
-        self.rows.push(np.append(known, bar.open_time_ms // bar.interval_ms))
-        return float(sigma) if is_usable else float("nan")
+        """Take in *bar* and return its σ, NaN where its row cannot be used.
+
+        Raises ``InvariantBroken`` if it does not follow.
+        """
+        self._memory.admit([bar])
+        self.newest = take_rows(self._features, [self._memory], [bar])
+        for row, sigma in self._known(np.array([bar.open_time_ms // bar.interval_ms])):
+            self.rows.push(row)
+            return sigma
+        return float("nan")
+
+    def take_all(self, bars: Sequence[Bar]) -> Iterator[float]:
+        """Take in *bars*, features at once and rows one by one; yield σ of each that has a row.
+
+        These are the last of them. Raises ``InvariantBroken`` if one does not follow.
+        """
+        self.newest, positions = self._memory.take_all(bars)
+        for row, sigma in self._known(positions):
+            self.rows.push(row)
+            yield sigma
+
+    def _known(self, positions: Ids) -> Iterator[tuple[NDArray[np.float64], float]]:
+        """Yield each complete row of ``newest`` with its position, and its σ.
+
+        A value that is not finite is neutral for later bars, and its own bar's forecast is refused.
+        """
+        complete = self.newest.complete(self._schema)
+        rows = self.newest.values[complete, : len(self._schema.names)]
+        usable = np.isfinite(rows).all(axis=1)
+        known = np.empty((len(rows), rows.shape[1] + 1))
+        known[:, :-1] = np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
+        known[:, -1] = positions[complete]
+        sigmas = np.where(usable, self.newest.sigma[complete], np.nan)
+        return zip(known, sigmas.tolist(), strict=True)
 
     @property
     def is_full(self) -> bool:
         """Whether as many rows are known as the network takes."""
         return len(self.rows) == self.rows.capacity
+
+
+class _Seen(NamedTuple):
+    """What the network said of one bar."""
+
+    outputs: Outputs  # [1, 1, ...]
+    row: NDArray[np.float32]  # the rollout over 64-bar blocks, newest first, and what is older
+    position: int  # of the bar
+    confidence: NDArray[np.float32]  # [layer, head]
+    l1_error: float
 
 
 class WindowedForecaster:
@@ -120,6 +154,7 @@ class WindowedForecaster:
         backend: str,
         dtype: str = "float32",
         way: Way = STORED,
+        mode: str = "step",
     ) -> None:
         """Answer by *model* where its weights are; *dtype* bfloat16 multiplies in half numbers.
 
@@ -134,13 +169,14 @@ class WindowedForecaster:
         self.context = bars_needed(self.receptive_field, model.schema, model.computed)
         self.horizons = model.network.config.horizons
         self.calibration = model.calibration
-        self.mode = "step"
+        self.mode = "scan" if mode == "scan" else "step"
         self._place = model.network.device
         self.device = str(self._place)
         self.dtype = dtype
         self.threads = threads
         self.backend = backend
-        self.causal = False
+        self.causal = True
+        self.scanned_at_once = SCANNED_AT_ONCE
         self.measures = MEASURES
         self.is_outside = False
         self._network = model.network.eval()
@@ -153,29 +189,18 @@ class WindowedForecaster:
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
         window = self._windows[instrument] = FeatureWindow(self.model)
-        for bar in bars[-self.context :]:
-            window.take(bar)
-        if window.is_full and bars:
+        for _ in window.take_all(bars[-self.context :]):
+            pass
+        if window.is_full:
             # The shift of the next bar needs this bar's rollout.
-            window.by_age = self._by_age(window, self._look(window))
+            self._explained(window, [self._see(window)])
 
     def step(self, bar: Bar) -> Forecast | None:
         """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
-        if (window := self._windows.get(bar.instrument)) is None:
-            window = self._windows[bar.instrument] = FeatureWindow(self.model)
+        window = self._of(bar.instrument)
         sigma = window.take(bar)
         self.newest = window.newest
-        if not window.is_full:
-            return None
-        seen = self._look(window)
-        return forecasts(
-            seen.outputs,
-            np.array([sigma]),
-            [self._explain(window, seen)],
-            horizons=self.horizons,
-            temperature=self.model.temperature,
-            model_id=self.model_id,
-        )[0]
+        return self._answers(window, [sigma])[0] if window.is_full else None
 
     def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in one bar of each of several instruments, one after the other, as ``step`` does.
@@ -188,11 +213,48 @@ class WindowedForecaster:
         return found
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Refuse: a batched pass would let bars see their future; raise ``InvariantBroken``."""
-        raise InvariantBroken(
-            f"The model {self.model_id} is not causal and cannot take {len(bars)} bars in one "
-            "pass; step it bar by bar."
-        )
+        """Take in known *bars* of one instrument; return the forecast of each.
+
+        Their features are computed at once. Each window is a pass of its own: ProbSparse ranks
+        queries, so in a product of another size another query might win a tie.
+        """
+        if not bars:
+            return []
+        window = self._of(bars[0].instrument)
+        answers = self._answers(window, window.take_all(bars))
+        self.newest = window.newest
+        return [None] * (len(bars) - len(answers)) + answers
+
+    def _of(self, instrument: str) -> FeatureWindow:
+        if instrument not in self._windows:
+            self._windows[instrument] = FeatureWindow(self.model)
+        return self._windows[instrument]
+
+    def _answers(self, window: FeatureWindow, taken: Iterable[float]) -> list[Forecast | None]:
+        """Return the answer to each bar of *taken*, σ of bars that *window* is taking in.
+
+        None stands where the window is not full.
+        """
+        sigmas: list[float] = []
+        seen: list[_Seen] = []
+        unknown = 0
+        for sigma in taken:
+            if not window.is_full:
+                unknown += 1
+                continue
+            seen.append(self._see(window))
+            sigmas.append(sigma)
+        answers: list[Forecast | None] = [None] * unknown
+        if sigmas:
+            answers += forecasts(
+                together([one.outputs for one in seen]),
+                np.array(sigmas),
+                self._explained(window, seen),
+                horizons=self.horizons,
+                temperature=self.model.temperature,
+                model_id=self.model_id,
+            )
+        return answers
 
     def explain(self, instrument: str) -> Rollout:
         """Return the last decision's rollout bar by bar: weights [1, 1, window], oldest first.
@@ -255,25 +317,44 @@ class WindowedForecaster:
         positions = torch.arange(window, device=self._place)
         look_by(self._network, rows, positions, self.way)
 
-    def _by_age(self, window: FeatureWindow, seen: Look) -> NDArray[np.float64]:
+    def _see(self, window: FeatureWindow) -> _Seen:
+        """Return what the network says of the window's last bar."""
+        look = self._look(window)
         positions = window.rows.view()[:, -1].astype(np.int64)
-        return cells_by_age(_buckets(seen.rollout, positions)[None], positions[-1:])
-
-    def _explain(self, window: FeatureWindow, seen: Look) -> Explanation:
-        positions = window.rows.view()[:, -1].astype(np.int64)
-        row = _buckets(seen.rollout, positions)
-        by_age = cells_by_age(row[None], positions[-1:])
-        before, window.by_age = window.by_age, by_age
-        return Explanation(
-            confidence=float(seen.confidence.double().mean()),
-            content_free=CONTENT_FREE,
-            recent_mass=float(recent_mass(by_age, len(positions))[0]),
-            older_mass=float(row[-1]),
-            shift=None if before is None else float(shift(before, by_age)[0]),
-            l1_error=float(seen.rollout.l1_error[0, 0]),
-            entropy=seen.confidence.numpy().astype("<f4").tobytes(),
-            buckets=row[:-1].astype("<f4").tobytes(),
+        return _Seen(
+            look.outputs,
+            _buckets(look.rollout, positions),
+            int(positions[-1]),
+            look.confidence.numpy(),
+            float(look.rollout.l1_error[0, 0]),
         )
+
+    def _explained(self, window: FeatureWindow, seen: Sequence[_Seen]) -> list[Explanation]:
+        """Return the explanations of bars that followed each other; the last one's row is kept."""
+        rows = np.array([one.row for one in seen])
+        by_age = cells_by_age(rows, np.array([one.position for one in seen]))
+        first = np.full_like(by_age[:1], np.nan) if window.by_age is None else window.by_age
+        shifts = shift(np.concatenate((first, by_age[:-1])), by_age).tolist()
+        if window.by_age is None:
+            shifts[0] = None
+        window.by_age = by_age[-1:]
+        heads = np.array([one.confidence.ravel() for one in seen])
+        sure = heads.astype(np.float64).mean(axis=1).tolist()
+        recent = recent_mass(by_age, self.receptive_field).tolist()
+        older = rows[:, -1].tolist()
+        return [
+            Explanation(
+                confidence=sure[at],
+                content_free=CONTENT_FREE,
+                recent_mass=recent[at],
+                older_mass=older[at],
+                shift=shifts[at],
+                l1_error=one.l1_error,
+                entropy=one.confidence.astype("<f4").tobytes(),
+                buckets=one.row[:-1].astype("<f4").tobytes(),
+            )
+            for at, one in enumerate(seen)
+        ]
 
 
 def rows_together(parts: Sequence[FeatureRows]) -> FeatureRows:

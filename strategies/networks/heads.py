@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -41,6 +41,12 @@ class Outputs(NamedTuple):
     def cpu(self) -> Outputs:
         """Return the outputs on the CPU, without a copy where they are there."""
         return self.map(Tensor.cpu)
+
+
+def together(parts: Sequence[Outputs]) -> Outputs:
+    """Return outputs of several passes as those of one: their batches one after the other."""
+    columns = zip(*parts, strict=True)
+    return Outputs._make(None if column[0] is None else torch.cat(column) for column in columns)
 
 
 def _bounded(raw: Tensor) -> Tensor:

@@ -78,11 +78,12 @@ def test_another_kind_of_model_is_refused() -> None:
         build(card, models.network().state_dict())
 
 
-def test_a_network_that_sees_its_whole_window_is_stepped_window_by_window() -> None:
+@pytest.mark.parametrize(("asked", "made_with"), [("scan", "scan"), ("batched", "step")])
+def test_a_network_that_sees_its_whole_window_scans_or_steps(asked: str, made_with: str) -> None:
     config = replace(models.SMALL, mask="full")
-    made = build(models.card(config), models.network(config).state_dict())
+    made = build(models.card(config), models.network(config).state_dict(), mode=asked)
     assert isinstance(made, WindowedForecaster)
-    assert not made.causal
+    assert made.mode == made_with
     assert made.model_id == "0123456789ab"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import builders
 import msgspec
@@ -51,12 +52,38 @@ def answered(made: WindowedForecaster, bars: list[Bar]) -> list[Forecast]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_a_forecaster_that_no_scan_may_serve(kind: str) -> None:
-    made: Forecaster = forecaster(kind)
-    assert not made.causal
-    assert made.context == CONTEXT
-    with pytest.raises(InvariantBroken, match="step it bar by bar"):
-        made.scan(BARS)
+def test_a_scan_gives_what_steps_give_whatever_its_parts_are(kind: str) -> None:
+    stepped: Forecaster = forecaster(kind)
+    assert (stepped.causal, stepped.context) == (True, CONTEXT)
+    wanted = [stepped.step(bar) for bar in BARS]
+    for cuts in ((0, len(BARS)), (0, 3, CONTEXT - 1, CONTEXT + 20, CONTEXT + 21, len(BARS))):
+        scanned = forecaster(kind)
+        found = [one for a, b in pairwise(cuts) for one in scanned.scan(BARS[a:b])]
+        assert found == wanted
+    assert [one is None for one in wanted].count(True) == CONTEXT - 1
+    assert scanned.scan([]) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_go_on_after_a_scan(kind: str) -> None:
+    stepped, mixed = forecaster(kind), forecaster(kind)
+    wanted = [stepped.step(bar) for bar in BARS]
+    mixed.scan(BARS[: CONTEXT + 10])
+    assert [mixed.step(bar) for bar in BARS[CONTEXT + 10 : CONTEXT + 30]] == wanted[
+        CONTEXT + 10 : CONTEXT + 30
+    ]
+    assert mixed.scan(BARS[CONTEXT + 30 :]) == wanted[CONTEXT + 30 :]
+    with pytest.raises(InvariantBroken, match="does not follow"):
+        mixed.scan(BARS[-2:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scan_cannot_see_what_comes_later(kind: str) -> None:
+    one, other = forecaster(kind), forecaster(kind)
+    spoiled = [msgspec.structs.replace(bar, close=bar.low) for bar in BARS[CONTEXT + 5 :]]
+    known, told = one.scan(BARS), other.scan(BARS[: CONTEXT + 5] + spoiled)
+    assert known[: CONTEXT + 5] == told[: CONTEXT + 5]
+    assert known[CONTEXT + 5] != told[CONTEXT + 5]
 
 
 @pytest.mark.parametrize("kind", KINDS)
