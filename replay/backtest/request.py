@@ -194,7 +194,14 @@ def _run(
     if request.resume is not None:
         tally = Tally(stopped=watch.stopped)
         run_id = resume_replay(
-            request.resume, candles, funding, audit, database, tally, frames=frames
+            request.resume,
+            candles,
+            funding,
+            audit,
+            database,
+            tally,
+            frames=frames,
+            until_ms=_time(request.to_text, "--to"),
         )
         return tally, run_id
     replay = build(

@@ -277,8 +277,9 @@ def resume_replay(
     tally: Tally,
     *,
     frames: Sequence[Candles] = (),
+    until_ms: int | None = None,
 ) -> str:
-    """Go on with the replay *wanted* over the same candles; return its run id.
+    """Go on with the replay *wanted* over the same candles, until *until_ms*; return its run id.
 
     Raises ``ConfigInvalid`` where it is no replay, is finished, or was made by other code.
     """
@@ -298,6 +299,7 @@ def resume_replay(
         candles,
         started_at_ms=run.started_at_ms,
         from_ms=None if not stored.step_count else run.period_start_ms,
+        until_ms=until_ms,
         funding=funding,
         mode=run.mode or "scan",
         database=database,
