@@ -1,0 +1,71 @@
+"""A network over whole windows in a replay: by scan, by steps, interrupted, and derived again."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import explained_runs
+import pytest
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import restore
+from tracepaper.replay.archive.read import read_candles
+from tracepaper.replay.backtest import run as running
+from tracepaper.replay.backtest import scan
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.networks.informer import InformerConfig
+
+WINDOWED = InformerConfig(dim=16, layers=3, heads=2, window=70, horizons=(5, 30))
+DECIDED = "SELECT open_time_ms, decision_sha256 FROM v_decisions ORDER BY sequence"
+
+
+def rows(database: Path, query: str) -> list[Any]:
+    with closing(sqlite3.connect(database)) as db:
+        return db.execute(query).fetchall()
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return explained_runs.replayed(tmp_path_factory.mktemp("scanned"), network=WINDOWED)
+
+
+def test_a_scan_of_whole_windows_decides_what_its_steps_decide_to_the_bit(
+    scanned: Path, tmp_path: Path
+) -> None:
+    stepped = explained_runs.replayed(tmp_path, network=WINDOWED, mode="step")
+    assert rows(scanned, "SELECT mode FROM v_runs") == [("scan",)]
+    assert rows(stepped, "SELECT mode FROM v_runs") == [("step",)]
+    assert rows(scanned, DECIDED) == rows(stepped, DECIDED)
+    assert invoke(["parity", f"{scanned}#last", f"{stepped}#last"]) == 0
+    for database in (scanned, stepped):
+        assert invoke(["verify", "last", "--db", str(database)]) == 0
+
+
+def test_interrupted_it_goes_on_to_the_end_that_is_named(
+    scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "PROGRESS_EVENTS", 611)
+    monkeypatch.setattr(scan, "CHUNK_EVENTS", 8)
+    wanted = rows(scanned, DECIDED)[:-20]
+    end_ms = wanted[-1][0] + 60_000
+    [data] = scanned.parent.glob("*AAAUSDT*")
+    with Reader.open(scanned) as reader:
+        config = restore(reader.run(reader.find("last")).config)
+    cut = tmp_path / "cut.db"
+    audit = SqlAuditLog.open(cut)
+    replay = build(
+        config, [read_candles(data)], started_at_ms=0, until_ms=end_ms, database=cut, mode="scan"
+    )
+    run_replay(replay, audit, Tally(stopped=lambda: True))
+    audit.close()
+    assert 600 < len(rows(cut, DECIDED)) < len(wanted)
+    again = ["replay", "-c", str(scanned.parent / "config.toml"), "--data", str(data)]
+    assert invoke([*again, "--db", str(cut), "--to", str(end_ms), "--resume", "last"]) == 0
+    assert rows(cut, DECIDED) == wanted
+    assert invoke(["verify", "last", "--db", str(cut)]) == 0
