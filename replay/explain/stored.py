@@ -274,6 +274,8 @@ def _shortfall(gate: GateMargin) -> str:
         return "whose measure could not be computed"
     if GATES[gate.gate].is_switch:
         return "which answers yes or no"
+    if GATES[gate.gate].is_capped and gate.margin == -1:
+        return "which lacks a bar, or candles of a higher time frame"
     return f"short by {_distance(gate)}"
 
 

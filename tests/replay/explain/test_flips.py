@@ -31,7 +31,9 @@ def gate(which: str, measure: float | None, threshold: float) -> Row:
 
 def stored(*gates: Row, **forecast: Any) -> StoredDecision:
     allowed = all(row["passed"] for row in gates)
-    return StoredDecision({}, {"allowed": int(allowed), **(forecast or FORECAST)}, gates, ())
+    refused_by = next((row["gate"] for row in gates if not row["passed"]), None)
+    decision = {"allowed": int(allowed), "refused_by": refused_by, "action": "HOLD", "reason": ""}
+    return StoredDecision({}, decision | (forecast or FORECAST), gates, ())
 
 
 @given(

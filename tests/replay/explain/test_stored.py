@@ -10,7 +10,7 @@ import explained_runs
 import pytest
 from rich.console import Console
 
-from tracepaper.replay.explain.stored import StoredDecision, locate, read_stored
+from tracepaper.replay.explain.stored import StoredDecision, flips_of, locate, read_stored
 from tracepaper.replay.explain.terminal import show_stored
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -91,3 +91,17 @@ def test_an_exit_that_a_gate_refused_is_said_to_have_gone_on(
         console.print(show_stored(asked))
     assert f": {first}" in shown.get()
     assert ("The FLAT went on all the same." in shown.get()) is went_on
+
+
+def test_what_a_higher_time_frame_lacks_is_not_called_a_bar(database: Path) -> None:
+    """The count of bars stops one short of the warm-up where a frame's candles are lacking."""
+    stored = read_stored(database, explained_runs.run_id(database), 40)
+    [warm] = [row for row in stored.gates if row["gate"] == "warm"]
+
+    def said(bars: int) -> str:
+        cold = {**warm, "measure": float(bars), "threshold": 991.0, "passed": False}
+        decision = {**stored.decision, "allowed": False, "refused_by": "warm"}
+        return flips_of(replace(stored, decision=decision, gates=(cold,))).sentence
+
+    assert said(990) == "Only warm refused, which lacks a bar, or candles of a higher time frame."
+    assert said(900) == "Only warm refused, short by 91 bars (9.2% of its threshold)."
