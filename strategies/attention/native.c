@@ -376,11 +376,21 @@ static void stream(const struct job *job, long item) {
     free(mean);
 }
 
-/* New rows [pair, time, dim] of streams meet their windows in rings, the newest key of row 0 at end: output [pair, time, dim],
- * figures [pair, time, 4], rollout [stream, time, width]. */
-long scan(const float *query, const float *key, const float *value, const float *past, const long *counts, float *output,
-          float *figures, float *rollout, const long *sizes, float scale, long threads) {
+/* Copy rows [many, time, size], strides apart, into a ring. */
+static void append(float *ring, long ring_one, long ring_time, const float *rows, long one, long each, long many, long time, long size) {
+    for (long i = 0; i < many; i++)
+        for (long t = 0; t < time; t++) memcpy(ring + i * ring_one + t * ring_time, rows + i * one + t * each, 4 * size);
+}
+
+/* New rows [pair, time, dim] of streams, with their buckets [stream, time, width], are written to the rings from end on and meet
+ * their windows there: output [pair, time, dim], figures [pair, time, 4], rollout [stream, time, width]. */
+long scan(const float *query, const float *new_key, const float *new_value, const float *new_rollout, float *key, float *value,
+          float *past, const long *counts, float *output, float *figures, float *rollout, const long *sizes, float scale, long threads) {
     long streams = sizes[0], heads = sizes[1], time = sizes[2], dim = sizes[3], tiles = (time + TILE - 1) / TILE;
+    long pairs = streams * heads, width = sizes[5], end = sizes[6];
+    append(key + end * sizes[10], sizes[9], sizes[10], new_key, sizes[12], sizes[13], pairs, time, dim);
+    append(value + end * sizes[10], sizes[9], sizes[10], new_value, sizes[14], sizes[15], pairs, time, dim);
+    append(past + end * width, sizes[11], width, new_rollout, sizes[16], sizes[17], streams, time, width);
     struct job job = {.work = stream, .items = streams * tiles, .query = query, .key = key, .value = value, .weights = past,
                       .counts = counts, .output = output, .figures = figures, .rollout = rollout, .heads = heads, .time = time,
                       .dim = dim, .window = sizes[4], .width = sizes[5], .end = sizes[6], .query_pair = sizes[7],

@@ -36,7 +36,7 @@ _P, _L, _F = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _SIGNATURES: Final = {
     "rollout": (*[_P] * 5, *[_L] * 7, _F, _L),
     "entropy": (*[_P] * 4, *[_L] * 5, _F, _L),
-    "scan": (*[_P] * 9, _F, _L),
+    "scan": (*[_P] * 12, _F, _L),
     "buckets": (*[_P] * 8, _F, _F, _L),
 }
 
@@ -154,11 +154,18 @@ class Scanned(NamedTuple):
     rollout: Tensor  # [stream, time, width]: mean_h A_h R
 
 
-def scan_rows(  # noqa: PLR0913
+class StreamRows(NamedTuple):
+    """New rows of streams, or the rings of what they leave behind."""
+
+    keys: Tensor  # [pair, time, dim]
+    values: Tensor  # [pair, time, dim]
+    rollout: Tensor  # [stream, time, width]
+
+
+def scan_rows(
     query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    rollout: Tensor,
+    new: StreamRows,
+    rings: StreamRows,
     *,
     end: int,
     counts: Sequence[int],
@@ -166,16 +173,14 @@ def scan_rows(  # noqa: PLR0913
     scale: float,
     name: str,
 ) -> Scanned:
-    """Attend with new rows of streams over rings that hold their keys and values already.
+    """Write *new* rows of streams into their *rings* from *end* on, and attend with them there.
 
-    *query* is [pair, time, dim], *keys* and *values* are [pair, ring, dim] and *rollout* is
-    [stream, ring, width]; the keys of the new rows begin at *end*, and *counts* are the bars that
-    each stream has before them.
+    *query* is [pair, time, dim]; *counts* are the bars that each stream has before these.
     """
     pairs, time, dim = query.shape
+    keys, _, rollout = rings
     streams, width = len(counts), rollout.shape[2]
-    if query.stride(2) != 1:
-        query = query.contiguous()
+    given = [x if x.stride(2) == 1 else x.contiguous() for x in (query, *new)]
     made = Scanned(
         query.new_empty(pairs, time, dim),
         query.new_empty(pairs, time, 4),
@@ -183,11 +188,12 @@ def scan_rows(  # noqa: PLR0913
     )
     sizes = (
         *(streams, pairs // streams, time, dim, window, width, end),
-        *(query.stride(0), query.stride(1), keys.stride(0), keys.stride(1), rollout.stride(0)),
+        *(*given[0].stride()[:2], *keys.stride()[:2], rollout.stride(0)),
+        *(step for x in given[1:] for step in x.stride()[:2]),
     )
     before = (ctypes.c_long * streams)(*counts)
     shape = (ctypes.c_long * len(sizes))(*sizes)
-    tensors = map(_at, (query, keys, values, rollout))
+    tensors = map(_at, (*given, *rings))
     _call(name, "scan", *tensors, before, *map(_at, made), shape, scale)
     return made
 

@@ -368,11 +368,9 @@ class FlashNetwork(Network):
         sums = [trace.logsumexp for trace in traces]
         last = [x.shape[1] - 1]
         outputs = every.map(lambda part: part[:, -1:])
-        # A run names what attends; that of a kernel says nothing of compiled loops beside it.
-        explained_by = "tiles" if x.device.type == "cpu" else "auto"
         return Look(
             outputs,
-            rollout_rows(queries, keys, sums, last, self.mask, backend=explained_by),
+            rollout_rows(queries, keys, sums, last, self.mask, backend=explained_by(x.device)),
             confidence(queries, keys, sums, last, self.mask)[0, :, :, 0],
         )
 
@@ -381,6 +379,14 @@ class FlashNetwork(Network):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
             _, traces = self.trace(x, positions)
         return [look_of(trace.query, trace.key, trace.logsumexp, self.mask) for trace in traces]
+
+
+def explained_by(device: torch.device) -> str:
+    """Return what rolls out the layers of a network over whole windows.
+
+    A run names what attends; that of a kernel says nothing of compiled loops beside it.
+    """
+    return "tiles" if device.type == "cpu" else "auto"
 
 
 def look_of(query: Tensor, key: Tensor, logsumexp: Tensor, mask: Mask) -> LayerLook:

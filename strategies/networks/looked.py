@@ -48,7 +48,7 @@ from tracepaper.strategies.attention.rollout import (
 )
 from tracepaper.strategies.errors import AttentionInvalid, DataInvalid
 from tracepaper.strategies.networks.architecture import LookedAt
-from tracepaper.strategies.networks.flash import FlashNetwork, Trace
+from tracepaper.strategies.networks.flash import FlashNetwork, Trace, explained_by
 from tracepaper.strategies.networks.informer import InformerNetwork
 from tracepaper.strategies.networks.linear import LinearNetwork
 from tracepaper.strategies.networks.multiscale import MultiscaleNetwork
@@ -258,6 +258,7 @@ def _of_traces(
                 queries, keys, sums, last, network.mask,
                 head_fusion=options.head_fusion, head_weights=options.head_weights,
                 discard_ratio=options.discard_ratio, residual_weight=residual, start_layer=start,
+                backend=explained_by(queries[0].device),
             )  # fmt: skip
 
 

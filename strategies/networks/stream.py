@@ -400,6 +400,10 @@ class StreamingNetwork:
                     run.group.start * self.config.heads, run.group.stop * self.config.heads
                 )
                 past = kept[depth]
+                if self.backend != TILES:
+                    new = native.StreamRows(key[pairs], value[pairs], rollout[run.group])
+                    parts.append(self._scan(run, past, new, query[pairs]))
+                    continue
                 stop = run.end + query.shape[1]
                 past.keys[:, run.end : stop] = key[pairs]
                 past.values[:, run.end : stop] = value[pairs]
@@ -448,6 +452,20 @@ class StreamingNetwork:
             history = torch.cat((history, attended.lengths[:, :, :, :bars, None]), dim=-1)
         return confidence, history.permute(1, 3, 0, 2, 4)
 
+    def _scan(self, run: StreamSpan, past: Seen, new: native.StreamRows, query: Tensor) -> _Tile:
+        """Keep the *new* rows of a run and attend with *query* [pair, time, dim], all compiled."""
+        scanned = native.scan_rows(
+            query,
+            new,
+            native.StreamRows(past.keys, past.values, past.rollout),
+            end=run.end,
+            counts=run.counts,
+            window=self.config.window,
+            scale=self._scale,
+            name=self.backend,
+        )
+        return _Tile(*scanned)
+
     def _attend(
         self,
         state: StreamState,
@@ -459,19 +477,6 @@ class StreamingNetwork:
         alone: bool,
     ) -> _Tile:
         """Attend with the new queries [pair, time, dim] of a run, tile by tile."""
-        if self.backend != TILES:
-            scanned = native.scan_rows(
-                query,
-                past.keys,
-                past.values,
-                past.rollout,
-                end=run.end,
-                counts=run.counts,
-                window=self.config.window,
-                scale=self._scale,
-                name=self.backend,
-            )
-            return _Tile(*scanned)
         places = state.places.rows[run.streams]
         # One bar of a stream alone need not look at rows before its first one.
         shortest = max(run.counts) if alone and query.shape[1] == 1 else self.config.window

@@ -269,7 +269,7 @@ class Rings(NamedTuple):
     """What streams left behind, and the new rows that meet it."""
 
     query: Tensor
-    keys: Tensor
+    keys: Tensor  # with the new rows in them, as the others
     values: Tensor
     rollout: Tensor
     end: int
@@ -278,17 +278,16 @@ class Rings(NamedTuple):
 
     def scanned(self, name: str) -> native.Scanned:
         query, keys, values, rollout, end, counts, window = self
-        return native.scan_rows(
-            query,
-            keys,
-            values,
-            rollout,
-            end=end,
-            counts=counts,
-            window=window,
-            scale=0.3,
-            name=name,
+        stop = end + query.shape[1]
+        new = native.StreamRows(*(x[:, end:stop] for x in (keys, values, rollout)))
+        rings = native.StreamRows(*(x.clone() for x in (keys, values, rollout)))
+        for ring in rings:
+            ring[:, end:stop] = torch.nan
+        scanned = native.scan_rows(
+            query, new, rings, end=end, counts=counts, window=window, scale=0.3, name=name
         )
+        assert all(map(torch.equal, rings, (keys, values, rollout)))
+        return scanned
 
     def dense(self) -> native.Scanned:
         """Return the same in float64, from whole matrices."""
