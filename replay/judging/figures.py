@@ -16,6 +16,7 @@ from tracepaper.replay.archive.times import iso
 from tracepaper.replay.judging import charts
 from tracepaper.replay.judging.beside import compared_with
 from tracepaper.replay.judging.judgement import LOSSES, MEASURES, OWN, RISKS, SpanJudgement
+from tracepaper.replay.judging.risk import Breaches, breaches_of
 from tracepaper.replay.judging.statistics import (
     LEVEL,
     DayDifference,
@@ -239,6 +240,35 @@ def _intervals(judgement: SpanJudgement) -> Iterable[Table]:
 def _inside(one: HorizonForecasts, level: float) -> Value:
     hit = figures.inside(one.mean, one.scale, one.dof, one.value, level)
     return figures.mean(hit, one.days)
+
+
+@shown("risk")
+def _risk(judgement: SpanJudgement) -> Iterable[Table]:
+    """Value at risk and expected shortfall of both tails, held to what came."""
+    if not {"mean_return", "stdev_return"} <= judgement.judged.given:
+        return
+    rows = [found for one in judgement.horizons for found in breaches_of(one)]
+    columns: list[Figure[Breaches]] = [
+        Figure("horizon", "bars ahead", "count", lambda one: one.horizon),
+        Figure("tail", "value at risk", "text", lambda one: one.tail),
+        Figure("share", "said", "measure", lambda one: one.share),
+        Figure("came", "came", "measure", lambda one: one.came),
+        Figure("bars", "bars apart", "count", lambda one: one.bars),
+        Figure("often", "p, as often", "measure", lambda one: one.often),
+        Figure("apart", "p, apart", "measure", lambda one: one.apart),
+        Figure(
+            "shortfall",
+            "loss beyond ÷ said",
+            "measure",
+            lambda one: one.shortfall,
+        ),
+    ]
+    note = (
+        "Share of returns beyond, its error by days, and the mean of those over the expected "
+        "shortfall. p of Kupiec's test and of Christoffersen's, on bars that share no future; "
+        "symbols that breach together make both too small."
+    )
+    yield table("risk", "Value at risk and expected shortfall", columns, rows, notes=[note])
 
 
 @shown("calibration", charts.reliability, "How often a forecast direction came true, by the "
