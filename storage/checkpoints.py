@@ -292,6 +292,8 @@ def save(
     ``[model] id``, ``sha256`` and ``weights_sha256`` are filled in; files *beside* the weights are
     written by their names. The folder is written beside
     its place and renamed, so that a reader finds the old one, the new one or, for an instant, none.
+    Raises ``OSError`` that names *folder* where the disk is full or does not allow it; nothing of
+    the new one is left then.
     """
     from safetensors.torch import save as tensor_bytes
 
@@ -303,18 +305,25 @@ def save(
     read = tomllib.loads(dump({**card, "model": model}))
     given = identity(sha256, read)
     text = dump({**read, "model": {**read["model"], "id": given.id, "sha256": given.sha256}})
+    files = {WEIGHTS_NAME: weights, CARD_NAME: text.encode(), **beside}
+    try:
+        _put_files(files, folder)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+    return load(folder)
+
+
+def _put_files(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write *files* into a folder beside *folder*, and rename that to it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write(part / WEIGHTS_NAME, weights)
-        _write(part / CARD_NAME, text.encode())
-        for name, content in beside.items():
+        for name, content in files.items():
             _write(part / name, content)
         part.chmod(0o755)
         _put(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return load(folder)
 
 
 def keep(folder: Path, database: Path) -> Path:

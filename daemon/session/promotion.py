@@ -5,7 +5,9 @@ The rules are docs/operations.md, O11 to O19.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +24,8 @@ BY_HAND: Final = "by_hand"
 """The folder in it in which one by hand works, so that it is not in the daemon's way."""
 CANDIDATE: Final = "candidate"
 """The folder of the checkpoint that is being trained, in that in which a retraining works."""
+CACHE: Final = "cache"
+"""The folder in which a training keeps its features, there as well."""
 
 
 class CandidateJudgement(Struct, frozen=True):
@@ -116,6 +120,19 @@ def retrain_folder(config: Config, database: Path) -> Path:
     """Return the folder in which retrainings for *database* work."""
     given = config.retrain.folder
     return database.with_name(database.name + ".retrain") if given is None else Path(given)
+
+
+def tidy(folder: Path) -> None:
+    """Remove from *folder* what a retraining needs while it runs alone, however that ended.
+
+    The room is the database's, which ends the daemon where it finds none. What cannot be removed
+    is left to the next retraining.
+    """
+    for pattern in (CACHE, f"{CANDIDATE}.training", f".{CANDIDATE}-*", f"{BARS_FILE}*"):
+        for old in folder.glob(pattern):
+            shutil.rmtree(old, ignore_errors=True)
+            with suppress(OSError):
+                old.unlink()
 
 
 def past_retrainings(database: Path, kind: RunKind, symbols: Sequence[str]) -> list[Retrained]:

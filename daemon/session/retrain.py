@@ -17,7 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -35,6 +35,7 @@ from tracepaper.daemon.session.promotion import (
     past_retrainings,
     retrain_folder,
     tests_of,
+    tidy,
     unlike,
     verdict,
 )
@@ -187,6 +188,7 @@ class Retrainer:
             event, candidate = await self._ruled(found, began_ms)
         except TrainingFailed as error:
             event, candidate = self._event(RetrainOutcome.FAILED, str(error), began_ms), None
+            await self._worker.submit(tidy, self._folder)
         finally:
             self.is_training = False
         await self._store(event)
@@ -224,7 +226,7 @@ class Retrainer:
                 reason = f"{reason}; but it cannot be promoted: {_said(error)}"
                 outcome = RetrainOutcome.FAILED
         if outcome is RetrainOutcome.REFUSED:
-            await asyncio.to_thread(self._keep_refused, Path(found.candidate))
+            await self._worker.submit(self._keep_refused, Path(found.candidate))
         return self._event(outcome, reason, began_ms, found, test=test), candidate
 
     async def _prepared(self, found: CandidateJudgement) -> Forecaster:
@@ -298,10 +300,8 @@ class Retrainer:
         The process ends with this one, however this one ends: it watches its standard input.
         """
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / MARK_FILE).write_text(str(began_ms), encoding="ascii")
-            (self._folder / CONFIG_FILE).write_text(render(self._config), encoding="utf-8")
-            with (self._folder / LOG_FILE).open("wb") as said:
+            # A disk may stall: no file is written, nor read, where decisions are made.
+            with await self._worker.submit(self._begun, began_ms) as said:
                 process = await asyncio.create_subprocess_exec(
                     *self._command(began_ms),
                     stdin=asyncio.subprocess.PIPE,
@@ -323,11 +323,18 @@ class Retrainer:
         finally:
             await _end(process)
         if code:
-            raise TrainingFailed(self._cause(code))
+            raise TrainingFailed(await self._worker.submit(self._cause, code))
         try:
             return msgspec.json.decode(answer, type=CandidateJudgement)
         except msgspec.MsgspecError:
             raise TrainingFailed(f"its answer is no judgement; see {LOG_FILE}") from None
+
+    def _begun(self, began_ms: int) -> BinaryIO:
+        """Write what the process reads, and that it began; return the file that it speaks to."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / MARK_FILE).write_text(str(began_ms), encoding="ascii")
+        (self._folder / CONFIG_FILE).write_text(render(self._config), encoding="utf-8")
+        return (self._folder / LOG_FILE).open("wb")
 
     def _command(self, began_ms: int) -> Sequence[str]:
         return (
@@ -395,5 +402,7 @@ def _at(clock_time: str | None, due_ms: int) -> int:
 
 
 def _said(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.rstrip(".")
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return str(error).rstrip(".")

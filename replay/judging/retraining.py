@@ -27,9 +27,11 @@ from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.preflight import preflight_engine
 from tracepaper.daemon.session.promotion import (
     BARS_FILE,
+    CACHE,
     CANDIDATE,
     CandidateJudgement,
     one_sided,
+    tidy,
     unlike,
 )
 from tracepaper.replay.judging.spans import SpanOpening, opened, openings_path, recipe_hash
@@ -55,8 +57,6 @@ SHARES: Final = (0.8, 0.9)
 """Of the bars before the judged time: until where is trained, and until where is validated."""
 SCANNED_BARS: Final = 4_096
 """Forecasts held at a time: of each only its volatility is kept."""
-CACHE: Final = "cache"
-"""The folder in which a training keeps its features, in that in which it works."""
 
 Say = Callable[[str], None]
 Train = Callable[..., object]
@@ -92,7 +92,15 @@ def retrain(asked: Retraining, *, train: Train, say: Say) -> CandidateJudgement:
     """
     with Reader.open(asked.database) as reader:
         run = reader.run(asked.run_id)
-        clear(asked.folder)
+    clear(asked.folder)
+    try:
+        return _retrained(asked, run, train, say)
+    finally:
+        tidy(asked.folder)
+
+
+def _retrained(asked: Retraining, run: Run, train: Train, say: Say) -> CandidateJudgement:
+    with Reader.open(asked.database) as reader:
         paths = [*_own_bars(reader, run, asked), *asked.data]
     running = checkpoints.load(asked.running)
     found = CandidateJudgement("", running.sha256)
@@ -113,12 +121,10 @@ def retrain(asked: Retraining, *, train: Train, say: Say) -> CandidateJudgement:
 
 
 def clear(folder: Path) -> None:
-    """Make *folder*, and remove from it what an earlier retraining left unfinished."""
+    """Make *folder*, and remove from it what an earlier retraining left there."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (CANDIDATE, f"{CANDIDATE}.training", CACHE):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for old in folder.glob(f"{BARS_FILE}*"):
-        old.unlink()
+    shutil.rmtree(folder / CANDIDATE, ignore_errors=True)
+    tidy(folder)
 
 
 # --- the bars

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,17 +29,25 @@ _HASH: Final = "sha256"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write *tensors* and the JSON of *facts* to *path*, in place of what was there."""
+    """Write *tensors* and the JSON of *facts* to *path*, in place of what was there.
+
+    Raises ``OSError`` that names *path* where the disk is full; what was there is left.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts, sort_keys=True)
     content = save(whole, metadata={_FACTS: text, _HASH: _hashed(whole, text)})
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

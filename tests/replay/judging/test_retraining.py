@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from learning import DAY_BARS, HORIZONS, START_MS, learnable, split, write_csv
+from retrain_cases import full_disk
 
 import tracepaper
 from tracepaper.daemon import cli
@@ -144,3 +145,26 @@ def test_the_command_prints_what_a_daemon_would_do(
     said = json.loads(capsys.readouterr().out)
     assert (said["test"], said["level"]) == (2, level_of(0.05, 2))
     assert said["reason"] == ""
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_of_the_training_is_left(
+    folder: Path,
+    asked: Retraining,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    candidate = asked.folder / "candidate"
+    config = tmp_path / "c.toml"
+    config.write_text('[retrain]\njudge = "2d"\nmin_days = 2\nmin_bars = 2000\n')
+    words = ["retrain", "last", "--db", str(folder / "run.db"), "-c", str(config)]
+    words += ["--folder", str(asked.folder), "--against", str(folder / "off")]
+    asked.folder.mkdir()
+    (asked.folder / ".candidate-killed").mkdir()  # of a training that was killed while it wrote
+    with full_disk(monkeypatch, candidate):
+        assert cli.invoke(words) == cli.FAILED
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"{candidate}: No space left on device; correct that and try again."
+    assert list(asked.folder.iterdir()) == []
+    assert cli.invoke(words) == cli.DONE
+    assert {path.name for path in asked.folder.iterdir()} == {"candidate", "openings.toml"}

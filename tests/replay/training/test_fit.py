@@ -141,6 +141,19 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_state(tmp_path: Path) ->
     assert fit(tmp_path).resume()
 
 
+def test_a_full_disk_leaves_the_state_before_and_says_where(tmp_path: Path) -> None:
+    path = tmp_path / STATE_NAME
+    states.write(path, {"a": torch.ones(9)}, {"step": 1})
+    path.with_name(path.name + ".part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        states.write(path, {"a": torch.zeros(9)}, {"step": 2})
+    assert raised.value.filename == str(path)
+    assert [one.name for one in tmp_path.iterdir()] == [STATE_NAME]
+    tensors, facts = states.read(path)
+    assert facts == {"step": 1}
+    assert torch.equal(tensors["a"], torch.ones(9))
+
+
 def test_nothing_to_take_up_is_no_error(tmp_path: Path) -> None:
     assert not fit(tmp_path).resume()
 

@@ -1,0 +1,222 @@
+"""A retraining harms no decision: on a full or stalled disk, and where symbols close at once.
+
+The daemon is the real one; what trains is a process of its own that answers what a test planted.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bybit_server import ScriptedServer
+from daemon_under_test import daemon
+from exchange_client import candles, walk_rows
+from retrain_cases import CONTEXT, Planted, decide, full_disk, has, until_has
+from several_live import SPEED, Live, trading
+
+from tracepaper.daemon.session import predictor, retrain
+from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.daemon.session.promotion import BARS_FILE, CACHE, CANDIDATE
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage import checkpoints
+from tracepaper.strategies.strategy import Forecaster
+from tracepaper.strategies.types import ModelChange, Retrained
+
+SYMBOLS = ("AAAUSDT", "BBBUSDT")
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
+    found = Planted(tmp_path)
+    monkeypatch.setattr(retrain, "PROGRAM", found.command)
+    return found
+
+
+# ---------------------------------------------------------------- a full disk
+
+
+async def test_a_full_disk_is_said_leaves_nothing_and_a_later_training_is_promoted(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First its configuration, then its work, then the copy of the candidate finds no room."""
+    work = planted.folder / "run.db.retrain"
+    work.mkdir()
+    (work / retrain.CONFIG_FILE).symlink_to("/dev/full")
+    fills = (
+        f"(folder / {CACHE!r}).mkdir(); (folder / {CACHE!r} / 'x').write_bytes(bytes(9))\n"
+        f"(folder / '.{CANDIDATE}-half').mkdir(); (folder / {BARS_FILE!r}).write_bytes(bytes(9))\n"
+        "print('no room', file=sys.stderr); sys.exit(1)"
+    )
+    kept = checkpoints.kept_folder(planted.database, planted.candidate.id)
+    async with ScriptedServer() as server:
+        planted.known_to(server)
+        async with daemon(server, planted.database, **planted.sections) as running:
+            await decide(running, 0, 11)
+            await until_has(running, Retrained)
+            (work / retrain.CONFIG_FILE).unlink()
+            planted.answers(fills)
+            await decide(running, 11, 10)
+            await until_has(running, Retrained, 2)
+            left = {path.name for path in work.iterdir()}
+            planted.judges()
+            with full_disk(monkeypatch, kept):
+                await decide(running, 21, 10)
+                await until_has(running, Retrained, 3)
+            beside = [path.name for path in kept.parent.iterdir()]
+            await decide(running, 31, 10)
+            await until_has(running, ModelChange, 2)
+            await decide(running, 41, 1)
+    planted.check()
+    assert planted.outcomes() == ["failed", "failed", "failed", "promoted"]
+    reasons = [event.reason for event in planted.events()]
+    assert f"it could not begin in {work} (No space left on device)" in reasons[0]
+    assert reasons[1] == "the training ended with 1: no room"
+    assert left == {retrain.CONFIG_FILE, retrain.LOG_FILE, retrain.MARK_FILE}
+    assert reasons[2].endswith(f"cannot be promoted: {kept}: No space left on device")
+    assert beside == [planted.running.id]
+    # What was judged has spent its share, though the disk had no room for it.
+    assert [event.test for event in planted.events()] == [0, 0, 1, 2]
+    assert planted.decided_by() == [(planted.running.id, 41), (planted.candidate.id, 1)]
+
+
+# ---------------------------------------------------------------- what waits
+
+
+class Gate:
+    """A place where a thread of the retraining waits until it is let through."""
+
+    def __init__(self) -> None:
+        self.reached, self._open = threading.Event(), threading.Event()
+
+    def wait(self) -> None:
+        self.reached.set()
+        assert self._open.wait(30.0)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@pytest.fixture
+def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Let the candidate be loaded only when the gate is opened."""
+    gate, real = Gate(), forecaster_of
+
+    def slow(folder: Path, config: Any, *, mode: str) -> Forecaster:
+        gate.wait()
+        return real(folder, config, mode=mode)
+
+    monkeypatch.setattr(retrain, "forecaster_of", slow)
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def warming(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Let the candidate be warmed only when the gate is opened."""
+    gate, real = Gate(), predictor.Aside.warm
+
+    def slow(aside: predictor.Aside) -> None:
+        gate.wait()
+        real(aside)
+
+    monkeypatch.setattr(predictor.Aside, "warm", slow)
+    yield gate
+    gate.open()
+
+
+@contextmanager
+def reading(pipe: Path) -> Iterator[None]:
+    """Take what is written to a named pipe, which lets its writer go on."""
+    place = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        yield
+    finally:
+        os.close(place)
+
+
+async def test_no_decision_waits_for_any_stage_of_a_retraining(
+    planted: Planted, loading: Gate, warming: Gate
+) -> None:
+    """Each stage is held until two bars more are decided: its files, its process, its model."""
+    work, go_on = planted.folder / "run.db.retrain", planted.folder / "go_on"
+    work.mkdir()
+    pipe = work / retrain.CONFIG_FILE
+    os.mkfifo(pipe)  # a disk that stalls: who writes there waits for a reader
+    planted.judges()
+    judgement = (planted.folder / "answer.py").read_text(encoding="utf-8")
+    planted.answers(
+        f"while not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.01)\n{judgement}"
+    )
+    async with ScriptedServer() as server:
+        planted.known_to(server)
+        async with daemon(server, planted.database, **planted.sections) as running:
+            await decide(running, 0, 11)
+            await running.until((work / retrain.MARK_FILE).exists)
+            await decide(running, 11, 2)
+            assert not (work / retrain.LOG_FILE).exists()
+            with reading(pipe):
+                await running.until((work / retrain.LOG_FILE).exists)
+            await decide(running, 13, 2)
+            assert not loading.reached.is_set()
+            go_on.touch()
+            await running.until(loading.reached.is_set)
+            await decide(running, 15, 2)
+            assert not has(running.steps, Retrained)
+            loading.open()
+            await running.until(warming.reached.is_set)
+            await decide(running, 17, 2)
+            assert not has(running.steps, ModelChange, 2)
+            warming.open()
+            await until_has(running, ModelChange, 2)
+            await decide(running, 19, 2)
+    planted.check()  # the candidate was stepped through what closed meanwhile, in every bit
+    assert planted.decided_by() == [(planted.running.id, 19), (planted.candidate.id, 2)]
+    refused = "SELECT count(*) FROM v_decisions WHERE refused_by IN ('late', 'deadline', 'gap')"
+    assert planted.rows(refused) == [(0,)]
+
+
+# ---------------------------------------------------------------- several that close at once
+
+
+async def close(live: Live, count: int) -> None:
+    """Close so many minutes of every symbol, and await each decision."""
+    for _ in range(count):
+        await live.close_bar(set(SYMBOLS))
+
+
+async def test_symbols_that_close_at_once_go_over_to_the_promoted_model_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warming: Gate
+) -> None:
+    planted = Planted(tmp_path, *SYMBOLS)
+    monkeypatch.setattr(retrain, "PROGRAM", planted.command)
+    planted.judges()
+    data = [candles(walk_rows(CONTEXT + 60, seed=at), symbol=one) for at, one in enumerate(SYMBOLS)]
+    served = ExchangeSettings(candles=tuple(data), manual=True, start=CONTEXT + 10, speed=SPEED)
+    sections = {**planted.sections, "market": {"symbols": list(SYMBOLS)}}
+    async with EmbeddedExchange(served) as exchange:
+        async with trading(exchange, planted.database, **sections) as live:
+            await live.listening(6)
+            await close(live, 11)
+            await live.until(warming.reached.is_set)
+            await close(live, 2)  # of both at once, stepped behind the candidate afterwards
+            warming.open()
+            await live.until(lambda: has(live.steps, ModelChange, 2))
+            await close(live, 2)
+        async with trading(exchange, planted.database, **sections) as live:
+            await live.listening(6)
+            await close(live, 2)
+    planted.check()
+    own, other = planted.running.id, planted.candidate.id
+    assert planted.decided_by() == [(own, 26), (other, 8)]
+    modes = "SELECT DISTINCT json_extract(content, '$.mode') FROM v_events WHERE kind = "
+    assert planted.rows(f"{modes} 'model_change'") == [("batched",)]
+    by_close = (
+        "SELECT count(DISTINCT model_id), count(*) FROM v_decisions GROUP BY open_time_ms "
+        "HAVING count(DISTINCT model_id) > 1 OR count(*) <> 2"
+    )
+    assert planted.rows(by_close) == []  # of one close no two models decide
