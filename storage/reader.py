@@ -20,6 +20,7 @@ from tracepaper.strategies.types import (
     Confirmation,
     FrameBar,
     GateSet,
+    ModelChange,
     OrderStatus,
     Retrained,
     RetrainOutcome,
@@ -575,14 +576,22 @@ class Reader(ReadOnly):
 
     def retrained(self, run_id: str) -> list[Retrained]:
         """Return the retrainings of one run, oldest first."""
+        every = self._of_kind(run_id, "retrained")
+        return [event for event in every if isinstance(event, Retrained)]
+
+    def starts(self, run_id: str) -> list[ModelChange]:
+        """Return the starts of one run and its changes of model, oldest first."""
+        every = self._of_kind(run_id, "model_change")
+        return [event for event in every if isinstance(event, ModelChange)]
+
+    def _of_kind(self, run_id: str, kind: str) -> Iterator[Event]:
         stored = self.stored_run(run_id)
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
         rows = self._connection.execute(
-            f"{_EVENTS} WHERE kind = 'retrained' AND step BETWEEN ? AND ? ORDER BY step",
-            run_span(stored.run_key),
+            f"{_EVENTS} WHERE kind = ? AND step BETWEEN ? AND ? ORDER BY step",
+            (kind, *run_span(stored.run_key)),
         )
-        events = (decoder.event(row) for row in rows)
-        return [event for event in events if isinstance(event, Retrained)]
+        return (decoder.event(row) for row in rows)
 
     def configurations(self, kind: RunKind) -> list[str]:
         """Return the configuration, as JSON, of every run of *kind*."""

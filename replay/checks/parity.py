@@ -77,7 +77,8 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     bars before and after it; a run that kept only some of its steps has no such holes.
     """
     one, two = first.reader.run(first.run_id), second.reader.run(second.run_id)
-    found = Parity(first.run_id, second.run_id, exact=_exact(one, two))
+    exact = _exact(one, two) and _scanned_alike(one, first, second)
+    found = Parity(first.run_id, second.run_id, exact=exact)
     found.fills_compared = _execution(one) == _execution(two)
     dependent = (one.sees_account or two.sees_account) and not found.fills_compared
     after = _after_first_fill(found, first, second) if dependent else frozenset()
@@ -202,6 +203,21 @@ def _exact(one: Run, two: Run) -> bool:
     if not one.model_id:  # nothing was computed by them
         here, there = here._replace(libraries=""), there._replace(libraries="")
     return here == there and one.model_sha256 == two.model_sha256
+
+
+def _scanned_alike(run: Run, first: ComparedRun, second: ComparedRun) -> bool:
+    """Return whether two runs like *run* began and went on at the same bars.
+
+    A scan takes known bars in chunks from each start on, and a chunk that begins elsewhere rounds
+    otherwise.
+    """
+    if run.mode != "scan":
+        return True
+    one, two = (
+        [start.market_ms for start in source.reader.starts(source.run_id)]
+        for source in (first, second)
+    )
+    return one == two
 
 
 def _execution(run: Run) -> str:
