@@ -95,7 +95,9 @@ def test_a_command_named_in_passing_exists_with_its_options(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = command.split()[1:]
-    verbs = words[:2] if words[0] in ("audit", "bench", "config", "data", "db") else words[:1]
+    verbs = (
+        words[:2] if words[0] in ("audit", "bench", "config", "data", "db", "models") else words[:1]
+    )
     assert invoke([*verbs, "--help"]) == 0
     listed = capsys.readouterr().out
     for option in (word for word in words if word.startswith("-")):

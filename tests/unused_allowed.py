@@ -7,7 +7,7 @@ A name that is not here and that nothing reads is removed, or wired to a command
 # mypy: ignore-errors
 
 # Called by name: entry points, the protocols of Python and of libraries.
-doctor, demo, evaluate, parity, verify
+list_models, doctor, demo, evaluate, parity, verify
 __getattr__, __dir__, __instancecheck__, __subclasscheck__
 _repr_html_  # notebooks
 best_run  # of a sweep, from Python
@@ -38,10 +38,8 @@ TAKEN_AS_TOLD, OUTSIDE
 documentation
 
 # The library of attention: calls for research, each held to the dense reference by tests.
-finite_layers
 mean_age, effective_bars, is_focused
 locality, event_focus, stability, collapse, feature_attribution, symbol_influence
 uniform_rollout, context_of, specialisation
 training_bytes, bucket_bytes, ring_bytes
 active_confidence, dense_rows
-export_onnx

@@ -1,17 +1,43 @@
-"""``tracepaper models``: list checkpoints with their cards."""
+"""``tracepaper models [list]|check|export``: checkpoints with their cards, examined, exported."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tracepaper.daemon.commands.options import DatabaseOption, JsonOption, print_json
 from tracepaper.strategies.errors import DataInvalid, shown
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
-def models(
+    from tracepaper.strategies.networks.condition import Condition
+
+
+class ListsByDefault(TyperGroup):
+    """A group whose command ``list`` may go unnamed: ``models FOLDER`` lists FOLDER."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - vendored
+        """Put the name in front where no command of the group is named."""
+        if "--help" not in args and (not args or args[0] not in self.commands):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+models = typer.Typer(
+    cls=ListsByDefault, help="List checkpoints with their cards; check or export a network."
+)
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A bundled checkpoint's name, or a folder.")
+]
+
+
+@models.command("list")
+def list_models(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -37,6 +63,100 @@ def models(
         raise DataInvalid("No checkpoint lies there; `tracepaper train` makes one.")
     for place, read in found:
         typer.echo((place / CARD_NAME).read_text() if card else "\n".join(_lines(place, read)))
+
+
+@models.command()
+def check(
+    model: ModelArgument,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="PATH", help="Candle files; by default bundled ones."),
+    ] = None,
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Run a network over real rows: layers that give NaN or infinity, heads, and the gradient.
+
+    An ensemble's half that is a network is taken. Exit code 1 where something is not in order.
+    """
+    from dataclasses import asdict
+
+    from tracepaper.replay.training.stored_network import StoredNetwork
+
+    stored = StoredNetwork.open(model)
+    found = stored.examined(tuple(data or ()))
+    if json:
+        print_json({"model": str(stored.folder), "model_id": stored.model_id, **asdict(found)})
+    else:
+        from tracepaper.daemon.terminal.console import Terminal
+
+        Terminal().print(_condition(found))
+    if found.faults:
+        raise DataInvalid(
+            f"{stored.folder} is not in order: {found.faults[0]} Train it again, or restore it."
+        )
+
+
+@models.command()
+def export(
+    model: ModelArgument,
+    *,
+    to: Annotated[str, typer.Option("--to", metavar="RUNTIME", help="onnx, or torch (.pt2).")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where; no file yet.")],
+    bars: Annotated[
+        int | None,
+        typer.Option("--bars", metavar="N", help="Length of a window; by default an answer's."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a network for another runtime, compared with the original before it is named so.
+
+    An ensemble's half that is a network is taken. Its inputs are the model's feature rows and
+    their absolute positions, its outputs the heads at the last bar.
+    """
+    from tracepaper.replay.training.stored_network import StoredNetwork
+
+    found = StoredNetwork.open(model).exported(to, out, bars=bars)
+    if json:
+        print_json(found)
+        return
+    typer.echo(
+        f"{out} holds {found['model_id']} for {to}: windows of {found['bars']:,} bars of "
+        f"{found['columns']} columns ({found['features']}) in, horizons "
+        f"{', '.join(map(str, found['horizons']))} out; it differs by at most "
+        f"{found['largest_difference']:.1e} of an output's scale."
+    )
+
+
+def _condition(found: Condition) -> RenderableType:
+    """Return the tables of what was found, and what is not in order."""
+    from rich.console import Group
+
+    from tracepaper.replay.explain.terminal import table_of
+
+    heads = table_of(
+        f"Heads, at the last of {found.rows:,} bars of {found.windows} windows",
+        (("layer", True), ("head", True), ("confidence", True), ("from", True), ("to", True),
+         ("share", True), ("", False)),
+    )  # fmt: skip
+    for one in found.heads:
+        heads.add_row(
+            str(one.layer), str(one.head), f"{one.confidence:.3f}", f"{one.lowest:.3f}",
+            f"{one.highest:.3f}", "" if one.share is None else f"{one.share:.1%}", one.fault,
+        )  # fmt: skip
+    flow = table_of(
+        "Gradient of the outputs' mean square, root mean square of each part",
+        (("part", False), ("parameters", True), ("weights", True), ("gradient", True), ("", False)),
+    )
+    for part in found.gradients:
+        flow.add_row(
+            part.part, f"{part.parameters:,}", f"{part.weights:.2e}", f"{part.gradient:.2e}",
+            part.fault,
+        )  # fmt: skip
+    said = "\n".join(found.faults) or (
+        "Every layer is finite, over these rows and at the extremes of what a row can hold."
+    )
+    return Group(*([heads] if found.heads else []), *([flow] if found.gradients else []), said)
 
 
 def _lines(place: Path, card: dict[str, Any]) -> list[str]:

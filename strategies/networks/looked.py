@@ -121,7 +121,7 @@ class LookedBy(NamedTuple):
     parts: tuple[LookedAt, ...] = ()
 
 
-class _Layers(NamedTuple):
+class WatchedLayers(NamedTuple):
     """What each layer's projections took and gave."""
 
     values: list[Tensor]  # [batch, head, time, dim]
@@ -149,7 +149,7 @@ def look_by(network: nn.Module, x: Tensor, positions: Tensor, way: Way) -> Looke
         raise AttentionInvalid(
             f"A {type(network).__name__} has no attention to look back through; ask its features."
         )
-    with torch.set_grad_enabled(way.method == "gradient"), _watched(network) as layers:
+    with torch.set_grad_enabled(way.method == "gradient"), watched(network) as layers:
         outputs, traced = network.trace(x, positions)
     slopes = []
     if way.method == "gradient":
@@ -184,9 +184,9 @@ def _of_sums(network: LinearNetwork, x: Tensor, positions: Tensor, way: Way) -> 
 
 
 @contextmanager
-def _watched(network: FlashNetwork | InformerNetwork) -> Iterator[_Layers]:
+def watched(network: FlashNetwork | InformerNetwork) -> Iterator[WatchedLayers]:
     """Keep what the projections of every block take and give while the network runs."""
-    kept = _Layers([], [], [])
+    kept = WatchedLayers([], [], [])
 
     def entered(_module: nn.Module, _given: object, mixed: Tensor) -> None:
         value = mixed.unflatten(-1, (3, network.config.heads, -1))[..., 2, :, :]
@@ -208,7 +208,7 @@ def _watched(network: FlashNetwork | InformerNetwork) -> Iterator[_Layers]:
             hook.remove()
 
 
-def _slopes(outputs: Outputs, layers: _Layers, horizon_index: int) -> list[Tensor]:
+def _slopes(outputs: Outputs, layers: WatchedLayers, horizon_index: int) -> list[Tensor]:
     """Return the gradient of the mean return with respect to each A·V, [1, head, time, dim].
 
     The last layer of a network that computes the decided bar alone has slopes at that bar alone.
@@ -223,7 +223,11 @@ def _slopes(outputs: Outputs, layers: _Layers, horizon_index: int) -> list[Tenso
 
 
 def _of_traces(
-    network: FlashNetwork, traces: Sequence[Trace], layers: _Layers, slopes: list[Tensor], way: Way
+    network: FlashNetwork,
+    traces: Sequence[Trace],
+    layers: WatchedLayers,
+    slopes: list[Tensor],
+    way: Way,
 ) -> Rollout:
     queries = [trace.query for trace in traces]
     keys = [trace.key for trace in traces]
@@ -262,7 +266,9 @@ def _of_traces(
             )  # fmt: skip
 
 
-def _of_stages(stages: Sequence[Stage], layers: _Layers, slopes: list[Tensor], way: Way) -> Rollout:
+def _of_stages(
+    stages: Sequence[Stage], layers: WatchedLayers, slopes: list[Tensor], way: Way
+) -> Rollout:
     """Explain ProbSparse layers, whose matrices are some real rows and even ones."""
     attended = [stage for stage in stages if isinstance(stage, SparseRows)]
     options = way.options
@@ -277,7 +283,7 @@ def _of_stages(stages: Sequence[Stage], layers: _Layers, slopes: list[Tensor], w
 
 
 def _fusion_of_stages(
-    attended: Sequence[SparseRows], layers: _Layers, slopes: list[Tensor], way: Way
+    attended: Sequence[SparseRows], layers: WatchedLayers, slopes: list[Tensor], way: Way
 ) -> Callable[[int, SparseRows], Fuse] | None:
     """Return how the heads of each ProbSparse layer are fused; None for their mean as it is."""
     plain = RolloutOptions(

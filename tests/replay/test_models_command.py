@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 
+import learning
 import models
 import pytest
+import torch
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.checkpoints import CARD_NAME, dump, save
@@ -73,3 +76,90 @@ def test_no_card_gives_a_traceback(
 def test_dump_keeps_what_a_card_said(tmp_path: Path) -> None:
     card = tomllib.loads((checkpoint(tmp_path / "a") / CARD_NAME).read_text())
     assert tomllib.loads(dump(card)) == card
+
+
+def test_a_network_is_checked_over_real_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(checkpoint(tmp_path / "a"))
+    assert invoke(["models", "check", folder]) == 0
+    assert "Every layer is finite" in capsys.readouterr().out
+    assert invoke(["models", "check", folder, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["windows"], len(found["heads"])) == (148, 4, 6)
+    assert found["faults"] == []
+
+
+def test_an_ensembles_network_is_checked_by_its_bundled_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert invoke(["models", "check", "flash-15m", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], len(found["heads"])) == (509, 16)
+
+
+def test_a_dead_head_of_a_checkpoint_ends_with_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = models.network()
+    with torch.no_grad():
+        next(made.layers()).project_out.weight[:, :8] = 0.0
+    save(tmp_path / "dead", made.state_dict(), models.card(temperature=1.0))
+    assert invoke(["models", "check", str(tmp_path / "dead")]) == 1
+    said = capsys.readouterr()
+    assert "it is dead" in said.out
+    assert "is not in order: Layer 0, head 0" in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_a_checkpoint_without_a_network_or_too_few_bars_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    candles = learning.write_csv(learning.learnable(300, seed=1, symbol="AAAUSDT"), tmp_path)
+    folder = str(checkpoint(tmp_path / "a"))
+    assert invoke(["models", "check", folder, "--data", str(candles)]) == 1
+    assert "without a hole, which one answer of this model depends on" in capsys.readouterr().err
+    assert invoke(["models", "check", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_network_is_exported_and_answers_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, path = checkpoint(tmp_path / "a"), tmp_path / "a.pt2"
+    command = ["models", "export", str(folder), "--to", "torch", "--out", str(path)]
+    assert invoke([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["bars"], found["columns"], found["bytes"]) == (148, 30, path.stat().st_size)
+    rows = torch.randn(1, 148, 30, generator=torch.Generator().manual_seed(9))
+    positions = torch.arange(148) + 5
+    said = torch.export.load(path).module()(rows, positions)
+    with torch.no_grad():
+        wanted = models.network()(rows, positions)
+    torch.testing.assert_close(said["mean"], wanted.mean[:, -1], rtol=0, atol=1e-6)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "a.pt2"]
+    assert invoke(command) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--to", "jax", "--out", "a.pt2"), "choose one of onnx, torch"),
+        (("--to", "torch", "--out", "a.onnx"), "name a file that ends in .pt2"),
+        (("--to", "torch", "--out", "no/a.pt2"), "There is no folder"),
+        (("--to", "torch", "--out", "a.pt2", "--bars", "0"), "--bars must be at least 1"),
+    ],
+)
+def test_an_export_that_cannot_be_is_one_sentence(
+    options: tuple[str, ...],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = checkpoint(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    assert invoke(["models", "export", str(folder), *options]) == 2
+    assert sentence in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
