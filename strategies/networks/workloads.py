@@ -448,7 +448,7 @@ def loops() -> tuple[str, ...]:
 
 def versions() -> dict[str, str]:
     """Return the versions that figures depend on."""
-    return {"torch": torch.__version__, "simd": torch.backends.cpu.get_cpu_capability()}
+    return {"torch": str(torch.__version__), "simd": torch.backends.cpu.get_cpu_capability()}
 
 
 SEED = 7

@@ -141,5 +141,5 @@ def test_a_network_over_whole_windows_takes_the_flash_package_in_half_numbers(
     assert build(card, tensors, backend="flash_attn").dtype == "bfloat16"
     assert build(card, tensors, backend="sdpa").dtype == "float32"
     stream = models.card()
-    with pytest.raises(ConfigInvalid, match="attends by tiles alone"):
+    with pytest.raises(ConfigInvalid, match="attends by tiles"):
         build(stream, models.network().state_dict(), backend="flash_attn")
