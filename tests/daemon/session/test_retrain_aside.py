@@ -19,11 +19,13 @@ from exchange_client import candles, walk_rows
 from retrain_cases import CONTEXT, Planted, decide, full_disk, has, until_has
 from several_live import SPEED, Live, trading
 
+from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session import predictor, retrain
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.promotion import BARS_FILE, CACHE, CANDIDATE
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import checkpoints
+from tracepaper.storage.reader import Reader
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import ModelChange, Retrained
 
@@ -189,6 +191,28 @@ async def close(live: Live, count: int) -> None:
         await live.close_bar(set(SYMBOLS))
 
 
+def forecasts_of(planted: Planted, *, closes: int) -> tuple[list[float], list[float]]:
+    """Return the volatility said at the first close that the candidate decides, as it is stored.
+
+    Beside it what the candidate says that was warmed with every bar before and nothing else.
+    """
+    kept = checkpoints.kept_folder(planted.database, planted.candidate.id)
+    config = load(None, planted.sections)
+    made = forecaster_of(kept, config, mode="batched")
+    at = made.horizons.index(config.gate.horizon)
+    with Reader.open(planted.database) as reader:
+        run_id = reader.find("last")
+        run = reader.run(run_id)
+        at_ms = run.period_start_ms + closes * run.interval_ms
+        known = {item.id: reader.bars(run_id, item.id) for item in run.instruments}
+    for name, bars in known.items():
+        made.warm(name, [bar for bar in bars if bar.open_time_ms < at_ms])
+    closed = [next(bar for bar in bars if bar.open_time_ms == at_ms) for bars in known.values()]
+    said = [one.volatility[at] for one in made.predict_many(closed) if one is not None]
+    query = f"SELECT volatility FROM v_decisions WHERE open_time_ms = {at_ms} ORDER BY instrument"
+    return [row[0] for row in planted.rows(query)], said
+
+
 async def test_symbols_that_close_at_once_go_over_to_the_promoted_model_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warming: Gate
 ) -> None:
@@ -213,6 +237,8 @@ async def test_symbols_that_close_at_once_go_over_to_the_promoted_model_together
     planted.check()
     own, other = planted.running.id, planted.candidate.id
     assert planted.decided_by() == [(own, 26), (other, 8)]
+    stored, wanted = forecasts_of(planted, closes=13)
+    assert stored == pytest.approx(wanted, rel=1e-5)
     modes = "SELECT DISTINCT json_extract(content, '$.mode') FROM v_events WHERE kind = "
     assert planted.rows(f"{modes} 'model_change'") == [("batched",)]
     by_close = (
