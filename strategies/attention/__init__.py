@@ -1,1 +1,81 @@
-"""The core: attention, rollout and entropy without a stored attention matrix."""
+"""The core: attention, rollout and entropy without a stored attention matrix.
+
+The names below are its public surface, imported when they are first asked for; docs/attention.md
+shows them at work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.attention.entropy import confidence as confidence
+    from tracepaper.strategies.attention.entropy import row_entropy as row_entropy
+    from tracepaper.strategies.attention.kernels import Attention as Attention
+    from tracepaper.strategies.attention.kernels import attend as attend
+    from tracepaper.strategies.attention.masks import Mask as Mask
+    from tracepaper.strategies.attention.methods import attention_flow as attention_flow
+    from tracepaper.strategies.attention.methods import (
+        gradient_rollout_rows as gradient_rollout_rows,
+    )
+    from tracepaper.strategies.attention.methods import norm_rollout_rows as norm_rollout_rows
+    from tracepaper.strategies.attention.methods import value_norms as value_norms
+    from tracepaper.strategies.attention.rollout import Rollout as Rollout
+    from tracepaper.strategies.attention.rollout import rollout_rows as rollout_rows
+    from tracepaper.strategies.attention.scores import Scores as Scores
+    from tracepaper.strategies.attention.scores import carry_rows as carry_rows
+    from tracepaper.strategies.attention.scores import score_entropy as score_entropy
+    from tracepaper.strategies.attention.scores import score_logsumexp as score_logsumexp
+    from tracepaper.strategies.attention.scores import score_rollout as score_rollout
+
+_HOMES = {
+    "Attention": "kernels",
+    "Mask": "masks",
+    "Rollout": "rollout",
+    "Scores": "scores",
+    "attend": "kernels",
+    "attention_flow": "methods",
+    "carry_rows": "scores",
+    "confidence": "entropy",
+    "gradient_rollout_rows": "methods",
+    "norm_rollout_rows": "methods",
+    "rollout_rows": "rollout",
+    "row_entropy": "entropy",
+    "score_entropy": "scores",
+    "score_logsumexp": "scores",
+    "score_rollout": "scores",
+    "value_norms": "methods",
+}
+
+__all__ = [
+    "Attention",
+    "Mask",
+    "Rollout",
+    "Scores",
+    "attend",
+    "attention_flow",
+    "carry_rows",
+    "confidence",
+    "gradient_rollout_rows",
+    "norm_rollout_rows",
+    "rollout_rows",
+    "row_entropy",
+    "score_entropy",
+    "score_logsumexp",
+    "score_rollout",
+    "value_norms",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import the module of a public *name*; raise ``AttributeError`` for any other."""
+    if name not in _HOMES:
+        raise AttributeError(f"{__name__} has no {name!r}; choose one of {', '.join(__all__)}.")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return __all__

@@ -1,0 +1,257 @@
+"""Explanations of one layer of anyone's attention: of any query, key and logsumexp.
+
+Beside what ``attend`` knows: grouped queries (several query heads share a key head), queries that
+are fewer than the keys (a step of decoding over a cache), padded batches of sequences of several
+lengths, scores with a soft cap and sinks. ``A_ij = exp(score_ij - lse_i)`` is rebuilt some rows at
+once and never stored, as in docs/attention.md, A4; a sink takes the rest of a row's mass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import torch
+
+from tracepaper.strategies.attention.checks import check_share, working_type
+from tracepaper.strategies.errors import AttentionInvalid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ENTRIES: Final = 1 << 22
+"""Scores held at once."""
+_MASS_TOLERANCE: Final = 1e-3
+_AXES: Final = 4
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a layer scores its pairs; as it stands, plain causal attention.
+
+    Queries stand at the end of each sequence, as a step of decoding has them: query i of n is at
+    position ``length - n + i``. ``first`` [batch] says where the first query is instead, 0 for
+    whole sequences that are padded at their end.
+    """
+
+    causal: bool = True
+    window: int | None = None
+    """Keys that a query sees, its own included; None for all before it."""
+    scale: float | None = None
+    """The factor of q·k; None is ``dim ** -0.5``."""
+    softcap: float | None = None
+    """c of ``c · tanh(score / c)``; None for none."""
+    sinks: Tensor | None = None
+    """A score [head] that every row of a head has beside its keys', where mass is lost."""
+    lengths: Sequence[int] | Tensor | None = None
+    """Keys of each batch element; those behind are padding. None for all."""
+    first: Sequence[int] | Tensor | None = None
+
+
+class _Rows(NamedTuple):
+    """Some rows of every matrix: where they begin, and their scores, hidden pairs at -inf."""
+
+    rows: slice
+    scores: Tensor  # [batch, head, row, key]
+
+
+def score_logsumexp(query: Tensor, key: Tensor, scores: Scores = Scores()) -> Tensor:
+    """Return the natural logsumexp [batch, head, query] of the scores, sinks included.
+
+    *query* is [batch, head, query, dim], *key* [batch, key head, key, dim], the heads a multiple of
+    the key heads. A row that sees no key and has no sink is -inf. Raises ``AttentionInvalid`` for
+    tensors that do not fit together.
+    """
+    found = []
+    for part in _parts(query, key, scores):
+        total = part.scores.logsumexp(dim=-1)
+        if scores.sinks is not None:
+            total = torch.logaddexp(total, _sinks(scores, total))
+        found.append(total)
+    return torch.cat(found, dim=2)
+
+
+def carry_rows(
+    query: Tensor,
+    key: Tensor,
+    logsumexp: Tensor,
+    weights: Tensor,
+    scores: Scores = Scores(),
+) -> Tensor:
+    """Return each head's ``wᵀA`` [batch, head, row, key] of *weights* [batch, row, query].
+
+    Rows lose what their sinks take, and keep the rest: each row's mass with its sink's is checked.
+    Raises ``AttentionInvalid`` as ``score_logsumexp``, and for a logsumexp of other scores.
+    """
+    kind = working_type(query)
+    result = query.new_zeros(
+        query.shape[0], query.shape[1], weights.shape[1], key.shape[2], dtype=kind
+    )
+    for part, entries in _entries(query, key, logsumexp, scores):
+        own = weights[:, None, :, part.rows].to(kind)  # [batch, 1, row, query]
+        asked = (own != 0).any(dim=2)  # [batch, 1, query]
+        _check_rows(entries, logsumexp[:, :, part.rows].to(kind), scores, asked)
+        result += own @ entries
+    return result
+
+
+def score_entropy(
+    query: Tensor,
+    key: Tensor,
+    logsumexp: Tensor,
+    scores: Scores = Scores(),
+) -> Tensor:
+    """Return the entropy in nats of every row, [batch, head, query]; a sink is an outcome as well.
+
+    Raises ``AttentionInvalid`` as ``carry_rows``.
+    """
+    found = []
+    for part, entries in _entries(query, key, logsumexp, scores):
+        own = logsumexp[:, :, part.rows].to(entries.dtype)
+        _check_rows(entries, own, scores, torch.isfinite(own))
+        entropy = torch.special.entr(entries).sum(dim=-1)
+        if scores.sinks is not None:
+            entropy = entropy + torch.special.entr((_sinks(scores, own) - own).exp())
+        found.append(entropy)
+    return torch.cat(found, dim=2)
+
+
+def score_rollout(
+    layers: Sequence[tuple[Tensor, Tensor, Tensor]],
+    weights: Tensor,
+    scores: Scores = Scores(),
+    *,
+    residual_weight: float = 0.5,
+) -> Tensor:
+    """Return *weights* [batch, row, time] carried down through *layers*, rows normalised.
+
+    *layers* are query, key and logsumexp, the first layer first. Only the last one may have fewer
+    queries than keys (a step of decoding): weights are then over its queries. Raises
+    ``AttentionInvalid`` where a layer below has not a query for every key.
+    """
+    check_share(residual_weight, "residual_weight")
+    for query, key, logsumexp in reversed(layers):
+        if weights.shape[2] != query.shape[2]:
+            raise AttentionInvalid(
+                f"A layer has {query.shape[2]} queries for {weights.shape[2]} bars above it; give "
+                "every layer but the last one a query for each key."
+            )
+        moved = carry_rows(query, key, logsumexp, weights, scores).mean(dim=1)
+        own = torch.zeros_like(moved)
+        at = _first(query, key, scores)[:, None] + torch.arange(
+            query.shape[2], device=query.device
+        )  # [batch, query]
+        inside = (at >= 0) & (at < key.shape[2])
+        places = at.clamp(0, key.shape[2] - 1)[:, None].expand(-1, weights.shape[1], -1)
+        own.scatter_add_(2, places, weights.to(own.dtype) * inside[:, None])
+        weights = residual_weight * own + (1.0 - residual_weight) * moved
+    total = weights.sum(dim=-1, keepdim=True)
+    return weights / total.clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def _entries(
+    query: Tensor, key: Tensor, logsumexp: Tensor, scores: Scores
+) -> Iterator[tuple[_Rows, Tensor]]:
+    """Yield the rows with their probabilities; a row without any mass is zero."""
+    if logsumexp.shape != query.shape[:3]:
+        raise AttentionInvalid(
+            f"The logsumexp is {list(logsumexp.shape)} for queries {list(query.shape)}; give one "
+            "number a head and query."
+        )
+    for part in _parts(query, key, scores):
+        own = logsumexp[:, :, part.rows, None].to(part.scores.dtype)
+        entries = (part.scores - own).exp()
+        yield part, entries.masked_fill(torch.isneginf(part.scores), 0.0)
+
+
+def _parts(query: Tensor, key: Tensor, scores: Scores) -> Iterator[_Rows]:
+    """Yield the scores [batch, head, row, key] of some rows at once."""
+    _check(query, key, scores)
+    kind = working_type(query)
+    batch, heads, count, dim = query.shape
+    keys = key.to(kind).repeat_interleave(heads // key.shape[1], dim=1)
+    factor = dim**-0.5 if scores.scale is None else scores.scale
+    lengths = _lengths(key, scores)
+    first = _first(query, key, scores)
+    places = torch.arange(key.shape[2], device=key.device)
+    rows = max(1, _ENTRIES // (batch * heads * key.shape[2]))
+    for start in range(0, count, rows):
+        part = slice(start, min(count, start + rows))
+        found = factor * query[:, :, part].to(kind) @ keys.mT
+        if scores.softcap is not None:
+            found = scores.softcap * torch.tanh(found / scores.softcap)
+        hidden = (places >= lengths[:, None])[:, None]  # [batch, 1, key]
+        at = first[:, None] + torch.arange(part.start, part.stop, device=key.device)
+        age = at[:, :, None] - places  # [batch, row, key]
+        if scores.causal:
+            hidden = hidden | (age < 0)
+        if scores.window is not None:
+            hidden = hidden | (age >= scores.window)
+        yield _Rows(part, found.masked_fill(hidden[:, None], -torch.inf))
+
+
+def _lengths(key: Tensor, scores: Scores) -> Tensor:
+    if scores.lengths is None:
+        return torch.full((len(key),), key.shape[2], device=key.device)
+    return torch.as_tensor(scores.lengths, device=key.device)
+
+
+def _first(query: Tensor, key: Tensor, scores: Scores) -> Tensor:
+    """Return the position [batch] of each element's first query."""
+    if scores.first is None:
+        return _lengths(key, scores) - query.shape[2]
+    return torch.as_tensor(scores.first, device=key.device)
+
+
+def _sinks(scores: Scores, like: Tensor) -> Tensor:
+    """Return the sinks [1, head, 1] in the type of *like*."""
+    assert scores.sinks is not None
+    return scores.sinks.to(like)[None, :, None]
+
+
+def _check_rows(entries: Tensor, logsumexp: Tensor, scores: Scores, asked: Tensor) -> None:
+    """Raise unless each row that is asked for sums to 1 with its sink."""
+    mass = entries.sum(dim=-1)
+    if scores.sinks is not None:
+        mass = mass + (_sinks(scores, logsumexp) - logsumexp).exp()
+    wrong = ~((mass - 1.0).abs() <= _MASS_TOLERANCE) & asked
+    if bool(wrong.any()):
+        raise AttentionInvalid(
+            f"A row sums to {float(mass[wrong][0]):.4g} instead of 1; give the natural logsumexp "
+            "of these queries and keys, with their scale, window, lengths, cap and sinks."
+        )
+
+
+def _check(query: Tensor, key: Tensor, scores: Scores) -> None:
+    """Raise ``AttentionInvalid`` for tensors and scores that do not fit together."""
+    if query.ndim != _AXES or key.ndim != _AXES or not query.numel() or not key.numel():
+        raise AttentionInvalid(
+            f"query {list(query.shape)} and key {list(key.shape)} must be [batch, head, time, dim]."
+        )
+    if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        raise AttentionInvalid(
+            f"query {list(query.shape)} and key {list(key.shape)} must agree in batch and dim."
+        )
+    if query.shape[1] % key.shape[1]:
+        raise AttentionInvalid(
+            f"{query.shape[1]} query heads cannot share {key.shape[1]} key heads alike; give a "
+            "multiple."
+        )
+    for name in ("window", "softcap"):
+        value = getattr(scores, name)
+        if value is not None and not value > 0:
+            raise AttentionInvalid(f"{name} is {value}; it must be above 0.")
+    if scores.sinks is not None and scores.sinks.shape != query.shape[1:2]:
+        raise AttentionInvalid(
+            f"The sinks are {list(scores.sinks.shape)} for {query.shape[1]} heads; give one a head."
+        )
+    for name in ("lengths", "first"):
+        value = getattr(scores, name)
+        if value is not None and len(value) != len(query):
+            raise AttentionInvalid(
+                f"{name} has {len(value)} numbers for {len(query)} sequences; give one each."
+            )
+    lengths = _lengths(key, scores)
+    if not bool(((lengths >= 1) & (lengths <= key.shape[2])).all()):
+        raise AttentionInvalid(f"Each of lengths must be from 1 to {key.shape[2]}.")
