@@ -25,13 +25,25 @@ from tracepaper.strategies.forecasters.build import row_kind
 
 _SECTION: Final = "architecture"
 _SECTIONS: Final = (_SECTION, "training")
+_KEPT: Final = frozenset(
+    {
+        "architecture.features",
+        "architecture.horizons",
+        "architecture.interval_minutes",
+        "training.baselines",
+        "training.explained_bars",
+        "training.threads",
+    }
+)
+"""Keys that follow from the candles and the judgement, so that no fold is fitted by another."""
 
 
 def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
     """Return *card* with the key of *text*, ``KEY=VALUE``, changed.
 
     A key without a section is of the network's architecture. Raises ``ConfigInvalid`` for a key or
-    value that the recipe cannot have, for one that changes nothing, and for a model of rows.
+    value that the recipe cannot have, for one that the folds keep, for one that changes nothing,
+    and for a model of rows.
     """
     name, equals, value = text.partition("=")
     section, dot, key = name.strip().partition(".")
@@ -41,6 +53,11 @@ def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
         raise ConfigInvalid(
             f"--instead {text} is no change; write one such as encoding=alibi, clock=week,funding "
             "or training.steps=500."
+        )
+    if (name := f"{section}.{key}") in _KEPT:
+        raise ConfigInvalid(
+            f"--instead {text} is no change that folds are fitted by: they keep {name} as it is; "
+            "change another key."
         )
     if row_kind(card) is not None:
         raise ConfigInvalid("--instead changes a network; give it a checkpoint that has one.")
