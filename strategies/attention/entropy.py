@@ -28,6 +28,7 @@ from tracepaper.strategies.attention.tiles import (
     restate,
 )
 from tracepaper.strategies.attention.tiles import tile_probabilities as probabilities
+from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,15 +47,16 @@ def row_entropy(
     """Return the entropy of each row in nats: [batch, head, time], or [batch, head, row].
 
     Chosen *rows* cost O(rows · N); all rows cost one flash pass, or one by *backend* where that is
-    compiled (``native``); tiles is without, auto with what there is. Raises ``AttentionInvalid`` on
-    tensors or rows that do not fit, and when a row does not keep its mass.
+    compiled (``native``), where that takes the tensors; tiles is without, auto with what there is.
+    Raises ``AttentionInvalid`` on tensors or rows that do not fit, on a backend that is none or is
+    not here, and when a row does not keep its mass.
     """
     given = check_layer(query, key, logsumexp, scale=scale)
     layer = restate(given, mask)
     time = query.shape[2]
-    loops = native.choose(layer) if rows is None and backend == "auto" else None
-    if rows is None and (backend in native.NAMES or loops):
-        mass, entropy = native.row_masses(layer, mask, loops or backend)
+    loops = _loops(layer, backend)
+    if rows is None and loops is not None:
+        mass, entropy = native.row_masses(layer, mask, loops)
         check_mass(mass, mass.new_ones(len(mass), time), mass_tolerance(layer))
     elif rows is None:
         kind = layer.logsumexp.dtype
@@ -70,6 +72,22 @@ def row_entropy(
         )
     # Rounding may fall below 0 on a row that sees one key alone.
     return entropy.clamp_min(0.0).to(given.logsumexp.dtype)
+
+
+def _loops(layer: Layer, backend: str) -> str | None:
+    """Return the compiled loops that *backend* asks for and that take *layer*; None for torch."""
+    if backend not in ("auto", "tiles", *native.NAMES):
+        raise AttentionInvalid(
+            f"There is no entropy backend {backend!r}; choose auto, tiles, "
+            f"{', '.join(native.NAMES)}."
+        )
+    if backend in native.NAMES and not native.runs_on(backend, layer.query.device):
+        raise AttentionInvalid(
+            f"{backend} cannot run on {layer.query.device}; build it with make native, or choose "
+            "auto."
+        )
+    fastest = None if backend == "tiles" else native.choose(layer)
+    return fastest if fastest is None or backend == "auto" else backend
 
 
 def trained_entropy(query: Tensor, key: Tensor, logsumexp: Tensor, mask: Mask) -> Tensor:

@@ -247,6 +247,13 @@ def test_auto_takes_the_fastest_and_leaves_to_torch_what_is_not_float32(name: st
     queries, keys, sums, matrices, mask = case(Mask.causal())
     exact = rollout_rows(queries, keys, sums, [39], mask, backend=name).weights
     torch.testing.assert_close(exact, reference.rollout(matrices, mask)[:, [39]])
+    entropy = row_entropy(queries[0], keys[0], sums[0], mask, backend=name)
+    torch.testing.assert_close(entropy, torch.special.entr(matrices[0]).sum(-1))
+    query = single.query.clone().requires_grad_()
+    spread = row_entropy(query, single.key, single.logsumexp, mask, backend=name)
+    assert spread.requires_grad
+    with pytest.raises(AttentionInvalid, match="no entropy backend 'nativ'; choose auto"):
+        row_entropy(queries[0], keys[0], sums[0], mask, backend="nativ")
 
 
 def test_an_object_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
