@@ -10,6 +10,7 @@ The rules are docs/several.md, P20 to P22.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from importlib import import_module
@@ -87,14 +88,13 @@ def allocate(
     ``wᵀ risk w / mean variance + cost·|w - held|``. ``mean_variance`` may hold nothing: most
     ``expected·w - aversion/2·wᵀ risk w - cost·|w - held|``, where *cost* is the share of what is
     traded that trading costs. Raises ``DataInvalid`` for what does not fit, and ``ConfigInvalid``
-    without cvxpy.
+    without cvxpy and as ``check_prices``.
     """
     assets = len(risk)
     held = np.zeros(assets) if held is None else held
     if risk.shape != (assets, assets) or len(held) != assets or not np.isfinite(risk).all():
         raise DataInvalid("Risk and weights must be finite and of as many assets; give one each.")
-    if not 0.0 < bound <= 1.0:
-        raise ConfigInvalid(f"A largest weight of {bound:g} is none; give one above 0, at most 1.")
+    check_prices(bound=bound, aversion=aversion, cost=cost)
     match rule:
         case Rule.EQUAL:
             found = np.full(assets, 1.0 / assets)
@@ -107,6 +107,17 @@ def allocate(
                 raise DataInvalid("The rule mean_variance needs a finite return for each asset.")
             found = _solved(risk, expected, held, bound, aversion=aversion, cost=cost)
     return rounded(np.minimum(found, bound))
+
+
+def check_prices(*, bound: float, aversion: float, cost: float) -> None:
+    """Raise ``ConfigInvalid`` for a bound, or a price of risk or of turnover, that is none."""
+    if not 0.0 < bound <= 1.0:
+        raise ConfigInvalid(f"A largest weight of {bound:g} is none; give one above 0, at most 1.")
+    for name, price in (("aversion", aversion), ("cost", cost)):
+        if not 0.0 <= price < math.inf:
+            raise ConfigInvalid(
+                f"{name} is {price:g}, and no weights are best then; give at least 0."
+            )
 
 
 def rounded(weights: Array) -> Array:

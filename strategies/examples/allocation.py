@@ -11,6 +11,7 @@ from msgspec import Struct
 from tracepaper.strategies.allocation import (
     Rule,
     allocate,
+    check_prices,
     covariance,
     require_solver,
     returns_of,
@@ -45,12 +46,13 @@ class Allocation(PortfolioStrategy):
             raise ValueError(f"{unknown[0]} is no option; use {', '.join(sorted(_OPTIONS))}")
         self._rule = Rule(str(options.get("rule", Rule.INVERSE)))
         require_solver(self._rule)
-        self.warmup = int(options.get("window", 240)) + 1
-        self._every = int(options.get("every", 24))
+        self.warmup = _bars(options, "window", default=240, least=3) + 1
+        self._every = _bars(options, "every", default=24, least=1)
         self._bound = float(options.get("bound", 1.0))
         self._aversion = float(options.get("aversion", 5.0))
         self._cost = float(options.get("cost", 0.0006))
         self._lean = float(options.get("lean", 0.1))
+        check_prices(bound=self._bound, aversion=self._aversion, cost=self._cost)
 
     def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal]:
         """Answer for all symbols where all have closed; elsewhere everything stays as it is."""
@@ -76,6 +78,14 @@ class Allocation(PortfolioStrategy):
         self.state.weights = dict(zip(now, found.tolist(), strict=True))
         self.state.period = period
         return {symbol: _held(weight) for symbol, weight in self.state.weights.items()}
+
+
+def _bars(options: Mapping[str, float | str], name: str, *, default: int, least: int) -> int:
+    """Return how many bars the option *name* says; raise ``ValueError`` for none."""
+    bars = float(options.get(name, default))
+    if not bars >= least or not bars.is_integer():
+        raise ValueError(f"{name} is {bars:g}; it must be a whole number of at least {least}")
+    return int(bars)
 
 
 def _held(weight: float) -> Signal:

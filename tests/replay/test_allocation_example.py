@@ -53,7 +53,15 @@ def test_weights_are_found_once_a_day_and_follow_from_the_record(
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"rule": "best"}, "'best' is not a valid Rule"), ({"windw": 9}, "windw is no option")],
+    [
+        ({"rule": "best"}, "'best' is not a valid Rule"),
+        ({"windw": 9}, "windw is no option"),
+        ({"window": 2}, "window is 2; it must be a whole number of at least 3"),
+        ({"window": 9.5}, "window is 9.5; it must be a whole number"),
+        ({"every": 0}, "every is 0; it must be a whole number of at least 1"),
+        ({"bound": 0}, "A largest weight of 0 is none"),
+        ({"rule": "mean_variance", "aversion": -1}, "aversion is -1"),
+    ],
 )
 def test_an_option_that_is_none_is_named(
     options: dict[str, object],

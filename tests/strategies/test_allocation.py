@@ -161,6 +161,9 @@ def test_what_cannot_be_weighed_is_refused_in_one_sentence(
             broken()
     with pytest.raises(ConfigInvalid, match="above 0, at most 1"):
         allocate(Rule.EQUAL, risk, bound=1.5)
+    for aversion, cost in ((-1.0, 0.0), (1.0, -0.001), (1.0, float("nan"))):
+        with pytest.raises(ConfigInvalid, match="give at least 0"):
+            allocate(Rule.MEAN_VARIANCE, risk, expected=np.zeros(2), aversion=aversion, cost=cost)
     monkeypatch.setattr(allocation, "find_spec", lambda _: None)
     require_solver(Rule.INVERSE)
     with pytest.raises(ConfigInvalid, match=r"install tracepaper\[portfolio\]"):
