@@ -19,9 +19,10 @@ from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
 from tracepaper.replay.judging.refits import Refits
 from tracepaper.replay.judging.statistics import DayDifference, corrected, difference, verdict
 from tracepaper.replay.report.tables import Figure, Form, Table, Value, table
+from tracepaper.replay.training.ensemble import half_as_card
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.forecasters.build import row_kind
+from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, row_kind
 
 _SECTION: Final = "architecture"
 _SECTIONS: Final = (_SECTION, "training")
@@ -39,7 +40,7 @@ _KEPT: Final = frozenset(
 
 
 def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """Return *card* with the key of *text*, ``KEY=VALUE``, changed.
+    """Return *card* with the key of *text*, ``KEY=VALUE``, changed; an ensemble's in its network.
 
     A key without a section is of the network's architecture. Raises ``ConfigInvalid`` for a key or
     value that the recipe cannot have, for one that the folds keep, for one that changes nothing,
@@ -61,18 +62,17 @@ def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
         )
     if row_kind(card) is not None:
         raise ConfigInvalid("--instead changes a network; give it a checkpoint that has one.")
-    network = {name: part for name, part in card.items() if name != "ensemble"}
-    known = Recipe.of(network).document()
-    before = known[section].get(key)
-    after = _value(value.strip(), before)
-    other = {**card, section: {**card[section], key: after}}
-    parts = {name: part for name, part in other.items() if name != "ensemble"}
-    now = Recipe.of(parts).document()[section].get(key)
+    own = half_as_card(card, HALVES[0]) if is_ensemble(card) else card
+    before = Recipe.of(own).document()[section].get(key)
+    other = {**own, section: {**own[section], key: _value(value.strip(), before)}}
+    now = Recipe.of(other).document()[section].get(key)
     if now is None:
         raise ConfigInvalid(f"--instead {text}: {section}.{key} is no key of the recipe.")
     if now == before:
         raise ConfigInvalid(f"--instead {text} changes nothing; {section}.{key} is so already.")
-    return other
+    if own is card:
+        return other
+    return {**card, "parts": {**card["parts"], HALVES[0]: other}}
 
 
 def _value(text: str, like: object) -> object:

@@ -104,7 +104,7 @@ class EnsembleRecipe:
         Raises ``ConfigInvalid`` for a key or a value that it cannot have.
         """
         if "parts" in document:
-            one, other = (_as_card(document, half) for half in HALVES)
+            one, other = (half_as_card(document, half) for half in HALVES)
             name = {"name": document["model"].get("name", "")}
             one = {**one, "model": {**one["model"], **name}}
             return cls(Recipe.of(one), RowRecipe.of(other, created_ms=created_ms))
@@ -192,7 +192,7 @@ def recipe_document(document: Mapping[str, Any]) -> dict[str, Any]:
     return EnsembleRecipe.of(document, created_ms=0).document()
 
 
-def _as_card(card: Mapping[str, Any], half: str) -> dict[str, Any]:
+def half_as_card(card: Mapping[str, Any], half: str) -> dict[str, Any]:
     """Return the part of an ensemble's card as a recipe: a card with its results."""
     part = card["parts"][half]
     return {**part, "model": {"weights_sha256": "", **part["model"]}}

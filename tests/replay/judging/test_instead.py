@@ -13,11 +13,12 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.judging import instead
 from tracepaper.replay.judging.judgement import OWN
 from tracepaper.replay.judging.refits import Refits, refit
+from tracepaper.replay.training.ensemble import EnsembleRecipe
 from tracepaper.replay.training.figures import qlike_of
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.pipeline import train
 from tracepaper.replay.training.recipe import Recipe
-from tracepaper.storage.checkpoints import load
+from tracepaper.storage.checkpoints import load, locate
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 
@@ -151,3 +152,19 @@ def test_a_value_is_read_as_the_recipe_writes_it(checkpoint: Path) -> None:
     for text, (key, value) in told.items():
         assert instead.changed(card, text)["architecture"][key] == value
     assert instead.changed(card, "training.steps=9")["training"]["steps"] == 9
+
+
+def test_of_an_ensemble_the_network_is_changed_and_the_rows_stay() -> None:
+    card = load(locate("flash-15m")).card
+    before, after = (
+        EnsembleRecipe.of(one, created_ms=0)
+        for one in (card, instead.changed(card, "encoding=alibi"))
+    )
+    known, found = (one.network.document()["architecture"] for one in (before, after))
+    assert known["encoding"] == "rope"
+    assert found == {**known, "encoding": "alibi"}
+    assert after.rows == before.rows
+    told = instead.changed(card, "training.entropy_weight=0.25")
+    assert EnsembleRecipe.of(told, created_ms=0).options.entropy_weight == 0.25
+    with pytest.raises(ConfigInvalid, match="changes nothing"):
+        instead.changed(card, "encoding=rope")
