@@ -17,7 +17,7 @@ from learning import DAY_BARS, HORIZONS, learnable, split, tiny, write_csv
 from typer.testing import CliRunner
 
 from tracepaper.replay.commands.evaluate import evaluate
-from tracepaper.replay.commands.models import models
+from tracepaper.replay.commands.models import list_models
 from tracepaper.replay.commands.train import train as train_command
 from tracepaper.replay.judging.spans import read_openings
 from tracepaper.replay.training.explained import bars_of
@@ -266,9 +266,9 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
     openings = read_openings(folder / "openings.toml")
     assert {one.model for one in openings} == {trained["id"]}
     assert judged["spans"][0]["openings"] == 1
-    listed = json.loads(run(models, str(folder), "--json"))
+    listed = json.loads(run(list_models, str(folder), "--json"))
     assert str(out) in [model["folder"] for model in listed["models"]]
-    text = run(models, str(out))
+    text = run(list_models, str(out))
     assert trained["id"] in text
     assert "paper trading only" in text
 
@@ -337,7 +337,7 @@ def test_help_needs_no_torch() -> None:
 
 
 def test_the_bundled_checkpoints_are_listed_and_whole() -> None:
-    listed = json.loads(run(models, "--json"))["models"]
+    listed = json.loads(run(list_models, "--json"))["models"]
     contexts = {}
     for place, known in ((Path(one["folder"]), one["card"]) for one in listed):
         found = load(place)
