@@ -77,7 +77,7 @@ def random_features(query: Tensor, key: Tensor, directions: Tensor) -> tuple[Ten
     *query* and *key* are [batch, head, time, dim], *directions* [head, feature, dim]; the scale is
     ``dim ** -0.5``. A factor common to all keys, and one of each query, are left out: they change
     no row, but for the 1e-6 that keeps features above 0. That of the keys is of all of them, so
-    that under a causal mask a later key moves an earlier row by so little.
+    that under a causal mask a later key whose features are far larger moves earlier rows.
     """
     root = query.shape[-1] ** -0.25
     exponents = [
