@@ -129,16 +129,13 @@ class StoredNetwork:
 
         Windows have *bars* rows, by default as many as an answer depends on. Raises
         ``AttentionInvalid`` where the exported network would answer otherwise, ``ConfigInvalid``
-        for a file that exists, a length that the network cannot take, or an unknown runtime.
+        for a file that exists or cannot be written, a length that the network cannot take, or an
+        unknown runtime.
         """
         if to not in RUNTIMES:
             raise ConfigInvalid(f"--to is {to!r}; choose one of {', '.join(RUNTIMES)}.")
         if path.suffix != RUNTIMES[to]:
             raise ConfigInvalid(f"--out is {path}; name a file that ends in {RUNTIMES[to]}.")
-        if path.exists():
-            raise ConfigInvalid(f"{path} is there already; name another file, or remove it.")
-        if not path.parent.is_dir():
-            raise ConfigInvalid(f"There is no folder {path.parent}; make it, or name another.")
         length = self.rows if bars is None else bars
         if length < 1 or (length != self.rows and not self.network.takes_any_length):
             raise ConfigInvalid(
@@ -150,7 +147,7 @@ class StoredNetwork:
             1, length, len(self.schema.names), generator=torch.Generator().manual_seed(0)
         )
         positions = torch.arange(length) + 1_000 * length
-        part = path.with_name(f".part-{path.name}")
+        part = _begun(path)
         write = export_onnx if to == "onnx" else export_torch
         try:
             worst = write(self.network, (rows, positions), part, card=self._card_text())
@@ -172,6 +169,22 @@ class StoredNetwork:
 
     def _card_text(self) -> str:
         return (self.folder / checkpoints.CARD_NAME).read_text(encoding="utf-8")
+
+
+def _begun(path: Path) -> Path:
+    """Return an empty file beside *path*; raise ``ConfigInvalid`` where nothing can be written."""
+    part = path.with_name(f".part-{path.name}")
+    try:
+        if path.exists():
+            raise ConfigInvalid(f"{path} is there already; name another file, or remove it.")
+        if not path.parent.is_dir():
+            raise ConfigInvalid(f"There is no folder {path.parent}; make it, or name another.")
+        part.touch()
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{path} cannot be written ({error.strerror}); name another file."
+        ) from None
+    return part
 
 
 def _window(segment: Segment, start: int, end: int) -> Window:

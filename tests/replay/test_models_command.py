@@ -148,6 +148,8 @@ def test_a_network_is_exported_and_answers_elsewhere(
         (("--to", "jax", "--out", "a.pt2"), "choose one of onnx, torch"),
         (("--to", "torch", "--out", "a.onnx"), "name a file that ends in .pt2"),
         (("--to", "torch", "--out", "no/a.pt2"), "There is no folder"),
+        (("--to", "torch", "--out", "a" * 246 + ".pt2"), "cannot be written (File name too long)"),
+        (("--to", "onnx", "--out", "a" * 500 + ".onnx"), "cannot be written (File name too long)"),
         (("--to", "torch", "--out", "a.pt2", "--bars", "0"), "--bars must be at least 1"),
     ],
 )
