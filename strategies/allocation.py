@@ -175,7 +175,10 @@ def _solved(
         goal = 0.5 * aversion * spread + (cost * turnover - expected @ weights) / unit
         limits.append(cvxpy.sum(weights) <= 1)
     problem = cvxpy.Problem(cvxpy.Minimize(goal), limits)
-    problem.solve(solver=_SOLVER)
+    try:
+        problem.solve(solver=_SOLVER)
+    except cvxpy.error.SolverError as error:
+        raise DataInvalid(f"The weights could not be found ({error}); give more bars.") from None
     if weights.value is None:
         raise DataInvalid(f"The weights could not be found ({problem.status}); give other bounds.")
     return np.asarray(weights.value, dtype=np.float64)

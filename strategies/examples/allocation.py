@@ -21,16 +21,19 @@ from tracepaper.strategies.portfolio import PortfolioStrategy
 from tracepaper.strategies.signals import Signal
 from tracepaper.strategies.types import Action
 
-_OPTIONS: Final = frozenset({"rule", "window", "every", "bound", "aversion", "cost", "lean"})
+_OPTIONS: Final = frozenset(
+    {"rule", "window", "half_life", "every", "bound", "aversion", "cost", "lean"}
+)
 
 
 class Allocation(PortfolioStrategy):
     """Hold each symbol by its weight; with ``[sizing] mode = "equity"`` it is a share of equity.
 
     ``rule`` is equal, inverse, minimum or mean_variance; risk is the shrunk covariance of the last
-    ``window`` bars. Weights are found anew at the first common close of each ``every`` bars, no
-    weight above ``bound``. The return that mean_variance expects is ``lean`` times the window's
-    mean: one month says little of the next. ``aversion`` and ``cost`` are those of ``allocate``.
+    ``window`` bars, newer ones weighing more where ``half_life`` names bars. Weights are found anew
+    at the first common close of each ``every`` bars, no weight above ``bound``. The return that
+    mean_variance expects is ``lean`` times the window's mean: one month says little of the next.
+    ``aversion`` and ``cost`` are those of ``allocate``.
     """
 
     class State(Struct):
@@ -47,6 +50,8 @@ class Allocation(PortfolioStrategy):
         self._rule = Rule(str(options.get("rule", Rule.INVERSE)))
         require_solver(self._rule)
         self.warmup = _bars(options, "window", default=240, least=3) + 1
+        half_life = _bars(options, "half_life", default=0, least=0)
+        self._half_life = float(half_life) if half_life else None
         self._every = _bars(options, "every", default=24, least=1)
         self._bound = float(options.get("bound", 1.0))
         self._aversion = float(options.get("aversion", 5.0))
@@ -66,9 +71,12 @@ class Allocation(PortfolioStrategy):
         if any(not np.array_equal(times[0], other) for other in times[1:]):
             return {}
         returns = returns_of([outlook.history.close for outlook in now.values()])
+        risk = covariance(returns, half_life=self._half_life) * self._every
+        if not risk.any():  # nothing has moved, so nothing can be weighed
+            return {}
         found = allocate(
             self._rule,
-            covariance(returns) * self._every,
+            risk,
             expected=self._lean * returns.mean(axis=0) * self._every,
             held=np.array([self.state.weights.get(symbol, 0.0) for symbol in now]),
             bound=self._bound,

@@ -77,7 +77,7 @@ class MultiscaleConfig:
                 "frames must begin with 1, the bars themselves",
             ),
             (
-                any(wide <= near or wide % near for near, wide in pairwise(frames)),
+                any(near < 1 or wide <= near or wide % near for near, wide in pairwise(frames)),
                 f"frames is {list(frames)}; each must be a multiple of the one before it",
             ),
             (

@@ -143,6 +143,7 @@ def test_what_lies_in_no_token_moves_nothing_and_what_lies_in_one_does() -> None
         ({"frames": (2, 4), "tokens": (3, 3)}, "must begin with 1"),
         ({"frames": (1, 4, 6), "tokens": (3, 3, 3)}, "a multiple of the one before"),
         ({"frames": (1, 4, 4), "tokens": (3, 3, 3)}, "a multiple of the one before"),
+        ({"frames": (0, 5), "tokens": (3, 3)}, "must begin with 1"),
         ({"frames": (1, 4), "tokens": (3,)}, "a list of 2 numbers"),
         ({"frames": (), "tokens": ()}, "must begin with 1"),
         ({"frames": (1, 8_192), "tokens": (3, 4_000)}, "at most 65,536"),
