@@ -14,7 +14,6 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Final
 
 import numpy as np
@@ -131,11 +130,15 @@ def rounded(weights: Array) -> Array:
 
 def require_solver(rule: Rule) -> None:
     """Raise ``ConfigInvalid`` where *rule* needs cvxpy and it is missing."""
-    if rule in SOLVED and find_spec("cvxpy") is None:
+    if rule not in SOLVED:
+        return
+    try:
+        import_module("cvxpy")
+    except ImportError as error:
         raise ConfigInvalid(
-            f"The rule {rule} needs cvxpy; install tracepaper[portfolio], or choose equal or "
-            "inverse."
-        )
+            f"The rule {rule} needs cvxpy ({error}); install tracepaper[portfolio], or choose "
+            "equal or inverse."
+        ) from None
 
 
 def _inverse(variance: Array) -> Array:

@@ -56,17 +56,17 @@ def opened(path: Path) -> Loops | None:
     source = path.with_name("native.c")
     if not (path.is_file() and source.is_file()):
         return None
+    built_from = hashlib.sha256(source.read_bytes()).hexdigest()
     try:
         library = ctypes.CDLL(str(path))
-    except OSError:  # built for another machine
+        library.source.restype = ctypes.c_char_p
+        if library.source().decode() != built_from or not library.supported():
+            return None
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, _L
+    except (OSError, AttributeError):  # built for another machine, or no object of ours
         return None
-    library.source.restype = ctypes.c_char_p
-    built_from = hashlib.sha256(source.read_bytes()).hexdigest()
-    if library.source().decode() != built_from or not library.supported():
-        return None
-    for name, arguments in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, _L
     return Loops(library, hashlib.sha256(path.read_bytes()).hexdigest()[:ID_DIGITS])
 
 

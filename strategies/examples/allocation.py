@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -57,6 +58,8 @@ class Allocation(PortfolioStrategy):
         self._aversion = float(options.get("aversion", 5.0))
         self._cost = float(options.get("cost", 0.0006))
         self._lean = float(options.get("lean", 0.1))
+        if not math.isfinite(self._lean):
+            raise ValueError(f"lean is {self._lean:g}; give a share of the mean such as 0.1")
         check_prices(bound=self._bound, aversion=self._aversion, cost=self._cost)
 
     def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal]:

@@ -20,12 +20,15 @@ from tracepaper.strategies.attention.linear import (
     draw_directions,
     elu_features,
     linear_confidence,
+    linear_rows,
+    push_linearly,
     random_features,
     rollout_linearly,
 )
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks.architecture import (
+    LayerLook,
     Look,
     Network,
     NetworkKind,
@@ -145,6 +148,20 @@ class LinearNetwork(Network):
         last = [x.shape[1] - 1]
         sure = [linear_confidence(layer, last, self.mask)[0, :, 0] for layer in layers]
         return Look(outputs, rollout_linearly(layers, last, self.mask), torch.stack(sure))
+
+    def look_by_layer(self, x: Tensor, positions: Tensor, *, half: bool = False) -> list[LayerLook]:
+        """Return what each layer does with one window *x* [1, window, features]."""
+        del half
+        _, layers = self.trace(x, positions)
+        return [self._layer_look(layer) for layer in layers]
+
+    def _layer_look(self, layer: LinearLayer) -> LayerLook:
+        time = layer.query.shape[2]
+        return LayerLook(
+            linear_rows(layer, [time - 1], self.mask)[0, :, 0],
+            torch.arange(time - 1, -1, -1, device=layer.query.device),
+            lambda weights: 0.5 * (weights + push_linearly(layer, weights[None], self.mask)[0]),
+        )
 
     def content_free(self) -> float:
         """Return the confidence without content: 0, for every key is alike."""

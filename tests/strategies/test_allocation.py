@@ -164,7 +164,11 @@ def test_what_cannot_be_weighed_is_refused_in_one_sentence(
     for aversion, cost in ((-1.0, 0.0), (1.0, -0.001), (1.0, float("nan"))):
         with pytest.raises(ConfigInvalid, match="give at least 0"):
             allocate(Rule.MEAN_VARIANCE, risk, expected=np.zeros(2), aversion=aversion, cost=cost)
-    monkeypatch.setattr(allocation, "find_spec", lambda _: None)
+
+    def absent(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(allocation, "import_module", absent)
     require_solver(Rule.INVERSE)
     with pytest.raises(ConfigInvalid, match=r"install tracepaper\[portfolio\]"):
         allocate(Rule.MINIMUM, risk)

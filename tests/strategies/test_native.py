@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -79,6 +80,11 @@ def test_an_object_of_other_sources_is_left_alone(folder: Path, tmp_path: Path) 
     (tmp_path / "native.c").write_text(source, encoding="utf-8")
     assert (native.opened(tmp_path / "native_avx2.so") is not None) == has("avx2")
     (tmp_path / "native_avx512.so").write_bytes(b"no object")
+    assert native.opened(tmp_path / "native_avx512.so") is None
+    # A library of Python's own has none of our symbols.
+    stranger = import_module("_ctypes").__file__
+    assert stranger is not None
+    shutil.copyfile(stranger, tmp_path / "native_avx512.so")
     assert native.opened(tmp_path / "native_avx512.so") is None
 
 
