@@ -121,7 +121,7 @@ def test_the_readme_is_short_and_leads_to_every_page() -> None:
 @pytest.mark.parametrize(
     ("picture", "words"),
     [
-        ("live", ("BTCUSDT", "confidence", "direction")),
+        ("live", ("BTCUSDT", "confidence", "gates")),
         ("demo", ("Accounts", "Refused")),
         ("chart", ("linear:BTCUSDT: RsiReversion", "rsi", "stroke-dasharray: 1")),
     ],
