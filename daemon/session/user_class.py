@@ -13,6 +13,7 @@ import inspect
 import math
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,6 +73,9 @@ _GIVEN: Final = {
 Code = type | FunctionType
 """A user's class, or function."""
 
+_PARSING: Final = threading.Lock()
+"""Held while Python parses: that of 3.11 counts the depth of all threads' trees together."""
+
 _BY_PLACE: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _UNMEASURED: Final = Signal(Action.HOLD, "strength is not finite")
 
@@ -113,7 +117,7 @@ def is_importable(made_of: type) -> bool:
 def has_source(made_of: type) -> bool:
     """Return whether Python still has the source of *made_of*, in a file or as it was typed."""
     try:
-        inspect.getsource(made_of)
+        _source(made_of)
     except (OSError, TypeError):
         return False
     return True
@@ -696,7 +700,7 @@ def _imported(path: Path, root: Path) -> Iterator[Path]:
     package = path.parent.relative_to(root).parts
     alone = package[:1] or (path.stem,)
     try:
-        tree = ast.parse(path.read_bytes())
+        tree = _parsed(path)
     except (SyntaxError, ValueError):
         return  # Python cannot import it either, so it brings nothing more
     for name in _names(tree, package):
@@ -708,6 +712,18 @@ def _imported(path: Path, root: Path) -> Iterator[Path]:
             yield from _existing(folder / "__init__", folder)
 
 
+def _parsed(path: Path) -> ast.Module:
+    """Return the tree of the source at *path*; raise ``SyntaxError`` or ``ValueError``."""
+    with _PARSING:
+        return ast.parse(path.read_bytes())
+
+
+def _source(part: Code) -> str:
+    """Return the source of a class or function; raise ``OSError`` or ``TypeError`` without one."""
+    with _PARSING:
+        return inspect.getsource(part)
+
+
 def packages_of(made_of: type) -> list[str]:
     """Return the names of the installed packages that the class's own sources import."""
     root = own_folder(made_of)
@@ -716,7 +732,7 @@ def packages_of(made_of: type) -> list[str]:
     names: set[str] = set()
     for path in own_sources(Path(inspect.getfile(made_of)).resolve(), root):
         if path.suffix == ".py":
-            names |= {one[0] for one in _names(ast.parse(path.read_bytes()), ()) if one}
+            names |= {one[0] for one in _names(_parsed(path), ()) if one}
     own = {path.stem for path in root.iterdir()} if root.name not in INSTALLED else set()
     return sorted(names - sys.stdlib_module_names - own - {"tracepaper"})
 
@@ -767,13 +783,13 @@ def _typed_source(made_of: Code) -> bytes:
     parts: list[bytes] = []
     if isinstance(made_of, FunctionType):
         try:
-            return inspect.getsource(made_of).encode()
+            return _source(made_of).encode()
         except (OSError, TypeError):
             return b"\0".join(_codes([made_of]))
     for part in made_of.__mro__:
         if own_folder(part) is None and part.__module__ not in sys.builtin_module_names:
             try:
-                parts.append(inspect.getsource(part).encode())
+                parts.append(_source(part).encode())
             except (OSError, TypeError):
                 parts.append(part.__qualname__.encode())
                 parts += _codes(vars(part).values())

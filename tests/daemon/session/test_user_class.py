@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import inspect
 import math
 import sys
+import threading
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from tracepaper.daemon.session.run_record import strategy_sha256
 from tracepaper.daemon.session.user_class import (
     REASON_LONGEST,
     class_sha256,
+    has_source,
     user_class,
     user_strategy,
 )
@@ -450,3 +455,33 @@ def test_a_name_that_its_module_lacks_is_told_apart_from_a_module_that_is_not_fo
         user_class(f"{__name__}:Anwsers")
     with pytest.raises(ConfigInvalid, match=r"No module named .nowhere.*; put its file beside"):
         user_class("nowhere:Answers")
+
+
+def test_sources_are_parsed_while_another_thread_asks_for_one() -> None:
+    """Python 3.11 ends a parse in a SystemError where another thread parsed in its midst."""
+    asked: list[Future[bool]] = []
+
+    def ask(phase: str, _: dict[str, int]) -> None:
+        frame = inspect.currentframe()
+        assert frame is not None
+        assert frame.f_back is not None
+        within = frame.f_back.f_code.co_name
+        if (
+            phase == "start"
+            and not asked
+            and within == "parse"
+            and threading.current_thread() is us
+        ):
+            asked.append(pool.submit(has_source, Answers))
+            wait(asked, timeout=0.1)
+
+    us, thresholds = threading.current_thread(), gc.get_threshold()
+    with ThreadPoolExecutor(1) as pool:
+        gc.callbacks.append(ask)
+        gc.set_threshold(1)
+        try:
+            assert has_source(Answers)
+        finally:
+            gc.set_threshold(*thresholds)
+            gc.callbacks.remove(ask)
+        assert asked[0].result()
