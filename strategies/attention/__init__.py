@@ -9,6 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tracepaper.strategies.attention.cross import StreamRead as StreamRead
+    from tracepaper.strategies.attention.cross import closed_keys as closed_keys
+    from tracepaper.strategies.attention.cross import cross_attend as cross_attend
+    from tracepaper.strategies.attention.cross import cross_confidence as cross_confidence
+    from tracepaper.strategies.attention.cross import stream_rollout as stream_rollout
     from tracepaper.strategies.attention.entropy import confidence as confidence
     from tracepaper.strategies.attention.entropy import row_entropy as row_entropy
     from tracepaper.strategies.attention.kernels import Attention as Attention
@@ -33,10 +38,14 @@ _HOMES = {
     "Mask": "masks",
     "Rollout": "rollout",
     "Scores": "scores",
+    "StreamRead": "cross",
     "attend": "kernels",
     "attention_flow": "methods",
     "carry_rows": "scores",
+    "closed_keys": "cross",
     "confidence": "entropy",
+    "cross_attend": "cross",
+    "cross_confidence": "cross",
     "gradient_rollout_rows": "methods",
     "norm_rollout_rows": "methods",
     "rollout_rows": "rollout",
@@ -44,6 +53,7 @@ _HOMES = {
     "score_entropy": "scores",
     "score_logsumexp": "scores",
     "score_rollout": "scores",
+    "stream_rollout": "cross",
     "value_norms": "methods",
 }
 
@@ -52,10 +62,14 @@ __all__ = [
     "Mask",
     "Rollout",
     "Scores",
+    "StreamRead",
     "attend",
     "attention_flow",
     "carry_rows",
+    "closed_keys",
     "confidence",
+    "cross_attend",
+    "cross_confidence",
     "gradient_rollout_rows",
     "norm_rollout_rows",
     "rollout_rows",
@@ -63,6 +77,7 @@ __all__ = [
     "score_entropy",
     "score_logsumexp",
     "score_rollout",
+    "stream_rollout",
     "value_norms",
 ]
 

@@ -327,10 +327,15 @@ class Reference:
 class Chunked:
     """The reference's formulas over some queries at a time, in linear memory: any type, anywhere.
 
-    What float64 runs by on CUDA, where no flash kernel takes it.
+    What float64 runs by on CUDA, where no flash kernel takes it. With *seen* [batch or 1, query]
+    each query sees so many leading keys of any number; one that sees none reads 0, and its
+    logsumexp is -inf.
     """
 
     name = "chunked"
+
+    def __init__(self, seen: Tensor | None = None) -> None:
+        self._seen = seen
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
@@ -339,7 +344,7 @@ class Chunked:
         outputs, sums = [], []
         for _, scores in self._stripes(query, key, causal=causal, scale=scale):
             logsumexp = torch.logsumexp(scores, dim=-1)
-            probabilities = scores.sub_(logsumexp[..., None]).exp_()
+            probabilities = scores.sub_(_finite(logsumexp)[..., None]).exp_()
             seen = value[:, :, : scores.shape[-1]].to(scores.dtype)
             outputs.append((probabilities @ seen).to(query.dtype))
             sums.append(logsumexp)
@@ -361,7 +366,7 @@ class Chunked:
         to_query = []
         for rows, scores in self._stripes(query, key, causal=causal, scale=scale):
             keys = slice(scores.shape[-1])
-            probabilities = scores.sub_(result.logsumexp[:, :, rows, None]).exp_()
+            probabilities = scores.sub_(_finite(result.logsumexp[:, :, rows, None])).exp_()
             grad = gradient[:, :, rows].to(wide)
             delta = (grad * result.output[:, :, rows].to(wide)).sum(-1, keepdim=True)
             to_value[:, :, keys] += probabilities.mT @ grad
@@ -370,26 +375,33 @@ class Chunked:
             to_key[:, :, keys] += slope.mT @ query[:, :, rows].to(wide)
         return torch.cat(to_query, dim=2), to_key.to(key.dtype), to_value.to(value.dtype)
 
-    @staticmethod
     def _stripes(
-        query: Tensor, key: Tensor, *, causal: bool, scale: float
+        self, query: Tensor, key: Tensor, *, causal: bool, scale: float
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Yield some rows and their scores [batch, head, row, key], hidden ones -inf."""
+        """Yield some rows and their scores [batch, head, row, key], hidden ones -inf.
+
+        Keys behind the last one that a row of the stripe sees are left out.
+        """
         wide = torch.promote_types(query.dtype, torch.float32)
         pairs, time = query.shape[0] * query.shape[1], key.shape[2]
+        seen = self._seen
+        if causal:
+            seen = torch.arange(1, query.shape[2] + 1, device=query.device)[None]
         size = max(1, CHUNK_ENTRIES // (pairs * time))
+        places = torch.arange(time, device=key.device)
         for start in range(0, query.shape[2], size):
             rows = slice(start, min(start + size, query.shape[2]))
-            seen = key[:, :, : rows.stop] if causal else key
-            scores = scale * (query[:, :, rows].to(wide) @ seen.to(wide).mT)
-            if causal:
-                scores.masked_fill_(
-                    torch.ones(scores.shape[-2:], dtype=torch.bool, device=key.device).triu(
-                        start + 1
-                    ),
-                    float("-inf"),
-                )
+            last = time if seen is None else max(1, int(seen[:, rows].amax()))
+            scores = scale * (query[:, :, rows].to(wide) @ key[:, :, :last].to(wide).mT)
+            if seen is not None:
+                hidden = places[:last] >= seen[:, rows, None]  # [batch or 1, row, key]
+                scores.masked_fill_(hidden[:, None], float("-inf"))
             yield rows, scores
+
+
+def _finite(logsumexp: Tensor) -> Tensor:
+    """Return *logsumexp* with 0 for rows that see nothing, so that their entries are 0."""
+    return logsumexp.masked_fill(torch.isneginf(logsumexp), 0.0)
 
 
 def dense_scores(query: Tensor, key: Tensor, *, causal: bool, scale: float) -> Tensor:

@@ -248,9 +248,9 @@ def attend(
     costs one pass over them (and a synchronisation on CUDA). Raises ``AttentionInvalid`` for
     tensors, masks and backends that do not fit together.
     """
-    _validate(query, key, value, mask)
+    check_inputs(query, key, value, mask)
     if checked:
-        _refuse_non_finite(query, key, value)
+        refuse_non_finite(query, key, value)
     name = resolve(backend, query.device, query.dtype)
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     mask = _simplify(mask, query.shape[2])
@@ -314,7 +314,8 @@ def resolve(backend: str, device: torch.device | str, dtype: torch.dtype) -> str
     return backend
 
 
-def _validate(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> None:
+def check_inputs(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> None:
+    """Raise ``AttentionInvalid`` for tensors that do not fit together under *mask*."""
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.ndim != _RANK:
             raise AttentionInvalid(
@@ -347,7 +348,8 @@ def _validate(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> None:
         )
 
 
-def _refuse_non_finite(*tensors: Tensor) -> None:
+def refuse_non_finite(*tensors: Tensor) -> None:
+    """Raise ``AttentionInvalid`` where query, key or value holds NaN or infinity."""
     for name, x in zip(("query", "key", "value"), tensors, strict=True):
         if not is_finite(x):
             raise AttentionInvalid(

@@ -47,9 +47,11 @@ class Scores:
     lengths: Sequence[int] | Tensor | None = None
     """Keys of each batch element; those behind are padding. None for all."""
     first: Sequence[int] | Tensor | None = None
+    seen: Tensor | None = None
+    """Leading keys that each query sees at most, int64 [query] or [batch, query]; None for all."""
 
 
-class _Rows(NamedTuple):
+class ScoredRows(NamedTuple):
     """Some rows of every matrix: where they begin, and their scores, hidden pairs at -inf."""
 
     rows: slice
@@ -88,7 +90,7 @@ def carry_rows(
     result = query.new_zeros(
         query.shape[0], query.shape[1], weights.shape[1], key.shape[2], dtype=kind
     )
-    for part, entries in _entries(query, key, logsumexp, scores):
+    for part, entries in score_entries(query, key, logsumexp, scores):
         own = weights[:, None, :, part.rows].to(kind)  # [batch, 1, row, query]
         asked = (own != 0).any(dim=2)  # [batch, 1, query]
         _check_rows(entries, logsumexp[:, :, part.rows].to(kind), scores, asked)
@@ -107,7 +109,7 @@ def score_entropy(
     Raises ``AttentionInvalid`` as ``carry_rows``.
     """
     found = []
-    for part, entries in _entries(query, key, logsumexp, scores):
+    for part, entries in score_entries(query, key, logsumexp, scores):
         own = logsumexp[:, :, part.rows].to(entries.dtype)
         _check_rows(entries, own, scores, torch.isfinite(own))
         entropy = torch.special.entr(entries).sum(dim=-1)
@@ -150,9 +152,9 @@ def score_rollout(
     return weights / total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
-def _entries(
+def score_entries(
     query: Tensor, key: Tensor, logsumexp: Tensor, scores: Scores
-) -> Iterator[tuple[_Rows, Tensor]]:
+) -> Iterator[tuple[ScoredRows, Tensor]]:
     """Yield the rows with their probabilities; a row without any mass is zero."""
     if logsumexp.shape != query.shape[:3]:
         raise AttentionInvalid(
@@ -165,7 +167,7 @@ def _entries(
         yield part, entries.masked_fill(torch.isneginf(part.scores), 0.0)
 
 
-def _parts(query: Tensor, key: Tensor, scores: Scores) -> Iterator[_Rows]:
+def _parts(query: Tensor, key: Tensor, scores: Scores) -> Iterator[ScoredRows]:
     """Yield the scores [batch, head, row, key] of some rows at once."""
     _check(query, key, scores)
     kind = working_type(query)
@@ -188,7 +190,10 @@ def _parts(query: Tensor, key: Tensor, scores: Scores) -> Iterator[_Rows]:
             hidden = hidden | (age < 0)
         if scores.window is not None:
             hidden = hidden | (age >= scores.window)
-        yield _Rows(part, found.masked_fill(hidden[:, None], -torch.inf))
+        if scores.seen is not None:
+            own = scores.seen.to(places.device).expand(batch, count)[:, part, None]
+            hidden = hidden | (places >= own)
+        yield ScoredRows(part, found.masked_fill(hidden[:, None], -torch.inf))
 
 
 def _lengths(key: Tensor, scores: Scores) -> Tensor:
@@ -252,6 +257,19 @@ def _check(query: Tensor, key: Tensor, scores: Scores) -> None:
             raise AttentionInvalid(
                 f"{name} has {len(value)} numbers for {len(query)} sequences; give one each."
             )
+    check_seen(scores.seen, query)
     lengths = _lengths(key, scores)
     if not bool(((lengths >= 1) & (lengths <= key.shape[2])).all()):
         raise AttentionInvalid(f"Each of lengths must be from 1 to {key.shape[2]}.")
+
+
+def check_seen(seen: Tensor | None, query: Tensor) -> None:
+    """Raise ``AttentionInvalid`` unless *seen* is None or a whole number for each query."""
+    if seen is None:
+        return
+    fits = seen.shape in (query.shape[2:3], (len(query), query.shape[2]))
+    if seen.is_floating_point() or not fits:
+        raise AttentionInvalid(
+            f"seen is {seen.dtype} {list(seen.shape)} for {query.shape[2]} queries; give one whole "
+            "number a query."
+        )
