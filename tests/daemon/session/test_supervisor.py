@@ -249,5 +249,5 @@ def test_a_process_ends_with_zero_on_a_signal(number: signal.Signals, tmp_path: 
     with process.stdout:
         assert process.stdout.readline() == "up\n"
         process.send_signal(number)
-        assert process.wait(timeout=8) == 0
+        assert process.wait(timeout=60) == 0
         assert process.stdout.read() == "closed\n"

@@ -76,7 +76,7 @@ def test_what_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
 
 
 def test_of_two_that_write_the_same_one_wins(tmp_path: Path) -> None:
-    both = threading.Barrier(2, timeout=5)
+    both = threading.Barrier(2, timeout=60)
 
     def fill(arrays: dict[str, NDArray[Any]]) -> None:
         both.wait()
