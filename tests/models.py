@@ -14,9 +14,10 @@ from tracepaper.strategies.networks.architecture import Network, network_kinds
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.multiscale import MultiscaleConfig
+from tracepaper.strategies.networks.trading import TradingConfig
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
-AnyConfig = FlashConfig | InformerConfig | MultiscaleConfig
+AnyConfig = FlashConfig | InformerConfig | MultiscaleConfig | TradingConfig
 
 SMALL = FlashConfig(dim=16, layers=3, heads=2, window=50)
 """A receptive field of 148 rows."""

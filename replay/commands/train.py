@@ -124,6 +124,9 @@ def train(
     tokens: Annotated[
         str | None, typer.Option(help="multiscale: closed bars of each frame, by commas.")
     ] = None,
+    modalities: Annotated[
+        str | None, typer.Option(help="trading: of price, volume, time and others, by commas.")
+    ] = None,
     dropout: Annotated[float | None, typer.Option(help="Share of activations to drop.")] = None,
     checkpointing: Annotated[
         bool | None, typer.Option(help="flash: compute activations twice, to save memory.")
@@ -186,6 +189,7 @@ def train(
             "feature_map": feature_map,
             "frames": None if frames is None else _wholes("--frames", frames),
             "tokens": None if tokens is None else _wholes("--tokens", tokens),
+            "modalities": None if modalities is None else modalities.split(","),
             "dropout": dropout,
             "checkpointing": checkpointing,
             "quantiles": None if quantiles is None else _shares(quantiles),

@@ -24,6 +24,7 @@ from tracepaper.strategies.forecasters.attributing import Contributions, Figures
 from tracepaper.strategies.forecasters.ensemble import network_half
 from tracepaper.strategies.forecasters.streaming import Attribution, StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.networks.architecture import LookedAt
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
     BLOCK_BARS,
@@ -39,7 +40,7 @@ HEAVIEST: Final = 16
 """Past bars that a table shows, and whose contributions are summed apart."""
 
 FRAME_BARS: Final = 3
-"""Bars of each time frame that a table names."""
+"""Bars of each time frame, or modality, that a table names."""
 
 Explainable = StreamingForecaster | WindowedForecaster
 
@@ -93,13 +94,23 @@ class FrameShare:
 
 
 @dataclass(frozen=True)
+class ModalityShare:
+    """What one modality of the bars holds of where a decision looked, and its heaviest bars."""
+
+    modality: str
+    weight: float
+    heaviest: tuple[HeavyBar, ...]
+
+
+@dataclass(frozen=True)
 class FullAttribution:
     """Where one decision looked, bar by bar (oldest first); weights sum to 1 within ``l1_error``.
 
     Where attention flowed, not why the price will move. ``largest_bucket_difference`` compares
     the sums over 64-bar blocks with what was stored; None where another method was asked.
     ``frames`` are those of a network that sees several, the bars themselves first; the weight of
-    such a frame's bar is shared by its rows.
+    such a frame's bar is shared by its rows. ``modalities`` are those of a network that tells the
+    columns of a bar apart.
     """
 
     open_time_ms: tuple[int, ...]
@@ -108,6 +119,7 @@ class FullAttribution:
     l1_error: float
     largest_bucket_difference: float | None
     frames: tuple[FrameShare, ...] = ()
+    modalities: tuple[ModalityShare, ...] = ()
 
     def heaviest(self, count: int) -> list[int]:
         """Return the places of the *count* heaviest bars, heaviest first, the decided one not.
@@ -215,31 +227,55 @@ def attribute(past: Past) -> FullAttribution:
     """Return the attribution at full resolution, compared with the buckets that were stored."""
     found = _attribution(past)
     closes = {bar.open_time_ms: bar.close / 10**past.price_decimals for bar in past.bars}
+    parts = _parts(past)
     return FullAttribution(
         found.open_time_ms,
         tuple(closes[time] for time in found.open_time_ms),
         found.weights,
         found.l1_error,
         _difference(past.forecast.explanation, found, past.decided),
-        _frames(past, found.open_time_ms),
+        _frames(past, parts, found.open_time_ms),
+        _modalities(parts, found.open_time_ms),
     )
 
 
-def _frames(past: Past, open_time_ms: Sequence[int]) -> tuple[FrameShare, ...]:
-    """Return what each time frame holds; empty of a network that sees bars of one."""
+def _parts(past: Past) -> tuple[LookedAt, ...]:
+    """Return what the network saw instead of single rows; empty where it saw these."""
     if not isinstance(past.forecaster, WindowedForecaster):
         return ()
-    parts = past.forecaster.look(past.decided.instrument).parts
+    return past.forecaster.look(past.decided.instrument).parts
+
+
+def _modalities(
+    parts: Sequence[LookedAt], open_time_ms: Sequence[int]
+) -> tuple[ModalityShare, ...]:
+    """Return what each modality holds; empty of a network that does not tell them apart."""
     found = []
-    for frame in sorted({part.frame for part in parts}):
+    for name in dict.fromkeys(part.modality for part in parts if part.modality):
+        own = [part for part in parts if part.modality == name]
+        weight = sum(part.share for part in own)
+        found.append(ModalityShare(name, weight, _heaviest(own, open_time_ms)))
+    return tuple(found)
+
+
+def _heaviest(own: Sequence[LookedAt], open_time_ms: Sequence[int]) -> tuple[HeavyBar, ...]:
+    heaviest = sorted(own, key=lambda part: -part.share)[:FRAME_BARS]
+    return tuple(HeavyBar(open_time_ms[part.start], part.share) for part in heaviest)
+
+
+def _frames(
+    past: Past, parts: Sequence[LookedAt], open_time_ms: Sequence[int]
+) -> tuple[FrameShare, ...]:
+    """Return what each time frame holds; empty of a network that sees bars of one."""
+    found = []
+    for frame in sorted({part.frame for part in parts if not part.modality}):
         own = [part for part in parts if part.frame == frame]
-        heaviest = sorted(own, key=lambda part: -part.share)[:FRAME_BARS]
         found.append(
             FrameShare(
                 frame * past.decided.interval_ms,
                 sum(part.share for part in own),
                 len(own),
-                tuple(HeavyBar(open_time_ms[part.start], part.share) for part in heaviest),
+                _heaviest(own, open_time_ms),
             )
         )
     return tuple(found)

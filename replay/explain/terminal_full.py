@@ -18,6 +18,8 @@ from tracepaper.replay.explain.recomputed import (
     FrameShare,
     Full,
     FullAttribution,
+    HeavyBar,
+    ModalityShare,
     Moves,
     Trial,
 )
@@ -99,8 +101,9 @@ def show_attribution(found: FullAttribution) -> RenderableType:
     note = Text(f"Weights sum to 1 within {found.l1_error:.1e}")
     if found.largest_bucket_difference is not None:
         note.append(f"; the stored buckets differ by at most {found.largest_bucket_difference:.1e}")
-    frames = [_by_frame(found.frames)] if found.frames else []
-    return Group(table, note.append(".\n"), *frames)
+    parts = [_by_frame(found.frames)] if found.frames else []
+    parts += [_by_modality(found.modalities)] if found.modalities else []
+    return Group(table, note.append(".\n"), *parts)
 
 
 def show_by_method(found: ByMethod) -> RenderableType:
@@ -126,14 +129,27 @@ def _by_frame(frames: tuple[FrameShare, ...]) -> Table:
         (("frame", False), ("bars", True), ("weight", True), ("heaviest of them", False)),
     )
     for frame in frames:
-        named = (f"{iso(bar.open_time_ms)} {bar.weight:.4f}" for bar in frame.heaviest)
         table.add_row(
             interval_text(frame.interval_ms),
             str(frame.bars),
             f"{frame.weight:.4f}",
-            "  ".join(named),
+            _named(frame.heaviest),
         )
     return table
+
+
+def _by_modality(modalities: tuple[ModalityShare, ...]) -> Table:
+    table = table_of(
+        "By modality of the bars",
+        (("modality", False), ("weight", True), ("heaviest bars of it", False)),
+    )
+    for one in modalities:
+        table.add_row(one.modality, f"{one.weight:.4f}", _named(one.heaviest))
+    return table
+
+
+def _named(bars: tuple[HeavyBar, ...]) -> str:
+    return "  ".join(f"{iso(bar.open_time_ms)} {bar.weight:.4f}" for bar in bars)
 
 
 def _agreement(found: Agreement) -> Text:

@@ -34,6 +34,7 @@ from tracepaper.strategies.networks.architecture import (
     nearest,
     network_kinds,
 )
+from tracepaper.strategies.networks.flash import FlashNetwork
 
 Document = Mapping[str, Any]
 
@@ -116,6 +117,7 @@ class Recipe:
         known = {"features": len(schema.names), "interval_minutes": interval_ms // MINUTE_MS}
         section = listed(self.config)
         own = {name: value for name, value in known.items() if name in section}
+        own |= self.kind.by_names(section, schema.names)
         return replace(self, config=self.kind.read({**section, **own}))
 
     def document(self) -> dict[str, Any]:
@@ -144,7 +146,8 @@ class Recipe:
 
 def explained(network: Network) -> int:
     """Return how many bars can be explained in minutes."""
-    return EXPLAINED_BARS if network.answers_every_row else EXPLAINED_WINDOWS
+    streams = isinstance(network, FlashNetwork) and network.answers_every_row
+    return EXPLAINED_BARS if streams else EXPLAINED_WINDOWS
 
 
 def listed(config: Architecture) -> dict[str, Any]:

@@ -7,7 +7,7 @@ A kind is registered in its own module, which need not be named anywhere else: c
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
@@ -35,13 +35,15 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "horizons": (1, 1_000_000),
     "frames": (1, WINDOW_MAX),
     "tokens": (1, WINDOW_MAX),
+    "columns": (-1, 63),
     "quantiles": (0, 1),
     "seed": (0, 2**63 - 1),
 }
 """What a card may ask for: beyond it a number is a slip, and would fill the memory or hang."""
-_TEXTS: Final = ("clock",)
-_WHOLE: Final = ("horizons", "frames", "tokens")
+_TEXTS: Final = ("clock", "modalities")
+_WHOLE: Final = ("horizons", "frames", "tokens", "columns")
 _ITEMS_MAX: Final = 64
+_ITEMS: Final = {"columns": 4_096}  # one for each feature
 
 
 def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,10 +70,9 @@ def nearest(name: str, known: Collection[str]) -> str:
 def _checked(name: str, value: object, default: object) -> object:
     """Return *value* as the kind of *default*; raise ``ConfigInvalid`` where it is another."""
     if isinstance(default, tuple):
-        if not isinstance(value, list | tuple) or len(value) > _ITEMS_MAX:
-            raise ConfigInvalid(
-                f"architecture.{name} must be a list of at most {_ITEMS_MAX} entries."
-            )
+        most = _ITEMS.get(name, _ITEMS_MAX)
+        if not isinstance(value, list | tuple) or len(value) > most:
+            raise ConfigInvalid(f"architecture.{name} must be a list of at most {most:,} entries.")
         if name in _TEXTS:
             return tuple(_text(name, item) for item in value)
         like = 1 if name in _WHOLE else 1.0
@@ -136,12 +137,13 @@ class Architecture(Protocol):
 
 
 class LookedAt(NamedTuple):
-    """A share of where a bar looked: some rows that the network saw as one."""
+    """A share of where a bar looked: some rows that the network saw as one, or a part of a row."""
 
     frame: int  # bars that make one of its time frame
     start: int  # its first row's place in the window
     rows: int
     share: float
+    modality: str = ""  # of its columns, where a network tells them apart
 
 
 class Look(NamedTuple):
@@ -240,6 +242,8 @@ class NetworkKind:
     """What attends, by name, where it is the network's own; None where a kernel does."""
     words: str = ""
     """What it is, for ``tracepaper train``: a few words."""
+    by_names: Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]] = lambda *_: {}
+    """Its ``[architecture]`` and the names of features → what of it follows from these."""
 
 
 KINDS: Final[dict[str, NetworkKind]] = {}

@@ -21,6 +21,7 @@ from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.informer import InformerNetwork
 from tracepaper.strategies.networks.looked import watched
 from tracepaper.strategies.networks.multiscale import MultiscaleNetwork
+from tracepaper.strategies.networks.trading import TradingNetwork
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,7 +136,8 @@ def _heads(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterat
 
 def _shares(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor] | None:
     """Return each head's share of its layer's output by length, [head] a layer; None if unknown."""
-    inner = network.trunk if isinstance(network, MultiscaleNetwork) else network
+    is_around = isinstance(network, MultiscaleNetwork | TradingNetwork)
+    inner = network.trunk if is_around else network
     if not isinstance(inner, FlashNetwork | InformerNetwork):
         return None
     lengths: list[Tensor] = []

@@ -52,6 +52,7 @@ from tracepaper.strategies.networks.flash import FlashNetwork, Trace, explained_
 from tracepaper.strategies.networks.informer import InformerNetwork
 from tracepaper.strategies.networks.linear import LinearNetwork
 from tracepaper.strategies.networks.multiscale import MultiscaleNetwork
+from tracepaper.strategies.networks.trading import TradingNetwork
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,6 +144,11 @@ def look_by(network: nn.Module, x: Tensor, positions: Tensor, way: Way) -> Looke
         seen = look_by(network.trunk, tokens, places, way)
         by_bar, parts = network.shared(seen.weights[0, 0], frames)
         return LookedBy(by_bar[None, None], seen.l1_error, parts)
+    if isinstance(network, TradingNetwork):
+        with torch.no_grad():
+            fused = network.fusion(x)
+        looked = look_by(network.trunk, fused.state, positions, way)
+        return looked._replace(parts=network.shared(looked.weights[0, 0], fused.shares[0]))
     if isinstance(network, LinearNetwork):
         return LookedBy(*_of_sums(network, x, positions, way))
     if not isinstance(network, FlashNetwork | InformerNetwork):

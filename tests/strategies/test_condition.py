@@ -12,6 +12,7 @@ from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwor
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
 from tracepaper.strategies.networks.multiscale import MultiscaleConfig, MultiscaleNetwork
+from tracepaper.strategies.networks.trading import TradingConfig, TradingNetwork
 
 torch.set_num_threads(1)
 TIME, FEATURES = 40, 5
@@ -31,6 +32,13 @@ def network(kind: str) -> Network:
                     features=FEATURES, dim=8, layers=2, heads=2, frames=(1, 4), tokens=(8, 9)
                 )
             )
+        case "trading":
+            made = TradingNetwork(
+                TradingConfig(
+                    features=FEATURES, dim=8, layers=2, heads=2, window=TIME,
+                    modalities=("price", "volume"), columns=(0, 0, 1, 0, 1),
+                )
+            )  # fmt: skip
         case "lstm":
             made = LstmNetwork(LstmConfig(features=FEATURES, dim=8, window=TIME))
         case _:
@@ -60,7 +68,7 @@ def block(made: Network, depth: int = 1) -> Block:
     return list(made.layers())[depth]
 
 
-@pytest.mark.parametrize("kind", ["flash", "informer", "multiscale", "lstm"])
+@pytest.mark.parametrize("kind", ["flash", "informer", "multiscale", "trading", "lstm"])
 def test_a_network_without_a_fault_has_none(kind: str) -> None:
     found = examined(network(kind))
     assert found.faults == ()

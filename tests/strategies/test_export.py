@@ -21,6 +21,7 @@ from tracepaper.strategies.networks.export import (
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.multiscale import MultiscaleConfig, MultiscaleNetwork
+from tracepaper.strategies.networks.trading import TradingConfig, TradingNetwork
 
 torch.set_num_threads(1)
 
@@ -36,6 +37,13 @@ def network(kind: str) -> tuple[nn.Module, Example]:
                 features=5, dim=8, layers=1, heads=2, frames=(1, 4), tokens=(8, 9)
             )
             made = MultiscaleNetwork(small)
+        case "trading":
+            made = TradingNetwork(
+                TradingConfig(
+                    features=5, dim=8, layers=2, heads=2, window=20,
+                    modalities=("price", "volume"), columns=(0, 0, 1, 0, 1),
+                )
+            )  # fmt: skip
         case "full":
             config = FlashConfig(features=5, dim=8, layers=2, heads=2, window=40, mask="full")
             made = FlashNetwork(config)
@@ -54,7 +62,7 @@ def last(made: nn.Module, example: Example) -> dict[str, torch.Tensor]:
         return said
 
 
-@pytest.mark.parametrize("kind", ["informer", "full", "window"])
+@pytest.mark.parametrize("kind", ["informer", "full", "window", "trading"])
 def test_an_exported_program_answers_as_the_network(kind: str) -> None:
     made, example = network(kind)
     program = export_program(made, example)
@@ -78,7 +86,7 @@ def test_a_torch_file_answers_as_the_network_and_holds_its_card(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["informer", "full", "window"])
+@pytest.mark.parametrize("kind", ["informer", "full", "window", "trading"])
 def test_an_onnx_file_answers_as_the_network(kind: str, tmp_path: Path) -> None:
     made, example = network(kind)
     path = tmp_path / "network.onnx"

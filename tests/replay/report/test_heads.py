@@ -30,6 +30,7 @@ from tracepaper.strategies.forecasters.ensemble import network_half
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.informer import InformerConfig
 from tracepaper.strategies.networks.multiscale import MultiscaleConfig
+from tracepaper.strategies.networks.trading import TradingConfig
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,7 @@ FURTHER: dict[str, AnyConfig] = {
     "multiscale": MultiscaleConfig(
         dim=16, layers=2, heads=2, frames=(1, 5, 15), tokens=(20, 8, 4), horizons=(5, 30)
     ),
+    "trading": TradingConfig(dim=16, layers=2, heads=2, window=70, horizons=(5, 30)),
     "one_layer": replace(explained_runs.SMALL, layers=1),
 }
 """Networks over whole windows, and a stream whose rings hold one row with a whole window."""

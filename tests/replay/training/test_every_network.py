@@ -37,6 +37,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "linear": {"kind": "linear", "layers": 2},
     "performer": {"kind": "linear", "mask": "full", "feature_map": "random"},
     "multiscale": {"kind": "multiscale", "frames": [1, 3, 12], "tokens": [6, 4, 2]},
+    "trading": {"kind": "trading", "layers": 2, "modalities": ["price", "time"]},
     "lstm": {"kind": "lstm", "quantiles": [0.1, 0.9], "allocation": True},
 }
 """Small forms of the networks, by a name; every kind is among them."""
@@ -163,8 +164,29 @@ def test_a_decision_says_which_time_frame_and_which_of_its_bars(
     assert "By time frame, of closed bars" in capsys.readouterr().out
 
 
+def test_a_decision_says_which_modality_and_which_bars_of_it(
+    trained: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, path = prepared(trained("trading"), tmp_path)
+    capsys.readouterr()
+    database = tmp_path / "run.db"
+    answered(capsys, "replay", path, "-c", config, "--db", database, "--log", "full", "--json")
+    asked = ("explain", f"last:{BARS}", "--db", database, "--full")
+    found = answered(capsys, *asked, "--json")["full"]["attribution"]
+    assert found["frames"] == []
+    shares = {each["modality"]: each["weight"] for each in found["modalities"]}
+    assert set(shares) == {"price", "time"}
+    assert sum(shares.values()) == pytest.approx(sum(found["weights"]), abs=1e-6)
+    for each in found["modalities"]:
+        weights = [bar["weight"] for bar in each["heaviest"]]
+        assert weights == sorted(weights, reverse=True)
+        assert sum(weights) <= each["weight"] + 1e-9
+    assert invoke([str(word) for word in asked]) == 0
+    assert "By modality of the bars" in capsys.readouterr().out
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lstm", "informer", "multiscale"])
+@pytest.mark.parametrize("name", ["lstm", "informer", "multiscale", "trading"])
 def test_no_future_moves_a_network_that_was_trained(
     name: str, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
