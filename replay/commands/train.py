@@ -400,8 +400,12 @@ def _fit_both(
 def _is_checkpoint(given: str | None) -> bool:
     """Return whether *given* is a folder with a checkpoint, and no kind of one."""
     from tracepaper.storage.checkpoints import CARD_NAME
+    from tracepaper.strategies.forecasters.row_models import ROW_KINDS
+    from tracepaper.strategies.networks.architecture import network_kinds
 
-    return given is not None and (Path(given) / CARD_NAME).is_file()
+    if given is None or not (Path(given) / CARD_NAME).is_file():
+        return False
+    return given not in {*network_kinds(), *ROW_KINDS}
 
 
 def _half_trained() -> ConfigInvalid:
