@@ -55,9 +55,20 @@ def case(
 
 
 def masks(longest: int = 90) -> st.SearchStrategy[Mask]:
-    """Every kind of mask; windows from one bar to longer than the sequence."""
+    """Every kind of mask; windows from one bar to longer than the sequence, and all blocks."""
     windows = st.integers(1, longest).map(Mask.window)
-    return st.one_of(st.just(Mask.full()), st.just(Mask.causal()), windows)
+    return st.one_of(st.just(Mask.full()), st.just(Mask.causal()), windows, sparse_masks(longest))
+
+
+@st.composite
+def sparse_masks(draw: st.DrawFn, longest: int = 90) -> Mask:
+    """Blocks of one bar to more than the sequence, with any of the earlier ones."""
+    return Mask.sparse(
+        draw(st.one_of(st.integers(1, 9), st.integers(1, longest))),
+        last=draw(st.integers(0, 4)),
+        stride=draw(st.integers(0, 4)),
+        first=draw(st.integers(0, 3)),
+    )
 
 
 @st.composite

@@ -105,7 +105,12 @@ def train(
         str | None, typer.Option(help="What is added of the time, by commas; ? prints the names.")
     ] = None,
     mask: Annotated[
-        str | None, typer.Option(help="flash: window, or causal or full over whole windows.")
+        str | None,
+        typer.Option(help="flash: window; or causal, full or blocks over whole windows."),
+    ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="flash: bars of a block, then the last, each n-th and the first seen."),
     ] = None,
     norm: Annotated[str | None, typer.Option(help="flash: pre or post.")] = None,
     gated: Annotated[
@@ -182,6 +187,7 @@ def train(
             "encoding": encoding,
             "clock": None if clock is None else [name for name in clock.split(",") if name],
             "mask": mask,
+            "blocks": None if blocks is None else _wholes("--blocks", blocks),
             "norm": norm,
             "gated": gated,
             "factor": factor,

@@ -488,12 +488,14 @@ def _flex() -> Any:  # noqa: ANN401
 
 
 @lru_cache(maxsize=16)  # a mask's blocks are small, but a run may see thousands of lengths
-def _block_mask(kind: MaskKind, window: int, times: tuple[int, int], device: str) -> Any:  # noqa: ANN401
+def _block_mask(mask: Mask, times: tuple[int, int], device: str) -> Any:  # noqa: ANN401
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        if mask.kind is MaskKind.BLOCKS:
+            return mask.blocks.shows(query, key)
         past = key <= query
-        return past & (query - key < window) if kind is MaskKind.WINDOW else past
+        return past & (query - key < mask.window_bars) if mask.kind is MaskKind.WINDOW else past
 
     return create_block_mask(visible, None, None, *times, device=device)
 
@@ -505,7 +507,7 @@ def flex_attend(
     blocks = None
     if mask.kind is not MaskKind.FULL:
         times = (query.shape[2], key.shape[2])
-        blocks = _block_mask(mask.kind, mask.window_bars, times, str(query.device))
+        blocks = _block_mask(mask, times, str(query.device))
     from torch.nn.attention import flex_attention as flex
 
     options: dict[str, Any] = {"block_mask": blocks, "scale": scale}
@@ -540,6 +542,7 @@ class Backend:
     is_half: bool = False  # takes float16 and bfloat16 alone
     is_aligned: bool = True  # on CUDA its head dim is a multiple of 8, and padded to that
     takes_float64_on_cuda: bool = False
+    takes_blocks: bool = True  # masks that show blocks of the past
 
     def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Return whether tensors of this type can be given to it on *device*."""
@@ -599,6 +602,7 @@ register(
         whole=FlashPackage.attend,
         is_automatic=True,
         is_half=True,
+        takes_blocks=False,
     )
 )
 register(

@@ -184,7 +184,7 @@ def _reach(mask: Mask, depth: int, time: int) -> int | None:
     match mask.kind:
         case MaskKind.FULL:
             return None if depth else 0
-        case MaskKind.CAUSAL:
+        case MaskKind.CAUSAL | MaskKind.BLOCKS:
             return time if depth else 0
         case MaskKind.WINDOW:
             return depth * (mask.window_bars - 1)
@@ -204,7 +204,7 @@ def _mean_step(
     batch, heads, time, _ = layer.query.shape
     shares = (1.0 - residual_weight) * shares.to(values.dtype)
     tolerance = mass_tolerance(layer)
-    if (loops := native.choose(layer) if backend == "auto" else None) is not None:
+    if (loops := native.choose(layer, mask) if backend == "auto" else None) is not None:
         made, masses = native.bucket_rows(layer, values, mask, shares, residual_weight, loops)
         check_mass(masses, masses.new_ones(batch, time), tolerance)
         return made
@@ -215,7 +215,7 @@ def _mean_step(
         for element in range(batch):
             pairs = slice(element * heads, (element + 1) * heads)
             mass = values.new_zeros(heads, block.size())
-            for start, stop in key_tiles(block, TILE_BARS):
+            for start, stop in key_tiles(block, mask, TILE_BARS):
                 entries = tile_probabilities(
                     laid.queries[pairs, rows],
                     laid.keys_by_dim[pairs, :, start:stop],

@@ -16,8 +16,9 @@ import torch
 from tracepaper.strategies.attention.checks import check_layer, check_rows
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.tiles import (
+    RowBlock,
     check_mass,
-    key_span,
+    hide_,
     mass_tolerance,
     operand,
     restate,
@@ -258,9 +259,7 @@ def head_rows(
         laid.minus_logsumexp[:, wanted], laid.queries[:, wanted], laid.keys_by_dim
     ).exp2_()
     for at, row in enumerate(wanted):
-        start, stop = key_span(mask, row, row + 1, time)
-        entries[:, at, :start] = 0.0
-        entries[:, at, stop:] = 0.0
+        hide_(entries[:, at : at + 1], RowBlock(row, row + 1, 0, time, None), mask, 0)
     mass = entries.sum(dim=-1)
     check_mass(mass[None], torch.ones_like(mass[:1]), mass_tolerance(layer))
     by_head: Tensor = entries.view(*query.shape[:2], len(wanted), time)

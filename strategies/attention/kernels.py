@@ -1,12 +1,6 @@
 """``attend``: one call for every mask and backend, exact, with logsumexp, never N x N.
 
-A causal window is made of two square causal passes: no mask, no wasted band, exact gradients. Cut
-time into blocks of the window's length W. A query sees its own block causally, and of the block
-before it exactly the keys that its own block has not yet pushed out: key j of that block is visible
-to query i of this one when j > i. With time reversed that is causal again. So both parts are square
-causal passes, merged by their logsumexp; peak memory is that of a few copies of q, k and v. The
-gradient of each part is the kernel's own, handed the *merged* output and logsumexp: it rebuilds
-``P = exp(s - logsumexp)``, so the parts add up to the whole. A kernel that knows windows itself
+Causal windows and blocks are made of square passes (``cuts``). A kernel that knows windows itself
 (``window_forward`` and ``window_backward``) is asked directly.
 
 The rule is docs/attention.md, A3.
@@ -20,110 +14,17 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from tracepaper.strategies.attention.backends import BACKENDS, Kernel, Pass, kernel_for
+from tracepaper.strategies.attention.backends import BACKENDS, Pass, kernel_for
 from tracepaper.strategies.attention.checks import is_finite
+from tracepaper.strategies.attention.cuts import (
+    blocks_backward,
+    blocks_forward,
+    window_backward,
+    window_forward,
+)
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.errors import AttentionInvalid
-
-
-class _Cuts(NamedTuple):
-    """How [batch, head, time, dim] is cut into blocks of ``size`` bars, padded at the end."""
-
-    batch: int
-    heads: int
-    time: int
-    size: int
-    blocks: int
-
-    def cut(self, x: Tensor) -> Tensor:
-        """Return [batch, block, head, size, dim]; free for tensors laid out time-major."""
-        x = x.transpose(1, 2)  # [batch, time, head, dim]
-        x = pad(x, (0, 0, 0, 0, 0, self.blocks * self.size - self.time))
-        blocks: Tensor = x.unflatten(1, (self.blocks, self.size))
-        return blocks.transpose(2, 3)
-
-    def join(self, x: Tensor) -> Tensor:
-        """Return [batch, head, time, dim] of [batch, block, head, size, dim]."""
-        x = x.transpose(2, 3).reshape(self.batch, self.blocks * self.size, self.heads, -1)
-        return x[:, : self.time].transpose(1, 2)
-
-
-def _newer(x: Tensor) -> Tensor:
-    """Return the rows of all blocks but the first that reach back a block, time reversed."""
-    return x[:, 1:, :, :-1].flip(3).flatten(0, 1)  # [batch * block, head, size - 1, dim]
-
-
-def _older(x: Tensor) -> Tensor:
-    """Return the keys of all blocks but the last that the next block reaches, time reversed."""
-    return x[:, :-1, :, 1:].flip(3).flatten(0, 1)
-
-
-def window_forward(
-    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Return output [batch, head, time, dim] and logsumexp [batch, head, time]."""
-    batch, heads, time, _ = query.shape
-    cuts = _Cuts(batch, heads, time, window, -(-time // window))
-    cut = [cuts.cut(x) for x in (query, key, value)]
-    own = kernel.forward(*(x.flatten(0, 1) for x in cut), causal=True, scale=scale)
-    output = own.output.unflatten(0, (batch, -1))  # [batch, block, head, size, dim]
-    logsumexp = own.logsumexp.unflatten(0, (batch, -1))
-    if cuts.blocks > 1 and window > 1:
-        past = kernel.forward(
-            _newer(cut[0]), _older(cut[1]), _older(cut[2]), causal=True, scale=scale
-        )
-        past_output = past.output.unflatten(0, (batch, -1)).flip(3)
-        past_logsumexp = past.logsumexp.unflatten(0, (batch, -1)).flip(3)
-        here = logsumexp[:, 1:, :, :-1]
-        merged = torch.logaddexp(here, past_logsumexp)
-        # Two parts of one softmax: each counts by its share of the normaliser of both.
-        share = torch.exp(past_logsumexp - merged)[..., None].to(output.dtype)
-        output[:, 1:, :, :-1] += share * (past_output - output[:, 1:, :, :-1])
-        here.copy_(merged)
-    return cuts.join(output), cuts.join(logsumexp[..., None]).squeeze(-1)
-
-
-def window_backward(
-    kernel: Kernel,
-    gradient: Tensor,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    result: tuple[Tensor, Tensor],
-    *,
-    window: int,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of query, key and value; *result* is what the forward returned."""
-    batch, heads, time, _ = inputs[0].shape
-    cuts = _Cuts(batch, heads, time, window, -(-time // window))
-    query, key, value = (cuts.cut(x) for x in inputs)
-    output, grad = cuts.cut(result[0]), cuts.cut(gradient)
-    logsumexp = cuts.cut(result[1][..., None])
-
-    def share(*parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        part_grad, part_query, part_key, part_value, part_output, part_logsumexp = parts
-        merged = Pass(part_output, part_logsumexp.squeeze(-1))
-        return kernel.backward(
-            part_grad, (part_query, part_key, part_value), merged, causal=True, scale=scale
-        )
-
-    own = share(*(x.flatten(0, 1) for x in (grad, query, key, value, output, logsumexp)))
-    grads = [x.unflatten(0, (batch, -1)) for x in own]
-    if cuts.blocks > 1 and window > 1:
-        past = share(
-            _newer(grad),
-            _newer(query),
-            _older(key),
-            _older(value),
-            _newer(output),
-            _newer(logsumexp),
-        )
-        back = [x.unflatten(0, (batch, -1)).flip(3) for x in past]
-        grads[0][:, 1:, :, :-1] += back[0]
-        grads[1][:, :-1, :, 1:] += back[1]
-        grads[2][:, :-1, :, 1:] += back[2]
-    return cuts.join(grads[0]), cuts.join(grads[1]), cuts.join(grads[2])
 
 
 class _WindowAttention(torch.autograd.Function):
@@ -142,10 +43,7 @@ class _WindowAttention(torch.autograd.Function):
             output, logsumexp = window_forward(
                 kernel, query, key, value, window=window, scale=scale
             )
-        ctx.save_for_backward(query, key, value, output, logsumexp)
-        ctx.mark_non_differentiable(logsumexp)
-        ctx.options = options
-        return output, logsumexp
+        return _kept(ctx, (query, key, value), (output, logsumexp), options)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -164,6 +62,41 @@ class _WindowAttention(torch.autograd.Function):
         return (*grads, None, None, None)
 
 
+class _BlockAttention(torch.autograd.Function):
+    """``blocks_forward`` with its gradient; the logsumexp carries none."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, *options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Attend; *options* are the kernel, the blocks and the scale."""
+        kernel, blocks, scale = options
+        found = blocks_forward(kernel, query, key, value, blocks=blocks, scale=scale)
+        return _kept(ctx, (query, key, value), found, options)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of query, key and value; the logsumexp's own is left out."""
+        query, key, value, output, logsumexp = ctx.saved_tensors
+        kernel, blocks, scale = ctx.options
+        inputs, result = (query, key, value), (output, logsumexp)
+        grads = blocks_backward(kernel, grad_outputs[0], inputs, result, blocks=blocks, scale=scale)
+        return (*grads, None, None, None)
+
+
+def _kept(
+    ctx: Any,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    found: tuple[Tensor, Tensor],
+    options: tuple[Any, ...],
+) -> tuple[Tensor, Tensor]:
+    """Keep in *ctx* what a backward pass needs; return *found*, output and logsumexp."""
+    ctx.save_for_backward(*inputs, *found)
+    ctx.mark_non_differentiable(found[1])
+    ctx.options = options
+    return found
+
+
 class _SquareAttention(torch.autograd.Function):
     """One square pass with its gradient; the logsumexp carries none."""
 
@@ -174,10 +107,7 @@ class _SquareAttention(torch.autograd.Function):
         """Attend; *options* are the kernel, causality and the scale."""
         kernel, causal, scale = options
         result = kernel.forward(query, key, value, causal=causal, scale=scale)
-        ctx.save_for_backward(query, key, value, result.output, result.logsumexp)
-        ctx.mark_non_differentiable(result.logsumexp)
-        ctx.options = options
-        return result.output, result.logsumexp
+        return _kept(ctx, (query, key, value), (result.output, result.logsumexp), options)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -194,6 +124,9 @@ class _SquareAttention(torch.autograd.Function):
 window_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _WindowAttention.apply
 """Differentiable ``(query, key, value, kernel, window, scale) -> output, logsumexp``."""
 
+block_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _BlockAttention.apply
+"""Differentiable ``(query, key, value, kernel, blocks, scale) -> output, logsumexp``."""
+
 square_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _SquareAttention.apply
 """Differentiable ``(query, key, value, kernel, causal, scale) -> output, logsumexp``."""
 
@@ -201,6 +134,8 @@ _DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _ALIGNED: Final = 8
 """CUDA's kernels read the head dim in pieces of so many entries."""
 _RANK: Final = 4
+_ANY: Final = Mask.causal()
+"""The mask where none is asked for: every backend takes it."""
 
 
 class Attention(NamedTuple):
@@ -216,13 +151,15 @@ def available(device: torch.device | str = "cpu") -> tuple[str, ...]:
     return tuple(name for name, backend in BACKENDS.items() if backend.runs_on(place))
 
 
-def choose(device: torch.device | str, dtype: torch.dtype) -> str:
+def choose(device: torch.device | str, dtype: torch.dtype, mask: Mask = _ANY) -> str:
     """Return the backend that ``auto`` stands for; named in the log, ``doctor`` and the audit."""
     place = torch.device(device)
     return next(
         name
         for name in available(place)
-        if BACKENDS[name].is_automatic and BACKENDS[name].takes(place, dtype)
+        if BACKENDS[name].is_automatic
+        and BACKENDS[name].takes(place, dtype)
+        and (mask.is_band or BACKENDS[name].takes_blocks)
     )
 
 
@@ -251,9 +188,9 @@ def attend(
     check_inputs(query, key, value, mask)
     if checked:
         refuse_non_finite(query, key, value)
-    name = resolve(backend, query.device, query.dtype)
-    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     mask = _simplify(mask, query.shape[2])
+    name = resolve(backend, query.device, query.dtype, mask)
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     spare = -query.shape[-1] % _ALIGNED
     if query.device.type == "cuda" and spare and BACKENDS[name].is_aligned:
         # Zeros add nothing to a product, and their columns of the output are cut off.
@@ -267,30 +204,38 @@ def _run(
     name: str, query: Tensor, key: Tensor, value: Tensor, mask: Mask, factor: float
 ) -> Attention:
     """Attend by the backend *name*, tensors and mask checked."""
+    if not mask.is_band and not BACKENDS[name].takes_blocks:
+        raise AttentionInvalid(
+            f"The attention backend {name} knows no blocks; choose auto or sdpa."
+        )
     if (whole := BACKENDS[name].whole) is not None:
         return Attention(*whole(query, key, value, mask, factor))
     kernel = kernel_for(name, query.device, query.dtype)
     if mask.kind is MaskKind.WINDOW:
         return Attention(*window_attention(query, key, value, kernel, mask.window_bars, factor))
+    if mask.kind is MaskKind.BLOCKS:
+        return Attention(*block_attention(query, key, value, kernel, mask.blocks, factor))
     causal = mask.kind is MaskKind.CAUSAL
     return Attention(*square_attention(query, key, value, kernel, causal, factor))
 
 
 def _simplify(mask: Mask, time: int) -> Mask:
-    """Return plain causality for a window at least as long as the sequence."""
+    """Return plain causality for a window as long as the sequence, and blocks that show all."""
     if mask.kind is MaskKind.WINDOW and mask.window_bars >= time:
+        return Mask.causal()
+    if mask.kind is MaskKind.BLOCKS and mask.blocks.shows_all(time):
         return Mask.causal()
     return mask
 
 
-def resolve(backend: str, device: torch.device | str, dtype: torch.dtype) -> str:
+def resolve(backend: str, device: torch.device | str, dtype: torch.dtype, mask: Mask = _ANY) -> str:
     """Return the backend that runs where *backend* is asked for; ``auto`` chooses one.
 
     Raises ``AttentionInvalid`` for one that does not exist or cannot run on *device*.
     """
     device = torch.device(device)
     if backend == "auto":
-        return choose(device, dtype)
+        return choose(device, dtype, mask)
     names = available(device)
     if backend not in BACKENDS:
         raise AttentionInvalid(

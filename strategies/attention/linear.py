@@ -218,7 +218,7 @@ def _check(query: Tensor, key: Tensor, mask: Mask) -> None:
             f"Features of queries {list(query.shape)} and keys {list(key.shape)} must both be "
             "[batch, head, time, feature]."
         )
-    if mask.kind is MaskKind.WINDOW:
+    if mask.kind not in (MaskKind.FULL, MaskKind.CAUSAL):
         raise AttentionInvalid(
             "Linear attention sums over all that a row sees and cannot forget a window's oldest "
             "bar; take a full or a causal mask."

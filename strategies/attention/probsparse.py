@@ -324,7 +324,7 @@ def _mean_value(value: Tensor, mask: Mask) -> Tensor:
 
 
 def _check_mask(mask: Mask) -> None:
-    if mask.kind is MaskKind.WINDOW:
+    if mask.kind not in (MaskKind.FULL, MaskKind.CAUSAL):
         raise AttentionInvalid(
             "ProbSparse ranks a whole sequence, so a sliding window cannot be; use Mask.full() "
             "over the window that ends at the bar."

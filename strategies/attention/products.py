@@ -17,7 +17,7 @@ import torch
 
 from tracepaper.strategies.attention import native, reference, triton_rollout
 from tracepaper.strategies.attention.kernels import attend
-from tracepaper.strategies.attention.masks import MaskKind
+from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.tiles import (
     GROUP_ENTRIES,
     STRIPE_ENTRIES,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tracepaper.strategies.attention.checks import Layer
-    from tracepaper.strategies.attention.masks import Mask
 
 ROWS_A_HEAD_MAX: Final = 8
 """Up to here a product a head is cheaper than fusing the heads of each tile first."""
@@ -68,6 +67,8 @@ class RolloutBackend(NamedTuple):
     refusal: str = "choose auto"  # what to do where it cannot run
 
 
+_BANDS_ALONE: Final = ("flash", "triton")
+"""Those that follow rows of keys that lie side by side."""
 BACKENDS: Final[dict[str, RolloutBackend]] = {}
 """Every way by its name."""
 
@@ -80,12 +81,14 @@ def register(backend: RolloutBackend) -> RolloutBackend:
     return backend
 
 
-def choose(layer: Layer) -> str:
+def choose(layer: Layer, mask: Mask) -> str:
     """Return the backend that ``auto`` stands for with *layer*'s device, type and head dim."""
+    if not mask.is_band:
+        return "tiles"
     if layer.query.device.type == "cuda":
         runs = triton_rollout.is_available() and triton_rollout.takes(layer)
         return "triton" if runs else "tiles"
-    return native.choose(layer) or "tiles"
+    return native.choose(layer, mask) or "tiles"
 
 
 def check_backend(backend: str, device: torch.device) -> str:
@@ -120,7 +123,9 @@ def push(
     ``weights`` is [batch, row, time], ``shares`` [head]; ``kept`` (boolean [time]) names the only
     positions where a weight is not zero.
     """
-    name = choose(layer) if backend == "auto" else backend
+    name = choose(layer, mask) if backend == "auto" else backend
+    if not mask.is_band and name in _BANDS_ALONE:
+        raise AttentionInvalid(f"The rollout backend {name} knows no blocks; choose auto or tiles.")
     return BACKENDS[name].push(layer, weights, mask, shares, kept)
 
 
@@ -161,7 +166,7 @@ def _push_native(name: str) -> Push:
     def loops(
         layer: Layer, weights: Tensor, mask: Mask, shares: Tensor, kept: Tensor | None
     ) -> Product:
-        if weights.shape[1] > ROWS_A_HEAD_MAX or native.choose(layer) is None:
+        if weights.shape[1] > ROWS_A_HEAD_MAX or native.choose(layer, mask) is None:
             return BACKENDS["tiles"].push(layer, weights, mask, shares, kept)
         return _by_head(native.push_rows(layer, weights, mask, name), shares)
 
@@ -213,7 +218,7 @@ def _push_heads(
             block.take(laid.queries, 1), laid.keys_by_dim, block.take(laid.minus_logsumexp, 1)
         )
         block_weights = block.take(by_pair, 2)
-        for start, stop in key_tiles(block, TILE_BARS):
+        for start, stop in key_tiles(block, mask, TILE_BARS):
             # An uneven tile would be compiled anew, so only the common shape is.
             common = stop - start == TILE_BARS and block.size() == tile_rows(mask)
             whole = is_whole(block, mask, start, stop)
@@ -271,7 +276,7 @@ def _push_fused(
             minus_logsumexp = block.take(laid.minus_logsumexp[pairs], 1)
             block_weights = block.take(weights[element], 1)  # [row, bar]
             row_sums = queries.new_zeros(heads, block.size())
-            for start, stop in key_tiles(block, TILE_BARS):
+            for start, stop in key_tiles(block, mask, TILE_BARS):
                 keys = laid.keys_by_dim[pairs, :, start:stop]
                 entries = tile_probabilities(queries, keys, minus_logsumexp)
                 if not is_whole(block, mask, start, stop):
@@ -337,7 +342,8 @@ def stripes(layer: Layer, mask: Mask, *, kept: Tensor | None = None) -> Iterator
     batch, heads, time, _ = layer.query.shape
     laid = operand(layer)
     tolerance = mass_tolerance(layer)
-    widest = max(1, visible_pairs(time, mask) // time)
+    # Rows are held from the first key that is seen to the last: blocks between them as well.
+    widest = max(1, visible_pairs(time, mask if mask.is_band else Mask.causal()) // time)
     rows_a_block = max(1, min(time, STRIPE_ENTRIES // (heads * 2 * widest)))
     for block in row_blocks(time, mask, rows_a_block=rows_a_block, kept=kept):
         for element in range(batch):

@@ -35,13 +35,14 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "horizons": (1, 1_000_000),
     "frames": (1, WINDOW_MAX),
     "tokens": (1, WINDOW_MAX),
+    "blocks": (0, WINDOW_MAX),
     "columns": (-1, 63),
     "quantiles": (0, 1),
     "seed": (0, 2**63 - 1),
 }
 """What a card may ask for: beyond it a number is a slip, and would fill the memory or hang."""
 _TEXTS: Final = ("clock", "modalities")
-_WHOLE: Final = ("horizons", "frames", "tokens", "columns")
+_WHOLE: Final = ("horizons", "frames", "tokens", "blocks", "columns")
 _ITEMS_MAX: Final = 64
 _ITEMS: Final = {"columns": 4_096}  # one for each feature
 

@@ -4,12 +4,13 @@ Read top to bottom: configuration, a block, the network. Each bar sees itself an
 bars before it in every layer, so a new bar can be computed from cached keys and values, and the
 answer depends on ``layers * (window - 1) + 1`` bars: the receptive field. The same code with
 ``mask = "full"`` is the classic form over a window that ends now, and with ``mask = "causal"`` that
-of a decoder, in which no bar of that window sees a later one.
+of a decoder, in which no bar of that window sees a later one; with ``mask = "blocks"`` each sees
+some blocks of the earlier ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -41,14 +42,16 @@ from tracepaper.strategies.networks.heads import Heads, Outputs
 _CHOICES: Final = {
     "mlp": ("gelu", "gated"),
     "norm": ("pre", "post"),
-    "mask": ("window", "causal", "full"),
+    "mask": ("window", "causal", "full", "blocks"),
 }
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "interval_minutes")
-_MASKS: Final[dict[str, Callable[[int], Mask]]] = {
-    "window": Mask.window,
+_MASKS: Final[dict[str, Callable[[FlashConfig], Mask]]] = {
+    "window": lambda config: Mask.window(config.window),
     "causal": lambda _: Mask.causal(),
     "full": lambda _: Mask.full(),
+    "blocks": lambda config: _mask_of(config.blocks),
 }
+_BLOCKS: Final = 4
 _RATES: Final = ("dropout", "stochastic_depth")
 
 
@@ -57,6 +60,8 @@ class FlashConfig:
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``gated`` lets each bar's state, which holds its volatility, say how sharply each head attends.
+    ``blocks`` are those of the mask of that name: the bars of one, then how many before its own a
+    bar sees, every which one before these, and how many of the first.
     """
 
     features: int = 30
@@ -74,6 +79,7 @@ class FlashConfig:
     mlp_ratio: float = 4.0
     norm: str = "pre"
     mask: str = "window"
+    blocks: tuple[int, ...] = (64, 2, 4, 1)
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     checkpointing: bool = False
@@ -99,6 +105,7 @@ class FlashConfig:
             if broken:
                 raise ConfigInvalid(f"architecture.{sentence}.")
         check_clocks(self.clock)
+        _mask_of(self.blocks)
 
     def _rules(self) -> tuple[tuple[bool, str], ...]:
         """Return the rules that join fields: whether each is broken, and what to do then."""
@@ -120,6 +127,10 @@ class FlashConfig:
                 f"encoding {self.encoding} looks back only; use the window mask or rope",
             ),
             (
+                self.mask == "blocks" and self.encoding == "alibi",
+                "encoding alibi knows what a bar sees by its age alone; use rope with blocks",
+            ),
+            (
                 any(a >= b for a, b in pairwise((0.0, *self.quantiles, 1.0))),
                 "quantiles must ascend between 0 and 1",
             ),
@@ -139,6 +150,17 @@ class FlashConfig:
     def read(cls, section: dict[str, Any]) -> FlashConfig:
         """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
         return cls(**checked_section(cls, section))
+
+
+def _mask_of(blocks: Sequence[int]) -> Mask:
+    """Return the mask of a card's ``blocks``; raise ``ConfigInvalid`` where there is none."""
+    if len(blocks) != _BLOCKS or blocks[0] < 1 or min(blocks) < 0:
+        raise ConfigInvalid(
+            f"architecture.blocks is {shown(list(blocks))}; give the bars of one, at least 1, and "
+            "how many of the last, which stride and how many of the first, at least 0."
+        )
+    bars, last, stride, first = blocks
+    return Mask.sparse(bars, last=last, stride=stride, first=first)
 
 
 class Projected(NamedTuple):
@@ -249,7 +271,7 @@ class FlashNetwork(Network):
         # Set here alone, so that a narrower type than the base's is safe.
         self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.backend = "auto"  # of ``attend``
-        self.mask = _MASKS[config.mask](config.window)
+        self.mask = _MASKS[config.mask](config)
         self.embed = nn.Linear(config.features, config.dim)
         self.encoding = ENCODINGS[config.encoding](Sizes(config.dim, config.heads, config.window))
         self.week, self.clock = clock_codes(

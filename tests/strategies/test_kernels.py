@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from attention_cases import sparse_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -67,6 +68,13 @@ def dense(
         hidden = columns > rows
     if mask.kind is MaskKind.WINDOW:
         hidden |= rows - columns >= mask.window_bars
+    if mask.kind is MaskKind.BLOCKS:
+        bars, last, stride, first = mask.blocks
+        for row, column in zip(*torch.where(~hidden), strict=True):
+            age, number = row // bars - column // bars, column // bars
+            hidden[row, column] = not (
+                age <= last or number < first or (stride > 0 and age % stride == 0)
+            )
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = (query @ key.mT * factor).masked_fill(hidden, -math.inf)
     return scores.softmax(-1) @ value, scores.logsumexp(-1)
@@ -77,6 +85,7 @@ def masks(time: int) -> st.SearchStrategy[Mask]:
         st.just(Mask.full()),
         st.just(Mask.causal()),
         st.integers(1, time + 3).map(Mask.window),
+        sparse_masks(time + 3),
     )
 
 

@@ -71,4 +71,4 @@ def test_auto_takes_the_kernel_only_where_it_runs(
     monkeypatch.setattr(triton_rollout, "is_available", lambda: True)
     query = SimpleNamespace(device=torch.device(device), shape=(1, 1, 8, dim))
     layer: Any = SimpleNamespace(query=query, logsumexp=SimpleNamespace(dtype=dtype))
-    assert products.choose(layer) == chosen
+    assert products.choose(layer, Mask.causal()) == chosen

@@ -32,6 +32,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "flash": {"kind": "flash", "layers": 2},
     "classic": {"kind": "flash", "mask": "full", "time_of_week": True, "gated": True},
     "decoder": {"kind": "flash", "mask": "causal", "encoding": "alibi", "norm": "post"},
+    "blocks": {"kind": "flash", "layers": 2, "mask": "blocks", "blocks": [4, 1, 3, 1]},
     "clocked": {"kind": "flash", "encoding": "context", "clock": ["sessions", "month", "halving"]},
     "informer": {"kind": "informer", "layers": 2, "factor": 2},
     "linear": {"kind": "linear", "layers": 2},
