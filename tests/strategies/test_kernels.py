@@ -27,14 +27,13 @@ from tracepaper.strategies.attention.backends import (
     Reference,
     kernel_for,
 )
+from tracepaper.strategies.attention.cuts import window_backward, window_forward
 from tracepaper.strategies.attention.kernels import (
     attend,
     available,
     choose,
     resolve,
     window_attention,
-    window_backward,
-    window_forward,
 )
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.errors import AttentionInvalid
