@@ -132,6 +132,9 @@ def train(
     modalities: Annotated[
         str | None, typer.Option(help="trading: of price, volume, time and others, by commas.")
     ] = None,
+    regimes: Annotated[
+        int | None, typer.Option(help="trading: of the coming variance, 2 to 7; 0 for none.")
+    ] = None,
     dropout: Annotated[float | None, typer.Option(help="Share of activations to drop.")] = None,
     checkpointing: Annotated[
         bool | None, typer.Option(help="flash: compute activations twice, to save memory.")
@@ -196,6 +199,7 @@ def train(
             "frames": None if frames is None else _wholes("--frames", frames),
             "tokens": None if tokens is None else _wholes("--tokens", tokens),
             "modalities": None if modalities is None else modalities.split(","),
+            "regimes": regimes,
             "dropout": dropout,
             "checkpointing": checkpointing,
             "quantiles": None if quantiles is None else _shares(quantiles),

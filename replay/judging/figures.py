@@ -15,6 +15,7 @@ import numpy as np
 from tracepaper.replay.archive.times import iso
 from tracepaper.replay.judging import charts
 from tracepaper.replay.judging.beside import compared_with
+from tracepaper.replay.judging.further import further_tables
 from tracepaper.replay.judging.judgement import LOSSES, MEASURES, OWN, RISKS, SpanJudgement
 from tracepaper.replay.judging.risk import Breaches, breaches_of
 from tracepaper.replay.judging.statistics import (
@@ -248,7 +249,23 @@ def _risk(judgement: SpanJudgement) -> Iterable[Table]:
     if not {"mean_return", "stdev_return"} <= judgement.judged.given:
         return
     rows = [found for one in judgement.horizons for found in breaches_of(one)]
-    columns: list[Figure[Breaches]] = [
+    note = (
+        "Share of returns beyond, its error by days, and the mean of those over the expected "
+        "shortfall. p of Kupiec's test and of Christoffersen's, on bars that share no future; "
+        "symbols that breach together make both too small."
+    )
+    title = "Value at risk and expected shortfall"
+    yield table("risk", title, _breach_columns(), rows, notes=[note])
+
+
+@shown("further")
+def _further(judgement: SpanJudgement) -> Iterable[Table]:
+    """Tables of the heads that only some networks have."""
+    return further_tables(judgement, _breach_columns())
+
+
+def _breach_columns() -> list[Figure[Breaches]]:
+    return [
         Figure("horizon", "bars ahead", "count", lambda one: one.horizon),
         Figure("tail", "value at risk", "text", lambda one: one.tail),
         Figure("share", "said", "measure", lambda one: one.share),
@@ -263,12 +280,6 @@ def _risk(judgement: SpanJudgement) -> Iterable[Table]:
             lambda one: one.shortfall,
         ),
     ]
-    note = (
-        "Share of returns beyond, its error by days, and the mean of those over the expected "
-        "shortfall. p of Kupiec's test and of Christoffersen's, on bars that share no future; "
-        "symbols that breach together make both too small."
-    )
-    yield table("risk", "Value at risk and expected shortfall", columns, rows, notes=[note])
 
 
 @shown("calibration", charts.reliability, "How often a forecast direction came true, by the "

@@ -20,9 +20,8 @@ from tracepaper.replay.training import figures
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.figures import DailyEstimate
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.networks.heads import SHARES
 
-SHARES: Final = (0.01, 0.05)
-"""Of returns beyond the value at risk."""
 TAILS: Final = {"of a long position": -1.0, "of a short position": 1.0}
 """Which returns lose: by the sign that they have."""
 _SYMBOL: Final = 1 << 32
@@ -44,22 +43,41 @@ class Breaches(NamedTuple):
 
 def breaches_of(one: HorizonForecasts) -> Iterator[Breaches]:
     """Yield what came of each tail's value at risk at the shares ``SHARES``."""
-    alone = without_overlap(one.keys, one.horizon)
     for tail, sign in TAILS.items():
         for share in SHARES:
             limit, expected = value_at_risk(sign * one.mean, one.scale, one.dof, share)
             lost = sign * one.value
-            beyond = lost > limit
-            yield Breaches(
-                one.horizon,
-                tail,
-                share,
-                figures.mean(beyond.astype(np.float64), one.days),
-                len(alone),
-                kupiec(beyond[alone], share),
-                christoffersen(beyond[alone], follows(one.keys[alone], one.horizon)),
-                figures.mean((lost / expected)[beyond], one.days[beyond]) if beyond.any() else None,
+            yield held(
+                TailSaid(one.horizon, tail, share, lost, limit, expected), one.keys, one.days
             )
+
+
+class TailSaid(NamedTuple):
+    """One value at risk with its expected shortfall, and the losses that came: all over [row]."""
+
+    horizon: int
+    tail: str
+    share: float
+    lost: Array
+    limit: Array
+    expected: Array
+
+
+def held(said: TailSaid, keys: NDArray[np.int64], days: NDArray[np.int64]) -> Breaches:
+    """Return what came of a value at risk; *keys* [row] are those of ``Segment.keys``."""
+    alone = without_overlap(keys, said.horizon)
+    beyond = said.lost > said.limit
+    ratio = said.lost / said.expected
+    return Breaches(
+        said.horizon,
+        said.tail,
+        said.share,
+        figures.mean(beyond.astype(np.float64), days),
+        len(alone),
+        kupiec(beyond[alone], said.share),
+        christoffersen(beyond[alone], follows(keys[alone], said.horizon)),
+        figures.mean(ratio[beyond], days[beyond]) if beyond.any() else None,
+    )
 
 
 def value_at_risk(location: Array, scale: Array, dof: Array, share: float) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from tracepaper.replay.training.fit import Progress
-from tracepaper.replay.training.losses import LOSSES
+from tracepaper.replay.training.losses import ADDED, LOSSES
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.samples import FLAT_BAND, VARIANCE_FLOOR
 from tracepaper.replay.training.series import Split, TrainingFile, iso
@@ -198,8 +198,15 @@ def training_section(recipe: Recipe, progress: Progress, *, bars: int) -> dict[s
         "bars": bars,
         "flat_band": FLAT_BAND,
         "variance_floor": VARIANCE_FLOOR,
-        "losses": ", ".join(each.title for each in LOSSES.values()),
+        "losses": ", ".join(_losses(recipe)),
     }
+
+
+def _losses(recipe: Recipe) -> list[str]:
+    """Return the titles of what a network of *recipe* is trained by."""
+    further = recipe.kind.make(recipe.config).further_heads
+    own = [each.title for head, each in ADDED.items() if head in further]
+    return [*(each.title for each in LOSSES.values()), *own]
 
 
 def versions_section() -> dict[str, object]:
@@ -286,7 +293,7 @@ def seeds_section(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "weights_sha256": [card["model"]["weights_sha256"] for card in cards],
         "edge_net_bp": [_net(card) for card in cards],
     }
-    for horizon in (key for key in cards[0]["figures"] if key != "gates"):
+    for horizon in (key for key in cards[0]["figures"] if key.isdecimal()):
         every = [_own_figures(card["figures"][horizon]) for card in cards]
         section[horizon] = {
             name: [round(fmean(values), 5), round(stdev(values), 5)]

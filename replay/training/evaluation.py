@@ -65,16 +65,21 @@ def predict(
     PyTorch's seed. Leaves it in evaluation mode.
     """
     network.eval()
-    if not len(rows):
-        raise DataInvalid("There is no bar to forecast; give longer candles.")
-    answered = _by_row if network.answers_every_row else _by_window
     try:
         for module in network.dropping() if dropout else ():
             module.train()
-        with torch.inference_mode():
-            return joined([_arrays(outputs) for outputs in answered(network, segment, rows)])
+        return joined([_arrays(outputs) for outputs in outputs_at(network, segment, rows)])
     finally:
         network.eval()
+
+
+def outputs_at(network: Network, segment: Segment, rows: NDArray[np.int64]) -> Iterator[Outputs]:
+    """Yield what *network* says of *rows* of *segment*, [row, horizon, ..], as ``predict`` asks."""
+    if not len(rows):
+        raise DataInvalid("There is no bar to forecast; give longer candles.")
+    answered = _by_row if network.answers_every_row else _by_window
+    with torch.inference_mode():
+        yield from answered(network, segment, rows)
 
 
 def _by_row(network: Network, segment: Segment, rows: NDArray[np.int64]) -> Iterator[Outputs]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tracepaper.replay.training.card import ROUND_TRIP_COST, measures
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.figures import mean, table, top
+from tracepaper.replay.training.further import FurtherForecasts
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Segment
 from tracepaper.strategies.confidence import names_for, values_of
@@ -41,6 +42,7 @@ class JudgedPart(NamedTuple):
     explained: ExplainedRows | None = None
     rules: Mapping[str, NDArray[np.bool_]] = {}  # of trading, over the rows of ``explained``
     calibration: Mapping[str, Any] = {}  # the card's section, with the verdict of this part
+    further: Sequence[FurtherForecasts] = ()  # of the heads that not every network has
 
 
 @dataclass(frozen=True)

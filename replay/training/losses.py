@@ -25,12 +25,15 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.networks.heads import Outputs
+from tracepaper.strategies.networks.heads import DRAWDOWN_LEVELS, PATH_LEVELS, SHARES, Outputs
 
 Labelled = Mapping[str, Tensor]
 """Each label's name → [batch, time, horizon]."""
 Elementwise = Callable[[Outputs, Labelled, Sequence[float]], Tensor]
 """``(outputs, labels, levels of the quantiles) -> losses [batch, time, horizon]``."""
+
+
+OfHead = Callable[[Tensor, Labelled], Tensor]
 
 
 class Loss(NamedTuple):
@@ -47,6 +50,22 @@ LOSSES: Final[dict[str, Loss]] = {}
 """Every loss by its name; their order is that of the axis *task*."""
 
 
+class AddedLoss(NamedTuple):
+    """What a head that not every network has is trained by, together with the task *to*.
+
+    It adds to the loss of that task while the task is learnt, and has no score of its own.
+    """
+
+    title: str
+    to: str
+    of: OfHead
+    """``(what the head says, labels) -> losses [batch, time, horizon]``."""
+
+
+ADDED: Final[dict[str, AddedLoss]] = {}
+"""The loss of each such head, by the head's name."""
+
+
 def loss(name: str, title: str, *, is_price: bool) -> Callable[[Elementwise], Elementwise]:
     """Register a loss; raise ``ConfigInvalid`` for a name that is taken."""
 
@@ -54,6 +73,18 @@ def loss(name: str, title: str, *, is_price: bool) -> Callable[[Elementwise], El
         if name in LOSSES:
             raise ConfigInvalid(f"There is a loss called {name} already.")
         LOSSES[name] = Loss(name, title, of, is_price)
+        return of
+
+    return known
+
+
+def added(head: str, title: str, *, to: str) -> Callable[[OfHead], OfHead]:
+    """Register the loss of a head; raise ``ConfigInvalid`` for a head that has one."""
+
+    def known(of: OfHead) -> OfHead:
+        if head in ADDED:
+            raise ConfigInvalid(f"The head {head} has a loss already.")
+        ADDED[head] = AddedLoss(title, to, of)
         return of
 
     return known
@@ -123,19 +154,78 @@ def volatility_loss(outputs: Outputs, labels: Labelled, _: Sequence[float]) -> T
     return qlike(labels["variance"], outputs.log_variance)
 
 
+@added("tails", "joint loss of VaR and ES", to="volatility")
+def tails_loss(tails: Tensor, labels: Labelled) -> Tensor:
+    """Return the mean over tails and shares of the joint loss of value at risk and shortfall.
+
+    With a loss l, V and E of a share a it is ``(l - V)+ ÷ (a E) + V ÷ E + ln E - 1``, least in
+    expectation at both true ones; no unit moves a difference of two. Source: Fissler and Ziegel,
+    2016; Patton, Ziegel and Chen, 2019 (FZ0).
+    """
+    lost = torch.stack((-labels["returns"], labels["returns"]), dim=-1)[..., None]
+    at_risk, shortfall = tails.unbind(-1)  # [.., long and short, share]
+    share = torch.tensor(SHARES, dtype=tails.dtype, device=tails.device)
+    beyond = functional.relu(lost - at_risk) / (share * shortfall)
+    return (beyond + at_risk / shortfall + torch.log(shortfall) - 1.0).mean((-2, -1))
+
+
+@added("drawdown", "pinball of the drawdown", to="volatility")
+def drawdown_loss(quantiles: Tensor, labels: Labelled) -> Tensor:
+    """Return the mean pinball loss of the drawdown's quantiles."""
+    return pinball(labels["drawdown"], quantiles, DRAWDOWN_LEVELS)
+
+
+@added("regimes", "likelihood of a mixture of gamma distributions", to="volatility")
+def regimes_loss(regimes: Tensor, labels: Labelled) -> Tensor:
+    """Return the negative log density of the variance, a mixture of what it is in each regime.
+
+    No regime is labelled: what each is follows from the likelihood (mixture density network,
+    Bishop, 1994).
+    """
+    value = torch.clamp(labels["variance"], min=VARIANCE_FLOOR)[..., None]
+    share, log_mean, log_shape = regimes.unbind(-2)
+    shape = torch.exp(log_shape)
+    density = (
+        shape * (log_shape - log_mean)
+        - torch.lgamma(shape)
+        + (shape - 1.0) * torch.log(value)
+        - shape * value * torch.exp(-log_mean)
+    )
+    return -torch.logsumexp(share + density, dim=-1)
+
+
+@added("path", "pinball of the path", to="volatility")
+def path_loss(quantiles: Tensor, labels: Labelled) -> Tensor:
+    """Return the mean pinball loss of the quantiles at every step."""
+    return pinball(labels["path"], quantiles, PATH_LEVELS).mean(-1)
+
+
 def elementwise(
     outputs: Outputs, labels: Labelled, used: Tensor, levels: Sequence[float] = ()
 ) -> Tensor:
-    """Return [task, batch, time, horizon] losses; labels and *used* are [batch, time, horizon].
+    """Return [task, batch, time, horizon] losses; labels [batch, time, horizon, ..] are as *used*.
 
     *levels* are those of the quantiles. Where *used* is false a label may hold anything, and its
     losses mean nothing.
     """
     known = {
-        name: torch.where(used, labels[name], torch.full_like(labels[name], each.missing))
-        for name, each in LABELS.items()
+        name: torch.where(
+            used[(..., *(None,) * (given.ndim - used.ndim))],
+            given,
+            torch.full_like(given, LABELS[name].missing),
+        )
+        for name, given in labels.items()
     }
-    return torch.stack([each.of(outputs, known, levels) for each in LOSSES.values()])
+    return torch.stack([_of_task(each, outputs, known, levels) for each in LOSSES.values()])
+
+
+def _of_task(each: Loss, outputs: Outputs, known: Labelled, levels: Sequence[float]) -> Tensor:
+    """Return the loss of a task, and of the further heads that are learnt with it."""
+    total = each.of(outputs, known, levels)
+    for head, further in ADDED.items():
+        if further.to == each.name and (said := getattr(outputs, head)) is not None:
+            total = total + further.of(said, known)
+    return total
 
 
 def as_float32(outputs: Outputs) -> Outputs:

@@ -31,6 +31,7 @@ from tracepaper.replay.training.samples import (
     samples_in,
     samples_of,
     targets,
+    wanted_labels,
 )
 from tracepaper.replay.training.series import (
     IN_MEMORY,
@@ -73,6 +74,8 @@ class Material:
     """Baselines that were fitted before; None fits them on the training part."""
     requested: tuple[str, ...] = ()
     """Of the baselines that are fitted on request, those that are."""
+    heads: frozenset[str] = frozenset()
+    """Of the heads that not every network has, those that are learnt, whose labels are needed."""
 
     @classmethod
     def read(
@@ -196,19 +199,22 @@ class Material:
     def _labels(self, segment: Segment, horizons: Sequence[int]) -> Labels:
         """Return the labels of *segment*, computed once for all parts."""
         if self.arrays.folder is None:
-            return targets(segment, horizons)
+            return targets(segment, horizons, self.heads)
         shape = (len(segment), len(horizons))
-        kinds = {
-            name: "<i8" if each.missing == NO_LABEL else "<f4" for name, each in LABELS.items()
+        wanted = {
+            name: Shaped(
+                (*shape, each.width) if each.width else shape,
+                "<i8" if each.missing == NO_LABEL else "<f4",
+            )
+            for name, each in wanted_labels(self.heads).items()
         }
-        wanted = {name: Shaped(shape, kind) for name, kind in kinds.items()}
 
         def fill(arrays: dict[str, NDArray[Any]]) -> None:
-            for name, column in targets(segment, horizons).items():
+            for name, column in targets(segment, horizons, self.heads).items():
                 arrays[name][...] = column
 
         # σ is the unit of labels, so the schema is part of what they follow from.
-        digest = hashlib.sha256(candles_key(segment.candles) + _code_of_labels(tuple(LABELS)))
+        digest = hashlib.sha256(candles_key(segment.candles) + _code_of_labels(tuple(wanted)))
         digest.update(np.ascontiguousarray(segment.sigma).data)
         digest.update(f"{tuple(horizons)} {sorted(wanted.items())}".encode())
         return self.arrays.get(f"labels-{digest.hexdigest()[:32]}", wanted, fill)

@@ -36,6 +36,12 @@ from tracepaper.replay.training.explained import (
 )
 from tracepaper.replay.training.fit import Fit, Observe, Progress
 from tracepaper.replay.training.fitted import FILE_NAME, save_judged
+from tracepaper.replay.training.further import (
+    further_figures,
+    further_of,
+    further_sentences,
+    levels_of,
+)
 from tracepaper.replay.training.judgement import (
     default_thresholds,
     judged_section,
@@ -104,6 +110,7 @@ def fit_network(
     config = recipe.config
     torch.manual_seed(recipe.options.seed)
     network = recipe.kind.make(config).to(_device(recipe.device))
+    material = replace(material, heads=network.further_heads)
     if not resume:
         say(
             f"{recipe.kind.name}: {sum(p.numel() for p in network.parameters()):,} weights; an"
@@ -214,10 +221,12 @@ def calibrated(
 def scales_of(card: Mapping[str, Any], network: Network, material: Material) -> dict[str, Any]:
     """Return ``[calibration]`` of *card* with temperature and slopes of the calibration slice."""
     found = judge_part(network, material, Part.CALIBRATION)
+    further = further_of(network, material, Part.CALIBRATION)
     return {
         **card["calibration"],
         "temperature": {str(j.horizon): temperature(j.logits, j.classes) for j in found},
         "slope": {str(j.horizon): slope(j.mean, j.value) for j in found},
+        **({"further": levels_of(further)} if further else {}),
     }
 
 
@@ -287,14 +296,21 @@ def judge(
     }
     gates = judged_gates(card, weights, material, bars=explained(network) if bars is None else bars)
     horizon = int(section["horizon"])
+    further = further_of(network, material, Part.TEST, section.get("further"))
+    of_further = further_figures(further)
     return JudgedPart(
         [cooled(one, section["temperature"][str(one.horizon)]) for one in found],
         ALL_MEASURES,
-        {**figures, "gates": gates.figures},
-        [*cards.sentences(figures, gates.figures, horizon=horizon), *gates.sentences],
+        {**figures, **({"further": of_further} if further else {}), "gates": gates.figures},
+        [
+            *cards.sentences(figures, gates.figures, horizon=horizon),
+            *further_sentences(of_further, horizon=horizon),
+            *gates.sentences,
+        ],
         gates.explained,
         gates.rules,
         gates.calibration,
+        further,
     )
 
 

@@ -10,7 +10,7 @@ The rules are docs/models.md, L5 and L6.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from tracepaper.replay.training.series import Part, Parts, Segment
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.networks.heads import PATH_STEPS
 
 FLAT_BAND: Final = 0.2
 """A scaled return within ±0.2 is flat: about a fifth of a fat-tailed bell."""
@@ -46,6 +47,10 @@ class Label(NamedTuple):
     """The label of every bar of a segment for a horizon, in bars: [time]."""
     missing: float
     """What stands for it in a batch where it is not known; no loss is taken there."""
+    head: str = ""
+    """The head that learns from it, where not every network has one."""
+    width: int = 0
+    """Numbers of each bar and horizon, [time, width]; 0 for one, [time]."""
 
 
 LABELS: Final[dict[str, Label]] = {}
@@ -54,23 +59,35 @@ LABELS: Final[dict[str, Label]] = {}
 _OfBars = Callable[[Segment, int], Column]
 
 
-def label(name: str, *, missing: float) -> Callable[[_OfBars], _OfBars]:
+def label(
+    name: str, *, missing: float, head: str = "", width: int = 0
+) -> Callable[[_OfBars], _OfBars]:
     """Register what computes a label; raise ``ConfigInvalid`` for a name that is taken."""
 
     def known(of: _OfBars) -> _OfBars:
         if name in LABELS:
             raise ConfigInvalid(f"There is a label called {name} already.")
-        LABELS[name] = Label(name, of, missing)
+        LABELS[name] = Label(name, of, missing, head, width)
         return of
 
     return known
 
 
-def targets(segment: Segment, horizons: Sequence[int]) -> dict[str, Column]:
-    """Return every registered label of every bar of *segment* for each horizon, in bars."""
+def wanted_labels(heads: Collection[str] = ()) -> dict[str, Label]:
+    """Return the labels that every network learns from, and those of the further *heads*."""
+    return {name: each for name, each in LABELS.items() if not each.head or each.head in heads}
+
+
+def targets(
+    segment: Segment, horizons: Sequence[int], heads: Collection[str] = ()
+) -> dict[str, Column]:
+    """Return every label of ``wanted_labels`` of every bar of *segment* for each horizon, in bars.
+
+    Each is [time, horizon], or [time, horizon, width].
+    """
     return {
         name: np.stack([each.of(segment, horizon) for horizon in horizons], axis=1)
-        for name, each in LABELS.items()
+        for name, each in wanted_labels(heads).items()
     }
 
 
@@ -103,6 +120,35 @@ def realised_variance(segment: Segment, horizon: int) -> NDArray[np.float32]:
     realised = squares[horizon + 1 :][:known] - squares[1 : known + 1]
     found[:known] = np.clip(realised / scale**2, VARIANCE_FLOOR, RETURN_LIMIT**2)
     return found
+
+
+@label("drawdown", missing=0.0, head="drawdown")
+def drawdown(segment: Segment, horizon: int) -> NDArray[np.float32]:
+    """Return the largest fall of a close below an earlier one until *horizon*, in units of σ √h.
+
+    The close of the bar itself is the first; cut at ``RETURN_LIMIT``.
+    """
+    found = np.full(len(segment), np.nan, dtype=np.float32)
+    known = max(len(segment) - horizon, 0)
+    logs = np.log(segment.close)
+    highest, most = logs[:known].copy(), np.zeros(known)
+    for step in range(1, horizon + 1):
+        close = logs[step : step + known]
+        np.maximum(highest, close, out=highest)
+        np.maximum(most, highest - close, out=most)
+    found[:known] = np.minimum(most / (segment.sigma[:known] * np.sqrt(horizon)), RETURN_LIMIT)
+    return found
+
+
+def path_steps(horizon: int) -> tuple[int, ...]:
+    """Return after how many bars each step of the path to *horizon* ends, the last one with it."""
+    return tuple(-(-horizon * step // PATH_STEPS) for step in range(1, PATH_STEPS + 1))
+
+
+@label("path", missing=0.0, head="path", width=PATH_STEPS)
+def path(segment: Segment, horizon: int) -> NDArray[np.float32]:
+    """Return [time, step]: the return to each of ``path_steps`` in units of σ √(its bars)."""
+    return np.stack([scaled_return(segment, step) for step in path_steps(horizon)], axis=-1)
 
 
 def direction_of(returns: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -259,13 +305,12 @@ class Chunks:
 
     def _joined(self, cuts: Sequence[tuple[Samples, int, int]]) -> Batch:
         """Return the chunks at *cuts* as one batch."""
+        names = tuple(cuts[0][0].labels)
         columns = zip(*(self._chunk(*cut) for cut in cuts), strict=True)
         values, weights, *labels = (torch.from_numpy(np.stack(column)) for column in columns)
         ahead = torch.arange(self._length)
         positions = [first_position(samples.segment, start) + ahead for samples, start, _ in cuts]
-        return Batch(
-            values, dict(zip(LABELS, labels, strict=True)), weights, torch.stack(positions)
-        )
+        return Batch(values, dict(zip(names, labels, strict=True)), weights, torch.stack(positions))
 
     def _chunk(self, samples: Samples, start: int, stop: int) -> tuple[NDArray[np.generic], ...]:
         """Return one chunk's arrays, padded at the end where it is shorter than the others."""
@@ -274,9 +319,11 @@ class Chunks:
             samples.segment.values[span],
             samples.weights[span],
             *(
-                np.nan_to_num(samples.labels[name][span], nan=each.missing)
-                for name, each in LABELS.items()
+                np.nan_to_num(known[span], nan=LABELS[name].missing)
+                for name, known in samples.labels.items()
             ),
         )
         missing = self._length - (stop - start)
-        return tuple(np.pad(array, ((0, missing), (0, 0))) for array in arrays)
+        return tuple(
+            np.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1))) for array in arrays
+        )

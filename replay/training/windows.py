@@ -59,9 +59,9 @@ class SingleWindows:
         firsts = [first_position(s.segment, row) - self._window + 1 for s, row in pairs]
         labels = {
             name: _stacked(
-                [np.nan_to_num(s.labels[name][row], nan=each.missing) for s, row in pairs]
+                [np.nan_to_num(s.labels[name][row], nan=LABELS[name].missing) for s, row in pairs]
             )
-            for name, each in LABELS.items()
+            for name in self._samples[0].labels
         }
         return Batch(
             torch.from_numpy(values),
@@ -83,5 +83,5 @@ def window_of(values: NDArray[np.float32], row: int, window: int) -> NDArray[np.
 
 
 def _stacked(rows: Sequence[NDArray[Any]]) -> torch.Tensor:
-    """Return [horizon] arrays as [batch, 1, horizon]."""
+    """Return [horizon, ..] arrays as [batch, 1, horizon, ..]."""
     return torch.from_numpy(np.stack(rows))[:, None]

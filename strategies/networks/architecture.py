@@ -37,6 +37,7 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "tokens": (1, WINDOW_MAX),
     "blocks": (0, WINDOW_MAX),
     "columns": (-1, 63),
+    "regimes": (0, 7),
     "quantiles": (0, 1),
     "seed": (0, 2**63 - 1),
 }
@@ -179,6 +180,11 @@ class Network(nn.Module):
 
     What a pass keeps for the gradient then fits the caches, and its memory is used again.
     """
+
+    @property
+    def further_heads(self) -> frozenset[str]:
+        """The heads beyond those that every network has, which are learnt from their own labels."""
+        return frozenset()
 
     @property
     def answers_every_row(self) -> bool:

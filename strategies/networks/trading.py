@@ -30,7 +30,7 @@ from tracepaper.strategies.networks.architecture import (
     register,
 )
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.heads import Outputs
+from tracepaper.strategies.networks.heads import Heads, Outputs
 
 MODALITIES: Final[dict[str, tuple[str, ...]]] = {
     "volume": ("volume", "flow"),
@@ -49,7 +49,9 @@ class TradingConfig:
 
     ``window`` is how many bars an answer sees; each layer sees an equal share of it. ``columns``
     gives each feature's place in ``modalities``, -1 where it is not used; the names of the features
-    say it when a network is trained. Without it every feature is of the first modality.
+    say it when a network is trained. Without it every feature is of the first modality. ``risk``
+    gives it tails and drawdown, ``path`` the steps to each horizon, ``regimes`` so many of the
+    coming variance, 0 for none.
     """
 
     features: int = 30
@@ -67,6 +69,9 @@ class TradingConfig:
     dropout: float = 0.0
     allocation: bool = False
     quantiles: tuple[float, ...] = ()
+    risk: bool = True
+    path: bool = True
+    regimes: int = 3
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, with one sentence each."""
@@ -88,6 +93,10 @@ class TradingConfig:
             raise ConfigInvalid(
                 f"architecture.window is {self.window} for {self.layers} layers; give each layer "
                 "two bars."
+            )
+        if self.regimes == 1:
+            raise ConfigInvalid(
+                "architecture.regimes is 1, which tells nothing apart; take 2 to 7, or 0 for none."
             )
         self.trunk()
 
@@ -219,6 +228,23 @@ class TradingNetwork(Network):
         self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.fusion = ModalityFusion(config)
         self.trunk = FlashNetwork(config.trunk())
+        self.trunk.heads = Heads(
+            config.dim,
+            len(config.horizons),
+            len(config.quantiles),
+            allocation=config.allocation,
+            risk=config.risk,
+            regimes=config.regimes,
+            path=config.path,
+        )
+
+    @property
+    def further_heads(self) -> frozenset[str]:
+        """The heads that its configuration adds."""
+        config = self.config
+        given = {"tails": config.risk, "drawdown": config.risk, "path": config.path}
+        given["regimes"] = config.regimes > 0
+        return frozenset(name for name, is_given in given.items() if is_given)
 
     @property
     def answers_every_row(self) -> bool:

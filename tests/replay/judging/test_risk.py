@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from scipy import integrate, stats
 
 from tracepaper.replay.judging.risk import (
-    SHARES,
     TAILS,
     breaches_of,
     christoffersen,
@@ -20,6 +19,7 @@ from tracepaper.replay.judging.risk import (
     without_overlap,
 )
 from tracepaper.replay.training.evaluation import HorizonForecasts
+from tracepaper.strategies.networks.heads import SHARES
 
 DAYS, A_DAY = 60, 288
 

@@ -186,6 +186,37 @@ def test_a_decision_says_which_modality_and_which_bars_of_it(
     assert "By modality of the bars" in capsys.readouterr().out
 
 
+def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
+    trained: Callable[[str], Path], candles: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained("trading")
+    capsys.readouterr()
+    words = ("evaluate", folder, "--data", candles, "--explained-bars", 500, "--threads", 1)
+    (span,) = answered(capsys, *words, "--json")["spans"]
+    card, tables = load(folder).card, span["tables"]
+    assert [(row["horizon"], row["tail"], row["share"]) for row in tables["tails"]["rows"]] == [
+        (horizon, f"of a {side} position", share)
+        for horizon in (5, 30)
+        for side in ("long", "short")
+        for share in (0.01, 0.05)
+    ]
+    assert {row["of"] for row in tables["drawdown"]["rows"]} == {"50 quantile", "90 quantile"}
+    assert [row["of"] for row in tables["path"]["rows"]][-4:] == [
+        "8 bars", "15 bars", "23 bars", "30 bars"
+    ]  # fmt: skip
+    assert [row["regime"] for row in tables["regimes"]["rows"]] == [1, 2, 3, 1, 2, 3]
+    beside = {(row["horizon"], row["head"], row["other"]) for row in tables["further"]["rows"]}
+    assert len(beside) == 2 * 5
+    assert (30, "tails", "its own Student t") in beside
+    assert set(card["calibration"]["further"]["factors"]["30"]) == {"tails", "drawdown", "path"}
+    found = span["figures"]["further"]
+    assert found == card["figures"]["further"]
+    said = next(row for row in tables["drawdown"]["rows"] if row["of"] == "50 quantile")
+    assert found["5"]["drawdown"]["below_50"][0] == pytest.approx(said["came"]["value"], abs=1e-5)
+    assert any(line.startswith("Its value at risk of 5 %") for line in span["sentences"])
+    assert "likelihood of a mixture" in card["training"]["losses"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lstm", "informer", "multiscale", "trading"])
 def test_no_future_moves_a_network_that_was_trained(
