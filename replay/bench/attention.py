@@ -11,6 +11,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.replay.bench.attention_routes import (
@@ -86,7 +87,7 @@ def measure(
         "machine": _machine(threads) | workloads.versions(),
         "setting": {name: getattr(setting, name) for name in ("layers", "heads", "head_dim")},
         "attention": rows,
-        "linear": _linear(setting, sizes, tell),
+        "mechanisms": _mechanisms(setting, sizes, tell, memory=memory),
         "forms": forms,
         "live": _live("auto"),
         "live_torch": _live("tiles") if workloads.loops() else None,
@@ -162,32 +163,36 @@ def _peaks(bars: int, mask: str, *, dense: bool) -> Figures:
     return peaks
 
 
-def _linear(setting: Setting, sizes: Sequence[int], tell: Callable[[str], None]) -> list[Figures]:
-    """Measure linear attention beside the flash forward, causal, by both of its feature maps."""
+def _mechanisms(
+    setting: Setting, sizes: Sequence[int], tell: Callable[[str], None], *, memory: bool
+) -> list[Figures]:
+    """Measure each other mechanism beside the flash forward, causal, in the same rounds."""
     from tracepaper.strategies.networks import workloads
+    from tracepaper.strategies.networks.mechanisms import MECHANISMS, Linear
 
-    rows, mask = [], Mask.causal()
+    rows: list[Figures] = []
     for bars in sizes:
-        tell(f"{bars:,} bars, linear")
+        tell(f"{bars:,} bars, other mechanisms")
         inputs = workloads.draw(setting, bars)
-        for feature_map in ("elu", "random"):
-            linear = workloads.Linear(inputs, mask, feature_map)
-            routes: dict[str, Route] = {
-                "flash": lambda: workloads.forward(inputs, mask),  # noqa: B023 - called at once
-                "linear": linear.forward,
-                "explain": linear.explain,
-            }
-            spent = interleaved(routes)
-            rows.append(
-                {
-                    "bars": bars,
-                    "features": feature_map,
-                    "forward_s": spent["linear"],
-                    "forward_ratio": spent["linear"] / spent["flash"],
-                    "explain_ratio": spent["explain"] / spent["linear"],
-                    "distance": linear.distance(),
-                }
-            )
+        made = {
+            name: one.make(inputs)
+            for name, one in MECHANISMS.items()
+            if one.longest is None or bars <= one.longest
+        }
+        routes: dict[str, Route] = {"flash": partial(workloads.forward, inputs, Mask.causal())}
+        for name, one in made.items():
+            routes |= {f"{name} forward": one.forward, f"{name} explain": one.explain}
+        spent = interleaved(routes)
+        for name, one in made.items():
+            forward, explain = spent[f"{name} forward"], spent[f"{name} explain"]
+            row: Figures = {"bars": bars, "mechanism": name, "forward_s": forward}
+            row |= {"forward_ratio": forward / spent["flash"], "explain_ratio": explain / forward}
+            row["flops"] = workloads.counted(one.forward)
+            if memory:
+                row["bytes"] = peak_bytes(name, "causal", bars)
+            if isinstance(one, Linear):
+                row["distance"] = one.distance()
+            rows.append(row)
     return rows
 
 

@@ -146,8 +146,9 @@ def peak_bytes(route: str, mask: str, bars: int) -> int:
 def run(route: str, mask_name: str, bars: int) -> int:
     """Take the route in this process; return its peak beyond the imports in bytes."""
     from tracepaper.strategies.networks import workloads
+    from tracepaper.strategies.networks.mechanisms import MECHANISMS
 
-    known = (*ROUTES, *workloads.FORMS)
+    known = (*ROUTES, *workloads.FORMS, *MECHANISMS)
     if route not in known and ":" not in route:
         raise ConfigInvalid(f"No route is called {route!r}; choose one of {', '.join(known)}.")
     mask = mask_named(mask_name)
@@ -158,7 +159,9 @@ def run(route: str, mask_name: str, bars: int) -> int:
     own = implementation(route) if ":" in route else None
     before = _start()
     inputs = workloads.draw(setting, bars)
-    if own is None:
+    if route in MECHANISMS:
+        MECHANISMS[route].make(inputs).explain()
+    elif own is None:
         workloads.take(route, inputs, mask)
     else:
         own(inputs, mask)

@@ -45,7 +45,7 @@ def render(figures: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [
         _attention_table(figures["attention"], _title(figures)),
         *_forms_tables(figures["forms"], "other forms, CPU time"),
-        _linear_table(figures["linear"]),
+        _mechanisms_table(figures["mechanisms"]),
         *(_live_table(live) for live in (figures["live"], figures["live_torch"]) if live),
     ]
     if (cuda := figures["cuda"]) is not None:
@@ -92,18 +92,22 @@ def _title(figures: Mapping[str, Any]) -> str:
     )
 
 
-def _linear_table(rows: Sequence[Figures]) -> Table:
-    table = Table(title="Linear attention, causal")
-    for name in ("bars", "features", "forward ms", "÷ flash", "explain ÷ forward", "from softmax"):
+def _mechanisms_table(rows: Sequence[Figures]) -> Table:
+    table = Table(title="other mechanisms, causal")
+    for name in ("bars", "mechanism", "forward ms", "÷ flash", "explain ÷ forward"):
+        table.add_column(name, justify="right")
+    for name in ("MiB", "GFLOP", "from softmax"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
             f"{row['bars']:,}",
-            row["features"],
+            row["mechanism"],
             f"{row['forward_s'] * 1e3:,.1f}",
             f"{row['forward_ratio']:.2f}",
             f"{row['explain_ratio']:.2f}",
-            f"{row['distance']:.2f}",
+            _mebibytes(row, "bytes"),
+            f"{row['flops'] / 1e9:,.2f}",
+            _number(row, "distance", ".2f"),
         )
     return table
 

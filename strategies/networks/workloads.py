@@ -16,16 +16,6 @@ from tracepaper.strategies.attention import native, reference
 from tracepaper.strategies.attention.buckets import rollout_buckets, rollout_by_age
 from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.kernels import attend
-from tracepaper.strategies.attention.linear import (
-    LinearLayer,
-    attend_linearly,
-    distance_from_softmax,
-    draw_directions,
-    elu_features,
-    linear_confidence,
-    random_features,
-    rollout_linearly,
-)
 from tracepaper.strategies.attention.masks import MaskKind
 from tracepaper.strategies.attention.memory import Shape, dense_bytes, require_memory
 from tracepaper.strategies.attention.methods import gradient_rollout_rows
@@ -162,49 +152,6 @@ def dense(inputs: Inputs, mask: Mask) -> Dense:
     ]
     outputs = [matrix @ value for matrix, value in zip(matrices, inputs.values, strict=True)]
     return Dense(outputs, reference.rollout(matrices, mask)[:, -1:])
-
-
-class Linear:
-    """Linear attention over the same tensors, by one of its feature maps."""
-
-    def __init__(self, inputs: Inputs, mask: Mask, feature_map: str) -> None:
-        heads, dim = inputs.queries[0].shape[1], inputs.queries[0].shape[3]
-        self._inputs, self._mask = inputs, mask
-        self._directions = (
-            draw_directions(heads, dim, 2 * dim, seed=0).to(inputs.queries[0])
-            if feature_map == "random"
-            else None
-        )
-        self._layers = self.forward()
-
-    def forward(self) -> list[LinearLayer]:
-        """Attend in every layer; return what each attended with."""
-        layers = []
-        for query, key, value in zip(*self._inputs, strict=True):
-            if self._directions is None:
-                features = elu_features(query), elu_features(key)
-            else:
-                features = random_features(query, key, self._directions)
-            layers.append(attend_linearly(*features, value, self._mask).layer)
-        return layers
-
-    def explain(self) -> Tensor:
-        """Return the last row's exact rollout; its entropies are computed as well."""
-        last = [self._inputs.queries[0].shape[2] - 1]
-        for layer in self._layers:
-            linear_confidence(layer, last, self._mask)
-        return rollout_linearly(self._layers, last, self._mask).weights
-
-    def distance(self) -> float:
-        """Return how far the last row lies from the softmax of the same queries and keys."""
-        last = [self._inputs.queries[0].shape[2] - 1]
-        far = [
-            distance_from_softmax(layer, query, key, last, self._mask).mean()
-            for layer, query, key in zip(
-                self._layers, self._inputs.queries, self._inputs.keys, strict=True
-            )
-        ]
-        return float(torch.stack(far).mean())
 
 
 def take(route: str, inputs: Inputs, mask: Mask) -> None:

@@ -202,13 +202,29 @@ class _Largest(TorchDispatchMode):
         return result
 
 
-def test_no_operator_of_a_window_returns_more_than_a_few_copies_of_its_inputs() -> None:
+@pytest.mark.parametrize("mask", [Mask.window(256), Mask.sparse(64, last=2, stride=4, first=1)])
+def test_no_operator_returns_more_than_a_few_copies_of_its_inputs(mask: Mask) -> None:
     query, key, value = inputs(1, 2, 3_000, 4, seed=7, dtype=torch.float32)
     for x in (query, key, value):
         x.requires_grad_()
     with _Largest() as largest:
-        attend(query, key, value, Mask.window(256)).output.sum().backward()
+        attend(query, key, value, mask).output.sum().backward()
     assert 0 < largest.elements <= 2 * query.numel()
+
+
+@pytest.mark.parametrize("mask", [Mask.causal(), Mask.full()])
+def test_no_operator_of_a_chunk_returns_more_than_it_may(
+    mask: Mask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, key, value = (
+        x.requires_grad_() for x in inputs(1, 2, 700, 4, seed=7, dtype=torch.float64)
+    )
+    matrix, allowed = 2 * 700**2, 1 << 14
+    for entries, least, most in ((allowed, allowed // 2, allowed), (2 * matrix, matrix, matrix)):
+        monkeypatch.setattr(backends, "CHUNK_ENTRIES", entries)
+        with _Largest() as largest:
+            attend(query, key, value, mask, backend="chunked").output.sum().backward()
+        assert least <= largest.elements <= most
 
 
 _PEAK = """

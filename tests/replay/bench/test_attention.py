@@ -27,6 +27,7 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import workloads
 from tracepaper.strategies.networks.flash import FlashConfig
+from tracepaper.strategies.networks.mechanisms import BARS_A_KEY, MECHANISMS, SPARSE
 from tracepaper.strategies.networks.stream import CHUNK_BARS
 
 SETTING = workloads.Setting(layers=2, heads=2, head_dim=8)
@@ -123,8 +124,11 @@ def test_figures_are_plain_numbers_that_can_be_shown(tmp_path: Path, mine: str) 
     assert msgspec.json.decode(msgspec.json.encode(figures)) == figures
     assert [row["bars"] for row in figures["attention"]] == [64] * 3 + [128] * 3
     assert all(row["ours_s"] > 0 and row["dense_s"] > 0 for row in figures["attention"])
-    assert [row["features"] for row in figures["linear"]] == ["elu", "random"] * 2
-    assert all(0 < row["distance"] < 1 < 1e6 * row["forward_s"] for row in figures["linear"])
+    assert [row["mechanism"] for row in figures["mechanisms"]] == [*MECHANISMS] * 2
+    assert all(row["flops"] > 0 < 1e6 * row["forward_s"] for row in figures["mechanisms"])
+    far = [row["distance"] for row in figures["mechanisms"] if "distance" in row]
+    assert len(far) == 4
+    assert all(0 < one < 1 for one in far)
     assert figures["live"]["step_ratio"] > 0
     assert heard[0] == "64 bars, causal"
     page = io.StringIO()
@@ -134,7 +138,7 @@ def test_figures_are_plain_numbers_that_can_be_shown(tmp_path: Path, mine: str) 
     own = [row for row in figures["forms"] if row["route"] == f"{mine}:two"]
     assert [row["flops"] for row in own] == [2 * 4 * 32 * row["bars"] ** 2 for row in own]
     assert [row["bars"] for row in own] == [64] * 3 + [128] * 3
-    assert "Linear attention, causal" in page.getvalue()
+    assert "other mechanisms, causal" in page.getvalue()
     plot(figures, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
@@ -168,6 +172,24 @@ def test_forms_give_the_rows_that_they_are_named_after() -> None:
         torch.testing.assert_close(workloads.FORMS[form](inputs, sums, mask), dense)
     gradient = workloads.FORMS["gradient"](inputs, sums, mask)
     torch.testing.assert_close(gradient.sum(), torch.tensor(1.0))
+
+
+def test_each_mechanism_explains_its_last_row() -> None:
+    inputs = workloads.draw(SETTING, 300)
+    rows = {name: one.make(inputs).explain()[0, 0] for name, one in MECHANISMS.items()}
+    for row in rows.values():
+        torch.testing.assert_close(row.sum(), torch.tensor(1.0))
+    pairs = list(zip(inputs.queries, inputs.keys, strict=True))
+    for name, mask in (("blocks", SPARSE), ("chunked", Mask.causal())):
+        matrices = [reference.attention_matrix(*pair, mask) for pair in pairs]
+        torch.testing.assert_close(rows[name], reference.rollout(matrices, mask)[0, -1])
+    assert rows["cross"].shape == (300 + 300 // BARS_A_KEY,)
+    assert float(rows["cross"][299]) == pytest.approx(0.5**SETTING.layers)
+
+
+def test_a_mechanisms_peak_comes_from_a_process_of_its_own() -> None:
+    bars = 2_048
+    assert peak_bytes("blocks", "causal", bars) < 4 * 4 * bars**2  # one layer's matrices
 
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(7), Mask.window(90)])
