@@ -15,7 +15,7 @@ import numpy as np
 from tracepaper.replay.archive.times import iso
 from tracepaper.replay.judging import charts
 from tracepaper.replay.judging.beside import compared_with
-from tracepaper.replay.judging.further import further_tables
+from tracepaper.replay.judging.further import correlation_tables, further_tables
 from tracepaper.replay.judging.judgement import LOSSES, MEASURES, OWN, RISKS, SpanJudgement
 from tracepaper.replay.judging.risk import Breaches, breaches_of
 from tracepaper.replay.judging.statistics import (
@@ -262,6 +262,9 @@ def _risk(judgement: SpanJudgement) -> Iterable[Table]:
 def _further(judgement: SpanJudgement) -> Iterable[Table]:
     """Tables of the heads that only some networks have."""
     return further_tables(judgement, _breach_columns())
+
+
+shown("correlation")(correlation_tables)
 
 
 def _breach_columns() -> list[Figure[Breaches]]:

@@ -1,8 +1,9 @@
 """Tables of the heads that only some networks have: tails, drawdown, regimes, path.
 
-Each is held to what came, and its loss to that of a simpler forecast on the same bars, by day.
+Each is held to what came, and its loss to that of a simpler forecast on the same bars, by day; so
+are the correlations of several symbols.
 
-The rules are docs/models.md, L59 to L61.
+The rules are docs/models.md, L59 to L62.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tracepaper.replay.judging.statistics import (
 )
 from tracepaper.replay.report.tables import Figure, Table, Value, table
 from tracepaper.replay.training import figures
+from tracepaper.replay.training.correlation import LEARNT, OTHERS
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.further import EWMA, FurtherForecasts, coverage
 from tracepaper.strategies.features_rolling import Array
@@ -61,6 +63,52 @@ def _breaches(one: FurtherForecasts) -> Iterator[Breaches]:
             yield held(
                 TailSaid(one.horizon, tail, share, lost, limit, expected), one.keys, one.days
             )
+
+
+class _Correlation(NamedTuple):
+    """How far one forecast of correlations lay from what came, and the learnt one less it."""
+
+    horizon: int
+    name: str
+    error: Value
+    less: DayDifference | None
+
+
+def correlation_tables(judgement: SpanJudgement) -> Iterator[Table]:
+    """Yield what came of the learnt correlations of all pairs, beside what they are made of."""
+    every = judgement.judged.correlations
+    less = corrected(
+        {
+            f"{one.horizon} {name}": difference(one.loss(LEARNT), one.loss(name), one.days)
+            for one in every
+            for name in OTHERS
+        }
+    )
+    rows = [
+        _Correlation(
+            one.horizon,
+            name,
+            figures.mean(one.loss(name), one.days),
+            less.get(f"{one.horizon} {name}"),
+        )
+        for one in every
+        for name in one.said
+    ]
+    columns: list[Figure[_Correlation]] = [
+        Figure("horizon", "bars ahead", "count", lambda row: row.horizon),
+        Figure("name", "correlations", "text", lambda row: row.name),
+        Figure("error", "mean squared error", "measure", lambda row: row.error),
+        Figure("less", "learnt less it", "measure", lambda row: row.less and row.less.pair),
+        Figure("p", "p", "measure", lambda row: row.less and row.less.p),
+        Figure("verdict", "verdict", "text", lambda row: row.less and verdict(row.less)),
+    ]
+    pairs = ", ".join(every[0].pairs) if every else ""
+    note = (
+        f"Of one-bar returns to the horizon, pairs {pairs}; p by Student's t over days, Holm over "
+        "the rows."
+    )
+    title = "Correlations to the horizon"
+    yield table("correlation", title, columns, rows, notes=[note] if rows else [])
 
 
 class _Level(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.training.card import ROUND_TRIP_COST, measures
+from tracepaper.replay.training.correlation import CorrelationForecasts
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.figures import mean, table, top
 from tracepaper.replay.training.further import FurtherForecasts
@@ -43,6 +44,7 @@ class JudgedPart(NamedTuple):
     rules: Mapping[str, NDArray[np.bool_]] = {}  # of trading, over the rows of ``explained``
     calibration: Mapping[str, Any] = {}  # the card's section, with the verdict of this part
     further: Sequence[FurtherForecasts] = ()  # of the heads that not every network has
+    correlations: Sequence[CorrelationForecasts] = ()  # of its symbols, where it has such heads
 
 
 @dataclass(frozen=True)

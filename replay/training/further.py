@@ -326,7 +326,7 @@ def further_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
             f" bars for a long and {shares[1]} for a short position."
         )
     words = [
-        f"{name} {_verdict(section['less_ewma'])}"
+        f"{name} {verdict(section['less_ewma'])}"
         for name, section in main.items()
         if "less_ewma" in section
     ]
@@ -336,12 +336,13 @@ def further_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
             " or worse by more than two errors by day, or level)."
         )
     if "regimes" in main:
-        word = _verdict(main["regimes"]["less_average_odds"])
+        word = verdict(main["regimes"]["less_average_odds"])
         lines.append(f"Its odds of regimes are {word} beside their average at {horizon} bars.")
     return lines
 
 
-def _verdict(pair: Sequence[float]) -> str:
+def verdict(pair: Sequence[float]) -> str:
+    """Return whether a difference is better, worse, or level: within two of its errors."""
     value, error = pair
     if not abs(value) > 2 * error > 0:
         return "level"

@@ -20,6 +20,12 @@ from tracepaper.replay.training.card import (
     slope,
     temperature,
 )
+from tracepaper.replay.training.correlation import (
+    correlation_figures,
+    correlation_sentences,
+    correlations_of,
+    learn_correlations,
+)
 from tracepaper.replay.training.evaluation import (
     HorizonForecasts,
     answer,
@@ -227,6 +233,7 @@ def scales_of(card: Mapping[str, Any], network: Network, material: Material) -> 
         "temperature": {str(j.horizon): temperature(j.logits, j.classes) for j in found},
         "slope": {str(j.horizon): slope(j.mean, j.value) for j in found},
         **({"further": levels_of(further)} if further else {}),
+        **({"correlation": learnt} if further and (learnt := learn_correlations(material)) else {}),
     }
 
 
@@ -298,19 +305,28 @@ def judge(
     horizon = int(section["horizon"])
     further = further_of(network, material, Part.TEST, section.get("further"))
     of_further = further_figures(further)
+    correlations = correlations_of(material, Part.TEST, section.get("correlation", {}))
+    of_pairs = correlation_figures(correlations)
     return JudgedPart(
         [cooled(one, section["temperature"][str(one.horizon)]) for one in found],
         ALL_MEASURES,
-        {**figures, **({"further": of_further} if further else {}), "gates": gates.figures},
+        {
+            **figures,
+            **({"further": of_further} if further else {}),
+            **({"correlation": of_pairs} if correlations else {}),
+            "gates": gates.figures,
+        },
         [
             *cards.sentences(figures, gates.figures, horizon=horizon),
             *further_sentences(of_further, horizon=horizon),
+            *correlation_sentences(correlations, horizon=horizon),
             *gates.sentences,
         ],
         gates.explained,
         gates.rules,
         gates.calibration,
         further,
+        correlations,
     )
 
 

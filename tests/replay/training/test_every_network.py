@@ -217,6 +217,29 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
     assert "likelihood of a mixture" in card["training"]["losses"]
 
 
+def test_correlations_of_several_symbols_are_judged_beside_ewma(
+    candles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_csv(learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"), tmp_path)
+    out, data = tmp_path / "two", ("--data", candles, "--data", other)
+    words = ("train", "--recipe", recipe(FORMS["trading"], tmp_path), *data, "--out", out)
+    card = answered(capsys, *words, "--json")["card"]
+    assert card["calibration"]["correlation"]["30"]["pairs"] == ["AAAUSDT BBBUSDT"]
+    judging = ("evaluate", out, *data, "--explained-bars", 500, "--threads", 1)
+    (span,) = answered(capsys, *judging, "--json")["spans"]
+    rows = span["tables"]["correlation"]["rows"]
+    assert [(row["horizon"], row["name"]) for row in rows] == [
+        (horizon, name)
+        for horizon in (5, 30)
+        for name in ("learnt", "EWMA", "mean of the training part")
+    ]
+    assert rows[0]["less"] is None
+    assert rows[1]["error"]["value"] == pytest.approx(
+        card["figures"]["correlation"]["5"]["ewma"][0], abs=1e-5
+    )
+    assert any(line.startswith("Correlations to ") for line in span["sentences"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lstm", "informer", "multiscale", "trading"])
 def test_no_future_moves_a_network_that_was_trained(
