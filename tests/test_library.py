@@ -45,7 +45,7 @@ SHORT: Final = (
     *("--horizons", "4,16", "--explained-bars", "500"),
 )
 """What makes a training short."""
-CHARTS: Final = ("attention_charts.py", "heads.py")
+CHARTS: Final = ("attention_charts.py", "head_charts.py", "attention_map.py", "edges.py")
 
 
 class Line(NamedTuple):
@@ -80,7 +80,7 @@ def charts() -> list[str]:
     """Return the functions of the report that draw what attention did."""
     trees = (ast.parse((ROOT / "replay" / "report" / name).read_text("utf-8")) for name in CHARTS)
     names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
-    return [name for name in names if re.search(r"^[a-z].*_(chart|picture)$", name)]
+    return [name for name in names if re.search(r"^[a-z].*_(chart|picture|view)$", name)]
 
 
 def registered_names() -> dict[str, Iterable[str]]:

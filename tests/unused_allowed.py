@@ -38,8 +38,8 @@ TAKEN_AS_TOLD, OUTSIDE
 documentation
 
 # The library of attention: calls for research, each held to the dense reference by tests.
-mean_age, effective_bars, is_focused
-locality, event_focus, stability, collapse, feature_attribution, symbol_influence
+is_focused
+collapse, feature_attribution, symbol_influence
 uniform_rollout, context_of, specialisation
 training_bytes, bucket_bytes, ring_bytes
 active_confidence, dense_rows

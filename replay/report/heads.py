@@ -6,29 +6,33 @@ that was explained, where each head looked.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.replay.report.attention_charts import INTENSITY
-from tracepaper.replay.report.charts import Figure as Chart
-from tracepaper.replay.report.charts import axis, layout, rounded
-from tracepaper.replay.report.html import Markup
+from tracepaper.replay.report.edges import Edges, edges_of
 from tracepaper.replay.report.record import Floats, RunRecord
 from tracepaper.replay.report.tables import Figure, Table, table
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
-from tracepaper.strategies.attention.heads import HeadReading
+from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.ensemble import network_half
-from tracepaper.strategies.forecasters.looking import DECISIONS, look_into
+from tracepaper.strategies.forecasters.looking import DECISIONS, RolloutMap, look_into
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.networks.looked import Way
 from tracepaper.strategies.types import Bar, Forecast
 
 CELLS: Final = 40
+PLACES: Final = 3
+"""Places of a run at which the kinds of its heads are told, the last decision among them."""
+DECISIONS_BEFORE: Final = 16
+"""The newest decisions that heads are read from at the other places."""
 AGE_EDGES: Final = (0, 16, 64, 256, 1_024, 2_048, 4_096)
 """First ages, in bars, of the groups between which the flow is summed."""
 FLOW_NOTE: Final = (
@@ -36,6 +40,7 @@ FLOW_NOTE: Final = (
     "the end, the decision's rollout."
 )
 
+STORED: Final = Way()
 Attending = StreamingForecaster | WindowedForecaster
 
 
@@ -49,15 +54,21 @@ class HeadReport:
     decisions: int  # the newest, from which the heads look back
     window: int
     readings: tuple[tuple[HeadReading, ...], ...]  # [layer][head]
+    figures: tuple[tuple[HeadFigures, ...], ...]  # [layer][head]
+    over_run: tuple[tuple[tuple[str, ...], ...], ...]  # [layer][head][place] the kind, oldest first
     maps: Floats  # [layer, head, cell of age, row]: mean share a bar, oldest row first
     cell_ages: tuple[int, ...]  # the first age of each cell
     flow: Floats  # [layer, from group, to group], from the decision down; each layer sums to 1
     groups: tuple[str, ...]  # what the groups of age are called
     rollout: Floats  # [bar] what reaches each bar through all layers, oldest first; sums to 1
+    map: RolloutMap
+    edges: Edges
+    open_time_ms: tuple[int, ...]  # of the newest bars, as many as the map or the decisions have
+    note: str  # how the run stores where it looked, where the flow is another; else empty
 
 
 def read_heads(record: RunRecord) -> HeadReport:
-    """Return what the heads of the run's model do at its last explained decision.
+    """Return what the heads of the run's model do, at its last explained decision and before.
 
     Raises ``DataInvalid`` where the run has no model that attends, or too few bars.
     """
@@ -68,24 +79,58 @@ def read_heads(record: RunRecord) -> HeadReport:
             f"Run {record.run['run_id']} has no attention to look into; leave --heads out."
         )
     last = int(explained[-1])
-    instrument = str(decisions.instrument[last])
-    forecaster, half, bars = _asked(record, instrument, last)
-    found = look_into(forecaster, bars, AGE_EDGES)
+    forecaster, half, bars = _asked(record, str(decisions.instrument[last]), last)
+    return heads_of(forecaster, bars, int(decisions.sequence[last]), half=half, places=PLACES)
+
+
+def heads_of(
+    forecaster: Attending, bars: Sequence[Bar], sequence: int, *, half: bool, places: int = 1
+) -> HeadReport:
+    """Return what the heads do at the last of *bars*, which is decision *sequence*.
+
+    Their kinds are told at so many *places*, evenly spread over *bars*. Raises ``DataInvalid``
+    where the bars are too few.
+    """
+    first = min(forecaster.context + DECISIONS_BEFORE - 1, len(bars))
+    *ends, last = np.unique(np.linspace(len(bars), first, places).astype(int)).tolist()
+    before = [look_into(forecaster, bars[end - first : end], AGE_EDGES) for end in ends]
+    needed = forecaster.context + DECISIONS - 1
+    found = look_into(forecaster, bars[max(0, last - needed) :], AGE_EDGES)
     window = found.by_age.shape[-1]
     edges = np.unique(np.geomspace(1, window + 1, CELLS + 1).astype(np.int64)) - 1
     cells = np.add.reduceat(found.by_age, edges[:-1], axis=-1) / np.diff(edges)
+    decisions = found.by_age.shape[2]
+    kinds = [[[head.kind.value for head in layer] for layer in each.readings]
+             for each in (*before, found)]  # fmt: skip
+    kept = max(found.map.weights.shape[1], decisions)
     return HeadReport(
-        instrument=instrument,
-        sequence=int(decisions.sequence[last]),
+        instrument=bars[-1].instrument,
+        sequence=sequence,
         half=half,
-        decisions=found.by_age.shape[2],
+        decisions=decisions,
         window=window,
         readings=found.readings,
+        figures=found.figures,
+        over_run=tuple(tuple(zip(*layer, strict=True)) for layer in zip(*kinds, strict=True)),
         maps=cells.swapaxes(2, 3),
         cell_ages=tuple(edges[:-1].tolist()),
         flow=found.flow,
         groups=group_names(found.rollout.size),
         rollout=found.rollout,
+        map=found.map,
+        edges=edges_of(found.by_age),
+        open_time_ms=tuple(bar.open_time_ms for bar in bars[-kept:]),
+        note=_note(forecaster),
+    )
+
+
+def _note(forecaster: Attending) -> str:
+    """Return the sentence that is due where a run stores another explanation than flows here."""
+    if isinstance(forecaster, StreamingForecaster) or forecaster.way == STORED:
+        return ""
+    return (
+        f"The run stores where it looked by {forecaster.way.method} with options of its own; the "
+        "flow and the map here are the usual rollout's."
     )
 
 
@@ -104,7 +149,7 @@ def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, b
     if not isinstance(asked, StreamingForecaster | WindowedForecaster):
         raise DataInvalid("This model has no attention to look into; leave --heads out.")
     known = [bar for bar in bars if bar.open_time_ms <= open_time_ms]
-    return asked, asked is not forecaster, known[-(asked.context + DECISIONS - 1) :]
+    return asked, asked is not forecaster, known
 
 
 def group_names(time: int) -> tuple[str, ...]:
@@ -120,6 +165,14 @@ def group_names(time: int) -> tuple[str, ...]:
 class _Head(NamedTuple):
     name: str  # layer and head
     reading: HeadReading
+    figures: HeadFigures
+    kinds: tuple[str, ...]  # over the run
+
+    @property
+    def over_run(self) -> str:
+        """What kind it was at how many places of the run."""
+        counts = Counter(self.kinds).most_common()
+        return ", ".join(f"{kind} {count}" for kind, count in counts)
 
 
 class _Level(NamedTuple):
@@ -140,6 +193,19 @@ KINDS: Final = (
     ),
     Figure[_Head]("event_share", "event share", "share", lambda of: of.reading.event_share),
 )
+FIGURES: Final = (
+    Figure[_Head]("head", "head", "text", lambda of: of.name),
+    Figure[_Head]("over_run", "over the run", "text", lambda of: of.over_run),
+    Figure[_Head]("mean_age", "mean age", "days", lambda of: of.figures.mean_age, wide=True),
+    Figure[_Head]("half_life", "half-life", "days", lambda of: of.figures.half_life),
+    Figure[_Head](
+        "effective_bars", "spread as over", "days", lambda of: of.figures.effective_bars, wide=True
+    ),
+    Figure[_Head]("focus", "focus", "share", lambda of: of.figures.focus),
+    Figure[_Head]("stability", "stability", "ratio", lambda of: of.figures.stability),
+    Figure[_Head]("apart", "apart", "ratio", lambda of: of.figures.apart),
+    Figure[_Head]("marks", "is", "text", lambda of: ", ".join(of.figures.marks)),
+)
 
 
 def _holding(place: int, name: str) -> Figure[_Level]:
@@ -147,26 +213,32 @@ def _holding(place: int, name: str) -> Figure[_Level]:
     return Figure(name, name, "share", lambda of: float(of.held[place]))
 
 
-def head_tables(heads: HeadReport) -> tuple[Table, Table]:
-    """Return the figures behind each head's kind, and what the decision holds below each layer."""
+def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
+    """Return the figures behind each head's kind, how it looks, and the flow below each layer."""
+    every = zip(heads.readings, heads.figures, heads.over_run, strict=True)
     read = [
-        _Head(f"{layer}.{head}", reading)
-        for layer, readings in enumerate(heads.readings, start=1)
-        for head, reading in enumerate(readings, start=1)
+        _Head(f"{layer}.{head}", *found)
+        for layer, of in enumerate(every, start=1)
+        for head, found in enumerate(zip(*of, strict=True), start=1)
     ]
-    kinds = table("head_kinds", "Heads", KINDS, read, notes=(asked_of(heads),), shown=len(read))
-    levels = list(map(_Level, _levels(heads), _held(heads)))
+    notes = (asked_of(heads), *([heads.note] if heads.note else ()))
+    kinds = table("head_kinds", "Heads", KINDS, read, notes=notes, shown=len(read))
+    looks = table(
+        "head_figures", "How far, on how few, how steadily", FIGURES, read, notes=(LEGEND,),
+        shown=len(read),
+    )  # fmt: skip
+    held = list(map(_Level, levels(heads), held_by_level(heads)))
     figures = [
         Figure[_Level]("level", "bars old", "text", lambda of: of.name),
         *(_holding(place, name) for place, name in enumerate(heads.groups)),
     ]
     title = "How the decision's attention flows down, by the age of the bars"
-    return kinds, table("flow", title, figures, levels, notes=(FLOW_NOTE,))
+    return kinds, looks, table("flow", title, figures, held, notes=(FLOW_NOTE,))
 
 
 def as_document(heads: HeadReport) -> dict[str, Any]:
     """Return what the heads do as plain values: shares are fractions, layers from the lowest."""
-    kinds, _ = head_tables(heads)
+    kinds, looks, _ = head_tables(heads)
     return {
         "instrument": heads.instrument,
         "sequence": heads.sequence,
@@ -174,6 +246,7 @@ def as_document(heads: HeadReport) -> dict[str, Any]:
         "decisions": heads.decisions,
         "window": heads.window,
         "kinds": kinds.documents(),
+        "figures": looks.documents(),
         "cell_ages": list(heads.cell_ages),
         "maps": heads.maps.tolist(),
         "groups": list(heads.groups),
@@ -191,138 +264,11 @@ def asked_of(heads: HeadReport) -> str:
     )
 
 
-def _levels(heads: HeadReport) -> list[str]:
+def levels(heads: HeadReport) -> list[str]:
     """Return what the columns of the flow are called, from the decision down."""
     return ["the decision", *(f"below layer {at}" for at in range(len(heads.flow), 1, -1)), "bars"]
 
 
-def _held(heads: HeadReport) -> list[Floats]:
+def held_by_level(heads: HeadReport) -> list[Floats]:
     """Return what each group of age holds at each of these levels: it sums to 1."""
     return [np.eye(len(heads.groups))[0], *(layer.sum(axis=0) for layer in heads.flow)]
-
-
-# ---------------------------------------------------------------- charts
-
-PANEL_HEIGHT: Final = 150
-LEAST_SHARE: Final = 0.002
-"""Groups of the flow that hold less are not drawn."""
-FLOW_WIDTH: Final = 960
-FLOW_HEIGHT: Final = 340
-FLOW_TOP: Final = 28
-FLOW_PAD: Final = 8
-FLOW_NODE: Final = 8
-FLOW_SIDE: Final = 110
-
-
-def heads_chart(heads: HeadReport) -> Chart:
-    """Return a panel a head, the highest layer on top: age downwards, decisions to the right."""
-    layers, count = heads.maps.shape[:2]
-    shown = np.log10(np.maximum(heads.maps, 1e-7))
-    low, high = np.quantile(shown, (0.02, 0.995))
-    common = {
-        "type": "heatmap", "zmin": float(low), "zmax": float(high), "colorscale": INTENSITY,
-        "showscale": False, "hoverinfo": "skip",
-    }  # fmt: skip
-    data: list[Chart] = []
-    places: Chart = {}
-    notes = []
-    ticks = list(range(0, len(heads.cell_ages), 10))
-    for layer in range(layers):
-        for head in range(count):
-            number = (layers - 1 - layer) * count + head + 1
-            across = [(head + 0.03) / count, (head + 0.97) / count]
-            up = [(layer + 0.02) / layers, (layer + 0.80) / layers]
-            panel = {"z": [rounded(row, 3) for row in shown[layer, head]]}
-            data.append({**panel, **common, "xaxis": f"x{number}", "yaxis": f"y{number}"})
-            places[f"xaxis{number}"] = axis(
-                domain=across, anchor=f"y{number}", showgrid=False, showticklabels=False
-            )
-            places[f"yaxis{number}"] = axis(
-                domain=up,
-                anchor=f"x{number}",
-                showgrid=False,
-                autorange="reversed",
-                showticklabels=head == 0,
-                tickvals=ticks,
-                ticktext=[str(heads.cell_ages[tick]) for tick in ticks],
-            )
-            reading = heads.readings[layer][head]
-            notes.append(
-                {
-                    "text": f"layer {layer + 1}, head {head + 1}: {reading.kind.value}",
-                    "xref": "paper",
-                    "yref": "paper",
-                    "x": across[0],
-                    "y": up[1],
-                    "xanchor": "left",
-                    "yanchor": "bottom",
-                    "showarrow": False,
-                    "font": {"size": 11},
-                }
-            )
-    height = PANEL_HEIGHT * layers + 40
-    return {"data": data, "layout": layout(height, annotations=notes, **places)}
-
-
-def flow_picture(heads: HeadReport) -> Markup:
-    """Return an SVG of the decision's attention flowing through the layers, by groups of age."""
-    layers, count = heads.flow.shape[:2]
-    held = _held(heads)
-    room = FLOW_HEIGHT - (count - 1) * FLOW_PAD
-    # Where each group starts in each column: shares stacked, the newest on top.
-    tops = [
-        np.concatenate(([0.0], shares.cumsum()[:-1])) * room + np.arange(count) * FLOW_PAD
-        for shares in held
-    ]
-    across = np.linspace(FLOW_SIDE, FLOW_WIDTH - FLOW_SIDE - FLOW_NODE, layers + 1)
-    bands = [
-        _bands(layer * room, (tops[place], tops[place + 1]), (across[place], across[place + 1]))
-        for place, layer in enumerate(heads.flow)
-    ]
-    nodes = [
-        f'<rect class="node" x="{across[level]:.1f}" y="{tops[level][group] + FLOW_TOP:.1f}" '
-        f'width="{FLOW_NODE}" height="{max(held[level][group] * room, 0.5):.1f}"/>'
-        for level in range(layers + 1)
-        for group in range(count)
-        if held[level][group] >= LEAST_SHARE
-    ]
-    words = [
-        _word(across[level] + FLOW_NODE / 2, 14, title)
-        for level, title in enumerate(_levels(heads))
-    ]
-    for group in range(count):
-        share = held[-1][group]
-        if share >= LEAST_SHARE:
-            middle = tops[-1][group] + share * room / 2 + FLOW_TOP + 4
-            said = f"{heads.groups[group]}: {share:.0%}"
-            words.append(_word(across[-1] + FLOW_NODE + 8, middle, said, anchor="start"))
-    return Markup(
-        f'<svg class="flow" viewBox="0 0 {FLOW_WIDTH} {FLOW_HEIGHT + FLOW_TOP + 4}" role="img" '
-        f'aria-label="flow of attention through the layers">{"".join(bands)}{"".join(nodes)}'
-        f"{''.join(words)}</svg>"
-    )
-
-
-def _bands(flow: Floats, tops: tuple[Floats, Floats], across: tuple[float, float]) -> str:
-    """Return the bands between two columns; *flow* [from, to] is in units of the picture."""
-    left, right = across[0] + FLOW_NODE, across[1]
-    leaves, arrives = tops[0].copy(), tops[1].copy()
-    middle = (left + right) / 2
-    made = []
-    for source, target in np.ndindex(*flow.shape):
-        tall = flow[source, target]
-        first, last = leaves[source] + FLOW_TOP, arrives[target] + FLOW_TOP
-        leaves[source] += tall
-        arrives[target] += tall
-        if tall >= 0.5:  # half a pixel is not seen
-            made.append(
-                f'<path class="band" d="M{left:.1f} {first:.1f}C{middle:.1f} {first:.1f} '
-                f"{middle:.1f} {last:.1f} {right:.1f} {last:.1f}v{tall:.1f}C{middle:.1f} "
-                f"{last + tall:.1f} {middle:.1f} {first + tall:.1f} {left:.1f} "
-                f'{first + tall:.1f}z"/>'
-            )
-    return "".join(made)
-
-
-def _word(x: float, y: float, said: str, anchor: str = "middle") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{said}</text>'

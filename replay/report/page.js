@@ -5,6 +5,22 @@
   const prefers = window.matchMedia("(prefers-color-scheme: dark)");
   const figures = JSON.parse(document.getElementById("figures").textContent);
 
+  function inflated(text) {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")));
+  }
+
+  // A large map is sent as a byte a cell: a logarithm between two ends, 255 for nothing.
+  async function unpacked({ cells, columns, low, high }) {
+    const bytes = new Uint8Array(await inflated(cells).arrayBuffer());
+    const rows = [];
+    for (let at = 0; at < bytes.length; at += columns) {
+      const row = Array.from(bytes.subarray(at, at + columns));
+      rows.push(row.map((byte) => (byte === 255 ? null : low + ((high - low) * byte) / 254)));
+    }
+    return rows;
+  }
+
   // Ratios are sent as logarithms alone; what a pointer shows is made of them here.
   for (const figure of Object.values(figures)) {
     for (const trace of figure.data) {
@@ -15,12 +31,17 @@
   // The library lies in the page compressed. A browser without DecompressionStream (before 2023)
   // shows every table, and says where a chart would be.
   async function unpack(name) {
-    const text = document.getElementById(name).textContent.trim();
-    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-    const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
-    script.textContent = await new Response(plain).text();
+    script.textContent = await inflated(document.getElementById(name).textContent.trim()).text();
     document.head.append(script);
+  }
+
+  async function unpackMaps() {
+    for (const trace of Object.values(figures).flatMap((figure) => figure.data)) {
+      if (!trace.meta?.cells) continue;
+      trace.z = await unpacked(trace.meta);
+      trace.customdata = trace.z.map((row) => row.map((z) => (z === null ? null : 10 ** z)));
+    }
   }
 
   function coloured(value, style) {
@@ -58,6 +79,7 @@
   root.dataset.theme = prefers.matches ? "dark" : "light";
   try {
     await unpack("plotly");
+    await unpackMaps();
   } catch (error) {
     for (const name of Object.keys(figures)) {
       document.getElementById(name).textContent = `This browser cannot draw the chart (${error}).`;

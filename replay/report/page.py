@@ -116,12 +116,16 @@ def whole_page(title: str, body: Markup, figures: dict[str, Figure]) -> str:
         ]
     )
     drawn = element("script", json_in_script(figures), id="figures", type="application/json")
-    script = element("script", Markup(own.joinpath("page.js").read_text(encoding="utf-8")))
+    script, edges = (
+        element("script", Markup(own.joinpath(name).read_text(encoding="utf-8")))
+        for name in ("page.js", "edges.js")
+    )
     parts = (
         body,
         drawn,
         element("script", Markup(library), id="plotly", type="text/plain"),
         script,
+        *([edges] if 'class="edges"' in body else ()),
     )
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{joined(parts)}</body></html>\n'
@@ -262,21 +266,59 @@ def _attention(report: Report, charts: Charts, made: dict[str, Table]) -> list[M
 
 def _head_section(found: HeadReport, charts: Charts) -> Markup:
     """Return what each head does."""
-    from tracepaper.replay.report.heads import FLOW_NOTE, flow_picture, head_tables, heads_chart
+    from tracepaper.replay.report.heads import head_tables
 
-    kinds, flow = head_tables(found)
+    kinds, looks, flow = head_tables(found)
     return _section(
         kinds.title,
         "heads",
-        charts.put(
-            heads_chart(found),
-            "A panel a head: age in bars downwards (logarithmic), decisions to the right, "
-            "fuller colour is a greater share a bar (logarithmic).",
-        ),
         figures(kinds),
-        element("h3", flow.title),
-        flow_picture(found),
-        element("p", FLOW_NOTE, class_="note"),
+        element("h3", looks.title),
+        figures(looks),
+        head_pictures(found, charts, flow.title),
+    )
+
+
+def head_pictures(found: HeadReport, charts: Charts, flow: str) -> Markup:
+    """Return the pictures of heads: by age, edges, the *flow* down the layers, and the map."""
+    from tracepaper.replay.report.attention_map import age_map_chart, position_map_chart
+    from tracepaper.replay.report.edges import edges_view
+    from tracepaper.replay.report.head_charts import flow_picture, heads_chart, layers_chart
+    from tracepaper.replay.report.heads import FLOW_NOTE
+
+    times = found.open_time_ms
+    mapped = times[-found.map.weights.shape[1] :]
+    return joined(
+        [
+            element("h3", "Each head by age"),
+            charts.put(
+                heads_chart(found),
+                "A panel a head: age in bars downwards (logarithmic), decisions to the right, "
+                "fuller colour is a greater share a bar (logarithmic).",
+            ),
+            element("h3", "Layer by layer, from the decision"),
+            charts.put(
+                layers_chart(found),
+                "Where each head of each layer looked from the decided bar, by age in bars "
+                "(logarithmic): the share of its attention in each cell.",
+            ),
+            element("h3", "One bar's edges"),
+            edges_view(found.edges, times[-found.decisions :]),
+            element("h3", flow),
+            flow_picture(found),
+            element("p", FLOW_NOTE, class_="note"),
+            element("h3", "Rollout of every bar, by position"),
+            charts.put(
+                position_map_chart(found.map, mapped),
+                f"{len(found.map.ages):,} bars of the window: a row is where that bar's own "
+                "decision looked, exactly; the newest is below.",
+            ),
+            element("h3", "Rollout of every bar, by age"),
+            charts.put(
+                age_map_chart(found.map, mapped),
+                "The same rows over the age of the bars. What lies before the window is left out.",
+            ),
+        ]
     )
 
 

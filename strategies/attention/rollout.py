@@ -148,23 +148,29 @@ def carry_rows(
     mask: Mask,
     *,
     residual_weight: float = 0.5,
+    fuse: Fuse | None = None,
 ) -> Tensor:
-    """Return row weights [batch, row, time] above one layer as those below it, heads equal.
+    """Return row weights [batch, row, time] above one layer as those below it.
 
-    ``ρ·w + (1-ρ)·mean_h wᵀA_h``: one step of ``rollout_rows``, whose shapes and errors it has.
+    ``ρ·w + (1-ρ)·mean_h wᵀA_h``, or with the heads fused by *fuse*: one step of ``rollout_rows``,
+    whose shapes and errors it has.
     """
     layers = check_layers([query], [key], [logsumexp], scale=None)
     check_share(residual_weight, "residual_weight")
     layer = restate(layers[0], mask)
-    carried = _mean_step(
-        layer,
-        weights.to(layer.logsumexp.dtype),
-        mask,
-        shares=check_head_weights(None, layers)[0],
-        residual_weight=residual_weight,
-        prune=0.0,
-        backend="auto",
-    )
+    held = weights.to(layer.logsumexp.dtype)
+    if fuse is not None:
+        carried = step_back(layer, held, mask, fuse, residual_weight=residual_weight)
+    else:
+        carried = _mean_step(
+            layer,
+            held,
+            mask,
+            shares=check_head_weights(None, layers)[0],
+            residual_weight=residual_weight,
+            prune=0.0,
+            backend="auto",
+        )
     return carried.to(layers[0].logsumexp.dtype)
 
 

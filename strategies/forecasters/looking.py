@@ -18,7 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.strategies.attention.heads import HeadReading, read_head, rows_by_age
+from tracepaper.strategies.attention.heads import (
+    HeadFigures,
+    HeadReading,
+    head_figures,
+    read_head,
+    rows_by_age,
+)
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
@@ -28,7 +34,22 @@ from tracepaper.strategies.types import Bar
 Floats = NDArray[np.float64]
 DECISIONS: Final = 40
 """The newest decisions that heads are read from."""
+ROWS_MAX: Final = 512
+"""Rows of a map; a longer window is sampled evenly."""
 _DECISIONS_MIN: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutMap:
+    """Where the newest positions looked, by the rollout of each: an exact row a position.
+
+    A row is what the same pass holds for an earlier position, so that under a causal mask it is
+    the rollout of the decision of that bar.
+    """
+
+    ages: NDArray[np.int64]  # [row] bars from the newest bar that the position stands for; falling
+    weights: Floats  # [row, bar] of the newest bars, oldest first
+    older: Floats  # [row] on what is older than these bars
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +57,11 @@ class HeadsSeen:
     """What the heads do; layers from the lowest."""
 
     readings: tuple[tuple[HeadReading, ...], ...]  # [layer][head]
+    figures: tuple[tuple[HeadFigures, ...], ...]  # [layer][head]
     by_age: Floats  # [layer, head, decision, age] the oldest decision first
     flow: Floats  # [layer, from group, to group], from the decision down; each layer sums to 1
     rollout: Floats  # [bar] what reaches each bar through all layers, oldest first; sums to 1
+    map: RolloutMap
 
 
 def look_into(
@@ -66,23 +89,63 @@ def look_into(
         forecaster.step(bar)
         looks.append(forecaster.look_by_layer(instrument))
     decided = range(window - 1, window + count - 1)
-    readings, by_age = [], []
+    readings, figures, by_age = [], [], []
     for layer in zip(*looks, strict=True):
         # Each decision's window begins a bar later: [head, decision, bar].
         laid = torch.zeros(len(layer[0].rows), count, window + count - 1)
         for at, one in enumerate(layer):
             laid[:, at, at : at + window] = one.rows[:, -window:].cpu()
         readings.append(tuple(read_head(head, decided, window) for head in laid))
+        figures.append(tuple(head_figures(laid, decided, window)))
         by_age.append(rows_by_age(laid, decided)[..., :window].double().numpy())
     flow, rollout = flow_down(looks[-1], edges)
-    return HeadsSeen(tuple(readings), np.array(by_age), flow, rollout)
+    return HeadsSeen(
+        tuple(readings),
+        tuple(figures),
+        np.array(by_age),
+        flow,
+        rollout,
+        map_of(forecaster, looks[-1]),
+    )
+
+
+def map_of(
+    forecaster: StreamingForecaster | WindowedForecaster, layers: Sequence[LayerLook]
+) -> RolloutMap:
+    """Return the map of the newest bars, as many as a layer sees and each of which is exact."""
+    time, window = layers[0].rows.shape[-1], forecaster.model.network.config.window
+    streams = isinstance(forecaster, StreamingForecaster) or time > window
+    # The windows of a stream's oldest bars began before those that are kept.
+    whole = time - window + 1 if streams else time
+    return rollout_map(layers, min(time, window, max(whole, 1)))
+
+
+def rollout_map(layers: Sequence[LayerLook], bars: int) -> RolloutMap:
+    """Return the rollout of each of the newest positions, over the newest *bars* bars.
+
+    At most ``ROWS_MAX`` positions, evenly spread. Of several that end at one bar, the last is
+    taken: it stands for the fewest bars.
+    """
+    place_of = {age: place for place, age in enumerate(layers[-1].age.tolist()) if age < bars}
+    ages = np.array(sorted(place_of, reverse=True), dtype=np.int64)
+    if len(ages) > ROWS_MAX:
+        ages = ages[np.linspace(0, len(ages) - 1, ROWS_MAX).round().astype(np.int64)]
+    rows = layers[0].rows.new_zeros(len(ages), len(layers[-1].age))
+    rows[range(len(ages)), [place_of[age] for age in ages.tolist()]] = 1.0
+    for layer in reversed(layers):
+        rows = layer.carry(rows)
+    weights = rows.double().cpu().numpy()
+    weights /= weights.sum(axis=1, keepdims=True)
+    newest = weights[:, -bars:]
+    return RolloutMap(ages, newest, np.maximum(1.0 - newest.sum(axis=1), 0.0))
 
 
 def flow_down(layers: Sequence[LayerLook], edges: Sequence[int]) -> tuple[Floats, Floats]:
     """Return the flow between groups of age, a layer from the top, and what reaches each bar.
 
     What a position holds passes to itself by half (the residual stream) and by half to those that
-    the layer's mean head attends to; after all layers that is the rollout of the newest bar.
+    the layer's mean head attends to, or as the stream stores where it looked; after all layers that
+    is the rollout of the newest bar.
     """
     bars = layers[0].rows.shape[-1]
     count = group_count(bars, edges)

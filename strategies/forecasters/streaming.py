@@ -288,11 +288,18 @@ class StreamingForecaster:
     def look_by_layer(self, instrument: str) -> list[LayerLook]:
         """Return what each layer did at *instrument*'s last decision, the lowest first.
 
-        No forward pass. Raises ``InvariantBroken`` before the first decision.
+        Carried down as the stored explanation is. No forward pass. Raises ``InvariantBroken``
+        before the first decision.
         """
-        self._decided(instrument)
-        mask = Mask.window(self.network.config.window)
-        return [look_of(*layer, mask) for layer in self.history(instrument)[1]]
+        known = self._decided(instrument)
+        mask, fusion = Mask.window(self.network.config.window), self.network.fusion
+        by_norm = self.network.lengths(self._state, known.stream) if fusion.by_norm else None
+        looks = []
+        for depth, layer in enumerate(self.history(instrument)[1]):
+            lengths = None if by_norm is None else by_norm[depth]
+            residual, fuse = fusion.carried(depth, lengths)
+            looks.append(look_of(*layer, mask, residual_weight=residual, fuse=fuse))
+        return looks
 
     def _decided(self, instrument: str) -> InstrumentMemory:
         """Return what is known of *instrument*; raise ``InvariantBroken`` before a decision."""

@@ -24,6 +24,7 @@ from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.heads import head_rows
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.products import Fuse
 from tracepaper.strategies.attention.rollout import carry_rows, rollout_rows
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks.architecture import (
@@ -411,13 +412,26 @@ def explained_by(device: torch.device) -> str:
     return "tiles" if device.type == "cpu" else "auto"
 
 
-def look_of(query: Tensor, key: Tensor, logsumexp: Tensor, mask: Mask) -> LayerLook:
-    """Return what one layer did at the last bar of one sequence, from what it attended with."""
+def look_of(
+    query: Tensor,
+    key: Tensor,
+    logsumexp: Tensor,
+    mask: Mask,
+    *,
+    residual_weight: float = 0.5,
+    fuse: Fuse | None = None,
+) -> LayerLook:
+    """Return what one layer did at the last bar of one sequence, from what it attended with.
+
+    It is carried down by the heads' mean, or as *fuse* fuses them.
+    """
     time = query.shape[2]
     return LayerLook(
         head_rows(query, key, logsumexp, [time - 1], mask)[0, :, 0],
         torch.arange(time - 1, -1, -1, device=query.device),
-        lambda weights: carry_rows(query, key, logsumexp, weights[None], mask)[0],
+        lambda weights: carry_rows(
+            query, key, logsumexp, weights[None], mask, residual_weight=residual_weight, fuse=fuse
+        )[0],
     )
 
 

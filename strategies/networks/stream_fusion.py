@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from tracepaper.strategies.attention.checks import check_shares, check_start
-from tracepaper.strategies.attention.methods import value_norms
+from tracepaper.strategies.attention.methods import fuse_by_norm, value_norms
+from tracepaper.strategies.attention.products import Fuse, fuse_heads
 from tracepaper.strategies.attention.rollout import check_plain_options
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.looked import Way
@@ -65,6 +66,20 @@ class StreamFusion:
     def has_mass(self) -> bool:
         """Whether a tile's product ends in a column of fused masses."""
         return self._kind != "mean"
+
+    def carried(self, depth: int, lengths: Tensor | None) -> tuple[float, Fuse | None]:
+        """Return the residual's share of layer *depth*, and how its heads are fused; None: evenly.
+
+        *lengths* are the norms of its values [1, head, time] of a way by norms.
+        """
+        if depth < self.start_layer:
+            return 1.0, None
+        if lengths is not None:
+            return self.residual, fuse_by_norm(lengths)
+        if self._kind == "mean" and self._shares is None:
+            return self.residual, None
+        even = torch.empty(0) if self._shares is None else self._shares[depth]
+        return self.residual, fuse_heads(self._kind, even)
 
     def lengths(self, block: Block, value: Tensor) -> Tensor:
         """Return the norms [stream, head, time] that weigh *value* [stream, head, time, dim]."""

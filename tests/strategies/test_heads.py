@@ -8,7 +8,10 @@ from attention_cases import case
 from torch import Tensor
 
 from tracepaper.strategies.attention.heads import (
+    EVENT_SHARE,
+    LEGEND,
     HeadKind,
+    head_figures,
     head_rows,
     read_head,
     read_heads,
@@ -90,3 +93,76 @@ def test_head_rows_of_a_wrong_logsumexp_are_refused() -> None:
     made = case(Mask.causal(), layers=1)
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
         head_rows(made.queries[0], made.keys[0], made.sums[0] + 0.1, [5], made.mask)
+
+
+PLANTED = ("local", "periodic", "event-driven", "diffuse", "restless")
+
+
+def planted(name: str, visible: int, noise: float, seed: int) -> tuple[Tensor, list[int]]:
+    """Return 40 rows of a head that behaves so but for its share of *noise*, and their bars.
+
+    A restless head looks at other bars each time.
+    """
+    count, drawn = 40, torch.Generator().manual_seed(seed)
+    rows = list(range(visible, visible + count))
+    age = torch.tensor(rows)[:, None] - torch.arange(rows[-1] + 1)
+    match name:
+        case "local":
+            score = (-age.clamp_min(0) / (visible / 64)).exp()
+        case "periodic":
+            score = (age % (visible // 9) == 0).double()
+        case "event-driven":
+            bars = torch.randint(count, visible * 3 // 4, (3,), generator=drawn)
+            score = torch.zeros(age.shape).index_fill(1, bars, 1.0)
+        case "restless":
+            score = torch.zeros(age.shape)
+            for at, row in enumerate(rows):
+                back = torch.randint(1, visible - 1, (4,), generator=drawn)
+                score[at, row - back] = 1.0
+        case _:
+            score = torch.ones(age.shape)
+    chance = torch.rand(age.shape, generator=drawn, dtype=torch.float64)
+    hidden = (age < 0) | (age >= visible)
+    parts = [each.double().masked_fill(hidden, 0.0) for each in (score, chance)]
+    own, random = (each / each.sum(dim=1, keepdim=True) for each in parts)
+    return (1.0 - noise) * own + noise * random, rows
+
+
+@pytest.mark.parametrize("visible", [64, 200, 1_088])
+@pytest.mark.parametrize("noise", [0.0, 0.2, 0.4])
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_head_is_told_by_the_thresholds_of_the_legend(
+    name: str, noise: float, visible: int
+) -> None:
+    weights, rows = planted(name, visible, noise, seed=3)
+    # A restless head is none of the kinds: it rests on bars, but never on the same.
+    assert read_head(weights, rows, visible).kind == name.replace("restless", "diffuse")
+    [figures] = head_figures(weights[None], rows, visible)
+    assert ("focused" in figures.marks) == (name in ("periodic", "event-driven", "restless"))
+    if name != "local":  # one that looks at the last bar alone moves on with each bar
+        assert ("stable" in figures.marks) == (name in ("event-driven", "diffuse"))
+    assert "apart" not in figures.marks
+    assert f"{EVENT_SHARE:.0%}" in LEGEND
+
+
+@pytest.mark.parametrize("visible", [64, 200, 1_088])
+def test_heads_of_other_kinds_are_apart_and_those_of_one_kind_are_not(visible: int) -> None:
+    every, rows = zip(*(planted(name, visible, 0.2, seed=3) for name in PLANTED), strict=True)
+    marks = [each.marks for each in head_figures(torch.stack(every), rows[0], visible)]
+    assert all("apart" in each for each in marks)
+    for name in ("local", "periodic", "diffuse"):
+        alike = [planted(name, visible, 0.4, seed=seed)[0] for seed in range(4)]
+        marks = [each.marks for each in head_figures(torch.stack(alike), rows[0], visible)]
+        assert all("apart" not in each for each in marks)
+
+
+def test_how_far_a_head_looks_is_in_bars_and_a_short_window_has_no_focus() -> None:
+    rows = list(range(20, 24))
+    weights = torch.zeros(1, 4, 24, dtype=torch.float64)
+    for at, row in enumerate(rows):
+        weights[0, at, [row - 2, row - 6]] = 0.5
+    [figures] = head_figures(weights, rows, 20)
+    assert (figures.mean_age, figures.half_life) == (4.0, 2.0)
+    assert figures.effective_bars == pytest.approx(2.0)
+    assert figures.focus is None
+    assert figures.apart == 0.0

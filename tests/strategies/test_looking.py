@@ -13,10 +13,19 @@ from torch import Tensor
 
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.probsparse import Taps, decided_rows, dense_rows
+from tracepaper.strategies.attention.rollout import RolloutOptions
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.forecasters.looking import DECISIONS, flow_down, look_into
+from tracepaper.strategies.forecasters.looking import (
+    DECISIONS,
+    flow_down,
+    look_into,
+    map_of,
+    rollout_map,
+)
+from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.architecture import LayerLook
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.looked import Way
 from tracepaper.strategies.networks.multiscale import MultiscaleConfig, MultiscaleNetwork
 
 torch.set_num_threads(1)
@@ -146,3 +155,57 @@ def test_tokens_of_several_rows_are_as_old_as_the_newest_and_carried_to_all() ->
         spread[token, start:stop] = 1.0 / (stop - start)
     assert lowest.rows == pytest.approx(trunk.rows @ spread, abs=1e-6)
     assert lowest.carry(torch.eye(8)) == pytest.approx(trunk.carry(torch.eye(8)) @ spread, abs=1e-6)
+
+
+WAYS = (
+    Way(),
+    Way("norm", RolloutOptions(residual_weight=0.25)),
+    Way("rollout", RolloutOptions(head_fusion="max", start_layer=1)),
+    Way("rollout", RolloutOptions(head_weights=(0.75, 0.25))),
+)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_the_flow_of_a_stream_ends_in_what_it_stores_by_whichever_method(way: Way) -> None:
+    usual = models.forecaster()
+    made = StreamingForecaster(usual.model, mode="step", threads=1, way=way)
+    bars = builders.bars(made.context + 3, seed=5)
+    made.warm("linear:BTCUSDT", bars)
+    _, rollout = flow_down(made.look_by_layer("linear:BTCUSDT"), EDGES)
+    told = np.array(made.explain("linear:BTCUSDT").weights)
+    assert rollout == pytest.approx(told, abs=1e-5)
+    usual.warm("linear:BTCUSDT", bars)
+    other = np.array(usual.explain("linear:BTCUSDT").weights)
+    assert (np.abs(rollout - other).max() > 1e-3) == (way != Way())
+
+
+def test_each_row_of_a_streams_map_is_the_rollout_of_that_bars_own_decision() -> None:
+    made = models.forecaster()
+    bars = builders.bars(made.context + 60, seed=5)
+    window = models.SMALL.window
+    made.warm("linear:BTCUSDT", bars)
+    found = map_of(made, made.look_by_layer("linear:BTCUSDT"))
+    assert found.ages.tolist() == list(range(window - 1, -1, -1))
+    assert found.weights.shape == (window, window)
+    assert found.weights.sum(axis=1) + found.older == pytest.approx(np.ones(window))
+    for age in (0, 1, 20, window - 1):
+        earlier = models.forecaster()
+        earlier.warm("linear:BTCUSDT", bars[: len(bars) - age])
+        told = np.array(earlier.explain("linear:BTCUSDT").weights)
+        row = found.weights[window - 1 - age]
+        assert row[: window - age] == pytest.approx(told[age - window :], abs=1e-6)
+        assert row[window - age :].tolist() == [0.0] * age
+
+
+def test_a_long_map_is_sampled_evenly_and_positions_that_end_alike_count_once() -> None:
+    layers = [LayerLook(torch.zeros(1, 2_000), torch.arange(1_999, -1, -1), lambda rows: rows)]
+    found = rollout_map(layers, 1_500)
+    assert (len(found.ages), found.ages[0], found.ages[-1]) == (512, 1_499, 0)
+    assert set(np.diff(found.ages)) == {-2, -3}
+    assert found.weights.shape == (512, 1_500)
+    assert found.weights[np.arange(512), 1_499 - found.ages].tolist() == [1.0] * 512
+    twice = LayerLook(
+        torch.zeros(1, 4), torch.tensor([2, 0, 0]), lambda rows: torch.eye(4)[:3][rows.argmax(1)]
+    )
+    assert rollout_map([twice], 4).ages.tolist() == [2, 0]
+    assert rollout_map([twice], 4).weights.argmax(axis=1).tolist() == [0, 2]

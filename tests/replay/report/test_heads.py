@@ -15,14 +15,8 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.explain.recomputed import recompute
 from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.heads import (
-    HeadReport,
-    flow_picture,
-    group_names,
-    head_tables,
-    heads_chart,
-    read_heads,
-)
+from tracepaper.replay.report.head_charts import flow_picture, heads_chart
+from tracepaper.replay.report.heads import HeadReport, group_names, head_tables, read_heads
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
@@ -160,10 +154,12 @@ def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
         f"{layer}.{head}" for layer in range(1, layers + 1) for head in (1, 2)
     ]
     assert found["rollout"] == heads.rollout.tolist()
+    assert len(found["figures"]) == len(found["kinds"])
+    assert {len(kinds) for layer in heads.over_run for kinds in layer} == {3}
 
 
 def test_the_table_of_the_flow_says_what_is_held_below_each_layer(heads: HeadReport) -> None:
-    _, flow = head_tables(heads)
+    *_, flow = head_tables(heads)
     assert [row[0] for row in flow.rows][:2] == ["the decision", "below layer 4"]
     assert flow.rows[0][1:] == (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     young = heads.rollout[-16:].sum()

@@ -98,7 +98,7 @@ def test_the_page_is_whole_and_small(attention_page: str) -> None:
     places = [given["id"] for tag, given in page.elements if given.get("class") == "chart"]
     assert sorted(places, key=str) == sorted(json.loads(page.scripts["figures"]))
     assert len(places) >= 6
-    assert len(attention_page.encode()) < 3_000_000
+    assert len(attention_page.encode()) < 3_500_000
 
 
 def test_a_reader_sees_no_tag(attention_page: str, cross_report: Report) -> None:
