@@ -116,6 +116,12 @@ def train(
     gated: Annotated[
         bool | None, typer.Option(help="flash: each bar's state sharpens or softens its attention.")
     ] = None,
+    volatility_gate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FEATURE", help="flash: a bar's volatility scales how much it is looked at."
+        ),
+    ] = None,
     factor: Annotated[int | None, typer.Option(help="informer: queries and keys chosen.")] = None,
     distil: Annotated[
         bool | None, typer.Option(help="informer: halve time between layers.")
@@ -193,6 +199,7 @@ def train(
             "blocks": None if blocks is None else _wholes("--blocks", blocks),
             "norm": norm,
             "gated": gated,
+            "volatility_gate": volatility_gate,
             "factor": factor,
             "distil": distil,
             "feature_map": feature_map,

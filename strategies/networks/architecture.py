@@ -37,6 +37,7 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "tokens": (1, WINDOW_MAX),
     "blocks": (0, WINDOW_MAX),
     "columns": (-1, 63),
+    "volatility_column": (-1, 4_095),
     "regimes": (0, 7),
     "quantiles": (0, 1),
     "seed": (0, 2**63 - 1),

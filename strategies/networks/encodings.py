@@ -124,6 +124,7 @@ class Phases(NamedTuple):
     cosine: Tensor | None  # [time, head_dim / 2]: queries and keys are rotated by them
     sine: Tensor | None
     age: Tensor | None  # [time] float32, bars back from the last position, where scores have a bias
+    volatility: Tensor | None = None  # [batch, time], where it scales the scores of a bar
 
 
 class Sizes(NamedTuple):

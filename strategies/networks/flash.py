@@ -10,7 +10,7 @@ some blocks of the earlier ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -34,6 +34,7 @@ from tracepaper.strategies.networks.architecture import (
     Network,
     NetworkKind,
     checked_section,
+    nearest,
     register,
 )
 from tracepaper.strategies.networks.clocks import check_clocks, clock_codes
@@ -62,7 +63,9 @@ class FlashConfig:
 
     ``gated`` lets each bar's state, which holds its volatility, say how sharply each head attends.
     ``blocks`` are those of the mask of that name: the bars of one, then how many before its own a
-    bar sees, every which one before these, and how many of the first.
+    bar sees, every which one before these, and how many of the first. ``volatility_gate`` is the
+    name of a feature of recent volatility, in ``volatility_column`` of a row: each head learns how
+    much that of a bar scales the scores of the bar as a key.
     """
 
     features: int = 30
@@ -76,6 +79,8 @@ class FlashConfig:
     clock: tuple[str, ...] = ()
     interval_minutes: int = 1
     gated: bool = False
+    volatility_gate: str = ""
+    volatility_column: int = -1
     mlp: str = "gelu"
     mlp_ratio: float = 4.0
     norm: str = "pre"
@@ -126,6 +131,11 @@ class FlashConfig:
             (
                 ENCODINGS[self.encoding].looks_back_only and self.mask == "full",
                 f"encoding {self.encoding} looks back only; use the window mask or rope",
+            ),
+            (
+                self.volatility_column >= self.features
+                or (self.volatility_column >= 0 and not self.volatility_gate),
+                f"volatility_column is {self.volatility_column}; name the feature: volatility_gate",
             ),
             (
                 self.mask == "blocks" and self.encoding == "alibi",
@@ -213,6 +223,7 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(config.dim)
         self.project_in = nn.Linear(config.dim, 3 * config.dim)
         self.gate = nn.Linear(config.dim, config.heads) if config.gated else None
+        self.key_gate = nn.Linear(1, config.heads) if config.volatility_gate else None
         self.project_out = nn.Linear(config.dim, config.dim)
         self.mlp_norm = nn.LayerNorm(config.dim)
         self.mlp = FeedForward(config)
@@ -222,9 +233,10 @@ class Block(nn.Module):
         # Keep the residual stream's variance independent of depth (Radford et al., 2019).
         for layer in (self.project_out, self.mlp.fall):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5 / (2 * config.layers) ** 0.5)
-        if self.gate is not None:  # every temperature begins at 1
-            nn.init.zeros_(self.gate.weight)
-            nn.init.zeros_(self.gate.bias)
+        for gate in (self.gate, self.key_gate):
+            if gate is not None:  # every temperature begins at 1
+                nn.init.zeros_(gate.weight)
+                nn.init.zeros_(gate.bias)
 
     def project(self, x: Tensor, phases: Phases) -> Projected:
         """Return this layer's queries, keys and values of *x* [batch, time, dim]."""
@@ -238,7 +250,9 @@ class Block(nn.Module):
             query, key = rotate(mixed[:, :, :2], cosine, sine).unbind(2)
             value = mixed[:, :, 2]
         if self.gate is not None:
-            query = query * (2.0 * self.gate(given).sigmoid())[..., None]  # [batch, time, head, 1]
+            query = query * _factors(self.gate(given))
+        if self.key_gate is not None and phases.volatility is not None:
+            key = key * _factors(self.key_gate(phases.volatility[..., None]))
         # [batch, time, head, dim] -> [batch, head, time, dim]
         return Projected(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
 
@@ -261,6 +275,11 @@ class Block(nn.Module):
         return branch * keep / (1.0 - self.drop_rate)
 
 
+def _factors(gates: Tensor) -> Tensor:
+    """Return what *gates* [batch, time, head] multiply by: [batch, time, head, 1], 1 at 0."""
+    return (2.0 * gates.sigmoid())[..., None]
+
+
 class FlashNetwork(Network):
     """Rows of features in, one forecast a row out."""
 
@@ -269,6 +288,11 @@ class FlashNetwork(Network):
 
     def __init__(self, config: FlashConfig) -> None:
         super().__init__()
+        if config.volatility_gate and config.volatility_column < 0:
+            raise ConfigInvalid(
+                f"architecture.volatility_column is missing for {config.volatility_gate}; train by "
+                "a recipe, which finds it, or give it."
+            )
         # Set here alone, so that a narrower type than the base's is safe.
         self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.backend = "auto"  # of ``attend``
@@ -349,7 +373,10 @@ class FlashNetwork(Network):
             if code is not None:
                 state = state + code(positions)
         # Differences alone matter to phases, and those of consecutive bars are alike in every row.
-        return state, self.encoding.phases(positions if positions.ndim == 1 else positions[0])
+        phases = self.encoding.phases(positions if positions.ndim == 1 else positions[0])
+        if self.config.volatility_gate:
+            phases = phases._replace(volatility=x[..., self.config.volatility_column])
+        return state, phases
 
     def widen(self, projected: Projected, age: Tensor | None) -> Projected:
         """Return the tensors with the dimensions that carry a bias by *age* [time], if there is."""
@@ -435,6 +462,21 @@ def look_of(
     )
 
 
+def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the column of the volatility that *section* gates by, of features called *names*.
+
+    Raises ``ConfigInvalid`` where none is called so.
+    """
+    name = section.get("volatility_gate", "")
+    if not name:
+        return {}
+    if name not in names:
+        raise ConfigInvalid(
+            f"No feature is called {shown(name)}{nearest(name, names)}; give volatility_gate one."
+        )
+    return {"volatility_column": list(names).index(name)}
+
+
 TILES: Final = "tiles"
 """What attends in a stream: each tile's scores are there, and give its explanation as well."""
 
@@ -444,6 +486,7 @@ register(
         FlashConfig.read,
         FlashNetwork,
         backend=lambda config: TILES if config.mask == "window" else None,
+        by_names=by_names,
         words="a transformer over a causal window, streaming; or over whole windows",
     )
 )

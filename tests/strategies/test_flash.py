@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork, by_names
 from tracepaper.strategies.networks.heads import DOF_MIN, LOG_RANGE, Outputs
 
 FORMS = [
@@ -22,6 +22,7 @@ FORMS = [
     {"encoding": "none", "time_of_week": True},
     {"encoding": "mixture", "clock": ("sessions", "funding")},
     {"encoding": "context", "gated": True},
+    {"volatility_gate": "sigma_level", "volatility_column": 5},
     {"allocation": True, "quantiles": (0.1, 0.5, 0.9), "heads": 4},
 ]
 
@@ -103,6 +104,44 @@ def test_a_full_mask_looks_both_ways() -> None:
     (gradient,) = torch.autograd.grad(net(x).mean[0, 0].sum(), x)
     assert (gradient[0].abs().sum(-1) > 0).all()
     assert config.receptive_field == config.window
+
+
+def test_a_volatility_gate_scales_the_scores_of_a_bar_as_a_key() -> None:
+    gated = {"volatility_gate": "sigma_level", "volatility_column": 5}
+    plain, net = (FlashNetwork(replace(models.SMALL, **form)).eval() for form in ({}, gated))
+    missing, extra = net.load_state_dict(plain.state_dict(), strict=False)
+    assert not extra
+    assert {name.rpartition(".")[0] for name in missing} == {
+        f"blocks.{n}.key_gate" for n in range(3)
+    }
+    x = rows(90, batch=2)
+    torch.testing.assert_close(net(x).mean, plain(x).mean)  # untrained, every factor is 1
+    first = next(net.layers())
+    assert first.key_gate is not None
+    with torch.no_grad():
+        first.key_gate.weight.copy_(torch.tensor([[0.7], [-0.4]]))  # of two heads
+        first.key_gate.bias.fill_(0.1)
+    before, after = plain.trace(x)[1][0], net.trace(x)[1][0]
+    slopes = torch.tensor([0.7, -0.4])[:, None]
+    factors = 2.0 * torch.sigmoid(slopes * x[:, None, :, 5] + 0.1)  # [batch, head, bar]
+    scores = before.query @ before.key.mT
+    torch.testing.assert_close(after.query @ after.key.mT, scores * factors[:, :, None])
+    torch.testing.assert_close(after.value, before.value)
+    assert (net(x).mean - plain(x).mean).abs().max() > 1e-5
+
+
+def test_a_gates_column_follows_from_the_features_name() -> None:
+    names = ("log_return", "sigma_level", "volume")
+    found = by_names({"volatility_gate": "sigma_level"}, names)
+    assert found == {"volatility_column": 1}
+    assert by_names({"volatility_gate": ""}, names) == {}
+    with pytest.raises(ConfigInvalid, match="called 'sigma_lvl', the nearest is sigma_level"):
+        by_names({"volatility_gate": "sigma_lvl"}, names)
+    with pytest.raises(ConfigInvalid, match="volatility_column is missing for sigma_level"):
+        FlashNetwork(replace(models.SMALL, volatility_gate="sigma_level"))
+    for form in ({"volatility_column": 2}, {"volatility_gate": "x", "volatility_column": 30}):
+        with pytest.raises(ConfigInvalid, match="name the feature: volatility_gate"):
+            replace(models.SMALL, **form)
 
 
 def test_a_trace_holds_what_each_layer_attended_with() -> None:

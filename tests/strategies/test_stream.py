@@ -107,10 +107,14 @@ def test_ring_and_chunks_equal_the_matrices(
 
 @pytest.mark.parametrize("portions", [[0], [CHUNK_BARS]])
 def test_a_gated_network_and_its_clocks_stream_as_the_matrices_say(portions: list[int]) -> None:
-    config = replace(models.SMALL, gated=True, clock=("sessions", "halving"), window=50)
+    config = replace(
+        models.SMALL, gated=True, clock=("sessions", "halving"), window=50,
+        volatility_gate="sigma_level", volatility_column=5,
+    )  # fmt: skip
     net = models.network(config)
     for block in net.layers():
         assert block.gate is not None
+        assert block.key_gate is not None
         torch.nn.init.normal_(block.gate.weight, generator=torch.Generator().manual_seed(5))
     x, positions = rows(300), np.arange(START, START + 300)
     mean, confidence, rollout, _ = feed(net, x, positions, portions)

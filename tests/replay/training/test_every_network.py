@@ -30,6 +30,7 @@ WINDOW = 24
 BARS = 2 * WINDOW + schema("v1").lookback + 20
 FORMS: dict[str, dict[str, Any]] = {
     "flash": {"kind": "flash", "layers": 2},
+    "volatile": {"kind": "flash", "layers": 2, "volatility_gate": "sigma_level"},
     "classic": {"kind": "flash", "mask": "full", "time_of_week": True, "gated": True},
     "decoder": {"kind": "flash", "mask": "causal", "encoding": "alibi", "norm": "post"},
     "blocks": {"kind": "flash", "layers": 2, "mask": "blocks", "blocks": [4, 1, 3, 1]},
