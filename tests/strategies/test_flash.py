@@ -107,7 +107,7 @@ def test_a_full_mask_looks_both_ways() -> None:
 
 
 def test_a_volatility_gate_scales_the_scores_of_a_bar_as_a_key() -> None:
-    gated = {"volatility_gate": "sigma_level", "volatility_column": 5}
+    gated: dict[str, Any] = {"volatility_gate": "sigma_level", "volatility_column": 5}
     plain, net = (FlashNetwork(replace(models.SMALL, **form)).eval() for form in ({}, gated))
     missing, extra = net.load_state_dict(plain.state_dict(), strict=False)
     assert not extra
@@ -139,7 +139,11 @@ def test_a_gates_column_follows_from_the_features_name() -> None:
         by_names({"volatility_gate": "sigma_lvl"}, names)
     with pytest.raises(ConfigInvalid, match="volatility_column is missing for sigma_level"):
         FlashNetwork(replace(models.SMALL, volatility_gate="sigma_level"))
-    for form in ({"volatility_column": 2}, {"volatility_gate": "x", "volatility_column": 30}):
+    forms: list[dict[str, Any]] = [
+        {"volatility_column": 2},
+        {"volatility_gate": "x", "volatility_column": 30},
+    ]
+    for form in forms:
         with pytest.raises(ConfigInvalid, match="name the feature: volatility_gate"):
             replace(models.SMALL, **form)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -89,6 +90,31 @@ def test_each_window_of_a_batch_lies_on_its_own_grid() -> None:
         assert torch.allclose(together.mean[at], alone.mean[0], atol=1e-6)
     moved = made(x[:1], positions[0] + 1)
     assert not torch.allclose(moved.mean, made(x[:1], positions[0]).mean)
+
+
+def test_cycles_of_day_week_and_funding_reach_the_tokens_of_every_frame() -> None:
+    minutes = 5
+    config = replace(SMALL, clock=("week", "funding"), interval_minutes=minutes)
+    made = network(config)
+    x, start = rows(config.window), 1_000_003
+    positions = torch.arange(start, start + config.window)
+    tokens, frames = made.tokens(x, positions)
+    closes = torch.cat([frame.close[0] for frame in frames[::-1]]).tolist()
+    assert len(set(closes)) > 8  # frames close at times of their own
+    for token, close in zip(tokens[0], closes, strict=True):
+        day, shift = (close * minutes % length / length for length in (1_440, 480))
+        week = close * minutes % 10_080 / 10_080
+        turns = [*(2 * math.pi * week * n for n in (1, 2, 7, 14)), 2 * math.pi * shift]
+        found = token[2 * FEATURES : -len(frames)].tolist()
+        assert found[:4] == pytest.approx([math.sin(turn) for turn in turns[:4]], abs=1e-5)
+        assert found[2] == pytest.approx(math.sin(2 * math.pi * day), abs=1e-5)  # a day's turn
+        assert found[8] == pytest.approx(math.sin(turns[4]), abs=1e-5)
+        assert found[-1] == pytest.approx(shift, abs=1e-6)
+    forecast = made(x, positions).mean.detach()
+    week_on = made(x, positions + 7 * 1_440 // minutes).mean
+    torch.testing.assert_close(week_on, forecast)
+    hour_on = made(x, positions + 60 // minutes).mean
+    assert float((hour_on - forecast).abs().max()) > 1e-5
 
 
 def test_a_look_answers_as_the_forward_does_and_its_parts_are_its_bars() -> None:
