@@ -12,6 +12,8 @@ from tracepaper.daemon.commands.options import DatabaseOption, JsonOption, print
 from tracepaper.strategies.errors import DataInvalid, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from rich.console import RenderableType
 
     from tracepaper.strategies.networks.condition import Condition
@@ -50,6 +52,7 @@ def list_models(
     json: JsonOption = False,
 ) -> None:
     """List the bundled checkpoints, those kept beside a database, and those in FOLDER."""
+    from tracepaper.replay.training.standing import experimental
     from tracepaper.storage.checkpoints import BUNDLED, CARD_NAME, kept_folder, listed, locate
 
     given = [locate(str(folder)) for folder in folders or [BUNDLED]]
@@ -57,12 +60,25 @@ def list_models(
         given.append(kept_folder(db, ""))
     found = list(listed(given))
     if json:
-        print_json({"models": [{"folder": str(place), "card": read} for place, read in found]})
+        print_json(
+            {
+                "models": [
+                    {"folder": str(place), "card": read, "experimental": experimental(read)}
+                    for place, read in found
+                ],
+                "experimental_kinds": [] if folders else _unproven(found),
+            }
+        )
         return
     if not found:
         raise DataInvalid("No checkpoint lies there; `tracepaper train` makes one.")
     for place, read in found:
         typer.echo((place / CARD_NAME).read_text() if card else "\n".join(_lines(place, read)))
+    if not (folders or card) and (kinds := _unproven(found)):
+        typer.echo(
+            f"Experimental, for no bundled checkpoint of theirs has beaten persistence: "
+            f"{', '.join(kinds)}; `tracepaper train --network NAME` fits one."
+        )
 
 
 @models.command()
@@ -159,8 +175,32 @@ def _condition(found: Condition) -> RenderableType:
     return Group(*([heads] if found.heads else []), *([flow] if found.gradients else []), said)
 
 
+def _unproven(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
+    """Return the kinds of networks of which no checkpoint in *found* has beaten persistence."""
+    from tracepaper.replay.training.standing import experimental
+    from tracepaper.strategies.networks.architecture import network_kinds
+
+    proven = {
+        section.get("kind")
+        for _, card in found
+        for section, name in ((card["model"], "model"), (_network_half(card), "network_half"))
+        if not experimental(card, of=name)
+    }
+    return [name for name in network_kinds() if name not in proven]
+
+
+def _network_half(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return ``[model]`` of an ensemble's network; empty for another card."""
+    parts = card.get("parts")
+    half = parts.get("network") if isinstance(parts, dict) else None
+    section = half.get("model") if isinstance(half, dict) else None
+    return section if isinstance(section, dict) else {}
+
+
 def _lines(place: Path, card: dict[str, Any]) -> list[str]:
     """Return what a reader wants to know first."""
+    from tracepaper.replay.training.standing import experimental
+
     model, architecture = card["model"], card["architecture"]
     layers, window = architecture.get("layers"), architecture.get("window")
     whole = isinstance(layers, int) and isinstance(window, int)
@@ -168,7 +208,7 @@ def _lines(place: Path, card: dict[str, Any]) -> list[str]:
     kind = f"{model.get('kind')!s:.20}"
     facts: tuple[str, ...] = (
         f"{kind}: {shown(layers)} layers, window {shown(window)}" if layers else kind,
-        f"context {_rows(architecture)} bars" if whole else _lookback(card),
+        _reach(card, _rows(architecture)) if whole else _lookback(card),
         f"horizons {', '.join(map(str, horizons[:16])) if isinstance(horizons, list) else '?'}",
         f"interval {card['market'].get('interval')!s:.20}",
         f"features {card['features'].get('schema_id')!s:.40}",
@@ -176,9 +216,11 @@ def _lines(place: Path, card: dict[str, Any]) -> list[str]:
     )
     if shares := _shares(card):
         facts = (*facts, f"the network's share of the log variance {shares}")
+    why = experimental(card)
     return [
         f"{model.get('id', '')}  {model.get('name', '')}  ({place})",
         f"  {'; '.join(facts)}",
+        *([f"  experimental: {why}"] if why else []),
         *(f"  {sentence}" for sentence in card.get("honesty", {}).get("sentences", [])),
     ]
 
@@ -200,6 +242,25 @@ def _rows(architecture: dict[str, Any]) -> int:
     """Return how many rows an answer depends on: layers of a sliding window reach further back."""
     layers, window = int(architecture["layers"]), int(architecture["window"])
     return layers * (window - 1) + 1 if architecture.get("mask") == "window" else window
+
+
+def _reach(card: dict[str, Any], rows: int) -> str:
+    """Return how many rows an answer depends on, and how many bars these look back on."""
+    said = f"receptive field {rows} bars"
+    parts = card.get("parts")
+    network = parts.get("network") if isinstance(parts, dict) else None
+    own, halves = _bars(card), _bars(network)
+    if own is None:
+        return said
+    context = rows + own - 1 if halves is None else max(rows + halves - 1, own)
+    return f"{said}, context {context}"
+
+
+def _bars(card: object) -> int | None:
+    """Return how many bars a row of the card's features looks back on; None where none is said."""
+    features = card.get("features") if isinstance(card, dict) else None
+    bars = features.get("lookback") if isinstance(features, dict) else None
+    return bars if isinstance(bars, int) and not isinstance(bars, bool) else None
 
 
 def _lookback(card: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ def test_models_lists_a_checkpoint_with_its_facts(
     folder = checkpoint(tmp_path / "a")
     assert invoke(["models", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "flash: 3 layers, window 50; context 148 bars; horizons 5, 30, 240" in out
+    assert "flash: 3 layers, window 50; receptive field 148 bars; horizons 5, 30, 240" in out
     assert str(folder) in out
 
 
@@ -165,3 +165,70 @@ def test_an_export_that_cannot_be_is_one_sentence(
     assert invoke(["models", "export", str(folder), *options]) == 2
     assert sentence in capsys.readouterr().err
     assert [one.name for one in tmp_path.iterdir()] == ["a"]
+
+
+def judged(folder: Path, qlike: list[float], signs: list[float], **more: object) -> Path:
+    """Write a checkpoint whose card holds figures of these beside persistence at 30 bars."""
+    card = {**models.card(horizon=30), "honesty": {"sentences": []}, **more}
+    other = {"qlike": {"model": [0.1, 0.01], "ewma": [0.9, 0.01]}}
+    card["features"] = {"schema_id": "v1", "lookback": 20}
+    card["figures"] = {
+        "5": other,
+        "30": {
+            "qlike": {"model": qlike, "ewma": [0.4, 0.02], "tree": [0.1, 0.01]},
+            "sign_accuracy": {
+                "model": signs,
+                "persistence": [0.48, 0.01],
+                "reversed_persistence": [0.52, 0.01],
+                "random": [0.5, 0.01],
+            },
+        },
+    }
+    save(folder, models.network().state_dict(), card)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("qlike", "signs", "said"),
+    [
+        ([0.37, 0.02], [0.5, 0.01], ""),
+        ([0.45, 0.02], [0.54, 0.01], ""),
+        (
+            [0.39, 0.02],
+            [0.525, 0.01],
+            "it has not beaten persistence: QLIKE 0.3900 ± 0.0200 beside",
+        ),
+        ([0.5, 0.02], [0.49, 0.001], "49.0% ± 0.1% of signs beside 52.0% by persistence"),
+    ],
+)
+def test_a_network_that_has_not_beaten_persistence_is_experimental(
+    qlike: list[float],
+    signs: list[float],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = judged(tmp_path / "a", qlike, signs)
+    assert invoke(["models", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert ("experimental" in out) == bool(said)
+    assert said in out
+    assert "receptive field 148 bars, context 167" in out
+    assert invoke(["models", str(folder), "--json"]) == 0
+    [told] = json.loads(capsys.readouterr().out)["models"]
+    assert bool(told["experimental"]) == bool(said)
+
+
+def test_a_card_without_figures_is_experimental_and_so_are_kinds_without_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["models", str(checkpoint(tmp_path / "a"))]) == 0
+    assert "experimental: its card has no figures on untouched time" in capsys.readouterr().out
+    assert invoke(["models", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    bundled = {Path(one["folder"]).name: one["experimental"] for one in told["models"]}
+    assert bundled["flash-1m"] == ""
+    assert "linear" in told["experimental_kinds"]
+    assert "flash" not in told["experimental_kinds"]
+    assert invoke(["models"]) == 0
+    assert "no bundled checkpoint of theirs" in capsys.readouterr().out
