@@ -204,10 +204,6 @@ def _run(
     name: str, query: Tensor, key: Tensor, value: Tensor, mask: Mask, factor: float
 ) -> Attention:
     """Attend by the backend *name*, tensors and mask checked."""
-    if not mask.is_band and not BACKENDS[name].takes_blocks:
-        raise AttentionInvalid(
-            f"The attention backend {name} knows no blocks; choose auto or sdpa."
-        )
     if (whole := BACKENDS[name].whole) is not None:
         return Attention(*whole(query, key, value, mask, factor))
     kernel = kernel_for(name, query.device, query.dtype)
@@ -255,6 +251,10 @@ def resolve(backend: str, device: torch.device | str, dtype: torch.dtype, mask: 
         raise AttentionInvalid(
             f"{backend} takes no float64 on {device.type}; cast the tensors or choose auto or "
             "chunked."
+        )
+    if not mask.is_band and not BACKENDS[backend].takes_blocks:
+        raise AttentionInvalid(
+            f"The attention backend {backend} knows no blocks; choose auto or sdpa."
         )
     return backend
 

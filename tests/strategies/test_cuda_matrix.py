@@ -19,10 +19,12 @@ TOLERANCES = {
     torch.float16: 4e-3,
     torch.bfloat16: 3e-2,
 }
+BLOCKS = Mask.sparse(48, last=1, stride=4, first=1)
+MASKS = (Mask.full(), Mask.causal(), Mask.window(100), BLOCKS)
 BACKENDS = ("auto", "sdpa", "cudnn", "flash_attn", "flex", "chunked")
 
 
-@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(1), Mask.window(100)])
+@pytest.mark.parametrize("mask", [*MASKS, Mask.window(1)])
 @pytest.mark.parametrize("time", [1, 63, 257, 2_049])
 @pytest.mark.parametrize("dim", [8, 18, 28, 64, 128])
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -31,7 +33,7 @@ def test_attention_with_its_gradients_equals_the_definition(
     backend: str, dtype: torch.dtype, dim: int, time: int, mask: Mask
 ) -> None:
     try:
-        resolve(backend, "cuda", dtype)
+        resolve(backend, "cuda", dtype, mask)
     except AttentionInvalid:
         assert backend != "auto"
         return  # the refusals have tests of their own
@@ -50,7 +52,7 @@ def test_attention_with_its_gradients_equals_the_definition(
         assert float(error) < TOLERANCES[dtype]
 
 
-@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(100)])
+@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dim", [8, 18, 64])
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("rows", [1, 40])

@@ -10,6 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.strategies.networks.encodings import (
+    ENCODINGS,
+    Contextual,
+    Mixture,
+    Sizes,
     alibi_dims,
     alibi_key,
     alibi_query,
@@ -72,6 +76,49 @@ def test_sinusoidal_codes_repeat_with_their_period() -> None:
     code = sinusoidal_table(torch.arange(20), 8, 10)
     assert torch.equal(code[:10], code[10:])
     assert len({tuple(row.tolist()) for row in code[:10]}) == 10
+
+
+SIZES = Sizes(dim=8, heads=2, window=10)
+
+
+@pytest.mark.parametrize("name", ["sinusoidal", "learned", "mixture"])
+def test_a_code_of_the_place_is_the_same_a_window_later_whatever_the_state(name: str) -> None:
+    torch.manual_seed(0)
+    made = ENCODINGS[name](SIZES)
+    states = torch.randn(2, 1, 20, 8)
+    added = made.enter(states[0], torch.arange(20)) - states[0]
+    torch.testing.assert_close(made.enter(states[1], torch.arange(20)) - states[1], added)
+    torch.testing.assert_close(added[:, :10], added[:, 10:])
+    assert len({tuple(row) for row in added[0, :10].round(decimals=4).tolist()}) == 10
+
+
+def test_a_mixture_leans_from_waves_to_what_is_learned_and_rotates_as_well() -> None:
+    torch.manual_seed(0)
+    made = Mixture(SIZES)
+    waves, places = sinusoidal_table(torch.arange(10), 8, 10), made.place.detach()
+    at = torch.arange(10)
+    torch.testing.assert_close(made.code(at), (0.5 * waves + 0.5 * places).float())
+    for lean, wanted in (([30.0, 0.0], waves), ([0.0, 30.0], places)):
+        with torch.no_grad():
+            made.lean.copy_(torch.tensor(lean))
+        torch.testing.assert_close(made.code(at), wanted.float())
+        torch.testing.assert_close(made.shares().sum(), torch.tensor(1.0))
+    (slope,) = torch.autograd.grad(made.code(at).square().sum(), made.lean)
+    assert slope.shape == (2,)
+    cosine, _ = rope_table(at, 4)
+    torch.testing.assert_close(made.phases(at).cosine, cosine)
+
+
+def test_a_bar_takes_as_much_of_its_place_as_its_own_features_ask_for() -> None:
+    torch.manual_seed(0)
+    made = Contextual(SIZES)
+    state, at = torch.randn(1, 10, 8), torch.arange(10) + 530
+    asked = torch.sigmoid(state @ made.ask.weight.T + made.ask.bias)
+    torch.testing.assert_close(made.enter(state, at), state + made.place[at % 10] * asked)
+    other = state.clone()
+    other[0, 3] += 1.0
+    moved = (made.enter(other, at) - other) - (made.enter(state, at) - state)
+    assert moved[0].abs().sum(-1).nonzero()[:, 0].tolist() == [3]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
