@@ -6,10 +6,10 @@ bars, and a deletion test.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,12 @@ from scipy.stats import spearmanr
 
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.replay.explain.further import FurtherAhead, further_ahead
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.attributing import Contributions, Figures, Probe
+from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, part_of
 from tracepaper.strategies.forecasters.ensemble import network_half
 from tracepaper.strategies.forecasters.streaming import Attribution, StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
@@ -58,6 +60,8 @@ class PastOf(Generic[Kind]):
     forecast: Forecast  # as it was stored
     bars: tuple[Bar, ...]  # oldest first; the last one is the decided bar
     price_decimals: int
+    levels: Mapping[str, Any] = field(default_factory=dict)
+    """``calibration.further`` of the network's card, where it has one."""
 
     @property
     def decided(self) -> Bar:
@@ -142,7 +146,7 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
             f"The model {forecaster.model_id} has no attention to look back through; leave --full "
             "and --method out, and see its gates and its forecast."
         )
-    return PastOf(found.run, sequence, forecaster, found.forecast, found.bars, found.price_decimals)
+    return PastOf(**{**vars(found), "forecaster": forecaster})
 
 
 def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
@@ -157,7 +161,7 @@ def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
         forecast = _forecast(run, step)
         assert isinstance(step.event, Bar)
         instrument = step.event.instrument
-        forecaster = _forecaster(database, run, forecast.model_id)
+        folder, forecaster = _forecaster(database, run, forecast.model_id)
         bars = reader.bars(run_id, instrument, forecaster.context, until=sequence)
     if len(bars) < forecaster.context:
         raise DataInvalid(
@@ -166,7 +170,15 @@ def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
         )
     forecaster.warm(instrument, bars)
     decimals = next(item.price_decimals for item in run.instruments if item.id == instrument)
-    return PastOf(run, sequence, forecaster, forecast, tuple(bars), decimals)
+    levels = _levels(checkpoints.read_card(folder))
+    return PastOf(run, sequence, forecaster, forecast, tuple(bars), decimals, levels)
+
+
+def _levels(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return ``calibration.further`` of a card, of an ensemble that of its network."""
+    own = part_of(card, HALVES[0]) if is_ensemble(card) else card
+    found: Mapping[str, Any] = own.get("calibration", {}).get("further", {})
+    return found
 
 
 def _forecast(run: Run, step: Step) -> Forecast:
@@ -197,8 +209,8 @@ def _forecast(run: Run, step: Step) -> Forecast:
     return step.prediction
 
 
-def _forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
-    """Return the model that decided: kept beside the database, or else a bundled one."""
+def _forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Forecaster]:
+    """Return the model that decided, and its folder: beside the database, or a bundled one's."""
     config = restore(run.config)
     if config.model.own_class:
         raise DataInvalid(
@@ -215,7 +227,7 @@ def _forecaster(database: Path, run: Run, model_id: str) -> Forecaster:
         raise DataInvalid(
             f"{folder} holds the checkpoint {found.model_id}, and {model_id} decided; restore it."
         )
-    return found
+    return folder, found
 
 
 def recompute(database: Path, run_id: str, sequence: int) -> FullAttribution:
@@ -396,6 +408,7 @@ class Full:
     attribution: FullAttribution
     moves: Moves
     deletion: Deletion
+    further: tuple[FurtherAhead, ...] = ()
 
 
 def explain_fully(past: Past) -> Full:
@@ -414,7 +427,17 @@ def explain_fully(past: Past) -> Full:
         attribution,
         moves_of(probe.contributions(), probe.rows[-1].tolist(), probe.names, attribution),
         delete(probe, again, attribution),
+        _further(past, probe.scale / horizon**0.5),
     )
+
+
+def _further(past: Past, sigma: float) -> tuple[FurtherAhead, ...]:
+    """Return what heads that only some networks have said; *sigma* is the volatility of a bar."""
+    network = past.forecaster.model.network
+    if not network.further_heads or not isinstance(past.forecaster, WindowedForecaster):
+        return ()
+    outputs = past.forecaster.look(past.decided.instrument).outputs
+    return further_ahead(network, outputs, sigma, past.levels)
 
 
 def moves_of(

@@ -11,6 +11,7 @@ from rich.text import Text
 from tracepaper.replay.archive.times import iso
 from tracepaper.replay.explain.by_feature import ByFeature
 from tracepaper.replay.explain.by_method import ByMethod
+from tracepaper.replay.explain.further import FurtherAhead
 from tracepaper.replay.explain.recomputed import (
     HEAVIEST,
     Agreement,
@@ -25,6 +26,7 @@ from tracepaper.replay.explain.recomputed import (
 )
 from tracepaper.replay.explain.terminal import BASIS_POINTS, LOOKED, table_of
 from tracepaper.replay.report.tables import bar_of
+from tracepaper.replay.training.further import TAILS
 from tracepaper.strategies.market import interval_text
 
 FEATURES_SHOWN: Final = 10
@@ -41,6 +43,7 @@ def show_full(full: Full) -> RenderableType:
         _sums(full.moves),
         _bars(full.moves),
         _deletions(full.deletion),
+        *_further(full.further),
     )
 
 
@@ -150,6 +153,44 @@ def _by_modality(modalities: tuple[ModalityShare, ...]) -> Table:
 
 def _named(bars: tuple[HeavyBar, ...]) -> str:
     return "  ".join(f"{iso(bar.open_time_ms)} {bar.weight:.4f}" for bar in bars)
+
+
+def _further(found: tuple[FurtherAhead, ...]) -> list[RenderableType]:
+    """Return the table of tails, drawdown and regimes, and that of the path; none of neither."""
+    if not found:
+        return []
+    risks = table_of(
+        "What it says of the risk, in bp: value at risk / expected shortfall at 1 and 5 %, median "
+        "/ 90 % of the drawdown, and the odds of each regime with the volatility in it",
+        (("bars ahead", True), ("long", True), ("short", True), ("drawdown", True),
+         ("regimes", False)),
+    )  # fmt: skip
+    paths = table_of(
+        "The path that it says, in bp: 5, 50 and 95 % of the return",
+        (("bars ahead", True), ("after bars", True), ("5 %", True), ("50 %", True), ("95 %", True)),
+    )
+    for one in found:
+        risks.add_row(
+            str(one.horizon),
+            *(
+                "  ".join(
+                    f"{_bp(tail.value_at_risk)} / {_bp(tail.expected_shortfall)}"
+                    for tail in one.tails
+                    if tail.position == position
+                )
+                for position in TAILS
+            ),
+            " / ".join(_bp(level.drawdown) for level in one.drawdown),
+            "  ".join(f"{each.probability:.2f} at {_bp(each.volatility)}" for each in one.regimes),
+        )
+        for step in one.path:
+            quantiles = (step.low, step.middle, step.high)
+            paths.add_row(str(one.horizon), str(step.bars), *map(_bp, quantiles))
+    return [risks, paths]
+
+
+def _bp(value: float) -> str:
+    return f"{BASIS_POINTS * value:,.1f}"
 
 
 def _agreement(found: Agreement) -> Text:

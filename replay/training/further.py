@@ -236,35 +236,42 @@ def _tail_factors(one: FurtherForecasts, said: Array) -> Array:
 
 def _levelled(one: FurtherForecasts, levels: Levels) -> FurtherForecasts:
     """Return *one* times the factors of the calibration slice, and what EWMA says beside it."""
-    factors, ewma = (
-        {head: _numbers(of, head, values) for head, values in _own(levels, of, one).items()}
-        for of in ("factors", "ewma")
-    )
-    said = dict(one.said)
-    for head, by in factors.items():
-        if head == "path":
-            middle = said["path"][..., 1:2]
-            said[head] = (middle + by[:, None] * (said["path"] - middle)).astype(np.float32)
-        elif head in said:
-            said[head] = (said[head] * by).astype(np.float32)
+    ewma = _numbers("ewma", levels, one.said, one.horizon)
     scaled = {head: np.multiply.outer(one.ewma, values) for head, values in ewma.items()}
-    return replace(one, said=said, scaled=scaled)
+    return replace(one, said=with_factors(one.said, levels, one.horizon), scaled=scaled)
 
 
-def _own(levels: Levels, of: str, one: FurtherForecasts) -> Mapping[str, Any]:
-    found = levels.get(of, {}).get(str(one.horizon), {})
-    return {head: values for head, values in found.items() if head in one.said}
+def with_factors(said: Mapping[str, Said], levels: Levels, horizon: int) -> dict[str, Said]:
+    """Return what heads *said*, [row, ..] by name, times the factors of the calibration slice.
+
+    Raises ``CheckpointMismatch`` for factors that do not fit the heads.
+    """
+    found = dict(said)
+    for head, by in _numbers("factors", levels, said, horizon).items():
+        if head == "path":
+            middle = said[head][..., 1:2]
+            found[head] = (middle + by[:, None] * (said[head] - middle)).astype(np.float32)
+        else:
+            found[head] = (said[head] * by).astype(np.float32)
+    return found
 
 
-def _numbers(of: str, head: str, values: object) -> Array:
-    """Return the numbers of a head; raise ``CheckpointMismatch`` where they do not fit it."""
-    shape = _SHAPES[of].get(head, ())
-    found = np.array(values, dtype=np.float64) if isinstance(values, list) else np.empty(0)
-    if not shape or found.size != np.prod(shape) or not np.isfinite(found).all():
-        raise CheckpointMismatch(
-            f"The card's calibration.further.{of} does not fit the head {head}; train it again."
-        )
-    return found.reshape(shape)
+def _numbers(of: str, levels: Levels, said: Mapping[str, Said], horizon: int) -> dict[str, Array]:
+    """Return the numbers of each head that *said* something, of a card's levels.
+
+    Raises ``CheckpointMismatch`` where they do not fit it.
+    """
+    made: dict[str, Array] = {}
+    for head, values in levels.get(of, {}).get(str(horizon), {}).items():
+        shape = _SHAPES[of].get(head, ())
+        found = np.array(values, dtype=np.float64) if isinstance(values, list) else np.empty(0)
+        if not shape or found.size != np.prod(shape) or not np.isfinite(found).all():
+            raise CheckpointMismatch(
+                f"The card's calibration.further.{of} does not fit the head {head}; train it again."
+            )
+        if head in said:
+            made[head] = found.reshape(shape)
+    return made
 
 
 # --- figures

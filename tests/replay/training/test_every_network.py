@@ -156,6 +156,7 @@ def test_a_decision_says_which_time_frame_and_which_of_its_bars(
     ]  # fmt: skip
     assert sum(each["weight"] for each in frames) == pytest.approx(1.0, abs=1e-6)
     assert sum(found["weights"]) == pytest.approx(1.0, abs=1e-6)
+    assert found["modalities"] == []
     for each in frames:
         opened = [bar["open_time_ms"] for bar in each["heaviest"]]
         assert all(time % each["interval_ms"] == 0 for time in opened)
@@ -174,7 +175,13 @@ def test_a_decision_says_which_modality_and_which_bars_of_it(
     database = tmp_path / "run.db"
     answered(capsys, "replay", path, "-c", config, "--db", database, "--log", "full", "--json")
     asked = ("explain", f"last:{BARS}", "--db", database, "--full")
-    found = answered(capsys, *asked, "--json")["full"]["attribution"]
+    full = answered(capsys, *asked, "--json")["full"]
+    for one in full["further"]:
+        assert len(one["tails"]) == 4
+        assert sum(regime["probability"] for regime in one["regimes"]) == pytest.approx(1.0)
+        assert one["path"][-1]["bars"] == one["horizon"]
+    assert [one["horizon"] for one in full["further"]] == [5, 30]
+    found = full["attribution"]
     assert found["frames"] == []
     shares = {each["modality"]: each["weight"] for each in found["modalities"]}
     assert set(shares) == {"price", "time"}
@@ -184,7 +191,10 @@ def test_a_decision_says_which_modality_and_which_bars_of_it(
         assert weights == sorted(weights, reverse=True)
         assert sum(weights) <= each["weight"] + 1e-9
     assert invoke([str(word) for word in asked]) == 0
-    assert "By modality of the bars" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "By modality of the bars" in told
+    assert "What it says of the risk, in bp" in told
+    assert "The path that it says, in bp" in told
 
 
 def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(

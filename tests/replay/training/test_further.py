@@ -12,6 +12,7 @@ from fakes import registered
 from scipy import stats
 from torch import Tensor
 
+from tracepaper.replay.explain.further import further_ahead
 from tracepaper.replay.judging.risk import TAILS, TailSaid, held
 from tracepaper.replay.training import losses
 from tracepaper.replay.training.fit import Fit, FitOptions
@@ -349,6 +350,41 @@ def test_levels_that_do_not_fit_are_refused(trained: TradingNetwork, material: M
             sentence = rf"calibration\.further\.{of} does not fit the head"
             with pytest.raises(CheckpointMismatch, match=sentence):
                 further_of(trained, material, Part.TEST, {of: {"5": broken}})
+
+
+def test_one_decision_says_as_returns_what_was_judged_in_units(
+    trained: TradingNetwork, material: Material, judged: FurtherForecasts
+) -> None:
+    levels = levels_of(further_of(trained, material, Part.CALIBRATION))
+    (segment,) = material.segments
+    place = 700
+    row = int(np.flatnonzero(segment.keys == judged.keys[place])[0])
+    window = slice(row - trained.config.window + 1, row + 1)
+    x, sigma = torch.from_numpy(segment.values[window])[None], float(segment.sigma[row])
+    with torch.inference_mode():
+        outputs = trained.look(x, torch.arange(x.shape[1])).outputs
+    (one,) = further_ahead(trained, outputs, sigma, levels)
+    said = {name: values[place].astype(float) for name, values in judged.said.items()}
+    unit = sigma * 5**0.5
+    found = [(tail.value_at_risk, tail.expected_shortfall) for tail in one.tails]
+    np.testing.assert_allclose(found, unit * said["tails"].reshape(4, 2), rtol=1e-4)
+    assert [(tail.position, tail.share) for tail in one.tails[:2]] == [
+        ("long", 0.01),
+        ("long", 0.05),
+    ]
+    falls = [level.drawdown for level in one.drawdown]
+    np.testing.assert_allclose(falls, unit * said["drawdown"], rtol=1e-4)
+    for step, bars in enumerate((2, 3, 4, 5)):
+        wanted = sigma * bars**0.5 * said["path"][step]
+        given = one.path[step]
+        assert given.bars == bars
+        np.testing.assert_allclose((given.low, given.middle, given.high), wanted, atol=1e-8)
+    odds = [regime.probability for regime in one.regimes]
+    np.testing.assert_allclose(odds, np.exp(said["regimes"][0]), rtol=1e-4)
+    spread = [regime.volatility for regime in one.regimes]
+    np.testing.assert_allclose(spread, unit * np.exp(0.5 * said["regimes"][1]), rtol=1e-4)
+    plain = TradingNetwork(TradingConfig(features=4, risk=False, path=False, regimes=0))
+    assert further_ahead(plain, outputs, sigma, {}) == ()
 
 
 def test_windows_and_chunks_carry_the_labels_of_every_step(material: Material) -> None:
