@@ -138,6 +138,20 @@ class Quote(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
+class Depth(Struct, frozen=True, gc=False):
+    """The best levels of an order book as they stood at one time.
+
+    ``bids`` and ``asks`` hold little-endian int64 pairs of price and size, from the touch outwards:
+    10^-price_decimals and 10^-quantity_decimals of the instrument.
+    """
+
+    instrument: str
+    bids: bytes
+    asks: bytes
+    market_ms: int  # of the newest frame that it is made of
+    seen_ms: int  # when it stood so
+
+
 class Trade(Struct, frozen=True, gc=False):
     """A public trade; ``side`` is the taker's."""
 

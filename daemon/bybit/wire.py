@@ -11,8 +11,10 @@ The rules are docs/time.md, T11 to T13.
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Sized
+from itertools import chain
 from typing import Final
 
 from msgspec import DecodeError, Struct
@@ -38,6 +40,7 @@ from tracepaper.strategies.types import (
     MONEY_DECIMALS,
     Bar,
     Category,
+    Depth,
     Instrument,
     Mark,
     Quote,
@@ -131,12 +134,25 @@ class Levels:
         self.bids: dict[int, int] = {}
         self.asks: dict[int, int] = {}
         self.is_known = False
+        self.update = 0  # the number of its last frame
+        self.market_ms = 0
 
     def forget(self) -> None:
         """Drop everything: only a snapshot makes it a book again."""
         self.bids.clear()
         self.asks.clear()
         self.is_known = False
+
+    def follow(self, update: int, *, is_snapshot: bool) -> bool:
+        """Return whether the frame numbered *update* follows; a snapshot that does not starts anew.
+
+        The exchange numbers the frames of a deep book one by one (0: it did not).
+        """
+        if not self.is_known or not update or update == self.update + 1:
+            return True
+        if is_snapshot and update != self.update:  # the same one again says nothing new
+            self.forget()
+        return is_snapshot
 
     def apply(self, sides: _Sides, *, is_snapshot: bool) -> None:
         """Take in the levels of *sides*; a snapshot replaces everything, also one unasked for."""
@@ -157,6 +173,11 @@ def _levels(levels: Iterable[tuple[str, str]], instrument: Instrument) -> list[t
         (exact(price, instrument.price_decimals), exact(size, instrument.quantity_decimals))
         for price, size in levels
     ]
+
+
+def _packed(levels: list[tuple[int, int]]) -> bytes:
+    """Return *levels* as ``Depth`` holds a side."""
+    return struct.pack(f"<{2 * len(levels)}q", *chain.from_iterable(levels))
 
 
 def _refuse_doubles(candles: list[KlineCandle], topic: str) -> None:
@@ -188,10 +209,11 @@ class Wire:
 
     ``counters`` is shared with the owner and counts what was refused or not known, as
     ``<fault>.<kind>``: the fault is ``malformed``, ``unknown``, ``ahead``, ``early``, ``off_grid``,
-    ``contradictory``, ``double``, ``foreign``, ``crossed`` or ``deep``. *observe* is called
-    with the date of every frame before any of it is applied, and returns whether it is accepted;
-    *refused* is called with the kind and the sentence of each refusal. ``stale_topics`` are those
-    whose state was lost with a refused frame: their owner pops them and asks for a snapshot.
+    ``contradictory``, ``double``, ``foreign``, ``crossed``, ``deep`` or ``skipped``. *observe* is
+    called with the date of every frame before any of it is applied, and returns whether it is
+    accepted; *refused* is called with the kind and the sentence of each refusal. ``stale_topics``
+    are those whose state was lost with a refused frame: their owner pops them and asks for a
+    snapshot.
     """
 
     def __init__(
@@ -257,6 +279,21 @@ class Wire:
             if refusal is error:
                 raise
             raise refusal from error
+
+    def depth(self, topic: str, levels: int, seen_ms: int) -> Depth | None:
+        """Return the best *levels* a side of the book of *topic*; None while a side is empty."""
+        book = self._books.get(topic)
+        instrument = self._symbols.get(topic.rpartition(".")[2])
+        if book is None or instrument is None or not book.bids or not book.asks:
+            return None
+        bids = sorted(book.bids.items(), reverse=True)[:levels]
+        asks = sorted(book.asks.items())[:levels]
+        return Depth(instrument.id, _packed(bids), _packed(asks), book.market_ms, seen_ms)
+
+    def knows(self, topic: str) -> bool:
+        """Return whether the book of *topic* is whole, empty sides included."""
+        book = self._books.get(topic)
+        return book is not None and book.is_known
 
     def pop_stale_topics(self) -> set[str]:
         """Return the topics that need a snapshot, each once."""
@@ -421,12 +458,21 @@ class Wire:
         levels = self._books.setdefault(book.topic, Levels())
         if not is_snapshot and not levels.is_known:
             return self._before_snapshot("orderbook", book.topic)
+        # Depth 1 is snapshots alone, whose numbers leave out what was not sent.
+        is_deep = not book.topic.startswith("orderbook.1.")
+        if is_deep and not levels.follow(book.data.u, is_snapshot=is_snapshot):
+            raise FrameImpossible(
+                "skipped",
+                f"Frames of {book.topic} between {levels.update} and {book.data.u} are missing; "
+                "the book was dropped and a snapshot is asked for.",
+            )
         sides = (_levels(book.data.b, instrument), _levels(book.data.a, instrument))
         if not self._accepts_date(max(book.ts, book.cts)):
             if not is_snapshot:
                 self._invalidate(book.topic)
             return self._ahead("orderbook", max(book.ts, book.cts))
         levels.apply(sides, is_snapshot=is_snapshot)
+        levels.update, levels.market_ms = book.data.u, book.ts
         _bounded(levels.bids, levels.asks, instrument)
         self.stale_topics.discard(book.topic)
         if not levels.bids or not levels.asks:

@@ -1,4 +1,4 @@
-"""``tracepaper data import|check|list|fetch|describe``: candle archives, and what they teach."""
+"""``tracepaper data import|check|list|fetch|describe|record``: candles, and order books."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.archive.series import Held, Imported
     from tracepaper.replay.training.series import Segment, Split
 
-app = typer.Typer(help="Import, check, list and fetch candles.")
+app = typer.Typer(help="Import, check, list and fetch candles; record order books.")
 
 GAPS_SHOWN: Final = 5
 
@@ -110,18 +110,26 @@ def check(
     calendar: CalendarOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Read candle files, and say for each what it holds or why it cannot be believed."""
+    """Read files of candles or books, and say what each holds or why it cannot be believed."""
     from dataclasses import asdict
 
     from tracepaper.replay.archive import read_candles
+    from tracepaper.replay.archive.depth import depth_quality, is_depth_file
     from tracepaper.replay.archive.quality import quality
     from tracepaper.replay.archive.sessions import sessions_named
+    from tracepaper.replay.commands.recording import depth_lines
 
     sessions_for = None if calendar is None else sessions_named(calendar)
     documents: list[dict[str, object]] = []
     refused = 0
     for path in paths:
         try:
+            if is_depth_file(Path(path)):
+                books = depth_quality(Path(path))
+                documents.append({"valid": True, **asdict(books)})
+                if not json:
+                    typer.echo("\n".join(depth_lines(books)))
+                continue
             found = quality(
                 read_candles(
                     path,
@@ -258,6 +266,57 @@ def _split(dates: list[str | None], segments: Sequence[Segment], embargo_bars: i
         )
     first, second, third = given
     return Split(first, second, third, embargo_bars)
+
+
+@app.command()
+def record(
+    symbol: Annotated[str, typer.Argument(metavar="SYMBOL", help="Such as BTCUSDT.")],
+    *,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Made, or gone on with.")],
+    depth: Annotated[int, typer.Option(help="Levels a side, 1 to 1,000.")] = 50,
+    every: Annotated[
+        int, typer.Option(metavar="MS", help="Milliseconds of market time from book to book.")
+    ] = 1_000,
+    lasting: Annotated[
+        str | None,
+        typer.Option("--for", metavar="TIME", help="Such as 30s, 10m or 8h; until stopped."),
+    ] = None,
+    frames: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FRAMES", help="Of a recorded session, not of the exchange."
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Of another exchange, as `tracepaper exchange` prints its rest_url."),
+    ] = None,
+    category: Annotated[
+        Category | None, typer.Option(help="linear or spot; linear, or that of the session.")
+    ] = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Record the order book of an exchange to a file, until Ctrl-C; gaps are marked in it."""
+    from dataclasses import asdict
+
+    from tracepaper.replay.archive.record import DepthRequest
+    from tracepaper.replay.commands.recording import depth_lines, record_frames, record_session
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    request = DepthRequest(category or Category.LINEAR, symbol, depth, every)
+    if frames is None:
+        found, said = record_session(config, url, request, out, lasting=lasting)
+    elif url is None and lasting is None:
+        found, said = record_frames(frames, config, request, out, category)
+    else:
+        raise ConfigInvalid("--from reads a recorded session; leave out --url and --for.")
+    if said:
+        typer.echo(said, err=True)
+    if json:
+        print_json(asdict(found))
+        return
+    typer.echo("\n".join(depth_lines(found)))
 
 
 @app.command("list")

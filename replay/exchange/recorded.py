@@ -1,11 +1,12 @@
 """Recorded frames as channels: a session played back verbatim, at its own times.
 
-A file is JSON lines, also gzipped: ``{"t": "recv", "ts": seconds, "data": "the frame"}``; or the
-text that cryptofeed writes: ``ADDRESS <-> seconds`` for a connection, ``ADDRESS <- seconds: frame``
-for what was sent, ``seconds: frame`` for what came. Lines of other kinds and frames without a topic
-(acknowledgements, pongs) are the session's own and are left out. Time starts with the recording
-when the first client subscribes. A client that comes later is sent the last snapshot of a topic and
-all deltas since, as the exchange does.
+A file is JSON lines, also gzipped: ``{"t": "recv", "ts": seconds, "data": "the frame"}``, or the
+frames as they came, whose own ``ts`` counts; or the text that cryptofeed writes:
+``ADDRESS <-> seconds`` for a connection, ``ADDRESS <- seconds: frame`` for what was sent,
+``seconds: frame`` for what came. Lines of other kinds and frames without a topic (acknowledgements,
+pongs) are the session's own and are left out. Time starts with the recording when the first client
+subscribes. A client that comes later is sent the last snapshot of a topic and all deltas since, as
+the exchange does.
 """
 
 from __future__ import annotations
@@ -137,6 +138,15 @@ class Recording:
         )
         return list_instrument(shown).item
 
+    def frames(self, topic: str) -> list[RecordedFrame]:
+        """Return the frames of *topic* in order; none where the session did not hold it."""
+        return self._topics.get(topic, [])
+
+    def depths(self, symbol: str) -> list[int]:
+        """Return the depths of which the session holds a book of *symbol*, rising."""
+        named = [topic.split(".") for topic in self._topics if topic.startswith("orderbook.")]
+        return sorted(int(depth) for _, depth, of in named if of == symbol and depth.isdecimal())
+
     def candles(self, symbol: str, interval: str, now_ms: int) -> list[list[str]]:
         """Return the candles that the session's frames have shown by *now_ms*, newest first."""
         rows: dict[int, list[str]] = {}
@@ -197,7 +207,10 @@ def _entry(line: bytes) -> dict[str, Any]:
         return {"t": "send", "addr": sent[1].decode()}
     if came := CAME.fullmatch(line):
         return {"t": RECEIVED, "ts": float(came[1]), "data": came[2].decode()}
-    return msgspec.json.decode(line, type=dict[str, Any])
+    entry = msgspec.json.decode(line, type=dict[str, Any])
+    if "topic" in entry and isinstance(entry.get("ts"), int):  # nothing is said of when it came
+        return {"t": RECEIVED, "ts": entry["ts"] / 1000, "data": line.decode()}
+    return entry
 
 
 def _figures(data: object, prices: list[str], sizes: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections import Counter
 from typing import Any
 
@@ -468,6 +469,42 @@ def test_two_depths_of_one_symbol_are_two_books() -> None:
     quote = quote_of(wire, book("delta", [["4.5", "1"]], []))
     assert quote is not None
     assert (quote.bid, quote.ask) == (45, 50)
+
+
+def deep(kind: str, u: int, bids: Any = (), asks: Any = ()) -> bytes:
+    return book(kind, bids, asks, u=u).replace(b"book.1.", b"book.50.")
+
+
+def test_a_frame_of_a_deep_book_that_does_not_follow_drops_it() -> None:
+    topic = "orderbook.50.BTCUSDT"
+    for skipped in (9, 10, 12):
+        wire, _, told = believing()
+        quote_of(wire, deep("snapshot", 10, [["1.0", "1"]], [["2.0", "1"]]))
+        with pytest.raises(MessageMalformed, match="are missing; the book was dropped"):
+            wire.receive(deep("delta", skipped, [["1.2", "1"]]))
+        assert [kind for kind, _ in told] == ["skipped.orderbook"]
+        assert wire.stale_topics == {topic}
+        assert not wire.knows(topic)
+        assert isinstance(wire.receive(deep("delta", skipped + 1, [["1.2", "1"]])), Unknown)
+        quote_of(wire, deep("snapshot", 40, [["1.0", "1"]], [["2.0", "1"]]))
+        quote_of(wire, deep("delta", 41, [["1.1", "1"]]))
+        assert wire.knows(topic)
+
+
+def test_a_book_of_so_many_levels_stands_from_the_touch_outwards() -> None:
+    wire, _, _ = believing()
+    topic = "orderbook.50.BTCUSDT"
+    assert wire.depth(topic, 2, 7) is None
+    bids = [["1.0", "1"], ["1.2", "3"], ["1.1", "2"]]
+    quote_of(wire, deep("snapshot", 10, bids, [["2.0", "4"]]))
+    seen = wire.depth(topic, 2, 7)
+    assert seen is not None
+    assert (seen.instrument, seen.market_ms, seen.seen_ms) == ("linear:BTCUSDT", 5, 7)
+    assert list(struct.iter_unpack("<qq", seen.bids)) == [(12, 3_000), (11, 2_000)]
+    assert list(struct.iter_unpack("<qq", seen.asks)) == [(20, 4_000)]
+    quote_of(wire, deep("delta", 11, [], [["2.0", "0"]]))
+    assert wire.depth(topic, 2, 7) is None
+    assert wire.knows(topic)
 
 
 def test_topics_that_nobody_knows_make_no_state() -> None:

@@ -1,0 +1,151 @@
+"""Order books of several levels as columns: exact integers, checked, and what a network sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types import Depth
+
+SIDES: Final = ("bid", "ask")
+"""In the order in which every array holds them."""
+LEVELS_MAX: Final = 1_000
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Books:
+    """Books of one instrument, oldest first; a level that a side lacks has the size 0.
+
+    ``price`` and ``size`` are int64 [book, side, level], from the touch outwards.
+    """
+
+    seen_ms: Integers  # [book]: when it stood so
+    market_ms: Integers  # [book]: of the newest frame that it is made of
+    price: Integers
+    size: Integers
+
+    def __len__(self) -> int:
+        """Return how many books."""
+        return len(self.seen_ms)
+
+    @property
+    def levels(self) -> int:
+        """Levels a side."""
+        return int(self.price.shape[2])
+
+    def part(self, start: int, stop: int) -> Books:
+        """Return the books from *start* until *stop*; no number is copied."""
+        cut = slice(start, stop)
+        return Books(self.seen_ms[cut], self.market_ms[cut], self.price[cut], self.size[cut])
+
+    def shallower(self, levels: int) -> Books:
+        """Return the same books with at most *levels* a side; no number is copied."""
+        return Books(
+            self.seen_ms, self.market_ms, self.price[..., :levels], self.size[..., :levels]
+        )
+
+    @property
+    def doubled_mid(self) -> Integers:
+        """Twice the mid price of each book, exactly."""
+        doubled: Integers = self.price[:, 0, 0] + self.price[:, 1, 0]
+        return doubled
+
+
+def books_of(depths: Sequence[Depth], levels: int) -> Books:
+    """Return *depths* as columns of *levels* a side."""
+    price = np.zeros((len(depths), 2, levels), dtype=np.int64)
+    size = np.zeros_like(price)
+    for row, depth in enumerate(depths):
+        for side, packed in enumerate((depth.bids, depth.asks)):
+            pairs = np.frombuffer(packed, dtype="<i8").reshape(-1, 2)[:levels]
+            price[row, side, : len(pairs)] = pairs[:, 0]
+            size[row, side, : len(pairs)] = pairs[:, 1]
+    return Books(
+        np.array([depth.seen_ms for depth in depths], dtype=np.int64),
+        np.array([depth.market_ms for depth in depths], dtype=np.int64),
+        price,
+        size,
+    )
+
+
+def joined(parts: Sequence[Books]) -> Books:
+    """Return the books of *parts* one after the other."""
+    return Books(
+        np.concatenate([part.seen_ms for part in parts]),
+        np.concatenate([part.market_ms for part in parts]),
+        np.concatenate([part.price for part in parts]),
+        np.concatenate([part.size for part in parts]),
+    )
+
+
+def check_books(books: Books, where: str) -> None:
+    """Raise ``DataInvalid``, which names *where*, for books that no exchange can show."""
+    there = books.size > 0
+    if bool((books.size < 0).any()) or bool((books.price < 0).any()):
+        raise _impossible(where, "holds a negative price or size")
+    if not bool(there[:, :, 0].all()):
+        raise _impossible(where, "holds a book with an empty side")
+    if bool((there[:, :, 1:] & ~there[:, :, :-1]).any()):
+        raise _impossible(where, "holds a book with a level behind a missing one")
+    if bool((books.price[:, 0, 0] >= books.price[:, 1, 0]).any()):
+        raise _impossible(where, "holds a crossed book")
+    steps = np.diff(books.price, axis=2) * np.array([-1, 1])[:, None]
+    if bool((there[:, :, 1:] & (steps <= 0)).any()) or bool((there & (books.price < 1)).any()):
+        raise _impossible(where, "holds levels that do not lead away from the touch")
+    if bool((books.market_ms > books.seen_ms).any()):
+        raise _impossible(where, "holds a book that was made of a later frame")
+
+
+def _impossible(where: str, what: str) -> DataInvalid:
+    return DataInvalid(f"{where} {what}, which no recording writes; restore it or record anew.")
+
+
+COLUMNS: Final = (
+    "distance",  # of the price from the mid, basis points over 10, bids below 0
+    "size",  # log of the size less the mean of the book's
+    "share",  # of its side's size that stands at it or nearer the touch
+    "grown",  # log of the size less that of the same level one book ago
+    "moved",  # of the mid since the book before, basis points
+    "age",  # of the newest frame, log of 1 + seconds
+    "absent",  # 1 where the side has no such level
+)
+"""What a token of a level holds; a window's first book knows none before it."""
+_CLIP: Final = 10.0
+
+
+def tokens_of(books: Books) -> NDArray[np.float32]:
+    """Return the tokens [book, side * level, column] of a window of *books*, by ``COLUMNS``.
+
+    Bids come first, each side from the touch outwards. Each row depends on its own book and the
+    one before it alone; scales cancel, so one network reads books of any instrument.
+    """
+    there = books.size > 0
+    price, mid = books.price.astype(np.float64), books.doubled_mid / 2.0
+    distance = np.where(there, (price / mid[:, None, None] - 1.0) * 1e3, 0.0)
+    log_size = np.log(np.maximum(books.size, 1).astype(np.float64))
+    count = there.sum(axis=(1, 2))
+    level = np.where(there, log_size, 0.0).sum(axis=(1, 2)) / count
+    nearer = np.cumsum(books.size, axis=2, dtype=np.float64)
+    grown = np.zeros_like(log_size)
+    grown[1:] = np.where(there[1:] & there[:-1], log_size[1:] - log_size[:-1], 0.0)
+    moved = np.zeros(len(books))
+    moved[1:] = (mid[1:] / mid[:-1] - 1.0) * 1e4
+    age = np.log1p((books.seen_ms - books.market_ms) / 1e3)
+    columns = (
+        distance,
+        np.where(there, log_size - level[:, None, None], 0.0),
+        nearer / nearer[:, :, -1:],
+        grown,
+        np.broadcast_to(moved[:, None, None], price.shape),
+        np.broadcast_to(age[:, None, None], price.shape),
+        (~there).astype(np.float64),
+    )
+    laid = np.stack(columns, axis=-1).reshape(len(books), -1, len(COLUMNS))
+    return laid.clip(-_CLIP, _CLIP).astype(np.float32)

@@ -1,0 +1,236 @@
+"""Files of books: exact, append-only by whole blocks, and believed only where they are whole."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from depth_cases import FIRST_MS, depth, header, packed, walk, write
+from msgspec import structs
+
+from tracepaper.replay.archive import depth as module
+from tracepaper.replay.archive.depth import (
+    MARK,
+    DepthFile,
+    DepthWriter,
+    depth_quality,
+    is_depth_file,
+    read_depth,
+)
+from tracepaper.strategies.books import Books
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types import Depth
+
+
+def rows(books: Books) -> list[tuple[int, int, bytes, bytes]]:
+    """Return the books as the exchange's own pairs, absent levels left out."""
+    found = []
+    for row in range(len(books)):
+        sides = [
+            packed([(int(p), int(q)) for p, q in zip(*side, strict=True) if q])
+            for side in zip(books.price[row], books.size[row], strict=True)
+        ]
+        found.append((int(books.seen_ms[row]), int(books.market_ms[row]), sides[0], sides[1]))
+    return found
+
+
+def as_rows(depths: list[Depth]) -> list[tuple[int, int, bytes, bytes]]:
+    return [(one.seen_ms, one.market_ms, one.bids, one.asks) for one in depths]
+
+
+def test_what_is_written_is_read_back_to_the_unit(tmp_path: Path) -> None:
+    depths = list(walk(200))
+    depths[7] = depth([(649_000, 1)], [(700_000, 2**62)], depths[7].seen_ms)  # levels are missing
+    write(tmp_path / "a", depths)
+    found = read_depth(tmp_path / "a")
+    assert rows(found.books) == as_rows(depths)
+    assert (found.starts.tolist(), found.torn, found.recorded_ms) == ([0], "", 200_000)
+    quality = depth_quality(tmp_path / "a")
+    assert (quality.books, quality.thin, quality.gaps) == (200, 1, ())
+    assert (quality.first_ms, quality.last_ms) == (FIRST_MS, FIRST_MS + 199_000)
+
+
+def test_it_is_a_gzip_file_whose_first_line_says_what_it_holds(tmp_path: Path) -> None:
+    write(tmp_path / "a", walk(70))
+    with gzip.open(tmp_path / "a") as file:  # checks the length and the sum of every member
+        line, _, _ = file.read().partition(b"\n")
+    said = json.loads(line)
+    assert (said["format"], said["instrument"], said["levels"]) == (
+        "tracepaper depth",
+        "linear:BTCUSDT",
+        5,
+    )
+    assert is_depth_file(tmp_path / "a")
+
+
+def test_a_later_session_goes_on_behind_a_gap(tmp_path: Path) -> None:
+    first = list(walk(100))
+    later = list(walk(50, seed=2, first_ms=FIRST_MS + 500_000))
+    assert write(tmp_path / "a", first) == ""
+    assert write(tmp_path / "a", later, cause="stopped") == ""
+    found = read_depth(tmp_path / "a")
+    assert rows(found.books) == as_rows(first + later)
+    assert [len(part) for part in found.stretches()] == [100, 50]
+    (gap,) = depth_quality(tmp_path / "a").gaps
+    assert (gap.from_ms, gap.until_ms, gap.cause) == (
+        FIRST_MS + 99_000,
+        FIRST_MS + 500_000,
+        "stopped",
+    )
+
+
+def test_a_torn_tail_costs_one_block_and_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write(path, walk(128))  # blocks of 60: a minute each
+    whole = path.read_bytes()
+    last = whole.rindex(MARK)
+    for cut in range(last + 1, len(whole), 7):
+        path.write_bytes(whole[:cut])
+        found = read_depth(path)
+        assert len(found.books) == 120
+        assert found.torn == (
+            f"The last {cut - last:,} bytes of {path} are no whole block, as a recorder that was "
+            "killed leaves them; they are left out."
+        )
+    path.write_bytes(whole[:last] + b"\0" * 50)  # a machine that lost power leaves noughts
+    assert "no whole block" in read_depth(path).torn
+    later = list(walk(3, first_ms=FIRST_MS + 900_000))
+    assert "The last 50 bytes" in write(path, later, cause="stopped")
+    assert path.read_bytes().startswith(whole[:last] + MARK)
+    again = read_depth(path)
+    assert (len(again.books), again.torn, again.starts.tolist()) == (123, "", [0, 120])
+
+
+def test_no_byte_can_be_changed_unseen(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write(path, walk(130))
+    whole = path.read_bytes()
+    told = rows(read_depth(path).books)
+    last, rng = whole.rindex(MARK), random.Random(5)
+    places = [*range(60), *rng.sample(range(60, len(whole)), 240)]
+    for place in places:
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ rng.randint(1, 255)]) + whole[place + 1 :]
+        )
+        try:
+            found = read_depth(path)
+        except DataInvalid:
+            continue
+        assert place >= last, place
+        assert found.torn
+        assert rows(found.books) == told[:120]
+
+
+def test_a_damaged_middle_is_refused_and_never_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write(path, walk(200))
+    whole = path.read_bytes()
+    place = whole.index(MARK, 1) + 40
+    path.write_bytes(whole[:place] + b"\xff\xff" + whole[place + 2 :])
+    damaged = path.read_bytes()
+    with pytest.raises(DataInvalid, match="is damaged between its bytes"):
+        read_depth(path)
+    with pytest.raises(DataInvalid, match="is damaged"):
+        write(path, walk(1, first_ms=FIRST_MS + 900_000))
+    assert path.read_bytes() == damaged
+
+
+def test_books_are_appended_in_time_alone(tmp_path: Path) -> None:
+    write(tmp_path / "a", walk(5))
+    with pytest.raises(
+        DataInvalid, match="holds books until 2025-01-01T00:00:04Z and the next is of"
+    ):
+        write(tmp_path / "a", walk(1, first_ms=FIRST_MS + 4_000))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [header(levels=6), header(every_ms=500), structs.replace(header(), instrument="linear:ETHUSDT"),
+     structs.replace(header(), source="frames")],
+)  # fmt: skip
+def test_a_file_of_other_books_is_not_gone_on_with(tmp_path: Path, other: Any) -> None:
+    write(tmp_path / "a", walk(5))
+    with pytest.raises(
+        ConfigInvalid, match=r"holds linear:BTCUSDT, 5 levels .* give another --out"
+    ):
+        DepthWriter(tmp_path / "a", other)
+
+
+def test_two_writers_of_one_file_are_one_too_many(tmp_path: Path) -> None:
+    with (
+        DepthWriter(tmp_path / "a", header()),
+        pytest.raises(ConfigInvalid, match="is being recorded to already"),
+    ):
+        DepthWriter(tmp_path / "a", header())
+
+
+def test_a_file_of_something_else_is_neither_read_nor_written(tmp_path: Path) -> None:
+    for content in (b"open_time,open\n1,2\n", gzip.compress(b"{}"), MARK + b"nothing"):
+        (tmp_path / "a").write_bytes(content)
+        with pytest.raises(DataInvalid, match="is no file of `tracepaper data record`"):
+            DepthWriter(tmp_path / "a", header())
+        assert (tmp_path / "a").read_bytes() == content
+    with pytest.raises(DataInvalid, match="cannot be read"):
+        DepthFile(tmp_path / "b")
+    assert not is_depth_file(tmp_path / "b")
+
+
+def test_a_header_alone_holds_no_books_yet(tmp_path: Path) -> None:
+    write(tmp_path / "a", [])
+    assert depth_quality(tmp_path / "a").books == 0
+    with pytest.raises(DataInvalid, match="holds no books yet"):
+        read_depth(tmp_path / "a")
+
+
+GOOD = ([(100, 5), (99, 1)], [(101, 2), (105, 3)])
+IMPOSSIBLE = {
+    "a crossed book": (([(101, 5)], [(101, 2)]), "crossed book"),
+    "an empty side": (([], [(101, 2)]), "empty side"),
+    "an empty touch": (([(100, 0), (99, 1)], [(101, 2)]), "empty side"),
+    "a hole": (([(100, 1), (99, 0), (98, 4)], [(101, 2)]), "behind a missing one"),
+    "no order": (([(100, 1), (100, 2)], [(101, 2)]), "lead away from the touch"),
+    "asks that fall": (([(100, 1)], [(103, 2), (102, 2)]), "lead away from the touch"),
+    "a negative size": (([(100, 1), (99, -1)], [(101, 2)]), "negative price or size"),
+    "a price of nought": (([(100, 1), (0, 3)], [(101, 2)]), "lead away from the touch"),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_a_book_that_no_exchange_shows_is_refused_in_one_sentence(
+    tmp_path: Path, name: str
+) -> None:
+    (bids, asks), sentence = IMPOSSIBLE[name]
+    write(tmp_path / "good", [depth(*GOOD, FIRST_MS)])
+    assert len(read_depth(tmp_path / "good").books) == 1
+    write(tmp_path / "bad", [depth(bids, asks, FIRST_MS)])
+    with pytest.raises(DataInvalid, match=f"{sentence}, which no recording writes"):
+        read_depth(tmp_path / "bad")
+    write(tmp_path / "late", [depth(*GOOD, FIRST_MS, age_ms=-1)])
+    with pytest.raises(DataInvalid, match="made of a later frame"):
+        read_depth(tmp_path / "late")
+
+
+def test_a_block_that_skips_or_repeats_time_is_refused(tmp_path: Path) -> None:
+    for later in (FIRST_MS + 61_000, FIRST_MS + 59_000, FIRST_MS + 60_500):
+        (tmp_path / "a").unlink(missing_ok=True)
+        write(tmp_path / "a", walk(60))
+        books = read_depth(tmp_path / "a").books
+        shifted = Books(books.seen_ms - FIRST_MS + later, books.market_ms, books.price, books.size)
+        with (tmp_path / "a").open("ab") as file:
+            file.write(module._packed("", shifted))  # noqa: SLF001 - no writer does this
+        with pytest.raises(DataInvalid, match=r"does not go on from|its own grid"):
+            read_depth(tmp_path / "a")
+
+
+def test_what_is_held_does_not_depend_on_how_it_is_cut() -> None:
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(-(2**62), 2**62, (3, 2, 4))
+    planes = module._planes(numbers)  # noqa: SLF001
+    assert (module._numbers(planes, (3, 2, 4), "here") == numbers).all()  # noqa: SLF001
+    with pytest.raises(DataInvalid, match="other numbers than it says"):
+        module._numbers(planes[:-8], (3, 2, 4), "here")  # noqa: SLF001

@@ -1,0 +1,351 @@
+"""Books out of frames: the levels of a plain dictionary, gaps marked and never bridged."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bybit_server import SteppedClock, exchange_section, until
+from depth_cases import BTC, FIRST_MS, frame, packed, plain_books
+from exchange_client import candles, serving, walk_rows
+from programs import BIN, ROOT, Program
+
+from tracepaper.replay.archive.depth import depth_quality, read_depth
+from tracepaper.replay.archive.record import (
+    SILENT_MS,
+    DepthRequest,
+    DepthSampler,
+    record_live,
+)
+from tracepaper.replay.exchange.server import EmbeddedExchange
+from tracepaper.strategies.books import books_of, check_books
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types import Category, Depth
+
+SESSION = ROOT / "tests" / "data" / "exchange" / "linear_session_2026-08-09_short.jsonl.gz"
+REQUEST = DepthRequest(Category.LINEAR, "BTCUSDT", 50, 100)
+BOOK = ([["100.0", "1"], ["99.9", "2"]], [["100.1", "3"], ["100.2", "4"]])
+Taken = list[tuple[Depth, str]]
+
+
+def sampled(frames: list[bytes], request: DepthRequest = REQUEST, **keys: Any) -> Taken:
+    taken: Taken = []
+    sampler = DepthSampler(BTC, request, lambda one, cause: taken.append((one, cause)), **keys)
+    for one in frames:
+        sampler.receive(one)
+    return taken
+
+
+def recorded() -> list[dict[str, Any]]:
+    with gzip.open(SESSION, "rt") as file:
+        entries = [json.loads(line) for line in file]
+    frames = [json.loads(one["data"]) for one in entries if one["t"] == "recv"]
+    return [one for one in frames if one.get("topic") == "orderbook.200.BTCUSDT"]
+
+
+def levels(taken: Taken) -> dict[int, tuple[bytes, bytes]]:
+    return {one.seen_ms: (one.bids, one.asks) for one, _ in taken}
+
+
+def plainly(
+    frames: list[dict[str, Any]], count: int, every_ms: int
+) -> dict[int, tuple[bytes, bytes]]:
+    books = plain_books(frames, count, every_ms)
+    return {at_ms: (packed(bids), packed(asks)) for at_ms, (bids, asks) in books.items()}
+
+
+@pytest.mark.parametrize(("count", "every_ms"), [(50, 100), (7, 30), (200, 250)])
+def test_the_levels_of_recorded_frames_are_those_of_a_dictionary(count: int, every_ms: int) -> None:
+    frames = recorded()
+    assert len(frames) == 25
+    request = DepthRequest(Category.LINEAR, "BTCUSDT", count, every_ms)
+    taken = sampled([json.dumps(one).encode() for one in frames], request, topic=frames[0]["topic"])
+    assert len(taken) > 8
+    assert levels(taken) == plainly(frames, count, every_ms)
+    assert [cause for _, cause in taken] == ["stopped"] + [""] * (len(taken) - 1)
+
+
+def snapshot(ts: int, u: int, sides: Any = BOOK) -> bytes:
+    return frame("snapshot", *sides, ts=FIRST_MS + ts, u=u)
+
+
+def delta(ts: int, u: int, bids: Any = (), asks: Any = ()) -> bytes:
+    return frame("delta", bids, asks, ts=FIRST_MS + ts, u=u)
+
+
+def causes(frames: list[bytes]) -> list[tuple[int, str]]:
+    """Return when books begin after a gap, and why."""
+    return [(one.seen_ms - FIRST_MS, cause) for one, cause in sampled(frames) if cause]
+
+
+def test_the_book_of_a_time_is_made_of_the_frames_until_then() -> None:
+    taken = sampled(
+        [
+            snapshot(0, 7),
+            delta(100, 8, [["100.0", "5"]]),
+            delta(101, 9, [["100.0", "6"]]),
+            delta(301, 10),
+        ]
+    )
+    best = [(one.seen_ms - FIRST_MS, one.market_ms - FIRST_MS, one.bids[8:16]) for one, _ in taken]
+    size = {n: n.to_bytes(8, "little") for n in (1_000, 5_000, 6_000)}
+    assert best == [
+        (0, 0, size[1_000]),
+        (100, 100, size[5_000]),
+        (200, 101, size[6_000]),
+        (300, 101, size[6_000]),
+    ]
+
+
+AGAIN = [snapshot(420, 20), delta(700, 21)]
+GAPS = {
+    "a missing frame": ([delta(250, 9), *AGAIN], "sequence"),
+    "a frame twice": ([delta(250, 7), *AGAIN], "sequence"),
+    "a snapshot of later": ([snapshot(250, 99), delta(700, 100)], "sequence"),
+    "a restart of the service": ([snapshot(250, 1), delta(700, 2)], "sequence"),
+    "a crossed book": ([delta(250, 8, [["100.1", "1"]]), *AGAIN], "refused"),
+    "no number": ([delta(250, 8, [["NaN", "1"]]), *AGAIN], "refused"),
+    "an infinite size": ([delta(250, 8, [["99.0", "1e999"]]), *AGAIN], "refused"),
+    "another symbol": (
+        [delta(250, 8).replace(b'"s": "BTC', b'"s": "ETH'), *AGAIN],
+        "refused",
+    ),
+    "an empty side": (
+        [delta(250, 8, [["100.0", "0"], ["99.9", "0"]]), delta(320, 9),
+         delta(420, 10, [["98.0", "1"]]), delta(700, 11)],
+        "empty",
+    ),
+    "time that goes back": ([delta(50, 8), delta(700, 9)], "clock"),
+    "long silence": ([delta(SILENT_MS + 300, 8), delta(SILENT_MS + 700, 9)], "silent"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GAPS)
+def test_a_gap_is_marked_with_its_cause_and_never_bridged(name: str) -> None:
+    after, cause = GAPS[name]
+    begun = [snapshot(0, 6), delta(110, 7)]
+    taken = sampled([*begun, *after])
+    gaps = causes([*begun, *after])
+    assert [why for _, why in gaps] == ["stopped", cause]
+    resumed = gaps[1][0]
+    times = [one.seen_ms - FIRST_MS for one, _ in taken]
+    assert times == sorted(set(times))
+    inside = json.loads(after[0])["ts"] - FIRST_MS
+    assert not any(max(110, inside) < at_ms < resumed for at_ms in times)
+    assert times[-1] == json.loads(after[-1])["ts"] - FIRST_MS - 100
+    check_books(books_of([one for one, _ in taken], 50), name)
+
+
+def test_what_goes_on_has_no_gap() -> None:
+    going_on = [delta(250, 8), snapshot(420, 8), delta(700, 9), snapshot(800, 10), delta(1_000, 11)]
+    assert causes([snapshot(0, 7), *going_on]) == [(0, "stopped")]
+    single = DepthRequest(Category.LINEAR, "BTCUSDT", 1, 100)
+    shown = [
+        snapshot(at, u).replace(b"book.50", b"book.1") for at, u in ((0, 7), (250, 31), (600, 31))
+    ]
+    assert len(sampled(shown, single)) == 6
+
+
+def test_a_frame_dated_ahead_is_a_gap() -> None:
+    frames = [snapshot(0, 7), delta(250, 8), delta(10**9, 9), snapshot(300, 20), delta(700, 21)]
+    taken = sampled(frames, accepts=lambda ms: ms < FIRST_MS + 10_000)
+    assert [(one.seen_ms - FIRST_MS, why) for one, why in taken if why] == [
+        (0, "stopped"),
+        (300, "refused"),
+    ]
+
+
+def test_mutated_frames_raise_nothing_and_leave_possible_books() -> None:
+    rng = random.Random(11)
+    sent = [snapshot(0, 2)]
+    for step in range(1, 60):
+        price = f"{100 - rng.randint(1, 30) / 10:.1f}"
+        sent.append(delta(step * 70, step + 2, [[price, str(rng.randint(0, 5))]]))
+        if step % 10 == 0:
+            sent[-1] = snapshot(step * 70, step + 2)
+    assert causes(sent) == [(0, "stopped")]
+    broken = 0
+    for _ in range(200):
+        mutated = [bytearray(one) for one in sent]
+        for _ in range(rng.randint(1, 4)):
+            one = rng.choice(mutated)
+            at = rng.randrange(len(one))
+            one[at : at + rng.randint(0, 2)] = bytes(rng.choices(b'0123456789",[]{}.-eN\xff', k=1))
+        taken = sampled([bytes(one) for one in mutated])
+        if not taken:
+            continue
+        check_books(books_of([one for one, _ in taken], 50), "mutated")
+        steps = np.diff([one.seen_ms for one, _ in taken])
+        marked = np.array([bool(cause) for _, cause in taken[1:]])
+        assert (steps > 0).all()
+        assert marked[steps != 100].all()
+        broken += int(marked.sum())
+    assert broken > 100
+
+
+# ---------------------------------------------------------------- live
+
+
+class Live:
+    """A recorder of the embedded exchange, whose time the test moves."""
+
+    def __init__(self, exchange: EmbeddedExchange, out: Path, request: DepthRequest) -> None:
+        self.exchange, self.out = exchange, out
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        section = exchange_section(
+            rest_url=exchange.rest_url, stream_url=exchange.stream_url, ahead_ms=10**9
+        )
+        self.clock = SteppedClock(exchange.clock.now_ms())
+        self._task = asyncio.create_task(
+            record_live(section, request, out, clock=self.clock, done=self._done)
+        )
+
+    async def listening(self, *, again: bool = False) -> None:
+        def listens() -> bool:
+            assert not self._task.done(), self._task.result()
+            if again:
+                self.clock.advance(network_s=0.001)  # it waits before it connects again
+            return any(
+                "orderbook" in topic
+                for one in self.exchange.hub.connections
+                for topic in one.topics
+            )
+
+        await until(listens)
+
+    async def end(self) -> str:
+        self._done.set_result(None)
+        return await self._task
+
+
+async def recording(
+    out: Path, work: Callable[[Live], Awaitable[None]], *, request: DepthRequest = REQUEST
+) -> list[dict[str, Any]]:
+    """Record while *work* is done; return the frames that another client was sent."""
+    async with serving(candles(walk_rows(40)), start=3) as (exchange, client):
+        live = Live(exchange, out, request)
+        await live.listening()
+        async with client.stream() as stream:
+            await stream.subscribe("orderbook.50.BTCUSDT")
+            await work(live)
+            frames = [one for one in await stream.drain() if "topic" in one]
+        await live.end()
+    return frames
+
+
+async def test_live_books_are_those_of_another_client(tmp_path: Path) -> None:
+    async def work(live: Live) -> None:
+        for _ in range(90):
+            await live.exchange.advance(1_000)
+
+    frames = await recording(tmp_path / "a", work)
+    found = read_depth(tmp_path / "a")
+    plain = plainly(frames, 50, 100)
+    assert len(plain) > 300
+    for row in range(len(found.books)):
+        sides = zip(found.books.price[row], found.books.size[row], strict=True)
+        kept = tuple(
+            packed([(int(p), int(q)) for p, q in zip(*side, strict=True) if q]) for side in sides
+        )
+        assert kept == plain.get(int(found.books.seen_ms[row]), kept)
+    assert set(plain) <= set(found.books.seen_ms.tolist())
+    quality = depth_quality(tmp_path / "a")
+    assert (quality.gaps, quality.source, quality.instrument) == ((), "loopback", "linear:BTCUSDT")
+
+
+FAULTS = {
+    "drop": "sequence",
+    "crossed_book": "refused",
+    "malformed": "refused",
+    "reorder": "sequence",
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+async def test_what_the_exchange_does_wrong_is_a_gap(tmp_path: Path, kind: str) -> None:
+    async def work(live: Live) -> None:
+        await live.exchange.advance(20_000)
+        live.exchange.arm(
+            kind, **({} if kind == "crossed_book" else {"topic": "orderbook.50.BTCUSDT"})
+        )
+        for _ in range(40):
+            await live.exchange.advance(1_000)
+            live.clock.advance(network_s=1)
+            for _ in range(20):  # it subscribes anew, and is answered
+                await asyncio.sleep(0)
+
+    await recording(tmp_path / "a", work)
+    found = read_depth(tmp_path / "a")
+    gaps = depth_quality(tmp_path / "a").gaps
+    assert FAULTS[kind] in {gap.cause for gap in gaps}
+    assert len(found.stretches()) == len(gaps) + 1
+
+
+async def test_a_lost_connection_is_a_gap(tmp_path: Path) -> None:
+    async with serving(candles(walk_rows(40)), start=3) as (exchange, _):
+        live = Live(exchange, tmp_path / "a", REQUEST)
+        await live.listening()
+        await exchange.advance(20_000)
+        exchange.arm("disconnect")
+        await exchange.advance(1_000)
+        await until(lambda: not exchange.hub.connections)
+        await live.listening(again=True)
+        for _ in range(20):
+            await exchange.advance(1_000)
+        await live.end()
+    (gap,) = depth_quality(tmp_path / "a").gaps
+    assert gap.cause == "disconnected"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"levels": 0}, "--depth is 0"),
+        ({"levels": 1_001}, "--depth is 1001"),
+        ({"every_ms": 9}, "--every is 9"),
+    ],
+)
+def test_what_no_file_holds_is_refused(change: dict[str, int], sentence: str) -> None:
+    plain: dict[str, Any] = {
+        "category": Category.LINEAR,
+        "symbol": "BTCUSDT",
+        "levels": 5,
+        "every_ms": 100,
+    }
+    with pytest.raises(ConfigInvalid, match=sentence):
+        DepthRequest(**{**plain, **change})
+
+
+async def test_a_kill_loses_at_most_the_last_block(tmp_path: Path) -> None:
+    out = tmp_path / "a.depth"
+    async with serving(candles(walk_rows(60)), start=3) as (exchange, _):
+        command = [
+            str(BIN / "tracepaper"), "data", "record", "BTCUSDT", "--url", exchange.rest_url,
+            "--every", "100", "--depth", "20", "--out", str(out),
+        ]  # fmt: skip
+        program = Program(
+            command, tmp_path, name="recorder", extra={"TRACEPAPER_EXCHANGE__AHEAD_MS": "600000"}
+        )
+        try:
+            await until(lambda: any(one.topics for one in exchange.hub.connections))
+            moved, begun_ms = 0, exchange.clock.now_ms()
+            while not out.exists() or out.stat().st_size < 4_000:
+                await exchange.advance(1_000)
+                moved += 1
+                assert moved < 400
+        finally:
+            program.process.send_signal(signal.SIGKILL)
+            program.kill()
+    found = depth_quality(out)
+    assert found.torn == ""
+    assert found.books >= 64
+    assert found.books % 64 == 0
+    assert begun_ms - 1_000 <= (found.first_ms or 0) < begun_ms + 11_000
