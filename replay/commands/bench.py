@@ -172,6 +172,19 @@ def attention(
 
 
 @app.command()
+def orderbook(
+    *,
+    books: Annotated[int, typer.Option(min=2, help="Of history.")] = 1_000,
+    levels: Annotated[int, typer.Option(min=1, max=1_000, help="A side.")] = 50,
+    json: JsonOption = False,
+) -> None:
+    """Measure memory and time of a map of level and time over generated books, untrained."""
+    from tracepaper.replay.bench.orderbook import measure
+
+    _say("orderbook: one answer with its map", measure(books, levels, tell=_tell), as_json=json)
+
+
+@app.command()
 def ett(
     *,
     data: Annotated[Path, typer.Option(metavar="CSV", help="A date column, columns of numbers.")],

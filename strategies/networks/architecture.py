@@ -26,6 +26,7 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "features": (1, 4_096),
     "dim": (2, 8_192),
     "layers": (1, 256),
+    "levels": (1, 1_000),
     "heads": (1, 256),
     "window": (1, WINDOW_MAX),
     "interval_minutes": (1, 100_800),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -25,6 +26,11 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig
+from tracepaper.strategies.networks.orderbook import (
+    BookLook,
+    OrderBookConfig,
+    OrderBookNetwork,
+)
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     Advance,
@@ -412,3 +418,15 @@ def forward_whole(network: FlashNetwork, rows: torch.Tensor) -> None:
     """Run *rows* through *network* once, keeping no gradient."""
     with torch.inference_mode():
         network(rows)
+
+
+class BookWorkload:
+    """A network of order books as it begins, for a test of size."""
+
+    def __init__(self, levels: int, books: int) -> None:
+        torch.manual_seed(0)
+        self._network = OrderBookNetwork(OrderBookConfig(levels=levels, window=books)).eval()
+
+    def look(self, tokens: NDArray[np.float32]) -> BookLook:
+        """Return what it says of the newest of *tokens* [book, token, column], and its map."""
+        return self._network.look(torch.from_numpy(tokens))
