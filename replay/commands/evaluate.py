@@ -92,7 +92,10 @@ def evaluate(
     spread; 0 leaves it out.
     """
     from tracepaper.daemon.config.sections import MODULE_CLASS
+    from tracepaper.replay.commands.books import evaluate_books
     from tracepaper.replay.judging.spans import read_spans
+    from tracepaper.replay.training.book_map import is_of_books
+    from tracepaper.storage.checkpoints import locate
     from tracepaper.strategies.errors import ConfigInvalid
 
     asked = {
@@ -102,6 +105,14 @@ def evaluate(
         "attributions": attributions,
         "intervals": int(intervals),
     }
+    if is_of_books(locate(checkpoint)):
+        others = (start, end, spans, beside, folds, instead, html, config, explained_bars)
+        if any(others) or any(asked.values()):
+            raise ConfigInvalid(
+                "A network of order books is judged on --data alone; leave the other options out."
+            )
+        evaluate_books(locate(checkpoint), data, threads=threads, as_json=json)
+        return
     chosen = read_spans(spans, start, end)
     is_class = MODULE_CLASS.match(checkpoint) is not None
     if folds is not None and (is_class or spans or start or end or beside):

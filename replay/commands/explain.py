@@ -18,12 +18,12 @@ from tracepaper.daemon.commands.options import (
 @reads_record
 def explain(
     decision: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="RUN[:SEQUENCE]",
             help="Which decision, by default the last; RUN may be last, a prefix or FILE#RUN.",
         ),
-    ],
+    ] = None,
     *,
     full: Annotated[
         bool,
@@ -73,13 +73,43 @@ def explain(
         Path | None,
         typer.Option("--png", metavar="FILE", help="Draw the price with the attribution under it."),
     ] = None,
+    depth: Annotated[
+        Path | None,
+        typer.Option(
+            "--depth", metavar="FILE", help="No decision: a book of a file of `data record`."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="With --depth: a network of order books."),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="With --depth: its newest book, by default the last."),
+    ] = None,
     db: DatabaseOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show a decision: each gate's distance, what would have flipped it, and where it looked."""
+    """Show a decision: each gate's distance, what would have flipped it, and where it looked.
+
+    With --depth, show where a network of order books looked instead, level by level over time.
+    """
+    if decision is None or depth is not None or checkpoint is not None or at is not None:
+        others = (decision, full, method, fusion, residual, start_layer, discard, head_weights)
+        given = any(one not in (None, False) for one in (*others, png, db))
+        _explain_book(None if given else depth, checkpoint, at, as_json=json)
+        return
     from tracepaper.replay.explain.asked import TypedMethod
     from tracepaper.replay.explain.output import explain_decision
 
     asked = TypedMethod(method, fusion, residual, start_layer, discard, head_weights)
     database = None if "#" in decision else database_path(db)
     explain_decision(decision, database, full=full, png=png, as_json=json, asked=asked)
+
+
+def _explain_book(
+    depth: Path | None, checkpoint: str | None, at: str | None, *, as_json: bool
+) -> None:
+    from tracepaper.replay.commands.books import THREADS, explain_book
+
+    explain_book(depth, checkpoint, at, threads=THREADS, as_json=as_json)

@@ -235,6 +235,14 @@ def train(
         "split": {**_dates(train_until, validate_until, calibrate_until)},
         "ensemble": {"kind": beside, "schema_id": beside_schema},
     }
+    if network == "orderbook":
+        from tracepaper.replay.commands.books import train_books
+
+        said = {"--recipe": recipe, "--print-recipe": print_recipe, "--resume": resume}
+        others = [option for option, value in {**said, "--cache": cache}.items() if value]
+        files, folder = _required(data, out)
+        train_books(given, files, folder, seeds=seed or (), others=others, as_json=json)
+        return
     trained = [_is_checkpoint(one) for one in (network, beside)]
     if any(trained):
         if not all(trained) or recipe is not None or print_recipe or seed:

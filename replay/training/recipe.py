@@ -26,6 +26,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.forecasters.row_models import ROW_KINDS
 from tracepaper.strategies.market import MINUTE_MS, time_of
+from tracepaper.strategies.networks import orderbook
 from tracepaper.strategies.networks.architecture import (
     Architecture,
     Network,
@@ -240,6 +241,7 @@ def _kind(name: object) -> NetworkKind:
     if name not in known:
         every = [f"{kind.name}, {kind.words}" for kind in known.values()]
         every += [f"{row}, of one bar's features" for row in ROW_KINDS]
+        every.append(f"{orderbook.KIND}, {orderbook.WORDS}")
         raise ConfigInvalid(
             f"There is no network called {name!r}; choose one of: {'; '.join(every)}."
         )

@@ -23,6 +23,10 @@ def experimental(card: Mapping[str, Any], *, of: str = "model") -> str:
     the volatility that goes on, or its share of signs named right, less one, above what knows
     nothing.
     """
+    figures = card.get("figures")
+    every = figures.values() if isinstance(figures, Mapping) else ()
+    if any(isinstance(one, Mapping) and one.get("is_better") is True for one in every):
+        return ""  # of order books, held to the frequencies of the moves
     found = _figures(card)
     if found is None:
         return "its card has no figures on untouched time beside persistence"

@@ -1,0 +1,160 @@
+"""Files of order books → stretches without a hole, their labels, and the parts of their time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from tracepaper.replay.archive.depth import DepthHeader, read_depth
+from tracepaper.strategies.books import Books, Integers
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.market import DAY_MS, MINUTE_MS
+
+DAYS_LEAST: Final = 7
+"""Days of depth, without the gaps, below which nothing is said of a model."""
+JUDGED_SOURCE: Final = "exchange"
+UNKNOWN: Final = -100
+"""The label of a book whose horizon lies behind a gap, or in a later part."""
+SHARES: Final = (0.7, 0.8)
+"""Of all books: where training and validation end; the rest stays untouched for the figures."""
+
+
+@dataclass(frozen=True)
+class BookSource:
+    """A file as the card names it."""
+
+    name: str
+    sha256: str
+    source: str
+    books: int
+    from_ms: int
+    until_ms: int
+
+
+class BookParts(NamedTuple):
+    """Stretches of each part of the calendar; no label of one reaches into the next."""
+
+    training: list[Books]
+    validation: list[Books]
+    untouched: list[Books]
+
+
+@dataclass(frozen=True)
+class BookMaterial:
+    """What files of one instrument's books hold together, oldest first."""
+
+    header: DepthHeader
+    stretches: tuple[Books, ...]
+    files: tuple[BookSource, ...]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, paths: Sequence[str | Path]) -> BookMaterial:
+        """Read *paths*; raise ``DataInvalid`` for damage, overlap, and files that do not belong."""
+        stretches: list[Books] = []
+        files: list[BookSource] = []
+        notes: list[str] = []
+        header: DepthHeader | None = None
+        for path in map(Path, paths):
+            found = read_depth(path)
+            header = header or found.header
+            _same(header, found.header, path, files)
+            stretches += found.stretches()
+            files.append(
+                BookSource(
+                    path.name,
+                    hashlib.sha256(path.read_bytes()).hexdigest(),
+                    found.header.source,
+                    len(found.books),
+                    int(found.books.seen_ms[0]),
+                    int(found.books.seen_ms[-1]),
+                )
+            )
+            notes += [found.torn] if found.torn else []
+        if header is None:
+            raise ConfigInvalid("--data FILE is missing; `tracepaper data record` makes one.")
+        ordered = sorted(files, key=lambda file: file.from_ms)
+        for before, after in pairwise(ordered):
+            if after.from_ms <= before.until_ms:
+                raise DataInvalid(
+                    f"{before.name} and {after.name} hold books of the same time; leave one out."
+                )
+        stretches.sort(key=lambda books: int(books.seen_ms[0]))
+        return cls(header, tuple(stretches), tuple(ordered), tuple(notes))
+
+    @property
+    def recorded_ms(self) -> int:
+        """How long was recorded, without the gaps."""
+        return sum(map(len, self.stretches)) * self.header.every_ms
+
+    def untrained(self) -> list[str]:
+        """Return why nothing can be said of what is learnt from it; empty where it can."""
+        said = []
+        if self.recorded_ms < DAYS_LEAST * DAY_MS:
+            said.append(
+                f"untrained: {self.recorded_ms / MINUTE_MS:,.1f} minutes of depth, seven days are "
+                "needed; no figure of it would mean anything."
+            )
+        if others := sorted({file.source for file in self.files} - {JUDGED_SOURCE}):
+            said.append(
+                f"untrained: books from {' and '.join(others)} are no recording of the exchange "
+                "itself; only those that `tracepaper data record` took from it are judged."
+            )
+        return said
+
+    def parts(self) -> BookParts:
+        """Cut the stretches by the calendar into training, validation and untouched time."""
+        times = np.concatenate([books.seen_ms for books in self.stretches])
+        first, second = (round(len(times) * share) for share in SHARES)
+        bounds = [int(times[0]), int(times[first]), int(times[second]), int(times[-1]) + 1]
+        return BookParts(*(self._between(*span) for span in pairwise(bounds)))
+
+    def since(self, from_ms: int) -> list[Books]:
+        """Return the stretches from *from_ms* on."""
+        return self._between(from_ms, int(self.stretches[-1].seen_ms[-1]) + 1)
+
+    def _between(self, from_ms: int, until_ms: int) -> list[Books]:
+        found = []
+        for books in self.stretches:
+            start, stop = np.searchsorted(books.seen_ms, (from_ms, until_ms)).tolist()
+            if stop > start:
+                found.append(books.part(start, stop))
+        return found
+
+
+def _same(
+    wanted: DepthHeader, header: DepthHeader, path: Path, before: Sequence[BookSource]
+) -> None:
+    """Raise ``DataInvalid`` unless the books of *path* can stand beside those *before*."""
+    if header.words() != wanted.words():
+        raise DataInvalid(
+            f"{path} holds {header.words()}, and {before[0].name} {wanted.words()}; give files of "
+            "one instrument, depth and pace."
+        )
+    if (header.price_decimals, header.quantity_decimals) != (
+        wanted.price_decimals,
+        wanted.quantity_decimals,
+    ):
+        raise DataInvalid(
+            f"{path} counts {header.instrument} in other units than {before[0].name}; the "
+            "exchange changed its filters between them, so give files of one side of it."
+        )
+
+
+def labels_of(books: Books, horizons: Sequence[int]) -> Integers:
+    """Return which way the mid of *books* moved to each horizon, int64 [book, horizon].
+
+    0 is down, 1 flat and 2 up; ``UNKNOWN`` where the books end before. Exact: no rounding is in it.
+    """
+    mid = books.doubled_mid
+    found = np.full((len(books), len(horizons)), UNKNOWN, dtype=np.int64)
+    for column, horizon in enumerate(horizons):
+        if horizon < len(books):
+            found[:-horizon, column] = np.sign(mid[horizon:] - mid[:-horizon]) + 1
+    return found

@@ -1,0 +1,217 @@
+"""A network of order books fitted, and its checkpoint; below seven days it is called untrained.
+
+The rules are docs/orderbook.md, D10 to D12.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from tracepaper.replay.archive.times import iso
+from tracepaper.replay.training.book_data import UNKNOWN, BookMaterial, labels_of
+from tracepaper.replay.training.book_figures import frequencies_of, judged, sentences_of
+from tracepaper.replay.training.card import model_section, versions_section
+from tracepaper.storage.checkpoints import Checkpoint, save
+from tracepaper.strategies.books import COLUMNS, Books, tokens_of
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.networks.orderbook import (
+    KIND,
+    MOVES,
+    OrderBookConfig,
+    OrderBookNetwork,
+)
+
+SCHEMA: Final = "book-1"
+"""Of the columns of a token (``strategies/books.py``)."""
+WARMUP: Final = 0.05
+CLIP: Final = 1.0
+WEIGHT_DECAY: Final = 0.01
+VALIDATIONS: Final = 20
+"""Times that a fit looks at its validation part."""
+VALIDATED_WINDOWS: Final = 16
+
+
+@dataclass(frozen=True)
+class BookFitOptions:
+    """How to fit: windows a step, and where the seed of all chance stands."""
+
+    steps: int = 200
+    windows: int = 4
+    learning_rate: float = 2e-3
+    seed: int = 0
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse what fits nothing, with one sentence each."""
+        for name in ("steps", "windows", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigInvalid(f"--{name} is {getattr(self, name)}; give at least 1.")
+        if not 0.0 < self.learning_rate < 1.0:
+            raise ConfigInvalid(f"--learning-rate is {self.learning_rate}; give one below 1.")
+
+
+def train_books(
+    material: BookMaterial,
+    config: OrderBookConfig,
+    options: BookFitOptions,
+    folder: Path,
+    *,
+    name: str,
+    created_ms: int,
+    say: Callable[[str], None],
+) -> Checkpoint:
+    """Fit a network on *material* and write it, with its card, to *folder*.
+
+    Raises ``DataInvalid`` where no book of the training part knows a horizon. Nothing that the fit
+    measures is said: below seven days of the exchange's own depth it would mean nothing.
+    """
+    torch.set_num_threads(options.threads)
+    parts = material.parts()
+    _refuse_short(parts.training, config, material)
+    untrained = material.untrained()
+    for sentence in (*material.notes, *untrained):
+        say(sentence)
+    network = fit(parts.training, parts.validation, config, options)
+    card = _card(material, config, options, name=name, created_ms=created_ms)
+    if untrained:
+        card["honesty"] = {"sentences": untrained}
+        card["model"]["trained"] = False
+    else:
+        frequencies = frequencies_of(parts.training, config.horizons)
+        figures = judged(network, parts.untouched, frequencies)
+        card["model"]["trained"] = True
+        card["split"] = {"untouched_from": iso(int(parts.untouched[0].seen_ms[0]))}
+        card["frequencies"] = frequencies
+        card["figures"] = figures
+        card["honesty"] = {"sentences": sentences_of(figures)}
+    return save(folder, network.state_dict(), card)
+
+
+def _refuse_short(training: list[Books], config: OrderBookConfig, material: BookMaterial) -> None:
+    longest = max(map(len, training), default=0)
+    if longest <= config.horizons[-1]:
+        raise DataInvalid(
+            f"{material.files[0].name} holds {longest} books in a row to learn from, and the "
+            f"horizon of {config.horizons[-1]} needs more; record longer, or give shorter "
+            "--horizons."
+        )
+
+
+def fit(
+    training: list[Books],
+    validation: list[Books],
+    config: OrderBookConfig,
+    options: BookFitOptions,
+) -> OrderBookNetwork:
+    """Return a network fitted on windows of *training*, the best of its looks at *validation*.
+
+    Every book of a window is a sample. The same options give the same network on one machine.
+    """
+    torch.manual_seed(options.seed)
+    rng = np.random.default_rng(options.seed)
+    network = OrderBookNetwork(config)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=options.learning_rate, weight_decay=WEIGHT_DECAY
+    )
+    warm = max(1, int(WARMUP * options.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warm, 0.5 + 0.5 * np.cos(np.pi * step / options.steps)),
+    )
+    known = [books for books in training if len(books) > config.horizons[0]]
+    looks = [books for books in validation if len(books) > config.horizons[0]]
+    best, kept = float("inf"), copy.deepcopy(network.state_dict())
+    every = max(1, options.steps // VALIDATIONS)
+    for step in range(1, options.steps + 1):
+        optimizer.zero_grad()
+        for _ in range(options.windows):
+            loss = _loss(network, _window(known, config, rng)) / options.windows
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        optimizer.step()
+        schedule.step()
+        if step % every == 0 or step == options.steps:
+            score = _validated(network, looks, config)
+            if score <= best:
+                best, kept = score, copy.deepcopy(network.state_dict())
+    network.load_state_dict(kept)
+    return network.eval()
+
+
+def _window(stretches: list[Books], config: OrderBookConfig, rng: np.random.Generator) -> Books:
+    """Return a window of some stretch that is drawn by its length."""
+    lengths = np.array([len(books) for books in stretches])
+    books = stretches[rng.choice(len(stretches), p=lengths / lengths.sum())]
+    # Its labels are those of the stretch, so a window may end where the stretch does.
+    span = min(len(books), config.window + config.horizons[-1])
+    start = int(rng.integers(0, len(books) - span + 1))
+    return books.part(start, start + span)
+
+
+def _loss(network: OrderBookNetwork, books: Books) -> torch.Tensor:
+    """Return the mean cross-entropy over the books of a window and the horizons that they know."""
+    config = network.config
+    labels = labels_of(books, config.horizons)[: config.window]
+    tokens = tokens_of(books.part(0, config.window))
+    logits = network(torch.from_numpy(tokens)[None])[0]
+    wanted = torch.from_numpy(labels).flatten()
+    return cross_entropy(logits.flatten(0, 1), wanted, ignore_index=UNKNOWN)
+
+
+@torch.no_grad()
+def _validated(network: OrderBookNetwork, stretches: list[Books], config: OrderBookConfig) -> float:
+    """Return the mean loss over windows spread evenly over *stretches*; 0 where there are none."""
+    windows = [
+        books.part(start, start + config.window + config.horizons[-1])
+        for books in stretches
+        for start in range(0, len(books) - config.horizons[0], config.window)
+    ]
+    chosen = windows[:: max(1, len(windows) // VALIDATED_WINDOWS)]
+    losses = [float(_loss(network, window)) for window in chosen]
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+def _card(
+    material: BookMaterial,
+    config: OrderBookConfig,
+    options: BookFitOptions,
+    *,
+    name: str,
+    created_ms: int,
+) -> dict[str, Any]:
+    header = material.header
+    category, _, symbol = header.instrument.partition(":")
+    return {
+        "model": dict(model_section(KIND, name, created_ms)),
+        "architecture": asdict(config),
+        "features": {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1},
+        "market": {
+            "symbols": [symbol],
+            "category": category,
+            "interval": f"{header.every_ms} ms",
+            "every_ms": header.every_ms,
+            "price_decimals": header.price_decimals,
+            "quantity_decimals": header.quantity_decimals,
+        },
+        "calibration": {"moves": list(MOVES)},
+        "data": {
+            "recorded_ms": material.recorded_ms,
+            "stretches": len(material.stretches),
+            "files": [_file(each) for each in map(asdict, material.files)],
+        },
+        "training": asdict(options),
+        "versions": versions_section(),
+    }
+
+
+def _file(found: Mapping[str, Any]) -> dict[str, Any]:
+    times = {"from": iso(found["from_ms"]), "until": iso(found["until_ms"])}
+    return {key: found[key] for key in ("name", "sha256", "source", "books")} | times
